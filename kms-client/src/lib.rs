@@ -1,0 +1,1 @@
+//! Fetches QKD keys over ETSI GS QKD 014 and explains failures.

@@ -1,0 +1,1 @@
+//! What users and programs see: config grammar, status, events, control API.

@@ -1,0 +1,3 @@
+//! The qvpn command line.
+
+fn main() {}

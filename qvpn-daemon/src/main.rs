@@ -1,0 +1,3 @@
+//! The qvpn gateway daemon.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! Moves packets under keys that it is given.

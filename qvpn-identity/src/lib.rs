@@ -1,0 +1,1 @@
+//! A site's static keys and their text forms.

@@ -1,0 +1,1 @@
+//! Addresses, routes, policy tables and the fail-closed block.

@@ -1,0 +1,1 @@
+//! Namespace scenarios and long runs with the real binaries.
