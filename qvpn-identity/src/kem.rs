@@ -1,0 +1,110 @@
+//! ML-KEM-1024 (FIPS 203) over locked memory. A key pair is held as its 64-byte seed `d‖z` and expanded only while it
+//! is used, so the one secret that stays is the seed.
+//!
+//! Decapsulation never fails: a wrong ciphertext gives another secret (implicit rejection), and the confirmation of
+//! the exchange finds it.
+
+use ml_kem::kem::{Decapsulate, KeyExport};
+use ml_kem::{DecapsulationKey, EncapsulationKey, MlKem1024};
+use qvpn_secret::{Secret, with_scrubbed_stack};
+use rand_core::CryptoRng;
+use zeroize::Zeroize;
+
+/// Bytes of a seed `d‖z`.
+pub const SEED_LEN: usize = 64;
+/// Bytes of an encapsulation key (FIPS 203 table 3).
+pub const EK_LEN: usize = 1568;
+/// Bytes of a ciphertext (FIPS 203 table 3).
+pub const CT_LEN: usize = 1568;
+/// Bytes of a shared secret.
+pub const SHARED_LEN: usize = 32;
+
+/// An encapsulation key as it travels.
+pub type EkBytes = [u8; EK_LEN];
+/// A ciphertext as it travels.
+pub type CtBytes = [u8; CT_LEN];
+
+/// The bytes are no encapsulation key: a coefficient is not reduced (FIPS 203 section 7.2, input check).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("not a valid ML-KEM-1024 encapsulation key (FIPS 203 section 7.2)")]
+pub struct InvalidEncapsulationKey;
+
+fn expand(seed: &Secret<SEED_LEN>) -> DecapsulationKey<MlKem1024> {
+    let mut copy: ml_kem::Seed = (*seed.expose()).into();
+    let key = DecapsulationKey::from_seed(copy);
+    copy.zeroize();
+    key
+}
+
+/// The encapsulation key that belongs to `seed`.
+#[must_use]
+pub fn encapsulation_key_of(seed: &Secret<SEED_LEN>) -> Box<EkBytes> {
+    with_scrubbed_stack(|| Box::new(expand(seed).encapsulation_key().to_bytes().into()))
+}
+
+/// FIPS 203's input check of an encapsulation key that came from outside.
+///
+/// # Errors
+/// [`InvalidEncapsulationKey`] if a coefficient is out of range.
+pub fn check(ek: &EkBytes) -> Result<(), InvalidEncapsulationKey> {
+    EncapsulationKey::<MlKem1024>::new(&(*ek).into()).map(drop).map_err(|_| InvalidEncapsulationKey)
+}
+
+/// Makes a fresh shared secret for the holder of `ek`: the ciphertext to send, and the secret.
+///
+/// # Errors
+/// [`InvalidEncapsulationKey`] if `ek` fails the input check.
+pub fn encapsulate(
+    ek: &EkBytes,
+    rng: &mut (impl CryptoRng + ?Sized),
+) -> Result<(Box<CtBytes>, Secret<SHARED_LEN>), InvalidEncapsulationKey> {
+    with_scrubbed_stack(|| {
+        let ek = EncapsulationKey::<MlKem1024>::new(&(*ek).into()).map_err(|_| InvalidEncapsulationKey)?;
+        let mut m = ml_kem::B32::default();
+        rng.fill_bytes(&mut m);
+        let (ct, mut shared) = ek.encapsulate_deterministic(&m);
+        m.zeroize();
+        let secret = Secret::filled(|out| out.copy_from_slice(&shared));
+        shared.zeroize();
+        Ok((Box::new(ct.into()), secret))
+    })
+}
+
+/// The shared secret in `ct` for the holder of `seed`.
+#[must_use]
+pub fn decapsulate(seed: &Secret<SEED_LEN>, ct: &CtBytes) -> Secret<SHARED_LEN> {
+    with_scrubbed_stack(|| {
+        let mut shared = expand(seed).decapsulate(&(*ct).into());
+        let secret = Secret::filled(|out| out.copy_from_slice(&shared));
+        shared.zeroize();
+        secret
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rand_chacha::{ChaCha20Rng, rand_core::SeedableRng};
+
+    #[test]
+    fn both_ends_get_the_same_secret_and_a_changed_ciphertext_gives_another() {
+        let mut rng = ChaCha20Rng::seed_from_u64(1);
+        let seed = Secret::filled(|b| b.fill(9));
+        let ek = encapsulation_key_of(&seed);
+        let (mut ct, shared) = encapsulate(&ek, &mut rng).unwrap();
+        assert!(decapsulate(&seed, &ct).ct_eq(shared.expose()));
+        ct[7] ^= 1;
+        assert!(!decapsulate(&seed, &ct).ct_eq(shared.expose()));
+    }
+
+    #[test]
+    fn an_unreduced_coefficient_is_refused() {
+        let mut ek = *encapsulation_key_of(&Secret::zeroed());
+        assert_eq!(check(&ek), Ok(()));
+        ek[0] = 0xff;
+        ek[1] |= 0x0f; // the first coefficient is 4095, above q = 3329
+        assert_eq!(check(&ek), Err(InvalidEncapsulationKey));
+        let mut rng = ChaCha20Rng::seed_from_u64(1);
+        assert!(encapsulate(&ek, &mut rng).is_err());
+    }
+}
