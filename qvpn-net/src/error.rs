@@ -1,0 +1,90 @@
+//! What can go wrong between a plan and the kernel. Each error names the route or address, what was tried, and what to do.
+
+use std::io;
+
+/// Why the kernel and the plan disagree.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum NetError {
+    /// No netlink socket.
+    #[error(
+        "no netlink socket ({0}): the kernel, a container or a sandbox forbids AF_NETLINK, or the kernel is older than 5.0"
+    )]
+    Connect(#[source] io::Error),
+    /// EPERM or EACCES.
+    #[error(
+        "{what}: not permitted; this needs CAP_NET_ADMIN (run as root, or under the unit that grants it)"
+    )]
+    Denied {
+        /// What was tried.
+        what: String,
+    },
+    /// The interface isn't there, or went away.
+    #[error("{what}: there is no interface `{name}`; is the tunnel running?")]
+    NoInterface {
+        /// Its name.
+        name: String,
+        /// What was tried.
+        what: String,
+    },
+    /// Somebody else's route is where ours must be, or beats it.
+    #[error(
+        "`{ours}` can't do its work, because of the route `{foreign}`: remove that route, or take the prefix out of allowed_ips, or set table to a number of your own"
+    )]
+    Conflict {
+        /// Our route.
+        ours: String,
+        /// The route in the way, as `ip route` would have it.
+        foreign: String,
+    },
+    /// The kernel said no for another reason.
+    #[error("{what}: the kernel refused ({source}){hint}")]
+    Kernel {
+        /// What was tried.
+        what: String,
+        /// Its reason.
+        source: io::Error,
+        /// What to do, or nothing.
+        hint: &'static str,
+    },
+    /// The netlink connection's task ended, as when the runtime shuts down.
+    #[error("{what}: the netlink connection has ended")]
+    Closed {
+        /// What was tried.
+        what: String,
+    },
+    /// More than one of the above; everything that could be done was done.
+    #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
+    Several(Vec<NetError>),
+}
+
+impl NetError {
+    /// Turns a refusal of the kernel into words; `what` was tried.
+    pub(crate) fn refused(what: impl Into<String>, error: io::Error) -> Self {
+        let what = what.into();
+        match error.kind() {
+            io::ErrorKind::PermissionDenied => return Self::Denied { what },
+            io::ErrorKind::BrokenPipe => return Self::Closed { what },
+            _ => {}
+        }
+        let hint = match error.kind() {
+            io::ErrorKind::NetworkDown => "; the interface is down: `ip link set up` first",
+            io::ErrorKind::NetworkUnreachable => "; the interface is down or has no address of that family",
+            io::ErrorKind::Unsupported => "; the kernel lacks that address family or policy routing",
+            io::ErrorKind::InvalidInput => {
+                "; if this is IPv6, it may be disabled here, or the MTU is below 1280"
+            }
+            _ => "",
+        };
+        Self::Kernel { what, source: error, hint }
+    }
+
+    /// One error of many, or none.
+    pub(crate) fn from_many(mut errors: Vec<Self>) -> Result<(), Self> {
+        match errors.len() {
+            0 => Ok(()),
+            1 => Err(errors.remove(0)),
+            _ => Err(Self::Several(errors)),
+        }
+    }
+}

@@ -1,0 +1,345 @@
+//! Our routes, rules and addresses as netlink messages, and the kernel's messages as ours. Only this file knows the
+//! attributes.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use futures_util::StreamExt;
+use ipnet::IpNet;
+use rtnetlink::Handle;
+use rtnetlink::packet_core::{
+    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkMessage,
+    NetlinkPayload,
+};
+use rtnetlink::packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
+use rtnetlink::packet_route::route::{
+    RouteAddress, RouteAttribute, RouteMessage, RouteMetric, RouteProtocol, RouteScope, RouteType,
+};
+use rtnetlink::packet_route::rule::{RuleAction, RuleAttribute, RuleFlags, RuleMessage};
+use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
+
+use crate::plan::{MAIN_TABLE, ROUTE_PROTOCOL, Route, Rule, RuleKind, Target};
+
+/// A route as the kernel has it.
+#[derive(Debug, Clone)]
+pub(crate) struct Found {
+    pub prefix: IpNet,
+    pub table: u32,
+    pub kind: RouteType,
+    pub protocol: u8,
+    pub metric: u32,
+    pub tos: u8,
+    pub oif: Option<u32>,
+    pub gateway: Option<IpAddr>,
+    pub mtu: Option<u32>,
+}
+
+impl Found {
+    /// `None` for what isn't an IP route in a table (cached ones, other families).
+    pub fn parse(message: &RouteMessage) -> Option<Self> {
+        let header = &message.header;
+        let unspecified: IpAddr = match header.address_family {
+            AddressFamily::Inet => Ipv4Addr::UNSPECIFIED.into(),
+            AddressFamily::Inet6 => Ipv6Addr::UNSPECIFIED.into(),
+            _ => return None,
+        };
+        let mut destination = unspecified;
+        let (mut table, mut metric) = (u32::from(header.table), 0);
+        let (mut oif, mut gateway, mut mtu) = (None, None, None);
+        for attribute in &message.attributes {
+            match attribute {
+                RouteAttribute::Destination(address) => destination = ip(address)?,
+                RouteAttribute::Table(number) => table = *number,
+                RouteAttribute::Priority(number) => metric = *number,
+                RouteAttribute::Oif(index) => oif = Some(*index),
+                RouteAttribute::Gateway(address) => gateway = ip(address),
+                RouteAttribute::Metrics(list) => {
+                    mtu = list.iter().find_map(|m| if let RouteMetric::Mtu(n) = m { Some(*n) } else { None });
+                }
+                _ => {}
+            }
+        }
+        Some(Self {
+            prefix: IpNet::new(destination, header.destination_prefix_length).ok()?,
+            table,
+            kind: header.kind,
+            protocol: header.protocol.into(),
+            metric,
+            tos: header.tos,
+            oif,
+            gateway,
+            mtu,
+        })
+    }
+
+    /// Whether it carries our protocol number.
+    pub fn is_ours(&self) -> bool {
+        self.protocol == ROUTE_PROTOCOL
+    }
+
+    /// As `ip route` would have it; `device` is the name of its interface.
+    pub fn describe(&self, device: Option<&str>) -> String {
+        let mut text = match self.kind {
+            RouteType::Unicast => String::new(),
+            RouteType::BlackHole => "blackhole ".to_owned(),
+            other => format!("{other:?} ").to_lowercase(),
+        };
+        text += &self.prefix.to_string();
+        if let Some(gateway) = self.gateway {
+            text += &format!(" via {gateway}");
+        }
+        if let Some(device) = device {
+            text += &format!(" dev {device}");
+        }
+        if self.table != MAIN_TABLE {
+            text += &format!(" table {}", self.table);
+        }
+        format!("{text} proto {} metric {}", RouteProtocol::from(self.protocol), self.metric)
+    }
+}
+
+fn ip(address: &RouteAddress) -> Option<IpAddr> {
+    match address {
+        RouteAddress::Inet(v4) => Some((*v4).into()),
+        RouteAddress::Inet6(v6) => Some((*v6).into()),
+        _ => None,
+    }
+}
+
+/// Whether the kernel's `message` is `rule`, of our making.
+pub(crate) fn is_rule(message: &RuleMessage, rule: &Rule) -> bool {
+    let (mut priority, mut table, mut mark, mut suppress) = (0, u32::from(message.header.table), 0, None);
+    for attribute in &message.attributes {
+        match attribute {
+            RuleAttribute::Priority(n) => priority = *n,
+            RuleAttribute::Table(n) => table = *n,
+            RuleAttribute::FwMark(n) => mark = *n,
+            RuleAttribute::SuppressPrefixLen(n) => suppress = Some(*n),
+            _ => {}
+        }
+    }
+    let inverted = message.header.flags.contains(RuleFlags::Invert);
+    is_our_rule(message)
+        && message.header.family == family(rule.ipv6)
+        && priority == rule.priority()
+        && match rule.kind {
+            RuleKind::MainButDefault => table == MAIN_TABLE && suppress == Some(0) && !inverted,
+            RuleKind::Unmarked { mark: m, table: t } => table == t && mark == m && inverted,
+        }
+}
+
+/// Whether a rule carries our protocol number.
+pub(crate) fn is_our_rule(message: &RuleMessage) -> bool {
+    let ours = RouteProtocol::from(ROUTE_PROTOCOL);
+    message.attributes.iter().any(|a| matches!(a, RuleAttribute::Protocol(p) if *p == ours))
+}
+
+/// Priority of a rule as the kernel has it.
+pub(crate) fn rule_priority(message: &RuleMessage) -> u32 {
+    message
+        .attributes
+        .iter()
+        .find_map(|a| if let RuleAttribute::Priority(n) = a { Some(*n) } else { None })
+        .unwrap_or(0)
+}
+
+pub(crate) fn rule_message(rule: &Rule) -> RuleMessage {
+    let mut message = RuleMessage::default();
+    message.header.family = family(rule.ipv6);
+    message.header.action = RuleAction::ToTable;
+    message.attributes.push(RuleAttribute::Priority(rule.priority()));
+    message.attributes.push(RuleAttribute::Protocol(ROUTE_PROTOCOL.into()));
+    match rule.kind {
+        RuleKind::MainButDefault => {
+            message.attributes.push(RuleAttribute::Table(MAIN_TABLE));
+            message.attributes.push(RuleAttribute::SuppressPrefixLen(0));
+        }
+        RuleKind::Unmarked { mark, table } => {
+            message.header.flags = RuleFlags::Invert;
+            message.attributes.push(RuleAttribute::Table(table));
+            message.attributes.push(RuleAttribute::FwMark(mark));
+            message.attributes.push(RuleAttribute::FwMask(u32::MAX));
+        }
+    }
+    message
+}
+
+/// `index` is the tunnel's interface; the block has none.
+pub(crate) fn route_message(route: &Route, index: Option<u32>) -> RouteMessage {
+    let mut message = RouteMessage::default();
+    message.header.address_family = family(route.prefix.addr().is_ipv6());
+    message.header.destination_prefix_length = route.prefix.prefix_len();
+    message.header.protocol = ROUTE_PROTOCOL.into();
+    message.header.kind = match route.target {
+        Target::Interface => RouteType::Unicast,
+        Target::Unreachable => RouteType::Unreachable,
+    };
+    if route.target == Target::Interface && route.prefix.addr().is_ipv4() {
+        message.header.scope = RouteScope::Link;
+    }
+    message.attributes.push(RouteAttribute::Table(route.table));
+    message.attributes.push(RouteAttribute::Destination(route.prefix.addr().into()));
+    message.attributes.push(RouteAttribute::Priority(route.metric()));
+    if let Some(index) = index.filter(|_| route.target == Target::Interface) {
+        message.attributes.push(RouteAttribute::Oif(index));
+    }
+    if let Some(mtu) = route.mtu {
+        message.attributes.push(RouteAttribute::Metrics(vec![RouteMetric::Mtu(mtu)]));
+    }
+    message
+}
+
+fn family(ipv6: bool) -> AddressFamily {
+    if ipv6 { AddressFamily::Inet6 } else { AddressFamily::Inet }
+}
+
+/// Sends one request and collects what `keep` takes from the answers.
+async fn ask<T>(
+    handle: &Handle,
+    payload: RouteNetlinkMessage,
+    flags: u16,
+    mut keep: impl FnMut(RouteNetlinkMessage) -> Option<T>,
+) -> io::Result<Vec<T>> {
+    let mut request = NetlinkMessage::from(payload);
+    request.header.flags = NLM_F_REQUEST | flags;
+    let mut answers =
+        handle.clone().request(request).map_err(|_| io::Error::from(io::ErrorKind::BrokenPipe))?;
+    let mut kept = Vec::new();
+    while let Some(answer) = answers.next().await {
+        match answer.payload {
+            NetlinkPayload::Error(error) if error.code.is_some() => return Err(error.to_io()),
+            NetlinkPayload::InnerMessage(inner) => kept.extend(keep(inner)),
+            _ => {}
+        }
+    }
+    Ok(kept)
+}
+
+async fn tell(handle: &Handle, payload: RouteNetlinkMessage, flags: u16) -> io::Result<()> {
+    ask(handle, payload, NLM_F_ACK | flags, |_| None::<()>).await.map(drop)
+}
+
+/// Adds a route, or with `replace` takes its place.
+pub(crate) async fn add_route(
+    handle: &Handle,
+    route: &Route,
+    index: Option<u32>,
+    replace: bool,
+) -> io::Result<()> {
+    let how = if replace { NLM_F_REPLACE } else { NLM_F_EXCL };
+    tell(handle, RouteNetlinkMessage::NewRoute(route_message(route, index)), NLM_F_CREATE | how).await
+}
+
+/// Removes a route of ours; `Ok(false)` if it was gone.
+pub(crate) async fn remove_route(handle: &Handle, route: &Route, index: Option<u32>) -> io::Result<bool> {
+    let mut message = route_message(&Route { mtu: None, ..*route }, index);
+    // "Any scope", in the kernel's words.
+    message.header.scope = RouteScope::NoWhere;
+    gone(tell(handle, RouteNetlinkMessage::DelRoute(message), 0).await)
+}
+
+pub(crate) async fn add_rule(handle: &Handle, rule: &Rule) -> io::Result<()> {
+    let message = RouteNetlinkMessage::NewRule(rule_message(rule));
+    match tell(handle, message, NLM_F_CREATE | NLM_F_EXCL).await {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        result => result,
+    }
+}
+
+/// Removes a rule, given as the kernel has it or as we made it; `Ok(false)` if it was gone.
+pub(crate) async fn remove_rule(handle: &Handle, message: RuleMessage) -> io::Result<bool> {
+    gone(tell(handle, RouteNetlinkMessage::DelRule(message), 0).await)
+}
+
+/// Absence is what removing wants: ESRCH and ENOENT for routes and rules, ENODEV and EADDRNOTAVAIL for what went with its
+/// interface.
+fn gone(result: io::Result<()>) -> io::Result<bool> {
+    const ESRCH: i32 = 3;
+    const ENODEV: i32 = 19;
+    match result {
+        Ok(()) => Ok(true),
+        Err(error) => match (error.kind(), error.raw_os_error()) {
+            (io::ErrorKind::NotFound | io::ErrorKind::AddrNotAvailable, _) | (_, Some(ESRCH | ENODEV)) => {
+                Ok(false)
+            }
+            _ => Err(error),
+        },
+    }
+}
+
+/// All routes of one family that `keep` takes. `protocol` lets the kernel sort out the others by itself.
+pub(crate) async fn dump_routes(
+    handle: &Handle,
+    ipv6: bool,
+    protocol: Option<u8>,
+    keep: impl Fn(&Found) -> bool,
+) -> io::Result<Vec<Found>> {
+    let mut message = RouteMessage::default();
+    message.header.address_family = family(ipv6);
+    if let Some(protocol) = protocol {
+        message.header.protocol = protocol.into();
+    }
+    ask(handle, RouteNetlinkMessage::GetRoute(message), NLM_F_DUMP, |answer| match answer {
+        RouteNetlinkMessage::NewRoute(route) => Found::parse(&route).filter(&keep),
+        _ => None,
+    })
+    .await
+}
+
+/// All rules of one family.
+pub(crate) async fn dump_rules(handle: &Handle, ipv6: bool) -> io::Result<Vec<RuleMessage>> {
+    let mut message = RuleMessage::default();
+    message.header.family = family(ipv6);
+    ask(handle, RouteNetlinkMessage::GetRule(message), NLM_F_DUMP, |answer| match answer {
+        RouteNetlinkMessage::NewRule(rule) => Some(rule),
+        _ => None,
+    })
+    .await
+}
+
+/// Index of an interface, if there is one of that name.
+pub(crate) async fn index_of(handle: &Handle, name: &str) -> io::Result<Option<u32>> {
+    let mut message = LinkMessage::default();
+    message.attributes.push(LinkAttribute::IfName(name.to_owned()));
+    Ok(get_link(handle, message).await?.map(|link| link.header.index))
+}
+
+/// Name of an interface, for messages to people.
+pub(crate) async fn name_of(handle: &Handle, index: u32) -> io::Result<Option<String>> {
+    let mut message = LinkMessage::default();
+    message.header.index = index;
+    Ok(get_link(handle, message).await?.as_ref().and_then(link_name).map(ToOwned::to_owned))
+}
+
+/// The name in a link message.
+pub(crate) fn link_name(link: &LinkMessage) -> Option<&str> {
+    link.attributes
+        .iter()
+        .find_map(|a| if let LinkAttribute::IfName(name) = a { Some(name.as_str()) } else { None })
+}
+
+async fn get_link(handle: &Handle, message: LinkMessage) -> io::Result<Option<LinkMessage>> {
+    const ENODEV: i32 = 19;
+    let found = ask(handle, RouteNetlinkMessage::GetLink(message), 0, |answer| match answer {
+        RouteNetlinkMessage::NewLink(link) => Some(link),
+        _ => None,
+    })
+    .await;
+    match found {
+        Ok(links) => Ok(links.into_iter().next()),
+        Err(error) if error.raw_os_error() == Some(ENODEV) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Sets an interface's MTU (bytes), where given, and takes it up, where asked.
+pub(crate) async fn set_link(handle: &Handle, index: u32, mtu: Option<u32>, up: bool) -> io::Result<()> {
+    let mut message = LinkMessage::default();
+    message.header.index = index;
+    if up {
+        message.header.flags = LinkFlags::Up;
+        message.header.change_mask = LinkFlags::Up;
+    }
+    message.attributes.extend(mtu.map(LinkAttribute::Mtu));
+    tell(handle, RouteNetlinkMessage::SetLink(message), 0).await
+}
