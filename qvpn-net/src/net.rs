@@ -269,7 +269,7 @@ impl Net {
         }
         self.ensure_rules(plan, &mut work).await;
         if plan.needs_src_valid_mark() {
-            work.changes.warnings.extend(sysctl::enable_src_valid_mark());
+            work.changes.warnings.extend(sysctl::prepare_default_route(plan.interface()));
         }
         if tunnel && index.is_none() {
             let (name, what) = (plan.interface().to_owned(), "routes into the tunnel".to_owned());

@@ -1,21 +1,53 @@
-//! The one kernel switch that a default route needs. Without it a strict reverse path filter drops our own datagrams.
+//! The kernel switches that an IPv4 default route depends on. One is set here; of the other, which is the operator's
+//! choice, only a warning is given.
 
+use std::path::Path;
 use std::{fs, io};
 
-const SRC_VALID_MARK: &str = "/proc/sys/net/ipv4/conf/all/src_valid_mark";
+const CONF: &str = "/proc/sys/net/ipv4/conf";
 
-/// Sets `net.ipv4.conf.all.src_valid_mark` to 1, unless it is; returns a sentence for the operator if that fails.
-pub(crate) fn enable_src_valid_mark() -> Option<String> {
-    match set(SRC_VALID_MARK) {
-        Ok(()) => None,
-        Err(error) => Some(format!(
-            "{SRC_VALID_MARK} can't be set to 1 ({error}): with a strict reverse path filter (rp_filter = 1) the peer's \
-             datagrams may be dropped; run `sysctl -w net.ipv4.conf.all.src_valid_mark=1` as root"
-        )),
+/// Sets `src_valid_mark` to 1 unless it is, as `wg-quick` does, and looks for a strict reverse path filter. Returns
+/// sentences for the operator. `tunnel` is our interface's name.
+pub(crate) fn prepare_default_route(tunnel: &str) -> Vec<String> {
+    let mut warnings = Vec::new();
+    let path = format!("{CONF}/all/src_valid_mark");
+    if let Err(error) = set(&path) {
+        warnings.push(format!(
+            "{path} can't be set to 1 ({error}): firewall marks are then ignored in the reverse path check; run \
+             `sysctl -w net.ipv4.conf.all.src_valid_mark=1` as root"
+        ));
     }
+    // With a default route into the tunnel the way back to a peer leads into the tunnel too, for a packet without mark.
+    // A strict filter drops the peer's datagrams for that, and nothing else tells why.
+    let strict = strict_interfaces(Path::new(CONF), tunnel);
+    if !strict.is_empty() {
+        warnings.push(format!(
+            "rp_filter is 1 (strict) on {}: the kernel will drop our peers' datagrams there; use 2 (loose), as `sysctl -w \
+             net.ipv4.conf.INTERFACE.rp_filter=2`, which wins over all.rp_filter = 1",
+            strict.join(", ")
+        ));
+    }
+    warnings
 }
 
 fn set(path: &str) -> io::Result<()> {
     // Reading first, since a sandboxed daemon may read but not write, and a unit may have set it.
     if fs::read_to_string(path)?.trim() == "1" { Ok(()) } else { fs::write(path, "1") }
+}
+
+/// Interfaces where the larger of `all` and their own `rp_filter` is 1, sorted.
+fn strict_interfaces(conf: &Path, tunnel: &str) -> Vec<String> {
+    let value = |name: &str| -> u8 {
+        let text = fs::read_to_string(conf.join(name).join("rp_filter")).unwrap_or_default();
+        text.trim().parse().unwrap_or(0)
+    };
+    let all = value("all");
+    let Ok(entries) = fs::read_dir(conf) else { return Vec::new() };
+    let mut strict: Vec<String> = entries
+        .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+        .filter(|name| !["all", "default", "lo", tunnel].contains(&name.as_str()))
+        .filter(|name| value(name).max(all) == 1)
+        .collect();
+    strict.sort();
+    strict
 }

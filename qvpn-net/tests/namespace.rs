@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
+use std::fs;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -158,12 +159,14 @@ fn default_routes_use_a_policy_table_and_fail_closed() {
     in_namespace("default_routes_use_a_policy_table_and_fail_closed", async |net| {
         make_wan();
         let plan = plan(&["0.0.0.0/0", "::/0"]);
+        fs::write("/proc/sys/net/ipv4/conf/all/rp_filter", "0").unwrap();
+        fs::write("/proc/sys/net/ipv4/conf/wan/rp_filter", "1").unwrap();
         let done = net.block(&plan).await.unwrap();
-        assert_eq!(done.warnings, [""; 0]);
-        assert_eq!(
-            std::fs::read_to_string("/proc/sys/net/ipv4/conf/all/src_valid_mark").unwrap().trim(),
-            "1"
-        );
+        assert_eq!(done.warnings.len(), 1);
+        assert!(done.warnings[0].contains("rp_filter is 1 (strict) on wan:"), "{done:?}");
+        fs::write("/proc/sys/net/ipv4/conf/wan/rp_filter", "2").unwrap();
+        assert_eq!(net.block(&plan).await.unwrap().warnings, [""; 0]);
+        assert_eq!(fs::read_to_string("/proc/sys/net/ipv4/conf/all/src_valid_mark").unwrap().trim(), "1");
         assert!(net.block(&plan).await.unwrap().is_empty(), "a second time does nothing");
         assert_eq!((leads("192.0.2.1"), leads("2001:db8:1::1")), (UNREACHABLE.into(), UNREACHABLE.into()));
         assert_eq!(leads("198.51.100.7"), "wan", "the link itself stays reachable");
