@@ -1,0 +1,190 @@
+//! The admin socket: one JSON command a line, one JSON answer a line. It changes how the KMEs behave while they run, and
+//! tells what they hold; it never gives out a key.
+
+use std::io;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::path::Path;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tracing::{info, warn};
+
+use crate::misbehave::{Faults, Misbehaviour, Ops};
+use crate::network::LinkReport;
+use crate::server::{Shared, until_stopped};
+
+/// The longest command, bytes.
+const MAX_LINE: u64 = 64 * 1024;
+
+/// A command of the admin socket.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "cmd", rename_all = "snake_case", deny_unknown_fields)]
+pub enum Command {
+    /// Sets what a KME does wrong, or that it does no wrong any more.
+    Misbehave {
+        /// Its name.
+        kme: String,
+        /// For which operations; all where absent.
+        #[serde(default)]
+        op: Ops,
+        /// The fault.
+        how: Misbehaviour,
+    },
+    /// Stops a link's supply; what it holds can still be taken.
+    PauseLink {
+        /// The KMEs that it joins.
+        kmes: [String; 2],
+    },
+    /// Lets a link's supply go on.
+    ResumeLink {
+        /// The KMEs that it joins.
+        kmes: [String; 2],
+    },
+    /// Asks what the links and KMEs hold.
+    Stored,
+}
+
+/// What a command came to.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
+pub struct Answer {
+    /// Whether it was carried out.
+    pub ok: bool,
+    /// Why not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+    /// The links, in answer to `stored`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub links: Option<Vec<LinkReport>>,
+    /// The KMEs, in answer to `stored`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kmes: Option<Vec<KmeReport>>,
+}
+
+/// What a KME holds and does.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct KmeReport {
+    /// Its name.
+    pub name: String,
+    /// Keys that wait there for a slave SAE, those on their way included.
+    pub waiting_keys: usize,
+    /// Its faults.
+    pub misbehave: Faults,
+}
+
+impl Answer {
+    fn done() -> Self {
+        Self { ok: true, ..Self::default() }
+    }
+
+    fn failed(error: impl Into<String>) -> Self {
+        Self { error: Some(error.into()), ..Self::default() }
+    }
+}
+
+/// Carries out `command`; it is in force when the answer is there.
+pub(crate) async fn execute(shared: &Shared, command: Command) -> Answer {
+    let pause = |kmes: &[String; 2], paused| {
+        if shared.network().pause_link(kmes, paused, shared.now()) {
+            info!(link = %format!("{} - {}", kmes[0], kmes[1]), paused, "link supply switched");
+            Answer::done()
+        } else {
+            Answer::failed(format!("there is no link between {:?} and {:?}", kmes[0], kmes[1]))
+        }
+    };
+    match command {
+        Command::Misbehave { kme, op, how } => match shared.misbehave(&kme, op, how).await {
+            Ok(()) => Answer::done(),
+            Err(error) => Answer::failed(error),
+        },
+        Command::PauseLink { kmes } => pause(&kmes, true),
+        Command::ResumeLink { kmes } => pause(&kmes, false),
+        Command::Stored => {
+            let faults = shared.all_faults().clone();
+            let mut network = shared.network();
+            let report = |(name, misbehave): (String, Faults)| KmeReport {
+                waiting_keys: network.waiting(&name),
+                name,
+                misbehave,
+            };
+            let kmes = faults.into_iter().map(report).collect();
+            Answer { links: Some(network.links(shared.now())), kmes: Some(kmes), ..Answer::done() }
+        }
+    }
+}
+
+/// Makes the socket at `path`, for its owner only. One that a dead process left behind is replaced.
+pub(crate) async fn bind(path: &Path) -> io::Result<UnixListener> {
+    if std::fs::symlink_metadata(path).is_ok_and(|m| m.file_type().is_socket()) {
+        if UnixStream::connect(path).await.is_ok() {
+            return Err(io::Error::new(io::ErrorKind::AddrInUse, "another process answers there"));
+        }
+        std::fs::remove_file(path)?;
+    }
+    let socket = UnixListener::bind(path)?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
+    Ok(socket)
+}
+
+/// Answers commands until the simulator stops.
+pub(crate) async fn serve(socket: UnixListener, shared: Arc<Shared>, mut stopped: watch::Receiver<bool>) {
+    let mut clients = JoinSet::new();
+    loop {
+        tokio::select! {
+            () = until_stopped(&mut stopped) => break,
+            Some(_) = clients.join_next() => {}
+            accepted = socket.accept() => match accepted {
+                Ok((stream, _)) => {
+                    clients.spawn(client(stream, shared.clone()));
+                }
+                Err(error) => {
+                    warn!(%error, "cannot accept an admin connection");
+                    tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+                }
+            }
+        }
+    }
+    clients.shutdown().await;
+}
+
+async fn client(stream: UnixStream, shared: Arc<Shared>) {
+    let (read, mut write) = stream.into_split();
+    let mut read = BufReader::new(read);
+    loop {
+        let mut line = Vec::new();
+        match (&mut read).take(MAX_LINE).read_until(b'\n', &mut line).await {
+            Ok(0) | Err(_) => return,
+            Ok(_) => {}
+        }
+        let whole = line.ends_with(b"\n");
+        let answer = match serde_json::from_slice(&line) {
+            Ok(command) => execute(&shared, command).await,
+            Err(error) => Answer::failed(format!("no command: {error}")),
+        };
+        let mut text = serde_json::to_vec(&answer).unwrap_or_default();
+        text.push(b'\n');
+        // A client that doesn't read its answer, or whose line had no end, has nothing more to say.
+        if write.write_all(&text).await.is_err() || !whole {
+            return;
+        }
+    }
+}
+
+/// Sends one command (a line of JSON) to the admin socket at `path`; returns the answer's line.
+///
+/// # Errors
+/// What the system said if nobody answers there.
+pub async fn send(path: &Path, command: &str) -> io::Result<String> {
+    let mut stream = UnixStream::connect(path).await?;
+    stream.write_all(command.trim_end().as_bytes()).await?;
+    stream.write_all(b"\n").await?;
+    let mut answer = String::new();
+    BufReader::new(stream).read_line(&mut answer).await?;
+    if answer.is_empty() {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
+    Ok(answer)
+}

@@ -1,0 +1,442 @@
+//! The data formats of ETSI GS QKD 014 clause 6 as the simulator reads and writes them. Pure: requests come in as method,
+//! path, query and body; answers leave as bytes; refusals carry the document's own messages.
+
+use data_encoding::BASE64;
+use hyper::{Method, StatusCode};
+use percent_encoding::percent_decode_str;
+use qvpn_secret::{SecretBuf, with_scrubbed_stack};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
+use zeroize::Zeroizing;
+
+/// The message for a size that is no whole number of bytes (Table 6).
+pub const SIZE_MULTIPLE_OF_8: &str = "size shall be a multiple of 8";
+/// The message for a mandatory extension that the KME doesn't know.
+pub const MANDATORY_UNSUPPORTED: &str = "not all extension_mandatory parameters are supported";
+/// The message for a mandatory extension that the KME knows but can't meet.
+pub const MANDATORY_UNMET: &str = "not all extension_mandatory request options could be met";
+/// The message for an optional extension that the KME doesn't handle, from a KME that doesn't just ignore it.
+pub const OPTIONAL_UNHANDLED: &str = "not all extension_optional request options handled";
+/// The message for a key ID that is unknown, already fetched, or not yet there (Table 8).
+pub const KEY_NOT_FOUND: &str = "one or more keys specified are not found on KME";
+
+/// The three methods of the interface (clause 5).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Op {
+    /// Get status.
+    Status,
+    /// Get key.
+    EncKeys,
+    /// Get key with key IDs.
+    DecKeys,
+}
+
+impl Op {
+    /// As in the URL.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Status => "status",
+            Self::EncKeys => "enc_keys",
+            Self::DecKeys => "dec_keys",
+        }
+    }
+}
+
+/// Why a request isn't served.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum Refusal {
+    /// 401, without a body: the certificate names nobody whom this KME serves, or somebody else's keys were asked for.
+    #[error("{0}")]
+    Unauthorized(&'static str),
+    /// 400 with a message and details.
+    #[error("{message}")]
+    BadRequest {
+        /// One of the document's messages, or our own words where it has none.
+        message: String,
+        /// The `details` array: objects of one name each.
+        details: Vec<Value>,
+    },
+    /// 503 with a message.
+    #[error("{0}")]
+    Unavailable(String),
+    /// 404: no such URL.
+    #[error("no such URL; there are status, enc_keys and dec_keys under /api/v1/keys/{{SAE ID}}/")]
+    NoSuchUrl,
+    /// 405: the URL is right and the method isn't.
+    #[error("{0} is done by {1}")]
+    Method(&'static str, &'static str),
+    /// 413: the body is larger than any request that could be served.
+    #[error("the body is larger than {0} bytes")]
+    TooLarge(usize),
+    /// 408: the body didn't come in time.
+    #[error("the body did not arrive in time")]
+    TooSlow,
+}
+
+impl Refusal {
+    /// A 400 with `message` and no details.
+    pub fn bad(message: impl Into<String>) -> Self {
+        Self::BadRequest { message: message.into(), details: Vec::new() }
+    }
+
+    /// The status code that says so.
+    #[must_use]
+    pub fn status(&self) -> StatusCode {
+        match self {
+            Self::Unauthorized(_) => StatusCode::UNAUTHORIZED,
+            Self::BadRequest { .. } => StatusCode::BAD_REQUEST,
+            Self::Unavailable(_) => StatusCode::SERVICE_UNAVAILABLE,
+            Self::NoSuchUrl => StatusCode::NOT_FOUND,
+            Self::Method(..) => StatusCode::METHOD_NOT_ALLOWED,
+            Self::TooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::TooSlow => StatusCode::REQUEST_TIMEOUT,
+        }
+    }
+
+    /// The error data format of clause 6.5, or nothing for 401.
+    #[must_use]
+    pub fn body(&self) -> Vec<u8> {
+        match self {
+            Self::Unauthorized(_) => Vec::new(),
+            Self::BadRequest { message, details } if !details.is_empty() => {
+                json!({ "message": message, "details": details }).to_string().into_bytes()
+            }
+            other => json!({ "message": other.to_string() }).to_string().into_bytes(),
+        }
+    }
+}
+
+/// What a URL asks for: the method, and the SAE that the path names.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Route {
+    /// The method of clause 5.
+    pub op: Op,
+    /// The slave SAE ID (status, enc_keys) or the master SAE ID (dec_keys), decoded.
+    pub sae: String,
+}
+
+impl Route {
+    /// Reads a request's method and path (without the query).
+    ///
+    /// # Errors
+    /// [`Refusal::NoSuchUrl`], [`Refusal::Method`], or a 400 where the SAE ID is no UTF-8.
+    pub fn parse(method: &Method, path: &str) -> Result<Self, Refusal> {
+        let rest = path.strip_prefix("/api/v1/keys/").ok_or(Refusal::NoSuchUrl)?;
+        let (sae, op) = rest.split_once('/').ok_or(Refusal::NoSuchUrl)?;
+        let op = match op {
+            "status" => Op::Status,
+            "enc_keys" => Op::EncKeys,
+            "dec_keys" => Op::DecKeys,
+            _ => return Err(Refusal::NoSuchUrl),
+        };
+        let allowed = if op == Op::Status { "GET" } else { "GET or POST" };
+        if method != Method::GET && (method != Method::POST || op == Op::Status) {
+            return Err(Refusal::Method(op.name(), allowed));
+        }
+        let sae = percent_decode_str(sae)
+            .decode_utf8()
+            .map_err(|_| Refusal::bad("the SAE ID in the URL is not UTF-8"))?;
+        if sae.is_empty() {
+            return Err(Refusal::bad("the SAE ID in the URL is empty"));
+        }
+        Ok(Self { op, sae: sae.into_owned() })
+    }
+}
+
+/// The key request of clause 6.2; what it leaves out is `None` or empty.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+pub struct KeyRequest {
+    /// How many keys; 1 where absent.
+    pub number: Option<u64>,
+    /// Their size in bits; the KME's `key_size` where absent.
+    pub size: Option<u64>,
+    /// Slave SAEs beside the one in the URL.
+    #[serde(default, rename = "additional_slave_SAE_IDs")]
+    pub additional_slave_sae_ids: Vec<String>,
+    /// Extensions that must be met; each object has one name.
+    #[serde(default)]
+    pub extension_mandatory: Vec<Map<String, Value>>,
+    /// Extensions that may be ignored.
+    #[serde(default)]
+    pub extension_optional: Vec<Map<String, Value>>,
+}
+
+impl KeyRequest {
+    /// The GET form: only `number` and `size`.
+    ///
+    /// # Errors
+    /// A 400 for another parameter, one given twice, or no whole number.
+    pub fn from_query(query: &str) -> Result<Self, Refusal> {
+        let mut request = Self::default();
+        for (name, value) in form_urlencoded::parse(query.as_bytes()) {
+            let slot = match &*name {
+                "number" => &mut request.number,
+                "size" => &mut request.size,
+                _ => {
+                    return Err(Refusal::bad(
+                        "a GET of enc_keys has number and size only; use POST for the rest",
+                    ));
+                }
+            };
+            let value = value
+                .parse()
+                .map_err(|_| Refusal::bad(format!("{name} shall be a whole number of at least 0")))?;
+            if slot.replace(value).is_some() {
+                return Err(Refusal::bad(format!("{name} is given twice")));
+            }
+        }
+        Ok(request)
+    }
+
+    /// The POST form; an empty body is a request for one key of the default size.
+    ///
+    /// # Errors
+    /// A 400 if it is no JSON of this format.
+    pub fn from_body(body: &[u8]) -> Result<Self, Refusal> {
+        if body.is_empty() {
+            return Ok(Self::default());
+        }
+        let request: Self = serde_json::from_slice(body).map_err(|e| bad_json(&e))?;
+        let extensions = request.extension_mandatory.iter().chain(&request.extension_optional);
+        if extensions.into_iter().any(|e| e.len() != 1) {
+            return Err(Refusal::bad("each extension shall be an object of one name and its value"));
+        }
+        Ok(request)
+    }
+}
+
+/// The key IDs format of clause 6.4.
+#[derive(Deserialize)]
+struct KeyIds {
+    #[serde(rename = "key_IDs")]
+    key_ids: Vec<KeyId>,
+    #[serde(rename = "key_IDs_extension")]
+    _extension: Option<Map<String, Value>>,
+}
+
+#[derive(Deserialize)]
+struct KeyId {
+    #[serde(rename = "key_ID")]
+    key_id: String,
+    #[serde(rename = "key_ID_extension")]
+    _extension: Option<Map<String, Value>>,
+}
+
+/// The one key ID of a GET of `dec_keys`.
+///
+/// # Errors
+/// A 400 unless there is exactly one `key_ID` and nothing else.
+pub fn key_ids_from_query(query: &str) -> Result<Vec<String>, Refusal> {
+    let mut parameters = form_urlencoded::parse(query.as_bytes());
+    match (parameters.next(), parameters.next()) {
+        (Some((name, id)), None) if name == "key_ID" && !id.is_empty() => Ok(vec![id.into_owned()]),
+        _ => Err(Refusal::bad("a GET of dec_keys has exactly one key_ID; use POST for more")),
+    }
+}
+
+/// The key IDs of a POST of `dec_keys`; extensions are allowed and ignored.
+///
+/// # Errors
+/// A 400 if it is no JSON of this format or has no ID at all.
+pub fn key_ids_from_body(body: &[u8]) -> Result<Vec<String>, Refusal> {
+    let ids: KeyIds = serde_json::from_slice(body).map_err(|e| bad_json(&e))?;
+    if ids.key_ids.is_empty() {
+        return Err(Refusal::bad("key_IDs is empty"));
+    }
+    Ok(ids.key_ids.into_iter().map(|k| k.key_id).collect())
+}
+
+fn bad_json(error: &serde_json::Error) -> Refusal {
+    Refusal::bad(format!("bad request format: {error}"))
+}
+
+/// The status of clause 6.1.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Status {
+    /// The KME that was asked.
+    #[serde(rename = "source_KME_ID")]
+    pub source_kme_id: String,
+    /// The slave SAE's KME.
+    #[serde(rename = "target_KME_ID")]
+    pub target_kme_id: String,
+    /// Who asked.
+    #[serde(rename = "master_SAE_ID")]
+    pub master_sae_id: String,
+    /// Whom the keys would be shared with.
+    #[serde(rename = "slave_SAE_ID")]
+    pub slave_sae_id: String,
+    /// Default size of a key, bits.
+    pub key_size: u32,
+    /// Whole keys of that size that can be had now.
+    pub stored_key_count: u64,
+    /// Keys of that size that the store holds at most.
+    pub max_key_count: u64,
+    /// Keys that one request may ask for.
+    pub max_key_per_request: u32,
+    /// Largest key, bits.
+    pub max_key_size: u32,
+    /// Smallest key, bits.
+    pub min_key_size: u32,
+    /// Additional slave SAEs that a request may name.
+    #[serde(rename = "max_SAE_ID_count")]
+    pub max_sae_id_count: u32,
+}
+
+/// A key on its way to an SAE.
+pub struct DeliveredKey {
+    /// Its ID, which is public.
+    pub id: String,
+    /// Its bytes.
+    pub key: SecretBuf,
+}
+
+impl DeliveredKey {
+    /// Another handle to the same key, for another receiver.
+    #[must_use]
+    pub fn duplicate(&self) -> Self {
+        let mut key = SecretBuf::zeroed(self.key.len());
+        key.expose_mut().copy_from_slice(self.key.expose());
+        Self { id: self.id.clone(), key }
+    }
+}
+
+/// The key container of clause 6.3. The keys are erased here, and the bytes when the answer has been sent.
+#[must_use]
+pub fn key_container(keys: Vec<DeliveredKey>) -> Zeroizing<Vec<u8>> {
+    const AROUND: usize = r#"{"key_ID":,"key":""},"#.len();
+    // Enough for the whole, so that no half-written copy stays behind when the buffer grows. An ID needs at most six
+    // bytes for each of its own in JSON.
+    let size =
+        keys.iter().map(|k| AROUND + 2 + 6 * k.id.len() + BASE64.encode_len(k.key.len())).sum::<usize>();
+    let mut body = Zeroizing::new(Vec::with_capacity(size + 16));
+    body.extend_from_slice(br#"{"keys":["#);
+    for (i, DeliveredKey { id, key }) in keys.into_iter().enumerate() {
+        if i > 0 {
+            body.push(b',');
+        }
+        body.extend_from_slice(br#"{"key_ID":"#);
+        body.extend_from_slice(Value::String(id).to_string().as_bytes());
+        body.extend_from_slice(br#","key":""#);
+        let start = body.len();
+        body.resize(start + BASE64.encode_len(key.len()), 0);
+        with_scrubbed_stack(|| BASE64.encode_mut(key.expose(), &mut body[start..]));
+        body.extend_from_slice(br#""}"#);
+    }
+    body.extend_from_slice(b"]}");
+    body
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn routes_are_read_and_decoded() {
+        let route = |m: Method, p: &str| Route::parse(&m, p);
+        assert_eq!(
+            route(Method::GET, "/api/v1/keys/SITE%20B%2F%C3%BC/status"),
+            Ok(Route { op: Op::Status, sae: "SITE B/ü".into() })
+        );
+        assert_eq!(
+            route(Method::POST, "/api/v1/keys/B/enc_keys"),
+            Ok(Route { op: Op::EncKeys, sae: "B".into() })
+        );
+        assert_eq!(
+            route(Method::GET, "/api/v1/keys/B/dec_keys"),
+            Ok(Route { op: Op::DecKeys, sae: "B".into() })
+        );
+        for path in
+            ["/", "/api/v1/keys/B", "/api/v1/keys/B/keys", "/api/v1/keys/A/B/status", "/api/v2/keys/B/status"]
+        {
+            assert_eq!(route(Method::GET, path), Err(Refusal::NoSuchUrl), "{path}");
+        }
+        assert_eq!(route(Method::POST, "/api/v1/keys/B/status"), Err(Refusal::Method("status", "GET")));
+        assert_eq!(
+            route(Method::PUT, "/api/v1/keys/B/enc_keys"),
+            Err(Refusal::Method("enc_keys", "GET or POST"))
+        );
+        for path in ["/api/v1/keys//status", "/api/v1/keys/%FF/status"] {
+            assert_eq!(route(Method::GET, path).unwrap_err().status(), StatusCode::BAD_REQUEST, "{path}");
+        }
+    }
+
+    #[test]
+    fn a_get_of_enc_keys_has_number_and_size_only() {
+        let request = KeyRequest::from_query("number=3&size=512").unwrap();
+        assert_eq!((request.number, request.size), (Some(3), Some(512)));
+        assert_eq!(KeyRequest::from_query("").unwrap(), KeyRequest::default());
+        for query in
+            ["number=x", "number=-1", "size=1.5", "number=1&number=2", "extension_mandatory=1", "number"]
+        {
+            assert_eq!(
+                KeyRequest::from_query(query).unwrap_err().status(),
+                StatusCode::BAD_REQUEST,
+                "{query}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_post_of_enc_keys_is_json_of_the_format() {
+        let request = KeyRequest::from_body(
+            br#"{"number":2,"size":128,"additional_slave_SAE_IDs":["C"],"extension_mandatory":[{"a":1}],
+                "extension_optional":[{"b":{"c":2}}],"unknown":true}"#,
+        )
+        .unwrap();
+        assert_eq!((request.number, request.size), (Some(2), Some(128)));
+        assert_eq!(request.additional_slave_sae_ids, ["C"]);
+        assert_eq!(request.extension_mandatory[0]["a"], 1);
+        assert_eq!(KeyRequest::from_body(b"").unwrap(), KeyRequest::default());
+        for body in
+            ["[", "[]", r#"{"number":"2"}"#, r#"{"number":-1}"#, r#"{"extension_mandatory":[{"a":1,"b":2}]}"#]
+        {
+            assert_eq!(
+                KeyRequest::from_body(body.as_bytes()).unwrap_err().status(),
+                StatusCode::BAD_REQUEST,
+                "{body}"
+            );
+        }
+    }
+
+    #[test]
+    fn key_ids_come_one_by_query_or_many_by_body() {
+        assert_eq!(key_ids_from_query("key_ID=a%2Bb").unwrap(), ["a+b"]);
+        for query in ["", "key_ID=", "key_ID=a&key_ID=b", "key_id=a", "key_ID=a&x=1"] {
+            assert_eq!(key_ids_from_query(query).unwrap_err().status(), StatusCode::BAD_REQUEST, "{query}");
+        }
+        let body = br#"{"key_IDs":[{"key_ID":"a","key_ID_extension":{}},{"key_ID":"b"}],"key_IDs_extension":{"x":1}}"#;
+        assert_eq!(key_ids_from_body(body).unwrap(), ["a", "b"]);
+        for body in ["", "{}", r#"{"key_IDs":[]}"#, r#"{"key_IDs":["a"]}"#, r#"{"key_IDs":[{"key_ID":1}]}"#] {
+            assert_eq!(
+                key_ids_from_body(body.as_bytes()).unwrap_err().status(),
+                StatusCode::BAD_REQUEST,
+                "{body}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_container_is_json_and_never_grows() {
+        let keys = [("id\"\u{1}", 32usize), ("x", 1), ("y", 8192)]
+            .map(|(id, n)| DeliveredKey { id: id.into(), key: SecretBuf::take(&mut vec![7; n]) });
+        let body = key_container(Vec::from(keys));
+        let value: Value = serde_json::from_slice(&body).unwrap();
+        assert_eq!(value["keys"][0]["key_ID"], "id\"\u{1}");
+        assert_eq!(value["keys"][0]["key"], BASE64.encode(&[7; 32]));
+        assert_eq!(value["keys"][2]["key"], BASE64.encode(&[7; 8192]));
+        assert_eq!(&**key_container(Vec::new()), br#"{"keys":[]}"#);
+    }
+
+    #[test]
+    fn an_error_body_has_details_only_where_there_are_some() {
+        assert_eq!(Refusal::bad("m").body(), br#"{"message":"m"}"#);
+        let refusal = Refusal::BadRequest { message: "m".into(), details: vec![json!({ "a": 1 })] };
+        assert_eq!(
+            serde_json::from_slice::<Value>(&refusal.body()).unwrap(),
+            json!({"message":"m","details":[{"a":1}]})
+        );
+        assert!(Refusal::Unauthorized("no").body().is_empty());
+    }
+}

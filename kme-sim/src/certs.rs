@@ -1,0 +1,276 @@
+//! `kme-sim certs`: a certificate authority for a lab, server certificates for KMEs and client certificates for SAEs.
+//! Not a CA for production: its key lies in a file beside the certificates.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::io::{self, Write};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use rcgen::{
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    KeyUsagePurpose, SanType,
+};
+use time::{Duration, OffsetDateTime};
+use zeroize::Zeroizing;
+
+/// Days that the CA itself is valid.
+const CA_DAYS: u32 = 3650;
+
+/// What to make.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Request {
+    /// The KMEs that get a server certificate, by name, which is in it as a DNS name beside `127.0.0.1` and `::1`.
+    pub kmes: BTreeMap<String, Vec<SubjectName>>,
+    /// The SAE IDs that get a client certificate.
+    pub saes: BTreeSet<String>,
+    /// Days that the certificates are valid from now; 0 makes ones that have ended.
+    pub days: u32,
+    /// Make a new CA even if there is one.
+    pub force: bool,
+}
+
+/// One more name of a KME in its certificate.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SubjectName {
+    /// An IP address.
+    Ip(IpAddr),
+    /// A DNS name.
+    Dns(String),
+}
+
+impl From<&str> for SubjectName {
+    fn from(text: &str) -> Self {
+        text.parse().map_or_else(|_| Self::Dns(text.to_owned()), Self::Ip)
+    }
+}
+
+/// Why certificates were not made; nothing was written then, unless it was the disk that failed.
+#[derive(Debug, thiserror::Error)]
+pub enum CertsError {
+    /// A file or folder can't be read or written.
+    #[error("cannot {what} {path}: {source}", path = path.display())]
+    File {
+        /// What was tried.
+        what: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// A file that would be written is there already.
+    #[error("{path} exists; remove it to have it made anew, or give --force for a new CA and new certificates", path = path.display())]
+    Exists {
+        /// The file.
+        path: PathBuf,
+    },
+    /// Two names need the same file.
+    #[error(
+        "two of the names would be written to {file}; choose names that differ in more than case and punctuation"
+    )]
+    SameFile {
+        /// Its name.
+        file: String,
+    },
+    /// There is half of a CA.
+    #[error("{found} exists without {missing}; bring the missing file back, or give --force for a new CA", found = found.display(), missing = missing.display())]
+    HalfCa {
+        /// The file that is there.
+        found: PathBuf,
+        /// The file that isn't.
+        missing: PathBuf,
+    },
+    /// A name or address does not fit a certificate, or the CA in the folder isn't ours.
+    #[error("cannot make the certificate of {name}: {source}")]
+    Certificate {
+        /// Whose.
+        name: String,
+        /// What was wrong.
+        source: rcgen::Error,
+    },
+}
+
+/// Makes the certificates of `request` in `folder`, with the CA that is there or a new one. Returns the files written.
+///
+/// # Errors
+/// [`CertsError`]; no existing file is changed unless `force` is set.
+pub fn make(folder: &Path, request: &Request) -> Result<Vec<PathBuf>, CertsError> {
+    let stems = file_stems(request)?;
+    let (ca_cert, ca_key) = (folder.join("ca.pem"), folder.join("ca.key"));
+    let reuse = !request.force
+        && match (ca_cert.exists(), ca_key.exists()) {
+            (true, true) => true,
+            (false, false) => false,
+            (true, false) => return Err(CertsError::HalfCa { found: ca_cert, missing: ca_key }),
+            (false, true) => return Err(CertsError::HalfCa { found: ca_key, missing: ca_cert }),
+        };
+    if !request.force {
+        for path in stems.values().flat_map(|stem| pair(folder, stem)) {
+            if path.exists() {
+                return Err(CertsError::Exists { path });
+            }
+        }
+    }
+
+    let mut files = Files::default();
+    let ca = if reuse { read_ca(&ca_cert, &ca_key)? } else { new_ca(&ca_cert, &ca_key, &mut files)? };
+    for (subject, stem) in &stems {
+        let params = match subject {
+            Subject::Kme(name) => server_params(name, &request.kmes[*name], request.days),
+            Subject::Sae(id) => Ok(client_params(id, request.days)),
+        };
+        let made = params.and_then(|params| {
+            let key = KeyPair::generate()?;
+            Ok((params.signed_by(&key, &ca)?, key))
+        });
+        let (certificate, key) =
+            made.map_err(|source| CertsError::Certificate { name: subject.name().to_owned(), source })?;
+        let [cert_file, key_file] = pair(folder, stem);
+        files.add(cert_file, 0o644, certificate.pem());
+        files.add(key_file, 0o600, key.serialize_pem());
+    }
+    files.write(folder)
+}
+
+/// Whom a certificate is for.
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+enum Subject<'a> {
+    Kme(&'a str),
+    Sae(&'a str),
+}
+
+impl Subject<'_> {
+    fn name(&self) -> &str {
+        match self {
+            Self::Kme(name) | Self::Sae(name) => name,
+        }
+    }
+}
+
+/// The file name, without its ending, of each subject.
+fn file_stems(request: &Request) -> Result<BTreeMap<Subject<'_>, String>, CertsError> {
+    let kmes = request.kmes.keys().map(|k| Subject::Kme(k));
+    let saes = request.saes.iter().map(|s| Subject::Sae(s));
+    let mut taken = BTreeSet::from(["ca".to_owned()]);
+    let mut stems = BTreeMap::new();
+    for subject in kmes.chain(saes) {
+        let stem = file_stem(subject.name());
+        if !taken.insert(stem.clone()) {
+            return Err(CertsError::SameFile { file: format!("{stem}.pem") });
+        }
+        stems.insert(subject, stem);
+    }
+    Ok(stems)
+}
+
+/// `SITE-A` is `site-a`; what could be more than a name to a shell or a file system is a dash.
+fn file_stem(name: &str) -> String {
+    let keep =
+        |c: char| if c.is_ascii_alphanumeric() || "-_.".contains(c) { c.to_ascii_lowercase() } else { '-' };
+    let stem: String = name.chars().map(keep).collect();
+    stem.trim_start_matches('.').to_owned()
+}
+
+fn pair(folder: &Path, stem: &str) -> [PathBuf; 2] {
+    [folder.join(format!("{stem}.pem")), folder.join(format!("{stem}.key"))]
+}
+
+fn new_ca(
+    cert_file: &Path,
+    key_file: &Path,
+    files: &mut Files,
+) -> Result<Issuer<'static, KeyPair>, CertsError> {
+    let failed = |source| CertsError::Certificate { name: "the CA".to_owned(), source };
+    let key = KeyPair::generate().map_err(failed)?;
+    let mut params = params("kme-sim lab CA", CA_DAYS);
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    params.use_authority_key_identifier_extension = false;
+    files.add(cert_file.to_owned(), 0o644, params.self_signed(&key).map_err(failed)?.pem());
+    files.add(key_file.to_owned(), 0o600, key.serialize_pem());
+    Ok(Issuer::new(params, key))
+}
+
+fn read_ca(cert_file: &Path, key_file: &Path) -> Result<Issuer<'static, KeyPair>, CertsError> {
+    let read = |path: &Path| {
+        fs::read_to_string(path).map_err(|source| CertsError::File {
+            what: "read",
+            path: path.to_owned(),
+            source,
+        })
+    };
+    let failed =
+        |source| CertsError::Certificate { name: format!("the CA in {}", cert_file.display()), source };
+    let certificate = read(cert_file)?;
+    let key = KeyPair::from_pem(&Zeroizing::new(read(key_file)?)).map_err(failed)?;
+    Issuer::from_ca_cert_pem(&certificate, key).map_err(failed)
+}
+
+fn server_params(name: &str, names: &[SubjectName], days: u32) -> Result<CertificateParams, rcgen::Error> {
+    let mut params = params(name, days);
+    params.subject_alt_names = vec![
+        SanType::DnsName(name.try_into()?),
+        SanType::IpAddress(Ipv4Addr::LOCALHOST.into()),
+        SanType::IpAddress(Ipv6Addr::LOCALHOST.into()),
+    ];
+    for name in names {
+        params.subject_alt_names.push(match name {
+            SubjectName::Ip(ip) => SanType::IpAddress(*ip),
+            SubjectName::Dns(dns) => SanType::DnsName(dns.as_str().try_into()?),
+        });
+    }
+    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+    Ok(params)
+}
+
+fn client_params(id: &str, days: u32) -> CertificateParams {
+    let mut params = params(id, days);
+    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+    params
+}
+
+fn params(common_name: &str, days: u32) -> CertificateParams {
+    let now = OffsetDateTime::now_utc();
+    let mut params = CertificateParams::default();
+    params.distinguished_name = rcgen::DistinguishedName::new();
+    params.distinguished_name.push(DnType::CommonName, common_name);
+    // A day early, for machines whose clocks differ.
+    params.not_before = now - Duration::days(1);
+    params.not_after = now + Duration::days(i64::from(days));
+    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+    params.use_authority_key_identifier_extension = true;
+    params
+}
+
+/// Files to be written, once all certificates are made.
+#[derive(Default)]
+struct Files(Vec<(PathBuf, u32, Zeroizing<String>)>);
+
+impl Files {
+    fn add(&mut self, path: PathBuf, mode: u32, text: String) {
+        self.0.push((path, mode, Zeroizing::new(text)));
+    }
+
+    /// Writes each beside its place first, so that no reader ever sees half a file.
+    fn write(self, folder: &Path) -> Result<Vec<PathBuf>, CertsError> {
+        let failed = |what, path: &Path| {
+            let path = path.to_owned();
+            move |source| CertsError::File { what, path, source }
+        };
+        fs::create_dir_all(folder).map_err(failed("make the folder", folder))?;
+        let mut written = Vec::new();
+        for (path, mode, text) in self.0 {
+            let mut part = path.clone().into_os_string();
+            part.push(".part");
+            let part = PathBuf::from(part);
+            let _ = fs::remove_file(&part); // left by a run that was cut off, if any
+            let file = fs::OpenOptions::new().write(true).create_new(true).mode(mode).open(&part);
+            file.and_then(|mut f| f.write_all(text.as_bytes()).and_then(|()| f.sync_all()))
+                .and_then(|()| fs::rename(&part, &path))
+                .map_err(failed("write", &path))?;
+            written.push(path);
+        }
+        Ok(written)
+    }
+}

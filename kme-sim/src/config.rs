@@ -1,0 +1,455 @@
+//! The simulator's TOML file: which KMEs, SAEs and links there are. What can be wrong is refused here, each with the
+//! line and column and what to write instead, so that the rest of the program works on values that make sense.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::Deserialize;
+use toml::Spanned;
+
+use crate::supply::Supply;
+
+/// A checked configuration.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    /// Where the admin socket of this process is made, if at all.
+    pub admin: Option<PathBuf>,
+    /// At least one KME; names differ.
+    pub kmes: Vec<KmeConfig>,
+    /// The SAEs, each at one of the KMEs; IDs differ.
+    pub saes: Vec<SaeConfig>,
+    /// The QKD links, at most one between two KMEs.
+    pub links: Vec<LinkConfig>,
+}
+
+/// One `[[kme]]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KmeConfig {
+    /// The name, which is the KME ID in status answers.
+    pub name: String,
+    /// Where it listens; port 0 lets the system choose one.
+    pub listen: SocketAddr,
+    /// Its certificate chain, PEM.
+    pub cert_file: PathBuf,
+    /// Its private key, PEM.
+    pub key_file: PathBuf,
+    /// The CA certificates that client certificates must come from, PEM.
+    pub client_ca_file: PathBuf,
+    /// `max_key_per_request` of ETSI GS QKD 014 clause 6.1.
+    pub max_key_per_request: u32,
+    /// `min_key_size`, bits.
+    pub min_key_size: u32,
+    /// `max_key_size`, bits.
+    pub max_key_size: u32,
+    /// `max_SAE_ID_count`: how many additional slave SAEs a request may name.
+    pub max_sae_id_count: u32,
+    /// Keys that wait here for their slave SAEs at most; the oldest is forgotten when one more comes.
+    pub max_waiting_keys: u32,
+    /// The key request extensions that this KME knows, and the values that it can meet.
+    pub extensions: BTreeMap<String, Vec<String>>,
+    /// Whether an optional extension that it doesn't handle is refused; otherwise it is ignored.
+    pub refuse_optional_extensions: bool,
+}
+
+/// One `[[sae]]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SaeConfig {
+    /// The SAE ID: the common name of the client certificate.
+    pub id: String,
+    /// The name of its KME.
+    pub kme: String,
+}
+
+/// One `[[link]]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LinkConfig {
+    /// The names of the two KMEs that it joins.
+    pub kmes: [String; 2],
+    /// Size of a key where a request names none, bits.
+    pub key_size: u32,
+    /// What the link yields over time.
+    pub supply: Supply,
+    /// Keys of `key_size` that the store holds at most.
+    pub max_keys: u64,
+    /// Keys of `key_size` in the store at the start.
+    pub initial_keys: u64,
+    /// How long a key is on its way to the other KME.
+    pub relay_delay: Duration,
+    /// Makes the keys reproducible, for tests only; see [`crate::test_key`].
+    pub seed: Option<Vec<u8>>,
+}
+
+/// Why a configuration was refused.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file could not be read.
+    #[error("cannot read the config {path}: {source}", path = path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The file says something that can't be; all that was found, in the order of the file.
+    #[error("{}", .0.iter().map(Problem::to_string).collect::<Vec<_>>().join("\n"))]
+    Invalid(Vec<Problem>),
+}
+
+/// One thing that is wrong with a config file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Problem {
+    /// The file's name.
+    pub file: String,
+    /// Counted from 1.
+    pub line: usize,
+    /// Characters, counted from 1.
+    pub column: usize,
+    /// What is wrong and what to write instead.
+    pub message: String,
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}:{}: {}", self.file, self.line, self.column, self.message)
+    }
+}
+
+impl Config {
+    /// Reads and checks `path`; relative paths in it start from its folder.
+    ///
+    /// # Errors
+    /// [`ConfigError::Read`] if it can't be read, [`ConfigError::Invalid`] with all that is wrong in it.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let text = std::fs::read_to_string(path)
+            .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+        let folder = path.parent().unwrap_or(Path::new("."));
+        Self::parse(&text, &path.display().to_string(), folder)
+    }
+
+    /// Checks `text`, which is shown as `file` in errors and whose relative paths start from `folder`.
+    ///
+    /// # Errors
+    /// [`ConfigError::Invalid`] with all that is wrong in it.
+    pub fn parse(text: &str, file: &str, folder: &Path) -> Result<Self, ConfigError> {
+        let mut check = Check { text, file, folder, problems: Vec::new() };
+        let raw: Raw = match toml::from_str(text) {
+            Ok(raw) => raw,
+            Err(error) => {
+                check.problem(error.span().map_or(0, |span| span.start), error.message().replace('\n', " "));
+                return Err(ConfigError::Invalid(check.problems));
+            }
+        };
+        let config = check.config(raw);
+        if check.problems.is_empty() {
+            Ok(config)
+        } else {
+            check.problems.sort_by_key(|p| (p.line, p.column));
+            Err(ConfigError::Invalid(check.problems))
+        }
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Raw {
+    admin: Option<PathBuf>,
+    #[serde(default)]
+    kme: Vec<RawKme>,
+    #[serde(default)]
+    sae: Vec<RawSae>,
+    #[serde(default)]
+    link: Vec<RawLink>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawKme {
+    name: Spanned<String>,
+    listen: Spanned<String>,
+    cert_file: PathBuf,
+    key_file: PathBuf,
+    client_ca_file: PathBuf,
+    #[serde(default = "max_key_per_request")]
+    max_key_per_request: Spanned<u32>,
+    #[serde(default = "min_key_size")]
+    min_key_size: Spanned<u32>,
+    #[serde(default = "max_key_size")]
+    max_key_size: Spanned<u32>,
+    #[serde(default = "max_sae_id_count")]
+    max_sae_id_count: u32,
+    #[serde(default = "max_waiting_keys")]
+    max_waiting_keys: Spanned<u32>,
+    #[serde(default)]
+    extensions: BTreeMap<String, Vec<String>>,
+    #[serde(default)]
+    refuse_optional_extensions: bool,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawSae {
+    id: Spanned<String>,
+    kme: Spanned<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawLink {
+    kmes: Spanned<Vec<Spanned<String>>>,
+    #[serde(default = "key_size")]
+    key_size: Spanned<u32>,
+    rate_bits_per_s: u64,
+    #[serde(default = "max_keys")]
+    max_keys: u64,
+    initial_keys: Option<Spanned<u64>>,
+    relay_delay: Option<Spanned<String>>,
+    seed: Option<Spanned<String>>,
+}
+
+fn max_key_per_request() -> Spanned<u32> {
+    Spanned::new(0..0, 128)
+}
+fn min_key_size() -> Spanned<u32> {
+    Spanned::new(0..0, 64)
+}
+fn max_key_size() -> Spanned<u32> {
+    Spanned::new(0..0, 1024)
+}
+fn max_sae_id_count() -> u32 {
+    4
+}
+fn max_waiting_keys() -> Spanned<u32> {
+    Spanned::new(0..0, 10_000)
+}
+fn key_size() -> Spanned<u32> {
+    Spanned::new(0..0, 256)
+}
+fn max_keys() -> u64 {
+    1000
+}
+
+/// The largest key that can be asked for, bits.
+const LARGEST_KEY: u32 = 65_536;
+/// The longest name or SAE ID, characters: RFC 5280's bound on a common name.
+const LONGEST_NAME: usize = 64;
+
+/// The smallest and the largest key, bits, of each KME by its name.
+type KeySizes = BTreeMap<String, (u32, u32)>;
+
+/// Turns the raw file into a [`Config`] and gathers what is wrong on the way.
+struct Check<'a> {
+    text: &'a str,
+    file: &'a str,
+    folder: &'a Path,
+    problems: Vec<Problem>,
+}
+
+impl Check<'_> {
+    fn problem(&mut self, at: usize, message: impl Into<String>) {
+        let before = self.text.get(..at).unwrap_or(self.text);
+        let start = before.rfind('\n').map_or(0, |i| i + 1);
+        self.problems.push(Problem {
+            file: self.file.to_owned(),
+            line: before.matches('\n').count() + 1,
+            column: before[start..].chars().count() + 1,
+            message: message.into(),
+        });
+    }
+
+    fn config(&mut self, raw: Raw) -> Config {
+        if raw.kme.is_empty() {
+            self.problem(0, "there is no [[kme]]; a simulator needs at least one");
+        }
+        let mut names = BTreeMap::new();
+        let kmes = raw.kme.into_iter().map(|k| self.kme(k, &mut names)).collect();
+        let mut ids = BTreeSet::new();
+        let saes = raw.sae.into_iter().map(|s| self.sae(s, &names, &mut ids)).collect();
+        let mut pairs = BTreeSet::new();
+        let mut seeds = BTreeSet::new();
+        let links = raw.link.into_iter().map(|l| self.link(l, &names, &mut pairs, &mut seeds)).collect();
+        Config { admin: raw.admin.map(|p| self.folder.join(p)), kmes, saes, links }
+    }
+
+    fn kme(&mut self, raw: RawKme, names: &mut KeySizes) -> KmeConfig {
+        self.name(&raw.name, "a KME's name");
+        let sizes = (*raw.min_key_size.get_ref(), *raw.max_key_size.get_ref());
+        if names.insert(raw.name.get_ref().clone(), sizes).is_some() {
+            let message = format!("the name {:?} is taken by another [[kme]]", raw.name.get_ref());
+            self.problem(raw.name.span().start, message);
+        }
+        let listen = raw.listen.get_ref().parse().unwrap_or_else(|_| {
+            self.problem(
+                raw.listen.span().start,
+                format!(
+                    "{:?} is no address and port; write, e.g., \"127.0.0.1:8443\" or \"[::1]:8443\"",
+                    raw.listen.get_ref()
+                ),
+            );
+            SocketAddr::from(([127, 0, 0, 1], 0))
+        });
+        let (min, max) = sizes;
+        self.key_size(&raw.min_key_size, "min_key_size");
+        self.key_size(&raw.max_key_size, "max_key_size");
+        if min > max {
+            let at = raw.min_key_size.span().start.max(raw.max_key_size.span().start);
+            self.problem(at, format!("min_key_size {min} is above max_key_size {max}"));
+        }
+        if *raw.max_key_per_request.get_ref() == 0 {
+            self.problem(raw.max_key_per_request.span().start, "max_key_per_request must be at least 1");
+        }
+        if *raw.max_waiting_keys.get_ref() == 0 {
+            self.problem(raw.max_waiting_keys.span().start, "max_waiting_keys must be at least 1");
+        }
+        KmeConfig {
+            name: raw.name.into_inner(),
+            listen,
+            cert_file: self.folder.join(raw.cert_file),
+            key_file: self.folder.join(raw.key_file),
+            client_ca_file: self.folder.join(raw.client_ca_file),
+            max_key_per_request: raw.max_key_per_request.into_inner(),
+            min_key_size: min,
+            max_key_size: max,
+            max_sae_id_count: raw.max_sae_id_count,
+            max_waiting_keys: raw.max_waiting_keys.into_inner(),
+            extensions: raw.extensions,
+            refuse_optional_extensions: raw.refuse_optional_extensions,
+        }
+    }
+
+    fn sae(&mut self, raw: RawSae, kmes: &KeySizes, ids: &mut BTreeSet<String>) -> SaeConfig {
+        self.name(&raw.id, "an SAE ID");
+        self.known_kme(&raw.kme, kmes);
+        if !ids.insert(raw.id.get_ref().clone()) {
+            self.problem(
+                raw.id.span().start,
+                format!("the ID {:?} is taken by another [[sae]]", raw.id.get_ref()),
+            );
+        }
+        SaeConfig { id: raw.id.into_inner(), kme: raw.kme.into_inner() }
+    }
+
+    fn link(
+        &mut self,
+        raw: RawLink,
+        kmes: &KeySizes,
+        pairs: &mut BTreeSet<[String; 2]>,
+        seeds: &mut BTreeSet<Vec<u8>>,
+    ) -> LinkConfig {
+        let at = raw.kmes.span().start;
+        for kme in raw.kmes.get_ref() {
+            self.known_kme(kme, kmes);
+        }
+        let ends: Vec<String> = raw.kmes.into_inner().into_iter().map(Spanned::into_inner).collect();
+        let ends = <[String; 2]>::try_from(ends).unwrap_or_else(|ends| {
+            self.problem(at, format!("a link joins two KMEs, not {}", ends.len()));
+            [String::new(), String::new()]
+        });
+        if ends[0] == ends[1] && !ends[0].is_empty() {
+            self.problem(at, "a link joins two different KMEs");
+        }
+        let mut pair = ends.clone();
+        pair.sort();
+        if !pairs.insert(pair) && !ends[0].is_empty() {
+            self.problem(at, format!("there is another link between {} and {}", ends[0], ends[1]));
+        }
+
+        let size = *raw.key_size.get_ref();
+        self.key_size(&raw.key_size, "key_size");
+        for end in &ends {
+            if let Some((min, max)) = kmes.get(end)
+                && !(*min..=*max).contains(&size)
+            {
+                let at = if raw.key_size.span().is_empty() { at } else { raw.key_size.span().start };
+                self.problem(at, format!("key_size {size} is outside what {end} allows, {min} to {max}"));
+            }
+        }
+        let initial_keys = raw.initial_keys.as_ref().map_or(0, |n| *n.get_ref());
+        if let Some(n) = raw.initial_keys.as_ref().filter(|_| initial_keys > raw.max_keys) {
+            let message = format!("initial_keys {initial_keys} is above max_keys {}", raw.max_keys);
+            self.problem(n.span().start, message);
+        }
+        LinkConfig {
+            kmes: ends,
+            key_size: size.max(8),
+            supply: Supply::Constant { bits_per_s: raw.rate_bits_per_s },
+            max_keys: raw.max_keys,
+            initial_keys,
+            relay_delay: raw.relay_delay.map_or(Duration::ZERO, |d| self.duration(&d)),
+            seed: raw.seed.and_then(|s| self.seed(&s, seeds)),
+        }
+    }
+
+    /// A name or SAE ID: it must fit a certificate's common name and be visible in a log line.
+    fn name(&mut self, name: &Spanned<String>, what: &str) {
+        let value = name.get_ref();
+        if value.is_empty() || value.chars().count() > LONGEST_NAME || value.chars().any(char::is_control) {
+            self.problem(
+                name.span().start,
+                format!("{what} has 1 to {LONGEST_NAME} characters and no control characters"),
+            );
+        }
+    }
+
+    fn known_kme(&mut self, name: &Spanned<String>, kmes: &KeySizes) {
+        if !kmes.contains_key(name.get_ref()) {
+            let known = kmes.keys().cloned().collect::<Vec<_>>().join(", ");
+            self.problem(
+                name.span().start,
+                format!("there is no [[kme]] named {:?}; there are: {known}", name.get_ref()),
+            );
+        }
+    }
+
+    fn key_size(&mut self, size: &Spanned<u32>, what: &str) {
+        let bits = *size.get_ref();
+        if bits == 0 || !bits.is_multiple_of(8) || bits > LARGEST_KEY {
+            self.problem(
+                size.span().start,
+                format!("{what} is in bits: a multiple of 8 from 8 to {LARGEST_KEY}, not {bits}"),
+            );
+        }
+    }
+
+    fn duration(&mut self, text: &Spanned<String>) -> Duration {
+        parse_duration(text.get_ref()).unwrap_or_else(|| {
+            self.problem(
+                text.span().start,
+                format!("{:?} is no duration; write, e.g., \"250ms\", \"2s\" or \"1m\"", text.get_ref()),
+            );
+            Duration::ZERO
+        })
+    }
+
+    fn seed(&mut self, text: &Spanned<String>, seeds: &mut BTreeSet<Vec<u8>>) -> Option<Vec<u8>> {
+        let at = text.span().start;
+        let seed = match data_encoding::HEXLOWER_PERMISSIVE.decode(text.get_ref().as_bytes()) {
+            Ok(seed) if (1..=64).contains(&seed.len()) => seed,
+            _ => {
+                self.problem(at, "seed is 1 to 64 bytes in hex, e.g. \"00112233\"");
+                return None;
+            }
+        };
+        if !seeds.insert(seed.clone()) {
+            self.problem(at, "another link has this seed, so both would give out the same keys; change one");
+        }
+        Some(seed)
+    }
+}
+
+/// `250ms`, `2s`, `1m` or `1h`: a whole number and a unit.
+fn parse_duration(text: &str) -> Option<Duration> {
+    let digits = text.find(|c: char| !c.is_ascii_digit())?;
+    let (number, unit) = text.split_at(digits);
+    let number: u64 = number.parse().ok()?;
+    let millis = match unit {
+        "ms" => 1,
+        "s" => 1000,
+        "m" => 60_000,
+        "h" => 3_600_000,
+        _ => return None,
+    };
+    number.checked_mul(millis).map(Duration::from_millis)
+}

@@ -1,0 +1,355 @@
+//! The KMEs, their links and the relay between them: which SAE gets which key, and where each key is until then. Pure:
+//! time is an argument (since the start), so that supply and relay delay can be tested without waiting.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::time::Duration;
+
+use serde::Serialize;
+use serde_json::{Value, json};
+use tracing::{debug, info, warn};
+
+use crate::api::{
+    DeliveredKey, KEY_NOT_FOUND, KeyRequest, MANDATORY_UNMET, MANDATORY_UNSUPPORTED, OPTIONAL_UNHANDLED,
+    Refusal, SIZE_MULTIPLE_OF_8, Status,
+};
+use crate::config::{Config, KmeConfig};
+use crate::link::{Link, NoRandomness};
+
+/// All KMEs of one process.
+pub struct Network {
+    kmes: BTreeMap<String, Kme>,
+    links: Vec<Link>,
+    /// SAE ID to the name of its KME.
+    saes: HashMap<String, String>,
+}
+
+/// One KME's own part.
+struct Kme {
+    config: KmeConfig,
+    waiting: HashMap<String, Waiting>,
+    /// The IDs in `waiting`, oldest first.
+    by_age: BTreeMap<u64, String>,
+    next_age: u64,
+}
+
+/// A key that lies at a KME until each of its slave SAEs there has fetched it.
+struct Waiting {
+    age: u64,
+    master: String,
+    named: Vec<String>,
+    left: BTreeSet<String>,
+    available_at: Duration,
+    key: DeliveredKey,
+}
+
+/// What a link holds, for the admin socket.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct LinkReport {
+    /// The KMEs that it joins.
+    pub kmes: [String; 2],
+    /// Whole keys of the link's `key_size` that can be taken now.
+    pub stored_key_count: u64,
+    /// Keys that it holds at most.
+    pub max_key_count: u64,
+    /// Whether its supply is stopped.
+    pub paused: bool,
+}
+
+impl From<NoRandomness> for Refusal {
+    fn from(error: NoRandomness) -> Self {
+        Self::Unavailable(error.to_string())
+    }
+}
+
+impl Network {
+    /// The network of `config`, at time zero.
+    #[must_use]
+    pub fn new(config: &Config) -> Self {
+        let kme = |k: &KmeConfig| Kme {
+            config: k.clone(),
+            waiting: HashMap::new(),
+            by_age: BTreeMap::new(),
+            next_age: 0,
+        };
+        Self {
+            kmes: config.kmes.iter().map(|k| (k.name.clone(), kme(k))).collect(),
+            links: config.links.iter().map(Link::new).collect(),
+            saes: config.saes.iter().map(|s| (s.id.clone(), s.kme.clone())).collect(),
+        }
+    }
+
+    /// Whether `sae` is one of `kme`'s own.
+    ///
+    /// # Errors
+    /// 401 if it isn't.
+    pub fn authorize(&self, kme: &str, sae: &str) -> Result<(), Refusal> {
+        match self.saes.get(sae) {
+            Some(at) if at == kme => Ok(()),
+            _ => Err(Refusal::Unauthorized("the certificate's common name is no SAE of this KME")),
+        }
+    }
+
+    /// Get status (clause 5.1): what `caller` at `kme` could share with `slave`.
+    ///
+    /// # Errors
+    /// 401 if `caller` isn't this KME's, 400 if `slave` is unknown or no link leads to its KME.
+    pub fn status(&mut self, kme: &str, caller: &str, slave: &str, now: Duration) -> Result<Status, Refusal> {
+        self.authorize(kme, caller)?;
+        let (target, link) = self.way(kme, caller, slave)?;
+        let link = &mut self.links[link];
+        link.advance(now);
+        let config = &self.kmes[kme].config;
+        Ok(Status {
+            source_kme_id: kme.to_owned(),
+            target_kme_id: target,
+            master_sae_id: caller.to_owned(),
+            slave_sae_id: slave.to_owned(),
+            key_size: link.key_size,
+            stored_key_count: link.stored_keys(),
+            max_key_count: link.max_keys(),
+            max_key_per_request: config.max_key_per_request,
+            max_key_size: config.max_key_size,
+            min_key_size: config.min_key_size,
+            max_sae_id_count: config.max_sae_id_count,
+        })
+    }
+
+    /// Get key (clause 5.2): takes keys for `caller` at `kme` and sends them to the KMEs of its slaves. All or none.
+    ///
+    /// # Errors
+    /// 401 if `caller` isn't this KME's, 400 for a request that can't be met, 503 if a link holds too few bits.
+    pub fn enc_keys(
+        &mut self,
+        kme: &str,
+        caller: &str,
+        slave: &str,
+        request: &KeyRequest,
+        now: Duration,
+    ) -> Result<Vec<DeliveredKey>, Refusal> {
+        self.authorize(kme, caller)?;
+        let (_, first_link) = self.way(kme, caller, slave)?;
+        let config = &self.kmes[kme].config;
+        let (number, bits) = checked_amount(config, request, self.links[first_link].key_size)?;
+        check_extensions(config, request)?;
+
+        // The slaves by their KME, and the link that carries the key there.
+        let mut targets: BTreeMap<String, (usize, Vec<String>)> = BTreeMap::new();
+        let mut named = BTreeSet::new();
+        for sae in std::iter::once(slave).chain(request.additional_slave_sae_ids.iter().map(String::as_str)) {
+            if !named.insert(sae) {
+                return Err(Refusal::bad(format!("the slave SAE {sae:?} is named twice")));
+            }
+            let (target, link) = self.way(kme, caller, sae)?;
+            targets.entry(target).or_insert_with(|| (link, Vec::new())).1.push(sae.to_owned());
+        }
+
+        // A key costs its bits on each link: the first gives them, the others carry it under a one-time pad.
+        let cost = number.saturating_mul(bits);
+        for (link, _) in targets.values() {
+            self.links[*link].advance(now);
+            if !self.links[*link].has(cost) {
+                let [a, b] = &self.links[*link].kmes;
+                return Err(Refusal::Unavailable(format!(
+                    "the link {a} - {b} holds too few key bits for {number} of {bits}; try again later"
+                )));
+            }
+        }
+        let bytes = usize::try_from(bits / 8).unwrap_or(usize::MAX);
+        let keys: Vec<DeliveredKey> =
+            (0..number).map(|_| self.links[first_link].next_key(bytes)).collect::<Result<_, _>>()?;
+        for (target, (link, slaves)) in targets {
+            let link = &mut self.links[link];
+            link.spend(cost);
+            let available_at = now.saturating_add(link.relay_delay);
+            if let Some(at) = self.kmes.get_mut(&target) {
+                for key in &keys {
+                    at.put(key.duplicate(), caller, &slaves, available_at);
+                }
+            }
+        }
+        for key in &keys {
+            info!(key_id = %key.id, %kme, side = "master", sae = caller, slave, "key delivered");
+        }
+        Ok(keys)
+    }
+
+    /// Get key with key IDs (clause 5.3): hands keys that `master` took over to its slave `caller`. All or none.
+    ///
+    /// # Errors
+    /// 401 if `caller` isn't this KME's or wasn't named as a slave of one of the keys, 400 if an ID isn't here.
+    pub fn dec_keys(
+        &mut self,
+        kme: &str,
+        caller: &str,
+        master: &str,
+        ids: &[String],
+        now: Duration,
+    ) -> Result<Vec<DeliveredKey>, Refusal> {
+        self.authorize(kme, caller)?;
+        let Some(kme_state) = self.kmes.get_mut(kme) else {
+            return Err(Refusal::Unauthorized("there is no such KME"));
+        };
+        let limit = kme_state.config.max_key_per_request;
+        if ids.len() > usize::try_from(limit).unwrap_or(usize::MAX) {
+            return Err(Refusal::bad(format!("key_IDs shall have at most {limit} entries")));
+        }
+        if ids.iter().collect::<BTreeSet<_>>().len() < ids.len() {
+            return Err(Refusal::bad("a key_ID is given twice"));
+        }
+        let mut missing = Vec::new();
+        for id in ids {
+            match kme_state.waiting.get(id).filter(|w| w.master == master && w.available_at <= now) {
+                Some(w) if !w.named.iter().any(|s| s == caller) => {
+                    return Err(Refusal::Unauthorized(
+                        "the caller is no slave SAE of a key that it asked for",
+                    ));
+                }
+                Some(w) if w.left.contains(caller) => {}
+                _ => missing.push(id),
+            }
+        }
+        if !missing.is_empty() {
+            debug!(%kme, sae = caller, %master, ?missing, "keys not found");
+            return Err(Refusal::bad(KEY_NOT_FOUND));
+        }
+        let keys: Vec<DeliveredKey> = ids.iter().filter_map(|id| kme_state.fetch(id, caller)).collect();
+        for key in &keys {
+            info!(key_id = %key.id, %kme, side = "slave", sae = caller, master, "key delivered");
+        }
+        Ok(keys)
+    }
+
+    /// Stops (`paused`) or restarts the supply of the link between two KMEs. False: there is no such link.
+    pub fn pause_link(&mut self, kmes: &[String; 2], paused: bool, now: Duration) -> bool {
+        let link = self.links.iter_mut().find(|l| l.joins(&kmes[0], &kmes[1]));
+        link.map(|link| link.set_paused(paused, now)).is_some()
+    }
+
+    /// What each link holds.
+    pub fn links(&mut self, now: Duration) -> Vec<LinkReport> {
+        let report = |link: &mut Link| {
+            link.advance(now);
+            LinkReport {
+                kmes: link.kmes.clone(),
+                stored_key_count: link.stored_keys(),
+                max_key_count: link.max_keys(),
+                paused: link.is_paused(),
+            }
+        };
+        self.links.iter_mut().map(report).collect()
+    }
+
+    /// How many keys wait at `kme` for a slave SAE.
+    #[must_use]
+    pub fn waiting(&self, kme: &str) -> usize {
+        self.kmes.get(kme).map_or(0, |k| k.waiting.len())
+    }
+
+    /// The KME of `slave` and the link that leads there from `kme`.
+    fn way(&self, kme: &str, caller: &str, slave: &str) -> Result<(String, usize), Refusal> {
+        if slave == caller {
+            return Err(Refusal::bad("master and slave SAE are the same"));
+        }
+        let Some(target) = self.saes.get(slave) else {
+            return Err(Refusal::bad(format!("the SAE {slave:?} is unknown to this KME")));
+        };
+        let link = self.links.iter().position(|l| l.joins(kme, target));
+        let link = link.ok_or_else(|| Refusal::bad(format!("no QKD link leads from {kme} to {target}")))?;
+        Ok((target.clone(), link))
+    }
+}
+
+impl Kme {
+    fn put(&mut self, key: DeliveredKey, master: &str, slaves: &[String], available_at: Duration) {
+        let limit = usize::try_from(self.config.max_waiting_keys).unwrap_or(usize::MAX);
+        while self.waiting.len() >= limit {
+            let Some((_, id)) = self.by_age.pop_first() else { break };
+            self.waiting.remove(&id);
+            warn!(key_id = %id, kme = %self.config.name, "key forgotten: no slave SAE fetched it and the store is full");
+        }
+        let age = self.next_age;
+        self.next_age += 1;
+        self.by_age.insert(age, key.id.clone());
+        let waiting = Waiting {
+            age,
+            master: master.to_owned(),
+            named: slaves.to_vec(),
+            left: slaves.iter().cloned().collect(),
+            available_at,
+            key,
+        };
+        self.waiting.insert(waiting.key.id.clone(), waiting);
+    }
+
+    /// The key for `sae`; it leaves the store when all its slave SAEs have it.
+    fn fetch(&mut self, id: &str, sae: &str) -> Option<DeliveredKey> {
+        let waiting = self.waiting.get_mut(id)?;
+        waiting.left.remove(sae);
+        if !waiting.left.is_empty() {
+            return Some(waiting.key.duplicate());
+        }
+        let waiting = self.waiting.remove(id)?;
+        self.by_age.remove(&waiting.age);
+        Some(waiting.key)
+    }
+}
+
+/// How many keys and of how many bits, within the KME's limits.
+fn checked_amount(config: &KmeConfig, request: &KeyRequest, key_size: u32) -> Result<(u64, u64), Refusal> {
+    let number = request.number.unwrap_or(1);
+    let most = config.max_key_per_request;
+    if number == 0 || number > u64::from(most) {
+        return Err(Refusal::bad(format!("number shall be from 1 to {most}")));
+    }
+    let size = request.size.unwrap_or_else(|| u64::from(key_size));
+    if !size.is_multiple_of(8) {
+        return Err(Refusal::bad(SIZE_MULTIPLE_OF_8));
+    }
+    let (min, max) = (config.min_key_size, config.max_key_size);
+    if size < u64::from(min) || size > u64::from(max) {
+        return Err(Refusal::bad(format!("size shall be from {min} to {max} bits")));
+    }
+    let most = config.max_sae_id_count;
+    if request.additional_slave_sae_ids.len() > usize::try_from(most).unwrap_or(usize::MAX) {
+        return Err(Refusal::bad(format!("additional_slave_SAE_IDs shall have at most {most} entries")));
+    }
+    Ok((number, size))
+}
+
+/// Whether the KME knows each extension and can meet its value.
+fn check_extensions(config: &KmeConfig, request: &KeyRequest) -> Result<(), Refusal> {
+    let of = |extensions: &[serde_json::Map<String, Value>], wanted: Support| -> Vec<Value> {
+        let pairs = extensions.iter().flatten();
+        pairs.filter(|(n, v)| support(config, n, v) == wanted).map(|(n, _)| json!({ "name": n })).collect()
+    };
+    let refuse = |message: &str, details| Err(Refusal::BadRequest { message: message.to_owned(), details });
+    let unknown = of(&request.extension_mandatory, Support::Unknown);
+    if !unknown.is_empty() {
+        return refuse(MANDATORY_UNSUPPORTED, unknown);
+    }
+    let unmet = of(&request.extension_mandatory, Support::Unmet);
+    if !unmet.is_empty() {
+        return refuse(MANDATORY_UNMET, unmet);
+    }
+    let mut ignored = of(&request.extension_optional, Support::Unknown);
+    ignored.extend(of(&request.extension_optional, Support::Unmet));
+    if config.refuse_optional_extensions && !ignored.is_empty() {
+        return refuse(OPTIONAL_UNHANDLED, ignored);
+    }
+    Ok(())
+}
+
+#[derive(PartialEq, Eq, Clone, Copy)]
+enum Support {
+    Met,
+    Unmet,
+    Unknown,
+}
+
+fn support(config: &KmeConfig, name: &str, value: &Value) -> Support {
+    match config.extensions.get(name) {
+        None => Support::Unknown,
+        Some(values) if values.iter().any(|v| value.as_str() == Some(v)) => Support::Met,
+        Some(_) => Support::Unmet,
+    }
+}

@@ -1,0 +1,324 @@
+//! The running simulator: one TLS listener a KME, the connections on it, and the way to close and reopen a port while
+//! running. What is answered is decided in `http` and `network`.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinSet;
+use tokio_rustls::TlsAcceptor;
+use tracing::{debug, info, warn};
+
+use crate::admin::{self, Answer, Command};
+use crate::config::Config;
+use crate::http::{self, Peer};
+use crate::misbehave::{Faults, Misbehaviour, Ops};
+use crate::network::Network;
+use crate::tls::{self, TlsError};
+
+/// How long a TLS handshake may take.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a connection may be silent before a request's headers are complete.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(90);
+/// Connections that one KME serves at once.
+const MAX_CONNECTIONS: usize = 2048;
+/// How long open requests may take when the simulator stops.
+const STOP_GRACE: Duration = Duration::from_secs(1);
+/// Locked memory that is taken at the start, so that a limit that is too low shows there.
+const RESERVED_KEY_MEMORY: usize = 1 << 20;
+
+/// Why the simulator could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// A KME's certificates can't be used.
+    #[error("KME {kme}: {source}")]
+    Tls {
+        /// The KME.
+        kme: String,
+        /// What was wrong.
+        source: TlsError,
+    },
+    /// A KME's address can't be listened on.
+    #[error("KME {kme}: cannot listen on {address}: {source}")]
+    Listen {
+        /// The KME.
+        kme: String,
+        /// Its configured address.
+        address: SocketAddr,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The admin socket can't be made.
+    #[error("cannot make the admin socket {path}: {source}", path = path.display())]
+    Admin {
+        /// Its path.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// There is no locked memory for keys.
+    #[error(transparent)]
+    Memory(#[from] qvpn_secret::LockError),
+}
+
+/// What all tasks of a simulator share.
+pub(crate) struct Shared {
+    network: Mutex<Network>,
+    faults: Mutex<BTreeMap<String, Faults>>,
+    doors: BTreeMap<String, mpsc::Sender<DoorOrder>>,
+    started: Instant,
+}
+
+/// An order to open or close a KME's port, and where to say how it went.
+type DoorOrder = (bool, oneshot::Sender<io::Result<()>>);
+
+impl Shared {
+    /// The network's state. A panic elsewhere can't leave it half changed in a way that matters to a simulator.
+    pub(crate) fn network(&self) -> MutexGuard<'_, Network> {
+        self.network.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Time since the start.
+    pub(crate) fn now(&self) -> Duration {
+        self.started.elapsed()
+    }
+
+    pub(crate) fn faults(&self, kme: &str) -> Faults {
+        self.all_faults().get(kme).copied().unwrap_or_default()
+    }
+
+    pub(crate) fn all_faults(&self) -> MutexGuard<'_, BTreeMap<String, Faults>> {
+        self.faults.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Sets a fault; returns when it is in force, so that the very next request meets it.
+    pub(crate) async fn misbehave(&self, kme: &str, ops: Ops, how: Misbehaviour) -> Result<(), String> {
+        let Some(door) = self.doors.get(kme) else {
+            return Err(format!("there is no KME named {kme:?}"));
+        };
+        let faults = self.faults(kme).with(ops, how).map_err(|e| e.to_string())?;
+        let (reply, done) = oneshot::channel();
+        let opened = match door.send((!faults.refuse_tcp, reply)).await {
+            Ok(()) => done.await.unwrap_or_else(|_| Err(io::ErrorKind::BrokenPipe.into())),
+            Err(_) => Err(io::ErrorKind::BrokenPipe.into()),
+        };
+        opened.map_err(|e| format!("cannot listen again for {kme}: {e}"))?;
+        self.all_faults().insert(kme.to_owned(), faults);
+        info!(%kme, ?ops, ?how, "misbehaviour set");
+        Ok(())
+    }
+}
+
+/// A running simulator: all KMEs of a config. Dropping it ends them at once.
+pub struct Simulator {
+    shared: Arc<Shared>,
+    addresses: BTreeMap<String, SocketAddr>,
+    admin: Option<PathBuf>,
+    stop: watch::Sender<bool>,
+    tasks: JoinSet<()>,
+}
+
+impl Simulator {
+    /// Loads the certificates, binds all sockets and starts to serve.
+    ///
+    /// # Errors
+    /// [`StartError`] if any of it fails; nothing keeps running then.
+    pub async fn start(config: &Config) -> Result<Self, StartError> {
+        qvpn_secret::reserve(RESERVED_KEY_MEMORY)?;
+        let mut listeners = Vec::new();
+        let mut doors = BTreeMap::new();
+        let mut addresses = BTreeMap::new();
+        for kme in &config.kmes {
+            let tls = tls::server_config(kme)
+                .map_err(|source| StartError::Tls { kme: kme.name.clone(), source })?;
+            let listen = |source| StartError::Listen { kme: kme.name.clone(), address: kme.listen, source };
+            let socket = TcpListener::bind(kme.listen).await.map_err(listen)?;
+            let address = socket.local_addr().map_err(listen)?;
+            let (door, orders) = mpsc::channel(1);
+            doors.insert(kme.name.clone(), door);
+            addresses.insert(kme.name.clone(), address);
+            listeners.push((kme.name.clone(), address, socket, TlsAcceptor::from(tls), orders));
+        }
+        let admin_socket = match &config.admin {
+            Some(path) => Some(
+                admin::bind(path).await.map_err(|source| StartError::Admin { path: path.clone(), source })?,
+            ),
+            None => None,
+        };
+        for link in config.links.iter().filter(|l| l.seed.is_some()) {
+            let [a, b] = &link.kmes;
+            warn!(
+                "THE KEYS OF THE LINK {a} - {b} ARE NOT SECRET: it has a seed, from which anyone can compute them"
+            );
+        }
+
+        let shared = Arc::new(Shared {
+            network: Mutex::new(Network::new(config)),
+            faults: Mutex::new(config.kmes.iter().map(|k| (k.name.clone(), Faults::default())).collect()),
+            doors,
+            started: Instant::now(),
+        });
+        let (stop, stopped) = watch::channel(false);
+        let mut tasks = JoinSet::new();
+        for (kme, address, socket, acceptor, orders) in listeners {
+            let server = Server {
+                kme,
+                address,
+                socket: Some(socket),
+                acceptor,
+                shared: shared.clone(),
+                connections: JoinSet::new(),
+                stopped: stopped.clone(),
+            };
+            tasks.spawn(server.run(orders));
+        }
+        if let Some(socket) = admin_socket {
+            tasks.spawn(admin::serve(socket, shared.clone(), stopped));
+        }
+        Ok(Self { shared, addresses, admin: config.admin.clone(), stop, tasks })
+    }
+
+    /// Where each KME listens, by its name.
+    #[must_use]
+    pub fn addresses(&self) -> &BTreeMap<String, SocketAddr> {
+        &self.addresses
+    }
+
+    /// Carries out an admin command, as if it had come over the admin socket.
+    pub async fn command(&self, command: Command) -> Answer {
+        admin::execute(&self.shared, command).await
+    }
+
+    /// Stops: no new connections, open requests get a second, the admin socket is removed.
+    pub async fn stop(mut self) {
+        self.stop.send_replace(true);
+        while self.tasks.join_next().await.is_some() {}
+        if let Some(path) = &self.admin {
+            // Gone already is as good as removed.
+            let _ = std::fs::remove_file(path);
+        }
+    }
+}
+
+/// One KME's listener and its connections.
+struct Server {
+    kme: String,
+    address: SocketAddr,
+    socket: Option<TcpListener>,
+    acceptor: TlsAcceptor,
+    shared: Arc<Shared>,
+    connections: JoinSet<()>,
+    stopped: watch::Receiver<bool>,
+}
+
+impl Server {
+    async fn run(mut self, mut orders: mpsc::Receiver<DoorOrder>) {
+        let mut stopped = self.stopped.clone();
+        loop {
+            tokio::select! {
+                () = until_stopped(&mut stopped) => break,
+                Some((open, reply)) = orders.recv() => {
+                    // Nobody waits for the answer any more: then it is not needed.
+                    let _ = reply.send(self.set_open(open).await);
+                }
+                Some(_) = self.connections.join_next() => {}
+                accepted = accept(self.socket.as_ref()) => match accepted {
+                    Ok((stream, from)) => self.serve(stream, from),
+                    Err(error) => {
+                        warn!(kme = %self.kme, %error, "cannot accept a connection");
+                        // Out of file descriptors, most likely; trying again at once would only spin.
+                        tokio::time::sleep(Duration::from_millis(100)).await;
+                    }
+                }
+            }
+        }
+        self.socket = None;
+        let drained = async { while self.connections.join_next().await.is_some() {} };
+        if tokio::time::timeout(STOP_GRACE, drained).await.is_err() {
+            self.connections.shutdown().await;
+        }
+    }
+
+    async fn set_open(&mut self, open: bool) -> io::Result<()> {
+        if !open {
+            self.socket = None;
+            self.connections.shutdown().await;
+        } else if self.socket.is_none() {
+            self.socket = Some(TcpListener::bind(self.address).await?);
+        }
+        Ok(())
+    }
+
+    fn serve(&mut self, stream: TcpStream, from: SocketAddr) {
+        if self.connections.len() >= MAX_CONNECTIONS {
+            warn!(kme = %self.kme, %from, "connection dropped: {MAX_CONNECTIONS} are open already");
+            return;
+        }
+        let (kme, shared) = (self.kme.clone(), self.shared.clone());
+        let (acceptor, stopped) = (self.acceptor.clone(), self.stopped.clone());
+        self.connections.spawn(connection(kme, shared, acceptor, stream, from, stopped));
+    }
+}
+
+/// Waits until the simulator stops.
+pub(crate) async fn until_stopped(stopped: &mut watch::Receiver<bool>) {
+    // An error means that the sender is gone, and with it the simulator.
+    let _ = stopped.wait_for(|stop| *stop).await;
+}
+
+/// The next connection; waits for ever while the port is closed.
+async fn accept(socket: Option<&TcpListener>) -> io::Result<(TcpStream, SocketAddr)> {
+    match socket {
+        Some(socket) => socket.accept().await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn connection(
+    kme: String,
+    shared: Arc<Shared>,
+    acceptor: TlsAcceptor,
+    stream: TcpStream,
+    from: SocketAddr,
+    mut stopped: watch::Receiver<bool>,
+) {
+    // An answer is written in one go, so waiting for more would only delay it.
+    let _ = stream.set_nodelay(true);
+    let handshake = tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream));
+    let stream = tokio::select! {
+        done = handshake => match done {
+            Ok(Ok(stream)) => stream,
+            Ok(Err(error)) => return info!(%kme, %from, %error, "TLS handshake failed"),
+            Err(_) => return info!(%kme, %from, "TLS handshake took too long"),
+        },
+        () = until_stopped(&mut stopped) => return,
+    };
+    let certificate = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
+    let sae = certificate.and_then(|certificate| tls::sae_id(certificate));
+    debug!(%kme, %from, sae = sae.as_deref().unwrap_or(""), "connected");
+    let peer = Arc::new(Peer { kme, sae, shared });
+    let service = service_fn(|request| http::answer(peer.clone(), request));
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(IDLE_TIMEOUT)
+        .serve_connection(TokioIo::new(stream), service);
+    let mut connection = std::pin::pin!(connection);
+    let ended = tokio::select! {
+        ended = connection.as_mut() => ended,
+        () = until_stopped(&mut stopped) => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = ended {
+        debug!(kme = %peer.kme, %from, %error, "connection broke off");
+    }
+}
