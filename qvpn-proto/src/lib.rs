@@ -1,1 +1,15 @@
-//! Decides everything, touches nothing: the exchange, keys, epochs and timers.
+//! Decides everything, touches nothing: the control messages, the epoch exchange, the keys and their lives.
+//!
+//! A [`Peer`] is one end's state towards one site. It has no clock, socket or randomness of its own: each call brings
+//! the time and a random source, and what is to be done is polled from it.
+
+pub mod config;
+pub mod event;
+pub mod time;
+pub mod wire;
+
+pub use config::{PeerConfig, QkdPolicy, Role, Suite};
+pub use event::{
+    Event, Fetch, FetchedKey, KeyName, KmsReport, LaneOrder, LaneReport, Notice, PeerView, State, Transmit,
+};
+pub use time::Time;

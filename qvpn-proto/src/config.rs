@@ -1,0 +1,109 @@
+//! What a peer is told at its start and at a reload: identities, policy, interval. Everything is checked before it gets
+//! here, so these are plain values.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use qvpn_identity::{Psk, PublicIdentity, SecretIdentity};
+
+/// The AEAD of the data path. There is no negotiation: both sites must name the same one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Suite {
+    /// RFC 8439.
+    ChaCha20Poly1305 = 0,
+    /// NIST SP 800-38D.
+    Aes256Gcm = 1,
+}
+
+impl Suite {
+    /// The name in the config.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::ChaCha20Poly1305 => "chacha20poly1305",
+            Self::Aes256Gcm => "aes256gcm",
+        }
+    }
+}
+
+/// What an epoch may do without a QKD key; ordered from the laxest to the strictest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum QkdPolicy {
+    /// ML-KEM and X25519 only.
+    Off = 0,
+    /// Without QKD when the stock is empty and two intervals have passed, shown as degraded.
+    Preferred = 1,
+    /// No QKD key, no epoch.
+    Required = 2,
+}
+
+impl QkdPolicy {
+    /// The name in the config.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Off => "off",
+            Self::Preferred => "preferred",
+            Self::Required => "required",
+        }
+    }
+}
+
+/// Which end proposes epochs and is the master SAE of ETSI GS QKD 014.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Role {
+    /// Proposes epochs; master SAE.
+    Initiator = 0,
+    /// Answers; slave SAE.
+    Responder = 1,
+}
+
+impl Role {
+    /// The role that follows from the two X25519 public keys: the smaller one, byte by byte, initiates.
+    #[must_use]
+    pub fn from_keys(local: &PublicIdentity, remote: &PublicIdentity) -> Self {
+        if local.x25519() < remote.x25519() { Self::Initiator } else { Self::Responder }
+    }
+
+    /// The name in the config.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Initiator => "initiator",
+            Self::Responder => "responder",
+        }
+    }
+}
+
+/// All that a peer needs to know.
+pub struct PeerConfig {
+    /// Our own identity.
+    pub local: Arc<SecretIdentity>,
+    /// The other site's identity.
+    pub remote: PublicIdentity,
+    /// Our role towards it; see [`Role::from_keys`] for `auto`.
+    pub role: Role,
+    /// The AEAD of the data path.
+    pub suite: Suite,
+    /// How often a fresh epoch is due, 100 ms to 120 s. The smaller of both ends' holds.
+    pub rekey_interval: Duration,
+    /// How many lanes we have, 1 to 16. The smaller of both ends' holds.
+    pub lanes: u8,
+    /// What an epoch may do without a QKD key. The stricter of both ends' holds.
+    pub policy: QkdPolicy,
+    /// Our SAE ID, empty where there is no KMS.
+    pub sae_local: String,
+    /// The peer's SAE ID by our config, empty where QKD is off.
+    pub sae_remote: String,
+    /// A pre-shared key that goes into each epoch.
+    pub psk: Option<Arc<Psk>>,
+    /// How many QKD keys are held ahead, 1 to [`MAX_OFFER`](crate::wire::limits::MAX_OFFER).
+    pub stock: usize,
+    /// Where the peer is, if the config says; it moves to where authenticated datagrams come from.
+    pub endpoint: Option<SocketAddr>,
+    /// A number of this peer that is unique in the daemon, below [`MAX_PEERS`](crate::wire::limits::MAX_PEERS). All receiver
+    /// indices of its control and data sessions hold it, see [`control_index`](crate::control_link::peer_of_control_index)
+    /// and [`peer_of_data_index`](crate::epoch::peer_of_data_index).
+    pub number: u16,
+}

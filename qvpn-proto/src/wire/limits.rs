@@ -1,0 +1,28 @@
+//! All limits of the control messages in one place. A peer that exceeds one gets its message dropped, never memory.
+
+/// Largest control message, in bytes, before it is cut into fragments.
+pub const MAX_MESSAGE: usize = 16 * 1024;
+/// Largest IPv6 packet that the control session carries: 1,280 bytes less outer IPv6, UDP and WireGuard's 32.
+pub const MAX_LINK_PACKET: usize = 1200;
+/// Fixed IPv6 header before each fragment (RFC 8200 section 3).
+pub const IPV6_HEADER: usize = 40;
+/// Our own header of a fragment, see [`fragment`](super::fragment).
+pub const FRAGMENT_HEADER: usize = 14;
+/// Payload bytes of each fragment but the last.
+pub const FRAGMENT_PAYLOAD: usize = MAX_LINK_PACKET - IPV6_HEADER - FRAGMENT_HEADER;
+/// Fragments of the largest message.
+pub const MAX_FRAGMENTS: usize = MAX_MESSAGE.div_ceil(FRAGMENT_PAYLOAD);
+/// Longest key ID, SAE ID or KME name, in bytes: its length travels in one byte.
+pub const MAX_NAME: usize = 255;
+/// Most QKD keys in one `StockOffer`.
+pub const MAX_OFFER: usize = 20;
+/// Most lanes.
+pub const MAX_LANES: usize = 16;
+/// Peers of one daemon: their number takes 15 bits of each receiver index.
+pub const MAX_PEERS: u16 = 1 << 15;
+/// Shortest QKD key, in bytes (256 bits).
+pub const MIN_QKD_KEY: usize = 32;
+
+// An offer whose names are all as long as they may be still fits a message.
+const _: () = assert!(9 + MAX_OFFER * 3 * (1 + MAX_NAME) <= MAX_MESSAGE);
+const _: () = assert!(MAX_FRAGMENTS <= 255);

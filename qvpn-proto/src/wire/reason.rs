@@ -1,0 +1,75 @@
+//! Why an end refuses a message, as one byte on the wire and in words for both logs.
+
+/// Why a message was refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum RejectReason {
+    /// The other end speaks another protocol version.
+    Version = 1,
+    /// The QKD policies cannot meet, or an epoch would break one.
+    Policy = 2,
+    /// The suites differ.
+    Suite = 3,
+    /// The ML-KEM key is not the one that the config names.
+    Identity = 4,
+    /// Both ends have the same role.
+    Role = 5,
+    /// A SAE ID is not the one that the config names.
+    SaeId = 6,
+    /// The pre-shared keys differ, or one end has none.
+    Psk = 7,
+    /// The QKD key is not in the responder's stock.
+    UnknownKeyId = 8,
+    /// The responder cannot reach its KMS.
+    KmsUnavailable = 9,
+    /// The chain of earlier epochs does not match.
+    Chain = 10,
+    /// The message rests on a `Hello` or a number that is no longer in force.
+    Stale = 11,
+    /// A value in the message is unusable.
+    Malformed = 12,
+    /// Too many at once; try again later.
+    Busy = 13,
+}
+
+impl RejectReason {
+    /// From the byte on the wire.
+    #[must_use]
+    pub const fn from_byte(byte: u8) -> Option<Self> {
+        Some(match byte {
+            1 => Self::Version,
+            2 => Self::Policy,
+            3 => Self::Suite,
+            4 => Self::Identity,
+            5 => Self::Role,
+            6 => Self::SaeId,
+            7 => Self::Psk,
+            8 => Self::UnknownKeyId,
+            9 => Self::KmsUnavailable,
+            10 => Self::Chain,
+            11 => Self::Stale,
+            12 => Self::Malformed,
+            13 => Self::Busy,
+            _ => return None,
+        })
+    }
+
+    /// A short name for labels and logs.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Version => "version",
+            Self::Policy => "policy",
+            Self::Suite => "suite",
+            Self::Identity => "identity",
+            Self::Role => "role",
+            Self::SaeId => "sae_id",
+            Self::Psk => "psk",
+            Self::UnknownKeyId => "unknown_key_id",
+            Self::KmsUnavailable => "kms_unavailable",
+            Self::Chain => "chain",
+            Self::Stale => "stale",
+            Self::Malformed => "malformed",
+            Self::Busy => "busy",
+        }
+    }
+}
