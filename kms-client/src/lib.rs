@@ -1,1 +1,43 @@
-//! Fetches QKD keys over ETSI GS QKD 014 and explains failures.
+//! Fetches QKD keys over ETSI GS QKD 014 and explains failures. A KME is somebody else's box: nothing that it says is
+//! trusted until it is checked, and every failure says which KME, what was asked, what came back and what to change.
+//!
+//! - [`KeySource`] is what stands before any key delivery interface; [`KmsClient`] is ETSI GS QKD 014 V1.1.1.
+//! - [`Kme`] adds a breaker and a health view to one source, and is shared by all peers that use that KME.
+//! - [`KmeSet`] is one peer's ordered list of KMEs, with failover within that SAE pair.
+//!
+//! # Where a key's bytes go
+//! An operation has a TLS connection of its own, which is dropped when it ends. The body is collected into a buffer that
+//! is erased, and base64 is decoded in constant time straight into a [`qvpn_secret::SecretBuf`]. What rustls, hyper and
+//! `serde_json` held in passing is freed by then; a program makes that an erasure by installing
+//! [`qvpn_secret::ZeroAlloc`] as its global allocator.
+//!
+//! Errors, logs and events hold key IDs, never keys, and never an excerpt of an answer that could hold keys.
+
+mod body;
+mod breaker;
+mod classify;
+mod client;
+mod clock;
+mod config;
+mod error;
+mod excerpt;
+mod http;
+mod key;
+mod kme;
+mod set;
+mod source;
+mod tls;
+mod tls_explain;
+mod wire;
+
+pub use breaker::{Admission, Breaker, FIRST_DELAY_NS, MAX_DELAY_NS};
+pub use classify::classify;
+pub use client::{KmsClient, MAX_KEY_BITS, MAX_KEYS_PER_CALL, MIN_KEY_BITS};
+pub use config::{DEFAULT_TIMEOUT, KmeConfig};
+pub use error::{KmsError, KmsErrorKind, Operation, Phase, TlsFault, Violation};
+pub use http::{MAX_BODY, MAX_ERROR_BODY};
+pub use key::{KeyId, KeyIdError, KeyRef, MAX_KEY_ID_LEN, QkdKey};
+pub use kme::{Kme, KmeEvent, KmeHealth, KmeState, Observer};
+pub use set::{FetchedByIds, KEY_BITS, KmeSet, SetError};
+pub use source::{Api, BoxFuture, Certificates, KeySource, Link};
+pub use wire::Status;

@@ -1,0 +1,338 @@
+//! One operation over one fresh connection: look up, connect, TLS, request, answer, all under one deadline; then the
+//! connection is dropped, and with it every buffer that held a key. No pool, no proxy, no redirect.
+
+use std::future::{Future, poll_fn};
+use std::net::SocketAddr;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::Duration;
+
+use http_body_util::{BodyExt, Full};
+use hyper::body::{Body, Bytes, Incoming};
+use hyper::client::conn::http1;
+use hyper::header;
+use hyper::{Method, Response};
+use hyper_util::rt::TokioIo;
+use rustls::ClientConfig;
+use rustls::pki_types::ServerName;
+use tokio::net::{TcpSocket, TcpStream};
+use tokio::time::Instant;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+use zeroize::Zeroize;
+
+use crate::body::ErasedBody;
+use crate::error::Phase;
+
+/// The largest answer that is read, in bytes. A thousand keys of 256 bits fit; a KME that sends more is broken or hostile.
+pub const MAX_BODY: usize = 1024 * 1024;
+/// How much of an error's body is read, in bytes; the rest is left unread.
+pub const MAX_ERROR_BODY: usize = 16 * 1024;
+/// The most that hyper buffers of a head, in bytes.
+const MAX_HEAD: usize = 64 * 1024;
+
+/// Where a KME is.
+#[derive(Debug, Clone)]
+pub(crate) struct Target {
+    /// Host name or address, as in the URL, without brackets.
+    pub(crate) host: String,
+    pub(crate) port: u16,
+    /// The name in the certificate, also sent as SNI.
+    pub(crate) server_name: ServerName<'static>,
+    /// The `Host` header.
+    pub(crate) authority: String,
+    pub(crate) fwmark: Option<u32>,
+}
+
+/// One request.
+pub(crate) struct Request {
+    pub(crate) method: Method,
+    /// Path and query.
+    pub(crate) path: String,
+    /// JSON, or nothing.
+    pub(crate) body: Option<Vec<u8>>,
+}
+
+/// An answer of any status.
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    pub(crate) body: ErasedBody,
+    pub(crate) location: Option<String>,
+}
+
+/// Why there is no answer.
+pub(crate) struct Failure {
+    /// How far it got.
+    pub(crate) phase: Phase,
+    pub(crate) cause: Cause,
+    /// The status, if the head of the answer came.
+    pub(crate) status: Option<u16>,
+}
+
+pub(crate) enum Cause {
+    /// The deadline passed.
+    Deadline,
+    /// The system refused the mark of the socket.
+    Mark(std::io::Error),
+    /// Name resolution, TCP, or a connection that broke.
+    Io(std::io::Error),
+    /// The host name has no address.
+    NoAddress,
+    Tls(rustls::Error),
+    /// The body is larger than [`MAX_BODY`].
+    TooLarge,
+    /// The KME closed the connection before the answer was whole.
+    Closed,
+    /// What came isn't HTTP/1.
+    Http(String),
+}
+
+struct Progress {
+    phase: Phase,
+    status: Option<u16>,
+}
+
+/// Does one request within `deadline`.
+pub(crate) async fn perform(
+    target: &Target,
+    tls: Arc<ClientConfig>,
+    request: Request,
+    deadline: Instant,
+) -> Result<Answer, Failure> {
+    let mut progress = Progress { phase: Phase::Resolve, status: None };
+    let result =
+        tokio::time::timeout_at(deadline, attempt(target, tls, request, deadline, &mut progress)).await;
+    let cause = match result {
+        Ok(Ok(answer)) => return Ok(answer),
+        Ok(Err(cause)) => cause,
+        Err(_) => Cause::Deadline,
+    };
+    Err(Failure { phase: progress.phase, cause, status: progress.status })
+}
+
+async fn attempt(
+    target: &Target,
+    tls: Arc<ClientConfig>,
+    request: Request,
+    deadline: Instant,
+    progress: &mut Progress,
+) -> Result<Answer, Cause> {
+    let addresses: Vec<SocketAddr> =
+        tokio::net::lookup_host((target.host.as_str(), target.port)).await.map_err(Cause::Io)?.collect();
+
+    progress.phase = Phase::Connect;
+    let tcp = connect(&addresses, target.fwmark, deadline).await?;
+
+    progress.phase = Phase::Tls;
+    let stream = TlsConnector::from(tls)
+        .connect(target.server_name.clone(), tcp)
+        .await
+        .map_err(|e| io_cause(e, Cause::Io))?;
+
+    progress.phase = Phase::Answer;
+    exchange(stream, target, request, deadline, progress).await
+}
+
+/// Tries the addresses in their order, each with a fair share of the time that is left.
+async fn connect(
+    addresses: &[SocketAddr],
+    fwmark: Option<u32>,
+    deadline: Instant,
+) -> Result<TcpStream, Cause> {
+    let mut last = Cause::NoAddress;
+    for (i, address) in addresses.iter().enumerate() {
+        let socket = match address {
+            SocketAddr::V4(_) => TcpSocket::new_v4(),
+            SocketAddr::V6(_) => TcpSocket::new_v6(),
+        }
+        .map_err(Cause::Io)?;
+        if let Some(mark) = fwmark {
+            nix::sys::socket::setsockopt(&socket, nix::sys::socket::sockopt::Mark, &mark)
+                .map_err(|errno| Cause::Mark(errno.into()))?;
+        }
+        let others = u32::try_from(addresses.len() - i).unwrap_or(u32::MAX);
+        let share = deadline.saturating_duration_since(Instant::now()) / others;
+        last = match tokio::time::timeout(share, socket.connect(*address)).await {
+            Ok(Ok(stream)) => {
+                // A request is one small write, so there is nothing to gather. Without it, it is only slower.
+                let _ = stream.set_nodelay(true);
+                return Ok(stream);
+            }
+            Ok(Err(error)) => Cause::Io(error),
+            Err(_) => Cause::Deadline,
+        };
+    }
+    Err(last)
+}
+
+type Connection = http1::Connection<TokioIo<TlsStream<TcpStream>>, Full<Bytes>>;
+
+async fn exchange(
+    stream: TlsStream<TcpStream>,
+    target: &Target,
+    request: Request,
+    deadline: Instant,
+    progress: &mut Progress,
+) -> Result<Answer, Cause> {
+    let (mut sender, connection) = http1::Builder::new()
+        .max_buf_size(MAX_HEAD)
+        .handshake(TokioIo::new(stream))
+        .await
+        .map_err(|e| hyper_cause(&e))?;
+    let mut connection = Driver { connection: Box::pin(connection), ended: false };
+
+    let mut builder = hyper::Request::builder()
+        .method(request.method)
+        .uri(request.path)
+        .header(header::HOST, &target.authority)
+        .header(header::ACCEPT, "application/json")
+        .header(header::CONNECTION, "close")
+        .header(header::USER_AGENT, concat!("qvpn/", env!("CARGO_PKG_VERSION")));
+    if request.body.is_some() {
+        builder = builder.header(header::CONTENT_TYPE, "application/json");
+    }
+    let request = builder
+        .body(Full::new(Bytes::from(request.body.unwrap_or_default())))
+        .map_err(|e| Cause::Http(e.to_string()))?;
+
+    let response = connection.run(sender.send_request(request)).await.map_err(|e| hyper_cause(&e))?;
+    let status = response.status().as_u16();
+    progress.phase = Phase::Body;
+    progress.status = Some(status);
+    let location = response
+        .headers()
+        .get(header::LOCATION)
+        .map(|value| crate::excerpt::one_line(&String::from_utf8_lossy(value.as_bytes())));
+    let body = if status == 200 {
+        connection.run(read_body(response)).await?
+    } else {
+        // The status says enough: whatever of the body comes soon is a bonus.
+        let left = deadline.saturating_duration_since(Instant::now());
+        connection.run(read_error_body(response, left / 2)).await
+    };
+    drop(sender);
+    connection.say_goodbye().await;
+    Ok(Answer { status, body, location })
+}
+
+/// Drives a connection beside the work on it, in one future: whoever drops that future drops the connection.
+struct Driver {
+    connection: Pin<Box<Connection>>,
+    ended: bool,
+}
+
+impl Driver {
+    async fn run<T>(&mut self, work: impl Future<Output = T>) -> T {
+        let mut work = pin!(work);
+        poll_fn(|cx| {
+            if !self.ended {
+                // How it ended reaches the work through hyper's own channel.
+                self.ended = self.connection.as_mut().poll(cx).is_ready();
+            }
+            work.as_mut().poll(cx)
+        })
+        .await
+    }
+
+    /// Lets TLS say goodbye if that can be done without waiting.
+    async fn say_goodbye(&mut self) {
+        poll_fn(|cx| {
+            if !self.ended {
+                self.ended = self.connection.as_mut().poll(cx).is_ready();
+            }
+            Poll::Ready(())
+        })
+        .await;
+    }
+}
+
+async fn read_body(response: Response<Incoming>) -> Result<ErasedBody, Cause> {
+    let mut incoming = response.into_body();
+    let announced = incoming.size_hint().exact();
+    if announced.is_some_and(|length| length > MAX_BODY as u64) {
+        return Err(Cause::TooLarge);
+    }
+    let room = announced.and_then(|length| usize::try_from(length).ok()).unwrap_or(4096);
+    let mut body = ErasedBody::with_capacity(room);
+    while let Some(frame) = incoming.frame().await {
+        match frame {
+            Ok(frame) => {
+                if let Ok(data) = frame.into_data() {
+                    if body.bytes().len() + data.len() > MAX_BODY {
+                        erase(data);
+                        return Err(Cause::TooLarge);
+                    }
+                    body.push(&data);
+                    erase(data);
+                }
+            }
+            // Servers that mark the end of a body by closing often forget TLS's own goodbye. JSON shows whether it is whole.
+            Err(error) if announced.is_none() && is_unexpected_eof(&error) => break,
+            Err(error) => return Err(hyper_cause(&error)),
+        }
+    }
+    Ok(body)
+}
+
+async fn read_error_body(response: Response<Incoming>, patience: Duration) -> ErasedBody {
+    let mut incoming = response.into_body();
+    let mut body = ErasedBody::with_capacity(4096);
+    let read = async {
+        while let Some(Ok(frame)) = incoming.frame().await {
+            if let Ok(data) = frame.into_data() {
+                let room = MAX_ERROR_BODY.saturating_sub(body.bytes().len());
+                body.push(&data[..data.len().min(room)]);
+                erase(data);
+                if body.bytes().len() >= MAX_ERROR_BODY {
+                    break;
+                }
+            }
+        }
+    };
+    // What came until then is enough.
+    let _ = tokio::time::timeout(patience, read).await;
+    body
+}
+
+/// Wipes a piece of the body if nobody else holds its memory. hyper often holds it too; then it goes with the connection.
+fn erase(data: Bytes) {
+    if let Ok(mut data) = data.try_into_mut() {
+        data.as_mut().zeroize();
+    }
+}
+
+/// The TLS error inside an I/O error, or `otherwise`.
+fn io_cause(error: std::io::Error, otherwise: impl FnOnce(std::io::Error) -> Cause) -> Cause {
+    match error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
+        Some(tls) => Cause::Tls(tls.clone()),
+        None => otherwise(error),
+    }
+}
+
+/// The I/O error at the bottom of a hyper error.
+fn io_error(error: &hyper::Error) -> Option<&std::io::Error> {
+    std::error::Error::source(error).and_then(|source| source.downcast_ref())
+}
+
+fn is_unexpected_eof(error: &hyper::Error) -> bool {
+    error.is_incomplete_message()
+        || io_error(error).is_some_and(|e| e.kind() == std::io::ErrorKind::UnexpectedEof)
+}
+
+fn hyper_cause(error: &hyper::Error) -> Cause {
+    if let Some(io) = io_error(error) {
+        if let Some(tls) = io.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
+            return Cause::Tls(tls.clone());
+        }
+        if io.kind() == std::io::ErrorKind::UnexpectedEof {
+            return Cause::Closed;
+        }
+        return Cause::Io(std::io::Error::new(io.kind(), io.to_string()));
+    }
+    if error.is_incomplete_message() || error.is_closed() || error.is_canceled() {
+        return Cause::Closed;
+    }
+    // A parse error of hyper is a fixed text.
+    Cause::Http(crate::excerpt::one_line(&error.to_string()))
+}

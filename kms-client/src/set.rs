@@ -1,0 +1,268 @@
+//! One peer's KMEs, in order. A failure at one leads to the next, always within this SAE pair, and a key's ID is asked
+//! only of a KME that can know it.
+
+use std::sync::Arc;
+
+use crate::error::{KmsError, KmsErrorKind, Operation};
+use crate::key::{KeyId, KeyRef, QkdKey};
+use crate::kme::{Kme, KmeHealth};
+use crate::source::Link;
+
+/// The size of the keys that are asked for, in bits.
+pub const KEY_BITS: u32 = 256;
+
+/// The ordered KMEs of one peer. The KMEs themselves are shared between peers.
+pub struct KmeSet {
+    kmes: Vec<Arc<Kme>>,
+}
+
+/// Why none of the KMEs delivered: one error each, in their order.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("{}", self.text())]
+pub struct SetError {
+    /// Never empty.
+    pub errors: Vec<KmsError>,
+}
+
+impl SetError {
+    /// Whether at least one KME works and merely has no key at the moment.
+    #[must_use]
+    pub fn is_exhausted(&self) -> bool {
+        self.errors.iter().any(|e| e.kind() == KmsErrorKind::Exhausted)
+    }
+
+    /// Keys that may be spent without having reached us.
+    #[must_use]
+    pub fn keys_lost(&self) -> u32 {
+        self.errors.iter().fold(0, |sum, e| sum.saturating_add(e.keys_lost()))
+    }
+
+    fn text(&self) -> String {
+        self.errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
+    }
+}
+
+/// What came of asking for keys by their IDs.
+#[derive(Default)]
+pub struct FetchedByIds {
+    /// The keys that were delivered.
+    pub keys: Vec<QkdKey>,
+    /// The rest, each with the error that says most. [`KmsErrorKind::KeyNotFound`] may be asked again for a bounded time.
+    pub failed: Vec<(KeyId, KmsError)>,
+}
+
+impl KmeSet {
+    /// The KMEs that serve one SAE pair, the preferred one first.
+    #[must_use]
+    pub fn new(kmes: Vec<Arc<Kme>>) -> Self {
+        Self { kmes }
+    }
+
+    /// The KMEs, in order.
+    #[must_use]
+    pub fn kmes(&self) -> &[Arc<Kme>] {
+        &self.kmes
+    }
+
+    /// The state of each KME, in order.
+    #[must_use]
+    pub fn health(&self) -> Vec<KmeHealth> {
+        self.kmes.iter().map(|kme| kme.health()).collect()
+    }
+
+    /// Takes up to `number` new keys of [`KEY_BITS`] bits shared with `peer_sae` from the first KME that has any: one call,
+    /// within what that KME allows. At least one key comes, and perhaps fewer than asked; each KME has its own deadline.
+    ///
+    /// # Errors
+    /// One error for each KME. A KME whose answer was lost isn't asked again, but the next one is asked for keys of its own.
+    pub async fn fetch_new(&self, peer_sae: &str, number: u32) -> Result<Vec<QkdKey>, SetError> {
+        let mut errors = Vec::new();
+        for kme in &self.kmes {
+            let link = match kme.link(peer_sae).await {
+                Ok(link) => link,
+                // A KME without a usable status may still have keys.
+                Err(error) if error.kind() == KmsErrorKind::BadRequest => Link::default(),
+                Err(error) => {
+                    errors.push(error);
+                    continue;
+                }
+            };
+            let number = number
+                .clamp(1, link.max_key_per_request.unwrap_or(number).clamp(1, crate::MAX_KEYS_PER_CALL));
+            match kme.fetch_new(peer_sae, number, KEY_BITS).await {
+                Ok(keys) => return Ok(keys),
+                Err(error) => errors.push(error),
+            }
+        }
+        if errors.is_empty() {
+            errors.push(no_kme(Operation::EncKeys, peer_sae));
+        }
+        Err(SetError { errors })
+    }
+
+    /// Takes the keys that `peer_sae` took before. Each is asked only of KMEs that can know it: those whose own status
+    /// names the pair of KMEs that issued it, or, where one of both isn't known, all in order.
+    pub async fn fetch_by_ids(&self, peer_sae: &str, refs: &[KeyRef]) -> FetchedByIds {
+        let mut pending: Vec<(&KeyRef, Option<KmsError>)> = Vec::new();
+        for key in refs {
+            if !pending.iter().any(|(other, _)| other.id == key.id) {
+                pending.push((key, None));
+            }
+        }
+        let mut keys = Vec::new();
+        for kme in &self.kmes {
+            if pending.is_empty() {
+                break;
+            }
+            let link = match kme.link(peer_sae).await {
+                Ok(link) => link,
+                Err(error) if error.kind() == KmsErrorKind::BadRequest => Link::default(),
+                Err(error) => {
+                    let known = kme.known_link(peer_sae).unwrap_or_default();
+                    for (_, failed) in pending.iter_mut().filter(|(key, _)| self.can_know(&known, key)) {
+                        keep_telling(failed, error.clone());
+                    }
+                    continue;
+                }
+            };
+            let askable: Vec<&KeyRef> =
+                pending.iter().map(|(key, _)| *key).filter(|key| self.can_know(&link, key)).collect();
+            let most = link.max_key_per_request.unwrap_or(u32::MAX).min(crate::MAX_KEYS_PER_CALL);
+            let mut results = Vec::new();
+            for chunk in askable.chunks(usize::try_from(most).unwrap_or(1).max(1)) {
+                let broken = ask_chunk(kme, peer_sae, chunk, &mut results).await;
+                if let Some(error) = broken {
+                    // It broke down: the remaining chunks fare no better.
+                    let left = askable.iter().filter(|key| !results.iter().any(|(id, _)| *id == key.id));
+                    let left: Vec<_> = left.map(|key| (key.id.clone(), Err(error.clone()))).collect();
+                    results.extend(left);
+                    break;
+                }
+            }
+            for (id, result) in results {
+                let Some(i) = pending.iter().position(|(key, _)| key.id == id) else { continue };
+                match result {
+                    Ok(mut key) => {
+                        let (wanted, _) = pending.swap_remove(i);
+                        // The other site's words for the pair, so that both sites call the key the same.
+                        if !wanted.source_kme.is_empty() {
+                            key.source_kme.clone_from(&wanted.source_kme);
+                        }
+                        if !wanted.target_kme.is_empty() {
+                            key.target_kme.clone_from(&wanted.target_kme);
+                        }
+                        keys.push(key);
+                    }
+                    Err(error) => keep_telling(&mut pending[i].1, error),
+                }
+            }
+        }
+        let failed = pending
+            .into_iter()
+            .map(|(key, error)| {
+                (key.id.clone(), error.unwrap_or_else(|| self.nobody_can_know(peer_sae, key)))
+            })
+            .collect();
+        FetchedByIds { keys, failed }
+    }
+
+    /// Whether a KME with this link can know `key`. With one KME there is nothing to choose, and names may differ from
+    /// site to site; with several, asking the wrong one could take another peer's key that has the same ID.
+    fn can_know(&self, link: &Link, key: &KeyRef) -> bool {
+        let unknown = [&link.source_kme, &link.target_kme, &key.source_kme, &key.target_kme];
+        if self.kmes.len() == 1 || unknown.iter().any(|name| name.is_empty()) {
+            return true;
+        }
+        let (ours, theirs) = ((&link.source_kme, &link.target_kme), (&key.source_kme, &key.target_kme));
+        // Seen from the slave the names stand the other way round, but some KMEs give them in a fixed order.
+        ours == (theirs.1, theirs.0) || ours == theirs
+    }
+
+    fn nobody_can_know(&self, peer_sae: &str, key: &KeyRef) -> KmsError {
+        if self.kmes.is_empty() {
+            return no_kme(Operation::DecKeys, peer_sae);
+        }
+        let ours: Vec<String> = self
+            .kmes
+            .iter()
+            .map(|kme| match kme.known_link(peer_sae) {
+                Some(link) => {
+                    format!("{} is {} linked with {}", kme.name(), link.source_kme, link.target_kme)
+                }
+                None => kme.name().to_owned(),
+            })
+            .collect();
+        let names: Vec<&str> = self.kmes.iter().map(|kme| kme.name()).collect();
+        KmsError::new(KmsErrorKind::NoSuchKme, &names.join(","), Operation::DecKeys, peer_sae).with_detail(
+            format!(
+                "key {} was issued by {} with {}, and {}",
+                key.id,
+                key.source_kme,
+                key.target_kme,
+                ours.join(", ")
+            ),
+        )
+    }
+}
+
+type ById = (KeyId, Result<QkdKey, KmsError>);
+
+/// Asks one KME for some keys at once; if it doesn't know one of them, for each alone, since the document has only one
+/// answer for "one or more keys are not found". Returns the error if the KME broke down.
+async fn ask_chunk(
+    kme: &Kme,
+    peer_sae: &str,
+    chunk: &[&KeyRef],
+    results: &mut Vec<ById>,
+) -> Option<KmsError> {
+    let ids: Vec<KeyId> = chunk.iter().map(|key| key.id.clone()).collect();
+    match kme.fetch_by_ids(peer_sae, &ids).await {
+        Ok(keys) => {
+            for key in keys {
+                results.push((key.id.clone(), Ok(key)));
+            }
+            // A KME that sends fewer hasn't the others yet.
+            for id in ids {
+                if !results.iter().any(|(other, _)| *other == id) {
+                    let error =
+                        KmsError::new(KmsErrorKind::KeyNotFound, kme.name(), Operation::DecKeys, peer_sae)
+                            .with_detail(format!("the answer held other keys, but not {id}"));
+                    results.push((id, Err(error)));
+                }
+            }
+            None
+        }
+        Err(error) if error.kind() == KmsErrorKind::KeyNotFound && ids.len() > 1 => {
+            for id in ids {
+                match kme.fetch_by_ids(peer_sae, std::slice::from_ref(&id)).await {
+                    Ok(keys) => results.extend(keys.into_iter().map(|key| (key.id.clone(), Ok(key)))),
+                    Err(error) if error.kind().speaks_against_kme() => return Some(error),
+                    Err(error) => results.push((id, Err(error))),
+                }
+            }
+            None
+        }
+        Err(error) if error.kind().speaks_against_kme() => Some(error),
+        Err(error) => {
+            results.extend(ids.into_iter().map(|id| (id, Err(error.clone()))));
+            None
+        }
+    }
+}
+
+/// Keeps the error that says most about a key: that a KME which works doesn't know it is less than that the KME which may
+/// know it is down.
+fn keep_telling(kept: &mut Option<KmsError>, new: KmsError) {
+    let replace = kept
+        .as_ref()
+        .is_none_or(|old| old.kind() == KmsErrorKind::KeyNotFound && new.kind().speaks_against_kme());
+    if replace {
+        *kept = Some(new);
+    }
+}
+
+fn no_kme(operation: Operation, peer_sae: &str) -> KmsError {
+    KmsError::new(KmsErrorKind::Config, "(none)", operation, peer_sae)
+        .with_detail("no KME is configured for this peer")
+        .with_advice("add a [[kms.kme]], or set qkd = \"off\" for the peer")
+}

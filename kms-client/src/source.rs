@@ -1,0 +1,93 @@
+//! What stands before every key delivery interface, so that ETSI GS QKD 014 is one of several: SKIP or a file of keys
+//! join by implementing [`KeySource`].
+
+use std::future::Future;
+use std::pin::Pin;
+
+use crate::error::KmsError;
+use crate::key::{KeyId, QkdKey};
+
+/// A boxed future, so that sources of different kinds stand in one list.
+pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+/// The interface that a source speaks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Api {
+    /// ETSI GS QKD 014.
+    Etsi014,
+    /// Cisco SKIP.
+    Skip,
+    /// A file of keys; such a key is never called QKD.
+    File,
+}
+
+impl Api {
+    /// The word in config and status.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Etsi014 => "etsi014",
+            Self::Skip => "skip",
+            Self::File => "file",
+        }
+    }
+}
+
+/// What a source says about the link to one peer.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Link {
+    /// The KME that we ask, in its own words; empty if unknown.
+    pub source_kme: String,
+    /// The KME at the other end of the link; empty if unknown.
+    pub target_kme: String,
+    /// Keys in store, as claimed. Servers are known to lie; it is shown, and nothing is decided on it.
+    pub stored_key_count: Option<u64>,
+    /// The most keys that one call may ask for.
+    pub max_key_per_request: Option<u32>,
+}
+
+/// When the certificates in use end, in seconds since 1970; `None` where there is none or it isn't known.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Certificates {
+    /// The end of ours.
+    pub own_not_after: Option<i64>,
+    /// The end of the KME's, as seen at the last handshake.
+    pub kme_not_after: Option<i64>,
+    /// Why files that changed could not be loaded, so that the former ones are still in use.
+    pub problem: Option<String>,
+}
+
+/// Something that delivers the same secret keys to two sites. A dropped future ends its operation and its connection.
+pub trait KeySource: Send + Sync {
+    /// Our name for it.
+    fn name(&self) -> &str;
+
+    /// The interface that it speaks.
+    fn api(&self) -> Api;
+
+    /// Where it is, for people.
+    fn url(&self) -> &str;
+
+    /// Asks about the link to `peer`; takes no key, so it is what a health probe does.
+    fn link<'a>(&'a self, peer: &'a str) -> BoxFuture<'a, Result<Link, KmsError>>;
+
+    /// Takes up to `number` new keys of `size_bits` bits shared with `peer`. Fewer may come, never more and never none.
+    fn fetch_new<'a>(
+        &'a self,
+        peer: &'a str,
+        number: u32,
+        size_bits: u32,
+    ) -> BoxFuture<'a, Result<Vec<QkdKey>, KmsError>>;
+
+    /// Takes the keys that `peer` took before, by their IDs. Fewer may come, never others and never none.
+    fn fetch_by_ids<'a>(
+        &'a self,
+        peer: &'a str,
+        ids: &'a [KeyId],
+    ) -> BoxFuture<'a, Result<Vec<QkdKey>, KmsError>>;
+
+    /// When the certificates end.
+    fn certificates(&self) -> Certificates {
+        Certificates::default()
+    }
+}

@@ -1,0 +1,237 @@
+//! TLS towards a KME: our certificate and key, the CA that may vouch for the KME, and a connection's settings. The files
+//! are looked at before each connection and loaded again when they changed; there is no key log, session cache or ticket.
+
+use std::fs::File;
+use std::io::Read;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use rustls::client::WebPkiServerVerifier;
+use rustls::crypto::{CryptoProvider, aws_lc_rs};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
+use rustls::{ClientConfig, InconsistentKeys, RootCertStore};
+use zeroize::Zeroizing;
+
+use crate::config::KmeConfig;
+use crate::tls_explain::{CertificateInfo, ExplainingVerifier};
+
+/// A PEM file larger than this isn't one.
+const MAX_FILE: u64 = 1024 * 1024;
+
+/// What is wrong with a file, and what to do.
+#[derive(Debug, Clone)]
+pub(crate) struct FileError {
+    pub(crate) what: String,
+    pub(crate) advice: String,
+}
+
+/// How a file looked when it was read; any change of it means that the content may have changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Stamp {
+    modified: (i64, i64),
+    length: u64,
+    inode: u64,
+}
+
+/// What the three files hold.
+pub(crate) struct Credentials {
+    verifier: Arc<WebPkiServerVerifier>,
+    identity: Arc<SingleCertAndKey>,
+    /// Our certificate; `None` if it can't be read, which is the KME's to judge.
+    pub(crate) own: Option<CertificateInfo>,
+}
+
+struct Loaded {
+    /// As of the last attempt to load, so that a bad file is reported once.
+    stamps: [Option<Stamp>; 3],
+    credentials: Arc<Credentials>,
+    problem: Option<String>,
+}
+
+/// The files of one KME's config, loaded.
+pub(crate) struct TlsFiles {
+    kme: String,
+    paths: [PathBuf; 3],
+    provider: Arc<CryptoProvider>,
+    loaded: Mutex<Loaded>,
+}
+
+impl TlsFiles {
+    /// Loads the files for the first time.
+    pub(crate) fn load(config: &KmeConfig) -> Result<Self, FileError> {
+        let paths = [config.ca_file.clone(), config.cert_file.clone(), config.key_file.clone()];
+        let provider = Arc::new(provider());
+        let stamps = stamps(&paths);
+        let credentials = Arc::new(read_credentials(&paths, &provider)?);
+        let loaded = Mutex::new(Loaded { stamps, credentials, problem: None });
+        Ok(Self { kme: config.name.clone(), paths, provider, loaded })
+    }
+
+    /// What is in the files now. If they changed and can't be used, what was in them before.
+    pub(crate) fn current(&self) -> Arc<Credentials> {
+        // The stamps are taken before the files are read: a change in between is seen the next time.
+        let stamps = stamps(&self.paths);
+        let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
+        if stamps != loaded.stamps {
+            loaded.stamps = stamps;
+            match read_credentials(&self.paths, &self.provider) {
+                Ok(credentials) => {
+                    tracing::info!(kme = %self.kme, "certificates loaded again, since their files changed");
+                    loaded.credentials = Arc::new(credentials);
+                    loaded.problem = None;
+                }
+                Err(error) => {
+                    tracing::warn!(kme = %self.kme, problem = %error.what, advice = %error.advice, "changed certificates can't be used, the former ones stay");
+                    loaded.problem = Some(format!("{}; {}", error.what, error.advice));
+                }
+            }
+        }
+        Arc::clone(&loaded.credentials)
+    }
+
+    /// Why files that changed aren't in use.
+    pub(crate) fn problem(&self) -> Option<String> {
+        self.loaded.lock().unwrap_or_else(PoisonError::into_inner).problem.clone()
+    }
+
+    /// Settings for one connection, and the verifier that remembers what the KME showed in it.
+    pub(crate) fn connection(
+        &self,
+        credentials: &Credentials,
+    ) -> Result<(Arc<ClientConfig>, Arc<ExplainingVerifier>), rustls::Error> {
+        let verifier = Arc::new(ExplainingVerifier::new(Arc::clone(&credentials.verifier)));
+        let mut config = ClientConfig::builder_with_provider(Arc::clone(&self.provider))
+            .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])?
+            .dangerous() // The verifier is webpki's own; ours only remembers the certificate, to explain a refusal.
+            .with_custom_certificate_verifier(Arc::clone(&verifier) as Arc<_>)
+            .with_client_cert_resolver(Arc::clone(&credentials.identity) as Arc<_>);
+        config.alpn_protocols = vec![b"http/1.1".to_vec()];
+        config.resumption = rustls::client::Resumption::disabled();
+        Ok((Arc::new(config), verifier))
+    }
+}
+
+/// AWS-LC with X25519MLKEM768 first, then the classical groups for KMEs that don't know it.
+fn provider() -> CryptoProvider {
+    use aws_lc_rs::kx_group::{SECP256R1, SECP384R1, X25519, X25519MLKEM768};
+    CryptoProvider {
+        kx_groups: vec![X25519MLKEM768, X25519, SECP256R1, SECP384R1],
+        ..aws_lc_rs::default_provider()
+    }
+}
+
+fn stamps(paths: &[PathBuf; 3]) -> [Option<Stamp>; 3] {
+    paths.each_ref().map(|path| {
+        let meta = std::fs::metadata(path).ok()?;
+        Some(Stamp { modified: (meta.mtime(), meta.mtime_nsec()), length: meta.len(), inode: meta.ino() })
+    })
+}
+
+fn read_credentials(paths: &[PathBuf; 3], provider: &Arc<CryptoProvider>) -> Result<Credentials, FileError> {
+    let [ca_file, cert_file, key_file] = paths;
+    let mut roots = RootCertStore::empty();
+    for ca in read_certificates("ca_file", ca_file)? {
+        roots.add(ca).map_err(|e| FileError {
+            what: format!("ca_file {} holds a certificate that can't be a CA: {e}", ca_file.display()),
+            advice: "put the CA certificate there that issued the KME's certificate".to_owned(),
+        })?;
+    }
+    let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), Arc::clone(provider))
+        .build()
+        .map_err(|e| FileError {
+            what: format!("ca_file {} can't be used: {e}", ca_file.display()),
+            advice: "put the CA certificate there that issued the KME's certificate".to_owned(),
+        })?;
+
+    let chain = read_certificates("cert_file", cert_file)?;
+    let own = chain.first().and_then(CertificateInfo::of);
+    let key = read_key(key_file)?;
+    let unusable = |e: rustls::Error| FileError {
+        what: format!("key_file {} can't be used: {e}", key_file.display()),
+        advice: "use an ECDSA P-256 or P-384, Ed25519 or RSA (2048 bits or more) key without a passphrase"
+            .to_owned(),
+    };
+    let key = provider.key_provider.load_private_key(key).map_err(unusable)?;
+    let identity = CertifiedKey::new(chain, key);
+    // Only a mismatch is ours to refuse. Other findings (an X.509 v1 certificate, say) are the KME's to judge.
+    if let Err(rustls::Error::InconsistentKeys(InconsistentKeys::KeyMismatch)) = identity.keys_match() {
+        return Err(FileError {
+            what: format!(
+                "key_file {} isn't the key of the certificate in cert_file {}",
+                key_file.display(),
+                cert_file.display()
+            ),
+            advice: "put a certificate and its own private key there".to_owned(),
+        });
+    }
+    Ok(Credentials { verifier, identity: Arc::new(SingleCertAndKey::from(identity)), own })
+}
+
+fn read_certificates(role: &str, path: &Path) -> Result<Vec<CertificateDer<'static>>, FileError> {
+    let bytes = read_file(role, path, false)?;
+    let certificates: Vec<_> =
+        CertificateDer::pem_slice_iter(&bytes).collect::<Result<_, _>>().map_err(|e| FileError {
+            what: format!("{role} {} isn't a readable PEM file: {e}", path.display()),
+            advice: "convert it: openssl x509 -in FILE -inform DER -out FILE.pem".to_owned(),
+        })?;
+    if certificates.is_empty() {
+        return Err(FileError {
+            what: format!("{role} {} holds no certificate", path.display()),
+            advice: "it needs a PEM block that begins with -----BEGIN CERTIFICATE-----".to_owned(),
+        });
+    }
+    Ok(certificates)
+}
+
+fn read_key(path: &Path) -> Result<PrivateKeyDer<'static>, FileError> {
+    let bytes = read_file("key_file", path, true)?;
+    if bytes.windows(10).any(|w| w == b" ENCRYPTED") || bytes.windows(10).any(|w| w == b",ENCRYPTED") {
+        return Err(FileError {
+            what: format!("key_file {} is protected by a passphrase", path.display()),
+            advice: "remove it with: openssl pkey -in FILE -out FILE.new, and keep the file's mode at 0600"
+                .to_owned(),
+        });
+    }
+    // The parser's error could quote the file, and the file is a secret.
+    PrivateKeyDer::from_pem_slice(&bytes).map_err(|_| FileError {
+        what: format!("key_file {} holds no private key in PEM", path.display()),
+        advice: "it needs a PEM block that begins with -----BEGIN PRIVATE KEY-----".to_owned(),
+    })
+}
+
+/// Reads a whole file, erased when dropped; a secret one only if others can neither read nor replace its content.
+fn read_file(role: &str, path: &Path, secret: bool) -> Result<Zeroizing<Vec<u8>>, FileError> {
+    let failed = |e: std::io::Error| FileError {
+        what: format!("{role} {} can't be read: {e}", path.display()),
+        advice: "check the path, and that the user of the daemon may read it".to_owned(),
+    };
+    let file = File::open(path).map_err(failed)?;
+    let meta = file.metadata().map_err(failed)?;
+    if !meta.is_file() || meta.len() > MAX_FILE {
+        return Err(FileError {
+            what: format!("{role} {} isn't a regular file of at most {MAX_FILE} bytes", path.display()),
+            advice: "name a PEM file".to_owned(),
+        });
+    }
+    if secret && meta.mode() & 0o027 != 0 {
+        return Err(FileError {
+            what: format!(
+                "key_file {} has mode {:04o}, so that others can reach our private key",
+                path.display(),
+                meta.mode() & 0o7777
+            ),
+            advice: format!(
+                "run: chmod 0600 {} (0640 if the daemon reads it as a member of its group)",
+                path.display()
+            ),
+        });
+    }
+    // Room for all of it at once: a buffer that grows leaves copies behind.
+    let room = usize::try_from(meta.len()).unwrap_or(0) + 1;
+    let mut bytes = Zeroizing::new(Vec::with_capacity(room));
+    file.take(MAX_FILE).read_to_end(&mut bytes).map_err(failed)?;
+    Ok(bytes)
+}

@@ -1,0 +1,327 @@
+//! Explains a TLS failure. rustls says what is wrong; what an operator needs is which certificate it is about, what that
+//! certificate says, and the command that mends it.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use rustls::client::WebPkiServerVerifier;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::{AlertDescription, CertificateError, DigitallySignedStruct, InvalidMessage, SignatureScheme};
+use x509_parser::prelude::{FromDer, GeneralName, X509Certificate, X509Name, X509Version};
+
+use crate::error::{KmsErrorKind, TlsFault};
+use crate::excerpt::one_line;
+
+/// What a certificate says about itself. Its texts are other people's, so they are bounded and on one line.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct CertificateInfo {
+    version_1: bool,
+    /// The common name, or the whole subject where there is none.
+    pub(crate) subject: String,
+    issuer: String,
+    self_signed: bool,
+    names: Vec<String>,
+    not_before: String,
+    not_after_text: String,
+    /// The end, in seconds since 1970.
+    pub(crate) not_after: i64,
+}
+
+impl CertificateInfo {
+    pub(crate) fn of(der: &CertificateDer<'_>) -> Option<Self> {
+        let (_, cert) = X509Certificate::from_der(der).ok()?;
+        let names = match cert.subject_alternative_name() {
+            Ok(Some(extension)) => {
+                extension.value.general_names.iter().take(16).filter_map(name_text).collect()
+            }
+            _ => Vec::new(),
+        };
+        Some(Self {
+            version_1: cert.version() == X509Version::V1,
+            subject: common_name(cert.subject()),
+            issuer: common_name(cert.issuer()),
+            self_signed: cert.subject() == cert.issuer(),
+            names,
+            not_before: cert.validity().not_before.to_string(),
+            not_after_text: cert.validity().not_after.to_string(),
+            not_after: cert.validity().not_after.timestamp(),
+        })
+    }
+}
+
+fn common_name(name: &X509Name<'_>) -> String {
+    let common = name.iter_common_name().next().and_then(|cn| cn.as_str().ok().map(str::to_owned));
+    one_line(&common.unwrap_or_else(|| name.to_string()))
+}
+
+fn name_text(name: &GeneralName<'_>) -> Option<String> {
+    match name {
+        GeneralName::DNSName(dns) => Some(one_line(dns)),
+        GeneralName::IPAddress(bytes) => match bytes.len() {
+            4 => <[u8; 4]>::try_from(*bytes).ok().map(|ip| std::net::Ipv4Addr::from(ip).to_string()),
+            16 => <[u8; 16]>::try_from(*bytes).ok().map(|ip| std::net::Ipv6Addr::from(ip).to_string()),
+            _ => None,
+        },
+        _ => None,
+    }
+}
+
+/// webpki's verifier, which decides alone; this one only remembers the certificate that it was shown.
+#[derive(Debug)]
+pub(crate) struct ExplainingVerifier {
+    inner: Arc<WebPkiServerVerifier>,
+    shown: Mutex<Option<CertificateInfo>>,
+}
+
+impl ExplainingVerifier {
+    pub(crate) fn new(inner: Arc<WebPkiServerVerifier>) -> Self {
+        Self { inner, shown: Mutex::new(None) }
+    }
+
+    /// The certificate that the KME showed in this connection.
+    pub(crate) fn shown(&self) -> Option<CertificateInfo> {
+        self.shown.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+impl ServerCertVerifier for ExplainingVerifier {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        server_name: &ServerName<'_>,
+        ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        *self.shown.lock().unwrap_or_else(PoisonError::into_inner) = CertificateInfo::of(end_entity);
+        self.inner.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now)
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.inner.verify_tls12_signature(message, cert, dss)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.inner.verify_tls13_signature(message, cert, dss)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.inner.supported_verify_schemes()
+    }
+}
+
+/// What is needed to explain a failure.
+pub(crate) struct Context<'a> {
+    /// The name that the certificate has to carry.
+    pub(crate) expected: &'a str,
+    /// What the KME showed.
+    pub(crate) shown: Option<CertificateInfo>,
+    /// Our own certificate.
+    pub(crate) own: Option<&'a CertificateInfo>,
+    /// Our SAE ID.
+    pub(crate) sae_id: &'a str,
+    /// The path of `ca_file`.
+    pub(crate) ca_file: &'a str,
+    /// The path of `cert_file`.
+    pub(crate) cert_file: &'a str,
+}
+
+/// A failure in words.
+pub(crate) struct Explanation {
+    pub(crate) kind: KmsErrorKind,
+    pub(crate) detail: String,
+    pub(crate) advice: String,
+}
+
+/// How to issue a certificate that is accepted: version 3, with the name as subject alternative name.
+fn issue_command(expected: &str) -> String {
+    let kind = if expected.parse::<std::net::IpAddr>().is_ok() { "IP" } else { "DNS" };
+    format!(
+        "issue a new one for the KME with: printf 'subjectAltName={kind}:{expected}\\n' > san.cnf && openssl x509 -req -in kme.csr -CA ca.pem -CAkey ca.key -CAcreateserial -days 365 -extfile san.cnf -out kme.pem"
+    )
+}
+
+/// Says what `error` means for this connection.
+pub(crate) fn explain(error: &rustls::Error, context: &Context<'_>) -> Explanation {
+    use rustls::Error as E;
+    let tls = |fault, detail: String, advice: String| Explanation {
+        kind: KmsErrorKind::Tls(fault),
+        detail,
+        advice,
+    };
+    match error {
+        E::InvalidCertificate(problem) => certificate(problem, context),
+        E::NoCertificatesPresented => tls(
+            TlsFault::BadCertificate,
+            "the KME shows no certificate".to_owned(),
+            "give the KME a certificate; an anonymous KME is never trusted".to_owned(),
+        ),
+        E::AlertReceived(alert) => refused_by_kme(*alert, context),
+        E::PeerIncompatible(why) => tls(
+            TlsFault::NothingInCommon,
+            format!("no TLS settings in common ({why:?})"),
+            "let the KME offer TLS 1.3, or TLS 1.2 with ECDHE and AES-GCM or ChaCha20-Poly1305".to_owned(),
+        ),
+        E::InvalidMessage(InvalidMessage::InvalidContentType) => tls(
+            TlsFault::NotTls,
+            "what answers there doesn't speak TLS".to_owned(),
+            "check the port of url: it must be the KME's HTTPS port".to_owned(),
+        ),
+        E::NoApplicationProtocol => tls(
+            TlsFault::NothingInCommon,
+            "the KME doesn't offer HTTP/1.1".to_owned(),
+            "let the KME's web server offer HTTP/1.1".to_owned(),
+        ),
+        other => tls(
+            TlsFault::Other,
+            one_line(&other.to_string()),
+            "compare the TLS settings of both sides; openssl s_client -connect HOST:PORT shows the KME's"
+                .to_owned(),
+        ),
+    }
+}
+
+fn certificate(problem: &CertificateError, context: &Context<'_>) -> Explanation {
+    use CertificateError as C;
+    let expected = context.expected;
+    let shown = context.shown.as_ref();
+    let subject = shown.map_or("?", |cert| cert.subject.as_str());
+    let new = |fault, detail: String, advice: String| Explanation {
+        kind: KmsErrorKind::Tls(fault),
+        detail,
+        advice,
+    };
+
+    if shown.is_some_and(|cert| cert.version_1) {
+        return new(
+            TlsFault::Version1,
+            format!(
+                "the KME's certificate ({subject}) is X.509 version 1, which can't carry the name {expected} as a subject alternative name"
+            ),
+            issue_command(expected),
+        );
+    }
+    match problem {
+        C::NotValidForName | C::NotValidForNameContext { .. } => {
+            let names = shown.map(|cert| cert.names.join(", ")).unwrap_or_default();
+            if names.is_empty() {
+                return new(
+                    TlsFault::NoSubjectAltName,
+                    format!(
+                        "the KME's certificate ({subject}) has no subject alternative name, and the common name doesn't count"
+                    ),
+                    issue_command(expected),
+                );
+            }
+            let first = names.split(", ").next().unwrap_or_default();
+            new(
+                TlsFault::WrongName,
+                format!("the KME's certificate is for {names}, not for {expected}"),
+                format!(
+                    "if this is the right KME, set server_name = \"{first}\" in its config, or correct url"
+                ),
+            )
+        }
+        C::Expired | C::ExpiredContext { .. } => new(
+            TlsFault::Expired,
+            format!(
+                "the KME's certificate ({subject}), or one above it, has expired; its own end is {}",
+                shown.map_or("unknown", |cert| cert.not_after_text.as_str())
+            ),
+            "renew the KME's certificate; if it is in date, check this machine's clock".to_owned(),
+        ),
+        C::NotValidYet | C::NotValidYetContext { .. } => new(
+            TlsFault::NotYetValid,
+            format!(
+                "the KME's certificate ({subject}) isn't valid before {}",
+                shown.map_or("?", |cert| cert.not_before.as_str())
+            ),
+            "check this machine's clock and that of the CA".to_owned(),
+        ),
+        C::UnknownIssuer | C::BadSignature => {
+            let issuer = match shown {
+                Some(cert) if cert.self_signed => "itself".to_owned(),
+                Some(cert) => format!("\"{}\"", cert.issuer),
+                None => "an unknown CA".to_owned(),
+            };
+            new(
+                TlsFault::UnknownCa,
+                format!(
+                    "the KME's certificate ({subject}) is issued by {issuer}, which {} doesn't hold",
+                    context.ca_file
+                ),
+                format!(
+                    "put the certificate of the KME's CA into ca_file ({}), or let the KME send the intermediate certificates",
+                    context.ca_file
+                ),
+            )
+        }
+        other if format!("{other:?}").contains("CaUsedAsEndEntity") => new(
+            TlsFault::CaAsServer,
+            format!("the KME uses a CA certificate ({subject}) as its own"),
+            issue_command(expected),
+        ),
+        other => new(
+            TlsFault::BadCertificate,
+            format!("the KME's certificate ({subject}) is refused: {}", one_line(&other.to_string())),
+            issue_command(expected),
+        ),
+    }
+}
+
+/// The KME ended the handshake. Most of its reasons are about our certificate.
+fn refused_by_kme(alert: AlertDescription, context: &Context<'_>) -> Explanation {
+    use AlertDescription as A;
+    let own = context.own.map_or("?", |cert| cert.subject.as_str());
+    match alert {
+        A::BadCertificate
+        | A::UnsupportedCertificate
+        | A::CertificateRevoked
+        | A::CertificateExpired
+        | A::CertificateUnknown
+        | A::UnknownCA
+        | A::AccessDenied
+        | A::DecryptError
+        | A::CertificateRequired => Explanation {
+            kind: KmsErrorKind::IdentityRefused,
+            detail: format!(
+                "the KME refuses our certificate (common name {own}, SAE {}, valid until {}) with the TLS alert {alert:?}",
+                context.sae_id,
+                context.own.map_or("?", |cert| cert.not_after_text.as_str()),
+            ),
+            advice: format!(
+                "check that {} is the certificate that the KME's operator registered for SAE {}, that it hasn't expired or been revoked, and that the KME trusts its CA",
+                context.cert_file, context.sae_id
+            ),
+        },
+        A::ProtocolVersion | A::HandshakeFailure | A::InsufficientSecurity | A::NoApplicationProtocol => {
+            Explanation {
+                kind: KmsErrorKind::Tls(TlsFault::NothingInCommon),
+                detail: format!("the KME ends the handshake with the TLS alert {alert:?}"),
+                advice: format!(
+                    "let the KME offer TLS 1.3, or TLS 1.2 with ECDHE and AES-GCM or ChaCha20-Poly1305, and HTTP/1.1; some servers say this too when they refuse our certificate ({own})"
+                ),
+            }
+        }
+        A::UnrecognisedName => Explanation {
+            kind: KmsErrorKind::Tls(TlsFault::WrongName),
+            detail: format!("the KME doesn't know the name {}", context.expected),
+            advice: "set server_name to the name in the KME's certificate".to_owned(),
+        },
+        other => Explanation {
+            kind: KmsErrorKind::Tls(TlsFault::Other),
+            detail: format!("the KME ends the connection with the TLS alert {other:?}"),
+            advice: "look into the KME's log".to_owned(),
+        },
+    }
+}
