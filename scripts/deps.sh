@@ -1,0 +1,76 @@
+#!/usr/bin/env bash
+# Installs what building, testing and the demo need besides Rust: packages of Debian or Ubuntu, two cargo tools, and two
+# Python packages in target/venv. It installs only what is missing and asks nothing; with all in place it is silent.
+#
+#   scripts/deps.sh system        packages of the distribution
+#   scripts/deps.sh tools         rustfmt, clippy, cargo-nextest, cargo-deny
+#   scripts/deps.sh python        target/venv
+#   scripts/deps.sh               all of these
+set -euo pipefail
+cd "$(dirname "$0")/.."
+export PATH="$PATH:/usr/sbin:/sbin:$HOME/.cargo/bin"
+
+have() { command -v "$1" >/dev/null 2>&1; }
+
+# command that must be there, and the package that has it
+packages="
+cc         build-essential
+cmake      cmake
+git        git
+ip         iproute2
+unshare    util-linux
+sysctl     procps
+ping       iputils-ping
+nft        nftables
+tcpdump    tcpdump
+iperf3     iperf3
+python3    python3
+"
+
+system() {
+    local missing=() command package
+    while read -r command package; do
+        [ -z "$command" ] || have "$command" || missing+=("$package")
+    done <<<"$packages"
+    have python3 && python3 -c 'import venv, ensurepip' 2>/dev/null || missing+=(python3-venv)
+    [ ${#missing[@]} -gt 0 ] || return 0
+    echo "installing packages: ${missing[*]}"
+    if ! have apt-get; then
+        echo "this script knows apt-get only; install these (or their like) yourself: ${missing[*]}" >&2
+        return 1
+    fi
+    local as_root=()
+    if [ "$(id -u)" -ne 0 ]; then
+        have sudo || { echo "run as root, or install sudo, or install these yourself: ${missing[*]}" >&2; return 1; }
+        as_root=(sudo)
+    fi
+    local apt=("${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -q -y -o Dpkg::Use-Pty=0)
+    "${apt[@]}" update
+    "${apt[@]}" install --no-install-recommends "${missing[@]}"
+}
+
+tools() {
+    have cargo || { echo "there is no cargo: install Rust first, see https://rustup.rs" >&2; return 1; }
+    cargo fmt --version >/dev/null 2>&1 || rustup component add rustfmt
+    cargo clippy --version >/dev/null 2>&1 || rustup component add clippy
+    # Unoptimised, since they are built once and wait for others most of their time.
+    have cargo-nextest || cargo install --locked --debug cargo-nextest
+    have cargo-deny || cargo install --locked --debug cargo-deny
+}
+
+python() {
+    local venv="${CARGO_TARGET_DIR:-target}/venv"
+    cmp -s scripts/requirements.txt "$venv/requirements.txt" && return 0
+    python3 -m venv --clear "$venv"
+    "$venv/bin/pip" --quiet --disable-pip-version-check install -r scripts/requirements.txt
+    cp scripts/requirements.txt "$venv/requirements.txt"
+}
+
+case "${1:-all}" in
+system | tools | python) "$1" ;;
+all) system && tools && python ;;
+*)
+    echo "usage: $0 [system|tools|python|all]" >&2
+    exit 2
+    ;;
+esac

@@ -1,0 +1,71 @@
+#!/usr/bin/env bash
+# Everything that must hold before a change goes in, in one run with one summary. A step that can't be done here is
+# SKIPPED with its reason and never counts as passed; any failure makes the exit status 1.
+set -uo pipefail
+cd "$(dirname "$0")/.." || exit
+export PATH="$PATH:/usr/sbin:/sbin:$HOME/.cargo/bin"
+export CARGO_TERM_COLOR="${CARGO_TERM_COLOR:-auto}"
+target="${CARGO_TARGET_DIR:-target}"
+skip=77
+
+format() { cargo fmt --all --check; }
+lint() { cargo clippy --workspace --all-targets --locked -- -D warnings; }
+documentation() { RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --document-private-items --locked; }
+dependencies() { cargo deny --all-features --locked check licenses bans sources; }
+advisories() {
+    if ! timeout 180 cargo deny --all-features fetch db; then
+        reason="the advisory database can't be fetched from here"
+        return $skip
+    fi
+    cargo deny --all-features --locked check advisories
+}
+# The programs first: the scenario tests start them.
+build() { cargo build --workspace --bins --locked; }
+unit_and_scenario_tests() { cargo nextest run --workspace --locked --no-fail-fast; }
+doc_tests() { cargo test --workspace --doc --locked; }
+# Recomputes the protocol's test vectors without a line of the project's Rust.
+vectors() {
+    local found=0 script
+    for script in qvpn-proto/tests/vectors/*.py; do
+        [ -e "$script" ] || continue
+        found=1
+        "$target/venv/bin/python" "$script" || return 1
+    done
+    [ $found = 1 ] || { echo "there is no vector check in qvpn-proto/tests/vectors" >&2; return 1; }
+}
+
+lines=() passed=0 failed=0 skipped=0
+step() {
+    local name="$1" start=$SECONDS status word
+    shift
+    reason=""
+    printf '\n=== %s\n' "$name"
+    "$@"
+    status=$?
+    case $status in
+    0) word=passed passed=$((passed + 1)) ;;
+    "$skip") word=SKIPPED skipped=$((skipped + 1)) ;;
+    *) word=FAILED failed=$((failed + 1)) ;;
+    esac
+    lines+=("$(printf '%-8s %5ds  %s%s' "$word" $((SECONDS - start)) "$name" "${reason:+ ($reason)}")")
+}
+
+step "system packages" scripts/deps.sh system
+step "cargo tools" scripts/deps.sh tools
+step "format" format
+step "lint" lint
+step "documentation" documentation
+step "licences, bans, sources" dependencies
+step "advisories" advisories
+step "build" build
+step "unit and scenario tests" unit_and_scenario_tests
+step "doc tests" doc_tests
+step "python packages" scripts/deps.sh python
+step "vectors in python" vectors
+
+printf '\n=== summary\n'
+printf '%s\n' "${lines[@]}"
+summary="$passed passed, $failed failed"
+[ $skipped -eq 0 ] || summary+=", $skipped skipped"
+printf '\n%s\n' "$summary"
+[ $failed -eq 0 ]

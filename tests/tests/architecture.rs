@@ -1,0 +1,194 @@
+//! Keeps the arrows between the crates, as the architecture has them, and `unsafe` in its rooms. Who adds an import that
+//! isn't here decides about the house: change the architecture first.
+
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use cargo_metadata::{DependencyKind, Metadata, MetadataCommand, PackageId};
+
+/// Each crate of the workspace, and the ones it may import.
+const ARROWS: &[(&str, &[&str])] = &[
+    ("qvpn-secret", &[]),
+    ("qvpn-identity", &["qvpn-secret"]),
+    ("qvpn-proto", &["qvpn-secret", "qvpn-identity"]),
+    ("qvpn-dataplane", &["qvpn-secret"]),
+    ("qvpn-net", &[]),
+    ("kms-client", &["qvpn-secret"]),
+    ("qvpn-api", &["qvpn-identity"]),
+    (
+        "qvpn-daemon",
+        &[
+            "qvpn-secret",
+            "qvpn-identity",
+            "qvpn-proto",
+            "qvpn-dataplane",
+            "qvpn-net",
+            "kms-client",
+            "qvpn-api",
+        ],
+    ),
+    ("qvpn-ctl", &["qvpn-api", "qvpn-identity", "qvpn-secret", "qvpn-net", "kms-client"]),
+    ("kme-sim", &[]),
+    ("tests", &["qvpn-api"]),
+];
+
+/// Imports beyond the arrows, of any kind, each with its reason.
+const EXCEPTIONS: &[(&str, &str, &str)] = &[(
+    "kme-sim",
+    "qvpn-secret",
+    "keys are erased there too; it knows nothing of ETSI 014, so the two readings of that stay independent",
+)];
+
+/// Crates that must come to their decisions without an async runtime or TLS, counted through all their dependencies.
+const PURE: &[&str] = &["qvpn-secret", "qvpn-identity", "qvpn-proto", "qvpn-dataplane"];
+const IMPURE: &[&str] = &["tokio", "async-std", "smol", "rustls", "hyper", "rtnetlink"];
+
+/// The files that may hold `unsafe` code.
+const UNSAFE_ROOMS: &[&str] = &["sys.rs", "lock.rs"];
+
+#[test]
+fn crates_import_only_along_the_arrows() {
+    let imports = workspace_imports(&metadata());
+    let known: BTreeSet<&str> = ARROWS.iter().map(|(name, _)| *name).collect();
+    let present: BTreeSet<&str> = imports.keys().map(String::as_str).collect();
+    assert_eq!(present, known, "a crate came or went: it needs its line in the architecture and here");
+    assert_eq!(violations(&imports), [""; 0]);
+    for (from, to, _) in EXCEPTIONS {
+        assert!(imports[*from].contains(*to), "the exception {from} -> {to} is no longer needed: remove it");
+    }
+}
+
+#[test]
+fn an_import_against_the_arrows_is_found() {
+    let with = |from: &str, to: &str| BTreeMap::from([(from.to_owned(), BTreeSet::from([to.to_owned()]))]);
+    assert_eq!(violations(&with("kme-sim", "kms-client")), ["kme-sim must not import kms-client"]);
+    assert_eq!(violations(&with("qvpn-proto", "qvpn-api")), ["qvpn-proto must not import qvpn-api"]);
+    assert_eq!(violations(&with("newcomer", "qvpn-api")), ["newcomer must not import qvpn-api"]);
+    assert_eq!(violations(&with("qvpn-ctl", "kms-client")), [""; 0]);
+}
+
+#[test]
+fn pure_crates_reach_no_runtime_by_any_way() {
+    let metadata = metadata();
+    for name in PURE {
+        let reached = reached(&metadata, name);
+        let impure: Vec<&str> = IMPURE.iter().copied().filter(|i| reached.contains(*i)).collect();
+        assert!(impure.is_empty(), "{name} depends on {impure:?} (`cargo tree -p {name} -i {}`)", impure[0]);
+    }
+    let daemon = reached(&metadata, "kms-client");
+    assert!(daemon.contains("tokio") && daemon.contains("rustls"), "the search itself works: {daemon:?}");
+}
+
+#[test]
+fn unsafe_code_is_only_in_its_rooms() {
+    let root = metadata().workspace_root.into_std_path_buf();
+    let mut sources = Vec::new();
+    rust_sources(&root, &mut sources);
+    assert!(sources.len() > ARROWS.len(), "the sources are found under {}", root.display());
+    let mut seen_in_rooms = 0;
+    for path in sources {
+        let lines = unsafe_lines(&fs::read_to_string(&path).unwrap());
+        if UNSAFE_ROOMS.iter().any(|room| path.ends_with(room)) {
+            seen_in_rooms += lines.len();
+        } else {
+            assert!(
+                lines.is_empty(),
+                "{}: unsafe code in lines {lines:?}; it belongs in {UNSAFE_ROOMS:?}",
+                path.display()
+            );
+        }
+    }
+    assert!(seen_in_rooms > 0, "the search itself works");
+}
+
+#[test]
+fn the_search_for_unsafe_code_reads_code_only() {
+    assert_eq!(unsafe_lines("fn a() {\n    unsafe { b() }\n}"), [2]);
+    assert_eq!(unsafe_lines("unsafe impl Send for X {}\npub unsafe fn c() {}"), [1, 2]);
+    assert_eq!(
+        unsafe_lines("// unsafe\n#![allow(unsafe_code)]\nlet s = \"unsafe\"; // unsafe\n"),
+        [0usize; 0]
+    );
+}
+
+fn metadata() -> Metadata {
+    MetadataCommand::new().other_options(["--locked".to_owned()]).exec().unwrap()
+}
+
+/// Direct imports among the workspace's crates, of every kind (normal, dev, build).
+fn workspace_imports(metadata: &Metadata) -> BTreeMap<String, BTreeSet<String>> {
+    let packages = metadata.workspace_packages();
+    let members: BTreeSet<&str> = packages.iter().map(|p| p.name.as_str()).collect();
+    packages
+        .iter()
+        .map(|package| {
+            let imports = package.dependencies.iter().map(|d| d.name.clone());
+            (package.name.to_string(), imports.filter(|name| members.contains(name.as_str())).collect())
+        })
+        .collect()
+}
+
+fn violations(imports: &BTreeMap<String, BTreeSet<String>>) -> Vec<String> {
+    let mut found = Vec::new();
+    for (from, to) in
+        imports.iter().flat_map(|(from, list)| list.iter().map(move |to| (from.as_str(), to.as_str())))
+    {
+        let allowed = ARROWS.iter().any(|(name, list)| *name == from && list.contains(&to));
+        let excepted = EXCEPTIONS.iter().any(|(f, t, _)| (*f, *t) == (from, to));
+        if !allowed && !excepted {
+            found.push(format!("{from} must not import {to}"));
+        }
+    }
+    found
+}
+
+/// Names of all crates that `name` needs when it is built for use, through any number of steps.
+fn reached(metadata: &Metadata, name: &str) -> BTreeSet<String> {
+    let resolve = metadata.resolve.as_ref().unwrap();
+    let start = metadata.workspace_packages().into_iter().find(|p| p.name.as_str() == name).unwrap();
+    let mut queue: Vec<&PackageId> = vec![&start.id];
+    let mut seen: BTreeSet<&PackageId> = BTreeSet::new();
+    while let Some(id) = queue.pop() {
+        if seen.insert(id) {
+            let node = resolve.nodes.iter().find(|node| node.id == *id).unwrap();
+            let used = |dep: &&cargo_metadata::NodeDep| {
+                dep.dep_kinds.iter().any(|kind| matches!(kind.kind, DependencyKind::Normal))
+            };
+            queue.extend(node.deps.iter().filter(used).map(|dep| &dep.pkg));
+        }
+    }
+    seen.into_iter().map(|id| metadata[id].name.to_string()).collect()
+}
+
+fn rust_sources(folder: &Path, found: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        let name = path.file_name().unwrap().to_string_lossy().into_owned();
+        if path.is_dir() && name != "target" && !name.starts_with('.') {
+            rust_sources(&path, found);
+        } else if path.extension().is_some_and(|e| e == "rs") {
+            found.push(path);
+        }
+    }
+}
+
+/// Numbers (from 1) of the lines with the keyword outside line comments and one-line strings.
+fn unsafe_lines(source: &str) -> Vec<usize> {
+    let is_word = |c: char| c.is_alphanumeric() || c == '_';
+    let code = |line: &str| {
+        // Every other piece between quotes is a string, once quotes that are characters are out of the way.
+        let line = line.replace("\\\"", "").replace("'\"'", "");
+        let outside: Vec<&str> = line.split('"').step_by(2).collect();
+        outside.join(" ").split("//").next().unwrap_or_default().to_owned()
+    };
+    let mut lines = Vec::new();
+    for (number, line) in source.lines().enumerate() {
+        if code(line).split(|c| !is_word(c)).any(|word| word == "unsafe") {
+            lines.push(number + 1);
+        }
+    }
+    lines
+}
