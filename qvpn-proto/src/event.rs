@@ -65,10 +65,10 @@ pub enum LaneOrder {
         /// End of the drain.
         at: Time,
     },
-    /// Erase the opening keys of just this generation now: its attempt failed.
+    /// Erase the opening key of this index now: its attempt failed.
     Close {
-        /// The generation that goes.
-        generation: u64,
+        /// The receiver index that goes.
+        index: u32,
     },
 }
 
@@ -225,6 +225,13 @@ pub enum Notice {
         reason: FailureReason,
         /// In words.
         detail: String,
+    },
+    /// A confirmation was wrong and is ignored; the fourth ends the attempt.
+    WrongConfirmation {
+        /// The epoch's number on the wire.
+        epoch: u64,
+        /// How many there were in this attempt.
+        count: u8,
     },
     /// No QKD key could be fetched for a while; the stock runs down.
     SupplyStopped {

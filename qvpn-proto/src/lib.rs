@@ -4,12 +4,21 @@
 //! the time and a random source, and what is to be done is polled from it.
 
 pub mod config;
+pub mod control_link;
+pub mod epoch;
 pub mod event;
+pub mod exchange;
+pub mod key_schedule;
+pub mod messenger;
+pub mod peer;
+pub mod stock;
 pub mod time;
+mod timers;
 pub mod wire;
 
 pub use config::{PeerConfig, QkdPolicy, Role, Suite};
 pub use event::{
     Event, Fetch, FetchedKey, KeyName, KmsReport, LaneOrder, LaneReport, Notice, PeerView, State, Transmit,
 };
+pub use peer::Peer;
 pub use time::Time;

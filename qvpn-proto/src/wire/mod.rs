@@ -2,7 +2,19 @@
 //!
 //! Integers are big-endian; a name is one length byte and its bytes. `docs/protocol.md` draws each message.
 
+pub mod codec;
+mod exchange;
+pub mod fragment;
+mod hello;
 pub mod limits;
 mod reason;
+mod reject;
+mod stock;
 
+pub use codec::ParseError;
+pub use exchange::{Accept, CONFIRMATION, Confirm, Propose};
+pub use fragment::{Fragment, Kind, MessageId};
+pub use hello::{Hello, VERSION};
 pub use reason::RejectReason;
+pub use reject::Reject;
+pub use stock::{Held, StockAck, StockOffer};

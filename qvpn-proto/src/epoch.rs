@@ -1,0 +1,100 @@
+//! The life of an epoch after its keys were made: which one is active, when it ends, and the receiver indices of its
+//! lanes. The keys themselves are in the lanes, which hold to the same limits on their own.
+
+use std::time::Duration;
+
+use crate::event::Sources;
+use crate::time::Time;
+use crate::wire::limits::MAX_PEERS;
+
+/// Most packets that one key may seal.
+pub const MAX_PACKETS: u64 = 1 << 32;
+
+/// How long an epoch may seal: three intervals, at least 10 s.
+#[must_use]
+pub fn max_age(interval: Duration) -> Duration {
+    (interval * 3).max(Duration::from_secs(10))
+}
+
+/// How long an older epoch still opens: the larger of 2 s and the smaller of 10 s and 8 intervals.
+#[must_use]
+pub fn drain(interval: Duration) -> Duration {
+    (interval * 8).min(Duration::from_secs(10)).max(Duration::from_secs(2))
+}
+
+/// The epoch that seals.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ActiveEpoch {
+    /// Its number on the wire.
+    pub epoch: u64,
+    /// Its number in this end's lanes.
+    pub generation: u64,
+    /// When it came into force here.
+    pub since: Time,
+    /// When sealing ends.
+    pub sealing_ends: Time,
+    /// What its key is made of.
+    pub sources: Sources,
+    /// The QKD key that it used.
+    pub qkd_key_id: Option<String>,
+    /// It lost its chain though neither end restarted.
+    pub chain_lost: bool,
+}
+
+/// Hands out receiver indices for data sessions: top bit, the peer's number (15 bits), and a count.
+pub struct Indices {
+    number: u16,
+    next: u16,
+}
+
+impl Indices {
+    /// For the peer with this number.
+    #[must_use]
+    pub fn new(number: u16) -> Self {
+        Self { number: number % MAX_PEERS, next: 0 }
+    }
+
+    /// One index for each lane. They come round after 65,536, far more than can be open at once.
+    pub fn take(&mut self, lanes: u8) -> Vec<u32> {
+        (0..lanes)
+            .map(|_| {
+                self.next = self.next.wrapping_add(1);
+                1 << 31 | u32::from(self.number) << 16 | u32::from(self.next)
+            })
+            .collect()
+    }
+}
+
+/// The peer's number in a receiver index of a data session; `None` for a control session's.
+#[must_use]
+pub fn peer_of_data_index(index: u32) -> Option<u16> {
+    (index >> 31 == 1).then_some(u16::try_from(index >> 16 & 0x7fff).unwrap_or(0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn limits_of_protocol_md() {
+        let s = Duration::from_secs;
+        assert_eq!(max_age(s(60)), s(180));
+        assert_eq!(max_age(Duration::from_millis(100)), s(10));
+        assert_eq!(drain(s(60)), s(10));
+        assert_eq!(drain(Duration::from_millis(100)), s(2));
+        assert_eq!(drain(s(1)), s(8));
+    }
+
+    #[test]
+    fn indices_name_their_peer_and_have_the_top_bit() {
+        let mut indices = Indices::new(77);
+        let mut seen = std::collections::BTreeSet::new();
+        for _ in 0..1000 {
+            for index in indices.take(16) {
+                assert_eq!(peer_of_data_index(index), Some(77));
+                assert!(seen.insert(index));
+            }
+        }
+        assert_eq!(peer_of_data_index(77 << 8), None);
+    }
+}

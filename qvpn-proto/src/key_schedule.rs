@@ -1,0 +1,196 @@
+//! The only place where keys are made: HKDF (RFC 5869) with SHA-384 over all secrets of an exchange, and every label.
+//!
+//! The inputs are joined in the concatenation form of ETSI TS 103 744 and NIST SP 800-56C: each with its length, so
+//! that no two sets of secrets give the same bytes.
+
+use hkdf::Hkdf;
+use qvpn_identity::PublicIdentity;
+use qvpn_secret::{Secret, SecretBuf, with_scrubbed_stack};
+use sha2::{Digest, Sha384};
+
+use crate::config::Suite;
+
+/// Bytes of a chain secret.
+pub const CHAIN: usize = 48;
+/// Bytes of a check value.
+pub const CHECK: usize = 16;
+
+/// What an output of the schedule is for.
+enum Label {
+    ConfirmResponder,
+    ConfirmInitiator,
+    Data,
+    Chain,
+    ChainCheck,
+}
+
+impl Label {
+    const fn text(&self) -> &'static str {
+        match self {
+            Self::ConfirmResponder => "confirm responder",
+            Self::ConfirmInitiator => "confirm initiator",
+            Self::Data => "data",
+            Self::Chain => "chain",
+            Self::ChainCheck => "chain check",
+        }
+    }
+}
+
+/// The public half of the inputs: all that both ends said.
+pub struct Transcript<'a> {
+    /// The initiator's identity.
+    pub initiator: &'a PublicIdentity,
+    /// The responder's identity.
+    pub responder: &'a PublicIdentity,
+    /// The initiator's `Hello` in force.
+    pub hello_initiator: &'a [u8],
+    /// The responder's `Hello` in force.
+    pub hello_responder: &'a [u8],
+    /// The `Propose`.
+    pub propose: &'a [u8],
+    /// The `Accept` without its confirmation.
+    pub accept: &'a [u8],
+}
+
+impl Transcript<'_> {
+    fn hash(&self) -> [u8; 48] {
+        let mut hash = Sha384::new_with_prefix(b"qvpn/1 epoch");
+        for part in [
+            self.initiator.to_bytes().as_slice(),
+            self.responder.to_bytes().as_slice(),
+            self.hello_initiator,
+            self.hello_responder,
+            self.propose,
+            self.accept,
+        ] {
+            hash.update(length(part));
+            hash.update(part);
+        }
+        hash.finalize().into()
+    }
+}
+
+/// The secret half of the inputs, used up by [`derive`]; those that outlive a failed attempt are borrowed.
+pub struct EpochSecrets<'a> {
+    /// Of the ephemeral ML-KEM key.
+    pub kem_ephemeral: Secret<32>,
+    /// Of the responder's static ML-KEM key.
+    pub kem_to_responder: Secret<32>,
+    /// Of the initiator's static ML-KEM key.
+    pub kem_to_initiator: Secret<32>,
+    /// Of the ephemeral X25519 keys.
+    pub x25519: Secret<32>,
+    /// The QKD key.
+    pub qkd: Option<&'a SecretBuf>,
+    /// The pre-shared key.
+    pub psk: Option<&'a Secret<32>>,
+    /// The chain of the epoch before.
+    pub chain: Option<&'a Chain>,
+}
+
+/// A secret that an epoch leaves for the next, and the value that names it on the wire.
+pub struct Chain {
+    secret: Secret<CHAIN>,
+    /// `out("chain check")`
+    pub check: [u8; CHECK],
+}
+
+/// The keys of one epoch.
+pub struct EpochKeys {
+    /// What the responder must send in `Accept`.
+    pub confirm_responder: Secret<48>,
+    /// What the initiator must send in `Confirm`.
+    pub confirm_initiator: Secret<48>,
+    /// A key for each lane, from the initiator to the responder.
+    pub to_responder: Vec<Secret<32>>,
+    /// A key for each lane, from the responder to the initiator.
+    pub to_initiator: Vec<Secret<32>>,
+    /// For the next epoch.
+    pub chain: Chain,
+}
+
+/// Makes the keys of an epoch with `lanes` lanes.
+#[must_use]
+pub fn derive(transcript: &Transcript<'_>, secrets: EpochSecrets<'_>, suite: Suite, lanes: u8) -> EpochKeys {
+    let salt = transcript.hash();
+    with_scrubbed_stack(|| {
+        let ikm = join(&[
+            secrets.kem_ephemeral.expose(),
+            secrets.kem_to_responder.expose(),
+            secrets.kem_to_initiator.expose(),
+            secrets.x25519.expose(),
+            secrets.qkd.map(SecretBuf::expose).unwrap_or_default(),
+            secrets.psk.map(|s| s.expose().as_slice()).unwrap_or_default(),
+            secrets.chain.map(|c| c.secret.expose().as_slice()).unwrap_or_default(),
+        ]);
+        let prk = Hkdf::<Sha384>::new(Some(&salt), ikm.expose());
+        let direction = |direction: u8| {
+            (0..lanes)
+                .map(|lane| out(&prk, &Label::Data, &[suite as u8, direction, lane]))
+                .collect::<Vec<_>>()
+        };
+        EpochKeys {
+            confirm_responder: out(&prk, &Label::ConfirmResponder, &[]),
+            confirm_initiator: out(&prk, &Label::ConfirmInitiator, &[]),
+            to_responder: direction(0),
+            to_initiator: direction(1),
+            chain: Chain {
+                secret: out(&prk, &Label::Chain, &[]),
+                check: *out::<CHECK>(&prk, &Label::ChainCheck, &[]).expose(),
+            },
+        }
+    })
+}
+
+/// The check value of a QKD key: shows that both ends hold the same bytes under an ID before they are used.
+#[must_use]
+pub fn qkd_check(key: &SecretBuf, id: &str) -> [u8; CHECK] {
+    check(key.expose(), b"qvpn/1 qkd check", &[&length(id.as_bytes()), id.as_bytes()])
+}
+
+/// The check value of a PSK in a `Hello` of the instance `sender`.
+#[must_use]
+pub fn psk_check(psk: &Secret<32>, sender: &[u8; 16]) -> [u8; CHECK] {
+    check(psk.expose(), b"qvpn/1 psk check", &[sender])
+}
+
+fn check(secret: &[u8], label: &[u8], context: &[&[u8]]) -> [u8; CHECK] {
+    with_scrubbed_stack(|| {
+        let mut info = label.to_vec();
+        context.iter().for_each(|part| info.extend_from_slice(part));
+        let mut out = [0; CHECK];
+        expand(&Hkdf::<Sha384>::new(None, secret), &info, &mut out);
+        out
+    })
+}
+
+/// `HKDF-Expand(prk, "qvpn/1 " ‖ label ‖ 0x00 ‖ context, N)`
+fn out<const N: usize>(prk: &Hkdf<Sha384>, label: &Label, context: &[u8]) -> Secret<N> {
+    let mut info = b"qvpn/1 ".to_vec();
+    info.extend_from_slice(label.text().as_bytes());
+    info.push(0);
+    info.extend_from_slice(context);
+    Secret::filled(|bytes| expand(prk, &info, bytes))
+}
+
+fn expand(prk: &Hkdf<Sha384>, info: &[u8], bytes: &mut [u8]) {
+    // RFC 5869 allows 255 · 48 bytes; the largest output here has 48.
+    assert!(prk.expand(info, bytes).is_ok(), "output longer than HKDF allows");
+}
+
+/// `lp(a) ‖ lp(b) ‖ …`
+fn join(parts: &[&[u8]]) -> SecretBuf {
+    let mut all = SecretBuf::zeroed(parts.iter().map(|p| 4 + p.len()).sum());
+    let mut rest = all.expose_mut();
+    for part in parts {
+        let (head, tail) = rest.split_at_mut(4 + part.len());
+        head[..4].copy_from_slice(&length(part));
+        head[4..].copy_from_slice(part);
+        rest = tail;
+    }
+    all
+}
+
+fn length(part: &[u8]) -> [u8; 4] {
+    u32::try_from(part.len()).unwrap_or(u32::MAX).to_be_bytes()
+}

@@ -1,0 +1,359 @@
+//! One end's state towards one site: it takes datagrams, KMS answers, lane reports and the time, and says what to send,
+//! install and tell. Each duty has a file below; this one holds the state and the doors.
+
+mod hello;
+mod initiate;
+mod respond;
+mod session;
+mod supply;
+mod view;
+
+use std::collections::{BTreeMap, VecDeque};
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use rand_core::CryptoRng;
+
+use crate::config::{PeerConfig, Role};
+use crate::control_link::ControlLink;
+use crate::epoch::{ActiveEpoch, Indices};
+use crate::event::{
+    Event, FailureReason, KmsReport, LaneOrder, LaneReport, Notice, Sources, State, Transmit,
+};
+use crate::messenger::{Arrived, Messenger};
+use crate::time::Time;
+use crate::timers::{Timer, Timers};
+use crate::wire::{Hello, Kind, MessageId, Reject, RejectReason};
+use hello::{Agreement, OwnHello, Refusal, RemoteHello};
+use initiate::Initiator;
+use respond::Responder;
+use session::Session;
+
+/// The half of the exchange that this end plays.
+enum Side {
+    Initiator(Box<Initiator>),
+    Responder(Box<Responder>),
+}
+
+/// One end's state towards one site.
+pub struct Peer<L> {
+    config: PeerConfig,
+    link: L,
+    instance: [u8; 16],
+    started: Time,
+    session: Session,
+    messenger: Messenger,
+    timers: Timers,
+    transmits: VecDeque<Transmit>,
+    events: VecDeque<Event>,
+    own_hello: OwnHello,
+    remote: Option<RemoteHello>,
+    /// Instances of the other end that a later one replaced: what they said comes too late.
+    past_instances: VecDeque<[u8; 16]>,
+    agreement: Option<Agreement>,
+    refusal: Option<Refusal>,
+    side: Side,
+    indices: Indices,
+    generation: u64,
+    token: u64,
+    request: u64,
+    active: Option<ActiveEpoch>,
+    had_epoch: bool,
+    last_qkd: Option<Time>,
+    /// Neither end restarted since the last epoch.
+    unbroken: bool,
+    supply_stopped: bool,
+    last_state: State,
+    rekeys: u64,
+    failures: BTreeMap<FailureReason, u64>,
+}
+
+impl<L: ControlLink> Peer<L> {
+    /// A peer that begins to look for its other end at once. `instance` is random, and the same for all peers of one start.
+    #[must_use]
+    pub fn new(config: PeerConfig, link: L, instance: [u8; 16], now: Time) -> Self {
+        let side = new_side(&config, now);
+        let own_hello = OwnHello::new(&config, instance, 1);
+        let mut peer = Self {
+            session: Session::new(config.endpoint, now),
+            indices: Indices::new(config.number),
+            config,
+            link,
+            instance,
+            started: now,
+            messenger: Messenger::default(),
+            timers: Timers::default(),
+            transmits: VecDeque::new(),
+            events: VecDeque::new(),
+            own_hello,
+            remote: None,
+            past_instances: VecDeque::new(),
+            agreement: None,
+            refusal: None,
+            side,
+            generation: 0,
+            token: 0,
+            request: 0,
+            active: None,
+            had_epoch: false,
+            last_qkd: None,
+            unbroken: false,
+            supply_stopped: false,
+            last_state: State::Connecting,
+            rekeys: 0,
+            failures: BTreeMap::new(),
+        };
+        peer.timers.set(Timer::LinkTick, Some(now));
+        let wait = match peer.config.role {
+            Role::Initiator => Duration::ZERO,
+            Role::Responder => session::RESPONDER_WAIT,
+        };
+        peer.timers.set(Timer::Handshake, Some(now + wait));
+        peer
+    }
+
+    /// Takes a datagram that the gate gave to this peer.
+    pub fn handle_datagram(&mut self, datagram: &[u8], from: SocketAddr, now: Time, rng: &mut dyn CryptoRng) {
+        self.ensure_hello(now, rng);
+        let packets = self.link_datagram(datagram, from, now);
+        for packet in packets {
+            if let Arrived::Message { id, kind, body } = self.messenger.receive(&packet, now, rng) {
+                self.handle_message(id, kind, &body, now, rng);
+            }
+        }
+        self.settle(now, rng);
+    }
+
+    /// Takes the answer to a [`Event::Fetch`].
+    pub fn handle_kms(&mut self, report: KmsReport, now: Time, rng: &mut dyn CryptoRng) {
+        self.take_kms(report, now);
+        self.settle(now, rng);
+    }
+
+    /// Takes a lane's report.
+    pub fn handle_lane(&mut self, report: LaneReport, now: Time, rng: &mut dyn CryptoRng) {
+        match report {
+            LaneReport::Installed { token, .. } => self.installed(token, now, rng),
+            LaneReport::FirstOpened { generation, .. } => {
+                self.session.heard(now);
+                self.first_opened(generation, now);
+            }
+            LaneReport::Activity { sent_at, received_at } => self.session.activity(sent_at, received_at),
+            LaneReport::SealingEnded { generation, .. } => self.sealing_ended(generation, now, rng),
+        }
+        self.settle(now, rng);
+    }
+
+    /// Does what is due; to be called when [`poll_timeout`](Self::poll_timeout) has passed.
+    pub fn handle_timeout(&mut self, now: Time, rng: &mut dyn CryptoRng) {
+        self.ensure_hello(now, rng);
+        if self.timers.take_due(Timer::LinkTick, now) {
+            self.link_tick(now);
+        }
+        if self.timers.take_due(Timer::Handshake, now) {
+            self.start_handshake(now);
+        }
+        if self.timers.take_due(Timer::Liveness, now) {
+            self.check_liveness(now, rng);
+        }
+        if self.timers.take_due(Timer::Stock, now) {
+            self.age_stock(now);
+        }
+        if self.timers.take_due(Timer::AttemptEnd, now) {
+            self.attempt_failed(FailureReason::Timeout, "no verified answer within 5 s".to_owned(), now);
+        }
+        if self.timers.take_due(Timer::ProposeAgain, now) {
+            self.propose_again(now, rng);
+        }
+        if self.timers.take_due(Timer::ConfirmAgain, now) {
+            self.confirm_again(now, rng);
+        }
+        if self.timers.take_due(Timer::AskRekey, now) {
+            self.ask_rekey(now, rng);
+        }
+        // Attempt, Retransmit and EpochEnd need no more than `settle`.
+        self.timers.take_due(Timer::Retransmit, now);
+        self.timers.take_due(Timer::EpochEnd, now);
+        self.settle(now, rng);
+    }
+
+    /// A datagram to send.
+    pub fn poll_transmit(&mut self) -> Option<Transmit> {
+        self.transmits.pop_front()
+    }
+
+    /// Something to do or to tell.
+    pub fn poll_event(&mut self) -> Option<Event> {
+        self.events.pop_front()
+    }
+
+    /// When [`handle_timeout`](Self::handle_timeout) is to be called next.
+    #[must_use]
+    pub fn poll_timeout(&self) -> Option<Time> {
+        self.timers.next()
+    }
+
+    /// The operator wants a fresh epoch now.
+    pub fn rekey(&mut self, now: Time, rng: &mut dyn CryptoRng) {
+        match &mut self.side {
+            Side::Initiator(_) => self.attempt_due(now),
+            Side::Responder(_) => {
+                self.messenger.send(Kind::Rekey, &[0], now, rng);
+            }
+        }
+        self.settle(now, rng);
+    }
+
+    /// Puts a changed config in force: a fresh `Hello` tells the other end. The identities must be the same as before.
+    /// An active epoch that breaks a stricter policy stops at once.
+    pub fn reconfigure(&mut self, config: PeerConfig, now: Time, rng: &mut dyn CryptoRng) {
+        let role_changed = config.role != self.config.role;
+        let sae_changed =
+            (&config.sae_local, &config.sae_remote) != (&self.config.sae_local, &self.config.sae_remote);
+        if let (Some(endpoint), true) = (config.endpoint, config.endpoint != self.config.endpoint) {
+            self.session.endpoint = Some(endpoint);
+        }
+        self.config = config;
+        if role_changed || sae_changed {
+            self.side = new_side(&self.config, now);
+        }
+        if let Side::Initiator(initiator) = &mut self.side {
+            initiator.stock.set_target(self.config.stock);
+        }
+        self.drop_attempt();
+        self.fresh_hello(now, rng);
+        self.reconsider(now, rng);
+        let breaks = self
+            .active
+            .as_ref()
+            .is_some_and(|a| self.config.policy == crate::config::QkdPolicy::Required && !a.sources.qkd);
+        if breaks {
+            self.stop_sealing();
+        }
+        self.attempt_due(now);
+        self.settle(now, rng);
+    }
+
+    /// Says goodbye and stops sending; poll the last datagrams afterwards.
+    pub fn shut_down(&mut self, now: Time, rng: &mut dyn CryptoRng) {
+        self.messenger.send_once(Kind::Bye, &[], rng);
+        self.stop_sealing();
+        self.pump(now);
+    }
+
+    /// A new address of the peer, from its host name.
+    pub fn set_endpoint(&mut self, endpoint: SocketAddr, now: Time) {
+        if self.session.endpoint != Some(endpoint) {
+            self.session.endpoint = Some(endpoint);
+            if self.link.session_age().is_none() {
+                self.timers.set(Timer::Handshake, Some(now));
+            }
+        }
+    }
+
+    fn handle_message(&mut self, id: MessageId, kind: Kind, body: &[u8], now: Time, rng: &mut dyn CryptoRng) {
+        match kind {
+            Kind::Hello => self.take_hello(id, body, now, rng),
+            Kind::StockOffer | Kind::StockAck => self.take_stock(kind, body, now),
+            Kind::Propose => self.take_propose(id, body, now, rng),
+            Kind::Accept => self.take_accept(body, now, rng),
+            Kind::Confirm => self.take_confirm(body, now),
+            Kind::Rekey => self.asked_to_rekey(now),
+            Kind::Ping => self.messenger.send_once(Kind::Pong, &[], rng),
+            Kind::Bye => self.notice(Notice::Bye),
+            Kind::Reject => self.take_reject(body, now, rng),
+            // A Pong says no more than that it came; acknowledgements end in the messenger.
+            Kind::Pong | Kind::Ack => {}
+        }
+    }
+
+    fn take_reject(&mut self, body: &[u8], now: Time, rng: &mut dyn CryptoRng) {
+        let Ok(reject) = Reject::parse(body) else { return };
+        if self.own_hello.message_id == Some(reject.id) {
+            self.refused_by_peer(reject.reason);
+        } else {
+            self.attempt_rejected(reject.id, reject.reason, now, rng);
+        }
+    }
+
+    fn reject(&mut self, id: MessageId, reason: RejectReason, now: Time, rng: &mut dyn CryptoRng) {
+        self.messenger.send(Kind::Reject, &Reject { id, reason }.to_bytes(), now, rng);
+    }
+
+    fn notice(&mut self, notice: Notice) {
+        self.events.push_back(Event::Notice(notice));
+    }
+
+    fn order(&mut self, lane: u8, order: LaneOrder) {
+        self.events.push_back(Event::Lane(lane, order));
+    }
+
+    /// The same order for each lane.
+    fn order_all(&mut self, order: impl Fn() -> LaneOrder) {
+        for lane in 0..self.config.lanes {
+            self.order(lane, order());
+        }
+    }
+
+    fn next_token(&mut self) -> u64 {
+        self.token += 1;
+        self.token
+    }
+
+    fn stop_sealing(&mut self) {
+        self.order_all(|| LaneOrder::StopSealing);
+        self.active = None;
+    }
+
+    /// Counts and tells a failed attempt.
+    fn failed(&mut self, reason: FailureReason, detail: String) {
+        *self.failures.entry(reason).or_default() += 1;
+        self.notice(Notice::EpochFailed { reason, detail });
+    }
+
+    /// An epoch came into force: its sealing keys were ordered.
+    fn activate(&mut self, active: ActiveEpoch, took: Duration, now: Time) {
+        self.rekeys += 1;
+        if active.sources.qkd {
+            self.last_qkd = Some(now);
+        }
+        self.unbroken = true;
+        self.notice(Notice::EpochActive {
+            epoch: active.epoch,
+            sources: active.sources,
+            qkd_key_id: active.qkd_key_id.clone(),
+            took,
+        });
+        self.had_epoch = true;
+        self.active = Some(active);
+    }
+
+    /// What follows from any change: attempts that are due, fetches, messages, state, timers.
+    fn settle(&mut self, now: Time, rng: &mut dyn CryptoRng) {
+        self.drive_supply(now, rng);
+        self.drive_attempt(now, rng);
+        self.drive_supply(now, rng);
+        self.pump(now);
+        self.tell_state(now);
+        let end = self.active.as_ref().map(|a| a.sealing_ends).filter(|end| *end > now);
+        self.timers.set(Timer::EpochEnd, end);
+        let up = self.link.session_age().is_some();
+        self.timers.set(Timer::Retransmit, self.messenger.next_due().filter(|_| up));
+        self.timers.set(Timer::Liveness, self.session.liveness_due());
+    }
+
+    fn sources(&self, qkd: bool, chain: bool) -> Sources {
+        Sources { qkd, psk: self.config.psk.is_some(), chain }
+    }
+
+    fn remote_hello(&self) -> Option<&Hello> {
+        self.remote.as_ref().map(|r| &r.hello)
+    }
+}
+
+fn new_side(config: &PeerConfig, now: Time) -> Side {
+    match config.role {
+        Role::Initiator => Side::Initiator(Box::new(Initiator::new(config.stock))),
+        Role::Responder => Side::Responder(Box::new(Responder::new(now))),
+    }
+}

@@ -1,0 +1,449 @@
+//! The initiator's duties: when an attempt is due, with which QKD key, how it ends, and `Confirm` until the other end
+//! is heard in the new epoch.
+
+use std::time::Duration;
+
+use qvpn_secret::Secret;
+use rand_core::CryptoRng;
+
+use super::{Peer, Side};
+use crate::config::QkdPolicy;
+use crate::control_link::ControlLink;
+use crate::epoch::{ActiveEpoch, MAX_PACKETS, drain, max_age};
+use crate::event::{FailureReason, LaneOrder, Notice};
+use crate::exchange::{AcceptError, Proposal, Proposed, Terms};
+use crate::key_schedule::Chain;
+use crate::stock::{MasterStock, backoff};
+use crate::time::Time;
+use crate::timers::Timer;
+use crate::wire::{Confirm, Kind, MessageId, RejectReason};
+
+/// An attempt has so long.
+const ATTEMPT: Duration = Duration::from_secs(5);
+const AGAIN: Duration = Duration::from_millis(500);
+const FIRST_WAIT: Duration = Duration::from_millis(100);
+const LAST_WAIT: Duration = Duration::from_secs(10);
+/// The wrong confirmation that ends an attempt.
+pub(super) const WRONG: u8 = 4;
+
+/// The initiator's state.
+pub(super) struct Initiator {
+    pub(super) stock: MasterStock,
+    attempt: Attempt,
+    chain: Option<Chain>,
+    chain_lost: bool,
+    due: Time,
+    began: Option<Time>,
+    failures: u32,
+    epoch: u64,
+    pub(super) confirming: Option<Confirming>,
+    /// Why no attempt begins though one is due.
+    pub(super) waiting: Option<String>,
+    told_no_key: bool,
+}
+
+enum Attempt {
+    Idle,
+    Proposed { proposed: Box<Proposed>, ids: Vec<MessageId>, began: Time, wrong: u8 },
+    Installing(Box<Installing>),
+}
+
+/// A verified epoch whose opening keys are on their way into the lanes.
+struct Installing {
+    tokens: Vec<u64>,
+    indices: Vec<u32>,
+    sealing: Vec<(u32, Secret<32>)>,
+    confirm: Vec<u8>,
+    began: Time,
+    active: ActiveEpoch,
+}
+
+/// A `Confirm` that is repeated until the other end is heard.
+pub(super) struct Confirming {
+    generation: u64,
+    bytes: Vec<u8>,
+    tries: u32,
+}
+
+impl Initiator {
+    pub(super) fn new(stock: usize) -> Self {
+        Self {
+            stock: MasterStock::new(stock),
+            attempt: Attempt::Idle,
+            chain: None,
+            chain_lost: false,
+            due: Time::default(),
+            began: None,
+            failures: 0,
+            epoch: 0,
+            confirming: None,
+            waiting: None,
+            told_no_key: false,
+        }
+    }
+
+    pub(super) fn due(&self) -> Time {
+        self.due
+    }
+}
+
+enum Choice {
+    Key(String),
+    Without,
+    Wait(Option<Time>, String),
+}
+
+impl<L: ControlLink> Peer<L> {
+    /// An attempt is due at once, if this end is the initiator.
+    pub(super) fn attempt_due(&mut self, now: Time) {
+        if let Side::Initiator(initiator) = &mut self.side {
+            initiator.due = now;
+        }
+    }
+
+    /// Begins an attempt if one is due and possible, and sets the timer for the next.
+    pub(super) fn drive_attempt(&mut self, now: Time, rng: &mut dyn CryptoRng) {
+        self.timers.set(Timer::Attempt, None);
+        if let Side::Responder(_) = self.side {
+            self.drive_asking(now);
+            return;
+        }
+        let ready = self.agreement.is_some()
+            && self.refusal.is_none()
+            && self.link.session_age().is_some()
+            && !self.messenger.pending(Kind::Hello)
+            && !self.messenger.pending(Kind::StockOffer);
+        let Side::Initiator(initiator) = &mut self.side else { return };
+        if !matches!(initiator.attempt, Attempt::Idle) {
+            return;
+        }
+        if initiator.due > now {
+            let due = initiator.due;
+            self.timers.set(Timer::Attempt, Some(due));
+            return;
+        }
+        if !ready {
+            return; // whatever makes it ready comes through a datagram
+        }
+        match self.choose_key(now) {
+            Choice::Key(id) => self.propose(Some(id), now, rng),
+            Choice::Without => self.propose(None, now, rng),
+            Choice::Wait(until, reason) => {
+                self.timers.set(Timer::Attempt, until);
+                let Side::Initiator(initiator) = &mut self.side else { return };
+                initiator.waiting = Some(reason.clone());
+                if !std::mem::replace(&mut initiator.told_no_key, true) && self.had_epoch {
+                    self.failed(FailureReason::NoQkdKey, reason);
+                }
+            }
+        }
+    }
+
+    fn choose_key(&self, now: Time) -> Choice {
+        let (Side::Initiator(initiator), Some(agreement)) = (&self.side, self.agreement) else {
+            return Choice::Wait(None, String::new());
+        };
+        if agreement.policy == QkdPolicy::Off {
+            return Choice::Without;
+        }
+        if let Some((id, _)) = initiator.stock.usable() {
+            return Choice::Key(id.to_owned());
+        }
+        let trouble = initiator.stock.trouble().unwrap_or("waiting for the first keys of the KMEs");
+        if agreement.policy == QkdPolicy::Required {
+            return Choice::Wait(
+                None,
+                format!("no QKD key that both sites hold, and qkd = \"required\": {trouble}"),
+            );
+        }
+        let until = self.last_qkd.unwrap_or(self.started) + agreement.interval * 2;
+        if now >= until {
+            return Choice::Without;
+        }
+        Choice::Wait(Some(until), format!("no QKD key that both sites hold: {trouble}"))
+    }
+
+    fn propose(&mut self, qkd_key_id: Option<String>, now: Time, rng: &mut dyn CryptoRng) {
+        let (Side::Initiator(initiator), Some(remote), Some(agreement)) =
+            (&mut self.side, &self.remote, self.agreement)
+        else {
+            return;
+        };
+        initiator.epoch += 1;
+        initiator.began = Some(now);
+        initiator.waiting = None;
+        let proposal = Proposal {
+            hello_hashes: (self.own_hello.hash, remote.hash),
+            epoch: initiator.epoch,
+            responder_key: &remote.hello.encapsulation_key,
+            indices: self.indices.take(agreement.lanes),
+            qkd_key_id,
+            chain_check: initiator.chain.as_ref().map(|c| c.check),
+        };
+        // The key passed the input check when its Hello came, so there is no failure to handle but a bug's.
+        let Ok(proposed) = Proposed::new(proposal, rng) else {
+            self.failed(FailureReason::Crypto, "the other site's ML-KEM key is unusable".to_owned());
+            return;
+        };
+        let id = self.messenger.send(Kind::Propose, proposed.bytes(), now, rng);
+        initiator.attempt =
+            Attempt::Proposed { proposed: Box::new(proposed), ids: vec![id], began: now, wrong: 0 };
+        self.timers.set(Timer::AttemptEnd, Some(now + ATTEMPT));
+        self.timers.set(Timer::ProposeAgain, Some(now + AGAIN * 2));
+    }
+
+    pub(super) fn propose_again(&mut self, now: Time, rng: &mut dyn CryptoRng) {
+        let Side::Initiator(initiator) = &mut self.side else { return };
+        if let Attempt::Proposed { proposed, ids, .. } = &mut initiator.attempt {
+            if !self.messenger.pending(Kind::Propose) {
+                ids.push(self.messenger.send(Kind::Propose, proposed.bytes(), now, rng));
+            }
+            self.timers.set(Timer::ProposeAgain, Some(now + AGAIN * 2));
+        }
+    }
+
+    pub(super) fn take_accept(&mut self, body: &[u8], now: Time, rng: &mut dyn CryptoRng) {
+        let (Side::Initiator(initiator), Some(remote), Some(agreement)) =
+            (&mut self.side, &self.remote, self.agreement)
+        else {
+            return;
+        };
+        let (proposed, ids, began, wrong) = match std::mem::replace(&mut initiator.attempt, Attempt::Idle) {
+            Attempt::Proposed { proposed, ids, began, wrong } => (proposed, ids, began, wrong),
+            other => {
+                initiator.attempt = other;
+                self.repeat_confirm(body, now, rng);
+                return;
+            }
+        };
+        let terms = Terms {
+            initiator: self.config.local.public(),
+            responder: &self.config.remote,
+            hello_initiator: &self.own_hello.bytes,
+            hello_responder: &remote.bytes,
+            suite: self.config.suite,
+            lanes: agreement.lanes,
+        };
+        let qkd_key_id = proposed.message().qkd_key_id.clone();
+        let epoch = proposed.message().epoch;
+        let uses_chain = proposed.message().chain_check.is_some();
+        let result = proposed.verify(
+            body,
+            &terms,
+            &self.config.local,
+            qkd_key_id.as_deref().and_then(|id| initiator.stock.get(id)),
+            self.config.psk.as_ref().map(|psk| psk.secret()),
+            initiator.chain.as_ref().filter(|_| uses_chain),
+        );
+        let agreed = match result {
+            Ok(agreed) => agreed,
+            Err((proposed, error)) => {
+                let counts = !matches!(error, AcceptError::Malformed(_) | AcceptError::OtherAttempt);
+                let wrong = wrong + u8::from(counts);
+                initiator.attempt = Attempt::Proposed { proposed: Box::new(proposed), ids, began, wrong };
+                if counts {
+                    self.notice(Notice::WrongConfirmation { epoch, count: wrong });
+                }
+                if wrong >= WRONG {
+                    if let (Side::Initiator(initiator), Some(id)) = (&mut self.side, &qkd_key_id) {
+                        initiator.stock.spoiled(id);
+                    }
+                    self.attempt_failed(FailureReason::Confirmation, error.to_string(), now);
+                }
+                return;
+            }
+        };
+        self.messenger.cancel(Kind::Propose);
+        self.timers.set(Timer::ProposeAgain, None);
+        if let Some(id) = &qkd_key_id {
+            initiator.stock.used(id);
+        }
+        let chain_lost = std::mem::replace(&mut initiator.chain_lost, false);
+        let keys = agreed.keys;
+        initiator.chain = Some(keys.chain);
+        self.generation += 1;
+        let (generation, interval) = (self.generation, agreement.interval);
+        let sources = self.sources(qkd_key_id.is_some(), uses_chain);
+        let opening_ends = now + max_age(interval) + drain(interval);
+        let mut tokens = Vec::new();
+        for ((lane, index), key) in (0u8..).zip(agreed.propose.indices.iter().copied()).zip(keys.to_initiator)
+        {
+            let token = self.next_token();
+            tokens.push(token);
+            let suite = self.config.suite;
+            self.order(
+                lane,
+                LaneOrder::InstallOpening { token, generation, index, suite, key, expires_at: opening_ends },
+            );
+        }
+        let confirmation = *keys.confirm_initiator.expose();
+        let installing = Installing {
+            tokens,
+            indices: agreed.propose.indices,
+            sealing: agreed.responder_indices.into_iter().zip(keys.to_responder).collect(),
+            confirm: Confirm { epoch, confirmation }.to_bytes(),
+            began,
+            active: ActiveEpoch {
+                epoch,
+                generation,
+                since: now,
+                sealing_ends: began + max_age(interval),
+                sources,
+                qkd_key_id,
+                chain_lost,
+            },
+        };
+        if let Side::Initiator(initiator) = &mut self.side {
+            initiator.attempt = Attempt::Installing(Box::new(installing));
+        }
+    }
+
+    /// The lanes can open: now, and not before, this end seals in the new epoch.
+    pub(super) fn initiator_installed(&mut self, token: u64, now: Time, rng: &mut dyn CryptoRng) {
+        let (Side::Initiator(initiator), Some(agreement)) = (&mut self.side, self.agreement) else { return };
+        let Attempt::Installing(installing) = &mut initiator.attempt else { return };
+        installing.tokens.retain(|t| *t != token);
+        if !installing.tokens.is_empty() {
+            return;
+        }
+        let Attempt::Installing(done) = std::mem::replace(&mut initiator.attempt, Attempt::Idle) else {
+            return;
+        };
+        initiator.failures = 0;
+        initiator.told_no_key = false;
+        initiator.due = done.began + agreement.interval;
+        initiator.confirming =
+            Some(Confirming { generation: done.active.generation, bytes: done.confirm, tries: 0 });
+        self.timers.set(Timer::AttemptEnd, None);
+        let mut active = done.active;
+        active.since = now;
+        self.seal_in(&active, done.sealing);
+        self.activate(active, now.since(done.began), now);
+        self.confirm_again(now, rng);
+    }
+
+    pub(super) fn confirm_again(&mut self, now: Time, rng: &mut dyn CryptoRng) {
+        let Side::Initiator(initiator) = &mut self.side else { return };
+        if let Some(confirming) = &mut initiator.confirming {
+            self.messenger.send(Kind::Confirm, &confirming.bytes, now, rng);
+            let wait = backoff(AGAIN, Duration::from_secs(4), confirming.tries);
+            confirming.tries += 1;
+            self.timers.set(Timer::ConfirmAgain, Some(now + wait));
+        }
+    }
+
+    /// A repeated `Accept` says that the other end missed our `Confirm`.
+    fn repeat_confirm(&mut self, _accept: &[u8], now: Time, rng: &mut dyn CryptoRng) {
+        let Side::Initiator(initiator) = &mut self.side else { return };
+        if let Some(confirming) = &initiator.confirming
+            && !self.messenger.pending(Kind::Confirm)
+        {
+            self.messenger.send(Kind::Confirm, &confirming.bytes, now, rng);
+        }
+    }
+
+    /// The other end sealed in this epoch, so it has confirmed it: the older ones drain.
+    pub(super) fn initiator_first_opened(&mut self, generation: u64, now: Time) {
+        let (Side::Initiator(initiator), Some(agreement)) = (&mut self.side, self.agreement) else { return };
+        if initiator.confirming.as_ref().is_some_and(|c| generation >= c.generation) {
+            initiator.confirming = None;
+            self.messenger.cancel(Kind::Confirm);
+            self.timers.set(Timer::ConfirmAgain, None);
+            let at = now + drain(agreement.interval);
+            self.order_all(|| LaneOrder::CloseOlder { generation, at });
+        }
+    }
+
+    /// Ends the attempt under way, if there is one, and sets the wait before the next.
+    pub(super) fn attempt_failed(&mut self, reason: FailureReason, detail: String, now: Time) {
+        let Side::Initiator(initiator) = &mut self.side else { return };
+        if matches!(initiator.attempt, Attempt::Idle) {
+            return;
+        }
+        initiator.due = now + backoff(FIRST_WAIT, LAST_WAIT, initiator.failures);
+        initiator.failures += 1;
+        self.drop_attempt();
+        self.failed(reason, detail);
+    }
+
+    /// Ends the attempt under way without a word; its secrets and opening keys are erased.
+    pub(super) fn drop_attempt(&mut self) {
+        self.messenger.cancel(Kind::Propose);
+        self.timers.set(Timer::AttemptEnd, None);
+        self.timers.set(Timer::ProposeAgain, None);
+        let Side::Initiator(initiator) = &mut self.side else { return };
+        if let Attempt::Installing(installing) = std::mem::replace(&mut initiator.attempt, Attempt::Idle) {
+            for (lane, index) in (0u8..).zip(installing.indices) {
+                self.order(lane, LaneOrder::Close { index });
+            }
+        }
+    }
+
+    pub(super) fn attempt_rejected(
+        &mut self,
+        id: MessageId,
+        reason: RejectReason,
+        now: Time,
+        rng: &mut dyn CryptoRng,
+    ) {
+        let Side::Initiator(initiator) = &mut self.side else { return };
+        let Attempt::Proposed { proposed, ids, .. } = &initiator.attempt else { return };
+        if !ids.contains(&id) {
+            return;
+        }
+        let key = proposed.message().qkd_key_id.clone();
+        match reason {
+            RejectReason::Chain => {
+                initiator.chain = None;
+                initiator.chain_lost = self.unbroken;
+                initiator.due = now;
+                self.drop_attempt();
+                self.notice(Notice::ChainReset);
+                return;
+            }
+            RejectReason::UnknownKeyId | RejectReason::KmsUnavailable => {
+                if let Some(key) = &key {
+                    initiator.stock.refused(key);
+                }
+            }
+            RejectReason::Stale => self.fresh_hello(now, rng),
+            _ => {}
+        }
+        let detail = match reason {
+            RejectReason::Policy => "the other site refuses an epoch without QKD yet".to_owned(),
+            RejectReason::UnknownKeyId => {
+                format!("the other site does not hold QKD key {}", key.unwrap_or_default())
+            }
+            other => format!("the other site says `{}`", other.name()),
+        };
+        self.attempt_failed(FailureReason::Rejected, detail, now);
+    }
+
+    /// The responder asks for an epoch; at most one attempt a second follows.
+    pub(super) fn asked_to_rekey(&mut self, now: Time) {
+        let Side::Initiator(initiator) = &mut self.side else { return };
+        if initiator.began.is_none_or(|at| now.since(at) >= Duration::from_secs(1)) {
+            initiator.due = initiator.due.min(now);
+        }
+    }
+
+    /// Orders the sealing keys of an epoch into its lanes.
+    pub(super) fn seal_in(&mut self, active: &ActiveEpoch, sealing: Vec<(u32, Secret<32>)>) {
+        let suite = self.config.suite;
+        for (lane, (receiver_index, key)) in (0u8..).zip(sealing) {
+            let token = self.next_token();
+            self.order(
+                lane,
+                LaneOrder::InstallSealing {
+                    token,
+                    generation: active.generation,
+                    receiver_index,
+                    suite,
+                    key,
+                    expires_at: active.sealing_ends,
+                    packets: MAX_PACKETS,
+                },
+            );
+        }
+    }
+}

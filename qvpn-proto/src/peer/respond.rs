@@ -1,0 +1,348 @@
+//! The responder's duties: whether a `Propose` may become an epoch, the `Accept` once the lanes can open, and the
+//! confirmation that brings the epoch into force.
+
+use std::time::Duration;
+
+use qvpn_secret::Secret;
+use rand_core::CryptoRng;
+
+use super::initiate::WRONG;
+use super::{Peer, Side};
+use crate::config::QkdPolicy;
+use crate::control_link::ControlLink;
+use crate::epoch::{ActiveEpoch, drain, max_age};
+use crate::event::{FailureReason, LaneOrder, Notice};
+use crate::exchange::{Terms, answer};
+use crate::key_schedule::Chain;
+use crate::stock::SlaveStock;
+use crate::time::Time;
+use crate::timers::Timer;
+use crate::wire::{Confirm, Kind, MessageId, Propose, RejectReason};
+
+/// How often the responder asks for an epoch while it has none.
+const ASK: Duration = Duration::from_secs(2);
+
+/// The responder's state.
+pub(super) struct Responder {
+    pub(super) stock: SlaveStock,
+    /// The chain of the last confirmed epoch.
+    confirmed: Option<Chain>,
+    pending: Option<Pending>,
+    /// The last `Propose` that was answered, and the answer.
+    last: Option<(Vec<u8>, Vec<u8>)>,
+    /// The highest number answered under the `Hello`s whose hashes stand beside it.
+    highest: u64,
+    pair: ([u8; 48], [u8; 48]),
+}
+
+/// An answered epoch that the initiator has not confirmed yet.
+struct Pending {
+    tokens: Vec<u64>,
+    indices: Vec<u32>,
+    sealing: Vec<(u32, Secret<32>)>,
+    confirm: Secret<48>,
+    chain: Chain,
+    lost_chain: bool,
+    began: Time,
+    wrong: u8,
+    active: ActiveEpoch,
+}
+
+impl Responder {
+    pub(super) fn new(now: Time) -> Self {
+        Self {
+            stock: SlaveStock::new(now),
+            confirmed: None,
+            pending: None,
+            last: None,
+            highest: 0,
+            pair: ([0; 48], [0; 48]),
+        }
+    }
+
+    /// The initiator restarted: what it proposed before is void. The chain stays, though it may no longer be named.
+    pub(super) fn forget_initiator(&mut self) {
+        self.pending = None;
+        self.last = None;
+    }
+}
+
+impl<L: ControlLink> Peer<L> {
+    pub(super) fn take_propose(&mut self, id: MessageId, body: &[u8], now: Time, rng: &mut dyn CryptoRng) {
+        match self.try_propose(body, now, rng) {
+            Ok(()) => {}
+            Err(reason) => self.reject(id, reason, now, rng),
+        }
+    }
+
+    fn try_propose(&mut self, body: &[u8], now: Time, rng: &mut dyn CryptoRng) -> Result<(), RejectReason> {
+        let propose = Propose::parse(body).map_err(|_| RejectReason::Malformed)?;
+        let Side::Responder(responder) = &mut self.side else { return Err(RejectReason::Role) };
+        let pair = (propose.hello_initiator, propose.hello_responder);
+        let in_force = self.remote.as_ref().map(|r| (r.hash, self.own_hello.hash));
+        if in_force != Some(pair) {
+            if propose.hello_responder != self.own_hello.hash && !self.messenger.pending(Kind::Hello) {
+                self.send_hello(now, rng);
+            }
+            return Err(RejectReason::Stale);
+        }
+        let Some(agreement) = self.agreement.filter(|_| self.refusal.is_none()) else {
+            return Err(RejectReason::Policy);
+        };
+        if let Some((last, accept)) = &responder.last
+            && last == body
+        {
+            // Still installing: the Accept goes out when the lanes are ready.
+            if responder.pending.as_ref().is_none_or(|p| p.tokens.is_empty()) {
+                self.messenger.send(Kind::Accept, accept, now, rng);
+            }
+            return Ok(());
+        }
+        if responder.pair != pair {
+            responder.pair = pair;
+            responder.highest = 0;
+        }
+        if propose.epoch <= responder.highest {
+            return Err(RejectReason::Stale);
+        }
+        if propose.indices.len() != usize::from(agreement.lanes) {
+            return Err(RejectReason::Malformed);
+        }
+        if let Some(check) = propose.chain_check {
+            let of_pending = responder.pending.as_ref().is_some_and(|p| p.chain.check == check);
+            if of_pending {
+                self.confirm_pending(now);
+            } else if responder.confirmed.as_ref().is_none_or(|c| c.check != check) {
+                return Err(RejectReason::Chain);
+            }
+        }
+        self.check_policy(&propose, agreement.policy, agreement.interval, now)?;
+        self.accept(&propose, body, now, rng)
+    }
+
+    fn check_policy(
+        &self,
+        propose: &Propose,
+        policy: QkdPolicy,
+        interval: Duration,
+        now: Time,
+    ) -> Result<(), RejectReason> {
+        let Side::Responder(responder) = &self.side else { return Err(RejectReason::Role) };
+        match (&propose.qkd_key_id, policy) {
+            (Some(_), QkdPolicy::Off) | (None, QkdPolicy::Required) => Err(RejectReason::Policy),
+            (None, QkdPolicy::Off) => Ok(()),
+            (None, QkdPolicy::Preferred) => {
+                let waited = now.since(self.last_qkd.unwrap_or(self.started)) >= interval * 2;
+                if responder.stock.count() == 0 && waited { Ok(()) } else { Err(RejectReason::Policy) }
+            }
+            (Some(id), _) if responder.stock.get(id).is_none() => Err(match responder.stock.trouble() {
+                Some(_) => RejectReason::KmsUnavailable,
+                None => RejectReason::UnknownKeyId,
+            }),
+            (Some(_), _) => Ok(()),
+        }
+    }
+
+    fn accept(
+        &mut self,
+        propose: &Propose,
+        body: &[u8],
+        now: Time,
+        rng: &mut dyn CryptoRng,
+    ) -> Result<(), RejectReason> {
+        let (Side::Responder(responder), Some(remote), Some(agreement)) =
+            (&mut self.side, &self.remote, self.agreement)
+        else {
+            return Err(RejectReason::Stale);
+        };
+        let terms = Terms {
+            initiator: &self.config.remote,
+            responder: self.config.local.public(),
+            hello_initiator: &remote.bytes,
+            hello_responder: &self.own_hello.bytes,
+            suite: self.config.suite,
+            lanes: agreement.lanes,
+        };
+        let indices = self.indices.take(agreement.lanes);
+        let chain = propose.chain_check.and(responder.confirmed.as_ref());
+        let secrets = (
+            propose.qkd_key_id.as_deref().and_then(|id| responder.stock.get(id)),
+            self.config.psk.as_ref().map(|psk| psk.secret()),
+            chain,
+        );
+        let initiator_key = &*remote.hello.encapsulation_key;
+        let answered =
+            answer(propose, body, initiator_key, &terms, &self.config.local, indices.clone(), secrets, rng)
+                .map_err(|_| RejectReason::Malformed)?;
+        let lost_chain = chain.is_none() && responder.confirmed.is_some();
+        responder.highest = propose.epoch;
+        responder.last = Some((body.to_vec(), answered.accept));
+        self.generation += 1;
+        let (generation, keys) = (self.generation, answered.keys);
+        let sealing_ends = now + max_age(agreement.interval);
+        let opening_ends = sealing_ends + drain(agreement.interval);
+        let mut tokens = Vec::new();
+        for ((lane, index), key) in (0u8..).zip(indices.iter().copied()).zip(keys.to_responder) {
+            let token = self.next_token();
+            tokens.push(token);
+            let suite = self.config.suite;
+            self.order(
+                lane,
+                LaneOrder::InstallOpening { token, generation, index, suite, key, expires_at: opening_ends },
+            );
+        }
+        let sources = self.sources(propose.qkd_key_id.is_some(), propose.chain_check.is_some());
+        let pending = Pending {
+            tokens,
+            indices,
+            sealing: propose.indices.iter().copied().zip(keys.to_initiator).collect(),
+            confirm: keys.confirm_initiator,
+            chain: keys.chain,
+            lost_chain,
+            began: now,
+            wrong: 0,
+            active: ActiveEpoch {
+                epoch: propose.epoch,
+                generation,
+                since: now,
+                sealing_ends,
+                sources,
+                qkd_key_id: propose.qkd_key_id.clone(),
+                chain_lost: lost_chain && self.unbroken,
+            },
+        };
+        if let Side::Responder(responder) = &mut self.side {
+            responder.pending = Some(pending);
+        }
+        Ok(())
+    }
+
+    /// The lanes can open: the initiator may be told.
+    pub(super) fn responder_installed(&mut self, token: u64, now: Time, rng: &mut dyn CryptoRng) {
+        let Side::Responder(responder) = &mut self.side else { return };
+        let Some(pending) = &mut responder.pending else { return };
+        let before = pending.tokens.len();
+        pending.tokens.retain(|t| *t != token);
+        if before == 1
+            && pending.tokens.is_empty()
+            && let Some((_, accept)) = &responder.last
+        {
+            self.messenger.send(Kind::Accept, accept, now, rng);
+        }
+    }
+
+    pub(super) fn take_confirm(&mut self, body: &[u8], now: Time) {
+        let Ok(confirm) = Confirm::parse(body) else { return };
+        let Side::Responder(responder) = &mut self.side else { return };
+        match &mut responder.pending {
+            Some(pending) if pending.active.epoch == confirm.epoch => {
+                if pending.confirm.ct_eq(&confirm.confirmation) {
+                    self.confirm_pending(now);
+                    self.answer_confirm();
+                    return;
+                }
+                pending.wrong += 1;
+                let (epoch, count) = (confirm.epoch, pending.wrong);
+                self.notice(Notice::WrongConfirmation { epoch, count });
+                if count >= WRONG {
+                    self.give_up_pending();
+                }
+            }
+            // It came before: the answer got lost.
+            _ if self.active.as_ref().is_some_and(|a| a.epoch == confirm.epoch) => self.answer_confirm(),
+            _ => {}
+        }
+    }
+
+    /// An empty packet in the epoch tells the initiator that it is confirmed.
+    fn answer_confirm(&mut self) {
+        let lanes = self.agreement.map_or(0, |a| a.lanes);
+        for lane in 0..lanes {
+            self.order(lane, LaneOrder::SendEmpty);
+        }
+    }
+
+    fn give_up_pending(&mut self) {
+        let Side::Responder(responder) = &mut self.side else { return };
+        let Some(pending) = responder.pending.take() else { return };
+        responder.last = None;
+        if let Some(id) = &pending.active.qkd_key_id {
+            responder.stock.spoil(id);
+        }
+        for (lane, index) in (0u8..).zip(pending.indices) {
+            self.order(lane, LaneOrder::Close { index });
+        }
+        let detail = "the initiator's confirmation was wrong four times".to_owned();
+        self.failed(FailureReason::Confirmation, detail);
+    }
+
+    /// The initiator holds the keys: the pending epoch comes into force, and older ones drain.
+    fn confirm_pending(&mut self, now: Time) {
+        let (Side::Responder(responder), Some(agreement)) = (&mut self.side, self.agreement) else { return };
+        let Some(pending) = responder.pending.take() else { return };
+        responder.confirmed = Some(pending.chain);
+        if let Some(id) = &pending.active.qkd_key_id {
+            responder.stock.used(id);
+        }
+        self.messenger.cancel(Kind::Accept);
+        let mut active = pending.active;
+        active.since = now;
+        let generation = active.generation;
+        if pending.lost_chain {
+            self.notice(Notice::ChainReset);
+        }
+        self.seal_in(&active, pending.sealing);
+        self.activate(active, now.since(pending.began), now);
+        let at = now + drain(agreement.interval);
+        self.order_all(|| LaneOrder::CloseOlder { generation, at });
+    }
+
+    pub(super) fn responder_first_opened(&mut self, generation: u64, now: Time) {
+        let Side::Responder(responder) = &self.side else { return };
+        if responder.pending.as_ref().is_some_and(|p| p.active.generation == generation) {
+            self.confirm_pending(now);
+        }
+    }
+
+    /// While there is no epoch, the initiator is asked for one now and then.
+    pub(super) fn drive_asking(&mut self, now: Time) {
+        let lacks = self.agreement.is_some() && self.active.as_ref().is_none_or(|a| a.sealing_ends <= now);
+        if !lacks {
+            self.timers.set(Timer::AskRekey, None);
+        } else if self.timers.get(Timer::AskRekey).is_none() {
+            self.timers.set(Timer::AskRekey, Some(now + ASK));
+        }
+    }
+
+    pub(super) fn ask_rekey(&mut self, now: Time, rng: &mut dyn CryptoRng) {
+        if self.agreement.is_some() {
+            self.messenger.send(Kind::Rekey, &[1], now, rng);
+        }
+    }
+
+    pub(super) fn installed(&mut self, token: u64, now: Time, rng: &mut dyn CryptoRng) {
+        match self.side {
+            Side::Initiator(_) => self.initiator_installed(token, now, rng),
+            Side::Responder(_) => self.responder_installed(token, now, rng),
+        }
+    }
+
+    pub(super) fn first_opened(&mut self, generation: u64, now: Time) {
+        match self.side {
+            Side::Initiator(_) => self.initiator_first_opened(generation, now),
+            Side::Responder(_) => self.responder_first_opened(generation, now),
+        }
+    }
+
+    /// A lane ended its key early: a fresh epoch is due.
+    pub(super) fn sealing_ended(&mut self, generation: u64, now: Time, rng: &mut dyn CryptoRng) {
+        let Some(active) = self.active.as_mut().filter(|a| a.generation == generation) else { return };
+        if active.sealing_ends > now {
+            active.sealing_ends = now;
+            self.attempt_due(now);
+            if let Side::Responder(_) = self.side {
+                self.ask_rekey(now, rng);
+            }
+        }
+    }
+}

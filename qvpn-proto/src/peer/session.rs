@@ -1,0 +1,161 @@
+//! Keeps the control session alive: starts handshakes, follows the peer's address, asks `Ping` when the other end went
+//! silent, and makes the session anew when it does not answer.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use rand_core::CryptoRng;
+
+use super::Peer;
+use crate::config::Role;
+use crate::control_link::ControlLink;
+use crate::event::{Notice, Transmit};
+use crate::time::Time;
+use crate::timers::Timer;
+use crate::wire::Kind;
+
+/// How long the responder waits for the initiator to start.
+pub(super) const RESPONDER_WAIT: Duration = Duration::from_secs(1);
+const TICK: Duration = Duration::from_millis(250);
+/// Silence after which the other end is asked.
+const SILENCE: Duration = Duration::from_secs(2);
+const PING_EVERY: Duration = Duration::from_secs(1);
+const PINGS: u32 = 3;
+/// Handshakes without an answer after which people are told what to compare.
+pub(super) const UNANSWERED: u32 = 3;
+
+/// What is known of the path to the peer.
+pub(super) struct Session {
+    pub(super) endpoint: Option<SocketAddr>,
+    /// Handshakes started since the last answer.
+    pub(super) starts: u32,
+    /// The last authenticated packet, control or data.
+    heard_at: Option<Time>,
+    /// The first thing that went out since then.
+    unanswered_since: Option<Time>,
+    pings: u32,
+    since: Time,
+}
+
+impl Session {
+    pub(super) fn new(endpoint: Option<SocketAddr>, now: Time) -> Self {
+        Self { endpoint, starts: 0, heard_at: None, unanswered_since: None, pings: 0, since: now }
+    }
+
+    pub(super) fn heard(&mut self, now: Time) {
+        self.heard_at = Some(self.heard_at.map_or(now, |old| old.max(now)));
+        self.unanswered_since = None;
+        self.pings = 0;
+    }
+
+    fn sent(&mut self, at: Time) {
+        self.unanswered_since.get_or_insert(at);
+    }
+
+    pub(super) fn activity(&mut self, sent_at: Option<Time>, received_at: Option<Time>) {
+        if let Some(at) = received_at.filter(|at| self.heard_at.is_none_or(|h| *at > h)) {
+            self.heard(at);
+        }
+        if let Some(at) = sent_at.filter(|at| self.heard_at.is_none_or(|h| *at > h)) {
+            self.sent(at);
+        }
+    }
+
+    pub(super) fn liveness_due(&self) -> Option<Time> {
+        self.unanswered_since.map(|at| at + SILENCE + PING_EVERY * self.pings)
+    }
+
+    /// Since when nothing was heard.
+    pub(super) fn silent_since(&self) -> Time {
+        self.heard_at.unwrap_or(self.since)
+    }
+}
+
+impl<L: ControlLink> Peer<L> {
+    /// Passes a datagram through the session and gives the packets that came out.
+    pub(super) fn link_datagram(&mut self, datagram: &[u8], from: SocketAddr, now: Time) -> Vec<Vec<u8>> {
+        let out = self.link.receive(from.ip(), datagram);
+        if out.authenticated {
+            self.session.heard(now);
+            self.session.starts = 0;
+            if self.session.endpoint != Some(from) {
+                self.session.endpoint = Some(from);
+                self.notice(Notice::Roamed { endpoint: from });
+            }
+        }
+        // A reply goes back to where the datagram came from, even a cookie to somebody who proved nothing yet.
+        self.transmits.extend(out.datagrams.into_iter().map(|datagram| Transmit { to: from, datagram }));
+        if out.new_session {
+            self.messenger.session_started(now);
+            self.timers.set(Timer::Handshake, None);
+        }
+        out.packets
+    }
+
+    pub(super) fn link_tick(&mut self, now: Time) {
+        let out = self.link.tick();
+        if let Some(to) = self.session.endpoint {
+            self.transmits.extend(out.datagrams.into_iter().map(|datagram| Transmit { to, datagram }));
+        }
+        let down = self.link.session_age().is_none();
+        if down && self.timers.get(Timer::Handshake).is_none() {
+            let wait = if self.config.role == Role::Initiator { Duration::ZERO } else { RESPONDER_WAIT };
+            self.timers.set(Timer::Handshake, Some(now + wait));
+        }
+        self.timers.set(Timer::LinkTick, Some(now + TICK));
+    }
+
+    /// Starts a handshake unless a session is up, and again after 1, 2, 4 and then every 5 s.
+    pub(super) fn start_handshake(&mut self, now: Time) {
+        if self.link.session_age().is_some() {
+            return;
+        }
+        if let Some(to) = self.session.endpoint
+            && let Some(datagram) = self.link.start()
+        {
+            self.transmits.push_back(Transmit { to, datagram });
+            self.session.starts += 1;
+        }
+        let wait = Duration::from_secs(1 << self.session.starts.saturating_sub(1).min(3))
+            .min(Duration::from_secs(5));
+        self.timers.set(Timer::Handshake, Some(now + wait));
+    }
+
+    /// The other end is silent though something went out: ask, and after three questions make the session anew.
+    pub(super) fn check_liveness(&mut self, now: Time, rng: &mut dyn CryptoRng) {
+        if self.session.liveness_due().is_none_or(|due| due > now) {
+            return;
+        }
+        if self.link.session_age().is_none() {
+            // A handshake is tried already, and there is nothing to ask through.
+            self.session.unanswered_since = None;
+            return;
+        }
+        if self.session.pings < PINGS {
+            self.session.pings += 1;
+            self.messenger.send_once(Kind::Ping, &[], rng);
+            return;
+        }
+        self.session.pings = 0;
+        self.session.unanswered_since = None;
+        if self.session.endpoint.is_some() {
+            self.link.reset();
+            self.start_handshake(now);
+        }
+    }
+
+    /// Sends what is due through the session.
+    pub(super) fn pump(&mut self, now: Time) {
+        let Some(to) = self.session.endpoint else { return };
+        if self.link.session_age().is_none() {
+            return;
+        }
+        self.messenger.flush(now);
+        while let Some(packet) = self.messenger.next_packet() {
+            if let Some(datagram) = self.link.send(&packet) {
+                self.session.sent(now);
+                self.transmits.push_back(Transmit { to, datagram });
+            }
+        }
+    }
+}

@@ -1,0 +1,136 @@
+//! Keeps the stock of QKD keys: asks the KMS, offers and answers, ages, and notices when the supply stops.
+
+use rand_core::CryptoRng;
+
+use super::{Peer, Side};
+use crate::config::QkdPolicy;
+use crate::control_link::ControlLink;
+use crate::event::{Event, Fetch, KmsReport, Notice};
+use crate::time::Time;
+use crate::timers::Timer;
+use crate::wire::{Kind, StockAck, StockOffer};
+
+impl<L: ControlLink> Peer<L> {
+    /// Whether both ends use QKD; nothing is fetched for a peer that is not there.
+    fn uses_qkd(&self) -> bool {
+        self.refusal.is_none() && self.agreement.is_some_and(|a| a.policy != QkdPolicy::Off)
+    }
+
+    /// Fetches what is missing, and tells the other end what changed.
+    pub(super) fn drive_supply(&mut self, now: Time, rng: &mut dyn CryptoRng) {
+        if !self.uses_qkd() {
+            self.timers.set(Timer::Stock, None);
+            return;
+        }
+        let request = self.request + 1;
+        let (fetch, message, due) = match &mut self.side {
+            Side::Initiator(initiator) => {
+                let stock = &mut initiator.stock;
+                let fetch = stock.fetch(now, request).map(|number| Fetch::New { request, number });
+                let offer = stock.offer().map(|offer| (Kind::StockOffer, offer.to_bytes()));
+                (fetch, offer, stock.next_due())
+            }
+            Side::Responder(responder) => {
+                let stock = &mut responder.stock;
+                let fetch = stock.fetch(now, request).map(|keys| Fetch::ById { request, keys });
+                let ack = stock.ack().map(|ack| (Kind::StockAck, ack.to_bytes()));
+                (fetch, ack, stock.next_due(now))
+            }
+        };
+        if let Some(fetch) = fetch {
+            self.request = request;
+            self.events.push_back(Event::Fetch(fetch));
+        }
+        if let Some((kind, bytes)) = message {
+            self.messenger.send(kind, &bytes, now, rng);
+        }
+        self.timers.set(Timer::Stock, due);
+        self.tell_supply();
+    }
+
+    pub(super) fn take_kms(&mut self, report: KmsReport, now: Time) {
+        let lost = match (&mut self.side, report) {
+            (Side::Initiator(initiator), KmsReport::Keys { request, keys, .. }) => {
+                initiator.stock.fetched(request, keys, now)
+            }
+            (Side::Initiator(initiator), KmsReport::Failed { request, trouble }) => {
+                initiator.stock.failed(request, trouble, now);
+                Vec::new()
+            }
+            (Side::Responder(responder), KmsReport::Keys { request, keys, missing }) => {
+                responder.stock.fetched(request, keys, missing.as_ref(), now);
+                Vec::new()
+            }
+            (Side::Responder(responder), KmsReport::Failed { request, trouble }) => {
+                responder.stock.fetched(request, Vec::new(), Some(&trouble), now);
+                Vec::new()
+            }
+        };
+        self.tell_lost(lost);
+    }
+
+    pub(super) fn take_stock(&mut self, kind: Kind, body: &[u8], now: Time) {
+        match (&mut self.side, kind) {
+            (Side::Responder(responder), Kind::StockOffer) => {
+                if let Ok(offer) = StockOffer::parse(body) {
+                    responder.stock.offered(offer, now);
+                }
+            }
+            (Side::Initiator(initiator), Kind::StockAck) => {
+                if let Ok(ack) = StockAck::parse(body) {
+                    let lost = initiator.stock.answered(&ack);
+                    self.tell_lost(lost);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    pub(super) fn age_stock(&mut self, now: Time) {
+        let lost = match &mut self.side {
+            Side::Initiator(initiator) => initiator.stock.age(now),
+            Side::Responder(responder) => {
+                responder.stock.age(now);
+                Vec::new()
+            }
+        };
+        self.tell_lost(lost);
+    }
+
+    fn tell_lost(&mut self, lost: Vec<(String, String)>) {
+        for (id, why) in lost {
+            self.notice(Notice::KeyLost { id, why });
+        }
+    }
+
+    /// Keys that both ends hold (initiator), or that are here (responder).
+    pub(super) fn stock_count(&self) -> usize {
+        match &self.side {
+            Side::Initiator(initiator) => initiator.stock.count(),
+            Side::Responder(responder) => responder.stock.count(),
+        }
+    }
+
+    pub(super) fn supply_trouble(&self) -> Option<&str> {
+        match &self.side {
+            Side::Initiator(initiator) => initiator.stock.trouble(),
+            Side::Responder(responder) => responder.stock.trouble(),
+        }
+    }
+
+    /// The supply has stopped when there is trouble and the stock is no longer full; it is back with the trouble gone.
+    fn tell_supply(&mut self) {
+        let stock = self.stock_count();
+        match self.supply_trouble().map(str::to_owned) {
+            Some(detail) if !self.supply_stopped && stock < self.config.stock => {
+                self.supply_stopped = true;
+                self.notice(Notice::SupplyStopped { detail, stock });
+            }
+            None if self.supply_stopped => {
+                self.supply_stopped = false;
+                self.notice(Notice::SupplyResumed);
+            }
+            _ => {}
+        }
+    }
+}

@@ -1,0 +1,126 @@
+//! What people are told of a peer: its state, why it is so, and what to do.
+
+use super::session::UNANSWERED;
+use super::{Peer, Side};
+use crate::config::QkdPolicy;
+use crate::control_link::ControlLink;
+use crate::event::{Notice, PeerView, State};
+use crate::time::Time;
+
+impl<L: ControlLink> Peer<L> {
+    fn state(&self, now: Time) -> State {
+        match self.active.as_ref().filter(|a| a.sealing_ends > now) {
+            Some(active) => {
+                let lacks = self.config.policy == QkdPolicy::Preferred || active.chain_lost;
+                if !active.sources.qkd && lacks { State::Degraded } else { State::Up }
+            }
+            None if self.had_epoch || self.refusal.is_some() || self.waiting().is_some() => State::Blocked,
+            None => State::Connecting,
+        }
+    }
+
+    /// Why the initiator cannot begin an attempt.
+    fn waiting(&self) -> Option<&str> {
+        match &self.side {
+            Side::Initiator(initiator) => initiator.waiting.as_deref(),
+            Side::Responder(_) => None,
+        }
+    }
+
+    fn reason(&self, now: Time) -> Option<String> {
+        let state = self.state(now);
+        if let Some(refusal) = &self.refusal {
+            return Some(refusal.detail.clone());
+        }
+        if state == State::Up {
+            return None;
+        }
+        if state == State::Degraded {
+            let theirs = self.remote_hello().map(|h| h.policy);
+            return Some(match self.supply_trouble() {
+                _ if theirs == Some(QkdPolicy::Off) => "the other site has qkd = \"off\"".to_owned(),
+                Some(trouble) => format!("traffic flows without QKD: {trouble}"),
+                None => "traffic flows without QKD until the next epoch".to_owned(),
+            });
+        }
+        if self.link.session_age().is_none() {
+            return Some(self.unreachable(now));
+        }
+        if let Some(waiting) = self.waiting() {
+            return Some(waiting.to_owned());
+        }
+        if self.config.policy == QkdPolicy::Required
+            && let Some(trouble) = self.supply_trouble()
+        {
+            return Some(format!("no QKD key, and qkd = \"required\": {trouble}"));
+        }
+        Some(match self.agreement {
+            None => "the control session is up; waiting for the other site's Hello".to_owned(),
+            Some(_) => "the control session is up; waiting for the first epoch".to_owned(),
+        })
+    }
+
+    fn unreachable(&self, now: Time) -> String {
+        let silent = now.since(self.session.silent_since()).as_secs();
+        match self.session.endpoint {
+            None => "no endpoint configured: waiting for the other site to call".to_owned(),
+            Some(at) if self.session.starts >= UNANSWERED => format!(
+                "unanswered: {} handshakes to {at}, nothing for {silent} s; compare the public keys of both sites (here {}, there must be {}), the endpoint, and the firewall's UDP port",
+                self.session.starts,
+                self.config.local.public().fingerprint(),
+                self.config.remote.fingerprint(),
+            ),
+            Some(at) => format!("calling {at}"),
+        }
+    }
+
+    /// Tells a change of state.
+    pub(super) fn tell_state(&mut self, now: Time) {
+        let state = self.state(now);
+        let before = std::mem::replace(&mut self.last_state, state);
+        if before == state {
+            return;
+        }
+        let reason = self.reason(now).unwrap_or_default();
+        match state {
+            State::Up if before == State::Degraded => self.notice(Notice::Recovered),
+            State::Up => self.notice(Notice::Up),
+            State::Degraded => self.notice(Notice::Degraded { reason }),
+            State::Blocked => self.notice(Notice::Blocked { reason }),
+            State::Connecting => {}
+        }
+    }
+
+    /// What `show` tells.
+    #[must_use]
+    pub fn view(&self, now: Time) -> PeerView {
+        let active = self.active.as_ref().filter(|a| a.sealing_ends > now);
+        let interval = self.agreement.map_or(self.config.rekey_interval, |a| a.interval);
+        let next = match &self.side {
+            Side::Initiator(initiator) => self.agreement.map(|_| initiator.due().since(now)),
+            Side::Responder(_) => active.map(|a| (a.since + interval).since(now)),
+        };
+        let stock = (self.config.policy != QkdPolicy::Off).then(|| self.stock_count());
+        PeerView {
+            state: self.state(now),
+            reason: self.reason(now),
+            role: self.config.role,
+            policy: self.config.policy,
+            endpoint: self.session.endpoint,
+            epoch: active.map(|a| a.epoch),
+            epoch_age: active.map(|a| now.since(a.since)),
+            epoch_expires_in: active.map(|a| a.sealing_ends.since(now)),
+            next_rekey_in: next,
+            sources: active.map(|a| a.sources),
+            qkd_key_id: active.and_then(|a| a.qkd_key_id.clone()),
+            qkd_key_age: self.last_qkd.map(|at| now.since(at)),
+            qkd_stock: stock,
+            qkd_stock_lasts: stock.map(|n| interval * u32::try_from(n).unwrap_or(u32::MAX)),
+            rekeys: self.rekeys,
+            rekey_failures: self.failures.iter().map(|(reason, n)| (*reason, *n)).collect(),
+            control_handshake_ago: self.link.session_age(),
+            rekey_interval: interval,
+            lanes: self.agreement.map_or(self.config.lanes, |a| a.lanes),
+        }
+    }
+}

@@ -1,0 +1,252 @@
+//! The initiator's stock: keys that it fetched as master SAE, each with what the responder says of it.
+
+use std::time::Duration;
+
+use qvpn_secret::SecretBuf;
+
+use super::{GIVE_UP, MAX_KEY_AGE, backoff};
+use crate::event::{FetchedKey, KeyName, KmsTrouble};
+use crate::key_schedule::qkd_check;
+use crate::time::Time;
+use crate::wire::limits::{MAX_NAME, MAX_OFFER, MIN_QKD_KEY};
+use crate::wire::{Held, StockAck, StockOffer};
+
+const FIRST_RETRY: Duration = Duration::from_millis(250);
+const LAST_RETRY: Duration = Duration::from_secs(10);
+
+struct Key {
+    name: KeyName,
+    secret: SecretBuf,
+    since: Time,
+    /// Both ends hold it, with the same bytes.
+    held: bool,
+    /// Attempts that named it and that wrong confirmations ended.
+    spoiled: u8,
+}
+
+/// What became of keys: their IDs and why, for people.
+pub type Lost = Vec<(String, String)>;
+
+/// The initiator's keys, oldest first.
+pub struct MasterStock {
+    keys: Vec<Key>,
+    target: usize,
+    open: Option<u64>,
+    failures: u32,
+    retry_at: Option<Time>,
+    offers: u64,
+    revision: u64,
+    changed: bool,
+    trouble: Option<String>,
+    responder_trouble: Option<String>,
+}
+
+impl MasterStock {
+    /// An empty stock that is to hold `target` keys.
+    #[must_use]
+    pub fn new(target: usize) -> Self {
+        Self {
+            keys: Vec::new(),
+            target: target.clamp(1, MAX_OFFER),
+            open: None,
+            failures: 0,
+            retry_at: None,
+            offers: 0,
+            revision: 0,
+            changed: true,
+            trouble: None,
+            responder_trouble: None,
+        }
+    }
+
+    /// Changes how many keys are to be held.
+    pub fn set_target(&mut self, target: usize) {
+        self.target = target.clamp(1, MAX_OFFER);
+    }
+
+    /// How many keys to fetch now, under the number of the request; `None` while one is open, a failure is to be waited out, or
+    /// the stock is full.
+    pub fn fetch(&mut self, now: Time, request: u64) -> Option<usize> {
+        let missing = self.target.saturating_sub(self.keys.len());
+        let waiting = self.open.is_some() || self.retry_at.is_some_and(|at| at > now);
+        if missing == 0 || waiting {
+            return None;
+        }
+        self.open = Some(request);
+        self.retry_at = None;
+        Some(missing)
+    }
+
+    /// Takes fetched keys in; those that are too short, badly named or known already are lost, with the reason.
+    pub fn fetched(&mut self, request: u64, keys: Vec<FetchedKey>, now: Time) -> Lost {
+        if self.open != Some(request) {
+            return Vec::new();
+        }
+        self.open = None;
+        let mut lost = Vec::new();
+        let before = self.keys.len();
+        for FetchedKey { name, secret } in keys {
+            let why = if secret.len() < MIN_QKD_KEY {
+                "the key is shorter than 256 bits"
+            } else if name.id.is_empty() || name.id.len() > MAX_NAME {
+                "its key ID is empty or longer than 255 bytes"
+            } else if self.keys.iter().any(|k| k.name.id == name.id || k.secret.ct_eq(secret.expose())) {
+                "the KME delivered it before"
+            } else if self.keys.len() >= MAX_OFFER {
+                "more keys came than were asked for"
+            } else {
+                self.keys.push(Key { name, secret, since: now, held: false, spoiled: 0 });
+                continue;
+            };
+            lost.push((name.id, why.to_owned()));
+        }
+        if self.keys.len() > before {
+            self.changed = true;
+            self.failures = 0;
+            self.trouble = None;
+        } else {
+            self.wait(now);
+        }
+        lost
+    }
+
+    /// A fetch failed.
+    pub fn failed(&mut self, request: u64, trouble: KmsTrouble, now: Time) {
+        if self.open == Some(request) {
+            self.open = None;
+            self.trouble = Some(trouble.text);
+            self.wait(now);
+        }
+    }
+
+    fn wait(&mut self, now: Time) {
+        self.retry_at = Some(now + backoff(FIRST_RETRY, LAST_RETRY, self.failures));
+        self.failures += 1;
+    }
+
+    /// Drops keys that are too old, or that the responder could not get in time.
+    pub fn age(&mut self, now: Time) -> Lost {
+        let mut lost = Vec::new();
+        self.keys.retain(|k| {
+            let age = now.since(k.since);
+            let why = if age >= MAX_KEY_AGE {
+                "it was not used for an hour"
+            } else if !k.held && age >= GIVE_UP {
+                "the other site could not get it from its KME within 120 s"
+            } else {
+                return true;
+            };
+            lost.push((k.name.id.clone(), why.to_owned()));
+            false
+        });
+        self.changed |= !lost.is_empty();
+        lost
+    }
+
+    /// When [`age`](Self::age) or [`fetch`](Self::fetch) has something to do next.
+    #[must_use]
+    pub fn next_due(&self) -> Option<Time> {
+        let ages = self.keys.iter().map(|k| k.since + if k.held { MAX_KEY_AGE } else { GIVE_UP });
+        let retry = self.retry_at.filter(|_| self.open.is_none() && self.keys.len() < self.target);
+        ages.chain(retry).min()
+    }
+
+    /// The offer to send, if the set of keys changed since the last one.
+    pub fn offer(&mut self) -> Option<StockOffer> {
+        std::mem::take(&mut self.changed).then(|| {
+            self.offers += 1;
+            StockOffer { number: self.offers, keys: self.keys.iter().map(|k| k.name.clone()).collect() }
+        })
+    }
+
+    /// The other end started anew: what it said before is void, and it needs the whole offer.
+    pub fn forget_answers(&mut self) {
+        self.keys.iter_mut().for_each(|k| k.held = false);
+        self.revision = 0;
+        self.changed = true;
+    }
+
+    /// Takes the responder's answers in. A key whose check value differs is dropped before it is ever used.
+    pub fn answered(&mut self, ack: &StockAck) -> Lost {
+        if ack.number > self.offers || ack.revision <= self.revision {
+            return Vec::new();
+        }
+        self.revision = ack.revision;
+        self.responder_trouble = None;
+        let mut lost = Vec::new();
+        for (id, held) in &ack.keys {
+            let Some(at) = self.keys.iter().position(|k| k.name.id == *id) else { continue };
+            let key = &mut self.keys[at];
+            let why = match held {
+                Held::Yes(check) if qvpn_secret::ct_eq(check, &qkd_check(&key.secret, id)) => {
+                    key.held = true;
+                    continue;
+                }
+                Held::Yes(_) => {
+                    "the two KMEs delivered different bytes under this ID; have the KMS link checked"
+                }
+                Held::Gone => "the other site's KME did not deliver it",
+                Held::Pending => continue,
+                Held::NotFound => {
+                    self.responder_trouble =
+                        Some(format!("the other site's KME does not know key {id} (yet)"));
+                    continue;
+                }
+                Held::Unavailable => {
+                    self.responder_trouble = Some("the other site cannot reach its KME".to_owned());
+                    continue;
+                }
+            };
+            lost.push((id.clone(), why.to_owned()));
+            self.keys.remove(at);
+            self.changed = true;
+        }
+        lost
+    }
+
+    /// The oldest key that both ends hold.
+    #[must_use]
+    pub fn usable(&self) -> Option<(&str, &SecretBuf)> {
+        self.keys.iter().find(|k| k.held).map(|k| (k.name.id.as_str(), &k.secret))
+    }
+
+    /// The key with this ID.
+    #[must_use]
+    pub fn get(&self, id: &str) -> Option<&SecretBuf> {
+        self.keys.iter().find(|k| k.name.id == id).map(|k| &k.secret)
+    }
+
+    /// An epoch used the key up: it is erased.
+    pub fn used(&mut self, id: &str) {
+        let before = self.keys.len();
+        self.keys.retain(|k| k.name.id != id);
+        self.changed |= self.keys.len() != before;
+    }
+
+    /// The responder says that it does not hold the key: it is not named again until the responder says otherwise.
+    pub fn refused(&mut self, id: &str) {
+        self.keys.iter_mut().filter(|k| k.name.id == id).for_each(|k| k.held = false);
+    }
+
+    /// Wrong confirmations ended an attempt with this key; the second time it is dropped.
+    pub fn spoiled(&mut self, id: &str) {
+        if let Some(key) = self.keys.iter_mut().find(|k| k.name.id == id) {
+            key.spoiled += 1;
+            if key.spoiled >= 2 {
+                self.used(id);
+            }
+        }
+    }
+
+    /// How many keys both ends hold.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.keys.iter().filter(|k| k.held).count()
+    }
+
+    /// What is wrong with the supply, in words.
+    #[must_use]
+    pub fn trouble(&self) -> Option<&str> {
+        self.trouble.as_deref().or(self.responder_trouble.as_deref())
+    }
+}

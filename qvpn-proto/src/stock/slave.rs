@@ -1,0 +1,219 @@
+//! The responder's stock: the keys that the initiator offers, fetched by ID as slave SAE.
+
+use std::time::Duration;
+
+use qvpn_secret::SecretBuf;
+
+use super::{GIVE_UP, MAX_KEY_AGE, backoff};
+use crate::event::{FetchedKey, KeyName, KmsTrouble, TroubleKind};
+use crate::key_schedule::qkd_check;
+use crate::time::Time;
+use crate::wire::limits::MIN_QKD_KEY;
+use crate::wire::{Held, StockAck, StockOffer};
+
+const FIRST_RETRY: Duration = Duration::from_millis(200);
+const LAST_RETRY: Duration = Duration::from_secs(5);
+/// New IDs that may be asked of the KME: a burst, and one more each `REFILL`. The fastest rekeying needs ten a second.
+const BURST: u32 = 40;
+const REFILL: Duration = Duration::from_millis(50);
+
+enum State {
+    Wanted { retry_at: Time, failures: u32, answer: Held },
+    Have { secret: SecretBuf, check: [u8; 16], since: Time, spoiled: u8 },
+    Gone,
+}
+
+struct Entry {
+    name: KeyName,
+    offered_at: Time,
+    state: State,
+}
+
+/// The responder's keys, in the order of the offer.
+pub struct SlaveStock {
+    entries: Vec<Entry>,
+    offer: u64,
+    revision: u64,
+    changed: bool,
+    open: Option<(u64, Vec<String>)>,
+    tokens: u32,
+    refilled_at: Time,
+    trouble: Option<String>,
+}
+
+impl SlaveStock {
+    /// An empty stock.
+    #[must_use]
+    pub fn new(now: Time) -> Self {
+        Self {
+            entries: Vec::new(),
+            offer: 0,
+            revision: 0,
+            changed: false,
+            open: None,
+            tokens: BURST,
+            refilled_at: now,
+            trouble: None,
+        }
+    }
+
+    /// The other end started anew and counts its offers from one again. Keys stay until its first offer.
+    pub fn forget_offers(&mut self) {
+        self.offer = 0;
+    }
+
+    /// Takes an offer in: keys that are no longer offered are erased, new ones are wanted.
+    pub fn offered(&mut self, offer: StockOffer, now: Time) {
+        if offer.number <= self.offer {
+            return;
+        }
+        self.offer = offer.number;
+        let mut old = std::mem::take(&mut self.entries);
+        for name in offer.keys {
+            let known = old.iter().position(|e| e.name == name);
+            self.entries.push(match known {
+                Some(at) => old.swap_remove(at),
+                None => Entry {
+                    name,
+                    offered_at: now,
+                    state: State::Wanted { retry_at: now, failures: 0, answer: Held::Pending },
+                },
+            });
+        }
+        self.changed = true;
+    }
+
+    /// The keys to ask for now, under the number of the request; at most one request is open.
+    pub fn fetch(&mut self, now: Time, request: u64) -> Option<Vec<KeyName>> {
+        if self.open.is_some() {
+            return None;
+        }
+        let refills = now.since(self.refilled_at).as_millis() / REFILL.as_millis();
+        if refills > 0 {
+            self.tokens = BURST.min(self.tokens.saturating_add(u32::try_from(refills).unwrap_or(BURST)));
+            self.refilled_at = now;
+        }
+        let mut names = Vec::new();
+        for entry in &self.entries {
+            let State::Wanted { retry_at, .. } = &entry.state else { continue };
+            if *retry_at <= now && self.tokens > 0 {
+                self.tokens -= 1;
+                names.push(entry.name.clone());
+            }
+        }
+        if names.is_empty() {
+            return None;
+        }
+        self.open = Some((request, names.iter().map(|n| n.id.clone()).collect()));
+        Some(names)
+    }
+
+    /// Takes an answer of the KMS in: the keys that came, and what is wrong with the rest.
+    pub fn fetched(&mut self, request: u64, keys: Vec<FetchedKey>, trouble: Option<&KmsTrouble>, now: Time) {
+        let Some((open, asked)) = self.open.take() else { return };
+        if open != request {
+            self.open = Some((open, asked));
+            return;
+        }
+        for FetchedKey { name, secret } in keys {
+            let wanted = asked.contains(&name.id) && secret.len() >= MIN_QKD_KEY;
+            if let Some(entry) = self.entries.iter_mut().find(|e| wanted && e.name.id == name.id) {
+                let check = qkd_check(&secret, &name.id);
+                entry.state = State::Have { secret, check, since: now, spoiled: 0 };
+            }
+        }
+        let kind = trouble.map_or(TroubleKind::NotFound, |t| t.kind);
+        let mut missing = false;
+        for entry in self.entries.iter_mut().filter(|e| asked.contains(&e.name.id)) {
+            if let State::Wanted { retry_at, failures, answer } = &mut entry.state {
+                missing = true;
+                *retry_at = now + backoff(FIRST_RETRY, LAST_RETRY, *failures);
+                *failures += 1;
+                *answer = if kind == TroubleKind::NotFound { Held::NotFound } else { Held::Unavailable };
+            }
+        }
+        self.trouble = trouble.filter(|_| missing).map(|t| t.text.clone());
+        self.changed = true;
+    }
+
+    /// Gives up on keys that could not be got in time, and erases those that are too old.
+    pub fn age(&mut self, now: Time) {
+        for entry in &mut self.entries {
+            let over = match &entry.state {
+                State::Wanted { .. } => now.since(entry.offered_at) >= GIVE_UP,
+                State::Have { since, .. } => now.since(*since) >= MAX_KEY_AGE,
+                State::Gone => false,
+            };
+            if over {
+                entry.state = State::Gone;
+                self.changed = true;
+            }
+        }
+    }
+
+    /// When [`age`](Self::age) or [`fetch`](Self::fetch) has something to do next.
+    #[must_use]
+    pub fn next_due(&self, now: Time) -> Option<Time> {
+        let busy = self.open.is_some();
+        let times = self.entries.iter().filter_map(|e| match &e.state {
+            State::Wanted { .. } if busy => Some(e.offered_at + GIVE_UP),
+            State::Wanted { .. } if self.tokens == 0 => Some(now + REFILL),
+            State::Wanted { retry_at, .. } => Some((*retry_at).min(e.offered_at + GIVE_UP)),
+            State::Have { since, .. } => Some(*since + MAX_KEY_AGE),
+            State::Gone => None,
+        });
+        times.min()
+    }
+
+    /// The answer to send, if one changed since the last.
+    pub fn ack(&mut self) -> Option<StockAck> {
+        std::mem::take(&mut self.changed).then(|| {
+            self.revision += 1;
+            let answer = |e: &Entry| match &e.state {
+                State::Wanted { answer, .. } => *answer,
+                State::Have { check, .. } => Held::Yes(*check),
+                State::Gone => Held::Gone,
+            };
+            let keys = self.entries.iter().map(|e| (e.name.id.clone(), answer(e))).collect();
+            StockAck { number: self.offer, revision: self.revision, keys }
+        })
+    }
+
+    /// The key with this ID, if it is here.
+    #[must_use]
+    pub fn get(&self, id: &str) -> Option<&SecretBuf> {
+        self.entries.iter().find(|e| e.name.id == id).and_then(|e| match &e.state {
+            State::Have { secret, .. } => Some(secret),
+            _ => None,
+        })
+    }
+
+    /// An epoch used the key up: it is erased, and never fetched again.
+    pub fn used(&mut self, id: &str) {
+        self.entries.iter_mut().filter(|e| e.name.id == id).for_each(|e| e.state = State::Gone);
+    }
+
+    /// Wrong confirmations ended an attempt with this key; the second time it is erased.
+    pub fn spoil(&mut self, id: &str) {
+        let Some(entry) = self.entries.iter_mut().find(|e| e.name.id == id) else { return };
+        if let State::Have { spoiled, .. } = &mut entry.state {
+            *spoiled += 1;
+            if *spoiled >= 2 {
+                entry.state = State::Gone;
+                self.changed = true;
+            }
+        }
+    }
+
+    /// How many keys are here.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.entries.iter().filter(|e| matches!(e.state, State::Have { .. })).count()
+    }
+
+    /// What is wrong with the supply, in words.
+    #[must_use]
+    pub fn trouble(&self) -> Option<&str> {
+        self.trouble.as_deref()
+    }
+}

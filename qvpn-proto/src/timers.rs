@@ -1,0 +1,64 @@
+//! All timers of a peer: one enum, one table.
+
+use crate::time::Time;
+
+/// What is due.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Timer {
+    /// The session's own clockwork, every 250 ms.
+    LinkTick,
+    /// The next start of a handshake while there is no session.
+    Handshake,
+    /// Is the other end still there?
+    Liveness,
+    /// Messages to repeat.
+    Retransmit,
+    /// The next epoch attempt.
+    Attempt,
+    /// The attempt under way has had its 5 s.
+    AttemptEnd,
+    /// `Propose` again.
+    ProposeAgain,
+    /// `Confirm` again.
+    ConfirmAgain,
+    /// Something to do for the stock: fetch, retry, age.
+    Stock,
+    /// The active epoch's sealing ends.
+    EpochEnd,
+    /// The responder may ask for an epoch again.
+    AskRekey,
+}
+
+const COUNT: usize = Timer::AskRekey as usize + 1;
+
+/// When each timer is due.
+#[derive(Default)]
+pub struct Timers([Option<Time>; COUNT]);
+
+impl Timers {
+    /// Sets a timer, or stops it by `None`.
+    pub fn set(&mut self, timer: Timer, at: Option<Time>) {
+        self.0[timer as usize] = at;
+    }
+
+    /// When a timer is due.
+    #[must_use]
+    pub fn get(&self, timer: Timer) -> Option<Time> {
+        self.0[timer as usize]
+    }
+
+    /// Whether a timer is due; it is stopped then.
+    pub fn take_due(&mut self, timer: Timer, now: Time) -> bool {
+        let due = self.0[timer as usize].is_some_and(|at| at <= now);
+        if due {
+            self.0[timer as usize] = None;
+        }
+        due
+    }
+
+    /// The first that is due.
+    #[must_use]
+    pub fn next(&self) -> Option<Time> {
+        self.0.iter().flatten().min().copied()
+    }
+}

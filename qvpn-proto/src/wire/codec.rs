@@ -1,0 +1,102 @@
+//! Reads and writes the fields of control messages. Every read is bounded by the message, so a parser that uses only
+//! these can neither panic nor allocate more than the message holds.
+
+use super::limits::MAX_NAME;
+
+/// Why bytes are no message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum ParseError {
+    /// It ends before the field does.
+    #[error("the message ends within `{0}`")]
+    Short(&'static str),
+    /// Bytes are left over.
+    #[error("{0} bytes follow the end of the message")]
+    Trailing(usize),
+    /// A field has a value that this version does not know or allow.
+    #[error("the field `{0}` has a value that is not allowed")]
+    Value(&'static str),
+    /// The other end speaks another version of the protocol.
+    #[error("the other end speaks version {0} of the protocol, this is version 1")]
+    Version(u8),
+}
+
+/// Reads fields from the front of a slice.
+pub struct Reader<'a>(&'a [u8]);
+
+impl<'a> Reader<'a> {
+    /// Starts at the front of `bytes`.
+    #[must_use]
+    pub fn new(bytes: &'a [u8]) -> Self {
+        Self(bytes)
+    }
+
+    /// The next `n` bytes.
+    pub fn bytes(&mut self, n: usize, field: &'static str) -> Result<&'a [u8], ParseError> {
+        let (head, tail) = self.0.split_at_checked(n).ok_or(ParseError::Short(field))?;
+        self.0 = tail;
+        Ok(head)
+    }
+
+    /// The next `N` bytes as an array.
+    pub fn array<const N: usize>(&mut self, field: &'static str) -> Result<[u8; N], ParseError> {
+        self.bytes(N, field)?.try_into().map_err(|_| ParseError::Short(field))
+    }
+
+    /// The next `N` bytes as an array on the heap, for keys and ciphertexts.
+    pub fn boxed<const N: usize>(&mut self, field: &'static str) -> Result<Box<[u8; N]>, ParseError> {
+        let bytes = self.bytes(N, field)?;
+        Box::<[u8]>::from(bytes).try_into().map_err(|_| ParseError::Short(field))
+    }
+
+    /// One byte.
+    pub fn u8(&mut self, field: &'static str) -> Result<u8, ParseError> {
+        Ok(self.array::<1>(field)?[0])
+    }
+
+    /// Four bytes.
+    pub fn u32(&mut self, field: &'static str) -> Result<u32, ParseError> {
+        self.array(field).map(u32::from_be_bytes)
+    }
+
+    /// Eight bytes.
+    pub fn u64(&mut self, field: &'static str) -> Result<u64, ParseError> {
+        self.array(field).map(u64::from_be_bytes)
+    }
+
+    /// A name: a length byte and as many bytes of UTF-8 without control characters, since names reach logs.
+    pub fn name(&mut self, field: &'static str) -> Result<String, ParseError> {
+        let len = usize::from(self.u8(field)?);
+        let text = std::str::from_utf8(self.bytes(len, field)?).map_err(|_| ParseError::Value(field))?;
+        if text.chars().any(char::is_control) {
+            return Err(ParseError::Value(field));
+        }
+        Ok(text.to_owned())
+    }
+
+    /// A flag byte, 0 or 1.
+    pub fn flag(&mut self, field: &'static str) -> Result<bool, ParseError> {
+        match self.u8(field)? {
+            0 => Ok(false),
+            1 => Ok(true),
+            _ => Err(ParseError::Value(field)),
+        }
+    }
+
+    /// Succeeds if nothing is left.
+    pub fn end(self) -> Result<(), ParseError> {
+        if self.0.is_empty() { Ok(()) } else { Err(ParseError::Trailing(self.0.len())) }
+    }
+}
+
+/// Writes a name; one that is too long is cut, which callers prevent by checking their config.
+pub fn put_name(out: &mut Vec<u8>, name: &str) {
+    let bytes = &name.as_bytes()[..name.len().min(MAX_NAME)];
+    out.push(u8::try_from(bytes.len()).unwrap_or(u8::MAX));
+    out.extend_from_slice(bytes);
+}
+
+/// Writes a flag, and the bytes that it announces.
+pub fn put_option(out: &mut Vec<u8>, bytes: Option<&[u8]>) {
+    out.push(u8::from(bytes.is_some()));
+    out.extend_from_slice(bytes.unwrap_or_default());
+}

@@ -1,0 +1,151 @@
+//! A fragment: the minimal IPv6 packet in which a piece of a control message travels through the control session.
+//! boringtun carries only what looks like IP, so each piece has an IPv6 header with next header 253 (RFC 3692).
+
+use super::codec::{ParseError, Reader};
+use super::limits::{
+    FRAGMENT_HEADER, FRAGMENT_PAYLOAD, IPV6_HEADER, MAX_FRAGMENTS, MAX_LINK_PACKET, MAX_MESSAGE,
+};
+
+/// Names one message of a sender: random, and the same in each of its fragments and repetitions.
+pub type MessageId = [u8; 8];
+
+/// Next header of our packets: "use for experimentation and testing", RFC 3692.
+const NEXT_HEADER: u8 = 253;
+
+/// The type byte of a control message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Kind {
+    /// [`Hello`](super::Hello)
+    Hello = 1,
+    /// [`StockOffer`](super::StockOffer)
+    StockOffer = 2,
+    /// [`StockAck`](super::StockAck)
+    StockAck = 3,
+    /// [`Propose`](super::Propose)
+    Propose = 4,
+    /// [`Accept`](super::Accept)
+    Accept = 5,
+    /// [`Confirm`](super::Confirm)
+    Confirm = 6,
+    /// Please propose now: one byte says why.
+    Rekey = 7,
+    /// Are you there? Empty.
+    Ping = 8,
+    /// I am. Empty.
+    Pong = 9,
+    /// A clean stop. Empty.
+    Bye = 10,
+    /// [`Reject`](super::Reject)
+    Reject = 11,
+    /// The ID of a message that arrived whole.
+    Ack = 12,
+}
+
+impl Kind {
+    /// From the byte on the wire.
+    #[must_use]
+    pub const fn from_byte(byte: u8) -> Option<Self> {
+        Some(match byte {
+            1 => Self::Hello,
+            2 => Self::StockOffer,
+            3 => Self::StockAck,
+            4 => Self::Propose,
+            5 => Self::Accept,
+            6 => Self::Confirm,
+            7 => Self::Rekey,
+            8 => Self::Ping,
+            9 => Self::Pong,
+            10 => Self::Bye,
+            11 => Self::Reject,
+            12 => Self::Ack,
+            _ => return None,
+        })
+    }
+}
+
+/// One piece of a message.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fragment<'a> {
+    /// The message that it belongs to.
+    pub id: MessageId,
+    /// That message's type.
+    pub kind: Kind,
+    /// Its place, from 0.
+    pub index: u8,
+    /// How many there are.
+    pub count: u8,
+    /// Bytes of the whole message.
+    pub total: u16,
+    /// Its bytes: all but the last fragment are full.
+    pub payload: &'a [u8],
+}
+
+/// Cuts a message into packets for the control session.
+#[must_use]
+pub fn packets(id: MessageId, kind: Kind, message: &[u8]) -> Vec<Vec<u8>> {
+    let pieces: Vec<&[u8]> =
+        if message.is_empty() { vec![&[]] } else { message.chunks(FRAGMENT_PAYLOAD).collect() };
+    let count = u8::try_from(pieces.len()).unwrap_or(u8::MAX);
+    let total = u16::try_from(message.len()).unwrap_or(u16::MAX);
+    pieces
+        .iter()
+        .zip(0u8..)
+        .map(|(payload, index)| Fragment { id, kind, index, count, total, payload }.to_packet())
+        .collect()
+}
+
+impl<'a> Fragment<'a> {
+    /// The IPv6 packet.
+    #[must_use]
+    pub fn to_packet(&self) -> Vec<u8> {
+        let length = u16::try_from(FRAGMENT_HEADER + self.payload.len()).unwrap_or(u16::MAX);
+        let mut out = Vec::with_capacity(MAX_LINK_PACKET);
+        out.extend_from_slice(&[0x60, 0, 0, 0]);
+        out.extend_from_slice(&length.to_be_bytes());
+        out.extend_from_slice(&[NEXT_HEADER, 1]);
+        // Link-local fe80::1 to fe80::2: the packet never leaves the session, and boringtun only wants a source.
+        for last in [1u8, 2] {
+            out.extend_from_slice(&[0xfe, 0x80, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, last]);
+        }
+        out.extend_from_slice(&self.id);
+        out.extend_from_slice(&[self.kind as u8, self.index, self.count, 0]);
+        out.extend_from_slice(&self.total.to_be_bytes());
+        out.extend_from_slice(self.payload);
+        out
+    }
+
+    /// Parses a packet of the control session.
+    ///
+    /// # Errors
+    /// [`ParseError`] if it is not ours or its numbers do not fit together.
+    pub fn parse(packet: &'a [u8]) -> Result<Self, ParseError> {
+        let mut r = Reader::new(packet);
+        let header = r.bytes(IPV6_HEADER, "IPv6 header")?;
+        let length = usize::from(u16::from_be_bytes([header[4], header[5]]));
+        if header[0] >> 4 != 6 || header[6] != NEXT_HEADER {
+            return Err(ParseError::Value("next header"));
+        }
+        let body = r.bytes(length, "payload")?;
+        r.end()?;
+        let mut r = Reader::new(body);
+        let id = r.array("message ID")?;
+        let kind = Kind::from_byte(r.u8("type")?).ok_or(ParseError::Value("type"))?;
+        let (index, count) = (r.u8("index")?, r.u8("count")?);
+        if r.u8("reserved")? != 0 {
+            return Err(ParseError::Value("reserved"));
+        }
+        let total = u16::from_be_bytes(r.array("total length")?);
+        let whole = usize::from(total);
+        let pieces = whole.div_ceil(FRAGMENT_PAYLOAD).max(1);
+        if whole > MAX_MESSAGE || pieces > MAX_FRAGMENTS || usize::from(count) != pieces {
+            return Err(ParseError::Value("count"));
+        }
+        if index >= count {
+            return Err(ParseError::Value("index"));
+        }
+        let start = usize::from(index) * FRAGMENT_PAYLOAD;
+        let payload = r.bytes((whole - start).min(FRAGMENT_PAYLOAD), "fragment")?;
+        r.end()?;
+        Ok(Self { id, kind, index, count, total, payload })
+    }
+}

@@ -1,0 +1,108 @@
+//! `Hello`: who an end is and what it wants, in force until its next one. Its bytes are part of every transcript.
+
+use super::codec::{ParseError, Reader, put_name, put_option};
+use crate::config::{QkdPolicy, Role, Suite};
+use qvpn_identity::kem::EkBytes;
+
+/// The protocol version.
+pub const VERSION: u8 = 1;
+
+/// An end's introduction.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Hello {
+    /// Random, new at each start.
+    pub instance: [u8; 16],
+    /// Rises with each `Hello` of an instance that differs from the one before.
+    pub counter: u64,
+    /// The sender's role.
+    pub role: Role,
+    /// The sender's suite.
+    pub suite: Suite,
+    /// The sender's lanes, 1 to 16.
+    pub lanes: u8,
+    /// The sender's policy.
+    pub policy: QkdPolicy,
+    /// The sender's rekey interval in milliseconds, 100 to 120,000.
+    pub interval_ms: u32,
+    /// The sender's SAE ID; empty where it has no KMS.
+    pub sae_own: String,
+    /// The SAE ID that the sender's config names for the receiver.
+    pub sae_peer: String,
+    /// The check value of the sender's PSK, where it has one.
+    pub psk_check: Option<[u8; 16]>,
+    /// The sender's static encapsulation key.
+    pub encapsulation_key: Box<EkBytes>,
+}
+
+impl Hello {
+    /// The message's bytes.
+    #[must_use]
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let mut out = vec![VERSION];
+        out.extend_from_slice(&self.instance);
+        out.extend_from_slice(&self.counter.to_be_bytes());
+        out.extend_from_slice(&[self.role as u8, self.suite as u8, self.lanes, self.policy as u8]);
+        out.extend_from_slice(&self.interval_ms.to_be_bytes());
+        put_name(&mut out, &self.sae_own);
+        put_name(&mut out, &self.sae_peer);
+        put_option(&mut out, self.psk_check.as_ref().map(|c| c.as_slice()));
+        out.extend_from_slice(self.encapsulation_key.as_slice());
+        out
+    }
+
+    /// Parses a whole message.
+    ///
+    /// # Errors
+    /// [`ParseError`] names the field; another version is told apart, so that it can be refused in words.
+    pub fn parse(bytes: &[u8]) -> Result<Self, ParseError> {
+        let mut r = Reader::new(bytes);
+        let version = r.u8("version")?;
+        if version != VERSION {
+            return Err(ParseError::Version(version));
+        }
+        let instance = r.array("instance")?;
+        let counter = r.u64("counter")?;
+        let role = match r.u8("role")? {
+            0 => Role::Initiator,
+            1 => Role::Responder,
+            _ => return Err(ParseError::Value("role")),
+        };
+        let suite = match r.u8("suite")? {
+            0 => Suite::ChaCha20Poly1305,
+            1 => Suite::Aes256Gcm,
+            _ => return Err(ParseError::Value("suite")),
+        };
+        let lanes = r.u8("lanes")?;
+        let policy = match r.u8("policy")? {
+            0 => QkdPolicy::Off,
+            1 => QkdPolicy::Preferred,
+            2 => QkdPolicy::Required,
+            _ => return Err(ParseError::Value("policy")),
+        };
+        let interval_ms = r.u32("interval")?;
+        let sae_own = r.name("own SAE ID")?;
+        let sae_peer = r.name("peer SAE ID")?;
+        let psk_check = r.flag("PSK flag")?.then(|| r.array("PSK check")).transpose()?;
+        let encapsulation_key = r.boxed("encapsulation key")?;
+        r.end()?;
+        if !(1..=super::limits::MAX_LANES).contains(&usize::from(lanes)) {
+            return Err(ParseError::Value("lanes"));
+        }
+        if !(100..=120_000).contains(&interval_ms) {
+            return Err(ParseError::Value("interval"));
+        }
+        Ok(Self {
+            instance,
+            counter,
+            role,
+            suite,
+            lanes,
+            policy,
+            interval_ms,
+            sae_own,
+            sae_peer,
+            psk_check,
+            encapsulation_key,
+        })
+    }
+}

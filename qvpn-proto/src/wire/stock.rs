@@ -1,0 +1,138 @@
+//! `StockOffer` and `StockAck`: which QKD keys the initiator holds, and what the responder has of them.
+
+use super::codec::{ParseError, Reader, put_name};
+use super::limits::MAX_OFFER;
+use crate::event::KeyName;
+
+/// The whole set of keys that the initiator holds, oldest first.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StockOffer {
+    /// Rises with each offer.
+    pub number: u64,
+    /// At most [`MAX_OFFER`] keys.
+    pub keys: Vec<KeyName>,
+}
+
+/// What the responder has of an offered key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Held {
+    /// It holds the key; the check value shows which bytes.
+    Yes([u8; 16]),
+    /// It is still fetching.
+    Pending,
+    /// Its KME does not know the key.
+    NotFound,
+    /// Its KME cannot be asked.
+    Unavailable,
+    /// It gave up on the key or refuses it.
+    Gone,
+}
+
+/// The responder's answer to an offer; sent again when an answer changes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StockAck {
+    /// The offer's number.
+    pub number: u64,
+    /// The responder's own count, so that a late ack does not undo a newer one.
+    pub revision: u64,
+    /// An answer for each key of the offer.
+    pub keys: Vec<(String, Held)>,
+}
+
+fn count(r: &mut Reader<'_>) -> Result<usize, ParseError> {
+    let n = usize::from(r.u8("number of keys")?);
+    if n > MAX_OFFER { Err(ParseError::Value("number of keys")) } else { Ok(n) }
+}
+
+fn put_count(out: &mut Vec<u8>, n: usize) {
+    out.push(u8::try_from(n.min(MAX_OFFER)).unwrap_or(0));
+}
+
+fn key_id(r: &mut Reader<'_>) -> Result<String, ParseError> {
+    let id = r.name("key ID")?;
+    if id.is_empty() { Err(ParseError::Value("key ID")) } else { Ok(id) }
+}
+
+impl StockOffer {
+    /// The message's bytes.
+    #[must_use]
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let mut out = self.number.to_be_bytes().to_vec();
+        put_count(&mut out, self.keys.len());
+        for key in self.keys.iter().take(MAX_OFFER) {
+            put_name(&mut out, &key.id);
+            put_name(&mut out, &key.source_kme);
+            put_name(&mut out, &key.target_kme);
+        }
+        out
+    }
+
+    /// Parses a whole message; the same ID twice is refused.
+    ///
+    /// # Errors
+    /// [`ParseError`] names the field.
+    pub fn parse(bytes: &[u8]) -> Result<Self, ParseError> {
+        let mut r = Reader::new(bytes);
+        let number = r.u64("offer number")?;
+        let mut keys: Vec<KeyName> = Vec::new();
+        for _ in 0..count(&mut r)? {
+            let (id, source_kme, target_kme) =
+                (key_id(&mut r)?, r.name("source KME")?, r.name("target KME")?);
+            if keys.iter().any(|k| k.id == id) {
+                return Err(ParseError::Value("key ID"));
+            }
+            keys.push(KeyName { id, source_kme, target_kme });
+        }
+        r.end()?;
+        Ok(Self { number, keys })
+    }
+}
+
+impl StockAck {
+    /// The message's bytes.
+    #[must_use]
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let mut out = self.number.to_be_bytes().to_vec();
+        out.extend_from_slice(&self.revision.to_be_bytes());
+        put_count(&mut out, self.keys.len());
+        for (id, held) in self.keys.iter().take(MAX_OFFER) {
+            put_name(&mut out, id);
+            match held {
+                Held::Yes(check) => {
+                    out.push(0);
+                    out.extend_from_slice(check);
+                }
+                Held::Pending => out.push(1),
+                Held::NotFound => out.push(2),
+                Held::Unavailable => out.push(3),
+                Held::Gone => out.push(4),
+            }
+        }
+        out
+    }
+
+    /// Parses a whole message.
+    ///
+    /// # Errors
+    /// [`ParseError`] names the field.
+    pub fn parse(bytes: &[u8]) -> Result<Self, ParseError> {
+        let mut r = Reader::new(bytes);
+        let number = r.u64("offer number")?;
+        let revision = r.u64("revision")?;
+        let mut keys = Vec::new();
+        for _ in 0..count(&mut r)? {
+            let id = key_id(&mut r)?;
+            let held = match r.u8("answer")? {
+                0 => Held::Yes(r.array("key check")?),
+                1 => Held::Pending,
+                2 => Held::NotFound,
+                3 => Held::Unavailable,
+                4 => Held::Gone,
+                _ => return Err(ParseError::Value("answer")),
+            };
+            keys.push((id, held));
+        }
+        r.end()?;
+        Ok(Self { number, revision, keys })
+    }
+}
