@@ -22,7 +22,6 @@ unshare    util-linux
 sysctl     procps
 ping       iputils-ping
 nft        nftables
-tcpdump    tcpdump
 iperf3     iperf3
 python3    python3
 "

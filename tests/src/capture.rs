@@ -1,0 +1,142 @@
+//! Sees what passes an interface, and looks for what must not be there. A capture starts when its program really listens,
+//! and ends with a packet that is sent for that, so that an empty capture means an empty wire.
+
+use std::fs;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use etherparse::{NetSlice, SlicedPacket, TransportSlice};
+use memchr::memmem;
+
+use crate::binaries::binary;
+use crate::node::Node;
+use crate::process::Process;
+
+/// A running capture.
+pub struct Capture<'a> {
+    node: &'a Node,
+    neighbour: String,
+    file: PathBuf,
+    program: Process,
+    marker: String,
+}
+
+impl<'a> Capture<'a> {
+    /// Captures all that passes `interface` of `node`, in both directions. `neighbour` is an address beyond that
+    /// interface, to which the packet that marks the end is sent.
+    ///
+    /// # Panics
+    /// If the capture doesn't start.
+    #[must_use]
+    #[track_caller]
+    pub fn start(node: &'a Node, interface: &str, neighbour: &str) -> Self {
+        static COUNT: AtomicU64 = AtomicU64::new(0);
+        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        let file = node.folder().join(format!("{interface}-{number}.pcap"));
+        let marker: String =
+            format!("end of capt {number:04}").bytes().map(|byte| format!("{byte:02x}")).collect();
+        let path = file.display().to_string();
+        let mut program = node.spawn(binary("lab-capture"), &[interface, &path, &marker]);
+        program.line("listening", Duration::from_secs(10));
+        Self { node, neighbour: neighbour.to_owned(), file, program, marker }
+    }
+
+    /// The pcap file, complete after [`stop`](Self::stop).
+    #[must_use]
+    pub fn file(&self) -> &Path {
+        &self.file
+    }
+
+    /// Ends it and returns what was seen.
+    ///
+    /// # Panics
+    /// If the kernel dropped packets before they were read: then nothing can be concluded.
+    #[must_use]
+    #[track_caller]
+    pub fn stop(mut self) -> Packets {
+        // Whether it is answered doesn't matter, only that it passes. 16 bytes go to ping's clock, 48 to the pattern.
+        let ping = format!("ping -n -c 1 -W 1 -s 64 -p {} {}", self.marker, self.neighbour);
+        let _ = self.node.try_run(&ping);
+        let line = self.program.line("dropped ", Duration::from_secs(10));
+        assert_eq!(line, "dropped 0", "the capture has gaps");
+        Packets(parse(&fs::read(&self.file).unwrap()))
+    }
+}
+
+/// One frame of a capture.
+#[derive(Clone)]
+pub struct Packet {
+    /// Seconds since 1970 by the capture's clock.
+    pub at: f64,
+    /// The whole Ethernet frame.
+    pub bytes: Vec<u8>,
+    /// Source of the outer IP header, if it is IP.
+    pub source: Option<IpAddr>,
+    /// Destination of the outer IP header.
+    pub destination: Option<IpAddr>,
+    /// UDP ports, source and destination.
+    pub udp: Option<(u16, u16)>,
+}
+
+impl std::fmt::Debug for Packet {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let ip = |ip: Option<IpAddr>| ip.map_or_else(|| "no IP".to_owned(), |ip| ip.to_string());
+        write!(f, "{} > {}, {} bytes", ip(self.source), ip(self.destination), self.bytes.len())
+    }
+}
+
+/// What a capture has seen, in order.
+#[derive(Debug, Clone)]
+pub struct Packets(pub Vec<Packet>);
+
+impl Packets {
+    /// Those with one of `patterns` anywhere; see [`crate::Lab::inner_patterns`].
+    #[must_use]
+    pub fn with_any(&self, patterns: &[Vec<u8>]) -> Vec<&Packet> {
+        let finders: Vec<_> = patterns.iter().map(memmem::Finder::new).collect();
+        self.0.iter().filter(|packet| finders.iter().any(|f| f.find(&packet.bytes).is_some())).collect()
+    }
+
+    /// UDP datagrams to or from `port`.
+    #[must_use]
+    pub fn with_udp_port(&self, port: u16) -> Vec<&Packet> {
+        self.0.iter().filter(|p| p.udp.is_some_and(|(from, to)| from == port || to == port)).collect()
+    }
+}
+
+/// Reads the classic pcap format: a header of 24 bytes, then records of 16 bytes and a frame.
+fn parse(bytes: &[u8]) -> Vec<Packet> {
+    let word = |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap());
+    assert_eq!(word(0), 0xa1b2_c3d4, "a pcap file of microseconds on a little-endian machine");
+    let mut packets = Vec::new();
+    let mut at = 24;
+    while at + 16 <= bytes.len() {
+        let length = usize::try_from(word(at + 8)).unwrap();
+        let Some(frame) = bytes.get(at + 16..at + 16 + length) else { break };
+        packets.push(dissect(f64::from(word(at)) + f64::from(word(at + 4)) / 1e6, frame));
+        at += 16 + length;
+    }
+    packets
+}
+
+fn dissect(at: f64, frame: &[u8]) -> Packet {
+    let mut packet = Packet { at, bytes: frame.to_vec(), source: None, destination: None, udp: None };
+    let Ok(sliced) = SlicedPacket::from_ethernet(frame) else { return packet };
+    match sliced.net {
+        Some(NetSlice::Ipv4(ip)) => {
+            packet.source = Some(ip.header().source_addr().into());
+            packet.destination = Some(ip.header().destination_addr().into());
+        }
+        Some(NetSlice::Ipv6(ip)) => {
+            packet.source = Some(ip.header().source_addr().into());
+            packet.destination = Some(ip.header().destination_addr().into());
+        }
+        _ => {}
+    }
+    if let Some(TransportSlice::Udp(udp)) = sliced.transport {
+        packet.udp = Some((udp.source_port(), udp.destination_port()));
+    }
+    packet
+}

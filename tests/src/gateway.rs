@@ -1,0 +1,262 @@
+//! A site's `qvpn-daemon`: its keys and config as an operator would write them, its start, status and events.
+
+use std::fs;
+use std::io::ErrorKind;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixDatagram;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::time::Duration;
+
+use serde_json::Value;
+
+use crate::binaries::binary;
+use crate::lab::{Lab, Outer, Site};
+use crate::node::Node;
+use crate::process::Process;
+use crate::wait::wait_until;
+
+/// The tunnel's name at both sites.
+pub const INTERFACE: &str = "qvpn0";
+
+/// A site's static key.
+#[derive(Debug, Clone)]
+pub struct Identity {
+    /// The file with the private key.
+    pub file: PathBuf,
+    /// The public key as text.
+    pub public: String,
+}
+
+/// A site's config. What isn't here is written as `[interface]` or `[[peer]]` lines of TOML.
+#[derive(Debug, Clone)]
+pub struct GatewayOptions {
+    /// `rekey_interval`.
+    pub rekey_interval: String,
+    /// `qkd` of the peer.
+    pub qkd: String,
+    /// `allowed_ips` of the peer; the other LAN's networks if empty.
+    pub allowed_ips: Vec<String>,
+    /// What carries the tunnel.
+    pub outer: Outer,
+    /// Whether our config has the peer's endpoint.
+    pub endpoint: bool,
+    /// More lines of `[interface]`.
+    pub interface: String,
+    /// More lines of `[kms]`; `None` leaves the whole section out.
+    pub kms: Option<String>,
+    /// More lines of `[[peer]]`.
+    pub peer: String,
+}
+
+impl Default for GatewayOptions {
+    /// A rekey each second with QKD required, over IPv4.
+    fn default() -> Self {
+        Self {
+            rekey_interval: "1s".to_owned(),
+            qkd: "required".to_owned(),
+            allowed_ips: Vec::new(),
+            outer: Outer::V4,
+            endpoint: true,
+            interface: String::new(),
+            kms: Some(String::new()),
+            peer: String::new(),
+        }
+    }
+}
+
+impl Lab {
+    /// The identity of a site, made with `qvpn-ctl` when first asked for.
+    ///
+    /// # Panics
+    /// If `qvpn-ctl` fails.
+    #[must_use]
+    #[track_caller]
+    pub fn identity(&self, site: Site) -> Identity {
+        let file = self.gw(site).folder().join("qvpn0.key");
+        if !file.exists() {
+            write_secret(&file, &ctl_pipe(&["genkey"], ""));
+        }
+        let public = ctl_pipe(&["pubkey"], &fs::read_to_string(&file).unwrap()).trim().to_owned();
+        Identity { file, public }
+    }
+
+    /// Writes a site's config; returns its path.
+    #[must_use]
+    #[track_caller]
+    pub fn configure(&self, site: Site, options: &GatewayOptions) -> PathBuf {
+        let (own, peer) = (self.identity(site), self.identity(site.other()));
+        let other = site.other();
+        let mut text = format!(
+            "[interface]\nname = \"{INTERFACE}\"\nprivate_key_file = \"{}\"\nlisten_port = 51820\naddress = {:?}\n\
+             rekey_interval = \"{}\"\n{}\n",
+            own.file.display(),
+            site.pick(["10.77.0.1/30", "fd77::1/64"], ["10.77.0.2/30", "fd77::2/64"]),
+            options.rekey_interval,
+            options.interface,
+        );
+        if let Some(lines) = &options.kms {
+            let (kme, sae, address) = (site.kme(), site.sae(), site.kme_address());
+            let certs = self.certificates();
+            let certs = certs.display();
+            let stem = sae.to_lowercase();
+            text += &format!(
+                "[kms]\nsae_id = \"{sae}\"\n{lines}\n[[kms.kme]]\nname = \"{kme}\"\nurl = \"https://{address}\"\n\
+                 ca_file = \"{certs}/ca.pem\"\ncert_file = \"{certs}/{stem}.pem\"\nkey_file = \"{certs}/{stem}.key\"\n"
+            );
+        }
+        let networks = other.networks().map(str::to_owned).to_vec();
+        let allowed = if options.allowed_ips.is_empty() { &networks } else { &options.allowed_ips };
+        text += &format!(
+            "[[peer]]\nname = \"{}\"\npublic_key = \"{}\"\nallowed_ips = {allowed:?}\nsae_id = \"{}\"\nqkd = \"{}\"\n{}\n",
+            other.name(),
+            peer.public,
+            other.sae(),
+            options.qkd,
+            options.peer,
+        );
+        if options.endpoint {
+            let address = other.wan(options.outer);
+            let endpoint = if options.outer == Outer::V6 {
+                format!("[{address}]:51820")
+            } else {
+                format!("{address}:51820")
+            };
+            text += &format!("endpoint = \"{endpoint}\"\n");
+        }
+        let file = self.gw(site).folder().join("qvpn0.toml");
+        fs::write(&file, text).unwrap();
+        file
+    }
+
+    /// Starts a site's daemon with the config that [`configure`](Self::configure) wrote, and waits until it says that it is
+    /// ready.
+    ///
+    /// # Panics
+    /// If it ends, or isn't ready within 10 s.
+    #[must_use]
+    #[track_caller]
+    pub fn start_daemon(&self, site: Site) -> Gateway<'_> {
+        let node = self.gw(site);
+        let notify = node.folder().join("notify.sock");
+        match fs::remove_file(&notify) {
+            Err(error) if error.kind() != ErrorKind::NotFound => panic!("{}: {error}", notify.display()),
+            _ => {}
+        }
+        let socket = UnixDatagram::bind(&notify).unwrap();
+        socket.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
+        let mut command = node.command(binary("qvpn-daemon"));
+        command.arg("--config").arg(node.folder().join("qvpn0.toml")).env("NOTIFY_SOCKET", &notify);
+        let mut process = Process::spawn(format!("{} qvpn-daemon", node.name()), &mut command);
+        wait_until(&format!("{}: READY=1", node.name()), Duration::from_secs(10), || {
+            assert!(process.is_running(), "{}: the daemon has ended:\n{}", node.name(), process.log());
+            let mut message = [0; 512];
+            let length = socket.recv(&mut message).ok()?;
+            String::from_utf8_lossy(&message[..length]).contains("READY=1").then_some(())
+        });
+        Gateway { node, process }
+    }
+
+    /// Configures and starts both sites with the same options.
+    #[must_use]
+    #[track_caller]
+    pub fn start_both(&self, options: &GatewayOptions) -> [Gateway<'_>; 2] {
+        for site in Site::BOTH {
+            let _ = self.configure(site, options);
+        }
+        Site::BOTH.map(|site| self.start_daemon(site))
+    }
+}
+
+/// A running daemon.
+pub struct Gateway<'a> {
+    node: &'a Node,
+    /// The `qvpn-daemon`.
+    pub process: Process,
+}
+
+impl Gateway<'_> {
+    /// Runs `qvpn-ctl` with these words here.
+    #[must_use]
+    pub fn ctl(&self, words: &[&str]) -> Output {
+        self.node.command(binary("qvpn-ctl")).args(words).stdin(Stdio::null()).output().unwrap()
+    }
+
+    /// The interface's status (an element of `interfaces[]` in the schema), or `None` while the daemon doesn't answer.
+    #[must_use]
+    pub fn try_show(&self) -> Option<Value> {
+        let output = self.ctl(&["show", INTERFACE, "--json"]);
+        let status: Value =
+            serde_json::from_slice(&output.stdout).ok().filter(|_| output.status.success())?;
+        Some(status["interfaces"][0].clone())
+    }
+
+    /// The interface's status.
+    ///
+    /// # Panics
+    /// If the daemon doesn't answer.
+    #[must_use]
+    #[track_caller]
+    pub fn show(&self) -> Value {
+        self.try_show()
+            .unwrap_or_else(|| panic!("{}: {:?}", self.node.name(), self.ctl(&["show", INTERFACE, "--json"])))
+    }
+
+    /// The status of the one peer.
+    #[must_use]
+    #[track_caller]
+    pub fn peer(&self) -> Value {
+        self.show()["peers"][0].clone()
+    }
+
+    /// Waits until the peer's status satisfies `wanted`, and returns it.
+    ///
+    /// # Panics
+    /// When `limit` has passed; the message has the last status.
+    #[track_caller]
+    pub fn wait_peer(&self, what: &str, limit: Duration, wanted: impl Fn(&Value) -> bool) -> Value {
+        let mut last = Value::Null;
+        let start = std::time::Instant::now();
+        loop {
+            if let Some(status) = self.try_show() {
+                last = status["peers"][0].clone();
+            }
+            if wanted(&last) {
+                return last;
+            }
+            assert!(start.elapsed() < limit, "{}: {what}: not within {limit:?}; {last:#}", self.node.name());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// Waits until the peer is in `state`.
+    #[track_caller]
+    pub fn wait_state(&self, state: &str, limit: Duration) -> Value {
+        self.wait_peer(state, limit, |peer| peer["state"] == state)
+    }
+
+    /// Follows the events from now on: lines of JSON, to be awaited with [`Process::line`].
+    #[must_use]
+    pub fn events(&self) -> Process {
+        self.node.spawn(binary("qvpn-ctl"), &["events", INTERFACE, "--follow", "--json"])
+    }
+}
+
+/// Pipes `input` through `qvpn-ctl`; returns what it printed.
+#[track_caller]
+fn ctl_pipe(words: &[&str], input: &str) -> String {
+    use std::io::Write;
+    let mut command = Command::new(binary("qvpn-ctl"));
+    command.args(words).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success(), "qvpn-ctl {words:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+fn write_secret(file: &Path, text: &str) {
+    fs::write(file, "").unwrap();
+    fs::set_permissions(file, fs::Permissions::from_mode(0o600)).unwrap();
+    fs::write(file, text).unwrap();
+}

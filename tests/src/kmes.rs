@@ -1,0 +1,103 @@
+//! The two KMEs: one `kme-sim` with a QKD link between them, and the lab's certificates.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use crate::binaries::binary;
+use crate::lab::{Lab, Site};
+use crate::process::Process;
+
+/// How the KMEs shall be.
+#[derive(Debug, Clone)]
+pub struct KmeOptions {
+    /// What the QKD link yields, bits a second.
+    pub rate_bits_per_s: u64,
+    /// Keys of 256 bits in the store at the start.
+    pub initial_keys: u64,
+    /// How long a key is on its way to the other KME, such as `500ms`.
+    pub relay_delay: Option<String>,
+}
+
+impl Default for KmeOptions {
+    /// Enough for any scenario: 1,000 keys at the start, and 100 a second.
+    fn default() -> Self {
+        Self { rate_bits_per_s: 25_600, initial_keys: 1000, relay_delay: None }
+    }
+}
+
+/// The running KMEs.
+pub struct Kmes {
+    /// The `kme-sim`.
+    pub process: Process,
+    admin: PathBuf,
+}
+
+impl Lab {
+    /// The folder of the lab's CA and certificates, made when first asked for: `ca.pem`, and `.pem` and `.key` of
+    /// `kme-a1`, `kme-b1`, `site-a`, `site-b`.
+    #[must_use]
+    pub fn certificates(&self) -> PathBuf {
+        let folder = Path::new("/run/lab/certs").to_owned();
+        if !folder.exists() {
+            let mut command = Command::new(binary("kme-sim"));
+            command.arg("certs").arg(&folder);
+            for site in Site::BOTH {
+                let address = site.kme_address().split(':').next().unwrap();
+                command.args(["--kme", &format!("{}={address}", site.kme()), "--sae", site.sae()]);
+            }
+            let output = command.output().unwrap();
+            assert!(output.status.success(), "kme-sim certs: {}", String::from_utf8_lossy(&output.stderr));
+        }
+        folder
+    }
+
+    /// Starts both KMEs and waits until they listen.
+    ///
+    /// # Panics
+    /// If they don't within 10 s.
+    #[must_use]
+    #[track_caller]
+    pub fn start_kmes(&self, options: &KmeOptions) -> Kmes {
+        let certificates = self.certificates();
+        let admin = self.kme.folder().join("admin.sock");
+        let mut config = format!("admin = \"{}\"\n", admin.display());
+        for site in Site::BOTH {
+            let (kme, sae, address) = (site.kme(), site.sae(), site.kme_address());
+            let certs = certificates.display();
+            config += &format!(
+                "[[kme]]\nname = \"{kme}\"\nlisten = \"{address}\"\ncert_file = \"{certs}/{kme}.pem\"\n\
+                 key_file = \"{certs}/{kme}.key\"\nclient_ca_file = \"{certs}/ca.pem\"\n\
+                 [[sae]]\nid = \"{sae}\"\nkme = \"{kme}\"\n"
+            );
+        }
+        config += &format!(
+            "[[link]]\nkmes = [\"kme-a1\", \"kme-b1\"]\nkey_size = 256\nrate_bits_per_s = {}\ninitial_keys = {}\n",
+            options.rate_bits_per_s, options.initial_keys
+        );
+        if let Some(delay) = &options.relay_delay {
+            config += &format!("relay_delay = \"{delay}\"\n");
+        }
+        let file = self.kme.folder().join("kme-sim.toml");
+        std::fs::write(&file, config).unwrap();
+        let mut process = self.kme.spawn(binary("kme-sim"), &["--config", &file.display().to_string()]);
+        // The last of its "listening" lines.
+        process.line("listening admin", Duration::from_secs(10));
+        Kmes { process, admin }
+    }
+}
+
+impl Kmes {
+    /// Sends a command to the simulator, such as `["misbehave", "kme-a1", "enc_keys", "hang"]` or
+    /// `["pause-link", "kme-a1", "kme-b1"]`; returns what it printed.
+    ///
+    /// # Panics
+    /// If it is refused.
+    #[track_caller]
+    pub fn admin(&self, words: &[&str]) -> String {
+        let output =
+            Command::new(binary("kme-sim")).arg("admin").arg(&self.admin).args(words).output().unwrap();
+        assert!(output.status.success(), "{words:?}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    }
+}

@@ -1,0 +1,231 @@
+//! The topology, drawn once. Gateways forward, and their default route is the WAN, so that whatever the tunnel doesn't
+//! take would leave in clear and be seen there.
+//!
+//! ```text
+//!  lan-a         gw-a                             wan                              gw-b         lan-b
+//!  10.10.0.2 --- 10.10.0.1    198.51.100.1 --- 198.51.100.2 | 203.0.113.2 --- 203.0.113.1    10.20.0.1 --- 10.20.0.2
+//!  fd10::2       fd10::1      2001:db8:a::1    2001:db8:a::2| 2001:db8:b::2   2001:db8:b::1  fd20::1       fd20::2
+//!                10.30.0.1                                                    10.40.0.1
+//!                    |                          kme                               |
+//!                    +------------- 10.30.0.2 (kme-a1)   10.40.0.2 (kme-b1) ------+
+//! ```
+//!
+//! Interfaces are named after what they lead to: `gw-a` has `lan`, `wan` and `kme`; `wan` and `kme` have `site-a` and
+//! `site-b`; LAN hosts have `lan`. `kme` is one machine, since both KMEs can run in one process, but it forwards nothing.
+
+use std::fmt::Write;
+
+use crate::node::Node;
+
+/// One of the two sites.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Site {
+    /// The left one.
+    A,
+    /// The right one.
+    B,
+}
+
+/// What carries the tunnel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Outer {
+    /// IPv4.
+    #[default]
+    V4,
+    /// IPv6.
+    V6,
+}
+
+impl Site {
+    /// Both.
+    pub const BOTH: [Site; 2] = [Site::A, Site::B];
+
+    /// The other one.
+    #[must_use]
+    pub fn other(self) -> Site {
+        match self {
+            Site::A => Site::B,
+            Site::B => Site::A,
+        }
+    }
+
+    /// `site-a` or `site-b`: its name as a peer, and of the WAN router's interface towards it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        self.pick("site-a", "site-b")
+    }
+
+    /// Its SAE ID.
+    #[must_use]
+    pub fn sae(self) -> &'static str {
+        self.pick("SITE-A", "SITE-B")
+    }
+
+    /// The name of its KME.
+    #[must_use]
+    pub fn kme(self) -> &'static str {
+        self.pick("kme-a1", "kme-b1")
+    }
+
+    /// Its KME's address and port.
+    #[must_use]
+    pub fn kme_address(self) -> &'static str {
+        self.pick("10.30.0.2:8443", "10.40.0.2:8443")
+    }
+
+    /// The networks of its LAN.
+    #[must_use]
+    pub fn networks(self) -> [&'static str; 2] {
+        [self.pick("10.10.0.0/16", "10.20.0.0/16"), self.pick("fd10::/64", "fd20::/64")]
+    }
+
+    /// Its LAN host, IPv4 and IPv6.
+    #[must_use]
+    pub fn host(self) -> [&'static str; 2] {
+        [self.pick("10.10.0.2", "10.20.0.2"), self.pick("fd10::2", "fd20::2")]
+    }
+
+    /// Its gateway's address in the LAN, IPv4 and IPv6.
+    #[must_use]
+    pub fn gateway(self) -> [&'static str; 2] {
+        [self.pick("10.10.0.1", "10.20.0.1"), self.pick("fd10::1", "fd20::1")]
+    }
+
+    /// Its gateway's address in the WAN.
+    #[must_use]
+    pub fn wan(self, outer: Outer) -> &'static str {
+        match outer {
+            Outer::V4 => self.pick("198.51.100.1", "203.0.113.1"),
+            Outer::V6 => self.pick("2001:db8:a::1", "2001:db8:b::1"),
+        }
+    }
+
+    pub(crate) fn pick<T>(self, a: T, b: T) -> T {
+        match self {
+            Site::A => a,
+            Site::B => b,
+        }
+    }
+}
+
+/// The machines of the lab.
+pub struct Lab {
+    /// Host in the LAN of site A.
+    pub lan_a: Node,
+    /// Gateway of site A.
+    pub gw_a: Node,
+    /// The router between the sites, which sees what leaves them.
+    pub wan: Node,
+    /// Gateway of site B.
+    pub gw_b: Node,
+    /// Host in the LAN of site B.
+    pub lan_b: Node,
+    /// The machine of both KMEs.
+    pub kme: Node,
+}
+
+impl Lab {
+    /// Builds it, within [`crate::sandbox`].
+    ///
+    /// # Panics
+    /// If a command is missing or refused.
+    #[must_use]
+    #[allow(clippy::new_without_default, reason = "it makes things")]
+    pub fn new() -> Self {
+        let [lan_a, gw_a, wan, gw_b, lan_b, kme] =
+            ["lan-a", "gw-a", "wan", "gw-b", "lan-b", "kme"].map(Node::new);
+        let lab = Self { lan_a, gw_a, wan, gw_b, lan_b, kme };
+        for site in Site::BOTH {
+            lab.join((lab.lan(site), "lan"), (lab.gw(site), "lan"));
+            lab.join((lab.gw(site), "wan"), (&lab.wan, site.name()));
+            lab.join((lab.gw(site), "kme"), (&lab.kme, site.name()));
+            lab.address(site);
+        }
+        for router in [&lab.gw_a, &lab.gw_b, &lab.wan] {
+            router.sysctl("net/ipv4/ip_forward", "1");
+            router.sysctl("net/ipv6/conf/all/forwarding", "1");
+        }
+        lab
+    }
+
+    /// The LAN host of a site.
+    #[must_use]
+    pub fn lan(&self, site: Site) -> &Node {
+        site.pick(&self.lan_a, &self.lan_b)
+    }
+
+    /// The gateway of a site.
+    #[must_use]
+    pub fn gw(&self, site: Site) -> &Node {
+        site.pick(&self.gw_a, &self.gw_b)
+    }
+
+    /// Byte patterns of inner packets in clear: the addresses of the two LAN hosts one after the other, as an IP header
+    /// has them, in both directions and families, and the tag of [`crate::Stream`]s.
+    #[must_use]
+    pub fn inner_patterns(&self) -> Vec<Vec<u8>> {
+        let octets = |text: &str| match text.parse().unwrap() {
+            std::net::IpAddr::V4(ip) => ip.octets().to_vec(),
+            std::net::IpAddr::V6(ip) => ip.octets().to_vec(),
+        };
+        let mut patterns = vec![crate::PAYLOAD_TAG.to_vec()];
+        for (from, to) in [(Site::A, Site::B), (Site::B, Site::A)] {
+            for (source, destination) in from.host().into_iter().zip(to.host()) {
+                patterns.push([octets(source), octets(destination)].concat());
+            }
+        }
+        patterns
+    }
+
+    fn join(&self, (left, left_name): (&Node, &str), (right, right_name): (&Node, &str)) {
+        left.run(&format!(
+            "ip link add {left_name} type veth peer name {right_name} netns {} && ip link set {left_name} up",
+            right.holder_id()
+        ));
+        right.run(&format!("ip link set {right_name} up"));
+    }
+
+    fn address(&self, site: Site) {
+        let [gateway4, gateway6] = site.gateway();
+        let [host4, host6] = site.host();
+        let (wan4, wan6) = (site.wan(Outer::V4), site.wan(Outer::V6));
+        let (next4, next6) =
+            (site.pick("198.51.100.2", "203.0.113.2"), site.pick("2001:db8:a::2", "2001:db8:b::2"));
+        let net = site.pick("10.30.0", "10.40.0");
+        let name = site.name();
+        batch(
+            self.lan(site),
+            &[
+                &format!("addr add {host4}/16 dev lan"),
+                &format!("addr add {host6}/64 dev lan"),
+                &format!("route add default via {gateway4}"),
+                &format!("-6 route add default via {gateway6}"),
+            ],
+        );
+        batch(
+            self.gw(site),
+            &[
+                &format!("addr add {gateway4}/16 dev lan"),
+                &format!("addr add {gateway6}/64 dev lan"),
+                &format!("addr add {wan4}/24 dev wan"),
+                &format!("addr add {wan6}/64 dev wan"),
+                &format!("addr add {net}.1/24 dev kme"),
+                &format!("route add default via {next4}"),
+                &format!("-6 route add default via {next6}"),
+            ],
+        );
+        batch(
+            &self.wan,
+            &[&format!("addr add {next4}/24 dev {name}"), &format!("addr add {next6}/64 dev {name}")],
+        );
+        batch(&self.kme, &[&format!("addr add {net}.2/24 dev {name}")]);
+    }
+}
+
+fn batch(node: &Node, commands: &[&str]) {
+    let mut line = String::new();
+    for command in commands {
+        write!(line, "ip {command} && ").unwrap();
+    }
+    node.run(&(line + "true"));
+}

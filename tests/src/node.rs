@@ -1,0 +1,144 @@
+//! One machine of the lab: a network namespace, with a `/run/qvpn` of its own so that both gateways can call their tunnel
+//! `qvpn0`. All else (files, processes) is shared with the sandbox.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use crate::process::Process;
+
+/// A machine of the lab. Its namespaces live as long as the handle.
+pub struct Node {
+    name: String,
+    /// Folder for this machine's files, the same path everywhere.
+    folder: PathBuf,
+    /// The process that holds the namespaces.
+    holder: Process,
+}
+
+impl Node {
+    /// Makes a machine with nothing but a loopback interface. IPv6 addresses are usable at once (no duplicate detection).
+    pub(crate) fn new(name: &str) -> Self {
+        let folder = Path::new("/run/lab").join(name);
+        std::fs::create_dir_all(folder.join("run")).unwrap();
+        let mut command = Command::new("unshare");
+        command.args(["--net", "--mount", "--", "sh", "-c"]);
+        command.arg(format!(
+            "mount --bind {}/run /run/qvpn && echo ready && exec sleep infinity",
+            folder.display()
+        ));
+        let mut holder = Process::spawn(format!("node {name}"), &mut command).quiet();
+        holder.line("ready", std::time::Duration::from_secs(10));
+        let node = Self { name: name.to_owned(), folder, holder };
+        for key in ["net/ipv6/conf/all/accept_dad", "net/ipv6/conf/default/accept_dad"] {
+            node.sysctl(key, "0");
+        }
+        node.run("ip link set lo up");
+        node
+    }
+
+    /// The machine's name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// A folder for this machine's files, with the same path inside and outside.
+    #[must_use]
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// The process whose namespaces these are.
+    pub(crate) fn holder_id(&self) -> u32 {
+        self.holder.id()
+    }
+
+    /// A command that will run here.
+    pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
+        let mut command = Command::new("nsenter");
+        let id = self.holder.id();
+        command.arg(format!("--net=/proc/{id}/ns/net")).arg(format!("--mount=/proc/{id}/ns/mnt"));
+        command.arg("--").arg(program);
+        command
+    }
+
+    /// Runs a line of shell here and returns what it printed.
+    ///
+    /// # Panics
+    /// If it fails.
+    #[track_caller]
+    pub fn run(&self, line: &str) -> String {
+        let output = self.try_run(line);
+        let (out, error) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        assert!(output.status.success(), "{}: `{line}` failed ({})\n{out}{error}", self.name, output.status);
+        out.into_owned()
+    }
+
+    /// Runs a line of shell here, and lets it fail.
+    #[must_use]
+    pub fn try_run(&self, line: &str) -> Output {
+        self.command("sh").args(["-c", line]).stdin(Stdio::null()).output().unwrap()
+    }
+
+    /// Starts a program here that goes on.
+    #[track_caller]
+    pub fn spawn(&self, program: impl AsRef<std::ffi::OsStr>, args: &[&str]) -> Process {
+        let program = program.as_ref();
+        let short = Path::new(program).file_name().unwrap_or(program).to_string_lossy();
+        Process::spawn(format!("{} {short}", self.name), self.command(program).args(args))
+    }
+
+    /// Sets a kernel switch, such as `net/ipv4/ip_forward`.
+    pub fn sysctl(&self, key: &str, value: &str) {
+        self.run(&format!("echo {value} > /proc/sys/{key}"));
+    }
+
+    /// Whether one echo request to `address` is answered within a second.
+    #[must_use]
+    pub fn pings(&self, address: &str) -> bool {
+        self.try_run(&format!("ping -n -c 1 -W 1 {address}")).status.success()
+    }
+
+    /// Drops this share (0 to 1) of all forwarded packets that match `what` (nft's words, such as `meta l4proto udp`).
+    pub fn drop_fraction(&self, what: &str, share: f64) {
+        assert!((0.0..=1.0).contains(&share));
+        self.nft_rule(
+            "forward",
+            &format!("{what} numgen random mod 10000 < {:.0} counter drop", share * 10_000.0),
+        );
+    }
+
+    /// Drops all packets at `hook` (`input`, `output`, `forward`) that match `what` (nft's words), from now on.
+    pub fn block(&self, hook: &str, what: &str) {
+        self.nft_rule(hook, &format!("{what} counter drop"));
+    }
+
+    /// Ends all drops and blocks here.
+    pub fn unblock(&self) {
+        self.nft("table inet lab {}\ndelete table inet lab\n");
+    }
+
+    /// Packets that rules of [`block`](Self::block) and [`drop_fraction`](Self::drop_fraction) have dropped here.
+    #[must_use]
+    pub fn dropped(&self) -> u64 {
+        let text = self.run("nft -j list ruleset");
+        let json: serde_json::Value = serde_json::from_str(&text).unwrap();
+        let rules =
+            json["nftables"].as_array().unwrap().iter().filter_map(|item| item["rule"]["expr"].as_array());
+        rules.flatten().filter_map(|expression| expression["counter"]["packets"].as_u64()).sum()
+    }
+
+    fn nft_rule(&self, hook: &str, rule: &str) {
+        self.nft(&format!(
+            "table inet lab {{\nchain {hook} {{\ntype filter hook {hook} priority 0;\n}}\n}}\nadd rule inet lab {hook} {rule}\n"
+        ));
+    }
+
+    #[track_caller]
+    fn nft(&self, script: &str) {
+        let mut child = self.command("nft").args(["-f", "-"]).stdin(Stdio::piped()).spawn().unwrap();
+        child.stdin.take().unwrap().write_all(script.as_bytes()).unwrap();
+        assert!(child.wait().unwrap().success(), "nft refused:\n{script}");
+    }
+}

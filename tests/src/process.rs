@@ -1,0 +1,195 @@
+//! A program under test: its output is collected as it comes, can be awaited line by line, and is shown when a test fails.
+//! It dies with its handle.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+/// Lines shown of a program's output when the test fails.
+const SHOWN: usize = 120;
+
+#[derive(Default)]
+struct Output {
+    lines: Mutex<Lines>,
+    grown: Condvar,
+}
+
+#[derive(Default)]
+struct Lines {
+    all: Vec<String>,
+    /// Streams (of standard output and error) that have ended.
+    ended: usize,
+}
+
+impl Output {
+    fn lock(&self) -> MutexGuard<'_, Lines> {
+        // A reader that panicked has still pushed whole lines only.
+        self.lines.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
+
+/// A running program.
+pub struct Process {
+    name: String,
+    child: Child,
+    stdin: Option<ChildStdin>,
+    output: Arc<Output>,
+    /// Lines that [`line`](Self::line) has passed.
+    read: usize,
+    quiet: bool,
+}
+
+impl Process {
+    /// Starts `command`; `name` stands before its lines when they are shown.
+    ///
+    /// # Panics
+    /// If it can't be started.
+    #[track_caller]
+    pub fn spawn(name: impl Into<String>, command: &mut Command) -> Self {
+        let name = name.into();
+        let spawned = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
+        let mut child = spawned.unwrap_or_else(|error| panic!("{name} can't be started: {error}"));
+        let output = Arc::new(Output::default());
+        collect(child.stdout.take().unwrap(), Arc::clone(&output));
+        collect(child.stderr.take().unwrap(), Arc::clone(&output));
+        let stdin = child.stdin.take();
+        Self { name, child, stdin, output, read: 0, quiet: false }
+    }
+
+    /// Leaves its output out when a test fails.
+    #[must_use]
+    pub(crate) fn quiet(mut self) -> Self {
+        self.quiet = true;
+        self
+    }
+
+    /// Its process ID.
+    #[must_use]
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Waits for a line that contains `text`, among those after the last one that this returned.
+    ///
+    /// # Panics
+    /// When `limit` has passed, or the program has ended without it.
+    #[track_caller]
+    pub fn line(&mut self, text: &str, limit: Duration) -> String {
+        let found = self.find_line(limit, |line| line.contains(text));
+        found.unwrap_or_else(|why| panic!("{}: no line with `{text}` ({why})", self.name))
+    }
+
+    /// Waits as [`line`](Self::line) for one that satisfies `wanted`; says why there is none.
+    pub fn find_line(&mut self, limit: Duration, wanted: impl Fn(&str) -> bool) -> Result<String, String> {
+        let end = Instant::now() + limit;
+        let mut lines = self.output.lock();
+        loop {
+            while self.read < lines.all.len() {
+                self.read += 1;
+                if wanted(&lines.all[self.read - 1]) {
+                    return Ok(lines.all[self.read - 1].clone());
+                }
+            }
+            if lines.ended == 2 {
+                return Err("it has ended".to_owned());
+            }
+            let left = end.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(format!("not within {limit:?}"));
+            }
+            lines = self
+                .output
+                .grown
+                .wait_timeout(lines, left)
+                .unwrap_or_else(std::sync::PoisonError::into_inner)
+                .0;
+        }
+    }
+
+    /// All that it has written so far, standard output and error mixed.
+    #[must_use]
+    pub fn log(&self) -> String {
+        self.output.lock().all.join("\n")
+    }
+
+    /// Writes a line to its standard input.
+    pub fn tell(&mut self, line: &str) {
+        writeln!(self.stdin.as_mut().unwrap(), "{line}").unwrap();
+    }
+
+    /// Sends a signal.
+    pub fn signal(&self, signal: Signal) {
+        kill(Pid::from_raw(self.child.id().try_into().unwrap()), signal).unwrap();
+    }
+
+    /// Kills it as a crash would, without a chance to tidy up.
+    pub fn kill(&mut self) {
+        self.signal(Signal::SIGKILL);
+        assert_eq!(self.child.wait().unwrap().signal(), Some(Signal::SIGKILL as i32));
+    }
+
+    /// Asks it to end (SIGTERM) and waits.
+    ///
+    /// # Panics
+    /// When it is still there after 10 s.
+    #[track_caller]
+    pub fn stop(&mut self) -> ExitStatus {
+        self.signal(Signal::SIGTERM);
+        self.wait(Duration::from_secs(10))
+    }
+
+    /// Waits for its end.
+    ///
+    /// # Panics
+    /// When it is still there after `limit`.
+    #[track_caller]
+    pub fn wait(&mut self, limit: Duration) -> ExitStatus {
+        // Its streams end with it, which is the event that comes with a deadline.
+        if let Err(why) = self.find_line(limit, |_| false)
+            && why != "it has ended"
+        {
+            panic!("{}: it hasn't ended ({why})", self.name);
+        }
+        self.child.wait().unwrap()
+    }
+
+    /// Whether it still runs.
+    pub fn is_running(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_none()
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // Both fail only if it has ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if std::thread::panicking() && !self.quiet {
+            let lines = self.output.lock();
+            let skipped = lines.all.len().saturating_sub(SHOWN);
+            eprintln!("--- output of {} ({skipped} lines left out)", self.name);
+            for line in &lines.all[skipped..] {
+                eprintln!("{}| {line}", self.name);
+            }
+        }
+    }
+}
+
+fn collect(stream: impl Read + Send + 'static, output: Arc<Output>) {
+    std::thread::spawn(move || {
+        let mut reader = BufReader::new(stream);
+        let mut line = Vec::new();
+        while reader.read_until(b'\n', &mut line).is_ok_and(|n| n > 0) {
+            output.lock().all.push(String::from_utf8_lossy(&line).trim_end().to_owned());
+            output.grown.notify_all();
+            line.clear();
+        }
+        output.lock().ended += 1;
+        output.grown.notify_all();
+    });
+}

@@ -1,0 +1,94 @@
+//! Runs a test, or a whole program, again as a child within namespaces of its own, where it is root and nothing it does
+//! reaches the machine. When the child ends, however it ends, the kernel takes away its processes, interfaces and mounts.
+
+use std::fs::{self, OpenOptions};
+use std::path::Path;
+use std::process::{Command, ExitCode, Stdio};
+
+/// Set in the child, to the name of the test.
+const INSIDE: &str = "QVPN_LAB_INSIDE";
+
+/// How the child says that the test ran to its end: a wrong test name would run nothing, and succeed.
+const DONE: i32 = 42;
+
+/// Runs `body` within the sandbox. To be called first in a `#[test]`, with the test's own name.
+///
+/// # Panics
+/// If the test fails inside, `name` isn't its name, or the system forbids user namespaces.
+#[track_caller]
+pub fn run(name: &str, body: impl FnOnce()) {
+    if std::env::var_os(INSIDE).is_some_and(|inside| inside == name) {
+        prepare();
+        body();
+        std::process::exit(DONE);
+    }
+    let mut command = unshare();
+    command.arg(std::env::current_exe().unwrap()).args(["--exact", name, "--nocapture"]).env(INSIDE, name);
+    let status = command.stdin(Stdio::null()).status().unwrap();
+    match status.code() {
+        Some(DONE) => {}
+        Some(0) => {
+            panic!("there is no test `{name}` in this file: give sandbox::run the name of its own test")
+        }
+        _ => panic!("`{name}` failed in its sandbox ({status}); its messages are above"),
+    }
+}
+
+/// Runs `body` within the sandbox, for a `main` function: the program runs itself again with the same arguments.
+pub fn main(body: impl FnOnce() -> ExitCode) -> ExitCode {
+    if std::env::var_os(INSIDE).is_some() {
+        prepare();
+        return body();
+    }
+    let mut command = unshare();
+    command.arg(std::env::current_exe().unwrap()).args(std::env::args_os().skip(1)).env(INSIDE, "main");
+    let status = command.status().unwrap();
+    ExitCode::from(status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1))
+}
+
+/// `unshare` with what this system allows: a user namespace, so that any user can do it, or for root else without.
+fn unshare() -> Command {
+    let works = |args: &[&str]| {
+        let probe = Command::new("unshare").args(args).args(["--net", "--mount", "true"]).output();
+        probe.expect("`unshare` is missing: install util-linux").status.success()
+    };
+    let user = ["--user", "--map-root-user"];
+    let args: &[&str] = if works(&user) {
+        &user
+    } else if works(&[]) {
+        &[]
+    } else {
+        panic!(
+            "this system lets you make no namespaces: run as root, or allow user namespaces (Debian: `sysctl -w \
+             kernel.unprivileged_userns_clone=1`; Ubuntu 24.04: `sysctl -w \
+             kernel.apparmor_restrict_unprivileged_userns=0`; in a container: --privileged)"
+        );
+    };
+    let mut command = Command::new("unshare");
+    command.args(args).args(["--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "--"]);
+    // An ordinary user's PATH has no sbin in Debian.
+    let path = std::env::var("PATH").unwrap_or_default();
+    command.env("PATH", format!("{path}:/usr/local/sbin:/usr/sbin:/sbin"));
+    command
+}
+
+/// Private folders for what programs write, so that nothing stays and parallel tests don't meet.
+fn prepare() {
+    for folder in ["/run", "/var/lib"] {
+        mount(&["-t", "tmpfs", "-o", "mode=755", "tmpfs", folder]);
+    }
+    fs::create_dir_all("/run/qvpn").unwrap();
+    fs::create_dir_all("/run/lab").unwrap();
+    let tun = Path::new("/dev/net/tun");
+    if let Err(error) = OpenOptions::new().read(true).write(true).open(tun) {
+        panic!(
+            "{} can't be opened ({error}): `modprobe tun`, and let this user read and write it",
+            tun.display()
+        );
+    }
+}
+
+fn mount(args: &[&str]) {
+    let status = Command::new("mount").args(args).status().unwrap();
+    assert!(status.success(), "mount {args:?}");
+}
