@@ -48,10 +48,10 @@ pub struct Indices {
 }
 
 impl Indices {
-    /// For the peer with this number.
+    /// For the peer with this number. A random `first` keeps a restart from handing out the indices of the life before.
     #[must_use]
-    pub fn new(number: u16) -> Self {
-        Self { number: number % MAX_PEERS, next: 0 }
+    pub fn new(number: u16, first: u16) -> Self {
+        Self { number: number % MAX_PEERS, next: first }
     }
 
     /// One index for each lane. They come round after 65,536, far more than can be open at once.
@@ -87,7 +87,7 @@ mod tests {
 
     #[test]
     fn indices_name_their_peer_and_have_the_top_bit() {
-        let mut indices = Indices::new(77);
+        let mut indices = Indices::new(77, 65_000);
         let mut seen = std::collections::BTreeSet::new();
         for _ in 0..1000 {
             for index in indices.take(16) {

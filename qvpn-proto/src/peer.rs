@@ -76,7 +76,7 @@ impl<L: ControlLink> Peer<L> {
         let own_hello = OwnHello::new(&config, instance, 1);
         let mut peer = Self {
             session: Session::new(config.endpoint, now),
-            indices: Indices::new(config.number),
+            indices: Indices::new(config.number, u16::from_be_bytes([instance[0], instance[1]])),
             config,
             link,
             instance,

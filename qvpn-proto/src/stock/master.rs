@@ -20,6 +20,8 @@ struct Key {
     since: Time,
     /// Both ends hold it, with the same bytes.
     held: bool,
+    /// The responder restarted since the key came: its KME may have delivered it to the life before, and then never again.
+    suspect: bool,
     /// Attempts that named it and that wrong confirmations ended.
     spoiled: u8,
 }
@@ -95,7 +97,7 @@ impl MasterStock {
             } else if self.keys.len() >= MAX_OFFER {
                 "more keys came than were asked for"
             } else {
-                self.keys.push(Key { name, secret, since: now, held: false, spoiled: 0 });
+                self.keys.push(Key { name, secret, since: now, held: false, suspect: false, spoiled: 0 });
                 continue;
             };
             lost.push((name.id, why.to_owned()));
@@ -161,7 +163,10 @@ impl MasterStock {
 
     /// The other end started anew: what it said before is void, and it needs the whole offer.
     pub fn forget_answers(&mut self) {
-        self.keys.iter_mut().for_each(|k| k.held = false);
+        for key in &mut self.keys {
+            key.held = false;
+            key.suspect = true;
+        }
         self.revision = 0;
         self.changed = true;
     }
@@ -180,6 +185,7 @@ impl MasterStock {
             let why = match held {
                 Held::Yes(check) if qvpn_secret::ct_eq(check, &qkd_check(&key.secret, id)) => {
                     key.held = true;
+                    key.suspect = false;
                     continue;
                 }
                 Held::Yes(_) => {
@@ -187,6 +193,7 @@ impl MasterStock {
                 }
                 Held::Gone => "the other site's KME did not deliver it",
                 Held::Pending => continue,
+                Held::NotFound if key.suspect => "the other site restarted, and its KME no longer has it",
                 Held::NotFound => {
                     self.responder_trouble =
                         Some(format!("the other site's KME does not know key {id} (yet)"));

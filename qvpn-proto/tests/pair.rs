@@ -1,0 +1,285 @@
+//! Two peers on a virtual clock: epochs come, hold and end as `docs/protocol.md` says, under loss, delay, duplication,
+//! reordering and restarts. The lanes of the test check that every packet that arrives opens.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use std::sync::Arc;
+
+use common::{CLEAN, Faults, MS, ROUGH, S, World, identity, sites};
+use qvpn_identity::Psk;
+use qvpn_proto::event::FailureReason;
+use qvpn_proto::{Notice, QkdPolicy, Role, State, Suite};
+use rand_chacha::{ChaCha20Rng, rand_core::SeedableRng};
+
+#[test]
+fn the_first_epoch_holds_all_three_secrets() {
+    let mut world = World::new(1, sites(QkdPolicy::Required, 60 * S), CLEAN);
+    assert!(world.run_until(5 * S, |w| w.both(State::Up)), "{}\n--\n{}", world.story(0), world.story(1));
+    let view = world.ends[0].peer.view(world.now);
+    assert_eq!(view.sources.unwrap().names(), ["qkd", "mlkem", "x25519"]);
+    assert!(view.qkd_key_id.is_some());
+    assert_eq!(view.qkd_key_id, world.ends[1].peer.view(world.now).qkd_key_id);
+    world.run(61 * S);
+    let view = world.ends[1].peer.view(world.now);
+    assert_eq!(view.sources.unwrap().names(), ["qkd", "mlkem", "x25519", "chain"]);
+    assert_eq!(view.rekeys, 2);
+}
+
+#[test]
+fn rekeys_come_on_time_and_cost_no_packet() {
+    for interval in [100 * MS, S, 60 * S] {
+        let mut world = World::new(2, sites(QkdPolicy::Required, interval), CLEAN);
+        assert!(world.run_until(5 * S, |w| w.both(State::Up)));
+        let before = world.rekeys();
+        world.traffic(10 * MS);
+        world.run(interval * 30);
+        let rekeys = world.rekeys() - before;
+        assert!(
+            (28..=31).contains(&rekeys),
+            "{rekeys} rekeys in 30 intervals of {interval:?}\n{}",
+            world.story(0)
+        );
+        assert_eq!(world.data_blocked, 0);
+        let under_way = world.data_sent - world.data_opened;
+        assert!(under_way <= 4, "{under_way} packets did not open");
+    }
+}
+
+#[test]
+fn loss_delay_duplication_and_reordering_lose_nothing_that_arrives() {
+    for seed in 0..12 {
+        let mut world = World::new(seed, sites(QkdPolicy::Required, 2 * S), ROUGH);
+        assert!(world.run_until(30 * S, |w| w.both(State::Up)), "seed {seed}\n{}", world.story(0));
+        world.traffic(20 * MS);
+        world.run(60 * S);
+        assert!(world.both(State::Up), "seed {seed}\n{}\n--\n{}", world.story(0), world.story(1));
+        assert!(world.rekeys() >= 15, "seed {seed}: {} rekeys\n{}", world.rekeys(), world.story(0));
+    }
+}
+
+#[test]
+fn either_end_restarted_comes_back_within_five_seconds() {
+    for seed in 0..20 {
+        let mut world = World::new(seed, sites(QkdPolicy::Required, 10 * S), CLEAN);
+        world.traffic(50 * MS);
+        assert!(world.run_until(5 * S, |w| w.both(State::Up)));
+        world.run(MS * u32::try_from(seed * 317).unwrap());
+        let which = usize::from(seed % 2 == 1);
+        world.restart(which);
+        let other_epochs = world.ends[1 - which].peer.view(world.now).rekeys;
+        let back = world.run_until(5 * S, |w| {
+            w.both(State::Up) && w.ends[1 - which].peer.view(w.now).rekeys > other_epochs
+        });
+        assert!(back, "seed {seed}\n{}\n--\n{}", world.story(0), world.story(1));
+        let opened = world.data_opened;
+        world.run(S);
+        assert!(world.data_opened >= opened + 30, "seed {seed}: traffic does not flow");
+    }
+}
+
+#[test]
+fn restarts_at_random_moments_in_a_rough_network_end_in_one_agreed_epoch() {
+    for seed in 100..112 {
+        let mut world = World::new(seed, sites(QkdPolicy::Required, S), ROUGH);
+        world.traffic(50 * MS);
+        for round in 0..6u32 {
+            world.run(MS * (200 + (u32::try_from(seed).unwrap() * 131 + round * 977) % 3000));
+            world.restart(usize::try_from(round % 2).unwrap());
+        }
+        let before = world.rekeys();
+        let ok = world.run_until(60 * S, |w| w.both(State::Up) && w.rekeys() > before);
+        assert!(ok, "seed {seed}\n{}\n--\n{}", world.story(0), world.story(1));
+    }
+}
+
+#[test]
+fn required_rides_on_the_stock_then_blocks_then_recovers() {
+    let mut world = World::new(3, sites(QkdPolicy::Required, 2 * S), CLEAN);
+    world.traffic(50 * MS);
+    assert!(world.run_until(5 * S, |w| w.both(State::Up)));
+    world.run(5 * S);
+    world.kms_up = [false, false];
+    let out = world.now;
+    world.run(4 * S);
+    assert!(world.both(State::Up), "the stock carries some intervals\n{}", world.story(0));
+    assert!(world.run_until(60 * S, |w| w.both(State::Blocked)), "{}", world.story(0));
+    // Five keys of two seconds, and the last epoch's ten seconds.
+    let took = world.now.since(out);
+    assert!(took >= 12 * S && took <= 24 * S, "{took:?}");
+    assert!(world.ends[0].notices.iter().any(|(_, n)| matches!(n, Notice::SupplyStopped { .. })));
+    assert!(world.failures(0, FailureReason::NoQkdKey) >= 1);
+    let (sent, blocked) = (world.data_sent, world.data_blocked);
+    world.run(5 * S);
+    assert_eq!(world.data_sent, sent, "nothing is sent while blocked");
+    assert!(world.data_blocked > blocked);
+    let reason = world.ends[0].peer.view(world.now).reason.unwrap();
+    assert!(reason.contains("KME of site 0 is unreachable"), "{reason}");
+    world.kms_up = [true, true];
+    assert!(world.run_until(15 * S, |w| w.both(State::Up)), "{}", world.story(0));
+    assert!(world.ends[0].notices.iter().any(|(_, n)| matches!(n, Notice::SupplyResumed)));
+    for end in &world.ends {
+        for (_, notice) in &end.notices {
+            assert!(!matches!(notice, Notice::EpochActive { sources, .. } if !sources.qkd));
+        }
+    }
+}
+
+#[test]
+fn preferred_goes_on_without_qkd_and_says_so() {
+    let mut world = World::new(4, sites(QkdPolicy::Preferred, 2 * S), CLEAN);
+    world.traffic(50 * MS);
+    assert!(world.run_until(5 * S, |w| w.both(State::Up)));
+    world.kms_up = [false, false];
+    assert!(world.run_until(60 * S, |w| w.both(State::Degraded)), "{}", world.story(0));
+    assert_eq!(world.ends[0].peer.view(world.now).sources.unwrap().names(), ["mlkem", "x25519", "chain"]);
+    assert_eq!(world.data_blocked, world.data_blocked.min(40), "traffic goes on");
+    world.kms_up = [true, true];
+    assert!(world.run_until(20 * S, |w| w.both(State::Up)), "{}", world.story(0));
+    assert!(world.ends[1].notices.iter().any(|(_, n)| matches!(n, Notice::Recovered)));
+}
+
+#[test]
+fn off_needs_no_kms_and_preferred_with_off_is_degraded_on_one_side() {
+    let mut world = World::new(5, sites(QkdPolicy::Off, S), CLEAN);
+    world.kms_up = [false, false];
+    assert!(world.run_until(5 * S, |w| w.both(State::Up)));
+    let mut mixed = sites(QkdPolicy::Off, S);
+    mixed[0].policy = QkdPolicy::Preferred;
+    let mut world = World::new(5, mixed, CLEAN);
+    assert!(world.run_until(5 * S, |w| w.state(0) == State::Degraded && w.state(1) == State::Up));
+    assert!(world.ends[0].peer.view(world.now).reason.unwrap().contains("off"));
+}
+
+/// Both ends say why in words, and nothing is ever sent.
+fn refused(change: impl FnOnce(&mut [common::Site; 2]), words: [&str; 2]) {
+    let mut both = sites(QkdPolicy::Required, S);
+    change(&mut both);
+    let mut world = World::new(6, both, CLEAN);
+    world.traffic(50 * MS);
+    world.run(15 * S);
+    assert_eq!(world.data_sent, 0);
+    for (i, word) in words.into_iter().enumerate() {
+        assert_eq!(world.state(i), State::Blocked, "end {i}");
+        let reason = world.ends[i].peer.view(world.now).reason.unwrap();
+        assert!(reason.contains(word), "end {i}: {reason:?} lacks {word:?}");
+        let told = world.ends[i].notices.iter().any(|(_, n)| matches!(n, Notice::Refused { .. }));
+        assert!(told, "end {i} says nothing in its log");
+        assert!(world.ends[i].notices.len() < 12, "end {i} repeats itself:\n{}", world.story(i));
+    }
+}
+
+#[test]
+fn sites_that_do_not_fit_refuse_each_other_in_words() {
+    refused(|s| s[1].suite = Suite::Aes256Gcm, ["aes256gcm", "suite"]);
+    refused(|s| s[1].policy = QkdPolicy::Off, ["required", "required"]);
+    refused(|s| s[1].role = Role::Initiator, ["role", "role"]);
+    refused(|s| s[1].sae = "SITE-X".to_owned(), ["SITE-X", "SITE-X"]);
+    refused(|s| s[0].sae_other = "SITE-Y".to_owned(), ["SITE-Y", "SITE-Y"]);
+    let psk = |seed| Some(Arc::new(Psk::generate(&mut ChaCha20Rng::seed_from_u64(seed))));
+    refused(|s| s[0].psk = psk(1), ["pre-shared key", "pre-shared key"]);
+    refused(
+        |s| (s[0].psk, s[1].psk) = (psk(1), psk(2)),
+        ["pre-shared keys differ", "pre-shared keys differ"],
+    );
+}
+
+#[test]
+fn a_psk_that_both_have_goes_into_the_key() {
+    let mut both = sites(QkdPolicy::Required, S);
+    let psk = Some(Arc::new(Psk::generate(&mut ChaCha20Rng::seed_from_u64(1))));
+    (both[0].psk, both[1].psk) = (psk.clone(), psk);
+    let mut world = World::new(6, both, CLEAN);
+    assert!(world.run_until(5 * S, |w| w.both(State::Up)));
+    assert!(world.ends[1].peer.view(world.now).sources.unwrap().names().contains(&"psk"));
+}
+
+#[test]
+fn a_mended_config_is_taken_up_by_a_reload() {
+    let mut both = sites(QkdPolicy::Required, S);
+    both[1].suite = Suite::Aes256Gcm;
+    let mut world = World::new(7, both, CLEAN);
+    world.run(5 * S);
+    assert_eq!(world.state(0), State::Blocked);
+    world.sites[1].suite = Suite::ChaCha20Poly1305;
+    world.reconfigure(1);
+    assert!(world.run_until(5 * S, |w| w.both(State::Up)), "{}\n--\n{}", world.story(0), world.story(1));
+}
+
+#[test]
+fn a_reload_under_way_loses_no_packet_and_a_stricter_policy_stops_weak_epochs() {
+    let mut world = World::new(8, sites(QkdPolicy::Preferred, S), CLEAN);
+    world.traffic(10 * MS);
+    assert!(world.run_until(5 * S, |w| w.both(State::Up)));
+    let blocked = world.data_blocked;
+    world.sites[0].interval = 2 * S;
+    world.reconfigure(0);
+    world.run(10 * S);
+    assert!(world.both(State::Up), "{}", world.story(0));
+    assert_eq!(world.data_blocked, blocked);
+    world.kms_up = [false, false];
+    assert!(world.run_until(60 * S, |w| w.both(State::Degraded)));
+    world.sites[0].policy = QkdPolicy::Required;
+    world.reconfigure(0);
+    assert_eq!(world.state(0), State::Blocked);
+}
+
+#[test]
+fn a_key_with_other_bytes_at_the_other_kme_is_named_before_use() {
+    let mut world = World::new(9, sites(QkdPolicy::Required, S), CLEAN);
+    world.corrupt_next_key = true;
+    assert!(world.run_until(10 * S, |w| w.both(State::Up)));
+    let lost = world.ends[0].notices.iter().any(
+        |(_, n)| matches!(n, Notice::KeyLost { id, why } if id == "key-1" && why.contains("different bytes")),
+    );
+    assert!(lost, "{}", world.story(0));
+    assert_eq!(world.failures(0, FailureReason::Confirmation), 0);
+}
+
+#[test]
+fn an_identity_that_is_not_configured_is_refused() {
+    let mut both = sites(QkdPolicy::Required, S);
+    let right = both[1].identity.clone();
+    let mut world = World::new(10, both.clone(), CLEAN);
+    // End 1 starts with another identity than the one that end 0 has configured.
+    both[1].identity = identity(99);
+    world.sites = both;
+    world.restart(1);
+    world.run(5 * S);
+    assert_ne!(world.state(0), State::Up);
+    let told = world.ends[0].notices.iter().any(|(_, n)| matches!(n, Notice::IdentityMismatch { .. }));
+    assert!(told, "{}", world.story(0));
+    world.sites[1].identity = right;
+    world.restart(1);
+    assert!(world.run_until(5 * S, |w| w.both(State::Up)), "{}", world.story(0));
+}
+
+#[test]
+fn a_silent_other_end_is_named_with_what_to_compare() {
+    let mut world = World::new(11, sites(QkdPolicy::Required, S), Faults { loss: 1000, ..CLEAN });
+    world.run(20 * S);
+    let reason = world.ends[0].peer.view(world.now).reason.unwrap();
+    assert!(reason.contains("unanswered") && reason.contains("firewall"), "{reason}");
+}
+
+#[test]
+fn a_wan_that_is_down_for_an_hour_ends_in_an_epoch_soon_after() {
+    let mut world = World::new(12, sites(QkdPolicy::Required, 10 * S), CLEAN);
+    assert!(world.run_until(5 * S, |w| w.both(State::Up)));
+    world.faults.loss = 1000;
+    world.run(3600 * S);
+    assert!(world.both(State::Blocked));
+    world.faults.loss = 0;
+    assert!(world.run_until(30 * S, |w| w.both(State::Up)), "{}\n--\n{}", world.story(0), world.story(1));
+}
+
+#[test]
+fn several_lanes_have_keys_of_their_own() {
+    let mut both = sites(QkdPolicy::Required, S);
+    (both[0].lanes, both[1].lanes) = (4, 2);
+    let mut world = World::new(13, both, CLEAN);
+    world.traffic(50 * MS);
+    assert!(world.run_until(5 * S, |w| w.both(State::Up)));
+    world.run(3 * S);
+    assert_eq!(world.ends[0].peer.view(world.now).lanes, 2);
+}
