@@ -1,1 +1,10 @@
-//! What users and programs see: config grammar, status, events, control API.
+//! What users and programs see: the grammar of the config file, the status, the events and the control API. The names
+//! here are fixed, since scripts, dashboards and other programs rely on them.
+
+pub mod config;
+pub mod control;
+pub mod events;
+pub mod exit;
+pub mod status;
+
+pub use config::{Config, ConfigError, ConfigErrors};

@@ -1,0 +1,228 @@
+//! The files that a config names: whether they are there, who may read them, and the keys in them. Permissions are
+//! checked on the open file, so that nothing can be swapped in between.
+
+use std::fs::File;
+use std::io::Read;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::Path;
+
+use qvpn_identity::{Psk, PublicIdentity, SecretIdentity};
+use zeroize::Zeroizing;
+
+use super::error::{ConfigErrors, Position, Sink};
+use super::grammar::split_advice;
+use super::model::{Peer, PeerMarks};
+use super::values::Fault;
+use super::{Config, MAX_SIZE};
+
+/// The group that the daemon runs in.
+const GROUP: &str = "qvpn";
+/// Bytes of the longest key file: a key is one line of less than 200.
+const MAX_KEY_FILE: usize = 4096;
+
+impl Config {
+    /// Looks at every file that the config names: there, readable, not readable by others where it is secret; and at the
+    /// keys in them: well-formed, and no peer has ours.
+    ///
+    /// # Errors
+    /// All that is wrong, in the order of the config file.
+    pub fn check_files(&self) -> Result<(), ConfigErrors> {
+        let mut sink = Sink::new(&self.path, "");
+        match read_key(&self.interface.private_key_file, "private key", SecretIdentity::from_text) {
+            Ok(identity) => self.own_key(identity.public(), &mut sink),
+            Err((what, fix)) => sink.add(self.marks.private_key_file, what, fix),
+        }
+        for (peer, marks) in self.peers.iter().zip(&self.marks.peers) {
+            if let Some(path) = &peer.preshared_key_file
+                && let Err((what, fix)) = read_key(path, "pre-shared key", Psk::from_text)
+            {
+                sink.add(marks.preshared_key_file, what, fix);
+            }
+        }
+        let kmes = self.kms.iter().flat_map(|k| &k.kmes);
+        for (kme, marks) in kmes.zip(&self.marks.kmes) {
+            let mut check = |at: Position, result: Result<File, Fault>| {
+                if let Err((what, fix)) = result {
+                    sink.add(at, what, fix);
+                }
+            };
+            check(marks.ca_file, open(&kme.ca_file, "CA certificate"));
+            check(marks.cert_file, open(&kme.cert_file, "client certificate"));
+            check(marks.key_file, open_secret(&kme.key_file, "client certificate's key"));
+        }
+        sink.finish()
+    }
+
+    /// Refuses a peer that has `own`, our public key.
+    ///
+    /// # Errors
+    /// One for the peer.
+    pub fn check_own_key(&self, own: &PublicIdentity) -> Result<(), ConfigErrors> {
+        let mut sink = Sink::new(&self.path, "");
+        self.own_key(own, &mut sink);
+        sink.finish()
+    }
+
+    /// Reads our secret key from its file.
+    ///
+    /// # Errors
+    /// If the file is missing, others can read it, or it holds no secret key.
+    pub fn read_private_key(&self) -> Result<SecretIdentity, ConfigErrors> {
+        read_key(&self.interface.private_key_file, "private key", SecretIdentity::from_text)
+            .map_err(|fault| self.error_at(self.marks.private_key_file, fault))
+    }
+
+    /// Reads the pre-shared key of `peer`, a peer of this config; `None` if it has none.
+    ///
+    /// # Errors
+    /// As [`read_private_key`](Self::read_private_key).
+    pub fn read_psk(&self, peer: &Peer) -> Result<Option<Psk>, ConfigErrors> {
+        let Some(path) = &peer.preshared_key_file else { return Ok(None) };
+        read_key(path, "pre-shared key", Psk::from_text).map(Some).map_err(|fault| {
+            let marks = self.peers.iter().zip(&self.marks.peers).find(|(p, _)| p.name == peer.name);
+            let at = marks.map_or(PeerMarks::default(), |(_, m)| m.clone()).preshared_key_file;
+            self.error_at(at, fault)
+        })
+    }
+
+    fn own_key(&self, own: &PublicIdentity, sink: &mut Sink<'_>) {
+        for (peer, marks) in self.peers.iter().zip(&self.marks.peers) {
+            if peer.public_key == *own {
+                let what = format!("the public_key of peer \"{}\" is our own", peer.name);
+                sink.add(
+                    marks.public_key,
+                    what,
+                    "write the line that `qvpn-ctl pubkey` prints at the other site",
+                );
+            } else if peer.public_key.x25519() == own.x25519() {
+                let what = format!("the public_key of peer \"{}\" has our own X25519 half", peer.name);
+                sink.add(
+                    marks.public_key,
+                    what,
+                    "compare `qvpn-ctl fingerprint` at both sites; this key was tampered with",
+                );
+            }
+        }
+    }
+
+    fn error_at(&self, at: Position, (what, fix): Fault) -> ConfigErrors {
+        let mut sink = Sink::new(&self.path, "");
+        sink.add(at, what.clone(), fix.clone());
+        sink.finish().err().unwrap_or_else(|| ConfigErrors::of_file(&self.path, what, fix))
+    }
+}
+
+/// The text of the config file itself.
+pub(super) fn read_config(path: &Path) -> Result<String, ConfigErrors> {
+    let refused = |(what, fix): Fault| ConfigErrors::of_file(path, what, fix);
+    let file = open(path, "config").map_err(refused)?;
+    let mut bytes = Vec::new();
+    let most = u64::try_from(MAX_SIZE).unwrap_or(u64::MAX).saturating_add(1);
+    file.take(most)
+        .read_to_end(&mut bytes)
+        .map_err(|e| refused((format!("can't read the config: {e}"), "check the disk".to_owned())))?;
+    if bytes.len() > MAX_SIZE {
+        let what = format!("the file has more than {MAX_SIZE} bytes, the most that a config may have");
+        return Err(refused((what, "check that this is the right file".to_owned())));
+    }
+    String::from_utf8(bytes).map_err(|e| {
+        let good = e.utf8_error().valid_up_to();
+        let line = e.as_bytes()[..good].iter().filter(|b| **b == b'\n').count() + 1;
+        refused((format!("line {line} is not UTF-8 text"), "save the file as UTF-8".to_owned()))
+    })
+}
+
+/// Opens a regular file. A folder, a device or a pipe is refused without waiting for it.
+fn open(path: &Path, kind: &str) -> Result<File, Fault> {
+    let shown = path.display();
+    // O_NONBLOCK: a pipe that nobody writes to must not hold up the program.
+    let flags = nix::libc::O_NONBLOCK | nix::libc::O_CLOEXEC;
+    let file = File::options().read(true).custom_flags(flags).open(path).map_err(|e| {
+        let fix = match (e.kind(), kind) {
+            (std::io::ErrorKind::NotFound, "private key") => {
+                format!("make one with `(umask 077; qvpn-ctl genkey > {shown})`")
+            }
+            (std::io::ErrorKind::NotFound, "pre-shared key") => {
+                format!("make one with `(umask 077; qvpn-ctl genpsk > {shown})`, and copy it to the peer")
+            }
+            (std::io::ErrorKind::NotFound, _) => "put it there, or write the right path".to_owned(),
+            (std::io::ErrorKind::PermissionDenied, _) => {
+                format!("run as root or as a member of the group {GROUP}, and check `ls -l {shown}`")
+            }
+            _ => "check the path".to_owned(),
+        };
+        (format!("can't open the {kind} {shown}: {}", plain(&e)), fix)
+    })?;
+    match file.metadata() {
+        Ok(m) if m.is_file() => Ok(file),
+        Ok(_) => Err((format!("the {kind} {shown} is not a file"), "write the path of a file".to_owned())),
+        Err(e) => {
+            Err((format!("can't look at the {kind} {shown}: {}", plain(&e)), "check the path".to_owned()))
+        }
+    }
+}
+
+/// Opens a file that nobody else may read: at most its owner, and the group `qvpn` or root's.
+fn open_secret(path: &Path, kind: &str) -> Result<File, Fault> {
+    let file = open(path, kind)?;
+    let shown = path.display();
+    let meta = file.metadata().map_err(|e| {
+        (format!("can't look at the {kind} {shown}: {}", plain(&e)), "check the path".to_owned())
+    })?;
+    let mode = meta.mode() & 0o777;
+    let group_may_read = meta.gid() == 0
+        || nix::unistd::Group::from_gid(meta.gid().into()).ok().flatten().is_some_and(|g| g.name == GROUP);
+    let who = if mode & 0o007 != 0 {
+        "everybody"
+    } else if mode & 0o030 != 0 || (mode & 0o040 != 0 && !group_may_read) {
+        "its group"
+    } else {
+        return Ok(file);
+    };
+    let can = if mode & 0o044 != 0 { "read" } else { "reach" };
+    Err((
+        format!("{who} can {can} the {kind} {shown} (mode {mode:04o})"),
+        format!("run `chmod 0600 {shown}`, or `chown root:{GROUP} {shown} && chmod 0640 {shown}`"),
+    ))
+}
+
+/// Reads a key of one line. The text is erased.
+fn read_key<K>(
+    path: &Path,
+    kind: &str,
+    parse: impl FnOnce(&str) -> Result<K, qvpn_identity::IdentityError>,
+) -> Result<K, Fault> {
+    let mut file = open_secret(path, kind)?;
+    let shown = path.display();
+    let mut bytes = Zeroizing::new(vec![0u8; MAX_KEY_FILE + 1]);
+    let mut len = 0;
+    // A buffer of fixed size: one that grew would leave copies behind.
+    loop {
+        match file.read(&mut bytes[len..]) {
+            Ok(0) => break,
+            Ok(n) => len += n,
+            Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(e) => {
+                return Err((
+                    format!("can't read the {kind} {shown}: {}", plain(&e)),
+                    "check the disk".to_owned(),
+                ));
+            }
+        }
+    }
+    if len > MAX_KEY_FILE {
+        let what = format!("{shown} is too long to be a {kind}");
+        return Err((what, "write the path of a file that holds only the key".to_owned()));
+    }
+    let text = std::str::from_utf8(&bytes[..len]).unwrap_or("?");
+    parse(text).map_err(|e| {
+        let (what, fix) = split_advice(&e.to_string(), "make one with `qvpn-ctl genkey`");
+        (format!("{shown} holds no {kind}: {what}"), fix)
+    })
+}
+
+/// An OS error without its number.
+fn plain(error: &std::io::Error) -> String {
+    let text = error.to_string();
+    text.split(" (os error").next().unwrap_or(&text).to_lowercase()
+}

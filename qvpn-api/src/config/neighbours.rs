@@ -1,0 +1,82 @@
+//! What two interfaces of one host must not share. A neighbour with errors of its own is not our concern: its own check
+//! says what is wrong with it.
+
+use std::path::Path;
+
+use super::Config;
+use super::error::{ConfigErrors, Sink};
+
+impl Config {
+    /// The other configs in this config's folder (`*.toml`) that can be read, in the order of their names.
+    #[must_use]
+    pub fn neighbours(&self) -> Vec<Self> {
+        let folder = match self.path.parent() {
+            Some(folder) if !folder.as_os_str().is_empty() => folder,
+            _ => Path::new("."),
+        };
+        let own = std::fs::canonicalize(&self.path).ok();
+        let entries = std::fs::read_dir(folder).into_iter().flatten().flatten().map(|e| e.path());
+        let mut paths: Vec<_> = entries
+            .filter(|p| p.extension().is_some_and(|e| e == "toml"))
+            .filter(|p| *p != self.path && (own.is_none() || std::fs::canonicalize(p).ok() != own))
+            .collect();
+        paths.sort();
+        paths.iter().filter_map(|p| Self::load(p).ok()).collect()
+    }
+
+    /// Refuses what another interface has already: its name, one of its UDP ports, its metrics address.
+    ///
+    /// # Errors
+    /// All that is shared.
+    pub fn check_neighbours(&self, others: &[Self]) -> Result<(), ConfigErrors> {
+        let mut sink = Sink::new(&self.path, "");
+        for other in others {
+            let (name, path) = (&other.interface.name, other.path.display());
+            if *name == self.interface.name {
+                let what = format!("the interface {name} is described by {path} too");
+                sink.add(self.marks.name, what, "give one of them another `name`, or remove one file");
+            }
+            let metrics = self.interface.metrics_listen;
+            if let Some(at) = metrics.filter(|_| metrics == other.interface.metrics_listen) {
+                let what = format!("metrics_listen {at} is {name}'s already ({path})");
+                sink.add(self.marks.metrics_listen, what, "write another port");
+            }
+            let (ours, theirs) = (ports(self), ports(other));
+            if ours.0 <= theirs.1 && theirs.0 <= ours.1 {
+                let what = format!("{} overlap {} of {name} ({path})", ports_text(ours), ports_text(theirs));
+                sink.add(self.marks.listen_port, what, self.free_port(others));
+            }
+        }
+        sink.finish()
+    }
+
+    /// The next port with room for all lanes.
+    fn free_port(&self, others: &[Self]) -> String {
+        let width = u32::from(self.interface.lanes) - 1;
+        let mut taken: Vec<_> = others.iter().map(ports).collect();
+        taken.sort_unstable();
+        let mut port = u32::from(self.interface.listen_port);
+        for (first, last) in taken {
+            if port <= last && first <= port + width {
+                port = last + 1;
+            }
+        }
+        match port + width <= 65_535 {
+            true => format!("write `listen_port = {port}`"),
+            false => "write a lower `listen_port` that is free".to_owned(),
+        }
+    }
+}
+
+/// The first and the last UDP port.
+fn ports(config: &Config) -> (u32, u32) {
+    let first = u32::from(config.interface.listen_port);
+    (first, first + u32::from(config.interface.lanes) - 1)
+}
+
+fn ports_text((first, last): (u32, u32)) -> String {
+    match first == last {
+        true => format!("UDP port {first}"),
+        false => format!("UDP ports {first} to {last}"),
+    }
+}

@@ -1,0 +1,226 @@
+//! What needs several values at once: names, keys and prefixes that stand twice, tunnels that need themselves, and an
+//! MTU too small for IPv6. It looks at what could be read, so that it runs beside errors elsewhere in the file.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use qvpn_identity::PublicIdentity;
+
+use super::error::{Position, Sink};
+
+/// Tunnels inside tunnels that are followed; more is no network that anybody runs.
+const MOST_NESTED: usize = 64;
+
+/// What was read of the whole file, with its places.
+#[derive(Default)]
+pub(super) struct Facts {
+    pub(super) addresses: Vec<IpNet>,
+    pub(super) mtu: Option<(u16, Position)>,
+    /// `table = "off"`: routes are the operator's.
+    pub(super) no_routes: bool,
+    pub(super) kme_names: Vec<(String, Position)>,
+    /// KMEs whose URL has an address, not a name.
+    pub(super) kme_ips: Vec<(String, IpAddr, Position)>,
+    pub(super) peers: Vec<PeerFacts>,
+}
+
+/// What was read of a peer.
+#[derive(Default)]
+pub(super) struct PeerFacts {
+    pub(super) at: Position,
+    pub(super) name: Option<(String, Position)>,
+    pub(super) public_key: Option<(PublicIdentity, Position)>,
+    pub(super) endpoint: Option<(IpAddr, Position)>,
+    pub(super) allowed_ips: Vec<(IpNet, Position)>,
+    /// The KMEs that it uses.
+    pub(super) kmes: Vec<String>,
+}
+
+impl PeerFacts {
+    fn title(&self) -> String {
+        match &self.name {
+            Some((name, _)) => format!("peer \"{name}\""),
+            None => format!("the peer of line {}", self.at.line),
+        }
+    }
+}
+
+pub(super) fn check(facts: &Facts, sink: &mut Sink<'_>) {
+    names(facts, sink);
+    keys(facts, sink);
+    prefixes(facts, sink);
+    mtu(facts, sink);
+    if !facts.no_routes {
+        loops(facts, sink);
+    }
+}
+
+fn names(facts: &Facts, sink: &mut Sink<'_>) {
+    let peers = facts.peers.iter().filter_map(|p| p.name.as_ref());
+    twice(peers.map(|(n, at)| (n, *at)), |name, at, first| {
+        let what = format!("a peer named \"{name}\" stands in line {} already", first.line);
+        sink.add(at, what, "give one of them another name");
+    });
+    twice(facts.kme_names.iter().map(|(n, at)| (n, *at)), |name, at, first| {
+        let what = format!("a KME named \"{name}\" stands in line {} already", first.line);
+        sink.add(at, what, "give one of them another name");
+    });
+}
+
+fn keys(facts: &Facts, sink: &mut Sink<'_>) {
+    let keys = facts.peers.iter().filter_map(|p| p.public_key.as_ref());
+    twice(keys.map(|(k, at)| (k, *at)), |_, at, first| {
+        let what = format!("this public key stands in line {} already", first.line);
+        sink.add(at, what, "write this peer's own key, or make one section of the two");
+    });
+    // Two identities with one half in common: each half must be a site's own, or one site could pass for the other.
+    let halves = facts.peers.iter().filter_map(|p| p.public_key.as_ref());
+    let mut whole: BTreeMap<[u8; 32], (PublicIdentity, Position)> = BTreeMap::new();
+    for (key, at) in halves {
+        match whole.get(key.x25519()) {
+            Some((other, first)) if other != key => {
+                let what = format!("this key has the same X25519 half as the one in line {}", first.line);
+                sink.add(
+                    *at,
+                    what,
+                    "compare `qvpn-ctl fingerprint` at both sites; one of the keys was tampered with",
+                );
+            }
+            Some(_) => {}
+            None => {
+                whole.insert(*key.x25519(), (*key, *at));
+            }
+        }
+    }
+}
+
+fn prefixes(facts: &Facts, sink: &mut Sink<'_>) {
+    let mut seen: BTreeMap<IpNet, (usize, Position)> = BTreeMap::new();
+    for (i, peer) in facts.peers.iter().enumerate() {
+        for (prefix, at) in &peer.allowed_ips {
+            match seen.get(prefix) {
+                Some((first, _)) if *first == i => {
+                    sink.add(*at, format!("{prefix} stands here twice"), "take one of them out");
+                }
+                Some((first, line)) => {
+                    let owner = facts.peers.get(*first).map(PeerFacts::title).unwrap_or_default();
+                    let what = format!("{prefix} belongs to {owner} already (line {})", line.line);
+                    let fix = "a prefix leads to one peer: take it out of one of them, or write a longer prefix here";
+                    sink.add(*at, what, fix);
+                }
+                None => {
+                    seen.insert(*prefix, (i, *at));
+                }
+            }
+        }
+    }
+}
+
+fn mtu(facts: &Facts, sink: &mut Sink<'_>) {
+    let Some((mtu, at)) = facts.mtu else { return };
+    let allowed = facts.peers.iter().flat_map(|p| p.allowed_ips.iter().map(|(prefix, _)| prefix));
+    let ipv6 = facts.addresses.iter().chain(allowed).find(|n| n.addr().is_ipv6());
+    if let (Some(net), true) = (ipv6, mtu < 1280) {
+        let what = format!("an MTU of {mtu} is too small for IPv6, which {net} brings (RFC 8200 section 5)");
+        sink.add(at, what, "write `mtu = 1280` or more, or \"auto\"");
+    }
+}
+
+/// An endpoint or a KME that is reached through the tunnel that needs it. Only addresses are looked at; default routes
+/// bypass the tunnel by policy routing.
+fn loops(facts: &Facts, sink: &mut Sink<'_>) {
+    let routes = Routes::of(facts);
+    let kme_ip = |name: &String| facts.kme_ips.iter().find(|(n, ..)| n == name).map(|(_, ip, _)| *ip);
+    // What each tunnel goes through, by its endpoint and its KMEs.
+    let through = |peer: usize| -> Vec<usize> {
+        let Some(facts) = facts.peers.get(peer) else { return Vec::new() };
+        let needed = facts.endpoint.iter().map(|(ip, _)| *ip).chain(facts.kmes.iter().filter_map(kme_ip));
+        needed.filter_map(|ip| routes.peer_of(ip)).map(|(p, _)| p).collect()
+    };
+    let needs = |from: usize, to: usize| {
+        let (mut seen, mut open) = (BTreeSet::from([from]), vec![from]);
+        while let Some(next) = open.pop() {
+            if next == to {
+                return true;
+            }
+            if seen.len() < MOST_NESTED {
+                open.extend(through(next).into_iter().filter(|p| seen.insert(*p)));
+            }
+        }
+        false
+    };
+    let mut told = BTreeSet::new();
+    for (i, peer) in facts.peers.iter().enumerate() {
+        if let Some((ip, at)) = peer.endpoint {
+            let own = facts.addresses.iter().find(|net| net.contains(&ip));
+            if let Some((_, prefix)) = routes.peer_of(ip).filter(|(p, _)| needs(*p, i)) {
+                let what = format!(
+                    "the endpoint {ip} lies in {prefix}, so it would be reached through the tunnel that needs it"
+                );
+                sink.add(at, what, "write the peer's address on the WAN, or take it out of `allowed_ips`");
+            } else if let Some(own) = own {
+                let what = format!("the endpoint {ip} lies in the interface's own network {}", own.trunc());
+                sink.add(at, what, "write the peer's address on the WAN");
+            }
+        }
+        for name in &peer.kmes {
+            let Some((_, ip, at)) = facts.kme_ips.iter().find(|(n, ..)| n == name) else { continue };
+            let own = facts.addresses.iter().find(|net| net.contains(ip));
+            if let Some((via, prefix)) = routes.peer_of(*ip).filter(|(p, _)| needs(*p, i)) {
+                let via = facts.peers.get(via).map(PeerFacts::title).unwrap_or_default();
+                if told.insert(name) {
+                    let what = format!(
+                        "KME \"{name}\" at {ip} lies in {prefix}, so it would be reached through the tunnel to {via}, which needs its keys"
+                    );
+                    sink.add(*at, what, "write the KME's address outside the tunnel, or take it out of that peer's `allowed_ips`");
+                }
+            } else if let Some(own) = own
+                && told.insert(name)
+            {
+                let what =
+                    format!("KME \"{name}\" at {ip} lies in the interface's own network {}", own.trunc());
+                sink.add(*at, what, "write the KME's address outside the tunnel");
+            }
+        }
+    }
+}
+
+/// Longest-prefix match over all allowed IPs but default routes.
+struct Routes {
+    owner: BTreeMap<IpNet, usize>,
+    /// Prefix lengths in use, longest first.
+    lengths: Vec<u8>,
+}
+
+impl Routes {
+    fn of(facts: &Facts) -> Self {
+        let peers = facts.peers.iter().enumerate();
+        let owner: BTreeMap<IpNet, usize> = peers
+            .flat_map(|(i, p)| p.allowed_ips.iter().map(move |(prefix, _)| (*prefix, i)))
+            .filter(|(prefix, _)| prefix.prefix_len() > 0)
+            .collect();
+        let lengths: BTreeSet<u8> = owner.keys().map(IpNet::prefix_len).collect();
+        Self { owner, lengths: lengths.into_iter().rev().collect() }
+    }
+
+    fn peer_of(&self, ip: IpAddr) -> Option<(usize, IpNet)> {
+        self.lengths.iter().find_map(|len| {
+            let prefix = IpNet::new(ip, *len).ok()?.trunc();
+            self.owner.get(&prefix).map(|peer| (*peer, prefix))
+        })
+    }
+}
+
+/// Calls `told` for each item that came before, with the place of the first.
+fn twice<K: Ord>(items: impl Iterator<Item = (K, Position)>, mut told: impl FnMut(K, Position, Position)) {
+    let mut seen = BTreeMap::new();
+    for (key, at) in items {
+        match seen.get(&key) {
+            Some(first) => told(key, at, *first),
+            None => {
+                seen.insert(key, at);
+            }
+        }
+    }
+}

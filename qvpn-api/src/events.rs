@@ -1,0 +1,422 @@
+//! What happened, one line each: as JSON with a field for each fact, and as text for the journal and for people. Fields
+//! come from other machines too, so the text form escapes them, and no field ever holds key material.
+
+use std::fmt;
+use std::time::SystemTime;
+
+use serde::{Deserialize, Serialize};
+
+use crate::status::{KeySource, sources_text};
+
+/// Something that happened to an interface.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Event {
+    /// When, by the wall clock; in JSON as RFC 3339 in UTC with milliseconds.
+    #[serde(with = "rfc3339")]
+    pub time: SystemTime,
+    /// The interface's name.
+    pub interface: String,
+    /// What happened; in JSON its fields stand beside these, with its name in `event`.
+    #[serde(flatten)]
+    pub kind: EventKind,
+}
+
+/// What happened. The JSON name is the one in each variant's `rename`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "event")]
+#[non_exhaustive]
+pub enum EventKind {
+    /// The first epoch of a peer is active.
+    #[serde(rename = "peer.up")]
+    PeerUp {
+        /// The peer's name.
+        peer: String,
+        /// Where it is, `address:port`.
+        endpoint: Option<String>,
+    },
+    /// Fail closed: no valid key, so nothing is sent.
+    #[serde(rename = "peer.blocked")]
+    PeerBlocked {
+        /// The peer's name.
+        peer: String,
+        /// Why, in words.
+        reason: String,
+    },
+    /// Traffic goes on without QKD, as `preferred` allows.
+    #[serde(rename = "peer.degraded")]
+    PeerDegraded {
+        /// The peer's name.
+        peer: String,
+        /// Why, in words.
+        reason: String,
+    },
+    /// A blocked or degraded peer meets its policy again.
+    #[serde(rename = "peer.recovered")]
+    PeerRecovered {
+        /// The peer's name.
+        peer: String,
+        /// The state before: `blocked` or `degraded`.
+        from: String,
+    },
+    /// The peer's address changed.
+    #[serde(rename = "peer.roamed")]
+    PeerRoamed {
+        /// The peer's name.
+        peer: String,
+        /// Where it was, `address:port`.
+        from: Option<String>,
+        /// Where it is, `address:port`.
+        to: String,
+    },
+    /// The peer said that it stops.
+    #[serde(rename = "peer.bye")]
+    PeerBye {
+        /// The peer's name.
+        peer: String,
+    },
+    /// A lane hears nothing back while the control session works.
+    #[serde(rename = "lane.silent")]
+    LaneSilent {
+        /// The peer's name.
+        peer: String,
+        /// The lane's number.
+        lane: u8,
+        /// The UDP port that a firewall probably blocks.
+        port: u16,
+    },
+    /// The chain did not match, so an epoch was made without it.
+    #[serde(rename = "chain.reset")]
+    ChainReset {
+        /// The peer's name.
+        peer: String,
+        /// Why, in words.
+        reason: String,
+    },
+    /// Somebody deleted our routes, and they are back.
+    #[serde(rename = "routes.restored")]
+    RoutesRestored {
+        /// The prefixes whose routes were missing.
+        routes: Vec<String>,
+    },
+    /// We send in a new epoch.
+    #[serde(rename = "epoch.active")]
+    EpochActive {
+        /// The peer's name.
+        peer: String,
+        /// The epoch's number.
+        epoch: u64,
+        /// What its key is made of.
+        sources: Vec<KeySource>,
+        /// The ID of the QKD key in it.
+        qkd_key_id: Option<String>,
+    },
+    /// An attempt at a new epoch failed.
+    #[serde(rename = "epoch.failed")]
+    EpochFailed {
+        /// The peer's name.
+        peer: String,
+        /// The attempt's number.
+        epoch: Option<u64>,
+        /// Why, in words.
+        reason: String,
+    },
+    /// A KME stopped serving us.
+    #[serde(rename = "kme.down")]
+    KmeDown {
+        /// The KME's name.
+        kme: String,
+        /// Why, in words, with what to do.
+        reason: String,
+    },
+    /// A KME serves us (again).
+    #[serde(rename = "kme.up")]
+    KmeUp {
+        /// The KME's name.
+        kme: String,
+    },
+    /// No KME gives keys for this peer any more; the stock is what is left.
+    #[serde(rename = "qkd.supply_stopped")]
+    QkdSupplyStopped {
+        /// The peer's name.
+        peer: String,
+        /// Why, in words.
+        reason: String,
+        /// How long the stock lasts, in whole seconds.
+        stock_lasts_s: Option<u64>,
+    },
+    /// Keys for this peer come again.
+    #[serde(rename = "qkd.supply_resumed")]
+    QkdSupplyResumed {
+        /// The peer's name.
+        peer: String,
+    },
+    /// Somebody showed keys that are not the configured ones.
+    #[serde(rename = "identity.mismatch")]
+    IdentityMismatch {
+        /// The peer's name; absent when the key belongs to no configured peer.
+        peer: Option<String>,
+        /// Where it came from, `address:port`.
+        endpoint: Option<String>,
+        /// What was shown and what to compare, in words.
+        reason: String,
+    },
+    /// The config was read again and is in force.
+    #[serde(rename = "config.reloaded")]
+    ConfigReloaded {
+        /// What changed, in words; empty when nothing did.
+        changes: Vec<String>,
+    },
+}
+
+impl EventKind {
+    /// The fixed name, such as `epoch.active`.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::PeerUp { .. } => "peer.up",
+            Self::PeerBlocked { .. } => "peer.blocked",
+            Self::PeerDegraded { .. } => "peer.degraded",
+            Self::PeerRecovered { .. } => "peer.recovered",
+            Self::PeerRoamed { .. } => "peer.roamed",
+            Self::PeerBye { .. } => "peer.bye",
+            Self::LaneSilent { .. } => "lane.silent",
+            Self::ChainReset { .. } => "chain.reset",
+            Self::RoutesRestored { .. } => "routes.restored",
+            Self::EpochActive { .. } => "epoch.active",
+            Self::EpochFailed { .. } => "epoch.failed",
+            Self::KmeDown { .. } => "kme.down",
+            Self::KmeUp { .. } => "kme.up",
+            Self::QkdSupplyStopped { .. } => "qkd.supply_stopped",
+            Self::QkdSupplyResumed { .. } => "qkd.supply_resumed",
+            Self::IdentityMismatch { .. } => "identity.mismatch",
+            Self::ConfigReloaded { .. } => "config.reloaded",
+        }
+    }
+
+    /// Whether somebody should look at it.
+    #[must_use]
+    pub fn is_warning(&self) -> bool {
+        match self {
+            Self::PeerBlocked { .. }
+            | Self::PeerDegraded { .. }
+            | Self::LaneSilent { .. }
+            | Self::ChainReset { .. }
+            | Self::RoutesRestored { .. }
+            | Self::EpochFailed { .. }
+            | Self::KmeDown { .. }
+            | Self::QkdSupplyStopped { .. }
+            | Self::IdentityMismatch { .. } => true,
+            Self::PeerUp { .. }
+            | Self::PeerRecovered { .. }
+            | Self::PeerRoamed { .. }
+            | Self::PeerBye { .. }
+            | Self::EpochActive { .. }
+            | Self::KmeUp { .. }
+            | Self::QkdSupplyResumed { .. }
+            | Self::ConfigReloaded { .. } => false,
+        }
+    }
+
+    /// The fields with their JSON names, absent ones left out: for the journal and for the text form.
+    #[must_use]
+    pub fn fields(&self) -> Vec<(&'static str, String)> {
+        let mut f = Fields(Vec::new());
+        match self {
+            Self::PeerUp { peer, endpoint } => f.add("peer", peer).opt("endpoint", endpoint.as_ref()),
+            Self::PeerBlocked { peer, reason }
+            | Self::PeerDegraded { peer, reason }
+            | Self::ChainReset { peer, reason } => f.add("peer", peer).add("reason", reason),
+            Self::PeerRecovered { peer, from } => f.add("peer", peer).add("from", from),
+            Self::PeerRoamed { peer, from, to } => {
+                f.add("peer", peer).opt("from", from.as_ref()).add("to", to)
+            }
+            Self::PeerBye { peer } | Self::QkdSupplyResumed { peer } => f.add("peer", peer),
+            Self::LaneSilent { peer, lane, port } => f.add("peer", peer).add("lane", lane).add("port", port),
+            Self::RoutesRestored { routes } => f.add("routes", routes.join(",")),
+            Self::EpochActive { peer, epoch, sources, qkd_key_id } => f
+                .add("peer", peer)
+                .add("epoch", epoch)
+                .add("sources", sources_text(sources))
+                .opt("qkd_key_id", qkd_key_id.as_ref()),
+            Self::EpochFailed { peer, epoch, reason } => {
+                f.add("peer", peer).opt("epoch", epoch.as_ref()).add("reason", reason)
+            }
+            Self::KmeDown { kme, reason } => f.add("kme", kme).add("reason", reason),
+            Self::KmeUp { kme } => f.add("kme", kme),
+            Self::QkdSupplyStopped { peer, reason, stock_lasts_s } => {
+                f.add("peer", peer).opt("stock_lasts_s", stock_lasts_s.as_ref()).add("reason", reason)
+            }
+            Self::IdentityMismatch { peer, endpoint, reason } => {
+                f.opt("peer", peer.as_ref()).opt("endpoint", endpoint.as_ref()).add("reason", reason)
+            }
+            Self::ConfigReloaded { changes } => f.add("changes", changes.join(", ")),
+        };
+        f.0
+    }
+}
+
+/// The text form without time and interface: `epoch.active peer=site-b epoch=7 sources=qkd+mlkem+x25519`. It is always
+/// one line: a value that isn't plain is quoted, and control characters in it are escaped.
+impl fmt::Display for EventKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())?;
+        for (name, value) in self.fields() {
+            if value.is_empty() || value.chars().any(|c| !c.is_ascii_graphic() || c == '"' || c == '\\') {
+                write!(f, " {name}=\"{}\"", Escaped(&value))?;
+            } else {
+                write!(f, " {name}={value}")?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The text form: RFC 3339 time in UTC, the interface, and what happened.
+impl fmt::Display for Event {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let time = humantime::format_rfc3339_millis(rfc3339::in_range(self.time));
+        write!(f, "{time} {} {}", self.interface, self.kind)
+    }
+}
+
+/// A text for one line of a terminal: quotes, backslashes, control and formatting characters are escaped.
+struct Escaped<'a>(&'a str);
+
+impl fmt::Display for Escaped<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for c in self.0.chars() {
+            match c {
+                // Printable text beyond ASCII stays readable; `escape_debug` knows what is not printable.
+                '\'' => f.write_str("'")?,
+                c => write!(f, "{}", c.escape_debug())?,
+            }
+        }
+        Ok(())
+    }
+}
+
+struct Fields(Vec<(&'static str, String)>);
+
+impl Fields {
+    fn add(&mut self, name: &'static str, value: impl ToString) -> &mut Self {
+        self.0.push((name, value.to_string()));
+        self
+    }
+
+    fn opt(&mut self, name: &'static str, value: Option<&impl ToString>) -> &mut Self {
+        if let Some(value) = value {
+            self.add(name, value.to_string());
+        }
+        self
+    }
+}
+
+/// A wall-clock time as RFC 3339 in UTC with milliseconds.
+mod rfc3339 {
+    use std::time::{Duration, SystemTime};
+
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    /// The last second that four digits of a year can say.
+    const LAST: u64 = 253_402_300_799;
+
+    /// `time`, moved into the years 1970 to 9999 where a broken clock is outside them.
+    pub(super) fn in_range(time: SystemTime) -> SystemTime {
+        let last = SystemTime::UNIX_EPOCH + Duration::from_secs(LAST);
+        time.clamp(SystemTime::UNIX_EPOCH, last)
+    }
+
+    pub(super) fn serialize<S: Serializer>(time: &SystemTime, s: S) -> Result<S::Ok, S::Error> {
+        s.collect_str(&humantime::format_rfc3339_millis(in_range(*time)))
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<SystemTime, D::Error> {
+        let text = std::borrow::Cow::<'de, str>::deserialize(d)?;
+        humantime::parse_rfc3339(&text).map_err(D::Error::custom)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    fn at(ms: u64, kind: EventKind) -> Event {
+        Event { time: SystemTime::UNIX_EPOCH + Duration::from_millis(ms), interface: "qvpn0".into(), kind }
+    }
+
+    fn one_of_each() -> Vec<EventKind> {
+        let peer = || "site-b".to_owned();
+        let reason = || "the peer's KME said \"no\"\nand\u{1b}[31m more".to_owned();
+        vec![
+            EventKind::PeerUp { peer: peer(), endpoint: Some("203.0.113.9:51820".into()) },
+            EventKind::PeerBlocked { peer: peer(), reason: reason() },
+            EventKind::PeerDegraded { peer: peer(), reason: reason() },
+            EventKind::PeerRecovered { peer: peer(), from: "blocked".into() },
+            EventKind::PeerRoamed { peer: peer(), from: None, to: "[2001:db8::1]:51820".into() },
+            EventKind::PeerBye { peer: peer() },
+            EventKind::LaneSilent { peer: peer(), lane: 2, port: 51822 },
+            EventKind::ChainReset { peer: peer(), reason: reason() },
+            EventKind::RoutesRestored { routes: vec!["10.20.0.0/16".into(), "fd20::/64".into()] },
+            EventKind::EpochActive {
+                peer: peer(),
+                epoch: u64::MAX,
+                sources: vec![KeySource::X25519, KeySource::Qkd, KeySource::Mlkem],
+                qkd_key_id: Some("bc490419".into()),
+            },
+            EventKind::EpochFailed { peer: peer(), epoch: None, reason: reason() },
+            EventKind::KmeDown { kme: "kme-a1".into(), reason: reason() },
+            EventKind::KmeUp { kme: "kme-a1".into() },
+            EventKind::QkdSupplyStopped { peer: peer(), reason: reason(), stock_lasts_s: Some(300) },
+            EventKind::QkdSupplyResumed { peer: peer() },
+            EventKind::IdentityMismatch { peer: None, endpoint: None, reason: reason() },
+            EventKind::ConfigReloaded { changes: vec![] },
+        ]
+    }
+
+    #[test]
+    fn each_kind_survives_json_under_its_fixed_name_and_is_one_line_of_text() {
+        for kind in one_of_each() {
+            let event = at(1_764_000_000_123, kind);
+            let json = serde_json::to_value(&event).unwrap();
+            assert_eq!(json["event"], event.kind.name());
+            assert_eq!(json["time"], "2025-11-24T16:00:00.123Z");
+            assert_eq!(json["interface"], "qvpn0");
+            assert_eq!(serde_json::from_value::<Event>(json.clone()).unwrap(), event);
+            let text = event.to_string();
+            assert!(!text.chars().any(char::is_control), "{text:?}");
+            for (name, _) in event.kind.fields() {
+                assert!(json.get(name).is_some(), "{name} of {text} is not in the JSON");
+            }
+        }
+    }
+
+    #[test]
+    fn the_text_form_reads_as_people_expect() {
+        let lines: Vec<String> = one_of_each().into_iter().map(|k| at(0, k).to_string()).collect();
+        assert_eq!(
+            lines[9],
+            "1970-01-01T00:00:00.000Z qvpn0 epoch.active peer=site-b epoch=18446744073709551615 \
+             sources=qkd+mlkem+x25519 qkd_key_id=bc490419"
+        );
+        assert_eq!(
+            lines[1],
+            "1970-01-01T00:00:00.000Z qvpn0 peer.blocked peer=site-b \
+             reason=\"the peer's KME said \\\"no\\\"\\nand\\u{1b}[31m more\""
+        );
+    }
+
+    #[test]
+    fn a_broken_clock_does_not_panic() {
+        let before = Event {
+            time: SystemTime::UNIX_EPOCH - Duration::from_secs(1),
+            ..at(0, EventKind::KmeUp { kme: "k".into() })
+        };
+        assert!(before.to_string().starts_with("1970-01-01T00:00:00.000Z"));
+        let after = Event {
+            time: SystemTime::UNIX_EPOCH + Duration::from_secs(300_000_000_000),
+            ..at(0, EventKind::KmeUp { kme: "k".into() })
+        };
+        assert!(serde_json::to_string(&after).unwrap().contains("9999-12-31"));
+    }
+}

@@ -1,0 +1,329 @@
+//! The status of a daemon: what `qvpn-ctl show --json` prints, with fixed names. What is not known is `None` (JSON
+//! `null`), never 0; durations are seconds as numbers, and times are `_ago_s` or `_in_s`.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::config::{KmeApi, QkdPolicy, Suite};
+
+/// The `schema` of [`Status`] that this version writes and reads. It grows only when a name changes its meaning or goes.
+pub const SCHEMA: u32 = 1;
+
+/// Counters by reason, sorted by name. A reason that is absent was never counted.
+pub type Counts = BTreeMap<String, u64>;
+
+/// The answer to `show`: one daemon reports one interface, and `qvpn-ctl show` joins those of all daemons.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Status {
+    /// [`SCHEMA`].
+    pub schema: u32,
+    /// The interfaces, in the order of their names.
+    pub interfaces: Vec<InterfaceStatus>,
+}
+
+impl Status {
+    /// A status of these interfaces under the present [`SCHEMA`].
+    #[must_use]
+    pub fn new(interfaces: Vec<InterfaceStatus>) -> Self {
+        Self { schema: SCHEMA, interfaces }
+    }
+}
+
+/// One interface, so one daemon.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct InterfaceStatus {
+    /// The interface's name, as `ip link` shows it.
+    pub name: String,
+    /// Our public key as text (`qvpn1-…`).
+    pub public_key: String,
+    /// The UDP port of lane 0.
+    pub listen_port: u16,
+    /// The AEAD of the interface; a peer may have its own.
+    pub suite: Suite,
+    /// How many lanes we run.
+    pub lanes: u8,
+    /// The MTU of the TUN device in bytes.
+    pub mtu: Option<u32>,
+    /// Seconds since the daemon's start.
+    pub uptime_s: Option<f64>,
+    /// Packets dropped before they belonged to a peer, by [`InterfaceDrop`].
+    pub drops: Counts,
+    /// This site's KMEs, in the config's order.
+    pub kmes: Vec<KmeStatus>,
+    /// The peers, in the config's order.
+    pub peers: Vec<PeerStatus>,
+}
+
+/// One KME, as the daemon last saw it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct KmeStatus {
+    /// The KME's name in the config.
+    pub name: String,
+    /// The interface that it speaks.
+    pub api: KmeApi,
+    /// Its base URL.
+    pub url: String,
+    /// Whether the last operation worked; unknown until the first has ended.
+    pub state: Option<KmeState>,
+    /// The last failure in words, with what to do. It stays after a recovery, so look at `state` as well.
+    pub last_error: Option<String>,
+    /// Seconds since an operation last worked.
+    pub last_success_ago_s: Option<f64>,
+    /// Keys that the KME says it holds for us; some KMEs say wrong numbers.
+    pub stored_key_count: Option<u64>,
+    /// How long the last operation took, in milliseconds.
+    pub latency_ms: Option<f64>,
+    /// Seconds until the first of the certificates in use ends; negative when it has ended.
+    pub cert_expires_in_s: Option<f64>,
+}
+
+/// Whether a KME serves us.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum KmeState {
+    /// The last operation worked.
+    Up,
+    /// The last operation failed; `last_error` says how.
+    Down,
+}
+
+/// One peer.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PeerStatus {
+    /// The peer's name in the config.
+    pub name: String,
+    /// Its public key as text (`qvpn1-…`).
+    pub public_key: String,
+    /// The public key's fingerprint, short enough to read over a phone.
+    pub fingerprint: String,
+    /// Where its lane 0 is now, `address:port`.
+    pub endpoint: Option<String>,
+    /// The networks behind it, as prefixes.
+    pub allowed_ips: Vec<String>,
+    /// How the peer is.
+    pub state: PeerState,
+    /// Why the state isn't `up`, in words, with what to do.
+    pub reason: Option<String>,
+    /// Who proposes epochs.
+    pub role: Option<ExchangeRole>,
+    /// The policy in force: the stricter of both ends' once the other's is known, ours until then.
+    pub qkd_policy: QkdPolicy,
+    /// The number of the epoch that we send in.
+    pub epoch: Option<u64>,
+    /// Seconds since that epoch's key was made.
+    pub epoch_age_s: Option<f64>,
+    /// Seconds until sealing under it ends.
+    pub epoch_expires_in_s: Option<f64>,
+    /// Seconds until the next attempt is due; 0 while one is under way.
+    pub next_rekey_in_s: Option<f64>,
+    /// What the epoch's key is made of; empty while there is no epoch.
+    pub key_sources: Vec<KeySource>,
+    /// The ID of the QKD key in it (an ID is public, a key is not).
+    pub qkd_key_id: Option<String>,
+    /// QKD keys that both ends hold ahead.
+    pub qkd_stock: Option<u64>,
+    /// How long they last at the agreed interval, in seconds.
+    pub qkd_stock_lasts_s: Option<f64>,
+    /// Confirmed epochs since the daemon's start.
+    pub rekeys: u64,
+    /// Failed attempts by reason.
+    pub rekey_failures: Counts,
+    /// Seconds since the last handshake of the control session.
+    pub control_handshake_ago_s: Option<f64>,
+    /// Inner bytes received.
+    pub rx_bytes: Option<u64>,
+    /// Inner bytes sent.
+    pub tx_bytes: Option<u64>,
+    /// Inner packets received.
+    pub rx_packets: Option<u64>,
+    /// Inner packets sent.
+    pub tx_packets: Option<u64>,
+    /// Packets of this peer that were dropped, by [`PeerDrop`].
+    pub drops: Counts,
+    /// The MTU on this peer's routes in bytes.
+    pub mtu: Option<u32>,
+    /// Its lanes, by number.
+    pub lanes: Vec<LaneStatus>,
+}
+
+/// One lane of a peer.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct LaneStatus {
+    /// The lane's number, from 0.
+    pub lane: u8,
+    /// Our UDP port of this lane.
+    pub listen_port: u16,
+    /// Where the peer's end of the lane is, `address:port`.
+    pub endpoint: Option<String>,
+    /// Whether anything comes back on it; unknown until the first epoch has had the time to tell.
+    pub state: Option<LaneState>,
+}
+
+/// Whether a lane's path is there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LaneState {
+    /// Packets come back.
+    Up,
+    /// Nothing came back in this epoch: probably a firewall that blocks the lane's UDP port.
+    Silent,
+}
+
+/// How a peer is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PeerState {
+    /// No epoch yet since the start.
+    Connecting,
+    /// Traffic flows under a key that meets the policy.
+    Up,
+    /// Traffic flows without QKD, which `preferred` allows.
+    Degraded,
+    /// Fail closed: there is no valid key, and nothing is sent.
+    Blocked,
+}
+
+impl PeerState {
+    /// All states, in the order of the metric's labels.
+    pub const ALL: [Self; 4] = [Self::Connecting, Self::Up, Self::Degraded, Self::Blocked];
+
+    /// The fixed name, as JSON and metrics have it.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Connecting => "connecting",
+            Self::Up => "up",
+            Self::Degraded => "degraded",
+            Self::Blocked => "blocked",
+        }
+    }
+}
+
+/// Who proposes epochs to whom.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ExchangeRole {
+    /// We propose; at the KME we are the master SAE.
+    Initiator,
+    /// The peer proposes; at the KME we are the slave SAE.
+    Responder,
+}
+
+impl ExchangeRole {
+    /// The fixed name.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Initiator => "initiator",
+            Self::Responder => "responder",
+        }
+    }
+}
+
+/// Something that an epoch's key is made of. The order is the one in which people see them: `qkd+mlkem+x25519`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum KeySource {
+    /// A key from a QKD network.
+    Qkd,
+    /// A key from a file; it is never called `qkd`, nor does it satisfy `required`.
+    File,
+    /// ML-KEM-1024, ephemeral and static.
+    Mlkem,
+    /// Ephemeral X25519.
+    X25519,
+    /// The manual pre-shared key.
+    Psk,
+    /// The chain of the epochs before.
+    Chain,
+}
+
+impl KeySource {
+    /// The fixed name.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Qkd => "qkd",
+            Self::File => "file",
+            Self::Mlkem => "mlkem",
+            Self::X25519 => "x25519",
+            Self::Psk => "psk",
+            Self::Chain => "chain",
+        }
+    }
+}
+
+/// The sources as people see them, in a fixed order: `qkd+mlkem+x25519`; empty for none.
+#[must_use]
+pub fn sources_text(sources: &[KeySource]) -> String {
+    let mut sorted = sources.to_vec();
+    sorted.sort_unstable();
+    sorted.dedup();
+    sorted.iter().map(|s| s.as_str()).collect::<Vec<_>>().join("+")
+}
+
+/// Why a peer's packet was dropped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum PeerDrop {
+    /// To be sent, but no epoch has a valid key: fail closed.
+    NoEpoch,
+    /// The key's age or packet limit was reached.
+    Expired,
+    /// The counter was seen before, or is too old.
+    Replay,
+    /// The AEAD refused it.
+    Auth,
+    /// Its inner source is not in the peer's allowed IPs.
+    NotAllowedIp,
+    /// A queue was full.
+    QueueFull,
+}
+
+impl PeerDrop {
+    /// All reasons.
+    pub const ALL: [Self; 6] =
+        [Self::NoEpoch, Self::Expired, Self::Replay, Self::Auth, Self::NotAllowedIp, Self::QueueFull];
+
+    /// The fixed name, a key of [`PeerStatus::drops`].
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::NoEpoch => "no_epoch",
+            Self::Expired => "expired",
+            Self::Replay => "replay",
+            Self::Auth => "auth",
+            Self::NotAllowedIp => "not_allowed_ip",
+            Self::QueueFull => "queue_full",
+        }
+    }
+}
+
+/// Why a packet was dropped that belonged to no peer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum InterfaceDrop {
+    /// No peer's allowed IPs hold the destination.
+    NoPeer,
+    /// Not a packet that the protocol knows.
+    Malformed,
+    /// A receiver index that is not ours.
+    UnknownIndex,
+    /// A queue was full.
+    QueueFull,
+}
+
+impl InterfaceDrop {
+    /// All reasons.
+    pub const ALL: [Self; 4] = [Self::NoPeer, Self::Malformed, Self::UnknownIndex, Self::QueueFull];
+
+    /// The fixed name, a key of [`InterfaceStatus::drops`].
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::NoPeer => "no_peer",
+            Self::Malformed => "malformed",
+            Self::UnknownIndex => "unknown_index",
+            Self::QueueFull => "queue_full",
+        }
+    }
+}
