@@ -1,1 +1,24 @@
-//! Moves packets under keys that it is given.
+//! Moves packets under keys that it is given: from a TUN device, sealed, to UDP, and back. It knows nothing of how keys
+//! are agreed or what a peer may do; it does know when a key ends, and then it drops.
+//!
+//! The control task talks to lanes by [`LaneCommand`] and hears [`LaneEvent`]s through its [`LaneSink`].
+
+mod allowed_ips;
+mod clock;
+mod command;
+mod key;
+mod lane;
+mod session;
+mod stats;
+mod sys;
+mod tun;
+mod udp;
+
+pub use allowed_ips::{AllowedIps, BadPrefix};
+pub use clock::{BootNanos, Clock, boot_clock};
+pub use command::{LaneCommand, LaneEvent, LaneSink, SealingEnd};
+pub use key::{MAX_PACKETS, MAX_PEERS, OpeningKey, PeerId, SealingKey, Suite};
+pub use lane::{Filter, LaneError, Lanes, LanesConfig};
+pub use stats::{Counter, InterfaceStats, PeerStats, RxStats, TxStats};
+pub use tun::{TunError, TunQueue, open_tun};
+pub use udp::{bind_lane_socket, send_to};

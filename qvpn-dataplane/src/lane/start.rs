@@ -1,0 +1,220 @@
+//! Starts the threads of all lanes and passes commands to the one that owns the table.
+
+use std::net::{SocketAddr, UdpSocket};
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+
+use super::{LaneError, receive, send};
+use crate::clock::Clock;
+use crate::command::{LaneCommand, LaneEvent, LaneSink};
+use crate::stats::InterfaceStats;
+use crate::sys;
+use crate::tun::TunQueue;
+
+/// A cheap look at a handshake message before it is queued: `false` drops it.
+pub type Filter = Arc<dyn Fn(&[u8]) -> bool + Send + Sync>;
+
+/// What lanes are made of.
+pub struct LanesConfig {
+    /// A TUN queue for each lane.
+    pub tuns: Vec<TunQueue>,
+    /// A UDP socket for each lane.
+    pub sockets: Vec<UdpSocket>,
+    /// The largest inner packet, in bytes.
+    pub mtu: u16,
+    /// Drops that belong to no peer.
+    pub stats: Arc<InterfaceStats>,
+    /// Looked at for messages of type 1 and 2.
+    pub filter: Filter,
+    /// The clock that ages keys.
+    pub clock: Clock,
+}
+
+/// Commands on their way to a thread, and what wakes it.
+#[derive(Clone)]
+pub(super) struct Mailbox {
+    sender: Sender<LaneCommand>,
+    wake: Arc<OwnedFd>,
+}
+
+impl Mailbox {
+    fn new() -> std::io::Result<(Self, Inbox)> {
+        let (sender, receiver) = channel();
+        let wake = Arc::new(sys::eventfd()?);
+        Ok((Self { sender, wake: wake.clone() }, Inbox { receiver, wake }))
+    }
+
+    pub(super) fn put(&self, command: LaneCommand) {
+        // A thread that has ended has erased its keys; there is nothing left to command.
+        if self.sender.send(command).is_ok() {
+            sys::signal(self.wake.as_fd());
+        }
+    }
+}
+
+/// The other end of a [`Mailbox`].
+pub(super) struct Inbox {
+    pub(super) receiver: Receiver<LaneCommand>,
+    pub(super) wake: Arc<OwnedFd>,
+}
+
+struct Boxes {
+    send: Mailbox,
+    receive: Mailbox,
+}
+
+/// The running lanes of an interface.
+pub struct Lanes {
+    boxes: Vec<Boxes>,
+    control: UdpSocket,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+}
+
+impl Lanes {
+    /// Starts two threads for each lane.
+    ///
+    /// # Errors
+    /// [`LaneError`] if the numbers do not fit or the system refuses threads or descriptors.
+    pub fn start(config: LanesConfig, sink: Arc<dyn LaneSink>) -> Result<Self, LaneError> {
+        let count = config.tuns.len();
+        let control = match config.sockets.first() {
+            Some(first) if count == config.sockets.len() && count <= 256 => first
+                .try_clone()
+                .map_err(|source| LaneError::Start { lane: 0, what: "share the UDP socket", source })?,
+            _ => return Err(LaneError::Count(count)),
+        };
+        let (mut boxes, mut threads) = (Vec::new(), Vec::new());
+        for ((lane, tun), socket) in (0u8..=255).zip(config.tuns).zip(config.sockets) {
+            let failed = |what| move |source| LaneError::Start { lane, what, source };
+            let (send, send_inbox) = Mailbox::new().map_err(failed("make an eventfd"))?;
+            let (receive, receive_inbox) = Mailbox::new().map_err(failed("make an eventfd"))?;
+            let v6 = socket.local_addr().map_err(failed("ask the UDP socket"))?.is_ipv6();
+            let shared = Shared {
+                lane,
+                sink: sink.clone(),
+                stats: config.stats.clone(),
+                clock: config.clock.clone(),
+                mtu: config.mtu,
+            };
+            let sending = send::Sending::new(
+                shared.clone(),
+                tun.try_clone().map_err(failed("share the TUN queue"))?,
+                socket.try_clone().map_err(failed("share the UDP socket"))?,
+                v6,
+                send_inbox,
+            );
+            let receiving = receive::Receiving::new(
+                shared.clone(),
+                tun,
+                socket,
+                config.filter.clone(),
+                receive_inbox,
+                send.clone(),
+            );
+            let name = |what: &str| format!("lane{lane}-{what}");
+            threads.push(
+                spawn(name("send"), shared.clone(), move || sending.run())
+                    .map_err(failed("start a thread"))?,
+            );
+            threads.push(
+                spawn(name("recv"), shared, move || receiving.run()).map_err(failed("start a thread"))?,
+            );
+            boxes.push(Boxes { send, receive });
+        }
+        Ok(Self { boxes, control, threads: Mutex::new(threads) })
+    }
+
+    /// How many lanes there are.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.boxes.len()
+    }
+
+    /// Gives a lane a command; one for a lane that does not exist is dropped, with its key.
+    pub fn send(&self, lane: u8, command: LaneCommand) {
+        let Some(boxes) = self.boxes.get(usize::from(lane)) else { return };
+        match command {
+            LaneCommand::AddPeer { peer, endpoint, keepalive, stats } => {
+                let copy = LaneCommand::AddPeer { peer, endpoint, keepalive, stats: stats.clone() };
+                boxes.receive.put(copy);
+                boxes.send.put(LaneCommand::AddPeer { peer, endpoint, keepalive, stats });
+            }
+            LaneCommand::RemovePeer { peer } => {
+                boxes.receive.put(LaneCommand::RemovePeer { peer });
+                boxes.send.put(LaneCommand::RemovePeer { peer });
+            }
+            LaneCommand::SetAllowedIps(table) => {
+                boxes.receive.put(LaneCommand::SetAllowedIps(table.clone()));
+                boxes.send.put(LaneCommand::SetAllowedIps(table));
+            }
+            LaneCommand::SetEndpoint { peer, addr } => {
+                boxes.receive.put(LaneCommand::SetEndpoint { peer, addr });
+                boxes.send.put(LaneCommand::SetEndpoint { peer, addr });
+            }
+            LaneCommand::Shutdown => {
+                boxes.receive.put(LaneCommand::Shutdown);
+                boxes.send.put(LaneCommand::Shutdown);
+            }
+            command @ (LaneCommand::InstallOpening { .. }
+            | LaneCommand::CloseOpening { .. }
+            | LaneCommand::CloseOlder { .. }) => boxes.receive.put(command),
+            command @ (LaneCommand::SetMtu(_)
+            | LaneCommand::SetKeepalive { .. }
+            | LaneCommand::InstallSealing { .. }
+            | LaneCommand::SendEmpty { .. }
+            | LaneCommand::StopSealing { .. }) => boxes.send.put(command),
+        }
+    }
+
+    /// Sends a control datagram from lane 0's socket.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn send_control(&self, datagram: &[u8], to: SocketAddr) -> std::io::Result<()> {
+        crate::udp::send_to(&self.control, datagram, to)
+    }
+
+    /// Ends all threads and erases their keys.
+    pub fn shutdown(&self) {
+        for lane in 0..self.boxes.len() {
+            self.send(u8::try_from(lane).unwrap_or(u8::MAX), LaneCommand::Shutdown);
+        }
+        let threads = std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
+        for thread in threads {
+            // A thread that panicked has told so by an event.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Drop for Lanes {
+    fn drop(&mut self) {
+        self.shutdown();
+    }
+}
+
+/// What both threads of a lane have.
+#[derive(Clone)]
+pub(super) struct Shared {
+    pub(super) lane: u8,
+    pub(super) sink: Arc<dyn LaneSink>,
+    pub(super) stats: Arc<InterfaceStats>,
+    pub(super) clock: Clock,
+    pub(super) mtu: u16,
+}
+
+fn spawn(
+    name: String,
+    shared: Shared,
+    body: impl FnOnce() -> Result<(), LaneError> + Send + 'static,
+) -> std::io::Result<JoinHandle<()>> {
+    std::thread::Builder::new().name(name).spawn(move || {
+        let end =
+            std::panic::catch_unwind(std::panic::AssertUnwindSafe(body)).unwrap_or(Err(LaneError::Panicked));
+        if let Err(error) = end {
+            shared.sink.event(LaneEvent::Failed { lane: shared.lane, error });
+        }
+    })
+}

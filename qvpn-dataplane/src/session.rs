@@ -1,0 +1,296 @@
+//! One key at work: [`SealingSession`] counts and ends by itself, [`OpeningSession`] knows what it has seen. Packets are
+//! sealed and opened in place, in WireGuard's transport format.
+//!
+//! ```text
+//! 04 00 00 00 | receiver index u32 LE | counter u64 LE | ciphertext | tag
+//! ```
+
+use aws_lc_rs::aead::{AES_256_GCM, Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey};
+use qvpn_secret::{Secret, scrub_stack, with_scrubbed_stack};
+
+use crate::clock::BootNanos;
+use crate::key::{MAX_PACKETS, OpeningKey, SealingKey, Suite};
+
+/// Bytes before the ciphertext.
+pub(crate) const HEADER: usize = 16;
+/// Bytes after it.
+pub(crate) const TAG: usize = 16;
+/// The type of a data packet.
+pub(crate) const DATA: u32 = 4;
+
+/// The cipher's own form of a key: on the heap, so that a move copies no key, and erased by the allocator that zeroes on
+/// free; what its making left on the stack is wiped.
+fn cipher(suite: Suite, key: &Secret<32>) -> Option<Box<LessSafeKey>> {
+    let algorithm = match suite {
+        Suite::ChaCha20Poly1305 => &CHACHA20_POLY1305,
+        Suite::Aes256Gcm => &AES_256_GCM,
+    };
+    with_scrubbed_stack(|| {
+        UnboundKey::new(algorithm, key.expose()).ok().map(|k| Box::new(LessSafeKey::new(k)))
+    })
+}
+
+fn nonce(counter: u64) -> Nonce {
+    let mut bytes = [0; 12];
+    bytes[4..].copy_from_slice(&counter.to_le_bytes());
+    Nonce::assume_unique_for_key(bytes)
+}
+
+/// Why a packet cannot be sealed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum SealError {
+    /// The key reached its age.
+    Expired,
+    /// The key sealed as many packets as it may.
+    PacketLimit,
+}
+
+/// A key that seals.
+pub(crate) struct SealingSession {
+    cipher: Box<LessSafeKey>,
+    pub(crate) epoch: u64,
+    receiver_index: u32,
+    pub(crate) expires_at: BootNanos,
+    counter: u64,
+    packets: u64,
+}
+
+impl SealingSession {
+    /// `None` if the cipher refuses the key, which a key of 32 bytes never meets.
+    pub(crate) fn new(key: &SealingKey) -> Option<Self> {
+        Some(Self {
+            cipher: cipher(key.suite, &key.key)?,
+            epoch: key.epoch,
+            receiver_index: key.receiver_index,
+            expires_at: key.expires_at,
+            counter: 0,
+            packets: key.packets.min(MAX_PACKETS),
+        })
+    }
+
+    /// Seals the `inner` bytes that stand at `HEADER` in `buffer`, padded with zeros to `padded` bytes; the length of the
+    /// datagram. The age and the count are checked here, before each packet.
+    pub(crate) fn seal(
+        &mut self,
+        buffer: &mut [u8],
+        inner: usize,
+        padded: usize,
+        now: BootNanos,
+    ) -> Result<usize, SealError> {
+        if now >= self.expires_at {
+            return Err(SealError::Expired);
+        }
+        if self.counter >= self.packets {
+            return Err(SealError::PacketLimit);
+        }
+        let counter = self.counter;
+        self.counter += 1;
+        buffer[HEADER + inner..HEADER + padded].fill(0);
+        let (header, body) = buffer.split_at_mut(HEADER);
+        header[..4].copy_from_slice(&DATA.to_le_bytes());
+        header[4..8].copy_from_slice(&self.receiver_index.to_le_bytes());
+        header[8..16].copy_from_slice(&counter.to_le_bytes());
+        let (text, rest) = body.split_at_mut(padded);
+        let tag = self
+            .cipher
+            .seal_in_place_separate_tag(nonce(counter), Aad::empty(), text)
+            .map_err(|_| SealError::PacketLimit)?;
+        rest[..TAG].copy_from_slice(tag.as_ref());
+        Ok(HEADER + padded + TAG)
+    }
+}
+
+impl Drop for SealingSession {
+    fn drop(&mut self) {
+        // The cipher's assembly keeps working copies of the key on the stack.
+        scrub_stack();
+    }
+}
+
+/// Why a packet does not open.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum OpenError {
+    /// The key ended.
+    Expired,
+    /// Its counter was seen, or is older than the window.
+    Replay,
+    /// Its tag is wrong.
+    Auth,
+}
+
+/// A key that opens.
+pub(crate) struct OpeningSession {
+    cipher: Box<LessSafeKey>,
+    pub(crate) peer: crate::key::PeerId,
+    pub(crate) epoch: u64,
+    pub(crate) expires_at: BootNanos,
+    window: ReplayWindow,
+    /// Whether nothing opened yet.
+    pub(crate) fresh: bool,
+}
+
+impl OpeningSession {
+    /// `None` if the cipher refuses the key, which a key of 32 bytes never meets.
+    pub(crate) fn new(key: &OpeningKey) -> Option<Self> {
+        Some(Self {
+            cipher: cipher(key.suite, &key.key)?,
+            peer: key.peer,
+            epoch: key.epoch,
+            expires_at: key.expires_at,
+            window: ReplayWindow::default(),
+            fresh: true,
+        })
+    }
+
+    /// Opens a whole datagram in place: the plaintext with its padding, and whether its counter is the highest so far.
+    pub(crate) fn open<'a>(
+        &mut self,
+        datagram: &'a mut [u8],
+        now: BootNanos,
+    ) -> Result<(&'a mut [u8], bool), OpenError> {
+        if now >= self.expires_at {
+            return Err(OpenError::Expired);
+        }
+        let Some(counter) = datagram.get(8..16).and_then(|c| c.first_chunk()).map(|c| u64::from_le_bytes(*c))
+        else {
+            return Err(OpenError::Auth);
+        };
+        if !self.window.is_new(counter) {
+            return Err(OpenError::Replay);
+        }
+        let text = self
+            .cipher
+            .open_in_place(nonce(counter), Aad::empty(), &mut datagram[HEADER..])
+            .map_err(|_| OpenError::Auth)?;
+        let highest = self.window.accept(counter);
+        Ok((text, highest))
+    }
+}
+
+impl Drop for OpeningSession {
+    fn drop(&mut self) {
+        scrub_stack();
+    }
+}
+
+/// Words of the window: 2,048 counters behind the highest are told apart, and one word more while it moves.
+const WORDS: usize = 33;
+
+/// Which counters were seen: a ring of bits, as RFC 6479 describes.
+pub(crate) struct ReplayWindow {
+    next: u64,
+    bits: [u64; WORDS],
+}
+
+impl Default for ReplayWindow {
+    fn default() -> Self {
+        Self { next: 0, bits: [0; WORDS] }
+    }
+}
+
+impl ReplayWindow {
+    /// How far behind the highest counter a packet may be.
+    pub(crate) const SIZE: u64 = 2048;
+
+    fn place(counter: u64) -> (usize, u64) {
+        let word = usize::try_from(counter / 64 % 33).unwrap_or(0);
+        (word, 1 << (counter % 64))
+    }
+
+    /// Whether a counter is neither seen nor too old.
+    pub(crate) fn is_new(&self, counter: u64) -> bool {
+        if counter >= self.next {
+            return counter < u64::MAX;
+        }
+        let (word, bit) = Self::place(counter);
+        self.next - counter <= Self::SIZE && self.bits[word] & bit == 0
+    }
+
+    /// Marks a new counter as seen; whether it is the highest so far.
+    pub(crate) fn accept(&mut self, counter: u64) -> bool {
+        let highest = counter >= self.next;
+        if highest {
+            let first = self.next.div_ceil(64);
+            let last = counter / 64;
+            for word in first..=last.min(first + 33) {
+                self.bits[usize::try_from(word % 33).unwrap_or(0)] = 0;
+            }
+            self.next = counter + 1;
+        }
+        let (word, bit) = Self::place(counter);
+        self.bits[word] |= bit;
+        highest
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::key::PeerId;
+    use proptest::prelude::*;
+    use std::collections::BTreeSet;
+
+    fn pair(suite: Suite, packets: u64) -> (SealingSession, OpeningSession) {
+        let key = || Secret::filled(|b| b.fill(7));
+        let seal = SealingKey {
+            peer: PeerId(1),
+            epoch: 1,
+            receiver_index: 1 << 31,
+            suite,
+            key: key(),
+            expires_at: 100,
+            packets,
+        };
+        let open =
+            OpeningKey { peer: PeerId(1), epoch: 1, index: 1 << 31, suite, key: key(), expires_at: 100 };
+        (SealingSession::new(&seal).unwrap(), OpeningSession::new(&open).unwrap())
+    }
+
+    #[test]
+    fn what_is_sealed_opens_once() {
+        for suite in [Suite::ChaCha20Poly1305, Suite::Aes256Gcm] {
+            let (mut seal, mut open) = pair(suite, 10);
+            let mut buffer = [0u8; 128];
+            buffer[HEADER..HEADER + 5].copy_from_slice(b"hello");
+            let len = seal.seal(&mut buffer, 5, 16, 1).unwrap();
+            assert_eq!(len, 48);
+            assert_eq!(buffer[..4], [4, 0, 0, 0]);
+            let mut copy = buffer;
+            let (text, highest) = open.open(&mut copy[..len], 1).unwrap();
+            assert_eq!(text, b"hello\0\0\0\0\0\0\0\0\0\0\0");
+            assert!(highest);
+            let mut copy = buffer;
+            assert_eq!(open.open(&mut copy[..len], 1).unwrap_err(), OpenError::Replay);
+        }
+    }
+
+    #[test]
+    fn the_limits_of_a_key_hold() {
+        let (mut seal, mut open) = pair(Suite::ChaCha20Poly1305, 2);
+        let mut buffer = [0u8; 64];
+        assert_eq!(seal.seal(&mut buffer, 0, 0, 100).unwrap_err(), SealError::Expired);
+        assert!(seal.seal(&mut buffer, 0, 0, 99).is_ok());
+        assert!(seal.seal(&mut buffer, 0, 0, 99).is_ok());
+        assert_eq!(seal.seal(&mut buffer, 0, 0, 99).unwrap_err(), SealError::PacketLimit);
+        assert_eq!(open.open(&mut buffer[..32], 100).unwrap_err(), OpenError::Expired);
+        buffer[20] ^= 1;
+        assert_eq!(open.open(&mut buffer[..32], 99).unwrap_err(), OpenError::Auth);
+    }
+
+    proptest! {
+        #[test]
+        fn the_window_agrees_with_a_set(counters in proptest::collection::vec(0u64..6000, 1..400)) {
+            let mut window = ReplayWindow::default();
+            let mut seen = BTreeSet::new();
+            for counter in counters {
+                let high = seen.last().copied();
+                let new = !seen.contains(&counter) && high.is_none_or(|h: u64| counter + ReplayWindow::SIZE > h);
+                prop_assert_eq!(window.is_new(counter), new, "counter {} high {:?}", counter, high);
+                if new {
+                    window.accept(counter);
+                    seen.insert(counter);
+                }
+            }
+        }
+    }
+}

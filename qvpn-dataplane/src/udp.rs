@@ -1,0 +1,86 @@
+//! A lane's UDP socket: one for IPv6 and IPv4 (in mapped form), with large buffers, and without "don't fragment", so that
+//! a path with a small MTU slows the tunnel down and never stops it.
+
+use std::io;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6, UdpSocket};
+use std::os::fd::AsFd;
+
+use socket2::{Domain, Protocol, SockAddr, Socket, Type};
+
+use crate::sys;
+
+/// What is asked for; the kernel gives less where its limit is lower and we lack CAP_NET_ADMIN.
+const BUFFER: i32 = 4 * 1024 * 1024;
+
+/// Binds the socket of a lane to `port` on all addresses; IPv4 alone where the machine has no IPv6. `fwmark` marks what
+/// it sends, for policy routing.
+///
+/// # Errors
+/// What the system says: the port is in use, or a mark needs CAP_NET_ADMIN.
+pub fn bind_lane_socket(port: u16, fwmark: Option<u32>) -> io::Result<UdpSocket> {
+    match Socket::new(Domain::IPV6, Type::DGRAM.cloexec(), Some(Protocol::UDP)) {
+        Ok(socket) => {
+            socket.set_only_v6(false)?;
+            prepare(&socket, fwmark)?;
+            match socket.bind(&SocketAddr::from((Ipv6Addr::UNSPECIFIED, port)).into()) {
+                Ok(()) => {
+                    let _ = sys::set_int(
+                        socket.as_fd(),
+                        libc::IPPROTO_IPV6,
+                        libc::IPV6_MTU_DISCOVER,
+                        libc::IPV6_PMTUDISC_DONT,
+                    );
+                    Ok(socket.into())
+                }
+                Err(error) if error.raw_os_error() == Some(libc::EADDRNOTAVAIL) => bind_v4(port, fwmark),
+                Err(error) => Err(error),
+            }
+        }
+        Err(error) if error.raw_os_error() == Some(libc::EAFNOSUPPORT) => bind_v4(port, fwmark),
+        Err(error) => Err(error),
+    }
+}
+
+fn bind_v4(port: u16, fwmark: Option<u32>) -> io::Result<UdpSocket> {
+    let socket = Socket::new(Domain::IPV4, Type::DGRAM.cloexec(), Some(Protocol::UDP))?;
+    prepare(&socket, fwmark)?;
+    socket.bind(&SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)).into())?;
+    Ok(socket.into())
+}
+
+fn prepare(socket: &Socket, fwmark: Option<u32>) -> io::Result<()> {
+    if let Some(mark) = fwmark.filter(|mark| *mark != 0) {
+        socket.set_mark(mark)?;
+    }
+    let fd = socket.as_fd();
+    for (force, plain) in [(libc::SO_RCVBUFFORCE, libc::SO_RCVBUF), (libc::SO_SNDBUFFORCE, libc::SO_SNDBUF)] {
+        if sys::set_int(fd, libc::SOL_SOCKET, force, BUFFER).is_err() {
+            sys::set_int(fd, libc::SOL_SOCKET, plain, BUFFER)?;
+        }
+    }
+    // An IPv4 packet of an IPv6 socket follows the IPv4 option; a refusal leaves the system's default.
+    let _ = sys::set_int(fd, libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_DONT);
+    Ok(())
+}
+
+/// The address in the form that a socket takes: mapped where the socket is IPv6.
+pub(crate) fn socket_address(socket_is_v6: bool, address: SocketAddr) -> SockAddr {
+    match address {
+        SocketAddr::V4(v4) if socket_is_v6 => {
+            SocketAddrV6::new(v4.ip().to_ipv6_mapped(), v4.port(), 0, 0).into()
+        }
+        other => other.into(),
+    }
+}
+
+/// Sends a datagram on a dup of a lane's socket, whatever its family.
+///
+/// # Errors
+/// What the system says.
+pub fn send_to(socket: &UdpSocket, datagram: &[u8], to: SocketAddr) -> io::Result<()> {
+    let v6 = socket.local_addr()?.is_ipv6();
+    match socket_address(v6, to).as_socket() {
+        Some(address) => socket.send_to(datagram, address).map(drop),
+        None => Err(io::ErrorKind::InvalidInput.into()),
+    }
+}
