@@ -1,0 +1,47 @@
+//! The clock of everything here: `CLOCK_BOOTTIME`, which goes on while the machine sleeps. tokio's timers stand still
+//! then, so a wait is looked at again each second.
+
+use std::time::Duration;
+
+use nix::time::{ClockId, clock_gettime};
+use qvpn_proto::Time;
+
+/// A wait is never longer than this without a look at the clock.
+const STEP: Duration = Duration::from_secs(1);
+
+/// The time now.
+pub(crate) fn now() -> Time {
+    // This clock exists on every Linux since 2.6.39.
+    let nanos = clock_gettime(ClockId::CLOCK_BOOTTIME).map_or(0, |t| {
+        let seconds = u64::try_from(t.tv_sec()).unwrap_or(0);
+        seconds.saturating_mul(1_000_000_000).saturating_add(u64::try_from(t.tv_nsec()).unwrap_or(0))
+    });
+    Time::from_nanos(nanos)
+}
+
+/// Waits until `deadline`; for ever if there is none.
+pub(crate) async fn reached(deadline: Option<Time>) {
+    let Some(deadline) = deadline else {
+        return std::future::pending().await;
+    };
+    loop {
+        let left = deadline.since(now());
+        if left.is_zero() {
+            return;
+        }
+        tokio::time::sleep(left.min(STEP)).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_wait_ends_at_its_deadline_and_not_before() {
+        let deadline = now() + Duration::from_millis(30);
+        reached(Some(deadline)).await;
+        assert!(now() >= deadline);
+        reached(Some(deadline)).await;
+    }
+}

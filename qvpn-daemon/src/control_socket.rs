@@ -1,0 +1,247 @@
+//! The control socket: reads requests, passes those that concern peers to the task that owns them, and writes replies.
+//! Who may connect is the socket file's mode: root and the group `qvpn`.
+
+use std::io;
+use std::os::unix::net::UnixStream as StdUnixStream;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use nix::sys::stat::{Mode, umask};
+use nix::unistd::{Group, chown};
+use qvpn_api::control::{
+    CodecError, ErrorCode, ErrorReply, LineBuffer, MAX_REQUEST, Message, Reply, Request, socket_path,
+};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::broadcast::error::RecvError;
+use tokio::sync::{Semaphore, mpsc, oneshot};
+
+use crate::error::DaemonError;
+use crate::events::Events;
+
+/// The group that may use the socket.
+const GROUP: &str = "qvpn";
+/// Connections at once.
+const CONNECTIONS: usize = 64;
+/// How long a client may leave a reply unread.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// A request for the task that owns the peers.
+pub(crate) struct Asked {
+    pub(crate) request: Request,
+    pub(crate) answer: oneshot::Sender<Reply>,
+}
+
+/// The socket, which is removed when this goes.
+pub(crate) struct ControlSocket {
+    listener: UnixListener,
+    path: PathBuf,
+}
+
+impl ControlSocket {
+    /// Makes the socket of `interface` in `dir`, in the place of one that nobody answers on.
+    ///
+    /// # Errors
+    /// If another daemon answers on it, or the system refuses.
+    pub(crate) fn bind(dir: &Path, interface: &str) -> Result<Self, DaemonError> {
+        let path = socket_path(dir, interface);
+        let failed = |source| DaemonError::Control { path: path.clone(), source };
+        std::fs::create_dir_all(dir).map_err(failed)?;
+        match StdUnixStream::connect(&path) {
+            Ok(_) => return Err(DaemonError::AlreadyRunning(path)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+                std::fs::remove_file(&path).map_err(failed)?;
+            }
+            Err(error) => return Err(failed(error)),
+        }
+        // Never wider than 0660, not even for a moment.
+        let before = umask(Mode::from_bits_truncate(0o117));
+        let listener = UnixListener::bind(&path);
+        umask(before);
+        let listener = listener.map_err(failed)?;
+        if let Ok(Some(group)) = Group::from_name(GROUP)
+            && let Err(error) = chown(&path, None, Some(group.gid))
+        {
+            tracing::warn!("{}: the group {GROUP} can't use it: {error}", path.display());
+        }
+        Ok(Self { listener, path })
+    }
+
+    /// Serves for ever.
+    pub(crate) async fn serve(self, interface: String, events: Arc<Events>, owner: mpsc::Sender<Asked>) {
+        let places = Arc::new(Semaphore::new(CONNECTIONS));
+        loop {
+            let stream = match self.listener.accept().await {
+                Ok((stream, _)) => stream,
+                Err(error) => {
+                    tracing::warn!("control socket: {error}");
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                    continue;
+                }
+            };
+            let place = places.clone().try_acquire_owned();
+            let client =
+                Client { interface: interface.clone(), events: events.clone(), owner: owner.clone() };
+            tokio::spawn(async move {
+                let result = match place {
+                    Ok(_place) => client.converse(stream).await,
+                    Err(_) => {
+                        let busy = ErrorReply::new(
+                            ErrorCode::Busy,
+                            "too many control connections at once; try again",
+                        );
+                        send(&mut stream.into_split().1, &Reply::Error(busy)).await
+                    }
+                };
+                if let Err(error) = result {
+                    tracing::debug!("control connection: {error}");
+                }
+            });
+        }
+    }
+}
+
+impl Drop for ControlSocket {
+    fn drop(&mut self) {
+        // At worst a stale socket stays, which the next start replaces.
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+struct Client {
+    interface: String,
+    events: Arc<Events>,
+    owner: mpsc::Sender<Asked>,
+}
+
+impl Client {
+    async fn converse(self, stream: UnixStream) -> Result<(), CodecError> {
+        let (mut read, mut write) = stream.into_split();
+        let mut lines = LineBuffer::new(MAX_REQUEST);
+        let mut piece = [0; 4096];
+        loop {
+            match lines.next_line() {
+                Ok(Some(line)) => match Request::from_line(&line) {
+                    Ok(Request::Events { follow }) => {
+                        return self.events(follow, &mut read, &mut write).await;
+                    }
+                    Ok(request) => send(&mut write, &self.reply(request).await).await?,
+                    Err(error) => send(&mut write, &Reply::Error(error.into())).await?,
+                },
+                Ok(None) => match read.read(&mut piece).await? {
+                    0 => return Ok(()),
+                    n => lines.push(&piece[..n]),
+                },
+                Err(error) => return send(&mut write, &Reply::Error(error.into())).await,
+            }
+        }
+    }
+
+    async fn reply(&self, request: Request) -> Reply {
+        if request == Request::Version {
+            return Reply::Version {
+                daemon: env!("CARGO_PKG_VERSION").to_owned(),
+                interface: self.interface.clone(),
+                pid: std::process::id(),
+            };
+        }
+        let (answer, answered) = oneshot::channel();
+        let sent = self.owner.send(Asked { request, answer }).await;
+        match (sent, answered.await) {
+            (Ok(()), Ok(reply)) => reply,
+            _ => Reply::Error(ErrorReply::new(ErrorCode::Failed, "the daemon is stopping")),
+        }
+    }
+
+    async fn events(
+        &self,
+        follow: bool,
+        read: &mut OwnedReadHalf,
+        write: &mut OwnedWriteHalf,
+    ) -> Result<(), CodecError> {
+        let mut events = self.events.subscribe();
+        for event in events.past {
+            send(write, &Reply::Event(event)).await?;
+        }
+        if !follow {
+            return send(write, &Reply::EventsEnd { missed: events.missed }).await;
+        }
+        let mut ignored = [0; 256];
+        loop {
+            tokio::select! {
+                event = events.future.recv() => match event {
+                    Ok(event) => send(write, &Reply::Event(event)).await?,
+                    // A follower that is too slow is told so, and can come again.
+                    Err(RecvError::Lagged(missed)) => return send(write, &Reply::EventsEnd { missed }).await,
+                    Err(RecvError::Closed) => return send(write, &Reply::EventsEnd { missed: 0 }).await,
+                },
+                n = read.read(&mut ignored) => if n? == 0 {
+                    return Ok(());
+                },
+            }
+        }
+    }
+}
+
+async fn send(write: &mut OwnedWriteHalf, reply: &Reply) -> Result<(), CodecError> {
+    let line = reply.to_line()?;
+    let written = tokio::time::timeout(PATIENCE, write.write_all(line.as_bytes())).await;
+    Ok(written.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))?)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use qvpn_api::events::EventKind;
+    use tokio::io::{AsyncBufReadExt, BufReader};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn requests_are_answered_and_events_followed() {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = ControlSocket::bind(dir.path(), "qvpn0").unwrap();
+        let path = dir.path().join("qvpn0.sock");
+        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o660);
+        let events = Arc::new(Events::new("qvpn0"));
+        let (owner, mut asked) = mpsc::channel::<Asked>(1);
+        let server = tokio::spawn(socket.serve("qvpn0".into(), events.clone(), owner));
+        tokio::spawn(async move {
+            while let Some(Asked { request, answer }) = asked.recv().await {
+                assert_eq!(request, Request::Rekey { peer: None });
+                let _ = answer.send(Reply::Rekey { peers: vec!["b".into()] });
+            }
+        });
+        assert!(matches!(ControlSocket::bind(dir.path(), "qvpn0"), Err(DaemonError::AlreadyRunning(_))));
+
+        let (read, mut write) = UnixStream::connect(&path).await.unwrap().into_split();
+        let mut lines = BufReader::new(read).lines();
+        let requests = [Request::Rekey { peer: None }, Request::Version, Request::Events { follow: true }];
+        write.write_all(b"rubbish\n").await.unwrap();
+        for request in requests {
+            write.write_all(request.to_line().unwrap().as_bytes()).await.unwrap();
+        }
+        let mut next =
+            async || Reply::from_line(lines.next_line().await.unwrap().unwrap().as_bytes()).unwrap();
+        assert!(matches!(next().await, Reply::Error(e) if e.code == ErrorCode::Malformed));
+        assert_eq!(next().await, Reply::Rekey { peers: vec!["b".into()] });
+        assert!(matches!(next().await, Reply::Version { interface, .. } if interface == "qvpn0"));
+        events.emit(EventKind::KmeUp { kme: "k".into() });
+        assert!(matches!(next().await, Reply::Event(e) if e.kind == EventKind::KmeUp { kme: "k".into() }));
+
+        server.abort();
+        assert!(server.await.unwrap_err().is_cancelled());
+        assert!(!path.exists());
+    }
+
+    #[tokio::test]
+    async fn a_socket_that_nobody_answers_on_is_replaced() {
+        let dir = tempfile::tempdir().unwrap();
+        drop(std::os::unix::net::UnixListener::bind(dir.path().join("qvpn0.sock")).unwrap());
+        assert!(ControlSocket::bind(dir.path(), "qvpn0").is_ok());
+    }
+}

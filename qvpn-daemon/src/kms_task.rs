@@ -1,0 +1,199 @@
+//! This site's KMEs, and the tasks that ask them for a peer. Keys are moved from the client's answer into the report.
+
+use std::sync::Arc;
+
+use kms_client::{
+    KeyId, KeyRef, Kme, KmeConfig, KmeEvent, KmeSet, KmsClient, KmsError, KmsErrorKind, Observer, Operation,
+    QkdKey,
+};
+use qvpn_api::config::{self, KmeApi};
+use qvpn_api::events::EventKind;
+use qvpn_proto::event::{KmsTrouble, TroubleKind};
+use qvpn_proto::wire::limits::MAX_NAME;
+use qvpn_proto::{Fetch, FetchedKey, KeyName, KmsReport};
+
+use crate::events::Events;
+
+/// The KMEs of the config, in its order, shared by all peers.
+#[derive(Default)]
+pub(crate) struct Kmes {
+    all: Vec<(config::Kme, Arc<Kme>)>,
+}
+
+impl Kmes {
+    /// The KMEs of `kms`. One that stands in `former` with the same settings is taken over with its state.
+    ///
+    /// # Errors
+    /// Settings or certificate files that can't be used.
+    pub(crate) fn open(
+        kms: Option<&config::Kms>,
+        fwmark: u32,
+        events: &Arc<Events>,
+        former: &Self,
+    ) -> Result<Self, KmsError> {
+        let mut all = Vec::new();
+        for kme in kms.map_or(&[][..], |kms| &kms.kmes) {
+            let known = former.all.iter().find(|(config, _)| config == kme);
+            let open = match known {
+                Some((_, open)) => open.clone(),
+                None => open_one(kme, fwmark, events)?,
+            };
+            all.push((kme.clone(), open));
+        }
+        Ok(Self { all })
+    }
+
+    /// The KMEs with these names, in this order.
+    pub(crate) fn set(&self, names: &[String]) -> Arc<KmeSet> {
+        let find = |name: &String| self.all.iter().find(|(config, _)| config.name == *name);
+        Arc::new(KmeSet::new(names.iter().filter_map(find).map(|(_, kme)| kme.clone()).collect()))
+    }
+
+    /// All of them, with their settings.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &(config::Kme, Arc<Kme>)> {
+        self.all.iter()
+    }
+}
+
+fn open_one(kme: &config::Kme, fwmark: u32, events: &Arc<Events>) -> Result<Arc<Kme>, KmsError> {
+    if kme.api != KmeApi::Etsi014 {
+        return Err(KmsError::new(KmsErrorKind::Config, &kme.name, Operation::Configure, "")
+            .with_detail(format!("api = \"{}\" is not built yet", kme.api))
+            .with_advice("write api = \"etsi014\""));
+    }
+    let mut settings =
+        KmeConfig::new(&kme.name, &kme.url, &kme.sae_id, &kme.ca_file, &kme.cert_file, &kme.key_file);
+    settings.server_name.clone_from(&kme.server_name);
+    settings.fwmark = (fwmark != 0).then_some(fwmark);
+    let events = events.clone();
+    let observer: Observer = Arc::new(move |event| match event {
+        KmeEvent::Up { kme } => events.emit(EventKind::KmeUp { kme }),
+        KmeEvent::Down { kme, error } => events.emit(EventKind::KmeDown { kme, reason: in_words(&error) }),
+        KmeEvent::Asked { .. } => {}
+    });
+    Ok(Kme::new(Box::new(KmsClient::new(settings)?), observer))
+}
+
+/// An error with its advice.
+pub(crate) fn in_words(error: &KmsError) -> String {
+    format!("{error}; {}", error.advice())
+}
+
+/// Does what a peer asked for, and answers.
+pub(crate) async fn fetch(set: Arc<KmeSet>, peer_sae: String, fetch: Fetch) -> KmsReport {
+    match fetch {
+        Fetch::New { request, number } => {
+            let number = u32::try_from(number).unwrap_or(u32::MAX);
+            match set.fetch_new(&peer_sae, number).await {
+                Ok(keys) => delivered(request, keys, None),
+                Err(error) => {
+                    let text = error.errors.iter().map(in_words).collect::<Vec<_>>().join("; ");
+                    KmsReport::Failed {
+                        request,
+                        trouble: KmsTrouble { kind: TroubleKind::Unavailable, text },
+                    }
+                }
+            }
+        }
+        Fetch::ById { request, keys } => {
+            let refs: Vec<KeyRef> = keys.iter().filter_map(reference).collect();
+            let mut fetched = set.fetch_by_ids(&peer_sae, &refs).await;
+            // The order in which they are to be used is the one in which they were named.
+            let place = |id: &KeyId| keys.iter().position(|name| name.id == id.as_str());
+            fetched.keys.sort_by_key(|key| place(&key.id));
+            let missing = trouble(&fetched.failed);
+            delivered(request, fetched.keys, missing)
+        }
+    }
+}
+
+fn reference(name: &KeyName) -> Option<KeyRef> {
+    Some(KeyRef {
+        id: KeyId::new(name.id.clone()).ok()?,
+        source_kme: name.source_kme.clone(),
+        target_kme: name.target_kme.clone(),
+    })
+}
+
+/// What the failures mean together: a KME that is down weighs more than one that doesn't know a key yet.
+fn trouble(failed: &[(KeyId, KmsError)]) -> Option<KmsTrouble> {
+    let unknown = |kind| matches!(kind, KmsErrorKind::KeyNotFound | KmsErrorKind::NoSuchKme);
+    let down = failed.iter().find(|(_, error)| !unknown(error.kind()));
+    let (_, error) = down.or(failed.first())?;
+    let kind = if down.is_some() { TroubleKind::Unavailable } else { TroubleKind::NotFound };
+    Some(KmsTrouble { kind, text: in_words(error) })
+}
+
+fn delivered(request: u64, keys: Vec<QkdKey>, missing: Option<KmsTrouble>) -> KmsReport {
+    let mut missing = missing;
+    let mut named = Vec::with_capacity(keys.len());
+    for key in keys {
+        if [key.id.as_str(), &key.source_kme, &key.target_kme].iter().any(|name| name.len() > MAX_NAME) {
+            let text = format!(
+                "KME {}: a key ID or KME ID of more than {MAX_NAME} bytes can't be told to the other site; ask the KME's vendor for shorter ones",
+                key.kme
+            );
+            missing = Some(KmsTrouble { kind: TroubleKind::Unavailable, text });
+            continue;
+        }
+        let name = KeyName {
+            id: key.id.as_str().to_owned(),
+            source_kme: key.source_kme,
+            target_kme: key.target_kme,
+        };
+        named.push(FetchedKey { name, secret: key.secret });
+    }
+    match missing {
+        Some(trouble) if named.is_empty() => KmsReport::Failed { request, trouble },
+        missing => KmsReport::Keys { request, keys: named, missing },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use qvpn_secret::SecretBuf;
+
+    use super::*;
+
+    fn key(id: &str, source: &str) -> QkdKey {
+        QkdKey {
+            id: KeyId::new(id).unwrap(),
+            secret: SecretBuf::zeroed(32),
+            source_kme: source.to_owned(),
+            target_kme: String::new(),
+            kme: "k".to_owned(),
+        }
+    }
+
+    fn error(kind: KmsErrorKind) -> (KeyId, KmsError) {
+        (KeyId::new("x").unwrap(), KmsError::new(kind, "k", Operation::DecKeys, "B"))
+    }
+
+    #[test]
+    fn a_kme_that_is_down_weighs_more_than_an_unknown_key() {
+        assert_eq!(trouble(&[]), None);
+        let not_found = trouble(&[error(KmsErrorKind::KeyNotFound)]).unwrap();
+        assert_eq!(not_found.kind, TroubleKind::NotFound);
+        let both = [error(KmsErrorKind::KeyNotFound), error(KmsErrorKind::Unreachable)];
+        let down = trouble(&both).unwrap();
+        assert_eq!(down.kind, TroubleKind::Unavailable);
+        assert!(down.text.contains("not reachable") && down.text.contains("check that the KME runs"));
+    }
+
+    #[test]
+    fn names_that_the_protocol_cannot_carry_are_left_out_and_explained() {
+        let report = delivered(7, vec![key("a", "s"), key("b", &"s".repeat(MAX_NAME + 1))], None);
+        let KmsReport::Keys { request: 7, keys, missing: Some(missing) } = report else { panic!() };
+        assert_eq!(keys.iter().map(|k| k.name.id.as_str()).collect::<Vec<_>>(), ["a"]);
+        assert!(missing.text.contains("255 bytes"));
+        assert!(matches!(delivered(8, vec![], Some(missing)), KmsReport::Failed { request: 8, .. }));
+    }
+
+    #[tokio::test]
+    async fn a_peer_without_a_kme_gets_an_answer_in_words() {
+        let set = Kmes::default().set(&[]);
+        let report = fetch(set, "SITE-B".into(), Fetch::New { request: 1, number: 5 }).await;
+        let KmsReport::Failed { request: 1, trouble } = report else { panic!() };
+        assert!(trouble.text.contains("no KME is configured"), "{}", trouble.text);
+    }
+}

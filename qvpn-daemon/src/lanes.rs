@@ -1,0 +1,150 @@
+//! The data path as the owner of the peers sees it: orders of the protocol become commands of the lanes, and what lanes
+//! say comes back by a bounded channel.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use qvpn_api::config::Interface;
+use qvpn_dataplane::{
+    InterfaceStats, LaneCommand, LaneEvent, LaneSink, Lanes, LanesConfig, OpeningKey, PeerId, SealingKey,
+    bind_lane_socket, boot_clock, open_tun,
+};
+use qvpn_proto::LaneOrder;
+use qvpn_proto::control_link::Gate;
+use tokio::sync::mpsc;
+
+use crate::error::DaemonError;
+use crate::translate::{self, lane_suite};
+
+/// Events of all lanes that may wait for the owner.
+const QUEUE: usize = 1024;
+
+/// Where lanes put their events.
+pub(crate) struct Sink(mpsc::Sender<LaneEvent>);
+
+impl LaneSink for Sink {
+    fn event(&self, event: LaneEvent) -> bool {
+        self.0.try_send(event).is_ok()
+    }
+}
+
+/// The way from the lanes to the owner.
+pub(crate) fn channel() -> (Sink, mpsc::Receiver<LaneEvent>) {
+    let (sender, receiver) = mpsc::channel(QUEUE);
+    (Sink(sender), receiver)
+}
+
+/// Whose order a lane's answer belongs to. Peers count their tokens each for itself, and lanes must tell them apart.
+#[derive(Default)]
+pub(crate) struct Tokens {
+    last: u64,
+    open: BTreeMap<u64, (u16, u64)>,
+}
+
+impl Tokens {
+    fn open(&mut self, peer: u16, token: u64) -> u64 {
+        self.last += 1;
+        self.open.insert(self.last, (peer, token));
+        self.last
+    }
+
+    /// The peer's number and its own token, once.
+    pub(crate) fn answered(&mut self, token: u64) -> Option<(u16, u64)> {
+        self.open.remove(&token)
+    }
+
+    /// Forgets a peer that is removed.
+    pub(crate) fn forget(&mut self, peer: u16) {
+        self.open.retain(|_, (number, _)| *number != peer);
+    }
+}
+
+/// The command for an order of the peer with this number.
+pub(crate) fn command(tokens: &mut Tokens, number: u16, order: LaneOrder) -> LaneCommand {
+    let peer = PeerId(number.into());
+    match order {
+        LaneOrder::InstallOpening { token, generation, index, suite, key, expires_at } => {
+            let (suite, expires_at) = (lane_suite(suite), expires_at.as_nanos());
+            let key = OpeningKey { peer, epoch: generation, index, suite, key, expires_at };
+            LaneCommand::InstallOpening { token: tokens.open(number, token), key }
+        }
+        LaneOrder::InstallSealing { token, generation, receiver_index, suite, key, expires_at, packets } => {
+            let (suite, expires_at) = (lane_suite(suite), expires_at.as_nanos());
+            let key = SealingKey { peer, epoch: generation, receiver_index, suite, key, expires_at, packets };
+            // The protocol orders the empty packet of a new epoch itself.
+            LaneCommand::InstallSealing { token: tokens.open(number, token), key, announce: false }
+        }
+        LaneOrder::SendEmpty => LaneCommand::SendEmpty { peer },
+        LaneOrder::StopSealing => LaneCommand::StopSealing { peer },
+        LaneOrder::CloseOlder { generation, at } => {
+            LaneCommand::CloseOlder { peer, than_epoch: generation, at: at.as_nanos() }
+        }
+        LaneOrder::Close { index } => LaneCommand::CloseOpening { index },
+    }
+}
+
+/// Makes the TUN device and the sockets, and starts the lanes. Datagrams carry `fwmark` unless it is 0.
+///
+/// # Errors
+/// What the system refuses.
+pub(crate) fn start(
+    interface: &Interface,
+    fwmark: u32,
+    gate: &Gate,
+    stats: Arc<InterfaceStats>,
+    sink: Sink,
+) -> Result<Lanes, DaemonError> {
+    // The ports first: they are the likelier failure, and leave no device behind.
+    let mut sockets = Vec::new();
+    for lane in 0..interface.lanes {
+        // The config's grammar keeps the last lane's port in range.
+        let port = interface.listen_port.saturating_add(lane.into());
+        let socket = bind_lane_socket(port, (fwmark != 0).then_some(fwmark));
+        sockets.push(socket.map_err(|source| DaemonError::Port { port, source })?);
+    }
+    let config = LanesConfig {
+        tuns: open_tun(&interface.name, interface.lanes)?,
+        sockets,
+        mtu: translate::mtu(interface.mtu),
+        stats,
+        filter: Arc::new(gate.mac1_filter()),
+        clock: boot_clock(),
+    };
+    Ok(Lanes::start(config, Arc::new(sink))?)
+}
+
+#[cfg(test)]
+mod tests {
+    use qvpn_proto::{Suite, Time};
+    use qvpn_secret::Secret;
+
+    use super::*;
+
+    fn opening(token: u64, generation: u64, index: u32) -> LaneOrder {
+        LaneOrder::InstallOpening {
+            token,
+            generation,
+            index,
+            suite: Suite::Aes256Gcm,
+            key: Secret::zeroed(),
+            expires_at: Time::from_nanos(9),
+        }
+    }
+
+    #[test]
+    fn tokens_of_two_peers_stay_apart() {
+        let mut tokens = Tokens::default();
+        let mut ask = |number| match command(&mut tokens, number, opening(5, 1, 1)) {
+            LaneCommand::InstallOpening { token, key } => {
+                assert_eq!((key.peer, key.epoch, key.expires_at), (PeerId(number.into()), 1, 9));
+                token
+            }
+            _ => panic!(),
+        };
+        let (a, b) = (ask(1), ask(2));
+        assert_eq!(tokens.answered(b), Some((2, 5)));
+        assert_eq!(tokens.answered(b), None);
+        tokens.forget(1);
+        assert_eq!(tokens.answered(a), None);
+    }
+}

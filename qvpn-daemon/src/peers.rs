@@ -1,0 +1,389 @@
+//! The task that owns all peers: it passes each datagram, key, answer and timeout to the peer that it concerns, and does
+//! what the peer then wants done. Nothing else touches a peer, so there is no lock.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use qvpn_api::Config;
+use qvpn_api::config;
+use qvpn_api::control::{ErrorCode, ErrorReply, PeerSummary, Reply};
+use qvpn_api::events::EventKind;
+use qvpn_dataplane::{LaneCommand, LaneEvent};
+use qvpn_identity::{Psk, SecretIdentity};
+use qvpn_proto::control_link::{Gate, Sorted, WireGuardLink};
+use qvpn_proto::wire::limits::MAX_PEERS;
+use qvpn_proto::{LaneReport, Peer, Time};
+
+use crate::error::DaemonError;
+use crate::kms_task::Kmes;
+use crate::slot::{Answer, News, Shared, Slot, SlotId, address};
+use crate::translate;
+
+/// Strangers are logged at most so often.
+const STRANGERS: Duration = Duration::from_secs(5);
+
+/// Pre-shared keys in the order of the config's peers.
+pub(crate) type Psks = Vec<Option<Arc<Psk>>>;
+
+/// All peers of the daemon.
+pub(crate) struct Peers {
+    pub(crate) config: Config,
+    pub(crate) local: Arc<SecretIdentity>,
+    pub(crate) kmes: Kmes,
+    pub(crate) shared: Shared,
+    pub(crate) started: Time,
+    /// Datagrams that passed a lane and were no message of ours all the same.
+    pub(crate) malformed: u64,
+    gate: Gate,
+    instance: [u8; 16],
+    slots: BTreeMap<u16, Slot>,
+    by_key: HashMap<[u8; 32], u16>,
+    timers: BTreeSet<(Time, u16)>,
+    serial: u64,
+    next_number: u16,
+    stranger_at: Option<Time>,
+}
+
+impl Peers {
+    /// The peers of `config`, none of which has done anything yet.
+    pub(crate) fn new(
+        config: Config,
+        local: Arc<SecretIdentity>,
+        psks: Psks,
+        kmes: Kmes,
+        gate: Gate,
+        shared: Shared,
+        now: Time,
+    ) -> Self {
+        let mut peers = Self {
+            config,
+            local,
+            kmes,
+            shared,
+            started: now,
+            malformed: 0,
+            gate,
+            instance: [0; 16],
+            slots: BTreeMap::new(),
+            by_key: HashMap::new(),
+            timers: BTreeSet::new(),
+            serial: 0,
+            next_number: 0,
+            stranger_at: None,
+        };
+        rand_core::Rng::fill_bytes(&mut peers.shared.rng, &mut peers.instance);
+        for (peer, psk) in peers.config.peers.clone().into_iter().zip(psks) {
+            peers.add(peer, psk, now);
+        }
+        peers.tell_lanes();
+        peers
+    }
+
+    /// The slots in the config's order.
+    pub(crate) fn in_order(&self) -> impl Iterator<Item = &Slot> {
+        let find = |peer: &config::Peer| self.slots.get(self.by_key.get(peer.public_key.x25519())?);
+        self.config.peers.iter().filter_map(find)
+    }
+
+    /// When the next peer wants to be woken.
+    pub(crate) fn next_timeout(&self) -> Option<Time> {
+        self.timers.first().map(|(at, _)| *at)
+    }
+
+    /// Wakes all peers that are due.
+    pub(crate) fn wake(&mut self, now: Time) {
+        let due: Vec<u16> = self.timers.iter().take_while(|(at, _)| *at <= now).map(|(_, n)| *n).collect();
+        for number in due {
+            self.with(number, now, |slot, shared| slot.peer.handle_timeout(now, &mut shared.rng));
+        }
+    }
+
+    /// Twice a second.
+    pub(crate) fn tick(&mut self, now: Time) {
+        for number in self.numbers() {
+            self.with(number, now, |slot, shared| slot.tick(shared, now));
+        }
+    }
+
+    /// Once a second.
+    pub(crate) fn tick_gate(&self) {
+        self.gate.tick();
+    }
+
+    /// Something came from a lane.
+    ///
+    /// # Errors
+    /// [`DaemonError::LaneFailed`]: the daemon must end.
+    pub(crate) fn lane_event(&mut self, event: LaneEvent, now: Time) -> Result<(), DaemonError> {
+        let (number, report) = match event {
+            LaneEvent::Control { from, datagram, .. } => {
+                self.datagram(&datagram, from, now);
+                return Ok(());
+            }
+            LaneEvent::Failed { lane, error } => return Err(DaemonError::LaneFailed { lane, error }),
+            LaneEvent::Roamed { lane, peer, endpoint } => {
+                let slot = u16::try_from(peer.0).ok().and_then(|number| self.slots.get_mut(&number));
+                if let Some(lane) = slot.and_then(|slot| slot.lanes.get_mut(usize::from(lane))) {
+                    lane.endpoint = Some(endpoint);
+                }
+                return Ok(());
+            }
+            LaneEvent::Installed { lane, token, in_force } => {
+                let Some((number, token)) = self.shared.tokens.answered(token) else { return Ok(()) };
+                if !in_force {
+                    // Without an answer the attempt ends by its own time, and another follows.
+                    tracing::error!("lane {lane} refused a key of peer number {number}");
+                    return Ok(());
+                }
+                (u32::from(number), LaneReport::Installed { lane, token })
+            }
+            LaneEvent::FirstOpened { lane, peer, epoch } => {
+                (peer.0, LaneReport::FirstOpened { lane, generation: epoch })
+            }
+            LaneEvent::SealingEnded { lane, peer, epoch, why } => {
+                tracing::debug!("lane {lane}: sealing in epoch {epoch} of peer number {peer} ended: {why:?}");
+                (peer.0, LaneReport::SealingEnded { lane, generation: epoch })
+            }
+        };
+        if let Ok(number) = u16::try_from(number) {
+            self.with(number, now, |slot, shared| slot.peer.handle_lane(report, now, &mut shared.rng));
+        }
+        Ok(())
+    }
+
+    fn datagram(&mut self, datagram: &[u8], from: SocketAddr, now: Time) {
+        let number = match self.gate.sort(datagram, from) {
+            Sorted::Peer(number) => number,
+            Sorted::Handshake { x25519 } => match self.by_key.get(&x25519) {
+                Some(number) => *number,
+                None => return self.stranger(&x25519, from, now),
+            },
+            Sorted::Reply(datagram) => return self.shared.transmit(&datagram, from),
+            Sorted::Malformed => {
+                self.malformed += 1;
+                return;
+            }
+        };
+        self.with(number, now, |slot, shared| {
+            slot.peer.handle_datagram(datagram, from, now, &mut shared.rng);
+        });
+    }
+
+    fn stranger(&mut self, key: &[u8; 32], from: SocketAddr, now: Time) {
+        if self.stranger_at.is_some_and(|at| now.since(at) < STRANGERS) {
+            return;
+        }
+        self.stranger_at = Some(now);
+        let key = data_encoding::BASE64.encode(key);
+        let reason = format!(
+            "a handshake from {from} with the X25519 key {key}, which is no peer of ours; compare `qvpn-ctl fingerprint` at both sites with public_key in both configs"
+        );
+        let endpoint = Some(from.to_string());
+        self.shared.events.emit(EventKind::IdentityMismatch { peer: None, endpoint, reason });
+    }
+
+    /// A task ended.
+    pub(crate) fn answer(&mut self, Answer { to, news }: Answer, now: Time) {
+        // A peer that was removed meanwhile; keys are erased here.
+        if self.slots.get(&to.number).is_none_or(|slot| slot.id != to) {
+            return;
+        }
+        self.with(to.number, now, |slot, shared| match news {
+            News::Kms(report) => slot.peer.handle_kms(report, now, &mut shared.rng),
+            News::Resolved(found) => slot.resolved(found, shared, now),
+        });
+    }
+
+    /// The operator wants a fresh epoch with one peer, or with all.
+    pub(crate) fn rekey(&mut self, name_or_key: Option<&str>, now: Time) -> Reply {
+        let wanted: Vec<&config::Peer> = match name_or_key {
+            None => self.config.peers.iter().collect(),
+            Some(text) => match self.config.peer(text) {
+                Some(peer) => vec![peer],
+                None => {
+                    let message =
+                        format!("no peer has the name or public key `{text}`; see `qvpn-ctl peer list`");
+                    return Reply::Error(ErrorReply::new(ErrorCode::NoSuchPeer, message));
+                }
+            },
+        };
+        let names = wanted.iter().map(|peer| peer.name.clone()).collect();
+        let numbers: Vec<u16> =
+            wanted.iter().filter_map(|peer| self.by_key.get(peer.public_key.x25519()).copied()).collect();
+        for number in numbers {
+            self.with(number, now, |slot, shared| slot.peer.rekey(now, &mut shared.rng));
+        }
+        Reply::Rekey { peers: names }
+    }
+
+    /// The configured peers.
+    pub(crate) fn summaries(&self) -> Vec<PeerSummary> {
+        let summary = |peer: &config::Peer| PeerSummary {
+            name: peer.name.clone(),
+            public_key: peer.public_key.to_string(),
+            fingerprint: peer.public_key.fingerprint(),
+            endpoint: peer.endpoint.as_ref().map(ToString::to_string),
+            allowed_ips: peer.allowed_ips.iter().map(ToString::to_string).collect(),
+            qkd: peer.qkd,
+            role: peer.role,
+            suite: peer.suite,
+        };
+        self.config.peers.iter().map(summary).collect()
+    }
+
+    /// Goes over to another config, whose interface is the same but for what [`refused`](crate::reload::refused) lets
+    /// through. Only peers that changed are touched.
+    pub(crate) fn reconfigure(&mut self, config: Config, psks: Psks, kmes: Kmes, now: Time) {
+        let old = std::mem::replace(&mut self.config, config);
+        self.kmes = kmes;
+        let stays = |key: &[u8; 32]| self.config.peers.iter().any(|p| p.public_key.x25519() == key);
+        let gone: Vec<[u8; 32]> = self.by_key.keys().filter(|key| !stays(key)).copied().collect();
+        gone.iter().for_each(|key| self.remove(key, now));
+        let kms_changed = kms_of(&old) != kms_of(&self.config);
+        for (peer, psk) in self.config.peers.clone().into_iter().zip(psks) {
+            let known = self.by_key.get(peer.public_key.x25519()).copied();
+            // The same X25519 key with another ML-KEM key is another peer.
+            let same =
+                known.filter(|n| self.slots.get(n).is_some_and(|s| s.config.public_key == peer.public_key));
+            match same {
+                Some(number) => self.update(number, peer, psk, kms_changed, now),
+                None => {
+                    if known.is_some() {
+                        self.remove(peer.public_key.x25519(), now);
+                    }
+                    self.add(peer, psk, now);
+                }
+            }
+        }
+        self.tell_lanes();
+    }
+
+    fn update(
+        &mut self,
+        number: u16,
+        peer: config::Peer,
+        psk: Option<Arc<Psk>>,
+        kms_changed: bool,
+        now: Time,
+    ) {
+        let Some(slot) = self.slots.get_mut(&number) else { return };
+        let same_psk = match (&slot.psk, &psk) {
+            (None, None) => true,
+            (Some(a), Some(b)) => a.secret().ct_eq(b.secret().expose()),
+            _ => false,
+        };
+        let what = |p: &config::Peer| (p.sae_id.clone(), p.qkd, p.role, p.suite, p.rekey_interval);
+        let exchange = kms_changed || !same_psk || what(&slot.config) != what(&peer);
+        let moved = slot.config.endpoint != peer.endpoint;
+        let keepalive = slot.config.persistent_keepalive != peer.persistent_keepalive;
+        slot.kmes = self.kmes.set(&peer.kmes);
+        slot.config = peer.clone();
+        if !same_psk {
+            slot.psk = psk;
+        }
+        if keepalive {
+            let (peer, keepalive) = (slot.lane_id(), peer.persistent_keepalive);
+            for lane in 0..self.config.interface.lanes {
+                self.shared.lanes.send(lane, LaneCommand::SetKeepalive { peer, keepalive });
+            }
+        }
+        if moved && let Some(endpoint) = address(&peer) {
+            slot.move_to(endpoint, &self.shared, now);
+        }
+        if exchange {
+            let endpoint = slot.peer.view(now).endpoint;
+            let psk = slot.psk.clone();
+            let config = translate::peer_config(&self.config, &peer, &self.local, psk, number, endpoint);
+            slot.peer.reconfigure(config, now, &mut self.shared.rng);
+        }
+        self.with(number, now, |_, _| {});
+    }
+
+    fn add(&mut self, peer: config::Peer, psk: Option<Arc<Psk>>, now: Time) {
+        let Some(number) = self.free_number() else {
+            return tracing::error!("peer {}: there are {MAX_PEERS} peers already", peer.name);
+        };
+        self.serial += 1;
+        let id = SlotId { number, serial: self.serial };
+        let endpoint = address(&peer);
+        let link = WireGuardLink::new(&peer.public_key, number, &self.gate);
+        let config = translate::peer_config(&self.config, &peer, &self.local, psk.clone(), number, endpoint);
+        let state = Peer::new(config, link, self.instance, now);
+        let kmes = self.kmes.set(&peer.kmes);
+        let lanes = self.config.interface.lanes;
+        self.by_key.insert(*peer.public_key.x25519(), number);
+        let slot = Slot::new(id, peer, psk, kmes, state, lanes, &self.shared);
+        self.slots.insert(number, slot);
+        self.with(number, now, |slot, shared| {
+            slot.tick(shared, now);
+            slot.peer.handle_timeout(now, &mut shared.rng);
+        });
+    }
+
+    fn remove(&mut self, key: &[u8; 32], now: Time) {
+        let Some(number) = self.by_key.remove(key) else { return };
+        self.with(number, now, |slot, shared| slot.peer.shut_down(now, &mut shared.rng));
+        let Some(slot) = self.slots.remove(&number) else { return };
+        self.timers.retain(|(_, n)| *n != number);
+        for lane in 0..self.config.interface.lanes {
+            self.shared.lanes.send(lane, LaneCommand::RemovePeer { peer: slot.lane_id() });
+        }
+        self.shared.tokens.forget(number);
+    }
+
+    /// Numbers are used again as late as possible, so that a late packet rarely meets another peer.
+    fn free_number(&mut self) -> Option<u16> {
+        let mut candidates = (self.next_number..MAX_PEERS).chain(0..self.next_number);
+        let number = candidates.find(|n| !self.slots.contains_key(n))?;
+        self.next_number = (number + 1) % MAX_PEERS;
+        Some(number)
+    }
+
+    /// Tells the lanes which inner addresses belong to whom, and the MTU.
+    fn tell_lanes(&self) {
+        let table = translate::allowed_ips(
+            self.slots.iter().map(|(number, slot)| (*number, slot.config.allowed_ips.as_slice())),
+        );
+        let table = Arc::new(table);
+        for lane in 0..self.config.interface.lanes {
+            self.shared.lanes.send(lane, LaneCommand::SetAllowedIps(table.clone()));
+            self.shared.lanes.send(lane, LaneCommand::SetMtu(translate::mtu(self.config.interface.mtu)));
+        }
+    }
+
+    /// Says goodbye to all peers and ends the lanes, which erases their keys.
+    pub(crate) fn shut_down(mut self, now: Time) {
+        for number in self.numbers() {
+            self.with(number, now, |slot, shared| slot.peer.shut_down(now, &mut shared.rng));
+        }
+        self.shared.lanes.shutdown();
+    }
+
+    fn numbers(&self) -> Vec<u16> {
+        self.slots.keys().copied().collect()
+    }
+
+    /// Lets `work` call into a peer, does what the peer then wants, and sets its timer.
+    fn with(&mut self, number: u16, now: Time, work: impl FnOnce(&mut Slot, &mut Shared)) {
+        let Some(slot) = self.slots.get_mut(&number) else { return };
+        work(slot, &mut self.shared);
+        slot.drain(&mut self.shared, now);
+        let next = slot.peer.poll_timeout();
+        if next != slot.armed {
+            if let Some(at) = slot.armed {
+                self.timers.remove(&(at, number));
+            }
+            if let Some(at) = next {
+                self.timers.insert((at, number));
+            }
+            slot.armed = next;
+        }
+    }
+}
+
+/// What of `[kms]` goes into each peer.
+fn kms_of(config: &Config) -> Option<(&str, u32)> {
+    config.kms.as_ref().map(|kms| (kms.sae_id.as_str(), kms.stock))
+}

@@ -1,0 +1,209 @@
+//! The daemon's life: start in an order that never leaks, the loop that feeds the peers, reloads, and the stop.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use getrandom::SysRng;
+use qvpn_api::Config;
+use qvpn_api::control::{ErrorCode, ErrorReply, Reply, Request};
+use qvpn_api::events::EventKind;
+use qvpn_proto::control_link::Gate;
+use rand_core::UnwrapErr;
+use sd_notify::NotifyState;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+use tokio::time::MissedTickBehavior;
+
+use crate::control_socket::{Asked, ControlSocket};
+use crate::error::DaemonError;
+use crate::events::Events;
+use crate::kms_task::{Kmes, in_words};
+use crate::lanes::{self, Tokens};
+use crate::peers::Peers;
+use crate::routes::Routes;
+use crate::slot::Shared;
+use crate::{clock, reload, status, translate};
+
+/// Answers of tasks that may wait.
+const ANSWERS: usize = 256;
+/// Requests of control connections that may wait.
+const REQUESTS: usize = 64;
+/// Lane events that are taken in one go before anything else gets its turn.
+const BATCH: usize = 64;
+/// How often the peers hear what their lanes did.
+const TICK: Duration = Duration::from_millis(500);
+
+/// Runs the daemon until a signal stops it.
+///
+/// # Errors
+/// If it can't start, or a lane fails. The block stays in place then.
+pub(crate) async fn run(config: Config, socket_dir: &Path) -> Result<(), DaemonError> {
+    let refused = |what| move |error| DaemonError::system(what, error);
+    let mut hangup = signal(SignalKind::hangup()).map_err(refused("watch SIGHUP"))?;
+    let mut terminate = signal(SignalKind::terminate()).map_err(refused("watch SIGTERM"))?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(refused("watch SIGINT"))?;
+
+    let local = Arc::new(config.read_private_key()?);
+    let psks = reload::read_psks(&config)?;
+    let plan = translate::route_plan(&config)?;
+    let interface = config.interface.clone();
+    let events = Arc::new(Events::new(&interface.name));
+    let kmes = Kmes::open(config.kms.as_ref(), plan.fwmark(), &events, &Kmes::default())?;
+    let socket = ControlSocket::bind(socket_dir, &interface.name)?;
+
+    // The block lies before there is a device, so nothing leaks whatever happens from here on.
+    let mut routes = Routes::block(plan).await?;
+    let gate = Gate::new(local.clone(), config.peers.len());
+    let (sink, mut lane_events) = lanes::channel();
+    let stats = Arc::default();
+    let lanes = lanes::start(&interface, routes.fwmark(), &gate, Arc::clone(&stats), sink)?;
+    routes.open(&interface.address, translate::mtu(interface.mtu)).await?;
+
+    let (answers, mut answered) = mpsc::channel(ANSWERS);
+    let shared = Shared {
+        lanes,
+        stats,
+        tokens: Tokens::default(),
+        events: events.clone(),
+        answers,
+        rng: UnwrapErr(SysRng),
+    };
+    let mut peers = Peers::new(config, local, psks, kmes, gate, shared, clock::now());
+    let (requests, mut asked) = mpsc::channel(REQUESTS);
+    let server = tokio::spawn(socket.serve(interface.name.clone(), events.clone(), requests));
+    notify(&[NotifyState::Ready]);
+    tracing::info!("{}: ready on UDP port {}", interface.name, interface.listen_port);
+
+    let mut tick = tokio::time::interval(TICK);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut even = false;
+    let result = loop {
+        let deadline = peers.next_timeout();
+        tokio::select! {
+            event = lane_events.recv() => {
+                let mut next = event;
+                let mut left = BATCH;
+                let mut result = Ok(());
+                while let Some(event) = next {
+                    result = peers.lane_event(event, clock::now());
+                    left -= 1;
+                    next = if left > 0 && result.is_ok() { lane_events.try_recv().ok() } else { None };
+                }
+                if result.is_err() {
+                    break result;
+                }
+            }
+            () = clock::reached(deadline) => peers.wake(clock::now()),
+            Some(answer) = answered.recv() => peers.answer(answer, clock::now()),
+            _ = tick.tick() => {
+                peers.tick(clock::now());
+                even = !even;
+                if even {
+                    peers.tick_gate();
+                }
+            }
+            Some(Asked { request, answer }) = asked.recv() => {
+                let reply = reply(request, &mut peers, &mut routes).await;
+                // It fails only when the client has gone.
+                let _ = answer.send(reply);
+            }
+            _ = hangup.recv() => {
+                if let Err(error) = reload_all(&mut peers, &mut routes).await {
+                    tracing::error!("reload: {error}");
+                    error.details.iter().for_each(|line| tracing::error!("reload: {line}"));
+                }
+            }
+            () = routes.need_a_look() => routes.restore(&events).await,
+            _ = terminate.recv() => break Ok(()),
+            _ = interrupt.recv() => break Ok(()),
+        }
+    };
+    notify(&[NotifyState::Stopping]);
+    tracing::info!("{}: stopping", interface.name);
+    let on_stop = peers.config.interface.on_stop;
+    peers.shut_down(clock::now());
+    if result.is_ok() {
+        routes.close(on_stop).await;
+    }
+    server.abort();
+    // Cancelled, which is what was wanted; with it goes the socket's file.
+    let _ = server.await;
+    result
+}
+
+async fn reply(request: Request, peers: &mut Peers, routes: &mut Routes) -> Reply {
+    match request {
+        Request::Show => Reply::Show(status::status(peers, clock::now())),
+        Request::Peers => Reply::Peers(peers.summaries()),
+        Request::Rekey { peer } => peers.rekey(peer.as_deref(), clock::now()),
+        Request::Reload => match reload_all(peers, routes).await {
+            Ok(changes) => Reply::Reload { changes },
+            Err(error) => Reply::Error(error),
+        },
+        // The control socket answers these itself.
+        Request::Events { .. } | Request::Version => {
+            Reply::Error(ErrorReply::new(ErrorCode::Failed, "this request is not for the peers"))
+        }
+    }
+}
+
+/// Reads the config again and takes over what changed; says what that was.
+///
+/// # Errors
+/// If the config is refused, or the kernel refuses its routes. Nothing has changed then.
+async fn reload_all(peers: &mut Peers, routes: &mut Routes) -> Result<Vec<String>, ErrorReply> {
+    let refuse = |message: &str, details: Vec<String>| ErrorReply {
+        code: ErrorCode::ConfigRefused,
+        message: format!("{message}; the former config stays in force"),
+        details,
+    };
+    let wrong = |error: qvpn_api::ConfigErrors| {
+        refuse("the config is refused", error.to_string().lines().map(str::to_owned).collect())
+    };
+    let new = reload::load(&peers.config.path).map_err(wrong)?;
+    let plan = translate::route_plan(&new)
+        .map_err(|error| refuse("the config's routes can't work", vec![error.to_string()]))?;
+    let mut refused = reload::refused(&peers.config, &new, routes.fwmark(), plan.fwmark());
+    if new.read_private_key().map_err(wrong)?.public() != peers.local.public() {
+        refused.push(
+            "the private key is another one; restart the daemon for that, or put the former file back"
+                .to_owned(),
+        );
+    }
+    if !refused.is_empty() {
+        return Err(refuse("the config changes what can't be changed at run time", refused));
+    }
+    let psks = reload::read_psks(&new).map_err(wrong)?;
+    let events = peers.shared.events.clone();
+    let kmes = Kmes::open(new.kms.as_ref(), routes.fwmark(), &events, &peers.kmes)
+        .map_err(|error| refuse("a KME can't be used", vec![in_words(&error)]))?;
+
+    let failed = |error: qvpn_net::NetError| {
+        ErrorReply::new(ErrorCode::Failed, format!("{error}; the former config stays in force"))
+    };
+    let (old_interface, interface) = (peers.config.interface.clone(), new.interface.clone());
+    routes.apply(plan).await.map_err(failed)?;
+    if (&old_interface.address, old_interface.mtu) != (&interface.address, interface.mtu)
+        && let Err(error) = routes.device(&interface.address, translate::mtu(interface.mtu)).await
+    {
+        let back = translate::route_plan(&peers.config);
+        if let Ok(back) = back
+            && let Err(error) = routes.apply(back).await
+        {
+            tracing::error!("going back to the former routes: {error}");
+        }
+        return Err(failed(error));
+    }
+    let changes = reload::changes(&peers.config, &new);
+    peers.reconfigure(new, psks, kmes, clock::now());
+    events.emit(EventKind::ConfigReloaded { changes: changes.clone() });
+    Ok(changes)
+}
+
+/// Tells systemd; elsewhere nobody listens.
+fn notify(state: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(state) {
+        tracing::warn!("telling systemd: {error}");
+    }
+}

@@ -1,0 +1,346 @@
+//! One peer with all that the daemon keeps beside the protocol's state: its lanes, its KMEs, and what was said about it.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use getrandom::SysRng;
+use kms_client::KmeSet;
+use qvpn_api::config;
+use qvpn_api::events::EventKind;
+use qvpn_api::status::LaneState;
+use qvpn_dataplane::{InterfaceStats, LaneCommand, Lanes, PeerId, PeerStats};
+use qvpn_identity::Psk;
+use qvpn_proto::control_link::WireGuardLink;
+use qvpn_proto::{Event, Fetch, KmsReport, LaneReport, Notice, Peer, State, Time};
+use rand_core::UnwrapErr;
+use tokio::sync::mpsc;
+
+use crate::events::Events;
+use crate::kms_task;
+use crate::lanes::{Tokens, command};
+use crate::status::sources;
+
+/// A lane on which nothing comes back for so long after an epoch began is silent.
+const SILENCE: Duration = Duration::from_secs(3);
+/// A packet may arrive a little before the epoch counts as active at this end.
+const EARLY: Duration = Duration::from_secs(1);
+/// How often a host name is looked up while its peer can't be reached.
+const LOOK_UP: Duration = Duration::from_secs(10);
+
+/// What all peers share.
+pub(crate) struct Shared {
+    pub(crate) lanes: Lanes,
+    pub(crate) stats: Arc<InterfaceStats>,
+    pub(crate) tokens: Tokens,
+    pub(crate) events: Arc<Events>,
+    pub(crate) answers: mpsc::Sender<Answer>,
+    pub(crate) rng: UnwrapErr<SysRng>,
+}
+
+impl Shared {
+    /// Sends a control datagram once; what is lost is repeated by the protocol.
+    pub(crate) fn transmit(&self, datagram: &[u8], to: SocketAddr) {
+        if let Err(error) = self.lanes.send_control(datagram, to) {
+            tracing::debug!("control datagram to {to}: {error}");
+        }
+    }
+}
+
+/// Which peer a task works for. A number is used again after a removal, a serial never.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct SlotId {
+    pub(crate) number: u16,
+    pub(crate) serial: u64,
+}
+
+/// What a task found out.
+pub(crate) struct Answer {
+    pub(crate) to: SlotId,
+    pub(crate) news: News,
+}
+
+/// See [`Answer`].
+pub(crate) enum News {
+    /// From the KMEs.
+    Kms(KmsReport),
+    /// The addresses of a host name.
+    Resolved(io::Result<Vec<SocketAddr>>),
+}
+
+/// One lane of a peer.
+#[derive(Default)]
+pub(crate) struct PeerLane {
+    pub(crate) stats: Arc<PeerStats>,
+    pub(crate) endpoint: Option<SocketAddr>,
+    pub(crate) state: Option<LaneState>,
+    /// When the first epoch began that the lane has heard nothing in.
+    unheard: Option<Time>,
+}
+
+/// One peer.
+pub(crate) struct Slot {
+    pub(crate) id: SlotId,
+    pub(crate) config: config::Peer,
+    pub(crate) psk: Option<Arc<Psk>>,
+    pub(crate) kmes: Arc<KmeSet>,
+    pub(crate) peer: Peer<WireGuardLink>,
+    pub(crate) lanes: Vec<PeerLane>,
+    /// The timer that is set for it.
+    pub(crate) armed: Option<Time>,
+    /// Where its control session was when last told.
+    endpoint: Option<SocketAddr>,
+    /// The state that was told last, and whether traffic has ever flowed.
+    told: State,
+    flowed: bool,
+    activity: (u64, u64),
+    looked_up: Option<Time>,
+}
+
+impl Slot {
+    /// Makes a peer known to the lanes.
+    pub(crate) fn new(
+        id: SlotId,
+        config: config::Peer,
+        psk: Option<Arc<Psk>>,
+        kmes: Arc<KmeSet>,
+        peer: Peer<WireGuardLink>,
+        lanes: u8,
+        shared: &Shared,
+    ) -> Self {
+        let endpoint = address(&config);
+        let lanes: Vec<PeerLane> = (0..lanes)
+            .map(|lane| PeerLane { endpoint: endpoint.and_then(|e| at_lane(e, lane)), ..PeerLane::default() })
+            .collect();
+        for (number, lane) in (0u8..).zip(&lanes) {
+            let command = LaneCommand::AddPeer {
+                peer: PeerId(id.number.into()),
+                endpoint: lane.endpoint,
+                keepalive: config.persistent_keepalive,
+                stats: lane.stats.clone(),
+            };
+            shared.lanes.send(number, command);
+        }
+        Self {
+            id,
+            config,
+            psk,
+            kmes,
+            peer,
+            lanes,
+            armed: None,
+            endpoint,
+            told: State::Connecting,
+            flowed: false,
+            activity: (0, 0),
+            looked_up: None,
+        }
+    }
+
+    /// The peer's number in the lanes.
+    pub(crate) fn lane_id(&self) -> PeerId {
+        PeerId(self.id.number.into())
+    }
+
+    /// Does all that the peer wants done. To be called after each call into it.
+    pub(crate) fn drain(&mut self, shared: &mut Shared, now: Time) {
+        while let Some(event) = self.peer.poll_event() {
+            match event {
+                Event::Lane(lane, order) => {
+                    let command = command(&mut shared.tokens, self.id.number, order);
+                    shared.lanes.send(lane, command);
+                }
+                Event::Fetch(fetch) => self.fetch(fetch, shared),
+                Event::Notice(notice) => self.notice(notice, shared, now),
+            }
+        }
+        while let Some(transmit) = self.peer.poll_transmit() {
+            shared.transmit(&transmit.datagram, transmit.to);
+        }
+        self.teach_lanes(shared, now);
+    }
+
+    /// Twice a second: what the lanes did, and whether they hear anything.
+    pub(crate) fn tick(&mut self, shared: &mut Shared, now: Time) {
+        let last = |of: fn(&PeerStats) -> u64| self.lanes.iter().map(|l| of(&l.stats)).max().unwrap_or(0);
+        let activity = (last(|s| s.tx.last_at.get()), last(|s| s.rx.last_at.get()));
+        if activity != self.activity {
+            self.activity = activity;
+            let at = |nanos| (nanos != 0).then_some(Time::from_nanos(nanos));
+            let report = LaneReport::Activity { sent_at: at(activity.0), received_at: at(activity.1) };
+            self.peer.handle_lane(report, now, &mut shared.rng);
+        }
+        for (number, lane) in (0u8..).zip(&mut self.lanes) {
+            let Some(unheard) = lane.unheard else { continue };
+            if Time::from_nanos(lane.stats.rx.last_at.get()) + EARLY >= unheard {
+                lane.unheard = None;
+                lane.state = Some(LaneState::Up);
+            } else if now.since(unheard) > SILENCE && lane.state != Some(LaneState::Silent) {
+                lane.state = Some(LaneState::Silent);
+                let port = lane.endpoint.map_or(0, |e| e.port());
+                let peer = self.config.name.clone();
+                shared.events.emit(EventKind::LaneSilent { peer, lane: number, port });
+            }
+        }
+        self.look_up(shared, now);
+    }
+
+    /// Looks a host name up where that may help.
+    fn look_up(&mut self, shared: &Shared, now: Time) {
+        let Some(endpoint) = self.config.endpoint.as_ref().filter(|e| e.ip().is_none()) else { return };
+        let recently = self.looked_up.is_some_and(|at| now.since(at) < LOOK_UP);
+        if recently || !matches!(self.told, State::Connecting | State::Blocked) {
+            return;
+        }
+        self.looked_up = Some(now);
+        let (host, port) = (endpoint.host.clone(), endpoint.port);
+        let (to, answers) = (self.id, shared.answers.clone());
+        tokio::spawn(async move {
+            let found = tokio::net::lookup_host((host.as_str(), port)).await;
+            let news = News::Resolved(found.map(Iterator::collect));
+            // It fails only when the daemon is stopping.
+            let _ = answers.send(Answer { to, news }).await;
+        });
+    }
+
+    /// A look-up ended.
+    pub(crate) fn resolved(&mut self, found: io::Result<Vec<SocketAddr>>, shared: &mut Shared, now: Time) {
+        let Some(endpoint) = &self.config.endpoint else { return };
+        let found = match found {
+            Ok(found) if !found.is_empty() => found,
+            Ok(_) => return tracing::warn!("peer {}: {endpoint} has no address", self.config.name),
+            Err(error) => {
+                let name = &self.config.name;
+                return tracing::warn!(
+                    "peer {name}: looking up {endpoint}: {error}; check the name and the DNS servers"
+                );
+            }
+        };
+        // While one of several addresses is in use, it stays.
+        if !self.peer.view(now).endpoint.is_some_and(|at| found.contains(&at)) {
+            self.move_to(found[0], shared, now);
+        }
+    }
+
+    /// Sends everything to `endpoint` from now on, until the peer roams.
+    pub(crate) fn move_to(&mut self, endpoint: SocketAddr, shared: &Shared, now: Time) {
+        self.peer.set_endpoint(endpoint, now);
+        self.endpoint = Some(endpoint);
+        self.lanes.iter_mut().for_each(|lane| lane.endpoint = None);
+        self.teach(endpoint, shared);
+    }
+
+    /// A lane that knows no endpoint starts where the control session is.
+    fn teach_lanes(&mut self, shared: &Shared, now: Time) {
+        if self.lanes.iter().any(|lane| lane.endpoint.is_none())
+            && let Some(endpoint) = self.peer.view(now).endpoint
+        {
+            self.teach(endpoint, shared);
+        }
+    }
+
+    fn teach(&mut self, endpoint: SocketAddr, shared: &Shared) {
+        let peer = self.lane_id();
+        for (number, lane) in (0u8..).zip(&mut self.lanes) {
+            if lane.endpoint.is_none()
+                && let Some(addr) = at_lane(endpoint, number)
+            {
+                lane.endpoint = Some(addr);
+                shared.lanes.send(number, LaneCommand::SetEndpoint { peer, addr });
+            }
+        }
+    }
+
+    fn fetch(&self, fetch: Fetch, shared: &Shared) {
+        let (to, answers, kmes) = (self.id, shared.answers.clone(), self.kmes.clone());
+        let sae = self.config.sae_id.clone().unwrap_or_default();
+        tokio::spawn(async move {
+            let news = News::Kms(kms_task::fetch(kmes, sae, fetch).await);
+            // It fails only when the daemon is stopping; the keys are erased then.
+            let _ = answers.send(Answer { to, news }).await;
+        });
+    }
+
+    fn notice(&mut self, notice: Notice, shared: &Shared, now: Time) {
+        let peer = self.config.name.clone();
+        let kind = match notice {
+            Notice::Up | Notice::Recovered => {
+                let before = std::mem::replace(&mut self.told, State::Up);
+                match std::mem::replace(&mut self.flowed, true) {
+                    true => EventKind::PeerRecovered { peer, from: before.name().to_owned() },
+                    false => EventKind::PeerUp { peer, endpoint: self.endpoint.map(|e| e.to_string()) },
+                }
+            }
+            Notice::Blocked { reason } => {
+                self.told = State::Blocked;
+                EventKind::PeerBlocked { peer, reason }
+            }
+            Notice::Degraded { reason } => {
+                self.told = State::Degraded;
+                self.flowed = true;
+                EventKind::PeerDegraded { peer, reason }
+            }
+            Notice::Roamed { endpoint } => {
+                let from = self.endpoint.replace(endpoint).map(|e| e.to_string());
+                EventKind::PeerRoamed { peer, from, to: endpoint.to_string() }
+            }
+            Notice::Bye => EventKind::PeerBye { peer },
+            Notice::ChainReset => {
+                let reason =
+                    "the chain of earlier epochs was lost or did not match, so this epoch starts a new one";
+                EventKind::ChainReset { peer, reason: reason.to_owned() }
+            }
+            Notice::EpochActive { epoch, sources: made_of, qkd_key_id, took } => {
+                tracing::debug!("peer {peer}: epoch {epoch} took {took:?}");
+                self.epoch_began(now);
+                EventKind::EpochActive { peer, epoch, sources: sources(made_of), qkd_key_id }
+            }
+            Notice::EpochFailed { reason, detail } => {
+                EventKind::EpochFailed { peer, epoch: None, reason: format!("{}: {detail}", reason.name()) }
+            }
+            Notice::SupplyStopped { detail, .. } => {
+                let lasts = self.peer.view(now).qkd_stock_lasts;
+                EventKind::QkdSupplyStopped {
+                    peer,
+                    reason: detail,
+                    stock_lasts_s: lasts.map(|d| d.as_secs()),
+                }
+            }
+            Notice::SupplyResumed => EventKind::QkdSupplyResumed { peer },
+            Notice::IdentityMismatch { detail } => {
+                let endpoint = self.endpoint.map(|e| e.to_string());
+                EventKind::IdentityMismatch { peer: Some(peer), endpoint, reason: detail }
+            }
+            Notice::WrongConfirmation { epoch, count } => {
+                return tracing::warn!(
+                    "peer {peer}: epoch {epoch}: wrong confirmation number {count}, ignored"
+                );
+            }
+            Notice::KeyLost { id, why } => return tracing::warn!("peer {peer}: QKD key {id:?} lost: {why}"),
+            Notice::Refused { by_us, reason, detail } => {
+                let who = if by_us { "we refused" } else { "it refused us" };
+                return tracing::warn!("peer {peer}: {who} ({}): {detail}", reason.name());
+            }
+        };
+        shared.events.emit(kind);
+    }
+
+    fn epoch_began(&mut self, now: Time) {
+        let agreed = usize::from(self.peer.view(now).lanes);
+        for lane in self.lanes.iter_mut().take(agreed) {
+            lane.unheard.get_or_insert(now);
+        }
+    }
+}
+
+/// Lane *i* uses the port *i* above lane 0's.
+fn at_lane(endpoint: SocketAddr, lane: u8) -> Option<SocketAddr> {
+    Some(SocketAddr::new(endpoint.ip(), endpoint.port().checked_add(lane.into())?))
+}
+
+/// The configured endpoint, if it is an address.
+pub(crate) fn address(peer: &config::Peer) -> Option<SocketAddr> {
+    let endpoint = peer.endpoint.as_ref()?;
+    Some(SocketAddr::new(endpoint.ip()?, endpoint.port))
+}

@@ -1,0 +1,151 @@
+//! The status that `qvpn-ctl show` prints, put together from what the protocol, the lanes and the KMEs say.
+
+use std::time::Duration;
+
+use kms_client::{Kme, KmeState};
+use qvpn_api::config;
+use qvpn_api::status::{
+    Counts, ExchangeRole, InterfaceStatus, KeySource, KmeStatus, LaneStatus, PeerState, PeerStatus, Status,
+};
+use qvpn_dataplane::PeerStats;
+use qvpn_proto::event::Sources;
+use qvpn_proto::{Role, State, Time};
+
+use crate::kms_task::in_words;
+use crate::peers::Peers;
+use crate::slot::Slot;
+use crate::translate;
+
+/// The status of the whole daemon.
+pub(crate) fn status(peers: &Peers, now: Time) -> Status {
+    let interface = &peers.config.interface;
+    let mtu = u32::from(translate::mtu(interface.mtu));
+    let mut drops: Counts =
+        peers.shared.stats.drops().into_iter().map(|(name, n)| (name.to_owned(), n)).collect();
+    *drops.entry("malformed".to_owned()).or_default() += peers.malformed;
+    Status::new(vec![InterfaceStatus {
+        name: interface.name.clone(),
+        public_key: peers.local.public().to_string(),
+        listen_port: interface.listen_port,
+        suite: interface.suite,
+        lanes: interface.lanes,
+        mtu: Some(mtu),
+        uptime_s: Some(now.since(peers.started).as_secs_f64()),
+        drops,
+        kmes: peers.kmes.iter().map(|(config, kme)| kme_status(config, kme)).collect(),
+        peers: peers.in_order().map(|slot| peer_status(slot, interface.listen_port, mtu, now)).collect(),
+    }])
+}
+
+/// What a key is made of, in the status' words.
+pub(crate) fn sources(sources: Sources) -> Vec<KeySource> {
+    let all = [
+        (sources.qkd, KeySource::Qkd),
+        (true, KeySource::Mlkem),
+        (true, KeySource::X25519),
+        (sources.psk, KeySource::Psk),
+        (sources.chain, KeySource::Chain),
+    ];
+    all.iter().filter(|(used, _)| *used).map(|(_, source)| *source).collect()
+}
+
+fn kme_status(config: &config::Kme, kme: &Kme) -> KmeStatus {
+    let health = kme.health();
+    let ends = [health.cert_expires_in_s, health.kme_cert_expires_in_s];
+    KmeStatus {
+        name: config.name.clone(),
+        api: config.api,
+        url: config.url.clone(),
+        state: match health.state {
+            KmeState::Unknown => None,
+            KmeState::Up => Some(qvpn_api::status::KmeState::Up),
+            KmeState::Down => Some(qvpn_api::status::KmeState::Down),
+        },
+        last_error: health.last_error.as_ref().map(in_words),
+        last_success_ago_s: seconds(health.last_success_ago),
+        stored_key_count: health.stored_key_count,
+        latency_ms: health.latency.map(|d| d.as_secs_f64() * 1000.0),
+        cert_expires_in_s: ends
+            .into_iter()
+            .flatten()
+            .min()
+            .map(|s| Duration::from_secs(s.unsigned_abs()).as_secs_f64() * if s < 0 { -1.0 } else { 1.0 }),
+    }
+}
+
+fn peer_status(slot: &Slot, listen_port: u16, mtu: u32, now: Time) -> PeerStatus {
+    let view = slot.peer.view(now);
+    let total = |of: fn(&PeerStats) -> u64| Some(slot.lanes.iter().map(|lane| of(&lane.stats)).sum());
+    let mut drops = Counts::new();
+    for (name, n) in slot.lanes.iter().flat_map(|lane| lane.stats.drops()) {
+        *drops.entry(name.to_owned()).or_default() += n;
+    }
+    PeerStatus {
+        name: slot.config.name.clone(),
+        public_key: slot.config.public_key.to_string(),
+        fingerprint: slot.config.public_key.fingerprint(),
+        endpoint: view.endpoint.map(|e| e.to_string()),
+        allowed_ips: slot.config.allowed_ips.iter().map(ToString::to_string).collect(),
+        state: match view.state {
+            State::Connecting => PeerState::Connecting,
+            State::Up => PeerState::Up,
+            State::Degraded => PeerState::Degraded,
+            State::Blocked => PeerState::Blocked,
+        },
+        reason: view.reason,
+        role: Some(match view.role {
+            Role::Initiator => ExchangeRole::Initiator,
+            Role::Responder => ExchangeRole::Responder,
+        }),
+        qkd_policy: translate::policy_status(view.policy),
+        epoch: view.epoch,
+        epoch_age_s: seconds(view.epoch_age),
+        epoch_expires_in_s: seconds(view.epoch_expires_in),
+        next_rekey_in_s: seconds(view.next_rekey_in),
+        key_sources: view.sources.map(sources).unwrap_or_default(),
+        qkd_key_id: view.qkd_key_id,
+        qkd_stock: view.qkd_stock.and_then(|n| u64::try_from(n).ok()),
+        qkd_stock_lasts_s: seconds(view.qkd_stock_lasts),
+        rekeys: view.rekeys,
+        rekey_failures: view
+            .rekey_failures
+            .iter()
+            .map(|(reason, n)| (reason.name().to_owned(), *n))
+            .collect(),
+        control_handshake_ago_s: seconds(view.control_handshake_ago),
+        rx_bytes: total(|s| s.rx.bytes.get()),
+        tx_bytes: total(|s| s.tx.bytes.get()),
+        rx_packets: total(|s| s.rx.packets.get()),
+        tx_packets: total(|s| s.tx.packets.get()),
+        drops,
+        mtu: Some(mtu),
+        lanes: (0u8..)
+            .zip(&slot.lanes)
+            .take(view.lanes.into())
+            .map(|(number, lane)| LaneStatus {
+                lane: number,
+                listen_port: listen_port.saturating_add(number.into()),
+                endpoint: lane.endpoint.map(|e| e.to_string()),
+                state: lane.state,
+            })
+            .collect(),
+    }
+}
+
+fn seconds(span: Option<Duration>) -> Option<f64> {
+    span.map(|d| d.as_secs_f64())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sources_are_named_as_the_protocol_names_them() {
+        for (qkd, psk, chain) in [(true, false, true), (false, true, false), (true, true, true)] {
+            let made_of = Sources { qkd, psk, chain };
+            let names: Vec<_> = sources(made_of).into_iter().map(KeySource::as_str).collect();
+            assert_eq!(names, made_of.names());
+        }
+    }
+}

@@ -1,0 +1,29 @@
+//! What can be seen of the program without a network: how it refuses a config and a command line.
+
+use std::io;
+use std::process::{Command, Output};
+
+fn daemon(args: &[&str]) -> io::Result<Output> {
+    Command::new(env!("CARGO_BIN_EXE_qvpn-daemon")).args(args).output()
+}
+
+#[test]
+fn a_bad_config_is_refused_with_all_its_errors_and_exit_code_3() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("qvpn0.toml");
+    std::fs::write(&path, "[interface]\nlisten_prt = 51820\nlanes = 99\n").unwrap();
+    let path = path.to_str().unwrap();
+    let output = daemon(&["--config", path]).unwrap();
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(3), "{text}");
+    assert!(text.contains(&format!("{path}:2:1: ")) && text.contains("`listen_port`"), "{text}");
+    assert!(text.contains(&format!("{path}:3:9: ")), "{text}");
+}
+
+#[test]
+fn a_missing_config_is_refused_and_a_missing_option_is_usage() {
+    let output = daemon(&["--config", "/nonexistent/qvpn0.toml"]).unwrap();
+    assert_eq!(output.status.code(), Some(3));
+    assert!(String::from_utf8(output.stderr).unwrap().contains("/nonexistent/qvpn0.toml"));
+    assert_eq!(daemon(&[]).unwrap().status.code(), Some(2));
+}
