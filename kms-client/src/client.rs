@@ -343,6 +343,10 @@ impl KmsClient {
             None => error,
         };
         let place = format!("{}:{}", self.target.host, self.target.port);
+        let refused = match phase {
+            Phase::Answer => "; some servers do so when they refuse a client certificate",
+            _ => "",
+        };
         let broke_off = |detail: String| {
             let kind = if spent { KmsErrorKind::LostKeys(phase) } else { KmsErrorKind::Unreachable };
             with_status(self.error(kind, call)).with_detail(detail).with_keys_lost(lost)
@@ -367,10 +371,10 @@ impl KmsClient {
                 let lost = if kind == KmsErrorKind::IdentityRefused { 0 } else { lost };
                 self.error(kind, call).with_detail(detail).with_advice(advice).with_keys_lost(lost)
             }
-            Cause::Io(e) if sent => broke_off(format!("the connection to {place} broke {phase}: {e}")),
-            Cause::Closed if sent => broke_off(format!(
-                "{place} closed the connection {phase}; some servers do so when they refuse a client certificate"
-            )),
+            Cause::Io(e) if sent => {
+                broke_off(format!("the connection to {place} broke {phase}: {e}{refused}"))
+            }
+            Cause::Closed if sent => broke_off(format!("{place} closed the connection {phase}{refused}")),
             Cause::Io(e) => {
                 self.error(KmsErrorKind::Unreachable, call).with_detail(format!("{place}, {phase}: {e}"))
             }

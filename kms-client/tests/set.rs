@@ -1,0 +1,496 @@
+//! Several KMEs for one peer: order, failover, rest after failures, and whom a key ID is asked of. The sources are scripted
+//! and the clock is virtual; one test at the end uses real servers.
+#![allow(clippy::unwrap_used)] // A test program's helpers may panic as its tests do.
+
+mod support;
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use kms_client::KmsErrorKind as K;
+use kms_client::{
+    Api, BoxFuture, KeyId, KeyRef, KeySource, Kme, KmeEvent, KmeSet, KmeState, KmsClient, KmsError, Link,
+    MAX_DELAY_NS, Operation, Phase, QkdKey, TlsFault,
+};
+use qvpn_secret::SecretBuf;
+
+const SECOND: u64 = 1_000_000_000;
+
+/// What a scripted source does with the next call of an operation; without a script it works.
+#[derive(Clone)]
+enum Act {
+    Fail(K),
+    Hang,
+}
+
+#[derive(Default)]
+struct Script {
+    calls: Vec<String>,
+    status: VecDeque<Act>,
+    enc: VecDeque<Act>,
+    dec: VecDeque<Act>,
+    /// IDs that `dec_keys` knows; `None`: all.
+    known: Option<Vec<String>>,
+}
+
+struct Scripted {
+    name: &'static str,
+    link: Link,
+    script: Arc<Mutex<Script>>,
+}
+
+impl Scripted {
+    async fn act(&self, act: Option<Act>, operation: Operation, peer: &str) -> Result<(), KmsError> {
+        match act {
+            None => Ok(()),
+            Some(Act::Fail(kind)) => Err(KmsError::new(kind, self.name, operation, peer)),
+            Some(Act::Hang) => std::future::pending().await,
+        }
+    }
+
+    fn key(&self, id: &str) -> QkdKey {
+        QkdKey {
+            id: KeyId::new(id).unwrap(),
+            secret: SecretBuf::take(&mut [7; 32]),
+            source_kme: self.link.source_kme.clone(),
+            target_kme: self.link.target_kme.clone(),
+            kme: self.name.to_owned(),
+        }
+    }
+}
+
+impl KeySource for Scripted {
+    fn name(&self) -> &str {
+        self.name
+    }
+
+    fn api(&self) -> Api {
+        Api::Etsi014
+    }
+
+    fn url(&self) -> &str {
+        "https://kme"
+    }
+
+    fn link<'a>(&'a self, peer: &'a str) -> BoxFuture<'a, Result<Link, KmsError>> {
+        Box::pin(async move {
+            let act = {
+                let mut script = self.script.lock().unwrap();
+                script.calls.push(format!("status {peer}"));
+                script.status.pop_front()
+            };
+            self.act(act, Operation::Status, peer).await?;
+            Ok(self.link.clone())
+        })
+    }
+
+    fn fetch_new<'a>(
+        &'a self,
+        peer: &'a str,
+        number: u32,
+        size_bits: u32,
+    ) -> BoxFuture<'a, Result<Vec<QkdKey>, KmsError>> {
+        Box::pin(async move {
+            let act = {
+                let mut script = self.script.lock().unwrap();
+                script.calls.push(format!("enc {peer} {number}x{size_bits}"));
+                script.enc.pop_front()
+            };
+            self.act(act, Operation::EncKeys, peer).await?;
+            Ok((0..number).map(|i| self.key(&format!("{}-{i}", self.name))).collect())
+        })
+    }
+
+    fn fetch_by_ids<'a>(
+        &'a self,
+        peer: &'a str,
+        ids: &'a [KeyId],
+    ) -> BoxFuture<'a, Result<Vec<QkdKey>, KmsError>> {
+        Box::pin(async move {
+            let (act, known) = {
+                let mut script = self.script.lock().unwrap();
+                let names: Vec<_> = ids.iter().map(KeyId::as_str).collect();
+                script.calls.push(format!("dec {peer} {}", names.join(",")));
+                (script.dec.pop_front(), script.known.clone())
+            };
+            self.act(act, Operation::DecKeys, peer).await?;
+            // As the document says: one that isn't found refuses all.
+            if known.is_some_and(|known| ids.iter().any(|id| !known.iter().any(|k| k == id.as_str()))) {
+                return Err(KmsError::new(K::KeyNotFound, self.name, Operation::DecKeys, peer));
+            }
+            Ok(ids.iter().map(|id| self.key(id.as_str())).collect())
+        })
+    }
+}
+
+/// Two KMEs, `one` (A1 linked with B1) and `two` (A2 linked with B2), on a clock that stands still.
+struct World {
+    set: KmeSet,
+    scripts: Vec<Arc<Mutex<Script>>>,
+    events: Arc<Mutex<Vec<KmeEvent>>>,
+    now: Arc<AtomicU64>,
+}
+
+impl World {
+    fn new(links: &[(&'static str, &str, &str)]) -> Self {
+        let events = Arc::new(Mutex::new(Vec::new()));
+        let now = Arc::new(AtomicU64::new(100 * SECOND));
+        let mut scripts = Vec::new();
+        let mut kmes = Vec::new();
+        for (name, source, target) in links {
+            let script = Arc::new(Mutex::new(Script::default()));
+            scripts.push(Arc::clone(&script));
+            let link = Link {
+                source_kme: (*source).to_owned(),
+                target_kme: (*target).to_owned(),
+                stored_key_count: Some(25),
+                max_key_per_request: Some(3),
+            };
+            let (events, now) = (Arc::clone(&events), Arc::clone(&now));
+            kmes.push(Kme::with_clock(
+                Box::new(Scripted { name, link, script }),
+                Arc::new(move |event| events.lock().unwrap().push(event)),
+                Arc::new(move || now.load(Ordering::SeqCst)),
+            ));
+        }
+        Self { set: KmeSet::new(kmes), scripts, events, now }
+    }
+
+    fn two() -> Self {
+        Self::new(&[("one", "A1", "B1"), ("two", "A2", "B2")])
+    }
+
+    fn script(&self, kme: usize) -> std::sync::MutexGuard<'_, Script> {
+        self.scripts[kme].lock().unwrap()
+    }
+
+    fn calls(&self, kme: usize) -> Vec<String> {
+        std::mem::take(&mut self.script(kme).calls)
+    }
+
+    fn sleep(&self, ns: u64) {
+        self.now.fetch_add(ns, Ordering::SeqCst);
+    }
+
+    /// The changes since the last call, and what was asked with its outcome.
+    fn events(&self) -> Vec<String> {
+        std::mem::take(&mut *self.events.lock().unwrap())
+            .into_iter()
+            .map(|event| match event {
+                KmeEvent::Up { kme } => format!("{kme} up"),
+                KmeEvent::Down { kme, error } => format!("{kme} down {}", error.kind().as_str()),
+                KmeEvent::Asked { kme, operation, outcome, keys_lost, .. } => {
+                    assert_eq!(keys_lost, 0);
+                    format!("{kme} {operation} {outcome}")
+                }
+            })
+            .collect()
+    }
+
+    async fn new_key_from(&self) -> String {
+        let keys = self.set.fetch_new("SITE-B", 1).await.unwrap();
+        assert_eq!(keys.len(), 1);
+        keys[0].kme.clone()
+    }
+}
+
+fn key_ref(id: &str, source: &str, target: &str) -> KeyRef {
+    KeyRef { id: KeyId::new(id).unwrap(), source_kme: source.to_owned(), target_kme: target.to_owned() }
+}
+
+#[tokio::test]
+async fn the_first_one_that_works_is_asked_within_what_it_allows() {
+    let world = World::two();
+    let keys = world.set.fetch_new("SITE-B", 5).await.unwrap();
+    assert_eq!(keys.len(), 3, "max_key_per_request");
+    assert_eq!(world.calls(0), ["status SITE-B", "enc SITE-B 3x256"]);
+    world.set.fetch_new("SITE-B", 2).await.unwrap();
+    assert_eq!(world.calls(0), ["enc SITE-B 2x256"], "the link is remembered");
+    world.set.fetch_new("SITE-C", 1).await.unwrap();
+    assert_eq!(world.calls(0), ["status SITE-C", "enc SITE-C 1x256"]);
+    world.sleep(601 * SECOND);
+    world.set.fetch_new("SITE-B", 1).await.unwrap();
+    assert_eq!(world.calls(0), ["status SITE-B", "enc SITE-B 1x256"], "but not for ever");
+    assert!(world.calls(1).is_empty());
+    assert_eq!(world.events()[..3], ["one up", "one status ok", "one enc_keys ok"]);
+}
+
+#[tokio::test]
+async fn each_failure_leads_to_the_next_kme() {
+    for (kind, down) in [
+        (K::Unreachable, true),
+        (K::Tls(TlsFault::Expired), true),
+        (K::IdentityRefused, true),
+        (K::Timeout(Phase::Tls), true),
+        (K::LostKeys(Phase::Answer), true),
+        (K::ServerFault, true),
+        (K::Exhausted, false),
+        (K::BadRequest, false),
+    ] {
+        let world = World::two();
+        world.script(0).enc.push_back(Act::Fail(kind));
+        assert_eq!(world.new_key_from().await, "two", "{kind:?}");
+        assert_eq!(world.calls(0), ["status SITE-B", "enc SITE-B 1x256"], "asked once");
+        let state = world.set.health()[0].state;
+        assert_eq!(state, if down { KmeState::Down } else { KmeState::Up }, "{kind:?}");
+        // One that merely had no key is the preferred one again at once.
+        assert_eq!(world.new_key_from().await, if down { "two" } else { "one" }, "{kind:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_kme_that_failed_rests_and_is_probed_without_taking_keys() {
+    let world = World::two();
+    world.new_key_from().await;
+    world.events();
+    world.calls(0);
+    world.script(0).enc.push_back(Act::Fail(K::Unreachable));
+    world.script(0).status.extend([Act::Fail(K::Unreachable), Act::Fail(K::Unreachable)]);
+    assert_eq!(world.new_key_from().await, "two");
+    assert_eq!(
+        world.events(),
+        ["one down unreachable", "one enc_keys unreachable", "two up", "two status ok", "two enc_keys ok"]
+    );
+    for rest in [1, 2] {
+        world.sleep(rest * SECOND - 1);
+        world.calls(0);
+        assert_eq!(world.new_key_from().await, "two");
+        assert!(world.calls(0).is_empty(), "it rests {rest} s");
+        world.sleep(1);
+        assert_eq!(world.new_key_from().await, "two");
+        assert_eq!(world.calls(0), ["status SITE-B"]);
+    }
+    world.events();
+    world.sleep(4 * SECOND);
+    assert_eq!(world.new_key_from().await, "one");
+    assert_eq!(world.events(), ["one up", "one status ok", "one enc_keys ok"]);
+    assert_eq!(world.set.health()[0].state, KmeState::Up);
+}
+
+#[tokio::test]
+async fn a_kme_that_answers_status_and_hangs_on_keys_rests_longer_and_longer() {
+    let world = World::two();
+    let mut rests = Vec::new();
+    for _ in 0..8 {
+        world.script(0).enc.push_back(Act::Fail(K::LostKeys(Phase::Answer)));
+        assert_eq!(world.new_key_from().await, "two");
+        let mut rest = 0;
+        // It would be asked for keys again as soon as a probe goes well, so each failure is one rest.
+        loop {
+            world.calls(0);
+            world.script(0).status.push_front(Act::Fail(K::BadRequest));
+            let probed = world.set.kmes()[0].probe("SITE-B").await.err().unwrap().kind() == K::BadRequest;
+            world.script(0).status.clear();
+            if probed {
+                break;
+            }
+            world.sleep(SECOND);
+            rest += SECOND;
+        }
+        rests.push(rest / SECOND);
+    }
+    assert_eq!(rests, [1, 2, 4, 8, 16, 30, 30, 30]);
+    assert_eq!(MAX_DELAY_NS, 30 * SECOND);
+}
+
+#[tokio::test]
+async fn when_none_delivers_each_says_why() {
+    let world = World::two();
+    world.script(0).enc.push_back(Act::Fail(K::Unreachable));
+    world.script(1).enc.push_back(Act::Fail(K::Exhausted));
+    let error = world.set.fetch_new("SITE-B", 1).await.err().unwrap();
+    let kinds: Vec<_> = error.errors.iter().map(KmsError::kind).collect();
+    assert_eq!(kinds, [K::Unreachable, K::Exhausted]);
+    assert!(error.is_exhausted());
+    assert_eq!(error.keys_lost(), 0);
+    let text = error.to_string();
+    assert!(text.contains("KME one: enc_keys") && text.contains("KME two: enc_keys"), "{text}");
+
+    // While it rests, the reason and the time of the next probe are told.
+    world.script(1).enc.push_back(Act::Fail(K::Exhausted));
+    let error = world.set.fetch_new("SITE-B", 1).await.err().unwrap();
+    assert_eq!(error.errors[0].kind(), K::Unreachable);
+    let text = error.errors[0].to_string();
+    assert!(text.contains("again in 1 s") && text.contains("not reachable"), "{text}");
+
+    let error = KmeSet::new(Vec::new()).fetch_new("SITE-B", 1).await.err().unwrap();
+    assert_eq!(error.errors[0].kind(), K::Config);
+    assert!(error.errors[0].advice().contains("[[kms.kme]]"));
+}
+
+#[tokio::test]
+async fn a_kme_without_a_usable_status_may_still_have_keys() {
+    let world = World::two();
+    world.script(0).status.push_back(Act::Fail(K::BadRequest));
+    assert_eq!(world.new_key_from().await, "one");
+}
+
+#[tokio::test]
+async fn an_id_is_asked_only_of_the_pair_that_issued_it() {
+    // As the slave: our KMEs are B1 and B2, the other site's A1 and A2. The third gives names in a fixed order.
+    let world = World::new(&[("one", "B1", "A1"), ("two", "B2", "A2"), ("three", "A3", "B3")]);
+    let refs = [
+        key_ref("x", "A2", "B2"),
+        key_ref("y", "A1", "B1"),
+        key_ref("z", "A3", "B3"),
+        key_ref("w", "A1", "B1"),
+    ];
+    let fetched = world.set.fetch_by_ids("SITE-A", &refs).await;
+    assert!(fetched.failed.is_empty());
+    assert_eq!(world.calls(0), ["status SITE-A", "dec SITE-A y,w"]);
+    assert_eq!(world.calls(1), ["status SITE-A", "dec SITE-A x"]);
+    assert_eq!(world.calls(2), ["status SITE-A", "dec SITE-A z"]);
+    for key in &fetched.keys {
+        let wanted = refs.iter().find(|r| r.id == key.id).unwrap();
+        assert_eq!(key.key_ref(), *wanted, "named as the other site names it");
+    }
+
+    let fetched = world.set.fetch_by_ids("SITE-A", &[key_ref("v", "A9", "B9")]).await;
+    let (id, error) = &fetched.failed[0];
+    assert_eq!((id.as_str(), error.kind()), ("v", K::NoSuchKme));
+    let text = error.to_string();
+    assert!(text.contains("issued by A9 with B9") && text.contains("two is B2 linked with A2"), "{text}");
+    for kme in 0..3 {
+        assert!(world.calls(kme).is_empty(), "it would take another peer's key");
+    }
+}
+
+#[tokio::test]
+async fn where_names_are_not_known_all_are_asked_in_order() {
+    let world = World::new(&[("one", "", ""), ("two", "B2", "A2")]);
+    world.script(0).known = Some(vec!["b".to_owned()]);
+    world.script(1).known = Some(vec!["a".to_owned()]);
+    let refs = [key_ref("a", "A2", "B2"), key_ref("b", "", ""), key_ref("c", "", "")];
+    let fetched = world.set.fetch_by_ids("SITE-A", &refs).await;
+    let mut found: Vec<_> = fetched.keys.iter().map(|k| format!("{} {}", k.kme, k.id)).collect();
+    found.sort();
+    assert_eq!(found, ["one b", "two a"]);
+    assert_eq!(fetched.failed.len(), 1);
+    assert_eq!((fetched.failed[0].0.as_str(), fetched.failed[0].1.kind()), ("c", K::KeyNotFound));
+
+    // With one KME there is no choice, whatever the names are.
+    let world = World::new(&[("one", "kme-b.local", "kme-a.local")]);
+    let fetched = world.set.fetch_by_ids("SITE-A", &[key_ref("a", "KME_A", "KME_B")]).await;
+    assert_eq!(fetched.keys.len(), 1);
+}
+
+#[tokio::test]
+async fn one_missing_key_does_not_cost_the_others() {
+    let world = World::new(&[("one", "B", "A")]);
+    world.script(0).known = Some(["a", "b", "d"].map(str::to_owned).to_vec());
+    let refs = ["a", "b", "c", "d", "a"].map(|id| key_ref(id, "A", "B"));
+    let fetched = world.set.fetch_by_ids("SITE-A", &refs).await;
+    assert_eq!(fetched.keys.len(), 3);
+    assert_eq!(fetched.failed.len(), 1);
+    assert_eq!((fetched.failed[0].0.as_str(), fetched.failed[0].1.kind()), ("c", K::KeyNotFound));
+    // Three at once is what this KME allows.
+    let calls = world.calls(0);
+    assert_eq!(
+        calls,
+        ["status SITE-A", "dec SITE-A a,b,c", "dec SITE-A a", "dec SITE-A b", "dec SITE-A c", "dec SITE-A d"]
+    );
+    assert_eq!(world.set.health()[0].state, KmeState::Up);
+}
+
+#[tokio::test]
+async fn a_kme_that_breaks_down_is_not_asked_for_the_rest() {
+    let world = World::new(&[("one", "B", "A")]);
+    world.script(0).dec.push_back(Act::Fail(K::Timeout(Phase::Answer)));
+    let refs = ["a", "b", "c", "d", "e"].map(|id| key_ref(id, "A", "B"));
+    let fetched = world.set.fetch_by_ids("SITE-A", &refs).await;
+    assert_eq!(world.calls(0), ["status SITE-A", "dec SITE-A a,b,c"]);
+    assert_eq!(fetched.failed.len(), 5);
+    for (_, error) in &fetched.failed {
+        assert_eq!(error.kind(), K::Timeout(Phase::Answer));
+    }
+    // While it rests the reason stays, and it is left alone.
+    let fetched = world.set.fetch_by_ids("SITE-A", &refs[..1]).await;
+    assert_eq!(fetched.failed[0].1.kind(), K::Timeout(Phase::Answer));
+    assert!(world.calls(0).is_empty());
+}
+
+#[tokio::test]
+async fn a_probe_that_is_dropped_does_not_block_the_next() {
+    let world = World::new(&[("one", "A", "B")]);
+    world.script(0).enc.push_back(Act::Fail(K::Unreachable));
+    world.set.fetch_new("SITE-B", 1).await.err().unwrap();
+    world.sleep(SECOND);
+    world.script(0).status.push_back(Act::Hang);
+    {
+        let mut probe = std::pin::pin!(world.set.fetch_new("SITE-B", 1));
+        let pending = tokio::time::timeout(Duration::from_millis(5), probe.as_mut()).await;
+        assert!(pending.is_err());
+        // Meanwhile nobody else asks it.
+        let error = world.set.fetch_new("SITE-B", 1).await.err().unwrap();
+        assert_eq!(error.errors[0].kind(), K::Unreachable);
+    }
+    assert_eq!(world.new_key_from().await, "one");
+}
+
+#[tokio::test]
+async fn health_shows_what_is_known_and_nothing_else() {
+    let world = World::new(&[("one", "A", "B")]);
+    let health = world.set.health().remove(0);
+    assert_eq!((health.name.as_str(), health.api, health.url.as_str()), ("one", "etsi014", "https://kme"));
+    assert_eq!(health.state, KmeState::Unknown);
+    assert!(health.last_error.is_none() && health.last_success_ago.is_none() && health.latency.is_none());
+    assert!(health.stored_key_count.is_none() && health.cert_expires_in_s.is_none());
+
+    world.set.fetch_new("SITE-B", 1).await.unwrap();
+    world.sleep(7 * SECOND);
+    world.script(0).enc.push_back(Act::Fail(K::ServerFault));
+    world.set.fetch_new("SITE-B", 1).await.err().unwrap();
+    world.sleep(2 * SECOND);
+    let health = world.set.health().remove(0);
+    assert_eq!(health.state, KmeState::Down);
+    assert_eq!(health.last_success_ago, Some(Duration::from_secs(9)));
+    assert_eq!(health.last_error_ago, Some(Duration::from_secs(2)));
+    assert_eq!(health.last_error.unwrap().kind(), K::ServerFault);
+    assert_eq!(health.stored_key_count, Some(25));
+}
+
+#[tokio::test]
+async fn real_servers_fail_over_and_come_back() {
+    use support::{KEY_1, Lab, container, json, ok, status_body};
+
+    let lab = Lab::new();
+    let broken = Arc::new(std::sync::atomic::AtomicBool::new(true));
+    let first = lab
+        .serve({
+            let broken = Arc::clone(&broken);
+            move |request| match request.path.ends_with("/status") {
+                _ if broken.load(Ordering::SeqCst) => json("500 Internal Server Error", "{}"),
+                true => ok(&status_body("A1", "B1")),
+                false => ok(&container(&[("from-1", KEY_1)])),
+            }
+        })
+        .await;
+    let second = lab
+        .serve(|request| match request.path.ends_with("/status") {
+            true => ok(&status_body("A2", "B2")),
+            false => ok(&container(&[("from-2", KEY_1)])),
+        })
+        .await;
+    let now = Arc::new(AtomicU64::new(0));
+    let kmes = [(&first, "kme-a1"), (&second, "kme-a2")].map(|(server, name)| {
+        let mut config = lab.config(server.address);
+        config.name = name.to_owned();
+        let now = Arc::clone(&now);
+        let client = KmsClient::new(config).unwrap();
+        Kme::with_clock(Box::new(client), Arc::new(|_| {}), Arc::new(move || now.load(Ordering::SeqCst)))
+    });
+    let set = KmeSet::new(kmes.to_vec());
+    let key = set.fetch_new("SITE-B", 1).await.unwrap().remove(0);
+    assert_eq!(key.key_ref(), key_ref("from-2", "A2", "B2"));
+    let health = set.health();
+    assert_eq!((health[0].state, health[1].state), (KmeState::Down, KmeState::Up));
+    assert_eq!(health[1].stored_key_count, Some(25));
+    assert!(health[1].cert_expires_in_s.unwrap() > 0 && health[1].kme_cert_expires_in_s.unwrap() > 0);
+
+    broken.store(false, Ordering::SeqCst);
+    now.store(SECOND, Ordering::SeqCst);
+    let key = set.fetch_new("SITE-B", 1).await.unwrap().remove(0);
+    assert_eq!(key.key_ref(), key_ref("from-1", "A1", "B1"));
+}
