@@ -1,0 +1,117 @@
+// The bodies of the fuzz targets: plain functions, run here on stable and by `cargo fuzz` on a nightly.
+
+use qvpn_proto::Time;
+use qvpn_proto::event::KeyName;
+use qvpn_proto::messenger::Messenger;
+use qvpn_proto::wire::{
+    Accept, Confirm, Fragment, Held, Hello, Kind, Propose, Reject, RejectReason, StockAck, StockOffer,
+    fragment,
+};
+use qvpn_proto::{QkdPolicy, Role, Suite};
+use rand_chacha::ChaCha20Rng;
+use rand_chacha::rand_core::{Rng, SeedableRng};
+
+/// The first byte names a message type, the rest is its body. What parses is written again byte for byte.
+pub fn message(bytes: &[u8]) {
+    let Some((kind, body)) = bytes.split_first() else { return };
+    let again = match Kind::from_byte(*kind) {
+        Some(Kind::Hello) => Hello::parse(body).ok().map(|m| m.to_bytes()),
+        Some(Kind::StockOffer) => StockOffer::parse(body).ok().map(|m| m.to_bytes()),
+        Some(Kind::StockAck) => StockAck::parse(body).ok().map(|m| m.to_bytes()),
+        Some(Kind::Propose) => Propose::parse(body).ok().map(|m| m.to_bytes()),
+        Some(Kind::Accept) => Accept::parse(body).ok().map(|(m, transcript, confirmation)| {
+            assert_eq!(m.to_bytes(), transcript);
+            [transcript, &confirmation].concat()
+        }),
+        Some(Kind::Confirm) => Confirm::parse(body).ok().map(|m| m.to_bytes()),
+        Some(Kind::Reject) => Reject::parse(body).ok().map(|m| m.to_bytes()),
+        _ => None,
+    };
+    if let Some(again) = again {
+        assert_eq!(again, body);
+    }
+}
+
+/// A packet of the control session.
+pub fn fragment(bytes: &[u8]) {
+    if let Ok(parsed) = Fragment::parse(bytes) {
+        assert_eq!(Fragment::parse(&parsed.to_packet()), Ok(parsed));
+    }
+}
+
+/// Packets with two-byte lengths, one after the other, into one messenger: memory stays bounded whatever they say.
+pub fn reassembly(mut bytes: &[u8]) {
+    let (mut messenger, mut rng) = (Messenger::default(), ChaCha20Rng::seed_from_u64(0));
+    while let Some((length, rest)) = bytes.split_first_chunk() {
+        let length = usize::from(u16::from_be_bytes(*length)).min(rest.len());
+        let (packet, rest) = rest.split_at(length);
+        messenger.receive(packet, Time::default(), &mut rng);
+        while messenger.next_packet().is_some() {}
+        bytes = rest;
+    }
+}
+
+/// A type byte and a valid message of that type.
+#[allow(dead_code)]
+pub fn valid(kind: u8, seed: u64) -> Vec<u8> {
+    let mut rng = ChaCha20Rng::seed_from_u64(seed);
+    let mut boxed = || {
+        let mut bytes = Box::new([0u8; 1568]);
+        rng.fill_bytes(&mut bytes[..]);
+        bytes
+    };
+    let (one, two) = (boxed(), boxed());
+    let small = u8::try_from(seed % 16).unwrap_or(0);
+    let name = "k".repeat(usize::from(small) + 1);
+    let key = |id: &str| KeyName { id: id.to_owned(), source_kme: name.clone(), target_kme: String::new() };
+    let body = match Kind::from_byte(kind) {
+        Some(Kind::Hello) => Hello {
+            instance: [small; 16],
+            counter: seed,
+            role: Role::Responder,
+            suite: Suite::Aes256Gcm,
+            lanes: small + 1,
+            policy: QkdPolicy::Preferred,
+            interval_ms: 1000,
+            sae_own: name.clone(),
+            sae_peer: String::new(),
+            psk_check: (seed % 2 == 0).then_some([3; 16]),
+            encapsulation_key: one,
+        }
+        .to_bytes(),
+        Some(Kind::StockOffer) => StockOffer { number: seed, keys: vec![key("a"), key("b")] }.to_bytes(),
+        Some(Kind::StockAck) => {
+            let keys = vec![("a".to_owned(), Held::Yes([7; 16])), ("b".to_owned(), Held::Pending)];
+            StockAck { number: seed, revision: 1, keys }.to_bytes()
+        }
+        Some(Kind::Propose) => Propose {
+            hello_initiator: [1; 48],
+            hello_responder: [2; 48],
+            epoch: seed,
+            x25519: [3; 32],
+            encapsulation_key: one,
+            ciphertext: two,
+            indices: (0..=u32::from(small)).map(|i| 1 << 31 | i).collect(),
+            qkd_key_id: Some(name.clone()),
+            chain_check: (seed % 2 == 0).then_some([4; 16]),
+        }
+        .to_bytes(),
+        Some(Kind::Accept) => {
+            let indices = (0..=u32::from(small)).map(|i| 1 << 31 | i).collect();
+            let accept = Accept {
+                epoch: seed,
+                x25519: [3; 32],
+                ciphertext_ephemeral: one,
+                ciphertext_static: two,
+                indices,
+            };
+            [accept.to_bytes(), vec![9; 48]].concat()
+        }
+        Some(Kind::Confirm) => Confirm { epoch: seed, confirmation: [5; 48] }.to_bytes(),
+        Some(Kind::Reject) => Reject { id: [6; 8], reason: RejectReason::Chain }.to_bytes(),
+        _ => vec![small],
+    };
+    let packets = fragment::packets([1; 8], Kind::Hello, &body);
+    packets.iter().for_each(|p| fragment(p));
+    [vec![kind], body].concat()
+}

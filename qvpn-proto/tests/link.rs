@@ -1,0 +1,97 @@
+//! The control session on boringtun: two real sessions through their gates.
+#![allow(clippy::unwrap_used)]
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use qvpn_identity::SecretIdentity;
+use qvpn_proto::control_link::{ControlLink, Gate, Sorted, WireGuardLink};
+use rand_chacha::{ChaCha20Rng, rand_core::SeedableRng};
+
+fn identity(seed: u64) -> Arc<SecretIdentity> {
+    Arc::new(SecretIdentity::generate(&mut ChaCha20Rng::seed_from_u64(seed)))
+}
+
+struct End {
+    gate: Gate,
+    link: WireGuardLink,
+    address: SocketAddr,
+}
+
+fn pair() -> (End, End) {
+    let (a, b) = (identity(1), identity(2));
+    let end = |own: &Arc<SecretIdentity>, other: &SecretIdentity, number: u16, last: u8| {
+        let gate = Gate::new(own.clone(), 1);
+        let link = WireGuardLink::new(other.public(), number, &gate);
+        End { gate, link, address: ([192, 0, 2, last], 51820).into() }
+    };
+    (end(&a, &b, 7, 1), end(&b, &a, 300, 2))
+}
+
+fn handshake(a: &mut End, b: &mut End, key_of_a: &[u8; 32]) {
+    let start = a.link.start().unwrap();
+    assert_eq!(b.gate.sort(&start, a.address), Sorted::Handshake { x25519: *key_of_a });
+    let out = b.link.receive(a.address.ip(), &start);
+    assert!(out.authenticated && !out.new_session);
+    assert_eq!(a.gate.sort(&out.datagrams[0], b.address), Sorted::Peer(7));
+    let out = a.link.receive(b.address.ip(), &out.datagrams[0]);
+    assert!(out.authenticated && out.new_session);
+    assert_eq!(b.gate.sort(&out.datagrams[0], a.address), Sorted::Peer(300));
+    let out = b.link.receive(a.address.ip(), &out.datagrams[0]);
+    assert!(out.authenticated && out.new_session);
+}
+
+/// A packet as the messenger makes it.
+fn packet() -> Vec<u8> {
+    qvpn_proto::wire::fragment::packets([9; 8], qvpn_proto::wire::Kind::Hello, &[5; 3000]).remove(0)
+}
+
+#[test]
+fn a_session_carries_full_packets_both_ways_and_survives_a_restart() {
+    let (mut a, mut b) = pair();
+    let key_of_a = *identity(1).public().x25519();
+    assert!(a.link.send(&packet()).is_none(), "nothing goes out without a session");
+    handshake(&mut a, &mut b, &key_of_a);
+    let datagram = a.link.send(&packet()).unwrap();
+    assert_eq!(datagram.len(), 1232);
+    assert_eq!(b.link.receive(a.address.ip(), &datagram).packets, [packet()]);
+    assert!(!b.link.receive(a.address.ip(), &datagram).authenticated, "a repetition proves nothing");
+    let datagram = b.link.send(&packet()).unwrap();
+    assert_eq!(a.link.receive(b.address.ip(), &datagram).packets, [packet()]);
+    a.link.reset();
+    assert!(a.link.session_age().is_none());
+    handshake(&mut a, &mut b, &key_of_a);
+    let datagram = b.link.send(&packet()).unwrap();
+    assert_eq!(a.link.receive(b.address.ip(), &datagram).packets, [packet()]);
+}
+
+#[test]
+fn what_is_not_for_us_is_sorted_out() {
+    let (mut a, b) = pair();
+    let start = a.link.start().unwrap();
+    let stranger = Gate::new(identity(3), 1);
+    assert!((b.gate.mac1_filter())(&start));
+    assert!(!(stranger.mac1_filter())(&start), "made for another key");
+    assert_eq!(stranger.sort(&start, a.address), Sorted::Malformed);
+    for junk in [&[][..], &[1], &[4, 0, 0, 0], &[0xff; 148], &[1; 148], &[4; 31]] {
+        assert_eq!(b.gate.sort(junk, a.address), Sorted::Malformed);
+    }
+    let mut forged = start.clone();
+    forged[140] ^= 1; // mac2, unused without load
+    assert!(matches!(b.gate.sort(&forged, a.address), Sorted::Handshake { .. }));
+    forged[120] ^= 1; // mac1
+    assert_eq!(b.gate.sort(&forged, a.address), Sorted::Malformed);
+    assert!(!(b.gate.mac1_filter())(&forged));
+}
+
+#[test]
+fn a_flood_of_starts_is_answered_by_cookies() {
+    let (mut a, b) = pair();
+    let mut cookies = 0;
+    for _ in 0..500 {
+        let start = a.link.start().unwrap();
+        cookies += u32::from(matches!(b.gate.sort(&start, a.address), Sorted::Reply(_)));
+    }
+    assert!(cookies > 300, "{cookies}");
+    b.gate.tick();
+}
