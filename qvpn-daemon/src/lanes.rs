@@ -71,8 +71,8 @@ pub(crate) fn command(tokens: &mut Tokens, number: u16, order: LaneOrder) -> Lan
         LaneOrder::InstallSealing { token, generation, receiver_index, suite, key, expires_at, packets } => {
             let (suite, expires_at) = (lane_suite(suite), expires_at.as_nanos());
             let key = SealingKey { peer, epoch: generation, receiver_index, suite, key, expires_at, packets };
-            // The protocol orders the empty packet of a new epoch itself.
-            LaneCommand::InstallSealing { token: tokens.open(number, token), key, announce: false }
+            // Each lane begins an epoch with an empty packet, so that both ends see whether its path is there.
+            LaneCommand::InstallSealing { token: tokens.open(number, token), key, announce: true }
         }
         LaneOrder::SendEmpty => LaneCommand::SendEmpty { peer },
         LaneOrder::StopSealing => LaneCommand::StopSealing { peer },
