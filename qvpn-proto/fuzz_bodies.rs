@@ -75,7 +75,7 @@ pub fn valid(kind: u8, seed: u64) -> Vec<u8> {
             interval_ms: 1000,
             sae_own: name.clone(),
             sae_peer: String::new(),
-            psk_check: (seed % 2 == 0).then_some([3; 16]),
+            psk_check: seed.is_multiple_of(2).then_some([3; 16]),
             encapsulation_key: one,
         }
         .to_bytes(),
@@ -93,7 +93,7 @@ pub fn valid(kind: u8, seed: u64) -> Vec<u8> {
             ciphertext: two,
             indices: (0..=u32::from(small)).map(|i| 1 << 31 | i).collect(),
             qkd_key_id: Some(name.clone()),
-            chain_check: (seed % 2 == 0).then_some([4; 16]),
+            chain_check: seed.is_multiple_of(2).then_some([4; 16]),
         }
         .to_bytes(),
         Some(Kind::Accept) => {
