@@ -166,13 +166,6 @@ impl KmsErrorKind {
         }
     }
 
-    /// Whether this speaks against the KME as a whole, so that it isn't asked again at once. The others are answers of a
-    /// KME that works.
-    #[must_use]
-    pub fn speaks_against_kme(self) -> bool {
-        !matches!(self, Self::BadRequest | Self::Exhausted | Self::KeyNotFound | Self::NoSuchKme)
-    }
-
     fn in_words(self) -> &'static str {
         match self {
             Self::Config => "the config can't be used",
@@ -222,6 +215,17 @@ impl KmsErrorKind {
             }
         }
     }
+}
+
+/// What a failure speaks against, and so what is left alone for a while.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Blame {
+    /// Nothing: it is an answer of a KME that works.
+    Nothing,
+    /// The KME's link to this one peer. A peer that is set up wrongly mustn't cost the others their keys.
+    Link,
+    /// The KME as a whole.
+    Kme,
 }
 
 /// A failure of one operation at one KME. Holds no key material; `Display` is one line that names the KME.
@@ -321,6 +325,20 @@ impl KmsError {
     #[must_use]
     pub fn excerpt(&self) -> Option<&str> {
         self.0.excerpt.as_deref()
+    }
+
+    /// What this speaks against.
+    #[must_use]
+    pub fn blame(&self) -> Blame {
+        use KmsErrorKind as K;
+        match self.0.kind {
+            K::BadRequest | K::Exhausted | K::KeyNotFound | K::NoSuchKme => Blame::Nothing,
+            // By HTTP it can be about one pair of SAEs; by TLS it is about us.
+            K::IdentityRefused if self.0.status.is_some() => Blame::Link,
+            K::ProtocolViolation(Violation::Http) => Blame::Kme,
+            K::Config | K::ServerFault | K::ProtocolViolation(_) => Blame::Link,
+            K::Unreachable | K::Tls(_) | K::IdentityRefused | K::Timeout(_) | K::LostKeys(_) => Blame::Kme,
+        }
     }
 
     /// How many keys may have left the KME's store without being used.

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use crate::breaker::{Admission, Breaker};
 use crate::clock::{boottime_ns, unix_seconds};
-use crate::error::{KmsError, Operation};
+use crate::error::{Blame, KmsError, KmsErrorKind, Operation};
 use crate::key::{KeyId, QkdKey};
 use crate::source::{KeySource, Link};
 
@@ -112,11 +112,35 @@ pub struct Kme {
     inner: Mutex<Inner>,
 }
 
+/// A breaker, and the failure that opened it.
+#[derive(Default)]
+struct Fuse {
+    breaker: Breaker,
+    why: Option<KmsError>,
+}
+
+impl Fuse {
+    fn failed(&mut self, now: u64, why: &KmsError) {
+        self.breaker.failed(now);
+        self.why = Some(why.clone());
+    }
+}
+
+/// What is known about the link to one peer.
+#[derive(Default)]
+struct KnownLink {
+    fuse: Fuse,
+    /// The KME's last words about it, and when they came.
+    told: Option<(u64, Link)>,
+    /// Whether the last answer about it was one of a KME that works.
+    works: Option<bool>,
+}
+
 #[derive(Default)]
 struct Inner {
-    breaker: Breaker,
+    fuse: Fuse,
     /// By the other SAE; these are our own config's peers, so there are few.
-    links: HashMap<String, (u64, Link)>,
+    links: HashMap<String, KnownLink>,
     up: Option<bool>,
     last_error: Option<(u64, KmsError)>,
     last_success: Option<u64>,
@@ -146,7 +170,7 @@ impl Kme {
     /// What is known about the link to `peer`, without asking.
     #[must_use]
     pub fn known_link(&self, peer: &str) -> Option<Link> {
-        self.inner().links.get(peer).map(|(_, link)| link.clone())
+        self.inner().links.get(peer)?.told.as_ref().map(|(_, link)| link.clone())
     }
 
     /// Its state now.
@@ -182,34 +206,24 @@ impl Kme {
     /// # Errors
     /// The KME's failure, or its former one while it rests.
     pub async fn probe(&self, peer: &str) -> Result<Link, KmsError> {
-        let (_, admission) = self.admit();
-        match admission {
-            Admission::Ask => self.ask_link(peer).await,
-            Admission::Probe => {
-                let _guard = ProbeGuard(self);
-                self.ask_link(peer).await
-            }
-            Admission::Rest(left) => Err(self.resting(left, peer)),
-        }
+        let _leave = self.admit(peer)?;
+        self.ask_link(peer).await
     }
 
-    /// The link to `peer`, known or asked. While the breaker is open it is probed, or nothing is done.
+    /// The link to `peer`, known or asked. While a breaker is open it is probed, or nothing is done.
     pub(crate) async fn link(&self, peer: &str) -> Result<Link, KmsError> {
-        let (now, admission) = self.admit();
-        match admission {
-            Admission::Ask => {
-                let known = self.inner().links.get(peer).cloned();
-                match known {
-                    Some((then, link)) if now.saturating_sub(then) < LINK_HOLDS_NS => Ok(link),
-                    _ => self.ask_link(peer).await,
-                }
+        let leave = self.admit(peer)?;
+        if leave.is_none() {
+            let now = (self.clock)();
+            let inner = self.inner();
+            let told = inner.links.get(peer).and_then(|link| link.told.as_ref());
+            if let Some((then, link)) = told
+                && now.saturating_sub(*then) < LINK_HOLDS_NS
+            {
+                return Ok(link.clone());
             }
-            Admission::Probe => {
-                let _guard = ProbeGuard(self);
-                self.ask_link(peer).await
-            }
-            Admission::Rest(left) => Err(self.resting(left, peer)),
         }
+        self.ask_link(peer).await
     }
 
     pub(crate) async fn fetch_new(
@@ -218,51 +232,60 @@ impl Kme {
         number: u32,
         bits: u32,
     ) -> Result<Vec<QkdKey>, KmsError> {
-        self.ask(Operation::EncKeys, self.source.fetch_new(peer, number, bits)).await
+        self.ask(Operation::EncKeys, peer, self.source.fetch_new(peer, number, bits)).await
     }
 
     pub(crate) async fn fetch_by_ids(&self, peer: &str, ids: &[KeyId]) -> Result<Vec<QkdKey>, KmsError> {
-        self.ask(Operation::DecKeys, self.source.fetch_by_ids(peer, ids)).await
+        self.ask(Operation::DecKeys, peer, self.source.fetch_by_ids(peer, ids)).await
     }
 
     fn inner(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn admit(&self) -> (u64, Admission) {
+    /// Leave to ask about `peer`: of both breakers the KME's own comes first. A probe's leave is given back when dropped.
+    fn admit<'a>(&'a self, peer: &'a str) -> Result<Option<ProbeLeave<'a>>, KmsError> {
         let now = (self.clock)();
-        (now, self.inner().breaker.admit(now))
+        let mut inner = self.inner();
+        match inner.fuse.breaker.admit(now) {
+            Admission::Ask => {}
+            Admission::Probe => return Ok(Some(ProbeLeave { kme: self, peer: None })),
+            Admission::Rest(left) => return Err(self.resting(&inner.fuse, left, peer)),
+        }
+        let fuse = &mut inner.links.entry(peer.to_owned()).or_default().fuse;
+        match fuse.breaker.admit(now) {
+            Admission::Ask => Ok(None),
+            Admission::Probe => Ok(Some(ProbeLeave { kme: self, peer: Some(peer) })),
+            Admission::Rest(left) => Err(self.resting(fuse, left, peer)),
+        }
+    }
+
+    /// Why it isn't asked: the failure that opened the breaker, and when it is asked again.
+    fn resting(&self, fuse: &Fuse, left: u64, peer: &str) -> KmsError {
+        let seconds = left.div_ceil(1_000_000_000);
+        let kind = fuse.why.as_ref().map_or(KmsErrorKind::Unreachable, KmsError::kind);
+        let error = KmsError::new(kind, self.name(), Operation::Status, peer);
+        match &fuse.why {
+            Some(why) => error
+                .with_detail(format!("not asked now, again in {seconds} s, since it failed: {why}"))
+                .with_advice(why.advice()),
+            None => error.with_detail(format!("not asked now, again in {seconds} s")),
+        }
     }
 
     async fn ask_link(&self, peer: &str) -> Result<Link, KmsError> {
-        let link = self.ask(Operation::Status, self.source.link(peer)).await?;
+        let link = self.ask(Operation::Status, peer, self.source.link(peer)).await?;
         let mut inner = self.inner();
         inner.stored_key_count = link.stored_key_count;
-        inner.links.insert(peer.to_owned(), ((self.clock)(), link.clone()));
+        inner.links.entry(peer.to_owned()).or_default().told = Some(((self.clock)(), link.clone()));
         Ok(link)
-    }
-
-    /// Why a KME isn't asked: its former failure, and when it will be.
-    fn resting(&self, left: u64, peer: &str) -> KmsError {
-        let inner = self.inner();
-        let (kind, why, advice) = match &inner.last_error {
-            Some((_, error)) => (error.kind(), error.to_string(), Some(error.advice().to_owned())),
-            None => (crate::KmsErrorKind::Unreachable, "it is being probed".to_owned(), None),
-        };
-        drop(inner);
-        let seconds = left.div_ceil(1_000_000_000);
-        let error = KmsError::new(kind, self.name(), Operation::Status, peer)
-            .with_detail(format!("not asked now, again in {seconds} s, since it failed: {why}"));
-        match advice {
-            Some(advice) => error.with_advice(advice),
-            None => error,
-        }
     }
 
     /// Asks, and takes note of how it went.
     async fn ask<T>(
         &self,
         operation: Operation,
+        peer: &str,
         work: impl Future<Output = Result<T, KmsError>>,
     ) -> Result<T, KmsError> {
         let began = (self.clock)();
@@ -271,15 +294,7 @@ impl Kme {
         let took = Duration::from_nanos(now.saturating_sub(began));
         let (turned, outcome, keys_lost) = {
             let mut inner = self.inner();
-            let works = match &result {
-                Ok(_) => true,
-                Err(error) => !error.kind().speaks_against_kme(),
-            };
-            if works {
-                inner.breaker.succeeded(result.is_ok() && operation != Operation::Status);
-            } else {
-                inner.breaker.failed(now);
-            }
+            let works = inner.note(peer, result.as_ref().err(), operation != Operation::Status, now);
             let turned = inner.up != Some(works);
             inner.up = Some(works);
             match &result {
@@ -309,12 +324,50 @@ impl Kme {
     }
 }
 
-/// Frees the one place for a probe if its future is dropped before it told anything.
-struct ProbeGuard<'a>(&'a Kme);
+impl Inner {
+    /// Sets the breakers after an answer about `peer`, and says whether the KME works: it does if it can be reached and at
+    /// least one link does, so that one peer that is set up wrongly doesn't make it look broken.
+    fn note(&mut self, peer: &str, error: Option<&KmsError>, took_keys: bool, now: u64) -> bool {
+        let link = self.links.entry(peer.to_owned()).or_default();
+        match error.map(|error| (error.blame(), error)) {
+            None => {
+                self.fuse.breaker.succeeded(took_keys);
+                link.fuse.breaker.succeeded(took_keys);
+                link.works = Some(true);
+            }
+            Some((Blame::Nothing, _)) => {
+                self.fuse.breaker.succeeded(false);
+                link.fuse.breaker.succeeded(false);
+                link.works = Some(true);
+            }
+            Some((Blame::Link, why)) => {
+                self.fuse.breaker.succeeded(false);
+                link.fuse.failed(now, why);
+                link.works = Some(false);
+            }
+            Some((Blame::Kme, why)) => {
+                self.fuse.failed(now, why);
+                return false;
+            }
+        }
+        self.links.values().any(|link| link.works == Some(true))
+    }
+}
 
-impl Drop for ProbeGuard<'_> {
+/// Leave for one probe. If its future is dropped before it told anything, the next caller may probe.
+struct ProbeLeave<'a> {
+    kme: &'a Kme,
+    /// The link whose breaker gave it; `None`: the KME's own.
+    peer: Option<&'a str>,
+}
+
+impl Drop for ProbeLeave<'_> {
     fn drop(&mut self) {
-        let now = (self.0.clock)();
-        self.0.inner().breaker.probe_dropped(now);
+        let now = (self.kme.clock)();
+        let mut inner = self.kme.inner();
+        match self.peer {
+            None => inner.fuse.breaker.probe_dropped(now),
+            Some(peer) => inner.links.entry(peer.to_owned()).or_default().fuse.breaker.probe_dropped(now),
+        }
     }
 }

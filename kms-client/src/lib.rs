@@ -34,7 +34,7 @@ pub use breaker::{Admission, Breaker, FIRST_DELAY_NS, MAX_DELAY_NS};
 pub use classify::classify;
 pub use client::{KmsClient, MAX_KEY_BITS, MAX_KEYS_PER_CALL, MIN_KEY_BITS};
 pub use config::{DEFAULT_TIMEOUT, KmeConfig};
-pub use error::{KmsError, KmsErrorKind, Operation, Phase, TlsFault, Violation};
+pub use error::{Blame, KmsError, KmsErrorKind, Operation, Phase, TlsFault, Violation};
 pub use http::{MAX_BODY, MAX_ERROR_BODY};
 pub use key::{KeyId, KeyIdError, KeyRef, MAX_KEY_ID_LEN, QkdKey};
 pub use kme::{Kme, KmeEvent, KmeHealth, KmeState, Observer};

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use crate::error::{KmsError, KmsErrorKind, Operation};
+use crate::error::{Blame, KmsError, KmsErrorKind, Operation};
 use crate::key::{KeyId, KeyRef, QkdKey};
 use crate::kme::{Kme, KmeHealth};
 use crate::source::Link;
@@ -236,13 +236,13 @@ async fn ask_chunk(
             for id in ids {
                 match kme.fetch_by_ids(peer_sae, std::slice::from_ref(&id)).await {
                     Ok(keys) => results.extend(keys.into_iter().map(|key| (key.id.clone(), Ok(key)))),
-                    Err(error) if error.kind().speaks_against_kme() => return Some(error),
+                    Err(error) if error.blame() != Blame::Nothing => return Some(error),
                     Err(error) => results.push((id, Err(error))),
                 }
             }
             None
         }
-        Err(error) if error.kind().speaks_against_kme() => Some(error),
+        Err(error) if error.blame() != Blame::Nothing => Some(error),
         Err(error) => {
             results.extend(ids.into_iter().map(|id| (id, Err(error.clone()))));
             None
@@ -255,7 +255,7 @@ async fn ask_chunk(
 fn keep_telling(kept: &mut Option<KmsError>, new: KmsError) {
     let replace = kept
         .as_ref()
-        .is_none_or(|old| old.kind() == KmsErrorKind::KeyNotFound && new.kind().speaks_against_kme());
+        .is_none_or(|old| old.kind() == KmsErrorKind::KeyNotFound && new.blame() != Blame::Nothing);
     if replace {
         *kept = Some(new);
     }

@@ -296,6 +296,35 @@ async fn a_kme_that_answers_status_and_hangs_on_keys_rests_longer_and_longer() {
 }
 
 #[tokio::test]
+async fn one_peer_that_is_set_up_wrongly_does_not_cost_the_others() {
+    let world = World::new(&[("one", "A", "B")]);
+    world.set.fetch_new("SITE-B", 1).await.unwrap();
+    world.calls(0);
+    world.events();
+    world.script(0).enc.push_back(Act::Fail(K::ServerFault));
+    world.set.fetch_new("SITE-C", 1).await.err().unwrap();
+    assert_eq!(world.events(), ["one status ok", "one enc_keys server_fault"], "it isn't down");
+    world.calls(0);
+
+    let error = world.set.fetch_new("SITE-C", 1).await.err().unwrap();
+    assert!(error.to_string().contains("again in 1 s"), "{error}");
+    assert!(world.calls(0).is_empty(), "that link rests");
+    world.set.fetch_new("SITE-B", 1).await.unwrap();
+    assert_eq!(world.calls(0), ["enc SITE-B 1x256"], "and the other one doesn't");
+
+    // A KME that can't be reached rests for all.
+    world.script(0).enc.push_back(Act::Fail(K::Unreachable));
+    world.set.fetch_new("SITE-B", 1).await.err().unwrap();
+    world.calls(0);
+    for peer in ["SITE-B", "SITE-C", "SITE-D"] {
+        let error = world.set.fetch_new(peer, 1).await.err().unwrap();
+        assert_eq!(error.errors[0].kind(), K::Unreachable);
+    }
+    assert!(world.calls(0).is_empty());
+    assert_eq!(world.set.health()[0].state, KmeState::Down);
+}
+
+#[tokio::test]
 async fn when_none_delivers_each_says_why() {
     let world = World::two();
     world.script(0).enc.push_back(Act::Fail(K::Unreachable));
