@@ -15,6 +15,7 @@ use qvpn_identity::{Psk, SecretIdentity};
 use qvpn_proto::control_link::{Gate, Sorted, WireGuardLink};
 use qvpn_proto::wire::limits::MAX_PEERS;
 use qvpn_proto::{LaneReport, Peer, Time};
+use rand_core::Rng;
 
 use crate::error::DaemonError;
 use crate::kms_task::Kmes;
@@ -37,7 +38,6 @@ pub(crate) struct Peers {
     /// Datagrams that passed a lane and were no message of ours all the same.
     pub(crate) malformed: u64,
     gate: Gate,
-    instance: [u8; 16],
     slots: BTreeMap<u16, Slot>,
     by_key: HashMap<[u8; 32], u16>,
     timers: BTreeSet<(Time, u16)>,
@@ -65,7 +65,6 @@ impl Peers {
             started: now,
             malformed: 0,
             gate,
-            instance: [0; 16],
             slots: BTreeMap::new(),
             by_key: HashMap::new(),
             timers: BTreeSet::new(),
@@ -73,7 +72,6 @@ impl Peers {
             next_number: 0,
             stranger_at: None,
         };
-        rand_core::Rng::fill_bytes(&mut peers.shared.rng, &mut peers.instance);
         for (peer, psk) in peers.config.peers.clone().into_iter().zip(psks) {
             peers.add(peer, psk, now);
         }
@@ -310,7 +308,10 @@ impl Peers {
         let endpoint = address(&peer);
         let link = WireGuardLink::new(&peer.public_key, number, &self.gate);
         let config = translate::peer_config(&self.config, &peer, &self.local, psk.clone(), number, endpoint);
-        let state = Peer::new(config, link, self.instance, now);
+        // Fresh for each peer, so that one that was removed and added again is a new start for its other end.
+        let mut instance = [0; 16];
+        self.shared.rng.fill_bytes(&mut instance);
+        let state = Peer::new(config, link, instance, now);
         let kmes = self.kmes.set(&peer.kmes);
         let lanes = self.config.interface.lanes;
         self.by_key.insert(*peer.public_key.x25519(), number);

@@ -46,8 +46,9 @@ pub(crate) fn read_psks(config: &Config) -> Result<Psks, ConfigErrors> {
     errors.map_or(Ok(psks), Err)
 }
 
-/// What can't be changed while the daemon runs, one line each. The marks are those of the routes.
-pub(crate) fn refused(old: &Config, new: &Config, old_mark: u32, new_mark: u32) -> Vec<String> {
+/// What can't be changed while the daemon runs, one line each. Our sockets carry `mark`, and the new
+/// routes ask for `new_mark`.
+pub(crate) fn refused(old: &Config, new: &Config, mark: u32, new_mark: u32) -> Vec<String> {
     let (a, b) = (&old.interface, &new.interface);
     let mut refused = Vec::new();
     let mut check = |same: bool, what: String| {
@@ -70,10 +71,12 @@ pub(crate) fn refused(old: &Config, new: &Config, old_mark: u32, new_mark: u32) 
     );
     check(a.lanes == b.lanes, format!("lanes goes from {} to {}", a.lanes, b.lanes));
     check(a.dscp == b.dscp, "dscp changes".to_owned());
+    // A mark that no rule asks for any more does no harm.
+    let marked = a.fwmark == b.fwmark && (new_mark == 0 || new_mark == mark);
     check(
-        old_mark == new_mark,
+        marked,
         format!(
-            "the firewall mark of outer packets goes from {old_mark:#x} to {new_mark:#x} (fwmark, or the first or last default route in allowed_ips)"
+            "the firewall mark of outer packets goes from {mark:#x} to {new_mark:#x} (fwmark, or the first default route in allowed_ips)"
         ),
     );
     refused
@@ -168,5 +171,6 @@ mod tests {
         assert!(refused[0].contains("listen_port goes from 1 to 2; restart the daemon"));
         assert!(refused[1].contains("lanes goes from 1 to 2"));
         assert!(refused[2].contains("firewall mark"));
+        assert!(super::refused(&old, &old.clone(), 7, 0).is_empty());
     }
 }

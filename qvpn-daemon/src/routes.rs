@@ -21,6 +21,8 @@ pub(crate) struct Routes {
     net: Net,
     watch: Option<Watch>,
     plan: RoutePlan,
+    /// What our sockets carry since the start.
+    mark: u32,
     look_at: Option<Time>,
     /// The last failure, so that one that lasts is logged once.
     trouble: Option<String>,
@@ -31,7 +33,8 @@ impl Routes {
     pub(crate) async fn block(plan: RoutePlan) -> Result<Self, NetError> {
         let net = Net::connect()?;
         log(&net.block(&plan).await?);
-        Ok(Self { net, watch: None, plan, look_at: None, trouble: None })
+        let mark = plan.fwmark();
+        Ok(Self { net, watch: None, plan, mark, look_at: None, trouble: None })
     }
 
     /// Takes the device up, and leads the allowed IPs into it.
@@ -50,7 +53,7 @@ impl Routes {
 
     /// The mark of our own datagrams; 0 is none.
     pub(crate) fn fwmark(&self) -> u32 {
-        self.plan.fwmark()
+        self.mark
     }
 
     /// Goes over to another plan; if that fails, back to the one before.
