@@ -1,5 +1,6 @@
 //! What is wrong with a config: for each error the place, what is wrong, and what to write instead.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
@@ -106,6 +107,8 @@ pub(super) struct Sink<'t> {
     path: &'t Path,
     lines: Lines,
     errors: Vec<ConfigError>,
+    /// Lines with errors of syntax; what was read of them is guesswork.
+    broken: BTreeSet<usize>,
     /// Errors that were not kept.
     dropped: usize,
     /// The text has errors of syntax, so what seems to be missing may stand in a part that couldn't be read.
@@ -114,7 +117,14 @@ pub(super) struct Sink<'t> {
 
 impl<'t> Sink<'t> {
     pub(super) fn new(path: &'t Path, text: &str) -> Self {
-        Self { path, lines: Lines::of(text), errors: Vec::new(), dropped: 0, incomplete: false }
+        Self {
+            path,
+            lines: Lines::of(text),
+            errors: Vec::new(),
+            broken: BTreeSet::new(),
+            dropped: 0,
+            incomplete: false,
+        }
     }
 
     /// The place of the byte at `offset`.
@@ -122,7 +132,26 @@ impl<'t> Sink<'t> {
         self.lines.position(text, offset)
     }
 
+    /// An error of syntax: nothing else is said about its line.
+    pub(super) fn syntax(&mut self, at: Position, what: impl Into<String>, fix: impl Into<String>) {
+        self.incomplete = true;
+        if self.broken.insert(at.line) {
+            self.push(at, &what.into(), &fix.into());
+        }
+    }
+
+    /// Nothing is said about these lines, since their section's header could not be read.
+    pub(super) fn skip(&mut self, lines: impl Iterator<Item = usize>) {
+        self.broken.extend(lines);
+    }
+
     pub(super) fn add(&mut self, at: Position, what: impl Into<String>, fix: impl Into<String>) {
+        if !self.broken.contains(&at.line) {
+            self.push(at, &what.into(), &fix.into());
+        }
+    }
+
+    fn push(&mut self, at: Position, what: &str, fix: &str) {
         if self.errors.len() >= MOST_COLLECTED {
             self.dropped += 1;
             return;
@@ -130,8 +159,8 @@ impl<'t> Sink<'t> {
         self.errors.push(ConfigError {
             path: self.path.to_owned(),
             position: Some(at),
-            what: one_line(&what.into()),
-            fix: one_line(&fix.into()),
+            what: one_line(what),
+            fix: one_line(fix),
         });
     }
 

@@ -78,6 +78,3 @@ impl Config {
         peer.kmes.iter().filter_map(|name| kmes.iter().find(|k| k.name == *name)).collect()
     }
 }
-
-#[cfg(test)]
-mod tests;

@@ -43,7 +43,8 @@ impl Config {
             }
             let (ours, theirs) = (ports(self), ports(other));
             if ours.0 <= theirs.1 && theirs.0 <= ours.1 {
-                let what = format!("{} overlap {} of {name} ({path})", ports_text(ours), ports_text(theirs));
+                let verb = if ours.0 == ours.1 { "overlaps" } else { "overlap" };
+                let what = format!("{} {verb} {} of {name} ({path})", ports_text(ours), ports_text(theirs));
                 sink.add(self.marks.listen_port, what, self.free_port(others));
             }
         }

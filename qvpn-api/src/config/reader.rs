@@ -179,7 +179,7 @@ impl<'t> Entry<'t> {
     ) -> Option<Vec<(Position, &'t DeTable<'t>)>> {
         let Some(array) = self.value.as_array() else {
             let what = format!("{header} must have two brackets on each side, since there can be several");
-            sink.add(self.at, what, format!("write `{header}`"));
+            sink.missing(self.at, what, format!("write `{header}`"));
             return None;
         };
         let mut tables = Vec::with_capacity(array.len());

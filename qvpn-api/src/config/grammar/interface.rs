@@ -1,0 +1,192 @@
+//! The section `[interface]`.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use toml::de::DeValue;
+
+use super::super::model::{Dscp, Interface, Mtu, OnStop, Suite, Table};
+use super::super::reader::{Entry, Section};
+use super::super::values;
+use super::{ELSEWHERE, REKEY_MAX, REKEY_MIN, Reader};
+
+/// Most lanes.
+const MAX_LANES: u32 = 16;
+
+impl<'t> Reader<'t> {
+    pub(super) fn interface(&mut self, mut s: Section<'t>) -> Option<Interface> {
+        let name = match s.take(&self.sink, "name", "\"qvpn0\"") {
+            Some(entry) => {
+                self.marks.name = entry.at;
+                self.parsed(&entry, values::interface_name)
+            }
+            None => {
+                self.marks.name = s.at;
+                let stem =
+                    self.path.file_stem().map(|s| s.to_string_lossy().into_owned()).unwrap_or_default();
+                values::interface_name(&stem)
+                    .map_err(|(what, _)| {
+                        let what = format!("the interface takes its name from the file, and {what}");
+                        self.sink.add(s.at, what, "write `name = \"qvpn0\"`, or give the file another name");
+                    })
+                    .ok()
+            }
+        };
+        self.marks.private_key_file = s.at;
+        let private_key_file = match s.take(&self.sink, "private_key_file", "\"/etc/qvpn/qvpn0.key\"") {
+            Some(entry) => {
+                self.marks.private_key_file = entry.at;
+                self.file_name(&entry)
+            }
+            None => name.as_ref().map(|n| self.beside(&format!("{n}.key"))),
+        };
+        let lanes = match s.take(&self.sink, "lanes", "1") {
+            Some(entry) => entry.number(&mut self.sink, 1, MAX_LANES).and_then(|n| u8::try_from(n).ok()),
+            None => Some(1),
+        };
+        self.marks.listen_port = s.at;
+        let listen_port = match s.take(&self.sink, "listen_port", "51820") {
+            Some(entry) => {
+                self.marks.listen_port = entry.at;
+                self.listen_port(&entry, lanes.unwrap_or(1))
+            }
+            None => Some(51820),
+        };
+        let address = self.addresses(&mut s);
+        let mtu = self.mtu(&mut s);
+        let suite = self.word(&mut s, "suite", "\"chacha20poly1305\"", Suite::WORDS, Suite::from_word);
+        let rekey_interval = self.duration(&mut s, "rekey_interval", "\"60s\"", REKEY_MIN, REKEY_MAX);
+        let table = self.table(&mut s);
+        let fwmark = match s.take(&self.sink, "fwmark", "0") {
+            Some(entry) => entry.number(&mut self.sink, 0, u32::MAX),
+            None => Some(0),
+        };
+        let dscp = self.dscp(&mut s);
+        let on_stop = self.word(&mut s, "on_stop", "\"block\"", OnStop::WORDS, OnStop::from_word);
+        let metrics_listen = s.take(&self.sink, "metrics_listen", "\"127.0.0.1:9790\"").map(|entry| {
+            self.marks.metrics_listen = entry.at;
+            self.parsed(&entry, |text| match text.parse::<SocketAddr>() {
+                Ok(at) if at.port() > 0 => Ok(at),
+                _ => Err((
+                    format!("\"{}\" is not an address and a port", values::shown(text)),
+                    "write for example `metrics_listen = \"127.0.0.1:9790\"`".to_owned(),
+                )),
+            })
+        });
+        s.finish(&mut self.sink, &ELSEWHERE);
+        Some(Interface {
+            name: name?,
+            private_key_file: private_key_file?,
+            listen_port: listen_port?,
+            address: address?,
+            mtu: mtu?,
+            suite: suite?.unwrap_or(Suite::Chacha20Poly1305),
+            rekey_interval: rekey_interval?.unwrap_or(Duration::from_secs(60)),
+            lanes: lanes?,
+            table: table?,
+            fwmark: fwmark?,
+            dscp: dscp?,
+            on_stop: on_stop?.unwrap_or(OnStop::Block),
+            metrics_listen: match metrics_listen {
+                Some(at) => Some(at?),
+                None => None,
+            },
+        })
+    }
+
+    fn listen_port(&mut self, entry: &Entry<'t>, lanes: u8) -> Option<u16> {
+        let port = entry.number(&mut self.sink, 1, 65_535)?;
+        let last = 65_535 - u32::from(lanes.saturating_sub(1));
+        if port > last {
+            let what =
+                format!("listen_port {port} leaves no room for {lanes} lanes, which use one port each");
+            entry.wrong(&mut self.sink, what, format!("write `listen_port = {last}` or less"));
+        }
+        u16::try_from(port).ok()
+    }
+
+    fn addresses(&mut self, s: &mut Section<'t>) -> Option<Vec<ipnet::IpNet>> {
+        let Some(entry) = s.take(&self.sink, "address", "[\"10.77.0.1/30\"]") else {
+            return Some(Vec::new());
+        };
+        let mut addresses = Vec::new();
+        for (at, text) in entry.strings(&mut self.sink)? {
+            match values::address(text) {
+                Ok(net) if net.addr().is_unspecified() || net.addr().is_multicast() => {
+                    let what = format!("{} is not the address of one machine", net.addr());
+                    self.sink.add(at, what, "write this gateway's own address, for example \"10.77.0.1/30\"");
+                }
+                Ok(net) if addresses.contains(&net) => {
+                    self.sink.add(at, format!("{net} stands here twice"), "take one of them out");
+                }
+                Ok(net) => addresses.push(net),
+                Err((what, fix)) => self.sink.add(at, what, fix),
+            }
+        }
+        self.facts.addresses.clone_from(&addresses);
+        Some(addresses)
+    }
+
+    fn mtu(&mut self, s: &mut Section<'t>) -> Option<Mtu> {
+        let Some(entry) = s.take(&self.sink, "mtu", "1420") else { return Some(Mtu::Auto) };
+        match entry.value.as_str() {
+            Some("auto") => Some(Mtu::Auto),
+            Some(_) => {
+                entry.wrong(
+                    &mut self.sink,
+                    "`mtu` is \"auto\" or a number",
+                    "write `mtu = \"auto\"` or `mtu = 1420`",
+                );
+                None
+            }
+            None => {
+                let bytes = entry.number(&mut self.sink, 576, 65_455).and_then(|n| u16::try_from(n).ok())?;
+                self.facts.mtu = Some((bytes, entry.at));
+                Some(Mtu::Bytes(bytes))
+            }
+        }
+    }
+
+    fn table(&mut self, s: &mut Section<'t>) -> Option<Table> {
+        let Some(entry) = s.take(&self.sink, "table", "\"auto\"") else { return Some(Table::Auto) };
+        match entry.value {
+            DeValue::String(word) => match word.as_ref() {
+                "auto" => Some(Table::Auto),
+                "off" => {
+                    self.facts.no_routes = true;
+                    Some(Table::Off)
+                }
+                other => {
+                    entry.unknown_word(&mut self.sink, other, &["auto", "off", "a number without quotes"]);
+                    None
+                }
+            },
+            _ => {
+                let id = entry.number(&mut self.sink, 1, u32::MAX)?;
+                if matches!(id, 253 | 255) {
+                    let what = format!("routing table {id} belongs to the kernel");
+                    entry.wrong(
+                        &mut self.sink,
+                        what,
+                        "write \"auto\", \"off\", 254 for the main table, or another number",
+                    );
+                    return None;
+                }
+                Some(Table::Id(id))
+            }
+        }
+    }
+
+    fn dscp(&mut self, s: &mut Section<'t>) -> Option<Dscp> {
+        let Some(entry) = s.take(&self.sink, "dscp", "0") else { return Some(Dscp::Value(0)) };
+        match entry.value.as_str() {
+            Some("inherit") => Some(Dscp::Inherit),
+            Some(_) => {
+                let fix = "write `dscp = \"inherit\"` or a number such as `dscp = 46`";
+                entry.wrong(&mut self.sink, "`dscp` is \"inherit\" or a number from 0 to 63", fix);
+                None
+            }
+            None => entry.number(&mut self.sink, 0, 63).and_then(|n| u8::try_from(n).ok()).map(Dscp::Value),
+        }
+    }
+}

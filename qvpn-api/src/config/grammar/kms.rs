@@ -1,0 +1,126 @@
+//! The sections `[kms]` and `[[kms.kme]]`.
+
+use toml::de::DeTable;
+
+use super::super::error::Position;
+use super::super::model::{Kme, KmeApi, KmeMarks, Kms};
+use super::super::reader::Section;
+use super::super::values;
+use super::{ELSEWHERE, KmsFacts, Reader};
+
+/// Most QKD keys held ahead for a peer: what one offer of the protocol holds.
+const MAX_STOCK: u32 = 20;
+
+impl<'t> Reader<'t> {
+    pub(super) fn kms(&mut self, mut s: Section<'t>) -> (Option<Kms>, KmsFacts) {
+        let sae_id =
+            s.need(&mut self.sink, "sae_id", "\"SITE-A\"").and_then(|e| self.parsed(&e, values::sae_id));
+        let stock = match s.take(&self.sink, "stock", "5") {
+            Some(entry) => entry.number(&mut self.sink, 1, MAX_STOCK),
+            None => Some(5),
+        };
+        let tables = match s.take(&self.sink, "kme", "") {
+            Some(entry) => entry.tables(&mut self.sink, "[[kms.kme]]"),
+            None => Some(Vec::new()),
+        };
+        if tables.as_ref().is_some_and(Vec::is_empty) {
+            self.sink.missing(
+                s.at,
+                "[kms] names no KME",
+                "write a section `[[kms.kme]]` with name, url, ca_file, cert_file and key_file, or take [kms] out",
+            );
+        }
+        let read = tables.map(|tables| {
+            let kmes = tables.into_iter().map(|(at, table)| self.kme(at, table, sae_id.as_deref()));
+            kmes.unzip::<_, _, Vec<Option<String>>, Vec<Option<Kme>>>()
+        });
+        let (names, kmes) = match read {
+            Some((names, kmes)) => (names.into_iter().collect(), kmes.into_iter().collect()),
+            None => (None, None),
+        };
+        s.finish(&mut self.sink, &ELSEWHERE);
+        let facts = KmsFacts { sae_id: sae_id.clone(), names };
+        let kms = sae_id.zip(stock).zip(kmes).map(|((sae_id, stock), kmes)| Kms { sae_id, stock, kmes });
+        (kms, facts)
+    }
+
+    fn kme(
+        &mut self,
+        at: Position,
+        table: &'t DeTable<'t>,
+        our_sae_id: Option<&str>,
+    ) -> (Option<String>, Option<Kme>) {
+        let mut s = Section::new("[[kms.kme]]", at, self.text, table);
+        let mut marks = KmeMarks { url: at, ca_file: at, cert_file: at, key_file: at };
+        let name = s.need(&mut self.sink, "name", "\"kme-a1\"").and_then(|entry| {
+            let name = self.parsed(&entry, |t| values::name(t, "kme-a1"))?;
+            s.title = format!("[[kms.kme]] \"{name}\"");
+            self.facts.kme_names.push((name.clone(), entry.at));
+            Some(name)
+        });
+        let api = self.word(&mut s, "api", "\"etsi014\"", KmeApi::WORDS, KmeApi::from_word);
+        let api = match api {
+            Some(None | Some(KmeApi::Etsi014)) => Some(KmeApi::Etsi014),
+            Some(Some(other)) => {
+                let at = self.value_at(table, "api", at);
+                self.sink.add(
+                    at,
+                    format!("api \"{other}\" is not built yet in this version"),
+                    "write `api = \"etsi014\"`",
+                );
+                None
+            }
+            None => None,
+        };
+        let sae_id = match s.take(&self.sink, "sae_id", "\"SITE-A\"") {
+            Some(entry) => self.parsed(&entry, values::sae_id),
+            None => our_sae_id.map(str::to_owned),
+        };
+        let server_name = s.take(&self.sink, "server_name", "\"kme-a1\"").map(|entry| {
+            self.parsed(&entry, |text| {
+                match text.parse::<std::net::IpAddr>().is_ok() || values::is_host_name(text) {
+                    true => Ok(text.to_owned()),
+                    false => Err((
+                        format!("\"{}\" can't be the name in a certificate", values::shown(text)),
+                        "write a host name or an address, without scheme and port".to_owned(),
+                    )),
+                }
+            })
+        });
+        let url = s.need(&mut self.sink, "url", "\"https://kme-a1.site-a.example:8443\"").and_then(|entry| {
+            marks.url = entry.at;
+            let (url, ip) = self.parsed(&entry, values::kme_url)?;
+            if let (Some(name), Some(ip)) = (&name, ip) {
+                self.facts.kme_ips.push((name.clone(), ip, entry.at));
+            }
+            Some(url)
+        });
+        let mut path = |key, example, mark: &mut Position| {
+            let entry = s.need(&mut self.sink, key, example)?;
+            *mark = entry.at;
+            self.file_name(&entry)
+        };
+        let ca_file = path("ca_file", "\"/etc/qvpn/kms/ca.pem\"", &mut marks.ca_file);
+        let cert_file = path("cert_file", "\"/etc/qvpn/kms/site-a.pem\"", &mut marks.cert_file);
+        let key_file = path("key_file", "\"/etc/qvpn/kms/site-a.key\"", &mut marks.key_file);
+        s.finish(&mut self.sink, &ELSEWHERE);
+        self.marks.kmes.push(marks);
+        let value = || {
+            Some(Kme {
+                name: name.clone()?,
+                api: api?,
+                sae_id: sae_id?,
+                server_name: match server_name {
+                    Some(name) => Some(name?),
+                    None => None,
+                },
+                url: url?,
+                ca_file: ca_file?,
+                cert_file: cert_file?,
+                key_file: key_file?,
+            })
+        };
+        let kme = value();
+        (name, kme)
+    }
+}

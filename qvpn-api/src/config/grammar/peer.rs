@@ -1,0 +1,186 @@
+//! The sections `[[peer]]`.
+
+use std::time::Duration;
+
+use toml::de::DeTable;
+
+use super::super::error::Position;
+use super::super::model::{Peer, PeerMarks, QkdPolicy, Role, Suite};
+use super::super::reader::{Section, alternatives, nearest};
+use super::super::rules::PeerFacts;
+use super::super::values;
+use super::{Defaults, ELSEWHERE, KmsFacts, REKEY_MAX, REKEY_MIN, Reader, split_advice};
+
+const KEEPALIVE_MIN: Duration = Duration::from_secs(1);
+const KEEPALIVE_MAX: Duration = Duration::from_secs(65_535);
+
+impl<'t> Reader<'t> {
+    pub(super) fn peer(
+        &mut self,
+        at: Position,
+        table: &'t DeTable<'t>,
+        has_kms: bool,
+        kms: Option<&KmsFacts>,
+        defaults: &Defaults,
+    ) -> Option<Peer> {
+        let mut s = Section::new("[[peer]]", at, self.text, table);
+        let mut marks = PeerMarks { public_key: at, endpoint: at, preshared_key_file: at };
+        let mut facts = PeerFacts { at, ..PeerFacts::default() };
+        let name = s.need(&mut self.sink, "name", "\"site-b\"").and_then(|entry| {
+            let name = self.parsed(&entry, |t| values::name(t, "site-b"))?;
+            s.title = format!("[[peer]] \"{name}\"");
+            facts.name = Some((name.clone(), entry.at));
+            Some(name)
+        });
+        let public_key = s.need(&mut self.sink, "public_key", "\"qvpn1-…\"").and_then(|entry| {
+            marks.public_key = entry.at;
+            let key = self.parsed(&entry, |text| {
+                text.parse().map_err(|e: qvpn_identity::IdentityError| {
+                    split_advice(&e.to_string(), "write the line that `qvpn-ctl pubkey` prints at the peer")
+                })
+            })?;
+            facts.public_key = Some((key, entry.at));
+            Some(key)
+        });
+        let endpoint = s.take(&self.sink, "endpoint", "\"203.0.113.9:51820\"").map(|entry| {
+            marks.endpoint = entry.at;
+            let endpoint = self.parsed(&entry, |t| values::endpoint(t, defaults.lanes))?;
+            facts.endpoint = endpoint.ip().map(|ip| (ip, entry.at));
+            Some(endpoint)
+        });
+        let allowed_ips = s.need(&mut self.sink, "allowed_ips", "[\"10.20.0.0/16\"]").and_then(|entry| {
+            for (at, text) in entry.strings(&mut self.sink)? {
+                match values::prefix(text) {
+                    Ok(prefix) => facts.allowed_ips.push((prefix, at)),
+                    Err((what, fix)) => self.sink.add(at, what, fix),
+                }
+            }
+            Some(facts.allowed_ips.iter().map(|(p, _)| *p).collect::<Vec<_>>())
+        });
+        let qkd_at = self.value_at(table, "qkd", at);
+        let qkd = self.word(&mut s, "qkd", "\"required\"", QkdPolicy::WORDS, QkdPolicy::from_word);
+        let qkd_written = table.contains_key("qkd");
+        let qkd = qkd.map(|q| q.unwrap_or(QkdPolicy::Required));
+        let wants_qkd = qkd.is_some_and(|q| q != QkdPolicy::Off);
+        if wants_qkd && !has_kms {
+            let why = match qkd_written {
+                true => "wants QKD keys",
+                false => "wants QKD keys (qkd = \"required\" is the default)",
+            };
+            self.sink.missing(
+                qkd_at,
+                format!("{} {why}, and there is no section [kms]", s.title),
+                "write a section [kms] with this site's KMEs, or `qkd = \"off\"` for a peer without QKD",
+            );
+        }
+        let sae_id = self.peer_sae_id(&mut s, kms, wants_qkd && has_kms);
+        let kmes = self.peer_kmes(&mut s, kms, wants_qkd, has_kms);
+        facts.kmes = kmes.clone().unwrap_or_default();
+        let role = self.word(&mut s, "role", "\"auto\"", Role::WORDS, Role::from_word);
+        let psk = s.take(&self.sink, "preshared_key_file", "\"/etc/qvpn/site-b.psk\"").map(|entry| {
+            marks.preshared_key_file = entry.at;
+            self.file_name(&entry)
+        });
+        let keepalive =
+            self.duration(&mut s, "persistent_keepalive", "\"25s\"", KEEPALIVE_MIN, KEEPALIVE_MAX);
+        let suite = self.word(&mut s, "suite", "\"chacha20poly1305\"", Suite::WORDS, Suite::from_word);
+        let rekey = self.duration(&mut s, "rekey_interval", "\"60s\"", REKEY_MIN, REKEY_MAX);
+        s.finish(&mut self.sink, &ELSEWHERE);
+        self.marks.peers.push(marks);
+        self.facts.peers.push(facts);
+        Some(Peer {
+            name: name?,
+            public_key: public_key?,
+            endpoint: match endpoint {
+                Some(endpoint) => Some(endpoint?),
+                None => None,
+            },
+            allowed_ips: allowed_ips?,
+            sae_id: sae_id?,
+            kmes: kmes?,
+            qkd: qkd?,
+            role: role?.unwrap_or(Role::Auto),
+            preshared_key_file: match psk {
+                Some(path) => Some(path?),
+                None => None,
+            },
+            persistent_keepalive: keepalive?,
+            suite: suite?.unwrap_or(defaults.suite),
+            rekey_interval: rekey?.unwrap_or(defaults.rekey_interval),
+        })
+    }
+
+    fn peer_sae_id(
+        &mut self,
+        s: &mut Section<'t>,
+        kms: Option<&KmsFacts>,
+        needed: bool,
+    ) -> Option<Option<String>> {
+        let entry = match needed {
+            true => s.need(&mut self.sink, "sae_id", "\"SITE-B\"")?,
+            false => match s.take(&self.sink, "sae_id", "\"SITE-B\"") {
+                Some(entry) => entry,
+                None => return Some(None),
+            },
+        };
+        let id = self.parsed(&entry, values::sae_id)?;
+        if kms.is_some_and(|k| k.sae_id.as_ref() == Some(&id)) {
+            entry.wrong(
+                &mut self.sink,
+                format!("the peer's sae_id \"{id}\" is our own, from [kms]"),
+                "write the SAE ID of the other site",
+            );
+            return None;
+        }
+        Some(Some(id))
+    }
+
+    fn peer_kmes(
+        &mut self,
+        s: &mut Section<'t>,
+        kms: Option<&KmsFacts>,
+        wants_qkd: bool,
+        has_kms: bool,
+    ) -> Option<Vec<String>> {
+        let names = kms.and_then(|k| k.names.as_ref());
+        let Some(entry) = s.take(&self.sink, "kmes", "[\"kme-a1\"]") else {
+            // A section [kms] that can't be read has its own error.
+            return Some(if wants_qkd { names.cloned().unwrap_or_default() } else { Vec::new() });
+        };
+        let mut kmes: Vec<String> = Vec::new();
+        for (at, name) in entry.strings(&mut self.sink)? {
+            if kmes.iter().any(|k| k == name) {
+                self.sink.add(at, format!("KME \"{name}\" stands here twice"), "take one of them out");
+            } else if let Some(names) = names.filter(|names| !names.iter().any(|n| n == name)) {
+                let what = format!("there is no KME \"{}\" in [kms]", values::shown(name));
+                let known: Vec<&str> = names.iter().map(String::as_str).collect();
+                let fix = match nearest(name, &known) {
+                    Some(near) => format!("did you mean \"{near}\"?"),
+                    None => {
+                        let quoted: Vec<String> = names.iter().take(8).map(|n| format!("\"{n}\"")).collect();
+                        format!("write {}", alternatives(&quoted))
+                    }
+                };
+                self.sink.add(at, what, fix);
+            } else if !has_kms {
+                let what =
+                    format!("there is no KME \"{}\", since there is no section [kms]", values::shown(name));
+                self.sink.missing(
+                    at,
+                    what,
+                    "write a section [kms] with this site's KMEs, or take `kmes` out",
+                );
+            } else {
+                kmes.push(name.to_owned());
+            }
+        }
+        if kmes.is_empty() && wants_qkd && entry.value.as_array().is_some_and(|a| a.is_empty()) {
+            entry.wrong(
+                &mut self.sink,
+                "`kmes` is empty, so no QKD key could come",
+                "name a KME, take the line out for all of them, or write `qkd = \"off\"`",
+            );
+        }
+        Some(if wants_qkd { kmes } else { Vec::new() })
+    }
+}

@@ -1,0 +1,160 @@
+//! What the grammar takes, with its defaults, and that no input makes the parser panic.
+#![allow(clippy::unwrap_used)] // helpers of tests
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use proptest::prelude::*;
+use qvpn_api::Config;
+use qvpn_api::config::{Dscp, KmeApi, Mtu, OnStop, QkdPolicy, Role, Suite, Table};
+
+const EXAMPLE: &str = include_str!("examples/qvpn0.toml");
+const PATH: &str = "/etc/qvpn/qvpn0.toml";
+
+fn parse(text: &str) -> Config {
+    Config::parse(Path::new(PATH), text).unwrap_or_else(|e| panic!("{e}"))
+}
+
+#[test]
+fn the_example_is_read_whole() {
+    let config = parse(EXAMPLE);
+    let i = &config.interface;
+    assert_eq!((i.name.as_str(), i.listen_port, i.lanes, i.fwmark), ("qvpn0", 51820, 1, 0));
+    assert_eq!(i.private_key_file, PathBuf::from("/etc/qvpn/qvpn0.key"));
+    assert_eq!(i.address.iter().map(ToString::to_string).collect::<Vec<_>>(), ["10.77.0.1/30", "fd77::1/64"]);
+    assert_eq!((i.mtu, i.table, i.dscp, i.on_stop), (Mtu::Auto, Table::Auto, Dscp::Inherit, OnStop::Block));
+    assert_eq!((i.suite, i.rekey_interval), (Suite::Chacha20Poly1305, Duration::from_secs(60)));
+    assert_eq!(i.metrics_listen.unwrap().to_string(), "127.0.0.1:9790");
+
+    let kms = config.kms.as_ref().unwrap();
+    assert_eq!((kms.sae_id.as_str(), kms.stock), ("SITE-A", 5));
+    let (a1, a2) = (&kms.kmes[0], &kms.kmes[1]);
+    assert_eq!((a1.name.as_str(), a1.api, a1.sae_id.as_str()), ("kme-a1", KmeApi::Etsi014, "SITE-A-GW"));
+    assert_eq!(a1.url, "https://kme-a1.site-a.example:8443");
+    assert_eq!(a1.server_name.as_deref(), Some("kme-a1"));
+    assert_eq!(a1.cert_file, PathBuf::from("/etc/qvpn/kms/site-a.pem"));
+    assert_eq!((a2.sae_id.as_str(), a2.server_name.as_deref()), ("SITE-A", None));
+
+    let b = &config.peers[0];
+    assert_eq!((b.name.as_str(), b.qkd, b.role), ("site-b", QkdPolicy::Required, Role::Initiator));
+    assert_eq!(b.endpoint.as_ref().unwrap().to_string(), "203.0.113.9:51820");
+    assert_eq!((b.suite, b.rekey_interval), (Suite::Aes256Gcm, Duration::from_millis(100)));
+    assert_eq!(b.persistent_keepalive, Some(Duration::from_secs(25)));
+    let names: Vec<_> = config.kmes_of(b).iter().map(|k| k.name.clone()).collect();
+    assert_eq!(names, ["kme-a2", "kme-a1"]);
+
+    let c = &config.peers[1];
+    assert_eq!((c.name.as_str(), c.qkd, c.role, &c.endpoint), ("büro-c", QkdPolicy::Off, Role::Auto, &None));
+    assert_eq!((c.suite, c.rekey_interval), (Suite::Chacha20Poly1305, Duration::from_secs(60)));
+    assert_eq!((&c.sae_id, c.kmes.len(), c.persistent_keepalive), (&None, 0, None));
+    assert_eq!(c.allowed_ips[2].to_string(), "192.0.2.7/32");
+
+    assert_eq!(config.peer("site-b").unwrap().name, "site-b");
+    assert_eq!(config.peer(&c.public_key.to_string()).unwrap().name, "büro-c");
+    assert!(config.peer("site").is_none());
+}
+
+#[test]
+fn an_empty_interface_has_all_defaults() {
+    let config = Config::parse(Path::new("conf/wan1.toml"), "[interface]\n").unwrap();
+    let i = &config.interface;
+    assert_eq!((i.name.as_str(), i.listen_port, i.lanes, i.dscp), ("wan1", 51820, 1, Dscp::Value(0)));
+    assert_eq!(i.private_key_file, PathBuf::from("conf/wan1.key"));
+    assert!(i.address.is_empty() && config.kms.is_none() && config.peers.is_empty());
+    assert_eq!((i.mtu, i.table, i.metrics_listen), (Mtu::Auto, Table::Auto, None));
+}
+
+#[test]
+fn values_at_their_limits_are_taken() {
+    let rows = [
+        "mtu = 576",
+        "mtu = 65455",
+        "rekey_interval = \"100ms\"",
+        "rekey_interval = \"2m\"",
+        "lanes = 16\nlisten_port = 65520",
+        "table = 254",
+        "table = 1",
+        "table = \"off\"",
+        "fwmark = 0xffff_ffff",
+        "dscp = 63",
+        "name = \"abcdefghijklmno\"",
+        "metrics_listen = \"[::1]:9790\"",
+        "on_stop = \"open\"",
+        "mtu = 1280\naddress = [\"fd77::1/64\"]",
+    ];
+    for row in rows {
+        parse(&format!("[interface]\n{row}\n"));
+    }
+}
+
+#[test]
+fn default_routes_and_tunnels_in_tunnels_are_no_loop() {
+    let peers = |b: &str, c: &str| {
+        let keys: Vec<_> = EXAMPLE.lines().filter(|l| l.starts_with("public_key")).collect();
+        format!(
+            "[interface]\n[[peer]]\nname = \"b\"\nqkd = \"off\"\n{}\n{b}\n[[peer]]\nname = \"c\"\nqkd = \"off\"\n{}\n{c}\n",
+            keys[0], keys[1]
+        )
+    };
+    let b = "endpoint = \"203.0.113.9:1\"\nallowed_ips = [\"0.0.0.0/0\", \"::/0\"]";
+    parse(&peers(b, "endpoint = \"10.1.2.3:1\"\nallowed_ips = [\"10.9.0.0/16\"]"));
+    // Site c is reached through the tunnel to b, and needs nothing of its own.
+    let b = "endpoint = \"203.0.113.9:1\"\nallowed_ips = [\"10.20.0.0/16\"]";
+    parse(&peers(b, "endpoint = \"10.20.0.9:1\"\nallowed_ips = [\"10.30.0.0/16\"]"));
+}
+
+#[test]
+fn a_thousand_peers_are_read() {
+    let mut text = String::from("[interface]\n");
+    for i in 0..1000u32 {
+        let (hi, lo) = (i / 250, i % 250);
+        text += &format!("[[peer]]\nname = \"p{i}\"\nqkd = \"off\"\npublic_key = \"{}\"\n", key_of(i));
+        text += &format!("endpoint = \"198.51.{hi}.{lo}:51820\"\nallowed_ips = [\"10.{hi}.{lo}.0/24\"]\n");
+    }
+    assert_eq!(parse(&text).peers.len(), 1000);
+}
+
+/// A public key that differs for each `i` and whose X25519 half is no point of small order.
+fn key_of(i: u32) -> String {
+    let base = EXAMPLE.lines().find(|l| l.starts_with("public_key")).unwrap();
+    let base = base.split('"').nth(1).unwrap();
+    let digit = |n: u32| char::from(b'A' + u8::try_from(n % 26).unwrap());
+    let tail: String = [i, i / 26, i / 676].map(digit).iter().collect();
+    format!("{}{tail}{}", &base[..10], &base[13..])
+}
+
+proptest! {
+    #[test]
+    fn any_text_is_read_or_refused(text in "\\PC*") {
+        let _ = Config::parse(Path::new(PATH), &text);
+    }
+
+    #[test]
+    fn any_config_like_text_is_read_or_refused(lines in prop::collection::vec(
+        "(\\[interface\\]|\\[kms\\]|\\[\\[kms.kme\\]\\]|\\[\\[peer\\]\\]|(name|mtu|lanes|table|address|url|endpoint|allowed_ips|qkd|kmes|dscp|rekey_interval|public_key) = (\"[a-z0-9:/.\\[\\]%-]{0,12}\"|-?[0-9]{1,30}|\\[\"[0-9./:a-f]{0,12}\"\\]|1.5|true|\\{ a = 1 \\}))",
+        0..30,
+    )) {
+        let _ = Config::parse(Path::new(PATH), &lines.join("\n"));
+    }
+
+    #[test]
+    fn a_mutated_example_is_read_or_refused_with_a_place(
+        cuts in prop::collection::vec((any::<prop::sample::Index>(), "[ -~\\n\"=\\[\\]é]{0,3}"), 1..6),
+    ) {
+        let mut text = EXAMPLE.to_owned();
+        for (at, with) in cuts {
+            let mut at = at.index(text.len());
+            while !text.is_char_boundary(at) { at -= 1; }
+            let end = (at + 1..=text.len()).find(|e| text.is_char_boundary(*e)).unwrap_or(at);
+            text.replace_range(at..end, &with);
+        }
+        if let Err(errors) = Config::parse(Path::new(PATH), &text) {
+            let lines = text.lines().count() + 1;
+            for error in errors.list() {
+                let place = error.position.unwrap();
+                prop_assert!(place.line >= 1 && place.line <= lines && place.column >= 1, "{error}");
+                prop_assert!(!error.to_string().contains('\n'), "{error}");
+            }
+        }
+    }
+}

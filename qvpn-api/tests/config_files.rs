@@ -1,0 +1,208 @@
+//! What is checked on the machine: the files that a config names, and the other configs of its folder.
+#![allow(clippy::unwrap_used)] // helpers of tests
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+
+use qvpn_api::Config;
+use qvpn_identity::{Psk, SecretIdentity};
+use rand_core::SeedableRng;
+
+struct Site {
+    dir: tempfile::TempDir,
+    identity: SecretIdentity,
+}
+
+impl Site {
+    /// A folder with everything that a config needs, all as it should be.
+    fn new() -> Self {
+        let mut rng = rand_chacha::ChaCha20Rng::seed_from_u64(1);
+        let site = Self { dir: tempfile::tempdir().unwrap(), identity: SecretIdentity::generate(&mut rng) };
+        let other = SecretIdentity::generate(&mut rng).public().to_string();
+        site.write("qvpn0.key", site.identity.to_text().expose(), 0o600);
+        site.write("b.psk", Psk::generate(&mut rng).to_text().expose(), 0o600);
+        site.write("ca.pem", b"ca", 0o644);
+        site.write("a.pem", b"cert", 0o644);
+        site.write("a.key", b"key", 0o600);
+        site.write("qvpn0.toml", Self::config(&other).as_bytes(), 0o644);
+        site
+    }
+
+    fn config(peer_key: &str) -> String {
+        format!(
+            "[interface]\nprivate_key_file = \"qvpn0.key\"\n[kms]\nsae_id = \"A\"\n[[kms.kme]]\nname = \"k\"\n\
+             url = \"https://k\"\nca_file = \"ca.pem\"\ncert_file = \"a.pem\"\nkey_file = \"a.key\"\n[[peer]]\n\
+             name = \"b\"\npublic_key = \"{peer_key}\"\nsae_id = \"B\"\nallowed_ips = []\npreshared_key_file = \"b.psk\"\n"
+        )
+    }
+
+    fn write(&self, name: &str, bytes: &[u8], mode: u32) {
+        let path = self.dir.path().join(name);
+        fs::write(&path, bytes).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+    }
+
+    fn chmod(&self, name: &str, mode: u32) {
+        fs::set_permissions(self.dir.path().join(name), fs::Permissions::from_mode(mode)).unwrap();
+    }
+
+    fn load(&self) -> Config {
+        Config::load(&self.dir.path().join("qvpn0.toml")).unwrap_or_else(|e| panic!("{e}"))
+    }
+
+    /// The errors of `check_files`, without the folder.
+    fn errors(&self) -> String {
+        let errors = self.load().check_files().expect_err("something is wrong here").to_string();
+        errors.replace(&format!("{}/", self.dir.path().display()), "")
+    }
+}
+
+#[test]
+fn good_files_are_taken_and_read() {
+    let site = Site::new();
+    let config = site.load();
+    config.check_files().unwrap();
+    assert_eq!(config.read_private_key().ok().unwrap().public(), site.identity.public());
+    assert!(config.read_psk(&config.peers[0]).ok().unwrap().is_some());
+}
+
+#[test]
+fn a_secret_that_others_can_read_is_refused() {
+    let site = Site::new();
+    for mode in [0o644, 0o604, 0o602, 0o660, 0o601] {
+        site.chmod("qvpn0.key", mode);
+        let errors = site.errors();
+        let who = if mode & 7 == 0 { "its group" } else { "everybody" };
+        let can = if mode & 0o44 == 0 { "reach" } else { "read" };
+        assert_eq!(
+            errors,
+            format!(
+                "qvpn0.toml:2:20: {who} can {can} the private key qvpn0.key (mode {mode:04o}); run `chmod 0600 qvpn0.key`, \
+                 or `chown root:qvpn qvpn0.key && chmod 0640 qvpn0.key`"
+            )
+        );
+        assert!(site.load().read_private_key().is_err());
+    }
+    for mode in [0o600, 0o400] {
+        site.chmod("qvpn0.key", mode);
+        site.load().check_files().unwrap();
+    }
+}
+
+#[test]
+fn each_bad_file_is_named_at_its_line_all_at_once() {
+    let site = Site::new();
+    for name in ["a.pem", "b.psk"] {
+        fs::remove_file(site.dir.path().join(name)).unwrap();
+    }
+    site.chmod("a.key", 0o644);
+    fs::remove_file(site.dir.path().join("ca.pem")).unwrap();
+    fs::create_dir(site.dir.path().join("ca.pem")).unwrap();
+    site.write("qvpn0.key", b"qvpn1-not-a-secret", 0o600);
+    assert_eq!(
+        site.errors().lines().collect::<Vec<_>>(),
+        [
+            "qvpn0.toml:2:20: qvpn0.key holds no private key: expected a secret key, but this is a public key; public keys go into `public_key`, secret keys into `private_key_file`",
+            "qvpn0.toml:8:11: the CA certificate ca.pem is not a file; write the path of a file",
+            "qvpn0.toml:9:13: can't open the client certificate a.pem: no such file or directory; put it there, or write the right path",
+            "qvpn0.toml:10:12: everybody can read the client certificate's key a.key (mode 0644); run `chmod 0600 a.key`, or `chown root:qvpn a.key && chmod 0640 a.key`",
+            "qvpn0.toml:16:22: can't open the pre-shared key b.psk: no such file or directory; make one with `(umask 077; qvpn-ctl genpsk > b.psk)`, and copy it to the peer",
+        ]
+    );
+}
+
+#[test]
+fn no_key_file_makes_the_check_wait_or_fill_memory() {
+    let site = Site::new();
+    let key = site.dir.path().join("qvpn0.key");
+    site.write("qvpn0.key", &[b'x'; 5000], 0o600);
+    assert!(site.errors().contains("qvpn0.key is too long to be a private key"), "{}", site.errors());
+    site.write("qvpn0.key", b"", 0o600);
+    assert!(site.errors().contains("the key is empty"), "{}", site.errors());
+    site.write("qvpn0.key", b"\xff\xfe\0\0", 0o600);
+    assert!(site.errors().contains("qvpn0.key holds no private key"), "{}", site.errors());
+    fs::remove_file(&key).unwrap();
+    assert!(site.errors().contains("umask 077; qvpn-ctl genkey >"), "{}", site.errors());
+    nix::unistd::mkfifo(&key, nix::sys::stat::Mode::S_IRUSR).unwrap();
+    assert!(site.errors().contains("qvpn0.key is not a file"), "{}", site.errors());
+}
+
+#[test]
+fn our_own_public_key_is_no_peer() {
+    let site = Site::new();
+    site.write("qvpn0.toml", Site::config(&site.identity.public().to_string()).as_bytes(), 0o644);
+    let expected = "qvpn0.toml:13:14: the public_key of peer \"b\" is our own; write the line that `qvpn-ctl pubkey` prints at the other site";
+    assert_eq!(site.errors(), expected);
+    assert!(site.load().check_own_key(site.identity.public()).is_err());
+}
+
+#[test]
+fn a_config_that_cannot_be_read_says_why() {
+    let dir = tempfile::tempdir().unwrap();
+    let error = |name: &str| Config::load(&dir.path().join(name)).unwrap_err().to_string();
+    assert!(error("none.toml").contains("can't open the config"), "{}", error("none.toml"));
+    fs::create_dir(dir.path().join("folder.toml")).unwrap();
+    assert!(error("folder.toml").contains("is not a file"), "{}", error("folder.toml"));
+    fs::write(dir.path().join("latin.toml"), b"[interface]\nname = \"b\xfcro\"\n").unwrap();
+    assert!(error("latin.toml").contains("line 2 is not UTF-8 text; save the file as UTF-8"));
+}
+
+#[test]
+fn neighbours_share_no_port_name_or_metrics_address() {
+    let parse = |name: &str, lines: &str| {
+        Config::parse(Path::new(&format!("/etc/qvpn/{name}.toml")), &format!("[interface]\n{lines}\n"))
+            .unwrap()
+    };
+    let ours = parse("qvpn0", "listen_port = 51820\nlanes = 4\nmetrics_listen = \"127.0.0.1:9790\"");
+    let rows = [
+        (parse("qvpn1", "listen_port = 51824"), None),
+        (parse("qvpn1", "listen_port = 51816\nlanes = 4"), None),
+        (
+            parse("qvpn1", "listen_port = 51823\nlanes = 2"),
+            Some(
+                "2:15: UDP ports 51820 to 51823 overlap UDP ports 51823 to 51824 of qvpn1 (/etc/qvpn/qvpn1.toml); write `listen_port = 51825`",
+            ),
+        ),
+        (
+            parse("qvpn1", "listen_port = 51817\nlanes = 4"),
+            Some(
+                "2:15: UDP ports 51820 to 51823 overlap UDP ports 51817 to 51820 of qvpn1 (/etc/qvpn/qvpn1.toml); write `listen_port = 51821`",
+            ),
+        ),
+        (
+            parse("qvpn1", "name = \"qvpn0\"\nlisten_port = 1"),
+            Some(
+                "1:1: the interface qvpn0 is described by /etc/qvpn/qvpn1.toml too; give one of them another `name`, or remove one file",
+            ),
+        ),
+        (
+            parse("qvpn1", "listen_port = 1\nmetrics_listen = \"127.0.0.1:9790\""),
+            Some(
+                "4:18: metrics_listen 127.0.0.1:9790 is qvpn1's already (/etc/qvpn/qvpn1.toml); write another port",
+            ),
+        ),
+    ];
+    for (other, expected) in rows {
+        let found = ours.check_neighbours(&[other]).err().map(|e| e.to_string());
+        assert_eq!(found, expected.map(|e| format!("/etc/qvpn/qvpn0.toml:{e}")));
+    }
+    let full = parse("high", "listen_port = 65535");
+    let error = full.check_neighbours(&[parse("qvpn1", "listen_port = 65535")]).unwrap_err();
+    assert!(error.to_string().ends_with("write a lower `listen_port` that is free"));
+}
+
+#[test]
+fn neighbours_are_the_other_readable_configs_of_the_folder() {
+    let site = Site::new();
+    site.write("qvpn1.toml", b"[interface]\n", 0o644);
+    site.write("broken.toml", b"[interf", 0o644);
+    site.write("notes.txt", b"[interface]\n", 0o644);
+    std::os::unix::fs::symlink(site.dir.path().join("qvpn0.toml"), site.dir.path().join("alias.toml"))
+        .unwrap();
+    let config = site.load();
+    let others = config.neighbours();
+    assert_eq!(others.iter().map(|c| c.interface.name.as_str()).collect::<Vec<_>>(), ["qvpn1"]);
+    let error = config.check_neighbours(&others).unwrap_err().to_string();
+    assert!(error.contains("UDP port 51820 overlaps UDP port 51820 of qvpn1"), "{error}");
+}
