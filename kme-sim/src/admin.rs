@@ -45,7 +45,7 @@ pub enum Command {
         kmes: [String; 2],
     },
     /// Asks what the links and KMEs hold.
-    Stored,
+    Stored {},
 }
 
 /// What a command came to.
@@ -102,7 +102,7 @@ pub(crate) async fn execute(shared: &Shared, command: Command) -> Answer {
         },
         Command::PauseLink { kmes } => pause(&kmes, true),
         Command::ResumeLink { kmes } => pause(&kmes, false),
-        Command::Stored => {
+        Command::Stored {} => {
             let faults = shared.all_faults().clone();
             let mut network = shared.network();
             let report = |(name, misbehave): (String, Faults)| KmeReport {

@@ -20,6 +20,9 @@ pub const OPTIONAL_UNHANDLED: &str = "not all extension_optional request options
 /// The message for a key ID that is unknown, already fetched, or not yet there (Table 8).
 pub const KEY_NOT_FOUND: &str = "one or more keys specified are not found on KME";
 
+/// The longest message, characters.
+const LONGEST_MESSAGE: usize = 300;
+
 /// The three methods of the interface (clause 5).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -76,9 +79,10 @@ pub enum Refusal {
 }
 
 impl Refusal {
-    /// A 400 with `message` and no details.
+    /// A 400 with `message` and no details. What it quotes of the request is cut to a bounded length.
     pub fn bad(message: impl Into<String>) -> Self {
-        Self::BadRequest { message: message.into(), details: Vec::new() }
+        let message = message.into().chars().take(LONGEST_MESSAGE).collect();
+        Self::BadRequest { message, details: Vec::new() }
     }
 
     /// The status code that says so.
@@ -438,5 +442,6 @@ mod tests {
             json!({"message":"m","details":[{"a":1}]})
         );
         assert!(Refusal::Unauthorized("no").body().is_empty());
+        assert!(Refusal::bad("x".repeat(100_000)).body().len() < 400);
     }
 }

@@ -237,7 +237,8 @@ fn params(common_name: &str, days: u32) -> CertificateParams {
     params.distinguished_name.push(DnType::CommonName, common_name);
     // A day early, for machines whose clocks differ.
     params.not_before = now - Duration::days(1);
-    params.not_after = now + Duration::days(i64::from(days));
+    // The last second is the one before the day ends, so that none at all is over at once.
+    params.not_after = now + Duration::days(i64::from(days)) - Duration::SECOND;
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
     params.use_authority_key_identifier_extension = true;
     params

@@ -360,6 +360,7 @@ impl Check<'_> {
         self.key_size(&raw.key_size, "key_size");
         for end in &ends {
             if let Some((min, max)) = kmes.get(end)
+                && min <= max
                 && !(*min..=*max).contains(&size)
             {
                 let at = if raw.key_size.span().is_empty() { at } else { raw.key_size.span().start };

@@ -41,7 +41,9 @@ pub(crate) async fn answer(
     Ok(match serve(&peer, sae, request).await {
         Ok(response) => response,
         Err(refusal) => {
-            info!(kme = %peer.kme, sae, status = refusal.status().as_u16(), reason = %refusal, "request refused");
+            // Quoted and escaped, since it may repeat what the client wrote.
+            let reason = refusal.to_string();
+            info!(kme = %peer.kme, sae, status = refusal.status().as_u16(), ?reason, "request refused");
             refused(&refusal)
         }
     })

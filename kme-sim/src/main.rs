@@ -204,7 +204,7 @@ async fn send_admin(socket: &Path, command: AdminCommand) -> Result<(), Failure>
         AdminCommand::Misbehave { kme, op, how } => json(&Command::Misbehave { kme, op, how })?,
         AdminCommand::PauseLink { a, b } => json(&Command::PauseLink { kmes: [a, b] })?,
         AdminCommand::ResumeLink { a, b } => json(&Command::ResumeLink { kmes: [a, b] })?,
-        AdminCommand::Stored => json(&Command::Stored)?,
+        AdminCommand::Stored => json(&Command::Stored {})?,
         AdminCommand::Json(words) => words.join(" ").replace('\n', " "),
     };
     let answer = admin::send(socket, &line).await.map_err(|e| {

@@ -1,4 +1,5 @@
 //! The interface of ETSI GS QKD 014 against real servers on loopback: each method, form, bound and message.
+#![allow(clippy::unwrap_used)] // a failure in a helper is a failure of the test
 
 mod common;
 
@@ -124,7 +125,7 @@ async fn additional_slaves_each_get_the_key_over_their_own_link() {
     // Two keys of 256 bits cost two on the first link and four of 128 on the other.
     let stored: Vec<u64> = lab
         .simulator
-        .command(Command::Stored)
+        .command(Command::Stored {})
         .await
         .links
         .unwrap()

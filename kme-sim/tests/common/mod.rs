@@ -131,7 +131,7 @@ impl Lab {
 
     /// Keys that wait at `kme`.
     pub async fn waiting(&self, kme: &str) -> usize {
-        let kmes = self.simulator.command(Command::Stored).await.kmes.unwrap();
+        let kmes = self.simulator.command(Command::Stored {}).await.kmes.unwrap();
         kmes.iter().find(|k| k.name == kme).unwrap().waiting_keys
     }
 }

@@ -1,0 +1,107 @@
+//! Who gets in: mutual TLS on real sockets, and the SAE ID that a certificate gives.
+#![allow(clippy::unwrap_used)] // a failure in a helper is a failure of the test
+
+mod common;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use common::{Client, Lab, client_config};
+use kme_sim::certs;
+use rustls::version::{TLS12, TLS13};
+use rustls::{ClientConfig, NamedGroup, ProtocolVersion};
+use tempfile::TempDir;
+
+const STATUS: &str = "/api/v1/keys/SITE-B/status";
+
+/// What a client with `config` gets at kme-a1: the status code, or why there was none.
+async fn knock(lab: &Lab, config: ClientConfig) -> Result<u16, String> {
+    let mut client = Client::connect(lab.address("kme-a1"), "kme-a1", config).await?;
+    client.send("GET", STATUS, "").await.map(|r| r.status.as_u16()).map_err(|e| format!("{e:?}"))
+}
+
+#[tokio::test]
+async fn tls_1_3_with_the_hybrid_group_is_preferred_and_1_2_accepted() {
+    let lab = Lab::start().await;
+    for (versions, agreed) in [
+        (vec![&TLS13, &TLS12], ProtocolVersion::TLSv1_3),
+        (vec![&TLS13], ProtocolVersion::TLSv1_3),
+        (vec![&TLS12], ProtocolVersion::TLSv1_2),
+    ] {
+        let config = client_config(lab.folder.path(), Some("site-a"), &versions);
+        let mut client = Client::connect(lab.address("kme-a1"), "kme-a1", config).await.unwrap();
+        assert_eq!(client.tls, agreed);
+        let hybrid = client.group == NamedGroup::X25519MLKEM768;
+        assert_eq!(hybrid, agreed == ProtocolVersion::TLSv1_3, "{:?}", client.group);
+        assert_eq!(client.get(STATUS).await.status, 200);
+    }
+}
+
+#[tokio::test]
+async fn a_client_without_a_certificate_gets_no_answer() {
+    let lab = Lab::start().await;
+    for version in [&TLS13, &TLS12] {
+        let refused = knock(&lab, client_config(lab.folder.path(), None, &[version])).await.unwrap_err();
+        assert!(refused.contains("CertificateRequired") || refused.contains("HandshakeFailure"), "{refused}");
+    }
+}
+
+#[tokio::test]
+async fn a_certificate_of_another_ca_or_one_that_ended_gets_no_answer() {
+    let lab = Lab::start().await;
+    let other = TempDir::new().unwrap();
+    common::certificates(other.path());
+    let ended = certs::Request {
+        kmes: BTreeMap::new(),
+        saes: BTreeSet::from(["ENDED".to_owned()]),
+        days: 0,
+        force: false,
+    };
+    certs::make(lab.folder.path(), &ended).unwrap();
+    for name in ["site-a.pem", "site-a.key"] {
+        std::fs::copy(other.path().join(name), lab.folder.path().join(format!("other-{name}"))).unwrap();
+    }
+    for version in [&TLS13, &TLS12] {
+        for (sae, alert) in
+            [("other-site-a", &["UnknownCA", "DecryptError"][..]), ("ended", &["CertificateExpired"])]
+        {
+            let refused =
+                knock(&lab, client_config(lab.folder.path(), Some(sae), &[version])).await.unwrap_err();
+            assert!(alert.iter().any(|a| refused.contains(a)), "{sae}: {refused}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_server_certificate_is_no_client_certificate() {
+    let lab = Lab::start().await;
+    let refused = knock(&lab, client_config(lab.folder.path(), Some("kme-b1"), rustls::ALL_VERSIONS))
+        .await
+        .unwrap_err();
+    assert!(refused.contains("BadCertificate") || refused.contains("UnsupportedCertificate"), "{refused}");
+}
+
+#[tokio::test]
+async fn an_sae_of_another_kme_or_of_none_is_401_without_a_body_on_every_operation() {
+    let lab = Lab::start().await;
+    for sae in ["site-b", "nobody"] {
+        let mut client = lab.client("kme-a1", sae).await;
+        for path in [STATUS, "/api/v1/keys/SITE-A/enc_keys", "/api/v1/keys/SITE-A/dec_keys?key_ID=x"] {
+            let reply = client.get(path).await;
+            assert_eq!(reply.status, 401, "{sae} {path}");
+            assert!(reply.body.is_empty());
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_kme_proves_its_own_name_and_addresses_only() {
+    let lab = Lab::start().await;
+    let config = || client_config(lab.folder.path(), Some("site-a"), rustls::ALL_VERSIONS);
+    for name in ["kme-a1", "127.0.0.1", "::1"] {
+        assert!(Client::connect(lab.address("kme-a1"), name, config()).await.is_ok(), "{name}");
+    }
+    for name in ["kme-b1", "127.0.0.2"] {
+        let refused = Client::connect(lab.address("kme-a1"), name, config()).await.err().unwrap();
+        assert!(refused.contains("not valid for name"), "{refused}");
+    }
+}
