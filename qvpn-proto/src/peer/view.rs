@@ -14,7 +14,10 @@ impl<L: ControlLink> Peer<L> {
                 let lacks = self.config.policy == QkdPolicy::Preferred || active.chain_lost;
                 if !active.sources.qkd && lacks { State::Degraded } else { State::Up }
             }
-            None if self.had_epoch || self.refusal.is_some() || self.waiting().is_some() => State::Blocked,
+            // Before the first epoch, waiting is no alarm until something is wrong.
+            None if self.had_epoch || self.refusal.is_some() || self.supply_trouble().is_some() => {
+                State::Blocked
+            }
             None => State::Connecting,
         }
     }
@@ -56,6 +59,9 @@ impl<L: ControlLink> Peer<L> {
         }
         Some(match self.agreement {
             None => "the control session is up; waiting for the other site's Hello".to_owned(),
+            Some(_) if self.had_epoch && matches!(self.side, Side::Responder(_)) => {
+                "the other site proposes no epoch; its `qvpn-ctl show` says why".to_owned()
+            }
             Some(_) => "the control session is up; waiting for the first epoch".to_owned(),
         })
     }
