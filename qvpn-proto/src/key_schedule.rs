@@ -70,7 +70,7 @@ impl Transcript<'_> {
     }
 }
 
-/// The secret half of the inputs, used up by [`derive`]; those that outlive a failed attempt are borrowed.
+/// The secret half of the inputs, used up by [`derive()`]; those that outlive a failed attempt are borrowed.
 pub struct EpochSecrets<'a> {
     /// Of the ephemeral ML-KEM key.
     pub kem_ephemeral: Secret<32>,
