@@ -74,7 +74,7 @@ impl Demo {
             println!("  {}  {}…  (X25519 and the hash of an ML-KEM-1024 key)", site.name(), &public[..40]);
         }
         println!("  a lab CA, and certificates of kme-a1, kme-b1, SITE-A, SITE-B");
-        lab.certificates();
+        let _ = lab.certificates();
 
         self.title("Two KMEs and two gateways start");
         let mut kmes = lab.start_kmes(&KmeOptions::default());
