@@ -78,6 +78,18 @@ pub struct Packet {
     pub destination: Option<IpAddr>,
     /// UDP ports, source and destination.
     pub udp: Option<(u16, u16)>,
+    /// What the UDP datagram carries.
+    pub payload: Vec<u8>,
+}
+
+impl Packet {
+    /// Whether it is a data packet of the tunnel: type 4 with an index whose top bit is set.
+    #[must_use]
+    pub fn is_data(&self) -> bool {
+        self.udp.is_some()
+            && self.payload.starts_with(&[4, 0, 0, 0])
+            && self.payload.get(7).is_some_and(|b| b & 0x80 != 0)
+    }
 }
 
 impl std::fmt::Debug for Packet {
@@ -97,6 +109,12 @@ impl Packets {
     pub fn with_any(&self, patterns: &[Vec<u8>]) -> Vec<&Packet> {
         let finders: Vec<_> = patterns.iter().map(memmem::Finder::new).collect();
         self.0.iter().filter(|packet| finders.iter().any(|f| f.find(&packet.bytes).is_some())).collect()
+    }
+
+    /// Data packets of the tunnel.
+    #[must_use]
+    pub fn data(&self) -> Vec<&Packet> {
+        self.0.iter().filter(|packet| packet.is_data()).collect()
     }
 
     /// UDP datagrams to or from `port`.
@@ -122,7 +140,8 @@ fn parse(bytes: &[u8]) -> Vec<Packet> {
 }
 
 fn dissect(at: f64, frame: &[u8]) -> Packet {
-    let mut packet = Packet { at, bytes: frame.to_vec(), source: None, destination: None, udp: None };
+    let mut packet =
+        Packet { at, bytes: frame.to_vec(), source: None, destination: None, udp: None, payload: Vec::new() };
     let Ok(sliced) = SlicedPacket::from_ethernet(frame) else { return packet };
     match sliced.net {
         Some(NetSlice::Ipv4(ip)) => {
@@ -137,6 +156,7 @@ fn dissect(at: f64, frame: &[u8]) -> Packet {
     }
     if let Some(TransportSlice::Udp(udp)) = sliced.transport {
         packet.udp = Some((udp.source_port(), udp.destination_port()));
+        packet.payload = udp.payload().to_vec();
     }
     packet
 }

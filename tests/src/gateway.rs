@@ -47,6 +47,8 @@ pub struct GatewayOptions {
     pub kms: Option<String>,
     /// More lines of `[[peer]]`.
     pub peer: String,
+    /// The peer's public key as our config has it; its real one if `None`.
+    pub peer_key: Option<String>,
 }
 
 impl Default for GatewayOptions {
@@ -61,6 +63,7 @@ impl Default for GatewayOptions {
             interface: String::new(),
             kms: Some(String::new()),
             peer: String::new(),
+            peer_key: None,
         }
     }
 }
@@ -110,7 +113,7 @@ impl Lab {
         text += &format!(
             "[[peer]]\nname = \"{}\"\npublic_key = \"{}\"\nallowed_ips = {allowed:?}\nsae_id = \"{}\"\nqkd = \"{}\"\n{}\n",
             other.name(),
-            peer.public,
+            options.peer_key.as_ref().unwrap_or(&peer.public),
             other.sae(),
             options.qkd,
             options.peer,

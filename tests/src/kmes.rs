@@ -4,6 +4,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
+use sha2::{Digest, Sha256};
+
 use crate::binaries::binary;
 use crate::lab::{Lab, Site};
 use crate::process::Process;
@@ -17,12 +19,14 @@ pub struct KmeOptions {
     pub initial_keys: u64,
     /// How long a key is on its way to the other KME, such as `500ms`.
     pub relay_delay: Option<String>,
+    /// Makes the keys computable, hex; see [`test_key`].
+    pub seed: Option<String>,
 }
 
 impl Default for KmeOptions {
     /// Enough for any scenario: 1,000 keys at the start, and 100 a second.
     fn default() -> Self {
-        Self { rate_bits_per_s: 25_600, initial_keys: 1000, relay_delay: None }
+        Self { rate_bits_per_s: 25_600, initial_keys: 1000, relay_delay: None, seed: None }
     }
 }
 
@@ -78,6 +82,9 @@ impl Lab {
         if let Some(delay) = &options.relay_delay {
             config += &format!("relay_delay = \"{delay}\"\n");
         }
+        if let Some(seed) = &options.seed {
+            config += &format!("seed = \"{seed}\"\n");
+        }
         let file = self.kme.folder().join("kme-sim.toml");
         std::fs::write(&file, config).unwrap();
         let mut process = self.kme.spawn(binary("kme-sim"), &["--config", &file.display().to_string()]);
@@ -99,5 +106,32 @@ impl Kmes {
             Command::new(binary("kme-sim")).arg("admin").arg(&self.admin).args(words).output().unwrap();
         assert!(output.status.success(), "{words:?}: {}", String::from_utf8_lossy(&output.stderr));
         String::from_utf8(output.stdout).unwrap()
+    }
+}
+
+/// Key `n` of a link with this seed, and its ID, computed here from what kme-sim's documentation says of `seed`, so that
+/// a test knows which bytes must not be in a memory.
+#[must_use]
+pub fn test_key(seed: &[u8], n: u64) -> ([u8; 32], String) {
+    let hash = |label: &str| -> [u8; 32] {
+        Sha256::new().chain_update(label).chain_update(seed).chain_update(n.to_be_bytes()).finalize().into()
+    };
+    let mut id: [u8; 16] = hash("kme-sim test key id")[..16].try_into().unwrap();
+    // A UUID of version 8, RFC 9562 section 5.8.
+    id[6] = id[6] & 0x0f | 0x80;
+    id[8] = id[8] & 0x3f | 0x80;
+    let hex: String = id.iter().map(|byte| format!("{byte:02x}")).collect();
+    let id = [&hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..]].join("-");
+    (hash("kme-sim test key"), id)
+}
+
+#[cfg(test)]
+mod tests {
+    /// The same vector as in kme-sim, computed with Python's hashlib.
+    #[test]
+    fn keys_and_ids_are_those_of_the_simulator() {
+        let (key, id) = super::test_key(&[1, 2], 7);
+        assert_eq!(key[..8], [0xdd, 0xc5, 0x07, 0x37, 0xe7, 0xad, 0x7c, 0xf9]);
+        assert_eq!(id, "170a1e9c-9a64-8378-b83c-6ea17d15fc26");
     }
 }
