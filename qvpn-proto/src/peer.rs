@@ -63,13 +63,14 @@ pub struct Peer<L> {
     /// Neither end restarted since the last epoch.
     unbroken: bool,
     supply_stopped: bool,
+    trouble_since: Option<Time>,
     last_state: State,
     rekeys: u64,
     failures: BTreeMap<FailureReason, u64>,
 }
 
 impl<L: ControlLink> Peer<L> {
-    /// A peer that begins to look for its other end at once. `instance` is random, and the same for all peers of one start.
+    /// A peer that begins to look for its other end at once. `instance` is random, and new at each start of this peer.
     #[must_use]
     pub fn new(config: PeerConfig, link: L, instance: [u8; 16], now: Time) -> Self {
         let side = new_side(&config, now);
@@ -99,6 +100,7 @@ impl<L: ControlLink> Peer<L> {
             last_qkd: None,
             unbroken: false,
             supply_stopped: false,
+            trouble_since: None,
             last_state: State::Connecting,
             rekeys: 0,
             failures: BTreeMap::new(),

@@ -9,7 +9,7 @@ use sha2::{Digest, Sha384};
 use super::{Peer, Side};
 use crate::config::{PeerConfig, QkdPolicy};
 use crate::control_link::ControlLink;
-use crate::event::{FailureReason, Notice};
+use crate::event::{FailureReason, LaneOrder, Notice};
 use crate::key_schedule::psk_check;
 use crate::time::Time;
 use crate::timers::Timer;
@@ -66,7 +66,8 @@ pub(super) struct Agreement {
 
 /// Why the ends cannot work together.
 pub(super) struct Refusal {
-    pub(super) by_us: bool,
+    /// The reason, where it is we who refuse.
+    pub(super) by_us: Option<RejectReason>,
     pub(super) detail: String,
 }
 
@@ -113,6 +114,12 @@ impl<L: ControlLink> Peer<L> {
             && instance == hello.instance
             && hello.counter <= counter
         {
+            // The one in force again, under the message ID whose refusal it now waits for.
+            if hello.counter == counter
+                && let Some(reason) = self.refusal.as_ref().and_then(|refusal| refusal.by_us)
+            {
+                self.reject(id, reason, now, rng);
+            }
             return;
         }
         let restarted = known.is_none_or(|(instance, _)| instance != hello.instance);
@@ -147,7 +154,9 @@ impl<L: ControlLink> Peer<L> {
             }
             Side::Responder(responder) => {
                 responder.stock.forget_offers();
-                responder.forget_initiator();
+                for (lane, index) in (0u8..).zip(responder.forget_initiator()) {
+                    self.order(lane, LaneOrder::Close { index });
+                }
             }
         }
     }
@@ -158,7 +167,7 @@ impl<L: ControlLink> Peer<L> {
         let id = remote.id;
         match agree(&self.config, &remote.hello) {
             Ok(agreement) => {
-                if self.refusal.as_ref().is_some_and(|r| r.by_us) {
+                if self.refusal.as_ref().is_some_and(|r| r.by_us.is_some()) {
                     self.refusal = None;
                 }
                 if self.agreement != Some(agreement) {
@@ -185,7 +194,7 @@ impl<L: ControlLink> Peer<L> {
             self.notice(Notice::IdentityMismatch { detail: detail.clone() });
         }
         self.notice(Notice::Refused { by_us: true, reason, detail: detail.clone() });
-        self.refusal = Some(Refusal { by_us: true, detail: format!("refused: {detail}") });
+        self.refusal = Some(Refusal { by_us: Some(reason), detail: format!("refused: {detail}") });
     }
 
     /// The other end refused our `Hello`: no epoch can be made until one of us says something else.
@@ -198,7 +207,7 @@ impl<L: ControlLink> Peer<L> {
             self.notice(Notice::IdentityMismatch { detail: detail.clone() });
         }
         self.notice(Notice::Refused { by_us: false, reason, detail: detail.clone() });
-        self.refusal = Some(Refusal { by_us: false, detail: format!("the other site refused us: {detail}") });
+        self.refusal = Some(Refusal { by_us: None, detail: format!("the other site refused us: {detail}") });
         self.drop_attempt();
     }
 }

@@ -60,10 +60,11 @@ impl Responder {
         }
     }
 
-    /// The initiator restarted: what it proposed before is void. The chain stays, though it may no longer be named.
-    pub(super) fn forget_initiator(&mut self) {
-        self.pending = None;
+    /// The initiator restarted: what it proposed before is void, and the receiver indices of that go. The chain stays,
+    /// though it may no longer be named.
+    pub(super) fn forget_initiator(&mut self) -> Vec<u32> {
         self.last = None;
+        self.pending.take().map(|p| p.indices).unwrap_or_default()
     }
 }
 

@@ -1,5 +1,7 @@
 //! Keeps the stock of QKD keys: asks the KMS, offers and answers, ages, and notices when the supply stops.
 
+use std::time::Duration;
+
 use rand_core::CryptoRng;
 
 use super::{Peer, Side};
@@ -9,6 +11,9 @@ use crate::event::{Event, Fetch, KmsReport, Notice};
 use crate::time::Time;
 use crate::timers::Timer;
 use crate::wire::{Kind, StockAck, StockOffer};
+
+/// Trouble that is shorter is no news: after a restart, keys of the life before are asked for once in vain.
+const TROUBLE: Duration = Duration::from_secs(2);
 
 impl<L: ControlLink> Peer<L> {
     /// Whether both ends use QKD; nothing is fetched for a peer that is not there.
@@ -45,7 +50,7 @@ impl<L: ControlLink> Peer<L> {
             self.messenger.send(kind, &bytes, now, rng);
         }
         self.timers.set(Timer::Stock, due);
-        self.tell_supply();
+        self.tell_supply(now);
     }
 
     pub(super) fn take_kms(&mut self, report: KmsReport, now: Time) {
@@ -118,19 +123,21 @@ impl<L: ControlLink> Peer<L> {
         }
     }
 
-    /// The supply has stopped when there is trouble and the stock is no longer full; it is back with the trouble gone.
-    fn tell_supply(&mut self) {
+    /// The supply has stopped when there was trouble for a while and the stock is no longer full; it is back with the
+    /// trouble gone.
+    fn tell_supply(&mut self, now: Time) {
         let stock = self.stock_count();
-        match self.supply_trouble().map(str::to_owned) {
-            Some(detail) if !self.supply_stopped && stock < self.config.stock => {
-                self.supply_stopped = true;
-                self.notice(Notice::SupplyStopped { detail, stock });
-            }
-            None if self.supply_stopped => {
-                self.supply_stopped = false;
+        let Some(detail) = self.supply_trouble().map(str::to_owned) else {
+            self.trouble_since = None;
+            if std::mem::replace(&mut self.supply_stopped, false) {
                 self.notice(Notice::SupplyResumed);
             }
-            _ => {}
+            return;
+        };
+        let since = *self.trouble_since.get_or_insert(now);
+        if !self.supply_stopped && now.since(since) >= TROUBLE && stock < self.config.stock {
+            self.supply_stopped = true;
+            self.notice(Notice::SupplyStopped { detail, stock });
         }
     }
 }
