@@ -1,48 +1,80 @@
-//! `check`: a config, the files that it names, and the configs beside it, with all errors at once.
+//! `check`: all that is wrong with a config, before a daemon refuses it.
 
 use std::path::Path;
 
-use qvpn_api::config::ConfigErrors;
-use qvpn_api::{Config, exit};
+use qvpn_api::{Config, ConfigErrors};
+use serde::Serialize;
 
-use crate::Failure;
-use crate::keys::print;
+use crate::error::CtlError;
+use crate::output;
+use crate::units::count;
 
-pub(crate) fn check(file: &Path, json: bool) -> Result<(), Failure> {
-    let result = load(file);
+/// The JSON form.
+#[derive(Serialize)]
+struct Report<'a> {
+    schema: u32,
+    file: String,
+    ok: bool,
+    errors: Vec<Error<'a>>,
+    left_out: usize,
+}
+
+#[derive(Serialize)]
+struct Error<'a> {
+    line: Option<usize>,
+    column: Option<usize>,
+    what: &'a str,
+    fix: &'a str,
+}
+
+pub(crate) fn check(file: &Path, no_files: bool, json: bool) -> Result<(), CtlError> {
+    let result = Config::load(file).and_then(|config| match no_files {
+        true => Ok(config),
+        false => on_this_machine(&config).map(|()| config),
+    });
     if json {
-        let errors: Vec<String> = result
-            .as_ref()
-            .err()
-            .map(|e| e.list().iter().map(ToString::to_string).collect())
-            .unwrap_or_default();
-        print(&serde_json::json!({ "schema": 1, "ok": errors.is_empty(), "errors": errors }).to_string())?;
-        return result
-            .map(drop)
-            .map_err(|_| Failure { code: exit::CONFIG_REFUSED, text: "the config is refused".into() });
+        output::print_json(&report(file, result.as_ref().err()))?;
     }
-    let config = result.map_err(refused)?;
-    let peers = config.peers.len();
-    print(&format!(
-        "{}: in order, interface {} with {peers} peer{}",
+    let config = result?;
+    if json {
+        return Ok(());
+    }
+    let kmes = config.kms.as_ref().map_or(0, |k| k.kmes.len());
+    let (peers, kmes) = (size(config.peers.len(), "peer"), size(kmes, "KME"));
+    output::print(&format!(
+        "{}: fine: interface {}, {peers}, {kmes}\n",
         file.display(),
-        config.interface.name,
-        if peers == 1 { "" } else { "s" }
+        config.interface.name
     ))
 }
 
-/// The config, if nothing is wrong with it.
-pub(crate) fn load(file: &Path) -> Result<Config, ConfigErrors> {
-    let config = Config::load(file)?;
-    let files = config.check_files();
-    let neighbours = config.check_neighbours(&config.neighbours());
-    match (files, neighbours) {
-        (Err(a), Err(b)) => Err(a.and(b)),
-        (Err(e), Ok(())) | (Ok(()), Err(e)) => Err(e),
-        (Ok(()), Ok(())) => Ok(config),
+fn on_this_machine(config: &Config) -> Result<(), ConfigErrors> {
+    match (config.check_files(), config.check_neighbours(&config.neighbours())) {
+        (Ok(()), Ok(())) => Ok(()),
+        (Err(errors), Ok(())) | (Ok(()), Err(errors)) => Err(errors),
+        (Err(files), Err(neighbours)) => Err(files.and(neighbours)),
     }
 }
 
-pub(crate) fn refused(errors: ConfigErrors) -> Failure {
-    Failure { code: exit::CONFIG_REFUSED, text: errors.to_string() }
+fn report<'a>(file: &Path, errors: Option<&'a ConfigErrors>) -> Report<'a> {
+    let list = errors.map_or(&[][..], ConfigErrors::list);
+    Report {
+        schema: 1,
+        file: file.display().to_string(),
+        ok: list.is_empty(),
+        errors: list
+            .iter()
+            .map(|e| Error {
+                line: e.position.map(|p| p.line),
+                column: e.position.map(|p| p.column),
+                what: &e.what,
+                fix: &e.fix,
+            })
+            .collect(),
+        left_out: errors.map_or(0, ConfigErrors::left_out),
+    }
+}
+
+fn size(n: usize, thing: &str) -> String {
+    count(u64::try_from(n).unwrap_or(u64::MAX), thing)
 }

@@ -1,103 +1,114 @@
-//! Talks to a daemon over its control socket.
+//! One connection to a daemon's control socket. Each way in which it can fail has its own message and the exit code for
+//! a daemon that can't be reached.
 
 use std::io::{BufReader, ErrorKind, Write};
 use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use qvpn_api::control::{MAX_REPLY, Message, Reply, Request, read_line, socket_path};
-use qvpn_api::exit;
+use qvpn_api::control::{CodecError, MAX_REPLY, Message, Reply, Request, read_line, socket_path};
 
-use crate::Failure;
-use crate::keys::print;
+use crate::error::CtlError;
 
-/// A connection to one daemon.
+/// How long a daemon may take to answer. It owns no slow work, so this is a daemon that hangs.
+const PATIENCE: Duration = Duration::from_secs(10);
+
 pub(crate) struct Client {
+    interface: String,
+    path: PathBuf,
     stream: BufReader<UnixStream>,
 }
 
 impl Client {
-    pub(crate) fn connect(dir: &Path, interface: &str) -> Result<Self, Failure> {
+    pub(crate) fn connect(dir: &Path, interface: &str) -> Result<Self, CtlError> {
         let path = socket_path(dir, interface);
-        let stream = UnixStream::connect(&path).map_err(|error| {
-            let at = path.display();
-            let text = match error.kind() {
-                ErrorKind::PermissionDenied => {
-                    format!("may not talk to the daemon of {interface} ({at}): run as root, or join the group qvpn")
-                }
-                ErrorKind::NotFound | ErrorKind::ConnectionRefused => format!(
-                    "no daemon runs for {interface} ({at}: {error}): start it with `systemctl start qvpn@{interface}`, or see `journalctl -u qvpn@{interface}`"
-                ),
-                _ => format!("cannot reach the daemon of {interface} at {at}: {error}"),
-            };
-            Failure { code: exit::DAEMON_UNREACHABLE, text }
-        })?;
-        Ok(Self { stream: BufReader::new(stream) })
+        let failed = |source: std::io::Error| match source.kind() {
+            ErrorKind::NotFound => CtlError::NotRunning {
+                interface: interface.to_owned(),
+                path: path.clone(),
+                running: running(dir).unwrap_or_default(),
+            },
+            ErrorKind::ConnectionRefused => {
+                CtlError::Gone { interface: interface.to_owned(), path: path.clone() }
+            }
+            ErrorKind::PermissionDenied => CtlError::NotPermitted(path.clone()),
+            _ => CtlError::Unreachable { interface: interface.to_owned(), source },
+        };
+        let stream = UnixStream::connect(&path).map_err(failed)?;
+        stream
+            .set_read_timeout(Some(PATIENCE))
+            .and_then(|()| stream.set_write_timeout(Some(PATIENCE)))
+            .map_err(failed)?;
+        Ok(Self { interface: interface.to_owned(), path, stream: BufReader::new(stream) })
     }
 
-    pub(crate) fn send(&mut self, request: &Request) -> Result<(), Failure> {
-        let line = request.to_line().map_err(|e| Failure::new(e.to_string()))?;
-        self.stream.get_mut().write_all(line.as_bytes()).map_err(|e| lost(&e.to_string()))
+    /// Sends `request` and gives the answer, or the daemon's error.
+    pub(crate) fn ask(&mut self, request: &Request) -> Result<Reply, CtlError> {
+        self.send(request)?;
+        self.next()?.ok_or_else(|| CtlError::Cut { interface: self.interface.clone() })
     }
 
-    /// The next reply; an error reply is a failure.
-    pub(crate) fn receive(&mut self) -> Result<Reply, Failure> {
-        let line = read_line(&mut self.stream, MAX_REPLY).map_err(|e| lost(&e.to_string()))?;
-        let line = line.ok_or_else(|| lost("it closed the connection"))?;
-        match Reply::from_line(&line).map_err(|e| Failure::new(e.to_string()))? {
-            Reply::Error(error) => Err(error.into()),
+    pub(crate) fn send(&mut self, request: &Request) -> Result<(), CtlError> {
+        let line = request.to_line().map_err(|e| self.failed(e))?;
+        match self.stream.get_mut().write_all(line.as_bytes()) {
+            // It may have answered before it closed: a daemon that is too busy does.
+            Err(e) if e.kind() == ErrorKind::BrokenPipe => Ok(()),
+            result => result.map_err(|e| self.failed(e.into())),
+        }
+    }
+
+    /// The next reply; `None` when the daemon has closed the connection.
+    pub(crate) fn next(&mut self) -> Result<Option<Reply>, CtlError> {
+        let line = read_line(&mut self.stream, MAX_REPLY);
+        let reply = line.and_then(|line| line.map(|l| Reply::from_line(&l)).transpose());
+        match reply.map_err(|e| self.failed(e))? {
+            Some(Reply::Error(error)) => Err(error.into()),
             reply => Ok(reply),
         }
     }
 
-    pub(crate) fn ask(&mut self, request: &Request) -> Result<Reply, Failure> {
-        self.send(request)?;
-        self.receive()
+    /// From now on waits for a reply as long as it takes.
+    pub(crate) fn wait_for_ever(&mut self) -> Result<(), CtlError> {
+        self.stream.get_ref().set_read_timeout(None).map_err(|e| self.failed(e.into()))
+    }
+
+    /// A reply that doesn't belong to the request.
+    pub(crate) fn unexpected(&self) -> CtlError {
+        self.failed(CodecError::Malformed("it answered another question".to_owned()))
+    }
+
+    fn failed(&self, error: CodecError) -> CtlError {
+        let interface = self.interface.clone();
+        match error {
+            CodecError::Io(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
+                CtlError::Silent { interface, seconds: PATIENCE.as_secs() }
+            }
+            CodecError::Io(e) if matches!(e.kind(), ErrorKind::ConnectionReset | ErrorKind::BrokenPipe) => {
+                CtlError::Cut { interface }
+            }
+            CodecError::Io(source) => CtlError::Unreachable { interface, source },
+            CodecError::Truncated => CtlError::Cut { interface },
+            source @ CodecError::Version { .. } => CtlError::Version { interface, source },
+            source => CtlError::Foreign { path: self.path.clone(), source },
+        }
     }
 }
 
-fn lost(why: &str) -> Failure {
-    Failure { code: exit::DAEMON_UNREACHABLE, text: format!("the daemon did not answer: {why}; see its log") }
-}
-
-pub(crate) fn unexpected() -> Failure {
-    Failure::new(
-        "the daemon gave an answer that does not belong to the question; install the same version of both programs",
-    )
-}
-
-pub(crate) fn rekey(dir: &Path, interface: &str, peer: Option<String>) -> Result<(), Failure> {
-    match Client::connect(dir, interface)?.ask(&Request::Rekey { peer })? {
-        Reply::Rekey { peers } => print(&format!("rekey under way: {}", peers.join(", "))),
-        _ => Err(unexpected()),
-    }
-}
-
-pub(crate) fn reload(dir: &Path, interface: &str) -> Result<(), Failure> {
-    match Client::connect(dir, interface)?.ask(&Request::Reload)? {
-        Reply::Reload { changes } if changes.is_empty() => print("nothing changed"),
-        Reply::Reload { changes } => print(&changes.join("\n")),
-        _ => Err(unexpected()),
-    }
-}
-
-pub(crate) fn peers(dir: &Path, interface: &str, json: bool) -> Result<(), Failure> {
-    let Reply::Peers(peers) = Client::connect(dir, interface)?.ask(&Request::Peers)? else {
-        return Err(unexpected());
+/// The interfaces that have a control socket in `dir`, sorted.
+pub(crate) fn running(dir: &Path) -> Result<Vec<String>, CtlError> {
+    let entries = match std::fs::read_dir(dir) {
+        Ok(entries) => entries,
+        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(e) if e.kind() == ErrorKind::PermissionDenied => {
+            return Err(CtlError::NotPermitted(dir.to_owned()));
+        }
+        Err(source) => return Err(CtlError::Folder { dir: dir.to_owned(), source }),
     };
-    if json {
-        let all = serde_json::json!({ "schema": 1, "peers": peers });
-        return print(&all.to_string());
-    }
-    for peer in peers {
-        let endpoint = peer.endpoint.as_deref().unwrap_or("(learned)");
-        print(&format!(
-            "{}\t{}\t{endpoint}\t{}\tqkd={}\t{}",
-            peer.name,
-            peer.fingerprint,
-            peer.allowed_ips.join(","),
-            peer.qkd.as_str(),
-            peer.public_key
-        ))?;
-    }
-    Ok(())
+    let mut names: Vec<String> = entries
+        .flatten()
+        .filter_map(|e| e.file_name().to_str()?.strip_suffix(".sock").map(str::to_owned))
+        .filter(|name| !name.is_empty())
+        .collect();
+    names.sort();
+    Ok(names)
 }

@@ -1,113 +1,102 @@
-//! Keys from and to the standard streams, as `wg` does it: secrets stay in locked memory and are written straight out.
+//! Keys, from standard input to standard output, as `wg` does it. Secrets go straight between locked memory and the file
+//! descriptors, past the buffers of the standard library, which nobody erases.
 
-use std::io::{IsTerminal, Read, Write};
+use std::fs::File;
+use std::io::{self, IsTerminal, Read, Write};
 use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt;
 
 use getrandom::SysRng;
-use nix::sys::stat::{Mode, fstat};
-use qvpn_identity::{IdentityError, Psk, PublicIdentity, SecretIdentity};
+use getrandom::rand_core::UnwrapErr;
+use qvpn_identity::{Psk, PublicIdentity, SecretIdentity};
 use qvpn_secret::SecretBuf;
-use rand_core::UnwrapErr;
 
-use crate::Failure;
+use crate::error::CtlError;
+use crate::output;
 
-/// The longest key text, with white space to spare.
-const MOST: usize = 4096;
+/// Bytes of input that are read; a key has less than 200.
+const MAX_INPUT: usize = 4096;
 
-pub(crate) fn genkey() -> Result<(), Failure> {
-    warn_if_readable();
-    let key = SecretIdentity::generate(&mut UnwrapErr(SysRng));
-    print_secret(&key.to_text())
+pub(crate) fn genkey() -> Result<(), CtlError> {
+    warn_who_can_read("/etc/qvpn/qvpn0.key", "genkey");
+    write_secret(&SecretIdentity::generate(&mut randomness()?).to_text())
 }
 
-pub(crate) fn genpsk() -> Result<(), Failure> {
-    warn_if_readable();
-    let psk = Psk::generate(&mut UnwrapErr(SysRng));
-    print_secret(&psk.to_text())
+pub(crate) fn genpsk() -> Result<(), CtlError> {
+    warn_who_can_read("/etc/qvpn/site-b.psk", "genpsk");
+    write_secret(&Psk::generate(&mut randomness()?).to_text())
 }
 
-pub(crate) fn pubkey() -> Result<(), Failure> {
+pub(crate) fn pubkey() -> Result<(), CtlError> {
     let input = read_input()?;
-    let key = SecretIdentity::from_text(text_of(&input)?).map_err(explain)?;
-    print(&key.public().to_string())
+    let identity = SecretIdentity::from_text(as_text(&input))?;
+    output::print(&format!("{}\n", identity.public()))
 }
 
-pub(crate) fn fingerprint() -> Result<(), Failure> {
+pub(crate) fn fingerprint() -> Result<(), CtlError> {
     let input = read_input()?;
-    let text = text_of(&input)?;
-    let public = match text.parse::<PublicIdentity>() {
-        Ok(public) => public,
-        Err(IdentityError::WrongKind { found: "secret key", .. }) => {
-            *SecretIdentity::from_text(text).map_err(explain)?.public()
-        }
-        Err(error) => return Err(explain(error)),
+    let text = as_text(&input);
+    let public: PublicIdentity = match SecretIdentity::from_text(text) {
+        Ok(identity) => *identity.public(),
+        // The complaint should be about a public key, which is what people mostly give.
+        Err(error) if text.trim_start().starts_with("qvpn1-secret-") => return Err(error.into()),
+        Err(_) => text.parse()?,
     };
-    print(&public.fingerprint())
+    output::print(&format!("{}\n", public.fingerprint()))
 }
 
-fn explain(error: IdentityError) -> Failure {
-    Failure::new(format!("qvpn-ctl: standard input: {error}"))
+/// The system's randomness, which was seen to work.
+fn randomness() -> Result<UnwrapErr<SysRng>, CtlError> {
+    getrandom::fill(&mut [0u8; 1]).map_err(CtlError::Randomness)?;
+    Ok(UnwrapErr(SysRng))
 }
 
-fn text_of(input: &SecretBuf) -> Result<&str, Failure> {
-    std::str::from_utf8(input.expose())
-        .map_err(|_| Failure::new("qvpn-ctl: standard input is not text; give it the key's line"))
+fn write_secret(text: &SecretBuf) -> Result<(), CtlError> {
+    let out = io::stdout().as_fd().try_clone_to_owned().map_err(CtlError::Output)?;
+    let mut out = File::from(out);
+    out.write_all(text.expose()).and_then(|()| out.write_all(b"\n")).map_err(CtlError::Output)
 }
 
-/// Reads standard input into locked memory.
-fn read_input() -> Result<SecretBuf, Failure> {
-    let mut buffer = SecretBuf::zeroed(MOST + 1);
-    let mut stdin = std::fs::File::from(
-        std::io::stdin()
-            .as_fd()
-            .try_clone_to_owned()
-            .map_err(|e| Failure::new(format!("qvpn-ctl: standard input: {e}")))?,
-    );
+fn read_input() -> Result<SecretBuf, CtlError> {
+    let input = io::stdin().as_fd().try_clone_to_owned().map_err(CtlError::Input)?;
+    let mut input = File::from(input);
+    let mut bytes = SecretBuf::zeroed(MAX_INPUT + 1);
     let mut len = 0;
-    loop {
-        let read = stdin
-            .read(&mut buffer.expose_mut()[len..])
-            .map_err(|e| Failure::new(format!("qvpn-ctl: standard input: {e}")))?;
-        len += read;
-        if len > MOST {
-            return Err(Failure::new(
-                "qvpn-ctl: standard input is longer than any key; give it the key's line alone",
-            ));
-        }
-        if read == 0 {
-            buffer.truncate(len);
-            return Ok(buffer);
+    while len < bytes.len() {
+        match input.read(&mut bytes.expose_mut()[len..]) {
+            Ok(0) => break,
+            Ok(n) => len += n,
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(CtlError::Input(e)),
         }
     }
-}
-
-/// Writes a secret and a line break past the buffers of the standard library.
-fn print_secret(text: &SecretBuf) -> Result<(), Failure> {
-    let failed = |e: std::io::Error| Failure::new(format!("qvpn-ctl: cannot write the key: {e}"));
-    let mut stdout = std::fs::File::from(std::io::stdout().as_fd().try_clone_to_owned().map_err(failed)?);
-    stdout.write_all(text.expose()).and_then(|()| stdout.write_all(b"\n")).map_err(failed)
-}
-
-pub(crate) fn print(text: &str) -> Result<(), Failure> {
-    match writeln!(std::io::stdout(), "{text}") {
-        // The reader has seen enough.
-        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
-        Err(error) => Err(Failure::new(format!("qvpn-ctl: cannot write: {error}"))),
-        Ok(()) => Ok(()),
+    if len > MAX_INPUT {
+        return Err(CtlError::InputTooLong);
     }
+    bytes.truncate(len);
+    Ok(bytes)
 }
 
-/// As `wg genkey`: a file that others can read is no place for a key.
-fn warn_if_readable() {
-    let stdout = std::io::stdout();
-    let open = !stdout.is_terminal()
-        && fstat(stdout.as_fd()).is_ok_and(|s| {
-            let mode = Mode::from_bits_truncate(s.st_mode);
-            s.st_mode & nix::libc::S_IFMT == nix::libc::S_IFREG && mode.intersects(Mode::S_IRWXO)
-        });
-    if open {
-        eprintln!(
-            "Warning: writing a key to a file that others can read; run `umask 077` first, or `chmod 600` the file."
-        );
+/// What isn't text isn't a key either, and is refused as such.
+fn as_text(input: &SecretBuf) -> &str {
+    std::str::from_utf8(input.expose()).unwrap_or("not text")
+}
+
+/// Warns when a secret goes to a screen, or to a file that everybody can read.
+fn warn_who_can_read(file: &str, command: &str) {
+    let advice = format!("better: (umask 077; qvpn-ctl {command} > {file})");
+    if io::stdout().is_terminal() {
+        output::note(&format!("qvpn-ctl: warning: a secret goes to your screen; {advice}"));
+        return;
+    }
+    let meta = io::stdout().as_fd().try_clone_to_owned().and_then(|out| File::from(out).metadata());
+    if let Ok(meta) = meta
+        && meta.is_file()
+        && meta.mode() & 0o007 != 0
+    {
+        let mode = meta.mode() & 0o777;
+        output::note(&format!(
+            "qvpn-ctl: warning: a secret goes to a file that everybody can reach (mode {mode:04o}); {advice}"
+        ));
     }
 }

@@ -1,97 +1,101 @@
-//! `block` and `unblock`: the fail-closed routes of a config, with no daemon running.
+//! `block` and `unblock`: the fail-closed routes without a daemon, for the boot unit and for operators. What can be done
+//! is done even where something else fails, since each missing block is a leak.
 
 use std::path::{Path, PathBuf};
 
-use qvpn_api::{Config, config};
-use qvpn_net::{Changes, Net, NetError, RoutePlan, Table};
+use qvpn_api::Config;
+use qvpn_api::config::{self, OnStop};
+use qvpn_net::{Changes, Net, RoutePlan, Table};
 
-use crate::Failure;
-use crate::check::refused;
-use crate::keys::print;
+use crate::error::CtlError;
+use crate::output;
 
-const CONFIGS: &str = "/etc/qvpn";
-
-pub(crate) fn block(file: Option<&Path>) -> Result<(), Failure> {
+pub(crate) fn block(file: Option<&Path>, config_dir: &Path) -> Result<(), CtlError> {
     let files = match file {
         Some(file) => vec![file.to_owned()],
-        None => all_configs()?,
+        None => configs(config_dir)?,
     };
-    // A file with errors must not leave the others open.
-    let mut failures = Vec::new();
-    for file in files {
-        if let Err(failure) = block_one(&file) {
-            failures.push(failure);
+    with_net(async |net| {
+        let mut result = Ok(());
+        for path in &files {
+            if let Err(error) = block_one(net, path, file.is_none()).await {
+                // The last error ends the program; the ones before are told here.
+                if let Err(earlier) = std::mem::replace(&mut result, Err(error)) {
+                    output::complain(&earlier);
+                }
+            }
         }
-    }
-    match failures.iter().map(|f| f.code).max() {
-        None => Ok(()),
-        Some(code) => {
-            let text = failures.into_iter().map(|f| f.text).collect::<Vec<_>>().join("\n");
-            Err(Failure { code, text })
-        }
-    }
+        result
+    })
 }
 
-fn block_one(file: &Path) -> Result<(), Failure> {
-    let plan = plan(&Config::load(file).map_err(refused)?)?;
-    let changes = on_net(async |net| net.block(&plan).await)?;
-    tell(plan.interface(), "blocked", &changes)
+async fn block_one(net: &Net, file: &Path, skip_open: bool) -> Result<(), CtlError> {
+    let config = Config::load(file)?;
+    let name = &config.interface.name;
+    if skip_open && config.interface.on_stop == OnStop::Open {
+        return output::print(&format!("{name}: not blocked, since its config says on_stop = \"open\"\n"));
+    }
+    if config.interface.table == config::Table::Off {
+        return output::print(&format!("{name}: not blocked, since its config says table = \"off\"\n"));
+    }
+    let changes = net.block(&plan(&config)?).await?;
+    report(name, &changes, "blocked already")
 }
 
-pub(crate) fn unblock(file: Option<&Path>) -> Result<(), Failure> {
-    let Some(file) = file else {
-        let changes = on_net(async |net| net.unblock_all().await)?;
-        return tell("all tunnels", "unblocked", &changes);
+pub(crate) fn unblock(interface: Option<&str>, config_dir: &Path) -> Result<(), CtlError> {
+    let plan = match interface {
+        Some(name) => Some(plan(&Config::load(&config_dir.join(format!("{name}.toml")))?)?),
+        None => None,
     };
-    let plan = plan(&Config::load(file).map_err(refused)?)?;
-    let changes = on_net(async |net| net.unblock(&plan).await)?;
-    tell(plan.interface(), "unblocked", &changes)
+    with_net(async |net| {
+        let changes = match &plan {
+            Some(plan) => net.unblock(plan).await?,
+            None => net.unblock_all().await?,
+        };
+        report(interface.unwrap_or("all interfaces"), &changes, "nothing was blocked")
+    })
 }
 
-fn all_configs() -> Result<Vec<PathBuf>, Failure> {
+fn plan(config: &Config) -> Result<RoutePlan, CtlError> {
+    let i = &config.interface;
+    let table = match i.table {
+        config::Table::Auto => Table::Auto,
+        config::Table::Off => Table::Off,
+        config::Table::Id(number) => Table::Number(number),
+    };
+    let allowed = config.peers.iter().flat_map(|p| p.allowed_ips.iter().copied());
+    RoutePlan::new(&i.name, allowed, table, i.fwmark, i.listen_port)
+        .map_err(|source| CtlError::Plan { file: config.path.clone(), source })
+}
+
+/// Every config in `dir`, in the order of their names.
+fn configs(dir: &Path) -> Result<Vec<PathBuf>, CtlError> {
     let entries =
-        std::fs::read_dir(CONFIGS).map_err(|e| Failure::new(format!("cannot read {CONFIGS}: {e}")))?;
+        std::fs::read_dir(dir).map_err(|source| CtlError::Folder { dir: dir.to_owned(), source })?;
     let mut files: Vec<PathBuf> =
         entries.flatten().map(|e| e.path()).filter(|p| p.extension().is_some_and(|e| e == "toml")).collect();
     files.sort();
     Ok(files)
 }
 
-fn plan(config: &Config) -> Result<RoutePlan, Failure> {
-    let interface = &config.interface;
-    let table = match interface.table {
-        config::Table::Auto => Table::Auto,
-        config::Table::Off => Table::Off,
-        config::Table::Id(number) => Table::Number(number),
-    };
-    let allowed = config.peers.iter().flat_map(|peer| peer.allowed_ips.iter().copied());
-    RoutePlan::new(&interface.name, allowed, table, interface.fwmark, interface.listen_port)
-        .map_err(|e| Failure::new(e.to_string()))
-}
-
-fn on_net(work: impl AsyncFnOnce(&Net) -> Result<Changes, NetError>) -> Result<Changes, Failure> {
-    let failed = |e: &dyn std::fmt::Display| Failure::new(e.to_string());
+fn with_net(work: impl AsyncFnOnce(&Net) -> Result<(), CtlError>) -> Result<(), CtlError> {
     let runtime =
-        tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|e| failed(&e))?;
+        tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(CtlError::Runtime)?;
     runtime.block_on(async {
-        let net = Net::connect().map_err(|e| failed(&e))?;
-        work(&net).await.map_err(|e| failed(&e))
+        let net = Net::connect()?;
+        work(&net).await
     })
 }
 
-fn tell(what: &str, done: &str, changes: &Changes) -> Result<(), Failure> {
+fn report(name: &str, changes: &Changes, nothing: &str) -> Result<(), CtlError> {
     for warning in &changes.warnings {
-        eprintln!("warning: {warning}");
+        output::note(&format!("qvpn-ctl: {name}: warning: {warning}"));
     }
-    let lines = changes
-        .added
-        .iter()
-        .map(|r| format!("  + {r}"))
-        .chain(changes.removed.iter().map(|r| format!("  - {r}")));
-    let lines: Vec<String> = lines.collect();
-    if lines.is_empty() {
-        print(&format!("{what}: {done} already"))
-    } else {
-        print(&format!("{what}: {done}\n{}", lines.join("\n")))
+    if changes.is_empty() {
+        return output::print(&format!("{name}: {nothing}\n"));
     }
+    let added = changes.added.iter().map(|what| format!("{name}: added {what}\n"));
+    let replaced = changes.replaced.iter().map(|what| format!("{name}: replaced {what}\n"));
+    let removed = changes.removed.iter().map(|what| format!("{name}: removed {what}\n"));
+    output::print(&added.chain(replaced).chain(removed).collect::<String>())
 }

@@ -1,0 +1,149 @@
+//! The commands and their arguments. The help texts here are the ones that users read.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+use qvpn_api::control::SOCKET_DIR;
+
+/// Where the configs are.
+const CONFIG_DIR: &str = "/etc/qvpn";
+
+/// Controls qvpn, the quantum-safe tunnel between sites.
+#[derive(Parser)]
+#[command(name = "qvpn-ctl", version, after_help = EXIT_CODES)]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    pub(crate) dirs: Dirs,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+const EXIT_CODES: &str =
+    "Exit codes: 0 done, 1 failed, 2 usage, 3 config refused, 4 daemon not reachable, 5 KME check failed.";
+
+/// Folders that only tests and unusual installations change.
+#[derive(Args)]
+pub(crate) struct Dirs {
+    /// The folder of the daemons' control sockets.
+    #[arg(long, global = true, value_name = "DIR", env = "QVPN_SOCKET_DIR", default_value = SOCKET_DIR, hide = true)]
+    pub(crate) socket_dir: PathBuf,
+    /// The folder of the configs.
+    #[arg(long, global = true, value_name = "DIR", env = "QVPN_CONFIG_DIR", default_value = CONFIG_DIR, hide = true)]
+    pub(crate) config_dir: PathBuf,
+}
+
+#[derive(Subcommand)]
+pub(crate) enum Command {
+    /// Makes a secret key and prints it: (umask 077; qvpn-ctl genkey > /etc/qvpn/qvpn0.key).
+    Genkey,
+    /// Reads a secret key from the input and prints its public key.
+    Pubkey,
+    /// Makes a pre-shared key and prints it.
+    Genpsk,
+    /// Reads a public or secret key from the input and prints its fingerprint, to compare over a phone.
+    Fingerprint,
+    /// Checks a config file, the files that it names, and the other configs beside it.
+    Check {
+        /// The config, such as /etc/qvpn/qvpn0.toml.
+        file: PathBuf,
+        /// Looks only at the text: for a config that is meant for another machine.
+        #[arg(long)]
+        no_files: bool,
+        /// Prints JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Shows interfaces and peers: state, what the key is made of, next rekey, stock, KMEs, drops.
+    Show {
+        /// One interface; all when absent.
+        #[arg(value_parser = interface)]
+        interface: Option<String>,
+        /// Prints JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Makes a new epoch now.
+    Rekey {
+        /// The interface.
+        #[arg(value_parser = interface)]
+        interface: String,
+        /// A peer's name or public key; all peers when absent.
+        peer: Option<String>,
+    },
+    /// Reads the config again; if it is refused, nothing changes.
+    Reload {
+        /// The interface.
+        #[arg(value_parser = interface)]
+        interface: String,
+    },
+    /// Lists the configured peers.
+    #[command(subcommand)]
+    Peer(PeerCommand),
+    /// Prints the latest events, one a line.
+    Events {
+        /// The interface.
+        #[arg(value_parser = interface)]
+        interface: String,
+        /// Waits for more.
+        #[arg(long, short)]
+        follow: bool,
+        /// Prints one JSON object a line.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Makes the allowed IPs of a config unreachable, so that nothing leaves in clear while no daemon runs.
+    Block {
+        /// The config, such as /etc/qvpn/qvpn0.toml.
+        #[arg(required_unless_present = "all", conflicts_with = "all")]
+        file: Option<PathBuf>,
+        /// Every config in /etc/qvpn that doesn't say `on_stop = "open"`.
+        #[arg(long)]
+        all: bool,
+    },
+    /// Removes the block, so that traffic may leave in clear.
+    Unblock {
+        /// One interface, by its config in /etc/qvpn; every block of qvpn when absent.
+        #[arg(value_parser = interface)]
+        interface: Option<String>,
+    },
+}
+
+#[derive(Subcommand)]
+pub(crate) enum PeerCommand {
+    /// Lists the configured peers.
+    List {
+        /// The interface.
+        #[arg(value_parser = interface)]
+        interface: String,
+        /// Prints JSON.
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+/// A name that is one part of a path, so that it can't lead elsewhere.
+fn interface(name: &str) -> Result<String, String> {
+    if name.is_empty() || name.len() > 15 || name.contains(['/', '\0']) || name == "." || name == ".." {
+        return Err("the name of an interface has 1 to 15 bytes and no slash, such as qvpn0".to_owned());
+    }
+    Ok(name.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn an_interface_name_leads_nowhere_else() {
+        for bad in ["", ".", "..", "a/b", "../x", "sixteen-letters-"] {
+            assert!(interface(bad).is_err(), "{bad}");
+        }
+        assert_eq!(interface("qvpn0"), Ok("qvpn0".to_owned()));
+    }
+}

@@ -1,0 +1,110 @@
+//! The commands that ask one daemon one thing: `rekey`, `reload`, `peer list`, `events`.
+
+use std::path::Path;
+
+use qvpn_api::control::{PeerSummary, Reply, Request};
+use qvpn_api::events::Event;
+use serde::Serialize;
+
+use crate::client::Client;
+use crate::error::CtlError;
+use crate::output::{self, Paint, Tone, clean};
+use crate::units::count;
+
+pub(crate) fn rekey(dir: &Path, interface: &str, peer: Option<String>) -> Result<(), CtlError> {
+    let mut client = Client::connect(dir, interface)?;
+    match client.ask(&Request::Rekey { peer })? {
+        Reply::Rekey { peers } if peers.is_empty() => output::print("there is no peer to rekey with\n"),
+        Reply::Rekey { peers } => {
+            output::print(&peers.iter().map(|p| format!("rekey began: {}\n", clean(p))).collect::<String>())
+        }
+        _ => Err(client.unexpected()),
+    }
+}
+
+pub(crate) fn reload(dir: &Path, interface: &str) -> Result<(), CtlError> {
+    let mut client = Client::connect(dir, interface)?;
+    match client.ask(&Request::Reload)? {
+        Reply::Reload { changes } if changes.is_empty() => output::print("nothing changed\n"),
+        Reply::Reload { changes } => {
+            output::print(&changes.iter().map(|c| format!("{}\n", clean(c))).collect::<String>())
+        }
+        _ => Err(client.unexpected()),
+    }
+}
+
+pub(crate) fn peer_list(dir: &Path, interface: &str, json: bool) -> Result<(), CtlError> {
+    /// The JSON form.
+    #[derive(Serialize)]
+    struct List<'a> {
+        schema: u32,
+        interface: &'a str,
+        peers: &'a [PeerSummary],
+    }
+    let mut client = Client::connect(dir, interface)?;
+    let Reply::Peers(peers) = client.ask(&Request::Peers)? else { return Err(client.unexpected()) };
+    match json {
+        true => output::print_json(&List { schema: 1, interface, peers: &peers }),
+        false => output::print(&table(&peers)),
+    }
+}
+
+/// Columns as wide as their longest cell; the last one, which may be long, is not padded.
+fn table(peers: &[PeerSummary]) -> String {
+    let head = ["NAME", "FINGERPRINT", "ENDPOINT", "QKD", "ROLE", "ALLOWED IPS"].map(str::to_owned);
+    let rows = peers.iter().map(|p| {
+        [
+            clean(&p.name),
+            clean(&p.fingerprint),
+            clean(p.endpoint.as_deref().unwrap_or("(learned)")),
+            p.qkd.to_string(),
+            p.role.to_string(),
+            if p.allowed_ips.is_empty() { "(none)".to_owned() } else { clean(&p.allowed_ips.join(", ")) },
+        ]
+    });
+    let rows: Vec<_> = std::iter::once(head).chain(rows).collect();
+    let mut text = String::new();
+    for row in &rows {
+        for (i, cell) in row.iter().enumerate() {
+            let width = rows.iter().filter_map(|r| r.get(i)).map(|c| c.chars().count()).max().unwrap_or(0);
+            let last = i + 1 == row.len();
+            text += &if last { cell.clone() } else { format!("{cell:width$}  ") };
+        }
+        text.push('\n');
+    }
+    text
+}
+
+pub(crate) fn events(dir: &Path, interface: &str, follow: bool, json: bool) -> Result<(), CtlError> {
+    let mut client = Client::connect(dir, interface)?;
+    client.send(&Request::Events { follow })?;
+    if follow {
+        client.wait_for_ever()?;
+    }
+    let paint = Paint::for_stdout();
+    loop {
+        match client.next()? {
+            Some(Reply::Event(event)) => output::print(&line(&event, json, paint)?)?,
+            Some(Reply::EventsEnd { missed }) => {
+                if missed > 0 {
+                    output::note(&format!(
+                        "{} no longer kept; see the journal",
+                        count(missed, "older event")
+                    ));
+                }
+                return Ok(());
+            }
+            Some(_) => return Err(client.unexpected()),
+            None => return Err(CtlError::Cut { interface: interface.to_owned() }),
+        }
+    }
+}
+
+fn line(event: &Event, json: bool, paint: Paint) -> Result<String, CtlError> {
+    if json {
+        let text = serde_json::to_string(event).map_err(|e| CtlError::Output(e.into()))?;
+        return Ok(format!("{text}\n"));
+    }
+    let tone = if event.kind.is_warning() { Tone::Warn } else { Tone::Plain };
+    Ok(format!("{}\n", paint.text(tone, &event.to_string())))
+}

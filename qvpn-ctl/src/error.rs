@@ -1,0 +1,105 @@
+//! Why a command failed: one line that says what to do, and the exit code that scripts rely on.
+
+use std::io;
+use std::path::PathBuf;
+
+use qvpn_api::control::{CodecError, ErrorReply};
+use qvpn_api::{ConfigErrors, exit};
+
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum CtlError {
+    /// Standard output is full or closed.
+    #[error("can't write the output: {0}")]
+    Output(#[source] io::Error),
+    #[error("can't read a key from the input: {0}")]
+    Input(#[source] io::Error),
+    #[error(
+        "the input is too long to be a key; give the key alone, such as `qvpn-ctl pubkey < /etc/qvpn/qvpn0.key`"
+    )]
+    InputTooLong,
+    #[error("{0}")]
+    Key(#[from] qvpn_identity::IdentityError),
+    #[error("the system gives no randomness ({0}), so no key was made")]
+    Randomness(#[source] getrandom::Error),
+    /// Printed as it is, each error on its line.
+    #[error("{0}")]
+    Config(#[from] ConfigErrors),
+    #[error("no daemon runs for {interface}: {} is not there; start it with `systemctl start qvpn@{interface}`{}", path.display(), others(running))]
+    NotRunning { interface: String, path: PathBuf, running: Vec<String> },
+    #[error("no daemon runs: there is no control socket in {}; start one with `systemctl start qvpn@qvpn0`", .0.display())]
+    NoneRunning(PathBuf),
+    #[error("the daemon of {interface} is gone, though it left {}; see `journalctl -u qvpn@{interface}`, then `systemctl restart qvpn@{interface}`", path.display())]
+    Gone { interface: String, path: PathBuf },
+    #[error("not permitted to use {}; run as root, or join its group with `usermod -aG qvpn USER` and log in again", .0.display())]
+    NotPermitted(PathBuf),
+    #[error("can't reach the daemon of {interface}: {source}")]
+    Unreachable { interface: String, source: io::Error },
+    #[error(
+        "the daemon of {interface} did not answer within {seconds} seconds; see `journalctl -u qvpn@{interface}`"
+    )]
+    Silent { interface: String, seconds: u64 },
+    #[error(
+        "the daemon of {interface} closed the connection without a whole answer; see `journalctl -u qvpn@{interface}`"
+    )]
+    Cut { interface: String },
+    #[error("what listens on {} is no qvpn daemon of this version: {source}", path.display())]
+    Foreign { path: PathBuf, source: CodecError },
+    #[error("the daemon of {interface} has another version: {source}")]
+    Version { interface: String, source: CodecError },
+    /// The daemon's own words.
+    #[error("{0}")]
+    Refused(#[from] ErrorReply),
+    /// Some of several daemons failed, and each was complained about.
+    #[error("{0} of the daemons could not be asked")]
+    SomeUnreachable(usize),
+    #[error("{0}")]
+    Net(#[from] qvpn_net::NetError),
+    #[error("{}: {source}", file.display())]
+    Plan { file: PathBuf, source: qvpn_net::PlanError },
+    #[error("can't start: {0}")]
+    Runtime(#[source] io::Error),
+    #[error("can't list {}: {source}", dir.display())]
+    Folder { dir: PathBuf, source: io::Error },
+}
+
+impl CtlError {
+    pub(crate) fn exit_code(&self) -> u8 {
+        match self {
+            Self::Config(_) | Self::Plan { .. } => exit::CONFIG_REFUSED,
+            Self::NotRunning { .. }
+            | Self::NoneRunning(_)
+            | Self::Gone { .. }
+            | Self::NotPermitted(_)
+            | Self::Unreachable { .. }
+            | Self::Silent { .. }
+            | Self::Cut { .. }
+            | Self::Foreign { .. }
+            | Self::SomeUnreachable(_) => exit::DAEMON_UNREACHABLE,
+            Self::Refused(reply) => reply.exit_code(),
+            Self::Output(_)
+            | Self::Input(_)
+            | Self::InputTooLong
+            | Self::Key(_)
+            | Self::Randomness(_)
+            | Self::Version { .. }
+            | Self::Net(_)
+            | Self::Runtime(_)
+            | Self::Folder { .. } => exit::FAILED,
+        }
+    }
+
+    /// Lines that follow the message.
+    pub(crate) fn details(&self) -> &[String] {
+        match self {
+            Self::Refused(reply) => &reply.details,
+            _ => &[],
+        }
+    }
+}
+
+fn others(running: &[String]) -> String {
+    match running {
+        [] => String::new(),
+        names => format!(" (running: {})", names.join(", ")),
+    }
+}

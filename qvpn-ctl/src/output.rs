@@ -1,0 +1,107 @@
+//! Where text goes: whole to standard output, complaints to standard error, colour only on a terminal. What other
+//! machines said is cleaned first, so that it can't move a terminal's cursor.
+
+use std::io::{self, IsTerminal, Write};
+
+use anstyle::{AnsiColor, Style};
+use serde::Serialize;
+
+use crate::error::CtlError;
+
+/// Prints `text` at once.
+pub(crate) fn print(text: &str) -> Result<(), CtlError> {
+    let mut out = io::stdout().lock();
+    out.write_all(text.as_bytes()).and_then(|()| out.flush()).map_err(CtlError::Output)
+}
+
+/// Prints `value` as indented JSON.
+pub(crate) fn print_json(value: &impl Serialize) -> Result<(), CtlError> {
+    let mut text = serde_json::to_string_pretty(value).map_err(|e| CtlError::Output(e.into()))?;
+    text.push('\n');
+    print(&text)
+}
+
+/// Prints an error to standard error.
+pub(crate) fn complain(error: &CtlError) {
+    // A config's errors begin with their file, as a compiler's do; jumping to them must work.
+    let prefix = if matches!(error, CtlError::Config(_)) { "" } else { "qvpn-ctl: " };
+    note(&format!("{prefix}{error}"));
+    for detail in error.details() {
+        note(detail);
+    }
+}
+
+/// Prints a remark to standard error; a closed standard error is no reason to fail.
+pub(crate) fn note(text: &str) {
+    let lines: Vec<String> = text.lines().map(clean).collect();
+    let _ = writeln!(io::stderr(), "{}", lines.join("\n"));
+}
+
+/// `text` with control and formatting characters escaped.
+pub(crate) fn clean(text: &str) -> String {
+    text.chars()
+        .flat_map(|c| {
+            let plain = c == ' ' || matches!(c, '"' | '\'' | '\\') || c.escape_debug().len() == 1;
+            if plain { vec![c] } else { c.escape_debug().collect() }
+        })
+        .collect()
+}
+
+/// What a colour means here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Tone {
+    /// A heading.
+    Head,
+    /// All is well.
+    Good,
+    /// Look at it soon.
+    Warn,
+    /// Something doesn't work.
+    Bad,
+    /// Plain.
+    Plain,
+}
+
+/// Paints, or doesn't.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Paint(pub(crate) bool);
+
+impl Paint {
+    /// Colour where standard output is a terminal that shows it and nobody objects (<https://no-color.org>).
+    pub(crate) fn for_stdout() -> Self {
+        let set = |name| std::env::var_os(name).is_some_and(|v| !v.is_empty());
+        let dumb = std::env::var_os("TERM").is_some_and(|t| t == "dumb");
+        Self(io::stdout().is_terminal() && !set("NO_COLOR") && !dumb)
+    }
+
+    /// `text`, cleaned, in the colour of `tone`.
+    pub(crate) fn text(self, tone: Tone, text: &str) -> String {
+        let text = clean(text);
+        let style = match tone {
+            Tone::Head => Style::new().bold(),
+            Tone::Good => AnsiColor::Green.on_default(),
+            Tone::Warn => AnsiColor::Yellow.on_default(),
+            Tone::Bad => AnsiColor::Red.on_default().bold(),
+            Tone::Plain => return text,
+        };
+        if self.0 { format!("{style}{text}{style:#}") } else { text }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_others_say_cannot_drive_a_terminal() {
+        assert_eq!(clean("a\u{1b}[2J\r\n\t\u{202e}b"), "a\\u{1b}[2J\\r\\n\\t\\u{202e}b");
+        assert_eq!(clean("büro \"x\" 'y' \\ …"), "büro \"x\" 'y' \\ …");
+    }
+
+    #[test]
+    fn colour_is_only_where_it_is_wanted() {
+        assert_eq!(Paint(false).text(Tone::Bad, "x"), "x");
+        assert_eq!(Paint(true).text(Tone::Plain, "x"), "x");
+        assert_eq!(Paint(true).text(Tone::Head, "x"), "\u{1b}[1mx\u{1b}[0m");
+    }
+}

@@ -1,0 +1,234 @@
+//! The text of `show`, in the layout of `wg show`: what matters most comes first, what is unknown or empty is left out,
+//! and what is wrong says what to do.
+
+use qvpn_api::config::QkdPolicy;
+use qvpn_api::status::{
+    Counts, InterfaceStatus, KmeState, KmeStatus, LaneState, PeerState, PeerStatus, Status, sources_text,
+};
+
+use crate::output::{Paint, Tone};
+use crate::units::{ago, bytes, count, duration, from_now};
+
+/// A KME's certificate that ends sooner is shown as a warning: two weeks.
+const CERTIFICATE_SOON: f64 = 14.0 * 86_400.0;
+
+pub(crate) fn status(status: &Status, paint: Paint) -> String {
+    let mut page = Page { text: String::new(), paint };
+    for (i, interface) in status.interfaces.iter().enumerate() {
+        if i > 0 {
+            page.text.push('\n');
+        }
+        page.interface(interface);
+    }
+    page.text
+}
+
+struct Page {
+    text: String,
+    paint: Paint,
+}
+
+impl Page {
+    fn interface(&mut self, i: &InterfaceStatus) {
+        self.head("interface", &i.name, None);
+        self.line("public key", &i.public_key);
+        let ports = match i.lanes {
+            0 | 1 => i.listen_port.to_string(),
+            n => {
+                let last = u32::from(i.listen_port) + u32::from(n) - 1;
+                format!("{} to {last} ({n} lanes)", i.listen_port)
+            }
+        };
+        self.line("listening port", &ports);
+        self.line("suite", i.suite.as_str());
+        self.known("mtu", i.mtu.map(|m| m.to_string()));
+        self.known("up for", i.uptime_s.map(duration));
+        self.counts("dropped", &i.drops, Tone::Plain);
+        for kme in &i.kmes {
+            self.text.push('\n');
+            self.kme(kme);
+        }
+        for peer in &i.peers {
+            self.text.push('\n');
+            self.peer(peer, i);
+        }
+    }
+
+    fn kme(&mut self, k: &KmeStatus) {
+        let (state, tone) = match k.state {
+            Some(KmeState::Up) => ("up", Tone::Good),
+            Some(KmeState::Down) => ("down", Tone::Bad),
+            None => ("not asked yet", Tone::Warn),
+        };
+        self.head("kme", &k.name, Some((state, tone)));
+        self.line("url", &format!("{} ({})", k.url, k.api));
+        let down = k.state != Some(KmeState::Up);
+        match &k.last_error {
+            Some(error) if down => self.toned("error", error, Tone::Bad),
+            Some(error) => self.line("last error", error),
+            None => {}
+        }
+        self.known("latest success", k.last_success_ago_s.map(ago));
+        self.known("keys at the kme", k.stored_key_count.map(|n| n.to_string()));
+        self.known("latency", k.latency_ms.map(|ms| format!("{ms:.0} ms")));
+        match k.cert_expires_in_s {
+            Some(s) if s <= 0.0 => {
+                self.toned("certificate", &format!("ended {}; replace it", ago(s)), Tone::Bad)
+            }
+            Some(s) if s < CERTIFICATE_SOON => {
+                self.toned("certificate", &format!("ends {}; replace it soon", from_now(s)), Tone::Warn);
+            }
+            Some(s) => self.line("certificate", &format!("ends {}", from_now(s))),
+            None => {}
+        }
+    }
+
+    fn peer(&mut self, p: &PeerStatus, i: &InterfaceStatus) {
+        let tone = match p.state {
+            PeerState::Up => Tone::Good,
+            PeerState::Connecting | PeerState::Degraded => Tone::Warn,
+            PeerState::Blocked => Tone::Bad,
+        };
+        self.head("peer", &p.name, Some((p.state.as_str(), tone)));
+        if let Some(reason) = &p.reason {
+            self.toned("reason", reason, tone);
+        }
+        if let Some(advice) = advice(p, i) {
+            self.toned("what to do", &advice, tone);
+        }
+        self.epoch(p);
+        self.known("next rekey", p.next_rekey_in_s.map(from_now));
+        self.qkd(p);
+        self.known("endpoint", p.endpoint.clone());
+        let allowed = if p.allowed_ips.is_empty() { "(none)".to_owned() } else { p.allowed_ips.join(", ") };
+        self.line("allowed ips", &allowed);
+        self.known("latest handshake", p.control_handshake_ago_s.map(ago));
+        if let (Some(rx), Some(tx)) = (p.rx_bytes, p.tx_bytes) {
+            self.line("transfer", &format!("{} received, {} sent", bytes(rx), bytes(tx)));
+        }
+        self.counts("dropped", &p.drops, Tone::Plain);
+        self.line("rekeys", &p.rekeys.to_string());
+        self.counts("failed rekeys", &p.rekey_failures, Tone::Warn);
+        self.known("role", p.role.map(|r| r.as_str().to_owned()));
+        self.known("path mtu", p.mtu.map(|m| m.to_string()));
+        self.lanes(p);
+        self.line("fingerprint", &p.fingerprint);
+        self.line("public key", &p.public_key);
+    }
+
+    fn epoch(&mut self, p: &PeerStatus) {
+        if p.key_sources.is_empty() {
+            self.toned("key", "none", if p.state == PeerState::Up { Tone::Plain } else { Tone::Bad });
+            return;
+        }
+        let mut facts = Vec::new();
+        facts.extend(p.epoch.map(|n| format!("epoch {n}")));
+        facts.extend(p.epoch_age_s.map(|s| format!("{} old", duration(s))));
+        facts.extend(p.epoch_expires_in_s.map(|s| match s > 0.0 {
+            true => format!("expires {}", from_now(s)),
+            false => "expired".to_owned(),
+        }));
+        let mut text = sources_text(&p.key_sources);
+        if !facts.is_empty() {
+            text += &format!(" ({})", facts.join(", "));
+        }
+        let tone = if p.state == PeerState::Degraded { Tone::Warn } else { Tone::Plain };
+        self.toned("key", &text, tone);
+        self.known("qkd key id", p.qkd_key_id.clone());
+    }
+
+    fn qkd(&mut self, p: &PeerStatus) {
+        let mut text = p.qkd_policy.as_str().to_owned();
+        let mut tone = Tone::Plain;
+        if p.qkd_policy != QkdPolicy::Off
+            && let Some(stock) = p.qkd_stock
+        {
+            text += &format!(", {} in stock", count(stock, "key"));
+            if let Some(lasts) = p.qkd_stock_lasts_s.filter(|_| stock > 0) {
+                text += &format!(", enough for {}", duration(lasts));
+            }
+            tone = if stock == 0 { Tone::Bad } else { Tone::Plain };
+        }
+        self.toned("qkd", &text, tone);
+    }
+
+    fn lanes(&mut self, p: &PeerStatus) {
+        let silent = p.lanes.iter().any(|l| l.state == Some(LaneState::Silent));
+        if p.lanes.len() < 2 && !silent {
+            return;
+        }
+        for lane in &p.lanes {
+            let (state, tone) = match lane.state {
+                Some(LaneState::Up) => ("up".to_owned(), Tone::Plain),
+                Some(LaneState::Silent) => {
+                    let port = lane.listen_port;
+                    let there = lane.endpoint.as_deref().unwrap_or("the peer");
+                    (
+                        format!("silent: a firewall probably blocks UDP port {port} here or {there}"),
+                        Tone::Warn,
+                    )
+                }
+                None => ("not known yet".to_owned(), Tone::Plain),
+            };
+            self.toned(&format!("lane {}", lane.lane), &state, tone);
+        }
+    }
+
+    /// A heading, with the state behind it.
+    fn head(&mut self, kind: &str, name: &str, state: Option<(&str, Tone)>) {
+        let name = self.paint.text(Tone::Head, name);
+        let state = state.map(|(text, tone)| format!(" ({})", self.paint.text(tone, text)));
+        self.text += &format!("{kind}: {name}{}\n", state.unwrap_or_default());
+    }
+
+    fn line(&mut self, label: &str, value: &str) {
+        self.toned(label, value, Tone::Plain);
+    }
+
+    fn toned(&mut self, label: &str, value: &str, tone: Tone) {
+        self.text += &format!("  {label}: {}\n", self.paint.text(tone, value));
+    }
+
+    fn known(&mut self, label: &str, value: Option<String>) {
+        if let Some(value) = value {
+            self.line(label, &value);
+        }
+    }
+
+    /// Counters above zero; nothing if there is none.
+    fn counts(&mut self, label: &str, counts: &Counts, tone: Tone) {
+        let some: Vec<String> =
+            counts.iter().filter(|(_, n)| **n > 0).map(|(reason, n)| format!("{n} {reason}")).collect();
+        if !some.is_empty() {
+            self.toned(label, &some.join(", "), tone);
+        }
+    }
+}
+
+/// What an operator does about a peer that isn't well.
+fn advice(p: &PeerStatus, i: &InterfaceStatus) -> Option<String> {
+    let kmes_down = !i.kmes.is_empty() && i.kmes.iter().all(|k| k.state == Some(KmeState::Down));
+    let no_stock = p.qkd_stock.is_none_or(|n| n == 0);
+    match p.state {
+        PeerState::Up if kmes_down && p.qkd_policy != QkdPolicy::Off => Some(
+            "no KME of this site answers and the stock is what is left: mend the KME, whose error is above"
+                .to_owned(),
+        ),
+        PeerState::Up => None,
+        _ if kmes_down && no_stock && p.qkd_policy != QkdPolicy::Off => {
+            Some("mend the KME, whose error is above; the tunnel recovers by itself".to_owned())
+        }
+        _ if p.control_handshake_ago_s.is_none() && p.endpoint.is_none() => Some(
+            "the peer's address is not known: set `endpoint`, or make sure that the peer knows ours and is running"
+                .to_owned(),
+        ),
+        _ if p.control_handshake_ago_s.is_none() => Some(format!(
+            "nothing was heard from the peer: is it running, is UDP port {} open both ways, and is the fingerprint below the one that it shows?",
+            i.listen_port
+        )),
+        _ => Some(format!(
+            "see `qvpn-ctl events {0}` and `journalctl -u qvpn@{0}` here and at the peer",
+            i.name
+        )),
+    }
+}
