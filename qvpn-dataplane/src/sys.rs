@@ -50,13 +50,17 @@ pub(crate) fn clear(event: BorrowedFd<'_>) {
     unsafe { libc::read(event.as_raw_fd(), count.as_mut_ptr().cast(), count.len()) };
 }
 
-/// Waits until one of the descriptors can be read, or for `wait` nanoseconds; says which can.
+/// The longest wait while a deadline stands. The system's timer stops when the machine sleeps and the clock of keys does
+/// not, so a machine that wakes up looks at its keys within this time.
+const LONGEST_WAIT: u64 = 1_000_000_000;
+
+/// Waits until one of the descriptors can be read, or for `wait` nanoseconds but at most a second; says which can.
 pub(crate) fn poll_readable<const N: usize>(
     fds: [BorrowedFd<'_>; N],
     wait: Option<u64>,
 ) -> io::Result<[bool; N]> {
     let mut polls = fds.map(|fd| libc::pollfd { fd: fd.as_raw_fd(), events: libc::POLLIN, revents: 0 });
-    let time = wait.map(|nanos| libc::timespec {
+    let time = wait.map(|nanos| nanos.min(LONGEST_WAIT)).map(|nanos| libc::timespec {
         tv_sec: libc::time_t::try_from(nanos / 1_000_000_000).unwrap_or(libc::time_t::MAX),
         tv_nsec: libc::c_long::try_from(nanos % 1_000_000_000).unwrap_or(0),
     });
@@ -69,6 +73,13 @@ pub(crate) fn poll_readable<const N: usize>(
         Err(error) => Err(error),
         Ok(_) => Ok(polls.map(|p| p.revents != 0)),
     }
+}
+
+/// Waits until the descriptor can be written, for at most `millis`; whether it can.
+pub(crate) fn poll_writable(fd: BorrowedFd<'_>, millis: c_int) -> bool {
+    let mut poll = libc::pollfd { fd: fd.as_raw_fd(), events: libc::POLLOUT, revents: 0 };
+    // SAFETY: `poll` is one valid entry.
+    unsafe { libc::poll(&raw mut poll, 1, millis) > 0 }
 }
 
 /// Makes an open `/dev/net/tun` a queue of the TUN device `name`.

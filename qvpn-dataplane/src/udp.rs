@@ -1,5 +1,6 @@
 //! A lane's UDP socket: one for IPv6 and IPv4 (in mapped form), with large buffers, and without "don't fragment", so that
-//! a path with a small MTU slows the tunnel down and never stops it.
+//! a path with a small MTU slows the tunnel down and never stops it. `PMTUDISC_OMIT` fragments at the interface's MTU and
+//! doesn't believe what unauthenticated ICMP says about the path, as WireGuard in the kernel does.
 
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6, UdpSocket};
@@ -28,7 +29,7 @@ pub fn bind_lane_socket(port: u16, fwmark: Option<u32>) -> io::Result<UdpSocket>
                         socket.as_fd(),
                         libc::IPPROTO_IPV6,
                         libc::IPV6_MTU_DISCOVER,
-                        libc::IPV6_PMTUDISC_DONT,
+                        libc::IPV6_PMTUDISC_OMIT,
                     );
                     Ok(socket.into())
                 }
@@ -59,7 +60,7 @@ fn prepare(socket: &Socket, fwmark: Option<u32>) -> io::Result<()> {
         }
     }
     // An IPv4 packet of an IPv6 socket follows the IPv4 option; a refusal leaves the system's default.
-    let _ = sys::set_int(fd, libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_DONT);
+    let _ = sys::set_int(fd, libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_OMIT);
     Ok(())
 }
 

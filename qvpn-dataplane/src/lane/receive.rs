@@ -21,6 +21,9 @@ use crate::tun::TunQueue;
 
 struct ReceivePeer {
     endpoint: Option<SocketAddr>,
+    /// The endpoint moved and the control task doesn't know yet. One flag, not a queue: whoever sits on the path and
+    /// changes source addresses must not make a list grow.
+    untold: bool,
     stats: Arc<PeerStats>,
     highest_epoch: Option<u64>,
     /// The newest epoch in which something opened: only its packets move the endpoint.
@@ -122,8 +125,10 @@ impl Tables {
         match command {
             LaneCommand::AddPeer { peer, endpoint, stats, .. } => {
                 self.sessions.retain(|_, s| s.peer != peer);
-                self.peers
-                    .insert(peer, ReceivePeer { endpoint, stats, highest_epoch: None, newest_heard: None });
+                self.peers.insert(
+                    peer,
+                    ReceivePeer { endpoint, untold: false, stats, highest_epoch: None, newest_heard: None },
+                );
             }
             LaneCommand::RemovePeer { peer } => {
                 self.peers.remove(&peer);
@@ -133,6 +138,7 @@ impl Tables {
             LaneCommand::SetEndpoint { peer, addr } => {
                 if let Some(p) = self.peers.get_mut(&peer) {
                     p.endpoint = Some(addr);
+                    p.untold = false;
                 }
             }
             LaneCommand::InstallOpening { token, key } => {
@@ -232,7 +238,11 @@ impl Tables {
         if highest && p.newest_heard == Some(epoch) && p.endpoint != Some(from) {
             p.endpoint = Some(from);
             self.to_sender.put(LaneCommand::SetEndpoint { peer, addr: from });
-            self.outbox.tell(move || LaneEvent::Roamed { lane, peer, endpoint: from });
+            p.untold = true;
+        }
+        if let (true, Some(endpoint)) = (p.untold, p.endpoint) {
+            // Where there is no room now, the next packet tries again.
+            p.untold = !self.outbox.try_tell(LaneEvent::Roamed { lane, peer, endpoint });
         }
         if text.is_empty() {
             return;

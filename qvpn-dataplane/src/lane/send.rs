@@ -26,6 +26,9 @@ use crate::udp::socket_address;
 /// Room for the largest inner packet, its header, padding and tag.
 const SLOT: usize = HEADER + 65_535 + 16 + TAG;
 
+/// How long a batch waits for room in the socket's queue, in milliseconds.
+const ROOM_WAIT: i32 = 50;
+
 struct SendPeer {
     endpoint: Option<SockAddr>,
     keepalive: Option<u64>,
@@ -277,6 +280,13 @@ impl Sending {
             let (sent, refused) = match sys::send_batch(self.socket.as_fd(), &datagrams) {
                 Ok(sent) => (sent, 0),
                 Err(error) if error.kind() == ErrorKind::Interrupted => (0, 0),
+                // While we wait, the TUN's own queue holds senders back, which loses less than a drop here.
+                Err(error)
+                    if error.kind() == ErrorKind::WouldBlock
+                        && sys::poll_writable(self.socket.as_fd(), ROOM_WAIT) =>
+                {
+                    (0, 0)
+                }
                 // The first was refused: count it, and go on with the rest.
                 Err(_) => (0, 1),
             };

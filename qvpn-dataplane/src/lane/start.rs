@@ -150,8 +150,9 @@ impl Lanes {
                 boxes.send.put(LaneCommand::SetAllowedIps(table));
             }
             LaneCommand::SetEndpoint { peer, addr } => {
-                boxes.receive.put(LaneCommand::SetEndpoint { peer, addr });
+                // The sender first: whatever the receiver learns after this command then reaches the sender after it, too.
                 boxes.send.put(LaneCommand::SetEndpoint { peer, addr });
+                boxes.receive.put(LaneCommand::SetEndpoint { peer, addr });
             }
             LaneCommand::Shutdown => {
                 boxes.receive.put(LaneCommand::Shutdown);

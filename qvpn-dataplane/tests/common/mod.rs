@@ -1,0 +1,269 @@
+//! Two sets of lanes in network namespaces of their own, with a relay between them that a test may turn against them.
+//! Each test runs again as a child inside fresh user and network namespaces, so it needs no root and leaves nothing.
+#![allow(clippy::unwrap_used)] // only tests call this, and a failure here fails them
+
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::net::{Ipv6Addr, SocketAddr, UdpSocket};
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::time::{Duration, Instant};
+
+use nix::sched::{CloneFlags, unshare};
+use qvpn_dataplane::{
+    AllowedIps, InterfaceStats, LaneCommand, LaneEvent, LaneSink, Lanes, LanesConfig, OpeningKey, PeerId,
+    PeerStats, SealingKey, Suite, bind_lane_socket, open_tun,
+};
+use qvpn_secret::Secret;
+
+/// No step of a test takes this long; one that does has failed.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+pub const MTU: u16 = 1420;
+/// When the tests' clock starts.
+pub const START: u64 = 1_000_000_000;
+pub const FAR: u64 = u64::MAX / 2;
+/// Each side calls the other one this.
+pub const PEER: PeerId = PeerId(7);
+
+/// Runs `body` in a child inside namespaces of its own; `name` is the name of the test that calls.
+pub fn in_namespaces(name: &str, body: impl FnOnce()) {
+    if std::env::var_os("QVPN_DATAPLANE_INSIDE").is_some() {
+        ip("link set lo up");
+        return body();
+    }
+    let status = Command::new("unshare")
+        .args(["--user", "--map-root-user", "--net", "--"])
+        .arg(std::env::current_exe().unwrap())
+        .args(["--exact", name, "--nocapture"])
+        .env("QVPN_DATAPLANE_INSIDE", "1")
+        .status()
+        .expect("`unshare` of util-linux");
+    assert!(status.success(), "{name} failed inside its namespaces");
+}
+
+pub fn ip(arguments: &str) {
+    let status = Command::new("ip").args(arguments.split(' ')).status().expect("`ip` of iproute2");
+    assert!(status.success(), "ip {arguments}");
+}
+
+struct Sink(SyncSender<LaneEvent>);
+
+impl LaneSink for Sink {
+    fn event(&self, event: LaneEvent) -> bool {
+        self.0.try_send(event).is_ok()
+    }
+}
+
+/// Runs `f` in a network namespace that only this call and what it opens see; a thread dies with it.
+fn apart<R: Send>(f: impl FnOnce() -> R + Send) -> R {
+    std::thread::scope(|scope| {
+        let thread = scope.spawn(|| {
+            unshare(CloneFlags::CLONE_NEWNET).expect("a network namespace");
+            ip("link set lo up");
+            f()
+        });
+        thread.join().unwrap()
+    })
+}
+
+/// One site: lanes whose TUN stands in a namespace apart, while their UDP sockets share the test's loopback.
+pub struct Site {
+    pub lanes: Lanes,
+    events: Receiver<LaneEvent>,
+    /// Events that came while another one was awaited: a test may ask for them later.
+    early: RefCell<VecDeque<LaneEvent>>,
+    pub stats: Arc<PeerStats>,
+    pub interface: Arc<InterfaceStats>,
+    pub clock: Arc<AtomicU64>,
+    ports: Vec<u16>,
+    /// Sockets of a host behind the TUN, by family: bound to the site's inner address.
+    pub host4: UdpSocket,
+    pub host6: UdpSocket,
+    token: AtomicU64,
+}
+
+impl Site {
+    /// Site number 1 or 2 has the inner addresses 10.9.0.N and fd09::N; the other one's belong to `PEER`.
+    pub fn new(number: u8, lane_count: u8) -> Self {
+        let other = 3 - number;
+        let (tuns, host4, host6) = apart(|| {
+            let tuns = open_tun("q", lane_count).unwrap();
+            ip(&format!("addr add 10.9.0.{number}/24 dev q"));
+            ip(&format!("addr add fd09::{number}/64 dev q nodad"));
+            ip(&format!("link set q up mtu {MTU}"));
+            let bind = |address: String| UdpSocket::bind(address).unwrap();
+            (tuns, bind(format!("10.9.0.{number}:5000")), bind(format!("[fd09::{number}]:5000")))
+        });
+        for host in [&host4, &host6] {
+            host.set_read_timeout(Some(PATIENCE)).unwrap();
+        }
+        host4.connect(format!("10.9.0.{other}:5000")).unwrap();
+        host6.connect(format!("[fd09::{other}]:5000")).unwrap();
+        let sockets: Vec<_> = (0..lane_count).map(|_| bind_lane_socket(0, None).unwrap()).collect();
+        let ports = sockets.iter().map(|s| s.local_addr().unwrap().port()).collect();
+        let (sender, events) = sync_channel(256);
+        let interface = Arc::new(InterfaceStats::default());
+        let clock = Arc::new(AtomicU64::new(START));
+        let reads = clock.clone();
+        let config = LanesConfig {
+            tuns,
+            sockets,
+            mtu: MTU,
+            stats: interface.clone(),
+            filter: Arc::new(|datagram| datagram.last() == Some(&0xaa)),
+            clock: Arc::new(move || reads.load(Ordering::SeqCst)),
+        };
+        let lanes = Lanes::start(config, Arc::new(Sink(sender))).unwrap();
+        let stats = Arc::new(PeerStats::default());
+        let site = Self {
+            lanes,
+            events,
+            early: RefCell::default(),
+            stats,
+            interface,
+            clock,
+            ports,
+            host4,
+            host6,
+            token: AtomicU64::new(0),
+        };
+        site.allow(&[(other, PEER)]);
+        site
+    }
+
+    /// Gives the inner addresses of sites to peers.
+    pub fn allow(&self, owners: &[(u8, PeerId)]) {
+        let table = AllowedIps::new(owners.iter().flat_map(|(n, peer)| {
+            [
+                (format!("10.9.0.{n}").parse().unwrap(), 32, *peer),
+                (format!("fd09::{n}").parse().unwrap(), 128, *peer),
+            ]
+        }));
+        self.each_lane(|| LaneCommand::SetAllowedIps(Arc::new(AllowedIps::default())));
+        let table = Arc::new(table.unwrap());
+        self.each_lane(|| LaneCommand::SetAllowedIps(table.clone()));
+    }
+
+    pub fn each_lane(&self, command: impl Fn() -> LaneCommand) {
+        for lane in 0..self.lanes.count() {
+            self.lanes.send(u8::try_from(lane).unwrap(), command());
+        }
+    }
+
+    pub fn add_peer(&self, lane: u8, endpoint: Option<SocketAddr>) {
+        let stats = self.stats.clone();
+        self.lanes.send(lane, LaneCommand::AddPeer { peer: PEER, endpoint, keepalive: None, stats });
+    }
+
+    fn token(&self) -> u64 {
+        self.token.fetch_add(1, Ordering::SeqCst)
+    }
+
+    /// Installs an opening key and waits for the answer: whether it is in force.
+    pub fn open(&self, lane: u8, epoch: u64, suite: Suite, expires_at: u64) -> bool {
+        let token = self.token();
+        let key =
+            OpeningKey { peer: PEER, epoch, index: index(lane, epoch), suite, key: key(epoch), expires_at };
+        self.lanes.send(lane, LaneCommand::InstallOpening { token, key });
+        self.installed(token)
+    }
+
+    /// Installs a sealing key and waits for the answer: whether it is in force.
+    pub fn seal(&self, lane: u8, epoch: u64, suite: Suite, expires_at: u64, packets: u64) -> bool {
+        let token = self.token();
+        let receiver_index = index(lane, epoch);
+        let key =
+            SealingKey { peer: PEER, epoch, receiver_index, suite, key: key(epoch), expires_at, packets };
+        self.lanes.send(lane, LaneCommand::InstallSealing { token, key, announce: false });
+        self.installed(token)
+    }
+
+    fn installed(&self, wanted: u64) -> bool {
+        match self.wait(|e| matches!(e, LaneEvent::Installed { token, .. } if *token == wanted)) {
+            LaneEvent::Installed { in_force, .. } => in_force,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Waits for an event; others before it are kept for whoever waits for them.
+    pub fn wait(&self, wanted: impl Fn(&LaneEvent) -> bool) -> LaneEvent {
+        let mut early = self.early.borrow_mut();
+        if let Some(at) = early.iter().position(&wanted) {
+            return early.remove(at).unwrap();
+        }
+        loop {
+            let event = self.events.recv_timeout(PATIENCE).expect("an event");
+            if wanted(&event) {
+                return event;
+            }
+            early.push_back(event);
+        }
+    }
+
+    pub fn advance_to(&self, now: u64) {
+        self.clock.store(now, Ordering::SeqCst);
+    }
+
+    /// Where this site's lane hears, by IPv4 or IPv6.
+    pub fn address(&self, lane: usize, v6: bool) -> SocketAddr {
+        let port = self.ports[lane];
+        if v6 { (Ipv6Addr::LOCALHOST, port).into() } else { ([127, 0, 0, 1], port).into() }
+    }
+}
+
+/// Both directions of an epoch have the same key here: a test needs no key schedule.
+fn key(epoch: u64) -> Secret<32> {
+    Secret::filled(|bytes| bytes.fill(u8::try_from(epoch % 251).unwrap() + 1))
+}
+
+pub fn index(lane: u8, epoch: u64) -> u32 {
+    1 << 31 | u32::from(lane) << 16 | u32::try_from(epoch).unwrap()
+}
+
+/// Two sites whose lanes know each other's addresses and share epoch 1.
+pub fn connected(lane_count: u8, suite: Suite, v6: bool) -> (Site, Site) {
+    let (a, b) = (Site::new(1, lane_count), Site::new(2, lane_count));
+    for lane in 0..lane_count {
+        a.add_peer(lane, Some(b.address(lane.into(), v6)));
+        b.add_peer(lane, Some(a.address(lane.into(), v6)));
+        for site in [&a, &b] {
+            assert!(site.open(lane, 1, suite, FAR));
+        }
+        for site in [&a, &b] {
+            assert!(site.seal(lane, 1, suite, FAR, u64::MAX));
+        }
+    }
+    (a, b)
+}
+
+/// Waits for a counter, which tells nobody when it moves.
+pub fn until(what: &str, reached: impl Fn() -> bool) {
+    let start = Instant::now();
+    while !reached() {
+        assert!(start.elapsed() < PATIENCE, "still waiting: {what}");
+        std::thread::yield_now();
+    }
+}
+
+/// A socket that a test attacks from, and through which one site can be led.
+pub fn wire() -> UdpSocket {
+    let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    socket
+}
+
+/// The next datagram on a wire.
+pub fn catch(wire: &UdpSocket) -> Vec<u8> {
+    let mut buffer = [0; 65_535];
+    let (len, _) = wire.recv_from(&mut buffer).expect("a datagram");
+    buffer[..len].to_vec()
+}
+
+/// The next payload that a host gets, and nothing else than `expected`.
+pub fn expect(host: &UdpSocket, expected: &[u8]) {
+    let mut buffer = [0; 65_535];
+    let len = host.recv(&mut buffer).expect("a packet");
+    assert_eq!(&buffer[..len], expected);
+}

@@ -1,0 +1,356 @@
+//! Lanes with real TUN devices and real sockets: packets pass in both directions and in order over rekeys, keys end by
+//! themselves, and nothing that an attacker sends gets further than a counter.
+
+#![allow(clippy::unwrap_used)] // a failure here fails the test, as it should
+
+mod common;
+
+use std::net::UdpSocket;
+
+use common::*;
+use qvpn_dataplane::{LaneCommand, LaneEvent, PeerId, SealingEnd, Suite};
+
+/// Packets in flight at once, or twice as many around a rekey: far below every queue on the way, so that a missing one is
+/// our loss. The smallest is a host socket's 208 KiB, which hold 121 of these packets.
+const BURST: u32 = 32;
+
+/// A numbered packet whose length goes through all sizes, the largest filling the MTU.
+fn numbered(n: u32, header: u32) -> Vec<u8> {
+    let room = u32::from(MTU) - header;
+    let len = 4 + n.wrapping_mul(37) % (room - 3);
+    let mut payload = vec![u8::try_from(n % 256).unwrap(); usize::try_from(len).unwrap()];
+    payload[..4].copy_from_slice(&n.to_be_bytes());
+    payload
+}
+
+/// Sends a burst and checks that it comes out whole, in order and once.
+fn burst(from: &UdpSocket, to: &UdpSocket, first: u32, header: u32) {
+    for n in first..first + BURST {
+        from.send(&numbered(n, header)).unwrap();
+    }
+    for n in first..first + BURST {
+        expect(to, &numbered(n, header));
+    }
+}
+
+fn carries(suite: Suite, v6: bool) {
+    let (a, b) = connected(1, suite, v6);
+    for round in 0..30u32 {
+        let epoch = u64::from(round) + 2;
+        burst(&a.host4, &b.host4, round * BURST, 28);
+        burst(&b.host4, &a.host4, round * BURST, 28);
+        // In the middle of a flow: send, rekey, and only then look.
+        for n in 0..BURST {
+            a.host6.send(&numbered(n, 48)).unwrap();
+        }
+        for site in [&a, &b] {
+            assert!(site.open(0, epoch, suite, FAR));
+        }
+        for site in [&a, &b] {
+            assert!(site.seal(0, epoch, suite, FAR, u64::MAX));
+        }
+        for n in BURST..2 * BURST {
+            a.host6.send(&numbered(n, 48)).unwrap();
+        }
+        for n in 0..2 * BURST {
+            expect(&b.host6, &numbered(n, 48));
+        }
+        burst(&b.host6, &a.host6, round * BURST, 48);
+        let seen = |e: &LaneEvent| matches!(e, LaneEvent::FirstOpened { lane: 0, peer: PEER, epoch: e } if *e == epoch);
+        a.wait(seen);
+        b.wait(seen);
+        for site in [&a, &b] {
+            site.lanes.send(0, LaneCommand::CloseOlder { peer: PEER, than_epoch: epoch, at: START });
+        }
+    }
+    for site in [&a, &b] {
+        assert!(site.stats.drops().iter().all(|d| d.1 == 0), "{:?}", site.stats.drops());
+        assert!(site.stats.rx.packets.get() >= u64::from(30 * 2 * BURST));
+        assert_eq!(site.stats.rx.last_at.get(), START);
+    }
+    until("both count the same", || a.stats.rx.bytes.get() == b.stats.tx.bytes.get());
+}
+
+#[test]
+fn packets_pass_both_ways_in_order_over_rekeys() {
+    in_namespaces("packets_pass_both_ways_in_order_over_rekeys", || {
+        carries(Suite::ChaCha20Poly1305, false);
+    });
+}
+
+#[test]
+fn packets_pass_over_ipv6_and_aes() {
+    in_namespaces("packets_pass_over_ipv6_and_aes", || carries(Suite::Aes256Gcm, true));
+}
+
+#[test]
+fn a_flow_keeps_its_order_over_several_lanes() {
+    in_namespaces("a_flow_keeps_its_order_over_several_lanes", || {
+        let (a, b) = connected(4, Suite::ChaCha20Poly1305, false);
+        for round in 0..50 {
+            burst(&a.host4, &b.host4, round * BURST, 28);
+            burst(&b.host6, &a.host6, round * BURST, 48);
+        }
+        assert!(b.stats.drops().iter().all(|d| d.1 == 0), "{:?}", b.stats.drops());
+    });
+}
+
+#[test]
+fn keys_end_by_themselves_and_nothing_is_sent_without_one() {
+    in_namespaces("keys_end_by_themselves_and_nothing_is_sent_without_one", || {
+        let suite = Suite::ChaCha20Poly1305;
+        let (a, b) = connected(1, suite, false);
+        let sent = |what: &str, wanted: u64| until(what, || a.stats.tx.packets.get() == wanted);
+        let start = a.stats.tx.packets.get();
+
+        // Age: the lane's own timer ends it, with no packet and no command.
+        let limit = START + 1_000_000_000;
+        assert!(b.open(0, 2, suite, FAR));
+        assert!(a.seal(0, 2, suite, limit, u64::MAX));
+        a.host4.send(b"before").unwrap();
+        expect(&b.host4, b"before");
+        a.advance_to(limit);
+        let ended = a.wait(|e| matches!(e, LaneEvent::SealingEnded { .. }));
+        assert!(
+            matches!(ended, LaneEvent::SealingEnded { epoch: 2, why: SealingEnd::Expired, .. }),
+            "{ended:?}"
+        );
+        a.host4.send(b"too late").unwrap();
+        until("the packet is counted", || a.stats.tx.expired.get() == 1);
+        sent("only one packet", start + 1);
+
+        // A dead key doesn't come back, nor does an earlier epoch or the same one again.
+        assert!(!a.seal(0, 2, suite, FAR, u64::MAX), "the same epoch would repeat nonces");
+        assert!(!a.seal(0, 1, suite, FAR, u64::MAX), "never back");
+        assert!(!a.seal(0, 3, suite, limit, u64::MAX), "ended before it began");
+        a.host4.send(b"still none").unwrap();
+        until("the packet is counted", || a.stats.tx.expired.get() == 2);
+
+        // Number of packets.
+        assert!(b.open(0, 4, suite, limit + 5));
+        assert!(a.seal(0, 4, suite, FAR, 2));
+        for text in [b"one", b"two", b"not"] {
+            a.host4.send(text).unwrap();
+        }
+        expect(&b.host4, b"one");
+        expect(&b.host4, b"two");
+        let ended = a.wait(|e| matches!(e, LaneEvent::SealingEnded { .. }));
+        assert!(
+            matches!(ended, LaneEvent::SealingEnded { epoch: 4, why: SealingEnd::PacketLimit, .. }),
+            "{ended:?}"
+        );
+        until("the packet is counted", || a.stats.tx.expired.get() == 3);
+
+        // An order to stop.
+        assert!(b.open(0, 5, suite, limit + 5));
+        assert!(a.seal(0, 5, suite, FAR, u64::MAX));
+        a.lanes.send(0, LaneCommand::StopSealing { peer: PEER });
+        a.host4.send(b"stopped").unwrap();
+        until("the packet is counted", || a.stats.tx.no_epoch.get() == 1);
+        sent("nothing more was sent", start + 3);
+
+        // The opening side ends its keys, too, and then knows no such index.
+        assert!(!b.open(0, 5, suite, FAR), "a key that opens twice would take replays");
+        assert!(b.open(0, 6, suite, limit + 5));
+        assert!(a.seal(0, 6, suite, FAR, u64::MAX));
+        b.advance_to(limit + 5);
+        assert!(b.open(0, 7, suite, FAR), "once this is answered, the lane has looked at its clock");
+        a.host4.send(b"nobody opens this").unwrap();
+        // Not `expired`: the key isn't only too old, it is gone.
+        until("the packet is counted", || b.interface.unknown_index.get() == 1);
+
+        // An interface without the peer sends nothing at all.
+        a.lanes.send(0, LaneCommand::RemovePeer { peer: PEER });
+        assert!(!a.seal(0, 7, suite, FAR, u64::MAX), "no key for a peer that is gone");
+        // The kernel's own multicast has no peer either, so more than this one may be counted.
+        let before = a.interface.no_peer.get();
+        a.host4.send(b"no peer").unwrap();
+        until("the packet is counted", || a.interface.no_peer.get() > before);
+        sent("the last one was the one that nobody opened", start + 4);
+        b.host4.set_nonblocking(true).unwrap();
+        assert!(b.host4.recv(&mut [0; 16]).is_err(), "nothing more arrived");
+    });
+}
+
+#[test]
+fn what_an_attacker_sends_ends_in_a_counter() {
+    in_namespaces("what_an_attacker_sends_ends_in_a_counter", || {
+        let (a, b) = connected(2, Suite::ChaCha20Poly1305, false);
+        let (wire, target) = (wire(), b.address(0, false));
+        // All of site A's packets come to the attacker, who has none of the keys.
+        a.each_lane(|| LaneCommand::SetEndpoint { peer: PEER, addr: wire.local_addr().unwrap() });
+        let through = |text: &[u8]| {
+            a.host4.send(text).unwrap();
+            catch(&wire)
+        };
+        let genuine = through(b"genuine");
+        let lane = usize::from(genuine[6]);
+        let target_of_flow = b.address(lane, false);
+
+        let mut forged = genuine.clone();
+        *forged.last_mut().unwrap() ^= 1;
+        wire.send_to(&forged, target_of_flow).unwrap();
+        until("auth", || b.stats.rx.auth.get() == 1);
+        let mut forged = genuine.clone();
+        forged[8] ^= 1;
+        wire.send_to(&forged, target_of_flow).unwrap();
+        until("auth", || b.stats.rx.auth.get() == 2);
+        for cut in [32, 33, genuine.len() - 1] {
+            wire.send_to(&genuine[..cut], target_of_flow).unwrap();
+        }
+        until("auth", || b.stats.rx.auth.get() == 5);
+
+        // A forgery neither used up the counter nor moved the endpoint.
+        wire.send_to(&genuine, target_of_flow).unwrap();
+        expect(&b.host4, b"genuine");
+        let roamed = b.wait(|e| matches!(e, LaneEvent::Roamed { .. }));
+        assert!(
+            matches!(roamed, LaneEvent::Roamed { endpoint, .. } if endpoint == wire.local_addr().unwrap())
+        );
+        for _ in 0..3 {
+            wire.send_to(&genuine, target_of_flow).unwrap();
+        }
+        until("replay", || b.stats.rx.replay.get() == 3);
+
+        let mut wrong_index = genuine.clone();
+        wrong_index[4] ^= 0x55;
+        wire.send_to(&wrong_index, target_of_flow).unwrap();
+        until("unknown index", || b.interface.unknown_index.get() == 1);
+
+        let malformed: [&[u8]; 8] = [
+            b"",
+            &[4],
+            &[4, 0, 0, 0, 0, 0, 0],
+            &genuine[..31],
+            &[
+                4, 0, 0, 1, 0, 0, 0, 0x80, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
+                0, 0,
+            ],
+            &[9; 200],
+            &[0; 2000],
+            &[0xff; 60_000],
+        ];
+        for (n, datagram) in (1..).zip(malformed) {
+            wire.send_to(datagram, target).unwrap();
+            until("malformed", || b.interface.malformed.get() == n);
+        }
+
+        // Handshakes: only those that pass the filter, only on lane 0, never longer than any real one.
+        let knock = |last: u8, len: usize| {
+            let mut datagram = vec![0; len];
+            datagram[0] = 1;
+            datagram[len - 1] = last;
+            datagram
+        };
+        wire.send_to(&knock(0xbb, 148), target).unwrap();
+        until("the filter", || b.interface.malformed.get() == 9);
+        wire.send_to(&knock(0xaa, 148), b.address(1, false)).unwrap();
+        until("lane 1", || b.interface.malformed.get() == 10);
+        wire.send_to(&knock(0xaa, 1281), target).unwrap();
+        until("too long", || b.interface.malformed.get() == 11);
+        wire.send_to(&knock(0xaa, 148), target).unwrap();
+        match b.wait(|e| matches!(e, LaneEvent::Control { .. })) {
+            LaneEvent::Control { lane: 0, from, datagram } => {
+                assert_eq!(from, wire.local_addr().unwrap());
+                assert_eq!(datagram, knock(0xaa, 148));
+            }
+            other => panic!("{other:?}"),
+        }
+
+        // A queue that is full loses datagrams and counts them; it doesn't grow.
+        for _ in 0..300 {
+            wire.send_to(&knock(0xaa, 148), target).unwrap();
+        }
+        until("queue full", || b.interface.queue_full.get() > 0);
+    });
+}
+
+#[test]
+fn an_inner_source_that_belongs_to_another_peer_is_dropped() {
+    in_namespaces("an_inner_source_that_belongs_to_another_peer_is_dropped", || {
+        let (a, b) = connected(1, Suite::ChaCha20Poly1305, false);
+        a.host4.send(b"allowed").unwrap();
+        expect(&b.host4, b"allowed");
+        b.allow(&[(1, PeerId(8))]);
+        // The table is in force once a command after it is answered.
+        assert!(b.open(0, 2, Suite::ChaCha20Poly1305, FAR));
+        a.host4.send(b"not allowed").unwrap();
+        until("not allowed", || b.stats.rx.not_allowed_ip.get() == 1);
+        b.allow(&[(1, PEER)]);
+        assert!(b.open(0, 3, Suite::ChaCha20Poly1305, FAR));
+        a.host4.send(b"again").unwrap();
+        expect(&b.host4, b"again");
+    });
+}
+
+#[test]
+fn the_endpoint_follows_only_the_newest_packet_of_the_newest_epoch() {
+    in_namespaces("the_endpoint_follows_only_the_newest_packet_of_the_newest_epoch", || {
+        let suite = Suite::ChaCha20Poly1305;
+        let (a, b) = connected(1, suite, false);
+        let (first, second) = (wire(), wire());
+        let target = b.address(0, false);
+        a.lanes.send(0, LaneCommand::SetEndpoint { peer: PEER, addr: first.local_addr().unwrap() });
+        assert!(a.open(0, 2, suite, FAR), "the endpoint is in force when this is answered");
+        let caught: Vec<_> = (0..3u8)
+            .map(|n| {
+                a.host4.send(&[n]).unwrap();
+                catch(&first)
+            })
+            .collect();
+        let roams_to = |wire: &UdpSocket| {
+            let roamed = b.wait(|e| matches!(e, LaneEvent::Roamed { .. }));
+            let there = wire.local_addr().unwrap();
+            assert!(matches!(roamed, LaneEvent::Roamed { endpoint, .. } if endpoint == there), "{roamed:?}");
+            // What B sends goes there from now on.
+            b.host4.send(b"back").unwrap();
+            assert_eq!(catch(wire)[..4], [4, 0, 0, 0]);
+        };
+        first.send_to(&caught[1], target).unwrap();
+        expect(&b.host4, &[1]);
+        roams_to(&first);
+        // An older packet from elsewhere is delivered and moves nothing.
+        second.send_to(&caught[0], target).unwrap();
+        expect(&b.host4, &[0]);
+        b.host4.send(b"still there").unwrap();
+        catch(&first);
+        // A newer one moves it.
+        second.send_to(&caught[2], target).unwrap();
+        expect(&b.host4, &[2]);
+        roams_to(&second);
+
+        // A packet of an older epoch moves nothing, however high its counter.
+        a.host4.send(b"old epoch").unwrap();
+        let old = catch(&first);
+        assert!(b.open(0, 2, suite, FAR));
+        assert!(a.seal(0, 2, suite, FAR, u64::MAX));
+        a.host4.send(b"new epoch").unwrap();
+        let new = catch(&first);
+        second.send_to(&new, target).unwrap();
+        expect(&b.host4, b"new epoch");
+        first.send_to(&old, target).unwrap();
+        expect(&b.host4, b"old epoch");
+        b.host4.send(b"still at the second").unwrap();
+        catch(&second);
+        assert!(first.set_nonblocking(true).is_ok() && first.recv(&mut [0; 16]).is_err());
+    });
+}
+
+#[test]
+fn empty_packets_announce_and_keep_alive() {
+    in_namespaces("empty_packets_announce_and_keep_alive", || {
+        let suite = Suite::Aes256Gcm;
+        let (a, b) = connected(1, suite, false);
+        let before = b.stats.rx.packets.get();
+        a.lanes.send(0, LaneCommand::SendEmpty { peer: PEER });
+        b.wait(|e| matches!(e, LaneEvent::FirstOpened { epoch: 1, .. }));
+        until("one empty packet", || b.stats.rx.packets.get() == before + 1);
+        // The lane looks at its clock at least once a second, and the clock is ours.
+        let keepalive = Some(std::time::Duration::from_secs(10));
+        a.lanes.send(0, LaneCommand::SetKeepalive { peer: PEER, keepalive });
+        a.advance_to(START + 10_000_000_000);
+        until("a keepalive", || b.stats.rx.packets.get() == before + 2);
+        assert_eq!(b.stats.rx.bytes.get(), 32 * (before + 2), "each is a header and a tag");
+        assert!(b.stats.drops().iter().all(|d| d.1 == 0), "{:?}", b.stats.drops());
+    });
+}
