@@ -1,0 +1,293 @@
+//! `show`: its text held against snapshots, its JSON against the status that came, and colour on a terminal only. Run
+//! with `BLESS=1` to write the snapshots anew, and read the difference.
+
+use std::collections::BTreeMap;
+use std::io::Read;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::process::Stdio;
+
+use qvpn_api::config::{KmeApi, QkdPolicy, Suite};
+use qvpn_api::control::{ErrorCode, ErrorReply, Reply};
+use qvpn_api::status::{
+    Counts, ExchangeRole, InterfaceStatus, KeySource, KmeState, KmeStatus, LaneState, LaneStatus, PeerState,
+    PeerStatus, Status,
+};
+
+use super::fake::Fake;
+use super::{Run, ctl, run};
+
+fn kme(name: &str, state: Option<KmeState>) -> KmeStatus {
+    KmeStatus {
+        name: name.into(),
+        api: KmeApi::Etsi014,
+        url: format!("https://{name}.site-a.example:8443"),
+        state,
+        last_error: None,
+        last_success_ago_s: Some(12.0),
+        stored_key_count: Some(4096),
+        latency_ms: Some(7.4),
+        cert_expires_in_s: Some(90.0 * 86_400.0),
+    }
+}
+
+fn peer_up() -> PeerStatus {
+    PeerStatus {
+        name: "site-b".into(),
+        public_key: "qvpn1-UqPF=".into(),
+        fingerprint: "abcd-efgh-ijkm".into(),
+        endpoint: Some("203.0.113.9:51820".into()),
+        allowed_ips: vec!["10.20.0.0/16".into(), "fd20::/64".into()],
+        state: PeerState::Up,
+        reason: None,
+        role: Some(ExchangeRole::Initiator),
+        qkd_policy: QkdPolicy::Required,
+        epoch: Some(42),
+        epoch_age_s: Some(23.4),
+        epoch_expires_in_s: Some(156.6),
+        next_rekey_in_s: Some(36.6),
+        key_sources: vec![KeySource::Qkd, KeySource::Mlkem, KeySource::X25519],
+        qkd_key_id: Some("bc490419-7d60-487f-adc1-4ddcc177c139".into()),
+        qkd_stock: Some(5),
+        qkd_stock_lasts_s: Some(300.0),
+        rekeys: 42,
+        rekey_failures: Counts::from([("unanswered".into(), 2), ("stale".into(), 0)]),
+        control_handshake_ago_s: Some(61.0),
+        rx_bytes: Some(1_536_000),
+        tx_bytes: Some(999),
+        rx_packets: Some(1200),
+        tx_packets: Some(10),
+        drops: Counts::from([("no_epoch".into(), 3), ("replay".into(), 1), ("auth".into(), 0)]),
+        mtu: Some(1380),
+        lanes: vec![LaneStatus { lane: 0, listen_port: 51820, endpoint: None, state: Some(LaneState::Up) }],
+    }
+}
+
+/// Nothing is known of it but its config.
+fn peer_unknown() -> PeerStatus {
+    PeerStatus {
+        endpoint: None,
+        state: PeerState::Connecting,
+        role: None,
+        epoch: None,
+        epoch_age_s: None,
+        epoch_expires_in_s: None,
+        next_rekey_in_s: None,
+        key_sources: vec![],
+        qkd_key_id: None,
+        qkd_stock: None,
+        qkd_stock_lasts_s: None,
+        rekeys: 0,
+        rekey_failures: BTreeMap::new(),
+        control_handshake_ago_s: None,
+        rx_bytes: None,
+        tx_bytes: None,
+        rx_packets: None,
+        tx_packets: None,
+        drops: BTreeMap::new(),
+        mtu: None,
+        lanes: vec![],
+        ..peer_up()
+    }
+}
+
+fn interface(kmes: Vec<KmeStatus>, peers: Vec<PeerStatus>) -> InterfaceStatus {
+    InterfaceStatus {
+        name: "qvpn0".into(),
+        public_key: "qvpn1-OWN=".into(),
+        listen_port: 51820,
+        suite: Suite::Chacha20Poly1305,
+        lanes: 1,
+        mtu: Some(1420),
+        uptime_s: Some(3725.0),
+        drops: Counts::from([("malformed".into(), 1)]),
+        kmes,
+        peers,
+    }
+}
+
+fn up() -> InterfaceStatus {
+    interface(vec![kme("kme-a1", Some(KmeState::Up)), kme("kme-a2", None)], vec![peer_up()])
+}
+
+fn degraded() -> InterfaceStatus {
+    let peer = PeerStatus {
+        state: PeerState::Degraded,
+        reason: Some("no QKD key for two intervals: kme-a1 refuses the connection".into()),
+        qkd_policy: QkdPolicy::Preferred,
+        key_sources: vec![KeySource::Chain, KeySource::Mlkem, KeySource::X25519],
+        qkd_key_id: None,
+        qkd_stock: Some(0),
+        qkd_stock_lasts_s: Some(0.0),
+        next_rekey_in_s: Some(0.0),
+        lanes: vec![
+            LaneStatus { lane: 0, listen_port: 51820, endpoint: None, state: Some(LaneState::Up) },
+            LaneStatus {
+                lane: 1,
+                listen_port: 51821,
+                endpoint: Some("203.0.113.9:51821".into()),
+                state: Some(LaneState::Silent),
+            },
+            LaneStatus { lane: 2, listen_port: 51822, endpoint: None, state: None },
+        ],
+        ..peer_up()
+    };
+    let down = KmeStatus {
+        last_error: Some("connection refused by 192.0.2.8:8443; is the KME running?".into()),
+        cert_expires_in_s: Some(3.0 * 86_400.0),
+        ..kme("kme-a1", Some(KmeState::Down))
+    };
+    InterfaceStatus { lanes: 3, ..interface(vec![down], vec![peer]) }
+}
+
+fn blocked() -> InterfaceStatus {
+    let blocked = PeerStatus {
+        state: PeerState::Blocked,
+        reason: Some("the last key has expired, and \u{1b}[31mno QKD key came".into()),
+        epoch_expires_in_s: Some(-4.0),
+        qkd_stock: Some(0),
+        ..peer_up()
+    };
+    let blocked = PeerStatus { key_sources: vec![], epoch: None, ..blocked };
+    let connecting = PeerStatus { name: "site-c".into(), ..peer_unknown() };
+    let off = PeerStatus {
+        name: "site-d".into(),
+        qkd_policy: QkdPolicy::Off,
+        endpoint: Some("198.51.100.4:51820".into()),
+        ..peer_unknown()
+    };
+    let ended = KmeStatus {
+        last_error: Some("the KME's certificate has ended".into()),
+        cert_expires_in_s: Some(-86_400.0),
+        last_success_ago_s: None,
+        stored_key_count: None,
+        latency_ms: None,
+        ..kme("kme-a1", Some(KmeState::Down))
+    };
+    interface(vec![ended], vec![blocked, connecting, off])
+}
+
+/// The text of `show` for `interface`.
+fn shown(interface: InterfaceStatus) -> String {
+    let dir = tempfile::tempdir().unwrap();
+    let fake = Fake::new(dir.path(), "qvpn0", &[Reply::Show(Status::new(vec![interface]))]);
+    let run = run(dir.path(), &["show", "qvpn0"]);
+    assert_eq!((run.code, run.err.as_str()), (0, ""), "{run:?}");
+    assert_eq!(fake.request(), r#"{"v":1,"request":"show"}"#);
+    run.out
+}
+
+fn snapshot(name: &str, text: &str) {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/cli/snapshots").join(name);
+    if std::env::var_os("BLESS").is_some() {
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(&path, text).unwrap();
+    }
+    let expected = std::fs::read_to_string(&path).unwrap();
+    assert_eq!(text, expected, "show has changed; if that is right, run the tests with BLESS=1");
+}
+
+#[test]
+fn up_degraded_and_blocked_read_as_in_the_snapshots() {
+    snapshot("up.txt", &shown(up()));
+    snapshot("degraded.txt", &shown(degraded()));
+    let text = shown(blocked());
+    assert!(!text.contains('\u{1b}'), "what others said must not reach the terminal raw");
+    snapshot("blocked.txt", &text);
+}
+
+#[test]
+fn json_is_the_status_with_every_field() {
+    let dir = tempfile::tempdir().unwrap();
+    let _fake = Fake::new(dir.path(), "qvpn0", &[Reply::Show(Status::new(vec![blocked()]))]);
+    let run = run(dir.path(), &["show", "--json"]);
+    assert_eq!(run.code, 0);
+    let status: Status = serde_json::from_str(&run.out).unwrap();
+    assert_eq!(status, Status::new(vec![blocked()]));
+    let value: serde_json::Value = serde_json::from_str(&run.out).unwrap();
+    assert!(value["interfaces"][0]["peers"][1]["epoch"].is_null());
+    assert!(value["interfaces"][0]["peers"][1].as_object().unwrap().contains_key("qkd_stock"));
+}
+
+#[test]
+fn all_interfaces_are_joined_and_a_missing_one_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    assert_eq!(run(dir.path(), &["show"]).code, 4);
+    assert_eq!(run(&dir.path().join("none"), &["show"]).code, 4);
+    let second = InterfaceStatus { name: "qvpn1".into(), ..interface(vec![], vec![]) };
+    let _b = Fake::new(dir.path(), "qvpn1", &[Reply::Show(Status::new(vec![second]))]);
+    let _a = Fake::new(dir.path(), "qvpn0", &[Reply::Show(Status::new(vec![up()]))]);
+    std::fs::write(dir.path().join("notes.txt"), "").unwrap();
+    let both = run(dir.path(), &["show"]);
+    assert_eq!((both.code, both.err.as_str()), (0, ""));
+    assert!(both.out.find("interface: qvpn0").unwrap() < both.out.find("\ninterface: qvpn1").unwrap());
+
+    drop(std::os::unix::net::UnixListener::bind(dir.path().join("qvpn2.sock")).unwrap());
+    let some = run(dir.path(), &["show"]);
+    assert_eq!((some.code, &some.out), (4, &both.out));
+    assert!(some.err.contains("the daemon of qvpn2 is gone") && some.err.lines().count() == 1, "{some:?}");
+    drop(std::os::unix::net::UnixListener::bind(dir.path().join("qvpn3.sock")).unwrap());
+    let fewer = run(dir.path(), &["show"]);
+    assert_eq!((fewer.code, &fewer.out, fewer.err.lines().count()), (4, &both.out, 3));
+}
+
+#[test]
+fn a_daemons_error_is_shown() {
+    let dir = tempfile::tempdir().unwrap();
+    let busy = ErrorReply::new(ErrorCode::Busy, "too many connections at once; try again");
+    let _fake = Fake::new(dir.path(), "qvpn0", &[Reply::Error(busy)]);
+    let expected = "qvpn-ctl: too many connections at once; try again\n";
+    assert_eq!(run(dir.path(), &["show"]), Run { code: 1, out: String::new(), err: expected.into() });
+}
+
+/// What `args` prints on a terminal.
+fn on_terminal(dir: &Path, args: &[&str], env: &[(&str, &str)]) -> String {
+    let pty = nix::pty::openpty(None, None).unwrap();
+    let mut command = ctl(dir, args);
+    command.envs(env.iter().copied()).stdin(Stdio::null()).stdout(pty.slave).stderr(Stdio::piped());
+    let child = command.spawn().unwrap();
+    // Our copy of the slave goes with the command, so that the end of the output is seen.
+    drop(command);
+    let text = read_to_end(pty.master);
+    assert!(child.wait_with_output().unwrap().status.success());
+    text
+}
+
+/// Linux ends a terminal with EIO when its last writer has gone.
+fn read_to_end(master: OwnedFd) -> String {
+    let mut master = std::fs::File::from(master);
+    let (mut text, mut buffer) = (Vec::new(), [0; 4096]);
+    while let Ok(n @ 1..) = master.read(&mut buffer) {
+        text.extend_from_slice(&buffer[..n]);
+    }
+    String::from_utf8(text).unwrap()
+}
+
+#[test]
+fn colour_is_for_terminals_that_want_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let _fake = Fake::new(dir.path(), "qvpn0", &[Reply::Show(Status::new(vec![blocked()]))]);
+    let coloured = on_terminal(dir.path(), &["show"], &[("TERM", "xterm")]);
+    assert!(
+        coloured.contains("peer: \u{1b}[1msite-b\u{1b}[0m (\u{1b}[1m\u{1b}[31mblocked\u{1b}[0m)"),
+        "{coloured}"
+    );
+    for env in [&[("NO_COLOR", "1"), ("TERM", "xterm")][..], &[("TERM", "dumb")]] {
+        let plain = on_terminal(dir.path(), &["show"], env);
+        assert_eq!(plain.replace("\r\n", "\n"), shown(blocked()));
+    }
+    assert!(on_terminal(dir.path(), &["show"], &[("NO_COLOR", "")]).contains('\u{1b}'));
+}
+
+#[test]
+fn a_secret_on_a_screen_is_warned_of() {
+    let dir = tempfile::tempdir().unwrap();
+    let pty = nix::pty::openpty(None, None).unwrap();
+    let mut command = ctl(dir.path(), &["genkey"]);
+    let child = command.stdout(pty.slave).stderr(Stdio::piped()).spawn().unwrap();
+    drop(command);
+    assert!(read_to_end(pty.master).starts_with("qvpn1-secret-"));
+    let output = child.wait_with_output().unwrap();
+    let warning = "qvpn-ctl: warning: a secret goes to your screen; better: (umask 077; qvpn-ctl genkey > /etc/qvpn/qvpn0.key)\n";
+    assert_eq!(String::from_utf8(output.stderr).unwrap(), warning);
+}
