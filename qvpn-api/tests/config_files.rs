@@ -206,3 +206,25 @@ fn neighbours_are_the_other_readable_configs_of_the_folder() {
     let error = config.check_neighbours(&others).unwrap_err().to_string();
     assert!(error.contains("UDP port 51820 overlaps UDP port 51820 of qvpn1"), "{error}");
 }
+
+#[test]
+fn the_prefixes_of_a_refused_config_are_salvaged() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("qvpn0.toml");
+    let salvage = |text: &str| {
+        fs::write(&path, text).unwrap();
+        assert!(Config::load(&path).is_err(), "{text}");
+        let salvaged = Config::salvage(&path);
+        let prefixes: Vec<_> = salvaged.allowed_ips.iter().map(ToString::to_string).collect();
+        (salvaged.interface.map(|i| i.listen_port), prefixes.join(" "))
+    };
+    let peer = "[[peer]]\nallowed_ips = [\"10.20.0.1/16\", \"oops\", \"::/0\"]\nname = \"b\nkey =\n";
+    assert_eq!(
+        salvage(&format!("[interface]\nlisten_port = 7\n{peer}")),
+        (Some(7), "10.20.0.0/16 ::/0".into())
+    );
+    assert_eq!(salvage(&format!("[interface]\nlisten_port = 0\n{peer}")), (None, "10.20.0.0/16 ::/0".into()));
+    assert_eq!(salvage("[interf"), (None, String::new()));
+    fs::remove_file(&path).unwrap();
+    assert!(Config::salvage(&path).allowed_ips.is_empty());
+}

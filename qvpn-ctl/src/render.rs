@@ -5,6 +5,7 @@ use qvpn_api::config::QkdPolicy;
 use qvpn_api::status::{
     Counts, InterfaceStatus, KmeState, KmeStatus, LaneState, PeerState, PeerStatus, Status, sources_text,
 };
+use qvpn_identity::PublicIdentity;
 
 use crate::output::{Paint, Tone};
 use crate::units::{ago, bytes, count, duration, from_now};
@@ -31,6 +32,9 @@ struct Page {
 impl Page {
     fn interface(&mut self, i: &InterfaceStatus) {
         self.head("interface", &i.name, None);
+        // A daemon of another version may have keys that this program can't read.
+        let key: Option<PublicIdentity> = i.public_key.parse().ok();
+        self.known("fingerprint", key.map(|k| k.fingerprint()));
         self.line("public key", &i.public_key);
         let ports = match i.lanes {
             0 | 1 => i.listen_port.to_string(),

@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use qvpn_api::Config;
-use qvpn_api::config::{self, OnStop};
+use qvpn_api::config::{self, OnStop, Salvaged};
 use qvpn_net::{Changes, Net, RoutePlan, Table};
 
 use crate::error::CtlError;
@@ -30,16 +30,47 @@ pub(crate) fn block(file: Option<&Path>, config_dir: &Path) -> Result<(), CtlErr
 }
 
 async fn block_one(net: &Net, file: &Path, skip_open: bool) -> Result<(), CtlError> {
-    let config = Config::load(file)?;
-    let name = &config.interface.name;
-    if skip_open && config.interface.on_stop == OnStop::Open {
-        return output::print(&format!("{name}: not blocked, since its config says on_stop = \"open\"\n"));
+    let config = match Config::load(file) {
+        Ok(config) => config,
+        Err(errors) => {
+            // No daemon will run on this config, so its traffic would leave in clear.
+            block_salvaged(net, file).await?;
+            return Err(errors.into());
+        }
+    };
+    let i = &config.interface;
+    if skip_open && i.on_stop == OnStop::Open {
+        return output::print(&format!(
+            "{}: not blocked, since its config says on_stop = \"open\"\n",
+            i.name
+        ));
     }
-    if config.interface.table == config::Table::Off {
-        return output::print(&format!("{name}: not blocked, since its config says table = \"off\"\n"));
+    if i.table == config::Table::Off {
+        return output::print(&format!("{}: not blocked, since its config says table = \"off\"\n", i.name));
     }
     let changes = net.block(&plan(&config)?).await?;
-    report(name, &changes, "blocked already")
+    report(&i.name, &changes, "blocked already")
+}
+
+/// Blocks what can be read of a refused config. Where its `[interface]` can't be read, the defaults hold.
+async fn block_salvaged(net: &Net, file: &Path) -> Result<(), CtlError> {
+    let Salvaged { interface, allowed_ips } = Config::salvage(file);
+    if allowed_ips.is_empty() {
+        return Ok(());
+    }
+    let plan = match &interface {
+        Some(i) => RoutePlan::new(&i.name, allowed_ips, table(i.table), i.fwmark, i.listen_port),
+        None => RoutePlan::new("qvpn0", allowed_ips, Table::Auto, 0, 51820),
+    };
+    let plan = plan.map_err(|source| CtlError::Plan { file: file.to_owned(), source })?;
+    let changes = net.block(&plan).await?;
+    let name = file.file_stem().unwrap_or_default().to_string_lossy();
+    report(&name, &changes, "blocked already")?;
+    output::note(&format!(
+        "qvpn-ctl: {}: the config is refused; what can be read of its allowed_ips is blocked. When it is mended, run `qvpn-ctl unblock` and `qvpn-ctl block --all`",
+        file.display()
+    ));
+    Ok(())
 }
 
 pub(crate) fn unblock(interface: Option<&str>, config_dir: &Path) -> Result<(), CtlError> {
@@ -58,14 +89,17 @@ pub(crate) fn unblock(interface: Option<&str>, config_dir: &Path) -> Result<(), 
 
 fn plan(config: &Config) -> Result<RoutePlan, CtlError> {
     let i = &config.interface;
-    let table = match i.table {
+    let allowed = config.peers.iter().flat_map(|p| p.allowed_ips.iter().copied());
+    RoutePlan::new(&i.name, allowed, table(i.table), i.fwmark, i.listen_port)
+        .map_err(|source| CtlError::Plan { file: config.path.clone(), source })
+}
+
+fn table(table: config::Table) -> Table {
+    match table {
         config::Table::Auto => Table::Auto,
         config::Table::Off => Table::Off,
         config::Table::Id(number) => Table::Number(number),
-    };
-    let allowed = config.peers.iter().flat_map(|p| p.allowed_ips.iter().copied());
-    RoutePlan::new(&i.name, allowed, table, i.fwmark, i.listen_port)
-        .map_err(|source| CtlError::Plan { file: config.path.clone(), source })
+    }
 }
 
 /// Every config in `dir`, in the order of their names.

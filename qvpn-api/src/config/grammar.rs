@@ -8,6 +8,7 @@ mod peer;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use ipnet::IpNet;
 use toml::de::DeTable;
 
 use super::error::{ConfigErrors, Position, Sink};
@@ -64,16 +65,14 @@ pub(super) fn parse(path: &Path, text: &str) -> Result<Config, ConfigErrors> {
         let what = format!("the file has {} bytes, and a config at most {MAX_SIZE}", text.len());
         return Err(ConfigErrors::of_file(path, what, "check that this is the right file"));
     }
-    let mut sink = Sink::new(path, text);
-    let (document, syntax) = DeTable::parse_recoverable(text);
-    report_syntax(text, &syntax, &mut sink);
-    let mut reader = Reader { path, text, sink, facts: Facts::default(), marks: Marks::default() };
-    let (interface, kms, peers) = reader.file(document.get_ref());
-    let Reader { mut sink, facts, marks, .. } = reader;
-    super::rules::check(&facts, &mut sink);
-    sink.finish()?;
+    let document = DeTable::parse_recoverable(text);
+    let Read { interface, kms, peers, mut reader } = read(path, text, &document);
+    super::rules::check(&reader.facts, &mut reader.sink);
+    reader.sink.finish()?;
     match (interface, peers.into_iter().collect::<Option<Vec<_>>>()) {
-        (Some(interface), Some(peers)) => Ok(Config { path: path.to_owned(), interface, kms, peers, marks }),
+        (Some(interface), Some(peers)) => {
+            Ok(Config { path: path.to_owned(), interface, kms, peers, marks: reader.marks })
+        }
         // Nothing is left out without an error, so this is our fault, not the file's.
         _ => Err(ConfigErrors::of_file(
             path,
@@ -81,6 +80,35 @@ pub(super) fn parse(path: &Path, text: &str) -> Result<Config, ConfigErrors> {
             "please report this with the file",
         )),
     }
+}
+
+/// The interface, if it has no error, and every prefix that can be read.
+pub(super) fn salvage(path: &Path, text: &str) -> (Option<Interface>, Vec<IpNet>) {
+    if text.len() > MAX_SIZE {
+        return (None, Vec::new());
+    }
+    let document = DeTable::parse_recoverable(text);
+    let read = read(path, text, &document);
+    (read.interface, read.reader.facts.readable_prefixes)
+}
+
+/// The TOML of a text as far as it could be read, and its errors.
+type Document<'t> = (toml::Spanned<DeTable<'t>>, Vec<toml::de::Error>);
+
+/// What was read.
+struct Read<'t> {
+    interface: Option<Interface>,
+    kms: Option<Kms>,
+    peers: Vec<Option<Peer>>,
+    reader: Reader<'t>,
+}
+
+fn read<'t>(path: &'t Path, text: &'t str, (table, syntax): &'t Document<'t>) -> Read<'t> {
+    let mut sink = Sink::new(path, text);
+    report_syntax(text, syntax, &mut sink);
+    let mut reader = Reader { path, text, sink, facts: Facts::default(), marks: Marks::default() };
+    let (interface, kms, peers) = reader.file(table.get_ref());
+    Read { interface, kms, peers, reader }
 }
 
 fn report_syntax(text: &str, errors: &[toml::de::Error], sink: &mut Sink<'_>) {

@@ -22,6 +22,15 @@ pub use model::{
 /// Bytes of the largest config that is read: several ten thousand peers.
 pub const MAX_SIZE: usize = 16 * 1024 * 1024;
 
+/// What is left of a refused config: enough to keep its traffic from leaving in clear.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Salvaged {
+    /// The interface, if there is nothing wrong with its section.
+    pub interface: Option<Interface>,
+    /// Every allowed IP that can be read, with no host bits, perhaps some of them twice.
+    pub allowed_ips: Vec<IpNet>,
+}
+
 /// A config file whose every value was checked.
 ///
 /// ```
@@ -62,6 +71,15 @@ impl Config {
     /// If it can't be read, is larger than [`MAX_SIZE`] or isn't UTF-8, else as [`parse`](Self::parse).
     pub fn load(path: &Path) -> Result<Self, ConfigErrors> {
         Self::parse(path, &files::read_config(path)?)
+    }
+
+    /// Reads what can be read of a config that was refused, so that a slip of the pen in it can't open what it should
+    /// close. It is for the fail-closed routes, and for nothing else.
+    #[must_use]
+    pub fn salvage(path: &Path) -> Salvaged {
+        let text = files::read_config(path).unwrap_or_default();
+        let (interface, allowed_ips) = grammar::salvage(path, &text);
+        Salvaged { interface, allowed_ips }
     }
 
     /// The peer with this name or public key.

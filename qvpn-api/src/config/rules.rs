@@ -23,6 +23,8 @@ pub(super) struct Facts {
     /// KMEs whose URL has an address, not a name.
     pub(super) kme_ips: Vec<(String, IpAddr, Position)>,
     pub(super) peers: Vec<PeerFacts>,
+    /// Every allowed IP that can be read, without its host bits, whatever else is wrong with it or its peer.
+    pub(super) readable_prefixes: Vec<IpNet>,
 }
 
 /// What was read of a peer.

@@ -62,7 +62,8 @@ fn blocks_are_put_in_place_and_taken_away() {
     config(dir.path(), "qvpn0.toml", "\"10.20.0.0/16\", \"fd20::/64\"", "");
     config(dir.path(), "qvpn1.toml", "\"0.0.0.0/0\"", "listen_port = 51830");
     config(dir.path(), "qvpn2.toml", "\"10.30.0.0/16\"", "on_stop = \"open\"\nlisten_port = 51840");
-    fs::write(dir.path().join("broken.toml"), "[interface]\nlanes = 0\n").unwrap();
+    let broken = "[interface]\nlanes = 0\n[[peer]]\nallowed_ips = [\"10.40.0.1/16\"]\n";
+    fs::write(dir.path().join("broken.toml"), broken).unwrap();
     let script = "
         ip link set lo up
         look() { ip route show table all type unreachable; ip -6 route show table all type unreachable; }
@@ -77,12 +78,17 @@ fn blocks_are_put_in_place_and_taken_away() {
         return;
     };
     assert_eq!(run.code, 0, "{run:?}");
-    // The broken config is complained about, the others are blocked all the same.
+    // The broken config is complained about, and blocked as far as it can be read; the others are blocked all the same.
     assert!(run.err.contains("broken.toml:2:9: `lanes` must be"), "{run:?}");
     let part =
         |from: &str, to: &str| run.out.split_once(from).unwrap().1.split_once(to).unwrap().0.to_owned();
     let first = part("code 3\n", "again\n");
-    for prefix in ["unreachable 10.20.0.0/16 ", "unreachable default table ", "unreachable fd20::/64 "] {
+    for prefix in [
+        "unreachable 10.20.0.0/16 ",
+        "unreachable 10.40.0.0/16 ",
+        "unreachable default table ",
+        "unreachable fd20::/64 ",
+    ] {
         assert!(first.contains(prefix), "{prefix}: {run:?}");
     }
     assert!(!first.contains("10.30.0.0/16"), "{run:?}");

@@ -107,7 +107,9 @@ fn interface(kmes: Vec<KmeStatus>, peers: Vec<PeerStatus>) -> InterfaceStatus {
 }
 
 fn up() -> InterfaceStatus {
-    interface(vec![kme("kme-a1", Some(KmeState::Up)), kme("kme-a2", None)], vec![peer_up()])
+    let key = "qvpn1-UqPFxf26QCxGqk1wiKfZx0Kxb+3jT49b63iPWVAbF2tw2xyJrx7OgoU1cpBpGXHe9rN17iNWKKSWARmubkuEbr6oe40Wmjg9EhJguZfDLJo=";
+    let up = interface(vec![kme("kme-a1", Some(KmeState::Up)), kme("kme-a2", None)], vec![peer_up()]);
+    InterfaceStatus { public_key: key.into(), ..up }
 }
 
 fn degraded() -> InterfaceStatus {

@@ -50,6 +50,7 @@ impl<'t> Reader<'t> {
         });
         let allowed_ips = s.need(&mut self.sink, "allowed_ips", "[\"10.20.0.0/16\"]").and_then(|entry| {
             for (at, text) in entry.strings(&mut self.sink)? {
+                self.facts.readable_prefixes.extend(values::address(text).map(|net| net.trunc()));
                 match values::prefix(text) {
                     Ok(prefix) => facts.allowed_ips.push((prefix, at)),
                     Err((what, fix)) => self.sink.add(at, what, fix),
