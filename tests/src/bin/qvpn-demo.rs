@@ -15,15 +15,15 @@ use tests::{
 };
 
 const PICTURE: &str = "
-   site A                                                                          site B
-  +--------+    +---------+            +-----------+            +---------+    +--------+
-  | lan-a  |----|  gw-a   |============|    wan    |============|  gw-b   |----| lan-b  |
-  |10.10.0.2    |  qvpn0  |   tunnel   |  capture  |   tunnel   |  qvpn0  |    10.20.0.2|
-  +--------+    +----+----+            +-----------+            +----+----+    +--------+
-                     | ETSI GS QKD 014, mutual TLS                   |
-                +----+----+                                     +----+----+
-                | kme-a1  |- - - - - - - QKD link - - - - - - - | kme-b1  |
-                +---------+                                     +---------+
+     site A                                                               site B
+  +-----------+   +---------+          +---------+          +---------+   +-----------+
+  |   lan-a   |---|  gw-a   |==========|   wan   |==========|  gw-b   |---|   lan-b   |
+  | 10.10.0.2 |   |  qvpn0  |  tunnel  | capture |  tunnel  |  qvpn0  |   | 10.20.0.2 |
+  +-----------+   +----+----+          +---------+          +----+----+   +-----------+
+                       |        ETSI GS QKD 014, mutual TLS      |
+                  +----+----+                               +----+----+
+                  | kme-a1  |- - - - - - QKD link - - - - - | kme-b1  |
+                  +---------+                               +---------+
 
   key of an epoch = HKDF-SHA-384( QKD key, ML-KEM-1024, X25519, chain of earlier epochs )
 ";
@@ -191,19 +191,14 @@ fn copy_file(lab: &Lab) -> Outcome {
         })
         .for_each(drop);
     std::fs::write(folder.join("secret.txt"), &content).unwrap();
-    let mut server = lab.lan_b.spawn(
-        "python3",
-        &[
-            "-u",
-            "-m",
-            "http.server",
-            "8000",
-            "--bind",
-            Site::B.host()[0],
-            "--directory",
-            &folder.display().to_string(),
-        ],
+    // Not `-m http.server`, which first looks up names that nobody here knows.
+    let program = format!(
+        "import http.server as h, os, socketserver as s\nos.chdir('{}')\n\
+         server = s.TCPServer(('{}', 8000), h.SimpleHTTPRequestHandler)\nprint('Serving')\nserver.serve_forever()",
+        folder.display(),
+        Site::B.host()[0]
     );
+    let mut server = lab.lan_b.spawn("python3", &["-u", "-c", &program]);
     server.line("Serving", LIMIT);
     let copy = lab.lan_a.folder().join("copy.txt");
     let begun = Instant::now();
