@@ -9,6 +9,7 @@ use std::sync::Arc;
 use common::{CLEAN, Faults, MS, ROUGH, S, World, identity, sites};
 use qvpn_identity::Psk;
 use qvpn_proto::event::FailureReason;
+use qvpn_proto::wire::{Kind, RejectReason};
 use qvpn_proto::{Notice, QkdPolicy, Role, State, Suite};
 use rand_chacha::{ChaCha20Rng, rand_core::SeedableRng};
 
@@ -282,4 +283,50 @@ fn several_lanes_have_keys_of_their_own() {
     assert!(world.run_until(5 * S, |w| w.both(State::Up)));
     world.run(3 * S);
     assert_eq!(world.ends[0].peer.view(world.now).lanes, 2);
+}
+
+#[test]
+fn another_protocol_version_is_refused_in_words() {
+    let mut world = World::new(14, sites(QkdPolicy::Required, S), CLEAN);
+    assert!(world.run_until(5 * S, |w| w.both(State::Up)));
+    world.deliver(1, Kind::Hello, &[2, 0, 0, 0]);
+    let told = world.ends[1].notices.iter().any(
+        |(_, n)| matches!(n, Notice::Refused { by_us: true, reason: RejectReason::Version, detail } if detail.contains("version 2")),
+    );
+    assert!(told, "{}", world.story(1));
+    assert_eq!(world.state(1), State::Up, "what arrives in the control session ends no epoch");
+}
+
+#[test]
+fn unexpected_messages_end_nothing() {
+    let mut world = World::new(15, sites(QkdPolicy::Required, S), CLEAN);
+    assert!(world.run_until(5 * S, |w| w.both(State::Up)));
+    for to in [0, 1] {
+        for kind in (0..=255).filter_map(Kind::from_byte) {
+            for body in [&[][..], &[0; 8], &[0xff; 56], &[1; 3000]] {
+                if kind != Kind::Hello {
+                    world.deliver(to, kind, body);
+                }
+            }
+        }
+    }
+    let before = world.rekeys();
+    world.run(5 * S);
+    assert!(
+        world.both(State::Up) && world.rekeys() >= before + 4,
+        "{}\n--\n{}",
+        world.story(0),
+        world.story(1)
+    );
+}
+
+#[test]
+fn keys_that_go_bad_do_not_drain_the_kme() {
+    let mut world = World::new(16, sites(QkdPolicy::Required, S), CLEAN);
+    world.corrupt_all_keys = true;
+    world.run(60 * S);
+    let lost = world.ends[0].notices.iter().filter(|(_, n)| matches!(n, Notice::KeyLost { .. })).count();
+    assert!((10..80).contains(&lost), "{lost} keys were spent in a minute");
+    world.corrupt_all_keys = false;
+    assert!(world.run_until(15 * S, |w| w.both(State::Up)), "{}", world.story(0));
 }

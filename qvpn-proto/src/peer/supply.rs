@@ -83,7 +83,7 @@ impl<L: ControlLink> Peer<L> {
             }
             (Side::Initiator(initiator), Kind::StockAck) => {
                 if let Ok(ack) = StockAck::parse(body) {
-                    let lost = initiator.stock.answered(&ack);
+                    let lost = initiator.stock.answered(&ack, now);
                     self.tell_lost(lost);
                 }
             }

@@ -104,7 +104,6 @@ impl MasterStock {
         }
         if self.keys.len() > before {
             self.changed = true;
-            self.failures = 0;
             self.trouble = None;
         } else {
             self.wait(now);
@@ -172,7 +171,7 @@ impl MasterStock {
     }
 
     /// Takes the responder's answers in. A key whose check value differs is dropped before it is ever used.
-    pub fn answered(&mut self, ack: &StockAck) -> Lost {
+    pub fn answered(&mut self, ack: &StockAck, now: Time) -> Lost {
         if ack.number > self.offers || ack.revision <= self.revision {
             return Vec::new();
         }
@@ -186,6 +185,7 @@ impl MasterStock {
                 Held::Yes(check) if qvpn_secret::ct_eq(check, &qkd_check(&key.secret, id)) => {
                     key.held = true;
                     key.suspect = false;
+                    self.failures = 0;
                     continue;
                 }
                 Held::Yes(_) => {
@@ -207,6 +207,10 @@ impl MasterStock {
             lost.push((id.clone(), why.to_owned()));
             self.keys.remove(at);
             self.changed = true;
+        }
+        if !lost.is_empty() {
+            // Keys that go bad one after the other must not drain the KME: fetch again later and later, until one is held.
+            self.wait(now);
         }
         lost
     }

@@ -5,11 +5,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use qvpn_identity::{Psk, SecretIdentity};
 use qvpn_proto::control_link::{ControlLink, LinkOutput};
 use qvpn_proto::event::{FailureReason, KmsTrouble, TroubleKind};
+use qvpn_proto::wire::Kind;
+use qvpn_proto::wire::fragment::packets;
 use qvpn_proto::{
     Event, Fetch, FetchedKey, KeyName, KmsReport, LaneOrder, LaneReport, Notice, Peer, PeerConfig, QkdPolicy,
     Role, State, Suite, Time,
@@ -28,11 +31,18 @@ pub struct FakeLink {
     known: Vec<u64>,
     current: Option<u64>,
     started: Vec<u64>,
+    /// The session in use, for tests that speak in it; 0 is none.
+    shared: Arc<AtomicU64>,
 }
 
 impl FakeLink {
-    pub fn new(seed: u64) -> Self {
-        Self { next: seed << 32, ..Self::default() }
+    pub fn new(seed: u64, shared: Arc<AtomicU64>) -> Self {
+        Self { next: seed << 32, shared, ..Self::default() }
+    }
+
+    fn use_session(&mut self, session: Option<u64>) {
+        self.current = session;
+        self.shared.store(session.unwrap_or(0), Ordering::Relaxed);
     }
 }
 
@@ -60,7 +70,7 @@ impl ControlLink for FakeLink {
             2 if self.started.contains(&session) => {
                 self.started.retain(|s| *s != session);
                 self.known.push(session);
-                self.current = Some(session);
+                self.use_session(Some(session));
                 out.authenticated = true;
                 out.new_session = true;
                 out.datagrams.push(frame(4, session, &[]));
@@ -68,7 +78,7 @@ impl ControlLink for FakeLink {
             4 if self.known.contains(&session) => {
                 out.authenticated = true;
                 if self.current != Some(session) && self.known.last() == Some(&session) {
-                    self.current = Some(session);
+                    self.use_session(Some(session));
                     out.new_session = true;
                 }
                 if datagram.len() > 9 {
@@ -95,7 +105,7 @@ impl ControlLink for FakeLink {
     }
     fn reset(&mut self) {
         self.known.clear();
-        self.current = None;
+        self.use_session(None);
         self.started.clear();
     }
 }
@@ -194,6 +204,7 @@ pub struct World {
     pub rng: ChaCha20Rng,
     pub seed: u64,
     pub ends: [End; 2],
+    sessions: [Arc<AtomicU64>; 2],
     pub sites: [Site; 2],
     pub faults: Faults,
     pub kms_up: [bool; 2],
@@ -202,6 +213,7 @@ pub struct World {
     pub kms: BTreeMap<String, Vec<u8>>,
     kms_next: u64,
     pub corrupt_next_key: bool,
+    pub corrupt_all_keys: bool,
     queue: BTreeMap<(Time, u64), Happening>,
     sequence: u64,
     pub data_sent: u64,
@@ -221,8 +233,9 @@ impl World {
     pub fn new(seed: u64, sites: [Site; 2], faults: Faults) -> Self {
         let mut rng = ChaCha20Rng::seed_from_u64(seed);
         let now = Time::from_nanos(1_000_000_000_000);
+        let sessions: [Arc<AtomicU64>; 2] = Default::default();
         let ends = [0, 1].map(|i| End {
-            peer: make(&sites, i, now, 1, &mut rng),
+            peer: make(&sites, i, now, 1, &sessions[i], &mut rng),
             life: 1,
             sealing: BTreeMap::new(),
             highest_sealed: 0,
@@ -236,6 +249,7 @@ impl World {
             rng,
             seed,
             ends,
+            sessions,
             sites,
             faults,
             kms_up: [true; 2],
@@ -243,6 +257,7 @@ impl World {
             kms: BTreeMap::new(),
             kms_next: 0,
             corrupt_next_key: false,
+            corrupt_all_keys: false,
             queue: BTreeMap::new(),
             sequence: 0,
             data_sent: 0,
@@ -324,7 +339,7 @@ impl World {
         let life = self.ends[i].life + 1;
         self.last_restart = self.now;
         self.ends[i] = End {
-            peer: make(&self.sites, i, self.now, life, &mut self.rng),
+            peer: make(&self.sites, i, self.now, life, &self.sessions[i], &mut self.rng),
             life,
             sealing: BTreeMap::new(),
             highest_sealed: 0,
@@ -506,7 +521,7 @@ impl World {
                 let asked = keys.len();
                 for name in keys {
                     if let Some(mut bytes) = self.kms.remove(&name.id) {
-                        if std::mem::take(&mut self.corrupt_next_key) {
+                        if std::mem::take(&mut self.corrupt_next_key) || self.corrupt_all_keys {
                             bytes[0] ^= 1;
                         }
                         found.push(FetchedKey { name, secret: SecretBuf::take(&mut bytes) });
@@ -529,6 +544,20 @@ impl World {
         self.kms.insert(id.clone(), bytes.clone());
         let name = KeyName { id, source_kme: "kme-a".to_owned(), target_kme: "kme-b".to_owned() };
         FetchedKey { name, secret: SecretBuf::take(&mut bytes) }
+    }
+
+    /// Delivers a message to end `to` as if the other end had sent it in their session.
+    pub fn deliver(&mut self, to: usize, kind: Kind, body: &[u8]) {
+        let session = self.sessions[1 - to].load(Ordering::Relaxed);
+        assert_ne!(session, 0, "a session is up");
+        let mut id = [0; 8];
+        self.rng.fill_bytes(&mut id);
+        for packet in packets(id, kind, body) {
+            let datagram = frame(4, session, &packet);
+            let now = self.now;
+            self.ends[to].peer.handle_datagram(&datagram, address(1 - to), now, &mut self.rng);
+            self.drain(to);
+        }
     }
 
     pub fn state(&self, i: usize) -> State {
@@ -555,11 +584,18 @@ impl World {
     }
 }
 
-fn make(sites: &[Site; 2], i: usize, now: Time, life: u32, rng: &mut ChaCha20Rng) -> Peer<FakeLink> {
+fn make(
+    sites: &[Site; 2],
+    i: usize,
+    now: Time,
+    life: u32,
+    session: &Arc<AtomicU64>,
+    rng: &mut ChaCha20Rng,
+) -> Peer<FakeLink> {
     let mut instance = [0; 16];
     rng.fill_bytes(&mut instance);
     let seed = u64::from(life) << 8 | u64::try_from(i).unwrap();
-    Peer::new(config(sites, i), FakeLink::new(seed), instance, now)
+    Peer::new(config(sites, i), FakeLink::new(seed, session.clone()), instance, now)
 }
 
 pub fn config(sites: &[Site; 2], i: usize) -> PeerConfig {

@@ -3,4 +3,4 @@
 #[allow(dead_code)]
 mod bodies;
 
-libfuzzer_sys::fuzz_target!(|bytes: &[u8]| bodies::message(bytes));
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| bodies::message(&[&[11], bytes].concat()));

@@ -1,0 +1,6 @@
+#![no_main]
+#[path = "../../qvpn-proto/fuzz_bodies.rs"]
+#[allow(dead_code)]
+mod bodies;
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| bodies::message(&[&[4], bytes].concat()));
