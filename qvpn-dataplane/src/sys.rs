@@ -184,3 +184,23 @@ pub(crate) fn receive_batch(
 fn canonical(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(address.ip().to_canonical(), address.port())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsFd;
+    use std::sync::mpsc::channel;
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn a_wait_for_a_far_deadline_looks_at_the_clock_in_between() {
+        let (done, came_back) = channel();
+        std::thread::spawn(move || {
+            let quiet = eventfd().unwrap();
+            let ready = poll_readable([quiet.as_fd()], Some(3_600_000_000_000)).unwrap();
+            done.send(ready).unwrap();
+        });
+        assert_eq!(came_back.recv_timeout(Duration::from_secs(20)), Ok([false]));
+    }
+}

@@ -14,6 +14,9 @@ use qvpn_dataplane::{LaneCommand, LaneEvent, PeerId, SealingEnd, Suite};
 /// our loss. The smallest is a host socket's 208 KiB, which hold 121 of these packets.
 const BURST: u32 = 32;
 
+/// An hour of the tests' clock: no lane waits that long by the machine's.
+const HOUR: u64 = 3_600_000_000_000;
+
 /// A numbered packet whose length goes through all sizes, the largest filling the MTU.
 fn numbered(n: u32, header: u32) -> Vec<u8> {
     let room = u32::from(MTU) - header;
@@ -104,7 +107,7 @@ fn keys_end_by_themselves_and_nothing_is_sent_without_one() {
         let start = a.stats.tx.packets.get();
 
         // Age: the lane's own timer ends it, with no packet and no command.
-        let limit = START + 1_000_000_000;
+        let limit = START + HOUR;
         assert!(b.open(0, 2, suite, FAR));
         assert!(a.seal(0, 2, suite, limit, u64::MAX));
         a.host4.send(b"before").unwrap();
@@ -158,6 +161,7 @@ fn keys_end_by_themselves_and_nothing_is_sent_without_one() {
         a.host4.send(b"nobody opens this").unwrap();
         // Not `expired`: the key isn't only too old, it is gone.
         until("the packet is counted", || b.interface.unknown_index.get() == 1);
+        assert!(!b.open(0, 6, suite, FAR), "its index is free again, and yet it would take replays");
 
         // An interface without the peer sends nothing at all.
         a.lanes.send(0, LaneCommand::RemovePeer { peer: PEER });
@@ -179,6 +183,7 @@ fn what_an_attacker_sends_ends_in_a_counter() {
         let (wire, target) = (wire(), b.address(0, false));
         // All of site A's packets come to the attacker, who has none of the keys.
         a.each_lane(|| LaneCommand::SetEndpoint { peer: PEER, addr: wire.local_addr().unwrap() });
+        a.settle();
         let through = |text: &[u8]| {
             a.host4.send(text).unwrap();
             catch(&wire)
@@ -272,12 +277,11 @@ fn an_inner_source_that_belongs_to_another_peer_is_dropped() {
         a.host4.send(b"allowed").unwrap();
         expect(&b.host4, b"allowed");
         b.allow(&[(1, PeerId(8))]);
-        // The table is in force once a command after it is answered.
-        assert!(b.open(0, 2, Suite::ChaCha20Poly1305, FAR));
+        b.settle();
         a.host4.send(b"not allowed").unwrap();
         until("not allowed", || b.stats.rx.not_allowed_ip.get() == 1);
         b.allow(&[(1, PEER)]);
-        assert!(b.open(0, 3, Suite::ChaCha20Poly1305, FAR));
+        b.settle();
         a.host4.send(b"again").unwrap();
         expect(&b.host4, b"again");
     });
@@ -291,7 +295,7 @@ fn the_endpoint_follows_only_the_newest_packet_of_the_newest_epoch() {
         let (first, second) = (wire(), wire());
         let target = b.address(0, false);
         a.lanes.send(0, LaneCommand::SetEndpoint { peer: PEER, addr: first.local_addr().unwrap() });
-        assert!(a.open(0, 2, suite, FAR), "the endpoint is in force when this is answered");
+        a.settle();
         let caught: Vec<_> = (0..3u8)
             .map(|n| {
                 a.host4.send(&[n]).unwrap();
@@ -346,11 +350,27 @@ fn empty_packets_announce_and_keep_alive() {
         b.wait(|e| matches!(e, LaneEvent::FirstOpened { epoch: 1, .. }));
         until("one empty packet", || b.stats.rx.packets.get() == before + 1);
         // The lane looks at its clock at least once a second, and the clock is ours.
-        let keepalive = Some(std::time::Duration::from_secs(10));
+        let keepalive = Some(std::time::Duration::from_secs(3600));
         a.lanes.send(0, LaneCommand::SetKeepalive { peer: PEER, keepalive });
-        a.advance_to(START + 10_000_000_000);
+        a.advance_to(START + HOUR);
         until("a keepalive", || b.stats.rx.packets.get() == before + 2);
         assert_eq!(b.stats.rx.bytes.get(), 32 * (before + 2), "each is a header and a tag");
         assert!(b.stats.drops().iter().all(|d| d.1 == 0), "{:?}", b.stats.drops());
+    });
+}
+
+#[test]
+fn padding_hides_lengths_and_stays_within_the_mtu() {
+    in_namespaces("padding_hides_lengths_and_stays_within_the_mtu", || {
+        let (a, _b) = connected(1, Suite::ChaCha20Poly1305, false);
+        let wire = wire();
+        a.lanes.send(0, LaneCommand::SetEndpoint { peer: PEER, addr: wire.local_addr().unwrap() });
+        a.settle();
+        let mtu = usize::from(MTU);
+        for inner in [29, 32, 33, 1408, 1409, mtu - 1, mtu] {
+            a.host4.send(&vec![1; inner - 28]).unwrap();
+            let expected = inner.next_multiple_of(16).min(mtu);
+            assert_eq!(catch(&wire).len(), 16 + expected + 16, "an inner packet of {inner} bytes");
+        }
     });
 }

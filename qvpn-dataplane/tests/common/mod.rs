@@ -187,6 +187,15 @@ impl Site {
         }
     }
 
+    /// Returns when both threads of each lane have obeyed all earlier commands: each answers a key of an epoch that it
+    /// refuses, and nothing else changes.
+    pub fn settle(&self) {
+        for lane in (0u8..).take(self.lanes.count()) {
+            assert!(!self.open(lane, 0, Suite::Aes256Gcm, FAR));
+            assert!(!self.seal(lane, 0, Suite::Aes256Gcm, FAR, 1));
+        }
+    }
+
     /// Waits for an event; others before it are kept for whoever waits for them.
     pub fn wait(&self, wanted: impl Fn(&LaneEvent) -> bool) -> LaneEvent {
         let mut early = self.early.borrow_mut();
