@@ -281,6 +281,13 @@ impl<L: ControlLink> Peer<L> {
     fn confirm_pending(&mut self, now: Time) {
         let (Side::Responder(responder), Some(agreement)) = (&mut self.side, self.agreement) else { return };
         let Some(pending) = responder.pending.take() else { return };
+        if self.config.policy == QkdPolicy::Required && !pending.active.sources.qkd {
+            // A reload made the policy stricter since the Accept: this epoch must never seal here.
+            for (lane, index) in (0u8..).zip(pending.indices) {
+                self.order(lane, LaneOrder::Close { index });
+            }
+            return;
+        }
         responder.confirmed = Some(pending.chain);
         if let Some(id) = &pending.active.qkd_key_id {
             responder.stock.used(id);
