@@ -16,6 +16,9 @@ use tokio::sync::mpsc;
 use crate::error::DaemonError;
 use crate::translate::{self, lane_suite};
 
+// The null cipher of the benchmarks protects nothing: a daemon that has it must not exist.
+const _: () = assert!(!qvpn_dataplane::HAS_NULL_CIPHER, "qvpn-daemon is never built with bench-null-cipher");
+
 /// Events of all lanes that may wait for the owner.
 const QUEUE: usize = 1024;
 

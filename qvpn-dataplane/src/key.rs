@@ -30,6 +30,9 @@ pub enum Suite {
     ChaCha20Poly1305 = 0,
     /// AES-256-GCM (NIST SP 800-38D), for machines with VAES and for CNSA 2.0.
     Aes256Gcm = 1,
+    /// No protection at all: what the data path would do if ciphers cost nothing. Only the benchmarks have it.
+    #[cfg(feature = "bench-null-cipher")]
+    Null = 255,
 }
 
 /// A key that seals packets to a peer in one lane, consumed by [`InstallSealing`](crate::LaneCommand::InstallSealing).

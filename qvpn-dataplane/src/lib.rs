@@ -4,6 +4,7 @@
 //! The control task talks to lanes by [`LaneCommand`] and hears [`LaneEvent`]s through its [`LaneSink`].
 
 mod allowed_ips;
+mod cipher;
 mod clock;
 mod command;
 mod key;
@@ -15,6 +16,7 @@ mod tun;
 mod udp;
 
 pub use allowed_ips::{AllowedIps, BadPrefix};
+pub use cipher::HAS_NULL_CIPHER;
 pub use clock::{BootNanos, Clock, boot_clock};
 pub use command::{LaneCommand, LaneEvent, LaneSink, SealingEnd};
 pub use key::{MAX_PACKETS, MAX_PEERS, OpeningKey, PeerId, SealingKey, Suite};

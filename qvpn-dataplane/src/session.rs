@@ -5,36 +5,17 @@
 //! 04 00 00 00 | receiver index u32 LE | counter u64 LE | ciphertext | tag
 //! ```
 
-use aws_lc_rs::aead::{AES_256_GCM, Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey};
-use qvpn_secret::{Secret, scrub_stack, with_scrubbed_stack};
+use qvpn_secret::scrub_stack;
 
+use crate::cipher::Cipher;
+pub(crate) use crate::cipher::TAG;
 use crate::clock::BootNanos;
-use crate::key::{MAX_PACKETS, OpeningKey, SealingKey, Suite};
+use crate::key::{MAX_PACKETS, OpeningKey, SealingKey};
 
 /// Bytes before the ciphertext.
 pub(crate) const HEADER: usize = 16;
-/// Bytes after it.
-pub(crate) const TAG: usize = 16;
 /// The type of a data packet.
 pub(crate) const DATA: u32 = 4;
-
-/// The cipher's own form of a key: on the heap, so that a move copies no key, and erased by the allocator that zeroes on
-/// free; what its making left on the stack is wiped.
-fn cipher(suite: Suite, key: &Secret<32>) -> Option<Box<LessSafeKey>> {
-    let algorithm = match suite {
-        Suite::ChaCha20Poly1305 => &CHACHA20_POLY1305,
-        Suite::Aes256Gcm => &AES_256_GCM,
-    };
-    with_scrubbed_stack(|| {
-        UnboundKey::new(algorithm, key.expose()).ok().map(|k| Box::new(LessSafeKey::new(k)))
-    })
-}
-
-fn nonce(counter: u64) -> Nonce {
-    let mut bytes = [0; 12];
-    bytes[4..].copy_from_slice(&counter.to_le_bytes());
-    Nonce::assume_unique_for_key(bytes)
-}
 
 /// Why a packet cannot be sealed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,7 +28,7 @@ pub(crate) enum SealError {
 
 /// A key that seals.
 pub(crate) struct SealingSession {
-    cipher: Box<LessSafeKey>,
+    cipher: Cipher,
     pub(crate) epoch: u64,
     receiver_index: u32,
     pub(crate) expires_at: BootNanos,
@@ -59,7 +40,7 @@ impl SealingSession {
     /// `None` if the cipher refuses the key, which a key of 32 bytes never meets.
     pub(crate) fn new(key: &SealingKey) -> Option<Self> {
         Some(Self {
-            cipher: cipher(key.suite, &key.key)?,
+            cipher: Cipher::new(key.suite, &key.key)?,
             epoch: key.epoch,
             receiver_index: key.receiver_index,
             expires_at: key.expires_at,
@@ -91,11 +72,8 @@ impl SealingSession {
         header[4..8].copy_from_slice(&self.receiver_index.to_le_bytes());
         header[8..16].copy_from_slice(&counter.to_le_bytes());
         let (text, rest) = body.split_at_mut(padded);
-        let tag = self
-            .cipher
-            .seal_in_place_separate_tag(nonce(counter), Aad::empty(), text)
-            .map_err(|_| SealError::PacketLimit)?;
-        rest[..TAG].copy_from_slice(tag.as_ref());
+        let tag = self.cipher.seal(counter, text).map_err(|_| SealError::PacketLimit)?;
+        rest[..TAG].copy_from_slice(&tag);
         Ok(HEADER + padded + TAG)
     }
 }
@@ -120,7 +98,7 @@ pub(crate) enum OpenError {
 
 /// A key that opens.
 pub(crate) struct OpeningSession {
-    cipher: Box<LessSafeKey>,
+    cipher: Cipher,
     pub(crate) peer: crate::key::PeerId,
     pub(crate) epoch: u64,
     pub(crate) expires_at: BootNanos,
@@ -133,7 +111,7 @@ impl OpeningSession {
     /// `None` if the cipher refuses the key, which a key of 32 bytes never meets.
     pub(crate) fn new(key: &OpeningKey) -> Option<Self> {
         Some(Self {
-            cipher: cipher(key.suite, &key.key)?,
+            cipher: Cipher::new(key.suite, &key.key)?,
             peer: key.peer,
             epoch: key.epoch,
             expires_at: key.expires_at,
@@ -158,10 +136,7 @@ impl OpeningSession {
         if !self.window.is_new(counter) {
             return Err(OpenError::Replay);
         }
-        let text = self
-            .cipher
-            .open_in_place(nonce(counter), Aad::empty(), &mut datagram[HEADER..])
-            .map_err(|_| OpenError::Auth)?;
+        let text = self.cipher.open(counter, &mut datagram[HEADER..]).map_err(|_| OpenError::Auth)?;
         let highest = self.window.accept(counter);
         Ok((text, highest))
     }
@@ -226,8 +201,9 @@ impl ReplayWindow {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::key::PeerId;
+    use crate::key::{PeerId, Suite};
     use proptest::prelude::*;
+    use qvpn_secret::Secret;
     use std::collections::BTreeSet;
 
     fn pair(suite: Suite, packets: u64) -> (SealingSession, OpeningSession) {

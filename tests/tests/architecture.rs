@@ -46,6 +46,9 @@ const EXCEPTIONS: &[(&str, &str, &str)] = &[(
 const PURE: &[&str] = &["qvpn-secret", "qvpn-identity", "qvpn-proto", "qvpn-dataplane"];
 const IMPURE: &[&str] = &["tokio", "async-std", "smol", "rustls", "hyper", "rtnetlink"];
 
+/// A feature of qvpn-dataplane that only `benches` may ask for. qvpn-daemon also refuses to compile with it.
+const NULL_CIPHER: &str = "bench-null-cipher";
+
 /// The files that may hold `unsafe` code.
 const UNSAFE_ROOMS: &[&str] = &["sys.rs", "lock.rs"];
 
@@ -80,6 +83,36 @@ fn pure_crates_reach_no_runtime_by_any_way() {
     }
     let daemon = reached(&metadata, "kms-client");
     assert!(daemon.contains("tokio") && daemon.contains("rustls"), "the search itself works: {daemon:?}");
+}
+
+#[test]
+fn the_null_cipher_of_the_benchmarks_is_in_no_default_build() {
+    let with_null = |metadata: &Metadata| {
+        let resolve = metadata.resolve.as_ref().unwrap();
+        let dataplane =
+            metadata.workspace_packages().into_iter().find(|p| p.name == "qvpn-dataplane").unwrap();
+        let node = resolve.nodes.iter().find(|node| node.id == dataplane.id).unwrap();
+        node.features.iter().any(|feature| feature.as_str() == NULL_CIPHER)
+    };
+    assert!(
+        !with_null(&metadata()),
+        "cargo unites features: `cargo build --workspace` would give it to the daemon"
+    );
+    let all = MetadataCommand::new()
+        .features(cargo_metadata::CargoOpt::AllFeatures)
+        .other_options(["--locked".to_owned()])
+        .exec()
+        .unwrap();
+    assert!(with_null(&all), "the search itself works");
+    for package in all.workspace_packages().iter().filter(|p| p.name != "benches") {
+        let asks = |feature: &String| feature.contains(NULL_CIPHER);
+        assert!(!package.features.values().flatten().any(asks), "a feature of {} has it", package.name);
+        assert!(
+            !package.dependencies.iter().flat_map(|d| &d.features).any(asks),
+            "{} asks for it",
+            package.name
+        );
+    }
 }
 
 #[test]
