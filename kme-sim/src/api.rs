@@ -1,7 +1,7 @@
 //! The data formats of ETSI GS QKD 014 clause 6 as the simulator reads and writes them. Pure: requests come in as method,
 //! path, query and body; answers leave as bytes; refusals carry the document's own messages.
 
-use data_encoding::BASE64;
+use data_encoding::{BASE64, BASE64URL_NOPAD};
 use hyper::{Method, StatusCode};
 use percent_encoding::percent_decode_str;
 use qvpn_secret::{SecretBuf, with_scrubbed_stack};
@@ -165,6 +165,9 @@ pub struct KeyRequest {
     /// Extensions that may be ignored.
     #[serde(default)]
     pub extension_optional: Vec<Map<String, Value>>,
+    /// Whether it came as a GET.
+    #[serde(skip)]
+    pub by_get: bool,
 }
 
 impl KeyRequest {
@@ -173,7 +176,7 @@ impl KeyRequest {
     /// # Errors
     /// A 400 for another parameter, one given twice, or no whole number.
     pub fn from_query(query: &str) -> Result<Self, Refusal> {
-        let mut request = Self::default();
+        let mut request = Self { by_get: true, ..Self::default() };
         for (name, value) in form_urlencoded::parse(query.as_bytes()) {
             let slot = match &*name {
                 "number" => &mut request.number,
@@ -306,10 +309,27 @@ impl DeliveredKey {
     }
 }
 
+/// How the keys of a container are written; all but the first break the document, or stretch it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum KeyStyle {
+    /// As the document says.
+    #[default]
+    Right,
+    /// An asterisk stands in each key's base64.
+    BadBase64,
+    /// Base64 of the URL alphabet (RFC 4648 section 5), without padding.
+    UrlBase64,
+    /// Each ID is a number.
+    NumericIds,
+    /// With fields that the document doesn't know, and its own extensions.
+    ExtraFields,
+}
+
 /// The key container of clause 6.3. The keys are erased here, and the bytes when the answer has been sent.
 #[must_use]
-pub fn key_container(keys: Vec<DeliveredKey>) -> Zeroizing<Vec<u8>> {
-    const AROUND: usize = r#"{"key_ID":,"key":""},"#.len();
+pub fn key_container(keys: Vec<DeliveredKey>, style: KeyStyle) -> Zeroizing<Vec<u8>> {
+    const AROUND: usize = r#"{"key_ID":,"key":""},"#.len() + KEY_EXTRA.len() + CONTAINER_EXTRA.len();
+    let base64 = if style == KeyStyle::UrlBase64 { &BASE64URL_NOPAD } else { &BASE64 };
     // Enough for the whole, so that no half-written copy stays behind when the buffer grows. An ID needs at most six
     // bytes for each of its own in JSON.
     let size =
@@ -321,16 +341,36 @@ pub fn key_container(keys: Vec<DeliveredKey>) -> Zeroizing<Vec<u8>> {
             body.push(b',');
         }
         body.extend_from_slice(br#"{"key_ID":"#);
-        body.extend_from_slice(Value::String(id).to_string().as_bytes());
+        let id = if style == KeyStyle::NumericIds { Value::from(i + 1) } else { Value::String(id) };
+        body.extend_from_slice(id.to_string().as_bytes());
         body.extend_from_slice(br#","key":""#);
         let start = body.len();
-        body.resize(start + BASE64.encode_len(key.len()), 0);
-        with_scrubbed_stack(|| BASE64.encode_mut(key.expose(), &mut body[start..]));
-        body.extend_from_slice(br#""}"#);
+        body.resize(start + base64.encode_len(key.len()), 0);
+        with_scrubbed_stack(|| base64.encode_mut(key.expose(), &mut body[start..]));
+        if style == KeyStyle::BadBase64
+            && let Some(first) = body.get_mut(start)
+        {
+            *first = b'*';
+        }
+        body.push(b'"');
+        if style == KeyStyle::ExtraFields {
+            body.extend_from_slice(KEY_EXTRA.as_bytes());
+        }
+        body.push(b'}');
     }
-    body.extend_from_slice(b"]}");
+    body.push(b']');
+    if style == KeyStyle::ExtraFields {
+        body.extend_from_slice(CONTAINER_EXTRA.as_bytes());
+    }
+    body.push(b'}');
     body
 }
+
+/// What an extra field of a key looks like.
+const KEY_EXTRA: &str = r#","key_ID_extension":{"n":[1,{"a":null}]},"key_extension":"x","created":1.5e9"#;
+/// What an extra field of a container looks like.
+const CONTAINER_EXTRA: &str =
+    r#","key_container_extension":{"hops":["a","b"]},"vendor":{"keys":[],"x":true}"#;
 
 #[cfg(test)]
 mod tests {
@@ -370,7 +410,7 @@ mod tests {
     fn a_get_of_enc_keys_has_number_and_size_only() {
         let request = KeyRequest::from_query("number=3&size=512").unwrap();
         assert_eq!((request.number, request.size), (Some(3), Some(512)));
-        assert_eq!(KeyRequest::from_query("").unwrap(), KeyRequest::default());
+        assert_eq!(KeyRequest::from_query("").unwrap(), KeyRequest { by_get: true, ..KeyRequest::default() });
         for query in
             ["number=x", "number=-1", "size=1.5", "number=1&number=2", "extension_mandatory=1", "number"]
         {
@@ -425,12 +465,12 @@ mod tests {
     fn a_container_is_json_and_never_grows() {
         let keys = [("id\"\u{1}", 32usize), ("x", 1), ("y", 8192)]
             .map(|(id, n)| DeliveredKey { id: id.into(), key: SecretBuf::take(&mut vec![7; n]) });
-        let body = key_container(Vec::from(keys));
+        let body = key_container(Vec::from(keys), KeyStyle::Right);
         let value: Value = serde_json::from_slice(&body).unwrap();
         assert_eq!(value["keys"][0]["key_ID"], "id\"\u{1}");
         assert_eq!(value["keys"][0]["key"], BASE64.encode(&[7; 32]));
         assert_eq!(value["keys"][2]["key"], BASE64.encode(&[7; 8192]));
-        assert_eq!(&**key_container(Vec::new()), br#"{"keys":[]}"#);
+        assert_eq!(&**key_container(Vec::new(), KeyStyle::Right), br#"{"keys":[]}"#);
     }
 
     #[test]

@@ -183,16 +183,23 @@ fn new_ca(
 ) -> Result<Issuer<'static, KeyPair>, CertsError> {
     let failed = |source| CertsError::Certificate { name: "the CA".to_owned(), source };
     let key = KeyPair::generate().map_err(failed)?;
-    let mut params = params("kme-sim lab CA", CA_DAYS);
-    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
-    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-    params.use_authority_key_identifier_extension = false;
+    let params = ca_params();
     files.add(cert_file.to_owned(), 0o644, params.self_signed(&key).map_err(failed)?.pem());
     files.add(key_file.to_owned(), 0o600, key.serialize_pem());
     Ok(Issuer::new(params, key))
 }
 
-fn read_ca(cert_file: &Path, key_file: &Path) -> Result<Issuer<'static, KeyPair>, CertsError> {
+/// A CA's own certificate.
+pub(crate) fn ca_params() -> CertificateParams {
+    let mut params = params("kme-sim lab CA", CA_DAYS);
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    params.use_authority_key_identifier_extension = false;
+    params
+}
+
+/// The CA of these two files.
+pub(crate) fn read_ca(cert_file: &Path, key_file: &Path) -> Result<Issuer<'static, KeyPair>, CertsError> {
     let read = |path: &Path| {
         fs::read_to_string(path).map_err(|source| CertsError::File {
             what: "read",
@@ -207,7 +214,11 @@ fn read_ca(cert_file: &Path, key_file: &Path) -> Result<Issuer<'static, KeyPair>
     Issuer::from_ca_cert_pem(&certificate, key).map_err(failed)
 }
 
-fn server_params(name: &str, names: &[SubjectName], days: u32) -> Result<CertificateParams, rcgen::Error> {
+pub(crate) fn server_params(
+    name: &str,
+    names: &[SubjectName],
+    days: u32,
+) -> Result<CertificateParams, rcgen::Error> {
     let mut params = params(name, days);
     params.subject_alt_names = vec![
         SanType::DnsName(name.try_into()?),

@@ -1,13 +1,13 @@
 //! One HTTP request: read within bounds, answered from the network, spoilt where a misbehaviour is set. The caller is
 //! whoever the TLS handshake proved it to be.
 
-use std::convert::Infallible;
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
+use http_body_util::{BodyExt, LengthLimitError, Limited};
 use hyper::body::{Bytes, Incoming};
-use hyper::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
+use hyper::header::{ALLOW, CONTENT_TYPE, HeaderValue};
 use hyper::{Method, Request, Response, StatusCode};
 use tracing::{debug, info, warn};
 use zeroize::Zeroizing;
@@ -15,13 +15,17 @@ use zeroize::Zeroizing;
 use crate::api::{
     DeliveredKey, KeyRequest, Op, Refusal, Route, key_container, key_ids_from_body, key_ids_from_query,
 };
+use crate::faulty::{self, AnswerBody, cut, empty, json_answer};
 use crate::misbehave::Misbehaviour;
 use crate::server::Shared;
+use crate::spoil;
 
 /// The largest request body: 10,000 key IDs have room in it.
 const MAX_BODY: usize = 1 << 20;
 /// How long a request's body may take.
 const BODY_TIMEOUT: Duration = Duration::from_secs(10);
+/// How late a slow answer is.
+const SLOW: Duration = Duration::from_secs(3);
 
 /// Who asks whom.
 pub(crate) struct Peer {
@@ -32,60 +36,98 @@ pub(crate) struct Peer {
     pub(crate) shared: Arc<Shared>,
 }
 
+/// Why there is no right answer.
+enum Trouble {
+    Refused(Refusal),
+    /// A fault: there is no answer at all, and the connection ends.
+    Cut,
+}
+
+impl<E: Into<Refusal>> From<E> for Trouble {
+    fn from(refusal: E) -> Self {
+        Self::Refused(refusal.into())
+    }
+}
+
 /// Answers one request.
+///
+/// # Errors
+/// Where a fault wants the connection to be closed instead.
 pub(crate) async fn answer(
     peer: Arc<Peer>,
     request: Request<Incoming>,
-) -> Result<Response<Full<Bytes>>, Infallible> {
+) -> Result<Response<AnswerBody>, io::Error> {
     let sae = peer.sae.as_deref().unwrap_or("");
-    Ok(match serve(&peer, sae, request).await {
-        Ok(response) => response,
-        Err(refusal) => {
+    match serve(&peer, sae, request).await {
+        Ok(response) => Ok(response),
+        Err(Trouble::Refused(refusal)) => {
             // Quoted and escaped, since it may repeat what the client wrote.
             let reason = refusal.to_string();
             info!(kme = %peer.kme, sae, status = refusal.status().as_u16(), ?reason, "request refused");
-            refused(&refusal)
+            Ok(refused(&refusal))
         }
-    })
+        Err(Trouble::Cut) => Err(cut()),
+    }
 }
 
-async fn serve(peer: &Peer, sae: &str, request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Refusal> {
+async fn serve(peer: &Peer, sae: &str, request: Request<Incoming>) -> Result<Response<AnswerBody>, Trouble> {
     let route = Route::parse(request.method(), request.uri().path())?;
     peer.shared.network().authorize(&peer.kme, sae)?;
     let fault = peer.shared.faults(&peer.kme).of(route.op);
     if fault != Misbehaviour::None {
-        warn!(kme = %peer.kme, sae, op = route.op.name(), ?fault, "misbehaving as told");
+        warn!(kme = %peer.kme, sae, op = route.op.name(), fault = fault.name(), "misbehaving as told");
     }
-    match fault {
-        Misbehaviour::Hang => return Ok(std::future::pending().await),
-        Misbehaviour::Http500 => {
-            return Ok(json(StatusCode::INTERNAL_SERVER_ERROR, br#"{"message":"internal error"}"#.to_vec()));
+    match (fault, request.method()) {
+        (Misbehaviour::Hang, _) => return Ok(std::future::pending().await),
+        (Misbehaviour::Slow, _) => tokio::time::sleep(SLOW).await,
+        (Misbehaviour::Close, _) => return Err(Trouble::Cut),
+        (Misbehaviour::NoGet, &Method::GET) => {
+            return Err(Refusal::Method(route.op.name(), "POST").into());
         }
-        Misbehaviour::Http503 => return Err(Refusal::Unavailable("the KME is not ready".into())),
-        Misbehaviour::Html => return Ok(html()),
-        Misbehaviour::RubbishJson => return Ok(json(StatusCode::OK, br#"{"keys":[{"key_ID":"#.to_vec())),
-        Misbehaviour::EmptyList => return Ok(json(StatusCode::OK, br#"{"keys":[]}"#.to_vec())),
+        (Misbehaviour::NoPost, &Method::POST) => {
+            return Err(Refusal::Method(route.op.name(), "GET").into());
+        }
         _ => {}
     }
-    let mut keys = match route.op {
+    if let Some(instead) = faulty::instead(fault, route.op)? {
+        return Ok(instead);
+    }
+
+    let body = match route.op {
         Op::Status => {
             let shared = &peer.shared;
-            let status = shared.network().status(&peer.kme, sae, &route.sae, shared.now())?;
+            let status = shared.network().status(&peer.kme, sae, &route.sae, fault, shared.now())?;
             debug!(kme = %peer.kme, sae, stored = status.stored_key_count, "status");
-            let body = serde_json::to_vec(&status).map_err(|e| Refusal::Unavailable(e.to_string()))?;
-            return Ok(json(StatusCode::OK, body));
+            let body =
+                faulty::status_text(fault, &status).map_err(|e| Refusal::Unavailable(e.to_string()))?;
+            Bytes::from(body)
         }
-        Op::EncKeys => enc_keys(peer, sae, &route.sae, request).await?,
-        Op::DecKeys => dec_keys(peer, sae, &route.sae, request).await?,
+        op => {
+            let mut keys = match op {
+                Op::EncKeys => enc_keys(peer, sae, &route.sae, fault, request).await?,
+                _ => dec_keys(peer, sae, &route.sae, fault, request).await?,
+            };
+            spoil::keys(fault, op, &mut keys)?;
+            Bytes::from_owner(key_container(keys, spoil::style(fault)))
+        }
     };
-    fault.spoil(&mut keys)?;
-    Ok(with_type(StatusCode::OK, "application/json", Bytes::from_owner(key_container(keys))))
+    let mut response = json_answer(StatusCode::OK, body);
+    match fault {
+        Misbehaviour::LoseAnswer => return Err(Trouble::Cut),
+        Misbehaviour::CutBody => response = faulty::cut_in_the_middle(response),
+        Misbehaviour::WrongType => {
+            response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain"));
+        }
+        _ => {}
+    }
+    Ok(response)
 }
 
 async fn enc_keys(
     peer: &Peer,
     sae: &str,
     slave: &str,
+    fault: Misbehaviour,
     request: Request<Incoming>,
 ) -> Result<Vec<DeliveredKey>, Refusal> {
     let key_request = if request.method() == Method::GET {
@@ -94,13 +136,14 @@ async fn enc_keys(
         KeyRequest::from_body(&body(request).await?)?
     };
     let now = peer.shared.now();
-    peer.shared.network().enc_keys(&peer.kme, sae, slave, &key_request, now)
+    peer.shared.network().enc_keys(&peer.kme, sae, slave, &key_request, fault, now)
 }
 
 async fn dec_keys(
     peer: &Peer,
     sae: &str,
     master: &str,
+    fault: Misbehaviour,
     request: Request<Incoming>,
 ) -> Result<Vec<DeliveredKey>, Refusal> {
     let ids = if request.method() == Method::GET {
@@ -109,7 +152,7 @@ async fn dec_keys(
         key_ids_from_body(&body(request).await?)?
     };
     let now = peer.shared.now();
-    peer.shared.network().dec_keys(&peer.kme, sae, master, &ids, now)
+    peer.shared.network().dec_keys(&peer.kme, sae, master, &ids, fault, now)
 }
 
 /// The whole body, within [`MAX_BODY`] and [`BODY_TIMEOUT`].
@@ -123,35 +166,18 @@ async fn body(request: Request<Incoming>) -> Result<Zeroizing<Vec<u8>>, Refusal>
     }
 }
 
-fn refused(refusal: &Refusal) -> Response<Full<Bytes>> {
+fn refused(refusal: &Refusal) -> Response<AnswerBody> {
     let mut response = match refusal {
-        Refusal::Unauthorized(_) => {
-            let mut response = Response::new(Full::default());
-            *response.status_mut() = StatusCode::UNAUTHORIZED;
-            response
-        }
-        _ => json(refusal.status(), refusal.body()),
+        Refusal::Unauthorized(_) => empty(StatusCode::UNAUTHORIZED),
+        _ => json_answer(refusal.status(), refusal.body()),
     };
     if let Refusal::Method(_, allowed) = refusal {
-        let allowed = if *allowed == "GET" { "GET" } else { "GET, POST" };
+        let allowed = match *allowed {
+            "GET" => "GET",
+            "POST" => "POST",
+            _ => "GET, POST",
+        };
         response.headers_mut().insert(ALLOW, HeaderValue::from_static(allowed));
     }
-    response
-}
-
-fn json(status: StatusCode, body: Vec<u8>) -> Response<Full<Bytes>> {
-    with_type(status, "application/json", Bytes::from(body))
-}
-
-fn html() -> Response<Full<Bytes>> {
-    let page = "<!DOCTYPE html><html><head><title>Sign in</title></head><body><h1>Sign in</h1></body></html>";
-    with_type(StatusCode::OK, "text/html; charset=utf-8", Bytes::from_static(page.as_bytes()))
-}
-
-fn with_type(status: StatusCode, content_type: &'static str, body: Bytes) -> Response<Full<Bytes>> {
-    let mut response = Response::new(Full::new(body));
-    *response.status_mut() = status;
-    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
-    response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     response
 }

@@ -113,14 +113,19 @@ impl Link {
 /// A random key, `bytes` long.
 pub(crate) fn random_key(bytes: usize) -> Result<SecretBuf, NoRandomness> {
     let mut key = SecretBuf::zeroed(bytes);
-    aws_lc_rs::rand::fill(key.expose_mut()).map_err(|_| NoRandomness)?;
+    random_bytes(key.expose_mut())?;
     Ok(key)
+}
+
+/// Fills `bytes` from the system's generator.
+pub(crate) fn random_bytes(bytes: &mut [u8]) -> Result<(), NoRandomness> {
+    aws_lc_rs::rand::fill(bytes).map_err(|_| NoRandomness)
 }
 
 /// A random UUID (version 4), the form of key ID that ETSI GS QKD 014 clause 6.3 names.
 pub(crate) fn random_id() -> Result<String, NoRandomness> {
     let mut bytes = [0u8; 16];
-    aws_lc_rs::rand::fill(&mut bytes).map_err(|_| NoRandomness)?;
+    random_bytes(&mut bytes)?;
     Ok(uuid::Builder::from_random_bytes(bytes).into_uuid().to_string())
 }
 

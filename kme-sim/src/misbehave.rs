@@ -1,13 +1,13 @@
 //! What a simulated KME does wrong on request. Each fault is one that real servers or networks show, and a client of
-//! ETSI GS QKD 014 must survive it.
+//! ETSI GS QKD 014 must survive it. Here is what there is and where it can be set; other modules do it: `server` and
+//! `tls_faults` to the port, `quirks` to what is taken and sent on, `spoil` to keys, `faulty` to whole answers.
 
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
-use crate::api::{DeliveredKey, Op};
-use crate::link::{NoRandomness, random_id, random_key};
+use crate::api::Op;
 
-/// A fault, or none.
+/// A fault, or none. "Not carried out" means that the request spends no key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "snake_case")]
 #[value(rename_all = "snake_case")]
@@ -15,34 +15,199 @@ pub enum Misbehaviour {
     /// Behaves as the document says.
     #[default]
     None,
-    /// The port is closed and open connections are cut. For all operations at once.
+
+    /// The port is closed and open connections are cut.
     RefuseTcp,
-    /// TLS and the request are accepted, and no answer ever comes. The request isn't carried out.
+    /// TCP is accepted, and the TLS handshake never goes on.
+    StallTls,
+    /// What answers at the port is HTTP without TLS.
+    NoTls,
+    /// TLS 1.2 only.
+    #[serde(rename = "tls12_only")]
+    #[value(name = "tls12_only")]
+    Tls12Only,
+    /// No hybrid group: key exchange by elliptic curves only.
+    NoMlkem,
+    /// A certificate of X.509 version 1.
+    CertV1,
+    /// A certificate without a subject alternative name.
+    CertNoSan,
+    /// A certificate for another KME.
+    CertOtherName,
+    /// A certificate that has ended.
+    CertExpired,
+    /// A certificate that isn't valid yet.
+    CertNotYetValid,
+    /// A certificate of a CA that nobody knows.
+    CertUnknownCa,
+    /// A CA's own certificate as the server's.
+    CertIsCa,
+    /// Every client's certificate is refused as revoked.
+    ClientRevoked,
+    /// Every client's certificate is refused as one of an unknown CA.
+    ClientUnknownCa,
+    /// Every client's certificate is refused as one that has ended.
+    ClientExpired,
+
+    /// TLS and the request are accepted, and no answer ever comes; not carried out.
     Hang,
-    /// 500 with an error body; not carried out.
-    #[serde(rename = "http_500")]
-    #[value(name = "http_500")]
-    Http500,
-    /// 503 with an error body; not carried out.
-    #[serde(rename = "http_503")]
-    #[value(name = "http_503")]
-    Http503,
+    /// The answer comes after three seconds.
+    Slow,
+    /// The connection is closed without an answer; not carried out.
+    Close,
+    /// Carried out, then the connection is closed without an answer.
+    LoseAnswer,
+    /// Carried out, and the connection is closed in the middle of the answer.
+    CutBody,
+    /// 200 and a body of a byte a second that never ends; not carried out.
+    SlowBody,
+    /// 200 and a body that never ends, as fast as the client reads; not carried out.
+    EndlessBody,
+    /// 200 and JSON of 10 MB that is right but for its size; not carried out.
+    HugeBody,
     /// 200 with an HTML page; not carried out.
     Html,
     /// 200 with JSON that breaks off; not carried out.
     RubbishJson,
+    /// 200 with an empty body; not carried out.
+    EmptyBody,
+    /// A redirect to another address; not carried out.
+    Redirect,
+    /// What is said is right, but called text/plain.
+    WrongType,
+    /// Fields that the document doesn't know stand in the answer.
+    ExtraFields,
+    /// 405 for GET.
+    NoGet,
+    /// 405 for POST.
+    NoPost,
+    /// 400 with an error body; not carried out.
+    #[serde(rename = "http_400")]
+    #[value(name = "http_400")]
+    Http400,
+    /// 401 without a body; not carried out.
+    #[serde(rename = "http_401")]
+    #[value(name = "http_401")]
+    Http401,
+    /// 403 with an error body; not carried out.
+    #[serde(rename = "http_403")]
+    #[value(name = "http_403")]
+    Http403,
+    /// 404 with an error body; not carried out.
+    #[serde(rename = "http_404")]
+    #[value(name = "http_404")]
+    Http404,
+    /// 409 with an error body; not carried out.
+    #[serde(rename = "http_409")]
+    #[value(name = "http_409")]
+    Http409,
+    /// 412 with an error body; not carried out.
+    #[serde(rename = "http_412")]
+    #[value(name = "http_412")]
+    Http412,
+    /// 422 with an error body; not carried out.
+    #[serde(rename = "http_422")]
+    #[value(name = "http_422")]
+    Http422,
+    /// 429 with an error body; not carried out.
+    #[serde(rename = "http_429")]
+    #[value(name = "http_429")]
+    Http429,
+    /// 500 with an error body; not carried out.
+    #[serde(rename = "http_500")]
+    #[value(name = "http_500")]
+    Http500,
+    /// 502 with an error body; not carried out.
+    #[serde(rename = "http_502")]
+    #[value(name = "http_502")]
+    Http502,
+    /// 503 with an error body; not carried out.
+    #[serde(rename = "http_503")]
+    #[value(name = "http_503")]
+    Http503,
+    /// 504 with an error body; not carried out.
+    #[serde(rename = "http_504")]
+    #[value(name = "http_504")]
+    Http504,
+    /// 503 with an HTML page; not carried out.
+    ErrorHtml,
+    /// 503 without a body; not carried out.
+    ErrorEmpty,
+    /// 422 with FastAPI's `{"detail":[…]}`; not carried out.
+    ErrorDetail,
+    /// 500 with 10 MB of text; not carried out.
+    ErrorHuge,
+
     /// Carried out, but each key in the answer is one byte short.
     WrongSize,
     /// 200 with no keys; not carried out.
     EmptyList,
+    /// Half as many keys as asked, and one at least. At the master the rest is not taken, at the slave it is spent.
+    FewerKeys,
+    /// 200 with 10,000 keys; not carried out.
+    TooManyKeys,
     /// Carried out, but the first key and its ID stand twice: in place of the second, or added if there was one key.
     Duplicate,
+    /// Carried out, but the first key's bytes stand also under the second ID, or under one that nobody knows if there was
+    /// one key.
+    SameKey,
+    /// Carried out, but the first ID stands also over the second key, or over one that nobody has if there was one key.
+    SameId,
     /// Carried out, but the first two keys of the answer are exchanged under their IDs; one key stays as it is.
     SwapKeys,
     /// Carried out, but the answer's IDs are ones that nobody knows.
     UnknownId,
     /// Carried out, but each key's bytes are others than the other side gets.
     WrongBytes,
+    /// Carried out, but each key is zeros only.
+    ZeroKeys,
+    /// Carried out, but the keys are no base64.
+    BadBase64,
+    /// Carried out, but the keys are base64 of the URL alphabet, without padding.
+    UrlBase64,
+    /// Carried out, but each ID is a JSON number.
+    NumericIds,
+    /// More than one key a request is refused, and status says so.
+    OneKeyPerRequest,
+
+    /// One key, whatever `number` says.
+    IgnoreNumber,
+    /// One key, whatever `number` says in a GET; right in a POST.
+    IgnoreNumberGet,
+    /// Keys of 128 bits, whatever `size` says.
+    IgnoreSize,
+    /// Sizes are bytes: `size` 256 gives 2,048 bits, and status has its sizes in bytes.
+    SizeInBytes,
+    /// Keys of 32 bits where the request names no size, and status says so.
+    #[serde(rename = "default_32_bits")]
+    #[value(name = "default_32_bits")]
+    Default32Bits,
+    /// IDs that are no UUIDs: long, of mixed case, with characters that URLs and JSON escape.
+    OddIds,
+    /// The first key of each request never gets to the slave.
+    LoseFirst,
+    /// What the same master took before for the same slaves and they did not fetch yet is forgotten.
+    ForgetPrevious,
+    /// Each request gets the key and the ID that the first one got.
+    RepeatKeys,
+    /// Each request gets the first one's first ID, over another key.
+    RepeatId,
+
+    /// A key is "not found" until three seconds after the master took it.
+    LateSync,
+    /// The keys that are asked for are forgotten, and "not found".
+    ForgetKeys,
+
+    /// `stored_key_count` is always 0.
+    CountZero,
+    /// `stored_key_count` is always `max_key_count`.
+    CountMax,
+    /// `stored_key_count` is random.
+    CountRandom,
+    /// The limits and the SAE IDs are missing.
+    MissingFields,
+    /// Numbers are strings.
+    NumbersAsText,
 }
 
 /// Which operations a fault is set for.
@@ -64,19 +229,19 @@ pub enum Ops {
 /// A fault that makes no sense for the operation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum NotApplicable {
-    /// A closed port can't tell the operations apart.
-    #[error("refuse_tcp closes the whole port; set it for op \"all\"")]
+    /// It comes before any operation.
+    #[error("this fault is of the whole port; set it for op \"all\"")]
     WholePort,
-    /// There is no key in a status.
-    #[error("status has no keys to spoil; set this fault for enc_keys, dec_keys or all")]
-    NoKeys,
+    /// It is for other operations.
+    #[error("{0} can't show this fault; set it for {1} or all")]
+    OtherOps(&'static str, &'static str),
 }
 
 /// One KME's faults.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
 pub struct Faults {
-    /// Whether the port is closed.
-    pub refuse_tcp: bool,
+    /// What TCP and TLS do.
+    pub port: Misbehaviour,
     /// What get status does.
     pub status: Misbehaviour,
     /// What get key does.
@@ -86,24 +251,35 @@ pub struct Faults {
 }
 
 impl Faults {
-    /// These faults with `how` set for `ops`. Any fault but `refuse_tcp`, set for all, opens the port again.
+    /// These faults with `how` set for `ops`. A fault of operations, set for all, ends whatever was set before.
     ///
     /// # Errors
     /// [`NotApplicable`] if `how` can't be set for `ops`.
     pub fn with(mut self, ops: Ops, how: Misbehaviour) -> Result<Self, NotApplicable> {
-        let spoils = how.spoils_keys();
-        match ops {
-            Ops::All if how == Misbehaviour::RefuseTcp => self.refuse_tcp = true,
-            _ if how == Misbehaviour::RefuseTcp => return Err(NotApplicable::WholePort),
-            Ops::Status if spoils => return Err(NotApplicable::NoKeys),
-            Ops::Status => self.status = how,
-            Ops::EncKeys => self.enc_keys = how,
-            Ops::DecKeys => self.dec_keys = how,
-            Ops::All => {
-                let status = if spoils { Misbehaviour::None } else { how };
-                self = Self { refuse_tcp: false, status, enc_keys: how, dec_keys: how };
-            }
+        if how.is_of_port() {
+            return match ops {
+                Ops::All => Ok(Self { port: how, ..self }),
+                _ => Err(NotApplicable::WholePort),
+            };
         }
+        let if_it_can = |op| if how.is_for(op) { how } else { Misbehaviour::None };
+        let (slot, op) = match ops {
+            Ops::All => {
+                return Ok(Self {
+                    port: Misbehaviour::None,
+                    status: if_it_can(Op::Status),
+                    enc_keys: if_it_can(Op::EncKeys),
+                    dec_keys: if_it_can(Op::DecKeys),
+                });
+            }
+            Ops::Status => (&mut self.status, Op::Status),
+            Ops::EncKeys => (&mut self.enc_keys, Op::EncKeys),
+            Ops::DecKeys => (&mut self.dec_keys, Op::DecKeys),
+        };
+        if !how.is_for(op) {
+            return Err(NotApplicable::OtherOps(op.name(), how.places()));
+        }
+        *slot = how;
         Ok(self)
     }
 
@@ -119,52 +295,133 @@ impl Faults {
 }
 
 impl Misbehaviour {
-    /// Whether it changes an answer's key list.
-    fn spoils_keys(self) -> bool {
+    /// Whether it comes before any operation: what TCP and TLS do.
+    #[must_use]
+    pub fn is_of_port(self) -> bool {
+        use Misbehaviour as M;
         matches!(
             self,
-            Self::WrongSize
-                | Self::EmptyList
-                | Self::Duplicate
-                | Self::SwapKeys
-                | Self::UnknownId
-                | Self::WrongBytes
+            M::RefuseTcp
+                | M::StallTls
+                | M::NoTls
+                | M::Tls12Only
+                | M::NoMlkem
+                | M::CertV1
+                | M::CertNoSan
+                | M::CertOtherName
+                | M::CertExpired
+                | M::CertNotYetValid
+                | M::CertUnknownCa
+                | M::CertIsCa
+                | M::ClientRevoked
+                | M::ClientUnknownCa
+                | M::ClientExpired
         )
     }
 
-    /// Spoils the keys of an answer that was otherwise right; other faults leave them alone.
-    pub(crate) fn spoil(self, keys: &mut Vec<DeliveredKey>) -> Result<(), NoRandomness> {
-        match self {
-            Self::WrongSize => {
-                for key in keys {
-                    key.key.truncate(key.key.len().saturating_sub(1));
-                }
-            }
-            Self::Duplicate => {
-                if let Some(first) = keys.first().map(DeliveredKey::duplicate) {
-                    match keys.get_mut(1) {
-                        Some(second) => *second = first,
-                        None => keys.push(first),
-                    }
-                }
-            }
-            Self::SwapKeys => {
-                if let [first, second, ..] = keys.as_mut_slice() {
-                    std::mem::swap(&mut first.key, &mut second.key);
-                }
-            }
-            Self::UnknownId => {
-                for key in keys {
-                    key.id = random_id()?;
-                }
-            }
-            Self::WrongBytes => {
-                for key in keys {
-                    key.key = random_key(key.key.len())?;
-                }
-            }
-            _ => {}
+    /// Whether `op` can show it.
+    #[must_use]
+    pub fn is_for(self, op: Op) -> bool {
+        match self.places() {
+            "" => false,
+            "each" => true,
+            places => places.split(", ").any(|place| place == op.name()),
         }
-        Ok(())
+    }
+
+    /// The operations that can show it; empty for a fault of the port.
+    #[must_use]
+    pub fn places(self) -> &'static str {
+        use Misbehaviour as M;
+        match self {
+            port if port.is_of_port() => "",
+            M::WrongSize
+            | M::EmptyList
+            | M::FewerKeys
+            | M::TooManyKeys
+            | M::Duplicate
+            | M::SameKey
+            | M::SameId
+            | M::SwapKeys
+            | M::UnknownId
+            | M::WrongBytes
+            | M::ZeroKeys
+            | M::BadBase64
+            | M::UrlBase64
+            | M::NumericIds
+            | M::NoPost => "enc_keys, dec_keys",
+            M::IgnoreNumber
+            | M::IgnoreNumberGet
+            | M::IgnoreSize
+            | M::OddIds
+            | M::LoseFirst
+            | M::ForgetPrevious
+            | M::RepeatKeys
+            | M::RepeatId => "enc_keys",
+            M::SizeInBytes | M::Default32Bits => "status, enc_keys",
+            M::LateSync | M::ForgetKeys => "dec_keys",
+            M::CountZero | M::CountMax | M::CountRandom | M::MissingFields | M::NumbersAsText => "status",
+            _ => "each",
+        }
+    }
+
+    /// The status code of a fault that is nothing but a status code with an error body.
+    #[must_use]
+    pub fn http_status(self) -> Option<u16> {
+        use Misbehaviour as M;
+        Some(match self {
+            M::Http400 => 400,
+            M::Http401 => 401,
+            M::Http403 => 403,
+            M::Http404 => 404,
+            M::Http409 => 409,
+            M::Http412 => 412,
+            M::Http422 => 422,
+            M::Http429 => 429,
+            M::Http500 => 500,
+            M::Http502 => 502,
+            M::Http503 => 503,
+            M::Http504 => 504,
+            _ => return None,
+        })
+    }
+
+    /// The name in commands.
+    #[must_use]
+    pub fn name(self) -> String {
+        self.to_possible_value().map_or_else(String::new, |v| v.get_name().to_owned())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_fault_has_one_name_and_a_place() {
+        for how in Misbehaviour::value_variants() {
+            let json = serde_json::to_string(how).unwrap();
+            assert_eq!(json, format!("{:?}", how.name()), "the socket and the command line agree");
+            let somewhere = how.is_of_port()
+                || [Op::Status, Op::EncKeys, Op::DecKeys].into_iter().any(|op| how.is_for(op));
+            assert!(somewhere, "{how:?}");
+        }
+    }
+
+    #[test]
+    fn a_fault_is_set_where_it_can_be() {
+        use Misbehaviour as M;
+        let faults = Faults::default().with(Ops::All, M::CertExpired).unwrap();
+        assert_eq!(faults, Faults { port: M::CertExpired, ..Faults::default() });
+        let faults = faults.with(Ops::EncKeys, M::OddIds).unwrap();
+        assert_eq!((faults.port, faults.enc_keys, faults.dec_keys), (M::CertExpired, M::OddIds, M::None));
+        let faults = faults.with(Ops::All, M::SizeInBytes).unwrap();
+        assert_eq!(faults.with(Ops::All, M::None), Ok(Faults::default()));
+        assert_eq!(faults, Faults { status: M::SizeInBytes, enc_keys: M::SizeInBytes, ..Faults::default() });
+        assert_eq!(faults.with(Ops::Status, M::StallTls), Err(NotApplicable::WholePort));
+        assert_eq!(
+            faults.with(Ops::DecKeys, M::OddIds),
+            Err(NotApplicable::OtherOps("dec_keys", "enc_keys"))
+        );
     }
 }

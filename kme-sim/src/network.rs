@@ -14,6 +14,8 @@ use crate::api::{
 };
 use crate::config::{Config, KmeConfig};
 use crate::link::{Link, NoRandomness};
+use crate::misbehave::Misbehaviour;
+use crate::quirks::{self, Limits};
 
 /// All KMEs of one process.
 pub struct Network {
@@ -30,6 +32,8 @@ struct Kme {
     /// The IDs in `waiting`, oldest first.
     by_age: BTreeMap<u64, String>,
     next_age: u64,
+    /// The first key since a fault was set that repeats it.
+    first: Option<DeliveredKey>,
 }
 
 /// A key that lies at a KME until each of its slave SAEs there has fetched it.
@@ -70,6 +74,7 @@ impl Network {
             waiting: HashMap::new(),
             by_age: BTreeMap::new(),
             next_age: 0,
+            first: None,
         };
         Self {
             kmes: config.kmes.iter().map(|k| (k.name.clone(), kme(k))).collect(),
@@ -93,25 +98,34 @@ impl Network {
     ///
     /// # Errors
     /// 401 if `caller` isn't this KME's, 400 if `slave` is unknown or no link leads to its KME.
-    pub fn status(&mut self, kme: &str, caller: &str, slave: &str, now: Duration) -> Result<Status, Refusal> {
+    pub fn status(
+        &mut self,
+        kme: &str,
+        caller: &str,
+        slave: &str,
+        fault: Misbehaviour,
+        now: Duration,
+    ) -> Result<Status, Refusal> {
         self.authorize(kme, caller)?;
         let (target, link) = self.way(kme, caller, slave)?;
         let link = &mut self.links[link];
         link.advance(now);
-        let config = &self.kmes[kme].config;
-        Ok(Status {
+        let limits = Limits::new(&self.kmes[kme].config, link.key_size, fault);
+        let mut status = Status {
             source_kme_id: kme.to_owned(),
             target_kme_id: target,
             master_sae_id: caller.to_owned(),
             slave_sae_id: slave.to_owned(),
-            key_size: link.key_size,
+            key_size: limits.default_size,
             stored_key_count: link.stored_keys(),
             max_key_count: link.max_keys(),
-            max_key_per_request: config.max_key_per_request,
-            max_key_size: config.max_key_size,
-            min_key_size: config.min_key_size,
-            max_sae_id_count: config.max_sae_id_count,
-        })
+            max_key_per_request: limits.max_keys,
+            max_key_size: limits.max_size,
+            min_key_size: limits.min_size,
+            max_sae_id_count: limits.max_sae_ids,
+        };
+        quirks::status(fault, &mut status)?;
+        Ok(status)
     }
 
     /// Get key (clause 5.2): takes keys for `caller` at `kme` and sends them to the KMEs of its slaves. All or none.
@@ -124,13 +138,19 @@ impl Network {
         caller: &str,
         slave: &str,
         request: &KeyRequest,
+        fault: Misbehaviour,
         now: Duration,
     ) -> Result<Vec<DeliveredKey>, Refusal> {
         self.authorize(kme, caller)?;
         let (_, first_link) = self.way(kme, caller, slave)?;
         let config = &self.kmes[kme].config;
-        let (number, bits) = checked_amount(config, request, self.links[first_link].key_size)?;
+        let limits = Limits::new(config, self.links[first_link].key_size, fault);
+        let (number, bits) = checked_amount(&limits, request)?;
+        let (number, bits) = quirks::amount(fault, request, number, bits);
         check_extensions(config, request)?;
+        if let (Misbehaviour::RepeatKeys, Some(first)) = (fault, &self.kmes[kme].first) {
+            return Ok(vec![first.duplicate()]);
+        }
 
         // The slaves by their KME, and the link that carries the key there.
         let mut targets: BTreeMap<String, (usize, Vec<String>)> = BTreeMap::new();
@@ -155,20 +175,30 @@ impl Network {
             }
         }
         let bytes = usize::try_from(bits / 8).unwrap_or(usize::MAX);
-        let keys: Vec<DeliveredKey> =
+        let mut keys: Vec<DeliveredKey> =
             (0..number).map(|_| self.links[first_link].next_key(bytes)).collect::<Result<_, _>>()?;
+        if fault == Misbehaviour::OddIds {
+            keys.iter_mut().for_each(|key| key.id = quirks::odd_id(&key.id));
+        }
         for (target, (link, slaves)) in targets {
             let link = &mut self.links[link];
             link.spend(cost);
             let available_at = now.saturating_add(link.relay_delay);
             if let Some(at) = self.kmes.get_mut(&target) {
-                for key in &keys {
+                if fault == Misbehaviour::ForgetPrevious {
+                    at.forget(|w| w.master == caller && w.named == slaves);
+                }
+                let lost = usize::from(fault == Misbehaviour::LoseFirst);
+                for key in keys.iter().skip(lost) {
                     at.put(key.duplicate(), caller, &slaves, available_at);
                 }
             }
         }
         for key in &keys {
             info!(key_id = %key.id, %kme, side = "master", sae = caller, slave, "key delivered");
+        }
+        if let Some(at) = self.kmes.get_mut(kme) {
+            at.repeat(fault, &mut keys);
         }
         Ok(keys)
     }
@@ -183,13 +213,18 @@ impl Network {
         caller: &str,
         master: &str,
         ids: &[String],
+        fault: Misbehaviour,
         now: Duration,
     ) -> Result<Vec<DeliveredKey>, Refusal> {
         self.authorize(kme, caller)?;
         let Some(kme_state) = self.kmes.get_mut(kme) else {
             return Err(Refusal::Unauthorized("there is no such KME"));
         };
-        let limit = kme_state.config.max_key_per_request;
+        let limit = Limits::new(&kme_state.config, 0, fault).max_keys;
+        if fault == Misbehaviour::ForgetKeys {
+            kme_state.forget(|w| ids.contains(&w.key.id));
+        }
+        let late = if fault == Misbehaviour::LateSync { quirks::LATE } else { Duration::ZERO };
         if ids.len() > usize::try_from(limit).unwrap_or(usize::MAX) {
             return Err(Refusal::bad(format!("key_IDs shall have at most {limit} entries")));
         }
@@ -198,7 +233,7 @@ impl Network {
         }
         let mut missing = Vec::new();
         for id in ids {
-            match kme_state.waiting.get(id).filter(|w| w.master == master && w.available_at <= now) {
+            match kme_state.waiting.get(id).filter(|w| w.master == master && w.available_at + late <= now) {
                 Some(w) if !w.named.iter().any(|s| s == caller) => {
                     return Err(Refusal::Unauthorized(
                         "the caller is no slave SAE of a key that it asked for",
@@ -217,6 +252,13 @@ impl Network {
             info!(key_id = %key.id, %kme, side = "slave", sae = caller, master, "key delivered");
         }
         Ok(keys)
+    }
+
+    /// Lets a KME that repeats a first key forget it.
+    pub(crate) fn forget_first(&mut self, kme: &str) {
+        if let Some(kme) = self.kmes.get_mut(kme) {
+            kme.first = None;
+        }
     }
 
     /// Stops (`paused`) or restarts the supply of the link between two KMEs. False: there is no such link.
@@ -281,6 +323,29 @@ impl Kme {
         self.waiting.insert(waiting.key.id.clone(), waiting);
     }
 
+    /// Throws away the keys that `which` names.
+    fn forget(&mut self, which: impl Fn(&Waiting) -> bool) {
+        self.waiting.retain(|_, waiting| {
+            let forgotten = which(waiting);
+            if forgotten {
+                self.by_age.remove(&waiting.age);
+            }
+            !forgotten
+        });
+    }
+
+    /// Remembers the first key of all under a fault that repeats it, and repeats its ID.
+    fn repeat(&mut self, fault: Misbehaviour, keys: &mut [DeliveredKey]) {
+        if !matches!(fault, Misbehaviour::RepeatKeys | Misbehaviour::RepeatId) {
+            return;
+        }
+        match (&self.first, keys.first_mut()) {
+            (None, key) => self.first = key.map(|k| k.duplicate()),
+            (Some(first), Some(key)) if fault == Misbehaviour::RepeatId => key.id.clone_from(&first.id),
+            _ => {}
+        }
+    }
+
     /// The key for `sae`; it leaves the store when all its slave SAEs have it.
     fn fetch(&mut self, id: &str, sae: &str) -> Option<DeliveredKey> {
         let waiting = self.waiting.get_mut(id)?;
@@ -295,21 +360,21 @@ impl Kme {
 }
 
 /// How many keys and of how many bits, within the KME's limits.
-fn checked_amount(config: &KmeConfig, request: &KeyRequest, key_size: u32) -> Result<(u64, u64), Refusal> {
+fn checked_amount(limits: &Limits, request: &KeyRequest) -> Result<(u64, u64), Refusal> {
     let number = request.number.unwrap_or(1);
-    let most = config.max_key_per_request;
+    let most = limits.max_keys;
     if number == 0 || number > u64::from(most) {
         return Err(Refusal::bad(format!("number shall be from 1 to {most}")));
     }
-    let size = request.size.unwrap_or_else(|| u64::from(key_size));
+    let size = request.size.unwrap_or_else(|| u64::from(limits.default_size));
     if !size.is_multiple_of(8) {
         return Err(Refusal::bad(SIZE_MULTIPLE_OF_8));
     }
-    let (min, max) = (config.min_key_size, config.max_key_size);
+    let (min, max) = (limits.min_size, limits.max_size);
     if size < u64::from(min) || size > u64::from(max) {
         return Err(Refusal::bad(format!("size shall be from {min} to {max} bits")));
     }
-    let most = config.max_sae_id_count;
+    let most = limits.max_sae_ids;
     if request.additional_slave_sae_ids.len() > usize::try_from(most).unwrap_or(usize::MAX) {
         return Err(Refusal::bad(format!("additional_slave_SAE_IDs shall have at most {most} entries")));
     }

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
@@ -18,7 +19,7 @@ use tokio_rustls::TlsAcceptor;
 use tracing::{debug, info, warn};
 
 use crate::admin::{self, Answer, Command};
-use crate::config::Config;
+use crate::config::{Config, KmeConfig};
 use crate::http::{self, Peer};
 use crate::misbehave::{Faults, Misbehaviour, Ops};
 use crate::network::Network;
@@ -77,8 +78,8 @@ pub(crate) struct Shared {
     started: Instant,
 }
 
-/// An order to open or close a KME's port, and where to say how it went.
-type DoorOrder = (bool, oneshot::Sender<io::Result<()>>);
+/// An order to do a fault of the port, or none, and where to say how it went.
+type DoorOrder = (Misbehaviour, oneshot::Sender<Result<(), String>>);
 
 impl Shared {
     /// The network's state. A panic elsewhere can't leave it half changed in a way that matters to a simulator.
@@ -106,13 +107,12 @@ impl Shared {
         };
         let faults = self.faults(kme).with(ops, how).map_err(|e| e.to_string())?;
         let (reply, done) = oneshot::channel();
-        let opened = match door.send((!faults.refuse_tcp, reply)).await {
-            Ok(()) => done.await.unwrap_or_else(|_| Err(io::ErrorKind::BrokenPipe.into())),
-            Err(_) => Err(io::ErrorKind::BrokenPipe.into()),
-        };
-        opened.map_err(|e| format!("cannot listen again for {kme}: {e}"))?;
+        let stopping = |()| format!("{kme} is stopping");
+        door.send((faults.port, reply)).await.map_err(|_| stopping(()))?;
+        done.await.map_err(|_| stopping(()))??;
+        self.network().forget_first(kme);
         self.all_faults().insert(kme.to_owned(), faults);
-        info!(%kme, ?ops, ?how, "misbehaviour set");
+        info!(%kme, ?ops, how = how.name(), "misbehaviour set");
         Ok(())
     }
 }
@@ -137,7 +137,7 @@ impl Simulator {
         let mut doors = BTreeMap::new();
         let mut addresses = BTreeMap::new();
         for kme in &config.kmes {
-            let tls = tls::server_config(kme)
+            let tls = tls::server_config(kme, Misbehaviour::None)
                 .map_err(|source| StartError::Tls { kme: kme.name.clone(), source })?;
             let listen = |source| StartError::Listen { kme: kme.name.clone(), address: kme.listen, source };
             let socket = TcpListener::bind(kme.listen).await.map_err(listen)?;
@@ -145,7 +145,7 @@ impl Simulator {
             let (door, orders) = mpsc::channel(1);
             doors.insert(kme.name.clone(), door);
             addresses.insert(kme.name.clone(), address);
-            listeners.push((kme.name.clone(), address, socket, TlsAcceptor::from(tls), orders));
+            listeners.push((kme.clone(), address, socket, TlsAcceptor::from(tls), orders));
         }
         let admin_socket = match &config.admin {
             Some(path) => Some(
@@ -168,9 +168,11 @@ impl Simulator {
         });
         let (stop, stopped) = watch::channel(false);
         let mut tasks = JoinSet::new();
-        for (kme, address, socket, acceptor, orders) in listeners {
+        for (config, address, socket, acceptor, orders) in listeners {
             let server = Server {
-                kme,
+                kme: config.name.clone(),
+                config,
+                fault: Misbehaviour::None,
                 address,
                 socket: Some(socket),
                 acceptor,
@@ -211,6 +213,9 @@ impl Simulator {
 /// One KME's listener and its connections.
 struct Server {
     kme: String,
+    config: KmeConfig,
+    /// The fault of the port.
+    fault: Misbehaviour,
     address: SocketAddr,
     socket: Option<TcpListener>,
     acceptor: TlsAcceptor,
@@ -225,9 +230,9 @@ impl Server {
         loop {
             tokio::select! {
                 () = until_stopped(&mut stopped) => break,
-                Some((open, reply)) = orders.recv() => {
+                Some((fault, reply)) = orders.recv() => {
                     // Nobody waits for the answer any more: then it is not needed.
-                    let _ = reply.send(self.set_open(open).await);
+                    let _ = reply.send(self.set_fault(fault).await);
                 }
                 Some(_) = self.connections.join_next() => {}
                 accepted = accept(self.socket.as_ref()) => match accepted {
@@ -247,13 +252,21 @@ impl Server {
         }
     }
 
-    async fn set_open(&mut self, open: bool) -> io::Result<()> {
-        if !open {
-            self.socket = None;
-            self.connections.shutdown().await;
-        } else if self.socket.is_none() {
-            self.socket = Some(TcpListener::bind(self.address).await?);
+    /// Does `fault` from now on; open connections, which are from before, are cut.
+    async fn set_fault(&mut self, fault: Misbehaviour) -> Result<(), String> {
+        if fault == self.fault {
+            return Ok(());
         }
+        let tls = tls::server_config(&self.config, fault).map_err(|e| e.to_string())?;
+        if fault == Misbehaviour::RefuseTcp {
+            self.socket = None;
+        } else if self.socket.is_none() {
+            let socket = TcpListener::bind(self.address).await;
+            self.socket = Some(socket.map_err(|e| format!("cannot listen again for {}: {e}", self.kme))?);
+        }
+        self.connections.shutdown().await;
+        self.acceptor = TlsAcceptor::from(tls);
+        self.fault = fault;
         Ok(())
     }
 
@@ -261,6 +274,17 @@ impl Server {
         if self.connections.len() >= MAX_CONNECTIONS {
             warn!(kme = %self.kme, %from, "connection dropped: {MAX_CONNECTIONS} are open already");
             return;
+        }
+        match self.fault {
+            Misbehaviour::StallTls => {
+                self.connections.spawn(stall(stream));
+                return;
+            }
+            Misbehaviour::NoTls => {
+                self.connections.spawn(speak_plainly(stream));
+                return;
+            }
+            _ => {}
         }
         let (kme, shared) = (self.kme.clone(), self.shared.clone());
         let (acceptor, stopped) = (self.acceptor.clone(), self.stopped.clone());
@@ -279,6 +303,23 @@ async fn accept(socket: Option<&TcpListener>) -> io::Result<(TcpStream, SocketAd
     match socket {
         Some(socket) => socket.accept().await,
         None => std::future::pending().await,
+    }
+}
+
+/// Takes what the client says, and says nothing.
+async fn stall(mut stream: TcpStream) {
+    // Until the client gives up; an error is that, too.
+    let _ = tokio::io::copy(&mut stream, &mut tokio::io::sink()).await;
+}
+
+/// Answers as a server without TLS does to whatever comes first.
+async fn speak_plainly(mut stream: TcpStream) {
+    const ANSWER: &[u8] = b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
+    let mut first = [0; 1024];
+    if stream.read(&mut first).await.is_ok() {
+        // A client that is gone hears nothing.
+        let _ = stream.write_all(ANSWER).await;
+        let _ = stream.shutdown().await;
     }
 }
 

@@ -6,10 +6,13 @@ use std::sync::Arc;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
-use rustls::{RootCertStore, ServerConfig};
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
+use rustls::{NamedGroup, RootCertStore, ServerConfig};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use crate::config::KmeConfig;
+use crate::misbehave::Misbehaviour;
+use crate::tls_faults;
 
 /// Why a KME's certificates can't be used.
 #[derive(Debug, thiserror::Error)]
@@ -34,20 +37,22 @@ pub enum TlsError {
     },
 }
 
-/// The TLS side of a KME: TLS 1.3 or 1.2, X25519MLKEM768 preferred, and no client without a certificate of its CA.
+/// The TLS side of a KME: TLS 1.3 or 1.2, X25519MLKEM768 preferred, and no client without a certificate of its CA; or
+/// what `fault` makes of it.
 ///
 /// # Errors
-/// [`TlsError`] if a file can't be read or the key and the certificate don't belong together.
-pub fn server_config(kme: &KmeConfig) -> Result<Arc<ServerConfig>, TlsError> {
+/// [`TlsError`] if a file can't be read, the key and the certificate don't belong together, or the certificate of a fault
+/// can't be made.
+pub fn server_config(kme: &KmeConfig, fault: Misbehaviour) -> Result<Arc<ServerConfig>, TlsError> {
     let chain = certificates(&kme.cert_file, "a certificate")?;
-    let key = PrivateKeyDer::from_pem_file(&kme.key_file).map_err(|source| TlsError::Pem {
-        what: "a private key",
-        path: kme.key_file.clone(),
-        source,
-    })?;
+    let key = private_key(&kme.key_file)?;
     let unusable = |path: &Path, reason: String| TlsError::Unusable { path: path.to_owned(), reason };
 
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let mut provider = rustls::crypto::aws_lc_rs::default_provider();
+    if fault == Misbehaviour::NoMlkem {
+        provider.kx_groups.retain(|group| group.name() != NamedGroup::X25519MLKEM768);
+    }
+    let provider = Arc::new(provider);
     let mut roots = RootCertStore::empty();
     for certificate in certificates(&kme.client_ca_file, "a CA certificate")? {
         roots.add(certificate).map_err(|e| unusable(&kme.client_ca_file, e.to_string()))?;
@@ -55,15 +60,43 @@ pub fn server_config(kme: &KmeConfig) -> Result<Arc<ServerConfig>, TlsError> {
     let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone())
         .build()
         .map_err(|e| unusable(&kme.client_ca_file, e.to_string()))?;
-    let mut config = ServerConfig::builder_with_provider(provider)
-        .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])
-        .and_then(|builder| builder.with_client_cert_verifier(verifier).with_single_cert(chain, key))
-        .map_err(|e| unusable(&kme.cert_file, e.to_string()))?;
+    let versions: &[_] = match fault {
+        Misbehaviour::Tls12Only => &[&rustls::version::TLS12],
+        _ => &[&rustls::version::TLS13, &rustls::version::TLS12],
+    };
+    let failed = |e: rustls::Error| unusable(&kme.cert_file, e.to_string());
+    let builder = ServerConfig::builder_with_provider(provider.clone())
+        .with_protocol_versions(versions)
+        .map_err(failed)?
+        .with_client_cert_verifier(tls_faults::verifier(verifier, fault));
+    // Never empty, as `certificates` returned it.
+    let bad = chain.first().map(|right| tls_faults::chain(kme, right, fault)).transpose();
+    let mut config = match bad.map_err(|reason| unusable(&kme.cert_file, reason))?.flatten() {
+        Some((chain, key)) => {
+            // Not checked against each other: rustls would refuse to show some of these.
+            let key = provider.key_provider.load_private_key(key).map_err(failed)?;
+            builder.with_cert_resolver(Arc::new(SingleCertAndKey::from(CertifiedKey::new(chain, key))))
+        }
+        None => builder.with_single_cert(chain, key).map_err(failed)?,
+    };
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
     Ok(Arc::new(config))
 }
 
-fn certificates(path: &Path, what: &'static str) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+/// The private key in a PEM file.
+pub(crate) fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, TlsError> {
+    PrivateKeyDer::from_pem_file(path).map_err(|source| TlsError::Pem {
+        what: "a private key",
+        path: path.to_owned(),
+        source,
+    })
+}
+
+/// The certificates in a PEM file, one at least.
+pub(crate) fn certificates(
+    path: &Path,
+    what: &'static str,
+) -> Result<Vec<CertificateDer<'static>>, TlsError> {
     let pem = |source| TlsError::Pem { what, path: path.to_owned(), source };
     let found: Vec<_> =
         CertificateDer::pem_file_iter(path).map_err(pem)?.collect::<Result<_, _>>().map_err(pem)?;

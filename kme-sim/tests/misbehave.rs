@@ -35,6 +35,24 @@ async fn an_answer_that_is_none_is_given_for_the_operation_that_it_is_set_for() 
         (Misbehaviour::Http503, 503, "{\"message\":\""),
         (Misbehaviour::Html, 200, "<!DOCTYPE html>"),
         (Misbehaviour::RubbishJson, 200, "{\"keys\":[{"),
+        (Misbehaviour::EmptyBody, 200, ""),
+        (Misbehaviour::Redirect, 307, ""),
+        (Misbehaviour::Http400, 400, "{\"message\":\""),
+        (Misbehaviour::Http401, 401, ""),
+        (Misbehaviour::Http403, 403, "{\"message\":\"forbidden\""),
+        (Misbehaviour::Http404, 404, "{\"message\":\""),
+        (Misbehaviour::Http409, 409, "{\"message\":\""),
+        (Misbehaviour::Http412, 412, "{\"message\":\""),
+        (Misbehaviour::Http422, 422, "{\"message\":\""),
+        (Misbehaviour::Http429, 429, "{\"message\":\"too many requests\""),
+        (Misbehaviour::Http502, 502, "{\"message\":\""),
+        (Misbehaviour::Http504, 504, "{\"message\":\""),
+        (Misbehaviour::ErrorHtml, 503, "<!DOCTYPE html>"),
+        (Misbehaviour::ErrorEmpty, 503, ""),
+        (Misbehaviour::ErrorDetail, 422, "{\"detail\":[{\"loc\":"),
+        (Misbehaviour::ErrorHuge, 500, "error error "),
+        (Misbehaviour::HugeBody, 200, "{"),
+        (Misbehaviour::NoGet, 405, "{\"message\":\""),
     ] {
         for (op, path) in &requests {
             set(&lab, *op, how).await;
@@ -42,7 +60,14 @@ async fn an_answer_that_is_none_is_given_for_the_operation_that_it_is_set_for() 
             let reply = client.get(path).await;
             assert_eq!(reply.status.as_u16(), status, "{how:?} {op:?}");
             assert!(reply.body.starts_with(start.as_bytes()), "{how:?} {op:?}: {reply:?}");
-            assert_eq!(reply.content_type.starts_with("text/html"), how == Misbehaviour::Html);
+            let page = matches!(how, Misbehaviour::Html | Misbehaviour::ErrorHtml);
+            assert_eq!(reply.content_type.starts_with("text/html"), page);
+            assert_eq!(start.is_empty(), reply.body.is_empty(), "{how:?}");
+            let huge = matches!(how, Misbehaviour::HugeBody | Misbehaviour::ErrorHuge);
+            assert_eq!(reply.body.len() > 9_000_000, huge);
+            if how == Misbehaviour::HugeBody {
+                assert!(serde_json::from_slice::<serde_json::Value>(&reply.body).is_ok());
+            }
             if how == Misbehaviour::RubbishJson {
                 assert!(serde_json::from_slice::<serde_json::Value>(&reply.body).is_err());
             }
@@ -97,7 +122,7 @@ async fn a_closed_port_refuses_and_cuts_and_opens_again_at_the_same_address() {
     lab.client("kme-a1", "site-a").await.get(STATUS).await.ok();
     for op in [Ops::Status, Ops::EncKeys, Ops::DecKeys] {
         let answer = lab.misbehave("kme-a1", op, Misbehaviour::RefuseTcp).await;
-        assert_eq!(answer.error.unwrap(), "refuse_tcp closes the whole port; set it for op \"all\"");
+        assert_eq!(answer.error.unwrap(), "this fault is of the whole port; set it for op \"all\"");
     }
 }
 
@@ -147,6 +172,13 @@ async fn keys_are_spoilt_on_the_side_that_it_is_set_for() {
         assert_eq!(swapped[0], (right[0].0.clone(), right[1].1.clone()));
         assert_eq!(swapped[1], (right[1].0.clone(), right[0].1.clone()));
         assert_eq!(swapped[2], right[2]);
+        let same = spoil(Misbehaviour::SameKey).await;
+        assert_eq!(same, [right[0].clone(), (right[1].0.clone(), right[0].1.clone()), right[2].clone()]);
+        let same = spoil(Misbehaviour::SameId).await;
+        assert_eq!(same, [right[0].clone(), (right[0].0.clone(), right[1].1.clone()), right[2].clone()]);
+        for ((bad, key), good) in spoil(Misbehaviour::ZeroKeys).await.iter().zip(&right) {
+            assert_eq!((bad, key.as_slice()), (&good.0, &[0; 32][..]));
+        }
         let unknown = spoil(Misbehaviour::UnknownId).await;
         let wrong = spoil(Misbehaviour::WrongBytes).await;
         assert_eq!((unknown.len(), wrong.len()), (3, 3));
@@ -161,14 +193,130 @@ async fn keys_are_spoilt_on_the_side_that_it_is_set_for() {
 }
 
 #[tokio::test]
-async fn a_single_key_is_duplicated_too() {
+async fn a_single_key_is_doubled_too() {
     let lab = Lab::start().await;
-    set(&lab, Ops::All, Misbehaviour::Duplicate).await;
     let mut a = lab.client("kme-a1", "site-a").await;
-    let keys = a.get(TO_B).await.keys();
-    assert_eq!(keys.len(), 2);
-    assert_eq!(keys[0], keys[1]);
-    a.get(STATUS).await.ok();
+    for (how, same_id, same_key) in [
+        (Misbehaviour::Duplicate, true, true),
+        (Misbehaviour::SameKey, false, true),
+        (Misbehaviour::SameId, true, false),
+    ] {
+        set(&lab, Ops::All, how).await;
+        let keys = a.get(TO_B).await.keys();
+        assert_eq!(keys.len(), 2);
+        assert_eq!((keys[0].0 == keys[1].0, keys[0].1 == keys[1].1), (same_id, same_key), "{how:?}");
+        a.get(STATUS).await.ok();
+    }
+}
+
+#[tokio::test]
+async fn ten_thousand_keys_come_where_one_was_asked_and_none_is_spent() {
+    let lab = Lab::start().await;
+    for (op, path) in &requests(&lab).await[1..] {
+        set(&lab, *op, Misbehaviour::TooManyKeys).await;
+        let mut a = lab.client("kme-a1", "site-a").await;
+        let keys = a.get(path).await.keys();
+        assert_eq!(keys.len(), 10_000);
+        assert!(keys.iter().all(|(id, key)| id.len() == 36 && key.len() == 32));
+        set(&lab, *op, Misbehaviour::None).await;
+        assert_eq!(a.get(path).await.keys().len(), 1);
+    }
+}
+
+#[tokio::test]
+async fn keys_and_ids_can_be_written_wrongly() {
+    let lab = Lab::start().await;
+    for op in [Ops::EncKeys, Ops::DecKeys] {
+        for how in [Misbehaviour::BadBase64, Misbehaviour::UrlBase64, Misbehaviour::NumericIds] {
+            let path = requests(&lab).await.into_iter().find(|(o, _)| *o == op).unwrap().1;
+            set(&lab, op, how).await;
+            let reply = lab.client("kme-a1", "site-a").await.get(&path).await.ok();
+            let (id, key) = (&reply["keys"][0]["key_ID"], reply["keys"][0]["key"].as_str().unwrap());
+            assert_eq!(id.is_number(), how == Misbehaviour::NumericIds);
+            let right = data_encoding::BASE64.decode(key.as_bytes()).is_ok();
+            let url = data_encoding::BASE64URL_NOPAD.decode(key.as_bytes()).is_ok();
+            assert_eq!(right, how == Misbehaviour::NumericIds, "{how:?}");
+            assert_eq!(url, how == Misbehaviour::UrlBase64, "{how:?}");
+            set(&lab, op, Misbehaviour::None).await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_is_right_can_look_strange() {
+    let lab = Lab::start().await;
+    for (op, path) in requests(&lab).await {
+        set(&lab, op, Misbehaviour::ExtraFields).await;
+        let reply = lab.client("kme-a1", "site-a").await.get(&path).await;
+        assert!(reply.ok()["vendor"].is_object());
+        if op != Ops::Status {
+            assert_eq!(reply.keys()[0].1.len(), 32);
+            assert!(reply.ok()["keys"][0]["key_extension"].is_string());
+        }
+        set(&lab, op, Misbehaviour::None).await;
+    }
+    for (op, path) in requests(&lab).await {
+        set(&lab, op, Misbehaviour::WrongType).await;
+        let reply = lab.client("kme-a1", "site-a").await.get(&path).await;
+        assert_eq!((reply.status.as_u16(), reply.content_type.as_str()), (200, "text/plain"));
+        assert!(serde_json::from_slice::<serde_json::Value>(&reply.body).is_ok());
+        set(&lab, op, Misbehaviour::None).await;
+    }
+}
+
+#[tokio::test]
+async fn a_post_is_refused_where_a_get_is_right() {
+    let lab = Lab::start().await;
+    set(&lab, Ops::All, Misbehaviour::NoPost).await;
+    let mut a = lab.client("kme-a1", "site-a").await;
+    a.send("POST", TO_B, "{}").await.unwrap().message(405);
+    a.get(TO_B).await.ok();
+}
+
+#[tokio::test]
+async fn a_connection_is_closed_before_or_in_the_middle_of_an_answer() {
+    let lab = Lab::start().await;
+    let closed = async |how| {
+        set(&lab, Ops::EncKeys, how).await;
+        let mut a = lab.client("kme-a1", "site-a").await;
+        let before = lab.waiting("kme-b1").await;
+        a.send("GET", TO_B, "").await.unwrap_err();
+        lab.waiting("kme-b1").await - before
+    };
+    assert_eq!(closed(Misbehaviour::Close).await, 0, "not carried out");
+    assert_eq!(closed(Misbehaviour::LoseAnswer).await, 1, "carried out");
+    assert_eq!(closed(Misbehaviour::CutBody).await, 1, "carried out");
+    // The beginning does arrive, with the length of the whole.
+    let mut a = lab.client("kme-a1", "site-a").await;
+    let (length, begin) = a.begin(TO_B, 1).await;
+    assert!(length.unwrap() > begin.len() as u64);
+    assert!(begin.starts_with(b"{\"keys\":[{\"key_ID\":\""), "{begin:?}");
+}
+
+#[tokio::test]
+async fn a_body_that_never_ends_is_slow_or_fast() {
+    let lab = Lab::start().await;
+    for (op, path) in requests(&lab).await {
+        set(&lab, op, Misbehaviour::EndlessBody).await;
+        let mut a = lab.client("kme-a1", "site-a").await;
+        let (length, begin) = a.begin(&path, 2_000_000).await;
+        assert_eq!((length, begin.len() >= 2_000_000), (None, true), "{op:?}");
+        set(&lab, op, Misbehaviour::SlowBody).await;
+        let mut a = lab.client("kme-a1", "site-a").await;
+        let (length, begin) = a.begin(&path, 1).await;
+        assert_eq!((length, begin.len()), (None, 1), "{op:?}");
+        set(&lab, op, Misbehaviour::None).await;
+        lab.client("kme-a1", "site-a").await.get(&path).await.ok();
+    }
+}
+
+#[tokio::test]
+async fn a_slow_answer_is_right_and_comes_after_three_seconds() {
+    let lab = Lab::start().await;
+    set(&lab, Ops::Status, Misbehaviour::Slow).await;
+    let start = std::time::Instant::now();
+    lab.client("kme-a1", "site-a").await.get(STATUS).await.ok();
+    assert!(start.elapsed() >= Duration::from_secs(3));
 }
 
 #[tokio::test]
@@ -176,7 +324,7 @@ async fn a_fault_that_makes_no_sense_is_refused() {
     let lab = Lab::start().await;
     for how in [Misbehaviour::WrongSize, Misbehaviour::EmptyList, Misbehaviour::WrongBytes] {
         let error = lab.misbehave("kme-a1", Ops::Status, how).await.error.unwrap();
-        assert!(error.starts_with("status has no keys to spoil"), "{error}");
+        assert_eq!(error, "status can't show this fault; set it for enc_keys, dec_keys or all");
     }
     let error = lab.misbehave("kme-x", Ops::All, Misbehaviour::Hang).await.error.unwrap();
     assert_eq!(error, "there is no KME named \"kme-x\"");

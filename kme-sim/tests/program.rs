@@ -157,7 +157,7 @@ async fn the_admin_socket_takes_words_and_json_lines() {
     assert_eq!(stored["links"][0]["paused"], true);
     assert_eq!(
         stored["kmes"][1]["misbehave"],
-        json!({"refuse_tcp": false, "status": "http_503", "enc_keys": "http_503", "dec_keys": "http_503"})
+        json!({"port": "none", "status": "http_503", "enc_keys": "http_503", "dec_keys": "http_503"})
     );
     assert!(running.admin(&["resume-link", "kme-a1", "kme-b1"]).await.status.success());
 

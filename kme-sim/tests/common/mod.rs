@@ -238,6 +238,19 @@ impl Client {
         Ok(Reply { status: parts.status, content_type, body: body.collect().await?.to_bytes() })
     }
 
+    /// Asks `path` and reads at least `bytes` of the body, which may have no end; also the length that was announced.
+    pub async fn begin(&mut self, path: &str, bytes: usize) -> (Option<u64>, Vec<u8>) {
+        let request = Request::builder().uri(path).header("host", "kme").body(Full::default()).unwrap();
+        self.sender.ready().await.unwrap();
+        let (parts, mut body) = self.sender.send_request(request).await.unwrap().into_parts();
+        let mut begin = Vec::new();
+        while begin.len() < bytes {
+            begin.extend_from_slice(&body.frame().await.unwrap().unwrap().into_data().unwrap());
+        }
+        let length = parts.headers.get("content-length").map(|v| v.to_str().unwrap().parse().unwrap());
+        (length, begin)
+    }
+
     pub async fn get(&mut self, path: &str) -> Reply {
         self.send("GET", path, "").await.unwrap()
     }

@@ -1,0 +1,84 @@
+//! Faults in an answer's keys: which keys and IDs it has, and how they are written.
+
+use crate::api::{DeliveredKey, KeyStyle, Op};
+use crate::link::{NoRandomness, random_id, random_key};
+use crate::misbehave::Misbehaviour;
+
+/// Spoils the keys of an answer that was otherwise right; other faults leave them alone.
+pub(crate) fn keys(how: Misbehaviour, op: Op, keys: &mut Vec<DeliveredKey>) -> Result<(), NoRandomness> {
+    match how {
+        Misbehaviour::WrongSize => {
+            for key in keys {
+                key.key.truncate(key.key.len().saturating_sub(1));
+            }
+        }
+        // At the master fewer were taken, so that fewer are here.
+        Misbehaviour::FewerKeys if op == Op::DecKeys => keys.truncate((keys.len() / 2).max(1)),
+        Misbehaviour::Duplicate => {
+            if let Some(first) = keys.first().map(DeliveredKey::duplicate) {
+                put_second(keys, first);
+            }
+        }
+        Misbehaviour::SameKey => {
+            if let Some(mut same) = keys.first().map(DeliveredKey::duplicate) {
+                same.id = match keys.get(1) {
+                    Some(second) => second.id.clone(),
+                    None => random_id()?,
+                };
+                put_second(keys, same);
+            }
+        }
+        Misbehaviour::SameId => {
+            if let Some(id) = keys.first().map(|k| k.id.clone()) {
+                match keys.get_mut(1) {
+                    Some(second) => second.id = id,
+                    None => {
+                        let key = random_key(keys[0].key.len())?;
+                        keys.push(DeliveredKey { id, key });
+                    }
+                }
+            }
+        }
+        Misbehaviour::SwapKeys => {
+            if let [first, second, ..] = keys.as_mut_slice() {
+                std::mem::swap(&mut first.key, &mut second.key);
+            }
+        }
+        Misbehaviour::UnknownId => {
+            for key in keys {
+                key.id = random_id()?;
+            }
+        }
+        Misbehaviour::WrongBytes => {
+            for key in keys {
+                key.key = random_key(key.key.len())?;
+            }
+        }
+        Misbehaviour::ZeroKeys => {
+            for key in keys {
+                key.key.expose_mut().fill(0);
+            }
+        }
+        _ => {}
+    }
+    Ok(())
+}
+
+/// How the keys of an answer are written.
+pub(crate) fn style(how: Misbehaviour) -> KeyStyle {
+    match how {
+        Misbehaviour::BadBase64 => KeyStyle::BadBase64,
+        Misbehaviour::UrlBase64 => KeyStyle::UrlBase64,
+        Misbehaviour::NumericIds => KeyStyle::NumericIds,
+        Misbehaviour::ExtraFields => KeyStyle::ExtraFields,
+        _ => KeyStyle::Right,
+    }
+}
+
+/// Puts `key` in place of the second, or behind the first if that is alone.
+fn put_second(keys: &mut Vec<DeliveredKey>, key: DeliveredKey) {
+    match keys.get_mut(1) {
+        Some(second) => *second = key,
+        None => keys.push(key),
+    }
+}
