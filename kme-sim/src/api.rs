@@ -168,6 +168,9 @@ pub struct KeyRequest {
     /// Whether it came as a GET.
     #[serde(skip)]
     pub by_get: bool,
+    /// Whether the IDs shall be hexadecimal digits only.
+    #[serde(skip)]
+    pub hex_ids: bool,
 }
 
 impl KeyRequest {

@@ -38,6 +38,8 @@ pub struct KmeConfig {
     pub key_file: PathBuf,
     /// The CA certificates that client certificates must come from, PEM.
     pub client_ca_file: PathBuf,
+    /// The interfaces that it speaks.
+    pub apis: Apis,
     /// `max_key_per_request` of ETSI GS QKD 014 clause 6.1.
     pub max_key_per_request: u32,
     /// `min_key_size`, bits.
@@ -52,6 +54,15 @@ pub struct KmeConfig {
     pub extensions: BTreeMap<String, Vec<String>>,
     /// Whether an optional extension that it doesn't handle is refused; otherwise it is ignored.
     pub refuse_optional_extensions: bool,
+}
+
+/// The interfaces of a KME; one at least.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Apis {
+    /// ETSI GS QKD 014.
+    pub etsi014: bool,
+    /// Cisco SKIP (draft-cisco-skip).
+    pub skip: bool,
 }
 
 /// One `[[sae]]`.
@@ -172,6 +183,7 @@ struct RawKme {
     cert_file: PathBuf,
     key_file: PathBuf,
     client_ca_file: PathBuf,
+    apis: Option<Spanned<Vec<Spanned<String>>>>,
     #[serde(default = "max_key_per_request")]
     max_key_per_request: Spanned<u32>,
     #[serde(default = "min_key_size")]
@@ -309,6 +321,7 @@ impl Check<'_> {
             cert_file: self.folder.join(raw.cert_file),
             key_file: self.folder.join(raw.key_file),
             client_ca_file: self.folder.join(raw.client_ca_file),
+            apis: raw.apis.map_or(Apis { etsi014: true, skip: false }, |apis| self.apis(apis)),
             max_key_per_request: raw.max_key_per_request.into_inner(),
             min_key_size: min,
             max_key_size: max,
@@ -317,6 +330,24 @@ impl Check<'_> {
             extensions: raw.extensions,
             refuse_optional_extensions: raw.refuse_optional_extensions,
         }
+    }
+
+    fn apis(&mut self, raw: Spanned<Vec<Spanned<String>>>) -> Apis {
+        let mut apis = Apis { etsi014: false, skip: false };
+        for name in raw.get_ref() {
+            match name.get_ref().as_str() {
+                "etsi014" => apis.etsi014 = true,
+                "skip" => apis.skip = true,
+                other => self.problem(
+                    name.span().start,
+                    format!("there is no interface {other:?}; write \"etsi014\", \"skip\" or both"),
+                ),
+            }
+        }
+        if raw.get_ref().is_empty() {
+            self.problem(raw.span().start, "apis is empty; write \"etsi014\", \"skip\" or both");
+        }
+        apis
     }
 
     fn sae(&mut self, raw: RawSae, kmes: &KeySizes, ids: &mut BTreeSet<String>) -> SaeConfig {

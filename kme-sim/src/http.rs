@@ -8,17 +8,19 @@ use std::time::Duration;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use hyper::body::{Bytes, Incoming};
 use hyper::header::{ALLOW, CONTENT_TYPE, HeaderValue};
-use hyper::{Method, Request, Response, StatusCode};
+use hyper::{Method, Request, Response, StatusCode, Uri};
 use tracing::{debug, info, warn};
 use zeroize::Zeroizing;
 
 use crate::api::{
-    DeliveredKey, KeyRequest, Op, Refusal, Route, key_container, key_ids_from_body, key_ids_from_query,
+    DeliveredKey, KEY_NOT_FOUND, KeyRequest, Op, Refusal, Route, key_container, key_ids_from_body,
+    key_ids_from_query,
 };
+use crate::config::Apis;
 use crate::faulty::{self, AnswerBody, cut, empty, json_answer};
 use crate::misbehave::Misbehaviour;
 use crate::server::Shared;
-use crate::spoil;
+use crate::{skip, spoil};
 
 /// The largest request body: 10,000 key IDs have room in it.
 const MAX_BODY: usize = 1 << 20;
@@ -31,6 +33,8 @@ const SLOW: Duration = Duration::from_secs(3);
 pub(crate) struct Peer {
     /// The KME's name.
     pub(crate) kme: String,
+    /// What it speaks.
+    pub(crate) apis: Apis,
     /// The SAE ID of the client's certificate, if it names one.
     pub(crate) sae: Option<String>,
     pub(crate) shared: Arc<Shared>,
@@ -70,46 +74,56 @@ pub(crate) async fn answer(
     }
 }
 
+/// What is asked, in either interface.
+enum Asked {
+    Etsi(Route),
+    Skip(skip::Request),
+}
+
+impl Asked {
+    fn parse(apis: Apis, method: &Method, uri: &Uri) -> Result<Self, Refusal> {
+        if apis.skip
+            && let Some(request) = skip::Request::parse(method, uri.path(), uri.query().unwrap_or(""))
+        {
+            return request.map(Self::Skip);
+        }
+        if !apis.etsi014 {
+            return Err(Refusal::NoSuchUrl);
+        }
+        Route::parse(method, uri.path()).map(Self::Etsi)
+    }
+
+    fn op(&self) -> Op {
+        match self {
+            Self::Etsi(route) => route.op,
+            Self::Skip(request) => request.op(),
+        }
+    }
+}
+
 async fn serve(peer: &Peer, sae: &str, request: Request<Incoming>) -> Result<Response<AnswerBody>, Trouble> {
-    let route = Route::parse(request.method(), request.uri().path())?;
+    let asked = Asked::parse(peer.apis, request.method(), request.uri())?;
     peer.shared.network().authorize(&peer.kme, sae)?;
-    let fault = peer.shared.faults(&peer.kme).of(route.op);
+    let op = asked.op();
+    let fault = peer.shared.faults(&peer.kme).of(op);
     if fault != Misbehaviour::None {
-        warn!(kme = %peer.kme, sae, op = route.op.name(), fault = fault.name(), "misbehaving as told");
+        warn!(kme = %peer.kme, sae, op = op.name(), fault = fault.name(), "misbehaving as told");
     }
     match (fault, request.method()) {
         (Misbehaviour::Hang, _) => return Ok(std::future::pending().await),
         (Misbehaviour::Slow, _) => tokio::time::sleep(SLOW).await,
         (Misbehaviour::Close, _) => return Err(Trouble::Cut),
-        (Misbehaviour::NoGet, &Method::GET) => {
-            return Err(Refusal::Method(route.op.name(), "POST").into());
-        }
-        (Misbehaviour::NoPost, &Method::POST) => {
-            return Err(Refusal::Method(route.op.name(), "GET").into());
-        }
+        (Misbehaviour::NoGet, &Method::GET) => return Err(Refusal::Method(op.name(), "POST").into()),
+        (Misbehaviour::NoPost, &Method::POST) => return Err(Refusal::Method(op.name(), "GET").into()),
         _ => {}
     }
-    if let Some(instead) = faulty::instead(fault, route.op)? {
+    if let Some(instead) = faulty::instead(fault, op)? {
         return Ok(instead);
     }
 
-    let body = match route.op {
-        Op::Status => {
-            let shared = &peer.shared;
-            let status = shared.network().status(&peer.kme, sae, &route.sae, fault, shared.now())?;
-            debug!(kme = %peer.kme, sae, stored = status.stored_key_count, "status");
-            let body =
-                faulty::status_text(fault, &status).map_err(|e| Refusal::Unavailable(e.to_string()))?;
-            Bytes::from(body)
-        }
-        op => {
-            let mut keys = match op {
-                Op::EncKeys => enc_keys(peer, sae, &route.sae, fault, request).await?,
-                _ => dec_keys(peer, sae, &route.sae, fault, request).await?,
-            };
-            spoil::keys(fault, op, &mut keys)?;
-            Bytes::from_owner(key_container(keys, spoil::style(fault)))
-        }
+    let body = match asked {
+        Asked::Etsi(route) => etsi014(peer, sae, &route, fault, request).await?,
+        Asked::Skip(request) => skip(peer, sae, request, fault)?,
     };
     let mut response = json_answer(StatusCode::OK, body);
     match fault {
@@ -121,6 +135,53 @@ async fn serve(peer: &Peer, sae: &str, request: Request<Incoming>) -> Result<Res
         _ => {}
     }
     Ok(response)
+}
+
+async fn etsi014(
+    peer: &Peer,
+    sae: &str,
+    route: &Route,
+    fault: Misbehaviour,
+    request: Request<Incoming>,
+) -> Result<Bytes, Refusal> {
+    let mut keys = match route.op {
+        Op::Status => {
+            let shared = &peer.shared;
+            let status = shared.network().status(&peer.kme, sae, &route.sae, fault, shared.now())?;
+            debug!(kme = %peer.kme, sae, stored = status.stored_key_count, "status");
+            let body = faulty::status_text(fault, &status);
+            return Ok(Bytes::from(body.map_err(|e| Refusal::Unavailable(e.to_string()))?));
+        }
+        Op::EncKeys => enc_keys(peer, sae, &route.sae, fault, request).await?,
+        Op::DecKeys => dec_keys(peer, sae, &route.sae, fault, request).await?,
+    };
+    spoil::keys(fault, route.op, &mut keys)?;
+    Ok(Bytes::from_owner(key_container(keys, spoil::style(fault))))
+}
+
+/// The same by the other interface: one key at a time, and all by GET.
+fn skip(peer: &Peer, sae: &str, request: skip::Request, fault: Misbehaviour) -> Result<Bytes, Refusal> {
+    let (op, now) = (request.op(), peer.shared.now());
+    let mut network = peer.shared.network();
+    let mut keys = match request {
+        skip::Request::Capabilities => {
+            let remote = network.reachable(&peer.kme, sae);
+            return Ok(Bytes::from(skip::capabilities(sae, &remote).to_string()));
+        }
+        skip::Request::Entropy { bits } => return Ok(Bytes::from(skip::entropy(bits)?.to_string())),
+        skip::Request::NewKey { remote, size } => {
+            let request = KeyRequest { size: Some(size), by_get: true, hex_ids: true, ..Default::default() };
+            network.enc_keys(&peer.kme, sae, &remote, &request, fault, now)?
+        }
+        skip::Request::KeyById { remote, id } => {
+            let master = remote.or_else(|| network.master_of(&peer.kme, &id)).unwrap_or_default();
+            network.dec_keys(&peer.kme, sae, &master, &[id], fault, now)?
+        }
+    };
+    spoil::keys(fault, op, &mut keys)?;
+    // There is always one: both ask for one, and no fault that is handled here takes it away.
+    let key = keys.into_iter().next().ok_or_else(|| Refusal::bad(KEY_NOT_FOUND))?;
+    Ok(Bytes::from_owner(skip::key(key, spoil::style(fault))))
 }
 
 async fn enc_keys(

@@ -15,6 +15,7 @@ pub mod misbehave;
 pub mod network;
 mod quirks;
 pub mod server;
+mod skip;
 mod spoil;
 pub mod supply;
 pub mod test_key;

@@ -179,6 +179,8 @@ impl Network {
             (0..number).map(|_| self.links[first_link].next_key(bytes)).collect::<Result<_, _>>()?;
         if fault == Misbehaviour::OddIds {
             keys.iter_mut().for_each(|key| key.id = quirks::odd_id(&key.id));
+        } else if request.hex_ids {
+            keys.iter_mut().for_each(|key| key.id.retain(|c| c != '-'));
         }
         for (target, (link, slaves)) in targets {
             let link = &mut self.links[link];
@@ -252,6 +254,19 @@ impl Network {
             info!(key_id = %key.id, %kme, side = "slave", sae = caller, master, "key delivered");
         }
         Ok(keys)
+    }
+
+    /// The SAEs that `caller` at `kme` can share keys with, in the order of their IDs.
+    pub(crate) fn reachable(&self, kme: &str, caller: &str) -> Vec<String> {
+        let mut ids: Vec<String> =
+            self.saes.keys().filter(|sae| self.way(kme, caller, sae).is_ok()).cloned().collect();
+        ids.sort();
+        ids
+    }
+
+    /// The SAE that took the key `id`, which waits at `kme`.
+    pub(crate) fn master_of(&self, kme: &str, id: &str) -> Option<String> {
+        Some(self.kmes.get(kme)?.waiting.get(id)?.master.clone())
     }
 
     /// Lets a KME that repeats a first key forget it.

@@ -19,7 +19,7 @@ use tokio_rustls::TlsAcceptor;
 use tracing::{debug, info, warn};
 
 use crate::admin::{self, Answer, Command};
-use crate::config::{Config, KmeConfig};
+use crate::config::{Apis, Config, KmeConfig};
 use crate::http::{self, Peer};
 use crate::misbehave::{Faults, Misbehaviour, Ops};
 use crate::network::Network;
@@ -286,9 +286,9 @@ impl Server {
             }
             _ => {}
         }
-        let (kme, shared) = (self.kme.clone(), self.shared.clone());
+        let serving = Serving { kme: self.kme.clone(), apis: self.config.apis, shared: self.shared.clone() };
         let (acceptor, stopped) = (self.acceptor.clone(), self.stopped.clone());
-        self.connections.spawn(connection(kme, shared, acceptor, stream, from, stopped));
+        self.connections.spawn(connection(serving, acceptor, stream, from, stopped));
     }
 }
 
@@ -323,9 +323,15 @@ async fn speak_plainly(mut stream: TcpStream) {
     }
 }
 
-async fn connection(
+/// Who answers on a connection.
+struct Serving {
     kme: String,
+    apis: Apis,
     shared: Arc<Shared>,
+}
+
+async fn connection(
+    Serving { kme, apis, shared }: Serving,
     acceptor: TlsAcceptor,
     stream: TcpStream,
     from: SocketAddr,
@@ -345,7 +351,7 @@ async fn connection(
     let certificate = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
     let sae = certificate.and_then(|certificate| tls::sae_id(certificate));
     debug!(%kme, %from, sae = sae.as_deref().unwrap_or(""), "connected");
-    let peer = Arc::new(Peer { kme, sae, shared });
+    let peer = Arc::new(Peer { kme, apis, sae, shared });
     let service = service_fn(|request| http::answer(peer.clone(), request));
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())

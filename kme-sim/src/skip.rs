@@ -1,0 +1,180 @@
+//! Cisco's Secure Key Integration Protocol (draft-cisco-skip-02) as a second face of the same KMEs: `/capabilities`,
+//! `/key`, `/key/{keyId}` and `/entropy`. A system ID of SKIP is here the SAE ID of ETSI GS QKD 014.
+
+use data_encoding::HEXLOWER;
+use hyper::Method;
+use percent_encoding::percent_decode_str;
+use qvpn_secret::with_scrubbed_stack;
+use serde_json::{Value, json};
+use zeroize::Zeroizing;
+
+use crate::api::{DeliveredKey, KeyStyle, Op, Refusal};
+use crate::link::{NoRandomness, random_bytes};
+
+/// Size of a key where the request names none, bits (section 4.2.1).
+pub(crate) const DEFAULT_SIZE: u64 = 256;
+/// The most random bits that one request may ask for.
+const MOST_ENTROPY: u64 = 8192;
+
+/// What is asked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Request {
+    /// What this key provider can.
+    Capabilities,
+    /// A new key.
+    NewKey {
+        /// The other side.
+        remote: String,
+        /// Bits.
+        size: u64,
+    },
+    /// A key that the other side took.
+    KeyById {
+        /// The other side; any, where absent.
+        remote: Option<String>,
+        /// Its ID.
+        id: String,
+    },
+    /// Random bits.
+    Entropy {
+        /// Bits.
+        bits: u64,
+    },
+}
+
+impl Request {
+    /// Reads a request's method, path and query; `None` if the path is none of SKIP's.
+    pub(crate) fn parse(method: &Method, path: &str, query: &str) -> Option<Result<Self, Refusal>> {
+        let id = match path {
+            "/capabilities" | "/key" | "/entropy" => None,
+            _ => Some(path.strip_prefix("/key/").filter(|id| !id.contains('/'))?),
+        };
+        Some(if method == Method::GET {
+            Self::read(path, id, query)
+        } else {
+            Err(Refusal::Method("SKIP", "GET"))
+        })
+    }
+
+    fn read(path: &str, id: Option<&str>, query: &str) -> Result<Self, Refusal> {
+        let (mut remote, mut size, mut bits) = (None, None, None);
+        let number = |name: &str, value: &str| {
+            value.parse().map_err(|_| Refusal::bad(format!("{name} shall be a whole number of bits")))
+        };
+        for (name, value) in form_urlencoded::parse(query.as_bytes()) {
+            match (&*name, path) {
+                ("remoteSystemID", _) => remote = Some(value.into_owned()),
+                ("size", "/key") => size = Some(number("size", &value)?),
+                ("minentropy", "/entropy") => bits = Some(number("minentropy", &value)?),
+                _ => return Err(Refusal::bad(format!("there is no parameter {name:?} here"))),
+            }
+        }
+        Ok(match (id, path) {
+            (Some(id), _) => {
+                let id = percent_decode_str(id).decode_utf8();
+                let id = id.map_err(|_| Refusal::bad("the keyId in the URL is not UTF-8"))?.into_owned();
+                Self::KeyById { remote, id }
+            }
+            (None, "/capabilities") => Self::Capabilities,
+            (None, "/key") => {
+                let remote = remote.ok_or_else(|| Refusal::bad("remoteSystemID is missing"))?;
+                Self::NewKey { remote, size: size.unwrap_or(DEFAULT_SIZE) }
+            }
+            (None, _) => {
+                let bits = bits.unwrap_or(DEFAULT_SIZE);
+                if bits == 0 || !bits.is_multiple_of(8) || bits > MOST_ENTROPY {
+                    let range = format!("minentropy shall be a multiple of 8 from 8 to {MOST_ENTROPY}");
+                    return Err(Refusal::bad(range));
+                }
+                Self::Entropy { bits }
+            }
+        })
+    }
+
+    /// The method of ETSI GS QKD 014 that does the same, whose misbehaviour it shows.
+    pub(crate) fn op(&self) -> Op {
+        match self {
+            Self::Capabilities | Self::Entropy { .. } => Op::Status,
+            Self::NewKey { .. } => Op::EncKeys,
+            Self::KeyById { .. } => Op::DecKeys,
+        }
+    }
+}
+
+/// The capabilities (section 4.1) of the provider that serves `local`, and whom that can share keys with.
+pub(crate) fn capabilities(local: &str, remote: &[String]) -> Value {
+    json!({
+        "entropy": true,
+        "key": true,
+        "algorithm": "QKD",
+        "localSystemID": local,
+        "remoteSystemID": remote,
+    })
+}
+
+/// `bits` random bits (section 4.3).
+pub(crate) fn entropy(bits: u64) -> Result<Value, NoRandomness> {
+    let mut random = vec![0; usize::try_from(bits / 8).unwrap_or(0)];
+    random_bytes(&mut random)?;
+    Ok(json!({ "randomStr": HEXLOWER.encode(&random), "minentropy": bits }))
+}
+
+/// The answer with a key (section 4.2); the key is erased here, and the bytes when the answer has been sent.
+pub(crate) fn key(DeliveredKey { id, key }: DeliveredKey, style: KeyStyle) -> Zeroizing<Vec<u8>> {
+    const AROUND: usize = r#"{"keyId":,"key":"","vendor":{"x":1}}"#.len();
+    let mut body = Zeroizing::new(Vec::with_capacity(AROUND + 2 + 6 * id.len() + 2 * key.len()));
+    let id = if style == KeyStyle::NumericIds { Value::from(1) } else { Value::String(id) };
+    body.extend_from_slice(br#"{"keyId":"#);
+    body.extend_from_slice(id.to_string().as_bytes());
+    body.extend_from_slice(br#","key":""#);
+    let start = body.len();
+    body.resize(start + HEXLOWER.encode_len(key.len()), 0);
+    with_scrubbed_stack(|| HEXLOWER.encode_mut(key.expose(), &mut body[start..]));
+    if style == KeyStyle::BadBase64
+        && let Some(first) = body.get_mut(start)
+    {
+        *first = b'*';
+    }
+    body.push(b'"');
+    if style == KeyStyle::ExtraFields {
+        body.extend_from_slice(br#","vendor":{"x":1}"#);
+    }
+    body.push(b'}');
+    body
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn requests_are_read() {
+        let get = |path: &str, query: &str| Request::parse(&Method::GET, path, query);
+        assert_eq!(get("/capabilities", ""), Some(Ok(Request::Capabilities)));
+        assert_eq!(
+            get("/key", "remoteSystemID=SITE%20B&size=512"),
+            Some(Ok(Request::NewKey { remote: "SITE B".into(), size: 512 }))
+        );
+        assert_eq!(
+            get("/key/ab%20c", "remoteSystemID=A"),
+            Some(Ok(Request::KeyById { remote: Some("A".into()), id: "ab c".into() }))
+        );
+        assert_eq!(get("/key/ab", ""), Some(Ok(Request::KeyById { remote: None, id: "ab".into() })));
+        assert_eq!(get("/entropy", "minentropy=64"), Some(Ok(Request::Entropy { bits: 64 })));
+        for path in ["/", "/key/a/b", "/keys", "/api/v1/keys/B/status"] {
+            assert!(get(path, "").is_none(), "{path}");
+        }
+        for (path, query) in [
+            ("/key", ""),
+            ("/key", "remoteSystemID=B&size=x"),
+            ("/key", "remoteSystemID=B&number=2"),
+            ("/capabilities", "size=256"),
+            ("/entropy", "minentropy=7"),
+            ("/entropy", "minentropy=80000"),
+        ] {
+            assert!(matches!(get(path, query), Some(Err(Refusal::BadRequest { .. }))), "{path}?{query}");
+        }
+        let post = Request::parse(&Method::POST, "/key", "remoteSystemID=B");
+        assert!(matches!(post, Some(Err(Refusal::Method("SKIP", "GET")))));
+    }
+}
