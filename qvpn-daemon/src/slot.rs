@@ -317,6 +317,9 @@ impl Slot {
                     "peer {peer}: epoch {epoch}: wrong confirmation number {count}, ignored"
                 );
             }
+            Notice::RekeyAsked { reason } => {
+                return tracing::info!("peer {peer}: the other site asks for an epoch: {}", reason.words());
+            }
             Notice::KeyLost { id, why } => return tracing::warn!("peer {peer}: QKD key {id:?} lost: {why}"),
             Notice::Refused { by_us, reason, detail } => {
                 let who = if by_us { "we refused" } else { "it refused us" };

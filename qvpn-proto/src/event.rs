@@ -8,7 +8,7 @@ use qvpn_secret::{Secret, SecretBuf};
 
 use crate::config::Suite;
 use crate::time::Time;
-use crate::wire::RejectReason;
+use crate::wire::{RejectReason, RekeyReason};
 
 /// What a peer wants done.
 pub enum Event {
@@ -232,6 +232,11 @@ pub enum Notice {
         epoch: u64,
         /// How many there were in this attempt.
         count: u8,
+    },
+    /// The responder asks for an epoch.
+    RekeyAsked {
+        /// Why.
+        reason: RekeyReason,
     },
     /// No QKD key could be fetched for a while; the stock runs down.
     SupplyStopped {

@@ -14,6 +14,9 @@ use crate::wire::{Fragment, Kind, MessageId};
 const FIRST_WAIT: Duration = Duration::from_millis(250);
 const MIN_WAIT: Duration = Duration::from_millis(50);
 const MAX_WAIT: Duration = Duration::from_secs(2);
+/// A `Reject` answers one message, so a later one says nothing about an earlier: so many wait side by side. Of the other
+/// kinds the last says all.
+const REJECTS: usize = 16;
 /// How many IDs of delivered messages are remembered, so that a repetition is acknowledged and not delivered again.
 const REMEMBERED: usize = 64;
 
@@ -63,11 +66,12 @@ pub struct Messenger {
 }
 
 impl Messenger {
-    /// Sends a message, and repeats it until it is acknowledged, replaced by a later one of its kind, or cancelled.
+    /// Sends a message, and repeats it until it is acknowledged, replaced by a later one of its kind, or cancelled. A
+    /// `Reject` replaces none but the oldest of too many.
     pub fn send(&mut self, kind: Kind, body: &[u8], now: Time, rng: &mut dyn CryptoRng) -> MessageId {
         let mut id = MessageId::default();
         rng.fill_bytes(&mut id);
-        self.cancel(kind);
+        self.make_room(kind);
         self.outgoing.push(Outgoing {
             id,
             kind,
@@ -77,6 +81,16 @@ impl Messenger {
             tries: 0,
         });
         id
+    }
+
+    fn make_room(&mut self, kind: Kind) {
+        if kind != Kind::Reject {
+            self.cancel(kind);
+        } else if self.outgoing.iter().filter(|m| m.kind == kind).count() >= REJECTS
+            && let Some(oldest) = self.outgoing.iter().position(|m| m.kind == kind)
+        {
+            self.outgoing.remove(oldest);
+        }
     }
 
     /// Sends a message once, with no repetition.
@@ -191,5 +205,44 @@ impl Messenger {
         }
         let whole = self.partial.remove(at);
         Ok(Some(whole.pieces.into_iter().flatten().flatten().collect()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rand_chacha::{ChaCha20Rng, rand_core::SeedableRng};
+
+    use super::*;
+
+    const NOW: Time = Time::from_nanos(1_000_000_000);
+
+    fn sent(messenger: &mut Messenger) -> Vec<(Kind, Vec<u8>)> {
+        messenger.flush(NOW);
+        let packets: Vec<_> = std::iter::from_fn(|| messenger.next_packet()).collect();
+        packets.iter().map(|p| Fragment::parse(p).unwrap()).map(|f| (f.kind, f.payload.to_vec())).collect()
+    }
+
+    #[test]
+    fn a_reject_takes_no_other_rejects_place() {
+        let rng = &mut ChaCha20Rng::seed_from_u64(1);
+        let mut messenger = Messenger::default();
+        messenger.send(Kind::Reject, &[1], NOW, rng);
+        messenger.send(Kind::Reject, &[2], NOW, rng);
+        assert_eq!(sent(&mut messenger), [(Kind::Reject, vec![1]), (Kind::Reject, vec![2])]);
+        for n in 0..100 {
+            messenger.send(Kind::Reject, &[n], NOW, rng);
+        }
+        let kept = sent(&mut messenger);
+        assert_eq!(kept.len(), REJECTS);
+        assert_eq!(kept.last().unwrap().1, [99]);
+    }
+
+    #[test]
+    fn of_other_kinds_the_last_says_all() {
+        let rng = &mut ChaCha20Rng::seed_from_u64(2);
+        let mut messenger = Messenger::default();
+        messenger.send(Kind::StockAck, &[1], NOW, rng);
+        messenger.send(Kind::StockAck, &[2], NOW, rng);
+        assert_eq!(sent(&mut messenger), [(Kind::StockAck, vec![2])]);
     }
 }

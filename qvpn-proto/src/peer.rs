@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use rand_core::CryptoRng;
 
-use crate::config::{PeerConfig, Role};
+use crate::config::{PeerConfig, QkdPolicy, Role};
 use crate::control_link::ControlLink;
 use crate::epoch::{ActiveEpoch, Indices};
 use crate::event::{
@@ -23,7 +23,7 @@ use crate::event::{
 use crate::messenger::{Arrived, Messenger};
 use crate::time::Time;
 use crate::timers::{Timer, Timers};
-use crate::wire::{Hello, Kind, MessageId, Reject, RejectReason};
+use crate::wire::{Hello, Kind, MessageId, Reject, RejectReason, RekeyReason};
 use hello::{Agreement, OwnHello, Refusal, RemoteHello};
 use initiate::Initiator;
 use respond::Responder;
@@ -171,7 +171,7 @@ impl<L: ControlLink> Peer<L> {
             self.confirm_again(now, rng);
         }
         if self.timers.take_due(Timer::AskRekey, now) {
-            self.ask_rekey(now, rng);
+            self.ask_rekey(RekeyReason::NoEpoch, now, rng);
         }
         // Attempt, Retransmit and EpochEnd need no more than `settle`.
         self.timers.take_due(Timer::Retransmit, now);
@@ -200,7 +200,7 @@ impl<L: ControlLink> Peer<L> {
         match &mut self.side {
             Side::Initiator(_) => self.attempt_due(now),
             Side::Responder(_) => {
-                self.messenger.send(Kind::Rekey, &[0], now, rng);
+                self.messenger.send(Kind::Rekey, &RekeyReason::Operator.to_bytes(), now, rng);
             }
         }
         self.settle(now, rng);
@@ -225,13 +225,7 @@ impl<L: ControlLink> Peer<L> {
         self.drop_attempt();
         self.fresh_hello(now, rng);
         self.reconsider(now, rng);
-        let breaks = self
-            .active
-            .as_ref()
-            .is_some_and(|a| self.config.policy == crate::config::QkdPolicy::Required && !a.sources.qkd);
-        if breaks {
-            self.stop_sealing();
-        }
+        self.stop_weak_epoch(now);
         self.attempt_due(now);
         self.settle(now, rng);
     }
@@ -260,7 +254,7 @@ impl<L: ControlLink> Peer<L> {
             Kind::Propose => self.take_propose(id, body, now, rng),
             Kind::Accept => self.take_accept(body, now, rng),
             Kind::Confirm => self.take_confirm(body, now),
-            Kind::Rekey => self.asked_to_rekey(now),
+            Kind::Rekey => self.asked_to_rekey(body, now),
             Kind::Ping => self.messenger.send_once(Kind::Pong, &[], rng),
             Kind::Bye => self.notice(Notice::Bye),
             Kind::Reject => self.take_reject(body, now, rng),
@@ -305,6 +299,21 @@ impl<L: ControlLink> Peer<L> {
     fn stop_sealing(&mut self) {
         self.order_all(|| LaneOrder::StopSealing);
         self.active = None;
+    }
+
+    /// Whether an epoch made of these may not be used: QKD is required here, or at the other end by what it last said.
+    fn breaks_policy(&self, sources: Sources) -> bool {
+        let required = self.config.policy == QkdPolicy::Required
+            || self.agreement.is_some_and(|a| a.policy == QkdPolicy::Required);
+        required && !sources.qkd
+    }
+
+    /// A policy that became stricter ends an epoch that breaks it at once, in both directions.
+    fn stop_weak_epoch(&mut self, now: Time) {
+        let Some(active) = self.active.as_ref().filter(|a| self.breaks_policy(a.sources)) else { return };
+        let generation = active.generation + 1;
+        self.order_all(|| LaneOrder::CloseOlder { generation, at: now });
+        self.stop_sealing();
     }
 
     /// Counts and tells a failed attempt.

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use common::{CLEAN, Faults, MS, ROUGH, S, World, identity, sites};
 use qvpn_identity::Psk;
 use qvpn_proto::event::FailureReason;
-use qvpn_proto::wire::{Kind, RejectReason};
+use qvpn_proto::wire::{Hello, Kind, RejectReason, RekeyReason};
 use qvpn_proto::{Notice, QkdPolicy, Role, State, Suite};
 use rand_chacha::{ChaCha20Rng, rand_core::SeedableRng};
 
@@ -329,4 +329,99 @@ fn keys_that_go_bad_do_not_drain_the_kme() {
     assert!((10..80).contains(&lost), "{lost} keys were spent in a minute");
     world.corrupt_all_keys = false;
     assert!(world.run_until(15 * S, |w| w.both(State::Up)), "{}", world.story(0));
+}
+
+/// Both ends without a KME under `preferred`: after two intervals an epoch without QKD is under way, and is stopped where
+/// the responder has answered and the initiator has not confirmed.
+fn weak_epoch_under_way(seed: u64) -> World {
+    let mut world = World::new(seed, sites(QkdPolicy::Preferred, S), CLEAN);
+    world.kms_up = [false, false];
+    world.traffic(10 * MS);
+    assert!(world.run_until(10 * S, |w| w.pending(1)), "{}", world.story(1));
+    assert!(!world.seals(1));
+    world
+}
+
+#[test]
+fn required_by_a_reload_between_accept_and_confirm_keeps_a_weak_epoch_out() {
+    // The Accept leaves 0.1 ms after the responder derived keys, and the initiator's lanes take 0.1 ms to install them. A
+    // Hello that follows at once comes in between; one that leaves later crosses the Confirm.
+    for (which, after) in [(0, MS), (1, MS), (1, MS * 3 / 20), (1, MS * 6)] {
+        let mut world = weak_epoch_under_way(17);
+        world.tightened = true;
+        world.run(after);
+        world.sites[which].policy = QkdPolicy::Required;
+        world.reconfigure(which);
+        // The Confirm arrives, and every later attempt, too. The end that did not reload hears of it within a round trip.
+        assert!(!world.run_until(20 * MS, |w| w.seals(which)), "end {which} seals without QKD, {after:?}");
+        let weak = world.run_until(10 * S, |w| w.seals(0) || w.seals(1));
+        assert!(!weak, "{which} {after:?}: an end seals without QKD");
+        world.kms_up = [true, true];
+        assert!(world.run_until(10 * S, |w| w.both(State::Up)), "{}\n--\n{}", world.story(0), world.story(1));
+        assert_eq!(world.failures(0, FailureReason::Confirmation), 0, "the ends agree on the chain");
+    }
+}
+
+#[test]
+fn two_messages_refused_at_once_are_both_told() {
+    let mut world = World::new(18, sites(QkdPolicy::Required, S), CLEAN);
+    assert!(world.run_until(5 * S, |w| w.both(State::Up)));
+    let ids = [world.deliver(1, Kind::Propose, &[1]), world.deliver(1, Kind::Propose, &[2])];
+    // Neither arrives, so both are repeated.
+    world.rejects[1].clear();
+    world.faults.loss = 1000;
+    world.run(S);
+    for id in ids {
+        assert!(world.rejects[1].iter().any(|r| r.id == id), "{:?}", world.rejects[1]);
+    }
+}
+
+#[test]
+fn a_refused_hello_that_comes_again_is_refused_under_its_new_id() {
+    let mut world = World::new(19, sites(QkdPolicy::Required, S), CLEAN);
+    assert!(world.run_until(5 * S, |w| w.both(State::Up)));
+    // A new life of end 0 with another suite, whose first refusal gets lost: it then asks under a new message ID.
+    let identity = world.sites[0].identity.clone();
+    let hello = Hello {
+        instance: [7; 16],
+        counter: 1,
+        role: Role::Initiator,
+        suite: Suite::Aes256Gcm,
+        lanes: 1,
+        policy: QkdPolicy::Required,
+        interval_ms: 1000,
+        sae_own: "SITE-A".to_owned(),
+        sae_peer: "SITE-B".to_owned(),
+        psk_check: None,
+        encapsulation_key: Box::new(*identity.encapsulation_key()),
+    };
+    let bytes = hello.to_bytes();
+    for _ in 0..2 {
+        let id = world.deliver(1, Kind::Hello, &bytes);
+        let told = world.rejects[1].iter().any(|r| r.id == id && r.reason == RejectReason::Suite);
+        assert!(told, "{:?}", world.rejects[1]);
+    }
+    let notices = world.ends[1].notices.iter();
+    let refused = notices.filter(|(_, n)| matches!(n, Notice::Refused { by_us: true, .. })).count();
+    assert_eq!(refused, 1, "the log says it once");
+}
+
+#[test]
+fn an_operator_at_the_responder_gets_an_epoch_and_the_initiator_hears_why() {
+    let mut world = World::new(20, sites(QkdPolicy::Required, 60 * S), CLEAN);
+    assert!(world.run_until(5 * S, |w| w.both(State::Up)));
+    world.run(2 * S);
+    let before = world.rekeys();
+    let now = world.now;
+    world.ends[1].peer.rekey(now, &mut world.rng);
+    assert!(world.run_until(S, |w| w.rekeys() > before), "{}", world.story(0));
+    let told = |n: &Notice| *n == Notice::RekeyAsked { reason: RekeyReason::Operator };
+    assert!(world.ends[0].notices.iter().any(|(_, n)| told(n)), "{}", world.story(0));
+    // Bytes that are no reason bring nothing.
+    world.run(2 * S);
+    let before = world.rekeys();
+    world.deliver(0, Kind::Rekey, &[9]);
+    world.deliver(0, Kind::Rekey, &[]);
+    world.run(S);
+    assert_eq!(world.rekeys(), before);
 }

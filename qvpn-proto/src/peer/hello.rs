@@ -172,6 +172,7 @@ impl<L: ControlLink> Peer<L> {
                 }
                 if self.agreement != Some(agreement) {
                     self.agreement = Some(agreement);
+                    self.stop_weak_epoch(now);
                     self.attempt_due(now);
                 }
             }

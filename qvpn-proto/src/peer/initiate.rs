@@ -16,7 +16,7 @@ use crate::key_schedule::Chain;
 use crate::stock::{MasterStock, backoff};
 use crate::time::Time;
 use crate::timers::Timer;
-use crate::wire::{Confirm, Kind, MessageId, RejectReason};
+use crate::wire::{Confirm, Kind, MessageId, RejectReason, RekeyReason};
 
 /// An attempt has so long.
 const ATTEMPT: Duration = Duration::from_secs(5);
@@ -309,12 +309,20 @@ impl<L: ControlLink> Peer<L> {
         let Attempt::Installing(done) = std::mem::replace(&mut initiator.attempt, Attempt::Idle) else {
             return;
         };
+        self.timers.set(Timer::AttemptEnd, None);
+        if self.breaks_policy(done.active.sources) {
+            // The other end's policy became stricter since its Accept: this epoch must never seal here.
+            for (lane, index) in (0u8..).zip(done.indices) {
+                self.order(lane, LaneOrder::Close { index });
+            }
+            return;
+        }
+        let Side::Initiator(initiator) = &mut self.side else { return };
         initiator.failures = 0;
         initiator.told_no_key = false;
         initiator.due = done.began + agreement.interval;
         initiator.confirming =
             Some(Confirming { generation: done.active.generation, bytes: done.confirm, tries: 0 });
-        self.timers.set(Timer::AttemptEnd, None);
         let mut active = done.active;
         active.since = now;
         self.seal_in(&active, done.sealing);
@@ -420,10 +428,13 @@ impl<L: ControlLink> Peer<L> {
     }
 
     /// The responder asks for an epoch; at most one attempt a second follows.
-    pub(super) fn asked_to_rekey(&mut self, now: Time) {
-        let Side::Initiator(initiator) = &mut self.side else { return };
-        if initiator.began.is_none_or(|at| now.since(at) >= Duration::from_secs(1)) {
-            initiator.due = initiator.due.min(now);
+    pub(super) fn asked_to_rekey(&mut self, body: &[u8], now: Time) {
+        let (Side::Initiator(initiator), Ok(reason)) = (&mut self.side, RekeyReason::parse(body)) else {
+            return;
+        };
+        if initiator.due > now && initiator.began.is_none_or(|at| now.since(at) >= Duration::from_secs(1)) {
+            initiator.due = now;
+            self.notice(Notice::RekeyAsked { reason });
         }
     }
 

@@ -17,7 +17,7 @@ use crate::key_schedule::Chain;
 use crate::stock::SlaveStock;
 use crate::time::Time;
 use crate::timers::Timer;
-use crate::wire::{Confirm, Kind, MessageId, Propose, RejectReason};
+use crate::wire::{Confirm, Kind, MessageId, Propose, RejectReason, RekeyReason};
 
 /// How often the responder asks for an epoch while it has none.
 const ASK: Duration = Duration::from_secs(2);
@@ -281,14 +281,16 @@ impl<L: ControlLink> Peer<L> {
     fn confirm_pending(&mut self, now: Time) {
         let (Side::Responder(responder), Some(agreement)) = (&mut self.side, self.agreement) else { return };
         let Some(pending) = responder.pending.take() else { return };
-        if self.config.policy == QkdPolicy::Required && !pending.active.sources.qkd {
+        // Both ends hold it now, whether the epoch may be used or not.
+        responder.confirmed = Some(pending.chain);
+        if self.breaks_policy(pending.active.sources) {
             // A reload made the policy stricter since the Accept: this epoch must never seal here.
             for (lane, index) in (0u8..).zip(pending.indices) {
                 self.order(lane, LaneOrder::Close { index });
             }
             return;
         }
-        responder.confirmed = Some(pending.chain);
+        let Side::Responder(responder) = &mut self.side else { return };
         if let Some(id) = &pending.active.qkd_key_id {
             responder.stock.used(id);
         }
@@ -322,9 +324,9 @@ impl<L: ControlLink> Peer<L> {
         }
     }
 
-    pub(super) fn ask_rekey(&mut self, now: Time, rng: &mut dyn CryptoRng) {
+    pub(super) fn ask_rekey(&mut self, reason: RekeyReason, now: Time, rng: &mut dyn CryptoRng) {
         if self.agreement.is_some() {
-            self.messenger.send(Kind::Rekey, &[1], now, rng);
+            self.messenger.send(Kind::Rekey, &reason.to_bytes(), now, rng);
         }
     }
 
@@ -349,7 +351,7 @@ impl<L: ControlLink> Peer<L> {
             active.sealing_ends = now;
             self.attempt_due(now);
             if let Side::Responder(_) = self.side {
-                self.ask_rekey(now, rng);
+                self.ask_rekey(RekeyReason::KeyEnded, now, rng);
             }
         }
     }

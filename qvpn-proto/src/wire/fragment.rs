@@ -27,7 +27,7 @@ pub enum Kind {
     Accept = 5,
     /// [`Confirm`](super::Confirm)
     Confirm = 6,
-    /// Please propose now: one byte says why.
+    /// Please propose now, and why: [`RekeyReason`](super::RekeyReason)
     Rekey = 7,
     /// Are you there? Empty.
     Ping = 8,

@@ -15,6 +15,6 @@ pub use codec::ParseError;
 pub use exchange::{Accept, CONFIRMATION, Confirm, Propose};
 pub use fragment::{Fragment, Kind, MessageId};
 pub use hello::{Hello, VERSION};
-pub use reason::RejectReason;
+pub use reason::{RejectReason, RekeyReason};
 pub use reject::Reject;
 pub use stock::{Held, StockAck, StockOffer};

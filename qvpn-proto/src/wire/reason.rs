@@ -1,4 +1,7 @@
-//! Why an end refuses a message, as one byte on the wire and in words for both logs.
+//! Why an end refuses a message, and why the responder asks for an epoch: one byte on the wire each, and words for both
+//! logs.
+
+use super::codec::{ParseError, Reader};
 
 /// Why a message was refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -27,8 +30,6 @@ pub enum RejectReason {
     Stale = 11,
     /// A value in the message is unusable.
     Malformed = 12,
-    /// Too many at once; try again later.
-    Busy = 13,
 }
 
 impl RejectReason {
@@ -48,7 +49,6 @@ impl RejectReason {
             10 => Self::Chain,
             11 => Self::Stale,
             12 => Self::Malformed,
-            13 => Self::Busy,
             _ => return None,
         })
     }
@@ -69,7 +69,51 @@ impl RejectReason {
             Self::Chain => "chain",
             Self::Stale => "stale",
             Self::Malformed => "malformed",
-            Self::Busy => "busy",
+        }
+    }
+}
+
+/// Why the responder asks for an epoch: the body of `Rekey`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum RekeyReason {
+    /// Its operator wants one.
+    Operator = 0,
+    /// It has no epoch to seal in.
+    NoEpoch = 1,
+    /// A lane ended its key before the epoch's end.
+    KeyEnded = 2,
+}
+
+impl RekeyReason {
+    /// The message's bytes.
+    #[must_use]
+    pub const fn to_bytes(self) -> [u8; 1] {
+        [self as u8]
+    }
+
+    /// Parses a whole message.
+    ///
+    /// # Errors
+    /// [`ParseError`] names the field.
+    pub fn parse(bytes: &[u8]) -> Result<Self, ParseError> {
+        let mut r = Reader::new(bytes);
+        let reason = match r.u8("reason")? {
+            0 => Self::Operator,
+            1 => Self::NoEpoch,
+            2 => Self::KeyEnded,
+            _ => return Err(ParseError::Value("reason")),
+        };
+        r.end()?;
+        Ok(reason)
+    }
+
+    /// In words, after "the other site asks for an epoch: ".
+    #[must_use]
+    pub const fn words(self) -> &'static str {
+        match self {
+            Self::Operator => "its operator wants one",
+            Self::NoEpoch => "it has none to seal in",
+            Self::KeyEnded => "a lane ended its key early",
         }
     }
 }

@@ -11,8 +11,8 @@ use std::time::Duration;
 use qvpn_identity::{Psk, SecretIdentity};
 use qvpn_proto::control_link::{ControlLink, LinkOutput};
 use qvpn_proto::event::{FailureReason, KmsTrouble, TroubleKind};
-use qvpn_proto::wire::Kind;
 use qvpn_proto::wire::fragment::packets;
+use qvpn_proto::wire::{Fragment, Kind, MessageId, Reject};
 use qvpn_proto::{
     Event, Fetch, FetchedKey, KeyName, KmsReport, LaneOrder, LaneReport, Notice, Peer, PeerConfig, QkdPolicy,
     Role, State, Suite, Time,
@@ -220,9 +220,13 @@ pub struct World {
     pub data_opened: u64,
     pub data_blocked: u64,
     pub last_restart: Time,
+    /// A policy became stricter on the way: packets under a weak epoch are refused, and rightly.
+    pub tightened: bool,
     data_every: Option<Duration>,
     keys_seen: BTreeSet<[u8; 32]>,
     opening_seen: BTreeSet<[u8; 32]>,
+    /// The refusals that each end sent, repetitions too.
+    pub rejects: [Vec<Reject>; 2],
 }
 
 fn address(end: usize) -> SocketAddr {
@@ -264,9 +268,11 @@ impl World {
             data_opened: 0,
             data_blocked: 0,
             last_restart: now,
+            tightened: false,
             data_every: None,
             keys_seen: BTreeSet::new(),
             opening_seen: BTreeSet::new(),
+            rejects: Default::default(),
         }
     }
 
@@ -396,6 +402,7 @@ impl World {
                             self.at(Duration::ZERO, Happening::Lane { to, life, report });
                         }
                     }
+                    None if self.tightened => {}
                     None => panic!(
                         "seed {}: a packet sealed at {:?} and delivered at {now:?} does not open at end {to}",
                         self.seed, sent
@@ -439,6 +446,11 @@ impl World {
     fn drain(&mut self, i: usize) {
         while let Some(transmit) = self.ends[i].peer.poll_transmit() {
             assert!(transmit.datagram.len() <= 1232);
+            if let Some(Ok(fragment)) = transmit.datagram.get(9..).map(Fragment::parse)
+                && fragment.kind == Kind::Reject
+            {
+                self.rejects[i].push(Reject::parse(fragment.payload).unwrap());
+            }
             let copies = 1 + u32::from(self.chance(self.faults.duplicate));
             for _ in 0..copies {
                 if !self.chance(self.faults.loss) {
@@ -547,7 +559,7 @@ impl World {
     }
 
     /// Delivers a message to end `to` as if the other end had sent it in their session.
-    pub fn deliver(&mut self, to: usize, kind: Kind, body: &[u8]) {
+    pub fn deliver(&mut self, to: usize, kind: Kind, body: &[u8]) -> MessageId {
         let session = self.sessions[1 - to].load(Ordering::Relaxed);
         assert_ne!(session, 0, "a session is up");
         let mut id = [0; 8];
@@ -558,6 +570,18 @@ impl World {
             self.ends[to].peer.handle_datagram(&datagram, address(1 - to), now, &mut self.rng);
             self.drain(to);
         }
+        id
+    }
+
+    /// Whether an end answered a `Propose` that is not confirmed yet.
+    pub fn pending(&self, i: usize) -> bool {
+        let end = &self.ends[i];
+        end.opening.values().any(|(generation, ..)| *generation > end.highest_sealed)
+    }
+
+    /// Whether an end seals now.
+    pub fn seals(&self, i: usize) -> bool {
+        self.ends[i].sealing.values().any(|s| s.expires_at > self.now)
     }
 
     pub fn state(&self, i: usize) -> State {
