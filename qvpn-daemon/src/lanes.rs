@@ -109,6 +109,7 @@ pub(crate) fn start(
         tuns: open_tun(&interface.name, interface.lanes)?,
         sockets,
         mtu: translate::mtu(interface.mtu),
+        dscp: translate::dscp(interface.dscp),
         stats,
         filter: Arc::new(gate.mac1_filter()),
         clock: boot_clock(),

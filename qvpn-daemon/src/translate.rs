@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use qvpn_api::Config;
 use qvpn_api::config::{self, Mtu};
-use qvpn_dataplane::{AllowedIps, PeerId};
+use qvpn_dataplane::{AllowedIps, Dscp, PeerId};
 use qvpn_identity::{Psk, SecretIdentity};
 use qvpn_net::{IpNet, PlanError, RoutePlan, Table};
 use qvpn_proto::wire::limits::MAX_OFFER;
@@ -19,6 +19,14 @@ pub(crate) fn mtu(mtu: Mtu) -> u16 {
     match mtu {
         Mtu::Auto => AUTO_MTU,
         Mtu::Bytes(bytes) => bytes,
+    }
+}
+
+/// The DSCP field of what the lanes send.
+pub(crate) fn dscp(dscp: config::Dscp) -> Dscp {
+    match dscp {
+        config::Dscp::Inherit => Dscp::Inherit,
+        config::Dscp::Value(value) => Dscp::Fixed(value),
     }
 }
 

@@ -4,6 +4,7 @@
 //! The control task talks to lanes by [`LaneCommand`] and hears [`LaneEvent`]s through its [`LaneSink`].
 
 mod allowed_ips;
+mod checksum;
 mod cipher;
 mod clock;
 mod command;
@@ -20,7 +21,7 @@ pub use cipher::HAS_NULL_CIPHER;
 pub use clock::{BootNanos, Clock, boot_clock};
 pub use command::{LaneCommand, LaneEvent, LaneSink, SealingEnd};
 pub use key::{MAX_PACKETS, MAX_PEERS, OpeningKey, PeerId, SealingKey, Suite};
-pub use lane::{Filter, LaneError, Lanes, LanesConfig};
+pub use lane::{Dscp, Filter, LaneError, Lanes, LanesConfig};
 pub use stats::{Counter, InterfaceStats, PeerStats, RxStats, TxStats};
 pub use tun::{TunError, TunQueue, open_tun};
 pub use udp::{bind_lane_socket, send_to};

@@ -93,7 +93,8 @@ impl PeerStats {
 pub struct InterfaceStats {
     /// From the TUN: no peer's allowed IPs hold the destination.
     pub no_peer: Counter,
-    /// Not a message, or not one for this lane; from the TUN: not an IP packet.
+    /// Not a message, or not one for this lane; marked as congested although the inner packet knows no ECN (RFC 6040);
+    /// from the TUN: not an IP packet.
     pub malformed: Counter,
     /// A data packet whose index belongs to no key.
     pub unknown_index: Counter,

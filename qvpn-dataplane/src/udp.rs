@@ -25,12 +25,9 @@ pub fn bind_lane_socket(port: u16, fwmark: Option<u32>) -> io::Result<UdpSocket>
             prepare(&socket, fwmark)?;
             match socket.bind(&SocketAddr::from((Ipv6Addr::UNSPECIFIED, port)).into()) {
                 Ok(()) => {
-                    let _ = sys::set_int(
-                        socket.as_fd(),
-                        libc::IPPROTO_IPV6,
-                        libc::IPV6_MTU_DISCOVER,
-                        libc::IPV6_PMTUDISC_OMIT,
-                    );
+                    let v6 = |option, value| sys::set_int(socket.as_fd(), libc::IPPROTO_IPV6, option, value);
+                    let _ = v6(libc::IPV6_MTU_DISCOVER, libc::IPV6_PMTUDISC_OMIT);
+                    let _ = v6(libc::IPV6_RECVTCLASS, 1);
                     Ok(socket.into())
                 }
                 Err(error) if error.raw_os_error() == Some(libc::EADDRNOTAVAIL) => bind_v4(port, fwmark),
@@ -61,6 +58,10 @@ fn prepare(socket: &Socket, fwmark: Option<u32>) -> io::Result<()> {
     }
     // An IPv4 packet of an IPv6 socket follows the IPv4 option; a refusal leaves the system's default.
     let _ = sys::set_int(fd, libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_OMIT);
+    // The outer ECN bits come with each message; without them none is congested.
+    let _ = sys::set_int(fd, libc::IPPROTO_IP, libc::IP_RECVTOS, 1);
+    // Datagrams of one flow come joined where the kernel can (since Linux 5.0).
+    let _ = sys::set_int(fd, libc::SOL_UDP, libc::UDP_GRO, 1);
     Ok(())
 }
 

@@ -1,12 +1,15 @@
 //! A lane: one TUN queue, one UDP socket, a sending and a receiving thread, with keys and counters of their own. The
 //! tables belong to the threads, so there is no lock on the way of a packet.
 
+mod batch;
+mod ecn;
 mod outbox;
+mod peers;
 mod receive;
 mod send;
 mod start;
 
-pub use start::{Filter, Lanes, LanesConfig};
+pub use start::{Dscp, Filter, Lanes, LanesConfig};
 
 use std::io;
 

@@ -1,23 +1,28 @@
 //! The receiving thread of a lane: UDP → opened in place → replay window → inner source check → TUN. It owns the opening
 //! keys and erases them by its own timer.
 
-use std::collections::BTreeMap;
-use std::io::ErrorKind;
+use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hasher};
+use std::io::{ErrorKind, IoSlice};
 use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::ops::Range;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use super::LaneError;
+use super::ecn;
 use super::outbox::Outbox;
+use super::peers::Peers;
 use super::start::{Filter, Inbox, Mailbox, Shared};
 use crate::allowed_ips::AllowedIps;
 use crate::clock::BootNanos;
 use crate::command::{LaneCommand, LaneEvent};
 use crate::key::{OpeningKey, PeerId};
 use crate::session::{DATA, HEADER, OpenError, OpeningSession, TAG};
-use crate::stats::PeerStats;
-use crate::sys::{self, BATCH};
+use crate::stats::{InterfaceStats, PeerStats};
+use crate::sys::{self, BATCH, Incoming, SLOT};
 use crate::tun::TunQueue;
+use crate::tun::coalesce::Coalescer;
 
 struct ReceivePeer {
     endpoint: Option<SocketAddr>,
@@ -30,24 +35,85 @@ struct ReceivePeer {
     newest_heard: Option<u64>,
 }
 
-/// The tables, apart from the buffers that are borrowed while a batch is handled.
+/// Packets of one peer that opened and are not counted yet: counters that other threads read cost more than these.
+#[derive(Default)]
+struct Tally {
+    peer: Option<PeerId>,
+    packets: u64,
+    bytes: u64,
+}
+
+impl Tally {
+    fn add(&mut self, peers: &Peers<ReceivePeer>, peer: PeerId, size: usize) {
+        if self.peer != Some(peer) {
+            self.count(peers);
+            self.peer = Some(peer);
+        }
+        self.packets += 1;
+        self.bytes += u64::try_from(size).unwrap_or(0);
+    }
+
+    /// Adds what was tallied to the counters that others read.
+    fn count(&mut self, peers: &Peers<ReceivePeer>) {
+        let Self { peer, packets, bytes } = std::mem::take(self);
+        if let Some(p) = peer.and_then(|peer| peers.get(peer)) {
+            p.stats.rx.packets.add(packets);
+            p.stats.rx.bytes.add(bytes);
+        }
+    }
+}
+
+/// Receiver indices are random numbers of our own, so they are spread already.
+#[derive(Default)]
+struct IndexHasher(u64);
+
+impl Hasher for IndexHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.0 = self.0 << 8 | u64::from(*byte);
+        }
+    }
+
+    fn write_u32(&mut self, index: u32) {
+        // The table looks at the topmost bits, too.
+        self.0 = u64::from(index).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    }
+}
+
+type Sessions = HashMap<u32, OpeningSession, BuildHasherDefault<IndexHasher>>;
+
+/// The tables, apart from the buffer that is borrowed while a batch is handled.
 struct Tables {
     shared: Shared,
     tun: TunQueue,
     filter: Filter,
     outbox: Outbox,
     to_sender: Mailbox,
-    peers: BTreeMap<PeerId, ReceivePeer>,
-    sessions: BTreeMap<u32, OpeningSession>,
+    peers: Peers<ReceivePeer>,
+    sessions: Sessions,
     allowed: Arc<AllowedIps>,
+    /// The source looked up last: most packets follow one of their own flow.
+    last: Option<(IpAddr, PeerId)>,
+    /// When a key ends at the earliest.
+    due: Option<BootNanos>,
+    tally: Tally,
+    coalescer: Coalescer,
 }
 
 pub(super) struct Receiving {
     socket: UdpSocket,
     inbox: Inbox,
     tables: Tables,
-    buffers: Vec<Vec<u8>>,
+    buffer: Vec<u8>,
 }
+
+/// Once messages are large there is work enough in a few, and the buffer stays in the cache.
+const FEW: usize = 4;
+const LARGE: usize = 16 * 1024;
 
 impl Receiving {
     pub(super) fn new(
@@ -61,63 +127,65 @@ impl Receiving {
         let tables = Tables {
             outbox: Outbox::new(shared.sink.clone()),
             shared,
+            coalescer: Coalescer::new(tun.cuts_udp()),
             tun,
             filter,
             to_sender,
-            peers: BTreeMap::new(),
-            sessions: BTreeMap::new(),
+            peers: Peers::default(),
+            sessions: Sessions::default(),
             allowed: Arc::default(),
+            last: None,
+            due: None,
+            tally: Tally::default(),
         };
-        Self { socket, inbox, tables, buffers: vec![vec![0; 65_535]; BATCH] }
+        Self { socket, inbox, tables, buffer: vec![0; SLOT * BATCH] }
     }
 
     pub(super) fn run(mut self) -> Result<(), LaneError> {
+        let mut news = [None; BATCH];
+        let mut want = BATCH;
         loop {
             let retry = self.tables.outbox.flush();
-            let now = (self.tables.shared.clock)();
-            let deadline = self.tables.end_due(now);
-            let wait = deadline.map(|at| at.saturating_sub(now)).into_iter().chain(retry).min();
-            let ready = sys::poll_readable([self.inbox.wake.as_fd(), self.socket.as_fd()], wait);
-            let [woken, datagrams] = ready.map_err(LaneError::SocketFailed)?;
-            if woken {
-                sys::clear(self.inbox.wake.as_fd());
-                while let Ok(command) = self.inbox.receiver.try_recv() {
-                    if matches!(command, LaneCommand::Shutdown) {
-                        return Ok(());
-                    }
-                    self.tables.obey(command);
+            while let Ok(command) = self.inbox.receiver.try_recv() {
+                if matches!(command, LaneCommand::Shutdown) {
+                    return Ok(());
                 }
+                self.tables.obey(command);
             }
-            if datagrams {
-                let now = (self.tables.shared.clock)();
-                let tables = &mut self.tables;
-                let got = sys::receive_batch(self.socket.as_fd(), &mut self.buffers, |datagram, from| {
-                    tables.take(datagram, from, now);
-                });
-                match got.map_err(|e| (e.kind(), e.raw_os_error(), e)) {
-                    // An ICMP error of an earlier send shows up here, too.
-                    Ok(_)
-                    | Err((
-                        ErrorKind::WouldBlock | ErrorKind::Interrupted | ErrorKind::ConnectionRefused,
-                        ..,
-                    )) => {}
-                    Err((
-                        _,
-                        Some(libc::EHOSTUNREACH | libc::ENETUNREACH | libc::ENOBUFS | libc::ENOMEM),
-                        _,
-                    )) => {}
-                    Err((_, _, error)) => return Err(LaneError::SocketFailed(error)),
+            let now = (self.tables.shared.clock)();
+            if self.tables.due.is_some_and(|due| due <= now) {
+                self.tables.end_due(now);
+            }
+            match sys::receive_batch(self.socket.as_fd(), &mut self.buffer, &mut news[..want]) {
+                Ok(got) => {
+                    self.tables.take_batch(&mut self.buffer, &news[..got], now);
+                    let large = news[..got].iter().flatten().any(|message| message.len >= LARGE);
+                    want = if large { FEW } else { BATCH };
                 }
+                Err(error) => match (error.kind(), error.raw_os_error()) {
+                    (ErrorKind::WouldBlock, _) => {
+                        let wait =
+                            self.tables.due.map(|at| at.saturating_sub(now)).into_iter().chain(retry).min();
+                        let ready = sys::poll_readable([self.inbox.wake.as_fd(), self.socket.as_fd()], wait);
+                        if let [true, _] = ready.map_err(LaneError::SocketFailed)? {
+                            sys::clear(self.inbox.wake.as_fd());
+                        }
+                    }
+                    // An ICMP error of an earlier send shows up here, too.
+                    (ErrorKind::Interrupted | ErrorKind::ConnectionRefused, _)
+                    | (_, Some(libc::EHOSTUNREACH | libc::ENETUNREACH | libc::ENOBUFS | libc::ENOMEM)) => {}
+                    _ => return Err(LaneError::SocketFailed(error)),
+                },
             }
         }
     }
 }
 
 impl Tables {
-    /// Erases keys that ended; when the next does.
-    fn end_due(&mut self, now: BootNanos) -> Option<BootNanos> {
+    /// Erases keys that ended, and notes when the next does.
+    fn end_due(&mut self, now: BootNanos) {
         self.sessions.retain(|_, s| s.expires_at > now);
-        self.sessions.values().map(|s| s.expires_at).min()
+        self.due = self.sessions.values().map(|s| s.expires_at).min();
     }
 
     fn obey(&mut self, command: LaneCommand) {
@@ -131,12 +199,15 @@ impl Tables {
                 );
             }
             LaneCommand::RemovePeer { peer } => {
-                self.peers.remove(&peer);
+                self.peers.remove(peer);
                 self.sessions.retain(|_, s| s.peer != peer);
             }
-            LaneCommand::SetAllowedIps(table) => self.allowed = table,
+            LaneCommand::SetAllowedIps(table) => {
+                self.allowed = table;
+                self.last = None;
+            }
             LaneCommand::SetEndpoint { peer, addr } => {
-                if let Some(p) = self.peers.get_mut(&peer) {
+                if let Some(p) = self.peers.get_mut(peer) {
                     p.endpoint = Some(addr);
                     p.untold = false;
                 }
@@ -166,7 +237,7 @@ impl Tables {
     }
 
     fn install(&mut self, key: &OpeningKey, now: BootNanos) -> bool {
-        let Some(p) = self.peers.get_mut(&key.peer) else { return false };
+        let Some(p) = self.peers.get_mut(key.peer) else { return false };
         let later = p.highest_epoch.is_none_or(|highest| key.epoch > highest);
         let free = !self.sessions.contains_key(&key.index);
         if !later || !free || key.expires_at <= now || key.index >> 31 == 0 {
@@ -175,22 +246,52 @@ impl Tables {
         let Some(session) = OpeningSession::new(key) else { return false };
         p.highest_epoch = Some(key.epoch);
         self.sessions.insert(key.index, session);
+        self.due = Some(self.due.map_or(key.expires_at, |due| due.min(key.expires_at)));
         true
     }
 
-    fn take(&mut self, datagram: &mut [u8], from: SocketAddr, now: BootNanos) {
+    /// Opens what came and writes it to the TUN, in the same order.
+    fn take_batch(&mut self, buffer: &mut [u8], news: &[Option<Incoming>], now: BootNanos) {
+        for (place, message) in news.iter().enumerate() {
+            let Some(message) = message else {
+                self.shared.stats.malformed.add(1);
+                continue;
+            };
+            let start = place * SLOT;
+            let end = start + message.len;
+            // An empty datagram is one, too.
+            for start in (start..end.max(start + 1)).step_by(message.segment.max(1)) {
+                self.take(buffer, start..end.min(start + message.segment), message, now);
+            }
+        }
+        let (tun, stats) = (&self.tun, &self.shared.stats);
+        self.coalescer
+            .flush(buffer, &mut |parts: &[IoSlice<'_>], packets| hand_over(tun, stats, parts, packets));
+        self.tally.count(&self.peers);
+    }
+
+    fn take(&mut self, buffer: &mut [u8], at: Range<usize>, message: &Incoming, now: BootNanos) {
+        let datagram = &mut buffer[at.clone()];
         let (kind, index) = match (field(datagram, 0), field(datagram, 4)) {
             (Some(kind), Some(index)) => (kind, index),
             _ => return self.shared.stats.malformed.add(1),
         };
         match kind {
             DATA if index >> 31 == 1 && datagram.len() >= HEADER + TAG => {
-                self.open(datagram, index, from, now)
+                if let Some(len) = self.open(datagram, index, message, now) {
+                    let (tun, stats) = (&self.tun, &self.shared.stats);
+                    let packet = at.start + HEADER..at.start + HEADER + len;
+                    self.coalescer.push(buffer, packet, &mut |parts: &[IoSlice<'_>], packets| {
+                        hand_over(tun, stats, parts, packets);
+                    });
+                }
             }
-            DATA if index >> 31 == 0 && datagram.len() >= HEADER + TAG => self.control(datagram, from),
+            DATA if index >> 31 == 0 && datagram.len() >= HEADER + TAG => {
+                self.control(datagram, message.from)
+            }
             1..=3 if self.shared.lane == 0 => {
                 if kind == 3 || (self.filter)(datagram) {
-                    self.control(datagram, from);
+                    self.control(datagram, message.from);
                 } else {
                     self.shared.stats.malformed.add(1);
                 }
@@ -210,23 +311,32 @@ impl Tables {
         }
     }
 
-    fn open(&mut self, datagram: &mut [u8], index: u32, from: SocketAddr, now: BootNanos) {
+    /// Opens a datagram in place: how many bytes of packet stand after its header, if one is to be handed over.
+    fn open(&mut self, datagram: &mut [u8], index: u32, message: &Incoming, now: BootNanos) -> Option<usize> {
         let Some(session) = self.sessions.get_mut(&index) else {
-            return self.shared.stats.unknown_index.add(1);
+            self.shared.stats.unknown_index.add(1);
+            return None;
         };
         let (peer, epoch) = (session.peer, session.epoch);
-        let Some(p) = self.peers.get_mut(&peer) else {
-            return self.shared.stats.unknown_index.add(1);
+        let Some(p) = self.peers.get_mut(peer) else {
+            self.shared.stats.unknown_index.add(1);
+            return None;
         };
         let size = datagram.len();
         let (text, highest) = match session.open(datagram, now) {
             Ok(opened) => opened,
-            Err(OpenError::Expired) => return p.stats.rx.expired.add(1),
-            Err(OpenError::Replay) => return p.stats.rx.replay.add(1),
-            Err(OpenError::Auth) => return p.stats.rx.auth.add(1),
+            Err(error) => {
+                match error {
+                    OpenError::Expired => &p.stats.rx.expired,
+                    OpenError::Replay => &p.stats.rx.replay,
+                    OpenError::Auth => &p.stats.rx.auth,
+                }
+                .add(1);
+                return None;
+            }
         };
-        p.stats.rx.packets.add(1);
-        p.stats.rx.bytes.add(u64::try_from(size).unwrap_or(0));
+        self.tally.add(&self.peers, peer, size);
+        let p = self.peers.get_mut(peer)?;
         p.stats.rx.last_at.raise_to(now);
         let lane = self.shared.lane;
         if std::mem::replace(&mut session.fresh, false) {
@@ -235,9 +345,9 @@ impl Tables {
         if p.newest_heard.is_none_or(|newest| epoch > newest) {
             p.newest_heard = Some(epoch);
         }
-        if highest && p.newest_heard == Some(epoch) && p.endpoint != Some(from) {
-            p.endpoint = Some(from);
-            self.to_sender.put(LaneCommand::SetEndpoint { peer, addr: from });
+        if highest && p.newest_heard == Some(epoch) && p.endpoint != Some(message.from) {
+            p.endpoint = Some(message.from);
+            self.to_sender.put(LaneCommand::SetEndpoint { peer, addr: message.from });
             p.untold = true;
         }
         if let (true, Some(endpoint)) = (p.untold, p.endpoint) {
@@ -245,17 +355,33 @@ impl Tables {
             p.untold = !self.outbox.try_tell(LaneEvent::Roamed { lane, peer, endpoint });
         }
         if text.is_empty() {
-            return;
+            return None;
         }
         let Some((source, len)) = source_and_length(text) else {
-            return p.stats.rx.not_allowed_ip.add(1);
+            p.stats.rx.not_allowed_ip.add(1);
+            return None;
         };
-        if self.allowed.lookup(source) != Some(peer) {
-            return p.stats.rx.not_allowed_ip.add(1);
+        let owner = match self.last {
+            Some((last, owner)) if last == source => Some(owner),
+            _ => self.allowed.lookup(source),
+        };
+        if owner != Some(peer) {
+            p.stats.rx.not_allowed_ip.add(1);
+            return None;
         }
-        if self.tun.write(&text[..len]).is_err() {
-            self.shared.stats.queue_full.add(1);
+        self.last = Some((source, peer));
+        if !ecn::decapsulate(message.tos, &mut text[..len]) {
+            self.shared.stats.malformed.add(1);
+            return None;
         }
+        Some(len)
+    }
+}
+
+/// Writes what was coalesced to the TUN.
+fn hand_over(tun: &TunQueue, stats: &InterfaceStats, parts: &[IoSlice<'_>], packets: usize) {
+    if tun.write(parts).is_err() {
+        stats.queue_full.add(u64::try_from(packets).unwrap_or(0));
     }
 }
 

@@ -1,36 +1,43 @@
 //! The sending thread of a lane: TUN → allowed IPs → sealed in place → UDP. It owns the sealing keys and ends them by
 //! its own timer, whatever the control task does.
 
-use std::collections::BTreeMap;
 use std::io::ErrorKind;
 use std::net::{IpAddr, UdpSocket};
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Duration;
 
-use socket2::SockAddr;
-
 use super::LaneError;
+use super::batch::{Batch, Run};
 use super::outbox::Outbox;
-use super::start::{Inbox, Shared};
+use super::peers::Peers;
+use super::start::{Dscp, Inbox, Shared};
 use crate::allowed_ips::AllowedIps;
 use crate::clock::BootNanos;
 use crate::command::{LaneCommand, LaneEvent, SealingEnd};
 use crate::key::{PeerId, SealingKey};
 use crate::session::{HEADER, SealError, SealingSession, TAG};
 use crate::stats::PeerStats;
-use crate::sys::{self, BATCH};
+use crate::sys::{self, Endpoint, Outgoing};
 use crate::tun::TunQueue;
-use crate::udp::socket_address;
+use crate::tun::split::{self, Split};
+use crate::tun::vnet::Vnet;
 
-/// Room for the largest inner packet, its header, padding and tag.
-const SLOT: usize = HEADER + 65_535 + 16 + TAG;
+/// Room for the largest packet that the TUN gives: a virtio header, an IPv6 header and 65,535 bytes.
+const READ: usize = Vnet::LEN + 40 + 65_535;
+
+/// Most reads before a batch is sent, however small they are.
+const READS: usize = 128;
 
 /// How long a batch waits for room in the socket's queue, in milliseconds.
 const ROOM_WAIT: i32 = 50;
 
+/// How long a peer's datagrams go one by one after the kernel refused several in one piece, in nanoseconds: its path may
+/// have changed by then.
+const APART: u64 = 10_000_000_000;
+
 struct SendPeer {
-    endpoint: Option<SockAddr>,
+    endpoint: Option<Endpoint>,
     keepalive: Option<u64>,
     last_sent: BootNanos,
     stats: Arc<PeerStats>,
@@ -38,13 +45,8 @@ struct SendPeer {
     highest_epoch: Option<u64>,
     /// Whether the key ended by its own limits, which is counted apart from never having had one.
     ended: bool,
-}
-
-/// A sealed packet of the batch: its slot, length and peer.
-struct Sealed {
-    slot: usize,
-    len: usize,
-    peer: PeerId,
+    /// Datagrams go one by one until then.
+    apart_until: BootNanos,
 }
 
 pub(super) struct Sending {
@@ -54,10 +56,15 @@ pub(super) struct Sending {
     v6: bool,
     inbox: Inbox,
     outbox: Outbox,
-    peers: BTreeMap<PeerId, SendPeer>,
+    peers: Peers<SendPeer>,
     allowed: Arc<AllowedIps>,
+    /// The destination looked up last: most packets follow one of their own flow.
+    last: Option<(IpAddr, PeerId)>,
     mtu: usize,
-    slots: Vec<Vec<u8>>,
+    /// When something is due at the earliest; it may have moved on by then.
+    due: Option<BootNanos>,
+    packet: Vec<u8>,
+    batch: Batch,
 }
 
 impl Sending {
@@ -70,31 +77,34 @@ impl Sending {
             socket,
             v6,
             inbox,
-            peers: BTreeMap::new(),
+            peers: Peers::default(),
             allowed: Arc::default(),
-            slots: vec![vec![0; SLOT]; BATCH],
+            last: None,
+            due: None,
+            packet: vec![0; READ],
+            batch: Batch::new(),
         }
     }
 
     pub(super) fn run(mut self) -> Result<(), LaneError> {
         loop {
             let retry = self.outbox.flush();
-            let now = (self.shared.clock)();
-            let deadline = self.do_due(now);
-            let wait = deadline.map(|at| at.saturating_sub(now)).into_iter().chain(retry).min();
-            let ready = sys::poll_readable([self.inbox.wake.as_fd(), self.tun.fd()], wait);
-            let [woken, packets] = ready.map_err(LaneError::TunGone)?;
-            if woken {
-                sys::clear(self.inbox.wake.as_fd());
-                while let Ok(command) = self.inbox.receiver.try_recv() {
-                    if matches!(command, LaneCommand::Shutdown) {
-                        return Ok(());
-                    }
-                    self.obey(command);
+            while let Ok(command) = self.inbox.receiver.try_recv() {
+                if matches!(command, LaneCommand::Shutdown) {
+                    return Ok(());
                 }
+                self.obey(command);
             }
-            if packets {
-                self.pass_batch()?;
+            let now = (self.shared.clock)();
+            if self.due.is_some_and(|due| due <= now) {
+                self.due = self.do_due(now);
+            }
+            if !self.pass_batch(now)? {
+                let wait = self.due.map(|at| at.saturating_sub(now)).into_iter().chain(retry).min();
+                let ready = sys::poll_readable([self.inbox.wake.as_fd(), self.tun.fd()], wait);
+                if let [true, _] = ready.map_err(LaneError::TunGone)? {
+                    sys::clear(self.inbox.wake.as_fd());
+                }
             }
         }
     }
@@ -104,7 +114,7 @@ impl Sending {
         let mut next: Option<BootNanos> = None;
         let mut keepalives = Vec::new();
         let lane = self.shared.lane;
-        for (&peer, p) in &mut self.peers {
+        for (peer, p) in self.peers.iter_mut() {
             if let Some(session) = p.session.as_ref().filter(|s| s.expires_at <= now) {
                 let epoch = session.epoch;
                 p.session = None;
@@ -136,31 +146,37 @@ impl Sending {
 
     fn obey(&mut self, command: LaneCommand) {
         let now = (self.shared.clock)();
+        // What is due may be another now; the loop looks again.
+        self.due = Some(now);
         match command {
             LaneCommand::AddPeer { peer, endpoint, keepalive, stats } => {
                 let added = SendPeer {
-                    endpoint: endpoint.map(|a| socket_address(self.v6, a)),
+                    endpoint: endpoint.map(|a| Endpoint::new(self.v6, a)),
                     keepalive: nanos(keepalive),
                     last_sent: now,
                     stats,
                     session: None,
                     highest_epoch: None,
                     ended: false,
+                    apart_until: 0,
                 };
                 self.peers.insert(peer, added);
             }
             LaneCommand::RemovePeer { peer } => {
-                self.peers.remove(&peer);
+                self.peers.remove(peer);
             }
-            LaneCommand::SetAllowedIps(table) => self.allowed = table,
+            LaneCommand::SetAllowedIps(table) => {
+                self.allowed = table;
+                self.last = None;
+            }
             LaneCommand::SetMtu(mtu) => self.mtu = mtu.into(),
             LaneCommand::SetEndpoint { peer, addr } => {
-                if let Some(p) = self.peers.get_mut(&peer) {
-                    p.endpoint = Some(socket_address(self.v6, addr));
+                if let Some(p) = self.peers.get_mut(peer) {
+                    p.endpoint = Some(Endpoint::new(self.v6, addr));
                 }
             }
             LaneCommand::SetKeepalive { peer, keepalive } => {
-                if let Some(p) = self.peers.get_mut(&peer) {
+                if let Some(p) = self.peers.get_mut(peer) {
                     p.keepalive = nanos(keepalive);
                 }
             }
@@ -176,7 +192,7 @@ impl Sending {
             }
             LaneCommand::SendEmpty { peer } => self.send_empty(peer, now),
             LaneCommand::StopSealing { peer } => {
-                if let Some(p) = self.peers.get_mut(&peer) {
+                if let Some(p) = self.peers.get_mut(peer) {
                     p.session = None;
                 }
             }
@@ -189,7 +205,7 @@ impl Sending {
 
     /// Never back to an earlier epoch, and never twice into one: a nonce must not repeat.
     fn install(&mut self, key: &SealingKey, now: BootNanos) -> bool {
-        let Some(p) = self.peers.get_mut(&key.peer) else { return false };
+        let Some(p) = self.peers.get_mut(key.peer) else { return false };
         let later = p.highest_epoch.is_none_or(|highest| key.epoch > highest);
         if !later || key.expires_at <= now || key.receiver_index >> 31 == 0 {
             return false;
@@ -202,112 +218,173 @@ impl Sending {
 
     fn send_empty(&mut self, peer: PeerId, now: BootNanos) {
         let mut buffer = [0u8; HEADER + TAG];
-        let Some(p) = self.peers.get_mut(&peer) else { return };
+        let Some(p) = self.peers.get_mut(peer) else { return };
         let (Some(session), Some(to)) = (&mut p.session, &p.endpoint) else { return };
         let Ok(len) = session.seal(&mut buffer, 0, 0, now) else { return };
         p.last_sent = now;
-        match sys::send_batch(self.socket.as_fd(), &[(&buffer[..len], to)]) {
-            Ok(_) => count_sent(&p.stats, len, now),
+        let out = Outgoing { bytes: &buffer[..len], segment: None, tos: 0, to };
+        match sys::send_batch(self.socket.as_fd(), std::iter::once(out)) {
+            Ok(_) => count_sent(&p.stats, 1, len, now),
             Err(_) => p.stats.tx.queue_full.add(1),
         }
     }
 
-    /// Reads packets while there are some, up to a batch, seals them and sends them by one system call.
-    fn pass_batch(&mut self) -> Result<(), LaneError> {
-        let now = (self.shared.clock)();
-        let mut batch: Vec<Sealed> = Vec::with_capacity(BATCH);
-        for slot in 0..BATCH {
-            let read = self.tun.read(&mut self.slots[slot][HEADER..HEADER + 65_535]);
-            let inner = match read {
-                Ok(inner) => inner,
-                Err(error) if error.kind() == ErrorKind::WouldBlock => break,
-                Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+    /// Reads while there is something, up to a batch, seals it and sends it; whether there may be more.
+    fn pass_batch(&mut self, now: BootNanos) -> Result<bool, LaneError> {
+        let mut more = true;
+        for _ in 0..READS {
+            match self.tun.read(&mut self.packet) {
+                Ok(len) => self.take(len, now),
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                    more = false;
+                    break;
+                }
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) => return Err(LaneError::TunGone(error)),
-            };
-            if let Some(sealed) = self.seal(slot, inner, now) {
-                batch.push(sealed);
+            }
+            if self.batch.is_full() {
+                break;
             }
         }
-        self.send_sealed(&batch, now);
-        Ok(())
+        self.flush(now);
+        Ok(more)
     }
 
-    fn seal(&mut self, slot: usize, inner: usize, now: BootNanos) -> Option<Sealed> {
-        let packet = &self.slots[slot][HEADER..HEADER + inner];
-        let Some(destination) = destination(packet) else {
-            self.shared.stats.malformed.add(1);
-            return None;
+    /// Takes what one read gave: a packet, or several that belong to one flow.
+    fn take(&mut self, len: usize, now: BootNanos) {
+        let header = self.packet.first_chunk().map(Vnet::parse).filter(|_| len > Vnet::LEN);
+        let packet = &mut self.packet[Vnet::LEN.min(len)..len];
+        let (Some(header), Some((destination, tos))) = (header, destination(packet)) else {
+            return self.shared.stats.malformed.add(1);
         };
-        let found = self.allowed.lookup(destination);
-        let Some((peer, p)) = found.and_then(|peer| self.peers.get_mut(&peer).map(|p| (peer, p))) else {
-            self.shared.stats.no_peer.add(1);
-            return None;
+        let peer = match self.last {
+            Some((last, peer)) if last == destination => Some(peer),
+            _ => self.allowed.lookup(destination),
         };
+        let Some(peer) = peer.filter(|peer| self.peers.get_mut(*peer).is_some()) else {
+            return self.shared.stats.no_peer.add(1);
+        };
+        self.last = Some((destination, peer));
+        let Ok(split) = split::plan(header, packet) else {
+            return self.shared.stats.malformed.add(1);
+        };
+        let tos = match self.shared.dscp {
+            Dscp::Inherit => tos,
+            Dscp::Fixed(dscp) => dscp << 2 | tos & 3,
+        };
+        let count = split.map_or(1, |split| split.count());
+        let mut next = 0;
+        while next < count {
+            next = self.seal(peer, tos, len, split, next..count, now);
+            if next < count {
+                self.flush(now);
+            }
+        }
+    }
+
+    /// Seals segments of the packet that was read while the batch has room for them; the first that is left.
+    fn seal(
+        &mut self,
+        peer: PeerId,
+        tos: u8,
+        len: usize,
+        split: Option<Split>,
+        segments: std::ops::Range<usize>,
+        now: BootNanos,
+    ) -> usize {
+        let packet = &self.packet[Vnet::LEN..len];
+        let Some(p) = self.peers.get_mut(peer) else { return segments.end };
+        let left = |from: usize| u64::try_from(segments.end - from).unwrap_or(0);
         let (Some(session), true) = (&mut p.session, p.endpoint.is_some()) else {
-            if p.ended { &p.stats.tx.expired } else { &p.stats.tx.no_epoch }.add(1);
-            return None;
+            if p.ended { &p.stats.tx.expired } else { &p.stats.tx.no_epoch }.add(left(segments.start));
+            return segments.end;
         };
-        let padded = inner.next_multiple_of(16).min(self.mtu.max(inner));
-        match session.seal(&mut self.slots[slot], inner, padded, now) {
-            Ok(len) => {
-                p.last_sent = now;
-                Some(Sealed { slot, len, peer })
+        let alone = now < p.apart_until;
+        p.last_sent = now;
+        for segment in segments.clone() {
+            let inner = split.map_or(packet.len(), |split| split.len(segment));
+            let padded = inner.next_multiple_of(16).min(self.mtu.max(inner));
+            let Some(room) = self.batch.room(HEADER + padded + TAG) else { return segment };
+            let out = &mut room[HEADER..HEADER + inner];
+            match split {
+                Some(split) => split.write(packet, segment, out),
+                None => out.copy_from_slice(packet),
             }
-            Err(error) => {
-                p.stats.tx.expired.add(1);
-                let (lane, epoch) = (self.shared.lane, session.epoch);
-                let why = match error {
-                    SealError::Expired => SealingEnd::Expired,
-                    SealError::PacketLimit => SealingEnd::PacketLimit,
-                };
-                p.session = None;
-                p.ended = true;
-                self.outbox.tell(move || LaneEvent::SealingEnded { lane, peer, epoch, why });
-                None
+            match session.seal(room, inner, padded, now) {
+                Ok(len) => self.batch.add(peer, tos, len, alone),
+                Err(error) => {
+                    p.stats.tx.expired.add(left(segment));
+                    let (lane, epoch) = (self.shared.lane, session.epoch);
+                    let why = match error {
+                        SealError::Expired => SealingEnd::Expired,
+                        SealError::PacketLimit => SealingEnd::PacketLimit,
+                    };
+                    p.session = None;
+                    p.ended = true;
+                    self.outbox.tell(move || LaneEvent::SealingEnded { lane, peer, epoch, why });
+                    return segments.end;
+                }
             }
         }
+        segments.end
     }
 
-    fn send_sealed(&mut self, mut batch: &[Sealed], now: BootNanos) {
-        while !batch.is_empty() {
-            let datagrams: Vec<(&[u8], &SockAddr)> = batch
-                .iter()
-                .filter_map(|s| {
-                    let to = self.peers.get(&s.peer)?.endpoint.as_ref()?;
-                    Some((&self.slots[s.slot][..s.len], to))
-                })
-                .collect();
-            let (sent, refused) = match sys::send_batch(self.socket.as_fd(), &datagrams) {
-                Ok(sent) => (sent, 0),
-                Err(error) if error.kind() == ErrorKind::Interrupted => (0, 0),
+    /// Sends the batch.
+    fn flush(&mut self, now: BootNanos) {
+        let mut first = 0;
+        while let Some(run) = self.batch.runs().get(first).copied() {
+            let datagrams = self.batch.runs()[first..].iter().map_while(|run| {
+                let to = self.peers.get(run.peer)?.endpoint.as_ref()?;
+                let segment = u16::try_from(run.size).ok().filter(|_| run.count > 1);
+                Some(Outgoing { bytes: self.batch.datagrams(run), segment, tos: run.tos, to })
+            });
+            match sys::send_batch(self.socket.as_fd(), datagrams) {
+                Ok(sent @ 1..) => {
+                    for run in &self.batch.runs()[first..first + sent] {
+                        if let Some(p) = self.peers.get(run.peer) {
+                            count_sent(&p.stats, run.count, run.bytes(), now);
+                        }
+                    }
+                    first += sent;
+                }
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 // While we wait, the TUN's own queue holds senders back, which loses less than a drop here.
                 Err(error)
                     if error.kind() == ErrorKind::WouldBlock
-                        && sys::poll_writable(self.socket.as_fd(), ROOM_WAIT) =>
+                        && sys::poll_writable(self.socket.as_fd(), ROOM_WAIT) => {}
+                // Some devices and paths take no datagrams in one piece: no checksum offload (EIO), or a size beyond the
+                // path's MTU (EINVAL), which the kernel fragments when it comes alone.
+                Err(error)
+                    if run.count > 1
+                        && matches!(
+                            error.raw_os_error(),
+                            Some(libc::EIO | libc::EINVAL | libc::EMSGSIZE)
+                        ) =>
                 {
-                    (0, 0)
+                    if let Some(p) = self.peers.get_mut(run.peer) {
+                        p.apart_until = now + APART;
+                    }
+                    self.batch.take_apart(first);
                 }
-                // The first was refused: count it, and go on with the rest.
-                Err(_) => (0, 1),
-            };
-            for s in &batch[..sent] {
-                if let Some(p) = self.peers.get(&s.peer) {
-                    count_sent(&p.stats, s.len, now);
-                }
-            }
-            for s in &batch[sent..sent + refused] {
-                if let Some(p) = self.peers.get(&s.peer) {
-                    p.stats.tx.queue_full.add(1);
+                Ok(0) | Err(_) => {
+                    self.count_refused(&run);
+                    first += 1;
                 }
             }
-            batch = &batch[sent + refused..];
+        }
+        self.batch.clear();
+    }
+
+    fn count_refused(&self, run: &Run) {
+        if let Some(p) = self.peers.get(run.peer) {
+            p.stats.tx.queue_full.add(u64::try_from(run.count).unwrap_or(0));
         }
     }
 }
 
-fn count_sent(stats: &PeerStats, len: usize, now: BootNanos) {
-    stats.tx.packets.add(1);
-    stats.tx.bytes.add(u64::try_from(len).unwrap_or(0));
+fn count_sent(stats: &PeerStats, packets: usize, bytes: usize, now: BootNanos) {
+    stats.tx.packets.add(u64::try_from(packets).unwrap_or(0));
+    stats.tx.bytes.add(u64::try_from(bytes).unwrap_or(0));
     stats.tx.last_at.raise_to(now);
 }
 
@@ -315,11 +392,16 @@ fn nanos(span: Option<Duration>) -> Option<u64> {
     span.filter(|s| !s.is_zero()).map(|s| u64::try_from(s.as_nanos()).unwrap_or(u64::MAX / 2))
 }
 
-/// The destination of an IP packet.
-fn destination(packet: &[u8]) -> Option<IpAddr> {
+/// The destination of an IP packet, and its traffic class.
+fn destination(packet: &[u8]) -> Option<(IpAddr, u8)> {
     match packet.first()? >> 4 {
-        4 if packet.len() >= 20 => packet[16..20].first_chunk::<4>().map(|a| IpAddr::from(*a)),
-        6 if packet.len() >= 40 => packet[24..40].first_chunk::<16>().map(|a| IpAddr::from(*a)),
+        4 if packet.len() >= 20 => {
+            Some((packet[16..20].first_chunk::<4>().map(|a| IpAddr::from(*a))?, packet[1]))
+        }
+        6 if packet.len() >= 40 => {
+            let class = packet[0] << 4 | packet[1] >> 4;
+            Some((packet[24..40].first_chunk::<16>().map(|a| IpAddr::from(*a))?, class))
+        }
         _ => None,
     }
 }

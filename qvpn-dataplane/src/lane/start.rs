@@ -16,6 +16,16 @@ use crate::tun::TunQueue;
 /// A cheap look at a handshake message before it is queued: `false` drops it.
 pub type Filter = Arc<dyn Fn(&[u8]) -> bool + Send + Sync>;
 
+/// The DSCP field (RFC 2474) of the packets that lanes send. The two ECN bits beside it always follow the inner packet
+/// (RFC 6040).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Dscp {
+    /// As the inner packet has it, which tells the path what kind of traffic it carries.
+    Inherit,
+    /// Always this, 0 to 63.
+    Fixed(u8),
+}
+
 /// What lanes are made of.
 pub struct LanesConfig {
     /// A TUN queue for each lane.
@@ -24,6 +34,8 @@ pub struct LanesConfig {
     pub sockets: Vec<UdpSocket>,
     /// The largest inner packet, in bytes.
     pub mtu: u16,
+    /// The DSCP field of what is sent.
+    pub dscp: Dscp,
     /// Drops that belong to no peer.
     pub stats: Arc<InterfaceStats>,
     /// Looked at for messages of type 1 and 2.
@@ -97,6 +109,7 @@ impl Lanes {
                 stats: config.stats.clone(),
                 clock: config.clock.clone(),
                 mtu: config.mtu,
+                dscp: config.dscp,
             };
             let sending = send::Sending::new(
                 shared.clone(),
@@ -204,6 +217,7 @@ pub(super) struct Shared {
     pub(super) stats: Arc<InterfaceStats>,
     pub(super) clock: Clock,
     pub(super) mtu: u16,
+    pub(super) dscp: Dscp,
 }
 
 fn spawn(

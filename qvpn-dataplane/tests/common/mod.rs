@@ -13,8 +13,8 @@ use std::time::{Duration, Instant};
 
 use nix::sched::{CloneFlags, unshare};
 use qvpn_dataplane::{
-    AllowedIps, InterfaceStats, LaneCommand, LaneEvent, LaneSink, Lanes, LanesConfig, OpeningKey, PeerId,
-    PeerStats, SealingKey, Suite, bind_lane_socket, open_tun,
+    AllowedIps, Dscp, InterfaceStats, LaneCommand, LaneEvent, LaneSink, Lanes, LanesConfig, OpeningKey,
+    PeerId, PeerStats, SealingKey, Suite, bind_lane_socket, open_tun,
 };
 use qvpn_secret::Secret;
 
@@ -111,6 +111,7 @@ impl Site {
             tuns,
             sockets,
             mtu: MTU,
+            dscp: Dscp::Fixed(0),
             stats: interface.clone(),
             filter: Arc::new(|datagram| datagram.last() == Some(&0xaa)),
             clock: Arc::new(move || reads.load(Ordering::SeqCst)),

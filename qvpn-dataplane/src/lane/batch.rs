@@ -1,0 +1,184 @@
+//! Sealed datagrams on their way to the socket. They stand back to back in one buffer, so that those of one peer and one
+//! size go to the kernel in one piece, which it cuts apart again (UDP GSO).
+
+use crate::key::PeerId;
+use crate::session::{HEADER, TAG};
+
+/// Bytes after which a batch is sent even if more is there to read.
+pub(super) const FULL: usize = 64 * 1024;
+
+/// A full batch still has room for one datagram of any size.
+const CAPACITY: usize = FULL + HEADER + 65_575 + 16 + TAG;
+
+/// Most datagrams of one run (`UDP_MAX_SEGMENTS` of Linux before 6.9).
+const MOST: usize = 64;
+
+/// Most bytes of one run: the payload of an IPv4 UDP packet.
+const LARGEST: usize = 65_507;
+
+/// Datagrams to one peer, all of one size; the last one may be shorter.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Run {
+    pub(super) peer: PeerId,
+    /// The traffic class of the outer header.
+    pub(super) tos: u8,
+    start: usize,
+    end: usize,
+    /// Bytes of each datagram.
+    pub(super) size: usize,
+    /// How many there are.
+    pub(super) count: usize,
+    /// Nothing can be added: the last one is shorter, or each must go alone.
+    closed: bool,
+}
+
+impl Run {
+    pub(super) fn bytes(&self) -> usize {
+        self.end - self.start
+    }
+
+    /// Each datagram as a run of its own.
+    fn apart(self) -> impl Iterator<Item = Self> {
+        (self.start..self.end).step_by(self.size).map(move |start| {
+            let end = self.end.min(start + self.size);
+            Self { start, end, size: end - start, count: 1, closed: true, ..self }
+        })
+    }
+}
+
+pub(super) struct Batch {
+    buffer: Vec<u8>,
+    end: usize,
+    runs: Vec<Run>,
+}
+
+impl Batch {
+    pub(super) fn new() -> Self {
+        Self { buffer: vec![0; CAPACITY], end: 0, runs: Vec::with_capacity(MOST) }
+    }
+
+    pub(super) fn is_full(&self) -> bool {
+        self.end >= FULL
+    }
+
+    /// Where the next datagram, of at most `len` bytes, is written; `None` if the batch must be sent first.
+    pub(super) fn room(&mut self, len: usize) -> Option<&mut [u8]> {
+        self.buffer.get_mut(self.end..self.end + len)
+    }
+
+    /// Adds the datagram of `len` bytes that was written into [`room`](Self::room). One that must go `alone` joins nothing.
+    pub(super) fn add(&mut self, peer: PeerId, tos: u8, len: usize, alone: bool) {
+        let start = self.end;
+        self.end += len;
+        if let Some(run) = self.runs.last_mut().filter(|run| {
+            !run.closed
+                && !alone
+                && (run.peer, run.tos) == (peer, tos)
+                && len <= run.size
+                && run.count < MOST
+                && run.bytes() + len <= LARGEST
+        }) {
+            run.end = self.end;
+            run.count += 1;
+            run.closed = len < run.size;
+            return;
+        }
+        self.runs.push(Run { peer, tos, start, end: self.end, size: len, count: 1, closed: alone });
+    }
+
+    pub(super) fn runs(&self) -> &[Run] {
+        &self.runs
+    }
+
+    pub(super) fn datagrams(&self, run: &Run) -> &[u8] {
+        &self.buffer[run.start..run.end]
+    }
+
+    /// Takes a run apart that the kernel refused in one piece.
+    pub(super) fn take_apart(&mut self, at: usize) {
+        if let Some(run) = self.runs.get(at).copied() {
+            self.runs.splice(at..=at, run.apart());
+        }
+    }
+
+    pub(super) fn clear(&mut self) {
+        self.end = 0;
+        self.runs.clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const A: PeerId = PeerId(1);
+    const B: PeerId = PeerId(2);
+
+    fn batch(datagrams: &[(PeerId, u8, usize, bool)]) -> Batch {
+        let mut batch = Batch::new();
+        for (n, (peer, tos, len, alone)) in (0u8..).zip(datagrams) {
+            batch.room(*len).unwrap().fill(n);
+            batch.add(*peer, *tos, *len, *alone);
+        }
+        batch
+    }
+
+    fn counts(batch: &Batch) -> Vec<usize> {
+        batch.runs().iter().map(|r| r.count).collect()
+    }
+
+    #[test]
+    fn equal_sizes_join_and_a_shorter_one_ends_the_run() {
+        let joined = batch(&[(A, 0, 100, false), (A, 0, 100, false), (A, 0, 60, false), (A, 0, 60, false)]);
+        assert_eq!(counts(&joined), [3, 1]);
+        assert_eq!(joined.runs()[0].bytes(), 260);
+        assert_eq!(joined.datagrams(&joined.runs()[1]), [3; 60]);
+        let larger = batch(&[(A, 0, 60, false), (A, 0, 100, false)]);
+        assert_eq!(counts(&larger), [1, 1]);
+    }
+
+    #[test]
+    fn peers_traffic_classes_and_those_that_go_alone_stay_apart() {
+        let apart = batch(&[
+            (A, 0, 50, false),
+            (B, 0, 50, false),
+            (B, 1, 50, false),
+            (B, 1, 50, true),
+            (B, 1, 50, false),
+        ]);
+        assert_eq!(counts(&apart), [1; 5]);
+    }
+
+    #[test]
+    fn a_run_is_no_longer_than_the_kernel_takes() {
+        let many = batch(&vec![(A, 0, 100, false); 130]);
+        assert_eq!(counts(&many), [64, 64, 2]);
+        let large = batch(&vec![(A, 0, 1452, false); 50]);
+        assert_eq!(counts(&large), [45, 5]);
+        assert!(large.is_full());
+        assert_eq!(large.runs()[0].bytes(), 65_340);
+    }
+
+    #[test]
+    fn a_run_falls_apart_into_the_same_datagrams() {
+        let mut refused =
+            batch(&[(A, 0, 90, false), (A, 3, 100, false), (A, 3, 100, false), (A, 3, 10, false)]);
+        refused.take_apart(1);
+        let sizes: Vec<_> = refused.runs().iter().map(|r| (r.count, r.bytes(), r.tos)).collect();
+        assert_eq!(sizes, [(1, 90, 0), (1, 100, 3), (1, 100, 3), (1, 10, 3)]);
+        assert_eq!(refused.datagrams(&refused.runs()[3]), [3; 10]);
+        refused.add(A, 3, 10, false);
+        assert_eq!(counts(&refused), [1; 5]);
+    }
+
+    #[test]
+    fn there_is_room_for_any_datagram_until_a_batch_is_full_and_never_more() {
+        let mut batch = Batch::new();
+        while !batch.is_full() {
+            let len = HEADER + 65_535 + TAG;
+            assert!(batch.room(len).is_some());
+            batch.add(A, 0, 1000, false);
+        }
+        assert!(batch.room(CAPACITY).is_none());
+    }
+}
