@@ -166,6 +166,9 @@ pub enum EventKind {
         /// What changed, in words; empty when nothing did.
         changes: Vec<String>,
     },
+    /// This machine was resumed from a snapshot or cloned, so all its keys ended and every peer starts anew.
+    #[serde(rename = "machine.copied")]
+    MachineCopied {},
 }
 
 impl EventKind {
@@ -190,6 +193,7 @@ impl EventKind {
             Self::QkdSupplyResumed { .. } => "qkd.supply_resumed",
             Self::IdentityMismatch { .. } => "identity.mismatch",
             Self::ConfigReloaded { .. } => "config.reloaded",
+            Self::MachineCopied {} => "machine.copied",
         }
     }
 
@@ -205,7 +209,8 @@ impl EventKind {
             | Self::EpochFailed { .. }
             | Self::KmeDown { .. }
             | Self::QkdSupplyStopped { .. }
-            | Self::IdentityMismatch { .. } => true,
+            | Self::IdentityMismatch { .. }
+            | Self::MachineCopied {} => true,
             Self::PeerUp { .. }
             | Self::PeerRecovered { .. }
             | Self::PeerRoamed { .. }
@@ -250,6 +255,7 @@ impl EventKind {
                 f.opt("peer", peer.as_ref()).opt("endpoint", endpoint.as_ref()).add("reason", reason)
             }
             Self::ConfigReloaded { changes } => f.add("changes", changes.join(", ")),
+            Self::MachineCopied {} => &mut f,
         };
         f.0
     }
@@ -371,6 +377,7 @@ mod tests {
             EventKind::QkdSupplyResumed { peer: peer() },
             EventKind::IdentityMismatch { peer: None, endpoint: None, reason: reason() },
             EventKind::ConfigReloaded { changes: vec![] },
+            EventKind::MachineCopied {},
         ]
     }
 

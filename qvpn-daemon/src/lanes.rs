@@ -1,41 +1,22 @@
-//! The data path as the owner of the peers sees it: orders of the protocol become commands of the lanes, and what lanes
-//! say comes back by a bounded channel.
+//! The data path as the owner of the peers sees it: orders of the protocol become commands of the lanes.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use qvpn_api::config::Interface;
 use qvpn_dataplane::{
-    InterfaceStats, LaneCommand, LaneEvent, LaneSink, Lanes, LanesConfig, OpeningKey, PeerId, SealingKey,
-    bind_lane_socket, boot_clock, open_tun,
+    InterfaceStats, LaneCommand, Lanes, LanesConfig, OpeningKey, PeerId, SealingKey, bind_lane_socket,
+    boot_clock, open_tun,
 };
 use qvpn_proto::LaneOrder;
 use qvpn_proto::control_link::Gate;
-use tokio::sync::mpsc;
 
 use crate::error::DaemonError;
+use crate::queues::Sink;
 use crate::translate::{self, lane_suite};
 
 // The null cipher of the benchmarks protects nothing: a daemon that has it must not exist.
 const _: () = assert!(!qvpn_dataplane::HAS_NULL_CIPHER, "qvpn-daemon is never built with bench-null-cipher");
-
-/// Events of all lanes that may wait for the owner.
-const QUEUE: usize = 1024;
-
-/// Where lanes put their events.
-pub(crate) struct Sink(mpsc::Sender<LaneEvent>);
-
-impl LaneSink for Sink {
-    fn event(&self, event: LaneEvent) -> bool {
-        self.0.try_send(event).is_ok()
-    }
-}
-
-/// The way from the lanes to the owner.
-pub(crate) fn channel() -> (Sink, mpsc::Receiver<LaneEvent>) {
-    let (sender, receiver) = mpsc::channel(QUEUE);
-    (Sink(sender), receiver)
-}
 
 /// Whose order a lane's answer belongs to. Peers count their tokens each for itself, and lanes must tell them apart.
 #[derive(Default)]

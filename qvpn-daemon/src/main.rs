@@ -8,11 +8,13 @@ mod events;
 mod kms_task;
 mod lanes;
 mod peers;
+mod queues;
 mod reload;
 mod routes;
 mod run;
 mod sandbox;
 mod slot;
+mod snapshot;
 mod status;
 mod translate;
 

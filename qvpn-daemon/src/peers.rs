@@ -10,7 +10,7 @@ use qvpn_api::Config;
 use qvpn_api::config;
 use qvpn_api::control::{ErrorCode, ErrorReply, PeerSummary, Reply};
 use qvpn_api::events::EventKind;
-use qvpn_dataplane::{LaneCommand, LaneEvent};
+use qvpn_dataplane::{LaneCommand, LaneEvent, PeerId};
 use qvpn_identity::{Psk, SecretIdentity};
 use qvpn_proto::control_link::{Gate, Sorted, WireGuardLink};
 use qvpn_proto::wire::limits::MAX_PEERS;
@@ -122,9 +122,8 @@ impl Peers {
             }
             LaneEvent::Failed { lane, error } => return Err(DaemonError::LaneFailed { lane, error }),
             LaneEvent::Roamed { lane, peer, endpoint } => {
-                let slot = u16::try_from(peer.0).ok().and_then(|number| self.slots.get_mut(&number));
-                if let Some(lane) = slot.and_then(|slot| slot.lanes.get_mut(usize::from(lane))) {
-                    lane.endpoint = Some(endpoint);
+                if let Ok(number) = u16::try_from(peer.0) {
+                    self.with(number, now, |slot, shared| slot.lane_roamed(lane, endpoint, shared, now));
                 }
                 return Ok(());
             }
@@ -332,6 +331,39 @@ impl Peers {
             self.shared.lanes.send(lane, LaneCommand::RemovePeer { peer: slot.lane_id() });
         }
         self.shared.tokens.forget(number);
+        self.shared.known.moved(number, None);
+    }
+
+    /// This machine is a copy of another one, whose keys and counters it has. So each key here ends at once, also those of
+    /// the control sessions and those fetched ahead, and every peer starts as after a restart. No goodbye is sent, since
+    /// it would be sealed under such a key.
+    pub(crate) fn start_anew(&mut self, now: Time) {
+        let numbers = self.numbers();
+        for peer in numbers.iter().map(|number| PeerId((*number).into())) {
+            for lane in 0..self.config.interface.lanes {
+                self.shared.lanes.send(lane, LaneCommand::RemovePeer { peer });
+            }
+        }
+        self.gate = Gate::new(self.local.clone(), self.config.peers.len());
+        self.timers.clear();
+        self.by_key.clear();
+        let mut former = std::mem::take(&mut self.slots);
+        numbers.into_iter().for_each(|number| self.shared.tokens.forget(number));
+        for peer in self.config.peers.clone() {
+            let slot = former
+                .iter()
+                .find(|(_, slot)| slot.config.public_key == peer.public_key)
+                .map(|(number, _)| *number)
+                .and_then(|number| former.remove(&number));
+            let endpoint = slot.as_ref().and_then(|slot| slot.peer.view(now).endpoint);
+            let key = *peer.public_key.x25519();
+            self.add(peer, slot.and_then(|slot| slot.psk), now);
+            if let (Some(endpoint), Some(number)) = (endpoint, self.by_key.get(&key).copied()) {
+                self.with(number, now, |slot, shared| slot.move_to(endpoint, shared, now));
+            }
+        }
+        self.tell_lanes();
+        self.shared.events.emit(EventKind::MachineCopied {});
     }
 
     /// Numbers are used again as late as possible, so that a late packet rarely meets another peer.

@@ -1,5 +1,5 @@
 //! The tunnel's routes: the block before the device is there, the routes after, and back again when somebody deletes
-//! them. At the daemon's end the block stays, however it ends, unless the config says `open`.
+//! them or takes the device's addresses away. At the daemon's end the block stays, however it ends, unless the config says `open`.
 
 use std::time::Duration;
 
@@ -21,6 +21,9 @@ pub(crate) struct Routes {
     net: Net,
     watch: Option<Watch>,
     plan: RoutePlan,
+    /// What the device shall have.
+    addresses: Vec<IpNet>,
+    mtu: u16,
     /// What our sockets carry since the start.
     mark: u32,
     look_at: Option<Time>,
@@ -34,7 +37,7 @@ impl Routes {
         let net = Net::connect()?;
         log(&net.block(&plan).await?);
         let mark = plan.fwmark();
-        Ok(Self { net, watch: None, plan, mark, look_at: None, trouble: None })
+        Ok(Self { net, watch: None, plan, addresses: Vec::new(), mtu: 0, mark, look_at: None, trouble: None })
     }
 
     /// Takes the device up, and leads the allowed IPs into it.
@@ -46,9 +49,12 @@ impl Routes {
     }
 
     /// Sets the device's addresses and MTU.
-    pub(crate) async fn device(&self, addresses: &[IpNet], mtu: u16) -> Result<(), NetError> {
+    pub(crate) async fn device(&mut self, addresses: &[IpNet], mtu: u16) -> Result<(), NetError> {
         self.net.set_addresses(self.plan.interface(), addresses).await?;
-        self.net.set_link_up(self.plan.interface(), mtu.into()).await
+        self.net.set_link_up(self.plan.interface(), mtu.into()).await?;
+        self.addresses = addresses.to_vec();
+        self.mtu = mtu;
+        Ok(())
     }
 
     /// The mark of our own datagrams; 0 is none.
@@ -105,7 +111,7 @@ impl Routes {
         if self.watch.is_none() {
             self.watch = self.net.watch(self.plan.interface()).ok();
         }
-        match self.net.restore(&self.plan).await {
+        match self.put_back().await {
             Ok(changes) if changes.is_empty() => self.trouble = None,
             Ok(changes) => {
                 self.trouble = None;
@@ -124,6 +130,14 @@ impl Routes {
         if self.watch.is_none() {
             self.look_at = Some(clock::now() + AGAIN);
         }
+    }
+
+    /// The device first, since routes need it up.
+    async fn put_back(&self) -> Result<Changes, NetError> {
+        let device = self.net.restore_device(self.plan.interface(), &self.addresses, self.mtu.into()).await?;
+        let mut changes = self.net.restore(&self.plan).await?;
+        changes.added.splice(0..0, device.added);
+        Ok(changes)
     }
 
     /// The end of a clean stop.

@@ -8,6 +8,7 @@ use getrandom::SysRng;
 use qvpn_api::Config;
 use qvpn_api::control::{ErrorCode, ErrorReply, Reply, Request};
 use qvpn_api::events::EventKind;
+use qvpn_dataplane::LaneEvent;
 use qvpn_proto::control_link::Gate;
 use rand_core::UnwrapErr;
 use sd_notify::NotifyState;
@@ -23,14 +24,17 @@ use crate::lanes::{self, Tokens};
 use crate::peers::Peers;
 use crate::routes::Routes;
 use crate::slot::Shared;
-use crate::{clock, reload, status, translate};
+use crate::snapshot::Snapshots;
+use crate::{clock, queues, reload, status, translate};
 
 /// Answers of tasks that may wait.
 const ANSWERS: usize = 256;
 /// Requests of control connections that may wait.
 const REQUESTS: usize = 64;
-/// Lane events that are taken in one go before anything else gets its turn.
+/// Events of the lanes and of sessions that are taken in one go before anything else gets its turn.
 const BATCH: usize = 64;
+/// Datagrams of strangers that are taken in one go: a few, since each may cost a key exchange.
+const FEW: usize = 8;
 /// How often the peers hear what their lanes did.
 const TICK: Duration = Duration::from_millis(500);
 
@@ -55,7 +59,7 @@ pub(crate) async fn run(config: Config, socket_dir: &Path) -> Result<(), DaemonE
     // The block lies before there is a device, so nothing leaks whatever happens from here on.
     let mut routes = Routes::block(plan).await?;
     let gate = Gate::new(local.clone(), config.peers.len());
-    let (sink, mut lane_events) = lanes::channel();
+    let (sink, mut queues) = queues::channel();
     let stats = Arc::default();
     let lanes = lanes::start(&interface, routes.fwmark(), &gate, Arc::clone(&stats), sink)?;
     routes.open(&interface.address, translate::mtu(interface.mtu)).await?;
@@ -66,9 +70,11 @@ pub(crate) async fn run(config: Config, socket_dir: &Path) -> Result<(), DaemonE
         stats,
         tokens: Tokens::default(),
         events: events.clone(),
+        known: queues.known.clone(),
         answers,
         rng: UnwrapErr(SysRng),
     };
+    let mut snapshots = Snapshots::watch();
     let mut peers = Peers::new(config, local, psks, kmes, gate, shared, clock::now());
     let (requests, mut asked) = mpsc::channel(REQUESTS);
     let server = tokio::spawn(socket.serve(interface.name.clone(), events.clone(), requests));
@@ -81,19 +87,17 @@ pub(crate) async fn run(config: Config, socket_dir: &Path) -> Result<(), DaemonE
     let result = loop {
         let deadline = peers.next_timeout();
         tokio::select! {
-            event = lane_events.recv() => {
-                let mut next = event;
-                let mut left = BATCH;
-                let mut result = Ok(());
-                while let Some(event) = next {
-                    result = peers.lane_event(event, clock::now());
-                    left -= 1;
-                    next = if left > 0 && result.is_ok() { lane_events.try_recv().ok() } else { None };
-                }
-                if result.is_err() {
-                    break result;
+            event = queues.sessions.recv() => {
+                if let Err(error) = take(event, &mut queues.sessions, BATCH, &mut peers) {
+                    break Err(error);
                 }
             }
+            event = queues.strangers.recv() => {
+                if let Err(error) = take(event, &mut queues.strangers, FEW, &mut peers) {
+                    break Err(error);
+                }
+            }
+            () = snapshots.copied() => peers.start_anew(clock::now()),
             () = clock::reached(deadline) => peers.wake(clock::now()),
             Some(answer) = answered.recv() => peers.answer(answer, clock::now()),
             _ = tick.tick() => {
@@ -130,6 +134,22 @@ pub(crate) async fn run(config: Config, socket_dir: &Path) -> Result<(), DaemonE
     // Cancelled, which is what was wanted; with it goes the socket's file.
     let _ = server.await;
     result
+}
+
+/// Hands an event to the peers, and up to as many more of its queue as make `most`.
+fn take(
+    first: Option<LaneEvent>,
+    queue: &mut mpsc::Receiver<LaneEvent>,
+    most: usize,
+    peers: &mut Peers,
+) -> Result<(), DaemonError> {
+    let mut next = first;
+    for left in (0..most).rev() {
+        let Some(event) = next else { break };
+        peers.lane_event(event, clock::now())?;
+        next = if left > 0 { queue.try_recv().ok() } else { None };
+    }
+    Ok(())
 }
 
 async fn reply(request: Request, peers: &mut Peers, routes: &mut Routes) -> Reply {

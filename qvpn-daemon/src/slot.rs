@@ -20,6 +20,7 @@ use tokio::sync::mpsc;
 use crate::events::Events;
 use crate::kms_task;
 use crate::lanes::{Tokens, command};
+use crate::queues::Known;
 use crate::status::sources;
 
 /// A lane on which nothing comes back for so long after an epoch began is silent.
@@ -35,6 +36,7 @@ pub(crate) struct Shared {
     pub(crate) stats: Arc<InterfaceStats>,
     pub(crate) tokens: Tokens,
     pub(crate) events: Arc<Events>,
+    pub(crate) known: Known,
     pub(crate) answers: mpsc::Sender<Answer>,
     pub(crate) rng: UnwrapErr<SysRng>,
 }
@@ -122,6 +124,7 @@ impl Slot {
             };
             shared.lanes.send(number, command);
         }
+        shared.known.moved(id.number, endpoint);
         Self {
             id,
             config,
@@ -227,8 +230,21 @@ impl Slot {
     pub(crate) fn move_to(&mut self, endpoint: SocketAddr, shared: &Shared, now: Time) {
         self.peer.set_endpoint(endpoint, now);
         self.endpoint = Some(endpoint);
+        shared.known.moved(self.id.number, self.endpoint);
         self.lanes.iter_mut().for_each(|lane| lane.endpoint = None);
         self.teach(endpoint, shared);
+    }
+
+    /// An authentic packet of the newest epoch came to a lane from elsewhere. Messages go by lane 0's socket, so the control
+    /// session follows it: else an initiator whose peer's NAT forgot the mapping would propose to the old place.
+    pub(crate) fn lane_roamed(&mut self, lane: u8, endpoint: SocketAddr, shared: &Shared, now: Time) {
+        if let Some(state) = self.lanes.get_mut(usize::from(lane)) {
+            state.endpoint = Some(endpoint);
+        }
+        if lane == 0 && self.endpoint != Some(endpoint) {
+            self.peer.set_endpoint(endpoint, now);
+            self.notice(Notice::Roamed { endpoint }, shared, now);
+        }
     }
 
     /// A lane that knows no endpoint starts where the control session is.
@@ -283,6 +299,7 @@ impl Slot {
             }
             Notice::Roamed { endpoint } => {
                 let from = self.endpoint.replace(endpoint).map(|e| e.to_string());
+                shared.known.moved(self.id.number, self.endpoint);
                 EventKind::PeerRoamed { peer, from, to: endpoint.to_string() }
             }
             Notice::Bye => EventKind::PeerBye { peer },
@@ -321,6 +338,7 @@ impl Slot {
                 return tracing::info!("peer {peer}: the other site asks for an epoch: {}", reason.words());
             }
             Notice::KeyLost { id, why } => return tracing::warn!("peer {peer}: QKD key {id:?} lost: {why}"),
+            Notice::ClockSetBack { detail } => return tracing::warn!("peer {peer}: {detail}"),
             Notice::Refused { by_us, reason, detail } => {
                 let who = if by_us { "we refused" } else { "it refused us" };
                 return tracing::warn!("peer {peer}: {who} ({}): {detail}", reason.name());

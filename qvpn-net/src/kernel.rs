@@ -304,6 +304,13 @@ pub(crate) async fn index_of(handle: &Handle, name: &str) -> io::Result<Option<u
     Ok(get_link(handle, message).await?.map(|link| link.header.index))
 }
 
+/// Whether an interface is up, as its administrator wants it.
+pub(crate) async fn is_up(handle: &Handle, index: u32) -> io::Result<bool> {
+    let mut message = LinkMessage::default();
+    message.header.index = index;
+    Ok(get_link(handle, message).await?.is_some_and(|link| link.header.flags.contains(LinkFlags::Up)))
+}
+
 /// Name of an interface, for messages to people.
 pub(crate) async fn name_of(handle: &Handle, index: u32) -> io::Result<Option<String>> {
     let mut message = LinkMessage::default();

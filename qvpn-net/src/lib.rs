@@ -12,6 +12,7 @@
 //! Routes and rules of ours carry the protocol number [`ROUTE_PROTOCOL`] and no others are ever removed. Everything needs
 //! `CAP_NET_ADMIN` in the network namespace.
 
+mod device;
 mod error;
 mod kernel;
 mod net;

@@ -4,10 +4,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 
-use futures_util::TryStreamExt;
 use ipnet::IpNet;
 use rtnetlink::Handle;
-use rtnetlink::packet_route::address::{AddressAttribute, AddressMessage, AddressScope};
 use rtnetlink::packet_route::route::RouteType;
 use rtnetlink::packet_route::rule::RuleMessage;
 use tokio::task::JoinHandle;
@@ -41,7 +39,7 @@ impl Changes {
 
 /// A connection to the kernel's routing, in the network namespace of the thread that opened it.
 pub struct Net {
-    handle: Handle,
+    pub(crate) handle: Handle,
     connection: JoinHandle<()>,
 }
 
@@ -60,65 +58,6 @@ impl Net {
         let (connection, handle, _) =
             rtnetlink::new_connection_with_strict_check().map_err(NetError::Connect)?;
         Ok(Self { handle, connection: tokio::spawn(connection) })
-    }
-
-    /// Gives `interface` exactly these addresses (with their prefix lengths), adding before removing. IPv6 link-local
-    /// addresses of the kernel's stay.
-    ///
-    /// # Errors
-    /// No such interface, no permission, or an address that the kernel refuses.
-    pub async fn set_addresses(&self, interface: &str, addresses: &[IpNet]) -> Result<(), NetError> {
-        let what = format!("addresses of {interface}");
-        let index = self.index(interface, &what).await?;
-        let present: Vec<(IpNet, AddressMessage)> = self
-            .handle
-            .address()
-            .get()
-            .set_link_index_filter(index)
-            .execute()
-            .try_filter_map(async |message| Ok(address_of(&message).map(|net| (net, message))))
-            .try_collect()
-            .await
-            .map_err(|error| NetError::refused(&what, to_io(error)))?;
-        for net in addresses {
-            if present.iter().any(|(have, _)| have == net) {
-                continue;
-            }
-            let added = self.handle.address().add(index, net.addr(), net.prefix_len()).execute().await;
-            match added.map_err(to_io) {
-                Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
-                    return Err(NetError::refused(format!("address {net} on {interface}"), error));
-                }
-                _ => {}
-            }
-        }
-        for (net, message) in present {
-            let kept = message.header.scope == AddressScope::Link && net.addr().is_ipv6();
-            if !kept && !addresses.contains(&net) {
-                match self.handle.address().del(message).execute().await.map_err(to_io) {
-                    // The kernel may have removed it along with another.
-                    Err(error) if error.kind() != io::ErrorKind::AddrNotAvailable => {
-                        return Err(NetError::refused(
-                            format!("removing address {net} from {interface}"),
-                            error,
-                        ));
-                    }
-                    _ => {}
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// Sets the MTU (bytes) of `interface` and takes it up.
-    ///
-    /// # Errors
-    /// No such interface, no permission, or an MTU that the kernel refuses.
-    pub async fn set_link_up(&self, interface: &str, mtu: u32) -> Result<(), NetError> {
-        let what = format!("{interface} up with MTU {mtu}");
-        let index = self.index(interface, &what).await?;
-        let set = kernel::set_link(&self.handle, index, Some(mtu), true).await;
-        set.map_err(|error| NetError::refused(what, error))
     }
 
     /// Puts the block in place: the `unreachable` routes, and the policy rules where there is a default route. Needs no
@@ -412,7 +351,7 @@ impl Net {
         found.describe(name.as_deref())
     }
 
-    async fn index(&self, interface: &str, what: &str) -> Result<u32, NetError> {
+    pub(crate) async fn index(&self, interface: &str, what: &str) -> Result<u32, NetError> {
         let found = kernel::index_of(&self.handle, interface).await;
         found
             .map_err(|error| NetError::refused(what, error))?
@@ -444,20 +383,7 @@ impl Work {
     }
 }
 
-fn address_of(message: &AddressMessage) -> Option<IpNet> {
-    // IFA_LOCAL is ours where there is a peer address beside it (IPv4); IPv6 has IFA_ADDRESS alone.
-    let mut address = None;
-    for attribute in &message.attributes {
-        match attribute {
-            AddressAttribute::Local(ip) => address = Some(*ip),
-            AddressAttribute::Address(ip) if address.is_none() => address = Some(*ip),
-            _ => {}
-        }
-    }
-    IpNet::new(address?, message.header.prefix_len).ok()
-}
-
-fn to_io(error: rtnetlink::Error) -> io::Error {
+pub(crate) fn to_io(error: rtnetlink::Error) -> io::Error {
     match error {
         rtnetlink::Error::NetlinkError(message) => message.to_io(),
         rtnetlink::Error::RequestFailed => io::ErrorKind::BrokenPipe.into(),

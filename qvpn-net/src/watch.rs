@@ -19,7 +19,8 @@ pub enum Change {
     Removed(String),
     /// A route took the place of another; it may have been ours.
     Replaced(String),
-    /// The tunnel's interface appeared, went, or changed its state; the kernel drops IPv4 routes with it silently.
+    /// The tunnel's interface appeared, went, or changed its state, or some interface lost an address; the kernel drops IPv4
+    /// routes with either silently.
     Interface,
     /// Notifications were lost: look at everything.
     Missed,
@@ -36,6 +37,8 @@ impl Watch {
     pub(crate) fn open(interface: &str) -> Result<Self, NetError> {
         let (connection, _, messages) = new_multicast_connection(&[
             MulticastGroup::Link,
+            MulticastGroup::Ipv4Ifaddr,
+            MulticastGroup::Ipv6Ifaddr,
             MulticastGroup::Ipv4Route,
             MulticastGroup::Ipv6Route,
             MulticastGroup::Ipv4Rule,
@@ -81,6 +84,7 @@ impl Watch {
             RouteNetlinkMessage::NewLink(link) | RouteNetlinkMessage::DelLink(link) => {
                 (kernel::link_name(&link) == Some(self.interface.as_str())).then_some(Change::Interface)
             }
+            RouteNetlinkMessage::DelAddress(_) => Some(Change::Interface),
             _ => None,
         }
     }

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use blake2::digest::{FixedOutput, KeyInit, Mac, Update};
 use blake2::{Blake2s256, Blake2sMac, digest::consts::U16};
+use boringtun::noise::errors::WireGuardError;
 use boringtun::noise::handshake::parse_handshake_anon;
 use boringtun::noise::rate_limiter::RateLimiter;
 use boringtun::noise::{Packet, Tunn, TunnResult};
@@ -30,6 +31,9 @@ pub struct LinkOutput {
     pub new_session: bool,
     /// The session gave up and was made anew.
     pub expired: bool,
+    /// The peer's key made a start of a handshake that carries no later time than one before: a repetition, or the peer's
+    /// clock was set back.
+    pub stale_start: bool,
 }
 
 /// A session that authenticates the peer by its X25519 key and carries small packets.
@@ -227,6 +231,7 @@ impl ControlLink for WireGuardLink {
             if is_data && matches!(result, TunnResult::Done) {
                 out.authenticated = true;
             }
+            out.stale_start = matches!(result, TunnResult::Err(WireGuardError::WrongTai64nTimestamp));
             take(result, &mut out, &mut self.answered)
         });
         let mut more = result;

@@ -259,6 +259,12 @@ pub enum Notice {
         /// In words.
         detail: String,
     },
+    /// The other end's handshakes are refused since they carry a time before that of an earlier one; this end started a
+    /// handshake instead.
+    ClockSetBack {
+        /// In words, and what to do.
+        detail: String,
+    },
     /// The other end refused us, or we refused it.
     Refused {
         /// Whether we refused.

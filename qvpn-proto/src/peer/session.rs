@@ -23,6 +23,13 @@ const PING_EVERY: Duration = Duration::from_secs(1);
 const PINGS: u32 = 3;
 /// Handshakes without an answer after which people are told what to compare.
 pub(super) const UNANSWERED: u32 = 3;
+/// How often this end answers starts with a time set back by a start of its own.
+const STALE_AGAIN: Duration = Duration::from_secs(5);
+/// How long the last of them is a reason worth telling.
+const STALE_LASTS: Duration = Duration::from_secs(30);
+
+/// What people are told then.
+pub(super) const CLOCK_SET_BACK: &str = "its handshakes carry a time before that of an earlier one, so they count as repetitions: its clock was set back; set it right. Handshakes are started from here instead";
 
 /// What is known of the path to the peer.
 pub(super) struct Session {
@@ -35,11 +42,21 @@ pub(super) struct Session {
     unanswered_since: Option<Time>,
     pings: u32,
     since: Time,
+    /// When a start with a time set back was last answered by one of ours.
+    stale_at: Option<Time>,
 }
 
 impl Session {
     pub(super) fn new(endpoint: Option<SocketAddr>, now: Time) -> Self {
-        Self { endpoint, starts: 0, heard_at: None, unanswered_since: None, pings: 0, since: now }
+        Self {
+            endpoint,
+            starts: 0,
+            heard_at: None,
+            unanswered_since: None,
+            pings: 0,
+            since: now,
+            stale_at: None,
+        }
     }
 
     pub(super) fn heard(&mut self, now: Time) {
@@ -65,6 +82,11 @@ impl Session {
         self.unanswered_since.map(|at| at + SILENCE + PING_EVERY * self.pings)
     }
 
+    /// Whether the other end's starts are refused since its clock was set back.
+    pub(super) fn is_stale(&self, now: Time) -> bool {
+        self.stale_at.is_some_and(|at| now.since(at) < STALE_LASTS)
+    }
+
     /// Since when nothing was heard.
     pub(super) fn silent_since(&self) -> Time {
         self.heard_at.unwrap_or(self.since)
@@ -85,11 +107,32 @@ impl<L: ControlLink> Peer<L> {
         }
         // A reply goes back to where the datagram came from, even a cookie to somebody who proved nothing yet.
         self.transmits.extend(out.datagrams.into_iter().map(|datagram| Transmit { to: from, datagram }));
+        if out.stale_start {
+            self.answer_stale_start(now);
+        }
         if out.new_session {
             self.messenger.session_started(now);
             self.timers.set(Timer::Handshake, None);
         }
         out.packets
+    }
+
+    /// A silent peer that starts handshakes with a time set back can't get in by itself: only a start of ours, which carries
+    /// our time, helps. Where the peer is heard the start was a repetition. Whoever repeats old ones makes us start one in
+    /// five seconds, towards the place that we know, and that harms nobody.
+    fn answer_stale_start(&mut self, now: Time) {
+        let silent = now.since(self.session.silent_since()) >= SILENCE;
+        let recently = self.session.stale_at.is_some_and(|at| now.since(at) < STALE_AGAIN);
+        if !silent || recently {
+            return;
+        }
+        self.session.stale_at = Some(now);
+        self.notice(Notice::ClockSetBack { detail: CLOCK_SET_BACK.to_owned() });
+        if let Some(to) = self.session.endpoint
+            && let Some(datagram) = self.link.start()
+        {
+            self.transmits.push_back(Transmit { to, datagram });
+        }
     }
 
     pub(super) fn link_tick(&mut self, now: Time) {

@@ -1,6 +1,6 @@
 //! What people are told of a peer: its state, why it is so, and what to do.
 
-use super::session::UNANSWERED;
+use super::session::{CLOCK_SET_BACK, UNANSWERED};
 use super::{Peer, Side};
 use crate::config::QkdPolicy;
 use crate::control_link::ControlLink;
@@ -46,6 +46,9 @@ impl<L: ControlLink> Peer<L> {
                 None => "traffic flows without QKD until the next epoch".to_owned(),
             });
         }
+        if self.session.is_stale(now) {
+            return Some(CLOCK_SET_BACK.to_owned());
+        }
         if self.link.session_age().is_none() {
             return Some(self.unreachable(now));
         }
@@ -71,7 +74,7 @@ impl<L: ControlLink> Peer<L> {
         match self.session.endpoint {
             None => "no endpoint configured: waiting for the other site to call".to_owned(),
             Some(at) if self.session.starts >= UNANSWERED => format!(
-                "unanswered: {} handshakes to {at}, nothing for {silent} s; compare the public keys of both sites (here {}, there must be {}), the endpoint, and the firewall's UDP port",
+                "unanswered: {} handshakes to {at}, nothing for {silent} s; compare the public keys of both sites (here {}, there must be {}), the endpoint, the firewall's UDP port, and this machine's clock, which must not go back",
                 self.session.starts,
                 self.config.local.public().fingerprint(),
                 self.config.remote.fingerprint(),
