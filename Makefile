@@ -1,10 +1,11 @@
 # The commands that people use. `make demo` and `make test` install what is missing by themselves.
 
-.PHONY: help demo test build lint fmt deps
+.PHONY: help demo test soak build lint fmt deps
 
 help:
 	@echo "make demo    two sites, two KMEs and a tunnel on this machine, with real traffic"
 	@echo "make test    everything that must hold, with one summary"
+	@echo "make soak    the long runs, with a report in target/soak"
 	@echo "make build   release binaries in target/release"
 	@echo "make lint    format check and clippy"
 	@echo "make fmt     format the sources"
@@ -17,6 +18,9 @@ demo:
 
 test:
 	@scripts/test.sh
+
+soak:
+	@scripts/soak.sh
 
 build:
 	cargo build --locked --release --workspace --bins

@@ -1,6 +1,7 @@
 //! Sees what passes an interface, and looks for what must not be there. A capture starts when its program really listens,
 //! and ends with a packet that is sent for that, so that an empty capture means an empty wire.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -86,9 +87,14 @@ impl Packet {
     /// Whether it is a data packet of the tunnel: type 4 with an index whose top bit is set.
     #[must_use]
     pub fn is_data(&self) -> bool {
-        self.udp.is_some()
-            && self.payload.starts_with(&[4, 0, 0, 0])
-            && self.payload.get(7).is_some_and(|b| b & 0x80 != 0)
+        self.udp.is_some() && crate::relay::is_data(&self.payload)
+    }
+
+    /// The receiver index of a data packet, which stands for one key of one lane and direction.
+    #[must_use]
+    pub fn index(&self) -> Option<u32> {
+        let index = self.payload.get(4..8).filter(|_| self.is_data())?;
+        index.first_chunk().map(|bytes| u32::from_le_bytes(*bytes))
     }
 }
 
@@ -115,6 +121,24 @@ impl Packets {
     #[must_use]
     pub fn data(&self) -> Vec<&Packet> {
         self.0.iter().filter(|packet| packet.is_data()).collect()
+    }
+
+    /// For each key that sealed a data packet: its receiver index, and when it was first and last seen in use.
+    #[must_use]
+    pub fn keys(&self) -> BTreeMap<u32, (f64, f64)> {
+        let mut keys = BTreeMap::new();
+        for packet in &self.0 {
+            let Some(index) = packet.index() else { continue };
+            keys.entry(index).or_insert((packet.at, packet.at)).1 = packet.at;
+        }
+        keys
+    }
+
+    /// The longest time, in seconds, that one key was in use. A key begins to age before its first packet, so this is
+    /// less than `max_age` where the limit is kept.
+    #[must_use]
+    pub fn longest_use_of_a_key(&self) -> f64 {
+        self.keys().values().map(|(first, last)| last - first).fold(0.0, f64::max)
     }
 
     /// UDP datagrams to or from `port`.

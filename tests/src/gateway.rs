@@ -16,8 +16,10 @@ use crate::node::Node;
 use crate::process::Process;
 use crate::wait::wait_until;
 
-/// The tunnel's name at both sites.
+/// The tunnel's name at both sites; further ones have other numbers.
 pub const INTERFACE: &str = "qvpn0";
+/// UDP port of the first tunnel at both sites; further ones follow.
+pub const PORT: u16 = 51820;
 
 /// A site's static key.
 #[derive(Debug, Clone)]
@@ -31,12 +33,17 @@ pub struct Identity {
 /// A site's config. What isn't here is written as `[interface]` or `[[peer]]` lines of TOML.
 #[derive(Debug, Clone)]
 pub struct GatewayOptions {
+    /// Which tunnel of the site: number *n* is called `qvpn`*n*, listens on port 51820 + *n* and has the tunnel addresses
+    /// 10.77.*n*.1 and .2.
+    pub number: u8,
     /// `rekey_interval`.
     pub rekey_interval: String,
     /// `qkd` of the peer.
     pub qkd: String,
     /// `allowed_ips` of the peer; the other LAN's networks if empty.
     pub allowed_ips: Vec<String>,
+    /// Which site proposes; by their keys, and so by chance, if `None`.
+    pub initiator: Option<Site>,
     /// What carries the tunnel.
     pub outer: Outer,
     /// Whether our config has the peer's endpoint.
@@ -55,9 +62,11 @@ impl Default for GatewayOptions {
     /// A rekey each second with QKD required, over IPv4.
     fn default() -> Self {
         Self {
+            number: 0,
             rekey_interval: "1s".to_owned(),
             qkd: "required".to_owned(),
             allowed_ips: Vec::new(),
+            initiator: None,
             outer: Outer::V4,
             endpoint: true,
             interface: String::new(),
@@ -90,11 +99,13 @@ impl Lab {
     pub fn configure(&self, site: Site, options: &GatewayOptions) -> PathBuf {
         let (own, peer) = (self.identity(site), self.identity(site.other()));
         let other = site.other();
+        let (number, host) = (options.number, site.pick(1, 2));
+        let port = PORT + u16::from(number);
         let mut text = format!(
-            "[interface]\nname = \"{INTERFACE}\"\nprivate_key_file = \"{}\"\nlisten_port = 51820\naddress = {:?}\n\
+            "[interface]\nname = \"qvpn{number}\"\nprivate_key_file = \"{}\"\nlisten_port = {port}\naddress = {:?}\n\
              rekey_interval = \"{}\"\n{}\n",
             own.file.display(),
-            site.pick(["10.77.0.1/30", "fd77::1/64"], ["10.77.0.2/30", "fd77::2/64"]),
+            [format!("10.77.{number}.{host}/30"), format!("fd77:{number}::{host}/64")],
             options.rekey_interval,
             options.interface,
         );
@@ -118,16 +129,19 @@ impl Lab {
             options.qkd,
             options.peer,
         );
+        if let Some(initiator) = options.initiator {
+            let role = if initiator == site { "initiator" } else { "responder" };
+            text += &format!("role = \"{role}\"\n");
+        }
         if options.endpoint {
             let address = other.wan(options.outer);
-            let endpoint = if options.outer == Outer::V6 {
-                format!("[{address}]:51820")
-            } else {
-                format!("{address}:51820")
+            let endpoint = match options.outer {
+                Outer::V6 => format!("[{address}]:{port}"),
+                Outer::V4 => format!("{address}:{port}"),
             };
             text += &format!("endpoint = \"{endpoint}\"\n");
         }
-        let file = self.gw(site).folder().join("qvpn0.toml");
+        let file = self.gw(site).folder().join(format!("qvpn{number}.toml"));
         fs::write(&file, text).unwrap();
         file
     }
@@ -140,24 +154,41 @@ impl Lab {
     #[must_use]
     #[track_caller]
     pub fn start_daemon(&self, site: Site) -> Gateway<'_> {
+        self.start_daemon_as(site, INTERFACE, &binary("qvpn-daemon"), &[])
+    }
+
+    /// Starts the daemon of one of a site's tunnels from the program `program`, with these variables in its environment.
+    ///
+    /// # Panics
+    /// As [`start_daemon`](Self::start_daemon).
+    #[must_use]
+    #[track_caller]
+    pub fn start_daemon_as(
+        &self,
+        site: Site,
+        interface: &str,
+        program: &Path,
+        environment: &[(&str, &Path)],
+    ) -> Gateway<'_> {
         let node = self.gw(site);
-        let notify = node.folder().join("notify.sock");
+        let notify = node.folder().join(format!("{interface}.notify"));
         match fs::remove_file(&notify) {
             Err(error) if error.kind() != ErrorKind::NotFound => panic!("{}: {error}", notify.display()),
             _ => {}
         }
         let socket = UnixDatagram::bind(&notify).unwrap();
         socket.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
-        let mut command = node.command(binary("qvpn-daemon"));
-        command.arg("--config").arg(node.folder().join("qvpn0.toml")).env("NOTIFY_SOCKET", &notify);
-        let mut process = Process::spawn(format!("{} qvpn-daemon", node.name()), &mut command);
+        let mut command = node.command(program);
+        command.arg("--config").arg(node.folder().join(format!("{interface}.toml")));
+        command.env("NOTIFY_SOCKET", &notify).envs(environment.iter().copied());
+        let mut process = Process::spawn(format!("{} {interface}", node.name()), &mut command);
         wait_until(&format!("{}: READY=1", node.name()), Duration::from_secs(10), || {
             assert!(process.is_running(), "{}: the daemon has ended:\n{}", node.name(), process.log());
             let mut message = [0; 512];
             let length = socket.recv(&mut message).ok()?;
             String::from_utf8_lossy(&message[..length]).contains("READY=1").then_some(())
         });
-        Gateway { node, process }
+        Gateway { node, interface: interface.to_owned(), process }
     }
 
     /// Configures and starts both sites with the same options.
@@ -174,6 +205,7 @@ impl Lab {
 /// A running daemon.
 pub struct Gateway<'a> {
     node: &'a Node,
+    interface: String,
     /// The `qvpn-daemon`.
     pub process: Process,
 }
@@ -188,7 +220,18 @@ impl Gateway<'_> {
     /// The interface's status (an element of `interfaces[]` in the schema), or `None` while the daemon doesn't answer.
     #[must_use]
     pub fn try_show(&self) -> Option<Value> {
-        let output = self.ctl(&["show", INTERFACE, "--json"]);
+        let output = self.ctl(&["show", &self.interface, "--json"]);
+        let status: Value =
+            serde_json::from_slice(&output.stdout).ok().filter(|_| output.status.success())?;
+        Some(status["interfaces"][0].clone())
+    }
+
+    /// The interface's status, or `None` if the daemon doesn't answer within `limit`.
+    #[must_use]
+    pub fn try_show_within(&self, limit: Duration) -> Option<Value> {
+        let mut command = self.node.command("timeout");
+        command.arg(limit.as_secs_f64().to_string()).arg(binary("qvpn-ctl"));
+        let output = command.args(["show", &self.interface, "--json"]).stdin(Stdio::null()).output().unwrap();
         let status: Value =
             serde_json::from_slice(&output.stdout).ok().filter(|_| output.status.success())?;
         Some(status["interfaces"][0].clone())
@@ -201,8 +244,9 @@ impl Gateway<'_> {
     #[must_use]
     #[track_caller]
     pub fn show(&self) -> Value {
-        self.try_show()
-            .unwrap_or_else(|| panic!("{}: {:?}", self.node.name(), self.ctl(&["show", INTERFACE, "--json"])))
+        self.try_show().unwrap_or_else(|| {
+            panic!("{}: {:?}", self.node.name(), self.ctl(&["show", &self.interface, "--json"]))
+        })
     }
 
     /// The status of the one peer.
@@ -241,7 +285,7 @@ impl Gateway<'_> {
     /// Follows the events from now on: lines of JSON, to be awaited with [`Process::line`].
     #[must_use]
     pub fn events(&self) -> Process {
-        self.node.spawn(binary("qvpn-ctl"), &["events", INTERFACE, "--follow", "--json"])
+        self.node.spawn(binary("qvpn-ctl"), &["events", &self.interface, "--follow", "--json"])
     }
 }
 

@@ -100,6 +100,15 @@ impl Site {
         }
     }
 
+    /// The WAN router's address towards it.
+    #[must_use]
+    pub fn router(self, outer: Outer) -> &'static str {
+        match outer {
+            Outer::V4 => self.pick("198.51.100.2", "203.0.113.2"),
+            Outer::V6 => self.pick("2001:db8:a::2", "2001:db8:b::2"),
+        }
+    }
+
     pub(crate) fn pick<T>(self, a: T, b: T) -> T {
         match self {
             Site::A => a,
@@ -160,6 +169,23 @@ impl Lab {
         site.pick(&self.gw_a, &self.gw_b)
     }
 
+    /// Makes the WAN's path narrower or wider, in both directions and families: the router cuts what is larger, or says so
+    /// where it must not. (The MTU of a cable's end would do more: it drops what comes in.)
+    pub fn set_path_mtu(&self, mtu: u32) {
+        for site in Site::BOTH {
+            let (name, net4, net6) = (
+                site.name(),
+                site.pick("198.51.100.0/24", "203.0.113.0/24"),
+                site.pick("2001:db8:a::/64", "2001:db8:b::/64"),
+            );
+            self.wan.run(&format!(
+                "ip route replace {net4} dev {name} proto kernel scope link src {} mtu {mtu} && \
+                 ip -6 route replace {net6} dev {name} proto kernel metric 256 mtu {mtu}",
+                site.router(Outer::V4),
+            ));
+        }
+    }
+
     /// Byte patterns of inner packets in clear: the addresses of the two LAN hosts one after the other, as an IP header
     /// has them, in both directions and families, and the tag of [`crate::Stream`]s.
     #[must_use]
@@ -177,7 +203,8 @@ impl Lab {
         patterns
     }
 
-    fn join(&self, (left, left_name): (&Node, &str), (right, right_name): (&Node, &str)) {
+    /// Joins two machines by a cable, and gives its ends these names.
+    pub fn join(&self, (left, left_name): (&Node, &str), (right, right_name): (&Node, &str)) {
         left.run(&format!(
             "ip link add {left_name} type veth peer name {right_name} netns {} && ip link set {left_name} up",
             right.holder_id()
@@ -189,8 +216,7 @@ impl Lab {
         let [gateway4, gateway6] = site.gateway();
         let [host4, host6] = site.host();
         let (wan4, wan6) = (site.wan(Outer::V4), site.wan(Outer::V6));
-        let (next4, next6) =
-            (site.pick("198.51.100.2", "203.0.113.2"), site.pick("2001:db8:a::2", "2001:db8:b::2"));
+        let (next4, next6) = (site.router(Outer::V4), site.router(Outer::V6));
         let net = site.pick("10.30.0", "10.40.0");
         let name = site.name();
         batch(

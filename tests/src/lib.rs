@@ -16,23 +16,27 @@
 
 mod binaries;
 mod capture;
+mod clock;
 mod gateway;
 mod kmes;
 mod lab;
 mod memory;
 mod node;
 mod process;
+mod relay;
 pub mod sandbox;
 mod stream;
 mod wait;
 
 pub use binaries::binary;
 pub use capture::{Capture, Packet, Packets};
-pub use gateway::{Gateway, GatewayOptions, INTERFACE, Identity};
+pub use clock::Clock;
+pub use gateway::{Gateway, GatewayOptions, INTERFACE, Identity, PORT};
 pub use kmes::{KmeOptions, Kmes, test_key};
 pub use lab::{Lab, Outer, Site};
 pub use memory::Memory;
 pub use node::Node;
 pub use process::Process;
+pub use relay::{Relay, RelayReport, RelayWay};
 pub use stream::{PAYLOAD_TAG, Received, Stream, StreamReport};
 pub use wait::wait_until;

@@ -135,8 +135,12 @@ impl Node {
         ));
     }
 
+    /// Gives `script` to nft, such as `table ip nat { ... }`.
+    ///
+    /// # Panics
+    /// If it refuses.
     #[track_caller]
-    fn nft(&self, script: &str) {
+    pub fn nft(&self, script: &str) {
         let mut child = self.command("nft").args(["-f", "-"]).stdin(Stdio::piped()).spawn().unwrap();
         child.stdin.take().unwrap().write_all(script.as_bytes()).unwrap();
         assert!(child.wait().unwrap().success(), "nft refused:\n{script}");

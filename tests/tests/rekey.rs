@@ -8,7 +8,7 @@ use tests::{Gateway, GatewayOptions, INTERFACE, KmeOptions, Lab, Site, Stream, S
 
 /// Packets a second, each way.
 const RATE: u64 = 5_000;
-/// How long a stream lasts: 30 rekeys of half a second, and a little more.
+/// How long a stream lasts: 30 rekeys of half a second, or 150 of a tenth, and a little more.
 const SECONDS: u64 = 17;
 
 /// Packets that the kernel dropped at the gateways because a queue was full: of the tunnel's device, and of UDP sockets.
@@ -24,7 +24,7 @@ fn queue_drops(lab: &Lab, site: Site) -> u64 {
     device + values.split_whitespace().nth(column).unwrap().parse::<u64>().unwrap()
 }
 
-fn run(rekey_interval: &str) -> (u64, u64, [StreamReport; 2]) {
+fn run(rekey_interval: &str, seconds: u64) -> (u64, u64, [StreamReport; 2]) {
     let lab = Lab::new();
     let _kmes = lab.start_kmes(&KmeOptions::default());
     let options = GatewayOptions { rekey_interval: rekey_interval.to_owned(), ..GatewayOptions::default() };
@@ -37,7 +37,7 @@ fn run(rekey_interval: &str) -> (u64, u64, [StreamReport; 2]) {
     let rekeys = |gateway: &Gateway<'_>| gateway.peer()["rekeys"].as_u64().unwrap();
     let before = rekeys(&gateways[0]);
     let drops_before: u64 = Site::BOTH.map(|site| queue_drops(&lab, site)).iter().sum();
-    let reports = Stream { count: RATE * SECONDS, rate: RATE, ..Stream::default() }.run(&lab);
+    let reports = Stream { count: RATE * seconds, rate: RATE, ..Stream::default() }.run(&lab);
     let done = rekeys(&gateways[0]) - before;
     let drops: u64 = Site::BOTH.map(|site| queue_drops(&lab, site)).iter().sum::<u64>() - drops_before;
     println!("{done} rekeys, {drops} dropped in queues of the gateways, {reports:?}");
@@ -50,8 +50,8 @@ fn run(rekey_interval: &str) -> (u64, u64, [StreamReport; 2]) {
     (done, drops, reports)
 }
 
-fn nothing_was_lost(queue_drops: u64, reports: &[StreamReport; 2]) {
-    let total = RATE * SECONDS;
+fn nothing_was_lost(queue_drops: u64, reports: &[StreamReport; 2], seconds: u64) {
+    let total = RATE * seconds;
     let counted_apart = queue_drops + reports.iter().map(|report| report.kernel_drops).sum::<u64>();
     let lost: u64 = reports.iter().map(|report| report.received.lost).sum();
     for report in reports {
@@ -65,13 +65,32 @@ fn nothing_was_lost(queue_drops: u64, reports: &[StreamReport; 2]) {
 #[test]
 fn rekeys_lose_nothing_alone() {
     sandbox::run("rekeys_lose_nothing_alone", || {
-        let (rekeys, drops, reports) = run("60s");
+        let (rekeys, drops, reports) = run("60s", SECONDS);
         assert!(rekeys <= 1, "the control run has no rekeys: {rekeys}");
         assert_eq!(drops + reports[0].kernel_drops + reports[1].kernel_drops, 0, "{reports:?}");
-        nothing_was_lost(drops, &reports);
+        nothing_was_lost(drops, &reports, SECONDS);
 
-        let (rekeys, drops, reports) = run("500ms");
+        let (rekeys, drops, reports) = run("500ms", SECONDS);
         assert!(rekeys >= 30, "only {rekeys} rekeys");
-        nothing_was_lost(drops, &reports);
+        nothing_was_lost(drops, &reports, SECONDS);
+    });
+}
+
+#[test]
+fn ten_rekeys_a_second_lose_nothing_alone() {
+    sandbox::run("ten_rekeys_a_second_lose_nothing_alone", || {
+        let (rekeys, drops, reports) = run("100ms", SECONDS);
+        assert!(rekeys >= 150, "only {rekeys} rekeys");
+        nothing_was_lost(drops, &reports, SECONDS);
+    });
+}
+
+#[test]
+#[ignore = "a minute; `make soak` runs it"]
+fn six_hundred_rekeys_in_a_minute_lose_nothing_alone() {
+    sandbox::run("six_hundred_rekeys_in_a_minute_lose_nothing_alone", || {
+        let (rekeys, drops, reports) = run("100ms", 61);
+        assert!(rekeys >= 600, "only {rekeys} rekeys");
+        nothing_was_lost(drops, &reports, 61);
     });
 }

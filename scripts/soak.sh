@@ -1,0 +1,43 @@
+#!/usr/bin/env bash
+# The long runs: what `make test` does in short, for longer and in every case. One function a part; each writes its output
+# to target/soak/PART.log, and the report with its times and numbers is target/soak/report.txt. Any failure makes the
+# exit status 1.
+#
+#   scripts/soak.sh              all parts
+#   scripts/soak.sh PART...      these parts
+set -uo pipefail
+cd "$(dirname "$0")/.." || exit
+export PATH="$PATH:/usr/sbin:/sbin:$HOME/.cargo/bin"
+folder="${CARGO_TARGET_DIR:-target}/soak"
+mkdir -p "$folder"
+
+# Every scenario that is too long for `make test`, in namespaces with the real programs.
+part_scenarios() {
+    cargo build --workspace --bins --locked || return
+    cargo nextest run --package tests --locked --no-fail-fast --run-ignored ignored-only --success-output final \
+        --profile soak
+}
+
+parts=$(declare -F | sed -n 's/^declare -f part_//p')
+for part in "${@:-}"; do
+    [ -z "$part" ] || grep -qx "$part" <<<"$parts" || { echo "there is no part $part; parts:" $parts >&2; exit 2; }
+done
+[ $# -eq 0 ] || parts="$*"
+
+lines=() failed=0
+for part in $parts; do
+    start=$SECONDS
+    printf '\n=== %s\n' "$part"
+    if "part_$part" 2>&1 | tee "$folder/$part.log"; then word=passed; else word=FAILED failed=1; fi
+    lines+=("$(printf '%-8s %5ds  %s' "$word" $((SECONDS - start)) "$part")")
+    # What a part wants in the report it prints on lines that begin with `soak:`.
+    mapfile -t said < <(sed -n 's/^ *soak: /                   /p' "$folder/$part.log")
+    lines+=("${said[@]}")
+done
+{
+    printf 'soak of %s on %s, %s\n\n' "$(git rev-parse --short HEAD 2>/dev/null || echo unknown)" "$(uname -sr)" "$(date -u +%F)"
+    printf '%s\n' "${lines[@]}"
+} >"$folder/report.txt"
+printf '\n=== report (%s)\n' "$folder/report.txt"
+cat "$folder/report.txt"
+exit $failed

@@ -1,0 +1,144 @@
+//! What a LAN host notices of the path: errors by ICMP that come through the tunnel, fragments, and a path that gets
+//! narrower under way.
+
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
+use std::time::Duration;
+
+use serde_json::Value;
+use tests::{Gateway, GatewayOptions, KmeOptions, Lab, Site, Stream, sandbox};
+
+const START: Duration = Duration::from_secs(20);
+
+/// Both sites, which also let each other's tunnel address in: a far gateway answers by it.
+fn start<'a>(lab: &'a Lab, options: &GatewayOptions) -> [Gateway<'a>; 2] {
+    let [a, b] = Site::BOTH.map(|site| {
+        let other = site.other();
+        let mut allowed_ips: Vec<String> = other.networks().map(str::to_owned).to_vec();
+        let host = if other == Site::A { 1 } else { 2 };
+        allowed_ips.extend([format!("10.77.0.{host}/32"), format!("fd77::{host}/128")]);
+        let _ = lab.configure(site, &GatewayOptions { allowed_ips, ..options.clone() });
+        lab.start_daemon(site)
+    });
+    for gateway in [&a, &b] {
+        gateway.wait_state("up", START);
+    }
+    for site in Site::BOTH {
+        for address in site.other().host() {
+            assert!(lab.lan(site).pings(address));
+        }
+    }
+    [a, b]
+}
+
+/// What `ping` with these words says.
+fn ping(lab: &Lab, words: &str) -> String {
+    String::from_utf8_lossy(&lab.lan_a.try_run(&format!("ping -n -c 1 -W 2 {words}")).stdout).into_owned()
+}
+
+#[track_caller]
+fn says(text: &str, words: &[&str]) {
+    for word in words {
+        assert!(text.to_lowercase().contains(&word.to_lowercase()), "no `{word}` in: {text}");
+    }
+}
+
+#[test]
+fn icmp_errors_come_through_the_tunnel() {
+    sandbox::run("icmp_errors_come_through_the_tunnel", || {
+        let lab = Lab::new();
+        let _kmes = lab.start_kmes(&KmeOptions::default());
+        let gateways = start(&lab, &GatewayOptions::default());
+        let [far4, far6] = Site::B.host();
+        // As traceroute does it: each hop answers, the far gateway by its tunnel address.
+        says(&ping(&lab, &format!("-t 1 {far4}")), &["10.10.0.1", "Time to live exceeded"]);
+        says(&ping(&lab, &format!("-t 2 {far4}")), &["10.77.0.2", "Time to live exceeded"]);
+        says(&ping(&lab, &format!("-t 1 {far6}")), &["fd10::1", "Time exceeded"]);
+        says(&ping(&lab, &format!("-t 2 {far6}")), &["fd77::2", "Time exceeded"]);
+        // The near gateway, about the tunnel's own MTU.
+        says(&ping(&lab, &format!("-M do -s 1450 {far4}")), &["10.10.0.1", "mtu = 1420"]);
+        says(&ping(&lab, &format!("-M do -s 1450 {far6}")), &["fd10::1", "mtu=1420"]);
+        // The far gateway, about a narrow link behind it. The first packet meets it, the rest of a connection knows.
+        lab.gw_b.run("ip link set lan mtu 1300");
+        says(&ping(&lab, &format!("-M do -s 1350 {far4}")), &["10.77.0.2", "mtu = 1300"]);
+        says(&ping(&lab, &format!("-M do -s 1350 {far6}")), &["fd77::2", "mtu=1300"]);
+        for bind in ["-4", "-6"] {
+            let far = if bind == "-4" { far4 } else { far6 };
+            lab.lan_a.run("ip route flush cache; ip -6 route flush cache");
+            let mut server = lab.lan_b.spawn("iperf3", &["--server", "--one-off", "--forceflush"]);
+            server.line("Server listening", Duration::from_secs(10));
+            let text = lab.lan_a.run(&format!("iperf3 {bind} --client {far} --time 1 --json"));
+            let report: Value = serde_json::from_str(&text).unwrap();
+            let bytes = report["end"]["sum_received"]["bytes"].as_u64().unwrap();
+            assert!(bytes > 1_000_000, "TCP finds its size: {bytes}");
+        }
+        // Nobody there: the far gateway says so.
+        says(&ping(&lab, "-W 5 10.20.0.99"), &["10.77.0.2", "Unreachable"]);
+        for gateway in &gateways {
+            let peer = gateway.peer();
+            assert_eq!(peer["drops"]["not_allowed_ip"], 0, "{peer:#}");
+        }
+    });
+}
+
+#[test]
+fn datagrams_in_many_fragments_pass() {
+    sandbox::run("datagrams_in_many_fragments_pass", || {
+        let lab = Lab::new();
+        let _kmes = lab.start_kmes(&KmeOptions::default());
+        let gateways = start(&lab, &GatewayOptions::default());
+        for ipv6 in [false, true] {
+            // The first ones teach an IPv6 host the size.
+            let _ = Stream { count: 20, rate: 20, size: 8_000, ipv6, ..Stream::default() }.run(&lab);
+            // In IPv4 the gateway cuts the host's fragments of 1,500 bytes again.
+            let reports =
+                Stream { count: 1_000, rate: 500, size: 8_000, ipv6, ..Stream::default() }.run(&lab);
+            for report in reports {
+                let received = &report.received;
+                assert_eq!((report.sent, received.distinct, received.lost), (1_000, 1_000, 0), "{report:?}");
+            }
+        }
+        for gateway in &gateways {
+            assert_eq!(gateway.peer()["state"], "up");
+        }
+    });
+}
+
+/// TCP flows while the WAN's MTU becomes smaller and larger again. With `mtu` a number the outer packets are cut on the
+/// way (they carry no "don't fragment"), and put together at the far gateway.
+fn path_shrinks(options: &GatewayOptions, seconds_each: u64) {
+    let lab = Lab::new();
+    let _kmes = lab.start_kmes(&KmeOptions::default());
+    let gateways = start(&lab, options);
+    let steps = [1500u32, 1300, 1280, 1500];
+    let time = (seconds_each * u64::try_from(steps.len()).unwrap()).to_string();
+    let mut server = lab.lan_b.spawn("iperf3", &["--server", "--one-off", "--forceflush"]);
+    server.line("Server listening", Duration::from_secs(10));
+    let args =
+        ["--client", Site::B.host()[0], "--time", &time, "--bitrate", "40M", "--interval", "0.5", "--json"];
+    let mut client = lab.lan_a.spawn("iperf3", &args);
+    for mtu in steps {
+        lab.set_path_mtu(mtu);
+        std::thread::sleep(Duration::from_secs(seconds_each));
+        println!("WAN {mtu}: {}", gateways[0].peer()["mtu"]);
+    }
+    client.wait(Duration::from_secs(30));
+    let report: Value = serde_json::from_str(&client.log()).unwrap();
+    let bytes: Vec<u64> =
+        report["intervals"].as_array().unwrap().iter().map(|i| i["sum"]["bytes"].as_u64().unwrap()).collect();
+    println!("bytes each half second: {bytes:?}");
+    // A black hole would be a silence that lasts; a change of the path may cost a retransmission.
+    let longest = bytes.split(|b| *b > 0).map(<[u64]>::len).max().unwrap();
+    assert!(longest <= 4, "TCP stood still for {longest} half seconds: {bytes:?}");
+    assert!(bytes.last() > Some(&0), "{bytes:?}");
+    for gateway in &gateways {
+        assert_eq!(gateway.peer()["state"], "up");
+    }
+}
+
+#[test]
+fn a_path_that_shrinks_is_no_black_hole() {
+    sandbox::run("a_path_that_shrinks_is_no_black_hole", || {
+        path_shrinks(&GatewayOptions { interface: "mtu = 1420".to_owned(), ..GatewayOptions::default() }, 3);
+    });
+}

@@ -1,0 +1,372 @@
+//! A WAN that loses, delays and reorders, goes away for a while, and gateways whose addresses and NAT mappings move: what
+//! arrives in time always opens, rekeys go on, and traffic is back soon after the WAN is.
+
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use tests::{Gateway, GatewayOptions, KmeOptions, Lab, Outer, Relay, Site, Stream, sandbox, wait_until};
+
+const START: Duration = Duration::from_secs(30);
+
+fn rekeys(gateway: &Gateway<'_>) -> u64 {
+    gateway.peer()["rekeys"].as_u64().unwrap()
+}
+
+/// No packet was refused: each one that arrived was opened, and nothing was sent without a key.
+#[track_caller]
+fn nothing_refused(gateways: &[Gateway<'_>; 2]) {
+    for gateway in gateways {
+        let status = gateway.show();
+        let peer = &status["peers"][0];
+        for reason in ["no_epoch", "expired", "replay", "auth", "not_allowed_ip", "queue_full"] {
+            assert_eq!(peer["drops"][reason].as_u64().unwrap_or(0), 0, "{reason}: {peer:#}");
+        }
+        for reason in ["unknown_index", "queue_full"] {
+            assert_eq!(status["drops"][reason].as_u64().unwrap_or(0), 0, "{reason}: {status:#}");
+        }
+    }
+}
+
+/// Each data packet that the relay handed on has been opened at the other end. A few empty ones are always on their way,
+/// so an instant is awaited at which none is.
+fn all_that_passed_was_opened(relay: &mut Relay, gateways: &[Gateway<'_>; 2]) {
+    for (to, gateway) in [(Site::B, &gateways[1]), (Site::A, &gateways[0])] {
+        let mut last = (0, 0);
+        for _ in 0..400 {
+            let opened = gateway.peer()["rx_packets"].as_u64().unwrap();
+            let report = relay.report();
+            let passed = if to == Site::B { report.from_a.data_passed } else { report.from_b.data_passed };
+            last = (opened, passed);
+            if opened == passed {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        assert_eq!(last.0, last.1, "opened at {} of those that the relay passed", to.name());
+    }
+}
+
+/// Numbered UDP both ways and TCP both ways over a bad WAN; how many rekeys there were.
+fn bad_wan(outer: Outer, seconds: u64) -> u64 {
+    let lab = Lab::new();
+    let _kmes = lab.start_kmes(&KmeOptions::default());
+    let mut relay = lab.start_relay(outer, 6);
+    relay.set(0.2, Duration::from_millis(180), Duration::from_millis(40));
+    let options = GatewayOptions { outer, ..GatewayOptions::default() };
+    for site in Site::BOTH {
+        let _ = lab.configure(site, &options.through_relay(site));
+    }
+    let gateways = Site::BOTH.map(|site| lab.start_daemon(site));
+    for gateway in &gateways {
+        gateway.wait_state("up", Duration::from_secs(60));
+    }
+    let before = rekeys(&gateways[0]);
+    let mut server = lab.lan_b.spawn("iperf3", &["--server", "--one-off", "--forceflush"]);
+    server.line("Server listening", Duration::from_secs(10));
+    let time = seconds.to_string();
+    let mut client = lab.lan_a.spawn(
+        "iperf3",
+        // One stream each way, with a block size that a bad line moves in the time given.
+        &[
+            "--client",
+            Site::B.host()[0],
+            "--time",
+            &time,
+            "--bidir",
+            "--length",
+            "8K",
+            "--forceflush",
+            "--json",
+        ],
+    );
+    let stream = Stream { count: 200 * seconds, rate: 200, ..Stream::default() }.start(&lab);
+    let reports = stream.finish();
+    for report in &reports {
+        let received = &report.received;
+        assert_eq!((report.refused, received.duplicated, received.strange), (0, 0, 0), "{report:?}");
+        assert!(received.reordered > 0, "the WAN reorders: {report:?}");
+        let share = received.lost as f64 / report.sent as f64;
+        assert!((0.1..0.3).contains(&share), "a fifth is lost by the WAN: {report:?}");
+    }
+    client.wait(Duration::from_secs(60 + seconds));
+    let tcp: Value = serde_json::from_str(&client.log()).unwrap_or_default();
+    for way in ["sum_received", "sum_received_bidir_reverse"] {
+        let bytes = tcp["end"][way]["bytes"].as_u64().unwrap_or(0);
+        println!("TCP {way}: {bytes} bytes");
+        assert!(bytes > 0, "{}", client.log());
+    }
+    let done = rekeys(&gateways[0]) - before;
+    all_that_passed_was_opened(&mut relay, &gateways);
+    nothing_refused(&gateways);
+    println!("{done} rekeys in {seconds} s, {:?}, {reports:?}", relay.report());
+    done
+}
+
+#[test]
+fn a_bad_wan_loses_only_what_it_loses() {
+    sandbox::run("a_bad_wan_loses_only_what_it_loses", || {
+        let done = bad_wan(Outer::V4, 12);
+        assert!(done >= 3, "rekeys go on: {done}");
+    });
+}
+
+#[test]
+#[ignore = "two minutes; `make soak` runs it"]
+fn a_bad_wan_loses_only_what_it_loses_for_long() {
+    sandbox::run("a_bad_wan_loses_only_what_it_loses_for_long", || {
+        for outer in [Outer::V4, Outer::V6] {
+            let done = bad_wan(outer, 60);
+            assert!(done >= 20, "rekeys go on: {done}");
+        }
+    });
+}
+
+/// The NAT in front of site A changes its mapping again and again while numbered packets flow.
+fn a_mapping_moves(outer: Outer, initiator: Site) {
+    let lab = Lab::new();
+    let _kmes = lab.start_kmes(&KmeOptions::default());
+    let mut relay = lab.start_relay(outer, 1);
+    let options = GatewayOptions { outer, initiator: Some(initiator), ..GatewayOptions::default() };
+    let _ = lab.configure(Site::A, &options.through_relay(Site::A));
+    // Site B can't know where site A will come from.
+    let _ = lab.configure(Site::B, &GatewayOptions { endpoint: false, ..options });
+    let gateways = Site::BOTH.map(|site| lab.start_daemon(site));
+    for gateway in &gateways {
+        gateway.wait_state("up", START);
+    }
+    assert!(lab.lan_a.pings(Site::B.host()[0]));
+    let before = relay.report();
+    let mut events = gateways[1].events();
+    let stream = Stream { count: 4_000, rate: 1_000, ..Stream::default() }.start(&lab);
+    for _ in 0..4 {
+        let old = gateways[1].peer()["endpoint"].clone();
+        relay.rebind();
+        events.line("peer.roamed", Duration::from_secs(10));
+        gateways[1].wait_peer("the new port", Duration::from_secs(5), |peer| peer["endpoint"] != old);
+    }
+    let [a, b] = stream.finish();
+    let report = relay.report();
+    println!("{report:?}, {a:?}, {b:?}");
+    assert_eq!((b.received.lost, b.received.duplicated), (0, 0), "nothing is lost towards site B: {b:?}");
+    // Towards site A it is what was under way to the former port, and nothing else.
+    let late = report.from_b.data_lost - before.from_b.data_lost;
+    assert!(a.received.lost <= late, "{late} came to former ports: {a:?}");
+    assert!(a.received.lost < 100, "{a:?}");
+    for gateway in &gateways {
+        assert_eq!(gateway.peer()["state"], "up");
+    }
+    nothing_refused(&gateways);
+}
+
+#[test]
+fn a_nat_mapping_may_move() {
+    sandbox::run("a_nat_mapping_may_move", || {
+        // The side behind the NAT may be the one that proposes, or not.
+        a_mapping_moves(Outer::V4, Site::A);
+        a_mapping_moves(Outer::V6, Site::B);
+    });
+}
+
+#[test]
+#[ignore = "the other two cases; `make soak` runs it"]
+fn a_nat_mapping_may_move_in_all_cases() {
+    sandbox::run("a_nat_mapping_may_move_in_all_cases", || {
+        a_mapping_moves(Outer::V4, Site::B);
+        a_mapping_moves(Outer::V6, Site::A);
+    });
+}
+
+/// Gateway A gets another address on the WAN, and then the old one goes, while numbered packets flow: none is lost.
+fn roams(outer: Outer, initiator: Site) {
+    let lab = Lab::new();
+    let _kmes = lab.start_kmes(&KmeOptions::default());
+    let options = GatewayOptions { outer, initiator: Some(initiator), ..GatewayOptions::default() };
+    let gateways = lab.start_both(&options);
+    for gateway in &gateways {
+        gateway.wait_state("up", START);
+    }
+    assert!(lab.lan_a.pings(Site::B.host()[0]));
+    let (old, router) = (Site::A.wan(outer), Site::A.router(outer));
+    let (ip, length) = if outer == Outer::V4 { ("ip", 24) } else { ("ip -6", 64) };
+    // Else the kernel takes the second address away with the first.
+    lab.gw_a.sysctl("net/ipv4/conf/wan/promote_secondaries", "1");
+    let stream = Stream { count: 5_000, rate: 1_000, ..Stream::default() }.start(&lab);
+    let new = if outer == Outer::V4 { "198.51.100.3" } else { "2001:db8:a::3" };
+    // From here on the gateway's packets come from the new address, while both work; then the old one goes.
+    lab.gw_a.run(&format!(
+        "ip addr add {new}/{length} dev wan && {ip} route replace default via {router} src {new}"
+    ));
+    gateways[1].wait_peer("the new address", Duration::from_secs(5), |peer| {
+        peer["endpoint"].as_str().is_some_and(|endpoint| endpoint.contains(new))
+    });
+    wait_until("site B's lane has moved", Duration::from_secs(5), || {
+        let lane = &gateways[1].peer()["lanes"][0]["endpoint"];
+        lane.as_str().is_some_and(|endpoint| endpoint.contains(new)).then_some(())
+    });
+    lab.gw_a.run(&format!("ip addr del {old}/{length} dev wan"));
+    for report in stream.finish() {
+        let received = &report.received;
+        assert_eq!((received.lost, received.duplicated, report.refused), (0, 0, 0), "{report:?}");
+    }
+    // The config's address of site A is gone for good: the tunnel goes on rekeying.
+    let before = gateways.each_ref().map(rekeys);
+    for (gateway, before) in gateways.iter().zip(before) {
+        gateway.wait_peer("rekeys", START, |peer| peer["rekeys"].as_u64() > Some(before + 2));
+    }
+    nothing_refused(&gateways);
+}
+
+#[test]
+fn a_gateway_roams_and_loses_nothing() {
+    sandbox::run("a_gateway_roams_and_loses_nothing", || {
+        roams(Outer::V4, Site::B);
+        roams(Outer::V6, Site::A);
+    });
+}
+
+#[test]
+#[ignore = "the other two cases; `make soak` runs it"]
+fn a_gateway_roams_and_loses_nothing_in_all_cases() {
+    sandbox::run("a_gateway_roams_and_loses_nothing_in_all_cases", || {
+        roams(Outer::V4, Site::A);
+        roams(Outer::V6, Site::B);
+    });
+}
+
+/// The kernel's NAT between the sites, with these rules in `table inet nat` on the WAN router.
+fn behind_nat(options: [GatewayOptions; 2], rules: &[&str], seen_by_b: &str) {
+    let lab = Lab::new();
+    let _kmes = lab.start_kmes(&KmeOptions::default());
+    lab.wan.nft(
+        "table ip nat {\nchain pre {\ntype nat hook prerouting priority dstnat;\n}\n\
+         chain post {\ntype nat hook postrouting priority srcnat;\n}\n}\n",
+    );
+    for rule in rules {
+        lab.wan.nft(&format!("add rule ip nat {rule}\n"));
+    }
+    for (site, options) in Site::BOTH.into_iter().zip(&options) {
+        let _ = lab.configure(site, options);
+    }
+    let gateways = Site::BOTH.map(|site| lab.start_daemon(site));
+    for gateway in &gateways {
+        gateway.wait_state("up", START);
+    }
+    for from in Site::BOTH {
+        assert!(lab.lan(from).pings(from.other().host()[0]), "from {}", from.name());
+    }
+    let endpoint = gateways[1].peer()["endpoint"].as_str().unwrap().to_owned();
+    assert!(endpoint.starts_with(seen_by_b), "site B sees site A at {endpoint}");
+    for report in (Stream { count: 3_000, rate: 1_000, ..Stream::default() }).run(&lab) {
+        assert_eq!((report.received.lost, report.refused), (0, 0), "{report:?}");
+    }
+    let before = rekeys(&gateways[1]);
+    gateways[1].wait_peer("rekeys", START, |peer| peer["rekeys"].as_u64() > Some(before + 1));
+    nothing_refused(&gateways);
+}
+
+#[test]
+fn each_side_may_be_behind_nat_and_both() {
+    sandbox::run("each_side_may_be_behind_nat_and_both", || {
+        let default = GatewayOptions::default;
+        let unknown = || GatewayOptions { endpoint: false, ..default() };
+        let at = |address: &str| GatewayOptions {
+            endpoint: false,
+            peer: format!("endpoint = \"{address}\"\npersistent_keepalive = \"5s\""),
+            ..default()
+        };
+        // Site A is hidden behind the router's address and another port.
+        let hide_a =
+            "post oifname site-b ip saddr 198.51.100.1 udp sport 51820 snat to 203.0.113.2:40000-40999";
+        behind_nat([default(), unknown()], &[hide_a], "203.0.113.2:40");
+        // Site B is hidden, so it must be the one that knows the other.
+        let hide_b =
+            "post oifname site-a ip saddr 203.0.113.1 udp sport 51820 snat to 198.51.100.2:40000-40999";
+        behind_nat([unknown(), default()], &[hide_b], "198.51.100.1:51820");
+        // Both: one has a port forwarded, as it must, and is reached at its router's address.
+        let forward_b = "pre iifname site-a ip daddr 198.51.100.2 udp dport 51820 dnat to 203.0.113.1:51820";
+        behind_nat([at("198.51.100.2:51820"), unknown()], &[forward_b, hide_a], "203.0.113.2:40");
+    });
+}
+
+/// The WAN swallows everything for a while.
+fn wan_down(rekey_interval: &str, down: Duration) {
+    let lab = Lab::new();
+    let _kmes = lab.start_kmes(&KmeOptions::default());
+    let options = GatewayOptions { rekey_interval: rekey_interval.to_owned(), ..GatewayOptions::default() };
+    let gateways = lab.start_both(&options);
+    for gateway in &gateways {
+        gateway.wait_state("up", START);
+    }
+    let mut events = gateways[0].events();
+    lab.wan.block("forward", "meta l4proto udp");
+    let start = Instant::now();
+    for gateway in &gateways {
+        let peer = gateway.wait_state("blocked", Duration::from_secs(20));
+        let reason = peer["reason"].as_str().unwrap_or_default();
+        println!("blocked after {:?}: {reason}", start.elapsed());
+        assert!(!reason.is_empty(), "it says why: {peer:#}");
+    }
+    std::thread::sleep(down.saturating_sub(start.elapsed()));
+    lab.wan.unblock();
+    let back = Instant::now();
+    for from in Site::BOTH {
+        wait_until(&format!("traffic from {}", from.name()), Duration::from_secs(40), || {
+            lab.lan(from).pings(from.other().host()[0]).then_some(())
+        });
+    }
+    let took = back.elapsed();
+    println!("traffic passes both ways {took:?} after a WAN that was down for {down:?} came back");
+    // Handshakes are tried every 5 s and attempts every 10 s at the slowest.
+    assert!(took < Duration::from_secs(20), "{took:?}");
+    events.line("peer.recovered", Duration::from_secs(5));
+    for report in (Stream { count: 3_000, rate: 1_000, ..Stream::default() }).run(&lab) {
+        assert_eq!(report.received.lost, 0, "{report:?}");
+    }
+}
+
+#[test]
+fn a_wan_that_was_down_comes_back() {
+    sandbox::run("a_wan_that_was_down_comes_back", || wan_down("1s", Duration::from_secs(15)));
+}
+
+#[test]
+#[ignore = "two minutes; `make soak` runs it"]
+fn a_wan_that_was_down_for_a_minute_comes_back() {
+    sandbox::run("a_wan_that_was_down_for_a_minute_comes_back", || wan_down("1s", Duration::from_secs(60)));
+}
+
+/// A second path: site A's packets leave by one, and site B's come back by the other.
+#[test]
+fn the_two_directions_may_go_different_ways() {
+    sandbox::run("the_two_directions_may_go_different_ways", || {
+        let lab = Lab::new();
+        let _kmes = lab.start_kmes(&KmeOptions::default());
+        lab.join((&lab.gw_a, "wan2"), (&lab.wan, "site-a2"));
+        lab.gw_a.run("ip addr add 192.0.2.1/24 dev wan2");
+        lab.wan.run("ip addr add 192.0.2.2/24 dev site-a2");
+        let own = Site::A.wan(Outer::V4);
+        lab.gw_a.run(&format!("ip route add 203.0.113.0/24 via 192.0.2.2 src {own}"));
+        let gateways = lab.start_both(&GatewayOptions::default());
+        for gateway in &gateways {
+            gateway.wait_state("up", START);
+        }
+        let count = |interface: &str, way: &str| {
+            let text = lab.wan.run(&format!("ip -s -j link show dev {interface}"));
+            let links: Value = serde_json::from_str(&text).unwrap();
+            links[0]["stats64"][way]["packets"].as_u64().unwrap()
+        };
+        let before =
+            [count("site-a2", "rx"), count("site-a", "rx"), count("site-a", "tx"), count("site-a2", "tx")];
+        for report in (Stream { count: 3_000, rate: 1_000, ..Stream::default() }).run(&lab) {
+            assert_eq!((report.received.lost, report.refused), (0, 0), "{report:?}");
+        }
+        let after =
+            [count("site-a2", "rx"), count("site-a", "rx"), count("site-a", "tx"), count("site-a2", "tx")];
+        let more = |i: usize| after[i] - before[i];
+        assert!(more(0) >= 3_000 && more(1) < 100, "out by the second path: {before:?} {after:?}");
+        assert!(more(2) >= 3_000 && more(3) < 100, "back by the first: {before:?} {after:?}");
+        nothing_refused(&gateways);
+    });
+}
