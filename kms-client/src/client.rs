@@ -5,21 +5,20 @@ use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 
 use hyper::Method;
-use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use percent_encoding::utf8_percent_encode;
 use qvpn_secret::{SecretBuf, with_scrubbed_stack};
-use rustls::pki_types::ServerName;
 use tokio::time::Instant;
 
 use crate::classify::classify;
 use crate::config::KmeConfig;
-use crate::error::{KmsError, KmsErrorKind, Operation, Phase, Violation};
+use crate::delivered::Delivered;
+use crate::door::{Call, Door, ENCODED};
+use crate::error::{KmsError, KmsErrorKind, Operation, Violation};
 use crate::excerpt::excerpt;
-use crate::http::{self, Answer, Cause, Failure, MAX_BODY, Request, Target};
+use crate::http::Answer;
 use crate::key::{KeyId, QkdKey};
-use crate::source::{Api, BoxFuture, Certificates, KeySource, Link};
-use crate::tls::TlsFiles;
-use crate::tls_explain::{self, Explanation};
-use crate::wire::{self, Asked, Broken, Status};
+use crate::source::{Api, BoxFuture, Certificates, Connection, KeySource, Link};
+use crate::wire::{self, Asked, Status};
 
 /// The smallest key that is accepted, in bits.
 pub const MIN_KEY_BITS: u32 = 256;
@@ -27,20 +26,12 @@ pub const MIN_KEY_BITS: u32 = 256;
 pub const MAX_KEY_BITS: u32 = 8192;
 /// The most keys that one call asks for.
 pub const MAX_KEYS_PER_CALL: u32 = 128;
-/// The longest SAE ID, in bytes.
-const MAX_SAE_ID_LEN: usize = 256;
-
-/// Everything but RFC 3986's unreserved characters is encoded in a path or a query.
-const ENCODED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
 /// One KME that speaks ETSI GS QKD 014. Each operation has a connection of its own and one deadline.
 pub struct KmsClient {
-    config: KmeConfig,
-    target: Target,
-    /// The URL's path, without a slash at its end.
-    prefix: String,
-    tls: TlsFiles,
+    door: Door,
     known: Mutex<Known>,
+    delivered: Mutex<Delivered>,
 }
 
 /// What earlier answers told.
@@ -48,18 +39,10 @@ pub struct KmsClient {
 struct Known {
     /// Names of the KMEs of each link, by the other SAE.
     links: HashMap<String, (String, String)>,
-    kme_not_after: Option<i64>,
     /// `dec_keys` by POST has worked, so a 404 to it is about the key.
     post_works: bool,
-}
-
-/// One operation under way, for the text of its errors.
-#[derive(Clone, Copy)]
-struct Call<'a> {
-    operation: Operation,
-    peer: &'a str,
-    /// Keys that are spent if the answer gets lost.
-    at_stake: u32,
+    /// Operations for which the KME has only the GET form.
+    only_get: Vec<Operation>,
 }
 
 impl KmsClient {
@@ -68,53 +51,7 @@ impl KmsClient {
     /// # Errors
     /// [`KmsErrorKind::Config`], which names the setting or the file and what to write instead.
     pub fn new(config: KmeConfig) -> Result<Self, KmsError> {
-        let wrong = |detail: String, advice: &str| {
-            KmsError::new(KmsErrorKind::Config, &config.name, Operation::Configure, "")
-                .with_detail(detail)
-                .with_advice(advice)
-        };
-        let form = "write it as https://host:port";
-        let url =
-            url::Url::parse(&config.url).map_err(|e| wrong(format!("url {:?}: {e}", config.url), form))?;
-        if url.scheme() != "https" {
-            return Err(wrong(
-                format!("url {:?} isn't https", config.url),
-                "a KME is asked over TLS only: https://host:port",
-            ));
-        }
-        if url.query().is_some()
-            || url.fragment().is_some()
-            || !url.username().is_empty()
-            || url.password().is_some()
-        {
-            return Err(wrong(format!("url {:?} has a user, a query or a fragment", config.url), form));
-        }
-        let Some(url_host) = url.host() else {
-            return Err(wrong(format!("url {:?} has no host", config.url), form));
-        };
-        let host = match url_host {
-            url::Host::Domain(name) => name.to_owned(),
-            url::Host::Ipv4(ip) => ip.to_string(),
-            url::Host::Ipv6(ip) => ip.to_string(),
-        };
-        let name = config.server_name.clone().unwrap_or_else(|| host.clone());
-        let server_name = ServerName::try_from(name.clone()).map_err(|_| {
-            wrong(format!("server_name {name:?} is no host name"), "write a host name or an address")
-        })?;
-        if config.timeout.is_zero() {
-            return Err(wrong("the timeout is zero".to_owned(), "set a timeout of some seconds"));
-        }
-        let port = url.port_or_known_default().unwrap_or(443);
-        let bracketed = if name.contains(':') { format!("[{name}]") } else { name };
-        let authority = url.port().map_or(bracketed.clone(), |port| format!("{bracketed}:{port}"));
-        let tls = TlsFiles::load(&config).map_err(|e| wrong(e.what, &e.advice))?;
-        Ok(Self {
-            target: Target { host, port, server_name, authority, fwmark: config.fwmark },
-            prefix: url.path().trim_end_matches('/').to_owned(),
-            tls,
-            known: Mutex::default(),
-            config,
-        })
+        Ok(Self { door: Door::new(config)?, known: Mutex::default(), delivered: Mutex::default() })
     }
 
     /// Asks for the state of the link to SAE `slave` (ETSI GS QKD 014 section 5.1). Takes no key.
@@ -123,15 +60,17 @@ impl KmsClient {
     /// [`KmsError`] of any kind but [`Exhausted`](KmsErrorKind::Exhausted) and [`KeyNotFound`](KmsErrorKind::KeyNotFound).
     pub async fn status(&self, slave: &str) -> Result<Status, KmsError> {
         let call = Call { operation: Operation::Status, peer: slave, at_stake: 0 };
-        let deadline = self.deadline();
+        let deadline = self.door.deadline();
         let answer = self.ask(call, Method::GET, "status", None, deadline).await?;
         self.accept(call, &answer)?;
-        let status = wire::parse_status(answer.body.bytes()).map_err(|broken| self.broken(call, broken))?;
+        let parsed = wire::parse_status(answer.body.bytes());
+        let mut status = parsed.map_err(|broken| self.door.broken(call, broken))?;
+        status.content_type = answer.content_type.filter(|kind| !kind.to_lowercase().contains("json"));
         if !status.master_sae_id.is_empty()
-            && status.master_sae_id != self.config.sae_id
+            && status.master_sae_id != self.door.config.sae_id
             && status.master_sae_id != slave
         {
-            tracing::debug!(kme = %self.config.name, ours = %self.config.sae_id, "the KME knows us by another SAE ID");
+            tracing::debug!(kme = %self.door.config.name, ours = %self.door.config.sae_id, "the KME knows us by another SAE ID");
         }
         let names = (status.source_kme_id.clone(), status.target_kme_id.clone());
         self.known().links.insert(slave.to_owned(), names);
@@ -146,26 +85,30 @@ impl KmsClient {
     pub async fn enc_keys(&self, slave: &str, number: u32, size_bits: u32) -> Result<Vec<QkdKey>, KmsError> {
         let call = Call { operation: Operation::EncKeys, peer: slave, at_stake: number };
         if !(1..=MAX_KEYS_PER_CALL).contains(&number) {
-            return Err(
-                self.misuse(call, format!("{number} keys asked, and 1 to {MAX_KEYS_PER_CALL} are possible"))
-            );
+            return Err(self
+                .door
+                .misuse(call, format!("{number} keys asked, and 1 to {MAX_KEYS_PER_CALL} are possible")));
         }
         if !size_bits.is_multiple_of(8) || !(MIN_KEY_BITS..=MAX_KEY_BITS).contains(&size_bits) {
             let range = format!("a multiple of 8 from {MIN_KEY_BITS} to {MAX_KEY_BITS} is possible");
-            return Err(self.misuse(call, format!("keys of {size_bits} bits asked, and {range}")));
+            return Err(self.door.misuse(call, format!("keys of {size_bits} bits asked, and {range}")));
         }
-        let deadline = self.deadline();
+        let deadline = self.door.deadline();
         let body = wire::enc_keys_body(number, size_bits);
         let mut answer = self.ask(call, Method::POST, "enc_keys", Some(body), deadline).await?;
         if answer.status == 405 {
             // It refused the method, so no key is spent. Section 5.2 allows GET for this request too.
             let query = format!("enc_keys?number={number}&size={size_bits}");
             answer = self.ask(call, Method::GET, &query, None, deadline).await?;
+            if answer.status == 200 {
+                self.note_get(call.operation);
+            }
         }
         self.accept(call, &answer)?;
         let keys = self.keys(call, answer, &Asked::New { number, size_bits })?;
         if keys.is_empty() {
             return Err(self
+                .door
                 .error(KmsErrorKind::Exhausted, call)
                 .with_status(200, None)
                 .with_detail("an empty list came"));
@@ -183,9 +126,11 @@ impl KmsClient {
         let call = Call { operation: Operation::DecKeys, peer: master, at_stake: 0 };
         let most = usize::try_from(MAX_KEYS_PER_CALL).unwrap_or(usize::MAX);
         if !(1..=most).contains(&ids.len()) {
-            return Err(self.misuse(call, format!("{} keys asked, and 1 to {most} are possible", ids.len())));
+            return Err(self
+                .door
+                .misuse(call, format!("{} keys asked, and 1 to {most} are possible", ids.len())));
         }
-        let deadline = self.deadline();
+        let deadline = self.door.deadline();
         let mut answer =
             self.ask(call, Method::POST, "dec_keys", Some(wire::dec_keys_body(ids)), deadline).await?;
         let maybe_no_post = matches!(answer.status, 404 | 405 | 501) && !self.known().post_works;
@@ -193,6 +138,9 @@ impl KmsClient {
             // Some servers have only the GET form. Nothing was delivered, so asking again spends nothing.
             let query = format!("dec_keys?key_ID={}", utf8_percent_encode(id.as_str(), ENCODED));
             answer = self.ask(call, Method::GET, &query, None, deadline).await?;
+            if answer.status == 200 {
+                self.note_get(call.operation);
+            }
         } else if answer.status == 200 {
             self.known().post_works = true;
         }
@@ -200,6 +148,7 @@ impl KmsClient {
         let keys = self.keys(call, answer, &Asked::ByIds(ids))?;
         if keys.is_empty() {
             return Err(self
+                .door
                 .error(KmsErrorKind::KeyNotFound, call)
                 .with_status(200, None)
                 .with_detail("an empty list came"));
@@ -217,19 +166,12 @@ impl KmsClient {
         self.known().links.get(peer).cloned().unwrap_or_default()
     }
 
-    fn deadline(&self) -> Instant {
-        Instant::now() + self.config.timeout
+    /// Operations for which this KME turned out to have only the GET form, where the document has POST too.
+    #[must_use]
+    pub fn only_get(&self) -> Vec<Operation> {
+        self.known().only_get.clone()
     }
 
-    fn error(&self, kind: KmsErrorKind, call: Call<'_>) -> KmsError {
-        KmsError::new(kind, &self.config.name, call.operation, call.peer)
-    }
-
-    fn misuse(&self, call: Call<'_>, detail: String) -> KmsError {
-        self.error(KmsErrorKind::Config, call).with_detail(detail)
-    }
-
-    /// One request and its answer of any status.
     async fn ask(
         &self,
         call: Call<'_>,
@@ -238,33 +180,15 @@ impl KmsClient {
         body: Option<Vec<u8>>,
         deadline: Instant,
     ) -> Result<Answer, KmsError> {
-        if call.peer.is_empty() || call.peer.len() > MAX_SAE_ID_LEN || matches!(call.peer, "." | "..") {
-            let detail = format!("the other site's SAE ID has {} bytes", call.peer.len());
-            return Err(self
-                .misuse(call, detail)
-                .with_advice(format!("set the peer's sae_id to its SAE ID of 1 to {MAX_SAE_ID_LEN} bytes")));
+        let path = format!("/api/v1/keys/{}/{what}", utf8_percent_encode(call.peer, ENCODED));
+        self.door.ask(call, method, &path, body, deadline).await
+    }
+
+    fn note_get(&self, operation: Operation) {
+        let mut known = self.known();
+        if !known.only_get.contains(&operation) {
+            known.only_get.push(operation);
         }
-        let path = format!("{}/api/v1/keys/{}/{what}", self.prefix, utf8_percent_encode(call.peer, ENCODED));
-        let credentials = self.tls.current();
-        let (tls, verifier) = self.tls.connection(&credentials).map_err(|e| {
-            self.error(KmsErrorKind::Config, call).with_detail(format!("TLS can't be set up: {e}"))
-        })?;
-        let result = http::perform(&self.target, tls, Request { method, path, body }, deadline).await;
-        let shown = verifier.shown();
-        if let Some(cert) = &shown {
-            self.known().kme_not_after = Some(cert.not_after);
-        }
-        result.map_err(|failure| {
-            let context = tls_explain::Context {
-                expected: &self.target.server_name.to_str(),
-                shown,
-                own: credentials.own.as_ref(),
-                sae_id: &self.config.sae_id,
-                ca_file: &self.config.ca_file.display().to_string(),
-                cert_file: &self.config.cert_file.display().to_string(),
-            };
-            self.failed(call, failure, &context)
-        })
     }
 
     /// Turns an answer that isn't 200 into an error.
@@ -277,7 +201,8 @@ impl KmsClient {
         let kind = classify(call.operation, answer.status, excerpt.as_deref().unwrap_or_default());
         // A gateway in between gives up on a KME that may go on; other 2xx may have delivered what isn't read.
         let at_stake = if matches!(answer.status, 201..=299 | 502 | 504) { call.at_stake } else { 0 };
-        let mut error = self.error(kind, call).with_status(answer.status, excerpt).with_keys_lost(at_stake);
+        let mut error =
+            self.door.error(kind, call).with_status(answer.status, excerpt).with_keys_lost(at_stake);
         match (kind, &answer.location) {
             (KmsErrorKind::ProtocolViolation(Violation::Redirect), location) => {
                 let to = location.as_deref().unwrap_or("nowhere");
@@ -286,11 +211,10 @@ impl KmsClient {
                     .with_advice("if that is where the KME is, write its address as url");
             }
             (KmsErrorKind::IdentityRefused, _) => {
-                let own = self.tls.current();
-                let own = own.own.as_ref().map_or("?", |cert| cert.subject.as_str());
+                let own = self.door.own_name();
                 error = error.with_detail(format!(
                     "our certificate has the common name {own}, our SAE ID is {}",
-                    self.config.sae_id
+                    self.door.config.sae_id
                 ));
             }
             (KmsErrorKind::KeyNotFound, _) if answer.status == 401 => {
@@ -310,7 +234,12 @@ impl KmsClient {
     ) -> Result<Vec<(KeyId, SecretBuf)>, KmsError> {
         let parsed = with_scrubbed_stack(|| wire::parse_keys(answer.body.bytes(), asked));
         drop(answer);
-        parsed.map_err(|broken| self.broken(call, broken))
+        let parsed = parsed.and_then(|keys| {
+            let by_ids = matches!(asked, Asked::ByIds(_));
+            self.delivered.lock().unwrap_or_else(PoisonError::into_inner).note(&keys, by_ids)?;
+            Ok(keys)
+        });
+        parsed.map_err(|broken| self.door.broken(call, broken))
     }
 
     fn owned(&self, keys: Vec<(KeyId, SecretBuf)>, source: &str, target: &str) -> Vec<QkdKey> {
@@ -320,85 +249,16 @@ impl KmsClient {
                 secret,
                 source_kme: source.to_owned(),
                 target_kme: target.to_owned(),
-                kme: self.config.name.clone(),
+                kme: self.door.config.name.clone(),
+                api: Api::Etsi014,
             })
             .collect()
-    }
-
-    fn broken(&self, call: Call<'_>, Broken(violation, detail): Broken) -> KmsError {
-        self.error(KmsErrorKind::ProtocolViolation(violation), call)
-            .with_status(200, None)
-            .with_detail(detail)
-            .with_keys_lost(call.at_stake)
-    }
-
-    fn failed(&self, call: Call<'_>, failure: Failure, context: &tls_explain::Context<'_>) -> KmsError {
-        let Failure { phase, cause, status } = failure;
-        let sent = matches!(phase, Phase::Answer | Phase::Body);
-        // An error status means that no key was delivered, so nothing is lost with the rest of that answer.
-        let spent = sent && call.at_stake > 0 && status.is_none_or(|status| status == 200);
-        let lost = if spent { call.at_stake } else { 0 };
-        let with_status = |error: KmsError| match status {
-            Some(status) => error.with_status(status, None),
-            None => error,
-        };
-        let place = format!("{}:{}", self.target.host, self.target.port);
-        let refused = match phase {
-            Phase::Answer => "; some servers do so when they refuse a client certificate",
-            _ => "",
-        };
-        let broke_off = |detail: String| {
-            let kind = if spent { KmsErrorKind::LostKeys(phase) } else { KmsErrorKind::Unreachable };
-            with_status(self.error(kind, call)).with_detail(detail).with_keys_lost(lost)
-        };
-        match cause {
-            Cause::Deadline => {
-                let kind = if spent { KmsErrorKind::LostKeys(phase) } else { KmsErrorKind::Timeout(phase) };
-                with_status(self.error(kind, call))
-                    .with_detail(format!("{place}, after {:?}", self.config.timeout))
-                    .with_keys_lost(lost)
-            }
-            Cause::NoAddress => {
-                self.error(KmsErrorKind::Unreachable, call).with_detail(format!("{place} has no address"))
-            }
-            Cause::Mark(e) => self
-                .error(KmsErrorKind::Config, call)
-                .with_detail(format!("the socket can't get fwmark {:?}: {e}", self.target.fwmark))
-                .with_advice("give the program CAP_NET_ADMIN, or remove fwmark"),
-            Cause::Tls(e) => {
-                let Explanation { kind, detail, advice } = tls_explain::explain(&e, context);
-                // TLS 1.3 tells of a refused certificate only after the request has gone out, but before it was looked at.
-                let lost = if kind == KmsErrorKind::IdentityRefused { 0 } else { lost };
-                self.error(kind, call).with_detail(detail).with_advice(advice).with_keys_lost(lost)
-            }
-            Cause::Io(e) if sent => {
-                broke_off(format!("the connection to {place} broke {phase}: {e}{refused}"))
-            }
-            Cause::Closed if sent => broke_off(format!("{place} closed the connection {phase}{refused}")),
-            Cause::Io(e) => {
-                self.error(KmsErrorKind::Unreachable, call).with_detail(format!("{place}, {phase}: {e}"))
-            }
-            Cause::Closed => self
-                .error(KmsErrorKind::Unreachable, call)
-                .with_detail(format!("{place} closed the connection {phase}")),
-            Cause::TooLarge => {
-                with_status(self.error(KmsErrorKind::ProtocolViolation(Violation::TooLarge), call))
-                    .with_detail(format!("the answer is larger than {MAX_BODY} bytes"))
-                    .with_keys_lost(lost)
-            }
-            Cause::Http(text) => {
-                with_status(self.error(KmsErrorKind::ProtocolViolation(Violation::Http), call))
-                    .with_detail(format!("{place} doesn't answer in HTTP/1: {text}"))
-                    .with_advice("check that url is the KME's, and not another service's")
-                    .with_keys_lost(lost)
-            }
-        }
     }
 }
 
 impl KeySource for KmsClient {
     fn name(&self) -> &str {
-        &self.config.name
+        &self.door.config.name
     }
 
     fn api(&self) -> Api {
@@ -406,21 +266,11 @@ impl KeySource for KmsClient {
     }
 
     fn url(&self) -> &str {
-        &self.config.url
+        &self.door.config.url
     }
 
     fn link<'a>(&'a self, peer: &'a str) -> BoxFuture<'a, Result<Link, KmsError>> {
-        Box::pin(async move {
-            let status = self.status(peer).await?;
-            let max = status.max_key_per_request.map(|n| u32::try_from(n).unwrap_or(u32::MAX));
-            Ok(Link {
-                source_kme: status.source_kme_id,
-                target_kme: status.target_kme_id,
-                stored_key_count: status.stored_key_count,
-                // Zero would mean that the KME gives no key at all: it is a field that nobody filled in.
-                max_key_per_request: max.filter(|n| *n > 0),
-            })
-        })
+        Box::pin(async move { Ok(self.status(peer).await?.link()) })
     }
 
     fn fetch_new<'a>(
@@ -440,11 +290,11 @@ impl KeySource for KmsClient {
         Box::pin(self.dec_keys(peer, ids))
     }
 
+    fn connection(&self) -> Option<Connection> {
+        self.door.last_connection()
+    }
+
     fn certificates(&self) -> Certificates {
-        Certificates {
-            own_not_after: self.tls.current().own.as_ref().map(|cert| cert.not_after),
-            kme_not_after: self.known().kme_not_after,
-            problem: self.tls.problem(),
-        }
+        self.door.certificates()
     }
 }

@@ -24,6 +24,8 @@ use zeroize::Zeroize;
 
 use crate::body::ErasedBody;
 use crate::error::Phase;
+use crate::source::{Connection, TlsFacts};
+use crate::tls_explain::CertificateInfo;
 
 /// The largest answer that is read, in bytes. A thousand keys of 256 bits fit; a KME that sends more is broken or hostile.
 pub const MAX_BODY: usize = 1024 * 1024;
@@ -59,6 +61,8 @@ pub(crate) struct Answer {
     pub(crate) status: u16,
     pub(crate) body: ErasedBody,
     pub(crate) location: Option<String>,
+    /// `Content-Type`, on one line.
+    pub(crate) content_type: Option<String>,
 }
 
 /// Why there is no answer.
@@ -88,9 +92,28 @@ pub(crate) enum Cause {
     Http(String),
 }
 
-struct Progress {
-    phase: Phase,
+/// How far an operation got, and over what.
+#[derive(Default)]
+pub(crate) struct Trace {
+    phase: Option<Phase>,
     status: Option<u16>,
+    address: Option<SocketAddr>,
+    connected_in: Option<Duration>,
+    tls_in: Option<Duration>,
+    tls: Option<TlsFacts>,
+}
+
+impl Trace {
+    /// In words, with the certificate that was shown.
+    pub(crate) fn connection(self, shown: Option<&CertificateInfo>) -> Connection {
+        Connection {
+            address: self.address,
+            connected_in: self.connected_in,
+            tls_in: self.tls_in,
+            tls: self.tls,
+            certificate: shown.map(CertificateInfo::facts),
+        }
+    }
 }
 
 /// Does one request within `deadline`.
@@ -99,16 +122,15 @@ pub(crate) async fn perform(
     tls: Arc<ClientConfig>,
     request: Request,
     deadline: Instant,
+    trace: &mut Trace,
 ) -> Result<Answer, Failure> {
-    let mut progress = Progress { phase: Phase::Resolve, status: None };
-    let result =
-        tokio::time::timeout_at(deadline, attempt(target, tls, request, deadline, &mut progress)).await;
+    let result = tokio::time::timeout_at(deadline, attempt(target, tls, request, deadline, trace)).await;
     let cause = match result {
         Ok(Ok(answer)) => return Ok(answer),
         Ok(Err(cause)) => cause,
         Err(_) => Cause::Deadline,
     };
-    Err(Failure { phase: progress.phase, cause, status: progress.status })
+    Err(Failure { phase: trace.phase.unwrap_or(Phase::Resolve), cause, status: trace.status })
 }
 
 async fn attempt(
@@ -116,22 +138,28 @@ async fn attempt(
     tls: Arc<ClientConfig>,
     request: Request,
     deadline: Instant,
-    progress: &mut Progress,
+    trace: &mut Trace,
 ) -> Result<Answer, Cause> {
     let addresses: Vec<SocketAddr> =
         tokio::net::lookup_host((target.host.as_str(), target.port)).await.map_err(Cause::Io)?.collect();
 
-    progress.phase = Phase::Connect;
+    trace.phase = Some(Phase::Connect);
+    let began = Instant::now();
     let tcp = connect(&addresses, target.fwmark, deadline).await?;
+    trace.address = tcp.peer_addr().ok();
+    trace.connected_in = Some(began.elapsed());
 
-    progress.phase = Phase::Tls;
+    trace.phase = Some(Phase::Tls);
+    let began = Instant::now();
     let stream = TlsConnector::from(tls)
         .connect(target.server_name.clone(), tcp)
         .await
         .map_err(|e| io_cause(e, Cause::Io))?;
+    trace.tls_in = Some(began.elapsed());
+    trace.tls = Some(TlsFacts::of(stream.get_ref().1));
 
-    progress.phase = Phase::Answer;
-    exchange(stream, target, request, deadline, progress).await
+    trace.phase = Some(Phase::Answer);
+    exchange(stream, target, request, deadline, trace).await
 }
 
 /// Tries the addresses in their order, each with a fair share of the time that is left.
@@ -166,14 +194,14 @@ async fn connect(
     Err(last)
 }
 
-type Connection = http1::Connection<TokioIo<TlsStream<TcpStream>>, Full<Bytes>>;
+type Http1 = http1::Connection<TokioIo<TlsStream<TcpStream>>, Full<Bytes>>;
 
 async fn exchange(
     stream: TlsStream<TcpStream>,
     target: &Target,
     request: Request,
     deadline: Instant,
-    progress: &mut Progress,
+    trace: &mut Trace,
 ) -> Result<Answer, Cause> {
     let (mut sender, connection) = http1::Builder::new()
         .max_buf_size(MAX_HEAD)
@@ -198,12 +226,13 @@ async fn exchange(
 
     let response = connection.run(sender.send_request(request)).await.map_err(|e| hyper_cause(&e))?;
     let status = response.status().as_u16();
-    progress.phase = Phase::Body;
-    progress.status = Some(status);
-    let location = response
-        .headers()
-        .get(header::LOCATION)
-        .map(|value| crate::excerpt::one_line(&String::from_utf8_lossy(value.as_bytes())));
+    trace.phase = Some(Phase::Body);
+    trace.status = Some(status);
+    let text = |name| {
+        let value: Option<&header::HeaderValue> = response.headers().get(name);
+        value.map(|value| crate::excerpt::one_line(&String::from_utf8_lossy(value.as_bytes())))
+    };
+    let (location, content_type) = (text(header::LOCATION), text(header::CONTENT_TYPE));
     let body = if status == 200 {
         connection.run(read_body(response)).await?
     } else {
@@ -213,12 +242,12 @@ async fn exchange(
     };
     drop(sender);
     connection.say_goodbye().await;
-    Ok(Answer { status, body, location })
+    Ok(Answer { status, body, location, content_type })
 }
 
 /// Drives a connection beside the work on it, in one future: whoever drops that future drops the connection.
 struct Driver {
-    connection: Pin<Box<Connection>>,
+    connection: Pin<Box<Http1>>,
     ended: bool,
 }
 

@@ -2,6 +2,8 @@
 
 use qvpn_secret::SecretBuf;
 
+use crate::source::Api;
+
 /// The longest key ID that is accepted, in bytes. ETSI GS QKD 014 says UUID; servers send other strings too.
 pub const MAX_KEY_ID_LEN: usize = 256;
 
@@ -93,6 +95,8 @@ pub struct QkdKey {
     pub target_kme: String,
     /// Our name for the KME that gave us the key (`name` of its config).
     pub kme: String,
+    /// What it came by; a key of [`Api::File`] is no QKD key.
+    pub api: Api,
 }
 
 impl QkdKey {

@@ -6,14 +6,22 @@ use std::future::Future;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use crate::breaker::{Admission, Breaker};
+use tokio::sync::{Semaphore, SemaphorePermit};
+
+use crate::breaker::{Admission, Breaker, Failure};
 use crate::clock::{boottime_ns, unix_seconds};
-use crate::error::{Blame, KmsError, KmsErrorKind, Operation};
+use crate::error::{Blame, KmsError, KmsErrorKind, Operation, Phase};
 use crate::key::{KeyId, QkdKey};
-use crate::source::{KeySource, Link};
+use crate::source::{Certificates, KeySource, Link};
 
 /// How long the answer about a link holds before it is asked for again, in nanoseconds.
 const LINK_HOLDS_NS: u64 = 600_000_000_000;
+/// A KME that nobody asked for so long is probed, so that a spare one that doesn't work is known before it is needed.
+const IDLE_NS: u64 = 60_000_000_000;
+/// Between two probes of a KME's links: a KME that fails for many peers isn't flooded with probes.
+const PROBE_GAP_NS: u64 = 100_000_000;
+/// Operations at one KME at once; the others wait. A KME that comes back isn't overrun by a thousand peers.
+const AT_ONCE: usize = 16;
 
 /// Whether a KME works.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -84,6 +92,11 @@ pub enum KmeEvent {
         /// Why.
         error: KmsError,
     },
+    /// It answers again, so whoever waits for keys may ask at once. Whether it gives any isn't known yet.
+    Answers {
+        /// Our name for it.
+        kme: String,
+    },
     /// It was asked something, for counters and histograms.
     Asked {
         /// Our name for it.
@@ -110,6 +123,16 @@ pub struct Kme {
     observer: Observer,
     clock: Clock,
     inner: Mutex<Inner>,
+    at_once: Semaphore,
+}
+
+/// A probe that is due.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DueProbe {
+    /// The SAE whose link is to be asked about.
+    pub peer: String,
+    /// Whether the KME, or this link, had failed; otherwise it was merely not asked for long.
+    pub after_failure: bool,
 }
 
 /// A breaker, and the failure that opened it.
@@ -121,8 +144,18 @@ struct Fuse {
 
 impl Fuse {
     fn failed(&mut self, now: u64, why: &KmsError) {
-        self.breaker.failed(now);
+        self.breaker.failed(now, how_it_failed(why));
         self.why = Some(why.clone());
+    }
+}
+
+/// Whether nothing was there, or what was there did badly.
+fn how_it_failed(error: &KmsError) -> Failure {
+    use KmsErrorKind as K;
+    match (error.kind(), error.operation()) {
+        (K::Unreachable | K::Timeout(Phase::Resolve | Phase::Connect | Phase::Tls), _)
+        | (K::Timeout(_) | K::ServerFault, Operation::Status) => Failure::Gone,
+        _ => Failure::Bad,
     }
 }
 
@@ -134,6 +167,8 @@ struct KnownLink {
     told: Option<(u64, Link)>,
     /// Whether the last answer about it was one of a KME that works.
     works: Option<bool>,
+    /// When a request for keys failed though the KME was there, and none went well since. A good status doesn't disprove it.
+    keys_failed: Option<u64>,
 }
 
 #[derive(Default)]
@@ -142,6 +177,15 @@ struct Inner {
     /// By the other SAE; these are our own config's peers, so there are few.
     links: HashMap<String, KnownLink>,
     up: Option<bool>,
+    /// Whether it answered when it was last asked.
+    answers: Option<bool>,
+    /// As for a link, where the whole KME is to blame.
+    keys_failed: Option<u64>,
+    /// When it was last asked anything, and when a link may be probed again.
+    asked_at: Option<u64>,
+    next_link_probe: u64,
+    /// The link that was probed last, so that the next one gets its turn.
+    probed: usize,
     last_error: Option<(u64, KmsError)>,
     last_success: Option<u64>,
     latency: Option<Duration>,
@@ -158,13 +202,20 @@ impl Kme {
     /// As [`new`](Self::new), with another clock (nanoseconds, never backwards), for tests on virtual time.
     #[must_use]
     pub fn with_clock(source: Box<dyn KeySource>, observer: Observer, clock: Clock) -> Arc<Self> {
-        Arc::new(Self { source, observer, clock, inner: Mutex::default() })
+        let at_once = Semaphore::new(AT_ONCE);
+        Arc::new(Self { source, observer, clock, inner: Mutex::default(), at_once })
     }
 
     /// Our name for it.
     #[must_use]
     pub fn name(&self) -> &str {
         self.source.name()
+    }
+
+    /// When its certificates end.
+    #[must_use]
+    pub fn certificates(&self) -> Certificates {
+        self.source.certificates()
     }
 
     /// What is known about the link to `peer`, without asking.
@@ -201,13 +252,46 @@ impl Kme {
         }
     }
 
+    /// The probe that is due now, if one is: of a KME or a link that failed and has rested, or that nobody asked for a
+    /// while. `peers` are the SAEs for which this KME is configured. To be looked at about twice a second.
+    #[must_use]
+    pub fn due_probe(&self, peers: &[&str]) -> Option<DueProbe> {
+        let now = (self.clock)();
+        let mut inner = self.inner();
+        let count = peers.len();
+        let first = inner.probed;
+        let (found, after_failure) = if inner.fuse.breaker.is_open() {
+            (inner.fuse.breaker.probe_due(now).then_some(first), true)
+        } else {
+            let due = |i: &usize| {
+                let link = peers.get(i % count).and_then(|peer| inner.links.get(*peer));
+                link.is_some_and(|link| link.fuse.breaker.probe_due(now))
+            };
+            let link = (first..first + count).find(due).filter(|_| inner.up == Some(false));
+            let idle = inner.asked_at.is_none_or(|at| now.saturating_sub(at) >= IDLE_NS);
+            (link.or(idle.then_some(first)), link.is_some())
+        };
+        let turn = found?.checked_rem(count)?;
+        inner.probed = (turn + 1) % count;
+        // Whoever is told asks at once, and nobody else needs to.
+        inner.asked_at = Some(now);
+        Some(DueProbe { peer: (*peers.get(turn)?).to_owned(), after_failure })
+    }
+
     /// Asks about the link to `peer` now, if the breaker lets us; takes no key. For a health check from time to time.
     ///
     /// # Errors
     /// The KME's failure, or its former one while it rests.
     pub async fn probe(&self, peer: &str) -> Result<Link, KmsError> {
+        let _turn = self.turn().await;
         let _leave = self.admit(peer)?;
         self.ask_link(peer).await
+    }
+
+    /// A turn at the KME; no more than [`AT_ONCE`] are given at a time.
+    async fn turn(&self) -> Option<SemaphorePermit<'_>> {
+        // The semaphore is never closed.
+        self.at_once.acquire().await.ok()
     }
 
     /// The link to `peer`, known or asked. While a breaker is open it is probed, or nothing is done.
@@ -223,7 +307,18 @@ impl Kme {
                 return Ok(link.clone());
             }
         }
+        let _turn = self.turn().await;
         self.ask_link(peer).await
+    }
+
+    /// Whether no request of somebody else found the KME or the link broken while this one waited for its turn.
+    fn still_works(&self, peer: &str) -> Result<(), KmsError> {
+        let inner = self.inner();
+        let fuses = [Some(&inner.fuse), inner.links.get(peer).map(|link| &link.fuse)];
+        match fuses.into_iter().flatten().find(|fuse| fuse.breaker.is_open()) {
+            Some(fuse) => Err(self.resting(fuse, fuse.breaker.rests_for((self.clock)()), peer)),
+            None => Ok(()),
+        }
     }
 
     pub(crate) async fn fetch_new(
@@ -232,10 +327,14 @@ impl Kme {
         number: u32,
         bits: u32,
     ) -> Result<Vec<QkdKey>, KmsError> {
+        let _turn = self.turn().await;
+        self.still_works(peer)?;
         self.ask(Operation::EncKeys, peer, self.source.fetch_new(peer, number, bits)).await
     }
 
     pub(crate) async fn fetch_by_ids(&self, peer: &str, ids: &[KeyId]) -> Result<Vec<QkdKey>, KmsError> {
+        let _turn = self.turn().await;
+        self.still_works(peer)?;
         self.ask(Operation::DecKeys, peer, self.source.fetch_by_ids(peer, ids)).await
     }
 
@@ -252,10 +351,17 @@ impl Kme {
             Admission::Probe => return Ok(Some(ProbeLeave { kme: self, peer: None })),
             Admission::Rest(left) => return Err(self.resting(&inner.fuse, left, peer)),
         }
+        let next = inner.next_link_probe;
         let fuse = &mut inner.links.entry(peer.to_owned()).or_default().fuse;
+        if fuse.breaker.probe_due(now) && next > now {
+            return Err(self.resting(fuse, next - now, peer));
+        }
         match fuse.breaker.admit(now) {
             Admission::Ask => Ok(None),
-            Admission::Probe => Ok(Some(ProbeLeave { kme: self, peer: Some(peer) })),
+            Admission::Probe => {
+                inner.next_link_probe = now.saturating_add(PROBE_GAP_NS);
+                Ok(Some(ProbeLeave { kme: self, peer: Some(peer) }))
+            }
             Admission::Rest(left) => Err(self.resting(fuse, left, peer)),
         }
     }
@@ -289,24 +395,32 @@ impl Kme {
         work: impl Future<Output = Result<T, KmsError>>,
     ) -> Result<T, KmsError> {
         let began = (self.clock)();
+        self.inner().asked_at = Some(began);
         let result = work.await;
         let now = (self.clock)();
         let took = Duration::from_nanos(now.saturating_sub(began));
-        let (turned, outcome, keys_lost) = {
+        let (turned, back, outcome, keys_lost) = {
             let mut inner = self.inner();
             let works = inner.note(peer, result.as_ref().err(), operation != Operation::Status, now);
-            let turned = inner.up != Some(works);
-            inner.up = Some(works);
+            let was_up = inner.up.replace(works);
+            let turned = was_up != Some(works);
+            let answers = result.as_ref().err().is_none_or(|error| error.blame() != Blame::Kme);
+            let came_back = (answers && inner.answers == Some(false)) || (was_up == Some(false) && works);
+            inner.answers = Some(answers);
+            if came_back {
+                inner.links.values_mut().for_each(|link| link.fuse.breaker.cut_short(now));
+            }
             match &result {
                 Ok(_) => {
                     inner.last_success = Some(now);
                     inner.latency = Some(took);
-                    (turned.then_some(None), "ok", 0)
+                    // A status that works doesn't mean that the KME does, where keys failed.
+                    ((turned && works).then_some(None), came_back, "ok", 0)
                 }
                 Err(error) => {
                     inner.last_error = Some((now, error.clone()));
                     let event = turned.then(|| (!works).then(|| error.clone()));
-                    (event, error.kind().as_str(), error.keys_lost())
+                    (event, came_back, error.kind().as_str(), error.keys_lost())
                 }
             }
         };
@@ -319,6 +433,9 @@ impl Kme {
             Some(Some(error)) => (self.observer)(KmeEvent::Down { kme: kme.clone(), error }),
             None => {}
         }
+        if back {
+            (self.observer)(KmeEvent::Answers { kme: kme.clone() });
+        }
         (self.observer)(KmeEvent::Asked { kme, operation, outcome, took, keys_lost });
         result
     }
@@ -326,32 +443,39 @@ impl Kme {
 
 impl Inner {
     /// Sets the breakers after an answer about `peer`, and says whether the KME works: it does if it can be reached and at
-    /// least one link does, so that one peer that is set up wrongly doesn't make it look broken.
-    fn note(&mut self, peer: &str, error: Option<&KmsError>, took_keys: bool, now: u64) -> bool {
+    /// least one link does, so that one peer that is set up wrongly doesn't make it look broken. Where keys failed though
+    /// the KME was there, a good status isn't enough for a while.
+    fn note(&mut self, peer: &str, error: Option<&KmsError>, about_keys: bool, now: u64) -> bool {
         let link = self.links.entry(peer.to_owned()).or_default();
         match error.map(|error| (error.blame(), error)) {
-            None => {
-                self.fuse.breaker.succeeded(took_keys);
-                link.fuse.breaker.succeeded(took_keys);
-                link.works = Some(true);
-            }
-            Some((Blame::Nothing, _)) => {
-                self.fuse.breaker.succeeded(false);
-                link.fuse.breaker.succeeded(false);
-                link.works = Some(true);
+            None | Some((Blame::Nothing, _)) => {
+                let delivered = about_keys && error.is_none();
+                self.fuse.breaker.succeeded(delivered);
+                link.fuse.breaker.succeeded(delivered);
+                if about_keys {
+                    (self.keys_failed, link.keys_failed) = (None, None);
+                }
+                link.works = Some(!lately(link.keys_failed, now));
             }
             Some((Blame::Link, why)) => {
                 self.fuse.breaker.succeeded(false);
                 link.fuse.failed(now, why);
+                link.keys_failed = about_keys.then_some(now).or(link.keys_failed);
                 link.works = Some(false);
             }
             Some((Blame::Kme, why)) => {
                 self.fuse.failed(now, why);
+                let was_there = how_it_failed(why) == Failure::Bad;
+                self.keys_failed = (about_keys && was_there).then_some(now).or(self.keys_failed);
                 return false;
             }
         }
-        self.links.values().any(|link| link.works == Some(true))
+        !lately(self.keys_failed, now) && self.links.values().any(|link| link.works == Some(true))
     }
+}
+
+fn lately(then: Option<u64>, now: u64) -> bool {
+    then.is_some_and(|then| now.saturating_sub(then) < IDLE_NS)
 }
 
 /// Leave for one probe. If its future is dropped before it told anything, the next caller may probe.

@@ -1,7 +1,8 @@
-//! Fetches QKD keys over ETSI GS QKD 014 and explains failures. A KME is somebody else's box: nothing that it says is
+//! Fetches keys from a site's key management entities (KMEs), over ETSI GS QKD 014 above all, and explains failures. A KME is somebody else's box: nothing that it says is
 //! trusted until it is checked, and every failure says which KME, what was asked, what came back and what to change.
 //!
-//! - [`KeySource`] is what stands before any key delivery interface; [`KmsClient`] is ETSI GS QKD 014 V1.1.1.
+//! - [`KeySource`] is what stands before any key delivery interface: [`KmsClient`] is ETSI GS QKD 014 V1.1.1,
+//!   [`SkipClient`] is Cisco's SKIP, and [`KeyFile`] a file of keys, which is no QKD.
 //! - [`Kme`] adds a breaker and a health view to one source, and is shared by all peers that use that KME.
 //! - [`KmeSet`] is one peer's ordered list of KMEs, with failover within that SAE pair.
 //!
@@ -19,25 +20,34 @@ mod classify;
 mod client;
 mod clock;
 mod config;
+mod delivered;
+mod door;
 mod error;
 mod excerpt;
 mod http;
 mod key;
+mod key_file;
 mod kme;
+pub mod probe;
 mod set;
+mod skip;
+mod skip_wire;
 mod source;
 mod tls;
 mod tls_explain;
 mod wire;
 
-pub use breaker::{Admission, Breaker, FIRST_DELAY_NS, MAX_DELAY_NS};
+pub use breaker::{Admission, Breaker, FIRST_DELAY_NS, Failure, MAX_DELAY_NS};
 pub use classify::classify;
 pub use client::{KmsClient, MAX_KEY_BITS, MAX_KEYS_PER_CALL, MIN_KEY_BITS};
 pub use config::{DEFAULT_TIMEOUT, KmeConfig};
 pub use error::{Blame, KmsError, KmsErrorKind, Operation, Phase, TlsFault, Violation};
 pub use http::{MAX_BODY, MAX_ERROR_BODY};
 pub use key::{KeyId, KeyIdError, KeyRef, MAX_KEY_ID_LEN, QkdKey};
-pub use kme::{Kme, KmeEvent, KmeHealth, KmeState, Observer};
+pub use key_file::KeyFile;
+pub use kme::{DueProbe, Kme, KmeEvent, KmeHealth, KmeState, Observer};
 pub use set::{FetchedByIds, KEY_BITS, KmeSet, SetError};
-pub use source::{Api, BoxFuture, Certificates, KeySource, Link};
+pub use skip::SkipClient;
+pub use skip_wire::Capabilities;
+pub use source::{Api, BoxFuture, CertificateFacts, Certificates, Connection, KeySource, Link, TlsFacts};
 pub use wire::Status;

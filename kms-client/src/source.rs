@@ -2,7 +2,9 @@
 //! join by implementing [`KeySource`].
 
 use std::future::Future;
+use std::net::SocketAddr;
 use std::pin::Pin;
+use std::time::Duration;
 
 use crate::error::KmsError;
 use crate::key::{KeyId, QkdKey};
@@ -53,8 +55,66 @@ pub struct Certificates {
     pub own_not_after: Option<i64>,
     /// The end of the KME's, as seen at the last handshake.
     pub kme_not_after: Option<i64>,
+    /// The end of the CA's in `ca_file`; of several, the last one to end.
+    pub ca_not_after: Option<i64>,
     /// Why files that changed could not be loaded, so that the former ones are still in use.
     pub problem: Option<String>,
+}
+
+/// What a connection to a KME was like, as far as it got.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Connection {
+    /// The KME's address.
+    pub address: Option<SocketAddr>,
+    /// How long TCP took.
+    pub connected_in: Option<Duration>,
+    /// How long the TLS handshake took.
+    pub tls_in: Option<Duration>,
+    /// What TLS agreed on; `None` if the handshake failed.
+    pub tls: Option<TlsFacts>,
+    /// The certificate that the KME showed, also if it was refused.
+    pub certificate: Option<CertificateFacts>,
+}
+
+/// What TLS agreed on, in the names of the IANA registries where rustls has them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TlsFacts {
+    /// `TLSv1_3`, as rustls calls it.
+    pub version: String,
+    /// The key exchange group, such as `X25519MLKEM768`.
+    pub group: String,
+    /// The cipher suite.
+    pub suite: String,
+    /// Whether the group resists a quantum computer.
+    pub quantum_safe: bool,
+}
+
+impl TlsFacts {
+    pub(crate) fn of(connection: &rustls::ClientConnection) -> Self {
+        let group = connection.negotiated_key_exchange_group();
+        let unknown = || "unknown".to_owned();
+        Self {
+            version: connection.protocol_version().map_or_else(unknown, |version| format!("{version:?}")),
+            group: group.map_or_else(unknown, |group| format!("{:?}", group.name())),
+            suite: connection
+                .negotiated_cipher_suite()
+                .map_or_else(unknown, |suite| format!("{:?}", suite.suite())),
+            quantum_safe: group.is_some_and(|group| group.name() == rustls::NamedGroup::X25519MLKEM768),
+        }
+    }
+}
+
+/// What a certificate says about itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CertificateFacts {
+    /// The common name, or the whole subject where there is none.
+    pub subject: String,
+    /// Likewise of the issuer.
+    pub issuer: String,
+    /// The subject alternative names.
+    pub names: Vec<String>,
+    /// When it ends, in seconds since 1970.
+    pub not_after: i64,
 }
 
 /// Something that delivers the same secret keys to two sites. A dropped future ends its operation and its connection.
@@ -85,6 +145,11 @@ pub trait KeySource: Send + Sync {
         peer: &'a str,
         ids: &'a [KeyId],
     ) -> BoxFuture<'a, Result<Vec<QkdKey>, KmsError>>;
+
+    /// What the latest connection was like; `None` before the first, and where there are none.
+    fn connection(&self) -> Option<Connection> {
+        None
+    }
 
     /// When the certificates end.
     fn certificates(&self) -> Certificates {

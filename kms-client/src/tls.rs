@@ -42,6 +42,8 @@ pub(crate) struct Credentials {
     identity: Arc<SingleCertAndKey>,
     /// Our certificate; `None` if it can't be read, which is the KME's to judge.
     pub(crate) own: Option<CertificateInfo>,
+    /// When the last of the CA certificates ends, in seconds since 1970.
+    pub(crate) ca_not_after: Option<i64>,
 }
 
 struct Loaded {
@@ -133,7 +135,9 @@ fn stamps(paths: &[PathBuf; 3]) -> [Option<Stamp>; 3] {
 fn read_credentials(paths: &[PathBuf; 3], provider: &Arc<CryptoProvider>) -> Result<Credentials, FileError> {
     let [ca_file, cert_file, key_file] = paths;
     let mut roots = RootCertStore::empty();
+    let mut ca_not_after = None;
     for ca in read_certificates("ca_file", ca_file)? {
+        ca_not_after = ca_not_after.max(CertificateInfo::of(&ca).map(|info| info.not_after));
         roots.add(ca).map_err(|e| FileError {
             what: format!("ca_file {} holds a certificate that can't be a CA: {e}", ca_file.display()),
             advice: "put the CA certificate there that issued the KME's certificate".to_owned(),
@@ -167,7 +171,7 @@ fn read_credentials(paths: &[PathBuf; 3], provider: &Arc<CryptoProvider>) -> Res
             advice: "put a certificate and its own private key there".to_owned(),
         });
     }
-    Ok(Credentials { verifier, identity: Arc::new(SingleCertAndKey::from(identity)), own })
+    Ok(Credentials { verifier, identity: Arc::new(SingleCertAndKey::from(identity)), own, ca_not_after })
 }
 
 fn read_certificates(role: &str, path: &Path) -> Result<Vec<CertificateDer<'static>>, FileError> {

@@ -11,6 +11,7 @@ use x509_parser::prelude::{FromDer, GeneralName, X509Certificate, X509Name, X509
 
 use crate::error::{KmsErrorKind, TlsFault};
 use crate::excerpt::one_line;
+use crate::source::CertificateFacts;
 
 /// What a certificate says about itself. Its texts are other people's, so they are bounded and on one line.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -46,6 +47,18 @@ impl CertificateInfo {
             not_after_text: cert.validity().not_after.to_string(),
             not_after: cert.validity().not_after.timestamp(),
         })
+    }
+}
+
+impl CertificateInfo {
+    /// For people and programs.
+    pub(crate) fn facts(&self) -> CertificateFacts {
+        CertificateFacts {
+            subject: self.subject.clone(),
+            issuer: self.issuer.clone(),
+            names: self.names.clone(),
+            not_after: self.not_after,
+        }
     }
 }
 

@@ -11,6 +11,7 @@ use zeroize::Zeroize;
 use crate::client::{MAX_KEY_BITS, MIN_KEY_BITS};
 use crate::error::Violation;
 use crate::key::{KeyId, MAX_KEY_ID_LEN};
+use crate::source::Link;
 
 /// A status answer (ETSI GS QKD 014 section 6.1). All fields are required by the document, but servers leave some out or
 /// send numbers as strings, so a number that can't be read is `None` and a name is empty.
@@ -42,6 +43,43 @@ pub struct Status {
     pub extension: Option<serde_json::Value>,
     /// Required fields that are missing or can't be read.
     pub missing: Vec<&'static str>,
+    /// Whether a number came as a string.
+    pub numbers_as_text: bool,
+    /// Fields that the document doesn't know; 16 at most.
+    pub unknown: Vec<String>,
+    /// The answer's `Content-Type`, if it isn't JSON's.
+    pub content_type: Option<String>,
+}
+
+/// The fields of section 6.1.
+const STATUS_FIELDS: [&str; 12] = [
+    "source_KME_ID",
+    "target_KME_ID",
+    "master_SAE_ID",
+    "slave_SAE_ID",
+    "key_size",
+    "stored_key_count",
+    "max_key_count",
+    "max_key_per_request",
+    "max_key_size",
+    "min_key_size",
+    "max_SAE_ID_count",
+    "status_extension",
+];
+
+impl Status {
+    /// What of it a [`KeySource`](crate::KeySource) tells.
+    #[must_use]
+    pub fn link(&self) -> Link {
+        let most = self.max_key_per_request.map(|n| u32::try_from(n).unwrap_or(u32::MAX));
+        Link {
+            source_kme: self.source_kme_id.clone(),
+            target_kme: self.target_kme_id.clone(),
+            stored_key_count: self.stored_key_count,
+            // Zero would mean that the KME gives no key at all: it is a field that nobody filled in.
+            max_key_per_request: most.filter(|n| *n > 0),
+        }
+    }
 }
 
 /// What breaks the document, and words about it that hold no key material.
@@ -83,13 +121,17 @@ pub(crate) fn parse_status(body: &[u8]) -> Result<Status, Broken> {
     };
     let (source_kme_id, target_kme_id) = (text("source_KME_ID"), text("target_KME_ID"));
     let (master_sae_id, slave_sae_id) = (text("master_SAE_ID"), text("slave_SAE_ID"));
+    let mut numbers_as_text = false;
     let mut number = |name: &'static str| {
         let value = fields.get(name).and_then(|v| v.as_u64().or_else(|| v.as_str()?.parse().ok()));
+        numbers_as_text |= value.is_some() && fields.get(name).is_some_and(serde_json::Value::is_string);
         if value.is_none() {
             missing.push(name);
         }
         value
     };
+    let unknown = fields.keys().filter(|name| !STATUS_FIELDS.contains(&name.as_str())).take(16);
+    let unknown = unknown.map(|name| crate::excerpt::one_line(name)).collect();
     Ok(Status {
         source_kme_id,
         target_kme_id,
@@ -104,6 +146,9 @@ pub(crate) fn parse_status(body: &[u8]) -> Result<Status, Broken> {
         max_sae_id_count: number("max_SAE_ID_count"),
         extension: fields.get("status_extension").cloned(),
         missing,
+        numbers_as_text,
+        unknown,
+        content_type: None,
     })
 }
 
@@ -218,7 +263,7 @@ fn decode(text: &KeyText<'_>, id: &KeyId, asked: &Asked<'_>) -> Result<SecretBuf
 }
 
 /// Where the JSON breaks. The parser's own words may quote a value, and a value may be a key, so they aren't used.
-fn not_json(body: &[u8], error: &serde_json::Error) -> Broken {
+pub(crate) fn not_json(body: &[u8], error: &serde_json::Error) -> Broken {
     let what = match error.classify() {
         _ if body.is_empty() => return Broken(Violation::Json, "the body is empty".to_owned()),
         serde_json::error::Category::Eof => "the JSON ends too early",

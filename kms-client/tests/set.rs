@@ -11,8 +11,8 @@ use std::time::Duration;
 
 use kms_client::KmsErrorKind as K;
 use kms_client::{
-    Api, BoxFuture, KeyId, KeyRef, KeySource, Kme, KmeEvent, KmeSet, KmeState, KmsClient, KmsError, Link,
-    MAX_DELAY_NS, Operation, Phase, QkdKey, TlsFault,
+    Api, BoxFuture, DueProbe, KeyId, KeyRef, KeySource, Kme, KmeEvent, KmeSet, KmeState, KmsClient, KmsError,
+    Link, MAX_DELAY_NS, Operation, Phase, QkdKey, TlsFault,
 };
 use qvpn_secret::SecretBuf;
 
@@ -57,6 +57,7 @@ impl Scripted {
             source_kme: self.link.source_kme.clone(),
             target_kme: self.link.target_kme.clone(),
             kme: self.name.to_owned(),
+            api: Api::Etsi014,
         }
     }
 }
@@ -181,6 +182,7 @@ impl World {
             .map(|event| match event {
                 KmeEvent::Up { kme } => format!("{kme} up"),
                 KmeEvent::Down { kme, error } => format!("{kme} down {}", error.kind().as_str()),
+                KmeEvent::Answers { kme } => format!("{kme} answers"),
                 KmeEvent::Asked { kme, operation, outcome, keys_lost, .. } => {
                     assert_eq!(keys_lost, 0);
                     format!("{kme} {operation} {outcome}")
@@ -253,19 +255,19 @@ async fn a_kme_that_failed_rests_and_is_probed_without_taking_keys() {
         world.events(),
         ["one down unreachable", "one enc_keys unreachable", "two up", "two status ok", "two enc_keys ok"]
     );
-    for rest in [1, 2] {
-        world.sleep(rest * SECOND - 1);
+    for _ in 0..2 {
+        world.sleep(SECOND - 1);
         world.calls(0);
         assert_eq!(world.new_key_from().await, "two");
-        assert!(world.calls(0).is_empty(), "it rests {rest} s");
+        assert!(world.calls(0).is_empty(), "it rests a second");
         world.sleep(1);
         assert_eq!(world.new_key_from().await, "two");
         assert_eq!(world.calls(0), ["status SITE-B"]);
     }
     world.events();
-    world.sleep(4 * SECOND);
+    world.sleep(SECOND);
     assert_eq!(world.new_key_from().await, "one");
-    assert_eq!(world.events(), ["one up", "one status ok", "one enc_keys ok"]);
+    assert_eq!(world.events(), ["one up", "one answers", "one status ok", "one enc_keys ok"]);
     assert_eq!(world.set.health()[0].state, KmeState::Up);
 }
 
@@ -293,6 +295,104 @@ async fn a_kme_that_answers_status_and_hangs_on_keys_rests_longer_and_longer() {
     }
     assert_eq!(rests, [1, 2, 4, 8, 16, 30, 30, 30]);
     assert_eq!(MAX_DELAY_NS, 30 * SECOND);
+}
+
+#[tokio::test]
+async fn a_probe_finds_a_kme_that_came_back_within_a_second_and_tells_everybody() {
+    let world = World::new(&[("one", "A", "B")]);
+    let kme = Arc::clone(&world.set.kmes()[0]);
+    let saes = ["SITE-B", "SITE-C"];
+    let due = |after_failure, peer: &str| Some(DueProbe { peer: peer.to_owned(), after_failure });
+    assert_eq!(kme.due_probe(&[]), None);
+    assert_eq!(kme.due_probe(&saes), due(false, "SITE-B"), "nobody asked it yet");
+    assert_eq!(kme.due_probe(&saes), None);
+    world.sleep(60 * SECOND);
+    assert_eq!(kme.due_probe(&saes), due(false, "SITE-C"), "nor for a minute");
+
+    // Gone for both peers, though only one of them has found it out.
+    world.script(0).enc.push_back(Act::Fail(K::Unreachable));
+    for peer in saes {
+        world.set.fetch_new(peer, 1).await.err().unwrap();
+    }
+    world.events();
+    for _ in 0..20 {
+        assert_eq!(kme.due_probe(&saes), None, "it rests");
+        world.sleep(SECOND);
+        let probe = kme.due_probe(&saes).unwrap();
+        assert!(probe.after_failure);
+        world.script(0).status.push_back(Act::Fail(K::Unreachable));
+        kme.probe(&probe.peer).await.unwrap_err();
+    }
+    world.events();
+    world.sleep(SECOND);
+    let probe = kme.due_probe(&saes).unwrap();
+    kme.probe(&probe.peer).await.unwrap();
+    assert_eq!(world.events(), ["one up", "one answers", "one status ok"]);
+    assert_eq!(world.new_key_from().await, "one");
+
+    // It answers, but badly, to both: the links are probed one after the other, and the first that works frees both.
+    for peer in saes {
+        world.script(0).status.push_back(Act::Fail(K::ServerFault));
+        world.sleep(700 * SECOND);
+        world.set.fetch_new(peer, 1).await.err().unwrap();
+    }
+    assert_eq!(kme.health().state, KmeState::Down);
+    world.sleep(SECOND);
+    let first = kme.due_probe(&saes).unwrap();
+    world.script(0).status.push_back(Act::Fail(K::ServerFault));
+    kme.probe(&first.peer).await.unwrap_err();
+    world.sleep(SECOND / 5);
+    let second = kme.due_probe(&saes).unwrap();
+    assert_ne!(first.peer, second.peer);
+    world.events();
+    kme.probe(&second.peer).await.unwrap();
+    assert_eq!(world.events(), ["one up", "one answers", "one status ok"]);
+    for peer in saes {
+        world.set.fetch_new(peer, 1).await.unwrap();
+        world.sleep(SECOND / 5);
+    }
+}
+
+#[tokio::test]
+async fn a_kme_whose_keys_failed_is_not_up_because_its_status_is_good() {
+    let world = World::new(&[("one", "A", "B")]);
+    world.set.fetch_new("SITE-B", 1).await.unwrap();
+    world.script(0).enc.push_back(Act::Fail(K::LostKeys(Phase::Answer)));
+    world.set.fetch_new("SITE-B", 1).await.err().unwrap();
+    world.sleep(SECOND);
+    world.events();
+    world.set.kmes()[0].probe("SITE-B").await.unwrap();
+    assert_eq!(world.events(), ["one answers", "one status ok"]);
+    assert_eq!(world.set.health()[0].state, KmeState::Down);
+    world.set.fetch_new("SITE-B", 1).await.unwrap();
+    assert_eq!(world.set.health()[0].state, KmeState::Up);
+
+    // A spare one that nobody asks for keys isn't down for ever.
+    world.script(0).enc.push_back(Act::Fail(K::ServerFault));
+    world.set.fetch_new("SITE-B", 1).await.err().unwrap();
+    world.sleep(61 * SECOND);
+    world.set.kmes()[0].probe("SITE-B").await.unwrap();
+    assert_eq!(world.set.health()[0].state, KmeState::Up);
+}
+
+#[tokio::test]
+async fn a_thousand_peers_do_not_overrun_a_kme() {
+    let world = World::new(&[("one", "A", "B")]);
+    let kme = Arc::clone(&world.set.kmes()[0]);
+    world.script(0).status.extend(vec![Act::Hang; 16]);
+    let peers: Vec<String> = (0..1000).map(|n| format!("SITE-{n}")).collect();
+    let mut all = Vec::new();
+    for peer in peers {
+        let set = KmeSet::new(vec![Arc::clone(&kme)]);
+        all.push(tokio::spawn(async move { set.fetch_new(&peer, 1).await.map(|keys| keys.len()) }));
+    }
+    tokio::task::yield_now().await;
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    assert_eq!(world.script(0).calls.len(), 16, "the others wait for their turn");
+    all.drain(..16).for_each(|task| task.abort());
+    for task in all {
+        assert_eq!(task.await.unwrap().unwrap(), 1);
+    }
 }
 
 #[tokio::test]

@@ -134,6 +134,16 @@ pub enum EventKind {
         /// The KME's name.
         kme: String,
     },
+    /// A certificate towards a KME ends soon, or has ended: 30, 7 and 1 days before, and then.
+    #[serde(rename = "kme.certificate_ends")]
+    KmeCertificateEnds {
+        /// The KME's name.
+        kme: String,
+        /// Which certificate.
+        certificate: CertificateOf,
+        /// In so many seconds; negative once it has ended.
+        ends_in_s: i64,
+    },
     /// No KME gives keys for this peer any more; the stock is what is left.
     #[serde(rename = "qkd.supply_stopped")]
     QkdSupplyStopped {
@@ -171,6 +181,30 @@ pub enum EventKind {
     MachineCopied {},
 }
 
+/// Whose certificate it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum CertificateOf {
+    /// Ours, `cert_file`.
+    Client,
+    /// The KME's own, as it showed it last.
+    Kme,
+    /// That of the CA in `ca_file`; of several, the one that ends last.
+    Ca,
+}
+
+impl CertificateOf {
+    /// The fixed name.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Client => "client",
+            Self::Kme => "kme",
+            Self::Ca => "ca",
+        }
+    }
+}
+
 impl EventKind {
     /// The fixed name, such as `epoch.active`.
     #[must_use]
@@ -189,6 +223,7 @@ impl EventKind {
             Self::EpochFailed { .. } => "epoch.failed",
             Self::KmeDown { .. } => "kme.down",
             Self::KmeUp { .. } => "kme.up",
+            Self::KmeCertificateEnds { .. } => "kme.certificate_ends",
             Self::QkdSupplyStopped { .. } => "qkd.supply_stopped",
             Self::QkdSupplyResumed { .. } => "qkd.supply_resumed",
             Self::IdentityMismatch { .. } => "identity.mismatch",
@@ -208,6 +243,7 @@ impl EventKind {
             | Self::RoutesRestored { .. }
             | Self::EpochFailed { .. }
             | Self::KmeDown { .. }
+            | Self::KmeCertificateEnds { .. }
             | Self::QkdSupplyStopped { .. }
             | Self::IdentityMismatch { .. }
             | Self::MachineCopied {} => true,
@@ -248,6 +284,9 @@ impl EventKind {
             }
             Self::KmeDown { kme, reason } => f.add("kme", kme).add("reason", reason),
             Self::KmeUp { kme } => f.add("kme", kme),
+            Self::KmeCertificateEnds { kme, certificate, ends_in_s } => {
+                f.add("kme", kme).add("certificate", certificate.as_str()).add("ends_in_s", ends_in_s)
+            }
             Self::QkdSupplyStopped { peer, reason, stock_lasts_s } => {
                 f.add("peer", peer).opt("stock_lasts_s", stock_lasts_s.as_ref()).add("reason", reason)
             }
@@ -373,6 +412,11 @@ mod tests {
             EventKind::EpochFailed { peer: peer(), epoch: None, reason: reason() },
             EventKind::KmeDown { kme: "kme-a1".into(), reason: reason() },
             EventKind::KmeUp { kme: "kme-a1".into() },
+            EventKind::KmeCertificateEnds {
+                kme: "kme-a1".into(),
+                certificate: CertificateOf::Client,
+                ends_in_s: -5,
+            },
             EventKind::QkdSupplyStopped { peer: peer(), reason: reason(), stock_lasts_s: Some(300) },
             EventKind::QkdSupplyResumed { peer: peer() },
             EventKind::IdentityMismatch { peer: None, endpoint: None, reason: reason() },

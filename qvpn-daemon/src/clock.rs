@@ -19,6 +19,12 @@ pub(crate) fn now() -> Time {
     Time::from_nanos(nanos)
 }
 
+/// Seconds since 1970, UTC; for certificates.
+pub(crate) fn unix_seconds() -> i64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    since.map_or(0, |d| i64::try_from(d.as_secs()).unwrap_or(i64::MAX))
+}
+
 /// Waits until `deadline`; for ever if there is none.
 pub(crate) async fn reached(deadline: Option<Time>) {
     let Some(deadline) = deadline else {

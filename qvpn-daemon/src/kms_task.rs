@@ -11,8 +11,10 @@ use qvpn_api::events::EventKind;
 use qvpn_proto::event::{KmsTrouble, TroubleKind};
 use qvpn_proto::wire::limits::MAX_NAME;
 use qvpn_proto::{Fetch, FetchedKey, KeyName, KmsReport};
+use tokio::sync::mpsc;
 
 use crate::events::Events;
+use crate::slot::Answer;
 
 /// The KMEs of the config, in its order, shared by all peers.
 #[derive(Default)]
@@ -29,6 +31,7 @@ impl Kmes {
         kms: Option<&config::Kms>,
         fwmark: u32,
         events: &Arc<Events>,
+        answers: &mpsc::Sender<Answer>,
         former: &Self,
     ) -> Result<Self, KmsError> {
         let mut all = Vec::new();
@@ -36,7 +39,7 @@ impl Kmes {
             let known = former.all.iter().find(|(config, _)| config == kme);
             let open = match known {
                 Some((_, open)) => open.clone(),
-                None => open_one(kme, fwmark, events)?,
+                None => open_one(kme, fwmark, events, answers)?,
             };
             all.push((kme.clone(), open));
         }
@@ -55,7 +58,12 @@ impl Kmes {
     }
 }
 
-fn open_one(kme: &config::Kme, fwmark: u32, events: &Arc<Events>) -> Result<Arc<Kme>, KmsError> {
+fn open_one(
+    kme: &config::Kme,
+    fwmark: u32,
+    events: &Arc<Events>,
+    answers: &mpsc::Sender<Answer>,
+) -> Result<Arc<Kme>, KmsError> {
     if kme.api != KmeApi::Etsi014 {
         return Err(KmsError::new(KmsErrorKind::Config, &kme.name, Operation::Configure, "")
             .with_detail(format!("api = \"{}\" is not built yet", kme.api))
@@ -65,13 +73,31 @@ fn open_one(kme: &config::Kme, fwmark: u32, events: &Arc<Events>) -> Result<Arc<
         KmeConfig::new(&kme.name, &kme.url, &kme.sae_id, &kme.ca_file, &kme.cert_file, &kme.key_file);
     settings.server_name.clone_from(&kme.server_name);
     settings.fwmark = (fwmark != 0).then_some(fwmark);
-    let events = events.clone();
+    let (events, answers) = (events.clone(), answers.clone());
     let observer: Observer = Arc::new(move |event| match event {
         KmeEvent::Up { kme } => events.emit(EventKind::KmeUp { kme }),
         KmeEvent::Down { kme, error } => events.emit(EventKind::KmeDown { kme, reason: in_words(&error) }),
+        KmeEvent::Answers { kme } => {
+            // If there is no room, the peers ask when their back-off ends.
+            let _ = answers.try_send(Answer::KmeAnswers { kme, sae: None });
+        }
         KmeEvent::Asked { .. } => {}
     });
     Ok(Kme::new(Box::new(KmsClient::new(settings)?), observer))
+}
+
+/// Does the probe that is due at `kme`, if one is. `saes` are those of the peers that use it.
+pub(crate) fn probe(kme: &Arc<Kme>, saes: &[&str], answers: &mpsc::Sender<Answer>) {
+    let Some(due) = kme.due_probe(saes) else { return };
+    let (kme, answers) = (kme.clone(), answers.clone());
+    tokio::spawn(async move {
+        // A failure is in the KME's health by now.
+        if kme.probe(&due.peer).await.is_ok() && due.after_failure {
+            let answer = Answer::KmeAnswers { kme: kme.name().to_owned(), sae: Some(due.peer) };
+            // It fails only when the daemon is stopping.
+            let _ = answers.send(answer).await;
+        }
+    });
 }
 
 /// An error with its advice.
@@ -162,6 +188,7 @@ mod tests {
             source_kme: source.to_owned(),
             target_kme: String::new(),
             kme: "k".to_owned(),
+            api: kms_client::Api::Etsi014,
         }
     }
 

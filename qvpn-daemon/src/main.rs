@@ -1,6 +1,7 @@
 //! The qvpn gateway daemon: one process an interface, in the foreground. It is a thin shell around the libraries: clock,
 //! randomness, sockets, routes, and the control socket.
 
+mod certificates;
 mod clock;
 mod control_socket;
 mod error;

@@ -17,13 +17,17 @@ use qvpn_proto::wire::limits::MAX_PEERS;
 use qvpn_proto::{LaneReport, Peer, Time};
 use rand_core::Rng;
 
+use crate::certificates::CertificateWatch;
+use crate::clock;
 use crate::error::DaemonError;
-use crate::kms_task::Kmes;
+use crate::kms_task::{self, Kmes};
 use crate::slot::{Answer, News, Shared, Slot, SlotId, address};
 use crate::translate;
 
 /// Strangers are logged at most so often.
 const STRANGERS: Duration = Duration::from_secs(5);
+/// How often it is looked when certificates end.
+const CERTIFICATES: Duration = Duration::from_secs(60);
 
 /// Pre-shared keys in the order of the config's peers.
 pub(crate) type Psks = Vec<Option<Arc<Psk>>>;
@@ -44,6 +48,8 @@ pub(crate) struct Peers {
     serial: u64,
     next_number: u16,
     stranger_at: Option<Time>,
+    certificates: CertificateWatch,
+    certificates_at: Option<Time>,
 }
 
 impl Peers {
@@ -71,6 +77,8 @@ impl Peers {
             serial: 0,
             next_number: 0,
             stranger_at: None,
+            certificates: CertificateWatch::default(),
+            certificates_at: None,
         };
         for (peer, psk) in peers.config.peers.clone().into_iter().zip(psks) {
             peers.add(peer, psk, now);
@@ -103,6 +111,7 @@ impl Peers {
         for number in self.numbers() {
             self.with(number, now, |slot, shared| slot.tick(shared, now));
         }
+        self.look_after_kmes(now);
     }
 
     /// Once a second.
@@ -182,7 +191,11 @@ impl Peers {
     }
 
     /// A task ended.
-    pub(crate) fn answer(&mut self, Answer { to, news }: Answer, now: Time) {
+    pub(crate) fn answer(&mut self, answer: Answer, now: Time) {
+        let (to, news) = match answer {
+            Answer::Peer { to, news } => (to, news),
+            Answer::KmeAnswers { kme, sae } => return self.kme_answers(&kme, sae.as_deref(), now),
+        };
         // A peer that was removed meanwhile; keys are erased here.
         if self.slots.get(&to.number).is_none_or(|slot| slot.id != to) {
             return;
@@ -191,6 +204,36 @@ impl Peers {
             News::Kms(report) => slot.peer.handle_kms(report, now, &mut shared.rng),
             News::Resolved(found) => slot.resolved(found, shared, now),
         });
+    }
+
+    /// A KME that failed answers again.
+    fn kme_answers(&mut self, kme: &str, sae: Option<&str>, now: Time) {
+        let waits = |slot: &&Slot| {
+            slot.config.kmes.iter().any(|name| name == kme)
+                && sae.is_none_or(|sae| slot.config.sae_id.as_deref() == Some(sae))
+        };
+        let numbers: Vec<u16> = self.slots.values().filter(waits).map(|slot| slot.id.number).collect();
+        for number in numbers {
+            self.with(number, now, |slot, shared| slot.peer.kms_answers(now, &mut shared.rng));
+        }
+    }
+
+    /// Probes KMEs that failed or that nobody asked for a while, and warns of certificates that end.
+    fn look_after_kmes(&mut self, now: Time) {
+        let certificates = self.certificates_at.is_none_or(|at| now.since(at) >= CERTIFICATES);
+        if certificates {
+            self.certificates_at = Some(now);
+        }
+        for (config, kme) in self.kmes.iter() {
+            let uses = |peer: &&config::Peer| peer.kmes.contains(&config.name);
+            let peers = self.config.peers.iter().filter(uses);
+            let saes: Vec<&str> = peers.filter_map(|peer| peer.sae_id.as_deref()).collect();
+            kms_task::probe(kme, &saes, &self.shared.answers);
+            if certificates {
+                let due = self.certificates.look(&config.name, &kme.certificates(), clock::unix_seconds());
+                due.into_iter().for_each(|event| self.shared.events.emit(event));
+            }
+        }
     }
 
     /// The operator wants a fresh epoch with one peer, or with all.

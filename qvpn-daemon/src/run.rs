@@ -53,7 +53,8 @@ pub(crate) async fn run(config: Config, socket_dir: &Path) -> Result<(), DaemonE
     let plan = translate::route_plan(&config)?;
     let interface = config.interface.clone();
     let events = Arc::new(Events::new(&interface.name));
-    let kmes = Kmes::open(config.kms.as_ref(), plan.fwmark(), &events, &Kmes::default())?;
+    let (answers, mut answered) = mpsc::channel(ANSWERS);
+    let kmes = Kmes::open(config.kms.as_ref(), plan.fwmark(), &events, &answers, &Kmes::default())?;
     let socket = ControlSocket::bind(socket_dir, &interface.name)?;
 
     // The block lies before there is a device, so nothing leaks whatever happens from here on.
@@ -64,7 +65,6 @@ pub(crate) async fn run(config: Config, socket_dir: &Path) -> Result<(), DaemonE
     let lanes = lanes::start(&interface, routes.fwmark(), &gate, Arc::clone(&stats), sink)?;
     routes.open(&interface.address, translate::mtu(interface.mtu)).await?;
 
-    let (answers, mut answered) = mpsc::channel(ANSWERS);
     let shared = Shared {
         lanes,
         stats,
@@ -196,7 +196,8 @@ async fn reload_all(peers: &mut Peers, routes: &mut Routes) -> Result<Vec<String
     }
     let psks = reload::read_psks(&new).map_err(wrong)?;
     let events = peers.shared.events.clone();
-    let kmes = Kmes::open(new.kms.as_ref(), routes.fwmark(), &events, &peers.kmes)
+    let answers = peers.shared.answers.clone();
+    let kmes = Kmes::open(new.kms.as_ref(), routes.fwmark(), &events, &answers, &peers.kmes)
         .map_err(|error| refuse("a KME can't be used", vec![in_words(&error)]))?;
 
     let failed = |error: qvpn_net::NetError| {

@@ -58,12 +58,14 @@ pub(crate) struct SlotId {
 }
 
 /// What a task found out.
-pub(crate) struct Answer {
-    pub(crate) to: SlotId,
-    pub(crate) news: News,
+pub(crate) enum Answer {
+    /// For one peer.
+    Peer { to: SlotId, news: News },
+    /// A KME that failed answers again: for all peers that use it, or for those with this SAE.
+    KmeAnswers { kme: String, sae: Option<String> },
 }
 
-/// See [`Answer`].
+/// What a peer asked for.
 pub(crate) enum News {
     /// From the KMEs.
     Kms(KmsReport),
@@ -203,7 +205,7 @@ impl Slot {
             let found = tokio::net::lookup_host((host.as_str(), port)).await;
             let news = News::Resolved(found.map(Iterator::collect));
             // It fails only when the daemon is stopping.
-            let _ = answers.send(Answer { to, news }).await;
+            let _ = answers.send(Answer::Peer { to, news }).await;
         });
     }
 
@@ -274,7 +276,7 @@ impl Slot {
         tokio::spawn(async move {
             let news = News::Kms(kms_task::fetch(kmes, sae, fetch).await);
             // It fails only when the daemon is stopping; the keys are erased then.
-            let _ = answers.send(Answer { to, news }).await;
+            let _ = answers.send(Answer::Peer { to, news }).await;
         });
     }
 

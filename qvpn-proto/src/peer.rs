@@ -132,6 +132,15 @@ impl<L: ControlLink> Peer<L> {
         self.settle(now, rng);
     }
 
+    /// A KME of this end that failed answers again: what waits for it is asked for at once, and not when its back-off ends.
+    pub fn kms_answers(&mut self, now: Time, rng: &mut dyn CryptoRng) {
+        match &mut self.side {
+            Side::Initiator(initiator) => initiator.stock.kms_answers(now),
+            Side::Responder(responder) => responder.stock.kms_answers(now),
+        }
+        self.settle(now, rng);
+    }
+
     /// Takes a lane's report.
     pub fn handle_lane(&mut self, report: LaneReport, now: Time, rng: &mut dyn CryptoRng) {
         match report {

@@ -120,6 +120,13 @@ impl MasterStock {
         }
     }
 
+    /// A KME answers again: if the last fetch failed, the next one is due now.
+    pub fn kms_answers(&mut self, now: Time) {
+        if self.trouble.is_some() {
+            self.retry_at = self.retry_at.map(|at| at.min(now));
+        }
+    }
+
     fn wait(&mut self, now: Time) {
         self.retry_at = Some(now + backoff(FIRST_RETRY, LAST_RETRY, self.failures));
         self.failures += 1;

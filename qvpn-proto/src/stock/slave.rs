@@ -136,6 +136,15 @@ impl SlaveStock {
         self.changed = true;
     }
 
+    /// A KME answers again: what it could not be asked for is due now. Keys that it doesn't know are not.
+    pub fn kms_answers(&mut self, now: Time) {
+        for entry in &mut self.entries {
+            if let State::Wanted { retry_at, answer: Held::Unavailable, .. } = &mut entry.state {
+                *retry_at = (*retry_at).min(now);
+            }
+        }
+    }
+
     /// Gives up on keys that could not be got in time, and erases those that are too old.
     pub fn age(&mut self, now: Time) {
         for entry in &mut self.entries {

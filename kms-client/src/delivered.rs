@@ -1,0 +1,102 @@
+//! What one KME has delivered lately, so that a key that comes again under another ID, or an ID over another key, is seen. It
+//! keeps keyed fingerprints (HMAC-SHA-256, cut to 128 bits, under a key of this process), never a key.
+
+use std::collections::VecDeque;
+
+use aws_lc_rs::hmac;
+use aws_lc_rs::rand::SystemRandom;
+use qvpn_secret::{SecretBuf, with_scrubbed_stack};
+
+use crate::error::Violation;
+use crate::key::KeyId;
+use crate::wire::Broken;
+
+/// Keys that are remembered; at a rekey each second more than an hour, which is as long as a key may be kept.
+const REMEMBERED: usize = 4096;
+
+type Tag = [u8; 16];
+
+/// The keys that a KME delivered lately.
+pub(crate) struct Delivered {
+    /// `None` if the system gave no randomness: then nothing is remembered.
+    key: Option<hmac::Key>,
+    /// Fingerprints of ID and key, oldest first.
+    tags: VecDeque<(Tag, Tag)>,
+}
+
+impl Default for Delivered {
+    fn default() -> Self {
+        Self { key: hmac::Key::generate(hmac::HMAC_SHA256, &SystemRandom::new()).ok(), tags: VecDeque::new() }
+    }
+}
+
+impl Delivered {
+    /// Remembers `keys`. By their IDs the same key may come again, since some KMEs deliver twice; a new key may not.
+    pub(crate) fn note(&mut self, keys: &[(KeyId, SecretBuf)], by_ids: bool) -> Result<(), Broken> {
+        let Some(mac) = &self.key else { return Ok(()) };
+        for (id, secret) in keys {
+            let tags = (tag(mac, id.as_str().as_bytes()), with_scrubbed_stack(|| tag(mac, secret.expose())));
+            for (old_id, old_key) in &self.tags {
+                let (same_id, same_key) = (*old_id == tags.0, *old_key == tags.1);
+                match (same_id, same_key) {
+                    (true, true) if by_ids => {}
+                    (_, true) => {
+                        let text = format!("the key with the ID {id} was delivered before");
+                        return Err(Broken(Violation::DuplicateKey, text));
+                    }
+                    (true, false) => {
+                        let text = format!("the ID {id} stood over another key before");
+                        return Err(Broken(Violation::DuplicateId, text));
+                    }
+                    (false, false) => {}
+                }
+            }
+            if self.tags.len() >= REMEMBERED {
+                self.tags.pop_front();
+            }
+            self.tags.push_back(tags);
+        }
+        Ok(())
+    }
+}
+
+fn tag(key: &hmac::Key, bytes: &[u8]) -> Tag {
+    let whole = hmac::sign(key, bytes);
+    let mut tag = Tag::default();
+    tag.iter_mut().zip(whole.as_ref()).for_each(|(to, from)| *to = *from);
+    tag
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(id: &str, byte: u8) -> Vec<(KeyId, SecretBuf)> {
+        vec![(KeyId::new(id).unwrap(), SecretBuf::take(&mut [byte; 32]))]
+    }
+
+    #[test]
+    fn a_new_key_is_new() {
+        let mut delivered = Delivered::default();
+        assert!(delivered.note(&key("a", 1), false).is_ok());
+        assert!(delivered.note(&key("b", 2), false).is_ok());
+        assert_eq!(delivered.note(&key("a", 1), false).unwrap_err().0, Violation::DuplicateKey);
+        assert_eq!(delivered.note(&key("c", 1), false).unwrap_err().0, Violation::DuplicateKey);
+        assert_eq!(delivered.note(&key("a", 3), false).unwrap_err().0, Violation::DuplicateId);
+        assert!(delivered.note(&key("a", 1), true).is_ok(), "delivered twice by its ID");
+        assert_eq!(delivered.note(&key("a", 4), true).unwrap_err().0, Violation::DuplicateId);
+        assert_eq!(delivered.note(&key("d", 2), true).unwrap_err().0, Violation::DuplicateKey);
+    }
+
+    #[test]
+    fn memory_is_bounded() {
+        let mut delivered = Delivered::default();
+        for n in 0..REMEMBERED + 10 {
+            let mut bytes = [0; 32];
+            bytes[..8].copy_from_slice(&n.to_le_bytes());
+            let one = vec![(KeyId::new(n.to_string()).unwrap(), SecretBuf::take(&mut bytes))];
+            assert!(delivered.note(&one, false).is_ok());
+        }
+        assert_eq!(delivered.tags.len(), REMEMBERED);
+    }
+}

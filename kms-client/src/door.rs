@@ -1,0 +1,258 @@
+//! The way to one KME's HTTPS server, whatever interface it speaks: URL, certificates, one connection for each operation
+//! under one deadline, and failures of the way in words.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use hyper::Method;
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC};
+use rustls::pki_types::ServerName;
+use tokio::time::Instant;
+
+use crate::config::KmeConfig;
+use crate::error::{KmsError, KmsErrorKind, Operation, Phase, Violation};
+use crate::http::{self, Answer, Cause, Failure, MAX_BODY, Request, Target, Trace};
+use crate::source::{Certificates, Connection};
+use crate::tls::TlsFiles;
+use crate::tls_explain::{self, Explanation};
+use crate::wire::Broken;
+
+/// The longest SAE ID, in bytes.
+const MAX_SAE_ID_LEN: usize = 256;
+
+/// Everything but RFC 3986's unreserved characters is encoded in a path or a query.
+pub(crate) const ENCODED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
+
+/// One KME's door.
+pub(crate) struct Door {
+    pub(crate) config: KmeConfig,
+    target: Target,
+    /// The URL's path, without a slash at its end.
+    prefix: String,
+    tls: TlsFiles,
+    seen: Mutex<Seen>,
+}
+
+/// What connections have shown.
+#[derive(Default)]
+struct Seen {
+    kme_not_after: Option<i64>,
+    last: Option<Connection>,
+}
+
+/// One operation under way, for the text of its errors.
+#[derive(Clone, Copy)]
+pub(crate) struct Call<'a> {
+    pub(crate) operation: Operation,
+    pub(crate) peer: &'a str,
+    /// Keys that are spent if the answer gets lost.
+    pub(crate) at_stake: u32,
+}
+
+impl Door {
+    /// Checks the config and loads the certificates; connects to nothing.
+    ///
+    /// # Errors
+    /// [`KmsErrorKind::Config`], which names the setting or the file and what to write instead.
+    pub(crate) fn new(config: KmeConfig) -> Result<Self, KmsError> {
+        let wrong = |detail: String, advice: &str| {
+            KmsError::new(KmsErrorKind::Config, &config.name, Operation::Configure, "")
+                .with_detail(detail)
+                .with_advice(advice)
+        };
+        let form = "write it as https://host:port";
+        let url =
+            url::Url::parse(&config.url).map_err(|e| wrong(format!("url {:?}: {e}", config.url), form))?;
+        if url.scheme() != "https" {
+            return Err(wrong(
+                format!("url {:?} isn't https", config.url),
+                "a KME is asked over TLS only: https://host:port",
+            ));
+        }
+        if url.query().is_some()
+            || url.fragment().is_some()
+            || !url.username().is_empty()
+            || url.password().is_some()
+        {
+            return Err(wrong(format!("url {:?} has a user, a query or a fragment", config.url), form));
+        }
+        let Some(url_host) = url.host() else {
+            return Err(wrong(format!("url {:?} has no host", config.url), form));
+        };
+        let host = match url_host {
+            url::Host::Domain(name) => name.to_owned(),
+            url::Host::Ipv4(ip) => ip.to_string(),
+            url::Host::Ipv6(ip) => ip.to_string(),
+        };
+        let name = config.server_name.clone().unwrap_or_else(|| host.clone());
+        let server_name = ServerName::try_from(name.clone()).map_err(|_| {
+            wrong(format!("server_name {name:?} is no host name"), "write a host name or an address")
+        })?;
+        if config.timeout.is_zero() {
+            return Err(wrong("the timeout is zero".to_owned(), "set a timeout of some seconds"));
+        }
+        let port = url.port_or_known_default().unwrap_or(443);
+        let bracketed = if name.contains(':') { format!("[{name}]") } else { name };
+        let authority = url.port().map_or(bracketed.clone(), |port| format!("{bracketed}:{port}"));
+        let tls = TlsFiles::load(&config).map_err(|e| wrong(e.what, &e.advice))?;
+        Ok(Self {
+            target: Target { host, port, server_name, authority, fwmark: config.fwmark },
+            prefix: url.path().trim_end_matches('/').to_owned(),
+            tls,
+            seen: Mutex::default(),
+            config,
+        })
+    }
+
+    fn seen(&self) -> MutexGuard<'_, Seen> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn deadline(&self) -> Instant {
+        Instant::now() + self.config.timeout
+    }
+
+    pub(crate) fn error(&self, kind: KmsErrorKind, call: Call<'_>) -> KmsError {
+        KmsError::new(kind, &self.config.name, call.operation, call.peer)
+    }
+
+    pub(crate) fn misuse(&self, call: Call<'_>, detail: String) -> KmsError {
+        self.error(KmsErrorKind::Config, call).with_detail(detail)
+    }
+
+    /// What the latest connection was like.
+    pub(crate) fn last_connection(&self) -> Option<Connection> {
+        self.seen().last.clone()
+    }
+
+    /// When the certificates end.
+    pub(crate) fn certificates(&self) -> Certificates {
+        let credentials = self.tls.current();
+        Certificates {
+            own_not_after: credentials.own.as_ref().map(|cert| cert.not_after),
+            kme_not_after: self.seen().kme_not_after,
+            ca_not_after: credentials.ca_not_after,
+            problem: self.tls.problem(),
+        }
+    }
+
+    /// The common name of our certificate.
+    pub(crate) fn own_name(&self) -> String {
+        let own = self.tls.current();
+        own.own.as_ref().map_or_else(|| "?".to_owned(), |cert| cert.subject.clone())
+    }
+
+    /// One request and its answer of any status; `path` is what comes behind the URL's own.
+    pub(crate) async fn ask(
+        &self,
+        call: Call<'_>,
+        method: Method,
+        path: &str,
+        body: Option<Vec<u8>>,
+        deadline: Instant,
+    ) -> Result<Answer, KmsError> {
+        if call.peer.is_empty() || call.peer.len() > MAX_SAE_ID_LEN || matches!(call.peer, "." | "..") {
+            let detail = format!("the other site's SAE ID has {} bytes", call.peer.len());
+            return Err(self
+                .misuse(call, detail)
+                .with_advice(format!("set the peer's sae_id to its SAE ID of 1 to {MAX_SAE_ID_LEN} bytes")));
+        }
+        let path = format!("{}{path}", self.prefix);
+        let credentials = self.tls.current();
+        let (tls, verifier) = self.tls.connection(&credentials).map_err(|e| {
+            self.error(KmsErrorKind::Config, call).with_detail(format!("TLS can't be set up: {e}"))
+        })?;
+        let mut trace = Trace::default();
+        let result =
+            http::perform(&self.target, tls, Request { method, path, body }, deadline, &mut trace).await;
+        let shown = verifier.shown();
+        {
+            let mut seen = self.seen();
+            if let Some(cert) = &shown {
+                seen.kme_not_after = Some(cert.not_after);
+            }
+            seen.last = Some(trace.connection(shown.as_ref()));
+        }
+        result.map_err(|failure| {
+            let context = tls_explain::Context {
+                expected: &self.target.server_name.to_str(),
+                shown,
+                own: credentials.own.as_ref(),
+                sae_id: &self.config.sae_id,
+                ca_file: &self.config.ca_file.display().to_string(),
+                cert_file: &self.config.cert_file.display().to_string(),
+            };
+            self.failed(call, failure, &context)
+        })
+    }
+
+    /// An answer that breaks the document; its keys are spent.
+    pub(crate) fn broken(&self, call: Call<'_>, Broken(violation, detail): Broken) -> KmsError {
+        self.error(KmsErrorKind::ProtocolViolation(violation), call)
+            .with_status(200, None)
+            .with_detail(detail)
+            .with_keys_lost(call.at_stake)
+    }
+
+    fn failed(&self, call: Call<'_>, failure: Failure, context: &tls_explain::Context<'_>) -> KmsError {
+        let Failure { phase, cause, status } = failure;
+        let sent = matches!(phase, Phase::Answer | Phase::Body);
+        // An error status means that no key was delivered, so nothing is lost with the rest of that answer.
+        let spent = sent && call.at_stake > 0 && status.is_none_or(|status| status == 200);
+        let lost = if spent { call.at_stake } else { 0 };
+        let with_status = |error: KmsError| match status {
+            Some(status) => error.with_status(status, None),
+            None => error,
+        };
+        let place = format!("{}:{}", self.target.host, self.target.port);
+        let refused = match phase {
+            Phase::Answer => "; some servers do so when they refuse a client certificate",
+            _ => "",
+        };
+        let broke_off = |detail: String| {
+            let kind = if spent { KmsErrorKind::LostKeys(phase) } else { KmsErrorKind::Unreachable };
+            with_status(self.error(kind, call)).with_detail(detail).with_keys_lost(lost)
+        };
+        match cause {
+            Cause::Deadline => {
+                let kind = if spent { KmsErrorKind::LostKeys(phase) } else { KmsErrorKind::Timeout(phase) };
+                with_status(self.error(kind, call))
+                    .with_detail(format!("{place}, after {:?}", self.config.timeout))
+                    .with_keys_lost(lost)
+            }
+            Cause::NoAddress => {
+                self.error(KmsErrorKind::Unreachable, call).with_detail(format!("{place} has no address"))
+            }
+            Cause::Mark(e) => self
+                .error(KmsErrorKind::Config, call)
+                .with_detail(format!("the socket can't get fwmark {:?}: {e}", self.target.fwmark))
+                .with_advice("give the program CAP_NET_ADMIN, or remove fwmark"),
+            Cause::Tls(e) => {
+                let Explanation { kind, detail, advice } = tls_explain::explain(&e, context);
+                // TLS 1.3 tells of a refused certificate only after the request has gone out, but before it was looked at.
+                let lost = if kind == KmsErrorKind::IdentityRefused { 0 } else { lost };
+                self.error(kind, call).with_detail(detail).with_advice(advice).with_keys_lost(lost)
+            }
+            Cause::Io(e) if sent => {
+                broke_off(format!("the connection to {place} broke {phase}: {e}{refused}"))
+            }
+            Cause::Closed if sent => broke_off(format!("{place} closed the connection {phase}{refused}")),
+            Cause::Io(e) => {
+                self.error(KmsErrorKind::Unreachable, call).with_detail(format!("{place}, {phase}: {e}"))
+            }
+            Cause::Closed => self
+                .error(KmsErrorKind::Unreachable, call)
+                .with_detail(format!("{place} closed the connection {phase}")),
+            Cause::TooLarge => {
+                with_status(self.error(KmsErrorKind::ProtocolViolation(Violation::TooLarge), call))
+                    .with_detail(format!("the answer is larger than {MAX_BODY} bytes"))
+                    .with_keys_lost(lost)
+            }
+            Cause::Http(text) => {
+                with_status(self.error(KmsErrorKind::ProtocolViolation(Violation::Http), call))
+                    .with_detail(format!("{place} doesn't answer in HTTP/1: {text}"))
+                    .with_advice("check that url is the KME's, and not another service's")
+                    .with_keys_lost(lost)
+            }
+        }
+    }
+}
