@@ -79,6 +79,9 @@ pub(crate) enum Command {
     /// Lists the configured peers.
     #[command(subcommand)]
     Peer(PeerCommand),
+    /// Talks to the KMEs of a config, without a daemon.
+    #[command(subcommand)]
+    Kms(KmsCommand),
     /// Prints the latest events, one a line.
     Events {
         /// The interface.
@@ -115,6 +118,30 @@ pub(crate) enum PeerCommand {
         /// The interface.
         #[arg(value_parser = interface)]
         interface: String,
+        /// Prints JSON.
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+#[derive(Subcommand)]
+pub(crate) enum KmsCommand {
+    /// Checks the real KMEs: TCP, TLS, certificates, identity, status, and keys, with each oddity in words.
+    ///
+    /// For each peer and each of its KMEs up to two keys are taken, and with --other fetched by their IDs at the other
+    /// site's KME and compared. A key that is taken is spent: no tunnel will ever use it. --no-take touches no key.
+    Check {
+        /// The config, such as /etc/qvpn/qvpn0.toml.
+        file: PathBuf,
+        /// One peer, by its name or public key; all that use QKD when absent.
+        #[arg(long, value_name = "NAME")]
+        peer: Option<String>,
+        /// The other site's config, to fetch the taken keys there; its KMEs must be reachable from here.
+        #[arg(long, value_name = "FILE")]
+        other: Option<PathBuf>,
+        /// Only looks: takes no key.
+        #[arg(long)]
+        no_take: bool,
         /// Prints JSON.
         #[arg(long)]
         json: bool,

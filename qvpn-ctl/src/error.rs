@@ -52,6 +52,14 @@ pub(crate) enum CtlError {
     /// Some of several daemons failed, and each was complained about.
     #[error("{0} of the daemons could not be asked")]
     SomeUnreachable(usize),
+    #[error("{} has no peer `{name}`; see `qvpn-ctl check`, or its [[peer]] sections", file.display())]
+    NoPeer { file: PathBuf, name: String },
+    #[error("{} has no peer that uses a KME, so there is nothing to check", .0.display())]
+    NoKme(PathBuf),
+    #[error("{} is not the other site's config: {what}", file.display())]
+    OtherConfig { file: PathBuf, what: String },
+    #[error("{bad} of {all} checks failed; what to do stands above, behind each arrow")]
+    KmeCheck { bad: usize, all: usize },
     #[error("{0}")]
     Net(#[from] qvpn_net::NetError),
     #[error("{}: {source}", file.display())]
@@ -76,12 +84,16 @@ impl CtlError {
             | Self::Foreign { .. }
             | Self::SomeUnreachable(_) => exit::DAEMON_UNREACHABLE,
             Self::Refused(reply) => reply.exit_code(),
+            Self::KmeCheck { .. } => exit::KME_CHECK_FAILED,
             Self::Output(_)
             | Self::Input(_)
             | Self::InputTooLong
             | Self::Key(_)
             | Self::Randomness(_)
             | Self::Version { .. }
+            | Self::NoPeer { .. }
+            | Self::NoKme(_)
+            | Self::OtherConfig { .. }
             | Self::Net(_)
             | Self::Runtime(_)
             | Self::Folder { .. } => exit::FAILED,

@@ -7,6 +7,8 @@ mod client;
 mod commands;
 mod error;
 mod keys;
+mod kms_check;
+mod kms_open;
 mod output;
 mod render;
 mod routes;
@@ -18,7 +20,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use qvpn_api::exit;
 
-use crate::cli::{Cli, Command, PeerCommand};
+use crate::cli::{Cli, Command, KmsCommand, PeerCommand};
 use crate::error::CtlError;
 
 /// Erases what is freed: a key passes through here.
@@ -54,6 +56,15 @@ fn run(cli: Cli) -> Result<(), CtlError> {
         Command::Reload { interface } => commands::reload(&dirs.socket_dir, &interface),
         Command::Peer(PeerCommand::List { interface, json }) => {
             commands::peer_list(&dirs.socket_dir, &interface, json)
+        }
+        Command::Kms(KmsCommand::Check { file, peer, other, no_take, json }) => {
+            kms_check::check(&kms_check::Wanted {
+                file: &file,
+                peer: peer.as_deref(),
+                other: other.as_deref(),
+                take: !no_take,
+                json,
+            })
         }
         Command::Events { interface, follow, json } => {
             commands::events(&dirs.socket_dir, &interface, follow, json)

@@ -87,7 +87,8 @@ pub(crate) fn unblock(interface: Option<&str>, config_dir: &Path) -> Result<(), 
     })
 }
 
-fn plan(config: &Config) -> Result<RoutePlan, CtlError> {
+/// The routes of a config.
+pub(crate) fn plan(config: &Config) -> Result<RoutePlan, CtlError> {
     let i = &config.interface;
     let allowed = config.peers.iter().flat_map(|p| p.allowed_ips.iter().copied());
     RoutePlan::new(&i.name, allowed, table(i.table), i.fwmark, i.listen_port)

@@ -1,0 +1,320 @@
+//! `kms check`: asks the real KMEs of a config before any tunnel exists, and says what works, what is odd and what to do.
+
+use std::path::Path;
+
+use kms_client::probe::{self, End, Finding, KEYS_TAKEN, Looked, Probed, Step, Verdict};
+use qvpn_api::Config;
+use qvpn_api::config::{self, QkdPolicy, Role};
+use serde::Serialize;
+
+use crate::error::CtlError;
+use crate::kms_open::{Open, open};
+use crate::output::{self, Paint, Tone};
+use crate::routes;
+
+/// What to check.
+pub(crate) struct Wanted<'a> {
+    pub(crate) file: &'a Path,
+    pub(crate) peer: Option<&'a str>,
+    pub(crate) other: Option<&'a Path>,
+    pub(crate) take: bool,
+    pub(crate) json: bool,
+}
+
+/// The JSON form; `docs/schemas/kms-check.json` describes it.
+#[derive(Serialize)]
+struct Report {
+    schema: u32,
+    file: String,
+    ok: bool,
+    checks: Vec<Check>,
+}
+
+/// One KME, as one peer needs it.
+#[derive(Serialize)]
+struct Check {
+    site: &'static str,
+    kme: String,
+    api: String,
+    url: String,
+    peer: String,
+    peer_sae_id: String,
+    ok: bool,
+    keys_spent: u32,
+    findings: Vec<Row>,
+}
+
+#[derive(Serialize)]
+struct Row {
+    step: &'static str,
+    result: &'static str,
+    code: &'static str,
+    text: String,
+    advice: Option<String>,
+}
+
+impl Row {
+    fn of(finding: Finding) -> Self {
+        let Finding { step, verdict, code, text, advice } = finding;
+        let advice = (!advice.is_empty()).then_some(advice);
+        Self { step: step.as_str(), result: verdict.as_str(), code, text, advice }
+    }
+}
+
+impl Check {
+    fn add(&mut self, findings: impl IntoIterator<Item = Finding>) {
+        for finding in findings {
+            self.ok &= finding.verdict != Verdict::Failed;
+            self.findings.push(Row::of(finding));
+        }
+    }
+}
+
+pub(crate) fn check(wanted: &Wanted<'_>) -> Result<(), CtlError> {
+    let config = Config::load(wanted.file)?;
+    let other = wanted.other.map(Config::load).transpose()?;
+    let peers = peers(&config, wanted)?;
+    if wanted.take {
+        output::note(&format!(
+            "Up to {KEYS_TAKEN} keys are taken for each peer and KME. A key that is taken is spent; --no-take only looks."
+        ));
+    }
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(CtlError::Runtime)?;
+    let paint = Paint::for_stdout();
+    let mut checks = Vec::new();
+    for peer in peers {
+        let new = runtime.block_on(check_peer(&config, peer, other.as_ref(), wanted.take))?;
+        if !wanted.json {
+            new.iter().try_for_each(|check| output::print(&text(check, paint)))?;
+        }
+        checks.extend(new);
+    }
+    let bad = checks.iter().filter(|check| !check.ok).count();
+    let all = checks.len();
+    if wanted.json {
+        let file = wanted.file.display().to_string();
+        output::print_json(&Report { schema: 1, file, ok: bad == 0, checks })?;
+    } else if bad == 0 {
+        let quirks =
+            checks.iter().flat_map(|check| &check.findings).filter(|row| row.result == "quirk").count();
+        output::print(&format!("all {all} checks passed, with {quirks} quirks\n"))?;
+    }
+    if bad > 0 { Err(CtlError::KmeCheck { bad, all }) } else { Ok(()) }
+}
+
+/// The peers that use a KME, or the one that was asked for.
+fn peers<'c>(config: &'c Config, wanted: &Wanted<'_>) -> Result<Vec<&'c config::Peer>, CtlError> {
+    let file = wanted.file.to_owned();
+    let some = match wanted.peer {
+        Some(name) => vec![
+            config
+                .peer(name)
+                .ok_or_else(|| CtlError::NoPeer { file: file.clone(), name: name.to_owned() })?,
+        ],
+        None => config.peers.iter().collect(),
+    };
+    let some: Vec<_> =
+        some.into_iter().filter(|peer| peer.qkd != QkdPolicy::Off && !peer.kmes.is_empty()).collect();
+    if some.is_empty() { Err(CtlError::NoKme(file)) } else { Ok(some) }
+}
+
+/// One site's end of a peer.
+struct Side<'c> {
+    name: &'static str,
+    config: &'c Config,
+    peer: &'c config::Peer,
+}
+
+impl<'c> Side<'c> {
+    fn kmes(&self) -> impl Iterator<Item = &'c config::Kme> {
+        let all = self.config.kms.as_ref().map_or(&[][..], |kms| &kms.kmes);
+        self.peer.kmes.iter().filter_map(move |name| all.iter().find(|kme| kme.name == *name))
+    }
+
+    fn peer_sae(&self) -> &'c str {
+        self.peer.sae_id.as_deref().unwrap_or_default()
+    }
+}
+
+/// A KME that was looked at.
+struct Seen {
+    open: Option<Open>,
+    looked: Option<Looked>,
+}
+
+impl Seen {
+    fn probed(&self) -> Option<Probed<'_>> {
+        self.open.as_ref().map(Open::probed)
+    }
+
+    fn works(&self) -> bool {
+        self.looked
+            .as_ref()
+            .is_some_and(|looked| looked.findings.iter().all(|f| f.verdict != Verdict::Failed))
+    }
+}
+
+async fn check_peer(
+    config: &Config,
+    peer: &config::Peer,
+    other: Option<&Config>,
+    take: bool,
+) -> Result<Vec<Check>, CtlError> {
+    let ours = Side { name: "this", config, peer };
+    let theirs = match other {
+        Some(other) => Some(Side { name: "other", config: other, peer: mirror(config, peer, other)? }),
+        None => None,
+    };
+    let (here, mut checks) = look_at(&ours).await?;
+    let (there, more) = match &theirs {
+        Some(theirs) => look_at(theirs).await?,
+        None => (Vec::new(), Vec::new()),
+    };
+    for (i, seen) in here.iter().enumerate() {
+        let Some(check) = checks.get_mut(i) else { continue };
+        let skip = |code, why: &str| probe::skipped(Step::Take, code, why);
+        if !take {
+            check.add([skip("no_take", "no key was taken, as asked for by --no-take")]);
+            continue;
+        }
+        if !seen.works() {
+            check.add([skip("kme_failed", "no key was taken, since the KME failed before")]);
+            continue;
+        }
+        let partner = partner(i, seen, &there);
+        if partner.is_some_and(|partner| !partner.works()) {
+            check.add([skip("other_kme_failed", "no key was taken, since the other site's KME failed")]);
+            continue;
+        }
+        let (Some(kme), Some(link)) = (seen.probed(), seen.looked.as_ref().and_then(|l| l.link.as_ref()))
+        else {
+            continue;
+        };
+        let our_end = End { kme, sae: theirs.as_ref().map_or("", Side::peer_sae), link: Some(link) };
+        let their_end = partner.and_then(|partner| {
+            let link = partner.looked.as_ref().and_then(|looked| looked.link.as_ref());
+            Some(End { kme: partner.probed()?, sae: ours.peer_sae(), link })
+        });
+        let taken = match (we_are_master(config, peer), their_end) {
+            (true, slave) => probe::take(our_end, slave, ours.peer_sae()).await,
+            (false, Some(master)) => {
+                let slave_sae = theirs.as_ref().map_or("", Side::peer_sae);
+                probe::take(master, Some(our_end), slave_sae).await
+            }
+            (false, None) => {
+                check.add([skip(
+                    "we_are_slave",
+                    "no key was taken: for this peer our site is the slave SAE, which gets keys by their IDs only; run this at the other site, or give its config with --other FILE",
+                )]);
+                continue;
+            }
+        };
+        check.keys_spent = taken.keys_spent;
+        check.add(taken.findings);
+    }
+    checks.extend(more);
+    Ok(checks)
+}
+
+/// The peer of the other site's config that is us.
+fn mirror<'c>(config: &Config, peer: &config::Peer, other: &'c Config) -> Result<&'c config::Peer, CtlError> {
+    let sae = |config: &Config| config.kms.as_ref().map(|kms| kms.sae_id.clone()).unwrap_or_default();
+    let (ours, theirs) = (sae(config), sae(other));
+    let wrong = |what: String| CtlError::OtherConfig { file: other.path.clone(), what };
+    if peer.sae_id.as_deref() != Some(theirs.as_str()) {
+        return Err(wrong(format!(
+            "its SAE ID is \"{theirs}\", and peer {} has \"{}\"",
+            peer.name,
+            peer.sae_id.as_deref().unwrap_or_default()
+        )));
+    }
+    let found = other.peers.iter().find(|p| p.sae_id.as_ref() == Some(&ours) && p.qkd != QkdPolicy::Off);
+    found.ok_or_else(|| wrong(format!("it has no peer with our sae_id \"{ours}\" that uses QKD")))
+}
+
+/// Whether we are the initiator, and so the master SAE.
+fn we_are_master(config: &Config, peer: &config::Peer) -> bool {
+    match peer.role {
+        Role::Initiator => true,
+        Role::Responder => false,
+        // As the protocol does it: the smaller X25519 key. Without our key the question is open, and taking is harmless.
+        Role::Auto => {
+            config.read_private_key().map_or(true, |own| own.public().x25519() < peer.public_key.x25519())
+        }
+    }
+}
+
+/// The KME at the other end of the link: by the names that both tell, else the one in the same place.
+fn partner<'s>(i: usize, seen: &Seen, there: &'s [Seen]) -> Option<&'s Seen> {
+    let link = |seen: &Seen| seen.looked.as_ref().and_then(|looked| looked.link.clone()).unwrap_or_default();
+    let ours = link(seen);
+    let by_name = there.iter().find(|other| {
+        let theirs = link(other);
+        let mirrored = (&ours.source_kme, &ours.target_kme) == (&theirs.target_kme, &theirs.source_kme);
+        !ours.source_kme.is_empty() && mirrored
+    });
+    by_name.or_else(|| there.get(i)).or_else(|| there.first())
+}
+
+async fn look_at(side: &Side<'_>) -> Result<(Vec<Seen>, Vec<Check>), CtlError> {
+    let mark = routes::plan(side.config)?.fwmark();
+    let (mut all, mut checks) = (Vec::new(), Vec::new());
+    for kme in side.kmes() {
+        let mut check = Check {
+            site: side.name,
+            kme: kme.name.clone(),
+            api: kme.api.to_string(),
+            url: kme.url.clone(),
+            peer: side.peer.name.clone(),
+            peer_sae_id: side.peer_sae().to_owned(),
+            ok: true,
+            keys_spent: 0,
+            findings: Vec::new(),
+        };
+        let seen = match open(kme, mark) {
+            Ok(open) => {
+                let looked = probe::look(open.probed(), &kme.sae_id, side.peer_sae()).await;
+                check.add(looked.findings.iter().cloned());
+                Seen { open: Some(open), looked: Some(looked) }
+            }
+            Err(error) => {
+                check.add([Finding {
+                    step: Step::Reach,
+                    verdict: Verdict::Failed,
+                    code: error.kind().as_str(),
+                    text: error.to_string(),
+                    advice: error.advice().to_owned(),
+                }]);
+                Seen { open: None, looked: None }
+            }
+        };
+        all.push(seen);
+        checks.push(check);
+    }
+    Ok((all, checks))
+}
+
+fn text(check: &Check, paint: Paint) -> String {
+    let Check { kme, api, url, peer, peer_sae_id, .. } = check;
+    let site = if check.site == "other" { "at the other site, " } else { "" };
+    let mut text = format!(
+        "{} ({api}, {url}), {site}for peer {peer} (SAE {peer_sae_id})\n",
+        paint.text(Tone::Head, kme)
+    );
+    for row in &check.findings {
+        let tone = match row.result {
+            "ok" => Tone::Good,
+            "quirk" => Tone::Warn,
+            "failed" => Tone::Bad,
+            _ => Tone::Plain,
+        };
+        let result = paint.text(tone, &format!("{:<7}", row.result));
+        text += &format!("  {result} {:<11} {}\n", row.step, output::clean(&row.text));
+        if let Some(advice) = &row.advice {
+            text += &format!("          {:<11} -> {}\n", "", output::clean(advice));
+        }
+    }
+    text.push('\n');
+    text
+}
