@@ -440,7 +440,7 @@ fn the_key_supply() {
         ),
         (
             "[interface]\n[kms]\nsae_id = \"A\"\nstock = ¦0\nKME1".into(),
-            vec!["`stock` must be from 1 to 20, but this is 0; write for example `stock = 5`"],
+            vec!["`stock` must be from 1 to 100, but this is 0; write for example `stock = 5`"],
         ),
         (
             "[interface]\n[kms]\nsae_id = \"A\"\nkme = ¦\"kme-a1\"\n".into(),

@@ -5,6 +5,7 @@
 mod common;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use common::{CLEAN, Faults, MS, ROUGH, S, World, identity, sites};
 use qvpn_identity::Psk;
@@ -424,4 +425,42 @@ fn an_operator_at_the_responder_gets_an_epoch_and_the_initiator_hears_why() {
     world.deliver(0, Kind::Rekey, &[]);
     world.run(S);
     assert_eq!(world.rekeys(), before);
+}
+
+/// Runs with these KMEs down for 100 s, and says how long the first epoch after it takes.
+fn recovery(seed: u64, down: [bool; 2]) -> Duration {
+    let mut world = World::new(seed, sites(QkdPolicy::Required, S), CLEAN);
+    assert!(world.run_until(5 * S, |w| w.both(State::Up)));
+    world.kms_up = down.map(|down| !down);
+    world.run(60 * S);
+    assert!(world.both(State::Blocked), "{}", world.story(0));
+    world.kms_asked = [0; 2];
+    world.run(40 * S);
+    for asked in world.kms_asked {
+        assert!(asked <= 90, "a KME that is down was asked {asked} times in 40 s");
+    }
+    world.kms_up = [true, true];
+    let back = world.now;
+    assert!(world.run_until(30 * S, |w| w.both(State::Up)), "{}", world.story(0));
+    world.now.since(back)
+}
+
+#[test]
+fn traffic_is_back_within_two_seconds_of_the_keys() {
+    for (seed, down) in [(30, [true, true]), (31, [true, false]), (32, [false, true])] {
+        let took = recovery(seed, down);
+        assert!(took <= 2 * S, "{down:?}: {took:?}");
+    }
+}
+
+#[test]
+fn a_stock_of_a_hundred_keys_is_filled_and_used() {
+    let mut both = sites(QkdPolicy::Required, S);
+    (both[0].stock, both[1].stock) = (100, 100);
+    let mut world = World::new(33, both, CLEAN);
+    let full = |w: &World| w.ends.iter().all(|e| e.peer.view(w.now).qkd_stock.is_some_and(|n| n >= 99));
+    assert!(world.run_until(20 * S, full), "{:?}", world.ends[0].peer.view(world.now).qkd_stock);
+    world.kms_up = [false, false];
+    world.run(80 * S);
+    assert!(world.both(State::Up), "80 s ride on the stock\n{}", world.story(0));
 }

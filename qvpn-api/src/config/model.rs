@@ -47,7 +47,7 @@ pub struct Interface {
 pub struct Kms {
     /// Our SAE ID.
     pub sae_id: String,
-    /// Keys held ahead for each peer, 1 to 20.
+    /// Keys held ahead for each peer, 1 to 100.
     pub stock: u32,
     /// The KMEs in their order; at least one, with unique names.
     pub kmes: Vec<Kme>,

@@ -113,6 +113,10 @@ impl<L: ControlLink> Peer<L> {
         if out.new_session {
             self.messenger.session_started(now);
             self.timers.set(Timer::Handshake, None);
+            if self.active.as_ref().is_none_or(|a| a.sealing_ends <= now) {
+                // Earlier attempts failed because there was no path; now there is one.
+                self.attempt_due(now);
+            }
         }
         out.packets
     }

@@ -9,10 +9,14 @@ use crate::event::{FetchedKey, KeyName, KmsTrouble};
 use crate::key_schedule::qkd_check;
 use crate::time::Time;
 use crate::wire::limits::{MAX_NAME, MAX_OFFER, MIN_QKD_KEY};
-use crate::wire::{Held, StockAck, StockOffer};
+use crate::wire::{Held, MAX_OFFER_COST, OFFER_ROOM, StockAck, StockOffer, offer_cost};
 
+/// After a failed fetch nothing was spent, and the KMS client lets a KME that is down rest: keys should be back soon after it
+/// is.
 const FIRST_RETRY: Duration = Duration::from_millis(250);
-const LAST_RETRY: Duration = Duration::from_secs(10);
+const LAST_RETRY: Duration = Duration::from_secs(1);
+/// After keys that went bad, each of which is spent at the KME.
+const LAST_RETRY_SPENT: Duration = Duration::from_secs(10);
 
 struct Key {
     name: KeyName,
@@ -35,6 +39,8 @@ pub struct MasterStock {
     target: usize,
     open: Option<u64>,
     failures: u32,
+    /// Times that delivered keys turned out to be of no use, since one was held.
+    spent: u32,
     retry_at: Option<Time>,
     offers: u64,
     revision: u64,
@@ -52,6 +58,7 @@ impl MasterStock {
             target: target.clamp(1, MAX_OFFER),
             open: None,
             failures: 0,
+            spent: 0,
             retry_at: None,
             offers: 0,
             revision: 0,
@@ -69,7 +76,7 @@ impl MasterStock {
     /// How many keys to fetch now, under the number of the request; `None` while one is open, a failure is to be waited out, or
     /// the stock is full.
     pub fn fetch(&mut self, now: Time, request: u64) -> Option<usize> {
-        let missing = self.target.saturating_sub(self.keys.len());
+        let missing = self.target.saturating_sub(self.keys.len()).min(self.room());
         let waiting = self.open.is_some() || self.retry_at.is_some_and(|at| at > now);
         if missing == 0 || waiting {
             return None;
@@ -77,6 +84,17 @@ impl MasterStock {
         self.open = Some(request);
         self.retry_at = None;
         Some(missing)
+    }
+
+    /// Bytes that the offer takes.
+    fn offered(&self) -> usize {
+        self.keys.iter().map(|k| offer_cost(&k.name)).sum()
+    }
+
+    /// How many more keys surely fit one offer. Before the first came nobody knows how long this KME's names are.
+    fn room(&self) -> usize {
+        let longest = self.keys.iter().map(|k| offer_cost(&k.name)).max().unwrap_or(MAX_OFFER_COST);
+        (OFFER_ROOM - self.offered()) / longest
     }
 
     /// Takes fetched keys in; those that are too short, badly named or known already are lost, with the reason.
@@ -90,12 +108,14 @@ impl MasterStock {
         for FetchedKey { name, secret } in keys {
             let why = if secret.len() < MIN_QKD_KEY {
                 "the key is shorter than 256 bits"
-            } else if name.id.is_empty() || name.id.len() > MAX_NAME {
-                "its key ID is empty or longer than 255 bytes"
+            } else if name.id.is_empty()
+                || [&name.id, &name.source_kme, &name.target_kme].iter().any(|n| n.len() > MAX_NAME)
+            {
+                "its key ID is empty, or a name is longer than 255 bytes"
             } else if self.keys.iter().any(|k| k.name.id == name.id || k.secret.ct_eq(secret.expose())) {
                 "the KME delivered it before"
-            } else if self.keys.len() >= MAX_OFFER {
-                "more keys came than were asked for"
+            } else if self.keys.len() >= MAX_OFFER || self.offered() + offer_cost(&name) > OFFER_ROOM {
+                "more keys came than fit one offer"
             } else {
                 self.keys.push(Key { name, secret, since: now, held: false, suspect: false, spoiled: 0 });
                 continue;
@@ -105,8 +125,12 @@ impl MasterStock {
         if self.keys.len() > before {
             self.changed = true;
             self.trouble = None;
-        } else {
+            self.failures = 0;
+        } else if lost.is_empty() {
+            self.trouble = Some("the KME delivered no key".to_owned());
             self.wait(now);
+        } else {
+            self.wait_after_loss(now);
         }
         lost
     }
@@ -130,6 +154,12 @@ impl MasterStock {
     fn wait(&mut self, now: Time) {
         self.retry_at = Some(now + backoff(FIRST_RETRY, LAST_RETRY, self.failures));
         self.failures += 1;
+    }
+
+    /// Keys that go bad one after the other must not drain the KME: fetch again later and later, until one is held.
+    fn wait_after_loss(&mut self, now: Time) {
+        self.retry_at = Some(now + backoff(FIRST_RETRY, LAST_RETRY_SPENT, self.spent));
+        self.spent += 1;
     }
 
     /// Drops keys that are too old, or that the responder could not get in time.
@@ -192,7 +222,7 @@ impl MasterStock {
                 Held::Yes(check) if qvpn_secret::ct_eq(check, &qkd_check(&key.secret, id)) => {
                     key.held = true;
                     key.suspect = false;
-                    self.failures = 0;
+                    self.spent = 0;
                     continue;
                 }
                 Held::Yes(_) => {
@@ -216,8 +246,7 @@ impl MasterStock {
             self.changed = true;
         }
         if !lost.is_empty() {
-            // Keys that go bad one after the other must not drain the KME: fetch again later and later, until one is held.
-            self.wait(now);
+            self.wait_after_loss(now);
         }
         lost
     }

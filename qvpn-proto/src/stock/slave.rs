@@ -12,7 +12,9 @@ use crate::wire::limits::MIN_QKD_KEY;
 use crate::wire::{Held, StockAck, StockOffer};
 
 const FIRST_RETRY: Duration = Duration::from_millis(200);
-const LAST_RETRY: Duration = Duration::from_secs(5);
+const LAST_RETRY: Duration = Duration::from_secs(1);
+/// Keys that are due within so long are asked for in one request.
+const TOGETHER: Duration = Duration::from_millis(250);
 /// New IDs that may be asked of the KME: a burst, and one more each `REFILL`. The fastest rekeying needs ten a second.
 const BURST: u32 = 40;
 const REFILL: Duration = Duration::from_millis(50);
@@ -94,9 +96,15 @@ impl SlaveStock {
             self.refilled_at = now;
         }
         let mut names = Vec::new();
+        let wanted = |e: &Entry| match &e.state {
+            State::Wanted { retry_at, .. } => Some(*retry_at),
+            _ => None,
+        };
+        if self.entries.iter().filter_map(wanted).all(|retry_at| retry_at > now) {
+            return None;
+        }
         for entry in &self.entries {
-            let State::Wanted { retry_at, .. } = &entry.state else { continue };
-            if *retry_at <= now && self.tokens > 0 {
+            if wanted(entry).is_some_and(|retry_at| retry_at <= now + TOGETHER) && self.tokens > 0 {
                 self.tokens -= 1;
                 names.push(entry.name.clone());
             }

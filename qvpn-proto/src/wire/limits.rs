@@ -14,8 +14,11 @@ pub const FRAGMENT_PAYLOAD: usize = MAX_LINK_PACKET - IPV6_HEADER - FRAGMENT_HEA
 pub const MAX_FRAGMENTS: usize = MAX_MESSAGE.div_ceil(FRAGMENT_PAYLOAD);
 /// Longest key ID, SAE ID or KME name, in bytes: its length travels in one byte.
 pub const MAX_NAME: usize = 255;
-/// Most QKD keys in one `StockOffer`.
-pub const MAX_OFFER: usize = 20;
+/// Most QKD keys in one `StockOffer`; those with long names are bounded by [`MAX_MESSAGE`], see
+/// [`offer_cost`](super::offer_cost).
+pub const MAX_OFFER: usize = 100;
+/// Bytes of a `StockOffer` or a `StockAck` before the first key.
+pub const STOCK_HEADER: usize = 17;
 /// Most lanes.
 pub const MAX_LANES: usize = 16;
 /// Peers of one daemon: their number takes 15 bits of each receiver index.
@@ -23,6 +26,4 @@ pub const MAX_PEERS: u16 = 1 << 15;
 /// Shortest QKD key, in bytes (256 bits).
 pub const MIN_QKD_KEY: usize = 32;
 
-// An offer whose names are all as long as they may be still fits a message.
-const _: () = assert!(9 + MAX_OFFER * 3 * (1 + MAX_NAME) <= MAX_MESSAGE);
 const _: () = assert!(MAX_FRAGMENTS <= 255);

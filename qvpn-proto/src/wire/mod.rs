@@ -17,4 +17,4 @@ pub use fragment::{Fragment, Kind, MessageId};
 pub use hello::{Hello, VERSION};
 pub use reason::{RejectReason, RekeyReason};
 pub use reject::Reject;
-pub use stock::{Held, StockAck, StockOffer};
+pub use stock::{Held, MAX_OFFER_COST, OFFER_ROOM, StockAck, StockOffer, offer_cost};

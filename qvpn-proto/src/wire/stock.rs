@@ -1,15 +1,29 @@
 //! `StockOffer` and `StockAck`: which QKD keys the initiator holds, and what the responder has of them.
 
 use super::codec::{ParseError, Reader, put_name};
-use super::limits::MAX_OFFER;
+use super::limits::{MAX_MESSAGE, MAX_NAME, MAX_OFFER, STOCK_HEADER};
 use crate::event::KeyName;
+
+/// Bytes that a key takes in an offer or in the answer to it, whichever is more.
+#[must_use]
+pub fn offer_cost(key: &KeyName) -> usize {
+    let offered = 3 + key.id.len() + key.source_kme.len() + key.target_kme.len();
+    offered.max(ANSWER + key.id.len())
+}
+
+/// The most that a key can take.
+pub const MAX_OFFER_COST: usize = 3 * (1 + MAX_NAME);
+/// What all keys of an offer may take together.
+pub const OFFER_ROOM: usize = MAX_MESSAGE - STOCK_HEADER;
+/// An answer in a `StockAck` without the ID's bytes: its length, the answer, the check value.
+const ANSWER: usize = 1 + 1 + 16;
 
 /// The whole set of keys that the initiator holds, oldest first.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StockOffer {
     /// Rises with each offer.
     pub number: u64,
-    /// At most [`MAX_OFFER`] keys.
+    /// At most [`MAX_OFFER`] keys, and no more than [`OFFER_ROOM`] bytes by [`offer_cost`].
     pub keys: Vec<KeyName>,
 }
 
@@ -67,7 +81,7 @@ impl StockOffer {
         out
     }
 
-    /// Parses a whole message; the same ID twice is refused.
+    /// Parses a whole message; the same ID twice is refused, and so is an offer whose answer would not fit a message.
     ///
     /// # Errors
     /// [`ParseError`] names the field.
@@ -84,6 +98,9 @@ impl StockOffer {
             keys.push(KeyName { id, source_kme, target_kme });
         }
         r.end()?;
+        if keys.iter().map(offer_cost).sum::<usize>() > OFFER_ROOM {
+            return Err(ParseError::Value("number of keys"));
+        }
         Ok(Self { number, keys })
     }
 }

@@ -209,6 +209,8 @@ pub struct World {
     pub faults: Faults,
     pub kms_up: [bool; 2],
     pub kms_delay: Duration,
+    /// Requests to each end's KME.
+    pub kms_asked: [u32; 2],
     /// Keys that were handed out: by ID.
     pub kms: BTreeMap<String, Vec<u8>>,
     kms_next: u64,
@@ -258,6 +260,7 @@ impl World {
             faults,
             kms_up: [true; 2],
             kms_delay: 20 * MS,
+            kms_asked: [0; 2],
             kms: BTreeMap::new(),
             kms_next: 0,
             corrupt_next_key: false,
@@ -518,6 +521,7 @@ impl World {
     }
 
     fn fetch(&mut self, i: usize, life: u32, fetch: Fetch) {
+        self.kms_asked[i] += 1;
         let down =
             KmsTrouble { kind: TroubleKind::Unavailable, text: format!("KME of site {i} is unreachable") };
         let report = match fetch {

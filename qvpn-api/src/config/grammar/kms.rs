@@ -9,7 +9,7 @@ use super::super::values;
 use super::{ELSEWHERE, KmsFacts, Reader};
 
 /// Most QKD keys held ahead for a peer: what one offer of the protocol holds.
-const MAX_STOCK: u32 = 20;
+const MAX_STOCK: u32 = 100;
 
 impl<'t> Reader<'t> {
     pub(super) fn kms(&mut self, mut s: Section<'t>) -> (Option<Kms>, KmsFacts) {
