@@ -26,12 +26,12 @@ doc_tests() { cargo test --workspace --doc --locked; }
 # Recomputes the protocol's test vectors without a line of the project's Rust.
 vectors() {
     local found=0 script
-    for script in qvpn-proto/tests/vectors/*.py; do
+    for script in docs/vectors/*.py; do
         [ -e "$script" ] || continue
         found=1
         "$target/venv/bin/python" "$script" || return 1
     done
-    [ $found = 1 ] || { echo "there is no vector check in qvpn-proto/tests/vectors" >&2; return 1; }
+    [ $found = 1 ] || { echo "there is no vector check in docs/vectors" >&2; return 1; }
 }
 
 lines=() passed=0 failed=0 skipped=0

@@ -194,3 +194,6 @@ fn join(parts: &[&[u8]]) -> SecretBuf {
 fn length(part: &[u8]) -> [u8; 4] {
     u32::try_from(part.len()).unwrap_or(u32::MAX).to_be_bytes()
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,5 +1,5 @@
-//! A whole exchange from fixed inputs, held against `vectors/exchange.json`. The Python script beside that file computes
-//! the same from the specification alone. `QVPN_WRITE_VECTORS=1` writes the file anew.
+//! A whole exchange from fixed inputs, held against `docs/vectors/exchange.json`. The Python program beside that file
+//! computes the same from the specification alone. `QVPN_WRITE_VECTORS=1` writes the file anew.
 #![allow(clippy::unwrap_used)]
 
 use std::convert::Infallible;
@@ -195,7 +195,7 @@ fn the_exchange_agrees_with_its_vector() {
         "responder": identity(&ends[1]),
         "exchanges": [first, second],
     });
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/vectors/exchange.json");
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/vectors/exchange.json");
     if std::env::var_os("QVPN_WRITE_VECTORS").is_some() {
         std::fs::write(path, serde_json::to_string_pretty(&vector).unwrap() + "\n").unwrap();
     }
