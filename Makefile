@@ -1,11 +1,12 @@
 # The commands that people use. `make demo` and `make test` install what is missing by themselves.
 
-.PHONY: help demo test soak build lint fmt deps
+.PHONY: help demo test bench soak build lint fmt deps
 
 help:
 	@echo "make demo    two sites, two KMEs and a tunnel on this machine, with real traffic"
 	@echo "make test    everything that must hold, with one summary"
 	@echo "make soak    the long runs, with a report in target/soak"
+	@echo "make bench   qvpn and other VPNs in turns on this machine; BENCH=--quick for minutes, BENCH=--help for choices"
 	@echo "make build   release binaries in target/release"
 	@echo "make lint    format check and clippy"
 	@echo "make fmt     format the sources"
@@ -21,6 +22,14 @@ test:
 
 soak:
 	@scripts/soak.sh
+
+# The null cipher is compiled into the bench alone, so it is built by a call of its own: cargo unites features.
+bench:
+	@scripts/deps.sh system
+	@scripts/bench-peers.sh
+	cargo build --locked --release --package qvpn-daemon --package qvpn-ctl --package kme-sim
+	cargo build --locked --release --package benches --features null-cipher
+	target/release/bench $(BENCH)
 
 build:
 	cargo build --locked --release --workspace --bins

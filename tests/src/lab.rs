@@ -145,9 +145,9 @@ impl Lab {
             ["lan-a", "gw-a", "wan", "gw-b", "lan-b", "kme"].map(Node::new);
         let lab = Self { lan_a, gw_a, wan, gw_b, lan_b, kme };
         for site in Site::BOTH {
-            lab.join((lab.lan(site), "lan"), (lab.gw(site), "lan"));
-            lab.join((lab.gw(site), "wan"), (&lab.wan, site.name()));
-            lab.join((lab.gw(site), "kme"), (&lab.kme, site.name()));
+            lab.lan(site).join("lan", lab.gw(site), "lan");
+            lab.gw(site).join("wan", &lab.wan, site.name());
+            lab.gw(site).join("kme", &lab.kme, site.name());
             lab.address(site);
         }
         for router in [&lab.gw_a, &lab.gw_b, &lab.wan] {
@@ -201,15 +201,6 @@ impl Lab {
             }
         }
         patterns
-    }
-
-    /// Joins two machines by a cable, and gives its ends these names.
-    pub fn join(&self, (left, left_name): (&Node, &str), (right, right_name): (&Node, &str)) {
-        left.run(&format!(
-            "ip link add {left_name} type veth peer name {right_name} netns {} && ip link set {left_name} up",
-            right.holder_id()
-        ));
-        right.run(&format!("ip link set {right_name} up"));
     }
 
     fn address(&self, site: Site) {

@@ -18,7 +18,11 @@ pub struct Node {
 
 impl Node {
     /// Makes a machine with nothing but a loopback interface. IPv6 addresses are usable at once (no duplicate detection).
-    pub(crate) fn new(name: &str) -> Self {
+    ///
+    /// # Panics
+    /// Outside [`crate::sandbox`].
+    #[must_use]
+    pub fn new(name: &str) -> Self {
         let folder = Path::new("/run/lab").join(name);
         std::fs::create_dir_all(folder.join("run")).unwrap();
         let mut command = Command::new("unshare");
@@ -49,9 +53,13 @@ impl Node {
         &self.folder
     }
 
-    /// The process whose namespaces these are.
-    pub(crate) fn holder_id(&self) -> u32 {
-        self.holder.id()
+    /// Lays a cable: interface `ours` here and `theirs` at the other machine, both up and without addresses.
+    pub fn join(&self, ours: &str, other: &Node, theirs: &str) {
+        let id = other.holder.id();
+        self.run(&format!(
+            "ip link add {ours} type veth peer name {theirs} netns {id} && ip link set {ours} up"
+        ));
+        other.run(&format!("ip link set {theirs} up"));
     }
 
     /// A command that will run here.

@@ -22,7 +22,7 @@ pub fn run(name: &str, body: impl FnOnce()) {
         body();
         std::process::exit(DONE);
     }
-    let mut command = unshare();
+    let mut command = unshare(User::Rather);
     command.arg(std::env::current_exe().unwrap()).args(["--exact", name, "--nocapture"]).env(INSIDE, name);
     let status = command.stdin(Stdio::null()).status().unwrap();
     match status.code() {
@@ -36,24 +36,45 @@ pub fn run(name: &str, body: impl FnOnce()) {
 
 /// Runs `body` within the sandbox, for a `main` function: the program runs itself again with the same arguments.
 pub fn main(body: impl FnOnce() -> ExitCode) -> ExitCode {
+    program(User::Rather, body)
+}
+
+/// As [`main`], but root stays the machine's root: programs inside may then force the sizes of their socket buffers, as
+/// daemons do, which a measurement wants. Other users get what `main` gives.
+pub fn main_as_root(body: impl FnOnce() -> ExitCode) -> ExitCode {
+    program(User::IfNeeded, body)
+}
+
+fn program(user: User, body: impl FnOnce() -> ExitCode) -> ExitCode {
     if std::env::var_os(INSIDE).is_some() {
         prepare();
         return body();
     }
-    let mut command = unshare();
+    let mut command = unshare(user);
     command.arg(std::env::current_exe().unwrap()).args(std::env::args_os().skip(1)).env(INSIDE, "main");
     let status = command.status().unwrap();
     ExitCode::from(status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1))
 }
 
-/// `unshare` with what this system allows: a user namespace, so that any user can do it, or for root else without.
-fn unshare() -> Command {
+/// When to make a user namespace.
+#[derive(Clone, Copy, PartialEq)]
+enum User {
+    /// Where the system allows it: any user can do the rest then.
+    Rather,
+    /// Where the rest doesn't work without.
+    IfNeeded,
+}
+
+/// `unshare` with what this system allows.
+fn unshare(namespace: User) -> Command {
     let works = |args: &[&str]| {
         let probe = Command::new("unshare").args(args).args(["--net", "--mount", "true"]).output();
         probe.expect("`unshare` is missing: install util-linux").status.success()
     };
     let user = ["--user", "--map-root-user"];
-    let args: &[&str] = if works(&user) {
+    let args: &[&str] = if namespace == User::IfNeeded && works(&[]) {
+        &[]
+    } else if works(&user) {
         &user
     } else if works(&[]) {
         &[]

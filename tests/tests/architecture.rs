@@ -33,6 +33,8 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("qvpn-ctl", &["qvpn-api", "qvpn-identity", "qvpn-secret", "qvpn-net", "kms-client"]),
     ("kme-sim", &[]),
     ("tests", &["qvpn-api"]),
+    // Of `tests` it takes the lab.
+    ("benches", &["qvpn-dataplane", "qvpn-secret", "tests"]),
 ];
 
 /// Imports beyond the arrows, of any kind, each with its reason.

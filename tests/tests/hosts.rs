@@ -81,7 +81,7 @@ fn changes_of_the_hosts_network_are_survived() {
         wait_traffic(&lab, "WAN down and up");
 
         // The default route goes over to another interface and back.
-        lab.join((gw, "wan2"), (&lab.wan, "site-a2"));
+        gw.join("wan2", &lab.wan, "site-a2");
         gw.run("ip addr add 192.0.2.1/24 dev wan2");
         lab.wan.run("ip addr add 192.0.2.2/24 dev site-a2");
         gw.run("ip route replace default via 192.0.2.2");

@@ -343,7 +343,7 @@ fn the_two_directions_may_go_different_ways() {
     sandbox::run("the_two_directions_may_go_different_ways", || {
         let lab = Lab::new();
         let _kmes = lab.start_kmes(&KmeOptions::default());
-        lab.join((&lab.gw_a, "wan2"), (&lab.wan, "site-a2"));
+        lab.gw_a.join("wan2", &lab.wan, "site-a2");
         lab.gw_a.run("ip addr add 192.0.2.1/24 dev wan2");
         lab.wan.run("ip addr add 192.0.2.2/24 dev site-a2");
         let own = Site::A.wan(Outer::V4);

@@ -32,7 +32,8 @@ fn wycheproof_hkdf_sha384() {
 #[test]
 fn rfc5869_sha256() {
     let range = |from: u8, to: u8| (from..=to).collect::<Vec<u8>>();
-    let cases: [(&[u8], Option<&[u8]>, &[u8], &str); 3] = [
+    type Case<'a> = (&'a [u8], Option<&'a [u8]>, &'a [u8], &'a str);
+    let cases: [Case<'_>; 3] = [
         (
             &[0x0b; 22],
             Some(&range(0, 12)),

@@ -1,0 +1,193 @@
+//! The measurements: each takes a running tunnel and gives one number or several.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use benches::load::Mix;
+use benches::search::{self, Step};
+use clap::ValueEnum;
+use serde_json::Value;
+use tests::{Process, binary};
+
+use crate::vpn::{MTU, Running};
+
+/// No answer of a helper takes longer.
+const PATIENCE: Duration = Duration::from_secs(15);
+
+/// A measurement, by the name that the command line has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Row {
+    /// One TCP flow, each way, and the CPU that it takes.
+    Tcp1,
+    /// 4 TCP flows, each way.
+    Tcp4,
+    /// 50 TCP flows, each way.
+    Tcp50,
+    /// Packets of 64 bytes a second, with loss below 0.1 %.
+    Udp64,
+    /// The same of IMIX: 28 of 64 bytes, 16 of 570, 4 of 1518 cut to the MTU.
+    Udpimix,
+    /// The same of 1400 bytes.
+    Udp1400,
+    /// Round trips, idle and under one TCP flow.
+    Rtt,
+    /// One TCP flow while 10 epochs a second begin, and without.
+    Rekey,
+    /// Peak memory after all the rows before.
+    Memory,
+}
+
+/// How long things are measured.
+#[derive(Debug, Clone, Copy)]
+pub struct Length {
+    /// One TCP measurement, seconds.
+    pub tcp: u32,
+    /// One step of the search for the highest UDP load, seconds.
+    pub udp: f64,
+    /// Pings idle, and under load.
+    pub pings: u32,
+}
+
+/// A number, by the name of its metric.
+pub type Number = (&'static str, f64);
+
+impl Row {
+    /// Measures. `guess` is the number of the round before, where a search may begin.
+    ///
+    /// # Errors
+    /// In words, for the table's notes.
+    pub fn measure(self, tunnel: &Running, length: Length, guess: Option<f64>) -> Result<Vec<Number>> {
+        match self {
+            Row::Tcp1 => {
+                let before = tunnel.cpu_seconds()?;
+                let there = tcp(tunnel, 0, 1, length.tcp)?;
+                let cpu = tunnel.cpu_seconds()? - before;
+                let back = tcp(tunnel, 1, 1, length.tcp)?;
+                Ok(vec![("tcp1_ab", there.rate), ("tcp1_ba", back.rate), ("cpu", cpu / there.gigabits)])
+            }
+            Row::Tcp4 => both_ways(tunnel, ["tcp4_ab", "tcp4_ba"], 4, length),
+            Row::Tcp50 => both_ways(tunnel, ["tcp50_ab", "tcp50_ba"], 50, length),
+            Row::Udp64 => udp(tunnel, "udp64", Mix::Only(64), length, guess),
+            Row::Udpimix => udp(tunnel, "udpimix", Mix::Imix, length, guess),
+            Row::Udp1400 => udp(tunnel, "udp1400", Mix::Only(1400), length, guess),
+            Row::Rtt => round_trips(tunnel, length),
+            Row::Rekey => Ok(vec![("rekey", tcp(tunnel, 0, 1, length.tcp)?.rate)]),
+            Row::Memory => Ok(vec![("memory", tunnel.peak_memory()?)]),
+        }
+    }
+}
+
+struct Tcp {
+    /// Gigabits a second that arrived.
+    rate: f64,
+    /// Gigabits that arrived.
+    gigabits: f64,
+}
+
+/// iperf3 from end `from` to the other one.
+fn tcp(tunnel: &Running, from: usize, flows: u32, seconds: u32) -> Result<Tcp> {
+    let mut server = iperf_server(tunnel, 1 - from)?;
+    let line = format!(
+        "timeout {} iperf3 --client {} --parallel {flows} --time {seconds} --json",
+        seconds + 10,
+        tunnel.inner[1 - from]
+    );
+    let output = tunnel.nodes[from].try_run(&line);
+    let report: Value = serde_json::from_slice(&output.stdout).context("iperf3's report")?;
+    if let Some(error) = report["error"].as_str() {
+        anyhow::bail!("iperf3: {error}");
+    }
+    let end = &report["end"]["sum_received"];
+    let rate = end["bits_per_second"].as_f64().context("iperf3's rate")? / 1e9;
+    let gigabits = end["bytes"].as_f64().context("iperf3's bytes")? * 8.0 / 1e9;
+    ensure!(gigabits > 0.0, "nothing arrived");
+    server.wait(PATIENCE);
+    Ok(Tcp { rate, gigabits })
+}
+
+fn iperf_server(tunnel: &Running, end: usize) -> Result<Process> {
+    let mut server = tunnel.nodes[end].spawn("iperf3", &["--server", "--one-off", "--forceflush"]);
+    said(&mut server, "Server listening")?;
+    Ok(server)
+}
+
+fn both_ways(tunnel: &Running, names: [&'static str; 2], flows: u32, length: Length) -> Result<Vec<Number>> {
+    let rate = |from| tcp(tunnel, from, flows, length.tcp).map(|t| t.rate);
+    Ok(vec![(names[0], rate(0)?), (names[1], rate(1)?)])
+}
+
+/// The line of a helper that begins so.
+fn said(process: &mut Process, start: &str) -> Result<String> {
+    process
+        .find_line(PATIENCE, |line| line.starts_with(start))
+        .map_err(|why| anyhow::anyhow!("no `{start}`: {why}\n{}", process.log()))
+}
+
+fn field<T: std::str::FromStr>(line: &str, number: usize) -> Result<T> {
+    let word = line.split(' ').nth(number);
+    word.and_then(|word| word.parse().ok()).with_context(|| format!("`{line}`"))
+}
+
+fn udp(
+    tunnel: &Running,
+    name: &'static str,
+    mix: Mix,
+    length: Length,
+    guess: Option<f64>,
+) -> Result<Vec<Number>> {
+    let address = format!("{}:7000", tunnel.inner[1]);
+    let mut sink = tunnel.nodes[1].spawn(binary("bench-udp"), &["sink", &address]);
+    said(&mut sink, "ready")?;
+    let mut sender = tunnel.nodes[0].spawn(binary("bench-udp"), &["blast", &address, &MTU.to_string()]);
+    said(&mut sender, "ready")?;
+    let step = |load: f64| -> Result<Step> {
+        sink.tell("start");
+        said(&mut sink, "started")?;
+        sender.tell(&format!("{load} {mix} {}", length.udp));
+        let line = said(&mut sender, "sent ")?;
+        let (sent, seconds) = (field(&line, 1)?, field(&line, 2)?);
+        sink.tell("stop");
+        let line = said(&mut sink, "count ")?;
+        // What the sink's own buffer dropped is not the tunnel's loss.
+        let received = field::<u64>(&line, 1)? + field::<u64>(&line, 2)?;
+        Ok(Step { sent, received, seconds })
+    };
+    let found = search::highest(guess.map_or(30_000.0, |thousands| thousands * 900.0), step)?;
+    if found.sender_bound {
+        eprintln!("    the sender is the limit here");
+    }
+    Ok(vec![(name, found.rate / 1e3)])
+}
+
+fn round_trips(tunnel: &Running, length: Length) -> Result<Vec<Number>> {
+    let address = format!("{}:7007", tunnel.inner[1]);
+    let mut echo = tunnel.nodes[1].spawn(binary("bench-udp"), &["echo", &address]);
+    said(&mut echo, "ready")?;
+    let mut pinger = tunnel.nodes[0].spawn(binary("bench-udp"), &["ping", &address]);
+    said(&mut pinger, "ready")?;
+    let mut trip = |count: u32| -> Result<[f64; 2]> {
+        pinger.tell(&format!("{count} 2000"));
+        let line = said(&mut pinger, "rtt ")?;
+        let answered: u32 = field(&line, 1)?;
+        ensure!(answered > count / 2, "{answered} of {count} pings answered");
+        Ok([field::<f64>(&line, 2)? / 1e3, field::<f64>(&line, 3)? / 1e3])
+    };
+    let idle = trip(length.pings)?;
+    let mut server = iperf_server(tunnel, 1)?;
+    // The flow begins half a second before the pings and outlasts them.
+    let seconds = length.pings / 500 + 2;
+    let mut flow = tunnel.nodes[0]
+        .spawn("iperf3", &["--client", tunnel.inner[1], "--time", &seconds.to_string(), "--forceflush"]);
+    said(&mut flow, "[ ID]")?;
+    std::thread::sleep(Duration::from_millis(500));
+    let loaded = trip(length.pings);
+    flow.wait(PATIENCE);
+    server.wait(PATIENCE);
+    let loaded = loaded?;
+    Ok(vec![
+        ("rtt_idle_p50", idle[0]),
+        ("rtt_idle_p99", idle[1]),
+        ("rtt_load_p50", loaded[0]),
+        ("rtt_load_p99", loaded[1]),
+    ])
+}

@@ -1,0 +1,99 @@
+//! Batches of datagrams by one system call, and the timer slack of a thread: what std has no form of.
+#![allow(unsafe_code)]
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+/// Most datagrams of one system call.
+pub const BATCH: usize = 64;
+
+fn checked(result: libc::c_int) -> io::Result<usize> {
+    usize::try_from(result).map_err(|_| io::Error::last_os_error())
+}
+
+/// Sends up to [`BATCH`] datagrams on a connected socket; how many the kernel took.
+///
+/// # Errors
+/// What the kernel says of the first datagram.
+pub fn send_batch(socket: BorrowedFd<'_>, datagrams: &[&[u8]]) -> io::Result<usize> {
+    // SAFETY: all-zero bytes are valid values of both types.
+    let (mut vectors, mut messages): ([libc::iovec; BATCH], [libc::mmsghdr; BATCH]) =
+        unsafe { std::mem::zeroed() };
+    let count = datagrams.len().min(BATCH);
+    for ((vector, message), bytes) in vectors.iter_mut().zip(&mut messages).zip(datagrams) {
+        *vector = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
+        message.msg_hdr.msg_iov = vector;
+        message.msg_hdr.msg_iovlen = 1;
+    }
+    let count = libc::c_uint::try_from(count).unwrap_or(0);
+    // SAFETY: the first `count` messages point to buffers that outlive the call, and the kernel only reads them.
+    checked(unsafe { libc::sendmmsg(socket.as_raw_fd(), messages.as_mut_ptr(), count, 0) })
+}
+
+/// Takes up to [`BATCH`] datagrams off a socket without waiting; how many there were. Their bytes are not kept.
+///
+/// # Errors
+/// What the kernel says; `WouldBlock` if there is none.
+pub fn discard_batch(socket: BorrowedFd<'_>) -> io::Result<usize> {
+    let mut scratch = [[0u8; 16]; BATCH];
+    // SAFETY: all-zero bytes are valid values of both types.
+    let (mut vectors, mut messages): ([libc::iovec; BATCH], [libc::mmsghdr; BATCH]) =
+        unsafe { std::mem::zeroed() };
+    for ((vector, message), bytes) in vectors.iter_mut().zip(&mut messages).zip(&mut scratch) {
+        *vector = libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: bytes.len() };
+        message.msg_hdr.msg_iov = vector;
+        message.msg_hdr.msg_iovlen = 1;
+    }
+    let count = libc::c_uint::try_from(BATCH).unwrap_or(0);
+    // SAFETY: each message points to a buffer of the size given, which outlives the call; longer datagrams are cut.
+    checked(unsafe {
+        libc::recvmmsg(
+            socket.as_raw_fd(),
+            messages.as_mut_ptr(),
+            count,
+            libc::MSG_DONTWAIT,
+            std::ptr::null_mut(),
+        )
+    })
+}
+
+/// Lets this thread sleep to the microsecond: by default the kernel may wake it 50 µs late.
+pub fn sleep_precisely() {
+    // SAFETY: the call takes numbers only, and a refusal leaves the default.
+    unsafe { libc::prctl(libc::PR_SET_TIMERSLACK, 1) };
+}
+
+/// Makes a socket's receive buffer as large as asked, beyond the system's limit; only the machine's root may.
+///
+/// # Errors
+/// What the kernel says.
+pub fn force_receive_buffer(socket: BorrowedFd<'_>, bytes: libc::c_int) -> io::Result<()> {
+    let size = libc::socklen_t::try_from(size_of::<libc::c_int>()).unwrap_or(0);
+    // SAFETY: the pointer and the size describe one `int`.
+    checked(unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_RCVBUFFORCE,
+            (&raw const bytes).cast(),
+            size,
+        )
+    })
+    .map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::UdpSocket;
+    use std::os::fd::AsFd;
+
+    #[test]
+    fn a_batch_goes_and_comes() {
+        let (a, b) = (UdpSocket::bind("127.0.0.1:0").unwrap(), UdpSocket::bind("127.0.0.1:0").unwrap());
+        a.connect(b.local_addr().unwrap()).unwrap();
+        assert_eq!(send_batch(a.as_fd(), &[b"one", b"and a much longer one", b""]).unwrap(), 3);
+        assert_eq!(discard_batch(b.as_fd()).unwrap(), 3);
+        assert_eq!(discard_batch(b.as_fd()).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+    }
+}
