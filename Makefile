@@ -6,7 +6,7 @@ help:
 	@echo "make demo    two sites, two KMEs and a tunnel on this machine, with real traffic"
 	@echo "make test    everything that must hold, with one summary"
 	@echo "make soak    the long runs, with a report in target/soak"
-	@echo "make bench   qvpn and other VPNs in turns on this machine; BENCH=--quick for minutes, BENCH=--help for choices"
+	@echo "make bench   qvpn and other VPNs in turns on this machine; BENCH=--quick for a shorter run, BENCH=--help for choices"
 	@echo "make build   release binaries in target/release"
 	@echo "make lint    format check and clippy"
 	@echo "make fmt     format the sources"

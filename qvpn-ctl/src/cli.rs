@@ -128,8 +128,8 @@ pub(crate) enum PeerCommand {
 pub(crate) enum KmsCommand {
     /// Checks the real KMEs: TCP, TLS, certificates, identity, status, and keys, with each oddity in words.
     ///
-    /// For each peer and each of its KMEs up to two keys are taken, and with --other fetched by their IDs at the other
-    /// site's KME and compared. A key that is taken is spent: no tunnel will ever use it. --no-take touches no key.
+    /// For each peer and each of its KMEs up to three keys are taken, and with --other fetched by their IDs at the
+    /// other site's KME and compared. A key that is taken is spent: no tunnel will ever use it. --no-take touches no key.
     Check {
         /// The config, such as /etc/qvpn/qvpn0.toml.
         file: PathBuf,

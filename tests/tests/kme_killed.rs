@@ -1,5 +1,5 @@
 //! A KME that dies for ten seconds out of thirty, at a rekey each second: no packet is lost, and keys come again within
-//! seconds. In `make test` for 75 s; `make soak` sets QVPN_SOAK_SECONDS to 600.
+//! seconds. In `make test` for 75 s; set QVPN_SOAK_SECONDS=600 for ten minutes.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 

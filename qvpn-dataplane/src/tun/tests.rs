@@ -114,6 +114,9 @@ fn coalesce(udp: bool, packets: &[Vec<u8>]) -> Vec<(Vnet, Vec<u8>, usize)> {
 
 /// Cuts what the coalescer, or the kernel, made of packets.
 fn cut(header: Vnet, mut packet: Vec<u8>) -> Vec<Vec<u8>> {
+    if header == Vnet::default() {
+        return vec![packet];
+    }
     match split::plan(header, &mut packet).unwrap() {
         None => vec![packet],
         Some(split) => (0..split.count())

@@ -1,0 +1,53 @@
+#!/usr/bin/env bash
+# Runs ProVerif on each scenario of qvpn.pv and prints the results: which secrets are broken, then the answers for S1, S2,
+# A1, A2 and R1. R1 must be false, since it says that the model never reaches its end; the others must be true, except
+# where all three secrets are broken or the model was weakened.
+#
+#   docs/formal/run.sh            seconds; add `long` for X25519 alone, which takes about 20 minutes
+#   PROVERIF=/path/to/proverif docs/formal/run.sh
+set -euo pipefail
+model="$(dirname "$0")/qvpn.pv"
+proverif="${PROVERIF:-proverif}"
+folder="$(mktemp -d)"
+trap 'rm -rf "$folder"' EXIT
+
+# Writes the scenario in which these flags hold.
+scenario() {
+    local file="$1" flag
+    shift
+    cp "$model" "$file"
+    for flag in "$@"; do
+        sed -i -E "s/\(\*$flag:([^*]*):$flag\*\)/\1/g; s/\(\*-$flag: \*\)[^*]*\(\* :-$flag\*\)//g" "$file"
+    done
+}
+
+answers() {
+    local name="$1" file="$2" limit="$3" out
+    out="$(timeout "$limit" "$proverif" "$file" 2>&1 || true)"
+    printf '%-34s %s\n' "$name" "$(sed -n '/^RESULT (/d; s/^RESULT.* is \(true\|false\).*/\1/p; s/^RESULT.*cannot.*/unproved/p' <<<"$out" | tr '\n' ' ')"
+}
+
+weakened() {
+    local name="$1" base="$2" change="$3"
+    sed "$change" "$folder/$base.pv" >"$folder/weak.pv"
+    ! cmp -s "$folder/$base.pv" "$folder/weak.pv" || { echo "$name changes nothing" >&2; exit 1; }
+    answers "$name" "$folder/weak.pv" 120
+}
+
+scenario "$folder/qkd.pv" X M
+scenario "$folder/mlkem.pv" X Q
+scenario "$folder/x25519.pv" M Q D
+scenario "$folder/none.pv" X M Q
+"$proverif" -help 2>&1 | head -1
+printf '%-34s %s\n' "intact, or weakened by" "S1 S2 A1 A2 R1"
+answers "QKD alone" "$folder/qkd.pv" 300
+answers "ML-KEM alone" "$folder/mlkem.pv" 300
+[ "${1:-}" != long ] || answers "X25519 alone, honest sites" "$folder/x25519.pv" 3600
+answers "nothing" "$folder/none.pv" 300
+echo
+weakened "ML-KEM alone, no identities" mlkem 's/fun transcript(identity, identity, /fun transcript(/; s/transcript(idI, idR, /transcript(/'
+weakened "ML-KEM alone, no KEM to I" mlkem 's/opened(k, ci), agree/public, agree/; s/chosen(ki), agree/public, agree/'
+weakened "ML-KEM alone, no KEM to R" mlkem 's/chosen(kr), opened/public, opened/; s/, opened(k, cr), chosen/, public, chosen/'
+weakened "ML-KEM alone, no ephemeral KEM" mlkem 's/extract(th, opened(d, ce), /extract(th, public, /; s/extract(th, chosen(ke), /extract(th, public, /'
+weakened "ML-KEM alone, R not confirmed" mlkem 's/if m4 = confirm(derive(prk, confirmR)) then//'
+weakened "QKD alone, no QKD key" qkd 's/, q, public, public)/, public, public, public)/'
