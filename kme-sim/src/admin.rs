@@ -1,6 +1,7 @@
 //! The admin socket: one JSON command a line, one JSON answer a line. It changes how the KMEs behave while they run, and
 //! tells what they hold; it never gives out a key.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::Path;
@@ -14,7 +15,7 @@ use tokio::task::JoinSet;
 use tracing::{info, warn};
 
 use crate::misbehave::{Faults, Misbehaviour, Ops};
-use crate::network::LinkReport;
+use crate::network::{Counts, LinkReport, LinkStats};
 use crate::server::{Shared, until_stopped};
 
 /// The longest command, bytes.
@@ -44,12 +45,21 @@ pub enum Command {
         /// The KMEs that it joins.
         kmes: [String; 2],
     },
+    /// Lets an eavesdropper measure and resend pulses of a link.
+    Eavesdrop {
+        /// The KMEs or nodes that it joins.
+        kmes: [String; 2],
+        /// Share of the pulses, percent; 0 ends it.
+        percent: u8,
+    },
     /// Asks what the links and KMEs hold.
     Stored {},
+    /// Asks for supply, error rate and counts of each link and KME since the start.
+    Stats {},
 }
 
 /// What a command came to.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
+#[derive(Debug, Clone, PartialEq, Default, Serialize)]
 pub struct Answer {
     /// Whether it was carried out.
     pub ok: bool,
@@ -62,6 +72,20 @@ pub struct Answer {
     /// The KMEs, in answer to `stored`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub kmes: Option<Vec<KmeReport>>,
+    /// In answer to `stats`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stats: Option<Stats>,
+}
+
+/// The whole network at one moment.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Stats {
+    /// Simulated time since the start, seconds.
+    pub time_s: f64,
+    /// The links, each hop of a chain for itself.
+    pub links: Vec<LinkStats>,
+    /// What each KME did.
+    pub kmes: BTreeMap<String, Counts>,
 }
 
 /// What a KME holds and does.
@@ -102,6 +126,25 @@ pub(crate) async fn execute(shared: &Shared, command: Command) -> Answer {
         },
         Command::PauseLink { kmes } => pause(&kmes, true),
         Command::ResumeLink { kmes } => pause(&kmes, false),
+        Command::Eavesdrop { kmes, percent } => {
+            if percent > 100 {
+                return Answer::failed("percent is from 0 to 100");
+            }
+            if shared.network().eavesdrop(&kmes, percent, shared.now()) {
+                info!(link = %format!("{} - {}", kmes[0], kmes[1]), percent, "eavesdropper switched");
+                Answer::done()
+            } else {
+                Answer::failed(format!("there is no link between {:?} and {:?}", kmes[0], kmes[1]))
+            }
+        }
+        Command::Stats {} => {
+            let now = shared.now();
+            let names: Vec<String> = shared.all_faults().keys().cloned().collect();
+            let mut network = shared.network();
+            let kmes = names.into_iter().map(|name| (name.clone(), network.counts(&name))).collect();
+            let stats = Stats { time_s: now.as_secs_f64(), links: network.link_stats(now), kmes };
+            Answer { stats: Some(stats), ..Answer::done() }
+        }
         Command::Stored {} => {
             let faults = shared.all_faults().clone();
             let mut network = shared.network();

@@ -292,6 +292,9 @@ pub struct Status {
     /// Additional slave SAEs that a request may name.
     #[serde(rename = "max_SAE_ID_count")]
     pub max_sae_id_count: u32,
+    /// The link's error rate, key rate and hops.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub status_extension: Option<Value>,
 }
 
 /// A key on its way to an SAE.

@@ -10,11 +10,15 @@ use std::time::Duration;
 use serde::Deserialize;
 use toml::Spanned;
 
-use crate::supply::Supply;
+use crate::supply::{Optics, Passes, Source, Supply};
 
 /// A checked configuration.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Config {
+    /// How many simulated seconds pass in a real one.
+    pub time_scale: f64,
+    /// Trusted nodes that are no KMEs: they pass keys on.
+    pub nodes: BTreeSet<String>,
     /// Where the admin socket of this process is made, if at all.
     pub admin: Option<PathBuf>,
     /// At least one KME; names differ.
@@ -52,6 +56,8 @@ pub struct KmeConfig {
     pub max_waiting_keys: u32,
     /// The key request extensions that this KME knows, and the values that it can meet.
     pub extensions: BTreeMap<String, Vec<String>>,
+    /// Whether it passes on keys between two of its links.
+    pub relay: bool,
     /// Whether an optional extension that it doesn't handle is refused; otherwise it is ignored.
     pub refuse_optional_extensions: bool,
 }
@@ -74,8 +80,8 @@ pub struct SaeConfig {
     pub kme: String,
 }
 
-/// One `[[link]]`.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// One `[[link]]`, or one hop of it.
+#[derive(Debug, Clone, PartialEq)]
 pub struct LinkConfig {
     /// The names of the two KMEs that it joins.
     pub kmes: [String; 2],
@@ -167,6 +173,9 @@ impl Config {
 #[serde(deny_unknown_fields)]
 struct Raw {
     admin: Option<PathBuf>,
+    time_scale: Option<Spanned<f64>>,
+    #[serde(default)]
+    node: Vec<RawNode>,
     #[serde(default)]
     kme: Vec<RawKme>,
     #[serde(default)]
@@ -198,6 +207,45 @@ struct RawKme {
     extensions: BTreeMap<String, Vec<String>>,
     #[serde(default)]
     refuse_optional_extensions: bool,
+    #[serde(default)]
+    relay: bool,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawNode {
+    name: Spanned<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawPasses {
+    lasts: Spanned<String>,
+    every: Spanned<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawOptics {
+    length_km: f64,
+    #[serde(default = "loss_db_per_km")]
+    loss_db_per_km: f64,
+    #[serde(default)]
+    extra_loss_db: f64,
+    #[serde(default = "detector_efficiency")]
+    detector_efficiency: f64,
+    #[serde(default = "dark_count")]
+    dark_count: f64,
+    #[serde(default = "mean_photons")]
+    mean_photons: f64,
+    #[serde(default = "misalignment")]
+    misalignment: f64,
+    #[serde(default = "pulses_per_s")]
+    pulses_per_s: f64,
+    #[serde(default = "useful_share")]
+    useful_share: f64,
+    #[serde(default = "error_correction")]
+    error_correction: f64,
 }
 
 #[derive(Deserialize)]
@@ -213,7 +261,13 @@ struct RawLink {
     kmes: Spanned<Vec<Spanned<String>>>,
     #[serde(default = "key_size")]
     key_size: Spanned<u32>,
-    rate_bits_per_s: u64,
+    rate_bits_per_s: Option<Spanned<u64>>,
+    qber: Option<Spanned<f64>>,
+    optics: Option<Spanned<RawOptics>>,
+    block_bits: Option<Spanned<u64>>,
+    passes: Option<RawPasses>,
+    #[serde(default)]
+    nodes: u16,
     #[serde(default = "max_keys")]
     max_keys: u64,
     initial_keys: Option<Spanned<u64>>,
@@ -242,6 +296,36 @@ fn key_size() -> Spanned<u32> {
 fn max_keys() -> u64 {
     1000
 }
+// Standard fibre at 1550 nm, and devices as they can be bought.
+fn loss_db_per_km() -> f64 {
+    0.2
+}
+fn detector_efficiency() -> f64 {
+    0.2
+}
+fn dark_count() -> f64 {
+    1e-6
+}
+fn mean_photons() -> f64 {
+    0.4
+}
+fn misalignment() -> f64 {
+    0.02
+}
+fn pulses_per_s() -> f64 {
+    1e9
+}
+fn useful_share() -> f64 {
+    0.2
+}
+fn error_correction() -> f64 {
+    Optics::ERROR_CORRECTION
+}
+
+/// The error rate of a link with a constant rate that names none.
+const USUAL_QBER: f64 = 0.02;
+/// The most simulated seconds in a real one.
+const FASTEST: f64 = 1e6;
 
 /// The largest key that can be asked for, bits.
 const LARGEST_KEY: u32 = 65_536;
@@ -279,10 +363,34 @@ impl Check<'_> {
         let kmes = raw.kme.into_iter().map(|k| self.kme(k, &mut names)).collect();
         let mut ids = BTreeSet::new();
         let saes = raw.sae.into_iter().map(|s| self.sae(s, &names, &mut ids)).collect();
+        let mut nodes = BTreeSet::new();
+        for node in raw.node {
+            self.name(&node.name, "a node's name");
+            let name = node.name.get_ref();
+            if names.contains_key(name) || !nodes.insert(name.clone()) {
+                self.problem(node.name.span().start, format!("the name {name:?} is taken"));
+            }
+        }
         let mut pairs = BTreeSet::new();
         let mut seeds = BTreeSet::new();
-        let links = raw.link.into_iter().map(|l| self.link(l, &names, &mut pairs, &mut seeds)).collect();
-        Config { admin: raw.admin.map(|p| self.folder.join(p)), kmes, saes, links }
+        let mut links = Vec::new();
+        for raw in raw.link {
+            let between = raw.nodes;
+            let link = self.link(raw, &names, &nodes, &mut pairs, &mut seeds);
+            links.extend(hops(link, between));
+        }
+        // The nodes of chains are known only now, so that nobody can name them in the file.
+        let ends = links.iter().flat_map(|l| l.kmes.iter()).filter(|n| !names.contains_key(*n));
+        nodes.extend(ends.cloned());
+        let time_scale = raw.time_scale.map_or(1.0, |scale| {
+            if !(scale.get_ref() > &0.0 && scale.get_ref() <= &FASTEST) {
+                let message =
+                    format!("time_scale is above 0 and at most {FASTEST}; 60 makes a minute of each second");
+                self.problem(scale.span().start, message);
+            }
+            scale.into_inner()
+        });
+        Config { time_scale, nodes, admin: raw.admin.map(|p| self.folder.join(p)), kmes, saes, links }
     }
 
     fn kme(&mut self, raw: RawKme, names: &mut KeySizes) -> KmeConfig {
@@ -329,6 +437,7 @@ impl Check<'_> {
             max_waiting_keys: raw.max_waiting_keys.into_inner(),
             extensions: raw.extensions,
             refuse_optional_extensions: raw.refuse_optional_extensions,
+            relay: raw.relay,
         }
     }
 
@@ -366,13 +475,29 @@ impl Check<'_> {
         &mut self,
         raw: RawLink,
         kmes: &KeySizes,
+        nodes: &BTreeSet<String>,
         pairs: &mut BTreeSet<[String; 2]>,
         seeds: &mut BTreeSet<Vec<u8>>,
     ) -> LinkConfig {
         let at = raw.kmes.span().start;
-        for kme in raw.kmes.get_ref() {
+        for kme in raw.kmes.get_ref().iter().filter(|name| !nodes.contains(name.get_ref())) {
             self.known_kme(kme, kmes);
         }
+        let source = self.source(raw.rate_bits_per_s, raw.qber, raw.optics, at);
+        let block_bits = raw.block_bits.map_or(1, |bits| {
+            if *bits.get_ref() == 0 {
+                self.problem(bits.span().start, "block_bits must be at least 1");
+            }
+            bits.into_inner()
+        });
+        let passes = raw.passes.map(|passes| {
+            let at = passes.lasts.span().start;
+            let passes = Passes { lasts: self.duration(&passes.lasts), every: self.duration(&passes.every) };
+            if passes.lasts.is_zero() || passes.lasts > passes.every {
+                self.problem(at, "a pass lasts longer than nothing, and no longer than from one to the next");
+            }
+            passes
+        });
         let ends: Vec<String> = raw.kmes.into_inner().into_iter().map(Spanned::into_inner).collect();
         let ends = <[String; 2]>::try_from(ends).unwrap_or_else(|ends| {
             self.problem(at, format!("a link joins two KMEs, not {}", ends.len()));
@@ -406,11 +531,77 @@ impl Check<'_> {
         LinkConfig {
             kmes: ends,
             key_size: size.max(8),
-            supply: Supply::Constant { bits_per_s: raw.rate_bits_per_s },
+            supply: Supply { source, block_bits, passes },
             max_keys: raw.max_keys,
             initial_keys,
             relay_delay: raw.relay_delay.map_or(Duration::ZERO, |d| self.duration(&d)),
             seed: raw.seed.and_then(|s| self.seed(&s, seeds)),
+        }
+    }
+
+    /// Either a constant rate or the optics.
+    fn source(
+        &mut self,
+        rate: Option<Spanned<u64>>,
+        qber: Option<Spanned<f64>>,
+        optics: Option<Spanned<RawOptics>>,
+        at: usize,
+    ) -> Source {
+        if let (Some(qber), Some(_)) = (&qber, &optics) {
+            self.problem(qber.span().start, "qber is of a constant rate; the optics have their own");
+        }
+        match (rate, optics) {
+            (Some(rate), None) => {
+                let share = qber.map_or(USUAL_QBER, |qber| {
+                    if !(0.0..=0.5).contains(qber.get_ref()) {
+                        self.problem(qber.span().start, "qber is a share: from 0 to 0.5");
+                    }
+                    qber.into_inner()
+                });
+                Source::Constant { bits_per_s: rate.into_inner(), qber: share }
+            }
+            (None, Some(optics)) => Source::Optics(self.optics(optics)),
+            (Some(rate), Some(_)) => {
+                self.problem(rate.span().start, "a link has rate_bits_per_s or optics, not both");
+                Source::Constant { bits_per_s: 0, qber: 0.0 }
+            }
+            (None, None) => {
+                self.problem(at, "a link needs rate_bits_per_s, or optics = { length_km = … }");
+                Source::Constant { bits_per_s: 0, qber: 0.0 }
+            }
+        }
+    }
+
+    fn optics(&mut self, raw: Spanned<RawOptics>) -> Optics {
+        let at = raw.span().start;
+        let raw = raw.into_inner();
+        for (name, value, most) in [
+            ("length_km", raw.length_km, 1e5),
+            ("loss_db_per_km", raw.loss_db_per_km, 1e3),
+            ("extra_loss_db", raw.extra_loss_db, 1e3),
+            ("detector_efficiency", raw.detector_efficiency, 1.0),
+            ("dark_count", raw.dark_count, 1.0),
+            ("mean_photons", raw.mean_photons, 10.0),
+            ("misalignment", raw.misalignment, 0.5),
+            ("pulses_per_s", raw.pulses_per_s, 1e12),
+            ("useful_share", raw.useful_share, 1.0),
+            ("error_correction", raw.error_correction, 10.0),
+        ] {
+            if !(0.0..=most).contains(&value) {
+                self.problem(at, format!("{name} of the optics is from 0 to {most}, not {value}"));
+            }
+        }
+        Optics {
+            length_km: raw.length_km,
+            loss_db_per_km: raw.loss_db_per_km,
+            extra_loss_db: raw.extra_loss_db,
+            detector_efficiency: raw.detector_efficiency,
+            dark_count: raw.dark_count,
+            mean_photons: raw.mean_photons,
+            misalignment: raw.misalignment,
+            pulses_per_s: raw.pulses_per_s,
+            useful_share: raw.useful_share,
+            error_correction: raw.error_correction,
         }
     }
 
@@ -469,6 +660,23 @@ impl Check<'_> {
         }
         Some(seed)
     }
+}
+
+/// A link over `nodes` trusted nodes: as many hops and one more, each like `link`. Only the first has its seed, since a
+/// key is made there and carried by the rest.
+fn hops(link: LinkConfig, nodes: u16) -> Vec<LinkConfig> {
+    let [a, b] = link.kmes.clone();
+    let name = |n: u16| match n {
+        0 => a.clone(),
+        n if n == nodes.saturating_add(1) => b.clone(),
+        n => format!("{a}/{b}/{n}"),
+    };
+    (0..=nodes)
+        .map(|n| {
+            let seed = link.seed.clone().filter(|_| n == 0);
+            LinkConfig { kmes: [name(n), name(n.saturating_add(1))], seed, ..link.clone() }
+        })
+        .collect()
 }
 
 /// `250ms`, `2s`, `1m` or `1h`: a whole number and a unit.

@@ -7,13 +7,16 @@ use qvpn_secret::SecretBuf;
 
 use crate::api::DeliveredKey;
 use crate::config::LinkConfig;
-use crate::supply::Supply;
+use crate::supply::{State, Supply};
 use crate::test_key;
 
 /// The system's random generator failed; nothing can be done about it here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the system gave no random bytes")]
 pub struct NoRandomness;
+
+/// What a pending bit is counted in: micro-bits a second times nanoseconds.
+const UNITS_PER_BIT: u128 = 1_000_000_000_000_000;
 
 /// A link and what it holds.
 pub(crate) struct Link {
@@ -23,11 +26,26 @@ pub(crate) struct Link {
     supply: Supply,
     max_bits: u64,
     stored_bits: u64,
+    /// What was yielded and isn't a whole block yet, in [`UNITS_PER_BIT`].
+    pending: u128,
     paused: bool,
-    active: Duration,
+    /// Pulses that an eavesdropper measures and resends, percent.
+    intercepted: u8,
     looked_at: Duration,
+    totals: Totals,
     seed: Option<Vec<u8>>,
     next_key: u64,
+}
+
+/// Bits since the start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Totals {
+    /// Yielded by the supply.
+    pub(crate) produced: u64,
+    /// Lost because the store was full.
+    pub(crate) lost: u64,
+    /// Taken for keys, and for carrying keys.
+    pub(crate) spent: u64,
 }
 
 impl Link {
@@ -41,9 +59,11 @@ impl Link {
             supply: config.supply.clone(),
             max_bits: config.max_keys.saturating_mul(bits),
             stored_bits: config.initial_keys.saturating_mul(bits),
+            pending: 0,
             paused: false,
-            active: Duration::ZERO,
+            intercepted: 0,
             looked_at: Duration::ZERO,
+            totals: Totals::default(),
             seed: config.seed.clone(),
             next_key: 0,
         }
@@ -57,15 +77,54 @@ impl Link {
 
     /// Brings the store up to `now`. Bits beyond the store's bound are lost, as in a real one.
     pub(crate) fn advance(&mut self, now: Duration) {
-        let passed = now.saturating_sub(self.looked_at);
+        let before = self.supply.active_until(self.looked_at);
         self.looked_at = self.looked_at.max(now);
         if self.paused {
             return;
         }
-        let before = self.supply.bits_after(self.active);
-        self.active = self.active.saturating_add(passed);
-        let gained = self.supply.bits_after(self.active).saturating_sub(before);
-        self.stored_bits = self.stored_bits.saturating_add(gained).min(self.max_bits);
+        let active = self.supply.active_until(self.looked_at).saturating_sub(before);
+        let rate = micro_bits(self.state().bits_per_s);
+        self.pending = self.pending.saturating_add(rate.saturating_mul(active.as_nanos()));
+        let block = u128::from(self.supply.block_bits.max(1)).saturating_mul(UNITS_PER_BIT);
+        let blocks = self.pending / block;
+        self.pending -= blocks * block;
+        let gained = u64::try_from(blocks).unwrap_or(u64::MAX).saturating_mul(self.supply.block_bits.max(1));
+        let stored = self.stored_bits.saturating_add(gained).min(self.max_bits.max(self.stored_bits));
+        self.totals.produced = self.totals.produced.saturating_add(gained);
+        self.totals.lost = self.totals.lost.saturating_add(gained - (stored - self.stored_bits));
+        self.stored_bits = stored;
+    }
+
+    /// The rate and error rate at the moment, if it weren't for pauses and passes.
+    pub(crate) fn state(&self) -> State {
+        self.supply.state(f64::from(self.intercepted) / 100.0)
+    }
+
+    /// Whether anything is yielded at the moment.
+    pub(crate) fn is_active(&self) -> bool {
+        !self.paused && self.supply.is_active(self.looked_at)
+    }
+
+    /// Lets an eavesdropper measure and resend so many pulses from now on.
+    pub(crate) fn set_intercepted(&mut self, percent: u8, now: Duration) {
+        self.advance(now);
+        self.intercepted = percent.min(100);
+    }
+
+    pub(crate) fn intercepted(&self) -> u8 {
+        self.intercepted
+    }
+
+    pub(crate) fn totals(&self) -> Totals {
+        self.totals
+    }
+
+    pub(crate) fn stored_bits(&self) -> u64 {
+        self.stored_bits
+    }
+
+    pub(crate) fn max_bits(&self) -> u64 {
+        self.max_bits
     }
 
     /// Stops or restarts the supply; what is stored stays.
@@ -78,16 +137,6 @@ impl Link {
         self.paused
     }
 
-    /// Whole keys of the default size in the store.
-    pub(crate) fn stored_keys(&self) -> u64 {
-        self.stored_bits / u64::from(self.key_size)
-    }
-
-    /// Keys of the default size that the store can hold.
-    pub(crate) fn max_keys(&self) -> u64 {
-        self.max_bits / u64::from(self.key_size)
-    }
-
     /// Whether at least `bits` are stored.
     pub(crate) fn has(&self, bits: u64) -> bool {
         self.stored_bits >= bits
@@ -96,6 +145,7 @@ impl Link {
     /// Takes `bits` out of the store; the caller has asked [`has`](Self::has).
     pub(crate) fn spend(&mut self, bits: u64) {
         self.stored_bits = self.stored_bits.saturating_sub(bits);
+        self.totals.spent = self.totals.spent.saturating_add(bits);
     }
 
     /// The next key, `bytes` long, with an ID that no other key has.
@@ -108,6 +158,12 @@ impl Link {
         self.next_key += 1;
         Ok(key)
     }
+}
+
+/// Bits a second as whole micro-bits a second.
+#[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a cast of f64 saturates")]
+fn micro_bits(bits_per_s: f64) -> u128 {
+    (bits_per_s * 1e6).round() as u128
 }
 
 /// A random key, `bytes` long.
@@ -132,12 +188,30 @@ pub(crate) fn random_id() -> Result<String, NoRandomness> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::supply::{Passes, Source};
+
+    impl Link {
+        fn stored_keys(&self) -> u64 {
+            self.stored_bits / u64::from(self.key_size)
+        }
+    }
 
     fn link(rate: u64, max_keys: u64, initial_keys: u64) -> Link {
+        link_of(1, None, rate, max_keys, initial_keys)
+    }
+
+    fn link_of(
+        block_bits: u64,
+        passes: Option<Passes>,
+        bits_per_s: u64,
+        max_keys: u64,
+        initial_keys: u64,
+    ) -> Link {
+        let source = Source::Constant { bits_per_s, qber: 0.02 };
         Link::new(&LinkConfig {
             kmes: ["a".into(), "b".into()],
             key_size: 256,
-            supply: Supply::Constant { bits_per_s: rate },
+            supply: Supply { source, block_bits, passes },
             max_keys,
             initial_keys,
             relay_delay: Duration::ZERO,
@@ -171,6 +245,51 @@ mod tests {
         link.set_paused(false, Duration::from_secs(60));
         link.advance(Duration::from_secs(61));
         assert_eq!(link.stored_keys(), 3);
+    }
+
+    #[test]
+    fn no_fraction_is_lost_between_two_looks_and_blocks_come_whole() {
+        let mut odd = link(3, 1000, 0);
+        for ms in 0..=1_000_000 {
+            odd.advance(Duration::from_millis(ms));
+        }
+        assert_eq!(odd.stored_bits(), 3000);
+        let mut blocks = link_of(1000, None, 300, 1000, 0);
+        let bits: Vec<u64> = (0..8)
+            .map(|s| {
+                blocks.advance(Duration::from_secs(s));
+                blocks.stored_bits()
+            })
+            .collect();
+        assert_eq!(bits, [0, 0, 0, 0, 1000, 1000, 1000, 2000]);
+        let mut fastest = link(u64::MAX, 5, 0);
+        fastest.advance(Duration::MAX);
+        assert_eq!(fastest.stored_keys(), 5);
+    }
+
+    #[test]
+    fn a_satellite_gives_in_its_passes_only() {
+        let passes = Passes { lasts: Duration::from_secs(10), every: Duration::from_secs(100) };
+        let mut link = link_of(1, Some(passes), 256, 1000, 0);
+        for (at, keys) in [(5, 5), (10, 10), (99, 10), (105, 15), (150, 20)] {
+            link.advance(Duration::from_secs(at));
+            assert_eq!(link.stored_keys(), keys, "{at}");
+        }
+        assert!(!link.is_active());
+    }
+
+    #[test]
+    fn an_eavesdropper_stops_the_supply_and_its_leaving_restarts_it() {
+        let mut link = link(256, 1000, 0);
+        link.set_intercepted(100, Duration::from_secs(10));
+        link.advance(Duration::from_secs(20));
+        assert_eq!(link.stored_keys(), 10);
+        assert!(link.state().qber > 0.2);
+        link.set_intercepted(0, Duration::from_secs(30));
+        link.advance(Duration::from_secs(40));
+        assert_eq!(link.stored_keys(), 20);
+        let Totals { produced, lost, spent } = link.totals();
+        assert_eq!((produced, lost, spent), (20 * 256, 0, 0));
     }
 
     #[test]

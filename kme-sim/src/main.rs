@@ -10,6 +10,7 @@ use clap::{Args, CommandFactory, Parser, Subcommand};
 use kme_sim::admin::{self, Command};
 use kme_sim::certs::{self, SubjectName};
 use kme_sim::misbehave::{Misbehaviour, Ops};
+use kme_sim::presets::{PRESETS, Preset};
 use kme_sim::{Config, Simulator};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::level_filters::LevelFilter;
@@ -36,12 +37,28 @@ struct Cli {
 enum Task {
     /// Make a lab CA, server certificates for KMEs and client certificates for SAEs.
     Certs(CertsArgs),
+    /// Ready configs, each after a published network.
+    Preset {
+        #[command(subcommand)]
+        task: PresetTask,
+    },
     /// Send one command to the admin socket of a running kme-sim.
     Admin {
         /// The socket.
         socket: PathBuf,
         #[command(subcommand)]
         command: AdminCommand,
+    },
+}
+
+#[derive(Subcommand)]
+enum PresetTask {
+    /// Name each preset, and what it is.
+    List,
+    /// Print a preset's config, with the source of its numbers.
+    Show {
+        /// The preset.
+        name: String,
     },
 }
 
@@ -94,8 +111,19 @@ enum AdminCommand {
         /// The other.
         b: String,
     },
+    /// Let an eavesdropper measure and resend pulses of a link, which raises its error rate.
+    Eavesdrop {
+        /// A KME or node.
+        a: String,
+        /// The other.
+        b: String,
+        /// Share of the pulses, percent; 0 ends it.
+        percent: u8,
+    },
     /// Show what links and KMEs hold.
     Stored,
+    /// Show rate, error rate and totals of each link, and what each KME did.
+    Stats,
     /// A command as a line of JSON.
     #[command(external_subcommand)]
     Json(Vec<String>),
@@ -113,6 +141,7 @@ async fn main() -> ExitCode {
     let cli = Cli::parse();
     let done = match (cli.task, cli.config) {
         (Some(Task::Certs(args)), _) => make_certs(args),
+        (Some(Task::Preset { task }), _) => show_preset(task),
         (Some(Task::Admin { socket, command }), _) => send_admin(&socket, command).await,
         (None, Some(config)) => run(&config, cli.log).await,
         (None, None) => {
@@ -199,12 +228,30 @@ fn make_certs(args: CertsArgs) -> Result<(), Failure> {
     Ok(())
 }
 
+fn show_preset(task: PresetTask) -> Result<(), Failure> {
+    let text = match task {
+        PresetTask::List => PRESETS.iter().map(|p| format!("{:16} {}\n", p.name, p.about())).collect(),
+        PresetTask::Show { name } => match Preset::named(&name) {
+            Some(preset) => preset.toml.to_owned(),
+            None => {
+                let names: Vec<&str> = PRESETS.iter().map(|p| p.name).collect();
+                let message = format!("there is no preset {name:?}; there are: {}", names.join(", "));
+                Cli::command().error(clap::error::ErrorKind::ValueValidation, message).exit();
+            }
+        },
+    };
+    let mut out = io::stdout();
+    out.write_all(text.as_bytes()).map_err(|e| Failure::Failed(format!("cannot write: {e}")))
+}
+
 async fn send_admin(socket: &Path, command: AdminCommand) -> Result<(), Failure> {
     let line = match command {
         AdminCommand::Misbehave { kme, op, how } => json(&Command::Misbehave { kme, op, how })?,
         AdminCommand::PauseLink { a, b } => json(&Command::PauseLink { kmes: [a, b] })?,
         AdminCommand::ResumeLink { a, b } => json(&Command::ResumeLink { kmes: [a, b] })?,
+        AdminCommand::Eavesdrop { a, b, percent } => json(&Command::Eavesdrop { kmes: [a, b], percent })?,
         AdminCommand::Stored => json(&Command::Stored {})?,
+        AdminCommand::Stats => json(&Command::Stats {})?,
         AdminCommand::Json(words) => words.join(" ").replace('\n', " "),
     };
     let answer = admin::send(socket, &line).await.map_err(|e| {

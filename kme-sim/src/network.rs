@@ -16,6 +16,7 @@ use crate::config::{Config, KmeConfig};
 use crate::link::{Link, NoRandomness};
 use crate::misbehave::Misbehaviour;
 use crate::quirks::{self, Limits};
+use crate::relay;
 
 /// All KMEs of one process.
 pub struct Network {
@@ -23,6 +24,8 @@ pub struct Network {
     links: Vec<Link>,
     /// SAE ID to the name of its KME.
     saes: HashMap<String, String>,
+    /// Nodes and KMEs that pass on what others take.
+    relays: BTreeSet<String>,
 }
 
 /// One KME's own part.
@@ -34,6 +37,45 @@ struct Kme {
     next_age: u64,
     /// The first key since a fault was set that repeats it.
     first: Option<DeliveredKey>,
+    counts: Counts,
+}
+
+/// What a KME did since the start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+pub struct Counts {
+    /// Keys that master SAEs took.
+    pub keys_taken: u64,
+    /// Keys that slave SAEs fetched.
+    pub keys_fetched: u64,
+    /// Requests for which a link held too few bits.
+    pub exhausted: u64,
+    /// Requests for an ID that wasn't there.
+    pub not_found: u64,
+}
+
+/// A link's supply, for the admin socket.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct LinkStats {
+    /// The KMEs or nodes that it joins.
+    pub kmes: [String; 2],
+    /// Secret bits a second, at the moment.
+    pub bits_per_s: f64,
+    /// Share of sifted bits that differ, at the moment.
+    pub qber: f64,
+    /// Whether it yields at the moment: no pause, and a pass is on.
+    pub active: bool,
+    /// Pulses that an eavesdropper measures, percent.
+    pub intercepted_percent: u8,
+    /// Bits in the store.
+    pub stored_bits: u64,
+    /// Bits that it holds at most.
+    pub max_bits: u64,
+    /// Bits yielded since the start.
+    pub produced_bits: u64,
+    /// Bits lost because the store was full.
+    pub lost_bits: u64,
+    /// Bits taken for keys or for carrying keys.
+    pub spent_bits: u64,
 }
 
 /// A key that lies at a KME until each of its slave SAEs there has fetched it.
@@ -75,10 +117,17 @@ impl Network {
             by_age: BTreeMap::new(),
             next_age: 0,
             first: None,
+            counts: Counts::default(),
         };
         Self {
             kmes: config.kmes.iter().map(|k| (k.name.clone(), kme(k))).collect(),
             links: config.links.iter().map(Link::new).collect(),
+            relays: config
+                .nodes
+                .iter()
+                .chain(config.kmes.iter().filter(|k| k.relay).map(|k| &k.name))
+                .cloned()
+                .collect(),
             saes: config.saes.iter().map(|s| (s.id.clone(), s.kme.clone())).collect(),
         }
     }
@@ -107,22 +156,36 @@ impl Network {
         now: Duration,
     ) -> Result<Status, Refusal> {
         self.authorize(kme, caller)?;
-        let (target, link) = self.way(kme, caller, slave)?;
-        let link = &mut self.links[link];
-        link.advance(now);
-        let limits = Limits::new(&self.kmes[kme].config, link.key_size, fault);
+        let (target, way) = self.way(kme, caller, slave)?;
+        let (mut stored, mut most) = (u64::MAX, u64::MAX);
+        let (mut rate, mut qber) = (f64::INFINITY, 0f64);
+        for link in &way {
+            let link = &mut self.links[*link];
+            link.advance(now);
+            (stored, most) = (stored.min(link.stored_bits()), most.min(link.max_bits()));
+            let state = link.state();
+            rate = rate.min(if link.is_active() { state.bits_per_s } else { 0.0 });
+            qber = qber.max(state.qber);
+        }
+        let key_size = self.key_size(&way);
+        let limits = Limits::new(&self.kmes[kme].config, key_size, fault);
         let mut status = Status {
             source_kme_id: kme.to_owned(),
             target_kme_id: target,
             master_sae_id: caller.to_owned(),
             slave_sae_id: slave.to_owned(),
             key_size: limits.default_size,
-            stored_key_count: link.stored_keys(),
-            max_key_count: link.max_keys(),
+            stored_key_count: stored / u64::from(key_size),
+            max_key_count: most / u64::from(key_size),
             max_key_per_request: limits.max_keys,
             max_key_size: limits.max_size,
             min_key_size: limits.min_size,
             max_sae_id_count: limits.max_sae_ids,
+            status_extension: Some(json!({
+                "qber": (qber * 1e4).round() / 1e4,
+                "key_rate_bits_per_s": rate.round(),
+                "hops": way.len(),
+            })),
         };
         quirks::status(fault, &mut status)?;
         Ok(status)
@@ -142,9 +205,9 @@ impl Network {
         now: Duration,
     ) -> Result<Vec<DeliveredKey>, Refusal> {
         self.authorize(kme, caller)?;
-        let (_, first_link) = self.way(kme, caller, slave)?;
+        let (_, first_way) = self.way(kme, caller, slave)?;
         let config = &self.kmes[kme].config;
-        let limits = Limits::new(config, self.links[first_link].key_size, fault);
+        let limits = Limits::new(config, self.key_size(&first_way), fault);
         let (number, bits) = checked_amount(&limits, request)?;
         let (number, bits) = quirks::amount(fault, request, number, bits);
         check_extensions(config, request)?;
@@ -152,53 +215,66 @@ impl Network {
             return Ok(vec![first.duplicate()]);
         }
 
-        // The slaves by their KME, and the link that carries the key there.
-        let mut targets: BTreeMap<String, (usize, Vec<String>)> = BTreeMap::new();
+        // The slaves by their KME, and the way that the key goes there.
+        let mut targets: BTreeMap<String, (Vec<usize>, Vec<String>)> = BTreeMap::new();
         let mut named = BTreeSet::new();
         for sae in std::iter::once(slave).chain(request.additional_slave_sae_ids.iter().map(String::as_str)) {
             if !named.insert(sae) {
                 return Err(Refusal::bad(format!("the slave SAE {sae:?} is named twice")));
             }
-            let (target, link) = self.way(kme, caller, sae)?;
-            targets.entry(target).or_insert_with(|| (link, Vec::new())).1.push(sae.to_owned());
+            let (target, way) = self.way(kme, caller, sae)?;
+            targets.entry(target).or_insert_with(|| (way, Vec::new())).1.push(sae.to_owned());
         }
 
-        // A key costs its bits on each link: the first gives them, the others carry it under a one-time pad.
+        // A key costs its bits on each hop: the first gives them, the others carry it under a one-time pad.
         let cost = number.saturating_mul(bits);
-        for (link, _) in targets.values() {
+        let mut costs: BTreeMap<usize, u64> = BTreeMap::new();
+        for link in targets.values().flat_map(|(way, _)| way) {
+            let sum = costs.entry(*link).or_default();
+            *sum = sum.saturating_add(cost);
+        }
+        for (link, cost) in &costs {
             self.links[*link].advance(now);
-            if !self.links[*link].has(cost) {
+            if !self.links[*link].has(*cost) {
                 let [a, b] = &self.links[*link].kmes;
-                return Err(Refusal::Unavailable(format!(
+                let message = format!(
                     "the link {a} - {b} holds too few key bits for {number} of {bits}; try again later"
-                )));
+                );
+                self.count(kme, |counts| counts.exhausted += 1);
+                return Err(Refusal::Unavailable(message));
             }
         }
         let bytes = usize::try_from(bits / 8).unwrap_or(usize::MAX);
+        let first_link = &mut self.links[first_way[0]];
         let mut keys: Vec<DeliveredKey> =
-            (0..number).map(|_| self.links[first_link].next_key(bytes)).collect::<Result<_, _>>()?;
+            (0..number).map(|_| first_link.next_key(bytes)).collect::<Result<_, _>>()?;
         if fault == Misbehaviour::OddIds {
             keys.iter_mut().for_each(|key| key.id = quirks::odd_id(&key.id));
         } else if request.hex_ids {
             keys.iter_mut().for_each(|key| key.id.retain(|c| c != '-'));
         }
-        for (target, (link, slaves)) in targets {
-            let link = &mut self.links[link];
-            link.spend(cost);
-            let available_at = now.saturating_add(link.relay_delay);
+        for (link, cost) in &costs {
+            self.links[*link].spend(*cost);
+        }
+        for (target, (way, slaves)) in targets {
+            let delays = way.iter().map(|link| self.links[*link].relay_delay);
+            let available_at = delays.fold(now, Duration::saturating_add);
+            // The link that gave the key has it at both of its ends.
+            let hops = way.iter().filter(|link| **link != first_way[0]).count();
             if let Some(at) = self.kmes.get_mut(&target) {
                 if fault == Misbehaviour::ForgetPrevious {
                     at.forget(|w| w.master == caller && w.named == slaves);
                 }
                 let lost = usize::from(fault == Misbehaviour::LoseFirst);
                 for key in keys.iter().skip(lost) {
-                    at.put(key.duplicate(), caller, &slaves, available_at);
+                    at.put(relay::carry(key, hops)?, caller, &slaves, available_at);
                 }
             }
         }
         for key in &keys {
             info!(key_id = %key.id, %kme, side = "master", sae = caller, slave, "key delivered");
         }
+        self.count(kme, |counts| counts.keys_taken += number);
         if let Some(at) = self.kmes.get_mut(kme) {
             at.repeat(fault, &mut keys);
         }
@@ -247,9 +323,11 @@ impl Network {
         }
         if !missing.is_empty() {
             debug!(%kme, sae = caller, %master, ?missing, "keys not found");
+            kme_state.counts.not_found += 1;
             return Err(Refusal::bad(KEY_NOT_FOUND));
         }
         let keys: Vec<DeliveredKey> = ids.iter().filter_map(|id| kme_state.fetch(id, caller)).collect();
+        kme_state.counts.keys_fetched += keys.len() as u64;
         for key in &keys {
             info!(key_id = %key.id, %kme, side = "slave", sae = caller, master, "key delivered");
         }
@@ -288,8 +366,8 @@ impl Network {
             link.advance(now);
             LinkReport {
                 kmes: link.kmes.clone(),
-                stored_key_count: link.stored_keys(),
-                max_key_count: link.max_keys(),
+                stored_key_count: link.stored_bits() / u64::from(link.key_size),
+                max_key_count: link.max_bits() / u64::from(link.key_size),
                 paused: link.is_paused(),
             }
         };
@@ -302,17 +380,62 @@ impl Network {
         self.kmes.get(kme).map_or(0, |k| k.waiting.len())
     }
 
-    /// The KME of `slave` and the link that leads there from `kme`.
-    fn way(&self, kme: &str, caller: &str, slave: &str) -> Result<(String, usize), Refusal> {
+    /// Lets an eavesdropper measure and resend `percent` of the pulses between two KMEs or nodes. False: there is no such
+    /// link.
+    pub fn eavesdrop(&mut self, kmes: &[String; 2], percent: u8, now: Duration) -> bool {
+        let link = self.links.iter_mut().find(|l| l.joins(&kmes[0], &kmes[1]));
+        link.map(|link| link.set_intercepted(percent, now)).is_some()
+    }
+
+    /// The supply of each link.
+    pub fn link_stats(&mut self, now: Duration) -> Vec<LinkStats> {
+        let stats = |link: &mut Link| {
+            link.advance(now);
+            let (state, totals) = (link.state(), link.totals());
+            LinkStats {
+                kmes: link.kmes.clone(),
+                bits_per_s: state.bits_per_s,
+                qber: state.qber,
+                active: link.is_active(),
+                intercepted_percent: link.intercepted(),
+                stored_bits: link.stored_bits(),
+                max_bits: link.max_bits(),
+                produced_bits: totals.produced,
+                lost_bits: totals.lost,
+                spent_bits: totals.spent,
+            }
+        };
+        self.links.iter_mut().map(stats).collect()
+    }
+
+    /// What `kme` did.
+    #[must_use]
+    pub fn counts(&self, kme: &str) -> Counts {
+        self.kmes.get(kme).map(|k| k.counts).unwrap_or_default()
+    }
+
+    fn count(&mut self, kme: &str, add: impl FnOnce(&mut Counts)) {
+        if let Some(kme) = self.kmes.get_mut(kme) {
+            add(&mut kme.counts);
+        }
+    }
+
+    /// Default size of a key that goes this way, bits.
+    fn key_size(&self, way: &[usize]) -> u32 {
+        way.first().map_or(256, |link| self.links[*link].key_size)
+    }
+
+    /// The KME of `slave` and the links that lead there from `kme`: one at least, and as few as there can be.
+    fn way(&self, kme: &str, caller: &str, slave: &str) -> Result<(String, Vec<usize>), Refusal> {
         if slave == caller {
             return Err(Refusal::bad("master and slave SAE are the same"));
         }
         let Some(target) = self.saes.get(slave) else {
             return Err(Refusal::bad(format!("the SAE {slave:?} is unknown to this KME")));
         };
-        let link = self.links.iter().position(|l| l.joins(kme, target));
-        let link = link.ok_or_else(|| Refusal::bad(format!("no QKD link leads from {kme} to {target}")))?;
-        Ok((target.clone(), link))
+        let way = relay::way(&self.links, &self.relays, kme, target);
+        let way = way.ok_or_else(|| Refusal::bad(format!("no QKD link leads from {kme} to {target}")))?;
+        Ok((target.clone(), way))
     }
 }
 

@@ -76,6 +76,7 @@ pub(crate) struct Shared {
     faults: Mutex<BTreeMap<String, Faults>>,
     doors: BTreeMap<String, mpsc::Sender<DoorOrder>>,
     started: Instant,
+    time_scale: f64,
 }
 
 /// An order to do a fault of the port, or none, and where to say how it went.
@@ -87,9 +88,10 @@ impl Shared {
         self.network.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Time since the start.
+    /// Simulated time since the start.
     pub(crate) fn now(&self) -> Duration {
-        self.started.elapsed()
+        let elapsed = self.started.elapsed();
+        if self.time_scale == 1.0 { elapsed } else { elapsed.mul_f64(self.time_scale) }
     }
 
     pub(crate) fn faults(&self, kme: &str) -> Faults {
@@ -165,6 +167,7 @@ impl Simulator {
             faults: Mutex::new(config.kmes.iter().map(|k| (k.name.clone(), Faults::default())).collect()),
             doors,
             started: Instant::now(),
+            time_scale: config.time_scale,
         });
         let (stop, stopped) = watch::channel(false);
         let mut tasks = JoinSet::new();

@@ -85,7 +85,7 @@ fn each_mistake_is_named_with_its_place() {
         ("[\"a\", \"b\"]", "[\"a\"]", "20:8: a link joins two KMEs, not 1"),
         ("[\"a\", \"b\"]", "[\"a\", \"a\"]", "20:8: a link joins two different KMEs"),
         ("[\"a\", \"b\"]", "[\"a\", \"ü\"]", "20:14: there is no [[kme]] named \"ü\""),
-        ("rate_bits_per_s = 1000", "", "19:1: missing field `rate_bits_per_s`"),
+        ("rate_bits_per_s = 1000", "", "20:8: a link needs rate_bits_per_s, or optics"),
         ("rate_bits_per_s = 1000", "rate_bits_per_s = -1", "21:19: invalid value"),
         (
             "rate_bits_per_s",

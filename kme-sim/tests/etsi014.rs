@@ -20,7 +20,8 @@ async fn status_has_every_field_of_the_document() {
         json!({
             "source_KME_ID": "kme-a1", "target_KME_ID": "kme-b1", "master_SAE_ID": "SITE-A", "slave_SAE_ID": "SITE-B",
             "key_size": 256, "stored_key_count": 500, "max_key_count": 1000, "max_key_per_request": 128,
-            "max_key_size": 1024, "min_key_size": 64, "max_SAE_ID_count": 2
+            "max_key_size": 1024, "min_key_size": 64, "max_SAE_ID_count": 2,
+            "status_extension": {"qber": 0.02, "key_rate_bits_per_s": 0.0, "hops": 1}
         })
     );
     // Over the other link and from the other side.
