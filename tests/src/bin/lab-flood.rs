@@ -85,7 +85,7 @@ fn forged(kind: &str, mac_key: &[u8; 32], random: &mut u64) -> Result<Vec<u8>, B
     }
     datagram.truncate(usize::try_from(length)?);
     if kind == "starts" {
-        let mut mac = <Blake2sMac<U16> as KeyInit>::new_from_slice(mac_key)?;
+        let mut mac = <Blake2sMac<U16> as KeyInit>::new_from_slice(mac_key).map_err(|e| e.to_string())?;
         Update::update(&mut mac, &datagram[..116]);
         datagram[116..132].copy_from_slice(&mac.finalize_fixed());
     }
