@@ -182,6 +182,9 @@ impl<L: ControlLink> Peer<L> {
         if self.timers.take_due(Timer::AskRekey, now) {
             self.ask_rekey(RekeyReason::NoEpoch, now, rng);
         }
+        if self.timers.take_due(Timer::PendingEnd, now) {
+            self.age_pending(now);
+        }
         // Attempt, Retransmit and EpochEnd need no more than `settle`.
         self.timers.take_due(Timer::Retransmit, now);
         self.timers.take_due(Timer::EpochEnd, now);

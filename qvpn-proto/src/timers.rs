@@ -27,9 +27,11 @@ pub enum Timer {
     EpochEnd,
     /// The responder may ask for an epoch again.
     AskRekey,
+    /// The keys of an epoch that the initiator did not confirm end.
+    PendingEnd,
 }
 
-const COUNT: usize = Timer::AskRekey as usize + 1;
+const COUNT: usize = Timer::PendingEnd as usize + 1;
 
 /// When each timer is due.
 #[derive(Default)]

@@ -47,13 +47,10 @@ impl Memory {
         self.0.iter().any(|region| finder.find(region).is_some())
     }
 
-    /// Whether this key is in it, raw or as base64 at any of its three alignments; says in which form.
+    /// Whether this key is in it, raw, as hex, or as base64 at any of its three alignments; says in which form.
     #[must_use]
-    pub fn finds_key(&self, key: &[u8; 32]) -> Option<String> {
-        if self.contains(key) {
-            return Some("raw".to_owned());
-        }
-        base64_forms(key).into_iter().find(|form| self.contains(form.as_bytes()))
+    pub fn finds_key(&self, key: &[u8]) -> Option<String> {
+        forms(key).into_iter().find(|(_, form)| self.contains(form)).map(|(name, _)| name)
     }
 
     /// The key that opens this data packet, if it is in memory: each 32 bytes are tried, first at multiples of 8 and then
@@ -107,16 +104,23 @@ fn looks_random(window: &[u8]) -> bool {
     seen.iter().map(|word| word.count_ones()).sum::<u32>() as usize >= DIFFERENT
 }
 
-/// What is fixed of the base64 of `key` when 0, 1 or 2 bytes come before it.
-fn base64_forms(key: &[u8; 32]) -> Vec<String> {
-    let form = |before: usize| {
+/// The forms in which a key could be written down, each with its name: raw, hex in either case, and what is fixed of its
+/// base64 when 0, 1 or 2 bytes come before it.
+#[must_use]
+pub fn forms(key: &[u8]) -> Vec<(String, Vec<u8>)> {
+    let base64 = |before: usize| {
         let text = data_encoding::BASE64_NOPAD.encode(&[&vec![0; before][..], key].concat());
         // Characters that hold bits of a neighbour vary; the last one may.
         let skip = [0, 2, 3][before];
-        let bits = (before + 32) * 8 / 6;
-        text[skip..bits].to_owned()
+        let bits = (before + key.len()) * 8 / 6;
+        (text[skip..bits].to_owned(), text.as_bytes()[skip..bits].to_vec())
     };
-    (0..3).map(form).collect()
+    let hex = |text: String| (text.clone(), text.into_bytes());
+    let mut all = vec![("raw".to_owned(), key.to_vec())];
+    all.push(hex(data_encoding::HEXLOWER.encode(key)));
+    all.push(hex(data_encoding::HEXUPPER.encode(key)));
+    all.extend((0..3).map(base64));
+    all
 }
 
 #[cfg(test)]
@@ -129,6 +133,8 @@ mod tests {
         let around = |inner: &[u8]| Memory(vec![[b"before", inner, b"after"].concat()]);
         assert_eq!(around(b"nothing").finds_key(&key), None);
         assert_eq!(around(&key).finds_key(&key).unwrap(), "raw");
+        let hex = data_encoding::HEXUPPER.encode(&key);
+        assert!(around(hex.as_bytes()).finds_key(&key).is_some());
         for before in 0..3 {
             let joined = [&b"\xffxy"[..before], &key, b"tail"].concat();
             let text = data_encoding::BASE64.encode(&joined);

@@ -1,9 +1,13 @@
 //! One machine of the lab: a network namespace, with a `/run/qvpn` of its own so that both gateways can call their tunnel
 //! `qvpn0`. All else (files, processes) is shared with the sandbox.
 
+use std::fs::File;
 use std::io::Write;
+use std::net::UdpSocket;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+
+use nix::sched::{CloneFlags, setns};
 
 use crate::process::Process;
 
@@ -95,6 +99,23 @@ impl Node {
         let program = program.as_ref();
         let short = Path::new(program).file_name().unwrap_or(program).to_string_lossy();
         Process::spawn(format!("{} {short}", self.name), self.command(program).args(args))
+    }
+
+    /// A UDP socket of the test's own process here, at this address.
+    ///
+    /// # Panics
+    /// If the address can't be bound.
+    #[must_use]
+    #[track_caller]
+    pub fn udp(&self, address: &str) -> UdpSocket {
+        let namespace = File::open(format!("/proc/{}/ns/net", self.holder.id())).unwrap();
+        let address = address.to_owned();
+        // A socket stays in the namespace of the thread that made it.
+        let thread = std::thread::spawn(move || {
+            setns(namespace, CloneFlags::CLONE_NEWNET).unwrap();
+            UdpSocket::bind(&address).unwrap_or_else(|error| panic!("{address}: {error}"))
+        });
+        thread.join().unwrap()
     }
 
     /// Sets a kernel switch, such as `net/ipv4/ip_forward`.

@@ -32,7 +32,8 @@ const ARROWS: &[(&str, &[&str])] = &[
     ),
     ("qvpn-ctl", &["qvpn-api", "qvpn-identity", "qvpn-secret", "qvpn-net", "kms-client"]),
     ("kme-sim", &[]),
-    ("tests", &["qvpn-api"]),
+    // The libraries are for the sites that tests play themselves (`Double`), and for the types of secrets.
+    ("tests", &["qvpn-api", "qvpn-identity", "qvpn-proto", "qvpn-secret", "qvpn-dataplane", "kms-client"]),
     // Of `tests` it takes the lab.
     ("benches", &["qvpn-dataplane", "qvpn-secret", "tests"]),
 ];

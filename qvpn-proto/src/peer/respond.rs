@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use qvpn_secret::Secret;
+use qvpn_secret::{Secret, ct_eq};
 use rand_core::CryptoRng;
 
 use super::initiate::WRONG;
@@ -110,10 +110,10 @@ impl<L: ControlLink> Peer<L> {
             return Err(RejectReason::Malformed);
         }
         if let Some(check) = propose.chain_check {
-            let of_pending = responder.pending.as_ref().is_some_and(|p| p.chain.check == check);
+            let of_pending = responder.pending.as_ref().is_some_and(|p| ct_eq(&p.chain.check, &check));
             if of_pending {
                 self.confirm_pending(now);
-            } else if responder.confirmed.as_ref().is_none_or(|c| c.check != check) {
+            } else if responder.confirmed.as_ref().is_none_or(|c| !ct_eq(&c.check, &check)) {
                 return Err(RejectReason::Chain);
             }
         }
@@ -215,7 +215,17 @@ impl<L: ControlLink> Peer<L> {
         if let Side::Responder(responder) = &mut self.side {
             responder.pending = Some(pending);
         }
+        self.timers.set(Timer::PendingEnd, Some(sealing_ends));
         Ok(())
+    }
+
+    /// An epoch that was not confirmed in time will never seal: its sealing keys are erased, as the lanes erase the others.
+    /// The chain stays, since the initiator may have verified the `Accept` and name it.
+    pub(super) fn age_pending(&mut self, now: Time) {
+        let Side::Responder(responder) = &mut self.side else { return };
+        if let Some(pending) = responder.pending.as_mut().filter(|p| p.active.sealing_ends <= now) {
+            pending.sealing.clear();
+        }
     }
 
     /// The lanes can open: the initiator may be told.
@@ -295,6 +305,10 @@ impl<L: ControlLink> Peer<L> {
             responder.stock.used(id);
         }
         self.messenger.cancel(Kind::Accept);
+        if pending.active.sealing_ends <= now {
+            // Confirmed too late to be used; its chain is all that is left of it.
+            return;
+        }
         let mut active = pending.active;
         active.since = now;
         let generation = active.generation;

@@ -1,0 +1,539 @@
+//! A site played by the test: it speaks the protocol in the place of a gateway, with keys and messages of the test's
+//! choosing. What goes into an epoch is joined here by code of its own, so that a test knows each secret that the daemon
+//! must have had, and can send what no honest gateway sends, well keyed.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::io::ErrorKind;
+use std::net::{SocketAddr, UdpSocket};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use aws_lc_rs::aead::{Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey};
+use hkdf::Hkdf;
+use qvpn_identity::{PublicIdentity, SecretIdentity, dh, kem};
+use qvpn_proto::control_link::{ControlLink, Gate, WireGuardLink};
+use qvpn_proto::event::KeyName;
+use qvpn_proto::key_schedule::qkd_check;
+use qvpn_proto::messenger::{Arrived, Messenger};
+use qvpn_proto::wire::{
+    Accept, Confirm, Held, Hello, Kind, MessageId, Propose, RejectReason, StockAck, StockOffer,
+};
+use qvpn_proto::{QkdPolicy, Role, Suite, Time};
+use qvpn_secret::{Secret, SecretBuf};
+use rand_chacha::ChaCha20Rng;
+use rand_chacha::rand_core::{Rng, SeedableRng};
+use sha2::{Digest, Sha384};
+
+use crate::relay::is_data;
+
+/// How often the control session's clock ticks.
+const TICK: Duration = Duration::from_millis(250);
+
+/// A site that the test plays.
+pub struct Double {
+    socket: UdpSocket,
+    target: SocketAddr,
+    /// Who it is.
+    pub identity: Arc<SecretIdentity>,
+    /// The gateway that it talks to.
+    pub remote: PublicIdentity,
+    gate: Gate,
+    link: WireGuardLink,
+    messenger: Messenger,
+    /// Where all its random values come from.
+    pub rng: ChaCha20Rng,
+    began: Instant,
+    ticked: Instant,
+    arrived: VecDeque<(MessageId, Kind, Vec<u8>)>,
+    /// The `Hello` of ours that was sent last.
+    pub hello: Vec<u8>,
+    /// The gateway's `Hello` that came last.
+    pub theirs: Option<Vec<u8>>,
+    /// The last data packets that came, at most 100.
+    pub data: VecDeque<Vec<u8>>,
+    /// QKD keys by ID: what it answers `StockOffer`s with.
+    pub qkd: BTreeMap<String, [u8; 32]>,
+    revision: u64,
+    next_index: u32,
+}
+
+/// All that went into an epoch and came out of it.
+pub struct Secrets {
+    /// Of the ephemeral ML-KEM key.
+    pub kem_ephemeral: [u8; 32],
+    /// Of the responder's static key.
+    pub kem_to_responder: [u8; 32],
+    /// Of the initiator's static key.
+    pub kem_to_initiator: [u8; 32],
+    /// Of the ephemeral X25519 keys.
+    pub x25519: [u8; 32],
+    /// The HKDF's pseudo-random key.
+    pub prk: [u8; 48],
+    /// What R shows.
+    pub confirm_responder: [u8; 48],
+    /// What I shows.
+    pub confirm_initiator: [u8; 48],
+    /// Data key of lane 0, I to R.
+    pub to_responder: [u8; 32],
+    /// Data key of lane 0, R to I.
+    pub to_initiator: [u8; 32],
+    /// What it leaves for the next epoch.
+    pub chain: [u8; 48],
+    /// The chain's name.
+    pub chain_check: [u8; 16],
+}
+
+/// The secrets of an attempt under way.
+pub struct Attempt {
+    x25519: Secret<32>,
+    seed: Secret<64>,
+    kem_to_responder: Secret<32>,
+    qkd: Vec<u8>,
+    chain: Vec<u8>,
+    /// The `Propose`.
+    pub message: Propose,
+}
+
+/// The public values of an exchange and its secrets, joined as docs/protocol.md section 6 says.
+struct Parts<'a> {
+    transcript: [&'a [u8]; 6],
+    secrets: [&'a [u8]; 7],
+}
+
+fn prefixed(part: &[u8]) -> Vec<u8> {
+    [&u32::try_from(part.len()).unwrap().to_be_bytes()[..], part].concat()
+}
+
+fn schedule(parts: &Parts<'_>) -> Secrets {
+    let mut th = Sha384::new_with_prefix(b"qvpn/1 epoch");
+    parts.transcript.iter().for_each(|part| th.update(prefixed(part)));
+    let ikm: Vec<u8> = parts.secrets.iter().flat_map(|part| prefixed(part)).collect();
+    let (prk, hkdf) = Hkdf::<Sha384>::extract(Some(&th.finalize()), &ikm);
+    fn out<const N: usize>(hkdf: &Hkdf<Sha384>, label: &str, context: &[u8]) -> [u8; N] {
+        let mut bytes = [0; N];
+        hkdf.expand(&[b"qvpn/1 ", label.as_bytes(), &[0], context].concat(), &mut bytes).unwrap();
+        bytes
+    }
+    let four = |n: usize| parts.secrets[n].try_into().unwrap();
+    Secrets {
+        kem_ephemeral: four(0),
+        kem_to_responder: four(1),
+        kem_to_initiator: four(2),
+        x25519: four(3),
+        prk: prk.into(),
+        confirm_responder: out(&hkdf, "confirm responder", &[]),
+        confirm_initiator: out(&hkdf, "confirm initiator", &[]),
+        to_responder: out(&hkdf, "data", &[0, 0, 0]),
+        to_initiator: out(&hkdf, "data", &[0, 1, 0]),
+        chain: out(&hkdf, "chain", &[]),
+        chain_check: out(&hkdf, "chain check", &[]),
+    }
+}
+
+impl Double {
+    /// A site with this identity that talks from `socket` to the gateway `remote` at `target`. The seed makes its random
+    /// values.
+    #[must_use]
+    pub fn new(
+        socket: UdpSocket,
+        target: SocketAddr,
+        identity: SecretIdentity,
+        remote: PublicIdentity,
+        seed: u64,
+    ) -> Self {
+        let identity = Arc::new(identity);
+        let gate = Gate::new(identity.clone(), 1);
+        let link = WireGuardLink::new(&remote, 1, &gate);
+        let rng = ChaCha20Rng::seed_from_u64(seed);
+        let now = Instant::now();
+        Self {
+            socket,
+            target,
+            identity,
+            remote,
+            gate,
+            link,
+            messenger: Messenger::default(),
+            rng,
+            began: now,
+            ticked: now,
+            arrived: VecDeque::new(),
+            hello: Vec::new(),
+            theirs: None,
+            data: VecDeque::new(),
+            qkd: BTreeMap::new(),
+            revision: 0,
+            next_index: 1 << 31 | 1 << 16,
+        }
+    }
+
+    fn now(&self) -> Time {
+        Time::from_nanos(u64::try_from(self.began.elapsed().as_nanos()).unwrap() + 1)
+    }
+
+    /// A `Hello` with this role and policy; what it doesn't say is as a gateway with one lane and no PSK would have it.
+    #[must_use]
+    pub fn make_hello(&mut self, role: Role, policy: QkdPolicy, sae: [&str; 2]) -> Hello {
+        let mut instance = [0; 16];
+        self.rng.fill_bytes(&mut instance);
+        Hello {
+            instance,
+            counter: 1,
+            role,
+            suite: Suite::ChaCha20Poly1305,
+            lanes: 1,
+            policy,
+            interval_ms: 120_000,
+            sae_own: sae[0].to_owned(),
+            sae_peer: sae[1].to_owned(),
+            psk_check: None,
+            encapsulation_key: Box::new(*self.identity.encapsulation_key()),
+        }
+    }
+
+    /// Sends a handshake and this `Hello`, and waits for the gateway's.
+    ///
+    /// # Panics
+    /// When `limit` has passed.
+    #[track_caller]
+    pub fn connect(&mut self, hello: &Hello, limit: Duration) {
+        let end = Instant::now() + limit;
+        while self.link.session_age().is_none() {
+            assert!(Instant::now() < end, "the gateway answers no handshake");
+            let start = self.link.start().unwrap();
+            self.raw(&start);
+            let retry = Instant::now() + Duration::from_secs(1);
+            while self.link.session_age().is_none() && Instant::now() < retry {
+                self.step(retry);
+            }
+        }
+        self.say_hello(hello);
+        while self.theirs.is_none() {
+            assert!(Instant::now() < end, "the gateway says no Hello");
+            self.step(end);
+        }
+    }
+
+    /// Sends this `Hello`.
+    pub fn say_hello(&mut self, hello: &Hello) {
+        self.hello = hello.to_bytes();
+        self.send(Kind::Hello, &self.hello.clone());
+    }
+
+    /// Sends a datagram as it is.
+    pub fn raw(&self, datagram: &[u8]) {
+        // A full queue is like a lost datagram.
+        let _ = self.socket.send_to(datagram, self.target);
+    }
+
+    /// Seals a packet of the control session; `None` without one.
+    pub fn seal_control(&mut self, packet: &[u8]) -> Option<Vec<u8>> {
+        self.link.send(packet)
+    }
+
+    /// Sends a message in the control session, again and again until it is acknowledged.
+    pub fn send(&mut self, kind: Kind, body: &[u8]) -> MessageId {
+        let now = self.now();
+        let id = self.messenger.send(kind, body, now, &mut self.rng);
+        self.flush();
+        id
+    }
+
+    /// Stops repeating messages of this kind.
+    pub fn cancel(&mut self, kind: Kind) {
+        self.messenger.cancel(kind);
+    }
+
+    fn flush(&mut self) {
+        if self.link.session_age().is_some() {
+            let now = self.now();
+            self.messenger.flush(now);
+            while let Some(packet) = self.messenger.next_packet() {
+                if let Some(datagram) = self.link.send(&packet) {
+                    self.raw(&datagram);
+                }
+            }
+        }
+    }
+
+    /// Takes one datagram, if one comes before `end`, and does what is due.
+    pub fn step(&mut self, end: Instant) {
+        let wait = end.saturating_duration_since(Instant::now()).min(Duration::from_millis(20));
+        self.socket.set_read_timeout(Some(wait.max(Duration::from_millis(1)))).unwrap();
+        let mut buffer = [0; 65_536];
+        match self.socket.recv_from(&mut buffer) {
+            Ok((length, _)) => self.take(&buffer[..length]),
+            // Refused is what an ICMP message of an earlier datagram says.
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::ConnectionRefused
+                ) => {}
+            Err(error) => panic!("{error}"),
+        }
+        if self.ticked.elapsed() >= TICK {
+            self.ticked = Instant::now();
+            self.gate.tick();
+            let out = self.link.tick();
+            out.datagrams.iter().for_each(|datagram| self.raw(datagram));
+        }
+        self.flush();
+    }
+
+    fn take(&mut self, datagram: &[u8]) {
+        if is_data(datagram) {
+            if self.data.len() == 100 {
+                self.data.pop_front();
+            }
+            self.data.push_back(datagram.to_vec());
+            return;
+        }
+        let out = self.link.receive(self.target.ip(), datagram);
+        out.datagrams.iter().for_each(|datagram| self.raw(datagram));
+        let now = self.now();
+        if out.new_session {
+            self.messenger.session_started(now);
+        }
+        for packet in out.packets {
+            if let Arrived::Message { id, kind, body } = self.messenger.receive(&packet, now, &mut self.rng) {
+                self.message(id, kind, body);
+            }
+        }
+    }
+
+    fn message(&mut self, id: MessageId, kind: Kind, body: Vec<u8>) {
+        match kind {
+            Kind::Hello => self.theirs = Some(body),
+            Kind::Ping => self.messenger.send_once(Kind::Pong, &[], &mut self.rng),
+            Kind::StockOffer => {
+                let offer = StockOffer::parse(&body).unwrap();
+                self.revision += 1;
+                let held = |key: &KeyName| match self.qkd.get(&key.id) {
+                    Some(bytes) => Held::Yes(qkd_check(&SecretBuf::take(&mut bytes.clone()), &key.id)),
+                    None => Held::Unavailable,
+                };
+                let keys = offer.keys.iter().map(|key| (key.id.clone(), held(key))).collect();
+                let ack = StockAck { number: offer.number, revision: self.revision, keys };
+                self.send(Kind::StockAck, &ack.to_bytes());
+            }
+            Kind::Pong | Kind::Rekey => {}
+            _ => self.arrived.push_back((id, kind, body)),
+        }
+    }
+
+    /// The next message of this kind; others that came before it are dropped.
+    ///
+    /// # Panics
+    /// When `limit` has passed.
+    #[track_caller]
+    pub fn expect(&mut self, kind: Kind, limit: Duration) -> Vec<u8> {
+        let end = Instant::now() + limit;
+        loop {
+            while let Some((_, came, body)) = self.arrived.pop_front() {
+                if came == kind {
+                    return body;
+                }
+            }
+            assert!(Instant::now() < end, "no {kind:?} from the gateway within {limit:?}");
+            self.step(end);
+        }
+    }
+
+    /// The reason of the next `Reject`, if one comes within `limit`.
+    #[must_use]
+    pub fn rejected(&mut self, limit: Duration) -> Option<RejectReason> {
+        let end = Instant::now() + limit;
+        while Instant::now() < end {
+            while let Some((_, kind, body)) = self.arrived.pop_front() {
+                if kind == Kind::Reject {
+                    return qvpn_proto::wire::Reject::parse(&body).ok().map(|reject| reject.reason);
+                }
+            }
+            self.step(end);
+        }
+        None
+    }
+
+    /// Stays alive for `span`.
+    pub fn rest(&mut self, span: Duration) {
+        let end = Instant::now() + span;
+        while Instant::now() < end {
+            self.step(end);
+        }
+    }
+
+    fn index(&mut self) -> u32 {
+        self.next_index += 1;
+        self.next_index
+    }
+
+    /// Makes a `Propose` as an initiator with one lane; it isn't sent.
+    ///
+    /// # Panics
+    /// Before the gateway's `Hello` came.
+    #[must_use]
+    pub fn propose(&mut self, epoch: u64, qkd: Option<&str>, chain: Option<&Secrets>) -> Attempt {
+        let theirs = self.theirs.as_ref().unwrap();
+        let static_key = Hello::parse(theirs).unwrap().encapsulation_key;
+        let hellos = [&self.hello, theirs].map(|hello| Sha384::digest(hello).into());
+        let x25519 = Secret::filled(|out| self.rng.fill_bytes(out));
+        let seed = Secret::filled(|out| self.rng.fill_bytes(out));
+        let (ciphertext, kem_to_responder) = kem::encapsulate(&static_key, &mut self.rng).unwrap();
+        let message = Propose {
+            hello_initiator: hellos[0],
+            hello_responder: hellos[1],
+            epoch,
+            x25519: dh::public_of(&x25519),
+            encapsulation_key: kem::encapsulation_key_of(&seed),
+            ciphertext,
+            indices: vec![self.index()],
+            qkd_key_id: qkd.map(str::to_owned),
+            chain_check: chain.map(|secrets| secrets.chain_check),
+        };
+        let qkd = qkd.map(|id| self.qkd[id].to_vec()).unwrap_or_default();
+        let chain = chain.map(|secrets| secrets.chain.to_vec()).unwrap_or_default();
+        Attempt { x25519, seed, kem_to_responder, qkd, chain, message }
+    }
+
+    /// What the gateway's `Accept` made of an attempt.
+    ///
+    /// # Panics
+    /// If its confirmation is wrong.
+    #[must_use]
+    #[track_caller]
+    pub fn verify(&self, attempt: &Attempt, accept: &[u8]) -> Secrets {
+        let (parsed, body, confirmation) = Accept::parse(accept).unwrap();
+        let secrets = schedule(&Parts {
+            transcript: [
+                &self.identity.public().to_bytes(),
+                &self.remote.to_bytes(),
+                &self.hello,
+                self.theirs.as_ref().unwrap(),
+                &attempt.message.to_bytes(),
+                body,
+            ],
+            secrets: [
+                kem::decapsulate(&attempt.seed, &parsed.ciphertext_ephemeral).expose(),
+                attempt.kem_to_responder.expose(),
+                kem::decapsulate(self.identity.mlkem_seed(), &parsed.ciphertext_static).expose(),
+                dh::agree(&attempt.x25519, &parsed.x25519).unwrap().expose(),
+                &attempt.qkd,
+                &[],
+                &attempt.chain,
+            ],
+        });
+        assert_eq!(secrets.confirm_responder, confirmation, "the gateway's confirmation");
+        secrets
+    }
+
+    /// Sends `Confirm` for the epoch of an attempt.
+    pub fn confirm(&mut self, attempt: &Attempt, secrets: &Secrets) {
+        let confirm = Confirm { epoch: attempt.message.epoch, confirmation: secrets.confirm_initiator };
+        self.send(Kind::Confirm, &confirm.to_bytes());
+    }
+
+    /// Answers the gateway's `Propose` as a responder: the `Accept`, which isn't sent, its secrets, and our receiver index.
+    ///
+    /// # Panics
+    /// If it is unusable, or names a chain other than `chain` or a QKD key that isn't in [`qkd`](Self::qkd).
+    #[must_use]
+    #[track_caller]
+    pub fn answer(&mut self, propose: &[u8], chain: Option<&Secrets>) -> (Vec<u8>, Secrets) {
+        let parsed = Propose::parse(propose).unwrap();
+        assert_eq!(parsed.chain_check, chain.map(|secrets| secrets.chain_check), "the chain that it names");
+        let x25519 = Secret::filled(|out| self.rng.fill_bytes(out));
+        let (ciphertext_ephemeral, kem_ephemeral) =
+            kem::encapsulate(&parsed.encapsulation_key, &mut self.rng).unwrap();
+        let theirs = self.theirs.clone().unwrap();
+        let static_key = Hello::parse(&theirs).unwrap().encapsulation_key;
+        let (ciphertext_static, kem_to_initiator) = kem::encapsulate(&static_key, &mut self.rng).unwrap();
+        let accept = Accept {
+            epoch: parsed.epoch,
+            x25519: dh::public_of(&x25519),
+            ciphertext_ephemeral,
+            ciphertext_static,
+            indices: vec![self.index()],
+        };
+        let mut accept = accept.to_bytes();
+        let secrets = schedule(&Parts {
+            transcript: [
+                &self.remote.to_bytes(),
+                &self.identity.public().to_bytes(),
+                &theirs,
+                &self.hello,
+                propose,
+                &accept,
+            ],
+            secrets: [
+                kem_ephemeral.expose(),
+                kem::decapsulate(self.identity.mlkem_seed(), &parsed.ciphertext).expose(),
+                kem_to_initiator.expose(),
+                dh::agree(&x25519, &parsed.x25519).unwrap().expose(),
+                parsed.qkd_key_id.as_ref().map(|id| &self.qkd[id][..]).unwrap_or_default(),
+                &[],
+                chain.map(|secrets| &secrets.chain[..]).unwrap_or_default(),
+            ],
+        });
+        accept.extend(secrets.confirm_responder);
+        (accept, secrets)
+    }
+
+    /// Sends an empty data packet to the gateway's receiver index.
+    pub fn send_data(&self, key: &[u8; 32], index: u32, counter: u64) {
+        let mut packet = vec![4, 0, 0, 0];
+        packet.extend(index.to_le_bytes());
+        packet.extend(counter.to_le_bytes());
+        let key = LessSafeKey::new(UnboundKey::new(&CHACHA20_POLY1305, key).unwrap());
+        let mut nonce = [0; 12];
+        nonce[4..].copy_from_slice(&counter.to_le_bytes());
+        let nonce = Nonce::assume_unique_for_key(nonce);
+        let tag = key.seal_in_place_separate_tag(nonce, Aad::empty(), &mut []).unwrap();
+        packet.extend(tag.as_ref());
+        self.raw(&packet);
+    }
+
+    /// Waits for a data packet that this key opens.
+    ///
+    /// # Panics
+    /// When `limit` has passed.
+    #[track_caller]
+    pub fn expect_data(&mut self, key: &[u8; 32], limit: Duration) {
+        let key = LessSafeKey::new(UnboundKey::new(&CHACHA20_POLY1305, key).unwrap());
+        let end = Instant::now() + limit;
+        loop {
+            while let Some(mut packet) = self.data.pop_front() {
+                let mut nonce = [0; 12];
+                nonce[4..].copy_from_slice(&packet[8..16]);
+                let nonce = Nonce::assume_unique_for_key(nonce);
+                if key.open_in_place(nonce, Aad::empty(), &mut packet[16..]).is_ok() {
+                    return;
+                }
+            }
+            assert!(Instant::now() < end, "no data packet in this epoch within {limit:?}");
+            self.step(end);
+        }
+    }
+}
+
+impl Secrets {
+    /// Those that a daemon needs only while it makes an epoch, with their names.
+    #[must_use]
+    pub fn of_the_exchange(&self) -> Vec<(&'static str, Vec<u8>)> {
+        vec![
+            ("KEM secret of the ephemeral key", self.kem_ephemeral.to_vec()),
+            ("KEM secret of the responder's key", self.kem_to_responder.to_vec()),
+            ("KEM secret of the initiator's key", self.kem_to_initiator.to_vec()),
+            ("X25519 secret", self.x25519.to_vec()),
+            ("pseudo-random key of the HKDF", self.prk.to_vec()),
+        ]
+    }
+
+    /// The data keys, with their names.
+    #[must_use]
+    pub fn data_keys(&self) -> Vec<(&'static str, Vec<u8>)> {
+        vec![
+            ("data key to the responder", self.to_responder.to_vec()),
+            ("data key to the initiator", self.to_initiator.to_vec()),
+        ]
+    }
+}
