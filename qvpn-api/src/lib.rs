@@ -5,6 +5,7 @@ pub mod config;
 pub mod control;
 pub mod events;
 pub mod exit;
+pub mod lookup;
 pub mod status;
 
 pub use config::{Config, ConfigError, ConfigErrors};

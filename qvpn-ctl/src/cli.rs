@@ -58,6 +58,11 @@ pub(crate) enum Command {
         /// One interface; all when absent.
         #[arg(value_parser = interface)]
         interface: Option<String>,
+        /// One peer of it: its name, public key or fingerprint, or the beginning of one.
+        peer: Option<String>,
+        /// Shows one line for each peer, and no more.
+        #[arg(long, short, conflicts_with = "json")]
+        brief: bool,
         /// Prints JSON.
         #[arg(long)]
         json: bool,
@@ -67,7 +72,7 @@ pub(crate) enum Command {
         /// The interface.
         #[arg(value_parser = interface)]
         interface: String,
-        /// A peer's name or public key; all peers when absent.
+        /// A peer's name, public key or fingerprint, or the beginning of one; all peers when absent.
         peer: Option<String>,
     },
     /// Reads the config again; if it is refused, nothing changes.
@@ -133,7 +138,7 @@ pub(crate) enum KmsCommand {
     Check {
         /// The config, such as /etc/qvpn/qvpn0.toml.
         file: PathBuf,
-        /// One peer, by its name or public key; all that use QKD when absent.
+        /// One peer, by its name or public key or the beginning of one; all that use QKD when absent.
         #[arg(long, value_name = "NAME")]
         peer: Option<String>,
         /// The other site's config, to fetch the taken keys there; its KMEs must be reachable from here.

@@ -6,7 +6,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use qvpn_api::control::{CodecError, MAX_REPLY, Message, Reply, Request, read_line, socket_path};
+use qvpn_api::control::{CodecError, ErrorCode, MAX_REPLY, Message, Reply, Request, read_line, socket_path};
 
 use crate::error::CtlError;
 
@@ -62,6 +62,10 @@ impl Client {
         let line = read_line(&mut self.stream, MAX_REPLY);
         let reply = line.and_then(|line| line.map(|l| Reply::from_line(&l)).transpose());
         match reply.map_err(|e| self.failed(e))? {
+            // We only send what is a request of our version.
+            Some(Reply::Error(error)) if error.code == ErrorCode::Malformed => {
+                Err(CtlError::TooOld { interface: self.interface.clone(), said: error.message })
+            }
             Some(Reply::Error(error)) => Err(error.into()),
             reply => Ok(reply),
         }

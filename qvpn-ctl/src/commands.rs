@@ -9,6 +9,7 @@ use serde::Serialize;
 use crate::client::Client;
 use crate::error::CtlError;
 use crate::output::{self, Paint, Tone, clean};
+use crate::table::Table;
 use crate::units::count;
 
 pub(crate) fn rekey(dir: &Path, interface: &str, peer: Option<String>) -> Result<(), CtlError> {
@@ -45,34 +46,27 @@ pub(crate) fn peer_list(dir: &Path, interface: &str, json: bool) -> Result<(), C
     let Reply::Peers(peers) = client.ask(&Request::Peers)? else { return Err(client.unexpected()) };
     match json {
         true => output::print_json(&List { schema: 1, interface, peers: &peers }),
-        false => output::print(&table(&peers)),
+        false => output::print(&table(&peers, Paint::for_stdout())),
     }
 }
 
-/// Columns as wide as their longest cell; the last one, which may be long, is not padded.
-fn table(peers: &[PeerSummary]) -> String {
-    let head = ["NAME", "FINGERPRINT", "ENDPOINT", "QKD", "ROLE", "ALLOWED IPS"].map(str::to_owned);
+fn table(peers: &[PeerSummary], paint: Paint) -> String {
     let rows = peers.iter().map(|p| {
+        let allowed = if p.allowed_ips.is_empty() { "(none)".to_owned() } else { p.allowed_ips.join(", ") };
         [
             clean(&p.name),
             clean(&p.fingerprint),
             clean(p.endpoint.as_deref().unwrap_or("(learned)")),
             p.qkd.to_string(),
             p.role.to_string(),
-            if p.allowed_ips.is_empty() { "(none)".to_owned() } else { clean(&p.allowed_ips.join(", ")) },
+            clean(&allowed),
         ]
+        .into_iter()
+        .map(|cell| (cell, Tone::Plain))
+        .collect()
     });
-    let rows: Vec<_> = std::iter::once(head).chain(rows).collect();
-    let mut text = String::new();
-    for row in &rows {
-        for (i, cell) in row.iter().enumerate() {
-            let width = rows.iter().filter_map(|r| r.get(i)).map(|c| c.chars().count()).max().unwrap_or(0);
-            let last = i + 1 == row.len();
-            text += &if last { cell.clone() } else { format!("{cell:width$}  ") };
-        }
-        text.push('\n');
-    }
-    text
+    let head = ["NAME", "FINGERPRINT", "ENDPOINT", "QKD", "ROLE", "ALLOWED IPS"];
+    Table { head: &head, rows: rows.collect() }.render(paint)
 }
 
 pub(crate) fn events(dir: &Path, interface: &str, follow: bool, json: bool) -> Result<(), CtlError> {

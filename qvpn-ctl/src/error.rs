@@ -4,6 +4,7 @@ use std::io;
 use std::path::PathBuf;
 
 use qvpn_api::control::{CodecError, ErrorReply};
+use qvpn_api::lookup::LookupError;
 use qvpn_api::{ConfigErrors, exit};
 
 #[derive(Debug, thiserror::Error)]
@@ -52,8 +53,15 @@ pub(crate) enum CtlError {
     /// Some of several daemons failed, and each was complained about.
     #[error("{0} of the daemons could not be asked")]
     SomeUnreachable(usize),
-    #[error("{} has no peer `{name}`; see `qvpn-ctl check`, or its [[peer]] sections", file.display())]
-    NoPeer { file: PathBuf, name: String },
+    #[error("{}: {source}", file.display())]
+    NoPeer { file: PathBuf, source: LookupError },
+    /// None of the interfaces that are shown has it.
+    #[error("{0}")]
+    NoPeerShown(LookupError),
+    #[error(
+        "the daemon of {interface} doesn't know this request, so it is older than this qvpn-ctl: `systemctl restart qvpn@{interface}` runs what is installed ({said})"
+    )]
+    TooOld { interface: String, said: String },
     #[error("{} has no peer that uses a KME, so there is nothing to check", .0.display())]
     NoKme(PathBuf),
     #[error("{} is not the other site's config: {what}", file.display())]
@@ -92,6 +100,8 @@ impl CtlError {
             | Self::Randomness(_)
             | Self::Version { .. }
             | Self::NoPeer { .. }
+            | Self::NoPeerShown(_)
+            | Self::TooOld { .. }
             | Self::NoKme(_)
             | Self::OtherConfig { .. }
             | Self::Net(_)

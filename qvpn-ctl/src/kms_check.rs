@@ -107,11 +107,9 @@ pub(crate) fn check(wanted: &Wanted<'_>) -> Result<(), CtlError> {
 fn peers<'c>(config: &'c Config, wanted: &Wanted<'_>) -> Result<Vec<&'c config::Peer>, CtlError> {
     let file = wanted.file.to_owned();
     let some = match wanted.peer {
-        Some(name) => vec![
-            config
-                .peer(name)
-                .ok_or_else(|| CtlError::NoPeer { file: file.clone(), name: name.to_owned() })?,
-        ],
+        Some(name) => {
+            vec![config.find_peer(name).map_err(|source| CtlError::NoPeer { file: file.clone(), source })?]
+        }
         None => config.peers.iter().collect(),
     };
     let some: Vec<_> =

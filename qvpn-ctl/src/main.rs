@@ -13,6 +13,8 @@ mod output;
 mod render;
 mod routes;
 mod show;
+mod table;
+mod text;
 mod units;
 
 use std::process::ExitCode;
@@ -51,7 +53,10 @@ fn run(cli: Cli) -> Result<(), CtlError> {
         Command::Genpsk => keys::genpsk(),
         Command::Fingerprint => keys::fingerprint(),
         Command::Check { file, no_files, json } => check::check(&file, no_files, json),
-        Command::Show { interface, json } => show::show(&dirs.socket_dir, interface.as_deref(), json),
+        Command::Show { interface, peer, brief, json } => {
+            let wanted = show::Wanted { interface: interface.as_deref(), peer: peer.as_deref(), brief, json };
+            show::show(&dirs.socket_dir, &wanted)
+        }
         Command::Rekey { interface, peer } => commands::rekey(&dirs.socket_dir, &interface, peer),
         Command::Reload { interface } => commands::reload(&dirs.socket_dir, &interface),
         Command::Peer(PeerCommand::List { interface, json }) => {

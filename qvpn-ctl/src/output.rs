@@ -62,16 +62,32 @@ pub(crate) enum Tone {
     Plain,
 }
 
-/// Paints, or doesn't.
+/// What the output can show.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Paint(pub(crate) bool);
+pub(crate) struct Paint {
+    /// Whether to colour.
+    pub(crate) colour: bool,
+    /// A terminal's columns, to align and wrap for; text in a pipe stays as it is.
+    pub(crate) width: Option<usize>,
+}
 
 impl Paint {
-    /// Colour where standard output is a terminal that shows it and nobody objects (<https://no-color.org>).
+    /// Neither colour nor wrapping.
+    #[cfg(test)]
+    pub(crate) const PLAIN: Self = Self { colour: false, width: None };
+
+    /// Colour where standard output is a terminal that shows it and nobody objects (<https://no-color.org>), and its width.
     pub(crate) fn for_stdout() -> Self {
         let set = |name| std::env::var_os(name).is_some_and(|v| !v.is_empty());
         let dumb = std::env::var_os("TERM").is_some_and(|t| t == "dumb");
-        Self(io::stdout().is_terminal() && !set("NO_COLOR") && !dumb)
+        if !io::stdout().is_terminal() {
+            return Self { colour: false, width: None };
+        }
+        // A serial console says that it has no columns.
+        let columns =
+            terminal_size::terminal_size_of(io::stdout()).map_or(0, |(width, _)| usize::from(width.0));
+        let width = if columns == 0 { 80 } else { columns };
+        Self { colour: !set("NO_COLOR") && !dumb, width: Some(width) }
     }
 
     /// `text`, cleaned, in the colour of `tone`.
@@ -84,7 +100,13 @@ impl Paint {
             Tone::Bad => AnsiColor::Red.on_default().bold(),
             Tone::Plain => return text,
         };
-        if self.0 { format!("{style}{text}{style:#}") } else { text }
+        if self.colour { format!("{style}{text}{style:#}") } else { text }
+    }
+
+    /// Lines in the colour of `tone`, all but the first behind `indent` spaces.
+    pub(crate) fn lines(self, tone: Tone, lines: &[String], indent: usize) -> String {
+        let painted: Vec<String> = lines.iter().map(|line| self.text(tone, line)).collect();
+        painted.join(&format!("\n{}", " ".repeat(indent)))
     }
 }
 
@@ -100,8 +122,9 @@ mod tests {
 
     #[test]
     fn colour_is_only_where_it_is_wanted() {
-        assert_eq!(Paint(false).text(Tone::Bad, "x"), "x");
-        assert_eq!(Paint(true).text(Tone::Plain, "x"), "x");
-        assert_eq!(Paint(true).text(Tone::Head, "x"), "\u{1b}[1mx\u{1b}[0m");
+        let colour = Paint { colour: true, width: None };
+        assert_eq!(Paint::PLAIN.text(Tone::Bad, "x"), "x");
+        assert_eq!(colour.text(Tone::Plain, "x"), "x");
+        assert_eq!(colour.text(Tone::Head, "x"), "\u{1b}[1mx\u{1b}[0m");
     }
 }

@@ -1,5 +1,5 @@
-//! The text of `show`, in the layout of `wg show`: what matters most comes first, what is unknown or empty is left out,
-//! and what is wrong says what to do.
+//! The text of `show`: first a line for each peer, then all about each in the layout of `wg show`. What is unknown or empty
+//! is left out, and what is wrong says what to do. On a terminal values are aligned, and wrapped to its width.
 
 use qvpn_api::config::QkdPolicy;
 use qvpn_api::status::{
@@ -7,21 +7,79 @@ use qvpn_api::status::{
 };
 use qvpn_identity::PublicIdentity;
 
-use crate::output::{Paint, Tone};
+use crate::output::{Paint, Tone, clean};
+use crate::table::{Cell, Table};
+use crate::text::{pad, width, wrap};
 use crate::units::{ago, bytes, count, duration, from_now};
 
 /// A KME's certificate that ends sooner is shown as a warning: two weeks.
 const CERTIFICATE_SOON: f64 = 14.0 * 86_400.0;
 
+/// Where values begin on a terminal: behind the longest label.
+const COLUMN: usize = 20;
+/// Narrower terminals get no column of values.
+const NARROW: usize = 60;
+
+/// Everything about all interfaces.
 pub(crate) fn status(status: &Status, paint: Paint) -> String {
     let mut page = Page { text: String::new(), paint };
     for (i, interface) in status.interfaces.iter().enumerate() {
         if i > 0 {
             page.text.push('\n');
         }
+        page.glance(interface);
+        page.text.push('\n');
         page.interface(interface);
     }
     page.text
+}
+
+/// One line for each peer.
+pub(crate) fn brief(status: &Status, paint: Paint) -> String {
+    let mut page = Page { text: String::new(), paint };
+    for (i, interface) in status.interfaces.iter().enumerate() {
+        if i > 0 {
+            page.text.push('\n');
+        }
+        page.glance(interface);
+    }
+    page.text
+}
+
+fn tone_of(state: PeerState) -> Tone {
+    match state {
+        PeerState::Up => Tone::Good,
+        PeerState::Connecting | PeerState::Degraded => Tone::Warn,
+        PeerState::Blocked => Tone::Bad,
+    }
+}
+
+/// Peer, state, key, next rekey, stock.
+fn glance_row(p: &PeerStatus) -> Vec<Cell> {
+    let key = if p.key_sources.is_empty() { "none".to_owned() } else { sources_text(&p.key_sources) };
+    let key_tone = match (p.key_sources.is_empty(), p.state) {
+        (_, PeerState::Degraded) => Tone::Warn,
+        (true, _) => Tone::Bad,
+        (false, _) => Tone::Plain,
+    };
+    let unknown = || "-".to_owned();
+    let rekey = p.next_rekey_in_s.filter(|_| !p.key_sources.is_empty()).map_or_else(unknown, from_now);
+    let (stock, stock_tone) = match (p.qkd_policy, p.qkd_stock) {
+        (QkdPolicy::Off, _) => ("QKD off".to_owned(), Tone::Plain),
+        (_, None) => (unknown(), Tone::Plain),
+        (_, Some(0)) => ("no keys".to_owned(), Tone::Bad),
+        (_, Some(n)) => match p.qkd_stock_lasts_s {
+            Some(s) => (format!("{}, {}", count(n, "key"), duration(s)), Tone::Plain),
+            None => (count(n, "key"), Tone::Plain),
+        },
+    };
+    vec![
+        (clean(&p.name), Tone::Plain),
+        (p.state.as_str().to_owned(), tone_of(p.state)),
+        (key, key_tone),
+        (rekey, Tone::Plain),
+        (stock, stock_tone),
+    ]
 }
 
 struct Page {
@@ -30,6 +88,23 @@ struct Page {
 }
 
 impl Page {
+    /// How many sites are up, and a row for each peer.
+    fn glance(&mut self, i: &InterfaceStatus) {
+        let up = i.peers.iter().filter(|p| p.state == PeerState::Up).count();
+        let mut facts = vec![format!("{up} of {} up", things(i.peers.len(), "site"))];
+        if !i.kmes.is_empty() {
+            let up = i.kmes.iter().filter(|k| k.state == Some(KmeState::Up)).count();
+            facts.push(format!("{up} of {} up", things(i.kmes.len(), "KME")));
+        }
+        let name = self.paint.text(Tone::Head, &i.name);
+        self.text += &format!("{name}: {}\n", facts.join(", "));
+        if !i.peers.is_empty() {
+            let head = ["PEER", "STATE", "KEY", "NEXT REKEY", "QKD STOCK"];
+            let table = Table { head: &head, rows: i.peers.iter().map(glance_row).collect() };
+            self.text += &table.render(self.paint);
+        }
+    }
+
     fn interface(&mut self, i: &InterfaceStatus) {
         self.head("interface", &i.name, None);
         // A daemon of another version may have keys that this program can't read.
@@ -88,11 +163,7 @@ impl Page {
     }
 
     fn peer(&mut self, p: &PeerStatus, i: &InterfaceStatus) {
-        let tone = match p.state {
-            PeerState::Up => Tone::Good,
-            PeerState::Connecting | PeerState::Degraded => Tone::Warn,
-            PeerState::Blocked => Tone::Bad,
-        };
+        let tone = tone_of(p.state);
         self.head("peer", &p.name, Some((p.state.as_str(), tone)));
         if let Some(reason) = &p.reason {
             self.toned("reason", reason, tone);
@@ -190,7 +261,19 @@ impl Page {
     }
 
     fn toned(&mut self, label: &str, value: &str, tone: Tone) {
-        self.text += &format!("  {label}: {}\n", self.paint.text(tone, value));
+        let (gap, column) = match self.paint.width {
+            Some(width) if width >= NARROW => {
+                let gap = pad(label, COLUMN - 2);
+                (gap, COLUMN + 1)
+            }
+            _ => (" ".to_owned(), 4),
+        };
+        let begin = 3 + width(label) + width(&gap);
+        let lines = match self.paint.width {
+            Some(limit) => wrap(value, limit, begin, column),
+            None => vec![value.to_owned()],
+        };
+        self.text += &format!("  {label}:{gap}{}\n", self.paint.lines(tone, &lines, column));
     }
 
     fn known(&mut self, label: &str, value: Option<String>) {
@@ -207,6 +290,11 @@ impl Page {
             self.toned(label, &some.join(", "), tone);
         }
     }
+}
+
+/// `1 site`, `2 sites`.
+fn things(n: usize, thing: &str) -> String {
+    count(u64::try_from(n).unwrap_or(u64::MAX), thing)
 }
 
 /// What an operator does about a peer that isn't well.

@@ -4,15 +4,24 @@
 use std::path::Path;
 
 use qvpn_api::control::{Reply, Request};
-use qvpn_api::status::Status;
+use qvpn_api::lookup;
+use qvpn_api::status::{PeerStatus, Status};
 
 use crate::client::{self, Client};
 use crate::error::CtlError;
 use crate::output::{self, Paint};
 use crate::render;
 
-pub(crate) fn show(dir: &Path, interface: Option<&str>, json: bool) -> Result<(), CtlError> {
-    let names = match interface {
+/// What to show.
+pub(crate) struct Wanted<'a> {
+    pub(crate) interface: Option<&'a str>,
+    pub(crate) peer: Option<&'a str>,
+    pub(crate) brief: bool,
+    pub(crate) json: bool,
+}
+
+pub(crate) fn show(dir: &Path, wanted: &Wanted<'_>) -> Result<(), CtlError> {
+    let names = match wanted.interface {
         Some(name) => vec![name.to_owned()],
         None => client::running(dir)?,
     };
@@ -27,12 +36,17 @@ pub(crate) fn show(dir: &Path, interface: Option<&str>, json: bool) -> Result<()
             Err(error) => failures.push(error),
         }
     }
-    let status = Status::new(interfaces);
+    let mut status = Status::new(interfaces);
+    if let Some(peer) = wanted.peer {
+        narrow(&mut status, peer)?;
+    }
     // With nothing to show, the failure alone is the answer.
     if !status.interfaces.is_empty() || failures.is_empty() {
-        match json {
-            true => output::print_json(&status)?,
-            false => output::print(&render::status(&status, Paint::for_stdout()))?,
+        let paint = Paint::for_stdout();
+        match wanted {
+            Wanted { json: true, .. } => output::print_json(&status)?,
+            Wanted { brief: true, .. } => output::print(&render::brief(&status, paint))?,
+            _ => output::print(&render::status(&status, paint))?,
         }
     }
     match failures.len() {
@@ -43,6 +57,17 @@ pub(crate) fn show(dir: &Path, interface: Option<&str>, json: bool) -> Result<()
             Err(CtlError::SomeUnreachable(n))
         }
     }
+}
+
+/// Leaves only one peer.
+fn narrow(status: &mut Status, text: &str) -> Result<(), CtlError> {
+    for interface in &mut status.interfaces {
+        let peers = std::mem::take(&mut interface.peers);
+        let names = |p: &PeerStatus| (p.name.clone(), p.public_key.clone(), p.fingerprint.clone());
+        let found = lookup::find(peers.into_iter(), text, names).map_err(CtlError::NoPeerShown)?;
+        interface.peers.push(found);
+    }
+    Ok(())
 }
 
 fn status(dir: &Path, interface: &str) -> Result<Status, CtlError> {

@@ -240,13 +240,9 @@ impl Peers {
     pub(crate) fn rekey(&mut self, name_or_key: Option<&str>, now: Time) -> Reply {
         let wanted: Vec<&config::Peer> = match name_or_key {
             None => self.config.peers.iter().collect(),
-            Some(text) => match self.config.peer(text) {
-                Some(peer) => vec![peer],
-                None => {
-                    let message =
-                        format!("no peer has the name or public key `{text}`; see `qvpn-ctl peer list`");
-                    return Reply::Error(ErrorReply::new(ErrorCode::NoSuchPeer, message));
-                }
+            Some(text) => match self.config.find_peer(text) {
+                Ok(peer) => vec![peer],
+                Err(error) => return Reply::Error(ErrorReply::new(ErrorCode::NoSuchPeer, error.to_string())),
             },
         };
         let names = wanted.iter().map(|peer| peer.name.clone()).collect();

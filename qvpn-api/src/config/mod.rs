@@ -13,6 +13,8 @@ mod values;
 
 use std::path::{Path, PathBuf};
 
+use crate::lookup::{self, LookupError};
+
 pub use error::{ConfigError, ConfigErrors, Position};
 pub use ipnet::IpNet;
 pub use model::{
@@ -87,6 +89,19 @@ impl Config {
     pub fn peer(&self, name_or_key: &str) -> Option<&Peer> {
         let key = name_or_key.parse().ok();
         self.peers.iter().find(|p| p.name == name_or_key || Some(p.public_key) == key)
+    }
+
+    /// The peer that `text` means: a name, public key or fingerprint, or the beginning of one.
+    ///
+    /// # Errors
+    /// If none or several are meant.
+    pub fn find_peer(&self, text: &str) -> Result<&Peer, LookupError> {
+        match self.peer(text) {
+            Some(peer) => Ok(peer),
+            None => lookup::find(self.peers.iter(), text, |p| {
+                (p.name.clone(), p.public_key.to_string(), p.public_key.fingerprint())
+            }),
+        }
     }
 
     /// The KMEs that `peer` may use, in its order of preference; none where its `qkd` is `off`.

@@ -14,6 +14,7 @@ use qvpn_api::events::{Event, EventKind};
 use qvpn_api::status::KeySource;
 
 use super::fake::Fake;
+use super::schemas::holds;
 use super::{Run, ctl, run};
 
 fn done(out: &str) -> Run {
@@ -66,6 +67,15 @@ fn a_refused_config_has_each_error_on_its_line_and_code_3() {
 
 #[test]
 fn other_refusals_have_code_1() {
+    // A daemon that doesn't know a request is an older one.
+    with(&[Reply::Error(ErrorReply::new(ErrorCode::Malformed, "unknown variant"))], |dir, _| {
+        let run = run(dir, &["rekey", "qvpn0"]);
+        assert_eq!((run.code, run.err.lines().count()), (1, 1));
+        assert!(
+            run.err.contains("it is older than this qvpn-ctl: `systemctl restart qvpn@qvpn0`"),
+            "{run:?}"
+        );
+    });
     for code in [ErrorCode::NoSuchPeer, ErrorCode::NotPermitted, ErrorCode::Busy, ErrorCode::Failed] {
         with(&[Reply::Error(ErrorReply::new(code, "no peer \u{1b}[2J\"x\""))], |dir, _| {
             let run = run(dir, &["rekey", "qvpn0", "x"]);
@@ -99,6 +109,7 @@ büro    abcd-efgh    (learned)          required  auto  (none)
         assert_eq!(run(dir, &["peer", "list", "qvpn0"]), done(expected));
         assert_eq!(fake.request(), r#"{"v":1,"request":"peers"}"#);
         let json = run(dir, &["peer", "list", "qvpn0", "--json"]);
+        holds("peer-list", &json.out);
         let value: serde_json::Value = serde_json::from_str(&json.out).unwrap();
         assert_eq!((&value["schema"], &value["interface"]), (&1.into(), &"qvpn0".into()));
         assert_eq!(value["peers"][1]["name"], "büro");
@@ -132,6 +143,7 @@ fn events_are_lines_or_json_lines() {
         let json = run(dir, &["events", "qvpn0", "--json"]);
         let lines: Vec<serde_json::Value> =
             json.out.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
+        json.out.lines().for_each(|line| holds("event", line));
         assert_eq!(lines[0]["event"], "epoch.active");
         assert_eq!(lines[0]["sources"], serde_json::json!(["qkd", "mlkem", "x25519"]));
         assert_eq!(lines.len(), 2);

@@ -4,6 +4,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
+use super::schemas::holds;
 use super::{Run, run, run_with_input};
 
 fn write(dir: &Path, name: &str, text: &str) -> String {
@@ -36,6 +37,7 @@ fn a_good_config_is_fine() {
         Run { code: 0, out: format!("{file}: fine: interface qvpn0, 1 peer, 0 KMEs\n"), err: String::new() }
     );
     let json: serde_json::Value = serde_json::from_str(&run(dir, &["check", &file, "--json"]).out).unwrap();
+    holds("check", &json.to_string());
     let expected = serde_json::json!({"schema": 1, "file": file, "ok": true, "errors": [], "left_out": 0});
     assert_eq!(json, expected);
 }
@@ -52,6 +54,7 @@ fn each_error_is_a_line_and_the_code_is_3() {
     assert_eq!(run(dir, &["check", &file]), Run { code: 3, out: String::new(), err: expected.clone() });
     let json = run(dir, &["check", &file, "--json"]);
     assert_eq!((json.code, json.err), (3, expected));
+    holds("check", &json.out);
     let value: serde_json::Value = serde_json::from_str(&json.out).unwrap();
     assert_eq!(value["ok"], false);
     assert_eq!(value["errors"][0]["line"], 2);

@@ -7,6 +7,7 @@ mod check;
 mod fake;
 mod keys;
 mod routes;
+mod schemas;
 mod show;
 
 use std::io::Write;

@@ -7,6 +7,7 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::process::Stdio;
 
+use nix::pty::Winsize;
 use qvpn_api::config::{KmeApi, QkdPolicy, Suite};
 use qvpn_api::control::{ErrorCode, ErrorReply, Reply};
 use qvpn_api::status::{
@@ -15,6 +16,7 @@ use qvpn_api::status::{
 };
 
 use super::fake::Fake;
+use super::schemas::holds;
 use super::{Run, ctl, run};
 
 fn kme(name: &str, state: Option<KmeState>) -> KmeStatus {
@@ -204,6 +206,7 @@ fn json_is_the_status_with_every_field() {
     let _fake = Fake::new(dir.path(), "qvpn0", &[Reply::Show(Status::new(vec![blocked()]))]);
     let run = run(dir.path(), &["show", "--json"]);
     assert_eq!(run.code, 0);
+    holds("show", &run.out);
     let status: Status = serde_json::from_str(&run.out).unwrap();
     assert_eq!(status, Status::new(vec![blocked()]));
     let value: serde_json::Value = serde_json::from_str(&run.out).unwrap();
@@ -242,9 +245,15 @@ fn a_daemons_error_is_shown() {
     assert_eq!(run(dir.path(), &["show"]), Run { code: 1, out: String::new(), err: expected.into() });
 }
 
-/// What `args` prints on a terminal.
+/// What `args` prints on a terminal that says nothing of its size.
 fn on_terminal(dir: &Path, args: &[&str], env: &[(&str, &str)]) -> String {
-    let pty = nix::pty::openpty(None, None).unwrap();
+    on_terminal_of(dir, args, env, 0)
+}
+
+/// What `args` prints on a terminal of so many columns.
+fn on_terminal_of(dir: &Path, args: &[&str], env: &[(&str, &str)], columns: u16) -> String {
+    let size = Winsize { ws_row: 24, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
+    let pty = nix::pty::openpty(&size, None).unwrap();
     let mut command = ctl(dir, args);
     command.envs(env.iter().copied()).stdin(Stdio::null()).stdout(pty.slave).stderr(Stdio::piped());
     let child = command.spawn().unwrap();
@@ -274,11 +283,50 @@ fn colour_is_for_terminals_that_want_it() {
         coloured.contains("peer: \u{1b}[1msite-b\u{1b}[0m (\u{1b}[1m\u{1b}[31mblocked\u{1b}[0m)"),
         "{coloured}"
     );
+    // The same words in the same order, whatever the width; only blanks differ.
+    let words = |text: &str| text.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
     for env in [&[("NO_COLOR", "1"), ("TERM", "xterm")][..], &[("TERM", "dumb")]] {
         let plain = on_terminal(dir.path(), &["show"], env);
-        assert_eq!(plain.replace("\r\n", "\n"), shown(blocked()));
+        assert!(!plain.contains('\u{1b}'), "{plain}");
+        assert_eq!(words(&plain), words(&shown(blocked())));
     }
     assert!(on_terminal(dir.path(), &["show"], &[("NO_COLOR", "")]).contains('\u{1b}'));
+}
+
+#[test]
+fn a_terminal_gets_aligned_lines_of_its_own_width() {
+    let dir = tempfile::tempdir().unwrap();
+    let wide = PeerStatus { name: "東京-site".into(), ..peer_up() };
+    let peers = vec![wide, peer_up()];
+    let status = |peers| Reply::Show(Status::new(vec![InterfaceStatus { peers, ..blocked() }]));
+    let _fake = Fake::new(dir.path(), "qvpn0", &[status(peers)]);
+    for columns in [20, 80, 200] {
+        let text = on_terminal_of(dir.path(), &["show"], &[("NO_COLOR", "1")], columns).replace("\r\n", "\n");
+        snapshot(&format!("terminal-{columns}.txt"), &text);
+        // Only what can't be broken, such as a URL, goes over the edge; a terminal breaks it itself.
+        let limit = usize::from(columns);
+        for line in text.lines().filter(|line| unicode_width::UnicodeWidthStr::width(*line) > limit) {
+            let longest = line.split(' ').map(str::len).max().unwrap();
+            assert!(longest + 24 > limit, "{columns}: {line}");
+        }
+    }
+    let brief = on_terminal_of(dir.path(), &["show", "--brief"], &[("NO_COLOR", "1")], 80);
+    assert_eq!(brief.lines().count(), 4, "{brief}");
+}
+
+#[test]
+fn one_peer_may_be_asked_for_by_the_beginning_of_its_name() {
+    let dir = tempfile::tempdir().unwrap();
+    let other = PeerStatus { name: "depot".into(), public_key: "qvpn1-Zz=".into(), ..peer_up() };
+    let interface = InterfaceStatus { peers: vec![peer_up(), other], ..up() };
+    let _fake = Fake::new(dir.path(), "qvpn0", &[Reply::Show(Status::new(vec![interface]))]);
+    for text in ["depot", "d", "qvpn1-Z", "Zz"] {
+        let run = run(dir.path(), &["show", "qvpn0", text]);
+        assert!(run.out.contains("\npeer: depot") && !run.out.contains("site-b"), "{text}: {run:?}");
+    }
+    let run = run(dir.path(), &["show", "qvpn0", "abcd"]);
+    let expected = "qvpn-ctl: `abcd` may be site-b, depot; write more of the name or public key\n";
+    assert_eq!((run.code, run.out.as_str(), run.err.as_str()), (1, "", expected));
 }
 
 #[test]

@@ -1,0 +1,107 @@
+//! How people name a peer: by its name, its public key or its fingerprint, or by the beginning of one of these where only
+//! one peer has it. A whole name always wins, so that `site-1` stays usable beside `site-10`.
+
+/// Why a text names no peer.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum LookupError {
+    /// None begins so.
+    #[error("no peer has the name or public key `{0}`; see `qvpn-ctl peer list`")]
+    None(String),
+    /// Several begin so.
+    #[error("`{text}` may be {}; write more of the name or public key", some(.names))]
+    Several {
+        /// What was written.
+        text: String,
+        /// The names of the peers that begin so.
+        names: Vec<String>,
+    },
+}
+
+/// The one of `items` that `text` names; `names` tells an item's name, public key (`qvpn1-…`) and fingerprint.
+///
+/// # Errors
+/// If none or several are meant.
+pub fn find<T>(
+    items: impl Iterator<Item = T>,
+    text: &str,
+    names: impl Fn(&T) -> (String, String, String),
+) -> Result<T, LookupError> {
+    let mut begin_so = Vec::new();
+    for item in items {
+        let (name, key, fingerprint) = names(&item);
+        if name == text || key == text {
+            return Ok(item);
+        }
+        // Each key begins with `qvpn1-`, so the part behind it is what people copy.
+        let bare_key = key.strip_prefix("qvpn1-").unwrap_or(&key);
+        let begins = [name.as_str(), &key, bare_key, &fingerprint].iter().any(|of| of.starts_with(text));
+        if begins && !text.is_empty() {
+            begin_so.push((item, name));
+        }
+    }
+    match begin_so.len() {
+        0 => Err(LookupError::None(text.to_owned())),
+        1 => Ok(begin_so.remove(0).0),
+        _ => {
+            let names = begin_so.into_iter().map(|(_, name)| name).collect();
+            Err(LookupError::Several { text: text.to_owned(), names })
+        }
+    }
+}
+
+/// A few of many names.
+fn some(names: &[String]) -> String {
+    const SHOWN: usize = 4;
+    let shown = names.iter().take(SHOWN).cloned().collect::<Vec<_>>().join(", ");
+    match names.len().saturating_sub(SHOWN) {
+        0 => shown,
+        more => format!("{shown} or {more} more"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PEERS: [(&str, &str, &str); 4] = [
+        ("site-1", "qvpn1-AAbb", "abcd-1"),
+        ("site-10", "qvpn1-AAcc", "abce-2"),
+        ("büro", "qvpn1-Zz", "wxyz-3"),
+        ("qv", "qvpn1-Yy", "wxya-4"),
+    ];
+
+    fn found(text: &str) -> Result<&'static str, String> {
+        let names = |p: &(&str, &str, &str)| (p.0.to_owned(), p.1.to_owned(), p.2.to_owned());
+        find(PEERS.into_iter(), text, names).map(|p| p.0).map_err(|e| e.to_string())
+    }
+
+    #[test]
+    fn names_keys_and_fingerprints_may_be_cut_short_where_one_peer_is_meant() {
+        let rows = [
+            ("site-1", "site-1"),
+            ("site-10", "site-10"),
+            ("b", "büro"),
+            ("bü", "büro"),
+            ("qvpn1-AAb", "site-1"),
+            ("AAc", "site-10"),
+            ("qvpn1-Zz", "büro"),
+            ("abcd", "site-1"),
+            ("qv", "qv"),
+        ];
+        for (text, name) in rows {
+            assert_eq!(found(text), Ok(name), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_clear_is_asked_for() {
+        assert_eq!(
+            found("site").unwrap_err(),
+            "`site` may be site-1, site-10; write more of the name or public key"
+        );
+        assert!(found("qvpn1-").unwrap_err().contains("site-1, site-10, büro, qv;"));
+        for text in ["", "site-2", "Site-1", "qvpn1-AAbbb"] {
+            assert!(found(text).unwrap_err().starts_with("no peer has the name or public key"), "{text}");
+        }
+    }
+}

@@ -1,0 +1,65 @@
+//! Columns for people. On a terminal that is too narrow for them each row becomes a few lines of its own.
+
+use crate::output::{Paint, Tone};
+use crate::text::{pad, width, wrap};
+
+/// A row's cell and its colour.
+pub(crate) type Cell = (String, Tone);
+
+/// Space between two columns.
+const GAP: usize = 2;
+
+/// A table with a heading; each row has as many cells as the heading.
+pub(crate) struct Table<'a> {
+    pub(crate) head: &'a [&'a str],
+    pub(crate) rows: Vec<Vec<Cell>>,
+}
+
+impl Table<'_> {
+    /// The table's text. The last column may be long and is not padded.
+    pub(crate) fn render(&self, paint: Paint) -> String {
+        let columns: Vec<usize> = (0..self.head.len())
+            .map(|i| {
+                let cells = self.rows.iter().filter_map(|row| row.get(i)).map(|(text, _)| width(text));
+                cells.chain(self.head.get(i).map(|head| width(head))).max().unwrap_or(0)
+            })
+            .collect();
+        let all = columns.iter().sum::<usize>() + GAP * columns.len().saturating_sub(1);
+        match paint.width {
+            Some(limit) if all > limit => self.stacked(paint, limit),
+            _ => self.in_columns(paint, &columns),
+        }
+    }
+
+    fn in_columns(&self, paint: Paint, columns: &[usize]) -> String {
+        let head = self.head.iter().map(|text| ((*text).to_owned(), Tone::Head)).collect();
+        let mut lines = String::new();
+        for row in std::iter::once(&head).chain(&self.rows) {
+            for (i, (text, tone)) in row.iter().enumerate() {
+                let last = i + 1 == row.len();
+                let fill =
+                    if last { String::new() } else { pad(text, columns.get(i).copied().unwrap_or(0) + GAP) };
+                lines += &format!("{}{fill}", paint.text(*tone, text));
+            }
+            lines.push('\n');
+        }
+        lines
+    }
+
+    /// The first cell is a row's title; the others follow with the column's name.
+    fn stacked(&self, paint: Paint, limit: usize) -> String {
+        let mut lines = String::new();
+        for row in &self.rows {
+            for (i, (text, tone)) in row.iter().enumerate() {
+                let (indent, label) = match self.head.get(i) {
+                    Some(head) if i > 0 => ("  ", format!("{}: ", head.to_lowercase())),
+                    _ => ("", String::new()),
+                };
+                let tone = if i == 0 { Tone::Head } else { *tone };
+                let parts = wrap(text, limit, width(indent) + width(&label), 4);
+                lines += &format!("{indent}{label}{}\n", paint.lines(tone, &parts, 4));
+            }
+        }
+        lines
+    }
+}
