@@ -24,6 +24,7 @@ ping       iputils-ping
 nft        nftables
 iperf3     iperf3
 python3    python3
+promtool   prometheus
 "
 
 system() {

@@ -59,6 +59,8 @@ pub enum Request {
         #[serde(default)]
         follow: bool,
     },
+    /// All metrics; answered by [`Reply::Metrics`].
+    Metrics,
     /// Versions; answered by [`Reply::Version`].
     Version,
 }
@@ -69,7 +71,7 @@ impl Request {
     pub fn changes_something(&self) -> bool {
         match self {
             Self::Rekey { .. } | Self::Reload => true,
-            Self::Show | Self::Peers | Self::Events { .. } | Self::Version => false,
+            Self::Show | Self::Peers | Self::Events { .. } | Self::Metrics | Self::Version => false,
         }
     }
 }
@@ -98,6 +100,11 @@ pub enum Reply {
     EventsEnd {
         /// How many older events the daemon no longer has.
         missed: u64,
+    },
+    /// To [`Request::Metrics`].
+    Metrics {
+        /// In Prometheus' text format, version 0.0.4.
+        text: String,
     },
     /// To [`Request::Version`].
     Version {

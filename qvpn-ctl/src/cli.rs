@@ -99,6 +99,15 @@ pub(crate) enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Prints all metrics in Prometheus' text format, as for node_exporter's textfile collector.
+    Metrics {
+        /// The interface.
+        #[arg(value_parser = interface)]
+        interface: String,
+        /// Prints JSON.
+        #[arg(long)]
+        json: bool,
+    },
     /// Makes the allowed IPs of a config unreachable, so that nothing leaves in clear while no daemon runs.
     Block {
         /// The config, such as /etc/qvpn/qvpn0.toml.

@@ -81,7 +81,7 @@ impl Client {
         self.failed(CodecError::Malformed("it answered another question".to_owned()))
     }
 
-    fn failed(&self, error: CodecError) -> CtlError {
+    pub(crate) fn failed(&self, error: CodecError) -> CtlError {
         let interface = self.interface.clone();
         match error {
             CodecError::Io(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {

@@ -9,6 +9,7 @@ mod error;
 mod keys;
 mod kms_check;
 mod kms_open;
+mod metrics;
 mod output;
 mod render;
 mod routes;
@@ -74,6 +75,7 @@ fn run(cli: Cli) -> Result<(), CtlError> {
         Command::Events { interface, follow, json } => {
             commands::events(&dirs.socket_dir, &interface, follow, json)
         }
+        Command::Metrics { interface, json } => metrics::metrics(&dirs.socket_dir, &interface, json),
         Command::Block { file, .. } => routes::block(file.as_deref(), &dirs.config_dir),
         Command::Unblock { interface } => routes::unblock(interface.as_deref(), &dirs.config_dir),
     }

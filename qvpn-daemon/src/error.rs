@@ -1,5 +1,6 @@
 //! Why the daemon doesn't start or ends. Each says what was tried and what to change, and has an exit code.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use kms_client::KmsError;
@@ -55,6 +56,16 @@ pub(crate) enum DaemonError {
     Control {
         /// The socket.
         path: PathBuf,
+        /// The system's word.
+        source: std::io::Error,
+    },
+    /// Where Prometheus shall scrape.
+    #[error(
+        "metrics_listen = \"{at}\": {source}; write an address of this machine and a port that is free (`ss -tlpn`)"
+    )]
+    Metrics {
+        /// The address.
+        at: SocketAddr,
         /// The system's word.
         source: std::io::Error,
     },

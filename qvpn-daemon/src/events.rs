@@ -7,6 +7,8 @@ use std::time::SystemTime;
 use qvpn_api::events::{Event, EventKind};
 use tokio::sync::broadcast;
 
+use crate::log;
+
 /// Events that are kept.
 const KEPT: usize = 1000;
 /// Events by which a follower may fall behind.
@@ -43,11 +45,7 @@ impl Events {
 
     /// Logs an event, keeps it, and tells everybody who follows.
     pub(crate) fn emit(&self, kind: EventKind) {
-        if kind.is_warning() {
-            tracing::warn!("{kind}");
-        } else {
-            tracing::info!("{kind}");
-        }
+        log::event(&kind);
         let event = Event { time: SystemTime::now(), interface: self.interface.clone(), kind };
         // Under the lock, so that a new follower sees each event once.
         let mut past = self.past();

@@ -14,6 +14,7 @@ use qvpn_proto::{Fetch, FetchedKey, KeyName, KmsReport};
 use tokio::sync::mpsc;
 
 use crate::events::Events;
+use crate::metrics::KmeCounts;
 use crate::slot::Answer;
 
 /// The KMEs of the config, in its order, shared by all peers.
@@ -32,6 +33,7 @@ impl Kmes {
         fwmark: u32,
         events: &Arc<Events>,
         answers: &mpsc::Sender<Answer>,
+        counts: &Arc<KmeCounts>,
         former: &Self,
     ) -> Result<Self, KmsError> {
         let mut all = Vec::new();
@@ -39,7 +41,7 @@ impl Kmes {
             let known = former.all.iter().find(|(config, _)| config == kme);
             let open = match known {
                 Some((_, open)) => open.clone(),
-                None => open_one(kme, fwmark, events, answers)?,
+                None => open_one(kme, fwmark, events, answers, counts)?,
             };
             all.push((kme.clone(), open));
         }
@@ -63,6 +65,7 @@ fn open_one(
     fwmark: u32,
     events: &Arc<Events>,
     answers: &mpsc::Sender<Answer>,
+    counts: &Arc<KmeCounts>,
 ) -> Result<Arc<Kme>, KmsError> {
     if kme.api != KmeApi::Etsi014 {
         return Err(KmsError::new(KmsErrorKind::Config, &kme.name, Operation::Configure, "")
@@ -73,7 +76,7 @@ fn open_one(
         KmeConfig::new(&kme.name, &kme.url, &kme.sae_id, &kme.ca_file, &kme.cert_file, &kme.key_file);
     settings.server_name.clone_from(&kme.server_name);
     settings.fwmark = (fwmark != 0).then_some(fwmark);
-    let (events, answers) = (events.clone(), answers.clone());
+    let (events, answers, counts) = (events.clone(), answers.clone(), counts.clone());
     let observer: Observer = Arc::new(move |event| match event {
         KmeEvent::Up { kme } => events.emit(EventKind::KmeUp { kme }),
         KmeEvent::Down { kme, error } => events.emit(EventKind::KmeDown { kme, reason: in_words(&error) }),
@@ -81,7 +84,9 @@ fn open_one(
             // If there is no room, the peers ask when their back-off ends.
             let _ = answers.try_send(Answer::KmeAnswers { kme, sae: None });
         }
-        KmeEvent::Asked { .. } => {}
+        KmeEvent::Asked { kme, operation, outcome, took, .. } => {
+            counts.asked(&kme, operation.as_str(), outcome, took);
+        }
     });
     Ok(Kme::new(Box::new(KmsClient::new(settings)?), observer))
 }

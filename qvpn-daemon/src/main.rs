@@ -2,12 +2,17 @@
 //! randomness, sockets, routes, and the control socket.
 
 mod certificates;
+mod cli;
 mod clock;
 mod control_socket;
 mod error;
 mod events;
+mod journal;
 mod kms_task;
 mod lanes;
+mod log;
+mod metrics;
+mod metrics_listener;
 mod peers;
 mod queues;
 mod reload;
@@ -19,7 +24,6 @@ mod snapshot;
 mod status;
 mod translate;
 
-use std::io::{self, IsTerminal};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -28,34 +32,21 @@ use qvpn_api::control::SOCKET_DIR;
 use qvpn_api::exit;
 use tracing::level_filters::LevelFilter;
 
+use crate::cli::Cli;
 use crate::error::DaemonError;
 
 /// Erases what is freed: TLS and HTTP buffers hold keys in passing.
 #[global_allocator]
 static ALLOCATOR: qvpn_secret::ZeroAlloc<std::alloc::System> = qvpn_secret::ZeroAlloc(std::alloc::System);
 
-/// The qvpn gateway daemon. Runs in the foreground; SIGHUP reads the config again, SIGTERM stops.
-#[derive(Parser)]
-#[command(version)]
-struct Cli {
-    /// The config of the interface, usually /etc/qvpn/IFACE.toml.
-    #[arg(long, value_name = "FILE")]
-    config: PathBuf,
-    /// The folder of the control socket [default: $QVPN_SOCKET_DIR or /run/qvpn].
-    #[arg(long, value_name = "DIR")]
-    socket_dir: Option<PathBuf>,
-    /// How much to log: error, warn, info, debug or trace.
-    #[arg(long, value_name = "LEVEL", default_value = "info")]
-    log: LevelFilter,
-}
-
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    start_log(cli.log);
+    // The level is one of the words that the command line takes.
+    log::start(cli.log.as_deref().and_then(|level| level.parse::<LevelFilter>().ok()));
     match start(cli) {
         Ok(()) => ExitCode::from(exit::DONE),
         Err(error) => {
-            eprintln!("{error}");
+            log::last_words(&error.to_string());
             ExitCode::from(error.exit_code())
         }
     }
@@ -67,6 +58,8 @@ fn start(cli: Cli) -> Result<(), DaemonError> {
         || std::env::var_os("QVPN_SOCKET_DIR").filter(|dir| !dir.is_empty()).map(PathBuf::from);
     let socket_dir = cli.socket_dir.or_else(from_environment).unwrap_or_else(|| SOCKET_DIR.into());
     let config = reload::load(&cli.config)?;
+    log::set_interface(&config.interface.name);
+    log::configure(config.interface.log_level);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         // One for the KMEs' TLS and the control socket beside the main thread, which owns the peers.
         .worker_threads(1)
@@ -74,14 +67,4 @@ fn start(cli: Cli) -> Result<(), DaemonError> {
         .build()
         .map_err(|error| DaemonError::system("start the runtime", error))?;
     runtime.block_on(run::run(config, &socket_dir))
-}
-
-fn start_log(level: LevelFilter) {
-    let log = tracing_subscriber::fmt().with_max_level(level).with_writer(io::stderr).with_target(false);
-    // The journal has its own clock and no colours.
-    if std::env::var_os("JOURNAL_STREAM").is_some() {
-        log.with_ansi(false).without_time().init();
-    } else {
-        log.with_ansi(io::stderr().is_terminal()).init();
-    }
 }

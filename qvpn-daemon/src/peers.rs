@@ -21,6 +21,7 @@ use crate::certificates::CertificateWatch;
 use crate::clock;
 use crate::error::DaemonError;
 use crate::kms_task::{self, Kmes};
+use crate::metrics::KmeCounts;
 use crate::slot::{Answer, News, Shared, Slot, SlotId, address};
 use crate::translate;
 
@@ -37,6 +38,7 @@ pub(crate) struct Peers {
     pub(crate) config: Config,
     pub(crate) local: Arc<SecretIdentity>,
     pub(crate) kmes: Kmes,
+    pub(crate) kme_counts: Arc<KmeCounts>,
     pub(crate) shared: Shared,
     pub(crate) started: Time,
     /// Datagrams that passed a lane and were no message of ours all the same.
@@ -54,11 +56,13 @@ pub(crate) struct Peers {
 
 impl Peers {
     /// The peers of `config`, none of which has done anything yet.
+    #[allow(clippy::too_many_arguments, reason = "each is a part that is made before")]
     pub(crate) fn new(
         config: Config,
         local: Arc<SecretIdentity>,
         psks: Psks,
         kmes: Kmes,
+        kme_counts: Arc<KmeCounts>,
         gate: Gate,
         shared: Shared,
         now: Time,
@@ -67,6 +71,7 @@ impl Peers {
             config,
             local,
             kmes,
+            kme_counts,
             shared,
             started: now,
             malformed: 0,

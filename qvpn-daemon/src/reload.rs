@@ -19,9 +19,6 @@ pub(crate) fn load(path: &Path) -> Result<Config, ConfigErrors> {
     if let Err(shared) = config.check_neighbours(&config.neighbours()) {
         tracing::warn!("{shared}");
     }
-    if config.interface.metrics_listen.is_some() {
-        tracing::warn!("metrics_listen is not served yet; `qvpn-ctl show --json` has the same numbers");
-    }
     Ok(config)
 }
 
@@ -94,6 +91,7 @@ pub(crate) fn changes(old: &Config, new: &Config) -> Vec<String> {
         (a.table == b.table, "table"),
         (a.on_stop == b.on_stop, "on_stop"),
         (a.metrics_listen == b.metrics_listen, "metrics_listen"),
+        (a.log_level == b.log_level, "log_level"),
     ] {
         if !same {
             changes.push(format!("[interface] {what} changed"));

@@ -21,11 +21,13 @@ use crate::error::DaemonError;
 use crate::events::Events;
 use crate::kms_task::{Kmes, in_words};
 use crate::lanes::{self, Tokens};
+use crate::metrics::{Histogram, KmeCounts};
+use crate::metrics_listener::MetricsListener;
 use crate::peers::Peers;
 use crate::routes::Routes;
 use crate::slot::Shared;
 use crate::snapshot::Snapshots;
-use crate::{clock, queues, reload, status, translate};
+use crate::{clock, log, metrics, queues, reload, status, translate};
 
 /// Answers of tasks that may wait.
 const ANSWERS: usize = 256;
@@ -54,7 +56,8 @@ pub(crate) async fn run(config: Config, socket_dir: &Path) -> Result<(), DaemonE
     let interface = config.interface.clone();
     let events = Arc::new(Events::new(&interface.name));
     let (answers, mut answered) = mpsc::channel(ANSWERS);
-    let kmes = Kmes::open(config.kms.as_ref(), plan.fwmark(), &events, &answers, &Kmes::default())?;
+    let counts = Arc::new(KmeCounts::default());
+    let kmes = Kmes::open(config.kms.as_ref(), plan.fwmark(), &events, &answers, &counts, &Kmes::default())?;
     let socket = ControlSocket::bind(socket_dir, &interface.name)?;
 
     // The block lies before there is a device, so nothing leaks whatever happens from here on.
@@ -73,11 +76,13 @@ pub(crate) async fn run(config: Config, socket_dir: &Path) -> Result<(), DaemonE
         known: queues.known.clone(),
         answers,
         rng: UnwrapErr(SysRng),
+        rekeys: Histogram::default(),
     };
     let mut snapshots = Snapshots::watch();
-    let mut peers = Peers::new(config, local, psks, kmes, gate, shared, clock::now());
     let (requests, mut asked) = mpsc::channel(REQUESTS);
-    let server = tokio::spawn(socket.serve(interface.name.clone(), events.clone(), requests));
+    let mut metrics = MetricsListener::open(interface.metrics_listen, &requests).await?;
+    let mut peers = Peers::new(config, local, psks, kmes, counts, gate, shared, clock::now());
+    let server = tokio::spawn(socket.serve(interface.name.clone(), events.clone(), requests.clone()));
     notify(&[NotifyState::Ready]);
     tracing::info!("{}: ready on UDP port {}", interface.name, interface.listen_port);
 
@@ -102,18 +107,21 @@ pub(crate) async fn run(config: Config, socket_dir: &Path) -> Result<(), DaemonE
             Some(answer) = answered.recv() => peers.answer(answer, clock::now()),
             _ = tick.tick() => {
                 peers.tick(clock::now());
+                log::tick(clock::now());
                 even = !even;
                 if even {
                     peers.tick_gate();
                 }
             }
             Some(Asked { request, answer }) = asked.recv() => {
-                let reply = reply(request, &mut peers, &mut routes).await;
+                let mut parts = Parts { peers: &mut peers, routes: &mut routes, metrics: &mut metrics, requests: &requests };
+                let reply = reply(request, &mut parts).await;
                 // It fails only when the client has gone.
                 let _ = answer.send(reply);
             }
             _ = hangup.recv() => {
-                if let Err(error) = reload_all(&mut peers, &mut routes).await {
+                let mut parts = Parts { peers: &mut peers, routes: &mut routes, metrics: &mut metrics, requests: &requests };
+                if let Err(error) = reload_all(&mut parts).await {
                     tracing::error!("reload: {error}");
                     error.details.iter().for_each(|line| tracing::error!("reload: {line}"));
                 }
@@ -152,12 +160,23 @@ fn take(
     Ok(())
 }
 
-async fn reply(request: Request, peers: &mut Peers, routes: &mut Routes) -> Reply {
+/// What a request may change.
+struct Parts<'a> {
+    peers: &'a mut Peers,
+    routes: &'a mut Routes,
+    metrics: &'a mut MetricsListener,
+    /// Where a new listener asks.
+    requests: &'a mpsc::Sender<Asked>,
+}
+
+async fn reply(request: Request, parts: &mut Parts<'_>) -> Reply {
+    let peers = &mut *parts.peers;
     match request {
         Request::Show => Reply::Show(status::status(peers, clock::now())),
         Request::Peers => Reply::Peers(peers.summaries()),
         Request::Rekey { peer } => peers.rekey(peer.as_deref(), clock::now()),
-        Request::Reload => match reload_all(peers, routes).await {
+        Request::Metrics => Reply::Metrics { text: metrics::text(peers, clock::now()) },
+        Request::Reload => match reload_all(parts).await {
             Ok(changes) => Reply::Reload { changes },
             Err(error) => Reply::Error(error),
         },
@@ -172,7 +191,8 @@ async fn reply(request: Request, peers: &mut Peers, routes: &mut Routes) -> Repl
 ///
 /// # Errors
 /// If the config is refused, or the kernel refuses its routes. Nothing has changed then.
-async fn reload_all(peers: &mut Peers, routes: &mut Routes) -> Result<Vec<String>, ErrorReply> {
+async fn reload_all(parts: &mut Parts<'_>) -> Result<Vec<String>, ErrorReply> {
+    let Parts { peers, routes, .. } = parts;
     let refuse = |message: &str, details: Vec<String>| ErrorReply {
         code: ErrorCode::ConfigRefused,
         message: format!("{message}; the former config stays in force"),
@@ -197,8 +217,19 @@ async fn reload_all(peers: &mut Peers, routes: &mut Routes) -> Result<Vec<String
     let psks = reload::read_psks(&new).map_err(wrong)?;
     let events = peers.shared.events.clone();
     let answers = peers.shared.answers.clone();
-    let kmes = Kmes::open(new.kms.as_ref(), routes.fwmark(), &events, &answers, &peers.kmes)
+    let counts = peers.kme_counts.clone();
+    let kmes = Kmes::open(new.kms.as_ref(), routes.fwmark(), &events, &answers, &counts, &peers.kmes)
         .map_err(|error| refuse("a KME can't be used", vec![in_words(&error)]))?;
+
+    let listen = new.interface.metrics_listen;
+    let metrics = match listen == parts.metrics.at() {
+        true => None,
+        false => Some(
+            MetricsListener::open(listen, parts.requests)
+                .await
+                .map_err(|error| refuse("the metrics can't be served", vec![error.to_string()]))?,
+        ),
+    };
 
     let failed = |error: qvpn_net::NetError| {
         ErrorReply::new(ErrorCode::Failed, format!("{error}; the former config stays in force"))
@@ -216,6 +247,10 @@ async fn reload_all(peers: &mut Peers, routes: &mut Routes) -> Result<Vec<String
         }
         return Err(failed(error));
     }
+    if let Some(metrics) = metrics {
+        *parts.metrics = metrics;
+    }
+    log::configure(new.interface.log_level);
     let changes = reload::changes(&peers.config, &new);
     peers.reconfigure(new, psks, kmes, clock::now());
     events.emit(EventKind::ConfigReloaded { changes: changes.clone() });

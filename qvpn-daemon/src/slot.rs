@@ -13,6 +13,7 @@ use qvpn_api::status::LaneState;
 use qvpn_dataplane::{InterfaceStats, LaneCommand, Lanes, PeerId, PeerStats};
 use qvpn_identity::Psk;
 use qvpn_proto::control_link::WireGuardLink;
+use qvpn_proto::event::Sources;
 use qvpn_proto::{Event, Fetch, KmsReport, LaneReport, Notice, Peer, State, Time};
 use rand_core::UnwrapErr;
 use tokio::sync::mpsc;
@@ -20,6 +21,7 @@ use tokio::sync::mpsc;
 use crate::events::Events;
 use crate::kms_task;
 use crate::lanes::{Tokens, command};
+use crate::metrics::Histogram;
 use crate::queues::Known;
 use crate::status::sources;
 
@@ -39,6 +41,8 @@ pub(crate) struct Shared {
     pub(crate) known: Known,
     pub(crate) answers: mpsc::Sender<Answer>,
     pub(crate) rng: UnwrapErr<SysRng>,
+    /// How long rekeys took.
+    pub(crate) rekeys: Histogram,
 }
 
 impl Shared {
@@ -91,6 +95,8 @@ pub(crate) struct Slot {
     pub(crate) kmes: Arc<KmeSet>,
     pub(crate) peer: Peer<WireGuardLink>,
     pub(crate) lanes: Vec<PeerLane>,
+    /// Epochs that came into force, by what their keys are made of.
+    pub(crate) rekeys: Vec<(Sources, u64)>,
     /// The timer that is set for it.
     pub(crate) armed: Option<Time>,
     /// Where its control session was when last told.
@@ -134,6 +140,7 @@ impl Slot {
             kmes,
             peer,
             lanes,
+            rekeys: Vec::new(),
             armed: None,
             endpoint,
             told: State::Connecting,
@@ -239,7 +246,7 @@ impl Slot {
 
     /// An authentic packet of the newest epoch came to a lane from elsewhere. Messages go by lane 0's socket, so the control
     /// session follows it: else an initiator whose peer's NAT forgot the mapping would propose to the old place.
-    pub(crate) fn lane_roamed(&mut self, lane: u8, endpoint: SocketAddr, shared: &Shared, now: Time) {
+    pub(crate) fn lane_roamed(&mut self, lane: u8, endpoint: SocketAddr, shared: &mut Shared, now: Time) {
         if let Some(state) = self.lanes.get_mut(usize::from(lane)) {
             state.endpoint = Some(endpoint);
         }
@@ -280,7 +287,7 @@ impl Slot {
         });
     }
 
-    fn notice(&mut self, notice: Notice, shared: &Shared, now: Time) {
+    fn notice(&mut self, notice: Notice, shared: &mut Shared, now: Time) {
         let peer = self.config.name.clone();
         let kind = match notice {
             Notice::Up | Notice::Recovered => {
@@ -313,6 +320,11 @@ impl Slot {
             Notice::EpochActive { epoch, sources: made_of, qkd_key_id, took } => {
                 tracing::debug!("peer {peer}: epoch {epoch} took {took:?}");
                 self.epoch_began(now);
+                shared.rekeys.observe(took);
+                match self.rekeys.iter_mut().find(|(sources, _)| *sources == made_of) {
+                    Some((_, n)) => *n += 1,
+                    None => self.rekeys.push((made_of, 1)),
+                }
                 EventKind::EpochActive { peer, epoch, sources: sources(made_of), qkd_key_id }
             }
             Notice::EpochFailed { reason, detail } => {

@@ -22,7 +22,7 @@ const REKEY_MIN: Duration = Duration::from_millis(100);
 const REKEY_MAX: Duration = Duration::from_secs(120);
 
 /// Keys that are often written into another section than theirs.
-const ELSEWHERE: [(&str, &str); 34] = [
+const ELSEWHERE: [(&str, &str); 35] = [
     ("private_key_file", "[interface]"),
     ("listen_port", "[interface]"),
     ("address", "[interface]"),
@@ -35,6 +35,7 @@ const ELSEWHERE: [(&str, &str); 34] = [
     ("dscp", "[interface]"),
     ("on_stop", "[interface]"),
     ("metrics_listen", "[interface]"),
+    ("log_level", "[interface]"),
     ("sae_id", "[kms] or [[peer]]"),
     ("stock", "[kms]"),
     ("kme", "[kms], as [[kms.kme]]"),

@@ -40,6 +40,8 @@ pub struct Interface {
     pub on_stop: OnStop,
     /// Where Prometheus scrapes; off when absent.
     pub metrics_listen: Option<SocketAddr>,
+    /// How much the daemon logs.
+    pub log_level: LogLevel,
 }
 
 /// The section `[kms]`: this site's side of the QKD network.
@@ -222,6 +224,21 @@ words! {
         Initiator = "initiator",
         /// The peer; we are the slave SAE.
         Responder = "responder",
+    }
+}
+words! {
+    /// How much the daemon logs.
+    LogLevel {
+        /// What doesn't work.
+        Error = "error",
+        /// What should be looked at, too.
+        Warn = "warn",
+        /// What happens, too; the default.
+        Info = "info",
+        /// For finding faults.
+        Debug = "debug",
+        /// Everything.
+        Trace = "trace",
     }
 }
 words! {

@@ -158,15 +158,35 @@ fn events_are_lines_or_json_lines() {
 }
 
 #[test]
+fn metrics_are_printed_as_they_are_or_as_json() {
+    let text = "# HELP x An x.\n# TYPE x counter\nx{peer=\"b\\\"ü\"} 18446744073709551615\ny 0.5\n";
+    with(&[Reply::Metrics { text: text.into() }], |dir, fake| {
+        assert_eq!(run(dir, &["metrics", "qvpn0"]), done(text));
+        assert_eq!(fake.request(), r#"{"v":1,"request":"metrics"}"#);
+        let json = run(dir, &["metrics", "qvpn0", "--json"]).out;
+        holds("metrics", &json);
+        let value: serde_json::Value = serde_json::from_str(&json).unwrap();
+        let sample =
+            serde_json::json!({"name": "x", "labels": {"peer": "b\"ü"}, "value": "18446744073709551615"});
+        assert_eq!(value["samples"][0], sample);
+    });
+    with(&[Reply::Metrics { text: "<html>".into() }], |dir, _| {
+        let run = run(dir, &["metrics", "qvpn0", "--json"]);
+        assert_eq!((run.code, run.out.as_str()), (4, ""), "{run:?}");
+    });
+}
+
+#[test]
 fn every_command_says_that_no_daemon_runs_with_code_4() {
     let dir = tempfile::tempdir().unwrap();
     let socket = dir.path().join("qvpn0.sock");
-    let commands: [&[&str]; 7] = [
+    let commands: [&[&str]; 8] = [
         &["show", "qvpn0"],
         &["show", "qvpn0", "--json"],
         &["rekey", "qvpn0"],
         &["reload", "qvpn0"],
         &["peer", "list", "qvpn0"],
+        &["metrics", "qvpn0"],
         &["events", "qvpn0"],
         &["events", "qvpn0", "--follow"],
     ];

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use toml::de::DeValue;
 
-use super::super::model::{Dscp, Interface, Mtu, OnStop, Suite, Table};
+use super::super::model::{Dscp, Interface, LogLevel, Mtu, OnStop, Suite, Table};
 use super::super::reader::{Entry, Section};
 use super::super::values;
 use super::{ELSEWHERE, REKEY_MAX, REKEY_MIN, Reader};
@@ -73,6 +73,7 @@ impl<'t> Reader<'t> {
                 )),
             })
         });
+        let log_level = self.word(&mut s, "log_level", "\"info\"", LogLevel::WORDS, LogLevel::from_word);
         s.finish(&mut self.sink, &ELSEWHERE);
         Some(Interface {
             name: name?,
@@ -91,6 +92,7 @@ impl<'t> Reader<'t> {
                 Some(at) => Some(at?),
                 None => None,
             },
+            log_level: log_level?.unwrap_or(LogLevel::Info),
         })
     }
 

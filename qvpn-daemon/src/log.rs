@@ -1,0 +1,376 @@
+//! The log: to the journal with fields where systemd gave us one, else to standard error. Its level changes at run time,
+//! and a warning that comes in floods is written a few times, then counted.
+
+use std::collections::HashMap;
+use std::fmt::{self, Write as _};
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::io::{self, IsTerminal, Write as _};
+use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, OnceLock, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use qvpn_api::config::LogLevel;
+use qvpn_api::events::EventKind;
+use qvpn_proto::Time;
+use tracing::field::{Field, Visit};
+use tracing::level_filters::LevelFilter;
+use tracing::{Event, Level, Subscriber};
+use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
+use tracing_subscriber::util::SubscriberInitExt;
+
+use crate::clock;
+use crate::journal::{self, Journal};
+
+/// Warnings of one kind that are written within [`WINDOW`].
+const BURST: u32 = 10;
+/// After so long the count begins anew, and what was left out is told.
+const WINDOW: Duration = Duration::from_secs(10);
+/// Kinds that are told apart; a flood of different ones counts as one more kind.
+const KINDS: usize = 1024;
+
+static LOG: OnceLock<Log> = OnceLock::new();
+
+/// Starts the log; called once. What `tracing` says anywhere goes to it. With `fixed` the config's level has no say.
+pub(crate) fn start(fixed: Option<LevelFilter>) {
+    let stream = std::env::var("JOURNAL_STREAM").unwrap_or_default();
+    let out = match journal::is_stderr(&stream) {
+        true => match Journal::connect(Path::new(journal::SOCKET)) {
+            Ok(journal) => Out::Journal(journal),
+            Err(_) => Out::JournalStream,
+        },
+        false => Out::Stderr { colour: io::stderr().is_terminal() },
+    };
+    let log = LOG
+        .get_or_init(|| Log { fixed: fixed.is_some(), ..Log::new(out, fixed.unwrap_or(LevelFilter::INFO)) });
+    tracing_subscriber::registry().with(Writer(log)).init();
+}
+
+/// Goes over to the config's level, unless the command line has one.
+pub(crate) fn configure(level: LogLevel) {
+    if let Some(log) = LOG.get().filter(|log| !log.fixed) {
+        let level = match level {
+            LogLevel::Error => LevelFilter::ERROR,
+            LogLevel::Warn => LevelFilter::WARN,
+            LogLevel::Info => LevelFilter::INFO,
+            LogLevel::Debug => LevelFilter::DEBUG,
+            LogLevel::Trace => LevelFilter::TRACE,
+        };
+        log.level.store(number(level), Ordering::Relaxed);
+        // Call sites remember whether they are wanted.
+        tracing::callsite::rebuild_interest_cache();
+    }
+}
+
+/// The interface, a field of all lines from now on.
+pub(crate) fn set_interface(name: &str) {
+    if let Some(log) = LOG.get() {
+        // It is set once.
+        let _ = log.interface.set(name.to_owned());
+    }
+}
+
+/// Writes an event with its fields.
+pub(crate) fn event(kind: &EventKind) {
+    let Some(log) = LOG.get() else { return };
+    let level = if kind.is_warning() { Level::WARN } else { Level::INFO };
+    if number(LevelFilter::from_level(level)) > log.level.load(Ordering::Relaxed) {
+        return;
+    }
+    let fields = kind.fields();
+    let about: Vec<&String> =
+        fields.iter().filter(|(name, _)| matches!(*name, "peer" | "kme")).map(|(_, value)| value).collect();
+    log.line(
+        level,
+        hash(&(kind.name(), about)),
+        &kind.to_string(),
+        Some((kind.name(), &fields)),
+        clock::now(),
+    );
+}
+
+/// Why the daemon ends, to standard error as it is, since a config's errors begin with their place; and to the journal.
+pub(crate) fn last_words(text: &str) {
+    match LOG.get() {
+        Some(log) if !matches!(log.out, Out::Stderr { .. }) => {
+            text.lines().for_each(|line| log.write(Level::ERROR, line, None))
+        }
+        _ => eprintln!("{text}"),
+    }
+}
+
+/// Tells what was left out of floods that are over. To be called now and then.
+pub(crate) fn tick(now: Time) {
+    if let Some(log) = LOG.get() {
+        log.tell_left_out(now);
+    }
+}
+
+enum Out {
+    /// With fields.
+    Journal(Journal),
+    /// The journal reads standard error, and takes a level before each line (sd-daemon(3)).
+    JournalStream,
+    Stderr {
+        colour: bool,
+    },
+}
+
+struct Log {
+    out: Out,
+    level: AtomicUsize,
+    /// The command line's level holds.
+    fixed: bool,
+    interface: OnceLock<String>,
+    floods: Mutex<HashMap<u64, Flood>>,
+}
+
+/// Warnings of one kind.
+struct Flood {
+    since: Time,
+    seen: u32,
+    level: Level,
+    /// The last one that was left out.
+    last: String,
+}
+
+impl Log {
+    fn new(out: Out, level: LevelFilter) -> Self {
+        let (level, interface) = (AtomicUsize::new(number(level)), OnceLock::new());
+        Self { out, level, fixed: false, interface, floods: Mutex::default() }
+    }
+
+    /// Writes a line, or counts it.
+    fn line(
+        &self,
+        level: Level,
+        kind: u64,
+        text: &str,
+        event: Option<(&str, &[(&'static str, String)])>,
+        now: Time,
+    ) {
+        if level <= Level::WARN && !self.admit(level, kind, text, now) {
+            return;
+        }
+        self.write(level, text, event);
+    }
+
+    /// Whether a warning is written.
+    fn admit(&self, level: Level, kind: u64, text: &str, now: Time) -> bool {
+        self.tell_left_out(now);
+        let mut floods = self.floods.lock().unwrap_or_else(PoisonError::into_inner);
+        let kind = if floods.contains_key(&kind) || floods.len() < KINDS { kind } else { 0 };
+        let flood = floods.entry(kind).or_insert(Flood { since: now, seen: 0, level, last: String::new() });
+        flood.seen += 1;
+        if flood.seen > BURST {
+            text.clone_into(&mut flood.last);
+        }
+        flood.seen <= BURST
+    }
+
+    fn tell_left_out(&self, now: Time) {
+        let mut over = Vec::new();
+        self.floods.lock().unwrap_or_else(PoisonError::into_inner).retain(|_, flood| {
+            let is_over = now.since(flood.since) >= WINDOW;
+            if is_over && flood.seen > BURST {
+                over.push((flood.level, flood.seen - BURST, std::mem::take(&mut flood.last)));
+            }
+            !is_over
+        });
+        for (level, n, last) in over {
+            self.write(
+                level,
+                &format!("{last} ({n} lines like this were left out within {} s)", WINDOW.as_secs()),
+                None,
+            );
+        }
+    }
+
+    fn write(&self, level: Level, text: &str, event: Option<(&str, &[(&'static str, String)])>) {
+        // A log that can't be written to is no reason to end.
+        let _ = match &self.out {
+            Out::Journal(journal) => {
+                let names: Vec<String> = event
+                    .iter()
+                    .flat_map(|(_, fields)| fields.iter())
+                    .map(|(name, _)| format!("QVPN_{}", name.to_uppercase()))
+                    .collect();
+                let mut fields = vec![
+                    ("MESSAGE", text),
+                    ("PRIORITY", priority(level)),
+                    ("SYSLOG_IDENTIFIER", "qvpn-daemon"),
+                ];
+                fields.extend(self.interface.get().map(|name| ("QVPN_INTERFACE", name.as_str())));
+                if let Some((name, values)) = event {
+                    fields.push(("QVPN_EVENT", name));
+                    fields.extend(
+                        names.iter().zip(values).map(|(name, (_, value))| (name.as_str(), value.as_str())),
+                    );
+                }
+                journal.write(&fields).or_else(|_| writeln!(io::stderr(), "<{}>{text}", priority(level)))
+            }
+            Out::JournalStream => writeln!(io::stderr(), "<{}>{text}", priority(level)),
+            Out::Stderr { colour } => {
+                let time = humantime::format_rfc3339_micros(SystemTime::now());
+                let (on, off) = if *colour { (shade(level), "\u{1b}[0m") } else { ("", "") };
+                writeln!(io::stderr(), "{time} {on}{level:>5}{off} {text}")
+            }
+        };
+    }
+}
+
+/// The layer that takes what `tracing` gives.
+struct Writer(&'static Log);
+
+impl<S: Subscriber> Layer<S> for Writer {
+    fn enabled(&self, metadata: &tracing::Metadata<'_>, _: Context<'_, S>) -> bool {
+        number(LevelFilter::from_level(*metadata.level())) <= self.0.level.load(Ordering::Relaxed)
+    }
+
+    fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
+        let mut text = Text::default();
+        event.record(&mut text);
+        let metadata = event.metadata();
+        // The words before the first colon tell whom a line is about.
+        let about = text.0.split(':').next().unwrap_or_default();
+        let kind = hash(&(metadata.file(), metadata.line(), about));
+        self.0.line(*metadata.level(), kind, &text.0, None, clock::now());
+    }
+}
+
+/// The message, and any further field behind it.
+#[derive(Default)]
+struct Text(String);
+
+impl Visit for Text {
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        // Writing into a string can't fail.
+        let _ = match field.name() {
+            "message" => write!(self.0, "{value:?}"),
+            name => write!(self.0, " {name}={value:?}"),
+        };
+    }
+}
+
+fn hash(value: &impl Hash) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    value.hash(&mut hasher);
+    hasher.finish()
+}
+
+/// From 0 (off) to 5 (trace).
+fn number(level: LevelFilter) -> usize {
+    match level {
+        LevelFilter::OFF => 0,
+        LevelFilter::ERROR => 1,
+        LevelFilter::WARN => 2,
+        LevelFilter::INFO => 3,
+        LevelFilter::DEBUG => 4,
+        _ => 5,
+    }
+}
+
+/// As syslog(3) counts.
+fn priority(level: Level) -> &'static str {
+    match level {
+        Level::ERROR => "3",
+        Level::WARN => "4",
+        Level::INFO => "6",
+        _ => "7",
+    }
+}
+
+fn shade(level: Level) -> &'static str {
+    match level {
+        Level::ERROR => "\u{1b}[31m",
+        Level::WARN => "\u{1b}[33m",
+        Level::INFO => "\u{1b}[32m",
+        _ => "\u{1b}[2m",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixDatagram;
+
+    use super::*;
+
+    /// A log to a journal whose lines can be read.
+    fn log() -> (tempfile::TempDir, UnixDatagram, Log) {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("socket");
+        let end = UnixDatagram::bind(&path).unwrap();
+        end.set_nonblocking(true).unwrap();
+        let log = Log::new(Out::Journal(Journal::connect(&path).unwrap()), LevelFilter::INFO);
+        (dir, end, log)
+    }
+
+    fn lines(end: &UnixDatagram) -> Vec<String> {
+        let mut buffer = [0; 4096];
+        std::iter::from_fn(|| {
+            end.recv(&mut buffer).ok().map(|n| String::from_utf8_lossy(&buffer[..n]).into_owned())
+        })
+        .collect()
+    }
+
+    fn at(ms: u64) -> Time {
+        Time::from_nanos(ms * 1_000_000)
+    }
+
+    #[test]
+    fn an_event_has_a_field_for_each_fact() {
+        let (_dir, end, log) = log();
+        log.interface.set("qvpn0".to_owned()).unwrap();
+        let kind = EventKind::PeerBlocked { peer: "site-b".into(), reason: "no key\nat all".into() };
+        log.line(Level::WARN, 1, &kind.to_string(), Some((kind.name(), &kind.fields())), at(0));
+        let lines = lines(&end);
+        for part in [
+            "MESSAGE=peer.blocked peer=site-b reason=\"no key\\nat all\"\n",
+            "PRIORITY=4\n",
+            "SYSLOG_IDENTIFIER=qvpn-daemon\n",
+            "QVPN_INTERFACE=qvpn0\n",
+            "QVPN_EVENT=peer.blocked\n",
+            "QVPN_PEER=site-b\n",
+            "QVPN_REASON\n",
+        ] {
+            assert!(lines[0].contains(part), "{part}: {lines:?}");
+        }
+    }
+
+    #[test]
+    fn a_flood_of_warnings_is_counted_and_hides_no_other_kind() {
+        let (_dir, end, log) = log();
+        let mut written = 0;
+        for n in 0..500 {
+            log.line(Level::WARN, 1, &format!("flood {n}"), None, at(n));
+            written += lines(&end).len();
+        }
+        assert_eq!(written, usize::try_from(BURST).unwrap());
+        log.line(Level::WARN, 2, "another", None, at(600));
+        log.line(Level::INFO, 1, "no warning", None, at(601));
+        assert_eq!(lines(&end).len(), 2);
+        log.tell_left_out(at(9_000));
+        assert!(lines(&end).is_empty());
+        log.tell_left_out(at(10_000));
+        let told = lines(&end);
+        assert_eq!(told.len(), 1);
+        assert!(
+            told[0].contains("MESSAGE=flood 499 (490 lines like this were left out within 10 s)"),
+            "{told:?}"
+        );
+        log.line(Level::WARN, 1, "flood again", None, at(10_001));
+        assert_eq!(lines(&end).len(), 1);
+    }
+
+    #[test]
+    fn a_flood_of_kinds_is_bounded() {
+        let (_dir, end, log) = log();
+        let mut written = 0;
+        for n in 0..5000 {
+            log.line(Level::ERROR, n, "kind", None, at(0));
+            written += lines(&end).len();
+        }
+        assert!(written <= KINDS + 2 * usize::try_from(BURST).unwrap(), "{written}");
+        assert!(log.floods.lock().unwrap().len() <= KINDS + 1);
+    }
+}

@@ -1,0 +1,339 @@
+//! The numbers for Prometheus in its text format (version 0.0.4). Names and labels are fixed; what is not known is left out,
+//! never 0. Most of it is the status in other words; histograms and counts by outcome are kept here.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use qvpn_api::status::{InterfaceStatus, KmeState, KmeStatus, PeerState, PeerStatus, sources_text};
+use qvpn_proto::Time;
+
+use crate::clock;
+use crate::peers::Peers;
+use crate::slot::Slot;
+use crate::status;
+
+/// Upper bounds of the buckets of both histograms, in seconds.
+const BOUNDS: [f64; 11] = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
+/// Reasons of failed rekeys that are told from the start as 0, so that a rate over the first one is right.
+const FAILURES: [&str; 6] = ["timeout", "rejected", "confirmation", "restarted", "no_qkd_key", "crypto"];
+
+/// How long something took, counted in buckets.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Histogram {
+    /// By the first bound that holds; the last is for what is longer than all.
+    buckets: [u64; BOUNDS.len() + 1],
+    sum: f64,
+}
+
+impl Histogram {
+    /// Counts one.
+    pub(crate) fn observe(&mut self, took: Duration) {
+        let seconds = took.as_secs_f64();
+        let bucket = BOUNDS.iter().position(|bound| seconds <= *bound).unwrap_or(BOUNDS.len());
+        if let Some(count) = self.buckets.get_mut(bucket) {
+            *count += 1;
+        }
+        self.sum += seconds;
+    }
+}
+
+/// What was asked of the KMEs, counted on the tasks that ask.
+#[derive(Debug, Default)]
+pub(crate) struct KmeCounts(Mutex<BTreeMap<String, KmeCount>>);
+
+/// One KME's.
+#[derive(Debug, Clone, Default)]
+struct KmeCount {
+    /// By operation and outcome.
+    requests: BTreeMap<(&'static str, &'static str), u64>,
+    /// By operation.
+    durations: BTreeMap<&'static str, Histogram>,
+}
+
+impl KmeCounts {
+    /// Counts one operation.
+    pub(crate) fn asked(&self, kme: &str, op: &'static str, outcome: &'static str, took: Duration) {
+        let mut all = self.lock();
+        if !all.contains_key(kme) {
+            all.insert(kme.to_owned(), KmeCount::default());
+        }
+        if let Some(count) = all.get_mut(kme) {
+            *count.requests.entry((op, outcome)).or_default() += 1;
+            count.durations.entry(op).or_default().observe(took);
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, KmeCount>> {
+        // Whoever panicked has changed whole counts only.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// All metrics of the daemon.
+pub(crate) fn text(peers: &Peers, now: Time) -> String {
+    let mut page = Page::default();
+    page.family("qvpn_build_info", "gauge", "The running daemon's version, in its label; always 1.");
+    page.sample("", &[("version", env!("CARGO_PKG_VERSION"))], 1.0);
+    for interface in &status::status(peers, now).interfaces {
+        interface_metrics(&mut page, interface);
+        kme_metrics(&mut page, interface, &peers.kme_counts.lock());
+        let slots: Vec<&Slot> = peers.in_order().collect();
+        peer_metrics(&mut page, interface, &slots, now);
+        page.family(
+            "qvpn_rekey_duration_seconds",
+            "histogram",
+            "From the first Propose of an epoch to its coming into force at this end.",
+        );
+        page.histogram(&[("interface", &interface.name)], &peers.shared.rekeys);
+    }
+    page.text
+}
+
+fn interface_metrics(page: &mut Page, i: &InterfaceStatus) {
+    page.family(
+        "qvpn_interface_drops_total",
+        "counter",
+        "Packets dropped before they belonged to a peer, by reason.",
+    );
+    for (reason, n) in &i.drops {
+        page.count(&[("interface", &i.name), ("reason", reason)], *n);
+    }
+}
+
+fn kme_metrics(page: &mut Page, i: &InterfaceStatus, counts: &BTreeMap<String, KmeCount>) {
+    let each = |page: &mut Page, value: &dyn Fn(&KmeStatus) -> Option<f64>| {
+        for kme in &i.kmes {
+            if let Some(value) = value(kme) {
+                page.sample("", &[("interface", &i.name), ("kme", &kme.name)], value);
+            }
+        }
+    };
+    page.family(
+        "qvpn_kme_up",
+        "gauge",
+        "1 if the KME's last operation worked, 0 if it failed; absent until it was asked.",
+    );
+    each(page, &|kme| kme.state.map(|state| f64::from(u8::from(state == KmeState::Up))));
+    page.family(
+        "qvpn_kme_stored_keys",
+        "gauge",
+        "Keys that the KME says it holds for us; some KMEs say wrong numbers.",
+    );
+    each(page, &|kme| kme.stored_key_count.map(as_f64));
+    page.family(
+        "qvpn_kme_certificate_expiry_timestamp_seconds",
+        "gauge",
+        "When the first of the certificates in use towards the KME ends, in seconds since 1970.",
+    );
+    let now = f64::from(i32::try_from(clock::unix_seconds()).unwrap_or(i32::MAX));
+    each(page, &|kme| kme.cert_expires_in_s.map(|left| now + left));
+    page.family(
+        "qvpn_kme_requests_total",
+        "counter",
+        "Operations at the KME, by what was asked and how it ended.",
+    );
+    let of = |kme: &KmeStatus| counts.get(&kme.name).cloned().unwrap_or_default();
+    for kme in &i.kmes {
+        for ((op, outcome), n) in of(kme).requests {
+            page.count(&[("interface", &i.name), ("kme", &kme.name), ("op", op), ("outcome", outcome)], n);
+        }
+    }
+    page.family("qvpn_kme_request_duration_seconds", "histogram", "How long operations at the KME took.");
+    for kme in &i.kmes {
+        for (op, histogram) in of(kme).durations {
+            page.histogram(&[("interface", &i.name), ("kme", &kme.name), ("op", op)], &histogram);
+        }
+    }
+}
+
+fn peer_metrics(page: &mut Page, i: &InterfaceStatus, slots: &[&Slot], now: Time) {
+    page.family("qvpn_peer_state", "gauge", "1 for the state that the peer is in, 0 for the others.");
+    for peer in &i.peers {
+        for state in PeerState::ALL {
+            let value = f64::from(u8::from(peer.state == state));
+            page.sample(
+                "",
+                &[("interface", &i.name), ("peer", &peer.name), ("state", state.as_str())],
+                value,
+            );
+        }
+    }
+    type Gauge = fn(&PeerStatus) -> Option<f64>;
+    let gauges: [(&str, &str, Gauge); 4] = [
+        ("qvpn_peer_epoch_age_seconds", "Since the key that we send under was made.", |p| p.epoch_age_s),
+        ("qvpn_peer_qkd_stock_keys", "QKD keys that both ends hold ahead.", |p| p.qkd_stock.map(as_f64)),
+        ("qvpn_peer_qkd_stock_lasts_seconds", "How long they last at the agreed rekey interval.", |p| {
+            p.qkd_stock_lasts_s
+        }),
+        ("qvpn_peer_handshake_age_seconds", "Since the last handshake of the control session.", |p| {
+            p.control_handshake_ago_s
+        }),
+    ];
+    for (name, help, value) in gauges {
+        page.family(name, "gauge", help);
+        for peer in &i.peers {
+            if let Some(value) = value(peer) {
+                page.sample("", &[("interface", &i.name), ("peer", &peer.name)], value);
+            }
+        }
+    }
+    page.family(
+        "qvpn_peer_qkd_key_age_seconds",
+        "gauge",
+        "Since a QKD key last went into the peer's traffic keys.",
+    );
+    for slot in slots {
+        if let Some(age) = slot.peer.view(now).qkd_key_age {
+            page.sample("", &[("interface", &i.name), ("peer", &slot.config.name)], age.as_secs_f64());
+        }
+    }
+    page.family(
+        "qvpn_peer_rekeys_total",
+        "counter",
+        "Epochs that came into force, by what their keys are made of.",
+    );
+    for slot in slots {
+        for (sources, n) in &slot.rekeys {
+            let sources = sources_text(&status::sources(*sources));
+            page.count(&[("interface", &i.name), ("peer", &slot.config.name), ("sources", &sources)], *n);
+        }
+    }
+    page.family("qvpn_peer_rekey_failures_total", "counter", "Attempts for an epoch that failed, by reason.");
+    for peer in &i.peers {
+        let mut all: BTreeMap<&str, u64> = FAILURES.iter().map(|reason| (*reason, 0)).collect();
+        all.extend(peer.rekey_failures.iter().map(|(reason, n)| (reason.as_str(), *n)));
+        for (reason, n) in all {
+            page.count(&[("interface", &i.name), ("peer", &peer.name), ("reason", reason)], n);
+        }
+    }
+    type Total = fn(&PeerStatus) -> Option<u64>;
+    let totals: [(&str, &str, Total); 4] = [
+        ("qvpn_peer_receive_bytes_total", "Inner bytes received.", |p| p.rx_bytes),
+        ("qvpn_peer_receive_packets_total", "Inner packets received.", |p| p.rx_packets),
+        ("qvpn_peer_transmit_bytes_total", "Inner bytes sent.", |p| p.tx_bytes),
+        ("qvpn_peer_transmit_packets_total", "Inner packets sent.", |p| p.tx_packets),
+    ];
+    for (name, help, value) in totals {
+        page.family(name, "counter", help);
+        for peer in &i.peers {
+            if let Some(n) = value(peer) {
+                page.count(&[("interface", &i.name), ("peer", &peer.name)], n);
+            }
+        }
+    }
+    page.family("qvpn_peer_drops_total", "counter", "Packets of the peer that were dropped, by reason.");
+    for peer in &i.peers {
+        for (reason, n) in &peer.drops {
+            page.count(&[("interface", &i.name), ("peer", &peer.name), ("reason", reason)], *n);
+        }
+    }
+}
+
+/// Exact below 2⁵³, as everything is in Prometheus.
+fn as_f64(n: u64) -> f64 {
+    #[allow(clippy::cast_precision_loss)] // said above
+    let n = n as f64;
+    n
+}
+
+/// The page that is written.
+#[derive(Default)]
+struct Page {
+    text: String,
+    /// The family whose samples follow.
+    name: &'static str,
+}
+
+impl Page {
+    fn family(&mut self, name: &'static str, kind: &str, help: &str) {
+        self.name = name;
+        self.add(format_args!("# HELP {name} {help}\n# TYPE {name} {kind}\n"));
+    }
+
+    fn count(&mut self, labels: &[(&str, &str)], n: u64) {
+        // As a whole number: a float's text would round above 2⁵³.
+        self.labelled("", labels);
+        self.add(format_args!(" {n}\n"));
+    }
+
+    fn sample(&mut self, suffix: &str, labels: &[(&str, &str)], value: f64) {
+        self.labelled(suffix, labels);
+        self.add(format_args!(" {value}\n"));
+    }
+
+    fn histogram(&mut self, labels: &[(&str, &str)], histogram: &Histogram) {
+        let mut below = 0;
+        for (bound, n) in
+            BOUNDS.iter().map(ToString::to_string).chain(["+Inf".to_owned()]).zip(histogram.buckets)
+        {
+            below += n;
+            let labels: Vec<_> = labels.iter().copied().chain([("le", bound.as_str())]).collect();
+            self.labelled("_bucket", &labels);
+            self.add(format_args!(" {below}\n"));
+        }
+        self.sample("_sum", labels, histogram.sum);
+        self.labelled("_count", labels);
+        self.add(format_args!(" {below}\n"));
+    }
+
+    fn labelled(&mut self, suffix: &str, labels: &[(&str, &str)]) {
+        self.text.push_str(self.name);
+        self.text.push_str(suffix);
+        for (i, (label, value)) in labels.iter().enumerate() {
+            let before = if i == 0 { '{' } else { ',' };
+            self.add(format_args!("{before}{label}=\""));
+            for c in value.chars() {
+                match c {
+                    '\\' => self.text.push_str("\\\\"),
+                    '"' => self.text.push_str("\\\""),
+                    '\n' => self.text.push_str("\\n"),
+                    c => self.text.push(c),
+                }
+            }
+            self.text.push('"');
+        }
+        if !labels.is_empty() {
+            self.text.push('}');
+        }
+    }
+
+    fn add(&mut self, text: std::fmt::Arguments<'_>) {
+        // Writing into a string can't fail.
+        let _ = self.text.write_fmt(text);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_histogram_counts_up_to_each_bound() {
+        let mut histogram = Histogram::default();
+        for ms in [5, 6, 300, 300, 60_000] {
+            histogram.observe(Duration::from_millis(ms));
+        }
+        let mut page = Page { name: "x", ..Page::default() };
+        page.histogram(&[("kme", "a\"b\\c\nd")], &histogram);
+        let value =
+            |part: &str| page.text.lines().find(|l| l.contains(part)).unwrap().rsplit_once(' ').unwrap().1;
+        assert_eq!(value("le=\"0.005\""), "1");
+        assert_eq!(value("le=\"0.01\""), "2");
+        assert_eq!(value("le=\"0.25\""), "2");
+        assert_eq!(value("le=\"0.5\""), "4");
+        assert_eq!(value("le=\"10\""), "4");
+        assert_eq!(value("le=\"+Inf\""), "5");
+        assert_eq!(value("x_count"), "5");
+        assert_eq!(value("x_sum"), "60.611");
+        assert!(page.text.contains(r#"x_sum{kme="a\"b\\c\nd"} "#), "{}", page.text);
+    }
+
+    #[test]
+    fn counters_above_2_to_the_53_stay_exact() {
+        let mut page = Page { name: "x", ..Page::default() };
+        page.count(&[], u64::MAX);
+        assert_eq!(page.text, "x 18446744073709551615\n");
+    }
+}
