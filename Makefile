@@ -1,12 +1,13 @@
 # The commands that people use. `make demo` and `make test` install what is missing by themselves.
 
-.PHONY: help demo test bench soak build lint fmt deps
+.PHONY: help demo test bench soak miri build lint fmt deps
 
 help:
 	@echo "make demo    two sites, two KMEs and a tunnel on this machine, with real traffic"
 	@echo "make test    everything that must hold, with one summary"
 	@echo "make soak    the long runs, with a report in target/soak"
 	@echo "make bench   qvpn and other VPNs in turns on this machine; BENCH=--quick for a shorter run, BENCH=--help for choices"
+	@echo "make miri    the tests that reach unsafe code under Miri (needs a nightly toolchain)"
 	@echo "make build   release binaries in target/release"
 	@echo "make lint    format check and clippy"
 	@echo "make fmt     format the sources"
@@ -22,6 +23,9 @@ test:
 
 soak:
 	@scripts/soak.sh
+
+miri:
+	@scripts/miri.sh
 
 # The null cipher is compiled into the bench alone, so it is built by a call of its own: cargo unites features.
 bench:

@@ -23,6 +23,7 @@ sysctl     procps
 ping       iputils-ping
 nft        nftables
 iperf3     iperf3
+ethtool    ethtool
 python3    python3
 promtool   prometheus
 "

@@ -23,6 +23,13 @@ advisories() {
 build() { cargo build --workspace --bins --locked; }
 unit_and_scenario_tests() { cargo nextest run --workspace --locked --no-fail-fast; }
 doc_tests() { cargo test --workspace --doc --locked; }
+# Only the part that takes a minute; `make miri` is all of it.
+undefined_behaviour() {
+    scripts/miri.sh quick
+    local status=$?
+    [ $status -ne $skip ] || reason="there is no nightly toolchain with miri"
+    return $status
+}
 # Recomputes the protocol's test vectors without a line of the project's Rust.
 vectors() {
     local found=0 script
@@ -60,6 +67,7 @@ step "advisories" advisories
 step "build" build
 step "unit and scenario tests" unit_and_scenario_tests
 step "doc tests" doc_tests
+step "undefined behaviour (miri)" undefined_behaviour
 step "python packages" scripts/deps.sh python
 step "vectors in python" vectors
 

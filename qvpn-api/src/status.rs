@@ -148,7 +148,7 @@ pub struct PeerStatus {
 }
 
 /// One lane of a peer.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct LaneStatus {
     /// The lane's number, from 0.
     pub lane: u8,
@@ -158,6 +158,14 @@ pub struct LaneStatus {
     pub endpoint: Option<String>,
     /// Whether anything comes back on it; unknown until the first epoch has had the time to tell.
     pub state: Option<LaneState>,
+    /// Authenticated packets that came by it.
+    pub rx_packets: u64,
+    /// Packets that were handed to the kernel.
+    pub tx_packets: u64,
+    /// Of those, the ones that went several in one piece (UDP GSO).
+    pub tx_gso_packets: u64,
+    /// Packets that the kernel refused in one piece; they went one by one, and none is lost.
+    pub tx_gso_refused_packets: u64,
 }
 
 /// Whether a lane's path is there.

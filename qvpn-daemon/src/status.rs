@@ -127,6 +127,10 @@ fn peer_status(slot: &Slot, listen_port: u16, mtu: u32, now: Time) -> PeerStatus
                 listen_port: listen_port.saturating_add(number.into()),
                 endpoint: lane.endpoint.map(|e| e.to_string()),
                 state: lane.state,
+                rx_packets: lane.stats.rx.packets.get(),
+                tx_packets: lane.stats.tx.packets.get(),
+                tx_gso_packets: lane.stats.tx.joined.get(),
+                tx_gso_refused_packets: lane.stats.tx.refused.get(),
             })
             .collect(),
     }

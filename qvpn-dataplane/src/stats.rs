@@ -63,6 +63,10 @@ pub struct TxStats {
     pub bytes: Counter,
     /// Packets handed to the kernel, empty ones included.
     pub packets: Counter,
+    /// Of those packets, the ones that went several in one piece (UDP GSO).
+    pub joined: Counter,
+    /// Packets that the kernel refused in one piece, and that went one by one then.
+    pub refused: Counter,
     /// When the last packet was handed to the kernel, in nanoseconds of `CLOCK_BOOTTIME`; 0 is never.
     pub last_at: Counter,
     /// Dropped: there was no key to seal with, or no endpoint to send to.

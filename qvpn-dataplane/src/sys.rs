@@ -98,6 +98,15 @@ pub(crate) fn attach_tun(fd: BorrowedFd<'_>, name: &str) -> io::Result<()> {
     checked(unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNSETIFF, &raw mut request) }).map(drop)
 }
 
+/// Detaches a queue of a TUN device: the kernel gives it nothing to read any more, and still takes what is written by it.
+pub(crate) fn detach_tun(fd: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: all-zero bytes are a valid `ifreq`.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    request.ifr_ifru.ifru_flags = libc::c_short::try_from(libc::IFF_DETACH_QUEUE).unwrap_or(0);
+    // SAFETY: `request` is a valid `ifreq` that outlives the call.
+    checked(unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNSETQUEUE, &raw mut request) }).map(drop)
+}
+
 /// Tells a TUN device which offloads (`TUN_F_*`) we do for the kernel; it refuses those that it doesn't know.
 pub(crate) fn set_offload(fd: BorrowedFd<'_>, offloads: libc::c_uint) -> io::Result<()> {
     // SAFETY: the argument of this request is a number, not a pointer.
@@ -181,6 +190,18 @@ pub(crate) fn send_batch<'a>(
     fd: BorrowedFd<'_>,
     datagrams: impl Iterator<Item = Outgoing<'a>>,
 ) -> io::Result<usize> {
+    // SAFETY: the messages point to buffers, addresses and control messages that outlive the call, and the kernel only
+    // reads those.
+    send_by(datagrams, |messages, count| unsafe {
+        libc::sendmmsg(fd.as_raw_fd(), messages, count, libc::MSG_DONTWAIT)
+    })
+}
+
+/// [`send_batch`] by `call`, which gets the messages and their number.
+fn send_by<'a>(
+    datagrams: impl Iterator<Item = Outgoing<'a>>,
+    call: impl FnOnce(*mut libc::mmsghdr, u32) -> c_int,
+) -> io::Result<usize> {
     // SAFETY: all-zero bytes are a valid `iovec` and a valid `mmsghdr`.
     let (mut vectors, mut messages): ([libc::iovec; BATCH], [libc::mmsghdr; BATCH]) =
         unsafe { std::mem::zeroed() };
@@ -213,10 +234,7 @@ pub(crate) fn send_batch<'a>(
         }
         count += 1;
     }
-    // SAFETY: the first `count` messages point to buffers, addresses and control messages that outlive the call, and the
-    // kernel only reads those.
-    let sent =
-        checked(unsafe { libc::sendmmsg(fd.as_raw_fd(), messages.as_mut_ptr(), count, libc::MSG_DONTWAIT) })?;
+    let sent = checked(call(messages.as_mut_ptr(), count))?;
     Ok(usize::try_from(sent).unwrap_or(0))
 }
 
@@ -244,6 +262,19 @@ pub(crate) fn receive_batch(
     buffer: &mut [u8],
     news: &mut [Option<Incoming>],
 ) -> io::Result<usize> {
+    // SAFETY: the messages point to buffers, names and room for control messages of the sizes given, which outlive the
+    // call.
+    receive_by(buffer, news, |messages, count| unsafe {
+        libc::recvmmsg(fd.as_raw_fd(), messages, count, libc::MSG_DONTWAIT, std::ptr::null_mut())
+    })
+}
+
+/// [`receive_batch`] by `call`, which gets the messages and their number.
+fn receive_by(
+    buffer: &mut [u8],
+    news: &mut [Option<Incoming>],
+    call: impl FnOnce(*mut libc::mmsghdr, u32) -> c_int,
+) -> io::Result<usize> {
     // SAFETY: all-zero bytes are valid values of these three types.
     let (mut vectors, mut messages, mut names): (
         [libc::iovec; BATCH],
@@ -266,11 +297,7 @@ pub(crate) fn receive_batch(
         header.msg_controllen = CONTROL;
         count += 1;
     }
-    // SAFETY: the first `count` messages point to buffers, names and room for control messages of the sizes given, which
-    // outlive the call.
-    let got = checked(unsafe {
-        libc::recvmmsg(fd.as_raw_fd(), messages.as_mut_ptr(), count, libc::MSG_DONTWAIT, std::ptr::null_mut())
-    })?;
+    let got = checked(call(messages.as_mut_ptr(), count))?;
     let got = usize::try_from(got).unwrap_or(0);
     for (((message, name), control), news) in
         messages.iter().zip(&names).zip(&controls).zip(news.iter_mut()).take(got)
@@ -320,6 +347,188 @@ mod tests {
 
     use super::*;
 
+    /// What a kernel might write for one message.
+    struct Given<'a> {
+        bytes: &'a [u8],
+        from: Option<SocketAddr>,
+        flags: c_int,
+        /// Control messages: level, type, data; or what claims to be one.
+        control: &'a [(c_int, c_int, &'a [u8])],
+        raw_control: &'a [u8],
+    }
+
+    impl<'a> Given<'a> {
+        fn plain(bytes: &'a [u8]) -> Self {
+            let from = Some("[::ffff:192.0.2.7]:4500".parse().unwrap());
+            Self { bytes, from, flags: 0, control: &[], raw_control: &[] }
+        }
+    }
+
+    /// Plays the kernel's part through the very pointers that it would get, so that Miri sees whether they are good.
+    fn play(given: &[Given<'_>], messages: *mut libc::mmsghdr, count: u32) -> c_int {
+        assert!(given.len() <= count as usize);
+        for (n, given) in given.iter().enumerate() {
+            // SAFETY: as the kernel trusts `recvmmsg`: each pointer leads to the room that its length says.
+            unsafe {
+                let message = &mut *messages.add(n);
+                let header = &mut message.msg_hdr;
+                assert_eq!(header.msg_iovlen, 1);
+                let place = &*header.msg_iov;
+                assert!(place.iov_len >= given.bytes.len());
+                std::ptr::copy_nonoverlapping(given.bytes.as_ptr(), place.iov_base.cast(), given.bytes.len());
+                message.msg_len = u32::try_from(given.bytes.len()).unwrap();
+                header.msg_flags = given.flags;
+                header.msg_namelen = 0;
+                if let Some(from) = given.from {
+                    let from = SockAddr::from(from);
+                    std::ptr::copy_nonoverlapping(
+                        from.as_ptr().cast::<u8>(),
+                        header.msg_name.cast(),
+                        from.len() as usize,
+                    );
+                    header.msg_namelen = from.len();
+                }
+                let mut control = Control([0; CONTROL]);
+                let used = given
+                    .control
+                    .iter()
+                    .fold(0, |at, (level, kind, data)| control.put(at, *level, *kind, data));
+                control.0[used..used + given.raw_control.len()].copy_from_slice(given.raw_control);
+                let used = used + given.raw_control.len();
+                assert!(used <= header.msg_controllen);
+                std::ptr::copy_nonoverlapping(control.0.as_ptr(), header.msg_control.cast(), used);
+                header.msg_controllen = used;
+            }
+        }
+        c_int::try_from(given.len()).unwrap()
+    }
+
+    #[test]
+    fn what_the_kernel_writes_is_read_and_nonsense_is_none_of_ours() {
+        let gro = |size: c_int| size.to_ne_bytes();
+        let (joined, zero, negative) = (gro(3), gro(0), gro(-5));
+        let huge = usize::MAX.to_ne_bytes();
+        let given = [
+            Given::plain(b"one"),
+            Given {
+                from: Some("[2001:db8::1]:9".parse().unwrap()),
+                control: &[
+                    (libc::SOL_UDP, libc::UDP_GRO, &joined),
+                    (libc::IPPROTO_IPV6, libc::IPV6_TCLASS, &[3, 0, 0, 0]),
+                ],
+                ..Given::plain(b"three.two")
+            },
+            Given { control: &[(libc::IPPROTO_IP, libc::IP_TOS, &[0xb9])], ..Given::plain(b"") },
+            Given { flags: libc::MSG_TRUNC, ..Given::plain(b"cut off") },
+            // What was cut off here are only control messages.
+            Given { flags: libc::MSG_CTRUNC, ..Given::plain(b"whole") },
+            Given { from: None, ..Given::plain(b"from nowhere") },
+            // Sizes that no kernel gives, and control messages that claim more than there is or less than their header.
+            Given { control: &[(libc::SOL_UDP, libc::UDP_GRO, &zero)], ..Given::plain(b"zero") },
+            Given { control: &[(libc::SOL_UDP, libc::UDP_GRO, &negative)], ..Given::plain(b"less") },
+            Given { control: &[(libc::SOL_UDP, libc::UDP_GRO, &[1])], ..Given::plain(b"short") },
+            Given { raw_control: &[huge, [0; 8]].concat(), ..Given::plain(b"huge") },
+            Given { raw_control: &[0; 32], ..Given::plain(b"none") },
+            Given { raw_control: &[17, 0, 0], ..Given::plain(b"stub") },
+        ];
+        let mut buffer = vec![0; SLOT * given.len()];
+        let mut news = [None; BATCH];
+        let got = receive_by(&mut buffer, &mut news[..given.len()], |messages, count| {
+            play(&given, messages, count)
+        });
+        assert_eq!(got.unwrap(), given.len());
+        let seen: Vec<_> = news
+            .iter()
+            .take(given.len())
+            .map(|n| n.map(|n| (n.from.to_string(), n.len, n.segment, n.tos)))
+            .collect();
+        let v4 = |len, segment, tos| Some(("192.0.2.7:4500".to_owned(), len, segment, tos));
+        assert_eq!(
+            seen,
+            [
+                v4(3, 3, 0),
+                Some(("[2001:db8::1]:9".to_owned(), 9, 3, 3)),
+                v4(0, 0, 0xb9),
+                None,
+                v4(5, 5, 0),
+                None,
+                v4(4, 4, 0),
+                v4(4, 4, 0),
+                v4(5, 5, 0),
+                v4(4, 4, 0),
+                v4(4, 4, 0),
+                v4(4, 4, 0),
+            ]
+        );
+        assert_eq!(buffer[SLOT..SLOT + 9], *b"three.two");
+    }
+
+    #[test]
+    fn what_is_sent_stands_where_the_kernel_looks() {
+        let to = ["192.0.2.1:1", "[2001:db8::1]:2"].map(|to| Endpoint::new(true, to.parse().unwrap()));
+        let out = [
+            Outgoing { bytes: b"plain", segment: None, tos: 0, to: &to[0] },
+            Outgoing { bytes: b"joined", segment: Some(3), tos: 0xb9, to: &to[0] },
+            Outgoing { bytes: b"six", segment: None, tos: 1, to: &to[1] },
+        ];
+        let mut seen = Vec::new();
+        let sent = send_by(out.into_iter(), |messages, count| {
+            for n in 0..count as usize {
+                // SAFETY: as the kernel trusts `sendmmsg`.
+                unsafe {
+                    let header = &(*messages.add(n)).msg_hdr;
+                    let bytes = std::slice::from_raw_parts(
+                        (*header.msg_iov).iov_base.cast::<u8>(),
+                        (*header.msg_iov).iov_len,
+                    );
+                    let mut control = Control([0; CONTROL]);
+                    if header.msg_controllen > 0 {
+                        let from = std::slice::from_raw_parts(
+                            header.msg_control.cast::<u8>(),
+                            header.msg_controllen,
+                        );
+                        control.0[..from.len()].copy_from_slice(from);
+                    }
+                    let mut told = Vec::new();
+                    control.each(header.msg_controllen, |level, kind, data| {
+                        told.push((level, kind, data.to_vec()))
+                    });
+                    let name =
+                        std::slice::from_raw_parts(header.msg_name.cast::<u8>(), header.msg_namelen as usize);
+                    seen.push((bytes.to_vec(), name[2..4].to_vec(), told));
+                }
+            }
+            2
+        });
+        assert_eq!(sent.unwrap(), 2);
+        let tos = |value: c_int| value.to_ne_bytes().to_vec();
+        assert_eq!(
+            seen,
+            [
+                (b"plain".to_vec(), vec![0, 1], vec![]),
+                (
+                    b"joined".to_vec(),
+                    vec![0, 1],
+                    vec![
+                        (libc::SOL_UDP, libc::UDP_SEGMENT, vec![3, 0]),
+                        (libc::IPPROTO_IP, libc::IP_TOS, tos(0xb9)),
+                    ]
+                ),
+                (b"six".to_vec(), vec![0, 2], vec![(libc::IPPROTO_IPV6, libc::IPV6_TCLASS, tos(1))]),
+            ]
+        );
+    }
+
+    #[test]
+    fn an_event_counter_is_signalled_and_cleared() {
+        let event = eventfd().unwrap();
+        signal(event.as_fd());
+        clear(event.as_fd());
+        // Empty again, and still without waiting.
+        clear(event.as_fd());
+    }
+
+    #[cfg_attr(miri, ignore = "Miri has no ppoll")]
     #[test]
     fn a_wait_for_a_far_deadline_looks_at_the_clock_in_between() {
         let (done, came_back) = channel();

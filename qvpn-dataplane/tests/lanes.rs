@@ -98,6 +98,37 @@ fn a_flow_keeps_its_order_over_several_lanes() {
     });
 }
 
+/// What comes in by one lane must not draw the answers of its flow there: two sites whose kernels hash a flow to different
+/// lanes would chase it to and fro, out of order.
+#[test]
+fn what_comes_in_by_another_lane_moves_no_flow() {
+    in_namespaces("what_comes_in_by_another_lane_moves_no_flow", || {
+        let suite = Suite::ChaCha20Poly1305;
+        let (a, b, wire) = (Site::new(1, 4), Site::new(2, 1), wire());
+        for lane in 0..4 {
+            a.add_peer(lane, Some(wire.local_addr().unwrap()));
+            assert!(a.open(lane, 1, suite, FAR) && a.seal(lane, 1, suite, FAR, u64::MAX));
+        }
+        let lane_of_flow = |text: &[u8]| {
+            a.host4.send(text).unwrap();
+            let bytes = *catch(&wire)[4..].first_chunk().unwrap();
+            u8::try_from(u32::from_le_bytes(bytes) >> 16 & 0xff).unwrap()
+        };
+        let own = lane_of_flow(b"first");
+        for lane in (0..4).filter(|lane| *lane != own) {
+            // Added anew, the peer has no earlier epoch.
+            b.add_peer(0, Some(a.address(lane.into(), false)));
+            assert!(b.seal_for(0, index(lane, 1), 1, suite, FAR, u64::MAX));
+            b.host4.send(b"answer").unwrap();
+            expect(&a.host4, b"answer");
+            // The answer's place is where A sends from now on; that is another matter.
+            a.lanes.send(lane, LaneCommand::SetEndpoint { peer: PEER, addr: wire.local_addr().unwrap() });
+            a.settle();
+            assert_eq!(lane_of_flow(b"again"), own, "an answer by lane {lane}");
+        }
+    });
+}
+
 #[test]
 fn keys_end_by_themselves_and_nothing_is_sent_without_one() {
     in_namespaces("keys_end_by_themselves_and_nothing_is_sent_without_one", || {
@@ -267,6 +298,53 @@ fn what_an_attacker_sends_ends_in_a_counter() {
             wire.send_to(&knock(0xaa, 148), target).unwrap();
         }
         until("queue full", || b.interface.queue_full.get() > 0);
+    });
+}
+
+/// The kernel joins what comes from one place: among datagrams of one message may be forged ones, repeated ones and stubs.
+#[test]
+fn a_joined_message_may_mix_valid_and_forged_datagrams() {
+    in_namespaces("a_joined_message_may_mix_valid_and_forged_datagrams", || {
+        let (a, b) = connected(1, Suite::ChaCha20Poly1305, false);
+        let wire = wire();
+        a.lanes.send(0, LaneCommand::SetEndpoint { peer: PEER, addr: wire.local_addr().unwrap() });
+        a.settle();
+        let sealed: Vec<_> = (0..6u8)
+            .map(|n| {
+                a.host4.send(&[n; 100]).unwrap();
+                catch(&wire)
+            })
+            .collect();
+        let size = sealed[0].len();
+        let changed = |n: usize, at: usize| {
+            let mut bytes = sealed[n].clone();
+            bytes[at] ^= 0x10;
+            bytes
+        };
+        let mixture: [&[u8]; 12] = [
+            &changed(5, size - 1), // the tag
+            &sealed[0],
+            &changed(3, 40), // the text
+            &changed(1, 5),  // the index
+            &sealed[1],
+            &sealed[1], // once more
+            &sealed[3],
+            &changed(2, 0), // the type
+            &vec![0; size],
+            &sealed[2], // late, but new
+            &sealed[4],
+            &sealed[5][..20], // the last one of a message may be shorter
+        ];
+        send_joined(&wire, &mixture.concat(), size, b.address(0, false));
+        for n in [0, 1, 3, 2, 4] {
+            expect(&b.host4, &[n; 100]);
+        }
+        until("all are counted", || b.interface.malformed.get() == 3);
+        let count = |name| b.stats.drops().iter().find(|d| d.0 == name).unwrap().1;
+        assert_eq!((count("auth"), count("replay"), b.interface.unknown_index.get()), (2, 1, 1));
+        // Nothing of it harmed what comes after.
+        wire.send_to(&sealed[5], b.address(0, false)).unwrap();
+        expect(&b.host4, &[5; 100]);
     });
 }
 

@@ -56,12 +56,14 @@ pub struct Stream {
     pub ipv6: bool,
     /// UDP port at both ends.
     pub port: u16,
+    /// Datagrams that are due together go in one call of up to so many, which the kernel cuts (UDP GSO).
+    pub together: u64,
 }
 
 impl Default for Stream {
     /// 5,000 a second for 2 s, 200 bytes, IPv4.
     fn default() -> Self {
-        Self { count: 10_000, rate: 5_000, size: 200, ipv6: false, port: 7000 }
+        Self { count: 10_000, rate: 5_000, size: 200, ipv6: false, port: 7000, together: 1 }
     }
 }
 
@@ -84,7 +86,8 @@ impl Stream {
                 let [v4, v6] = site.host();
                 if self.ipv6 { format!("[{v6}]:{}", self.port) } else { format!("{v4}:{}", self.port) }
             };
-            let numbers = [self.count, self.rate, u64::try_from(self.size).unwrap(), self.count];
+            let numbers =
+                [self.count, self.rate, u64::try_from(self.size).unwrap(), self.count, self.together];
             let mut args = vec![address(site), address(site.other())];
             args.extend(numbers.map(|n| n.to_string()));
             let mut process =

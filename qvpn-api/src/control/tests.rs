@@ -54,7 +54,7 @@ fn status() -> Status {
             tx_packets: None,
             drops: Counts::new(),
             mtu: None,
-            lanes: vec![LaneStatus { lane: 0, listen_port: 51820, endpoint: None, state: None }],
+            lanes: vec![LaneStatus { listen_port: 51820, ..LaneStatus::default() }],
         }],
     }])
 }

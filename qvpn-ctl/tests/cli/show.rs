@@ -61,8 +61,12 @@ fn peer_up() -> PeerStatus {
         tx_packets: Some(10),
         drops: Counts::from([("no_epoch".into(), 3), ("replay".into(), 1), ("auth".into(), 0)]),
         mtu: Some(1380),
-        lanes: vec![LaneStatus { lane: 0, listen_port: 51820, endpoint: None, state: Some(LaneState::Up) }],
+        lanes: vec![lane(0, Some(LaneState::Up))],
     }
+}
+
+fn lane(lane: u8, state: Option<LaneState>) -> LaneStatus {
+    LaneStatus { lane, listen_port: 51820 + u16::from(lane), state, ..LaneStatus::default() }
 }
 
 /// Nothing is known of it but its config.
@@ -125,14 +129,9 @@ fn degraded() -> InterfaceStatus {
         qkd_stock_lasts_s: Some(0.0),
         next_rekey_in_s: Some(0.0),
         lanes: vec![
-            LaneStatus { lane: 0, listen_port: 51820, endpoint: None, state: Some(LaneState::Up) },
-            LaneStatus {
-                lane: 1,
-                listen_port: 51821,
-                endpoint: Some("203.0.113.9:51821".into()),
-                state: Some(LaneState::Silent),
-            },
-            LaneStatus { lane: 2, listen_port: 51822, endpoint: None, state: None },
+            lane(0, Some(LaneState::Up)),
+            LaneStatus { endpoint: Some("203.0.113.9:51821".into()), ..lane(1, Some(LaneState::Silent)) },
+            lane(2, None),
         ],
         ..peer_up()
     };

@@ -400,3 +400,31 @@ fn source_and_length(packet: &[u8]) -> Option<(IpAddr, usize)> {
     let least = if source.is_ipv4() { 20 } else { 40 };
     (least..=packet.len()).contains(&len).then_some((source, len))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::source_and_length;
+
+    #[test]
+    fn a_header_that_lies_about_its_length_is_no_packet() {
+        let v4 = |len: u16, there: usize| {
+            let mut packet = vec![0; there];
+            packet[0] = 0x45;
+            packet[2..4].copy_from_slice(&len.to_be_bytes());
+            source_and_length(&packet).map(|(_, len)| len)
+        };
+        assert_eq!(v4(20, 32), Some(20), "the rest is padding");
+        assert_eq!([v4(0, 32), v4(19, 32), v4(33, 32), v4(65_535, 32), v4(20, 19)], [None; 5]);
+        let v6 = |len: u16, there: usize| {
+            let mut packet = vec![0; there];
+            packet[0] = 0x60;
+            packet[4..6].copy_from_slice(&len.to_be_bytes());
+            source_and_length(&packet).map(|(_, len)| len)
+        };
+        assert_eq!(v6(0, 48), Some(40));
+        assert_eq!([v6(9, 48), v6(65_535, 48), v6(0, 39)], [None; 3]);
+        for other in [&[][..], &[0x45], &[0x50; 60], &[0xff; 60]] {
+            assert_eq!(source_and_length(other), None);
+        }
+    }
+}

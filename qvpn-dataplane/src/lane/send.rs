@@ -363,6 +363,7 @@ impl Sending {
                 {
                     if let Some(p) = self.peers.get_mut(run.peer) {
                         p.apart_until = now + APART;
+                        p.stats.tx.refused.add(u64::try_from(run.count).unwrap_or(0));
                     }
                     self.batch.take_apart(first);
                 }
@@ -383,7 +384,9 @@ impl Sending {
 }
 
 fn count_sent(stats: &PeerStats, packets: usize, bytes: usize, now: BootNanos) {
-    stats.tx.packets.add(u64::try_from(packets).unwrap_or(0));
+    let count = u64::try_from(packets).unwrap_or(0);
+    stats.tx.packets.add(count);
+    stats.tx.joined.add(if packets > 1 { count } else { 0 });
     stats.tx.bytes.add(u64::try_from(bytes).unwrap_or(0));
     stats.tx.last_at.raise_to(now);
 }

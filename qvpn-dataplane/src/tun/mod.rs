@@ -16,8 +16,15 @@ use std::os::unix::fs::OpenOptionsExt;
 use crate::sys;
 
 /// One queue of a TUN device, which exists as long as one of its queues does.
+///
+/// The kernel leads what it sends by flow: it hashes each flow to a queue, unless packets of that flow were written by
+/// another queue, to which it then moves. Two sites would chase each other's flows from lane to lane like that, and each
+/// move may change the order of packets. So nothing is ever written by a queue that is read: what comes goes in by a queue
+/// of its own that is detached, of which the kernel learns nothing, and a flow stays where its hash leads.
 pub struct TunQueue {
     file: File,
+    /// The detached queue.
+    write: File,
     /// Whether the kernel joins and cuts UDP datagrams (USO, since Linux 6.2).
     uso: bool,
 }
@@ -62,19 +69,25 @@ pub fn open_tun(name: &str, lanes: u8) -> Result<Vec<TunQueue>, TunError> {
 
 impl TunQueue {
     fn open(name: &str) -> Result<Self, TunError> {
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC)
-            .open("/dev/net/tun")
-            .map_err(TunError::Open)?;
-        sys::attach_tun(file.as_fd(), name)
-            .map_err(|source| TunError::Attach { name: name.to_owned(), source })?;
+        let refused = |source| TunError::Attach { name: name.to_owned(), source };
+        let attach = || {
+            let file = OpenOptions::new()
+                .read(true)
+                .write(true)
+                .custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC)
+                .open("/dev/net/tun")
+                .map_err(TunError::Open)?;
+            sys::attach_tun(file.as_fd(), name).map_err(refused)?;
+            Ok(file)
+        };
+        // In this order both have the lane's number in the kernel's eyes: the second takes the place of the first.
+        let (write, file) = (attach()?, attach()?);
+        sys::detach_tun(write.as_fd()).map_err(refused)?;
         let uso = OFFLOADS
             .into_iter()
             .find(|(offloads, _)| sys::set_offload(file.as_fd(), *offloads).is_ok())
             .is_some_and(|(_, uso)| uso);
-        Ok(Self { file, uso })
+        Ok(Self { file, write, uso })
     }
 
     /// Whether the kernel cuts UDP datagrams that were joined.
@@ -89,12 +102,12 @@ impl TunQueue {
 
     /// Writes a virtio header and the parts of a packet.
     pub(crate) fn write(&self, parts: &[IoSlice<'_>]) -> io::Result<()> {
-        (&self.file).write_vectored(parts).map(drop)
+        (&self.write).write_vectored(parts).map(drop)
     }
 
     /// Another handle of the same queue, for the lane's other thread.
     pub(crate) fn try_clone(&self) -> io::Result<Self> {
-        Ok(Self { file: self.file.try_clone()?, uso: self.uso })
+        Ok(Self { file: self.file.try_clone()?, write: self.write.try_clone()?, uso: self.uso })
     }
 
     pub(crate) fn fd(&self) -> BorrowedFd<'_> {

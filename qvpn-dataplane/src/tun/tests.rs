@@ -304,7 +304,8 @@ proptest! {
     #[test]
     fn nonsense_is_refused_or_passes_alone(
         raw in proptest::collection::vec(any::<u8>(), 0..200), version in prop_oneof![Just(0x45u8), Just(0x46), Just(0x60), any::<u8>()],
-        protocol in prop_oneof![Just(6u8), Just(17), any::<u8>()], fields: (u8, u8, u16, u16), start in 0u16..260, offset in 0u16..260,
+        protocol in prop_oneof![Just(6u8), Just(17), any::<u8>()], fields: (u8, u8, u16, u16),
+        start in prop_oneof![0u16..260, any::<u16>()], offset in prop_oneof![0u16..260, any::<u16>()],
     ) {
         let mut packet = raw;
         if packet.len() > 9 {
@@ -473,4 +474,147 @@ fn udp_waits_for_a_kernel_that_cuts_it() {
     let mut unsummed = packets;
     unsummed[1][26..28].fill(0);
     assert_eq!(coalesce(true, &unsummed).len(), 3, "a checksum of zero says that there is none");
+}
+
+/// Makes room for `bytes` after an IPv4 or IPv6 header and sets all lengths and checksums right.
+fn with_more_header(packet: &[u8], bytes: &[u8]) -> Vec<u8> {
+    let v6 = packet[0] >> 4 == 6;
+    let at = if v6 { 40 } else { 20 };
+    let mut out = [&packet[..at], bytes, &packet[at..]].concat();
+    if v6 {
+        let len = u16::try_from(out.len() - 40).unwrap();
+        out[4..6].copy_from_slice(&len.to_be_bytes());
+    } else {
+        out[0] += u8::try_from(bytes.len() / 4).unwrap();
+        let len = u16::try_from(out.len()).unwrap();
+        out[2..4].copy_from_slice(&len.to_be_bytes());
+        out[10..12].fill(0);
+        let sum = crate::checksum::Sum::default().bytes(&out[..at + bytes.len()]).checksum();
+        out[10..12].copy_from_slice(&sum);
+    }
+    out
+}
+
+const NOPS: [u8; 4] = [1; 4];
+
+fn plain_flow(v6: bool, tcp: bool) -> Flow {
+    Flow { v6, tcp, class: 0, ttl: 9, options: vec![], window: 1, ack: 1, ece: false, port: 5 }
+}
+
+/// Destination options of eight bytes (padding) before TCP or UDP.
+fn with_extension(packet: &[u8]) -> Vec<u8> {
+    let mut out = with_more_header(packet, &[packet[6], 0, 1, 4, 0, 0, 0, 0]);
+    out[6] = 60;
+    out
+}
+
+#[test]
+fn odd_packets_pass_unmerged_and_unchanged() {
+    let bursts = |v6, tcp| burst(&plain_flow(v6, tcp), 5, 0, 100, &[7; 300]);
+    assert_eq!(counts(&bursts(false, true)), [3], "the plain case");
+    let mut cases = Vec::new();
+    for tcp in [false, true] {
+        cases.push(("IPv4 options", bursts(false, tcp).iter().map(|p| with_more_header(p, &NOPS)).collect()));
+        cases.push(("an extension header", bursts(true, tcp).iter().map(|p| with_extension(p)).collect()));
+        for v6 in [false, true] {
+            let empty = plain_flow(v6, tcp).packet(9, 0, false, b"");
+            cases.push(("no payload", vec![empty.clone(), empty]));
+        }
+    }
+    // TCP headers that say less than 20 bytes, or more than there is.
+    for v6 in [false, true] {
+        let l4 = if v6 { 40 } else { 20 };
+        for words in [0u8, 1, 4, 6, 15] {
+            let odd = |mut p: Vec<u8>| {
+                p.truncate(l4 + 20 + 20);
+                p[l4 + 12] = words << 4;
+                p
+            };
+            cases.push(("an odd TCP header length", bursts(v6, true).into_iter().map(odd).collect()));
+        }
+    }
+    // Cut off anywhere, also within the headers; and a header that is none.
+    for v6 in [false, true] {
+        for len in [1, 10, 19, 20, 21, 33, 39, 40, 47, 59] {
+            let cut = |mut p: Vec<u8>| {
+                p.truncate(len);
+                p
+            };
+            cases.push(("a stub", bursts(v6, true).into_iter().map(cut).collect()));
+        }
+    }
+    cases.push((
+        "fragments",
+        [0x2000u16, 0x2001, 0x0010]
+            .into_iter()
+            .map(|field| {
+                let mut p = bursts(false, false)[0].clone();
+                p[6..8].copy_from_slice(&field.to_be_bytes());
+                p
+            })
+            .collect(),
+    ));
+    let mut length = bursts(false, false);
+    length[1][24] ^= 1;
+    cases.push(("a UDP length that is wrong", length));
+    for (what, packets) in cases {
+        let written = coalesce(true, &packets);
+        assert_eq!(written.len(), packets.len(), "{what}");
+        for ((header, packet, _), original) in written.into_iter().zip(packets) {
+            assert_eq!((header, packet), (Vnet::default(), original), "{what}");
+        }
+    }
+}
+
+/// The kernel hands over super-packets with IPv4 options and with extension headers, too.
+#[test]
+fn super_packets_with_more_headers_are_cut_right() {
+    for (v6, tcp) in [(false, false), (false, true), (true, false), (true, true)] {
+        let whole = plain_flow(v6, tcp).packet(77, 1, true, &[9; 1000]);
+        let (whole, more) =
+            if v6 { (with_extension(&whole), 8) } else { (with_more_header(&whole, &NOPS), 4) };
+        let header = Vnet {
+            flags: NEEDS_CSUM,
+            gso_type: plain_flow(v6, tcp).kind(),
+            hdr_len: 0,
+            gso_size: 300,
+            csum_start: if v6 { 40 } else { 20 } + more,
+            csum_offset: if tcp { 16 } else { 6 },
+        };
+        let segments = cut(header, whole);
+        assert_eq!(segments.len(), 4);
+        for segment in segments {
+            is_right(&segment);
+        }
+    }
+}
+
+/// A bug of the kernel's must become a dropped packet and not memory damage.
+#[test]
+fn absurd_virtio_headers_over_good_packets_are_refused_or_stay_in_bounds() {
+    let absurd = [0u16, 1, 19, 20, 39, 40, 41, 1000, 1051, 1052, 1059, 1060, 1061, 32_768, 65_534, 65_535];
+    for (v6, tcp) in [(false, false), (false, true), (true, false), (true, true)] {
+        let packet = plain_flow(v6, tcp).packet(77, 1, true, &[9; 1000]);
+        for gso_type in [GSO_NONE, GSO_TCPV4, GSO_TCPV6, GSO_UDP_L4, GSO_TCPV4 | 0x80, 2, 0x7f, 0xff] {
+            for (csum_start, csum_offset) in absurd.iter().flat_map(|a| absurd.iter().map(|b| (*a, *b))) {
+                for gso_size in [0, 1, 1000, 65_535] {
+                    let header = Vnet {
+                        flags: NEEDS_CSUM,
+                        gso_type,
+                        hdr_len: csum_start,
+                        gso_size,
+                        csum_start,
+                        csum_offset,
+                    };
+                    let mut packet = packet.clone();
+                    let Ok(Some(split)) = split::plan(header, &mut packet) else { continue };
+                    for segment in [0, split.count() / 2, split.count() - 1] {
+                        assert!(split.len(segment) <= packet.len());
+                        let mut out = vec![0; split.len(segment)];
+                        split.write(&packet, segment, &mut out);
+                    }
+                }
+            }
+        }
+    }
 }

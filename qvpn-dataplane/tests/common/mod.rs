@@ -4,7 +4,9 @@
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
+use std::io::IoSlice;
 use std::net::{Ipv6Addr, SocketAddr, UdpSocket};
+use std::os::fd::AsRawFd;
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -12,6 +14,7 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
 use nix::sched::{CloneFlags, unshare};
+use nix::sys::socket::{ControlMessage, MsgFlags, SockaddrIn, sendmsg};
 use qvpn_dataplane::{
     AllowedIps, Dscp, InterfaceStats, LaneCommand, LaneEvent, LaneSink, Lanes, LanesConfig, OpeningKey,
     PeerId, PeerStats, SealingKey, Suite, bind_lane_socket, open_tun,
@@ -173,8 +176,20 @@ impl Site {
 
     /// Installs a sealing key and waits for the answer: whether it is in force.
     pub fn seal(&self, lane: u8, epoch: u64, suite: Suite, expires_at: u64, packets: u64) -> bool {
+        self.seal_for(lane, index(lane, epoch), epoch, suite, expires_at, packets)
+    }
+
+    /// As [`seal`](Self::seal), for packets that another lane of the other end opens.
+    pub fn seal_for(
+        &self,
+        lane: u8,
+        receiver_index: u32,
+        epoch: u64,
+        suite: Suite,
+        expires_at: u64,
+        packets: u64,
+    ) -> bool {
         let token = self.token();
-        let receiver_index = index(lane, epoch);
         let key =
             SealingKey { peer: PEER, epoch, receiver_index, suite, key: key(epoch), expires_at, packets };
         self.lanes.send(lane, LaneCommand::InstallSealing { token, key, announce: false });
@@ -262,6 +277,16 @@ pub fn wire() -> UdpSocket {
     let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
     socket.set_read_timeout(Some(PATIENCE)).unwrap();
     socket
+}
+
+/// Sends datagrams of `size` bytes each (the last one may be shorter) in one piece, which loopback hands over as one message.
+pub fn send_joined(wire: &UdpSocket, datagrams: &[u8], size: usize, to: SocketAddr) {
+    let size = u16::try_from(size).unwrap();
+    let control = [ControlMessage::UdpGsoSegments(&size)];
+    let SocketAddr::V4(to) = to else { panic!("{to}") };
+    let parts = [IoSlice::new(datagrams)];
+    let to = SockaddrIn::from(to);
+    sendmsg(wire.as_raw_fd(), &parts, &control, MsgFlags::empty(), Some(&to)).unwrap();
 }
 
 /// The next datagram on a wire.

@@ -1,17 +1,19 @@
 //! One end of a numbered UDP stream: sends datagrams at an even rate and counts what comes from the other end. Started by
 //! the lab at both ends; standard input says `go`, standard output has the report as one line of JSON.
 //!
-//! `lab-udp BIND:PORT PEER:PORT COUNT RATE_PER_S SIZE EXPECTED`
+//! `lab-udp BIND:PORT PEER:PORT COUNT RATE_PER_S SIZE EXPECTED TOGETHER`: up to `TOGETHER` datagrams go in one call that asks
+//! the kernel to cut them (UDP GSO).
 
-use std::io::{self, BufRead, Write};
+use std::io::{self, BufRead, IoSlice, Write};
 use std::net::{SocketAddr, UdpSocket};
+use std::os::fd::AsRawFd;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use nix::sys::socket::{setsockopt, sockopt};
+use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg, setsockopt, sockopt};
 use tests::{PAYLOAD_TAG, Received, StreamReport};
 
 /// How long after our last datagram, and theirs, the count is closed.
@@ -29,12 +31,12 @@ fn main() -> ExitCode {
 
 fn run() -> Result<(), Box<dyn std::error::Error>> {
     let args: Vec<String> = std::env::args().collect();
-    let [_, bind, peer, count, rate, size, expected] = &args[..] else {
-        return Err("usage: lab-udp BIND:PORT PEER:PORT COUNT RATE_PER_S SIZE EXPECTED".into());
+    let [_, bind, peer, count, rate, size, expected, together] = &args[..] else {
+        return Err("usage: lab-udp BIND:PORT PEER:PORT COUNT RATE_PER_S SIZE EXPECTED TOGETHER".into());
     };
     let (bind, peer): (SocketAddr, SocketAddr) = (bind.parse()?, peer.parse()?);
     let (count, rate, size): (u64, u64, usize) = (count.parse()?, rate.parse()?, size.parse()?);
-    let expected: u64 = expected.parse()?;
+    let (expected, together): (u64, u64) = (expected.parse()?, together.parse()?);
     let socket = UdpSocket::bind(bind)?;
     socket.connect(peer)?;
     // A second of a fast stream; where forcing isn't allowed the system's limit holds.
@@ -52,7 +54,7 @@ fn run() -> Result<(), Box<dyn std::error::Error>> {
     println!("ready");
     io::stdout().flush()?;
     io::stdin().lock().read_line(&mut String::new())?;
-    let (sent, refused) = send(&socket, count, rate, size);
+    let (sent, refused) = send(&socket, count, rate, size, together.max(1));
     sent_all.store(true, Ordering::Release);
     let received = receiver.join().map_err(|_| "the receiver panicked")??;
     let kernel_drops = kernel_drops(bind)?;
@@ -62,20 +64,37 @@ fn run() -> Result<(), Box<dyn std::error::Error>> {
 
 /// Sends `count` datagrams, evenly as far as a tick of a millisecond allows; returns how many went, and how many the kernel
 /// refused (as where a route is unreachable). A refused one keeps its number, so that it counts as lost at the other end.
-fn send(socket: &UdpSocket, count: u64, rate: u64, size: usize) -> (u64, u64) {
-    let mut datagram = vec![0u8; size.max(PAYLOAD_TAG.len() + 8)];
-    datagram[..PAYLOAD_TAG.len()].copy_from_slice(PAYLOAD_TAG);
+fn send(socket: &UdpSocket, count: u64, rate: u64, size: usize, together: u64) -> (u64, u64) {
+    let size = size.max(PAYLOAD_TAG.len() + 8);
+    let segment = u16::try_from(size).unwrap_or(u16::MAX);
+    let mut datagrams = Vec::new();
     let (mut next, mut refused) = (0, 0);
     let start = Instant::now();
     while next < count {
         let elapsed = u64::try_from(start.elapsed().as_micros()).unwrap_or(u64::MAX);
         let due = (elapsed * rate / 1_000_000 + 1).min(count);
         while next < due {
-            datagram[PAYLOAD_TAG.len()..PAYLOAD_TAG.len() + 8].copy_from_slice(&next.to_be_bytes());
-            if socket.send(&datagram).is_err() {
-                refused += 1;
+            let end = due.min(next + together);
+            datagrams.clear();
+            for number in next..end {
+                let from = datagrams.len();
+                datagrams.extend_from_slice(PAYLOAD_TAG);
+                datagrams.extend_from_slice(&number.to_be_bytes());
+                datagrams.resize(from + size, 0);
             }
-            next += 1;
+            let several = [ControlMessage::UdpGsoSegments(&segment)];
+            let control = if end - next > 1 { &several[..] } else { &[] };
+            let sent = sendmsg::<()>(
+                socket.as_raw_fd(),
+                &[IoSlice::new(&datagrams)],
+                control,
+                MsgFlags::empty(),
+                None,
+            );
+            if sent.is_err() {
+                refused += end - next;
+            }
+            next = end;
         }
         thread::sleep(Duration::from_millis(1));
     }

@@ -1,0 +1,159 @@
+//! Lanes with the real daemons: a flow keeps its order over several of them and through the offloads, and what the kernel
+//! refuses in one piece goes one by one.
+
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
+use std::time::Duration;
+
+use serde_json::Value;
+use tests::{Gateway, GatewayOptions, KmeOptions, Lab, Outer, Site, Stream, sandbox};
+
+const START: Duration = Duration::from_secs(20);
+
+fn with_lanes(lanes: u8) -> GatewayOptions {
+    GatewayOptions { interface: format!("lanes = {lanes}"), ..GatewayOptions::default() }
+}
+
+fn lanes(gateway: &Gateway<'_>) -> Vec<Value> {
+    gateway.peer()["lanes"].as_array().unwrap().clone()
+}
+
+/// A counter of each lane.
+fn each(gateway: &Gateway<'_>, counter: &str) -> Vec<u64> {
+    lanes(gateway).iter().map(|lane| lane[counter].as_u64().unwrap()).collect()
+}
+
+fn start<'a>(lab: &'a Lab, options: &GatewayOptions) -> [Gateway<'a>; 2] {
+    let gateways = lab.start_both(options);
+    for gateway in &gateways {
+        gateway.wait_state("up", START);
+    }
+    for site in Site::BOTH {
+        for address in site.other().host() {
+            assert!(lab.lan(site).pings(address));
+        }
+    }
+    gateways
+}
+
+/// Numbered flows side by side, both ways, while a rekey happens each second.
+#[track_caller]
+fn in_order(lab: &Lab, flows: impl Iterator<Item = Stream>) {
+    let running: Vec<_> = flows.map(|flow| (flow, flow.start(lab))).collect();
+    for (flow, running) in running {
+        for report in running.finish() {
+            let received = &report.received;
+            assert_eq!(
+                (received.reordered, received.duplicated, received.lost, received.strange),
+                (0, 0, 0, 0),
+                "{flow:?}: {report:?}"
+            );
+        }
+    }
+}
+
+/// TCP segments that came before one that was sent earlier, by the count of site B's host.
+fn out_of_order(lab: &Lab) -> u64 {
+    let text = lab.lan_b.run("cat /proc/net/netstat");
+    let mut lines = text.lines().filter(|line| line.starts_with("TcpExt:"));
+    let (names, values) = (lines.next().unwrap(), lines.next().unwrap());
+    let mut pairs = names.split_whitespace().zip(values.split_whitespace());
+    pairs.find(|(name, _)| *name == "TCPOFOQueue").unwrap().1.parse().unwrap()
+}
+
+#[test]
+fn a_flow_keeps_its_order_over_lanes_and_offloads() {
+    sandbox::run("a_flow_keeps_its_order_over_lanes_and_offloads", || {
+        let lab = Lab::new();
+        let _kmes = lab.start_kmes(&KmeOptions::default());
+        let gateways = start(&lab, &with_lanes(4));
+        let flow = |n: u16| Stream {
+            count: 3_000,
+            rate: 1_000,
+            size: 300 + usize::from(n) * 100,
+            port: 7000 + n,
+            ipv6: n % 2 == 1,
+            // Half of the hosts' programs leave the cutting to the kernel, so the TUN gives what is to be cut.
+            together: if n < 4 { 1 } else { 16 },
+        };
+        in_order(&lab, (0..8).map(flow));
+        for gateway in &gateways {
+            let [sent, gso] = ["tx_packets", "tx_gso_packets"].map(|counter| each(gateway, counter));
+            println!("sent {sent:?}, of these several in one piece {gso:?}");
+            assert!(
+                sent.iter().filter(|n| **n > 1_000).count() >= 2,
+                "several lanes carry the flows: {sent:?}"
+            );
+            assert!(gso.iter().sum::<u64>() > 1_000, "offloads were in use: {gso:?}");
+        }
+        // TCP makes the largest pieces. It is paced, so that no queue on the way loses anything.
+        let mut server = lab.lan_b.spawn("iperf3", &["--server", "--one-off", "--forceflush"]);
+        server.line("Server listening", Duration::from_secs(10));
+        let before = out_of_order(&lab);
+        let far = Site::B.host()[0];
+        let text = lab.lan_a.run(&format!(
+            "iperf3 --client {far} --time 2 --parallel 3 --length 32K --set-mss 1300 --bitrate 10M --json"
+        ));
+        let report: Value = serde_json::from_str(&text).unwrap();
+        let resent = report["end"]["sum_sent"]["retransmits"].as_u64().unwrap();
+        let late = out_of_order(&lab) - before;
+        println!("TCP: {late} segments out of order, {resent} sent again");
+        // What is lost and sent again comes out of order by right.
+        assert!(late == 0 || resent > 0, "{late} segments out of order though none was lost");
+    });
+}
+
+/// Sends bursts that the lanes hand to the kernel in one piece, and loses nothing; how many packets the kernel took in one
+/// piece and how many it refused so, over all lanes of site A.
+#[track_caller]
+fn bursts(lab: &Lab, gateways: &[Gateway<'_>; 2]) -> (u64, u64) {
+    let count = |counter| each(&gateways[0], counter).iter().sum::<u64>();
+    let before = (count("tx_gso_packets"), count("tx_gso_refused_packets"));
+    let flow = Stream { count: 2_000, rate: 2_000, size: 1_300, together: 16, ..Stream::default() };
+    in_order(lab, std::iter::once(flow));
+    (count("tx_gso_packets") - before.0, count("tx_gso_refused_packets") - before.1)
+}
+
+fn falls_back(outer: Outer) {
+    let lab = Lab::new();
+    let _kmes = lab.start_kmes(&KmeOptions::default());
+    let gateways = start(&lab, &GatewayOptions { outer, ..GatewayOptions::default() });
+    let (gso, refused) = bursts(&lab, &gateways);
+    println!("{outer:?}: {gso} in one piece, {refused} refused");
+    assert!(gso > 1_000 && refused == 0, "{gso} {refused}");
+    // A device that can't cut: the kernel does it before the device, and the lane notices nothing.
+    for gateway in [&lab.gw_a, &lab.gw_b] {
+        gateway.run("ethtool -K wan tx-udp-segmentation off");
+    }
+    let (gso, refused) = bursts(&lab, &gateways);
+    println!("{outer:?}: no segmentation: {gso} in one piece, {refused} refused");
+    assert!(gso > 1_000 && refused == 0, "{gso} {refused}");
+    // A device that can't sum: before Linux 6.11 the kernel refuses (EIO), since then it sums by itself.
+    for gateway in [&lab.gw_a, &lab.gw_b] {
+        gateway.run("ethtool -K wan tx off");
+    }
+    let (gso, refused) = bursts(&lab, &gateways);
+    println!("{outer:?}: no checksums: {gso} in one piece, {refused} refused");
+    assert!(if refused == 0 { gso > 1_000 } else { gso < 100 }, "one path or the other: {gso} {refused}");
+    // A device whose frames are too small for our packets, so each of them must be cut: refused in one piece always
+    // (EMSGSIZE, EINVAL before Linux 6.9).
+    for gateway in [&lab.gw_a, &lab.gw_b] {
+        gateway.run("ethtool -K wan tx on && ip link set wan mtu 1300");
+    }
+    lab.wan.run("ip link set site-a mtu 1300 && ip link set site-b mtu 1300");
+    let (gso, refused) = bursts(&lab, &gateways);
+    println!("{outer:?}: small frames: {gso} in one piece, {refused} refused");
+    assert!(gso < 100 && refused > 0, "{gso} {refused}");
+    for gateway in &gateways {
+        let peer = gateway.peer();
+        assert_eq!(peer["drops"]["queue_full"], 0, "{peer:#}");
+    }
+}
+
+#[test]
+fn what_goes_in_one_piece_falls_back_and_loses_nothing() {
+    sandbox::run("what_goes_in_one_piece_falls_back_and_loses_nothing", || {
+        falls_back(Outer::V4);
+        falls_back(Outer::V6);
+    });
+}
