@@ -23,7 +23,8 @@ pub fn run(name: &str, body: impl FnOnce()) {
         std::process::exit(DONE);
     }
     let mut command = unshare(User::Rather);
-    command.arg(std::env::current_exe().unwrap()).args(["--exact", name, "--nocapture"]).env(INSIDE, name);
+    let words = ["--exact", name, "--nocapture", "--include-ignored"];
+    command.arg(std::env::current_exe().unwrap()).args(words).env(INSIDE, name);
     let status = command.stdin(Stdio::null()).status().unwrap();
     match status.code() {
         Some(DONE) => {}
