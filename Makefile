@@ -1,9 +1,10 @@
 # The commands that people use. `make demo` and `make test` install what is missing by themselves.
 
-.PHONY: help demo test bench soak miri build lint fmt deps
+.PHONY: help demo trial test bench soak miri build lint fmt deps
 
 help:
 	@echo "make demo    two sites, two KMEs and a tunnel on this machine, with real traffic"
+	@echo "make trial   five days on a simulated QKD link in 13 minutes, and a page about it; TRIAL=--short for half a minute"
 	@echo "make test    everything that must hold, with one summary"
 	@echo "make soak    the long runs, with a report in target/soak"
 	@echo "make bench   qvpn and other VPNs in turns on this machine; BENCH=--quick for a shorter run, BENCH=--help for choices"
@@ -17,6 +18,11 @@ demo:
 	@scripts/deps.sh system
 	cargo build --locked --workspace --bins
 	@cargo run --quiet --locked --package tests --bin qvpn-demo
+
+trial:
+	@scripts/deps.sh system
+	cargo build --locked --workspace --bins
+	@cargo run --quiet --locked --package tests --bin qvpn-trial -- $(TRIAL)
 
 test:
 	@scripts/test.sh

@@ -282,6 +282,12 @@ impl Gateway<'_> {
         self.wait_peer(state, limit, |peer| peer["state"] == state)
     }
 
+    /// The control socket, for programs that ask often.
+    #[must_use]
+    pub fn socket(&self) -> PathBuf {
+        self.node.folder().join("run").join(format!("{}.sock", self.interface))
+    }
+
     /// Follows the events from now on: lines of JSON, to be awaited with [`Process::line`].
     #[must_use]
     pub fn events(&self) -> Process {

@@ -21,12 +21,23 @@ pub struct KmeOptions {
     pub relay_delay: Option<String>,
     /// Makes the keys computable, hex; see [`test_key`].
     pub seed: Option<String>,
+    /// Lines for the top of the config, such as `time_scale = 60`.
+    pub top: String,
+    /// Lines for the link in place of rate and initial keys, such as a preset's.
+    pub link: Option<String>,
 }
 
 impl Default for KmeOptions {
     /// Enough for any scenario: 1,000 keys at the start, and 100 a second.
     fn default() -> Self {
-        Self { rate_bits_per_s: 25_600, initial_keys: 1000, relay_delay: None, seed: None }
+        Self {
+            rate_bits_per_s: 25_600,
+            initial_keys: 1000,
+            relay_delay: None,
+            seed: None,
+            top: String::new(),
+            link: None,
+        }
     }
 }
 
@@ -65,7 +76,7 @@ impl Lab {
     pub fn start_kmes(&self, options: &KmeOptions) -> Kmes {
         let certificates = self.certificates();
         let admin = self.kme.folder().join("admin.sock");
-        let mut config = format!("admin = \"{}\"\n", admin.display());
+        let mut config = format!("admin = \"{}\"\n{}\n", admin.display(), options.top);
         for site in Site::BOTH {
             let (kme, sae, address) = (site.kme(), site.sae(), site.kme_address());
             let certs = certificates.display();
@@ -75,16 +86,20 @@ impl Lab {
                  [[sae]]\nid = \"{sae}\"\nkme = \"{kme}\"\n"
             );
         }
-        config += &format!(
-            "[[link]]\nkmes = [\"kme-a1\", \"kme-b1\"]\nkey_size = 256\nrate_bits_per_s = {}\ninitial_keys = {}\n",
-            options.rate_bits_per_s, options.initial_keys
-        );
+        config += "[[link]]\nkmes = [\"kme-a1\", \"kme-b1\"]\nkey_size = 256\n";
         if let Some(delay) = &options.relay_delay {
             config += &format!("relay_delay = \"{delay}\"\n");
         }
         if let Some(seed) = &options.seed {
             config += &format!("seed = \"{seed}\"\n");
         }
+        // Last, since it may have tables of its own.
+        config += &options.link.clone().unwrap_or_else(|| {
+            format!(
+                "rate_bits_per_s = {}\ninitial_keys = {}\n",
+                options.rate_bits_per_s, options.initial_keys
+            )
+        });
         let file = self.kme.folder().join("kme-sim.toml");
         std::fs::write(&file, config).unwrap();
         let mut process = self.kme.spawn(binary("kme-sim"), &["--config", &file.display().to_string()]);
@@ -95,6 +110,12 @@ impl Lab {
 }
 
 impl Kmes {
+    /// The admin socket, for programs that ask often.
+    #[must_use]
+    pub fn socket(&self) -> &Path {
+        &self.admin
+    }
+
     /// Sends a command to the simulator, such as `["misbehave", "kme-a1", "enc_keys", "hang"]` or
     /// `["pause-link", "kme-a1", "kme-b1"]`; returns what it printed.
     ///
