@@ -158,3 +158,15 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_credential_is_where_systemd_puts_it() {
+    let text = EXAMPLE.replace("\"/etc/qvpn/qvpn0.key\"", "\"credential:qvpn0.key\"");
+    let told = PathBuf::from("/run/credentials/qvpn@qvpn0.service/qvpn0.key");
+    assert_eq!(parse(&text).interface.private_key_file, told);
+    for bad in ["credential:", "credential:../x", "credential:a/b", "credential:.."] {
+        let text = EXAMPLE.replace("/etc/qvpn/qvpn0.key", bad);
+        let error = Config::parse(Path::new(PATH), &text).unwrap_err().to_string();
+        assert!(error.contains("names no credential of systemd's"), "{bad}: {error}");
+    }
+}

@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use clap::Parser;
 
 /// The qvpn gateway daemon. Runs in the foreground; SIGHUP reads the config again, SIGTERM stops.
+///
+/// Started by root it becomes the user `qvpn`, and keeps CAP_NET_ADMIN alone, before it reads the config.
 #[derive(Parser)]
 #[command(name = "qvpn-daemon", version)]
 pub(crate) struct Cli {

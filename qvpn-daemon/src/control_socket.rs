@@ -1,14 +1,16 @@
 //! The control socket: reads requests, passes those that concern peers to the task that owns them, and writes replies.
-//! Who may connect is the socket file's mode: root and the group `qvpn`.
+//! Who may connect is the socket file's mode: root and the group `qvpn`, and whomever the operator lets in besides (`setfacl`).
+//! Who may change something is looked at for each connection: root, the daemon's own user, and the group `qvpn`.
 
 use std::io;
-use std::os::unix::net::UnixStream as StdUnixStream;
+use std::os::fd::AsFd;
+use std::os::unix::net::{UnixListener as StdUnixListener, UnixStream as StdUnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use nix::sys::stat::{Mode, umask};
-use nix::unistd::{Group, chown};
+use nix::unistd::{Gid, Group, Uid, chown, geteuid};
 use qvpn_api::control::{
     CodecError, ErrorCode, ErrorReply, LineBuffer, MAX_REQUEST, Message, Reply, Request, socket_path,
 };
@@ -20,6 +22,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use crate::error::DaemonError;
 use crate::events::Events;
+use crate::sys;
 
 /// The group that may use the socket.
 const GROUP: &str = "qvpn";
@@ -36,8 +39,31 @@ pub(crate) struct Asked {
 
 /// The socket, which is removed when this goes.
 pub(crate) struct ControlSocket {
-    listener: UnixListener,
+    listener: StdUnixListener,
     path: PathBuf,
+    writers: Writers,
+}
+
+/// Who may ask for a change.
+#[derive(Debug, Clone)]
+struct Writers {
+    users: Vec<Uid>,
+    groups: Vec<Gid>,
+}
+
+impl Writers {
+    fn of_this_system() -> Self {
+        let group = Group::from_name(GROUP).ok().flatten();
+        Self { users: vec![Uid::from_raw(0), geteuid()], groups: group.into_iter().map(|g| g.gid).collect() }
+    }
+
+    /// What the kernel says of whoever connected. Groups that he joined or left later don't count.
+    fn include(&self, stream: &UnixStream) -> bool {
+        let Ok(peer) = stream.peer_cred() else { return false };
+        let others = sys::peer_groups(stream.as_fd()).unwrap_or_default();
+        self.users.contains(&Uid::from_raw(peer.uid()))
+            || others.into_iter().chain([peer.gid()]).any(|group| self.groups.contains(&Gid::from_raw(group)))
+    }
 }
 
 impl ControlSocket {
@@ -59,22 +85,29 @@ impl ControlSocket {
         }
         // Never wider than 0660, not even for a moment.
         let before = umask(Mode::from_bits_truncate(0o117));
-        let listener = UnixListener::bind(&path);
+        let listener = StdUnixListener::bind(&path);
         umask(before);
         let listener = listener.map_err(failed)?;
-        if let Ok(Some(group)) = Group::from_name(GROUP)
-            && let Err(error) = chown(&path, None, Some(group.gid))
+        listener.set_nonblocking(true).map_err(failed)?;
+        let writers = Writers::of_this_system();
+        if let Some(group) = writers.groups.first()
+            && let Err(error) = chown(&path, None, Some(*group))
         {
             tracing::warn!("{}: the group {GROUP} can't use it: {error}", path.display());
         }
-        Ok(Self { listener, path })
+        Ok(Self { listener, path, writers })
     }
 
     /// Serves for ever.
     pub(crate) async fn serve(self, interface: String, events: Arc<Events>, owner: mpsc::Sender<Asked>) {
         let places = Arc::new(Semaphore::new(CONNECTIONS));
+        let listener = self.listener.try_clone().and_then(UnixListener::from_std);
+        let listener = match listener {
+            Ok(listener) => listener,
+            Err(error) => return tracing::error!("control socket: {error}; restart the daemon to use it"),
+        };
         loop {
-            let stream = match self.listener.accept().await {
+            let stream = match listener.accept().await {
                 Ok((stream, _)) => stream,
                 Err(error) => {
                     tracing::warn!("control socket: {error}");
@@ -83,8 +116,12 @@ impl ControlSocket {
                 }
             };
             let place = places.clone().try_acquire_owned();
-            let client =
-                Client { interface: interface.clone(), events: events.clone(), owner: owner.clone() };
+            let client = Client {
+                interface: interface.clone(),
+                events: events.clone(),
+                owner: owner.clone(),
+                may_write: self.writers.include(&stream),
+            };
             tokio::spawn(async move {
                 let result = match place {
                     Ok(_place) => client.converse(stream).await,
@@ -115,6 +152,7 @@ struct Client {
     interface: String,
     events: Arc<Events>,
     owner: mpsc::Sender<Asked>,
+    may_write: bool,
 }
 
 impl Client {
@@ -147,6 +185,12 @@ impl Client {
                 interface: self.interface.clone(),
                 pid: std::process::id(),
             };
+        }
+        if request.changes_something() && !self.may_write {
+            let message = format!(
+                "this changes something, and only root and the group {GROUP} may; run it as root, or join the group (`usermod -aG {GROUP} USER`, then log in again)"
+            );
+            return Reply::Error(ErrorReply::new(ErrorCode::NotPermitted, message));
         }
         let (answer, answered) = oneshot::channel();
         let sent = self.owner.send(Asked { request, answer }).await;
@@ -236,6 +280,77 @@ mod tests {
         server.abort();
         assert!(server.await.unwrap_err().is_cancelled());
         assert!(!path.exists());
+    }
+
+    /// Serves whoever `writers` are, asks for a rekey as ourselves, and gives the answer to it and to a question.
+    async fn asked_as(writers: Writers) -> [Reply; 2] {
+        let dir = tempfile::tempdir().unwrap();
+        let mut socket = ControlSocket::bind(dir.path(), "qvpn0").unwrap();
+        socket.writers = writers;
+        let (owner, mut asked) = mpsc::channel::<Asked>(1);
+        let server = tokio::spawn(socket.serve("qvpn0".into(), Arc::new(Events::new("qvpn0")), owner));
+        tokio::spawn(async move {
+            while let Some(Asked { answer, .. }) = asked.recv().await {
+                let _ = answer.send(Reply::Rekey { peers: vec![] });
+            }
+        });
+        let (read, mut write) =
+            UnixStream::connect(dir.path().join("qvpn0.sock")).await.unwrap().into_split();
+        let mut lines = BufReader::new(read).lines();
+        let mut replies = Vec::new();
+        for request in [Request::Rekey { peer: None }, Request::Version] {
+            write.write_all(request.to_line().unwrap().as_bytes()).await.unwrap();
+            replies.push(Reply::from_line(lines.next_line().await.unwrap().unwrap().as_bytes()).unwrap());
+        }
+        server.abort();
+        replies.try_into().unwrap()
+    }
+
+    #[tokio::test]
+    async fn only_root_ourselves_and_the_group_may_change_something() {
+        let stranger = Writers { users: vec![Uid::from_raw(4711)], groups: vec![Gid::from_raw(4711)] };
+        let [rekey, version] = asked_as(stranger.clone()).await;
+        let Reply::Error(error) = rekey else { panic!("{rekey:?}") };
+        assert_eq!(error.code, ErrorCode::NotPermitted, "{error}");
+        assert!(matches!(version, Reply::Version { .. }), "reading is open to whoever may connect");
+
+        let mut ways = vec![
+            Writers { users: vec![geteuid()], ..stranger.clone() },
+            Writers { groups: vec![nix::unistd::getegid()], ..stranger.clone() },
+        ];
+        // A supplementary group, where this process has one.
+        let others = nix::unistd::getgroups().unwrap();
+        let other = others.into_iter().find(|group| *group != nix::unistd::getegid());
+        ways.extend(other.map(|group| Writers { groups: vec![group], ..stranger }));
+        for writers in ways {
+            let [rekey, _] = asked_as(writers.clone()).await;
+            assert!(matches!(rekey, Reply::Rekey { .. }), "{writers:?}: {rekey:?}");
+        }
+        assert_eq!(Writers::of_this_system().users, [Uid::from_raw(0), geteuid()]);
+    }
+
+    #[tokio::test]
+    async fn long_and_foreign_requests_are_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = ControlSocket::bind(dir.path(), "qvpn0").unwrap();
+        let (owner, _asked) = mpsc::channel::<Asked>(1);
+        let server = tokio::spawn(socket.serve("qvpn0".into(), Arc::new(Events::new("qvpn0")), owner));
+        let (read, mut write) =
+            UnixStream::connect(dir.path().join("qvpn0.sock")).await.unwrap().into_split();
+        let mut lines = BufReader::new(read).lines();
+        let mut refused =
+            async || match Reply::from_line(lines.next_line().await.unwrap().unwrap().as_bytes()) {
+                Ok(Reply::Error(error)) => error.code,
+                other => panic!("{other:?}"),
+            };
+        write.write_all(b"{\"v\":2,\"request\":\"reload\"}\n").await.unwrap();
+        assert_eq!(refused().await, ErrorCode::Version);
+        write.write_all(b"{\"v\":1,\"request\":\"open_the_gates\"}\n").await.unwrap();
+        assert_eq!(refused().await, ErrorCode::Malformed);
+        write.write_all(&vec![b' '; MAX_REQUEST + 1]).await.unwrap();
+        assert_eq!(refused().await, ErrorCode::TooLong);
+        assert_eq!(lines.next_line().await.unwrap(), None, "and the connection ends");
+        server.abort();
     }
 
     #[tokio::test]

@@ -22,6 +22,7 @@ mod sandbox;
 mod slot;
 mod snapshot;
 mod status;
+mod sys;
 mod translate;
 
 use std::path::PathBuf;
@@ -33,6 +34,7 @@ use qvpn_api::exit;
 use tracing::level_filters::LevelFilter;
 
 use crate::cli::Cli;
+use crate::control_socket::ControlSocket;
 use crate::error::DaemonError;
 
 /// Erases what is freed: TLS and HTTP buffers hold keys in passing.
@@ -53,18 +55,23 @@ fn main() -> ExitCode {
 }
 
 fn start(cli: Cli) -> Result<(), DaemonError> {
-    sandbox::enter()?;
     let from_environment =
         || std::env::var_os("QVPN_SOCKET_DIR").filter(|dir| !dir.is_empty()).map(PathBuf::from);
     let socket_dir = cli.socket_dir.or_else(from_environment).unwrap_or_else(|| SOCKET_DIR.into());
+    let given_up = sandbox::enter(&socket_dir)?;
     let config = reload::load(&cli.config)?;
     log::set_interface(&config.interface.name);
     log::configure(config.interface.log_level);
+    let socket = ControlSocket::bind(&socket_dir, &config.interface.name)?;
+    let shut_off = sandbox::confine(&config, &socket_dir)?;
+    for line in given_up.iter().chain(&shut_off) {
+        tracing::info!("confined: {line}");
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread()
         // One for the KMEs' TLS and the control socket beside the main thread, which owns the peers.
         .worker_threads(1)
         .enable_all()
         .build()
         .map_err(|error| DaemonError::system("start the runtime", error))?;
-    runtime.block_on(run::run(config, &socket_dir))
+    runtime.block_on(run::run(config, socket))
 }

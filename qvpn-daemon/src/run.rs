@@ -1,6 +1,5 @@
 //! The daemon's life: start in an order that never leaks, the loop that feeds the peers, reloads, and the stop.
 
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,6 +8,7 @@ use qvpn_api::Config;
 use qvpn_api::control::{ErrorCode, ErrorReply, Reply, Request};
 use qvpn_api::events::EventKind;
 use qvpn_dataplane::LaneEvent;
+use qvpn_proto::Time;
 use qvpn_proto::control_link::Gate;
 use rand_core::UnwrapErr;
 use sd_notify::NotifyState;
@@ -44,7 +44,7 @@ const TICK: Duration = Duration::from_millis(500);
 ///
 /// # Errors
 /// If it can't start, or a lane fails. The block stays in place then.
-pub(crate) async fn run(config: Config, socket_dir: &Path) -> Result<(), DaemonError> {
+pub(crate) async fn run(config: Config, socket: ControlSocket) -> Result<(), DaemonError> {
     let refused = |what| move |error| DaemonError::system(what, error);
     let mut hangup = signal(SignalKind::hangup()).map_err(refused("watch SIGHUP"))?;
     let mut terminate = signal(SignalKind::terminate()).map_err(refused("watch SIGTERM"))?;
@@ -58,7 +58,6 @@ pub(crate) async fn run(config: Config, socket_dir: &Path) -> Result<(), DaemonE
     let (answers, mut answered) = mpsc::channel(ANSWERS);
     let counts = Arc::new(KmeCounts::default());
     let kmes = Kmes::open(config.kms.as_ref(), plan.fwmark(), &events, &answers, &counts, &Kmes::default())?;
-    let socket = ControlSocket::bind(socket_dir, &interface.name)?;
 
     // The block lies before there is a device, so nothing leaks whatever happens from here on.
     let mut routes = Routes::block(plan).await?;
@@ -83,6 +82,7 @@ pub(crate) async fn run(config: Config, socket_dir: &Path) -> Result<(), DaemonE
     let mut metrics = MetricsListener::open(interface.metrics_listen, &requests).await?;
     let mut peers = Peers::new(config, local, psks, kmes, counts, gate, shared, clock::now());
     let server = tokio::spawn(socket.serve(interface.name.clone(), events.clone(), requests.clone()));
+    let mut watchdog = Watchdog::asked_for();
     notify(&[NotifyState::Ready]);
     tracing::info!("{}: ready on UDP port {}", interface.name, interface.listen_port);
 
@@ -106,6 +106,7 @@ pub(crate) async fn run(config: Config, socket_dir: &Path) -> Result<(), DaemonE
             () = clock::reached(deadline) => peers.wake(clock::now()),
             Some(answer) = answered.recv() => peers.answer(answer, clock::now()),
             _ = tick.tick() => {
+                watchdog.tick(clock::now());
                 peers.tick(clock::now());
                 log::tick(clock::now());
                 even = !even;
@@ -255,6 +256,28 @@ async fn reload_all(parts: &mut Parts<'_>) -> Result<Vec<String>, ErrorReply> {
     peers.reconfigure(new, psks, kmes, clock::now());
     events.emit(EventKind::ConfigReloaded { changes: changes.clone() });
     Ok(changes)
+}
+
+/// Tells systemd that this task is alive, where the unit asks for it (`WatchdogSec=`): a task that hangs is then ended and
+/// started again. Lanes need none, since they stop by themselves when their keys end.
+struct Watchdog {
+    every: Option<Duration>,
+    next: Option<Time>,
+}
+
+impl Watchdog {
+    fn asked_for() -> Self {
+        // Half the time that systemd allows is what it recommends; a third leaves room for a tick that comes late.
+        Self { every: sd_notify::watchdog_enabled().map(|limit| limit / 3), next: None }
+    }
+
+    fn tick(&mut self, now: Time) {
+        let Some(every) = self.every else { return };
+        if self.next.is_none_or(|next| now >= next) {
+            self.next = Some(now + every);
+            notify(&[NotifyState::Watchdog]);
+        }
+    }
 }
 
 /// Tells systemd; elsewhere nobody listens.

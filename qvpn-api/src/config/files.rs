@@ -147,7 +147,9 @@ fn open(path: &Path, kind: &str) -> Result<File, Fault> {
             }
             (std::io::ErrorKind::NotFound, _) => "put it there, or write the right path".to_owned(),
             (std::io::ErrorKind::PermissionDenied, _) => {
-                format!("run as root or as a member of the group {GROUP}, and check `ls -l {shown}`")
+                format!(
+                    "let the daemon's user read it (`chown root:{GROUP} {shown} && chmod 0640 {shown}`); at a prompt, run as root or as a member of the group {GROUP}"
+                )
             }
             _ => "check the path".to_owned(),
         };

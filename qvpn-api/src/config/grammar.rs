@@ -248,7 +248,7 @@ impl<'t> Reader<'t> {
         self.parsed(&entry, |text| values::duration(text, min, max)).map(Some)
     }
 
-    /// A path; a relative one starts from the config's folder.
+    /// A path; a relative one starts from the config's folder, and `credential:NAME` is one of systemd's.
     fn file_name(&mut self, entry: &Entry<'t>) -> Option<PathBuf> {
         let name = entry.string(&mut self.sink)?;
         if name.is_empty() || name.contains('\0') {
@@ -259,7 +259,29 @@ impl<'t> Reader<'t> {
             );
             return None;
         }
-        Some(self.beside(name))
+        let Some(credential) = name.strip_prefix("credential:") else { return Some(self.beside(name)) };
+        if credential.is_empty() || credential.contains('/') || [".", ".."].contains(&credential) {
+            entry.wrong(
+                &mut self.sink,
+                format!("`{name}` names no credential of systemd's"),
+                "write \"credential:NAME\", with the NAME that stands in LoadCredential= of the unit",
+            );
+            return None;
+        }
+        Some(self.credentials().join(credential))
+    }
+
+    /// Where systemd puts the credentials of this config's unit: as it tells the daemon, or where it puts them for any
+    /// unit of that name (systemd.exec(5)), so that `qvpn-ctl check` looks at the same files.
+    fn credentials(&self) -> PathBuf {
+        let told = std::env::var_os("CREDENTIALS_DIRECTORY").filter(|dir| !dir.is_empty());
+        told.map_or_else(
+            || {
+                let stem = self.path.file_stem().unwrap_or_default().to_string_lossy();
+                PathBuf::from(format!("/run/credentials/qvpn@{stem}.service"))
+            },
+            PathBuf::from,
+        )
     }
 
     fn beside(&self, name: &str) -> PathBuf {

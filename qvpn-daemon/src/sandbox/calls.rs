@@ -1,0 +1,228 @@
+//! Which system calls the process can make, by seccomp. What isn't in the list fails as in an older kernel (`ENOSYS`), so
+//! that a C library with something newer goes on with what it did before; what only an attacker does ends the process, and
+//! the block stays.
+
+use std::collections::BTreeMap;
+use std::io;
+
+use nix::libc::{self, c_long};
+use seccompiler::{
+    BpfProgram, SeccompAction, SeccompCmpArgLen as Len, SeccompCmpOp as Op, SeccompCondition, SeccompFilter,
+    SeccompRule, TargetArch, apply_filter,
+};
+
+use crate::error::DaemonError;
+
+type Rules = BTreeMap<i64, Vec<SeccompRule>>;
+
+/// Confines this thread, and those that it will make.
+///
+/// # Errors
+/// If the kernel has no seccomp, or the processor is one that the filter isn't made for.
+pub(super) fn confine() -> Result<(), DaemonError> {
+    let failed = |error: seccompiler::Error| {
+        DaemonError::system("confine system calls by seccomp", io::Error::other(error))
+    };
+    let wrong = |error: seccompiler::BackendError| failed(error.into());
+    let arch = TargetArch::try_from(std::env::consts::ARCH).map_err(wrong)?;
+    let rest = SeccompAction::Errno(libc::ENOSYS.unsigned_abs());
+    let allowed =
+        SeccompFilter::new(allowed().map_err(wrong)?, rest, SeccompAction::Allow, arch).map_err(wrong)?;
+    let deadly: Rules = DEADLY.iter().map(|call| (*call, Vec::new())).collect();
+    let deadly =
+        SeccompFilter::new(deadly, SeccompAction::Allow, SeccompAction::KillProcess, arch).map_err(wrong)?;
+    // The stricter answer of the two holds. The list of what is allowed comes last, since it doesn't allow another filter.
+    for filter in [deadly, allowed] {
+        let program: BpfProgram = filter.try_into().map_err(wrong)?;
+        apply_filter(&program).map_err(failed)?;
+    }
+    Ok(())
+}
+
+/// No part of the daemon makes these, on purpose or by the C library.
+const DEADLY: &[c_long] = &[
+    libc::SYS_execve,
+    libc::SYS_execveat,
+    libc::SYS_ptrace,
+    libc::SYS_process_vm_readv,
+    libc::SYS_process_vm_writev,
+    libc::SYS_pidfd_getfd,
+    libc::SYS_init_module,
+    libc::SYS_finit_module,
+    libc::SYS_delete_module,
+    libc::SYS_kexec_load,
+    libc::SYS_reboot,
+    libc::SYS_bpf,
+    libc::SYS_perf_event_open,
+    libc::SYS_userfaultfd,
+    libc::SYS_mount,
+    libc::SYS_umount2,
+    libc::SYS_pivot_root,
+    libc::SYS_chroot,
+    libc::SYS_setns,
+    libc::SYS_unshare,
+    libc::SYS_open_by_handle_at,
+    libc::SYS_add_key,
+    libc::SYS_request_key,
+    libc::SYS_keyctl,
+    libc::SYS_io_uring_setup,
+    libc::SYS_personality,
+    libc::SYS_setuid,
+    libc::SYS_setgid,
+    libc::SYS_setresuid,
+    libc::SYS_setresgid,
+    libc::SYS_setgroups,
+    libc::SYS_capset,
+];
+
+/// Allowed whatever their arguments are.
+const FREE: &[c_long] = &[
+    // Files, sockets and what waits for them.
+    libc::SYS_read,
+    libc::SYS_readv,
+    libc::SYS_pread64,
+    libc::SYS_write,
+    libc::SYS_writev,
+    libc::SYS_close,
+    libc::SYS_openat,
+    libc::SYS_fstat,
+    libc::SYS_newfstatat,
+    libc::SYS_statx,
+    libc::SYS_lseek,
+    libc::SYS_fcntl,
+    libc::SYS_dup,
+    libc::SYS_dup3,
+    libc::SYS_pipe2,
+    libc::SYS_getdents64,
+    libc::SYS_readlinkat,
+    libc::SYS_faccessat,
+    libc::SYS_unlinkat,
+    libc::SYS_ppoll,
+    libc::SYS_epoll_create1,
+    libc::SYS_epoll_ctl,
+    libc::SYS_epoll_pwait,
+    libc::SYS_eventfd2,
+    libc::SYS_bind,
+    libc::SYS_listen,
+    libc::SYS_accept4,
+    libc::SYS_connect,
+    libc::SYS_getsockname,
+    libc::SYS_getpeername,
+    libc::SYS_getsockopt,
+    libc::SYS_setsockopt,
+    libc::SYS_sendto,
+    libc::SYS_sendmsg,
+    libc::SYS_sendmmsg,
+    libc::SYS_recvfrom,
+    libc::SYS_recvmsg,
+    libc::SYS_recvmmsg,
+    libc::SYS_shutdown,
+    // Memory.
+    libc::SYS_munmap,
+    libc::SYS_mremap,
+    libc::SYS_madvise,
+    libc::SYS_brk,
+    libc::SYS_mlock,
+    libc::SYS_mlock2,
+    libc::SYS_munlock,
+    // Threads and signals.
+    libc::SYS_futex,
+    libc::SYS_set_robust_list,
+    libc::SYS_rseq,
+    libc::SYS_sched_yield,
+    libc::SYS_sched_getaffinity,
+    libc::SYS_sched_setaffinity,
+    libc::SYS_getcpu,
+    libc::SYS_membarrier,
+    libc::SYS_exit,
+    libc::SYS_exit_group,
+    libc::SYS_restart_syscall,
+    libc::SYS_rt_sigaction,
+    libc::SYS_rt_sigprocmask,
+    libc::SYS_rt_sigreturn,
+    libc::SYS_sigaltstack,
+    // Who and when.
+    libc::SYS_getpid,
+    libc::SYS_gettid,
+    libc::SYS_getuid,
+    libc::SYS_geteuid,
+    libc::SYS_getgid,
+    libc::SYS_getegid,
+    libc::SYS_uname,
+    libc::SYS_sysinfo,
+    libc::SYS_clock_gettime,
+    libc::SYS_clock_getres,
+    libc::SYS_clock_nanosleep,
+    libc::SYS_nanosleep,
+    libc::SYS_gettimeofday,
+    libc::SYS_getrandom,
+];
+
+/// Forms of the above that this processor has besides.
+#[cfg(target_arch = "x86_64")]
+const OLDER: &[c_long] = &[
+    libc::SYS_open,
+    libc::SYS_stat,
+    libc::SYS_lstat,
+    libc::SYS_access,
+    libc::SYS_readlink,
+    libc::SYS_unlink,
+    libc::SYS_poll,
+    libc::SYS_epoll_wait,
+    libc::SYS_time,
+];
+#[cfg(not(target_arch = "x86_64"))]
+const OLDER: &[c_long] = &[];
+
+fn allowed() -> Result<Rules, seccompiler::BackendError> {
+    let mut rules: Rules = FREE.iter().chain(OLDER).map(|call| (*call, Vec::new())).collect();
+    let number = |n: libc::c_int| u64::from(n.unsigned_abs());
+    let is = |argument, value| SeccompCondition::new(argument, Len::Dword, Op::Eq, value);
+    let bits = |argument, mask, value| SeccompCondition::new(argument, Len::Qword, Op::MaskedEq(mask), value);
+    let all = |conditions: Vec<SeccompCondition>| SeccompRule::new(conditions);
+
+    // No AF_PACKET, no raw sockets, no kernel sockets but those for routes and for uevents.
+    let family = |family| is(0, number(family));
+    let kind = |kind| bits(1, 0xf, number(kind));
+    let mut sockets = Vec::new();
+    for inet in [libc::AF_INET, libc::AF_INET6, libc::AF_UNIX] {
+        for stream_or_datagram in [libc::SOCK_STREAM, libc::SOCK_DGRAM] {
+            sockets.push(all(vec![family(inet)?, kind(stream_or_datagram)?])?);
+        }
+    }
+    for protocol in [libc::NETLINK_ROUTE, libc::NETLINK_KOBJECT_UEVENT] {
+        sockets.push(all(vec![family(libc::AF_NETLINK)?, is(2, number(protocol))?])?);
+    }
+    rules.insert(libc::SYS_socket, sockets);
+    rules.insert(libc::SYS_socketpair, vec![all(vec![family(libc::AF_UNIX)?])?]);
+
+    // Memory is written or run, never both, and never run once it was written. Modules of the name service are mapped so.
+    let both = number(libc::PROT_WRITE | libc::PROT_EXEC);
+    let mapped =
+        [libc::PROT_NONE, libc::PROT_WRITE, libc::PROT_EXEC].map(|value| bits(2, both, number(value)));
+    let mapped = mapped.into_iter().map(|rule| all(vec![rule?])).collect::<Result<_, _>>()?;
+    rules.insert(libc::SYS_mmap, mapped);
+    rules.insert(libc::SYS_mprotect, vec![all(vec![bits(2, number(libc::PROT_EXEC), 0)?])?]);
+
+    // Threads, and no processes. clone3 keeps its flags in memory, where no filter sees them; without it the C library takes
+    // clone.
+    let thread = number(libc::CLONE_THREAD | libc::CLONE_VM);
+    rules.insert(libc::SYS_clone, vec![all(vec![bits(0, thread, thread)?])?]);
+    // The process itself, as abort() does, and nobody else.
+    let us = u64::from(std::process::id());
+    rules.insert(libc::SYS_tgkill, vec![all(vec![is(0, us)?])?]);
+
+    rules.insert(libc::SYS_prctl, vec![all(vec![is(0, number(libc::PR_SET_NAME))?])?]);
+    // Reading limits, and not setting them.
+    rules.insert(libc::SYS_prlimit64, vec![all(vec![bits(2, u64::MAX, 0)?])?]);
+    let mut controls = Vec::new();
+    for control in IOCTLS {
+        controls.push(all(vec![is(1, *control)?])?);
+    }
+    rules.insert(libc::SYS_ioctl, controls);
+    Ok(rules)
+}
+
+/// The TUN device's; waiting or not; how much there is to read; whether this is a terminal.
+const IOCTLS: &[u64] =
+    &[libc::TUNSETIFF, libc::TUNSETQUEUE, libc::TUNSETOFFLOAD, libc::FIONBIO, libc::FIONREAD, libc::TCGETS];

@@ -1,0 +1,121 @@
+//! Which files the process can reach, by Landlock: it reads what its config names and what the name service needs, opens
+//! the TUN device, and takes its control socket away at the end. Nothing else, whoever it runs as.
+
+use std::collections::BTreeSet;
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use landlock::{
+    ABI, Access, AccessFs, BitFlags, CompatLevel, Compatible, PathBeneath, PathFd, Ruleset, RulesetAttr,
+    RulesetCreated, RulesetCreatedAttr, RulesetError, RulesetStatus, Scope, make_bitflags,
+};
+use qvpn_api::Config;
+
+use crate::error::DaemonError;
+
+/// The newest rules that we know; an older kernel applies those that it knows.
+const NEWEST: ABI = ABI::V6;
+/// What name service reads: `resolv.conf` and its like, which programs replace, so that a rule for each file would be lost
+/// with it; and the modules that `nsswitch.conf` names.
+const NAME_SERVICE: [&str; 8] = [
+    "/etc",
+    "/run/systemd/resolve",
+    "/run/NetworkManager",
+    "/run/resolvconf",
+    "/lib",
+    "/lib64",
+    "/usr/lib",
+    "/usr/lib64",
+];
+/// What is looked at of the kernel: `rp_filter`, and how many processors there are.
+const KERNEL: [&str; 2] = ["/proc/sys/net", "/sys/devices/system/cpu"];
+/// Set for a default route through the tunnel.
+const SRC_VALID_MARK: &str = "/proc/sys/net/ipv4/conf/all/src_valid_mark";
+const TUN: &str = "/dev/net/tun";
+
+/// The folders of all files that `config` names, so that a file may be replaced there and read again; with the folders that
+/// symbolic links lead to.
+pub(super) fn readable(config: &Config) -> BTreeSet<PathBuf> {
+    let kmes = config.kms.iter().flat_map(|kms| &kms.kmes);
+    let files = [&config.path, &config.interface.private_key_file]
+        .into_iter()
+        .chain(config.peers.iter().filter_map(|peer| peer.preshared_key_file.as_ref()))
+        .chain(kmes.flat_map(|kme| [&kme.ca_file, &kme.cert_file, &kme.key_file]));
+    let mut places = BTreeSet::new();
+    for file in files {
+        for path in [Some(file.clone()), file.canonicalize().ok()].into_iter().flatten() {
+            places.insert(folder(&path));
+        }
+    }
+    places
+}
+
+/// The folder of a file; of a file in `/`, the file itself.
+fn folder(file: &Path) -> PathBuf {
+    match file.parent() {
+        Some(parent) if parent.as_os_str().is_empty() => PathBuf::from("."),
+        Some(parent) if parent != Path::new("/") => parent.to_owned(),
+        _ => file.to_owned(),
+    }
+}
+
+/// Confines this thread, and those that it will make. Returns how far the kernel follows, in words.
+pub(super) fn confine(readable: &BTreeSet<PathBuf>, socket_dir: &Path) -> Result<String, DaemonError> {
+    let status = restrict(readable, socket_dir).map_err(|error| {
+        DaemonError::system("confine file access by Landlock", std::io::Error::other(error))
+    })?;
+    let folders = readable.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ");
+    Ok(match status {
+        RulesetStatus::FullyEnforced | RulesetStatus::PartiallyEnforced => {
+            format!("files: only {folders}, and what the name service reads (Landlock)")
+        }
+        RulesetStatus::NotEnforced => {
+            "files: as the user may, since this kernel has no Landlock (Linux 5.13 or newer, \
+             with `landlock` in /sys/kernel/security/lsm)"
+                .to_owned()
+        }
+    })
+}
+
+fn restrict(readable: &BTreeSet<PathBuf>, socket_dir: &Path) -> Result<RulesetStatus, RulesetError> {
+    let read = make_bitflags!(AccessFs::{ReadFile | ReadDir});
+    let set = make_bitflags!(AccessFs::{ReadFile | WriteFile | Truncate});
+    let tun = make_bitflags!(AccessFs::{ReadFile | WriteFile | IoctlDev});
+    let socket = make_bitflags!(AccessFs::{ReadDir | RemoveFile});
+    let mut scope = BitFlags::from(Scope::Signal);
+    // Outside of systemd's own machine the notify socket may be an abstract one.
+    if !std::env::var_os("NOTIFY_SOCKET").is_some_and(|path| path.as_bytes().starts_with(b"@")) {
+        scope |= Scope::AbstractUnixSocket;
+    }
+    let mut rules = Ruleset::default()
+        .set_compatibility(CompatLevel::BestEffort)
+        .handle_access(AccessFs::from_all(NEWEST))?
+        .scope(scope)?
+        .create()?;
+    let credentials = std::env::var_os("CREDENTIALS_DIRECTORY").unwrap_or_default();
+    let system = NAME_SERVICE.iter().chain(&KERNEL).map(Path::new);
+    let ours = readable.iter().map(PathBuf::as_path).chain([Path::new(&credentials)]);
+    for path in ours.chain(system) {
+        rules = allow(rules, path, read)?;
+    }
+    rules = allow(rules, Path::new(SRC_VALID_MARK), set)?;
+    rules = allow(rules, Path::new(TUN), tun)?;
+    rules = allow(rules, socket_dir, socket)?;
+    Ok(rules.restrict_self()?.ruleset)
+}
+
+/// What isn't there can't be opened anyway.
+fn allow(
+    rules: RulesetCreated,
+    path: &Path,
+    access: BitFlags<AccessFs>,
+) -> Result<RulesetCreated, RulesetError> {
+    if path.as_os_str() == OsStr::new("") {
+        return Ok(rules);
+    }
+    let Ok(place) = PathFd::new(path) else { return Ok(rules) };
+    // Rights of folders mean nothing for a file.
+    let access = if path.is_dir() { access } else { access & AccessFs::from_file(NEWEST) };
+    rules.add_rule(PathBeneath::new(place, access))
+}
