@@ -18,6 +18,11 @@ part_scenarios() {
         --profile soak
 }
 
+# Sites on a virtual clock under every fault; QVPN_SIM_REKEYS says how many rekeys, QVPN_SIM_FIRST the first seed.
+part_simulator() {
+    cargo test --release --package qvpn-proto --locked --test sim -- --ignored --nocapture a_million_rekeys
+}
+
 parts=$(declare -F | sed -n 's/^declare -f part_//p')
 for part in "${@:-}"; do
     [ -z "$part" ] || grep -qx "$part" <<<"$parts" || { echo "there is no part $part; parts:" $parts >&2; exit 2; }

@@ -8,7 +8,7 @@ use qvpn_secret::{Secret, with_scrubbed_stack};
 use crate::key::Suite;
 
 /// Bytes of the tag after the ciphertext.
-pub(crate) const TAG: usize = 16;
+pub const TAG: usize = 16;
 
 /// Whether this build has the null cipher, which protects nothing.
 pub const HAS_NULL_CIPHER: bool = cfg!(feature = "bench-null-cipher");

@@ -10,7 +10,8 @@ mod clock;
 mod command;
 mod key;
 mod lane;
-mod session;
+/// One key at work, without any IO: lanes and simulations use it.
+pub mod session;
 mod stats;
 mod sys;
 mod tun;

@@ -8,18 +8,18 @@
 use qvpn_secret::scrub_stack;
 
 use crate::cipher::Cipher;
-pub(crate) use crate::cipher::TAG;
+pub use crate::cipher::TAG;
 use crate::clock::BootNanos;
 use crate::key::{MAX_PACKETS, OpeningKey, SealingKey};
 
 /// Bytes before the ciphertext.
-pub(crate) const HEADER: usize = 16;
+pub const HEADER: usize = 16;
 /// The type of a data packet.
 pub(crate) const DATA: u32 = 4;
 
 /// Why a packet cannot be sealed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum SealError {
+pub enum SealError {
     /// The key reached its age.
     Expired,
     /// The key sealed as many packets as it may.
@@ -27,18 +27,21 @@ pub(crate) enum SealError {
 }
 
 /// A key that seals.
-pub(crate) struct SealingSession {
+pub struct SealingSession {
     cipher: Cipher,
-    pub(crate) epoch: u64,
+    /// From the key.
+    pub epoch: u64,
     receiver_index: u32,
-    pub(crate) expires_at: BootNanos,
+    /// From when on it seals nothing.
+    pub expires_at: BootNanos,
     counter: u64,
     packets: u64,
 }
 
 impl SealingSession {
     /// `None` if the cipher refuses the key, which a key of 32 bytes never meets.
-    pub(crate) fn new(key: &SealingKey) -> Option<Self> {
+    #[must_use]
+    pub fn new(key: &SealingKey) -> Option<Self> {
         Some(Self {
             cipher: Cipher::new(key.suite, &key.key)?,
             epoch: key.epoch,
@@ -51,7 +54,10 @@ impl SealingSession {
 
     /// Seals the `inner` bytes that stand at `HEADER` in `buffer`, padded with zeros to `padded` bytes; the length of the
     /// datagram. The age and the count are checked here, before each packet.
-    pub(crate) fn seal(
+    ///
+    /// # Errors
+    /// [`SealError`] if the key has ended.
+    pub fn seal(
         &mut self,
         buffer: &mut [u8],
         inner: usize,
@@ -87,7 +93,7 @@ impl Drop for SealingSession {
 
 /// Why a packet does not open.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum OpenError {
+pub enum OpenError {
     /// The key ended.
     Expired,
     /// Its counter was seen, or is older than the window.
@@ -97,19 +103,23 @@ pub(crate) enum OpenError {
 }
 
 /// A key that opens.
-pub(crate) struct OpeningSession {
+pub struct OpeningSession {
     cipher: Cipher,
-    pub(crate) peer: crate::key::PeerId,
-    pub(crate) epoch: u64,
-    pub(crate) expires_at: BootNanos,
+    /// From the key.
+    pub peer: crate::key::PeerId,
+    /// From the key.
+    pub epoch: u64,
+    /// From when on it opens nothing; a drain brings it nearer.
+    pub expires_at: BootNanos,
     window: ReplayWindow,
     /// Whether nothing opened yet.
-    pub(crate) fresh: bool,
+    pub fresh: bool,
 }
 
 impl OpeningSession {
     /// `None` if the cipher refuses the key, which a key of 32 bytes never meets.
-    pub(crate) fn new(key: &OpeningKey) -> Option<Self> {
+    #[must_use]
+    pub fn new(key: &OpeningKey) -> Option<Self> {
         Some(Self {
             cipher: Cipher::new(key.suite, &key.key)?,
             peer: key.peer,
@@ -121,7 +131,10 @@ impl OpeningSession {
     }
 
     /// Opens a whole datagram in place: the plaintext with its padding, and whether its counter is the highest so far.
-    pub(crate) fn open<'a>(
+    ///
+    /// # Errors
+    /// [`OpenError`], and nothing is marked as seen.
+    pub fn open<'a>(
         &mut self,
         datagram: &'a mut [u8],
         now: BootNanos,

@@ -25,7 +25,7 @@ pub struct LinkOutput {
     pub datagrams: Vec<Vec<u8>>,
     /// Packets that came out of the session.
     pub packets: Vec<Vec<u8>>,
-    /// The peer's key made the datagram, and it is no repetition.
+    /// The peer's key made the datagram, and it is no repetition. Never said of a start.
     pub authenticated: bool,
     /// A new session is in use.
     pub new_session: bool,
@@ -192,11 +192,9 @@ fn take(result: TunnResult<'_>, out: &mut LinkOutput, answered: &mut bool) -> bo
     match result {
         TunnResult::WriteToNetwork(datagram) => {
             match datagram.first() {
-                // Our response: the peer proved its key.
-                Some(2) => {
-                    out.authenticated = true;
-                    *answered = true;
-                }
+                // Our response to a start. That may be a repetition of an old one, since a session that was made anew
+                // has forgotten when the last came: what the peer sends in the session proves it.
+                Some(2) => *answered = true,
                 // The empty packet that follows the peer's response.
                 Some(4) => {
                     out.authenticated = true;

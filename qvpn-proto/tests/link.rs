@@ -32,7 +32,7 @@ fn handshake(a: &mut End, b: &mut End, key_of_a: &[u8; 32]) {
     let start = a.link.start().unwrap();
     assert_eq!(b.gate.sort(&start, a.address), Sorted::Handshake { x25519: *key_of_a });
     let out = b.link.receive(a.address.ip(), &start);
-    assert!(out.authenticated && !out.new_session);
+    assert!(!out.authenticated && !out.new_session, "a start alone proves nothing");
     assert_eq!(a.gate.sort(&out.datagrams[0], b.address), Sorted::Peer(7));
     let out = a.link.receive(b.address.ip(), &out.datagrams[0]);
     assert!(out.authenticated && out.new_session);
@@ -61,6 +61,26 @@ fn a_session_carries_full_packets_both_ways_and_survives_a_restart() {
     a.link.reset();
     assert!(a.link.session_age().is_none());
     handshake(&mut a, &mut b, &key_of_a);
+    let datagram = b.link.send(&packet()).unwrap();
+    assert_eq!(a.link.receive(b.address.ip(), &datagram).packets, [packet()]);
+}
+
+/// Whoever repeats an old start after the session was made anew gets an answer, and no more.
+#[test]
+fn a_repeated_start_moves_no_endpoint_after_a_reset() {
+    let (mut a, mut b) = pair();
+    let old = a.link.start().unwrap();
+    b.link.receive(a.address.ip(), &old);
+    handshake(&mut a, &mut b, identity(1).public().x25519());
+    assert!(b.link.receive(a.address.ip(), &old).stale_start);
+    b.link.reset();
+    let stranger = SocketAddr::from(([198, 51, 100, 66], 666));
+    assert!(matches!(b.gate.sort(&old, stranger), Sorted::Handshake { .. }));
+    let out = b.link.receive(stranger.ip(), &old);
+    assert!(!out.stale_start && !out.datagrams.is_empty(), "it is taken for a new one");
+    assert!(!out.authenticated && !out.new_session, "and moves nothing");
+    assert!(b.link.send(&packet()).is_none(), "nothing is sent in it");
+    handshake(&mut a, &mut b, identity(1).public().x25519());
     let datagram = b.link.send(&packet()).unwrap();
     assert_eq!(a.link.receive(b.address.ip(), &datagram).packets, [packet()]);
 }

@@ -9,7 +9,7 @@ use sha2::{Digest, Sha384};
 use super::{Peer, Side};
 use crate::config::{PeerConfig, QkdPolicy};
 use crate::control_link::ControlLink;
-use crate::event::{FailureReason, LaneOrder, Notice};
+use crate::event::{FailureReason, Notice};
 use crate::key_schedule::psk_check;
 use crate::time::Time;
 use crate::timers::Timer;
@@ -143,6 +143,7 @@ impl<L: ControlLink> Peer<L> {
     fn other_end_started(&mut self, now: Time, rng: &mut dyn CryptoRng) {
         self.unbroken = false;
         self.send_hello(now, rng);
+        self.erase_installing();
         self.attempt_failed(FailureReason::Restarted, "the other end restarted".to_owned(), now);
         match &mut self.side {
             Side::Initiator(initiator) => {
@@ -154,9 +155,8 @@ impl<L: ControlLink> Peer<L> {
             }
             Side::Responder(responder) => {
                 responder.stock.forget_offers();
-                for (lane, index) in (0u8..).zip(responder.forget_initiator()) {
-                    self.order(lane, LaneOrder::Close { index });
-                }
+                let indices = responder.forget_initiator();
+                self.close(indices);
             }
         }
     }

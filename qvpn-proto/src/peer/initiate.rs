@@ -312,9 +312,7 @@ impl<L: ControlLink> Peer<L> {
         self.timers.set(Timer::AttemptEnd, None);
         if self.breaks_policy(done.active.sources) {
             // The other end's policy became stricter since its Accept: this epoch must never seal here.
-            for (lane, index) in (0u8..).zip(done.indices) {
-                self.order(lane, LaneOrder::Close { index });
-            }
+            self.close(done.indices);
             return;
         }
         let Side::Initiator(initiator) = &mut self.side else { return };
@@ -374,16 +372,32 @@ impl<L: ControlLink> Peer<L> {
         self.failed(reason, detail);
     }
 
-    /// Ends the attempt under way without a word; its secrets and opening keys are erased.
+    /// Ends the attempt under way without a word. Opening keys that lanes have or get already stay until their own end, unless
+    /// they break the policy: the next `Propose` names the chain of that epoch, on which the other end seals in it.
     pub(super) fn drop_attempt(&mut self) {
         self.messenger.cancel(Kind::Propose);
         self.timers.set(Timer::AttemptEnd, None);
         self.timers.set(Timer::ProposeAgain, None);
         let Side::Initiator(initiator) = &mut self.side else { return };
-        if let Attempt::Installing(installing) = std::mem::replace(&mut initiator.attempt, Attempt::Idle) {
-            for (lane, index) in (0u8..).zip(installing.indices) {
-                self.order(lane, LaneOrder::Close { index });
-            }
+        if let Attempt::Installing(installing) = std::mem::replace(&mut initiator.attempt, Attempt::Idle)
+            && self.breaks_policy(installing.active.sources)
+        {
+            self.close(installing.indices);
+        }
+    }
+
+    /// The other end of an epoch is no more: what would open its packets is erased.
+    pub(super) fn erase_installing(&mut self) {
+        let Side::Initiator(initiator) = &self.side else { return };
+        if let Attempt::Installing(installing) = &initiator.attempt {
+            self.close(installing.indices.clone());
+        }
+    }
+
+    /// Erases an epoch's opening keys.
+    pub(super) fn close(&mut self, indices: Vec<u32>) {
+        for (lane, index) in (0u8..).zip(indices) {
+            self.order(lane, LaneOrder::Close { index });
         }
     }
 

@@ -280,9 +280,7 @@ impl<L: ControlLink> Peer<L> {
         if let Some(id) = &pending.active.qkd_key_id {
             responder.stock.spoil(id);
         }
-        for (lane, index) in (0u8..).zip(pending.indices) {
-            self.order(lane, LaneOrder::Close { index });
-        }
+        self.close(pending.indices);
         let detail = "the initiator's confirmation was wrong four times".to_owned();
         self.failed(FailureReason::Confirmation, detail);
     }
@@ -295,9 +293,7 @@ impl<L: ControlLink> Peer<L> {
         responder.confirmed = Some(pending.chain);
         if self.breaks_policy(pending.active.sources) {
             // A reload made the policy stricter since the Accept: this epoch must never seal here.
-            for (lane, index) in (0u8..).zip(pending.indices) {
-                self.order(lane, LaneOrder::Close { index });
-            }
+            self.close(pending.indices);
             return;
         }
         let Side::Responder(responder) = &mut self.side else { return };

@@ -41,6 +41,8 @@ pub(super) struct Session {
     /// The first thing that went out since then.
     unanswered_since: Option<Time>,
     pings: u32,
+    /// When the last question left, since something was heard.
+    asked_at: Option<Time>,
     since: Time,
     /// When a start with a time set back was last answered by one of ours.
     stale_at: Option<Time>,
@@ -54,6 +56,7 @@ impl Session {
             heard_at: None,
             unanswered_since: None,
             pings: 0,
+            asked_at: None,
             since: now,
             stale_at: None,
         }
@@ -63,6 +66,7 @@ impl Session {
         self.heard_at = Some(self.heard_at.map_or(now, |old| old.max(now)));
         self.unanswered_since = None;
         self.pings = 0;
+        self.asked_at = None;
     }
 
     fn sent(&mut self, at: Time) {
@@ -78,8 +82,10 @@ impl Session {
         }
     }
 
+    /// Each question has its second for an answer, even if this end slept and asks late.
     pub(super) fn liveness_due(&self) -> Option<Time> {
-        self.unanswered_since.map(|at| at + SILENCE + PING_EVERY * self.pings)
+        let since = self.unanswered_since?;
+        Some(self.asked_at.map_or(since + SILENCE, |asked| asked + PING_EVERY))
     }
 
     /// Whether the other end's starts are refused since its clock was set back.
@@ -176,14 +182,17 @@ impl<L: ControlLink> Peer<L> {
         if self.link.session_age().is_none() {
             // A handshake is tried already, and there is nothing to ask through.
             self.session.unanswered_since = None;
+            self.session.asked_at = None;
             return;
         }
         if self.session.pings < PINGS {
             self.session.pings += 1;
+            self.session.asked_at = Some(now);
             self.messenger.send_once(Kind::Ping, &[], rng);
             return;
         }
         self.session.pings = 0;
+        self.session.asked_at = None;
         self.session.unanswered_since = None;
         if self.session.endpoint.is_some() {
             self.link.reset();

@@ -33,7 +33,7 @@ impl<L: ControlLink> Peer<L> {
                 let stock = &mut initiator.stock;
                 let fetch = stock.fetch(now, request).map(|number| Fetch::New { request, number });
                 let offer = stock.offer().map(|offer| (Kind::StockOffer, offer.to_bytes()));
-                (fetch, offer, stock.next_due())
+                (fetch, offer, stock.next_due(now))
             }
             Side::Responder(responder) => {
                 let stock = &mut responder.stock;

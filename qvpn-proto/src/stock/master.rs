@@ -15,6 +15,9 @@ use crate::wire::{Held, MAX_OFFER_COST, OFFER_ROOM, StockAck, StockOffer, offer_
 /// is.
 const FIRST_RETRY: Duration = Duration::from_millis(250);
 const LAST_RETRY: Duration = Duration::from_secs(1);
+/// A key that the responder doesn't get for so long no longer counts: another is fetched beside it, else a few keys that
+/// one KME lost would leave no stock for 120 s. There are never more than twice as many keys as wanted.
+const OVERDUE: Duration = Duration::from_secs(5);
 /// After keys that went bad, each of which is spent at the KME.
 const LAST_RETRY_SPENT: Duration = Duration::from_secs(10);
 
@@ -28,6 +31,16 @@ struct Key {
     suspect: bool,
     /// Attempts that named it and that wrong confirmations ended.
     spoiled: u8,
+}
+
+impl Key {
+    fn overdue_at(&self) -> Time {
+        self.since + OVERDUE
+    }
+
+    fn counts(&self, now: Time) -> bool {
+        self.held || now < self.overdue_at()
+    }
 }
 
 /// What became of keys: their IDs and why, for people.
@@ -76,7 +89,9 @@ impl MasterStock {
     /// How many keys to fetch now, under the number of the request; `None` while one is open, a failure is to be waited out, or
     /// the stock is full.
     pub fn fetch(&mut self, now: Time, request: u64) -> Option<usize> {
-        let missing = self.target.saturating_sub(self.keys.len()).min(self.room());
+        let counted = self.keys.iter().filter(|k| k.counts(now)).count();
+        let most = (self.target * 2).min(MAX_OFFER).saturating_sub(self.keys.len());
+        let missing = self.target.saturating_sub(counted).min(most).min(self.room());
         let waiting = self.open.is_some() || self.retry_at.is_some_and(|at| at > now);
         if missing == 0 || waiting {
             return None;
@@ -183,10 +198,12 @@ impl MasterStock {
 
     /// When [`age`](Self::age) or [`fetch`](Self::fetch) has something to do next.
     #[must_use]
-    pub fn next_due(&self) -> Option<Time> {
+    pub fn next_due(&self, now: Time) -> Option<Time> {
         let ages = self.keys.iter().map(|k| k.since + if k.held { MAX_KEY_AGE } else { GIVE_UP });
-        let retry = self.retry_at.filter(|_| self.open.is_none() && self.keys.len() < self.target);
-        ages.chain(retry).min()
+        let overdue = self.keys.iter().filter(|k| !k.held).map(Key::overdue_at).filter(|at| *at > now);
+        let counted = self.keys.iter().filter(|k| k.counts(now)).count();
+        let retry = self.retry_at.filter(|at| self.open.is_none() && counted < self.target && *at > now);
+        ages.chain(overdue).chain(retry).min()
     }
 
     /// The offer to send, if the set of keys changed since the last one.

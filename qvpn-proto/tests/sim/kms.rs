@@ -1,0 +1,161 @@
+//! The two KMEs of a tunnel: keys that both sites get under one ID, and all that goes wrong with that.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use qvpn_proto::event::{KmsTrouble, TroubleKind};
+use qvpn_proto::{Fetch, FetchedKey, KeyName, KmsReport, Time};
+use qvpn_secret::SecretBuf;
+use rand_chacha::ChaCha20Rng;
+use rand_chacha::rand_core::Rng;
+
+use crate::network::{chance, up_to};
+
+/// What goes wrong; chances are per mille and per key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KmsFaults {
+    /// An answer takes so long.
+    pub delay: Duration,
+    /// At most so much more.
+    pub jitter: Duration,
+    /// The responder's KME gets a key up to so much later than the initiator's.
+    pub lag: Duration,
+    /// The responder's KME never gets it.
+    pub lost: u32,
+    /// The two KMEs hold other bytes under the same ID.
+    pub wrong: u32,
+    /// The key is too short.
+    pub short: u32,
+    /// A key comes a second time: the same bytes and ID.
+    pub again: u32,
+}
+
+pub const GOOD: KmsFaults = KmsFaults {
+    delay: Duration::from_millis(20),
+    jitter: Duration::ZERO,
+    lag: Duration::ZERO,
+    lost: 0,
+    wrong: 0,
+    short: 0,
+    again: 0,
+};
+
+struct Waiting {
+    bytes: Vec<u8>,
+    from: Time,
+}
+
+/// A key that left a KME: to which end, and its bytes.
+pub struct Delivered {
+    pub end: usize,
+    pub id: String,
+    pub bytes: Vec<u8>,
+}
+
+pub struct Kms {
+    pub faults: KmsFaults,
+    /// Whether the KME of each of the two ends can be asked.
+    pub up: [bool; 2],
+    /// Requests to each end's KME.
+    pub asked: [u32; 2],
+    pub corrupt_next_key: bool,
+    pub corrupt_all_keys: bool,
+    next: u64,
+    waiting: BTreeMap<String, Waiting>,
+    last: Option<(String, Vec<u8>)>,
+    tunnel: usize,
+}
+
+impl Kms {
+    pub fn new(tunnel: usize) -> Self {
+        Self {
+            faults: GOOD,
+            up: [true; 2],
+            asked: [0; 2],
+            corrupt_next_key: false,
+            corrupt_all_keys: false,
+            next: 0,
+            waiting: BTreeMap::new(),
+            last: None,
+            tunnel,
+        }
+    }
+
+    /// The KME of an end forgets every key that the other end has not fetched yet.
+    pub fn forget(&mut self) {
+        self.waiting.clear();
+    }
+
+    /// Answers: after how long, what, and which keys leave.
+    pub fn fetch(
+        &mut self,
+        end: usize,
+        fetch: Fetch,
+        now: Time,
+        rng: &mut ChaCha20Rng,
+    ) -> (Duration, KmsReport, Vec<Delivered>) {
+        let side = end % 2;
+        self.asked[side] += 1;
+        let delay = self.faults.delay + up_to(self.faults.jitter, rng);
+        let mut delivered = Vec::new();
+        let (Fetch::New { request, .. } | Fetch::ById { request, .. }) = &fetch;
+        let request = *request;
+        if !self.up[side] {
+            let text = format!("KME of site {end} is unreachable");
+            let trouble = KmsTrouble { kind: TroubleKind::Unavailable, text };
+            return (delay, KmsReport::Failed { request, trouble }, delivered);
+        }
+        let mut found = Vec::new();
+        let mut missing = None;
+        let mut give = |id: String, mut bytes: Vec<u8>| {
+            delivered.push(Delivered { end, id: id.clone(), bytes: bytes.clone() });
+            let name = KeyName { id, source_kme: "kme-a".to_owned(), target_kme: "kme-b".to_owned() };
+            found.push(FetchedKey { name, secret: SecretBuf::take(&mut bytes) });
+        };
+        match fetch {
+            Fetch::New { number, .. } => {
+                for _ in 0..number {
+                    let (id, bytes) = self.new_key(now, rng);
+                    give(id, bytes);
+                }
+            }
+            Fetch::ById { keys, .. } => {
+                for name in &keys {
+                    if self.waiting.get(&name.id).is_none_or(|key| key.from > now) {
+                        continue;
+                    }
+                    let Some(Waiting { mut bytes, .. }) = self.waiting.remove(&name.id) else { continue };
+                    let wrong = chance(self.faults.wrong, rng);
+                    if std::mem::take(&mut self.corrupt_next_key) || self.corrupt_all_keys || wrong {
+                        bytes[0] ^= 1;
+                    }
+                    give(name.id.clone(), bytes);
+                }
+                if found.len() < keys.len() {
+                    let text = "not found".to_owned();
+                    missing = Some(KmsTrouble { kind: TroubleKind::NotFound, text });
+                }
+            }
+        }
+        (delay, KmsReport::Keys { request, keys: found, missing }, delivered)
+    }
+
+    fn new_key(&mut self, now: Time, rng: &mut ChaCha20Rng) -> (String, Vec<u8>) {
+        if let Some(last) = self.last.clone().filter(|_| chance(self.faults.again, rng)) {
+            return last;
+        }
+        self.next += 1;
+        let id = match self.tunnel {
+            0 => format!("key-{}", self.next),
+            tunnel => format!("key-{tunnel}-{}", self.next),
+        };
+        let mut bytes = vec![0; if chance(self.faults.short, rng) { 31 } else { 32 }];
+        rng.fill_bytes(&mut bytes);
+        if !chance(self.faults.lost, rng) {
+            let from = now + up_to(self.faults.lag, rng);
+            self.waiting.insert(id.clone(), Waiting { bytes: bytes.clone(), from });
+        }
+        self.last = Some((id.clone(), bytes.clone()));
+        (id, bytes)
+    }
+}

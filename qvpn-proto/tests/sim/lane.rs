@@ -1,0 +1,173 @@
+//! A lane as the data path has it, without its threads and sockets: its real sealing and opening sessions, and its rules
+//! for which key it takes and where it sends.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+
+use qvpn_dataplane::session::{HEADER, OpenError, OpeningSession, SealError, SealingSession, TAG};
+use qvpn_dataplane::{OpeningKey, PeerId, SealingKey};
+use qvpn_proto::{Suite, Time};
+use qvpn_secret::Secret;
+
+/// The bytes of a key, by which the model knows it.
+pub type Key = [u8; 32];
+
+pub struct Sealing {
+    session: SealingSession,
+    pub key: Key,
+}
+
+struct Opening {
+    session: OpeningSession,
+    key: Key,
+}
+
+#[derive(Default)]
+pub struct Lane {
+    pub sealing: Option<Sealing>,
+    opening: BTreeMap<u32, Opening>,
+    highest_sealing: Option<u64>,
+    highest_opening: Option<u64>,
+    newest_heard: Option<u64>,
+    pub endpoint: Option<SocketAddr>,
+}
+
+/// What came of a packet that opened.
+pub struct Opened {
+    pub key: Key,
+    pub counter: u64,
+    pub text: Vec<u8>,
+    pub generation: u64,
+    /// The first in its epoch.
+    pub first: bool,
+    /// The lane sends there from now on.
+    pub roamed: bool,
+}
+
+fn suite(suite: Suite) -> qvpn_dataplane::Suite {
+    match suite {
+        Suite::ChaCha20Poly1305 => qvpn_dataplane::Suite::ChaCha20Poly1305,
+        Suite::Aes256Gcm => qvpn_dataplane::Suite::Aes256Gcm,
+    }
+}
+
+const PEER: PeerId = PeerId(1);
+
+impl Lane {
+    pub fn install_opening(
+        &mut self,
+        (generation, index): (u64, u32),
+        of: Suite,
+        key: Secret<32>,
+        expires_at: Time,
+        now: Time,
+    ) -> bool {
+        let later = self.highest_opening.is_none_or(|highest| generation > highest);
+        let free = !self.opening.contains_key(&index);
+        if !later || !free || expires_at <= now || index >> 31 == 0 {
+            return false;
+        }
+        self.highest_opening = Some(generation);
+        let bytes = *key.expose();
+        let expires_at = expires_at.as_nanos();
+        let key = OpeningKey { peer: PEER, epoch: generation, index, suite: suite(of), key, expires_at };
+        self.opening.insert(index, Opening { session: OpeningSession::new(&key).unwrap(), key: bytes });
+        true
+    }
+
+    pub fn install_sealing(
+        &mut self,
+        (generation, receiver_index): (u64, u32),
+        of: Suite,
+        key: Secret<32>,
+        (expires_at, packets): (Time, u64),
+        now: Time,
+    ) -> bool {
+        let later = self.highest_sealing.is_none_or(|highest| generation > highest);
+        if !later || expires_at <= now || receiver_index >> 31 == 0 {
+            return false;
+        }
+        self.highest_sealing = Some(generation);
+        let bytes = *key.expose();
+        let key = SealingKey {
+            peer: PEER,
+            epoch: generation,
+            receiver_index,
+            suite: suite(of),
+            key,
+            expires_at: expires_at.as_nanos(),
+            packets,
+        };
+        self.sealing = Some(Sealing { session: SealingSession::new(&key).unwrap(), key: bytes });
+        true
+    }
+
+    pub fn close_older(&mut self, generation: u64, at: Time, now: Time) {
+        for opening in self.opening.values_mut().filter(|o| o.session.epoch < generation) {
+            opening.session.expires_at = opening.session.expires_at.min(at.as_nanos());
+        }
+        self.opening.retain(|_, o| o.session.expires_at > now.as_nanos());
+    }
+
+    pub fn close(&mut self, index: u32) {
+        self.opening.remove(&index);
+    }
+
+    /// The epoch whose sealing key reached its age: it is erased.
+    pub fn end_due(&mut self, now: Time) -> Option<u64> {
+        self.opening.retain(|_, o| o.session.expires_at > now.as_nanos());
+        let ended = self.sealing.as_ref().filter(|s| s.session.expires_at <= now.as_nanos())?;
+        let generation = ended.session.epoch;
+        self.sealing = None;
+        Some(generation)
+    }
+
+    pub fn seals(&self, now: Time) -> bool {
+        self.sealing.as_ref().is_some_and(|s| s.session.expires_at > now.as_nanos())
+    }
+
+    /// Whether an opening key is here of an epoch that is not sealed in yet.
+    pub fn waits(&self) -> bool {
+        self.highest_opening > self.highest_sealing
+    }
+
+    /// Seals a packet; at the packet limit, the epoch that ended.
+    pub fn seal(&mut self, text: &[u8], now: Time) -> Result<(Key, Vec<u8>), Option<u64>> {
+        let Some(sealing) = &mut self.sealing else { return Err(None) };
+        let mut buffer = vec![0; HEADER + text.len() + TAG];
+        buffer[HEADER..HEADER + text.len()].copy_from_slice(text);
+        match sealing.session.seal(&mut buffer, text.len(), text.len(), now.as_nanos()) {
+            Ok(len) => {
+                buffer.truncate(len);
+                Ok((sealing.key, buffer))
+            }
+            Err(SealError::Expired) => Err(None),
+            Err(SealError::PacketLimit) => {
+                let generation = sealing.session.epoch;
+                self.sealing = None;
+                Err(Some(generation))
+            }
+        }
+    }
+
+    pub fn has(&self, index: u32) -> bool {
+        self.opening.contains_key(&index)
+    }
+
+    pub fn open(&mut self, datagram: &[u8], from: SocketAddr, now: Time) -> Result<Opened, OpenError> {
+        let index = u32::from_le_bytes(datagram[4..8].try_into().unwrap());
+        let Some(opening) = self.opening.get_mut(&index) else { return Err(OpenError::Auth) };
+        let mut buffer = datagram.to_vec();
+        let (text, highest) = opening.session.open(&mut buffer, now.as_nanos())?;
+        let generation = opening.session.epoch;
+        let first = std::mem::replace(&mut opening.session.fresh, false);
+        self.newest_heard = self.newest_heard.max(Some(generation));
+        let newest = highest && self.newest_heard == Some(generation);
+        let roamed = newest && self.endpoint != Some(from);
+        if roamed {
+            self.endpoint = Some(from);
+        }
+        let counter = u64::from_le_bytes(datagram[8..16].try_into().unwrap());
+        Ok(Opened { key: opening.key, counter, text: text.to_vec(), generation, first, roamed })
+    }
+}

@@ -1,0 +1,323 @@
+//! The reference model: what must be true of keys, epochs and packets, told in a few tables and compared with each step
+//! of the simulation. It knows nothing of how the ends come to their decisions.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use qvpn_proto::epoch::{MAX_PACKETS, drain, max_age};
+use qvpn_proto::event::Sources;
+use qvpn_proto::{QkdPolicy, Time};
+
+use crate::kms::Delivered;
+use crate::lane::{Key, Opened};
+
+/// What is wrong, in words.
+pub type Verdict = Result<(), String>;
+
+/// Clocks may differ by so much within the life of a key.
+const SLACK: Duration = Duration::from_secs(1);
+
+/// A key that an end can open with.
+struct Openable {
+    end: usize,
+    life: u32,
+    lane: u8,
+    index: u32,
+    expires: Time,
+}
+
+/// A key that an end seals with.
+struct Sealed {
+    end: usize,
+    life: u32,
+    /// By the end's own clock.
+    limit: Time,
+    packets: u64,
+    counter: u64,
+    weak: bool,
+}
+
+/// What is known of an end.
+struct End {
+    life: u32,
+    started: Time,
+    policy: QkdPolicy,
+    interval: Duration,
+    last_qkd: Option<Time>,
+    highest: u64,
+    /// When each epoch's keys were made, by generation.
+    derived: BTreeMap<u64, Time>,
+    /// Keys ordered since the last epoch came into force, and their epoch.
+    fresh: Vec<Key>,
+    /// When the policy last became stricter, or an interval changed.
+    tightened: bool,
+}
+
+/// An epoch that at least one end brought into force.
+struct Made {
+    sources: Sources,
+    qkd_key_id: Option<String>,
+    by: [bool; 2],
+}
+
+/// A packet on its way.
+#[derive(Clone)]
+pub struct Packet {
+    pub from: usize,
+    pub from_life: u32,
+    pub key: Key,
+    pub counter: u64,
+    pub text: Vec<u8>,
+    pub sealed: Time,
+    pub intact: bool,
+}
+
+#[derive(Default)]
+pub struct Model {
+    ends: Vec<End>,
+    openable: BTreeMap<Key, Openable>,
+    sealed: BTreeMap<Key, Sealed>,
+    /// By tunnel, the initiator's life, and number.
+    epochs: BTreeMap<(usize, u32, u64), Made>,
+    proposed: BTreeMap<(usize, u32, u64), Time>,
+    qkd_used: BTreeMap<String, (usize, u32, u64)>,
+    qkd_delivered: BTreeMap<(usize, u32, String), Vec<u8>>,
+    opened: BTreeSet<(Key, u64)>,
+    /// The smallest and the largest interval of each tunnel so far.
+    intervals: BTreeMap<usize, (Duration, Duration)>,
+}
+
+fn check(holds: bool, what: impl FnOnce() -> String) -> Verdict {
+    if holds { Ok(()) } else { Err(what()) }
+}
+
+impl Model {
+    /// An end began a life; ends are told in their order at first.
+    pub fn started(&mut self, end: usize, life: u32, policy: QkdPolicy, interval: Duration, now: Time) {
+        let fresh = End {
+            life,
+            started: now,
+            policy,
+            interval,
+            last_qkd: None,
+            highest: 0,
+            derived: BTreeMap::new(),
+            fresh: Vec::new(),
+            tightened: false,
+        };
+        if end == self.ends.len() {
+            self.ends.push(fresh)
+        } else {
+            self.ends[end] = fresh
+        }
+        self.note_interval(end);
+    }
+
+    /// An end has another config from now on.
+    pub fn configured(&mut self, end: usize, policy: QkdPolicy, interval: Duration) {
+        if policy > self.ends[end].policy {
+            self.ends[end].tightened = true;
+            self.ends[end ^ 1].tightened = true;
+        }
+        (self.ends[end].policy, self.ends[end].interval) = (policy, interval);
+        self.note_interval(end);
+    }
+
+    fn note_interval(&mut self, end: usize) {
+        let own = self.ends[end].interval;
+        let agreed = self.ends.get(end ^ 1).map_or(own, |other| other.interval.min(own));
+        let known = self.intervals.entry(end / 2).or_insert((agreed, agreed));
+        *known = (known.0.min(agreed), known.1.max(agreed));
+    }
+
+    /// An end sent the first piece of a `Propose`.
+    pub fn proposed(&mut self, end: usize, epoch: u64, now: Time) {
+        self.proposed.entry((end, self.ends[end].life, epoch)).or_insert(now);
+    }
+
+    /// A KME handed out a key. Keys of its own fault are not judged here but where they are used.
+    pub fn delivered_key(&mut self, key: &Delivered) {
+        let life = self.ends[key.end].life;
+        self.qkd_delivered.insert((key.end, life, key.id.clone()), key.bytes.clone());
+    }
+
+    /// An end ordered a key that opens into a lane.
+    pub fn opening(
+        &mut self,
+        end: usize,
+        (lane, generation, index): (u8, u64, u32),
+        key: Key,
+        (local, expires): (Time, Time),
+    ) -> Verdict {
+        let life = self.ends[end].life;
+        self.ends[end].derived.entry(generation).or_insert(local);
+        let before = self.openable.insert(key, Openable { end, life, lane, index, expires });
+        check(before.is_none(), || format!("no key twice: end {end} was given an opening key a second time"))
+    }
+
+    /// An end ordered a key that seals into a lane. `expires` is by its own clock and in true time.
+    pub fn sealing(
+        &mut self,
+        end: usize,
+        (lane, generation, index): (u8, u64, u32),
+        key: Key,
+        (expires, expires_true): (Time, Time),
+        packets: u64,
+    ) -> Verdict {
+        let Some(opens) = self.openable.get(&key) else {
+            return Err(format!("agreement: end {end} seals with a key that no end can open"));
+        };
+        check((opens.end, opens.lane, opens.index) == (end ^ 1, lane, index), || {
+            format!(
+                "agreement: end {end} seals for lane {lane}, index {index:#x} with the key of end {}'s lane {}, index {:#x}",
+                opens.end, opens.lane, opens.index
+            )
+        })?;
+        let (least, most) = self.intervals[&(end / 2)];
+        let Some(derived) = self.ends[end].derived.get(&generation) else {
+            return Err(format!("end {end} seals in generation {generation} that it cannot open"));
+        };
+        check(expires <= *derived + max_age(most) && packets <= MAX_PACKETS, || {
+            format!("limits: end {end}'s key of generation {generation} ends {expires:?}, made {derived:?}")
+        })?;
+        check(least != most || opens.expires + SLACK >= expires_true + drain(least), || {
+            format!(
+                "hitless: end {end} seals until {expires_true:?}, and end {} opens only until {:?}",
+                opens.end, opens.expires
+            )
+        })?;
+        let life = self.ends[end].life;
+        let sealed = Sealed { end, life, limit: expires, packets, counter: 0, weak: false };
+        self.ends[end].fresh.push(key);
+        check(self.sealed.insert(key, sealed).is_none(), || {
+            format!("no key twice: end {end} seals a second time with one key")
+        })
+    }
+
+    /// An end says that an epoch is in force.
+    pub fn activated(
+        &mut self,
+        end: usize,
+        initiator: bool,
+        (epoch, sources): (u64, Sources),
+        qkd_key_id: Option<&String>,
+        now: Time,
+    ) -> Verdict {
+        let fresh = std::mem::take(&mut self.ends[end].fresh);
+        let Some(opens) = fresh.first().and_then(|key| self.openable.get(key)) else {
+            return Err(format!("end {end} has epoch {epoch} in force and no key"));
+        };
+        // Whose life numbered it: our own, or that of the end that made the key.
+        let life = if initiator { self.ends[end].life } else { opens.life };
+        let own = &self.ends[end];
+        check(initiator || epoch > own.highest || opens.life > 1, || {
+            format!("end {end} went back to epoch {epoch}")
+        })?;
+        check(sources.qkd == qkd_key_id.is_some(), || {
+            format!("end {end}: epoch {epoch} names its key wrongly")
+        })?;
+        check(sources.qkd || own.policy != QkdPolicy::Required, || {
+            format!("required never without QKD: end {end} has epoch {epoch} in force without")
+        })?;
+        let others = self.ends[end ^ 1].policy;
+        check(sources.qkd || own.tightened || others != QkdPolicy::Required, || {
+            format!("required never without QKD: end {} requires it, end {end} goes on without", end ^ 1)
+        })?;
+        let (least, _) = self.intervals[&(end / 2)];
+        let waited = now.since(own.last_qkd.unwrap_or(own.started)) + SLACK / 100 >= least * 2;
+        let prefers = own.policy == QkdPolicy::Preferred && others == QkdPolicy::Preferred;
+        check(sources.qkd || waited || !prefers, || {
+            format!("preferred: end {end} goes on without QKD before two intervals have passed")
+        })?;
+        let number = (end / 2, life, epoch);
+        if initiator && let Some(at) = self.proposed.get(&(end, life, epoch)) {
+            let (_, most) = self.intervals[&(end / 2)];
+            let over = fresh.iter().any(|key| self.sealed[key].limit > *at + max_age(most));
+            check(!over, || format!("limits: end {end} seals for longer than from its first Propose on"))?;
+        }
+        for key in &fresh {
+            self.sealed.get_mut(key).unwrap().weak = !sources.qkd;
+        }
+        self.ends[end].highest = epoch;
+        if sources.qkd {
+            self.ends[end].last_qkd = Some(now);
+        }
+        if let Some(id) = qkd_key_id {
+            let before = self.qkd_used.insert(id.clone(), number);
+            check(before.is_none_or(|other| other == number), || {
+                format!("no key twice: QKD key {id} went into epochs {before:?} and {number:?}")
+            })?;
+            let other_life = if initiator { opens.life } else { life };
+            let bytes = |end: usize, life: u32| self.qkd_delivered.get(&(end, life, id.clone()));
+            let (ours, theirs) = (bytes(end, self.ends[end].life), bytes(end ^ 1, other_life));
+            check(ours.is_some() && ours == theirs, || {
+                format!("agreement: epoch {epoch} rests on QKD key {id}, which the ends do not both hold")
+            })?;
+        }
+        let made = Made { sources, qkd_key_id: qkd_key_id.cloned(), by: [false; 2] };
+        let made = self.epochs.entry(number).or_insert(made);
+        check(made.sources == sources && made.qkd_key_id.as_ref() == qkd_key_id, || {
+            format!("agreement: the ends disagree on what epoch {epoch} is made of")
+        })?;
+        check(!std::mem::replace(&mut made.by[end % 2], true), || {
+            format!("end {end} brought epoch {epoch} into force twice")
+        })
+    }
+
+    /// A lane sealed a packet.
+    pub fn sealed(&mut self, end: usize, key: Key, counter: u64, now: Time) -> Verdict {
+        let required = self.ends[end].policy == QkdPolicy::Required;
+        let Some(known) = self.sealed.get_mut(&key) else {
+            return Err(format!("end {end} sealed with a key that nobody ordered"));
+        };
+        check((known.end, known.life) == (end, self.ends[end].life), || {
+            format!("end {end} sealed with a key of end {}'s life {}", known.end, known.life)
+        })?;
+        check(now < known.limit && counter < known.packets, || {
+            format!("limits: end {end} sealed packet {counter} at {now:?}, the key ended {:?}", known.limit)
+        })?;
+        check(counter >= known.counter, || {
+            format!("no nonce twice: end {end} sealed counter {counter} again")
+        })?;
+        known.counter = counter + 1;
+        check(!(known.weak && required), || format!("required never without QKD: end {end} sealed a packet"))
+    }
+
+    /// The network brought a packet to `to`, where it opened or not. True if it was opened.
+    pub fn arrived(
+        &mut self,
+        packet: &Packet,
+        to: usize,
+        opened: Option<&Opened>,
+        now: Time,
+    ) -> Result<bool, String> {
+        if let Some(opened) = opened {
+            check(packet.intact && opened.text == packet.text && opened.key == packet.key, || {
+                format!("end {to} opened a packet that nobody sealed so")
+            })?;
+            check(self.opened.insert((opened.key, opened.counter)), || {
+                format!("end {to} opened packet {} twice", opened.counter)
+            })?;
+            return Ok(true);
+        }
+        let again = self.opened.contains(&(packet.key, packet.counter));
+        let Some(opens) = self.openable.get(&packet.key) else {
+            return Err("agreement: a packet is under a key that no end made".to_owned());
+        };
+        let running = opens.end == to
+            && opens.life == self.ends[to].life
+            && packet.from_life == self.ends[packet.from].life;
+        let (least, _) = self.intervals[&(to / 2)];
+        let late = now.since(packet.sealed) >= drain(least);
+        let stopped = self.sealed[&packet.key].weak && self.ends[to].tightened;
+        check(!packet.intact || again || !running || late || stopped, || {
+            format!(
+                "hitless: packet {} that end {} sealed {:?} before it arrived does not open at end {to}",
+                packet.counter,
+                packet.from,
+                now.since(packet.sealed)
+            )
+        })?;
+        Ok(false)
+    }
+}

@@ -1,0 +1,69 @@
+//! What a site is told before a simulation starts; a test may change it.
+
+use std::net::SocketAddr;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use qvpn_identity::{Psk, SecretIdentity};
+use qvpn_proto::{PeerConfig, QkdPolicy, Role, Suite};
+use rand_chacha::ChaCha20Rng;
+use rand_chacha::rand_core::SeedableRng;
+
+#[derive(Clone)]
+pub struct Site {
+    pub identity: Arc<SecretIdentity>,
+    pub role: Role,
+    pub suite: Suite,
+    pub interval: Duration,
+    pub lanes: u8,
+    pub policy: QkdPolicy,
+    pub sae: String,
+    pub sae_other: String,
+    pub psk: Option<Arc<Psk>>,
+    pub stock: usize,
+    pub knows_endpoint: bool,
+}
+
+pub fn identity(seed: u64) -> Arc<SecretIdentity> {
+    Arc::new(SecretIdentity::generate(&mut ChaCha20Rng::seed_from_u64(seed)))
+}
+
+/// Two sites that fit; the first initiates.
+pub fn sites(policy: QkdPolicy, interval: Duration) -> [Site; 2] {
+    static BOTH: OnceLock<[Arc<SecretIdentity>; 2]> = OnceLock::new();
+    let [a, b] = BOTH.get_or_init(|| [identity(1), identity(2)]).clone();
+    let site = |identity: Arc<SecretIdentity>, role, sae: &str, other: &str| Site {
+        identity,
+        role,
+        suite: Suite::ChaCha20Poly1305,
+        interval,
+        lanes: 1,
+        policy,
+        sae: sae.to_owned(),
+        sae_other: other.to_owned(),
+        psk: None,
+        stock: 5,
+        knows_endpoint: true,
+    };
+    [site(a, Role::Initiator, "SITE-A", "SITE-B"), site(b, Role::Responder, "SITE-B", "SITE-A")]
+}
+
+/// The config of one end towards another that is at `endpoint`. `number` is this peer's in its gateway.
+pub fn config(site: &Site, other: &Site, endpoint: SocketAddr, number: u16) -> PeerConfig {
+    let site = site.clone();
+    PeerConfig {
+        local: site.identity,
+        remote: *other.identity.public(),
+        role: site.role,
+        suite: site.suite,
+        rekey_interval: site.interval,
+        lanes: site.lanes,
+        policy: site.policy,
+        sae_local: site.sae,
+        sae_remote: site.sae_other,
+        psk: site.psk,
+        stock: site.stock,
+        endpoint: site.knows_endpoint.then_some(endpoint),
+        number,
+    }
+}

@@ -1,0 +1,83 @@
+//! Many seeds' storms: ten thousand rekeys in each run of the tests, as many as one likes in `make soak`, and the seeds
+//! that once found a defect.
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::time::Instant;
+
+use crate::storm::{Tally, storm};
+
+/// A seed that fails ends the other threads' work, too.
+struct StopOnPanic<'a>(&'a AtomicBool);
+
+impl Drop for StopOnPanic<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.store(true, Relaxed);
+        }
+    }
+}
+
+/// Seeds from `first` on until there were `rekeys` of them, on every core.
+fn many(first: u64, rekeys: u64) -> Tally {
+    let (next, stop) = (AtomicU64::new(first), AtomicBool::new(false));
+    let sum = Mutex::new(Tally::default());
+    let workers = std::thread::available_parallelism().map_or(1, usize::from);
+    std::thread::scope(|scope| {
+        for _ in 0..workers {
+            scope.spawn(|| {
+                let _guard = StopOnPanic(&stop);
+                while !stop.load(Relaxed) {
+                    let tally = storm(next.fetch_add(1, Relaxed));
+                    let mut sum = sum.lock().unwrap();
+                    sum.add(&tally);
+                    stop.fetch_or(sum.rekeys >= rekeys, Relaxed);
+                }
+            });
+        }
+    });
+    sum.into_inner().unwrap()
+}
+
+fn number(name: &str) -> Option<u64> {
+    std::env::var(name).ok().map(|text| text.parse().unwrap())
+}
+
+#[test]
+fn ten_thousand_rekeys_under_every_fault() {
+    let tally = many(1, 10_000);
+    assert!(tally.restarts > 20 && tally.packets > 10_000, "{tally:?}");
+    println!("{tally:?}");
+}
+
+/// `QVPN_SIM_REKEYS` says how many, a million if not; `QVPN_SIM_FIRST` is the first seed.
+#[test]
+#[ignore = "a long run, for `make soak`"]
+fn a_million_rekeys() {
+    let (first, rekeys) =
+        (number("QVPN_SIM_FIRST").unwrap_or(1_000_000), number("QVPN_SIM_REKEYS").unwrap_or(1_000_000));
+    let (begun, tally) = (Instant::now(), many(first, rekeys));
+    println!(
+        "soak: simulator: {} rekeys, {} packets sealed and {} opened, {} restarts, {} steps, {:.1} days simulated in {} s",
+        tally.rekeys,
+        tally.packets,
+        tally.opened,
+        tally.restarts,
+        tally.steps,
+        tally.simulated.as_secs_f64() / 86_400.0,
+        begun.elapsed().as_secs()
+    );
+    println!(
+        "soak: simulator: {} seeds from {first} on, nothing violated; well again after at most {:.1} s, with bad keys {:.1} s",
+        tally.seeds,
+        tally.slowest[0].as_secs_f64(),
+        tally.slowest[1].as_secs_f64()
+    );
+}
+
+/// Runs the seed in `QVPN_SIM_SEED` and prints all that happens.
+#[test]
+#[ignore = "for one seed that failed"]
+fn one_seed() {
+    println!("{:?}", storm(number("QVPN_SIM_SEED").unwrap()));
+}

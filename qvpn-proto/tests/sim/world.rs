@@ -1,0 +1,830 @@
+//! The simulation itself: gateways with their clocks, lanes and peers, one queue of what happens next, and the model
+//! that is told of everything.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::fmt::Write as _;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
+
+use qvpn_proto::event::{FailureReason, PeerView};
+use qvpn_proto::wire::fragment::packets;
+use qvpn_proto::wire::{Fragment, Kind, MessageId, Reject};
+use qvpn_proto::{Event, KmsReport, LaneOrder, LaneReport, Notice, Peer, State, Time, Transmit};
+use rand_chacha::ChaCha20Rng;
+use rand_chacha::rand_core::{Rng, SeedableRng};
+
+use crate::clock::{BEGIN, Clock, MS};
+use crate::kms::Kms;
+use crate::lane::Lane;
+use crate::link::{self, FakeLink, Shared};
+use crate::model::{Model, Packet, Verdict};
+use crate::network::{Faults, below, chance, up_to};
+use crate::site::{Site, config};
+
+const PORT: u16 = 51820;
+/// Ports of a gateway's lanes lie in one block; a NAT that moves gives another.
+const BLOCK: u16 = 32;
+const TICK: Duration = Duration::from_millis(500);
+/// How many lines of what happened a failure prints.
+const TOLD: usize = 250;
+/// Where the attacker sits.
+const ATTACKER: ([u8; 4], u16) = ([198, 51, 100, 66], 666);
+
+enum Happening {
+    Datagram { to: SocketAddr, from: SocketAddr, bytes: Vec<u8>, packet: Option<Packet> },
+    Order { end: usize, life: u32, lane: u8, order: LaneOrder },
+    Report { end: usize, life: u32, report: LaneReport },
+    Kms { end: usize, life: u32, report: KmsReport },
+    LaneDue { end: usize, life: u32, lane: u8 },
+    Tick { end: usize, life: u32 },
+    Send { from: usize },
+}
+
+pub struct Gateway {
+    pub clock: Clock,
+    /// The block of its ports as others see them.
+    block: u16,
+    /// The daemon does nothing until then; its lanes go on.
+    pub busy_until: Time,
+    /// The machine does nothing until then.
+    pub asleep_until: Time,
+    /// Its wall clock is so much ahead of the other one.
+    pub wall: u64,
+}
+
+pub struct End {
+    pub peer: Peer<FakeLink>,
+    pub life: u32,
+    gateway: usize,
+    link: Arc<Shared>,
+    lanes: Vec<Lane>,
+    pub notices: Vec<(Time, Notice)>,
+    sent_at: Option<Time>,
+    received_at: Option<Time>,
+    told: (Option<Time>, Option<Time>),
+    /// When the last order and the last report of each lane arrive.
+    last: Vec<(Time, Time)>,
+    /// Orders and reports on their way.
+    in_flight: usize,
+}
+
+pub struct World {
+    pub now: Time,
+    pub rng: ChaCha20Rng,
+    pub seed: u64,
+    pub ends: Vec<End>,
+    pub gateways: Vec<Gateway>,
+    pub sites: Vec<Site>,
+    pub faults: Faults,
+    /// Whether nothing gets from an end to the other.
+    pub cut: Vec<bool>,
+    /// One for each tunnel.
+    pub kms: Vec<Kms>,
+    /// How long an order takes to a lane, and a report back.
+    pub lane_delay: Duration,
+    pub lane_jitter: Duration,
+    pub packet_limit: Option<u64>,
+    pub data_sent: u64,
+    pub data_opened: u64,
+    pub data_blocked: u64,
+    /// The refusals that each end sent, repetitions too.
+    pub rejects: Vec<Vec<Reject>>,
+    /// Datagrams, timers, reports and answers that were handled.
+    pub steps: u64,
+    /// Restarts a gateway after so many steps.
+    pub restart_at: Option<(u64, usize)>,
+    pub epochs: u64,
+    pub restarts: u64,
+    model: Model,
+    queue: BTreeMap<(Time, u64), Happening>,
+    sequence: u64,
+    data_every: Option<Duration>,
+    numbered: u64,
+    told: VecDeque<String>,
+    aloud: bool,
+}
+
+impl World {
+    /// Two sites.
+    pub fn new(seed: u64, sites: [Site; 2], faults: Faults) -> Self {
+        Self::with(seed, vec![sites], faults)
+    }
+
+    /// A tunnel for each pair: ends 2n and 2n + 1. The first ends are all on one gateway if there are several.
+    pub fn with(seed: u64, tunnels: Vec<[Site; 2]>, faults: Faults) -> Self {
+        let gateways = 1 + tunnels.len();
+        let gateway = || Gateway {
+            clock: Clock::default(),
+            block: 0,
+            busy_until: BEGIN,
+            asleep_until: BEGIN,
+            wall: 1 << 60,
+        };
+        let kms = (0..tunnels.len()).map(Kms::new).collect();
+        let mut world = Self {
+            now: BEGIN,
+            rng: ChaCha20Rng::seed_from_u64(seed),
+            seed,
+            ends: Vec::new(),
+            gateways: (0..gateways).map(|_| gateway()).collect(),
+            sites: tunnels.into_iter().flatten().collect(),
+            faults,
+            cut: Vec::new(),
+            kms,
+            lane_delay: MS / 10,
+            lane_jitter: Duration::ZERO,
+            packet_limit: None,
+            data_sent: 0,
+            data_opened: 0,
+            data_blocked: 0,
+            rejects: Vec::new(),
+            steps: 0,
+            restart_at: None,
+            epochs: 0,
+            restarts: 0,
+            model: Model::default(),
+            queue: BTreeMap::new(),
+            sequence: 0,
+            data_every: None,
+            numbered: 0,
+            told: VecDeque::new(),
+            aloud: std::env::var_os("QVPN_SIM_SEED").is_some(),
+        };
+        for end in 0..world.sites.len() {
+            let first = world.make(end, 1);
+            world.ends.push(first);
+            world.cut.push(false);
+            world.rejects.push(Vec::new());
+        }
+        world
+    }
+
+    fn gateway_of(end: usize) -> usize {
+        if end % 2 == 0 { 0 } else { end / 2 + 1 }
+    }
+
+    /// Where lane 0 of a gateway is, as others see it.
+    fn address(&self, gateway: usize) -> SocketAddr {
+        let last = u8::try_from(gateway + 1).unwrap();
+        ([192, 0, 2, last], PORT + self.gateways[gateway].block * BLOCK).into()
+    }
+
+    /// The gateway and the lane at an address.
+    fn at_address(&self, to: SocketAddr) -> Option<(usize, u8)> {
+        (0..self.gateways.len()).find_map(|gateway| {
+            let first = self.address(gateway);
+            let lane = to.port().checked_sub(first.port()).filter(|lane| *lane < BLOCK)?;
+            (to.ip() == first.ip()).then(|| (gateway, u8::try_from(lane).unwrap()))
+        })
+    }
+
+    fn make(&mut self, end: usize, life: u32) -> End {
+        let gateway = Self::gateway_of(end);
+        let now = self.gateways[gateway].clock.read(self.now);
+        let mut instance = [0; 16];
+        self.rng.fill_bytes(&mut instance);
+        let link = Arc::new(Shared::default());
+        link.now.store(now.as_nanos(), Relaxed);
+        link.wall.store(self.gateways[gateway].wall, Relaxed);
+        let tunnel = u16::try_from(end / 2).unwrap();
+        let session = u64::from(life) << 8 | u64::try_from(end).unwrap();
+        let fake = FakeLink::new(tunnel, session, link.clone());
+        let site = &self.sites[end];
+        self.model.started(end, life, site.policy, site.interval, now);
+        let endpoint = self.address(Self::gateway_of(end ^ 1));
+        let config = config(site, &self.sites[end ^ 1], endpoint, tunnel + 1);
+        let lanes = usize::from(config.lanes);
+        let peer = Peer::new(config, fake, instance, now);
+        self.at(TICK, Happening::Tick { end, life });
+        End {
+            peer,
+            life,
+            gateway,
+            link,
+            lanes: (0..lanes).map(|_| Lane::default()).collect(),
+            notices: Vec::new(),
+            sent_at: None,
+            received_at: None,
+            told: (None, None),
+            last: vec![(BEGIN, BEGIN); lanes],
+            in_flight: 0,
+        }
+    }
+
+    fn at(&mut self, after: Duration, happening: Happening) {
+        self.at_time(self.now + after, happening);
+    }
+
+    fn at_time(&mut self, at: Time, happening: Happening) {
+        self.sequence += 1;
+        self.queue.insert((at, self.sequence), happening);
+    }
+
+    /// A line for whoever reads a failure.
+    pub fn tell(&mut self, line: impl FnOnce() -> String) {
+        if self.told.len() == TOLD {
+            self.told.pop_front();
+        }
+        let line = format!("{:>12.4} s  {}", self.now.since(BEGIN).as_secs_f64(), line());
+        if self.aloud {
+            println!("{line}");
+        }
+        self.told.push_back(line);
+    }
+
+    /// Ends the test with the seed and what happened last.
+    pub fn fail(&mut self, what: &str) -> ! {
+        let mut text = format!("seed {}: {what}\n", self.seed);
+        for line in &self.told {
+            let _ = writeln!(text, "{line}");
+        }
+        for end in 0..self.ends.len() {
+            let view = self.view(end);
+            let _ = writeln!(
+                text,
+                "end {end}: {:?}, epoch {:?}, stock {:?}, {:?}",
+                view.state, view.epoch, view.qkd_stock, view.reason
+            );
+        }
+        panic!("{text}seed {}: {what}", self.seed);
+    }
+
+    fn must(&mut self, verdict: Verdict) {
+        if let Err(what) = verdict {
+            self.fail(&what);
+        }
+    }
+
+    /// Each end sends a packet on each lane so often.
+    pub fn traffic(&mut self, every: Duration) {
+        let first = self.data_every.replace(every).is_none();
+        for from in (0..self.ends.len()).filter(|_| first) {
+            self.at(every, Happening::Send { from });
+        }
+    }
+
+    /// What the end's own clock shows.
+    pub fn local(&self, end: usize) -> Time {
+        self.gateways[Self::gateway_of(end)].clock.read(self.now)
+    }
+
+    fn truly(&self, end: usize, local: Time) -> Time {
+        self.gateways[Self::gateway_of(end)].clock.when(local)
+    }
+
+    pub fn view(&self, end: usize) -> PeerView {
+        let now = self.local(end);
+        self.ends[end].link.now.store(now.as_nanos(), Relaxed);
+        self.ends[end].peer.view(now)
+    }
+
+    /// Runs for `span`, or until `until` holds.
+    pub fn run_until(&mut self, span: Duration, mut until: impl FnMut(&Self) -> bool) -> bool {
+        let over = self.now + span;
+        for end in 0..self.ends.len() {
+            self.drain(end);
+        }
+        loop {
+            if until(self) {
+                return true;
+            }
+            let timer = (0..self.ends.len()).filter_map(|end| Some((self.wakes(end)?, end))).min();
+            let queued = self.queue.keys().next().map(|(at, _)| *at);
+            let next = timer.map(|(at, _)| at).into_iter().chain(queued).min().unwrap_or(over);
+            if next > over {
+                self.now = over;
+                return until(self);
+            }
+            self.now = self.now.max(next);
+            match timer {
+                Some((at, end)) if queued.is_none_or(|queued| at < queued) => {
+                    self.step(end, |peer, now, rng| peer.handle_timeout(now, rng));
+                    let again = self.ends[end].peer.poll_timeout();
+                    if again.is_some_and(|at| at <= self.local(end)) {
+                        self.fail(&format!("a timer of end {end} is due again at once"));
+                    }
+                }
+                _ => {
+                    let (_, happening) = self.queue.pop_first().unwrap();
+                    self.happen(happening);
+                }
+            }
+            if let Some((_, gateway)) = self.restart_at.filter(|(step, _)| self.steps >= *step) {
+                self.restart_at = None;
+                self.restart(gateway);
+            }
+        }
+    }
+
+    pub fn run(&mut self, span: Duration) {
+        self.run_until(span, |_| false);
+    }
+
+    /// When an end's timers are looked at next, in true time.
+    fn wakes(&self, end: usize) -> Option<Time> {
+        let at = self.truly(end, self.ends[end].peer.poll_timeout()?);
+        Some(at.max(self.awake(end)))
+    }
+
+    /// From when on the daemon of an end does anything.
+    fn awake(&self, end: usize) -> Time {
+        let gateway = &self.gateways[Self::gateway_of(end)];
+        gateway.busy_until.max(gateway.asleep_until)
+    }
+
+    /// Kills a gateway and starts it anew: everything in memory is gone.
+    pub fn restart(&mut self, gateway: usize) {
+        self.restarts += 1;
+        self.tell(|| format!("gateway {gateway} RESTARTS"));
+        for end in (0..self.ends.len()).filter(|end| Self::gateway_of(*end) == gateway) {
+            let life = self.ends[end].life + 1;
+            self.ends[end] = self.make(end, life);
+        }
+        (self.gateways[gateway].busy_until, self.gateways[gateway].asleep_until) = (self.now, self.now);
+        for end in (0..self.ends.len()).filter(|end| Self::gateway_of(*end) == gateway) {
+            self.drain(end);
+        }
+    }
+
+    /// Whoever is behind this gateway's NAT is seen at other ports from now on.
+    pub fn rebind(&mut self, gateway: usize) {
+        self.gateways[gateway].block = (self.gateways[gateway].block + 1) % 64;
+        self.tell(|| format!("the NAT of gateway {gateway} moves"));
+    }
+
+    /// The end takes its site's config again.
+    pub fn reconfigure(&mut self, end: usize) {
+        let site = &self.sites[end];
+        self.model.configured(end, site.policy, site.interval);
+        let number = u16::try_from(end / 2 + 1).unwrap();
+        let endpoint = self.address(Self::gateway_of(end ^ 1));
+        let config = config(site, &self.sites[end ^ 1], endpoint, number);
+        self.tell(|| format!("end {end} reloads"));
+        self.step(end, |peer, now, rng| peer.reconfigure(config, now, rng));
+    }
+
+    pub fn rekey(&mut self, end: usize) {
+        self.tell(|| format!("end {end}: the operator wants a rekey"));
+        self.step(end, |peer, now, rng| peer.rekey(now, rng));
+    }
+
+    pub fn say_bye(&mut self, end: usize) {
+        self.tell(|| format!("end {end} says goodbye"));
+        self.step(end, |peer, now, rng| peer.shut_down(now, rng));
+    }
+
+    /// The client found that the KMEs of an end answer again.
+    pub fn kms_answers(&mut self, end: usize) {
+        self.step(end, |peer, now, rng| peer.kms_answers(now, rng));
+    }
+
+    fn step(&mut self, end: usize, what: impl FnOnce(&mut Peer<FakeLink>, Time, &mut ChaCha20Rng)) {
+        self.steps += 1;
+        let now = self.local(end);
+        self.ends[end].link.now.store(now.as_nanos(), Relaxed);
+        what(&mut self.ends[end].peer, now, &mut self.rng);
+        self.drain(end);
+        self.compare(end);
+    }
+
+    /// What `show` says is what the lanes do.
+    fn compare(&mut self, end: usize) {
+        let state = &self.ends[end];
+        if state.in_flight > 0 || self.gateways[state.gateway].asleep_until > self.now {
+            return;
+        }
+        let (now, view) = (self.local(end), self.view(end));
+        let lanes = &self.ends[end].lanes;
+        let agreed = usize::from(view.lanes).min(lanes.len());
+        let flows = matches!(view.state, State::Up | State::Degraded);
+        let same = if flows { lanes[..agreed].iter().all(|l| l.seals(now)) } else { !self.seals(end) };
+        if !same {
+            self.fail(&format!("end {end} says {:?}, and its lanes do otherwise", view.state));
+        }
+    }
+
+    /// Puts a happening off while its end can't act; lanes go on while only the daemon is busy.
+    fn put_off(&mut self, end: usize, daemon: bool) -> Option<Time> {
+        let gateway = &self.gateways[Self::gateway_of(end)];
+        let until = if daemon { self.awake(end) } else { gateway.asleep_until };
+        (until > self.now).then_some(until)
+    }
+
+    fn happen(&mut self, happening: Happening) {
+        let (end, life, daemon) = match &happening {
+            Happening::Datagram { .. } => return self.arrive(happening),
+            Happening::Send { from } => {
+                let from = *from;
+                if self.gateways[Self::gateway_of(from)].asleep_until <= self.now {
+                    self.send_data(from);
+                }
+                if let Some(every) = self.data_every {
+                    self.at(every, Happening::Send { from });
+                }
+                return;
+            }
+            Happening::Order { end, life, .. } | Happening::LaneDue { end, life, .. } => (*end, *life, false),
+            Happening::Report { end, life, .. }
+            | Happening::Kms { end, life, .. }
+            | Happening::Tick { end, life } => (*end, *life, true),
+        };
+        if self.ends[end].life != life {
+            return;
+        }
+        if let Some(until) = self.put_off(end, daemon) {
+            return self.at_time(until, happening);
+        }
+        match happening {
+            Happening::Order { lane, order, .. } => {
+                self.ends[end].in_flight -= 1;
+                self.obey(end, lane, order);
+            }
+            Happening::Report { report, .. } => {
+                self.ends[end].in_flight -= 1;
+                self.step(end, |peer, now, rng| peer.handle_lane(report, now, rng));
+            }
+            Happening::Kms { report, .. } => {
+                self.step(end, |peer, now, rng| peer.handle_kms(report, now, rng));
+            }
+            Happening::LaneDue { lane, .. } => {
+                let now = self.local(end);
+                if let Some(generation) = self.ends[end].lanes[usize::from(lane)].end_due(now) {
+                    self.tell(|| format!("end {end}: lane {lane} ends generation {generation}"));
+                    self.report(end, lane, LaneReport::SealingEnded { lane, generation });
+                }
+            }
+            Happening::Tick { .. } => {
+                let state = &mut self.ends[end];
+                let activity = (state.sent_at, state.received_at);
+                if std::mem::replace(&mut state.told, activity) != activity {
+                    let report = LaneReport::Activity { sent_at: activity.0, received_at: activity.1 };
+                    self.step(end, |peer, now, rng| peer.handle_lane(report, now, rng));
+                }
+                self.at(TICK, Happening::Tick { end, life });
+            }
+            Happening::Datagram { .. } | Happening::Send { .. } => {}
+        }
+    }
+
+    /// Somebody on the way sends what arrived a second time, from a place of their own.
+    fn repeat(&mut self, to: SocketAddr, from: SocketAddr, bytes: &[u8], packet: Option<&Packet>) {
+        if from != ATTACKER.into() && chance(self.faults.replay, &mut self.rng) {
+            let most = if chance(100, &mut self.rng) { 200 } else { 2 };
+            let after = up_to(Duration::from_secs(most), &mut self.rng);
+            let (bytes, packet) = (bytes.to_vec(), packet.cloned());
+            self.at(after, Happening::Datagram { to, from: ATTACKER.into(), bytes, packet });
+        }
+    }
+
+    /// The network delivers a datagram.
+    fn arrive(&mut self, happening: Happening) {
+        let Happening::Datagram { to, from, bytes, packet } = happening else { return };
+        let Some((gateway, lane)) = self.at_address(to) else { return };
+        if self.gateways[gateway].asleep_until > self.now {
+            return;
+        }
+        if let Some(packet) = packet {
+            self.repeat(to, from, &bytes, Some(&packet));
+            return self.arrive_data(gateway, lane, from, &bytes, &packet);
+        }
+        let Some(tunnel) = link::tunnel_of(&bytes).map(usize::from).filter(|_| lane == 0) else { return };
+        let end = tunnel * 2 + usize::from(gateway > 0);
+        if end >= self.ends.len() || Self::gateway_of(end) != gateway {
+            return;
+        }
+        if let Some(until) = self.put_off(end, true) {
+            return self.at_time(until, Happening::Datagram { to, from, bytes, packet: None });
+        }
+        self.repeat(to, from, &bytes, None);
+        let name = name(&bytes);
+        self.tell(|| format!("end {end} gets {name} from {from}"));
+        self.step(end, |peer, now, rng| peer.handle_datagram(&bytes, from, now, rng));
+    }
+
+    fn arrive_data(&mut self, gateway: usize, lane: u8, from: SocketAddr, bytes: &[u8], packet: &Packet) {
+        let index = u32::from_le_bytes(bytes[4..8].try_into().unwrap());
+        let place = usize::from(lane);
+        let here: Vec<usize> = (0..self.ends.len()).filter(|end| Self::gateway_of(*end) == gateway).collect();
+        let has = |end: &&usize| self.ends[**end].lanes.get(place).is_some_and(|l| l.has(index));
+        let found = here.iter().find(has).copied();
+        let end = found.unwrap_or(packet.from ^ 1);
+        if !here.contains(&end) {
+            return; // to a place where the other end is no more
+        }
+        let now = self.local(end);
+        // The receiving lane takes a datagram for one of data only if its first four bytes say so.
+        let found = found.filter(|_| bytes[..4] == [4, 0, 0, 0]);
+        let opened = found.and_then(|end| self.ends[end].lanes[place].open(bytes, from, now).ok());
+        // A changed index or counter is as good as another packet's.
+        match self.model.arrived(packet, end, opened.as_ref(), self.now) {
+            Ok(new) => {
+                self.data_opened += u64::from(new && opened.as_ref().is_some_and(|o| !o.text.is_empty()))
+            }
+            Err(what) => self.fail(&what),
+        }
+        let Some(opened) = opened else { return };
+        if opened.roamed && from == ATTACKER.into() {
+            self.fail(&format!("a lane of end {end} sends to whoever repeats old packets"));
+        }
+        self.ends[end].received_at = Some(now);
+        if opened.first {
+            let generation = opened.generation;
+            self.tell(|| format!("end {end}: the first packet of generation {generation} opens"));
+            self.report(end, lane, LaneReport::FirstOpened { lane, generation });
+        }
+        if opened.roamed && lane == 0 && self.view(end).endpoint != Some(from) {
+            self.tell(|| format!("end {end} follows the data to {from}"));
+            self.step(end, |peer, now, _| peer.set_endpoint(from, now));
+        }
+    }
+
+    fn send_data(&mut self, from: usize) {
+        let lanes = self.sites[from].lanes.min(self.sites[from ^ 1].lanes);
+        for lane in 0..usize::from(lanes) {
+            let mut text = vec![0x45; 24];
+            text[16..24].copy_from_slice(&self.numbered.to_be_bytes());
+            self.numbered += 1;
+            match self.send_in(from, lane, &text) {
+                true => self.data_sent += 1,
+                false => self.data_blocked += 1,
+            }
+        }
+    }
+
+    /// Sends a packet in the newest epoch, if there is one.
+    fn send_in(&mut self, from: usize, lane: usize, text: &[u8]) -> bool {
+        let now = self.local(from);
+        let (key, mut bytes) = match self.ends[from].lanes[lane].seal(text, now) {
+            Ok(sealed) => sealed,
+            Err(ended) => {
+                if let Some(generation) = ended {
+                    let lane = u8::try_from(lane).unwrap();
+                    self.tell(|| format!("end {from}: lane {lane} reached its packet limit"));
+                    self.report(from, lane, LaneReport::SealingEnded { lane, generation });
+                }
+                return false;
+            }
+        };
+        let counter = u64::from_le_bytes(bytes[8..16].try_into().unwrap());
+        let verdict = self.model.sealed(from, key, counter, now);
+        self.must(verdict);
+        self.ends[from].sent_at = Some(now);
+        let life = self.ends[from].life;
+        let mut packet = Packet {
+            from,
+            from_life: life,
+            key,
+            counter,
+            text: text.to_vec(),
+            sealed: self.now,
+            intact: true,
+        };
+        let Some(to) = self.ends[from].lanes[lane].endpoint else { return true };
+        let mut source = self.address(Self::gateway_of(from));
+        source.set_port(source.port() + u16::try_from(lane).unwrap());
+        if chance(self.faults.corrupt, &mut self.rng) {
+            let at = below(bytes.len(), &mut self.rng);
+            bytes[at] ^= 1 << below(8, &mut self.rng);
+            packet.intact = false;
+        }
+        self.carry(from, to, source, bytes, Some(packet));
+        true
+    }
+
+    /// Gives a datagram to the network.
+    fn carry(
+        &mut self,
+        end: usize,
+        to: SocketAddr,
+        from: SocketAddr,
+        bytes: Vec<u8>,
+        packet: Option<Packet>,
+    ) {
+        let copies = 1 + u32::from(chance(self.faults.duplicate, &mut self.rng));
+        for _ in 0..copies {
+            if !chance(self.faults.loss, &mut self.rng) && !self.cut[end] {
+                let delay = self.faults.delay(&mut self.rng);
+                let (bytes, packet) = (bytes.clone(), packet.clone());
+                self.at(delay, Happening::Datagram { to, from, bytes, packet });
+            }
+        }
+    }
+
+    /// Carries out what an end wants.
+    fn drain(&mut self, end: usize) {
+        while let Some(transmit) = self.ends[end].peer.poll_transmit() {
+            self.transmit(end, transmit);
+        }
+        while let Some(event) = self.ends[end].peer.poll_event() {
+            match event {
+                Event::Lane(lane, order) => self.order(end, lane, order),
+                Event::Fetch(fetch) => {
+                    self.tell(|| format!("end {end} asks its KME: {fetch:?}"));
+                    let (delay, report, delivered) =
+                        self.kms[end / 2].fetch(end, fetch, self.now, &mut self.rng);
+                    delivered.iter().for_each(|key| self.model.delivered_key(key));
+                    let life = self.ends[end].life;
+                    self.at(delay, Happening::Kms { end, life, report });
+                }
+                Event::Notice(notice) => self.notice(end, notice),
+            }
+        }
+        self.teach_lanes(end);
+    }
+
+    fn transmit(&mut self, end: usize, transmit: Transmit) {
+        let Transmit { to, mut datagram } = transmit;
+        assert!(datagram.len() <= 1232);
+        if let Some(Ok(fragment)) = link::packet_of(&datagram).map(Fragment::parse) {
+            if fragment.kind == Kind::Reject {
+                self.rejects[end].push(Reject::parse(fragment.payload).unwrap());
+            }
+            if fragment.kind == Kind::Propose && fragment.index == 0 {
+                let epoch = u64::from_be_bytes(fragment.payload[96..104].try_into().unwrap());
+                let now = self.local(end);
+                self.model.proposed(end, epoch, now);
+            }
+        }
+        let name = name(&datagram);
+        self.tell(|| format!("end {end} sends {name} to {to}"));
+        if chance(self.faults.corrupt, &mut self.rng) {
+            let at = below(datagram.len(), &mut self.rng);
+            datagram[at] ^= 1 << below(8, &mut self.rng);
+        }
+        let from = self.address(Self::gateway_of(end));
+        self.carry(end, to, from, datagram, None);
+    }
+
+    fn notice(&mut self, end: usize, notice: Notice) {
+        self.tell(|| format!("end {end}: {notice:?}"));
+        let now = self.local(end);
+        if let Notice::EpochActive { epoch, sources, qkd_key_id, .. } = &notice {
+            self.epochs += 1;
+            let initiator = self.view(end).role == qvpn_proto::Role::Initiator;
+            let verdict = self.model.activated(end, initiator, (*epoch, *sources), qkd_key_id.as_ref(), now);
+            self.must(verdict);
+        }
+        if let Notice::Roamed { endpoint } = &notice
+            && *endpoint == SocketAddr::from(ATTACKER)
+        {
+            self.fail(&format!("end {end} sends to whoever repeats old datagrams"));
+        }
+        self.ends[end].notices.push((self.now, notice));
+    }
+
+    /// A lane that knows no endpoint starts where the control session is.
+    fn teach_lanes(&mut self, end: usize) {
+        if self.ends[end].lanes.iter().any(|lane| lane.endpoint.is_none())
+            && let Some(endpoint) = self.view(end).endpoint
+        {
+            for (number, lane) in (0u16..).zip(&mut self.ends[end].lanes) {
+                let mut at = endpoint;
+                at.set_port(endpoint.port() + number);
+                lane.endpoint.get_or_insert(at);
+            }
+        }
+    }
+
+    /// An order leaves for a lane; orders keep their order.
+    fn order(&mut self, end: usize, lane: u8, order: LaneOrder) {
+        let now = self.local(end);
+        let verdict = match &order {
+            LaneOrder::InstallOpening { generation, index, key, expires_at, .. } => {
+                let times = (now, self.truly(end, *expires_at));
+                self.model.opening(end, (lane, *generation, *index), *key.expose(), times)
+            }
+            LaneOrder::InstallSealing { generation, receiver_index, key, expires_at, packets, .. } => {
+                let ends = (*expires_at, self.truly(end, *expires_at));
+                self.model.sealing(end, (lane, *generation, *receiver_index), *key.expose(), ends, *packets)
+            }
+            _ => Ok(()),
+        };
+        self.must(verdict);
+        let after = self.lane_delay + up_to(self.lane_jitter, &mut self.rng);
+        let (at, life) = (self.now + after, self.ends[end].life);
+        let state = &mut self.ends[end];
+        state.in_flight += 1;
+        let last = &mut state.last[usize::from(lane)].0;
+        *last = at.max(*last);
+        let at = *last;
+        self.at_time(at, Happening::Order { end, life, lane, order });
+    }
+
+    fn report(&mut self, end: usize, lane: u8, report: LaneReport) {
+        let after = up_to(self.lane_jitter, &mut self.rng);
+        let (at, life) = (self.now + after, self.ends[end].life);
+        let state = &mut self.ends[end];
+        state.in_flight += 1;
+        let last = &mut state.last[usize::from(lane)].1;
+        *last = at.max(*last);
+        let at = *last;
+        self.at_time(at, Happening::Report { end, life, report });
+    }
+
+    /// A lane carries out an order.
+    fn obey(&mut self, end: usize, lane: u8, order: LaneOrder) {
+        let now = self.local(end);
+        let place = usize::from(lane);
+        let of = &mut self.ends[end].lanes[place];
+        match order {
+            LaneOrder::InstallOpening { token, generation, index, suite, key, expires_at } => {
+                if of.install_opening((generation, index), suite, key, expires_at, now) {
+                    self.report(end, lane, LaneReport::Installed { lane, token });
+                } else if expires_at > now {
+                    self.fail(&format!("lane {lane} of end {end} refuses an opening key"));
+                }
+            }
+            LaneOrder::InstallSealing {
+                token,
+                generation,
+                receiver_index,
+                suite,
+                key,
+                expires_at,
+                packets,
+                ..
+            } => {
+                let packets = self.packet_limit.map_or(packets, |limit| limit.min(packets));
+                let limits = (expires_at, packets);
+                if of.install_sealing((generation, receiver_index), suite, key, limits, now) {
+                    self.tell(|| format!("end {end}: lane {lane} seals in generation {generation}"));
+                    self.report(end, lane, LaneReport::Installed { lane, token });
+                    self.send_in(end, place, &[]);
+                    let life = self.ends[end].life;
+                    let at = self.truly(end, expires_at);
+                    self.at_time(at, Happening::LaneDue { end, life, lane });
+                } else if expires_at > now {
+                    self.fail(&format!("lane {lane} of end {end} refuses a sealing key"));
+                }
+            }
+            LaneOrder::SendEmpty => {
+                self.send_in(end, place, &[]);
+            }
+            LaneOrder::StopSealing => of.sealing = None,
+            LaneOrder::CloseOlder { generation, at } => of.close_older(generation, at, now),
+            LaneOrder::Close { index } => of.close(index),
+        }
+    }
+
+    /// Delivers a message to an end as if the other end had sent it in their session.
+    pub fn deliver(&mut self, to: usize, kind: Kind, body: &[u8]) -> MessageId {
+        let session = self.ends[to ^ 1].link.session.load(Relaxed);
+        assert_ne!(session, 0, "a session is up");
+        let mut id = [0; 8];
+        self.rng.fill_bytes(&mut id);
+        let from = self.address(Self::gateway_of(to ^ 1));
+        for packet in packets(id, kind, body) {
+            let tunnel = u16::try_from(to / 2).unwrap();
+            let datagram = link::in_session(tunnel, session, self.rng.next_u64(), &packet);
+            self.step(to, |peer, now, rng| peer.handle_datagram(&datagram, from, now, rng));
+        }
+        id
+    }
+
+    /// Whether an end answered a `Propose` that is not confirmed yet.
+    pub fn pending(&self, end: usize) -> bool {
+        self.ends[end].lanes.iter().any(Lane::waits)
+    }
+
+    /// Whether an end seals now.
+    pub fn seals(&self, end: usize) -> bool {
+        let now = self.local(end);
+        self.ends[end].lanes.iter().any(|lane| lane.seals(now))
+    }
+
+    pub fn state(&self, end: usize) -> State {
+        self.view(end).state
+    }
+
+    pub fn both(&self, state: State) -> bool {
+        (0..self.ends.len()).all(|end| self.state(end) == state)
+    }
+
+    /// Epochs that came into force at the end that has fewest.
+    pub fn rekeys(&self) -> u64 {
+        (0..self.ends.len()).map(|end| self.view(end).rekeys).min().unwrap()
+    }
+
+    pub fn failures(&self, end: usize, reason: FailureReason) -> u64 {
+        self.view(end).rekey_failures.iter().find(|(r, _)| *r == reason).map_or(0, |(_, n)| *n)
+    }
+
+    /// All that an end told, for a failing test's message.
+    pub fn story(&self, end: usize) -> String {
+        let lines: Vec<String> =
+            self.ends[end].notices.iter().map(|(at, n)| format!("{at:?} {n:?}")).collect();
+        lines.join("\n")
+    }
+}
+
+/// What a datagram says, in a few words.
+fn name(datagram: &[u8]) -> String {
+    let Some(packet) = link::packet_of(datagram) else { return link::name_of(datagram).to_owned() };
+    match Fragment::parse(packet) {
+        Ok(f) if f.count == 1 => format!("{:?}", f.kind),
+        Ok(f) => format!("{:?} {}/{}", f.kind, f.index + 1, f.count),
+        Err(_) => "a spoilt datagram".to_owned(),
+    }
+}
