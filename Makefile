@@ -1,12 +1,13 @@
 # The commands that people use. `make demo` and `make test` install what is missing by themselves.
 
-.PHONY: help demo trial test bench soak miri build lint fmt deps
+.PHONY: help demo trial test bench soak fuzz miri build lint fmt deps
 
 help:
 	@echo "make demo    two sites, two KMEs and a tunnel on this machine, with real traffic"
 	@echo "make trial   five days on a simulated QKD link in 13 minutes, and a page about it; TRIAL=--short for half a minute"
 	@echo "make test    everything that must hold, with one summary"
 	@echo "make soak    the long runs, with a report in target/soak"
+	@echo "make fuzz    each parser on hostile input with a nightly, 10 minutes each; FUZZ=3600 for an hour each"
 	@echo "make bench   qvpn and other VPNs in turns on this machine; BENCH=--quick for a shorter run, BENCH=--help for choices"
 	@echo "make miri    the tests that reach unsafe code under Miri (needs a nightly toolchain)"
 	@echo "make build   release binaries in target/release"
@@ -32,6 +33,9 @@ soak:
 
 miri:
 	@scripts/miri.sh
+
+fuzz:
+	@scripts/fuzz.sh $(FUZZ)
 
 # The null cipher is compiled into the bench alone, so it is built by a call of its own: cargo unites features.
 bench:

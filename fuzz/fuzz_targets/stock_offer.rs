@@ -1,6 +1,5 @@
 #![no_main]
-#[path = "../../qvpn-proto/fuzz_bodies.rs"]
-#[allow(dead_code)]
+#[path = "../bodies/mod.rs"]
 mod bodies;
 
-libfuzzer_sys::fuzz_target!(|bytes: &[u8]| bodies::message(&[&[2], bytes].concat()));
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| bodies::run("stock_offer", bytes));

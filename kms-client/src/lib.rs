@@ -24,6 +24,8 @@ mod delivered;
 mod door;
 mod error;
 mod excerpt;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 mod http;
 mod key;
 mod key_file;

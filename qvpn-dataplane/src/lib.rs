@@ -8,6 +8,8 @@ mod checksum;
 mod cipher;
 mod clock;
 mod command;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
 mod key;
 mod lane;
 /// One key at work, without any IO: lanes and simulations use it.

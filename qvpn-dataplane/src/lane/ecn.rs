@@ -10,7 +10,7 @@ const CE: u8 = 3;
 
 /// Puts the outer header's ECN bits into the packet; `false` if it must be dropped, since its sender would not understand
 /// that the path is congested.
-pub(super) fn decapsulate(outer: u8, packet: &mut [u8]) -> bool {
+pub(crate) fn decapsulate(outer: u8, packet: &mut [u8]) -> bool {
     let inner = class(packet) & 3;
     let ecn = match (inner, outer & 3) {
         (NOT_ECT, CE) => return false,

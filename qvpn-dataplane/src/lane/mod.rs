@@ -11,6 +11,13 @@ mod start;
 
 pub use start::{Dscp, Filter, Lanes, LanesConfig};
 
+/// For the fuzz targets.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod inner {
+    pub(crate) use super::ecn::decapsulate;
+    pub(crate) use super::receive::{ByIndex, source_and_length};
+}
+
 use std::io;
 
 /// Why lanes can't start, or why one stopped.

@@ -65,7 +65,7 @@ impl Tally {
 
 /// Receiver indices are random numbers of our own, so they are spread already.
 #[derive(Default)]
-struct IndexHasher(u64);
+pub(crate) struct IndexHasher(u64);
 
 impl Hasher for IndexHasher {
     fn finish(&self) -> u64 {
@@ -84,7 +84,9 @@ impl Hasher for IndexHasher {
     }
 }
 
-type Sessions = HashMap<u32, OpeningSession, BuildHasherDefault<IndexHasher>>;
+/// A table by receiver index.
+pub(crate) type ByIndex<T> = HashMap<u32, T, BuildHasherDefault<IndexHasher>>;
+type Sessions = ByIndex<OpeningSession>;
 
 /// The tables, apart from the buffer that is borrowed while a batch is handled.
 struct Tables {
@@ -390,7 +392,7 @@ fn field(datagram: &[u8], at: usize) -> Option<u32> {
 }
 
 /// The source of an IP packet, and its length by its own header, which the padding goes beyond.
-fn source_and_length(packet: &[u8]) -> Option<(IpAddr, usize)> {
+pub(crate) fn source_and_length(packet: &[u8]) -> Option<(IpAddr, usize)> {
     let length = |at: usize| packet.get(at..)?.first_chunk().map(|b| usize::from(u16::from_be_bytes(*b)));
     let (source, len) = match packet.first()? >> 4 {
         4 if packet.len() >= 20 => (IpAddr::from(*packet[12..].first_chunk::<4>()?), length(2)?),

@@ -24,7 +24,7 @@ pub(crate) struct Split {
     /// Where the TCP or UDP header begins.
     l4: usize,
     /// Bytes of all headers, repeated in each segment.
-    header: usize,
+    pub(crate) header: usize,
     /// Bytes of payload in each segment but the last.
     size: usize,
     /// Bytes of payload in all.

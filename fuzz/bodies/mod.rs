@@ -1,0 +1,52 @@
+//! The bodies of all fuzz targets, one function of bytes each. `cargo fuzz` runs them for hours on a nightly, and
+//! `tests/tests/fuzz.rs` on stable: each seed, and a few thousand cases made from them.
+
+pub mod peer;
+mod text;
+#[path = "../../qvpn-proto/fuzz_bodies.rs"]
+mod wire;
+
+/// The name of each target, its body, and how many cases of it a short run makes.
+pub const TARGETS: &[(&str, fn(&[u8]), u32)] = &[
+    ("hello", |bytes| message(1, bytes), 20_000),
+    ("stock_offer", |bytes| message(2, bytes), 20_000),
+    ("stock_ack", |bytes| message(3, bytes), 20_000),
+    ("propose", |bytes| message(4, bytes), 20_000),
+    ("accept", |bytes| message(5, bytes), 20_000),
+    ("confirm", |bytes| message(6, bytes), 20_000),
+    ("reject", |bytes| message(11, bytes), 20_000),
+    ("fragment", wire::fragment, 20_000),
+    ("reassembly", wire::reassembly, 5_000),
+    ("responder", peer::responder, 150),
+    ("initiator", peer::initiator, 150),
+    ("kme_status", kms_client::fuzzing::status, 5_000),
+    ("kme_keys", kms_client::fuzzing::keys, 5_000),
+    ("kme_error", kms_client::fuzzing::error_body, 5_000),
+    ("skip_key", kms_client::fuzzing::skip_key, 5_000),
+    ("skip_capabilities", kms_client::fuzzing::skip_capabilities, 5_000),
+    ("config", text::config, 1_000),
+    ("control", text::control, 5_000),
+    ("split", qvpn_dataplane::fuzzing::split, 20_000),
+    ("coalesce", qvpn_dataplane::fuzzing::coalesce, 2_000),
+    ("inner_packet", qvpn_dataplane::fuzzing::inner_packet, 20_000),
+    ("allowed_ips", qvpn_dataplane::fuzzing::allowed_ips, 5_000),
+    ("replay", qvpn_dataplane::fuzzing::replay, 5_000),
+];
+
+fn message(kind: u8, bytes: &[u8]) {
+    wire::message(&[&[kind], bytes].concat());
+}
+
+/// Runs a target's body.
+#[allow(dead_code, reason = "each user takes what it needs")]
+pub fn run(name: &str, bytes: &[u8]) {
+    if let Some((_, body, _)) = TARGETS.iter().find(|(target, ..)| *target == name) {
+        body(bytes);
+    }
+}
+
+/// A valid message of each type, to begin with.
+#[allow(dead_code, reason = "each user takes what it needs")]
+pub fn valid_messages(kind: u8) -> Vec<Vec<u8>> {
+    (0..4).map(|seed| wire::valid(kind, seed)[1..].to_vec()).collect()
+}

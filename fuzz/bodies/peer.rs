@@ -1,0 +1,478 @@
+//! A peer that is fed by somebody who holds the keys of the other site and keeps to no rule: honest messages, damaged ones,
+//! messages in any order, the KMS's and the lanes' answers, and time. It never panics, never seals twice with a key, never
+//! seals without a QKD key where one is required, and is asked for a bounded amount of work.
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, LazyLock};
+use std::time::Duration;
+
+use qvpn_identity::{PublicIdentity, SecretIdentity};
+use qvpn_proto::control_link::{ControlLink, LinkOutput};
+use qvpn_proto::event::{KmsTrouble, TroubleKind};
+use qvpn_proto::exchange::{Proposal, Proposed, Terms, answer};
+use qvpn_proto::key_schedule::{Chain, qkd_check};
+use qvpn_proto::wire::{
+    Confirm, Fragment, Held, Hello, Kind, Propose, Reject, RejectReason, StockAck, StockOffer, fragment,
+};
+use qvpn_proto::{
+    Event, Fetch, FetchedKey, KeyName, KmsReport, LaneOrder, LaneReport, Notice, Peer, PeerConfig, QkdPolicy,
+    Role, Suite, Time,
+};
+use qvpn_secret::SecretBuf;
+use rand_chacha::ChaCha20Rng;
+use rand_chacha::rand_core::SeedableRng;
+use sha2::{Digest, Sha384};
+
+/// Most operations of a case: an exchange takes some ten.
+const MOST: usize = 60;
+
+/// A session that is up and hides nothing.
+#[derive(Default)]
+struct Open {
+    met: bool,
+}
+
+impl ControlLink for Open {
+    fn receive(&mut self, _from: IpAddr, datagram: &[u8]) -> LinkOutput {
+        let new_session = !std::mem::replace(&mut self.met, true);
+        LinkOutput {
+            packets: vec![datagram.to_vec()],
+            authenticated: true,
+            new_session,
+            ..LinkOutput::default()
+        }
+    }
+    fn send(&mut self, packet: &[u8]) -> Option<Vec<u8>> {
+        Some(packet.to_vec())
+    }
+    fn start(&mut self) -> Option<Vec<u8>> {
+        None
+    }
+    fn tick(&mut self) -> LinkOutput {
+        LinkOutput::default()
+    }
+    fn session_age(&self) -> Option<Duration> {
+        self.met.then_some(Duration::ZERO)
+    }
+    fn reset(&mut self) {}
+}
+
+struct Input<'a>(&'a [u8]);
+
+impl Input<'_> {
+    fn u8(&mut self) -> u8 {
+        let Some((first, rest)) = self.0.split_first() else { return 0 };
+        self.0 = rest;
+        *first
+    }
+
+    fn bytes(&mut self, n: usize) -> Vec<u8> {
+        let (head, tail) = self.0.split_at(n.min(self.0.len()));
+        self.0 = tail;
+        head.to_vec()
+    }
+
+    /// Changes a byte or cuts the end, in one case of four.
+    fn damage(&mut self, mut message: Vec<u8>) -> Vec<u8> {
+        let how = self.u8();
+        if how & 3 == 3 && !message.is_empty() {
+            let at = (usize::from(self.u8()) << 8 | usize::from(self.u8())) % message.len();
+            if how & 4 == 0 { message[at] ^= self.u8() | 1 } else { message.truncate(at) }
+        }
+        message
+    }
+}
+
+/// Who takes part: made once, since it takes long.
+struct Sites {
+    us: Arc<SecretIdentity>,
+    them: Arc<SecretIdentity>,
+}
+
+static SITES: LazyLock<Sites> = LazyLock::new(|| {
+    let make = |seed| Arc::new(SecretIdentity::generate(&mut ChaCha20Rng::seed_from_u64(seed)));
+    Sites { us: make(1), them: make(2) }
+});
+
+fn key_name(n: u8) -> KeyName {
+    KeyName { id: format!("key-{n}"), source_kme: "kme-a".to_owned(), target_kme: "kme-b".to_owned() }
+}
+
+fn key(n: u8) -> SecretBuf {
+    SecretBuf::take(&mut [n | 0x80; 32])
+}
+
+/// The hostile initiator's responder.
+pub fn responder(bytes: &[u8]) {
+    epochs(Role::Responder, bytes);
+}
+
+/// The hostile responder's initiator.
+pub fn initiator(bytes: &[u8]) {
+    epochs(Role::Initiator, bytes);
+}
+
+/// How many sealing keys an end in this role took.
+pub fn epochs(role: Role, bytes: &[u8]) -> usize {
+    Case::new(role, bytes).run()
+}
+
+struct Case<'a> {
+    input: Input<'a>,
+    role: Role,
+    policy: QkdPolicy,
+    peer: Peer<Open>,
+    rng: ChaCha20Rng,
+    now: Time,
+    /// Our `Hello` in force and theirs, and what came of an exchange under way.
+    hello: Vec<u8>,
+    theirs: Vec<u8>,
+    proposed: Option<(Proposed, Option<u8>)>,
+    confirm: Option<Vec<u8>>,
+    epoch: u64,
+    number: u64,
+    tokens: Vec<(u8, u64)>,
+    fetches: Vec<Fetch>,
+    propose: Vec<u8>,
+    accept: Vec<u8>,
+    /// Message IDs of the peer, to be refused.
+    ids: Vec<[u8; 8]>,
+    /// Messages of the peer that came whole and are to be acknowledged.
+    whole: Vec<[u8; 8]>,
+    /// Of the last epochs.
+    chains: Vec<Chain>,
+    sealed: BTreeSet<[u8; 32]>,
+    qkd_epoch: bool,
+}
+
+impl<'a> Case<'a> {
+    fn new(role: Role, bytes: &'a [u8]) -> Self {
+        let mut input = Input(bytes);
+        let policy = [QkdPolicy::Required, QkdPolicy::Preferred, QkdPolicy::Off][usize::from(input.u8() % 3)];
+        let now = Time::from_nanos(1 << 40);
+        let config = PeerConfig {
+            local: SITES.us.clone(),
+            remote: *SITES.them.public(),
+            role,
+            suite: Suite::ChaCha20Poly1305,
+            rekey_interval: Duration::from_secs(1),
+            lanes: 1 + input.u8() % 2,
+            policy,
+            sae_local: "US".to_owned(),
+            sae_remote: "THEM".to_owned(),
+            psk: None,
+            stock: 3,
+            endpoint: Some(SocketAddr::from(([192, 0, 2, 1], 51820))),
+            number: 7,
+        };
+        Self {
+            input,
+            role,
+            policy,
+            peer: Peer::new(config, Open::default(), [9; 16], now),
+            rng: ChaCha20Rng::seed_from_u64(3),
+            now,
+            hello: Vec::new(),
+            theirs: Vec::new(),
+            proposed: None,
+            confirm: None,
+            epoch: 0,
+            number: 0,
+            tokens: Vec::new(),
+            fetches: Vec::new(),
+            propose: Vec::new(),
+            accept: Vec::new(),
+            ids: Vec::new(),
+            whole: Vec::new(),
+            chains: Vec::new(),
+            sealed: BTreeSet::new(),
+            qkd_epoch: false,
+        }
+    }
+
+    fn run(mut self) -> usize {
+        for _ in 0..MOST {
+            if self.input.0.is_empty() {
+                break;
+            }
+            self.step();
+            self.drain();
+            for id in std::mem::take(&mut self.whole) {
+                self.send(Kind::Ack, &id);
+            }
+            self.drain();
+        }
+        self.sealed.len()
+    }
+
+    fn step(&mut self) {
+        match self.input.u8() % 14 {
+            0 => self.say_hello(),
+            1 => self.offer(),
+            2 => self.propose(),
+            3 => self.take_accept(),
+            4 => {
+                let confirm = self.confirm.clone().unwrap_or_else(|| {
+                    Confirm { epoch: self.epoch, confirmation: [self.input.u8(); 48] }.to_bytes()
+                });
+                self.send_damaged(Kind::Confirm, confirm);
+            }
+            5 => self.answer_propose(),
+            6 => {
+                let accept = self.accept.clone();
+                self.send_damaged(Kind::Accept, accept);
+            }
+            7 => self.ack_stock(),
+            8 => self.kms(),
+            9 => self.lanes(),
+            10 => {
+                let id = self.ids.pop().unwrap_or_default();
+                let reason = RejectReason::from_byte(self.input.u8() % 14).unwrap_or(RejectReason::Stale);
+                self.send_damaged(Kind::Reject, Reject { id, reason }.to_bytes());
+            }
+            11 => {
+                let kind = Kind::from_byte(self.input.u8() % 13).unwrap_or(Kind::Ping);
+                let length = usize::from(self.input.u8());
+                let body = self.input.bytes(length);
+                self.send(kind, &body);
+            }
+            12 => {
+                let length = usize::from(self.input.u8());
+                let packet = self.input.bytes(length);
+                self.datagram(&packet);
+            }
+            _ => {
+                let ticks = u32::from(self.input.u8());
+                self.now = self.now + Duration::from_millis(10) * ticks * ticks;
+                for _ in 0..50 {
+                    if self.peer.poll_timeout().is_none_or(|at| at > self.now) {
+                        break;
+                    }
+                    self.peer.handle_timeout(self.now, &mut self.rng);
+                }
+            }
+        }
+    }
+
+    fn datagram(&mut self, packet: &[u8]) {
+        let from = SocketAddr::from(([192, 0, 2, 1], 51820));
+        self.peer.handle_datagram(packet, from, self.now, &mut self.rng);
+    }
+
+    fn send(&mut self, kind: Kind, body: &[u8]) {
+        self.number += 1;
+        for packet in fragment::packets(self.number.to_be_bytes(), kind, body) {
+            self.datagram(&packet);
+        }
+    }
+
+    fn send_damaged(&mut self, kind: Kind, body: Vec<u8>) {
+        let body = self.input.damage(body);
+        self.send(kind, &body);
+    }
+
+    fn say_hello(&mut self) {
+        let [instance, lanes, policy, size] = [(); 4].map(|()| self.input.u8());
+        let hello = Hello {
+            instance: [instance % 4; 16],
+            counter: self.number,
+            role: if self.role == Role::Responder { Role::Initiator } else { Role::Responder },
+            suite: Suite::ChaCha20Poly1305,
+            lanes: 1 + lanes % 16,
+            policy: if policy < 200 { self.policy } else { QkdPolicy::Preferred },
+            interval_ms: 100 + 500 * u32::from(size),
+            sae_own: "THEM".to_owned(),
+            sae_peer: "US".to_owned(),
+            psk_check: None,
+            encapsulation_key: Box::new(*SITES.them.encapsulation_key()),
+        };
+        self.hello = self.input.damage(hello.to_bytes());
+        self.send(Kind::Hello, &self.hello.clone());
+    }
+
+    fn offer(&mut self) {
+        let [first, count] = [(); 2].map(|()| self.input.u8() % 8);
+        let keys = (first..first + count).map(key_name).collect();
+        let offer = StockOffer { number: self.number, keys };
+        self.send_damaged(Kind::StockOffer, offer.to_bytes());
+    }
+
+    fn ack_stock(&mut self) {
+        let how = self.input.u8();
+        let keys = (0..8u8).map(|n| {
+            let check = qkd_check(&key(if how & 1 << n == 0 { n } else { n + 1 }), &key_name(n).id);
+            (key_name(n).id, if how == 255 { Held::Gone } else { Held::Yes(check) })
+        });
+        let ack =
+            StockAck { number: u64::from(self.input.u8() % 8), revision: self.number, keys: keys.collect() };
+        self.send_damaged(Kind::StockAck, ack.to_bytes());
+    }
+
+    fn lanes_agreed(&self) -> u8 {
+        let lanes = |hello: &[u8]| Hello::parse(hello).map(|hello| hello.lanes).ok();
+        lanes(&self.hello).into_iter().chain(lanes(&self.theirs)).min().unwrap_or(1)
+    }
+
+    fn propose(&mut self) {
+        let how = self.input.u8();
+        let n = (how & 1 == 0).then_some(how >> 1 & 7);
+        let hash = |hello: &[u8]| Sha384::digest(hello).into();
+        self.epoch += u64::from(how >> 4 & 3);
+        let proposal = Proposal {
+            hello_hashes: (hash(&self.hello), hash(&self.theirs)),
+            epoch: self.epoch,
+            responder_key: SITES.us.encapsulation_key(),
+            indices: (0..u32::from(self.lanes_agreed())).map(|lane| 1 << 31 | lane).collect(),
+            qkd_key_id: n.map(|n| key_name(n).id),
+            chain_check: match how >> 6 {
+                3 => Some([how; 16]),
+                2 => self.chains.last().map(|chain| chain.check),
+                _ => None,
+            },
+        };
+        if let Ok(proposed) = Proposed::new(proposal, &mut self.rng) {
+            let bytes = proposed.bytes().to_vec();
+            self.proposed = Some((proposed, n));
+            self.send_damaged(Kind::Propose, bytes);
+        }
+    }
+
+    /// What an honest initiator would make of the `Accept` that came.
+    fn take_accept(&mut self) {
+        let Some((proposed, n)) = self.proposed.take() else { return };
+        let chain = proposed.message().chain_check;
+        let chain = self.chains.iter().find(|known| Some(known.check) == chain);
+        let (epoch, qkd) = (proposed.message().epoch, n.map(key));
+        let (hello, theirs) = (self.hello.clone(), self.theirs.clone());
+        let terms = self.terms(SITES.them.public(), SITES.us.public(), &hello, &theirs);
+        if let Ok(agreed) = proposed.verify(&self.accept, &terms, &SITES.them, qkd.as_ref(), None, chain) {
+            let confirmation = *agreed.keys.confirm_initiator.expose();
+            self.confirm = Some(Confirm { epoch, confirmation }.to_bytes());
+            self.chains.push(agreed.keys.chain);
+        }
+    }
+
+    /// What an honest responder would make of the `Propose` that came.
+    fn answer_propose(&mut self) {
+        let Ok(propose) = Propose::parse(&self.propose) else { return };
+        let lanes = self.lanes_agreed();
+        let indices = (0..u32::from(lanes)).map(|lane| 1 << 31 | lane).collect();
+        let number = propose.qkd_key_id.as_deref().and_then(|id| id.strip_prefix("key-")?.parse().ok());
+        let qkd = number.map(key);
+        let (hello, theirs) = (self.hello.clone(), self.theirs.clone());
+        let terms = self.terms(SITES.us.public(), SITES.them.public(), &theirs, &hello);
+        let initiator = SITES.us.encapsulation_key();
+        let chain = self.chains.iter().find(|known| Some(known.check) == propose.chain_check);
+        let secrets = (qkd.as_ref(), None, chain);
+        let rng = &mut ChaCha20Rng::seed_from_u64(self.number);
+        let answered = answer(&propose, &self.propose, initiator, &terms, &SITES.them, indices, secrets, rng);
+        if let Ok(answered) = answered {
+            self.accept = answered.accept;
+            self.chains.push(answered.keys.chain);
+        }
+    }
+
+    fn terms<'t>(
+        &self,
+        initiator: &'t PublicIdentity,
+        responder: &'t PublicIdentity,
+        hello_initiator: &'t [u8],
+        hello_responder: &'t [u8],
+    ) -> Terms<'t> {
+        let (suite, lanes) = (Suite::ChaCha20Poly1305, self.lanes_agreed());
+        Terms { initiator, responder, hello_initiator, hello_responder, suite, lanes }
+    }
+
+    fn kms(&mut self) {
+        let how = self.input.u8();
+        let Some(fetch) = self.fetches.pop() else { return };
+        let trouble = |kind| KmsTrouble { kind, text: "no".to_owned() };
+        let number = |name: &KeyName| name.id.strip_prefix("key-").and_then(|n| n.parse().ok()).unwrap_or(0);
+        let report = match fetch {
+            Fetch::New { request, .. } | Fetch::ById { request, .. } if how & 3 == 3 => KmsReport::Failed {
+                request: request + u64::from(how >> 7),
+                trouble: trouble(TroubleKind::Unavailable),
+            },
+            Fetch::New { request, .. } => {
+                let key = |n: u8| FetchedKey { name: key_name(n), secret: key(n) };
+                let keys = (how >> 2 & 7..(how >> 2 & 7) + 3).map(key).collect();
+                KmsReport::Keys { request, keys, missing: None }
+            }
+            Fetch::ById { request, keys } => {
+                let keys = keys.into_iter().map(|name| {
+                    let n = number(&name);
+                    FetchedKey { name, secret: key(if how & 4 == 0 { n } else { n + 1 }) }
+                });
+                let missing = (how & 8 != 0).then(|| trouble(TroubleKind::NotFound));
+                KmsReport::Keys { request, keys: keys.take(usize::from(how >> 4)).collect(), missing }
+            }
+        };
+        self.peer.handle_kms(report, self.now, &mut self.rng);
+    }
+
+    fn lanes(&mut self) {
+        let how = self.input.u8();
+        let report = match how & 3 {
+            0 | 1 => {
+                for (lane, token) in std::mem::take(&mut self.tokens) {
+                    let report = LaneReport::Installed { lane, token };
+                    self.peer.handle_lane(report, self.now, &mut self.rng);
+                }
+                return;
+            }
+            2 => LaneReport::FirstOpened { lane: how >> 7, generation: u64::from(how >> 2 & 15) },
+            _ => LaneReport::SealingEnded { lane: how >> 7, generation: u64::from(how >> 2 & 15) },
+        };
+        self.peer.handle_lane(report, self.now, &mut self.rng);
+    }
+
+    /// Takes what the peer wants, and looks whether it may want that.
+    fn drain(&mut self) {
+        let mut sent = 0;
+        while let Some(transmit) = self.peer.poll_transmit() {
+            sent += 1;
+            assert!(sent < 500 && transmit.datagram.len() <= 1280, "what it sends is bounded");
+            let Ok(fragment) = Fragment::parse(&transmit.datagram) else { continue };
+            self.ids.truncate(20);
+            self.ids.push(fragment.id);
+            if fragment.index + 1 == fragment.count && fragment.kind != Kind::Ack {
+                self.whole.push(fragment.id);
+            }
+            let whole = match fragment.kind {
+                Kind::Hello => &mut self.theirs,
+                Kind::Propose => &mut self.propose,
+                Kind::Accept => &mut self.accept,
+                _ => continue,
+            };
+            if fragment.index == 0 {
+                whole.clear();
+            }
+            whole.extend(fragment.payload);
+        }
+        let mut orders = Vec::new();
+        let mut events = 0;
+        while let Some(event) = self.peer.poll_event() {
+            events += 1;
+            assert!(events < 500, "what it wants is bounded");
+            match event {
+                Event::Lane(lane, order) => orders.push((lane, order)),
+                Event::Fetch(fetch) => self.fetches.push(fetch),
+                Event::Notice(Notice::EpochActive { sources, .. }) => self.qkd_epoch = sources.qkd,
+                Event::Notice(_) => {}
+            }
+        }
+        self.fetches.truncate(10);
+        for (lane, order) in orders {
+            match order {
+                LaneOrder::InstallOpening { token, .. } => self.tokens.push((lane, token)),
+                LaneOrder::InstallSealing { token, key, .. } => {
+                    assert!(self.sealed.insert(*key.expose()), "a sealing key comes once");
+                    assert!(self.qkd_epoch || self.policy != QkdPolicy::Required, "sealed without QKD");
+                    self.tokens.push((lane, token));
+                }
+                _ => {}
+            }
+        }
+    }
+}

@@ -1,0 +1,262 @@
+//! What the fuzz targets of the data path do with bytes: plain functions, run on stable too. They exist only with the
+//! feature `fuzzing`, which no program asks for.
+
+use std::collections::BTreeSet;
+use std::io::IoSlice;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use crate::allowed_ips::AllowedIps;
+use crate::checksum::{Sum, addresses_and_protocol};
+use crate::key::PeerId;
+use crate::lane::inner;
+use crate::session::ReplayWindow;
+use crate::tun::coalesce::Coalescer;
+use crate::tun::split;
+use crate::tun::vnet::Vnet;
+
+/// Fields from the front of the input; zeros once it ends.
+struct Input<'a>(&'a [u8]);
+
+impl Input<'_> {
+    fn take<const N: usize>(&mut self) -> [u8; N] {
+        let mut out = [0; N];
+        let n = N.min(self.0.len());
+        out[..n].copy_from_slice(&self.0[..n]);
+        self.0 = &self.0[n..];
+        out
+    }
+
+    fn u8(&mut self) -> u8 {
+        self.take::<1>()[0]
+    }
+
+    fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+/// A virtio header and a packet as a kernel might hand them over, right or not: the segments hold the payload once, in
+/// order, and no more.
+pub fn split(bytes: &[u8]) {
+    let Some((header, packet)) = bytes.split_first_chunk::<{ Vnet::LEN }>() else { return };
+    let mut packet = packet.to_vec();
+    let Ok(Some(split)) = split::plan(Vnet::parse(header), &mut packet) else { return };
+    let payloads: Vec<u8> =
+        cut(&split, &packet).iter().flat_map(|segment| segment[split.header..].to_vec()).collect();
+    assert_eq!(payloads, packet[split.header..], "the payload is there once, in order");
+}
+
+fn cut(split: &split::Split, packet: &[u8]) -> Vec<Vec<u8>> {
+    let segment = |n: usize| {
+        let mut out = vec![0; split.len(n)];
+        split.write(packet, n, &mut out);
+        out
+    };
+    (0..split.count()).map(segment).collect()
+}
+
+/// Packets of a few flows, some of them spoilt: what the coalescer writes, cut again, is what came in, in its order.
+pub fn coalesce(bytes: &[u8]) {
+    let mut input = Input(bytes);
+    let udp = input.u8() & 1 == 1;
+    let mut packets: Vec<Vec<u8>> = Vec::new();
+    let mut sequence = 1000u32;
+    while !input.is_empty() && packets.len() < 200 {
+        packets.push(packet(&mut input, &mut sequence, packets.len()));
+    }
+    let (mut buffer, mut places) = (Vec::new(), Vec::new());
+    for packet in &packets {
+        buffer.extend([0xee; 16]);
+        places.push(buffer.len()..buffer.len() + packet.len());
+        buffer.extend(packet);
+    }
+    let (mut written, mut counted) = (Vec::new(), 0);
+    let mut write = |parts: &[IoSlice<'_>], count: usize| {
+        counted += count;
+        let Some(header) = parts[0].first_chunk() else { return };
+        let packet: Vec<u8> = parts[1..].iter().flat_map(|part| part.iter().copied()).collect();
+        written.push((Vnet::parse(header), packet));
+    };
+    let mut coalescer = Coalescer::new(udp);
+    for place in places {
+        coalescer.push(&mut buffer, place, &mut write);
+    }
+    coalescer.flush(&mut buffer, &mut write);
+    assert_eq!(counted, packets.len(), "each packet is counted once");
+    let mut out = Vec::new();
+    for (header, mut packet) in written {
+        match split::plan(header, &mut packet) {
+            Ok(Some(split)) => out.extend(cut(&split, &packet)),
+            _ => out.push(packet),
+        }
+    }
+    assert_eq!(out.len(), packets.len(), "none is lost, none is made");
+    for (got, want) in out.iter().zip(&packets) {
+        assert_eq!(without_checksums(got), without_checksums(want));
+    }
+}
+
+/// A packet whose IP length is right, as the lane makes sure; everything else may be wrong.
+fn packet(input: &mut Input<'_>, sequence: &mut u32, number: usize) -> Vec<u8> {
+    let [shape, spoil, at, value] = input.take::<4>();
+    let (v6, tcp) = (shape & 1 == 1, shape & 2 == 2);
+    let payload = usize::from(input.u8()) % if shape & 4 == 4 { 7 } else { 64 };
+    let (l4, protocol) = (if v6 { 40 } else { 20 }, if tcp { 6u8 } else { 17 });
+    let header = l4 + if tcp { 20 } else { 8 };
+    let mut out = vec![0u8; header + payload];
+    let number = u16::try_from(number).unwrap_or(0);
+    let len = u16::try_from(out.len()).unwrap_or(0);
+    let l4_len = u16::try_from(out.len() - l4).unwrap_or(0);
+    if v6 {
+        out[0] = 0x60;
+        out[4..6].copy_from_slice(&l4_len.to_be_bytes());
+        out[6..8].copy_from_slice(&[protocol, 64]);
+        out[8..40].fill(0xfd);
+    } else {
+        out[0] = 0x45;
+        out[2..4].copy_from_slice(&len.to_be_bytes());
+        out[4..6].copy_from_slice(&number.to_be_bytes());
+        out[8..10].copy_from_slice(&[64, protocol]);
+        out[12..20].fill(10);
+    }
+    out[l4..l4 + 4].copy_from_slice(&[0, 80, 0, shape >> 6]);
+    if tcp {
+        out[l4 + 4..l4 + 8].copy_from_slice(&sequence.to_be_bytes());
+        *sequence = sequence.wrapping_add(u32::try_from(payload).unwrap_or(0));
+        out[l4 + 12] = 5 << 4;
+        out[l4 + 13] = 0x10 | if shape & 8 == 8 { 8 } else { 0 };
+    } else {
+        out[l4 + 4..l4 + 6].copy_from_slice(&l4_len.to_be_bytes());
+    }
+    out[header..].fill(value);
+    if spoil & 3 == 3 {
+        // Any byte but the version, the IP header's length and the packet's length.
+        let fixed: &[usize] = if v6 { &[0, 4, 5] } else { &[0, 2, 3] };
+        let at = usize::from(at) % out.len();
+        if !fixed.contains(&at) {
+            out[at] = value;
+        }
+    }
+    if spoil & 4 == 0 {
+        let sum = if tcp { 16 } else { 6 };
+        if !v6 {
+            out[10..12].fill(0);
+            let checksum = Sum::default().bytes(&out[..20]).checksum();
+            out[10..12].copy_from_slice(&checksum);
+        }
+        out[l4 + sum..l4 + sum + 2].fill(0);
+        let whole = addresses_and_protocol(&out, v6, protocol).word(l4_len).bytes(&out[l4..]);
+        out[l4 + sum..l4 + sum + 2].copy_from_slice(&whole.udp_checksum());
+    }
+    out
+}
+
+/// A checksum of 0 may stand as 0xffff, so checksums are compared by what they add up to, where the packet is cut again.
+fn without_checksums(packet: &[u8]) -> Vec<u8> {
+    let mut out = packet.to_vec();
+    let l4 = if packet[0] >> 4 == 4 { 20 } else { 40 };
+    let protocol = if l4 == 20 { packet[9] } else { packet[6] };
+    if l4 == 20 {
+        out[10..12].fill(0);
+    }
+    let at = l4 + if protocol == 6 { 16 } else { 6 };
+    if let Some(field) = out.get_mut(at..at + 2) {
+        field.fill(0);
+    }
+    out
+}
+
+/// What opened of a datagram: its source and length come from the packet alone, and lie within it.
+pub fn inner_packet(bytes: &[u8]) {
+    let Some((tos, text)) = bytes.split_first() else { return };
+    let mut text = text.to_vec();
+    let Some((source, len)) = inner::source_and_length(&text) else { return };
+    assert!(len <= text.len() && len >= if source.is_ipv4() { 20 } else { 40 });
+    let rest = text[len..].to_vec();
+    inner::decapsulate(*tos, &mut text[..len]);
+    assert_eq!(text[len..], rest, "what follows the packet stays");
+    assert_eq!(inner::source_and_length(&text), Some((source, len)), "ECN changes neither");
+}
+
+/// Prefixes and look-ups: the table agrees with one that is searched from end to end.
+pub fn allowed_ips(bytes: &[u8]) {
+    let mut input = Input(bytes);
+    let mut entries: Vec<(IpAddr, u8, PeerId)> = Vec::new();
+    let mut addresses = Vec::new();
+    while !input.is_empty() && addresses.len() < 100 {
+        let [what, prefix] = input.take::<2>();
+        // Few distinct bits, so that prefixes nest and meet.
+        let address = if what & 1 == 0 {
+            IpAddr::V4(Ipv4Addr::from_bits(u32::from_be_bytes(input.take()) & 0xf003_80ff))
+        } else {
+            let (high, low) = (u64::from_be_bytes(input.take()), input.u8());
+            IpAddr::V6(Ipv6Addr::from_bits(u128::from(high) << 64 | u128::from(low)))
+        };
+        if what & 2 == 0 && entries.len() < 60 {
+            let most = if address.is_ipv4() { 32 } else { 128 };
+            entries.push((address, prefix % (most + 1), PeerId(u32::from(what >> 2) % 5)));
+        }
+        addresses.push(address);
+    }
+    let Ok(table) = AllowedIps::new(entries.clone()) else { return };
+    for address in addresses {
+        assert_eq!(table.lookup(address), by_force(&entries, address), "{address}");
+    }
+}
+
+fn by_force(entries: &[(IpAddr, u8, PeerId)], address: IpAddr) -> Option<PeerId> {
+    let bits = |a: IpAddr| match a {
+        IpAddr::V4(a) => u128::from(a.to_bits()) << 96,
+        IpAddr::V6(a) => a.to_bits(),
+    };
+    let holds = |(a, prefix, _): &&(IpAddr, u8, PeerId)| {
+        a.is_ipv4() == address.is_ipv4() && (bits(*a) ^ bits(address)).leading_zeros() >= u32::from(*prefix)
+    };
+    // Of equal prefixes the last counts, which is the one that `max_by_key` gives.
+    entries.iter().filter(holds).max_by_key(|(_, prefix, _)| *prefix).map(|(_, _, peer)| *peer)
+}
+
+/// Counters, near and far: the window agrees with a set of all that were seen.
+pub fn replay(bytes: &[u8]) {
+    let mut input = Input(bytes);
+    let (mut window, mut seen) = (ReplayWindow::default(), BTreeSet::new());
+    let mut last = 0u64;
+    while !input.is_empty() {
+        let [how, step] = input.take::<2>();
+        let counter = match how % 8 {
+            0 => u64::from_be_bytes(input.take()),
+            1 => last.saturating_add(ReplayWindow::SIZE + u64::from(step)),
+            2 | 3 => last.saturating_sub(u64::from(step) << (how >> 5)),
+            4 => last.saturating_sub(ReplayWindow::SIZE).saturating_add(u64::from(step % 4)),
+            5 => last,
+            _ => last.saturating_add(u64::from(step)),
+        };
+        let highest = seen.last().copied();
+        let new = !seen.contains(&counter)
+            && counter < u64::MAX
+            && highest.is_none_or(|highest: u64| counter > highest || highest - counter < ReplayWindow::SIZE);
+        assert_eq!(window.is_new(counter), new, "{counter} after {highest:?}");
+        if new {
+            assert_eq!(window.accept(counter), highest.is_none_or(|highest| counter > highest));
+            seen.insert(counter);
+            last = last.max(counter);
+        }
+    }
+}
+
+/// The table of receiver indices as a lane has it, for the measurement of its time.
+pub struct IndexTable(inner::ByIndex<u64>);
+
+impl IndexTable {
+    /// A table that holds these.
+    #[must_use]
+    pub fn new(indices: impl IntoIterator<Item = u32>) -> Self {
+        Self(indices.into_iter().map(|index| (index, u64::from(index))).collect())
+    }
+
+    /// Whether it holds `index`.
+    #[must_use]
+    pub fn holds(&self, index: u32) -> bool {
+        self.0.contains_key(&index)
+    }
+}

@@ -1,0 +1,118 @@
+#!/usr/bin/env bash
+# Fuzzes each parser with cargo-fuzz on a nightly, with AddressSanitizer. Inputs that reach new code collect in
+# fuzz/corpus; a crash stops its target, and its input is in fuzz/artifacts. What is missing here is SKIPPED with its reason
+# and never counts as passed. The report is target/fuzz/report.txt.
+#
+#   scripts/fuzz.sh                        each target for 10 minutes
+#   scripts/fuzz.sh SECONDS [TARGET...]    these targets, or all, for so long each
+#   scripts/fuzz.sh keep [TARGET...]       adds the smallest inputs that reach what the seeds don't to fuzz/seeds
+#   scripts/fuzz.sh coverage [TARGET...]   which lines of each parser seeds and corpus reach, in target/fuzz/coverage.txt
+set -uo pipefail
+cd "$(dirname "$0")/.." || exit
+export PATH="$PATH:$HOME/.cargo/bin"
+folder="${CARGO_TARGET_DIR:-target}/fuzz"
+mkdir -p "$folder"
+# Bytes of new seeds that `keep` adds to a target at most.
+most=40000
+
+how="${1:-600}"
+[ $# -eq 0 ] || shift
+all=$(sed -n 's/^    ("\([a-z0-9_]*\)", .*/\1/p' fuzz/bodies/mod.rs)
+targets="${*:-$all}"
+
+reason=""
+command -v cargo-fuzz >/dev/null || reason="cargo-fuzz is not installed: cargo install --locked cargo-fuzz"
+cargo +nightly --version >/dev/null 2>&1 || reason="there is no nightly toolchain: rustup toolchain install nightly"
+if [ -n "$reason" ]; then
+    printf 'SKIPPED  fuzzing (%s)\n' "$reason" | tee "$folder/report.txt"
+    exit 77
+fi
+
+run() {
+    local target="$1"
+    shift
+    mkdir -p "fuzz/corpus/$target"
+    cargo +nightly fuzz run "$target" "$@"
+}
+
+# The source that a target is there for.
+source_of() {
+    case $1 in
+    hello) echo qvpn-proto/src/wire/hello.rs ;;
+    stock_offer | stock_ack) echo qvpn-proto/src/wire/stock.rs ;;
+    propose | accept | confirm) echo qvpn-proto/src/wire/exchange.rs ;;
+    reject) echo qvpn-proto/src/wire/reject.rs ;;
+    fragment) echo qvpn-proto/src/wire/fragment.rs ;;
+    reassembly) echo qvpn-proto/src/messenger.rs ;;
+    responder) echo qvpn-proto/src/peer/respond.rs qvpn-proto/src/stock/slave.rs ;;
+    initiator) echo qvpn-proto/src/peer/initiate.rs qvpn-proto/src/stock/master.rs ;;
+    kme_status | kme_keys) echo kms-client/src/wire.rs ;;
+    kme_error) echo kms-client/src/excerpt.rs ;;
+    skip_key | skip_capabilities) echo kms-client/src/skip_wire.rs ;;
+    config) echo qvpn-api/src/config/reader.rs qvpn-api/src/config/grammar.rs qvpn-api/src/config/values.rs qvpn-api/src/config/rules.rs ;;
+    control) echo qvpn-api/src/control.rs qvpn-api/src/control/lines.rs ;;
+    split) echo qvpn-dataplane/src/tun/split.rs ;;
+    coalesce) echo qvpn-dataplane/src/tun/coalesce.rs ;;
+    inner_packet) echo qvpn-dataplane/src/lane/ecn.rs ;;
+    allowed_ips) echo qvpn-dataplane/src/allowed_ips.rs ;;
+    replay) echo qvpn-dataplane/src/session.rs ;;
+    esac
+}
+
+coverage() {
+    local tools target lines
+    tools="$(rustc +nightly --print sysroot)/lib/rustlib/$(rustc +nightly -vV | sed -n 's/^host: //p')/bin"
+    [ -x "$tools/llvm-cov" ] || { echo "SKIPPED  coverage (rustup component add llvm-tools --toolchain nightly)"; exit 77; }
+    for target in $targets; do
+        cargo +nightly fuzz coverage "$target" "fuzz/corpus/$target" "fuzz/seeds/$target" >"$folder/$target.coverage.log" 2>&1 ||
+            { echo "$target: failed, see $folder/$target.coverage.log"; continue; }
+        for file in $(source_of "$target"); do
+            lines=$("$tools/llvm-cov" export -summary-only \
+                -instr-profile="fuzz/coverage/$target/coverage.profdata" \
+                "$(find fuzz/target target -path '*coverage*' -type f -name "$target" -perm -u+x | head -1)" \
+                "$file" 2>/dev/null |
+                python3 -c 'import json,sys; l=json.load(sys.stdin)["data"][0]["totals"]["lines"]; print(l["covered"], l["count"])')
+            printf '%-18s %-42s %s of %s lines\n' "$target" "$file" ${lines:-? ?}
+        done
+    done | tee "$folder/coverage.txt"
+}
+
+keep() {
+    local target file size total
+    for target in $targets; do
+        mkdir -p "$folder/merged/$target"
+        cp "fuzz/seeds/$target"/* "$folder/merged/$target/"
+        run "$target" "$folder/merged/$target" "fuzz/corpus/$target" -- -merge=1 -max_len=6000 >"$folder/$target.merge.log" 2>&1 || {
+            echo "$target: failed, see $folder/$target.merge.log"
+            continue
+        }
+        total=0
+        while read -r size file; do
+            cmp -s "$file" "fuzz/seeds/$target/$(basename "$file")" && continue
+            total=$((total + size))
+            [ $total -le $most ] || break
+            cp "$file" "fuzz/seeds/$target/"
+        done < <(find "$folder/merged/$target" -type f -printf '%s %p\n' | sort -n)
+        echo "$target: $(find "fuzz/seeds/$target" -type f | wc -l) seeds"
+        rm -r "$folder/merged/$target"
+    done
+}
+
+case $how in
+coverage | keep) "$how"; exit ;;
+*[!0-9]*) echo "usage: $0 [SECONDS|keep|coverage] [TARGET...]" >&2; exit 2 ;;
+esac
+
+failed=0
+printf 'fuzzing of %s on %s, %s, %s a target\n\n' "$(git rev-parse --short HEAD 2>/dev/null || echo unknown)" \
+    "$(uname -sr)" "$(date -u +%F)" "${how} s" >"$folder/report.txt"
+for target in $targets; do
+    log="$folder/$target.log"
+    if run "$target" "fuzz/corpus/$target" "fuzz/seeds/$target" -- -max_total_time="$how" -max_len=6000 -timeout=20 \
+        -rss_limit_mb=2048 -print_final_stats=1 >"$log" 2>&1; then word=passed; else word=FAILED failed=1; fi
+    cases=$(sed -n 's/^stat::number_of_executed_units: *//p' "$log")
+    edges=$(grep -o 'cov: [0-9]*' "$log" | tail -1)
+    printf '%-8s %-18s %12s cases, %s edges, %s inputs kept\n' "$word" "$target" "${cases:-no}" "${edges#cov: }" \
+        "$(find "fuzz/corpus/$target" -type f | wc -l)" | tee -a "$folder/report.txt"
+done
+exit $failed
