@@ -6,8 +6,11 @@ mod text;
 #[path = "../../qvpn-proto/fuzz_bodies.rs"]
 mod wire;
 
-/// The name of each target, its body, and how many cases of it a short run makes.
-pub const TARGETS: &[(&str, fn(&[u8]), u32)] = &[
+/// A target's name, its body, and how many cases of it a short run makes.
+pub type Target = (&'static str, fn(&[u8]), u32);
+
+/// All targets.
+pub const TARGETS: &[Target] = &[
     ("hello", |bytes| message(1, bytes), 20_000),
     ("stock_offer", |bytes| message(2, bytes), 20_000),
     ("stock_ack", |bytes| message(3, bytes), 20_000),
