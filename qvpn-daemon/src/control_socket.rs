@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use nix::sys::stat::{Mode, umask};
-use nix::unistd::{Gid, Group, Uid, chown, geteuid};
+use nix::unistd::{Gid, Group, Uid, chown, getegid, geteuid};
 use qvpn_api::control::{
     CodecError, ErrorCode, ErrorReply, LineBuffer, MAX_REQUEST, Message, Reply, Request, socket_path,
 };
@@ -90,7 +90,8 @@ impl ControlSocket {
         let listener = listener.map_err(failed)?;
         listener.set_nonblocking(true).map_err(failed)?;
         let writers = Writers::of_this_system();
-        if let Some(group) = writers.groups.first()
+        // Under our unit it is the process's own group, and the unit forbids such a change.
+        if let Some(group) = writers.groups.first().filter(|group| **group != getegid())
             && let Err(error) = chown(&path, None, Some(*group))
         {
             tracing::warn!("{}: the group {GROUP} can't use it: {error}", path.display());
@@ -316,11 +317,11 @@ mod tests {
 
         let mut ways = vec![
             Writers { users: vec![geteuid()], ..stranger.clone() },
-            Writers { groups: vec![nix::unistd::getegid()], ..stranger.clone() },
+            Writers { groups: vec![getegid()], ..stranger.clone() },
         ];
         // A supplementary group, where this process has one.
         let others = nix::unistd::getgroups().unwrap();
-        let other = others.into_iter().find(|group| *group != nix::unistd::getegid());
+        let other = others.into_iter().find(|group| *group != getegid());
         ways.extend(other.map(|group| Writers { groups: vec![group], ..stranger }));
         for writers in ways {
             let [rekey, _] = asked_as(writers.clone()).await;
