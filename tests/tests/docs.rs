@@ -1,0 +1,101 @@
+//! The operators' pages say what is true: every error that the programs print has a row in `docs/errors.md`, and the config of
+//! the guide is one that the programs take. The guide's commands are run by `scripts/test-packages.sh`.
+
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use tests::binary;
+
+/// Where the errors are that reach an operator and don't say by themselves, as those of a config do with line and column,
+/// what is wrong where.
+const SOURCES: [&str; 9] = [
+    "qvpn-daemon/src/error.rs",
+    "qvpn-ctl/src/error.rs",
+    "qvpn-net/src/error.rs",
+    "qvpn-net/src/plan.rs",
+    "qvpn-dataplane/src/lane/mod.rs",
+    "qvpn-dataplane/src/tun/mod.rs",
+    "qvpn-identity/src/error.rs",
+    "qvpn-secret/src/lock.rs",
+    "qvpn-api/src/control.rs",
+];
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
+}
+
+/// The texts of `#[error("…")]` in a source file.
+fn messages(source: &str) -> Vec<String> {
+    let mut found = Vec::new();
+    for part in source.split("#[error(").skip(1) {
+        let Some(text) = part.trim_start().strip_prefix('"') else { continue };
+        let mut message = String::new();
+        let mut chars = text.chars();
+        while let Some(c) = chars.next() {
+            match c {
+                '"' => break,
+                '\\' => message.extend(chars.next()),
+                c => message.push(c),
+            }
+        }
+        found.push(message);
+    }
+    found
+}
+
+/// The longest part of a message that is the same each time; nothing if it only passes on what another error says.
+fn fixed(message: &str) -> Option<String> {
+    let parts = message.split('{').flat_map(|part| part.rsplit('}').next());
+    let longest = parts
+        .map(|part| part.trim_matches([' ', ':', ';', '(', ')', '`', '"', ',']))
+        .max_by_key(|p| p.len())?;
+    (longest.len() >= 8).then(|| longest.to_owned())
+}
+
+#[test]
+fn every_error_message_has_its_row() {
+    let page = fs::read_to_string(root().join("docs/errors.md")).unwrap();
+    // As the reader sees it, whatever line breaks and marks the page has.
+    let plain =
+        |text: &str| text.replace(['`', '\n', '\\'], " ").split_whitespace().collect::<Vec<_>>().join(" ");
+    let page = plain(&page);
+    let (mut seen, mut missing) = (0, BTreeSet::new());
+    for source in SOURCES {
+        let text = fs::read_to_string(root().join(source)).unwrap();
+        for message in messages(&text).iter().filter_map(|message| fixed(message)) {
+            seen += 1;
+            // The cause is in the message's first words; advice may be put in other words on the page.
+            let cause = plain(message.split("; ").next().unwrap());
+            if !page.contains(&cause) {
+                missing.insert(format!("{source}: {cause}"));
+            }
+        }
+    }
+    assert!(seen > 40, "{seen} messages were found in the sources");
+    assert!(missing.is_empty(), "docs/errors.md doesn't have:\n{}", Vec::from_iter(missing).join("\n"));
+}
+
+#[test]
+fn the_guides_config_is_taken() {
+    let guide = fs::read_to_string(root().join("docs/operating.md")).unwrap();
+    let block = guide.split("<!-- config: site -->").nth(1).unwrap();
+    let config = block.split("```toml\n").nth(1).unwrap().split("```").next().unwrap();
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("guide");
+    fs::create_dir_all(&folder).unwrap();
+    let ctl = |args: &[&str], input: &Path| {
+        let input = fs::File::open(input).unwrap();
+        Command::new(binary("qvpn-ctl")).args(args).stdin(input).output().unwrap()
+    };
+    let secret = folder.join("b.key");
+    fs::write(&secret, ctl(&["genkey"], Path::new("/dev/null")).stdout).unwrap();
+    let public = String::from_utf8(ctl(&["pubkey"], &secret).stdout).unwrap();
+    assert!(config.contains("\"qvpn1-…\""), "the guide leaves the other site's key out");
+    let file = folder.join("qvpn0.toml");
+    fs::write(&file, config.replace("qvpn1-…", public.trim())).unwrap();
+    let output = ctl(&["check", "--no-files", file.to_str().unwrap()], Path::new("/dev/null"));
+    assert!(output.status.success(), "{output:?}");
+}
