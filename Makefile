@@ -1,6 +1,6 @@
 # The commands that people use. `make demo` and `make test` install what is missing by themselves.
 
-.PHONY: help demo trial test bench soak fuzz miri build lint fmt deps
+.PHONY: help packages demo trial test bench soak fuzz miri build lint fmt deps
 
 help:
 	@echo "make demo    two sites, two KMEs and a tunnel on this machine, with real traffic"
@@ -11,6 +11,7 @@ help:
 	@echo "make bench   qvpn and other VPNs in turns on this machine; BENCH=--quick for a shorter run, BENCH=--help for choices"
 	@echo "make miri    the tests that reach unsafe code under Miri (needs a nightly toolchain)"
 	@echo "make build   release binaries in target/release"
+	@echo "make packages  .deb and .rpm from a release build, SBOM, checksums, in target/packages/out"
 	@echo "make lint    format check and clippy"
 	@echo "make fmt     format the sources"
 	@echo "make deps    install what is missing (packages, cargo tools, Python packages)"
@@ -47,6 +48,10 @@ bench:
 
 build:
 	cargo build --locked --release --workspace --bins
+
+packages:
+	@scripts/deps.sh release
+	@scripts/packages.sh
 
 lint:
 	cargo fmt --all --check

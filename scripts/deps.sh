@@ -5,6 +5,8 @@
 #   scripts/deps.sh system        packages of the distribution
 #   scripts/deps.sh tools         rustfmt, clippy, cargo-nextest, cargo-deny
 #   scripts/deps.sh python        target/venv
+#   scripts/deps.sh packages      what the packages and their test need; not among "all"
+#   scripts/deps.sh release       the same and cargo-cyclonedx, for `make packages`
 #   scripts/deps.sh               all of these
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -28,8 +30,17 @@ python3    python3
 promtool   prometheus
 "
 
+# The same for the packages of qvpn and their test.
+for_packages="
+dpkg-shlibdeps      dpkg-dev
+objcopy             binutils
+rpm                 rpm
+mmdebstrap          mmdebstrap
+qemu-system-x86_64  qemu-system-x86
+"
+
 system() {
-    local missing=() command package
+    local missing=() command package packages="${1:-$packages}"
     while read -r command package; do
         [ -z "$command" ] || have "$command" || missing+=("$package")
     done <<<"$packages"
@@ -59,6 +70,16 @@ tools() {
     have cargo-deny || cargo install --locked --debug cargo-deny
 }
 
+# What `make packages` and the test of the packages need besides.
+packages() {
+    have cargo || { echo "there is no cargo: install Rust first, see https://rustup.rs" >&2; return 1; }
+    system "$for_packages"
+    local tool
+    for tool in cargo-deb cargo-generate-rpm "$@"; do
+        have "$tool" || cargo install --locked --debug "$tool"
+    done
+}
+
 python() {
     local venv="${CARGO_TARGET_DIR:-target}/venv"
     cmp -s scripts/requirements.txt "$venv/requirements.txt" && return 0
@@ -68,10 +89,11 @@ python() {
 }
 
 case "${1:-all}" in
-system | tools | python) "$1" ;;
+system | tools | python | packages) "$1" ;;
+release) packages cargo-cyclonedx ;;
 all) system && tools && python ;;
 *)
-    echo "usage: $0 [system|tools|python|all]" >&2
+    echo "usage: $0 [system|tools|python|packages|release|all]" >&2
     exit 2
     ;;
 esac

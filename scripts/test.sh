@@ -30,6 +30,15 @@ undefined_behaviour() {
     [ $status -ne $skip ] || reason="there is no nightly toolchain with miri"
     return $status
 }
+# Made of the programs in target/debug; installed, run, upgraded and purged in a guest that systemd boots. Where its tools can't
+# be had, the last line says which.
+packages() {
+    scripts/deps.sh packages || echo "not all tools for the packages can be installed"
+    scripts/test-packages.sh | tee "$target/packages.log"
+    local status=${PIPESTATUS[0]}
+    [ "$status" -ne $skip ] || reason="$(tail -1 "$target/packages.log")"
+    return "$status"
+}
 # Recomputes the protocol's test vectors without a line of the project's Rust.
 vectors() {
     local found=0 script
@@ -68,6 +77,7 @@ step "build" build
 step "unit and scenario tests" unit_and_scenario_tests
 step "doc tests" doc_tests
 step "undefined behaviour (miri)" undefined_behaviour
+step "packages in a guest" packages
 step "python packages" scripts/deps.sh python
 step "vectors in python" vectors
 

@@ -1,0 +1,26 @@
+# The removal of the last version lifts the block and says so. Configs and keys are the operator's, and stay.
+[ "$1" -eq 0 ] || exit 0
+[ ! -d /run/systemd/system ] || systemctl daemon-reload || :
+# The program that does this otherwise is gone by now. 113 is the protocol number of our routes and rules.
+lifted=""
+for family in -4 -6; do
+    for priority in 32501 32500; do
+        while ip $family rule del priority $priority protocol 113 2>/dev/null; do
+            lifted="$lifted
+  rule with priority $priority"
+        done
+    done
+    # The list breaks lines for the reader, and `ip` wants words.
+    routes=$(ip $family route show table all type unreachable proto 113 2>/dev/null) || routes=""
+    [ -n "$routes" ] || continue
+    lifted="$lifted
+$(echo "$routes" | sed 's/^/  /')"
+    ip $family route flush table all type unreachable proto 113 || :
+done
+if [ -n "$lifted" ]; then
+    echo "qvpn: no longer blocked, so traffic to these networks may leave in clear:$lifted"
+fi
+rm -rf /run/qvpn
+rmdir /etc/qvpn 2>/dev/null || :
+[ ! -e /etc/qvpn ] ||
+    echo "qvpn: /etc/qvpn stays, with the configs and secret keys in it; erase them yourself if they are no longer needed"

@@ -1,0 +1,169 @@
+# In the booted guest: the operator's day with the units and the packages, and what must not happen.
+. /guest/lib.sh
+
+main_pid() { systemctl show -P MainPID qvpn@qvpn0.service; }
+number() { systemctl show -P "$1" "$2"; }
+files_are_untouched() { sha256sum --quiet -c /guest/operator.sums; }
+answers() { ping -n -c 1 -W 1 -I 10.10.0.1 10.20.0.1; }
+
+echo "guest: $(uname -r), systemd $(systemctl --version | head -1 | cut -d ' ' -f 2)"
+
+# From boot on. The tunnel has no network yet, and its networks are blocked all the same.
+check "the guard has run" systemctl is-active --quiet qvpn-guard.service
+guard=$(number ActiveEnterTimestampMonotonic qvpn-guard.service)
+network=$(number ActiveEnterTimestampMonotonic network-pre.target)
+[ "$guard" -gt 0 ] && [ "$guard" -le "$network" ] && ok "the guard was done before network-pre.target" ||
+    failed "guard at $guard, network-pre.target at $network"
+says "the tunnel's network is blocked" "$(ip route show type unreachable)" "10.20.0.0/16"
+
+# The other site, by hand and by root: it gives root up by itself.
+ip netns add other
+ip link add wan type veth peer name wan netns other
+ip addr add 10.9.0.1/24 dev wan
+ip link set wan up
+ip link add lan type dummy
+ip addr add 10.10.0.1/16 dev lan
+ip link set lan up
+ip netns exec other sh -e <<'END'
+ip link set lo up
+ip addr add 10.9.0.2/24 dev wan
+ip link set wan up
+ip link add lan type dummy
+ip addr add 10.20.0.1/16 dev lan
+ip link set lan up
+END
+systemctl start kme-sim.service
+becomes "the simulated KMEs run" test -S /run/kme-sim/admin.sock
+cd /root/site
+check "guide: check" sh /guest/guide/check.sh
+check "guide: start" sh /guest/guide/start.sh
+ip netns exec other qvpn-daemon --config /etc/qvpn/other/qvpn0.toml --socket-dir /run/other >/tmp/other.log 2>&1 &
+other=$!
+becomes "the tunnel comes up" answers
+systemctl is-active --quiet qvpn@qvpn0.service || failed "the unit runs"
+same "owner of the memory of a daemon that root started, which is not dumpable" "$(stat -c %U /proc/$other/environ)" root
+same "its effective user" "$(awk '/^Uid:/ { print $3 }' /proc/$other/status)" "$(id -u qvpn)"
+
+# What the unit's process may do.
+pid=$(main_pid)
+status() { awk -v name="$1:" '$1 == name { print $2 }' /proc/$pid/status; }
+same "user of the unit's daemon" "$(status Uid)" "$(id -u qvpn)"
+for set in CapPrm CapEff CapBnd; do same "$set" "$(status $set)" 0000000000001000; done
+for set in CapInh CapAmb; do same "$set" "$(status $set)" 0000000000000000; done
+same NoNewPrivs "$(status NoNewPrivs)" 1
+same Seccomp "$(status Seccomp)" 2
+log=$(journalctl --no-pager -u qvpn@qvpn0.service -o cat)
+says "all memory is locked" "$log" "memory: all of it is locked"
+says "Landlock is in force" "$log" "(Landlock)"
+says "it says who it is" "$log" "user qvpn, with CAP_NET_ADMIN alone"
+
+# Who may do what over the control socket.
+useradd --system member
+usermod -aG qvpn member
+useradd --system stranger
+check "a member of the group may change" runuser -u member -- qvpn-ctl rekey qvpn0
+refused "a stranger may not even look" runuser -u stranger -- qvpn-ctl show qvpn0
+chmod 0666 /run/qvpn/qvpn0.sock
+check "a stranger who was let in may look" runuser -u stranger -- qvpn-ctl show qvpn0
+refused "and may change nothing" runuser -u stranger -- qvpn-ctl rekey qvpn0
+says "which is said in words" "$(cat /tmp/check.log)" "only root and the group qvpn may"
+
+# Live changes under confinement.
+check "reload" systemctl reload qvpn@qvpn0.service
+check "goes on after it" answers
+
+# networkd removes routes that it didn't make, unless it was told.
+systemctl start systemd-networkd.service
+systemctl restart systemd-networkd.service
+says "networkd leaves the tunnel's routes alone" "$(ip route show table all)" "10.20.0.0/16 dev qvpn0"
+says "and the block" "$(ip route show type unreachable)" "10.20.0.0/16"
+
+# A process that is killed, and one that hangs.
+kill -KILL "$(main_pid)"
+refused "nothing leaves while it is down" answers
+becomes "a killed daemon is started again" answers
+mkdir -p /run/systemd/system/qvpn@qvpn0.service.d
+printf '[Service]\nWatchdogSec=3s\n' >/run/systemd/system/qvpn@qvpn0.service.d/watchdog.conf
+systemctl daemon-reload
+systemctl restart qvpn@qvpn0.service
+becomes "up under a watchdog" answers
+restarts=$(number NRestarts qvpn@qvpn0.service)
+sleep 7
+same "a daemon that works feeds the watchdog: restarts" "$(number NRestarts qvpn@qvpn0.service)" "$restarts"
+kill -STOP "$(main_pid)"
+hung_is_replaced() { [ "$(number NRestarts qvpn@qvpn0.service)" -gt "$restarts" ]; }
+becomes "a daemon that hangs is ended" hung_is_replaced
+becomes "and up again" answers
+rm -r /run/systemd/system/qvpn@qvpn0.service.d
+systemctl daemon-reload
+
+# The rest of the guide.
+sed -i 's/203.0.113.9/10.9.0.2/' /guest/guide/nft.sh
+check "guide: nft" sh /guest/guide/nft.sh
+check "guide: certificates" sh /guest/guide/certificates.sh
+check "goes on with new certificates" qvpn-ctl rekey qvpn0
+check "guide: eavesdropper" sh /guest/guide/eavesdropper.sh
+becomes "up after it" answers
+check "guide: identity" sh /guest/guide/identity.sh
+refused "the other site doesn't know the new key" answers
+sed -i "s#^public_key = .*#public_key = \"$(qvpn-ctl pubkey </etc/qvpn/qvpn0.key)\"#" /etc/qvpn/other/qvpn0.toml
+check "it takes it over" qvpn-ctl --socket-dir /run/other reload qvpn0
+becomes "up with the new identity" answers
+check "guide: backup" sh /guest/guide/backup.sh
+says "the backup has the config" "$(tar -tzf qvpn-configs.tar.gz)" qvpn/qvpn0.toml
+refused "and no key" grep -q '\.key' <<END
+$(tar -tzf qvpn-configs.tar.gz)
+END
+
+# The key as a credential. Its file is readable for root alone.
+install -m 0600 /etc/qvpn/qvpn0.key /root/a.key
+mkdir -p /etc/systemd/system/qvpn@qvpn0.service.d
+printf '[Service]\nLoadCredential=a.key:/root/a.key\n' >/etc/systemd/system/qvpn@qvpn0.service.d/credential.conf
+cp -a /etc/qvpn/qvpn0.toml /root/qvpn0.toml
+sed -i 's/^private_key_file = .*/private_key_file = "credential:a.key"/' /etc/qvpn/qvpn0.toml
+systemctl daemon-reload
+systemctl restart qvpn@qvpn0.service
+becomes "up with a key that systemd hands over" answers
+check "check finds the credential too" qvpn-ctl check /etc/qvpn/qvpn0.toml
+check "reload with a credential" qvpn-ctl reload qvpn0
+cp -a /root/qvpn0.toml /etc/qvpn/qvpn0.toml
+rm -r /etc/systemd/system/qvpn@qvpn0.service.d
+systemctl daemon-reload
+systemctl restart qvpn@qvpn0.service
+becomes "up with the file again" answers
+
+sha256sum $(find /etc/qvpn -type f) >/guest/operator.sums
+
+# Upgrade and downgrade: no tunnel is touched, no file of the operator either.
+pid=$(main_pid)
+said=$(dpkg -i /guest/new/*.deb 2>&1) || failed "upgrade: $said"
+same "the tunnel's process after an upgrade" "$(main_pid)" "$pid"
+says "the upgrade says what still runs" "$said" "qvpn@qvpn0.service still runs version"
+check "traffic goes on" answers
+check "guide: upgrade" sh /guest/guide/upgrade.sh
+becomes "up with the new version" answers
+pid=$(main_pid)
+check "the operator's files" files_are_untouched
+said=$(dpkg -i /guest/old/*.deb 2>&1) || failed "downgrade: $said"
+same "the tunnel's process after a downgrade" "$(main_pid)" "$pid"
+check "the operator's files after a downgrade" files_are_untouched
+check "a restart then" systemctl restart qvpn@qvpn0.service
+becomes "up after it" answers
+
+# What systemd itself says of the units.
+for unit in qvpn@qvpn0.service; do
+    check "$unit is exposed to less than 2.0" systemd-analyze security --no-pager --threshold=20 "$unit"
+done
+check "the units are right" systemd-analyze verify --man=no qvpn@qvpn0.service qvpn-guard.service qvpn.target kme-sim.service
+
+# The end: removal keeps the block, purge lifts it and says so.
+said=$(dpkg -r qvpn 2>&1) || failed "removal: $said"
+refused "the tunnel is stopped" systemctl is-active --quiet qvpn@qvpn0.service
+says "removal says that networks stay blocked" "$said" "stay unreachable"
+says "and they are" "$(ip route show type unreachable)" "10.20.0.0/16"
+said=$(dpkg -P qvpn 2>&1) || failed "purge: $said"
+says "purge says what it unblocked" "$said" "unreachable 10.20.0.0/16"
+same "blocks after a purge" "$(ip route show type unreachable)" ""
+says "and that the operator's files stay" "$said" "/etc/qvpn stays"
+check "which they do" files_are_untouched
+echo "guest: all done"
