@@ -47,29 +47,30 @@ fn messages(source: &str) -> Vec<String> {
     found
 }
 
-/// The longest part of a message that is the same each time; nothing if it only passes on what another error says.
-fn fixed(message: &str) -> Option<String> {
-    let parts = message.split('{').flat_map(|part| part.rsplit('}').next());
-    let longest = parts
-        .map(|part| part.trim_matches([' ', ':', ';', '(', ')', '`', '"', ',']))
-        .max_by_key(|p| p.len())?;
-    (longest.len() >= 8).then(|| longest.to_owned())
+/// The longest part of a message's cause that is the same each time; nothing if it only passes on what another error says.
+/// Advice, behind the first semicolon, may be put in other words on the page.
+fn fixed(message: &str) -> Option<&str> {
+    let cause = message.split("; ").next()?;
+    let parts = cause.split('{').filter_map(|part| part.rsplit('}').next());
+    let longest =
+        parts.map(|part| part.trim_matches([' ', ':', '(', ')', '`', '"', ','])).max_by_key(|p| p.len())?;
+    (longest.len() >= 8).then_some(longest)
+}
+
+/// As the reader sees it, whatever line breaks and marks the page has.
+fn plain(text: &str) -> String {
+    text.replace(['`', '\\'], "").split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
 #[test]
 fn every_error_message_has_its_row() {
     let page = fs::read_to_string(root().join("docs/errors.md")).unwrap();
-    // As the reader sees it, whatever line breaks and marks the page has.
-    let plain =
-        |text: &str| text.replace(['`', '\n', '\\'], " ").split_whitespace().collect::<Vec<_>>().join(" ");
     let page = plain(&page);
     let (mut seen, mut missing) = (0, BTreeSet::new());
     for source in SOURCES {
         let text = fs::read_to_string(root().join(source)).unwrap();
-        for message in messages(&text).iter().filter_map(|message| fixed(message)) {
+        for cause in messages(&text).iter().filter_map(|message| fixed(message)).map(plain) {
             seen += 1;
-            // The cause is in the message's first words; advice may be put in other words on the page.
-            let cause = plain(message.split("; ").next().unwrap());
             if !page.contains(&cause) {
                 missing.insert(format!("{source}: {cause}"));
             }
