@@ -16,8 +16,8 @@ use qvpn_proto::wire::{
     Confirm, Fragment, Held, Hello, Kind, Propose, Reject, RejectReason, StockAck, StockOffer, fragment,
 };
 use qvpn_proto::{
-    Event, Fetch, FetchedKey, KeyName, KmsReport, LaneOrder, LaneReport, Notice, Peer, PeerConfig, QkdPolicy,
-    Role, Suite, Time,
+    Event, Fetch, FetchedKey, KeyKind, KeyName, KmsReport, LaneOrder, LaneReport, Notice, Peer, PeerConfig,
+    QkdPolicy, Role, Suite, Time,
 };
 use qvpn_secret::SecretBuf;
 use rand_chacha::ChaCha20Rng;
@@ -159,6 +159,7 @@ impl<'a> Case<'a> {
             rekey_interval: Duration::from_secs(1),
             lanes: 1 + input.u8() % 2,
             policy,
+            qkd_source: true,
             sae_local: "US".to_owned(),
             sae_remote: "THEM".to_owned(),
             psk: None,
@@ -395,14 +396,14 @@ impl<'a> Case<'a> {
                 trouble: trouble(TroubleKind::Unavailable),
             },
             Fetch::New { request, .. } => {
-                let key = |n: u8| FetchedKey { name: key_name(n), secret: key(n) };
+                let key = |n: u8| FetchedKey { name: key_name(n), kind: KeyKind::Qkd, secret: key(n) };
                 let keys = (how >> 2 & 7..(how >> 2 & 7) + 3).map(key).collect();
                 KmsReport::Keys { request, keys, missing: None }
             }
-            Fetch::ById { request, keys } => {
+            Fetch::ById { request, keys, .. } => {
                 let keys = keys.into_iter().map(|name| {
                     let n = number(&name);
-                    FetchedKey { name, secret: key(if how & 4 == 0 { n } else { n + 1 }) }
+                    FetchedKey { name, kind: KeyKind::Qkd, secret: key(if how & 4 == 0 { n } else { n + 1 }) }
                 });
                 let missing = (how & 8 != 0).then(|| trouble(TroubleKind::NotFound));
                 KmsReport::Keys { request, keys: keys.take(usize::from(how >> 4)).collect(), missing }

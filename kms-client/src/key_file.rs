@@ -19,8 +19,9 @@ use crate::source::{Api, BoxFuture, KeySource, Link};
 
 /// The largest file, in bytes: about 200,000 keys.
 const MAX_FILE: u64 = 16 * 1024 * 1024;
-/// What both ends of the link are called: the file is the same at both sites, and has no KME.
-const LINK: &str = "key-file";
+/// What both ends of the link are called: the file is the same at both sites, and has no KME. By it a site knows that a key
+/// which the other one offers is from a file.
+pub(crate) const LINK: &str = "key-file";
 /// What a used line is overwritten with; a line that begins so is skipped.
 const USED: u8 = b'#';
 

@@ -12,7 +12,7 @@ use crate::breaker::{Admission, Breaker, Failure};
 use crate::clock::{boottime_ns, unix_seconds};
 use crate::error::{Blame, KmsError, KmsErrorKind, Operation, Phase};
 use crate::key::{KeyId, QkdKey};
-use crate::source::{Certificates, KeySource, Link};
+use crate::source::{Api, Certificates, KeySource, Link};
 
 /// How long the answer about a link holds before it is asked for again, in nanoseconds.
 const LINK_HOLDS_NS: u64 = 600_000_000_000;
@@ -210,6 +210,12 @@ impl Kme {
     #[must_use]
     pub fn name(&self) -> &str {
         self.source.name()
+    }
+
+    /// The interface that it speaks.
+    #[must_use]
+    pub fn api(&self) -> Api {
+        self.source.api()
     }
 
     /// When its certificates end.

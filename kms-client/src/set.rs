@@ -5,8 +5,9 @@ use std::sync::Arc;
 
 use crate::error::{Blame, KmsError, KmsErrorKind, Operation};
 use crate::key::{KeyId, KeyRef, QkdKey};
+use crate::key_file::LINK;
 use crate::kme::{Kme, KmeHealth};
-use crate::source::Link;
+use crate::source::{Api, Link};
 
 /// The size of the keys that are asked for, in bits.
 pub const KEY_BITS: u32 = 256;
@@ -56,6 +57,12 @@ impl KmeSet {
     #[must_use]
     pub fn new(kmes: Vec<Arc<Kme>>) -> Self {
         Self { kmes }
+    }
+
+    /// Those of them whose keys are QKD keys, or those that are files of keys.
+    #[must_use]
+    pub fn only(&self, qkd: bool) -> Self {
+        Self::new(self.kmes.iter().filter(|kme| (kme.api() != Api::File) == qkd).cloned().collect())
     }
 
     /// The KMEs, in order.
@@ -119,14 +126,14 @@ impl KmeSet {
                 Err(error) if error.kind() == KmsErrorKind::BadRequest => Link::default(),
                 Err(error) => {
                     let known = kme.known_link(peer_sae).unwrap_or_default();
-                    for (_, failed) in pending.iter_mut().filter(|(key, _)| self.can_know(&known, key)) {
+                    for (_, failed) in pending.iter_mut().filter(|(key, _)| self.can_know(kme, &known, key)) {
                         keep_telling(failed, error.clone());
                     }
                     continue;
                 }
             };
             let askable: Vec<&KeyRef> =
-                pending.iter().map(|(key, _)| *key).filter(|key| self.can_know(&link, key)).collect();
+                pending.iter().map(|(key, _)| *key).filter(|key| self.can_know(kme, &link, key)).collect();
             let most = link.max_key_per_request.unwrap_or(u32::MAX).min(crate::MAX_KEYS_PER_CALL);
             let mut results = Vec::new();
             for chunk in askable.chunks(usize::try_from(most).unwrap_or(1).max(1)) {
@@ -168,7 +175,11 @@ impl KmeSet {
 
     /// Whether a KME with this link can know `key`. With one KME there is nothing to choose, and names may differ from
     /// site to site; with several, asking the wrong one could take another peer's key that has the same ID.
-    fn can_know(&self, link: &Link, key: &KeyRef) -> bool {
+    fn can_know(&self, kme: &Kme, link: &Link, key: &KeyRef) -> bool {
+        // A key from a file is in a file here, and nowhere else.
+        if (kme.api() == Api::File) != from_file(key) {
+            return false;
+        }
         let unknown = [&link.source_kme, &link.target_kme, &key.source_kme, &key.target_kme];
         if self.kmes.len() == 1 || unknown.iter().any(|name| name.is_empty()) {
             return true;
@@ -181,6 +192,11 @@ impl KmeSet {
     fn nobody_can_know(&self, peer_sae: &str, key: &KeyRef) -> KmsError {
         if self.kmes.is_empty() {
             return no_kme(Operation::DecKeys, peer_sae);
+        }
+        if from_file(key) {
+            return KmsError::new(KmsErrorKind::NoSuchKme, "(none)", Operation::DecKeys, peer_sae)
+                .with_detail(format!("the other site has key {} from a file, and none may be used here", key.id))
+                .with_advice("give both sites the same kind of source: a [[kms.kme]] with api = \"file\" here, or a KME there");
         }
         let ours: Vec<String> = self
             .kmes
@@ -203,6 +219,10 @@ impl KmeSet {
             ),
         )
     }
+}
+
+fn from_file(key: &KeyRef) -> bool {
+    key.source_kme == LINK && key.target_kme == LINK
 }
 
 type ById = (KeyId, Result<QkdKey, KmsError>);

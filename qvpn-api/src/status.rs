@@ -125,6 +125,9 @@ pub struct PeerStatus {
     pub qkd_stock: Option<u64>,
     /// How long they last at the agreed interval, in seconds.
     pub qkd_stock_lasts_s: Option<f64>,
+    /// Keys from a file that both ends hold ahead; they are no QKD keys.
+    #[serde(default)]
+    pub file_stock: Option<u64>,
     /// Confirmed epochs since the daemon's start.
     pub rekeys: u64,
     /// Failed attempts by reason.

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 use qvpn_api::Config;
-use qvpn_api::config::{Dscp, KmeApi, Mtu, OnStop, QkdPolicy, Role, Suite, Table};
+use qvpn_api::config::{Dscp, KmeAccess, KmeApi, Mtu, OnStop, QkdPolicy, Role, Suite, Table};
 
 const EXAMPLE: &str = include_str!("examples/qvpn0.toml");
 const PATH: &str = "/etc/qvpn/qvpn0.toml";
@@ -29,11 +29,12 @@ fn the_example_is_read_whole() {
     let kms = config.kms.as_ref().unwrap();
     assert_eq!((kms.sae_id.as_str(), kms.stock), ("SITE-A", 5));
     let (a1, a2) = (&kms.kmes[0], &kms.kmes[1]);
-    assert_eq!((a1.name.as_str(), a1.api, a1.sae_id.as_str()), ("kme-a1", KmeApi::Etsi014, "SITE-A-GW"));
-    assert_eq!(a1.url, "https://kme-a1.site-a.example:8443");
-    assert_eq!(a1.server_name.as_deref(), Some("kme-a1"));
-    assert_eq!(a1.cert_file, PathBuf::from("/etc/qvpn/kms/site-a.pem"));
-    assert_eq!((a2.sae_id.as_str(), a2.server_name.as_deref()), ("SITE-A", None));
+    assert_eq!((a1.name.as_str(), a1.api(), a1.sae_id.as_str()), ("kme-a1", KmeApi::Etsi014, "SITE-A-GW"));
+    assert_eq!(a1.url(), "https://kme-a1.site-a.example:8443");
+    let server = a1.server().unwrap();
+    assert_eq!(server.server_name.as_deref(), Some("kme-a1"));
+    assert_eq!(server.cert_file, PathBuf::from("/etc/qvpn/kms/site-a.pem"));
+    assert_eq!((a2.sae_id.as_str(), a2.server().unwrap().server_name.as_deref()), ("SITE-A", None));
 
     let b = &config.peers[0];
     assert_eq!((b.name.as_str(), b.qkd, b.role), ("site-b", QkdPolicy::Required, Role::Initiator));
@@ -52,6 +53,19 @@ fn the_example_is_read_whole() {
     assert_eq!(config.peer("site-b").unwrap().name, "site-b");
     assert_eq!(config.peer(&c.public_key.to_string()).unwrap().name, "büro-c");
     assert!(config.peer("site").is_none());
+}
+
+#[test]
+fn other_key_sources_are_read() {
+    let https = "url = \"https://kp:8443\"\nca_file = \"ca\"\ncert_file = \"c\"\nkey_file = \"k\"\n";
+    let config = parse(&format!(
+        "[interface]\n[kms]\nsae_id = \"KP-A\"\n[[kms.kme]]\nname = \"kp\"\napi = \"skip\"\n{https}\
+         [[kms.kme]]\nname = \"disk\"\napi = \"file\"\nkeys_file = \"/srv/b.keys\"\n"
+    ));
+    let kmes = config.kms.unwrap().kmes;
+    assert_eq!((kmes[0].api(), kmes[0].url().as_str()), (KmeApi::Skip, "https://kp:8443"));
+    assert_eq!(kmes[1].access, KmeAccess::File("/srv/b.keys".into()));
+    assert_eq!((kmes[1].api(), kmes[1].url().as_str()), (KmeApi::File, "file:/srv/b.keys"));
 }
 
 #[test]

@@ -464,8 +464,7 @@ fn values_of_a_kme() {
         ("url = ¦\"https://me:pw@kme\"", "this URL has a user name or password; leave it out: a KME knows us by our certificate".into()),
         ("url = ¦\"https://kme/?x=1\"", "this URL has a query or a fragment; write only scheme, host, port and perhaps a path".into()),
         ("url = ¦\"https://kme:8443/api/v1/keys/\"", "this URL names the path of the keys; write the part before it: \"https://kme:8443\"".into()),
-        ("url = \"https://k\"\napi = ¦\"skip\"", "api \"skip\" is not built yet in this version; write `api = \"etsi014\"`".into()),
-        ("url = \"https://k\"\napi = ¦\"file\"", "api \"file\" is not built yet in this version; write `api = \"etsi014\"`".into()),
+        ("url = \"https://k\"\napi = \"skip\"\nkeys_file = ¦\"k\"", "`keys_file` is for `api = \"file\"`; write that, or take the line out; the key of our certificate is `key_file`".into()),
         ("url = \"https://k\"\napi = ¦\"etsi014v2\"", "`api` can't be \"etsi014v2\"; did you mean \"etsi014\"?".into()),
         ("url = \"https://k\"\nserver_name = ¦\"https://k\"", "\"https://k\" can't be the name in a certificate; write a host name or an address, without scheme and port".into()),
         ("url = \"https://k\"\nsae_id = ¦\"a\\u0000\"", "an SAE ID can't hold '\\0'; write the ID that the KME knows".into()),
@@ -484,6 +483,47 @@ fn values_of_a_kme() {
             "[[kms.kme]] needs `key_file`; write `key_file = \"/etc/qvpn/kms/site-a.key\"`",
         ],
     )]);
+}
+
+#[test]
+fn files_of_keys() {
+    let peer = |name: &str, more: &str| {
+        format!(
+            "[[peer]]\nname = \"{name}\"\npublic_key = \"KEY_{}\"\nsae_id = \"{name}\"\nallowed_ips = []\n{more}\n",
+            name.to_uppercase()
+        )
+    };
+    let file = |name: &str, path: &str| {
+        format!("[[kms.kme]]\nname = \"{name}\"\napi = \"file\"\nkeys_file = {path}\n")
+    };
+    let kms = "[interface]\n[kms]\nsae_id = \"A\"\n";
+    let rows = [
+        (
+            format!(
+                "{kms}¦[[kms.kme]]\nname = \"d\"\napi = \"file\"\nurl = ¦\"https://k\"\nca_file = ¦\"ca\"\n"
+            ),
+            vec![
+                "[[kms.kme]] \"d\" needs `keys_file`; write `keys_file = \"/srv/qvpn/site-b.keys\"`",
+                "a file of keys has no `url`; take the line out, or write another `api`",
+                "a file of keys has no `ca_file`; take the line out, or write another `api`",
+            ],
+        ),
+        (
+            format!("{kms}{}{}{}", file("d", "\"k\""), file("e", "¦\"k\""), peer("b", "kmes = [\"d\"]")),
+            vec![
+                "the file /etc/qvpn/k stands in line 7 already; give each [[kms.kme]] a file of its own, or keep one of the two",
+            ],
+        ),
+        (
+            format!("{kms}{}{}{}", file("d", "¦\"k\""), peer("b", ""), peer("c", "")),
+            vec![
+                "the file of \"d\" would serve peer \"b\" and peer \"c\", and each peer needs a file of its own; write a [[kms.kme]] for each, and name it in that peer's `kmes`",
+            ],
+        ),
+    ];
+    for (text, errors) in &rows {
+        refused("/etc/qvpn/qvpn0.toml", text, errors);
+    }
 }
 
 #[test]

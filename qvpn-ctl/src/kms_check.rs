@@ -262,8 +262,8 @@ async fn look_at(side: &Side<'_>) -> Result<(Vec<Seen>, Vec<Check>), CtlError> {
         let mut check = Check {
             site: side.name,
             kme: kme.name.clone(),
-            api: kme.api.to_string(),
-            url: kme.url.clone(),
+            api: kme.api().to_string(),
+            url: kme.url(),
             peer: side.peer.name.clone(),
             peer_sae_id: side.peer_sae().to_owned(),
             ok: true,

@@ -222,6 +222,9 @@ impl Page {
             if let Some(lasts) = p.qkd_stock_lasts_s.filter(|_| stock > 0) {
                 text += &format!(", enough for {}", duration(lasts));
             }
+            if let Some(files) = p.file_stock.filter(|n| *n > 0) {
+                text += &format!(", and {} from a file", count(files, "key"));
+            }
             tone = if stock == 0 { Tone::Bad } else { Tone::Plain };
         }
         self.toned("qkd", &text, tone);

@@ -3,14 +3,14 @@
 use std::sync::Arc;
 
 use kms_client::{
-    KeyId, KeyRef, Kme, KmeConfig, KmeEvent, KmeSet, KmsClient, KmsError, KmsErrorKind, Observer, Operation,
-    QkdKey,
+    Api, KeyFile, KeyId, KeyRef, KeySource, Kme, KmeConfig, KmeEvent, KmeSet, KmsClient, KmsError,
+    KmsErrorKind, Observer, QkdKey, SetError, SkipClient,
 };
-use qvpn_api::config::{self, KmeApi};
+use qvpn_api::config::{self, KmeAccess, KmeServer};
 use qvpn_api::events::EventKind;
 use qvpn_proto::event::{KmsTrouble, TroubleKind};
 use qvpn_proto::wire::limits::MAX_NAME;
-use qvpn_proto::{Fetch, FetchedKey, KeyName, KmsReport};
+use qvpn_proto::{Fetch, FetchedKey, KeyKind, KeyName, KmsReport};
 use tokio::sync::mpsc;
 
 use crate::events::Events;
@@ -67,15 +67,18 @@ fn open_one(
     answers: &mpsc::Sender<Answer>,
     counts: &Arc<KmeCounts>,
 ) -> Result<Arc<Kme>, KmsError> {
-    if kme.api != KmeApi::Etsi014 {
-        return Err(KmsError::new(KmsErrorKind::Config, &kme.name, Operation::Configure, "")
-            .with_detail(format!("api = \"{}\" is not built yet", kme.api))
-            .with_advice("write api = \"etsi014\""));
-    }
-    let mut settings =
-        KmeConfig::new(&kme.name, &kme.url, &kme.sae_id, &kme.ca_file, &kme.cert_file, &kme.key_file);
-    settings.server_name.clone_from(&kme.server_name);
-    settings.fwmark = (fwmark != 0).then_some(fwmark);
+    let settings = |server: &KmeServer| {
+        let KmeServer { url, server_name, ca_file, cert_file, key_file } = server;
+        let mut settings = KmeConfig::new(&kme.name, url, &kme.sae_id, ca_file, cert_file, key_file);
+        settings.server_name.clone_from(server_name);
+        settings.fwmark = (fwmark != 0).then_some(fwmark);
+        settings
+    };
+    let source: Box<dyn KeySource> = match &kme.access {
+        KmeAccess::Etsi014(server) => Box::new(KmsClient::new(settings(server))?),
+        KmeAccess::Skip(server) => Box::new(SkipClient::new(settings(server))?),
+        KmeAccess::File(path) => Box::new(KeyFile::new(&kme.name, path)),
+    };
     let (events, answers, counts) = (events.clone(), answers.clone(), counts.clone());
     let observer: Observer = Arc::new(move |event| match event {
         KmeEvent::Up { kme } => events.emit(EventKind::KmeUp { kme }),
@@ -88,7 +91,7 @@ fn open_one(
             counts.asked(&kme, operation.as_str(), outcome, took);
         }
     });
-    Ok(Kme::new(Box::new(KmsClient::new(settings)?), observer))
+    Ok(Kme::new(source, observer))
 }
 
 /// Does the probe that is due at `kme`, if one is. `saes` are those of the peers that use it.
@@ -113,21 +116,38 @@ pub(crate) fn in_words(error: &KmsError) -> String {
 /// Does what a peer asked for, and answers.
 pub(crate) async fn fetch(set: Arc<KmeSet>, peer_sae: String, fetch: Fetch) -> KmsReport {
     match fetch {
-        Fetch::New { request, number } => {
+        Fetch::New { request, number, qkd_only } => {
             let number = u32::try_from(number).unwrap_or(u32::MAX);
-            match set.fetch_new(&peer_sae, number).await {
-                Ok(keys) => delivered(request, keys, None),
-                Err(error) => {
-                    let text = error.errors.iter().map(in_words).collect::<Vec<_>>().join("; ");
-                    KmsReport::Failed {
-                        request,
-                        trouble: KmsTrouble { kind: TroubleKind::Unavailable, text },
+            let (qkd, files) = (set.only(true), set.only(false));
+            let unavailable = |error: &SetError| {
+                let text = error.errors.iter().map(in_words).collect::<Vec<_>>().join("; ");
+                KmsTrouble { kind: TroubleKind::Unavailable, text }
+            };
+            let missing = match (qkd.kmes().is_empty(), files.kmes().is_empty()) {
+                (true, false) if !qkd_only => None,
+                (_, no_files) => match qkd.fetch_new(&peer_sae, number).await {
+                    Ok(keys) => return delivered(request, keys, None),
+                    Err(error) if no_files || qkd_only => {
+                        return KmsReport::Failed { request, trouble: unavailable(&error) };
                     }
+                    Err(error) => Some(unavailable(&error)),
+                },
+            };
+            // Files come last, whatever their place: a line that is taken is wiped.
+            match files.fetch_new(&peer_sae, number).await {
+                Ok(keys) => delivered(request, keys, missing),
+                Err(error) => {
+                    let mut trouble = unavailable(&error);
+                    if let Some(missing) = missing {
+                        trouble.text = format!("{}; {}", missing.text, trouble.text);
+                    }
+                    KmsReport::Failed { request, trouble }
                 }
             }
         }
-        Fetch::ById { request, keys } => {
+        Fetch::ById { request, keys, qkd_only } => {
             let refs: Vec<KeyRef> = keys.iter().filter_map(reference).collect();
+            let set = if qkd_only { Arc::new(set.only(true)) } else { set };
             let mut fetched = set.fetch_by_ids(&peer_sae, &refs).await;
             // The order in which they are to be used is the one in which they were named.
             let place = |id: &KeyId| keys.iter().position(|name| name.id == id.as_str());
@@ -172,7 +192,8 @@ fn delivered(request: u64, keys: Vec<QkdKey>, missing: Option<KmsTrouble>) -> Km
             source_kme: key.source_kme,
             target_kme: key.target_kme,
         };
-        named.push(FetchedKey { name, secret: key.secret });
+        let kind = if key.api == Api::File { KeyKind::File } else { KeyKind::Qkd };
+        named.push(FetchedKey { name, kind, secret: key.secret });
     }
     match missing {
         Some(trouble) if named.is_empty() => KmsReport::Failed { request, trouble },
@@ -182,6 +203,7 @@ fn delivered(request: u64, keys: Vec<QkdKey>, missing: Option<KmsTrouble>) -> Km
 
 #[cfg(test)]
 mod tests {
+    use kms_client::{BoxFuture, Link, Operation};
     use qvpn_secret::SecretBuf;
 
     use super::*;
@@ -193,7 +215,7 @@ mod tests {
             source_kme: source.to_owned(),
             target_kme: String::new(),
             kme: "k".to_owned(),
-            api: kms_client::Api::Etsi014,
+            api: Api::Etsi014,
         }
     }
 
@@ -224,8 +246,102 @@ mod tests {
     #[tokio::test]
     async fn a_peer_without_a_kme_gets_an_answer_in_words() {
         let set = Kmes::default().set(&[]);
-        let report = fetch(set, "SITE-B".into(), Fetch::New { request: 1, number: 5 }).await;
+        let report = fetch(set, "SITE-B".into(), Fetch::New { request: 1, number: 5, qkd_only: true }).await;
         let KmsReport::Failed { request: 1, trouble } = report else { panic!() };
         assert!(trouble.text.contains("no KME is configured"), "{}", trouble.text);
+    }
+
+    /// A set of one file of keys with these lines.
+    fn file(name: &str, lines: &str) -> (std::path::PathBuf, Arc<KmeSet>) {
+        use std::os::unix::fs::OpenOptionsExt;
+        let path = std::env::temp_dir().join(format!("qvpn-kms-task-{}-{name}", std::process::id()));
+        let _ = std::fs::remove_file(&path);
+        let mut file = std::fs::File::options().write(true).create_new(true).mode(0o600).open(&path).unwrap();
+        std::io::Write::write_all(&mut file, lines.as_bytes()).unwrap();
+        let kme = Kme::new(Box::new(KeyFile::new("disk", &path)), Arc::new(|_| {}));
+        (path, Arc::new(KmeSet::new(vec![kme])))
+    }
+
+    const LINE: &str = "id-1 AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE=\n";
+
+    #[tokio::test]
+    async fn a_files_keys_carry_their_kind_to_the_protocol() {
+        let (path, set) = file("kind", LINE);
+        let report = fetch(set, "SITE-B".into(), Fetch::New { request: 1, number: 5, qkd_only: false }).await;
+        let KmsReport::Keys { keys, missing: None, .. } = report else { panic!() };
+        assert!(keys.len() == 1 && keys[0].kind == KeyKind::File);
+        std::fs::remove_file(path).unwrap();
+    }
+
+    #[tokio::test]
+    async fn where_only_qkd_is_enough_no_line_of_a_file_is_touched() {
+        let (path, set) = file("required", LINE);
+        let new = Fetch::New { request: 1, number: 5, qkd_only: true };
+        let name =
+            KeyName { id: "id-1".into(), source_kme: "key-file".into(), target_kme: "key-file".into() };
+        let by_id = Fetch::ById { request: 1, keys: vec![name], qkd_only: true };
+        for wanted in [new, by_id] {
+            let report = fetch(set.clone(), "SITE-B".into(), wanted).await;
+            assert!(matches!(report, KmsReport::Failed { .. }));
+        }
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), LINE);
+        std::fs::remove_file(path).unwrap();
+    }
+
+    /// A KME that is down.
+    struct Down;
+
+    impl KeySource for Down {
+        fn name(&self) -> &str {
+            "kme-a1"
+        }
+        fn api(&self) -> Api {
+            Api::Etsi014
+        }
+        fn url(&self) -> &str {
+            "https://kme-a1"
+        }
+        fn link<'a>(&'a self, peer: &'a str) -> BoxFuture<'a, Result<Link, KmsError>> {
+            let error = KmsError::new(KmsErrorKind::Unreachable, "kme-a1", Operation::Status, peer);
+            Box::pin(async move { Err(error) })
+        }
+        fn fetch_new<'a>(
+            &'a self,
+            peer: &'a str,
+            _: u32,
+            _: u32,
+        ) -> BoxFuture<'a, Result<Vec<QkdKey>, KmsError>> {
+            Box::pin(async move { self.link(peer).await.map(|_| Vec::new()) })
+        }
+        fn fetch_by_ids<'a>(
+            &'a self,
+            peer: &'a str,
+            _: &'a [KeyId],
+        ) -> BoxFuture<'a, Result<Vec<QkdKey>, KmsError>> {
+            Box::pin(async move { self.link(peer).await.map(|_| Vec::new()) })
+        }
+    }
+
+    #[tokio::test]
+    async fn a_file_comes_last_and_the_error_of_the_kme_is_told_with_its_keys() {
+        let (path, set) = file("last", LINE);
+        let down = Kme::new(Box::new(Down), Arc::new(|_| {}));
+        let both = Arc::new(KmeSet::new(vec![set.kmes()[0].clone(), down]));
+        let new = |qkd_only| Fetch::New { request: 1, number: 1, qkd_only };
+        let report = fetch(both.clone(), "B".into(), new(true)).await;
+        let KmsReport::Failed { trouble, .. } = report else { panic!() };
+        assert!(trouble.text.contains("kme-a1") && !trouble.text.contains("disk"), "{}", trouble.text);
+        let report = fetch(both.clone(), "B".into(), new(false)).await;
+        let KmsReport::Keys { keys, missing: Some(missing), .. } = report else { panic!() };
+        assert!(keys[0].kind == KeyKind::File && missing.text.contains("kme-a1"), "{}", missing.text);
+        // Its only line is used up.
+        let report = fetch(both, "B".into(), new(false)).await;
+        let KmsReport::Failed { trouble, .. } = report else { panic!() };
+        assert!(
+            trouble.text.contains("kme-a1") && trouble.text.contains("no unused key"),
+            "{}",
+            trouble.text
+        );
+        std::fs::remove_file(path).unwrap();
     }
 }

@@ -315,7 +315,8 @@ impl Peers {
             (Some(a), Some(b)) => a.secret().ct_eq(b.secret().expose()),
             _ => false,
         };
-        let what = |p: &config::Peer| (p.sae_id.clone(), p.qkd, p.role, p.suite, p.rekey_interval);
+        let what =
+            |p: &config::Peer| (p.sae_id.clone(), p.kmes.clone(), p.qkd, p.role, p.suite, p.rekey_interval);
         let exchange = kms_changed || !same_psk || what(&slot.config) != what(&peer);
         let moved = slot.config.endpoint != peer.endpoint;
         let keepalive = slot.config.persistent_keepalive != peer.persistent_keepalive;
@@ -461,6 +462,8 @@ impl Peers {
 }
 
 /// What of `[kms]` goes into each peer.
-fn kms_of(config: &Config) -> Option<(&str, u32)> {
-    config.kms.as_ref().map(|kms| (kms.sae_id.as_str(), kms.stock))
+fn kms_of(config: &Config) -> Option<(&str, u32, Vec<config::KmeApi>)> {
+    let kms = config.kms.as_ref()?;
+    let apis = kms.kmes.iter().map(config::Kme::api).collect();
+    Some((kms.sae_id.as_str(), kms.stock, apis))
 }

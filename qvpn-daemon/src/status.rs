@@ -41,6 +41,7 @@ pub(crate) fn status(peers: &Peers, now: Time) -> Status {
 pub(crate) fn sources(sources: Sources) -> Vec<KeySource> {
     let all = [
         (sources.qkd, KeySource::Qkd),
+        (sources.file, KeySource::File),
         (true, KeySource::Mlkem),
         (true, KeySource::X25519),
         (sources.psk, KeySource::Psk),
@@ -54,8 +55,8 @@ fn kme_status(config: &config::Kme, kme: &Kme) -> KmeStatus {
     let ends = [health.cert_expires_in_s, health.kme_cert_expires_in_s];
     KmeStatus {
         name: config.name.clone(),
-        api: config.api,
-        url: config.url.clone(),
+        api: config.api(),
+        url: config.url(),
         state: match health.state {
             KmeState::Unknown => None,
             KmeState::Up => Some(qvpn_api::status::KmeState::Up),
@@ -106,6 +107,7 @@ fn peer_status(slot: &Slot, listen_port: u16, mtu: u32, now: Time) -> PeerStatus
         qkd_key_id: view.qkd_key_id,
         qkd_stock: view.qkd_stock.and_then(|n| u64::try_from(n).ok()),
         qkd_stock_lasts_s: seconds(view.qkd_stock_lasts),
+        file_stock: view.file_stock.and_then(|n| u64::try_from(n).ok()),
         rekeys: view.rekeys,
         rekey_failures: view
             .rekey_failures
@@ -146,8 +148,11 @@ mod tests {
 
     #[test]
     fn sources_are_named_as_the_protocol_names_them() {
-        for (qkd, psk, chain) in [(true, false, true), (false, true, false), (true, true, true)] {
-            let made_of = Sources { qkd, psk, chain };
+        let yes = true;
+        for (qkd, file, psk, chain) in
+            [(yes, false, false, yes), (false, yes, yes, false), (false, false, yes, yes)]
+        {
+            let made_of = Sources { qkd, file, psk, chain };
             let names: Vec<_> = sources(made_of).into_iter().map(KeySource::as_str).collect();
             assert_eq!(names, made_of.names());
         }

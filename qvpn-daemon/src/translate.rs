@@ -80,6 +80,7 @@ pub(crate) fn peer_config(
             config::QkdPolicy::Preferred => QkdPolicy::Preferred,
             config::QkdPolicy::Required => QkdPolicy::Required,
         },
+        qkd_source: config.kmes_of(peer).iter().any(|kme| kme.api() != config::KmeApi::File),
         sae_local: config.kms.as_ref().map(|kms| kms.sae_id.clone()).unwrap_or_default(),
         sae_remote: peer.sae_id.clone().unwrap_or_default(),
         psk,

@@ -92,6 +92,8 @@ pub struct PeerConfig {
     pub lanes: u8,
     /// What an epoch may do without a QKD key. The stricter of both ends' holds.
     pub policy: QkdPolicy,
+    /// Whether any of our key sources is QKD. Without one, no peer that requires QKD can come up, and its state says so.
+    pub qkd_source: bool,
     /// Our SAE ID, empty where there is no KMS.
     pub sae_local: String,
     /// The peer's SAE ID by our config, empty where QKD is off.

@@ -115,6 +115,8 @@ pub enum Fetch {
         request: u64,
         /// How many keys.
         number: usize,
+        /// A source that is no QKD must not be asked: its keys would be refused.
+        qkd_only: bool,
     },
     /// As slave SAE: `dec_keys` with the peer's SAE ID as master, ETSI GS QKD 014 section 5.3.
     ById {
@@ -122,7 +124,18 @@ pub enum Fetch {
         request: u64,
         /// The keys, oldest first.
         keys: Vec<KeyName>,
+        /// As with [`New`](Self::New).
+        qkd_only: bool,
     },
+}
+
+/// Where a key comes from. Each end goes by its own source, whatever the other end says of the key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum KeyKind {
+    /// A QKD network.
+    Qkd,
+    /// A file: never called QKD, and never enough where QKD is required.
+    File,
 }
 
 /// The name of a QKD key: its ID, and the two KMEs of the link that made it. Names are public.
@@ -136,10 +149,12 @@ pub struct KeyName {
     pub target_kme: String,
 }
 
-/// A QKD key on its way into the stock.
+/// A key on its way into the stock.
 pub struct FetchedKey {
     /// What it is called.
     pub name: KeyName,
+    /// Where it comes from.
+    pub kind: KeyKind,
     /// The key, at least 256 bits.
     pub secret: SecretBuf,
 }
@@ -313,6 +328,8 @@ impl FailureReason {
 pub struct Sources {
     /// A QKD key.
     pub qkd: bool,
+    /// A key from a file, which is no QKD key.
+    pub file: bool,
     /// The pre-shared key.
     pub psk: bool,
     /// The chain of the epoch before.
@@ -323,8 +340,14 @@ impl Sources {
     /// The names, in the order in which people read them.
     #[must_use]
     pub fn names(self) -> Vec<&'static str> {
-        let all =
-            [(self.qkd, "qkd"), (true, "mlkem"), (true, "x25519"), (self.psk, "psk"), (self.chain, "chain")];
+        let all = [
+            (self.qkd, "qkd"),
+            (self.file, "file"),
+            (true, "mlkem"),
+            (true, "x25519"),
+            (self.psk, "psk"),
+            (self.chain, "chain"),
+        ];
         all.iter().filter(|(used, _)| *used).map(|(_, name)| *name).collect()
     }
 }
@@ -393,7 +416,9 @@ pub struct PeerView {
     pub qkd_key_age: Option<Duration>,
     /// QKD keys that this end holds and, at the initiator, the other end acknowledged; `None` where QKD is off.
     pub qkd_stock: Option<usize>,
-    /// How long the stock lasts at the agreed interval.
+    /// Keys from a file that are held likewise; `None` where QKD is off.
+    pub file_stock: Option<usize>,
+    /// How long the QKD keys last at the agreed interval.
     pub qkd_stock_lasts: Option<Duration>,
     /// Epochs that came into force since the start.
     pub rekeys: u64,

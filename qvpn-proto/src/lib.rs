@@ -18,7 +18,8 @@ pub mod wire;
 
 pub use config::{PeerConfig, QkdPolicy, Role, Suite};
 pub use event::{
-    Event, Fetch, FetchedKey, KeyName, KmsReport, LaneOrder, LaneReport, Notice, PeerView, State, Transmit,
+    Event, Fetch, FetchedKey, KeyKind, KeyName, KmsReport, LaneOrder, LaneReport, Notice, PeerView, State,
+    Transmit,
 };
 pub use peer::Peer;
 pub use time::Time;

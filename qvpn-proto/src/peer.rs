@@ -14,11 +14,11 @@ use std::time::Duration;
 
 use rand_core::CryptoRng;
 
-use crate::config::{PeerConfig, QkdPolicy, Role};
+use crate::config::{PeerConfig, Role};
 use crate::control_link::ControlLink;
 use crate::epoch::{ActiveEpoch, Indices};
 use crate::event::{
-    Event, FailureReason, KmsReport, LaneOrder, LaneReport, Notice, Sources, State, Transmit,
+    Event, FailureReason, KeyKind, KmsReport, LaneOrder, LaneReport, Notice, Sources, State, Transmit,
 };
 use crate::messenger::{Arrived, Messenger};
 use crate::time::Time;
@@ -315,9 +315,7 @@ impl<L: ControlLink> Peer<L> {
 
     /// Whether an epoch made of these may not be used: QKD is required here, or at the other end by what it last said.
     fn breaks_policy(&self, sources: Sources) -> bool {
-        let required = self.config.policy == QkdPolicy::Required
-            || self.agreement.is_some_and(|a| a.policy == QkdPolicy::Required);
-        required && !sources.qkd
+        self.qkd_only() && !sources.qkd
     }
 
     /// A policy that became stricter ends an epoch that breaks it at once, in both directions.
@@ -344,7 +342,7 @@ impl<L: ControlLink> Peer<L> {
         self.notice(Notice::EpochActive {
             epoch: active.epoch,
             sources: active.sources,
-            qkd_key_id: active.qkd_key_id.clone(),
+            qkd_key_id: active.qkd_key_id.clone().filter(|_| active.sources.qkd),
             took,
         });
         self.had_epoch = true;
@@ -365,8 +363,13 @@ impl<L: ControlLink> Peer<L> {
         self.timers.set(Timer::Liveness, self.session.liveness_due());
     }
 
-    fn sources(&self, qkd: bool, chain: bool) -> Sources {
-        Sources { qkd, psk: self.config.psk.is_some(), chain }
+    fn sources(&self, kind: Option<KeyKind>, chain: bool) -> Sources {
+        Sources {
+            qkd: kind == Some(KeyKind::Qkd),
+            file: kind == Some(KeyKind::File),
+            psk: self.config.psk.is_some(),
+            chain,
+        }
     }
 
     fn remote_hello(&self) -> Option<&Hello> {

@@ -52,6 +52,10 @@ pub struct GatewayOptions {
     pub interface: String,
     /// More lines of `[kms]`; `None` leaves the whole section out.
     pub kms: Option<String>,
+    /// More lines of the `[[kms.kme]]` of the site's KME.
+    pub kme: String,
+    /// Other `[[kms.kme]]` sections in place of that one.
+    pub sources: Option<String>,
     /// More lines of `[[peer]]`.
     pub peer: String,
     /// The peer's public key as our config has it; its real one if `None`.
@@ -71,6 +75,8 @@ impl Default for GatewayOptions {
             endpoint: true,
             interface: String::new(),
             kms: Some(String::new()),
+            kme: String::new(),
+            sources: None,
             peer: String::new(),
             peer_key: None,
         }
@@ -114,10 +120,13 @@ impl Lab {
             let certs = self.certificates();
             let certs = certs.display();
             let stem = sae.to_lowercase();
-            text += &format!(
-                "[kms]\nsae_id = \"{sae}\"\n{lines}\n[[kms.kme]]\nname = \"{kme}\"\nurl = \"https://{address}\"\n\
-                 ca_file = \"{certs}/ca.pem\"\ncert_file = \"{certs}/{stem}.pem\"\nkey_file = \"{certs}/{stem}.key\"\n"
+            let own = format!(
+                "[[kms.kme]]\nname = \"{kme}\"\nurl = \"https://{address}\"\nca_file = \"{certs}/ca.pem\"\n\
+                 cert_file = \"{certs}/{stem}.pem\"\nkey_file = \"{certs}/{stem}.key\"\n{}\n",
+                options.kme,
             );
+            let sources = options.sources.as_ref().unwrap_or(&own);
+            text += &format!("[kms]\nsae_id = \"{sae}\"\n{lines}\n{sources}\n");
         }
         let networks = other.networks().map(str::to_owned).to_vec();
         let allowed = if options.allowed_ips.is_empty() { &networks } else { &options.allowed_ips };

@@ -19,6 +19,8 @@ pub struct KmeOptions {
     pub initial_keys: u64,
     /// How long a key is on its way to the other KME, such as `500ms`.
     pub relay_delay: Option<String>,
+    /// The interfaces that both speak, as TOML.
+    pub apis: &'static str,
     /// Makes the keys computable, hex; see [`test_key`].
     pub seed: Option<String>,
     /// Lines for the top of the config, such as `time_scale = 60`.
@@ -34,6 +36,7 @@ impl Default for KmeOptions {
             rate_bits_per_s: 25_600,
             initial_keys: 1000,
             relay_delay: None,
+            apis: "[\"etsi014\"]",
             seed: None,
             top: String::new(),
             link: None,
@@ -82,8 +85,9 @@ impl Lab {
             let certs = certificates.display();
             config += &format!(
                 "[[kme]]\nname = \"{kme}\"\nlisten = \"{address}\"\ncert_file = \"{certs}/{kme}.pem\"\n\
-                 key_file = \"{certs}/{kme}.key\"\nclient_ca_file = \"{certs}/ca.pem\"\n\
-                 [[sae]]\nid = \"{sae}\"\nkme = \"{kme}\"\n"
+                 key_file = \"{certs}/{kme}.key\"\nclient_ca_file = \"{certs}/ca.pem\"\napis = {}\n\
+                 [[sae]]\nid = \"{sae}\"\nkme = \"{kme}\"\n",
+                options.apis,
             );
         }
         config += "[[link]]\nkmes = [\"kme-a1\", \"kme-b1\"]\nkey_size = 256\n";

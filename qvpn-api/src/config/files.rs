@@ -11,7 +11,7 @@ use zeroize::Zeroizing;
 
 use super::error::{ConfigErrors, Position, Sink};
 use super::grammar::split_advice;
-use super::model::{Peer, PeerMarks};
+use super::model::{KmeAccess, Peer, PeerMarks};
 use super::values::Fault;
 use super::{Config, MAX_SIZE};
 
@@ -46,9 +46,18 @@ impl Config {
                     sink.add(at, what, fix);
                 }
             };
-            check(marks.ca_file, open(&kme.ca_file, "CA certificate"));
-            check(marks.cert_file, open(&kme.cert_file, "client certificate"));
-            check(marks.key_file, open_secret(&kme.key_file, "client certificate's key"));
+            match &kme.access {
+                KmeAccess::Etsi014(server) | KmeAccess::Skip(server) => {
+                    check(marks.ca_file, open(&server.ca_file, "CA certificate"));
+                    check(marks.cert_file, open(&server.cert_file, "client certificate"));
+                    check(marks.key_file, open_secret(&server.key_file, "client certificate's key"));
+                }
+                // It may come later, with the disk that it is on.
+                KmeAccess::File(path) if path.exists() => {
+                    check(marks.keys_file, open_secret(path, "file of keys"));
+                }
+                KmeAccess::File(_) => {}
+            }
         }
         sink.finish()
     }

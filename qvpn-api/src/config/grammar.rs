@@ -22,7 +22,7 @@ const REKEY_MIN: Duration = Duration::from_millis(100);
 const REKEY_MAX: Duration = Duration::from_secs(120);
 
 /// Keys that are often written into another section than theirs.
-const ELSEWHERE: [(&str, &str); 35] = [
+const ELSEWHERE: [(&str, &str); 36] = [
     ("private_key_file", "[interface]"),
     ("listen_port", "[interface]"),
     ("address", "[interface]"),
@@ -45,6 +45,7 @@ const ELSEWHERE: [(&str, &str); 35] = [
     ("ca_file", "[[kms.kme]]"),
     ("cert_file", "[[kms.kme]]"),
     ("key_file", "[[kms.kme]]"),
+    ("keys_file", "[[kms.kme]]"),
     ("public_key", "[[peer]]"),
     ("endpoint", "[[peer]]"),
     ("allowed_ips", "[[peer]]"),

@@ -18,7 +18,8 @@ use crate::lookup::{self, LookupError};
 pub use error::{ConfigError, ConfigErrors, Position};
 pub use ipnet::IpNet;
 pub use model::{
-    Dscp, Endpoint, Interface, Kme, KmeApi, Kms, LogLevel, Mtu, OnStop, Peer, QkdPolicy, Role, Suite, Table,
+    Dscp, Endpoint, Interface, Kme, KmeAccess, KmeApi, KmeServer, Kms, LogLevel, Mtu, OnStop, Peer,
+    QkdPolicy, Role, Suite, Table,
 };
 
 /// Bytes of the largest config that is read: several ten thousand peers.

@@ -60,14 +60,60 @@ pub struct Kms {
 pub struct Kme {
     /// Its name, unique.
     pub name: String,
-    /// The interface that it speaks.
-    pub api: KmeApi,
     /// How it knows us; by default the SAE ID of `[kms]`.
     pub sae_id: String,
-    /// The name in its certificate, where it isn't the URL's host.
-    pub server_name: Option<String>,
+    /// What it is, and how it is reached.
+    pub access: KmeAccess,
+}
+
+/// What a `[[kms.kme]]` is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum KmeAccess {
+    /// `api = "etsi014"`.
+    Etsi014(KmeServer),
+    /// `api = "skip"`.
+    Skip(KmeServer),
+    /// `api = "file"`: keys of one peer in a file, which are no QKD keys.
+    File(PathBuf),
+}
+
+impl Kme {
+    /// The word in config and status.
+    #[must_use]
+    pub fn api(&self) -> KmeApi {
+        match &self.access {
+            KmeAccess::Etsi014(_) => KmeApi::Etsi014,
+            KmeAccess::Skip(_) => KmeApi::Skip,
+            KmeAccess::File(_) => KmeApi::File,
+        }
+    }
+
+    /// The server, unless it is a file.
+    #[must_use]
+    pub fn server(&self) -> Option<&KmeServer> {
+        match &self.access {
+            KmeAccess::Etsi014(server) | KmeAccess::Skip(server) => Some(server),
+            KmeAccess::File(_) => None,
+        }
+    }
+
+    /// Where it is: a server's URL, or a file's with the scheme `file`.
+    #[must_use]
+    pub fn url(&self) -> String {
+        match &self.access {
+            KmeAccess::Etsi014(server) | KmeAccess::Skip(server) => server.url.clone(),
+            KmeAccess::File(path) => format!("file:{}", path.display()),
+        }
+    }
+}
+
+/// A KME that is reached over HTTPS with certificates of both ends.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KmeServer {
     /// Its base URL: `https`, a host, no query, no slash at its end.
     pub url: String,
+    /// The name in its certificate, where it isn't the URL's host.
+    pub server_name: Option<String>,
     /// The CA that its certificate must chain to, PEM.
     pub ca_file: PathBuf,
     /// Our client certificate, PEM.
@@ -255,9 +301,9 @@ words! {
     KmeApi {
         /// ETSI GS QKD 014.
         Etsi014 = "etsi014",
-        /// Cisco SKIP (RFC draft); not built yet.
+        /// Cisco SKIP (draft-cisco-skip-02) over mutual TLS.
         Skip = "skip",
-        /// Keys from a file, for a lab; not built yet.
+        /// A file of keys, which are no QKD keys.
         File = "file",
     }
 }
@@ -279,6 +325,7 @@ pub(super) struct KmeMarks {
     pub(super) ca_file: Position,
     pub(super) cert_file: Position,
     pub(super) key_file: Position,
+    pub(super) keys_file: Position,
 }
 
 #[derive(Debug, Clone, Default)]

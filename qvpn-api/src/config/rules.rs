@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::path::PathBuf;
 
 use ipnet::IpNet;
 use qvpn_identity::PublicIdentity;
@@ -22,6 +23,8 @@ pub(super) struct Facts {
     pub(super) kme_names: Vec<(String, Position)>,
     /// KMEs whose URL has an address, not a name.
     pub(super) kme_ips: Vec<(String, IpAddr, Position)>,
+    /// KMEs that are files of keys, and their files.
+    pub(super) key_files: Vec<(String, PathBuf, Position)>,
     pub(super) peers: Vec<PeerFacts>,
     /// Every allowed IP that can be read, without its host bits, whatever else is wrong with it or its peer.
     pub(super) readable_prefixes: Vec<IpNet>,
@@ -53,6 +56,7 @@ pub(super) fn check(facts: &Facts, sink: &mut Sink<'_>) {
     keys(facts, sink);
     prefixes(facts, sink);
     mtu(facts, sink);
+    key_files(facts, sink);
     if !facts.no_routes {
         loops(facts, sink);
     }
@@ -126,6 +130,25 @@ fn mtu(facts: &Facts, sink: &mut Sink<'_>) {
     if let (Some(net), true) = (ipv6, mtu < 1280) {
         let what = format!("an MTU of {mtu} is too small for IPv6, which {net} brings (RFC 8200 section 5)");
         sink.add(at, what, "write `mtu = 1280` or more, or \"auto\"");
+    }
+}
+
+/// A file holds the keys of one pair of sites: two peers would take each other's.
+fn key_files(facts: &Facts, sink: &mut Sink<'_>) {
+    twice(facts.key_files.iter().map(|(_, path, at)| (path, *at)), |path, at, first| {
+        let what = format!("the file {} stands in line {} already", path.display(), first.line);
+        sink.add(at, what, "give each [[kms.kme]] a file of its own, or keep one of the two");
+    });
+    for (name, _, at) in &facts.key_files {
+        let users: Vec<&PeerFacts> = facts.peers.iter().filter(|peer| peer.kmes.contains(name)).collect();
+        if let [first, second, ..] = users[..] {
+            let what = format!(
+                "the file of \"{name}\" would serve {} and {}, and each peer needs a file of its own",
+                first.title(),
+                second.title()
+            );
+            sink.add(*at, what, "write a [[kms.kme]] for each, and name it in that peer's `kmes`");
+        }
     }
 }
 

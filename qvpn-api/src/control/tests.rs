@@ -45,6 +45,7 @@ fn status() -> Status {
             qkd_key_id: None,
             qkd_stock: None,
             qkd_stock_lasts_s: None,
+            file_stock: None,
             rekeys: 0,
             rekey_failures: Counts::new(),
             control_handshake_ago_s: None,
@@ -138,7 +139,7 @@ fn the_status_has_exactly_the_fixed_names_and_null_for_unknown() {
         names(peer),
         expect(
             "name public_key fingerprint endpoint allowed_ips state reason role qkd_policy epoch epoch_age_s \
-             epoch_expires_in_s next_rekey_in_s key_sources qkd_key_id qkd_stock qkd_stock_lasts_s rekeys \
+             epoch_expires_in_s next_rekey_in_s key_sources qkd_key_id qkd_stock qkd_stock_lasts_s file_stock rekeys \
              rekey_failures control_handshake_ago_s rx_bytes tx_bytes rx_packets tx_packets drops mtu lanes"
         )
     );

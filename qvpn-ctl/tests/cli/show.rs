@@ -52,6 +52,7 @@ fn peer_up() -> PeerStatus {
         qkd_key_id: Some("bc490419-7d60-487f-adc1-4ddcc177c139".into()),
         qkd_stock: Some(5),
         qkd_stock_lasts_s: Some(300.0),
+        file_stock: None,
         rekeys: 42,
         rekey_failures: Counts::from([("unanswered".into(), 2), ("stale".into(), 0)]),
         control_handshake_ago_s: Some(61.0),
@@ -83,6 +84,7 @@ fn peer_unknown() -> PeerStatus {
         qkd_key_id: None,
         qkd_stock: None,
         qkd_stock_lasts_s: None,
+        file_stock: None,
         rekeys: 0,
         rekey_failures: BTreeMap::new(),
         control_handshake_ago_s: None,
@@ -127,6 +129,7 @@ fn degraded() -> InterfaceStatus {
         qkd_key_id: None,
         qkd_stock: Some(0),
         qkd_stock_lasts_s: Some(0.0),
+        file_stock: None,
         next_rekey_in_s: Some(0.0),
         lanes: vec![
             lane(0, Some(LaneState::Up)),

@@ -11,6 +11,7 @@ use landlock::{
     RulesetCreated, RulesetCreatedAttr, RulesetError, RulesetStatus, Scope, make_bitflags,
 };
 use qvpn_api::Config;
+use qvpn_api::config::{Kme, KmeAccess};
 
 use crate::error::DaemonError;
 
@@ -37,11 +38,27 @@ const TUN: &str = "/dev/net/tun";
 /// The folders of all files that `config` names, so that a file may be replaced there and read again; with the folders that
 /// symbolic links lead to.
 pub(super) fn readable(config: &Config) -> BTreeSet<PathBuf> {
-    let kmes = config.kms.iter().flat_map(|kms| &kms.kmes);
+    let servers = kmes(config).filter_map(Kme::server);
     let files = [&config.path, &config.interface.private_key_file]
         .into_iter()
         .chain(config.peers.iter().filter_map(|peer| peer.preshared_key_file.as_ref()))
-        .chain(kmes.flat_map(|kme| [&kme.ca_file, &kme.cert_file, &kme.key_file]));
+        .chain(servers.flat_map(|server| [&server.ca_file, &server.cert_file, &server.key_file]));
+    folders(files)
+}
+
+/// The folders of the files of keys, each of which is wiped before it is used.
+pub(super) fn writable(config: &Config) -> BTreeSet<PathBuf> {
+    folders(kmes(config).filter_map(|kme| match &kme.access {
+        KmeAccess::File(path) => Some(path),
+        KmeAccess::Etsi014(_) | KmeAccess::Skip(_) => None,
+    }))
+}
+
+fn kmes(config: &Config) -> impl Iterator<Item = &Kme> {
+    config.kms.iter().flat_map(|kms| &kms.kmes)
+}
+
+fn folders<'a>(files: impl Iterator<Item = &'a PathBuf>) -> BTreeSet<PathBuf> {
     let mut places = BTreeSet::new();
     for file in files {
         for path in [Some(file.clone()), file.canonicalize().ok()].into_iter().flatten() {
@@ -61,8 +78,12 @@ fn folder(file: &Path) -> PathBuf {
 }
 
 /// Confines this thread, and those that it will make. Returns how far the kernel follows, in words.
-pub(super) fn confine(readable: &BTreeSet<PathBuf>, socket_dir: &Path) -> Result<String, DaemonError> {
-    let status = restrict(readable, socket_dir).map_err(|error| {
+pub(super) fn confine(
+    readable: &BTreeSet<PathBuf>,
+    writable: &BTreeSet<PathBuf>,
+    socket_dir: &Path,
+) -> Result<String, DaemonError> {
+    let status = restrict(readable, writable, socket_dir).map_err(|error| {
         DaemonError::system("confine file access by Landlock", std::io::Error::other(error))
     })?;
     let folders = readable.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ");
@@ -78,7 +99,11 @@ pub(super) fn confine(readable: &BTreeSet<PathBuf>, socket_dir: &Path) -> Result
     })
 }
 
-fn restrict(readable: &BTreeSet<PathBuf>, socket_dir: &Path) -> Result<RulesetStatus, RulesetError> {
+fn restrict(
+    readable: &BTreeSet<PathBuf>,
+    writable: &BTreeSet<PathBuf>,
+    socket_dir: &Path,
+) -> Result<RulesetStatus, RulesetError> {
     let read = make_bitflags!(AccessFs::{ReadFile | ReadDir});
     let set = make_bitflags!(AccessFs::{ReadFile | WriteFile | Truncate});
     let tun = make_bitflags!(AccessFs::{ReadFile | WriteFile | IoctlDev});
@@ -98,6 +123,9 @@ fn restrict(readable: &BTreeSet<PathBuf>, socket_dir: &Path) -> Result<RulesetSt
     let ours = readable.iter().map(PathBuf::as_path).chain([Path::new(&credentials)]);
     for path in ours.chain(system) {
         rules = allow(rules, path, read)?;
+    }
+    for path in writable {
+        rules = allow(rules, path, make_bitflags!(AccessFs::{ReadFile | ReadDir | WriteFile}))?;
     }
     rules = allow(rules, Path::new(SRC_VALID_MARK), set)?;
     rules = allow(rules, Path::new(TUN), tun)?;

@@ -10,7 +10,7 @@ use super::{Peer, Side};
 use crate::config::QkdPolicy;
 use crate::control_link::ControlLink;
 use crate::epoch::{ActiveEpoch, MAX_PACKETS, drain, max_age};
-use crate::event::{FailureReason, LaneOrder, Notice};
+use crate::event::{FailureReason, KeyKind, LaneOrder, Notice};
 use crate::exchange::{AcceptError, Proposal, Proposed, Terms};
 use crate::key_schedule::Chain;
 use crate::stock::{MasterStock, backoff};
@@ -146,7 +146,8 @@ impl<L: ControlLink> Peer<L> {
         if agreement.policy == QkdPolicy::Off {
             return Choice::Without;
         }
-        if let Some((id, _)) = initiator.stock.usable() {
+        let (qkd, file) = (initiator.stock.usable(KeyKind::Qkd), initiator.stock.usable(KeyKind::File));
+        if let Some((id, _)) = qkd.or(file.filter(|_| !self.qkd_only())) {
             return Choice::Key(id.to_owned());
         }
         let trouble = initiator.stock.trouble().unwrap_or("waiting for the first keys of the KMEs");
@@ -255,6 +256,7 @@ impl<L: ControlLink> Peer<L> {
         };
         self.messenger.cancel(Kind::Propose);
         self.timers.set(Timer::ProposeAgain, None);
+        let kind = qkd_key_id.as_deref().and_then(|id| initiator.stock.kind(id));
         if let Some(id) = &qkd_key_id {
             initiator.stock.used(id);
         }
@@ -263,7 +265,7 @@ impl<L: ControlLink> Peer<L> {
         initiator.chain = Some(keys.chain);
         self.generation += 1;
         let (generation, interval) = (self.generation, agreement.interval);
-        let sources = self.sources(qkd_key_id.is_some(), uses_chain);
+        let sources = self.sources(kind, uses_chain);
         let opening_ends = now + max_age(interval) + drain(interval);
         let mut tokens = Vec::new();
         for ((lane, index), key) in (0u8..).zip(agreed.propose.indices.iter().copied()).zip(keys.to_initiator)

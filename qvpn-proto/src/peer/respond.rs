@@ -11,7 +11,7 @@ use super::{Peer, Side};
 use crate::config::QkdPolicy;
 use crate::control_link::ControlLink;
 use crate::epoch::{ActiveEpoch, drain, max_age};
-use crate::event::{FailureReason, LaneOrder, Notice};
+use crate::event::{FailureReason, KeyKind, LaneOrder, Notice};
 use crate::exchange::{Terms, answer};
 use crate::key_schedule::Chain;
 use crate::stock::SlaveStock;
@@ -134,12 +134,19 @@ impl<L: ControlLink> Peer<L> {
             (None, QkdPolicy::Off) => Ok(()),
             (None, QkdPolicy::Preferred) => {
                 let waited = now.since(self.last_qkd.unwrap_or(self.started)) >= interval * 2;
-                if responder.stock.count() == 0 && waited { Ok(()) } else { Err(RejectReason::Policy) }
+                if responder.stock.count(KeyKind::Qkd) == 0 && waited {
+                    Ok(())
+                } else {
+                    Err(RejectReason::Policy)
+                }
             }
             (Some(id), _) if responder.stock.get(id).is_none() => Err(match responder.stock.trouble() {
                 Some(_) => RejectReason::KmsUnavailable,
                 None => RejectReason::UnknownKeyId,
             }),
+            (Some(id), _) if self.qkd_only() && responder.stock.kind(id) != Some(KeyKind::Qkd) => {
+                Err(RejectReason::Policy)
+            }
             (Some(_), _) => Ok(()),
         }
     }
@@ -176,6 +183,7 @@ impl<L: ControlLink> Peer<L> {
             answer(propose, body, initiator_key, &terms, &self.config.local, indices.clone(), secrets, rng)
                 .map_err(|_| RejectReason::Malformed)?;
         let lost_chain = chain.is_none() && responder.confirmed.is_some();
+        let kind = propose.qkd_key_id.as_deref().and_then(|id| responder.stock.kind(id));
         responder.highest = propose.epoch;
         responder.last = Some((body.to_vec(), answered.accept));
         self.generation += 1;
@@ -192,7 +200,7 @@ impl<L: ControlLink> Peer<L> {
                 LaneOrder::InstallOpening { token, generation, index, suite, key, expires_at: opening_ends },
             );
         }
-        let sources = self.sources(propose.qkd_key_id.is_some(), propose.chain_check.is_some());
+        let sources = self.sources(kind, propose.chain_check.is_some());
         let pending = Pending {
             tokens,
             indices,

@@ -7,7 +7,7 @@ use rand_core::CryptoRng;
 use super::{Peer, Side};
 use crate::config::QkdPolicy;
 use crate::control_link::ControlLink;
-use crate::event::{Event, Fetch, KmsReport, Notice};
+use crate::event::{Event, Fetch, KeyKind, KmsReport, Notice};
 use crate::time::Time;
 use crate::timers::Timer;
 use crate::wire::{Kind, StockAck, StockOffer};
@@ -21,23 +21,37 @@ impl<L: ControlLink> Peer<L> {
         self.refusal.is_none() && self.agreement.is_some_and(|a| a.policy != QkdPolicy::Off)
     }
 
+    /// Whether only a QKD key is enough: here, or at the other end.
+    pub(super) fn qkd_only(&self) -> bool {
+        self.config.policy == QkdPolicy::Required
+            || self.agreement.is_some_and(|a| a.policy == QkdPolicy::Required)
+    }
+
+    /// Only a QKD key is enough, and no source of this end gives one.
+    pub(super) fn lacks_source(&self) -> bool {
+        self.qkd_only() && !self.config.qkd_source
+    }
+
     /// Fetches what is missing, and tells the other end what changed.
     pub(super) fn drive_supply(&mut self, now: Time, rng: &mut dyn CryptoRng) {
         if !self.uses_qkd() {
             self.timers.set(Timer::Stock, None);
             return;
         }
-        let request = self.request + 1;
+        let (request, qkd_only) = (self.request + 1, self.qkd_only());
+        if qkd_only {
+            self.drop_files();
+        }
         let (fetch, message, due) = match &mut self.side {
             Side::Initiator(initiator) => {
                 let stock = &mut initiator.stock;
-                let fetch = stock.fetch(now, request).map(|number| Fetch::New { request, number });
+                let fetch = stock.fetch(now, request).map(|number| Fetch::New { request, number, qkd_only });
                 let offer = stock.offer().map(|offer| (Kind::StockOffer, offer.to_bytes()));
                 (fetch, offer, stock.next_due(now))
             }
             Side::Responder(responder) => {
                 let stock = &mut responder.stock;
-                let fetch = stock.fetch(now, request).map(|keys| Fetch::ById { request, keys });
+                let fetch = stock.fetch(now, request).map(|keys| Fetch::ById { request, keys, qkd_only });
                 let ack = stock.ack().map(|ack| (Kind::StockAck, ack.to_bytes()));
                 (fetch, ack, stock.next_due(now))
             }
@@ -54,20 +68,22 @@ impl<L: ControlLink> Peer<L> {
     }
 
     pub(super) fn take_kms(&mut self, report: KmsReport, now: Time) {
+        // By the policy of now, which may be stricter than when the keys were asked for.
+        let qkd_only = self.qkd_only();
         let lost = match (&mut self.side, report) {
-            (Side::Initiator(initiator), KmsReport::Keys { request, keys, .. }) => {
-                initiator.stock.fetched(request, keys, now)
+            (Side::Initiator(initiator), KmsReport::Keys { request, keys, missing }) => {
+                initiator.stock.fetched(request, keys, missing, qkd_only, now)
             }
             (Side::Initiator(initiator), KmsReport::Failed { request, trouble }) => {
                 initiator.stock.failed(request, trouble, now);
                 Vec::new()
             }
             (Side::Responder(responder), KmsReport::Keys { request, keys, missing }) => {
-                responder.stock.fetched(request, keys, missing.as_ref(), now);
+                responder.stock.fetched(request, keys, missing.as_ref(), qkd_only, now);
                 Vec::new()
             }
             (Side::Responder(responder), KmsReport::Failed { request, trouble }) => {
-                responder.stock.fetched(request, Vec::new(), Some(&trouble), now);
+                responder.stock.fetched(request, Vec::new(), Some(&trouble), qkd_only, now);
                 Vec::new()
             }
         };
@@ -108,11 +124,27 @@ impl<L: ControlLink> Peer<L> {
         }
     }
 
-    /// Keys that both ends hold (initiator), or that are here (responder).
+    fn drop_files(&mut self) {
+        let lost = match &mut self.side {
+            Side::Initiator(initiator) => initiator.stock.only_qkd(),
+            Side::Responder(responder) => {
+                responder.stock.only_qkd();
+                Vec::new()
+            }
+        };
+        self.tell_lost(lost);
+    }
+
+    /// QKD keys that both ends hold (initiator), or that are here (responder).
     pub(super) fn stock_count(&self) -> usize {
+        self.stock_of(KeyKind::Qkd)
+    }
+
+    /// Keys of this kind, likewise.
+    pub(super) fn stock_of(&self, kind: KeyKind) -> usize {
         match &self.side {
-            Side::Initiator(initiator) => initiator.stock.count(),
-            Side::Responder(responder) => responder.stock.count(),
+            Side::Initiator(initiator) => initiator.stock.count(kind),
+            Side::Responder(responder) => responder.stock.count(kind),
         }
     }
 

@@ -4,7 +4,7 @@ use super::session::{CLOCK_SET_BACK, UNANSWERED};
 use super::{Peer, Side};
 use crate::config::QkdPolicy;
 use crate::control_link::ControlLink;
-use crate::event::{Notice, PeerView, State};
+use crate::event::{KeyKind, Notice, PeerView, State};
 use crate::time::Time;
 
 impl<L: ControlLink> Peer<L> {
@@ -15,7 +15,11 @@ impl<L: ControlLink> Peer<L> {
                 if !active.sources.qkd && lacks { State::Degraded } else { State::Up }
             }
             // Before the first epoch, waiting is no alarm until something is wrong.
-            None if self.had_epoch || self.refusal.is_some() || self.supply_trouble().is_some() => {
+            None if self.had_epoch
+                || self.refusal.is_some()
+                || self.lacks_source()
+                || self.supply_trouble().is_some() =>
+            {
                 State::Blocked
             }
             None => State::Connecting,
@@ -42,9 +46,17 @@ impl<L: ControlLink> Peer<L> {
             let theirs = self.remote_hello().map(|h| h.policy);
             return Some(match self.supply_trouble() {
                 _ if theirs == Some(QkdPolicy::Off) => "the other site has qkd = \"off\"".to_owned(),
+                _ if self.active.as_ref().is_some_and(|a| a.sources.file) => self.lives_on_a_file(),
                 Some(trouble) => format!("traffic flows without QKD: {trouble}"),
                 None => "traffic flows without QKD until the next epoch".to_owned(),
             });
+        }
+        if self.lacks_source() {
+            let whose =
+                if self.config.policy == QkdPolicy::Required { "qkd" } else { "the other site's qkd" };
+            return Some(format!(
+                "{whose} = \"required\", and the only key source here is a file, which is no QKD: no epoch is made; add a [[kms.kme]] that is one, or write qkd = \"preferred\" at both sites"
+            ));
         }
         if self.session.is_stale(now) {
             return Some(CLOCK_SET_BACK.to_owned());
@@ -67,6 +79,11 @@ impl<L: ControlLink> Peer<L> {
             }
             Some(_) => "the control session is up; waiting for the first epoch".to_owned(),
         })
+    }
+
+    fn lives_on_a_file(&self) -> String {
+        let why = self.supply_trouble().map(|trouble| format!(": {trouble}")).unwrap_or_default();
+        format!("traffic flows under a key from a file, which is no QKD{why}")
     }
 
     fn unreachable(&self, now: Time) -> String {
@@ -121,9 +138,10 @@ impl<L: ControlLink> Peer<L> {
             epoch_expires_in: active.map(|a| a.sealing_ends.since(now)),
             next_rekey_in: next,
             sources: active.map(|a| a.sources),
-            qkd_key_id: active.and_then(|a| a.qkd_key_id.clone()),
+            qkd_key_id: active.filter(|a| a.sources.qkd).and_then(|a| a.qkd_key_id.clone()),
             qkd_key_age: self.last_qkd.map(|at| now.since(at)),
             qkd_stock: stock,
+            file_stock: stock.map(|_| self.stock_of(KeyKind::File)),
             qkd_stock_lasts: stock.map(|n| interval * u32::try_from(n).unwrap_or(u32::MAX)),
             rekeys: self.rekeys,
             rekey_failures: self.failures.iter().map(|(reason, n)| (*reason, *n)).collect(),

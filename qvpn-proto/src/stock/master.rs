@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use qvpn_secret::SecretBuf;
 
-use super::{GIVE_UP, MAX_KEY_AGE, backoff};
-use crate::event::{FetchedKey, KeyName, KmsTrouble};
+use super::{FROM_FILE, GIVE_UP, MAX_KEY_AGE, backoff};
+use crate::event::{FetchedKey, KeyKind, KeyName, KmsTrouble};
 use crate::key_schedule::qkd_check;
 use crate::time::Time;
 use crate::wire::limits::{MAX_NAME, MAX_OFFER, MIN_QKD_KEY};
@@ -21,8 +21,12 @@ const OVERDUE: Duration = Duration::from_secs(5);
 /// After keys that went bad, each of which is spent at the KME.
 const LAST_RETRY_SPENT: Duration = Duration::from_secs(10);
 
+/// Why a key from a file is of no use.
+const NO_QKD: &str = "it is from a file, which is no QKD, and QKD is required";
+
 struct Key {
     name: KeyName,
+    kind: KeyKind,
     secret: SecretBuf,
     since: Time,
     /// Both ends hold it, with the same bytes.
@@ -112,16 +116,39 @@ impl MasterStock {
         (OFFER_ROOM - self.offered()) / longest
     }
 
-    /// Takes fetched keys in; those that are too short, badly named or known already are lost, with the reason.
-    pub fn fetched(&mut self, request: u64, keys: Vec<FetchedKey>, now: Time) -> Lost {
+    /// QKD is required from now on: keys from a file are erased, so that they take no QKD key's place.
+    pub fn only_qkd(&mut self) -> Lost {
+        let mut lost = Vec::new();
+        self.keys.retain(|k| {
+            if k.kind != KeyKind::Qkd {
+                lost.push((k.name.id.clone(), NO_QKD.to_owned()));
+            }
+            k.kind == KeyKind::Qkd
+        });
+        self.changed |= !lost.is_empty();
+        lost
+    }
+
+    /// Takes fetched keys in; those that are too short, badly named, known already, or of a source that is not enough are lost,
+    /// with the reason. `missing` says why no QKD key came, where those that came are none.
+    pub fn fetched(
+        &mut self,
+        request: u64,
+        keys: Vec<FetchedKey>,
+        missing: Option<KmsTrouble>,
+        qkd_only: bool,
+        now: Time,
+    ) -> Lost {
         if self.open != Some(request) {
             return Vec::new();
         }
         self.open = None;
         let mut lost = Vec::new();
         let before = self.keys.len();
-        for FetchedKey { name, secret } in keys {
-            let why = if secret.len() < MIN_QKD_KEY {
+        for FetchedKey { name, kind, secret } in keys {
+            let why = if qkd_only && kind != KeyKind::Qkd {
+                NO_QKD
+            } else if secret.len() < MIN_QKD_KEY {
                 "the key is shorter than 256 bits"
             } else if name.id.is_empty()
                 || [&name.id, &name.source_kme, &name.target_kme].iter().any(|n| n.len() > MAX_NAME)
@@ -132,19 +159,31 @@ impl MasterStock {
             } else if self.keys.len() >= MAX_OFFER || self.offered() + offer_cost(&name) > OFFER_ROOM {
                 "more keys came than fit one offer"
             } else {
-                self.keys.push(Key { name, secret, since: now, held: false, suspect: false, spoiled: 0 });
+                self.keys.push(Key {
+                    name,
+                    kind,
+                    secret,
+                    since: now,
+                    held: false,
+                    suspect: false,
+                    spoiled: 0,
+                });
                 continue;
             };
             lost.push((name.id, why.to_owned()));
         }
         if self.keys.len() > before {
             self.changed = true;
-            self.trouble = None;
+            let qkd = self.keys[before..].iter().any(|k| k.kind == KeyKind::Qkd);
+            self.trouble = (!qkd).then(|| missing.map_or_else(|| FROM_FILE.to_owned(), |m| m.text));
             self.failures = 0;
         } else if lost.is_empty() {
             self.trouble = Some("the KME delivered no key".to_owned());
             self.wait(now);
         } else {
+            if lost.iter().any(|(_, why)| why == NO_QKD) {
+                self.trouble = Some(FROM_FILE.to_owned());
+            }
             self.wait_after_loss(now);
         }
         lost
@@ -268,10 +307,16 @@ impl MasterStock {
         lost
     }
 
-    /// The oldest key that both ends hold.
+    /// The oldest key of this kind that both ends hold.
     #[must_use]
-    pub fn usable(&self) -> Option<(&str, &SecretBuf)> {
-        self.keys.iter().find(|k| k.held).map(|k| (k.name.id.as_str(), &k.secret))
+    pub fn usable(&self, kind: KeyKind) -> Option<(&str, &SecretBuf)> {
+        self.keys.iter().find(|k| k.held && k.kind == kind).map(|k| (k.name.id.as_str(), &k.secret))
+    }
+
+    /// Where the key with this ID comes from.
+    #[must_use]
+    pub fn kind(&self, id: &str) -> Option<KeyKind> {
+        self.keys.iter().find(|k| k.name.id == id).map(|k| k.kind)
     }
 
     /// The key with this ID.
@@ -302,10 +347,10 @@ impl MasterStock {
         }
     }
 
-    /// How many keys both ends hold.
+    /// How many keys of this kind both ends hold.
     #[must_use]
-    pub fn count(&self) -> usize {
-        self.keys.iter().filter(|k| k.held).count()
+    pub fn count(&self, kind: KeyKind) -> usize {
+        self.keys.iter().filter(|k| k.held && k.kind == kind).count()
     }
 
     /// What is wrong with the supply, in words.

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use qvpn_secret::SecretBuf;
 
-use super::{GIVE_UP, MAX_KEY_AGE, backoff};
-use crate::event::{FetchedKey, KeyName, KmsTrouble, TroubleKind};
+use super::{FROM_FILE, GIVE_UP, MAX_KEY_AGE, backoff};
+use crate::event::{FetchedKey, KeyKind, KeyName, KmsTrouble, TroubleKind};
 use crate::key_schedule::qkd_check;
 use crate::time::Time;
 use crate::wire::limits::MIN_QKD_KEY;
@@ -21,7 +21,7 @@ const REFILL: Duration = Duration::from_millis(50);
 
 enum State {
     Wanted { retry_at: Time, failures: u32, answer: Held },
-    Have { secret: SecretBuf, check: [u8; 16], since: Time, spoiled: u8 },
+    Have { kind: KeyKind, secret: SecretBuf, check: [u8; 16], since: Time, spoiled: u8 },
     Gone,
 }
 
@@ -85,6 +85,16 @@ impl SlaveStock {
         self.changed = true;
     }
 
+    /// QKD is required from now on: keys from a file are erased.
+    pub fn only_qkd(&mut self) {
+        for entry in &mut self.entries {
+            if matches!(entry.state, State::Have { kind: KeyKind::File, .. }) {
+                entry.state = State::Gone;
+                self.changed = true;
+            }
+        }
+    }
+
     /// The keys to ask for now, under the number of the request; at most one request is open.
     pub fn fetch(&mut self, now: Time, request: u64) -> Option<Vec<KeyName>> {
         if self.open.is_some() {
@@ -117,17 +127,27 @@ impl SlaveStock {
     }
 
     /// Takes an answer of the KMS in: the keys that came, and what is wrong with the rest.
-    pub fn fetched(&mut self, request: u64, keys: Vec<FetchedKey>, trouble: Option<&KmsTrouble>, now: Time) {
+    pub fn fetched(
+        &mut self,
+        request: u64,
+        keys: Vec<FetchedKey>,
+        trouble: Option<&KmsTrouble>,
+        qkd_only: bool,
+        now: Time,
+    ) {
         let Some((open, asked)) = self.open.take() else { return };
         if open != request {
             self.open = Some((open, asked));
             return;
         }
-        for FetchedKey { name, secret } in keys {
-            let wanted = asked.contains(&name.id) && secret.len() >= MIN_QKD_KEY;
+        let mut no_qkd = false;
+        for FetchedKey { name, kind, secret } in keys {
+            let enough = kind == KeyKind::Qkd || !qkd_only;
+            no_qkd |= !enough;
+            let wanted = enough && asked.contains(&name.id) && secret.len() >= MIN_QKD_KEY;
             if let Some(entry) = self.entries.iter_mut().find(|e| wanted && e.name.id == name.id) {
                 let check = qkd_check(&secret, &name.id);
-                entry.state = State::Have { secret, check, since: now, spoiled: 0 };
+                entry.state = State::Have { kind, secret, check, since: now, spoiled: 0 };
             }
         }
         let kind = trouble.map_or(TroubleKind::NotFound, |t| t.kind);
@@ -140,7 +160,8 @@ impl SlaveStock {
                 *answer = if kind == TroubleKind::NotFound { Held::NotFound } else { Held::Unavailable };
             }
         }
-        self.trouble = trouble.filter(|_| missing).map(|t| t.text.clone());
+        let text = trouble.map(|t| t.text.clone()).or_else(|| no_qkd.then(|| FROM_FILE.to_owned()));
+        self.trouble = text.filter(|_| missing);
         self.changed = true;
     }
 
@@ -205,6 +226,15 @@ impl SlaveStock {
         })
     }
 
+    /// Where the key with this ID comes from, if it is here.
+    #[must_use]
+    pub fn kind(&self, id: &str) -> Option<KeyKind> {
+        self.entries.iter().find(|e| e.name.id == id).and_then(|e| match &e.state {
+            State::Have { kind, .. } => Some(*kind),
+            _ => None,
+        })
+    }
+
     /// An epoch used the key up: it is erased, and never fetched again.
     pub fn used(&mut self, id: &str) {
         self.entries.iter_mut().filter(|e| e.name.id == id).for_each(|e| e.state = State::Gone);
@@ -222,10 +252,10 @@ impl SlaveStock {
         }
     }
 
-    /// How many keys are here.
+    /// How many keys of this kind are here.
     #[must_use]
-    pub fn count(&self) -> usize {
-        self.entries.iter().filter(|e| matches!(e.state, State::Have { .. })).count()
+    pub fn count(&self, wanted: KeyKind) -> usize {
+        self.entries.iter().filter(|e| matches!(e.state, State::Have { kind, .. } if kind == wanted)).count()
     }
 
     /// What is wrong with the supply, in words.

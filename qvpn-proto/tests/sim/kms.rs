@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use qvpn_proto::event::{KmsTrouble, TroubleKind};
-use qvpn_proto::{Fetch, FetchedKey, KeyName, KmsReport, Time};
+use qvpn_proto::{Fetch, FetchedKey, KeyKind, KeyName, KmsReport, Time};
 use qvpn_secret::SecretBuf;
 use rand_chacha::ChaCha20Rng;
 use rand_chacha::rand_core::Rng;
@@ -56,6 +56,8 @@ pub struct Kms {
     pub faults: KmsFaults,
     /// Whether the KME of each of the two ends can be asked.
     pub up: [bool; 2],
+    /// What each end's source is; it gives keys whatever the policy says.
+    pub kind: [KeyKind; 2],
     /// Requests to each end's KME.
     pub asked: [u32; 2],
     pub corrupt_next_key: bool,
@@ -71,6 +73,7 @@ impl Kms {
         Self {
             faults: GOOD,
             up: [true; 2],
+            kind: [KeyKind::Qkd; 2],
             asked: [0; 2],
             corrupt_next_key: false,
             corrupt_all_keys: false,
@@ -105,12 +108,12 @@ impl Kms {
             let trouble = KmsTrouble { kind: TroubleKind::Unavailable, text };
             return (delay, KmsReport::Failed { request, trouble }, delivered);
         }
-        let mut found = Vec::new();
+        let (mut found, kind) = (Vec::new(), self.kind[side]);
         let mut missing = None;
         let mut give = |id: String, mut bytes: Vec<u8>| {
             delivered.push(Delivered { end, id: id.clone(), bytes: bytes.clone() });
             let name = KeyName { id, source_kme: "kme-a".to_owned(), target_kme: "kme-b".to_owned() };
-            found.push(FetchedKey { name, secret: SecretBuf::take(&mut bytes) });
+            found.push(FetchedKey { name, kind, secret: SecretBuf::take(&mut bytes) });
         };
         match fetch {
             Fetch::New { number, .. } => {

@@ -226,7 +226,7 @@ impl Model {
         let (least, _) = self.intervals[&(end / 2)];
         let waited = now.since(own.last_qkd.unwrap_or(own.started)) + SLACK / 100 >= least * 2;
         let prefers = own.policy == QkdPolicy::Preferred && others == QkdPolicy::Preferred;
-        check(sources.qkd || waited || !prefers, || {
+        check(sources.qkd || sources.file || waited || !prefers, || {
             format!("preferred: end {end} goes on without QKD before two intervals have passed")
         })?;
         let number = (end / 2, life, epoch);
@@ -256,7 +256,10 @@ impl Model {
         }
         let made = Made { sources, qkd_key_id: qkd_key_id.cloned(), by: [false; 2] };
         let made = self.epochs.entry(number).or_insert(made);
-        check(made.sources == sources && made.qkd_key_id.as_ref() == qkd_key_id, || {
+        // A key may be a QKD key at one end and a file's at the other: each goes by its own source.
+        let parts = |of: Sources| (of.qkd || of.file, of.psk, of.chain);
+        let same_key = made.sources != sources || made.qkd_key_id.as_ref() == qkd_key_id;
+        check(parts(made.sources) == parts(sources) && same_key, || {
             format!("agreement: the ends disagree on what epoch {epoch} is made of")
         })?;
         check(!std::mem::replace(&mut made.by[end % 2], true), || {

@@ -1,9 +1,11 @@
 //! The sections `[kms]` and `[[kms.kme]]`.
 
+use std::path::PathBuf;
+
 use toml::de::DeTable;
 
 use super::super::error::Position;
-use super::super::model::{Kme, KmeApi, KmeMarks, Kms};
+use super::super::model::{Kme, KmeAccess, KmeApi, KmeMarks, KmeServer, Kms};
 use super::super::reader::Section;
 use super::super::values;
 use super::{ELSEWHERE, KmsFacts, Reader};
@@ -51,7 +53,7 @@ impl<'t> Reader<'t> {
         our_sae_id: Option<&str>,
     ) -> (Option<String>, Option<Kme>) {
         let mut s = Section::new("[[kms.kme]]", at, self.text, table);
-        let mut marks = KmeMarks { url: at, ca_file: at, cert_file: at, key_file: at };
+        let mut marks = KmeMarks { url: at, ca_file: at, cert_file: at, key_file: at, keys_file: at };
         let name = s.need(&mut self.sink, "name", "\"kme-a1\"").and_then(|entry| {
             let name = self.parsed(&entry, |t| values::name(t, "kme-a1"))?;
             s.title = format!("[[kms.kme]] \"{name}\"");
@@ -59,23 +61,43 @@ impl<'t> Reader<'t> {
             Some(name)
         });
         let api = self.word(&mut s, "api", "\"etsi014\"", KmeApi::WORDS, KmeApi::from_word);
-        let api = match api {
-            Some(None | Some(KmeApi::Etsi014)) => Some(KmeApi::Etsi014),
-            Some(Some(other)) => {
-                let at = self.value_at(table, "api", at);
-                self.sink.add(
-                    at,
-                    format!("api \"{other}\" is not built yet in this version"),
-                    "write `api = \"etsi014\"`",
-                );
-                None
-            }
-            None => None,
-        };
         let sae_id = match s.take(&self.sink, "sae_id", "\"SITE-A\"") {
             Some(entry) => self.parsed(&entry, values::sae_id),
             None => our_sae_id.map(str::to_owned),
         };
+        let access = match api.map(|api| api.unwrap_or(KmeApi::Etsi014)) {
+            Some(KmeApi::Etsi014) => {
+                self.kme_server(&mut s, name.as_deref(), &mut marks).map(KmeAccess::Etsi014)
+            }
+            Some(KmeApi::Skip) => self.kme_server(&mut s, name.as_deref(), &mut marks).map(KmeAccess::Skip),
+            Some(KmeApi::File) => self.keys_file(&mut s, name.as_deref(), &mut marks).map(KmeAccess::File),
+            None => {
+                // Which keys it may have is not known, so none is called unknown.
+                for key in KEYS_OF_SERVER.into_iter().chain(["keys_file"]) {
+                    let _ = s.take(&self.sink, key, "");
+                }
+                None
+            }
+        };
+        s.finish(&mut self.sink, &ELSEWHERE);
+        self.marks.kmes.push(marks);
+        let kme = name.clone().zip(sae_id).zip(access);
+        (name, kme.map(|((name, sae_id), access)| Kme { name, sae_id, access }))
+    }
+
+    fn kme_server(
+        &mut self,
+        s: &mut Section<'t>,
+        name: Option<&str>,
+        marks: &mut KmeMarks,
+    ) -> Option<KmeServer> {
+        if let Some(entry) = s.take(&self.sink, "keys_file", "") {
+            entry.wrong(
+                &mut self.sink,
+                "`keys_file` is for `api = \"file\"`",
+                "write that, or take the line out; the key of our certificate is `key_file`",
+            );
+        }
         let server_name = s.take(&self.sink, "server_name", "\"kme-a1\"").map(|entry| {
             self.parsed(&entry, |text| {
                 match text.parse::<std::net::IpAddr>().is_ok() || values::is_host_name(text) {
@@ -90,8 +112,8 @@ impl<'t> Reader<'t> {
         let url = s.need(&mut self.sink, "url", "\"https://kme-a1.site-a.example:8443\"").and_then(|entry| {
             marks.url = entry.at;
             let (url, ip) = self.parsed(&entry, values::kme_url)?;
-            if let (Some(name), Some(ip)) = (&name, ip) {
-                self.facts.kme_ips.push((name.clone(), ip, entry.at));
+            if let (Some(name), Some(ip)) = (name, ip) {
+                self.facts.kme_ips.push((name.to_owned(), ip, entry.at));
             }
             Some(url)
         });
@@ -103,24 +125,43 @@ impl<'t> Reader<'t> {
         let ca_file = path("ca_file", "\"/etc/qvpn/kms/ca.pem\"", &mut marks.ca_file);
         let cert_file = path("cert_file", "\"/etc/qvpn/kms/site-a.pem\"", &mut marks.cert_file);
         let key_file = path("key_file", "\"/etc/qvpn/kms/site-a.key\"", &mut marks.key_file);
-        s.finish(&mut self.sink, &ELSEWHERE);
-        self.marks.kmes.push(marks);
-        let value = || {
-            Some(Kme {
-                name: name.clone()?,
-                api: api?,
-                sae_id: sae_id?,
-                server_name: match server_name {
-                    Some(name) => Some(name?),
-                    None => None,
-                },
-                url: url?,
-                ca_file: ca_file?,
-                cert_file: cert_file?,
-                key_file: key_file?,
-            })
-        };
-        let kme = value();
-        (name, kme)
+        Some(KmeServer {
+            url: url?,
+            server_name: match server_name {
+                Some(name) => Some(name?),
+                None => None,
+            },
+            ca_file: ca_file?,
+            cert_file: cert_file?,
+            key_file: key_file?,
+        })
+    }
+
+    /// The file of `api = "file"`.
+    fn keys_file(
+        &mut self,
+        s: &mut Section<'t>,
+        name: Option<&str>,
+        marks: &mut KmeMarks,
+    ) -> Option<PathBuf> {
+        for key in KEYS_OF_SERVER {
+            if let Some(entry) = s.take(&self.sink, key, "") {
+                entry.wrong(
+                    &mut self.sink,
+                    format!("a file of keys has no `{key}`"),
+                    "take the line out, or write another `api`",
+                );
+            }
+        }
+        let entry = s.need(&mut self.sink, "keys_file", "\"/srv/qvpn/site-b.keys\"")?;
+        marks.keys_file = entry.at;
+        let path = self.file_name(&entry)?;
+        if let Some(name) = name {
+            self.facts.key_files.push((name.to_owned(), path.clone(), entry.at));
+        }
+        Some(path)
     }
 }
+
+/// What only a KME that is a server has.
+const KEYS_OF_SERVER: [&str; 5] = ["url", "server_name", "ca_file", "cert_file", "key_file"];
