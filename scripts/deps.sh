@@ -27,6 +27,7 @@ nft        nftables
 iperf3     iperf3
 ethtool    ethtool
 python3    python3
+softhsm2-util softhsm2
 promtool   prometheus
 "
 

@@ -23,6 +23,13 @@ part_simulator() {
     cargo test --release --package qvpn-proto --locked --test sim -- --ignored --nocapture a_million_rekeys
 }
 
+# A KME killed for 10 s of every 30 s, for ten minutes at a rekey each second; `make test` has 75 s of it.
+part_kme_killed() {
+    cargo build --workspace --bins --locked || return
+    QVPN_SOAK_SECONDS=600 cargo nextest run --package tests --locked --success-output final --profile soak \
+        --test kme_killed
+}
+
 parts=$(declare -F | sed -n 's/^declare -f part_//p')
 for part in "${@:-}"; do
     [ -z "$part" ] || grep -qx "$part" <<<"$parts" || { echo "there is no part $part; parts:" $parts >&2; exit 2; }

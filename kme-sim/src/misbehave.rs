@@ -197,6 +197,8 @@ pub enum Misbehaviour {
     LateSync,
     /// The keys that are asked for are forgotten, and "not found".
     ForgetKeys,
+    /// A key that was fetched by its ID stays, and comes again.
+    DeliverTwice,
 
     /// `stored_key_count` is always 0.
     CountZero,
@@ -204,6 +206,8 @@ pub enum Misbehaviour {
     CountMax,
     /// `stored_key_count` is random.
     CountRandom,
+    /// `stored_key_count` counts the keys that the slave has not fetched yet, and not those to be had.
+    CountWaiting,
     /// The limits and the SAE IDs are missing.
     MissingFields,
     /// Numbers are strings.
@@ -359,8 +363,13 @@ impl Misbehaviour {
             | M::RepeatKeys
             | M::RepeatId => "enc_keys",
             M::SizeInBytes | M::Default32Bits => "status, enc_keys",
-            M::LateSync | M::ForgetKeys => "dec_keys",
-            M::CountZero | M::CountMax | M::CountRandom | M::MissingFields | M::NumbersAsText => "status",
+            M::LateSync | M::ForgetKeys | M::DeliverTwice => "dec_keys",
+            M::CountZero
+            | M::CountMax
+            | M::CountRandom
+            | M::CountWaiting
+            | M::MissingFields
+            | M::NumbersAsText => "status",
             _ => "each",
         }
     }

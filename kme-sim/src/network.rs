@@ -187,6 +187,12 @@ impl Network {
                 "hops": way.len(),
             })),
         };
+        if fault == Misbehaviour::CountWaiting
+            && let Some(target) = self.kmes.get(&status.target_kme_id)
+        {
+            let of_pair = |w: &&Waiting| w.master == caller && w.left.contains(slave);
+            status.stored_key_count = target.waiting.values().filter(of_pair).count() as u64;
+        }
         quirks::status(fault, &mut status)?;
         Ok(status)
     }
@@ -326,7 +332,8 @@ impl Network {
             kme_state.counts.not_found += 1;
             return Err(Refusal::bad(KEY_NOT_FOUND));
         }
-        let keys: Vec<DeliveredKey> = ids.iter().filter_map(|id| kme_state.fetch(id, caller)).collect();
+        let keys: Vec<DeliveredKey> =
+            ids.iter().filter_map(|id| kme_state.fetch(id, caller, fault)).collect();
         kme_state.counts.keys_fetched += keys.len() as u64;
         for key in &keys {
             info!(key_id = %key.id, %kme, side = "slave", sae = caller, master, "key delivered");
@@ -485,8 +492,11 @@ impl Kme {
     }
 
     /// The key for `sae`; it leaves the store when all its slave SAEs have it.
-    fn fetch(&mut self, id: &str, sae: &str) -> Option<DeliveredKey> {
+    fn fetch(&mut self, id: &str, sae: &str, fault: Misbehaviour) -> Option<DeliveredKey> {
         let waiting = self.waiting.get_mut(id)?;
+        if fault == Misbehaviour::DeliverTwice {
+            return Some(waiting.key.duplicate());
+        }
         waiting.left.remove(sae);
         if !waiting.left.is_empty() {
             return Some(waiting.key.duplicate());

@@ -159,6 +159,28 @@ async fn keys_that_are_asked_for_are_forgotten() {
 }
 
 #[tokio::test]
+async fn a_key_that_was_fetched_comes_again() {
+    let (lab, mut a, mut b) = with("kme-b1", Ops::DecKeys, Misbehaviour::DeliverTwice).await;
+    let keys = a.get(TO_B).await.keys();
+    for _ in 0..2 {
+        assert_eq!(b.dec_keys("SITE-A", &ids(&keys)).await.keys(), keys);
+    }
+    assert!(lab.misbehave("kme-b1", Ops::All, Misbehaviour::None).await.ok);
+    assert_eq!(b.dec_keys("SITE-A", &ids(&keys)).await.keys(), keys);
+    b.dec_keys("SITE-A", &ids(&keys)).await.message(400);
+}
+
+#[tokio::test]
+async fn keys_that_wait_for_the_slave_are_counted() {
+    let (_lab, mut a, mut b) = with("kme-a1", Ops::Status, Misbehaviour::CountWaiting).await;
+    assert_eq!(a.get(STATUS).await.ok()["stored_key_count"], 0);
+    let keys = a.post(TO_B, json!({"number": 3})).await.keys();
+    assert_eq!(a.get(STATUS).await.ok()["stored_key_count"], 3);
+    b.dec_keys("SITE-A", &ids(&keys)[..1]).await.keys();
+    assert_eq!(a.get(STATUS).await.ok()["stored_key_count"], 2);
+}
+
+#[tokio::test]
 async fn counts_lie_and_fields_are_missing_or_of_another_type() {
     let (lab, mut a, _) = with("kme-a1", Ops::Status, Misbehaviour::CountZero).await;
     let right = json!(500);

@@ -28,6 +28,9 @@ pub fn classify(operation: Operation, status: u16, message: &str) -> KmsErrorKin
         "empty",
         "depleted",
         "out of keys",
+        "generated key count",
+        "maximum key count",
+        "try again later",
     ]);
     let no_such_key =
         says(&["key"]) && says(&["not found", "unknown", "no such", "does not exist", "doesn't exist"]);
@@ -95,6 +98,13 @@ mod tests {
                 K::KeyNotFound,
             ),
             (400, "Insufficient keys", K::BadRequest, K::Exhausted, K::KeyNotFound),
+            (
+                400,
+                "The requested key amount exceeds the generated key count. Try again later.",
+                K::BadRequest,
+                K::Exhausted,
+                K::KeyNotFound,
+            ),
             (400, "Key pool exhausted", K::BadRequest, K::Exhausted, K::KeyNotFound),
             (401, "", K::IdentityRefused, K::IdentityRefused, K::KeyNotFound),
             (403, "", K::IdentityRefused, K::IdentityRefused, K::IdentityRefused),

@@ -1,7 +1,7 @@
 //! What one KME has delivered lately, so that a key that comes again under another ID, or an ID over another key, is seen. It
 //! keeps keyed fingerprints (HMAC-SHA-256, cut to 128 bits, under a key of this process), never a key.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, HashSet, VecDeque};
 
 use aws_lc_rs::hmac;
 use aws_lc_rs::rand::SystemRandom;
@@ -20,13 +20,17 @@ type Tag = [u8; 16];
 pub(crate) struct Delivered {
     /// `None` if the system gave no randomness: then nothing is remembered.
     key: Option<hmac::Key>,
-    /// Fingerprints of ID and key, oldest first.
-    tags: VecDeque<(Tag, Tag)>,
+    /// Fingerprints of ID and key, oldest first, each pair once.
+    order: VecDeque<(Tag, Tag)>,
+    ids: HashSet<Tag>,
+    /// The ID of each key.
+    keys: HashMap<Tag, Tag>,
 }
 
 impl Default for Delivered {
     fn default() -> Self {
-        Self { key: hmac::Key::generate(hmac::HMAC_SHA256, &SystemRandom::new()).ok(), tags: VecDeque::new() }
+        let key = hmac::Key::generate(hmac::HMAC_SHA256, &SystemRandom::new()).ok();
+        Self { key, order: VecDeque::new(), ids: HashSet::new(), keys: HashMap::new() }
     }
 }
 
@@ -36,25 +40,27 @@ impl Delivered {
         let Some(mac) = &self.key else { return Ok(()) };
         for (id, secret) in keys {
             let tags = (tag(mac, id.as_str().as_bytes()), with_scrubbed_stack(|| tag(mac, secret.expose())));
-            for (old_id, old_key) in &self.tags {
-                let (same_id, same_key) = (*old_id == tags.0, *old_key == tags.1);
-                match (same_id, same_key) {
-                    (true, true) if by_ids => {}
-                    (_, true) => {
-                        let text = format!("the key with the ID {id} was delivered before");
-                        return Err(Broken(Violation::DuplicateKey, text));
-                    }
-                    (true, false) => {
-                        let text = format!("the ID {id} stood over another key before");
-                        return Err(Broken(Violation::DuplicateId, text));
-                    }
-                    (false, false) => {}
+            match self.keys.get(&tags.1) {
+                Some(before) if by_ids && *before == tags.0 => continue,
+                Some(_) => {
+                    let text = format!("the key with the ID {id} was delivered before");
+                    return Err(Broken(Violation::DuplicateKey, text));
                 }
+                None if self.ids.contains(&tags.0) => {
+                    let text = format!("the ID {id} stood over another key before");
+                    return Err(Broken(Violation::DuplicateId, text));
+                }
+                None => {}
             }
-            if self.tags.len() >= REMEMBERED {
-                self.tags.pop_front();
+            if self.order.len() >= REMEMBERED
+                && let Some((id, key)) = self.order.pop_front()
+            {
+                self.ids.remove(&id);
+                self.keys.remove(&key);
             }
-            self.tags.push_back(tags);
+            self.order.push_back(tags);
+            self.ids.insert(tags.0);
+            self.keys.insert(tags.1, tags.0);
         }
         Ok(())
     }
@@ -97,6 +103,12 @@ mod tests {
             let one = vec![(KeyId::new(n.to_string()).unwrap(), SecretBuf::take(&mut bytes))];
             assert!(delivered.note(&one, false).is_ok());
         }
-        assert_eq!(delivered.tags.len(), REMEMBERED);
+        let sizes = (delivered.order.len(), delivered.ids.len(), delivered.keys.len());
+        assert_eq!(sizes, (REMEMBERED, REMEMBERED, REMEMBERED));
+        // What is forgotten may come again.
+        let mut first = [0; 32];
+        first[..8].copy_from_slice(&0usize.to_le_bytes());
+        let again = vec![(KeyId::new("0").unwrap(), SecretBuf::take(&mut first))];
+        assert!(delivered.note(&again, false).is_ok());
     }
 }

@@ -12,7 +12,7 @@ use crate::config::KmeConfig;
 use crate::error::{KmsError, KmsErrorKind, Operation, Phase, Violation};
 use crate::http::{self, Answer, Cause, Failure, MAX_BODY, Request, Target, Trace};
 use crate::source::{Certificates, Connection};
-use crate::tls::TlsFiles;
+use crate::tls::{FileError, TlsFiles};
 use crate::tls_explain::{self, Explanation};
 use crate::wire::Broken;
 
@@ -212,6 +212,11 @@ impl Door {
             let kind = if spent { KmsErrorKind::LostKeys(phase) } else { KmsErrorKind::Unreachable };
             with_status(self.error(kind, call)).with_detail(detail).with_keys_lost(lost)
         };
+        if let (Cause::Tls(rustls::Error::General(_)), Some(FileError { what, advice })) =
+            (&cause, self.tls.token_problem())
+        {
+            return self.error(KmsErrorKind::Config, call).with_detail(what).with_advice(advice);
+        }
         match cause {
             Cause::Deadline => {
                 let kind = if spent { KmsErrorKind::LostKeys(phase) } else { KmsErrorKind::Timeout(phase) };

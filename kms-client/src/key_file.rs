@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use base64ct::{Base64, Encoding};
+use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use qvpn_secret::{SecretBuf, with_scrubbed_stack};
 use zeroize::Zeroizing;
@@ -113,11 +114,15 @@ impl Opened {
                 "remove the other hard links, so that nobody keeps the file".to_owned(),
             ));
         }
-        let file = Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| {
-            config(
-                format!("the key file {shown} is in use by another program: {errno}"),
+        let file = Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| match errno {
+            Errno::EWOULDBLOCK => config(
+                format!("the key file {shown} is in use by another program"),
                 "give each peer and each interface a file of its own".to_owned(),
-            )
+            ),
+            errno => config(
+                format!("the key file {shown} can't be locked: {errno}"),
+                "put it on a local file system that knows flock(2)".to_owned(),
+            ),
         })?;
         // Room for all of it at once: a buffer that grows leaves copies behind.
         let room = usize::try_from(meta.len()).unwrap_or(0) + 1;

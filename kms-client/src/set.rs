@@ -78,7 +78,7 @@ impl KmeSet {
     }
 
     /// Takes up to `number` new keys of [`KEY_BITS`] bits shared with `peer_sae` from the first KME that has any: one call,
-    /// within what that KME allows. At least one key comes, and perhaps fewer than asked; each KME has its own deadline.
+    /// within what that KME allows, and a second one for a single key where it has not so many. At least one key comes, and perhaps fewer than asked; each KME has its own deadline.
     ///
     /// # Errors
     /// One error for each KME. A KME whose answer was lost isn't asked again, but the next one is asked for keys of its own.
@@ -98,6 +98,13 @@ impl KmeSet {
                 .clamp(1, link.max_key_per_request.unwrap_or(number).clamp(1, crate::MAX_KEYS_PER_CALL));
             match kme.fetch_new(peer_sae, number, KEY_BITS).await {
                 Ok(keys) => return Ok(keys),
+                // Many KMEs give all keys that are asked for or none. Such a refusal spent nothing, and perhaps there is one.
+                Err(error) if number > 1 && refused(&error) => {
+                    match kme.fetch_new(peer_sae, 1, KEY_BITS).await {
+                        Ok(keys) => return Ok(keys),
+                        Err(error) => errors.push(error),
+                    }
+                }
                 Err(error) => errors.push(error),
             }
         }
@@ -219,6 +226,10 @@ impl KmeSet {
             ),
         )
     }
+}
+
+fn refused(error: &KmsError) -> bool {
+    matches!(error.kind(), KmsErrorKind::Exhausted | KmsErrorKind::BadRequest)
 }
 
 fn from_file(key: &KeyRef) -> bool {

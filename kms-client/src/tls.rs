@@ -1,4 +1,4 @@
-//! TLS towards a KME: our certificate and key, the CA that may vouch for the KME, and a connection's settings. The files
+//! TLS towards a KME: our certificate and key (in a file or in a token), the CA that may vouch for the KME, and a connection's settings. The files
 //! are looked at before each connection and loaded again when they changed; there is no key log, session cache or ticket.
 
 use std::fs::File;
@@ -15,8 +15,9 @@ use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{ClientConfig, InconsistentKeys, RootCertStore};
 use zeroize::Zeroizing;
 
-use crate::config::KmeConfig;
+use crate::config::{ClientKey, KmeConfig};
 use crate::tls_explain::{CertificateInfo, ExplainingVerifier};
+use crate::token_signer::{Problem, TokenSigningKey};
 
 /// A PEM file larger than this isn't one.
 const MAX_FILE: u64 = 1024 * 1024;
@@ -44,6 +45,14 @@ pub(crate) struct Credentials {
     pub(crate) own: Option<CertificateInfo>,
     /// When the last of the CA certificates ends, in seconds since 1970.
     pub(crate) ca_not_after: Option<i64>,
+    token_problem: Problem,
+}
+
+/// What is looked at before each connection: the CA, our certificate, and the key's file or the token's PIN.
+struct Paths {
+    ca_file: PathBuf,
+    cert_file: PathBuf,
+    key: ClientKey,
 }
 
 struct Loaded {
@@ -56,7 +65,7 @@ struct Loaded {
 /// The files of one KME's config, loaded.
 pub(crate) struct TlsFiles {
     kme: String,
-    paths: [PathBuf; 3],
+    paths: Paths,
     provider: Arc<CryptoProvider>,
     loaded: Mutex<Loaded>,
 }
@@ -64,7 +73,8 @@ pub(crate) struct TlsFiles {
 impl TlsFiles {
     /// Loads the files for the first time.
     pub(crate) fn load(config: &KmeConfig) -> Result<Self, FileError> {
-        let paths = [config.ca_file.clone(), config.cert_file.clone(), config.key_file.clone()];
+        let (ca_file, cert_file) = (config.ca_file.clone(), config.cert_file.clone());
+        let paths = Paths { ca_file, cert_file, key: config.key.clone() };
         let provider = Arc::new(provider());
         let stamps = stamps(&paths);
         let credentials = Arc::new(read_credentials(&paths, &provider)?);
@@ -99,6 +109,12 @@ impl TlsFiles {
         self.loaded.lock().unwrap_or_else(PoisonError::into_inner).problem.clone()
     }
 
+    /// Why the token made no signature the last time it was asked.
+    pub(crate) fn token_problem(&self) -> Option<FileError> {
+        let loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
+        loaded.credentials.token_problem.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     /// Settings for one connection, and the verifier that remembers what the KME showed in it.
     pub(crate) fn connection(
         &self,
@@ -125,15 +141,20 @@ fn provider() -> CryptoProvider {
     }
 }
 
-fn stamps(paths: &[PathBuf; 3]) -> [Option<Stamp>; 3] {
-    paths.each_ref().map(|path| {
+fn stamps(paths: &Paths) -> [Option<Stamp>; 3] {
+    let key = match &paths.key {
+        ClientKey::File(path) => Some(path),
+        ClientKey::Token(key) => key.pin_file.as_ref(),
+    };
+    [Some(&paths.ca_file), Some(&paths.cert_file), key].map(|path| {
+        let path = path?;
         let meta = std::fs::metadata(path).ok()?;
         Some(Stamp { modified: (meta.mtime(), meta.mtime_nsec()), length: meta.len(), inode: meta.ino() })
     })
 }
 
-fn read_credentials(paths: &[PathBuf; 3], provider: &Arc<CryptoProvider>) -> Result<Credentials, FileError> {
-    let [ca_file, cert_file, key_file] = paths;
+fn read_credentials(paths: &Paths, provider: &Arc<CryptoProvider>) -> Result<Credentials, FileError> {
+    let Paths { ca_file, cert_file, key } = paths;
     let mut roots = RootCertStore::empty();
     let mut ca_not_after = None;
     for ca in read_certificates("ca_file", ca_file)? {
@@ -152,6 +173,27 @@ fn read_credentials(paths: &[PathBuf; 3], provider: &Arc<CryptoProvider>) -> Res
 
     let chain = read_certificates("cert_file", cert_file)?;
     let own = chain.first().and_then(CertificateInfo::of);
+    let token_problem = Problem::default();
+    let identity = match key {
+        ClientKey::File(key_file) => identity_of_file(chain, cert_file, key_file, provider)?,
+        ClientKey::Token(key) => {
+            let Some(certificate) = chain.first() else {
+                return Err(no_certificate("cert_file", cert_file));
+            };
+            let key = TokenSigningKey::open((**key).clone(), certificate, Arc::clone(&token_problem))?;
+            CertifiedKey::new(chain, Arc::new(key))
+        }
+    };
+    let identity = Arc::new(SingleCertAndKey::from(identity));
+    Ok(Credentials { verifier, identity, own, ca_not_after, token_problem })
+}
+
+fn identity_of_file(
+    chain: Vec<CertificateDer<'static>>,
+    cert_file: &Path,
+    key_file: &Path,
+    provider: &CryptoProvider,
+) -> Result<CertifiedKey, FileError> {
     let key = read_key(key_file)?;
     let unusable = |e: rustls::Error| FileError {
         what: format!("key_file {} can't be used: {e}", key_file.display()),
@@ -171,7 +213,7 @@ fn read_credentials(paths: &[PathBuf; 3], provider: &Arc<CryptoProvider>) -> Res
             advice: "put a certificate and its own private key there".to_owned(),
         });
     }
-    Ok(Credentials { verifier, identity: Arc::new(SingleCertAndKey::from(identity)), own, ca_not_after })
+    Ok(identity)
 }
 
 fn read_certificates(role: &str, path: &Path) -> Result<Vec<CertificateDer<'static>>, FileError> {
@@ -181,13 +223,14 @@ fn read_certificates(role: &str, path: &Path) -> Result<Vec<CertificateDer<'stat
             what: format!("{role} {} isn't a readable PEM file: {e}", path.display()),
             advice: "convert it: openssl x509 -in FILE -inform DER -out FILE.pem".to_owned(),
         })?;
-    if certificates.is_empty() {
-        return Err(FileError {
-            what: format!("{role} {} holds no certificate", path.display()),
-            advice: "it needs a PEM block that begins with -----BEGIN CERTIFICATE-----".to_owned(),
-        });
+    if certificates.is_empty() { Err(no_certificate(role, path)) } else { Ok(certificates) }
+}
+
+fn no_certificate(role: &str, path: &Path) -> FileError {
+    FileError {
+        what: format!("{role} {} holds no certificate", path.display()),
+        advice: "it needs a PEM block that begins with -----BEGIN CERTIFICATE-----".to_owned(),
     }
-    Ok(certificates)
 }
 
 fn read_key(path: &Path) -> Result<PrivateKeyDer<'static>, FileError> {
@@ -207,7 +250,7 @@ fn read_key(path: &Path) -> Result<PrivateKeyDer<'static>, FileError> {
 }
 
 /// Reads a whole file, erased when dropped; a secret one only if others can neither read nor replace its content.
-fn read_file(role: &str, path: &Path, secret: bool) -> Result<Zeroizing<Vec<u8>>, FileError> {
+pub(crate) fn read_file(role: &str, path: &Path, secret: bool) -> Result<Zeroizing<Vec<u8>>, FileError> {
     let failed = |e: std::io::Error| FileError {
         what: format!("{role} {} can't be read: {e}", path.display()),
         advice: "check the path, and that the user of the daemon may read it".to_owned(),
@@ -223,7 +266,7 @@ fn read_file(role: &str, path: &Path, secret: bool) -> Result<Zeroizing<Vec<u8>>
     if secret && meta.mode() & 0o027 != 0 {
         return Err(FileError {
             what: format!(
-                "key_file {} has mode {:04o}, so that others can reach our private key",
+                "{role} {} has mode {:04o}, so that others can reach it",
                 path.display(),
                 meta.mode() & 0o7777
             ),

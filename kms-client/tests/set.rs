@@ -487,6 +487,65 @@ async fn an_id_is_asked_only_of_the_pair_that_issued_it() {
 }
 
 #[tokio::test]
+async fn a_hub_has_an_order_for_each_peer_and_asks_each_vendor_for_its_own_ids() {
+    // Vendor X has two KMEs here, vendor Y one; both count their keys from 1. Site B is reached by X alone, site C by Y alone,
+    // site D by both, Y first.
+    let world = World::new(&[("x1", "X1", "X9"), ("x2", "X2", "X8"), ("y1", "Y1", "Y9")]);
+    let kmes = world.set.kmes().to_vec();
+    let set = |places: &[usize]| KmeSet::new(places.iter().map(|i| kmes[*i].clone()).collect());
+    let (to_b, to_c, to_d) = (set(&[0, 1]), set(&[2]), set(&[2, 0]));
+    for (set, peer, from) in [(&to_b, "B", "x1"), (&to_c, "C", "y1"), (&to_d, "D", "y1")] {
+        assert_eq!(set.fetch_new(peer, 1).await.unwrap()[0].kme, from, "{peer}");
+    }
+    assert_eq!(world.calls(0), ["status B", "enc B 1x256"]);
+    assert!(world.calls(1).is_empty());
+    assert_eq!(world.calls(2), ["status C", "enc C 1x256", "status D", "enc D 1x256"]);
+    // Each peer's next one, where its first has none.
+    for kme in [0, 2] {
+        world.script(kme).enc.push_back(Act::Fail(K::Exhausted));
+    }
+    assert_eq!(to_b.fetch_new("B", 1).await.unwrap()[0].kme, "x2");
+    assert_eq!(to_d.fetch_new("D", 1).await.unwrap()[0].kme, "x1");
+    assert!(world.calls(1).iter().all(|call| call.contains(" B")), "x2 isn't D's");
+    (0..3).for_each(|kme| drop(world.calls(kme)));
+    // As the slave: key 1 of each vendor is another key, and only one KME may be asked for each.
+    let (of_x, of_x2, of_y) = (key_ref("1", "X9", "X1"), key_ref("1", "X8", "X2"), key_ref("1", "Y9", "Y1"));
+    for (set, peer, key, kme) in
+        [(&to_b, "B", &of_x, 0), (&to_b, "B", &of_x2, 1), (&to_d, "D", &of_x, 0), (&to_d, "D", &of_y, 2)]
+    {
+        let fetched = set.fetch_by_ids(peer, std::slice::from_ref(key)).await;
+        assert_eq!(fetched.keys.len(), 1, "{peer} {key:?}");
+        for other in 0..3 {
+            let calls = world.calls(other);
+            let asked = calls.iter().any(|call| *call == format!("dec {peer} 1"));
+            assert_eq!(asked, other == kme, "{peer} {key:?}: {calls:?}");
+            assert_eq!(calls.iter().filter(|call| call.starts_with("dec")).count(), usize::from(asked));
+        }
+    }
+    let fetched = to_b.fetch_by_ids("B", std::slice::from_ref(&of_y)).await;
+    assert_eq!(fetched.failed[0].1.kind(), K::NoSuchKme, "another vendor's key is asked of nobody");
+    assert!((0..3).all(|kme| world.calls(kme).is_empty()));
+}
+
+#[tokio::test]
+async fn where_there_are_too_few_keys_one_is_taken() {
+    for kind in [K::Exhausted, K::BadRequest] {
+        let world = World::two();
+        world.script(0).enc.push_back(Act::Fail(kind));
+        let keys = world.set.fetch_new("SITE-B", 3).await.unwrap();
+        assert_eq!((keys.len(), keys[0].kme.as_str()), (1, "one"));
+        assert_eq!(world.calls(0), ["status SITE-B", "enc SITE-B 3x256", "enc SITE-B 1x256"]);
+        world.script(0).enc.extend([Act::Fail(kind), Act::Fail(kind)]);
+        assert_eq!(world.set.fetch_new("SITE-B", 3).await.unwrap()[0].kme, "two", "once, then the next KME");
+        assert_eq!(world.calls(0), ["enc SITE-B 3x256", "enc SITE-B 1x256"]);
+    }
+    let world = World::two();
+    world.script(0).enc.push_back(Act::Fail(K::ServerFault));
+    assert_eq!(world.set.fetch_new("SITE-B", 3).await.unwrap()[0].kme, "two");
+    assert_eq!(world.calls(0).len(), 2, "a KME that failed isn't asked again");
+}
+
+#[tokio::test]
 async fn where_names_are_not_known_all_are_asked_in_order() {
     let world = World::new(&[("one", "", ""), ("two", "B2", "A2")]);
     world.script(0).known = Some(vec!["b".to_owned()]);

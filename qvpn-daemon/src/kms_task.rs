@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use kms_client::{
     Api, KeyFile, KeyId, KeyRef, KeySource, Kme, KmeConfig, KmeEvent, KmeSet, KmsClient, KmsError,
-    KmsErrorKind, Observer, QkdKey, SetError, SkipClient,
+    KmsErrorKind, Observer, QkdKey, SetError, SkipClient, TokenKey,
 };
 use qvpn_api::config::{self, KmeAccess, KmeServer};
 use qvpn_api::events::EventKind;
@@ -68,8 +68,8 @@ fn open_one(
     counts: &Arc<KmeCounts>,
 ) -> Result<Arc<Kme>, KmsError> {
     let settings = |server: &KmeServer| {
-        let KmeServer { url, server_name, ca_file, cert_file, key_file } = server;
-        let mut settings = KmeConfig::new(&kme.name, url, &kme.sae_id, ca_file, cert_file, key_file);
+        let KmeServer { url, server_name, ca_file, cert_file, key } = server;
+        let mut settings = KmeConfig::new(&kme.name, url, &kme.sae_id, ca_file, cert_file, client_key(key));
         settings.server_name.clone_from(server_name);
         settings.fwmark = (fwmark != 0).then_some(fwmark);
         settings
@@ -92,6 +92,22 @@ fn open_one(
         }
     });
     Ok(Kme::new(source, observer))
+}
+
+/// The key of our certificate, in the client's words.
+fn client_key(key: &config::ClientKey) -> kms_client::ClientKey {
+    match key {
+        config::ClientKey::File(path) => kms_client::ClientKey::File(path.clone()),
+        config::ClientKey::Token(key) => kms_client::ClientKey::Token(Box::new(TokenKey {
+            uri: key.uri.clone(),
+            module: key.module.clone(),
+            token: key.token.clone(),
+            serial: key.serial.clone(),
+            object: key.object.clone(),
+            id: key.id.clone(),
+            pin_file: key.pin_file.clone(),
+        })),
+    }
 }
 
 /// Does the probe that is due at `kme`, if one is. `saes` are those of the peers that use it.

@@ -22,6 +22,7 @@ mod gateway;
 mod kmes;
 mod lab;
 mod memory;
+pub mod misbehaviours;
 mod node;
 mod process;
 mod relay;

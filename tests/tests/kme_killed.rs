@@ -67,13 +67,14 @@ fn alone_a_kme_killed_for_ten_seconds_of_thirty_costs_no_packet() {
             }
         }
         let reports = stream.finish();
+        println!("soak: {outages} outages in {seconds} s at a rekey each second");
         for report in reports {
-            println!("{report:?}");
+            println!("soak: {report:?}");
             assert_eq!((report.refused, report.received.lost, report.received.duplicated), (0, 0, 0));
         }
         for gateway in &gateways {
             let peer = gateway.peer();
-            println!("rekeys {}, failures {}", peer["rekeys"], peer["rekey_failures"]);
+            println!("soak: rekeys {}, failures {}", peer["rekeys"], peer["rekey_failures"]);
             assert_eq!(peer["state"], "up");
             assert!(peer["rekeys"].as_u64().unwrap() >= seconds / 3, "epochs went on: {peer:#}");
         }

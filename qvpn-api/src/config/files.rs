@@ -11,7 +11,7 @@ use zeroize::Zeroizing;
 
 use super::error::{ConfigErrors, Position, Sink};
 use super::grammar::split_advice;
-use super::model::{KmeAccess, Peer, PeerMarks};
+use super::model::{ClientKey, KmeAccess, Peer, PeerMarks};
 use super::values::Fault;
 use super::{Config, MAX_SIZE};
 
@@ -50,7 +50,17 @@ impl Config {
                 KmeAccess::Etsi014(server) | KmeAccess::Skip(server) => {
                     check(marks.ca_file, open(&server.ca_file, "CA certificate"));
                     check(marks.cert_file, open(&server.cert_file, "client certificate"));
-                    check(marks.key_file, open_secret(&server.key_file, "client certificate's key"));
+                    match &server.key {
+                        ClientKey::File(path) => {
+                            check(marks.key_file, open_secret(path, "client certificate's key"));
+                        }
+                        ClientKey::Token(key) => {
+                            check(marks.key_file, open(&key.module, "PKCS#11 library"));
+                            if let Some(pin) = &key.pin_file {
+                                check(marks.key_file, open_secret(pin, "file of the token's PIN"));
+                            }
+                        }
+                    }
                 }
                 // It may come later, with the disk that it is on.
                 KmeAccess::File(path) if path.exists() => {

@@ -9,6 +9,7 @@ mod model;
 mod neighbours;
 mod reader;
 mod rules;
+mod token;
 mod values;
 
 use std::path::{Path, PathBuf};
@@ -18,9 +19,11 @@ use crate::lookup::{self, LookupError};
 pub use error::{ConfigError, ConfigErrors, Position};
 pub use ipnet::IpNet;
 pub use model::{
-    Dscp, Endpoint, Interface, Kme, KmeAccess, KmeApi, KmeServer, Kms, LogLevel, Mtu, OnStop, Peer,
-    QkdPolicy, Role, Suite, Table,
+    ClientKey, Dscp, Endpoint, Interface, Kme, KmeAccess, KmeApi, KmeServer, Kms, LogLevel, Mtu, OnStop,
+    Peer, QkdPolicy, Role, Suite, Table,
 };
+
+pub use token::TokenKey;
 
 /// Bytes of the largest config that is read: several ten thousand peers.
 pub const MAX_SIZE: usize = 16 * 1024 * 1024;

@@ -10,6 +10,7 @@ use qvpn_identity::PublicIdentity;
 use serde::{Deserialize, Serialize};
 
 use super::error::Position;
+use super::token::TokenKey;
 
 /// The section `[interface]`: one TUN device and its daemon.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -66,6 +67,15 @@ pub struct Kme {
     pub access: KmeAccess,
 }
 
+/// Where the private key of our client certificate is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ClientKey {
+    /// A PEM file.
+    File(PathBuf),
+    /// A PKCS#11 token, which it never leaves.
+    Token(Box<TokenKey>),
+}
+
 /// What a `[[kms.kme]]` is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum KmeAccess {
@@ -118,8 +128,8 @@ pub struct KmeServer {
     pub ca_file: PathBuf,
     /// Our client certificate, PEM.
     pub cert_file: PathBuf,
-    /// Its key, PEM.
-    pub key_file: PathBuf,
+    /// Its private key, from `key_file`.
+    pub key: ClientKey,
 }
 
 /// A section `[[peer]]`: another site.

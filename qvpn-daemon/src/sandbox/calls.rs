@@ -83,6 +83,10 @@ const FREE: &[c_long] = &[
     libc::SYS_pread64,
     libc::SYS_write,
     libc::SYS_writev,
+    // A used key is wiped from its file.
+    libc::SYS_pwrite64,
+    libc::SYS_fdatasync,
+    libc::SYS_flock,
     libc::SYS_close,
     libc::SYS_openat,
     libc::SYS_fstat,

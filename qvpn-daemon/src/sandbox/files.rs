@@ -11,7 +11,7 @@ use landlock::{
     RulesetCreated, RulesetCreatedAttr, RulesetError, RulesetStatus, Scope, make_bitflags,
 };
 use qvpn_api::Config;
-use qvpn_api::config::{Kme, KmeAccess};
+use qvpn_api::config::{ClientKey, Kme, KmeAccess};
 
 use crate::error::DaemonError;
 
@@ -42,8 +42,19 @@ pub(super) fn readable(config: &Config) -> BTreeSet<PathBuf> {
     let files = [&config.path, &config.interface.private_key_file]
         .into_iter()
         .chain(config.peers.iter().filter_map(|peer| peer.preshared_key_file.as_ref()))
-        .chain(servers.flat_map(|server| [&server.ca_file, &server.cert_file, &server.key_file]));
+        .chain(servers.flat_map(|server| {
+            let key = match &server.key {
+                ClientKey::File(path) => Some(path),
+                ClientKey::Token(key) => key.pin_file.as_ref(),
+            };
+            [Some(&server.ca_file), Some(&server.cert_file), key].into_iter().flatten()
+        }));
     folders(files)
+}
+
+/// Whether the library of a PKCS#11 token will be loaded. Nobody can know which files, sockets and devices it needs.
+pub(super) fn foreign_library(config: &Config) -> bool {
+    kmes(config).filter_map(Kme::server).any(|server| matches!(server.key, ClientKey::Token(_)))
 }
 
 /// The folders of the files of keys, each of which is wiped before it is used.

@@ -47,7 +47,11 @@ pub(crate) fn enter(socket_dir: &Path) -> Result<Vec<String>, DaemonError> {
 /// # Errors
 /// If the kernel has no seccomp, or refuses.
 pub(crate) fn confine(config: &Config, socket_dir: &Path) -> Result<Vec<String>, DaemonError> {
-    let files = files::confine(&files::readable(config), &files::writable(config), socket_dir)?;
+    let files = if files::foreign_library(config) {
+        "files: as the user may, since the PKCS#11 library of a KME's key may need any".to_owned()
+    } else {
+        files::confine(&files::readable(config), &files::writable(config), socket_dir)?
+    };
     calls::confine()?;
     Ok(vec![files, "system calls: those of a running daemon (seccomp)".to_owned()])
 }

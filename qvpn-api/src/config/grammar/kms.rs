@@ -1,12 +1,13 @@
 //! The sections `[kms]` and `[[kms.kme]]`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use toml::de::DeTable;
 
 use super::super::error::Position;
-use super::super::model::{Kme, KmeAccess, KmeApi, KmeMarks, KmeServer, Kms};
+use super::super::model::{ClientKey, Kme, KmeAccess, KmeApi, KmeMarks, KmeServer, Kms};
 use super::super::reader::Section;
+use super::super::token;
 use super::super::values;
 use super::{ELSEWHERE, KmsFacts, Reader};
 
@@ -124,7 +125,15 @@ impl<'t> Reader<'t> {
         };
         let ca_file = path("ca_file", "\"/etc/qvpn/kms/ca.pem\"", &mut marks.ca_file);
         let cert_file = path("cert_file", "\"/etc/qvpn/kms/site-a.pem\"", &mut marks.cert_file);
-        let key_file = path("key_file", "\"/etc/qvpn/kms/site-a.key\"", &mut marks.key_file);
+        let key = s.need(&mut self.sink, "key_file", "\"/etc/qvpn/kms/site-a.key\"").and_then(|entry| {
+            marks.key_file = entry.at;
+            if !token::is_token(entry.value.as_str().unwrap_or_default()) {
+                return self.file_name(&entry).map(ClientKey::File);
+            }
+            let folder = self.path.parent().unwrap_or(Path::new(""));
+            self.parsed(&entry, |text| token::token_key(text, folder))
+                .map(|key| ClientKey::Token(Box::new(key)))
+        });
         Some(KmeServer {
             url: url?,
             server_name: match server_name {
@@ -133,7 +142,7 @@ impl<'t> Reader<'t> {
             },
             ca_file: ca_file?,
             cert_file: cert_file?,
-            key_file: key_file?,
+            key: key?,
         })
     }
 

@@ -1,0 +1,382 @@
+//! A client key that stays in a PKCS#11 token, such as a smart card or an HSM: the token signs the TLS handshake, and the key
+//! never comes here. The vendor's library is called from a thread of its own, so that one that hangs costs an operation, and
+//! not the program.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
+use std::time::Duration;
+
+use cryptoki::context::{CInitializeArgs, CInitializeFlags, Pkcs11};
+use cryptoki::error::{Error as TokenError, RvError};
+use cryptoki::mechanism::rsa::{PkcsMgfType, PkcsPssParams};
+use cryptoki::mechanism::{Mechanism, MechanismType};
+use cryptoki::object::{Attribute, AttributeType, ObjectClass, ObjectHandle};
+use cryptoki::session::{Session, UserType};
+use cryptoki::slot::{Slot, TokenInfo};
+use cryptoki::types::AuthPin;
+
+use crate::tls::{FileError, read_file};
+use crate::token_signer::{Algorithm, der_signature, digest};
+
+/// How long one signature may take. A smart card needs up to about a second.
+const SIGN: Duration = Duration::from_secs(4);
+/// How long opening the token may take.
+const OPEN: Duration = Duration::from_secs(30);
+/// Signatures that may wait for the token: what one KME is asked at once, and some.
+const WAITING: usize = 32;
+
+/// A private key in a PKCS#11 token.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TokenKey {
+    /// Its PKCS#11 URI (RFC 7512), for people; it holds no secret.
+    pub uri: String,
+    /// The PKCS#11 library that reaches the token.
+    pub module: PathBuf,
+    /// The token's label.
+    pub token: Option<String>,
+    /// The token's serial number.
+    pub serial: Option<String>,
+    /// The key's label.
+    pub object: Option<String>,
+    /// The key's ID.
+    pub id: Option<Vec<u8>>,
+    /// The file with the PIN; without one there is no login.
+    pub pin_file: Option<PathBuf>,
+}
+
+/// A signature to make.
+struct Job {
+    algorithm: Algorithm,
+    message: Vec<u8>,
+    answer: SyncSender<Result<Vec<u8>, FileError>>,
+}
+
+/// The thread that speaks to the token; it ends when this is dropped.
+#[derive(Debug)]
+pub(crate) struct Token {
+    jobs: SyncSender<Job>,
+    uri: String,
+}
+
+impl Token {
+    /// Opens the token and looks for the key.
+    ///
+    /// # Errors
+    /// What is missing or refused, and what to do.
+    pub(crate) fn open(key: TokenKey) -> Result<Self, FileError> {
+        let (jobs, queue) = sync_channel(WAITING);
+        let (opened, first) = sync_channel(1);
+        let uri = key.uri.clone();
+        let thread = std::thread::Builder::new().name("kms-token".to_owned()).spawn(move || {
+            let mut worker = Worker { key, open: None, worked: false, refused: None };
+            let result = worker.session().map(|_| ());
+            let usable = result.is_ok();
+            let _ = opened.send(result);
+            if usable {
+                worker.serve(&queue);
+            }
+        });
+        thread.map_err(|e| FileError {
+            what: format!("no thread can be started for the token: {e}"),
+            advice: "look at the limits of the process".to_owned(),
+        })?;
+        match first.recv_timeout(OPEN) {
+            Ok(result) => result.map(|()| Self { jobs, uri }),
+            Err(_) => Err(hangs(&uri, OPEN)),
+        }
+    }
+
+    /// Has the token sign `message`.
+    pub(crate) fn sign(&self, algorithm: Algorithm, message: &[u8]) -> Result<Vec<u8>, FileError> {
+        let (answer, signature) = sync_channel(1);
+        match self.jobs.try_send(Job { algorithm, message: message.to_vec(), answer }) {
+            Ok(()) => {}
+            Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => return Err(hangs(&self.uri, SIGN)),
+        }
+        match signature.recv_timeout(SIGN) {
+            Ok(result) => result,
+            Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => Err(hangs(&self.uri, SIGN)),
+        }
+    }
+}
+
+fn hangs(uri: &str, after: Duration) -> FileError {
+    FileError {
+        what: format!("the token of {uri} doesn't answer within {after:?}"),
+        advice: "look at the token and at its vendor's service (such as pcscd); restart the daemon if its library hangs".to_owned(),
+    }
+}
+
+/// What the thread holds.
+struct Worker {
+    key: TokenKey,
+    open: Option<(Session, ObjectHandle)>,
+    /// It was open before.
+    worked: bool,
+    /// The PIN was refused: it is not tried again, since a token locks itself after some tries.
+    refused: Option<FileError>,
+}
+
+impl Worker {
+    fn serve(&mut self, jobs: &Receiver<Job>) {
+        while let Ok(Job { algorithm, message, answer }) = jobs.recv() {
+            // Nobody waits any more if this fails.
+            let _ = answer.send(self.sign(algorithm, &message));
+        }
+    }
+
+    fn sign(&mut self, algorithm: Algorithm, message: &[u8]) -> Result<Vec<u8>, FileError> {
+        let first = match self.try_sign(algorithm, message) {
+            Ok(signature) => return Ok(signature),
+            Err(error) => error,
+        };
+        // The token may have been pulled and put back, which ends the session.
+        self.open = None;
+        self.session().map(|_| ()).and_then(|()| self.try_sign(algorithm, message).map_err(|_| first))
+    }
+
+    fn try_sign(&mut self, algorithm: Algorithm, message: &[u8]) -> Result<Vec<u8>, FileError> {
+        let uri = self.key.uri.clone();
+        let (session, key) = self.session()?;
+        let failed = |e: TokenError| FileError {
+            what: format!("the token of {uri} doesn't sign: {}", words(&e)),
+            advice: "look whether the token is there, and whether its key may sign (CKA_SIGN)".to_owned(),
+        };
+        let pss =
+            |hash_alg, mgf, s_len: std::ffi::c_ulong| PkcsPssParams { hash_alg, mgf, s_len: s_len.into() };
+        let mechanism = match algorithm {
+            Algorithm::EcdsaP256 | Algorithm::EcdsaP384 => {
+                let raw =
+                    session.sign(&Mechanism::Ecdsa, key, &digest(algorithm, message)).map_err(failed)?;
+                return der_signature(&raw).ok_or_else(|| FileError {
+                    what: format!("the token of {uri} returned a signature of {} bytes", raw.len()),
+                    advice: "name a key of the same kind as the certificate's".to_owned(),
+                });
+            }
+            Algorithm::RsaPssSha256 => {
+                Mechanism::Sha256RsaPkcsPss(pss(MechanismType::SHA256, PkcsMgfType::MGF1_SHA256, 32))
+            }
+            Algorithm::RsaPssSha384 => {
+                Mechanism::Sha384RsaPkcsPss(pss(MechanismType::SHA384, PkcsMgfType::MGF1_SHA384, 48))
+            }
+            Algorithm::RsaPkcs1Sha256 => Mechanism::Sha256RsaPkcs,
+        };
+        session.sign(&mechanism, key, message).map_err(failed)
+    }
+
+    /// The session with the key, opened if there is none.
+    fn session(&mut self) -> Result<(&Session, ObjectHandle), FileError> {
+        if self.open.is_none() {
+            if let Some(refused) = &self.refused {
+                return Err(refused.clone());
+            }
+            let opened = match self.open_session() {
+                // Some libraries find a token again that was pulled only when they start anew.
+                Err(_) if self.worked && self.refused.is_none() => {
+                    end_module(&self.key.module);
+                    self.open_session()
+                }
+                other => other,
+            };
+            self.open = Some(opened?);
+            self.worked = true;
+        }
+        match &self.open {
+            Some((session, key)) => Ok((session, *key)),
+            None => Err(hangs(&self.key.uri, OPEN)), // It was just set.
+        }
+    }
+
+    fn open_session(&mut self) -> Result<(Session, ObjectHandle), FileError> {
+        let pkcs11 = module(&self.key.module)?;
+        let (slot, info) = self.slot(&pkcs11)?;
+        let label = info.label().to_owned();
+        let session = pkcs11.open_ro_session(slot).map_err(|e| FileError {
+            what: format!("the token \"{label}\" can't be opened: {}", words(&e)),
+            advice: "look whether the token is there, and whether another program holds it".to_owned(),
+        })?;
+        self.log_in(&session, &label)?;
+        let key = self.find(&session, &label)?;
+        Ok((session, key))
+    }
+
+    /// The one token that fits.
+    fn slot(&self, pkcs11: &Pkcs11) -> Result<(Slot, TokenInfo), FileError> {
+        let module = self.key.module.display();
+        let failed = |e: TokenError| FileError {
+            what: format!("the PKCS#11 library {module} can't tell of its tokens: {}", words(&e)),
+            advice: "look at the token and at its vendor's service (such as pcscd)".to_owned(),
+        };
+        let mut fitting = Vec::new();
+        let mut others = Vec::new();
+        for slot in pkcs11.get_slots_with_initialized_token().map_err(failed)? {
+            // One that goes while we look isn't there.
+            let Ok(info) = pkcs11.get_token_info(slot) else { continue };
+            let fits =
+                |wanted: &Option<String>, has: &str| wanted.as_ref().is_none_or(|wanted| wanted == has);
+            if fits(&self.key.token, info.label()) && fits(&self.key.serial, info.serial_number()) {
+                fitting.push((slot, info));
+            } else {
+                others.push(format!("\"{}\" (serial {})", info.label(), info.serial_number()));
+            }
+        }
+        let count = fitting.len();
+        match fitting.pop() {
+            Some(found) if count == 1 => Ok(found),
+            Some(_) => Err(FileError {
+                what: format!("{count} tokens of {module} fit {}", self.key.uri),
+                advice: "add `token=` with the token's label, or `serial=` with its serial number".to_owned(),
+            }),
+            None => Err(FileError {
+                what: match others.as_slice() {
+                    [] => format!("{module} has no token"),
+                    some => format!("{module} has no token that fits {}; it has {}", self.key.uri, some.join(", ")),
+                },
+                advice: "put the token in, or correct `token=` and `serial=`; the daemon's user must be allowed to reach it"
+                    .to_owned(),
+            }),
+        }
+    }
+
+    fn log_in(&mut self, session: &Session, label: &str) -> Result<(), FileError> {
+        let Some(path) = &self.key.pin_file else { return Ok(()) };
+        let shown = path.display().to_string();
+        let bytes = read_file("pin-source", path, true)?;
+        let text = std::str::from_utf8(bytes.trim_ascii()).unwrap_or_default();
+        if text.is_empty() {
+            return Err(FileError {
+                what: format!("pin-source {shown} holds no PIN"),
+                advice: "put the PIN alone on one line".to_owned(),
+            });
+        }
+        // Erased when it is dropped.
+        let pin = AuthPin::new(Box::from(text));
+        match session.login(UserType::User, Some(&pin)) {
+            // A login is for the whole process: another KME's key may be in the same token.
+            Ok(()) | Err(TokenError::Pkcs11(RvError::UserAlreadyLoggedIn, _)) => Ok(()),
+            Err(TokenError::Pkcs11(RvError::PinIncorrect | RvError::PinLenRange, _)) => {
+                let refused = FileError {
+                    what: format!("the token \"{label}\" refuses the PIN in {shown}"),
+                    advice: "correct the file and restart the daemon; it isn't tried again, since tokens lock themselves after some wrong PINs".to_owned(),
+                };
+                self.refused = Some(refused.clone());
+                Err(refused)
+            }
+            Err(TokenError::Pkcs11(RvError::PinLocked | RvError::PinExpired, _)) => {
+                let refused = FileError {
+                    what: format!("the PIN of the token \"{label}\" is locked or has expired"),
+                    advice: "unlock it with the token's SO PIN and its vendor's tool".to_owned(),
+                };
+                self.refused = Some(refused.clone());
+                Err(refused)
+            }
+            Err(e) => Err(FileError {
+                what: format!("the token \"{label}\" lets nobody log in: {}", words(&e)),
+                advice: "look at the token with its vendor's tool, or with pkcs11-tool".to_owned(),
+            }),
+        }
+    }
+
+    fn find(&self, session: &Session, label: &str) -> Result<ObjectHandle, FileError> {
+        let mut template = vec![Attribute::Class(ObjectClass::PRIVATE_KEY)];
+        template.extend(self.key.object.as_ref().map(|object| Attribute::Label(object.clone().into_bytes())));
+        template.extend(self.key.id.as_ref().map(|id| Attribute::Id(id.clone())));
+        let failed = |e: TokenError| FileError {
+            what: format!("the token \"{label}\" can't be searched: {}", words(&e)),
+            advice: "look at the token with its vendor's tool, or with pkcs11-tool".to_owned(),
+        };
+        let found = session.find_objects(&template).map_err(failed)?;
+        let key = match found[..] {
+            [key] => key,
+            [] => {
+                let login = if self.key.pin_file.is_some() {
+                    ""
+                } else {
+                    "; without `pin-source` only public keys may show"
+                };
+                return Err(FileError {
+                    what: format!(
+                        "the token \"{label}\" has no private key that fits {}{login}",
+                        self.key.uri
+                    ),
+                    advice: format!(
+                        "list its keys with `pkcs11-tool --module {} --login --list-objects`, and correct `object=` or `id=`",
+                        self.key.module.display()
+                    ),
+                });
+            }
+            [..] => {
+                return Err(FileError {
+                    what: format!(
+                        "{} private keys of the token \"{label}\" fit {}",
+                        found.len(),
+                        self.key.uri
+                    ),
+                    advice: "name both `object=` and `id=`".to_owned(),
+                });
+            }
+        };
+        let asks = session.get_attributes(key, &[AttributeType::AlwaysAuthenticate]).unwrap_or_default();
+        if asks.contains(&Attribute::AlwaysAuthenticate(true)) {
+            return Err(FileError {
+                what: format!(
+                    "the key of {} wants its PIN for each signature (CKA_ALWAYS_AUTHENTICATE)",
+                    self.key.uri
+                ),
+                advice:
+                    "use a key of the token that is made for authentication, such as slot 9a of a PIV card"
+                        .to_owned(),
+            });
+        }
+        Ok(key)
+    }
+}
+
+/// The libraries that are in use.
+static MODULES: LazyLock<Mutex<HashMap<PathBuf, Pkcs11>>> = LazyLock::new(Mutex::default);
+
+/// Ends the use of a library; whoever had a session in it opens another.
+fn end_module(path: &Path) {
+    let module = MODULES.lock().unwrap_or_else(PoisonError::into_inner).remove(path);
+    if let Some(Err(error)) = module.map(Pkcs11::finalize) {
+        tracing::debug!("{}: {}", path.display(), words(&error));
+    }
+}
+
+/// The library at `path`, loaded and initialised once in this process.
+fn module(path: &Path) -> Result<Pkcs11, FileError> {
+    let mut modules = MODULES.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(module) = modules.get(path) {
+        return Ok(module.clone());
+    }
+    let shown = path.display();
+    let module = Pkcs11::new(path).map_err(|e| FileError {
+        what: format!("the PKCS#11 library {shown} can't be loaded: {}", words(&e)),
+        advice: "install the token vendor's library, and write its path as `module-path`".to_owned(),
+    })?;
+    match module.initialize(CInitializeArgs::new(CInitializeFlags::OS_LOCKING_OK)) {
+        Ok(()) | Err(TokenError::Pkcs11(RvError::CryptokiAlreadyInitialized, _)) => {}
+        Err(e) => {
+            return Err(FileError {
+                what: format!("the PKCS#11 library {shown} can't be set up: {}", words(&e)),
+                advice: "look at the configuration that the library reads, such as SOFTHSM2_CONF".to_owned(),
+            });
+        }
+    }
+    modules.insert(path.to_owned(), module.clone());
+    Ok(module)
+}
+
+/// The standard's name of an error; its explanations fill pages.
+fn words(error: &TokenError) -> String {
+    match error {
+        TokenError::Pkcs11(value, function) => format!("{function:?} says {value:?}"),
+        TokenError::LibraryLoading(error) => crate::excerpt::one_line(&error.to_string()),
+        other => crate::excerpt::one_line(&other.to_string()),
+    }
+}
+
+/// Shared by all connections of one KME.
+pub(crate) type SharedToken = Arc<Token>;

@@ -1,0 +1,214 @@
+//! The signatures of a PKCS#11 token in the form that TLS wants them.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use aws_lc_rs::signature::{
+    ECDSA_P256_SHA256_ASN1, ECDSA_P384_SHA384_ASN1, RSA_PSS_2048_8192_SHA256, UnparsedPublicKey,
+    VerificationAlgorithm,
+};
+use rustls::pki_types::{CertificateDer, SubjectPublicKeyInfoDer};
+use rustls::sign::{Signer, SigningKey};
+use rustls::{SignatureAlgorithm, SignatureScheme};
+use tokio::runtime::{Handle, RuntimeFlavor};
+use x509_parser::prelude::{FromDer, X509Certificate};
+use x509_parser::public_key::PublicKey;
+
+use crate::tls::FileError;
+use crate::token::{SharedToken, Token, TokenKey};
+
+/// What is signed once at the start, to see that the key is the certificate's.
+const TRIAL: &[u8] = b"qvpn kms-client: is this the key of the certificate?";
+
+/// How a token signs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Algorithm {
+    EcdsaP256,
+    EcdsaP384,
+    RsaPssSha256,
+    RsaPssSha384,
+    RsaPkcs1Sha256,
+}
+
+impl Algorithm {
+    fn scheme(self) -> SignatureScheme {
+        match self {
+            Self::EcdsaP256 => SignatureScheme::ECDSA_NISTP256_SHA256,
+            Self::EcdsaP384 => SignatureScheme::ECDSA_NISTP384_SHA384,
+            Self::RsaPssSha256 => SignatureScheme::RSA_PSS_SHA256,
+            Self::RsaPssSha384 => SignatureScheme::RSA_PSS_SHA384,
+            Self::RsaPkcs1Sha256 => SignatureScheme::RSA_PKCS1_SHA256,
+        }
+    }
+}
+
+/// The kind of the certificate's key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    P256,
+    P384,
+    Rsa,
+}
+
+impl Kind {
+    fn algorithms(self) -> &'static [Algorithm] {
+        match self {
+            Self::P256 => &[Algorithm::EcdsaP256],
+            Self::P384 => &[Algorithm::EcdsaP384],
+            Self::Rsa => &[Algorithm::RsaPssSha256, Algorithm::RsaPssSha384, Algorithm::RsaPkcs1Sha256],
+        }
+    }
+
+    fn verification(self) -> &'static dyn VerificationAlgorithm {
+        match self {
+            Self::P256 => &ECDSA_P256_SHA256_ASN1,
+            Self::P384 => &ECDSA_P384_SHA384_ASN1,
+            Self::Rsa => &RSA_PSS_2048_8192_SHA256,
+        }
+    }
+}
+
+/// Why the last signature failed. rustls passes on no more than a line.
+pub(crate) type Problem = Arc<Mutex<Option<FileError>>>;
+
+/// A key in a token, as rustls wants it.
+#[derive(Debug)]
+pub(crate) struct TokenSigningKey {
+    token: SharedToken,
+    kind: Kind,
+    public: SubjectPublicKeyInfoDer<'static>,
+    problem: Problem,
+}
+
+impl TokenSigningKey {
+    /// Opens the token, and has it sign once, to see that its key is that of `certificate`.
+    pub(crate) fn open(
+        key: TokenKey,
+        certificate: &CertificateDer<'_>,
+        problem: Problem,
+    ) -> Result<Self, FileError> {
+        let unusable = || FileError {
+            what: "the certificate's public key is of a kind that isn't used with tokens here".to_owned(),
+            advice: "use a key of ECDSA P-256, ECDSA P-384 or RSA (2048 bits or more) in the token"
+                .to_owned(),
+        };
+        let (_, parsed) = X509Certificate::from_der(certificate).map_err(|_| unusable())?;
+        let info = parsed.public_key();
+        let bits = &info.subject_public_key.data;
+        let kind = match info.parsed() {
+            Ok(PublicKey::EC(point)) if point.key_size() == 256 => Kind::P256,
+            Ok(PublicKey::EC(point)) if point.key_size() == 384 => Kind::P384,
+            Ok(PublicKey::RSA(_)) => Kind::Rsa,
+            _ => return Err(unusable()),
+        };
+        let uri = key.uri.clone();
+        let token = Token::open(key)?;
+        let algorithm = kind.algorithms().first().copied().unwrap_or(Algorithm::EcdsaP256);
+        let signature = token.sign(algorithm, TRIAL)?;
+        UnparsedPublicKey::new(kind.verification(), bits).verify(TRIAL, &signature).map_err(|_| FileError {
+            what: format!("the key of {uri} isn't the key of the certificate in cert_file"),
+            advice: "name the certificate's own key with `object=` or `id=`, or have a certificate made for this one"
+                .to_owned(),
+        })?;
+        let public = SubjectPublicKeyInfoDer::from(info.raw.to_vec());
+        Ok(Self { token: Arc::new(token), kind, public, problem })
+    }
+}
+
+impl SigningKey for TokenSigningKey {
+    fn choose_scheme(&self, offered: &[SignatureScheme]) -> Option<Box<dyn Signer>> {
+        let algorithm = self.kind.algorithms().iter().find(|a| offered.contains(&a.scheme()))?;
+        Some(Box::new(TokenSigner {
+            token: Arc::clone(&self.token),
+            algorithm: *algorithm,
+            problem: Arc::clone(&self.problem),
+        }))
+    }
+
+    fn public_key(&self) -> Option<SubjectPublicKeyInfoDer<'_>> {
+        Some(self.public.clone())
+    }
+
+    fn algorithm(&self) -> SignatureAlgorithm {
+        match self.kind {
+            Kind::P256 | Kind::P384 => SignatureAlgorithm::ECDSA,
+            Kind::Rsa => SignatureAlgorithm::RSA,
+        }
+    }
+}
+
+#[derive(Debug)]
+struct TokenSigner {
+    token: SharedToken,
+    algorithm: Algorithm,
+    problem: Problem,
+}
+
+impl Signer for TokenSigner {
+    fn sign(&self, message: &[u8]) -> Result<Vec<u8>, rustls::Error> {
+        let sign = || self.token.sign(self.algorithm, message);
+        // A token takes its time. Other tasks of this thread go on elsewhere meanwhile, where there is an elsewhere.
+        let result = match Handle::try_current().map(|handle| handle.runtime_flavor()) {
+            Ok(RuntimeFlavor::MultiThread) => tokio::task::block_in_place(sign),
+            _ => sign(),
+        };
+        *self.problem.lock().unwrap_or_else(PoisonError::into_inner) = result.as_ref().err().cloned();
+        result.map_err(|error| rustls::Error::General(error.what))
+    }
+
+    fn scheme(&self) -> SignatureScheme {
+        self.algorithm.scheme()
+    }
+}
+
+/// The hash that an ECDSA signature is made over.
+pub(crate) fn digest(algorithm: Algorithm, message: &[u8]) -> Vec<u8> {
+    use aws_lc_rs::digest;
+    let hash = if algorithm == Algorithm::EcdsaP384 { &digest::SHA384 } else { &digest::SHA256 };
+    digest::digest(hash, message).as_ref().to_vec()
+}
+
+/// From the token's `r ‖ s` (PKCS #11 section 2.3.1) to the `SEQUENCE` of two integers that TLS has (RFC 3279 section 2.2.3).
+pub(crate) fn der_signature(raw: &[u8]) -> Option<Vec<u8>> {
+    if raw.is_empty() || !raw.len().is_multiple_of(2) || raw.len() > 132 {
+        return None;
+    }
+    let (r, s) = raw.split_at(raw.len() / 2);
+    let body: Vec<u8> = [integer(r)?, integer(s)?].concat();
+    let mut out = vec![0x30];
+    if body.len() > 127 {
+        out.push(0x81);
+    }
+    out.push(u8::try_from(body.len()).ok()?);
+    out.extend_from_slice(&body);
+    Some(out)
+}
+
+/// A positive integer in its shortest form.
+fn integer(bytes: &[u8]) -> Option<Vec<u8>> {
+    let first = bytes.iter().position(|byte| *byte != 0)?;
+    let bytes = bytes.get(first..)?;
+    let zero = bytes.first().is_some_and(|byte| *byte > 127);
+    let mut out = vec![2, u8::try_from(bytes.len() + usize::from(zero)).ok()?];
+    if zero {
+        out.push(0);
+    }
+    out.extend_from_slice(bytes);
+    Some(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn two_numbers_become_a_sequence() {
+        assert_eq!(der_signature(&[0, 1, 0x80, 2]).unwrap(), [0x30, 8, 2, 1, 1, 2, 3, 0, 0x80, 2]);
+        let long = der_signature(&[0xff; 96]).unwrap();
+        assert_eq!((long.len(), &long[..6]), (104, &[0x30, 102, 2, 49, 0, 0xff][..]));
+        let longest = der_signature(&[0xff; 132]).unwrap();
+        assert_eq!(longest[..4], [0x30, 0x81, 138, 2]);
+        for wrong in [&[][..], &[1], &[0, 0], &[1, 0], &[1; 134]] {
+            assert!(der_signature(wrong).is_none(), "{wrong:?}");
+        }
+    }
+}

@@ -1,0 +1,361 @@
+//! Each misbehaviour of each operation against a running tunnel: what the client makes of it, that the tunnel stays up on its
+//! stock and takes no bad key, what the operator reads, and that keys come again afterwards. No log holds a key.
+
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use tests::misbehaviours::{PORT, ROWS};
+use tests::{Process, binary, sandbox, test_key};
+
+const LIMIT: Duration = Duration::from_secs(20);
+/// Rekeys come so often, in milliseconds.
+const INTERVAL: u64 = 300;
+
+/// What a tunnel, which takes one key at a time and so sees nothing of lists, has otherwise than `kms check`: the operation
+/// at which it shows, and the outcome there.
+const OTHERWISE: &[(&str, &str, &str)] = &[
+    ("enc_keys", "same_key", "ok"),
+    ("enc_keys", "same_id", "ok"),
+    ("enc_keys", "swap_keys", "ok"),
+    ("enc_keys", "one_key_per_request", "ok"),
+    ("enc_keys", "unknown_id", "dec_keys key_not_found"),
+    ("enc_keys", "lose_first", "dec_keys key_not_found"),
+    ("enc_keys", "wrong_bytes", "different bytes"),
+    ("dec_keys", "same_key", "ok"),
+    ("dec_keys", "same_id", "ok"),
+    ("dec_keys", "swap_keys", "ok"),
+    ("dec_keys", "wrong_bytes", "different bytes"),
+    ("dec_keys", "late_sync", "late"),
+];
+
+struct Row {
+    kme: &'static str,
+    op: &'static str,
+    how: &'static str,
+    /// An outcome of the operation, as the metric has it, or one of the words above.
+    want: String,
+}
+
+fn table() -> Vec<Row> {
+    let outcome = |want: &str| want.strip_prefix("fails ").unwrap_or("ok").to_owned();
+    let port = PORT.iter().map(|(how, want)| Row { kme: "kme-a1", op: "all", how, want: outcome(want) });
+    let mut rows: Vec<Row> = port.collect();
+    for (how, wants) in ROWS {
+        let ends = [("kme-a1", "status"), ("kme-a1", "enc_keys"), ("kme-b1", "dec_keys")];
+        for ((kme, op), want) in ends.into_iter().zip(wants).filter(|(_, want)| !want.is_empty()) {
+            let special = OTHERWISE.iter().find(|(o, h, _)| o == &op && h == how);
+            let want = special.map_or_else(|| outcome(want), |(.., want)| (*want).to_owned());
+            rows.push(Row { kme, op, how, want });
+        }
+    }
+    // Those that need a time-out first, so that none is left over for the end.
+    rows.sort_by_key(|row| !matches!(row.how, "hang" | "slow_body" | "stall_tls" | "slow"));
+    rows
+}
+
+/// Both sites and their KMEs on loopback; the daemons have no networks behind them, so what is looked at is their keys.
+struct Pair {
+    folder: PathBuf,
+    number: u8,
+    sim: Process,
+    daemons: Vec<Process>,
+    seed: [u8; 4],
+    printed: String,
+}
+
+/// How often the KME was asked what, and how that ended.
+type Counts = BTreeMap<(String, String), u64>;
+
+impl Pair {
+    fn new(number: u8) -> Self {
+        let folder = PathBuf::from(format!("/run/lab/rows-{number}"));
+        let seed = [9, 9, 9, number];
+        run(Command::new(binary("kme-sim")).arg("certs").arg(&folder));
+        let mut config = "admin = \"admin.sock\"\n".to_owned();
+        for (kme, sae) in [("kme-a1", "SITE-A"), ("kme-b1", "SITE-B")] {
+            config += &format!(
+                "[[kme]]\nname = \"{kme}\"\nlisten = \"127.0.0.1:0\"\ncert_file = \"{kme}.pem\"\nkey_file = \"{kme}.key\"\n\
+                 client_ca_file = \"ca.pem\"\n[[sae]]\nid = \"{sae}\"\nkme = \"{kme}\"\n"
+            );
+        }
+        let hex: String = seed.iter().map(|byte| format!("{byte:02x}")).collect();
+        config += &format!(
+            "[[link]]\nkmes = [\"kme-a1\", \"kme-b1\"]\nrate_bits_per_s = 0\ninitial_keys = 1000\nseed = \"{hex}\"\n"
+        );
+        fs::write(folder.join("kmes.toml"), config).unwrap();
+        let mut sim = Process::spawn(
+            "kme-sim",
+            Command::new(binary("kme-sim")).arg("--config").arg(folder.join("kmes.toml")),
+        );
+        let urls = ["kme-a1", "kme-b1"].map(|kme| {
+            let line = sim.line(&format!("listening {kme} "), LIMIT);
+            format!("https://{}", line.rsplit(' ').next().unwrap())
+        });
+        sim.line("listening admin", LIMIT);
+        let mut pair = Self { folder, number, sim, daemons: Vec::new(), seed, printed: String::new() };
+        let keys = [0, 1].map(|site| pair.identity(site));
+        for site in [0, 1] {
+            pair.configure(site, &keys[1 - site], &urls[site]);
+        }
+        for site in [0, 1] {
+            let name = pair.interface(site);
+            let mut command = Command::new(binary("qvpn-daemon"));
+            command.arg("--config").arg(pair.folder.join(format!("{name}.toml")));
+            pair.daemons.push(Process::spawn(name, &mut command));
+        }
+        pair.wait("the stocks fill", |pair| {
+            [0, 1].iter().all(|site| {
+                let peer = &pair.show(*site)["peers"][0];
+                peer["state"] == "up" && peer["qkd_stock"].as_u64() >= Some(STOCK - 2)
+            })
+        });
+        pair
+    }
+
+    fn interface(&self, site: usize) -> String {
+        format!("q{}{}", ["a", "b"][site], self.number)
+    }
+
+    fn identity(&self, site: usize) -> String {
+        let path = self.folder.join(format!("{}.key", self.interface(site)));
+        fs::write(&path, run(Command::new(binary("qvpn-ctl")).arg("genkey"))).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+        let input = fs::File::open(&path).unwrap();
+        run(Command::new(binary("qvpn-ctl")).arg("pubkey").stdin(Stdio::from(input))).trim().to_owned()
+    }
+
+    fn configure(&self, site: usize, peer_key: &str, url: &str) {
+        let (name, folder) = (self.interface(site), self.folder.display());
+        let port = |site: usize| 52_000 + u16::from(self.number) * 2 + u16::try_from(site).unwrap();
+        let (sae, other) = [("SITE-A", "SITE-B"), ("SITE-B", "SITE-A")][site];
+        let (kme, role) = [("kme-a1", "initiator"), ("kme-b1", "responder")][site];
+        let stem = sae.to_lowercase();
+        let text = format!(
+            "[interface]\nname = \"{name}\"\nprivate_key_file = \"{folder}/{name}.key\"\nlisten_port = {}\n\
+             rekey_interval = \"{INTERVAL}ms\"\nlog_level = \"debug\"\n\
+             [kms]\nsae_id = \"{sae}\"\nstock = {STOCK}\n[[kms.kme]]\nname = \"{kme}\"\nurl = \"{url}\"\nca_file = \"{folder}/ca.pem\"\n\
+             cert_file = \"{folder}/{stem}.pem\"\nkey_file = \"{folder}/{stem}.key\"\n\
+             [[peer]]\nname = \"peer\"\npublic_key = \"{peer_key}\"\nallowed_ips = []\nsae_id = \"{other}\"\nrole = \"{role}\"\n\
+             endpoint = \"127.0.0.1:{}\"\n",
+            port(site),
+            port(1 - site),
+        );
+        fs::write(self.folder.join(format!("{name}.toml")), text).unwrap();
+    }
+
+    fn misbehave(&self, kme: &str, op: &str, how: &str) {
+        let socket = self.folder.join("admin.sock");
+        run(Command::new(binary("kme-sim")).arg("admin").arg(socket).args(["misbehave", kme, op, how]));
+    }
+
+    fn show(&mut self, site: usize) -> Value {
+        let name = self.interface(site);
+        let output = Command::new(binary("qvpn-ctl")).args(["show", &name, "--json"]).output().unwrap();
+        let text = String::from_utf8(output.stdout).unwrap();
+        let value: Value = serde_json::from_str(&text).unwrap_or_default();
+        self.printed += &text;
+        value["interfaces"][0].clone()
+    }
+
+    fn counts(&self, site: usize) -> Counts {
+        let text = run(Command::new(binary("qvpn-ctl")).args(["metrics", &self.interface(site)]));
+        let label = |line: &str, name: &str| {
+            line.split(&format!("{name}=\"")).nth(1).unwrap().split('"').next().unwrap().to_owned()
+        };
+        let lines = text.lines().filter(|line| line.starts_with("qvpn_kme_requests_total{"));
+        lines
+            .map(|line| {
+                let n = line.rsplit(' ').next().unwrap().parse().unwrap();
+                ((label(line, "op"), label(line, "outcome")), n)
+            })
+            .collect()
+    }
+
+    #[track_caller]
+    fn wait(&mut self, what: &str, wanted: impl Fn(&mut Self) -> bool) {
+        let error = self.try_wait(what, wanted);
+        assert!(error.is_none(), "{}", error.unwrap_or_default());
+    }
+
+    fn try_wait(&mut self, what: &str, wanted: impl Fn(&mut Self) -> bool) -> Option<String> {
+        let end = Instant::now() + LIMIT;
+        while !wanted(self) {
+            if Instant::now() > end {
+                let shown = [0, 1].map(|site| {
+                    let show = self.show(site);
+                    let (peer, kme) = (&show["peers"][0], &show["kmes"][0]);
+                    format!(
+                        "{} {} stock {} {}",
+                        peer["state"], peer["reason"], peer["qkd_stock"], kme["last_error"]
+                    )
+                });
+                let counts = [0, 1].map(|site| self.counts(site));
+                return Some(format!("{what}: not within {LIMIT:?}; {shown:?} {counts:?}"));
+            }
+            std::thread::sleep(Duration::from_millis(60));
+        }
+        None
+    }
+
+    /// What is wrong with the outcome of one row.
+    fn look(&mut self, row: &Row) -> Vec<String> {
+        let site = usize::from(row.kme == "kme-b1");
+        let mut wrong = Vec::new();
+        if row.op == "status" {
+            // A status that is known is asked for again after a failure.
+            self.misbehave(row.kme, "enc_keys", "http_500");
+            wrong
+                .extend(self.try_wait("the KME fails", |pair| pair.show(site)["kmes"][0]["state"] == "down"));
+        }
+        let before = [self.counts(0), self.counts(1)];
+        let lost = self.daemons[0].log().matches("different bytes").count();
+        self.misbehave(row.kme, row.op, row.how);
+        if row.op == "status" {
+            self.misbehave(row.kme, "enc_keys", "none");
+        }
+        let op = if row.op == "all" { "enc_keys" } else { row.op };
+        let grew = |pair: &Self, site: usize, op: &str, outcome: &str| {
+            let key = (op.to_owned(), outcome.to_owned());
+            let of = |counts: &Counts| counts.get(&key).copied().unwrap_or(0);
+            of(&pair.counts(site)) - of(&before[site])
+        };
+        let seen = match row.want.as_str() {
+            "different bytes" => self.try_wait("a key is dropped before it is used", |pair| {
+                pair.daemons[0].log().matches("different bytes").count() > lost
+            }),
+            "late" => self.try_wait("the key comes late", |pair| {
+                grew(pair, 1, "dec_keys", "key_not_found") > 0 && grew(pair, 1, "dec_keys", "ok") > 0
+            }),
+            "dec_keys key_not_found" => self.try_wait("the other site asks in vain", |pair| {
+                grew(pair, 1, "dec_keys", "key_not_found") > 0
+            }),
+            "ok" => self.try_wait("it works on", |pair| {
+                grew(pair, site, op, "ok") >= if op == "status" { 1 } else { 2 }
+            }),
+            outcome => self.try_wait(outcome, |pair| grew(pair, site, op, outcome) > 0),
+        };
+        wrong.extend(seen);
+        if row.want == "ok" {
+            let others: Vec<_> = self
+                .counts(site)
+                .into_iter()
+                .filter(|((asked, outcome), n)| {
+                    // Keys of earlier rows that no KME has any more are asked for until they are given up.
+                    asked == op
+                        && !matches!(outcome.as_str(), "ok" | "key_not_found")
+                        && before[site].get(&(asked.clone(), outcome.clone())) != Some(n)
+                })
+                .collect();
+            if !others.is_empty() {
+                wrong.push(format!("it fails: {others:?}"));
+            }
+        }
+        let shown = [self.show(0), self.show(1)];
+        for show in &shown {
+            let peer = &show["peers"][0];
+            if peer["state"] != "up" || peer["key_sources"][0] != "qkd" {
+                wrong.push(format!(
+                    "the tunnel is {} with {}: {}",
+                    peer["state"], peer["key_sources"], peer["reason"]
+                ));
+            }
+        }
+        if !matches!(row.want.as_str(), "ok" | "different bytes") {
+            let site = if row.want == "dec_keys key_not_found" { 1 } else { site };
+            let error = shown[site]["kmes"][0]["last_error"].as_str().unwrap_or_default();
+            let (what, advice) = error.split_once("; ").unwrap_or_default();
+            if !what.contains("kme-") || advice.len() < 15 || error.contains('\n') || error.len() > 1200 {
+                wrong.push(format!("the operator reads {error:?}"));
+            }
+        }
+        self.misbehave(row.kme, "all", "none");
+        let before = [self.counts(0), self.counts(1)];
+        wrong.extend(self.try_wait("keys come again", |pair| {
+            [(0, "enc_keys"), (1, "dec_keys")].into_iter().all(|(site, op)| {
+                let key = (op.to_owned(), "ok".to_owned());
+                pair.counts(site).get(&key) > before[site].get(&key)
+            })
+        }));
+        wrong
+            .iter()
+            .map(|what| format!("{} for {} of {}, wanted {}: {what}", row.how, row.op, row.kme, row.want))
+            .collect()
+    }
+
+    /// No key that was served, nor its first half, is in what was printed or logged.
+    fn assert_no_keys(&self) {
+        let logs: String = self.daemons.iter().map(Process::log).collect();
+        let text = self.printed.clone() + &self.sim.log() + &logs;
+        let lower = text.to_lowercase();
+        let mut seen = 0;
+        for n in 0..1000 {
+            let (key, id) = test_key(&self.seed, n);
+            seen += usize::from(text.contains(&id));
+            let base64 = data_encoding::BASE64.encode(&key[..15]);
+            let hex = data_encoding::HEXLOWER.encode(&key[..15]);
+            assert!(!text.contains(&base64) && !lower.contains(&hex), "key {n} leaks");
+        }
+        assert!(seen > 20, "IDs are public, and show that these keys were served: {seen}");
+    }
+}
+
+/// More than the rows of one pair spend in keys that come to nothing, each of which holds its place for two minutes.
+const STOCK: u64 = 70;
+
+/// Standard output of a program that must succeed.
+#[track_caller]
+fn run(command: &mut Command) -> String {
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[test]
+#[ignore = "long: `make soak` runs it"]
+fn each_misbehaviour_of_each_operation_is_ridden_through() {
+    sandbox::run("each_misbehaviour_of_each_operation_is_ridden_through", || {
+        run(Command::new("ip").args(["link", "set", "lo", "up"]));
+        let rows = Mutex::new(table().into_iter());
+        let wrong = Mutex::new(Vec::new());
+        let next = || rows.lock().unwrap().next();
+        std::thread::scope(|scope| {
+            for number in 0..5 {
+                let (next, wrong) = (&next, &wrong);
+                scope.spawn(move || {
+                    let mut pair = Pair::new(number);
+                    while let Some(row) = next() {
+                        let began = Instant::now();
+                        let found = pair.look(&row);
+                        println!(
+                            "{:>5} ms {} {} {}: {}",
+                            began.elapsed().as_millis(),
+                            row.op,
+                            row.how,
+                            row.want,
+                            found.len()
+                        );
+                        wrong.lock().unwrap().extend(found);
+                    }
+                    for site in [0, 1] {
+                        let failures = pair.show(site)["peers"][0]["rekey_failures"].clone();
+                        assert!(
+                            failures["confirmation"].is_null(),
+                            "a wrong key came into an epoch: {failures}"
+                        );
+                    }
+                    pair.assert_no_keys();
+                });
+            }
+        });
+        let wrong = wrong.into_inner().unwrap();
+        assert!(wrong.is_empty(), "{} findings:\n{}", wrong.len(), wrong.join("\n"));
+    });
+}
