@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 
 pub use lines::{LineBuffer, read_line};
 
-use crate::config::{QkdPolicy, Role, Suite};
+use crate::config::{PeerEdit, QkdPolicy, Role, Suite};
 use crate::events::Event;
 use crate::exit;
 use crate::status::Status;
@@ -52,6 +52,11 @@ pub enum Request {
     /// Reads the config again; answered by [`Reply::Reload`], or by an error of code
     /// [`ErrorCode::ConfigRefused`] with nothing changed.
     Reload,
+    /// Changes one peer of what runs, not of the file; answered as [`Reload`](Self::Reload).
+    EditPeer {
+        /// The change.
+        change: PeerEdit,
+    },
     /// The latest events and, with `follow`, all that come; answered by many [`Reply::Event`] and, without `follow`, a
     /// [`Reply::EventsEnd`]. The connection ends with it.
     Events {
@@ -70,7 +75,7 @@ impl Request {
     #[must_use]
     pub fn changes_something(&self) -> bool {
         match self {
-            Self::Rekey { .. } | Self::Reload => true,
+            Self::Rekey { .. } | Self::Reload | Self::EditPeer { .. } => true,
             Self::Show | Self::Peers | Self::Events { .. } | Self::Metrics | Self::Version => false,
         }
     }
@@ -89,7 +94,7 @@ pub enum Reply {
         /// The names of the peers whose rekey began.
         peers: Vec<String>,
     },
-    /// To [`Request::Reload`].
+    /// To [`Request::Reload`] and [`Request::EditPeer`].
     Reload {
         /// What changed, in words; empty when nothing did.
         changes: Vec<String>,

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use qvpn_api::control::SOCKET_DIR;
 
 /// Where the configs are.
@@ -81,9 +81,26 @@ pub(crate) enum Command {
         #[arg(value_parser = interface)]
         interface: String,
     },
-    /// Lists the configured peers.
+    /// Lists, adds, changes and removes peers while the tunnel runs.
     #[command(subcommand)]
     Peer(PeerCommand),
+    /// Turns a wg-quick config into one of qvpn, to standard output, and says what has no equivalent.
+    Import {
+        /// The file, such as /etc/wireguard/wg0.conf.
+        file: PathBuf,
+        /// What to write for `qkd` of each peer.
+        #[arg(long, value_enum, default_value_t = QkdChoice::Required)]
+        qkd: QkdChoice,
+    },
+    /// Looks at this machine and says what keeps a tunnel from working, each with the command that mends it.
+    Doctor {
+        /// The interface, by its config in /etc/qvpn; all when absent.
+        #[arg(value_parser = interface)]
+        interface: Option<String>,
+        /// Prints JSON.
+        #[arg(long)]
+        json: bool,
+    },
     /// Talks to the KMEs of a config, without a daemon.
     #[command(subcommand)]
     Kms(KmsCommand),
@@ -136,6 +153,110 @@ pub(crate) enum PeerCommand {
         #[arg(long)]
         json: bool,
     },
+    /// Adds a peer while the tunnel runs; the others lose no packet.
+    Add {
+        /// The interface.
+        #[arg(value_parser = interface)]
+        interface: String,
+        /// The new peer's name.
+        name: String,
+        #[command(flatten)]
+        settings: Box<PeerSettings>,
+        /// Writes it into the config, too, and keeps its comments and order.
+        #[arg(long)]
+        save: bool,
+    },
+    /// Changes a peer while the tunnel runs.
+    #[command(group = clap::ArgGroup::new("change").required(true).multiple(true).args([
+        "public_key", "endpoint", "allowed_ips", "sae_id", "kmes", "qkd", "role", "preshared_key_file",
+        "persistent_keepalive", "suite", "rekey_interval", "unset",
+    ]))]
+    Set {
+        /// The interface.
+        #[arg(value_parser = interface)]
+        interface: String,
+        /// The peer's name, public key or fingerprint, or the beginning of one.
+        peer: String,
+        #[command(flatten)]
+        settings: Box<PeerSettings>,
+        /// Keys of the config that go, so that their defaults hold.
+        #[arg(long, value_name = "KEY,…", value_delimiter = ',')]
+        unset: Vec<String>,
+        /// Writes it into the config, too, and keeps its comments and order.
+        #[arg(long)]
+        save: bool,
+    },
+    /// Removes a peer while the tunnel runs. Its networks then go where this machine's other routes lead, perhaps in clear.
+    Remove {
+        /// The interface.
+        #[arg(value_parser = interface)]
+        interface: String,
+        /// The peer's name, public key or fingerprint, or the beginning of one.
+        peer: String,
+        /// Takes it out of the config, too.
+        #[arg(long)]
+        save: bool,
+    },
+}
+
+/// `qkd` of imported peers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum QkdChoice {
+    /// No QKD key, no traffic.
+    Required,
+    /// Traffic goes on without.
+    Preferred,
+    /// No QKD at all.
+    Off,
+}
+
+impl QkdChoice {
+    /// The word of the config.
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Required => "required",
+            Self::Preferred => "preferred",
+            Self::Off => "off",
+        }
+    }
+}
+
+/// What a peer may have; the names are those of the config.
+#[derive(Debug, Default, Args)]
+pub(crate) struct PeerSettings {
+    /// The line that `qvpn-ctl pubkey` prints at the peer.
+    #[arg(long, value_name = "KEY")]
+    pub(crate) public_key: Option<String>,
+    /// Where it is; learned from its packets when absent.
+    #[arg(long, value_name = "HOST:PORT")]
+    pub(crate) endpoint: Option<String>,
+    /// The networks behind it.
+    #[arg(long, value_name = "PREFIX,…", value_delimiter = ',')]
+    pub(crate) allowed_ips: Option<Vec<String>>,
+    /// Its SAE ID; needed unless qkd is off.
+    #[arg(long, value_name = "ID")]
+    pub(crate) sae_id: Option<String>,
+    /// Names of the KMEs that serve the pair [default: all].
+    #[arg(long, value_name = "NAME,…", value_delimiter = ',')]
+    pub(crate) kmes: Option<Vec<String>>,
+    /// Whether its keys need QKD [default: required].
+    #[arg(long, value_parser = ["required", "preferred", "off"])]
+    pub(crate) qkd: Option<String>,
+    /// Who proposes keys [default: auto].
+    #[arg(long, value_parser = ["auto", "initiator", "responder"])]
+    pub(crate) role: Option<String>,
+    /// The file of the pre-shared key.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) preshared_key_file: Option<String>,
+    /// How often something is sent at least, such as 25s [default: off].
+    #[arg(long, value_name = "TIME")]
+    pub(crate) persistent_keepalive: Option<String>,
+    /// The AEAD [default: the interface's].
+    #[arg(long, value_parser = ["chacha20poly1305", "aes256gcm"])]
+    pub(crate) suite: Option<String>,
+    /// How often a fresh key is made, 100ms to 120s [default: the interface's].
+    #[arg(long, value_name = "TIME")]
+    pub(crate) rekey_interval: Option<String>,
 }
 
 #[derive(Subcommand)]

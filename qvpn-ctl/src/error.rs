@@ -3,6 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
+use qvpn_api::config::EditError;
 use qvpn_api::control::{CodecError, ErrorReply};
 use qvpn_api::lookup::LookupError;
 use qvpn_api::{ConfigErrors, exit};
@@ -68,6 +69,18 @@ pub(crate) enum CtlError {
     OtherConfig { file: PathBuf, what: String },
     #[error("{bad} of {all} checks failed; what to do stands above, behind each arrow")]
     KmeCheck { bad: usize, all: usize },
+    /// Nothing was changed.
+    #[error("can't save {}: {source}; nothing was changed, neither there nor in what runs", file.display())]
+    Save { file: PathBuf, source: io::Error },
+    /// The daemon has taken the change already.
+    #[error("the change runs, but {} could not take it: {source}; give the command again, or write it there", file.display())]
+    NotSaved { file: PathBuf, source: io::Error },
+    #[error("{}: {source}; nothing was changed", file.display())]
+    Edit { file: PathBuf, source: EditError },
+    #[error("{}{}: {what}", file.display(), line.map(|n| format!(":{n}")).unwrap_or_default())]
+    Import { file: PathBuf, line: Option<usize>, what: String },
+    #[error("{bad} of {all} checks failed; what mends each stands behind its arrow")]
+    Doctor { bad: usize, all: usize },
     #[error("{0}")]
     Net(#[from] qvpn_net::NetError),
     #[error("{}: {source}", file.display())]
@@ -81,7 +94,7 @@ pub(crate) enum CtlError {
 impl CtlError {
     pub(crate) fn exit_code(&self) -> u8 {
         match self {
-            Self::Config(_) | Self::Plan { .. } => exit::CONFIG_REFUSED,
+            Self::Config(_) | Self::Plan { .. } | Self::Import { .. } => exit::CONFIG_REFUSED,
             Self::NotRunning { .. }
             | Self::NoneRunning(_)
             | Self::Gone { .. }
@@ -102,6 +115,10 @@ impl CtlError {
             | Self::NoPeer { .. }
             | Self::NoPeerShown(_)
             | Self::TooOld { .. }
+            | Self::Save { .. }
+            | Self::NotSaved { .. }
+            | Self::Edit { .. }
+            | Self::Doctor { .. }
             | Self::NoKme(_)
             | Self::OtherConfig { .. }
             | Self::Net(_)

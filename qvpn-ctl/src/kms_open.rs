@@ -1,7 +1,7 @@
 //! A source of keys from a `[[kms.kme]]` of a config, as the daemon opens it.
 
 use kms_client::probe::Probed;
-use kms_client::{KeyFile, KeySource, KmeConfig, KmsClient, KmsError, SkipClient, TokenKey};
+use kms_client::{Certificates, KeyFile, KeySource, KmeConfig, KmsClient, KmsError, SkipClient, TokenKey};
 use qvpn_api::config::{self, KmeAccess, KmeServer};
 
 /// An open source.
@@ -15,6 +15,14 @@ impl Open {
         match self {
             Self::Etsi014(client) => Probed::Etsi014(client),
             Self::Other(source) => Probed::Other(&**source),
+        }
+    }
+
+    /// When the certificates in its files end.
+    pub(crate) fn certificates(&self) -> Certificates {
+        match self {
+            Self::Etsi014(client) => client.certificates(),
+            Self::Other(source) => source.certificates(),
         }
     }
 }

@@ -5,12 +5,15 @@ mod check;
 mod cli;
 mod client;
 mod commands;
+mod doctor;
 mod error;
+mod import;
 mod keys;
 mod kms_check;
 mod kms_open;
 mod metrics;
 mod output;
+mod peer;
 mod render;
 mod routes;
 mod show;
@@ -63,6 +66,17 @@ fn run(cli: Cli) -> Result<(), CtlError> {
         Command::Peer(PeerCommand::List { interface, json }) => {
             commands::peer_list(&dirs.socket_dir, &interface, json)
         }
+        Command::Peer(PeerCommand::Add { interface, name, settings, save }) => {
+            peer::change(&dirs, &interface, peer::Wanted::Add { name, settings }, save)
+        }
+        Command::Peer(PeerCommand::Set { interface, peer, settings, unset, save }) => {
+            peer::change(&dirs, &interface, peer::Wanted::Set { peer, settings, unset }, save)
+        }
+        Command::Peer(PeerCommand::Remove { interface, peer, save }) => {
+            peer::change(&dirs, &interface, peer::Wanted::Remove { peer }, save)
+        }
+        Command::Import { file, qkd } => import::import(&file, qkd),
+        Command::Doctor { interface, json } => doctor::doctor(&dirs, interface.as_deref(), json),
         Command::Kms(KmsCommand::Check { file, peer, other, no_take, json }) => {
             kms_check::check(&kms_check::Wanted {
                 file: &file,

@@ -24,7 +24,8 @@ pub(crate) fn print_json(value: &impl Serialize) -> Result<(), CtlError> {
 /// Prints an error to standard error.
 pub(crate) fn complain(error: &CtlError) {
     // A config's errors begin with their file, as a compiler's do; jumping to them must work.
-    let prefix = if matches!(error, CtlError::Config(_)) { "" } else { "qvpn-ctl: " };
+    let prefix =
+        if matches!(error, CtlError::Config(_) | CtlError::Import { .. }) { "" } else { "qvpn-ctl: " };
     note(&format!("{prefix}{error}"));
     for detail in error.details() {
         note(detail);

@@ -104,7 +104,7 @@ fn table(table: config::Table) -> Table {
 }
 
 /// Every config in `dir`, in the order of their names.
-fn configs(dir: &Path) -> Result<Vec<PathBuf>, CtlError> {
+pub(crate) fn configs(dir: &Path) -> Result<Vec<PathBuf>, CtlError> {
     let entries =
         std::fs::read_dir(dir).map_err(|source| CtlError::Folder { dir: dir.to_owned(), source })?;
     let mut files: Vec<PathBuf> =

@@ -21,6 +21,8 @@ use crate::slot::Answer;
 #[derive(Default)]
 pub(crate) struct Kmes {
     all: Vec<(config::Kme, Arc<Kme>)>,
+    /// The firewall mark of their connections.
+    mark: u32,
 }
 
 impl Kmes {
@@ -38,14 +40,14 @@ impl Kmes {
     ) -> Result<Self, KmsError> {
         let mut all = Vec::new();
         for kme in kms.map_or(&[][..], |kms| &kms.kmes) {
-            let known = former.all.iter().find(|(config, _)| config == kme);
+            let known = former.all.iter().find(|(config, _)| config == kme && former.mark == fwmark);
             let open = match known {
                 Some((_, open)) => open.clone(),
                 None => open_one(kme, fwmark, events, answers, counts)?,
             };
             all.push((kme.clone(), open));
         }
-        Ok(Self { all })
+        Ok(Self { all, mark: fwmark })
     }
 
     /// The KMEs with these names, in this order.

@@ -1,8 +1,11 @@
 //! The data path as the owner of the peers sees it: orders of the protocol become commands of the lanes.
 
 use std::collections::BTreeMap;
+use std::io;
+use std::net::UdpSocket;
 use std::sync::Arc;
 
+use nix::sys::socket::{setsockopt, sockopt};
 use qvpn_api::config::Interface;
 use qvpn_dataplane::{
     InterfaceStats, LaneCommand, Lanes, LanesConfig, OpeningKey, PeerId, SealingKey, bind_lane_socket,
@@ -67,6 +70,36 @@ pub(crate) fn command(tokens: &mut Tokens, number: u16, order: LaneOrder) -> Lan
     }
 }
 
+/// The lanes' sockets once more, to change the firewall mark of what they send while they run.
+pub(crate) struct Marks {
+    sockets: Vec<UdpSocket>,
+    mark: u32,
+}
+
+impl Marks {
+    /// The mark that all of them have; 0 is none.
+    pub(crate) fn mark(&self) -> u32 {
+        self.mark
+    }
+
+    /// Gives all of them another mark, or, on an error, leaves all as they are.
+    ///
+    /// # Errors
+    /// It needs CAP_NET_ADMIN.
+    pub(crate) fn set(&mut self, mark: u32) -> io::Result<()> {
+        for socket in &self.sockets {
+            if let Err(error) = setsockopt(socket, sockopt::Mark, &mark) {
+                // What has the former mark takes it again without a change.
+                let _ =
+                    self.sockets.iter().try_for_each(|socket| setsockopt(socket, sockopt::Mark, &self.mark));
+                return Err(error.into());
+            }
+        }
+        self.mark = mark;
+        Ok(())
+    }
+}
+
 /// Makes the TUN device and the sockets, and starts the lanes. Datagrams carry `fwmark` unless it is 0.
 ///
 /// # Errors
@@ -77,14 +110,17 @@ pub(crate) fn start(
     gate: &Gate,
     stats: Arc<InterfaceStats>,
     sink: Sink,
-) -> Result<Lanes, DaemonError> {
+) -> Result<(Lanes, Marks), DaemonError> {
     // The ports first: they are the likelier failure, and leave no device behind.
-    let mut sockets = Vec::new();
+    let (mut sockets, mut marked) = (Vec::new(), Vec::new());
     for lane in 0..interface.lanes {
         // The config's grammar keeps the last lane's port in range.
         let port = interface.listen_port.saturating_add(lane.into());
         let socket = bind_lane_socket(port, (fwmark != 0).then_some(fwmark));
-        sockets.push(socket.map_err(|source| DaemonError::Port { port, source })?);
+        let port_error = |source| DaemonError::Port { port, source };
+        let socket = socket.map_err(port_error)?;
+        marked.push(socket.try_clone().map_err(port_error)?);
+        sockets.push(socket);
     }
     let config = LanesConfig {
         tuns: open_tun(&interface.name, interface.lanes)?,
@@ -95,7 +131,7 @@ pub(crate) fn start(
         filter: Arc::new(gate.mac1_filter()),
         clock: boot_clock(),
     };
-    Ok(Lanes::start(config, Arc::new(sink))?)
+    Ok((Lanes::start(config, Arc::new(sink))?, Marks { sockets: marked, mark: fwmark }))
 }
 
 #[cfg(test)]

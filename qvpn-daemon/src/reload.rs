@@ -13,7 +13,14 @@ use crate::peers::Psks;
 /// # Errors
 /// All that is wrong with it.
 pub(crate) fn load(path: &Path) -> Result<Config, ConfigErrors> {
-    let config = Config::load(path)?;
+    checked(Config::load(path)?)
+}
+
+/// Looks at all files that `config` names.
+///
+/// # Errors
+/// All that is wrong with them.
+pub(crate) fn checked(config: Config) -> Result<Config, ConfigErrors> {
     config.check_files()?;
     // Another namespace's config may lie in the same folder, so the daemon only warns; in one namespace the kernel refuses.
     if let Err(shared) = config.check_neighbours(&config.neighbours()) {
@@ -43,9 +50,8 @@ pub(crate) fn read_psks(config: &Config) -> Result<Psks, ConfigErrors> {
     errors.map_or(Ok(psks), Err)
 }
 
-/// What can't be changed while the daemon runs, one line each. Our sockets carry `mark`, and the new
-/// routes ask for `new_mark`.
-pub(crate) fn refused(old: &Config, new: &Config, mark: u32, new_mark: u32) -> Vec<String> {
+/// What can't be changed while the daemon runs, one line each.
+pub(crate) fn refused(old: &Config, new: &Config) -> Vec<String> {
     let (a, b) = (&old.interface, &new.interface);
     let mut refused = Vec::new();
     let mut check = |same: bool, what: String| {
@@ -68,14 +74,6 @@ pub(crate) fn refused(old: &Config, new: &Config, mark: u32, new_mark: u32) -> V
     );
     check(a.lanes == b.lanes, format!("lanes goes from {} to {}", a.lanes, b.lanes));
     check(a.dscp == b.dscp, "dscp changes".to_owned());
-    // A mark that no rule asks for any more does no harm.
-    let marked = a.fwmark == b.fwmark && (new_mark == 0 || new_mark == mark);
-    check(
-        marked,
-        format!(
-            "the firewall mark of outer packets goes from {mark:#x} to {new_mark:#x} (fwmark, or the first default route in allowed_ips)"
-        ),
-    );
     refused
 }
 
@@ -89,6 +87,7 @@ pub(crate) fn changes(old: &Config, new: &Config) -> Vec<String> {
         (a.suite == b.suite, "suite"),
         (a.rekey_interval == b.rekey_interval, "rekey_interval"),
         (a.table == b.table, "table"),
+        (a.fwmark == b.fwmark, "fwmark"),
         (a.on_stop == b.on_stop, "on_stop"),
         (a.metrics_listen == b.metrics_listen, "metrics_listen"),
         (a.log_level == b.log_level, "log_level"),
@@ -157,18 +156,17 @@ mod tests {
                 "peer e added"
             ]
         );
-        assert!(refused(&old, &new, 0, 0).is_empty());
+        assert!(refused(&old, &new).is_empty());
     }
 
     #[test]
     fn what_needs_a_restart_is_refused_in_words() {
         let old = config("listen_port = 1", &[]);
         let new = config("listen_port = 2\nlanes = 2", &[]);
-        let refused = refused(&old, &new, 0, 7);
-        assert_eq!(refused.len(), 3, "{refused:?}");
+        let refused = refused(&old, &new);
+        assert_eq!(refused.len(), 2, "{refused:?}");
         assert!(refused[0].contains("listen_port goes from 1 to 2; restart the daemon"));
         assert!(refused[1].contains("lanes goes from 1 to 2"));
-        assert!(refused[2].contains("firewall mark"));
-        assert!(super::refused(&old, &old.clone(), 7, 0).is_empty());
+        assert!(super::refused(&old, &old.clone()).is_empty());
     }
 }

@@ -24,8 +24,6 @@ pub(crate) struct Routes {
     /// What the device shall have.
     addresses: Vec<IpNet>,
     mtu: u16,
-    /// What our sockets carry since the start.
-    mark: u32,
     look_at: Option<Time>,
     /// The last failure, so that one that lasts is logged once.
     trouble: Option<String>,
@@ -36,8 +34,7 @@ impl Routes {
     pub(crate) async fn block(plan: RoutePlan) -> Result<Self, NetError> {
         let net = Net::connect()?;
         log(&net.block(&plan).await?);
-        let mark = plan.fwmark();
-        Ok(Self { net, watch: None, plan, addresses: Vec::new(), mtu: 0, mark, look_at: None, trouble: None })
+        Ok(Self { net, watch: None, plan, addresses: Vec::new(), mtu: 0, look_at: None, trouble: None })
     }
 
     /// Takes the device up, and leads the allowed IPs into it.
@@ -57,9 +54,9 @@ impl Routes {
         Ok(())
     }
 
-    /// The mark of our own datagrams; 0 is none.
+    /// The mark that our own datagrams must have; 0 is none.
     pub(crate) fn fwmark(&self) -> u32 {
-        self.mark
+        self.plan.fwmark()
     }
 
     /// Goes over to another plan; if that fails, back to the one before.

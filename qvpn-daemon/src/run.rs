@@ -4,9 +4,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use getrandom::SysRng;
-use qvpn_api::Config;
+use qvpn_api::config::{self, EditError, PeerEdit};
 use qvpn_api::control::{ErrorCode, ErrorReply, Reply, Request};
 use qvpn_api::events::EventKind;
+use qvpn_api::{Config, ConfigErrors};
 use qvpn_dataplane::LaneEvent;
 use qvpn_proto::Time;
 use qvpn_proto::control_link::Gate;
@@ -20,7 +21,7 @@ use crate::control_socket::{Asked, ControlSocket};
 use crate::error::DaemonError;
 use crate::events::Events;
 use crate::kms_task::{Kmes, in_words};
-use crate::lanes::{self, Tokens};
+use crate::lanes::{self, Marks, Tokens};
 use crate::metrics::{Histogram, KmeCounts};
 use crate::metrics_listener::MetricsListener;
 use crate::peers::Peers;
@@ -64,7 +65,7 @@ pub(crate) async fn run(config: Config, socket: ControlSocket) -> Result<(), Dae
     let gate = Gate::new(local.clone(), config.peers.len());
     let (sink, mut queues) = queues::channel();
     let stats = Arc::default();
-    let lanes = lanes::start(&interface, routes.fwmark(), &gate, Arc::clone(&stats), sink)?;
+    let (lanes, mut marks) = lanes::start(&interface, routes.fwmark(), &gate, Arc::clone(&stats), sink)?;
     routes.open(&interface.address, translate::mtu(interface.mtu)).await?;
 
     let shared = Shared {
@@ -115,13 +116,13 @@ pub(crate) async fn run(config: Config, socket: ControlSocket) -> Result<(), Dae
                 }
             }
             Some(Asked { request, answer }) = asked.recv() => {
-                let mut parts = Parts { peers: &mut peers, routes: &mut routes, metrics: &mut metrics, requests: &requests };
+                let mut parts = Parts { peers: &mut peers, routes: &mut routes, marks: &mut marks, metrics: &mut metrics, requests: &requests };
                 let reply = reply(request, &mut parts).await;
                 // It fails only when the client has gone.
                 let _ = answer.send(reply);
             }
             _ = hangup.recv() => {
-                let mut parts = Parts { peers: &mut peers, routes: &mut routes, metrics: &mut metrics, requests: &requests };
+                let mut parts = Parts { peers: &mut peers, routes: &mut routes, marks: &mut marks, metrics: &mut metrics, requests: &requests };
                 if let Err(error) = reload_all(&mut parts).await {
                     tracing::error!("reload: {error}");
                     error.details.iter().for_each(|line| tracing::error!("reload: {line}"));
@@ -165,6 +166,7 @@ fn take(
 struct Parts<'a> {
     peers: &'a mut Peers,
     routes: &'a mut Routes,
+    marks: &'a mut Marks,
     metrics: &'a mut MetricsListener,
     /// Where a new listener asks.
     requests: &'a mpsc::Sender<Asked>,
@@ -181,6 +183,10 @@ async fn reply(request: Request, parts: &mut Parts<'_>) -> Reply {
             Ok(changes) => Reply::Reload { changes },
             Err(error) => Reply::Error(error),
         },
+        Request::EditPeer { change } => match edit_peer(parts, &change).await {
+            Ok(changes) => Reply::Reload { changes },
+            Err(error) => Reply::Error(error),
+        },
         // The control socket answers these itself.
         Request::Events { .. } | Request::Version => {
             Reply::Error(ErrorReply::new(ErrorCode::Failed, "this request is not for the peers"))
@@ -191,21 +197,49 @@ async fn reply(request: Request, parts: &mut Parts<'_>) -> Reply {
 /// Reads the config again and takes over what changed; says what that was.
 ///
 /// # Errors
-/// If the config is refused, or the kernel refuses its routes. Nothing has changed then.
+/// As [`take_over`].
 async fn reload_all(parts: &mut Parts<'_>) -> Result<Vec<String>, ErrorReply> {
-    let Parts { peers, routes, .. } = parts;
-    let refuse = |message: &str, details: Vec<String>| ErrorReply {
-        code: ErrorCode::ConfigRefused,
-        message: format!("{message}; the former config stays in force"),
-        details,
+    let new = reload::load(&parts.peers.config.path).map_err(wrong)?;
+    take_over(parts, new).await
+}
+
+/// Changes one peer of the config that is in force; the file stays as it is.
+///
+/// # Errors
+/// As [`take_over`], and if there is no such peer.
+async fn edit_peer(parts: &mut Parts<'_>, change: &PeerEdit) -> Result<Vec<String>, ErrorReply> {
+    let old = &parts.peers.config;
+    let text = config::edit_peer(&old.text, change).map_err(|error| match error {
+        EditError::NoPeer(_) => ErrorReply::new(ErrorCode::NoSuchPeer, error.to_string()),
+        error => refuse(&error.to_string(), Vec::new()),
+    })?;
+    // Places in a text that is in no file would mislead.
+    let wrong = |errors: ConfigErrors| {
+        let details = errors.list().iter().map(|e| format!("{}; {}", e.what, e.fix)).collect();
+        refuse("the change is refused", details)
     };
-    let wrong = |error: qvpn_api::ConfigErrors| {
-        refuse("the config is refused", error.to_string().lines().map(str::to_owned).collect())
-    };
-    let new = reload::load(&peers.config.path).map_err(wrong)?;
+    let new = Config::parse(&old.path, &text).and_then(reload::checked).map_err(wrong)?;
+    take_over(parts, new).await
+}
+
+fn refuse(message: &str, details: Vec<String>) -> ErrorReply {
+    let message = format!("{message}; the former config stays in force");
+    ErrorReply { code: ErrorCode::ConfigRefused, message, details }
+}
+
+fn wrong(errors: ConfigErrors) -> ErrorReply {
+    refuse("the config is refused", errors.to_string().lines().map(str::to_owned).collect())
+}
+
+/// Goes over to `new`, and says what changed.
+///
+/// # Errors
+/// If the config is refused, or the kernel refuses its routes. Nothing has changed then.
+async fn take_over(parts: &mut Parts<'_>, new: Config) -> Result<Vec<String>, ErrorReply> {
+    let Parts { peers, routes, marks, .. } = parts;
     let plan = translate::route_plan(&new)
         .map_err(|error| refuse("the config's routes can't work", vec![error.to_string()]))?;
-    let mut refused = reload::refused(&peers.config, &new, routes.fwmark(), plan.fwmark());
+    let mut refused = reload::refused(&peers.config, &new);
     if new.read_private_key().map_err(wrong)?.public() != peers.local.public() {
         refused.push(
             "the private key is another one; restart the daemon for that, or put the former file back"
@@ -219,7 +253,9 @@ async fn reload_all(parts: &mut Parts<'_>) -> Result<Vec<String>, ErrorReply> {
     let events = peers.shared.events.clone();
     let answers = peers.shared.answers.clone();
     let counts = peers.kme_counts.clone();
-    let kmes = Kmes::open(new.kms.as_ref(), routes.fwmark(), &events, &answers, &counts, &peers.kmes)
+    // A mark that no rule asks for any more does no harm.
+    let (former_mark, mark) = (marks.mark(), if plan.fwmark() == 0 { marks.mark() } else { plan.fwmark() });
+    let kmes = Kmes::open(new.kms.as_ref(), mark, &events, &answers, &counts, &peers.kmes)
         .map_err(|error| refuse("a KME can't be used", vec![in_words(&error)]))?;
 
     let listen = new.interface.metrics_listen;
@@ -236,7 +272,17 @@ async fn reload_all(parts: &mut Parts<'_>) -> Result<Vec<String>, ErrorReply> {
         ErrorReply::new(ErrorCode::Failed, format!("{error}; the former config stays in force"))
     };
     let (old_interface, interface) = (peers.config.interface.clone(), new.interface.clone());
-    routes.apply(plan).await.map_err(failed)?;
+    // The mark before the rules that ask for it: a datagram without would go into the tunnel that it carries.
+    if mark != former_mark {
+        marks.set(mark).map_err(|error| {
+            let what = format!("the firewall mark {mark:#x} can't be set on the sockets: {error}; the former config stays in force");
+            ErrorReply::new(ErrorCode::Failed, what)
+        })?;
+    }
+    if let Err(error) = routes.apply(plan).await {
+        back_to(marks, former_mark);
+        return Err(failed(error));
+    }
     if (&old_interface.address, old_interface.mtu) != (&interface.address, interface.mtu)
         && let Err(error) = routes.device(&interface.address, translate::mtu(interface.mtu)).await
     {
@@ -246,6 +292,7 @@ async fn reload_all(parts: &mut Parts<'_>) -> Result<Vec<String>, ErrorReply> {
         {
             tracing::error!("going back to the former routes: {error}");
         }
+        back_to(marks, former_mark);
         return Err(failed(error));
     }
     if let Some(metrics) = metrics {
@@ -277,6 +324,15 @@ impl Watchdog {
             self.next = Some(now + every);
             notify(&[NotifyState::Watchdog]);
         }
+    }
+}
+
+/// The mark of before; one that nobody asks for does no harm.
+fn back_to(marks: &mut Marks, mark: u32) {
+    if marks.mark() != mark
+        && let Err(error) = marks.set(mark)
+    {
+        tracing::warn!("going back to the former firewall mark: {error}");
     }
 }
 

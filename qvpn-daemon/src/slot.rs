@@ -29,6 +29,8 @@ use crate::status::sources;
 const SILENCE: Duration = Duration::from_secs(3);
 /// A packet may arrive a little before the epoch counts as active at this end.
 const EARLY: Duration = Duration::from_secs(1);
+/// A peer that was sent to for so long without an answer is silent: its name may have another address by now.
+const SILENT: Duration = Duration::from_secs(15);
 /// How often a host name is looked up while its peer can't be reached.
 const LOOK_UP: Duration = Duration::from_secs(10);
 
@@ -202,7 +204,9 @@ impl Slot {
     fn look_up(&mut self, shared: &Shared, now: Time) {
         let Some(endpoint) = self.config.endpoint.as_ref().filter(|e| e.ip().is_none()) else { return };
         let recently = self.looked_up.is_some_and(|at| now.since(at) < LOOK_UP);
-        if recently || !matches!(self.told, State::Connecting | State::Blocked) {
+        let (sent, received) = (Time::from_nanos(self.activity.0), Time::from_nanos(self.activity.1));
+        let unanswered = sent.since(received) > SILENT;
+        if recently || !(unanswered || matches!(self.told, State::Connecting | State::Blocked)) {
             return;
         }
         self.looked_up = Some(now);

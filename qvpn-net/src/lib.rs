@@ -27,4 +27,5 @@ pub use plan::{
     MAIN_TABLE, PRIORITY_MAIN, PRIORITY_OURS, PlanError, ROUTE_PROTOCOL, Route, RoutePlan, Rule, RuleKind,
     TABLE_BASE, Table, Target,
 };
+pub use sysctl::strict_reverse_path;
 pub use watch::{Change, Watch};

@@ -6,6 +6,13 @@ use std::{fs, io};
 
 const CONF: &str = "/proc/sys/net/ipv4/conf";
 
+/// Interfaces other than `tunnel` whose reverse path filter is strict: with an IPv4 default route into the tunnel, peers'
+/// datagrams are dropped there.
+#[must_use]
+pub fn strict_reverse_path(tunnel: &str) -> Vec<String> {
+    strict_interfaces(Path::new(CONF), tunnel)
+}
+
 /// Sets `src_valid_mark` to 1 unless it is, as `wg-quick` does, and looks for a strict reverse path filter. Returns
 /// sentences for the operator. `tunnel` is our interface's name.
 pub(crate) fn prepare_default_route(tunnel: &str) -> Vec<String> {

@@ -72,9 +72,14 @@ pub(super) fn parse(path: &Path, text: &str) -> Result<Config, ConfigErrors> {
     super::rules::check(&reader.facts, &mut reader.sink);
     reader.sink.finish()?;
     match (interface, peers.into_iter().collect::<Option<Vec<_>>>()) {
-        (Some(interface), Some(peers)) => {
-            Ok(Config { path: path.to_owned(), interface, kms, peers, marks: reader.marks })
-        }
+        (Some(interface), Some(peers)) => Ok(Config {
+            path: path.to_owned(),
+            interface,
+            kms,
+            peers,
+            text: text.into(),
+            marks: reader.marks,
+        }),
         // Nothing is left out without an error, so this is our fault, not the file's.
         _ => Err(ConfigErrors::of_file(
             path,

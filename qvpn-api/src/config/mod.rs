@@ -2,6 +2,7 @@
 //! of a file at once. Parsing touches no file; what must be looked up on the machine is in [`Config::check_files`] and
 //! [`Config::check_neighbours`].
 
+mod edit;
 mod error;
 mod files;
 mod grammar;
@@ -13,9 +14,11 @@ mod token;
 mod values;
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use crate::lookup::{self, LookupError};
 
+pub use edit::{EditError, PeerEdit, edit_peer};
 pub use error::{ConfigError, ConfigErrors, Position};
 pub use ipnet::IpNet;
 pub use model::{
@@ -57,6 +60,8 @@ pub struct Config {
     pub kms: Option<Kms>,
     /// The sections `[[peer]]`, in their order; names and public keys are unique.
     pub peers: Vec<Peer>,
+    /// The text that it was read from.
+    pub text: Arc<str>,
     /// Where values stand, for checks that come after parsing.
     marks: model::Marks,
 }

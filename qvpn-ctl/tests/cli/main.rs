@@ -6,6 +6,7 @@ mod ask;
 mod check;
 mod fake;
 mod keys;
+mod operate;
 mod routes;
 mod schemas;
 mod show;

@@ -1,0 +1,198 @@
+//! Changes one peer in a config's text and leaves everything else as it is: comments, order, blank lines. The same change
+//! is made to what runs (by the daemon) and to the file (by `qvpn-ctl … --save`).
+
+use serde::{Deserialize, Serialize};
+use toml_edit::{ArrayOfTables, DocumentMut, Item, Table};
+
+/// A change of one peer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "edit", rename_all = "snake_case")]
+pub enum PeerEdit {
+    /// A new section `[[peer]]` after the others.
+    Add {
+        /// The section's lines, as TOML.
+        settings: String,
+    },
+    /// Some keys of a peer.
+    Set {
+        /// The peer's whole name.
+        peer: String,
+        /// The new values, as lines of TOML.
+        settings: String,
+        /// Keys that go, so that their defaults hold.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        unset: Vec<String>,
+    },
+    /// The section goes, with the comments right above it.
+    Remove {
+        /// The peer's whole name.
+        peer: String,
+    },
+}
+
+/// Why a text can't be changed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum EditError {
+    /// The config isn't TOML.
+    #[error("the config is not TOML ({0}); mend it first, `qvpn-ctl check` names each place")]
+    Config(String),
+    /// The settings aren't.
+    #[error("the settings are not TOML ({0}); write them as in the config")]
+    Settings(String),
+    /// The peers are written as `peer = [{…}]`.
+    #[error("the config's peers are no sections; write each as `[[peer]]` and its lines")]
+    NotSections,
+    /// There is no such peer.
+    #[error("there is no peer \"{0}\" to change; see `qvpn-ctl peer list`, and whether it was saved")]
+    NoPeer(String),
+    /// There is one already.
+    #[error("there is a peer \"{0}\" already; change it with `qvpn-ctl peer set`")]
+    Exists(String),
+}
+
+/// `text` with the change. Whether the result makes sense is for [`Config::parse`](super::Config::parse) to say.
+///
+/// # Errors
+/// If the text can't be read, or the peer isn't there, or is there already.
+pub fn edit_peer(text: &str, edit: &PeerEdit) -> Result<String, EditError> {
+    let mut document: DocumentMut =
+        text.parse().map_err(|e: toml_edit::TomlError| EditError::Config(first_line(e.message())))?;
+    let item = document.entry("peer").or_insert(Item::ArrayOfTables(ArrayOfTables::new()));
+    let peers = item.as_array_of_tables_mut().ok_or(EditError::NotSections)?;
+    let place = |peers: &ArrayOfTables, name: &str| peers.iter().position(|peer| name_of(peer) == Some(name));
+    match edit {
+        PeerEdit::Add { settings } => {
+            let mut table = read(settings)?;
+            if let Some(name) = name_of(&table).filter(|name| place(peers, name).is_some()) {
+                return Err(EditError::Exists(name.to_owned()));
+            }
+            // A blank line before the section, unless the file is empty.
+            table.decor_mut().set_prefix(if text.trim().is_empty() { "" } else { "\n" });
+            peers.push(table);
+        }
+        PeerEdit::Set { peer, settings, unset } => {
+            let at = place(peers, peer).ok_or_else(|| EditError::NoPeer(peer.clone()))?;
+            let new = read(settings)?;
+            if let Some(table) = peers.get_mut(at) {
+                unset.iter().for_each(|key| drop(table.remove(key)));
+                new.into_iter().for_each(|(key, item)| set(table, &key, item));
+            }
+        }
+        PeerEdit::Remove { peer } => {
+            let at = place(peers, peer).ok_or_else(|| EditError::NoPeer(peer.clone()))?;
+            peers.remove(at);
+        }
+    }
+    let mut text = document.to_string();
+    if !text.is_empty() && !text.ends_with('\n') {
+        text.push('\n');
+    }
+    Ok(text)
+}
+
+fn name_of(table: &Table) -> Option<&str> {
+    table.get("name")?.as_str()
+}
+
+fn read(settings: &str) -> Result<Table, EditError> {
+    let document: DocumentMut =
+        settings.parse().map_err(|e: toml_edit::TomlError| EditError::Settings(first_line(e.message())))?;
+    Ok(document.as_table().clone())
+}
+
+/// Puts a value in the place of another, with what stands around it, such as a comment at the line's end.
+fn set(table: &mut Table, key: &str, mut item: Item) {
+    if let (Some(old), Some(new)) = (table.get(key).and_then(Item::as_value), item.as_value_mut()) {
+        *new.decor_mut() = old.decor().clone();
+    }
+    match table.get_mut(key) {
+        Some(there) => *there = item,
+        None => {
+            table.insert(key, item);
+        }
+    }
+}
+
+fn first_line(message: &str) -> String {
+    message.lines().next().unwrap_or_default().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TEXT: &str = "\
+# The gateway of Berlin.
+[interface]
+listen_port = 51820   # as agreed
+
+# Our main partner.
+[[peer]]
+name = \"site-b\"  # in Bonn
+endpoint = \"203.0.113.9:51820\"  # their firewall
+allowed_ips = [
+  \"10.20.0.0/16\",  # offices
+]
+
+# To be removed in May.
+[[peer]]
+name = \"site-c\"
+allowed_ips = []
+
+[kms]
+sae_id = \"A\"
+# The end.
+";
+
+    fn add(settings: &str) -> PeerEdit {
+        PeerEdit::Add { settings: settings.to_owned() }
+    }
+
+    #[test]
+    fn a_new_peer_stands_after_the_others_and_all_else_stays() {
+        let new = edit_peer(TEXT, &add("name = \"site-d\"\nallowed_ips = [\"10.40.0.0/16\"]\n")).unwrap();
+        let expected = TEXT.replace(
+            "allowed_ips = []\n",
+            "allowed_ips = []\n\n[[peer]]\nname = \"site-d\"\nallowed_ips = [\"10.40.0.0/16\"]\n",
+        );
+        assert_eq!(new, expected);
+        assert_eq!(edit_peer(TEXT, &add("name = \"site-c\"")), Err(EditError::Exists("site-c".into())));
+        assert_eq!(edit_peer("", &add("name = \"x\"\n")).unwrap(), "[[peer]]\nname = \"x\"\n");
+        assert_eq!(
+            edit_peer("[interface]", &add("name = \"x\"\n")).unwrap(),
+            "[interface]\n\n[[peer]]\nname = \"x\"\n"
+        );
+    }
+
+    #[test]
+    fn a_value_changes_in_its_place_and_keeps_its_comment() {
+        let set = |settings: &str, unset: &[&str]| PeerEdit::Set {
+            peer: "site-b".into(),
+            settings: settings.into(),
+            unset: unset.iter().map(|s| (*s).to_owned()).collect(),
+        };
+        let new = edit_peer(TEXT, &set("endpoint = \"192.0.2.1:1\"\nqkd = \"off\"\n", &["absent"])).unwrap();
+        let expected = TEXT
+            .replace("203.0.113.9:51820", "192.0.2.1:1")
+            .replace("# offices\n]\n", "# offices\n]\nqkd = \"off\"\n");
+        assert_eq!(new, expected);
+        let new = edit_peer(TEXT, &set("", &["endpoint"])).unwrap();
+        assert_eq!(new, TEXT.replace("endpoint = \"203.0.113.9:51820\"  # their firewall\n", ""));
+    }
+
+    #[test]
+    fn a_peer_goes_with_the_comment_above_it() {
+        let new = edit_peer(TEXT, &PeerEdit::Remove { peer: "site-c".into() }).unwrap();
+        let gone = "\n# To be removed in May.\n[[peer]]\nname = \"site-c\"\nallowed_ips = []\n";
+        assert_eq!(new, TEXT.replace(gone, ""));
+        let missing = EditError::NoPeer("site-x".into());
+        assert_eq!(edit_peer(TEXT, &PeerEdit::Remove { peer: "site-x".into() }), Err(missing));
+    }
+
+    #[test]
+    fn what_cannot_be_edited_is_said() {
+        assert!(matches!(edit_peer("x = ", &add("")), Err(EditError::Config(_))));
+        assert!(matches!(edit_peer("", &add("x = ")), Err(EditError::Settings(_))));
+        assert_eq!(edit_peer("peer = [{name = \"a\"}]\n", &add("name = \"b\"")), Err(EditError::NotSections));
+    }
+}

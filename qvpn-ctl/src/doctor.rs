@@ -1,0 +1,151 @@
+//! `doctor`: looks at the machine and at each config, and says what keeps a tunnel from working, with the command that
+//! mends it. It changes nothing, and asks no KME; `kms check` does.
+
+mod machine;
+mod network;
+mod tunnel;
+
+use std::path::Path;
+
+use qvpn_api::Config;
+use serde::Serialize;
+
+use crate::cli::Dirs;
+use crate::error::CtlError;
+use crate::output::{self, Paint, Tone, clean};
+use crate::text::wrap;
+
+/// How a check ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Verdict {
+    /// As it should be.
+    Ok,
+    /// It works, and may be meant so; or it could not be looked at.
+    Warning,
+    /// It keeps a tunnel from working.
+    Bad,
+}
+
+/// One check; `docs/schemas/doctor.json` describes its JSON form.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct Finding {
+    /// What was looked at, one word; fixed.
+    check: &'static str,
+    /// The interface that it is about, if not the machine.
+    interface: Option<String>,
+    result: Verdict,
+    /// What was found.
+    text: String,
+    /// The command that mends it.
+    fix: Option<String>,
+}
+
+impl Finding {
+    fn ok(check: &'static str, text: impl Into<String>) -> Self {
+        Self { check, interface: None, result: Verdict::Ok, text: text.into(), fix: None }
+    }
+
+    fn warning(check: &'static str, text: impl Into<String>, fix: impl Into<String>) -> Self {
+        Self { result: Verdict::Warning, fix: Some(fix.into()), ..Self::ok(check, text) }
+    }
+
+    fn bad(check: &'static str, text: impl Into<String>, fix: impl Into<String>) -> Self {
+        Self { result: Verdict::Bad, fix: Some(fix.into()), ..Self::ok(check, text) }
+    }
+
+    /// Something that can't be looked at from here.
+    fn unknown(check: &'static str, text: impl Into<String>) -> Self {
+        Self { result: Verdict::Warning, ..Self::ok(check, text) }
+    }
+}
+
+#[derive(Serialize)]
+struct Report<'a> {
+    schema: u32,
+    ok: bool,
+    findings: &'a [Finding],
+}
+
+pub(crate) fn doctor(dirs: &Dirs, interface: Option<&str>, json: bool) -> Result<(), CtlError> {
+    let files = match interface {
+        Some(name) => vec![dirs.config_dir.join(format!("{name}.toml"))],
+        None => crate::routes::configs(&dirs.config_dir).unwrap_or_default(),
+    };
+    let mut findings = machine::look();
+    if files.is_empty() {
+        findings.push(Finding::warning(
+            "config",
+            format!("there is no config in {}", dirs.config_dir.display()),
+            "qvpn-ctl import /etc/wireguard/wg0.conf, or write one as in qvpn.toml(5)",
+        ));
+    }
+    for file in &files {
+        findings.extend(look_at(dirs, file));
+    }
+    if json {
+        let ok = findings.iter().all(|f| f.result != Verdict::Bad);
+        output::print_json(&Report { schema: 1, ok, findings: &findings })?;
+    } else {
+        output::print(&text(&findings, Paint::for_stdout()))?;
+    }
+    match findings.iter().filter(|f| f.result == Verdict::Bad).count() {
+        0 => Ok(()),
+        bad => Err(CtlError::Doctor { bad, all: findings.len() }),
+    }
+}
+
+fn look_at(dirs: &Dirs, file: &Path) -> Vec<Finding> {
+    let name = file.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+    let config = Config::load(file).and_then(|config| {
+        match (config.check_files(), config.check_neighbours(&config.neighbours())) {
+            (Ok(()), Ok(())) => Ok(config),
+            (Err(errors), Ok(())) | (Ok(()), Err(errors)) => Err(errors),
+            (Err(one), Err(two)) => Err(one.and(two)),
+        }
+    });
+    let mut findings = match &config {
+        Ok(_) => vec![Finding::ok("config", format!("{} is fine", file.display()))],
+        Err(errors) => errors
+            .list()
+            .iter()
+            .map(|error| {
+                Finding::bad("config", error.to_string(), format!("qvpn-ctl check {}", file.display()))
+            })
+            .collect(),
+    };
+    // What the files lack is told above; the rest can be looked at all the same.
+    if let Ok(config) = Config::load(file) {
+        findings.extend(network::look(&config));
+        findings.extend(tunnel::look(dirs, &config));
+    }
+    findings.iter_mut().for_each(|finding| finding.interface = Some(name.clone()));
+    findings
+}
+
+fn text(findings: &[Finding], paint: Paint) -> String {
+    let mut text = String::new();
+    for finding in findings {
+        let (word, tone) = match finding.result {
+            Verdict::Ok => ("ok", Tone::Good),
+            Verdict::Warning => ("warning", Tone::Warn),
+            Verdict::Bad => ("bad", Tone::Bad),
+        };
+        let about = finding.interface.as_ref().map(|name| format!("{}: ", clean(name))).unwrap_or_default();
+        let said = format!("{about}{}", finding.text);
+        let lines = |said: &str, first| {
+            paint.width.map_or_else(|| vec![said.to_owned()], |limit| wrap(said, limit, first, 10))
+        };
+        text += &format!(
+            "{} {:<13} {}\n",
+            paint.text(tone, &format!("{word:<7}")),
+            finding.check,
+            paint.lines(Tone::Plain, &lines(&said, 22), 10)
+        );
+        if let Some(fix) = &finding.fix {
+            // A command stays on its line, so that it can be copied.
+            text += &format!("          -> {}\n", clean(fix));
+        }
+    }
+    text
+}

@@ -1,0 +1,147 @@
+//! What a tunnel needs of the machine, whatever its config says.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use super::Finding;
+
+/// Memory for keys that a daemon may want to lock, in bytes; the unit sets it.
+const MEMLOCK: u64 = 64 << 20;
+
+pub(super) fn look() -> Vec<Finding> {
+    vec![tun(), kernel(), clock()]
+}
+
+fn tun() -> Finding {
+    let path = Path::new("/dev/net/tun");
+    if !path.exists() {
+        return Finding::bad(
+            "tun",
+            "there is no /dev/net/tun, so no tunnel can be made",
+            "modprobe tun && echo tun > /etc/modules-load.d/tun.conf",
+        );
+    }
+    match fs::OpenOptions::new().read(true).write(true).open(path) {
+        Ok(_) => Finding::ok("tun", "/dev/net/tun is there"),
+        Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
+            Finding::bad("tun", "/dev/net/tun can't be opened by this user", "chmod 0666 /dev/net/tun")
+        }
+        Err(error) => Finding::bad("tun", format!("/dev/net/tun can't be opened: {error}"), "modprobe tun"),
+    }
+}
+
+/// The offloads that a kernel of this age has; the daemon goes on without those that are missing.
+fn kernel() -> Finding {
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let release = release.trim();
+    match offloads(release) {
+        None => Finding::unknown("offloads", format!("the kernel's version is not known ({release})")),
+        Some(missing) if missing.is_empty() => {
+            Finding::ok("offloads", format!("kernel {release} has UDP GSO, UDP GRO and USO"))
+        }
+        Some(missing) => Finding::warning(
+            "offloads",
+            format!(
+                "kernel {release} lacks {}, so large flows cost more of the processor",
+                missing.join(" and ")
+            ),
+            "apt-get install -t stable-backports linux-image-amd64",
+        ),
+    }
+}
+
+/// What a kernel lacks; `None` if its version can't be read.
+fn offloads(release: &str) -> Option<Vec<&'static str>> {
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|n| n.parse::<u32>().ok());
+    let version = (numbers.next()??, numbers.next()??);
+    let all = [((4, 18), "UDP GSO"), ((5, 0), "UDP GRO"), ((6, 2), "USO of the TUN device")];
+    Some(all.into_iter().filter(|(since, _)| version < *since).map(|(_, what)| what).collect())
+}
+
+/// KMEs' certificates are held against the clock, and a clock that goes back makes a peer refuse our handshakes.
+fn clock() -> Finding {
+    let output = Command::new("timedatectl").args(["show", "--property=NTPSynchronized", "--value"]).output();
+    let said = output
+        .ok()
+        .filter(|o| o.status.success())
+        .map(|o| String::from_utf8_lossy(&o.stdout).trim().to_owned());
+    match said.as_deref() {
+        Some("yes") => Finding::ok("time", "the clock is synchronised"),
+        Some("no") => Finding::warning(
+            "time",
+            "the clock is not synchronised: KMEs' certificates may seem ended, and a clock set back locks a peer out",
+            "timedatectl set-ntp true",
+        ),
+        _ => Finding::unknown(
+            "time",
+            "whether the clock is synchronised is not known, since timedatectl says nothing here",
+        ),
+    }
+}
+
+/// What the process `pid`, a daemon, may do and lock; where there is none, nothing is said.
+pub(super) fn process(pid: u32, interface: &str) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    if let Some(set) = effective(&status) {
+        let drop_in =
+            format!("systemctl edit qvpn@{interface} # [Service] AmbientCapabilities=CAP_NET_ADMIN");
+        findings.push(match set & (1 << 12) {
+            0 => Finding::bad(
+                "capabilities",
+                "the daemon lacks CAP_NET_ADMIN, so it can't mend its routes",
+                drop_in,
+            ),
+            _ => Finding::ok("capabilities", "the daemon has CAP_NET_ADMIN"),
+        });
+    }
+    let limits = fs::read_to_string(format!("/proc/{pid}/limits")).unwrap_or_default();
+    let locks_freely = effective(&status).is_some_and(|set| set & (1 << 14) != 0);
+    match locked(&limits) {
+        None => {}
+        Some(limit) if limit >= MEMLOCK || locks_freely => {
+            findings.push(Finding::ok("memlock", "the daemon may lock enough memory for its keys"));
+        }
+        Some(limit) => findings.push(Finding::warning(
+            "memlock",
+            format!("the daemon may lock {} KiB of memory, which is enough for a few hundred peers", limit / 1024),
+            format!("prlimit --pid {pid} --memlock={MEMLOCK}:{MEMLOCK} # and LimitMEMLOCK=infinity in `systemctl edit qvpn@{interface}`"),
+        )),
+    }
+    findings
+}
+
+/// `CapEff` of `/proc/PID/status`.
+fn effective(status: &str) -> Option<u64> {
+    let line = status.lines().find_map(|line| line.strip_prefix("CapEff:"))?;
+    u64::from_str_radix(line.trim(), 16).ok()
+}
+
+/// The soft limit on locked memory in `/proc/PID/limits`, in bytes.
+fn locked(limits: &str) -> Option<u64> {
+    let line = limits.lines().find_map(|line| line.strip_prefix("Max locked memory"))?;
+    match line.split_whitespace().next()? {
+        "unlimited" => Some(u64::MAX),
+        bytes => bytes.parse().ok(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_kernel_says_of_itself_is_read() {
+        assert_eq!(offloads("6.1.0-13-amd64"), Some(vec!["USO of the TUN device"]));
+        assert_eq!(offloads("6.18.5"), Some(vec![]));
+        assert_eq!(offloads("4.9"), Some(vec!["UDP GSO", "UDP GRO", "USO of the TUN device"]));
+        assert_eq!(offloads("odd"), None);
+        assert_eq!(effective("Name:\tx\nCapEff:\t0000000000001000\n"), Some(0x1000));
+        assert_eq!(effective(""), None);
+        let limits =
+            "Limit  Soft Limit  Hard Limit  Units\nMax locked memory         67108864  67108864  bytes\n";
+        assert_eq!(locked(limits), Some(64 << 20));
+        assert_eq!(locked("Max locked memory unlimited unlimited bytes"), Some(u64::MAX));
+    }
+}

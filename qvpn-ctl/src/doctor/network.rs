@@ -1,0 +1,320 @@
+//! What a config needs of the machine's network: forwarding, the reverse path filter, MTU, firewall, and routes that
+//! nobody else cuts short. Routes and rules are read from `ip -json` and `nft -json`.
+
+use std::fs;
+use std::net::IpAddr;
+use std::process::Command;
+
+use qvpn_api::Config;
+use qvpn_api::config::{Mtu, Table};
+use qvpn_net::{IpNet, ROUTE_PROTOCOL, strict_reverse_path};
+use serde_json::Value;
+
+use super::Finding;
+
+/// The MTU of the device where the config says `auto`, in bytes.
+const AUTO_MTU: u16 = 1420;
+/// What the tunnel adds to a packet, in bytes: UDP (8), our header (16) and tag (16), and the outer IP header.
+const AROUND_V4: u64 = 20 + 8 + 16 + 16;
+const AROUND_V6: u64 = 40 + 8 + 16 + 16;
+
+pub(super) fn look(config: &Config) -> Vec<Finding> {
+    let mut findings = forwarding(config);
+    findings.extend(reverse_path(config));
+    findings.extend(mtu(config));
+    findings.push(firewall(config));
+    if config.interface.table != Table::Off {
+        findings.extend(routes(config));
+    }
+    findings
+}
+
+fn allowed(config: &Config) -> impl Iterator<Item = &IpNet> {
+    config.peers.iter().flat_map(|peer| &peer.allowed_ips)
+}
+
+fn forwarding(config: &Config) -> Vec<Finding> {
+    let families = [
+        (false, "ip_forward", "/proc/sys/net/ipv4/ip_forward", "net.ipv4.ip_forward", "IPv4"),
+        (
+            true,
+            "ip6_forward",
+            "/proc/sys/net/ipv6/conf/all/forwarding",
+            "net.ipv6.conf.all.forwarding",
+            "IPv6",
+        ),
+    ];
+    let mut findings = Vec::new();
+    for (ipv6, check, file, key, family) in families {
+        if !allowed(config).any(|net| net.addr().is_ipv6() == ipv6) {
+            continue;
+        }
+        findings.push(match fs::read_to_string(file).map(|text| text.trim() == "1") {
+            Ok(true) => Finding::ok(check, format!("{family} is forwarded between the LAN and the tunnel")),
+            Ok(false) => Finding::bad(
+                check,
+                format!("this machine doesn't forward {family}, so only itself could use the tunnel"),
+                format!("sysctl -w {key}=1 && echo {key}=1 > /etc/sysctl.d/90-qvpn-{check}.conf"),
+            ),
+            Err(error) => Finding::unknown(check, format!("{file}: {error}")),
+        });
+    }
+    findings
+}
+
+fn reverse_path(config: &Config) -> Vec<Finding> {
+    if !allowed(config).any(|net| net.prefix_len() == 0 && net.addr().is_ipv4()) {
+        return Vec::new();
+    }
+    let strict = strict_reverse_path(&config.interface.name);
+    if strict.is_empty() {
+        return vec![Finding::ok("rp_filter", "no reverse path filter drops peers' datagrams")];
+    }
+    let bad = |name: &String| {
+        Finding::bad(
+            "rp_filter",
+            format!(
+                "rp_filter is strict on {name}: with a default route into the tunnel the kernel drops peers' datagrams there"
+            ),
+            format!("sysctl -w net.ipv4.conf.{}.rp_filter=2", name.replace('.', "/")),
+        )
+    };
+    strict.iter().map(bad).collect()
+}
+
+fn mtu(config: &Config) -> Vec<Finding> {
+    let tunnel = match config.interface.mtu {
+        Mtu::Auto => AUTO_MTU,
+        Mtu::Bytes(bytes) => bytes,
+    };
+    let mut findings = Vec::new();
+    for peer in &config.peers {
+        let Some(ip) = peer.endpoint.as_ref().and_then(qvpn_api::config::Endpoint::ip) else { continue };
+        let mut words = vec!["-json".to_owned(), "route".to_owned(), "get".to_owned(), ip.to_string()];
+        if config.interface.fwmark != 0 {
+            words.extend(["mark".to_owned(), config.interface.fwmark.to_string()]);
+        }
+        let Some(route) = json("ip", &words).and_then(|all| all.get(0).cloned()) else {
+            findings.push(Finding::bad(
+                "endpoint",
+                format!("there is no route to {ip}, where peer {} is", peer.name),
+                format!("ip route add {ip} via GATEWAY # the next hop towards the WAN"),
+            ));
+            continue;
+        };
+        let device = route["dev"].as_str().unwrap_or_default();
+        let Some(outer) = route["metrics"][0]["mtu"].as_u64().or_else(|| device_mtu(device)) else {
+            continue;
+        };
+        let around = if ip.is_ipv6() { AROUND_V6 } else { AROUND_V4 };
+        let most = outer.saturating_sub(around) / 16 * 16;
+        findings.push(if u64::from(tunnel) + around <= outer {
+            Finding::ok("mtu", format!("packets of {tunnel} bytes fit through {device} to peer {}", peer.name))
+        } else {
+            Finding::warning(
+                "mtu",
+                format!("packets of {tunnel} bytes are cut in two on {device} (MTU {outer}) to peer {}, which costs speed", peer.name),
+                format!("sed -i 's/^mtu *=.*//; s/^\\[interface\\]/[interface]\\nmtu = {most}/' {} && qvpn-ctl reload {}", config.path.display(), config.interface.name),
+            )
+        });
+    }
+    findings
+}
+
+fn device_mtu(device: &str) -> Option<u64> {
+    let words = ["-json", "link", "show", "dev", device].map(str::to_owned);
+    json("ip", &words)?.get(0)?["mtu"].as_u64()
+}
+
+fn firewall(config: &Config) -> Finding {
+    let (first, last) = ports(config);
+    let text =
+        if first == last { format!("UDP port {first}") } else { format!("UDP ports {first} to {last}") };
+    let Some(rules) = json("nft", &["-json".to_owned(), "list".to_owned(), "ruleset".to_owned()]) else {
+        return Finding::unknown(
+            "firewall",
+            format!("the firewall can't be read here (it needs root and nft); {text} must be let in and out"),
+        );
+    };
+    match closed_chain(&rules, first) {
+        None => Finding::ok("firewall", format!("no nftables chain of this machine shuts {text} out")),
+        Some((family, table, chain)) => Finding::warning(
+            "firewall",
+            format!(
+                "the chain {family} {table} {chain} drops what it doesn't know, and names {text} nowhere"
+            ),
+            format!("nft insert rule {family} {table} {chain} udp dport {first}-{last} accept"),
+        ),
+    }
+}
+
+fn ports(config: &Config) -> (u16, u16) {
+    let first = config.interface.listen_port;
+    (first, first.saturating_add(u16::from(config.interface.lanes) - 1))
+}
+
+/// A chain for incoming packets that drops by its policy, in a ruleset with no rule that names the port.
+fn closed_chain(ruleset: &Value, port: u16) -> Option<(String, String, String)> {
+    let items = ruleset["nftables"].as_array()?;
+    let names_port = |value: &Value| mentions(value, u64::from(port));
+    if items.iter().any(|item| item.get("rule").is_some_and(names_port)) {
+        return None;
+    }
+    let chain = items
+        .iter()
+        .filter_map(|item| item.get("chain"))
+        .find(|c| c["hook"] == "input" && c["policy"] == "drop")?;
+    let word = |key: &str| chain[key].as_str().map(str::to_owned);
+    Some((word("family")?, word("table")?, word("name")?))
+}
+
+/// Whether a number, or a range that holds it, stands anywhere in `value`.
+fn mentions(value: &Value, n: u64) -> bool {
+    match value {
+        Value::Number(number) => number.as_u64() == Some(n),
+        Value::Array(list) => list.iter().any(|item| mentions(item, n)),
+        Value::Object(map) => {
+            let in_range = map.get("range").and_then(Value::as_array).is_some_and(|range| {
+                let end = |i: usize| range.get(i).and_then(Value::as_u64);
+                end(0).is_some_and(|a| a <= n) && end(1).is_some_and(|b| n <= b)
+            });
+            in_range || map.values().any(|item| mentions(item, n))
+        }
+        _ => false,
+    }
+}
+
+/// Routes of others that take a part of an allowed IP elsewhere, and blocks that are missing.
+fn routes(config: &Config) -> Vec<Finding> {
+    let mut all = Vec::new();
+    for family in ["-4", "-6"] {
+        let words = [family, "-json", "route", "show", "table", "all"].map(str::to_owned);
+        let Some(Value::Array(routes)) = json("ip", &words) else {
+            return vec![Finding::unknown("routes", "the routes can't be read: is `ip` (iproute2) there?")];
+        };
+        all.extend(routes.into_iter().map(|route| (family == "-6", route)));
+    }
+    let ours: Vec<&IpNet> = allowed(config).collect();
+    let mut findings = Vec::new();
+    for (ipv6, route) in &all {
+        let Some(found) = foreign(*ipv6, route, &config.interface.name) else { continue };
+        // A default route is beaten by ours through its own table; only longer routes cut ours short.
+        let Some(cut) = ours.iter().find(|net| {
+            net.prefix_len() > 0 && net.contains(&found) && net.prefix_len() <= found.prefix_len()
+        }) else {
+            continue;
+        };
+        let device = route["dev"].as_str().unwrap_or_default();
+        let via = route["gateway"].as_str().map(|via| format!(" via {via}")).unwrap_or_default();
+        findings.push(Finding::warning(
+            "routes",
+            format!("{found}{via} dev {device} is inside the allowed IP {cut}: packets to it leave by {device} and not through the tunnel; that is right only for a network of this site"),
+            format!("ip {}route del {found}{via} dev {device}", if *ipv6 { "-6 " } else { "" }),
+        ));
+    }
+    let blocked = |net: &IpNet| {
+        all.iter().any(|(ipv6, route)| {
+            *ipv6 == net.addr().is_ipv6()
+                && route["type"] == "unreachable"
+                && is_ours(route)
+                && destination(*ipv6, route) == Some(*net)
+        })
+    };
+    let open: Vec<String> = ours.iter().filter(|net| !blocked(net)).map(ToString::to_string).collect();
+    findings.push(if open.is_empty() {
+        Finding::ok("block", "each allowed IP has its fail-closed route")
+    } else {
+        let shown = open.iter().take(4).cloned().collect::<Vec<_>>().join(", ");
+        let more = open.len().saturating_sub(4);
+        let more = if more == 0 { String::new() } else { format!(" and {more} more") };
+        Finding::bad(
+            "block",
+            format!("no fail-closed route lies under {shown}{more}: while the daemon doesn't run, packets may leave in clear"),
+            format!("qvpn-ctl block {}", config.path.display()),
+        )
+    });
+    findings
+}
+
+/// The destination of somebody else's route in the main table that leads to another device.
+fn foreign(ipv6: bool, route: &Value, tunnel: &str) -> Option<IpNet> {
+    let kind = route["type"].as_str().unwrap_or("unicast");
+    let main = matches!(route["table"].as_str(), None | Some("main"));
+    let device = route["dev"].as_str()?;
+    if kind != "unicast" || !main || is_ours(route) || device == tunnel || device == "lo" {
+        return None;
+    }
+    destination(ipv6, route).filter(|net| net.prefix_len() > 0)
+}
+
+fn is_ours(route: &Value) -> bool {
+    route["protocol"].as_str() == Some(ROUTE_PROTOCOL.to_string().as_str())
+}
+
+fn destination(ipv6: bool, route: &Value) -> Option<IpNet> {
+    match route["dst"].as_str()? {
+        "default" if ipv6 => "::/0".parse().ok(),
+        "default" => "0.0.0.0/0".parse().ok(),
+        text => text.parse().ok().or_else(|| text.parse().ok().map(|ip: IpAddr| IpNet::from(ip))),
+    }
+}
+
+/// What a command prints as JSON; `None` if it isn't there or fails.
+fn json(program: &str, words: &[String]) -> Option<Value> {
+    // An ordinary user's PATH has no sbin in Debian.
+    let path = std::env::var("PATH").unwrap_or_default();
+    let output = Command::new(program)
+        .args(words)
+        .env("PATH", format!("{path}:/usr/sbin:/sbin:/usr/bin:/bin"))
+        .output()
+        .ok()?;
+    match (output.status.success(), output.stdout.as_slice()) {
+        (true, []) => Some(Value::Array(Vec::new())),
+        (true, text) => serde_json::from_slice(text).ok(),
+        (false, _) => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn a_firewall_that_names_the_port_is_open() {
+        let chain = json!({"chain": {"family": "inet", "table": "filter", "name": "input", "hook": "input", "policy": "drop"}});
+        let rule = |right: Value| json!({"rule": {"expr": [{"match": {"op": "==", "left": {"payload": {"protocol": "udp", "field": "dport"}}, "right": right}}, {"accept": null}]}});
+        let closed = Some(("inet".to_owned(), "filter".to_owned(), "input".to_owned()));
+        assert_eq!(closed_chain(&json!({"nftables": [chain]}), 51820), closed);
+        assert_eq!(closed_chain(&json!({"nftables": [chain, rule(json!(22))]}), 51820), closed);
+        assert_eq!(closed_chain(&json!({"nftables": [chain, rule(json!(51820))]}), 51820), None);
+        assert_eq!(
+            closed_chain(&json!({"nftables": [chain, rule(json!({"range": [51000, 52000]}))]}), 51820),
+            None
+        );
+        assert_eq!(
+            closed_chain(&json!({"nftables": [chain, rule(json!({"set": [22, 51820]}))]}), 51820),
+            None
+        );
+        assert_eq!(closed_chain(&json!({"nftables": []}), 51820), None);
+    }
+
+    #[test]
+    fn only_routes_of_others_to_other_devices_count() {
+        let found = |route: Value| foreign(false, &route, "qvpn0").map(|net| net.to_string());
+        assert_eq!(found(json!({"dst": "10.20.3.0/24", "dev": "eth0"})), Some("10.20.3.0/24".into()));
+        assert_eq!(
+            found(json!({"dst": "10.20.3.7", "dev": "eth0", "table": "main"})),
+            Some("10.20.3.7/32".into())
+        );
+        for route in [
+            json!({"dst": "default", "dev": "eth0"}),
+            json!({"dst": "10.20.3.0/24", "dev": "qvpn0"}),
+            json!({"dst": "10.20.3.0/24", "dev": "eth0", "table": "77"}),
+            json!({"dst": "10.20.3.0/24", "dev": "eth0", "protocol": "113"}),
+            json!({"type": "local", "dst": "10.20.3.1", "dev": "eth0", "table": "local"}),
+        ] {
+            assert_eq!(found(route.clone()), None, "{route}");
+        }
+    }
+}

@@ -1,0 +1,88 @@
+//! The daemon of a config, and the certificates that it shows to KMEs.
+
+use qvpn_api::Config;
+use qvpn_api::config::KmeAccess;
+use qvpn_api::control::{Reply, Request};
+
+use super::{Finding, machine};
+use crate::cli::Dirs;
+use crate::client::Client;
+use crate::kms_open;
+use crate::units::duration;
+
+/// A certificate that ends sooner should be renewed.
+const SOON: i64 = 30 * 86_400;
+
+pub(super) fn look(dirs: &Dirs, config: &Config) -> Vec<Finding> {
+    let mut findings = daemon(dirs, config);
+    findings.extend(certificates(config));
+    findings
+}
+
+fn daemon(dirs: &Dirs, config: &Config) -> Vec<Finding> {
+    let name = &config.interface.name;
+    let asked = Client::connect(&dirs.socket_dir, name).and_then(|mut client| client.ask(&Request::Version));
+    match asked {
+        Ok(Reply::Version { daemon, pid, .. }) if daemon == env!("CARGO_PKG_VERSION") => {
+            let mut findings =
+                vec![Finding::ok("daemon", format!("it runs, version {daemon}, process {pid}"))];
+            findings.extend(machine::process(pid, name));
+            findings
+        }
+        Ok(Reply::Version { daemon, .. }) => vec![Finding::warning(
+            "daemon",
+            format!("it is of version {daemon}, and this program of {}", env!("CARGO_PKG_VERSION")),
+            format!("systemctl restart qvpn@{name}"),
+        )],
+        Ok(_) => vec![Finding::bad(
+            "daemon",
+            "it answers something else",
+            format!("systemctl restart qvpn@{name}"),
+        )],
+        Err(error) => {
+            vec![Finding::bad("daemon", error.to_string(), format!("systemctl enable --now qvpn@{name}"))]
+        }
+    }
+}
+
+fn certificates(config: &Config) -> Vec<Finding> {
+    let now = std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .map_or(0, |d| i64::try_from(d.as_secs()).unwrap_or(i64::MAX));
+    let mut findings = Vec::new();
+    for kme in config.kms.iter().flat_map(|kms| &kms.kmes) {
+        let (KmeAccess::Etsi014(server) | KmeAccess::Skip(server)) = &kme.access else { continue };
+        let open = match kms_open::open(kme, 0) {
+            Ok(open) => open,
+            Err(error) => {
+                let fix = format!("qvpn-ctl kms check --no-take {}", config.path.display());
+                findings.push(Finding::bad(
+                    "certificate",
+                    format!("KME {}: {error}; {}", kme.name, error.advice()),
+                    fix,
+                ));
+                continue;
+            }
+        };
+        let certificates = open.certificates();
+        for (file, end) in
+            [(&server.cert_file, certificates.own_not_after), (&server.ca_file, certificates.ca_not_after)]
+        {
+            let Some(end) = end else { continue };
+            let left = end.saturating_sub(now);
+            let file = file.display();
+            let seconds = std::time::Duration::from_secs(left.unsigned_abs()).as_secs_f64();
+            let fix = format!(
+                "openssl x509 -noout -subject -enddate -in {file} # renew it; the daemon takes the new file by itself"
+            );
+            findings.push(match left {
+                ..=0 => Finding::bad("certificate", format!("{file} ended {} ago", duration(seconds)), fix),
+                1..SOON => {
+                    Finding::warning("certificate", format!("{file} ends in {}", duration(seconds)), fix)
+                }
+                _ => Finding::ok("certificate", format!("{file} ends in {}", duration(seconds))),
+            });
+        }
+    }
+    findings
+}

@@ -1,0 +1,169 @@
+//! `peer add`, `peer set` and `peer remove`: a change of what runs, and with `--save` the same change of the config file.
+//! The new file is on the disk before the daemon is asked, and takes the old one's place after it agreed, so that a refusal
+//! or a full disk leaves both as they were.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, fchown};
+use std::path::{Path, PathBuf};
+
+use qvpn_api::Config;
+use qvpn_api::config::{PeerEdit, edit_peer};
+use qvpn_api::control::{Reply, Request};
+use qvpn_api::lookup;
+use tempfile::NamedTempFile;
+
+use crate::cli::{Dirs, PeerSettings};
+use crate::client::Client;
+use crate::error::CtlError;
+use crate::output::{self, clean};
+
+/// What is to be done with a peer.
+pub(crate) enum Wanted {
+    /// A new one.
+    Add { name: String, settings: Box<PeerSettings> },
+    /// One that is named by a beginning of its name or key.
+    Set { peer: String, settings: Box<PeerSettings>, unset: Vec<String> },
+    /// Likewise.
+    Remove { peer: String },
+}
+
+pub(crate) fn change(dirs: &Dirs, interface: &str, wanted: Wanted, save: bool) -> Result<(), CtlError> {
+    let mut client = Client::connect(&dirs.socket_dir, interface)?;
+    let change = match wanted {
+        Wanted::Add { name, settings } => {
+            PeerEdit::Add { settings: format!("name = {}\n{}", quoted(&name), toml(&settings)) }
+        }
+        Wanted::Set { peer, settings, unset } => {
+            PeerEdit::Set { peer: whole_name(&mut client, &peer)?, settings: toml(&settings), unset }
+        }
+        Wanted::Remove { peer } => PeerEdit::Remove { peer: whole_name(&mut client, &peer)? },
+    };
+    let pending = match save {
+        true => Some(Pending::prepare(&dirs.config_dir.join(format!("{interface}.toml")), &change)?),
+        false => None,
+    };
+    match client.ask(&Request::EditPeer { change })? {
+        Reply::Reload { changes } if changes.is_empty() => output::print("nothing changed\n")?,
+        Reply::Reload { changes } => {
+            output::print(&changes.iter().map(|c| format!("{}\n", clean(c))).collect::<String>())?;
+        }
+        _ => return Err(client.unexpected()),
+    }
+    match pending {
+        Some(pending) => output::print(&format!("saved in {}\n", pending.commit()?.display())),
+        None => {
+            output::note(
+                "not saved: a reload or a restart forgets it; with --save it goes into the config too",
+            );
+            Ok(())
+        }
+    }
+}
+
+fn whole_name(client: &mut Client, text: &str) -> Result<String, CtlError> {
+    let Reply::Peers(peers) = client.ask(&Request::Peers)? else { return Err(client.unexpected()) };
+    let names =
+        |p: &qvpn_api::control::PeerSummary| (p.name.clone(), p.public_key.clone(), p.fingerprint.clone());
+    Ok(lookup::find(peers.into_iter(), text, names).map_err(CtlError::NoPeerShown)?.name)
+}
+
+/// The settings as lines of a section `[[peer]]`.
+fn toml(settings: &PeerSettings) -> String {
+    let list = |list: &Option<Vec<String>>| {
+        list.as_ref().map(|list| {
+            let items: Vec<String> =
+                list.iter().filter(|item| !item.is_empty()).map(|item| quoted(item)).collect();
+            format!("[{}]", items.join(", "))
+        })
+    };
+    let text = |text: &Option<String>| text.as_deref().map(quoted);
+    let rows = [
+        ("public_key", text(&settings.public_key)),
+        ("endpoint", text(&settings.endpoint)),
+        ("allowed_ips", list(&settings.allowed_ips)),
+        ("sae_id", text(&settings.sae_id)),
+        ("kmes", list(&settings.kmes)),
+        ("qkd", text(&settings.qkd)),
+        ("role", text(&settings.role)),
+        ("preshared_key_file", text(&settings.preshared_key_file)),
+        ("persistent_keepalive", text(&settings.persistent_keepalive)),
+        ("suite", text(&settings.suite)),
+        ("rekey_interval", text(&settings.rekey_interval)),
+    ];
+    rows.into_iter().filter_map(|(key, value)| Some(format!("{key} = {}\n", value?))).collect()
+}
+
+/// A string of TOML: what JSON escapes, TOML escapes alike.
+fn quoted(text: &str) -> String {
+    serde_json::Value::from(text).to_string()
+}
+
+/// A new config that waits beside the old one. It goes away unless it is committed.
+struct Pending {
+    file: PathBuf,
+    before: String,
+    new: NamedTempFile,
+    /// Held, so that two changes at once don't undo each other.
+    _lock: File,
+}
+
+impl Pending {
+    /// Writes the file at `path` with the change beside it.
+    fn prepare(path: &Path, change: &PeerEdit) -> Result<Self, CtlError> {
+        let failed = |source| CtlError::Save { file: path.to_owned(), source };
+        // Where it is a link, the file behind it changes.
+        let file = fs::canonicalize(path).map_err(failed)?;
+        let lock = File::open(&file).map_err(failed)?;
+        lock.lock().map_err(failed)?;
+        let before = fs::read_to_string(&file).map_err(failed)?;
+        let after =
+            edit_peer(&before, change).map_err(|source| CtlError::Edit { file: file.clone(), source })?;
+        let config = Config::parse(&file, &after)?;
+        config.check_files()?;
+        let folder = file.parent().unwrap_or(Path::new("/"));
+        let mut new =
+            tempfile::Builder::new().prefix(".qvpn-").suffix(".new").tempfile_in(folder).map_err(failed)?;
+        let (old, own) = (lock.metadata().map_err(failed)?, new.as_file().metadata().map_err(failed)?);
+        if (old.uid(), old.gid()) != (own.uid(), own.gid()) {
+            fchown(new.as_file(), Some(old.uid()), Some(old.gid())).map_err(failed)?;
+        }
+        new.as_file().set_permissions(fs::Permissions::from_mode(old.mode() & 0o7777)).map_err(failed)?;
+        new.write_all(after.as_bytes()).and_then(|()| new.as_file().sync_all()).map_err(failed)?;
+        Ok(Self { file, before, new, _lock: lock })
+    }
+
+    /// Puts it in the place of the old one; returns where that is.
+    fn commit(self) -> Result<PathBuf, CtlError> {
+        let Self { file, before, new, _lock } = self;
+        let failed = |source| CtlError::NotSaved { file: file.clone(), source };
+        if fs::read_to_string(&file).map_err(failed)? != before {
+            return Err(failed(io::Error::other("somebody else has changed it meanwhile")));
+        }
+        new.persist(&file).map_err(|error| failed(error.error))?;
+        // The name is on the disk, too, when the folder is; at worst the old file is there after a crash.
+        if let Some(folder) = file.parent() {
+            let _ = File::open(folder).and_then(|folder| folder.sync_all());
+        }
+        Ok(file)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn settings_become_lines_of_a_config_whatever_they_hold() {
+        let settings = PeerSettings {
+            endpoint: Some("a\"b\\c\u{1}ü".into()),
+            allowed_ips: Some(vec!["10.0.0.0/8".into(), "fd00::/8".into()]),
+            kmes: Some(vec![String::new()]),
+            ..PeerSettings::default()
+        };
+        assert_eq!(
+            toml(&settings),
+            "endpoint = \"a\\\"b\\\\c\\u0001ü\"\nallowed_ips = [\"10.0.0.0/8\", \"fd00::/8\"]\nkmes = []\n"
+        );
+    }
+}
