@@ -1,6 +1,6 @@
 # The commands that people use. `make demo` and `make test` install what is missing by themselves.
 
-.PHONY: help packages demo trial test bench soak fuzz miri build lint fmt deps
+.PHONY: help packages demo trial test bench soak fuzz miri build lint fmt deps evidence
 
 help:
 	@echo "make demo    two sites, two KMEs and a tunnel on this machine, with real traffic"
@@ -8,6 +8,7 @@ help:
 	@echo "make test    everything that must hold, with one summary"
 	@echo "make soak    the long runs, with a report in target/soak"
 	@echo "make fuzz    each parser on hostile input with a nightly, 10 minutes each; FUZZ=3600 for an hour each"
+	@echo "make evidence  fuzzing, floods, memory, model, Miri and vectors for hours, with a page in docs/evidence; EVIDENCE=60 for short"
 	@echo "make bench   qvpn and other VPNs in turns on this machine; BENCH=--quick for a shorter run, BENCH=--help for choices"
 	@echo "make miri    the tests that reach unsafe code under Miri (needs a nightly toolchain)"
 	@echo "make build   release binaries in target/release"
@@ -37,6 +38,9 @@ miri:
 
 fuzz:
 	@scripts/fuzz.sh $(FUZZ)
+
+evidence:
+	@scripts/evidence.sh $(EVIDENCE)
 
 # The null cipher is compiled into the bench alone, so it is built by a call of its own: cargo unites features.
 bench:
