@@ -121,15 +121,15 @@ pack() {
         --output "$out/$name-$version-1.$(uname -m).rpm"
 }
 
-# One list of all that the programs are built from (CycloneDX).
+# A list of all that each program is built from (CycloneDX). The tool writes one beside each crate of the workspace.
 sbom() {
     local crate
+    cargo cyclonedx --quiet --format json --spec-version 1.5 --no-build-deps --override-filename sbom-part \
+        --target "$(rustc -vV | sed -n 's/^host: //p')" --manifest-path qvpn-daemon/Cargo.toml
     for crate in qvpn-daemon qvpn-ctl kme-sim; do
-        cargo cyclonedx --quiet --format json --describe binaries --no-build-deps \
-            --manifest-path "$crate/Cargo.toml" --override-filename sbom-part
-        for part in "$crate"/sbom-part*.json; do mv "$part" "$out/$crate.cdx.json"; done
+        sed "s#$here#/qvpn#g" "$crate/sbom-part.json" >"$out/$crate.cdx.json"
     done
-    find . -name 'sbom-part*.json' -not -path './target/*' -delete
+    find . -maxdepth 2 -name sbom-part.json -delete
 }
 
 out="$target/packages/out"
