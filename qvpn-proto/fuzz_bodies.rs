@@ -4,7 +4,7 @@ use qvpn_proto::Time;
 use qvpn_proto::event::KeyName;
 use qvpn_proto::messenger::Messenger;
 use qvpn_proto::wire::{
-    Accept, Confirm, Fragment, Held, Hello, Kind, Propose, Reject, RejectReason, StockAck, StockOffer,
+    Accept, Confirm, Fragment, Held, Hello, Kind, Lanes, Propose, Reject, RejectReason, StockAck, StockOffer,
     fragment,
 };
 use qvpn_proto::{QkdPolicy, Role, Suite};
@@ -24,6 +24,7 @@ pub fn message(bytes: &[u8]) {
             [transcript, &confirmation].concat()
         }),
         Some(Kind::Confirm) => Confirm::parse(body).ok().map(|m| m.to_bytes()),
+        Some(Kind::Lanes) => Lanes::parse(body).ok().map(|m| m.to_bytes().to_vec()),
         Some(Kind::Reject) => Reject::parse(body).ok().map(|m| m.to_bytes()),
         _ => None,
     };

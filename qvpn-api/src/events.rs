@@ -84,6 +84,14 @@ pub enum EventKind {
         /// The UDP port that a firewall probably blocks.
         port: u16,
     },
+    /// A lane that was silent carries packets again.
+    #[serde(rename = "lane.recovered")]
+    LaneRecovered {
+        /// The peer's name.
+        peer: String,
+        /// The lane's number.
+        lane: u8,
+    },
     /// The chain did not match, so an epoch was made without it.
     #[serde(rename = "chain.reset")]
     ChainReset {
@@ -217,6 +225,7 @@ impl EventKind {
             Self::PeerRoamed { .. } => "peer.roamed",
             Self::PeerBye { .. } => "peer.bye",
             Self::LaneSilent { .. } => "lane.silent",
+            Self::LaneRecovered { .. } => "lane.recovered",
             Self::ChainReset { .. } => "chain.reset",
             Self::RoutesRestored { .. } => "routes.restored",
             Self::EpochActive { .. } => "epoch.active",
@@ -249,6 +258,7 @@ impl EventKind {
             | Self::MachineCopied {} => true,
             Self::PeerUp { .. }
             | Self::PeerRecovered { .. }
+            | Self::LaneRecovered { .. }
             | Self::PeerRoamed { .. }
             | Self::PeerBye { .. }
             | Self::EpochActive { .. }
@@ -273,6 +283,7 @@ impl EventKind {
             }
             Self::PeerBye { peer } | Self::QkdSupplyResumed { peer } => f.add("peer", peer),
             Self::LaneSilent { peer, lane, port } => f.add("peer", peer).add("lane", lane).add("port", port),
+            Self::LaneRecovered { peer, lane } => f.add("peer", peer).add("lane", lane),
             Self::RoutesRestored { routes } => f.add("routes", routes.join(",")),
             Self::EpochActive { peer, epoch, sources, qkd_key_id } => f
                 .add("peer", peer)
@@ -422,6 +433,7 @@ mod tests {
             EventKind::IdentityMismatch { peer: None, endpoint: None, reason: reason() },
             EventKind::ConfigReloaded { changes: vec![] },
             EventKind::MachineCopied {},
+            EventKind::LaneRecovered { peer: peer(), lane: 2 },
         ]
     }
 

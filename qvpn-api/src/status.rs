@@ -161,6 +161,8 @@ pub struct LaneStatus {
     pub endpoint: Option<String>,
     /// Whether anything comes back on it; unknown until the first epoch has had the time to tell.
     pub state: Option<LaneState>,
+    /// The lane by which this one's flows go, where it is silent or the other site hasn't as many lanes.
+    pub via: Option<u8>,
     /// Authenticated packets that came by it.
     pub rx_packets: u64,
     /// Packets that were handed to the kernel.
@@ -177,7 +179,7 @@ pub struct LaneStatus {
 pub enum LaneState {
     /// Packets come back.
     Up,
-    /// Nothing came back in this epoch: probably a firewall that blocks the lane's UDP port.
+    /// Nothing comes by it, at our end or by the other end's word: probably a firewall that blocks the lane's UDP port.
     Silent,
 }
 

@@ -236,7 +236,7 @@ impl Page {
             return;
         }
         for lane in &p.lanes {
-            let (state, tone) = match lane.state {
+            let (mut state, tone) = match lane.state {
                 Some(LaneState::Up) => ("up".to_owned(), Tone::Plain),
                 Some(LaneState::Silent) => {
                     let port = lane.listen_port;
@@ -246,8 +246,12 @@ impl Page {
                         Tone::Warn,
                     )
                 }
+                None if lane.via.is_some() => ("the other site has fewer lanes".to_owned(), Tone::Plain),
                 None => ("not known yet".to_owned(), Tone::Plain),
             };
+            if let Some(via) = lane.via {
+                state += &format!("; its flows go by lane {via}");
+            }
             self.toned(&format!("lane {}", lane.lane), &state, tone);
         }
     }

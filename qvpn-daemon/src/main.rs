@@ -9,6 +9,7 @@ mod error;
 mod events;
 mod journal;
 mod kms_task;
+mod lane_watch;
 mod lanes;
 mod log;
 mod metrics;

@@ -319,17 +319,10 @@ impl Peers {
             |p: &config::Peer| (p.sae_id.clone(), p.kmes.clone(), p.qkd, p.role, p.suite, p.rekey_interval);
         let exchange = kms_changed || !same_psk || what(&slot.config) != what(&peer);
         let moved = slot.config.endpoint != peer.endpoint;
-        let keepalive = slot.config.persistent_keepalive != peer.persistent_keepalive;
         slot.kmes = self.kmes.set(&peer.kmes);
         slot.config = peer.clone();
         if !same_psk {
             slot.psk = psk;
-        }
-        if keepalive {
-            let (peer, keepalive) = (slot.lane_id(), peer.persistent_keepalive);
-            for lane in 0..self.config.interface.lanes {
-                self.shared.lanes.send(lane, LaneCommand::SetKeepalive { peer, keepalive });
-            }
         }
         if moved && let Some(endpoint) = address(&peer) {
             slot.move_to(endpoint, &self.shared, now);

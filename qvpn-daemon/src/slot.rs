@@ -20,13 +20,12 @@ use tokio::sync::mpsc;
 
 use crate::events::Events;
 use crate::kms_task;
+use crate::lane_watch::{Change, HEARTBEAT, LaneWatch, SILENCE, Seen};
 use crate::lanes::{Tokens, command};
 use crate::metrics::Histogram;
 use crate::queues::Known;
 use crate::status::sources;
 
-/// A lane on which nothing comes back for so long after an epoch began is silent.
-const SILENCE: Duration = Duration::from_secs(3);
 /// A packet may arrive a little before the epoch counts as active at this end.
 const EARLY: Duration = Duration::from_secs(1);
 /// A peer that was sent to for so long without an answer is silent: its name may have another address by now.
@@ -84,8 +83,9 @@ pub(crate) enum News {
 pub(crate) struct PeerLane {
     pub(crate) stats: Arc<PeerStats>,
     pub(crate) endpoint: Option<SocketAddr>,
-    pub(crate) state: Option<LaneState>,
-    /// When the first epoch began that the lane has heard nothing in.
+    /// Of the only lane; of several, see [`LaneWatch`].
+    state: Option<LaneState>,
+    /// When the first epoch began that the only lane has heard nothing in.
     unheard: Option<Time>,
 }
 
@@ -99,6 +99,10 @@ pub(crate) struct Slot {
     pub(crate) lanes: Vec<PeerLane>,
     /// Epochs that came into force, by what their keys are made of.
     pub(crate) rekeys: Vec<(Sources, u64)>,
+    /// Which of several lanes carry packets.
+    pub(crate) watch: LaneWatch,
+    /// What each lane was told to send at least: the empty packets of a keepalive.
+    keepalives: Vec<Option<Duration>>,
     /// The timer that is set for it.
     pub(crate) armed: Option<Time>,
     /// Where its control session was when last told.
@@ -122,6 +126,8 @@ impl Slot {
         shared: &Shared,
     ) -> Self {
         let endpoint = address(&config);
+        let watch = LaneWatch::new(lanes);
+        let keepalives = vec![config.persistent_keepalive; lanes.into()];
         let lanes: Vec<PeerLane> = (0..lanes)
             .map(|lane| PeerLane { endpoint: endpoint.and_then(|e| at_lane(e, lane)), ..PeerLane::default() })
             .collect();
@@ -143,6 +149,8 @@ impl Slot {
             peer,
             lanes,
             rekeys: Vec::new(),
+            watch,
+            keepalives,
             armed: None,
             endpoint,
             told: State::Connecting,
@@ -185,19 +193,83 @@ impl Slot {
             let report = LaneReport::Activity { sent_at: at(activity.0), received_at: at(activity.1) };
             self.peer.handle_lane(report, now, &mut shared.rng);
         }
-        for (number, lane) in (0u8..).zip(&mut self.lanes) {
-            let Some(unheard) = lane.unheard else { continue };
-            if Time::from_nanos(lane.stats.rx.last_at.get()) + EARLY >= unheard {
-                lane.unheard = None;
-                lane.state = Some(LaneState::Up);
-            } else if now.since(unheard) > SILENCE && lane.state != Some(LaneState::Silent) {
-                lane.state = Some(LaneState::Silent);
-                let port = lane.endpoint.map_or(0, |e| e.port());
-                let peer = self.config.name.clone();
-                shared.events.emit(EventKind::LaneSilent { peer, lane: number, port });
+        self.watch_lanes(shared, now);
+        self.look_up(shared, now);
+    }
+
+    /// Looks which lanes carry packets, and leads the flows of the others by those.
+    fn watch_lanes(&mut self, shared: &mut Shared, now: Time) {
+        let view = self.peer.view(now);
+        if view.lanes < 2 {
+            self.watch_one(shared, now);
+        }
+        self.keep_alive(view.lanes, shared);
+        let heard: Vec<Time> =
+            self.lanes.iter().map(|lane| Time::from_nanos(lane.stats.rx.last_at.get())).collect();
+        let changes = self.watch.look(&Seen {
+            now,
+            active: view.epoch.is_some(),
+            agreed: view.lanes,
+            heard: &heard,
+            unheard_there: view.unheard_there,
+        });
+        for change in changes {
+            match change {
+                Change::Silent(lane) => self.lane_silent(lane, shared),
+                Change::Back(lane) => {
+                    let peer = self.config.name.clone();
+                    shared.events.emit(EventKind::LaneRecovered { peer, lane });
+                }
+                Change::Detour(lane, via) => {
+                    let peer = self.lane_id();
+                    shared.lanes.send(lane, LaneCommand::SetDetour { peer, via });
+                }
             }
         }
-        self.look_up(shared, now);
+        self.peer.set_unheard(self.watch.unheard(), now, &mut shared.rng);
+    }
+
+    /// The only lane sends no heartbeats: it is silent when nothing came in an epoch.
+    fn watch_one(&mut self, shared: &Shared, now: Time) {
+        let Some(lane) = self.lanes.first_mut() else { return };
+        let Some(unheard) = lane.unheard else { return };
+        if Time::from_nanos(lane.stats.rx.last_at.get()) + EARLY >= unheard {
+            lane.unheard = None;
+            lane.state = Some(LaneState::Up);
+        } else if now.since(unheard) > SILENCE && lane.state != Some(LaneState::Silent) {
+            lane.state = Some(LaneState::Silent);
+            self.lane_silent(0, shared);
+        }
+    }
+
+    fn lane_silent(&self, lane: u8, shared: &Shared) {
+        let port = self.lanes.get(usize::from(lane)).and_then(|l| l.endpoint).map_or(0, |e| e.port());
+        let peer = self.config.name.clone();
+        shared.events.emit(EventKind::LaneSilent { peer, lane, port });
+    }
+
+    /// Where there are several lanes, each sends something twice a second, so that silence means something.
+    fn keep_alive(&mut self, agreed: u8, shared: &Shared) {
+        let peer = self.lane_id();
+        let wanted = match self.config.persistent_keepalive {
+            configured if agreed < 2 => configured,
+            configured => Some(configured.map_or(HEARTBEAT, |every| every.min(HEARTBEAT))),
+        };
+        for (lane, told) in (0u8..).zip(&mut self.keepalives) {
+            if *told != wanted {
+                *told = wanted;
+                shared.lanes.send(lane, LaneCommand::SetKeepalive { peer, keepalive: wanted });
+            }
+        }
+    }
+
+    /// Whether anything passes by a lane, and the lane by which its flows go instead.
+    pub(crate) fn lane_state(&self, lane: u8, agreed: u8) -> (Option<LaneState>, Option<u8>) {
+        let state = match agreed {
+            0 | 1 => self.lanes.get(usize::from(lane)).and_then(|l| l.state).filter(|_| lane == 0),
+            _ => self.watch.state(lane),
+        };
+        (state, self.watch.via(lane))
     }
 
     /// Looks a host name up where that may help.
@@ -366,8 +438,7 @@ impl Slot {
     }
 
     fn epoch_began(&mut self, now: Time) {
-        let agreed = usize::from(self.peer.view(now).lanes);
-        for lane in self.lanes.iter_mut().take(agreed) {
+        if let Some(lane) = self.lanes.first_mut() {
             lane.unheard.get_or_insert(now);
         }
     }

@@ -123,16 +123,19 @@ fn peer_status(slot: &Slot, listen_port: u16, mtu: u32, now: Time) -> PeerStatus
         mtu: Some(mtu),
         lanes: (0u8..)
             .zip(&slot.lanes)
-            .take(view.lanes.into())
-            .map(|(number, lane)| LaneStatus {
-                lane: number,
-                listen_port: listen_port.saturating_add(number.into()),
-                endpoint: lane.endpoint.map(|e| e.to_string()),
-                state: lane.state,
-                rx_packets: lane.stats.rx.packets.get(),
-                tx_packets: lane.stats.tx.packets.get(),
-                tx_gso_packets: lane.stats.tx.joined.get(),
-                tx_gso_refused_packets: lane.stats.tx.refused.get(),
+            .map(|(number, lane)| {
+                let (state, via) = slot.lane_state(number, view.lanes);
+                LaneStatus {
+                    lane: number,
+                    listen_port: listen_port.saturating_add(number.into()),
+                    endpoint: lane.endpoint.map(|e| e.to_string()),
+                    state,
+                    via,
+                    rx_packets: lane.stats.rx.packets.get(),
+                    tx_packets: lane.stats.tx.packets.get(),
+                    tx_gso_packets: lane.stats.tx.joined.get(),
+                    tx_gso_refused_packets: lane.stats.tx.refused.get(),
+                }
             })
             .collect(),
     }

@@ -64,6 +64,14 @@ pub enum LaneCommand {
         /// Send one empty packet in this epoch at once.
         announce: bool,
     },
+    /// Sends what the kernel gives this lane for the peer by another lane instead, or by this one again. Empty packets go by
+    /// this lane all the same.
+    SetDetour {
+        /// The peer.
+        peer: PeerId,
+        /// The lane that sends it.
+        via: Option<u8>,
+    },
     /// Sends one empty packet now, if there is a key and an endpoint.
     SendEmpty {
         /// The peer.

@@ -8,7 +8,7 @@ mod common;
 use std::net::UdpSocket;
 
 use common::*;
-use qvpn_dataplane::{LaneCommand, LaneEvent, PeerId, SealingEnd, Suite};
+use qvpn_dataplane::{LaneCommand, LaneEvent, PeerId, PeerStats, SealingEnd, Suite};
 
 /// Packets in flight at once, or twice as many around a rekey: far below every queue on the way, so that a missing one is
 /// our loss. The smallest is a host socket's 208 KiB, which hold 121 of these packets.
@@ -126,6 +126,54 @@ fn what_comes_in_by_another_lane_moves_no_flow() {
             a.settle();
             assert_eq!(lane_of_flow(b"again"), own, "an answer by lane {lane}");
         }
+    });
+}
+
+#[test]
+fn a_detour_leads_a_flow_by_another_lane_in_order() {
+    in_namespaces("a_detour_leads_a_flow_by_another_lane_in_order", || {
+        let suite = Suite::Aes256Gcm;
+        let (a, b) = connected(4, suite, false);
+        let bytes: Vec<_> = (0..4u8).map(|_| std::sync::Arc::new(PeerStats::default())).collect();
+        for lane in 0..4 {
+            let stats = bytes[usize::from(lane)].clone();
+            let endpoint = Some(b.address(lane.into(), false));
+            a.lanes.send(lane, LaneCommand::AddPeer { peer: PEER, endpoint, keepalive: None, stats });
+            assert!(b.open(lane, 2, suite, FAR) && a.open(lane, 2, suite, FAR));
+            assert!(a.seal(lane, 2, suite, FAR, u64::MAX));
+        }
+        let sent = || -> Vec<u64> { bytes.iter().map(|stats| stats.tx.packets.get()).collect() };
+        let mut first = 0;
+        let mut ways = Vec::new();
+        for via in [None, Some(0), Some(1), Some(2), Some(3), None] {
+            a.each_lane(|| LaneCommand::SetDetour { peer: PEER, via });
+            a.settle();
+            let before = sent();
+            // Orders change while packets are under way, too.
+            for n in first..first + BURST {
+                a.host4.send(&numbered(n, 28)).unwrap();
+            }
+            a.each_lane(|| LaneCommand::SetDetour { peer: PEER, via });
+            for n in first..first + BURST {
+                expect(&b.host4, &numbered(n, 28));
+            }
+            first += BURST;
+            until("all are counted", || {
+                sent().iter().sum::<u64>() == before.iter().sum::<u64>() + u64::from(BURST)
+            });
+            let used: Vec<_> =
+                (0..4u8).zip(before).zip(sent()).filter(|((_, was), is)| was != is).map(|x| x.0.0).collect();
+            assert_eq!(used.len(), 1, "a flow has one lane at a time");
+            ways.push(used[0]);
+        }
+        assert_eq!(ways[1..5], [0, 1, 2, 3]);
+        assert_eq!(ways[0], ways[5], "and back");
+        // A lane that doesn't exist, and one that leads to itself.
+        a.each_lane(|| LaneCommand::SetDetour { peer: PEER, via: Some(77) });
+        a.settle();
+        let full = || bytes.iter().map(|stats| stats.tx.queue_full.get()).sum::<u64>();
+        a.host4.send(b"nowhere").unwrap();
+        until("counted", || full() == 1);
     });
 }
 

@@ -430,4 +430,6 @@ pub struct PeerView {
     pub rekey_interval: Duration,
     /// The agreed number of lanes, or ours before it is agreed.
     pub lanes: u8,
+    /// The lanes on which the other end hears nothing of ours.
+    pub unheard_there: crate::wire::Lanes,
 }

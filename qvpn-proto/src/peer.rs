@@ -23,7 +23,7 @@ use crate::event::{
 use crate::messenger::{Arrived, Messenger};
 use crate::time::Time;
 use crate::timers::{Timer, Timers};
-use crate::wire::{Hello, Kind, MessageId, Reject, RejectReason, RekeyReason};
+use crate::wire::{Hello, Kind, Lanes, MessageId, Reject, RejectReason, RekeyReason};
 use hello::{Agreement, OwnHello, Refusal, RemoteHello};
 use initiate::Initiator;
 use respond::Responder;
@@ -59,6 +59,9 @@ pub struct Peer<L> {
     request: u64,
     active: Option<ActiveEpoch>,
     had_epoch: bool,
+    /// Lanes on which this end hears nothing, and the other end by its last word.
+    unheard: Lanes,
+    unheard_there: Lanes,
     last_qkd: Option<Time>,
     /// Neither end restarted since the last epoch.
     unbroken: bool,
@@ -97,6 +100,8 @@ impl<L: ControlLink> Peer<L> {
             request: 0,
             active: None,
             had_epoch: false,
+            unheard: Lanes::default(),
+            unheard_there: Lanes::default(),
             last_qkd: None,
             unbroken: false,
             supply_stopped: false,
@@ -249,6 +254,15 @@ impl<L: ControlLink> Peer<L> {
         self.pump(now);
     }
 
+    /// This end hears nothing on these lanes. The other end is told, since it can't know that what it sends there is lost.
+    pub fn set_unheard(&mut self, lanes: Lanes, now: Time, rng: &mut dyn CryptoRng) {
+        if self.unheard != lanes {
+            self.unheard = lanes;
+            self.messenger.send(Kind::Lanes, &lanes.to_bytes(), now, rng);
+            self.settle(now, rng);
+        }
+    }
+
     /// A new address of the peer, from its host name.
     pub fn set_endpoint(&mut self, endpoint: SocketAddr, now: Time) {
         if self.session.endpoint != Some(endpoint) {
@@ -269,6 +283,11 @@ impl<L: ControlLink> Peer<L> {
             Kind::Rekey => self.asked_to_rekey(body, now),
             Kind::Ping => self.messenger.send_once(Kind::Pong, &[], rng),
             Kind::Bye => self.notice(Notice::Bye),
+            Kind::Lanes => {
+                if let Ok(lanes) = Lanes::parse(body) {
+                    self.unheard_there = lanes;
+                }
+            }
             Kind::Reject => self.take_reject(body, now, rng),
             // A Pong says no more than that it came; acknowledgements end in the messenger.
             Kind::Pong | Kind::Ack => {}

@@ -157,3 +157,96 @@ fn what_goes_in_one_piece_falls_back_and_loses_nothing() {
         falls_back(Outer::V6);
     });
 }
+
+/// Eight flows both ways, in order and without loss; by how many packets more each of site A's lanes sent and received.
+#[track_caller]
+fn flows(lab: &Lab, gateway: &Gateway<'_>) -> Vec<u64> {
+    let before = each(gateway, "tx_packets");
+    let flow =
+        |n: u16| Stream { count: 1_000, rate: 1_000, port: 7100 + n, ipv6: n % 2 == 1, ..Stream::default() };
+    in_order(lab, (0..8).map(flow));
+    each(gateway, "tx_packets").iter().zip(before).map(|(now, before)| now - before).collect()
+}
+
+/// How many packets a lane may send in a test's seconds that are no flow's.
+const FEW: u64 = 100;
+
+#[test]
+fn a_silent_lane_gives_its_flows_away_and_takes_them_back() {
+    sandbox::run("a_silent_lane_gives_its_flows_away_and_takes_them_back", || {
+        let lab = Lab::new();
+        let _kmes = lab.start_kmes(&KmeOptions::default());
+        let gateways = start(&lab, &with_lanes(4));
+        for gateway in &gateways {
+            gateway.wait_peer("all lanes up", START, |peer| {
+                peer["lanes"].as_array().unwrap().iter().all(|lane| lane["state"] == "up")
+            });
+        }
+        let used = flows(&lab, &gateways[0]);
+        println!("all lanes: {used:?}");
+        // One that carries flows, and not lane 0, by which the messages go, too.
+        let (victim, _) = used.iter().enumerate().skip(1).max_by_key(|(_, n)| **n).unwrap();
+        assert!(used[victim] > FEW, "a flow of eight uses another lane than the first: {used:?}");
+        let mut events = gateways.each_ref().map(Gateway::events);
+        // A firewall that knows one direction only: site A can't know by itself that nothing arrives.
+        let port = 51820 + victim;
+        lab.wan.block("forward", &format!("ip daddr 203.0.113.1 udp dport {port}"));
+        for (gateway, events) in gateways.iter().zip(&mut events) {
+            let line = events.line("lane.silent", Duration::from_secs(10));
+            println!("{line}");
+            let peer = gateway.wait_peer("the detour", Duration::from_secs(5), |peer| {
+                !peer["lanes"][victim]["via"].is_null()
+            });
+            assert_eq!(peer["lanes"][victim]["state"], "silent", "{peer:#}");
+            assert_eq!(peer["state"], "up", "the tunnel goes on");
+        }
+        let human = String::from_utf8(gateways[0].ctl(&["show", "qvpn0"]).stdout).unwrap();
+        assert!(
+            human.contains("silent: a firewall probably blocks UDP port") && human.contains("go by lane"),
+            "{human}"
+        );
+        let around = flows(&lab, &gateways[0]);
+        println!("without lane {victim}: {around:?}");
+        assert!(around[victim] < FEW, "{around:?}");
+        lab.wan.unblock();
+        for (gateway, events) in gateways.iter().zip(&mut events) {
+            events.line("lane.recovered", Duration::from_secs(10));
+            gateway.wait_peer("the lane itself", Duration::from_secs(5), |peer| {
+                peer["lanes"][victim]["via"].is_null() && peer["lanes"][victim]["state"] == "up"
+            });
+        }
+        let again = flows(&lab, &gateways[0]);
+        println!("all lanes again: {again:?}");
+        assert!(again[victim] > FEW, "{again:?}");
+    });
+}
+
+#[test]
+fn sites_may_have_different_numbers_of_lanes() {
+    sandbox::run("sites_may_have_different_numbers_of_lanes", || {
+        let lab = Lab::new();
+        let _kmes = lab.start_kmes(&KmeOptions::default());
+        for (site, lanes) in [(Site::A, 4), (Site::B, 2)] {
+            let _ = lab.configure(site, &with_lanes(lanes));
+        }
+        let gateways = Site::BOTH.map(|site| lab.start_daemon(site));
+        for gateway in &gateways {
+            gateway.wait_state("up", START);
+        }
+        gateways[0].wait_peer("detours", START, |peer| peer["lanes"][3]["via"] == 1);
+        for site in Site::BOTH {
+            for address in site.other().host() {
+                assert!(lab.lan(site).pings(address));
+            }
+        }
+        let used = flows(&lab, &gateways[0]);
+        println!("four lanes here, two there: {used:?}");
+        assert!(used[..2].iter().sum::<u64>() >= 8_000 && used[2..] == [0, 0], "{used:?}");
+        let human = String::from_utf8(gateways[0].ctl(&["show", "qvpn0"]).stdout).unwrap();
+        assert!(human.contains("the other site has fewer lanes; its flows go by lane 1"), "{human}");
+        for gateway in &gateways {
+            let peer = gateway.peer();
+            assert_eq!(peer["drops"]["no_epoch"], 0, "{peer:#}");
+        }
+    });
+}

@@ -2,6 +2,7 @@
 //! tables belong to the threads, so there is no lock on the way of a packet.
 
 mod batch;
+mod detour;
 mod ecn;
 mod outbox;
 mod peers;

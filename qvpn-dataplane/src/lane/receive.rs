@@ -233,6 +233,7 @@ impl Tables {
             | LaneCommand::SetKeepalive { .. }
             | LaneCommand::InstallSealing { .. }
             | LaneCommand::SendEmpty { .. }
+            | LaneCommand::SetDetour { .. }
             | LaneCommand::StopSealing { .. }
             | LaneCommand::Shutdown => {}
         }

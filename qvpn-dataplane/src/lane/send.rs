@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use super::LaneError;
 use super::batch::{Batch, Run};
+use super::detour::{Detours, Handed};
 use super::outbox::Outbox;
 use super::peers::Peers;
 use super::start::{Dscp, Inbox, Shared};
@@ -47,6 +48,8 @@ struct SendPeer {
     ended: bool,
     /// Datagrams go one by one until then.
     apart_until: BootNanos,
+    /// The lane that sends its packets instead of this one.
+    detour: Option<u8>,
 }
 
 pub(super) struct Sending {
@@ -55,6 +58,7 @@ pub(super) struct Sending {
     socket: UdpSocket,
     v6: bool,
     inbox: Inbox,
+    detours: Detours,
     outbox: Outbox,
     peers: Peers<SendPeer>,
     allowed: Arc<AllowedIps>,
@@ -68,7 +72,14 @@ pub(super) struct Sending {
 }
 
 impl Sending {
-    pub(super) fn new(shared: Shared, tun: TunQueue, socket: UdpSocket, v6: bool, inbox: Inbox) -> Self {
+    pub(super) fn new(
+        shared: Shared,
+        tun: TunQueue,
+        socket: UdpSocket,
+        v6: bool,
+        inbox: Inbox,
+        detours: Detours,
+    ) -> Self {
         Self {
             outbox: Outbox::new(shared.sink.clone()),
             mtu: shared.mtu.into(),
@@ -77,6 +88,7 @@ impl Sending {
             socket,
             v6,
             inbox,
+            detours,
             peers: Peers::default(),
             allowed: Arc::default(),
             last: None,
@@ -99,6 +111,7 @@ impl Sending {
             if self.due.is_some_and(|due| due <= now) {
                 self.due = self.do_due(now);
             }
+            self.pass_handed(now);
             if !self.pass_batch(now)? {
                 let wait = self.due.map(|at| at.saturating_sub(now)).into_iter().chain(retry).min();
                 let ready = sys::poll_readable([self.inbox.wake.as_fd(), self.tun.fd()], wait);
@@ -159,6 +172,7 @@ impl Sending {
                     highest_epoch: None,
                     ended: false,
                     apart_until: 0,
+                    detour: None,
                 };
                 self.peers.insert(peer, added);
             }
@@ -191,6 +205,15 @@ impl Sending {
                 }
             }
             LaneCommand::SendEmpty { peer } => self.send_empty(peer, now),
+            LaneCommand::SetDetour { peer, via } => {
+                let via = via.filter(|via| *via != self.shared.lane);
+                if let Some(p) = self.peers.get_mut(peer) {
+                    if p.detour.is_some() {
+                        self.detours.wait();
+                    }
+                    p.detour = via;
+                }
+            }
             LaneCommand::StopSealing { peer } => {
                 if let Some(p) = self.peers.get_mut(peer) {
                     p.session = None;
@@ -229,12 +252,35 @@ impl Sending {
         }
     }
 
+    /// Seals and sends what other lanes handed over.
+    fn pass_handed(&mut self, now: BootNanos) {
+        let (mut handed, mut more): (Option<Vec<Handed>>, bool) = (None, false);
+        while let Some(one) = self.detours.take() {
+            let len = one.bytes.len().min(READ);
+            self.packet[..len].copy_from_slice(&one.bytes[..len]);
+            self.take(len, now, false);
+            handed.get_or_insert_default().push(one);
+            if self.batch.is_full() {
+                more = true;
+                break;
+            }
+        }
+        if let Some(handed) = handed {
+            self.flush(now);
+            // Only now they count as sent.
+            drop(handed);
+        }
+        if more {
+            sys::signal(self.inbox.wake.as_fd());
+        }
+    }
+
     /// Reads while there is something, up to a batch, seals it and sends it; whether there may be more.
     fn pass_batch(&mut self, now: BootNanos) -> Result<bool, LaneError> {
         let mut more = true;
         for _ in 0..READS {
             match self.tun.read(&mut self.packet) {
-                Ok(len) => self.take(len, now),
+                Ok(len) => self.take(len, now, true),
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {
                     more = false;
                     break;
@@ -250,8 +296,8 @@ impl Sending {
         Ok(more)
     }
 
-    /// Takes what one read gave: a packet, or several that belong to one flow.
-    fn take(&mut self, len: usize, now: BootNanos) {
+    /// Takes what one read gave, of our `own` queue or handed over: a packet, or several that belong to one flow.
+    fn take(&mut self, len: usize, now: BootNanos, own: bool) {
         let header = self.packet.first_chunk().map(Vnet::parse).filter(|_| len > Vnet::LEN);
         let packet = &mut self.packet[Vnet::LEN.min(len)..len];
         let (Some(header), Some((destination, tos))) = (header, destination(packet)) else {
@@ -261,10 +307,14 @@ impl Sending {
             Some((last, peer)) if last == destination => Some(peer),
             _ => self.allowed.lookup(destination),
         };
-        let Some(peer) = peer.filter(|peer| self.peers.get_mut(*peer).is_some()) else {
+        let Some((peer, detour)) = peer.and_then(|peer| Some((peer, self.peers.get_mut(peer)?.detour)))
+        else {
             return self.shared.stats.no_peer.add(1);
         };
         self.last = Some((destination, peer));
+        if let (Some(via), true) = (detour, own) {
+            return self.hand_over(peer, via, header, len);
+        }
         let Ok(split) = split::plan(header, packet) else {
             return self.shared.stats.malformed.add(1);
         };
@@ -279,6 +329,16 @@ impl Sending {
             if next < count {
                 self.flush(now);
             }
+        }
+    }
+
+    fn hand_over(&mut self, peer: PeerId, via: u8, header: Vnet, len: usize) {
+        if self.detours.hand_over(via, &self.packet[..len]) {
+            return;
+        }
+        let segments = len.checked_div(header.gso_size.into()).unwrap_or(1).max(1);
+        if let Some(p) = self.peers.get(peer) {
+            p.stats.tx.queue_full.add(u64::try_from(segments).unwrap_or(1));
         }
     }
 

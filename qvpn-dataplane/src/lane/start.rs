@@ -6,6 +6,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
+use super::detour::{self, Detours, Door};
 use super::{LaneError, receive, send};
 use crate::clock::Clock;
 use crate::command::{LaneCommand, LaneEvent, LaneSink};
@@ -98,9 +99,19 @@ impl Lanes {
             _ => return Err(LaneError::Count(count)),
         };
         let (mut boxes, mut threads) = (Vec::new(), Vec::new());
-        for ((lane, tun), socket) in (0u8..=255).zip(config.tuns).zip(config.sockets) {
+        let (mut doors, mut ends) = (Vec::new(), Vec::new());
+        for lane in (0u8..=255).take(count) {
+            let failed = |source| LaneError::Start { lane, what: "make an eventfd", source };
+            let (send, inbox) = Mailbox::new().map_err(failed)?;
+            let (door, handed) = detour::door(send.wake.clone());
+            doors.push(door);
+            ends.push((send, inbox, handed));
+        }
+        let doors: Arc<[Door]> = doors.into();
+        for (((lane, tun), socket), (send, send_inbox, handed)) in
+            (0u8..=255).zip(config.tuns).zip(config.sockets).zip(ends)
+        {
             let failed = |what| move |source| LaneError::Start { lane, what, source };
-            let (send, send_inbox) = Mailbox::new().map_err(failed("make an eventfd"))?;
             let (receive, receive_inbox) = Mailbox::new().map_err(failed("make an eventfd"))?;
             let v6 = socket.local_addr().map_err(failed("ask the UDP socket"))?.is_ipv6();
             let shared = Shared {
@@ -117,6 +128,7 @@ impl Lanes {
                 socket.try_clone().map_err(failed("share the UDP socket"))?,
                 v6,
                 send_inbox,
+                Detours::new(doors.clone(), handed),
             );
             let receiving = receive::Receiving::new(
                 shared.clone(),
@@ -178,6 +190,7 @@ impl Lanes {
             | LaneCommand::SetKeepalive { .. }
             | LaneCommand::InstallSealing { .. }
             | LaneCommand::SendEmpty { .. }
+            | LaneCommand::SetDetour { .. }
             | LaneCommand::StopSealing { .. }) => boxes.send.put(command),
         }
     }

@@ -96,6 +96,13 @@ impl Site {
             ip(&format!("addr add 10.9.0.{number}/24 dev q"));
             ip(&format!("addr add fd09::{number}/64 dev q nodad"));
             ip(&format!("link set q up mtu {MTU}"));
+            until("the IPv6 address is in use", || {
+                let mut show = Command::new("ip");
+                let output =
+                    show.args(["-6", "-o", "addr", "show", "dev", "q", "tentative"]).output().unwrap();
+                assert!(output.status.success(), "{output:?}");
+                !String::from_utf8_lossy(&output.stdout).contains("fd09::")
+            });
             let bind = |address: String| UdpSocket::bind(address).unwrap();
             (tuns, bind(format!("10.9.0.{number}:5000")), bind(format!("[fd09::{number}]:5000")))
         });
@@ -238,6 +245,16 @@ impl Site {
     }
 }
 
+/// A failure says where packets were dropped.
+impl Drop for Site {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let (rx, tx) = (self.stats.rx.packets.get(), self.stats.tx.packets.get());
+            eprintln!("received {rx}, sent {tx}, {:?}, {:?}", self.stats.drops(), self.interface.drops());
+        }
+    }
+}
+
 /// Both directions of an epoch have the same key here: a test needs no key schedule.
 fn key(epoch: u64) -> Secret<32> {
     Secret::filled(|bytes| bytes.fill(u8::try_from(epoch % 251).unwrap() + 1))
@@ -300,5 +317,5 @@ pub fn catch(wire: &UdpSocket) -> Vec<u8> {
 pub fn expect(host: &UdpSocket, expected: &[u8]) {
     let mut buffer = [0; 65_535];
     let len = host.recv(&mut buffer).expect("a packet");
-    assert_eq!(&buffer[..len], expected);
+    assert_eq!(&buffer[..len], expected, "{} bytes came where {} were awaited", len, expected.len());
 }

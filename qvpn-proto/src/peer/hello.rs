@@ -13,7 +13,7 @@ use crate::event::{FailureReason, Notice};
 use crate::key_schedule::psk_check;
 use crate::time::Time;
 use crate::timers::Timer;
-use crate::wire::{Hello, Kind, MessageId, ParseError, RejectReason};
+use crate::wire::{Hello, Kind, Lanes, MessageId, ParseError, RejectReason};
 
 /// Our `Hello` in force.
 pub(super) struct OwnHello {
@@ -144,6 +144,10 @@ impl<L: ControlLink> Peer<L> {
         self.unbroken = false;
         self.send_hello(now, rng);
         self.erase_installing();
+        self.unheard_there = Lanes::default();
+        if self.unheard != Lanes::default() {
+            self.messenger.send(Kind::Lanes, &self.unheard.to_bytes(), now, rng);
+        }
         self.attempt_failed(FailureReason::Restarted, "the other end restarted".to_owned(), now);
         match &mut self.side {
             Side::Initiator(initiator) => {

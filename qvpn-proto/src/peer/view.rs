@@ -148,6 +148,7 @@ impl<L: ControlLink> Peer<L> {
             control_handshake_ago: self.link.session_age(),
             rekey_interval: interval,
             lanes: self.agreement.map_or(self.config.lanes, |a| a.lanes),
+            unheard_there: self.unheard_there,
         }
     }
 }

@@ -39,6 +39,8 @@ pub enum Kind {
     Reject = 11,
     /// The ID of a message that arrived whole.
     Ack = 12,
+    /// The lanes on which the sender hears nothing: [`Lanes`](super::Lanes)
+    Lanes = 13,
 }
 
 impl Kind {
@@ -58,6 +60,7 @@ impl Kind {
             10 => Self::Bye,
             11 => Self::Reject,
             12 => Self::Ack,
+            13 => Self::Lanes,
             _ => return None,
         })
     }
