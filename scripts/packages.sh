@@ -22,7 +22,7 @@ fi
 versions=("$@")
 [ ${#versions[@]} -gt 0 ] || versions=("$(sed -n '/^\[workspace.package\]/,/^\[/s/^version = "\(.*\)"/\1/p' Cargo.toml)")
 
-SOURCE_DATE_EPOCH="$(git log -1 --format=%ct 2>/dev/null || stat -c %Y Cargo.lock)"
+SOURCE_DATE_EPOCH="${SOURCE_DATE_EPOCH:-$(git log -1 --format=%ct 2>/dev/null || stat -c %Y Cargo.lock)}"
 export SOURCE_DATE_EPOCH
 
 build() {
