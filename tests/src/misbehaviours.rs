@@ -99,7 +99,7 @@ pub const ROWS: &[Row] = &[
     ("late_sync", ["", "", "quirk lag"]),
     ("forget_keys", ["", "", UNKNOWN]),
     ("deliver_twice", ["", "", "quirk delivers_twice"]),
-    ("count_waiting", ["quirk no_stored_keys", "", ""]),
+    ("count_waiting", ["quirk stored_key_count_wrong|no_stored_keys", "", ""]),
     ("count_zero", ["quirk no_stored_keys", "", ""]),
     ("count_max", ["quirk stored_key_count_wrong", "", ""]),
     ("count_random", ["quirk stored_key_count_wrong", "", ""]),

@@ -116,6 +116,8 @@ fn a_reload_to_required_ends_an_epoch_of_a_file_at_once_and_erases_the_files_key
     for i in [0, 1] {
         let mut world = world([QkdPolicy::Preferred; 2], [KeyKind::File; 2]);
         assert!(world.run_until(10 * S, |w| w.both(State::Degraded)));
+        // No order is on its way into a lane.
+        world.run(510 * MS);
         world.sites[i].policy = QkdPolicy::Required;
         world.reconfigure(i);
         assert!(world.run_until(MS, |w| !w.seals(i)), "{}", world.story(i));

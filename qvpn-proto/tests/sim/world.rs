@@ -162,7 +162,7 @@ impl World {
     }
 
     fn gateway_of(end: usize) -> usize {
-        if end % 2 == 0 { 0 } else { end / 2 + 1 }
+        if end.is_multiple_of(2) { 0 } else { end / 2 + 1 }
     }
 
     /// Where lane 0 of a gateway is, as others see it.
