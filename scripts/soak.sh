@@ -30,6 +30,12 @@ part_kme_killed() {
         --test kme_killed
 }
 
+# The field trial in full length, see docs/trial.md.
+part_trial() {
+    cargo build --workspace --bins --locked || return
+    cargo run --quiet --locked --package tests --bin qvpn-trial -- --out "$folder/trial" | sed 's/^  ok   /soak: ok/'
+}
+
 parts=$(declare -F | sed -n 's/^declare -f part_//p')
 for part in "${@:-}"; do
     [ -z "$part" ] || grep -qx "$part" <<<"$parts" || { echo "there is no part $part; parts:" $parts >&2; exit 2; }

@@ -38,7 +38,8 @@ fn drops(status: &Value, of: &str) -> u64 {
     status["drops"][of].as_u64().unwrap()
 }
 
-fn floods(rate: u64, seconds: u64) {
+/// How much memory site B's gateway took more, in kB, and how long a restart amid the flood took.
+fn floods(rate: u64, seconds: u64) -> (u64, Duration) {
     let lab = Lab::new();
     let _kmes = lab.start_kmes(&KmeOptions::default());
     // All of the network is at the router, so that its answers go back there, too.
@@ -108,17 +109,25 @@ fn floods(rate: u64, seconds: u64) {
     gateways[0] = lab.start_daemon(Site::A);
     gateways[0].wait_state("up", Duration::from_secs(25));
     wait_until("traffic", Duration::from_secs(5), || lab.lan_a.pings(Site::B.host()[0]).then_some(()));
-    println!("a gateway that restarts amid the flood is in after {:?}", start.elapsed());
+    let took = start.elapsed();
+    println!("a gateway that restarts amid the flood is in after {took:?}");
     assert!(running.is_running(), "the flood was still going on");
+    (after.saturating_sub(before), took)
 }
 
 #[test]
 fn floods_cost_no_packet_and_no_rekey_alone() {
-    sandbox::run("floods_cost_no_packet_and_no_rekey_alone", || floods(4_000, 4));
+    sandbox::run("floods_cost_no_packet_and_no_rekey_alone", || {
+        floods(4_000, 4);
+    });
 }
 
 #[test]
 #[ignore = "some minutes; `make soak` runs it"]
 fn long_floods_cost_no_packet_and_no_rekey_alone() {
-    sandbox::run("long_floods_cost_no_packet_and_no_rekey_alone", || floods(10_000, 30));
+    sandbox::run("long_floods_cost_no_packet_and_no_rekey_alone", || {
+        let (more, took) = floods(10_000, 30);
+        println!("soak: five floods of 10,000 a second for 30 s each: no packet lost, {more} kB more memory");
+        println!("soak: a gateway that restarted amid a flood was in after {took:.1?}");
+    });
 }

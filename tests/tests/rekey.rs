@@ -92,5 +92,9 @@ fn six_hundred_rekeys_in_a_minute_lose_nothing_alone() {
         let (rekeys, drops, reports) = run("100ms", 61);
         assert!(rekeys >= 600, "only {rekeys} rekeys");
         nothing_was_lost(drops, &reports, 61);
+        let sent: u64 = reports.iter().map(|report| report.sent).sum();
+        println!(
+            "soak: {rekeys} rekeys in 61 s: {sent} datagrams, 0 reordered, none lost but {drops} in full queues"
+        );
     });
 }

@@ -118,6 +118,9 @@ fn a_bad_wan_loses_only_what_it_loses_for_long() {
     sandbox::run("a_bad_wan_loses_only_what_it_loses_for_long", || {
         for outer in [Outer::V4, Outer::V6] {
             let done = bad_wan(outer, 60);
+            println!(
+                "soak: {done} rekeys in 60 s on a WAN ({outer:?}) that loses a fifth and delays by 200 ms"
+            );
             assert!(done >= 20, "rekeys go on: {done}");
         }
     });
@@ -291,7 +294,7 @@ fn each_side_may_be_behind_nat_and_both() {
 }
 
 /// The WAN swallows everything for a while.
-fn wan_down(rekey_interval: &str, down: Duration) {
+fn wan_down(rekey_interval: &str, down: Duration) -> Duration {
     let lab = Lab::new();
     let _kmes = lab.start_kmes(&KmeOptions::default());
     let options = GatewayOptions { rekey_interval: rekey_interval.to_owned(), ..GatewayOptions::default() };
@@ -324,17 +327,23 @@ fn wan_down(rekey_interval: &str, down: Duration) {
     for report in (Stream { count: 3_000, rate: 1_000, ..Stream::default() }).run(&lab) {
         assert_eq!(report.received.lost, 0, "{report:?}");
     }
+    took
 }
 
 #[test]
 fn a_wan_that_was_down_comes_back() {
-    sandbox::run("a_wan_that_was_down_comes_back", || wan_down("1s", Duration::from_secs(15)));
+    sandbox::run("a_wan_that_was_down_comes_back", || {
+        wan_down("1s", Duration::from_secs(15));
+    });
 }
 
 #[test]
 #[ignore = "two minutes; `make soak` runs it"]
 fn a_wan_that_was_down_for_a_minute_comes_back() {
-    sandbox::run("a_wan_that_was_down_for_a_minute_comes_back", || wan_down("1s", Duration::from_secs(60)));
+    sandbox::run("a_wan_that_was_down_for_a_minute_comes_back", || {
+        let took = wan_down("1s", Duration::from_secs(60));
+        println!("soak: traffic {took:.1?} after a WAN that was down for a minute came back");
+    });
 }
 
 /// A second path: site A's packets leave by one, and site B's come back by the other.

@@ -26,10 +26,10 @@ pub(super) const UNANSWERED: u32 = 3;
 /// How often this end answers starts with a time set back by a start of its own.
 const STALE_AGAIN: Duration = Duration::from_secs(5);
 /// How long the last of them is a reason worth telling.
-const STALE_LASTS: Duration = Duration::from_secs(30);
+const STALE_LASTS: Duration = Duration::from_secs(60);
 
 /// What people are told then.
-pub(super) const CLOCK_SET_BACK: &str = "its handshakes carry a time before that of an earlier one, so they count as repetitions: its clock was set back; set it right. Handshakes are started from here instead";
+pub(super) const CLOCK_SET_BACK: &str = "its handshakes carry a time before that of an earlier one, so they count as repetitions: its clock was set back; set it right (if it is right, somebody repeats old handshakes). Handshakes are started from here instead";
 
 /// What is known of the path to the peer.
 pub(super) struct Session {

@@ -39,6 +39,10 @@ impl<L: ControlLink> Peer<L> {
         if let Some(refusal) = &self.refusal {
             return Some(refusal.detail.clone());
         }
+        // It is worth knowing also while traffic flows: the next restart needs a start from here again.
+        if self.session.is_stale(now) {
+            return Some(CLOCK_SET_BACK.to_owned());
+        }
         if state == State::Up {
             return None;
         }
@@ -57,9 +61,6 @@ impl<L: ControlLink> Peer<L> {
             return Some(format!(
                 "{whose} = \"required\", and the only key source here is a file, which is no QKD: no epoch is made; add a [[kms.kme]] that is one, or write qkd = \"preferred\" at both sites"
             ));
-        }
-        if self.session.is_stale(now) {
-            return Some(CLOCK_SET_BACK.to_owned());
         }
         if self.link.session_age().is_none() {
             return Some(self.unreachable(now));
