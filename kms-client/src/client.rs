@@ -133,7 +133,13 @@ impl KmsClient {
         let deadline = self.door.deadline();
         let mut answer =
             self.ask(call, Method::POST, "dec_keys", Some(wire::dec_keys_body(ids)), deadline).await?;
-        let maybe_no_post = matches!(answer.status, 404 | 405 | 501) && !self.known().post_works;
+        if matches!(answer.status, 405 | 501) && ids.len() > 1 {
+            let keys = self.get_one_by_one(call, ids).await?;
+            let (ours, theirs) = self.link_names(master);
+            return Ok(self.owned(keys, &theirs, &ours));
+        }
+        let maybe_no_post =
+            answer.status == 405 || (matches!(answer.status, 404 | 501) && !self.known().post_works);
         if let ([id], true) = (ids, maybe_no_post) {
             // Some servers have only the GET form. Nothing was delivered, so asking again spends nothing.
             let query = format!("dec_keys?key_ID={}", utf8_percent_encode(id.as_str(), ENCODED));
@@ -156,6 +162,40 @@ impl KmsClient {
         // The master's KME is the source of these keys, and it is the other end of our link.
         let (ours, theirs) = self.link_names(master);
         Ok(self.owned(keys, &theirs, &ours))
+    }
+
+    /// A server that has only the GET form is asked for one key at a time. Each request has its own deadline; after the first
+    /// that fails the rest is left for later.
+    async fn get_one_by_one(
+        &self,
+        call: Call<'_>,
+        ids: &[KeyId],
+    ) -> Result<Vec<(KeyId, SecretBuf)>, KmsError> {
+        let (mut keys, mut failed) = (Vec::new(), None);
+        for id in ids {
+            match self.get_by_id(call, id).await {
+                Ok(one) => keys.extend(one),
+                Err(error) => {
+                    let go_on = error.kind() == KmsErrorKind::KeyNotFound;
+                    failed = Some(error);
+                    if !go_on {
+                        break;
+                    }
+                }
+            }
+        }
+        match failed {
+            Some(error) if keys.is_empty() => Err(error),
+            _ => Ok(keys),
+        }
+    }
+
+    async fn get_by_id(&self, call: Call<'_>, id: &KeyId) -> Result<Vec<(KeyId, SecretBuf)>, KmsError> {
+        let query = format!("dec_keys?key_ID={}", utf8_percent_encode(id.as_str(), ENCODED));
+        let answer = self.ask(call, Method::GET, &query, None, self.door.deadline()).await?;
+        self.accept(call, &answer)?;
+        self.note_get(call.operation);
+        self.keys(call, answer, &Asked::ByIds(std::slice::from_ref(id)))
     }
 
     fn known(&self) -> std::sync::MutexGuard<'_, Known> {
