@@ -239,6 +239,7 @@ fn spawn(
     body: impl FnOnce() -> Result<(), LaneError> + Send + 'static,
 ) -> std::io::Result<JoinHandle<()>> {
     std::thread::Builder::new().name(name).spawn(move || {
+        sys::prefer_this_thread();
         let end =
             std::panic::catch_unwind(std::panic::AssertUnwindSafe(body)).unwrap_or(Err(LaneError::Panicked));
         if let Err(error) = end {
