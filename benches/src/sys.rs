@@ -63,6 +63,14 @@ pub fn sleep_precisely() {
     unsafe { libc::prctl(libc::PR_SET_TIMERSLACK, 1) };
 }
 
+/// Puts this thread before all ordinary ones (the lowest real-time priority); whether the system lets us.
+#[must_use]
+pub fn run_before_others() -> bool {
+    let lowest = libc::sched_param { sched_priority: 1 };
+    // SAFETY: `lowest` is a valid `sched_param`; 0 is this thread.
+    unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO, &raw const lowest) == 0 }
+}
+
 /// Makes a socket's receive buffer as large as asked, beyond the system's limit; only the machine's root may.
 ///
 /// # Errors

@@ -115,6 +115,10 @@ fn kernel_drops(bind: SocketAddr) -> Result<u64> {
 fn blast(peer: SocketAddr, mtu: usize) -> Result<()> {
     let socket = connected(peer)?;
     sys::sleep_precisely();
+    // The load is what the step says, not what a busy tunnel leaves to its sender.
+    if !sys::run_before_others() {
+        eprintln!("without real-time priority the sender is held up by the tunnel that it measures");
+    }
     let payload = vec![0x5a; mtu];
     answer("ready")?;
     for line in io::stdin().lock().lines() {

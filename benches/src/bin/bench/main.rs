@@ -46,6 +46,9 @@ struct Options {
     /// Records with `perf` what the machine does during one TCP flow through each VPN, and measures nothing
     #[arg(long)]
     profile: bool,
+    /// Adds these rows to the numbers that are in `--out`, in place of what they had there
+    #[arg(long)]
+    add: bool,
     /// Names the VPNs
     #[arg(long)]
     list: bool,
@@ -87,7 +90,12 @@ fn run(options: &Options) -> Result<()> {
         pings: if options.quick { 1000 } else { 2000 },
     };
     fs::create_dir_all("/run/wireguard")?;
-    let mut results = Results::default();
+    let numbers = options.out.join("numbers.json");
+    let mut results = if options.add && numbers.exists() {
+        Results::read(&serde_json::from_slice(&fs::read(&numbers)?)?, &rows)
+    } else {
+        Results::default()
+    };
     let mut tunnels = start(options, &rows, &mut results)?;
     if options.profile {
         return profile(options, &tunnels);
@@ -111,7 +119,11 @@ fn run(options: &Options) -> Result<()> {
 
 /// Whether a VPN is measured in a row.
 fn takes_part(vpn: Vpn, row: Row) -> bool {
-    if row == Row::Rekey { !vpn.everywhere || vpn.name == "qvpn-chacha" } else { vpn.everywhere }
+    match row {
+        Row::Rekey => !vpn.everywhere || vpn.name == "qvpn-chacha",
+        Row::Flood => vpn.name == "qvpn-chacha",
+        _ => vpn.everywhere,
+    }
 }
 
 /// Starts what the rows need; one that doesn't start is in the notes.
@@ -173,8 +185,9 @@ fn measure(row: Row, round: u32, tunnel: &mut Running, length: Length, results: 
 
 fn write(options: &Options, results: &Results, rounds: u32, begun: Instant) -> Result<()> {
     let head = format!(
-        "{}\n{rounds} rounds in {} min. One machine for both ends, the sender and the receiver: only ratios mean something.",
+        "{}\n{rounds} rounds{} in {} min. One machine for both ends, the sender and the receiver: only ratios mean something.",
         about(&options.peers),
+        if options.add { " of what was measured last" } else { "" },
         begun.elapsed().as_secs() / 60
     );
     fs::create_dir_all(&options.out)?;
@@ -229,7 +242,7 @@ fn profile(options: &Options, tunnels: &[Running]) -> Result<()> {
         let numbers = guarded(|| Row::Tcp1.measure(tunnel, length, None))?;
         ensure!(recorder.wait()?.success(), "perf could not record");
         let mut text = format!("{}: {numbers:?}\n", tunnel.vpn.name);
-        for sort in ["comm", "comm,dso", "comm,symbol"] {
+        for fields in ["overhead,comm", "overhead,comm,dso", "overhead,comm,symbol"] {
             let output = Command::new("perf")
                 .args([
                     "report",
@@ -240,10 +253,14 @@ fn profile(options: &Options, tunnels: &[Running]) -> Result<()> {
                     "--percent-limit",
                     "0.4",
                 ])
-                .args(["--sort", sort, "--input"])
+                .args(["--fields", fields, "--input"])
                 .arg(&data)
                 .output()?;
-            text += &String::from_utf8_lossy(&output.stdout);
+            let lines = String::from_utf8_lossy(&output.stdout);
+            for line in lines.lines().map(str::trim_end).filter(|l| !l.is_empty() && !l.starts_with('#')) {
+                text += &format!("{line}\n");
+            }
+            text += "\n";
         }
         let file = options.out.join(format!("profile-{}.txt", tunnel.vpn.name));
         fs::write(&file, text)?;

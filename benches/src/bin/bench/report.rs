@@ -6,6 +6,8 @@ use std::fmt::Write;
 use benches::stats::Spread;
 use serde_json::{Value, json};
 
+use crate::rows::Row;
+
 /// One kind of number.
 pub struct Metric {
     /// Its name in the data.
@@ -38,6 +40,8 @@ pub const METRICS: &[Metric] = &[
     metric("cpu", "CPU of both ends, s/Gb", 3),
     metric("memory", "peak memory of an end, MB", 1),
     metric("rekey", "1 TCP flow A→B beside the rekey rows, Gb/s", 2),
+    metric("flood_ours", "1 TCP flow A→B, 100,000 forged starts a second at B, Gb/s", 2),
+    metric("flood_nft", "the same, the flood dropped by nft, Gb/s", 2),
 ];
 
 /// The VPN that ratios are taken against.
@@ -71,6 +75,8 @@ enum Against {
     BestPeer,
     /// A number of the metric's own unit.
     Absolute,
+    /// The same VPN in another metric, and what that is.
+    Metric(&'static str, &'static str),
 }
 
 const TCP1: &[&str] = &["tcp1_ab", "tcp1_ba"];
@@ -132,8 +138,16 @@ const GOALS: &[Goal] = &[
     goal("peak memory, MB", &["memory"], "qvpn-chacha", Against::Absolute, Some((40.0, 40.0)), false),
 ];
 
-/// Both programs of a rekey comparison.
-const REKEYS: &[Goal] = &[
+/// Rows in which qvpn is compared with itself.
+const OWN: &[Goal] = &[
+    goal(
+        "1 TCP flow under forged handshake starts",
+        &["flood_ours"],
+        "qvpn-chacha",
+        Against::Metric("flood_nft", "dropped by nft"),
+        Some((0.9, 0.9)),
+        true,
+    ),
     goal(
         "10 rekeys a second, lanes alone",
         &["rekey"],
@@ -163,6 +177,27 @@ pub struct Bar {
 }
 
 impl Results {
+    /// What [`json`](Self::json) gave, without the numbers of `rows`, which are measured anew.
+    #[must_use]
+    pub fn read(json: &Value, rows: &[Row]) -> Self {
+        let mut results = Self::default();
+        for metric in METRICS.iter().filter(|metric| !rows.iter().any(|row| row.gives(metric.id))) {
+            for vpn in crate::vpn::ALL {
+                for number in json["numbers"][metric.id][vpn.name].as_array().into_iter().flatten() {
+                    // JSON has no NaN: a failed round is null.
+                    results.push(metric.id, vpn.name, number.as_f64().unwrap_or(f64::NAN));
+                }
+            }
+        }
+        results.notes = json["notes"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter_map(|n| n.as_str().map(str::to_owned))
+            .collect();
+        results
+    }
+
     /// Adds a round's number.
     pub fn push(&mut self, metric: &'static str, vpn: &'static str, number: f64) {
         self.numbers.entry(metric).or_default().entry(vpn).or_default().push(number);
@@ -195,6 +230,10 @@ impl Results {
             Against::Vpn(name) => name,
             Against::BestPeer => self.best_peer(goal.metrics, goal.more)?,
             Against::Absolute => return Some(("—".to_owned(), Spread::of(&ours)?)),
+            Against::Metric(metric, words) => {
+                let theirs = self.joined(&[metric], goal.ours);
+                return Some((words.to_owned(), Spread::of_ratios(&ours, &theirs)?));
+            }
         };
         Some((against.to_owned(), Spread::of_ratios(&ours, &self.joined(goal.metrics, against))?))
     }
@@ -241,7 +280,7 @@ impl Results {
     }
 
     fn ratios(&self, text: &mut String) {
-        let vpns = self.vpns(|metric| metric != "rekey");
+        let vpns = self.vpns(|metric| metric != "rekey" && !metric.starts_with("flood"));
         if !vpns.contains(&REFERENCE) {
             return;
         }
@@ -255,7 +294,7 @@ impl Results {
 
     fn goals(&self, text: &mut String) {
         let judged: Vec<(&Goal, (String, Spread))> =
-            GOALS.iter().chain(REKEYS).filter_map(|goal| Some((goal, self.judge(goal)?))).collect();
+            GOALS.iter().chain(OWN).filter_map(|goal| Some((goal, self.judge(goal)?))).collect();
         if judged.is_empty() {
             return;
         }
@@ -297,7 +336,7 @@ impl Results {
                 bound: goal.bound.map(|b| b.0),
             })
         };
-        GOALS.iter().chain(REKEYS).filter_map(bar).collect()
+        GOALS.iter().chain(OWN).filter_map(bar).collect()
     }
 
     /// All numbers, for other programs.
@@ -363,5 +402,30 @@ mod tests {
             "{text}"
         );
         assert_eq!(results.bars().len(), 1);
+    }
+
+    #[test]
+    fn what_was_written_is_read_again_but_for_the_rows_measured_anew() {
+        let mut results = Results::default();
+        for (metric, number) in [("tcp1_ab", 4.0), ("cpu", 0.3), ("tcp1_ab", f64::NAN), ("udp64", 9.0)] {
+            results.push(metric, "qvpn-chacha", number);
+        }
+        results.notes.push("a note".to_owned());
+        let json = results.json("head");
+        let all = Results::read(&json, &[]);
+        assert_eq!((all.json("head"), all.notes.len()), (json.clone(), 1));
+        let some = Results::read(&json, &[Row::Tcp1]);
+        assert_eq!(some.of("tcp1_ab", "qvpn-chacha"), None);
+        assert_eq!(some.of("cpu", "qvpn-chacha"), None);
+        assert_eq!(some.of("udp64", "qvpn-chacha"), Some(&vec![9.0]));
+    }
+
+    #[test]
+    fn a_row_against_the_same_vpn_takes_its_other_metric() {
+        let mut results = Results::default();
+        results.push("flood_ours", "qvpn-chacha", 3.0);
+        results.push("flood_nft", "qvpn-chacha", 4.0);
+        let text = results.markdown("# head");
+        assert!(text.contains("| dropped by nft | 0.9 | 0.75 (0.75–0.75) | **not reached** |"), "{text}");
     }
 }

@@ -9,7 +9,7 @@ use clap::ValueEnum;
 use serde_json::Value;
 use tests::{Process, binary};
 
-use crate::vpn::{MTU, Running};
+use crate::vpn::{MTU, OUTER, Running};
 
 /// No answer of a helper takes longer.
 const PATIENCE: Duration = Duration::from_secs(15);
@@ -33,6 +33,8 @@ pub enum Row {
     Rtt,
     /// One TCP flow while 10 epochs a second begin, and without.
     Rekey,
+    /// One TCP flow under a flood of forged handshake starts, and with nft dropping the same flood.
+    Flood,
     /// Peak memory after all the rows before.
     Memory,
 }
@@ -72,8 +74,16 @@ impl Row {
             Row::Udp1400 => udp(tunnel, "udp1400", Mix::Only(1400), length, guess),
             Row::Rtt => round_trips(tunnel, length),
             Row::Rekey => Ok(vec![("rekey", tcp(tunnel, 0, 1, length.tcp)?.rate)]),
+            Row::Flood => flood(tunnel, length),
             Row::Memory => Ok(vec![("memory", tunnel.peak_memory()?)]),
         }
+    }
+
+    /// Whether a metric is of this row.
+    #[must_use]
+    pub fn gives(self, metric: &str) -> bool {
+        let name = self.to_possible_value().map_or_else(String::new, |v| v.get_name().to_owned());
+        metric.split('_').next() == Some(&name) || (self == Row::Tcp1 && metric == "cpu")
     }
 }
 
@@ -190,4 +200,39 @@ fn round_trips(tunnel: &Running, length: Length) -> Result<Vec<Number>> {
         ("rtt_load_p50", loaded[0]),
         ("rtt_load_p99", loaded[1]),
     ])
+}
+
+/// Forged starts a second.
+const STARTS: u64 = 100_000;
+
+/// Where they come from: 200 addresses, which are none of the tunnel's.
+const STRANGERS: &str = "198.51.100";
+
+/// One TCP flow while a flood of forged handshake starts reaches its receiver, who deals with it first, and then has nft
+/// drop it before its socket sees it. The flood's sender takes its time of the same cores, both times.
+fn flood(tunnel: &Running, length: Length) -> Result<Vec<Number>> {
+    let key = tunnel.public.get(1).context("only a daemon has a key to forge starts for")?;
+    tunnel.nodes[0].run(&format!("ip route replace local {STRANGERS}.0/24 dev lo"));
+    tunnel.nodes[1].run(&format!("ip route replace {STRANGERS}.0/24 dev wan"));
+    let under = |seconds: u32| -> Result<f64> {
+        let (rate, time) = (STARTS.to_string(), (seconds + 2).to_string());
+        let target = format!("{}:51820", OUTER[1]);
+        let words = ["starts", &rate, &time, &target, key, STRANGERS];
+        let mut sender = tunnel.nodes[0].spawn(binary("lab-flood"), &words);
+        said(&mut sender, "flooding")?;
+        // The tables of strangers fill up first.
+        std::thread::sleep(Duration::from_millis(500));
+        let rate = tcp(tunnel, 0, 1, seconds)?.rate;
+        let sent: u64 = field(&said(&mut sender, "sent ")?, 1)?;
+        ensure!(sent > STARTS * u64::from(seconds + 2) * 9 / 10, "the flood was of {sent} starts only");
+        Ok(rate)
+    };
+    let ours = under(length.tcp)?;
+    tunnel.nodes[1].run(&format!(
+        "nft add table ip flood && nft 'add chain ip flood early {{ type filter hook prerouting priority raw; }}' && \
+         nft add rule ip flood early ip saddr {STRANGERS}.0/24 drop"
+    ));
+    let dropped = under(length.tcp);
+    tunnel.nodes[1].run("nft delete table ip flood");
+    Ok(vec![("flood_ours", ours), ("flood_nft", dropped?)])
 }

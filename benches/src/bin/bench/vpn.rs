@@ -15,7 +15,7 @@ use x25519_dalek::{PublicKey, StaticSecret};
 pub const MTU: usize = 1420;
 
 /// Outer and inner addresses of the two ends.
-const OUTER: [&str; 2] = ["192.0.2.1", "192.0.2.2"];
+pub const OUTER: [&str; 2] = ["192.0.2.1", "192.0.2.2"];
 const INNER: [&str; 2] = ["10.77.0.1", "10.77.0.2"];
 
 /// How long a tunnel may take to pass its first packet.
@@ -75,6 +75,8 @@ pub struct Running {
     pub nodes: [Node; 2],
     /// The addresses that traffic goes to.
     pub inner: [&'static str; 2],
+    /// The public identities of daemons.
+    pub public: Vec<String>,
     /// The tunnel's own processes, one an end.
     ends: Vec<Process>,
     /// What else must run.
@@ -92,7 +94,14 @@ impl Vpn {
         for (node, outer) in nodes.iter().zip(OUTER) {
             node.run(&format!("ip addr add {outer}/24 dev wan"));
         }
-        let mut running = Running { vpn: self, nodes, inner: INNER, ends: Vec::new(), _helpers: Vec::new() };
+        let mut running = Running {
+            vpn: self,
+            nodes,
+            inner: INNER,
+            public: Vec::new(),
+            ends: Vec::new(),
+            _helpers: Vec::new(),
+        };
         match self.kind {
             Kind::Plain => running.inner = OUTER,
             Kind::Wireguard(program, words) => running.start_wireguard(&peers.join(program), words)?,
@@ -200,6 +209,7 @@ impl Running {
             node.run(&format!("umask 077; {} genkey > {key}", ctl.display()));
             public.push(node.run(&format!("{} pubkey < {key}", ctl.display())).trim().to_owned());
         }
+        self.public.clone_from(&public);
         for (end, name) in names.into_iter().enumerate() {
             let (other, folder) = (names[1 - end], self.nodes[end].folder().to_owned());
             let stem = format!("site-{name}");
