@@ -1,6 +1,6 @@
 # The commands that people use. `make demo` and `make test` install what is missing by themselves.
 
-.PHONY: help packages demo trial test bench soak fuzz miri build lint fmt deps evidence
+.PHONY: help packages demo trial test bench bench-parts soak fuzz miri build lint fmt deps evidence
 
 help:
 	@echo "make demo    two sites, two KMEs and a tunnel on this machine, with real traffic"
@@ -11,6 +11,7 @@ help:
 	@echo "make evidence  fuzzing, floods, memory, model, Miri and vectors for hours, with a page in docs/evidence; EVIDENCE=60 for short"
 	@echo "make bench   qvpn and other VPNs in turns on this machine; BENCH=--quick for a shorter run, BENCH=--help for choices"
 	@echo "make miri    the tests that reach unsafe code under Miri (needs a nightly toolchain)"
+	@echo "make bench-parts   parts of the data path alone, and the AEADs that it could use; PARTS=FILTER for some"
 	@echo "make build   release binaries in target/release"
 	@echo "make packages  .deb and .rpm from a release build, SBOM, checksums, in target/packages/out"
 	@echo "make lint    format check and clippy"
@@ -49,6 +50,9 @@ bench:
 	cargo build --locked --release --package qvpn-daemon --package qvpn-ctl --package kme-sim
 	cargo build --locked --release --package benches --features null-cipher
 	target/release/bench $(BENCH)
+
+bench-parts:
+	cargo bench --locked --package benches --features micro --bench aead --bench parts -- $(PARTS)
 
 build:
 	cargo build --locked --release --workspace --bins

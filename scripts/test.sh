@@ -9,7 +9,10 @@ target="${CARGO_TARGET_DIR:-target}"
 skip=77
 
 format() { cargo fmt --all --check; }
-lint() { cargo clippy --workspace --all-targets --locked -- -D warnings; }
+lint() {
+    cargo clippy --workspace --all-targets --locked -- -D warnings &&
+        cargo clippy --package benches --features micro --benches --locked -- -D warnings
+}
 documentation() { RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --document-private-items --locked; }
 dependencies() { cargo deny --all-features --locked check licenses bans sources; }
 advisories() {

@@ -10,6 +10,8 @@ mod clock;
 mod command;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzzing;
+#[cfg(any(test, feature = "internals"))]
+pub mod internals;
 mod key;
 mod lane;
 /// One key at work, without any IO: lanes and simulations use it.
