@@ -86,15 +86,18 @@ pub(crate) fn poll_writable(fd: BorrowedFd<'_>, millis: c_int) -> bool {
     unsafe { libc::poll(&raw mut poll, 1, millis) > 0 }
 }
 
-/// How far before ordinary threads (nice 0) those of lanes stand.
-const NICE: c_int = -10;
+/// How far before the rest of the program, by nice value, the threads of lanes stand.
+const BEFORE: c_int = 10;
 
-/// Puts this thread before ordinary ones, where the system allows it (CAP_SYS_NICE or RLIMIT_NICE): packets of a gateway
+/// Puts this thread before others, where the system allows it (CAP_SYS_NICE or RLIMIT_NICE): packets of a gateway
 /// should not wait for its other work. As a batch worker it also interrupts nobody by waking up, so that it finds more to
 /// do when its turn comes; without the better place it would come too late then.
 pub(crate) fn prefer_this_thread() {
-    // SAFETY: the call takes numbers only; 0 is this thread.
-    let preferred = unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, NICE) } == 0;
+    // SAFETY: the calls take numbers only; 0 is this thread.
+    let preferred = unsafe {
+        let nice = libc::getpriority(libc::PRIO_PROCESS, 0);
+        libc::setpriority(libc::PRIO_PROCESS, 0, nice - BEFORE) == 0
+    };
     if preferred {
         let none = libc::sched_param { sched_priority: 0 };
         // SAFETY: `none` is a valid `sched_param`; 0 is this thread. A refusal changes nothing.
