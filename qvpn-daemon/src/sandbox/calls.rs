@@ -216,6 +216,13 @@ fn allowed() -> Result<Rules, seccompiler::BackendError> {
     let us = u64::from(std::process::id());
     rules.insert(libc::SYS_tgkill, vec![all(vec![is(0, us)?])?]);
 
+    // A thread's own place before others, as far as the limit set at the start allows; never a real-time one.
+    for call in [libc::SYS_getpriority, libc::SYS_setpriority] {
+        rules.insert(call, vec![all(vec![is(0, 0)?, is(1, 0)?])?]);
+    }
+    rules
+        .insert(libc::SYS_sched_setscheduler, vec![all(vec![is(0, 0)?, is(1, number(libc::SCHED_BATCH))?])?]);
+
     rules.insert(libc::SYS_prctl, vec![all(vec![is(0, number(libc::PR_SET_NAME))?])?]);
     // Reading limits, and not setting them.
     rules.insert(libc::SYS_prlimit64, vec![all(vec![bits(2, u64::MAX, 0)?])?]);

@@ -25,6 +25,9 @@ use crate::error::DaemonError;
 /// Locked memory that must be there from the start, in bytes: many hundred peers' keys.
 const RESERVE: usize = 1 << 20;
 
+/// How far a thread may go before others: nice −10, as the system writes it.
+const PLACE: u64 = 20 + 10;
+
 /// Becomes the user `qvpn` if started by root, keeps `CAP_NET_ADMIN` alone, forbids core dumps and foreign debuggers, and
 /// locks memory. `socket_dir` is made first where it is missing, since only root can. Returns what was done, for the log.
 ///
@@ -32,6 +35,8 @@ const RESERVE: usize = 1 << 20;
 /// If the limit on locked memory is too low, or the system refuses.
 pub(crate) fn enter(socket_dir: &Path) -> Result<Vec<String>, DaemonError> {
     setrlimit(Resource::RLIMIT_CORE, 0, 0).map_err(refused("forbid core dumps"))?;
+    // Lanes stand before ordinary threads. Only root can raise this limit; the shipped unit has it.
+    let _ = setrlimit(Resource::RLIMIT_NICE, PLACE, PLACE);
     let mut done = vec![user::become_unprivileged(socket_dir)?];
     // After the change of user, which makes a process dumpable again.
     set_dumpable(false).map_err(refused("forbid dumps of the process's memory"))?;
