@@ -246,7 +246,7 @@ impl Sending {
         let Ok(len) = session.seal(&mut buffer, 0, 0, now) else { return };
         p.last_sent = now;
         let out = Outgoing { bytes: &buffer[..len], segment: None, tos: 0, to };
-        match sys::send_batch(self.socket.as_fd(), std::iter::once(out), 1) {
+        match sys::send_batch(self.socket.as_fd(), std::iter::once(out)) {
             Ok(_) => count_sent(&p.stats, 1, len, now),
             Err(_) => p.stats.tx.queue_full.add(1),
         }
@@ -292,15 +292,7 @@ impl Sending {
                 break;
             }
         }
-        // A super-packet is a little more than one piece for the socket; what is beyond goes with the next one, which is
-        // read at once.
-        match self.batch.complete() {
-            complete if more && complete > 0 && complete < self.batch.runs().len() => {
-                self.send_runs(complete, now);
-                self.batch.keep_last();
-            }
-            _ => self.flush(now),
-        }
+        self.flush(now);
         Ok(more)
     }
 
@@ -399,21 +391,14 @@ impl Sending {
 
     /// Sends the batch.
     fn flush(&mut self, now: BootNanos) {
-        self.send_runs(self.batch.runs().len(), now);
-        self.batch.clear();
-    }
-
-    /// Sends the first `count` runs.
-    fn send_runs(&mut self, count: usize, now: BootNanos) {
-        let (mut first, mut count) = (0, count);
-        while first < count {
-            let run = self.batch.runs()[first];
-            let datagrams = self.batch.runs()[first..count].iter().map_while(|run| {
+        let mut first = 0;
+        while let Some(run) = self.batch.runs().get(first).copied() {
+            let datagrams = self.batch.runs()[first..].iter().map_while(|run| {
                 let to = self.peers.get(run.peer)?.endpoint.as_ref()?;
                 let segment = u16::try_from(run.size).ok().filter(|_| run.count > 1);
                 Some(Outgoing { bytes: self.batch.datagrams(run), segment, tos: run.tos, to })
             });
-            match sys::send_batch(self.socket.as_fd(), datagrams, count - first) {
+            match sys::send_batch(self.socket.as_fd(), datagrams) {
                 Ok(sent @ 1..) => {
                     for run in &self.batch.runs()[first..first + sent] {
                         if let Some(p) = self.peers.get(run.peer) {
@@ -440,7 +425,6 @@ impl Sending {
                         p.apart_until = now + APART;
                         p.stats.tx.refused.add(u64::try_from(run.count).unwrap_or(0));
                     }
-                    count += run.count - 1;
                     self.batch.take_apart(first);
                 }
                 Ok(0) | Err(_) => {
@@ -449,6 +433,7 @@ impl Sending {
                 }
             }
         }
+        self.batch.clear();
     }
 
     fn count_refused(&self, run: &Run) {
