@@ -116,7 +116,7 @@ fn a_key_that_never_leaves_its_token() {
         }
         assert!(lab.lan(Site::A).pings(Site::B.host()[0]));
 
-        // The token is pulled: the tunnel lives on its stock, and the operator reads why.
+        // The token is pulled: the tunnel lives on its stock, and the operator reads why. It is put back: keys come again.
         let (there, away) = (token.folder.join("tokens"), token.folder.join("away"));
         fs::rename(&there, &away).unwrap();
         fs::create_dir(&there).unwrap();
@@ -126,6 +126,11 @@ fn a_key_that_never_leaves_its_token() {
         });
         assert!(error.contains("token") && error.contains("; "), "{error}");
         assert_eq!(gateways[0].peer()["state"], "up");
+        fs::remove_dir(&there).unwrap();
+        fs::rename(&away, &there).unwrap();
+        gateways[0].wait_peer("keys again", START, |peer| {
+            peer["state"] == "up" && peer["qkd_stock"].as_u64() >= Some(4)
+        });
         let logs = gateways.each_ref().map(|gateway| gateway.process.log()).concat();
         assert!(!logs.contains(PIN), "the PIN is in a log");
         drop(kmes);
