@@ -315,7 +315,6 @@ fn run(command: &mut Command) -> String {
 }
 
 #[test]
-#[ignore = "long: `make soak` runs it"]
 fn each_misbehaviour_of_each_operation_is_ridden_through() {
     sandbox::run("each_misbehaviour_of_each_operation_is_ridden_through", || {
         run(Command::new("ip").args(["link", "set", "lo", "up"]));
