@@ -253,9 +253,9 @@ pub enum Notice {
         /// Why.
         reason: RekeyReason,
     },
-    /// No QKD key could be fetched for a while; the stock runs down.
+    /// The supply of QKD keys stopped or is too small; the stock runs down.
     SupplyStopped {
-        /// The last error, in words.
+        /// Why, in words.
         detail: String,
         /// How many keys both ends still hold.
         stock: usize,
@@ -418,7 +418,8 @@ pub struct PeerView {
     pub qkd_stock: Option<usize>,
     /// Keys from a file that are held likewise; `None` where QKD is off.
     pub file_stock: Option<usize>,
-    /// How long the QKD keys last at the agreed interval.
+    /// How long the QKD keys last at the agreed interval and the supply seen lately; while that keeps up, how long they would last
+    /// without.
     pub qkd_stock_lasts: Option<Duration>,
     /// Epochs that came into force since the start.
     pub rekeys: u64,

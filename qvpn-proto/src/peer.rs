@@ -21,6 +21,7 @@ use crate::event::{
     Event, FailureReason, KeyKind, KmsReport, LaneOrder, LaneReport, Notice, Sources, State, Transmit,
 };
 use crate::messenger::{Arrived, Messenger};
+use crate::stock::Budget;
 use crate::time::Time;
 use crate::timers::{Timer, Timers};
 use crate::wire::{Hello, Kind, Lanes, MessageId, Reject, RejectReason, RekeyReason};
@@ -65,8 +66,8 @@ pub struct Peer<L> {
     last_qkd: Option<Time>,
     /// Neither end restarted since the last epoch.
     unbroken: bool,
-    supply_stopped: bool,
-    trouble_since: Option<Time>,
+    budget: Budget,
+    supply_stopped: Option<String>,
     last_state: State,
     rekeys: u64,
     failures: BTreeMap<FailureReason, u64>,
@@ -104,8 +105,8 @@ impl<L: ControlLink> Peer<L> {
             unheard_there: Lanes::default(),
             last_qkd: None,
             unbroken: false,
-            supply_stopped: false,
-            trouble_since: None,
+            budget: Budget::new(now),
+            supply_stopped: None,
             last_state: State::Connecting,
             rekeys: 0,
             failures: BTreeMap::new(),

@@ -1,9 +1,11 @@
 //! QKD keys held ahead, so that no epoch waits for a KMS. The initiator's half fetches new keys and offers them; the
 //! responder's half fetches the same keys by their IDs and says which it holds.
 
+mod budget;
 mod master;
 mod slave;
 
+pub use budget::{Budget, Trouble, Verdict};
 pub use master::MasterStock;
 pub use slave::SlaveStock;
 

@@ -150,7 +150,8 @@ impl<L: ControlLink> Peer<L> {
         if let Some((id, _)) = qkd.or(file.filter(|_| !self.qkd_only())) {
             return Choice::Key(id.to_owned());
         }
-        let trouble = initiator.stock.trouble().unwrap_or("waiting for the first keys of the KMEs");
+        let trouble =
+            initiator.stock.trouble().map_or("waiting for the first keys of the KMEs", |t| t.text.as_str());
         if agreement.policy == QkdPolicy::Required {
             return Choice::Wait(
                 None,

@@ -8,12 +8,10 @@ use super::{Peer, Side};
 use crate::config::QkdPolicy;
 use crate::control_link::ControlLink;
 use crate::event::{Event, Fetch, KeyKind, KmsReport, Notice};
+use crate::stock::{Trouble, Verdict};
 use crate::time::Time;
 use crate::timers::Timer;
 use crate::wire::{Kind, StockAck, StockOffer};
-
-/// Trouble that is shorter is no news: after a restart, keys of the life before are asked for once in vain.
-const TROUBLE: Duration = Duration::from_secs(2);
 
 impl<L: ControlLink> Peer<L> {
     /// Whether both ends use QKD; nothing is fetched for a peer that is not there.
@@ -149,27 +147,48 @@ impl<L: ControlLink> Peer<L> {
     }
 
     pub(super) fn supply_trouble(&self) -> Option<&str> {
+        self.trouble().map(|trouble| trouble.text.as_str())
+    }
+
+    fn trouble(&self) -> Option<&Trouble> {
         match &self.side {
             Side::Initiator(initiator) => initiator.stock.trouble(),
             Side::Responder(responder) => responder.stock.trouble(),
         }
     }
 
-    /// The supply has stopped when there was trouble for a while and the stock is no longer full; it is back with the
-    /// trouble gone.
+    /// How long the stock lasts at the agreed interval and the supply seen.
+    pub(super) fn stock_lasts(&self, interval: Duration, now: Time) -> Duration {
+        self.budget.lasts(interval, now)
+    }
+
+    /// Why people were told that the supply stopped, while it is so.
+    pub(super) fn supply_stopped(&self) -> Option<&str> {
+        self.supply_stopped.as_deref().filter(|_| self.budget.stopped())
+    }
+
     fn tell_supply(&mut self, now: Time) {
-        let stock = self.stock_count();
-        let Some(detail) = self.supply_trouble().map(str::to_owned) else {
-            self.trouble_since = None;
-            if std::mem::replace(&mut self.supply_stopped, false) {
+        let Some(interval) = self.agreement.map(|a| a.interval) else { return };
+        if self.link.session_age().is_none() {
+            self.budget.pause(now);
+            return;
+        }
+        // The responder does not know how many keys the initiator wants to hold.
+        let target = match &self.side {
+            Side::Initiator(initiator) => Some(initiator.stock.target()),
+            Side::Responder(_) => None,
+        };
+        let (held, trouble) = (self.stock_count(), self.trouble().cloned());
+        match self.budget.look(held, target, interval, trouble.as_ref(), now) {
+            Verdict::Same => {}
+            Verdict::Stopped(detail) => {
+                self.supply_stopped = Some(detail.clone());
+                self.notice(Notice::SupplyStopped { detail, stock: held });
+            }
+            Verdict::Resumed => {
+                self.supply_stopped = None;
                 self.notice(Notice::SupplyResumed);
             }
-            return;
-        };
-        let since = *self.trouble_since.get_or_insert(now);
-        if !self.supply_stopped && now.since(since) >= TROUBLE && stock < self.config.stock {
-            self.supply_stopped = true;
-            self.notice(Notice::SupplyStopped { detail, stock });
         }
     }
 }

@@ -44,7 +44,11 @@ impl<L: ControlLink> Peer<L> {
             return Some(CLOCK_SET_BACK.to_owned());
         }
         if state == State::Up {
-            return None;
+            // All is well still, but it will not stay so.
+            let stopped = self.supply_stopped()?;
+            let interval = self.agreement.map_or(self.config.rekey_interval, |a| a.interval);
+            let lasts = self.stock_lasts(interval, now).as_secs();
+            return Some(format!("the QKD supply stopped ({stopped}); the keys in stock last {lasts} s"));
         }
         if state == State::Degraded {
             let theirs = self.remote_hello().map(|h| h.policy);
@@ -75,6 +79,9 @@ impl<L: ControlLink> Peer<L> {
         }
         Some(match self.agreement {
             None => "the control session is up; waiting for the other site's Hello".to_owned(),
+            Some(_) if self.lacks_offers() => {
+                "the other site offers no QKD key, so its KME gives it none that fits; its `qvpn-ctl show` names the KME and says why".to_owned()
+            }
             Some(_) if self.had_epoch && matches!(self.side, Side::Responder(_)) => {
                 "the other site proposes no epoch; its `qvpn-ctl show` says why".to_owned()
             }
@@ -85,6 +92,12 @@ impl<L: ControlLink> Peer<L> {
     fn lives_on_a_file(&self) -> String {
         let why = self.supply_trouble().map(|trouble| format!(": {trouble}")).unwrap_or_default();
         format!("traffic flows under a key from a file, which is no QKD{why}")
+    }
+
+    /// The responder waits for keys that the other site would have to offer.
+    fn lacks_offers(&self) -> bool {
+        let wants = self.agreement.is_some_and(|a| a.policy != QkdPolicy::Off);
+        matches!(&self.side, Side::Responder(r) if wants && r.stock.lacks_offers())
     }
 
     fn unreachable(&self, now: Time) -> String {
@@ -143,7 +156,7 @@ impl<L: ControlLink> Peer<L> {
             qkd_key_age: self.last_qkd.map(|at| now.since(at)),
             qkd_stock: stock,
             file_stock: stock.map(|_| self.stock_of(KeyKind::File)),
-            qkd_stock_lasts: stock.map(|n| interval * u32::try_from(n).unwrap_or(u32::MAX)),
+            qkd_stock_lasts: stock.map(|_| self.stock_lasts(interval, now)),
             rekeys: self.rekeys,
             rekey_failures: self.failures.iter().map(|(reason, n)| (*reason, *n)).collect(),
             control_handshake_ago: self.link.session_age(),

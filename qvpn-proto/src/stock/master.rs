@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use qvpn_secret::SecretBuf;
 
-use super::{FROM_FILE, GIVE_UP, MAX_KEY_AGE, backoff};
+use super::{FROM_FILE, GIVE_UP, MAX_KEY_AGE, Trouble, backoff};
 use crate::event::{FetchedKey, KeyKind, KeyName, KmsTrouble};
 use crate::key_schedule::qkd_check;
 use crate::time::Time;
@@ -62,8 +62,10 @@ pub struct MasterStock {
     offers: u64,
     revision: u64,
     changed: bool,
-    trouble: Option<String>,
-    responder_trouble: Option<String>,
+    trouble: Option<Trouble>,
+    responder_trouble: Option<Trouble>,
+    /// The last key that was lost, while none was held since.
+    loss: Option<Trouble>,
 }
 
 impl MasterStock {
@@ -82,6 +84,7 @@ impl MasterStock {
             changed: true,
             trouble: None,
             responder_trouble: None,
+            loss: None,
         }
     }
 
@@ -175,16 +178,19 @@ impl MasterStock {
         if self.keys.len() > before {
             self.changed = true;
             let qkd = self.keys[before..].iter().any(|k| k.kind == KeyKind::Qkd);
-            self.trouble = (!qkd).then(|| missing.map_or_else(|| FROM_FILE.to_owned(), |m| m.text));
+            self.trouble = (!qkd).then(|| {
+                let text = missing.map_or_else(|| FROM_FILE.to_owned(), |m| m.text);
+                Trouble { text, hard: true }
+            });
             self.failures = 0;
         } else if lost.is_empty() {
-            self.trouble = Some("the KME delivered no key".to_owned());
+            self.trouble = Some(Trouble { text: "the KME delivered no key".to_owned(), hard: true });
             self.wait(now);
         } else {
             if lost.iter().any(|(_, why)| why == NO_QKD) {
-                self.trouble = Some(FROM_FILE.to_owned());
+                self.trouble = Some(Trouble { text: FROM_FILE.to_owned(), hard: true });
             }
-            self.wait_after_loss(now);
+            self.wait_after_loss(&lost, now);
         }
         lost
     }
@@ -193,7 +199,7 @@ impl MasterStock {
     pub fn failed(&mut self, request: u64, trouble: KmsTrouble, now: Time) {
         if self.open == Some(request) {
             self.open = None;
-            self.trouble = Some(trouble.text);
+            self.trouble = Some(Trouble { text: trouble.text, hard: true });
             self.wait(now);
         }
     }
@@ -211,7 +217,10 @@ impl MasterStock {
     }
 
     /// Keys that go bad one after the other must not drain the KME: fetch again later and later, until one is held.
-    fn wait_after_loss(&mut self, now: Time) {
+    fn wait_after_loss(&mut self, lost: &Lost, now: Time) {
+        if let Some((id, why)) = lost.last() {
+            self.loss = Some(Trouble { text: format!("QKD key {id} was lost: {why}"), hard: true });
+        }
         self.retry_at = Some(now + backoff(FIRST_RETRY, LAST_RETRY_SPENT, self.spent));
         self.spent += 1;
     }
@@ -279,6 +288,7 @@ impl MasterStock {
                     key.held = true;
                     key.suspect = false;
                     self.spent = 0;
+                    self.loss = None;
                     continue;
                 }
                 Held::Yes(_) => {
@@ -288,12 +298,13 @@ impl MasterStock {
                 Held::Pending => continue,
                 Held::NotFound if key.suspect => "the other site restarted, and its KME no longer has it",
                 Held::NotFound => {
-                    self.responder_trouble =
-                        Some(format!("the other site's KME does not know key {id} (yet)"));
+                    let text = format!("the other site's KME does not know key {id} (yet)");
+                    self.responder_trouble.get_or_insert(Trouble { text, hard: false });
                     continue;
                 }
                 Held::Unavailable => {
-                    self.responder_trouble = Some("the other site cannot reach its KME".to_owned());
+                    let text = "the other site cannot reach its KME".to_owned();
+                    self.responder_trouble = Some(Trouble { text, hard: true });
                     continue;
                 }
             };
@@ -302,7 +313,7 @@ impl MasterStock {
             self.changed = true;
         }
         if !lost.is_empty() {
-            self.wait_after_loss(now);
+            self.wait_after_loss(&lost, now);
         }
         lost
     }
@@ -355,7 +366,14 @@ impl MasterStock {
 
     /// What is wrong with the supply, in words.
     #[must_use]
-    pub fn trouble(&self) -> Option<&str> {
-        self.trouble.as_deref().or(self.responder_trouble.as_deref())
+    pub fn trouble(&self) -> Option<&Trouble> {
+        let loss = self.loss.as_ref().filter(|_| self.count(KeyKind::Qkd) == 0);
+        self.trouble.as_ref().or(self.responder_trouble.as_ref()).or(loss)
+    }
+
+    /// How many keys are to be held.
+    #[must_use]
+    pub fn target(&self) -> usize {
+        self.target
     }
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use qvpn_secret::SecretBuf;
 
-use super::{FROM_FILE, GIVE_UP, MAX_KEY_AGE, backoff};
+use super::{FROM_FILE, GIVE_UP, MAX_KEY_AGE, Trouble, backoff};
 use crate::event::{FetchedKey, KeyKind, KeyName, KmsTrouble, TroubleKind};
 use crate::key_schedule::qkd_check;
 use crate::time::Time;
@@ -40,7 +40,7 @@ pub struct SlaveStock {
     open: Option<(u64, Vec<String>)>,
     tokens: u32,
     refilled_at: Time,
-    trouble: Option<String>,
+    trouble: Option<Trouble>,
 }
 
 impl SlaveStock {
@@ -160,8 +160,9 @@ impl SlaveStock {
                 *answer = if kind == TroubleKind::NotFound { Held::NotFound } else { Held::Unavailable };
             }
         }
+        let hard = kind == TroubleKind::Unavailable || trouble.is_none();
         let text = trouble.map(|t| t.text.clone()).or_else(|| no_qkd.then(|| FROM_FILE.to_owned()));
-        self.trouble = text.filter(|_| missing);
+        self.trouble = text.filter(|_| missing).map(|text| Trouble { text, hard });
         self.changed = true;
     }
 
@@ -252,6 +253,12 @@ impl SlaveStock {
         }
     }
 
+    /// The initiator made an offer, and there is no key in it that could still be used.
+    #[must_use]
+    pub fn lacks_offers(&self) -> bool {
+        self.offer > 0 && self.entries.iter().all(|e| matches!(e.state, State::Gone))
+    }
+
     /// How many keys of this kind are here.
     #[must_use]
     pub fn count(&self, wanted: KeyKind) -> usize {
@@ -260,7 +267,7 @@ impl SlaveStock {
 
     /// What is wrong with the supply, in words.
     #[must_use]
-    pub fn trouble(&self) -> Option<&str> {
-        self.trouble.as_deref()
+    pub fn trouble(&self) -> Option<&Trouble> {
+        self.trouble.as_ref()
     }
 }

@@ -522,3 +522,102 @@ fn a_reload_while_lanes_take_keys_loses_no_packet() {
         assert!(world.both(State::Up) && world.rekeys() >= before + 3, "{}", world.story(0));
     }
 }
+
+#[test]
+fn the_end_of_the_stock_is_foretold_long_before_traffic_is_hurt() {
+    let mut world = World::new(40, sites(QkdPolicy::Required, 10 * S), CLEAN);
+    assert!(world.run_until(5 * S, |w| w.both(State::Up)));
+    world.run(2 * S);
+    assert_eq!(world.view(0).qkd_stock_lasts, Some(50 * S));
+    assert_eq!(world.view(0).reason, None);
+    world.kms[0].up = [false, false];
+    let stopped = |w: &World, i: usize| {
+        w.ends[i].notices.iter().find(|(_, n)| matches!(n, Notice::SupplyStopped { .. })).map(|(at, _)| *at)
+    };
+    assert!(world.run_until(15 * S, |w| stopped(w, 0).is_some()), "{}", world.story(0));
+    let told = world.now;
+    let view = world.view(0);
+    assert_eq!(view.state, State::Up);
+    let reason = view.reason.unwrap();
+    assert!(
+        reason.contains("KME of site 0 is unreachable") && reason.contains("keys in stock last 40 s"),
+        "{reason}"
+    );
+    let lasts = view.qkd_stock_lasts.unwrap();
+    assert!(world.run_until(120 * S, |w| w.both(State::Blocked)), "{}", world.story(0));
+    let ahead = world.now.since(told);
+    // The stock, and then the last epoch's age.
+    assert!(
+        ahead >= lasts + 20 * S && ahead <= lasts + 45 * S,
+        "told {ahead:?} ahead, the stock was to last {lasts:?}"
+    );
+    world.kms[0].up = [true, true];
+    assert!(world.run_until(10 * S, |w| w.both(State::Up)), "{}", world.story(0));
+    world.run(15 * S);
+    for end in [0, 1] {
+        let resumed = world.ends[end].notices.iter().filter(|(_, n)| *n == Notice::SupplyResumed).count();
+        let told = usize::from(stopped(&world, end).is_some());
+        assert_eq!(resumed, told, "{}", world.story(end));
+        assert_eq!(world.view(end).reason, None);
+    }
+}
+
+#[test]
+fn a_path_that_is_down_is_not_called_a_stop_of_the_supply() {
+    let mut world = World::new(41, sites(QkdPolicy::Required, 10 * S), CLEAN);
+    assert!(world.run_until(5 * S, |w| w.both(State::Up)));
+    world.run(12 * S);
+    world.faults.loss = 1000;
+    world.run(600 * S);
+    world.faults.loss = 0;
+    assert!(world.run_until(30 * S, |w| w.both(State::Up)));
+    world.run(60 * S);
+    for end in [0, 1] {
+        let stopped = world.ends[end].notices.iter().any(|(_, n)| matches!(n, Notice::SupplyStopped { .. }));
+        assert!(!stopped, "{}", world.story(end));
+    }
+}
+
+/// A miss is clean: nothing is sent, and each end says what is missing and where.
+#[test]
+fn a_miss_is_explained_at_both_ends() {
+    type Break = fn(&mut World);
+    let cases: [(&str, Break, [&str; 2]); 4] = [
+        (
+            "the master's KME is down",
+            |w| w.kms[0].up = [false, true],
+            ["KME of site 0", "the other site offers no QKD key"],
+        ),
+        (
+            "the slave's KME is down",
+            |w| w.kms[0].up = [true, false],
+            ["the other site cannot reach its KME", "KME of site 1"],
+        ),
+        ("the slave's KME has no key", |w| w.kms[0].faults.lost = 1000, ["does not know key", "not found"]),
+        (
+            "the KMEs hold other bytes",
+            |w| w.kms[0].corrupt_all_keys = true,
+            ["different bytes", "the other site"],
+        ),
+    ];
+    for (name, breaks, words) in cases {
+        let mut world = World::new(42, sites(QkdPolicy::Required, S), CLEAN);
+        assert!(world.run_until(5 * S, |w| w.both(State::Up)));
+        world.run(2 * S);
+        breaks(&mut world);
+        let blocked = world.run_until(60 * S, |w| w.both(State::Blocked));
+        assert!(blocked, "{name}\n{}\n--\n{}", world.story(0), world.story(1));
+        world.run(3 * S);
+        let sent = world.data_sent;
+        for (end, word) in words.into_iter().enumerate() {
+            let reason = world.view(end).reason.unwrap();
+            assert!(reason.contains(word), "{name}: end {end} says {reason:?}");
+        }
+        assert_eq!(world.data_sent, sent);
+        world.kms[0].up = [true; 2];
+        world.kms[0].faults.lost = 0;
+        world.kms[0].corrupt_all_keys = false;
+        // Twice the stock may lie there that one KME will never have; each is given up after 120 s.
+        assert!(world.run_until(130 * S, |w| w.both(State::Up)), "{name}: {}", world.story(0));
+    }
+}

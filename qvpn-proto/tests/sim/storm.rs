@@ -18,8 +18,9 @@ use crate::world::World;
 /// With good KMEs an epoch is there so soon after the trouble ends: the other end is missed after 5 s, handshakes are 5 s
 /// apart, an attempt takes up to 5 s and the next one waits up to 10 s.
 const SOON: Duration = Duration::from_secs(40);
-/// Keys that turned out bad are replaced later and later, up to 10 s.
-const WITH_BAD_KEYS: Duration = Duration::from_secs(55);
+/// Twice the stock may lie there that one KME will never have: each is given up after 120 s, and those that turned out bad are
+/// replaced later and later, up to 10 s.
+const WITH_BAD_KEYS: Duration = Duration::from_secs(170);
 
 /// What a storm did.
 #[derive(Default, Clone, Copy, Debug)]
@@ -225,7 +226,7 @@ impl Storm {
                 world.restart_at = Some((world.steps + rng.next_u64() % 40, gateway));
             }
             3 => {
-                for end in (0..world.ends.len()).filter(|end| (end % 2 == 0) == (gateway == 0)) {
+                for end in (0..world.ends.len()).filter(|end| end.is_multiple_of(2) == (gateway == 0)) {
                     world.say_bye(end);
                 }
                 for gateway in 0..world.gateways.len().min(if gateway == 0 { 1 } else { usize::MAX }) {
@@ -293,7 +294,8 @@ impl Storm {
         }
         let begun = world.now;
         let bound = if self.bad_keys { WITH_BAD_KEYS } else { SOON };
-        if !world.run_until(bound, settled) {
+        let stocked = self.bad_keys;
+        if !world.run_until(bound, |w| settled(w) && (!stocked || has_keys(w))) {
             world.fail(&format!("progress: no agreed epoch {bound:?} after the trouble ended"));
         }
         let took = world.now.since(begun);
@@ -332,6 +334,14 @@ impl Storm {
 
 fn counts(world: &World) -> Vec<u64> {
     (0..world.ends.len()).map(|end| world.view(end).rekeys).collect()
+}
+
+/// No end that uses QKD is without a key.
+fn has_keys(world: &World) -> bool {
+    (0..world.ends.len()).all(|end| {
+        let off = [end, end ^ 1].iter().any(|end| world.sites[*end].policy == QkdPolicy::Off);
+        off || world.view(end).qkd_stock != Some(0)
+    })
 }
 
 /// Each tunnel has an epoch that both its ends have in force.
