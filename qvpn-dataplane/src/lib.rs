@@ -14,7 +14,7 @@ pub mod fuzzing;
 pub mod internals;
 mod key;
 mod lane;
-/// One key at work, without any IO: lanes and simulations use it.
+// One key at work, without any IO: lanes and simulations use it.
 pub mod session;
 mod stats;
 mod sys;

@@ -55,7 +55,7 @@ fn each_fault_is_found_and_its_command_mends_it() {
             (
                 "firewall",
                 "warning",
-                "nft 'table inet strict { chain in { type filter hook input priority 0; policy drop; meta l4proto { icmp, icmpv6, tcp } accept; } }'",
+                "nft 'table inet strict { chain in { type filter hook input priority 0; policy drop; meta l4proto { icmp, icmpv6, tcp } accept; }; }'",
             ),
             ("routes", "warning", "ip route add 10.20.3.0/24 via 198.51.100.2 dev wan"),
             ("mtu", "warning", "ip link set wan mtu 1400"),
