@@ -30,7 +30,7 @@ pub fn keys(bytes: &[u8]) {
         Ok(keys) => {
             assert!(keys.len() <= ids.len());
             for (n, (id, secret)) in keys.iter().enumerate() {
-                assert!(secret.len() >= 32 && secret.expose().iter().any(|byte| *byte != 0));
+                assert!(secret.len() >= 32 && !secret.ct_eq(&vec![0; secret.len()]));
                 assert!(how & 1 == 0 || ids.contains(id));
                 assert!(keys[..n].iter().all(|(other, key)| other != id && !key.ct_eq(secret.expose())));
             }

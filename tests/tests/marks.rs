@@ -46,8 +46,8 @@ fn pings(lab: &Lab, class: u8, count: u8, address: &str) -> bool {
 /// The WAN's router marks the tunnel's packets towards site B that `which` (words of nft) says, as a full queue would.
 fn congest(lab: &Lab, family: &str, which: &str) {
     lab.wan.nft(&format!(
-        "table inet queue {{\nchain forward {{\ntype filter hook forward priority 0;\n}}\n}}\nflush table inet queue\n\
-         add rule inet queue forward oifname site-b udp dport 51820 {which} {family} ecn set ce\n"
+        "table inet jam {{\nchain forward {{\ntype filter hook forward priority 0;\n}}\n}}\nflush table inet jam\n\
+         add rule inet jam forward oifname site-b udp dport 51820 {which} {family} ecn set ce\n"
     ));
 }
 
@@ -87,7 +87,7 @@ fn congestion_reaches_the_hosts(outer: Outer) {
     assert!(!pings(&lab, 0, 3, far4));
     assert!(pings(&lab, 2, 3, far4));
     wait_until("the drops are counted", Duration::from_secs(5), || (malformed() >= before + 3).then_some(()));
-    lab.wan.nft("delete table inet queue\n");
+    lab.wan.nft("delete table inet jam\n");
     assert!(pings(&lab, 0, 3, far4));
 }
 
