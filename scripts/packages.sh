@@ -73,6 +73,7 @@ tree() {
     if "$ctl" help man >/dev/null 2>&1; then
         mkdir -p "$made"
         "$ctl" man "$made"
+        "$target/$folder/kme-sim" man "$made"
         for file in "$made"/*; do
             section="${file##*.}"
             case "$(basename "$file")" in

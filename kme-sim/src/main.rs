@@ -42,6 +42,12 @@ enum Task {
         #[command(subcommand)]
         task: PresetTask,
     },
+    /// Write the man pages, from the same texts as this help.
+    #[command(hide = true)]
+    Man {
+        /// Where to.
+        dir: PathBuf,
+    },
     /// Send one command to the admin socket of a running kme-sim.
     Admin {
         /// The socket.
@@ -142,6 +148,9 @@ async fn main() -> ExitCode {
     let done = match (cli.task, cli.config) {
         (Some(Task::Certs(args)), _) => make_certs(args),
         (Some(Task::Preset { task }), _) => show_preset(task),
+        (Some(Task::Man { dir }), _) => std::fs::create_dir_all(&dir)
+            .and_then(|()| clap_mangen::generate_to(Cli::command(), &dir))
+            .map_err(|error| Failure::Failed(format!("{}: {error}", dir.display()))),
         (Some(Task::Admin { socket, command }), _) => send_admin(&socket, command).await,
         (None, Some(config)) => run(&config, cli.log).await,
         (None, None) => {

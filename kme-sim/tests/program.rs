@@ -232,3 +232,15 @@ async fn bad_configs_and_bad_use_have_their_exit_codes() {
         assert_eq!(output.status.code(), Some(2), "{words:?}");
     }
 }
+
+#[tokio::test]
+async fn the_man_pages_say_what_the_help_says() {
+    let folder = TempDir::new().unwrap();
+    let output = Command::new(PROGRAM).arg("man").arg(folder.path().join("man")).output().await.unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let page = |name: &str| std::fs::read_to_string(folder.path().join("man").join(name)).unwrap();
+    assert!(page("kme-sim.1").contains("Run the KMEs of this file"));
+    assert!(page("kme-sim-certs.1").contains("Make a new CA and overwrite what is there"));
+    let output = Command::new(PROGRAM).args(["man", "/dev/null/man"]).output().await.unwrap();
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+}

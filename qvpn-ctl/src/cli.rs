@@ -3,10 +3,13 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap_complete::engine::ArgValueCompleter;
 use qvpn_api::control::SOCKET_DIR;
 
+use crate::complete;
+
 /// Where the configs are.
-const CONFIG_DIR: &str = "/etc/qvpn";
+pub(crate) const CONFIG_DIR: &str = "/etc/qvpn";
 
 /// Controls qvpn, the quantum-safe tunnel between sites.
 #[derive(Parser)]
@@ -56,9 +59,10 @@ pub(crate) enum Command {
     /// Shows interfaces and peers: state, what the key is made of, next rekey, stock, KMEs, drops.
     Show {
         /// One interface; all when absent.
-        #[arg(value_parser = interface)]
+        #[arg(value_parser = interface, add = ArgValueCompleter::new(complete::interfaces))]
         interface: Option<String>,
         /// One peer of it: its name, public key or fingerprint, or the beginning of one.
+        #[arg(add = ArgValueCompleter::new(complete::peers))]
         peer: Option<String>,
         /// Shows one line for each peer, and no more.
         #[arg(long, short, conflicts_with = "json")]
@@ -70,15 +74,16 @@ pub(crate) enum Command {
     /// Makes a new epoch now.
     Rekey {
         /// The interface.
-        #[arg(value_parser = interface)]
+        #[arg(value_parser = interface, add = ArgValueCompleter::new(complete::interfaces))]
         interface: String,
         /// A peer's name, public key or fingerprint, or the beginning of one; all peers when absent.
+        #[arg(add = ArgValueCompleter::new(complete::peers))]
         peer: Option<String>,
     },
     /// Reads the config again; if it is refused, nothing changes.
     Reload {
         /// The interface.
-        #[arg(value_parser = interface)]
+        #[arg(value_parser = interface, add = ArgValueCompleter::new(complete::interfaces))]
         interface: String,
     },
     /// Lists, adds, changes and removes peers while the tunnel runs.
@@ -95,7 +100,7 @@ pub(crate) enum Command {
     /// Looks at this machine and says what keeps a tunnel from working, each with the command that mends it.
     Doctor {
         /// The interface, by its config in /etc/qvpn; all when absent.
-        #[arg(value_parser = interface)]
+        #[arg(value_parser = interface, add = ArgValueCompleter::new(complete::interfaces))]
         interface: Option<String>,
         /// Prints JSON.
         #[arg(long)]
@@ -107,7 +112,7 @@ pub(crate) enum Command {
     /// Prints the latest events, one a line.
     Events {
         /// The interface.
-        #[arg(value_parser = interface)]
+        #[arg(value_parser = interface, add = ArgValueCompleter::new(complete::interfaces))]
         interface: String,
         /// Waits for more.
         #[arg(long, short)]
@@ -119,11 +124,23 @@ pub(crate) enum Command {
     /// Prints all metrics in Prometheus' text format, as for node_exporter's textfile collector.
     Metrics {
         /// The interface.
-        #[arg(value_parser = interface)]
+        #[arg(value_parser = interface, add = ArgValueCompleter::new(complete::interfaces))]
         interface: String,
         /// Prints JSON.
         #[arg(long)]
         json: bool,
+    },
+    /// Prints the script that lets a shell complete commands, interfaces and peers.
+    Completions {
+        /// The shell.
+        #[arg(value_enum)]
+        shell: Shell,
+    },
+    /// Writes the man pages, from the same texts as this help.
+    #[command(hide = true)]
+    Man {
+        /// Where to.
+        dir: PathBuf,
     },
     /// Makes the allowed IPs of a config unreachable, so that nothing leaves in clear while no daemon runs.
     Block {
@@ -137,7 +154,7 @@ pub(crate) enum Command {
     /// Removes the block, so that traffic may leave in clear.
     Unblock {
         /// One interface, by its config in /etc/qvpn; every block of qvpn when absent.
-        #[arg(value_parser = interface)]
+        #[arg(value_parser = interface, add = ArgValueCompleter::new(complete::interfaces))]
         interface: Option<String>,
     },
 }
@@ -147,7 +164,7 @@ pub(crate) enum PeerCommand {
     /// Lists the configured peers.
     List {
         /// The interface.
-        #[arg(value_parser = interface)]
+        #[arg(value_parser = interface, add = ArgValueCompleter::new(complete::interfaces))]
         interface: String,
         /// Prints JSON.
         #[arg(long)]
@@ -156,7 +173,7 @@ pub(crate) enum PeerCommand {
     /// Adds a peer while the tunnel runs; the others lose no packet.
     Add {
         /// The interface.
-        #[arg(value_parser = interface)]
+        #[arg(value_parser = interface, add = ArgValueCompleter::new(complete::interfaces))]
         interface: String,
         /// The new peer's name.
         name: String,
@@ -173,9 +190,10 @@ pub(crate) enum PeerCommand {
     ]))]
     Set {
         /// The interface.
-        #[arg(value_parser = interface)]
+        #[arg(value_parser = interface, add = ArgValueCompleter::new(complete::interfaces))]
         interface: String,
         /// The peer's name, public key or fingerprint, or the beginning of one.
+        #[arg(add = ArgValueCompleter::new(complete::peers))]
         peer: String,
         #[command(flatten)]
         settings: Box<PeerSettings>,
@@ -189,14 +207,26 @@ pub(crate) enum PeerCommand {
     /// Removes a peer while the tunnel runs. Its networks then go where this machine's other routes lead, perhaps in clear.
     Remove {
         /// The interface.
-        #[arg(value_parser = interface)]
+        #[arg(value_parser = interface, add = ArgValueCompleter::new(complete::interfaces))]
         interface: String,
         /// The peer's name, public key or fingerprint, or the beginning of one.
+        #[arg(add = ArgValueCompleter::new(complete::peers))]
         peer: String,
         /// Takes it out of the config, too.
         #[arg(long)]
         save: bool,
     },
+}
+
+/// Shells that can be helped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Shell {
+    /// source <(qvpn-ctl completions bash)
+    Bash,
+    /// source <(qvpn-ctl completions zsh)
+    Zsh,
+    /// qvpn-ctl completions fish | source
+    Fish,
 }
 
 /// `qkd` of imported peers.

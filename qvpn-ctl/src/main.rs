@@ -5,6 +5,7 @@ mod check;
 mod cli;
 mod client;
 mod commands;
+mod complete;
 mod doctor;
 mod error;
 mod import;
@@ -13,6 +14,7 @@ mod kms_check;
 mod kms_open;
 mod metrics;
 mod output;
+mod pages;
 mod peer;
 mod render;
 mod routes;
@@ -23,7 +25,8 @@ mod units;
 
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::{CommandFactory, Parser};
+use clap_complete::CompleteEnv;
 use qvpn_api::exit;
 
 use crate::cli::{Cli, Command, KmsCommand, PeerCommand};
@@ -34,6 +37,8 @@ use crate::error::CtlError;
 static ALLOCATOR: qvpn_secret::ZeroAlloc<std::alloc::System> = qvpn_secret::ZeroAlloc(std::alloc::System);
 
 fn main() -> ExitCode {
+    // Where a shell asks what could follow, that is answered and nothing else done.
+    CompleteEnv::with_factory(Cli::command).complete();
     // A usage error ends here with exit code 2.
     let cli = Cli::parse();
     match run(cli) {
@@ -90,6 +95,8 @@ fn run(cli: Cli) -> Result<(), CtlError> {
             commands::events(&dirs.socket_dir, &interface, follow, json)
         }
         Command::Metrics { interface, json } => metrics::metrics(&dirs.socket_dir, &interface, json),
+        Command::Completions { shell } => pages::completions(shell),
+        Command::Man { dir } => pages::man(&dir),
         Command::Block { file, .. } => routes::block(file.as_deref(), &dirs.config_dir),
         Command::Unblock { interface } => routes::unblock(interface.as_deref(), &dirs.config_dir),
     }

@@ -9,6 +9,7 @@ mod grammar;
 mod model;
 mod neighbours;
 mod reader;
+mod reference;
 mod rules;
 mod token;
 mod values;
@@ -26,6 +27,7 @@ pub use model::{
     Peer, QkdPolicy, Role, Suite, Table,
 };
 
+pub use reference::{KeyHelp, REFERENCE, SectionHelp};
 pub use token::TokenKey;
 
 /// Bytes of the largest config that is read: several ten thousand peers.

@@ -5,6 +5,7 @@
 mod ask;
 mod check;
 mod fake;
+mod help;
 mod keys;
 mod operate;
 mod routes;

@@ -1,0 +1,205 @@
+//! Each key of the config in words, for the man page qvpn.toml(5). A test holds it against the grammar.
+
+/// A section.
+#[derive(Debug)]
+pub struct SectionHelp {
+    /// As it is written.
+    pub title: &'static str,
+    /// What it is for.
+    pub about: &'static str,
+    /// Its keys.
+    pub keys: &'static [KeyHelp],
+}
+
+/// A key.
+#[derive(Debug)]
+pub struct KeyHelp {
+    /// As it is written.
+    pub name: &'static str,
+    /// What may stand behind the equals sign.
+    pub values: &'static str,
+    /// What holds when it is absent; empty where it must be there, or nothing holds.
+    pub default: &'static str,
+    /// What it does.
+    pub about: &'static str,
+}
+
+const fn key(
+    name: &'static str,
+    values: &'static str,
+    default: &'static str,
+    about: &'static str,
+) -> KeyHelp {
+    KeyHelp { name, values, default, about }
+}
+
+/// All sections, in the order in which a config has them.
+pub const REFERENCE: &[SectionHelp] = &[
+    SectionHelp {
+        title: "[interface]",
+        about: "The tunnel's device and its daemon.",
+        keys: &[
+            key("name", "\"NAME\"", "the file's stem", "The device's name, 1 to 15 bytes."),
+            key(
+                "private_key_file",
+                "\"FILE\"",
+                "NAME.key beside the config",
+                "The secret key, as `qvpn-ctl genkey` makes it. A file that others can read is refused. \"credential:NAME\", here and for each other file, is the credential that LoadCredential= of the unit names.",
+            ),
+            key(
+                "listen_port",
+                "1 to 65535",
+                "51820",
+                "The UDP port of lane 0; lane i uses the port i above it.",
+            ),
+            key("address", "[\"ADDRESS/LENGTH\", …]", "none", "The device's addresses."),
+            key(
+                "mtu",
+                "\"auto\" or 576 to 65455",
+                "\"auto\"",
+                "The device's MTU in bytes, at least 1280 where there is IPv6.",
+            ),
+            key(
+                "suite",
+                "\"chacha20poly1305\" or \"aes256gcm\"",
+                "\"chacha20poly1305\"",
+                "The AEAD of peers that name none. Both sites must have the same.",
+            ),
+            key(
+                "rekey_interval",
+                "\"100ms\" to \"120s\"",
+                "\"60s\"",
+                "How often a fresh key is made. Both sites' shorter one holds.",
+            ),
+            key("lanes", "1 to 16", "1", "How many lanes share the traffic; the same number at both sites."),
+            key(
+                "table",
+                "\"auto\", \"off\" or a number",
+                "\"auto\"",
+                "Where routes for allowed IPs go, as with wg-quick(8): the main table and one of our own for default routes, none, or this table.",
+            ),
+            key(
+                "fwmark",
+                "0 to 4294967295",
+                "0",
+                "The firewall mark of outer packets; with 0 the daemon chooses one where a default route needs it.",
+            ),
+            key(
+                "dscp",
+                "\"inherit\" or 0 to 63",
+                "0",
+                "The DSCP of outer packets; \"inherit\" copies the inner packet's.",
+            ),
+            key(
+                "on_stop",
+                "\"block\" or \"open\"",
+                "\"block\"",
+                "What allowed IPs do when the daemon is stopped: unreachable, or as without a tunnel.",
+            ),
+            key(
+                "metrics_listen",
+                "\"ADDRESS:PORT\"",
+                "off",
+                "Where Prometheus scrapes /metrics. No TLS, no password.",
+            ),
+            key(
+                "log_level",
+                "\"error\", \"warn\", \"info\", \"debug\" or \"trace\"",
+                "\"info\"",
+                "How much the daemon logs; a reload changes it.",
+            ),
+        ],
+    },
+    SectionHelp {
+        title: "[kms]",
+        about: "This site's side of the QKD network. Without it each peer must say qkd = \"off\".",
+        keys: &[
+            key("sae_id", "\"ID\"", "", "Our SAE ID, as the KME knows it."),
+            key("stock", "1 to 100", "5", "QKD keys held ahead for each peer, to ride through an outage."),
+            key("kme", "[[kms.kme]]", "", "The KMEs, each a section of its own."),
+        ],
+    },
+    SectionHelp {
+        title: "[[kms.kme]]",
+        about: "A source of keys: a key management entity, a SKIP key provider, or a file of keys.",
+        keys: &[
+            key("name", "\"NAME\"", "", "Its name here."),
+            key(
+                "api",
+                "\"etsi014\", \"skip\" or \"file\"",
+                "\"etsi014\"",
+                "What it is: ETSI GS QKD 014, SKIP (draft-cisco-skip-02) over mutual TLS, or a file of keys that came on a disk. Keys from a file are shown as `file` and never count as QKD.",
+            ),
+            key("sae_id", "\"ID\"", "that of [kms]", "How it knows us."),
+            key("url", "\"https://HOST:PORT\"", "", "Where it is. Needed, but not for a file."),
+            key("server_name", "\"NAME\"", "the URL's host", "The name in its certificate. Not for a file."),
+            key(
+                "ca_file",
+                "\"FILE\"",
+                "",
+                "The CA that its certificate must chain to, PEM. Needed, but not for a file.",
+            ),
+            key("cert_file", "\"FILE\"", "", "Our client certificate, PEM. Needed, but not for a file."),
+            key(
+                "key_file",
+                "\"FILE\" or \"pkcs11:…\"",
+                "",
+                "The key of our certificate, PEM, in a file that others can't read; or the URI (RFC 7512) of a key in a PKCS#11 token, with module-path, object or id, and perhaps token, serial and pin-source. Needed, but not for a file.",
+            ),
+            key(
+                "keys_file",
+                "\"FILE\"",
+                "",
+                "The file of keys, for api = \"file\" alone and needed there; both sites have the same, each line is overwritten before its key is used, and one peer alone may use it.",
+            ),
+        ],
+    },
+    SectionHelp {
+        title: "[[peer]]",
+        about: "Another site.",
+        keys: &[
+            key("name", "\"NAME\"", "", "Its name here, 1 to 64 characters without spaces."),
+            key("public_key", "\"qvpn1-…\"", "", "What `qvpn-ctl pubkey` prints there."),
+            key(
+                "endpoint",
+                "\"HOST:PORT\"",
+                "learned from its packets",
+                "Where it is. A host name is looked up again when the peer is silent.",
+            ),
+            key(
+                "allowed_ips",
+                "[\"PREFIX\", …]",
+                "",
+                "The networks behind it. A prefix belongs to one peer; of nested ones the longest wins.",
+            ),
+            key("sae_id", "\"ID\"", "", "Its SAE ID; needed unless qkd is \"off\"."),
+            key(
+                "kmes",
+                "[\"NAME\", …]",
+                "all, in their order",
+                "The KMEs that serve the pair, in the order of preference.",
+            ),
+            key(
+                "qkd",
+                "\"required\", \"preferred\" or \"off\"",
+                "\"required\"",
+                "Whether its keys need QKD: no QKD no traffic, traffic goes on and is shown as degraded, or never. The stricter site's holds.",
+            ),
+            key("role", "\"auto\", \"initiator\" or \"responder\"", "\"auto\"", "Who proposes keys."),
+            key(
+                "preshared_key_file",
+                "\"FILE\"",
+                "none",
+                "A pre-shared key that goes into each traffic key, as `qvpn-ctl genpsk` makes it.",
+            ),
+            key(
+                "persistent_keepalive",
+                "\"1s\" to \"65535s\"",
+                "off",
+                "How often something is sent at least, to keep a NAT's mapping.",
+            ),
+            key("suite", "as in [interface]", "the interface's", "The peer's AEAD."),
+            key("rekey_interval", "as in [interface]", "the interface's", "The peer's rekey interval."),
+        ],
+    },
+];
