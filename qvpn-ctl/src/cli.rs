@@ -130,6 +130,12 @@ pub(crate) enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Shows an interface live: throughput, keys, stock, KMEs.
+    Top {
+        /// The interface.
+        #[arg(value_parser = interface, add = ArgValueCompleter::new(complete::interfaces))]
+        interface: String,
+    },
     /// Prints the script that lets a shell complete commands, interfaces and peers.
     Completions {
         /// The shell.

@@ -81,6 +81,8 @@ pub(crate) enum CtlError {
     Import { file: PathBuf, line: Option<usize>, what: String },
     #[error("{bad} of {all} checks failed; what mends each stands behind its arrow")]
     Doctor { bad: usize, all: usize },
+    #[error("top needs a terminal; in a pipe use `qvpn-ctl show --json`")]
+    NoTerminal,
     #[error("{0}")]
     Net(#[from] qvpn_net::NetError),
     #[error("{}: {source}", file.display())]
@@ -115,6 +117,7 @@ impl CtlError {
             | Self::NoPeer { .. }
             | Self::NoPeerShown(_)
             | Self::TooOld { .. }
+            | Self::NoTerminal
             | Self::Save { .. }
             | Self::NotSaved { .. }
             | Self::Edit { .. }

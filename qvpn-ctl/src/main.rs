@@ -21,6 +21,7 @@ mod routes;
 mod show;
 mod table;
 mod text;
+mod top;
 mod units;
 
 use std::process::ExitCode;
@@ -95,6 +96,7 @@ fn run(cli: Cli) -> Result<(), CtlError> {
             commands::events(&dirs.socket_dir, &interface, follow, json)
         }
         Command::Metrics { interface, json } => metrics::metrics(&dirs.socket_dir, &interface, json),
+        Command::Top { interface } => top::top(&dirs.socket_dir, &interface),
         Command::Completions { shell } => pages::completions(shell),
         Command::Man { dir } => pages::man(&dir),
         Command::Block { file, .. } => routes::block(file.as_deref(), &dirs.config_dir),

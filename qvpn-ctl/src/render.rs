@@ -46,7 +46,7 @@ pub(crate) fn brief(status: &Status, paint: Paint) -> String {
     page.text
 }
 
-fn tone_of(state: PeerState) -> Tone {
+pub(crate) fn tone_of(state: PeerState) -> Tone {
     match state {
         PeerState::Up => Tone::Good,
         PeerState::Connecting | PeerState::Degraded => Tone::Warn,
@@ -55,7 +55,7 @@ fn tone_of(state: PeerState) -> Tone {
 }
 
 /// Peer, state, key, next rekey, stock.
-fn glance_row(p: &PeerStatus) -> Vec<Cell> {
+pub(crate) fn glance_row(p: &PeerStatus) -> Vec<Cell> {
     let key = if p.key_sources.is_empty() { "none".to_owned() } else { sources_text(&p.key_sources) };
     let key_tone = match (p.key_sources.is_empty(), p.state) {
         (_, PeerState::Degraded) => Tone::Warn,
@@ -305,7 +305,7 @@ fn things(n: usize, thing: &str) -> String {
 }
 
 /// What an operator does about a peer that isn't well.
-fn advice(p: &PeerStatus, i: &InterfaceStatus) -> Option<String> {
+pub(crate) fn advice(p: &PeerStatus, i: &InterfaceStatus) -> Option<String> {
     let kmes_down = !i.kmes.is_empty() && i.kmes.iter().all(|k| k.state == Some(KmeState::Down));
     let no_stock = p.qkd_stock.is_none_or(|n| n == 0);
     match p.state {

@@ -266,3 +266,11 @@ fn a_socket_that_may_not_be_used_says_who_may() {
     assert_eq!(run.code, 4);
     assert!(run.err.contains("run as root, or join its group with `usermod -aG qvpn USER`"), "{run:?}");
 }
+
+#[test]
+fn top_is_for_terminals() {
+    let dir = tempfile::tempdir().unwrap();
+    let run = run(dir.path(), &["top", "qvpn0"]);
+    let expected = "qvpn-ctl: top needs a terminal; in a pipe use `qvpn-ctl show --json`\n";
+    assert_eq!((run.code, run.out.as_str(), run.err.as_str()), (1, "", expected));
+}
