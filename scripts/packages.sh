@@ -74,8 +74,10 @@ tree() {
         mkdir -p "$made"
         "$ctl" man "$made"
         "$target/$folder/kme-sim" man "$made"
+        # cargo-deb would compress them, cargo-generate-rpm would not.
+        gzip -9 -n "$made"/*
         for file in "$made"/*; do
-            section="${file##*.}"
+            section="${file%.gz}" section="${section##*.}"
             case "$(basename "$file")" in
             kme-sim*) put "$sim/share/man/man$section" "$file" ;;
             *) put "$qvpn/share/man/man$section" "$file" ;;
