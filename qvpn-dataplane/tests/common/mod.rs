@@ -96,12 +96,13 @@ impl Site {
             ip(&format!("addr add 10.9.0.{number}/24 dev q"));
             ip(&format!("addr add fd09::{number}/64 dev q nodad"));
             ip(&format!("link set q up mtu {MTU}"));
+            // The kernel puts the route that lets packets in there by a task of its own, which may come late.
             until("the IPv6 address is in use", || {
                 let mut show = Command::new("ip");
                 let output =
-                    show.args(["-6", "-o", "addr", "show", "dev", "q", "tentative"]).output().unwrap();
+                    show.args(["-6", "route", "show", "table", "local", "dev", "q"]).output().unwrap();
                 assert!(output.status.success(), "{output:?}");
-                !String::from_utf8_lossy(&output.stdout).contains("fd09::")
+                String::from_utf8_lossy(&output.stdout).contains(&format!("local fd09::{number} "))
             });
             let bind = |address: String| UdpSocket::bind(address).unwrap();
             (tuns, bind(format!("10.9.0.{number}:5000")), bind(format!("[fd09::{number}]:5000")))
