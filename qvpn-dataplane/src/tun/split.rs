@@ -12,6 +12,10 @@ pub(crate) struct Malformed;
 const TCP: u8 = 6;
 const UDP: u8 = 17;
 
+/// Where the checksum stands in the header.
+const TCP_CHECKSUM: usize = 16;
+const UDP_CHECKSUM: usize = 6;
+
 const FIN: u8 = 0x01;
 const PSH: u8 = 0x08;
 const CWR: u8 = 0x80;
@@ -67,7 +71,17 @@ pub(crate) fn plan(header: Vnet, packet: &mut [u8]) -> Result<Option<Split>, Mal
     if (tcp && l4_header < 20) || packet.len() < whole || packet.len() > 65_535 + least {
         return Err(Malformed);
     }
-    let pseudo = addresses_and_protocol(packet, v6, if tcp { TCP } else { UDP });
+    // Which addresses count may be said by an IPv6 extension header: a routing header names the last destination. The kernel
+    // left the right sum in the field, with the length of the whole.
+    let pseudo = if v6 && l4 > least {
+        if header.flags & vnet::NEEDS_CSUM == 0 {
+            return Err(Malformed);
+        }
+        let at = l4 + if tcp { TCP_CHECKSUM } else { UDP_CHECKSUM };
+        Sum::default().bytes(&packet[at..at + 2]).word(!low(packet.len() - l4))
+    } else {
+        addresses_and_protocol(packet, v6, if tcp { TCP } else { UDP })
+    };
     Ok(Some(Split { v6, tcp, l4, header: whole, size, payload: packet.len() - whole, pseudo }))
 }
 
@@ -78,8 +92,8 @@ fn complete(packet: &mut [u8], start: usize, offset: usize, least: usize) -> Res
         return Err(Malformed);
     }
     let sum = Sum::default().bytes(&packet[start..]);
-    // The checksum of UDP stands at 6; TCP's at 16, where 0 is a value like any other.
-    let checksum = if offset == 6 { sum.udp_checksum() } else { sum.checksum() };
+    // In TCP's, 0 is a value like any other.
+    let checksum = if offset == UDP_CHECKSUM { sum.udp_checksum() } else { sum.checksum() };
     packet[at..at + 2].copy_from_slice(&checksum);
     Ok(())
 }

@@ -300,6 +300,43 @@ proptest! {
         prop_assert_eq!(all, bytes);
     }
 
+    /// While a packet is on its way by a routing header, its checksum is over the destination that stands last there.
+    #[test]
+    fn a_routing_header_names_the_destination_of_the_checksum(
+        tcp: bool, last: [u8; 16], size in 1u16..1500, len in 1usize..60_000, sequence: u32,
+    ) {
+        let bytes: Vec<u8> = (0u8..=250).cycle().take(len).collect();
+        let direct = plain_flow(true, tcp).packet(1, sequence, true, &bytes);
+        // RFC 8200 section 4.4, in the form of type 2: one segment left, one address.
+        let routing = [&[direct[6], 2, 2, 1, 0, 0, 0, 0][..], &last].concat();
+        let mut whole = with_more_header(&direct, &routing);
+        whole[6] = 43;
+        let l4 = 40 + routing.len();
+        let whole = with_partial_checksum(whole, l4, tcp, &last);
+        let header = Vnet {
+            flags: NEEDS_CSUM,
+            gso_type: if tcp { GSO_TCPV6 } else { GSO_UDP_L4 },
+            hdr_len: 0,
+            gso_size: size,
+            csum_start: u16::try_from(l4).unwrap(),
+            csum_offset: if tcp { 16 } else { 6 },
+        };
+        let unsaid = Vnet { flags: 0, ..header };
+        prop_assert!(split::plan(unsaid, &mut whole.clone()).is_err(), "nobody says what the checksum is over");
+        let segments = cut(header, whole);
+        prop_assert_eq!(segments.len(), len.div_ceil(size.into()));
+        for segment in segments {
+            prop_assert_eq!(&segment[40..l4], &routing);
+            // As the last destination sees it.
+            let mut there = [&segment[..40], &segment[l4..]].concat();
+            let length = u16::try_from(there.len() - 40).unwrap();
+            there[4..6].copy_from_slice(&length.to_be_bytes());
+            there[6] = segment[40];
+            there[24..40].copy_from_slice(&last);
+            is_right(&there);
+        }
+    }
+
     /// Neither random bytes nor absurd headers make either of them panic.
     #[test]
     fn nonsense_is_refused_or_passes_alone(
@@ -566,13 +603,25 @@ fn odd_packets_pass_unmerged_and_unchanged() {
     }
 }
 
+/// Puts the sum of the pseudo-header into the checksum's field, as the kernel leaves it.
+fn with_partial_checksum(mut packet: Vec<u8>, l4: usize, tcp: bool, last: &[u8; 16]) -> Vec<u8> {
+    let (protocol, offset) = if tcp { (6, 16) } else { (17, 6) };
+    let sum = crate::checksum::Sum::default().bytes(&packet[8..24]).bytes(last).word(protocol);
+    let sum = sum.word(u16::try_from(packet.len() - l4).unwrap()).folded();
+    packet[l4 + offset..l4 + offset + 2].copy_from_slice(&sum);
+    packet
+}
+
 /// The kernel hands over super-packets with IPv4 options and with extension headers, too.
 #[test]
 fn super_packets_with_more_headers_are_cut_right() {
     for (v6, tcp) in [(false, false), (false, true), (true, false), (true, true)] {
         let whole = plain_flow(v6, tcp).packet(77, 1, true, &[9; 1000]);
-        let (whole, more) =
-            if v6 { (with_extension(&whole), 8) } else { (with_more_header(&whole, &NOPS), 4) };
+        let (whole, more) = if v6 {
+            (with_partial_checksum(with_extension(&whole), 48, tcp, &[0xfc; 16]), 8)
+        } else {
+            (with_more_header(&whole, &NOPS), 4)
+        };
         let header = Vnet {
             flags: NEEDS_CSUM,
             gso_type: plain_flow(v6, tcp).kind(),
