@@ -1,5 +1,7 @@
 //! The Internet checksum (RFC 1071): ones' complement sums of 16-bit words.
 
+use crate::sys;
+
 /// A sum that is not folded yet. Pieces of odd length may only come last. Words are added in the machine's byte order,
 /// which RFC 1071 (section 2 B) allows: only the folded result is in network order again.
 #[derive(Debug, Clone, Copy, Default)]
@@ -9,16 +11,8 @@ impl Sum {
     /// Adds bytes.
     #[must_use]
     pub(crate) fn bytes(self, bytes: &[u8]) -> Self {
-        // Four lanes of 64 bits that take 32 bits at a time never overflow, and the compiler makes vectors of them.
-        let mut lanes = [0u64; 8];
         let (blocks, rest) = bytes.as_chunks::<32>();
-        for block in blocks {
-            let (words, _) = block.as_chunks::<4>();
-            for (lane, word) in lanes.iter_mut().zip(words) {
-                *lane += u64::from(u32::from_ne_bytes(*word));
-            }
-        }
-        let mut sum = self.0 + lanes.iter().sum::<u64>();
+        let mut sum = self.0 + sys::sum_blocks(blocks);
         let (words, rest) = rest.as_chunks::<4>();
         for word in words {
             sum += u64::from(u32::from_ne_bytes(*word));

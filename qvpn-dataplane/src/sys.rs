@@ -1,5 +1,6 @@
 //! The system calls that std has no safe form of: the clock, eventfd, poll, TUN ioctls, socket options, and batches of
-//! datagrams. Everything `unsafe` of this crate is here, behind functions that take slices and return results.
+//! datagrams; and a sum in wide registers. Everything `unsafe` of this crate is here, behind functions that take slices and
+//! return results.
 #![allow(unsafe_code)]
 
 use std::ffi::c_int;
@@ -13,6 +14,9 @@ use crate::clock::BootNanos;
 
 /// Most datagrams of one system call.
 pub(crate) const BATCH: usize = 32;
+
+/// Once datagrams come in large pieces there is work enough in a few, and the buffer stays in the cache.
+pub(crate) const FEW: usize = 4;
 
 /// `CLOCK_BOOTTIME` now, in nanoseconds.
 pub(crate) fn boot_nanos() -> BootNanos {
@@ -141,6 +145,36 @@ pub(crate) fn set_int(fd: BorrowedFd<'_>, level: c_int, option: c_int, value: c_
         .map(drop)
 }
 
+/// The sum of all 32-bit words, in the machine's byte order: all that a checksum does of which there is much.
+pub(crate) fn sum_blocks(blocks: &[[u8; 32]]) -> u64 {
+    #[cfg(target_arch = "x86_64")]
+    if std::arch::is_x86_feature_detected!("avx2") {
+        // SAFETY: the processor has what the function is compiled for, as was asked just now.
+        return unsafe { sum_blocks_avx2(blocks) };
+    }
+    sum_blocks_anywhere(blocks)
+}
+
+/// The same instructions' sense, in registers of twice the width.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2")]
+fn sum_blocks_avx2(blocks: &[[u8; 32]]) -> u64 {
+    sum_blocks_anywhere(blocks)
+}
+
+#[inline(always)]
+fn sum_blocks_anywhere(blocks: &[[u8; 32]]) -> u64 {
+    // Lanes of 64 bits that take 32 bits at a time never overflow, and the compiler makes vectors of them.
+    let mut lanes = [0u64; 8];
+    for block in blocks {
+        let (words, _) = block.as_chunks::<4>();
+        for (lane, word) in lanes.iter_mut().zip(words) {
+            *lane += u64::from(u32::from_ne_bytes(*word));
+        }
+    }
+    lanes.iter().sum()
+}
+
 /// What one call sends in one go: a datagram, or several of equal size that the kernel cuts apart (the last one may be
 /// shorter).
 #[derive(Clone, Copy)]
@@ -204,27 +238,36 @@ impl Control {
 
 const _: () = assert!(CMSG_HEADER == 16, "control messages are laid out by hand for 64-bit Linux");
 
-/// Sends the first [`BATCH`] datagrams or fewer without waiting; how many of them the kernel took, at least one.
+/// Sends the first [`BATCH`] datagrams or fewer without waiting; how many of them the kernel took, at least one. There are
+/// at most `most`.
 pub(crate) fn send_batch<'a>(
+    fd: BorrowedFd<'_>,
+    datagrams: impl Iterator<Item = Outgoing<'a>>,
+    most: usize,
+) -> io::Result<usize> {
+    // The tables that the kernel reads are zeroed each time, and most calls need little of them.
+    if most <= FEW { send_up_to::<FEW>(fd, datagrams) } else { send_up_to::<BATCH>(fd, datagrams) }
+}
+
+fn send_up_to<'a, const N: usize>(
     fd: BorrowedFd<'_>,
     datagrams: impl Iterator<Item = Outgoing<'a>>,
 ) -> io::Result<usize> {
     // SAFETY: the messages point to buffers, addresses and control messages that outlive the call, and the kernel only
     // reads those.
-    send_by(datagrams, |messages, count| unsafe {
+    send_by::<N>(datagrams, |messages, count| unsafe {
         libc::sendmmsg(fd.as_raw_fd(), messages, count, libc::MSG_DONTWAIT)
     })
 }
 
 /// [`send_batch`] by `call`, which gets the messages and their number.
-fn send_by<'a>(
+fn send_by<'a, const N: usize>(
     datagrams: impl Iterator<Item = Outgoing<'a>>,
     call: impl FnOnce(*mut libc::mmsghdr, u32) -> c_int,
 ) -> io::Result<usize> {
     // SAFETY: all-zero bytes are a valid `iovec` and a valid `mmsghdr`.
-    let (mut vectors, mut messages): ([libc::iovec; BATCH], [libc::mmsghdr; BATCH]) =
-        unsafe { std::mem::zeroed() };
-    let mut controls = [Control([0; CONTROL]); BATCH];
+    let (mut vectors, mut messages): ([libc::iovec; N], [libc::mmsghdr; N]) = unsafe { std::mem::zeroed() };
+    let mut controls = [Control([0; CONTROL]); N];
     let mut count = 0;
     for (((out, vector), message), control) in
         datagrams.zip(&mut vectors).zip(&mut messages).zip(&mut controls)
@@ -281,26 +324,38 @@ pub(crate) fn receive_batch(
     buffer: &mut [u8],
     news: &mut [Option<Incoming>],
 ) -> io::Result<usize> {
+    if news.len() <= FEW {
+        receive_up_to::<FEW>(fd, buffer, news)
+    } else {
+        receive_up_to::<BATCH>(fd, buffer, news)
+    }
+}
+
+fn receive_up_to<const N: usize>(
+    fd: BorrowedFd<'_>,
+    buffer: &mut [u8],
+    news: &mut [Option<Incoming>],
+) -> io::Result<usize> {
     // SAFETY: the messages point to buffers, names and room for control messages of the sizes given, which outlive the
     // call.
-    receive_by(buffer, news, |messages, count| unsafe {
+    receive_by::<N>(buffer, news, |messages, count| unsafe {
         libc::recvmmsg(fd.as_raw_fd(), messages, count, libc::MSG_DONTWAIT, std::ptr::null_mut())
     })
 }
 
 /// [`receive_batch`] by `call`, which gets the messages and their number.
-fn receive_by(
+fn receive_by<const N: usize>(
     buffer: &mut [u8],
     news: &mut [Option<Incoming>],
     call: impl FnOnce(*mut libc::mmsghdr, u32) -> c_int,
 ) -> io::Result<usize> {
     // SAFETY: all-zero bytes are valid values of these three types.
     let (mut vectors, mut messages, mut names): (
-        [libc::iovec; BATCH],
-        [libc::mmsghdr; BATCH],
-        [libc::sockaddr_storage; BATCH],
+        [libc::iovec; N],
+        [libc::mmsghdr; N],
+        [libc::sockaddr_storage; N],
     ) = unsafe { std::mem::zeroed() };
-    let mut controls = [Control([0; CONTROL]); BATCH];
+    let mut controls = [Control([0; CONTROL]); N];
     let mut count = 0;
     let places = buffer.chunks_exact_mut(SLOT).take(news.len());
     for ((((place, vector), message), name), control) in
@@ -452,7 +507,7 @@ mod tests {
         ];
         let mut buffer = vec![0; SLOT * given.len()];
         let mut news = [None; BATCH];
-        let got = receive_by(&mut buffer, &mut news[..given.len()], |messages, count| {
+        let got = receive_by::<BATCH>(&mut buffer, &mut news[..given.len()], |messages, count| {
             play(&given, messages, count)
         });
         assert_eq!(got.unwrap(), given.len());
@@ -491,7 +546,7 @@ mod tests {
             Outgoing { bytes: b"six", segment: None, tos: 1, to: &to[1] },
         ];
         let mut seen = Vec::new();
-        let sent = send_by(out.into_iter(), |messages, count| {
+        let sent = send_by::<BATCH>(out.into_iter(), |messages, count| {
             for n in 0..count as usize {
                 // SAFETY: as the kernel trusts `sendmmsg`.
                 unsafe {

@@ -7,8 +7,8 @@ use crate::session::{HEADER, TAG};
 /// Bytes after which a batch is sent even if more is there to read.
 pub(super) const FULL: usize = 64 * 1024;
 
-/// A full batch still has room for one datagram of any size.
-const CAPACITY: usize = FULL + HEADER + 65_575 + 16 + TAG;
+/// A batch that is not full yet still has room for one datagram of any size, or for all datagrams of one super-packet.
+const CAPACITY: usize = 2 * FULL + HEADER + 65_575 + 16 + TAG;
 
 /// Most datagrams of one run (`UDP_MAX_SEGMENTS` of Linux before 6.9).
 const MOST: usize = 64;
@@ -105,6 +105,24 @@ impl Batch {
         self.end = 0;
         self.runs.clear();
     }
+
+    /// How many runs are complete: all but the last one, if more may join that.
+    pub(super) fn complete(&self) -> usize {
+        let open = self
+            .runs
+            .last()
+            .is_some_and(|run| !run.closed && run.count < MOST && run.bytes() + run.size <= LARGEST);
+        self.runs.len() - usize::from(open)
+    }
+
+    /// Forgets all but the last run, which moves to the front.
+    pub(super) fn keep_last(&mut self) {
+        let Some(last) = self.runs.pop() else { return };
+        self.buffer.copy_within(last.start..last.end, 0);
+        self.runs.clear();
+        self.end = last.bytes();
+        self.runs.push(Run { start: 0, end: self.end, ..last });
+    }
 }
 
 #[cfg(test)]
@@ -157,6 +175,23 @@ mod tests {
         assert_eq!(counts(&large), [45, 5]);
         assert!(large.is_full());
         assert_eq!(large.runs()[0].bytes(), 65_340);
+    }
+
+    #[test]
+    fn a_run_that_more_may_join_stays_and_goes_on_at_the_front() {
+        let mut many = batch(&[(A, 0, 1452, false); 47]);
+        assert_eq!((counts(&many), many.complete()), (vec![45, 2], 1));
+        many.keep_last();
+        assert_eq!((counts(&many), many.complete()), (vec![2], 0));
+        let kept = [[45; 1452], [46; 1452]].concat();
+        assert_eq!(many.datagrams(&many.runs()[0]), kept);
+        many.room(60).unwrap().fill(9);
+        many.add(A, 0, 60, false);
+        assert_eq!((counts(&many), many.complete()), (vec![3], 1));
+        assert_eq!(many.datagrams(&many.runs()[0]), [kept, vec![9; 60]].concat());
+        assert_eq!(batch(&[(A, 0, 1452, false); 45]).complete(), 1);
+        assert_eq!(batch(&[(A, 0, 1452, true)]).complete(), 1);
+        assert_eq!(batch(&[]).complete(), 0);
     }
 
     #[test]

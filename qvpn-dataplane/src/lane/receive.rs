@@ -20,7 +20,7 @@ use crate::command::{LaneCommand, LaneEvent};
 use crate::key::{OpeningKey, PeerId};
 use crate::session::{DATA, HEADER, OpenError, OpeningSession, TAG};
 use crate::stats::{InterfaceStats, PeerStats};
-use crate::sys::{self, BATCH, Incoming, SLOT};
+use crate::sys::{self, BATCH, FEW, Incoming, SLOT};
 use crate::tun::TunQueue;
 use crate::tun::coalesce::Coalescer;
 
@@ -113,8 +113,7 @@ pub(super) struct Receiving {
     buffer: Vec<u8>,
 }
 
-/// Once messages are large there is work enough in a few, and the buffer stays in the cache.
-const FEW: usize = 4;
+/// Messages of so many bytes are large.
 const LARGE: usize = 16 * 1024;
 
 impl Receiving {

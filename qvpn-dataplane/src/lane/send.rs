@@ -102,6 +102,8 @@ impl Sending {
         loop {
             let retry = self.outbox.flush();
             while let Ok(command) = self.inbox.receiver.try_recv() {
+                // What was kept for the next send was sealed before this command.
+                self.flush((self.shared.clock)());
                 if matches!(command, LaneCommand::Shutdown) {
                     return Ok(());
                 }
@@ -246,7 +248,7 @@ impl Sending {
         let Ok(len) = session.seal(&mut buffer, 0, 0, now) else { return };
         p.last_sent = now;
         let out = Outgoing { bytes: &buffer[..len], segment: None, tos: 0, to };
-        match sys::send_batch(self.socket.as_fd(), std::iter::once(out)) {
+        match sys::send_batch(self.socket.as_fd(), std::iter::once(out), 1) {
             Ok(_) => count_sent(&p.stats, 1, len, now),
             Err(_) => p.stats.tx.queue_full.add(1),
         }
@@ -292,7 +294,15 @@ impl Sending {
                 break;
             }
         }
-        self.flush(now);
+        // A super-packet is a little more than one piece for the socket; what is beyond goes with the next one, which is
+        // read at once.
+        match self.batch.complete() {
+            complete if more && complete > 0 && complete < self.batch.runs().len() => {
+                self.send_runs(complete, now);
+                self.batch.keep_last();
+            }
+            _ => self.flush(now),
+        }
         Ok(more)
     }
 
@@ -391,14 +401,21 @@ impl Sending {
 
     /// Sends the batch.
     fn flush(&mut self, now: BootNanos) {
-        let mut first = 0;
-        while let Some(run) = self.batch.runs().get(first).copied() {
-            let datagrams = self.batch.runs()[first..].iter().map_while(|run| {
+        self.send_runs(self.batch.runs().len(), now);
+        self.batch.clear();
+    }
+
+    /// Sends the first `count` runs.
+    fn send_runs(&mut self, count: usize, now: BootNanos) {
+        let (mut first, mut count) = (0, count);
+        while first < count {
+            let run = self.batch.runs()[first];
+            let datagrams = self.batch.runs()[first..count].iter().map_while(|run| {
                 let to = self.peers.get(run.peer)?.endpoint.as_ref()?;
                 let segment = u16::try_from(run.size).ok().filter(|_| run.count > 1);
                 Some(Outgoing { bytes: self.batch.datagrams(run), segment, tos: run.tos, to })
             });
-            match sys::send_batch(self.socket.as_fd(), datagrams) {
+            match sys::send_batch(self.socket.as_fd(), datagrams, count - first) {
                 Ok(sent @ 1..) => {
                     for run in &self.batch.runs()[first..first + sent] {
                         if let Some(p) = self.peers.get(run.peer) {
@@ -425,6 +442,7 @@ impl Sending {
                         p.apart_until = now + APART;
                         p.stats.tx.refused.add(u64::try_from(run.count).unwrap_or(0));
                     }
+                    count += run.count - 1;
                     self.batch.take_apart(first);
                 }
                 Ok(0) | Err(_) => {
@@ -433,7 +451,6 @@ impl Sending {
                 }
             }
         }
-        self.batch.clear();
     }
 
     fn count_refused(&self, run: &Run) {
