@@ -1,6 +1,6 @@
 # The commands that people use. `make demo` and `make test` install what is missing by themselves.
 
-.PHONY: help packages demo trial test bench bench-parts soak fuzz miri build lint fmt deps evidence
+.PHONY: help packages reproducible demo trial test bench bench-parts soak fuzz miri build lint fmt deps evidence
 
 help:
 	@echo "make demo    two sites, two KMEs and a tunnel on this machine, with real traffic"
@@ -14,6 +14,7 @@ help:
 	@echo "make bench-parts   parts of the data path alone, and the AEADs that it could use; PARTS=FILTER for some"
 	@echo "make build   release binaries in target/release"
 	@echo "make packages  .deb and .rpm from a release build, SBOM, checksums, in target/packages/out"
+	@echo "make reproducible  the same twice, in two folders, and every byte compared"
 	@echo "make lint    format check and clippy"
 	@echo "make fmt     format the sources"
 	@echo "make deps    install what is missing (packages, cargo tools, Python packages)"
@@ -60,6 +61,10 @@ build:
 packages:
 	@scripts/deps.sh release
 	@scripts/packages.sh
+
+reproducible:
+	@scripts/deps.sh release
+	@scripts/reproducible.sh
 
 lint:
 	cargo fmt --all --check

@@ -5,7 +5,7 @@
 #   scripts/packages.sh --dev [VERSION...]   from the programs in target/debug, as they are: for the tests of the packages
 #
 # Two runs on the same commit make the same bytes, wherever the sources lie: paths are left out of the programs, times are the
-# commit's. What the programs print about themselves (man pages, completions) comes from the programs.
+# commit's (scripts/reproducible.sh compares). What the programs print about themselves (man pages, completions) comes from the programs.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export PATH="$PATH:/usr/sbin:/sbin:$HOME/.cargo/bin"
@@ -28,7 +28,8 @@ export SOURCE_DATE_EPOCH
 build() {
     local map="$here=/qvpn" home="${CARGO_HOME:-$HOME/.cargo}=/cargo" rust
     rust="$(rustc --print sysroot)=/rust"
-    export RUSTFLAGS="${RUSTFLAGS:-} --remap-path-prefix=$map --remap-path-prefix=$home --remap-path-prefix=$rust"
+    # Of several that fit, the last counts, and the target folder may lie within the sources or elsewhere.
+    export RUSTFLAGS="${RUSTFLAGS:-} --remap-path-prefix=$map --remap-path-prefix=$home --remap-path-prefix=$rust --remap-path-prefix=$target=/target"
     export CFLAGS="${CFLAGS:-} -ffile-prefix-map=$map -ffile-prefix-map=$home -ffile-prefix-map=$target=/target"
     cargo build --locked --release --package qvpn-daemon --package qvpn-ctl --package kme-sim
 }

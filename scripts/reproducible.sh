@@ -1,0 +1,33 @@
+#!/usr/bin/env bash
+# Makes the packages twice of the last commit, in two folders, and compares every file that comes out: programs, packages and
+# SBOM must be the same bytes. The first are those of `make packages` in this folder, the second are made in a clone elsewhere,
+# whose path and umask differ, and which is removed at the end.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+target="$(realpath -m "${CARGO_TARGET_DIR:-target}")"
+[ -z "$(git status --porcelain)" ] || { echo "commit first: what is compared is the last commit" >&2; exit 1; }
+umask 022
+scripts/packages.sh
+
+other="$(mktemp -d "${TMPDIR:-/tmp}/qvpn-made-again-in-a-longer-path.XXXXXX")"
+trap 'rm -rf "$other"' EXIT
+git clone --quiet . "$other/sources"
+# The target folder lies elsewhere, too.
+(umask 077 && cd "$other/sources" && CARGO_TARGET_DIR="$other/target" scripts/packages.sh)
+
+here="$target/packages" there="$other/target/packages"
+status=0
+for file in $(cd "$here" && find out stripped -type f | LC_ALL=C sort); do
+    if cmp -s "$here/$file" "$there/$file"; then
+        echo "same bytes: $(basename "$file") $(sha256sum <"$here/$file" | cut -c -16)…"
+    else
+        echo "DIFFERENT: $file" >&2
+        cmp "$here/$file" "$there/$file" || true
+        mkdir -p "$here/different/$(dirname "$file")"
+        cp "$there/$file" "$here/different/$file"
+        status=1
+    fi
+done
+[ "$(cd "$here" && find out stripped -type f | sort)" = "$(cd "$there" && find out stripped -type f | sort)" ] ||
+    { echo "the two runs made different lists of files" >&2; status=1; }
+exit $status
