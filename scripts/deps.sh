@@ -29,6 +29,9 @@ ethtool    ethtool
 python3    python3
 softhsm2-util softhsm2
 promtool   prometheus
+zsh        zsh
+fish       fish
+tmux       tmux
 "
 
 # The same for the packages of qvpn and their test.

@@ -11,6 +11,8 @@ cd "$(dirname "$0")/.."
 export PATH="$PATH:/usr/sbin:/sbin:$HOME/.cargo/bin"
 target="$(realpath -m "${CARGO_TARGET_DIR:-target}")"
 here="$PWD"
+# Where cargo-deb looks for what is not a program, wherever the programs are built.
+work="$here/target/packages"
 # The newest C library that the programs may ask for: RHEL 9 has this one, Debian 12 and Ubuntu 24.04 newer ones.
 glibc=2.34
 
@@ -49,7 +51,7 @@ check_glibc() {
 
 # Lays out a package's files besides the programs, as they will lie on the machine.
 tree() {
-    local root="$target/packages/tree"
+    local root="$work/tree"
     rm -rf "$root"
     local qvpn="$root/qvpn/usr" sim="$root/qvpn-kme-sim/usr"
     put() { install -D -m 644 -t "$@"; }
@@ -99,7 +101,7 @@ tree() {
 
 # The tree as assets of cargo-generate-rpm, behind those of Cargo.toml.
 rpm_assets() {
-    local crate="$1" name="$2" file root="$target/packages/tree/$2"
+    local crate="$1" name="$2" file root="$work/tree/$2"
     local programs
     programs="$(sed -n '/^\[package.metadata.generate-rpm\]/,/^\[package.metadata.generate-rpm.requires/p' "$crate/Cargo.toml" |
         grep -o '{ source = "target/release/[^}]*}')"
@@ -119,8 +121,8 @@ pack() {
         --output "$out/${name}_$version-1_$(dpkg --print-architecture).deb"
     # The tests look into one .rpm, and install .deb only.
     [ "$profile" != dev ] || [ "$version" = "${versions[0]}" ] || return 0
-    rpm_assets "$crate" "$name" >"$target/packages/$name-assets.toml"
-    cargo generate-rpm --package "$crate" --metadata-overwrite "$target/packages/$name-assets.toml" \
+    rpm_assets "$crate" "$name" >"$work/$name-assets.toml"
+    cargo generate-rpm --package "$crate" --metadata-overwrite "$work/$name-assets.toml" \
         --set-metadata "version = \"$version\"" --payload-compress "$payload" \
         --output "$out/$name-$version-1.$(uname -m).rpm"
 }
@@ -136,13 +138,13 @@ sbom() {
     find . -maxdepth 2 -name sbom-part.json -delete
 }
 
-out="$target/packages/out"
+out="$work/out"
 rm -rf "$out"
 mkdir -p "$out"
 [ "$profile" = dev ] || build
 check_glibc
 tree
-stripped="$target/packages/stripped"
+stripped="$work/stripped"
 rm -rf "$stripped"
 mkdir -p "$stripped"
 for program in qvpn-daemon qvpn-ctl kme-sim; do

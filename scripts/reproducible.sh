@@ -4,7 +4,6 @@
 # whose path and umask differ, and which is removed at the end.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-target="$(realpath -m "${CARGO_TARGET_DIR:-target}")"
 [ -z "$(git status --porcelain)" ] || { echo "commit first: what is compared is the last commit" >&2; exit 1; }
 umask 022
 scripts/packages.sh
@@ -13,9 +12,9 @@ other="$(mktemp -d "${TMPDIR:-/tmp}/qvpn-made-again-in-a-longer-path.XXXXXX")"
 trap 'rm -rf "$other"' EXIT
 git clone --quiet . "$other/sources"
 # The target folder lies elsewhere, too.
-(umask 077 && cd "$other/sources" && CARGO_TARGET_DIR="$other/target" scripts/packages.sh)
+(umask 077 && cd "$other/sources" && CARGO_TARGET_DIR="$other/programs" scripts/packages.sh)
 
-here="$target/packages" there="$other/target/packages"
+here="$PWD/target/packages" there="$other/sources/target/packages"
 status=0
 for file in $(cd "$here" && find out stripped -type f | LC_ALL=C sort); do
     if cmp -s "$here/$file" "$there/$file"; then

@@ -8,7 +8,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 export PATH="$PATH:/usr/sbin:/sbin:$HOME/.cargo/bin"
 target="$(realpath -m "${CARGO_TARGET_DIR:-target}")"
-work="$target/packages"
+work="$PWD/target/packages"
 mkdir -p "$work"
 
 skip() { echo "$*"; exit 77; }
