@@ -3,7 +3,8 @@
 # own kernel, made by mmdebstrap. It needs no root and no disk. The packages are made from the programs in target/debug, as they
 # are. Exit status 77: it can't be done here, and the last line says why.
 #
-# The Debian root is downloaded once and kept in target/packages; remove debian-12.tar there for a fresh one.
+# The Debian root is downloaded once and kept in target/packages; remove debian-12.tar there for a fresh one. For another system
+# make a root likewise, with the same packages and a kernel of its own, and say QVPN_GUEST_ROOT=FILE.tar.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export PATH="$PATH:/usr/sbin:/sbin:$HOME/.cargo/bin"
@@ -31,7 +32,7 @@ same_lists() {
 same_lists qvpn
 same_lists qvpn-kme-sim
 
-root="$work/debian-12.tar"
+root="${QVPN_GUEST_ROOT:-$work/debian-12.tar}"
 if [ ! -e "$root" ]; then
     log="$work/mmdebstrap.log"
     # As root this needs no user namespace; for others mmdebstrap finds its way.

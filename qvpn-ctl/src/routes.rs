@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use qvpn_api::Config;
-use qvpn_api::config::{self, OnStop, Salvaged};
+use qvpn_api::config::{OnStop, Salvaged};
 use qvpn_net::{Changes, Net, RoutePlan, Table};
 
 use crate::error::CtlError;
@@ -45,7 +45,7 @@ async fn block_one(net: &Net, file: &Path, skip_open: bool) -> Result<(), CtlErr
             i.name
         ));
     }
-    if i.table == config::Table::Off {
+    if i.table == Table::Off {
         return output::print(&format!("{}: not blocked, since its config says table = \"off\"\n", i.name));
     }
     let changes = net.block(&plan(&config)?).await?;
@@ -59,7 +59,7 @@ async fn block_salvaged(net: &Net, file: &Path) -> Result<(), CtlError> {
         return Ok(());
     }
     let plan = match &interface {
-        Some(i) => RoutePlan::new(&i.name, allowed_ips, table(i.table), i.fwmark, i.listen_port),
+        Some(i) => RoutePlan::new(&i.name, allowed_ips, i.table, i.fwmark, i.listen_port),
         None => RoutePlan::new("qvpn0", allowed_ips, Table::Auto, 0, 51820),
     };
     let plan = plan.map_err(|source| CtlError::Plan { file: file.to_owned(), source })?;
@@ -89,18 +89,7 @@ pub(crate) fn unblock(interface: Option<&str>, config_dir: &Path) -> Result<(), 
 
 /// The routes of a config.
 pub(crate) fn plan(config: &Config) -> Result<RoutePlan, CtlError> {
-    let i = &config.interface;
-    let allowed = config.peers.iter().flat_map(|p| p.allowed_ips.iter().copied());
-    RoutePlan::new(&i.name, allowed, table(i.table), i.fwmark, i.listen_port)
-        .map_err(|source| CtlError::Plan { file: config.path.clone(), source })
-}
-
-fn table(table: config::Table) -> Table {
-    match table {
-        config::Table::Auto => Table::Auto,
-        config::Table::Off => Table::Off,
-        config::Table::Id(number) => Table::Number(number),
-    }
+    RoutePlan::of(config).map_err(|source| CtlError::Plan { file: config.path.clone(), source })
 }
 
 /// Every config in `dir`, in the order of their names.

@@ -1,7 +1,7 @@
 //! Why the daemon doesn't start or ends. Each says what was tried and what to change, and has an exit code.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use kms_client::KmsError;
 use qvpn_api::{ConfigErrors, exit};
@@ -52,7 +52,7 @@ pub(crate) enum DaemonError {
     #[error("another qvpn-daemon answers on {}; stop it first, since there is one daemon an interface", .0.display())]
     AlreadyRunning(PathBuf),
     /// The control socket.
-    #[error("control socket {}: {source}; check the folder and its permissions, or set --socket-dir", path.display())]
+    #[error("control socket {}: {source}; {}, or set --socket-dir", path.display(), folder_advice(path, source))]
     Control {
         /// The socket.
         path: PathBuf,
@@ -77,6 +77,21 @@ pub(crate) enum DaemonError {
         /// The system's word.
         source: std::io::Error,
     },
+}
+
+/// What to do about a folder that the socket can't be made in.
+fn folder_advice(path: &Path, source: &std::io::Error) -> String {
+    // Before root is given up the folder itself is what is made.
+    let folder = if path.extension().is_some() { path.parent().unwrap_or(path) } else { path };
+    match source.kind() {
+        std::io::ErrorKind::PermissionDenied => {
+            let folder = folder.display();
+            format!(
+                "the folder must belong to the daemon's user (`mkdir -p {folder} && chown qvpn:qvpn {folder}`)"
+            )
+        }
+        _ => "check the folder and its permissions".to_owned(),
+    }
 }
 
 impl DaemonError {

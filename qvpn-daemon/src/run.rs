@@ -9,6 +9,7 @@ use qvpn_api::control::{ErrorCode, ErrorReply, Reply, Request};
 use qvpn_api::events::EventKind;
 use qvpn_api::{Config, ConfigErrors};
 use qvpn_dataplane::LaneEvent;
+use qvpn_net::RoutePlan;
 use qvpn_proto::Time;
 use qvpn_proto::control_link::Gate;
 use rand_core::UnwrapErr;
@@ -28,7 +29,7 @@ use crate::peers::Peers;
 use crate::routes::Routes;
 use crate::slot::Shared;
 use crate::snapshot::Snapshots;
-use crate::{clock, log, metrics, queues, reload, status, translate};
+use crate::{clock, log, metrics, queues, reload, sandbox, status, translate};
 
 /// Answers of tasks that may wait.
 const ANSWERS: usize = 256;
@@ -53,7 +54,7 @@ pub(crate) async fn run(config: Config, socket: ControlSocket) -> Result<(), Dae
 
     let local = Arc::new(config.read_private_key()?);
     let psks = reload::read_psks(&config)?;
-    let plan = translate::route_plan(&config)?;
+    let plan = RoutePlan::of(&config)?;
     let interface = config.interface.clone();
     let events = Arc::new(Events::new(&interface.name));
     let (answers, mut answered) = mpsc::channel(ANSWERS);
@@ -199,8 +200,9 @@ async fn reply(request: Request, parts: &mut Parts<'_>) -> Reply {
 /// # Errors
 /// As [`take_over`].
 async fn reload_all(parts: &mut Parts<'_>) -> Result<Vec<String>, ErrorReply> {
-    let new = reload::load(&parts.peers.config.path).map_err(wrong)?;
-    take_over(parts, new).await
+    let new = Config::load(&parts.peers.config.path).map_err(wrong)?;
+    within_reach(&new)?;
+    take_over(parts, reload::checked(new).map_err(wrong)?).await
 }
 
 /// Changes one peer of the config that is in force; the file stays as it is.
@@ -218,8 +220,17 @@ async fn edit_peer(parts: &mut Parts<'_>, change: &PeerEdit) -> Result<Vec<Strin
         let details = errors.list().iter().map(|e| format!("{}; {}", e.what, e.fix)).collect();
         refuse("the change is refused", details)
     };
-    let new = Config::parse(&old.path, &text).and_then(reload::checked).map_err(wrong)?;
-    take_over(parts, new).await
+    let new = Config::parse(&old.path, &text).map_err(wrong)?;
+    within_reach(&new)?;
+    take_over(parts, reload::checked(new).map_err(wrong)?).await
+}
+
+/// Refuses files that the sandbox has shut off, in better words than the system's.
+fn within_reach(new: &Config) -> Result<(), ErrorReply> {
+    match sandbox::out_of_reach(new) {
+        shut_off if shut_off.is_empty() => Ok(()),
+        shut_off => Err(refuse("the config names files that this daemon has given up", shut_off)),
+    }
 }
 
 fn refuse(message: &str, details: Vec<String>) -> ErrorReply {
@@ -237,7 +248,7 @@ fn wrong(errors: ConfigErrors) -> ErrorReply {
 /// If the config is refused, or the kernel refuses its routes. Nothing has changed then.
 async fn take_over(parts: &mut Parts<'_>, new: Config) -> Result<Vec<String>, ErrorReply> {
     let Parts { peers, routes, marks, .. } = parts;
-    let plan = translate::route_plan(&new)
+    let plan = RoutePlan::of(&new)
         .map_err(|error| refuse("the config's routes can't work", vec![error.to_string()]))?;
     let mut refused = reload::refused(&peers.config, &new);
     if new.read_private_key().map_err(wrong)?.public() != peers.local.public() {
@@ -286,7 +297,7 @@ async fn take_over(parts: &mut Parts<'_>, new: Config) -> Result<Vec<String>, Er
     if (&old_interface.address, old_interface.mtu) != (&interface.address, interface.mtu)
         && let Err(error) = routes.device(&interface.address, translate::mtu(interface.mtu)).await
     {
-        let back = translate::route_plan(&peers.config);
+        let back = RoutePlan::of(&peers.config);
         if let Ok(back) = back
             && let Err(error) = routes.apply(back).await
         {

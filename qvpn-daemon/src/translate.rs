@@ -7,7 +7,7 @@ use qvpn_api::Config;
 use qvpn_api::config::{self, Mtu};
 use qvpn_dataplane::{AllowedIps, Dscp, PeerId};
 use qvpn_identity::{Psk, SecretIdentity};
-use qvpn_net::{IpNet, PlanError, RoutePlan, Table};
+use qvpn_net::IpNet;
 use qvpn_proto::wire::limits::MAX_OFFER;
 use qvpn_proto::{PeerConfig, QkdPolicy, Role, Suite};
 
@@ -28,18 +28,6 @@ pub(crate) fn dscp(dscp: config::Dscp) -> Dscp {
         config::Dscp::Inherit => Dscp::Inherit,
         config::Dscp::Value(value) => Dscp::Fixed(value),
     }
-}
-
-/// The routes, rules and blocks of the config.
-pub(crate) fn route_plan(config: &Config) -> Result<RoutePlan, PlanError> {
-    let interface = &config.interface;
-    let table = match interface.table {
-        config::Table::Auto => Table::Auto,
-        config::Table::Off => Table::Off,
-        config::Table::Id(number) => Table::Number(number),
-    };
-    let allowed = config.peers.iter().flat_map(|peer| peer.allowed_ips.iter().copied());
-    RoutePlan::new(&interface.name, allowed, table, interface.fwmark, interface.listen_port)
 }
 
 /// The table of inner addresses.

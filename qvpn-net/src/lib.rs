@@ -25,7 +25,8 @@ pub use ipnet::IpNet;
 pub use net::{Changes, Net};
 pub use plan::{
     MAIN_TABLE, PRIORITY_MAIN, PRIORITY_OURS, PlanError, ROUTE_PROTOCOL, Route, RoutePlan, Rule, RuleKind,
-    TABLE_BASE, Table, Target,
+    TABLE_BASE, Target,
 };
+pub use qvpn_api::config::Table;
 pub use sysctl::strict_reverse_path;
 pub use watch::{Change, Watch};

@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use ipnet::IpNet;
+use qvpn_api::Config;
+use qvpn_api::config::Table;
 
 /// The number in `rtm_protocol` (`ip route` shows it as `proto 113`, a "q") by which our routes and rules are known. Only
 /// routes and rules with this number are ever removed.
@@ -22,18 +24,6 @@ pub const PRIORITY_OURS: u32 = 32_501;
 
 /// The kernel's main routing table.
 pub const MAIN_TABLE: u32 = 254;
-
-/// `table` of the config's `[interface]`: where routes for allowed IPs go.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Table {
-    /// The main table, and a policy table of our own for default routes, as `wg-quick` does.
-    #[default]
-    Auto,
-    /// No routes and no block: the operator routes.
-    Off,
-    /// All routes into this table; the operator writes the rules that lead there.
-    Number(u32),
-}
 
 /// Where a route leads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -174,6 +164,16 @@ struct Placed {
 }
 
 impl RoutePlan {
+    /// Plans what a whole config asks for.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn of(config: &Config) -> Result<Self, PlanError> {
+        let i = &config.interface;
+        let allowed = config.peers.iter().flat_map(|peer| peer.allowed_ips.iter().copied());
+        Self::new(&i.name, allowed, i.table, i.fwmark, i.listen_port)
+    }
+
     /// Plans for `interface` with these allowed IPs (host bits are cleared, duplicates count once).
     ///
     /// `fwmark` is the config's (0 is none), `listen_port` the port of lane 0.
@@ -188,7 +188,7 @@ impl RoutePlan {
         listen_port: u16,
     ) -> Result<Self, PlanError> {
         check_name(interface)?;
-        if let Table::Number(n @ (0 | 253 | 255)) = table {
+        if let Table::Id(n @ (0 | 253 | 255)) = table {
             return Err(PlanError::ReservedTable(n));
         }
         let mut plan =
@@ -200,7 +200,7 @@ impl RoutePlan {
         for prefix in allowed {
             let prefix = prefix.trunc();
             let at = match table {
-                Table::Number(n) => n,
+                Table::Id(n) => n,
                 _ if prefix.prefix_len() > 0 => MAIN_TABLE,
                 _ if listen_port == 0 => return Err(PlanError::NoListenPort(prefix)),
                 _ => {
@@ -361,7 +361,7 @@ mod tests {
 
     #[test]
     fn a_table_number_takes_all_and_off_takes_none() {
-        let numbered = plan(&["0.0.0.0/0", "10.1.0.0/16"], Table::Number(77), 0);
+        let numbered = plan(&["0.0.0.0/0", "10.1.0.0/16"], Table::Id(77), 0);
         assert!(numbered.blocks().chain(numbered.routes()).all(|r| r.table == 77));
         assert!(numbered.rules().is_empty());
         let off = plan(&["0.0.0.0/0"], Table::Off, 5);
@@ -385,7 +385,7 @@ mod tests {
             assert_eq!(error, PlanError::InterfaceName(name.to_owned()));
         }
         for n in [0, 253, 255] {
-            let error = RoutePlan::new("q", [], Table::Number(n), 0, 1).unwrap_err();
+            let error = RoutePlan::new("q", [], Table::Id(n), 0, 1).unwrap_err();
             assert_eq!(error, PlanError::ReservedTable(n));
         }
         let error = RoutePlan::new("q", nets(&["::/0"]), Table::Auto, 0, 0).unwrap_err();

@@ -245,7 +245,7 @@ fn a_reload_touches_only_what_changed() {
         net.apply(&small, &new).await.unwrap();
         assert!(ours().iter().all(|route| !route.contains("mtu")), "{:?}", ours());
 
-        let elsewhere = plan_for("qvpn0", &["10.1.0.0/16"], Table::Number(300));
+        let elsewhere = plan_for("qvpn0", &["10.1.0.0/16"], Table::Id(300));
         net.apply(&new, &elsewhere).await.unwrap();
         assert_eq!(
             ours(),

@@ -15,7 +15,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("qvpn-identity", &["qvpn-secret"]),
     ("qvpn-proto", &["qvpn-secret", "qvpn-identity"]),
     ("qvpn-dataplane", &["qvpn-secret"]),
-    ("qvpn-net", &[]),
+    ("qvpn-net", &["qvpn-api"]),
     ("kms-client", &["qvpn-secret"]),
     ("qvpn-api", &["qvpn-identity"]),
     (

@@ -7,7 +7,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
 
-use tests::{Gateway, GatewayOptions, KmeOptions, Lab, sandbox};
+use tests::{Gateway, GatewayOptions, KmeOptions, Lab, binary, sandbox};
 
 const START: Duration = Duration::from_secs(20);
 /// `CAP_NET_ADMIN`, as /proc shows it.
@@ -106,7 +106,27 @@ fn a_reload_reads_no_file_elsewhere() {
         let elsewhere = put(std::path::Path::new("/run/elsewhere.key"));
         assert_eq!(elsewhere.status.code(), Some(3), "{elsewhere:?}");
         let said = String::from_utf8_lossy(&elsewhere.stderr).into_owned();
-        assert!(said.contains("/run/elsewhere.key") && said.contains("permission denied"), "{said}");
+        assert!(said.contains("/run/elsewhere.key: permission denied: since its start"), "{said}");
+        assert!(said.contains("put the file there, or restart the daemon"), "{said}");
+        // The same for a pre-shared key that a running tunnel shall get: in a folder of its own it is refused, beside the
+        // other files and in a new folder below them it is taken.
+        fs::write(&config, &text).unwrap();
+        let secret = lab.gw_a.folder().join("made.psk");
+        lab.gw_a.run(&format!("umask 077; {} genpsk > {}", binary("qvpn-ctl").display(), secret.display()));
+        let below = lab.gw_a.folder().join("psk");
+        fs::create_dir(&below).unwrap();
+        fs::create_dir("/run/psk").unwrap();
+        for (folder, expected) in [("/run/psk".into(), 3), (below, 0), (lab.gw_a.folder().to_owned(), 0)] {
+            let psk = folder.join("site-b.psk");
+            fs::copy(&secret, &psk).unwrap();
+            let psk = psk.display().to_string();
+            let set = gateways[0].ctl(&["peer", "set", "qvpn0", "site-b", "--preshared-key-file", &psk]);
+            assert_eq!(set.status.code(), Some(expected), "{psk}: {set:?}");
+            let said = String::from_utf8_lossy(&set.stderr).into_owned();
+            assert_eq!(said.contains("put the file there, or restart the daemon"), expected != 0, "{said}");
+        }
+        let none = gateways[0].ctl(&["peer", "set", "qvpn0", "site-b", "--unset", "preshared_key_file"]);
+        assert!(none.status.success(), "{none:?}");
         let rekeys = gateways[0].peer()["rekeys"].as_u64().unwrap();
         gateways[0].wait_peer("goes on", START, |peer| peer["rekeys"].as_u64().unwrap() > rekeys + 1);
     });

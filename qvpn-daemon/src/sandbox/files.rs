@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use landlock::{
     ABI, Access, AccessFs, BitFlags, CompatLevel, Compatible, PathBeneath, PathFd, Ruleset, RulesetAttr,
@@ -38,8 +39,13 @@ const TUN: &str = "/dev/net/tun";
 /// The folders of all files that `config` names, so that a file may be replaced there and read again; with the folders that
 /// symbolic links lead to.
 pub(super) fn readable(config: &Config) -> BTreeSet<PathBuf> {
+    folders(read(config))
+}
+
+/// The files that `config` names, and itself.
+fn read(config: &Config) -> impl Iterator<Item = &PathBuf> {
     let servers = kmes(config).filter_map(Kme::server);
-    let files = [&config.path, &config.interface.private_key_file]
+    [&config.path, &config.interface.private_key_file]
         .into_iter()
         .chain(config.peers.iter().filter_map(|peer| peer.preshared_key_file.as_ref()))
         .chain(servers.flat_map(|server| {
@@ -48,8 +54,7 @@ pub(super) fn readable(config: &Config) -> BTreeSet<PathBuf> {
                 ClientKey::Token(key) => key.pin_file.as_ref(),
             };
             [Some(&server.ca_file), Some(&server.cert_file), key].into_iter().flatten()
-        }));
-    folders(files)
+        }))
 }
 
 /// Whether the library of a PKCS#11 token will be loaded. Nobody can know which files, sockets and devices it needs.
@@ -59,10 +64,52 @@ pub(super) fn foreign_library(config: &Config) -> bool {
 
 /// The folders of the files of keys, each of which is wiped before it is used.
 pub(super) fn writable(config: &Config) -> BTreeSet<PathBuf> {
-    folders(kmes(config).filter_map(|kme| match &kme.access {
+    folders(wiped(config))
+}
+
+fn wiped(config: &Config) -> impl Iterator<Item = &PathBuf> {
+    kmes(config).filter_map(|kme| match &kme.access {
         KmeAccess::File(path) => Some(path),
         KmeAccess::Etsi014(_) | KmeAccess::Skip(_) => None,
-    }))
+    })
+}
+
+/// What a process that confined itself can open for ever after.
+struct Reach {
+    readable: BTreeSet<PathBuf>,
+    writable: BTreeSet<PathBuf>,
+}
+
+/// Set once Landlock is in force.
+static REACH: OnceLock<Reach> = OnceLock::new();
+
+/// The files of `config` that this process shut itself off from, a line each that says what to do. A file that is not there
+/// is not among them.
+pub(super) fn out_of_reach(config: &Config) -> Vec<String> {
+    REACH.get().map_or_else(Vec::new, |reach| reach.lacks(config))
+}
+
+impl Reach {
+    fn lacks(&self, config: &Config) -> Vec<String> {
+        let name_service: BTreeSet<PathBuf> = NAME_SERVICE.iter().map(PathBuf::from).collect();
+        let outside = |file: &&PathBuf, sets: &[&BTreeSet<PathBuf>]| {
+            let within = |real: &Path| sets.iter().any(|set| set.iter().any(|place| real.starts_with(place)));
+            file.canonicalize().is_ok_and(|real| !within(&real))
+        };
+        let read =
+            read(config).filter(|file| outside(file, &[&self.readable, &self.writable, &name_service]));
+        let wiped = wiped(config).filter(|file| outside(file, &[&self.writable]));
+        let folders =
+            self.readable.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ");
+        let line = |file: &PathBuf| {
+            format!(
+                "{}: permission denied: since its start this daemon can open files only in the folders that its config named \
+                 then ({folders}); put the file there, or restart the daemon",
+                file.display()
+            )
+        };
+        read.chain(wiped).map(line).collect()
+    }
 }
 
 fn kmes(config: &Config) -> impl Iterator<Item = &Kme> {
@@ -97,6 +144,10 @@ pub(super) fn confine(
     let status = restrict(readable, writable, socket_dir).map_err(|error| {
         DaemonError::system("confine file access by Landlock", std::io::Error::other(error))
     })?;
+    if !matches!(status, RulesetStatus::NotEnforced) {
+        // A process confines itself once.
+        let _ = REACH.set(Reach { readable: readable.clone(), writable: writable.clone() });
+    }
     let folders = readable.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ");
     Ok(match status {
         RulesetStatus::FullyEnforced | RulesetStatus::PartiallyEnforced => {

@@ -61,6 +61,11 @@ pub(crate) fn confine(config: &Config, socket_dir: &Path) -> Result<Vec<String>,
     Ok(vec![files, "system calls: those of a running daemon (seccomp)".to_owned()])
 }
 
+/// The files of `config` that [`confine`] has shut off, a line each that says what to do; for a reload.
+pub(crate) fn out_of_reach(config: &Config) -> Vec<String> {
+    files::out_of_reach(config)
+}
+
 /// Locks all memory, not only that of keys, so that nothing of TLS or of the control sessions reaches a swap device. It
 /// counts what is mapped and not what is used, so it needs an unlimited limit: a finite one would fail later.
 fn lock_everything() -> String {
