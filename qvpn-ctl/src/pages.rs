@@ -81,16 +81,21 @@ fn config_page() -> io::Result<Vec<u8>> {
     Ok(page)
 }
 
+/// zsh runs a script of its `fpath` at the first tab in place of what it defines; without this that tab does nothing.
+const ZSH_AT_ONCE: &str =
+    "if [[ ${funcstack[1]} == _qvpn-ctl ]]; then _clap_dynamic_completer_qvpn_ctl; fi\n";
+
 /// Prints the script that makes a shell ask this program what could follow.
 pub(crate) fn completions(shell: Shell) -> Result<(), CtlError> {
-    let shell: &dyn EnvCompleter = match shell {
-        Shell::Bash => &Bash,
-        Shell::Zsh => &Zsh,
-        Shell::Fish => &Fish,
+    let (shell, more): (&dyn EnvCompleter, &str) = match shell {
+        Shell::Bash => (&Bash, ""),
+        Shell::Zsh => (&Zsh, ZSH_AT_ONCE),
+        Shell::Fish => (&Fish, ""),
     };
     let mut script = Vec::new();
     shell
         .write_registration("COMPLETE", "qvpn-ctl", "qvpn-ctl", "qvpn-ctl", &mut script)
         .map_err(CtlError::Output)?;
+    script.extend_from_slice(more.as_bytes());
     output::print(&String::from_utf8_lossy(&script))
 }

@@ -1,7 +1,8 @@
 //! Man pages and completions, which come from the same source as `--help`.
 
 use std::fs;
-use std::process::Command;
+use std::path::Path;
+use std::process::{Command, Stdio};
 
 use qvpn_api::config::{QkdPolicy, REFERENCE, Role, Suite};
 use qvpn_api::control::{PeerSummary, Reply};
@@ -69,8 +70,56 @@ fn bash_takes_the_script() {
         .output()
         .unwrap();
     assert_eq!(String::from_utf8_lossy(&output.stdout).trim(), "site-b site-c", "{output:?}");
-    for shell in ["zsh", "fish"] {
-        assert!(run(dir.path(), &["completions", shell]).out.contains("COMPLETE"), "{shell}");
+}
+
+/// A shell with our program before all others, and the scripts where the packages have them, in `scripts`.
+fn shell(dir: &Path, name: &str, args: &[&str]) -> String {
+    let program = Path::new(env!("CARGO_BIN_EXE_qvpn-ctl")).parent().unwrap().display().to_string();
+    let mut command = Command::new(name);
+    command.args(args).current_dir(dir).env("HOME", dir).env("TERM", "dumb");
+    command.env("PATH", format!("{program}:{}", std::env::var("PATH").unwrap()));
+    command.env("QVPN_SOCKET_DIR", dir).env("QVPN_CONFIG_DIR", dir).stdin(Stdio::null());
+    let output = command.output();
+    let output = output.unwrap_or_else(|e| panic!("{name}: {e}; scripts/deps.sh system installs it"));
+    assert!(output.status.success(), "{output:?}");
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+#[test]
+fn fish_takes_the_script_from_where_the_package_has_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let _fake = Fake::new(dir.path(), "qvpn0", &[peers()]);
+    fs::write(dir.path().join("qvpn-ctl.fish"), run(dir.path(), &["completions", "fish"]).out).unwrap();
+    let test = "set fish_complete_path $PWD; \
+        for words in 'show q' 'show qvpn0 site' 'peer remove qvpn0 d'; complete -C \"qvpn-ctl $words\"; end";
+    assert_eq!(shell(dir.path(), "fish", &["--no-config", "-c", test]), "qvpn0\nsite-b\nsite-c\ndepot\n");
+}
+
+#[test]
+fn zsh_takes_the_script_from_where_the_package_has_it_and_by_source() {
+    let dir = tempfile::tempdir().unwrap();
+    let _fake = Fake::new(dir.path(), "qvpn0", &[peers()]);
+    let folder = dir.path().join("site-functions");
+    fs::create_dir(&folder).unwrap();
+    fs::write(folder.join("_qvpn-ctl"), run(dir.path(), &["completions", "zsh"]).out).unwrap();
+    // A shell on a terminal of its own, in which the tab key is hit: what it shows is what a person would see.
+    let test = r"
+        zmodload zsh/zpty
+        zpty typist zsh -f -i
+        zpty -w typist 'source rc; echo rea''dy'
+        zpty -r -m typist seen '*ready*'
+        zpty -w -n typist $'qvpn-ctl show qvpn0 d\t'
+        zpty -r -m typist seen '*show qvpn0 depot*'
+        zpty -w -n typist $'\C-uqvpn-ctl rekey qvpn0 site-\t\t'
+        zpty -r -m typist seen '*site-b*site-c*' && echo both
+        zpty -d typist";
+    let init = "autoload -U compinit; compinit -u -D";
+    for way in [
+        format!("fpath=($PWD/site-functions $fpath); {init}"),
+        format!("{init}; source site-functions/_qvpn-ctl"),
+    ] {
+        fs::write(dir.path().join("rc"), &way).unwrap();
+        assert_eq!(shell(dir.path(), "timeout", &["20", "zsh", "-f", "-c", test]), "both\n", "{way}");
     }
 }
 

@@ -11,6 +11,7 @@ mod operate;
 mod routes;
 mod schemas;
 mod show;
+mod status;
 
 use std::io::Write;
 use std::path::Path;
