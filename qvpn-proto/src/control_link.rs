@@ -2,6 +2,7 @@
 //! boringtun reads the clock and the system's randomness itself, so it stands behind the trait and the rest is tested
 //! without it.
 
+use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,8 +24,10 @@ use crate::wire::limits::MAX_LINK_PACKET;
 pub struct LinkOutput {
     /// Datagrams to send to the peer.
     pub datagrams: Vec<Vec<u8>>,
-    /// Packets that came out of the session.
+    /// Packets that came out of a session.
     pub packets: Vec<Vec<u8>>,
+    /// Which session that was: each that is made has a higher number than those before it.
+    pub session: u64,
     /// The peer's key made the datagram, and it is no repetition. Never said of a start.
     pub authenticated: bool,
     /// A new session is in use.
@@ -165,9 +168,17 @@ pub struct WireGuardLink {
     remote: [u8; 32],
     number: u16,
     limiter: Arc<RateLimiter>,
-    /// We answered a handshake; its session is in use once the peer sends in it.
-    answered: bool,
+    /// We answered a handshake; the session with this receiver index is in use once the peer sends in it.
+    answered: Option<u32>,
+    /// The peer has spoken in a session since the last reset.
+    met: bool,
+    /// The sessions that the `Tunn` may still know, by our receiver index, with their numbers.
+    sessions: VecDeque<(u32, u64)>,
+    made: u64,
 }
+
+/// As many sessions as a `Tunn` keeps.
+const SESSIONS: usize = 8;
 
 impl WireGuardLink {
     /// A session with `remote`, whose receiver indices hold `number`.
@@ -175,8 +186,49 @@ impl WireGuardLink {
     pub fn new(remote: &PublicIdentity, number: u16, gate: &Gate) -> Self {
         let (local, limiter) = (gate.local.clone(), gate.limiter.clone());
         let tunn = tunn(&local, remote.x25519(), number, &limiter);
-        Self { tunn, local, remote: *remote.x25519(), number, limiter, answered: false }
+        let remote = *remote.x25519();
+        let sessions = VecDeque::with_capacity(SESSIONS);
+        Self { tunn, local, remote, number, limiter, answered: None, met: false, sessions, made: 0 }
     }
+
+    fn made(&mut self, index: u32) {
+        if self.sessions.len() == SESSIONS {
+            self.sessions.pop_front();
+        }
+        self.made += 1;
+        self.sessions.push_back((index, self.made));
+    }
+
+    /// Notes which session `datagram` belongs to, and whether one came into use by it.
+    fn follow_sessions(&mut self, datagram: &[u8], out: &mut LinkOutput) {
+        // Our response to a start. That may be a repetition of an old one, since a session that was made anew has
+        // forgotten when the last came: what the peer sends in the session proves it.
+        let answer = out.datagrams.first().filter(|d| d.first() == Some(&2));
+        if let Some(index) = answer.and_then(|answer| field(answer, 4)) {
+            self.made(index);
+            self.answered = Some(index);
+        } else if out.new_session {
+            // The peer's response to our start.
+            if let Some(index) = field(datagram, 8) {
+                self.made(index);
+            }
+            self.answered = None;
+        } else if out.authenticated
+            && let Some(index) = field(datagram, 4)
+        {
+            out.session = self.sessions.iter().rfind(|(i, _)| *i == index).map_or(0, |(_, number)| *number);
+            if self.answered == Some(index) {
+                self.answered = None;
+                out.new_session = true;
+            }
+        }
+        self.met |= out.new_session;
+    }
+}
+
+/// A number in a datagram's header.
+fn field(datagram: &[u8], at: usize) -> Option<u32> {
+    datagram.get(at..at + 4)?.first_chunk().map(|bytes| u32::from_le_bytes(*bytes))
 }
 
 /// The session's own PSK stays unused, since its `Debug` would print it; ours goes into the key schedule.
@@ -188,20 +240,13 @@ fn tunn(local: &SecretIdentity, remote: &[u8; 32], number: u16, limiter: &Arc<Ra
 }
 
 /// Sorts one result into `out`; whether there may be more to come.
-fn take(result: TunnResult<'_>, out: &mut LinkOutput, answered: &mut bool) -> bool {
+fn take(result: TunnResult<'_>, out: &mut LinkOutput) -> bool {
     match result {
         TunnResult::WriteToNetwork(datagram) => {
-            match datagram.first() {
-                // Our response to a start. That may be a repetition of an old one, since a session that was made anew
-                // has forgotten when the last came: what the peer sends in the session proves it.
-                Some(2) => *answered = true,
-                // The empty packet that follows the peer's response.
-                Some(4) => {
-                    out.authenticated = true;
-                    out.new_session = true;
-                    *answered = false;
-                }
-                _ => {}
+            // The empty packet that follows the peer's response.
+            if datagram.first() == Some(&4) {
+                out.authenticated = true;
+                out.new_session = true;
             }
             out.datagrams.push(datagram.to_vec());
             true
@@ -230,17 +275,14 @@ impl ControlLink for WireGuardLink {
                 out.authenticated = true;
             }
             out.stale_start = matches!(result, TunnResult::Err(WireGuardError::WrongTai64nTimestamp));
-            take(result, &mut out, &mut self.answered)
+            take(result, &mut out)
         });
         let mut more = result;
         while more {
             let result = self.tunn.decapsulate(None, &[], &mut buffer);
-            more = take(result, &mut out, &mut self.answered);
+            more = take(result, &mut out);
         }
-        if is_data && out.authenticated && self.answered {
-            self.answered = false;
-            out.new_session = true;
-        }
+        self.follow_sessions(datagram, &mut out);
         out
     }
 
@@ -280,11 +322,14 @@ impl ControlLink for WireGuardLink {
     }
 
     fn session_age(&self) -> Option<Duration> {
-        self.tunn.time_since_last_handshake()
+        // boringtun may take a session that the peer never spoke in for the one in use.
+        self.tunn.time_since_last_handshake().filter(|_| self.met)
     }
 
     fn reset(&mut self) {
         self.tunn = tunn(&self.local, &self.remote, self.number, &self.limiter);
-        self.answered = false;
+        self.answered = None;
+        self.met = false;
+        self.sessions.clear();
     }
 }

@@ -49,8 +49,6 @@ pub struct Peer<L> {
     events: VecDeque<Event>,
     own_hello: OwnHello,
     remote: Option<RemoteHello>,
-    /// Instances of the other end that a later one replaced: what they said comes too late.
-    past_instances: VecDeque<[u8; 16]>,
     agreement: Option<Agreement>,
     refusal: Option<Refusal>,
     side: Side,
@@ -92,7 +90,6 @@ impl<L: ControlLink> Peer<L> {
             events: VecDeque::new(),
             own_hello,
             remote: None,
-            past_instances: VecDeque::new(),
             agreement: None,
             refusal: None,
             side,
@@ -123,10 +120,10 @@ impl<L: ControlLink> Peer<L> {
     /// Takes a datagram that the gate gave to this peer.
     pub fn handle_datagram(&mut self, datagram: &[u8], from: SocketAddr, now: Time, rng: &mut dyn CryptoRng) {
         self.ensure_hello(now, rng);
-        let packets = self.link_datagram(datagram, from, now);
+        let (session, packets) = self.link_datagram(datagram, from, now);
         for packet in packets {
             if let Arrived::Message { id, kind, body } = self.messenger.receive(&packet, now, rng) {
-                self.handle_message(id, kind, &body, now, rng);
+                self.handle_message(id, kind, &body, session, now, rng);
             }
         }
         self.settle(now, rng);
@@ -274,9 +271,17 @@ impl<L: ControlLink> Peer<L> {
         }
     }
 
-    fn handle_message(&mut self, id: MessageId, kind: Kind, body: &[u8], now: Time, rng: &mut dyn CryptoRng) {
+    fn handle_message(
+        &mut self,
+        id: MessageId,
+        kind: Kind,
+        body: &[u8],
+        session: u64,
+        now: Time,
+        rng: &mut dyn CryptoRng,
+    ) {
         match kind {
-            Kind::Hello => self.take_hello(id, body, now, rng),
+            Kind::Hello => self.take_hello(id, body, session, now, rng),
             Kind::StockOffer | Kind::StockAck => self.take_stock(kind, body, now),
             Kind::Propose => self.take_propose(id, body, now, rng),
             Kind::Accept => self.take_accept(body, now, rng),

@@ -13,6 +13,7 @@ fn identity(seed: u64) -> Arc<SecretIdentity> {
 }
 
 struct End {
+    number: u16,
     gate: Gate,
     link: WireGuardLink,
     address: SocketAddr,
@@ -23,7 +24,7 @@ fn pair() -> (End, End) {
     let end = |own: &Arc<SecretIdentity>, other: &SecretIdentity, number: u16, last: u8| {
         let gate = Gate::new(own.clone(), 1);
         let link = WireGuardLink::new(other.public(), number, &gate);
-        End { gate, link, address: ([192, 0, 2, last], 51820).into() }
+        End { number, gate, link, address: ([192, 0, 2, last], 51820).into() }
     };
     (end(&a, &b, 7, 1), end(&b, &a, 300, 2))
 }
@@ -33,10 +34,10 @@ fn handshake(a: &mut End, b: &mut End, key_of_a: &[u8; 32]) {
     assert_eq!(b.gate.sort(&start, a.address), Sorted::Handshake { x25519: *key_of_a });
     let out = b.link.receive(a.address.ip(), &start);
     assert!(!out.authenticated && !out.new_session, "a start alone proves nothing");
-    assert_eq!(a.gate.sort(&out.datagrams[0], b.address), Sorted::Peer(7));
+    assert_eq!(a.gate.sort(&out.datagrams[0], b.address), Sorted::Peer(a.number));
     let out = a.link.receive(b.address.ip(), &out.datagrams[0]);
     assert!(out.authenticated && out.new_session);
-    assert_eq!(b.gate.sort(&out.datagrams[0], a.address), Sorted::Peer(300));
+    assert_eq!(b.gate.sort(&out.datagrams[0], a.address), Sorted::Peer(b.number));
     let out = b.link.receive(a.address.ip(), &out.datagrams[0]);
     assert!(out.authenticated && out.new_session);
 }
@@ -63,6 +64,50 @@ fn a_session_carries_full_packets_both_ways_and_survives_a_restart() {
     handshake(&mut a, &mut b, &key_of_a);
     let datagram = b.link.send(&packet()).unwrap();
     assert_eq!(a.link.receive(b.address.ip(), &datagram).packets, [packet()]);
+}
+
+#[test]
+fn a_packet_says_which_session_it_came_in_and_later_ones_have_higher_numbers() {
+    let (mut a, mut b) = pair();
+    let key_of_a = *identity(1).public().x25519();
+    handshake(&mut a, &mut b, &key_of_a);
+    let held_back = a.link.send(&packet()).unwrap();
+    // A new life of `a`: it starts with a handshake.
+    a.link.reset();
+    handshake(&mut a, &mut b, &key_of_a);
+    let of_now = a.link.send(&packet()).unwrap();
+    let of_now = b.link.receive(a.address.ip(), &of_now);
+    let late = b.link.receive(a.address.ip(), &held_back);
+    assert_eq!((of_now.packets.len(), late.packets.len()), (1, 1));
+    assert!(late.session > 0 && late.session < of_now.session, "{} {}", late.session, of_now.session);
+    // Numbers go on where the receiving end made its sessions anew, and where it starts them itself.
+    b.link.reset();
+    handshake(&mut b, &mut a, identity(2).public().x25519());
+    let datagram = a.link.send(&packet()).unwrap();
+    assert!(b.link.receive(a.address.ip(), &datagram).session > of_now.session);
+}
+
+/// What an earlier session still carries does not make an answer of ours a session in use.
+#[test]
+fn a_new_session_is_in_use_once_the_peer_speaks_in_it() {
+    let (mut a, mut b) = pair();
+    handshake(&mut a, &mut b, identity(1).public().x25519());
+    let of_old = a.link.send(&packet()).unwrap();
+    let start = a.link.start().unwrap();
+    b.link.receive(a.address.ip(), &start);
+    let out = b.link.receive(a.address.ip(), &of_old);
+    assert!(out.authenticated && !out.new_session);
+}
+
+/// However many starts somebody repeats: nothing is sent before the peer was heard.
+#[test]
+fn starts_alone_make_no_session() {
+    let (mut a, mut b) = pair();
+    for _ in 0..20 {
+        let start = a.link.start().unwrap();
+        assert!(!b.link.receive(a.address.ip(), &start).datagrams.is_empty());
+        assert!(b.link.session_age().is_none() && b.link.send(&packet()).is_none());
+    }
 }
 
 /// Whoever repeats an old start after the session was made anew gets an answer, and no more.

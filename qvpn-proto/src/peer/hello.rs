@@ -51,6 +51,8 @@ pub(super) struct RemoteHello {
     pub(super) bytes: Vec<u8>,
     pub(super) hash: [u8; 48],
     id: MessageId,
+    /// The session that it came in.
+    session: u64,
 }
 
 /// What two `Hello`s that fit make of each other.
@@ -89,7 +91,14 @@ impl<L: ControlLink> Peer<L> {
         self.send_hello(now, rng);
     }
 
-    pub(super) fn take_hello(&mut self, id: MessageId, bytes: &[u8], now: Time, rng: &mut dyn CryptoRng) {
+    pub(super) fn take_hello(
+        &mut self,
+        id: MessageId,
+        bytes: &[u8],
+        session: u64,
+        now: Time,
+        rng: &mut dyn CryptoRng,
+    ) {
         let hello = match Hello::parse(bytes) {
             Ok(hello) => hello,
             Err(ParseError::Version(version)) => {
@@ -106,9 +115,6 @@ impl<L: ControlLink> Peer<L> {
                 return;
             }
         };
-        if self.past_instances.contains(&hello.instance) {
-            return;
-        }
         let known = self.remote_hello().map(|h| (h.instance, h.counter));
         if let Some((instance, counter)) = known
             && instance == hello.instance
@@ -123,14 +129,12 @@ impl<L: ControlLink> Peer<L> {
             return;
         }
         let restarted = known.is_none_or(|(instance, _)| instance != hello.instance);
-        if let Some((instance, _)) = known.filter(|_| restarted) {
-            if self.past_instances.len() == 16 {
-                self.past_instances.pop_front();
-            }
-            self.past_instances.push_back(instance);
+        if restarted && self.remote.as_ref().is_some_and(|remote| session < remote.session) {
+            // A later life makes later sessions, so this is an earlier one's, held up on the way.
+            return;
         }
-        self.remote =
-            Some(RemoteHello { hello, bytes: bytes.to_vec(), hash: Sha384::digest(bytes).into(), id });
+        let hash = Sha384::digest(bytes).into();
+        self.remote = Some(RemoteHello { hello, bytes: bytes.to_vec(), hash, id, session });
         // A changed Hello says that the other end looked at us anew.
         self.refusal = None;
         if restarted {

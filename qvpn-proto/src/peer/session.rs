@@ -100,8 +100,13 @@ impl Session {
 }
 
 impl<L: ControlLink> Peer<L> {
-    /// Passes a datagram through the session and gives the packets that came out.
-    pub(super) fn link_datagram(&mut self, datagram: &[u8], from: SocketAddr, now: Time) -> Vec<Vec<u8>> {
+    /// Passes a datagram through the session and gives the packets that came out, with the number of the session.
+    pub(super) fn link_datagram(
+        &mut self,
+        datagram: &[u8],
+        from: SocketAddr,
+        now: Time,
+    ) -> (u64, Vec<Vec<u8>>) {
         let out = self.link.receive(from.ip(), datagram);
         if out.authenticated {
             self.session.heard(now);
@@ -124,7 +129,7 @@ impl<L: ControlLink> Peer<L> {
                 self.attempt_due(now);
             }
         }
-        out.packets
+        (out.session, out.packets)
     }
 
     /// A silent peer that starts handshakes with a time set back can't get in by itself: only a start of ours, which carries

@@ -34,6 +34,7 @@ pub struct Shared {
 
 struct Session {
     id: u64,
+    number: u64,
     born: Time,
     ours: bool,
     sent: u64,
@@ -44,6 +45,7 @@ pub struct FakeLink {
     tunnel: u16,
     next: u64,
     sessions: VecDeque<Session>,
+    made: u64,
     current: Option<u64>,
     /// Starts that wait for an answer, and when the last left.
     started: VecDeque<u64>,
@@ -102,6 +104,7 @@ impl FakeLink {
             tunnel,
             next: seed << 32,
             sessions: VecDeque::new(),
+            made: 0,
             current: None,
             started: VecDeque::new(),
             started_at: None,
@@ -123,7 +126,9 @@ impl FakeLink {
         if self.sessions.len() == 4 {
             self.sessions.pop_front();
         }
-        self.sessions.push_back(Session { id, born: self.now(), ours, sent: 0, seen: BTreeSet::new() });
+        self.made += 1;
+        let (number, born) = (self.made, self.now());
+        self.sessions.push_back(Session { id, number, born, ours, sent: 0, seen: BTreeSet::new() });
     }
 
     fn current(&mut self) -> Option<&mut Session> {
@@ -156,13 +161,15 @@ impl ControlLink for FakeLink {
                     return out;
                 }
                 self.greatest = count;
-                self.add(session, false);
-                out.datagrams.push(frame(ANSWER, self.tunnel, session, 0, &[]));
+                // Whoever answers gives the session its number, as an ephemeral key makes it another one each time.
+                self.next += 1;
+                self.add(self.next, false);
+                out.datagrams.push(frame(ANSWER, self.tunnel, session, self.next, &[]));
             }
             ANSWER if self.started.contains(&session) => {
                 self.started.retain(|s| *s != session);
-                self.add(session, true);
-                self.use_session(Some(session));
+                self.add(count, true);
+                self.use_session(Some(count));
                 out.authenticated = true;
                 out.new_session = true;
                 out.datagrams.extend(self.seal(&[]));
@@ -175,6 +182,7 @@ impl ControlLink for FakeLink {
                     return out;
                 }
                 out.authenticated = true;
+                out.session = known.number;
                 let begins = !known.ours && self.current != Some(session) && newest == Some(session);
                 if begins {
                     self.use_session(Some(session));

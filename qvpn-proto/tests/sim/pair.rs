@@ -621,3 +621,28 @@ fn a_miss_is_explained_at_both_ends() {
         assert!(world.run_until(130 * S, |w| w.both(State::Up)), "{name}: {}", world.story(0));
     }
 }
+
+/// Found by the exhaustive model: a `Hello` of an earlier life that nobody had heard of was taken for a restart, so that the
+/// end forgot the epoch under way, and the living one's own `Hello` counted as an old one from then on.
+#[test]
+fn a_hello_held_back_from_an_earlier_life_changes_nothing() {
+    for (seed, end) in [(37, 0), (38, 1)] {
+        let other = end ^ 1;
+        let mut world = World::new(seed, sites(QkdPolicy::Required, S), CLEAN);
+        world.traffic(10 * MS);
+        world.withhold = Some((end, Kind::Hello));
+        world.run(3 * S);
+        assert!(!world.seals(0) && !world.seals(1));
+        world.withhold = None;
+        world.restart(end);
+        // The responder has answered, or the initiator's lanes take the keys: the exchange is half way.
+        assert!(world.run_until(5 * S, |w| w.pending(other)), "{}", world.story(other));
+        assert!(world.deliver_withheld() > 2);
+        // The model looks at each packet.
+        world.run(5 * S);
+        assert!(world.both(State::Up) && world.rekeys() >= 4, "{}\n--\n{}", world.story(0), world.story(1));
+        for end in [0, 1] {
+            assert_eq!(world.failures(end, FailureReason::Restarted), 0, "{}", world.story(end));
+        }
+    }
+}

@@ -18,11 +18,15 @@ impl Drop for StopOnPanic<'_> {
     }
 }
 
-/// Seeds from `first` on until there were `rekeys` of them, on every core.
+/// How many rekeys lie between two lines about how far a long run is.
+const STAGE: u64 = 50_000;
+
+/// Seeds from `first` on until there were `rekeys` of them, on every core or in as many threads as `QVPN_SIM_THREADS` says.
 fn many(first: u64, rekeys: u64) -> Tally {
     let (next, stop) = (AtomicU64::new(first), AtomicBool::new(false));
     let sum = Mutex::new(Tally::default());
-    let workers = std::thread::available_parallelism().map_or(1, usize::from);
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let workers = number("QVPN_SIM_THREADS").map_or(cores, |n| usize::try_from(n).unwrap());
     std::thread::scope(|scope| {
         for _ in 0..workers {
             scope.spawn(|| {
@@ -30,7 +34,11 @@ fn many(first: u64, rekeys: u64) -> Tally {
                 while !stop.load(Relaxed) {
                     let tally = storm(next.fetch_add(1, Relaxed));
                     let mut sum = sum.lock().unwrap();
+                    let before = sum.rekeys / STAGE;
                     sum.add(&tally);
+                    if sum.rekeys / STAGE > before {
+                        println!("{} rekeys, {} seeds so far", sum.rekeys, sum.seeds);
+                    }
                     stop.fetch_or(sum.rekeys >= rekeys, Relaxed);
                 }
             });

@@ -97,6 +97,9 @@ pub struct World {
     pub restart_at: Option<(u64, usize)>,
     pub epochs: u64,
     pub restarts: u64,
+    /// Somebody on the way keeps this end's messages of this kind.
+    pub withhold: Option<(usize, Kind)>,
+    withheld: Vec<(SocketAddr, SocketAddr, Vec<u8>)>,
     model: Model,
     queue: BTreeMap<(Time, u64), Happening>,
     sequence: u64,
@@ -144,6 +147,8 @@ impl World {
             restart_at: None,
             epochs: 0,
             restarts: 0,
+            withhold: None,
+            withheld: Vec::new(),
             model: Model::default(),
             queue: BTreeMap::new(),
             sequence: 0,
@@ -654,7 +659,22 @@ impl World {
             datagram[at] ^= 1 << below(8, &mut self.rng);
         }
         let from = self.address(Self::gateway_of(end));
+        let kind = link::packet_of(&datagram).and_then(|packet| Fragment::parse(packet).ok()).map(|f| f.kind);
+        if self.withhold.is_some_and(|(of, kept)| of == end && Some(kept) == kind) {
+            self.withheld.push((to, from, datagram));
+            return;
+        }
         self.carry(end, to, from, datagram, None);
+    }
+
+    /// What was kept arrives, at last.
+    pub fn deliver_withheld(&mut self) -> usize {
+        let withheld = std::mem::take(&mut self.withheld);
+        let count = withheld.len();
+        for (to, from, bytes) in withheld {
+            self.at(Duration::ZERO, Happening::Datagram { to, from, bytes, packet: None });
+        }
+        count
     }
 
     fn notice(&mut self, end: usize, notice: Notice) {
