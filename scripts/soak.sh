@@ -5,6 +5,9 @@
 #
 #   scripts/soak.sh              all parts
 #   scripts/soak.sh PART...      these parts
+#
+# Shorter or longer by the environment: QVPN_SIM_REKEYS (a million), QVPN_SIM_FIRST (the first seed), QVPN_MODEL_DEPTH,
+# QVPN_SOAK_SECONDS (600) of a KME killed over and over, QVPN_SOAK_TRIAL=--short.
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit
 export PATH="$PATH:/usr/sbin:/sbin:$HOME/.cargo/bin"
@@ -18,22 +21,27 @@ part_scenarios() {
         --profile soak
 }
 
-# Sites on a virtual clock under every fault; QVPN_SIM_REKEYS says how many rekeys, QVPN_SIM_FIRST the first seed.
+# Sites on a virtual clock under every fault.
 part_simulator() {
     cargo test --release --package qvpn-proto --locked --test sim -- --ignored --nocapture a_million_rekeys
+}
+
+# The exchange in every order of events, deeper than in `make test`.
+part_model() {
+    cargo test --release --package qvpn-proto --locked --test sim -- --ignored --nocapture every_order
 }
 
 # A KME killed for 10 s of every 30 s, for ten minutes at a rekey each second; `make test` has 75 s of it.
 part_kme_killed() {
     cargo build --workspace --bins --locked || return
-    QVPN_SOAK_SECONDS=600 cargo nextest run --package tests --locked --success-output final --profile soak \
+    QVPN_SOAK_SECONDS="${QVPN_SOAK_SECONDS:-600}" cargo nextest run --package tests --locked --success-output final --profile soak \
         --test kme_killed
 }
 
 # The field trial in full length, see docs/trial.md.
 part_trial() {
     cargo build --workspace --bins --locked || return
-    cargo run --quiet --locked --package tests --bin qvpn-trial -- --out "$folder/trial" | sed 's/^  ok   /soak: ok/'
+    cargo run --quiet --locked --package tests --bin qvpn-trial -- ${QVPN_SOAK_TRIAL:-} --out "$folder/trial" | sed 's/^  ok   /soak: ok/'
 }
 
 parts=$(declare -F | sed -n 's/^declare -f part_//p')

@@ -237,7 +237,7 @@ impl<L: ControlLink> Peer<L> {
         if let Side::Initiator(initiator) = &mut self.side {
             initiator.stock.set_target(self.config.stock);
         }
-        self.drop_attempt();
+        self.drop_unanswered();
         self.fresh_hello(now, rng);
         self.reconsider(now, rng);
         self.stop_weak_epoch(now);

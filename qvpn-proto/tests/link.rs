@@ -160,3 +160,20 @@ fn a_flood_of_starts_is_answered_by_cookies() {
     assert!(cookies > 300, "{cookies}");
     b.gate.tick();
 }
+
+/// Under load a cookie lets its holder in from the address that it was sent to, and from no other.
+#[test]
+fn a_cookie_is_good_for_one_address() {
+    let (mut a, b) = pair();
+    for _ in 0..500 {
+        let _ = b.gate.sort(&a.link.start().unwrap(), a.address);
+    }
+    let start = a.link.start().unwrap();
+    let Sorted::Reply(cookie) = b.gate.sort(&start, a.address) else { panic!("no cookie under load") };
+    a.link.receive(b.address.ip(), &cookie);
+    let start = a.link.start().unwrap();
+    let elsewhere = SocketAddr::from(([192, 0, 2, 77], 51820));
+    assert!(matches!(b.gate.sort(&start, elsewhere), Sorted::Reply(_)), "it was sent to another address");
+    let key = *identity(1).public().x25519();
+    assert_eq!(b.gate.sort(&start, a.address), Sorted::Handshake { x25519: key });
+}

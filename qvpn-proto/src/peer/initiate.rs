@@ -257,6 +257,8 @@ impl<L: ControlLink> Peer<L> {
         };
         self.messenger.cancel(Kind::Propose);
         self.timers.set(Timer::ProposeAgain, None);
+        self.timers.set(Timer::AttemptEnd, None);
+        initiator.due = began + agreement.interval;
         let kind = qkd_key_id.as_deref().and_then(|id| initiator.stock.kind(id));
         if let Some(id) = &qkd_key_id {
             initiator.stock.used(id);
@@ -303,7 +305,7 @@ impl<L: ControlLink> Peer<L> {
 
     /// The lanes can open: now, and not before, this end seals in the new epoch.
     pub(super) fn initiator_installed(&mut self, token: u64, now: Time, rng: &mut dyn CryptoRng) {
-        let (Side::Initiator(initiator), Some(agreement)) = (&mut self.side, self.agreement) else { return };
+        let Side::Initiator(initiator) = &mut self.side else { return };
         let Attempt::Installing(installing) = &mut initiator.attempt else { return };
         installing.tokens.retain(|t| *t != token);
         if !installing.tokens.is_empty() {
@@ -312,16 +314,14 @@ impl<L: ControlLink> Peer<L> {
         let Attempt::Installing(done) = std::mem::replace(&mut initiator.attempt, Attempt::Idle) else {
             return;
         };
-        self.timers.set(Timer::AttemptEnd, None);
         if self.breaks_policy(done.active.sources) {
-            // The other end's policy became stricter since its Accept: this epoch must never seal here.
+            // This or the other end's policy became stricter since its Accept: this epoch must never seal here.
             self.close(done.indices);
             return;
         }
         let Side::Initiator(initiator) = &mut self.side else { return };
         initiator.failures = 0;
         initiator.told_no_key = false;
-        initiator.due = done.began + agreement.interval;
         initiator.confirming =
             Some(Confirming { generation: done.active.generation, bytes: done.confirm, tries: 0 });
         let mut active = done.active;
@@ -373,6 +373,16 @@ impl<L: ControlLink> Peer<L> {
         initiator.failures += 1;
         self.drop_attempt();
         self.failed(reason, detail);
+    }
+
+    /// Ends an attempt that the other end did not answer yet, after a change of what it rests on. An answered one goes on: the
+    /// chain moved on with it, so the other end may seal in that epoch, and erases older keys a drain later.
+    pub(super) fn drop_unanswered(&mut self) {
+        if let Side::Initiator(initiator) = &self.side
+            && !matches!(initiator.attempt, Attempt::Installing(_))
+        {
+            self.drop_attempt();
+        }
     }
 
     /// Ends the attempt under way without a word. Opening keys that lanes have or get already stay until their own end, unless

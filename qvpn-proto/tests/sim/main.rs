@@ -6,6 +6,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod clock;
+mod exhaustive;
 mod key_files;
 mod kms;
 mod lane;

@@ -318,6 +318,10 @@ impl Storm {
         if let Some(end) = stuck {
             world.fail(&format!("progress: no epoch at end {end} in two quiet intervals"));
         }
+        let chained = |end: &usize| world.view(*end).sources.is_some_and(|sources| sources.chain);
+        if let Some(end) = (0..world.ends.len()).find(|end| !chained(end)) {
+            world.fail(&format!("the chain: end {end}'s epoch rests on none though nothing is wrong"));
+        }
         if world.packet_limit.is_some() {
             return;
         }

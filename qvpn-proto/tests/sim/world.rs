@@ -32,6 +32,47 @@ const TOLD: usize = 250;
 /// Where the attacker sits.
 const ATTACKER: ([u8; 4], u16) = ([198, 51, 100, 66], 666);
 
+/// Messages of the exchange, empty packets and lanes' answers that wait until a test wants them to arrive.
+#[derive(Default)]
+pub struct Manual {
+    pub held: Vec<Held>,
+    pub data: Vec<HeldData>,
+    pub installed: Vec<(usize, LaneReport)>,
+    pub journal: Vec<Occurred>,
+    pieces: BTreeMap<(usize, u32, MessageId), Pieces>,
+}
+
+/// Of one message: each piece's payload, and its datagram.
+type Pieces = BTreeMap<u8, (Vec<u8>, Vec<u8>)>;
+
+/// A whole message.
+pub struct Held {
+    pub from: usize,
+    pub from_life: u32,
+    pub to_life: u32,
+    pub id: MessageId,
+    pub kind: Kind,
+    pub body: Vec<u8>,
+    datagrams: Vec<Vec<u8>>,
+}
+
+/// A packet of the data path.
+pub struct HeldData {
+    pub from: usize,
+    pub epoch: Option<u64>,
+    to: SocketAddr,
+    source: SocketAddr,
+    bytes: Vec<u8>,
+    packet: Packet,
+}
+
+/// What the initiator did by itself.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Occurred {
+    Proposed(u64),
+    TimedOut,
+}
+
 enum Happening {
     Datagram { to: SocketAddr, from: SocketAddr, bytes: Vec<u8>, packet: Option<Packet> },
     Order { end: usize, life: u32, lane: u8, order: LaneOrder },
@@ -100,6 +141,7 @@ pub struct World {
     /// Somebody on the way keeps this end's messages of this kind.
     pub withhold: Option<(usize, Kind)>,
     withheld: Vec<(SocketAddr, SocketAddr, Vec<u8>)>,
+    pub manual: Option<Manual>,
     model: Model,
     queue: BTreeMap<(Time, u64), Happening>,
     sequence: u64,
@@ -149,6 +191,7 @@ impl World {
             restarts: 0,
             withhold: None,
             withheld: Vec::new(),
+            manual: None,
             model: Model::default(),
             queue: BTreeMap::new(),
             sequence: 0,
@@ -346,6 +389,11 @@ impl World {
         for end in (0..self.ends.len()).filter(|end| Self::gateway_of(*end) == gateway) {
             let life = self.ends[end].life + 1;
             self.ends[end] = self.make(end, life);
+            if let Some(manual) = &mut self.manual {
+                manual.held.retain(|h| h.from == end || h.to_life != life - 1);
+                manual.data.clear();
+                manual.installed.retain(|(e, _)| *e != end);
+            }
         }
         (self.gateways[gateway].busy_until, self.gateways[gateway].asleep_until) = (self.now, self.now);
         for end in (0..self.ends.len()).filter(|end| Self::gateway_of(*end) == gateway) {
@@ -573,7 +621,8 @@ impl World {
             }
         };
         let counter = u64::from_le_bytes(bytes[8..16].try_into().unwrap());
-        let verdict = self.model.sealed(from, key, counter, now);
+        let ordered = self.ends[from].last[lane].0 >= self.now;
+        let verdict = self.model.sealed(from, key, counter, now, ordered);
         self.must(verdict);
         self.ends[from].sent_at = Some(now);
         let life = self.ends[from].life;
@@ -593,6 +642,11 @@ impl World {
             let at = below(bytes.len(), &mut self.rng);
             bytes[at] ^= 1 << below(8, &mut self.rng);
             packet.intact = false;
+        }
+        let epoch = self.view(from).epoch;
+        if let Some(manual) = &mut self.manual {
+            manual.data.push(HeldData { from, epoch, to, source, bytes, packet });
+            return true;
         }
         self.carry(from, to, source, bytes, Some(packet));
         true
@@ -639,6 +693,63 @@ impl World {
         self.teach_lanes(end);
     }
 
+    /// Keeps a piece of an exchange's message back, if a test delivers those itself.
+    fn hold(&mut self, from: usize, datagram: &[u8]) -> bool {
+        let lives = (self.ends[from].life, self.ends[from ^ 1].life);
+        let Some(manual) = &mut self.manual else { return false };
+        let Some(Ok(f)) = link::packet_of(datagram).map(Fragment::parse) else { return false };
+        let (kind, id) = (f.kind, f.id);
+        if !matches!(kind, Kind::Hello | Kind::Propose | Kind::Accept | Kind::Confirm | Kind::Reject) {
+            return false;
+        }
+        let pieces = manual.pieces.entry((from, lives.1, id)).or_default();
+        pieces.insert(f.index, (f.payload.to_vec(), datagram.to_vec()));
+        if pieces.len() == usize::from(f.count) {
+            let body: Vec<u8> = pieces.values().flat_map(|(payload, _)| payload.clone()).collect();
+            let datagrams = pieces.values().map(|(_, datagram)| datagram.clone()).collect();
+            let known = manual.held.iter_mut().find(|h| (h.from, h.to_life, h.id) == (from, lives.1, id));
+            match known {
+                // In the session of now.
+                Some(held) => held.datagrams = datagrams,
+                None => {
+                    if kind == Kind::Propose {
+                        let number = u64::from_be_bytes(body[96..104].try_into().unwrap());
+                        manual.journal.push(Occurred::Proposed(number));
+                    }
+                    let (from_life, to_life) = lives;
+                    manual.held.push(Held { from, from_life, to_life, id, kind, body, datagrams });
+                }
+            }
+        }
+        true
+    }
+
+    /// Delivers a message that was kept back.
+    pub fn release(&mut self, held: &Held) {
+        let to = self.address(Self::gateway_of(held.from ^ 1));
+        let from = self.address(Self::gateway_of(held.from));
+        for bytes in held.datagrams.clone() {
+            self.at(Duration::ZERO, Happening::Datagram { to, from, bytes, packet: None });
+        }
+    }
+
+    /// Delivers a packet that was kept back.
+    pub fn release_data(&mut self, held: HeldData) {
+        let HeldData { to, source: from, bytes, packet, .. } = held;
+        self.at(Duration::ZERO, Happening::Datagram { to, from, bytes, packet: Some(packet) });
+    }
+
+    /// The lanes of an end answer.
+    pub fn release_lanes(&mut self, end: usize) {
+        let Some(manual) = &mut self.manual else { return };
+        let (of, rest) = std::mem::take(&mut manual.installed).into_iter().partition(|(e, _)| *e == end);
+        manual.installed = rest;
+        let of: Vec<_> = of;
+        for (_, report) in of {
+            self.step(end, |peer, now, rng| peer.handle_lane(report, now, rng));
+        }
+    }
+
     fn transmit(&mut self, end: usize, transmit: Transmit) {
         let Transmit { to, mut datagram } = transmit;
         assert!(datagram.len() <= 1232);
@@ -657,6 +768,9 @@ impl World {
         if chance(self.faults.corrupt, &mut self.rng) {
             let at = below(datagram.len(), &mut self.rng);
             datagram[at] ^= 1 << below(8, &mut self.rng);
+        }
+        if self.hold(end, &datagram) {
+            return;
         }
         let from = self.address(Self::gateway_of(end));
         let kind = link::packet_of(&datagram).and_then(|packet| Fragment::parse(packet).ok()).map(|f| f.kind);
@@ -679,6 +793,11 @@ impl World {
 
     fn notice(&mut self, end: usize, notice: Notice) {
         self.tell(|| format!("end {end}: {notice:?}"));
+        if let (Some(manual), Notice::EpochFailed { reason: FailureReason::Timeout, .. }) =
+            (&mut self.manual, &notice)
+        {
+            manual.journal.push(Occurred::TimedOut);
+        }
         let now = self.local(end);
         if let Notice::EpochActive { epoch, sources, qkd_key_id, .. } = &notice {
             self.epochs += 1;
@@ -733,6 +852,10 @@ impl World {
     }
 
     fn report(&mut self, end: usize, lane: u8, report: LaneReport) {
+        if let (Some(manual), LaneReport::Installed { .. }) = (&mut self.manual, &report) {
+            manual.installed.push((end, report));
+            return;
+        }
         let after = up_to(self.lane_jitter, &mut self.rng);
         let (at, life) = (self.now + after, self.ends[end].life);
         let state = &mut self.ends[end];

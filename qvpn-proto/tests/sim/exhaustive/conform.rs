@@ -1,0 +1,301 @@
+//! Traces of the model on real [`Peer`](qvpn_proto::Peer)s: a walk draws what happens next, the model and two real ends do it
+//! alike, and after each step they must seal in the same epochs, and the real ends may have said nothing that the model did not.
+
+use qvpn_proto::wire::{Accept, Confirm, Hello, Kind, Propose as WirePropose, Reject, RejectReason};
+use qvpn_proto::{QkdPolicy, State as PeerState};
+use rand_chacha::ChaCha20Rng;
+use rand_chacha::rand_core::SeedableRng;
+
+use super::{Action, Attempt, Body, Bounds, Letter, Reason, State, To};
+use crate::clock::{MS, S};
+use crate::network::{CLEAN, below, chance, up_to};
+use crate::site::sites;
+use crate::world::{Held, HeldData, Manual, Occurred, World};
+use stateright::Model as _;
+
+/// Far enough for any walk.
+const WIDE: Bounds =
+    Bounds { required: true, attempts: 250, restarts: 250, keys: 250, hellos: 250, sessions: true };
+
+struct Walk {
+    world: World,
+    model: State,
+    rng: ChaCha20Rng,
+    trace: Vec<String>,
+    /// The life and the number in each `Propose` that was sent, by its message.
+    proposes: Vec<([u8; 8], (u8, u8))>,
+    /// Each `Accept` that the responder sent, in that order: its life, the number, and the bytes.
+    accepts: Vec<(u32, u64, Vec<u8>)>,
+    /// Messages that the model was asked about.
+    seen: Vec<(usize, [u8; 8])>,
+    /// Steps that both did.
+    steps: u64,
+    /// Steps after which both ends were in one epoch.
+    agreed: u64,
+}
+
+fn to(from: usize) -> To {
+    if from == 0 { To::Responder } else { To::Initiator }
+}
+
+impl Walk {
+    fn new(seed: u64) -> Self {
+        let mut both = sites(QkdPolicy::Required, 100 * S);
+        both.iter_mut().for_each(|site| site.stock = 1);
+        let mut world = World::new(seed, both, CLEAN);
+        world.kms[0].up = [false; 2];
+        world.manual = Some(Manual::default());
+        world.run(S + S / 2);
+        Self {
+            world,
+            model: State::new(),
+            rng: ChaCha20Rng::seed_from_u64(seed),
+            trace: Vec::new(),
+            proposes: Vec::new(),
+            accepts: Vec::new(),
+            seen: Vec::new(),
+            steps: 0,
+            agreed: 0,
+        }
+    }
+
+    fn manual(&mut self) -> &mut Manual {
+        self.world.manual.as_mut().unwrap()
+    }
+
+    fn must(&mut self, holds: bool, what: &str) {
+        if !holds {
+            let trace = self.trace.join("\n");
+            self.world.fail(&format!(
+                "the real ends and the model differ: {what}\n{trace}\nmodel: {:#?}",
+                self.model
+            ));
+        }
+    }
+
+    /// The model's letter that says the same as a real message.
+    fn letter(&self, held: &Held) -> Option<Letter> {
+        let life = u8::try_from(held.to_life).unwrap();
+        let sender = u8::try_from(held.from_life).unwrap();
+        let same = |letter: &&Letter| {
+            if (letter.to, letter.life) != (to(held.from), life) {
+                return false;
+            }
+            match (&letter.body, held.kind) {
+                (Body::Hello(id), Kind::Hello) => {
+                    let hello = Hello::parse(&held.body).unwrap();
+                    *id == (sender, u8::try_from(hello.counter - 1).unwrap())
+                }
+                (Body::Propose(p), Kind::Propose) => {
+                    let said = WirePropose::parse(&held.body).unwrap();
+                    (u64::from(p.number), p.hellos.0.0) == (said.epoch, sender)
+                        && p.chain.is_some() == said.chain_check.is_some()
+                        && p.qkd.is_some() == said.qkd_key_id.is_some()
+                }
+                (Body::Accept { of, epoch }, Kind::Accept) => {
+                    let (said, ..) = Accept::parse(&held.body).unwrap();
+                    let same = |(life, number, _): &&(u32, u64, Vec<u8>)| {
+                        (*life, *number) == (held.from_life, said.epoch)
+                    };
+                    // The initiator counts from one again after a restart: of two with one number the newer is the newer.
+                    let newest = self.accepts.iter().rfind(same).is_some_and(|a| a.2 == held.body);
+                    let highest = self.model.network.iter().filter_map(|l| match &l.body {
+                        Body::Accept { of, epoch } if u64::from(of.number) == said.epoch => {
+                            Some(epoch.answer)
+                        }
+                        _ => None,
+                    });
+                    (u64::from(of.number), epoch.responder) == (said.epoch, sender)
+                        && newest
+                        && Some(epoch.answer) == highest.max()
+                }
+                (Body::Confirm(epoch), Kind::Confirm) => {
+                    let said = Confirm::parse(&held.body).unwrap();
+                    (u64::from(epoch.number), epoch.initiator) == (said.epoch, sender)
+                }
+                (Body::Reject { of, reason }, Kind::Reject) => {
+                    let said = Reject::parse(&held.body).unwrap();
+                    let number =
+                        self.proposes.iter().find(|(id, _)| *id == said.id).map(|(_, number)| *number);
+                    let reason = match reason {
+                        Reason::UnknownKeyId if said.reason == RejectReason::KmsUnavailable => said.reason,
+                        reason => reason.on_the_wire(),
+                    };
+                    Some((of.hellos.0.0, of.number)) == number && reason == said.reason
+                }
+                _ => false,
+            }
+        };
+        self.model.network.iter().find(same).cloned()
+    }
+
+    fn data_letter(&self, held: &HeldData) -> Option<Letter> {
+        let same = |letter: &&Letter| match &letter.body {
+            Body::Data(epoch) => letter.to == to(held.from) && Some(u64::from(epoch.number)) == held.epoch,
+            _ => false,
+        };
+        self.model.network.iter().find(same).cloned()
+    }
+
+    fn act(&mut self, action: Action) {
+        self.trace.push(format!("{action:?}"));
+        if let Some(next) = WIDE.next_state(&self.model, action) {
+            self.model = next;
+        }
+    }
+
+    /// Lets the real ends settle, and the model follow what they did by themselves.
+    fn settle(&mut self, span: std::time::Duration) {
+        // No timer is due at the moment in which something is delivered: nobody could say what came first.
+        let odd = up_to(MS, &mut self.rng);
+        self.world.run(span + odd);
+        for end in [To::Initiator, To::Responder] {
+            self.model.repeat(end);
+        }
+        for occurred in std::mem::take(&mut self.manual().journal) {
+            self.trace.push(format!("{occurred:?}"));
+            match occurred {
+                Occurred::TimedOut => self.act(Action::GiveUp),
+                // The same again under another message's name.
+                Occurred::Proposed(number) if number == u64::from(self.model.number) => {}
+                Occurred::Proposed(number) => {
+                    let can = self.model.can_propose(&WIDE);
+                    self.must(can, "an attempt that the model can't begin");
+                    self.act(Action::Propose);
+                    self.must(u64::from(self.model.number) == number, "another number");
+                }
+            }
+        }
+        for held in &self.world.manual.as_ref().unwrap().held {
+            if held.kind == Kind::Propose && !self.proposes.iter().any(|(id, _)| *id == held.id) {
+                let number = WirePropose::parse(&held.body).unwrap().epoch;
+                let life = u8::try_from(held.from_life).unwrap();
+                self.proposes.push((held.id, (life, u8::try_from(number).unwrap())));
+            }
+        }
+        for held in &self.world.manual.as_ref().unwrap().held {
+            if held.kind == Kind::Accept && !self.accepts.iter().any(|a| a.2 == held.body) {
+                let number = Accept::parse(&held.body).unwrap().0.epoch;
+                self.accepts.push((held.from_life, number, held.body.clone()));
+            }
+        }
+        let lives = [self.world.ends[0].life, self.world.ends[1].life];
+        let unknown = self.world.manual.as_ref().unwrap().held.iter().find(|held| {
+            held.from_life == lives[held.from]
+                && held.to_life == lives[held.from ^ 1]
+                && !self.seen.contains(&(held.from, held.id))
+                && self.letter(held).is_none()
+        });
+        let unknown =
+            unknown.map(|held| format!("end {} said {:?}, the model did not", held.from, held.kind));
+        self.must(unknown.is_none(), &unknown.clone().unwrap_or_default());
+        let said: Vec<_> = self.world.manual.as_ref().unwrap().held.iter().map(|h| (h.from, h.id)).collect();
+        self.seen.extend(said);
+        self.compare();
+        self.steps += 1;
+    }
+
+    fn compare(&mut self) {
+        for (end, sealing) in [(0, self.model.i.sealing), (1, self.model.r.sealing)] {
+            let view = self.world.view(end);
+            let number = sealing.map(|(epoch, _)| u64::from(epoch.number));
+            self.must(
+                view.epoch == number,
+                &format!("end {end} is in epoch {:?}, the model in {number:?}", view.epoch),
+            );
+        }
+        self.agreed += u64::from(self.model.settled() && self.world.both(PeerState::Up));
+    }
+
+    fn step(&mut self) {
+        let (messages, packets) = (self.manual().held.len(), self.manual().data.len());
+        match below(21, &mut self.rng) {
+            0..=9 if messages > 0 => {
+                let at = below(messages, &mut self.rng);
+                let held = self.manual().held.remove(at);
+                // Of lives before the last one the sessions may be forgotten.
+                let forgotten = held.from_life + 1 < self.world.ends[held.from].life;
+                if forgotten || chance(50, &mut self.rng) {
+                    return; // lost; the messenger sends it again
+                }
+                let Some(letter) = self.letter(&held) else { return };
+                self.world.release(&held);
+                self.act(Action::Deliver(letter));
+                self.settle(MS * 20);
+            }
+            10 | 11 if packets > 0 => {
+                let at = below(packets, &mut self.rng);
+                let held = self.manual().data.remove(at);
+                let Some(letter) = self.data_letter(&held) else { return };
+                self.world.release_data(held);
+                self.act(Action::Deliver(letter));
+                self.settle(MS * 20);
+            }
+            12..=14 => {
+                let end = below(2, &mut self.rng);
+                let waits = [
+                    matches!(self.model.attempt, Attempt::Installing { .. }),
+                    self.model.pending.as_ref().is_some_and(|p| !p.installed),
+                ];
+                self.world.release_lanes(end);
+                if waits[end] {
+                    self.act(Action::LanesOf(if end == 0 { To::Initiator } else { To::Responder }));
+                }
+                self.settle(MS * 20);
+            }
+            15 | 16 if self.model.knows_each_other() && self.model.i.keys.is_empty() => self.key(),
+            17 => {
+                self.trace.push("the operator wants an epoch".to_owned());
+                self.world.rekey(0);
+                self.settle(MS * 20);
+            }
+            20 if chance(300, &mut self.rng) => {
+                let end = below(2, &mut self.rng);
+                self.act(Action::Reload(if end == 0 { To::Initiator } else { To::Responder }));
+                self.world.reconfigure(end);
+                self.settle(MS * 20);
+            }
+            18 if chance(300, &mut self.rng) => {
+                self.trace.push("5 s".to_owned());
+                self.settle(S * 5 + MS * 10);
+            }
+            19 if chance(300, &mut self.rng) => {
+                let end = below(2, &mut self.rng);
+                self.world.restart(end);
+                self.act(Action::Restart(if end == 0 { To::Initiator } else { To::Responder }));
+                self.settle(S + S / 2);
+            }
+            _ => {}
+        }
+    }
+
+    /// The KMEs work for a while.
+    fn key(&mut self) {
+        self.world.kms[0].up = [true; 2];
+        self.world.kms_answers(0);
+        self.world.kms_answers(1);
+        let held = |w: &World| (0..2).all(|end| w.view(end).qkd_stock == Some(1));
+        let came = self.world.run_until(S * 3, held);
+        self.world.kms[0].up = [false; 2];
+        if came {
+            self.act(Action::Key);
+        }
+        self.settle(MS * 20);
+    }
+}
+
+#[test]
+fn real_ends_do_what_the_model_does() {
+    let (mut steps, mut agreed) = (0, 0);
+    for seed in 0..60 {
+        let mut walk = Walk::new(seed);
+        walk.settle(MS);
+        for _ in 0..120 {
+            walk.step();
+        }
+        steps += walk.steps;
+        agreed += walk.agreed;
+    }
+    println!("{steps} steps alike, {agreed} of them in an agreed epoch");
+    assert!(steps > 3000 && agreed > 200, "{steps} steps, {agreed} in an agreed epoch");
+}
