@@ -159,8 +159,22 @@ async fn etsi014(
     Ok(Bytes::from_owner(key_container(keys, spoil::style(fault))))
 }
 
-/// The same by the other interface: one key at a time, and all by GET.
+/// The same by the other interface: one key at a time, and all by GET. Where there is no key it says 400, since 503 is there only
+/// for entropy.
 fn skip(peer: &Peer, sae: &str, request: skip::Request, fault: Misbehaviour) -> Result<Bytes, Refusal> {
+    let about_keys = request.op() != Op::Status;
+    skip_answer(peer, sae, request, fault).map_err(|refusal| match refusal {
+        Refusal::Unavailable(message) if about_keys => Refusal::bad(message),
+        other => other,
+    })
+}
+
+fn skip_answer(
+    peer: &Peer,
+    sae: &str,
+    request: skip::Request,
+    fault: Misbehaviour,
+) -> Result<Bytes, Refusal> {
     let (op, now) = (request.op(), peer.shared.now());
     let mut network = peer.shared.network();
     let mut keys = match request {
@@ -174,8 +188,7 @@ fn skip(peer: &Peer, sae: &str, request: skip::Request, fault: Misbehaviour) -> 
             network.enc_keys(&peer.kme, sae, &remote, &request, fault, now)?
         }
         skip::Request::KeyById { remote, id } => {
-            let master = remote.or_else(|| network.master_of(&peer.kme, &id)).unwrap_or_default();
-            network.dec_keys(&peer.kme, sae, &master, &[id], fault, now)?
+            network.dec_keys(&peer.kme, sae, &remote, &[id], fault, now)?
         }
     };
     spoil::keys(fault, op, &mut keys)?;

@@ -349,11 +349,6 @@ impl Network {
         ids
     }
 
-    /// The SAE that took the key `id`, which waits at `kme`.
-    pub(crate) fn master_of(&self, kme: &str, id: &str) -> Option<String> {
-        Some(self.kmes.get(kme)?.waiting.get(id)?.master.clone())
-    }
-
     /// Lets a KME that repeats a first key forget it.
     pub(crate) fn forget_first(&mut self, kme: &str) {
         if let Some(kme) = self.kmes.get_mut(kme) {

@@ -11,7 +11,7 @@ use zeroize::Zeroizing;
 use crate::api::{DeliveredKey, KeyStyle, Op, Refusal};
 use crate::link::{NoRandomness, random_bytes};
 
-/// Size of a key where the request names none, bits (section 4.2.1).
+/// Size of a key where the request names none, bits (section 4.2.2).
 pub(crate) const DEFAULT_SIZE: u64 = 256;
 /// The most random bits that one request may ask for.
 const MOST_ENTROPY: u64 = 8192;
@@ -30,8 +30,8 @@ pub(crate) enum Request {
     },
     /// A key that the other side took.
     KeyById {
-        /// The other side; any, where absent.
-        remote: Option<String>,
+        /// The other side, which took it.
+        remote: String,
         /// Its ID.
         id: String,
     },
@@ -69,16 +69,16 @@ impl Request {
                 _ => return Err(Refusal::bad(format!("there is no parameter {name:?} here"))),
             }
         }
+        let no_remote = || Refusal::bad("remoteSystemID is missing");
         Ok(match (id, path) {
             (Some(id), _) => {
                 let id = percent_decode_str(id).decode_utf8();
                 let id = id.map_err(|_| Refusal::bad("the keyId in the URL is not UTF-8"))?.into_owned();
-                Self::KeyById { remote, id }
+                Self::KeyById { remote: remote.ok_or_else(no_remote)?, id }
             }
             (None, "/capabilities") => Self::Capabilities,
             (None, "/key") => {
-                let remote = remote.ok_or_else(|| Refusal::bad("remoteSystemID is missing"))?;
-                Self::NewKey { remote, size: size.unwrap_or(DEFAULT_SIZE) }
+                Self::NewKey { remote: remote.ok_or_else(no_remote)?, size: size.unwrap_or(DEFAULT_SIZE) }
             }
             (None, _) => {
                 let bits = bits.unwrap_or(DEFAULT_SIZE);
@@ -157,15 +157,15 @@ mod tests {
         );
         assert_eq!(
             get("/key/ab%20c", "remoteSystemID=A"),
-            Some(Ok(Request::KeyById { remote: Some("A".into()), id: "ab c".into() }))
+            Some(Ok(Request::KeyById { remote: "A".into(), id: "ab c".into() }))
         );
-        assert_eq!(get("/key/ab", ""), Some(Ok(Request::KeyById { remote: None, id: "ab".into() })));
         assert_eq!(get("/entropy", "minentropy=64"), Some(Ok(Request::Entropy { bits: 64 })));
         for path in ["/", "/key/a/b", "/keys", "/api/v1/keys/B/status"] {
             assert!(get(path, "").is_none(), "{path}");
         }
         for (path, query) in [
             ("/key", ""),
+            ("/key/ab", ""),
             ("/key", "remoteSystemID=B&size=x"),
             ("/key", "remoteSystemID=B&number=2"),
             ("/capabilities", "size=256"),

@@ -16,7 +16,34 @@ pub fn classify(operation: Operation, status: u16, message: &str) -> KmsErrorKin
     let request_is_wrong = says(&["multiple of 8", "extension_mandatory", "extension_optional"]);
     let no_such_sae =
         says(&["sae"]) && says(&["unknown", "not found", "not registered", "does not exist", "invalid"]);
-    let no_key_now = says(&[
+    let no_key_now = no_key_now(&message);
+    let no_such_key =
+        says(&["key"]) && says(&["not found", "unknown", "no such", "does not exist", "doesn't exist"]);
+
+    match (operation, status) {
+        (_, 300..400) => K::ProtocolViolation(Violation::Redirect),
+        (_, 0..300 | 600..) => K::ProtocolViolation(Violation::Status),
+        // A slave that wasn't named gets 401 by the document; several servers give it for an unknown ID as well.
+        (DecKeys, 401) => K::KeyNotFound,
+        (_, 401 | 403) => K::IdentityRefused,
+        (_, 405 | 406 | 411 | 413..=417 | 421 | 426 | 431 | 501 | 505) => K::BadRequest,
+        (_, 400..500) if request_is_wrong => K::BadRequest,
+        (EncKeys, 404) if no_such_sae => K::BadRequest,
+        (EncKeys, 400 | 422) if no_key_now => K::Exhausted,
+        (EncKeys, 404 | 409 | 410 | 412 | 429) => K::Exhausted,
+        (EncKeys, 503) => K::Exhausted,
+        (EncKeys, 500) if no_key_now => K::Exhausted,
+        (DecKeys, 400 | 404 | 409 | 410 | 412) => K::KeyNotFound,
+        (DecKeys, 422 | 500 | 503) if no_such_key => K::KeyNotFound,
+        (_, 408 | 429) => K::ServerFault,
+        (_, 400..500) => K::BadRequest,
+        (_, 500..600) => K::ServerFault,
+    }
+}
+
+/// Whether a message in lower case says that there is no key at the moment.
+pub(crate) fn no_key_now(message: &str) -> bool {
+    const WORDS: &[&str] = &[
         "exhaust",
         "insufficient",
         "not enough",
@@ -31,29 +58,8 @@ pub fn classify(operation: Operation, status: u16, message: &str) -> KmsErrorKin
         "generated key count",
         "maximum key count",
         "try again later",
-    ]);
-    let no_such_key =
-        says(&["key"]) && says(&["not found", "unknown", "no such", "does not exist", "doesn't exist"]);
-
-    match (operation, status) {
-        (_, 300..400) => K::ProtocolViolation(Violation::Redirect),
-        (_, 0..300 | 600..) => K::ProtocolViolation(Violation::Status),
-        // A slave that wasn't named gets 401 by the document; several servers give it for an unknown ID as well.
-        (DecKeys, 401) => K::KeyNotFound,
-        (_, 401 | 403) => K::IdentityRefused,
-        (_, 405 | 406 | 411 | 413..=417 | 421 | 422 | 426 | 431 | 501 | 505) => K::BadRequest,
-        (_, 400..500) if request_is_wrong => K::BadRequest,
-        (EncKeys, 404) if no_such_sae => K::BadRequest,
-        (EncKeys, 400) if no_key_now => K::Exhausted,
-        (EncKeys, 404 | 409 | 410 | 412 | 429) => K::Exhausted,
-        (EncKeys, 503) => K::Exhausted,
-        (EncKeys, 500) if no_key_now => K::Exhausted,
-        (DecKeys, 400 | 404 | 409 | 410 | 412) => K::KeyNotFound,
-        (DecKeys, 500 | 503) if no_such_key => K::KeyNotFound,
-        (_, 408 | 429) => K::ServerFault,
-        (_, 400..500) => K::BadRequest,
-        (_, 500..600) => K::ServerFault,
-    }
+    ];
+    WORDS.iter().any(|word| message.contains(word))
 }
 
 #[cfg(test)]
@@ -119,6 +125,8 @@ mod tests {
             (418, "", K::BadRequest, K::BadRequest, K::BadRequest),
             (421, "", K::BadRequest, K::BadRequest, K::BadRequest),
             (422, "field required", K::BadRequest, K::BadRequest, K::BadRequest),
+            (422, "not enough keys", K::BadRequest, K::Exhausted, K::BadRequest),
+            (422, "one or more keys are not found", K::BadRequest, K::BadRequest, K::KeyNotFound),
             (429, "", K::ServerFault, K::Exhausted, K::ServerFault),
             (500, "", K::ServerFault, K::ServerFault, K::ServerFault),
             (500, "no keys left", K::ServerFault, K::Exhausted, K::ServerFault),

@@ -1,33 +1,12 @@
 //! What is to be known about one KME before it can be asked. The file grammar is elsewhere; this is its checked form.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::token::TokenKey;
+use qvpn_api::config::{self, ClientKey};
 
 /// How long one operation may take, from name resolution to the last byte of the answer.
 pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// Where our certificate's private key is.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum ClientKey {
-    /// In a PEM file (PKCS #8, PKCS #1 or SEC 1), readable by its owner and group only.
-    File(PathBuf),
-    /// In a PKCS#11 token, which it never leaves.
-    Token(Box<TokenKey>),
-}
-
-impl From<PathBuf> for ClientKey {
-    fn from(file: PathBuf) -> Self {
-        Self::File(file)
-    }
-}
-
-impl From<&Path> for ClientKey {
-    fn from(file: &Path) -> Self {
-        Self::File(file.to_owned())
-    }
-}
 
 /// One KME that speaks ETSI GS QKD 014. Proxy settings of the environment never apply.
 #[derive(Debug, Clone)]
@@ -73,5 +52,15 @@ impl KmeConfig {
             fwmark: None,
             timeout: DEFAULT_TIMEOUT,
         }
+    }
+
+    /// What a config file says of the KME `kme` and its server; the sockets get the mark `fwmark` if it isn't 0.
+    #[must_use]
+    pub fn of_file(kme: &config::Kme, server: &config::KmeServer, fwmark: u32) -> Self {
+        let config::KmeServer { url, server_name, ca_file, cert_file, key } = server;
+        let mut config = Self::new(&kme.name, url, &kme.sae_id, ca_file, cert_file, key.clone());
+        config.server_name.clone_from(server_name);
+        config.fwmark = (fwmark != 0).then_some(fwmark);
+        config
     }
 }

@@ -86,7 +86,7 @@ pub enum TlsFault {
     Other,
 }
 
-/// What breaks ETSI GS QKD 014 in an answer that claims success.
+/// What breaks ETSI GS QKD 014, or SKIP, in an answer that claims success.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Violation {
     /// The body isn't the JSON that the document asks for.
@@ -176,7 +176,7 @@ impl KmsErrorKind {
             Self::Exhausted => "the KME has no key at the moment",
             Self::KeyNotFound => "the KME doesn't know the key (yet)",
             Self::ServerFault => "the KME failed",
-            Self::ProtocolViolation(_) => "the answer breaks ETSI GS QKD 014",
+            Self::ProtocolViolation(_) => "the answer breaks the rules of the interface",
             Self::Timeout(_) => "no answer in time",
             Self::LostKeys(_) => "the answer was lost, and with it perhaps keys",
             Self::NoSuchKme => "no KME of this site can know the key",
@@ -206,9 +206,9 @@ impl KmsErrorKind {
             Self::ProtocolViolation(_) => {
                 "nothing of this answer is used; report it to the KME's vendor, with this line"
             }
-            Self::Timeout(_) => "check the KME's load and the path to it, or raise the timeout",
+            Self::Timeout(_) => "check the KME's load and the path to it: a whole operation may take 5 s",
             Self::LostKeys(_) => {
-                "the request isn't repeated by itself, since that would spend more keys; check the KME's load and the path to it, or raise the timeout"
+                "the request isn't repeated by itself, since that would spend more keys; check the KME's load and the path to it: a whole operation may take 5 s"
             }
             Self::NoSuchKme => {
                 "configure the KME that is linked with the other site's KME, or let both sites list the same links for this peer"

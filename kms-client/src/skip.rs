@@ -2,11 +2,14 @@
 //! `/key?remoteSystemID=` and `/key/{id}`. Many encryptors' key managers speak it. The draft has TLS with external
 //! pre-shared keys; rustls has none, so this is SKIP over mutual TLS with certificates.
 
+use std::sync::{Mutex, PoisonError};
+
 use hyper::Method;
 use percent_encoding::utf8_percent_encode;
 use qvpn_secret::with_scrubbed_stack;
 
 use crate::config::KmeConfig;
+use crate::delivered::Delivered;
 use crate::door::{Call, Door, ENCODED};
 use crate::error::{KmsError, KmsErrorKind, Operation, Violation};
 use crate::excerpt::excerpt;
@@ -19,7 +22,8 @@ use crate::source::{Api, BoxFuture, Certificates, Connection, KeySource, Link};
 /// connection of its own and one deadline; a request gets one key, since SKIP has no other.
 pub struct SkipClient {
     door: Door,
-    local: std::sync::Mutex<String>,
+    local: Mutex<String>,
+    delivered: Mutex<Delivered>,
 }
 
 impl SkipClient {
@@ -28,7 +32,7 @@ impl SkipClient {
     /// # Errors
     /// [`KmsErrorKind::Config`], which names the setting or the file and what to write instead.
     pub fn new(config: KmeConfig) -> Result<Self, KmsError> {
-        Ok(Self { door: Door::new(config)?, local: std::sync::Mutex::default() })
+        Ok(Self { door: Door::new(config)?, local: Mutex::default(), delivered: Mutex::default() })
     }
 
     /// Asks what the key provider can do, and for whom.
@@ -41,7 +45,7 @@ impl SkipClient {
         self.accept(call, &answer)?;
         let parsed = skip_wire::parse_capabilities(answer.body.bytes());
         let capabilities = parsed.map_err(|broken| self.door.broken(call, broken))?;
-        if !capabilities.key {
+        if capabilities.key == Some(false) {
             return Err(self
                 .door
                 .error(KmsErrorKind::BadRequest, call)
@@ -68,7 +72,13 @@ impl SkipClient {
         self.accept(call, &answer)?;
         let parsed = with_scrubbed_stack(|| skip_wire::parse_key(answer.body.bytes(), &asked));
         drop(answer);
-        let (id, secret) = parsed.map_err(|broken| self.door.broken(call, broken))?;
+        let by_id = matches!(asked, skip_wire::Asked::ById(_));
+        let parsed = parsed.and_then(|key| {
+            let key = [key];
+            self.delivered.lock().unwrap_or_else(PoisonError::into_inner).note(&key, by_id)?;
+            Ok(key)
+        });
+        let [(id, secret)] = parsed.map_err(|broken| self.door.broken(call, broken))?;
         let ours = self.local.lock().map(|local| local.clone()).unwrap_or_default();
         let (source_kme, target_kme) = match asked {
             skip_wire::Asked::New { .. } => (ours, call.peer.to_owned()),
@@ -84,8 +94,11 @@ impl SkipClient {
             return Ok(());
         }
         let excerpt = (400..600).contains(&answer.status).then(|| excerpt(answer.body.bytes())).flatten();
-        let kind = skip_wire::classify(call.operation, answer.status);
-        let at_stake = if matches!(answer.status, 201..=299 | 502 | 504) { call.at_stake } else { 0 };
+        let kind = skip_wire::classify(call.operation, answer.status, excerpt.as_deref().unwrap_or_default());
+        // 500 may mean that the key couldn't be erased after it was taken (table 7).
+        let may_be_spent =
+            matches!(answer.status, 201..=299 | 500 | 502 | 504) && kind != KmsErrorKind::Exhausted;
+        let at_stake = if may_be_spent { call.at_stake } else { 0 };
         let mut error =
             self.door.error(kind, call).with_status(answer.status, excerpt).with_keys_lost(at_stake);
         if kind == KmsErrorKind::ProtocolViolation(Violation::Redirect) {
@@ -119,15 +132,7 @@ impl KeySource for SkipClient {
     }
 
     fn link<'a>(&'a self, peer: &'a str) -> BoxFuture<'a, Result<Link, KmsError>> {
-        Box::pin(async move {
-            let capabilities = self.capabilities(peer).await?;
-            Ok(Link {
-                source_kme: capabilities.local_system_id,
-                target_kme: peer.to_owned(),
-                stored_key_count: None,
-                max_key_per_request: Some(1),
-            })
-        })
+        Box::pin(async move { Ok(self.capabilities(peer).await?.link(peer)) })
     }
 
     fn fetch_new<'a>(

@@ -7,29 +7,40 @@ use qvpn_secret::SecretBuf;
 use serde::Deserialize;
 use zeroize::Zeroize;
 
+use crate::classify::no_key_now;
 use crate::client::{MAX_KEY_BITS, MIN_KEY_BITS};
 use crate::error::{KmsErrorKind, Operation, Violation};
 use crate::key::KeyId;
+use crate::source::Link;
 use crate::wire::{Broken, not_json};
 
 /// Most remote systems that are remembered.
 const MAX_REMOTE: usize = 4096;
 
-/// What a key provider says of itself.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+/// What a key provider says of itself (section 4.1).
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Capabilities {
-    /// Whether it gives keys.
-    #[serde(default)]
-    pub key: bool,
+    /// Whether it gives keys; `None` if it doesn't say.
+    pub key: Option<bool>,
     /// How it makes them, in its own words.
-    #[serde(default)]
     pub algorithm: String,
     /// Its own system ID.
-    #[serde(default, rename = "localSystemID")]
     pub local_system_id: String,
-    /// The system IDs of the key providers that it shares keys with; `*` stands for any characters.
-    #[serde(default, rename = "remoteSystemID")]
+    /// The system IDs of the key providers that it shares keys with, some of them patterns.
     pub remote_system_ids: Vec<String>,
+    /// Fields that the draft requires and that didn't come.
+    pub missing: Vec<&'static str>,
+}
+
+#[derive(Deserialize)]
+struct RawCapabilities {
+    entropy: Option<serde::de::IgnoredAny>,
+    key: Option<bool>,
+    algorithm: Option<String>,
+    #[serde(rename = "localSystemID")]
+    local_system_id: Option<String>,
+    #[serde(rename = "remoteSystemID")]
+    remote_system_ids: Option<Vec<String>>,
 }
 
 impl Capabilities {
@@ -39,32 +50,101 @@ impl Capabilities {
         self.remote_system_ids.is_empty()
             || self.remote_system_ids.iter().any(|pattern| matches(pattern, remote))
     }
-}
 
-/// Whether `text` matches `pattern`, in which `*` stands for any characters.
-fn matches(pattern: &str, text: &str) -> bool {
-    let mut parts = pattern.split('*');
-    let Some(mut rest) = parts.next().and_then(|first| text.strip_prefix(first)) else { return false };
-    let Some(last) = pattern.contains('*').then(|| parts.next_back()).flatten() else {
-        return rest.is_empty();
-    };
-    for part in parts {
-        match rest.find(part) {
-            Some(at) => rest = &rest[at + part.len()..],
-            None => return false,
+    /// What this says of the link to the key provider `remote`.
+    pub(crate) fn link(&self, remote: &str) -> Link {
+        Link {
+            source_kme: self.local_system_id.clone(),
+            target_kme: remote.to_owned(),
+            stored_key_count: None,
+            max_key_per_request: Some(1),
         }
     }
-    rest.ends_with(last)
+}
+
+/// Whether `text` matches `pattern` (section 4.1.2): `*` stands for any characters, `?` for one, `[list]` for one of a list,
+/// `[!list]` for one that isn't in it.
+fn matches(pattern: &str, text: &str) -> bool {
+    let (mut left, mut rest) = (pattern, text);
+    // What stands behind the last *, and the text from where that may begin.
+    let mut star: Option<(&str, &str)> = None;
+    loop {
+        if let Some(behind) = left.strip_prefix('*') {
+            star = Some((behind, rest));
+            left = behind;
+            continue;
+        }
+        let mut characters = rest.chars();
+        if let Some(behind) = characters.next().and_then(|c| one(left, c)) {
+            (left, rest) = (behind, characters.as_str());
+            continue;
+        }
+        if left.is_empty() && rest.is_empty() {
+            return true;
+        }
+        // The last * takes one character more.
+        let Some((behind, from)) = star else { return false };
+        let mut from = from.chars();
+        if from.next().is_none() {
+            return false;
+        }
+        (left, rest) = (behind, from.as_str());
+        star = Some((behind, rest));
+    }
+}
+
+/// What is left of `pattern` behind its first element, if that fits `c`.
+fn one(pattern: &str, c: char) -> Option<&str> {
+    let mut rest = pattern.chars();
+    match rest.next()? {
+        '?' => Some(rest.as_str()),
+        // One that isn't closed stands for itself.
+        '[' => match list(rest.as_str(), c) {
+            Some((fits, behind)) => fits.then_some(behind),
+            None => (c == '[').then_some(rest.as_str()),
+        },
+        first => (first == c).then_some(rest.as_str()),
+    }
+}
+
+/// Whether `c` fits the list that begins behind `[`, and what stands behind its `]`. As POSIX has it, ranges are lists too, and
+/// a `]` that comes first is one of the list.
+fn list(text: &str, c: char) -> Option<(bool, &str)> {
+    let (negated, text) = text.strip_prefix('!').map_or((false, text), |text| (true, text));
+    let (end, _) = text.char_indices().skip(1).find(|(_, c)| *c == ']')?;
+    let (mut members, behind) = (text[..end].chars(), &text[end + 1..]);
+    let mut found = false;
+    while let Some(low) = members.next() {
+        let mut ahead = members.clone();
+        let high = ahead.next().filter(|c| *c == '-').and_then(|_| ahead.next());
+        if high.is_some() {
+            members = ahead;
+        }
+        found |= (low..=high.unwrap_or(low)).contains(&c);
+    }
+    Some((found != negated, behind))
 }
 
 pub(crate) fn parse_capabilities(body: &[u8]) -> Result<Capabilities, Broken> {
     must_be_an_object(body)?;
-    let mut capabilities: Capabilities = serde_json::from_slice(body).map_err(|e| not_json(body, &e))?;
-    capabilities.remote_system_ids.truncate(MAX_REMOTE);
-    for name in [&mut capabilities.algorithm, &mut capabilities.local_system_id] {
-        *name = crate::excerpt::one_line(name);
-    }
-    Ok(capabilities)
+    let raw: RawCapabilities = serde_json::from_slice(body).map_err(|e| not_json(body, &e))?;
+    let came = [
+        ("entropy", raw.entropy.is_some()),
+        ("key", raw.key.is_some()),
+        ("algorithm", raw.algorithm.is_some()),
+        ("localSystemID", raw.local_system_id.is_some()),
+        ("remoteSystemID", raw.remote_system_ids.is_some()),
+    ];
+    let mut remote_system_ids = raw.remote_system_ids.unwrap_or_default();
+    remote_system_ids.truncate(MAX_REMOTE);
+    let line = |text: Option<String>| crate::excerpt::one_line(&text.unwrap_or_default());
+    Ok(Capabilities {
+        key: raw.key,
+        algorithm: line(raw.algorithm),
+        local_system_id: line(raw.local_system_id),
+        remote_system_ids,
+        missing: came.into_iter().filter(|(_, came)| !came).map(|(name, _)| name).collect(),
+    })
 }
 
 /// serde would read a list as a struct's fields in their order.
@@ -110,11 +190,13 @@ pub(crate) fn parse_key(body: &[u8], asked: &Asked<'_>) -> Result<(KeyId, Secret
     let missing = |name: &str| Broken(Violation::Json, format!("the field \"{name}\" is missing"));
     let id = parsed.key_id.ok_or_else(|| missing("keyId"))?;
     let id = KeyId::new(id).map_err(|e| Broken(Violation::KeyId, e.to_string()))?;
-    if let Asked::ById(wanted) = asked
-        && **wanted != id
-    {
-        return Err(Broken(Violation::OtherKeyId, format!("key {id} came and wasn't asked for")));
-    }
+    let id = match asked {
+        Asked::ById(wanted) if same(wanted, &id) => (*wanted).clone(),
+        Asked::ById(_) => {
+            return Err(Broken(Violation::OtherKeyId, format!("key {id} came and wasn't asked for")));
+        }
+        Asked::New { .. } => id,
+    };
     let digits = parsed.key.ok_or_else(|| missing("key"))?;
     let digits = digits.0.as_bytes();
     let (least, most, wanted) = match asked {
@@ -141,6 +223,12 @@ pub(crate) fn parse_key(body: &[u8], asked: &Asked<'_>) -> Result<(KeyId, Secret
     Ok((id, secret))
 }
 
+/// Whether two IDs are the same. They are hexadecimal by the draft, so a key provider may answer with letters of the other case.
+fn same(a: &KeyId, b: &KeyId) -> bool {
+    let hexadecimal = |id: &KeyId| id.as_str().bytes().all(|c| c.is_ascii_hexdigit());
+    a == b || (hexadecimal(a) && hexadecimal(b) && a.as_str().eq_ignore_ascii_case(b.as_str()))
+}
+
 /// Decodes pairs of hexadecimal digits into `out`, in a time that depends only on their number.
 fn decode(digits: &[u8], out: &mut [u8]) -> bool {
     let mut wrong = u16::from(digits.len() != out.len() * 2);
@@ -164,15 +252,22 @@ fn nibble(character: u8) -> u16 {
     value.cast_unsigned()
 }
 
-/// What an HTTP status means. SKIP says 400 for a request or a key ID that is wrong, 404 for a path, 500 for a failure.
-pub(crate) fn classify(operation: Operation, status: u16) -> KmsErrorKind {
+/// What an HTTP status means; `message` is what the key provider said. Tables 3 and 7 have 400 for a key ID that is malformed or
+/// not known, 404 for a path and 405 for a method that there isn't, 500 for a failure to read or erase a key, and nothing
+/// for "no key now": that is told from the message, or by statuses that others use.
+pub(crate) fn classify(operation: Operation, status: u16, message: &str) -> KmsErrorKind {
     use KmsErrorKind as K;
+    let no_key = || {
+        let message = message.to_lowercase();
+        no_key_now(&message) || (message.contains("key") && message.contains("not found"))
+    };
     match (operation, status) {
         (_, 300..400) => K::ProtocolViolation(Violation::Redirect),
         (_, 0..300 | 600..) => K::ProtocolViolation(Violation::Status),
         (_, 401 | 403) => K::IdentityRefused,
         (Operation::DecKeys, 400 | 404 | 409 | 410) => K::KeyNotFound,
         (Operation::EncKeys, 409 | 410 | 429 | 503) => K::Exhausted,
+        (Operation::EncKeys, 400 | 404 | 500) if no_key() => K::Exhausted,
         (_, 408 | 429) => K::ServerFault,
         (_, 400..500 | 501 | 505) => K::BadRequest,
         (_, 500..600) => K::ServerFault,
@@ -243,7 +338,24 @@ mod tests {
             ("K*-*B", "KP-xB", true),
             ("K*-*B", "KPxB", false),
             ("ab*ba", "aba", false),
+            ("*ab", "aab", true),
+            ("*a*b*c", "xaybzbc", true),
+            ("*a*b*c", "xaybzbcx", false),
+            ("KP_?_LOC1", "KP_ü_LOC1", true),
+            ("KP_?_LOC1", "KP__LOC1", false),
+            ("KP-[AB]", "KP-B", true),
+            ("KP-[AB]", "KP-C", false),
+            ("KP-[!AB]", "KP-C", true),
+            ("KP-[!AB]", "KP-A", false),
+            ("KP-[A-C]*", "KP-B7", true),
+            ("KP-[A-C]*", "KP-D7", false),
+            ("KP-[0-9-]", "KP--", true),
+            ("KP-[]x]", "KP-]", true),
+            ("KP-[]", "KP-[]", true),
+            ("KP-[x", "KP-[x", true),
+            ("[", "", false),
             ("", "", true),
+            ("", "x", false),
         ] {
             assert_eq!(matches(pattern, text), yes, "{pattern} {text}");
         }
@@ -251,8 +363,12 @@ mod tests {
             br#"{"entropy":true,"key":true,"algorithm":"QKD","localSystemID":"KP-A","remoteSystemID":["KP-*"]}"#,
         )
         .unwrap();
-        assert!(capabilities.key && capabilities.serves("KP-B") && !capabilities.serves("B"));
-        assert_eq!(capabilities.local_system_id, "KP-A");
+        assert!(capabilities.serves("KP-B") && !capabilities.serves("B"));
+        assert_eq!((capabilities.key, capabilities.local_system_id.as_str()), (Some(true), "KP-A"));
+        assert!(capabilities.missing.is_empty());
+        let few = parse_capabilities(br#"{"localSystemID":"KP-A","entropy":null}"#).unwrap();
+        assert_eq!(few.missing, ["entropy", "key", "algorithm", "remoteSystemID"]);
+        assert!(few.key.is_none() && few.serves("anybody"));
         assert!(parse_capabilities(b"[]").is_err());
     }
 
@@ -260,16 +376,37 @@ mod tests {
     fn statuses_mean_what_the_draft_says() {
         use KmsErrorKind as K;
         use Operation::{DecKeys, EncKeys, Status};
-        for (code, status, enc, dec) in [
-            (400, K::BadRequest, K::BadRequest, K::KeyNotFound),
-            (401, K::IdentityRefused, K::IdentityRefused, K::IdentityRefused),
-            (404, K::BadRequest, K::BadRequest, K::KeyNotFound),
-            (500, K::ServerFault, K::ServerFault, K::ServerFault),
-            (503, K::ServerFault, K::Exhausted, K::ServerFault),
+        for (code, message, status, enc, dec) in [
+            (400, "", K::BadRequest, K::BadRequest, K::KeyNotFound),
+            (400, "the key was not found", K::BadRequest, K::Exhausted, K::KeyNotFound),
+            (400, "no key is available", K::BadRequest, K::Exhausted, K::KeyNotFound),
+            (400, "a malformed keyId was requested", K::BadRequest, K::BadRequest, K::KeyNotFound),
+            (401, "", K::IdentityRefused, K::IdentityRefused, K::IdentityRefused),
+            (404, "", K::BadRequest, K::BadRequest, K::KeyNotFound),
+            (405, "", K::BadRequest, K::BadRequest, K::BadRequest),
+            (500, "", K::ServerFault, K::ServerFault, K::ServerFault),
+            (500, "the key store is empty", K::ServerFault, K::Exhausted, K::ServerFault),
+            (503, "", K::ServerFault, K::Exhausted, K::ServerFault),
         ] {
-            assert_eq!(classify(Status, code), status, "{code}");
-            assert_eq!(classify(EncKeys, code), enc, "{code}");
-            assert_eq!(classify(DecKeys, code), dec, "{code}");
+            assert_eq!(classify(Status, code, message), status, "{code} {message}");
+            assert_eq!(classify(EncKeys, code, message), enc, "{code} {message}");
+            assert_eq!(classify(DecKeys, code, message), dec, "{code} {message}");
         }
+    }
+
+    #[test]
+    fn an_id_may_come_back_in_the_other_case_and_is_kept_as_it_was_told() {
+        let digits = "ab".repeat(32);
+        let asked = |wanted: &str, came: &str| {
+            let id = KeyId::new(wanted).unwrap();
+            let body = format!(r#"{{"keyId":"{came}","key":"{digits}"}}"#);
+            match parse_key(body.as_bytes(), &Asked::ById(&id)) {
+                Ok((id, _)) => Ok(id.as_str().to_owned()),
+                Err(Broken(violation, _)) => Err(violation),
+            }
+        };
+        assert_eq!(asked("1726e9AE", "1726E9ae").unwrap(), "1726e9AE");
+        assert_eq!(asked("key-A", "key-a"), Err(Violation::OtherKeyId), "no hexadecimal");
+        assert_eq!(asked("1726e9AE", "1726e9AF"), Err(Violation::OtherKeyId));
     }
 }

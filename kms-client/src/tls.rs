@@ -7,6 +7,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use qvpn_api::config::ClientKey;
 use rustls::client::WebPkiServerVerifier;
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::pki_types::pem::PemObject;
@@ -15,7 +16,7 @@ use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{ClientConfig, InconsistentKeys, RootCertStore};
 use zeroize::Zeroizing;
 
-use crate::config::{ClientKey, KmeConfig};
+use crate::config::KmeConfig;
 use crate::tls_explain::{CertificateInfo, ExplainingVerifier};
 use crate::token_signer::{Problem, TokenSigningKey};
 
@@ -217,7 +218,7 @@ fn identity_of_file(
 }
 
 fn read_certificates(role: &str, path: &Path) -> Result<Vec<CertificateDer<'static>>, FileError> {
-    let bytes = read_file(role, path, false)?;
+    let bytes = read_file(role, path, false, "a PEM file")?;
     let certificates: Vec<_> =
         CertificateDer::pem_slice_iter(&bytes).collect::<Result<_, _>>().map_err(|e| FileError {
             what: format!("{role} {} isn't a readable PEM file: {e}", path.display()),
@@ -234,7 +235,7 @@ fn no_certificate(role: &str, path: &Path) -> FileError {
 }
 
 fn read_key(path: &Path) -> Result<PrivateKeyDer<'static>, FileError> {
-    let bytes = read_file("key_file", path, true)?;
+    let bytes = read_file("key_file", path, true, "a PEM file")?;
     if bytes.windows(10).any(|w| w == b" ENCRYPTED") || bytes.windows(10).any(|w| w == b",ENCRYPTED") {
         return Err(FileError {
             what: format!("key_file {} is protected by a passphrase", path.display()),
@@ -249,8 +250,14 @@ fn read_key(path: &Path) -> Result<PrivateKeyDer<'static>, FileError> {
     })
 }
 
-/// Reads a whole file, erased when dropped; a secret one only if others can neither read nor replace its content.
-pub(crate) fn read_file(role: &str, path: &Path, secret: bool) -> Result<Zeroizing<Vec<u8>>, FileError> {
+/// Reads a whole file, erased when dropped; a secret one only if others can neither read nor replace its content. `wanted` says
+/// what it should be.
+pub(crate) fn read_file(
+    role: &str,
+    path: &Path,
+    secret: bool,
+    wanted: &str,
+) -> Result<Zeroizing<Vec<u8>>, FileError> {
     let failed = |e: std::io::Error| FileError {
         what: format!("{role} {} can't be read: {e}", path.display()),
         advice: "check the path, and that the user of the daemon may read it".to_owned(),
@@ -260,7 +267,7 @@ pub(crate) fn read_file(role: &str, path: &Path, secret: bool) -> Result<Zeroizi
     if !meta.is_file() || meta.len() > MAX_FILE {
         return Err(FileError {
             what: format!("{role} {} isn't a regular file of at most {MAX_FILE} bytes", path.display()),
-            advice: "name a PEM file".to_owned(),
+            advice: format!("name {wanted}"),
         });
     }
     if secret && meta.mode() & 0o027 != 0 {

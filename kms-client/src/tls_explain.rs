@@ -270,7 +270,7 @@ fn certificate(problem: &CertificateError, context: &Context<'_>) -> Explanation
             new(
                 TlsFault::UnknownCa,
                 format!(
-                    "the KME's certificate ({subject}) is issued by {issuer}, which {} doesn't hold",
+                    "the KME's certificate ({subject}) is issued by {issuer}, and {} holds no such CA, or one of that name with another key",
                     context.ca_file
                 ),
                 format!(

@@ -16,6 +16,7 @@ use cryptoki::object::{Attribute, AttributeType, ObjectClass, ObjectHandle};
 use cryptoki::session::{Session, UserType};
 use cryptoki::slot::{Slot, TokenInfo};
 use cryptoki::types::AuthPin;
+use qvpn_api::config::TokenKey;
 
 use crate::tls::{FileError, read_file};
 use crate::token_signer::{Algorithm, der_signature, digest};
@@ -26,25 +27,6 @@ const SIGN: Duration = Duration::from_secs(4);
 const OPEN: Duration = Duration::from_secs(30);
 /// Signatures that may wait for the token: what one KME is asked at once, and some.
 const WAITING: usize = 32;
-
-/// A private key in a PKCS#11 token.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct TokenKey {
-    /// Its PKCS#11 URI (RFC 7512), for people; it holds no secret.
-    pub uri: String,
-    /// The PKCS#11 library that reaches the token.
-    pub module: PathBuf,
-    /// The token's label.
-    pub token: Option<String>,
-    /// The token's serial number.
-    pub serial: Option<String>,
-    /// The key's label.
-    pub object: Option<String>,
-    /// The key's ID.
-    pub id: Option<Vec<u8>>,
-    /// The file with the PIN; without one there is no login.
-    pub pin_file: Option<PathBuf>,
-}
 
 /// A signature to make.
 struct Job {
@@ -243,7 +225,7 @@ impl Worker {
     fn log_in(&mut self, session: &Session, label: &str) -> Result<(), FileError> {
         let Some(path) = &self.key.pin_file else { return Ok(()) };
         let shown = path.display().to_string();
-        let bytes = read_file("pin-source", path, true)?;
+        let bytes = read_file("pin-source", path, true, "a file with the PIN alone")?;
         let text = std::str::from_utf8(bytes.trim_ascii()).unwrap_or_default();
         if text.is_empty() {
             return Err(FileError {

@@ -6,6 +6,7 @@ use aws_lc_rs::signature::{
     ECDSA_P256_SHA256_ASN1, ECDSA_P384_SHA384_ASN1, RSA_PSS_2048_8192_SHA256, UnparsedPublicKey,
     VerificationAlgorithm,
 };
+use qvpn_api::config::TokenKey;
 use rustls::pki_types::{CertificateDer, SubjectPublicKeyInfoDer};
 use rustls::sign::{Signer, SigningKey};
 use rustls::{SignatureAlgorithm, SignatureScheme};
@@ -14,7 +15,7 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 use x509_parser::public_key::PublicKey;
 
 use crate::tls::FileError;
-use crate::token::{SharedToken, Token, TokenKey};
+use crate::token::{SharedToken, Token};
 
 /// What is signed once at the start, to see that the key is the certificate's.
 const TRIAL: &[u8] = b"qvpn kms-client: is this the key of the certificate?";

@@ -2,13 +2,13 @@
 
 use std::path::Path;
 
+use kms_client::Source;
 use kms_client::probe::{self, End, Finding, KEYS_TAKEN, Looked, Probed, Step, Verdict};
 use qvpn_api::Config;
 use qvpn_api::config::{self, QkdPolicy, Role};
 use serde::Serialize;
 
 use crate::error::CtlError;
-use crate::kms_open::{Open, open};
 use crate::output::{self, Paint, Tone};
 use crate::routes;
 
@@ -98,7 +98,9 @@ pub(crate) fn check(wanted: &Wanted<'_>) -> Result<(), CtlError> {
     } else if bad == 0 {
         let quirks =
             checks.iter().flat_map(|check| &check.findings).filter(|row| row.result == "quirk").count();
-        output::print(&format!("all {all} checks passed, with {quirks} quirks\n"))?;
+        let which = if all == 1 { "the check".to_owned() } else { format!("all {all} checks") };
+        let s = if quirks == 1 { "" } else { "s" };
+        output::print(&format!("{which} passed, with {quirks} quirk{s}\n"))?;
     }
     if bad > 0 { Err(CtlError::KmeCheck { bad, all }) } else { Ok(()) }
 }
@@ -137,13 +139,13 @@ impl<'c> Side<'c> {
 
 /// A KME that was looked at.
 struct Seen {
-    open: Option<Open>,
+    open: Option<Source>,
     looked: Option<Looked>,
 }
 
 impl Seen {
     fn probed(&self) -> Option<Probed<'_>> {
-        self.open.as_ref().map(Open::probed)
+        self.open.as_ref().map(Source::probed)
     }
 
     fn works(&self) -> bool {
@@ -270,7 +272,7 @@ async fn look_at(side: &Side<'_>) -> Result<(Vec<Seen>, Vec<Check>), CtlError> {
             keys_spent: 0,
             findings: Vec::new(),
         };
-        let seen = match open(kme, mark) {
+        let seen = match Source::open(kme, mark) {
             Ok(open) => {
                 let looked = probe::look(open.probed(), &kme.sae_id, side.peer_sae()).await;
                 check.add(looked.findings.iter().cloned());

@@ -11,7 +11,6 @@ mod error;
 mod import;
 mod keys;
 mod kms_check;
-mod kms_open;
 mod metrics;
 mod output;
 mod pages;

@@ -3,10 +3,9 @@
 use std::sync::Arc;
 
 use kms_client::{
-    Api, KeyFile, KeyId, KeyRef, KeySource, Kme, KmeConfig, KmeEvent, KmeSet, KmsClient, KmsError,
-    KmsErrorKind, Observer, QkdKey, SetError, SkipClient, TokenKey,
+    Api, KeyId, KeyRef, Kme, KmeEvent, KmeSet, KmsError, KmsErrorKind, Observer, QkdKey, SetError, Source,
 };
-use qvpn_api::config::{self, KmeAccess, KmeServer};
+use qvpn_api::config;
 use qvpn_api::events::EventKind;
 use qvpn_proto::event::{KmsTrouble, TroubleKind};
 use qvpn_proto::wire::limits::MAX_NAME;
@@ -69,18 +68,7 @@ fn open_one(
     answers: &mpsc::Sender<Answer>,
     counts: &Arc<KmeCounts>,
 ) -> Result<Arc<Kme>, KmsError> {
-    let settings = |server: &KmeServer| {
-        let KmeServer { url, server_name, ca_file, cert_file, key } = server;
-        let mut settings = KmeConfig::new(&kme.name, url, &kme.sae_id, ca_file, cert_file, client_key(key));
-        settings.server_name.clone_from(server_name);
-        settings.fwmark = (fwmark != 0).then_some(fwmark);
-        settings
-    };
-    let source: Box<dyn KeySource> = match &kme.access {
-        KmeAccess::Etsi014(server) => Box::new(KmsClient::new(settings(server))?),
-        KmeAccess::Skip(server) => Box::new(SkipClient::new(settings(server))?),
-        KmeAccess::File(path) => Box::new(KeyFile::new(&kme.name, path)),
-    };
+    let source = Source::open(kme, fwmark)?;
     let (events, answers, counts) = (events.clone(), answers.clone(), counts.clone());
     let observer: Observer = Arc::new(move |event| match event {
         KmeEvent::Up { kme } => events.emit(EventKind::KmeUp { kme }),
@@ -93,23 +81,7 @@ fn open_one(
             counts.asked(&kme, operation.as_str(), outcome, took);
         }
     });
-    Ok(Kme::new(source, observer))
-}
-
-/// The key of our certificate, in the client's words.
-fn client_key(key: &config::ClientKey) -> kms_client::ClientKey {
-    match key {
-        config::ClientKey::File(path) => kms_client::ClientKey::File(path.clone()),
-        config::ClientKey::Token(key) => kms_client::ClientKey::Token(Box::new(TokenKey {
-            uri: key.uri.clone(),
-            module: key.module.clone(),
-            token: key.token.clone(),
-            serial: key.serial.clone(),
-            object: key.object.clone(),
-            id: key.id.clone(),
-            pin_file: key.pin_file.clone(),
-        })),
-    }
+    Ok(Kme::new(source.into(), observer))
 }
 
 /// Does the probe that is due at `kme`, if one is. `saes` are those of the peers that use it.
@@ -221,7 +193,7 @@ fn delivered(request: u64, keys: Vec<QkdKey>, missing: Option<KmsTrouble>) -> Km
 
 #[cfg(test)]
 mod tests {
-    use kms_client::{BoxFuture, Link, Operation};
+    use kms_client::{BoxFuture, KeyFile, KeySource, Link, Operation};
     use qvpn_secret::SecretBuf;
 
     use super::*;

@@ -16,7 +16,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("qvpn-proto", &["qvpn-secret", "qvpn-identity"]),
     ("qvpn-dataplane", &["qvpn-secret"]),
     ("qvpn-net", &["qvpn-api"]),
-    ("kms-client", &["qvpn-secret"]),
+    ("kms-client", &["qvpn-secret", "qvpn-api"]),
     ("qvpn-api", &["qvpn-identity"]),
     (
         "qvpn-daemon",

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -74,6 +74,18 @@ pub enum ClientKey {
     File(PathBuf),
     /// A PKCS#11 token, which it never leaves.
     Token(Box<TokenKey>),
+}
+
+impl From<PathBuf> for ClientKey {
+    fn from(file: PathBuf) -> Self {
+        Self::File(file)
+    }
+}
+
+impl From<&Path> for ClientKey {
+    fn from(file: &Path) -> Self {
+        Self::File(file.to_owned())
+    }
 }
 
 /// What a `[[kms.kme]]` is.

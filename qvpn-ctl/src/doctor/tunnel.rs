@@ -7,7 +7,6 @@ use qvpn_api::control::{Reply, Request};
 use super::{Finding, machine};
 use crate::cli::Dirs;
 use crate::client::Client;
-use crate::kms_open;
 use crate::units::duration;
 
 /// A certificate that ends sooner should be renewed.
@@ -52,7 +51,7 @@ fn certificates(config: &Config) -> Vec<Finding> {
     let mut findings = Vec::new();
     for kme in config.kms.iter().flat_map(|kms| &kms.kmes) {
         let (KmeAccess::Etsi014(server) | KmeAccess::Skip(server)) = &kme.access else { continue };
-        let open = match kms_open::open(kme, 0) {
+        let open = match kms_client::Source::open(kme, 0) {
             Ok(open) => open,
             Err(error) => {
                 let fix = format!("qvpn-ctl kms check --no-take {}", config.path.display());

@@ -1,0 +1,62 @@
+//! A source of keys as a `[[kms.kme]]` of a config file names it, the same for the daemon and for those who look before it runs.
+
+use qvpn_api::config::{self, KmeAccess};
+
+use crate::client::KmsClient;
+use crate::config::KmeConfig;
+use crate::error::KmsError;
+use crate::key_file::KeyFile;
+use crate::probe::Probed;
+use crate::skip::SkipClient;
+use crate::source::{Certificates, KeySource};
+
+/// A source of keys, of the kind that the config says.
+pub enum Source {
+    /// `api = "etsi014"`.
+    Etsi014(Box<KmsClient>),
+    /// `api = "skip"`.
+    Skip(Box<SkipClient>),
+    /// `api = "file"`.
+    File(Box<KeyFile>),
+}
+
+impl Source {
+    /// Checks the settings of `kme` and loads its certificates; connects to nothing. Sockets get the mark `fwmark` if it isn't 0.
+    ///
+    /// # Errors
+    /// [`KmsErrorKind::Config`](crate::KmsErrorKind::Config), which names the setting or the file and what to write instead.
+    pub fn open(kme: &config::Kme, fwmark: u32) -> Result<Self, KmsError> {
+        let config = |server| KmeConfig::of_file(kme, server, fwmark);
+        Ok(match &kme.access {
+            KmeAccess::Etsi014(server) => Self::Etsi014(Box::new(KmsClient::new(config(server))?)),
+            KmeAccess::Skip(server) => Self::Skip(Box::new(SkipClient::new(config(server))?)),
+            KmeAccess::File(path) => Self::File(Box::new(KeyFile::new(&kme.name, path))),
+        })
+    }
+
+    /// For a check, which looks at each kind in its own way.
+    #[must_use]
+    pub fn probed(&self) -> Probed<'_> {
+        match self {
+            Self::Etsi014(client) => Probed::Etsi014(client),
+            Self::Skip(client) => Probed::Skip(client),
+            Self::File(file) => Probed::Other(&**file),
+        }
+    }
+
+    /// When the certificates in its files end.
+    #[must_use]
+    pub fn certificates(&self) -> Certificates {
+        self.probed().source().certificates()
+    }
+}
+
+impl From<Source> for Box<dyn KeySource> {
+    fn from(source: Source) -> Self {
+        match source {
+            Source::Etsi014(client) => client,
+            Source::Skip(client) => client,
+            Source::File(file) => file,
+        }
+    }
+}

@@ -1,0 +1,274 @@
+//! Looking at a KME: the way to it, its certificate, and what it tells of a link. Takes no key.
+
+use tokio::time::Instant;
+
+use super::{Finding, Probed, Step, failed, ok, quirk, slow};
+use crate::clock::unix_seconds;
+use crate::error::{KmsError, KmsErrorKind};
+use crate::set::KEY_BITS;
+use crate::skip_wire::Capabilities;
+use crate::source::{Certificates, Connection, Link};
+use crate::wire::Status;
+
+/// A certificate that ends sooner is worth a word, in days.
+const SOON: i64 = 30;
+const DAY: i64 = 86_400;
+
+/// What looking told.
+pub struct Looked {
+    /// In the order of the steps.
+    pub findings: Vec<Finding>,
+    /// The link, if the KME told of it.
+    pub link: Option<Link>,
+}
+
+/// Connects and asks for the status of the link to `peer_sae`; takes no key. `own_sae` is our SAE ID at this KME.
+pub async fn look(probed: Probed<'_>, own_sae: &str, peer_sae: &str) -> Looked {
+    let source = probed.source();
+    let began = Instant::now();
+    let answer = match probed {
+        Probed::Etsi014(client) => {
+            client.status(peer_sae).await.map(|status| (status.link(), Told::Status(Box::new(status))))
+        }
+        Probed::Skip(client) => {
+            client.capabilities(peer_sae).await.map(|told| (told.link(peer_sae), Told::Capabilities(told)))
+        }
+        Probed::Other(source) => source.link(peer_sae).await.map(|link| (link, Told::Nothing)),
+    };
+    let mut findings = Vec::new();
+    findings.extend(slow(Step::Status, began, source).filter(|_| answer.is_ok()));
+    let connection = source.connection();
+    if let Some(connection) = &connection {
+        way(connection, &source.certificates(), &mut findings);
+    }
+    let link = match answer {
+        Ok((link, told)) => {
+            findings.push(link_finding(&link));
+            match &told {
+                Told::Status(status) => status_findings(status, own_sae, peer_sae, &mut findings),
+                Told::Capabilities(told) => capabilities_findings(told, own_sae, &mut findings),
+                Told::Nothing => {}
+            }
+            Some(link)
+        }
+        Err(error) => {
+            let on_the_way = connection.is_none_or(|connection| connection.tls.is_none());
+            findings.push(failed(step_of(&error, on_the_way), &error));
+            None
+        }
+    };
+    findings.sort_by_key(|finding| finding.step);
+    Looked { findings, link }
+}
+
+/// What it said of itself, beside the link.
+enum Told {
+    Status(Box<Status>),
+    Capabilities(Capabilities),
+    Nothing,
+}
+
+fn step_of(error: &KmsError, on_the_way: bool) -> Step {
+    use crate::error::{Phase, TlsFault};
+    match error.kind() {
+        KmsErrorKind::IdentityRefused => Step::Identity,
+        KmsErrorKind::Tls(TlsFault::NothingInCommon | TlsFault::NotTls | TlsFault::Other)
+        | KmsErrorKind::Timeout(Phase::Tls) => Step::Tls,
+        KmsErrorKind::Tls(_) => Step::Certificate,
+        KmsErrorKind::Unreachable | KmsErrorKind::Timeout(_) | KmsErrorKind::Config if on_the_way => {
+            Step::Reach
+        }
+        _ => Step::Status,
+    }
+}
+
+/// What the connection was like.
+fn way(connection: &Connection, certificates: &Certificates, findings: &mut Vec<Finding>) {
+    if let (Some(address), Some(took)) = (connection.address, connection.connected_in) {
+        findings.push(ok(Step::Reach, "tcp", format!("{address} answers in {} ms", took.as_millis())));
+    }
+    if let Some(tls) = &connection.tls {
+        let text = format!("{}, {}, {}", tls.version, tls.group, tls.suite);
+        findings.push(match tls.quantum_safe {
+            true => ok(Step::Tls, "tls", text),
+            false => quirk(
+                Step::Tls,
+                "tls_not_quantum_safe",
+                format!("{text}: who records this connection can read its keys with a quantum computer later"),
+                "ask the KME's vendor for TLS 1.3 with X25519MLKEM768, and keep the way to the KME inside the site",
+            ),
+        });
+    }
+    // One that was refused is told with its reason.
+    if let (Some(certificate), Some(_)) = (&connection.certificate, &connection.tls) {
+        let text = format!(
+            "the KME's, {} for {}, issued by {}, ends in {} days",
+            certificate.subject,
+            if certificate.names.is_empty() { "no name".to_owned() } else { certificate.names.join(", ") },
+            certificate.issuer,
+            days_left(certificate.not_after)
+        );
+        findings.push(ends(certificate.not_after, "kme_certificate", text, "renew the KME's certificate"));
+    }
+    if let Some(end) = certificates.own_not_after {
+        let text = format!("ours ends in {} days", days_left(end));
+        findings.push(ends(
+            end,
+            "own_certificate",
+            text,
+            "have our certificate renewed and put it into cert_file",
+        ));
+    }
+    if let Some(end) = certificates.ca_not_after.filter(|end| days_left(*end) < SOON) {
+        let text = format!("the CA's in ca_file ends in {} days", days_left(end));
+        findings.push(ends(end, "ca_certificate", text, "put the CA's new certificate into ca_file"));
+    }
+}
+
+fn days_left(end: i64) -> i64 {
+    end.saturating_sub(unix_seconds()).div_euclid(DAY)
+}
+
+fn ends(end: i64, code: &'static str, text: String, advice: &str) -> Finding {
+    match days_left(end) < SOON {
+        true => quirk(Step::Certificate, "certificate_ends_soon", text, advice),
+        false => ok(Step::Certificate, code, text),
+    }
+}
+
+fn link_finding(link: &Link) -> Finding {
+    let name = |name: &str| if name.is_empty() { "?".to_owned() } else { name.to_owned() };
+    let stored = link.stored_key_count.map_or(String::new(), |n| format!(", {n} keys"));
+    let text = format!("{} linked with {}{stored}", name(&link.source_kme), name(&link.target_kme));
+    ok(Step::Status, "status", text)
+}
+
+/// What is odd about capabilities (draft-cisco-skip-02 section 4.1).
+fn capabilities_findings(told: &Capabilities, own_sae: &str, findings: &mut Vec<Finding>) {
+    let Capabilities { algorithm, local_system_id, missing, .. } = told;
+    if !algorithm.is_empty() {
+        let text = format!("it makes keys by \"{algorithm}\", by its own words");
+        findings.push(ok(Step::Status, "algorithm", text));
+    }
+    if !missing.is_empty() {
+        let text = format!("the capabilities lack {}", missing.join(", "));
+        findings.push(quirk(
+            Step::Status,
+            "status_fields_missing",
+            text,
+            "nothing to do: qvpn goes on without them",
+        ));
+    }
+    findings.push(if local_system_id == own_sae {
+        ok(Step::Identity, "identity", format!("the key provider calls itself {own_sae}"))
+    } else if local_system_id.is_empty() {
+        quirk(
+            Step::Identity,
+            "identity_untold",
+            "the key provider doesn't say what it is called",
+            "ask its operator; the other site needs the name as its peer's sae_id",
+        )
+    } else {
+        let text = format!("the key provider calls itself {local_system_id}, our config says {own_sae}");
+        let advice =
+            "if it is right, write its name as sae_id into [kms], and at the other site as its peer's sae_id";
+        quirk(Step::Identity, "identity_other", text, advice)
+    });
+}
+
+/// What is odd about a status (ETSI GS QKD 014 section 6.1).
+fn status_findings(status: &Status, own_sae: &str, peer_sae: &str, findings: &mut Vec<Finding>) {
+    findings.push(if status.master_sae_id == own_sae {
+        ok(Step::Identity, "identity", format!("the KME knows us as SAE {own_sae}"))
+    } else if status.master_sae_id.is_empty() {
+        quirk(
+            Step::Identity,
+            "identity_untold",
+            "the status doesn't say as whom the KME knows us",
+            "compare the SAE ID with the KME's operator; a key that can't be fetched at the other site is the sign of a wrong one",
+        )
+    } else {
+        let text = format!("the KME knows us as SAE {}, our config says {own_sae}", status.master_sae_id);
+        let advice = "if the KME is right, write its name for us as sae_id into this [[kms.kme]]; otherwise use the certificate that was issued for our SAE ID";
+        quirk(Step::Identity, "identity_other", text, advice)
+    });
+    let mut odd = |code, text: String, advice: &str| findings.push(quirk(Step::Status, code, text, advice));
+    if !status.missing.is_empty() {
+        let fields = status.missing.join(", ");
+        odd(
+            "status_fields_missing",
+            format!("the status lacks {fields}"),
+            "nothing to do: qvpn goes on without them",
+        );
+    }
+    if status.numbers_as_text {
+        let text = "numbers of the status come as text".to_owned();
+        odd("numbers_as_text", text, "nothing to do: qvpn reads them");
+    }
+    if !status.unknown.is_empty() {
+        let text =
+            format!("the status has fields that the document doesn't know: {}", status.unknown.join(", "));
+        odd("extra_fields", text, "nothing to do: qvpn ignores them");
+    }
+    if let Some(kind) = &status.content_type {
+        let text = format!("answers are called {kind} instead of application/json");
+        odd("content_type", text, "nothing to do: qvpn looks at the content");
+    }
+    if !status.slave_sae_id.is_empty() && status.slave_sae_id != peer_sae {
+        let text = format!("the status is about SAE {}, and {peer_sae} was asked for", status.slave_sae_id);
+        odd("status_other_sae", text, "compare the peer's sae_id with the KME's operator");
+    }
+    if !status.source_kme_id.is_empty() && status.source_kme_id == status.target_kme_id {
+        let text = format!("both ends of the link are called {}", status.source_kme_id);
+        odd(
+            "status_same_kme",
+            text,
+            "with one KME for a peer it does no harm; with several, ask the vendor for distinct KME IDs",
+        );
+    }
+    let bits = u64::from(KEY_BITS);
+    if let Some(size) = status.key_size.filter(|size| *size != bits) {
+        let text = format!("keys have {size} bits where nothing is asked for");
+        odd("key_size_default", text, "nothing to do: qvpn always asks for 256");
+    }
+    if let Some(most) = status.max_key_per_request.filter(|most| *most < 2) {
+        let text = format!("max_key_per_request is {most}: each key needs a request of its own");
+        odd(
+            "one_key_per_request",
+            text,
+            "nothing to do; at short rekey intervals the KME gets many requests",
+        );
+    }
+    if status.stored_key_count == Some(0) {
+        odd(
+            "no_stored_keys",
+            "the KME says that it holds no key; some always say so".to_owned(),
+            "if no key can be taken either, ask the KME's operator about the link",
+        );
+    }
+    if let (Some(stored), Some(max)) = (status.stored_key_count, status.max_key_count)
+        && stored > max
+    {
+        let text = format!("the KME says that it holds {stored} keys, and at most {max}");
+        odd("stored_more_than_max", text, "nothing to do: qvpn decides nothing on these numbers");
+    }
+    if let Some(serde_json::Value::Object(fields)) = &status.extension {
+        let names: Vec<String> = fields.keys().take(8).map(|name| crate::excerpt::one_line(name)).collect();
+        findings.push(ok(Step::Status, "status_extension", format!("it also tells {}", names.join(", "))));
+    }
+    for (size, too, code) in [
+        (status.max_key_size.filter(|max| *max < bits), "at most", "max_key_size"),
+        (status.min_key_size.filter(|min| *min > bits), "at least", "min_key_size"),
+    ] {
+        let Some(size) = size else { continue };
+        let in_bytes = if size.saturating_mul(8) >= bits && code == "max_key_size" {
+            "; perhaps it counts in bytes, where the document says bits"
+        } else {
+            ""
+        };
+        let text =
+            format!("{code} is {size}: keys have {too} {size} bits, and qvpn asks for {bits}{in_bytes}");
+        let advice = "have the KME's operator allow keys of 256 bits; whether they come, taking one shows";
+        findings.push(quirk(Step::Status, code, text, advice));
+    }
+}

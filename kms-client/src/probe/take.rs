@@ -1,0 +1,302 @@
+//! Taking keys at one KME and fetching them at the other: what comes, whether it is the same, and how long it takes.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::{Finding, Probed, Step, broken, failed, ok, quirk, skipped, slow};
+use crate::client::KmsClient;
+use crate::error::{KmsError, KmsErrorKind, Operation};
+use crate::key::{KeyId, QkdKey};
+use crate::set::KEY_BITS;
+use crate::source::{KeySource, Link};
+
+/// Keys that [`take`] asks for: two in one request, which shows whether `number` is heeded, and one in another.
+pub const KEYS_TAKEN: u32 = FIRST + 1;
+/// Keys of the first request.
+const FIRST: u32 = 2;
+/// How long a slave KME may lag in a check.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// Between two questions to a slave KME that lags.
+const PAUSE: Duration = Duration::from_millis(250);
+/// A lag that is worth a word.
+const LAG: Duration = Duration::from_millis(500);
+/// Keys that others may take during a check.
+const MANY: u64 = 32;
+
+/// What taking keys told.
+pub struct Taken {
+    /// In the order of the steps.
+    pub findings: Vec<Finding>,
+    /// Keys that this check has spent, or may have.
+    pub keys_spent: u32,
+}
+
+/// One end of the link that keys are taken over.
+#[derive(Clone, Copy)]
+pub struct End<'a> {
+    /// Its KME.
+    pub kme: Probed<'a>,
+    /// Its SAE ID.
+    pub sae: &'a str,
+    /// What its KME told of the link.
+    pub link: Option<&'a Link>,
+}
+
+/// Takes up to [`KEYS_TAKEN`] keys as `master` and, if `slave` is given, fetches them there by their IDs and compares.
+/// Two requests, since some servers forget what an earlier one gave, or give it again.
+pub async fn take(master: End<'_>, slave: Option<End<'_>>, slave_sae: &str) -> Taken {
+    let mut taken = Taken { findings: Vec::new(), keys_spent: 0 };
+    let findings = &mut taken.findings;
+    let allowed = master.link.and_then(|link| link.max_key_per_request).unwrap_or(FIRST);
+    let source = master.kme.source();
+    let mut keys: Vec<QkdKey> = Vec::new();
+    for number in [allowed.clamp(1, FIRST), 1] {
+        let began = Instant::now();
+        match source.fetch_new(slave_sae, number, KEY_BITS).await {
+            Ok(new) => {
+                let got = u32::try_from(new.len()).unwrap_or(u32::MAX);
+                taken.keys_spent += got;
+                if got < number {
+                    let text = format!(
+                        "{} came where {number} were asked for: `number` is ignored, or lists are short",
+                        count(got, "key")
+                    );
+                    let advice = "nothing to do: qvpn asks again for the rest";
+                    findings.push(quirk(Step::Take, "number_ignored", text, advice));
+                }
+                findings.extend(slow(Step::Take, began, source));
+                keys.extend(new);
+            }
+            Err(error) => {
+                taken.keys_spent += error.keys_lost();
+                findings.push(failed(Step::Take, &error));
+                return taken;
+            }
+        }
+    }
+    let text = format!("{} of {KEY_BITS} bits, which are spent now", count(taken.keys_spent, "key"));
+    findings.push(ok(Step::Take, "take", text));
+    if let Probed::Etsi014(client) = master.kme {
+        etsi_take_findings(client, master, slave_sae, &keys, findings).await;
+    }
+    match slave {
+        Some(slave) => fetch(master, slave, &keys, findings).await,
+        None => findings.push(skipped(
+            Step::Fetch,
+            "no_other_end",
+            "the keys weren't fetched at the other site; give its config with --other FILE, on a machine that reaches both KMEs",
+        )),
+    }
+    taken.findings.sort_by_key(|finding| finding.step);
+    taken
+}
+
+fn count(n: u32, thing: &str) -> String {
+    format!("{n} {thing}{}", if n == 1 { "" } else { "s" })
+}
+
+async fn etsi_take_findings(
+    client: &KmsClient,
+    master: End<'_>,
+    slave_sae: &str,
+    keys: &[QkdKey],
+    findings: &mut Vec<Finding>,
+) {
+    if client.only_get().contains(&Operation::EncKeys) {
+        let text = "enc_keys by POST is refused, GET works";
+        findings.push(quirk(Step::Take, "only_get", text, "nothing to do: qvpn uses GET here"));
+    }
+    if let Some(key) = keys.iter().find(|key| !looks_like_uuid(key.id.as_str())) {
+        let text = format!("key IDs are no UUIDs: {}", key.id);
+        let advice = "nothing to do: qvpn takes any ID of up to 255 bytes";
+        findings.push(quirk(Step::Take, "id_no_uuid", text, advice));
+    }
+    let before = master.link.and_then(|link| link.stored_key_count).filter(|before| *before > 0);
+    let after = client.status(slave_sae).await.ok().and_then(|status| status.stored_key_count);
+    let spent = u64::try_from(keys.len()).unwrap_or(u64::MAX);
+    if let (Some(before), Some(after)) = (before, after)
+        && (after >= before || before - after > spent + MANY)
+    {
+        findings.push(quirk(
+            Step::Take,
+            "stored_key_count_wrong",
+            format!("stored_key_count went from {before} to {after}, though {spent} keys left the store"),
+            "nothing to do if the link makes keys that fast, or others take them; otherwise the number can't be relied on, and qvpn doesn't",
+        ));
+    }
+}
+
+fn looks_like_uuid(id: &str) -> bool {
+    let parts: Vec<&str> = id.split('-').collect();
+    parts.len() == 5
+        && parts.iter().map(|part| part.len()).eq([8, 4, 4, 4, 12])
+        && parts.iter().all(|part| part.bytes().all(|b| b.is_ascii_hexdigit()))
+}
+
+/// Fetches the keys at the slave's KME and compares them.
+async fn fetch(master: End<'_>, slave: End<'_>, keys: &[QkdKey], findings: &mut Vec<Finding>) {
+    findings.extend(names_finding(master.link, slave.link));
+    let source = slave.kme.source();
+    let at = source.name();
+    let ids: Vec<KeyId> = keys.iter().map(|key| key.id.clone()).collect();
+    let began = Instant::now();
+    let Fetched { keys: fetched, lag, fewer, error } = fetch_all(source, master.sae, &ids).await;
+    findings.extend(slow(Step::Fetch, began, source).filter(|_| lag.is_zero() && error.is_none()));
+    for key in keys {
+        let Some(other) = fetched.iter().find(|other| other.id == key.id) else { continue };
+        findings.push(match other.secret.ct_eq(key.secret.expose()) {
+            true => ok(Step::Fetch, "fetch", format!("key {} is the same at {at}", key.id)),
+            false => broken(
+                Step::Fetch,
+                "bytes_differ",
+                format!("key {} has other bytes at {at}", key.id),
+                "the two KMEs aren't two ends of one link, or the link is broken: have it checked; qvpn uses none of these keys",
+            ),
+        });
+    }
+    let missing: Vec<&KeyId> = ids.iter().filter(|id| !fetched.iter().any(|key| key.id == **id)).collect();
+    match (error, missing.as_slice()) {
+        (_, []) => {}
+        // One that knows some of the keys works; the others were lost on the way.
+        (Some(error), [_, ..]) if fetched.is_empty() || error.kind() != KmsErrorKind::KeyNotFound => {
+            findings.push(failed(Step::Fetch, &error));
+        }
+        (_, missing) => {
+            let which: Vec<String> = missing.iter().map(ToString::to_string).collect();
+            findings.push(quirk(
+                Step::Fetch,
+                "keys_missing",
+                format!("{at} doesn't know {} of {} keys: {}", missing.len(), ids.len(), which.join(", ")),
+                "some servers forget a key when the next is taken; qvpn drops such keys after a while and takes others, so more keys are spent: ask the vendor",
+            ));
+        }
+    }
+    if lag >= LAG {
+        let text = format!("{at} knew the keys only after {:.1} s", lag.as_secs_f64());
+        let advice = "nothing to do up to 120 s: qvpn fetches keys ahead and asks again";
+        findings.push(quirk(Step::Fetch, "lag", text, advice));
+    }
+    if fewer {
+        let text = "fewer keys come than IDs were asked for";
+        findings.push(quirk(Step::Fetch, "short_list", text, "nothing to do: qvpn asks again for the rest"));
+    }
+    if let Some(key) = fetched.first() {
+        findings.extend(asked_again(source, master.sae, &key.id).await);
+    }
+    if let Probed::Etsi014(client) = slave.kme
+        && client.only_get().contains(&Operation::DecKeys)
+    {
+        let text = "dec_keys by POST is refused, GET works";
+        findings.push(quirk(
+            Step::Fetch,
+            "only_get",
+            text,
+            "nothing to do: qvpn uses GET here, for one key at a time",
+        ));
+    }
+}
+
+/// What the KME says to a key that it has delivered before.
+async fn asked_again(source: &dyn KeySource, master_sae: &str, id: &KeyId) -> Option<Finding> {
+    let at = source.name();
+    match source.fetch_by_ids(master_sae, std::slice::from_ref(id)).await {
+        Ok(_) => Some(quirk(
+            Step::Fetch,
+            "delivers_twice",
+            format!("{at} delivered key {id} a second time"),
+            "by the document a delivered key leaves the store; ask the vendor, since whoever gets in later gets old keys",
+        )),
+        Err(error) if error.kind() == KmsErrorKind::KeyNotFound => None,
+        Err(error) => Some(quirk(
+            Step::Fetch,
+            "odd_refusal",
+            format!("a key that is gone is refused in a way that doesn't say so: {error}"),
+            "ask the vendor; until then qvpn takes a missing key for trouble of the KME",
+        )),
+    }
+}
+
+/// Whether both sites call the two KMEs by the same names.
+fn names_finding(ours: Option<&Link>, theirs: Option<&Link>) -> Option<Finding> {
+    let (ours, theirs) = (ours?, theirs?);
+    let mirrored = (&ours.source_kme, &ours.target_kme) == (&theirs.target_kme, &theirs.source_kme);
+    let same = (&ours.source_kme, &ours.target_kme) == (&theirs.source_kme, &theirs.target_kme);
+    let told = [ours, theirs].iter().all(|link| !link.source_kme.is_empty() && !link.target_kme.is_empty());
+    (told && !mirrored && !same).then(|| {
+        quirk(
+            Step::Fetch,
+            "kme_names_differ",
+            format!(
+                "here the link is {} with {}, there it is {} with {}",
+                ours.source_kme, ours.target_kme, theirs.source_kme, theirs.target_kme
+            ),
+            "with one KME for the peer it does no harm; with several qvpn can't tell which of them can know a key: ask the vendor for the same KME IDs at both sites",
+        )
+    })
+}
+
+/// What the slave's KME gave.
+struct Fetched {
+    keys: Vec<QkdKey>,
+    /// When the last of them came, if not at once.
+    lag: Duration,
+    /// A list was shorter than what was asked, and the rest came when asked again.
+    fewer: bool,
+    /// Why some are missing.
+    error: Option<KmsError>,
+}
+
+/// Asks for all keys at once, then for each alone, and again while the KME may lag.
+async fn fetch_all(source: &dyn KeySource, master_sae: &str, ids: &[KeyId]) -> Fetched {
+    let mut fetched = Fetched { keys: Vec::new(), lag: Duration::ZERO, fewer: false, error: None };
+    let began = Instant::now();
+    let mut first = true;
+    loop {
+        let asked = began.elapsed();
+        let left: Vec<KeyId> =
+            ids.iter().filter(|id| !fetched.keys.iter().any(|key| key.id == **id)).cloned().collect();
+        let mut groups: Vec<&[KeyId]> = Vec::new();
+        if left.len() > 1 {
+            groups.push(&left);
+        }
+        groups.extend(left.chunks(1));
+        let mut got = 0;
+        for group in groups {
+            if group.iter().any(|id| fetched.keys.iter().any(|key| key.id == *id)) {
+                continue;
+            }
+            match source.fetch_by_ids(master_sae, group).await {
+                Ok(keys) => {
+                    fetched.fewer |= keys.len() < group.len();
+                    got += keys.len();
+                    fetched.keys.extend(keys);
+                }
+                Err(error) => {
+                    // One without POST refuses several IDs at once; other answers may have spent the keys.
+                    let go_on = match error.kind() {
+                        KmsErrorKind::KeyNotFound => true,
+                        KmsErrorKind::BadRequest => group.len() > 1,
+                        _ => false,
+                    };
+                    fetched.error = Some(error);
+                    if !go_on {
+                        return fetched;
+                    }
+                }
+            }
+        }
+        if got > 0 && !first {
+            fetched.lag = asked;
+        }
+        first = false;
+        if fetched.keys.len() >= ids.len() {
+            fetched.error = None;
+            return fetched;
+        }
+        if asked >= PATIENCE {
+            return fetched;
+        }
+        tokio::time::sleep(PAUSE).await;
+    }
+}
