@@ -306,7 +306,7 @@ impl Gateway<'_> {
 
 /// Pipes `input` through `qvpn-ctl`; returns what it printed.
 #[track_caller]
-fn ctl_pipe(words: &[&str], input: &str) -> String {
+pub(crate) fn ctl_pipe(words: &[&str], input: &str) -> String {
     use std::io::Write;
     let mut command = Command::new(binary("qvpn-ctl"));
     command.args(words).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -317,7 +317,7 @@ fn ctl_pipe(words: &[&str], input: &str) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-fn write_secret(file: &Path, text: &str) {
+pub(crate) fn write_secret(file: &Path, text: &str) {
     fs::write(file, "").unwrap();
     fs::set_permissions(file, fs::Permissions::from_mode(0o600)).unwrap();
     fs::write(file, text).unwrap();

@@ -21,6 +21,7 @@ mod double;
 mod gateway;
 mod kmes;
 mod lab;
+pub mod loopback;
 mod memory;
 pub mod misbehaviours;
 mod node;

@@ -5,68 +5,40 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::sync::Mutex;
-use std::time::Duration;
 
 use serde_json::Value;
+use tests::loopback::{Loopback, Vendor, loopback_up, new_identity};
 use tests::misbehaviours::{PORT, ROWS};
-use tests::{Process, binary, sandbox, test_key};
+use tests::{binary, sandbox};
 
 /// Both sites and their KMEs on loopback.
 struct Site {
-    folder: PathBuf,
-    sim: Process,
-    seed: [u8; 4],
+    kmes: Loopback,
     /// All that was printed.
     printed: Mutex<String>,
 }
 
 impl Site {
     fn new(number: u8) -> Self {
-        // A new network namespace begins without loopback.
-        assert!(Command::new("ip").args(["link", "set", "lo", "up"]).status().unwrap().success());
-        let folder = PathBuf::from(format!("/run/lab/check-{number}"));
-        let seed = [7, 7, 7, number];
-        let output = Command::new(binary("kme-sim")).arg("certs").arg(&folder).output().unwrap();
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        let mut config = "admin = \"admin.sock\"\n".to_owned();
-        for (kme, sae) in [("kme-a1", "SITE-A"), ("kme-b1", "SITE-B")] {
-            config += &format!(
-                "[[kme]]\nname = \"{kme}\"\nlisten = \"127.0.0.1:0\"\ncert_file = \"{kme}.pem\"\nkey_file = \"{kme}.key\"\n\
-                 client_ca_file = \"ca.pem\"\n[[sae]]\nid = \"{sae}\"\nkme = \"{kme}\"\n"
-            );
-        }
-        let hex: String = seed.iter().map(|byte| format!("{byte:02x}")).collect();
-        config += &format!(
-            "[[link]]\nkmes = [\"kme-a1\", \"kme-b1\"]\nrate_bits_per_s = 0\ninitial_keys = 1000\nseed = \"{hex}\"\n"
-        );
-        fs::write(folder.join("kmes.toml"), config).unwrap();
-        let mut command = Command::new(binary("kme-sim"));
-        command.arg("--config").arg(folder.join("kmes.toml"));
-        let mut sim = Process::spawn("kme-sim", &mut command);
-        let address = |sim: &mut Process, kme: &str| {
-            let line = sim.line(&format!("listening {kme} "), Duration::from_secs(10));
-            line.rsplit(' ').next().unwrap().to_owned()
-        };
-        let ports = ["kme-a1", "kme-b1"].map(|kme| address(&mut sim, kme));
-        sim.line("listening admin", Duration::from_secs(10));
-        let site = Self { folder, sim, seed, printed: Mutex::default() };
-        let keys = ["a", "b"].map(|name| site.identity(name));
+        loopback_up();
+        let kmes = Loopback::start(&format!("check-{number}"), &Vendor::pair([7, 7, 7, number]));
+        let site = Self { kmes, printed: Mutex::default() };
+        let folder = &site.kmes.folder;
+        let keys = ["a", "b"].map(|name| new_identity(&folder.join(format!("{name}.key"))));
         for (i, (name, kme, sae, other)) in
             [("a", "kme-a1", "SITE-A", "SITE-B"), ("b", "kme-b1", "SITE-B", "SITE-A")].into_iter().enumerate()
         {
             let (peer, role) = [("b", "initiator"), ("a", "responder")][i];
-            let (folder, stem) = (site.folder.display(), sae.to_lowercase());
             let text = format!(
-                "[interface]\nname = \"qvpn{i}\"\nprivate_key_file = \"{folder}/{name}.key\"\naddress = [\"10.77.0.{}/30\"]\n\
-                 [kms]\nsae_id = \"{sae}\"\n[[kms.kme]]\nname = \"{kme}\"\nurl = \"https://{}\"\nca_file = \"{folder}/ca.pem\"\n\
-                 cert_file = \"{folder}/{stem}.pem\"\nkey_file = \"{folder}/{stem}.key\"\n\
+                "[interface]\nname = \"qvpn{i}\"\nprivate_key_file = \"{}/{name}.key\"\naddress = [\"10.77.0.{}/30\"]\n\
+                 [kms]\nsae_id = \"{sae}\"\n{}\
                  [[peer]]\nname = \"site-{peer}\"\npublic_key = \"{}\"\nallowed_ips = []\nsae_id = \"{other}\"\nrole = \"{role}\"\n",
+                folder.display(),
                 i + 1,
-                ports[i],
+                site.kmes.source(kme, "etsi014", sae),
                 keys[1 - i],
             );
             fs::write(site.file(name), text).unwrap();
@@ -75,29 +47,7 @@ impl Site {
     }
 
     fn file(&self, name: &str) -> PathBuf {
-        self.folder.join(format!("{name}.toml"))
-    }
-
-    fn identity(&self, name: &str) -> String {
-        let path = self.folder.join(format!("{name}.key"));
-        let secret = Command::new(binary("qvpn-ctl")).arg("genkey").output().unwrap().stdout;
-        fs::write(&path, secret).unwrap();
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
-        let input = fs::File::open(&path).unwrap();
-        let public =
-            Command::new(binary("qvpn-ctl")).arg("pubkey").stdin(Stdio::from(input)).output().unwrap();
-        String::from_utf8(public.stdout).unwrap().trim().to_owned()
-    }
-
-    fn misbehave(&self, kme: &str, op: &str, how: &str) {
-        let mut command = Command::new(binary("kme-sim"));
-        let output = command
-            .arg("admin")
-            .arg(self.folder.join("admin.sock"))
-            .args(["misbehave", kme, op, how])
-            .output()
-            .unwrap();
-        assert!(output.status.success(), "{kme} {op} {how}: {}", String::from_utf8_lossy(&output.stderr));
+        self.kmes.folder.join(format!("{name}.toml"))
     }
 
     /// Runs `kms check` with these words behind it; exit code and standard output.
@@ -119,9 +69,9 @@ impl Site {
 
     /// What is wrong with the outcome of one row.
     fn look(&self, kme: &str, op: &str, how: &str, want: &str) -> Option<String> {
-        self.misbehave(kme, op, how);
+        self.kmes.misbehave(kme, op, how);
         let (code, report) = self.check_both();
-        self.misbehave(kme, "all", "none");
+        self.kmes.misbehave(kme, "all", "none");
         let findings: Vec<&Value> = report["checks"]
             .as_array()
             .unwrap()
@@ -188,28 +138,13 @@ fn each_misbehaviour_of_each_operation_is_found() {
                     while let Some((kme, op, how, want)) = next() {
                         wrong.lock().unwrap().extend(site.look(kme, op, how, want));
                     }
-                    assert_no_keys(&site);
+                    site.kmes.assert_no_keys(&site.printed.lock().unwrap(), 3);
                 });
             }
         });
         let wrong = wrong.into_inner().unwrap();
         assert!(wrong.is_empty(), "{} rows:\n{}", wrong.len(), wrong.join("\n"));
     });
-}
-
-/// No key that was served, nor its first half, is in what was printed or logged.
-fn assert_no_keys(site: &Site) {
-    let text = site.printed.lock().unwrap().clone() + &site.sim.log();
-    let lower = text.to_lowercase();
-    let mut seen = 0;
-    for n in 0..1000 {
-        let (key, id) = test_key(&site.seed, n);
-        seen += usize::from(text.contains(&id));
-        let base64 = data_encoding::BASE64.encode(&key[..15]);
-        let hex = data_encoding::HEXLOWER.encode(&key[..15]);
-        assert!(!text.contains(&base64) && !lower.contains(&hex), "key {n} leaks");
-    }
-    assert!(seen > 3, "IDs are public, and show that these keys were served: {seen}");
 }
 
 #[test]
@@ -246,14 +181,7 @@ fn people_read_what_works_what_is_odd_and_what_to_do() {
         assert!(site.printed.lock().unwrap().contains("A key that is taken is spent"));
 
         // Nothing is taken with --no-take, nor at a slave without the master's config.
-        let stored = || {
-            let output = Command::new(binary("kme-sim"))
-                .arg("admin")
-                .arg(site.folder.join("admin.sock"))
-                .arg("stored")
-                .output();
-            String::from_utf8(output.unwrap().stdout).unwrap()
-        };
+        let stored = || site.kmes.admin(&["stored"]);
         let before = stored();
         let (code, out) = site.check(&[&a, "--other", &b, "--no-take"]);
         assert!(code == 0 && out.contains("no key was taken, as asked for"), "{out}");
@@ -264,7 +192,7 @@ fn people_read_what_works_what_is_odd_and_what_to_do() {
         let (code, out) = site.check(&[&b, "--other", &a, "--peer", "site-a"]);
         assert!(code == 0 && out.contains("is the same at kme-b1"), "{out}");
 
-        site.misbehave("kme-a1", "all", "cert_v1");
+        site.kmes.misbehave("kme-a1", "all", "cert_v1");
         let (code, out) = site.check(&[&a]);
         println!("{out}");
         assert_eq!(code, 5);

@@ -5,15 +5,14 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
+use tests::loopback::{Loopback, Vendor, loopback_up, new_identity, run};
 use tests::misbehaviours::{PORT, ROWS};
-use tests::{Process, binary, sandbox, test_key};
+use tests::{Process, binary, sandbox};
 
 const LIMIT: Duration = Duration::from_secs(20);
 /// Rekeys come so often, in milliseconds.
@@ -59,11 +58,9 @@ fn table() -> Vec<Row> {
 
 /// Both sites and their KMEs on loopback; the daemons have no networks behind them, so what is looked at is their keys.
 struct Pair {
-    folder: PathBuf,
+    kmes: Loopback,
     number: u8,
-    sim: Process,
     daemons: Vec<Process>,
-    seed: [u8; 4],
     printed: String,
 }
 
@@ -72,39 +69,17 @@ type Counts = BTreeMap<(String, String), u64>;
 
 impl Pair {
     fn new(number: u8) -> Self {
-        let folder = PathBuf::from(format!("/run/lab/rows-{number}"));
-        let seed = [9, 9, 9, number];
-        run(Command::new(binary("kme-sim")).arg("certs").arg(&folder));
-        let mut config = "admin = \"admin.sock\"\n".to_owned();
-        for (kme, sae) in [("kme-a1", "SITE-A"), ("kme-b1", "SITE-B")] {
-            config += &format!(
-                "[[kme]]\nname = \"{kme}\"\nlisten = \"127.0.0.1:0\"\ncert_file = \"{kme}.pem\"\nkey_file = \"{kme}.key\"\n\
-                 client_ca_file = \"ca.pem\"\n[[sae]]\nid = \"{sae}\"\nkme = \"{kme}\"\n"
-            );
-        }
-        let hex: String = seed.iter().map(|byte| format!("{byte:02x}")).collect();
-        config += &format!(
-            "[[link]]\nkmes = [\"kme-a1\", \"kme-b1\"]\nrate_bits_per_s = 0\ninitial_keys = 1000\nseed = \"{hex}\"\n"
-        );
-        fs::write(folder.join("kmes.toml"), config).unwrap();
-        let mut sim = Process::spawn(
-            "kme-sim",
-            Command::new(binary("kme-sim")).arg("--config").arg(folder.join("kmes.toml")),
-        );
-        let urls = ["kme-a1", "kme-b1"].map(|kme| {
-            let line = sim.line(&format!("listening {kme} "), LIMIT);
-            format!("https://{}", line.rsplit(' ').next().unwrap())
-        });
-        sim.line("listening admin", LIMIT);
-        let mut pair = Self { folder, number, sim, daemons: Vec::new(), seed, printed: String::new() };
-        let keys = [0, 1].map(|site| pair.identity(site));
+        let kmes = Loopback::start(&format!("rows-{number}"), &Vendor::pair([9, 9, 9, number]));
+        let mut pair = Self { kmes, number, daemons: Vec::new(), printed: String::new() };
+        let keys =
+            [0, 1].map(|site| new_identity(&pair.kmes.folder.join(format!("{}.key", pair.interface(site)))));
         for site in [0, 1] {
-            pair.configure(site, &keys[1 - site], &urls[site]);
+            pair.configure(site, &keys[1 - site]);
         }
         for site in [0, 1] {
             let name = pair.interface(site);
             let mut command = Command::new(binary("qvpn-daemon"));
-            command.arg("--config").arg(pair.folder.join(format!("{name}.toml")));
+            command.arg("--config").arg(pair.kmes.folder.join(format!("{name}.toml")));
             pair.daemons.push(Process::spawn(name, &mut command));
         }
         pair.wait("the stocks fill", |pair| {
@@ -120,36 +95,22 @@ impl Pair {
         format!("q{}{}", ["a", "b"][site], self.number)
     }
 
-    fn identity(&self, site: usize) -> String {
-        let path = self.folder.join(format!("{}.key", self.interface(site)));
-        fs::write(&path, run(Command::new(binary("qvpn-ctl")).arg("genkey"))).unwrap();
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
-        let input = fs::File::open(&path).unwrap();
-        run(Command::new(binary("qvpn-ctl")).arg("pubkey").stdin(Stdio::from(input))).trim().to_owned()
-    }
-
-    fn configure(&self, site: usize, peer_key: &str, url: &str) {
-        let (name, folder) = (self.interface(site), self.folder.display());
+    fn configure(&self, site: usize, peer_key: &str) {
+        let (name, folder) = (self.interface(site), self.kmes.folder.display());
         let port = |site: usize| 52_000 + u16::from(self.number) * 2 + u16::try_from(site).unwrap();
         let (sae, other) = [("SITE-A", "SITE-B"), ("SITE-B", "SITE-A")][site];
         let (kme, role) = [("kme-a1", "initiator"), ("kme-b1", "responder")][site];
-        let stem = sae.to_lowercase();
+        let source = self.kmes.source(kme, "etsi014", sae);
         let text = format!(
             "[interface]\nname = \"{name}\"\nprivate_key_file = \"{folder}/{name}.key\"\nlisten_port = {}\n\
              rekey_interval = \"{INTERVAL}ms\"\nlog_level = \"debug\"\n\
-             [kms]\nsae_id = \"{sae}\"\nstock = {STOCK}\n[[kms.kme]]\nname = \"{kme}\"\nurl = \"{url}\"\nca_file = \"{folder}/ca.pem\"\n\
-             cert_file = \"{folder}/{stem}.pem\"\nkey_file = \"{folder}/{stem}.key\"\n\
+             [kms]\nsae_id = \"{sae}\"\nstock = {STOCK}\n{source}\
              [[peer]]\nname = \"peer\"\npublic_key = \"{peer_key}\"\nallowed_ips = []\nsae_id = \"{other}\"\nrole = \"{role}\"\n\
              endpoint = \"127.0.0.1:{}\"\n",
             port(site),
             port(1 - site),
         );
-        fs::write(self.folder.join(format!("{name}.toml")), text).unwrap();
-    }
-
-    fn misbehave(&self, kme: &str, op: &str, how: &str) {
-        let socket = self.folder.join("admin.sock");
-        run(Command::new(binary("kme-sim")).arg("admin").arg(socket).args(["misbehave", kme, op, how]));
+        fs::write(self.kmes.folder.join(format!("{name}.toml")), text).unwrap();
     }
 
     fn show(&mut self, site: usize) -> Value {
@@ -207,15 +168,15 @@ impl Pair {
         let mut wrong = Vec::new();
         if row.op == "status" {
             // A status that is known is asked for again after a failure.
-            self.misbehave(row.kme, "enc_keys", "http_500");
+            self.kmes.misbehave(row.kme, "enc_keys", "http_500");
             wrong
                 .extend(self.try_wait("the KME fails", |pair| pair.show(site)["kmes"][0]["state"] == "down"));
         }
         let before = [self.counts(0), self.counts(1)];
         let lost = self.daemons[0].log().matches("different bytes").count();
-        self.misbehave(row.kme, row.op, row.how);
+        self.kmes.misbehave(row.kme, row.op, row.how);
         if row.op == "status" {
-            self.misbehave(row.kme, "enc_keys", "none");
+            self.kmes.misbehave(row.kme, "enc_keys", "none");
         }
         let op = if row.op == "all" { "enc_keys" } else { row.op };
         let grew = |pair: &Self, site: usize, op: &str, outcome: &str| {
@@ -272,7 +233,7 @@ impl Pair {
                 wrong.push(format!("the operator reads {error:?}"));
             }
         }
-        self.misbehave(row.kme, "all", "none");
+        self.kmes.misbehave(row.kme, "all", "none");
         let before = [self.counts(0), self.counts(1)];
         wrong.extend(self.try_wait("keys come again", |pair| {
             [(0, "enc_keys"), (1, "dec_keys")].into_iter().all(|(site, op)| {
@@ -286,38 +247,19 @@ impl Pair {
             .collect()
     }
 
-    /// No key that was served, nor its first half, is in what was printed or logged.
     fn assert_no_keys(&self) {
         let logs: String = self.daemons.iter().map(Process::log).collect();
-        let text = self.printed.clone() + &self.sim.log() + &logs;
-        let lower = text.to_lowercase();
-        let mut seen = 0;
-        for n in 0..1000 {
-            let (key, id) = test_key(&self.seed, n);
-            seen += usize::from(text.contains(&id));
-            let base64 = data_encoding::BASE64.encode(&key[..15]);
-            let hex = data_encoding::HEXLOWER.encode(&key[..15]);
-            assert!(!text.contains(&base64) && !lower.contains(&hex), "key {n} leaks");
-        }
-        assert!(seen > 20, "IDs are public, and show that these keys were served: {seen}");
+        self.kmes.assert_no_keys(&(self.printed.clone() + &logs), 20);
     }
 }
 
 /// More than the rows of one pair spend in keys that come to nothing, each of which holds its place for two minutes.
 const STOCK: u64 = 70;
 
-/// Standard output of a program that must succeed.
-#[track_caller]
-fn run(command: &mut Command) -> String {
-    let output = command.output().unwrap();
-    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8(output.stdout).unwrap()
-}
-
 #[test]
 fn each_misbehaviour_of_each_operation_is_ridden_through() {
     sandbox::run("each_misbehaviour_of_each_operation_is_ridden_through", || {
-        run(Command::new("ip").args(["link", "set", "lo", "up"]));
+        loopback_up();
         let rows = Mutex::new(table().into_iter());
         let wrong = Mutex::new(Vec::new());
         let next = || rows.lock().unwrap().next();

@@ -9,6 +9,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
+use rcgen::{
+    CertificateParams, DistinguishedName, DnType, Issuer, KeyPair, PKCS_ECDSA_P384_SHA384, PKCS_RSA_SHA256,
+    RsaKeySize,
+};
 use tests::{GatewayOptions, KmeOptions, Lab, Site, binary, sandbox, wait_until};
 
 const START: Duration = Duration::from_secs(20);
@@ -137,6 +141,46 @@ fn a_key_that_never_leaves_its_token() {
     });
 }
 
+/// A certificate of SITE-A with this key, from the lab's CA, in the folder of the others.
+fn issue(lab: &Lab, stem: &str, key: &KeyPair) {
+    let certs = lab.certificates();
+    let read = |name: &str| fs::read_to_string(certs.join(name)).unwrap();
+    let ca = Issuer::from_ca_cert_pem(&read("ca.pem"), KeyPair::from_pem(&read("ca.key")).unwrap()).unwrap();
+    let mut params = CertificateParams::default();
+    params.distinguished_name = DistinguishedName::new();
+    params.distinguished_name.push(DnType::CommonName, Site::A.sae());
+    fs::write(certs.join(format!("{stem}.pem")), params.signed_by(key, &ca).unwrap().pem()).unwrap();
+    fs::write(certs.join(format!("{stem}.key")), key.serialize_pem()).unwrap();
+}
+
+#[test]
+fn a_token_signs_with_each_kind_of_key() {
+    sandbox::run("a_token_signs_with_each_kind_of_key", || {
+        let lab = Lab::new();
+        let token = Token::new(&lab.gw(Site::A).folder().join("hsm"));
+        let _kmes = lab.start_kmes(&KmeOptions::default());
+        let p384 = KeyPair::generate_for(&PKCS_ECDSA_P384_SHA384).unwrap();
+        let rsa = KeyPair::generate_rsa_for(&PKCS_RSA_SHA256, RsaKeySize::_2048).unwrap();
+        for (id, stem, key) in [("01", "p384", p384), ("02", "rsa", rsa)] {
+            issue(&lab, stem, &key);
+            let file = lab.certificates().join(format!("{stem}.key"));
+            token.import(&file, stem, id);
+            fs::remove_file(file).unwrap();
+            let uri = token.uri(&format!("object={stem}"), "pin");
+            let options =
+                GatewayOptions { sources: Some(source(&lab, &uri, stem)), ..GatewayOptions::default() };
+            let config = lab.configure(Site::A, &options).display().to_string();
+            let mut check = lab.gw(Site::A).command(binary("qvpn-ctl"));
+            check.args(["kms", "check", &config]).env("SOFTHSM2_CONF", token.conf());
+            let output = check.output().unwrap();
+            let text = String::from_utf8_lossy(&output.stdout);
+            println!("{stem}: {text}");
+            assert!(output.status.success(), "{stem}: {text}");
+            assert!(text.contains("the KME knows us as SAE SITE-A") && text.contains("X25519MLKEM768"));
+        }
+    });
+}
+
 #[test]
 fn each_mistake_with_a_token_is_told_in_words() {
     sandbox::run("each_mistake_with_a_token_is_told_in_words", || {
@@ -164,6 +208,7 @@ fn each_mistake_with_a_token_is_told_in_words() {
             (token.uri("object=other", "pin"), "isn't the key of the certificate", 5),
             (token.uri("object=kme", "wrong"), "refuses the PIN in", 5),
             (token.uri("object=kme", "empty"), "holds no PIN", 5),
+            (token.uri("object=kme", "tokens"), "name a file with the PIN alone", 5),
             (token.uri("object=kme", "open"), "everybody can read", 3),
             (token.uri("object=kme", "nowhere"), "nowhere", 3),
             (format!("pkcs11:object=kme?module-path={}", token.module.display()), "without `pin-source`", 5),

@@ -1,0 +1,171 @@
+//! KMEs on loopback, for tests that look at keys alone and need no networks behind the gateways.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use crate::binaries::binary;
+use crate::gateway::{ctl_pipe, write_secret};
+use crate::kmes::test_key;
+use crate::process::Process;
+
+/// What one `kme-sim` on loopback shall run.
+#[derive(Debug, Clone, Copy)]
+pub struct Vendor<'a> {
+    /// Each KME's name, and the SAE that it serves.
+    pub kmes: &'a [(&'a str, &'a str)],
+    /// The pairs that have a link.
+    pub links: &'a [[&'a str; 2]],
+    /// The interfaces, as TOML.
+    pub apis: &'a str,
+    /// With the link's number behind it the seed of its keys; see [`test_key`].
+    pub seed: [u8; 4],
+}
+
+impl Vendor<'_> {
+    /// One pair, `kme-a1` and `kme-b1`, for SITE-A and SITE-B.
+    #[must_use]
+    pub fn pair(seed: [u8; 4]) -> Self {
+        Vendor {
+            kmes: &[("kme-a1", "SITE-A"), ("kme-b1", "SITE-B")],
+            links: &[["kme-a1", "kme-b1"]],
+            apis: "[\"etsi014\"]",
+            seed,
+        }
+    }
+}
+
+/// A running `kme-sim`. Each link has [`KEYS`] keys and makes no more.
+pub struct Loopback {
+    /// Its folder, with the certificates: `ca.pem`, and `.pem` and `.key` of each KME and of each SAE in lower case.
+    pub folder: PathBuf,
+    /// The process.
+    pub sim: Process,
+    urls: BTreeMap<String, String>,
+    seeds: Vec<Vec<u8>>,
+}
+
+/// Keys of a link at the start.
+pub const KEYS: u64 = 1000;
+const LIMIT: Duration = Duration::from_secs(20);
+
+/// Standard output of a program that must succeed.
+///
+/// # Panics
+/// With what it said, if it doesn't.
+#[track_caller]
+pub fn run(command: &mut Command) -> String {
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// Sets loopback up, which a new network namespace begins without.
+///
+/// # Panics
+/// If that isn't allowed.
+#[track_caller]
+pub fn loopback_up() {
+    run(Command::new("ip").args(["link", "set", "lo", "up"]));
+}
+
+impl Loopback {
+    /// Starts the KMEs and waits until they listen. `name` is a folder of their own.
+    ///
+    /// # Panics
+    /// If they don't.
+    #[must_use]
+    #[track_caller]
+    pub fn start(name: &str, vendor: &Vendor<'_>) -> Self {
+        let folder = PathBuf::from("/run/lab").join(name);
+        let mut certs = Command::new(binary("kme-sim"));
+        certs.arg("certs").arg(&folder);
+        let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+        let mut config = "admin = \"admin.sock\"\n".to_owned();
+        for (kme, sae) in vendor.kmes {
+            certs.args(["--kme", &format!("{kme}=127.0.0.1"), "--sae", sae]);
+            config += &format!(
+                "[[kme]]\nname = \"{kme}\"\nlisten = \"127.0.0.1:0\"\ncert_file = \"{kme}.pem\"\nkey_file = \"{kme}.key\"\n\
+                 client_ca_file = \"ca.pem\"\napis = {}\n[[sae]]\nid = \"{sae}\"\nkme = \"{kme}\"\n",
+                vendor.apis
+            );
+        }
+        let mut seeds = Vec::new();
+        for (n, kmes) in vendor.links.iter().enumerate() {
+            let seed = [&vendor.seed[..], &[u8::try_from(n).unwrap()]].concat();
+            config += &format!(
+                "[[link]]\nkmes = {kmes:?}\nrate_bits_per_s = 0\ninitial_keys = {KEYS}\nseed = \"{}\"\n",
+                hex(&seed)
+            );
+            seeds.push(seed);
+        }
+        run(&mut certs);
+        fs::write(folder.join("kmes.toml"), config).unwrap();
+        let mut command = Command::new(binary("kme-sim"));
+        command.arg("--config").arg(folder.join("kmes.toml"));
+        let mut sim = Process::spawn(format!("kme-sim {name}"), &mut command);
+        let mut url = |kme: &str| {
+            let line = sim.line(&format!("listening {kme} "), LIMIT);
+            format!("https://{}", line.rsplit(' ').next().unwrap())
+        };
+        let urls = vendor.kmes.iter().map(|(kme, _)| ((*kme).to_owned(), url(kme))).collect();
+        sim.line("listening admin", LIMIT);
+        Self { folder, sim, urls, seeds }
+    }
+
+    /// A command to the simulator; returns what it printed.
+    ///
+    /// # Panics
+    /// If it is refused.
+    #[track_caller]
+    pub fn admin(&self, words: &[&str]) -> String {
+        let socket = self.folder.join("admin.sock");
+        run(Command::new(binary("kme-sim")).arg("admin").arg(socket).args(words))
+    }
+
+    /// Has a KME misbehave.
+    #[track_caller]
+    pub fn misbehave(&self, kme: &str, op: &str, how: &str) {
+        self.admin(&["misbehave", kme, op, how]);
+    }
+
+    /// The `[[kms.kme]]` by which `sae` reaches `kme`; `api` as in the config.
+    #[must_use]
+    pub fn source(&self, kme: &str, api: &str, sae: &str) -> String {
+        let (folder, url, stem) = (self.folder.display(), &self.urls[kme], sae.to_lowercase());
+        format!(
+            "[[kms.kme]]\nname = \"{kme}\"\napi = \"{api}\"\nurl = \"{url}\"\nca_file = \"{folder}/ca.pem\"\n\
+             cert_file = \"{folder}/{stem}.pem\"\nkey_file = \"{folder}/{stem}.key\"\n"
+        )
+    }
+
+    /// No key that was served, nor its first half, is in `text` or in the simulator's log, and more than `least` key IDs are,
+    /// which are public and show that these keys were served.
+    ///
+    /// # Panics
+    /// If one is.
+    #[track_caller]
+    pub fn assert_no_keys(&self, text: &str, least: usize) {
+        let text = text.to_owned() + &self.sim.log();
+        let lower = text.to_lowercase();
+        let mut seen = 0;
+        for (seed, n) in self.seeds.iter().flat_map(|seed| (0..KEYS).map(move |n| (seed, n))) {
+            let (key, id) = test_key(seed, n);
+            seen += usize::from(text.contains(&id) || text.contains(&id.replace('-', "")));
+            let base64 = data_encoding::BASE64.encode(&key[..15]);
+            let hex = data_encoding::HEXLOWER.encode(&key[..15]);
+            assert!(!text.contains(&base64) && !lower.contains(&hex), "key {n} leaks");
+        }
+        assert!(seen > least, "only {seen} key IDs are named");
+    }
+}
+
+/// Makes a site's static key at `file`; returns the public one.
+#[track_caller]
+pub fn new_identity(file: &Path) -> String {
+    let secret = ctl_pipe(&["genkey"], "");
+    write_secret(file, &secret);
+    ctl_pipe(&["pubkey"], &secret).trim().to_owned()
+}
