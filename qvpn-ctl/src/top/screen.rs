@@ -13,6 +13,9 @@ use crate::output::{Tone, clean};
 use crate::render::{advice, glance_row, tone_of};
 use crate::units::{bytes, duration};
 
+/// Columns of what a key is made of: all that it commonly is, `qkd+mlkem+x25519+chain`.
+const KEY_WIDTH: u16 = 22;
+
 /// The status at a moment.
 pub(crate) struct Sample {
     pub(crate) at: Instant,
@@ -140,8 +143,8 @@ impl Screen {
         let widths = [
             Constraint::Fill(1),
             Constraint::Length(10),
-            Constraint::Length(20),
-            Constraint::Length(5),
+            Constraint::Length(KEY_WIDTH),
+            Constraint::Length(4),
             Constraint::Length(5),
             Constraint::Length(10),
             Constraint::Length(10),
@@ -162,6 +165,10 @@ impl Screen {
         }
         let Some(p) = i.peers.get(self.selected) else { return Vec::new() };
         let mut facts = vec![clean(p.endpoint.as_deref().unwrap_or("no endpoint known"))];
+        let key = glance_row(p).get(2).map(|(text, _)| text.clone()).unwrap_or_default();
+        if key.chars().count() > usize::from(KEY_WIDTH) {
+            facts.push(format!("key of {}", clean(&key)));
+        }
         facts.extend(p.next_rekey_in_s.map(|s| format!("next rekey in {}", duration(s))));
         facts.extend(p.qkd_stock_lasts_s.map(|s| format!("the stock lasts {}", duration(s))));
         let dropped: u64 = p.drops.values().sum();

@@ -6,6 +6,7 @@ mod ask;
 mod check;
 mod fake;
 mod help;
+mod hostile;
 mod keys;
 mod operate;
 mod routes;
