@@ -654,8 +654,8 @@ fn every_order_of_events_keeps_the_properties() {
 #[ignore = "a long run, for `make soak`"]
 fn every_order_of_events_deeper() {
     let deep = Bounds { attempts: 3, restarts: 2, keys: 3, hellos: 2, ..QUICK };
-    search("required", deep.clone(), 16);
-    search("preferred", Bounds { required: false, ..deep }, 15);
+    search("required", deep.clone(), 15);
+    search("preferred", Bounds { required: false, ..deep }, 13);
 }
 
 /// A check that can't fail shows nothing: without the rule about older sessions the search finds the defect that it once found.
