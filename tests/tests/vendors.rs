@@ -124,7 +124,7 @@ fn an_id_is_asked_only_of_the_kmes_that_issued_it() {
         let mut show = |site: usize| -> Value {
             let output = Command::new(binary("qvpn-ctl")).args(["show", SITES[site].0, "--json"]).output();
             let text = String::from_utf8(output.unwrap().stdout).unwrap();
-            printed += &text;
+            printed.clone_from(&text);
             serde_json::from_str::<Value>(&text).unwrap_or_default()["interfaces"][0].clone()
         };
         // Both tunnels of the hub have made three more epochs of QKD keys.
