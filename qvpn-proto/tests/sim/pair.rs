@@ -655,8 +655,13 @@ fn a_reload_while_lanes_take_keys_leaves_no_end_behind() {
     world.lane_delay = 20 * MS;
     world.traffic(10 * MS);
     assert!(world.run_until(5 * S, |w| w.both(State::Up)));
+    // Sealing keys are under way for 20 ms after an epoch came into force.
+    assert!(world.run_until(5 * S, |w| !w.pending(0)));
     assert!(world.run_until(5 * S, |w| w.pending(0)));
+    let before = world.view(1).rekeys;
     world.reconfigure(0);
+    assert!(world.run_until(S, |w| w.view(1).rekeys > before), "{}", world.story(1));
+    // An Accept of what was proposed since does not come through.
     world.cut[1] = true;
     // Longer than the drain of 2 s; the model looks at each packet.
     world.run(5 * S);
