@@ -68,6 +68,14 @@ pub enum EventKind {
         /// Where it is, `address:port`.
         to: String,
     },
+    /// The largest inner packet that the path to the peer takes in one piece is another one.
+    #[serde(rename = "peer.mtu")]
+    PeerMtu {
+        /// The peer's name.
+        peer: String,
+        /// In bytes.
+        mtu: u32,
+    },
     /// The peer said that it stops.
     #[serde(rename = "peer.bye")]
     PeerBye {
@@ -223,6 +231,7 @@ impl EventKind {
             Self::PeerDegraded { .. } => "peer.degraded",
             Self::PeerRecovered { .. } => "peer.recovered",
             Self::PeerRoamed { .. } => "peer.roamed",
+            Self::PeerMtu { .. } => "peer.mtu",
             Self::PeerBye { .. } => "peer.bye",
             Self::LaneSilent { .. } => "lane.silent",
             Self::LaneRecovered { .. } => "lane.recovered",
@@ -260,6 +269,7 @@ impl EventKind {
             | Self::PeerRecovered { .. }
             | Self::LaneRecovered { .. }
             | Self::PeerRoamed { .. }
+            | Self::PeerMtu { .. }
             | Self::PeerBye { .. }
             | Self::EpochActive { .. }
             | Self::KmeUp { .. }
@@ -283,6 +293,7 @@ impl EventKind {
             }
             Self::PeerBye { peer } | Self::QkdSupplyResumed { peer } => f.add("peer", peer),
             Self::LaneSilent { peer, lane, port } => f.add("peer", peer).add("lane", lane).add("port", port),
+            Self::PeerMtu { peer, mtu } => f.add("peer", peer).add("mtu", mtu),
             Self::LaneRecovered { peer, lane } => f.add("peer", peer).add("lane", lane),
             Self::RoutesRestored { routes } => f.add("routes", routes.join(",")),
             Self::EpochActive { peer, epoch, sources, qkd_key_id } => f
@@ -434,6 +445,7 @@ mod tests {
             EventKind::ConfigReloaded { changes: vec![] },
             EventKind::MachineCopied {},
             EventKind::LaneRecovered { peer: peer(), lane: 2 },
+            EventKind::PeerMtu { peer: peer(), mtu: 1296 },
         ]
     }
 

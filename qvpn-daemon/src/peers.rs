@@ -7,11 +7,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use qvpn_api::Config;
-use qvpn_api::config;
+use qvpn_api::config::{self, Mtu};
 use qvpn_api::control::{ErrorCode, ErrorReply, PeerSummary, Reply};
 use qvpn_api::events::EventKind;
 use qvpn_dataplane::{LaneCommand, LaneEvent, PeerId};
 use qvpn_identity::{Psk, SecretIdentity};
+use qvpn_net::RoutePlan;
 use qvpn_proto::control_link::{Gate, Sorted, WireGuardLink};
 use qvpn_proto::wire::limits::MAX_PEERS;
 use qvpn_proto::{LaneReport, Peer, Time};
@@ -298,6 +299,16 @@ impl Peers {
                 }
             }
         }
+        // What was measured ends with `mtu = "auto"`, and begins with it.
+        let measure = self.config.interface.mtu == Mtu::Auto;
+        for number in self.numbers() {
+            self.with(number, now, |slot, shared| {
+                slot.peer.measure_path(measure, now);
+                if !measure {
+                    slot.forget_path(shared);
+                }
+            });
+        }
         self.tell_lanes();
     }
 
@@ -348,7 +359,8 @@ impl Peers {
         // Fresh for each peer, so that one that was removed and added again is a new start for its other end.
         let mut instance = [0; 16];
         self.shared.rng.fill_bytes(&mut instance);
-        let state = Peer::new(config, link, instance, now);
+        let mut state = Peer::new(config, link, instance, now);
+        state.measure_path(self.config.interface.mtu == Mtu::Auto, now);
         let kmes = self.kmes.set(&peer.kmes);
         let lanes = self.config.interface.lanes;
         self.by_key.insert(*peer.public_key.x25519(), number);
@@ -410,6 +422,24 @@ impl Peers {
         let number = candidates.find(|n| !self.slots.contains_key(n))?;
         self.next_number = (number + 1) % MAX_PEERS;
         Some(number)
+    }
+
+    /// The same routes with what each peer's path takes.
+    pub(crate) fn with_mtus(&self, plan: RoutePlan) -> RoutePlan {
+        self.slots
+            .values()
+            .fold(plan, |plan, slot| plan.with_mtu(&slot.config.allowed_ips, slot.mtu.map(u32::from)))
+    }
+
+    /// Whether a path's MTU is another one since this was asked last. Outer packets to IPv6 paths that take no inner IPv6
+    /// packet of 1,280 bytes are then fragmented here.
+    pub(crate) fn mtu_changed(&mut self) -> bool {
+        let changed = std::mem::take(&mut self.shared.mtu_changed);
+        if changed {
+            let narrow = self.slots.values().any(|slot| slot.mtu.is_some_and(|mtu| mtu < 1280));
+            self.shared.lanes.set_narrow(narrow);
+        }
+        changed
     }
 
     /// Tells the lanes which inner addresses belong to whom, and the MTU.

@@ -77,6 +77,7 @@ pub(crate) async fn run(config: Config, socket: ControlSocket) -> Result<(), Dae
         known: queues.known.clone(),
         answers,
         rng: UnwrapErr(SysRng),
+        mtu_changed: false,
         rekeys: Histogram::default(),
     };
     let mut snapshots = Snapshots::watch();
@@ -133,6 +134,9 @@ pub(crate) async fn run(config: Config, socket: ControlSocket) -> Result<(), Dae
             _ = terminate.recv() => break Ok(()),
             _ = interrupt.recv() => break Ok(()),
         }
+        if peers.mtu_changed() {
+            follow_paths(&peers, &mut routes).await;
+        }
     };
     notify(&[NotifyState::Stopping]);
     tracing::info!("{}: stopping", interface.name);
@@ -145,6 +149,17 @@ pub(crate) async fn run(config: Config, socket: ControlSocket) -> Result<(), Dae
     // Cancelled, which is what was wanted; with it goes the socket's file.
     let _ = server.await;
     result
+}
+
+/// Puts what the paths take on the routes.
+async fn follow_paths(peers: &Peers, routes: &mut Routes) {
+    let applied = match RoutePlan::of(&peers.config) {
+        Ok(plan) => routes.apply(peers.with_mtus(plan)).await.map_err(|error| error.to_string()),
+        Err(error) => Err(error.to_string()),
+    };
+    if let Err(error) = applied {
+        tracing::error!("the MTU of a path can't be set on its routes: {error}; set `mtu` to a number");
+    }
 }
 
 /// Hands an event to the peers, and up to as many more of its queue as make `most`.
@@ -290,7 +305,7 @@ async fn take_over(parts: &mut Parts<'_>, new: Config) -> Result<Vec<String>, Er
             ErrorReply::new(ErrorCode::Failed, what)
         })?;
     }
-    if let Err(error) = routes.apply(plan).await {
+    if let Err(error) = routes.apply(peers.with_mtus(plan)).await {
         back_to(marks, former_mark);
         return Err(failed(error));
     }
@@ -299,7 +314,7 @@ async fn take_over(parts: &mut Parts<'_>, new: Config) -> Result<Vec<String>, Er
     {
         let back = RoutePlan::of(&peers.config);
         if let Ok(back) = back
-            && let Err(error) = routes.apply(back).await
+            && let Err(error) = routes.apply(peers.with_mtus(back)).await
         {
             tracing::error!("going back to the former routes: {error}");
         }

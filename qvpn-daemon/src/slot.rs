@@ -14,6 +14,8 @@ use qvpn_dataplane::{InterfaceStats, LaneCommand, Lanes, PeerId, PeerStats};
 use qvpn_identity::Psk;
 use qvpn_proto::control_link::WireGuardLink;
 use qvpn_proto::event::Sources;
+use qvpn_proto::path_mtu::MOST;
+use qvpn_proto::wire::limits::MAX_LINK_PACKET;
 use qvpn_proto::{Event, Fetch, KmsReport, LaneReport, Notice, Peer, State, Time};
 use rand_core::UnwrapErr;
 use tokio::sync::mpsc;
@@ -26,6 +28,8 @@ use crate::metrics::Histogram;
 use crate::queues::Known;
 use crate::status::sources;
 
+/// The largest control datagram that is no probe of the path: a packet and the session's own 32 bytes.
+const LARGEST: usize = MAX_LINK_PACKET + 32;
 /// A packet may arrive a little before the epoch counts as active at this end.
 const EARLY: Duration = Duration::from_secs(1);
 /// A peer that was sent to for so long without an answer is silent: its name may have another address by now.
@@ -44,12 +48,18 @@ pub(crate) struct Shared {
     pub(crate) rng: UnwrapErr<SysRng>,
     /// How long rekeys took.
     pub(crate) rekeys: Histogram,
+    /// A path's MTU is another one, which the routes don't know yet.
+    pub(crate) mtu_changed: bool,
 }
 
 impl Shared {
     /// Sends a control datagram once; what is lost is repeated by the protocol.
     pub(crate) fn transmit(&self, datagram: &[u8], to: SocketAddr) {
-        if let Err(error) = self.lanes.send_control(datagram, to) {
+        let sent = match datagram.len() > LARGEST {
+            true => self.lanes.send_probe(datagram, to),
+            false => self.lanes.send_control(datagram, to),
+        };
+        if let Err(error) = sent {
             tracing::debug!("control datagram to {to}: {error}");
         }
     }
@@ -101,6 +111,8 @@ pub(crate) struct Slot {
     pub(crate) rekeys: Vec<(Sources, u64)>,
     /// Which of several lanes carry packets.
     pub(crate) watch: LaneWatch,
+    /// What the path takes, in bytes, once it was measured and is less than the device's MTU.
+    pub(crate) mtu: Option<u16>,
     /// What each lane was told to send at least: the empty packets of a keepalive.
     keepalives: Vec<Option<Duration>>,
     /// The timer that is set for it.
@@ -150,6 +162,7 @@ impl Slot {
             lanes,
             rekeys: Vec::new(),
             watch,
+            mtu: None,
             keepalives,
             armed: None,
             endpoint,
@@ -363,6 +376,23 @@ impl Slot {
         });
     }
 
+    /// The path takes another size: padding stays within it, and the routes follow.
+    fn path_changed(&mut self, mtu: u16, shared: &mut Shared) {
+        self.mtu = (mtu < MOST).then_some(mtu);
+        shared.mtu_changed = true;
+        let (peer, mtu) = (self.lane_id(), self.mtu.unwrap_or(u16::MAX));
+        for (lane, _) in (0u8..).zip(&self.lanes) {
+            shared.lanes.send(lane, LaneCommand::SetPeerMtu { peer, mtu });
+        }
+    }
+
+    /// What was measured holds no longer, since nobody measures any more.
+    pub(crate) fn forget_path(&mut self, shared: &mut Shared) {
+        if self.mtu.is_some() {
+            self.path_changed(MOST, shared);
+        }
+    }
+
     fn notice(&mut self, notice: Notice, shared: &mut Shared, now: Time) {
         let peer = self.config.name.clone();
         let kind = match notice {
@@ -388,6 +418,10 @@ impl Slot {
                 EventKind::PeerRoamed { peer, from, to: endpoint.to_string() }
             }
             Notice::Bye => EventKind::PeerBye { peer },
+            Notice::PathMtu { mtu } => {
+                self.path_changed(mtu, shared);
+                EventKind::PeerMtu { peer, mtu: mtu.into() }
+            }
             Notice::ChainReset => {
                 let reason =
                     "the chain of earlier epochs was lost or did not match, so this epoch starts a new one";

@@ -120,7 +120,7 @@ fn peer_status(slot: &Slot, listen_port: u16, mtu: u32, now: Time) -> PeerStatus
         rx_packets: total(|s| s.rx.packets.get()),
         tx_packets: total(|s| s.tx.packets.get()),
         drops,
-        mtu: Some(mtu),
+        mtu: Some(slot.mtu.map_or(mtu, u32::from).min(mtu)),
         lanes: (0u8..)
             .zip(&slot.lanes)
             .map(|(number, lane)| {

@@ -34,6 +34,13 @@ pub enum LaneCommand {
     SetAllowedIps(Arc<AllowedIps>),
     /// The largest inner packet, in bytes: padding never goes beyond it.
     SetMtu(u16),
+    /// The largest inner packet that the path to one peer takes, in bytes: padding of its packets never goes beyond it.
+    SetPeerMtu {
+        /// The peer.
+        peer: PeerId,
+        /// As measured.
+        mtu: u16,
+    },
     /// Sends this lane's packets to `addr` from now on, until the peer roams.
     SetEndpoint {
         /// The peer.

@@ -65,6 +65,29 @@ fn prepare(socket: &Socket, fwmark: Option<u32>) -> io::Result<()> {
     Ok(())
 }
 
+/// Lets nobody fragment what is sent from now on, or puts the socket's usual options back. IPv6 knows no router that
+/// fragments, so there it is this machine that must not.
+pub(crate) fn forbid_fragments(socket: &UdpSocket, forbid: bool, narrow: bool) {
+    let discover = if forbid { libc::IP_PMTUDISC_PROBE } else { libc::IP_PMTUDISC_OMIT };
+    let _ = sys::set_int(socket.as_fd(), libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, discover);
+    let _ = sys::set_int(socket.as_fd(), libc::IPPROTO_IPV6, libc::IPV6_DONTFRAG, forbid.into());
+    match forbid {
+        true => discover_v6(socket, libc::IPV6_PMTUDISC_PROBE),
+        false => fragment_for_path(socket, narrow),
+    }
+}
+
+/// Fragments outer IPv6 packets at what routers say that the path takes, or only at the interface's MTU.
+pub(crate) fn fragment_for_path(socket: &UdpSocket, narrow: bool) {
+    // `IPV6_MTU` alone does nothing below the interface's MTU (Linux 6.18).
+    discover_v6(socket, if narrow { libc::IPV6_PMTUDISC_WANT } else { libc::IPV6_PMTUDISC_OMIT });
+}
+
+fn discover_v6(socket: &UdpSocket, how: libc::c_int) {
+    // A socket for IPv4 alone refuses, and needs nothing.
+    let _ = sys::set_int(socket.as_fd(), libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, how);
+}
+
 /// The address in the form that a socket takes: mapped where the socket is IPv6.
 pub(crate) fn socket_address(socket_is_v6: bool, address: SocketAddr) -> SockAddr {
     match address {

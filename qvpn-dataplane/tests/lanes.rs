@@ -341,6 +341,14 @@ fn what_an_attacker_sends_ends_in_a_counter() {
             other => panic!("{other:?}"),
         }
 
+        // The control session's own packets: as large as a probe of the path and no larger.
+        let transport = |len: usize| [&[4], &vec![0; len - 1][..]].concat();
+        wire.send_to(&transport(1453), target).unwrap();
+        until("larger than a probe", || b.interface.malformed.get() == 12);
+        wire.send_to(&transport(1452), target).unwrap();
+        let probe = b.wait(|e| matches!(e, LaneEvent::Control { .. }));
+        assert!(matches!(probe, LaneEvent::Control { datagram, .. } if datagram == transport(1452)));
+
         // A queue that is full loses datagrams and counts them; it doesn't grow.
         for _ in 0..300 {
             wire.send_to(&knock(0xaa, 148), target).unwrap();

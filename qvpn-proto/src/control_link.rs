@@ -17,7 +17,7 @@ use boringtun::x25519::{PublicKey, StaticSecret};
 use qvpn_identity::{PublicIdentity, SecretIdentity};
 use qvpn_secret::with_scrubbed_stack;
 
-use crate::wire::limits::MAX_LINK_PACKET;
+use crate::wire::limits::MAX_PROBE;
 
 /// What a session made of a datagram or of a tick.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -43,7 +43,7 @@ pub struct LinkOutput {
 pub trait ControlLink {
     /// Takes a datagram that [`Gate::sort`] gave to this peer.
     fn receive(&mut self, from: IpAddr, datagram: &[u8]) -> LinkOutput;
-    /// Seals a packet of at most [`MAX_LINK_PACKET`] bytes; `None` without a session.
+    /// Seals a packet of at most [`MAX_PROBE`] bytes; `None` without a session.
     fn send(&mut self, packet: &[u8]) -> Option<Vec<u8>>;
     /// The first message of a new handshake, whatever is under way.
     fn start(&mut self) -> Option<Vec<u8>>;
@@ -289,8 +289,8 @@ impl ControlLink for WireGuardLink {
     fn send(&mut self, packet: &[u8]) -> Option<Vec<u8>> {
         // Without a session boringtun would queue the packet; our messages repeat themselves.
         self.session_age()?;
-        let mut buffer = [0u8; MAX_LINK_PACKET + 64];
-        if packet.len() > MAX_LINK_PACKET {
+        let mut buffer = [0u8; MAX_PROBE + 64];
+        if packet.len() > MAX_PROBE {
             return None;
         }
         match self.tunn.encapsulate(packet, &mut buffer) {

@@ -219,6 +219,11 @@ pub enum Notice {
         /// The new address.
         endpoint: SocketAddr,
     },
+    /// The largest inner packet that the path to the peer takes in one piece, in bytes, is another one.
+    PathMtu {
+        /// From [`LEAST`](crate::path_mtu::LEAST) to [`MOST`](crate::path_mtu::MOST).
+        mtu: u16,
+    },
     /// The peer said that it stops.
     Bye,
     /// The chain of earlier epochs was lost; the next epoch starts one.
@@ -357,7 +362,7 @@ impl Sources {
 pub struct Transmit {
     /// Where to.
     pub to: SocketAddr,
-    /// UDP payload, at most 1,232 bytes.
+    /// UDP payload, at most 1,232 bytes; a larger one is a probe of the path, to be sent with "don't fragment".
     pub datagram: Vec<u8>,
 }
 

@@ -10,6 +10,7 @@ pub mod event;
 pub mod exchange;
 pub mod key_schedule;
 pub mod messenger;
+pub mod path_mtu;
 pub mod peer;
 pub mod stock;
 pub mod time;

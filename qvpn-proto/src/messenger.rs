@@ -7,7 +7,7 @@ use std::time::Duration;
 use rand_core::CryptoRng;
 
 use crate::time::Time;
-use crate::wire::fragment::packets;
+use crate::wire::fragment::{packets, padded_ping};
 use crate::wire::{Fragment, Kind, MessageId};
 
 /// First wait for an acknowledgement, until a round trip was measured.
@@ -63,6 +63,9 @@ pub struct Messenger {
     partial: Vec<Partial>,
     delivered: VecDeque<MessageId>,
     round_trip: Option<Duration>,
+    /// Messages of [`probe`](Self::probe), oldest first, and those of them that were acknowledged.
+    probes: VecDeque<MessageId>,
+    passed: VecDeque<MessageId>,
 }
 
 impl Messenger {
@@ -98,6 +101,29 @@ impl Messenger {
         let mut id = MessageId::default();
         rng.fill_bytes(&mut id);
         self.ready.extend(packets(id, kind, body));
+    }
+
+    /// Sends a `Ping` of `size` bytes of packet once; its acknowledgement comes by [`take_passed`](Self::take_passed).
+    pub fn probe(&mut self, size: usize, rng: &mut dyn CryptoRng) -> MessageId {
+        let mut id = MessageId::default();
+        rng.fill_bytes(&mut id);
+        if self.probes.len() == REMEMBERED {
+            self.probes.pop_front();
+        }
+        self.probes.push_back(id);
+        self.ready.push_back(padded_ping(id, size));
+        id
+    }
+
+    /// A probe that was acknowledged.
+    pub fn take_passed(&mut self) -> Option<MessageId> {
+        self.passed.pop_front()
+    }
+
+    /// What a message that was sent once took to be acknowledged, on average.
+    #[must_use]
+    pub fn round_trip(&self) -> Option<Duration> {
+        self.round_trip
     }
 
     /// Stops repeating messages of this kind.
@@ -170,6 +196,9 @@ impl Messenger {
     }
 
     fn acknowledged(&mut self, id: &[u8], now: Time) -> Arrived {
+        if let Some(at) = self.probes.iter().position(|probe| probe == id) {
+            self.passed.extend(self.probes.remove(at));
+        }
         let Some(at) = self.outgoing.iter().position(|m| m.id == *id) else { return Arrived::Nothing };
         let message = self.outgoing.remove(at);
         // Karn: only a message that was sent once tells the round trip.

@@ -3,6 +3,7 @@
 
 mod hello;
 mod initiate;
+mod path;
 mod respond;
 mod session;
 mod supply;
@@ -21,6 +22,7 @@ use crate::event::{
     Event, FailureReason, KeyKind, KmsReport, LaneOrder, LaneReport, Notice, Sources, State, Transmit,
 };
 use crate::messenger::{Arrived, Messenger};
+use crate::path_mtu::PathMtu;
 use crate::stock::Budget;
 use crate::time::Time;
 use crate::timers::{Timer, Timers};
@@ -58,6 +60,8 @@ pub struct Peer<L> {
     request: u64,
     active: Option<ActiveEpoch>,
     had_epoch: bool,
+    /// The search for the path's MTU, where it is wanted.
+    path: Option<PathMtu>,
     /// Lanes on which this end hears nothing, and the other end by its last word.
     unheard: Lanes,
     unheard_there: Lanes,
@@ -98,6 +102,7 @@ impl<L: ControlLink> Peer<L> {
             request: 0,
             active: None,
             had_epoch: false,
+            path: None,
             unheard: Lanes::default(),
             unheard_there: Lanes::default(),
             last_qkd: None,
@@ -152,7 +157,10 @@ impl<L: ControlLink> Peer<L> {
                 self.session.heard(now);
                 self.first_opened(generation, now);
             }
-            LaneReport::Activity { sent_at, received_at } => self.session.activity(sent_at, received_at),
+            LaneReport::Activity { sent_at, received_at } => {
+                self.session.activity(sent_at, received_at);
+                self.path_used(now);
+            }
             LaneReport::SealingEnded { generation, .. } => self.sealing_ended(generation, now, rng),
         }
         self.settle(now, rng);
@@ -188,9 +196,10 @@ impl<L: ControlLink> Peer<L> {
         if self.timers.take_due(Timer::PendingEnd, now) {
             self.age_pending(now);
         }
-        // Attempt, Retransmit and EpochEnd need no more than `settle`.
+        // Attempt, Retransmit, EpochEnd and PathMtu need no more than `settle`.
         self.timers.take_due(Timer::Retransmit, now);
         self.timers.take_due(Timer::EpochEnd, now);
+        self.timers.take_due(Timer::PathMtu, now);
         self.settle(now, rng);
     }
 
@@ -229,6 +238,7 @@ impl<L: ControlLink> Peer<L> {
             (&config.sae_local, &config.sae_remote) != (&self.config.sae_local, &self.config.sae_remote);
         if let (Some(endpoint), true) = (config.endpoint, config.endpoint != self.config.endpoint) {
             self.session.endpoint = Some(endpoint);
+            self.path_moved(now);
         }
         self.config = config;
         if role_changed || sae_changed {
@@ -265,6 +275,7 @@ impl<L: ControlLink> Peer<L> {
     pub fn set_endpoint(&mut self, endpoint: SocketAddr, now: Time) {
         if self.session.endpoint != Some(endpoint) {
             self.session.endpoint = Some(endpoint);
+            self.path_moved(now);
             if self.link.session_age().is_none() {
                 self.timers.set(Timer::Handshake, Some(now));
             }
@@ -379,6 +390,7 @@ impl<L: ControlLink> Peer<L> {
         self.drive_supply(now, rng);
         self.drive_attempt(now, rng);
         self.drive_supply(now, rng);
+        self.drive_path(now, rng);
         self.pump(now);
         self.tell_state(now);
         let end = self.active.as_ref().map(|a| a.sealing_ends).filter(|end| *end > now);

@@ -29,9 +29,11 @@ pub enum Timer {
     AskRekey,
     /// The keys of an epoch that the initiator did not confirm end.
     PendingEnd,
+    /// A probe of the path is due, or its time is over.
+    PathMtu,
 }
 
-const COUNT: usize = Timer::PendingEnd as usize + 1;
+const COUNT: usize = Timer::PathMtu as usize + 1;
 
 /// When each timer is due.
 #[derive(Default)]

@@ -29,7 +29,8 @@ fn each_fault_is_found_and_its_command_mends_it() {
     sandbox::run("each_fault_is_found_and_its_command_mends_it", || {
         let lab = Lab::new();
         let _kmes = lab.start_kmes(&KmeOptions::default());
-        let mut gateways = lab.start_both(&GatewayOptions::default());
+        let options = GatewayOptions { interface: "mtu = 1420".to_owned(), ..GatewayOptions::default() };
+        let mut gateways = lab.start_both(&options);
         gateways.iter().for_each(|gateway| drop(gateway.wait_state("up", Duration::from_secs(20))));
         lab.gw_a.run("mount -t tmpfs tmpfs /etc/sysctl.d");
         let well = findings(&lab, &gateways[0]);

@@ -3,10 +3,10 @@
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
-use tests::{Gateway, GatewayOptions, KmeOptions, Lab, Site, Stream, sandbox};
+use tests::{Gateway, GatewayOptions, KmeOptions, Lab, Outer, Site, Stream, sandbox, wait_until};
 
 const START: Duration = Duration::from_secs(20);
 
@@ -134,6 +134,120 @@ fn path_shrinks(options: &GatewayOptions, seconds_each: u64) {
     for gateway in &gateways {
         assert_eq!(gateway.peer()["state"], "up");
     }
+}
+
+/// With `mtu = "auto"` the path is measured: routes follow it down and up, and nothing is fragmented on the way but inner IPv6
+/// packets where the path takes less than they may have.
+fn path_is_followed(outer: Outer) {
+    let lab = Lab::new();
+    let _kmes = lab.start_kmes(&KmeOptions::default());
+    let gateways = start(&lab, &GatewayOptions { outer, ..GatewayOptions::default() });
+    // Outer headers and the tunnel's own take 60 or 80 bytes; sizes go by 16, from 1200 to 1420.
+    let fits = |wan: u64| ((wan - if outer == Outer::V4 { 60 } else { 80 }) / 16 * 16).clamp(1200, 1420);
+    let mut servers = Vec::new();
+    let mut clients = Vec::new();
+    for (port, address) in [("5201", Site::B.host()[0]), ("5202", Site::B.host()[1])] {
+        let mut server =
+            lab.lan_b.spawn("iperf3", &["--server", "--one-off", "--forceflush", "--port", port]);
+        server.line("Server listening", Duration::from_secs(10));
+        servers.push(server);
+        let args = [
+            "--client",
+            address,
+            "--port",
+            port,
+            "--time",
+            "600",
+            "--bitrate",
+            "10M",
+            "--interval",
+            "0.5",
+            "--forceflush",
+        ];
+        clients.push(lab.lan_a.spawn("iperf3", &args));
+    }
+    let counters = |way: &str| {
+        let text = lab.lan_b.run("ip -s -j link show dev lan");
+        let links: Value = serde_json::from_str(&text).unwrap();
+        links[0]["stats64"][way]["bytes"].as_u64().unwrap()
+    };
+    for wan in [1500u32, 1300, 1280, 1500] {
+        let mtu = if wan == 1500 { 1420 } else { fits(wan.into()) };
+        let start = Instant::now();
+        lab.set_path_mtu(wan);
+        for (site, gateway) in Site::BOTH.into_iter().zip(&gateways) {
+            gateway.wait_peer(&format!("{mtu} at a WAN of {wan}"), Duration::from_secs(40), |peer| {
+                peer["mtu"] == mtu
+            });
+            let route =
+                |words: &str, net: &str| lab.gw(site).run(&format!("ip {words} route show {net} dev qvpn0"));
+            let says = |text: &str, mtu: u64| {
+                if mtu == 1420 { !text.contains("mtu") } else { text.contains(&format!("mtu {mtu} ")) }
+            };
+            wait_until("the routes follow", Duration::from_secs(5), || {
+                let [net4, net6] = site.other().networks();
+                let right = says(&route("-4", net4), mtu)
+                    && says(&route("-6", net6), if mtu == 1420 { mtu } else { mtu.max(1280) });
+                right.then_some(())
+            });
+        }
+        println!("{outer:?}: a WAN of {wan} was known after {:?}", start.elapsed());
+        // Both flows go on: what was silent until now has no reason to be any more.
+        let before = counters("rx");
+        wait_until("TCP goes on", Duration::from_secs(20), || {
+            (counters("rx") > before + 3_000_000).then_some(())
+        });
+        // What a host sends in the largest size passes whole. A host remembers a small size for ten minutes.
+        if mtu == 1420 {
+            lab.lan_a.run("ip route flush cache; ip -6 route flush cache");
+        }
+        let [far4, far6] = Site::B.host();
+        let (four, six) = (mtu - 28, mtu.max(1280) - 48);
+        wait_until("the largest packets pass", Duration::from_secs(10), || {
+            let passes = |words: String| lab.lan_a.try_run(&words).status.success();
+            (passes(format!("ping -n -c 1 -W 1 -M do -s {four} {far4}"))
+                && passes(format!("ping -n -c 1 -W 1 -M do -s {six} {far6}")))
+            .then_some(())
+        });
+        if mtu < 1420 {
+            says_too_large(&lab, far4, mtu);
+        }
+    }
+    for (client, family) in clients.iter_mut().zip(["IPv4", "IPv6"]) {
+        let log = client.log();
+        // A line each half second, after its transfer.
+        let silent = log
+            .lines()
+            .filter(|line| line.contains("sec"))
+            .map(|line| line.contains(" 0.00 Bytes "))
+            .collect::<Vec<_>>();
+        let longest = silent.split(|silent| !silent).map(<[bool]>::len).max().unwrap_or(0);
+        println!(
+            "{outer:?}: TCP over {family} stood still for {longest} half seconds at most, of {}",
+            silent.len()
+        );
+        assert!(silent.len() > 10, "{log}");
+        assert!(longest <= 20, "TCP over {family} stood still for {longest} half seconds:\n{log}");
+    }
+    for gateway in &gateways {
+        assert_eq!(gateway.peer()["state"], "up");
+    }
+}
+
+/// The near gateway says how large a packet may be.
+fn says_too_large(lab: &Lab, far: &str, mtu: u64) {
+    lab.lan_a.run("ip route flush cache");
+    says(&ping(lab, &format!("-M do -s 1400 {far}")), &[&format!("mtu = {mtu}")]);
+}
+
+#[test]
+fn the_mtu_follows_the_path_down_and_up() {
+    sandbox::run("the_mtu_follows_the_path_down_and_up", || path_is_followed(Outer::V4));
+}
+
+#[test]
+fn the_mtu_follows_a_path_of_ipv6_down_and_up() {
+    sandbox::run("the_mtu_follows_a_path_of_ipv6_down_and_up", || path_is_followed(Outer::V6));
 }
 
 #[test]

@@ -57,7 +57,7 @@ pub const REFERENCE: &[SectionHelp] = &[
                 "mtu",
                 "\"auto\" or 576 to 65455",
                 "\"auto\"",
-                "The device's MTU in bytes, at least 1280 where there is IPv6.",
+                "The device's MTU in bytes, at least 1280 where there is IPv6. With \"auto\" it is 1420, and the routes to each peer have what its path was measured to take, 1200 to 1420.",
             ),
             key(
                 "suite",

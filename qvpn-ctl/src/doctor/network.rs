@@ -12,8 +12,6 @@ use serde_json::Value;
 
 use super::Finding;
 
-/// The MTU of the device where the config says `auto`, in bytes.
-const AUTO_MTU: u16 = 1420;
 /// What the tunnel adds to a packet, in bytes: UDP (8), our header (16) and tag (16), and the outer IP header.
 const AROUND_V4: u64 = 20 + 8 + 16 + 16;
 const AROUND_V6: u64 = 40 + 8 + 16 + 16;
@@ -83,10 +81,6 @@ fn reverse_path(config: &Config) -> Vec<Finding> {
 }
 
 fn mtu(config: &Config) -> Vec<Finding> {
-    let tunnel = match config.interface.mtu {
-        Mtu::Auto => AUTO_MTU,
-        Mtu::Bytes(bytes) => bytes,
-    };
     let mut findings = Vec::new();
     for peer in &config.peers {
         let Some(ip) = peer.endpoint.as_ref().and_then(qvpn_api::config::Endpoint::ip) else { continue };
@@ -107,14 +101,22 @@ fn mtu(config: &Config) -> Vec<Finding> {
             continue;
         };
         let around = if ip.is_ipv6() { AROUND_V6 } else { AROUND_V4 };
-        let most = outer.saturating_sub(around) / 16 * 16;
+        let tunnel = match config.interface.mtu {
+            Mtu::Auto => {
+                let what =
+                    format!("the path to peer {} is measured; {device} has an MTU of {outer}", peer.name);
+                findings.push(Finding::ok("mtu", what));
+                continue;
+            }
+            Mtu::Bytes(bytes) => bytes,
+        };
         findings.push(if u64::from(tunnel) + around <= outer {
             Finding::ok("mtu", format!("packets of {tunnel} bytes fit through {device} to peer {}", peer.name))
         } else {
             Finding::warning(
                 "mtu",
                 format!("packets of {tunnel} bytes are cut in two on {device} (MTU {outer}) to peer {}, which costs speed", peer.name),
-                format!("sed -i 's/^mtu *=.*//; s/^\\[interface\\]/[interface]\\nmtu = {most}/' {} && qvpn-ctl reload {}", config.path.display(), config.interface.name),
+                format!("sed -i 's/^mtu *=.*/mtu = \"auto\"/' {} && qvpn-ctl reload {}", config.path.display(), config.interface.name),
             )
         });
     }

@@ -116,6 +116,11 @@ pub(super) struct Receiving {
 /// Messages of so many bytes are large.
 const LARGE: usize = 16 * 1024;
 
+/// Bytes of the largest control datagram that is no handshake: a probe of the path.
+const PROBE: usize = HEADER + 1420 + TAG;
+/// Handshakes are far smaller than the smallest IPv6 MTU.
+const HANDSHAKE: usize = 1280;
+
 impl Receiving {
     pub(super) fn new(
         shared: Shared,
@@ -229,6 +234,7 @@ impl Tables {
                 self.end_due(now);
             }
             LaneCommand::SetMtu(_)
+            | LaneCommand::SetPeerMtu { .. }
             | LaneCommand::SetKeepalive { .. }
             | LaneCommand::InstallSealing { .. }
             | LaneCommand::SendEmpty { .. }
@@ -289,11 +295,11 @@ impl Tables {
                 }
             }
             DATA if index >> 31 == 0 && datagram.len() >= HEADER + TAG => {
-                self.control(datagram, message.from)
+                self.control(datagram, message.from, PROBE)
             }
             1..=3 if self.shared.lane == 0 => {
                 if kind == 3 || (self.filter)(datagram) {
-                    self.control(datagram, message.from);
+                    self.control(datagram, message.from, HANDSHAKE);
                 } else {
                     self.shared.stats.malformed.add(1);
                 }
@@ -302,9 +308,8 @@ impl Tables {
         }
     }
 
-    fn control(&mut self, datagram: &[u8], from: SocketAddr) {
-        // The largest control datagram fits the smallest IPv6 MTU.
-        if datagram.len() > 1280 {
+    fn control(&mut self, datagram: &[u8], from: SocketAddr, most: usize) {
+        if datagram.len() > most {
             return self.shared.stats.malformed.add(1);
         }
         let event = LaneEvent::Control { lane: self.shared.lane, from, datagram: datagram.to_vec() };

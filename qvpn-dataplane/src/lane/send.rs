@@ -50,6 +50,8 @@ struct SendPeer {
     apart_until: BootNanos,
     /// The lane that sends its packets instead of this one.
     detour: Option<u8>,
+    /// Padding stays within it, where it is less than the device's.
+    mtu: usize,
 }
 
 pub(super) struct Sending {
@@ -175,6 +177,7 @@ impl Sending {
                     ended: false,
                     apart_until: 0,
                     detour: None,
+                    mtu: usize::MAX,
                 };
                 self.peers.insert(peer, added);
             }
@@ -186,6 +189,11 @@ impl Sending {
                 self.last = None;
             }
             LaneCommand::SetMtu(mtu) => self.mtu = mtu.into(),
+            LaneCommand::SetPeerMtu { peer, mtu } => {
+                if let Some(p) = self.peers.get_mut(peer) {
+                    p.mtu = mtu.into();
+                }
+            }
             LaneCommand::SetEndpoint { peer, addr } => {
                 if let Some(p) = self.peers.get_mut(peer) {
                     p.endpoint = Some(Endpoint::new(self.v6, addr));
@@ -373,7 +381,7 @@ impl Sending {
         p.last_sent = now;
         for segment in segments.clone() {
             let inner = split.map_or(packet.len(), |split| split.len(segment));
-            let padded = inner.next_multiple_of(16).min(self.mtu.max(inner));
+            let padded = inner.next_multiple_of(16).min(self.mtu.min(p.mtu).max(inner));
             let Some(room) = self.batch.room(HEADER + padded + TAG) else { return segment };
             let out = &mut room[HEADER..HEADER + inner];
             match split {

@@ -82,6 +82,9 @@ struct Boxes {
 pub struct Lanes {
     boxes: Vec<Boxes>,
     control: UdpSocket,
+    /// Handles of all lanes' sockets, for their options.
+    sockets: Vec<UdpSocket>,
+    narrow: Mutex<bool>,
     threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
@@ -98,7 +101,7 @@ impl Lanes {
                 .map_err(|source| LaneError::Start { lane: 0, what: "share the UDP socket", source })?,
             _ => return Err(LaneError::Count(count)),
         };
-        let (mut boxes, mut threads) = (Vec::new(), Vec::new());
+        let (mut boxes, mut threads, mut sockets) = (Vec::new(), Vec::new(), Vec::new());
         let (mut doors, mut ends) = (Vec::new(), Vec::new());
         for lane in (0u8..=255).take(count) {
             let failed = |source| LaneError::Start { lane, what: "make an eventfd", source };
@@ -113,6 +116,7 @@ impl Lanes {
         {
             let failed = |what| move |source| LaneError::Start { lane, what, source };
             let (receive, receive_inbox) = Mailbox::new().map_err(failed("make an eventfd"))?;
+            sockets.push(socket.try_clone().map_err(failed("share the UDP socket"))?);
             let v6 = socket.local_addr().map_err(failed("ask the UDP socket"))?.is_ipv6();
             let shared = Shared {
                 lane,
@@ -148,7 +152,7 @@ impl Lanes {
             );
             boxes.push(Boxes { send, receive });
         }
-        Ok(Self { boxes, control, threads: Mutex::new(threads) })
+        Ok(Self { boxes, control, sockets, narrow: Mutex::default(), threads: Mutex::new(threads) })
     }
 
     /// How many lanes there are.
@@ -187,6 +191,7 @@ impl Lanes {
             | LaneCommand::CloseOpening { .. }
             | LaneCommand::CloseOlder { .. }) => boxes.receive.put(command),
             command @ (LaneCommand::SetMtu(_)
+            | LaneCommand::SetPeerMtu { .. }
             | LaneCommand::SetKeepalive { .. }
             | LaneCommand::InstallSealing { .. }
             | LaneCommand::SendEmpty { .. }
@@ -201,6 +206,29 @@ impl Lanes {
     /// What the system says.
     pub fn send_control(&self, datagram: &[u8], to: SocketAddr) -> std::io::Result<()> {
         crate::udp::send_to(&self.control, datagram, to)
+    }
+
+    /// Sends a control datagram from lane 0's socket that nothing on the way may fragment: it arrives whole or not at all.
+    /// What the lane sends in the microseconds of this call may not be fragmented either.
+    ///
+    /// # Errors
+    /// What the system says, as that the datagram doesn't fit the interface's own MTU.
+    pub fn send_probe(&self, datagram: &[u8], to: SocketAddr) -> std::io::Result<()> {
+        let narrow = *self.narrow.lock().unwrap_or_else(PoisonError::into_inner);
+        crate::udp::forbid_fragments(&self.control, true, narrow);
+        let sent = crate::udp::send_to(&self.control, datagram, to);
+        crate::udp::forbid_fragments(&self.control, false, narrow);
+        sent
+    }
+
+    /// Whether outer IPv6 packets are fragmented here at what routers say that the path takes: they fragment nothing
+    /// themselves, and inner IPv6 packets may have 1,280 bytes on any path.
+    pub fn set_narrow(&self, narrow: bool) {
+        let mut before = self.narrow.lock().unwrap_or_else(PoisonError::into_inner);
+        if *before != narrow {
+            *before = narrow;
+            self.sockets.iter().for_each(|socket| crate::udp::fragment_for_path(socket, narrow));
+        }
     }
 
     /// Ends all threads and erases their keys.

@@ -113,6 +113,7 @@ impl<L: ControlLink> Peer<L> {
             self.session.starts = 0;
             if self.session.endpoint != Some(from) {
                 self.session.endpoint = Some(from);
+                self.path_moved(now);
                 self.notice(Notice::Roamed { endpoint: from });
             }
         }
@@ -124,6 +125,7 @@ impl<L: ControlLink> Peer<L> {
         if out.new_session {
             self.messenger.session_started(now);
             self.timers.set(Timer::Handshake, None);
+            self.path_used(now);
             if self.active.as_ref().is_none_or(|a| a.sealing_ends <= now) {
                 // Earlier attempts failed because there was no path; now there is one.
                 self.attempt_due(now);

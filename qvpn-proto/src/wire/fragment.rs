@@ -3,7 +3,7 @@
 
 use super::codec::{ParseError, Reader};
 use super::limits::{
-    FRAGMENT_HEADER, FRAGMENT_PAYLOAD, IPV6_HEADER, MAX_FRAGMENTS, MAX_LINK_PACKET, MAX_MESSAGE,
+    FRAGMENT_HEADER, FRAGMENT_PAYLOAD, IPV6_HEADER, MAX_FRAGMENTS, MAX_LINK_PACKET, MAX_MESSAGE, MAX_PROBE,
 };
 
 /// Names one message of a sender: random, and the same in each of its fragments and repetitions.
@@ -97,6 +97,17 @@ pub fn packets(id: MessageId, kind: Kind, message: &[u8]) -> Vec<Vec<u8>> {
         .collect()
 }
 
+/// A `Ping` padded with zeros to `size` bytes of packet, to probe the path with.
+#[must_use]
+pub fn padded_ping(id: MessageId, size: usize) -> Vec<u8> {
+    let ping = Fragment { id, kind: Kind::Ping, index: 0, count: 1, total: 0, payload: &[] };
+    let mut packet = ping.to_packet();
+    packet.resize(size.clamp(packet.len(), MAX_PROBE), 0);
+    let length = u16::try_from(packet.len() - IPV6_HEADER).unwrap_or(u16::MAX);
+    packet[4..6].copy_from_slice(&length.to_be_bytes());
+    packet
+}
+
 impl<'a> Fragment<'a> {
     /// The IPv6 packet.
     #[must_use]
@@ -148,7 +159,28 @@ impl<'a> Fragment<'a> {
         }
         let start = usize::from(index) * FRAGMENT_PAYLOAD;
         let payload = r.bytes((whole - start).min(FRAGMENT_PAYLOAD), "fragment")?;
-        r.end()?;
+        // A `Ping` may be padded, see `padded_ping`.
+        if kind != Kind::Ping {
+            r.end()?;
+        }
         Ok(Self { id, kind, index, count, total, payload })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_ping_of_each_size_parses_and_nothing_else_is_padded() {
+        for size in [0, 54, 55, 1200, 1420, 1421, 9000] {
+            let packet = padded_ping([7; 8], size);
+            assert_eq!(packet.len(), size.clamp(54, MAX_PROBE));
+            let parsed = Fragment::parse(&packet).unwrap();
+            assert_eq!((parsed.kind, parsed.id, parsed.payload), (Kind::Ping, [7; 8], &[][..]));
+            let mut other = packet;
+            other[48] = Kind::Pong as u8;
+            assert_eq!(Fragment::parse(&other).is_ok(), size <= 54);
+        }
     }
 }

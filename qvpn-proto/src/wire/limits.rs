@@ -4,6 +4,9 @@
 pub const MAX_MESSAGE: usize = 16 * 1024;
 /// Largest IPv6 packet that the control session carries: 1,280 bytes less outer IPv6, UDP and WireGuard's 32.
 pub const MAX_LINK_PACKET: usize = 1200;
+/// Largest packet that the control session carries: a padded `Ping` that probes the path, see
+/// [`path_mtu`](crate::path_mtu). With the session's own bytes it is as large as a data packet of so many inner bytes.
+pub const MAX_PROBE: usize = 1420;
 /// Fixed IPv6 header before each fragment (RFC 8200 section 3).
 pub const IPV6_HEADER: usize = 40;
 /// Our own header of a fragment, see [`fragment`](super::fragment).

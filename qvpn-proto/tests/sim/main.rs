@@ -14,6 +14,7 @@ mod link;
 mod model;
 mod network;
 mod pair;
+mod path;
 mod site;
 mod steps;
 mod storm;

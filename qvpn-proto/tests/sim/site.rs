@@ -23,6 +23,8 @@ pub struct Site {
     pub psk: Option<Arc<Psk>>,
     pub stock: usize,
     pub knows_endpoint: bool,
+    /// Looks for the largest packet that the path takes.
+    pub measures: bool,
 }
 
 pub fn identity(seed: u64) -> Arc<SecretIdentity> {
@@ -46,6 +48,7 @@ pub fn sites(policy: QkdPolicy, interval: Duration) -> [Site; 2] {
         psk: None,
         stock: 5,
         knows_endpoint: true,
+        measures: false,
     };
     [site(a, Role::Initiator, "SITE-A", "SITE-B"), site(b, Role::Responder, "SITE-B", "SITE-A")]
 }

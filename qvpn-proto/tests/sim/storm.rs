@@ -127,6 +127,8 @@ fn longest_interval(world: &World) -> Duration {
 struct Storm {
     world: World,
     rng: ChaCha20Rng,
+    /// What draws the sizes of paths.
+    paths: ChaCha20Rng,
     roams: bool,
     bad_keys: bool,
     tally: Tally,
@@ -138,7 +140,11 @@ pub fn storm(seed: u64) -> Tally {
     let tunnels = if chance(200, &mut rng) { 3 } else { 1 };
     let intervals = [100 * MS, 100 * MS, 300 * MS, S, S, 2 * S, 5 * S, 10 * S, 60 * S];
     let interval = pick(&intervals, &mut rng);
-    let tunnels: Vec<_> = (0..tunnels).map(|_| draw_sites(interval, &mut rng)).collect();
+    let mut tunnels: Vec<_> = (0..tunnels).map(|_| draw_sites(interval, &mut rng)).collect();
+    let mut paths = ChaCha20Rng::seed_from_u64(seed ^ 0x9a75);
+    for site in tunnels.iter_mut().flatten() {
+        site.measures = chance(500, &mut paths);
+    }
     let mut world = World::with(seed, tunnels, CLEAN);
     for gateway in &mut world.gateways {
         let drift = i64::try_from(below(2001, &mut rng)).unwrap() - 1000;
@@ -156,7 +162,7 @@ pub fn storm(seed: u64) -> Tally {
     world.traffic(every);
     let roams = chance(500, &mut rng);
     let mut storm =
-        Storm { world, rng, roams, bad_keys: false, tally: Tally { seeds: 1, ..Tally::default() } };
+        Storm { world, rng, paths, roams, bad_keys: false, tally: Tally { seeds: 1, ..Tally::default() } };
     storm.calm_down();
     for _ in 0..4 {
         storm.round();
@@ -191,6 +197,9 @@ impl Storm {
             if chance(300, rng) {
                 world.kms[tunnel].up = [chance(400, rng), chance(400, rng)];
             }
+        }
+        if chance(300, &mut self.paths) {
+            world.path = 1200 + below(300, &mut self.paths);
         }
         let (faults, lanes) = (world.faults, world.lane_jitter);
         world.tell(|| format!("TROUBLE: {faults:?}, lanes {lanes:?}"));
@@ -278,6 +287,7 @@ impl Storm {
         world.faults = CLEAN;
         world.lane_jitter = Duration::ZERO;
         world.cut.fill(false);
+        world.path = 9000;
         world.restart_at = None;
         // The trouble ends when the last one wakes.
         let awake = world.gateways.iter().map(|g| g.busy_until.max(g.asleep_until)).max().unwrap();

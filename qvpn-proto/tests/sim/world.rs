@@ -121,6 +121,8 @@ pub struct World {
     pub faults: Faults,
     /// Whether nothing gets from an end to the other.
     pub cut: Vec<bool>,
+    /// The largest control packet that passes; no path takes less than 1,200 bytes.
+    pub path: usize,
     /// One for each tunnel.
     pub kms: Vec<Kms>,
     /// How long an order takes to a lane, and a report back.
@@ -177,6 +179,7 @@ impl World {
             sites: tunnels.into_iter().flatten().collect(),
             faults,
             cut: Vec::new(),
+            path: 9000,
             kms,
             lane_delay: MS / 10,
             lane_jitter: Duration::ZERO,
@@ -244,7 +247,8 @@ impl World {
         let endpoint = self.address(Self::gateway_of(end ^ 1));
         let config = config(site, &self.sites[end ^ 1], endpoint, tunnel + 1);
         let lanes = usize::from(config.lanes);
-        let peer = Peer::new(config, fake, instance, now);
+        let mut peer = Peer::new(config, fake, instance, now);
+        peer.measure_path(site.measures, now);
         self.at(TICK, Happening::Tick { end, life });
         End {
             peer,
@@ -433,7 +437,8 @@ impl World {
         self.step(end, |peer, now, rng| peer.kms_answers(now, rng));
     }
 
-    fn step(&mut self, end: usize, what: impl FnOnce(&mut Peer<FakeLink>, Time, &mut ChaCha20Rng)) {
+    /// Lets an end do something.
+    pub fn step(&mut self, end: usize, what: impl FnOnce(&mut Peer<FakeLink>, Time, &mut ChaCha20Rng)) {
         self.steps += 1;
         let now = self.local(end);
         self.ends[end].link.now.store(now.as_nanos(), Relaxed);
@@ -752,8 +757,9 @@ impl World {
 
     fn transmit(&mut self, end: usize, transmit: Transmit) {
         let Transmit { to, mut datagram } = transmit;
-        assert!(datagram.len() <= 1232);
+        let size = link::packet_of(&datagram).map_or(0, <[u8]>::len);
         if let Some(Ok(fragment)) = link::packet_of(&datagram).map(Fragment::parse) {
+            assert!(size <= 1200 || (fragment.kind == Kind::Ping && size <= 1420));
             if fragment.kind == Kind::Reject {
                 self.rejects[end].push(Reject::parse(fragment.payload).unwrap());
             }
@@ -764,7 +770,10 @@ impl World {
             }
         }
         let name = name(&datagram);
-        self.tell(|| format!("end {end} sends {name} to {to}"));
+        self.tell(|| format!("end {end} sends {name} ({size} bytes) to {to}"));
+        if size > self.path.max(1200) {
+            return;
+        }
         if chance(self.faults.corrupt, &mut self.rng) {
             let at = below(datagram.len(), &mut self.rng);
             datagram[at] ^= 1 << below(8, &mut self.rng);
@@ -809,6 +818,11 @@ impl World {
             && *endpoint == SocketAddr::from(ATTACKER)
         {
             self.fail(&format!("end {end} sends to whoever repeats old datagrams"));
+        }
+        if let Notice::PathMtu { mtu } = notice
+            && !(1200..=1420).contains(&mtu)
+        {
+            self.fail(&format!("end {end} takes the path for one of {mtu} bytes"));
         }
         self.ends[end].notices.push((self.now, notice));
     }

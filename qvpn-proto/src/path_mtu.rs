@@ -1,0 +1,392 @@
+//! Finds the largest inner packet that passes the path to the other end unfragmented (as RFC 8899 does, by the other end's
+//! acknowledgements and nothing else: an ICMP error on the WAN may be forged). Pure: it says which sizes to probe and is told
+//! what was acknowledged.
+//!
+//! A probe is a padded `Ping`, sent with "don't fragment". With each round goes a small one, and a round in which that isn't
+//! acknowledged says nothing. What is in use is checked again and again; when it fails all sizes are tried side by side, and
+//! what passes is used at once: hosts remember for ten minutes how small a packet they were told to make.
+
+use std::time::Duration;
+
+use crate::time::Time;
+use crate::wire::MessageId;
+use crate::wire::limits::{MAX_LINK_PACKET, MAX_PROBE};
+
+/// The least: with it an outer packet fits 1,280 bytes, which IPv6 requires of each path.
+pub const LEAST: u16 = 1200;
+/// The most that is looked for: with it an outer IPv6 packet has 1,500 bytes.
+pub const MOST: u16 = 1420;
+/// Between two sizes: packets are padded to so many bytes.
+const STEP: usize = 16;
+
+/// How often the size in use is checked while data flows, and while it doesn't.
+const CHECK: Duration = Duration::from_secs(2);
+const CHECK_IDLE: Duration = Duration::from_secs(60);
+/// How often larger sizes are tried.
+const RAISE: Duration = Duration::from_secs(20);
+/// Rounds in which a size in use must fail.
+const FAILURES: u8 = 5;
+/// Rounds in which larger sizes are tried.
+const ROUNDS: u8 = 3;
+/// How long a round waits: two round trips and a little.
+const SHORTEST: Duration = Duration::from_millis(250);
+const LONGEST: Duration = Duration::from_secs(2);
+const MORE: Duration = Duration::from_millis(100);
+
+const _: () = assert!(LEAST as usize == MAX_LINK_PACKET && MOST as usize == MAX_PROBE);
+
+/// What a round is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Aim {
+    /// Whether the size in use still passes.
+    Check,
+    /// Whether a larger one may pass: the next and the most.
+    Peek,
+    /// Which of all larger ones passes.
+    Raise,
+}
+
+#[derive(Debug)]
+struct Round {
+    aim: Aim,
+    /// Rounds of this aim so far that told something.
+    told: u8,
+    /// Rounds of this aim so far.
+    tries: u8,
+    /// What is under way; a size of 0 is the small one.
+    probes: Vec<(MessageId, u16)>,
+    small_passed: bool,
+    best: u16,
+    ends: Time,
+}
+
+/// The search for one peer.
+#[derive(Debug)]
+pub struct PathMtu {
+    mtu: u16,
+    round: Option<Round>,
+    check_at: Time,
+    raise_at: Option<Time>,
+    /// Something went out since the last check.
+    active: bool,
+}
+
+impl PathMtu {
+    /// A search that begins as soon as it is asked, with the most as what is in use.
+    #[must_use]
+    pub fn new(now: Time) -> Self {
+        Self { mtu: MOST, round: None, check_at: now, raise_at: None, active: false }
+    }
+
+    /// The size in use: bytes of an inner packet.
+    #[must_use]
+    pub fn mtu(&self) -> u16 {
+        self.mtu
+    }
+
+    /// The path is another one: what is known must be checked.
+    pub fn moved(&mut self, now: Time) {
+        self.round = None;
+        self.check_at = now;
+        self.raise_at = (self.mtu < MOST).then_some(now);
+    }
+
+    /// Data went out, so the size matters.
+    pub fn sent(&mut self, now: Time) {
+        if !std::mem::replace(&mut self.active, true) {
+            self.check_at = self.check_at.min(now + CHECK);
+        }
+    }
+
+    /// When [`due`](Self::due) has something to do next.
+    #[must_use]
+    pub fn next(&self) -> Time {
+        match &self.round {
+            Some(round) => round.ends,
+            None => self.raise_at.map_or(self.check_at, |at| at.min(self.check_at)),
+        }
+    }
+
+    /// The sizes to probe now, 0 for a small one. To be called while there is a session, and answered by
+    /// [`probed`](Self::probed) for each.
+    pub fn due(&mut self, now: Time, round_trip: Option<Duration>) -> Vec<u16> {
+        if self.round.as_ref().is_some_and(|round| round.ends > now) || self.next() > now {
+            return Vec::new();
+        }
+        match self.round.take() {
+            Some(round) => self.end(round, now),
+            None if self.raise_at.is_some_and(|at| at <= now) => self.begin(Aim::Peek, self.mtu, now),
+            None => self.begin(Aim::Check, 0, now),
+        }
+        let Some(round) = &mut self.round else { return Vec::new() };
+        let wait = round_trip.map_or(SHORTEST * 2, |rtt| (rtt * 2 + MORE).clamp(SHORTEST, LONGEST));
+        round.ends = now + wait;
+        let mut sizes = vec![0];
+        match round.aim {
+            Aim::Check => sizes.push(self.mtu),
+            Aim::Peek => {
+                sizes.extend(candidates().find(|size| *size > self.mtu && *size < MOST));
+                sizes.push(MOST);
+            }
+            Aim::Raise => sizes.extend(candidates().filter(|size| *size > round.best)),
+        }
+        sizes
+    }
+
+    /// A probe of `size` went out under this ID.
+    pub fn probed(&mut self, id: MessageId, size: u16) {
+        if let Some(round) = &mut self.round {
+            round.probes.push((id, size));
+        }
+    }
+
+    /// Whether an acknowledgement of this ID means anything here.
+    pub fn acknowledged(&mut self, id: &MessageId, now: Time) {
+        let Some(round) = &mut self.round else { return };
+        let Some((_, size)) = round.probes.iter().find(|(probe, _)| probe == id) else { return };
+        match *size {
+            0 => round.small_passed = true,
+            size => round.best = round.best.max(size),
+        }
+        // All that was asked is known.
+        let done = match round.aim {
+            Aim::Check => round.best >= self.mtu,
+            Aim::Peek => round.best > self.mtu,
+            Aim::Raise => round.best == MOST,
+        };
+        if done {
+            round.ends = round.ends.min(now);
+        }
+    }
+
+    /// The first round of an aim, where `best` is known to pass.
+    fn begin(&mut self, aim: Aim, best: u16, now: Time) {
+        let probes = Vec::new();
+        self.round = Some(Round { aim, told: 0, tries: 0, probes, small_passed: false, best, ends: now });
+    }
+
+    /// A round ended: what follows from it, which may be another one.
+    fn end(&mut self, mut round: Round, now: Time) {
+        round.tries += 1;
+        round.told += u8::from(round.small_passed);
+        round.small_passed = false;
+        match round.aim {
+            Aim::Check if round.best >= self.mtu => self.rest(now),
+            Aim::Check if round.told >= FAILURES && self.mtu > LEAST => self.begin(Aim::Raise, LEAST, now),
+            // The least is never given up.
+            Aim::Check if round.told >= FAILURES => self.rest(now),
+            Aim::Peek if round.best > self.mtu && round.best < MOST => {
+                self.mtu = round.best;
+                self.begin(Aim::Raise, round.best, now);
+            }
+            Aim::Peek | Aim::Raise if round.best == MOST || round.told >= ROUNDS => {
+                self.mtu = round.best;
+                self.raise_at = None;
+                self.rest(now);
+            }
+            // The other end can't be asked just now.
+            aim if round.tries >= 2 * FAILURES => {
+                if aim != Aim::Check {
+                    self.mtu = round.best;
+                }
+                self.raise_at = None;
+                self.rest(now);
+            }
+            aim => {
+                if aim == Aim::Raise && round.told > 0 {
+                    self.mtu = round.best;
+                }
+                self.round = Some(round);
+            }
+        }
+    }
+
+    fn rest(&mut self, now: Time) {
+        self.check_at = now + if std::mem::take(&mut self.active) { CHECK } else { CHECK_IDLE };
+        if self.mtu == MOST {
+            self.raise_at = None;
+        } else if self.raise_at.is_none_or(|at| at <= now) {
+            self.raise_at = Some(now + RAISE);
+        }
+    }
+}
+
+/// All sizes that are tried.
+fn candidates() -> impl Iterator<Item = u16> {
+    (LEAST..MOST).step_by(STEP).chain(std::iter::once(MOST))
+}
+
+#[cfg(test)]
+mod tests {
+    use rand_chacha::ChaCha20Rng;
+    use rand_chacha::rand_core::{Rng, SeedableRng};
+
+    use super::*;
+
+    const MS: Duration = Duration::from_millis(1);
+    const S: Duration = Duration::from_secs(1);
+
+    /// A path with a size, a round trip and losses, on a virtual clock.
+    struct World {
+        search: PathMtu,
+        now: Time,
+        /// The largest that passes; 0 lets nothing pass.
+        path: u16,
+        round_trip: Duration,
+        /// Per mille, of probes and their answers together.
+        loss: u32,
+        busy: bool,
+        rng: ChaCha20Rng,
+        answers: Vec<(Time, MessageId)>,
+        id: u64,
+        bytes: usize,
+        /// Each change of the size in use, with its time.
+        changes: Vec<(Time, u16)>,
+    }
+
+    impl World {
+        fn new(path: u16, seed: u64) -> Self {
+            let now = Time::from_nanos(50_000_000_000);
+            Self {
+                search: PathMtu::new(now),
+                now,
+                path,
+                round_trip: MS * 20,
+                loss: 0,
+                busy: true,
+                rng: ChaCha20Rng::seed_from_u64(seed),
+                answers: Vec::new(),
+                id: 0,
+                bytes: 0,
+                changes: vec![(now, MOST)],
+            }
+        }
+
+        fn run(&mut self, span: Duration) {
+            let end = self.now + span;
+            while self.now < end {
+                if self.busy {
+                    self.search.sent(self.now);
+                }
+                let now = self.now;
+                for (_, id) in self.answers.extract_if(.., |(at, _)| *at <= now) {
+                    self.search.acknowledged(&id, now);
+                }
+                for size in self.search.due(now, Some(self.round_trip)) {
+                    self.id += 1;
+                    let id = self.id.to_be_bytes();
+                    self.search.probed(id, size);
+                    self.bytes += usize::from(size).max(54) + 80;
+                    let lost = self.rng.next_u32() % 1000 < self.loss;
+                    if size <= self.path && self.path > 0 && !lost {
+                        self.answers.push((now + self.round_trip, id));
+                    }
+                }
+                assert!(LEAST <= self.search.mtu() && self.search.mtu() <= MOST);
+                if self.changes.last().unwrap().1 != self.search.mtu() {
+                    self.changes.push((now, self.search.mtu()));
+                }
+                self.now = self.now + MS * 5;
+            }
+        }
+
+        fn mtu(&self) -> u16 {
+            self.search.mtu()
+        }
+    }
+
+    #[test]
+    fn each_path_is_found_to_the_step_within_three_seconds() {
+        for (path, expected) in [
+            (1420, 1420),
+            (9000, 1420),
+            (1419, 1408),
+            (1408, 1408),
+            (1407, 1392),
+            (1300, 1296),
+            (1216, 1216),
+            (1215, 1200),
+            (1200, 1200),
+        ] {
+            let mut world = World::new(path, 1);
+            world.run(S * 3);
+            assert_eq!(world.mtu(), expected, "path {path}: {:?}", world.changes);
+        }
+    }
+
+    #[test]
+    fn a_path_that_shrinks_and_widens_is_followed() {
+        let mut world = World::new(1420, 2);
+        world.run(S * 30);
+        for (path, expected) in [(1220, 1216), (1200, 1200), (1320, 1312), (1420, 1420)] {
+            let before = world.mtu();
+            world.path = path;
+            let start = world.now;
+            world.run(S * 25);
+            assert_eq!(world.mtu(), expected, "{:?}", world.changes);
+            if path < before {
+                let fell = world.changes.iter().find(|(at, mtu)| *at >= start && *mtu <= path).unwrap().0;
+                assert!(fell.since(start) < S * 8, "too large for {:?}", fell.since(start));
+            }
+        }
+    }
+
+    #[test]
+    fn losses_do_not_make_it_small() {
+        for seed in 0..20 {
+            let mut world = World::new(1420, seed);
+            (world.loss, world.round_trip) = (200, MS * 200);
+            world.run(S * 600);
+            let small: Vec<_> = world.changes.iter().filter(|(_, mtu)| *mtu < 1420).collect();
+            assert!(small.len() <= 4, "seed {seed}: {small:?}");
+            assert_eq!(world.mtu(), 1420, "seed {seed}: {:?}", world.changes);
+            // And a narrow path is found through them.
+            world.path = 1300;
+            world.run(S * 60);
+            assert_eq!(world.mtu(), 1296, "seed {seed}: {:?}", world.changes);
+        }
+    }
+
+    #[test]
+    fn a_path_that_is_gone_says_nothing_of_its_size() {
+        let mut world = World::new(1420, 3);
+        world.run(S * 10);
+        world.path = 0;
+        world.run(S * 300);
+        assert_eq!(world.changes.len(), 1, "{:?}", world.changes);
+        world.path = 1300;
+        world.run(S * 70);
+        assert_eq!(world.mtu(), 1296);
+        world.path = 0;
+        world.run(S * 300);
+        assert_eq!(world.mtu(), 1296);
+    }
+
+    #[test]
+    fn after_roaming_the_size_is_right_at_once() {
+        let mut world = World::new(1300, 4);
+        world.busy = false;
+        world.run(S * 100);
+        assert_eq!(world.mtu(), 1296);
+        world.path = 1420;
+        world.search.moved(world.now);
+        world.run(S);
+        assert_eq!(world.mtu(), 1420);
+        world.path = 1250;
+        world.search.moved(world.now);
+        world.run(S * 4);
+        assert_eq!(world.mtu(), 1248);
+    }
+
+    #[test]
+    fn it_costs_little() {
+        for (path, busy, most) in [(1420, true, 60_000), (1420, false, 3_500), (1200, true, 100_000)] {
+            let mut world = World::new(path, 5);
+            world.busy = busy;
+            world.run(S * 10);
+            world.bytes = 0;
+            world.run(S * 60);
+            assert!(world.bytes <= most, "path {path}: {} bytes a minute", world.bytes);
+        }
+    }
+}

@@ -1,0 +1,94 @@
+//! What the two ends tell each other of their path: lanes on which nothing is heard, and sizes that pass.
+
+use std::time::Duration;
+
+use qvpn_proto::path_mtu::MOST;
+use qvpn_proto::wire::Lanes;
+use qvpn_proto::{Notice, QkdPolicy, State};
+
+use crate::clock::{MS, S};
+use crate::network::{CLEAN, Faults, ROUGH};
+use crate::site::sites;
+use crate::world::World;
+
+/// Two sites of four lanes; the first one looks for the largest packet.
+fn world(seed: u64, path: usize, faults: Faults) -> World {
+    let mut sites = sites(QkdPolicy::Required, 10 * S);
+    sites.iter_mut().for_each(|site| site.lanes = 4);
+    sites[0].measures = true;
+    let mut world = World::new(seed, sites, faults);
+    world.path = path;
+    assert!(world.run_until(60 * S, |w| w.both(State::Up)), "seed {seed}");
+    world
+}
+
+fn set_unheard(world: &mut World, end: usize, lanes: Lanes) {
+    world.step(end, |peer, now, rng| peer.set_unheard(lanes, now, rng));
+}
+
+#[test]
+fn each_end_hears_which_lanes_the_other_does_not_hear() {
+    for seed in 0..5 {
+        let mut world = world(seed, 9000, ROUGH);
+        let there = |world: &World, end: usize| world.view(end).unheard_there;
+        for (end, lanes) in [(0, Lanes(0b1010)), (1, Lanes(0b0001)), (0, Lanes(0b1000)), (0, Lanes(0))] {
+            set_unheard(&mut world, end, lanes);
+            assert!(world.run_until(20 * S, |w| there(w, 1 - end) == lanes), "seed {seed}: {lanes:?}");
+        }
+        // An end that starts anew is told again, and what the former one said is forgotten.
+        set_unheard(&mut world, 0, Lanes(0b0100));
+        world.run(20 * S);
+        world.restart(1);
+        assert!(world.run_until(60 * S, |w| there(w, 1) == Lanes(0b0100)), "seed {seed}");
+        assert!(world.run_until(60 * S, |w| there(w, 0) == Lanes(0)), "seed {seed}");
+    }
+}
+
+/// The sizes in use by the notices of an end.
+fn told(world: &World, end: usize) -> Vec<u16> {
+    let mtu = |notice: &Notice| if let Notice::PathMtu { mtu } = notice { Some(*mtu) } else { None };
+    world.ends[end].notices.iter().filter_map(|(_, notice)| mtu(notice)).collect()
+}
+
+fn measured(seed: u64, faults: Faults, path: usize, within: Duration, expected: u16) {
+    let mut world = world(seed, path, faults);
+    world.traffic(50 * MS);
+    world.run(within / 2);
+    let last = |world: &World| told(world, 0).last().copied().unwrap_or(MOST);
+    if !world.run_until(within / 2, |w| last(w) == expected) {
+        let told = told(&world, 0);
+        world.fail(&format!("{told:?} of a path of {path}"));
+    }
+    assert!(told(&world, 1).is_empty(), "the other end wasn't asked to measure");
+    assert!(world.both(State::Up), "{}", world.story(0));
+}
+
+#[test]
+fn the_path_is_measured_through_the_control_session() {
+    measured(1, CLEAN, 9000, 6 * S, 1420);
+    measured(2, CLEAN, 1300, 6 * S, 1296);
+    measured(3, CLEAN, 1200, 6 * S, 1200);
+    for seed in 4..8 {
+        measured(seed, ROUGH, 1300, 60 * S, 1296);
+    }
+}
+
+#[test]
+fn it_follows_the_path_and_survives_a_restart_of_the_other_end() {
+    let mut world = world(9, 9000, CLEAN);
+    world.traffic(50 * MS);
+    world.run(10 * S);
+    assert!(told(&world, 0).is_empty());
+    for (path, expected) in [(1300, 1296), (1216, 1216), (9000, 1420)] {
+        world.path = path;
+        world.run(40 * S);
+        assert_eq!(told(&world, 0).last(), Some(&expected), "{:?}", told(&world, 0));
+        world.restart(1);
+        assert!(world.run_until(60 * S, |w| w.both(State::Up)));
+    }
+    world.step(0, |peer, now, _| peer.measure_path(false, now));
+    let before = told(&world, 0);
+    world.path = 1250;
+    world.run(60 * S);
+    assert_eq!(told(&world, 0), before, "nobody measures any more");
+}
