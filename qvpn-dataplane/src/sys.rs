@@ -89,6 +89,12 @@ pub(crate) fn poll_writable(fd: BorrowedFd<'_>, millis: c_int) -> bool {
 /// How far before the rest of the program, by nice value, the threads of lanes stand.
 const BEFORE: c_int = 10;
 
+/// Puts this thread, and those that it will make, before others as lanes are; whether the system allowed it.
+pub(crate) fn stand_before_others() -> bool {
+    // SAFETY: the call takes numbers only; 0 is this thread.
+    unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, -BEFORE) == 0 }
+}
+
 /// Puts this thread before others, where the system allows it (CAP_SYS_NICE or RLIMIT_NICE): packets of a gateway
 /// should not wait for its other work. As a batch worker it also interrupts nobody by waking up, so that it finds more to
 /// do when its turn comes; without the better place it would come too late then.
@@ -96,7 +102,7 @@ pub(crate) fn prefer_this_thread() {
     // SAFETY: the calls take numbers only; 0 is this thread.
     let preferred = unsafe {
         let nice = libc::getpriority(libc::PRIO_PROCESS, 0);
-        libc::setpriority(libc::PRIO_PROCESS, 0, nice - BEFORE) == 0
+        nice <= -BEFORE || libc::setpriority(libc::PRIO_PROCESS, 0, nice - BEFORE) == 0
     };
     if preferred {
         let none = libc::sched_param { sched_priority: 0 };

@@ -35,8 +35,11 @@ const PLACE: u64 = 20 + 10;
 /// If the limit on locked memory is too low, or the system refuses.
 pub(crate) fn enter(socket_dir: &Path) -> Result<Vec<String>, DaemonError> {
     setrlimit(Resource::RLIMIT_CORE, 0, 0).map_err(refused("forbid core dumps"))?;
-    // Lanes stand before ordinary threads. Only root can raise this limit; the shipped unit has it.
-    let _ = setrlimit(Resource::RLIMIT_NICE, PLACE, PLACE);
+    // Lanes stand before ordinary threads. Only root can raise this limit; the shipped unit has it. A container's root may not,
+    // and yet be allowed to step before others: then all of the daemon does so now, while it is root.
+    if setrlimit(Resource::RLIMIT_NICE, PLACE, PLACE).is_err() {
+        qvpn_dataplane::stand_before_others();
+    }
     let mut done = vec![user::become_unprivileged(socket_dir)?];
     // After the change of user, which makes a process dumpable again.
     set_dumpable(false).map_err(refused("forbid dumps of the process's memory"))?;

@@ -261,6 +261,12 @@ pub(super) struct Shared {
     pub(super) dscp: Dscp,
 }
 
+/// Puts this thread, and all that it will make, where lanes put themselves: ten nice values before others. For a program that
+/// gives up the right to do so before it starts its lanes. Whether the system allowed it.
+pub fn stand_before_others() -> bool {
+    sys::stand_before_others()
+}
+
 fn spawn(
     name: String,
     shared: Shared,
