@@ -6,7 +6,8 @@
 #   scripts/fuzz.sh                        each target for 10 minutes
 #   scripts/fuzz.sh SECONDS [TARGET...]    these targets, or all, for so long each
 #   scripts/fuzz.sh keep [TARGET...]       adds the smallest inputs that reach what the seeds don't to fuzz/seeds
-#   scripts/fuzz.sh coverage [TARGET...]   which lines of each parser seeds and corpus reach, in target/fuzz/coverage.txt
+#   scripts/fuzz.sh coverage [TARGET...]   which lines of each parser seeds, corpus and a short run reach, in
+#                                          target/fuzz/coverage.txt; files also hold what writes messages, or does other work
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit
 export PATH="$PATH:$HOME/.cargo/bin"
@@ -59,22 +60,32 @@ source_of() {
     esac
 }
 
+# The same bodies on stable, with every seed and all of the corpus: seconds, where cargo-fuzz would build each target anew.
 coverage() {
-    local tools target lines
+    local tools program target file lines wrong=0
     tools="$(rustc +nightly --print sysroot)/lib/rustlib/$(rustc +nightly -vV | sed -n 's/^host: //p')/bin"
-    [ -x "$tools/llvm-cov" ] || { echo "SKIPPED  coverage (rustup component add llvm-tools --toolchain nightly)"; exit 77; }
+    [ -x "$tools/llvm-cov" ] || { echo "SKIPPED  coverage (rustup component add llvm-tools --toolchain nightly)"; return 77; }
+    program=$(RUSTC_WORKSPACE_WRAPPER="$PWD/scripts/instrumented-rustc.sh" cargo test --locked --package tests --test fuzz \
+        --no-run --message-format json 2>"$folder/coverage.log" |
+        python3 -c 'import json,sys
+for line in sys.stdin:
+    unit = json.loads(line)
+    if unit.get("target", {}).get("name") == "fuzz" and unit.get("executable"): print(unit["executable"])')
+    [ -x "$program" ] || { echo "FAILED   coverage, see $folder/coverage.log"; return 1; }
+    rm -f "$folder"/*.profraw
     for target in $targets; do
-        cargo +nightly fuzz coverage "$target" "fuzz/corpus/$target" "fuzz/seeds/$target" >"$folder/$target.coverage.log" 2>&1 ||
-            { echo "$target: failed, see $folder/$target.coverage.log"; continue; }
+        QVPN_FUZZ_CORPUS=1 LLVM_PROFILE_FILE="$folder/$target.profraw" "$program" --exact "$target" \
+            >>"$folder/coverage.log" 2>&1 || { echo "$target: failed, see $folder/coverage.log"; wrong=1; continue; }
+        "$tools/llvm-profdata" merge -sparse "$folder/$target.profraw" -o "$folder/$target.profdata" || { wrong=1; continue; }
         for file in $(source_of "$target"); do
-            lines=$("$tools/llvm-cov" export -summary-only \
-                -instr-profile="fuzz/coverage/$target/coverage.profdata" \
-                "$(find fuzz/target target -path '*coverage*' -type f -name "$target" -perm -u+x | head -1)" \
-                "$file" 2>/dev/null |
+            lines=$("$tools/llvm-cov" export -summary-only -instr-profile="$folder/$target.profdata" "$program" "$PWD/$file" |
                 python3 -c 'import json,sys; l=json.load(sys.stdin)["data"][0]["totals"]["lines"]; print(l["covered"], l["count"])')
-            printf '%-18s %-42s %s of %s lines\n' "$target" "$file" ${lines:-? ?}
+            # shellcheck disable=SC2086
+            printf '%-18s %-42s %4s of %4s lines\n' "$target" "$file" ${lines:-? ?}
         done
-    done | tee "$folder/coverage.txt"
+    done > >(tee "$folder/coverage.txt")
+    rm -f "$folder"/*.profraw
+    return $wrong
 }
 
 keep() {

@@ -289,14 +289,29 @@ pub enum PeerDrop {
     Auth,
     /// Its inner source is not in the peer's allowed IPs.
     NotAllowedIp,
+    /// The control session did not take it: not made by the peer's key, late, or come before. A few are normal.
+    Control,
+    /// In the control session, but no message.
+    Malformed,
+    /// A message that was answered by a `Reject`, or a confirmation that proves nothing.
+    Refused,
     /// A queue was full.
     QueueFull,
 }
 
 impl PeerDrop {
     /// All reasons.
-    pub const ALL: [Self; 6] =
-        [Self::NoEpoch, Self::Expired, Self::Replay, Self::Auth, Self::NotAllowedIp, Self::QueueFull];
+    pub const ALL: [Self; 9] = [
+        Self::NoEpoch,
+        Self::Expired,
+        Self::Replay,
+        Self::Auth,
+        Self::NotAllowedIp,
+        Self::Control,
+        Self::Malformed,
+        Self::Refused,
+        Self::QueueFull,
+    ];
 
     /// The fixed name, a key of [`PeerStatus::drops`].
     #[must_use]
@@ -307,6 +322,9 @@ impl PeerDrop {
             Self::Replay => "replay",
             Self::Auth => "auth",
             Self::NotAllowedIp => "not_allowed_ip",
+            Self::Control => "control",
+            Self::Malformed => "malformed",
+            Self::Refused => "refused",
             Self::QueueFull => "queue_full",
         }
     }
@@ -315,19 +333,22 @@ impl PeerDrop {
 /// Why a packet was dropped that belonged to no peer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum InterfaceDrop {
-    /// No peer's allowed IPs hold the destination.
+    /// No peer's allowed IPs hold the destination, or a handshake was started by a key that is no peer's.
     NoPeer,
     /// Not a packet that the protocol knows.
     Malformed,
     /// A receiver index that is not ours.
     UnknownIndex,
+    /// The start of a handshake that was answered by a cookie, under load.
+    Cookie,
     /// A queue was full.
     QueueFull,
 }
 
 impl InterfaceDrop {
     /// All reasons.
-    pub const ALL: [Self; 4] = [Self::NoPeer, Self::Malformed, Self::UnknownIndex, Self::QueueFull];
+    pub const ALL: [Self; 5] =
+        [Self::NoPeer, Self::Malformed, Self::UnknownIndex, Self::Cookie, Self::QueueFull];
 
     /// The fixed name, a key of [`InterfaceStatus::drops`].
     #[must_use]
@@ -336,6 +357,7 @@ impl InterfaceDrop {
             Self::NoPeer => "no_peer",
             Self::Malformed => "malformed",
             Self::UnknownIndex => "unknown_index",
+            Self::Cookie => "cookie",
             Self::QueueFull => "queue_full",
         }
     }

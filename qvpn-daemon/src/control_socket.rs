@@ -18,7 +18,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::broadcast::error::RecvError;
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 use crate::error::DaemonError;
 use crate::events::Events;
@@ -26,7 +26,7 @@ use crate::sys;
 
 /// The group that may use the socket.
 const GROUP: &str = "qvpn";
-/// Connections at once.
+/// Connections at once: of those who may change something, and of all others.
 const CONNECTIONS: usize = 64;
 /// How long a client may leave a reply unread.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -101,7 +101,7 @@ impl ControlSocket {
 
     /// Serves for ever.
     pub(crate) async fn serve(self, interface: String, events: Arc<Events>, owner: mpsc::Sender<Asked>) {
-        let places = Arc::new(Semaphore::new(CONNECTIONS));
+        let places = Places::default();
         let listener = self.listener.try_clone().and_then(UnixListener::from_std);
         let listener = match listener {
             Ok(listener) => listener,
@@ -116,17 +116,18 @@ impl ControlSocket {
                     continue;
                 }
             };
-            let place = places.clone().try_acquire_owned();
+            let may_write = self.writers.include(&stream);
+            let place = places.take(may_write);
             let client = Client {
                 interface: interface.clone(),
                 events: events.clone(),
                 owner: owner.clone(),
-                may_write: self.writers.include(&stream),
+                may_write,
             };
             tokio::spawn(async move {
                 let result = match place {
-                    Ok(_place) => client.converse(stream).await,
-                    Err(_) => {
+                    Some(_place) => client.converse(stream).await,
+                    None => {
                         let busy = ErrorReply::new(
                             ErrorCode::Busy,
                             "too many control connections at once; try again",
@@ -146,6 +147,27 @@ impl Drop for ControlSocket {
     fn drop(&mut self) {
         // At worst a stale socket stays, which the next start replaces.
         let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+/// Connections at once. Those who may change something have places of their own, so that nobody else on the machine can
+/// lock them out by connecting and saying nothing.
+struct Places {
+    writers: Arc<Semaphore>,
+    others: Arc<Semaphore>,
+}
+
+impl Default for Places {
+    fn default() -> Self {
+        let places = || Arc::new(Semaphore::new(CONNECTIONS));
+        Self { writers: places(), others: places() }
+    }
+}
+
+impl Places {
+    fn take(&self, may_write: bool) -> Option<OwnedSemaphorePermit> {
+        let places = if may_write { &self.writers } else { &self.others };
+        places.clone().try_acquire_owned().ok()
     }
 }
 
@@ -328,6 +350,17 @@ mod tests {
             assert!(matches!(rekey, Reply::Rekey { .. }), "{writers:?}: {rekey:?}");
         }
         assert_eq!(Writers::of_this_system().users, [Uid::from_raw(0), geteuid()]);
+    }
+
+    #[test]
+    fn who_may_only_read_locks_nobody_out() {
+        let places = Places::default();
+        let taken: Vec<_> = (0..1000).map_while(|_| places.take(false)).collect();
+        assert_eq!(taken.len(), CONNECTIONS);
+        let writer = places.take(true);
+        assert!(writer.is_some());
+        drop(taken);
+        assert!(places.take(false).is_some());
     }
 
     #[tokio::test]

@@ -34,6 +34,19 @@ const CERTIFICATES: Duration = Duration::from_secs(60);
 /// Pre-shared keys in the order of the config's peers.
 pub(crate) type Psks = Vec<Option<Arc<Psk>>>;
 
+/// Datagrams that passed a lane and were dropped before they belonged to a peer.
+#[derive(Default, Clone, Copy)]
+pub(crate) struct GateDrops {
+    /// Of the control session of no peer of ours.
+    pub(crate) unknown_index: u64,
+    /// Starts by a key that is no peer's.
+    pub(crate) no_peer: u64,
+    /// No message of ours all the same.
+    pub(crate) malformed: u64,
+    /// Starts that were answered by a cookie, under load.
+    pub(crate) cookie: u64,
+}
+
 /// All peers of the daemon.
 pub(crate) struct Peers {
     pub(crate) config: Config,
@@ -42,8 +55,8 @@ pub(crate) struct Peers {
     pub(crate) kme_counts: Arc<KmeCounts>,
     pub(crate) shared: Shared,
     pub(crate) started: Time,
-    /// Datagrams that passed a lane and were no message of ours all the same.
-    pub(crate) malformed: u64,
+    /// What passed a lane and was dropped before it belonged to a peer.
+    pub(crate) drops: GateDrops,
     gate: Gate,
     slots: BTreeMap<u16, Slot>,
     by_key: HashMap<[u8; 32], u16>,
@@ -75,7 +88,7 @@ impl Peers {
             kme_counts,
             shared,
             started: now,
-            malformed: 0,
+            drops: GateDrops::default(),
             gate,
             slots: BTreeMap::new(),
             by_key: HashMap::new(),
@@ -170,14 +183,24 @@ impl Peers {
             Sorted::Peer(number) => number,
             Sorted::Handshake { x25519 } => match self.by_key.get(&x25519) {
                 Some(number) => *number,
-                None => return self.stranger(&x25519, from, now),
+                None => {
+                    self.drops.no_peer += 1;
+                    return self.stranger(&x25519, from, now);
+                }
             },
-            Sorted::Reply(datagram) => return self.shared.transmit(&datagram, from),
+            Sorted::Reply(datagram) => {
+                self.drops.cookie += 1;
+                return self.shared.transmit(&datagram, from);
+            }
             Sorted::Malformed => {
-                self.malformed += 1;
+                self.drops.malformed += 1;
                 return;
             }
         };
+        if !self.slots.contains_key(&number) {
+            self.drops.unknown_index += 1;
+            return;
+        }
         self.with(number, now, |slot, shared| {
             slot.peer.handle_datagram(datagram, from, now, &mut shared.rng);
         });

@@ -5,7 +5,8 @@ use std::time::Duration;
 use kms_client::{Kme, KmeState};
 use qvpn_api::config;
 use qvpn_api::status::{
-    Counts, ExchangeRole, InterfaceStatus, KeySource, KmeStatus, LaneStatus, PeerState, PeerStatus, Status,
+    Counts, ExchangeRole, InterfaceDrop, InterfaceStatus, KeySource, KmeStatus, LaneStatus, PeerDrop,
+    PeerState, PeerStatus, Status,
 };
 use qvpn_dataplane::PeerStats;
 use qvpn_proto::event::Sources;
@@ -22,7 +23,11 @@ pub(crate) fn status(peers: &Peers, now: Time) -> Status {
     let mtu = u32::from(translate::mtu(interface.mtu));
     let mut drops: Counts =
         peers.shared.stats.drops().into_iter().map(|(name, n)| (name.to_owned(), n)).collect();
-    *drops.entry("malformed".to_owned()).or_default() += peers.malformed;
+    let gate = &peers.drops;
+    add(&mut drops, InterfaceDrop::NoPeer.as_str(), gate.no_peer);
+    add(&mut drops, InterfaceDrop::Malformed.as_str(), gate.malformed);
+    add(&mut drops, InterfaceDrop::UnknownIndex.as_str(), gate.unknown_index);
+    add(&mut drops, InterfaceDrop::Cookie.as_str(), gate.cookie);
     Status::new(vec![InterfaceStatus {
         name: interface.name.clone(),
         public_key: peers.local.public().to_string(),
@@ -35,6 +40,10 @@ pub(crate) fn status(peers: &Peers, now: Time) -> Status {
         kmes: peers.kmes.iter().map(|(config, kme)| kme_status(config, kme)).collect(),
         peers: peers.in_order().map(|slot| peer_status(slot, interface.listen_port, mtu, now)).collect(),
     }])
+}
+
+fn add(drops: &mut Counts, name: &str, n: u64) {
+    *drops.entry(name.to_owned()).or_default() += n;
 }
 
 /// What a key is made of, in the status' words.
@@ -79,8 +88,11 @@ fn peer_status(slot: &Slot, listen_port: u16, mtu: u32, now: Time) -> PeerStatus
     let total = |of: fn(&PeerStats) -> u64| Some(slot.lanes.iter().map(|lane| of(&lane.stats)).sum());
     let mut drops = Counts::new();
     for (name, n) in slot.lanes.iter().flat_map(|lane| lane.stats.drops()) {
-        *drops.entry(name.to_owned()).or_default() += n;
+        add(&mut drops, name, n);
     }
+    add(&mut drops, PeerDrop::Control.as_str(), view.drops.control);
+    add(&mut drops, PeerDrop::Malformed.as_str(), view.drops.malformed);
+    add(&mut drops, PeerDrop::Refused.as_str(), view.drops.refused);
     PeerStatus {
         name: slot.config.name.clone(),
         public_key: slot.config.public_key.to_string(),

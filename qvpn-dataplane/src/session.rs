@@ -266,6 +266,15 @@ mod tests {
         assert_eq!(open.open(&mut buffer[..32], 99).unwrap_err(), OpenError::Auth);
     }
 
+    /// The count would not fit after it. No honest end seals so many.
+    #[test]
+    fn the_last_counter_of_all_never_opens() {
+        let mut window = ReplayWindow::default();
+        assert!(!window.is_new(u64::MAX));
+        assert!(window.is_new(u64::MAX - 1) && window.accept(u64::MAX - 1));
+        assert!(!window.is_new(u64::MAX));
+    }
+
     proptest! {
         #[test]
         fn the_window_agrees_with_a_set(counters in proptest::collection::vec(0u64..6000, 1..400)) {

@@ -37,6 +37,8 @@ pub struct LinkOutput {
     /// The peer's key made a start of a handshake that carries no later time than one before: a repetition, or the peer's
     /// clock was set back.
     pub stale_start: bool,
+    /// The datagram came to nothing: the peer's key did not make it, not for a session that is in use, or it came before.
+    pub dropped: bool,
 }
 
 /// A session that authenticates the peer by its X25519 key and carries small packets.
@@ -266,6 +268,7 @@ impl ControlLink for WireGuardLink {
         let is_data = datagram.first() == Some(&4);
         let mut buffer = [0u8; 2048];
         if datagram.len() > buffer.len() {
+            out.dropped = true;
             return out;
         }
         let result = with_scrubbed_stack(|| {
@@ -275,6 +278,7 @@ impl ControlLink for WireGuardLink {
                 out.authenticated = true;
             }
             out.stale_start = matches!(result, TunnResult::Err(WireGuardError::WrongTai64nTimestamp));
+            out.dropped = matches!(result, TunnResult::Err(_));
             take(result, &mut out)
         });
         let mut more = result;

@@ -392,6 +392,17 @@ impl State {
     }
 }
 
+/// What came for the control session of a peer and was dropped, since the start.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct ControlDrops {
+    /// Datagrams that the session dropped: not made by the peer's key, late, or come before.
+    pub control: u64,
+    /// In the session, but no message.
+    pub malformed: u64,
+    /// Messages that were answered by a `Reject`, and confirmations that prove nothing.
+    pub refused: u64,
+}
+
 /// What `show` tells of a peer. Spans are relative to the moment of asking; `None` is unknown.
 #[derive(Debug, Clone, PartialEq)]
 pub struct PeerView {
@@ -430,6 +441,8 @@ pub struct PeerView {
     pub rekeys: u64,
     /// Failed attempts by reason.
     pub rekey_failures: Vec<(FailureReason, u64)>,
+    /// What came for the control session and was dropped.
+    pub drops: ControlDrops,
     /// Since the last handshake of the control session.
     pub control_handshake_ago: Option<Duration>,
     /// The agreed interval, or ours before it is agreed.

@@ -19,7 +19,8 @@ use crate::config::{PeerConfig, Role};
 use crate::control_link::ControlLink;
 use crate::epoch::{ActiveEpoch, Indices};
 use crate::event::{
-    Event, FailureReason, KeyKind, KmsReport, LaneOrder, LaneReport, Notice, Sources, State, Transmit,
+    ControlDrops, Event, FailureReason, KeyKind, KmsReport, LaneOrder, LaneReport, Notice, Sources, State,
+    Transmit,
 };
 use crate::messenger::{Arrived, Messenger};
 use crate::path_mtu::PathMtu;
@@ -73,6 +74,7 @@ pub struct Peer<L> {
     last_state: State,
     rekeys: u64,
     failures: BTreeMap<FailureReason, u64>,
+    drops: ControlDrops,
 }
 
 impl<L: ControlLink> Peer<L> {
@@ -112,6 +114,7 @@ impl<L: ControlLink> Peer<L> {
             last_state: State::Connecting,
             rekeys: 0,
             failures: BTreeMap::new(),
+            drops: ControlDrops::default(),
         };
         peer.timers.set(Timer::LinkTick, Some(now));
         let wait = match peer.config.role {
@@ -127,8 +130,12 @@ impl<L: ControlLink> Peer<L> {
         self.ensure_hello(now, rng);
         let (session, packets) = self.link_datagram(datagram, from, now);
         for packet in packets {
-            if let Arrived::Message { id, kind, body } = self.messenger.receive(&packet, now, rng) {
-                self.handle_message(id, kind, &body, session, now, rng);
+            match self.messenger.receive(&packet, now, rng) {
+                Arrived::Message { id, kind, body } => {
+                    self.handle_message(id, kind, &body, session, now, rng)
+                }
+                Arrived::Malformed => self.drops.malformed += 1,
+                Arrived::Nothing => {}
             }
         }
         self.settle(now, rng);
@@ -300,11 +307,10 @@ impl<L: ControlLink> Peer<L> {
             Kind::Rekey => self.asked_to_rekey(body, now),
             Kind::Ping => self.messenger.send_once(Kind::Pong, &[], rng),
             Kind::Bye => self.notice(Notice::Bye),
-            Kind::Lanes => {
-                if let Ok(lanes) = Lanes::parse(body) {
-                    self.unheard_there = lanes;
-                }
-            }
+            Kind::Lanes => match Lanes::parse(body) {
+                Ok(lanes) => self.unheard_there = lanes,
+                Err(_) => self.drops.malformed += 1,
+            },
             Kind::Reject => self.take_reject(body, now, rng),
             // A Pong says no more than that it came; acknowledgements end in the messenger.
             Kind::Pong | Kind::Ack => {}
@@ -312,7 +318,10 @@ impl<L: ControlLink> Peer<L> {
     }
 
     fn take_reject(&mut self, body: &[u8], now: Time, rng: &mut dyn CryptoRng) {
-        let Ok(reject) = Reject::parse(body) else { return };
+        let Ok(reject) = Reject::parse(body) else {
+            self.drops.malformed += 1;
+            return;
+        };
         if self.own_hello.message_id == Some(reject.id) {
             self.refused_by_peer(reject.reason);
         } else {
@@ -321,6 +330,7 @@ impl<L: ControlLink> Peer<L> {
     }
 
     fn reject(&mut self, id: MessageId, reason: RejectReason, now: Time, rng: &mut dyn CryptoRng) {
+        self.drops.refused += 1;
         self.messenger.send(Kind::Reject, &Reject { id, reason }.to_bytes(), now, rng);
     }
 

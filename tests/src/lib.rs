@@ -41,6 +41,6 @@ pub use lab::{Lab, Outer, Site};
 pub use memory::{Memory, forms};
 pub use node::Node;
 pub use process::Process;
-pub use relay::{Relay, RelayReport, RelayWay};
+pub use relay::{Relay, RelayReport, RelayWay, is_data};
 pub use stream::{PAYLOAD_TAG, Received, Stream, StreamReport};
 pub use wait::wait_until;

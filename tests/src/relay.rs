@@ -51,7 +51,7 @@ pub struct RelayReport {
 
 /// Whether a datagram is a data packet of the tunnel: type 4 with an index whose top bit is set.
 #[must_use]
-pub(crate) fn is_data(datagram: &[u8]) -> bool {
+pub fn is_data(datagram: &[u8]) -> bool {
     datagram.starts_with(&[4, 0, 0, 0]) && datagram.get(7).is_some_and(|b| b & 0x80 != 0)
 }
 

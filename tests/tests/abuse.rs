@@ -1,8 +1,9 @@
-//! Floods of forged, replayed and senseless datagrams from many addresses: traffic and rekeys go on, memory doesn't grow,
-//! and a gateway that restarts amid the flood gets in.
+//! Floods of forged, replayed, reflected and senseless datagrams from many addresses: traffic and rekeys go on, memory
+//! doesn't grow, each datagram is in a counter, and a gateway that restarts amid the flood gets in.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::time::{Duration, Instant};
 
@@ -34,12 +35,46 @@ fn memory(gateway: &Gateway<'_>, what: &str) -> u64 {
     line.split_whitespace().nth(1).unwrap().parse().unwrap()
 }
 
-fn drops(status: &Value, of: &str) -> u64 {
-    status["drops"][of].as_u64().unwrap()
+/// All kinds of floods, and the share of the rate that each has: long datagrams come in 41 pieces.
+const KINDS: [(&str, u64); 10] = [
+    ("starts", 1),
+    ("points", 1),
+    ("wrong", 1),
+    ("data", 1),
+    ("session", 1),
+    ("short", 1),
+    ("long", 100),
+    ("replay", 1),
+    ("live", 1),
+    ("joined", 1),
+];
+
+/// Every counter of what was dropped at a gateway, of the interface and of the peer.
+fn dropped(status: &Value) -> BTreeMap<String, u64> {
+    let of = |place: &str, drops: &Value| -> Vec<(String, u64)> {
+        let drops = drops.as_object().unwrap().iter();
+        drops.map(|(name, n)| (format!("{place}{name}"), n.as_u64().unwrap())).collect()
+    };
+    of("", &status["drops"]).into_iter().chain(of("peer ", &status["peers"][0]["drops"])).collect()
 }
 
-/// How much memory site B's gateway took more, in kB, and how long a restart amid the flood took.
-fn floods(rate: u64, seconds: u64) -> (u64, Duration) {
+/// Datagrams that the kernel of site B threw away before its gateway saw them, since the queue of the socket or of the
+/// interface was full.
+fn kernel_drops(lab: &Lab) -> u64 {
+    let text = lab.gw(Site::B).run("cat /proc/net/snmp /proc/net/dev");
+    let words = |line: &str| line.split_whitespace().map(str::to_owned).collect::<Vec<String>>();
+    let udp: Vec<Vec<String>> = text.lines().filter(|line| line.starts_with("Udp: ")).map(words).collect();
+    let column = udp[0].iter().position(|name| name == "RcvbufErrors").unwrap();
+    // An interface: bytes, packets, errors, drops.
+    let interfaces = text.lines().filter_map(|line| line.split_once(": ")).map(|(_, rest)| words(rest));
+    let dropped: u64 =
+        interfaces.filter(|words| words.len() == 16).map(|w| w[3].parse::<u64>().unwrap()).sum();
+    udp[1][column].parse::<u64>().unwrap() + dropped
+}
+
+/// How many datagrams were sent, how much memory site B's gateway took more, in kB, and how long a restart amid the flood
+/// took.
+fn floods(rate: u64, seconds: u64) -> (u64, u64, Duration) {
     let lab = Lab::new();
     let _kmes = lab.start_kmes(&KmeOptions::default());
     // All of the network is at the router, so that its answers go back there, too.
@@ -66,44 +101,89 @@ fn floods(rate: u64, seconds: u64) -> (u64, Duration) {
     let file = file.display().to_string();
 
     let before = memory(&gateways[1], "VmRSS");
-    for kind in ["starts", "wrong", "data", "session", "replay"] {
-        let old = gateways[1].show();
+    let (mut all, mut lost) = (0, 0);
+    for (kind, share) in KINDS {
+        let rate = rate / share;
+        let (old, before) = (gateways[1].show(), kernel_drops(&lab));
         let rekeys = old["peers"][0]["rekeys"].as_u64().unwrap();
-        let mut running = flood(&lab, kind, rate, seconds, (kind == "replay").then_some(file.as_str()));
+        let source = match kind {
+            "replay" => Some(file.as_str()),
+            "live" | "joined" => Some(Site::B.name()),
+            _ => None,
+        };
+        let mut running = flood(&lab, kind, rate, seconds, source);
         let reports = Stream { count: 500 * seconds, rate: 500, ..Stream::default() }.run(&lab);
         let sent = running.line("sent", Duration::from_secs(30));
-        let new = gateways[1].show();
+        let sent: u64 = sent["sent ".len()..].parse().unwrap();
+        all += sent;
+        let earlier = dropped(&old);
+        let count = || {
+            let new = gateways[1].show();
+            let kernel = kernel_drops(&lab) - before;
+            let more = |(name, n): (String, u64)| {
+                let n = n - earlier.get(&name).copied().unwrap_or(0);
+                (name, n)
+            };
+            let counted: BTreeMap<String, u64> =
+                dropped(&new).into_iter().map(more).filter(|(_, n)| *n > 0).collect();
+            let sum = counted.values().sum::<u64>() + kernel;
+            (new, counted, kernel, sum)
+        };
+        // The last ones wait in queues still.
+        let end = Instant::now() + Duration::from_secs(5);
+        let (new, counted, kernel, sum) = loop {
+            let now = count();
+            if now.3 >= sent || Instant::now() > end {
+                break now;
+            }
+        };
         let done = new["peers"][0]["rekeys"].as_u64().unwrap() - rekeys;
-        let more = |of: &str| drops(&new, of) - drops(&old, of);
-        let peer = |of: &str| drops(&new["peers"][0], of) - drops(&old["peers"][0], of);
+        let more = |of: &str| counted.get(of).copied().unwrap_or(0);
+        let words: Vec<String> = counted.iter().map(|(name, n)| format!("{name} {n}")).collect();
         println!(
-            "{kind}: {sent}; {done} rekeys; malformed {}, unknown_index {}, queue_full {}, replay {}, auth {}",
-            more("malformed"),
-            more("unknown_index"),
-            more("queue_full"),
-            peer("replay"),
-            peer("auth")
+            "{kind}: {sent} sent, {sum} counted: {}, by the kernel {kernel}; {done} rekeys in {seconds} s",
+            words.join(", ")
         );
         for report in &reports {
-            assert_eq!((report.received.lost, report.refused), (0, 0), "{kind}: {report:?}");
+            // Where the machine itself is too slow for the flood, its kernel throws away what comes, whoever it is from.
+            let most = if kernel == 0 { 0 } else { report.sent / 50 };
+            assert!(report.received.lost <= most, "{kind}: {report:?}, {kernel} by the kernel");
+            assert_eq!(report.refused, 0, "{kind}: {report:?}");
+            lost += report.received.lost;
         }
-        assert!(done >= seconds - 1, "{kind}: rekeys go on: {done} in {seconds} s");
-        let count = rate * seconds / 2;
+        assert!(done >= seconds - 1 - seconds / 10, "{kind}: rekeys go on: {done} in {seconds} s");
+        // Each is in a counter; a few more are the pair's own, such as a late repetition.
+        assert!(
+            (sent..=sent + sent / 50 + 100).contains(&sum),
+            "{kind}: {sent} sent, {sum} counted: {counted:?}"
+        );
+        let count = sent / 2;
         match kind {
-            "wrong" => assert!(more("malformed") >= count, "{kind}: dropped in the lane: {new:#}"),
-            "data" => assert!(more("unknown_index") >= count, "{kind}: {new:#}"),
+            "wrong" | "short" => {
+                assert!(more("malformed") >= count, "{kind}: dropped in the lane: {counted:?}")
+            }
+            "data" => assert!(more("unknown_index") >= count, "{kind}: {counted:?}"),
             // Recorded data packets are replays while their epoch drains, and of no session after.
-            "replay" => assert!(more("unknown_index") + peer("replay") > count / 2, "{kind}: {new:#}"),
+            "replay" => {
+                assert!(more("unknown_index") + more("peer replay") > count / 2, "{kind}: {counted:?}")
+            }
+            "live" | "joined" => {
+                for name in ["peer auth", "peer replay", "unknown_index"] {
+                    assert!(more(name) >= count / 40, "{kind}: {name}: {counted:?}");
+                }
+            }
             _ => {}
         }
         assert_eq!(new["peers"][0]["state"], "up", "{kind}");
     }
     let after = memory(&gateways[1], "VmRSS");
-    println!("memory: {before} kB before, {after} kB after");
+    println!(
+        "memory: {before} kB before, {after} kB after {all} hostile datagrams; {lost} packets of the pair lost"
+    );
     assert!(after < before + 20_000, "memory is bounded: {before} kB before, {after} kB after");
 
     // Amid a flood of starts nobody is let in without showing that they are where they say: the cookie does it.
-    let mut running = flood(&lab, "starts", rate, 30, None);
+    let mut running = flood(&lab, "starts", rate.min(10_000), 30, None);
     gateways[0].process.kill();
     let start = Instant::now();
     gateways[0] = lab.start_daemon(Site::A);
@@ -112,13 +192,13 @@ fn floods(rate: u64, seconds: u64) -> (u64, Duration) {
     let took = start.elapsed();
     println!("a gateway that restarts amid the flood is in after {took:?}");
     assert!(running.is_running(), "the flood was still going on");
-    (after.saturating_sub(before), took)
+    (all, after.saturating_sub(before), took)
 }
 
 #[test]
 fn floods_cost_no_packet_and_no_rekey_alone() {
     sandbox::run("floods_cost_no_packet_and_no_rekey_alone", || {
-        floods(4_000, 4);
+        floods(4_000, 3);
     });
 }
 
@@ -126,8 +206,14 @@ fn floods_cost_no_packet_and_no_rekey_alone() {
 #[ignore = "some minutes; `make soak` runs it"]
 fn long_floods_cost_no_packet_and_no_rekey_alone() {
     sandbox::run("long_floods_cost_no_packet_and_no_rekey_alone", || {
-        let (more, took) = floods(10_000, 30);
-        println!("soak: five floods of 10,000 a second for 30 s each: no packet lost, {more} kB more memory");
+        let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
+        let rate = number("QVPN_FLOOD_RATE").unwrap_or(10_000);
+        let seconds = number("QVPN_FLOOD_SECONDS").unwrap_or(30);
+        let (sent, more, took) = floods(rate, seconds);
+        println!(
+            "soak: {} floods of {seconds} s, {rate} a second: {sent} datagrams, {more} kB more memory",
+            KINDS.len()
+        );
         println!("soak: a gateway that restarted amid a flood was in after {took:.1?}");
     });
 }

@@ -65,6 +65,15 @@ fn some_seeds_of_peers_end_in_epochs() {
     }
 }
 
+/// What a long run has kept on this machine, if it is to be run, too.
+fn corpus(target: &str) -> Vec<Vec<u8>> {
+    let folder = folder("corpus").join(target);
+    if std::env::var_os("QVPN_FUZZ_CORPUS").is_none() || !folder.is_dir() {
+        return Vec::new();
+    }
+    names(&folder).iter().map(|name| fs::read(folder.join(name)).unwrap()).collect()
+}
+
 /// Each target goes through its cases in a test of its own, so that a failure has its name.
 macro_rules! short_runs {
     ($($name:ident)+) => {
@@ -87,7 +96,7 @@ fn short(target: &str) {
     let (_, body, cases) = TARGETS.iter().find(|(name, ..)| *name == target).unwrap();
     let seeds = seeds(target);
     let mut rng = ChaCha20Rng::seed_from_u64(1);
-    for (n, input) in seeds.iter().enumerate() {
+    for (n, input) in seeds.iter().chain(&corpus(target)).enumerate() {
         Shown(target, input, n).run(*body);
     }
     for n in 0..usize::try_from(*cases).unwrap() {

@@ -191,6 +191,11 @@ fn hostile(rounds: u32) {
     assert!(after < before + 5_000, "memory: {before} kB before, {after} kB after");
     let failures = peer_c(&gateways[1])["rekey_failures"].clone();
     assert!(failures["confirmation"].as_u64() >= Some(u64::from(rounds)), "counted: {failures}");
+    // Each round: eleven proposals refused, four wrong confirmations, and messages without sense.
+    let drops = peer_c(&gateways[1])["drops"].clone();
+    for (name, each) in [("refused", 15), ("malformed", 50)] {
+        assert!(drops[name].as_u64() >= Some(each * u64::from(rounds)), "{name} is counted: {drops}");
+    }
 
     // It may be honest, too: nothing was left behind.
     let mut again = hello(&mut double);

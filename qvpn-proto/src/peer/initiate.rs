@@ -243,7 +243,11 @@ impl<L: ControlLink> Peer<L> {
                 let counts = !matches!(error, AcceptError::Malformed(_) | AcceptError::OtherAttempt);
                 let wrong = wrong + u8::from(counts);
                 initiator.attempt = Attempt::Proposed { proposed: Box::new(proposed), ids, began, wrong };
+                if matches!(error, AcceptError::Malformed(_)) {
+                    self.drops.malformed += 1;
+                }
                 if counts {
+                    self.drops.refused += 1;
                     self.notice(Notice::WrongConfirmation { epoch, count: wrong });
                 }
                 if wrong >= WRONG {
@@ -456,7 +460,9 @@ impl<L: ControlLink> Peer<L> {
 
     /// The responder asks for an epoch; at most one attempt a second follows.
     pub(super) fn asked_to_rekey(&mut self, body: &[u8], now: Time) {
-        let (Side::Initiator(initiator), Ok(reason)) = (&mut self.side, RekeyReason::parse(body)) else {
+        let Side::Initiator(initiator) = &mut self.side else { return };
+        let Ok(reason) = RekeyReason::parse(body) else {
+            self.drops.malformed += 1;
             return;
         };
         if initiator.due > now && initiator.began.is_none_or(|at| now.since(at) >= Duration::from_secs(1)) {

@@ -251,7 +251,10 @@ impl<L: ControlLink> Peer<L> {
     }
 
     pub(super) fn take_confirm(&mut self, body: &[u8], now: Time) {
-        let Ok(confirm) = Confirm::parse(body) else { return };
+        let Ok(confirm) = Confirm::parse(body) else {
+            self.drops.malformed += 1;
+            return;
+        };
         let Side::Responder(responder) = &mut self.side else { return };
         match &mut responder.pending {
             Some(pending) if pending.active.epoch == confirm.epoch => {
@@ -261,6 +264,7 @@ impl<L: ControlLink> Peer<L> {
                     return;
                 }
                 pending.wrong += 1;
+                self.drops.refused += 1;
                 let (epoch, count) = (confirm.epoch, pending.wrong);
                 self.notice(Notice::WrongConfirmation { epoch, count });
                 if count >= WRONG {

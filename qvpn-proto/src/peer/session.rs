@@ -108,6 +108,7 @@ impl<L: ControlLink> Peer<L> {
         now: Time,
     ) -> (u64, Vec<Vec<u8>>) {
         let out = self.link.receive(from.ip(), datagram);
+        self.drops.control += u64::from(out.dropped);
         if out.authenticated {
             self.session.heard(now);
             self.session.starts = 0;

@@ -90,17 +90,17 @@ impl<L: ControlLink> Peer<L> {
 
     pub(super) fn take_stock(&mut self, kind: Kind, body: &[u8], now: Time) {
         match (&mut self.side, kind) {
-            (Side::Responder(responder), Kind::StockOffer) => {
-                if let Ok(offer) = StockOffer::parse(body) {
-                    responder.stock.offered(offer, now);
-                }
-            }
-            (Side::Initiator(initiator), Kind::StockAck) => {
-                if let Ok(ack) = StockAck::parse(body) {
+            (Side::Responder(responder), Kind::StockOffer) => match StockOffer::parse(body) {
+                Ok(offer) => responder.stock.offered(offer, now),
+                Err(_) => self.drops.malformed += 1,
+            },
+            (Side::Initiator(initiator), Kind::StockAck) => match StockAck::parse(body) {
+                Ok(ack) => {
                     let lost = initiator.stock.answered(&ack, now);
                     self.tell_lost(lost);
                 }
-            }
+                Err(_) => self.drops.malformed += 1,
+            },
             _ => {}
         }
     }

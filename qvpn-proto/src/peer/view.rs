@@ -159,6 +159,7 @@ impl<L: ControlLink> Peer<L> {
             qkd_stock_lasts: stock.map(|_| self.stock_lasts(interval, now)),
             rekeys: self.rekeys,
             rekey_failures: self.failures.iter().map(|(reason, n)| (*reason, *n)).collect(),
+            drops: self.drops,
             control_handshake_ago: self.link.session_age(),
             rekey_interval: interval,
             lanes: self.agreement.map_or(self.config.lanes, |a| a.lanes),

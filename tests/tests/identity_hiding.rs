@@ -1,0 +1,99 @@
+//! What a passive observer of the WAN sees of identities: nothing that is in a `Hello` or in a public key, from the first
+//! handshake on. Who knows a site's public key sees that a handshake is meant for it (mac1), which is WireGuard's limit.
+
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::sync::Arc;
+use std::time::Duration;
+
+use memchr::memmem;
+use qvpn_identity::{PublicIdentity, SecretIdentity};
+use qvpn_proto::control_link::Gate;
+use tests::{Capture, GatewayOptions, KmeOptions, Lab, Outer, Site, sandbox};
+
+const START: Duration = Duration::from_secs(20);
+/// An ML-KEM key is cut by fragments; so its pieces are looked for.
+const PIECE: usize = 32;
+
+fn secret(lab: &Lab, site: Site) -> SecretIdentity {
+    SecretIdentity::from_text(&fs::read_to_string(lab.identity(site).file).unwrap()).unwrap()
+}
+
+/// Everything that tells who a site is, with its name.
+fn telling(lab: &Lab, site: Site) -> Vec<(String, Vec<u8>)> {
+    let identity = secret(lab, site);
+    let public: PublicIdentity = lab.identity(site).public.parse().unwrap();
+    let name = site.name();
+    let mut all = vec![
+        (format!("{name}: X25519 key"), public.x25519().to_vec()),
+        (format!("{name}: hash of its ML-KEM key"), public.mlkem_hash().to_vec()),
+        (format!("{name}: SAE ID"), site.sae().as_bytes().to_vec()),
+        (format!("{name}: name"), name.as_bytes().to_vec()),
+        (format!("{name}: public key in text"), public.to_string().as_bytes()[6..46].to_vec()),
+    ];
+    let pieces = identity.encapsulation_key().chunks_exact(PIECE).enumerate();
+    all.extend(pieces.map(|(n, piece)| (format!("{name}: piece {n} of its ML-KEM key"), piece.to_vec())));
+    all
+}
+
+fn found<'a>(telling: &'a [(String, Vec<u8>)], text: &[u8]) -> Vec<&'a str> {
+    let there = |(_, bytes): &&(String, Vec<u8>)| memmem::find(text, bytes).is_some();
+    telling.iter().filter(there).map(|(name, _)| name.as_str()).collect()
+}
+
+#[test]
+fn a_passive_observer_sees_no_identity() {
+    sandbox::run("a_passive_observer_sees_no_identity", || {
+        let lab = Lab::new();
+        let _kmes = lab.start_kmes(&KmeOptions::default());
+        let capture = Capture::start(&lab.wan, Site::B.name(), Site::B.wan(Outer::V4));
+        let gateways = lab.start_both(&GatewayOptions::default());
+        let mut telling: Vec<_> = Site::BOTH.into_iter().flat_map(|site| telling(&lab, site)).collect();
+        for gateway in &gateways {
+            gateway.wait_state("up", START);
+        }
+        assert!(lab.lan_a.pings(Site::B.host()[0]));
+        // Key IDs of some epochs, too.
+        let mut ids = BTreeSet::new();
+        while ids.len() < 3 {
+            let peer = gateways[0].wait_peer("another key", START, |peer| {
+                peer["qkd_key_id"].as_str().is_some_and(|id| !ids.contains(id))
+            });
+            ids.insert(peer["qkd_key_id"].as_str().unwrap().to_owned());
+        }
+        for id in &ids {
+            let bytes = data_encoding::HEXLOWER.decode(id.replace('-', "").as_bytes()).unwrap();
+            telling.push((format!("key ID {id}"), id.as_bytes().to_vec()));
+            telling.push((format!("key ID {id} in bytes"), bytes));
+        }
+        let packets = capture.stop().0;
+
+        let starts: Vec<_> =
+            packets.iter().filter(|p| p.udp.is_some() && p.payload.first() == Some(&1)).collect();
+        assert!(!starts.is_empty(), "the first handshake was seen");
+        assert!(packets.len() > 50, "and the exchanges: {}", packets.len());
+        // An identity may begin in one datagram and end in the next.
+        let each: Vec<u8> = packets.iter().flat_map(|packet| packet.bytes.iter().copied()).collect();
+        let joined: Vec<u8> = packets.iter().flat_map(|packet| packet.payload.iter().copied()).collect();
+        for text in [&each, &joined] {
+            assert_eq!(found(&telling, text), Vec::<&str>::new(), "{} bytes", text.len());
+        }
+        // The search finds them where they are.
+        let clear: Vec<u8> = telling.iter().flat_map(|(_, bytes)| [b"..", &bytes[..]].concat()).collect();
+        assert_eq!(found(&telling, &clear).len(), telling.len());
+
+        // The limit: who knows the public key of a site sees that a handshake is for it.
+        let meant_for = |site: Site| {
+            let filter = Gate::new(Arc::new(secret(&lab, site)), 1).mac1_filter();
+            starts.iter().filter(|packet| filter(&packet.payload)).count()
+        };
+        let to = |site: Site| {
+            let address = Site::wan(site, Outer::V4).parse().ok();
+            starts.iter().filter(|packet| packet.destination == address).count()
+        };
+        assert_eq!(Site::BOTH.map(meant_for), Site::BOTH.map(to));
+        println!("{} of each looked for in {} bytes of {} packets", telling.len(), each.len(), packets.len());
+    });
+}
