@@ -37,6 +37,10 @@ becomes "the simulated KMEs run" test -S /run/kme-sim/admin.sock
 cd /root/site
 check "guide: check" sh /guest/guide/check.sh
 check "guide: start" sh /guest/guide/start.sh
+# The daemon makes a folder for its socket before it gives root up; one that is another user's it can't use, and says so.
+mkdir /run/roots
+refused "a socket in root's folder" timeout 20 ip netns exec other qvpn-daemon --config /etc/qvpn/other/qvpn0.toml --socket-dir /run/roots
+says "which is said in words" "$(cat /tmp/check.log)" "chown qvpn:qvpn /run/roots"
 ip netns exec other qvpn-daemon --config /etc/qvpn/other/qvpn0.toml --socket-dir /run/other >/tmp/other.log 2>&1 &
 other=$!
 becomes "the tunnel comes up" answers
@@ -56,6 +60,7 @@ log=$(journalctl --no-pager -u qvpn@qvpn0.service -o cat)
 says "all memory is locked" "$log" "memory: all of it is locked"
 says "Landlock is in force" "$log" "(Landlock)"
 says "it says who it is" "$log" "user qvpn, with CAP_NET_ADMIN alone"
+same "mode and owner of the control socket" "$(stat -c '%a %U:%G' /run/qvpn/qvpn0.sock)" "660 qvpn:qvpn"
 
 # Who may do what over the control socket.
 useradd --system member
@@ -72,11 +77,57 @@ says "which is said in words" "$(cat /tmp/check.log)" "only root and the group q
 check "reload" systemctl reload qvpn@qvpn0.service
 check "goes on after it" answers
 
-# networkd manages no link here and removes nothing, with or without our drop-in: this says only that both live side by side.
-systemctl start systemd-networkd.service
-systemctl restart systemd-networkd.service
-says "the tunnel's routes are there after networkd was restarted" "$(ip route show table all)" "10.20.0.0/16 dev qvpn0"
-says "and the block" "$(ip route show type unreachable)" "10.20.0.0/16"
+# The journal has a field for each fact.
+fields=$(journalctl --no-pager -o json QVPN_EVENT=epoch.active QVPN_PEER=site-b -n 1)
+for field in '"QVPN_INTERFACE":"qvpn0"' '"QVPN_SOURCES":"qkd+mlkem+x25519' '"QVPN_QKD_KEY_ID":"' '"QVPN_EPOCH":"' \
+    '"_SYSTEMD_UNIT":"qvpn@qvpn0.service"' '"SYSLOG_IDENTIFIER":"qvpn-daemon"' '"PRIORITY":"6"'; do
+    says "a field of epoch.active" "$fields" "$field"
+done
+
+# systemd-networkd, with a link to manage: whenever it starts it removes routes that it didn't make. Ours stay, both while the
+# daemon runs and when it is stopped, and nothing is taken away even for a moment.
+unreachable() { ip route show type unreachable proto 113; }
+mkdir -p /etc/systemd/network
+printf '[Match]\nName=lan\n[Network]\nAddress=10.10.0.1/16\nLinkLocalAddressing=no\nIPv6AcceptRA=no\n' >/etc/systemd/network/lan.network
+managed() { grep -q ADMIN_STATE=configured "/run/systemd/netif/links/$(cat /sys/class/net/lan/ifindex)"; }
+restart_networkd() {
+    systemctl stop systemd-networkd.socket systemd-networkd.service
+    # What it knew of links before, so that it is seen to be done with them anew.
+    rm -f /run/systemd/netif/links/*
+    systemctl reset-failed systemd-networkd.service systemd-networkd.socket 2>/dev/null
+    systemctl start systemd-networkd.service
+    becomes "networkd manages a link" managed
+}
+ip -o monitor route >/tmp/monitor.log 2>&1 &
+monitor=$!
+before="$(ip route show table all proto 113)"
+restart_networkd
+restart_networkd
+same "all our routes after networkd was started and restarted" "$(ip route show table all proto 113)" "$before"
+check "traffic goes on under networkd" answers
+systemctl stop qvpn@qvpn0.service
+block="$(unreachable)"
+says "the block of a stopped tunnel" "$block" "10.20.0.0/16"
+restart_networkd
+same "it stays when networkd restarts" "$(unreachable)" "$block"
+kill $monitor
+# A tunnel that stops loses its own routes with its device, and no block.
+refused "no block was taken away for a moment" grep 'Deleted unreachable' /tmp/monitor.log
+# Without the drop-in it would go, so this test can fail.
+mkdir -p /etc/systemd/networkd.conf.d
+ln -s /dev/null /etc/systemd/networkd.conf.d/50-qvpn.conf
+restart_networkd
+becomes "without the drop-in networkd takes the block away" sh -c '[ -z "$(ip route show type unreachable proto 113)" ]'
+rm /etc/systemd/networkd.conf.d/50-qvpn.conf /etc/systemd/network/lan.network
+systemctl stop systemd-networkd.socket systemd-networkd.service
+ip addr replace 10.10.0.1/16 dev lan
+systemctl reload qvpn-guard.service
+same "the guard puts it back" "$(unreachable)" "$block"
+# The folder of the sockets comes with the unit, whatever became of it.
+rm -rf /run/qvpn
+check "a start without /run/qvpn" systemctl start qvpn@qvpn0.service
+becomes "up again" answers
+same "mode and owner of the socket" "$(stat -c '%a %U:%G' /run/qvpn/qvpn0.sock)" "660 qvpn:qvpn"
 
 # A process that is killed, and one that hangs.
 kill -KILL "$(main_pid)"
@@ -153,6 +204,7 @@ becomes "up after it" answers
 # What systemd itself says of the units.
 for unit in qvpn@qvpn0.service; do
     check "$unit is exposed to less than 2.0" systemd-analyze security --no-pager --threshold=20 "$unit"
+    echo "guest: $(systemd-analyze security --no-pager "$unit" | tail -1 | sed 's/^[^A-Za-z]*//; s/ [^ a-zA-Z0-9.:@]*$//')"
 done
 check "the units are right" systemd-analyze verify --man=no qvpn@qvpn0.service qvpn-guard.service qvpn.target kme-sim.service
 
