@@ -1,5 +1,5 @@
 //! What `qvpn-ctl kms check` asks of a real KME before any tunnel exists, and what each answer means in words. Looking takes
-//! no key; [`take`] spends up to [`KEYS_TAKEN`], and fetches them at the other site's KME if it is given.
+//! no key; [`take()`] spends up to [`KEYS_TAKEN`], and fetches them at the other site's KME if it is given.
 
 use std::time::Duration;
 
