@@ -50,6 +50,7 @@ bench:
 	@scripts/bench-peers.sh
 	cargo build --locked --release --package qvpn-daemon --package qvpn-ctl --package kme-sim
 	cargo build --locked --release --package benches --features null-cipher
+	cargo build --locked --release --package tests --bin lab-flood
 	target/release/bench $(BENCH)
 
 bench-parts:

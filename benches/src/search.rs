@@ -7,6 +7,12 @@ pub const LOSS: f64 = 0.001;
 /// The search ends when the lowest failure is no further above the highest success.
 const FINE: f64 = 1.03;
 
+/// So often a load is tried before it counts as too much: on a machine that others share a bad moment is not the tunnel's.
+const TRIES: usize = 4;
+
+/// A sender that handed over less than this share of the load was held up itself.
+const FULL: f64 = 0.95;
+
 /// Growth of the load while nothing failed yet.
 const GROWTH: f64 = 1.4;
 
@@ -41,46 +47,52 @@ impl Step {
 pub struct Found {
     /// Datagrams a second with a loss of at most [`LOSS`]; 0 if none was found.
     pub rate: f64,
-    /// The sender did not reach the next load: the tunnel may carry more.
+    /// The sender never reached the next load: the tunnel may carry more.
     pub sender_bound: bool,
 }
 
-/// Looks for it, from `guess` on. A step that fails is given a second chance, since a moment's noise is not the tunnel's.
+/// A load that was too much.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct TooMuch {
+    load: f64,
+    /// For the sender, in each of the tries, and not for the tunnel.
+    for_sender: bool,
+}
+
+/// Looks for it, from `guess` on. A load passes if it passes once in [`TRIES`].
 ///
 /// # Errors
 /// Those of `step`.
 pub fn highest<E>(guess: f64, mut step: impl FnMut(f64) -> Result<Step, E>) -> Result<Found, E> {
-    let mut attempt = |load: f64| -> Result<Option<Step>, E> {
-        let first = step(load)?;
-        if first.passes() {
-            return Ok(Some(first));
+    let mut attempt = |load: f64| -> Result<Result<f64, TooMuch>, E> {
+        let mut for_sender = true;
+        for _ in 0..TRIES {
+            let seen = step(load)?;
+            let full = seen.sent as f64 >= FULL * load * seen.seconds;
+            if full && seen.passes() {
+                return Ok(Ok(seen.rate()));
+            }
+            for_sender &= !full;
         }
-        let second = step(load)?;
-        Ok(second.passes().then_some(second))
+        Ok(Err(TooMuch { load, for_sender }))
     };
-    let (mut passed, mut failed): (Option<(f64, f64)>, Option<f64>) = (None, None);
+    let (mut passed, mut failed): (Option<(f64, f64)>, Option<TooMuch>) = (None, None);
     loop {
         let load = match (passed, failed) {
             (None, None) => guess,
             (Some((low, _)), None) => low * GROWTH,
-            (None, Some(high)) if high / GROWTH < FLOOR => {
-                return Ok(Found { rate: 0.0, sender_bound: false });
+            (None, Some(high)) if high.load / GROWTH < FLOOR => {
+                return Ok(Found { rate: 0.0, sender_bound: high.for_sender });
             }
-            (None, Some(high)) => high / GROWTH,
-            (Some((low, rate)), Some(high)) if high / low <= FINE => {
-                return Ok(Found { rate, sender_bound: false });
+            (None, Some(high)) => high.load / GROWTH,
+            (Some((low, rate)), Some(high)) if high.load / low <= FINE => {
+                return Ok(Found { rate, sender_bound: high.for_sender });
             }
-            (Some((low, _)), Some(high)) => (low * high).sqrt(),
+            (Some((low, _)), Some(high)) => (low * high.load).sqrt(),
         };
         match attempt(load)? {
-            Some(seen) => {
-                if (seen.sent as f64) < 0.95 * load * seen.seconds {
-                    let rate = passed.map_or(0.0, |p| p.1).max(seen.rate());
-                    return Ok(Found { rate, sender_bound: true });
-                }
-                passed = Some((load, seen.rate()));
-            }
-            None => failed = Some(load),
+            Ok(rate) => passed = Some((load, rate)),
+            Err(too_much) => failed = Some(too_much),
         }
     }
 }
@@ -111,7 +123,7 @@ mod tests {
     fn a_slow_sender_is_called_so() {
         let found = highest(1_000.0, tunnel(1e9, 50_000.0)).unwrap();
         assert!(found.sender_bound);
-        assert!((49_000.0..=50_000.0).contains(&found.rate), "{found:?}");
+        assert!((48_500.0..=50_000.0).contains(&found.rate), "{found:?}");
     }
 
     #[test]
@@ -119,14 +131,19 @@ mod tests {
         assert_eq!(highest(1_000.0, tunnel(0.0, 1e9)), Ok(Found { rate: 0.0, sender_bound: false }));
     }
 
+    /// Two of three steps are spoilt, by loss or by a sender that was held up.
     #[test]
-    fn one_bad_moment_does_not_count() {
-        let mut calls = 0;
-        let mut steady = tunnel(100_000.0, 1e9);
-        let found = highest(50_000.0, |load| {
-            calls += 1;
-            if calls == 1 { Ok(Step { sent: 10, received: 1, seconds: 1.0 }) } else { steady(load) }
-        });
-        assert!(found.unwrap().rate > 97_000.0);
+    fn bad_moments_do_not_count() {
+        for spoilt in
+            [Step { sent: 60_000, received: 1, seconds: 1.0 }, Step { sent: 10, received: 10, seconds: 1.0 }]
+        {
+            let mut calls = 0;
+            let mut steady = tunnel(100_000.0, 1e9);
+            let found = highest(50_000.0, |load| {
+                calls += 1;
+                if calls % 3 == 0 { steady(load) } else { Ok::<_, ()>(spoilt) }
+            });
+            assert!((97_000.0..=100_100.0).contains(&found.unwrap().rate), "{found:?}");
+        }
     }
 }
