@@ -77,10 +77,23 @@ pub struct Apis {
 /// One `[[sae]]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SaeConfig {
-    /// The SAE ID: the common name of the client certificate.
+    /// The SAE ID.
     pub id: String,
     /// The name of its KME.
     pub kme: String,
+    /// What of its certificate says that it is this SAE.
+    pub known_by: KnownBy,
+}
+
+/// What of a client certificate an SAE is known by: servers differ.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum KnownBy {
+    /// The common name is the SAE ID.
+    Name,
+    /// This serial number, whatever the common name is.
+    Serial(Vec<u8>),
+    /// The common name is the SAE ID, and this is the serial number.
+    Both(Vec<u8>),
 }
 
 /// One `[[link]]`, or one hop of it.

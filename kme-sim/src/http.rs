@@ -35,7 +35,7 @@ pub(crate) struct Peer {
     pub(crate) kme: String,
     /// What it speaks.
     pub(crate) apis: Apis,
-    /// The SAE ID of the client's certificate, if it names one.
+    /// The SAE that the client's certificate is of, if any.
     pub(crate) sae: Option<String>,
     pub(crate) shared: Arc<Shared>,
 }

@@ -139,7 +139,7 @@ impl Network {
     pub fn authorize(&self, kme: &str, sae: &str) -> Result<(), Refusal> {
         match self.saes.get(sae) {
             Some(at) if at == kme => Ok(()),
-            _ => Err(Refusal::Unauthorized("the certificate's common name is no SAE of this KME")),
+            _ => Err(Refusal::Unauthorized("the certificate is no SAE's of this KME")),
         }
     }
 

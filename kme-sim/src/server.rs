@@ -19,11 +19,11 @@ use tokio_rustls::TlsAcceptor;
 use tracing::{debug, info, warn};
 
 use crate::admin::{self, Answer, Command};
-use crate::config::{Apis, Config, KmeConfig};
+use crate::config::{Apis, Config, KmeConfig, SaeConfig};
 use crate::http::{self, Peer};
 use crate::misbehave::{Faults, Misbehaviour, Ops};
 use crate::network::Network;
-use crate::tls::{self, TlsError};
+use crate::tls::{self, Client, TlsError};
 
 /// How long a TLS handshake may take.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -75,6 +75,7 @@ pub(crate) struct Shared {
     network: Mutex<Network>,
     faults: Mutex<BTreeMap<String, Faults>>,
     doors: BTreeMap<String, mpsc::Sender<DoorOrder>>,
+    saes: Vec<SaeConfig>,
     started: Instant,
     time_scale: f64,
 }
@@ -166,6 +167,7 @@ impl Simulator {
             network: Mutex::new(Network::new(config)),
             faults: Mutex::new(config.kmes.iter().map(|k| (k.name.clone(), Faults::default())).collect()),
             doors,
+            saes: config.saes.clone(),
             started: Instant::now(),
             time_scale: config.time_scale,
         });
@@ -352,8 +354,14 @@ async fn connection(
         () = until_stopped(&mut stopped) => return,
     };
     let certificate = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
-    let sae = certificate.and_then(|certificate| tls::sae_id(certificate));
-    debug!(%kme, %from, sae = sae.as_deref().unwrap_or(""), "connected");
+    let client = certificate.map(|certificate| Client::of(certificate)).unwrap_or_default();
+    let sae = shared.saes.iter().find(|sae| client.is(sae)).map(|sae| sae.id.clone());
+    let common_name = client.common_name.as_deref().unwrap_or("");
+    match &sae {
+        Some(sae) => debug!(%kme, %from, sae, "connected"),
+        // With what is needed to make it one.
+        None => info!(%kme, %from, common_name, serial = client.serial(), "connected, and no SAE"),
+    }
     let peer = Arc::new(Peer { kme, apis, sae, shared });
     let service = service_fn(|request| http::answer(peer.clone(), request));
     let connection = http1::Builder::new()

@@ -10,7 +10,7 @@ use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{NamedGroup, RootCertStore, ServerConfig};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
-use crate::config::KmeConfig;
+use crate::config::{KmeConfig, KnownBy, SaeConfig};
 use crate::misbehave::Misbehaviour;
 use crate::tls_faults;
 
@@ -106,11 +106,38 @@ pub(crate) fn certificates(
     Ok(found)
 }
 
-/// The SAE ID in a client certificate: the subject's common name, if there is exactly one.
-#[must_use]
-pub fn sae_id(certificate: &[u8]) -> Option<String> {
-    let (_, certificate) = X509Certificate::from_der(certificate).ok()?;
-    let mut names = certificate.subject().iter_common_name();
-    let name = names.next()?.as_str().ok()?.to_owned();
-    names.next().is_none().then_some(name)
+/// Who a client certificate says its owner is.
+#[derive(Debug, Default)]
+pub(crate) struct Client {
+    /// The subject's common name, if there is exactly one.
+    pub(crate) common_name: Option<String>,
+    /// The serial number, without zeros before it.
+    serial: Vec<u8>,
+}
+
+impl Client {
+    /// What stands in `certificate` (DER); nothing, if that can't be read.
+    pub(crate) fn of(certificate: &[u8]) -> Self {
+        let Ok((_, certificate)) = X509Certificate::from_der(certificate) else { return Self::default() };
+        let mut names = certificate.subject().iter_common_name();
+        let first = names.next().and_then(|name| name.as_str().ok()).map(str::to_owned);
+        let common_name = first.filter(|_| names.next().is_none());
+        let serial = certificate.raw_serial().iter().copied().skip_while(|byte| *byte == 0).collect();
+        Self { common_name, serial }
+    }
+
+    /// Whether this is `sae`.
+    pub(crate) fn is(&self, sae: &SaeConfig) -> bool {
+        let named = self.common_name.as_ref() == Some(&sae.id);
+        match &sae.known_by {
+            KnownBy::Name => named,
+            KnownBy::Serial(serial) => *serial == self.serial,
+            KnownBy::Both(serial) => named && *serial == self.serial,
+        }
+    }
+
+    /// As `serial` in the config has it.
+    pub(crate) fn serial(&self) -> String {
+        data_encoding::HEXUPPER.encode(&self.serial)
+    }
 }

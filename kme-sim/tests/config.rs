@@ -78,6 +78,32 @@ fn each_mistake_is_named_with_its_place() {
         ("kme = \"a\"", "kme = \"x\"", "18:7: there is no [[kme]] named \"x\"; there are: a, b"),
         ("id = \"A\"", "id = \"\"", "17:6: an SAE ID has 1 to 64 characters and no control characters"),
         (
+            "kme = \"a\"",
+            "kme = \"a\"\nserial = \"xy\"",
+            "19:10: serial is up to 20 bytes in hex, as openssl x509",
+        ),
+        ("kme = \"a\"", "kme = \"a\"\nserial = \"00\"", "19:10: serial is up to 20 bytes in hex"),
+        (
+            "kme = \"a\"",
+            "kme = \"a\"\nknown_by = \"both\"",
+            "19:12: known_by = \"both\" needs the certificate's serial",
+        ),
+        (
+            "kme = \"a\"",
+            "kme = \"a\"\nknown_by = \"cn\"",
+            "19:12: known_by is \"name\", \"serial\" or \"both\", not \"cn\"",
+        ),
+        (
+            "kme = \"a\"",
+            "kme = \"a\"\nserial = \"1\"\nknown_by = \"name\"",
+            "20:12: with known_by = \"name\" the serial number counts for nothing",
+        ),
+        (
+            "kme = \"a\"",
+            "kme = \"a\"\nserial = \"0A\"\n[[sae]]\nid = \"B\"\nkme = \"b\"\nserial = \"a\"",
+            "23:10: another [[sae]] has this serial number",
+        ),
+        (
             "[[link]]",
             "[[sae]]\nid = \"A\"\nkme = \"b\"\n[[link]]",
             "20:6: the ID \"A\" is taken by another [[sae]]",

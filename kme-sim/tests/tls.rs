@@ -6,10 +6,13 @@ mod common;
 use std::collections::{BTreeMap, BTreeSet};
 
 use common::{Client, Lab, client_config};
-use kme_sim::certs;
+use kme_sim::{Config, Simulator, certs};
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
 use rustls::version::{TLS12, TLS13};
 use rustls::{ClientConfig, NamedGroup, ProtocolVersion};
 use tempfile::TempDir;
+use x509_parser::prelude::{FromDer, X509Certificate};
 
 const STATUS: &str = "/api/v1/keys/SITE-B/status";
 
@@ -89,6 +92,41 @@ async fn an_sae_of_another_kme_or_of_none_is_401_without_a_body_on_every_operati
             let reply = client.get(path).await;
             assert_eq!(reply.status, 401, "{sae} {path}");
             assert!(reply.body.is_empty());
+        }
+    }
+}
+
+/// Each row: SAE A's lines in the config, and what site A's own certificate and that of NOBODY get.
+#[tokio::test]
+async fn an_sae_is_known_by_what_the_config_says_of_its_certificate() {
+    let folder = TempDir::new().unwrap();
+    common::certificates(folder.path());
+    let serial = |name: &str| {
+        let der = CertificateDer::from_pem_file(folder.path().join(name)).unwrap();
+        let (_, certificate) = X509Certificate::from_der(&der).unwrap();
+        certificate.raw_serial_as_string()
+    };
+    let (own, other) = (serial("site-a.pem"), serial("nobody.pem"));
+    for (lines, own_gets, other_gets) in [
+        ("id = \"SITE-A\"\nknown_by = \"name\"".to_owned(), 200u16, 401u16),
+        (format!("id = \"1\"\nserial = \"{}\"", own.replace(':', "").to_uppercase()), 200, 401),
+        (format!("id = \"SITE-A\"\nserial = \"{other}\""), 401, 200),
+        (format!("id = \"SITE-A\"\nserial = \"{own}\"\nknown_by = \"both\""), 200, 401),
+        (format!("id = \"SITE-A\"\nserial = \"{other}\"\nknown_by = \"both\""), 401, 401),
+        (format!("id = \"1\"\nserial = \"{own}\"\nknown_by = \"both\""), 401, 401),
+    ] {
+        let config = common::CONFIG.replacen("id = \"SITE-A\"", &lines, 1);
+        let config = Config::parse(&config, "test.toml", folder.path()).unwrap();
+        let simulator = Simulator::start(&config).await.unwrap();
+        for (name, wanted) in [("site-a", own_gets), ("nobody", other_gets)] {
+            let tls = client_config(folder.path(), Some(name), rustls::ALL_VERSIONS);
+            let mut client = Client::connect(simulator.addresses()["kme-a1"], "kme-a1", tls).await.unwrap();
+            let reply = client.get(STATUS).await;
+            assert_eq!(reply.status, wanted, "{name}: {lines}");
+            if wanted == 200 {
+                let id = config.saes[0].id.as_str();
+                assert_eq!(reply.json()["master_SAE_ID"], id, "{name}: {lines}");
+            }
         }
     }
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use toml::Spanned;
 
 use super::raw::{Raw, RawKme, RawLink, RawOptics, RawSae};
-use super::{Apis, Config, KmeConfig, LinkConfig, Problem, SaeConfig};
+use super::{Apis, Config, KmeConfig, KnownBy, LinkConfig, Problem, SaeConfig};
 use crate::supply::{Optics, Passes, Source, Supply};
 
 /// The error rate of a link with a constant rate that names none.
@@ -51,7 +51,8 @@ impl Check<'_> {
         let mut names = BTreeMap::new();
         let kmes = raw.kme.into_iter().map(|k| self.kme(k, &mut names)).collect();
         let mut ids = BTreeSet::new();
-        let saes = raw.sae.into_iter().map(|s| self.sae(s, &names, &mut ids)).collect();
+        let mut serials = BTreeSet::new();
+        let saes = raw.sae.into_iter().map(|s| self.sae(s, &names, &mut ids, &mut serials)).collect();
         let mut nodes = BTreeSet::new();
         for node in raw.node {
             self.name(&node.name, "a node's name");
@@ -148,7 +149,13 @@ impl Check<'_> {
         apis
     }
 
-    fn sae(&mut self, raw: RawSae, kmes: &KeySizes, ids: &mut BTreeSet<String>) -> SaeConfig {
+    fn sae(
+        &mut self,
+        raw: RawSae,
+        kmes: &KeySizes,
+        ids: &mut BTreeSet<String>,
+        serials: &mut BTreeSet<Vec<u8>>,
+    ) -> SaeConfig {
         self.name(&raw.id, "an SAE ID");
         self.known_kme(&raw.kme, kmes);
         if !ids.insert(raw.id.get_ref().clone()) {
@@ -157,7 +164,61 @@ impl Check<'_> {
                 format!("the ID {:?} is taken by another [[sae]]", raw.id.get_ref()),
             );
         }
-        SaeConfig { id: raw.id.into_inner(), kme: raw.kme.into_inner() }
+        let at = raw.serial.as_ref().map_or(0, |serial| serial.span().start);
+        let known_by = self.known_by(raw.serial, raw.known_by);
+        if let KnownBy::Serial(serial) | KnownBy::Both(serial) = &known_by
+            && !serial.is_empty()
+            && !serials.insert(serial.clone())
+        {
+            self.problem(at, "another [[sae]] has this serial number; each certificate has its own");
+        }
+        SaeConfig { id: raw.id.into_inner(), kme: raw.kme.into_inner(), known_by }
+    }
+
+    /// `known_by` says what counts; a serial number counts alone where it says nothing.
+    fn known_by(&mut self, serial: Option<Spanned<String>>, known_by: Option<Spanned<String>>) -> KnownBy {
+        let at = known_by.as_ref().or(serial.as_ref()).map_or(0, |text| text.span().start);
+        let word = known_by.as_ref().map_or("", |word| word.get_ref());
+        match (serial.map(|serial| self.serial(&serial)), word) {
+            (None, "" | "name") => KnownBy::Name,
+            (Some(serial), "" | "serial") => KnownBy::Serial(serial),
+            (Some(serial), "both") => KnownBy::Both(serial),
+            (None, "serial" | "both") => {
+                self.problem(
+                    at,
+                    format!("known_by = {word:?} needs the certificate's serial number as serial"),
+                );
+                KnownBy::Name
+            }
+            (Some(_), "name") => {
+                self.problem(at, "with known_by = \"name\" the serial number counts for nothing; remove one");
+                KnownBy::Name
+            }
+            _ => {
+                self.problem(at, format!("known_by is \"name\", \"serial\" or \"both\", not {word:?}"));
+                KnownBy::Name
+            }
+        }
+    }
+
+    /// A certificate's serial number as `openssl x509 -serial` prints it, with or without colons.
+    fn serial(&mut self, text: &Spanned<String>) -> Vec<u8> {
+        let mut digits = text.get_ref().replace(':', "");
+        if !digits.len().is_multiple_of(2) {
+            digits.insert(0, '0');
+        }
+        match data_encoding::HEXLOWER_PERMISSIVE.decode(digits.as_bytes()) {
+            Ok(bytes) if bytes.iter().any(|byte| *byte != 0) && bytes.len() <= 20 => {
+                bytes.into_iter().skip_while(|byte| *byte == 0).collect()
+            }
+            _ => {
+                self.problem(
+                    text.span().start,
+                    "serial is up to 20 bytes in hex, as openssl x509 -noout -serial -in CERT prints it",
+                );
+                Vec::new()
+            }
+        }
     }
 
     fn link(

@@ -92,6 +92,8 @@ pub(super) struct RawOptics {
 pub(super) struct RawSae {
     pub(super) id: Spanned<String>,
     pub(super) kme: Spanned<String>,
+    pub(super) serial: Option<Spanned<String>>,
+    pub(super) known_by: Option<Spanned<String>>,
 }
 
 #[derive(Deserialize)]
