@@ -251,11 +251,12 @@ impl KmsClient {
                     .with_advice("if that is where the KME is, write its address as url");
             }
             (KmsErrorKind::IdentityRefused, _) => {
-                let own = self.door.own_name();
-                error = error.with_detail(format!(
-                    "our certificate has the common name {own}, our SAE ID is {}",
-                    self.door.config.sae_id
-                ));
+                error = error.with_detail(self.door.who_we_are());
+            }
+            (KmsErrorKind::Exhausted, _) if matches!(answer.status, 404 | 410) => {
+                error = error.with_advice(
+                    "some KMEs say so while the link makes no keys: then wait; others say so where the url's path is wrong or they don't know the other SAE: qvpn-ctl kms check shows which",
+                );
             }
             (KmsErrorKind::KeyNotFound, _) if answer.status == 401 => {
                 error = error.with_detail("by the document this means that we aren't a slave SAE of the key");

@@ -128,6 +128,7 @@ impl Door {
     pub(crate) fn certificates(&self) -> Certificates {
         let credentials = self.tls.current();
         Certificates {
+            own: credentials.own.as_ref().map(|cert| (cert.subject.clone(), cert.serial.clone())),
             own_not_after: credentials.own.as_ref().map(|cert| cert.not_after),
             kme_not_after: self.seen().kme_not_after,
             ca_not_after: credentials.ca_not_after,
@@ -135,10 +136,15 @@ impl Door {
         }
     }
 
-    /// The common name of our certificate.
-    pub(crate) fn own_name(&self) -> String {
-        let own = self.tls.current();
-        own.own.as_ref().map_or_else(|| "?".to_owned(), |cert| cert.subject.clone())
+    /// What a KME may know us by.
+    pub(crate) fn who_we_are(&self) -> String {
+        let credentials = self.tls.current();
+        let (name, serial) =
+            credentials.own.as_ref().map_or(("?", "?"), |cert| (cert.subject.as_str(), cert.serial.as_str()));
+        let sae_id = &self.config.sae_id;
+        format!(
+            "our certificate has the common name {name} and the serial number {serial}, our SAE ID is {sae_id}"
+        )
     }
 
     /// One request and its answer of any status; `path` is what comes behind the URL's own.

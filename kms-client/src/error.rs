@@ -91,6 +91,8 @@ pub enum TlsFault {
 pub enum Violation {
     /// The body isn't the JSON that the document asks for.
     Json,
+    /// The body is a page for browsers: another service answers there, or another part of the KME.
+    Page,
     /// The body is larger than [`MAX_BODY`](crate::MAX_BODY).
     TooLarge,
     /// More keys than asked.
@@ -203,6 +205,9 @@ impl KmsErrorKind {
                 "it is asked again for a while, since a KME may lag behind; if this stays, check that both KMEs belong to the same link, that their clocks and stores are in step, and that the other site names our SAE ID as its slave"
             }
             Self::ServerFault => "look into the KME's log, or ask its operator",
+            Self::ProtocolViolation(Violation::Page) => {
+                "check the url's port and path: a page for browsers answers there, perhaps the KME's own or a sign-in; if they are right, ask the KME's vendor"
+            }
             Self::ProtocolViolation(_) => {
                 "nothing of this answer is used; report it to the KME's vendor, with this line"
             }

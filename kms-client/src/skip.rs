@@ -107,6 +107,9 @@ impl SkipClient {
                 .with_detail(format!("a redirect to {to}, which is never followed"))
                 .with_advice("if that is where the key provider is, write its address as url");
         }
+        if kind == KmsErrorKind::IdentityRefused {
+            error = error.with_detail(self.door.who_we_are());
+        }
         Err(error)
     }
 }

@@ -147,10 +147,10 @@ pub(crate) fn parse_capabilities(body: &[u8]) -> Result<Capabilities, Broken> {
     })
 }
 
-/// serde would read a list as a struct's fields in their order.
+/// serde would read a list as a struct's fields in their order. A web page is told by the parser.
 fn must_be_an_object(body: &[u8]) -> Result<(), Broken> {
     match body.trim_ascii_start().first() {
-        Some(b'{') | None => Ok(()),
+        Some(b'{' | b'<') | None => Ok(()),
         Some(_) => Err(Broken(Violation::Json, "the body isn't a JSON object".to_owned())),
     }
 }
@@ -267,7 +267,7 @@ pub(crate) fn classify(operation: Operation, status: u16, message: &str) -> KmsE
         (_, 401 | 403) => K::IdentityRefused,
         (Operation::DecKeys, 400 | 404 | 409 | 410) => K::KeyNotFound,
         (Operation::EncKeys, 409 | 410 | 429 | 503) => K::Exhausted,
-        (Operation::EncKeys, 400 | 404 | 500) if no_key() => K::Exhausted,
+        (Operation::EncKeys, 400 | 404 | 422 | 500) if no_key() => K::Exhausted,
         (_, 408 | 429) => K::ServerFault,
         (_, 400..500 | 501 | 505) => K::BadRequest,
         (_, 500..600) => K::ServerFault,
@@ -304,7 +304,7 @@ mod tests {
         assert!(parse_key(body.as_bytes(), &Asked::ById(&id)).is_ok());
         let rows = [
             (String::new(), Violation::Json),
-            ("<html>".to_owned(), Violation::Json),
+            ("<html>".to_owned(), Violation::Page),
             (r#"{"keyId":"0123"}"#.to_owned(), Violation::Json),
             (format!(r#"{{"key":"{digits}"}}"#), Violation::Json),
             (body.replace("0123", "4567"), Violation::OtherKeyId),

@@ -51,6 +51,8 @@ pub struct Link {
 /// When the certificates in use end, in seconds since 1970; `None` where there is none or it isn't known.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Certificates {
+    /// The common name and the serial number of ours: a KME knows us by one of them, or by both.
+    pub own: Option<(String, String)>,
     /// The end of ours.
     pub own_not_after: Option<i64>,
     /// The end of the KME's, as seen at the last handshake.

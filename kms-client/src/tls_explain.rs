@@ -19,6 +19,8 @@ pub(crate) struct CertificateInfo {
     version_1: bool,
     /// The common name, or the whole subject where there is none.
     pub(crate) subject: String,
+    /// As `openssl x509 -serial` prints it, since some KMEs know us by it alone.
+    pub(crate) serial: String,
     issuer: String,
     self_signed: bool,
     names: Vec<String>,
@@ -40,6 +42,7 @@ impl CertificateInfo {
         Some(Self {
             version_1: cert.version() == X509Version::V1,
             subject: common_name(cert.subject()),
+            serial: serial(cert.raw_serial()),
             issuer: common_name(cert.issuer()),
             self_signed: cert.subject() == cert.issuer(),
             names,
@@ -60,6 +63,13 @@ impl CertificateInfo {
             not_after: self.not_after,
         }
     }
+}
+
+fn serial(bytes: &[u8]) -> String {
+    // RFC 5280 allows 20 bytes.
+    let significant = bytes.iter().skip_while(|byte| **byte == 0).take(20);
+    let text: String = significant.map(|byte| format!("{byte:02X}")).collect();
+    if text.is_empty() { "00".to_owned() } else { text }
 }
 
 fn common_name(name: &X509Name<'_>) -> String {
@@ -308,7 +318,8 @@ fn refused_by_kme(alert: AlertDescription, context: &Context<'_>) -> Explanation
         | A::CertificateRequired => Explanation {
             kind: KmsErrorKind::IdentityRefused,
             detail: format!(
-                "the KME refuses our certificate (common name {own}, SAE {}, valid until {}) with the TLS alert {alert:?}",
+                "the KME refuses our certificate (common name {own}, serial number {}, SAE {}, valid until {}) with the TLS alert {alert:?}",
+                context.own.map_or("?", |cert| cert.serial.as_str()),
                 context.sae_id,
                 context.own.map_or("?", |cert| cert.not_after_text.as_str()),
             ),

@@ -262,10 +262,16 @@ fn decode(text: &KeyText<'_>, id: &KeyId, asked: &Asked<'_>) -> Result<SecretBuf
     Ok(secret)
 }
 
+/// Whether a body is HTML or XML, which no JSON can be taken for.
+pub(crate) fn is_page(body: &[u8]) -> bool {
+    body.trim_ascii_start().first() == Some(&b'<')
+}
+
 /// Where the JSON breaks. The parser's own words may quote a value, and a value may be a key, so they aren't used.
 pub(crate) fn not_json(body: &[u8], error: &serde_json::Error) -> Broken {
     let what = match error.classify() {
         _ if body.is_empty() => return Broken(Violation::Json, "the body is empty".to_owned()),
+        _ if is_page(body) => return Broken(Violation::Page, "the body is a web page, not JSON".to_owned()),
         serde_json::error::Category::Eof => "the JSON ends too early",
         serde_json::error::Category::Data => {
             "a field has another type than the document says, or stands twice"
@@ -326,7 +332,7 @@ mod tests {
         let k = |n| key(n);
         let rows = [
             (String::new(), Violation::Json),
-            ("<html>".to_owned(), Violation::Json),
+            (" <html>".to_owned(), Violation::Page),
             ("{}".to_owned(), Violation::Json),
             ("[]".to_owned(), Violation::Json),
             (format!(r#"{{"keys":"{}"}}"#, k(1)), Violation::Json),

@@ -124,6 +124,13 @@ async fn every_status_is_explained_for_every_operation() {
             check(&error, kind, operation);
             assert_eq!(error.status(), Some(code));
             assert!(error.to_string().contains(&format!("HTTP {code}")), "{error}");
+            if kind == K::IdentityRefused {
+                let who = "common name SITE-A and the serial number ";
+                assert!(error.to_string().contains(who), "{error}");
+            }
+            if (code, operation) == (404, Operation::EncKeys) {
+                assert!(error.advice().contains("the url's path is wrong"), "{}", error.advice());
+            }
             // A gateway that gives up, and a 2xx that isn't read, may have spent keys.
             let lost = if operation == Operation::EncKeys && matches!(code, 201 | 204 | 504) { 2 } else { 0 };
             assert_eq!(error.keys_lost(), lost, "{error}");
@@ -193,7 +200,8 @@ async fn a_container_that_breaks_the_document_gives_no_key() {
     let huge_list: Vec<(&str, &str)> = huge_list.iter().map(|(id, key)| (id.as_str(), *key)).collect();
     let rows: Vec<(String, Violation, &str)> = vec![
         (String::new(), Violation::Json, "empty"),
-        ("<html>welcome</html>".to_owned(), Violation::Json, "isn't JSON"),
+        ("<html>welcome</html>".to_owned(), Violation::Page, "is a web page"),
+        ("welcome".to_owned(), Violation::Json, "isn't JSON"),
         ("{}".to_owned(), Violation::Json, "\"keys\" is missing"),
         (format!(r#"{{"keys":"{KEY_1}"}}"#), Violation::Json, "another type"),
         (format!(r#"{{"keys":[{{"key_ID":"id-1","key":"{KEY_1}""#), Violation::Json, "ends too early"),
@@ -461,10 +469,14 @@ async fn a_status_that_leaves_fields_out_is_usable() {
     let status = client.status("SITE-B").await.unwrap();
     assert_eq!((status.source_kme_id.as_str(), status.stored_key_count), ("A", Some(7)));
     assert!(status.missing.contains(&"target_KME_ID") && status.missing.contains(&"key_size"));
-    for body in ["", "[]", "null", "<html>", "{\"source_KME_ID\":"] {
+    for body in ["", "[]", "null", "{\"source_KME_ID\":"] {
         let (client, _server) = lab.client(ok(body)).await;
         check(&status_error(&client).await, K::ProtocolViolation(Violation::Json), Operation::Status);
     }
+    let (client, _server) = lab.client(answer("200 OK", "text/html", "<!DOCTYPE html><p>Sign in</p>")).await;
+    let error = status_error(&client).await;
+    check(&error, K::ProtocolViolation(Violation::Page), Operation::Status);
+    assert!(error.advice().contains("url's port and path"), "{}", error.advice());
 }
 
 #[tokio::test]

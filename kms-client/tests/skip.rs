@@ -98,7 +98,7 @@ async fn capabilities_that_lack_fields_are_usable_and_others_are_not() {
         (CAPABILITIES.replace(r#""key" : true"#, r#""key" : false"#), K::BadRequest),
         (CAPABILITIES.replace("true", "1"), K::ProtocolViolation(Violation::Json)),
         (r#"["Alice"]"#.to_owned(), K::ProtocolViolation(Violation::Json)),
-        ("<html>".to_owned(), K::ProtocolViolation(Violation::Json)),
+        ("<html>".to_owned(), K::ProtocolViolation(Violation::Page)),
         (String::new(), K::ProtocolViolation(Violation::Json)),
     ] {
         let shown = body.clone();
@@ -116,7 +116,15 @@ async fn each_status_of_the_drafts_tables_is_told() {
         // What capabilities, a new key, and a key by its ID make of it.
         ("400 Bad Request", "", K::BadRequest, K::BadRequest, K::KeyNotFound),
         ("400 Bad Request", r#"{"error":"Key not found"}"#, K::BadRequest, K::Exhausted, K::KeyNotFound),
+        ("401 Unauthorized", "", K::IdentityRefused, K::IdentityRefused, K::IdentityRefused),
         ("404 Not Found", "", K::BadRequest, K::BadRequest, K::KeyNotFound),
+        (
+            "422 Unprocessable Entity",
+            r#"{"detail":"No keys left"}"#,
+            K::BadRequest,
+            K::Exhausted,
+            K::BadRequest,
+        ),
         ("405 Method Not Allowed", "", K::BadRequest, K::BadRequest, K::BadRequest),
         ("500 Internal Server Error", "", K::ServerFault, K::ServerFault, K::ServerFault),
         ("503 Service Unavailable", "", K::ServerFault, K::Exhausted, K::ServerFault),

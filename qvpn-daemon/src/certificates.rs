@@ -87,7 +87,7 @@ mod tests {
             own_not_after: Some(5 * DAY),
             kme_not_after: Some(20 * DAY),
             ca_not_after: Some(900 * DAY),
-            problem: None,
+            ..Certificates::default()
         };
         assert_eq!(watch.look("a", &all, 0).len(), 2);
         assert_eq!(watch.look("b", &all, 0).len(), 2);

@@ -111,7 +111,10 @@ fn way(connection: &Connection, certificates: &Certificates, findings: &mut Vec<
         findings.push(ends(certificate.not_after, "kme_certificate", text, "renew the KME's certificate"));
     }
     if let Some(end) = certificates.own_not_after {
-        let text = format!("ours ends in {} days", days_left(end));
+        let who = certificates.own.as_ref();
+        let who = who
+            .map_or_else(String::new, |(name, serial)| format!(", {name} with the serial number {serial},"));
+        let text = format!("ours{who} ends in {} days", days_left(end));
         findings.push(ends(
             end,
             "own_certificate",
