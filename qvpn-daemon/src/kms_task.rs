@@ -77,8 +77,8 @@ fn open_one(
             // If there is no room, the peers ask when their back-off ends.
             let _ = answers.try_send(Answer::KmeAnswers { kme, sae: None });
         }
-        KmeEvent::Asked { kme, operation, outcome, took, .. } => {
-            counts.asked(&kme, operation.as_str(), outcome, took);
+        KmeEvent::Asked { kme, operation, outcome, took, keys_lost } => {
+            counts.asked(&kme, operation.as_str(), outcome, took, keys_lost);
         }
     });
     Ok(Kme::new(source.into(), observer))

@@ -50,11 +50,20 @@ struct KmeCount {
     requests: BTreeMap<(&'static str, &'static str), u64>,
     /// By operation.
     durations: BTreeMap<&'static str, Histogram>,
+    /// Keys that may be spent and never came.
+    keys_lost: u64,
 }
 
 impl KmeCounts {
     /// Counts one operation.
-    pub(crate) fn asked(&self, kme: &str, op: &'static str, outcome: &'static str, took: Duration) {
+    pub(crate) fn asked(
+        &self,
+        kme: &str,
+        op: &'static str,
+        outcome: &'static str,
+        took: Duration,
+        keys_lost: u32,
+    ) {
         let mut all = self.lock();
         if !all.contains_key(kme) {
             all.insert(kme.to_owned(), KmeCount::default());
@@ -62,6 +71,7 @@ impl KmeCounts {
         if let Some(count) = all.get_mut(kme) {
             *count.requests.entry((op, outcome)).or_default() += 1;
             count.durations.entry(op).or_default().observe(took);
+            count.keys_lost += u64::from(keys_lost);
         }
     }
 
@@ -139,6 +149,14 @@ fn kme_metrics(page: &mut Page, i: &InterfaceStatus, counts: &BTreeMap<String, K
         for ((op, outcome), n) in of(kme).requests {
             page.count(&[("interface", &i.name), ("kme", &kme.name), ("op", op), ("outcome", outcome)], n);
         }
+    }
+    page.family(
+        "qvpn_kme_keys_lost_total",
+        "counter",
+        "Keys that may be spent at the KME and never came, since the answer was lost or refused.",
+    );
+    for kme in i.kmes.iter().filter(|kme| counts.contains_key(&kme.name)) {
+        page.count(&[("interface", &i.name), ("kme", &kme.name)], of(kme).keys_lost);
     }
     page.family("qvpn_kme_request_duration_seconds", "histogram", "How long operations at the KME took.");
     for kme in &i.kmes {
