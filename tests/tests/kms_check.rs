@@ -11,8 +11,15 @@ use std::sync::Mutex;
 
 use serde_json::Value;
 use tests::loopback::{Loopback, Vendor, loopback_up, new_identity};
-use tests::misbehaviours::{PORT, ROWS};
+use tests::misbehaviours::{PORT, ROWS, says};
 use tests::{binary, sandbox};
+
+/// The same validator as for all other JSON of `qvpn-ctl`.
+#[path = "../../qvpn-ctl/tests/cli/schemas.rs"]
+mod schemas;
+
+/// Where each word for programs is explained.
+const KMS_MD: &str = include_str!("../../docs/kms.md");
 
 /// Both sites and their KMEs on loopback.
 struct Site {
@@ -23,8 +30,15 @@ struct Site {
 
 impl Site {
     fn new(number: u8) -> Self {
+        Self::over("etsi014", number)
+    }
+
+    /// Over this interface.
+    fn over(api: &str, number: u8) -> Self {
         loopback_up();
-        let kmes = Loopback::start(&format!("check-{number}"), &Vendor::pair([7, 7, 7, number]));
+        let apis = format!("[\"{api}\"]");
+        let vendor = Vendor { apis: &apis, ..Vendor::pair([7, 7, 7, number]) };
+        let kmes = Loopback::start(&format!("check-{number}"), &vendor);
         let site = Self { kmes, printed: Mutex::default() };
         let folder = &site.kmes.folder;
         let keys = ["a", "b"].map(|name| new_identity(&folder.join(format!("{name}.key"))));
@@ -38,7 +52,7 @@ impl Site {
                  [[peer]]\nname = \"site-{peer}\"\npublic_key = \"{}\"\nallowed_ips = []\nsae_id = \"{other}\"\nrole = \"{role}\"\n",
                 folder.display(),
                 i + 1,
-                site.kmes.source(kme, "etsi014", sae),
+                site.kmes.source(kme, api, sae),
                 keys[1 - i],
             );
             fs::write(site.file(name), text).unwrap();
@@ -64,11 +78,12 @@ impl Site {
     fn check_both(&self) -> (i32, Value) {
         let (a, b) = (self.file("a").display().to_string(), self.file("b").display().to_string());
         let (code, out) = self.check(&[&a, "--other", &b, "--json"]);
+        schemas::holds("kms-check", &out);
         (code, serde_json::from_str(&out).unwrap())
     }
 
     /// What is wrong with the outcome of one row.
-    fn look(&self, kme: &str, op: &str, how: &str, want: &str) -> Option<String> {
+    fn look(&self, &Row { kme, op, how, want, words: told_as }: &Row) -> Option<String> {
         self.kmes.misbehave(kme, op, how);
         let (code, report) = self.check_both();
         self.kmes.misbehave(kme, "all", "none");
@@ -102,48 +117,116 @@ impl Site {
             .filter(|f| f["result"] == "failed" || f["result"] == "quirk")
             .map(|f| f["text"].as_str().unwrap())
             .collect();
-        (!right || !helpful).then(|| {
+        let found = want == "fine" || words.iter().any(|text| says(text, told_as));
+        let documented = failed.iter().chain(&quirks).all(|code| KMS_MD.contains(&format!("`{code}`")));
+        (!right || !helpful || !found || !documented).then(|| {
             format!(
-                "{how} for {op} of {kme}: wanted {want}; exit code {code}, failed {failed:?}, quirks {quirks:?}, helpful {helpful}: {words:?}"
+                "{how} for {op} of {kme}: wanted {want} and {told_as:?}; exit code {code}, failed {failed:?}, quirks {quirks:?}, \
+                 helpful {helpful}, documented {documented}: {words:?}"
             )
         })
     }
 }
 
-/// All rows: KME, operation, misbehaviour, and what is to be found.
-fn table() -> Vec<(&'static str, &'static str, &'static str, &'static str)> {
-    let mut rows: Vec<_> = PORT.iter().map(|(how, want)| ("kme-a1", "all", *how, *want)).collect();
-    for (how, wants) in ROWS {
+/// One misbehaviour of one operation at one KME, what is to be found, and what people read of it.
+struct Row {
+    kme: &'static str,
+    op: &'static str,
+    how: &'static str,
+    want: &'static str,
+    words: &'static str,
+}
+
+fn table() -> Vec<Row> {
+    let port = PORT.iter().map(|(how, want, words)| Row { kme: "kme-a1", op: "all", how, want, words });
+    let mut rows: Vec<_> = port.collect();
+    for (how, wants, words) in ROWS {
         let ends = [("kme-a1", "status"), ("kme-a1", "enc_keys"), ("kme-b1", "dec_keys")];
-        for ((kme, op), want) in ends.into_iter().zip(wants) {
-            if !want.is_empty() {
-                rows.push((kme, op, *how, *want));
-            }
+        for ((kme, op), want) in ends.into_iter().zip(wants).filter(|(_, want)| !want.is_empty()) {
+            rows.push(Row { kme, op, how, want, words });
         }
     }
     rows
 }
 
+/// Looks at each row at one of so many sites over this interface.
+fn look_at_all(rows: Vec<Row>, api: &str, sites: u8) {
+    let rows = Mutex::new(rows.into_iter());
+    let wrong = Mutex::new(Vec::new());
+    let next = || rows.lock().unwrap().next();
+    std::thread::scope(|scope| {
+        for number in 0..sites {
+            let (next, wrong) = (&next, &wrong);
+            scope.spawn(move || {
+                let site = Site::over(api, number);
+                while let Some(row) = next() {
+                    wrong.lock().unwrap().extend(site.look(&row));
+                }
+                site.kmes.assert_no_keys(&site.printed.lock().unwrap(), 3);
+            });
+        }
+    });
+    let wrong = wrong.into_inner().unwrap();
+    assert!(wrong.is_empty(), "{} rows:\n{}", wrong.len(), wrong.join("\n"));
+}
+
 #[test]
 fn each_misbehaviour_of_each_operation_is_found() {
-    sandbox::run("each_misbehaviour_of_each_operation_is_found", || {
-        let rows = Mutex::new(table().into_iter());
-        let wrong = Mutex::new(Vec::new());
-        let next = || rows.lock().unwrap().next();
-        std::thread::scope(|scope| {
-            for number in 0..6 {
-                let (next, wrong) = (&next, &wrong);
-                scope.spawn(move || {
-                    let site = Site::new(number);
-                    while let Some((kme, op, how, want)) = next() {
-                        wrong.lock().unwrap().extend(site.look(kme, op, how, want));
-                    }
-                    site.kmes.assert_no_keys(&site.printed.lock().unwrap(), 3);
-                });
-            }
-        });
-        let wrong = wrong.into_inner().unwrap();
-        assert!(wrong.is_empty(), "{} rows:\n{}", wrong.len(), wrong.join("\n"));
+    sandbox::run("each_misbehaviour_of_each_operation_is_found", || look_at_all(table(), "etsi014", 6));
+}
+
+/// What a key provider can show over SKIP, whose answers have another form: the operation, and as in the table of all.
+const SKIP: &[(&str, &str, &str, &str)] = &[
+    ("status", "none", "fine", ""),
+    ("status", "close", "fails unreachable", "closed the connection"),
+    ("status", "huge_body", "fails protocol_violation", "larger than 1048576 bytes"),
+    ("status", "html", "fails protocol_violation", "is a web page"),
+    ("status", "empty_body", "fails protocol_violation", "the body is empty"),
+    ("status", "http_401", "fails identity_refused", "common name SITE-A and the serial number"),
+    ("status", "http_404", "fails bad_request", "HTTP 404"),
+    ("status", "http_500", "fails server_fault", "HTTP 500"),
+    ("enc_keys", "close", "fails lost_keys", "1 key may be lost"),
+    ("enc_keys", "cut_body", "fails lost_keys", "while reading the answer"),
+    ("enc_keys", "endless_body", "fails protocol_violation", "larger than 1048576 bytes"),
+    ("enc_keys", "html", "fails protocol_violation", "is a web page"),
+    ("enc_keys", "rubbish_json", "fails protocol_violation", "the JSON ends too early"),
+    ("enc_keys", "redirect", "fails protocol_violation", "a redirect to https://kme.invalid/"),
+    ("enc_keys", "http_400", "fails exhausted", "HTTP 400"),
+    ("enc_keys", "http_401", "fails identity_refused", "the serial number"),
+    ("enc_keys", "http_500", "fails server_fault", "1 key may be lost"),
+    ("enc_keys", "http_503", "fails exhausted", "HTTP 503"),
+    ("enc_keys", "error_detail", "fails exhausted", "HTTP 422"),
+    ("enc_keys", "wrong_size", "fails protocol_violation", "has 62 hexadecimal digits"),
+    ("enc_keys", "empty_list", "fails protocol_violation", "\"keyId\" is missing"),
+    ("enc_keys", "unknown_id", "fails key_not_found", "doesn't know the key"),
+    ("enc_keys", "wrong_bytes", "fails bytes_differ", "has other bytes at"),
+    ("enc_keys", "zero_keys", "fails protocol_violation", "has only zero bytes"),
+    ("enc_keys", "bad_base64", "fails protocol_violation", "isn't hexadecimal"),
+    ("enc_keys", "numeric_ids", "fails protocol_violation", "another type than the document says"),
+    ("enc_keys", "ignore_size", "fails protocol_violation", "has 32 hexadecimal digits"),
+    ("enc_keys", "repeat_keys", "fails protocol_violation", "was delivered before"),
+    ("enc_keys", "repeat_id", "fails protocol_violation", "stood over another key before"),
+    ("dec_keys", "html", "fails protocol_violation", "is a web page"),
+    ("dec_keys", "http_500", "fails server_fault", "HTTP 500"),
+    ("dec_keys", "wrong_size", "fails protocol_violation", "has 62 hexadecimal digits"),
+    ("dec_keys", "wrong_bytes", "fails bytes_differ", "has other bytes at"),
+    ("dec_keys", "unknown_id", "fails protocol_violation", "wasn't asked for"),
+    ("dec_keys", "late_sync", "quirk lag", "knew the keys only after"),
+    ("dec_keys", "forget_keys", "fails key_not_found", "doesn't know the key"),
+    ("dec_keys", "deliver_twice", "quirk delivers_twice", "a second time"),
+];
+
+#[test]
+fn a_key_provider_that_misbehaves_over_skip_is_found() {
+    sandbox::run("a_key_provider_that_misbehaves_over_skip_is_found", || {
+        let row = |(op, how, want, words): &(&'static str, &'static str, &'static str, &'static str)| Row {
+            kme: if *op == "dec_keys" { "kme-b1" } else { "kme-a1" },
+            op,
+            how,
+            want,
+            words,
+        };
+        look_at_all(SKIP.iter().map(row).collect(), "skip", 3);
     });
 }
 
@@ -155,7 +238,7 @@ fn the_table_has_every_misbehaviour_of_the_simulator() {
         .unwrap();
     let help = String::from_utf8(help.stderr).unwrap();
     let list = help.split("[possible values: ").nth(1).unwrap().split(']').next().unwrap();
-    let table: BTreeSet<&str> = table().iter().map(|row| row.2).collect();
+    let table: BTreeSet<&str> = table().iter().map(|row| row.how).collect();
     for how in list.split(", ") {
         assert!(table.contains(how), "{how} is not in the table");
     }
@@ -171,6 +254,7 @@ fn people_read_what_works_what_is_odd_and_what_to_do() {
         assert_eq!(code, 0);
         for words in [
             "TLSv1_3, X25519MLKEM768",
+            "ours, SITE-A with the serial number ",
             "the KME knows us as SAE SITE-A",
             "3 keys of 256 bits, which are spent",
             "is the same at kme-b1",
