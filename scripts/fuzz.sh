@@ -6,6 +6,8 @@
 #   scripts/fuzz.sh                        each target for 10 minutes
 #   scripts/fuzz.sh SECONDS [TARGET...]    these targets, or all, for so long each
 #   scripts/fuzz.sh keep [TARGET...]       adds the smallest inputs that reach what the seeds don't to fuzz/seeds
+#   scripts/fuzz.sh many CASES [TARGET...] so many cases each, made from seeds and corpus without guidance and sanitizer, on stable:
+#                                          a million a second for small messages; the report is target/fuzz/many.txt
 #   scripts/fuzz.sh coverage [TARGET...]   which lines of each parser seeds, corpus and a short run reach, in
 #                                          target/fuzz/coverage.txt; files also hold what writes messages, or does other work
 set -uo pipefail
@@ -19,11 +21,21 @@ most=40000
 how="${1:-600}"
 [ $# -eq 0 ] || shift
 all=$(sed -n 's/^    ("\([a-z0-9_]*\)", .*/\1/p' fuzz/bodies/mod.rs)
+cases=""
+if [ "$how" = many ]; then cases="${1:?how many cases}"; shift; fi
 targets="${*:-$all}"
 
 reason=""
-command -v cargo-fuzz >/dev/null || reason="cargo-fuzz is not installed: cargo install --locked cargo-fuzz"
-cargo +nightly --version >/dev/null 2>&1 || reason="there is no nightly toolchain: rustup toolchain install nightly"
+case $how in
+coverage | many) ;;
+*[!0-9]*)
+    [ "$how" = keep ] || { echo "usage: $0 [SECONDS|keep|coverage|many CASES] [TARGET...]" >&2; exit 2; }
+    ;;&
+*)
+    command -v cargo-fuzz >/dev/null || reason="cargo-fuzz is not installed: cargo install --locked cargo-fuzz"
+    cargo +nightly --version >/dev/null 2>&1 || reason="there is no nightly toolchain: rustup toolchain install nightly"
+    ;;
+esac
 if [ -n "$reason" ]; then
     printf 'SKIPPED  fuzzing (%s)\n' "$reason" | tee "$folder/report.txt"
     exit 77
@@ -43,6 +55,8 @@ source_of() {
     stock_offer | stock_ack) echo qvpn-proto/src/wire/stock.rs ;;
     propose | accept | confirm) echo qvpn-proto/src/wire/exchange.rs ;;
     reject) echo qvpn-proto/src/wire/reject.rs ;;
+    lanes) echo qvpn-proto/src/wire/lanes.rs ;;
+    datagram) echo qvpn-proto/src/control_link.rs ;;
     fragment) echo qvpn-proto/src/wire/fragment.rs ;;
     reassembly) echo qvpn-proto/src/messenger.rs ;;
     responder) echo qvpn-proto/src/peer/respond.rs qvpn-proto/src/stock/slave.rs ;;
@@ -63,8 +77,9 @@ source_of() {
 # The same bodies on stable, with every seed and all of the corpus: seconds, where cargo-fuzz would build each target anew.
 coverage() {
     local tools program target file lines wrong=0
-    tools="$(rustc +nightly --print sysroot)/lib/rustlib/$(rustc +nightly -vV | sed -n 's/^host: //p')/bin"
-    [ -x "$tools/llvm-cov" ] || { echo "SKIPPED  coverage (rustup component add llvm-tools --toolchain nightly)"; return 77; }
+    # Of the compiler that compiles: another's may not read the profiles.
+    tools="$(rustc --print sysroot)/lib/rustlib/$(rustc -vV | sed -n 's/^host: //p')/bin"
+    [ -x "$tools/llvm-cov" ] || { echo "SKIPPED  coverage (rustup component add llvm-tools)"; return 77; }
     program=$(RUSTC_WORKSPACE_WRAPPER="$PWD/scripts/instrumented-rustc.sh" cargo test --locked --package tests --test fuzz \
         --no-run --message-format json 2>"$folder/coverage.log" |
         python3 -c 'import json,sys
@@ -86,6 +101,18 @@ for line in sys.stdin:
     done > >(tee "$folder/coverage.txt")
     rm -f "$folder"/*.profraw
     return $wrong
+}
+
+many() {
+    local target failed=0
+    cargo build --release --locked --manifest-path fuzz/Cargo.toml --target-dir "$folder/many" --example many || return
+    printf '%s cases a target at %s, %s, %s\n' "$cases" "$(git rev-parse --short HEAD 2>/dev/null || echo unknown)" "$(uname -sr)" \
+        "$(date -u +%F)" >"$folder/many.txt"
+    for target in $targets; do
+        "$folder/many/release/examples/many" "$cases" "$target" 2>&1 | tee -a "$folder/many.txt"
+        [ "${PIPESTATUS[0]}" -eq 0 ] || { printf 'FAILED   %s\n' "$target" | tee -a "$folder/many.txt"; failed=1; }
+    done
+    return $failed
 }
 
 keep() {
@@ -110,8 +137,7 @@ keep() {
 }
 
 case $how in
-coverage | keep) "$how"; exit ;;
-*[!0-9]*) echo "usage: $0 [SECONDS|keep|coverage] [TARGET...]" >&2; exit 2 ;;
+coverage | keep | many) "$how"; exit ;;
 esac
 
 failed=0

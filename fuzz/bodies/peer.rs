@@ -24,6 +24,8 @@ use rand_chacha::ChaCha20Rng;
 use rand_chacha::rand_core::SeedableRng;
 use sha2::{Digest, Sha384};
 
+use super::input::Input;
+
 /// Most operations of a case: an exchange takes some ten.
 const MOST: usize = 60;
 
@@ -58,39 +60,13 @@ impl ControlLink for Open {
     fn reset(&mut self) {}
 }
 
-struct Input<'a>(&'a [u8]);
-
-impl Input<'_> {
-    fn u8(&mut self) -> u8 {
-        let Some((first, rest)) = self.0.split_first() else { return 0 };
-        self.0 = rest;
-        *first
-    }
-
-    fn bytes(&mut self, n: usize) -> Vec<u8> {
-        let (head, tail) = self.0.split_at(n.min(self.0.len()));
-        self.0 = tail;
-        head.to_vec()
-    }
-
-    /// Changes a byte or cuts the end, in one case of four.
-    fn damage(&mut self, mut message: Vec<u8>) -> Vec<u8> {
-        let how = self.u8();
-        if how & 3 == 3 && !message.is_empty() {
-            let at = (usize::from(self.u8()) << 8 | usize::from(self.u8())) % message.len();
-            if how & 4 == 0 { message[at] ^= self.u8() | 1 } else { message.truncate(at) }
-        }
-        message
-    }
-}
-
 /// Who takes part: made once, since it takes long.
-struct Sites {
-    us: Arc<SecretIdentity>,
-    them: Arc<SecretIdentity>,
+pub(super) struct Sites {
+    pub(super) us: Arc<SecretIdentity>,
+    pub(super) them: Arc<SecretIdentity>,
 }
 
-static SITES: LazyLock<Sites> = LazyLock::new(|| {
+pub(super) static SITES: LazyLock<Sites> = LazyLock::new(|| {
     let make = |seed| Arc::new(SecretIdentity::generate(&mut ChaCha20Rng::seed_from_u64(seed)));
     Sites { us: make(1), them: make(2) }
 });

@@ -2,4 +2,6 @@
 #[path = "../bodies/mod.rs"]
 mod bodies;
 
-libfuzzer_sys::fuzz_target!(|bytes: &[u8]| bodies::run("kme_status", bytes));
+const BODY: bodies::Body = bodies::body("kme_status");
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| BODY(bytes));

@@ -2,4 +2,6 @@
 #[path = "../bodies/mod.rs"]
 mod bodies;
 
-libfuzzer_sys::fuzz_target!(|bytes: &[u8]| bodies::run("skip_capabilities", bytes));
+const BODY: bodies::Body = bodies::body("skip_capabilities");
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| BODY(bytes));

@@ -11,12 +11,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use bodies::TARGETS;
+use bodies::change::{Shown, change};
 use qvpn_proto::Role;
 use rand_chacha::ChaCha20Rng;
-use rand_chacha::rand_core::{Rng, SeedableRng};
-
-/// Longest input that is made.
-const LONGEST: usize = 6000;
+use rand_chacha::rand_core::SeedableRng;
 
 fn folder(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().join("fuzz").join(name)
@@ -65,6 +63,13 @@ fn some_seeds_of_peers_end_in_epochs() {
     }
 }
 
+/// A stranger's repetitions only mean something where there was something to repeat.
+#[test]
+fn some_seeds_of_datagrams_carry_packets() {
+    let most = seeds("datagram").iter().map(|seed| bodies::datagram::packets_opened(seed)).max();
+    assert!(most >= Some(2), "no seed with two packets: {most:?}");
+}
+
 /// What a long run has kept on this machine, if it is to be run, too.
 fn corpus(target: &str) -> Vec<Vec<u8>> {
     let folder = folder("corpus").join(target);
@@ -88,73 +93,21 @@ macro_rules! short_runs {
 }
 
 short_runs! {
-    hello stock_offer stock_ack propose accept confirm reject fragment reassembly responder initiator kme_status kme_keys
-    kme_error skip_key skip_capabilities config control split coalesce inner_packet allowed_ips replay
+    hello stock_offer stock_ack propose accept confirm reject lanes fragment reassembly datagram responder initiator kme_status
+    kme_keys kme_error skip_key skip_capabilities config control split coalesce inner_packet allowed_ips replay
 }
 
 fn short(target: &str) {
     let (_, body, cases) = TARGETS.iter().find(|(name, ..)| *name == target).unwrap();
     let seeds = seeds(target);
     let mut rng = ChaCha20Rng::seed_from_u64(1);
-    for (n, input) in seeds.iter().chain(&corpus(target)).enumerate() {
+    for (input, n) in seeds.iter().chain(&corpus(target)).zip(0..) {
         Shown(target, input, n).run(*body);
     }
-    for n in 0..usize::try_from(*cases).unwrap() {
+    for n in 0..u64::from(*cases) {
         let input = change(&seeds, &mut rng);
         Shown(target, &input, n).run(*body);
     }
-}
-
-/// Prints the input when its body panics.
-struct Shown<'a>(&'a str, &'a [u8], usize);
-
-impl Shown<'_> {
-    fn run(self, body: fn(&[u8])) {
-        body(self.1);
-        std::mem::forget(self);
-    }
-}
-
-impl Drop for Shown<'_> {
-    fn drop(&mut self) {
-        let file = std::env::temp_dir().join(format!("qvpn-fuzz-{}", self.0));
-        let kept = fs::write(&file, self.1);
-        eprintln!("{}: case {} failed; it is in {} ({kept:?})", self.0, self.2, file.display());
-    }
-}
-
-/// A seed, or two, with a few bytes changed, put in, taken out or repeated; now and then nothing but random bytes.
-fn change(seeds: &[Vec<u8>], rng: &mut ChaCha20Rng) -> Vec<u8> {
-    let mut below = |n: usize| usize::try_from(rng.next_u64() % u64::try_from(n.max(1)).unwrap()).unwrap();
-    let mut input = seeds[below(seeds.len())].clone();
-    if below(10) == 0 {
-        input = (0..below(300)).map(|_| u8::try_from(below(256)).unwrap()).collect();
-    }
-    for _ in 0..=below(6) {
-        let at = below(input.len() + 1);
-        let byte = u8::try_from(below(256)).unwrap();
-        match below(7) {
-            0 => input.insert(at, byte),
-            1 => input.truncate(at),
-            2 if at < input.len() => drop(input.remove(at)),
-            3 => {
-                let other = &seeds[below(seeds.len())];
-                let from = below(other.len() + 1);
-                input.truncate(at);
-                input.extend(&other[from..]);
-            }
-            4 => {
-                let end = at + below(input.len() - at + 1).min(40);
-                let piece = input[at..end].to_vec();
-                input.splice(at..at, piece);
-            }
-            5 if at < input.len() => input[at] ^= 1 << (byte & 7),
-            _ if at < input.len() => input[at] = byte,
-            _ => {}
-        }
-    }
-    input.truncate(LONGEST);
-    input
 }
 
 /// Writes the valid messages into the seeds: `QVPN_WRITE_SEEDS=1 cargo test -p tests --test fuzz write_seeds`.

@@ -1,0 +1,174 @@
+//! What anybody may send to a gateway's port: through the lane's filter and the gate into a real control session. A stranger
+//! knows our public key, so he makes mac1 right where he likes; and he has heard all that the two ends said, and repeats it,
+//! damaged or not. None of that is ever taken for the other end's, and no answer is longer than the question.
+
+use std::net::SocketAddr;
+
+use blake2::digest::{FixedOutput, KeyInit, Mac, Update};
+use blake2::{Blake2s256, Blake2sMac, digest::consts::U16};
+use qvpn_identity::PublicIdentity;
+use qvpn_proto::control_link::{ControlLink, Gate, LinkOutput, Sorted, WireGuardLink};
+use qvpn_proto::wire::{Kind, fragment};
+
+use super::input::Input;
+use super::peer::SITES;
+
+/// Most operations of a case.
+const MOST: usize = 40;
+/// The peers' numbers in each other's tables.
+const US: u16 = 300;
+const THEM: u16 = 7;
+
+/// A stranger's datagrams to us, among honest ones.
+pub fn datagram(bytes: &[u8]) {
+    packets_opened(bytes);
+}
+
+struct End {
+    gate: Gate,
+    link: WireGuardLink,
+    /// The number that this end has given the other.
+    number: u16,
+    address: SocketAddr,
+}
+
+impl End {
+    /// As the daemon does it: what the lane's filter refuses is counted there, and the gate says whose the rest is.
+    fn take(&mut self, datagram: &[u8], from: SocketAddr, other: &PublicIdentity) -> LinkOutput {
+        if !self.gate.mac1_filter()(datagram) {
+            return LinkOutput::default();
+        }
+        match self.gate.sort(datagram, from) {
+            Sorted::Peer(number) if number == self.number => self.link.receive(from.ip(), datagram),
+            Sorted::Handshake { x25519 } if x25519 == *other.x25519() => {
+                self.link.receive(from.ip(), datagram)
+            }
+            Sorted::Reply(cookie) => LinkOutput { datagrams: vec![cookie], ..LinkOutput::default() },
+            Sorted::Peer(_) | Sorted::Handshake { .. } | Sorted::Malformed => LinkOutput::default(),
+        }
+    }
+}
+
+struct Case {
+    us: End,
+    them: End,
+    /// What passed the wire.
+    heard: Vec<Vec<u8>>,
+    opened: usize,
+}
+
+/// How many honest packets came through.
+pub fn packets_opened(bytes: &[u8]) -> usize {
+    let end = |own: &std::sync::Arc<_>, other, number, last| {
+        let gate = Gate::new(std::sync::Arc::clone(own), 1);
+        let link = WireGuardLink::new(other, number, &gate);
+        End { gate, link, number, address: ([192, 0, 2, last], 51820).into() }
+    };
+    let us = end(&SITES.us, SITES.them.public(), US, 1);
+    let them = end(&SITES.them, SITES.us.public(), THEM, 2);
+    let mut case = Case { us, them, heard: Vec::new(), opened: 0 };
+    let mut input = Input(bytes);
+    for _ in 0..MOST {
+        if input.0.is_empty() {
+            break;
+        }
+        case.step(&mut input);
+    }
+    case.opened
+}
+
+impl Case {
+    fn step(&mut self, input: &mut Input<'_>) {
+        match input.u8() % 9 {
+            0 => {
+                let start = self.them.link.start();
+                self.pass(start, true);
+            }
+            1 => {
+                let start = self.us.link.start();
+                self.pass(start, false);
+            }
+            2 => {
+                let to_us = input.u8() & 1 == 0;
+                let message = vec![5; usize::from(input.u8())];
+                let packet = fragment::packets([9; 8], Kind::Hello, &message).remove(0);
+                let sender = if to_us { &mut self.them } else { &mut self.us };
+                let datagram = sender.link.send(&packet);
+                self.pass(datagram, to_us);
+            }
+            3 | 4 => {
+                let Some(at) = usize::from(input.u8()).checked_rem(self.heard.len()) else { return };
+                let repeated = self.heard[at].clone();
+                let damaged = input.damage(repeated);
+                self.strange(with_mac1(damaged, input.u8()));
+            }
+            5 => {
+                let length = usize::from(input.u8());
+                let datagram = input.bytes(length);
+                self.strange(datagram);
+            }
+            6 => {
+                let kind = 1 + input.u8() % 2;
+                let mut datagram = vec![0; if kind == 1 { 148 } else { 92 }];
+                datagram[0] = kind;
+                let length = usize::from(input.u8());
+                let body = input.bytes(length);
+                datagram.iter_mut().skip(4).zip(body).for_each(|(to, from)| *to = from);
+                // A burst brings the gate to ask for cookies.
+                let times = if input.u8() % 16 == 1 { 130 } else { 1 };
+                (0..times).for_each(|_| self.strange(with_mac1(datagram.clone(), 0)));
+            }
+            7 => self.us.gate.tick(),
+            _ => self.us.link.reset(),
+        }
+    }
+
+    /// From one end to the other, and what that brings, until nobody says more.
+    fn pass(&mut self, datagram: Option<Vec<u8>>, to_us: bool) {
+        let mut waiting: Vec<(Vec<u8>, bool)> =
+            datagram.into_iter().map(|datagram| (datagram, to_us)).collect();
+        let mut passed = 0;
+        while let Some((datagram, to_us)) = waiting.pop() {
+            passed += 1;
+            assert!(passed < 10, "two ends that meet fall silent");
+            let (from, to, other) = if to_us {
+                (self.them.address, &mut self.us, SITES.them.public())
+            } else {
+                (self.us.address, &mut self.them, SITES.us.public())
+            };
+            let out = to.take(&datagram, from, other);
+            self.opened += out.packets.len();
+            // What was answered by a cookie was not looked at, and may yet be.
+            if out.datagrams.iter().all(|answer| answer.first() != Some(&3)) {
+                self.heard.truncate(30);
+                self.heard.insert(0, datagram);
+            }
+            waiting.extend(out.datagrams.into_iter().map(|datagram| (datagram, !to_us)));
+        }
+    }
+
+    fn strange(&mut self, datagram: Vec<u8>) {
+        let out = self.us.take(&datagram, self.them.address, SITES.them.public());
+        assert!(
+            !out.authenticated && !out.new_session && out.packets.is_empty(),
+            "taken for the other end's: {out:?}"
+        );
+        let answer: usize = out.datagrams.iter().map(Vec::len).sum();
+        assert!(answer <= datagram.len(), "{answer} bytes for {}", datagram.len());
+    }
+}
+
+/// The datagram with mac1 as our public key makes it, unless `how` says to leave it.
+fn with_mac1(mut datagram: Vec<u8>, how: u8) -> Vec<u8> {
+    if how & 1 == 0 && datagram.len() >= 32 {
+        let mut key = Blake2s256::default();
+        Update::update(&mut key, b"mac1----");
+        Update::update(&mut key, SITES.us.public().x25519());
+        let end = datagram.len() - 32;
+        if let Ok(mut mac) = <Blake2sMac<U16> as KeyInit>::new_from_slice(&key.finalize_fixed()) {
+            Update::update(&mut mac, &datagram[..end]);
+            datagram[end..end + 16].copy_from_slice(&mac.finalize_fixed());
+        }
+    }
+    datagram
+}
