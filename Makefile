@@ -8,7 +8,7 @@ help:
 	@echo "make test    everything that must hold, with one summary"
 	@echo "make soak    the long runs, with a report in target/soak"
 	@echo "make fuzz    each parser on hostile input with a nightly, 10 minutes each; FUZZ=3600 for an hour each"
-	@echo "make evidence  memory, floods, vectors, model, Miri, timing and fuzzing for hours, a page in docs/evidence; EVIDENCE=20 for short"
+	@echo "make evidence  memory, floods, vectors, model, Miri, AddressSanitizer, timing and fuzzing for hours, a page in docs/evidence; EVIDENCE=20 for short"
 	@echo "make bench   qvpn and other VPNs in turns on this machine; BENCH=--quick for a shorter run, BENCH=--help for choices"
 	@echo "make miri    the tests that reach unsafe code under Miri (needs a nightly toolchain)"
 	@echo "make bench-parts   parts of the data path alone, and the AEADs that it could use; PARTS=FILTER for some"

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
 # The long part of the proof: the search of memory, ten million hostile datagrams, a hostile site and hostile local clients,
-# the vectors, the symbolic model, Miri, timing by dudect's method, fuzzing of each parser and its coverage, with a dated
-# summary in docs/evidence/. What can't be done here is SKIPPED with its reason and never counts as passed; any failure makes the
-# exit status 1.
+# the vectors, the symbolic model, Miri and AddressSanitizer, timing by dudect's method, fuzzing of each parser, a hundred
+# million cases of each small one, and coverage, with a dated summary in docs/evidence/. What can't be done here is SKIPPED with its
+# reason and never counts as passed; any failure makes the exit status 1.
 #
 #   scripts/evidence.sh              everything, 10 minutes a fuzz target: about five hours
 #   scripts/evidence.sh SECONDS      with so many seconds a fuzz target; below 60 with the short floods
-#   scripts/evidence.sh SECONDS STEP...   these steps alone: build memory floods vectors model miri timing fuzzing coverage;
-#                                    the summary takes the others from their last run
+#   scripts/evidence.sh SECONDS STEP...   these steps alone: build memory floods vectors model miri asan timing fuzzing many
+#                                    coverage; the summary takes the others from their last run
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit
 export PATH="$PATH:/usr/sbin:/sbin:$HOME/.cargo/bin"
@@ -21,6 +21,12 @@ mkdir -p "$folder" docs/evidence
 skip=77
 
 fuzzing() { scripts/fuzz.sh "$seconds"; }
+# What takes about a microsecond a case.
+many() {
+    local cases=100000000
+    [ "$seconds" -ge 60 ] || cases=200000
+    scripts/fuzz.sh many $cases hello stock_offer stock_ack propose accept confirm reject lanes fragment inner_packet
+}
 memory() { cargo nextest run --locked -p tests -E 'binary(secrets) + binary(memory) + binary(secret_types)' --success-output final; }
 # Nine kinds of 40,000 a second for 28 s, and one of 400: 10 million.
 floods() {
@@ -40,6 +46,12 @@ undefined_behaviour() {
     scripts/miri.sh
     local status=$?
     [ $status -ne 77 ] || reason="no nightly toolchain with miri"
+    return $status
+}
+addresses() {
+    scripts/asan.sh
+    local status=$?
+    [ $status -ne 77 ] || reason="no nightly toolchain"
     return $status
 }
 vectors() {
@@ -67,7 +79,7 @@ PY
 coverage() {
     scripts/fuzz.sh coverage
     local status=$?
-    [ $status -ne 77 ] || reason="no llvm-tools of a nightly toolchain"
+    [ $status -ne 77 ] || reason="no llvm-tools"
     return $status
 }
 build() { cargo build --workspace --bins --locked; }
@@ -103,8 +115,10 @@ step "floods" floods
 step "vectors" vectors
 step "model" model
 step "miri" undefined_behaviour
+step "asan" addresses
 step "timing" timing
 step "fuzzing" fuzzing
+step "many" many
 step "coverage" coverage
 
 # What a person wrote on the day's page stays; only the part between the marks is made anew.
@@ -118,6 +132,7 @@ page="docs/evidence/$day.md"
     printf '\n'
     cat "$target/fuzz/report.txt" 2>/dev/null
     printf '\n'
+    [ ! -s "$target/fuzz/many.txt" ] || { cat "$target/fuzz/many.txt"; printf '\n'; }
     grep -hE '^ *((starts|points|wrong|data|session|short|long|replay|live|joined|memory|control|timing|soak): |[0-9]+ secrets looked|[0-9]+ used keys)' \
         "$folder/memory.log" "$folder/floods.log" "$folder/timing.log" | sed 's/^ *//' | sort -u
     [ ! -s "$target/fuzz/coverage.txt" ] || { printf '\n'; cat "$target/fuzz/coverage.txt"; }
