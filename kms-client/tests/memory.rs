@@ -1,12 +1,15 @@
 //! After an operation no copy of a key's base64 or of its body is left in the process, and none of the key once it is
-//! dropped. One program, one test: it reads its own memory, so nothing else may run in it.
+//! dropped; after one that failed, none of either. One program, one test: it reads its own memory, so nothing else may run in it.
 #![allow(clippy::unwrap_used)] // A test program's helpers may panic as its tests do.
 
 mod support;
 
-use std::io::{Read, Seek, SeekFrom};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
-use kms_client::{KeyId, KmsClient};
+use kms_client::KmsErrorKind as K;
+use kms_client::{KeyId, KmsClient, MAX_BODY, Phase, Violation};
+use support::copies::copies;
 use support::{Lab, Reply, Server};
 
 /// As the daemon does: what TLS, HTTP and JSON held in passing is erased when it is freed.
@@ -31,12 +34,10 @@ fn base64_char(i: usize) -> u8 {
     ALPHABET[usize::from((pair >> (10 - bit % 8)) & 63)]
 }
 
-/// An answer with that key, its text escaped as JSON allows, so that the parser has to copy it.
-fn reply() -> Reply {
-    let before = br#"{"keys":[{"key_ID":"id-1","key":""#;
-    let after = br#""}]}"#;
+/// A container that begins with that key, its text escaped as JSON allows, so that the parser has to copy it.
+fn body(behind: &str) -> Vec<u8> {
     let mut body = Vec::with_capacity(4096);
-    body.extend_from_slice(before);
+    body.extend_from_slice(br#"{"keys":[{"key_ID":"id-1","key":""#);
     for i in 0..44 {
         match base64_char(i) {
             b'/' => body.extend_from_slice(b"\\/"),
@@ -45,61 +46,56 @@ fn reply() -> Reply {
             c => body.push(c),
         }
     }
-    body.extend_from_slice(after);
-    let mut all = Vec::with_capacity(8192);
-    all.extend_from_slice(format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", body.len()).as_bytes());
-    all.extend_from_slice(&body);
-    Reply::Raw(all)
+    body.extend_from_slice(b"\"}");
+    body.extend_from_slice(behind.as_bytes());
+    body
 }
 
-/// How often one of four pieces of 12 bytes of what `byte` gives stands in this process's writable memory. There is no
-/// needle, which would be found itself, and what is read is kept masked, so that it isn't a copy either.
-fn copies(byte: impl Fn(usize) -> u8) -> usize {
-    let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
-    let mut memory = std::fs::File::open("/proc/self/mem").unwrap();
-    let mut found = 0;
-    let firsts = [0, 8, 16, 20].map(|at| (at, byte(at) ^ 0xa5));
-    for line in maps.lines().filter(|line| line.contains(" rw")) {
-        let (range, _) = line.split_once(' ').unwrap();
-        let (start, end) = range.split_once('-').unwrap();
-        let (start, end) = (u64::from_str_radix(start, 16).unwrap(), u64::from_str_radix(end, 16).unwrap());
-        let mut masked = vec![0u8; usize::try_from(end - start).unwrap()];
-        memory.seek(SeekFrom::Start(start)).unwrap();
-        let mut at = 0;
-        let mut page = [0u8; 4096];
-        while at < masked.len() {
-            if memory.read_exact(&mut page).is_err() {
-                break;
-            }
-            for (to, from) in masked[at..at + 4096].iter_mut().zip(page) {
-                *to = from ^ 0xa5;
-            }
-            at += 4096;
+fn with_head(status: &str, announced: usize, body: &[u8]) -> Vec<u8> {
+    let mut all = Vec::with_capacity(body.len() + 1024);
+    all.extend_from_slice(format!("HTTP/1.1 {status}\r\nContent-Length: {announced}\r\n\r\n").as_bytes());
+    all.extend_from_slice(body);
+    all
+}
+
+/// A right answer, and then each way in which the client drops one.
+fn reply(which: usize) -> Reply {
+    let whole = body("]}");
+    let status = |status| Reply::Raw(with_head(status, whole.len(), &whole));
+    match which {
+        0 => status("200 OK"),
+        1 => {
+            let body = body(r#",{"key_ID":"id-2","key":"q83vASNFZ4k="}]}"#);
+            Reply::Raw(with_head("200 OK", body.len(), &body))
         }
-        // The page on our own stack is cleared, since it is in the memory that is read.
-        page.fill(0);
-        std::hint::black_box(&page);
-        for piece in masked.windows(12) {
-            for (start, first) in firsts {
-                let matches = piece[0] == first
-                    && piece.iter().enumerate().all(|(i, masked)| *masked == byte(start + i) ^ 0xa5);
-                found += usize::from(matches);
-            }
+        2 => Reply::ThenDrop(with_head("200 OK", whole.len() + 1, &whole)),
+        3 => {
+            let mut all = b"HTTP/1.1 200 OK\r\n\r\n".to_vec();
+            all.extend_from_slice(&body(&" ".repeat(MAX_BODY)));
+            Reply::Raw(all)
         }
+        4 => status("500 Internal Server Error"),
+        5 => status("201 Created"),
+        _ => status("302 Found"),
     }
-    found
 }
 
 #[tokio::test]
 async fn nothing_of_a_key_is_left_behind() {
     let lab = Lab::new();
-    let server = Server::start(lab.server_config(), |_| reply()).await;
+    let which = Arc::new(AtomicUsize::new(0));
+    let server = Server::start(lab.server_config(), {
+        let which = Arc::clone(&which);
+        move |_| reply(which.load(Ordering::SeqCst))
+    })
+    .await;
     let client = KmsClient::new(lab.config(server.address)).unwrap();
+    let ids = ["id-1", "id-2"].map(|id| KeyId::new(id).unwrap());
 
     for operation in 0..2 {
         let keys = match operation {
             0 => client.enc_keys("SITE-B", 1, 256).await.unwrap(),
-            _ => client.dec_keys("SITE-B", &[KeyId::new("id-1").unwrap()]).await.unwrap(),
+            _ => client.dec_keys("SITE-B", &ids[..1]).await.unwrap(),
         };
         // The server's side of the connection is in this process as well, so it has to end first.
         server.ended.clone().wait_for(|ended| *ended == operation + 1).await.unwrap();
@@ -112,4 +108,24 @@ async fn nothing_of_a_key_is_left_behind() {
         drop(keys);
         assert_eq!(copies(key_byte), 0, "the key is left");
     }
+
+    let violation = K::ProtocolViolation;
+    for (number, (new, by_ids)) in [
+        (violation(Violation::KeySize), violation(Violation::KeySize)),
+        (K::LostKeys(Phase::Body), K::Unreachable),
+        (violation(Violation::TooLarge), violation(Violation::TooLarge)),
+        (K::ServerFault, K::ServerFault),
+        (violation(Violation::Status), violation(Violation::Status)),
+        (violation(Violation::Redirect), violation(Violation::Redirect)),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        which.store(number + 1, Ordering::SeqCst);
+        assert_eq!(client.enc_keys("SITE-B", 2, 256).await.err().unwrap().kind(), new);
+        assert_eq!(client.dec_keys("SITE-B", &ids).await.err().unwrap().kind(), by_ids);
+        server.ended.clone().wait_for(|ended| *ended == 4 + 2 * number).await.unwrap();
+    }
+    assert_eq!(copies(base64_char), 0, "base64 of a refused answer is left");
+    assert_eq!(copies(key_byte), 0, "a key of a refused answer is left");
 }

@@ -2,6 +2,8 @@
 //! shares no code with the crate and none with the simulator.
 #![allow(dead_code)] // Each test program uses a part of it.
 
+pub mod copies;
+
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
