@@ -83,8 +83,27 @@ impl KmeSet {
     /// # Errors
     /// One error for each KME. A KME whose answer was lost isn't asked again, but the next one is asked for keys of its own.
     pub async fn fetch_new(&self, peer_sae: &str, number: u32) -> Result<Vec<QkdKey>, SetError> {
+        self.fetch_new_but(peer_sae, number, &[]).await
+    }
+
+    /// As [`fetch_new`](Self::fetch_new), but KMEs of the links in `stuck` (source and target KME) come last: the other site
+    /// can't get their keys now, though they may have many.
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn fetch_new_but(
+        &self,
+        peer_sae: &str,
+        number: u32,
+        stuck: &[(String, String)],
+    ) -> Result<Vec<QkdKey>, SetError> {
+        let is_stuck = |kme: &&Arc<Kme>| {
+            let link = kme.known_link(peer_sae);
+            link.is_some_and(|link| stuck.contains(&(link.source_kme, link.target_kme)))
+        };
+        let (last, first): (Vec<_>, Vec<_>) = self.kmes.iter().partition(is_stuck);
         let mut errors = Vec::new();
-        for kme in &self.kmes {
+        for kme in first.into_iter().chain(last) {
             let link = match kme.link(peer_sae).await {
                 Ok(link) => link,
                 // A KME without a usable status may still have keys.
@@ -127,6 +146,12 @@ impl KmeSet {
         for kme in &self.kmes {
             if pending.is_empty() {
                 break;
+            }
+            // One that is down shall not hold up keys that are not its own.
+            if let Some(known) = kme.known_link(peer_sae)
+                && !pending.iter().any(|(key, _)| self.can_know(kme, &known, key))
+            {
+                continue;
             }
             let link = match kme.link(peer_sae).await {
                 Ok(link) => link,

@@ -528,6 +528,42 @@ async fn a_hub_has_an_order_for_each_peer_and_asks_each_vendor_for_its_own_ids()
 }
 
 #[tokio::test]
+async fn a_link_whose_keys_the_other_site_cannot_get_comes_last() {
+    let world = World::two();
+    let [first, second] = [("A1", "B1"), ("A2", "B2")].map(|(a, b)| (a.to_owned(), b.to_owned()));
+    assert_eq!(world.new_key_from().await, "one");
+    world.calls(0);
+    let from = async |stuck: &[(String, String)]| {
+        let keys = world.set.fetch_new_but("SITE-B", 1, stuck).await.unwrap();
+        keys[0].kme.clone()
+    };
+    assert_eq!(from(&[first.clone()]).await, "two");
+    assert!(world.calls(0).is_empty());
+    // Such a key is better than none: the other site may get it yet.
+    world.script(1).enc.push_back(Act::Fail(K::Exhausted));
+    assert_eq!(from(&[first.clone()]).await, "one");
+    assert_eq!(from(&[second.clone(), first]).await, "one", "in their order, if all are");
+    assert_eq!(from(&[second]).await, "one");
+}
+
+#[tokio::test]
+async fn a_kme_that_is_down_does_not_hold_up_keys_of_another() {
+    let world = World::new(&[("one", "B1", "A1"), ("two", "B2", "A2")]);
+    let refs = [key_ref("x", "A1", "B1"), key_ref("y", "A2", "B2")];
+    assert_eq!(world.set.fetch_by_ids("SITE-A", &refs).await.keys.len(), 2);
+    [0, 1].map(|kme| world.calls(kme));
+    world.script(0).dec.push_back(Act::Fail(K::Unreachable));
+    let fetched = world.set.fetch_by_ids("SITE-A", &[key_ref("v", "A1", "B1")]).await;
+    assert_eq!(fetched.failed.len(), 1);
+    world.sleep(2 * SECOND);
+    world.calls(0);
+    // It would be probed now, and a probe may take its time.
+    let fetched = world.set.fetch_by_ids("SITE-A", &[key_ref("w", "A2", "B2")]).await;
+    assert_eq!(fetched.keys.len(), 1);
+    assert!(world.calls(0).is_empty());
+}
+
+#[tokio::test]
 async fn where_there_are_too_few_keys_one_is_taken() {
     for kind in [K::Exhausted, K::BadRequest] {
         let world = World::two();

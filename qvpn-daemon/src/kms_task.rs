@@ -106,7 +106,7 @@ pub(crate) fn in_words(error: &KmsError) -> String {
 /// Does what a peer asked for, and answers.
 pub(crate) async fn fetch(set: Arc<KmeSet>, peer_sae: String, fetch: Fetch) -> KmsReport {
     match fetch {
-        Fetch::New { request, number, qkd_only } => {
+        Fetch::New { request, number, qkd_only, stuck } => {
             let number = u32::try_from(number).unwrap_or(u32::MAX);
             let (qkd, files) = (set.only(true), set.only(false));
             let unavailable = |error: &SetError| {
@@ -115,7 +115,7 @@ pub(crate) async fn fetch(set: Arc<KmeSet>, peer_sae: String, fetch: Fetch) -> K
             };
             let missing = match (qkd.kmes().is_empty(), files.kmes().is_empty()) {
                 (true, false) if !qkd_only => None,
-                (_, no_files) => match qkd.fetch_new(&peer_sae, number).await {
+                (_, no_files) => match qkd.fetch_new_but(&peer_sae, number, &stuck).await {
                     Ok(keys) => return delivered(request, keys, None),
                     Err(error) if no_files || qkd_only => {
                         return KmsReport::Failed { request, trouble: unavailable(&error) };
@@ -236,7 +236,12 @@ mod tests {
     #[tokio::test]
     async fn a_peer_without_a_kme_gets_an_answer_in_words() {
         let set = Kmes::default().set(&[]);
-        let report = fetch(set, "SITE-B".into(), Fetch::New { request: 1, number: 5, qkd_only: true }).await;
+        let report = fetch(
+            set,
+            "SITE-B".into(),
+            Fetch::New { request: 1, number: 5, qkd_only: true, stuck: Vec::new() },
+        )
+        .await;
         let KmsReport::Failed { request: 1, trouble } = report else { panic!() };
         assert!(trouble.text.contains("no KME is configured"), "{}", trouble.text);
     }
@@ -257,7 +262,12 @@ mod tests {
     #[tokio::test]
     async fn a_files_keys_carry_their_kind_to_the_protocol() {
         let (path, set) = file("kind", LINE);
-        let report = fetch(set, "SITE-B".into(), Fetch::New { request: 1, number: 5, qkd_only: false }).await;
+        let report = fetch(
+            set,
+            "SITE-B".into(),
+            Fetch::New { request: 1, number: 5, qkd_only: false, stuck: Vec::new() },
+        )
+        .await;
         let KmsReport::Keys { keys, missing: None, .. } = report else { panic!() };
         assert!(keys.len() == 1 && keys[0].kind == KeyKind::File);
         std::fs::remove_file(path).unwrap();
@@ -266,7 +276,7 @@ mod tests {
     #[tokio::test]
     async fn where_only_qkd_is_enough_no_line_of_a_file_is_touched() {
         let (path, set) = file("required", LINE);
-        let new = Fetch::New { request: 1, number: 5, qkd_only: true };
+        let new = Fetch::New { request: 1, number: 5, qkd_only: true, stuck: Vec::new() };
         let name =
             KeyName { id: "id-1".into(), source_kme: "key-file".into(), target_kme: "key-file".into() };
         let by_id = Fetch::ById { request: 1, keys: vec![name], qkd_only: true };
@@ -317,7 +327,7 @@ mod tests {
         let (path, set) = file("last", LINE);
         let down = Kme::new(Box::new(Down), Arc::new(|_| {}));
         let both = Arc::new(KmeSet::new(vec![set.kmes()[0].clone(), down]));
-        let new = |qkd_only| Fetch::New { request: 1, number: 1, qkd_only };
+        let new = |qkd_only| Fetch::New { request: 1, number: 1, qkd_only, stuck: Vec::new() };
         let report = fetch(both.clone(), "B".into(), new(true)).await;
         let KmsReport::Failed { trouble, .. } = report else { panic!() };
         assert!(trouble.text.contains("kme-a1") && !trouble.text.contains("disk"), "{}", trouble.text);

@@ -117,6 +117,8 @@ pub enum Fetch {
         number: usize,
         /// A source that is no QKD must not be asked: its keys would be refused.
         qkd_only: bool,
+        /// Links, by their source and target KME, whose keys the other end can't get now: the last to be asked.
+        stuck: Vec<(String, String)>,
     },
     /// As slave SAE: `dec_keys` with the peer's SAE ID as master, ETSI GS QKD 014 section 5.3.
     ById {

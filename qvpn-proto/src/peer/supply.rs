@@ -43,7 +43,10 @@ impl<L: ControlLink> Peer<L> {
         let (fetch, message, due) = match &mut self.side {
             Side::Initiator(initiator) => {
                 let stock = &mut initiator.stock;
-                let fetch = stock.fetch(now, request).map(|number| Fetch::New { request, number, qkd_only });
+                let fetch = stock.fetch(now, request).map(|number| {
+                    let stuck = stock.stuck_links(now);
+                    Fetch::New { request, number, qkd_only, stuck }
+                });
                 let offer = stock.offer().map(|offer| (Kind::StockOffer, offer.to_bytes()));
                 (fetch, offer, stock.next_due(now))
             }

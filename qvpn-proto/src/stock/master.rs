@@ -33,6 +33,8 @@ struct Key {
     held: bool,
     /// The responder restarted since the key came: its KME may have delivered it to the life before, and then never again.
     suspect: bool,
+    /// The responder can't reach the KME that it would get the key from.
+    unreachable: bool,
     /// Attempts that named it and that wrong confirmations ended.
     spoiled: u8,
 }
@@ -108,6 +110,20 @@ impl MasterStock {
         Some(missing)
     }
 
+    /// The links whose keys the responder doesn't get: its KME there can't be reached, or hasn't had a key for a while. Where a site
+    /// has several KMEs, others are asked first until such keys are given up.
+    #[must_use]
+    pub fn stuck_links(&self, now: Time) -> Vec<(String, String)> {
+        let mut links: Vec<(String, String)> = Vec::new();
+        for key in self.keys.iter().filter(|k| !k.held && (k.unreachable || !k.counts(now))) {
+            let link = (key.name.source_kme.clone(), key.name.target_kme.clone());
+            if !link.0.is_empty() && !link.1.is_empty() && !links.contains(&link) {
+                links.push(link);
+            }
+        }
+        links
+    }
+
     /// Bytes that the offer takes.
     fn offered(&self) -> usize {
         self.keys.iter().map(|k| offer_cost(&k.name)).sum()
@@ -169,6 +185,7 @@ impl MasterStock {
                     since: now,
                     held: false,
                     suspect: false,
+                    unreachable: false,
                     spoiled: 0,
                 });
                 continue;
@@ -283,6 +300,7 @@ impl MasterStock {
         for (id, held) in &ack.keys {
             let Some(at) = self.keys.iter().position(|k| k.name.id == *id) else { continue };
             let key = &mut self.keys[at];
+            key.unreachable = matches!(held, Held::Unavailable);
             let why = match held {
                 Held::Yes(check) if qvpn_secret::ct_eq(check, &qkd_check(&key.secret, id)) => {
                     key.held = true;
@@ -375,5 +393,47 @@ impl MasterStock {
     #[must_use]
     pub fn target(&self) -> usize {
         self.target
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const S: Duration = Duration::from_secs(1);
+
+    #[test]
+    fn a_link_is_stuck_while_the_responder_does_not_get_its_keys() {
+        let start = Time::from_nanos(1_000_000_000);
+        let mut stock = MasterStock::new(3);
+        assert_eq!(stock.fetch(start, 1), Some(3));
+        let key = |id: &str, link: u8, byte: u8| FetchedKey {
+            name: KeyName {
+                id: id.to_owned(),
+                source_kme: format!("A{link}"),
+                target_kme: format!("B{link}"),
+            },
+            kind: KeyKind::Qkd,
+            secret: SecretBuf::take(&mut [byte; 32]),
+        };
+        let keys = vec![key("x", 1, 1), key("y", 1, 2), key("z", 2, 3)];
+        assert!(stock.fetched(1, keys, None, true, start).is_empty());
+        assert!(stock.offer().is_some());
+        assert!(stock.stuck_links(start).is_empty());
+        let mut revision = 0;
+        let mut says = |stock: &mut MasterStock, x: Held, y: Held, z: Held, now| {
+            revision += 1;
+            let keys = [("x", x), ("y", y), ("z", z)].map(|(id, held)| (id.to_owned(), held)).to_vec();
+            assert!(stock.answered(&StockAck { number: 1, revision, keys }, now).is_empty());
+        };
+        let held = |id, byte| Held::Yes(qkd_check(&SecretBuf::take(&mut [byte; 32]), id));
+        let first = vec![("A1".to_owned(), "B1".to_owned())];
+        says(&mut stock, Held::Unavailable, Held::Unavailable, held("z", 3), start);
+        assert_eq!(stock.stuck_links(start), first, "at once where its KME can't be reached");
+        says(&mut stock, Held::NotFound, held("y", 2), held("z", 3), start);
+        assert!(stock.stuck_links(start).is_empty(), "a KME may lag for a while");
+        assert_eq!(stock.stuck_links(start + S * 6), first);
+        says(&mut stock, held("x", 1), held("y", 2), held("z", 3), start + S * 7);
+        assert!(stock.stuck_links(start + S * 8).is_empty());
     }
 }

@@ -1,0 +1,113 @@
+//! A site with two KMEs for one peer. Whichever of the four dies, at the end that takes keys or at the one that fetches them by
+//! their IDs, epochs go on with keys of the other pair, and the first is used again when it is back.
+
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use serde_json::Value;
+use tests::loopback::{Loopback, Vendor, loopback_up, new_identity, run};
+use tests::{Process, binary, sandbox, wait_until};
+
+const LIMIT: Duration = Duration::from_secs(30);
+/// Interface and SAE of site A, which takes the keys, and of site B.
+const SITES: [(&str, &str); 2] = [("fa", "SITE-A"), ("fb", "SITE-B")];
+
+fn kme(pair: usize, site: usize) -> String {
+    format!("kme-{}{}", ["a", "b"][site], pair + 1)
+}
+
+fn configure(pairs: &[Loopback; 2], folder: &Path, keys: &[String; 2], site: usize) -> PathBuf {
+    let (name, sae) = SITES[site];
+    let port = |site: usize| 52_400 + site;
+    let text = format!(
+        "[interface]\nname = \"{name}\"\nprivate_key_file = \"{}/{name}.key\"\nlisten_port = {}\n\
+         rekey_interval = \"300ms\"\n[kms]\nsae_id = \"{sae}\"\n{}{}\
+         [[peer]]\nname = \"peer\"\npublic_key = \"{}\"\nallowed_ips = []\nsae_id = \"{}\"\nrole = \"{}\"\n\
+         endpoint = \"127.0.0.1:{}\"\n",
+        folder.display(),
+        port(site),
+        pairs[0].source(&kme(0, site), "etsi014", sae),
+        pairs[1].source(&kme(1, site), "etsi014", sae),
+        keys[1 - site],
+        SITES[1 - site].1,
+        ["initiator", "responder"][site],
+        port(1 - site),
+    );
+    let file = folder.join(format!("{name}.toml"));
+    fs::write(&file, text).unwrap();
+    file
+}
+
+/// Keys of a pair that site B has fetched.
+fn fetched(pair: &Loopback) -> usize {
+    pair.sim.log().lines().filter(|line| line.contains("key delivered") && line.contains("slave")).count()
+}
+
+#[test]
+fn each_of_four_kmes_may_die() {
+    sandbox::run("each_of_four_kmes_may_die", || {
+        loopback_up();
+        let pairs = [0, 1].map(|pair| {
+            let names = [kme(pair, 0), kme(pair, 1)];
+            let [a, b] = names.each_ref().map(String::as_str);
+            let vendor = Vendor {
+                kmes: &[(a, "SITE-A"), (b, "SITE-B")],
+                links: &[[a, b]],
+                apis: "[\"etsi014\"]",
+                seed: [6, 6, 6, u8::try_from(pair).unwrap()],
+            };
+            Loopback::start(&format!("pair-{pair}"), &vendor)
+        });
+        let folder = pairs[0].folder.clone();
+        let keys = SITES.map(|(name, _)| new_identity(&folder.join(format!("{name}.key"))));
+        let _daemons = [0, 1].map(|site| {
+            let file = configure(&pairs, &folder, &keys, site);
+            Process::spawn(SITES[site].0, Command::new(binary("qvpn-daemon")).arg("--config").arg(file))
+        });
+        let show = |site: usize| -> Value {
+            let text = run(Command::new(binary("qvpn-ctl")).args(["show", SITES[site].0, "--json"]));
+            serde_json::from_str::<Value>(&text).unwrap()["interfaces"][0]["peers"][0].clone()
+        };
+        let blocked = || {
+            [0, 1].map(|site| {
+                let events = run(Command::new(binary("qvpn-ctl")).args(["events", SITES[site].0]));
+                events.lines().filter(|line| line.contains("peer.blocked")).count()
+            })
+        };
+        wait_until("both daemons answer", LIMIT, || {
+            let shown =
+                [0, 1].map(|site| Command::new(binary("qvpn-ctl")).args(["show", SITES[site].0]).output());
+            shown.iter().all(|output| output.as_ref().unwrap().status.success()).then_some(())
+        });
+        wait_until("both ends are up", LIMIT, || {
+            [0, 1].iter().all(|site| show(*site)["state"] == "up").then_some(())
+        });
+        let at_first = blocked();
+        // Six more keys of this pair were fetched, which is more than a stock, and six more epochs were made with QKD.
+        let goes_by = |pair: usize, what: &str| {
+            let rekeys = || show(0)["rekeys"].as_u64().unwrap_or(0);
+            let before = (fetched(&pairs[pair]), rekeys());
+            wait_until(what, LIMIT, || {
+                let peers = [0, 1].map(show);
+                let up = peers.iter().all(|peer| peer["state"] == "up" && peer["key_sources"][0] == "qkd");
+                let more = fetched(&pairs[pair]) >= before.0 + 6 && rekeys() >= before.1 + 6;
+                (up && more).then_some(())
+            });
+            assert_eq!(blocked(), at_first, "{what}: the tunnel never stood still");
+        };
+        goes_by(0, "by the first pair");
+        for site in [1, 0] {
+            pairs[0].misbehave(&kme(0, site), "all", "refuse_tcp");
+            goes_by(1, &format!("by the second pair, without {}", kme(0, site)));
+            // The second pair's may die meanwhile as well, once the first is back.
+            pairs[0].misbehave(&kme(0, site), "all", "none");
+            pairs[1].misbehave(&kme(1, site), "all", "refuse_tcp");
+            goes_by(0, &format!("by the first pair again, without {}", kme(1, site)));
+            pairs[1].misbehave(&kme(1, site), "all", "none");
+        }
+    });
+}
