@@ -27,17 +27,19 @@ answers() {
     printf '%-34s %s\n' "$name" "$(sed -n '/^RESULT (/d; s/^RESULT.* is \(true\|false\).*/\1/p; s/^RESULT.*cannot.*/unproved/p' <<<"$out" | tr '\n' ' ')"
 }
 
-weakened() {
+# A model with one change: something left out, or one secret more.
+changed() {
     local name="$1" base="$2" change="$3"
-    sed "$change" "$folder/$base.pv" >"$folder/weak.pv"
-    ! cmp -s "$folder/$base.pv" "$folder/weak.pv" || { echo "$name changes nothing" >&2; exit 1; }
-    answers "$name" "$folder/weak.pv" 120
+    sed "$change" "$folder/$base.pv" >"$folder/changed.pv"
+    ! cmp -s "$folder/$base.pv" "$folder/changed.pv" || { echo "$name changes nothing" >&2; exit 1; }
+    answers "$name" "$folder/changed.pv" 120
 }
 
 scenario "$folder/qkd.pv" X M
 scenario "$folder/mlkem.pv" X Q
 scenario "$folder/x25519.pv" M Q D
 scenario "$folder/none.pv" X M Q
+scenario "$folder/honest.pv" X M Q D
 {
 "$proverif" -help 2>&1 | head -1
 printf '%-34s %s\n' "intact, or weakened by" "S1 S2 A1 A2 R1"
@@ -45,13 +47,17 @@ answers "QKD alone" "$folder/qkd.pv" 300
 answers "ML-KEM alone" "$folder/mlkem.pv" 300
 [ "${1:-}" != long ] || answers "X25519 alone, honest sites" "$folder/x25519.pv" 3600
 answers "nothing" "$folder/none.pv" 300
+# What A and B share from before: a pre-shared key, or the chain of an epoch that the attacker did not break.
+secret='s/^const public: bytes32\./& free shared: bytes32 [private]./'
+changed "pre-shared key alone, honest sites" honest "$secret; s/, q, public, public)/, q, shared, public)/"
+changed "chain alone, honest sites" honest "$secret; s/, q, public, public)/, q, public, shared)/"
 echo
-weakened "ML-KEM alone, no identities" mlkem 's/fun transcript(identity, identity, /fun transcript(/; s/transcript(idI, idR, /transcript(/'
-weakened "ML-KEM alone, no KEM to I" mlkem 's/opened(k, ci), agree/public, agree/; s/chosen(ki), agree/public, agree/'
-weakened "ML-KEM alone, no KEM to R" mlkem 's/chosen(kr), opened/public, opened/; s/, opened(k, cr), chosen/, public, chosen/'
-weakened "ML-KEM alone, no ephemeral KEM" mlkem 's/extract(th, opened(d, ce), /extract(th, public, /; s/extract(th, chosen(ke), /extract(th, public, /'
-weakened "ML-KEM alone, R not confirmed" mlkem 's/if m4 = confirm(derive(prk, confirmR)) then//'
-weakened "QKD alone, no QKD key" qkd 's/, q, public, public)/, public, public, public)/'
+changed "ML-KEM alone, no identities" mlkem 's/fun transcript(identity, identity, /fun transcript(/; s/transcript(idI, idR, /transcript(/'
+changed "ML-KEM alone, no KEM to I" mlkem 's/opened(k, ci), agree/public, agree/; s/chosen(ki), agree/public, agree/'
+changed "ML-KEM alone, no KEM to R" mlkem 's/chosen(kr), opened/public, opened/; s/, opened(k, cr), chosen/, public, chosen/'
+changed "ML-KEM alone, no ephemeral KEM" mlkem 's/extract(th, opened(d, ce), /extract(th, public, /; s/extract(th, chosen(ke), /extract(th, public, /'
+changed "ML-KEM alone, R not confirmed" mlkem 's/if m4 = confirm(derive(prk, confirmR)) then//'
+changed "QKD alone, no QKD key" qkd 's/, q, public, public)/, public, public, public)/'
 } | sed 's/ *$//' | tee "$folder/printed"
 # X25519 alone is no part of the short run's table.
 sed -n '/^```text$/,/^```$/p' "$(dirname "$0")/README.md" | grep -v '^```' >"$folder/expected"
