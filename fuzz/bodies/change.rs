@@ -76,8 +76,9 @@ pub fn change(seeds: &[Vec<u8>], rng: &mut ChaCha20Rng) -> Vec<u8> {
             // What is at the front and at the end counts and measures, so it is changed more often.
             5 if at < input.len() => input[at % 64] = byte,
             6 if at < input.len() => {
+                let back = at % input.len().min(16);
                 let end = input.len() - 1;
-                input[end - at % 16 % input.len()] = byte;
+                input[end - back] = byte;
             }
             7 if at < input.len() => input[at] ^= 1 << (byte & 7),
             _ if at < input.len() => input[at] = byte,

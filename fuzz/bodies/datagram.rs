@@ -4,7 +4,7 @@
 
 use std::net::SocketAddr;
 
-use blake2::digest::{FixedOutput, KeyInit, Mac, Update};
+use blake2::digest::{FixedOutput, KeyInit, Update};
 use blake2::{Blake2s256, Blake2sMac, digest::consts::U16};
 use qvpn_identity::PublicIdentity;
 use qvpn_proto::control_link::{ControlLink, Gate, LinkOutput, Sorted, WireGuardLink};
