@@ -1,0 +1,198 @@
+//! Against an honest initiator.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use qvpn_proto::wire::{Accept, Kind, Propose, Reject, RejectReason, RekeyReason};
+use qvpn_proto::{QkdPolicy, Role};
+
+use crate::world::{SITES, World, other};
+
+#[test]
+fn an_initiator_seals_only_under_a_right_accept() {
+    let mut world = World::new(Role::Initiator, QkdPolicy::Off);
+    let propose = world.take(Kind::Propose).expect("it proposes at once");
+    // Whoever lacks the responder's ML-KEM seed computes another confirmation; all else is right.
+    let third = Arc::clone(&SITES[2]);
+    let accept = world.answer(&propose, &third);
+    world.send(Kind::Accept, &accept);
+    assert_eq!(world.sealing, 0, "an Accept of somebody else");
+    let right = world.answer(&propose, other());
+    let mut wrong = right.clone();
+    *wrong.last_mut().unwrap() ^= 1;
+    world.send(Kind::Accept, &wrong);
+    assert_eq!(world.sealing, 0, "a changed confirmation");
+    // Another index under the same confirmation.
+    let mut wrong = right.clone();
+    let at = wrong.len() - 49;
+    wrong[at] ^= 1;
+    world.send(Kind::Accept, &wrong);
+    assert_eq!(world.sealing, 0, "a changed text");
+    world.send(Kind::Accept, &right);
+    assert_eq!(world.sealing, 1);
+    assert!(Accept::parse(&right).is_ok());
+}
+
+/// The initiator's first proposal, and the right answer.
+fn proposed() -> (World, Vec<u8>) {
+    let mut world = World::new(Role::Initiator, QkdPolicy::Off);
+    let propose = world.take(Kind::Propose).expect("it proposes at once");
+    let right = world.answer(&propose, other());
+    (world, right)
+}
+
+fn drops(world: &World) -> (u64, u64) {
+    let drops = world.peer.view(world.now).drops;
+    (drops.malformed, drops.refused)
+}
+
+#[test]
+fn four_wrong_accepts_end_an_attempt() {
+    let (mut world, right) = proposed();
+    let mut wrong = right.clone();
+    *wrong.last_mut().unwrap() ^= 1;
+    for n in 1..=4 {
+        world.send(Kind::Accept, &wrong);
+        assert_eq!(drops(&world), (0, n), "each is counted");
+    }
+    world.send(Kind::Accept, &right);
+    assert_eq!(world.sealing, 0, "the attempt is over");
+    assert!(world.take(Kind::Propose).is_none(), "the next one waits a little");
+    world.wait(Duration::from_millis(101));
+    world.answer_next();
+}
+
+#[test]
+fn what_answers_no_attempt_costs_it_nothing() {
+    let (mut world, right) = proposed();
+    let (mut accept, _, confirmation) = Accept::parse(&right).unwrap();
+    accept.epoch += 1;
+    let of_another = [accept.to_bytes().as_slice(), &confirmation].concat();
+    for _ in 0..10 {
+        world.send(Kind::Accept, &of_another);
+        world.send(Kind::Accept, &right[..right.len() - 1]);
+    }
+    assert_eq!(drops(&world), (10, 0));
+    world.send(Kind::Accept, &right);
+    assert_eq!(world.sealing, 1);
+}
+
+#[test]
+fn an_initiator_refuses_unusable_public_values() {
+    type Change = fn(&mut Accept);
+    let cases: [(&str, Change); 4] = [
+        ("X25519 key zero", |a| a.x25519 = [0; 32]),
+        ("X25519 key one", |a| a.x25519 = [[1u8].as_slice(), &[0; 31]].concat().try_into().unwrap()),
+        ("an index for a lane that was not agreed", |a| a.indices.push(1 << 31 | 99)),
+        ("a ciphertext of zeros", |a| a.ciphertext_static.fill(0)),
+    ];
+    for (what, change) in cases {
+        let (mut world, right) = proposed();
+        let (mut accept, _, confirmation) = Accept::parse(&right).unwrap();
+        change(&mut accept);
+        world.send(Kind::Accept, &[accept.to_bytes().as_slice(), &confirmation].concat());
+        assert_eq!((world.sealing, drops(&world)), (0, (0, 1)), "{what}");
+        world.send(Kind::Accept, &right);
+        assert_eq!(world.sealing, 1, "{what}: the attempt goes on");
+    }
+}
+
+/// What a responder may say to a proposal.
+const REASONS: [RejectReason; 5] = [
+    RejectReason::Stale,
+    RejectReason::Policy,
+    RejectReason::UnknownKeyId,
+    RejectReason::KmsUnavailable,
+    RejectReason::Chain,
+];
+
+#[test]
+fn a_reject_ends_the_attempt_that_it_names_alone() {
+    for reason in REASONS {
+        let mut world = World::new(Role::Initiator, QkdPolicy::Off);
+        let (id, propose) = world.take_with_id(Kind::Propose).unwrap();
+        let right = world.answer(&propose, other());
+        world.send(Kind::Reject, &Reject { id: [7; 8], reason }.to_bytes());
+        assert!(world.take(Kind::Propose).is_none(), "{reason:?} of no message of ours");
+        world.send(Kind::Reject, &Reject { id, reason }.to_bytes());
+        world.send(Kind::Accept, &right);
+        assert_eq!(world.sealing, 0, "{reason:?}: the attempt is over");
+        world.wait(Duration::from_millis(101));
+        world.answer_next();
+        // And one that comes late ends nothing.
+        world.send(Kind::Reject, &Reject { id, reason }.to_bytes());
+        assert!(world.peer.view(world.now).epoch.is_some() && world.stopped == 0, "{reason:?}, late");
+    }
+}
+
+#[test]
+fn the_chain_is_given_up_on_a_word_about_the_attempt_alone() {
+    let mut world = World::new(Role::Initiator, QkdPolicy::Off);
+    assert_eq!(world.answer_next().chain_check, None, "the first epoch has no chain");
+    world.wait(Duration::from_secs(60));
+    let (id, propose) = world.take_with_id(Kind::Propose).expect("after the interval");
+    let named = Propose::parse(&propose).unwrap().chain_check;
+    assert!(named.is_some(), "the second names the first one's");
+    world.send(Kind::Reject, &Reject { id: [7; 8], reason: RejectReason::Chain }.to_bytes());
+    assert!(world.take(Kind::Propose).is_none());
+    world.send(Kind::Reject, &Reject { id, reason: RejectReason::Chain }.to_bytes());
+    assert_eq!(world.answer_next().chain_check, None, "at once, and without");
+    world.wait(Duration::from_secs(60));
+    let next = world.answer_next().chain_check;
+    assert!(next.is_some() && next != named, "the chain goes on from the new epoch");
+}
+
+#[test]
+fn an_initiator_keeps_to_its_policy() {
+    let mut world = World::new(Role::Initiator, QkdPolicy::Required);
+    world.wait(Duration::from_secs(3600));
+    assert!(world.take(Kind::Propose).is_none(), "required, and no QKD key");
+    let mut world = World::new(Role::Initiator, QkdPolicy::Preferred);
+    world.wait(Duration::from_millis(119_999));
+    assert!(world.take(Kind::Propose).is_none(), "preferred, too early");
+    world.wait(Duration::from_millis(2));
+    assert_eq!(world.answer_next().qkd_key_id, None);
+    let mut world = World::new(Role::Initiator, QkdPolicy::Off);
+    world.supply = 3;
+    world.pump();
+    assert_eq!(world.answer_next().qkd_key_id, None, "off, and keys to be had");
+}
+
+#[test]
+fn a_key_is_named_by_two_attempts_at_most() {
+    let mut world = World::new(Role::Initiator, QkdPolicy::Required);
+    world.supply = 20;
+    world.pump();
+    let mut named = BTreeMap::new();
+    for attempt in 1..=8 {
+        world.wait(Duration::from_secs(11));
+        let propose = world.take(Kind::Propose).unwrap_or_else(|| panic!("attempt {attempt}"));
+        let key = Propose::parse(&propose).unwrap().qkd_key_id.expect("QKD is required");
+        *named.entry(key).or_insert(0) += 1;
+        // Without the key the confirmation is wrong.
+        let wrong = world.answer(&propose, other());
+        (0..4).for_each(|_| world.send(Kind::Accept, &wrong));
+        world.said.clear();
+    }
+    assert_eq!(world.sealing, 0);
+    assert_eq!(named.values().collect::<Vec<_>>(), [&2; 4], "{named:?}");
+}
+
+#[test]
+fn the_other_site_may_ask_for_an_epoch_once_a_second() {
+    let mut world = World::new(Role::Initiator, QkdPolicy::Off);
+    world.answer_next();
+    let ask = |world: &mut World, wait| {
+        world.wait(Duration::from_millis(wait));
+        world.send(Kind::Rekey, &RekeyReason::NoEpoch.to_bytes());
+        world.said.iter().any(|(kind, ..)| *kind == Kind::Propose)
+    };
+    assert!(!ask(&mut world, 0), "an attempt has just begun");
+    assert!(!ask(&mut world, 999));
+    assert!(ask(&mut world, 1));
+    world.answer_next();
+    assert!(!ask(&mut world, 999), "counted from the attempt that was asked for");
+    assert!(ask(&mut world, 1));
+    world.answer_next();
+}

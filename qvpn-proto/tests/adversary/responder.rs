@@ -1,0 +1,290 @@
+//! Against an honest responder.
+
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use qvpn_proto::wire::{Kind, Propose, Reject, RejectReason, RekeyReason, StockOffer};
+use qvpn_proto::{KeyName, LaneReport, QkdPolicy, Role, State};
+
+use crate::world::{World, honest, other};
+
+#[test]
+fn a_responder_seals_only_on_the_right_confirmation() {
+    let mut world = World::new(Role::Responder, QkdPolicy::Off);
+    let proposed = world.propose(1);
+    let right = world.confirmation(proposed);
+    for n in 0..3u8 {
+        let mut wrong = right;
+        wrong[usize::from(n) * 20] ^= 1;
+        world.confirm(1, wrong);
+        assert_eq!(world.sealing, 0, "wrong confirmation {n}");
+    }
+    world.confirm(2, right);
+    assert_eq!(world.sealing, 0, "the right one for another attempt");
+    world.confirm(1, right);
+    assert_eq!(world.sealing, 1);
+}
+
+#[test]
+fn four_wrong_confirmations_end_an_attempt() {
+    let mut world = World::new(Role::Responder, QkdPolicy::Off);
+    let proposed = world.propose(1);
+    let right = world.confirmation(proposed);
+    for _ in 0..4 {
+        world.confirm(1, [7; 48]);
+    }
+    world.confirm(1, right);
+    assert_eq!(world.sealing, 0, "the attempt is over");
+    assert_eq!(world.peer.view(world.now).drops.refused, 4, "each is counted");
+    world.exchange(2);
+}
+
+#[test]
+fn attempts_have_rising_numbers() {
+    let mut world = World::new(Role::Responder, QkdPolicy::Off);
+    world.exchange(5);
+    for epoch in [5, 4, 1, 0] {
+        let _ = world.propose(epoch);
+        assert_eq!(world.rejected(), Some(RejectReason::Stale), "number {epoch} after 5");
+        assert!(world.take(Kind::Accept).is_none());
+    }
+    world.exchange(6);
+}
+
+#[test]
+fn a_proposal_holds_under_the_hellos_in_force_alone() {
+    let mut world = World::new(Role::Responder, QkdPolicy::Off);
+    let old = world.hello.clone();
+    world.say_hello(1, 2);
+    let proposed = world.proposal(1, &old, None, None);
+    let hellos = world.hellos;
+    world.send(Kind::Propose, proposed.bytes());
+    assert_eq!(world.rejected(), Some(RejectReason::Stale), "our earlier Hello");
+    assert_eq!(world.hellos, hellos, "we know its Hello");
+    let ours = world.hello.clone();
+    let theirs = std::mem::replace(&mut world.theirs, old);
+    let proposed = world.proposal(1, &ours, None, None);
+    world.theirs = theirs;
+    world.send(Kind::Propose, proposed.bytes());
+    assert_eq!(world.rejected(), Some(RejectReason::Stale), "another Hello of theirs");
+    assert_eq!(world.hellos, hellos + 1, "who doesn't know its Hello is told");
+    assert!(world.take(Kind::Accept).is_none());
+    world.exchange(1);
+}
+
+#[test]
+fn a_hello_of_an_earlier_life_changes_nothing() {
+    let mut world = World::new(Role::Responder, QkdPolicy::Off);
+    let first = world.hello.clone();
+    world.exchange(1);
+    world.session.store(2, Ordering::Relaxed);
+    world.say_hello(2, 1);
+    world.exchange(1);
+    let (second, hellos) = (world.hello.clone(), world.hellos);
+    world.session.store(1, Ordering::Relaxed);
+    world.send(Kind::Hello, &first);
+    world.session.store(2, Ordering::Relaxed);
+    assert_eq!(world.hellos, hellos, "it is not answered");
+    let proposed = world.proposal(9, &first, None, None);
+    world.send(Kind::Propose, proposed.bytes());
+    assert_eq!(world.rejected(), Some(RejectReason::Stale));
+    assert_eq!(world.hello, second);
+    world.exchange(2);
+}
+
+#[test]
+fn a_responder_keeps_to_its_policy() {
+    let mut world = World::new(Role::Responder, QkdPolicy::Required);
+    let _ = world.propose(1);
+    assert_eq!(world.rejected(), Some(RejectReason::Policy), "required, and no QKD key");
+    // Two intervals must pass without a key before `preferred` does without.
+    let mut world = World::new(Role::Responder, QkdPolicy::Preferred);
+    let _ = world.propose(1);
+    assert_eq!(world.rejected(), Some(RejectReason::Policy), "preferred, too early");
+    world.wait(Duration::from_nanos(119_999_999_999));
+    let _ = world.propose(2);
+    assert_eq!(world.rejected(), Some(RejectReason::Policy), "preferred, a moment too early");
+    world.wait(Duration::from_nanos(1));
+    world.exchange(3);
+    let mut world = World::new(Role::Responder, QkdPolicy::Off);
+    let hello = world.hello.clone();
+    let proposed = world.proposal(1, &hello, Some("key"), None);
+    world.send(Kind::Propose, proposed.bytes());
+    assert_eq!(world.rejected(), Some(RejectReason::Policy), "off, and a QKD key");
+    let proposed = world.proposal(2, &hello, None, Some([7; 16]));
+    world.send(Kind::Propose, proposed.bytes());
+    assert_eq!(world.rejected(), Some(RejectReason::Chain), "a chain that nobody has");
+    world.exchange(3);
+    assert_eq!(world.peer.view(world.now).drops.refused, 2, "each is counted");
+}
+
+#[test]
+fn a_key_is_spoilt_by_two_attempts_that_wrong_confirmations_ended() {
+    let mut world = World::new(Role::Responder, QkdPolicy::Required);
+    let name =
+        |id: &str| KeyName { id: id.to_owned(), source_kme: "a".to_owned(), target_kme: "b".to_owned() };
+    let offer = StockOffer { number: 1, keys: vec![name("one"), name("two")] };
+    world.send(Kind::StockOffer, &offer.to_bytes());
+    let hello = world.hello.clone();
+    for epoch in 1..=2 {
+        let proposed = world.proposal(epoch, &hello, Some("one"), None);
+        world.send(Kind::Propose, proposed.bytes());
+        assert!(world.take(Kind::Accept).is_some(), "attempt {epoch}: {:?}", world.rejected());
+        for _ in 0..4 {
+            world.confirm(epoch, [7; 48]);
+        }
+    }
+    let proposed = world.proposal(3, &hello, Some("one"), None);
+    world.send(Kind::Propose, proposed.bytes());
+    assert!(world.rejected().is_some(), "nobody gets a third try at a key");
+    assert!(world.take(Kind::Accept).is_none());
+    let proposed = world.proposal(4, &hello, Some("two"), None);
+    world.send(Kind::Propose, proposed.bytes());
+    assert!(world.take(Kind::Accept).is_some(), "and the others are as good as before");
+}
+
+#[test]
+fn nothing_that_is_said_ends_an_epoch() {
+    let mut world = World::new(Role::Responder, QkdPolicy::Off);
+    world.exchange(1);
+    let accept = world.propose(2);
+    let _ = world.take(Kind::Accept);
+    for kind in (0..=255).filter_map(Kind::from_byte).filter(|kind| *kind != Kind::Hello) {
+        for body in [&[][..], &[0], &[0; 48], &[0xff; 60], accept.bytes()] {
+            world.send(kind, body);
+        }
+    }
+    for reason in (0..=255).filter_map(RejectReason::from_byte) {
+        world.send(Kind::Reject, &Reject { id: [0; 8], reason }.to_bytes());
+    }
+    assert_eq!(world.peer.view(world.now).epoch, Some(1));
+    assert_eq!(world.stopped, 0, "no lane was told to stop or to close");
+    world.exchange(3);
+}
+
+#[test]
+fn a_responder_refuses_unusable_public_values() {
+    let mut world = World::new(Role::Responder, QkdPolicy::Off);
+    type Change = fn(&mut Propose);
+    let cases: [(&str, Change); 6] = [
+        ("X25519 key zero", |p| p.x25519 = [0; 32]),
+        ("X25519 key one", |p| p.x25519 = [[1u8].as_slice(), &[0; 31]].concat().try_into().unwrap()),
+        ("ML-KEM key not reduced", |p| p.encapsulation_key.fill(0xff)),
+        ("the responder's static ML-KEM key", |p| *p.encapsulation_key = *honest().encapsulation_key()),
+        ("the initiator's static ML-KEM key", |p| *p.encapsulation_key = *other().encapsulation_key()),
+        ("an index for a lane that was not agreed", |p| p.indices.push(1 << 31 | 99)),
+    ];
+    for (epoch, (what, change)) in (1..).zip(cases) {
+        let hello = world.hello.clone();
+        let proposed = world.proposal(epoch, &hello, None, None);
+        let mut message = Propose::parse(proposed.bytes()).unwrap();
+        change(&mut message);
+        world.send(Kind::Propose, &message.to_bytes());
+        assert_eq!(world.rejected(), Some(RejectReason::Malformed), "{what}");
+        assert!(world.take(Kind::Accept).is_none(), "{what}");
+    }
+    world.exchange(9);
+}
+
+#[test]
+fn the_loss_of_a_chain_is_told_once() {
+    let mut world = World::new(Role::Responder, QkdPolicy::Off);
+    let state = |world: &World| world.peer.view(world.now).state;
+    world.exchange(1);
+    world.exchange_with_chain(2);
+    assert_eq!(world.resets, 0, "the first has none to lose, the second names it");
+    assert_eq!(state(&world), State::Up);
+    world.exchange(3);
+    assert_eq!((world.resets, state(&world)), (1, State::Degraded), "neither end restarted");
+    world.exchange_with_chain(4);
+    assert_eq!((world.resets, state(&world)), (1, State::Up));
+}
+
+#[test]
+fn a_confirmation_is_answered_and_older_keys_drain() {
+    let mut world = World::new(Role::Responder, QkdPolicy::Off);
+    let proposed = world.propose(1);
+    let right = world.confirmation(proposed);
+    assert_eq!((world.empties, world.older), (0, 0));
+    world.confirm(1, right);
+    assert_eq!((world.empties, world.older), (1, 1));
+    // The answer got lost.
+    world.confirm(1, right);
+    assert_eq!((world.empties, world.older), (2, 1));
+    world.confirm(2, right);
+    assert_eq!((world.empties, world.older), (2, 1), "of no attempt");
+    assert_eq!(world.sealing, 1);
+}
+
+#[test]
+fn a_confirmation_that_comes_too_late_brings_a_chain_and_no_epoch() {
+    let late = |wait: Duration| {
+        let mut world = World::new(Role::Responder, QkdPolicy::Off);
+        let proposed = world.propose(1);
+        let right = world.confirmation(proposed);
+        world.wait(wait);
+        world.confirm(1, right);
+        world.keep_chain();
+        world
+    };
+    assert_eq!(late(Duration::from_nanos(179_999_999_999)).sealing, 1);
+    let mut world = late(Duration::from_secs(180));
+    assert_eq!(world.sealing, 0, "three intervals after the Propose");
+    world.exchange_with_chain(2);
+    assert_eq!(world.resets, 0, "both ends hold its chain");
+}
+
+#[test]
+fn keys_of_an_attempt_end_when_the_initiator_starts_anew() {
+    let mut world = World::new(Role::Responder, QkdPolicy::Off);
+    let proposed = world.propose(1);
+    let right = world.confirmation(proposed);
+    let index = world.opening.expect("an opening key was installed");
+    world.session.store(2, Ordering::Relaxed);
+    world.say_hello(2, 1);
+    assert_eq!(world.closed, [index]);
+    world.confirm(1, right);
+    assert_eq!(world.sealing, 0);
+    world.exchange(1);
+    assert_ne!(world.opening, Some(index), "no receiver index comes twice");
+}
+
+#[test]
+fn a_responder_asks_for_an_epoch_while_it_has_none() {
+    let asked = |world: &mut World, of: RekeyReason| {
+        let before = world.said.len();
+        world.said.retain(|(kind, _, body)| *kind != Kind::Rekey || body[..] != of.to_bytes());
+        before - world.said.len()
+    };
+    let mut world = World::new(Role::Responder, QkdPolicy::Off);
+    world.wait(Duration::from_millis(1999));
+    assert_eq!(asked(&mut world, RekeyReason::NoEpoch), 0);
+    world.wait(Duration::from_millis(1));
+    assert_eq!(asked(&mut world, RekeyReason::NoEpoch), 1, "after two seconds");
+    world.exchange(1);
+    world.wait(Duration::from_secs(179));
+    assert_eq!(asked(&mut world, RekeyReason::NoEpoch), 0, "nothing is lacking");
+    world.wait(Duration::from_secs(4));
+    assert_eq!(asked(&mut world, RekeyReason::NoEpoch), 1, "it ended");
+    world.exchange(2);
+    // A lane ends its key early.
+    world.report(LaneReport::SealingEnded { lane: 0, generation: world.generation - 1 });
+    assert_eq!(asked(&mut world, RekeyReason::KeyEnded), 0, "an older one");
+    world.report(LaneReport::SealingEnded { lane: 0, generation: world.generation });
+    assert_eq!(asked(&mut world, RekeyReason::KeyEnded), 1);
+    world.report(LaneReport::SealingEnded { lane: 0, generation: world.generation });
+    assert_eq!(asked(&mut world, RekeyReason::KeyEnded), 0, "once");
+}
+
+#[test]
+fn the_first_packet_of_an_epoch_confirms_it() {
+    let mut world = World::new(Role::Responder, QkdPolicy::Off);
+    world.exchange(1);
+    let _ = world.propose(2);
+    assert!(world.take(Kind::Accept).is_some());
+    let generation = world.generation + 1;
+    world.report(LaneReport::FirstOpened { lane: 0, generation: generation - 1 });
+    assert_eq!(world.sealing, 1, "a packet of the epoch before");
+    world.report(LaneReport::FirstOpened { lane: 0, generation });
+    assert_eq!((world.sealing, world.generation), (2, generation));
+}

@@ -1,0 +1,415 @@
+//! The honest end, and what its adversary knows and can do.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, LazyLock};
+use std::time::Duration;
+
+use qvpn_identity::SecretIdentity;
+use qvpn_proto::control_link::{ControlLink, LinkOutput};
+use qvpn_proto::exchange::{Proposal, Proposed, Terms, answer};
+use qvpn_proto::key_schedule::{Chain, qkd_check};
+use qvpn_proto::messenger::{Arrived, Messenger};
+use qvpn_proto::wire::{Confirm, Held, Hello, Kind, Propose, Reject, RejectReason, StockAck, StockOffer};
+use qvpn_proto::{
+    Event, Fetch, FetchedKey, KeyKind, KeyName, KmsReport, LaneOrder, LaneReport, Notice, Peer, PeerConfig,
+    QkdPolicy, Role, Suite, Time,
+};
+use qvpn_secret::SecretBuf;
+use rand_chacha::ChaCha20Rng;
+use rand_chacha::rand_core::SeedableRng;
+use sha2::{Digest, Sha384};
+
+/// A control session that is up and hides nothing, and the number of the session in which the next datagram comes.
+#[derive(Default)]
+pub struct Open(bool, Arc<AtomicU64>);
+
+impl ControlLink for Open {
+    fn receive(&mut self, _: IpAddr, datagram: &[u8]) -> LinkOutput {
+        let new_session = !std::mem::replace(&mut self.0, true);
+        LinkOutput {
+            packets: vec![datagram.to_vec()],
+            authenticated: true,
+            new_session,
+            session: self.1.load(Ordering::Relaxed),
+            ..LinkOutput::default()
+        }
+    }
+    fn send(&mut self, packet: &[u8]) -> Option<Vec<u8>> {
+        Some(packet.to_vec())
+    }
+    fn start(&mut self) -> Option<Vec<u8>> {
+        None
+    }
+    fn tick(&mut self) -> LinkOutput {
+        LinkOutput::default()
+    }
+    fn session_age(&self) -> Option<Duration> {
+        self.0.then_some(Duration::ZERO)
+    }
+    fn reset(&mut self) {}
+}
+
+pub static SITES: LazyLock<[Arc<SecretIdentity>; 3]> = LazyLock::new(|| {
+    [1, 2, 3].map(|seed| Arc::new(SecretIdentity::generate(&mut ChaCha20Rng::seed_from_u64(seed))))
+});
+
+pub fn honest() -> &'static SecretIdentity {
+    &SITES[0]
+}
+
+pub fn other() -> &'static SecretIdentity {
+    &SITES[1]
+}
+
+const FROM: SocketAddr = SocketAddr::new(IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 1)), 51820);
+
+/// The honest end, and what its adversary knows.
+pub struct World {
+    pub peer: Peer<Open>,
+    pub session: Arc<AtomicU64>,
+    pub role: Role,
+    pub policy: QkdPolicy,
+    pub messenger: Messenger,
+    pub rng: ChaCha20Rng,
+    pub now: Time,
+    pub hello: Vec<u8>,
+    pub theirs: Vec<u8>,
+    /// Messages of the honest end, but for its Hellos.
+    pub said: Vec<(Kind, [u8; 8], Vec<u8>)>,
+    pub hellos: usize,
+    /// Sealing keys that it put in force.
+    pub sealing: usize,
+    /// Orders that end a key.
+    pub stopped: usize,
+    /// Empty packets that it sends, to be heard.
+    pub empties: usize,
+    /// Opening keys that it closed at once, and how often it told lanes to close all older ones.
+    pub closed: Vec<u32>,
+    pub older: usize,
+    /// How often it said that the chain was lost.
+    pub resets: usize,
+    /// Its lanes' number of the epoch that seals, and the receiver index of the last opening key.
+    pub generation: u64,
+    pub opening: Option<u32>,
+    /// Keys that the honest initiator's KME has still; while it has none it doesn't answer.
+    pub supply: u8,
+    /// What it was asked for.
+    asked: Option<(u64, usize)>,
+    /// The chain of the last honest epoch, and of the last attempt.
+    chain: Option<Chain>,
+    answered: Option<Chain>,
+}
+
+fn key(name: KeyName) -> FetchedKey {
+    let mut bytes = [0x5a; 32];
+    bytes[0] = name.id.as_bytes()[0];
+    FetchedKey { name, kind: KeyKind::Qkd, secret: SecretBuf::take(&mut bytes) }
+}
+
+impl World {
+    /// The honest end in this role and with this policy, after both Hellos.
+    pub fn new(role: Role, policy: QkdPolicy) -> Self {
+        let now = Time::from_nanos(1 << 40);
+        let config = PeerConfig {
+            local: SITES[0].clone(),
+            remote: *other().public(),
+            role,
+            suite: Suite::ChaCha20Poly1305,
+            rekey_interval: Duration::from_secs(60),
+            lanes: 1,
+            policy,
+            qkd_source: true,
+            sae_local: "US".to_owned(),
+            sae_remote: "THEM".to_owned(),
+            psk: None,
+            stock: 3,
+            endpoint: Some(FROM),
+            number: 7,
+        };
+        let session = Arc::new(AtomicU64::new(1));
+        let mut world = Self {
+            peer: Peer::new(config, Open(false, Arc::clone(&session)), [9; 16], now),
+            session,
+            role,
+            policy,
+            messenger: Messenger::default(),
+            rng: ChaCha20Rng::seed_from_u64(5),
+            now,
+            hello: Vec::new(),
+            theirs: Vec::new(),
+            said: Vec::new(),
+            hellos: 0,
+            sealing: 0,
+            stopped: 0,
+            empties: 0,
+            closed: Vec::new(),
+            older: 0,
+            resets: 0,
+            generation: 0,
+            opening: None,
+            supply: 0,
+            asked: None,
+            chain: None,
+            answered: None,
+        };
+        world.say_hello(1, 1);
+        world
+    }
+
+    pub fn say_hello(&mut self, instance: u8, counter: u64) {
+        let hello = Hello {
+            instance: [instance; 16],
+            counter,
+            role: if self.role == Role::Responder { Role::Initiator } else { Role::Responder },
+            suite: Suite::ChaCha20Poly1305,
+            lanes: 1,
+            policy: self.policy,
+            interval_ms: 60_000,
+            sae_own: "THEM".to_owned(),
+            sae_peer: "US".to_owned(),
+            psk_check: None,
+            encapsulation_key: Box::new(*other().encapsulation_key()),
+        };
+        self.hello = hello.to_bytes();
+        let bytes = self.hello.clone();
+        self.send(Kind::Hello, &bytes);
+    }
+
+    pub fn send(&mut self, kind: Kind, body: &[u8]) {
+        self.messenger.send(kind, body, self.now, &mut self.rng);
+        self.pump();
+    }
+
+    /// Carries all there and back, and plays the lanes.
+    pub fn pump(&mut self) {
+        loop {
+            self.messenger.flush(self.now);
+            let mut busy = false;
+            while let Some(packet) = self.messenger.next_packet() {
+                self.peer.handle_datagram(&packet, FROM, self.now, &mut self.rng);
+                busy = true;
+            }
+            while let Some(transmit) = self.peer.poll_transmit() {
+                busy = true;
+                if let Arrived::Message { id, kind, body } =
+                    self.messenger.receive(&transmit.datagram, self.now, &mut self.rng)
+                {
+                    if kind == Kind::Hello {
+                        self.theirs = body;
+                        self.hellos += 1;
+                    } else if kind == Kind::StockOffer {
+                        let offer = StockOffer::parse(&body).unwrap();
+                        let check =
+                            |name: &KeyName| Held::Yes(qkd_check(&key(name.clone()).secret, &name.id));
+                        let keys = offer.keys.iter().map(|name| (name.id.clone(), check(name))).collect();
+                        let ack = StockAck { number: offer.number, revision: 1, keys };
+                        self.messenger.send(Kind::StockAck, &ack.to_bytes(), self.now, &mut self.rng);
+                    } else {
+                        self.said.push((kind, id, body));
+                    }
+                }
+            }
+            let (mut installed, mut fetches) = (Vec::new(), Vec::new());
+            while let Some(event) = self.peer.poll_event() {
+                match event {
+                    Event::Lane(lane, LaneOrder::InstallOpening { token, index, .. }) => {
+                        self.opening = Some(index);
+                        installed.push((lane, token));
+                    }
+                    Event::Lane(lane, LaneOrder::InstallSealing { token, generation, .. }) => {
+                        self.sealing += 1;
+                        self.generation = generation;
+                        installed.push((lane, token));
+                    }
+                    Event::Lane(_, LaneOrder::StopSealing) => self.stopped += 1,
+                    Event::Lane(_, LaneOrder::SendEmpty) => self.empties += 1,
+                    Event::Lane(_, LaneOrder::Close { index }) => self.closed.push(index),
+                    Event::Lane(_, LaneOrder::CloseOlder { .. }) => self.older += 1,
+                    Event::Notice(Notice::ChainReset) => self.resets += 1,
+                    Event::Fetch(Fetch::ById { request, keys, .. }) => fetches.push((request, keys)),
+                    Event::Fetch(Fetch::New { request, number, .. }) => self.asked = Some((request, number)),
+                    _ => {}
+                }
+            }
+            if self.supply > 0
+                && let Some((request, number)) = self.asked.take()
+            {
+                let count = self.supply.min(u8::try_from(number).unwrap());
+                let name = |n| KeyName {
+                    id: char::from(n).to_string(),
+                    source_kme: "a".to_owned(),
+                    target_kme: "b".to_owned(),
+                };
+                let first = b'z' - self.supply;
+                self.supply -= count;
+                fetches.push((request, (first..first + count).map(name).collect()));
+            }
+            for (request, keys) in fetches {
+                busy = true;
+                let keys = keys.into_iter().map(key).collect();
+                let report = KmsReport::Keys { request, keys, missing: None };
+                self.peer.handle_kms(report, self.now, &mut self.rng);
+            }
+            for (lane, token) in installed {
+                busy = true;
+                self.peer.handle_lane(LaneReport::Installed { lane, token }, self.now, &mut self.rng);
+            }
+            if !busy {
+                return;
+            }
+        }
+    }
+
+    /// The last attempt is the one whose chain both hold.
+    pub fn keep_chain(&mut self) {
+        self.chain = self.answered.take();
+    }
+
+    /// A lane says this.
+    pub fn report(&mut self, report: LaneReport) {
+        self.peer.handle_lane(report, self.now, &mut self.rng);
+        self.pump();
+    }
+
+    /// Lets this much time pass at the honest end.
+    pub fn wait(&mut self, time: Duration) {
+        let end = self.now + time;
+        while let Some(at) = self.peer.poll_timeout().filter(|at| *at <= end) {
+            self.now = self.now.max(at);
+            self.peer.handle_timeout(self.now, &mut self.rng);
+            self.pump();
+        }
+        self.now = end;
+    }
+
+    /// The last message of this kind, taken.
+    pub fn take(&mut self, kind: Kind) -> Option<Vec<u8>> {
+        self.take_with_id(kind).map(|(_, body)| body)
+    }
+
+    /// The last message of this kind, taken, and its ID.
+    pub fn take_with_id(&mut self, kind: Kind) -> Option<([u8; 8], Vec<u8>)> {
+        let at = self.said.iter().rposition(|(said, ..)| *said == kind)?;
+        let (_, id, body) = self.said.remove(at);
+        Some((id, body))
+    }
+
+    pub fn rejected(&mut self) -> Option<RejectReason> {
+        self.take(Kind::Reject).map(|body| Reject::parse(&body).unwrap().reason)
+    }
+
+    pub fn terms<'a>(&self, hello: &'a [u8], theirs: &'a [u8]) -> Terms<'a> {
+        let (suite, lanes) = (Suite::ChaCha20Poly1305, 1);
+        let (us, them) = (honest().public(), other().public());
+        match self.role {
+            Role::Responder => Terms {
+                initiator: them,
+                responder: us,
+                hello_initiator: hello,
+                hello_responder: theirs,
+                suite,
+                lanes,
+            },
+            Role::Initiator => Terms {
+                initiator: us,
+                responder: them,
+                hello_initiator: theirs,
+                hello_responder: hello,
+                suite,
+                lanes,
+            },
+        }
+    }
+
+    /// A proposal to the honest responder under these Hellos.
+    pub fn proposal(
+        &mut self,
+        epoch: u64,
+        hello: &[u8],
+        key: Option<&str>,
+        chain: Option<[u8; 16]>,
+    ) -> Proposed {
+        let hash = |hello: &[u8]| Sha384::digest(hello).into();
+        let proposal = Proposal {
+            hello_hashes: (hash(hello), hash(&self.theirs)),
+            epoch,
+            responder_key: honest().encapsulation_key(),
+            indices: vec![1 << 31 | u32::try_from(epoch).unwrap()],
+            qkd_key_id: key.map(str::to_owned),
+            chain_check: chain,
+        };
+        Proposed::new(proposal, &mut self.rng).unwrap()
+    }
+
+    pub fn propose(&mut self, epoch: u64) -> Proposed {
+        let hello = self.hello.clone();
+        let proposed = self.proposal(epoch, &hello, None, None);
+        self.send(Kind::Propose, proposed.bytes());
+        proposed
+    }
+
+    /// The right confirmation of an answered proposal.
+    pub fn confirmation(&mut self, proposed: Proposed) -> [u8; 48] {
+        let accept = self.take(Kind::Accept).expect("an Accept");
+        let (hello, theirs) = (self.hello.clone(), self.theirs.clone());
+        let terms = self.terms(&hello, &theirs);
+        let named = proposed.message().chain_check;
+        let chain = self.chain.as_ref().filter(|chain| Some(chain.check) == named);
+        let agreed = proposed.verify(&accept, &terms, other(), None, None, chain).ok().expect("it verifies");
+        self.answered = Some(agreed.keys.chain);
+        *agreed.keys.confirm_initiator.expose()
+    }
+
+    pub fn confirm(&mut self, epoch: u64, confirmation: [u8; 48]) {
+        self.send(Kind::Confirm, &Confirm { epoch, confirmation }.to_bytes());
+    }
+
+    /// An honest exchange as the initiator.
+    pub fn exchange(&mut self, epoch: u64) {
+        self.exchange_with(epoch, false);
+    }
+
+    /// One that names the chain of the one before.
+    pub fn exchange_with_chain(&mut self, epoch: u64) {
+        self.exchange_with(epoch, true);
+    }
+
+    fn exchange_with(&mut self, epoch: u64, chain: bool) {
+        let hello = self.hello.clone();
+        let chain = self.chain.as_ref().filter(|_| chain).map(|chain| chain.check);
+        let proposed = self.proposal(epoch, &hello, None, chain);
+        self.send(Kind::Propose, proposed.bytes());
+        let confirmation = self.confirmation(proposed);
+        let before = self.sealing;
+        self.confirm(epoch, confirmation);
+        assert_eq!(self.sealing, before + 1, "an honest exchange works");
+        self.chain = self.answered.take();
+    }
+
+    /// An answer to the honest initiator's proposal, from whoever holds `identity`, without a QKD key.
+    pub fn answer(&mut self, propose: &[u8], identity: &SecretIdentity) -> Vec<u8> {
+        let parsed = Propose::parse(propose).unwrap();
+        let (hello, theirs) = (self.hello.clone(), self.theirs.clone());
+        let terms = self.terms(&hello, &theirs);
+        let chain = self.chain.as_ref().filter(|chain| Some(chain.check) == parsed.chain_check);
+        let secrets = (None, None, chain);
+        let initiator = honest().encapsulation_key();
+        let rng = &mut self.rng;
+        let answered =
+            answer(&parsed, propose, initiator, &terms, identity, vec![1 << 31 | 5], secrets, rng).unwrap();
+        self.answered = Some(answered.keys.chain);
+        answered.accept
+    }
+
+    /// An honest exchange as the responder; what was proposed.
+    pub fn answer_next(&mut self) -> Propose {
+        let propose = self.take(Kind::Propose).expect("a Propose");
+        let accept = self.answer(&propose, other());
+        let before = self.sealing;
+        self.send(Kind::Accept, &accept);
+        assert_eq!(self.sealing, before + 1, "an honest exchange works");
+        self.chain = self.answered.take();
+        Propose::parse(&propose).unwrap()
+    }
+}
