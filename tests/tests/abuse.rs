@@ -9,8 +9,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use tests::{
-    Capture, Gateway, GatewayOptions, KmeOptions, Lab, Outer, Process, Site, Stream, binary, sandbox,
-    wait_until,
+    Capture, GatewayOptions, KmeOptions, Lab, Outer, Process, Site, Stream, binary, sandbox, wait_until,
 };
 
 const START: Duration = Duration::from_secs(20);
@@ -26,13 +25,6 @@ fn flood(lab: &Lab, kind: &str, rate: u64, seconds: u64, file: Option<&str>) -> 
     let mut process = lab.wan.spawn(binary("lab-flood"), &args);
     process.line("flooding", Duration::from_secs(10));
     process
-}
-
-/// A number of `/proc/PID/status` in kB.
-fn memory(gateway: &Gateway<'_>, what: &str) -> u64 {
-    let status = fs::read_to_string(format!("/proc/{}/status", gateway.process.id())).unwrap();
-    let line = status.lines().find(|line| line.starts_with(what)).unwrap();
-    line.split_whitespace().nth(1).unwrap().parse().unwrap()
 }
 
 /// All kinds of floods, and the share of the rate that each has: long datagrams come in 41 pieces.
@@ -100,7 +92,7 @@ fn floods(rate: u64, seconds: u64) -> (u64, u64, Duration) {
     fs::write(&file, recorded).unwrap();
     let file = file.display().to_string();
 
-    let before = memory(&gateways[1], "VmRSS");
+    let before = gateways[1].process.memory();
     let (mut all, mut lost) = (0, 0);
     for (kind, share) in KINDS {
         let rate = rate / share;
@@ -176,7 +168,7 @@ fn floods(rate: u64, seconds: u64) -> (u64, u64, Duration) {
         }
         assert_eq!(new["peers"][0]["state"], "up", "{kind}");
     }
-    let after = memory(&gateways[1], "VmRSS");
+    let after = gateways[1].process.memory();
     println!(
         "memory: {before} kB before, {after} kB after {all} hostile datagrams; {lost} packets of the pair lost"
     );

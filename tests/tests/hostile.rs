@@ -74,12 +74,6 @@ fn peer_c(gateway: &Gateway<'_>) -> serde_json::Value {
     peers.into_iter().find(|peer| peer["name"] == "site-c").unwrap()
 }
 
-fn memory(gateway: &Gateway<'_>) -> u64 {
-    let status = fs::read_to_string(format!("/proc/{}/status", gateway.process.id())).unwrap();
-    let line = status.lines().find(|line| line.starts_with("VmRSS")).unwrap();
-    line.split_whitespace().nth(1).unwrap().parse().unwrap()
-}
-
 /// Each hostile `Propose` is refused for its reason, and none becomes an epoch.
 fn hostile_proposals(double: &mut Double, number: &mut u64) {
     let order_eight = "e0eb7a7c3b41b8ae1656e3faf19fc46ada098deb9c32b1fd866205165f49b800";
@@ -172,7 +166,7 @@ fn hostile(rounds: u32) {
     let mut number = 0;
     let mut rng = ChaCha20Rng::seed_from_u64(5);
     rubbish(&mut double, &mut rng, 200);
-    let before = memory(&gateways[1]);
+    let before = gateways[1].process.memory();
     let rekeys = gateways[1].peer()["rekeys"].as_u64().unwrap();
     let seconds = 20 * u64::from(rounds);
     let stream = Stream { count: 500 * seconds, rate: 500, ..Stream::default() }.start(&lab);
@@ -187,7 +181,7 @@ fn hostile(rounds: u32) {
     }
     let done = gateways[1].peer()["rekeys"].as_u64().unwrap() - rekeys;
     assert!(done >= seconds - 2, "rekeys of the others go on: {done} in {seconds} s");
-    let after = memory(&gateways[1]);
+    let after = gateways[1].process.memory();
     assert!(after < before + 5_000, "memory: {before} kB before, {after} kB after");
     let failures = peer_c(&gateways[1])["rekey_failures"].clone();
     assert!(failures["confirmation"].as_u64() >= Some(u64::from(rounds)), "counted: {failures}");

@@ -291,6 +291,9 @@ fn each_misbehaviour_of_each_operation_is_ridden_through() {
                 let (next, wrong) = (&next, &wrong);
                 scope.spawn(move || {
                     let mut pair = Pair::new(number);
+                    let held = |pair: &Pair| pair.daemons.iter().map(Process::memory).max().unwrap();
+                    let files = |pair: &Pair| pair.daemons.iter().map(Process::open_files).max().unwrap();
+                    let (memory, open, mut tried) = (held(&pair), files(&pair), 0);
                     while let Some(row) = next() {
                         let began = Instant::now();
                         let found = pair.look(&row);
@@ -303,7 +306,12 @@ fn each_misbehaviour_of_each_operation_is_ridden_through() {
                             found.len()
                         );
                         wrong.lock().unwrap().extend(found);
+                        tried += 1;
                     }
+                    let after = held(&pair);
+                    println!("kme: {tried} misbehaviours ridden through; memory {memory} kB before, {after} kB after");
+                    assert!(after < memory + 20_000, "memory is bounded: {memory} kB before, {after} kB after");
+                    pair.wait("no connection is left over", |pair| files(pair) <= open + 5);
                     for site in [0, 1] {
                         let failures = pair.show(site)["peers"][0]["rekey_failures"].clone();
                         assert!(

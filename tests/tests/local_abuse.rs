@@ -4,28 +4,17 @@
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
-use std::fs;
 use std::io::{Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use tests::{Gateway, GatewayOptions, KmeOptions, Lab, Site, Stream, sandbox, wait_until};
+use tests::{GatewayOptions, KmeOptions, Lab, Site, Stream, sandbox, wait_until};
 
 const START: Duration = Duration::from_secs(20);
 /// Where site B's metrics are.
 const METRICS: &str = "127.0.0.1:9790";
-
-fn memory(gateway: &Gateway<'_>) -> u64 {
-    let status = fs::read_to_string(format!("/proc/{}/status", gateway.process.id())).unwrap();
-    let line = status.lines().find(|line| line.starts_with("VmRSS")).unwrap();
-    line.split_whitespace().nth(1).unwrap().parse().unwrap()
-}
-
-fn files(gateway: &Gateway<'_>) -> usize {
-    fs::read_dir(format!("/proc/{}/fd", gateway.process.id())).unwrap().count()
-}
 
 fn connect(socket: &Path) -> UnixStream {
     let stream = UnixStream::connect(socket).unwrap();
@@ -93,7 +82,7 @@ fn abuse(rounds: usize) {
     let socket = gateway.socket();
     round(&socket, 300);
     wait_until("the places are free", Duration::from_secs(15), || gateway.try_show().map(drop));
-    let (before, open) = (memory(gateway), files(gateway));
+    let (before, open) = (gateway.process.memory(), gateway.process.open_files());
     let rekeys = gateway.peer()["rekeys"].as_u64().unwrap();
 
     // Clients of the metrics that say half a request, and hold on to it.
@@ -123,10 +112,12 @@ fn abuse(rounds: usize) {
     }
     // What was kept open is gone by now, and who reads nothing waits no longer than the daemon's patience.
     wait_until("the operator is served", Duration::from_secs(15), || gateway.try_show().map(drop));
-    wait_until("connections end", Duration::from_secs(20), || (files(gateway) <= open + 10).then_some(()));
+    wait_until("connections end", Duration::from_secs(20), || {
+        (gateway.process.open_files() <= open + 10).then_some(())
+    });
     let done = gateway.peer()["rekeys"].as_u64().unwrap() - rekeys;
     assert!(done >= seconds - 1, "rekeys go on: {done} in {seconds} s");
-    let after = memory(gateway);
+    let after = gateway.process.memory();
     assert!(after < before + 10_000, "memory is bounded: {before} kB before, {after} kB after");
     println!(
         "control: {connections} hostile connections in {seconds} s; {done} rekeys; memory {before} kB before, {after} kB after"
