@@ -41,6 +41,29 @@ pub struct ActiveEpoch {
     pub chain_lost: bool,
 }
 
+/// The opening keys of epochs without QKD that lanes may still hold: generation, receiver indices, and when they end.
+#[derive(Default)]
+pub(crate) struct WeakKeys(Vec<(u64, Vec<u32>, Time)>);
+
+impl WeakKeys {
+    pub(crate) fn add(&mut self, generation: u64, indices: Vec<u32>, expires_at: Time, now: Time) {
+        self.0.retain(|(_, _, end)| *end > now);
+        self.0.push((generation, indices, expires_at));
+    }
+
+    /// Those of earlier generations end no later than `at`, as in the lanes.
+    pub(crate) fn close_older(&mut self, generation: u64, at: Time) {
+        for (_, _, end) in self.0.iter_mut().filter(|(older, ..)| *older < generation) {
+            *end = (*end).min(at);
+        }
+    }
+
+    /// The indices of all of them, which are to be closed.
+    pub(crate) fn take(&mut self) -> Vec<Vec<u32>> {
+        std::mem::take(&mut self.0).into_iter().map(|(_, indices, _)| indices).collect()
+    }
+}
+
 /// Hands out receiver indices for data sessions: top bit, the peer's number (15 bits), and a count.
 pub struct Indices {
     number: u16,

@@ -13,11 +13,12 @@ use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use qvpn_secret::Secret;
 use rand_core::CryptoRng;
 
 use crate::config::{PeerConfig, Role};
 use crate::control_link::ControlLink;
-use crate::epoch::{ActiveEpoch, Indices};
+use crate::epoch::{ActiveEpoch, Indices, WeakKeys, drain};
 use crate::event::{
     ControlDrops, Event, FailureReason, KeyKind, KmsReport, LaneOrder, LaneReport, Notice, Sources, State,
     Transmit,
@@ -60,6 +61,8 @@ pub struct Peer<L> {
     token: u64,
     request: u64,
     active: Option<ActiveEpoch>,
+    /// What opens epochs without QKD, since a stricter policy ends these and no others.
+    weak: WeakKeys,
     had_epoch: bool,
     /// The search for the path's MTU, where it is wanted.
     path: Option<PathMtu>,
@@ -103,6 +106,7 @@ impl<L: ControlLink> Peer<L> {
             token: 0,
             request: 0,
             active: None,
+            weak: WeakKeys::default(),
             had_epoch: false,
             path: None,
             unheard: Lanes::default(),
@@ -257,7 +261,7 @@ impl<L: ControlLink> Peer<L> {
         self.drop_unanswered();
         self.fresh_hello(now, rng);
         self.reconsider(now, rng);
-        self.stop_weak_epoch(now);
+        self.stop_weak_epochs(now);
         self.attempt_due(now);
         self.settle(now, rng);
     }
@@ -364,12 +368,51 @@ impl<L: ControlLink> Peer<L> {
         self.qkd_only() && !sources.qkd
     }
 
-    /// A policy that became stricter ends an epoch that breaks it at once, in both directions.
-    fn stop_weak_epoch(&mut self, now: Time) {
-        let Some(active) = self.active.as_ref().filter(|a| self.breaks_policy(a.sources)) else { return };
-        let generation = active.generation + 1;
-        self.order_all(|| LaneOrder::CloseOlder { generation, at: now });
-        self.stop_sealing();
+    /// A policy that became stricter ends the epochs that break it at once, in both directions. The others' packets that are still
+    /// on their way open until the drain is over.
+    fn stop_weak_epochs(&mut self, now: Time) {
+        if !self.qkd_only() {
+            return;
+        }
+        match self.side {
+            Side::Initiator(_) => self.end_weak_attempt(now),
+            Side::Responder(_) => self.end_weak_pending(),
+        }
+        for indices in self.weak.take() {
+            self.close(indices);
+        }
+        if self.active.as_ref().is_some_and(|a| self.breaks_policy(a.sources)) {
+            self.stop_sealing();
+        }
+    }
+
+    /// Orders the opening keys of an epoch into its lanes, and gives the tokens that come back.
+    fn open_in(
+        &mut self,
+        active: &ActiveEpoch,
+        indices: &[u32],
+        keys: Vec<Secret<32>>,
+        expires_at: Time,
+        now: Time,
+    ) -> Vec<u64> {
+        if !active.sources.qkd {
+            self.weak.add(active.generation, indices.to_vec(), expires_at, now);
+        }
+        let (generation, suite) = (active.generation, self.config.suite);
+        let mut tokens = Vec::new();
+        for ((lane, index), key) in (0u8..).zip(indices.iter().copied()).zip(keys) {
+            let token = self.next_token();
+            tokens.push(token);
+            self.order(lane, LaneOrder::InstallOpening { token, generation, index, suite, key, expires_at });
+        }
+        tokens
+    }
+
+    /// Epochs before this one only drain from now on.
+    fn drain_older(&mut self, generation: u64, interval: Duration, now: Time) {
+        let at = now + drain(interval);
+        self.weak.close_older(generation, at);
+        self.order_all(|| LaneOrder::CloseOlder { generation, at });
     }
 
     /// Counts and tells a failed attempt.

@@ -12,7 +12,6 @@ use crate::control_link::ControlLink;
 use crate::event::{FailureReason, Notice};
 use crate::key_schedule::psk_check;
 use crate::time::Time;
-use crate::timers::Timer;
 use crate::wire::{Hello, Kind, Lanes, MessageId, ParseError, RejectReason};
 
 /// Our `Hello` in force.
@@ -141,13 +140,13 @@ impl<L: ControlLink> Peer<L> {
             self.other_end_started(now, rng);
         }
         self.reconsider(now, rng);
+        self.attempt_due(now);
     }
 
     /// An instance not seen before: it knows nothing of us, and the exchange under way is over.
     fn other_end_started(&mut self, now: Time, rng: &mut dyn CryptoRng) {
         self.unbroken = false;
         self.send_hello(now, rng);
-        self.erase_installing();
         self.unheard_there = Lanes::default();
         if self.unheard != Lanes::default() {
             self.messenger.send(Kind::Lanes, &self.unheard.to_bytes(), now, rng);
@@ -156,10 +155,7 @@ impl<L: ControlLink> Peer<L> {
         match &mut self.side {
             Side::Initiator(initiator) => {
                 initiator.stock.forget_answers();
-                initiator.confirming = None;
-                self.messenger.cancel(Kind::Confirm);
-                self.timers.set(Timer::ConfirmAgain, None);
-                self.attempt_due(now);
+                self.stop_confirming();
             }
             Side::Responder(responder) => {
                 responder.stock.forget_offers();
@@ -180,8 +176,7 @@ impl<L: ControlLink> Peer<L> {
                 }
                 if self.agreement != Some(agreement) {
                     self.agreement = Some(agreement);
-                    self.stop_weak_epoch(now);
-                    self.attempt_due(now);
+                    self.stop_weak_epochs(now);
                 }
             }
             Err((reason, detail)) => self.refuse(id, reason, detail, now, rng),

@@ -6,6 +6,7 @@ use std::time::Duration;
 use qvpn_secret::Secret;
 use rand_core::CryptoRng;
 
+use super::hello::Agreement;
 use super::{Peer, Side};
 use crate::config::QkdPolicy;
 use crate::control_link::ControlLink;
@@ -44,8 +45,19 @@ pub(super) struct Initiator {
 
 enum Attempt {
     Idle,
-    Proposed { proposed: Box<Proposed>, ids: Vec<MessageId>, began: Time, wrong: u8 },
+    Proposed(Box<Waiting>),
     Installing(Box<Installing>),
+}
+
+/// A `Propose` without a verified answer.
+struct Waiting {
+    proposed: Proposed,
+    ids: Vec<MessageId>,
+    began: Time,
+    wrong: u8,
+    /// The other end's `Hello` that it names, and what was agreed under it. A later one may overtake the answer.
+    hello: Vec<u8>,
+    agreement: Agreement,
 }
 
 /// A verified epoch whose opening keys are on their way into the lanes.
@@ -54,8 +66,11 @@ struct Installing {
     indices: Vec<u32>,
     sealing: Vec<(u32, Secret<32>)>,
     confirm: Vec<u8>,
+    chain: Chain,
     began: Time,
     active: ActiveEpoch,
+    /// A policy became stricter meanwhile: the epoch never comes into force.
+    ended: bool,
 }
 
 /// A `Confirm` that is repeated until the other end is heard.
@@ -187,42 +202,40 @@ impl<L: ControlLink> Peer<L> {
             self.failed(FailureReason::Crypto, "the other site's ML-KEM key is unusable".to_owned());
             return;
         };
-        let id = self.messenger.send(Kind::Propose, proposed.bytes(), now, rng);
+        let ids = vec![self.messenger.send(Kind::Propose, proposed.bytes(), now, rng)];
+        let hello = remote.bytes.clone();
         initiator.attempt =
-            Attempt::Proposed { proposed: Box::new(proposed), ids: vec![id], began: now, wrong: 0 };
+            Attempt::Proposed(Box::new(Waiting { proposed, ids, began: now, wrong: 0, hello, agreement }));
         self.timers.set(Timer::AttemptEnd, Some(now + ATTEMPT));
         self.timers.set(Timer::ProposeAgain, Some(now + AGAIN * 2));
     }
 
     pub(super) fn propose_again(&mut self, now: Time, rng: &mut dyn CryptoRng) {
         let Side::Initiator(initiator) = &mut self.side else { return };
-        if let Attempt::Proposed { proposed, ids, .. } = &mut initiator.attempt {
+        if let Attempt::Proposed(waiting) = &mut initiator.attempt {
             if !self.messenger.pending(Kind::Propose) {
-                ids.push(self.messenger.send(Kind::Propose, proposed.bytes(), now, rng));
+                waiting.ids.push(self.messenger.send(Kind::Propose, waiting.proposed.bytes(), now, rng));
             }
             self.timers.set(Timer::ProposeAgain, Some(now + AGAIN * 2));
         }
     }
 
     pub(super) fn take_accept(&mut self, body: &[u8], now: Time, rng: &mut dyn CryptoRng) {
-        let (Side::Initiator(initiator), Some(remote), Some(agreement)) =
-            (&mut self.side, &self.remote, self.agreement)
-        else {
-            return;
-        };
-        let (proposed, ids, began, wrong) = match std::mem::replace(&mut initiator.attempt, Attempt::Idle) {
-            Attempt::Proposed { proposed, ids, began, wrong } => (proposed, ids, began, wrong),
+        let Side::Initiator(initiator) = &mut self.side else { return };
+        let waiting = match std::mem::replace(&mut initiator.attempt, Attempt::Idle) {
+            Attempt::Proposed(waiting) => *waiting,
             other => {
                 initiator.attempt = other;
-                self.repeat_confirm(body, now, rng);
+                self.repeat_confirm(now, rng);
                 return;
             }
         };
+        let Waiting { proposed, ids, began, wrong, hello, agreement } = waiting;
         let terms = Terms {
             initiator: self.config.local.public(),
             responder: &self.config.remote,
             hello_initiator: &self.own_hello.bytes,
-            hello_responder: &remote.bytes,
+            hello_responder: &hello,
             suite: self.config.suite,
             lanes: agreement.lanes,
         };
@@ -242,7 +255,8 @@ impl<L: ControlLink> Peer<L> {
             Err((proposed, error)) => {
                 let counts = !matches!(error, AcceptError::Malformed(_) | AcceptError::OtherAttempt);
                 let wrong = wrong + u8::from(counts);
-                initiator.attempt = Attempt::Proposed { proposed: Box::new(proposed), ids, began, wrong };
+                let waiting = Waiting { proposed, ids, began, wrong, hello, agreement };
+                initiator.attempt = Attempt::Proposed(Box::new(waiting));
                 if matches!(error, AcceptError::Malformed(_)) {
                     self.drops.malformed += 1;
                 }
@@ -262,45 +276,37 @@ impl<L: ControlLink> Peer<L> {
         self.messenger.cancel(Kind::Propose);
         self.timers.set(Timer::ProposeAgain, None);
         self.timers.set(Timer::AttemptEnd, None);
-        initiator.due = began + agreement.interval;
+        initiator.due = began + self.agreement.map_or(agreement.interval, |now| now.interval);
         let kind = qkd_key_id.as_deref().and_then(|id| initiator.stock.kind(id));
         if let Some(id) = &qkd_key_id {
             initiator.stock.used(id);
         }
         let chain_lost = std::mem::replace(&mut initiator.chain_lost, false);
         let keys = agreed.keys;
-        initiator.chain = Some(keys.chain);
         self.generation += 1;
         let (generation, interval) = (self.generation, agreement.interval);
         let sources = self.sources(kind, uses_chain);
         let opening_ends = now + max_age(interval) + drain(interval);
-        let mut tokens = Vec::new();
-        for ((lane, index), key) in (0u8..).zip(agreed.propose.indices.iter().copied()).zip(keys.to_initiator)
-        {
-            let token = self.next_token();
-            tokens.push(token);
-            let suite = self.config.suite;
-            self.order(
-                lane,
-                LaneOrder::InstallOpening { token, generation, index, suite, key, expires_at: opening_ends },
-            );
-        }
+        let active = ActiveEpoch {
+            epoch,
+            generation,
+            since: now,
+            sealing_ends: began + max_age(interval),
+            sources,
+            qkd_key_id,
+            chain_lost,
+        };
+        let tokens = self.open_in(&active, &agreed.propose.indices, keys.to_initiator, opening_ends, now);
         let confirmation = *keys.confirm_initiator.expose();
         let installing = Installing {
             tokens,
             indices: agreed.propose.indices,
             sealing: agreed.responder_indices.into_iter().zip(keys.to_responder).collect(),
             confirm: Confirm { epoch, confirmation }.to_bytes(),
+            chain: keys.chain,
             began,
-            active: ActiveEpoch {
-                epoch,
-                generation,
-                since: now,
-                sealing_ends: began + max_age(interval),
-                sources,
-                qkd_key_id,
-                chain_lost,
-            },
+            active,
+            ended: false,
         };
         if let Side::Initiator(initiator) = &mut self.side {
             initiator.attempt = Attempt::Installing(Box::new(installing));
@@ -318,14 +324,14 @@ impl<L: ControlLink> Peer<L> {
         let Attempt::Installing(done) = std::mem::replace(&mut initiator.attempt, Attempt::Idle) else {
             return;
         };
-        if self.breaks_policy(done.active.sources) {
-            // This or the other end's policy became stricter since its Accept: this epoch must never seal here.
-            self.close(done.indices);
+        if done.ended {
+            self.attempt_due(now);
             return;
         }
         let Side::Initiator(initiator) = &mut self.side else { return };
         initiator.failures = 0;
         initiator.told_no_key = false;
+        initiator.chain = Some(done.chain);
         initiator.confirming =
             Some(Confirming { generation: done.active.generation, bytes: done.confirm, tries: 0 });
         let mut active = done.active;
@@ -346,7 +352,7 @@ impl<L: ControlLink> Peer<L> {
     }
 
     /// A repeated `Accept` says that the other end missed our `Confirm`.
-    fn repeat_confirm(&mut self, _accept: &[u8], now: Time, rng: &mut dyn CryptoRng) {
+    fn repeat_confirm(&mut self, now: Time, rng: &mut dyn CryptoRng) {
         let Side::Initiator(initiator) = &mut self.side else { return };
         if let Some(confirming) = &initiator.confirming
             && !self.messenger.pending(Kind::Confirm)
@@ -359,11 +365,8 @@ impl<L: ControlLink> Peer<L> {
     pub(super) fn initiator_first_opened(&mut self, generation: u64, now: Time) {
         let (Side::Initiator(initiator), Some(agreement)) = (&mut self.side, self.agreement) else { return };
         if initiator.confirming.as_ref().is_some_and(|c| generation >= c.generation) {
-            initiator.confirming = None;
-            self.messenger.cancel(Kind::Confirm);
-            self.timers.set(Timer::ConfirmAgain, None);
-            let at = now + drain(agreement.interval);
-            self.order_all(|| LaneOrder::CloseOlder { generation, at });
+            self.stop_confirming();
+            self.drain_older(generation, agreement.interval, now);
         }
     }
 
@@ -379,8 +382,7 @@ impl<L: ControlLink> Peer<L> {
         self.failed(reason, detail);
     }
 
-    /// Ends an attempt that the other end did not answer yet, after a change of what it rests on. An answered one goes on: the
-    /// chain moved on with it, so the other end may seal in that epoch, and erases older keys a drain later.
+    /// Ends an attempt that the other end did not answer yet, after a change of what it rests on. An answered one goes on.
     pub(super) fn drop_unanswered(&mut self) {
         if let Side::Initiator(initiator) = &self.side
             && !matches!(initiator.attempt, Attempt::Installing(_))
@@ -389,25 +391,47 @@ impl<L: ControlLink> Peer<L> {
         }
     }
 
-    /// Ends the attempt under way without a word. Opening keys that lanes have or get already stay until their own end, unless
-    /// they break the policy: the next `Propose` names the chain of that epoch, on which the other end seals in it.
+    pub(super) fn stop_confirming(&mut self) {
+        let Side::Initiator(initiator) = &mut self.side else { return };
+        initiator.confirming = None;
+        self.messenger.cancel(Kind::Confirm);
+        self.timers.set(Timer::ConfirmAgain, None);
+    }
+
+    /// A policy became stricter: an attempt without QKD ends, and the other end hears of no such epoch any more.
+    pub(super) fn end_weak_attempt(&mut self, now: Time) {
+        let weak = self.active.as_ref().filter(|a| self.breaks_policy(a.sources)).map(|a| a.generation);
+        let Side::Initiator(initiator) = &mut self.side else { return };
+        let unheard = initiator.confirming.as_ref().is_some_and(|c| Some(c.generation) == weak);
+        let dropped = match &mut initiator.attempt {
+            Attempt::Idle => false,
+            Attempt::Proposed(waiting) => {
+                let id = waiting.proposed.message().qkd_key_id.as_deref();
+                id.and_then(|id| initiator.stock.kind(id)) != Some(KeyKind::Qkd)
+            }
+            Attempt::Installing(installing) => {
+                installing.ended |= !installing.active.sources.qkd;
+                false
+            }
+        };
+        if unheard {
+            self.stop_confirming();
+        }
+        if dropped {
+            self.drop_attempt();
+            self.attempt_due(now);
+        }
+    }
+
+    /// Ends the attempt under way without a word. Until its lanes have the keys nothing of an epoch was sent, not even its chain's
+    /// name, so the other end never seals in it.
     pub(super) fn drop_attempt(&mut self) {
         self.messenger.cancel(Kind::Propose);
         self.timers.set(Timer::AttemptEnd, None);
         self.timers.set(Timer::ProposeAgain, None);
         let Side::Initiator(initiator) = &mut self.side else { return };
-        if let Attempt::Installing(installing) = std::mem::replace(&mut initiator.attempt, Attempt::Idle)
-            && self.breaks_policy(installing.active.sources)
-        {
+        if let Attempt::Installing(installing) = std::mem::replace(&mut initiator.attempt, Attempt::Idle) {
             self.close(installing.indices);
-        }
-    }
-
-    /// The other end of an epoch is no more: what would open its packets is erased.
-    pub(super) fn erase_installing(&mut self) {
-        let Side::Initiator(initiator) = &self.side else { return };
-        if let Attempt::Installing(installing) = &initiator.attempt {
-            self.close(installing.indices.clone());
         }
     }
 
@@ -426,11 +450,11 @@ impl<L: ControlLink> Peer<L> {
         rng: &mut dyn CryptoRng,
     ) {
         let Side::Initiator(initiator) = &mut self.side else { return };
-        let Attempt::Proposed { proposed, ids, .. } = &initiator.attempt else { return };
-        if !ids.contains(&id) {
+        let Attempt::Proposed(waiting) = &initiator.attempt else { return };
+        if !waiting.ids.contains(&id) {
             return;
         }
-        let key = proposed.message().qkd_key_id.clone();
+        let key = waiting.proposed.message().qkd_key_id.clone();
         match reason {
             RejectReason::Chain => {
                 initiator.chain = None;

@@ -46,6 +46,8 @@ struct Pending {
     began: Time,
     wrong: u8,
     active: ActiveEpoch,
+    /// A policy became stricter meanwhile: the epoch never comes into force.
+    ended: bool,
 }
 
 impl Responder {
@@ -190,17 +192,16 @@ impl<L: ControlLink> Peer<L> {
         let (generation, keys) = (self.generation, answered.keys);
         let sealing_ends = now + max_age(agreement.interval);
         let opening_ends = sealing_ends + drain(agreement.interval);
-        let mut tokens = Vec::new();
-        for ((lane, index), key) in (0u8..).zip(indices.iter().copied()).zip(keys.to_responder) {
-            let token = self.next_token();
-            tokens.push(token);
-            let suite = self.config.suite;
-            self.order(
-                lane,
-                LaneOrder::InstallOpening { token, generation, index, suite, key, expires_at: opening_ends },
-            );
-        }
-        let sources = self.sources(kind, propose.chain_check.is_some());
+        let active = ActiveEpoch {
+            epoch: propose.epoch,
+            generation,
+            since: now,
+            sealing_ends,
+            sources: self.sources(kind, propose.chain_check.is_some()),
+            qkd_key_id: propose.qkd_key_id.clone(),
+            chain_lost: lost_chain && self.unbroken,
+        };
+        let tokens = self.open_in(&active, &indices, keys.to_responder, opening_ends, now);
         let pending = Pending {
             tokens,
             indices,
@@ -210,15 +211,8 @@ impl<L: ControlLink> Peer<L> {
             lost_chain,
             began: now,
             wrong: 0,
-            active: ActiveEpoch {
-                epoch: propose.epoch,
-                generation,
-                since: now,
-                sealing_ends,
-                sources,
-                qkd_key_id: propose.qkd_key_id.clone(),
-                chain_lost: lost_chain && self.unbroken,
-            },
+            active,
+            ended: false,
         };
         if let Side::Responder(responder) = &mut self.side {
             responder.pending = Some(pending);
@@ -244,9 +238,20 @@ impl<L: ControlLink> Peer<L> {
         pending.tokens.retain(|t| *t != token);
         if before == 1
             && pending.tokens.is_empty()
+            && !pending.ended
             && let Some((_, accept)) = &responder.last
         {
             self.messenger.send(Kind::Accept, accept, now, rng);
+        }
+    }
+
+    /// A policy became stricter: the pending epoch without QKD ends, and the initiator is better off in the one that it has.
+    pub(super) fn end_weak_pending(&mut self) {
+        let Side::Responder(responder) = &mut self.side else { return };
+        if let Some(pending) = responder.pending.as_mut().filter(|p| !p.active.sources.qkd) {
+            pending.ended = true;
+            pending.sealing.clear();
+            self.messenger.cancel(Kind::Accept);
         }
     }
 
@@ -303,9 +308,7 @@ impl<L: ControlLink> Peer<L> {
         let Some(pending) = responder.pending.take() else { return };
         // Both ends hold it now, whether the epoch may be used or not.
         responder.confirmed = Some(pending.chain);
-        if self.breaks_policy(pending.active.sources) {
-            // A reload made the policy stricter since the Accept: this epoch must never seal here.
-            self.close(pending.indices);
+        if pending.ended {
             return;
         }
         let Side::Responder(responder) = &mut self.side else { return };
@@ -325,8 +328,7 @@ impl<L: ControlLink> Peer<L> {
         }
         self.seal_in(&active, pending.sealing);
         self.activate(active, now.since(pending.began), now);
-        let at = now + drain(agreement.interval);
-        self.order_all(|| LaneOrder::CloseOlder { generation, at });
+        self.drain_older(generation, agreement.interval, now);
     }
 
     pub(super) fn responder_first_opened(&mut self, generation: u64, now: Time) {

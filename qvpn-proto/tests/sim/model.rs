@@ -288,17 +288,21 @@ impl Model {
         })
     }
 
-    /// The network brought a packet to `to`, where it opened or not. True if it was opened.
+    /// The network brought a packet to `to`, where it opened or not. True if it was opened. `ordered` as for [`sealed`](Self::sealed).
     pub fn arrived(
         &mut self,
         packet: &Packet,
         to: usize,
         opened: Option<&Opened>,
-        now: Time,
+        (now, ordered): (Time, bool),
     ) -> Result<bool, String> {
         if let Some(opened) = opened {
             check(packet.intact && opened.text == packet.text && opened.key == packet.key, || {
                 format!("end {to} opened a packet that nobody sealed so")
+            })?;
+            let weak = self.sealed[&packet.key].weak;
+            check(ordered || !weak || self.ends[to].policy != QkdPolicy::Required, || {
+                format!("required never without QKD: end {to} opened a packet")
             })?;
             check(self.opened.insert((opened.key, opened.counter)), || {
                 format!("end {to} opened packet {} twice", opened.counter)

@@ -668,3 +668,54 @@ fn a_reload_while_lanes_take_keys_leaves_no_end_behind() {
     world.cut[1] = false;
     assert!(world.run_until(5 * S, |w| w.both(State::Up)), "{}", world.story(0));
 }
+
+/// Found by the storms (seed 3000072): a reload to `required` in an epoch without QKD also erased what opened the epoch with QKD
+/// before it, so that packets of that one which were still on their way were lost.
+#[test]
+fn a_stricter_policy_lets_packets_of_the_strong_epoch_before_arrive() {
+    for which in [0, 1] {
+        let mut world = World::new(43, sites(QkdPolicy::Preferred, S), Faults { delay: 400 * MS, ..CLEAN });
+        world.traffic(10 * MS);
+        assert!(world.run_until(10 * S, |w| w.both(State::Up)));
+        world.kms[0].up = [false; 2];
+        world.kms[0].forget();
+        assert!(world.run_until(60 * S, |w| w.state(which) == State::Degraded), "{}", world.story(which));
+        let opened = world.data_opened;
+        world.sites[which].policy = QkdPolicy::Required;
+        world.reconfigure(which);
+        world.run(MS);
+        assert!(!world.seals(which), "it blocks at once");
+        // Whatever the other end sealed before is on its way; the model looks at each packet.
+        world.run(400 * MS);
+        assert!(world.data_opened >= opened + 30, "{which}: {} packets", world.data_opened - opened);
+        world.run(5 * S);
+        let weak = |end| world.view(end).sources.is_some_and(|sources| !sources.qkd);
+        assert!(!weak(0) && !weak(1), "nothing without QKD from then on");
+        world.kms[0].up = [true; 2];
+        assert!(world.run_until(10 * S, |w| w.both(State::Up)), "{}\n--\n{}", world.story(0), world.story(1));
+        assert_eq!(world.failures(0, FailureReason::Confirmation), 0, "the ends agree on the chain");
+    }
+}
+
+/// Found by the storms: a `Hello` that a reload of the responder sent before the `Accept` of an answered `Propose` made the initiator
+/// check that `Accept` against the wrong `Hello`, call it a wrong confirmation, and wait.
+#[test]
+fn a_hello_that_overtakes_its_own_accept_costs_nothing() {
+    for interval in [10 * S, 4 * S, 30 * S] {
+        let mut world = World::new(44, sites(QkdPolicy::Required, 10 * S), CLEAN);
+        world.traffic(10 * MS);
+        assert!(world.run_until(5 * S, |w| w.both(State::Up)));
+        world.run(2 * S);
+        world.lane_delay = 50 * MS;
+        let (before, blocked) = (world.rekeys(), world.data_blocked);
+        assert!(world.run_until(12 * S, |w| w.pending(1)));
+        // The lanes are about to say that they have the keys: the Accept leaves after the Hello.
+        world.sites[1].interval = interval;
+        world.reconfigure(1);
+        assert!(world.run_until(300 * MS, |w| w.rekeys() > before), "{}", world.story(0));
+        world.run(6 * S);
+        let doubted = |n: &Notice| matches!(n, Notice::WrongConfirmation { .. } | Notice::EpochFailed { .. });
+        assert!(!world.ends[0].notices.iter().any(|(_, n)| doubted(n)), "{}", world.story(0));
+        assert!(world.both(State::Up) && world.data_blocked == blocked, "traffic goes on");
+    }
+}

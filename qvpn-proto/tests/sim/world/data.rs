@@ -1,0 +1,201 @@
+//! The data path of the ends: what lanes are ordered, what they seal and what opens, each step shown to the model.
+
+use std::net::SocketAddr;
+
+use qvpn_proto::{LaneOrder, LaneReport};
+
+use super::manual::HeldData;
+use super::{ATTACKER, Happening, World};
+use crate::model::Packet;
+use crate::network::{below, chance, up_to};
+
+impl World {
+    pub(super) fn arrive_data(
+        &mut self,
+        gateway: usize,
+        lane: u8,
+        from: SocketAddr,
+        bytes: &[u8],
+        packet: &Packet,
+    ) {
+        let index = u32::from_le_bytes(bytes[4..8].try_into().unwrap());
+        let place = usize::from(lane);
+        let here: Vec<usize> = (0..self.ends.len()).filter(|end| Self::gateway_of(*end) == gateway).collect();
+        let has = |end: &&usize| self.ends[**end].lanes.get(place).is_some_and(|l| l.has(index));
+        let found = here.iter().find(has).copied();
+        let end = found.unwrap_or(packet.from ^ 1);
+        if !here.contains(&end) {
+            return; // to a place where the other end is no more
+        }
+        let now = self.local(end);
+        // The receiving lane takes a datagram for one of data only if its first four bytes say so.
+        let found = found.filter(|_| bytes[..4] == [4, 0, 0, 0]);
+        let opened = found.and_then(|end| self.ends[end].lanes[place].open(bytes, from, now).ok());
+        let ordered = self.ends[end].last.get(place).is_some_and(|last| last.0 >= self.now);
+        // A changed index or counter is as good as another packet's.
+        match self.model.arrived(packet, end, opened.as_ref(), (self.now, ordered)) {
+            Ok(new) => {
+                self.data_opened += u64::from(new && opened.as_ref().is_some_and(|o| !o.text.is_empty()))
+            }
+            Err(what) => self.fail(&what),
+        }
+        let Some(opened) = opened else { return };
+        if opened.roamed && from == ATTACKER.into() {
+            self.fail(&format!("a lane of end {end} sends to whoever repeats old packets"));
+        }
+        self.ends[end].received_at = Some(now);
+        if opened.first {
+            let generation = opened.generation;
+            self.tell(|| format!("end {end}: the first packet of generation {generation} opens"));
+            self.report(end, lane, LaneReport::FirstOpened { lane, generation });
+        }
+        if opened.roamed && lane == 0 && self.view(end).endpoint != Some(from) {
+            self.tell(|| format!("end {end} follows the data to {from}"));
+            self.step(end, |peer, now, _| peer.set_endpoint(from, now));
+        }
+    }
+
+    pub(super) fn send_data(&mut self, from: usize) {
+        let lanes = self.sites[from].lanes.min(self.sites[from ^ 1].lanes);
+        for lane in 0..usize::from(lanes) {
+            let mut text = vec![0x45; 24];
+            text[16..24].copy_from_slice(&self.numbered.to_be_bytes());
+            self.numbered += 1;
+            match self.send_in(from, lane, &text) {
+                true => self.data_sent += 1,
+                false => self.data_blocked += 1,
+            }
+        }
+    }
+
+    /// Sends a packet in the newest epoch, if there is one.
+    fn send_in(&mut self, from: usize, lane: usize, text: &[u8]) -> bool {
+        let now = self.local(from);
+        let (key, mut bytes) = match self.ends[from].lanes[lane].seal(text, now) {
+            Ok(sealed) => sealed,
+            Err(ended) => {
+                if let Some(generation) = ended {
+                    let lane = u8::try_from(lane).unwrap();
+                    self.tell(|| format!("end {from}: lane {lane} reached its packet limit"));
+                    self.report(from, lane, LaneReport::SealingEnded { lane, generation });
+                }
+                return false;
+            }
+        };
+        let counter = u64::from_le_bytes(bytes[8..16].try_into().unwrap());
+        let ordered = self.ends[from].last[lane].0 >= self.now;
+        let verdict = self.model.sealed(from, key, counter, now, ordered);
+        self.must(verdict);
+        self.ends[from].sent_at = Some(now);
+        let life = self.ends[from].life;
+        let mut packet = Packet {
+            from,
+            from_life: life,
+            key,
+            counter,
+            text: text.to_vec(),
+            sealed: self.now,
+            intact: true,
+        };
+        let Some(to) = self.ends[from].lanes[lane].endpoint else { return true };
+        let mut source = self.address(Self::gateway_of(from));
+        source.set_port(source.port() + u16::try_from(lane).unwrap());
+        if chance(self.faults.corrupt, &mut self.rng) {
+            let at = below(bytes.len(), &mut self.rng);
+            bytes[at] ^= 1 << below(8, &mut self.rng);
+            packet.intact = false;
+        }
+        let epoch = self.view(from).epoch;
+        if let Some(manual) = &mut self.manual {
+            manual.data.push(HeldData { from, epoch, to, source, bytes, packet });
+            return true;
+        }
+        self.carry(from, to, source, bytes, Some(packet));
+        true
+    }
+
+    /// An order leaves for a lane; orders keep their order.
+    pub(super) fn order(&mut self, end: usize, lane: u8, order: LaneOrder) {
+        let now = self.local(end);
+        let verdict = match &order {
+            LaneOrder::InstallOpening { generation, index, key, expires_at, .. } => {
+                let times = (now, self.truly(end, *expires_at));
+                self.model.opening(end, (lane, *generation, *index), *key.expose(), times)
+            }
+            LaneOrder::InstallSealing { generation, receiver_index, key, expires_at, packets, .. } => {
+                let ends = (*expires_at, self.truly(end, *expires_at));
+                self.model.sealing(end, (lane, *generation, *receiver_index), *key.expose(), ends, *packets)
+            }
+            _ => Ok(()),
+        };
+        self.must(verdict);
+        let after = self.lane_delay + up_to(self.lane_jitter, &mut self.rng);
+        let (at, life) = (self.now + after, self.ends[end].life);
+        let state = &mut self.ends[end];
+        state.in_flight += 1;
+        let last = &mut state.last[usize::from(lane)].0;
+        *last = at.max(*last);
+        let at = *last;
+        self.at_time(at, Happening::Order { end, life, lane, order });
+    }
+
+    pub(super) fn report(&mut self, end: usize, lane: u8, report: LaneReport) {
+        if let (Some(manual), LaneReport::Installed { .. }) = (&mut self.manual, &report) {
+            manual.installed.push((end, report));
+            return;
+        }
+        let after = up_to(self.lane_jitter, &mut self.rng);
+        let (at, life) = (self.now + after, self.ends[end].life);
+        let state = &mut self.ends[end];
+        state.in_flight += 1;
+        let last = &mut state.last[usize::from(lane)].1;
+        *last = at.max(*last);
+        let at = *last;
+        self.at_time(at, Happening::Report { end, life, report });
+    }
+
+    /// A lane carries out an order.
+    pub(super) fn obey(&mut self, end: usize, lane: u8, order: LaneOrder) {
+        let now = self.local(end);
+        let place = usize::from(lane);
+        let of = &mut self.ends[end].lanes[place];
+        match order {
+            LaneOrder::InstallOpening { token, generation, index, suite, key, expires_at } => {
+                if of.install_opening((generation, index), suite, key, expires_at, now) {
+                    self.report(end, lane, LaneReport::Installed { lane, token });
+                } else if expires_at > now {
+                    self.fail(&format!("lane {lane} of end {end} refuses an opening key"));
+                }
+            }
+            LaneOrder::InstallSealing {
+                token,
+                generation,
+                receiver_index,
+                suite,
+                key,
+                expires_at,
+                packets,
+                ..
+            } => {
+                let packets = self.packet_limit.map_or(packets, |limit| limit.min(packets));
+                let limits = (expires_at, packets);
+                if of.install_sealing((generation, receiver_index), suite, key, limits, now) {
+                    self.tell(|| format!("end {end}: lane {lane} seals in generation {generation}"));
+                    self.report(end, lane, LaneReport::Installed { lane, token });
+                    self.send_in(end, place, &[]);
+                    let life = self.ends[end].life;
+                    let at = self.truly(end, expires_at);
+                    self.at_time(at, Happening::LaneDue { end, life, lane });
+                } else if expires_at > now {
+                    self.fail(&format!("lane {lane} of end {end} refuses a sealing key"));
+                }
+            }
+            LaneOrder::SendEmpty => {
+                self.send_in(end, place, &[]);
+            }
+            LaneOrder::StopSealing => of.sealing = None,
+            LaneOrder::CloseOlder { generation, at } => of.close_older(generation, at, now),
+            LaneOrder::Close { index } => of.close(index),
+        }
+    }
+}

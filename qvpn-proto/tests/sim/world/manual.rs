@@ -1,0 +1,112 @@
+//! What a test delivers by itself: messages of the exchange, empty packets and lanes' answers are held until it lets them go.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use qvpn_proto::LaneReport;
+use qvpn_proto::wire::{Fragment, Kind, MessageId};
+
+use super::{Happening, World};
+use crate::link;
+use crate::model::Packet;
+
+/// Messages of the exchange, empty packets and lanes' answers that wait until a test wants them to arrive.
+#[derive(Default)]
+pub struct Manual {
+    pub held: Vec<Held>,
+    pub data: Vec<HeldData>,
+    pub installed: Vec<(usize, LaneReport)>,
+    pub journal: Vec<Occurred>,
+    pieces: BTreeMap<(usize, u32, MessageId), Pieces>,
+}
+
+/// Of one message: each piece's payload, and its datagram.
+type Pieces = BTreeMap<u8, (Vec<u8>, Vec<u8>)>;
+
+/// A whole message.
+pub struct Held {
+    pub from: usize,
+    pub from_life: u32,
+    pub to_life: u32,
+    pub id: MessageId,
+    pub kind: Kind,
+    pub body: Vec<u8>,
+    datagrams: Vec<Vec<u8>>,
+}
+
+/// A packet of the data path.
+pub struct HeldData {
+    pub from: usize,
+    pub epoch: Option<u64>,
+    pub(super) to: SocketAddr,
+    pub(super) source: SocketAddr,
+    pub(super) bytes: Vec<u8>,
+    pub(super) packet: Packet,
+}
+
+/// What the initiator did by itself.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Occurred {
+    Proposed(u64),
+    TimedOut,
+}
+
+impl World {
+    /// Keeps a piece of an exchange's message back, if a test delivers those itself.
+    pub(super) fn hold(&mut self, from: usize, datagram: &[u8]) -> bool {
+        let lives = (self.ends[from].life, self.ends[from ^ 1].life);
+        let Some(manual) = &mut self.manual else { return false };
+        let Some(Ok(f)) = link::packet_of(datagram).map(Fragment::parse) else { return false };
+        let (kind, id) = (f.kind, f.id);
+        if !matches!(kind, Kind::Hello | Kind::Propose | Kind::Accept | Kind::Confirm | Kind::Reject) {
+            return false;
+        }
+        let pieces = manual.pieces.entry((from, lives.1, id)).or_default();
+        pieces.insert(f.index, (f.payload.to_vec(), datagram.to_vec()));
+        if pieces.len() == usize::from(f.count) {
+            let body: Vec<u8> = pieces.values().flat_map(|(payload, _)| payload.clone()).collect();
+            let datagrams = pieces.values().map(|(_, datagram)| datagram.clone()).collect();
+            let known = manual.held.iter_mut().find(|h| (h.from, h.to_life, h.id) == (from, lives.1, id));
+            match known {
+                // In the session of now.
+                Some(held) => held.datagrams = datagrams,
+                None => {
+                    if kind == Kind::Propose {
+                        let number = u64::from_be_bytes(body[96..104].try_into().unwrap());
+                        manual.journal.push(Occurred::Proposed(number));
+                    }
+                    let (from_life, to_life) = lives;
+                    manual.held.push(Held { from, from_life, to_life, id, kind, body, datagrams });
+                }
+            }
+        }
+        true
+    }
+
+    /// Delivers a message that was kept back.
+    pub fn release(&mut self, held: &Held) {
+        let to = self.address(Self::gateway_of(held.from ^ 1));
+        let from = self.address(Self::gateway_of(held.from));
+        for bytes in held.datagrams.clone() {
+            self.at(Duration::ZERO, Happening::Datagram { to, from, bytes, packet: None });
+        }
+    }
+
+    /// Delivers a packet that was kept back.
+    pub fn release_data(&mut self, held: HeldData) {
+        let HeldData { to, source: from, bytes, packet, .. } = held;
+        self.at(Duration::ZERO, Happening::Datagram { to, from, bytes, packet: Some(packet) });
+    }
+
+    /// The lanes of an end answer.
+    pub fn release_lanes(&mut self, end: usize) {
+        let Some(manual) = &mut self.manual else { return };
+        let (of, rest) = std::mem::take(&mut manual.installed).into_iter().partition(|(e, _)| *e == end);
+        manual.installed = rest;
+        let of: Vec<_> = of;
+        for (_, report) in of {
+            self.step(end, |peer, now, rng| peer.handle_lane(report, now, rng));
+        }
+    }
+}
