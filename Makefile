@@ -28,6 +28,7 @@ trial:
 	@scripts/deps.sh system
 	cargo build --locked --workspace --bins
 	@cargo run --quiet --locked --package tests --bin qvpn-trial -- $(TRIAL)
+	@[ ! -e target/trial/trial.html ] || scripts/check-page.py target/trial/trial.html || [ $$? -eq 77 ]
 
 test:
 	@scripts/test.sh

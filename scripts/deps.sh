@@ -6,6 +6,7 @@
 #   scripts/deps.sh tools         rustfmt, clippy, cargo-nextest, cargo-deny
 #   scripts/deps.sh python        target/venv
 #   scripts/deps.sh packages      what the packages and their test need; not among "all"
+#   scripts/deps.sh browser       Chromium, for the look at the trial's page; not among "all"
 #   scripts/deps.sh release       the same and cargo-cyclonedx, for `make packages`
 #   scripts/deps.sh               all of these
 set -euo pipefail
@@ -41,6 +42,11 @@ objcopy             binutils
 rpm                 rpm
 mmdebstrap          mmdebstrap
 qemu-system-x86_64  qemu-system-x86
+"
+
+# For scripts/check-page.py.
+for_pages="
+chromium chromium
 "
 
 system() {
@@ -94,10 +100,11 @@ python() {
 
 case "${1:-all}" in
 system | tools | python | packages) "$1" ;;
+browser) system "$for_pages" ;;
 release) packages cargo-cyclonedx ;;
 all) system && tools && python ;;
 *)
-    echo "usage: $0 [system|tools|python|packages|release|all]" >&2
+    echo "usage: $0 [system|tools|python|packages|browser|release|all]" >&2
     exit 2
     ;;
 esac

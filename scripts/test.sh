@@ -34,6 +34,14 @@ advisories() {
 # The programs first: the scenario tests start them.
 build() { cargo build --workspace --bins --locked; }
 unit_and_scenario_tests() { cargo nextest run --workspace --locked --no-fail-fast; }
+# The page that the trial's test left, as people see it.
+page_in_a_browser() {
+    scripts/deps.sh browser || { reason="Chromium can't be installed"; return $skip; }
+    scripts/check-page.py "$target/tmp/trial/trial.html" "$target/tmp/trial"
+    local status=$?
+    [ $status -ne $skip ] || reason="there is no Chromium"
+    return $status
+}
 doc_tests() { cargo test --workspace --doc --locked; }
 # Only the part that takes a minute; `make miri` is all of it.
 undefined_behaviour() {
@@ -87,6 +95,7 @@ step "licences, bans, sources" dependencies
 step "advisories" advisories
 step "build" build
 step "unit and scenario tests" unit_and_scenario_tests
+step "trial's page in a browser" page_in_a_browser
 step "doc tests" doc_tests
 step "undefined behaviour (miri)" undefined_behaviour
 step "packages in a guest" packages
