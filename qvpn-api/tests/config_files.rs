@@ -107,7 +107,7 @@ fn each_bad_file_is_named_at_its_line_all_at_once() {
             "qvpn0.toml:8:11: the CA certificate ca.pem is not a file; write the path of a file",
             "qvpn0.toml:9:13: can't open the client certificate a.pem: no such file or directory; put it there, or write the right path",
             "qvpn0.toml:10:12: everybody can read the client certificate's key a.key (mode 0644); run `chmod 0600 a.key`, or `chown root:qvpn a.key && chmod 0640 a.key`",
-            "qvpn0.toml:16:22: can't open the pre-shared key b.psk: no such file or directory; make one with `(umask 077; qvpn-ctl genpsk > b.psk)`, and copy it to the peer",
+            "qvpn0.toml:16:22: can't open the pre-shared key b.psk: no such file or directory; make one with `install -m 0640 -g qvpn /dev/null b.psk && qvpn-ctl genpsk > b.psk`, and copy it to the peer",
         ]
     );
 }
@@ -123,9 +123,51 @@ fn no_key_file_makes_the_check_wait_or_fill_memory() {
     site.write("qvpn0.key", b"\xff\xfe\0\0", 0o600);
     assert!(site.errors().contains("qvpn0.key holds no private key"), "{}", site.errors());
     fs::remove_file(&key).unwrap();
-    assert!(site.errors().contains("umask 077; qvpn-ctl genkey >"), "{}", site.errors());
+    assert!(site.errors().contains("&& qvpn-ctl genkey >"), "{}", site.errors());
     nix::unistd::mkfifo(&key, nix::sys::stat::Mode::S_IRUSR).unwrap();
     assert!(site.errors().contains("qvpn0.key is not a file"), "{}", site.errors());
+}
+
+#[test]
+fn what_the_daemon_cannot_read_is_named_at_its_line() {
+    let site = Site::new();
+    let config = site.load();
+    let named: Vec<_> =
+        config.named_files().map(|f| (f.at.line, f.kind, f.path.file_name().unwrap())).collect();
+    let expected = [
+        (2, "private key", "qvpn0.key"),
+        (16, "pre-shared key", "b.psk"),
+        (8, "CA certificate", "ca.pem"),
+        (9, "client certificate", "a.pem"),
+        (10, "client certificate's key", "a.key"),
+    ];
+    assert_eq!(named, expected.map(|(line, kind, name)| (line, kind, std::ffi::OsStr::new(name))));
+    config.check_readable(|_| true).unwrap();
+    let shut = ["qvpn0.toml", "qvpn0.key", "a.key"];
+    let errors = config.check_readable(|path| !shut.iter().any(|name| path.ends_with(name))).unwrap_err();
+    let errors = errors.to_string().replace(&format!("{}/", site.dir.path().display()), "");
+    let cure = |name: &str| {
+        format!(
+            "run `chown root:qvpn {name} && chmod 0640 {name}`; if that is so already, a folder above it is shut, and `namei -l {name}` shows which"
+        )
+    };
+    assert_eq!(
+        errors.lines().collect::<Vec<_>>(),
+        [
+            format!(
+                "qvpn0.toml: the daemon, which runs as the user qvpn, can't read the config qvpn0.toml; {}",
+                cure("qvpn0.toml")
+            ),
+            format!(
+                "qvpn0.toml:2:20: the daemon, which runs as the user qvpn, can't read the private key qvpn0.key; {}",
+                cure("qvpn0.key")
+            ),
+            format!(
+                "qvpn0.toml:10:12: the daemon, which runs as the user qvpn, can't read the client certificate's key a.key; {}",
+                cure("a.key")
+            ),
+        ]
+    );
 }
 
 #[test]

@@ -37,7 +37,7 @@ pub(crate) struct Dirs {
 
 #[derive(Subcommand)]
 pub(crate) enum Command {
-    /// Makes a secret key and prints it: (umask 077; qvpn-ctl genkey > /etc/qvpn/qvpn0.key).
+    /// Makes a secret key and prints it: install -m 0640 -g qvpn /dev/null FILE && qvpn-ctl genkey > FILE.
     Genkey,
     /// Reads a secret key from the input and prints its public key.
     Pubkey,

@@ -1,6 +1,7 @@
 //! `doctor`: looks at the machine and at each config, and says what keeps a tunnel from working, with the command that
 //! mends it. It changes nothing, and asks no KME; `kms check` does.
 
+mod firewall;
 mod machine;
 mod network;
 mod tunnel;
@@ -10,10 +11,10 @@ use std::path::Path;
 use qvpn_api::Config;
 use serde::Serialize;
 
+use crate::check::on_this_machine;
 use crate::cli::Dirs;
 use crate::error::CtlError;
 use crate::output::{self, Paint, Tone, clean};
-use crate::text::wrap;
 
 /// How a check ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -37,7 +38,7 @@ pub(crate) struct Finding {
     result: Verdict,
     /// What was found.
     text: String,
-    /// The command that mends it.
+    /// The command that mends it, or that looks at what this program can't look at; there for all but `ok`.
     fix: Option<String>,
 }
 
@@ -54,9 +55,9 @@ impl Finding {
         Self { result: Verdict::Bad, fix: Some(fix.into()), ..Self::ok(check, text) }
     }
 
-    /// Something that can't be looked at from here.
-    fn unknown(check: &'static str, text: impl Into<String>) -> Self {
-        Self { result: Verdict::Warning, ..Self::ok(check, text) }
+    /// Something that can't be looked at from here; the command is one that can.
+    fn unknown(check: &'static str, text: impl Into<String>, how: impl Into<String>) -> Self {
+        Self::warning(check, text, how)
     }
 }
 
@@ -97,13 +98,7 @@ pub(crate) fn doctor(dirs: &Dirs, interface: Option<&str>, json: bool) -> Result
 
 fn look_at(dirs: &Dirs, file: &Path) -> Vec<Finding> {
     let name = file.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-    let config = Config::load(file).and_then(|config| {
-        match (config.check_files(), config.check_neighbours(&config.neighbours())) {
-            (Ok(()), Ok(())) => Ok(config),
-            (Err(errors), Ok(())) | (Ok(()), Err(errors)) => Err(errors),
-            (Err(one), Err(two)) => Err(one.and(two)),
-        }
-    });
+    let config = Config::load(file).and_then(|config| on_this_machine(&config).map(|()| config));
     let mut findings = match &config {
         Ok(_) => vec![Finding::ok("config", format!("{} is fine", file.display()))],
         Err(errors) => errors
@@ -133,14 +128,11 @@ fn text(findings: &[Finding], paint: Paint) -> String {
         };
         let about = finding.interface.as_ref().map(|name| format!("{}: ", clean(name))).unwrap_or_default();
         let said = format!("{about}{}", finding.text);
-        let lines = |said: &str, first| {
-            paint.width.map_or_else(|| vec![said.to_owned()], |limit| wrap(said, limit, first, 10))
-        };
         text += &format!(
             "{} {:<13} {}\n",
             paint.text(tone, &format!("{word:<7}")),
             finding.check,
-            paint.lines(Tone::Plain, &lines(&said, 22), 10)
+            paint.wrapped(Tone::Plain, &said, 22, 10)
         );
         if let Some(fix) = &finding.fix {
             // A command stays on its line, so that it can be copied.

@@ -89,7 +89,7 @@ pub(crate) enum CtlError {
     Plan { file: PathBuf, source: qvpn_net::PlanError },
     #[error("can't start: {0}")]
     Runtime(#[source] io::Error),
-    #[error("can't list {}: {source}", dir.display())]
+    #[error("can't use the folder {}: {source}", dir.display())]
     Folder { dir: PathBuf, source: io::Error },
 }
 

@@ -84,7 +84,7 @@ fn as_text(input: &SecretBuf) -> &str {
 
 /// Warns when a secret goes to a screen, or to a file that everybody can read.
 fn warn_who_can_read(file: &str, command: &str) {
-    let advice = format!("better: (umask 077; qvpn-ctl {command} > {file})");
+    let advice = format!("better: install -m 0640 -g qvpn /dev/null {file} && qvpn-ctl {command} > {file}");
     if io::stdout().is_terminal() {
         output::note(&format!("qvpn-ctl: warning: a secret goes to your screen; {advice}"));
         return;

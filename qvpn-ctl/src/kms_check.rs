@@ -310,9 +310,10 @@ fn text(check: &Check, paint: Paint) -> String {
             _ => Tone::Plain,
         };
         let result = paint.text(tone, &format!("{:<7}", row.result));
-        text += &format!("  {result} {:<11} {}\n", row.step, output::clean(&row.text));
+        let wrapped = |said: &str, first| paint.wrapped(Tone::Plain, said, first, 10);
+        text += &format!("  {result} {:<11} {}\n", row.step, wrapped(&row.text, 22));
         if let Some(advice) = &row.advice {
-            text += &format!("          {:<11} -> {}\n", "", output::clean(advice));
+            text += &format!("          {:<11} -> {}\n", "", wrapped(advice, 25));
         }
     }
     text.push('\n');

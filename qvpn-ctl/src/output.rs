@@ -7,6 +7,7 @@ use anstyle::{AnsiColor, Style};
 use serde::Serialize;
 
 use crate::error::CtlError;
+use crate::text::wrap;
 
 /// Prints `text` at once.
 pub(crate) fn print(text: &str) -> Result<(), CtlError> {
@@ -104,10 +105,13 @@ impl Paint {
         if self.colour { format!("{style}{text}{style:#}") } else { text }
     }
 
-    /// Lines in the colour of `tone`, all but the first behind `indent` spaces.
-    pub(crate) fn lines(self, tone: Tone, lines: &[String], indent: usize) -> String {
+    /// `text` in the colour of `tone`, on a terminal in lines that fit: the first begins after `first` columns, the others
+    /// behind `rest` spaces.
+    pub(crate) fn wrapped(self, tone: Tone, text: &str, first: usize, rest: usize) -> String {
+        let Some(limit) = self.width else { return self.text(tone, text) };
+        let lines = wrap(text, limit, first, rest);
         let painted: Vec<String> = lines.iter().map(|line| self.text(tone, line)).collect();
-        painted.join(&format!("\n{}", " ".repeat(indent)))
+        painted.join(&format!("\n{}", " ".repeat(rest)))
     }
 }
 

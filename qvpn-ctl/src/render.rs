@@ -9,7 +9,7 @@ use qvpn_identity::PublicIdentity;
 
 use crate::output::{Paint, Tone, clean};
 use crate::table::{Cell, Table};
-use crate::text::{pad, width, wrap};
+use crate::text::{pad, width};
 use crate::units::{ago, bytes, count, duration, from_now};
 
 /// A KME's certificate that ends sooner is shown as a warning: two weeks.
@@ -276,11 +276,7 @@ impl Page {
             _ => (" ".to_owned(), 4),
         };
         let begin = 3 + width(label) + width(&gap);
-        let lines = match self.paint.width {
-            Some(limit) => wrap(value, limit, begin, column),
-            None => vec![value.to_owned()],
-        };
-        self.text += &format!("  {label}:{gap}{}\n", self.paint.lines(tone, &lines, column));
+        self.text += &format!("  {label}:{gap}{}\n", self.paint.wrapped(tone, value, begin, column));
     }
 
     fn known(&mut self, label: &str, value: Option<String>) {

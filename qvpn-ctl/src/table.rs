@@ -1,7 +1,7 @@
 //! Columns for people. On a terminal that is too narrow for them each row becomes a few lines of its own.
 
 use crate::output::{Paint, Tone};
-use crate::text::{pad, width, wrap};
+use crate::text::{pad, width};
 
 /// A row's cell and its colour.
 pub(crate) type Cell = (String, Tone);
@@ -26,7 +26,7 @@ impl Table<'_> {
             .collect();
         let all = columns.iter().sum::<usize>() + GAP * columns.len().saturating_sub(1);
         match paint.width {
-            Some(limit) if all > limit => self.stacked(paint, limit),
+            Some(limit) if all > limit => self.stacked(paint),
             _ => self.in_columns(paint, &columns),
         }
     }
@@ -47,7 +47,7 @@ impl Table<'_> {
     }
 
     /// The first cell is a row's title; the others follow with the column's name.
-    fn stacked(&self, paint: Paint, limit: usize) -> String {
+    fn stacked(&self, paint: Paint) -> String {
         let mut lines = String::new();
         for row in &self.rows {
             for (i, (text, tone)) in row.iter().enumerate() {
@@ -56,8 +56,8 @@ impl Table<'_> {
                     _ => ("", String::new()),
                 };
                 let tone = if i == 0 { Tone::Head } else { *tone };
-                let parts = wrap(text, limit, width(indent) + width(&label), 4);
-                lines += &format!("{indent}{label}{}\n", paint.lines(tone, &parts, 4));
+                let text = paint.wrapped(tone, text, width(indent) + width(&label), 4);
+                lines += &format!("{indent}{label}{text}\n");
             }
         }
         lines

@@ -4,7 +4,7 @@
 use std::fs::File;
 use std::io::Read;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use qvpn_identity::{Psk, PublicIdentity, SecretIdentity};
 use zeroize::Zeroizing;
@@ -19,6 +19,19 @@ use super::{Config, MAX_SIZE};
 const GROUP: &str = "qvpn";
 /// Bytes of the longest key file: a key is one line of less than 200.
 const MAX_KEY_FILE: usize = 4096;
+
+/// A file that a config names.
+#[derive(Debug, Clone, Copy)]
+pub struct NamedFile<'c> {
+    /// Where the config names it.
+    pub at: Position,
+    /// What it is, such as `private key`.
+    pub kind: &'static str,
+    /// Where it is.
+    pub path: &'c PathBuf,
+    /// It holds keys that are wiped as they are used, so it is written, too.
+    pub wiped: bool,
+}
 
 impl Config {
     /// Looks at every file that the config names: there, readable, not readable by others where it is secret; and at the
@@ -70,6 +83,65 @@ impl Config {
             }
         }
         sink.finish()
+    }
+
+    /// Looks whether the user that the daemon runs as can read the config and each file that it names, by the word of
+    /// `can_read`. For whoever isn't that user: root, who checks a config, can read them all.
+    ///
+    /// # Errors
+    /// Each file that is there and can't be read.
+    pub fn check_readable(&self, can_read: impl Fn(&Path) -> bool) -> Result<(), ConfigErrors> {
+        let what = |kind: &str, path: &Path| {
+            format!("the daemon, which runs as the user {GROUP}, can't read the {kind} {}", path.display())
+        };
+        let fix = |path: &Path| {
+            let shown = path.display();
+            format!(
+                "run `chown root:{GROUP} {shown} && chmod 0640 {shown}`; if that is so already, a folder above it is shut, and `namei -l {shown}` shows which"
+            )
+        };
+        let mut sink = Sink::new(&self.path, "");
+        for file in self.named_files().filter(|file| !can_read(file.path)) {
+            sink.add(file.at, what(file.kind, file.path), fix(file.path));
+        }
+        let named = sink.finish();
+        if can_read(&self.path) {
+            return named;
+        }
+        let own = ConfigErrors::of_file(&self.path, what("config", &self.path), fix(&self.path));
+        match named {
+            Ok(()) => Err(own),
+            Err(errors) => Err(own.and(errors)),
+        }
+    }
+
+    /// The files that the config names and the daemon reads, but for PKCS#11 libraries.
+    pub fn named_files(&self) -> impl Iterator<Item = NamedFile<'_>> {
+        let named = |at, kind, path| NamedFile { at, kind, path, wiped: false };
+        let own = named(self.marks.private_key_file, "private key", &self.interface.private_key_file);
+        let psks = self.peers.iter().zip(&self.marks.peers).filter_map(move |(peer, marks)| {
+            Some(named(marks.preshared_key_file, "pre-shared key", peer.preshared_key_file.as_ref()?))
+        });
+        let kmes = self.kms.iter().flat_map(|kms| &kms.kmes).zip(&self.marks.kmes);
+        let of_kmes = kmes.flat_map(move |(kme, marks)| match &kme.access {
+            KmeAccess::Etsi014(server) | KmeAccess::Skip(server) => {
+                let key = match &server.key {
+                    ClientKey::File(path) => Some(named(marks.key_file, "client certificate's key", path)),
+                    ClientKey::Token(key) => {
+                        key.pin_file.as_ref().map(|pin| named(marks.key_file, "file of the token's PIN", pin))
+                    }
+                };
+                [
+                    Some(named(marks.ca_file, "CA certificate", &server.ca_file)),
+                    Some(named(marks.cert_file, "client certificate", &server.cert_file)),
+                    key,
+                ]
+            }
+            KmeAccess::File(path) => {
+                [Some(NamedFile { wiped: true, ..named(marks.keys_file, "file of keys", path) }), None, None]
+            }
+        });
+        std::iter::once(own).chain(psks).chain(of_kmes.flatten())
     }
 
     /// Refuses a peer that has `own`, our public key.
@@ -159,10 +231,10 @@ fn open(path: &Path, kind: &str) -> Result<File, Fault> {
     let file = File::options().read(true).custom_flags(flags).open(path).map_err(|e| {
         let fix = match (e.kind(), kind) {
             (std::io::ErrorKind::NotFound, "private key") => {
-                format!("make one with `(umask 077; qvpn-ctl genkey > {shown})`")
+                format!("make one with `install -m 0640 -g {GROUP} /dev/null {shown} && qvpn-ctl genkey > {shown}`")
             }
             (std::io::ErrorKind::NotFound, "pre-shared key") => {
-                format!("make one with `(umask 077; qvpn-ctl genpsk > {shown})`, and copy it to the peer")
+                format!("make one with `install -m 0640 -g {GROUP} /dev/null {shown} && qvpn-ctl genpsk > {shown}`, and copy it to the peer")
             }
             (std::io::ErrorKind::NotFound, _) => "put it there, or write the right path".to_owned(),
             (std::io::ErrorKind::PermissionDenied, _) => {

@@ -21,6 +21,7 @@ use crate::lookup::{self, LookupError};
 
 pub use edit::{EditError, PeerEdit, edit_peer};
 pub use error::{ConfigError, ConfigErrors, Position};
+pub use files::NamedFile;
 pub use ipnet::IpNet;
 pub use model::{
     ClientKey, Dscp, Endpoint, Interface, Kme, KmeAccess, KmeApi, KmeServer, Kms, LogLevel, Mtu, OnStop,

@@ -1,5 +1,5 @@
-//! What a config needs of the machine's network: forwarding, the reverse path filter, MTU, firewall, and routes that
-//! nobody else cuts short. Routes and rules are read from `ip -json` and `nft -json`.
+//! What a config needs of the machine's network: forwarding, the reverse path filter, MTU, and routes that nobody else cuts
+//! short. Routes are read from `ip -json`.
 
 use std::fs;
 use std::net::IpAddr;
@@ -10,7 +10,7 @@ use qvpn_api::config::{Mtu, Table};
 use qvpn_net::{IpNet, ROUTE_PROTOCOL, strict_reverse_path};
 use serde_json::Value;
 
-use super::Finding;
+use super::{Finding, firewall};
 
 /// What the tunnel adds to a packet, in bytes: UDP (8), our header (16) and tag (16), and the outer IP header.
 const AROUND_V4: u64 = 20 + 8 + 16 + 16;
@@ -20,7 +20,7 @@ pub(super) fn look(config: &Config) -> Vec<Finding> {
     let mut findings = forwarding(config);
     findings.extend(reverse_path(config));
     findings.extend(mtu(config));
-    findings.push(firewall(config));
+    findings.extend(firewall::look(config));
     if config.interface.table != Table::Off {
         findings.extend(routes(config));
     }
@@ -54,7 +54,7 @@ fn forwarding(config: &Config) -> Vec<Finding> {
                 format!("this machine doesn't forward {family}, so only itself could use the tunnel"),
                 format!("sysctl -w {key}=1 && echo {key}=1 > /etc/sysctl.d/90-qvpn-{check}.conf"),
             ),
-            Err(error) => Finding::unknown(check, format!("{file}: {error}")),
+            Err(error) => Finding::unknown(check, format!("{file}: {error}"), format!("sysctl {key}")),
         });
     }
     findings
@@ -69,12 +69,13 @@ fn reverse_path(config: &Config) -> Vec<Finding> {
         return vec![Finding::ok("rp_filter", "no reverse path filter drops peers' datagrams")];
     }
     let bad = |name: &String| {
+        let key = format!("net.ipv4.conf.{}.rp_filter", name.replace('.', "/"));
         Finding::bad(
             "rp_filter",
             format!(
                 "rp_filter is strict on {name}: with a default route into the tunnel the kernel drops peers' datagrams there"
             ),
-            format!("sysctl -w net.ipv4.conf.{}.rp_filter=2", name.replace('.', "/")),
+            format!("sysctl -w {key}=2 && echo {key}=2 > /etc/sysctl.d/90-qvpn-rp_filter-{name}.conf"),
         )
     };
     strict.iter().map(bad).collect()
@@ -128,71 +129,17 @@ fn device_mtu(device: &str) -> Option<u64> {
     json("ip", &words)?.get(0)?["mtu"].as_u64()
 }
 
-fn firewall(config: &Config) -> Finding {
-    let (first, last) = ports(config);
-    let text =
-        if first == last { format!("UDP port {first}") } else { format!("UDP ports {first} to {last}") };
-    let Some(rules) = json("nft", &["-json".to_owned(), "list".to_owned(), "ruleset".to_owned()]) else {
-        return Finding::unknown(
-            "firewall",
-            format!("the firewall can't be read here (it needs root and nft); {text} must be let in and out"),
-        );
-    };
-    match closed_chain(&rules, first) {
-        None => Finding::ok("firewall", format!("no nftables chain of this machine shuts {text} out")),
-        Some((family, table, chain)) => Finding::warning(
-            "firewall",
-            format!(
-                "the chain {family} {table} {chain} drops what it doesn't know, and names {text} nowhere"
-            ),
-            format!("nft insert rule {family} {table} {chain} udp dport {first}-{last} accept"),
-        ),
-    }
-}
-
-fn ports(config: &Config) -> (u16, u16) {
-    let first = config.interface.listen_port;
-    (first, first.saturating_add(u16::from(config.interface.lanes) - 1))
-}
-
-/// A chain for incoming packets that drops by its policy, in a ruleset with no rule that names the port.
-fn closed_chain(ruleset: &Value, port: u16) -> Option<(String, String, String)> {
-    let items = ruleset["nftables"].as_array()?;
-    let names_port = |value: &Value| mentions(value, u64::from(port));
-    if items.iter().any(|item| item.get("rule").is_some_and(names_port)) {
-        return None;
-    }
-    let chain = items
-        .iter()
-        .filter_map(|item| item.get("chain"))
-        .find(|c| c["hook"] == "input" && c["policy"] == "drop")?;
-    let word = |key: &str| chain[key].as_str().map(str::to_owned);
-    Some((word("family")?, word("table")?, word("name")?))
-}
-
-/// Whether a number, or a range that holds it, stands anywhere in `value`.
-fn mentions(value: &Value, n: u64) -> bool {
-    match value {
-        Value::Number(number) => number.as_u64() == Some(n),
-        Value::Array(list) => list.iter().any(|item| mentions(item, n)),
-        Value::Object(map) => {
-            let in_range = map.get("range").and_then(Value::as_array).is_some_and(|range| {
-                let end = |i: usize| range.get(i).and_then(Value::as_u64);
-                end(0).is_some_and(|a| a <= n) && end(1).is_some_and(|b| n <= b)
-            });
-            in_range || map.values().any(|item| mentions(item, n))
-        }
-        _ => false,
-    }
-}
-
 /// Routes of others that take a part of an allowed IP elsewhere, and blocks that are missing.
 fn routes(config: &Config) -> Vec<Finding> {
     let mut all = Vec::new();
     for family in ["-4", "-6"] {
         let words = [family, "-json", "route", "show", "table", "all"].map(str::to_owned);
         let Some(Value::Array(routes)) = json("ip", &words) else {
-            return vec![Finding::unknown("routes", "the routes can't be read: is `ip` (iproute2) there?")];
+            return vec![Finding::unknown(
+                "routes",
+                "the routes can't be read: is `ip` (iproute2) there?",
+                "ip route show table all",
+            )];
         };
         all.extend(routes.into_iter().map(|route| (family == "-6", route)));
     }
@@ -262,7 +209,7 @@ fn destination(ipv6: bool, route: &Value) -> Option<IpNet> {
 }
 
 /// What a command prints as JSON; `None` if it isn't there or fails.
-fn json(program: &str, words: &[String]) -> Option<Value> {
+pub(super) fn json(program: &str, words: &[String]) -> Option<Value> {
     // An ordinary user's PATH has no sbin in Debian.
     let path = std::env::var("PATH").unwrap_or_default();
     let output = Command::new(program)
@@ -281,25 +228,6 @@ fn json(program: &str, words: &[String]) -> Option<Value> {
 mod tests {
     use super::*;
     use serde_json::json;
-
-    #[test]
-    fn a_firewall_that_names_the_port_is_open() {
-        let chain = json!({"chain": {"family": "inet", "table": "filter", "name": "input", "hook": "input", "policy": "drop"}});
-        let rule = |right: Value| json!({"rule": {"expr": [{"match": {"op": "==", "left": {"payload": {"protocol": "udp", "field": "dport"}}, "right": right}}, {"accept": null}]}});
-        let closed = Some(("inet".to_owned(), "filter".to_owned(), "input".to_owned()));
-        assert_eq!(closed_chain(&json!({"nftables": [chain]}), 51820), closed);
-        assert_eq!(closed_chain(&json!({"nftables": [chain, rule(json!(22))]}), 51820), closed);
-        assert_eq!(closed_chain(&json!({"nftables": [chain, rule(json!(51820))]}), 51820), None);
-        assert_eq!(
-            closed_chain(&json!({"nftables": [chain, rule(json!({"range": [51000, 52000]}))]}), 51820),
-            None
-        );
-        assert_eq!(
-            closed_chain(&json!({"nftables": [chain, rule(json!({"set": [22, 51820]}))]}), 51820),
-            None
-        );
-        assert_eq!(closed_chain(&json!({"nftables": []}), 51820), None);
-    }
 
     #[test]
     fn only_routes_of_others_to_other_devices_count() {

@@ -7,6 +7,7 @@ use qvpn_api::control::{Reply, Request};
 use super::{Finding, machine};
 use crate::cli::Dirs;
 use crate::client::Client;
+use crate::error::CtlError;
 use crate::units::duration;
 
 /// A certificate that ends sooner should be renewed.
@@ -20,26 +21,34 @@ pub(super) fn look(dirs: &Dirs, config: &Config) -> Vec<Finding> {
 
 fn daemon(dirs: &Dirs, config: &Config) -> Vec<Finding> {
     let name = &config.interface.name;
+    let restart = format!("systemctl restart qvpn@{name}");
     let asked = Client::connect(&dirs.socket_dir, name).and_then(|mut client| client.ask(&Request::Version));
     match asked {
-        Ok(Reply::Version { daemon, pid, .. }) if daemon == env!("CARGO_PKG_VERSION") => {
-            let mut findings =
-                vec![Finding::ok("daemon", format!("it runs, version {daemon}, process {pid}"))];
+        Ok(Reply::Version { daemon, pid, .. }) => {
+            let mut findings = vec![if daemon == env!("CARGO_PKG_VERSION") {
+                Finding::ok("daemon", format!("it runs, version {daemon}, process {pid}"))
+            } else {
+                let ours = env!("CARGO_PKG_VERSION");
+                Finding::warning(
+                    "daemon",
+                    format!("it is of version {daemon}, and this program of {ours}"),
+                    restart,
+                )
+            }];
             findings.extend(machine::process(pid, name));
             findings
         }
-        Ok(Reply::Version { daemon, .. }) => vec![Finding::warning(
-            "daemon",
-            format!("it is of version {daemon}, and this program of {}", env!("CARGO_PKG_VERSION")),
-            format!("systemctl restart qvpn@{name}"),
-        )],
-        Ok(_) => vec![Finding::bad(
-            "daemon",
-            "it answers something else",
-            format!("systemctl restart qvpn@{name}"),
-        )],
+        Ok(_) => vec![Finding::bad("daemon", "it answers something else", restart)],
         Err(error) => {
-            vec![Finding::bad("daemon", error.to_string(), format!("systemctl enable --now qvpn@{name}"))]
+            let fix = match &error {
+                CtlError::NotRunning { .. } => format!("systemctl enable --now qvpn@{name}"),
+                CtlError::NotPermitted(_) => format!("sudo qvpn-ctl doctor {name}"),
+                CtlError::Foreign { path, .. } => {
+                    format!("ss -xlp | grep {} # and stop what is there", path.display())
+                }
+                _ => restart,
+            };
+            vec![Finding::bad("daemon", error.to_string(), fix)]
         }
     }
 }

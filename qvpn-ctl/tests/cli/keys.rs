@@ -84,7 +84,7 @@ fn a_secret_in_a_file_for_everybody_is_warned_of() {
             assert_eq!(run.code, 0);
             let expected = format!(
                 "qvpn-ctl: warning: a secret goes to a file that everybody can reach (mode {mode:04o}); \
-                 better: (umask 077; qvpn-ctl {command} > "
+                 better: install -m 0640 -g qvpn /dev/null "
             );
             assert_eq!(run.err.starts_with(&expected), warned, "{mode:o}: {run:?}");
         }

@@ -236,6 +236,6 @@ fn a_secret_on_a_screen_is_warned_of() {
     drop(command);
     assert!(read_to_end(pty.master).starts_with("qvpn1-secret-"));
     let output = child.wait_with_output().unwrap();
-    let warning = "qvpn-ctl: warning: a secret goes to your screen; better: (umask 077; qvpn-ctl genkey > /etc/qvpn/qvpn0.key)\n";
+    let warning = "qvpn-ctl: warning: a secret goes to your screen; better: install -m 0640 -g qvpn /dev/null /etc/qvpn/qvpn0.key && qvpn-ctl genkey > /etc/qvpn/qvpn0.key\n";
     assert_eq!(String::from_utf8(output.stderr).unwrap(), warning);
 }

@@ -12,7 +12,7 @@ use landlock::{
     RulesetCreated, RulesetCreatedAttr, RulesetError, RulesetStatus, Scope, make_bitflags,
 };
 use qvpn_api::Config;
-use qvpn_api::config::{ClientKey, Kme, KmeAccess};
+use qvpn_api::config::{ClientKey, Kme};
 
 use crate::error::DaemonError;
 
@@ -44,22 +44,14 @@ pub(super) fn readable(config: &Config) -> BTreeSet<PathBuf> {
 
 /// The files that `config` names, and itself.
 fn read(config: &Config) -> impl Iterator<Item = &PathBuf> {
-    let servers = kmes(config).filter_map(Kme::server);
-    [&config.path, &config.interface.private_key_file]
-        .into_iter()
-        .chain(config.peers.iter().filter_map(|peer| peer.preshared_key_file.as_ref()))
-        .chain(servers.flat_map(|server| {
-            let key = match &server.key {
-                ClientKey::File(path) => Some(path),
-                ClientKey::Token(key) => key.pin_file.as_ref(),
-            };
-            [Some(&server.ca_file), Some(&server.cert_file), key].into_iter().flatten()
-        }))
+    let named = config.named_files().filter(|file| !file.wiped).map(|file| file.path);
+    std::iter::once(&config.path).chain(named)
 }
 
 /// Whether the library of a PKCS#11 token will be loaded. Nobody can know which files, sockets and devices it needs.
 pub(super) fn foreign_library(config: &Config) -> bool {
-    kmes(config).filter_map(Kme::server).any(|server| matches!(server.key, ClientKey::Token(_)))
+    let kmes = config.kms.iter().flat_map(|kms| &kms.kmes);
+    kmes.filter_map(Kme::server).any(|server| matches!(server.key, ClientKey::Token(_)))
 }
 
 /// The folders of the files of keys, each of which is wiped before it is used.
@@ -68,10 +60,7 @@ pub(super) fn writable(config: &Config) -> BTreeSet<PathBuf> {
 }
 
 fn wiped(config: &Config) -> impl Iterator<Item = &PathBuf> {
-    kmes(config).filter_map(|kme| match &kme.access {
-        KmeAccess::File(path) => Some(path),
-        KmeAccess::Etsi014(_) | KmeAccess::Skip(_) => None,
-    })
+    config.named_files().filter(|file| file.wiped).map(|file| file.path)
 }
 
 /// What a process that confined itself can open for ever after.
@@ -110,10 +99,6 @@ impl Reach {
         };
         read.chain(wiped).map(line).collect()
     }
-}
-
-fn kmes(config: &Config) -> impl Iterator<Item = &Kme> {
-    config.kms.iter().flat_map(|kms| &kms.kmes)
 }
 
 fn folders<'a>(files: impl Iterator<Item = &'a PathBuf>) -> BTreeSet<PathBuf> {

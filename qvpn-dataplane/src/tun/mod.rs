@@ -43,9 +43,7 @@ const USO6: u32 = libc::TUN_F_USO6;
 #[derive(Debug, thiserror::Error)]
 pub enum TunError {
     /// `/dev/net/tun` cannot be opened.
-    #[error(
-        "cannot open /dev/net/tun: {0}; load the module (`modprobe tun`), or give the container that device"
-    )]
+    #[error("cannot open /dev/net/tun: {0}; {advice}", advice = open_advice(.0))]
     Open(io::Error),
     /// The device cannot be made or joined.
     #[error(
@@ -57,6 +55,15 @@ pub enum TunError {
         /// The system's word.
         source: io::Error,
     },
+}
+
+fn open_advice(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::PermissionDenied => {
+            "let the daemon's user read and write it, as udev does: `chmod 0666 /dev/net/tun`"
+        }
+        _ => "load the module (`modprobe tun`), or give the container that device",
+    }
 }
 
 /// Makes the TUN device `name` and opens a queue of it for each lane.
