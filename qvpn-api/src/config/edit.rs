@@ -4,6 +4,8 @@
 use serde::{Deserialize, Serialize};
 use toml_edit::{ArrayOfTables, DocumentMut, Item, Table};
 
+use super::reference::REFERENCE;
+
 /// A change of one peer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "edit", rename_all = "snake_case")]
@@ -45,6 +47,9 @@ pub enum EditError {
     /// There is no such peer.
     #[error("there is no peer \"{0}\" to change; see `qvpn-ctl peer list`, and whether it was saved")]
     NoPeer(String),
+    /// A key that shall go, and that no peer can have.
+    #[error("[[peer]] has no key `{0}`; its keys are {keys}", keys = peer_keys().collect::<Vec<_>>().join(", "))]
+    NoKey(String),
     /// There is one already.
     #[error("there is a peer \"{0}\" already; change it with `qvpn-ctl peer set`")]
     Exists(String),
@@ -72,6 +77,9 @@ pub fn edit_peer(text: &str, edit: &PeerEdit) -> Result<String, EditError> {
         }
         PeerEdit::Set { peer, settings, unset } => {
             let at = place(peers, peer).ok_or_else(|| EditError::NoPeer(peer.clone()))?;
+            if let Some(unknown) = unset.iter().find(|key| !peer_keys().any(|known| known == key.as_str())) {
+                return Err(EditError::NoKey(unknown.clone()));
+            }
             let new = read(settings)?;
             if let Some(table) = peers.get_mut(at) {
                 unset.iter().for_each(|key| drop(table.remove(key)));
@@ -88,6 +96,12 @@ pub fn edit_peer(text: &str, edit: &PeerEdit) -> Result<String, EditError> {
         text.push('\n');
     }
     Ok(text)
+}
+
+/// What a section `[[peer]]` may have.
+fn peer_keys() -> impl Iterator<Item = &'static str> {
+    let sections = REFERENCE.iter().filter(|section| section.title == "[[peer]]");
+    sections.flat_map(|section| section.keys).map(|key| key.name)
 }
 
 fn name_of(table: &Table) -> Option<&str> {
@@ -171,13 +185,20 @@ sae_id = \"A\"
             settings: settings.into(),
             unset: unset.iter().map(|s| (*s).to_owned()).collect(),
         };
-        let new = edit_peer(TEXT, &set("endpoint = \"192.0.2.1:1\"\nqkd = \"off\"\n", &["absent"])).unwrap();
+        let new = edit_peer(TEXT, &set("endpoint = \"192.0.2.1:1\"\nqkd = \"off\"\n", &["suite"])).unwrap();
         let expected = TEXT
             .replace("203.0.113.9:51820", "192.0.2.1:1")
             .replace("# offices\n]\n", "# offices\n]\nqkd = \"off\"\n");
         assert_eq!(new, expected);
         let new = edit_peer(TEXT, &set("", &["endpoint"])).unwrap();
         assert_eq!(new, TEXT.replace("endpoint = \"203.0.113.9:51820\"  # their firewall\n", ""));
+        let unknown = edit_peer(TEXT, &set("", &["endpoint", "endpiont"])).unwrap_err();
+        assert_eq!(unknown, EditError::NoKey("endpiont".into()));
+        assert!(
+            unknown
+                .to_string()
+                .starts_with("[[peer]] has no key `endpiont`; its keys are name, public_key, ")
+        );
     }
 
     #[test]
