@@ -39,7 +39,7 @@ if [ ! -e "$root" ]; then
     mode=auto
     [ "$(id -u)" -ne 0 ] || mode=root
     mmdebstrap --quiet --mode=$mode --format=tar --variant=apt \
-        --include=systemd,systemd-sysv,udev,kmod,iproute2,iputils-ping,nftables,linux-image-cloud-amd64 \
+        --include=systemd,systemd-sysv,udev,kmod,passwd,iproute2,iputils-ping,nftables,linux-image-cloud-amd64 \
         bookworm "$root.part" >"$log" 2>&1 || { tail -5 "$log"; skip "mmdebstrap can't make a Debian root here"; }
     mv "$root.part" "$root"
 fi

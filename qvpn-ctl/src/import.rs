@@ -99,10 +99,13 @@ fn read(text: &str, qkd: QkdChoice) -> Result<Imported, (usize, String)> {
         let Some((key, value)) = line.split_once('=') else {
             return Err((
                 number,
-                format!("`{line}` is neither a section nor `Key = value`; is this a wg-quick config?"),
+                format!(
+                    "`{}` is neither a section nor `Key = value`; is this a wg-quick config?",
+                    first_word(line)
+                ),
             ));
         };
-        let (key, value) = (key.trim().to_ascii_lowercase(), value.trim());
+        let (key, value) = (first_word(key.trim()).to_ascii_lowercase(), value.trim());
         let ordinal = peers.len();
         let mut note = |text: String| notes.push((number, text));
         match (in_interface, interface.as_mut(), peers.last_mut()) {
@@ -111,7 +114,7 @@ fn read(text: &str, qkd: QkdChoice) -> Result<Imported, (usize, String)> {
             _ => {
                 return Err((
                     number,
-                    format!("`{line}` stands before any section; is this a wg-quick config?"),
+                    format!("`{key}` stands before any section; is this a wg-quick config?"),
                 ));
             }
         }
@@ -120,7 +123,7 @@ fn read(text: &str, qkd: QkdChoice) -> Result<Imported, (usize, String)> {
         return Err((1, "there is no section [Interface], so this is no wg-quick config".to_owned()));
     };
     let toml = write(&interface, &peers, &owners, qkd);
-    notes.push((1, "keys don't carry over, since each needs an ML-KEM half: make ours with `(umask 077; qvpn-ctl genkey > /etc/qvpn/NAME.key)`, and write what `qvpn-ctl pubkey` prints at each peer".to_owned()));
+    notes.push((1, "keys don't carry over, since each needs an ML-KEM half: make ours with `install -m 0640 -g qvpn /dev/null /etc/qvpn/NAME.key && qvpn-ctl genkey > /etc/qvpn/NAME.key`, and write what `qvpn-ctl pubkey` prints at each peer".to_owned()));
     notes.sort_by_key(|(line, _)| *line);
     Ok(Imported { toml, notes })
 }
@@ -140,18 +143,21 @@ fn interface_key(i: &mut Interface, key: &str, value: &str, note: &mut impl FnMu
             "DNS has no equivalent: qvpn sets no resolver. With systemd-resolved: `resolvectl dns NAME {}`",
             list(value).collect::<Vec<_>>().join(" ")
         )),
+        "netns" => note(
+            "NetNS has no equivalent: `systemctl edit qvpn@NAME` and `NetworkNamespacePath=` put the whole daemon into a namespace".to_owned(),
+        ),
         "saveconfig" => note(
             "SaveConfig has no equivalent: nothing writes the config but `qvpn-ctl peer … --save`".to_owned(),
         ),
         "preup" | "postup" | "predown" | "postdown" => {
             let when = match key {
-                "preup" => "ExecStartPre",
-                "postup" => "ExecStartPost",
-                "predown" => "ExecStop",
-                _ => "ExecStopPost",
+                "preup" => "`ExecStart=` of a unit that is `Before=qvpn@NAME.service`",
+                "postup" => "`ExecStart=` of a unit that is `After=qvpn@NAME.service`",
+                "predown" => "`ExecStop=` of a unit that is `After=qvpn@NAME.service`",
+                _ => "`ExecStop=` of a unit that is `Before=qvpn@NAME.service`",
             };
             note(format!(
-                "{key} has no equivalent, since a config runs no commands: `systemctl edit qvpn@NAME` and write `[Service]` and `{when}=` with it, where `%i` was"
+                "{key} has no equivalent, since a config runs no commands: write it as {when}, with the tunnel's name where `%i` was; docs/operating.md, \"Commands at start and stop\", has such a unit"
             ));
         }
         other => note(format!("[Interface] has no key `{other}` that wg-quick knows; it is left out")),
@@ -171,7 +177,7 @@ fn peer_key(
         "presharedkey" => {
             peer.psk = true;
             note(format!(
-                "put the pre-shared key into the file that the config names: `(umask 077; sed -n 's/^ *PresharedKey *= *//Ip' WG_CONF | sed -n {ordinal}p > FILE)`, if each peer has one"
+                "put the pre-shared key into the file that the config names: `install -m 0640 -g qvpn /dev/null FILE && sed -n 's/^ *PresharedKey *= *//Ip' WG_CONF | sed -n {ordinal}p > FILE`, if each peer has one"
             ));
         }
         "endpoint" => peer.endpoint = Some(value.to_owned()),
@@ -263,6 +269,14 @@ fn write(i: &Interface, peers: &[Peer], owners: &BTreeMap<IpNet, usize>, qkd: Qk
     t
 }
 
+/// What may be shown of a line: what follows the first word may be a key, even where the `=` is missing, and the longest
+/// word that wg-quick knows has 19 letters.
+fn first_word(line: &str) -> &str {
+    let ends = |(i, c): &(usize, char)| *i >= 20 || !(c.is_alphanumeric() || "[]-_".contains(*c));
+    let end = line.char_indices().find(ends).map_or(line.len(), |(i, _)| i);
+    line.get(..end).unwrap_or_default()
+}
+
 /// Values between commas.
 fn list(value: &str) -> impl Iterator<Item = String> + '_ {
     value.split(',').map(str::trim).filter(|item| !item.is_empty()).map(str::to_owned)
@@ -351,7 +365,7 @@ qkd = \"off\"
         };
         assert!(at(1).contains("genkey") && at(3).contains("PrivateKey"));
         assert!(at(6).contains("`resolvectl dns NAME 10.0.0.1 example.com`"));
-        assert!(at(10).contains("SaveConfig") && at(11).contains("`ExecStartPost=`"));
+        assert!(at(10).contains("SaveConfig") && at(11).contains("`ExecStart=` of a unit that is `After="));
         assert!(at(16).contains("pre-shared key") && at(18).contains("it is 10.192.124.0/24 here"));
         assert!(at(23).contains("peer number 1 too") && at(23).contains("`nonsense` is no prefix"));
         assert!(at(24).contains("`colour`"));
@@ -373,5 +387,16 @@ qkd = \"off\"
         assert_eq!(read("", QkdChoice::Off).unwrap_err().0, 1);
         assert_eq!(read("[Interface]\nhello\n", QkdChoice::Off).unwrap_err().0, 2);
         assert_eq!(read("\nAddress = 1\n", QkdChoice::Off).unwrap_err().0, 2);
+        // A key that lost its equals sign is shown nowhere.
+        for line in ["PrivateKey yAnz5TF+lXXJte14tji3zlMNq", "PrivateKey yAnz5TF+lXXJte14tji3zlMNq="] {
+            let said = match read(&format!("[Interface]\n{line}\n"), QkdChoice::Off) {
+                Ok(imported) => format!("{imported:?}"),
+                Err((_, what)) => what,
+            };
+            assert!(
+                said.to_lowercase().contains("privatekey") && !said.to_lowercase().contains("yanz5"),
+                "{said}"
+            );
+        }
     }
 }

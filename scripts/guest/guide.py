@@ -1,7 +1,8 @@
 """Takes the commands and the config out of the operators' guide, so that the guest runs what the guide says.
 
     guide.py GUIDE.md FOLDER      writes FOLDER/NAME.sh for each block below `<!-- run: NAME -->` (its lines that begin with
-                                  `# `), and FOLDER/NAME.toml for each below `<!-- config: NAME -->`
+                                  `# `), FOLDER/NAME.toml for each below `<!-- config: NAME -->`, and FOLDER/NAME.service for each
+                                  below `<!-- unit: NAME -->`
 """
 import re
 import sys
@@ -9,13 +10,14 @@ from pathlib import Path
 
 guide, folder = Path(sys.argv[1]).read_text(), Path(sys.argv[2])
 folder.mkdir(parents=True, exist_ok=True)
-blocks = re.findall(r"<!-- (run|config): (\S+) -->\n```\w+\n(.*?)```", guide, re.S)
+blocks = re.findall(r"<!-- (run|config|unit): (\S+) -->\n```\w+\n(.*?)```", guide, re.S)
 for kind, name, text in blocks:
     if kind == "run":
         lines = [line.removeprefix("# ") for line in text.splitlines()]
         (folder / f"{name}.sh").write_text("set -e\n" + "\n".join(lines) + "\n")
     else:
-        (folder / f"{name}.toml").write_text(text)
+        kinds = {"config": "toml", "unit": "service"}
+        (folder / f"{name}.{kinds[kind]}").write_text(text)
 names = [name for _, name, _ in blocks]
 assert len(set(names)) == len(names) > 8, names
 print(f"the guide has the blocks {', '.join(names)}")

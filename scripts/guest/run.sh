@@ -148,6 +148,47 @@ becomes "and up again" answers
 rm -r /run/systemd/system/qvpn@qvpn0.service.d
 systemctl daemon-reload
 
+# The guide's unit with commands that go with the tunnel: whatever happens to the tunnel happens to it.
+cp /guest/guide/qvpn0-commands.service /etc/systemd/system/
+has_nat() { nft list table ip qvpn0-nat; }
+check "guide: commands" sh /guest/guide/commands.sh
+check "they have run" has_nat
+check "traffic goes on with them" answers
+systemctl stop qvpn@qvpn0.service
+refused "a stop of the tunnel undoes them" has_nat
+systemctl start qvpn@qvpn0.service
+becomes "its start runs them again" has_nat
+kill -KILL "$(main_pid)"
+becomes "up after a crash" answers
+becomes "and they have run again" has_nat
+check "their unit is right" systemd-analyze verify --man=no qvpn0-commands.service
+systemctl disable --now qvpn0-commands.service >/dev/null 2>&1
+refused "nothing of them stays" has_nat
+# As PreUp and PostDown: before there is a device, and when there is none any more.
+cat >/etc/systemd/system/qvpn0-commands.service <<'END'
+[Unit]
+BindsTo=qvpn@qvpn0.service
+Before=qvpn@qvpn0.service
+[Service]
+Type=oneshot
+RemainAfterExit=yes
+ExecStart=/bin/sh -c "ip link show qvpn0 || echo before >>/run/order"
+ExecStop=/bin/sh -c "ip link show qvpn0 || echo behind >>/run/order"
+[Install]
+WantedBy=qvpn@qvpn0.service
+END
+systemctl daemon-reload
+systemctl enable qvpn0-commands.service >/dev/null 2>&1
+systemctl restart qvpn@qvpn0.service
+becomes "up with commands before it" answers
+systemctl stop qvpn@qvpn0.service
+becomes "commands before the device and behind it" sh -c '[ "$(echo $(cat /run/order))" = "before behind" ]'
+systemctl disable qvpn0-commands.service >/dev/null 2>&1
+rm /etc/systemd/system/qvpn0-commands.service
+systemctl daemon-reload
+systemctl start qvpn@qvpn0.service
+becomes "up without them" answers
+
 # The rest of the guide.
 sed -i 's/203.0.113.9/10.9.0.2/' /guest/guide/nft.sh
 check "guide: nft" sh /guest/guide/nft.sh
@@ -156,6 +197,12 @@ check "goes on with new certificates" qvpn-ctl rekey qvpn0
 check "guide: eavesdropper" sh /guest/guide/eavesdropper.sh
 becomes "up after it" answers
 check "guide: identity" sh /guest/guide/identity.sh
+# As root makes a file by itself: root can read it, and the daemon can't.
+chmod 0600 /etc/qvpn/qvpn0.key
+refused "check says that the daemon can't read a key of root alone" qvpn-ctl check /etc/qvpn/qvpn0.toml
+says "in words" "$(cat /tmp/check.log)" "chown root:qvpn /etc/qvpn/qvpn0.key && chmod 0640 /etc/qvpn/qvpn0.key"
+eval "$(sed -n 's/.*run `\(chown [^`]*\)`.*/\1/p' /tmp/check.log)"
+check "the cure that it gives" qvpn-ctl check /etc/qvpn/qvpn0.toml
 refused "the other site doesn't know the new key" answers
 sed -i "s#^public_key = .*#public_key = \"$(qvpn-ctl pubkey </etc/qvpn/qvpn0.key)\"#" /etc/qvpn/other/qvpn0.toml
 check "it takes it over" qvpn-ctl --socket-dir /run/other reload qvpn0
