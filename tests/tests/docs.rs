@@ -81,6 +81,35 @@ fn every_error_message_has_its_row() {
 }
 
 #[test]
+fn every_event_is_on_the_page() {
+    let source = fs::read_to_string(root().join("qvpn-api/src/events.rs")).unwrap();
+    let page = fs::read_to_string(root().join("docs/monitoring.md")).unwrap();
+    let names: Vec<&str> =
+        source.split("#[serde(rename = \"").skip(1).filter_map(|part| part.split('"').next()).collect();
+    assert!(names.len() > 20, "{names:?}");
+    let missing: Vec<_> = names.iter().filter(|name| !page.contains(&format!("`{name}`"))).collect();
+    assert!(missing.is_empty(), "docs/monitoring.md doesn't have {missing:?}");
+}
+
+#[test]
+fn the_units_point_to_pages_that_there_are() {
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("pages");
+    for program in ["qvpn-ctl", "kme-sim"] {
+        assert!(Command::new(binary(program)).arg("man").arg(&folder).status().unwrap().success());
+    }
+    let mut pages = 0;
+    for unit in fs::read_dir(root().join("packaging/systemd")).unwrap() {
+        let text = fs::read_to_string(unit.unwrap().path()).unwrap();
+        for page in text.split_whitespace().filter_map(|word| word.split_once("man:").map(|(_, page)| page)) {
+            let (name, section) = page.trim_end_matches(')').split_once('(').unwrap();
+            assert!(folder.join(format!("{name}.{section}")).exists(), "there is no page {page}");
+            pages += 1;
+        }
+    }
+    assert!(pages > 4, "{pages}");
+}
+
+#[test]
 fn the_guides_config_is_taken() {
     let guide = fs::read_to_string(root().join("docs/operating.md")).unwrap();
     let block = guide.split("<!-- config: site -->").nth(1).unwrap();

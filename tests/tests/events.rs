@@ -1,0 +1,83 @@
+//! The events of a real gateway through a bad day: each that an operator's scripts may wait for comes, under its fixed name and
+//! with its fields. Those of roaming, lanes, paths, identities and copied machines are awaited in the scenarios about these.
+
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
+use std::fs;
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+use serde_json::Value;
+use tests::{Gateway, GatewayOptions, KmeOptions, Lab, Site, sandbox, wait_until};
+
+const START: Duration = Duration::from_secs(20);
+/// For what comes only when a key ends, or a KME is looked for again.
+const LATER: Duration = Duration::from_secs(40);
+
+/// Waits until the gateway has told of an event, and gives the last such one.
+#[track_caller]
+fn told(gateway: &Gateway<'_>, name: &str, limit: Duration) -> Value {
+    wait_until(&format!("the event {name}"), limit, || {
+        let output = gateway.ctl(&["events", "qvpn0", "--json"]);
+        let text = String::from_utf8(output.stdout).unwrap();
+        let mut events = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+        events.rfind(|event| event["event"] == name)
+    })
+}
+
+/// An event's field has these words.
+#[track_caller]
+fn has_words(event: &Value, field: &str, words: &str) {
+    assert!(event[field].as_str().unwrap_or_default().contains(words), "{words} in {field}: {event:#}");
+    assert_eq!(event["interface"], "qvpn0");
+}
+
+#[test]
+fn a_bad_day_is_told_event_by_event() {
+    sandbox::run("a_bad_day_is_told_event_by_event", || {
+        let lab = Lab::new();
+        let mut kmes = lab.start_kmes(&KmeOptions::default());
+        let options = GatewayOptions {
+            qkd: "preferred".to_owned(),
+            kms: Some("stock = 2".to_owned()),
+            initiator: Some(Site::A),
+            ..GatewayOptions::default()
+        };
+        let [a, mut b] = lab.start_both(&options);
+        a.wait_state("up", START);
+        has_words(&told(&a, "peer.up", START), "peer", "site-b");
+        let epoch = told(&a, "epoch.active", START);
+        assert!(epoch["epoch"].is_u64() && epoch["sources"].is_array(), "{epoch:#}");
+        assert!(epoch["qkd_key_id"].is_string(), "{epoch:#}");
+
+        lab.gw_a.run("ip route del 10.20.0.0/16 dev qvpn0");
+        assert_eq!(told(&a, "routes.restored", START)["routes"], serde_json::json!(["10.20.0.0/16"]));
+        let file = lab.gw_a.folder().join("qvpn0.toml");
+        let text = fs::read_to_string(&file).unwrap();
+        fs::write(&file, text.replace("[[peer]]", "[[peer]]\npersistent_keepalive = \"30s\"")).unwrap();
+        a.process.signal(Signal::SIGHUP);
+        assert_eq!(told(&a, "config.reloaded", START)["changes"], serde_json::json!(["peer site-b changed"]));
+
+        // The other site's gateway hangs for a moment.
+        b.process.signal(Signal::SIGSTOP);
+        has_words(&told(&a, "epoch.failed", START), "reason", "timeout");
+        b.process.signal(Signal::SIGCONT);
+
+        // The KMEs go and come back.
+        kmes.process.stop();
+        has_words(&told(&a, "kme.down", START), "reason", "kme-a1");
+        has_words(&told(&a, "qkd.supply_stopped", LATER), "reason", "kme-a1");
+        has_words(&told(&a, "peer.degraded", LATER), "peer", "site-b");
+        let _kmes = lab.start_kmes(&KmeOptions::default());
+        has_words(&told(&a, "kme.up", LATER), "kme", "kme-a1");
+        has_words(&told(&a, "qkd.supply_resumed", LATER), "peer", "site-b");
+        assert_eq!(told(&a, "peer.recovered", LATER)["from"], "degraded");
+
+        // The other site stops, and comes back without what it remembered.
+        b.process.stop();
+        has_words(&told(&a, "peer.bye", START), "peer", "site-b");
+        has_words(&told(&a, "peer.blocked", LATER), "peer", "site-b");
+        let _b = lab.start_daemon(Site::B);
+        has_words(&told(&a, "chain.reset", LATER), "reason", "chain");
+    });
+}
