@@ -1,11 +1,11 @@
 //! Against an honest initiator.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use qvpn_proto::wire::{Accept, Kind, Propose, Reject, RejectReason, RekeyReason};
-use qvpn_proto::{QkdPolicy, Role};
+use qvpn_proto::{LaneReport, QkdPolicy, Role};
 
 use crate::world::{SITES, World, other};
 
@@ -154,29 +154,7 @@ fn an_initiator_keeps_to_its_policy() {
     world.wait(Duration::from_millis(2));
     assert_eq!(world.answer_next().qkd_key_id, None);
     let mut world = World::new(Role::Initiator, QkdPolicy::Off);
-    world.supply = 3;
-    world.pump();
-    assert_eq!(world.answer_next().qkd_key_id, None, "off, and keys to be had");
-}
-
-#[test]
-fn a_key_is_named_by_two_attempts_at_most() {
-    let mut world = World::new(Role::Initiator, QkdPolicy::Required);
-    world.supply = 20;
-    world.pump();
-    let mut named = BTreeMap::new();
-    for attempt in 1..=8 {
-        world.wait(Duration::from_secs(11));
-        let propose = world.take(Kind::Propose).unwrap_or_else(|| panic!("attempt {attempt}"));
-        let key = Propose::parse(&propose).unwrap().qkd_key_id.expect("QKD is required");
-        *named.entry(key).or_insert(0) += 1;
-        // Without the key the confirmation is wrong.
-        let wrong = world.answer(&propose, other());
-        (0..4).for_each(|_| world.send(Kind::Accept, &wrong));
-        world.said.clear();
-    }
-    assert_eq!(world.sealing, 0);
-    assert_eq!(named.values().collect::<Vec<_>>(), [&2; 4], "{named:?}");
+    assert_eq!(world.answer_next().qkd_key_id, None);
 }
 
 #[test]
@@ -195,4 +173,47 @@ fn the_other_site_may_ask_for_an_epoch_once_a_second() {
     assert!(!ask(&mut world, 999), "counted from the attempt that was asked for");
     assert!(ask(&mut world, 1));
     world.answer_next();
+}
+
+#[test]
+fn keys_on_their_way_into_the_lanes_end_when_the_responder_starts_anew() {
+    let (mut world, right) = proposed();
+    world.lanes_hang = true;
+    world.send(Kind::Accept, &right);
+    let index = world.opening.expect("an opening key was ordered");
+    assert_eq!((world.sealing, world.closed.len()), (0, 0));
+    world.session.store(2, Ordering::Relaxed);
+    world.say_hello(2, 1);
+    assert_eq!(world.closed, [index]);
+    // This responder starts anew and still knows the chain, which the initiator names.
+    world.lanes_hang = false;
+    world.keep_chain();
+    world.wait(Duration::from_secs(1));
+    world.answer_next();
+}
+
+#[test]
+fn older_keys_drain_once_the_other_end_is_heard_in_the_epoch() {
+    let mut world = World::new(Role::Initiator, QkdPolicy::Off);
+    world.answer_next();
+    let generation = world.generation;
+    world.report(LaneReport::FirstOpened { lane: 0, generation: generation - 1 });
+    assert_eq!(world.older, 0, "a packet of the epoch before");
+    world.report(LaneReport::FirstOpened { lane: 0, generation });
+    assert_eq!(world.older, 1);
+    world.report(LaneReport::FirstOpened { lane: 0, generation });
+    assert_eq!(world.older, 1, "once");
+    world.said.clear();
+    world.wait(Duration::from_secs(5));
+    assert!(world.take(Kind::Confirm).is_none(), "and nothing more is to be confirmed");
+}
+
+#[test]
+fn a_confirmation_is_repeated_until_the_other_end_is_heard() {
+    let mut world = World::new(Role::Initiator, QkdPolicy::Off);
+    world.answer_next();
+    let confirm = world.take(Kind::Confirm).expect("at once");
+    world.said.clear();
+    world.wait(Duration::from_millis(501));
+    assert_eq!(world.take(Kind::Confirm), Some(confirm));
 }

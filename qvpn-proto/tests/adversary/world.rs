@@ -8,9 +8,9 @@ use std::time::Duration;
 use qvpn_identity::SecretIdentity;
 use qvpn_proto::control_link::{ControlLink, LinkOutput};
 use qvpn_proto::exchange::{Proposal, Proposed, Terms, answer};
-use qvpn_proto::key_schedule::{Chain, qkd_check};
+use qvpn_proto::key_schedule::Chain;
 use qvpn_proto::messenger::{Arrived, Messenger};
-use qvpn_proto::wire::{Confirm, Held, Hello, Kind, Propose, Reject, RejectReason, StockAck, StockOffer};
+use qvpn_proto::wire::{Confirm, Hello, Kind, Propose, Reject, RejectReason};
 use qvpn_proto::{
     Event, Fetch, FetchedKey, KeyKind, KeyName, KmsReport, LaneOrder, LaneReport, Notice, Peer, PeerConfig,
     QkdPolicy, Role, Suite, Time,
@@ -92,10 +92,8 @@ pub struct World {
     /// Its lanes' number of the epoch that seals, and the receiver index of the last opening key.
     pub generation: u64,
     pub opening: Option<u32>,
-    /// Keys that the honest initiator's KME has still; while it has none it doesn't answer.
-    pub supply: u8,
-    /// What it was asked for.
-    asked: Option<(u64, usize)>,
+    /// Its lanes take no key for now.
+    pub lanes_hang: bool,
     /// The chain of the last honest epoch, and of the last attempt.
     chain: Option<Chain>,
     answered: Option<Chain>,
@@ -148,8 +146,7 @@ impl World {
             resets: 0,
             generation: 0,
             opening: None,
-            supply: 0,
-            asked: None,
+            lanes_hang: false,
             chain: None,
             answered: None,
         };
@@ -198,13 +195,6 @@ impl World {
                     if kind == Kind::Hello {
                         self.theirs = body;
                         self.hellos += 1;
-                    } else if kind == Kind::StockOffer {
-                        let offer = StockOffer::parse(&body).unwrap();
-                        let check =
-                            |name: &KeyName| Held::Yes(qkd_check(&key(name.clone()).secret, &name.id));
-                        let keys = offer.keys.iter().map(|name| (name.id.clone(), check(name))).collect();
-                        let ack = StockAck { number: offer.number, revision: 1, keys };
-                        self.messenger.send(Kind::StockAck, &ack.to_bytes(), self.now, &mut self.rng);
                     } else {
                         self.said.push((kind, id, body));
                     }
@@ -228,22 +218,8 @@ impl World {
                     Event::Lane(_, LaneOrder::CloseOlder { .. }) => self.older += 1,
                     Event::Notice(Notice::ChainReset) => self.resets += 1,
                     Event::Fetch(Fetch::ById { request, keys, .. }) => fetches.push((request, keys)),
-                    Event::Fetch(Fetch::New { request, number, .. }) => self.asked = Some((request, number)),
                     _ => {}
                 }
-            }
-            if self.supply > 0
-                && let Some((request, number)) = self.asked.take()
-            {
-                let count = self.supply.min(u8::try_from(number).unwrap());
-                let name = |n| KeyName {
-                    id: char::from(n).to_string(),
-                    source_kme: "a".to_owned(),
-                    target_kme: "b".to_owned(),
-                };
-                let first = b'z' - self.supply;
-                self.supply -= count;
-                fetches.push((request, (first..first + count).map(name).collect()));
             }
             for (request, keys) in fetches {
                 busy = true;
@@ -251,7 +227,7 @@ impl World {
                 let report = KmsReport::Keys { request, keys, missing: None };
                 self.peer.handle_kms(report, self.now, &mut self.rng);
             }
-            for (lane, token) in installed {
+            for (lane, token) in installed.into_iter().filter(|_| !self.lanes_hang) {
                 busy = true;
                 self.peer.handle_lane(LaneReport::Installed { lane, token }, self.now, &mut self.rng);
             }
