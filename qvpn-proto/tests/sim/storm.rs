@@ -242,7 +242,8 @@ impl Storm {
                     world.restart(gateway);
                 }
             }
-            4 if roams => world.rebind(gateway),
+            // Whoever knew no address and restarted behind another mapping could not be reached by anybody.
+            4 if roams && world.knows_endpoints(gateway) => world.rebind(gateway),
             5 if !roams => {
                 // Back by years, a restart, and nobody can set it right.
                 let wall = &mut world.gateways[gateway].wall;

@@ -368,6 +368,12 @@ impl World {
         }
     }
 
+    /// Whether a gateway's config says of each other site where it is.
+    pub fn knows_endpoints(&self, gateway: usize) -> bool {
+        let own = |end: &usize| Self::gateway_of(*end) == gateway;
+        (0..self.sites.len()).filter(own).all(|end| self.sites[end].knows_endpoint)
+    }
+
     /// Whoever is behind this gateway's NAT is seen at other ports from now on.
     pub fn rebind(&mut self, gateway: usize) {
         self.gateways[gateway].block = (self.gateways[gateway].block + 1) % 64;
