@@ -111,7 +111,7 @@ pub enum EventKind {
     /// Somebody deleted our routes, and they are back.
     #[serde(rename = "routes.restored")]
     RoutesRestored {
-        /// The prefixes whose routes were missing.
+        /// The routes that were missing, as `ip route` has them.
         routes: Vec<String>,
     },
     /// We send in a new epoch.

@@ -51,7 +51,11 @@ fn a_bad_day_is_told_event_by_event() {
         assert!(epoch["qkd_key_id"].is_string(), "{epoch:#}");
 
         lab.gw_a.run("ip route del 10.20.0.0/16 dev qvpn0");
-        assert_eq!(told(&a, "routes.restored", START)["routes"], serde_json::json!(["10.20.0.0/16"]));
+        let restored = told(&a, "routes.restored", START);
+        assert!(
+            restored["routes"][0].as_str().unwrap().starts_with("10.20.0.0/16 dev qvpn0"),
+            "{restored:#}"
+        );
         let file = lab.gw_a.folder().join("qvpn0.toml");
         let text = fs::read_to_string(&file).unwrap();
         fs::write(&file, text.replace("[[peer]]", "[[peer]]\npersistent_keepalive = \"30s\"")).unwrap();
