@@ -32,12 +32,15 @@ fn ended(options: &GatewayOptions, end: End) -> (Vec<Vec<u8>>, Packets) {
         }
     }
     let captures = Site::BOTH.map(|site| Capture::start(&lab.wan, site.name(), site.wan(Outer::V4)));
+    let sent = |gateway: &Gateway<'_>| gateway.peer()["tx_packets"].as_u64().unwrap();
+    let before: Vec<u64> = gateways.iter().map(sent).collect();
     let v4 = Stream { count: 6_000, rate: 1_000, ..Stream::default() }.start(&lab);
     let v6 = Stream { count: 6_000, rate: 1_000, ipv6: true, port: 7001, ..Stream::default() }.start(&lab);
-    let sent = |gateway: &Gateway<'_>| gateway.peer()["tx_packets"].as_u64().unwrap();
-    for gateway in &mut gateways {
-        let before = sent(gateway);
+    // At both, before either ends: on a slow machine the traffic could be over when the second one is asked.
+    for (gateway, before) in gateways.iter().zip(before) {
         gateway.wait_peer("traffic flows", START, |peer| peer["tx_packets"].as_u64().unwrap() > before + 100);
+    }
+    for gateway in &mut gateways {
         match end {
             End::Killed => gateway.process.kill(),
             End::Stopped => assert!(gateway.process.stop().success()),
