@@ -59,7 +59,7 @@ struct TooMuch {
     for_sender: bool,
 }
 
-/// Looks for it, from `guess` on. A load passes if it passes once in [`TRIES`].
+/// Looks for it, from `guess` on. A load passes if it passes once in four tries.
 ///
 /// # Errors
 /// Those of `step`.
