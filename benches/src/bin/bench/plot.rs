@@ -4,8 +4,8 @@ use std::fmt::Write;
 
 use crate::report::Bar;
 
-const WIDTH: f64 = 960.0;
-const LEFT: f64 = 470.0;
+const WIDTH: f64 = 1050.0;
+const LEFT: f64 = 560.0;
 const RIGHT: f64 = 60.0;
 const LINE: f64 = 30.0;
 const TOP: f64 = 60.0;
