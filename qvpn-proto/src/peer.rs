@@ -193,7 +193,7 @@ impl<L: ControlLink> Peer<L> {
             self.age_stock(now);
         }
         if self.timers.take_due(Timer::AttemptEnd, now) {
-            self.attempt_failed(FailureReason::Timeout, "no verified answer within 5 s".to_owned(), now);
+            self.attempt_timed_out(now);
         }
         if self.timers.take_due(Timer::ProposeAgain, now) {
             self.propose_again(now, rng);

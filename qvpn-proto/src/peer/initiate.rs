@@ -275,7 +275,8 @@ impl<L: ControlLink> Peer<L> {
         };
         self.messenger.cancel(Kind::Propose);
         self.timers.set(Timer::ProposeAgain, None);
-        self.timers.set(Timer::AttemptEnd, None);
+        // A lane may refuse keys that ended while the machine slept, and then says nothing.
+        self.timers.set(Timer::AttemptEnd, Some(now + ATTEMPT));
         initiator.due = began + self.agreement.map_or(agreement.interval, |now| now.interval);
         let kind = qkd_key_id.as_deref().and_then(|id| initiator.stock.kind(id));
         if let Some(id) = &qkd_key_id {
@@ -324,6 +325,7 @@ impl<L: ControlLink> Peer<L> {
         let Attempt::Installing(done) = std::mem::replace(&mut initiator.attempt, Attempt::Idle) else {
             return;
         };
+        self.timers.set(Timer::AttemptEnd, None);
         if done.ended {
             self.attempt_due(now);
             return;
@@ -380,6 +382,16 @@ impl<L: ControlLink> Peer<L> {
         initiator.failures += 1;
         self.drop_attempt();
         self.failed(reason, detail);
+    }
+
+    /// The time of an attempt is over.
+    pub(super) fn attempt_timed_out(&mut self, now: Time) {
+        let Side::Initiator(initiator) = &self.side else { return };
+        let detail = match initiator.attempt {
+            Attempt::Installing(_) => "our lanes did not take the keys within 5 s",
+            _ => "no verified answer within 5 s",
+        };
+        self.attempt_failed(FailureReason::Timeout, detail.to_owned(), now);
     }
 
     /// Ends an attempt that the other end did not answer yet, after a change of what it rests on. An answered one goes on.
