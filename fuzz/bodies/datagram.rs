@@ -3,12 +3,17 @@
 //! damaged or not. None of that is ever taken for the other end's, and no answer is longer than the question.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use blake2::digest::{FixedOutput, KeyInit, Update};
 use blake2::{Blake2s256, Blake2sMac, digest::consts::U16};
 use qvpn_identity::PublicIdentity;
-use qvpn_proto::control_link::{ControlLink, Gate, LinkOutput, Sorted, WireGuardLink};
+use qvpn_proto::Time;
+use qvpn_proto::control_link::{ControlLink, LinkOutput, WireGuardLink};
+use qvpn_proto::gate::{Admission, Gate, Sorted};
 use qvpn_proto::wire::{Kind, fragment};
+use rand_chacha::ChaCha20Rng;
+use rand_chacha::rand_core::SeedableRng;
 
 use super::input::Input;
 use super::peer::SITES;
@@ -30,15 +35,18 @@ struct End {
     /// The number that this end has given the other.
     number: u16,
     address: SocketAddr,
+    now: Time,
+    rng: ChaCha20Rng,
 }
 
 impl End {
     /// As the daemon does it: what the lane's filter refuses is counted there, and the gate says whose the rest is.
     fn take(&mut self, datagram: &[u8], from: SocketAddr, other: &PublicIdentity) -> LinkOutput {
-        if !self.gate.mac1_filter()(datagram) {
+        let handshake = matches!(datagram, [1 | 2, 0, 0, 0, ..]);
+        if handshake && self.gate.door().admit(datagram, from, self.now, || true) != Admission::Admitted {
             return LinkOutput::default();
         }
-        match self.gate.sort(datagram, from) {
+        match self.gate.sort(datagram, from, self.now, &mut self.rng) {
             Sorted::Peer(number) if number == self.number => self.link.receive(from.ip(), datagram),
             Sorted::Handshake { x25519 } if x25519 == *other.x25519() => {
                 self.link.receive(from.ip(), datagram)
@@ -59,10 +67,12 @@ struct Case {
 
 /// How many honest packets came through.
 pub fn packets_opened(bytes: &[u8]) -> usize {
-    let end = |own: &std::sync::Arc<_>, other, number, last| {
-        let gate = Gate::new(std::sync::Arc::clone(own), 1);
-        let link = WireGuardLink::new(other, number, &gate);
-        End { gate, link, number, address: ([192, 0, 2, last], 51820).into() }
+    let end = |own: &std::sync::Arc<_>, other, number: u16, last| {
+        let mut rng = ChaCha20Rng::seed_from_u64(number.into());
+        let gate = Gate::new(std::sync::Arc::clone(own), 1, &mut rng);
+        let link = WireGuardLink::new(std::sync::Arc::clone(own), other, number);
+        let address = ([192, 0, 2, last], 51820).into();
+        End { gate, link, number, address, now: Time::default(), rng }
     };
     let us = end(&SITES.us, SITES.them.public(), US, 1);
     let them = end(&SITES.them, SITES.us.public(), THEM, 2);
@@ -118,7 +128,7 @@ impl Case {
                 let times = if input.u8() % 16 == 1 { 130 } else { 1 };
                 (0..times).for_each(|_| self.strange(with_mac1(datagram.clone(), 0)));
             }
-            7 => self.us.gate.tick(),
+            7 => self.us.now = self.us.now + Duration::from_millis(u64::from(input.u8()) * 500),
             _ => self.us.link.reset(),
         }
     }

@@ -339,7 +339,7 @@ pub enum InterfaceDrop {
     Malformed,
     /// A receiver index that is not ours.
     UnknownIndex,
-    /// The start of a handshake that was answered by a cookie, under load.
+    /// A message of a handshake that did not prove its address under load; some are answered by a cookie.
     Cookie,
     /// A queue was full.
     QueueFull,

@@ -8,14 +8,14 @@ use std::sync::Arc;
 use nix::sys::socket::{setsockopt, sockopt};
 use qvpn_api::config::Interface;
 use qvpn_dataplane::{
-    InterfaceStats, LaneCommand, Lanes, LanesConfig, OpeningKey, PeerId, SealingKey, bind_lane_socket,
-    boot_clock, open_tun,
+    Admission, Filter, InterfaceStats, LaneCommand, Lanes, LanesConfig, OpeningKey, PeerId, SealingKey,
+    bind_lane_socket, boot_clock, open_tun,
 };
-use qvpn_proto::LaneOrder;
-use qvpn_proto::control_link::Gate;
+use qvpn_proto::gate::{self, Door, Gate};
+use qvpn_proto::{LaneOrder, Time};
 
 use crate::error::DaemonError;
-use crate::queues::Sink;
+use crate::queues::{Known, Sink};
 use crate::translate::{self, lane_suite};
 
 // The null cipher of the benchmarks protects nothing: a daemon that has it must not exist.
@@ -100,6 +100,18 @@ impl Marks {
     }
 }
 
+/// Has the lane ask the door.
+fn filter(door: Arc<Door>, known: Known) -> Filter {
+    Arc::new(move |datagram, from, now| {
+        let admission = door.admit(datagram, from, Time::from_nanos(now), || known.contains(from));
+        match admission {
+            gate::Admission::Admitted => Admission::Admitted,
+            gate::Admission::Malformed => Admission::Malformed,
+            gate::Admission::TooMany => Admission::TooMany,
+        }
+    })
+}
+
 /// Makes the TUN device and the sockets, and starts the lanes. Datagrams carry `fwmark` unless it is 0.
 ///
 /// # Errors
@@ -128,7 +140,7 @@ pub(crate) fn start(
         mtu: translate::mtu(interface.mtu),
         dscp: translate::dscp(interface.dscp),
         stats,
-        filter: Arc::new(gate.mac1_filter()),
+        filter: filter(gate.door(), sink.known()),
         clock: boot_clock(),
     };
     Ok((Lanes::start(config, Arc::new(sink))?, Marks { sockets: marked, mark: fwmark }))
@@ -136,7 +148,7 @@ pub(crate) fn start(
 
 #[cfg(test)]
 mod tests {
-    use qvpn_proto::{Suite, Time};
+    use qvpn_proto::Suite;
     use qvpn_secret::Secret;
 
     use super::*;

@@ -13,7 +13,8 @@ use qvpn_api::events::EventKind;
 use qvpn_dataplane::{LaneCommand, LaneEvent, PeerId};
 use qvpn_identity::{Psk, SecretIdentity};
 use qvpn_net::RoutePlan;
-use qvpn_proto::control_link::{Gate, Sorted, WireGuardLink};
+use qvpn_proto::control_link::WireGuardLink;
+use qvpn_proto::gate::{Gate, Sorted};
 use qvpn_proto::wire::limits::MAX_PEERS;
 use qvpn_proto::{LaneReport, Peer, Time};
 use rand_core::Rng;
@@ -43,7 +44,7 @@ pub(crate) struct GateDrops {
     pub(crate) no_peer: u64,
     /// No message of ours all the same.
     pub(crate) malformed: u64,
-    /// Starts that were answered by a cookie, under load.
+    /// Messages of handshakes that were answered by a cookie, under load.
     pub(crate) cookie: u64,
 }
 
@@ -133,11 +134,6 @@ impl Peers {
         self.look_after_kmes(now);
     }
 
-    /// Once a second.
-    pub(crate) fn tick_gate(&self) {
-        self.gate.tick();
-    }
-
     /// Something came from a lane.
     ///
     /// # Errors
@@ -179,7 +175,7 @@ impl Peers {
     }
 
     fn datagram(&mut self, datagram: &[u8], from: SocketAddr, now: Time) {
-        let number = match self.gate.sort(datagram, from) {
+        let number = match self.gate.sort(datagram, from, now, &mut self.shared.rng) {
             Sorted::Peer(number) => number,
             Sorted::Handshake { x25519 } => match self.by_key.get(&x25519) {
                 Some(number) => *number,
@@ -377,7 +373,7 @@ impl Peers {
         self.serial += 1;
         let id = SlotId { number, serial: self.serial };
         let endpoint = address(&peer);
-        let link = WireGuardLink::new(&peer.public_key, number, &self.gate);
+        let link = WireGuardLink::new(self.local.clone(), &peer.public_key, number);
         let config = translate::peer_config(&self.config, &peer, &self.local, psk.clone(), number, endpoint);
         // Fresh for each peer, so that one that was removed and added again is a new start for its other end.
         let mut instance = [0; 16];
@@ -417,7 +413,6 @@ impl Peers {
                 self.shared.lanes.send(lane, LaneCommand::RemovePeer { peer });
             }
         }
-        self.gate = Gate::new(self.local.clone(), self.config.peers.len());
         self.timers.clear();
         self.by_key.clear();
         let mut former = std::mem::take(&mut self.slots);

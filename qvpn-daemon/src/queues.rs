@@ -30,7 +30,8 @@ impl Known {
         known.extend(endpoint.map(|endpoint| (endpoint, number)));
     }
 
-    fn contains(&self, from: SocketAddr) -> bool {
+    /// Whether a session is there.
+    pub(crate) fn contains(&self, from: SocketAddr) -> bool {
         self.0.read().unwrap_or_else(PoisonError::into_inner).contains_key(&from)
     }
 }
@@ -40,6 +41,13 @@ pub(crate) struct Sink {
     sessions: mpsc::Sender<LaneEvent>,
     strangers: mpsc::Sender<LaneEvent>,
     known: Known,
+}
+
+impl Sink {
+    /// Where sessions are.
+    pub(crate) fn known(&self) -> Known {
+        self.known.clone()
+    }
 }
 
 impl LaneSink for Sink {

@@ -11,7 +11,7 @@ use qvpn_api::{Config, ConfigErrors};
 use qvpn_dataplane::LaneEvent;
 use qvpn_net::RoutePlan;
 use qvpn_proto::Time;
-use qvpn_proto::control_link::Gate;
+use qvpn_proto::gate::Gate;
 use rand_core::UnwrapErr;
 use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
@@ -63,7 +63,7 @@ pub(crate) async fn run(config: Config, socket: ControlSocket) -> Result<(), Dae
 
     // The block lies before there is a device, so nothing leaks whatever happens from here on.
     let mut routes = Routes::block(plan).await?;
-    let gate = Gate::new(local.clone(), config.peers.len());
+    let gate = Gate::new(local.clone(), config.peers.len(), &mut UnwrapErr(SysRng));
     let (sink, mut queues) = queues::channel();
     let stats = Arc::default();
     let (lanes, mut marks) = lanes::start(&interface, routes.fwmark(), &gate, Arc::clone(&stats), sink)?;
@@ -91,7 +91,6 @@ pub(crate) async fn run(config: Config, socket: ControlSocket) -> Result<(), Dae
 
     let mut tick = tokio::time::interval(TICK);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut even = false;
     let result = loop {
         let deadline = peers.next_timeout();
         tokio::select! {
@@ -112,10 +111,6 @@ pub(crate) async fn run(config: Config, socket: ControlSocket) -> Result<(), Dae
                 watchdog.tick(clock::now());
                 peers.tick(clock::now());
                 log::tick(clock::now());
-                even = !even;
-                if even {
-                    peers.tick_gate();
-                }
             }
             Some(Asked { request, answer }) = asked.recv() => {
                 let mut parts = Parts { peers: &mut peers, routes: &mut routes, marks: &mut marks, metrics: &mut metrics, requests: &requests };

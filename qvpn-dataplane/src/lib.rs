@@ -26,7 +26,7 @@ pub use cipher::HAS_NULL_CIPHER;
 pub use clock::{BootNanos, Clock, boot_clock};
 pub use command::{LaneCommand, LaneEvent, LaneSink, SealingEnd};
 pub use key::{MAX_PACKETS, MAX_PEERS, OpeningKey, PeerId, SealingKey, Suite};
-pub use lane::{Dscp, Filter, LaneError, Lanes, LanesConfig, stand_before_others};
+pub use lane::{Admission, Dscp, Filter, LaneError, Lanes, LanesConfig, stand_before_others};
 pub use stats::{Counter, InterfaceStats, PeerStats, RxStats, TxStats};
 pub use tun::{TunError, TunQueue, open_tun};
 pub use udp::{bind_lane_socket, send_to};

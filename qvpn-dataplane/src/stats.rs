@@ -102,6 +102,8 @@ pub struct InterfaceStats {
     pub malformed: Counter,
     /// A data packet whose index belongs to no key.
     pub unknown_index: Counter,
+    /// A handshake message that proved no address while there were too many.
+    pub cookie: Counter,
     /// The bounded queue to the control task, or the TUN's, was full.
     pub queue_full: Counter,
 }
@@ -109,11 +111,12 @@ pub struct InterfaceStats {
 impl InterfaceStats {
     /// Every reason to drop, by the name that users see, with its count.
     #[must_use]
-    pub fn drops(&self) -> [(&'static str, u64); 4] {
+    pub fn drops(&self) -> [(&'static str, u64); 5] {
         [
             ("no_peer", self.no_peer.get()),
             ("malformed", self.malformed.get()),
             ("unknown_index", self.unknown_index.get()),
+            ("cookie", self.cookie.get()),
             ("queue_full", self.queue_full.get()),
         ]
     }

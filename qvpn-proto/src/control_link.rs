@@ -3,16 +3,13 @@
 //! without it.
 
 use std::collections::VecDeque;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use blake2::digest::{FixedOutput, KeyInit, Mac, Update};
-use blake2::{Blake2s256, Blake2sMac, digest::consts::U16};
 use boringtun::noise::errors::WireGuardError;
-use boringtun::noise::handshake::parse_handshake_anon;
 use boringtun::noise::rate_limiter::RateLimiter;
-use boringtun::noise::{Packet, Tunn, TunnResult};
+use boringtun::noise::{Tunn, TunnResult};
 use boringtun::x25519::{PublicKey, StaticSecret};
 use qvpn_identity::{PublicIdentity, SecretIdentity};
 use qvpn_secret::with_scrubbed_stack;
@@ -43,7 +40,7 @@ pub struct LinkOutput {
 
 /// A session that authenticates the peer by its X25519 key and carries small packets.
 pub trait ControlLink {
-    /// Takes a datagram that [`Gate::sort`] gave to this peer.
+    /// Takes a datagram that [`Gate::sort`](crate::gate::Gate::sort) gave to this peer.
     fn receive(&mut self, from: IpAddr, datagram: &[u8]) -> LinkOutput;
     /// Seals a packet of at most [`MAX_PROBE`] bytes; `None` without a session.
     fn send(&mut self, packet: &[u8]) -> Option<Vec<u8>>;
@@ -55,112 +52,6 @@ pub trait ControlLink {
     fn session_age(&self) -> Option<Duration>;
     /// Forgets all sessions.
     fn reset(&mut self);
-}
-
-/// Where a datagram belongs.
-#[derive(Debug, PartialEq, Eq)]
-pub enum Sorted {
-    /// To the session of the peer with this number.
-    Peer(u16),
-    /// The first message of a handshake, by the holder of this X25519 key.
-    Handshake {
-        /// The sender's static key, as it says; the session proves it.
-        x25519: [u8; 32],
-    },
-    /// An answer that proves an address under load (a cookie), to be sent back.
-    Reply(Vec<u8>),
-    /// No message of a control session, or not made for our key.
-    Malformed,
-}
-
-/// Stands before all control sessions of a daemon: one rate limiter, and the table of who gets what.
-pub struct Gate {
-    local: Arc<SecretIdentity>,
-    limiter: Arc<RateLimiter>,
-    mac1_key: [u8; 32],
-}
-
-impl Gate {
-    /// A gate for a daemon with `peers` peers: its limiter lets each start several handshakes a second.
-    #[must_use]
-    pub fn new(local: Arc<SecretIdentity>, peers: usize) -> Self {
-        let public = PublicKey::from(*local.public().x25519());
-        // Each start passes the limiter twice: here, and in the session.
-        let limit = 100 + 20 * u64::try_from(peers).unwrap_or(0);
-        let mac1_key = mac1_key(local.public());
-        Self { limiter: Arc::new(RateLimiter::new(&public, limit)), local, mac1_key }
-    }
-
-    /// A cheap check for the lane, before anything is queued: whether a handshake message was made for our key.
-    /// Messages of other types pass.
-    pub fn mac1_filter(&self) -> impl Fn(&[u8]) -> bool + Send + Sync + 'static {
-        let key = self.mac1_key;
-        move |datagram| match datagram.first_chunk().map(|t| u32::from_le_bytes(*t)) {
-            Some(1 | 2) => mac1_is_right(&key, datagram),
-            _ => true,
-        }
-    }
-
-    /// Says whose datagram it is.
-    #[must_use]
-    pub fn sort(&self, datagram: &[u8], from: SocketAddr) -> Sorted {
-        let Ok(packet) = Tunn::parse_incoming_packet(datagram) else { return Sorted::Malformed };
-        let index = match packet {
-            Packet::HandshakeInit(_) => return self.sort_handshake(datagram, from),
-            Packet::HandshakeResponse(p) => p.receiver_idx,
-            Packet::PacketCookieReply(p) => p.receiver_idx,
-            Packet::PacketData(p) => p.receiver_idx,
-        };
-        match peer_of_control_index(index) {
-            Some(number) => Sorted::Peer(number),
-            None => Sorted::Malformed,
-        }
-    }
-
-    fn sort_handshake(&self, datagram: &[u8], from: SocketAddr) -> Sorted {
-        let mut reply = [0u8; 64];
-        match self.limiter.verify_packet(Some(from.ip()), datagram, &mut reply) {
-            Ok(Packet::HandshakeInit(init)) => with_scrubbed_stack(|| {
-                let secret = StaticSecret::from(*self.local.x25519().expose());
-                let public = PublicKey::from(*self.local.public().x25519());
-                match parse_handshake_anon(&secret, &public, &init) {
-                    Ok(half) => Sorted::Handshake { x25519: half.peer_static_public },
-                    Err(_) => Sorted::Malformed,
-                }
-            }),
-            Err(TunnResult::WriteToNetwork(cookie)) => Sorted::Reply(cookie.to_vec()),
-            _ => Sorted::Malformed,
-        }
-    }
-
-    /// To be called once a second: the limiter counts by the second.
-    pub fn tick(&self) {
-        self.limiter.reset_count();
-    }
-}
-
-/// The peer's number in a receiver index of a control session; `None` for a data session's, which has the top bit set.
-#[must_use]
-pub fn peer_of_control_index(index: u32) -> Option<u16> {
-    u16::try_from(index >> 8).ok().filter(|n| *n < crate::wire::limits::MAX_PEERS)
-}
-
-/// `HASH("mac1----" ‖ public key)`, WireGuard paper section 5.4.4.
-fn mac1_key(public: &PublicIdentity) -> [u8; 32] {
-    let mut hash = Blake2s256::default();
-    hash.update(b"mac1----");
-    hash.update(public.x25519());
-    hash.finalize_fixed().into()
-}
-
-fn mac1_is_right(key: &[u8; 32], datagram: &[u8]) -> bool {
-    let Some((message, macs)) = datagram.len().checked_sub(32).and_then(|cut| datagram.split_at_checked(cut))
-    else {
-        return false;
-    };
-    let Ok(mut mac) = <Blake2sMac<U16> as KeyInit>::new_from_slice(key) else { return false };
-    Update::update(&mut mac, message);
-    mac.verify_slice(&macs[..16]).is_ok()
 }
 
 /// The control session on boringtun.
@@ -185,8 +76,9 @@ const SESSIONS: usize = 8;
 impl WireGuardLink {
     /// A session with `remote`, whose receiver indices hold `number`.
     #[must_use]
-    pub fn new(remote: &PublicIdentity, number: u16, gate: &Gate) -> Self {
-        let (local, limiter) = (gate.local.clone(), gate.limiter.clone());
+    pub fn new(local: Arc<SecretIdentity>, remote: &PublicIdentity, number: u16) -> Self {
+        // It limits nothing: the gate's door has done that, for all sessions together.
+        let limiter = Arc::new(RateLimiter::new(&PublicKey::from(*local.public().x25519()), u64::MAX));
         let tunn = tunn(&local, remote.x25519(), number, &limiter);
         let remote = *remote.x25519();
         let sessions = VecDeque::with_capacity(SESSIONS);

@@ -8,6 +8,7 @@ pub mod control_link;
 pub mod epoch;
 pub mod event;
 pub mod exchange;
+pub mod gate;
 pub mod key_schedule;
 pub mod messenger;
 pub mod path_mtu;

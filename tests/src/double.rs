@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use aws_lc_rs::aead::{Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey};
 use hkdf::Hkdf;
 use qvpn_identity::{PublicIdentity, SecretIdentity, dh, kem};
-use qvpn_proto::control_link::{ControlLink, Gate, WireGuardLink};
+use qvpn_proto::control_link::{ControlLink, WireGuardLink};
 use qvpn_proto::event::KeyName;
 use qvpn_proto::key_schedule::qkd_check;
 use qvpn_proto::messenger::{Arrived, Messenger};
@@ -37,7 +37,6 @@ pub struct Double {
     pub identity: Arc<SecretIdentity>,
     /// The gateway that it talks to.
     pub remote: PublicIdentity,
-    gate: Gate,
     link: WireGuardLink,
     messenger: Messenger,
     /// Where all its random values come from.
@@ -142,8 +141,7 @@ impl Double {
         seed: u64,
     ) -> Self {
         let identity = Arc::new(identity);
-        let gate = Gate::new(identity.clone(), 1);
-        let link = WireGuardLink::new(&remote, 1, &gate);
+        let link = WireGuardLink::new(identity.clone(), &remote, 1);
         let rng = ChaCha20Rng::seed_from_u64(seed);
         let now = Instant::now();
         Self {
@@ -151,7 +149,6 @@ impl Double {
             target,
             identity,
             remote,
-            gate,
             link,
             messenger: Messenger::default(),
             rng,
@@ -273,7 +270,6 @@ impl Double {
         }
         if self.ticked.elapsed() >= TICK {
             self.ticked = Instant::now();
-            self.gate.tick();
             let out = self.link.tick();
             out.datagrams.iter().for_each(|datagram| self.raw(datagram));
         }

@@ -10,7 +10,10 @@ use std::time::Duration;
 
 use memchr::memmem;
 use qvpn_identity::{PublicIdentity, SecretIdentity};
-use qvpn_proto::control_link::Gate;
+use qvpn_proto::Time;
+use qvpn_proto::gate::{Admission, Gate};
+use rand_chacha::ChaCha20Rng;
+use rand_chacha::rand_core::SeedableRng;
 use tests::{Capture, GatewayOptions, KmeOptions, Lab, Outer, Site, sandbox};
 
 const START: Duration = Duration::from_secs(20);
@@ -86,8 +89,11 @@ fn a_passive_observer_sees_no_identity() {
 
         // The limit: who knows the public key of a site sees that a handshake is for it.
         let meant_for = |site: Site| {
-            let filter = Gate::new(Arc::new(secret(&lab, site)), 1).mac1_filter();
-            starts.iter().filter(|packet| filter(&packet.payload)).count()
+            let door = Gate::new(Arc::new(secret(&lab, site)), 1, &mut ChaCha20Rng::seed_from_u64(1)).door();
+            let from = ([192, 0, 2, 1], 1).into();
+            let is_for_it =
+                |payload: &[u8]| door.admit(payload, from, Time::default(), || false) == Admission::Admitted;
+            starts.iter().filter(|packet| is_for_it(&packet.payload)).count()
         };
         let to = |site: Site| {
             let address = Site::wan(site, Outer::V4).parse().ok();

@@ -10,8 +10,8 @@ use std::time::Duration;
 use anyhow::{Result, bail};
 use clap::{Parser, ValueEnum};
 use qvpn_dataplane::{
-    AllowedIps, BootNanos, Dscp, LaneCommand, LaneEvent, LaneSink, Lanes, LanesConfig, MAX_PACKETS,
-    OpeningKey, PeerId, PeerStats, SealingKey, Suite, bind_lane_socket, boot_clock, open_tun,
+    Admission, AllowedIps, BootNanos, Dscp, LaneCommand, LaneEvent, LaneSink, Lanes, LanesConfig,
+    MAX_PACKETS, OpeningKey, PeerId, PeerStats, SealingKey, Suite, bind_lane_socket, boot_clock, open_tun,
 };
 use qvpn_secret::Secret;
 
@@ -97,7 +97,7 @@ fn main() -> Result<()> {
         sockets,
         mtu: options.mtu,
         stats: Arc::default(),
-        filter: Arc::new(|_| false),
+        filter: Arc::new(|_, _, _| Admission::Malformed),
         dscp: Dscp::Fixed(0),
         clock: boot_clock(),
     };

@@ -10,7 +10,7 @@ mod receive;
 mod send;
 mod start;
 
-pub use start::{Dscp, Filter, Lanes, LanesConfig, stand_before_others};
+pub use start::{Admission, Dscp, Filter, Lanes, LanesConfig, stand_before_others};
 
 /// For the fuzz targets.
 #[cfg(any(test, feature = "fuzzing"))]

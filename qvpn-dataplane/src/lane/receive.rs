@@ -13,14 +13,14 @@ use super::LaneError;
 use super::ecn;
 use super::outbox::Outbox;
 use super::peers::Peers;
-use super::start::{Filter, Inbox, Mailbox, Shared};
+use super::start::{Admission, Filter, Inbox, Mailbox, Shared};
 use crate::allowed_ips::AllowedIps;
 use crate::clock::BootNanos;
 use crate::command::{LaneCommand, LaneEvent};
 use crate::key::{OpeningKey, PeerId};
 use crate::session::{DATA, HEADER, OpenError, OpeningSession, TAG};
 use crate::stats::{InterfaceStats, PeerStats};
-use crate::sys::{self, BATCH, FEW, Incoming, SLOT};
+use crate::sys::{self, BATCH, FEW, Incoming, SLOT, SOME};
 use crate::tun::TunQueue;
 use crate::tun::coalesce::Coalescer;
 
@@ -165,8 +165,12 @@ impl Receiving {
             match sys::receive_batch(self.socket.as_fd(), &mut self.buffer, &mut news[..want]) {
                 Ok(got) => {
                     self.tables.take_batch(&mut self.buffer, &news[..got], now);
-                    let large = news[..got].iter().flatten().any(|message| message.len >= LARGE);
-                    want = if large { FEW } else { BATCH };
+                    let large = news[..got].iter().flatten().filter(|message| message.len >= LARGE).count();
+                    want = match large {
+                        0 => BATCH,
+                        _ if large * 2 < got => SOME,
+                        _ => FEW,
+                    };
                 }
                 Err(error) => match (error.kind(), error.raw_os_error()) {
                     (ErrorKind::WouldBlock, _) => {
@@ -298,10 +302,14 @@ impl Tables {
                 self.control(datagram, message.from, PROBE)
             }
             1..=3 if self.shared.lane == 0 => {
-                if kind == 3 || (self.filter)(datagram) {
-                    self.control(datagram, message.from, HANDSHAKE);
-                } else {
-                    self.shared.stats.malformed.add(1);
+                let admission = match kind {
+                    3 => Admission::Admitted,
+                    _ => (self.filter)(datagram, message.from, now),
+                };
+                match admission {
+                    Admission::Admitted => self.control(datagram, message.from, HANDSHAKE),
+                    Admission::Malformed => self.shared.stats.malformed.add(1),
+                    Admission::TooMany => self.shared.stats.cookie.add(1),
                 }
             }
             _ => self.shared.stats.malformed.add(1),

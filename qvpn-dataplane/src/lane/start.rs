@@ -8,14 +8,25 @@ use std::thread::JoinHandle;
 
 use super::detour::{self, Detours, Door};
 use super::{LaneError, receive, send};
-use crate::clock::Clock;
+use crate::clock::{BootNanos, Clock};
 use crate::command::{LaneCommand, LaneEvent, LaneSink};
 use crate::stats::InterfaceStats;
 use crate::sys;
 use crate::tun::TunQueue;
 
-/// A cheap look at a handshake message before it is queued: `false` drops it.
-pub type Filter = Arc<dyn Fn(&[u8]) -> bool + Send + Sync>;
+/// A cheap look at a handshake message, with where it came from and when, before it is queued.
+pub type Filter = Arc<dyn Fn(&[u8], SocketAddr, BootNanos) -> Admission + Send + Sync>;
+
+/// What a [`Filter`] says of a handshake message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Admission {
+    /// It is queued for the control task.
+    Admitted,
+    /// It is none, or not one for us: dropped and counted.
+    Malformed,
+    /// There are too many without a proof of their address: dropped and counted.
+    TooMany,
+}
 
 /// The DSCP field (RFC 2474) of the packets that lanes send. The two ECN bits beside it always follow the inner packet
 /// (RFC 6040).

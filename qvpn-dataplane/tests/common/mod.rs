@@ -16,8 +16,8 @@ use std::time::{Duration, Instant};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::socket::{ControlMessage, MsgFlags, SockaddrIn, sendmsg};
 use qvpn_dataplane::{
-    AllowedIps, Dscp, InterfaceStats, LaneCommand, LaneEvent, LaneSink, Lanes, LanesConfig, OpeningKey,
-    PeerId, PeerStats, SealingKey, Suite, bind_lane_socket, open_tun,
+    Admission, AllowedIps, Dscp, InterfaceStats, LaneCommand, LaneEvent, LaneSink, Lanes, LanesConfig,
+    OpeningKey, PeerId, PeerStats, SealingKey, Suite, bind_lane_socket, open_tun,
 };
 use qvpn_secret::Secret;
 
@@ -124,7 +124,11 @@ impl Site {
             mtu: MTU,
             dscp: Dscp::Fixed(0),
             stats: interface.clone(),
-            filter: Arc::new(|datagram| datagram.last() == Some(&0xaa)),
+            filter: Arc::new(|datagram, _, _| match datagram.last() {
+                Some(0xaa) => Admission::Admitted,
+                Some(0xcc) => Admission::TooMany,
+                _ => Admission::Malformed,
+            }),
             clock: Arc::new(move || reads.load(Ordering::SeqCst)),
         };
         let lanes = Lanes::start(config, Arc::new(Sink(sender))).unwrap();

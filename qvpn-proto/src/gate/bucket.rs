@@ -1,0 +1,118 @@
+//! Token buckets: how often something may happen, one for all and one for each source address.
+
+use std::net::{IpAddr, SocketAddr};
+
+use rand_core::CryptoRng;
+
+use crate::Time;
+
+/// How often something may happen, and how many times at once.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Rate {
+    /// Times a second; not 0.
+    pub(super) a_second: u64,
+    /// At once, after a pause; not 0.
+    pub(super) burst: u64,
+}
+
+impl Rate {
+    /// Nanoseconds for a token.
+    fn every(self) -> u64 {
+        1_000_000_000 / self.a_second
+    }
+}
+
+/// A bucket, as the moment at which it will be full again.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Bucket(u64);
+
+impl Bucket {
+    /// Whether there is a token.
+    pub(super) fn has(self, now: Time, rate: Rate) -> bool {
+        self.0.saturating_sub(now.as_nanos()) <= rate.every() * (rate.burst - 1)
+    }
+
+    /// Takes a token, if there is one.
+    pub(super) fn take(&mut self, now: Time, rate: Rate) -> bool {
+        let has = self.has(now, rate);
+        if has {
+            self.0 = self.0.max(now.as_nanos()) + rate.every();
+        }
+        has
+    }
+}
+
+/// As many buckets of source addresses, as a power of two. Addresses share one by chance.
+const BITS: u32 = 10;
+
+/// A bucket for each source: an IPv4 address, or the /64 of an IPv6 one, of which anybody has as many as he likes.
+pub(super) struct BySource {
+    buckets: Box<[Bucket]>,
+    /// Random, so that nobody can choose an address that shares the bucket of another.
+    factors: [u64; 2],
+}
+
+impl BySource {
+    pub(super) fn new(rng: &mut impl CryptoRng) -> Self {
+        // Odd factors lose no bit of the address.
+        let factors = [rng.next_u64() | 1, rng.next_u64() | 1];
+        Self { buckets: vec![Bucket::default(); 1 << BITS].into(), factors }
+    }
+
+    /// The bucket of an address: a multiply-shift hash of its two halves.
+    pub(super) fn of(&mut self, from: SocketAddr) -> &mut Bucket {
+        let net = match from.ip() {
+            IpAddr::V4(ip) => u64::from(ip.to_bits()),
+            IpAddr::V6(ip) => u64::try_from(ip.to_bits() >> 64).unwrap_or(0),
+        };
+        let [low, high] = [net & 0xffff_ffff, net >> 32];
+        let sum = low.wrapping_mul(self.factors[0]).wrapping_add(high.wrapping_mul(self.factors[1]));
+        let place = usize::try_from(sum >> (64 - BITS)).unwrap_or(0);
+        &mut self.buckets[place]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+    use std::net::Ipv4Addr;
+    use std::time::Duration;
+
+    use rand_chacha::ChaCha20Rng;
+    use rand_chacha::rand_core::SeedableRng;
+
+    use super::*;
+
+    #[test]
+    fn a_bucket_gives_its_burst_and_then_its_rate() {
+        let rate = Rate { a_second: 20, burst: 5 };
+        let mut bucket = Bucket::default();
+        let mut now = Time::from_nanos(7);
+        let mut taken = |now: Time, tries: usize| (0..tries).filter(|_| bucket.take(now, rate)).count();
+        assert_eq!(taken(now, 100), 5);
+        now = now + Duration::from_millis(49);
+        assert_eq!(taken(now, 100), 0);
+        now = now + Duration::from_millis(1);
+        assert_eq!(taken(now, 100), 1);
+        now = now + Duration::from_millis(100);
+        assert_eq!(taken(now, 100), 2);
+        now = now + Duration::from_secs(3600);
+        assert_eq!(taken(now, 100), 5, "a long pause is no larger burst");
+    }
+
+    #[test]
+    fn addresses_spread_over_the_buckets_and_a_net_of_ipv6_has_one() {
+        let mut sources = BySource::new(&mut ChaCha20Rng::seed_from_u64(3));
+        let start = sources.buckets.as_ptr().addr();
+        let mut place =
+            |from: SocketAddr| (std::ptr::from_mut(sources.of(from)).addr() - start) / size_of::<Bucket>();
+        let v4: HashSet<usize> =
+            (0..1000u32).map(|n| place((Ipv4Addr::from_bits(0xc000_0200 + n), 51820).into())).collect();
+        assert!(v4.len() > 400, "{} places of 1,000 addresses", v4.len());
+        let v6: HashSet<usize> =
+            (0..1000u32).map(|n| place(format!("[2001:db8:0:{n:x}::1]:1").parse().unwrap())).collect();
+        assert!(v6.len() > 400, "{} places of 1,000 nets", v6.len());
+        let one = |last: u32| format!("[2001:db8::{last:x}]:1").parse().unwrap();
+        assert_eq!(place(one(1)), place(one(77)));
+    }
+}
