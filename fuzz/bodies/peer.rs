@@ -436,7 +436,7 @@ impl<'a> Case<'a> {
                 Event::Lane(lane, order) => orders.push((lane, order)),
                 Event::Fetch(fetch) => self.fetches.push(fetch),
                 Event::Notice(Notice::EpochActive { sources, .. }) => self.qkd_epoch = sources.qkd,
-                Event::Notice(_) => {}
+                Event::Notice(_) | Event::LanesTo(_) => {}
             }
         }
         self.fetches.truncate(10);

@@ -357,8 +357,8 @@ impl Peers {
         if moved && let Some(endpoint) = address(&peer) {
             slot.move_to(endpoint, &self.shared, now);
         }
-        if exchange {
-            let endpoint = slot.peer.view(now).endpoint;
+        if exchange || moved {
+            let endpoint = address(&peer);
             let psk = slot.psk.clone();
             let config = translate::peer_config(&self.config, &peer, &self.local, psk, number, endpoint);
             slot.peer.reconfigure(config, now, &mut self.shared.rng);

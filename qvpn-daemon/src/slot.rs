@@ -187,6 +187,7 @@ impl Slot {
                     shared.lanes.send(lane, command);
                 }
                 Event::Fetch(fetch) => self.fetch(fetch, shared),
+                Event::LanesTo(endpoint) => self.lanes_to(endpoint, shared),
                 Event::Notice(notice) => self.notice(notice, shared, now),
             }
         }
@@ -329,6 +330,10 @@ impl Slot {
         self.peer.set_endpoint(endpoint, now);
         self.endpoint = Some(endpoint);
         shared.known.moved(self.id.number, self.endpoint);
+        self.lanes_to(endpoint, shared);
+    }
+
+    fn lanes_to(&mut self, endpoint: SocketAddr, shared: &Shared) {
         self.lanes.iter_mut().for_each(|lane| lane.endpoint = None);
         self.teach(endpoint, shared);
     }

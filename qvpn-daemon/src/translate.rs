@@ -39,7 +39,7 @@ pub(crate) fn allowed_ips<'a>(peers: impl Iterator<Item = (u16, &'a [IpNet])>) -
     AllowedIps::new(entries).unwrap_or_default()
 }
 
-/// All that the protocol must know of a peer. `endpoint` is what is known of it as an address.
+/// All that the protocol must know of a peer. `endpoint` is where the config says that it is, as an address.
 pub(crate) fn peer_config(
     config: &Config,
     peer: &config::Peer,

@@ -102,7 +102,8 @@ pub struct PeerConfig {
     pub psk: Option<Arc<Psk>>,
     /// How many QKD keys are held ahead, 1 to [`MAX_OFFER`](crate::wire::limits::MAX_OFFER).
     pub stock: usize,
-    /// Where the peer is, if the config says; it moves to where authenticated datagrams come from.
+    /// Where the peer is, if the config says; it moves to where authenticated datagrams come from, and is called here too when it
+    /// doesn't answer there.
     pub endpoint: Option<SocketAddr>,
     /// A number of this peer that is unique in the daemon, below [`MAX_PEERS`](crate::wire::limits::MAX_PEERS). All receiver
     /// indices of its control and data sessions hold it, see [`control_index`](crate::control_link::peer_of_control_index)

@@ -326,7 +326,7 @@ impl<L: ControlLink> Peer<L> {
             return;
         };
         self.timers.set(Timer::AttemptEnd, None);
-        if done.ended {
+        if done.ended || self.breaks_policy(done.active.sources) {
             self.attempt_due(now);
             return;
         }

@@ -308,7 +308,7 @@ impl<L: ControlLink> Peer<L> {
         let Some(pending) = responder.pending.take() else { return };
         // Both ends hold it now, whether the epoch may be used or not.
         responder.confirmed = Some(pending.chain);
-        if pending.ended {
+        if pending.ended || self.breaks_policy(pending.active.sources) {
             return;
         }
         let Side::Responder(responder) = &mut self.side else { return };
@@ -368,15 +368,16 @@ impl<L: ControlLink> Peer<L> {
         }
     }
 
-    /// A lane ended its key early: a fresh epoch is due.
+    /// A lane ended its key early, by the packet limit. The epoch ends as a whole: one whose lanes go on while some flows are lost would be
+    /// neither up nor blocked. A fresh one is due.
     pub(super) fn sealing_ended(&mut self, generation: u64, now: Time, rng: &mut dyn CryptoRng) {
-        let Some(active) = self.active.as_mut().filter(|a| a.generation == generation) else { return };
-        if active.sealing_ends > now {
-            active.sealing_ends = now;
-            self.attempt_due(now);
-            if let Side::Responder(_) = self.side {
-                self.ask_rekey(RekeyReason::KeyEnded, now, rng);
-            }
+        let ends_early = |a: &&mut ActiveEpoch| a.generation == generation && a.sealing_ends > now;
+        let Some(active) = self.active.as_mut().filter(ends_early) else { return };
+        active.sealing_ends = now;
+        self.order_all(|| LaneOrder::StopSealing);
+        self.attempt_due(now);
+        if let Side::Responder(_) = self.side {
+            self.ask_rekey(RekeyReason::KeyEnded, now, rng);
         }
     }
 }

@@ -9,7 +9,7 @@ use rand_core::CryptoRng;
 use super::Peer;
 use crate::config::Role;
 use crate::control_link::ControlLink;
-use crate::event::{Notice, Transmit};
+use crate::event::{Event, Notice, Transmit};
 use crate::time::Time;
 use crate::timers::Timer;
 use crate::wire::Kind;
@@ -36,6 +36,8 @@ pub(super) struct Session {
     pub(super) endpoint: Option<SocketAddr>,
     /// Handshakes started since the last answer.
     pub(super) starts: u32,
+    /// Where the last of them went, if not to `endpoint`.
+    called: Option<SocketAddr>,
     /// The last authenticated packet, control or data.
     heard_at: Option<Time>,
     /// The first thing that went out since then.
@@ -53,6 +55,7 @@ impl Session {
         Self {
             endpoint,
             starts: 0,
+            called: None,
             heard_at: None,
             unanswered_since: None,
             pings: 0,
@@ -108,6 +111,7 @@ impl<L: ControlLink> Peer<L> {
         now: Time,
     ) -> (u64, Vec<Vec<u8>>) {
         let out = self.link.receive(from.ip(), datagram);
+        let lost = now.since(self.session.silent_since()) >= SILENCE && self.session.endpoint != Some(from);
         self.drops.control += u64::from(out.dropped);
         if out.authenticated {
             self.session.heard(now);
@@ -127,6 +131,9 @@ impl<L: ControlLink> Peer<L> {
             self.messenger.session_started(now);
             self.timers.set(Timer::Handshake, None);
             self.path_used(now);
+            if let Some(called) = self.session.called.take().filter(|_| lost) {
+                self.events.push_back(Event::LanesTo(called));
+            }
             if self.active.as_ref().is_none_or(|a| a.sealing_ends <= now) {
                 // Earlier attempts failed because there was no path; now there is one.
                 self.attempt_due(now);
@@ -166,15 +173,23 @@ impl<L: ControlLink> Peer<L> {
         self.timers.set(Timer::LinkTick, Some(now + TICK));
     }
 
+    /// Where the other end was last may be gone for good, as when its NAT and ours forgot each other: where the config says is called in
+    /// turn.
+    fn next_call(&self) -> Option<SocketAddr> {
+        let last = self.session.endpoint?;
+        Some(self.config.endpoint.filter(|_| self.session.starts % 2 == 1).unwrap_or(last))
+    }
+
     /// Starts a handshake unless a session is up, and again after 1, 2, 4 and then every 5 s.
     pub(super) fn start_handshake(&mut self, now: Time) {
         if self.link.session_age().is_some() {
             return;
         }
-        if let Some(to) = self.session.endpoint
+        if let Some(to) = self.next_call()
             && let Some(datagram) = self.link.start()
         {
             self.transmits.push_back(Transmit { to, datagram });
+            self.session.called = Some(to).filter(|_| self.session.endpoint != Some(to));
             self.session.starts += 1;
         }
         let wait = Duration::from_secs(1 << self.session.starts.saturating_sub(1).min(3))

@@ -102,10 +102,12 @@ impl<L: ControlLink> Peer<L> {
 
     fn unreachable(&self, now: Time) -> String {
         let silent = now.since(self.session.silent_since()).as_secs();
+        let also = self.config.endpoint.filter(|configured| Some(*configured) != self.session.endpoint);
+        let also = also.map(|configured| format!(" and {configured}")).unwrap_or_default();
         match self.session.endpoint {
             None => "no endpoint configured: waiting for the other site to call".to_owned(),
             Some(at) if self.session.starts >= UNANSWERED => format!(
-                "unanswered: {} handshakes to {at}, nothing for {silent} s; compare the public keys of both sites (here {}, there must be {}), the endpoint, the firewall's UDP port, and this machine's clock, which must not go back",
+                "unanswered: {} handshakes to {at}{also}, nothing for {silent} s; compare the public keys of both sites (here {}, there must be {}), the endpoint, the firewall's UDP port, and this machine's clock, which must not go back",
                 self.session.starts,
                 self.config.local.public().fingerprint(),
                 self.config.remote.fingerprint(),

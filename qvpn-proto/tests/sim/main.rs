@@ -10,6 +10,7 @@ mod exhaustive;
 mod key_files;
 mod kms;
 mod lane;
+mod lanes;
 mod link;
 mod model;
 mod network;

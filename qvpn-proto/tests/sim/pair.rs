@@ -274,17 +274,6 @@ fn a_wan_that_is_down_for_an_hour_ends_in_an_epoch_soon_after() {
 }
 
 #[test]
-fn several_lanes_have_keys_of_their_own() {
-    let mut both = sites(QkdPolicy::Required, S);
-    (both[0].lanes, both[1].lanes) = (4, 2);
-    let mut world = World::new(13, both, CLEAN);
-    world.traffic(50 * MS);
-    assert!(world.run_until(5 * S, |w| w.both(State::Up)));
-    world.run(3 * S);
-    assert_eq!(world.view(0).lanes, 2);
-}
-
-#[test]
 fn another_protocol_version_is_refused_in_words() {
     let mut world = World::new(14, sites(QkdPolicy::Required, S), CLEAN);
     assert!(world.run_until(5 * S, |w| w.both(State::Up)));

@@ -1,4 +1,5 @@
-//! What the two ends tell each other of their path: lanes on which nothing is heard, and sizes that pass.
+//! What the two ends tell each other of their path: lanes on which nothing is heard, and sizes that pass; and how they find each other
+//! again after both moved.
 
 use std::time::Duration;
 
@@ -91,4 +92,35 @@ fn it_follows_the_path_and_survives_a_restart_of_the_other_end() {
     world.path = 1250;
     world.run(60 * S);
     assert_eq!(told(&world, 0), before, "nobody measures any more");
+}
+
+/// The NATs of both sites move at once, so that each knows the other only by a place that is gone; what they forward still arrives.
+#[test]
+fn both_ends_are_found_again_where_the_config_says() {
+    for interval in [S, 60 * S] {
+        let mut sites = sites(QkdPolicy::Required, interval);
+        sites.iter_mut().for_each(|site| site.lanes = 2);
+        let mut world = World::new(10, sites, CLEAN);
+        for gateway in [0, 1] {
+            world.gateways[gateway].forwards = true;
+            world.rebind(gateway);
+        }
+        world.traffic(50 * MS);
+        assert!(world.run_until(10 * S, |w| w.both(State::Up)));
+        world.run(3 * S);
+        world.rebind(0);
+        world.rebind(1);
+        // Silence is noticed after 5 s; the place of before is called first, and the config's a second later.
+        world.run(8 * S);
+        let (sent, opened) = (world.data_sent, world.data_opened);
+        world.run(4 * S);
+        let (sent, opened) = (world.data_sent - sent, world.data_opened - opened);
+        assert!(
+            sent > 300 && opened + 8 >= sent,
+            "{opened} of {sent}: {}\n--\n{}",
+            world.story(0),
+            world.story(1)
+        );
+        assert!(world.both(State::Up));
+    }
 }

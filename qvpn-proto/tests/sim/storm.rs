@@ -150,17 +150,21 @@ pub fn storm(seed: u64) -> Tally {
         let drift = i64::try_from(below(2001, &mut rng)).unwrap() - 1000;
         gateway.clock = Clock { at_begin: rng.next_u64() % (1 << 50), drift };
     }
+    if chance(100, &mut rng) {
+        world.packet_limit = Some(20 + rng.next_u64() % 200);
+    }
+    let roams = chance(500, &mut rng);
+    for gateway in (0..world.gateways.len()).filter(|_| roams) {
+        // Behind NATs that give them other ports than those that they forward: without these, nobody could reach anybody once all moved.
+        world.gateways[gateway].forwards = true;
+        world.rebind(gateway);
+    }
     // The clocks are other ones now: every site starts under them.
     for gateway in 0..world.gateways.len() {
         world.restart(gateway);
     }
     world.restarts = 0;
-    if chance(100, &mut rng) {
-        world.packet_limit = Some(20 + rng.next_u64() % 200);
-    }
-    let every = (interval / 6).clamp(20 * MS, 500 * MS);
-    world.traffic(every);
-    let roams = chance(500, &mut rng);
+    world.traffic((interval / 6).clamp(20 * MS, 500 * MS));
     let mut storm =
         Storm { world, rng, paths, roams, bad_keys: false, tally: Tally { seeds: 1, ..Tally::default() } };
     storm.calm_down();
@@ -242,8 +246,7 @@ impl Storm {
                     world.restart(gateway);
                 }
             }
-            // Whoever knew no address and restarted behind another mapping could not be reached by anybody.
-            4 if roams && world.knows_endpoints(gateway) => world.rebind(gateway),
+            4 if roams => world.rebind(gateway),
             5 if !roams => {
                 // Back by years, a restart, and nobody can set it right.
                 let wall = &mut world.gateways[gateway].wall;

@@ -50,6 +50,8 @@ pub struct Gateway {
     pub clock: Clock,
     /// The block of its ports as others see them.
     block: u16,
+    /// Its NAT also gives it whatever comes to the first block, which is then what the others' configs name.
+    pub forwards: bool,
     /// The daemon does nothing until then; its lanes go on.
     pub busy_until: Time,
     /// The machine does nothing until then.
@@ -128,6 +130,7 @@ impl World {
         let gateway = || Gateway {
             clock: Clock::default(),
             block: 0,
+            forwards: false,
             busy_until: BEGIN,
             asleep_until: BEGIN,
             wall: 1 << 60,
@@ -185,12 +188,22 @@ impl World {
         ([192, 0, 2, last], PORT + self.gateways[gateway].block * BLOCK).into()
     }
 
+    /// Where the others' configs say that a gateway is.
+    fn configured(&self, gateway: usize) -> SocketAddr {
+        let mut address = self.address(gateway);
+        if self.gateways[gateway].forwards {
+            address.set_port(PORT);
+        }
+        address
+    }
+
     /// The gateway and the lane at an address.
     fn at_address(&self, to: SocketAddr) -> Option<(usize, u8)> {
         (0..self.gateways.len()).find_map(|gateway| {
-            let first = self.address(gateway);
-            let lane = to.port().checked_sub(first.port()).filter(|lane| *lane < BLOCK)?;
-            (to.ip() == first.ip()).then(|| (gateway, u8::try_from(lane).unwrap()))
+            [self.address(gateway), self.configured(gateway)].into_iter().find_map(|first| {
+                let lane = to.port().checked_sub(first.port()).filter(|lane| *lane < BLOCK)?;
+                (to.ip() == first.ip()).then(|| (gateway, u8::try_from(lane).unwrap()))
+            })
         })
     }
 
@@ -207,7 +220,7 @@ impl World {
         let fake = FakeLink::new(tunnel, session, link.clone());
         let site = &self.sites[end];
         self.model.started(end, life, site.policy, site.interval, now);
-        let endpoint = self.address(Self::gateway_of(end ^ 1));
+        let endpoint = self.configured(Self::gateway_of(end ^ 1));
         let config = config(site, &self.sites[end ^ 1], endpoint, tunnel + 1);
         let lanes = usize::from(config.lanes);
         let mut peer = Peer::new(config, fake, instance, now);
@@ -368,15 +381,9 @@ impl World {
         }
     }
 
-    /// Whether a gateway's config says of each other site where it is.
-    pub fn knows_endpoints(&self, gateway: usize) -> bool {
-        let own = |end: &usize| Self::gateway_of(*end) == gateway;
-        (0..self.sites.len()).filter(own).all(|end| self.sites[end].knows_endpoint)
-    }
-
     /// Whoever is behind this gateway's NAT is seen at other ports from now on.
     pub fn rebind(&mut self, gateway: usize) {
-        self.gateways[gateway].block = (self.gateways[gateway].block + 1) % 64;
+        self.gateways[gateway].block = self.gateways[gateway].block % 63 + 1;
         self.tell(|| format!("the NAT of gateway {gateway} moves"));
     }
 
@@ -385,7 +392,7 @@ impl World {
         let site = &self.sites[end];
         self.model.configured(end, site.policy, site.interval);
         let number = u16::try_from(end / 2 + 1).unwrap();
-        let endpoint = self.address(Self::gateway_of(end ^ 1));
+        let endpoint = self.configured(Self::gateway_of(end ^ 1));
         let config = config(site, &self.sites[end ^ 1], endpoint, number);
         self.tell(|| format!("end {end} reloads"));
         self.step(end, |peer, now, rng| peer.reconfigure(config, now, rng));
@@ -565,6 +572,11 @@ impl World {
                     let life = self.ends[end].life;
                     self.at(delay, Happening::Kms { end, life, report });
                 }
+                Event::LanesTo(endpoint) => {
+                    self.tell(|| format!("the lanes of end {end} send to {endpoint}"));
+                    self.ends[end].lanes.iter_mut().for_each(|lane| lane.endpoint = None);
+                    self.teach(end, endpoint);
+                }
                 Event::Notice(notice) => self.notice(end, notice),
             }
         }
@@ -648,11 +660,15 @@ impl World {
         if self.ends[end].lanes.iter().any(|lane| lane.endpoint.is_none())
             && let Some(endpoint) = self.view(end).endpoint
         {
-            for (number, lane) in (0u16..).zip(&mut self.ends[end].lanes) {
-                let mut at = endpoint;
-                at.set_port(endpoint.port() + number);
-                lane.endpoint.get_or_insert(at);
-            }
+            self.teach(end, endpoint);
+        }
+    }
+
+    fn teach(&mut self, end: usize, endpoint: SocketAddr) {
+        for (number, lane) in (0u16..).zip(&mut self.ends[end].lanes) {
+            let mut at = endpoint;
+            at.set_port(endpoint.port() + number);
+            lane.endpoint.get_or_insert(at);
         }
     }
 

@@ -69,7 +69,7 @@ impl World {
     }
 
     /// Sends a packet in the newest epoch, if there is one.
-    fn send_in(&mut self, from: usize, lane: usize, text: &[u8]) -> bool {
+    pub fn send_in(&mut self, from: usize, lane: usize, text: &[u8]) -> bool {
         let now = self.local(from);
         let (key, mut bytes) = match self.ends[from].lanes[lane].seal(text, now) {
             Ok(sealed) => sealed,
