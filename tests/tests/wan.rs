@@ -238,6 +238,61 @@ fn a_gateway_roams_and_loses_nothing_in_all_cases() {
     });
 }
 
+/// Both gateways roam, and later both go back while the WAN is down, so that each knows the other only by an address that is gone.
+#[test]
+fn gateways_that_lost_each_other_meet_where_the_config_says() {
+    sandbox::run("gateways_that_lost_each_other_meet_where_the_config_says", || {
+        let lab = Lab::new();
+        let _kmes = lab.start_kmes(&KmeOptions::default());
+        let options = GatewayOptions { interface: "lanes = 2".to_owned(), ..GatewayOptions::default() };
+        let gateways = lab.start_both(&options);
+        for gateway in &gateways {
+            gateway.wait_state("up", START);
+        }
+        let home = Site::BOTH.map(|site| site.wan(Outer::V4));
+        let away = ["198.51.100.3", "203.0.113.3"];
+        let moves = |site: Site, from: &str, to: &str| {
+            let router = site.router(Outer::V4);
+            lab.gw(site).sysctl("net/ipv4/conf/wan/promote_secondaries", "1");
+            lab.gw(site).run(&format!(
+                "ip addr add {to}/24 dev wan && ip route replace default via {router} src {to} && ip addr del {from}/24 dev wan"
+            ));
+        };
+        // Where a gateway sends both its messages and both lanes' packets.
+        let sends_to = |gateway: &Gateway<'_>, address: &str| {
+            wait_until(&format!("all goes to {address}"), START, || {
+                let peer = gateway.peer();
+                let places =
+                    [&peer["endpoint"], &peer["lanes"][0]["endpoint"], &peer["lanes"][1]["endpoint"]];
+                let there = |place: &&Value| place.as_str().is_some_and(|place| place.starts_with(address));
+                places.iter().all(there).then_some(())
+            });
+        };
+        for (n, site) in Site::BOTH.into_iter().enumerate() {
+            moves(site, home[n], away[n]);
+            sends_to(&gateways[1 - n], away[n]);
+        }
+        lab.wan.block("forward", "meta l4proto udp");
+        for (n, site) in Site::BOTH.into_iter().enumerate() {
+            moves(site, away[n], home[n]);
+        }
+        lab.wan.unblock();
+        let back = Instant::now();
+        for from in Site::BOTH {
+            wait_until(&format!("traffic from {}", from.name()), Duration::from_secs(40), || {
+                lab.lan(from).pings(from.other().host()[0]).then_some(())
+            });
+        }
+        println!("traffic passes both ways {:?} after both gateways went back", back.elapsed());
+        for n in [0, 1] {
+            sends_to(&gateways[1 - n], home[n]);
+        }
+        for report in (Stream { count: 3_000, rate: 1_000, ..Stream::default() }).run(&lab) {
+            assert_eq!(report.received.lost, 0, "{report:?}");
+        }
+    });
+}
+
 /// The kernel's NAT between the sites, with these rules in `table inet nat` on the WAN router.
 fn behind_nat(options: [GatewayOptions; 2], rules: &[&str], seen_by_b: &str) {
     let lab = Lab::new();
