@@ -51,7 +51,7 @@ bench:
 	@scripts/bench-peers.sh
 	cargo build --locked --release --package qvpn-daemon --package qvpn-ctl --package kme-sim
 	cargo build --locked --release --package benches --features null-cipher
-	cargo build --locked --release --package tests --bin lab-flood
+	cargo build --locked --release --package tests --bin lab-flood --bin lab-capture
 	target/release/bench $(BENCH)
 
 bench-parts:

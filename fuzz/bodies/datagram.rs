@@ -42,8 +42,7 @@ struct End {
 impl End {
     /// As the daemon does it: what the lane's filter refuses is counted there, and the gate says whose the rest is.
     fn take(&mut self, datagram: &[u8], from: SocketAddr, other: &PublicIdentity) -> LinkOutput {
-        let handshake = matches!(datagram, [1 | 2, 0, 0, 0, ..]);
-        if handshake && self.gate.door().admit(datagram, from, self.now, || true) != Admission::Admitted {
+        if self.gate.door().admit(datagram, from, self.now, || true) != Admission::Admitted {
             return LinkOutput::default();
         }
         match self.gate.sort(datagram, from, self.now, &mut self.rng) {

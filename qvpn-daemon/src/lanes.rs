@@ -107,6 +107,7 @@ fn filter(door: Arc<Door>, known: Known) -> Filter {
         match admission {
             gate::Admission::Admitted => Admission::Admitted,
             gate::Admission::Malformed => Admission::Malformed,
+            gate::Admission::Unproven => Admission::Unproven,
             gate::Admission::TooMany => Admission::TooMany,
         }
     })

@@ -139,8 +139,8 @@ pub enum LaneEvent {
         /// The epoch.
         epoch: u64,
     },
-    /// A datagram for the control task: types 1 to 3 (lane 0 only; types 1 and 2 passed the filter) or type 4 with the top
-    /// bit of its index clear.
+    /// A datagram for the control task: types 1 to 3 (lane 0 only) or type 4 with the top bit of its index clear, that
+    /// passed the filter.
     Control {
         /// The lane.
         lane: u8,

@@ -18,9 +18,6 @@ pub(crate) const BATCH: usize = 32;
 /// Once datagrams come in large pieces there is work enough in a few, and the buffer stays in the cache.
 pub(crate) const FEW: usize = 4;
 
-/// And so many where most are small ones between the large pieces, as under a flood: there a call costs more than the cache.
-pub(crate) const SOME: usize = 12;
-
 /// `CLOCK_BOOTTIME` now, in nanoseconds.
 pub(crate) fn boot_nanos() -> BootNanos {
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
@@ -333,10 +330,10 @@ pub(crate) fn receive_batch(
     buffer: &mut [u8],
     news: &mut [Option<Incoming>],
 ) -> io::Result<usize> {
-    match news.len() {
-        0..=FEW => receive_up_to::<FEW>(fd, buffer, news),
-        0..=SOME => receive_up_to::<SOME>(fd, buffer, news),
-        _ => receive_up_to::<BATCH>(fd, buffer, news),
+    if news.len() <= FEW {
+        receive_up_to::<FEW>(fd, buffer, news)
+    } else {
+        receive_up_to::<BATCH>(fd, buffer, news)
     }
 }
 

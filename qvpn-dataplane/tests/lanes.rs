@@ -329,7 +329,9 @@ fn what_an_attacker_sends_ends_in_a_counter() {
         wire.send_to(&knock(0xbb, 148), target).unwrap();
         until("the filter", || b.interface.malformed.get() == 9);
         wire.send_to(&knock(0xcc, 148), target).unwrap();
-        until("too many", || b.interface.cookie.get() == 1);
+        until("unproven", || b.interface.cookie.get() == 1);
+        wire.send_to(&knock(0xdd, 148), target).unwrap();
+        until("too many", || b.interface.queue_full.get() == 1);
         wire.send_to(&knock(0xaa, 148), b.address(1, false)).unwrap();
         until("lane 1", || b.interface.malformed.get() == 10);
         wire.send_to(&knock(0xaa, 1281), target).unwrap();

@@ -20,7 +20,7 @@ use crate::command::{LaneCommand, LaneEvent};
 use crate::key::{OpeningKey, PeerId};
 use crate::session::{DATA, HEADER, OpenError, OpeningSession, TAG};
 use crate::stats::{InterfaceStats, PeerStats};
-use crate::sys::{self, BATCH, FEW, Incoming, SLOT, SOME};
+use crate::sys::{self, BATCH, FEW, Incoming, SLOT};
 use crate::tun::TunQueue;
 use crate::tun::coalesce::Coalescer;
 
@@ -166,11 +166,8 @@ impl Receiving {
                 Ok(got) => {
                     self.tables.take_batch(&mut self.buffer, &news[..got], now);
                     let large = news[..got].iter().flatten().filter(|message| message.len >= LARGE).count();
-                    want = match large {
-                        0 => BATCH,
-                        _ if large * 2 < got => SOME,
-                        _ => FEW,
-                    };
+                    // Under a flood a few large ones stand among many small ones, each of which takes a place of its own.
+                    want = if large * 2 < got { BATCH } else { FEW };
                 }
                 Err(error) => match (error.kind(), error.raw_os_error()) {
                     (ErrorKind::WouldBlock, _) => {
@@ -299,26 +296,22 @@ impl Tables {
                 }
             }
             DATA if index >> 31 == 0 && datagram.len() >= HEADER + TAG => {
-                self.control(datagram, message.from, PROBE)
+                self.control(datagram, message.from, PROBE, now);
             }
-            1..=3 if self.shared.lane == 0 => {
-                let admission = match kind {
-                    3 => Admission::Admitted,
-                    _ => (self.filter)(datagram, message.from, now),
-                };
-                match admission {
-                    Admission::Admitted => self.control(datagram, message.from, HANDSHAKE),
-                    Admission::Malformed => self.shared.stats.malformed.add(1),
-                    Admission::TooMany => self.shared.stats.cookie.add(1),
-                }
-            }
+            1..=3 if self.shared.lane == 0 => self.control(datagram, message.from, HANDSHAKE, now),
             _ => self.shared.stats.malformed.add(1),
         }
     }
 
-    fn control(&mut self, datagram: &[u8], from: SocketAddr, most: usize) {
+    fn control(&mut self, datagram: &[u8], from: SocketAddr, most: usize, now: BootNanos) {
         if datagram.len() > most {
             return self.shared.stats.malformed.add(1);
+        }
+        match (self.filter)(datagram, from, now) {
+            Admission::Admitted => {}
+            Admission::Malformed => return self.shared.stats.malformed.add(1),
+            Admission::Unproven => return self.shared.stats.cookie.add(1),
+            Admission::TooMany => return self.shared.stats.queue_full.add(1),
         }
         let event = LaneEvent::Control { lane: self.shared.lane, from, datagram: datagram.to_vec() };
         if !self.outbox.try_tell(event) {

@@ -14,17 +14,19 @@ use crate::stats::InterfaceStats;
 use crate::sys;
 use crate::tun::TunQueue;
 
-/// A cheap look at a handshake message, with where it came from and when, before it is queued.
+/// A cheap look at a datagram for the control task, with where it came from and when, before it is queued.
 pub type Filter = Arc<dyn Fn(&[u8], SocketAddr, BootNanos) -> Admission + Send + Sync>;
 
-/// What a [`Filter`] says of a handshake message.
+/// What a [`Filter`] says of a datagram.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Admission {
     /// It is queued for the control task.
     Admitted,
-    /// It is none, or not one for us: dropped and counted.
+    /// It is not for us: dropped and counted.
     Malformed,
-    /// There are too many without a proof of their address: dropped and counted.
+    /// It begins a handshake without a proof of its address, and there are too many such: dropped and counted.
+    Unproven,
+    /// There are too many of strangers: dropped and counted.
     TooMany,
 }
 
@@ -50,7 +52,7 @@ pub struct LanesConfig {
     pub dscp: Dscp,
     /// Drops that belong to no peer.
     pub stats: Arc<InterfaceStats>,
-    /// Looked at for messages of type 1 and 2.
+    /// Looks at what is for the control task.
     pub filter: Filter,
     /// The clock that ages keys.
     pub clock: Clock,

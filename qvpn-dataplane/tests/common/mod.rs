@@ -126,7 +126,9 @@ impl Site {
             stats: interface.clone(),
             filter: Arc::new(|datagram, _, _| match datagram.last() {
                 Some(0xaa) => Admission::Admitted,
-                Some(0xcc) => Admission::TooMany,
+                Some(0xcc) => Admission::Unproven,
+                Some(0xdd) => Admission::TooMany,
+                _ if datagram.first() == Some(&4) => Admission::Admitted,
                 _ => Admission::Malformed,
             }),
             clock: Arc::new(move || reads.load(Ordering::SeqCst)),

@@ -29,17 +29,24 @@ const STRANGERS: Rate = Rate { a_second: 1_000, burst: 20 };
 /// soon is among those that get a cookie.
 const PEERS: Rate = Rate { a_second: 20_000, burst: 200 };
 
+/// What is no handshake: from one source where no peer is, such as one that moves.
+const MOVED: Rate = Rate { a_second: 10, burst: 20 };
+/// And from all such sources together.
+const ELSEWHERE: Rate = Rate { a_second: 2_000, burst: 200 };
+
 /// Bytes of mac1 and of mac2, at the end of a handshake message.
 const MAC: usize = 16;
 
-/// What the lane does with a handshake message.
+/// What the lane does with a datagram for a control session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Admission {
     /// Hands it on.
     Admitted,
-    /// Drops it: it is none, or not made for our key.
+    /// Drops it: a handshake message of a wrong length, or not made for our key.
     Malformed,
-    /// Drops it: there are more than can be answered.
+    /// Drops it: a handshake message without a proof of its address, and more than can be answered.
+    Unproven,
+    /// Drops it: strangers send more than can be looked at.
     TooMany,
 }
 
@@ -53,6 +60,8 @@ pub struct Door {
     limit: u64,
     /// For starts, and for answers to ours: a flood of starts doesn't hinder a handshake that goes out.
     ways: [Way; 2],
+    /// For what is no handshake, of strangers: one for all, and one for each source.
+    others: Mutex<(Bucket, BySource)>,
 }
 
 /// What is counted of one type of messages.
@@ -103,11 +112,11 @@ impl Door {
             secret,
             limit: 50 + 10 * u64::try_from(peers).unwrap_or(0),
             ways: [Way::new(rng), Way::new(rng)],
+            others: Mutex::new((Bucket::default(), BySource::new(rng))),
         }
     }
 
-    /// Whether a handshake message (type 1 or 2) is let in; `is_peer` tells whether a peer is at its source address. To be
-    /// asked once for each.
+    /// Whether a datagram is let in; `is_peer` tells whether a peer is at its source address. To be asked once for each.
     pub fn admit(
         &self,
         datagram: &[u8],
@@ -115,8 +124,32 @@ impl Door {
         now: Time,
         is_peer: impl FnOnce() -> bool,
     ) -> Admission {
+        if !matches!(datagram, [1 | 2, ..]) {
+            return if is_peer() || self.admit_stranger(from, now) {
+                Admission::Admitted
+            } else {
+                Admission::TooMany
+            };
+        }
         let Some(message) = Message::of(datagram) else { return Admission::Malformed };
-        let way = self.way(&message);
+        self.admit_handshake(&message, from, now, is_peer)
+    }
+
+    /// A cookie, or a packet that says to be of a session.
+    fn admit_stranger(&self, from: SocketAddr, now: Time) -> bool {
+        let mut others = self.others.lock().unwrap_or_else(PoisonError::into_inner);
+        let (all, sources) = &mut *others;
+        sources.of(from).take(now, MOVED) || all.take(now, ELSEWHERE)
+    }
+
+    fn admit_handshake(
+        &self,
+        message: &Message<'_>,
+        from: SocketAddr,
+        now: Time,
+        is_peer: impl FnOnce() -> bool,
+    ) -> Admission {
+        let way = self.way(message);
         // Whoever panicked has changed whole buckets only.
         let mut buckets = way.buckets.lock().unwrap_or_else(PoisonError::into_inner);
         let Buckets { all, proven, unproven, strangers, peers } = &mut *buckets;
@@ -129,10 +162,10 @@ impl Door {
                 (rest, rest_rate) = (peers, PEERS);
             } else if !rest.has(now, STRANGERS) {
                 // The bulk of a flood.
-                return Admission::TooMany;
+                return Admission::Unproven;
             }
         }
-        if !self.is_for_us(&message) {
+        if !self.is_for_us(message) {
             return Admission::Malformed;
         }
         if !all.take(now, limit) {
@@ -140,12 +173,12 @@ impl Door {
         }
         let admitted = if !way.is_loaded(now) {
             true
-        } else if self.is_proven(&message, from, now) {
+        } else if self.is_proven(message, from, now) {
             proven.of(from).take(now, PROVEN)
         } else {
             own.take(now, UNPROVEN) || rest.take(now, rest_rate)
         };
-        if admitted { Admission::Admitted } else { Admission::TooMany }
+        if admitted { Admission::Admitted } else { Admission::Unproven }
     }
 
     /// Whether it is a handshake message whose mac1 is made for our key.
@@ -312,12 +345,12 @@ mod tests {
         (0..1000).filter(|_| door.admit(datagram, from, now, || true) == Admission::Admitted).count()
     }
 
-    /// Brings it under load, and uses up what all sources have together.
+    /// Brings it under load from 200 sources, and uses up what strangers have together.
     fn flood(door: &Door, now: Time) {
         let forged = start(door, [0; MAC]);
-        for host in 0..20_000u32 {
-            let [_, _, c, d] = host.to_be_bytes();
-            door.admit(&forged, at([198, 18, c, d]), now, || false);
+        for n in 0..20_000u32 {
+            let [.., host] = (n % 200).to_be_bytes();
+            door.admit(&forged, at([198, 18, 0, host]), now, || false);
         }
         assert!(door.ways[0].is_loaded(now) && !door.ways[1].is_loaded(now));
     }
@@ -352,7 +385,7 @@ mod tests {
             // Not in the flood, so in a bucket of its own but for chance.
             let fresh = (0..100u8)
                 .filter(|n| door.admit(&forged, at([192, 0, 2, *n]), later, || false) == Admission::Admitted);
-            assert!(fresh.count() > 80);
+            assert!(fresh.count() > 60);
         }
     }
 
@@ -394,6 +427,20 @@ mod tests {
     }
 
     #[test]
+    fn packets_of_strangers_are_few_and_those_of_peers_are_not_counted() {
+        let door = door();
+        let packet = [4; 64];
+        let stranger = at([203, 0, 113, 9]);
+        for from in [stranger, at([203, 0, 113, 10])] {
+            let count = admitted(&door, &packet, from, NOW);
+            assert!(count == 20 || from == stranger && count == 220, "{count} of {from}");
+        }
+        assert_eq!(door.admit(&packet, stranger, NOW, || false), Admission::TooMany);
+        assert_eq!(of_peer(&door, &packet, stranger, NOW), 1000);
+        assert_eq!(admitted(&door, &packet, stranger, NOW + Duration::from_secs(1)), 210);
+    }
+
+    #[test]
     fn what_is_no_handshake_of_ours_is_malformed() {
         let door = door();
         let good = start(&door, [0; MAC]);
@@ -403,7 +450,7 @@ mod tests {
         other_type[0] = 2;
         let mut reserved = good.clone();
         reserved[2] = 1;
-        for wrong in [&[][..], &good[..147], &[1, 0, 0, 0], &forged, &other_type, &reserved, &[0xff; 148]] {
+        for wrong in [&good[..147], &[1, 0, 0, 0], &[2], &forged, &other_type, &reserved] {
             assert_eq!(
                 door.admit(wrong, at([192, 0, 2, 1]), NOW, || false),
                 Admission::Malformed,

@@ -42,6 +42,12 @@ pub const METRICS: &[Metric] = &[
     metric("rekey", "1 TCP flow A→B beside the rekey rows, Gb/s", 2),
     metric("flood_ours", "1 TCP flow A→B, 100,000 forged starts a second at B, Gb/s", 2),
     metric("flood_nft", "the same, the flood dropped by nft, Gb/s", 2),
+    metric("flood_replay_ours", "1 TCP flow A→B, 100,000 replays a second at B, Gb/s", 2),
+    metric("flood_replay_nft", "the same, dropped by nft, Gb/s", 2),
+    metric("flood_data_ours", "1 TCP flow A→B, 100,000 data packets of no session a second at B, Gb/s", 2),
+    metric("flood_data_nft", "the same, dropped by nft, Gb/s", 2),
+    metric("flood_session_ours", "1 TCP flow A→B, 100,000 forged control packets a second at B, Gb/s", 2),
+    metric("flood_session_nft", "the same, dropped by nft, Gb/s", 2),
 ];
 
 /// The VPN that ratios are taken against.
@@ -145,6 +151,30 @@ const OWN: &[Goal] = &[
         &["flood_ours"],
         "qvpn-chacha",
         Against::Metric("flood_nft", "dropped by nft"),
+        Some((0.9, 0.9)),
+        true,
+    ),
+    goal(
+        "1 TCP flow under replays",
+        &["flood_replay_ours"],
+        "qvpn-chacha",
+        Against::Metric("flood_replay_nft", "dropped by nft"),
+        Some((0.9, 0.9)),
+        true,
+    ),
+    goal(
+        "1 TCP flow under data packets of no session",
+        &["flood_data_ours"],
+        "qvpn-chacha",
+        Against::Metric("flood_data_nft", "dropped by nft"),
+        Some((0.9, 0.9)),
+        true,
+    ),
+    goal(
+        "1 TCP flow under forged control packets",
+        &["flood_session_ours"],
+        "qvpn-chacha",
+        Against::Metric("flood_session_nft", "dropped by nft"),
         Some((0.9, 0.9)),
         true,
     ),

@@ -7,7 +7,7 @@ use benches::load::Mix;
 use benches::search::{self, Step};
 use clap::ValueEnum;
 use serde_json::Value;
-use tests::{Process, binary};
+use tests::{Capture, Process, binary};
 
 use crate::vpn::{MTU, OUTER, Running};
 
@@ -202,38 +202,69 @@ fn round_trips(tunnel: &Running, length: Length) -> Result<Vec<Number>> {
     ])
 }
 
-/// Forged starts a second.
-const STARTS: u64 = 100_000;
+/// Datagrams of a flood a second.
+const FLOOD: u64 = 100_000;
 
 /// Where they come from: 200 addresses, which are none of the tunnel's.
 const STRANGERS: &str = "198.51.100";
 
-/// One TCP flow while a flood of forged handshake starts reaches its receiver, who deals with it, or has nft drop it before
-/// its socket sees it: one, the other, the other, the one. The flood's sender takes its time of the same cores each time.
+/// What a flood is made of, and the metrics with it and with nft dropping it.
+const FLOODS: [(&str, [&str; 2]); 4] = [
+    ("starts", ["flood_ours", "flood_nft"]),
+    ("replay", ["flood_replay_ours", "flood_replay_nft"]),
+    ("data", ["flood_data_ours", "flood_data_nft"]),
+    ("session", ["flood_session_ours", "flood_session_nft"]),
+];
+
+/// One TCP flow while a flood reaches its receiver, who deals with it, or has nft drop it before its socket sees it: one, the
+/// other, the other, the one. The flood's sender takes its time of the same cores each time.
 fn flood(tunnel: &Running, length: Length) -> Result<Vec<Number>> {
     let key = tunnel.public.get(1).context("only a daemon has a key to forge starts for")?;
     tunnel.nodes[0].run(&format!("ip route replace local {STRANGERS}.0/24 dev lo"));
     tunnel.nodes[1].run(&format!("ip route replace {STRANGERS}.0/24 dev wan"));
-    let under = |seconds: u32| -> Result<f64> {
-        let (rate, time) = (STARTS.to_string(), (seconds + 2).to_string());
-        let target = format!("{}:51820", OUTER[1]);
-        let words = ["starts", &rate, &time, &target, key, STRANGERS];
-        let mut sender = tunnel.nodes[0].spawn(binary("lab-flood"), &words);
-        said(&mut sender, "flooding")?;
-        // The tables of strangers fill up first.
-        std::thread::sleep(Duration::from_millis(500));
-        let rate = tcp(tunnel, 0, 1, seconds)?.rate;
-        let sent: u64 = field(&said(&mut sender, "sent ")?, 1)?;
-        ensure!(sent > STARTS * u64::from(seconds + 2) * 9 / 10, "the flood was of {sent} starts only");
-        Ok(rate)
-    };
-    let ours = under(length.tcp)?;
-    tunnel.nodes[1].run(&format!(
-        "nft add table ip flood && nft 'add chain ip flood early {{ type filter hook prerouting priority raw; }}' && \
-         nft add rule ip flood early ip saddr {STRANGERS}.0/24 drop"
-    ));
-    let dropped = under(length.tcp).and_then(|first| Ok(first + under(length.tcp)?));
-    tunnel.nodes[1].run("nft delete table ip flood");
-    let ours = ours + under(length.tcp)?;
-    Ok(vec![("flood_ours", ours / 2.0), ("flood_nft", dropped? / 2.0)])
+    let mut numbers = Vec::new();
+    for (kind, names) in FLOODS {
+        let recorded = if kind == "replay" { Some(record(tunnel)?) } else { None };
+        let under = |seconds: u32| -> Result<f64> {
+            let (rate, time) = (FLOOD.to_string(), (seconds + 2).to_string());
+            let target = format!("{}:51820", OUTER[1]);
+            let mut words = vec![kind, &rate, &time, &target, key, STRANGERS];
+            words.extend(recorded.as_deref());
+            let mut sender = tunnel.nodes[0].spawn(binary("lab-flood"), &words);
+            said(&mut sender, "flooding")?;
+            // The tables of strangers fill up first.
+            std::thread::sleep(Duration::from_millis(500));
+            let rate = tcp(tunnel, 0, 1, seconds)?.rate;
+            let sent: u64 = field(&said(&mut sender, "sent ")?, 1)?;
+            let least = FLOOD * u64::from(seconds + 2) * 9 / 10;
+            ensure!(sent > least, "the flood was of {sent} datagrams only");
+            Ok(rate)
+        };
+        let ours = under(length.tcp)?;
+        tunnel.nodes[1].run(&format!(
+            "nft add table ip flood && nft 'add chain ip flood early {{ type filter hook prerouting priority raw; }}' && \
+             nft add rule ip flood early ip saddr {STRANGERS}.0/24 drop"
+        ));
+        let dropped = under(length.tcp).and_then(|first| Ok(first + under(length.tcp)?));
+        tunnel.nodes[1].run("nft delete table ip flood");
+        let ours = ours + under(length.tcp)?;
+        numbers.extend([(names[0], ours / 2.0), (names[1], dropped? / 2.0)]);
+    }
+    Ok(numbers)
+}
+
+/// Data packets of now, in a file as `lab-flood` reads it.
+fn record(tunnel: &Running) -> Result<String> {
+    let capture = Capture::start(&tunnel.nodes[1], "wan", OUTER[0]);
+    tunnel.nodes[0].run(&format!("ping -q -c 20 -i 0.01 {}", tunnel.inner[1]));
+    let packets = capture.stop();
+    let mut bytes = Vec::new();
+    for packet in packets.data().iter().filter(|p| p.destination == OUTER[1].parse().ok()) {
+        bytes.extend(u16::try_from(packet.payload.len())?.to_be_bytes());
+        bytes.extend(&packet.payload);
+    }
+    ensure!(!bytes.is_empty(), "no data packet to replay was seen");
+    let file = tunnel.nodes[0].folder().join("recorded");
+    std::fs::write(&file, bytes)?;
+    Ok(file.display().to_string())
 }
