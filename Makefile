@@ -1,6 +1,6 @@
 # The commands that people use. `make demo` and `make test` install what is missing by themselves.
 
-.PHONY: help packages reproducible demo trial test bench bench-parts soak fuzz miri build lint fmt deps evidence
+.PHONY: help packages reproducible demo trial test bench bench-parts soak fuzz miri mutants build lint fmt deps evidence
 
 help:
 	@echo "make demo    two sites, two KMEs and a tunnel on this machine, with real traffic"
@@ -11,6 +11,7 @@ help:
 	@echo "make evidence  memory, floods, vectors, model, Miri, AddressSanitizer, timing and fuzzing for hours, a page in docs/evidence; EVIDENCE=20 for short"
 	@echo "make bench   qvpn and other VPNs in turns on this machine; BENCH=--quick for a shorter run, BENCH=--help for choices"
 	@echo "make miri    the tests that reach unsafe code under Miri (needs a nightly toolchain)"
+	@echo "make mutants  small changes of qvpn-proto and session.rs, and which of them no test notices, for hours; MUTANTS='-F respond' for some"
 	@echo "make bench-parts   parts of the data path alone, and the AEADs that it could use; PARTS=FILTER for some"
 	@echo "make build   release binaries in target/release"
 	@echo "make packages  .deb and .rpm from a release build, SBOM, checksums, in target/packages/out"
@@ -41,6 +42,9 @@ miri:
 
 fuzz:
 	@scripts/fuzz.sh $(FUZZ)
+
+mutants:
+	@scripts/mutants.sh $(MUTANTS)
 
 evidence:
 	@scripts/evidence.sh $(EVIDENCE)

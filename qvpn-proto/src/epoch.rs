@@ -120,4 +120,18 @@ mod tests {
         }
         assert_eq!(peer_of_data_index(77 << 8), None);
     }
+
+    #[test]
+    fn keys_without_qkd_are_known_until_they_end() {
+        let at = |seconds| Time::default() + Duration::from_secs(seconds);
+        let mut weak = WeakKeys::default();
+        for (generation, index, end) in [(1, 11, 20), (2, 12, 30), (3, 13, 40)] {
+            weak.add(generation, vec![index], at(end), at(0));
+        }
+        weak.close_older(2, at(15));
+        weak.close_older(3, at(100));
+        weak.add(4, vec![14], at(50), at(15));
+        assert_eq!(weak.take(), [[12], [13], [14]], "the first one's drain is over, the others last");
+        assert!(weak.take().is_empty());
+    }
 }

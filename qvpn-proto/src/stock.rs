@@ -23,3 +23,6 @@ const FROM_FILE: &str = "keys come from a file only, which is no QKD";
 pub(crate) fn backoff(first: Duration, last: Duration, failures: u32) -> Duration {
     (first * (1u32 << failures.min(16))).min(last)
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,304 @@
+//! What may enter a stock, what may be used of it, and when a key goes.
+
+use qvpn_secret::SecretBuf;
+
+use super::*;
+use crate::event::{FetchedKey, KeyKind, KeyName, KmsTrouble, TroubleKind};
+use crate::key_schedule::qkd_check;
+use crate::time::Time;
+use crate::wire::{Held, StockAck, StockOffer};
+
+const START: Time = Time::from_nanos(1 << 50);
+const MOMENT: Duration = Duration::from_nanos(1);
+
+fn name(id: &str) -> KeyName {
+    KeyName { id: id.to_owned(), source_kme: "a".to_owned(), target_kme: "b".to_owned() }
+}
+
+fn key_of(id: &str, kind: KeyKind, bytes: &[u8]) -> FetchedKey {
+    FetchedKey { name: name(id), kind, secret: SecretBuf::take(&mut bytes.to_vec()) }
+}
+
+/// A key whose bytes come from its ID.
+fn key(id: &str) -> FetchedKey {
+    key_of(id, KeyKind::Qkd, &[id.as_bytes()[0]; 32])
+}
+
+fn right(id: &str) -> Held {
+    Held::Yes(qkd_check(&SecretBuf::take(&mut [id.as_bytes()[0]; 32]), id))
+}
+
+fn answers(number: u64, revision: u64, keys: &[(&str, Held)]) -> StockAck {
+    StockAck { number, revision, keys: keys.iter().map(|(id, held)| ((*id).to_owned(), *held)).collect() }
+}
+
+/// A master's stock with these keys, which were offered and of which the responder said nothing yet.
+fn master(ids: &[&str]) -> MasterStock {
+    let mut stock = MasterStock::new(ids.len());
+    assert_eq!(stock.fetch(START, 1), Some(ids.len()));
+    assert!(stock.fetched(1, ids.iter().map(|id| key(id)).collect(), None, true, START).is_empty());
+    let offer = stock.offer().expect("keys came");
+    assert_eq!((offer.number, offer.keys), (1, ids.iter().map(|id| name(id)).collect()));
+    assert!(stock.offer().is_none(), "told once");
+    stock
+}
+
+fn usable(stock: &MasterStock) -> Option<&str> {
+    stock.usable(KeyKind::Qkd).map(|(id, _)| id)
+}
+
+#[test]
+fn what_is_no_good_key_never_enters_the_masters_stock() {
+    let mut stock = MasterStock::new(10);
+    assert_eq!(stock.fetch(START, 7), Some(10));
+    assert_eq!(stock.fetch(START, 8), None, "one request at a time");
+    let long = |n: usize, byte: u8| key_of(&"n".repeat(n), KeyKind::Qkd, &[byte; 32]);
+    let mut far = key_of("far", KeyKind::Qkd, &[9; 32]);
+    far.name.target_kme = "k".repeat(256);
+    let keys = vec![
+        key("good"),
+        key_of("good", KeyKind::Qkd, &[1; 32]),
+        key_of("twin", KeyKind::Qkd, &[b'g'; 32]),
+        key_of("short", KeyKind::Qkd, &[2; 31]),
+        key_of("", KeyKind::Qkd, &[3; 32]),
+        long(256, 4),
+        far,
+        key_of("file", KeyKind::File, &[5; 32]),
+        long(255, 6),
+        key_of("longer", KeyKind::Qkd, &[7; 33]),
+    ];
+    assert!(stock.fetched(8, vec![key("x")], None, true, START).is_empty(), "of no request of ours");
+    let lost = stock.fetched(7, keys, None, true, START);
+    let ids: Vec<&str> = lost.iter().map(|(id, _)| id.as_str()).collect();
+    assert_eq!(ids, ["good", "twin", "short", "", &"n".repeat(256), "far", "file"]);
+    let reasons = ["before", "before", "256 bits", "empty", "empty", "empty", "no QKD"];
+    for ((id, why), part) in lost.iter().zip(reasons) {
+        assert!(why.contains(part), "{id}: {why}");
+    }
+    assert_eq!(stock.offer().unwrap().keys.len(), 3);
+    assert!(stock.fetched(7, vec![key("x")], None, true, START).is_empty(), "answered already");
+    assert!(stock.get("x").is_none());
+}
+
+#[test]
+fn a_key_is_usable_once_the_responder_shows_the_same_bytes() {
+    let mut stock = master(&["one", "two", "red"]);
+    assert_eq!((usable(&stock), stock.count(KeyKind::Qkd)), (None, 0));
+    assert!(stock.answered(&answers(2, 1, &[("one", right("one"))]), START).is_empty());
+    assert_eq!(usable(&stock), None, "an answer to an offer that was never made");
+    assert!(stock.answered(&answers(1, 0, &[("one", right("one"))]), START).is_empty());
+    assert_eq!(usable(&stock), None, "no revision is below one");
+    let says =
+        [("one", right("two")), ("two", right("two")), ("red", Held::Pending), ("none", right("none"))];
+    let lost = stock.answered(&answers(1, 2, &says), START);
+    assert!(lost.len() == 1 && lost[0].0 == "one" && lost[0].1.contains("different bytes"), "{lost:?}");
+    assert_eq!((usable(&stock), stock.count(KeyKind::Qkd)), (Some("two"), 1));
+    assert_eq!(stock.count(KeyKind::File), 0);
+    assert!(stock.get("one").is_none(), "erased");
+    assert_eq!(stock.offer().unwrap().keys, [name("two"), name("red")], "and no longer offered");
+    for revision in [1, 2] {
+        let _ = stock.answered(&answers(1, revision, &[("two", Held::Gone), ("red", right("red"))]), START);
+        assert_eq!(stock.count(KeyKind::Qkd), 1, "revision {revision} after 2");
+    }
+    let lost = stock.answered(&answers(2, 3, &[("two", Held::Gone), ("red", right("red"))]), START);
+    assert_eq!((lost.len(), usable(&stock)), (1, Some("red")));
+}
+
+#[test]
+fn a_key_is_named_once_and_not_after_a_refusal() {
+    let mut stock = master(&["one", "two"]);
+    let _ = stock.answered(&answers(1, 1, &[("one", right("one")), ("two", right("two"))]), START);
+    stock.refused("one");
+    assert_eq!(usable(&stock), Some("two"));
+    stock.used("two");
+    assert_eq!(usable(&stock), None);
+    assert!(stock.get("two").is_none() && stock.get("one").is_some());
+    assert_eq!(stock.offer().unwrap().keys, [name("one")]);
+    stock.used("two");
+    assert!(stock.offer().is_none(), "nothing changed");
+    let _ = stock.answered(&answers(2, 2, &[("one", right("one"))]), START);
+    assert_eq!(usable(&stock), Some("one"), "the responder says otherwise");
+    stock.spoiled("one");
+    assert_eq!(usable(&stock), Some("one"), "once may be the line");
+    stock.spoiled("one");
+    assert!(stock.get("one").is_none(), "twice is the key");
+    let mut stock = master(&["one"]);
+    let _ = stock.answered(&answers(1, 5, &[("one", right("one"))]), START);
+    stock.forget_answers();
+    assert_eq!(usable(&stock), None, "the other end restarted");
+    assert_eq!(stock.offer().unwrap().keys, [name("one")], "and needs the whole offer");
+    let lost = stock.answered(&answers(2, 1, &[("one", Held::NotFound)]), START);
+    assert!(lost.len() == 1 && lost[0].1.contains("restarted"), "{lost:?}");
+}
+
+#[test]
+fn keys_of_the_master_go_at_their_time() {
+    let mut stock = master(&["one", "two"]);
+    let _ = stock.answered(&answers(1, 1, &[("one", right("one")), ("two", Held::NotFound)]), START);
+    assert!(stock.age(START + (GIVE_UP - MOMENT)).is_empty());
+    let lost = stock.age(START + GIVE_UP);
+    assert!(lost.len() == 1 && lost[0].0 == "two" && lost[0].1.contains("120 s"), "{lost:?}");
+    assert_eq!(stock.offer().unwrap().keys, [name("one")]);
+    assert_eq!(stock.next_due(START + GIVE_UP), Some(START + MAX_KEY_AGE));
+    assert!(stock.age(START + (MAX_KEY_AGE - MOMENT)).is_empty());
+    assert!(stock.offer().is_none());
+    let lost = stock.age(START + MAX_KEY_AGE);
+    assert!(lost.len() == 1 && lost[0].1.contains("an hour"), "{lost:?}");
+    assert!(stock.get("one").is_none());
+    assert!(stock.offer().unwrap().keys.is_empty());
+}
+
+#[test]
+fn keys_from_a_file_go_where_qkd_is_required() {
+    let mut stock = MasterStock::new(2);
+    let _ = stock.fetch(START, 1);
+    let keys = vec![key("one"), key_of("file", KeyKind::File, &[5; 32])];
+    assert!(stock.fetched(1, keys, None, false, START).is_empty());
+    assert_eq!((stock.kind("file"), stock.kind("one")), (Some(KeyKind::File), Some(KeyKind::Qkd)));
+    let _ = stock.offer();
+    let lost = stock.only_qkd();
+    assert!(lost.len() == 1 && lost[0].0 == "file", "{lost:?}");
+    assert_eq!(stock.offer().unwrap().keys, [name("one")]);
+    assert!(stock.only_qkd().is_empty() && stock.offer().is_none());
+}
+
+#[test]
+fn what_failed_is_asked_for_again_later_and_later() {
+    let trouble = || KmsTrouble { kind: TroubleKind::Unavailable, text: "no KME".to_owned() };
+    let mut stock = MasterStock::new(1);
+    let mut now = START;
+    for (request, wait) in [250, 500, 1000, 1000].into_iter().enumerate() {
+        let request = u64::try_from(request).unwrap();
+        assert_eq!(stock.fetch(now, request), Some(1));
+        stock.failed(request + 1, trouble(), now);
+        assert!(stock.trouble().is_none() || request > 0, "of no request of ours");
+        stock.failed(request, trouble(), now);
+        assert_eq!(stock.trouble().unwrap().text, "no KME");
+        let again = now + Duration::from_millis(wait);
+        assert_eq!(stock.next_due(now), Some(again));
+        assert_eq!(stock.fetch(again - MOMENT, 99), None);
+        now = again;
+    }
+    assert_eq!(stock.fetch(now, 10), Some(1));
+    stock.failed(10, trouble(), now);
+    stock.kms_answers(now);
+    assert_eq!(stock.fetch(now, 11), Some(1), "a KME answers again");
+    // Keys that go bad are spent at the KME, so the wait goes on to ten seconds.
+    for wait in [250, 500, 1000, 2000, 4000, 8000, 10_000, 10_000] {
+        assert_eq!(stock.fetched(11, vec![key_of("bad", KeyKind::Qkd, &[1; 8])], None, true, now).len(), 1);
+        let again = now + Duration::from_millis(wait);
+        assert_eq!(stock.fetch(again - MOMENT, 11), None);
+        assert_eq!(stock.fetch(again, 11), Some(1));
+        now = again;
+    }
+}
+
+/// A slave's stock to which these keys were offered, and which fetched them.
+fn slave(ids: &[&str]) -> SlaveStock {
+    let mut stock = SlaveStock::new(START);
+    assert!(!stock.lacks_offers(), "none was made");
+    stock.offered(StockOffer { number: 1, keys: ids.iter().map(|id| name(id)).collect() }, START);
+    assert!(!stock.lacks_offers());
+    assert_eq!(stock.fetch(START, 1).unwrap().len(), ids.len());
+    stock.fetched(1, ids.iter().map(|id| key(id)).collect(), None, true, START);
+    assert_eq!(stock.count(KeyKind::Qkd), ids.len());
+    stock
+}
+
+#[test]
+fn the_slave_takes_what_it_asked_for_alone() {
+    let mut stock = SlaveStock::new(START);
+    let ids = ["one", "two", "red", "file"];
+    stock.offered(StockOffer { number: 1, keys: ids.map(name).to_vec() }, START);
+    assert_eq!(stock.fetch(START, 5).unwrap(), ids.map(name));
+    assert_eq!(stock.fetch(START, 6), None, "one request at a time");
+    stock.fetched(6, vec![key("one")], None, true, START);
+    assert!(stock.get("one").is_none(), "of no request of ours");
+    let keys = vec![
+        key("one"),
+        key("other"),
+        key_of("two", KeyKind::Qkd, &[2; 31]),
+        key_of("file", KeyKind::File, &[3; 32]),
+    ];
+    stock.fetched(5, keys, None, true, START);
+    let held: Vec<bool> = ["one", "other", "two", "red", "file"].map(|id| stock.get(id).is_some()).to_vec();
+    assert_eq!(held, [true, false, false, false, false]);
+    assert_eq!((stock.kind("one"), stock.kind("two")), (Some(KeyKind::Qkd), None));
+    assert_eq!((stock.count(KeyKind::Qkd), stock.count(KeyKind::File)), (1, 0));
+    let ack = stock.ack().unwrap();
+    let said = [("one", right("one")), ("two", Held::NotFound), ("red", Held::NotFound)];
+    assert_eq!(ack.keys[..3], answers(1, 1, &said).keys);
+    assert_eq!((ack.number, ack.revision, stock.ack()), (1, 1, None));
+    assert_eq!(stock.next_due(START), Some(START + Duration::from_millis(200)));
+    assert_eq!(stock.fetch(START + Duration::from_millis(199), 7), None);
+    assert_eq!(stock.fetch(START + Duration::from_millis(200), 7).unwrap().len(), 3);
+}
+
+#[test]
+fn only_the_last_offer_holds() {
+    let mut stock = slave(&["one", "two"]);
+    let offer = |number, ids: &[&str]| StockOffer { number, keys: ids.iter().map(|id| name(id)).collect() };
+    stock.offered(offer(1, &["new"]), START);
+    assert!(stock.get("one").is_some(), "that number came before");
+    stock.offered(offer(3, &["two", "new"]), START);
+    assert!(stock.get("one").is_none() && stock.get("two").is_some(), "what is not offered is erased");
+    stock.offered(offer(2, &["one"]), START);
+    assert!(stock.get("two").is_some(), "an older one");
+    stock.forget_offers();
+    stock.offered(offer(1, &["two"]), START);
+    assert!(stock.get("two").is_some());
+    assert_eq!(stock.ack().unwrap().keys.len(), 1, "the other end counts anew");
+}
+
+#[test]
+fn keys_of_the_slave_go_at_their_time_and_for_good() {
+    let mut stock = slave(&["one", "two", "red", "blue"]);
+    stock.used("one");
+    stock.spoil("two");
+    assert!(stock.get("one").is_none() && stock.get("two").is_some(), "once may be the line");
+    stock.spoil("two");
+    assert!(stock.get("two").is_none(), "twice is the key");
+    stock.age(START + (MAX_KEY_AGE - MOMENT));
+    assert_eq!(stock.count(KeyKind::Qkd), 2);
+    let _ = stock.ack();
+    stock.age(START + MAX_KEY_AGE);
+    assert!(stock.lacks_offers());
+    assert_eq!(stock.ack().unwrap().keys.iter().filter(|(_, held)| *held == Held::Gone).count(), 4);
+    assert_eq!(stock.fetch(START + MAX_KEY_AGE, 2), None, "never fetched again");
+
+    let mut stock = SlaveStock::new(START);
+    stock.offered(StockOffer { number: 1, keys: vec![name("one")] }, START);
+    stock.age(START + (GIVE_UP - MOMENT));
+    assert!(!stock.lacks_offers());
+    stock.age(START + GIVE_UP);
+    assert!(stock.lacks_offers(), "it could not be got");
+
+    let mut stock = SlaveStock::new(START);
+    stock.offered(StockOffer { number: 1, keys: vec![name("one"), name("file")] }, START);
+    let _ = stock.fetch(START, 1);
+    stock.fetched(1, vec![key("one"), key_of("file", KeyKind::File, &[5; 32])], None, false, START);
+    assert_eq!(stock.kind("file"), Some(KeyKind::File));
+    stock.only_qkd();
+    assert!(stock.get("file").is_none() && stock.get("one").is_some(), "QKD is required from now on");
+}
+
+#[test]
+fn offers_make_nobody_ask_the_kme_without_end() {
+    let mut stock = SlaveStock::new(START);
+    let offer = |number: u64| {
+        let keys = (0..100).map(|n| name(&format!("{number}-{n}"))).collect();
+        StockOffer { number, keys }
+    };
+    let mut asked = |number: u64, now: Time| {
+        stock.offered(offer(number), now);
+        let count = stock.fetch(now, number).map_or(0, |names| names.len());
+        stock.fetched(number, Vec::new(), None, true, now);
+        count
+    };
+    assert_eq!(asked(1, START), 40, "a burst");
+    assert_eq!(asked(2, START), 0);
+    assert_eq!(asked(3, START + Duration::from_millis(49)), 0);
+    assert_eq!(asked(4, START + Duration::from_millis(50)), 1, "and one more each 50 ms");
+    assert_eq!(asked(5, START + Duration::from_millis(250)), 4);
+    assert_eq!(asked(6, START + Duration::from_secs(3600)), 40, "and never more than the burst");
+}

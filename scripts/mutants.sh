@@ -1,0 +1,44 @@
+#!/usr/bin/env bash
+# Changes qvpn-proto and the data path's session.rs in small ways, one at a time, by cargo-mutants, and tells which changes
+# no test notices. What the quick tests miss meets the longer simulations in a second pass. .cargo/mutants.toml says what is
+# changed, the profiles `mutants` and `mutants-again` in .config/nextest.toml which tests run. Where cargo-mutants is missing
+# this exits with 77 and installs nothing. The report is target/mutants/report.txt.
+#
+#   scripts/mutants.sh                      all, some 1,390: a day's work for a slow core, two hours for a fast one
+#   scripts/mutants.sh -F peer/respond      those whose name has it, as `cargo mutants --list` shows names
+#   scripts/mutants.sh --shard 0/10         a tenth
+set -uo pipefail
+cd "$(dirname "$0")/.." || exit
+export PATH="$PATH:$HOME/.cargo/bin"
+folder="$(realpath "${CARGO_TARGET_DIR:-target}")/mutants"
+mkdir -p "$folder"
+
+reason=""
+command -v cargo-nextest >/dev/null || reason="cargo-nextest is not installed: cargo install --locked cargo-nextest"
+command -v cargo-mutants >/dev/null || reason="cargo-mutants is not installed: cargo install --locked cargo-mutants"
+if [ -n "$reason" ]; then
+    printf 'SKIPPED  mutants (%s)\n' "$reason" | tee "$folder/report.txt"
+    exit 77
+fi
+
+export CARGO_TARGET_DIR="$folder/build"
+run() { cargo mutants --output "$folder" --package qvpn-proto --package qvpn-dataplane "$@"; }
+count() { cat "$folder/mutants.out/$1.txt" 2>/dev/null | grep -c .; }
+
+rm -rf "$folder/mutants.out" "$folder/mutants.out.old"
+run "$@" -- --profile mutants
+status=$?
+# 2: some were missed, 3: some took too long. Whatever else is not 0 says that nothing was tried.
+if [ $status -eq 2 ] || [ $status -eq 3 ]; then
+    first=$(count missed)
+    run --iterate "$@" -- --profile mutants-again
+    status=$?
+fi
+{
+    printf 'mutants of %s on %s: %s missed by the quick tests, %s by all, %s caught, %s took too long, %s did not compile\n' \
+        "$(git rev-parse --short HEAD 2>/dev/null || echo unknown)" "$(date -u +%F)" "${first:-0}" "$(count missed)" \
+        "$(cat "$folder"/mutants.out/{caught,previously_caught}.txt 2>/dev/null | sort -u | grep -c .)" \
+        "$(count timeout)" "$(count unviable)"
+    sed 's/^/MISSED   /' "$folder/mutants.out/missed.txt" 2>/dev/null
+} | tee "$folder/report.txt"
+exit $status
