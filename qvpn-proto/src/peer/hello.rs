@@ -307,3 +307,6 @@ fn explain(reason: RejectReason, ours: &PeerConfig) -> String {
         other => format!("it says `{}`; its log says more", other.name()),
     }
 }
+
+#[cfg(test)]
+mod tests;

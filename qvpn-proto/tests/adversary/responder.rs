@@ -4,7 +4,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use qvpn_proto::wire::{Kind, Propose, Reject, RejectReason, RekeyReason, StockOffer};
-use qvpn_proto::{KeyName, LaneReport, QkdPolicy, Role, State};
+use qvpn_proto::{KeyName, LaneReport, Notice, QkdPolicy, Role, State};
 
 use crate::world::{World, honest, other};
 
@@ -287,4 +287,51 @@ fn the_first_packet_of_an_epoch_confirms_it() {
     assert_eq!(world.sealing, 1, "a packet of the epoch before");
     world.report(LaneReport::FirstOpened { lane: 0, generation });
     assert_eq!((world.sealing, world.generation), (2, generation));
+}
+
+#[test]
+fn a_refusal_of_our_hello_is_told_once_and_holds_until_the_other_end_says_something_else() {
+    let reasons = [
+        (RejectReason::Version, "upgrade"),
+        (RejectReason::Policy, "qkd"),
+        (RejectReason::Suite, "suite"),
+        (RejectReason::Identity, "pubkey"),
+        (RejectReason::Role, "role"),
+        (RejectReason::SaeId, "sae_id"),
+        (RejectReason::Psk, "preshared_key_file"),
+        (RejectReason::Malformed, "malformed"),
+    ];
+    for role in [Role::Initiator, Role::Responder] {
+        for (reason, word) in reasons {
+            let mut world = World::new(role, QkdPolicy::Off);
+            world.notices.clear();
+            let of_ours = Reject { id: world.hello_id, reason }.to_bytes();
+            world.send(Kind::Reject, &of_ours);
+            world.send(Kind::Reject, &of_ours);
+            let count = |wanted: &dyn Fn(&Notice) -> bool| world.notices.iter().filter(|n| wanted(n)).count();
+            let refused = |n: &Notice| {
+                matches!(n, Notice::Refused { by_us: false, reason: told, detail }
+                    if *told == reason && detail.contains(word))
+            };
+            assert_eq!(count(&refused), 1, "{reason:?}: {:?}", world.notices);
+            let identity = count(&|n| matches!(n, Notice::IdentityMismatch { .. }));
+            assert_eq!(identity, usize::from(reason == RejectReason::Identity), "{reason:?}");
+            let view = world.peer.view(world.now);
+            assert_eq!(view.state, State::Blocked);
+            assert!(view.reason.unwrap().contains(word));
+            // Nothing is proposed, and nothing is accepted.
+            world.said.clear();
+            world.wait(Duration::from_secs(60));
+            assert!(world.take(Kind::Propose).is_none(), "{reason:?}");
+            if role == Role::Responder {
+                let _ = world.propose(1);
+                assert_eq!(world.rejected(), Some(RejectReason::Policy), "{reason:?}");
+            }
+            world.say_hello(1, 2);
+            match role {
+                Role::Responder => world.exchange(2),
+                Role::Initiator => drop(world.answer_next()),
+            }
+        }
+    }
 }

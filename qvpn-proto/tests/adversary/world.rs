@@ -78,6 +78,10 @@ pub struct World {
     /// Messages of the honest end, but for its Hellos.
     pub said: Vec<(Kind, [u8; 8], Vec<u8>)>,
     pub hellos: usize,
+    /// The ID of its last Hello.
+    pub hello_id: [u8; 8],
+    /// What it told its people.
+    pub notices: Vec<Notice>,
     /// Sealing keys that it put in force.
     pub sealing: usize,
     /// Orders that end a key.
@@ -138,6 +142,8 @@ impl World {
             theirs: Vec::new(),
             said: Vec::new(),
             hellos: 0,
+            hello_id: [0; 8],
+            notices: Vec::new(),
             sealing: 0,
             stopped: 0,
             empties: 0,
@@ -194,6 +200,7 @@ impl World {
                 {
                     if kind == Kind::Hello {
                         self.theirs = body;
+                        self.hello_id = id;
                         self.hellos += 1;
                     } else {
                         self.said.push((kind, id, body));
@@ -216,7 +223,10 @@ impl World {
                     Event::Lane(_, LaneOrder::SendEmpty) => self.empties += 1,
                     Event::Lane(_, LaneOrder::Close { index }) => self.closed.push(index),
                     Event::Lane(_, LaneOrder::CloseOlder { .. }) => self.older += 1,
-                    Event::Notice(Notice::ChainReset) => self.resets += 1,
+                    Event::Notice(notice) => {
+                        self.resets += usize::from(notice == Notice::ChainReset);
+                        self.notices.push(notice);
+                    }
                     Event::Fetch(Fetch::ById { request, keys, .. }) => fetches.push((request, keys)),
                     _ => {}
                 }
