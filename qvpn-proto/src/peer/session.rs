@@ -238,3 +238,39 @@ impl<L: ControlLink> Peer<L> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(seconds: u64) -> Time {
+        Time::default() + Duration::from_secs(seconds)
+    }
+
+    #[test]
+    fn silence_is_counted_from_what_went_out_after_the_last_word() {
+        let mut session = Session::new(None, at(1));
+        assert_eq!((session.silent_since(), session.liveness_due()), (at(1), None));
+        session.sent(at(2));
+        session.sent(at(3));
+        assert_eq!(session.liveness_due(), Some(at(4)), "two seconds after the first of both");
+        session.activity(Some(at(6)), Some(at(5)));
+        assert_eq!((session.silent_since(), session.liveness_due()), (at(5), Some(at(8))));
+        session.activity(None, Some(at(5)));
+        assert_eq!(session.liveness_due(), Some(at(8)), "no news");
+        session.asked_at = Some(at(20));
+        assert_eq!(session.liveness_due(), Some(at(21)), "each question has its second");
+        session.heard(at(4));
+        assert_eq!((session.silent_since(), session.liveness_due()), (at(5), None), "time goes on only");
+        session.activity(Some(at(5)), None);
+        assert_eq!(session.liveness_due(), None, "it went out before the last word");
+    }
+
+    #[test]
+    fn a_clock_that_was_set_back_is_told_of_for_a_minute() {
+        let mut session = Session::new(None, at(1));
+        assert!(!session.is_stale(at(1)));
+        session.stale_at = Some(at(10));
+        assert!(session.is_stale(at(69)) && !session.is_stale(at(70)));
+    }
+}

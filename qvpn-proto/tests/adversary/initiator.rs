@@ -4,8 +4,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use qvpn_proto::event::FailureReason;
 use qvpn_proto::wire::{Accept, Kind, Propose, Reject, RejectReason, RekeyReason};
-use qvpn_proto::{LaneReport, QkdPolicy, Role};
+use qvpn_proto::{LaneReport, Notice, QkdPolicy, Role, State};
 
 use crate::world::{SITES, World, other};
 
@@ -216,4 +217,77 @@ fn a_confirmation_is_repeated_until_the_other_end_is_heard() {
     world.said.clear();
     world.wait(Duration::from_millis(501));
     assert_eq!(world.take(Kind::Confirm), Some(confirm));
+}
+
+#[test]
+fn show_tells_how_old_an_epoch_is_and_what_comes_next() {
+    let seconds = |n| Some(Duration::from_secs(n));
+    let mut world = World::new(Role::Initiator, QkdPolicy::Off);
+    let view = |world: &World| world.peer.view(world.now);
+    assert_eq!((view(&world).state, view(&world).epoch), (State::Connecting, None));
+    world.answer_next();
+    world.wait(Duration::from_secs(10));
+    let now = view(&world);
+    assert_eq!((now.state, now.reason, now.role, now.policy), (State::Up, None, world.role, world.policy));
+    assert_eq!((now.epoch, now.epoch_age, now.epoch_expires_in), (Some(1), seconds(10), seconds(170)));
+    assert_eq!((now.next_rekey_in, now.rekey_interval), (seconds(50), Duration::from_secs(60)));
+    assert_eq!((now.rekeys, now.lanes, now.control_handshake_ago), (1, 1, seconds(0)));
+    assert!(now.endpoint.is_some() && now.sources.is_some_and(|s| !s.qkd && !s.file && !s.psk && !s.chain));
+    assert_eq!((now.qkd_key_id, now.qkd_key_age, now.qkd_stock, now.file_stock), (None, None, None, None));
+    assert!(now.rekey_failures.is_empty() && now.qkd_stock_lasts.is_none());
+    // Nobody answers the next ones, until the key ends.
+    world.notices.clear();
+    world.wait(Duration::from_secs(169));
+    assert_eq!((view(&world).state, view(&world).epoch_expires_in), (State::Up, seconds(1)));
+    world.wait(Duration::from_secs(1));
+    let now = view(&world);
+    assert_eq!((now.state, now.epoch, now.epoch_age, now.sources), (State::Blocked, None, None, None));
+    assert!(now.rekey_failures.iter().any(|(_, n)| *n > 1), "{:?}", now.rekey_failures);
+    let blocked = |n: &&Notice| matches!(n, Notice::Blocked { reason } if reason.contains("waiting"));
+    assert_eq!(world.notices.iter().filter(blocked).count(), 1, "{:?}", world.notices);
+    world.wait(Duration::from_secs(20));
+    world.notices.clear();
+    world.answer_next();
+    assert_eq!(world.notices.iter().filter(|n| **n == Notice::Up).count(), 1, "{:?}", world.notices);
+}
+
+#[test]
+fn an_epoch_is_due_at_once_where_the_operator_or_a_lane_says_so() {
+    let mut world = World::new(Role::Initiator, QkdPolicy::Off);
+    world.answer_next();
+    assert!(world.take(Kind::Propose).is_none());
+    world.peer.rekey(world.now, &mut world.rng);
+    world.pump();
+    world.answer_next();
+    let generation = world.generation;
+    world.report(LaneReport::SealingEnded { lane: 0, generation: generation - 1 });
+    assert!(world.take(Kind::Propose).is_none(), "an older key");
+    world.report(LaneReport::SealingEnded { lane: 0, generation });
+    assert_eq!(world.peer.view(world.now).epoch, None);
+    world.answer_next();
+}
+
+#[test]
+fn an_attempt_is_repeated_each_second_ends_after_five_and_the_next_waits_longer() {
+    let mut world = World::new(Role::Initiator, QkdPolicy::Off);
+    let pauses = [100, 200, 400, 800, 1600, 3200, 6400, 10_000, 10_000];
+    for (number, pause) in (1..).zip(pauses) {
+        let first = world.take(Kind::Propose).expect("an attempt");
+        assert_eq!(Propose::parse(&first).unwrap().epoch, number);
+        for second in 1..5 {
+            world.wait(Duration::from_millis(999));
+            assert!(world.take(Kind::Propose).is_none(), "before second {second}");
+            world.wait(Duration::from_millis(1));
+            assert_eq!(world.take(Kind::Propose).as_ref(), Some(&first), "second {second}");
+        }
+        world.wait(Duration::from_millis(999));
+        let ended = |n: &Notice| matches!(n, Notice::EpochFailed { reason: FailureReason::Timeout, .. });
+        assert!(!world.notices.iter().any(ended));
+        world.wait(Duration::from_millis(1));
+        assert!(world.notices.drain(..).any(|n| ended(&n)), "attempt {number} is over");
+        world.wait(Duration::from_millis(pause) - Duration::from_nanos(1));
+        assert!(world.take(Kind::Propose).is_none(), "{pause} ms after attempt {number}");
+        world.wait(Duration::from_nanos(1));
+    }
+    world.answer_next();
 }

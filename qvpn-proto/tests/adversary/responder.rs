@@ -335,3 +335,31 @@ fn a_refusal_of_our_hello_is_told_once_and_holds_until_the_other_end_says_someth
         }
     }
 }
+
+#[test]
+fn show_tells_what_an_epoch_is_made_of() {
+    let seconds = |n| Some(Duration::from_secs(n));
+    let mut world = World::new(Role::Responder, QkdPolicy::Required);
+    let name =
+        |id: &str| KeyName { id: id.to_owned(), source_kme: "a".to_owned(), target_kme: "b".to_owned() };
+    let offer = StockOffer { number: 1, keys: vec![name("one"), name("two"), name("red")] };
+    world.send(Kind::StockOffer, &offer.to_bytes());
+    let view = world.peer.view(world.now);
+    assert_eq!((view.qkd_stock, view.file_stock, view.qkd_key_age), (Some(3), Some(0), None));
+    assert_eq!(view.next_rekey_in, None);
+    let hello = world.hello.clone();
+    let proposed = world.proposal(4, &hello, Some("two"), None);
+    world.send(Kind::Propose, proposed.bytes());
+    // Its first packet confirms it.
+    world.report(LaneReport::FirstOpened { lane: 0, generation: 1 });
+    world.wait(Duration::from_secs(10));
+    let view = world.peer.view(world.now);
+    assert_eq!((view.state, view.reason, view.epoch), (State::Up, None, Some(4)));
+    let sources = view.sources.unwrap();
+    assert_eq!((sources.qkd, sources.file, sources.psk, sources.chain), (true, false, false, false));
+    assert_eq!((view.qkd_key_id.as_deref(), view.qkd_key_age), (Some("two"), seconds(10)));
+    assert_eq!((view.qkd_stock, view.next_rekey_in), (Some(2), seconds(50)), "a key is used once");
+    let proposed = world.proposal(5, &hello, Some("two"), None);
+    world.send(Kind::Propose, proposed.bytes());
+    assert_eq!(world.rejected(), Some(RejectReason::UnknownKeyId));
+}
