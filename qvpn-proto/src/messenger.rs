@@ -274,4 +274,133 @@ mod tests {
         messenger.send(Kind::StockAck, &[2], NOW, rng);
         assert_eq!(sent(&mut messenger), [(Kind::StockAck, vec![2])]);
     }
+
+    fn after(ms: u64) -> Time {
+        NOW + Duration::from_millis(ms)
+    }
+
+    /// Packets that are due at a time.
+    fn due(messenger: &mut Messenger, at: Time) -> Vec<Vec<u8>> {
+        messenger.flush(at);
+        std::iter::from_fn(|| messenger.next_packet()).collect()
+    }
+
+    fn ack(messenger: &mut Messenger, id: MessageId, at: Time) {
+        let rng = &mut ChaCha20Rng::seed_from_u64(9);
+        let ack = packets([9; 8], Kind::Ack, &id).remove(0);
+        assert_eq!(messenger.receive(&ack, at, rng), Arrived::Nothing);
+    }
+
+    #[test]
+    fn what_nobody_acknowledges_is_repeated_later_and_later() {
+        let rng = &mut ChaCha20Rng::seed_from_u64(3);
+        let mut messenger = Messenger::default();
+        let id = messenger.send(Kind::Confirm, &[1; 56], NOW, rng);
+        let mut at = 0;
+        for wait in [250, 500, 1000, 2000, 2000, 2000, 2000] {
+            assert_eq!((due(&mut messenger, after(at)).len(), due(&mut messenger, after(at)).len()), (1, 0));
+            assert_eq!(messenger.next_due(), Some(after(at + wait)));
+            assert!(due(&mut messenger, after(at + wait - 1)).is_empty());
+            at += wait;
+        }
+        messenger.session_started(after(at - 1));
+        assert_eq!(due(&mut messenger, after(at - 1)).len(), 1, "a new session: at once");
+        assert_eq!(messenger.next_due(), Some(after(at + 249)), "and from the beginning");
+        ack(&mut messenger, [7; 8], after(at));
+        assert!(messenger.pending(Kind::Confirm) && !messenger.pending(Kind::Accept));
+        ack(&mut messenger, id, after(at));
+        assert!(!messenger.pending(Kind::Confirm) && messenger.next_due().is_none());
+    }
+
+    #[test]
+    fn only_a_message_that_was_sent_once_tells_the_round_trip() {
+        let rng = &mut ChaCha20Rng::seed_from_u64(4);
+        let mut messenger = Messenger::default();
+        let mut trip = |times: u64, answered: u64| {
+            let id = messenger.send(Kind::Ping, &[], NOW, rng);
+            for n in 0..times {
+                assert_eq!(due(&mut messenger, after(n * 5000)).len(), 1);
+            }
+            ack(&mut messenger, id, after(answered));
+            messenger.round_trip().map(|trip| trip.as_micros())
+        };
+        assert_eq!(trip(2, 5100), None);
+        assert_eq!(trip(1, 100), Some(100_000));
+        assert_eq!(trip(2, 5900), Some(100_000));
+        assert_eq!(trip(1, 900), Some(200_000), "an eighth of the news");
+        messenger.send(Kind::Ping, &[], NOW, rng);
+        assert_eq!(due(&mut messenger, NOW).len(), 1);
+        assert_eq!(messenger.next_due(), Some(after(400)), "the wait is twice as long");
+    }
+
+    #[test]
+    fn a_message_is_delivered_once_and_acknowledged_each_time() {
+        let rng = &mut ChaCha20Rng::seed_from_u64(5);
+        let mut messenger = Messenger::default();
+        let pieces = packets([1; 8], Kind::Propose, &[5; 2500]);
+        assert_eq!(pieces.len(), 3);
+        let acks = |messenger: &mut Messenger| due(messenger, NOW).len();
+        for piece in [&pieces[2], &pieces[0], &pieces[0]] {
+            assert_eq!(messenger.receive(piece, NOW, rng), Arrived::Nothing);
+        }
+        assert_eq!(acks(&mut messenger), 0);
+        let whole = Arrived::Message { id: [1; 8], kind: Kind::Propose, body: vec![5; 2500] };
+        assert_eq!(messenger.receive(&pieces[1], NOW, rng), whole);
+        assert_eq!(acks(&mut messenger), 1);
+        for piece in &pieces {
+            assert_eq!(messenger.receive(piece, NOW, rng), Arrived::Nothing);
+        }
+        assert_eq!(acks(&mut messenger), 1, "once a repetition");
+        // So many later ones, and it is forgotten.
+        for n in 2..=65u8 {
+            let one = packets([n; 8], Kind::Confirm, &[n]).remove(0);
+            assert!(matches!(messenger.receive(&one, NOW, rng), Arrived::Message { .. }), "{n}");
+            assert_eq!(messenger.receive(&one, NOW, rng), Arrived::Nothing, "{n} again");
+        }
+        let last = packets([2; 8], Kind::Confirm, &[2]).remove(0);
+        assert_eq!(messenger.receive(&last, NOW, rng), Arrived::Nothing, "the 64 last are known");
+        for piece in &pieces[..2] {
+            assert_eq!(messenger.receive(piece, NOW, rng), Arrived::Nothing);
+        }
+        assert_eq!(messenger.receive(&pieces[2], NOW, rng), whole);
+    }
+
+    #[test]
+    fn beginnings_take_no_memory_and_pieces_may_not_contradict_each_other() {
+        let rng = &mut ChaCha20Rng::seed_from_u64(6);
+        let mut messenger = Messenger::default();
+        let long = |id: u8, kind: Kind, byte: u8| packets([id; 8], kind, &[byte; 2000]);
+        for id in 0..200 {
+            assert_eq!(messenger.receive(&long(id, Kind::Propose, 1)[0], NOW, rng), Arrived::Nothing);
+        }
+        let _ = messenger.receive(&long(201, Kind::Hello, 2)[0], NOW, rng);
+        assert_eq!(messenger.partial.len(), 2, "one of each kind");
+        let _ = messenger.receive(&long(198, Kind::Propose, 1)[1], NOW, rng);
+        assert_eq!(messenger.partial.len(), 2);
+        let whole = messenger.receive(&long(198, Kind::Propose, 1)[0], NOW, rng);
+        assert!(matches!(whole, Arrived::Message { .. }), "the last that began counts");
+        let wrong = [long(201, Kind::Hello, 3).remove(0), long(201, Kind::Accept, 2).remove(1)];
+        for wrong in wrong {
+            let _ = messenger.receive(&long(201, Kind::Hello, 2)[0], NOW, rng);
+            assert_eq!(messenger.receive(&wrong, NOW, rng), Arrived::Malformed);
+            assert!(messenger.partial.is_empty(), "nothing of it is kept");
+        }
+        let _ = messenger.receive(&long(202, Kind::Hello, 2)[0], NOW, rng);
+        let other = packets([202; 8], Kind::Hello, &[2; 1999]).remove(1);
+        assert_eq!(messenger.receive(&other, NOW, rng), Arrived::Malformed, "of another length");
+    }
+
+    #[test]
+    fn a_probe_that_came_through_is_told_once() {
+        let rng = &mut ChaCha20Rng::seed_from_u64(7);
+        let mut messenger = Messenger::default();
+        let probes: Vec<_> = (0..65).map(|n| messenger.probe(1200 + n, rng)).collect();
+        let sizes: Vec<usize> = due(&mut messenger, NOW).iter().map(Vec::len).collect();
+        assert_eq!(sizes, (1200..1265).collect::<Vec<_>>());
+        for probe in [probes[64], probes[0], probes[1], probes[1]] {
+            ack(&mut messenger, probe, NOW);
+        }
+        let passed: Vec<_> = std::iter::from_fn(|| messenger.take_passed()).collect();
+        assert_eq!(passed, [probes[64], probes[1]], "the oldest is forgotten");
+    }
 }

@@ -8,7 +8,7 @@ use qvpn_proto::event::FailureReason;
 use qvpn_proto::wire::{Accept, Kind, Propose, Reject, RejectReason, RekeyReason};
 use qvpn_proto::{LaneReport, Notice, QkdPolicy, Role, State};
 
-use crate::world::{SITES, World, other};
+use crate::world::{SITES, World, config, other};
 
 #[test]
 fn an_initiator_seals_only_under_a_right_accept() {
@@ -290,4 +290,24 @@ fn an_attempt_is_repeated_each_second_ends_after_five_and_the_next_waits_longer(
         world.wait(Duration::from_nanos(1));
     }
     world.answer_next();
+}
+
+#[test]
+fn a_stricter_policy_ends_an_epoch_without_qkd_and_says_once_what_is_missing() {
+    let mut world = World::new(Role::Initiator, QkdPolicy::Preferred);
+    world.wait(Duration::from_secs(120));
+    world.answer_next();
+    assert_eq!(world.peer.view(world.now).state, State::Degraded);
+    let index = world.opening.unwrap();
+    world.notices.clear();
+    let stricter = config(Role::Initiator, QkdPolicy::Required);
+    world.peer.reconfigure(stricter, world.now, &mut world.rng);
+    world.pump();
+    assert_eq!((world.stopped, world.closed.as_slice()), (1, &[index][..]), "in both directions, at once");
+    world.wait(Duration::from_secs(600));
+    assert!(world.take(Kind::Propose).is_none());
+    let view = world.peer.view(world.now);
+    assert!(view.state == State::Blocked && view.reason.unwrap().contains("required"));
+    let missing = |n: &&Notice| matches!(n, Notice::EpochFailed { reason: FailureReason::NoQkdKey, .. });
+    assert_eq!(world.notices.iter().filter(missing).count(), 1, "{:?}", world.notices);
 }

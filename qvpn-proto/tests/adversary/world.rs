@@ -109,26 +109,31 @@ fn key(name: KeyName) -> FetchedKey {
     FetchedKey { name, kind: KeyKind::Qkd, secret: SecretBuf::take(&mut bytes) }
 }
 
+/// The honest end's config.
+pub fn config(role: Role, policy: QkdPolicy) -> PeerConfig {
+    PeerConfig {
+        local: SITES[0].clone(),
+        remote: *other().public(),
+        role,
+        suite: Suite::ChaCha20Poly1305,
+        rekey_interval: Duration::from_secs(60),
+        lanes: 1,
+        policy,
+        qkd_source: true,
+        sae_local: "US".to_owned(),
+        sae_remote: "THEM".to_owned(),
+        psk: None,
+        stock: 3,
+        endpoint: Some(FROM),
+        number: 7,
+    }
+}
+
 impl World {
     /// The honest end in this role and with this policy, after both Hellos.
     pub fn new(role: Role, policy: QkdPolicy) -> Self {
         let now = Time::from_nanos(1 << 40);
-        let config = PeerConfig {
-            local: SITES[0].clone(),
-            remote: *other().public(),
-            role,
-            suite: Suite::ChaCha20Poly1305,
-            rekey_interval: Duration::from_secs(60),
-            lanes: 1,
-            policy,
-            qkd_source: true,
-            sae_local: "US".to_owned(),
-            sae_remote: "THEM".to_owned(),
-            psk: None,
-            stock: 3,
-            endpoint: Some(FROM),
-            number: 7,
-        };
+        let config = config(role, policy);
         let session = Arc::new(AtomicU64::new(1));
         let mut world = Self {
             peer: Peer::new(config, Open(false, Arc::clone(&session)), [9; 16], now),
