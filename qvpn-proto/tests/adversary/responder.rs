@@ -36,6 +36,8 @@ fn four_wrong_confirmations_end_an_attempt() {
     world.confirm(1, right);
     assert_eq!(world.sealing, 0, "the attempt is over");
     assert_eq!(world.peer.view(world.now).drops.refused, 4, "each is counted");
+    world.send(Kind::Confirm, &[7; 3]);
+    assert_eq!(world.peer.view(world.now).drops.malformed, 1, "and so is what is none");
     world.exchange(2);
 }
 
