@@ -106,7 +106,7 @@ pub struct PeerConfig {
     /// doesn't answer there.
     pub endpoint: Option<SocketAddr>,
     /// A number of this peer that is unique in the daemon, below [`MAX_PEERS`](crate::wire::limits::MAX_PEERS). All receiver
-    /// indices of its control and data sessions hold it, see [`control_index`](crate::control_link::peer_of_control_index)
+    /// indices of its control and data sessions hold it, see [`control_index`](crate::gate::peer_of_control_index)
     /// and [`peer_of_data_index`](crate::epoch::peer_of_data_index).
     pub number: u16,
 }
