@@ -29,6 +29,8 @@ pub struct LinkOutput {
     pub authenticated: bool,
     /// A new session is in use.
     pub new_session: bool,
+    /// It is so because the peer answered a start of ours.
+    pub answered: bool,
     /// The session gave up and was made anew.
     pub expired: bool,
     /// The peer's key made a start of a handshake that carries no later time than one before: a repetition, or the peer's
@@ -103,6 +105,7 @@ impl WireGuardLink {
             self.answered = Some(index);
         } else if out.new_session {
             // The peer's response to our start.
+            out.answered = true;
             if let Some(index) = field(datagram, 8) {
                 self.made(index);
             }

@@ -49,7 +49,7 @@ impl Gate {
         Self { local, door }
     }
 
-    /// For the lane: it looks at each handshake message first, before anything is queued.
+    /// For the lanes: it looks at each message first, before anything is queued.
     #[must_use]
     pub fn door(&self) -> Arc<Door> {
         Arc::clone(&self.door)

@@ -1,5 +1,5 @@
-//! The door for handshakes: mac1, and under load cookies (WireGuard paper, section 5.4.7) and token buckets. The lane asks it
-//! before it queues a message, so that the bulk of a flood costs no hash; the daemon's thread makes the cookies.
+//! The door for what strangers send: mac1, and under load cookies (WireGuard paper, section 5.4.7) and token buckets. Lanes ask it
+//! before they queue a message, so that the bulk of a flood costs no hash; the daemon's thread makes the cookies.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -9,6 +9,7 @@ use std::time::Duration;
 use blake2::digest::{FixedOutput, KeyInit, Mac, Update};
 use blake2::{Blake2s256, Blake2sMac, digest::consts::U16};
 use qvpn_identity::PublicIdentity;
+use qvpn_secret::Secret;
 use rand_core::CryptoRng;
 use xchacha20poly1305::{AeadInPlace, XChaCha20Poly1305};
 
@@ -50,12 +51,12 @@ pub enum Admission {
     TooMany,
 }
 
-/// The door of one daemon, which its first lane and its own thread share.
+/// The door of one daemon, which its lanes and its own thread share.
 pub struct Door {
     mac1_key: [u8; 32],
     cookie_key: [u8; 32],
-    /// Makes cookies. Whoever learns it can do no more than have his handshakes looked at.
-    secret: [u8; 32],
+    /// Makes cookies, for as long as the daemon runs. Whoever learns it can do no more than have his handshakes looked at.
+    secret: Secret<32>,
     /// Messages a second that are let in without a proof.
     limit: u64,
     /// For starts, and for answers to ours: a flood of starts doesn't hinder a handshake that goes out.
@@ -104,12 +105,10 @@ impl Way {
 
 impl Door {
     pub(super) fn new(local: &PublicIdentity, peers: usize, rng: &mut impl CryptoRng) -> Self {
-        let mut secret = [0; 32];
-        rng.fill_bytes(&mut secret);
         Self {
             mac1_key: labelled(b"mac1----", local),
             cookie_key: labelled(b"cookie--", local),
-            secret,
+            secret: Secret::filled(|bytes| rng.fill_bytes(bytes)),
             limit: 50 + 10 * u64::try_from(peers).unwrap_or(0),
             ways: [Way::new(rng), Way::new(rng)],
             others: Mutex::new((Bucket::default(), BySource::new(rng))),
@@ -156,12 +155,12 @@ impl Door {
         let limit = Rate { a_second: self.limit, burst: self.limit };
         let own = unproven.of(from);
         let (mut rest, mut rest_rate) = (strangers, STRANGERS);
-        if way.is_loaded(now) && !all.has(now, limit) && !own.has(now, UNPROVEN) {
-            way.load(now);
+        if way.is_loaded(now) && !own.has(now, UNPROVEN) {
             if is_peer() {
                 (rest, rest_rate) = (peers, PEERS);
-            } else if !rest.has(now, STRANGERS) {
+            } else if !rest.has(now, STRANGERS) && !all.has(now, limit) {
                 // The bulk of a flood.
+                way.load(now);
                 return Admission::Unproven;
             }
         }
@@ -222,7 +221,7 @@ impl Door {
             IpAddr::V4(ip) => ip.to_ipv6_mapped(),
             IpAddr::V6(ip) => ip,
         };
-        keyed(&self.secret, &[&age.to_le_bytes(), &ip.octets(), &from.port().to_le_bytes()])
+        keyed(self.secret.expose(), &[&age.to_le_bytes(), &ip.octets(), &from.port().to_le_bytes()])
             .0
             .finalize_fixed()
             .into()
@@ -410,6 +409,23 @@ mod tests {
             flood(&door, now);
             assert!(door.wants_proof(&genuine, from, now, rng).is_some(), "{from} {now:?}");
         }
+    }
+
+    /// While the load goes, too, when strangers have used up what is theirs.
+    #[test]
+    fn strangers_leave_a_peer_its_answers() {
+        let door = door();
+        let peer = at([192, 0, 2, 1]);
+        let bare = start(&door, [0; MAC]);
+        flood(&door, NOW);
+        assert!(of_peer(&door, &bare, peer, NOW) >= 200);
+        // Some of all messages a second may come again, and the strangers' share is gone.
+        let later = NOW + Duration::from_millis(100);
+        for n in 0..26u32 {
+            door.ways[0].buckets.lock().unwrap().strangers.take(later, STRANGERS);
+            assert!(n < 20 || !door.ways[0].buckets.lock().unwrap().strangers.has(later, STRANGERS));
+        }
+        assert_eq!(door.admit(&bare, peer, later, || true), Admission::Admitted);
     }
 
     /// A gateway under a flood of starts starts a handshake itself, and hears the answer.

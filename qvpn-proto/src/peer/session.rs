@@ -131,7 +131,8 @@ impl<L: ControlLink> Peer<L> {
             self.messenger.session_started(now);
             self.timers.set(Timer::Handshake, None);
             self.path_used(now);
-            if let Some(called) = self.session.called.take().filter(|_| lost) {
+            // Whoever was called and calls us meanwhile is where that came from, which need not be there.
+            if let Some(called) = self.session.called.take().filter(|_| lost && out.answered) {
                 self.events.push_back(Event::LanesTo(called));
             }
             if self.active.as_ref().is_none_or(|a| a.sealing_ends <= now) {

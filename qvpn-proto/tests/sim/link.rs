@@ -171,7 +171,7 @@ impl ControlLink for FakeLink {
                 self.add(count, true);
                 self.use_session(Some(count));
                 out.authenticated = true;
-                out.new_session = true;
+                (out.new_session, out.answered) = (true, true);
                 out.datagrams.extend(self.seal(&[]));
             }
             DATA => {
