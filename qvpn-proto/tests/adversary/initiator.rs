@@ -311,3 +311,26 @@ fn a_stricter_policy_ends_an_epoch_without_qkd_and_says_once_what_is_missing() {
     let missing = |n: &&Notice| matches!(n, Notice::EpochFailed { reason: FailureReason::NoQkdKey, .. });
     assert_eq!(world.notices.iter().filter(missing).count(), 1, "{:?}", world.notices);
 }
+
+#[test]
+fn a_path_that_comes_back_makes_an_attempt_due_where_no_key_seals() {
+    let ping = |world: &mut World| {
+        let session = world.session.load(Ordering::Relaxed);
+        world.session.store(session + 1, Ordering::Relaxed);
+        world.send(Kind::Ping, &[]);
+        world.take(Kind::Propose).is_some()
+    };
+    let mut world = World::new(Role::Initiator, QkdPolicy::Off);
+    world.answer_next();
+    assert!(!ping(&mut world), "a key seals, so the next attempt has its time");
+    world.wait(Duration::from_secs(180));
+    assert_eq!(world.peer.view(world.now).epoch, None, "the key is too old");
+    // Attempts failed meanwhile, so the next one waits ten seconds after the last.
+    while !world.notices.drain(..).any(|n| matches!(n, Notice::EpochFailed { .. })) {
+        world.wait(Duration::from_millis(100));
+    }
+    world.said.clear();
+    world.wait(Duration::from_secs(1));
+    assert!(world.take(Kind::Propose).is_none());
+    assert!(ping(&mut world), "at once");
+}

@@ -20,18 +20,21 @@ use rand_chacha::ChaCha20Rng;
 use rand_chacha::rand_core::SeedableRng;
 use sha2::{Digest, Sha384};
 
-/// A control session that is up and hides nothing, and the number of the session in which the next datagram comes.
+/// A control session that hides nothing: the highest number of a session yet, none before the first datagram, and the number of
+/// the one in which the next datagram comes.
 #[derive(Default)]
-pub struct Open(bool, Arc<AtomicU64>);
+pub struct Open(u64, Arc<AtomicU64>);
 
 impl ControlLink for Open {
     fn receive(&mut self, _: IpAddr, datagram: &[u8]) -> LinkOutput {
-        let new_session = !std::mem::replace(&mut self.0, true);
+        let session = self.1.load(Ordering::Relaxed);
+        let new_session = session > self.0;
+        self.0 = self.0.max(session);
         LinkOutput {
             packets: vec![datagram.to_vec()],
             authenticated: true,
             new_session,
-            session: self.1.load(Ordering::Relaxed),
+            session,
             ..LinkOutput::default()
         }
     }
@@ -45,7 +48,7 @@ impl ControlLink for Open {
         LinkOutput::default()
     }
     fn session_age(&self) -> Option<Duration> {
-        self.0.then_some(Duration::ZERO)
+        (self.0 > 0).then_some(Duration::ZERO)
     }
     fn reset(&mut self) {}
 }
@@ -136,7 +139,7 @@ impl World {
         let config = config(role, policy);
         let session = Arc::new(AtomicU64::new(1));
         let mut world = Self {
-            peer: Peer::new(config, Open(false, Arc::clone(&session)), [9; 16], now),
+            peer: Peer::new(config, Open(0, Arc::clone(&session)), [9; 16], now),
             session,
             role,
             policy,

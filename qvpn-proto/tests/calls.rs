@@ -1,0 +1,231 @@
+//! Which address an end calls, and what it makes of the answers: its control session does what each test says.
+
+#![allow(clippy::unwrap_used)]
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use qvpn_identity::SecretIdentity;
+use qvpn_proto::control_link::{ControlLink, LinkOutput};
+use qvpn_proto::{Event, LaneReport, Notice, Peer, PeerConfig, QkdPolicy, Role, Suite, Time};
+use rand_chacha::ChaCha20Rng;
+use rand_chacha::rand_core::SeedableRng;
+
+/// Where the config says that the other end is, and where it was last.
+const CONFIGURED: SocketAddr = SocketAddr::new(IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 1)), 51820);
+const ROAMED: SocketAddr = SocketAddr::new(IpAddr::V4(std::net::Ipv4Addr::new(198, 51, 100, 1)), 4500);
+
+#[derive(Default)]
+struct Said {
+    up: bool,
+    next: LinkOutput,
+}
+
+#[derive(Clone, Default)]
+struct Scripted(Arc<Mutex<Said>>);
+
+impl ControlLink for Scripted {
+    fn receive(&mut self, _: IpAddr, _: &[u8]) -> LinkOutput {
+        let mut said = self.0.lock().unwrap();
+        said.up |= said.next.new_session;
+        std::mem::take(&mut said.next)
+    }
+    fn send(&mut self, packet: &[u8]) -> Option<Vec<u8>> {
+        Some(packet.to_vec())
+    }
+    fn start(&mut self) -> Option<Vec<u8>> {
+        Some(b"start".to_vec())
+    }
+    fn tick(&mut self) -> LinkOutput {
+        LinkOutput::default()
+    }
+    fn session_age(&self) -> Option<Duration> {
+        self.0.lock().unwrap().up.then_some(Duration::ZERO)
+    }
+    fn reset(&mut self) {
+        self.0.lock().unwrap().up = false;
+    }
+}
+
+struct End {
+    peer: Peer<Scripted>,
+    link: Scripted,
+    rng: ChaCha20Rng,
+    now: Time,
+    /// Where starts of handshakes went, and after how long since the start of the test.
+    calls: Vec<(SocketAddr, Duration)>,
+    lanes_to: Vec<SocketAddr>,
+    notices: Vec<Notice>,
+}
+
+const START: Time = Time::from_nanos(1 << 40);
+
+fn seconds(count: u64) -> Duration {
+    Duration::from_secs(count)
+}
+
+impl End {
+    fn new(role: Role) -> Self {
+        let mut rng = ChaCha20Rng::seed_from_u64(3);
+        let remote = *SecretIdentity::generate(&mut rng).public();
+        let config = PeerConfig {
+            local: Arc::new(SecretIdentity::generate(&mut rng)),
+            remote,
+            role,
+            suite: Suite::ChaCha20Poly1305,
+            rekey_interval: seconds(60),
+            lanes: 1,
+            policy: QkdPolicy::Off,
+            qkd_source: false,
+            sae_local: "US".to_owned(),
+            sae_remote: "THEM".to_owned(),
+            psk: None,
+            stock: 3,
+            endpoint: Some(CONFIGURED),
+            number: 7,
+        };
+        let link = Scripted::default();
+        let peer = Peer::new(config, link.clone(), [9; 16], START);
+        let (calls, lanes_to, notices) = (Vec::new(), Vec::new(), Vec::new());
+        Self { peer, link, rng, now: START, calls, lanes_to, notices }
+    }
+
+    fn collect(&mut self) {
+        while let Some(transmit) = self.peer.poll_transmit() {
+            if transmit.datagram == b"start" {
+                self.calls.push((transmit.to, self.now.since(START)));
+            }
+        }
+        while let Some(event) = self.peer.poll_event() {
+            match event {
+                Event::LanesTo(endpoint) => self.lanes_to.push(endpoint),
+                Event::Notice(notice) => self.notices.push(notice),
+                _ => {}
+            }
+        }
+    }
+
+    /// A datagram from there, of which the control session says this.
+    fn comes(&mut self, from: SocketAddr, said: LinkOutput) {
+        self.link.0.lock().unwrap().next = said;
+        self.peer.handle_datagram(b"datagram", from, self.now, &mut self.rng);
+        self.collect();
+    }
+
+    fn wait(&mut self, time: Duration) {
+        let end = self.now + time;
+        while let Some(at) = self.peer.poll_timeout().filter(|at| *at <= end) {
+            self.now = self.now.max(at);
+            self.peer.handle_timeout(self.now, &mut self.rng);
+            self.collect();
+        }
+        self.now = end;
+    }
+
+    /// The other end was heard from another place than the config says, and then nothing any more.
+    fn roamed_and_silent() -> Self {
+        let mut end = Self::new(Role::Initiator);
+        end.comes(ROAMED, authentic(true));
+        assert!(end.notices.contains(&Notice::Roamed { endpoint: ROAMED }), "{:?}", end.notices);
+        end.link.reset();
+        end.wait(seconds(2));
+        end
+    }
+
+    /// The same, and the last start went to the address of the config.
+    fn called_home() -> Self {
+        let mut end = Self::roamed_and_silent();
+        while end.calls.last().is_none_or(|(to, _)| *to != CONFIGURED) {
+            end.wait(Duration::from_millis(250));
+        }
+        end
+    }
+}
+
+fn authentic(new_session: bool) -> LinkOutput {
+    LinkOutput { authenticated: true, new_session, answered: new_session, ..LinkOutput::default() }
+}
+
+#[test]
+fn starts_are_repeated_after_one_two_four_and_then_each_five_seconds() {
+    let mut end = End::new(Role::Initiator);
+    end.wait(seconds(23));
+    let times: Vec<_> = end.calls.iter().map(|(to, at)| (*to, at.as_secs())).collect();
+    assert_eq!(times, [0, 1, 3, 7, 12, 17, 22].map(|at| (CONFIGURED, at)));
+    // A responder leaves the first word to the other end.
+    let mut end = End::new(Role::Responder);
+    end.wait(seconds(5));
+    assert_eq!(end.calls.iter().map(|(_, at)| at.as_secs()).collect::<Vec<_>>(), [1, 2, 4]);
+}
+
+#[test]
+fn a_roamed_end_is_called_where_it_was_last_and_where_the_config_says_in_turn() {
+    let mut end = End::roamed_and_silent();
+    end.wait(seconds(20));
+    let to: Vec<_> = end.calls.iter().map(|(to, _)| *to).collect();
+    assert!(to.len() >= 4, "{to:?}");
+    for (at, to) in to.into_iter().enumerate() {
+        assert_eq!(to, if at % 2 == 0 { ROAMED } else { CONFIGURED });
+    }
+}
+
+#[test]
+fn lanes_follow_an_answered_call_home_after_silence_and_no_other() {
+    let mut end = End::called_home();
+    end.comes(CONFIGURED, authentic(true));
+    assert_eq!(end.lanes_to, [CONFIGURED]);
+
+    // It answered from where it was last, as to the start before.
+    let mut end = End::called_home();
+    end.comes(ROAMED, authentic(true));
+    assert_eq!(end.lanes_to, []);
+
+    // Its data is heard, so what the lanes know is right.
+    let mut end = End::called_home();
+    let heard = LaneReport::Activity { sent_at: None, received_at: Some(end.now) };
+    end.peer.handle_lane(heard, end.now, &mut end.rng);
+    end.comes(CONFIGURED, authentic(true));
+    assert_eq!(end.lanes_to, []);
+
+    // It called by itself meanwhile.
+    let mut end = End::called_home();
+    end.comes(CONFIGURED, LinkOutput { answered: false, ..authentic(true) });
+    assert_eq!(end.lanes_to, []);
+}
+
+#[test]
+fn a_clock_that_was_set_back_is_answered_by_a_start_but_not_in_five_seconds_again() {
+    let told = |end: &End| end.notices.iter().filter(|n| matches!(n, Notice::ClockSetBack { .. })).count();
+    let stale = || LinkOutput { stale_start: true, dropped: true, ..LinkOutput::default() };
+    let mut end = End::new(Role::Responder);
+    end.comes(CONFIGURED, authentic(true));
+    end.wait(Duration::from_millis(1_999));
+    end.comes(ROAMED, stale());
+    assert_eq!((told(&end), end.calls.len()), (0, 0), "the other end was heard, so that was a repetition");
+    end.wait(Duration::from_millis(1));
+    end.comes(ROAMED, stale());
+    assert_eq!((told(&end), end.calls.len()), (1, 1));
+    assert_eq!(end.calls[0].0, CONFIGURED, "towards the place that is known");
+    // Starts of its own, where it has no session, are others.
+    let before = end.now;
+    while end.now.since(before) < Duration::from_millis(4_900) {
+        end.wait(Duration::from_millis(100));
+        end.comes(ROAMED, stale());
+        assert_eq!(told(&end), 1);
+    }
+    end.wait(Duration::from_millis(100));
+    end.comes(ROAMED, stale());
+    assert_eq!(told(&end), 2);
+}
+
+#[test]
+fn a_datagram_that_came_to_nothing_is_counted_and_changes_nothing() {
+    let mut end = End::new(Role::Responder);
+    end.comes(CONFIGURED, authentic(true));
+    for count in 1..=3 {
+        end.comes(ROAMED, LinkOutput { dropped: true, ..LinkOutput::default() });
+        assert_eq!(end.peer.view(end.now).drops.control, count);
+    }
+    assert_eq!(end.peer.view(end.now).endpoint, Some(CONFIGURED));
+}
