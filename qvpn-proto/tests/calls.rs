@@ -157,6 +157,38 @@ fn starts_are_repeated_after_one_two_four_and_then_each_five_seconds() {
     let mut end = End::new(Role::Responder);
     end.wait(seconds(5));
     assert_eq!(end.calls.iter().map(|(_, at)| at.as_secs()).collect::<Vec<_>>(), [1, 2, 4]);
+    // And does so again when the session is gone, from the next tick on, at most 250 ms later.
+    end.comes(CONFIGURED, authentic(true));
+    end.calls.clear();
+    end.wait(seconds(1));
+    end.link.reset();
+    let lost = end.now.since(START);
+    end.wait(seconds(3));
+    let times: Vec<_> = end.calls.iter().map(|(_, at)| *at - lost).collect();
+    let quarter = Duration::from_millis(250);
+    assert!(times.len() == 2 && times[0] > seconds(1) && times[0] <= seconds(1) + quarter, "{times:?}");
+    assert_eq!(times[1] - times[0], seconds(1));
+}
+
+#[test]
+fn an_end_that_is_silent_for_two_seconds_and_three_questions_is_called_anew() {
+    let mut end = End::new(Role::Responder);
+    // Its Hello goes out with the first session, and nothing comes back.
+    end.comes(CONFIGURED, authentic(true));
+    end.wait(seconds(5) - Duration::from_nanos(1));
+    assert_eq!(end.calls, []);
+    end.wait(Duration::from_nanos(1));
+    assert_eq!(end.calls, [(CONFIGURED, seconds(5))]);
+    assert!(end.link.session_age().is_none(), "the session is forgotten");
+    // Lanes that hear something are an answer, too.
+    let mut end = End::new(Role::Responder);
+    end.comes(CONFIGURED, authentic(true));
+    for _ in 0..20 {
+        end.wait(seconds(1));
+        let heard = LaneReport::Activity { sent_at: None, received_at: Some(end.now) };
+        end.peer.handle_lane(heard, end.now, &mut end.rng);
+    }
+    assert_eq!(end.calls, []);
 }
 
 #[test]
