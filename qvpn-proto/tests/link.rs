@@ -7,7 +7,8 @@ use std::sync::Arc;
 use qvpn_identity::SecretIdentity;
 use qvpn_proto::Time;
 use qvpn_proto::control_link::{ControlLink, WireGuardLink};
-use qvpn_proto::gate::{Admission, Gate, Sorted};
+use qvpn_proto::gate::{Admission, Gate, Sorted, peer_of_control_index};
+use qvpn_proto::wire::limits::MAX_PEERS;
 use rand_chacha::{ChaCha20Rng, rand_core::SeedableRng};
 
 fn identity(seed: u64) -> Arc<SecretIdentity> {
@@ -210,4 +211,13 @@ fn a_cookie_is_good_for_one_address() {
     let key = *identity(1).public().x25519();
     assert_eq!(b.admit(&start, a.address), Admission::Admitted);
     assert_eq!(b.sort(&start, a.address), Sorted::Handshake { x25519: key });
+}
+
+#[test]
+fn an_index_names_a_peer_below_the_limit_alone() {
+    let last = u32::from(MAX_PEERS) - 1;
+    assert_eq!(peer_of_control_index(last << 8 | 0xff), Some(MAX_PEERS - 1));
+    for index in [(last + 1) << 8, 0xffff << 8, 1 << 31, u32::MAX] {
+        assert_eq!(peer_of_control_index(index), None, "{index:#x}");
+    }
 }

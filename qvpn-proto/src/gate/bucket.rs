@@ -112,6 +112,9 @@ mod tests {
         let v6: HashSet<usize> =
             (0..1000u32).map(|n| place(format!("[2001:db8:0:{n:x}::1]:1").parse().unwrap())).collect();
         assert!(v6.len() > 400, "{} places of 1,000 nets", v6.len());
+        let far: HashSet<usize> =
+            (0..1000u32).map(|n| place(format!("[2001:{n:x}:0:1::1]:1").parse().unwrap())).collect();
+        assert!(far.len() > 400, "{} places of 1,000 nets of others", far.len());
         let one = |last: u32| format!("[2001:db8::{last:x}]:1").parse().unwrap();
         assert_eq!(place(one(1)), place(one(77)));
     }
