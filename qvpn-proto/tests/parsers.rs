@@ -2,7 +2,8 @@
 //! byte. The fuzz targets run the same bodies for longer.
 
 use proptest::prelude::*;
-use qvpn_proto::wire::Kind;
+use qvpn_identity::kem::CT_LEN;
+use qvpn_proto::wire::{Accept, CONFIRMATION, Kind, ParseError};
 
 #[path = "../fuzz_bodies.rs"]
 mod bodies;
@@ -36,4 +37,28 @@ proptest! {
         message.truncate(at);
         bodies::message(&message);
     }
+}
+
+/// Each lane has a receiver index of its own, with the top bit that tells it from a control session's.
+#[test]
+fn indices_of_lanes_are_of_data_sessions_and_none_comes_twice() {
+    let accept = |indices: Vec<u32>| {
+        let accept = Accept {
+            epoch: 1,
+            x25519: [9; 32],
+            ciphertext_ephemeral: Box::new([1; CT_LEN]),
+            ciphertext_static: Box::new([2; CT_LEN]),
+            indices,
+        };
+        let bytes = [accept.to_bytes(), vec![3; CONFIRMATION]].concat();
+        Accept::parse(&bytes).map(|(accept, ..)| accept.indices)
+    };
+    let top = 1 << 31;
+    for right in [vec![top], vec![top | 1, top, u32::MAX]] {
+        assert_eq!(accept(right.clone()), Ok(right));
+    }
+    for wrong in [vec![1], vec![top, top - 1], vec![top | 1, top, top | 1]] {
+        assert_eq!(accept(wrong.clone()), Err(ParseError::Value("receiver index")), "{wrong:?}");
+    }
+    assert_eq!(accept(Vec::new()), Err(ParseError::Value("lanes")));
 }

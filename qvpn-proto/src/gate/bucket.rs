@@ -27,6 +27,12 @@ impl Rate {
 pub(super) struct Bucket(u64);
 
 impl Bucket {
+    /// One that gives nothing for long before then.
+    #[cfg(test)]
+    pub(super) fn full_at(time: Time) -> Self {
+        Self(time.as_nanos())
+    }
+
     /// Whether there is a token.
     pub(super) fn has(self, now: Time, rate: Rate) -> bool {
         self.0.saturating_sub(now.as_nanos()) <= rate.every() * (rate.burst - 1)

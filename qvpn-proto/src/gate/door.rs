@@ -428,6 +428,30 @@ mod tests {
         assert_eq!(door.admit(&bare, peer, later, || true), Admission::Admitted);
     }
 
+    /// What is dropped without a hash has neither a share of all messages nor one of the strangers' left to it.
+    #[test]
+    fn a_stranger_gets_in_by_either_share() {
+        let rng = &mut ChaCha20Rng::seed_from_u64(5);
+        let door = Door::new(SecretIdentity::generate(rng).public(), 1_000, rng);
+        let from = at([203, 0, 113, 9]);
+        // That of all messages is empty, its own bucket too, and that of the strangers has refilled.
+        let bare = start(&door, [0; MAC]);
+        for _ in 0..20_000 {
+            door.admit(&bare, from, NOW, || false);
+        }
+        let soon = NOW + Duration::from_millis(50);
+        door.ways[0].buckets.lock().unwrap().all = Bucket::full_at(soon + Duration::from_secs(10));
+        assert_eq!(door.admit(&bare, from, soon, || false), Admission::Admitted);
+        // The other way about: what it proves is looked at.
+        door.ways[0].buckets.lock().unwrap().all = Bucket::default();
+        door.ways[0].buckets.lock().unwrap().strangers = Bucket::full_at(soon + Duration::from_secs(10));
+        assert_eq!(door.admit(&bare, from, soon, || false), Admission::Unproven);
+        assert_eq!(door.admit(&proven(&door, from, soon), from, soon, || false), Admission::Admitted);
+        // And neither.
+        door.ways[0].buckets.lock().unwrap().all = Bucket::full_at(soon + Duration::from_secs(10));
+        assert_eq!(door.admit(&proven(&door, from, soon), from, soon, || false), Admission::Unproven);
+    }
+
     /// A gateway under a flood of starts starts a handshake itself, and hears the answer.
     #[test]
     fn a_flood_of_starts_leaves_answers_alone() {
