@@ -57,6 +57,8 @@ struct End {
     calls: Vec<(SocketAddr, Duration)>,
     lanes_to: Vec<SocketAddr>,
     notices: Vec<Notice>,
+    /// How often it asked its KME.
+    fetches: usize,
 }
 
 const START: Time = Time::from_nanos(1 << 40);
@@ -76,8 +78,8 @@ impl End {
             suite: Suite::ChaCha20Poly1305,
             rekey_interval: seconds(60),
             lanes: 1,
-            policy: QkdPolicy::Off,
-            qkd_source: false,
+            policy: QkdPolicy::Preferred,
+            qkd_source: true,
             sae_local: "US".to_owned(),
             sae_remote: "THEM".to_owned(),
             psk: None,
@@ -88,7 +90,7 @@ impl End {
         let link = Scripted::default();
         let peer = Peer::new(config, link.clone(), [9; 16], START);
         let (calls, lanes_to, notices) = (Vec::new(), Vec::new(), Vec::new());
-        Self { peer, link, rng, now: START, calls, lanes_to, notices }
+        Self { peer, link, rng, now: START, calls, lanes_to, notices, fetches: 0 }
     }
 
     fn collect(&mut self) {
@@ -101,6 +103,7 @@ impl End {
             match event {
                 Event::LanesTo(endpoint) => self.lanes_to.push(endpoint),
                 Event::Notice(notice) => self.notices.push(notice),
+                Event::Fetch(_) => self.fetches += 1,
                 _ => {}
             }
         }
@@ -260,4 +263,14 @@ fn a_datagram_that_came_to_nothing_is_counted_and_changes_nothing() {
         assert_eq!(end.peer.view(end.now).drops.control, count);
     }
     assert_eq!(end.peer.view(end.now).endpoint, Some(CONFIGURED));
+}
+
+#[test]
+fn nothing_is_fetched_for_an_end_that_has_not_said_what_it_wants() {
+    let mut end = End::new(Role::Initiator);
+    end.wait(seconds(30));
+    end.comes(CONFIGURED, authentic(true));
+    end.wait(seconds(30));
+    assert!(end.calls.len() > 1);
+    assert_eq!(end.fetches, 0);
 }

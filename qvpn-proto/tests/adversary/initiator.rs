@@ -4,9 +4,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use qvpn_proto::event::FailureReason;
+use qvpn_proto::event::{FailureReason, KmsTrouble, TroubleKind};
 use qvpn_proto::wire::{Accept, Kind, Propose, Reject, RejectReason, RekeyReason};
-use qvpn_proto::{LaneReport, Notice, QkdPolicy, Role, State};
+use qvpn_proto::{KmsReport, LaneReport, Notice, QkdPolicy, Role, State};
 
 use crate::world::{SITES, World, config, other};
 
@@ -310,6 +310,30 @@ fn a_stricter_policy_ends_an_epoch_without_qkd_and_says_once_what_is_missing() {
     assert!(view.state == State::Blocked && view.reason.unwrap().contains("required"));
     let missing = |n: &&Notice| matches!(n, Notice::EpochFailed { reason: FailureReason::NoQkdKey, .. });
     assert_eq!(world.notices.iter().filter(missing).count(), 1, "{:?}", world.notices);
+}
+
+#[test]
+fn keys_are_asked_for_under_another_number_each_time_and_never_with_qkd_off() {
+    let mut world = World::new(Role::Initiator, QkdPolicy::Off);
+    world.answer_next();
+    world.wait(Duration::from_secs(300));
+    assert_eq!(world.requests, []);
+    let mut world = World::new(Role::Initiator, QkdPolicy::Preferred);
+    assert_eq!(world.requests.len(), 1);
+    let request = world.requests[0];
+    let trouble = KmsTrouble { kind: TroubleKind::Unavailable, text: "busy".to_owned() };
+    world.peer.handle_kms(KmsReport::Failed { request, trouble }, world.now, &mut world.rng);
+    world.wait(Duration::from_secs(60));
+    assert!(world.requests.len() > 1 && world.requests.is_sorted_by(|a, b| a < b), "{:?}", world.requests);
+}
+
+#[test]
+fn an_answer_about_the_stock_that_is_none_is_counted() {
+    let mut world = World::new(Role::Initiator, QkdPolicy::Preferred);
+    for count in 1..=3 {
+        world.send(Kind::StockAck, &[0xff]);
+        assert_eq!(drops(&world), (count, 0));
+    }
 }
 
 #[test]

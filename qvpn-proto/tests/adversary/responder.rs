@@ -365,3 +365,12 @@ fn show_tells_what_an_epoch_is_made_of() {
     world.send(Kind::Propose, proposed.bytes());
     assert_eq!(world.rejected(), Some(RejectReason::UnknownKeyId));
 }
+
+#[test]
+fn an_offer_that_is_none_is_counted() {
+    let mut world = World::new(Role::Responder, QkdPolicy::Preferred);
+    for count in 1..=3 {
+        world.send(Kind::StockOffer, &[0xff]);
+        assert_eq!(world.peer.view(world.now).drops.malformed, count);
+    }
+}

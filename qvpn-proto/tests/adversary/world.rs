@@ -99,6 +99,8 @@ pub struct World {
     /// Its lanes' number of the epoch that seals, and the receiver index of the last opening key.
     pub generation: u64,
     pub opening: Option<u32>,
+    /// The numbers of its requests to its KME; those for new keys are not answered.
+    pub requests: Vec<u64>,
     /// Its lanes take no key for now.
     pub lanes_hang: bool,
     /// The chain of the last honest epoch, and of the last attempt.
@@ -160,6 +162,7 @@ impl World {
             resets: 0,
             generation: 0,
             opening: None,
+            requests: Vec::new(),
             lanes_hang: false,
             chain: None,
             answered: None,
@@ -235,7 +238,11 @@ impl World {
                         self.resets += usize::from(notice == Notice::ChainReset);
                         self.notices.push(notice);
                     }
-                    Event::Fetch(Fetch::ById { request, keys, .. }) => fetches.push((request, keys)),
+                    Event::Fetch(Fetch::New { request, .. }) => self.requests.push(request),
+                    Event::Fetch(Fetch::ById { request, keys, .. }) => {
+                        self.requests.push(request);
+                        fetches.push((request, keys));
+                    }
                     _ => {}
                 }
             }
