@@ -117,3 +117,21 @@ impl RekeyReason {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reasons_of_a_rekey_have_the_protocols_numbers_and_words_of_their_own() {
+        let all = [RekeyReason::Operator, RekeyReason::NoEpoch, RekeyReason::KeyEnded];
+        for (number, reason) in (0..).zip(all) {
+            assert_eq!((reason.to_bytes(), RekeyReason::parse(&[number])), ([number], Ok(reason)));
+        }
+        assert_eq!(RekeyReason::parse(&[3]), Err(ParseError::Value("reason")));
+        assert!(RekeyReason::parse(&[]).is_err() && RekeyReason::parse(&[0, 0]).is_err());
+        assert!(all[0].words().contains("operator"));
+        assert!(all[1].words().contains("none to seal in"));
+        assert!(all[2].words().contains("ended its key"));
+    }
+}
