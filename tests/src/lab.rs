@@ -214,7 +214,7 @@ impl Lab {
             self.lan(site),
             &[
                 &format!("addr add {host4}/16 dev lan"),
-                &format!("addr add {host6}/64 dev lan"),
+                &format!("addr add {host6}/64 dev lan nodad"),
                 &format!("route add default via {gateway4}"),
                 &format!("-6 route add default via {gateway6}"),
             ],
@@ -223,9 +223,9 @@ impl Lab {
             self.gw(site),
             &[
                 &format!("addr add {gateway4}/16 dev lan"),
-                &format!("addr add {gateway6}/64 dev lan"),
+                &format!("addr add {gateway6}/64 dev lan nodad"),
                 &format!("addr add {wan4}/24 dev wan"),
-                &format!("addr add {wan6}/64 dev wan"),
+                &format!("addr add {wan6}/64 dev wan nodad"),
                 &format!("addr add {net}.1/24 dev kme"),
                 &format!("route add default via {next4}"),
                 &format!("-6 route add default via {next6}"),
@@ -233,7 +233,7 @@ impl Lab {
         );
         batch(
             &self.wan,
-            &[&format!("addr add {next4}/24 dev {name}"), &format!("addr add {next6}/64 dev {name}")],
+            &[&format!("addr add {next4}/24 dev {name}"), &format!("addr add {next6}/64 dev {name} nodad")],
         );
         batch(&self.kme, &[&format!("addr add {net}.2/24 dev {name}")]);
     }

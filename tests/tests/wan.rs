@@ -192,14 +192,15 @@ fn roams(outer: Outer, initiator: Site) {
     }
     assert!(lab.lan_a.pings(Site::B.host()[0]));
     let (old, router) = (Site::A.wan(outer), Site::A.router(outer));
-    let (ip, length) = if outer == Outer::V4 { ("ip", 24) } else { ("ip -6", 64) };
+    // No route may begin at an IPv6 address of which the kernel still finds out whether somebody has it.
+    let (ip, length, new_one) = if outer == Outer::V4 { ("ip", 24, "") } else { ("ip -6", 64, "nodad") };
     // Else the kernel takes the second address away with the first.
     lab.gw_a.sysctl("net/ipv4/conf/wan/promote_secondaries", "1");
     let stream = Stream { count: 5_000, rate: 1_000, ..Stream::default() }.start(&lab);
     let new = if outer == Outer::V4 { "198.51.100.3" } else { "2001:db8:a::3" };
     // From here on the gateway's packets come from the new address, while both work; then the old one goes.
     lab.gw_a.run(&format!(
-        "ip addr add {new}/{length} dev wan && {ip} route replace default via {router} src {new}"
+        "ip addr add {new}/{length} dev wan {new_one} && {ip} route replace default via {router} src {new}"
     ));
     gateways[1].wait_peer("the new address", Duration::from_secs(5), |peer| {
         peer["endpoint"].as_str().is_some_and(|endpoint| endpoint.contains(new))
