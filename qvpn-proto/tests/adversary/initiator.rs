@@ -214,9 +214,117 @@ fn a_confirmation_is_repeated_until_the_other_end_is_heard() {
     let mut world = World::new(Role::Initiator, QkdPolicy::Off);
     world.answer_next();
     let confirm = world.take(Kind::Confirm).expect("at once");
-    world.said.clear();
-    world.wait(Duration::from_millis(501));
+    for wait in [500, 1_000, 2_000, 4_000, 4_000] {
+        world.said.clear();
+        world.wait(Duration::from_millis(wait) - Duration::from_nanos(1));
+        assert_eq!(world.take(Kind::Confirm), None, "before {wait} ms");
+        world.wait(Duration::from_nanos(1));
+        assert_eq!(world.take(Kind::Confirm).as_ref(), Some(&confirm), "after {wait} ms");
+    }
+}
+
+#[test]
+fn a_repeated_accept_is_answered_by_the_confirmation_until_the_other_end_is_heard() {
+    let (mut world, right) = proposed();
+    world.send(Kind::Accept, &right);
+    let confirm = world.take(Kind::Confirm).expect("at once");
+    world.send(Kind::Accept, &right);
     assert_eq!(world.take(Kind::Confirm), Some(confirm));
+    let generation = world.generation;
+    world.report(LaneReport::FirstOpened { lane: 0, generation });
+    world.send(Kind::Accept, &right);
+    assert_eq!((world.take(Kind::Confirm), world.sealing), (None, 1));
+}
+
+#[test]
+fn lanes_that_take_no_keys_end_an_attempt_after_five_seconds() {
+    let (mut world, right) = proposed();
+    world.lanes_hang = true;
+    world.send(Kind::Accept, &right);
+    world.wait(Duration::from_secs(5));
+    let told = |n: &Notice| matches!(n, Notice::EpochFailed { reason: FailureReason::Timeout, detail } if detail.contains("our lanes"));
+    assert_eq!(world.notices.iter().filter(|n| told(n)).count(), 1, "{:?}", world.notices);
+    let index = world.opening.unwrap();
+    assert_eq!(world.closed, [index]);
+    world.lanes_go_on();
+    assert_eq!(world.sealing, 0);
+}
+
+#[test]
+fn a_reload_ends_what_is_not_answered_and_nothing_else() {
+    let (mut world, right) = proposed();
+    world.reload(QkdPolicy::Off);
+    world.send(Kind::Accept, &right);
+    assert_eq!(world.sealing, 0, "an Accept of what was proposed before");
+    assert_eq!(world.answer_next().epoch, 2, "proposed at once");
+    // The keys of an answered one are on their way into the lanes.
+    let (mut world, right) = proposed();
+    world.lanes_hang = true;
+    world.send(Kind::Accept, &right);
+    world.reload(QkdPolicy::Off);
+    world.lanes_go_on();
+    assert_eq!((world.sealing, world.peer.view(world.now).epoch), (1, Some(1)));
+}
+
+/// The honest initiator's first proposal without QKD, under `preferred`, and the right answer.
+fn proposed_without_qkd() -> (World, Vec<u8>) {
+    let mut world = World::new(Role::Initiator, QkdPolicy::Preferred);
+    world.wait(Duration::from_secs(120));
+    let propose = world.take(Kind::Propose).expect("after two intervals");
+    let right = world.answer(&propose, other());
+    (world, right)
+}
+
+#[test]
+fn an_epoch_without_qkd_that_a_stricter_policy_met_on_its_way_never_seals() {
+    let (mut world, right) = proposed_without_qkd();
+    world.lanes_hang = true;
+    world.send(Kind::Accept, &right);
+    world.reload(QkdPolicy::Required);
+    // Even if that was an error that was taken back before the lanes had answered.
+    world.reload(QkdPolicy::Preferred);
+    world.lanes_go_on();
+    assert_eq!((world.sealing, world.take(Kind::Confirm)), (0, None));
+    // Without a change it does.
+    let (mut world, right) = proposed_without_qkd();
+    world.lanes_hang = true;
+    world.send(Kind::Accept, &right);
+    world.reload(QkdPolicy::Preferred);
+    world.lanes_go_on();
+    assert_eq!(world.sealing, 1);
+}
+
+#[test]
+fn an_epoch_that_breaks_a_stricter_policy_is_confirmed_no_more() {
+    for (policy, repeats) in [(QkdPolicy::Required, false), (QkdPolicy::Preferred, true)] {
+        let (mut world, right) = proposed_without_qkd();
+        world.send(Kind::Accept, &right);
+        assert_eq!(world.sealing, 1);
+        world.reload(policy);
+        world.said.clear();
+        world.wait(Duration::from_secs(10));
+        assert_eq!(world.take(Kind::Confirm).is_some(), repeats, "{policy:?}");
+    }
+}
+
+#[test]
+fn a_proposal_that_rests_on_an_old_hello_is_answered_by_a_new_one() {
+    for reason in REASONS {
+        let mut world = World::new(Role::Initiator, QkdPolicy::Off);
+        let (id, _) = world.take_with_id(Kind::Propose).unwrap();
+        let hellos = world.hellos;
+        world.send(Kind::Reject, &Reject { id, reason }.to_bytes());
+        assert_eq!(world.hellos - hellos, usize::from(reason == RejectReason::Stale), "{reason:?}");
+    }
+}
+
+#[test]
+fn a_question_for_an_epoch_that_is_none_is_counted() {
+    let mut world = World::new(Role::Initiator, QkdPolicy::Off);
+    for count in 1..=3 {
+        world.send(Kind::Rekey, &[0xff]);
+        assert_eq!(drops(&world), (count, 0));
+    }
 }
 
 #[test]

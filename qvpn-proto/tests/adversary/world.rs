@@ -101,8 +101,9 @@ pub struct World {
     pub opening: Option<u32>,
     /// The numbers of its requests to its KME; those for new keys are not answered.
     pub requests: Vec<u64>,
-    /// Its lanes take no key for now.
+    /// Its lanes take no key for now, and what they have to say later.
     pub lanes_hang: bool,
+    held: Vec<LaneReport>,
     /// The chain of the last honest epoch, and of the last attempt.
     chain: Option<Chain>,
     answered: Option<Chain>,
@@ -164,6 +165,7 @@ impl World {
             opening: None,
             requests: Vec::new(),
             lanes_hang: false,
+            held: Vec::new(),
             chain: None,
             answered: None,
         };
@@ -252,9 +254,13 @@ impl World {
                 let report = KmsReport::Keys { request, keys, missing: None };
                 self.peer.handle_kms(report, self.now, &mut self.rng);
             }
-            for (lane, token) in installed.into_iter().filter(|_| !self.lanes_hang) {
-                busy = true;
-                self.peer.handle_lane(LaneReport::Installed { lane, token }, self.now, &mut self.rng);
+            self.held
+                .extend(installed.into_iter().map(|(lane, token)| LaneReport::Installed { lane, token }));
+            if !self.lanes_hang {
+                for report in std::mem::take(&mut self.held) {
+                    busy = true;
+                    self.peer.handle_lane(report, self.now, &mut self.rng);
+                }
             }
             if !busy {
                 return;
@@ -270,6 +276,18 @@ impl World {
     /// A lane says this.
     pub fn report(&mut self, report: LaneReport) {
         self.peer.handle_lane(report, self.now, &mut self.rng);
+        self.pump();
+    }
+
+    /// Puts another policy in force by a reload.
+    pub fn reload(&mut self, policy: QkdPolicy) {
+        self.peer.reconfigure(config(self.role, policy), self.now, &mut self.rng);
+        self.pump();
+    }
+
+    /// The lanes take keys again, and those that they were given meanwhile.
+    pub fn lanes_go_on(&mut self) {
+        self.lanes_hang = false;
         self.pump();
     }
 
