@@ -274,3 +274,22 @@ fn nothing_is_fetched_for_an_end_that_has_not_said_what_it_wants() {
     assert!(end.calls.len() > 1);
     assert_eq!(end.fetches, 0);
 }
+
+#[test]
+fn show_says_who_is_called_and_after_three_calls_what_to_compare() {
+    let reason = |end: &End| end.peer.view(end.now).reason.unwrap();
+    let mut end = End::new(Role::Initiator);
+    end.wait(Duration::from_millis(1_500));
+    assert_eq!((end.calls.len(), reason(&end)), (2, format!("calling {CONFIGURED}")));
+    end.wait(Duration::from_millis(1_500));
+    let three = reason(&end);
+    assert!(
+        three.starts_with(&format!("unanswered: 3 handshakes to {CONFIGURED}, nothing for 3 s;")),
+        "{three}"
+    );
+    // Both places are named where they are two.
+    let mut end = End::roamed_and_silent();
+    end.wait(seconds(10));
+    let both = format!("handshakes to {ROAMED} and {CONFIGURED}, nothing for 12 s;");
+    assert!(reason(&end).contains(&both), "{}", reason(&end));
+}

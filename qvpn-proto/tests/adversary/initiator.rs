@@ -466,3 +466,12 @@ fn a_path_that_comes_back_makes_an_attempt_due_where_no_key_seals() {
     assert!(world.take(Kind::Propose).is_none());
     assert!(ping(&mut world), "at once");
 }
+
+#[test]
+fn show_says_why_traffic_flows_without_qkd() {
+    let (mut world, right) = proposed_without_qkd();
+    world.send(Kind::Accept, &right);
+    let view = world.peer.view(world.now);
+    assert_eq!(view.state, State::Degraded);
+    assert!(view.reason.clone().unwrap().starts_with("traffic flows without QKD"), "{:?}", view.reason);
+}

@@ -374,3 +374,22 @@ fn an_offer_that_is_none_is_counted() {
         assert_eq!(world.peer.view(world.now).drops.malformed, count);
     }
 }
+
+#[test]
+fn show_says_that_the_other_site_offers_or_proposes_nothing() {
+    let reason = |world: &World| world.peer.view(world.now).reason.unwrap_or_default();
+    let mut world = World::new(Role::Responder, QkdPolicy::Preferred);
+    let offer = StockOffer { number: 1, keys: Vec::new() };
+    world.send(Kind::StockOffer, &offer.to_bytes());
+    assert!(reason(&world).contains("the other site offers no QKD key"), "{}", reason(&world));
+    // With QKD off it lacks none.
+    let mut world = World::new(Role::Responder, QkdPolicy::Off);
+    world.send(Kind::StockOffer, &offer.to_bytes());
+    assert!(reason(&world).contains("waiting for the first epoch"), "{}", reason(&world));
+    let proposed = world.propose(1);
+    let confirmation = world.confirmation(proposed);
+    world.confirm(1, confirmation);
+    assert_eq!((world.sealing, reason(&world).as_str()), (1, ""));
+    world.wait(Duration::from_secs(200));
+    assert!(reason(&world).contains("the other site proposes no epoch"), "{}", reason(&world));
+}
