@@ -199,6 +199,30 @@ mod tests {
     }
 
     #[test]
+    fn keys_come_again_once_more_than_half_are_there_and_nothing_is_wrong() {
+        let at = |s| START + S * s;
+        let down = |held: usize| {
+            let mut budget = full();
+            budget.look(4, Some(5), MINUTE, Some(&hard()), at(60));
+            budget.look(held, Some(5), MINUTE, Some(&hard()), at(240));
+            assert!(budget.stopped());
+            budget
+        };
+        // The first keys of many are no news yet, nor is half of them.
+        let mut budget = down(0);
+        assert_eq!(budget.look(2, Some(5), MINUTE, None, at(241)), Verdict::Same);
+        assert_eq!(budget.look(3, Some(5), MINUTE, None, at(242)), Verdict::Resumed);
+        let mut budget = down(0);
+        assert_eq!(budget.look(3, Some(6), MINUTE, None, at(241)), Verdict::Same);
+        assert_eq!(budget.look(4, Some(6), MINUTE, None, at(242)), Verdict::Resumed);
+        assert!(!budget.stopped());
+        // One came, and the KME is down again before anything is missing for long.
+        let mut budget = down(3);
+        assert_eq!(budget.look(4, Some(5), MINUTE, Some(&hard()), at(241)), Verdict::Same);
+        assert_eq!(budget.look(4, Some(5), MINUTE, None, at(241)), Verdict::Resumed);
+    }
+
+    #[test]
     fn a_path_that_was_down_is_no_trouble_of_the_supply() {
         let mut budget = full();
         for minute in 1..30 {
