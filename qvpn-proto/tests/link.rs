@@ -8,7 +8,7 @@ use qvpn_identity::SecretIdentity;
 use qvpn_proto::Time;
 use qvpn_proto::control_link::{ControlLink, WireGuardLink};
 use qvpn_proto::gate::{Admission, Gate, Sorted, peer_of_control_index};
-use qvpn_proto::wire::limits::MAX_PEERS;
+use qvpn_proto::wire::limits::{MAX_PEERS, MAX_PROBE};
 use rand_chacha::{ChaCha20Rng, rand_core::SeedableRng};
 
 fn identity(seed: u64) -> Arc<SecretIdentity> {
@@ -220,4 +220,30 @@ fn an_index_names_a_peer_below_the_limit_alone() {
     for index in [(last + 1) << 8, 0xffff << 8, 1 << 31, u32::MAX] {
         assert_eq!(peer_of_control_index(index), None, "{index:#x}");
     }
+}
+
+/// A packet of so many bytes, as a probe of the path is one.
+fn packet_of(length: usize) -> Vec<u8> {
+    let mut packet = packet();
+    packet.resize(length, 7);
+    packet[4..6].copy_from_slice(&u16::try_from(length - 40).unwrap().to_be_bytes());
+    packet
+}
+
+#[test]
+fn a_session_carries_the_largest_probe_and_nothing_larger() {
+    let (mut a, mut b) = pair();
+    handshake(&mut a, &mut b, identity(1).public().x25519());
+    let datagram = a.link.send(&packet_of(MAX_PROBE)).unwrap();
+    assert_eq!(b.link.receive(a.address.ip(), &datagram).packets, [packet_of(MAX_PROBE)]);
+    assert!(a.link.send(&packet_of(MAX_PROBE + 1)).is_none());
+    // More than there is room for, and addressed to the session.
+    let mut long = a.link.send(&packet()).unwrap();
+    for length in [2048, 2049, 4096, 65_000] {
+        long.resize(length, 7);
+        let out = b.link.receive(a.address.ip(), &long);
+        assert!(out.dropped && !out.authenticated && out.packets.is_empty(), "{length} bytes");
+    }
+    let datagram = a.link.send(&packet()).unwrap();
+    assert_eq!(b.link.receive(a.address.ip(), &datagram).packets, [packet()], "and it goes on");
 }

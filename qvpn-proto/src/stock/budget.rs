@@ -271,10 +271,35 @@ mod tests {
             }
         }
         let (second, left, lasts) = told.unwrap();
-        assert!(left >= 1 && lasts > MINUTE * 2, "told at {second} s with {left} keys for {lasts:?}");
+        assert!(left == 2 && lasts > MINUTE * 2, "told at {second} s with {left} keys for {lasts:?}");
         let truly = S * (end - second);
         let off = lasts.abs_diff(truly);
         assert!(off <= MINUTE * 3, "forecast {lasts:?}, true {truly:?}");
+    }
+
+    #[test]
+    fn a_stock_that_keeps_up_lasts_as_long_as_its_keys_and_so_does_one_just_seen() {
+        let at = |s| START + S * s;
+        // Three came in three minutes, in which three were used.
+        let mut budget = full();
+        for (second, held) in [(20, 4), (40, 3), (60, 4), (80, 3), (120, 4), (140, 3), (180, 4)] {
+            assert_eq!(budget.look(held, Some(5), MINUTE, None, at(second)), Verdict::Same);
+        }
+        assert_eq!(budget.lasts(MINUTE, at(180)), MINUTE * 4);
+        // A second later that is too few, by little.
+        assert!(budget.lasts(MINUTE, at(181)) > MINUTE * 100);
+        // None came in two minutes, which says nothing yet.
+        let mut budget = full();
+        budget.look(3, Some(5), MINUTE, None, at(120));
+        assert_eq!(budget.lasts(MINUTE, at(120)), MINUTE * 3);
+    }
+
+    #[test]
+    fn a_supply_that_never_began_has_not_stopped() {
+        let mut budget = Budget::new(START);
+        for minute in 0..60 {
+            assert_eq!(budget.look(0, Some(5), MINUTE, None, START + MINUTE * minute), Verdict::Same);
+        }
     }
 
     #[test]
