@@ -110,3 +110,24 @@ pub struct PeerConfig {
     /// and [`peer_of_data_index`](crate::epoch::peer_of_data_index).
     pub number: u16,
 }
+
+#[cfg(test)]
+mod tests {
+    use qvpn_identity::SecretIdentity;
+    use rand_chacha::{ChaCha20Rng, rand_core::SeedableRng};
+
+    use super::*;
+
+    #[test]
+    fn the_smaller_x25519_key_initiates() {
+        let of = |seed| *SecretIdentity::generate(&mut ChaCha20Rng::seed_from_u64(seed)).public();
+        let mut ends = [of(1), of(2)];
+        ends.sort_by_key(|end| *end.x25519());
+        let [small, large] = &ends;
+        assert_eq!(
+            (Role::from_keys(small, large), Role::from_keys(large, small)),
+            (Role::Initiator, Role::Responder)
+        );
+        assert_eq!(Role::from_keys(small, small), Role::Responder, "which `check` refuses");
+    }
+}

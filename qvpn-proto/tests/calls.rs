@@ -67,28 +67,31 @@ fn seconds(count: u64) -> Duration {
     Duration::from_secs(count)
 }
 
+fn config(role: Role, endpoint: SocketAddr) -> PeerConfig {
+    let site = |seed| SecretIdentity::generate(&mut ChaCha20Rng::seed_from_u64(seed));
+    PeerConfig {
+        local: Arc::new(site(1)),
+        remote: *site(2).public(),
+        role,
+        suite: Suite::ChaCha20Poly1305,
+        rekey_interval: seconds(60),
+        lanes: 1,
+        policy: QkdPolicy::Preferred,
+        qkd_source: true,
+        sae_local: "US".to_owned(),
+        sae_remote: "THEM".to_owned(),
+        psk: None,
+        stock: 3,
+        endpoint: Some(endpoint),
+        number: 7,
+    }
+}
+
 impl End {
     fn new(role: Role) -> Self {
-        let mut rng = ChaCha20Rng::seed_from_u64(3);
-        let remote = *SecretIdentity::generate(&mut rng).public();
-        let config = PeerConfig {
-            local: Arc::new(SecretIdentity::generate(&mut rng)),
-            remote,
-            role,
-            suite: Suite::ChaCha20Poly1305,
-            rekey_interval: seconds(60),
-            lanes: 1,
-            policy: QkdPolicy::Preferred,
-            qkd_source: true,
-            sae_local: "US".to_owned(),
-            sae_remote: "THEM".to_owned(),
-            psk: None,
-            stock: 3,
-            endpoint: Some(CONFIGURED),
-            number: 7,
-        };
+        let rng = ChaCha20Rng::seed_from_u64(3);
         let link = Scripted::default();
-        let peer = Peer::new(config, link.clone(), [9; 16], START);
+        let peer = Peer::new(config(role, CONFIGURED), link.clone(), [9; 16], START);
         let (calls, lanes_to, notices) = (Vec::new(), Vec::new(), Vec::new());
         Self { peer, link, rng, now: START, calls, lanes_to, notices, fetches: 0 }
     }
@@ -292,4 +295,20 @@ fn show_says_who_is_called_and_after_three_calls_what_to_compare() {
     end.wait(seconds(10));
     let both = format!("handshakes to {ROAMED} and {CONFIGURED}, nothing for 12 s;");
     assert!(reason(&end).contains(&both), "{}", reason(&end));
+}
+
+#[test]
+fn a_reload_moves_an_end_only_to_another_address() {
+    let mut end = End::roamed_and_silent();
+    let reload = |end: &mut End, endpoint| {
+        end.peer.reconfigure(config(Role::Initiator, endpoint), end.now, &mut end.rng);
+        end.collect();
+        end.peer.view(end.now).endpoint.unwrap()
+    };
+    assert_eq!(reload(&mut end, CONFIGURED), ROAMED, "which the config does not speak of");
+    let moved = SocketAddr::from(([203, 0, 113, 1], 51820));
+    assert_eq!(reload(&mut end, moved), moved);
+    end.calls.clear();
+    end.wait(seconds(12));
+    assert!(end.calls.len() > 1 && end.calls.iter().all(|(to, _)| *to == moved), "{:?}", end.calls);
 }

@@ -172,6 +172,40 @@ mod tests {
     use super::*;
 
     #[test]
+    fn kinds_have_the_protocols_numbers() {
+        let all = [
+            Kind::Hello,
+            Kind::StockOffer,
+            Kind::StockAck,
+            Kind::Propose,
+            Kind::Accept,
+            Kind::Confirm,
+            Kind::Rekey,
+            Kind::Ping,
+            Kind::Pong,
+            Kind::Bye,
+            Kind::Reject,
+            Kind::Ack,
+            Kind::Lanes,
+        ];
+        for (number, kind) in (1..).zip(all) {
+            assert_eq!((kind as u8, Kind::from_byte(number)), (number, Some(kind)));
+        }
+        assert_eq!((Kind::from_byte(0), Kind::from_byte(14)), (None, None));
+    }
+
+    #[test]
+    fn a_packet_of_another_version_or_header_is_not_ours() {
+        let right = packets([7; 8], Kind::Bye, &[]).remove(0);
+        assert!(Fragment::parse(&right).is_ok());
+        for (at, byte) in [(0, 0x40), (6, NEXT_HEADER ^ 1)] {
+            let mut wrong = right.clone();
+            wrong[at] = byte;
+            assert_eq!(Fragment::parse(&wrong), Err(ParseError::Value("next header")), "byte {at}");
+        }
+    }
+
+    #[test]
     fn a_ping_of_each_size_parses_and_nothing_else_is_padded() {
         for size in [0, 54, 55, 1200, 1420, 1421, 9000] {
             let packet = padded_ping([7; 8], size);

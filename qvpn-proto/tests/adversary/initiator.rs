@@ -431,8 +431,16 @@ fn keys_are_asked_for_under_another_number_each_time_and_never_with_qkd_off() {
     let request = world.requests[0];
     let trouble = KmsTrouble { kind: TroubleKind::Unavailable, text: "busy".to_owned() };
     world.peer.handle_kms(KmsReport::Failed { request, trouble }, world.now, &mut world.rng);
+    world.pump();
+    assert_eq!(world.requests.len(), 1, "the next one waits");
+    world.peer.kms_answers(world.now, &mut world.rng);
+    world.pump();
+    assert_eq!(world.requests.len(), 2, "a KME answers again, so at once");
+    let request = world.requests[1];
+    let trouble = KmsTrouble { kind: TroubleKind::Unavailable, text: "busy".to_owned() };
+    world.peer.handle_kms(KmsReport::Failed { request, trouble }, world.now, &mut world.rng);
     world.wait(Duration::from_secs(60));
-    assert!(world.requests.len() > 1 && world.requests.is_sorted_by(|a, b| a < b), "{:?}", world.requests);
+    assert!(world.requests.len() > 2 && world.requests.is_sorted_by(|a, b| a < b), "{:?}", world.requests);
 }
 
 #[test]

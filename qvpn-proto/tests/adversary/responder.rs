@@ -393,3 +393,33 @@ fn show_says_that_the_other_site_offers_or_proposes_nothing() {
     world.wait(Duration::from_secs(200));
     assert!(reason(&world).contains("the other site proposes no epoch"), "{}", reason(&world));
 }
+
+#[test]
+fn a_reload_may_exchange_the_roles() {
+    let mut world = World::new(Role::Initiator, QkdPolicy::Off);
+    world.answer_next();
+    world.role = Role::Responder;
+    world.reload(QkdPolicy::Off);
+    world.say_hello(1, 2);
+    world.exchange(9);
+    assert_eq!(world.peer.view(world.now).epoch, Some(9));
+}
+
+#[test]
+fn a_stop_says_goodbye_and_seals_no_more() {
+    let mut world = World::new(Role::Responder, QkdPolicy::Off);
+    world.exchange(1);
+    world.peer.shut_down(world.now, &mut world.rng);
+    world.pump();
+    assert!(world.take(Kind::Bye).is_some());
+    assert_eq!((world.stopped, world.peer.view(world.now).epoch), (1, None));
+}
+
+#[test]
+fn a_packet_of_the_session_that_is_no_message_is_counted() {
+    let mut world = World::new(Role::Responder, QkdPolicy::Off);
+    for count in 1..=3 {
+        world.packet(&[0x60; 64]);
+        assert_eq!(world.peer.view(world.now).drops.malformed, count);
+    }
+}

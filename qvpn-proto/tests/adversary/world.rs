@@ -279,6 +279,12 @@ impl World {
         self.pump();
     }
 
+    /// A packet of the control session, as it is.
+    pub fn packet(&mut self, packet: &[u8]) {
+        self.peer.handle_datagram(packet, FROM, self.now, &mut self.rng);
+        self.pump();
+    }
+
     /// Puts another policy in force by a reload.
     pub fn reload(&mut self, policy: QkdPolicy) {
         self.peer.reconfigure(config(self.role, policy), self.now, &mut self.rng);
