@@ -457,3 +457,25 @@ pub struct PeerView {
     /// The lanes on which the other end hears nothing of ours.
     pub unheard_there: crate::wire::Lanes,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Dashboards and alerts look for these.
+    #[test]
+    fn names_of_states_and_failures_are_the_published_ones() {
+        let states = [State::Connecting, State::Up, State::Degraded, State::Blocked];
+        assert_eq!(states.map(State::name), ["connecting", "up", "degraded", "blocked"]);
+        let reasons = [
+            FailureReason::Timeout,
+            FailureReason::Rejected,
+            FailureReason::Confirmation,
+            FailureReason::Restarted,
+            FailureReason::NoQkdKey,
+            FailureReason::Crypto,
+        ];
+        let names = ["timeout", "rejected", "confirmation", "restarted", "no_qkd_key", "crypto"];
+        assert_eq!(reasons.map(FailureReason::name), names);
+    }
+}

@@ -312,3 +312,23 @@ fn a_reload_moves_an_end_only_to_another_address() {
     end.wait(seconds(12));
     assert!(end.calls.len() > 1 && end.calls.iter().all(|(to, _)| *to == moved), "{:?}", end.calls);
 }
+
+#[test]
+fn a_new_address_of_the_hosts_name_is_called_at_once_where_there_is_no_session() {
+    let moved = SocketAddr::from(([203, 0, 113, 1], 51820));
+    let mut end = End::new(Role::Initiator);
+    end.wait(seconds(8));
+    end.calls.clear();
+    // The same one again is no news.
+    end.peer.set_endpoint(CONFIGURED, end.now);
+    end.wait(seconds(1));
+    assert_eq!(end.calls, []);
+    end.peer.set_endpoint(moved, end.now);
+    end.wait(Duration::ZERO);
+    assert_eq!(end.calls, [(moved, seconds(9))]);
+    // With one, it is where messages go from now on.
+    end.comes(moved, authentic(true));
+    end.peer.set_endpoint(CONFIGURED, end.now);
+    end.wait(seconds(1));
+    assert_eq!((end.calls.len(), end.peer.view(end.now).endpoint), (1, Some(CONFIGURED)));
+}

@@ -195,6 +195,24 @@ mod tests {
     }
 
     #[test]
+    fn the_largest_message_is_taken_in_the_right_number_of_pieces() {
+        let largest = packets([7; 8], Kind::Hello, &[5; MAX_MESSAGE]);
+        assert_eq!(largest.len(), MAX_FRAGMENTS);
+        assert!(largest.iter().all(|packet| Fragment::parse(packet).is_ok()));
+        let too_large = packets([7; 8], Kind::Hello, &[5; MAX_MESSAGE + 1]).remove(0);
+        assert_eq!(Fragment::parse(&too_large), Err(ParseError::Value("count")));
+        // A word more or fewer in the count or the total.
+        let first = Fragment::parse(&largest[0]).unwrap();
+        for wrong in [
+            Fragment { count: first.count - 1, ..first.clone() },
+            Fragment { count: first.count + 1, ..first.clone() },
+            Fragment { total: first.total / 2, ..first.clone() },
+        ] {
+            assert_eq!(Fragment::parse(&wrong.to_packet()), Err(ParseError::Value("count")));
+        }
+    }
+
+    #[test]
     fn a_packet_of_another_version_or_header_is_not_ours() {
         let right = packets([7; 8], Kind::Bye, &[]).remove(0);
         assert!(Fragment::parse(&right).is_ok());

@@ -420,6 +420,9 @@ fn a_packet_of_the_session_that_is_no_message_is_counted() {
     let mut world = World::new(Role::Responder, QkdPolicy::Off);
     for count in 1..=3 {
         world.packet(&[0x60; 64]);
-        assert_eq!(world.peer.view(world.now).drops.malformed, count);
+        assert_eq!(world.peer.view(world.now).drops.malformed, 2 * count - 1);
+        // And so is a word about the lanes that has none in it.
+        world.send(Kind::Lanes, &[]);
+        assert_eq!(world.peer.view(world.now).drops.malformed, 2 * count);
     }
 }
