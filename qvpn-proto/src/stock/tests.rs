@@ -235,6 +235,43 @@ fn the_slave_takes_what_it_asked_for_alone() {
 }
 
 #[test]
+fn the_slave_says_what_is_wrong_and_asks_at_once_when_a_kme_answers_again() {
+    let offered = || {
+        let mut stock = SlaveStock::new(START);
+        stock.offered(StockOffer { number: 1, keys: vec![name("one"), name("two")] }, START);
+        assert_eq!(stock.fetch(START, 1).unwrap().len(), 2);
+        stock
+    };
+    let later = START + Duration::from_millis(200);
+    for (kind, held, hard) in
+        [(TroubleKind::NotFound, Held::NotFound, false), (TroubleKind::Unavailable, Held::Unavailable, true)]
+    {
+        let mut stock = offered();
+        let trouble = KmsTrouble { kind, text: "so it is".to_owned() };
+        stock.fetched(1, vec![key("one")], Some(&trouble), true, START);
+        assert_eq!(stock.trouble(), Some(&Trouble { text: "so it is".to_owned(), hard }));
+        assert_eq!(stock.ack().unwrap().keys[1], ("two".to_owned(), held));
+        // Of a key that it doesn't know a KME that answers again tells nothing new.
+        assert_eq!(stock.fetch(START + MOMENT, 2), None);
+        stock.kms_answers(START + MOMENT);
+        assert_eq!(stock.fetch(START + MOMENT, 2).is_some(), hard, "{kind:?}");
+        if !hard {
+            assert_eq!(stock.fetch(later, 2).unwrap(), [name("two")]);
+        }
+        stock.fetched(2, vec![key("two")], None, true, later);
+        assert_eq!(stock.trouble(), None, "all are here");
+    }
+    // A source gave keys of the wrong kind alone, and nobody else says why there are no others.
+    let file = || key_of("one", KeyKind::File, &[5; 32]);
+    let mut stock = offered();
+    stock.fetched(1, vec![file(), key("two")], None, true, START);
+    assert_eq!(stock.trouble(), Some(&Trouble { text: FROM_FILE.to_owned(), hard: true }));
+    let mut stock = offered();
+    stock.fetched(1, vec![file()], None, false, START);
+    assert_eq!(stock.trouble(), None, "where a file is enough it is no trouble");
+}
+
+#[test]
 fn only_the_last_offer_holds() {
     let mut stock = slave(&["one", "two"]);
     let offer = |number, ids: &[&str]| StockOffer { number, keys: ids.iter().map(|id| name(id)).collect() };

@@ -420,9 +420,11 @@ fn a_packet_of_the_session_that_is_no_message_is_counted() {
     let mut world = World::new(Role::Responder, QkdPolicy::Off);
     for count in 1..=3 {
         world.packet(&[0x60; 64]);
-        assert_eq!(world.peer.view(world.now).drops.malformed, 2 * count - 1);
-        // And so is a word about the lanes that has none in it.
+        assert_eq!(world.peer.view(world.now).drops.malformed, 3 * count - 2);
+        // And so are a word about the lanes and a refusal that have none in them.
         world.send(Kind::Lanes, &[]);
-        assert_eq!(world.peer.view(world.now).drops.malformed, 2 * count);
+        assert_eq!(world.peer.view(world.now).drops.malformed, 3 * count - 1);
+        world.send(Kind::Reject, &[]);
+        assert_eq!(world.peer.view(world.now).drops.malformed, 3 * count);
     }
 }

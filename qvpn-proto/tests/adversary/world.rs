@@ -104,6 +104,8 @@ pub struct World {
     /// Its lanes take no key for now, and what they have to say later.
     pub lanes_hang: bool,
     held: Vec<LaneReport>,
+    /// The number of the last order that lanes answer.
+    token: u64,
     /// The chain of the last honest epoch, and of the last attempt.
     chain: Option<Chain>,
     answered: Option<Chain>,
@@ -166,6 +168,7 @@ impl World {
             requests: Vec::new(),
             lanes_hang: false,
             held: Vec::new(),
+            token: 0,
             chain: None,
             answered: None,
         };
@@ -224,10 +227,12 @@ impl World {
             while let Some(event) = self.peer.poll_event() {
                 match event {
                     Event::Lane(lane, LaneOrder::InstallOpening { token, index, .. }) => {
+                        self.numbered(token);
                         self.opening = Some(index);
                         installed.push((lane, token));
                     }
                     Event::Lane(lane, LaneOrder::InstallSealing { token, generation, .. }) => {
+                        self.numbered(token);
                         self.sealing += 1;
                         self.generation = generation;
                         installed.push((lane, token));
@@ -277,6 +282,12 @@ impl World {
     pub fn report(&mut self, report: LaneReport) {
         self.peer.handle_lane(report, self.now, &mut self.rng);
         self.pump();
+    }
+
+    /// A lane's answer to an order is told from those to earlier ones by its number alone.
+    fn numbered(&mut self, token: u64) {
+        assert!(token > self.token, "{token} after {}", self.token);
+        self.token = token;
     }
 
     /// A packet of the control session, as it is.
