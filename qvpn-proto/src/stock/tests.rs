@@ -338,4 +338,7 @@ fn offers_make_nobody_ask_the_kme_without_end() {
     assert_eq!(asked(4, START + Duration::from_millis(50)), 1, "and one more each 50 ms");
     assert_eq!(asked(5, START + Duration::from_millis(250)), 4);
     assert_eq!(asked(6, START + Duration::from_secs(3600)), 40, "and never more than the burst");
+    // What is not asked for yet waits for its turn, and nobody looks at it without end meanwhile.
+    let now = START + Duration::from_secs(3600);
+    assert_eq!(stock.next_due(now), Some(now + Duration::from_millis(50)));
 }
