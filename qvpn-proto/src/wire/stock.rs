@@ -153,3 +153,24 @@ impl StockAck {
         Ok(Self { number, revision, keys })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_costs_what_it_takes_in_the_longer_of_both_messages() {
+        let offer = |keys| StockOffer { number: 1, keys }.to_bytes().len();
+        let ack = |keys| StockAck { number: 1, revision: 1, keys }.to_bytes().len();
+        for [id, source, target] in [[36, 6, 6], [255, 255, 255], [1, 1, 1], [255, 1, 1], [1, 255, 255]] {
+            let text = |length: usize| "n".repeat(length);
+            let key = KeyName { id: text(id), source_kme: text(source), target_kme: text(target) };
+            let cost = offer_cost(&key);
+            let answered = ack(vec![(key.id.clone(), Held::Yes([0; 16]))]) - ack(Vec::new());
+            let offered = offer(vec![key]) - offer(Vec::new());
+            assert_eq!(cost, offered.max(answered));
+            assert!(cost <= MAX_OFFER_COST);
+        }
+        assert!(offer(Vec::new()).max(ack(Vec::new())) <= STOCK_HEADER);
+    }
+}
