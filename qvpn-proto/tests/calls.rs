@@ -59,6 +59,8 @@ struct End {
     notices: Vec<Notice>,
     /// How often it asked its KME.
     fetches: usize,
+    /// Datagrams larger than any that is no probe of the path.
+    probes: usize,
 }
 
 const START: Time = Time::from_nanos(1 << 40);
@@ -93,7 +95,7 @@ impl End {
         let link = Scripted::default();
         let peer = Peer::new(config(role, CONFIGURED), link.clone(), [9; 16], START);
         let (calls, lanes_to, notices) = (Vec::new(), Vec::new(), Vec::new());
-        Self { peer, link, rng, now: START, calls, lanes_to, notices, fetches: 0 }
+        Self { peer, link, rng, now: START, calls, lanes_to, notices, fetches: 0, probes: 0 }
     }
 
     fn collect(&mut self) {
@@ -101,6 +103,7 @@ impl End {
             if transmit.datagram == b"start" {
                 self.calls.push((transmit.to, self.now.since(START)));
             }
+            self.probes += usize::from(transmit.datagram.len() > 1232);
         }
         while let Some(event) = self.peer.poll_event() {
             match event {
@@ -331,4 +334,28 @@ fn a_new_address_of_the_hosts_name_is_called_at_once_where_there_is_no_session()
     end.peer.set_endpoint(CONFIGURED, end.now);
     end.wait(seconds(1));
     assert_eq!((end.calls.len(), end.peer.view(end.now).endpoint), (1, Some(CONFIGURED)));
+}
+
+#[test]
+fn the_path_is_measured_where_there_is_a_session_and_at_once_when_it_moves() {
+    let hear = |end: &mut End, from, count| {
+        for _ in 0..count {
+            end.wait(seconds(1));
+            end.comes(from, authentic(false));
+        }
+    };
+    let mut end = End::new(Role::Initiator);
+    end.peer.measure_path(true, end.now);
+    end.wait(seconds(30));
+    assert_eq!(end.probes, 0, "nobody is there");
+    end.comes(CONFIGURED, authentic(true));
+    assert_eq!(end.probes, 1, "at once");
+    // Nothing is acknowledged, not even the small ones, so that says nothing of the path, and it rests.
+    hear(&mut end, CONFIGURED, 30);
+    end.probes = 0;
+    hear(&mut end, CONFIGURED, 5);
+    assert_eq!(end.probes, 0);
+    end.comes(ROAMED, authentic(false));
+    assert_eq!(end.probes, 1, "it moved");
+    assert!(!end.notices.iter().any(|n| matches!(n, Notice::PathMtu { .. })));
 }

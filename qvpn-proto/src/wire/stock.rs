@@ -18,6 +18,8 @@ pub const OFFER_ROOM: usize = MAX_MESSAGE - STOCK_HEADER;
 /// An answer in a `StockAck` without the ID's bytes: its length, the answer, the check value.
 const ANSWER: usize = 1 + 1 + 16;
 
+const _: () = assert!(OFFER_ROOM + STOCK_HEADER == MAX_MESSAGE);
+
 /// The whole set of keys that the initiator holds, oldest first.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StockOffer {
