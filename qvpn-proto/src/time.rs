@@ -43,3 +43,17 @@ impl Sub<Duration> for Time {
         Self(self.0.saturating_sub(u64::try_from(span.as_nanos()).unwrap_or(u64::MAX)))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn time_never_leaves_its_range() {
+        let (early, late) = (Time::from_nanos(5), Time::from_nanos(u64::MAX - 5));
+        let ten = Duration::from_nanos(10);
+        assert_eq!((early + ten, late - ten), (Time::from_nanos(15), Time::from_nanos(u64::MAX - 15)));
+        assert_eq!((early - ten, late + ten), (Time::from_nanos(0), Time::from_nanos(u64::MAX)));
+        assert_eq!(((early + ten).since(early), early.since(late)), (ten, Duration::ZERO));
+    }
+}

@@ -175,4 +175,40 @@ mod tests {
         }
         assert!(offer(Vec::new()).max(ack(Vec::new())) <= STOCK_HEADER);
     }
+    #[test]
+    fn an_answer_says_each_thing_by_its_number() {
+        let all = [Held::Yes([7; 16]), Held::Pending, Held::NotFound, Held::Unavailable, Held::Gone];
+        for (number, held) in (0..).zip(all) {
+            let ack = StockAck { number: 3, revision: 4, keys: vec![("id".to_owned(), held)] };
+            let bytes = ack.to_bytes();
+            assert_eq!((bytes[STOCK_HEADER + 3], StockAck::parse(&bytes)), (number, Ok(ack)));
+        }
+    }
+
+    #[test]
+    fn an_offer_has_a_hundred_keys_and_fits_a_message_with_its_answer() {
+        let offer = |count: u32, length: usize| {
+            let name = |n: u32| KeyName {
+                id: format!("{n:0length$}"),
+                source_kme: String::new(),
+                target_kme: String::new(),
+            };
+            StockOffer { number: 1, keys: (0..count).map(name).collect() }
+        };
+        let (many, error) = (offer(100, 36), Err(ParseError::Value("number of keys")));
+        assert_eq!(StockOffer::parse(&many.to_bytes()), Ok(many.clone()));
+        let mut more = many.to_bytes();
+        more[8] = 101;
+        more.extend_from_slice(&[1, b'x', 0, 0]);
+        assert_eq!(StockOffer::parse(&more), error);
+        // To the last byte: an answer takes 18 and the ID's.
+        let length = OFFER_ROOM / 100 - ANSWER;
+        let mut most = offer(100, length);
+        let left = OFFER_ROOM - 100 * (ANSWER + length);
+        most.keys[0].id.extend(std::iter::repeat_n('0', left));
+        assert_eq!(most.keys.iter().map(offer_cost).sum::<usize>(), OFFER_ROOM);
+        assert_eq!(StockOffer::parse(&most.to_bytes()), Ok(most.clone()));
+        most.keys[0].id.push('0');
+        assert_eq!(StockOffer::parse(&most.to_bytes()), error);
+    }
 }
