@@ -17,7 +17,7 @@ const FIRST_RETRY: Duration = Duration::from_millis(250);
 const LAST_RETRY: Duration = Duration::from_secs(1);
 /// A key that the responder doesn't get for so long no longer counts: another is fetched beside it, else a few keys that
 /// one KME lost would leave no stock for 120 s. There are never more than twice as many keys as wanted.
-const OVERDUE: Duration = Duration::from_secs(5);
+pub(super) const OVERDUE: Duration = Duration::from_secs(5);
 /// After keys that went bad, each of which is spent at the KME.
 const LAST_RETRY_SPENT: Duration = Duration::from_secs(10);
 

@@ -149,6 +149,31 @@ fn keys_of_the_master_go_at_their_time() {
 }
 
 #[test]
+fn keys_that_the_responder_does_not_get_are_made_up_for_but_not_without_end() {
+    let mut stock = master(&["one", "two"]);
+    let overdue = START + master::OVERDUE;
+    assert_eq!(stock.fetch(overdue - MOMENT, 2), None, "two are enough while they may still come");
+    assert!(stock.stuck_links(overdue - MOMENT).is_empty());
+    assert_eq!(stock.stuck_links(overdue), [("a".to_owned(), "b".to_owned())]);
+    assert_eq!(stock.fetch(overdue, 2), Some(2));
+    let keys = vec![key("red"), key("blue")];
+    assert!(stock.fetched(2, keys, None, true, overdue).is_empty());
+    let later = overdue + master::OVERDUE;
+    assert_eq!(stock.fetch(later, 3), None, "twice as many as wanted, at most");
+    // Those that it has count for as long as they are there.
+    let says = ["one", "two"].map(|id| (id, right(id)));
+    let _ = stock.offer();
+    assert!(stock.answered(&answers(2, 1, &says), later).is_empty());
+    assert_eq!(stock.fetch(later, 3), None);
+    // A reload that wants more is followed, and one that wants none leaves one.
+    stock.set_target(4);
+    assert_eq!(stock.fetch(later, 3), Some(2));
+    let mut stock = MasterStock::new(9);
+    stock.set_target(0);
+    assert_eq!(stock.fetch(START, 1), Some(1));
+}
+
+#[test]
 fn keys_from_a_file_go_where_qkd_is_required() {
     let mut stock = MasterStock::new(2);
     let _ = stock.fetch(START, 1);
