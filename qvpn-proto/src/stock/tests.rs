@@ -6,7 +6,7 @@ use super::*;
 use crate::event::{FetchedKey, KeyKind, KeyName, KmsTrouble, TroubleKind};
 use crate::key_schedule::qkd_check;
 use crate::time::Time;
-use crate::wire::{Held, StockAck, StockOffer};
+use crate::wire::{Held, MAX_OFFER_COST, OFFER_ROOM, StockAck, StockOffer};
 
 const START: Time = Time::from_nanos(1 << 50);
 const MOMENT: Duration = Duration::from_nanos(1);
@@ -171,6 +171,40 @@ fn keys_that_the_responder_does_not_get_are_made_up_for_but_not_without_end() {
     let mut stock = MasterStock::new(9);
     stock.set_target(0);
     assert_eq!(stock.fetch(START, 1), Some(1));
+}
+
+#[test]
+fn no_more_keys_are_fetched_and_taken_than_an_offer_has_room_for() {
+    let long = |n: usize| {
+        let mut key = key_of(&format!("{n:0255}"), KeyKind::Qkd, &[u8::try_from(n).unwrap(); 32]);
+        (key.name.source_kme, key.name.target_kme) = ("s".repeat(255), "t".repeat(255));
+        key
+    };
+    let short = |n: usize| key_of(&n.to_string(), KeyKind::Qkd, &[u8::try_from(n).unwrap(); 32]);
+    let room = OFFER_ROOM / MAX_OFFER_COST;
+    let mut stock = MasterStock::new(100);
+    assert_eq!(stock.fetch(START, 1), Some(room), "names may be long");
+    // The KME gives one more than was asked for.
+    let lost = stock.fetched(1, (0..=room).map(long).collect(), None, true, START);
+    assert_eq!(lost.iter().map(|(id, _)| id.clone()).collect::<Vec<_>>(), [format!("{room:0255}")]);
+    assert_eq!(stock.offer().unwrap().keys.len(), room);
+    assert_eq!(stock.fetch(START + Duration::from_secs(10), 2), None);
+    // A short one still fits, to the last byte of the room.
+    let mut stock = MasterStock::new(100);
+    assert_eq!(stock.fetch(START, 1), Some(room));
+    let mut keys: Vec<_> = (0..room).map(long).collect();
+    let left = OFFER_ROOM - room * MAX_OFFER_COST;
+    let mut last = key_of(&"l".repeat(36), KeyKind::Qkd, &[99; 32]);
+    last.name.source_kme = "s".repeat(left - 3 - 36 - last.name.target_kme.len());
+    keys.push(last);
+    assert!(stock.fetched(1, keys, None, true, START).is_empty());
+    // Names of this KME are short, so there may be a hundred.
+    let mut stock = MasterStock::new(100);
+    assert_eq!(stock.fetch(START, 1), Some(room));
+    assert!(stock.fetched(1, (0..room).map(short).collect(), None, true, START).is_empty());
+    assert_eq!(stock.fetch(START, 2), Some(100 - room));
+    let lost = stock.fetched(2, (room..=100).map(short).collect(), None, true, START);
+    assert_eq!(lost.iter().map(|(id, _)| id.as_str()).collect::<Vec<_>>(), ["100"]);
 }
 
 #[test]
