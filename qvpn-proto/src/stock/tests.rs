@@ -152,6 +152,7 @@ fn keys_of_the_master_go_at_their_time() {
 fn keys_that_the_responder_does_not_get_are_made_up_for_but_not_without_end() {
     let mut stock = master(&["one", "two"]);
     let overdue = START + master::OVERDUE;
+    assert_eq!(stock.next_due(START), Some(overdue));
     assert_eq!(stock.fetch(overdue - MOMENT, 2), None, "two are enough while they may still come");
     assert!(stock.stuck_links(overdue - MOMENT).is_empty());
     assert_eq!(stock.stuck_links(overdue), [("a".to_owned(), "b".to_owned())]);
