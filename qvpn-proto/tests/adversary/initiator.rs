@@ -305,6 +305,15 @@ fn an_epoch_that_breaks_a_stricter_policy_is_confirmed_no_more() {
         world.wait(Duration::from_secs(10));
         assert_eq!(world.take(Kind::Confirm).is_some(), repeats, "{policy:?}");
     }
+    // The same where the other end has become stricter.
+    let (mut world, right) = proposed_without_qkd();
+    world.send(Kind::Accept, &right);
+    world.policy = QkdPolicy::Required;
+    world.say_hello(1, 2);
+    assert_eq!(world.stopped, 1);
+    world.said.clear();
+    world.wait(Duration::from_secs(10));
+    assert_eq!(world.take(Kind::Confirm), None);
 }
 
 #[test]
