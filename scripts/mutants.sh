@@ -4,7 +4,7 @@
 # changed, the profiles `mutants` and `mutants-again` in .config/nextest.toml which tests run. Where cargo-mutants is missing
 # this exits with 77 and installs nothing. The report is target/mutants/report.txt.
 #
-#   scripts/mutants.sh                      all, about 1,480 of 5 to 10 s each
+#   scripts/mutants.sh                      all, about 1,490 of 3 to 15 s each
 #   scripts/mutants.sh -F peer/respond      those whose name has it, as `cargo mutants --list` shows names
 #   scripts/mutants.sh --shard 0/10         a tenth
 set -uo pipefail
