@@ -16,14 +16,15 @@ use hyper::{Method, Response};
 use hyper_util::rt::TokioIo;
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::Instant;
 use tokio_rustls::TlsConnector;
-use tokio_rustls::client::TlsStream;
 use zeroize::Zeroize;
 
 use crate::body::ErasedBody;
 use crate::error::Phase;
+use crate::last_words::LastWords;
 use crate::source::{Connection, TlsFacts};
 use crate::tls_explain::CertificateInfo;
 
@@ -159,7 +160,7 @@ async fn attempt(
     trace.tls = Some(TlsFacts::of(stream.get_ref().1));
 
     trace.phase = Some(Phase::Answer);
-    exchange(stream, target, request, deadline, trace).await
+    exchange(LastWords(stream), target, request, deadline, trace).await
 }
 
 /// Tries the addresses in their order, each with a fair share of the time that is left.
@@ -194,10 +195,9 @@ async fn connect(
     Err(last)
 }
 
-type Http1 = http1::Connection<TokioIo<TlsStream<TcpStream>>, Full<Bytes>>;
-
-async fn exchange(
-    stream: TlsStream<TcpStream>,
+/// Sends the request and reads the answer.
+async fn exchange<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
+    stream: S,
     target: &Target,
     request: Request,
     deadline: Instant,
@@ -246,12 +246,12 @@ async fn exchange(
 }
 
 /// Drives a connection beside the work on it, in one future: whoever drops that future drops the connection.
-struct Driver {
-    connection: Pin<Box<Http1>>,
+struct Driver<S: AsyncRead + AsyncWrite + Unpin> {
+    connection: Pin<Box<http1::Connection<TokioIo<S>, Full<Bytes>>>>,
     ended: bool,
 }
 
-impl Driver {
+impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> Driver<S> {
     async fn run<T>(&mut self, work: impl Future<Output = T>) -> T {
         let mut work = pin!(work);
         poll_fn(|cx| {
@@ -339,9 +339,16 @@ fn io_cause(error: std::io::Error, otherwise: impl FnOnce(std::io::Error) -> Cau
     }
 }
 
-/// The I/O error at the bottom of a hyper error.
+/// The I/O error at the bottom of a hyper error. If it came before the request was out, another of hyper's lies between.
 fn io_error(error: &hyper::Error) -> Option<&std::io::Error> {
-    std::error::Error::source(error).and_then(|source| source.downcast_ref())
+    let mut source = std::error::Error::source(error);
+    while let Some(cause) = source {
+        if let Some(io) = cause.downcast_ref() {
+            return Some(io);
+        }
+        source = cause.source();
+    }
+    None
 }
 
 fn is_unexpected_eof(error: &hyper::Error) -> bool {
@@ -364,4 +371,112 @@ fn hyper_cause(error: &hyper::Error) -> Cause {
     }
     // A parse error of hyper is a fixed text.
     Cause::Http(crate::excerpt::one_line(&error.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::VecDeque;
+    use std::io::{Error, ErrorKind, Result};
+    use std::task::Context;
+
+    use rustls::AlertDescription;
+    use tokio::io::ReadBuf;
+
+    use super::*;
+
+    /// What happens on a connection, in this order.
+    enum Event {
+        /// The other end has hung up before something is written.
+        WriteFails,
+        Read(Result<&'static [u8]>),
+    }
+
+    /// A connection on which nothing else happens.
+    struct Script(VecDeque<Event>);
+
+    impl AsyncRead for Script {
+        fn poll_read(
+            mut self: Pin<&mut Self>,
+            cx: &mut Context<'_>,
+            into: &mut ReadBuf<'_>,
+        ) -> Poll<Result<()>> {
+            match self.0.pop_front() {
+                Some(Event::Read(read)) => Poll::Ready(read.map(|bytes| into.put_slice(bytes))),
+                Some(Event::WriteFails) => {
+                    self.0.push_front(Event::WriteFails);
+                    Poll::Pending
+                }
+                None => {
+                    cx.waker().wake_by_ref();
+                    Poll::Pending
+                }
+            }
+        }
+    }
+
+    impl AsyncWrite for Script {
+        fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<Result<usize>> {
+            if let Some(Event::WriteFails) = self.0.front() {
+                self.0.pop_front();
+                // As the socket does to who reads.
+                cx.waker().wake_by_ref();
+                return Poll::Ready(Err(ErrorKind::BrokenPipe.into()));
+            }
+            Poll::Ready(Ok(bytes.len()))
+        }
+
+        fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    async fn outcome(events: impl IntoIterator<Item = Event>) -> std::result::Result<Answer, Cause> {
+        let target = Target {
+            host: "localhost".to_owned(),
+            port: 443,
+            server_name: "localhost".try_into().unwrap(),
+            authority: "localhost".to_owned(),
+            fwmark: None,
+        };
+        let request = Request { method: Method::POST, path: "/".to_owned(), body: Some(b"{}".to_vec()) };
+        let deadline = Instant::now() + Duration::from_secs(20);
+        let stream = LastWords(Script(events.into_iter().collect()));
+        let mut trace = Trace::default();
+        let done = exchange(stream, &target, request, deadline, &mut trace);
+        tokio::time::timeout_at(deadline, done).await.unwrap()
+    }
+
+    fn alert() -> Event {
+        let alert = rustls::Error::AlertReceived(AlertDescription::UnknownCA);
+        Event::Read(Err(Error::new(ErrorKind::InvalidData, alert)))
+    }
+
+    fn is_the_alert(outcome: &std::result::Result<Answer, Cause>) -> bool {
+        matches!(outcome, Err(Cause::Tls(rustls::Error::AlertReceived(AlertDescription::UnknownCA))))
+    }
+
+    #[tokio::test]
+    async fn a_refusal_is_heard_whether_it_comes_before_or_after_the_request() {
+        assert!(is_the_alert(&outcome([alert()]).await), "before");
+        assert!(is_the_alert(&outcome([Event::WriteFails, alert()]).await), "the other end is gone");
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_comes_before_the_request_is_whole_counts() {
+        let early: &[u8] = b"HTTP/1.1 429 Too Many Requests\r\ncontent-length: 0\r\n\r\n";
+        let answer = outcome([Event::WriteFails, Event::Read(Ok(early))]).await;
+        assert!(answer.is_ok_and(|answer| answer.status == 429));
+    }
+
+    #[tokio::test]
+    async fn an_end_without_a_word_is_an_end() {
+        let closed = outcome([Event::WriteFails, Event::Read(Ok(b""))]).await;
+        assert!(matches!(closed, Err(Cause::Closed)));
+        let reset = outcome([Event::WriteFails, Event::Read(Err(ErrorKind::ConnectionReset.into()))]).await;
+        assert!(matches!(reset, Err(Cause::Io(error)) if error.kind() == ErrorKind::ConnectionReset));
+    }
 }

@@ -30,6 +30,7 @@ mod http;
 mod key;
 mod key_file;
 mod kme;
+mod last_words;
 mod open;
 pub mod probe;
 mod set;
