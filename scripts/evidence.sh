@@ -27,12 +27,12 @@ many() {
     [ "$seconds" -ge 60 ] || cases=200000
     scripts/fuzz.sh many $cases hello stock_offer stock_ack propose accept confirm reject lanes fragment inner_packet
 }
-memory() { cargo nextest run --locked -p tests -E 'binary(secrets) + binary(memory) + binary(secret_types)' --success-output final; }
+memory() { cargo nextest run --retries 0 --locked -p tests -E 'binary(secrets) + binary(memory) + binary(secret_types)' --success-output final; }
 # Nine kinds of up to 40,000 a second for 30 s, and one of 400: ten million where the machine keeps up with most of that.
 floods() {
     local which=(--run-ignored all --profile soak)
     [ "$seconds" -ge 60 ] || which=()
-    QVPN_FLOOD_RATE=40000 QVPN_FLOOD_SECONDS=30 cargo nextest run --locked -p tests \
+    QVPN_FLOOD_RATE=40000 QVPN_FLOOD_SECONDS=30 cargo nextest run --retries 0 --locked -p tests \
         -E 'binary(abuse) + binary(hostile) + binary(local_abuse) + binary(kms_tunnel)' "${which[@]}" --success-output final
 }
 model() {
@@ -58,7 +58,7 @@ vectors() {
     scripts/deps.sh python || return
     local script
     for script in docs/vectors/*.py; do "$target/venv/bin/python" "$script" || return; done
-    cargo nextest run --locked -p qvpn-identity -p qvpn-proto -p qvpn-dataplane -E 'binary(vectors) + test(wycheproof) + test(rfc)'
+    cargo nextest run --retries 0 --locked -p qvpn-identity -p qvpn-proto -p qvpn-dataplane -E 'binary(vectors) + test(wycheproof) + test(rfc)'
 }
 # Judged by |t|: above 10 the times of the two classes differ. The control must be found out, or the method sees nothing. The
 # look-up of an index is told and not judged: indices are public.

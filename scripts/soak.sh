@@ -17,7 +17,7 @@ mkdir -p "$folder"
 # Every scenario that is too long for `make test`, in namespaces with the real programs.
 part_scenarios() {
     cargo build --workspace --bins --locked || return
-    cargo nextest run --package tests --locked --no-fail-fast --run-ignored ignored-only --success-output final \
+    cargo nextest run --retries 0 --package tests --locked --no-fail-fast --run-ignored ignored-only --success-output final \
         --profile soak
 }
 
@@ -34,7 +34,7 @@ part_model() {
 # A KME killed for 10 s of every 30 s, for ten minutes at a rekey each second; `make test` has 75 s of it.
 part_kme_killed() {
     cargo build --workspace --bins --locked || return
-    QVPN_SOAK_SECONDS="${QVPN_SOAK_SECONDS:-600}" cargo nextest run --package tests --locked --success-output final --profile soak \
+    QVPN_SOAK_SECONDS="${QVPN_SOAK_SECONDS:-600}" cargo nextest run --retries 0 --package tests --locked --success-output final --profile soak \
         --test kme_killed
 }
 

@@ -33,7 +33,13 @@ advisories() {
 }
 # The programs first: the scenario tests start them.
 build() { cargo build --workspace --bins --locked; }
-unit_and_scenario_tests() { cargo nextest run --workspace --locked --no-fail-fast; }
+# A scenario that passed only when it ran once more is named in the summary.
+unit_and_scenario_tests() {
+    cargo nextest run --workspace --locked --no-fail-fast --color never 2>&1 | tee "$target/tests.log"
+    local status=${PIPESTATUS[0]}
+    again="$(sed -n 's/^ *FLAKY .*\] *\(([0-9 /]*) *\)\?//p' "$target/tests.log" | sort -u)"
+    return "$status"
+}
 # The page that the trial's test left, as people see it.
 page_in_a_browser() {
     scripts/deps.sh browser || { reason="Chromium can't be installed"; return $skip; }
@@ -70,7 +76,7 @@ vectors() {
     [ $found = 1 ] || { echo "there is no vector check in docs/vectors" >&2; return 1; }
 }
 
-lines=() passed=0 failed=0 skipped=0
+lines=() passed=0 failed=0 skipped=0 again=""
 step() {
     local name="$1" start=$SECONDS status word
     shift
@@ -107,4 +113,5 @@ printf '%s\n' "${lines[@]}"
 summary="$passed passed, $failed failed"
 [ $skipped -eq 0 ] || summary+=", $skipped skipped"
 printf '\n%s\n' "$summary"
+[ -z "$again" ] || printf 'failed, and passed when run once more:\n%s\n' "$again"
 [ $failed -eq 0 ]

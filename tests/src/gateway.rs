@@ -159,7 +159,7 @@ impl Lab {
     /// ready.
     ///
     /// # Panics
-    /// If it ends, or isn't ready within 10 s.
+    /// If it ends, or isn't ready within a minute.
     #[must_use]
     #[track_caller]
     pub fn start_daemon(&self, site: Site) -> Gateway<'_> {
@@ -191,7 +191,7 @@ impl Lab {
         command.arg("--config").arg(node.folder().join(format!("{interface}.toml")));
         command.env("NOTIFY_SOCKET", &notify).envs(environment.iter().copied());
         let mut process = Process::spawn(format!("{} {interface}", node.name()), &mut command);
-        wait_until(&format!("{}: READY=1", node.name()), Duration::from_secs(10), || {
+        wait_until(&format!("{}: READY=1", node.name()), Duration::from_secs(60), || {
             assert!(process.is_running(), "{}: the daemon has ended:\n{}", node.name(), process.log());
             let mut message = [0; 512];
             let length = socket.recv(&mut message).ok()?;

@@ -194,7 +194,7 @@ fn a_tunnel_within_a_tunnel() {
         let inner = gateways[1].peer()["tx_packets"].as_u64().unwrap();
         let mut server = lab.lan_b.spawn("iperf3", &["--server", "--one-off", "--forceflush"]);
         server.line("Server listening", Duration::from_secs(10));
-        let text = lab.lan_a.run("iperf3 --client 10.20.1.2 --bind 10.10.1.2 --time 3 --json");
+        let text = lab.lan_a.run("iperf3 --client 10.20.1.2 --bind 10.10.1.2 --bitrate 30M --time 3 --json");
         let report: serde_json::Value = serde_json::from_str(&text).unwrap();
         let bytes = report["end"]["sum_received"]["bytes"].as_u64().unwrap();
         assert!(bytes > 1_000_000, "{bytes} bytes by TCP");

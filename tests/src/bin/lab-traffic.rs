@@ -1,6 +1,7 @@
 //! The traffic of the trial: a numbered stream like a video's in both directions, a bulk transfer by TCP, and probes of the
 //! round trip. Each end says `ready`, begins at `go` on its standard input, ends at `stop`, and then has written its files
-//! and prints one line of JSON. Times are microseconds since 1970, and both ends have the same clock.
+//! and prints one line of JSON; `bulk-recv` says `moves` when the first kilobytes have come. Times are microseconds since 1970,
+//! and both ends have the same clock.
 //!
 //! ```text
 //! lab-traffic video     BIND PEER RATE SIZE FILE    FILE.sent, FILE.got: a time for each number, 0 for none
@@ -21,13 +22,15 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use nix::sys::socket::{setsockopt, sockopt};
 use serde_json::{Value, json};
-use tests::PAYLOAD_TAG;
+use tests::{PAYLOAD_TAG, Pace};
 
 /// How long after the stop the receivers still listen.
 const QUIET: Duration = Duration::from_secs(2);
 const TICK: Duration = Duration::from_millis(1);
 /// Of the bulk transfer's counts.
 const BUCKET_US: u64 = 100_000;
+/// More than TCP sends before the first answer, so that a transfer of which so much came moves.
+const MOVES: u64 = 32 << 10;
 
 type Failure = Box<dyn std::error::Error + Send + Sync>;
 
@@ -99,10 +102,10 @@ fn write_file(file: &str, numbers: &[u64]) -> io::Result<()> {
 
 /// Calls `each` with numbers from 0 on, `rate` times a second, evenly as far as a millisecond allows.
 fn paced(rate: u64, stopped: &AtomicBool, mut each: impl FnMut(u64)) {
-    let (start, mut next) = (Instant::now(), 0);
+    let (mut pace, mut next) = (Pace::new(rate), 0);
     while !stopped.load(Ordering::Acquire) {
-        let elapsed = u64::try_from(start.elapsed().as_micros()).unwrap_or(u64::MAX);
-        while next < elapsed * rate / 1_000_000 + 1 {
+        let due = pace.due(next);
+        while next < due {
             each(next);
             next += 1;
         }
@@ -219,7 +222,12 @@ fn bulk_recv(listener: &TcpListener, file: &str) -> Result<Value, Failure> {
             let sent = (at / 8).to_le_bytes()[usize::try_from(at % 8)?];
             wrong += u64::from(sent != *byte);
         }
+        let before = received;
         received += length as u64;
+        if before < MOVES && received >= MOVES && wrong == 0 {
+            println!("moves");
+            io::stdout().flush()?;
+        }
         let bucket = now_us() / BUCKET_US * BUCKET_US;
         match buckets.last_chunk_mut::<2>() {
             Some([time, bytes]) if *time == bucket => *bytes += length as u64,

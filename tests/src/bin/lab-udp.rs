@@ -14,7 +14,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg, setsockopt, sockopt};
-use tests::{PAYLOAD_TAG, Received, StreamReport};
+use tests::{PAYLOAD_TAG, Pace, Received, StreamReport};
 
 /// How long after our last datagram, and theirs, the count is closed.
 const QUIET: Duration = Duration::from_secs(2);
@@ -69,10 +69,9 @@ fn send(socket: &UdpSocket, count: u64, rate: u64, size: usize, together: u64) -
     let segment = u16::try_from(size).unwrap_or(u16::MAX);
     let mut datagrams = Vec::new();
     let (mut next, mut refused) = (0, 0);
-    let start = Instant::now();
+    let mut pace = Pace::new(rate);
     while next < count {
-        let elapsed = u64::try_from(start.elapsed().as_micros()).unwrap_or(u64::MAX);
-        let due = (elapsed * rate / 1_000_000 + 1).min(count);
+        let due = pace.due(next).min(count);
         while next < due {
             let end = due.min(next + together);
             datagrams.clear();

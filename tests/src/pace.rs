@@ -1,0 +1,53 @@
+//! The even pace of a stream. Time in which the machine stood still is not made up for: a burst isn't what a stream is for, and
+//! queues overflow from it that the stream alone would never fill.
+
+use std::time::{Duration, Instant};
+
+/// How many are due of what shall go so many times a second.
+#[derive(Debug)]
+pub struct Pace {
+    start: Instant,
+    rate: u64,
+}
+
+impl Pace {
+    /// Begins now, with `rate` a second.
+    #[must_use]
+    pub fn new(rate: u64) -> Self {
+        Self { start: Instant::now(), rate: rate.max(1) }
+    }
+
+    /// The number up to which they are due now, where `gone` have gone: those of 20 ms more at most.
+    pub fn due(&mut self, gone: u64) -> u64 {
+        self.due_at(Instant::now(), gone)
+    }
+
+    fn due_at(&mut self, now: Instant, gone: u64) -> u64 {
+        let elapsed = u64::try_from((now - self.start).as_micros()).unwrap_or(u64::MAX);
+        let (due, most) = (elapsed * self.rate / 1_000_000 + 1, gone + (self.rate / 50).max(1));
+        if due <= most {
+            return due;
+        }
+        self.start += Duration::from_micros((due - most) * 1_000_000 / self.rate);
+        most
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn time_in_which_nothing_went_is_not_made_up_for() {
+        let mut pace = Pace::new(1_000);
+        let at = |ms| pace.start + Duration::from_millis(ms);
+        let times = [at(0), at(5), at(1_005), at(1_006), at(1_016)];
+        let mut gone = 0;
+        let due = times.map(|now| {
+            gone = pace.due_at(now, gone);
+            gone
+        });
+        assert_eq!(due, [1, 6, 26, 27, 37]);
+        assert_eq!(Pace::new(3).due(7), 1, "fewer than one in 20 ms");
+    }
+}
