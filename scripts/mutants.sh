@@ -28,17 +28,19 @@ count() { cat "$folder/mutants.out/$1.txt" 2>/dev/null | grep -c .; }
 rm -rf "$folder/mutants.out" "$folder/mutants.out.old"
 run "$@" -- --profile mutants
 status=$?
+caught=$(count caught) unviable=$(count unviable)
 # 2: some were missed, 3: some took too long. Whatever else is not 0 says that nothing was tried.
 if [ $status -eq 2 ] || [ $status -eq 3 ]; then
     first=$(count missed)
     run --iterate "$@" -- --profile mutants-again
     status=$?
+    # The second run's lists have only what the first missed.
+    caught=$((caught + $(count caught)))
 fi
 {
     printf 'mutants of %s on %s: %s missed by the quick tests, %s by all, %s caught, %s took too long, %s did not compile\n' \
         "$(git rev-parse --short HEAD 2>/dev/null || echo unknown)" "$(date -u +%F)" "${first:-0}" "$(count missed)" \
-        "$(cat "$folder"/mutants.out/{caught,previously_caught}.txt 2>/dev/null | sort -u | grep -c .)" \
-        "$(count timeout)" "$(count unviable)"
+        "$caught" "$(count timeout)" "$unviable"
     sed 's/^/MISSED   /' "$folder/mutants.out/missed.txt" 2>/dev/null
 } | tee "$folder/report.txt"
 exit $status
