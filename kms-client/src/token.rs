@@ -6,6 +6,7 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use cryptoki::context::{CInitializeArgs, CInitializeFlags, Pkcs11};
@@ -25,6 +26,8 @@ use crate::token_signer::{Algorithm, der_signature, digest};
 const SIGN: Duration = Duration::from_secs(4);
 /// How long opening the token may take.
 const OPEN: Duration = Duration::from_secs(30);
+/// How long the library may take to let go of a session.
+const CLOSE: Duration = Duration::from_secs(1);
 /// Signatures that may wait for the token: what one KME is asked at once, and some.
 const WAITING: usize = 32;
 
@@ -38,8 +41,32 @@ struct Job {
 /// The thread that speaks to the token; it ends when this is dropped.
 #[derive(Debug)]
 pub(crate) struct Token {
+    // Before the thread, which ends with it.
     jobs: SyncSender<Job>,
     uri: String,
+    _thread: TokenThread,
+}
+
+/// Waits for its thread when it is dropped: a program that ends while the thread still is in the vendor's library, or in what
+/// that library does at a thread's end, crashes in the library's own clearing up.
+#[derive(Debug)]
+struct TokenThread {
+    /// Nothing comes here; it closes when the library is left. The mutex is only to be shared with.
+    left: Mutex<Receiver<()>>,
+    handle: Option<JoinHandle<()>>,
+}
+
+impl Drop for TokenThread {
+    fn drop(&mut self) {
+        // One that hangs in the library is left alone.
+        let left = self.left.get_mut().unwrap_or_else(PoisonError::into_inner).recv_timeout(CLOSE);
+        if left == Err(RecvTimeoutError::Disconnected)
+            && let Some(handle) = self.handle.take()
+        {
+            // If it panicked, whoever waited for it has been told.
+            let _ = handle.join();
+        }
+    }
 }
 
 impl Token {
@@ -51,21 +78,26 @@ impl Token {
         let (jobs, queue) = sync_channel(WAITING);
         let (opened, first) = sync_channel(1);
         let uri = key.uri.clone();
-        let thread = std::thread::Builder::new().name("kms-token".to_owned()).spawn(move || {
+        let (leaving, left) = sync_channel(0);
+        let handle = std::thread::Builder::new().name("kms-token".to_owned()).spawn(move || {
             let mut worker = Worker { key, open: None, worked: false, refused: None };
             let result = worker.session().map(|_| ());
             let usable = result.is_ok();
+            // Nobody waits any more if this fails.
             let _ = opened.send(result);
             if usable {
                 worker.serve(&queue);
             }
+            drop(worker);
+            drop(leaving);
         });
-        thread.map_err(|e| FileError {
+        let handle = handle.map_err(|e| FileError {
             what: format!("no thread can be started for the token: {e}"),
             advice: "look at the limits of the process".to_owned(),
         })?;
+        let thread = TokenThread { left: Mutex::new(left), handle: Some(handle) };
         match first.recv_timeout(OPEN) {
-            Ok(result) => result.map(|()| Self { jobs, uri }),
+            Ok(result) => result.map(|()| Self { jobs, uri, _thread: thread }),
             Err(_) => Err(hangs(&uri, OPEN)),
         }
     }
@@ -362,3 +394,50 @@ fn words(error: &TokenError) -> String {
 
 /// Shared by all connections of one KME.
 pub(crate) type SharedToken = Arc<Token>;
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::time::Instant;
+
+    use super::*;
+
+    /// As what a library clears up at a thread's end.
+    struct AtEnd(Arc<AtomicBool>);
+
+    impl Drop for AtEnd {
+        fn drop(&mut self) {
+            std::thread::sleep(Duration::from_millis(50));
+            self.0.store(true, Ordering::Release);
+        }
+    }
+
+    thread_local!(static AT_END: Mutex<Option<AtEnd>> = const { Mutex::new(None) });
+
+    #[test]
+    fn the_end_waits_until_the_thread_is_gone_from_the_library() {
+        let gone = Arc::new(AtomicBool::new(false));
+        let (leaving, left) = sync_channel(0);
+        let at_end = AtEnd(Arc::clone(&gone));
+        let handle = std::thread::spawn(move || {
+            AT_END.with(|slot| *slot.lock().unwrap() = Some(at_end));
+            drop(leaving);
+        });
+        drop(TokenThread { left: Mutex::new(left), handle: Some(handle) });
+        assert!(gone.load(Ordering::Acquire));
+    }
+
+    #[test]
+    fn the_end_does_not_wait_for_a_library_that_hangs() {
+        let (stop, hangs) = sync_channel::<()>(0);
+        let (leaving, left) = sync_channel(0);
+        let handle = std::thread::spawn(move || {
+            let _ = hangs.recv();
+            drop(leaving);
+        });
+        let began = Instant::now();
+        drop(TokenThread { left: Mutex::new(left), handle: Some(handle) });
+        assert!(began.elapsed() >= CLOSE, "it had its time");
+        drop(stop);
+    }
+}
