@@ -50,21 +50,20 @@ pub(crate) struct Token {
 /// Waits for its thread when it is dropped: a program that ends while the thread still is in the vendor's library, or in what
 /// that library does at a thread's end, crashes in the library's own clearing up.
 #[derive(Debug)]
-struct TokenThread {
-    /// Nothing comes here; it closes when the library is left. The mutex is only to be shared with.
-    left: Mutex<Receiver<()>>,
-    handle: Option<JoinHandle<()>>,
-}
+struct TokenThread(Option<JoinHandle<()>>);
 
 impl Drop for TokenThread {
     fn drop(&mut self) {
-        // One that hangs in the library is left alone.
-        let left = self.left.get_mut().unwrap_or_else(PoisonError::into_inner).recv_timeout(CLOSE);
-        if left == Err(RecvTimeoutError::Disconnected)
-            && let Some(handle) = self.handle.take()
-        {
-            // If it panicked, whoever waited for it has been told.
-            let _ = handle.join();
+        let Some(thread) = self.0.take() else { return };
+        let (ended, wait) = sync_channel::<()>(0);
+        let waiter = std::thread::Builder::new().name("kms-token-end".to_owned()).spawn(move || {
+            // If it panicked, whoever waited for a signature has been told.
+            let _ = thread.join();
+            drop(ended);
+        });
+        // One that hangs in the library is left alone, and so is one for which no thread can be had to wait.
+        if waiter.is_ok() {
+            let _ = wait.recv_timeout(CLOSE);
         }
     }
 }
@@ -78,8 +77,7 @@ impl Token {
         let (jobs, queue) = sync_channel(WAITING);
         let (opened, first) = sync_channel(1);
         let uri = key.uri.clone();
-        let (leaving, left) = sync_channel(0);
-        let handle = std::thread::Builder::new().name("kms-token".to_owned()).spawn(move || {
+        let thread = std::thread::Builder::new().name("kms-token".to_owned()).spawn(move || {
             let mut worker = Worker { key, open: None, worked: false, refused: None };
             let result = worker.session().map(|_| ());
             let usable = result.is_ok();
@@ -88,14 +86,12 @@ impl Token {
             if usable {
                 worker.serve(&queue);
             }
-            drop(worker);
-            drop(leaving);
         });
-        let handle = handle.map_err(|e| FileError {
+        let thread = thread.map_err(|e| FileError {
             what: format!("no thread can be started for the token: {e}"),
             advice: "look at the limits of the process".to_owned(),
         })?;
-        let thread = TokenThread { left: Mutex::new(left), handle: Some(handle) };
+        let thread = TokenThread(Some(thread));
         match first.recv_timeout(OPEN) {
             Ok(result) => result.map(|()| Self { jobs, uri, _thread: thread }),
             Err(_) => Err(hangs(&uri, OPEN)),
@@ -407,6 +403,7 @@ mod tests {
 
     impl Drop for AtEnd {
         fn drop(&mut self) {
+            // Whoever doesn't wait is faster; nothing can tell the thread that it is waited for.
             std::thread::sleep(Duration::from_millis(50));
             self.0.store(true, Ordering::Release);
         }
@@ -417,26 +414,22 @@ mod tests {
     #[test]
     fn the_end_waits_until_the_thread_is_gone_from_the_library() {
         let gone = Arc::new(AtomicBool::new(false));
-        let (leaving, left) = sync_channel(0);
         let at_end = AtEnd(Arc::clone(&gone));
-        let handle = std::thread::spawn(move || {
+        let thread = std::thread::spawn(move || {
             AT_END.with(|slot| *slot.lock().unwrap() = Some(at_end));
-            drop(leaving);
         });
-        drop(TokenThread { left: Mutex::new(left), handle: Some(handle) });
+        drop(TokenThread(Some(thread)));
         assert!(gone.load(Ordering::Acquire));
     }
 
     #[test]
     fn the_end_does_not_wait_for_a_library_that_hangs() {
         let (stop, hangs) = sync_channel::<()>(0);
-        let (leaving, left) = sync_channel(0);
-        let handle = std::thread::spawn(move || {
+        let thread = std::thread::spawn(move || {
             let _ = hangs.recv();
-            drop(leaving);
         });
         let began = Instant::now();
-        drop(TokenThread { left: Mutex::new(left), handle: Some(handle) });
+        drop(TokenThread(Some(thread)));
         assert!(began.elapsed() >= CLOSE, "it had its time");
         drop(stop);
     }
