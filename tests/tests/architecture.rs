@@ -11,16 +11,18 @@ use cargo_metadata::{DependencyKind, Metadata, MetadataCommand, PackageId};
 
 /// Each crate of the workspace, and the ones it may import.
 const ARROWS: &[(&str, &[&str])] = &[
+    ("qvpn-types", &[]),
     ("qvpn-secret", &[]),
     ("qvpn-identity", &["qvpn-secret"]),
-    ("qvpn-proto", &["qvpn-secret", "qvpn-identity"]),
-    ("qvpn-dataplane", &["qvpn-secret"]),
-    ("qvpn-net", &["qvpn-api"]),
-    ("kms-client", &["qvpn-secret", "qvpn-api"]),
-    ("qvpn-api", &["qvpn-identity"]),
+    ("qvpn-proto", &["qvpn-types", "qvpn-secret", "qvpn-identity"]),
+    ("qvpn-dataplane", &["qvpn-types", "qvpn-secret"]),
+    ("qvpn-net", &["qvpn-types", "qvpn-api"]),
+    ("kms-client", &["qvpn-types", "qvpn-secret", "qvpn-api"]),
+    ("qvpn-api", &["qvpn-types", "qvpn-identity"]),
     (
         "qvpn-daemon",
         &[
+            "qvpn-types",
             "qvpn-secret",
             "qvpn-identity",
             "qvpn-proto",
@@ -30,12 +32,23 @@ const ARROWS: &[(&str, &[&str])] = &[
             "qvpn-api",
         ],
     ),
-    ("qvpn-ctl", &["qvpn-api", "qvpn-identity", "qvpn-secret", "qvpn-net", "kms-client"]),
+    ("qvpn-ctl", &["qvpn-types", "qvpn-api", "qvpn-identity", "qvpn-secret", "qvpn-net", "kms-client"]),
     ("kme-sim", &[]),
     // The libraries are for the sites that tests play themselves (`Double`), and for the types of secrets.
-    ("tests", &["qvpn-api", "qvpn-identity", "qvpn-proto", "qvpn-secret", "qvpn-dataplane", "kms-client"]),
+    (
+        "tests",
+        &[
+            "qvpn-types",
+            "qvpn-api",
+            "qvpn-identity",
+            "qvpn-proto",
+            "qvpn-secret",
+            "qvpn-dataplane",
+            "kms-client",
+        ],
+    ),
     // Of `tests` it takes the lab.
-    ("benches", &["qvpn-dataplane", "qvpn-secret", "tests"]),
+    ("benches", &["qvpn-types", "qvpn-dataplane", "qvpn-secret", "tests"]),
 ];
 
 /// Imports beyond the arrows, of any kind, each with its reason.
@@ -53,7 +66,7 @@ const EXCEPTIONS: &[(&str, &str, &str)] = &[
 ];
 
 /// Crates that must come to their decisions without an async runtime or TLS, counted through all their dependencies.
-const PURE: &[&str] = &["qvpn-secret", "qvpn-identity", "qvpn-proto", "qvpn-dataplane"];
+const PURE: &[&str] = &["qvpn-types", "qvpn-secret", "qvpn-identity", "qvpn-proto", "qvpn-dataplane"];
 const IMPURE: &[&str] = &["tokio", "async-std", "smol", "rustls", "hyper", "rtnetlink"];
 
 /// A feature of qvpn-dataplane that only `benches` may ask for. qvpn-daemon also refuses to compile with it.

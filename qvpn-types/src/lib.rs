@@ -1,0 +1,13 @@
+//! Numbers and names that several crates share. Nothing here does I/O, and nothing here is secret.
+
+#![forbid(unsafe_code)]
+
+mod name;
+mod number;
+mod suite;
+mod time;
+
+pub use name::{KeyId, KeyIdError, MAX_KEY_ID_BYTES, MAX_SAE_ID_BYTES, SaeId, SaeIdError};
+pub use number::{EpochNumber, LocalEpoch, PeerNumber};
+pub use suite::Suite;
+pub use time::Time;
