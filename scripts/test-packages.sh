@@ -52,7 +52,7 @@ tar -xf "$root" -C "$guest" --strip-components=2 --no-same-owner "$kernel"
 kernel="$guest/$(basename "$kernel")"
 files=(scripts/guest/init=init)
 for file in image.sh run.sh lib.sh; do files+=("scripts/guest/$file=guest/$file"); done
-python3 scripts/guest/guide.py docs/operating.md "$guest/guide"
+python3 scripts/guest/guide.py docs/tutorial.md docs/operating.md "$guest/guide"
 for file in "$guest"/guide/*; do files+=("$file=guest/guide/$(basename "$file")"); done
 for name in qvpn qvpn-kme-sim; do
     files+=("$work/out/${name}_0.1.0-1_amd64.deb=guest/old/$name.deb" "$work/out/${name}_0.1.1-1_amd64.deb=guest/new/$name.deb")

@@ -1,14 +1,14 @@
-"""Takes the commands and the config out of the operators' guide, so that the guest runs what the guide says.
+"""Extracts the commands and the config of the operators' pages, so that the guest runs what the pages say.
 
-    guide.py GUIDE.md FOLDER      writes FOLDER/NAME.sh for each block below `<!-- run: NAME -->` (its lines that begin with
-                                  `# `), FOLDER/NAME.toml for each below `<!-- config: NAME -->`, and FOLDER/NAME.service for each
-                                  below `<!-- unit: NAME -->`
+    guide.py PAGE.md… DIR      writes DIR/NAME.sh for each block below `<!-- run: NAME -->` (its lines that begin with
+                               `# `), DIR/NAME.toml for each below `<!-- config: NAME -->`, and DIR/NAME.service for
+                               each below `<!-- unit: NAME -->`
 """
 import re
 import sys
 from pathlib import Path
 
-guide, folder = Path(sys.argv[1]).read_text(), Path(sys.argv[2])
+guide, folder = "".join(Path(page).read_text() for page in sys.argv[1:-1]), Path(sys.argv[-1])
 folder.mkdir(parents=True, exist_ok=True)
 blocks = re.findall(r"<!-- (run|config|unit): (\S+) -->\n```\w+\n(.*?)```", guide, re.S)
 for kind, name, text in blocks:

@@ -1,5 +1,6 @@
-//! The operators' pages say what is true: every error that the programs print has a row in `docs/errors.md`, and the config of
-//! the guide is one that the programs take. The guide's commands are run by `scripts/test-packages.sh`.
+//! The operators' pages say what is true: every error that the programs print has a row in `docs/errors.md`, and the
+//! programs accept the config of the tutorial. `scripts/test-packages.sh` runs the commands of the tutorial and of
+//! `docs/operating.md`.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
@@ -111,7 +112,7 @@ fn the_units_point_to_pages_that_there_are() {
 
 #[test]
 fn the_guides_config_is_taken() {
-    let guide = fs::read_to_string(root().join("docs/operating.md")).unwrap();
+    let guide = fs::read_to_string(root().join("docs/tutorial.md")).unwrap();
     let block = guide.split("<!-- config: site -->").nth(1).unwrap();
     let config = block.split("```toml\n").nth(1).unwrap().split("```").next().unwrap();
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("guide");
