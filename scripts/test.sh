@@ -13,6 +13,8 @@ lint() {
     cargo clippy --workspace --all-targets --locked -- -D warnings &&
         cargo clippy --package benches --features micro --benches --locked -- -D warnings
 }
+# Cycles of imports, long files, and words that the glossary replaced; a workspace of its own that takes seconds.
+layout() { cargo test --quiet --locked --manifest-path layout/Cargo.toml --target-dir "$target/layout"; }
 documentation() { RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --document-private-items --locked; }
 dependencies() { cargo deny --all-features --locked check licenses bans sources; }
 # From RustSec's database; where that can't be reached, from a copy that was fetched in the last 90 days.
@@ -95,6 +97,7 @@ step() {
 step "system packages" scripts/deps.sh system
 step "cargo tools" scripts/deps.sh tools
 step "format" format
+step "layout and words" layout
 step "lint" lint
 step "documentation" documentation
 step "licences, bans, sources" dependencies

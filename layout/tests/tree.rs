@@ -1,0 +1,131 @@
+//! The source tree: files of a crate form no cycle of imports, and none is too long.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use qvpn_layout::imports::{Import, cycles, imports, in_cycles};
+use qvpn_layout::{root, targets, texts};
+
+/// Pairs of files whose import closes a cycle today, as a count for each crate. Lower a number when cycles go.
+const KNOWN_CYCLES: &[(&str, usize)] = &[
+    ("qvpn-proto", 20),
+    ("qvpn-dataplane", 20),
+    ("qvpn-api", 10),
+    ("kms-client", 19),
+    ("kme-sim", 8),
+    ("qvpn-daemon", 16),
+    ("qvpn-ctl", 10),
+    ("tests", 4),
+];
+
+/// Files that are longer than `MAX_LINES` today.
+const KNOWN_LONG: &[&str] = &[
+    "qvpn-proto/src/gate/door.rs",
+    "kms-client/src/kme.rs",
+    "qvpn-daemon/src/peers.rs",
+    "qvpn-proto/src/peer/initiate.rs",
+    "kme-sim/src/network.rs",
+    "qvpn-dataplane/src/sys.rs",
+    "tests/src/double.rs",
+    "tests/src/bin/qvpn-trial/verdict.rs",
+];
+const MAX_LINES: usize = 500;
+
+#[test]
+fn no_files_of_a_crate_import_each_other() {
+    let manifest = |name: &String| name.strip_suffix("/Cargo.toml").map(str::to_owned);
+    let crates: Vec<String> = texts().keys().filter_map(manifest).collect();
+    let (mut report, mut new, mut files) = (String::new(), Vec::new(), 0);
+    for name in &crates {
+        let dir = root().join(name);
+        let all = targets(&dir).iter().flat_map(|target| imports(target)).collect();
+        let all = relative(all, &dir);
+        files += all.iter().map(|import| &import.from).collect::<BTreeSet<_>>().len();
+        let closing = in_cycles(&all);
+        let pairs: BTreeSet<_> = closing.iter().map(|import| (&import.from, &import.to)).collect();
+        let known = KNOWN_CYCLES.iter().find(|(known, _)| known == name).map_or(0, |(_, count)| *count);
+        if pairs.len().max(known) > 0 {
+            report += &format!("{name}: {} imports close cycles, {known} are known\n", pairs.len());
+        }
+        report += &cycle_report(&closing, &cycles(&all));
+        if pairs.len() > known {
+            new.push(name);
+        }
+    }
+    println!("{report}");
+    assert!(
+        crates.len() > 12 && files > 150,
+        "the sources are found: {crates:?}, {files} files with imports"
+    );
+    assert!(new.is_empty(), "files of {new:?} import each other:\n{report}");
+}
+
+#[test]
+fn no_source_file_is_too_long() {
+    let sources: Vec<(String, usize)> = texts()
+        .into_iter()
+        .filter(|(name, _)| name.ends_with(".rs") && !is_test(name))
+        .map(|(name, text)| (name, text.lines().count()))
+        .collect();
+    assert!(sources.len() > 200, "the sources are found: {}", sources.len());
+    let long = |(name, lines): &&(String, usize)| *lines > MAX_LINES && !KNOWN_LONG.contains(&name.as_str());
+    let long: Vec<_> = sources.iter().filter(long).collect();
+    assert!(long.is_empty(), "longer than {MAX_LINES} lines: {long:#?}");
+}
+
+fn is_test(name: &str) -> bool {
+    name.ends_with("/tests.rs") || name.split('/').nth(1) == Some("tests")
+}
+
+#[test]
+fn cycles_of_imports_are_found_in_a_made_up_crate() {
+    let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("made_up_crate");
+    let _ = fs::remove_dir_all(&dir);
+    let write = |file: &str, text: &str| {
+        let path = dir.join(file);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, text).unwrap();
+    };
+    let found = || cycles(&relative(imports(&dir.join("lib.rs")), &dir));
+    // The parent only declares its children and re-exports their items; tests import what they like.
+    write("lib.rs", "mod a; mod b; mod c; pub use a::A; pub use c::*;");
+    write("a.rs", "pub mod deep; pub struct A; #[cfg(test)] mod tests { use crate::b::B; }");
+    write("a/deep.rs", "pub fn f() { let _ = String::new(); } pub const LIMIT: u8 = 1;");
+    write("b.rs", "use crate::A; pub struct B(A);");
+    write("c.rs", "pub struct C; fn f() { let _ = crate::b::B; }");
+    assert_eq!(found(), BTreeSet::new());
+    // Two files, the second by a path inside a macro.
+    write("a/deep.rs", "pub fn f() { println!(\"{}\", crate::c::C) }");
+    write("c.rs", "use crate::a::deep; pub struct C; fn f() { deep::f() }");
+    assert_eq!(found(), BTreeSet::from(["a/deep.rs -> c.rs -> a/deep.rs".to_owned()]));
+    // Parent and child, through `super`.
+    write("c.rs", "pub struct C;");
+    write("a/deep.rs", "use super::A; pub struct Deep(A);");
+    write("a.rs", "pub mod deep; pub struct A; fn f() -> deep::Deep { todo!() }");
+    assert_eq!(found(), BTreeSet::from(["a/deep.rs -> a.rs -> a/deep.rs".to_owned()]));
+    // Three files, through a re-export by the root and a glob.
+    write("a.rs", "use crate::C; pub struct A(C);");
+    write("c.rs", "use crate::b::*; pub struct C(Option<Box<B>>);");
+    assert_eq!(found(), BTreeSet::from(["a.rs -> c.rs -> b.rs -> a.rs".to_owned()]));
+}
+
+fn relative(imports: BTreeSet<Import>, dir: &Path) -> BTreeSet<Import> {
+    let short = |path: PathBuf| path.strip_prefix(dir).map(Path::to_owned).unwrap_or(path);
+    imports
+        .into_iter()
+        .map(|import| Import { from: short(import.from), to: short(import.to), path: import.path })
+        .collect()
+}
+
+fn cycle_report(closing: &BTreeSet<Import>, cycles: &BTreeSet<String>) -> String {
+    let mut names: BTreeMap<(&Path, &Path), Vec<&str>> = BTreeMap::new();
+    for import in closing {
+        names.entry((&import.from, &import.to)).or_default().push(&import.path);
+    }
+    let cycles = cycles.iter().map(|cycle| format!("  cycle {cycle}\n"));
+    let imports = names.iter().map(|((from, to), names)| {
+        format!("  {} imports {}: {}\n", from.display(), to.display(), names[..names.len().min(4)].join(", "))
+    });
+    cycles.chain(imports).collect()
+}
