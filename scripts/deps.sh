@@ -66,9 +66,26 @@ system() {
         have sudo || { echo "run as root, or install sudo, or install these yourself: ${missing[*]}" >&2; return 1; }
         as_root=(sudo)
     fi
-    local apt=("${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -q -y -o Dpkg::Use-Pty=0)
-    "${apt[@]}" update
+    # On a fresh cloud machine unattended-upgrades holds dpkg's lock for minutes.
+    local apt=("${as_root[@]}" env DEBIAN_FRONTEND=noninteractive LC_ALL=C
+        apt-get -q -y -o Dpkg::Use-Pty=0 -o DPkg::Lock::Timeout=600)
+    refresh_lists "${apt[@]}"
     "${apt[@]}" install --no-install-recommends "${missing[@]}"
+}
+
+# `apt-get update`. The timeout above does not cover the lock of the package lists, so a held one is tried again for ten minutes.
+refresh_lists() {
+    local log status deadline=$((SECONDS + 600))
+    log="$(mktemp)"
+    while :; do
+        status=0
+        "$@" update 2>&1 | tee "$log" || status=$?
+        if [ $status -eq 0 ] || [ $SECONDS -ge $deadline ] || ! grep -q "Could not get lock" "$log"; then break; fi
+        echo "another program holds the lock of the package lists; trying again"
+        sleep 5
+    done
+    rm -f "$log"
+    return $status
 }
 
 tools() {

@@ -32,10 +32,10 @@ impl Drop for Shown<'_> {
     }
 }
 
-/// The inputs in a folder, in the order of their names; none if there is no folder.
+/// The inputs in a directory, in the order of their names; none if there is no directory.
 #[must_use]
-pub fn inputs(folder: &Path) -> Vec<Vec<u8>> {
-    let entries = fs::read_dir(folder).into_iter().flatten().filter_map(Result::ok);
+pub fn inputs(dir: &Path) -> Vec<Vec<u8>> {
+    let entries = fs::read_dir(dir).into_iter().flatten().filter_map(Result::ok);
     let mut files: Vec<PathBuf> = entries.map(|entry| entry.path()).collect();
     files.sort();
     files.iter().filter_map(|file| fs::read(file).ok()).collect()

@@ -6,7 +6,6 @@ pub mod datagram;
 mod input;
 pub mod peer;
 mod text;
-#[path = "../../qvpn-proto/fuzz_bodies.rs"]
 mod wire;
 
 /// What a target does with an input.

@@ -18,8 +18,8 @@ fn main() {
     for name in arguments {
         let (_, body, _) =
             bodies::TARGETS.iter().find(|(target, ..)| *target == name).expect("there is no such target");
-        let folder = |kind: &str| Path::new(env!("CARGO_MANIFEST_DIR")).join(kind).join(&name);
-        let seeds = [inputs(&folder("seeds")), inputs(&folder("corpus"))].concat();
+        let dir = |kind: &str| Path::new(env!("CARGO_MANIFEST_DIR")).join(kind).join(&name);
+        let seeds = [inputs(&dir("seeds")), inputs(&dir("corpus"))].concat();
         for (input, n) in seeds.iter().zip(0..) {
             Shown(&name, input, n).run(*body);
         }

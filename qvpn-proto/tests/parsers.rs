@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use qvpn_identity::kem::CT_LEN;
 use qvpn_proto::wire::{Accept, CONFIRMATION, Kind, ParseError};
 
-#[path = "../fuzz_bodies.rs"]
+#[path = "../../fuzz/bodies/wire.rs"]
 mod bodies;
 
 #[test]

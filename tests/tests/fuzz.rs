@@ -1,5 +1,5 @@
-//! The fuzz targets, run shortly on stable: every input that is kept in `fuzz/seeds`, and some thousand made from them by
-//! small changes, the same in each run. `make fuzz` runs the same bodies for as long as one likes.
+//! A short run of the fuzz targets on stable: every input in `fuzz/seeds`, and some thousand mutations of them, the same in
+//! each run. `make fuzz` runs the same bodies for longer.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
@@ -16,27 +16,27 @@ use qvpn_proto::Role;
 use rand_chacha::ChaCha20Rng;
 use rand_chacha::rand_core::SeedableRng;
 
-fn folder(name: &str) -> PathBuf {
+fn dir(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().join("fuzz").join(name)
 }
 
-fn names(folder: &Path) -> BTreeSet<String> {
-    let entries = fs::read_dir(folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
+fn names(dir: &Path) -> BTreeSet<String> {
+    let entries = fs::read_dir(dir).unwrap_or_else(|error| panic!("{}: {error}", dir.display()));
     entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
 }
 
 fn seeds(target: &str) -> Vec<Vec<u8>> {
-    let folder = folder("seeds").join(target);
-    names(&folder).iter().map(|name| fs::read(folder.join(name)).unwrap()).collect()
+    let dir = dir("seeds").join(target);
+    names(&dir).iter().map(|name| fs::read(dir.join(name)).unwrap()).collect()
 }
 
 #[test]
 fn each_target_has_a_program_and_seeds() {
     let targets: BTreeSet<String> = TARGETS.iter().map(|(name, ..)| (*name).to_owned()).collect();
     let programs: BTreeSet<String> =
-        names(&folder("fuzz_targets")).iter().map(|name| name.trim_end_matches(".rs").to_owned()).collect();
+        names(&dir("fuzz_targets")).iter().map(|name| name.trim_end_matches(".rs").to_owned()).collect();
     assert_eq!(programs, targets, "a file in fuzz/fuzz_targets for each line of TARGETS");
-    let manifest = fs::read_to_string(folder("Cargo.toml")).unwrap();
+    let manifest = fs::read_to_string(dir("Cargo.toml")).unwrap();
     for target in &targets {
         assert!(manifest.contains(&format!("name = \"{target}\"\n")), "{target} is not in fuzz/Cargo.toml");
         assert!(!seeds(target).is_empty(), "{target} has no seeds");
@@ -54,7 +54,7 @@ fn seeds_of_messages_are_messages() {
     }
 }
 
-/// What comes after an epoch is only tried where one comes into being.
+/// Code that needs an epoch is only reached by inputs that make one.
 #[test]
 fn some_seeds_of_peers_end_in_epochs() {
     for (role, name) in [(Role::Responder, "responder"), (Role::Initiator, "initiator")] {
@@ -63,23 +63,23 @@ fn some_seeds_of_peers_end_in_epochs() {
     }
 }
 
-/// A stranger's repetitions only mean something where there was something to repeat.
+/// A replay needs a packet to replay.
 #[test]
 fn some_seeds_of_datagrams_carry_packets() {
     let most = seeds("datagram").iter().map(|seed| bodies::datagram::packets_opened(seed)).max();
     assert!(most >= Some(2), "no seed with two packets: {most:?}");
 }
 
-/// What a long run has kept on this machine, if it is to be run, too.
+/// The corpus of a long run on this machine, if `QVPN_FUZZ_CORPUS` is set.
 fn corpus(target: &str) -> Vec<Vec<u8>> {
-    let folder = folder("corpus").join(target);
-    if std::env::var_os("QVPN_FUZZ_CORPUS").is_none() || !folder.is_dir() {
+    let dir = dir("corpus").join(target);
+    if std::env::var_os("QVPN_FUZZ_CORPUS").is_none() || !dir.is_dir() {
         return Vec::new();
     }
-    names(&folder).iter().map(|name| fs::read(folder.join(name)).unwrap()).collect()
+    names(&dir).iter().map(|name| fs::read(dir.join(name)).unwrap()).collect()
 }
 
-/// Each target goes through its cases in a test of its own, so that a failure has its name.
+/// Each target is a test of its own, so that a failure has its name.
 macro_rules! short_runs {
     ($($name:ident)+) => {
         $(#[test] fn $name() { short(stringify!($name)); })+
@@ -107,29 +107,5 @@ fn short(target: &str) {
     for n in 0..u64::from(*cases) {
         let input = change(&seeds, &mut rng);
         Shown(target, &input, n).run(*body);
-    }
-}
-
-/// Writes the valid messages into the seeds: `QVPN_WRITE_SEEDS=1 cargo test -p tests --test fuzz write_seeds`.
-#[test]
-fn write_seeds() {
-    if std::env::var_os("QVPN_WRITE_SEEDS").is_none() {
-        return;
-    }
-    for (kind, name) in [(1, "hello"), (2, "stock_offer"), (3, "stock_ack"), (4, "propose"), (5, "accept")] {
-        fs::create_dir_all(folder("seeds").join(name)).unwrap();
-        for (n, message) in bodies::valid_messages(kind).into_iter().enumerate() {
-            fs::write(folder("seeds").join(name).join(format!("valid-{n}")), &message).unwrap();
-            let packets =
-                qvpn_proto::wire::fragment::packets([1; 8], qvpn_proto::wire::Kind::Hello, &message);
-            for target in ["fragment", "reassembly"] {
-                fs::create_dir_all(folder("seeds").join(target)).unwrap();
-            }
-            fs::write(folder("seeds/fragment").join(format!("{name}-{n}")), packets.last().unwrap()).unwrap();
-            let with_length =
-                |packet: &Vec<u8>| [&u16::try_from(packet.len()).unwrap().to_be_bytes()[..], packet].concat();
-            let stream: Vec<u8> = packets.iter().flat_map(with_length).collect();
-            fs::write(folder("seeds/reassembly").join(format!("{name}-{n}")), stream).unwrap();
-        }
     }
 }

@@ -1,4 +1,4 @@
-// The bodies of the fuzz targets: plain functions, run here on stable and by `cargo fuzz` on a nightly.
+//! Messages of the control session, and the packets that carry them. The tests of `qvpn-proto` run these bodies too.
 
 use qvpn_proto::Time;
 use qvpn_proto::event::KeyName;
