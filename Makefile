@@ -15,7 +15,7 @@ help:
 	@echo "make bench-parts   parts of the data path alone, and the AEADs that it could use; PARTS=FILTER for some"
 	@echo "make build   release binaries in target/release"
 	@echo "make packages  .deb and .rpm from a release build, SBOM, checksums, in target/packages/out"
-	@echo "make reproducible  the same twice, in two folders, and every byte compared"
+	@echo "make reproducible  the same twice, in two directories, and every byte compared"
 	@echo "make lint    format check and clippy"
 	@echo "make fmt     format the sources"
 	@echo "make deps    install what is missing (packages, cargo tools, Python packages)"

@@ -17,7 +17,7 @@ peers="$(realpath -m "${CARGO_TARGET_DIR:-target}")/bench-peers"
 [ "${1:-}" != --fresh ] || rm -rf "$peers"
 mkdir -p "$peers/bin"
 
-# Built in a folder of its own, so that our profiles and features don't touch it.
+# Built in a directory of its own, so that our profiles and features don't touch it.
 cargo_peer() {
     local program="$1" version="$2" crate="$3"
     [ ! -x "$peers/bin/$program" ] || return 0

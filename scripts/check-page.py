@@ -3,7 +3,7 @@
 person would miss there: plots without lines, labels on top of each other, a page wider than its window, something fetched
 from outside, an error of the browser's. The exit status is 1 if anything is wrong, and 77 if there is no Chromium.
 
-  scripts/check-page.py target/trial/trial.html [FOLDER]      pictures of the page go into FOLDER
+  scripts/check-page.py target/trial/trial.html [DIR]      pictures of the page go into DIR
 """
 
 import html
@@ -81,7 +81,7 @@ def browse(chromium, page, profile, *options):
 
 def main():
     page = pathlib.Path(sys.argv[1]).resolve()
-    folder = pathlib.Path(sys.argv[2] if len(sys.argv) > 2 else page.parent).resolve()
+    dir = pathlib.Path(sys.argv[2] if len(sys.argv) > 2 else page.parent).resolve()
     chromium = next(filter(None, map(shutil.which, ["chromium", "chromium-browser", "google-chrome"])), None)
     if chromium is None:
         print("there is no Chromium here")
@@ -104,17 +104,17 @@ def main():
             print(f"{seen['width']} pixels wide: {seen['plots']} plots, {seen['lines']} lines, {seen['labels']} labels")
             if seen["plots"] == 0:
                 wrong.append(f"{width} wide: no plot")
-            picture = folder / f"trial-{width}.png"
+            picture = dir / f"trial-{width}.png"
             browse(chromium, page, scratch / "profile", f"--window-size={width},5000", f"--screenshot={picture}")
             if not picture.exists():
                 wrong.append(f"no picture {picture}")
-        paper = folder / "trial.pdf"
+        paper = dir / "trial.pdf"
         browse(chromium, page, scratch / "profile", "--no-pdf-header-footer", f"--print-to-pdf={paper}")
         if not paper.exists() or paper.stat().st_size < 10_000:
             wrong.append("it can't be printed")
     for what in wrong:
         print(f"WRONG: {what}")
-    print(f"pictures and {paper.name} in {folder}")
+    print(f"pictures and {paper.name} in {dir}")
     return 1 if wrong else 0
 
 

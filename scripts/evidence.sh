@@ -16,8 +16,8 @@ seconds="${1:-600}"
 wanted=" $* "
 case $seconds in '' | *[!0-9]*) echo "usage: $0 [SECONDS]" >&2; exit 2 ;; esac
 target="${CARGO_TARGET_DIR:-target}"
-folder="$target/evidence"
-mkdir -p "$folder" docs/evidence
+dir="$target/evidence"
+mkdir -p "$dir" docs/evidence
 skip=77
 
 fuzzing() { scripts/fuzz.sh "$seconds"; }
@@ -63,8 +63,8 @@ vectors() {
 # Judged by |t|: above 10 the times of the two classes differ. The control must be found out, or the method sees nothing. The
 # look-up of an index is told and not judged: indices are public.
 timing() {
-    cargo run --release --locked --manifest-path timing/Cargo.toml --target-dir "$target/timing" >"$folder/timing.txt" || return
-    python3 - "$folder/timing.txt" <<'PY'
+    cargo run --release --locked --manifest-path timing/Cargo.toml --target-dir "$target/timing" >"$dir/timing.txt" || return
+    python3 - "$dir/timing.txt" <<'PY'
 import re, sys
 found = re.findall(r"bench (\S+) .*max t = ([+-][0-9.]+)", open(sys.argv[1]).read())
 t = {name: abs(float(value)) for name, value in found}
@@ -89,9 +89,9 @@ step() {
     local name="$1" start=$SECONDS status word log
     shift
     reason=""
-    log="$folder/$name.log"
+    log="$dir/$name.log"
     if [ "$wanted" != "  " ] && [ "${wanted/ $name /}" = "$wanted" ]; then
-        lines+=("$(cat "$folder/$name.line" 2>/dev/null || printf '%-8s %7s  %s' "not run" "" "$name")")
+        lines+=("$(cat "$dir/$name.line" 2>/dev/null || printf '%-8s %7s  %s' "not run" "" "$name")")
         return
     fi
     printf '\n=== %s\n' "$name"
@@ -105,8 +105,8 @@ step() {
     *) word=FAILED failed=1 ;;
     esac
     printf '%-8s %6ds  %s%s, %s\n' "$word" $((SECONDS - start)) "$name" "${reason:+ ($reason)}" \
-        "$(date -u '+%F %R'), $(git rev-parse --short HEAD 2>/dev/null || echo unknown)" >"$folder/$name.line"
-    lines+=("$(cat "$folder/$name.line")")
+        "$(date -u '+%F %R'), $(git rev-parse --short HEAD 2>/dev/null || echo unknown)" >"$dir/$name.line"
+    lines+=("$(cat "$dir/$name.line")")
 }
 
 step "build" build
@@ -134,11 +134,11 @@ page="docs/evidence/$day.md"
     printf '\n'
     [ ! -s "$target/fuzz/many.txt" ] || { cat "$target/fuzz/many.txt"; printf '\n'; }
     grep -hE '^ *((starts|points|wrong|data|session|short|long|replay|live|joined|memory|control|kme|timing|soak): |[0-9]+ secrets looked|[0-9]+ used keys)' \
-        "$folder/memory.log" "$folder/floods.log" "$folder/timing.log" | sed 's/^ *//' | sort -u
+        "$dir/memory.log" "$dir/floods.log" "$dir/timing.log" | sed 's/^ *//' | sort -u
     [ ! -s "$target/fuzz/coverage.txt" ] || { printf '\n'; cat "$target/fuzz/coverage.txt"; }
     printf '```\n'
-} >"$folder/made.md"
-python3 - "$page" "$folder/made.md" <<'PY'
+} >"$dir/made.md"
+python3 - "$page" "$dir/made.md" <<'PY'
 import sys
 page, made = (open(path).read() for path in sys.argv[1:])
 head, _, rest = page.partition("<!-- made -->\n")

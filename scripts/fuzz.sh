@@ -13,8 +13,8 @@
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit
 export PATH="$PATH:$HOME/.cargo/bin"
-folder="${CARGO_TARGET_DIR:-target}/fuzz"
-mkdir -p "$folder"
+dir="${CARGO_TARGET_DIR:-target}/fuzz"
+mkdir -p "$dir"
 # Bytes of new seeds that `keep` adds to a target at most.
 most=40000
 
@@ -37,7 +37,7 @@ coverage | many) ;;
     ;;
 esac
 if [ -n "$reason" ]; then
-    printf 'SKIPPED  fuzzing (%s)\n' "$reason" | tee "$folder/report.txt"
+    printf 'SKIPPED  fuzzing (%s)\n' "$reason" | tee "$dir/report.txt"
     exit 77
 fi
 
@@ -81,36 +81,36 @@ coverage() {
     tools="$(rustc --print sysroot)/lib/rustlib/$(rustc -vV | sed -n 's/^host: //p')/bin"
     [ -x "$tools/llvm-cov" ] || { echo "SKIPPED  coverage (rustup component add llvm-tools)"; return 77; }
     program=$(RUSTC_WORKSPACE_WRAPPER="$PWD/scripts/instrumented-rustc.sh" cargo test --locked --package tests --test fuzz \
-        --no-run --message-format json 2>"$folder/coverage.log" |
+        --no-run --message-format json 2>"$dir/coverage.log" |
         python3 -c 'import json,sys
 for line in sys.stdin:
     unit = json.loads(line)
     if unit.get("target", {}).get("name") == "fuzz" and unit.get("executable"): print(unit["executable"])')
-    [ -x "$program" ] || { echo "FAILED   coverage, see $folder/coverage.log"; return 1; }
-    rm -f "$folder"/*.profraw
+    [ -x "$program" ] || { echo "FAILED   coverage, see $dir/coverage.log"; return 1; }
+    rm -f "$dir"/*.profraw
     for target in $targets; do
-        QVPN_FUZZ_CORPUS=1 LLVM_PROFILE_FILE="$folder/$target.profraw" "$program" --exact "$target" \
-            >>"$folder/coverage.log" 2>&1 || { echo "$target: failed, see $folder/coverage.log"; wrong=1; continue; }
-        "$tools/llvm-profdata" merge -sparse "$folder/$target.profraw" -o "$folder/$target.profdata" || { wrong=1; continue; }
+        QVPN_FUZZ_CORPUS=1 LLVM_PROFILE_FILE="$dir/$target.profraw" "$program" --exact "$target" \
+            >>"$dir/coverage.log" 2>&1 || { echo "$target: failed, see $dir/coverage.log"; wrong=1; continue; }
+        "$tools/llvm-profdata" merge -sparse "$dir/$target.profraw" -o "$dir/$target.profdata" || { wrong=1; continue; }
         for file in $(source_of "$target"); do
-            lines=$("$tools/llvm-cov" export -summary-only -instr-profile="$folder/$target.profdata" "$program" "$PWD/$file" |
+            lines=$("$tools/llvm-cov" export -summary-only -instr-profile="$dir/$target.profdata" "$program" "$PWD/$file" |
                 python3 -c 'import json,sys; l=json.load(sys.stdin)["data"][0]["totals"]["lines"]; print(l["covered"], l["count"])')
             # shellcheck disable=SC2086
             printf '%-18s %-42s %4s of %4s lines\n' "$target" "$file" ${lines:-? ?}
         done
-    done > >(tee "$folder/coverage.txt")
-    rm -f "$folder"/*.profraw
+    done > >(tee "$dir/coverage.txt")
+    rm -f "$dir"/*.profraw
     return $wrong
 }
 
 many() {
     local target failed=0
-    cargo build --release --locked --manifest-path fuzz/Cargo.toml --target-dir "$folder/many" --example many || return
+    cargo build --release --locked --manifest-path fuzz/Cargo.toml --target-dir "$dir/many" --example many || return
     printf '%s cases a target at %s, %s, %s\n' "$cases" "$(git rev-parse --short HEAD 2>/dev/null || echo unknown)" "$(uname -sr)" \
-        "$(date -u +%F)" >"$folder/many.txt"
+        "$(date -u +%F)" >"$dir/many.txt"
     for target in $targets; do
-        "$folder/many/release/examples/many" "$cases" "$target" 2>&1 | tee -a "$folder/many.txt"
-        [ "${PIPESTATUS[0]}" -eq 0 ] || { printf 'FAILED   %s\n' "$target" | tee -a "$folder/many.txt"; failed=1; }
+        "$dir/many/release/examples/many" "$cases" "$target" 2>&1 | tee -a "$dir/many.txt"
+        [ "${PIPESTATUS[0]}" -eq 0 ] || { printf 'FAILED   %s\n' "$target" | tee -a "$dir/many.txt"; failed=1; }
     done
     return $failed
 }
@@ -118,10 +118,10 @@ many() {
 keep() {
     local target file size total
     for target in $targets; do
-        mkdir -p "$folder/merged/$target"
-        cp "fuzz/seeds/$target"/* "$folder/merged/$target/"
-        run "$target" "$folder/merged/$target" "fuzz/corpus/$target" -- -merge=1 -max_len=6000 >"$folder/$target.merge.log" 2>&1 || {
-            echo "$target: failed, see $folder/$target.merge.log"
+        mkdir -p "$dir/merged/$target"
+        cp "fuzz/seeds/$target"/* "$dir/merged/$target/"
+        run "$target" "$dir/merged/$target" "fuzz/corpus/$target" -- -merge=1 -max_len=6000 >"$dir/$target.merge.log" 2>&1 || {
+            echo "$target: failed, see $dir/$target.merge.log"
             continue
         }
         total=0
@@ -130,9 +130,9 @@ keep() {
             total=$((total + size))
             [ $total -le $most ] || break
             cp "$file" "fuzz/seeds/$target/"
-        done < <(find "$folder/merged/$target" -type f -printf '%s %p\n' | sort -n)
+        done < <(find "$dir/merged/$target" -type f -printf '%s %p\n' | sort -n)
         echo "$target: $(find "fuzz/seeds/$target" -type f | wc -l) seeds"
-        rm -r "$folder/merged/$target"
+        rm -r "$dir/merged/$target"
     done
 }
 
@@ -142,14 +142,14 @@ esac
 
 failed=0
 printf 'fuzzing of %s on %s, %s, %s a target\n\n' "$(git rev-parse --short HEAD 2>/dev/null || echo unknown)" \
-    "$(uname -sr)" "$(date -u +%F)" "${how} s" >"$folder/report.txt"
+    "$(uname -sr)" "$(date -u +%F)" "${how} s" >"$dir/report.txt"
 for target in $targets; do
-    log="$folder/$target.log"
+    log="$dir/$target.log"
     if run "$target" "fuzz/corpus/$target" "fuzz/seeds/$target" -- -max_total_time="$how" -max_len=6000 -timeout=20 \
         -rss_limit_mb=2048 -print_final_stats=1 >"$log" 2>&1; then word=passed; else word=FAILED failed=1; fi
     cases=$(sed -n 's/^stat::number_of_executed_units: *//p' "$log")
     edges=$(grep -o 'cov: [0-9]*' "$log" | tail -1)
     printf '%-8s %-18s %12s cases, %s edges, %s inputs kept\n' "$word" "$target" "${cases:-no}" "${edges#cov: }" \
-        "$(find "fuzz/corpus/$target" -type f | wc -l)" | tee -a "$folder/report.txt"
+        "$(find "fuzz/corpus/$target" -type f | wc -l)" | tee -a "$dir/report.txt"
 done
 exit $failed

@@ -10,22 +10,22 @@
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit
 export PATH="$PATH:$HOME/.cargo/bin"
-folder="$(realpath "${CARGO_TARGET_DIR:-target}")/mutants"
-mkdir -p "$folder"
+dir="$(realpath "${CARGO_TARGET_DIR:-target}")/mutants"
+mkdir -p "$dir"
 
 reason=""
 command -v cargo-nextest >/dev/null || reason="cargo-nextest is not installed: cargo install --locked cargo-nextest"
 command -v cargo-mutants >/dev/null || reason="cargo-mutants is not installed: cargo install --locked cargo-mutants"
 if [ -n "$reason" ]; then
-    printf 'SKIPPED  mutants (%s)\n' "$reason" | tee "$folder/report.txt"
+    printf 'SKIPPED  mutants (%s)\n' "$reason" | tee "$dir/report.txt"
     exit 77
 fi
 
-export CARGO_TARGET_DIR="$folder/build"
-run() { cargo mutants --output "$folder" --package qvpn-proto --package qvpn-dataplane "$@"; }
-count() { cat "$folder/mutants.out/$1.txt" 2>/dev/null | grep -c .; }
+export CARGO_TARGET_DIR="$dir/build"
+run() { cargo mutants --output "$dir" --package qvpn-proto --package qvpn-dataplane "$@"; }
+count() { cat "$dir/mutants.out/$1.txt" 2>/dev/null | grep -c .; }
 
-rm -rf "$folder/mutants.out" "$folder/mutants.out.old"
+rm -rf "$dir/mutants.out" "$dir/mutants.out.old"
 run "$@" -- --profile mutants
 status=$?
 caught=$(count caught) unviable=$(count unviable)
@@ -41,6 +41,6 @@ fi
     printf 'mutants of %s on %s: %s missed by the quick tests, %s by all, %s caught, %s took too long, %s did not compile\n' \
         "$(git rev-parse --short HEAD 2>/dev/null || echo unknown)" "$(date -u +%F)" "${first:-0}" "$(count missed)" \
         "$caught" "$(count timeout)" "$unviable"
-    sed 's/^/MISSED   /' "$folder/mutants.out/missed.txt" 2>/dev/null
-} | tee "$folder/report.txt"
+    sed 's/^/MISSED   /' "$dir/mutants.out/missed.txt" 2>/dev/null
+} | tee "$dir/report.txt"
 exit $status

@@ -16,9 +16,9 @@ work="$here/target/packages"
 # The newest C library that the programs may ask for: RHEL 9 has this one, Debian 12 and Ubuntu 24.04 newer ones.
 glibc=2.34
 
-profile=release folder=release payload=zstd fast=() versions=()
+profile=release dir=release payload=zstd fast=() versions=()
 if [ "${1:-}" = --dev ]; then
-    profile=dev folder=debug payload=none fast=(--fast)
+    profile=dev dir=debug payload=none fast=(--fast)
     shift
 fi
 versions=("$@")
@@ -30,7 +30,7 @@ export SOURCE_DATE_EPOCH
 build() {
     local map="$here=/qvpn" home="${CARGO_HOME:-$HOME/.cargo}=/cargo" rust
     rust="$(rustc --print sysroot)=/rust"
-    # Of several that fit, the last counts, and the target folder may lie within the sources or elsewhere.
+    # Of several that fit, the last counts, and the target directory may lie within the sources or elsewhere.
     export RUSTFLAGS="${RUSTFLAGS:-} --remap-path-prefix=$map --remap-path-prefix=$home --remap-path-prefix=$rust --remap-path-prefix=$target=/target"
     export CFLAGS="${CFLAGS:-} -ffile-prefix-map=$map -ffile-prefix-map=$home -ffile-prefix-map=$target=/target"
     cargo build --locked --release --package qvpn-daemon --package qvpn-ctl --package kme-sim
@@ -39,7 +39,7 @@ build() {
 check_glibc() {
     local program newest
     for program in qvpn-daemon qvpn-ctl kme-sim; do
-        newest="$(objdump -T "$target/$folder/$program" | grep -o 'GLIBC_[0-9.]*' | sort -uV | tail -1)"
+        newest="$(objdump -T "$target/$dir/$program" | grep -o 'GLIBC_[0-9.]*' | sort -uV | tail -1)"
         newest="${newest#GLIBC_}"
         if [ "$(printf '%s\n' "$newest" "$glibc" | sort -V | tail -1)" != "$glibc" ]; then
             echo "$program asks for glibc $newest, and RHEL 9 has $glibc: build on an older system" >&2
@@ -72,11 +72,11 @@ tree() {
     put "$sim/share/doc/qvpn-kme-sim" docs/kme-sim.md LICENSE-MIT LICENSE-APACHE
     put "$sim/share/doc/qvpn-kme-sim/examples" kme-sim/presets/*.toml
     # From the programs themselves.
-    local ctl="$target/$folder/qvpn-ctl" made="$root/made" section
+    local ctl="$target/$dir/qvpn-ctl" made="$root/made" section
     if "$ctl" help man >/dev/null 2>&1; then
         mkdir -p "$made"
         "$ctl" man "$made"
-        "$target/$folder/kme-sim" man "$made"
+        "$target/$dir/kme-sim" man "$made"
         # cargo-deb would compress them, cargo-generate-rpm would not.
         gzip -9 -n "$made"/*
         for file in "$made"/*; do
@@ -95,7 +95,7 @@ tree() {
         "$ctl" completions zsh >"$qvpn/share/zsh/site-functions/_qvpn-ctl"
         "$ctl" completions fish >"$qvpn/share/fish/vendor_completions.d/qvpn-ctl.fish"
     fi
-    # Whatever umask the folders were made under.
+    # Whatever umask the directories were made under.
     find "$root" -type d -exec chmod 755 {} +
 }
 
@@ -148,7 +148,7 @@ stripped="$work/stripped"
 rm -rf "$stripped"
 mkdir -p "$stripped"
 for program in qvpn-daemon qvpn-ctl kme-sim; do
-    objcopy --strip-all "$target/$folder/$program" "$stripped/$program"
+    objcopy --strip-all "$target/$dir/$program" "$stripped/$program"
 done
 for version in "${versions[@]}"; do
     pack qvpn-daemon qvpn "$version"

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Makes the packages twice of the last commit, in two folders, and compares every file that comes out: programs, packages and
-# SBOM must be the same bytes. The first are those of `make packages` in this folder, the second are made in a clone elsewhere,
+# Makes the packages twice of the last commit, in two directories, and compares every file that comes out: programs, packages and
+# SBOM must be the same bytes. The first are those of `make packages` in this directory, the second are made in a clone elsewhere,
 # whose path and umask differ, and which is removed at the end.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -11,7 +11,7 @@ scripts/packages.sh
 other="$(mktemp -d "${TMPDIR:-/tmp}/qvpn-made-again-in-a-longer-path.XXXXXX")"
 trap 'rm -rf "$other"' EXIT
 git clone --quiet . "$other/sources"
-# The target folder lies elsewhere, too.
+# The target directory lies elsewhere, too.
 (umask 077 && cd "$other/sources" && CARGO_TARGET_DIR="$other/programs" scripts/packages.sh)
 
 here="$PWD/target/packages" there="$other/sources/target/packages"

@@ -11,8 +11,8 @@
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit
 export PATH="$PATH:/usr/sbin:/sbin:$HOME/.cargo/bin"
-folder="${CARGO_TARGET_DIR:-target}/soak"
-mkdir -p "$folder"
+dir="${CARGO_TARGET_DIR:-target}/soak"
+mkdir -p "$dir"
 
 # Every scenario that is too long for `make test`, in namespaces with the real programs.
 part_scenarios() {
@@ -41,7 +41,7 @@ part_kme_killed() {
 # The field trial in full length, see docs/trial.md.
 part_trial() {
     cargo build --workspace --bins --locked || return
-    cargo run --quiet --locked --package tests --bin qvpn-trial -- ${QVPN_SOAK_TRIAL:-} --out "$folder/trial" | sed 's/^  ok   /soak: ok/'
+    cargo run --quiet --locked --package tests --bin qvpn-trial -- ${QVPN_SOAK_TRIAL:-} --out "$dir/trial" | sed 's/^  ok   /soak: ok/'
 }
 
 parts=$(declare -F | sed -n 's/^declare -f part_//p')
@@ -54,16 +54,16 @@ lines=() failed=0
 for part in $parts; do
     start=$SECONDS
     printf '\n=== %s\n' "$part"
-    if "part_$part" 2>&1 | tee "$folder/$part.log"; then word=passed; else word=FAILED failed=1; fi
+    if "part_$part" 2>&1 | tee "$dir/$part.log"; then word=passed; else word=FAILED failed=1; fi
     lines+=("$(printf '%-8s %5ds  %s' "$word" $((SECONDS - start)) "$part")")
     # What a part wants in the report it prints on lines that begin with `soak:`.
-    mapfile -t said < <(sed -n 's/^ *soak: /                   /p' "$folder/$part.log")
+    mapfile -t said < <(sed -n 's/^ *soak: /                   /p' "$dir/$part.log")
     lines+=("${said[@]}")
 done
 {
     printf 'soak of %s on %s, %s\n\n' "$(git rev-parse --short HEAD 2>/dev/null || echo unknown)" "$(uname -sr)" "$(date -u +%F)"
     printf '%s\n' "${lines[@]}"
-} >"$folder/report.txt"
-printf '\n=== report (%s)\n' "$folder/report.txt"
-cat "$folder/report.txt"
+} >"$dir/report.txt"
+printf '\n=== report (%s)\n' "$dir/report.txt"
+cat "$dir/report.txt"
 exit $failed

@@ -48,14 +48,14 @@ def main():
             elif entry.isfile() or entry.islnk():
                 # A hard link becomes a copy.
                 archive.add(name, S_IFREG | entry.mode, entry.uid, entry.gid, tar.extractfile(entry).read())
-    folders = set()
+    dirs = set()
     for pair in more:
         file, name = pair.split("=", 1)
         parts = name.split("/")[:-1]
-        for folder in ("/".join(parts[: n + 1]) for n in range(len(parts))):
-            if folder not in folders:
-                archive.add(folder, S_IFDIR | 0o755, 0, 0, b"")
-                folders.add(folder)
+        for dir in ("/".join(parts[: n + 1]) for n in range(len(parts))):
+            if dir not in dirs:
+                archive.add(dir, S_IFDIR | 0o755, 0, 0, b"")
+                dirs.add(dir)
         with open(file, "rb") as source:
             archive.add(name, S_IFREG | 0o755, 0, 0, source.read())
     archive.close()

@@ -37,9 +37,9 @@ becomes "the simulated KMEs run" test -S /run/kme-sim/admin.sock
 cd /root/site
 check "guide: check" sh /guest/guide/check.sh
 check "guide: start" sh /guest/guide/start.sh
-# The daemon makes a folder for its socket before it gives root up; one that is another user's it can't use, and says so.
+# The daemon makes a directory for its socket before it gives root up; one that is another user's it can't use, and says so.
 mkdir /run/roots
-refused "a socket in root's folder" timeout 20 ip netns exec other qvpn-daemon --config /etc/qvpn/other/qvpn0.toml --socket-dir /run/roots
+refused "a socket in root's directory" timeout 20 ip netns exec other qvpn-daemon --config /etc/qvpn/other/qvpn0.toml --socket-dir /run/roots
 says "which is said in words" "$(cat /tmp/check.log)" "chown qvpn:qvpn /run/roots"
 ip netns exec other qvpn-daemon --config /etc/qvpn/other/qvpn0.toml --socket-dir /run/other >/tmp/other.log 2>&1 &
 other=$!
@@ -123,7 +123,7 @@ systemctl stop systemd-networkd.socket systemd-networkd.service
 ip addr replace 10.10.0.1/16 dev lan
 systemctl reload qvpn-guard.service
 same "the guard puts it back" "$(unreachable)" "$block"
-# The folder of the sockets comes with the unit, whatever became of it.
+# The directory of the sockets comes with the unit, whatever became of it.
 rm -rf /run/qvpn
 check "a start without /run/qvpn" systemctl start qvpn@qvpn0.service
 becomes "up again" answers

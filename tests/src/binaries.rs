@@ -1,8 +1,8 @@
-//! Where the programs under test are. Building them is the Makefile's work; here they are only found.
+//! Finds the programs under test. The Makefile builds them.
 
 use std::path::PathBuf;
 
-/// The path of a program of this workspace, beside the running test (`target/debug` or `target/release`), or in the folder
+/// The path of a program of this workspace, beside the running test (`target/debug` or `target/release`), or in the directory
 /// that `QVPN_BIN_DIR` names.
 ///
 /// # Panics
@@ -10,8 +10,8 @@ use std::path::PathBuf;
 #[must_use]
 #[track_caller]
 pub fn binary(name: &str) -> PathBuf {
-    let folder = std::env::var_os("QVPN_BIN_DIR").map_or_else(beside_us, PathBuf::from);
-    let path = folder.join(name);
+    let dir = std::env::var_os("QVPN_BIN_DIR").map_or_else(beside_us, PathBuf::from);
+    let path = dir.join(name);
     assert!(
         path.is_file(),
         "{} isn't built: run `cargo build --workspace --bins` first (`make test` does)",
@@ -21,10 +21,10 @@ pub fn binary(name: &str) -> PathBuf {
 }
 
 fn beside_us() -> PathBuf {
-    let mut folder = std::env::current_exe().unwrap();
-    folder.pop();
-    if folder.ends_with("deps") {
-        folder.pop();
+    let mut dir = std::env::current_exe().unwrap();
+    dir.pop();
+    if dir.ends_with("deps") {
+        dir.pop();
     }
-    folder
+    dir
 }

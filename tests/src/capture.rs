@@ -1,5 +1,5 @@
-//! Sees what passes an interface, and looks for what must not be there. A capture starts when its program really listens,
-//! and ends with a packet that is sent for that, so that an empty capture means an empty wire.
+//! Captures what passes an interface, and searches it for what must not be there. A capture begins when its program
+//! listens, and ends with a marker packet, so an empty capture means that nothing passed.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -13,6 +13,7 @@ use memchr::memmem;
 
 use crate::binaries::binary;
 use crate::node::Node;
+use crate::packets::is_data;
 use crate::process::Process;
 
 /// A running capture.
@@ -25,8 +26,8 @@ pub struct Capture<'a> {
 }
 
 impl<'a> Capture<'a> {
-    /// Captures all that passes `interface` of `node`, in both directions. `neighbour` is an address beyond that
-    /// interface, to which the packet that marks the end is sent.
+    /// Captures everything that passes `interface` of `node`, in both directions. `neighbour` is an address beyond that
+    /// interface, to which the marker packet at the end is sent.
     ///
     /// # Panics
     /// If the capture doesn't start.
@@ -35,7 +36,7 @@ impl<'a> Capture<'a> {
     pub fn start(node: &'a Node, interface: &str, neighbour: &str) -> Self {
         static COUNT: AtomicU64 = AtomicU64::new(0);
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
-        let file = node.folder().join(format!("{interface}-{number}.pcap"));
+        let file = node.dir().join(format!("{interface}-{number}.pcap"));
         let marker: String =
             format!("end of capt {number:04}").bytes().map(|byte| format!("{byte:02x}")).collect();
         let path = file.display().to_string();
@@ -53,11 +54,11 @@ impl<'a> Capture<'a> {
     /// Ends it and returns what was seen.
     ///
     /// # Panics
-    /// If the kernel dropped packets before they were read: then nothing can be concluded.
+    /// If the kernel dropped packets before they were read, since then the capture proves nothing.
     #[must_use]
     #[track_caller]
     pub fn stop(mut self) -> Packets {
-        // Whether it is answered doesn't matter, only that it passes. 16 bytes go to ping's clock, 48 to the pattern.
+        // It need not be answered, it only has to pass. 16 bytes hold ping's timestamp, 48 the pattern.
         let ping = format!("ping -n -c 1 -W 1 -s 64 -p {} {}", self.marker, self.neighbour);
         let _ = self.node.try_run(&ping);
         let line = self.program.line("dropped ", Duration::from_secs(10));
@@ -87,7 +88,7 @@ impl Packet {
     /// Whether it is a data packet of the tunnel: type 4 with an index whose top bit is set.
     #[must_use]
     pub fn is_data(&self) -> bool {
-        self.udp.is_some() && crate::relay::is_data(&self.payload)
+        self.udp.is_some() && is_data(&self.payload)
     }
 
     /// The receiver index of a data packet, which stands for one key of one lane and direction.
@@ -105,7 +106,7 @@ impl std::fmt::Debug for Packet {
     }
 }
 
-/// What a capture has seen, in order.
+/// The packets of a capture, in order.
 #[derive(Debug, Clone)]
 pub struct Packets(pub Vec<Packet>);
 
@@ -134,8 +135,8 @@ impl Packets {
         keys
     }
 
-    /// The longest time, in seconds, that one key was in use. A key begins to age before its first packet, so this is
-    /// less than `max_age` where the limit is kept.
+    /// The longest time, in seconds, that one key was in use. A key's age begins before its first packet, so this is less
+    /// than `max_age` if the limit holds.
     #[must_use]
     pub fn longest_use_of_a_key(&self) -> f64 {
         self.keys().values().map(|(first, last)| last - first).fold(0.0, f64::max)

@@ -1,6 +1,6 @@
-// A clock that a test moves: preloaded into a program, it adds offsets to CLOCK_REALTIME and CLOCK_BOOTTIME, as a clock that
-// was set wrong and a machine that slept do. LAB_CLOCK names a file with both offsets, two signed 64-bit numbers of
-// nanoseconds, which the test may change at any time. It acts on whoever asks the C library, as Rust's std does.
+// A clock that a test can set: preloaded into a program, it adds offsets to CLOCK_REALTIME and CLOCK_BOOTTIME, like a clock
+// that was set wrong or a machine that was suspended. LAB_CLOCK names a file with both offsets, two signed 64-bit numbers
+// of nanoseconds, which the test may change at any time. It affects all callers of the C library, such as Rust's std.
 #define _GNU_SOURCE
 #include <fcntl.h>
 #include <stdint.h>

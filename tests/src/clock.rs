@@ -1,5 +1,5 @@
-//! A clock of a site's daemon that a test moves. The clock of the machine is nobody's to set in a test, so this one is
-//! injected: a small C library is preloaded into the program (`clock.c`), and adds offsets to what the kernel says.
+//! A clock of a site's daemon that a test can set. A test must not set the machine's clock, so a small C library
+//! (`clock.c`) is preloaded into the daemon and adds offsets to the kernel's time.
 
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::FileExt;
@@ -11,7 +11,7 @@ use crate::binaries::binary;
 use crate::gateway::{Gateway, INTERFACE};
 use crate::lab::{Lab, Site};
 
-/// What a daemon takes for the time.
+/// The offsets of a daemon's clocks.
 pub struct Clock {
     file: File,
     path: PathBuf,
@@ -19,15 +19,15 @@ pub struct Clock {
 }
 
 impl Lab {
-    /// A clock for a site's daemon, which is right at first.
+    /// A clock for a site's daemon, without an offset at first.
     ///
     /// # Panics
     /// If there is no C compiler.
     #[must_use]
     #[track_caller]
     pub fn clock(&self, site: Site) -> Clock {
-        let folder = self.gw(site).folder();
-        let (path, library) = (folder.join("clock"), folder.join("clock.so"));
+        let dir = self.gw(site).dir();
+        let (path, library) = (dir.join("clock"), dir.join("clock.so"));
         let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/clock.c");
         let output = Command::new("cc")
             .args(["-shared", "-fPIC", "-O1", "-o"])
@@ -50,12 +50,12 @@ impl Lab {
 }
 
 impl Clock {
-    /// Sets the wall clock (`CLOCK_REALTIME`) so many seconds ahead of the right time, or behind it if negative.
+    /// Sets the wall clock (`CLOCK_REALTIME`) this many seconds ahead of the right time, or behind it if negative.
     pub fn set_wall(&self, seconds: i64) {
         self.write(0, seconds * 1_000_000_000);
     }
 
-    /// The machine has slept for `span`: `CLOCK_BOOTTIME` and the wall clock went on, all else stood still.
+    /// Acts as if the machine had been suspended for `span`: `CLOCK_BOOTTIME` and the wall clock advance, others do not.
     pub fn slept(&self, span: Duration) {
         let nanos = i64::try_from(span.as_nanos()).unwrap();
         self.write(8, self.read(8) + nanos);

@@ -30,7 +30,7 @@ pub struct Identity {
     pub public: String,
 }
 
-/// A site's config. What isn't here is written as `[interface]` or `[[peer]]` lines of TOML.
+/// Options for a site's config. Keys without a field here are given as lines of TOML.
 #[derive(Debug, Clone)]
 pub struct GatewayOptions {
     /// Which tunnel of the site: number *n* is called `qvpn`*n*, listens on port 51820 + *n* and has the tunnel addresses
@@ -42,11 +42,11 @@ pub struct GatewayOptions {
     pub qkd: String,
     /// `allowed_ips` of the peer; the other LAN's networks if empty.
     pub allowed_ips: Vec<String>,
-    /// Which site proposes; by their keys, and so by chance, if `None`.
+    /// Which site is the initiator; `None` leaves it to the order of their public keys.
     pub initiator: Option<Site>,
     /// What carries the tunnel.
     pub outer: Outer,
-    /// Whether our config has the peer's endpoint.
+    /// Whether the config has the peer's endpoint.
     pub endpoint: bool,
     /// More lines of `[interface]`.
     pub interface: String,
@@ -54,16 +54,16 @@ pub struct GatewayOptions {
     pub kms: Option<String>,
     /// More lines of the `[[kms.kme]]` of the site's KME.
     pub kme: String,
-    /// Other `[[kms.kme]]` sections in place of that one.
+    /// Other `[[kms.kme]]` sections instead of that one.
     pub sources: Option<String>,
     /// More lines of `[[peer]]`.
     pub peer: String,
-    /// The peer's public key as our config has it; its real one if `None`.
+    /// The peer's public key in the config; its real one if `None`.
     pub peer_key: Option<String>,
 }
 
 impl Default for GatewayOptions {
-    /// A rekey each second with QKD required, over IPv4.
+    /// One rekey a second, QKD required, over IPv4.
     fn default() -> Self {
         Self {
             number: 0,
@@ -91,7 +91,7 @@ impl Lab {
     #[must_use]
     #[track_caller]
     pub fn identity(&self, site: Site) -> Identity {
-        let file = self.gw(site).folder().join("qvpn0.key");
+        let file = self.gw(site).dir().join("qvpn0.key");
         if !file.exists() {
             write_secret(&file, &ctl_pipe(&["genkey"], ""));
         }
@@ -150,13 +150,13 @@ impl Lab {
             };
             text += &format!("endpoint = \"{endpoint}\"\n");
         }
-        let file = self.gw(site).folder().join(format!("qvpn{number}.toml"));
+        let file = self.gw(site).dir().join(format!("qvpn{number}.toml"));
         fs::write(&file, text).unwrap();
         file
     }
 
-    /// Starts a site's daemon with the config that [`configure`](Self::configure) wrote, and waits until it says that it is
-    /// ready.
+    /// Starts a site's daemon with the config that [`configure`](Self::configure) wrote, and waits until it reports that it
+    /// is ready.
     ///
     /// # Panics
     /// If it ends, or isn't ready within a minute.
@@ -166,7 +166,7 @@ impl Lab {
         self.start_daemon_as(site, INTERFACE, &binary("qvpn-daemon"), &[])
     }
 
-    /// Starts the daemon of one of a site's tunnels from the program `program`, with these variables in its environment.
+    /// Starts the daemon of one of a site's tunnels from the executable `program`, with these environment variables.
     ///
     /// # Panics
     /// As [`start_daemon`](Self::start_daemon).
@@ -180,7 +180,7 @@ impl Lab {
         environment: &[(&str, &Path)],
     ) -> Gateway<'_> {
         let node = self.gw(site);
-        let notify = node.folder().join(format!("{interface}.notify"));
+        let notify = node.dir().join(format!("{interface}.notify"));
         match fs::remove_file(&notify) {
             Err(error) if error.kind() != ErrorKind::NotFound => panic!("{}: {error}", notify.display()),
             _ => {}
@@ -188,7 +188,7 @@ impl Lab {
         let socket = UnixDatagram::bind(&notify).unwrap();
         socket.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
         let mut command = node.command(program);
-        command.arg("--config").arg(node.folder().join(format!("{interface}.toml")));
+        command.arg("--config").arg(node.dir().join(format!("{interface}.toml")));
         command.env("NOTIFY_SOCKET", &notify).envs(environment.iter().copied());
         let mut process = Process::spawn(format!("{} {interface}", node.name()), &mut command);
         wait_until(&format!("{}: READY=1", node.name()), Duration::from_secs(60), || {
@@ -220,7 +220,7 @@ pub struct Gateway<'a> {
 }
 
 impl Gateway<'_> {
-    /// Runs `qvpn-ctl` with these words here.
+    /// Runs `qvpn-ctl` with these arguments here.
     #[must_use]
     pub fn ctl(&self, words: &[&str]) -> Output {
         self.node.command(binary("qvpn-ctl")).args(words).stdin(Stdio::null()).output().unwrap()
@@ -258,7 +258,7 @@ impl Gateway<'_> {
         })
     }
 
-    /// The status of the one peer.
+    /// The status of the only peer.
     #[must_use]
     #[track_caller]
     pub fn peer(&self) -> Value {
@@ -291,10 +291,10 @@ impl Gateway<'_> {
         self.wait_peer(state, limit, |peer| peer["state"] == state)
     }
 
-    /// The control socket, for programs that ask often.
+    /// The path of the control socket.
     #[must_use]
     pub fn socket(&self) -> PathBuf {
-        self.node.folder().join("run").join(format!("{}.sock", self.interface))
+        self.node.dir().join("run").join(format!("{}.sock", self.interface))
     }
 
     /// Follows the events from now on: lines of JSON, to be awaited with [`Process::line`].

@@ -10,22 +10,22 @@ use crate::binaries::binary;
 use crate::lab::{Lab, Site};
 use crate::process::Process;
 
-/// How the KMEs shall be.
+/// Options of the KMEs.
 #[derive(Debug, Clone)]
 pub struct KmeOptions {
-    /// What the QKD link yields, bits a second.
+    /// Rate of the QKD link, bits a second.
     pub rate_bits_per_s: u64,
     /// Keys of 256 bits in the store at the start.
     pub initial_keys: u64,
-    /// How long a key is on its way to the other KME, such as `500ms`.
+    /// Time until a key is at the other KME, such as `500ms`.
     pub relay_delay: Option<String>,
-    /// The interfaces that both speak, as TOML.
+    /// The APIs that both offer, as TOML.
     pub apis: &'static str,
-    /// Makes the keys computable, hex; see [`test_key`].
+    /// Seed of the keys, in hex, which makes them computable; see [`test_key`].
     pub seed: Option<String>,
     /// Lines for the top of the config, such as `time_scale = 60`.
     pub top: String,
-    /// Lines for the link in place of rate and initial keys, such as a preset's.
+    /// Lines for the link instead of rate and initial keys, such as a preset's.
     pub link: Option<String>,
 }
 
@@ -52,14 +52,14 @@ pub struct Kmes {
 }
 
 impl Lab {
-    /// The folder of the lab's CA and certificates, made when first asked for: `ca.pem`, and `.pem` and `.key` of
+    /// The directory of the lab's CA and certificates, made when first asked for: `ca.pem`, and `.pem` and `.key` of
     /// `kme-a1`, `kme-b1`, `site-a`, `site-b`.
     #[must_use]
     pub fn certificates(&self) -> PathBuf {
-        let folder = Path::new("/run/lab/certs").to_owned();
-        if !folder.exists() {
+        let dir = Path::new("/run/lab/certs").to_owned();
+        if !dir.exists() {
             let mut command = Command::new(binary("kme-sim"));
-            command.arg("certs").arg(&folder);
+            command.arg("certs").arg(&dir);
             for site in Site::BOTH {
                 let address = site.kme_address().split(':').next().unwrap();
                 command.args(["--kme", &format!("{}={address}", site.kme()), "--sae", site.sae()]);
@@ -67,7 +67,7 @@ impl Lab {
             let output = command.output().unwrap();
             assert!(output.status.success(), "kme-sim certs: {}", String::from_utf8_lossy(&output.stderr));
         }
-        folder
+        dir
     }
 
     /// Starts both KMEs and waits until they listen.
@@ -78,7 +78,7 @@ impl Lab {
     #[track_caller]
     pub fn start_kmes(&self, options: &KmeOptions) -> Kmes {
         let certificates = self.certificates();
-        let admin = self.kme.folder().join("admin.sock");
+        let admin = self.kme.dir().join("admin.sock");
         let mut config = format!("admin = \"{}\"\n{}\n", admin.display(), options.top);
         for site in Site::BOTH {
             let (kme, sae, address) = (site.kme(), site.sae(), site.kme_address());
@@ -104,7 +104,7 @@ impl Lab {
                 options.rate_bits_per_s, options.initial_keys
             )
         });
-        let file = self.kme.folder().join("kme-sim.toml");
+        let file = self.kme.dir().join("kme-sim.toml");
         std::fs::write(&file, config).unwrap();
         let mut process = self.kme.spawn(binary("kme-sim"), &["--config", &file.display().to_string()]);
         // The last of its "listening" lines.
@@ -114,7 +114,7 @@ impl Lab {
 }
 
 impl Kmes {
-    /// The admin socket, for programs that ask often.
+    /// The path of the admin socket.
     #[must_use]
     pub fn socket(&self) -> &Path {
         &self.admin
@@ -134,8 +134,8 @@ impl Kmes {
     }
 }
 
-/// Key `n` of a link with this seed, and its ID, computed here from what kme-sim's documentation says of `seed`, so that
-/// a test knows which bytes must not be in a memory.
+/// Key `n` of a link with this seed, and its ID, computed here from kme-sim's documentation of `seed`, so that a test
+/// knows which bytes must not be in memory.
 #[must_use]
 pub fn test_key(seed: &[u8], n: u64) -> ([u8; 32], String) {
     let hash = |label: &str| -> [u8; 32] {

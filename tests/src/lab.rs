@@ -1,5 +1,5 @@
-//! The topology, drawn once. Gateways forward, and their default route is the WAN, so that whatever the tunnel doesn't
-//! take would leave in clear and be seen there.
+//! The topology of the lab. Gateways forward, and their default route is the WAN, so a packet that the tunnel does not
+//! carry would leave in clear and be captured there.
 //!
 //! ```text
 //!  lan-a         gw-a                             wan                              gw-b         lan-b
@@ -16,6 +16,7 @@
 use std::fmt::Write;
 
 use crate::node::Node;
+use crate::packets::PAYLOAD_TAG;
 
 /// One of the two sites.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -169,8 +170,8 @@ impl Lab {
         site.pick(&self.gw_a, &self.gw_b)
     }
 
-    /// Makes the WAN's path narrower or wider, in both directions and families: the router cuts what is larger, or says so
-    /// where it must not. (The MTU of a cable's end would do more: it drops what comes in.)
+    /// Sets the WAN's path MTU, in both directions and families: the router fragments larger packets, or reports "too big"
+    /// where it must not fragment. (A smaller MTU of a link would also drop incoming packets.)
     pub fn set_path_mtu(&self, mtu: u32) {
         for site in Site::BOTH {
             let (name, net4, net6) = (
@@ -194,7 +195,7 @@ impl Lab {
             std::net::IpAddr::V4(ip) => ip.octets().to_vec(),
             std::net::IpAddr::V6(ip) => ip.octets().to_vec(),
         };
-        let mut patterns = vec![crate::PAYLOAD_TAG.to_vec()];
+        let mut patterns = vec![PAYLOAD_TAG.to_vec()];
         for (from, to) in [(Site::A, Site::B), (Site::B, Site::A)] {
             for (source, destination) in from.host().into_iter().zip(to.host()) {
                 patterns.push([octets(source), octets(destination)].concat());

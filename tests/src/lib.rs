@@ -1,5 +1,5 @@
-//! A lab of network namespaces in which the real programs run: two sites, the WAN between them, and two KMEs. A scenario
-//! draws on it so that it says what happens and not how to set up a network.
+//! A lab of network namespaces in which the real programs run: two sites, the WAN between them, and two KMEs. With it a
+//! scenario says what happens, and not how to set up a network.
 //!
 //! ```no_run
 //! # use tests::{sandbox, Lab};
@@ -11,13 +11,12 @@
 //! }
 //! ```
 
-// All of it is test code: what goes wrong here is a failure of the test that asked.
+// All of it is test code: an error here is a failure of the test that called.
 #![allow(clippy::unwrap_used)]
 
 mod binaries;
 mod capture;
 mod clock;
-mod double;
 mod gateway;
 mod kmes;
 mod lab;
@@ -26,23 +25,26 @@ mod memory;
 pub mod misbehaviours;
 mod node;
 mod pace;
+mod packets;
 mod process;
 mod relay;
 pub mod sandbox;
 mod stream;
+mod test_site;
 mod wait;
 
 pub use binaries::binary;
 pub use capture::{Capture, Packet, Packets};
 pub use clock::Clock;
-pub use double::{Attempt, Double, Secrets};
 pub use gateway::{Gateway, GatewayOptions, INTERFACE, Identity, PORT};
 pub use kmes::{KmeOptions, Kmes, test_key};
 pub use lab::{Lab, Outer, Site};
 pub use memory::{Memory, forms};
 pub use node::Node;
 pub use pace::Pace;
+pub use packets::{PAYLOAD_TAG, is_data};
 pub use process::Process;
-pub use relay::{Relay, RelayReport, RelayWay, is_data};
-pub use stream::{PAYLOAD_TAG, Received, Stream, StreamReport};
+pub use relay::{Relay, RelayDirection, RelayReport};
+pub use stream::{Received, Stream, StreamReport};
+pub use test_site::{Attempt, Secrets, TestSite};
 pub use wait::wait_until;

@@ -1,4 +1,4 @@
-//! KMEs on loopback, for tests that look at keys alone and need no networks behind the gateways.
+//! KMEs on loopback, for tests of keys that need no networks behind the gateways.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -11,7 +11,7 @@ use crate::gateway::{ctl_pipe, write_secret};
 use crate::kmes::test_key;
 use crate::process::Process;
 
-/// What one `kme-sim` on loopback shall run.
+/// What one `kme-sim` on loopback runs.
 #[derive(Debug, Clone, Copy)]
 pub struct Vendor<'a> {
     /// Each KME's name, and the SAE that it serves.
@@ -20,7 +20,7 @@ pub struct Vendor<'a> {
     pub links: &'a [[&'a str; 2]],
     /// The interfaces, as TOML.
     pub apis: &'a str,
-    /// With the link's number behind it the seed of its keys; see [`test_key`].
+    /// The seed of a link's keys is this text and the link's number; see [`test_key`].
     pub seed: [u8; 4],
 }
 
@@ -37,10 +37,10 @@ impl Vendor<'_> {
     }
 }
 
-/// A running `kme-sim`. Each link has [`KEYS`] keys and makes no more.
+/// A running `kme-sim`. Each link has [`KEYS`] keys and generates no more.
 pub struct Loopback {
-    /// Its folder, with the certificates: `ca.pem`, and `.pem` and `.key` of each KME and of each SAE in lower case.
-    pub folder: PathBuf,
+    /// Its directory, with the certificates: `ca.pem`, and `.pem` and `.key` of each KME and of each SAE in lower case.
+    pub dir: PathBuf,
     /// The process.
     pub sim: Process,
     urls: BTreeMap<String, String>,
@@ -54,7 +54,7 @@ const LIMIT: Duration = Duration::from_secs(20);
 /// Standard output of a program that must succeed.
 ///
 /// # Panics
-/// With what it said, if it doesn't.
+/// With its output, if it fails.
 #[track_caller]
 pub fn run(command: &mut Command) -> String {
     let output = command.output().unwrap();
@@ -62,7 +62,7 @@ pub fn run(command: &mut Command) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// Sets loopback up, which a new network namespace begins without.
+/// Brings the loopback interface up; in a new network namespace it is down.
 ///
 /// # Panics
 /// If that isn't allowed.
@@ -72,16 +72,16 @@ pub fn loopback_up() {
 }
 
 impl Loopback {
-    /// Starts the KMEs and waits until they listen. `name` is a folder of their own.
+    /// Starts the KMEs and waits until they listen. `name` is the name of their directory.
     ///
     /// # Panics
     /// If they don't.
     #[must_use]
     #[track_caller]
     pub fn start(name: &str, vendor: &Vendor<'_>) -> Self {
-        let folder = PathBuf::from("/run/lab").join(name);
+        let dir = PathBuf::from("/run/lab").join(name);
         let mut certs = Command::new(binary("kme-sim"));
-        certs.arg("certs").arg(&folder);
+        certs.arg("certs").arg(&dir);
         let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
         let mut config = "admin = \"admin.sock\"\n".to_owned();
         for (kme, sae) in vendor.kmes {
@@ -102,9 +102,9 @@ impl Loopback {
             seeds.push(seed);
         }
         run(&mut certs);
-        fs::write(folder.join("kmes.toml"), config).unwrap();
+        fs::write(dir.join("kmes.toml"), config).unwrap();
         let mut command = Command::new(binary("kme-sim"));
-        command.arg("--config").arg(folder.join("kmes.toml"));
+        command.arg("--config").arg(dir.join("kmes.toml"));
         let mut sim = Process::spawn(format!("kme-sim {name}"), &mut command);
         let mut url = |kme: &str| {
             let line = sim.line(&format!("listening {kme} "), LIMIT);
@@ -112,37 +112,37 @@ impl Loopback {
         };
         let urls = vendor.kmes.iter().map(|(kme, _)| ((*kme).to_owned(), url(kme))).collect();
         sim.line("listening admin", LIMIT);
-        Self { folder, sim, urls, seeds }
+        Self { dir, sim, urls, seeds }
     }
 
-    /// A command to the simulator; returns what it printed.
+    /// Sends a command to the simulator; returns its output.
     ///
     /// # Panics
     /// If it is refused.
     #[track_caller]
     pub fn admin(&self, words: &[&str]) -> String {
-        let socket = self.folder.join("admin.sock");
+        let socket = self.dir.join("admin.sock");
         run(Command::new(binary("kme-sim")).arg("admin").arg(socket).args(words))
     }
 
-    /// Has a KME misbehave.
+    /// Makes a KME misbehave.
     #[track_caller]
     pub fn misbehave(&self, kme: &str, op: &str, how: &str) {
         self.admin(&["misbehave", kme, op, how]);
     }
 
-    /// The `[[kms.kme]]` by which `sae` reaches `kme`; `api` as in the config.
+    /// The `[[kms.kme]]` section with which `sae` reaches `kme`; `api` as in the config.
     #[must_use]
     pub fn source(&self, kme: &str, api: &str, sae: &str) -> String {
-        let (folder, url, stem) = (self.folder.display(), &self.urls[kme], sae.to_lowercase());
+        let (dir, url, stem) = (self.dir.display(), &self.urls[kme], sae.to_lowercase());
         format!(
-            "[[kms.kme]]\nname = \"{kme}\"\napi = \"{api}\"\nurl = \"{url}\"\nca_file = \"{folder}/ca.pem\"\n\
-             cert_file = \"{folder}/{stem}.pem\"\nkey_file = \"{folder}/{stem}.key\"\n"
+            "[[kms.kme]]\nname = \"{kme}\"\napi = \"{api}\"\nurl = \"{url}\"\nca_file = \"{dir}/ca.pem\"\n\
+             cert_file = \"{dir}/{stem}.pem\"\nkey_file = \"{dir}/{stem}.key\"\n"
         )
     }
 
-    /// No key that was served, nor its first half, is in `text` or in the simulator's log, and more than `least` key IDs are,
-    /// which are public and show that these keys were served.
+    /// Checks that no served key, nor its first half, is in `text` or in the simulator's log. More than `least` key IDs,
+    /// which are public, must be there, since they show that keys were served.
     ///
     /// # Panics
     /// If one is.
@@ -162,7 +162,7 @@ impl Loopback {
     }
 }
 
-/// Makes a site's static key at `file`; returns the public one.
+/// Generates a site's static key in `file`; returns the public key.
 #[track_caller]
 pub fn new_identity(file: &Path) -> String {
     let secret = ctl_pipe(&["genkey"], "");

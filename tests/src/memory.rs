@@ -1,5 +1,5 @@
-//! Looks into a running program's memory for keys that should be gone. It reads all that the program can write, as an
-//! attacker with root would.
+//! Searches a running program's memory for keys that should be erased. It reads all memory that the program can write,
+//! as an attacker with root would.
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
@@ -8,7 +8,7 @@ use std::thread;
 use aws_lc_rs::aead::{Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey};
 use memchr::memmem;
 
-/// Different bytes that 32 random ones have at least; fewer happen once in 10^12 tries, and text and pointers have fewer.
+/// Fewest distinct values among 32 random bytes: fewer occur once in 10^12 tries, while text and pointers have fewer.
 const DIFFERENT: usize = 20;
 
 /// The writable memory of a program at one moment.
@@ -18,7 +18,7 @@ impl Memory {
     /// Copies it.
     ///
     /// # Panics
-    /// If it can't be read, or hardly anything of it: then nothing can be concluded.
+    /// If almost nothing of it can be read, since then the search proves nothing.
     #[must_use]
     #[track_caller]
     pub fn of(process: u32) -> Self {
@@ -64,7 +64,7 @@ impl Memory {
             let mut sealed = packet[16..].to_vec();
             key.open_in_place(Nonce::assume_unique_for_key(nonce), Aad::empty(), &mut sealed).is_ok()
         };
-        // Pages that were never touched are zero, and there are many.
+        // Many pages were never touched, and are zero.
         let pages: Vec<&[u8]> = self.0.iter().flat_map(|region| pages(region)).collect();
         let (left, right) = pages.split_at(pages.len() / 2);
         let search = |step| {
@@ -82,7 +82,7 @@ impl Memory {
     }
 }
 
-/// Reads what can be read of a region: guard pages and device memory can't.
+/// Reads the readable parts of a region; guard pages and device memory are not readable.
 fn read(memory: &File, start: u64, end: u64) -> Option<Vec<u8>> {
     let mut bytes = vec![0; usize::try_from(end - start).unwrap()];
     memory.read_exact_at(&mut bytes, start).is_ok().then_some(bytes)
@@ -104,13 +104,13 @@ fn looks_random(window: &[u8]) -> bool {
     seen.iter().map(|word| word.count_ones()).sum::<u32>() as usize >= DIFFERENT
 }
 
-/// The forms in which a key could be written down, each with its name: raw, hex in either case, and what is fixed of its
-/// base64 when 0, 1 or 2 bytes come before it.
+/// The forms in which a key could be written, each with its name: raw, hex in either case, and the part of its base64
+/// that does not depend on the bytes around it, with 0, 1 or 2 bytes before it.
 #[must_use]
 pub fn forms(key: &[u8]) -> Vec<(String, Vec<u8>)> {
     let base64 = |before: usize| {
         let text = data_encoding::BASE64_NOPAD.encode(&[&vec![0; before][..], key].concat());
-        // Characters that hold bits of a neighbour vary; the last one may.
+        // Characters that also hold bits of neighbouring bytes vary.
         let skip = [0, 2, 3][before];
         let bits = (before + key.len()) * 8 / 6;
         (text[skip..bits].to_owned(), text.as_bytes()[skip..bits].to_vec())

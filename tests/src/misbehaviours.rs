@@ -1,8 +1,9 @@
-//! Every misbehaviour of `kme-sim`, and what `qvpn-ctl kms check` finds of it. The tests of running tunnels start from the
-//! same table, so that none is forgotten.
+//! Every misbehaviour of `kme-sim`, and what `qvpn-ctl kms check` reports about it. The tests of running tunnels use the
+//! same table, so that none is left out.
 
-/// What is found where the misbehaviour is set for status, `enc_keys` and `dec_keys`; "" where it can't be set. `fails`
-/// means exit code 5, `quirk` 0, and `fine` 0 without a word. Then what people read of it: one of these, parted by `|`.
+/// The result when the misbehaviour is set for status, `enc_keys` and `dec_keys`; "" where it can't be set. `fails` means
+/// exit code 5, `quirk` means 0 with a remark, `fine` means 0 without one. The last field is the text of the report:
+/// one of these, separated by `|`.
 pub type Row = (&'static str, [&'static str; 3], &'static str);
 
 const REACH: &str = "fails unreachable";
@@ -16,7 +17,7 @@ const UNKNOWN: &str = "fails key_not_found";
 const FAULT: &str = "fails server_fault";
 const TLS: &str = "fails tls";
 
-/// Faults of the whole port, what is found, and what people read of it.
+/// Faults of the whole port, their result, and the text of the report.
 pub const PORT: &[(&str, &str, &str)] = &[
     ("refuse_tcp", REACH, "refused"),
     ("stall_tls", TIMEOUT, "in the TLS handshake"),
@@ -127,7 +128,7 @@ pub const ROWS: &[Row] = &[
     ("numbers_as_text", ["quirk numbers_as_text", "", ""], "come as text"),
 ];
 
-/// Whether `text` says one of `words`, which are parted by `|`.
+/// Whether `text` contains one of `words`, which are separated by `|`.
 #[must_use]
 pub fn says(text: &str, words: &str) -> bool {
     words.split('|').any(|words| text.contains(words))

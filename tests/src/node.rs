@@ -1,5 +1,5 @@
-//! One machine of the lab: a network namespace, with a `/run/qvpn` of its own so that both gateways can call their tunnel
-//! `qvpn0`. All else (files, processes) is shared with the sandbox.
+//! One machine of the lab: a network namespace with its own `/run/qvpn`, so that both gateways can name their tunnel
+//! `qvpn0`. Files and processes are shared with the sandbox.
 
 use std::fs::File;
 use std::io::Write;
@@ -14,8 +14,8 @@ use crate::process::Process;
 /// A machine of the lab. Its namespaces live as long as the handle.
 pub struct Node {
     name: String,
-    /// Folder for this machine's files, the same path everywhere.
-    folder: PathBuf,
+    /// Directory for this machine's files, with the same path inside and outside.
+    dir: PathBuf,
     /// The process that holds the namespaces.
     holder: Process,
 }
@@ -27,17 +27,17 @@ impl Node {
     /// Outside [`crate::sandbox`].
     #[must_use]
     pub fn new(name: &str) -> Self {
-        let folder = Path::new("/run/lab").join(name);
-        std::fs::create_dir_all(folder.join("run")).unwrap();
+        let dir = Path::new("/run/lab").join(name);
+        std::fs::create_dir_all(dir.join("run")).unwrap();
         let mut command = Command::new("unshare");
         command.args(["--net", "--mount", "--", "sh", "-c"]);
         command.arg(format!(
             "mount --bind {}/run /run/qvpn && echo ready && exec sleep infinity",
-            folder.display()
+            dir.display()
         ));
         let mut holder = Process::spawn(format!("node {name}"), &mut command).quiet();
         holder.line("ready", std::time::Duration::from_secs(10));
-        let node = Self { name: name.to_owned(), folder, holder };
+        let node = Self { name: name.to_owned(), dir, holder };
         for key in ["net/ipv6/conf/all/accept_dad", "net/ipv6/conf/default/accept_dad"] {
             node.sysctl(key, "0");
         }
@@ -51,13 +51,13 @@ impl Node {
         &self.name
     }
 
-    /// A folder for this machine's files, with the same path inside and outside.
+    /// A directory for this machine's files, with the same path inside and outside.
     #[must_use]
-    pub fn folder(&self) -> &Path {
-        &self.folder
+    pub fn dir(&self) -> &Path {
+        &self.dir
     }
 
-    /// Lays a cable: interface `ours` here and `theirs` at the other machine, both up and without addresses.
+    /// Connects two machines: interface `ours` here and `theirs` there, both up and without addresses.
     pub fn join(&self, ours: &str, other: &Node, theirs: &str) {
         let id = other.holder.id();
         self.run(&format!(
@@ -66,7 +66,7 @@ impl Node {
         other.run(&format!("ip link set {theirs} up"));
     }
 
-    /// A command that will run here.
+    /// A command that runs here.
     pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
         let mut command = Command::new("nsenter");
         let id = self.holder.id();
@@ -87,13 +87,13 @@ impl Node {
         out.into_owned()
     }
 
-    /// Runs a line of shell here, and lets it fail.
+    /// Runs a line of shell here; it may fail.
     #[must_use]
     pub fn try_run(&self, line: &str) -> Output {
         self.command("sh").args(["-c", line]).stdin(Stdio::null()).output().unwrap()
     }
 
-    /// Starts a program here that goes on.
+    /// Starts a program here.
     #[track_caller]
     pub fn spawn(&self, program: impl AsRef<std::ffi::OsStr>, args: &[&str]) -> Process {
         let program = program.as_ref();
@@ -101,7 +101,7 @@ impl Node {
         Process::spawn(format!("{} {short}", self.name), self.command(program).args(args))
     }
 
-    /// A UDP socket of the test's own process here, at this address.
+    /// A UDP socket of the test's own process in this namespace, bound to this address.
     ///
     /// # Panics
     /// If the address can't be bound.
@@ -110,7 +110,7 @@ impl Node {
     pub fn udp(&self, address: &str) -> UdpSocket {
         let namespace = File::open(format!("/proc/{}/ns/net", self.holder.id())).unwrap();
         let address = address.to_owned();
-        // A socket stays in the namespace of the thread that made it.
+        // A socket belongs to the namespace of the thread that creates it.
         let thread = std::thread::spawn(move || {
             setns(namespace, CloneFlags::CLONE_NEWNET).unwrap();
             UdpSocket::bind(&address).unwrap_or_else(|error| panic!("{address}: {error}"))
@@ -118,7 +118,7 @@ impl Node {
         thread.join().unwrap()
     }
 
-    /// Sets a kernel switch, such as `net/ipv4/ip_forward`.
+    /// Sets a sysctl, such as `net/ipv4/ip_forward`.
     pub fn sysctl(&self, key: &str, value: &str) {
         self.run(&format!("echo {value} > /proc/sys/{key}"));
     }
@@ -129,7 +129,7 @@ impl Node {
         self.try_run(&format!("ping -n -c 1 -W 1 {address}")).status.success()
     }
 
-    /// Drops this share (0 to 1) of all forwarded packets that match `what` (nft's words, such as `meta l4proto udp`).
+    /// Drops this share (0 to 1) of all forwarded packets that match `what` (nft syntax, such as `meta l4proto udp`).
     pub fn drop_fraction(&self, what: &str, share: f64) {
         assert!((0.0..=1.0).contains(&share));
         self.nft_rule(
@@ -138,12 +138,12 @@ impl Node {
         );
     }
 
-    /// Drops all packets at `hook` (`input`, `output`, `forward`) that match `what` (nft's words), from now on.
+    /// From now on, drops all packets at `hook` (`input`, `output`, `forward`) that match `what` (nft syntax).
     pub fn block(&self, hook: &str, what: &str) {
         self.nft_rule(hook, &format!("{what} counter drop"));
     }
 
-    /// Ends all drops and blocks here.
+    /// Removes all drops and blocks here.
     pub fn unblock(&self) {
         self.nft("table inet lab {}\ndelete table inet lab\n");
     }

@@ -1,9 +1,9 @@
-//! The even pace of a stream. Time in which the machine stood still is not made up for: a burst isn't what a stream is for, and
-//! queues overflow from it that the stream alone would never fill.
+//! The even pace of a stream. Time in which the machine stalled is not made up for: the burst would overflow queues that
+//! the stream alone never fills.
 
 use std::time::{Duration, Instant};
 
-/// How many are due of what shall go so many times a second.
+/// Counts how many events of a fixed rate are due.
 #[derive(Debug)]
 pub struct Pace {
     start: Instant,
@@ -11,13 +11,13 @@ pub struct Pace {
 }
 
 impl Pace {
-    /// Begins now, with `rate` a second.
+    /// Begins now, with `rate` events a second.
     #[must_use]
     pub fn new(rate: u64) -> Self {
         Self { start: Instant::now(), rate: rate.max(1) }
     }
 
-    /// The number up to which they are due now, where `gone` have gone: those of 20 ms more at most.
+    /// The number of events due by now, when `gone` are done; at most 20 ms worth more.
     pub fn due(&mut self, gone: u64) -> u64 {
         self.due_at(Instant::now(), gone)
     }

@@ -1,5 +1,5 @@
-//! A program under test: its output is collected as it comes, can be awaited line by line, and is shown when a test fails.
-//! It dies with its handle.
+//! A program under test: its output is collected, can be awaited line by line, and is printed when a test fails. The
+//! program is killed when its handle is dropped.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-/// Lines shown of a program's output when the test fails.
+/// Lines of a program's output that are printed when the test fails.
 const SHOWN: usize = 120;
 
 #[derive(Default)]
@@ -29,7 +29,7 @@ struct Lines {
 
 impl Output {
     fn lock(&self) -> MutexGuard<'_, Lines> {
-        // A reader that panicked has still pushed whole lines only.
+        // Each push is one whole line, so a poisoned lock is still consistent.
         self.lines.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 }
@@ -46,7 +46,7 @@ pub struct Process {
 }
 
 impl Process {
-    /// Starts `command`; `name` stands before its lines when they are shown.
+    /// Starts `command`; `name` precedes its lines when they are printed.
     ///
     /// # Panics
     /// If it can't be started.
@@ -62,7 +62,7 @@ impl Process {
         Self { name, child, stdin, output, read: 0, quiet: false }
     }
 
-    /// Leaves its output out when a test fails.
+    /// Does not print its output when a test fails.
     #[must_use]
     pub(crate) fn quiet(mut self) -> Self {
         self.quiet = true;
@@ -132,7 +132,7 @@ impl Process {
         }
     }
 
-    /// All that it has written so far, standard output and error mixed.
+    /// Its output so far, standard output and error mixed.
     #[must_use]
     pub fn log(&self) -> String {
         self.output.lock().all.join("\n")
@@ -148,13 +148,13 @@ impl Process {
         kill(Pid::from_raw(self.child.id().try_into().unwrap()), signal).unwrap();
     }
 
-    /// Kills it as a crash would, without a chance to tidy up.
+    /// Kills it (SIGKILL), as a crash would.
     pub fn kill(&mut self) {
         self.signal(Signal::SIGKILL);
         assert_eq!(self.child.wait().unwrap().signal(), Some(Signal::SIGKILL as i32));
     }
 
-    /// Asks it to end (SIGTERM) and waits.
+    /// Sends SIGTERM and waits for its end.
     ///
     /// # Panics
     /// When it is still there after 10 s.
@@ -170,7 +170,7 @@ impl Process {
     /// When it is still there after `limit`.
     #[track_caller]
     pub fn wait(&mut self, limit: Duration) -> ExitStatus {
-        // Its streams end with it, which is the event that comes with a deadline.
+        // Its output streams end with it, and unlike `wait` they can be awaited with a deadline.
         if let Err(why) = self.find_line(limit, |_| false)
             && why != "it has ended"
         {

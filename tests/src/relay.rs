@@ -1,5 +1,5 @@
-//! A bad WAN between the gateways, or a NAT whose mapping moves: `lab-relay` on the WAN router, which each gateway takes
-//! for the other one.
+//! A lossy WAN between the gateways, or a NAT whose mapping changes: `lab-relay` on the WAN router, which is the peer's
+//! endpoint for both gateways.
 
 use std::time::Duration;
 
@@ -8,16 +8,17 @@ use serde::{Deserialize, Serialize};
 use crate::binaries::binary;
 use crate::gateway::{GatewayOptions, PORT};
 use crate::lab::{Lab, Outer, Site};
+use crate::packets::is_data;
 use crate::process::Process;
 
-/// What went one way through the relay.
+/// Counters of one direction of the relay.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct RelayWay {
-    /// Datagrams that were handed on, of all kinds.
+pub struct RelayDirection {
+    /// Forwarded datagrams.
     pub passed: u64,
-    /// Those among them that one which came later has overtaken.
+    /// Forwarded datagrams that a later one has overtaken.
     pub reordered: u64,
-    /// Datagrams that were not handed on.
+    /// Datagrams that were not forwarded.
     pub lost: u64,
     /// Data packets of the tunnel among [`passed`](Self::passed).
     pub data_passed: u64,
@@ -25,41 +26,35 @@ pub struct RelayWay {
     pub data_lost: u64,
 }
 
-impl RelayWay {
-    /// Counts a datagram that was handed on.
+impl RelayDirection {
+    /// Counts a forwarded datagram.
     pub fn pass(&mut self, datagram: &[u8], overtaken: bool) {
         self.passed += 1;
         self.reordered += u64::from(overtaken);
         self.data_passed += u64::from(is_data(datagram));
     }
 
-    /// Counts a datagram that wasn't.
+    /// Counts a datagram that was not forwarded.
     pub fn lose(&mut self, datagram: &[u8]) {
         self.lost += 1;
         self.data_lost += u64::from(is_data(datagram));
     }
 }
 
-/// What went through the relay.
+/// Counters of the relay.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RelayReport {
     /// From site A to site B.
-    pub from_a: RelayWay,
+    pub from_a: RelayDirection,
     /// From site B to site A.
-    pub from_b: RelayWay,
-}
-
-/// Whether a datagram is a data packet of the tunnel: type 4 with an index whose top bit is set.
-#[must_use]
-pub fn is_data(datagram: &[u8]) -> bool {
-    datagram.starts_with(&[4, 0, 0, 0]) && datagram.get(7).is_some_and(|b| b & 0x80 != 0)
+    pub from_b: RelayDirection,
 }
 
 /// A running relay.
 pub struct Relay(Process);
 
 impl Lab {
-    /// Starts a relay on the WAN router, which changes nothing yet. `seed` decides which datagrams it will lose.
+    /// Starts a relay on the WAN router that forwards everything at first. `seed` decides which datagrams it will lose.
     ///
     /// # Panics
     /// If it doesn't start.
@@ -78,7 +73,7 @@ impl Lab {
 }
 
 impl GatewayOptions {
-    /// The same with the relay as the peer's endpoint of site `site`.
+    /// These options with the relay as the peer's endpoint of site `site`.
     #[must_use]
     pub fn through_relay(&self, site: Site) -> Self {
         let peer = format!("{}\nendpoint = \"{}\"", self.peer, relay_address(site, self.outer));
@@ -87,20 +82,20 @@ impl GatewayOptions {
 }
 
 impl Relay {
-    /// Loses this share (0 to 1) of all datagrams from now on, and delays each by `delay` and a random part of `jitter`,
+    /// From now on, drops this share (0 to 1) of all datagrams, and delays each by `delay` and a random part of `jitter`,
     /// which reorders them.
     pub fn set(&mut self, loss: f64, delay: Duration, jitter: Duration) {
         self.0.tell(&format!("set {loss} {} {}", delay.as_millis(), jitter.as_millis()));
         self.0.line("done", Duration::from_secs(10));
     }
 
-    /// Moves the mapping: site B sees site A at another port from now on.
+    /// Changes the mapping: from now on site B sees site A at another port.
     pub fn rebind(&mut self) {
         self.0.tell("rebind");
         self.0.line("done", Duration::from_secs(10));
     }
 
-    /// What has gone through so far.
+    /// The counters so far.
     #[must_use]
     pub fn report(&mut self) -> RelayReport {
         self.0.tell("report");

@@ -1,5 +1,5 @@
-//! Runs a test, or a whole program, again as a child within namespaces of its own, where it is root and nothing it does
-//! reaches the machine. When the child ends, however it ends, the kernel takes away its processes, interfaces and mounts.
+//! Runs a test, or a whole program, as a child in new namespaces, where it is root and cannot change the machine. When
+//! the child ends, even by a crash, the kernel removes its processes, interfaces and mounts.
 
 use std::fs::{self, OpenOptions};
 use std::path::Path;
@@ -8,10 +8,10 @@ use std::process::{Command, ExitCode, Stdio};
 /// Set in the child, to the name of the test.
 const INSIDE: &str = "QVPN_LAB_INSIDE";
 
-/// How the child says that the test ran to its end: a wrong test name would run nothing, and succeed.
+/// The child prints this at the end of the test: with a wrong test name nothing would run, and succeed.
 const DONE: i32 = 42;
 
-/// Runs `body` within the sandbox. To be called first in a `#[test]`, with the test's own name.
+/// Runs `body` in the sandbox. Call it first in a `#[test]`, with the test's own name.
 ///
 /// # Panics
 /// If the test fails inside, `name` isn't its name, or the system forbids user namespaces.
@@ -35,13 +35,13 @@ pub fn run(name: &str, body: impl FnOnce()) {
     }
 }
 
-/// Runs `body` within the sandbox, for a `main` function: the program runs itself again with the same arguments.
+/// Runs `body` in the sandbox, for a `main` function: the program runs itself again with the same arguments.
 pub fn main(body: impl FnOnce() -> ExitCode) -> ExitCode {
     program(User::Rather, body)
 }
 
-/// As [`main`], but root stays the machine's root: programs inside may then force the sizes of their socket buffers, as
-/// daemons do, which a measurement wants. Other users get what `main` gives.
+/// As [`main`], but root stays the machine's root, so programs inside can force the sizes of their socket buffers as
+/// daemons do, which measurements need. For other users it is the same as `main`.
 pub fn main_as_root(body: impl FnOnce() -> ExitCode) -> ExitCode {
     program(User::IfNeeded, body)
 }
@@ -94,10 +94,10 @@ fn unshare(namespace: User) -> Command {
     command
 }
 
-/// Private folders for what programs write, so that nothing stays and parallel tests don't meet.
+/// Mounts private directories for files that programs write, so that nothing is left and parallel tests don't conflict.
 fn prepare() {
-    for folder in ["/run", "/var/lib"] {
-        mount(&["-t", "tmpfs", "-o", "mode=755", "tmpfs", folder]);
+    for dir in ["/run", "/var/lib"] {
+        mount(&["-t", "tmpfs", "-o", "mode=755", "tmpfs", dir]);
     }
     fs::create_dir_all("/run/qvpn").unwrap();
     fs::create_dir_all("/run/lab").unwrap();

@@ -1,5 +1,5 @@
-//! A numbered UDP stream between the two LAN hosts, in both directions at once, that tells each lost, doubled and
-//! reordered datagram, and drops at the receiving socket apart from those on the way.
+//! A numbered UDP stream between the two LAN hosts, in both directions at once. It counts lost, duplicated and reordered
+//! datagrams, and separately those that the receiving socket dropped.
 
 use std::time::Duration;
 
@@ -9,41 +9,38 @@ use crate::binaries::binary;
 use crate::lab::{Lab, Site};
 use crate::process::Process;
 
-/// Each datagram of a stream begins with this, so that a capture can tell whether one passed in clear.
-pub const PAYLOAD_TAG: &[u8; 16] = b"qvpn lab payload";
-
-/// What one end reports.
+/// The report of one host.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct StreamReport {
-    /// Datagrams that the kernel took.
+    /// Datagrams that the kernel accepted.
     pub sent: u64,
-    /// Datagrams that the kernel refused to send, as where the route is unreachable.
+    /// Datagrams that the kernel refused to send, for example because the route is unreachable.
     pub refused: u64,
-    /// What came from the other end.
+    /// The datagrams from the peer.
     pub received: Received,
     /// Datagrams dropped at the receiving socket because its buffer was full: the test's fault, not the tunnel's. They are
     /// among [`Received::lost`] too.
     pub kernel_drops: u64,
 }
 
-/// What came from the other end.
+/// The datagrams from the peer.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Received {
-    /// Different datagrams.
+    /// Distinct datagrams.
     pub distinct: u64,
-    /// Datagrams that never came.
+    /// Datagrams that never arrived.
     pub lost: u64,
-    /// Datagrams that came once more.
+    /// Datagrams that arrived again.
     pub duplicated: u64,
-    /// Datagrams that came after a later one.
+    /// Datagrams that arrived after a later one.
     pub reordered: u64,
-    /// Datagrams that aren't of this stream.
+    /// Datagrams of other origin.
     pub strange: u64,
     /// The longest time between two datagrams, in milliseconds.
     pub longest_gap_ms: f64,
 }
 
-/// A stream, and how it shall be.
+/// A stream's parameters.
 #[derive(Debug, Clone, Copy)]
 pub struct Stream {
     /// Datagrams in each direction.
@@ -54,9 +51,9 @@ pub struct Stream {
     pub size: usize,
     /// Inner IPv6 instead of IPv4.
     pub ipv6: bool,
-    /// UDP port at both ends.
+    /// UDP port at both hosts.
     pub port: u16,
-    /// Datagrams that are due together go in one call of up to so many, which the kernel cuts (UDP GSO).
+    /// The most datagrams that one call hands to the kernel, which segments them (UDP GSO).
     pub together: u64,
 }
 
@@ -67,17 +64,17 @@ impl Default for Stream {
     }
 }
 
-/// Both ends of a running stream.
+/// Both hosts of a running stream.
 pub struct RunningStream {
     ends: [Process; 2],
     limit: Duration,
 }
 
 impl Stream {
-    /// Starts both ends, and the sending once both listen.
+    /// Starts both hosts, and the sending once both listen.
     ///
     /// # Panics
-    /// If an end doesn't start.
+    /// If a host's program doesn't start.
     #[must_use]
     #[track_caller]
     pub fn start(self, lab: &Lab) -> RunningStream {
@@ -102,7 +99,7 @@ impl Stream {
         RunningStream { ends, limit: Duration::from_secs(self.count / self.rate.max(1) + 30) }
     }
 
-    /// Runs it to its end; the reports of site A's and site B's host.
+    /// Runs the stream to its end; returns the reports of site A's and site B's host.
     #[track_caller]
     pub fn run(self, lab: &Lab) -> [StreamReport; 2] {
         self.start(lab).finish()
@@ -110,10 +107,10 @@ impl Stream {
 }
 
 impl RunningStream {
-    /// Waits for the end; the reports of site A's and site B's host.
+    /// Waits for the end; returns the reports of site A's and site B's host.
     ///
     /// # Panics
-    /// If an end fails, or takes half a minute longer than it should.
+    /// If a host's program fails, or takes half a minute longer than planned.
     #[must_use]
     #[track_caller]
     pub fn finish(mut self) -> [StreamReport; 2] {

@@ -1,9 +1,9 @@
-//! Waiting for a condition that no event tells of. Where there is an event (a log line, a notification, the end of a
-//! process), wait for that instead.
+//! Polls for a condition that no event reports. Where there is an event (a log line, a notification, the end of a
+//! process), wait for the event instead.
 
 use std::time::{Duration, Instant};
 
-/// Looks every 20 ms until `look` gives something, and returns it.
+/// Calls `look` every 20 ms until it returns a value, and returns that.
 ///
 /// # Panics
 /// When `limit` has passed; the message has `what`.

@@ -1,5 +1,5 @@
-//! Floods of forged, replayed, reflected and senseless datagrams from many addresses: traffic and rekeys go on, memory
-//! doesn't grow, each datagram is in a counter, and a gateway that restarts amid the flood gets in.
+//! Floods of forged, replayed, reflected and meaningless datagrams from many addresses: traffic and rekeys continue, memory
+//! doesn't grow, each datagram is counted, and a gateway that restarts during the flood can connect.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
@@ -13,7 +13,7 @@ use tests::{
 };
 
 const START: Duration = Duration::from_secs(20);
-/// Where the flood comes from.
+/// The network of the flood's source addresses.
 const NETWORK: &str = "192.0.2";
 
 /// Starts a flood of site B's gateway from the WAN router.
@@ -27,7 +27,7 @@ fn flood(lab: &Lab, kind: &str, rate: u64, seconds: u64, file: Option<&str>) -> 
     process
 }
 
-/// All kinds of floods, and the share of the rate that each has: long datagrams come in 41 pieces.
+/// All kinds of floods, and the share of the rate that each has: long datagrams arrive in 41 fragments.
 const KINDS: [(&str, u64); 10] = [
     ("starts", 1),
     ("points", 1),
@@ -41,7 +41,7 @@ const KINDS: [(&str, u64); 10] = [
     ("joined", 1),
 ];
 
-/// Every counter of what was dropped at a gateway, of the interface and of the peer.
+/// Every counter of dropped packets at a gateway, of the interface and of the peer.
 fn dropped(status: &Value) -> BTreeMap<String, u64> {
     let of = |place: &str, drops: &Value| -> Vec<(String, u64)> {
         let drops = drops.as_object().unwrap().iter();
@@ -50,7 +50,7 @@ fn dropped(status: &Value) -> BTreeMap<String, u64> {
     of("", &status["drops"]).into_iter().chain(of("peer ", &status["peers"][0]["drops"])).collect()
 }
 
-/// Datagrams that the kernel of site B threw away before its gateway saw them, since the queue of the socket or of the
+/// Datagrams that site B's kernel dropped before the gateway could read them, because the queue of the socket or of the
 /// interface was full.
 fn kernel_drops(lab: &Lab) -> u64 {
     let text = lab.gw(Site::B).run("cat /proc/net/snmp /proc/net/dev");
@@ -64,8 +64,8 @@ fn kernel_drops(lab: &Lab) -> u64 {
     udp[1][column].parse::<u64>().unwrap() + dropped
 }
 
-/// How many datagrams were sent, how much memory site B's gateway took more, in kB, and how long a restart amid the flood
-/// took.
+/// The number of datagrams sent, the growth of the memory of site B's gateway in kB, and the time of a restart during the
+/// flood.
 fn floods(rate: u64, seconds: u64) -> (u64, u64, Duration) {
     let lab = Lab::new();
     let _kmes = lab.start_kmes(&KmeOptions::default());
@@ -77,7 +77,7 @@ fn floods(rate: u64, seconds: u64) -> (u64, u64, Duration) {
     }
     assert!(lab.lan_a.pings(Site::B.host()[0]));
 
-    // What site B gets for a while, to be replayed.
+    // Records site B's datagrams, to be replayed.
     let capture = Capture::start(&lab.wan, Site::B.name(), Site::B.wan(Outer::V4));
     let _ = Stream { count: 1_000, rate: 500, ..Stream::default() }.run(&lab);
     let b = Site::B.wan(Outer::V4).parse().ok();
@@ -88,7 +88,7 @@ fn floods(rate: u64, seconds: u64) -> (u64, u64, Duration) {
         recorded.extend(u16::try_from(packet.payload.len()).unwrap().to_be_bytes());
         recorded.extend(&packet.payload);
     }
-    let file = lab.wan.folder().join("recorded");
+    let file = lab.wan.dir().join("recorded");
     fs::write(&file, recorded).unwrap();
     let file = file.display().to_string();
 
@@ -121,7 +121,7 @@ fn floods(rate: u64, seconds: u64) -> (u64, u64, Duration) {
             let sum = counted.values().sum::<u64>() + kernel;
             (new, counted, kernel, sum)
         };
-        // The last ones wait in queues still.
+        // The last ones are still in queues.
         let end = Instant::now() + Duration::from_secs(5);
         let (new, counted, kernel, sum) = loop {
             let now = count();
@@ -137,14 +137,14 @@ fn floods(rate: u64, seconds: u64) -> (u64, u64, Duration) {
             words.join(", ")
         );
         for report in &reports {
-            // Where the machine itself is too slow for the flood, its kernel throws away what comes, whoever it is from.
+            // If the machine is too slow for the flood, its kernel drops datagrams of any source.
             let most = if kernel == 0 { 0 } else { report.sent / 50 };
             assert!(report.received.lost <= most, "{kind}: {report:?}, {kernel} by the kernel");
             assert_eq!(report.refused, 0, "{kind}: {report:?}");
             lost += report.received.lost;
         }
         assert!(done >= seconds - 1 - seconds / 10, "{kind}: rekeys go on: {done} in {seconds} s");
-        // Each is in a counter; a few more are the pair's own, such as a late repetition.
+        // Each is counted; a few more are the gateways' own, such as a late retransmission.
         assert!(
             (sent..=sent + sent / 50 + 100).contains(&sum),
             "{kind}: {sent} sent, {sum} counted: {counted:?}"
@@ -155,7 +155,7 @@ fn floods(rate: u64, seconds: u64) -> (u64, u64, Duration) {
                 assert!(more("malformed") >= count, "{kind}: dropped in the lane: {counted:?}")
             }
             "data" => assert!(more("unknown_index") >= count, "{kind}: {counted:?}"),
-            // Recorded data packets are replays while their epoch drains, and of no session after.
+            // Recorded data packets are replays while their epoch drains; later their session is unknown.
             "replay" => {
                 assert!(more("unknown_index") + more("peer replay") > count / 2, "{kind}: {counted:?}")
             }
@@ -174,7 +174,7 @@ fn floods(rate: u64, seconds: u64) -> (u64, u64, Duration) {
     );
     assert!(after < before + 20_000, "memory is bounded: {before} kB before, {after} kB after");
 
-    // Amid a flood of starts nobody is let in without showing that they are where they say: the cookie does it.
+    // During a flood of initiations a source must prove its address with a cookie.
     let mut running = flood(&lab, "starts", rate.min(10_000), 30, None);
     gateways[0].process.kill();
     let start = Instant::now();

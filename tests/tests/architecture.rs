@@ -1,5 +1,5 @@
-//! Keeps the arrows between the crates, as the architecture has them, and `unsafe` in its rooms. Who adds an import that
-//! isn't here decides about the house: change the architecture first.
+//! Which crates may import which, and the files that may hold `unsafe` code. A new arrow is a change of the architecture:
+//! decide that first. `layout/` checks imports among the files of a crate.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
@@ -34,7 +34,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ),
     ("qvpn-ctl", &["qvpn-types", "qvpn-api", "qvpn-identity", "qvpn-secret", "qvpn-net", "kms-client"]),
     ("kme-sim", &[]),
-    // The libraries are for the sites that tests play themselves (`Double`), and for the types of secrets.
+    // The libraries are for the sites that tests play (`TestSite`), and for the types of secrets.
     (
         "tests",
         &[
@@ -51,17 +51,17 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("benches", &["qvpn-types", "qvpn-dataplane", "qvpn-secret", "tests"]),
 ];
 
-/// Imports beyond the arrows, of any kind, each with its reason.
+/// Imports against the arrows, each with its reason.
 const EXCEPTIONS: &[(&str, &str, &str)] = &[
     (
         "kme-sim",
         "qvpn-secret",
-        "keys are erased there too; it knows nothing of ETSI 014, so the two readings of that stay independent",
+        "keys are erased there too; it has nothing of ETSI 014, so the two implementations of that stay independent",
     ),
     (
         "qvpn-proto",
         "qvpn-dataplane",
-        "its simulator alone, a test: packets are sealed and opened by the real sessions",
+        "only its simulator, a test, which seals and opens packets with the real sessions",
     ),
 ];
 
@@ -69,18 +69,18 @@ const EXCEPTIONS: &[(&str, &str, &str)] = &[
 const PURE: &[&str] = &["qvpn-types", "qvpn-secret", "qvpn-identity", "qvpn-proto", "qvpn-dataplane"];
 const IMPURE: &[&str] = &["tokio", "async-std", "smol", "rustls", "hyper", "rtnetlink"];
 
-/// A feature of qvpn-dataplane that only `benches` may ask for. qvpn-daemon also refuses to compile with it.
+/// A feature of qvpn-dataplane that only `benches` may enable. qvpn-daemon does not compile with it.
 const NULL_CIPHER: &str = "bench-null-cipher";
 
 /// The files that may hold `unsafe` code.
-const UNSAFE_ROOMS: &[&str] = &["sys.rs", "lock.rs"];
+const UNSAFE_FILES: &[&str] = &["sys.rs", "lock.rs"];
 
 #[test]
 fn crates_import_only_along_the_arrows() {
     let imports = workspace_imports(&metadata());
     let known: BTreeSet<&str> = ARROWS.iter().map(|(name, _)| *name).collect();
     let present: BTreeSet<&str> = imports.keys().map(String::as_str).collect();
-    assert_eq!(present, known, "a crate came or went: it needs its line in the architecture and here");
+    assert_eq!(present, known, "a crate was added or removed: change the architecture and ARROWS");
     assert_eq!(violations(&imports), [""; 0]);
     for (from, to, _) in EXCEPTIONS {
         assert!(imports[*from].contains(*to), "the exception {from} -> {to} is no longer needed: remove it");
@@ -97,7 +97,7 @@ fn an_import_against_the_arrows_is_found() {
 }
 
 #[test]
-fn pure_crates_reach_no_runtime_by_any_way() {
+fn pure_crates_depend_on_no_runtime() {
     let metadata = metadata();
     for name in PURE {
         let reached = reached(&metadata, name);
@@ -119,7 +119,7 @@ fn the_null_cipher_of_the_benchmarks_is_in_no_default_build() {
     };
     assert!(
         !with_null(&metadata()),
-        "cargo unites features: `cargo build --workspace` would give it to the daemon"
+        "cargo unifies features: `cargo build --workspace` would enable it for the daemon"
     );
     let all = MetadataCommand::new()
         .features(cargo_metadata::CargoOpt::AllFeatures)
@@ -132,32 +132,32 @@ fn the_null_cipher_of_the_benchmarks_is_in_no_default_build() {
         assert!(!package.features.values().flatten().any(asks), "a feature of {} has it", package.name);
         assert!(
             !package.dependencies.iter().flat_map(|d| &d.features).any(asks),
-            "{} asks for it",
+            "{} enables it",
             package.name
         );
     }
 }
 
 #[test]
-fn unsafe_code_is_only_in_its_rooms() {
+fn unsafe_code_is_only_in_its_files() {
     let root = metadata().workspace_root.into_std_path_buf();
     let mut sources = Vec::new();
     rust_sources(&root, &mut sources);
     assert!(sources.len() > ARROWS.len(), "the sources are found under {}", root.display());
-    let mut seen_in_rooms = 0;
+    let mut seen_in_files = 0;
     for path in sources {
         let lines = unsafe_lines(&fs::read_to_string(&path).unwrap());
-        if UNSAFE_ROOMS.iter().any(|room| path.ends_with(room)) {
-            seen_in_rooms += lines.len();
+        if UNSAFE_FILES.iter().any(|file| path.ends_with(file)) {
+            seen_in_files += lines.len();
         } else {
             assert!(
                 lines.is_empty(),
-                "{}: unsafe code in lines {lines:?}; it belongs in {UNSAFE_ROOMS:?}",
+                "{}: unsafe code in lines {lines:?}; it belongs in {UNSAFE_FILES:?}",
                 path.display()
             );
         }
     }
-    assert!(seen_in_rooms > 0, "the search itself works");
+    assert!(seen_in_files > 0, "the search itself works");
 }
 
 #[test]
@@ -201,7 +201,7 @@ fn violations(imports: &BTreeMap<String, BTreeSet<String>>) -> Vec<String> {
     found
 }
 
-/// Names of all crates that `name` needs when it is built for use, through any number of steps.
+/// Names of all crates on which `name` depends, directly or through others, without dev-dependencies.
 fn reached(metadata: &Metadata, name: &str) -> BTreeSet<String> {
     let resolve = metadata.resolve.as_ref().unwrap();
     let start = metadata.workspace_packages().into_iter().find(|p| p.name.as_str() == name).unwrap();
@@ -219,8 +219,8 @@ fn reached(metadata: &Metadata, name: &str) -> BTreeSet<String> {
     seen.into_iter().map(|id| metadata[id].name.to_string()).collect()
 }
 
-fn rust_sources(folder: &Path, found: &mut Vec<PathBuf>) {
-    for entry in fs::read_dir(folder).unwrap() {
+fn rust_sources(dir: &Path, found: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(dir).unwrap() {
         let path = entry.unwrap().path();
         let name = path.file_name().unwrap().to_string_lossy().into_owned();
         if path.is_dir() && name != "target" && !name.starts_with('.') {
@@ -231,11 +231,11 @@ fn rust_sources(folder: &Path, found: &mut Vec<PathBuf>) {
     }
 }
 
-/// Numbers (from 1) of the lines with the keyword outside line comments and one-line strings.
+/// Numbers (from 1) of the lines that have the keyword outside line comments and one-line strings.
 fn unsafe_lines(source: &str) -> Vec<usize> {
     let is_word = |c: char| c.is_alphanumeric() || c == '_';
     let code = |line: &str| {
-        // Every other piece between quotes is a string, once quotes that are characters are out of the way.
+        // Every other piece between quotes is a string, once quotes in character literals are removed.
         let line = line.replace("\\\"", "").replace("'\"'", "");
         let outside: Vec<&str> = line.split('"').step_by(2).collect();
         outside.join(" ").split("//").next().unwrap_or_default().to_owned()

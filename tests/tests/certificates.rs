@@ -1,5 +1,5 @@
-//! Certificates towards a KME, at running daemons that have confined themselves: people hear of one that ends and of one that has
-//! ended, a refusal says which it is, and a renewed one is used once its files are there, without a reload.
+//! Client certificates for a KME, with running daemons in their sandbox: an event reports a certificate that expires soon or
+//! has expired, a refusal names it, and a renewed one is used as soon as its files are there, without a reload.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
@@ -12,26 +12,26 @@ use tests::loopback::run;
 use tests::{GatewayOptions, KmeOptions, Lab, Site, binary, sandbox, wait_until};
 
 const START: Duration = Duration::from_secs(20);
-/// A KME that refuses us is asked again after 1, 2, 4, … 30 s.
+/// A KME that refuses the gateway is asked again after 1, 2, 4, … 30 s.
 const BACK: Duration = Duration::from_secs(45);
 
-/// Makes a site's certificate anew, as its CA would, in place of the old files.
-fn renew(folder: &Path, site: Site, days: &str) {
+/// Replaces a site's certificate with a new one from its CA.
+fn renew(dir: &Path, site: Site, days: &str) {
     for end in ["pem", "key"] {
-        fs::remove_file(folder.join(format!("{}.{end}", site.sae().to_lowercase()))).unwrap();
+        fs::remove_file(dir.join(format!("{}.{end}", site.sae().to_lowercase()))).unwrap();
     }
     let mut certs = Command::new(binary("kme-sim"));
-    run(certs.arg("certs").arg(folder).args(["--sae", site.sae(), "--days", days]));
+    run(certs.arg("certs").arg(dir).args(["--sae", site.sae(), "--days", days]));
 }
 
 #[test]
-fn one_that_ended_is_told_of_and_a_renewed_one_is_taken_by_itself() {
-    sandbox::run("one_that_ended_is_told_of_and_a_renewed_one_is_taken_by_itself", || {
+fn an_expired_one_is_reported_and_a_renewed_one_is_used_without_a_reload() {
+    sandbox::run("an_expired_one_is_reported_and_a_renewed_one_is_used_without_a_reload", || {
         let lab = Lab::new();
         let _kmes = lab.start_kmes(&KmeOptions::default());
-        let folder = lab.certificates();
-        renew(&folder, Site::A, "0");
-        renew(&folder, Site::B, "5");
+        let dir = lab.certificates();
+        renew(&dir, Site::A, "0");
+        renew(&dir, Site::B, "5");
         let mut gateways =
             lab.start_both(&GatewayOptions { initiator: Some(Site::A), ..GatewayOptions::default() });
         for (gateway, (least, most)) in gateways.iter_mut().zip([(-60, 0), (431_000, 432_000)]) {
@@ -52,7 +52,7 @@ fn one_that_ended_is_told_of_and_a_renewed_one_is_taken_by_itself() {
         let peer = gateways[0].wait_state("blocked", START);
         assert!(peer["reason"].as_str().unwrap().contains("CertificateExpired"), "{peer:#}");
 
-        renew(&folder, Site::A, "400");
+        renew(&dir, Site::A, "400");
         for gateway in &gateways {
             gateway.wait_peer("keys by the new certificate", BACK, |peer| {
                 peer["state"] == "up" && peer["qkd_stock"].as_u64() >= Some(1)

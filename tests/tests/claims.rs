@@ -1,5 +1,5 @@
-//! The documents tell the truth about where things are: each link leads to a file and a heading that exist, and each test
-//! or line that a page names (`path::name`) is there.
+//! The references in the documents are right: each link leads to an existing file and heading, and each test or line that
+//! a page names (`path::name`) exists.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
@@ -10,8 +10,8 @@ fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
 }
 
-fn pages(folder: &Path, found: &mut Vec<PathBuf>) {
-    for entry in fs::read_dir(folder).unwrap() {
+fn pages(dir: &Path, found: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(dir).unwrap() {
         let path = entry.unwrap().path();
         let name = path.file_name().unwrap().to_string_lossy().into_owned();
         if path.is_dir()
@@ -36,14 +36,14 @@ fn prose(text: &str) -> String {
     text.lines().filter(keep).collect::<Vec<_>>().join("\n")
 }
 
-/// Targets of `[text](target)` that don't lead elsewhere.
+/// Targets of `[text](target)` within the repository.
 fn links(text: &str) -> Vec<String> {
     let inside = |rest: &str| rest.split(')').next().unwrap_or_default().to_owned();
     let all = text.split("](").skip(1).map(inside);
     all.filter(|link| !link.contains("://") && !link.starts_with("mailto:")).collect()
 }
 
-/// What is between backticks and has `path::name` in it, the path with a folder or a known ending.
+/// Spans of the form `path::name`, where the path has a directory and a file extension.
 fn names(text: &str) -> Vec<(String, String)> {
     let spans = text.split('`').skip(1).step_by(2);
     let pair = |span: &str| {
@@ -55,7 +55,7 @@ fn names(text: &str) -> Vec<(String, String)> {
     spans.filter_map(pair).collect()
 }
 
-/// A heading's anchor, as hosts of repositories make it.
+/// A heading's anchor, as repository hosts make it.
 fn anchor(heading: &str) -> String {
     let plain = heading.trim_start_matches('#').trim().to_lowercase().replace(['`', '*'], "");
     let kept = plain.chars().filter(|c| c.is_alphanumeric() || [' ', '-', '_'].contains(c));
@@ -102,7 +102,7 @@ fn wrong(page: &Path, text: &str) -> Vec<String> {
 }
 
 #[test]
-fn what_the_pages_point_at_is_there() {
+fn links_and_names_in_the_pages_exist() {
     let mut all = Vec::new();
     pages(&root(), &mut all);
     assert!(all.len() > 15, "the pages are found: {all:?}");

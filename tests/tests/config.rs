@@ -1,4 +1,4 @@
-//! Configs that are refused: at the start with exit code 3 and the place of each error, at a reload without any effect.
+//! Refused configs: at the start with exit code 3 and the place of each error, at a reload without any effect.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
@@ -67,7 +67,7 @@ fn a_refused_reload_changes_nothing() {
         let routes =
             || lab.gw_a.run("ip route show table all; ip -6 route show table all | grep -v ff00; ip rule");
         let (before, routes_before, rekeys) = (settled(gateway), routes(), gateway.peer()["rekeys"].as_u64());
-        let file = lab.gw_a.folder().join("qvpn0.toml");
+        let file = lab.gw_a.dir().join("qvpn0.toml");
         let good = fs::read_to_string(&file).unwrap();
         for bad in [
             good.replace("qkd = \"required\"", "qkd = \"maybe\"\nallowed_ips = []"),

@@ -1,5 +1,5 @@
-//! A running daemon has given up what it doesn't need: each of its threads, the lanes' too. What the sandbox forbids is
-//! tried one by one in `qvpn-daemon/src/sandbox/tests.rs`; here the real program is looked at from outside.
+//! Each thread of a running daemon, the lanes' too, has dropped the rights that it does not need.
+//! `qvpn-daemon/src/sandbox/tests.rs` tries each forbidden action; here the real program is examined from outside.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
@@ -18,7 +18,7 @@ fn field<'a>(status: &'a str, name: &str) -> &'a str {
     line.unwrap_or_else(|| panic!("no {name} in {status}")).trim()
 }
 
-/// What gives a program the daemon's rights.
+/// Prefix of a command that gives it the daemon's rights.
 const AS_DAEMON: [&str; 4] = ["--bounding-set", "-all,+net_admin", "--inh-caps", "-all"];
 
 /// Reads a byte of a process's environment with the daemon's rights.
@@ -60,7 +60,7 @@ fn every_thread_is_confined() {
         let core = limits.lines().find(|line| line.starts_with("Max core file size")).unwrap();
         assert_eq!(core.split_whitespace().collect::<Vec<_>>()[4..6], ["0", "0"], "{core}");
 
-        // Its own user can look into any other program of his, and not into this one.
+        // The daemon's user can read the memory of its other programs, and not of this one.
         let words = [AS_DAEMON.as_slice(), &["sh", "-c", "echo begun; exec sleep 60"]].concat();
         let mut ordinary = lab.gw_a.spawn("setpriv", &words);
         ordinary.line("begun", START);
@@ -73,7 +73,7 @@ fn every_thread_is_confined() {
         {
             assert!(log.contains(what), "the log says {what}: {log}");
         }
-        let socket = lab.gw_a.folder().join("run/qvpn0.sock");
+        let socket = lab.gw_a.dir().join("run/qvpn0.sock");
         assert!(socket.exists());
         gateway.process.stop();
         assert!(!socket.exists(), "the control socket goes at the stop, which Landlock must let through");
@@ -90,8 +90,8 @@ fn a_reload_reads_no_file_elsewhere() {
         if gateways[0].process.log().contains("has no Landlock") {
             return;
         }
-        // A new file beside the others may be read, since certificates are replaced there.
-        let config = lab.gw_a.folder().join("qvpn0.toml");
+        // A new file next to the others may be read, since certificates are replaced there.
+        let config = lab.gw_a.dir().join("qvpn0.toml");
         let text = fs::read_to_string(&config).unwrap();
         let key = lab.certificates().join("site-a.key");
         let put = |place: &std::path::Path| {
@@ -108,16 +108,16 @@ fn a_reload_reads_no_file_elsewhere() {
         let said = String::from_utf8_lossy(&elsewhere.stderr).into_owned();
         assert!(said.contains("/run/elsewhere.key: permission denied: since its start"), "{said}");
         assert!(said.contains("put the file there, or restart the daemon"), "{said}");
-        // The same for a pre-shared key that a running tunnel shall get: in a folder of its own it is refused, beside the
-        // other files and in a new folder below them it is taken.
+        // The same for the pre-shared key of a running tunnel: in another directory it is refused; next to the other files
+        // and in a new directory below them it is accepted.
         fs::write(&config, &text).unwrap();
-        let secret = lab.gw_a.folder().join("made.psk");
+        let secret = lab.gw_a.dir().join("made.psk");
         lab.gw_a.run(&format!("umask 077; {} genpsk > {}", binary("qvpn-ctl").display(), secret.display()));
-        let below = lab.gw_a.folder().join("psk");
+        let below = lab.gw_a.dir().join("psk");
         fs::create_dir(&below).unwrap();
         fs::create_dir("/run/psk").unwrap();
-        for (folder, expected) in [("/run/psk".into(), 3), (below, 0), (lab.gw_a.folder().to_owned(), 0)] {
-            let psk = folder.join("site-b.psk");
+        for (dir, expected) in [("/run/psk".into(), 3), (below, 0), (lab.gw_a.dir().to_owned(), 0)] {
+            let psk = dir.join("site-b.psk");
             fs::copy(&secret, &psk).unwrap();
             let psk = psk.display().to_string();
             let set = gateways[0].ctl(&["peer", "set", "qvpn0", "site-b", "--preshared-key-file", &psk]);

@@ -1,4 +1,4 @@
-//! The operators' pages say what is true: every error that the programs print has a row in `docs/errors.md`, and the
+//! The operators' pages are right: every error message of the programs has a row in `docs/errors.md`, and the
 //! programs accept the config of the tutorial. `scripts/test-packages.sh` runs the commands of the tutorial and of
 //! `docs/operating.md`.
 
@@ -11,8 +11,7 @@ use std::process::Command;
 
 use tests::binary;
 
-/// Where the errors are that reach an operator and don't say by themselves, as those of a config do with line and column,
-/// what is wrong where.
+/// The sources of errors that reach the operator. Errors of a config are not among them: they have line, column and cause.
 const SOURCES: [&str; 9] = [
     "qvpn-daemon/src/error.rs",
     "qvpn-ctl/src/error.rs",
@@ -48,8 +47,8 @@ fn messages(source: &str) -> Vec<String> {
     found
 }
 
-/// The longest part of a message's cause that is the same each time; nothing if it only passes on what another error says.
-/// Advice, behind the first semicolon, may be put in other words on the page.
+/// The longest constant part of a message's cause; nothing if it only contains another error. The advice after the first
+/// semicolon may be worded differently on the page.
 fn fixed(message: &str) -> Option<&str> {
     let cause = message.split("; ").next()?;
     let parts = cause.split('{').filter_map(|part| part.rsplit('}').next());
@@ -58,7 +57,7 @@ fn fixed(message: &str) -> Option<&str> {
     (longest.len() >= 8).then_some(longest)
 }
 
-/// As the reader sees it, whatever line breaks and marks the page has.
+/// The text without line breaks and markup.
 fn plain(text: &str) -> String {
     text.replace(['`', '\\'], "").split_whitespace().collect::<Vec<_>>().join(" ")
 }
@@ -93,17 +92,17 @@ fn every_event_is_on_the_page() {
 }
 
 #[test]
-fn the_units_point_to_pages_that_there_are() {
-    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("pages");
+fn the_units_point_to_existing_pages() {
+    let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("pages");
     for program in ["qvpn-ctl", "kme-sim"] {
-        assert!(Command::new(binary(program)).arg("man").arg(&folder).status().unwrap().success());
+        assert!(Command::new(binary(program)).arg("man").arg(&dir).status().unwrap().success());
     }
     let mut pages = 0;
     for unit in fs::read_dir(root().join("packaging/systemd")).unwrap() {
         let text = fs::read_to_string(unit.unwrap().path()).unwrap();
         for page in text.split_whitespace().filter_map(|word| word.split_once("man:").map(|(_, page)| page)) {
             let (name, section) = page.trim_end_matches(')').split_once('(').unwrap();
-            assert!(folder.join(format!("{name}.{section}")).exists(), "there is no page {page}");
+            assert!(dir.join(format!("{name}.{section}")).exists(), "there is no page {page}");
             pages += 1;
         }
     }
@@ -115,17 +114,17 @@ fn the_guides_config_is_taken() {
     let guide = fs::read_to_string(root().join("docs/tutorial.md")).unwrap();
     let block = guide.split("<!-- config: site -->").nth(1).unwrap();
     let config = block.split("```toml\n").nth(1).unwrap().split("```").next().unwrap();
-    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("guide");
-    fs::create_dir_all(&folder).unwrap();
+    let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("guide");
+    fs::create_dir_all(&dir).unwrap();
     let ctl = |args: &[&str], input: &Path| {
         let input = fs::File::open(input).unwrap();
         Command::new(binary("qvpn-ctl")).args(args).stdin(input).output().unwrap()
     };
-    let secret = folder.join("b.key");
+    let secret = dir.join("b.key");
     fs::write(&secret, ctl(&["genkey"], Path::new("/dev/null")).stdout).unwrap();
     let public = String::from_utf8(ctl(&["pubkey"], &secret).stdout).unwrap();
     assert!(config.contains("\"qvpn1-…\""), "the guide leaves the other site's key out");
-    let file = folder.join("qvpn0.toml");
+    let file = dir.join("qvpn0.toml");
     fs::write(&file, config.replace("qvpn1-…", public.trim())).unwrap();
     let output = ctl(&["check", "--no-files", file.to_str().unwrap()], Path::new("/dev/null"));
     assert!(output.status.success(), "{output:?}");

@@ -1,4 +1,4 @@
-//! `qvpn-ctl doctor`: each fault is made, found, and mended by the very command that the finding gives.
+//! `qvpn-ctl doctor`: each fault is made, found, and fixed by the command in the finding.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
@@ -8,8 +8,8 @@ use serde_json::Value;
 use tests::{Gateway, GatewayOptions, KmeOptions, Lab, Site, binary, sandbox};
 
 fn findings(lab: &Lab, gateway: &Gateway<'_>) -> Vec<Value> {
-    let folder = lab.gw_a.folder().display().to_string();
-    let output = gateway.ctl(&["--config-dir", &folder, "doctor", "qvpn0", "--json"]);
+    let dir = lab.gw_a.dir().display().to_string();
+    let output = gateway.ctl(&["--config-dir", &dir, "doctor", "qvpn0", "--json"]);
     let report: Value = serde_json::from_slice(&output.stdout).unwrap();
     let all = report["findings"].as_array().unwrap().clone();
     let bad = all.iter().any(|f| f["result"] == "bad");
@@ -25,8 +25,8 @@ fn result<'f>(findings: &'f [Value], check: &str) -> &'f str {
 }
 
 #[test]
-fn each_fault_is_found_and_its_command_mends_it() {
-    sandbox::run("each_fault_is_found_and_its_command_mends_it", || {
+fn each_fault_is_found_and_its_command_fixes_it() {
+    sandbox::run("each_fault_is_found_and_its_command_fixes_it", || {
         let lab = Lab::new();
         let _kmes = lab.start_kmes(&KmeOptions::default());
         let options = GatewayOptions { interface: "mtu = 1420".to_owned(), ..GatewayOptions::default() };
@@ -80,7 +80,7 @@ fn each_fault_is_found_and_its_command_mends_it() {
         let run = |line: &str| lab.gw_a.run(&format!("PATH=$PATH:{programs}; {line}"));
         for (check, word, fault) in faults {
             if check == "block" {
-                // A running daemon puts its routes back by itself.
+                // A running daemon restores its routes.
                 gateways[0].process.kill();
             }
             run(fault);

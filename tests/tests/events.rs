@@ -1,5 +1,5 @@
-//! The events of a real gateway through a bad day: each that an operator's scripts may wait for comes, under its fixed name and
-//! with its fields. Those of roaming, lanes, paths, identities and copied machines are awaited in the scenarios about these.
+//! The events of a real gateway during a series of faults: each event that scripts may wait for comes, with its fixed name
+//! and its fields. The scenarios about roaming, lanes, paths, identities and copied machines await the events of these.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
@@ -11,10 +11,10 @@ use serde_json::Value;
 use tests::{Gateway, GatewayOptions, KmeOptions, Lab, Site, sandbox, wait_until};
 
 const START: Duration = Duration::from_secs(20);
-/// For what comes only when a key ends, or a KME is looked for again.
+/// For events at a key's expiry or at the next try of a KME.
 const LATER: Duration = Duration::from_secs(40);
 
-/// Waits until the gateway has told of an event, and gives the last such one.
+/// Waits until the gateway has reported an event; returns the latest one of this name.
 #[track_caller]
 fn told(gateway: &Gateway<'_>, name: &str, limit: Duration) -> Value {
     wait_until(&format!("the event {name}"), limit, || {
@@ -25,7 +25,7 @@ fn told(gateway: &Gateway<'_>, name: &str, limit: Duration) -> Value {
     })
 }
 
-/// An event's field has these words.
+/// An event's field contains this text.
 #[track_caller]
 fn has_words(event: &Value, field: &str, words: &str) {
     assert!(event[field].as_str().unwrap_or_default().contains(words), "{words} in {field}: {event:#}");
@@ -33,8 +33,8 @@ fn has_words(event: &Value, field: &str, words: &str) {
 }
 
 #[test]
-fn a_bad_day_is_told_event_by_event() {
-    sandbox::run("a_bad_day_is_told_event_by_event", || {
+fn each_fault_is_reported_as_an_event() {
+    sandbox::run("each_fault_is_reported_as_an_event", || {
         let lab = Lab::new();
         let mut kmes = lab.start_kmes(&KmeOptions::default());
         let options = GatewayOptions {
@@ -56,7 +56,7 @@ fn a_bad_day_is_told_event_by_event() {
             restored["routes"][0].as_str().unwrap().starts_with("10.20.0.0/16 dev qvpn0"),
             "{restored:#}"
         );
-        let file = lab.gw_a.folder().join("qvpn0.toml");
+        let file = lab.gw_a.dir().join("qvpn0.toml");
         let text = fs::read_to_string(&file).unwrap();
         fs::write(&file, text.replace("[[peer]]", "[[peer]]\npersistent_keepalive = \"30s\"")).unwrap();
         a.process.signal(Signal::SIGHUP);
@@ -67,7 +67,7 @@ fn a_bad_day_is_told_event_by_event() {
         has_words(&told(&a, "epoch.failed", START), "reason", "timeout");
         b.process.signal(Signal::SIGCONT);
 
-        // The KMEs go and come back.
+        // The KMEs stop and start again.
         kmes.process.stop();
         has_words(&told(&a, "kme.down", START), "reason", "kme-a1");
         has_words(&told(&a, "qkd.supply_stopped", LATER), "reason", "kme-a1");
@@ -77,7 +77,7 @@ fn a_bad_day_is_told_event_by_event() {
         has_words(&told(&a, "qkd.supply_resumed", LATER), "peer", "site-b");
         assert_eq!(told(&a, "peer.recovered", LATER)["from"], "degraded");
 
-        // The other site stops, and comes back without what it remembered.
+        // The other site stops, and starts without its state.
         b.process.stop();
         has_words(&told(&a, "peer.bye", START), "peer", "site-b");
         has_words(&told(&a, "peer.blocked", LATER), "peer", "site-b");

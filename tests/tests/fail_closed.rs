@@ -1,5 +1,5 @@
-//! Fail closed, proved by captures of all that both gateways send into the WAN while LAN traffic goes on: whatever
-//! happens to a daemon, no inner packet is in clear, and no key seals beyond its age. `leak.rs` has the plain ends.
+//! Fail closed, shown by captures of everything that both gateways send into the WAN during LAN traffic: after any fault of
+//! a daemon, no inner packet is in clear, and no key seals beyond its age. `leak.rs` has kill and stop.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
@@ -15,7 +15,7 @@ use tests::{
 };
 
 const START: Duration = Duration::from_secs(20);
-/// A key seals for three intervals of a second, but at least so long, in seconds.
+/// A key seals for three intervals of a second, but at least for this time, in seconds.
 const MAX_AGE: f64 = 10.0;
 
 fn options() -> GatewayOptions {
@@ -29,7 +29,7 @@ fn wait_up(gateways: &[Gateway<'_>; 2]) {
     }
 }
 
-/// Captures of what both gateways send and get, and when they began.
+/// Captures of both gateways' packets, and the time when they began.
 struct Watch<'a>([Capture<'a>; 2]);
 
 impl<'a> Watch<'a> {
@@ -37,7 +37,8 @@ impl<'a> Watch<'a> {
         Self(Site::BOTH.map(|site| Capture::start(&lab.wan, site.name(), site.wan(Outer::V4))))
     }
 
-    /// Ends it: nothing was in clear, and the capture did see the tunnel. Gives what passed each gateway's cable.
+    /// Ends it, and checks that nothing was in clear and that the capture has the tunnel's packets. Returns the packets of
+    /// each gateway's link.
     #[track_caller]
     fn prove_no_clear(self, lab: &Lab) -> [Packets; 2] {
         let seen = self.0.map(Capture::stop);
@@ -62,7 +63,7 @@ impl<'a> Watch<'a> {
     }
 }
 
-/// Data packets that a site sent, by the capture of its own cable.
+/// Data packets that a site sent, by the capture of its own link.
 fn sent_by(packets: &Packets, site: Site) -> Vec<&Packet> {
     let own = site.wan(Outer::V4).parse().ok();
     packets.data().into_iter().filter(|packet| packet.source == own).collect()
@@ -95,7 +96,7 @@ fn a_stopped_process_sends_nothing_and_wakes_without_its_key() {
         gateways[0].wait_peer("traffic", START, |p| p["tx_packets"].as_u64() > Some(before + 300));
         gateways[0].process.signal(Signal::SIGSTOP);
         let stopped = unix_time();
-        // Beyond the age of every key that it has.
+        // Until all its keys are too old.
         std::thread::sleep(Duration::from_secs_f64(MAX_AGE + 1.0));
         let going_on = unix_time();
         gateways[0].process.signal(Signal::SIGCONT);
@@ -106,7 +107,7 @@ fn a_stopped_process_sends_nothing_and_wakes_without_its_key() {
         let sent = sent_by(&at_a, Site::A);
         let meanwhile = sent.iter().filter(|p| p.at > stopped + 0.1 && p.at < going_on).count();
         assert_eq!(meanwhile, 0, "a stopped process sends nothing");
-        // What its LAN sent meanwhile waits in the tunnel's queue, and its old key must not seal that.
+        // Packets from its LAN are in the tunnel's queue, and its old key must not seal them.
         let old: Vec<u32> = sent.iter().filter(|p| p.at < stopped).filter_map(|p| p.index()).collect();
         let late = sent.iter().filter(|p| p.at >= going_on && p.index().is_some_and(|i| old.contains(&i)));
         assert_eq!(late.count(), 0, "an old key sealed after the stop");
@@ -149,7 +150,7 @@ fn a_hung_control_task_cannot_overuse_a_key() {
 
 /// A copy of the daemon's program that a test may replace.
 fn installed(lab: &Lab) -> PathBuf {
-    let path = lab.gw_a.folder().join("qvpn-daemon");
+    let path = lab.gw_a.dir().join("qvpn-daemon");
     fs::copy(binary("qvpn-daemon"), &path).unwrap();
     path
 }
@@ -170,7 +171,7 @@ fn an_upgrade_leaks_nothing() {
         let stream = Stream { count: 6_000, rate: 500, ..Stream::default() }.start(&lab);
         wait_traffic(&lab, START);
         for crash in [false, true] {
-            // As a package manager does it: the new file takes the old one's name while the old program runs on.
+            // As a package manager does it: the new file replaces the old one while the old program runs.
             let new = program.with_extension("new");
             fs::copy(binary("qvpn-daemon"), &new).unwrap();
             fs::rename(&new, &program).unwrap();
@@ -200,7 +201,7 @@ fn a_broken_config_leaks_nothing() {
         let watch = Watch::start(&lab);
         let stream = Stream { count: 4_000, rate: 500, ..Stream::default() }.start(&lab);
         wait_traffic(&lab, START);
-        let config = lab.gw_a.folder().join("qvpn0.toml");
+        let config = lab.gw_a.dir().join("qvpn0.toml");
         let good = fs::read_to_string(&config).unwrap();
         fs::write(&config, good.replace("listen_port", "listen_prot")).unwrap();
         gateways[0].process.signal(Signal::SIGHUP);
@@ -211,8 +212,8 @@ fn a_broken_config_leaks_nothing() {
         let mut command = lab.gw_a.command(binary("qvpn-daemon"));
         let refused = command.arg("--config").arg(&config).stdin(Stdio::null()).output().unwrap();
         assert_eq!(refused.status.code(), Some(3), "{refused:?}");
-        // As at a boot with the broken config: nothing of the former life is there, and the boot unit blocks what it can
-        // before the network comes up.
+        // As at a boot with the broken config: no state of the former instance is left, and the boot unit blocks the
+        // networks before the network is up.
         lab.gw_a.run("ip link set wan down; ip route flush proto 113; ip -6 route flush proto 113");
         let blocked = gateways[0].ctl(&["block", &config.display().to_string()]);
         println!("{}", String::from_utf8_lossy(&blocked.stderr));
@@ -258,13 +259,13 @@ fn without_keys_from_the_kms_traffic_ends_with_the_stock() {
     });
 }
 
-/// A clock set wrong while the daemons run, ten years back and ten ahead. Injected, since a test must not set the machine's:
-/// the daemon asks a clock that the test moves.
+/// The wall clock is set wrong while the daemons run, ten years back and ten ahead. The clock is injected, since a test must
+/// not set the machine's.
 #[test]
 fn a_wall_clock_set_wrong_while_running_does_no_harm() {
     sandbox::run("a_wall_clock_set_wrong_while_running_does_no_harm", || {
         let lab = Lab::new();
-        // Without QKD: a clock this wrong refuses the KMEs' certificates, which is shown below.
+        // Without QKD: with a clock this wrong the KMEs' certificates are refused, as shown below.
         let options = GatewayOptions { qkd: "off".to_owned(), kms: None, ..options() };
         for site in Site::BOTH {
             let _ = lab.configure(site, &options);
@@ -291,7 +292,7 @@ fn a_wall_clock_set_wrong_while_running_does_no_harm() {
     });
 }
 
-/// The machine sleeps for an hour (injected): the keys that it wakes up with are too old, and it knows.
+/// The machine is suspended for an hour (injected): at resume its keys are too old, and it does not use them.
 #[test]
 fn a_machine_that_slept_wakes_without_its_keys() {
     sandbox::run("a_machine_that_slept_wakes_without_its_keys", || {
@@ -316,7 +317,7 @@ fn a_machine_that_slept_wakes_without_its_keys() {
         let [at_a, _] = watch.prove(&lab);
         let sent = sent_by(&at_a, Site::A);
         let old: Vec<u32> = sent.iter().filter(|p| p.at < before).filter_map(|p| p.index()).collect();
-        // A batch that was being sealed at that moment may still leave.
+        // A batch that is being sealed at that moment may still be sent.
         let late: Vec<f64> = sent
             .iter()
             .filter(|p| p.at > slept + 0.05 && p.index().is_some_and(|index| old.contains(&index)))
@@ -326,8 +327,8 @@ fn a_machine_that_slept_wakes_without_its_keys() {
     });
 }
 
-/// A gateway restarts with its clock ten years back (injected). The other end takes its handshakes for replays, since
-/// WireGuard's carry a time that must grow; so it starts one itself, and says what is wrong.
+/// A gateway restarts with its clock ten years back (injected). The peer treats its initiations as replays, since their
+/// timestamp must grow; so the peer initiates, and reports the cause.
 #[test]
 fn a_restart_with_the_clock_set_back_is_named_and_overcome() {
     sandbox::run("a_restart_with_the_clock_set_back_is_named_and_overcome", || {
@@ -335,9 +336,9 @@ fn a_restart_with_the_clock_set_back_is_named_and_overcome() {
         let options = GatewayOptions {
             qkd: "off".to_owned(),
             kms: None,
-            // It started the handshake in its life before, too, so that its time is known.
+            // It initiated in its former instance too, so the peer knows its timestamp.
             initiator: Some(Site::A),
-            // Nobody is due to propose soon: the restart itself must be overcome.
+            // No rekey is due soon: the restart itself must be detected.
             rekey_interval: "60s".to_owned(),
             ..GatewayOptions::default()
         };
@@ -352,7 +353,7 @@ fn a_restart_with_the_clock_set_back_is_named_and_overcome() {
         let watch = Watch::start(&lab);
         let stream = Stream { count: 12_000, rate: 500, ..Stream::default() }.start(&lab);
         wait_traffic(&lab, START);
-        // Ahead first, which nobody notices; then behind. (After the other end's own start it knows no time of ours any more.)
+        // Ahead first, which has no effect; then behind. (A restart of the peer would forget the timestamp.)
         for years in [10, -10] {
             a.process.kill();
             clock.set_wall(years * 365 * 86_400);
@@ -378,15 +379,15 @@ fn a_restart_with_the_clock_set_back_is_named_and_overcome() {
     });
 }
 
-/// This machine turns out to be the copy of another, with its keys and counters (the kernel's uevent is injected): its
-/// keys end at once, and both ends agree on new ones.
+/// The machine is a copy of another, with its keys and counters (the kernel's uevent is injected): its keys end at once, and
+/// both sides agree on new ones.
 #[test]
-fn a_copied_machine_starts_anew() {
-    sandbox::run("a_copied_machine_starts_anew", || {
+fn a_copied_machine_agrees_on_new_keys() {
+    sandbox::run("a_copied_machine_agrees_on_new_keys", || {
         for copied in Site::BOTH {
             let lab = Lab::new();
             let _kmes = lab.start_kmes(&KmeOptions::default());
-            // No rekey is due meanwhile that would end a key anyway.
+            // No rekey is due that would replace a key anyway.
             let options = GatewayOptions { rekey_interval: "60s".to_owned(), ..options() };
             let gateways = lab.start_both(&options);
             wait_up(&gateways);

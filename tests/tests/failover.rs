@@ -1,5 +1,5 @@
-//! A site with two KMEs for one peer. Whichever of the four dies, at the end that takes keys or at the one that fetches them by
-//! their IDs, epochs go on with keys of the other pair, and the first is used again when it is back.
+//! A site with two KMEs for one peer. When one of the four KMEs dies, at the master SAE's site or at the slave SAE's, epochs
+//! continue with keys of the other pair, and the first pair is used again once it is back.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
@@ -20,7 +20,7 @@ fn kme(pair: usize, site: usize) -> String {
     format!("kme-{}{}", ["a", "b"][site], pair + 1)
 }
 
-fn configure(pairs: &[Loopback; 2], folder: &Path, keys: &[String; 2], site: usize) -> PathBuf {
+fn configure(pairs: &[Loopback; 2], dir: &Path, keys: &[String; 2], site: usize) -> PathBuf {
     let (name, sae) = SITES[site];
     let port = |site: usize| 52_400 + site;
     let text = format!(
@@ -28,7 +28,7 @@ fn configure(pairs: &[Loopback; 2], folder: &Path, keys: &[String; 2], site: usi
          rekey_interval = \"300ms\"\n[kms]\nsae_id = \"{sae}\"\n{}{}\
          [[peer]]\nname = \"peer\"\npublic_key = \"{}\"\nallowed_ips = []\nsae_id = \"{}\"\nrole = \"{}\"\n\
          endpoint = \"127.0.0.1:{}\"\n",
-        folder.display(),
+        dir.display(),
         port(site),
         pairs[0].source(&kme(0, site), "etsi014", sae),
         pairs[1].source(&kme(1, site), "etsi014", sae),
@@ -37,7 +37,7 @@ fn configure(pairs: &[Loopback; 2], folder: &Path, keys: &[String; 2], site: usi
         ["initiator", "responder"][site],
         port(1 - site),
     );
-    let file = folder.join(format!("{name}.toml"));
+    let file = dir.join(format!("{name}.toml"));
     fs::write(&file, text).unwrap();
     file
 }
@@ -62,10 +62,10 @@ fn each_of_four_kmes_may_die() {
             };
             Loopback::start(&format!("pair-{pair}"), &vendor)
         });
-        let folder = pairs[0].folder.clone();
-        let keys = SITES.map(|(name, _)| new_identity(&folder.join(format!("{name}.key"))));
+        let dir = pairs[0].dir.clone();
+        let keys = SITES.map(|(name, _)| new_identity(&dir.join(format!("{name}.key"))));
         let _daemons = [0, 1].map(|site| {
-            let file = configure(&pairs, &folder, &keys, site);
+            let file = configure(&pairs, &dir, &keys, site);
             Process::spawn(SITES[site].0, Command::new(binary("qvpn-daemon")).arg("--config").arg(file))
         });
         let show = |site: usize| -> Value {
@@ -87,7 +87,7 @@ fn each_of_four_kmes_may_die() {
             [0, 1].iter().all(|site| show(*site)["state"] == "up").then_some(())
         });
         let at_first = blocked();
-        // Six more keys of this pair were fetched, which is more than a stock, and six more epochs were made with QKD.
+        // Six more keys of this pair were fetched, which is more than a stock, and six more epochs have a QKD key.
         let goes_by = |pair: usize, what: &str| {
             let rekeys = || show(0)["rekeys"].as_u64().unwrap_or(0);
             let before = (fetched(&pairs[pair]), rekeys());
@@ -103,7 +103,7 @@ fn each_of_four_kmes_may_die() {
         for site in [1, 0] {
             pairs[0].misbehave(&kme(0, site), "all", "refuse_tcp");
             goes_by(1, &format!("by the second pair, without {}", kme(0, site)));
-            // The second pair's may die meanwhile as well, once the first is back.
+            // The second pair's may die too, once the first is back.
             pairs[0].misbehave(&kme(0, site), "all", "none");
             pairs[1].misbehave(&kme(1, site), "all", "refuse_tcp");
             goes_by(0, &format!("by the first pair again, without {}", kme(1, site)));

@@ -1,5 +1,5 @@
-//! A third site that holds its keys and keeps to no rule, while two honest ones work: nothing that it sends stops their
-//! traffic or their rekeys, grows the memory, or gets it an epoch that it has no right to; and then an honest exchange works.
+//! A third site that holds valid keys and breaks every rule, beside two honest ones: nothing that it sends stops their
+//! traffic or rekeys, grows the memory, or gets it an epoch against the rules; and afterwards an honest exchange works.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
@@ -12,10 +12,12 @@ use qvpn_proto::wire::{Confirm, Hello, Kind, RejectReason, fragment};
 use qvpn_proto::{QkdPolicy, Role};
 use rand_chacha::ChaCha20Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
-use tests::{Double, Gateway, GatewayOptions, KmeOptions, Lab, Outer, PORT, Secrets, Site, Stream, sandbox};
+use tests::{
+    Gateway, GatewayOptions, KmeOptions, Lab, Outer, PORT, Secrets, Site, Stream, TestSite, sandbox,
+};
 
 const WAIT: Duration = Duration::from_secs(10);
-/// How long an answer may take.
+/// Time limit for an answer.
 const SOON: Duration = Duration::from_secs(3);
 
 /// The third site's keys.
@@ -42,8 +44,8 @@ fn with_third(lab: &Lab) -> [Gateway<'_>; 2] {
     Site::BOTH.map(|site| lab.start_daemon(site))
 }
 
-fn double(lab: &Lab, identity: SecretIdentity, port: u16) -> Double {
-    Double::new(
+fn test_site(lab: &Lab, identity: SecretIdentity, port: u16) -> TestSite {
+    TestSite::new(
         lab.wan.udp(&format!("{}:{port}", Site::B.router(Outer::V4))),
         format!("{}:{PORT}", Site::B.wan(Outer::V4)).parse().unwrap(),
         identity,
@@ -52,19 +54,19 @@ fn double(lab: &Lab, identity: SecretIdentity, port: u16) -> Double {
     )
 }
 
-fn hello(double: &mut Double) -> Hello {
-    double.make_hello(Role::Initiator, QkdPolicy::Off, ["", ""])
+fn hello(site: &mut TestSite) -> Hello {
+    site.make_hello(Role::Initiator, QkdPolicy::Off, ["", ""])
 }
 
 /// An honest exchange from end to end.
 #[track_caller]
-fn epoch(double: &mut Double, number: u64, chain: Option<&Secrets>) -> Secrets {
-    let attempt = double.propose(number, None, chain);
-    double.send(Kind::Propose, &attempt.message.to_bytes());
-    let accept = double.expect(Kind::Accept, WAIT);
-    let secrets = double.verify(&attempt, &accept);
-    double.confirm(&attempt, &secrets);
-    double.expect_data(&secrets.to_initiator, WAIT);
+fn epoch(site: &mut TestSite, number: u64, chain: Option<&Secrets>) -> Secrets {
+    let attempt = site.propose(number, None, chain);
+    site.send(Kind::Propose, &attempt.message.to_bytes());
+    let accept = site.expect(Kind::Accept, WAIT);
+    let secrets = site.verify(&attempt, &accept);
+    site.confirm(&attempt, &secrets);
+    site.expect_data(&secrets.to_initiator, WAIT);
     secrets
 }
 
@@ -75,12 +77,12 @@ fn peer_c(gateway: &Gateway<'_>) -> serde_json::Value {
 }
 
 /// Each hostile `Propose` is refused for its reason, and none becomes an epoch.
-fn hostile_proposals(double: &mut Double, number: &mut u64) {
+fn hostile_proposals(site: &mut TestSite, number: &mut u64) {
     let order_eight = "e0eb7a7c3b41b8ae1656e3faf19fc46ada098deb9c32b1fd866205165f49b800";
     let order_eight: [u8; 32] =
         data_encoding::HEXLOWER.decode(order_eight.as_bytes()).unwrap().try_into().unwrap();
-    let theirs = Hello::parse(double.theirs.as_ref().unwrap()).unwrap().encapsulation_key;
-    let ours = *double.identity.encapsulation_key();
+    let theirs = Hello::parse(site.theirs.as_ref().unwrap()).unwrap().encapsulation_key;
+    let ours = *site.identity.encapsulation_key();
     type Change<'a> = Box<dyn Fn(&mut qvpn_proto::wire::Propose) + 'a>;
     let cases: Vec<(&str, RejectReason, Change<'_>)> = vec![
         ("X25519 key zero", RejectReason::Malformed, Box::new(|p| p.x25519 = [0; 32])),
@@ -94,41 +96,41 @@ fn hostile_proposals(double: &mut Double, number: &mut u64) {
         ("ML-KEM key of the initiator", RejectReason::Malformed, Box::new(|p| *p.encapsulation_key = ours)),
         ("two lanes", RejectReason::Malformed, Box::new(|p| p.indices.push(1 << 31 | 99))),
         ("a QKD key under `off`", RejectReason::Policy, Box::new(|p| p.qkd_key_id = Some("key".to_owned()))),
-        ("a chain that nobody has", RejectReason::Chain, Box::new(|p| p.chain_check = Some([7; 16]))),
+        ("an unknown chain", RejectReason::Chain, Box::new(|p| p.chain_check = Some([7; 16]))),
         ("another Hello", RejectReason::Stale, Box::new(|p| p.hello_initiator = [7; 48])),
         ("number zero", RejectReason::Stale, Box::new(|p| p.epoch = 0)),
     ];
     for (name, reason, change) in cases {
         *number += 1;
-        let mut attempt = double.propose(*number, None, None);
+        let mut attempt = site.propose(*number, None, None);
         change(&mut attempt.message);
-        double.send(Kind::Propose, &attempt.message.to_bytes());
-        assert_eq!(double.rejected(SOON), Some(reason), "{name}");
+        site.send(Kind::Propose, &attempt.message.to_bytes());
+        assert_eq!(site.rejected(SOON), Some(reason), "{name}");
     }
-    let attempt = double.propose(*number + 1, None, None);
+    let attempt = site.propose(*number + 1, None, None);
     let mut bytes = attempt.message.to_bytes();
     bytes.truncate(1000);
-    double.send(Kind::Propose, &bytes);
-    assert_eq!(double.rejected(SOON), Some(RejectReason::Malformed), "half a Propose");
+    site.send(Kind::Propose, &bytes);
+    assert_eq!(site.rejected(SOON), Some(RejectReason::Malformed), "half a Propose");
 }
 
-/// A ciphertext of zeros can't be told from another; who sends it can't confirm.
-fn zero_ciphertext(double: &mut Double, number: &mut u64) {
+/// A ciphertext of zeros is like any other, and its sender can't confirm.
+fn zero_ciphertext(site: &mut TestSite, number: &mut u64) {
     *number += 1;
-    let mut attempt = double.propose(*number, None, None);
+    let mut attempt = site.propose(*number, None, None);
     attempt.message.ciphertext.fill(0);
-    double.send(Kind::Propose, &attempt.message.to_bytes());
-    let accept = double.expect(Kind::Accept, SOON);
+    site.send(Kind::Propose, &attempt.message.to_bytes());
+    let accept = site.expect(Kind::Accept, SOON);
     assert_eq!(accept.len(), 3177 + 4 + 48);
     for n in 0..4 {
         let confirm = Confirm { epoch: *number, confirmation: [n; 48] };
-        double.send(Kind::Confirm, &confirm.to_bytes());
-        double.rest(Duration::from_millis(200));
+        site.send(Kind::Confirm, &confirm.to_bytes());
+        site.rest(Duration::from_millis(200));
     }
 }
 
-/// Messages without sense in a good session, and packets that are no fragments.
-fn rubbish(double: &mut Double, rng: &mut ChaCha20Rng, count: u32) {
+/// Meaningless messages in a valid session, and packets that are no fragments.
+fn rubbish(site: &mut TestSite, rng: &mut ChaCha20Rng, count: u32) {
     for n in 0..count {
         let mut body = vec![0; usize::try_from(rng.next_u64() % 1146).unwrap()];
         rng.fill_bytes(&mut body);
@@ -139,15 +141,15 @@ fn rubbish(double: &mut Double, rng: &mut ChaCha20Rng, count: u32) {
             whole[at] ^= 1 << (n % 8);
             whole
         } else {
-            // A Hello would change the terms, which is its right.
+            // A Hello may change the exchange's parameters, so it is not sent.
             let kind = if kind == Kind::Hello { Kind::Accept } else { kind };
             fragment::packets(rng.next_u64().to_be_bytes(), kind, &body).remove(0)
         };
-        if let Some(datagram) = double.seal_control(&packet) {
-            double.raw(&datagram);
+        if let Some(datagram) = site.seal_control(&packet) {
+            site.raw(&datagram);
         }
         if n % 20 == 19 {
-            double.rest(Duration::from_millis(20));
+            site.rest(Duration::from_millis(20));
         }
     }
 }
@@ -160,21 +162,21 @@ fn hostile(rounds: u32) {
         gateway.wait_state("up", WAIT * 2);
     }
     assert!(lab.lan_a.pings(Site::B.host()[0]));
-    let mut double = double(&lab, third(), 40_000);
-    let first = hello(&mut double);
-    double.connect(&first, WAIT);
+    let mut site = test_site(&lab, third(), 40_000);
+    let first = hello(&mut site);
+    site.connect(&first, WAIT);
     let mut number = 0;
     let mut rng = ChaCha20Rng::seed_from_u64(5);
-    rubbish(&mut double, &mut rng, 200);
+    rubbish(&mut site, &mut rng, 200);
     let before = gateways[1].process.memory();
     let rekeys = gateways[1].peer()["rekeys"].as_u64().unwrap();
     let seconds = 20 * u64::from(rounds);
     let stream = Stream { count: 500 * seconds, rate: 500, ..Stream::default() }.start(&lab);
     for _ in 0..rounds {
-        hostile_proposals(&mut double, &mut number);
-        zero_ciphertext(&mut double, &mut number);
+        hostile_proposals(&mut site, &mut number);
+        zero_ciphertext(&mut site, &mut number);
         assert!(peer_c(&gateways[1])["epoch"].is_null(), "no epoch came of all that");
-        rubbish(&mut double, &mut rng, 400);
+        rubbish(&mut site, &mut rng, 400);
     }
     for report in stream.finish() {
         assert_eq!((report.received.lost, report.refused), (0, 0), "{report:?}");
@@ -185,20 +187,20 @@ fn hostile(rounds: u32) {
     assert!(after < before + 5_000, "memory: {before} kB before, {after} kB after");
     let failures = peer_c(&gateways[1])["rekey_failures"].clone();
     assert!(failures["confirmation"].as_u64() >= Some(u64::from(rounds)), "counted: {failures}");
-    // Each round: eleven proposals refused, four wrong confirmations, and messages without sense.
+    // Each round: eleven refused proposals, four wrong confirmations, and meaningless messages.
     let drops = peer_c(&gateways[1])["drops"].clone();
     for (name, each) in [("refused", 15), ("malformed", 50)] {
         assert!(drops[name].as_u64() >= Some(each * u64::from(rounds)), "{name} is counted: {drops}");
     }
 
-    // It may be honest, too: nothing was left behind.
-    let mut again = hello(&mut double);
+    // It can be honest again: no state of the attacks is left.
+    let mut again = hello(&mut site);
     again.instance = first.instance;
     again.counter = 2;
-    double.say_hello(&again);
-    double.rest(Duration::from_millis(500));
-    let one = epoch(&mut double, 1, None);
-    let _ = epoch(&mut double, 2, Some(&one));
+    site.say_hello(&again);
+    site.rest(Duration::from_millis(500));
+    let one = epoch(&mut site, 1, None);
+    let _ = epoch(&mut site, 2, Some(&one));
     assert_eq!(peer_c(&gateways[1])["state"], "up");
     println!("memory: {before} kB before, {after} kB after {} hostile proposals", number);
 }
@@ -214,7 +216,7 @@ fn a_hostile_site_harms_no_other_for_long_alone() {
     sandbox::run("a_hostile_site_harms_no_other_for_long_alone", || hostile(20));
 }
 
-/// Whoever broke a site's X25519 key, and has all that is public, still lacks its ML-KEM seed: there is no epoch for them.
+/// An attacker who has broken a site's X25519 key, and has all public values, still lacks its ML-KEM seed and gets no epoch.
 #[test]
 fn the_x25519_key_alone_gets_no_epoch() {
     sandbox::run("the_x25519_key_alone_gets_no_epoch", || {
@@ -226,22 +228,22 @@ fn the_x25519_key_alone_gets_no_epoch() {
         let bytes = data_encoding::BASE64.decode(&text.expose()["qvpn1-secret-".len()..]).unwrap();
         let mixed = [&bytes[..32], &[9; 64]].concat();
         let mixed = format!("qvpn1-secret-{}", data_encoding::BASE64.encode(&mixed));
-        let mut double = double(&lab, SecretIdentity::from_text(&mixed).unwrap(), 40_000);
-        let mut said = hello(&mut double);
+        let mut site = test_site(&lab, SecretIdentity::from_text(&mixed).unwrap(), 40_000);
+        let mut said = hello(&mut site);
         *said.encapsulation_key = *real.encapsulation_key();
-        double.connect(&said, WAIT);
-        let attempt = double.propose(1, None, None);
-        double.send(Kind::Propose, &attempt.message.to_bytes());
-        let accept = double.expect(Kind::Accept, WAIT);
-        // What it computes without the seed is something else, so this is no confirmation.
+        site.connect(&said, WAIT);
+        let attempt = site.propose(1, None, None);
+        site.send(Kind::Propose, &attempt.message.to_bytes());
+        let accept = site.expect(Kind::Accept, WAIT);
+        // Without the seed it computes another secret, so its confirmation is wrong.
         for _ in 0..4 {
             let mut confirmation = [0; 48];
-            double.rng.fill_bytes(&mut confirmation);
-            double.send(Kind::Confirm, &Confirm { epoch: 1, confirmation }.to_bytes());
-            double.rest(Duration::from_millis(200));
+            site.rng.fill_bytes(&mut confirmation);
+            site.send(Kind::Confirm, &Confirm { epoch: 1, confirmation }.to_bytes());
+            site.rest(Duration::from_millis(200));
         }
         let secrets =
-            std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| double.verify(&attempt, &accept)));
+            std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| site.verify(&attempt, &accept)));
         assert!(secrets.is_err(), "the gateway's confirmation needs the seed");
         assert!(peer_c(&gateways[1])["epoch"].is_null());
     });

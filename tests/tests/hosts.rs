@@ -1,5 +1,5 @@
-//! A gateway is a host like others: its routes and addresses change while the daemon runs, it has many tunnels, and a
-//! tunnel may run within another.
+//! A gateway's host changes: its routes and addresses change while the daemon runs, it has many tunnels, and a tunnel may
+//! run inside another.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
@@ -49,7 +49,7 @@ fn changes_of_the_hosts_network_are_survived() {
         let routes = |family: &str| gw.run(&format!("ip {family} route show table all proto 113"));
         let ours = [routes("-4"), routes("-6")];
 
-        // Somebody flushes our routes: they come back, and the block has held meanwhile.
+        // The routes are flushed: the daemon restores them, and the block holds in between.
         let stream = Stream { count: 3_000, rate: 1_000, ..Stream::default() }.start(&lab);
         gw.run("ip route del 10.20.0.0/16 dev qvpn0; ip -6 route del fd20::/64 dev qvpn0");
         events.line("routes.restored", Duration::from_secs(5));
@@ -58,7 +58,7 @@ fn changes_of_the_hosts_network_are_survived() {
         println!("routes deleted: {a:?} {b:?}");
         assert!(b.received.lost < 500, "{b:?}");
 
-        // Somebody flushes the tunnel's addresses, and takes it down and up, as network managers do.
+        // The tunnel's addresses are flushed, and it is set down and up, as network managers do.
         gw.run(&format!("ip addr flush dev {INTERFACE}"));
         wait_until("the address is back", Duration::from_secs(5), || {
             gw.run(&format!("ip addr show dev {INTERFACE}")).contains("10.77.0.1/30").then_some(())
@@ -71,7 +71,7 @@ fn changes_of_the_hosts_network_are_survived() {
         wait_traffic(&lab, "tunnel taken down");
         assert_eq!([routes("-4"), routes("-6")], ours, "all is as before");
 
-        // The WAN's cable is pulled and plugged in, which takes the default routes away.
+        // The WAN link goes down and up, which removes the default routes.
         gw.run("ip link set wan down");
         std::thread::sleep(Duration::from_secs(1));
         gw.run(
@@ -80,7 +80,7 @@ fn changes_of_the_hosts_network_are_survived() {
         );
         wait_traffic(&lab, "WAN down and up");
 
-        // The default route goes over to another interface and back.
+        // The default route moves to another interface and back.
         gw.join("wan2", &lab.wan, "site-a2");
         gw.run("ip addr add 192.0.2.1/24 dev wan2");
         lab.wan.run("ip addr add 192.0.2.2/24 dev site-a2");
@@ -96,7 +96,7 @@ fn changes_of_the_hosts_network_are_survived() {
         gw.run("ip link del wan2");
         wait_traffic(&lab, "the other interface is gone");
 
-        // The LAN gets another address; nothing of ours depends on it.
+        // The LAN gets another address; the tunnel does not depend on it.
         gw.run("ip addr add 10.10.0.7/16 dev lan && ip addr del 10.10.0.7/16 dev lan");
         let seen = capture.stop();
         let clear = seen.with_any(&lab.inner_patterns());
@@ -107,7 +107,7 @@ fn changes_of_the_hosts_network_are_survived() {
     });
 }
 
-/// LAN hosts get one address more for each tunnel, and each tunnel leads to one of them.
+/// LAN hosts get one more address for each tunnel, and each tunnel leads to one of them.
 fn numbered(number: u8, site: Site) -> GatewayOptions {
     let other = if site == Site::A { 20 } else { 10 };
     GatewayOptions {
@@ -148,7 +148,7 @@ fn ten_tunnels_on_one_host() {
             let after = gateways[2 * number].peer()["rx_packets"].as_u64().unwrap();
             assert!(after >= before + 3, "by its own tunnel, number {number}");
         }
-        // One ends, and the others don't notice.
+        // One ends, and the others continue.
         gateways[0].process.kill();
         assert!(!lab.lan_a.pings("10.20.0.2"));
         lab.lan_a.run("ping -n -c 3 -i 0.1 -W 2 -I 10.10.9.2 10.20.9.2");
@@ -168,11 +168,11 @@ fn a_tunnel_within_a_tunnel() {
             let (own, other) = if site == Site::A { (10, 20) } else { (20, 10) };
             let host = if site == Site::A { 2 } else { 1 };
             lab.lan(site).run(&format!("ip addr add 10.{own}.1.2/32 dev lan"));
-            // The outer one carries the LANs and the far end of its own link.
+            // The outer one carries the LANs and the inner tunnel's endpoint.
             let mut allowed_ips = site.other().networks().map(str::to_owned).to_vec();
             allowed_ips.push(format!("10.77.0.{host}/32"));
             let _ = lab.configure(site, &GatewayOptions { allowed_ips, ..GatewayOptions::default() });
-            // The inner one has a part of the LANs, and its endpoint is in the outer one.
+            // The inner one has a part of the LANs, and its endpoint is inside the outer one.
             let inner = GatewayOptions {
                 number: 1,
                 allowed_ips: vec![format!("10.{other}.1.0/24")],

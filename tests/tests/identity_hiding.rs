@@ -1,5 +1,5 @@
-//! What a passive observer of the WAN sees of identities: nothing that is in a `Hello` or in a public key, from the first
-//! handshake on. Who knows a site's public key sees that a handshake is meant for it (mac1), which is WireGuard's limit.
+//! A passive observer of the WAN sees no identity: nothing of a `Hello` or of a public key, from the first handshake on.
+//! With a site's public key, an observer can see that a handshake is meant for that site (mac1), as in WireGuard.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
@@ -17,14 +17,14 @@ use rand_chacha::rand_core::SeedableRng;
 use tests::{Capture, GatewayOptions, KmeOptions, Lab, Outer, Site, sandbox};
 
 const START: Duration = Duration::from_secs(20);
-/// An ML-KEM key is cut by fragments; so its pieces are looked for.
+/// Fragments split an ML-KEM key, so the search is for pieces of it.
 const PIECE: usize = 32;
 
 fn secret(lab: &Lab, site: Site) -> SecretIdentity {
     SecretIdentity::from_text(&fs::read_to_string(lab.identity(site).file).unwrap()).unwrap()
 }
 
-/// Everything that tells who a site is, with its name.
+/// Everything that identifies a site, with its name.
 fn telling(lab: &Lab, site: Site) -> Vec<(String, Vec<u8>)> {
     let identity = secret(lab, site);
     let public: PublicIdentity = lab.identity(site).public.parse().unwrap();
@@ -58,7 +58,7 @@ fn a_passive_observer_sees_no_identity() {
             gateway.wait_state("up", START);
         }
         assert!(lab.lan_a.pings(Site::B.host()[0]));
-        // Key IDs of some epochs, too.
+        // Also the key IDs of some epochs.
         let mut ids = BTreeSet::new();
         while ids.len() < 3 {
             let peer = gateways[0].wait_peer("another key", START, |peer| {
@@ -77,17 +77,17 @@ fn a_passive_observer_sees_no_identity() {
             packets.iter().filter(|p| p.udp.is_some() && p.payload.first() == Some(&1)).collect();
         assert!(!starts.is_empty(), "the first handshake was seen");
         assert!(packets.len() > 50, "and the exchanges: {}", packets.len());
-        // An identity may begin in one datagram and end in the next.
+        // An identity may cross datagrams.
         let each: Vec<u8> = packets.iter().flat_map(|packet| packet.bytes.iter().copied()).collect();
         let joined: Vec<u8> = packets.iter().flat_map(|packet| packet.payload.iter().copied()).collect();
         for text in [&each, &joined] {
             assert_eq!(found(&telling, text), Vec::<&str>::new(), "{} bytes", text.len());
         }
-        // The search finds them where they are.
+        // The search finds them where they are present.
         let clear: Vec<u8> = telling.iter().flat_map(|(_, bytes)| [b"..", &bytes[..]].concat()).collect();
         assert_eq!(found(&telling, &clear).len(), telling.len());
 
-        // The limit: who knows the public key of a site sees that a handshake is for it.
+        // The limit: with a site's public key one can see that a handshake is for it.
         let meant_for = |site: Site| {
             let door = Gate::new(Arc::new(secret(&lab, site)), 1, &mut ChaCha20Rng::seed_from_u64(1)).door();
             let from = ([192, 0, 2, 1], 1).into();

@@ -1,5 +1,5 @@
-//! Key sources beside ETSI GS QKD 014: two gateways over SKIP, and two with a file of keys, which is no QKD and is never
-//! enough where QKD is required.
+//! Key sources other than ETSI GS QKD 014: two gateways over SKIP, and two with a file of keys, which is not QKD and never
+//! satisfies `qkd = "required"`.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
@@ -33,7 +33,7 @@ fn a_tunnel_over_skip() {
         for site in Site::BOTH {
             assert!(lab.lan(site).pings(site.other().host()[0]));
         }
-        // The key provider fails, and comes again.
+        // The key provider fails, and recovers.
         kmes.admin(&["misbehave", "kme-a1", "all", "http_500"]);
         for gateway in &gateways {
             gateway.wait_state("blocked", START * 2);
@@ -52,7 +52,7 @@ fn write_files(lab: &Lab) -> [PathBuf; 2] {
     let line = |n: u8| format!("key-{n} {}\n", data_encoding::BASE64.encode(&[n; 32]));
     let text: String = (1..=200).map(line).collect();
     Site::BOTH.map(|site| {
-        let path = lab.gw(site).folder().join("disk.keys");
+        let path = lab.gw(site).dir().join("disk.keys");
         fs::write(&path, &text).unwrap();
         fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
         path
@@ -120,7 +120,7 @@ fn a_file_of_keys_is_called_a_file_and_is_never_enough_where_qkd_is_required() {
         assert!(lab.lan(Site::A).pings(Site::B.host()[0]));
         assert!(files.iter().all(|file| unused(file) < 200), "what is used is wiped");
 
-        // One end is enough.
+        // One side is enough.
         configure(&lab, &files, ["preferred", "required"]);
         reload(&gateways[1]);
         blocked(["the other site's qkd = \"required\"", "qkd = \"required\""]);

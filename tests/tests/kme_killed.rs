@@ -1,5 +1,5 @@
-//! A KME that dies for ten seconds out of thirty, at a rekey each second: no packet is lost, and keys come again within
-//! seconds. In `make test` for 75 s; set QVPN_SOAK_SECONDS=600 for ten minutes.
+//! A KME that is down for ten seconds of every thirty, with one rekey a second: no packet is lost, and keys come again
+//! within seconds. In `make test` for 75 s; set QVPN_SOAK_SECONDS=600 for ten minutes.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
@@ -10,7 +10,7 @@ use tests::{Gateway, GatewayOptions, KmeOptions, Lab, Stream, sandbox};
 
 const OUTAGE: Duration = Duration::from_secs(10);
 const PERIOD: Duration = Duration::from_secs(30);
-/// From the KME's return until both ends hold keys again.
+/// Time from the KME's return until both sides hold keys again.
 const BACK: Duration = Duration::from_secs(5);
 
 fn stock(gateway: &Gateway<'_>) -> u64 {
@@ -35,7 +35,7 @@ fn alone_a_kme_killed_for_ten_seconds_of_thirty_costs_no_packet() {
         let mut outages = 0;
         loop {
             let next = Instant::now() + PERIOD;
-            // One KME's port, the other's, and then the whole machine, which forgets every key at both sides.
+            // One KME's port, the other's, and then the whole process, which loses all keys of both KMEs.
             match outages % 3 {
                 0 | 1 => {
                     let kme = ["kme-a1", "kme-b1"][outages % 3];

@@ -1,4 +1,5 @@
-//! A KME that hangs, fails or answers rubbish: the status names it and what to do, and traffic goes on under the stock.
+//! A KME that hangs, fails or sends invalid answers: the status names the fault and the remedy, and traffic continues with
+//! keys from the stock.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
@@ -8,7 +9,7 @@ use tests::{GatewayOptions, KmeOptions, Lab, Site, sandbox};
 
 const START: Duration = Duration::from_secs(20);
 
-/// Both ends, with site A as the one that asks its KME for new keys.
+/// Both sites, with site A as the master SAE.
 fn options(site: Site) -> GatewayOptions {
     let role = if site == Site::A { "initiator" } else { "responder" };
     GatewayOptions {
@@ -34,7 +35,7 @@ fn ridden_through(faults: &[(&str, &str, &str)]) {
     for (kme, op, how) in faults {
         kmes.admin(&["misbehave", kme, op, how]);
         if *how == "wrong_bytes" {
-            // No KME can tell; the ends find it by comparing checks, before the key is used, and the one that asked for it says so.
+            // No KME reports it: the sites compare check values before the key is used, and the master SAE's site reports it.
             gateways[0].process.line("delivered different bytes", START);
         } else {
             let error = tests::wait_until(&format!("{how} in show"), START, || {

@@ -1,5 +1,5 @@
-//! `qvpn-ctl kms check` against `kme-sim`: for each misbehaviour and each operation that can show it, what the check finds,
-//! in words with a way out, and its exit code. None of what is printed or logged on the way holds a key.
+//! `qvpn-ctl kms check` against `kme-sim`: for each misbehaviour and each operation that can show it, the finding, the
+//! advice and the exit code. No output or log line holds a key.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
@@ -14,17 +14,17 @@ use tests::loopback::{Loopback, Vendor, loopback_up, new_identity};
 use tests::misbehaviours::{PORT, ROWS, says};
 use tests::{binary, sandbox};
 
-/// The same validator as for all other JSON of `qvpn-ctl`.
+// The same validator as for all other JSON of `qvpn-ctl`.
 #[path = "../../qvpn-ctl/tests/cli/schemas.rs"]
 mod schemas;
 
-/// Where each word for programs is explained.
+// The page that explains each finding's name.
 const KMS_MD: &str = include_str!("../../docs/kms.md");
 
 /// Both sites and their KMEs on loopback.
 struct Site {
     kmes: Loopback,
-    /// All that was printed.
+    /// All output so far.
     printed: Mutex<String>,
 }
 
@@ -33,15 +33,15 @@ impl Site {
         Self::over("etsi014", number)
     }
 
-    /// Over this interface.
+    /// With this API.
     fn over(api: &str, number: u8) -> Self {
         loopback_up();
         let apis = format!("[\"{api}\"]");
         let vendor = Vendor { apis: &apis, ..Vendor::pair([7, 7, 7, number]) };
         let kmes = Loopback::start(&format!("check-{number}"), &vendor);
         let site = Self { kmes, printed: Mutex::default() };
-        let folder = &site.kmes.folder;
-        let keys = ["a", "b"].map(|name| new_identity(&folder.join(format!("{name}.key"))));
+        let dir = &site.kmes.dir;
+        let keys = ["a", "b"].map(|name| new_identity(&dir.join(format!("{name}.key"))));
         for (i, (name, kme, sae, other)) in
             [("a", "kme-a1", "SITE-A", "SITE-B"), ("b", "kme-b1", "SITE-B", "SITE-A")].into_iter().enumerate()
         {
@@ -50,7 +50,7 @@ impl Site {
                 "[interface]\nname = \"qvpn{i}\"\nprivate_key_file = \"{}/{name}.key\"\naddress = [\"10.77.0.{}/30\"]\n\
                  [kms]\nsae_id = \"{sae}\"\n{}\
                  [[peer]]\nname = \"site-{peer}\"\npublic_key = \"{}\"\nallowed_ips = []\nsae_id = \"{other}\"\nrole = \"{role}\"\n",
-                folder.display(),
+                dir.display(),
                 i + 1,
                 site.kmes.source(kme, api, sae),
                 keys[1 - i],
@@ -61,10 +61,10 @@ impl Site {
     }
 
     fn file(&self, name: &str) -> PathBuf {
-        self.kmes.folder.join(format!("{name}.toml"))
+        self.kmes.dir.join(format!("{name}.toml"))
     }
 
-    /// Runs `kms check` with these words behind it; exit code and standard output.
+    /// Runs `kms check` with these arguments; returns exit code and standard output.
     fn check(&self, words: &[&str]) -> (i32, String) {
         let output = Command::new(binary("qvpn-ctl")).args(["kms", "check"]).args(words).output().unwrap();
         let (out, err) =
@@ -82,7 +82,7 @@ impl Site {
         (code, serde_json::from_str(&out).unwrap())
     }
 
-    /// What is wrong with the outcome of one row.
+    /// The differences between the outcome and the row.
     fn look(&self, &Row { kme, op, how, want, words: told_as }: &Row) -> Option<String> {
         self.kmes.misbehave(kme, op, how);
         let (code, report) = self.check_both();
@@ -128,7 +128,7 @@ impl Site {
     }
 }
 
-/// One misbehaviour of one operation at one KME, what is to be found, and what people read of it.
+/// One misbehaviour of one operation at one KME, the expected finding, and the expected text.
 struct Row {
     kme: &'static str,
     op: &'static str,
@@ -149,8 +149,7 @@ fn table() -> Vec<Row> {
     rows
 }
 
-/// Looks at each row at one of so many sites over this interface. Each site has its share, however fast the others are, so that each
-/// sees keys.
+/// Checks all rows with this API, distributed over this number of sites. Each site has a fixed share, so that each sees keys.
 fn look_at_all(rows: &[Row], api: &str, sites: u8) {
     let wrong = Mutex::new(Vec::new());
     std::thread::scope(|scope| {
@@ -174,7 +173,7 @@ fn each_misbehaviour_of_each_operation_is_found() {
     sandbox::run("each_misbehaviour_of_each_operation_is_found", || look_at_all(&table(), "etsi014", 6));
 }
 
-/// What a key provider can show over SKIP, whose answers have another form: the operation, and as in the table of all.
+/// The misbehaviours that a key provider can show over SKIP: the operation, and the rest as in the other table.
 const SKIP: &[(&str, &str, &str, &str)] = &[
     ("status", "none", "fine", ""),
     ("status", "close", "fails unreachable", "closed the connection"),
@@ -264,7 +263,7 @@ fn people_read_what_works_what_is_odd_and_what_to_do() {
         }
         assert!(site.printed.lock().unwrap().contains("A key that is taken is spent"));
 
-        // Nothing is taken with --no-take, nor at a slave without the master's config.
+        // No key is taken with --no-take, nor at a slave SAE without the master's config.
         let stored = || site.kmes.admin(&["stored"]);
         let before = stored();
         let (code, out) = site.check(&[&a, "--other", &b, "--no-take"]);
@@ -272,7 +271,7 @@ fn people_read_what_works_what_is_odd_and_what_to_do() {
         let (code, out) = site.check(&[&b]);
         assert!(code == 0 && out.contains("slave SAE"), "{out}");
         assert_eq!(stored(), before);
-        // From the slave's side with the master's config it works as well.
+        // From the slave's side with the master's config it works too.
         let (code, out) = site.check(&[&b, "--other", &a, "--peer", "site-a"]);
         assert!(code == 0 && out.contains("is the same at kme-b1"), "{out}");
 

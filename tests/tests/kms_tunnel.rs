@@ -1,5 +1,5 @@
-//! Each misbehaviour of each operation against a running tunnel: what the client makes of it, that the tunnel stays up on its
-//! stock and takes no bad key, what the operator reads, and that keys come again afterwards. No log holds a key.
+//! Each misbehaviour of each operation against a running tunnel: the client's outcome, that the tunnel stays up on its stock
+//! and uses no bad key, the operator's message, and that keys come again afterwards. No log holds a key.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
@@ -15,11 +15,11 @@ use tests::misbehaviours::{PORT, ROWS, says};
 use tests::{Process, binary, sandbox};
 
 const LIMIT: Duration = Duration::from_secs(20);
-/// Rekeys come so often, in milliseconds.
+/// Rekey interval in milliseconds.
 const INTERVAL: u64 = 300;
 
-/// What a tunnel, which takes one key at a time and so sees nothing of lists, has otherwise than `kms check`: the operation
-/// at which it shows, and the outcome there.
+/// Differences from `kms check`, since a tunnel fetches one key at a time: the operation that shows the fault, and the outcome
+/// there.
 const OTHERWISE: &[(&str, &str, &str)] = &[
     ("enc_keys", "swap_keys", "ok"),
     ("enc_keys", "one_key_per_request", "ok"),
@@ -64,7 +64,7 @@ fn table() -> Vec<Row> {
     rows
 }
 
-/// Both sites and their KMEs on loopback; the daemons have no networks behind them, so what is looked at is their keys.
+/// Both sites and their KMEs on loopback; the daemons have no networks behind them, only keys are tested.
 struct Pair {
     kmes: Loopback,
     number: u8,
@@ -72,7 +72,7 @@ struct Pair {
     printed: String,
 }
 
-/// How often the KME was asked what, and how that ended.
+/// The number of requests to the KME, by operation and outcome.
 type Counts = BTreeMap<(String, String), u64>;
 
 impl Pair {
@@ -80,14 +80,14 @@ impl Pair {
         let kmes = Loopback::start(&format!("rows-{number}"), &Vendor::pair([9, 9, 9, number]));
         let mut pair = Self { kmes, number, daemons: Vec::new(), printed: String::new() };
         let keys =
-            [0, 1].map(|site| new_identity(&pair.kmes.folder.join(format!("{}.key", pair.interface(site)))));
+            [0, 1].map(|site| new_identity(&pair.kmes.dir.join(format!("{}.key", pair.interface(site)))));
         for site in [0, 1] {
             pair.configure(site, &keys[1 - site]);
         }
         for site in [0, 1] {
             let name = pair.interface(site);
             let mut command = Command::new(binary("qvpn-daemon"));
-            command.arg("--config").arg(pair.kmes.folder.join(format!("{name}.toml")));
+            command.arg("--config").arg(pair.kmes.dir.join(format!("{name}.toml")));
             pair.daemons.push(Process::spawn(name, &mut command));
         }
         pair.wait("the stocks fill", |pair| {
@@ -104,13 +104,13 @@ impl Pair {
     }
 
     fn configure(&self, site: usize, peer_key: &str) {
-        let (name, folder) = (self.interface(site), self.kmes.folder.display());
+        let (name, dir) = (self.interface(site), self.kmes.dir.display());
         let port = |site: usize| 52_000 + u16::from(self.number) * 2 + u16::try_from(site).unwrap();
         let (sae, other) = [("SITE-A", "SITE-B"), ("SITE-B", "SITE-A")][site];
         let (kme, role) = [("kme-a1", "initiator"), ("kme-b1", "responder")][site];
         let source = self.kmes.source(kme, "etsi014", sae);
         let text = format!(
-            "[interface]\nname = \"{name}\"\nprivate_key_file = \"{folder}/{name}.key\"\nlisten_port = {}\n\
+            "[interface]\nname = \"{name}\"\nprivate_key_file = \"{dir}/{name}.key\"\nlisten_port = {}\n\
              rekey_interval = \"{INTERVAL}ms\"\nlog_level = \"debug\"\n\
              [kms]\nsae_id = \"{sae}\"\nstock = {STOCK}\n{source}\
              [[peer]]\nname = \"peer\"\npublic_key = \"{peer_key}\"\nallowed_ips = []\nsae_id = \"{other}\"\nrole = \"{role}\"\n\
@@ -118,7 +118,7 @@ impl Pair {
             port(site),
             port(1 - site),
         );
-        fs::write(self.kmes.folder.join(format!("{name}.toml")), text).unwrap();
+        fs::write(self.kmes.dir.join(format!("{name}.toml")), text).unwrap();
     }
 
     fn show(&mut self, site: usize) -> Value {
@@ -144,7 +144,7 @@ impl Pair {
             .collect()
     }
 
-    /// Keys that the KME may have spent in vain.
+    /// Keys that the KME may have spent without use.
     fn lost(&self, site: usize) -> u64 {
         let text = run(Command::new(binary("qvpn-ctl")).args(["metrics", &self.interface(site)]));
         let line = text.lines().find(|line| line.starts_with("qvpn_kme_keys_lost_total{")).unwrap();
@@ -177,7 +177,7 @@ impl Pair {
         None
     }
 
-    /// What is wrong with the outcome of one row.
+    /// The differences between the outcome and the row.
     fn look(&mut self, row: &Row) -> Vec<String> {
         let site = usize::from(row.kme == "kme-b1");
         let mut wrong = Vec::new();
@@ -258,7 +258,7 @@ impl Pair {
                 let show = pair.show(site);
                 let error = show["kmes"][0]["last_error"].as_str().unwrap_or_default();
                 let (what, advice) = error.split_once("; ").unwrap_or_default();
-                // What shows at the other operation, or only now and then, is in other words there.
+                // A fault that shows at the other operation, or not every time, has another text there.
                 let in_words = OTHERWISE.iter().any(|(op, how, _)| (*op, *how) == (row.op, row.how))
                     || says(what, row.words);
                 let bounded = !error.contains('\n') && error.len() < 1200;
@@ -286,7 +286,7 @@ impl Pair {
     }
 }
 
-/// More than the rows of one pair spend in keys that come to nothing, each of which holds its place for two minutes.
+/// More than the number of failed keys in the rows of one pair, each of which holds its place for two minutes.
 const STOCK: u64 = 70;
 
 #[test]

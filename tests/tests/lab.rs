@@ -1,12 +1,12 @@
-//! The lab itself, without the tunnel: what the scenarios rely on works, and a check that should fail does.
+//! The lab itself, without the tunnel: the scenarios' tools work, and checks that should fail do.
 
 use std::time::{Duration, Instant};
 
 use tests::{Capture, KmeOptions, Lab, Outer, Site, Stream, sandbox, wait_until};
 
 #[test]
-fn everybody_reaches_whom_they_should_and_no_one_else() {
-    sandbox::run("everybody_reaches_whom_they_should_and_no_one_else", || {
+fn each_host_reaches_only_its_neighbours() {
+    sandbox::run("each_host_reaches_only_its_neighbours", || {
         let lab = Lab::new();
         for site in Site::BOTH {
             for address in site.gateway() {
@@ -47,7 +47,7 @@ fn a_capture_sees_what_leaves_in_clear() {
     });
 }
 
-/// Joins the LANs by plain routes, so that a stream goes the way of a tunnel's packets but in clear.
+/// Connects the LANs by plain routes, so that a stream takes the path of the tunnel's packets in clear.
 fn join_in_clear(lab: &Lab) {
     for site in Site::BOTH {
         let [net4, net6] = site.networks();

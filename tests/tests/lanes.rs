@@ -1,5 +1,5 @@
-//! Lanes with the real daemons: a flow keeps its order over several of them and through the offloads, and what the kernel
-//! refuses in one piece goes one by one.
+//! Lanes with the real daemons: a flow keeps its order over several lanes and through the offloads, and a batch that the
+//! kernel refuses as a whole is sent one datagram at a time.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
@@ -52,7 +52,7 @@ fn in_order(lab: &Lab, flows: impl Iterator<Item = Stream>) {
     }
 }
 
-/// TCP segments that came before one that was sent earlier, by the count of site B's host.
+/// TCP segments that arrived out of order, by the counter of site B's host.
 fn out_of_order(lab: &Lab) -> u64 {
     let text = lab.lan_b.run("cat /proc/net/netstat");
     let mut lines = text.lines().filter(|line| line.starts_with("TcpExt:"));
@@ -73,7 +73,7 @@ fn a_flow_keeps_its_order_over_lanes_and_offloads() {
             size: 300 + usize::from(n) * 100,
             port: 7000 + n,
             ipv6: n % 2 == 1,
-            // Half of the hosts' programs leave the cutting to the kernel, so the TUN gives what is to be cut.
+            // Half of the hosts' programs leave segmentation to the kernel, so the TUN delivers super-packets.
             together: if n < 4 { 1 } else { 16 },
         };
         in_order(&lab, (0..8).map(flow));
@@ -86,7 +86,7 @@ fn a_flow_keeps_its_order_over_lanes_and_offloads() {
             );
             assert!(gso.iter().sum::<u64>() > 1_000, "offloads were in use: {gso:?}");
         }
-        // TCP makes the largest pieces. It is paced, so that no queue on the way loses anything.
+        // TCP makes the largest super-packets. It is paced, so that no queue overflows.
         let mut server = lab.lan_b.spawn("iperf3", &["--server", "--one-off", "--forceflush"]);
         server.line("Server listening", Duration::from_secs(10));
         let before = out_of_order(&lab);
@@ -98,13 +98,13 @@ fn a_flow_keeps_its_order_over_lanes_and_offloads() {
         let resent = report["end"]["sum_sent"]["retransmits"].as_u64().unwrap();
         let late = out_of_order(&lab) - before;
         println!("TCP: {late} segments out of order, {resent} sent again");
-        // What is lost and sent again comes out of order by right.
+        // A retransmitted segment is rightly out of order.
         assert!(late == 0 || resent > 0, "{late} segments out of order though none was lost");
     });
 }
 
-/// Sends bursts that the lanes hand to the kernel in one piece, and loses nothing; how many packets the kernel took in one
-/// piece and how many it refused so, over all lanes of site A.
+/// Sends bursts that the lanes hand to the kernel as batches, without loss. Returns the packets in accepted and in refused
+/// batches, over all lanes of site A.
 #[track_caller]
 fn bursts(lab: &Lab, gateways: &[Gateway<'_>; 2]) -> (u64, u64) {
     let count = |counter| each(&gateways[0], counter).iter().sum::<u64>();
@@ -121,22 +121,22 @@ fn falls_back(outer: Outer) {
     let (gso, refused) = bursts(&lab, &gateways);
     println!("{outer:?}: {gso} in one piece, {refused} refused");
     assert!(gso > 1_000 && refused == 0, "{gso} {refused}");
-    // A device that can't cut: the kernel does it before the device, and the lane notices nothing.
+    // A device that can't segment: the kernel does it before the device, and the lane sees no difference.
     for gateway in [&lab.gw_a, &lab.gw_b] {
         gateway.run("ethtool -K wan tx-udp-segmentation off");
     }
     let (gso, refused) = bursts(&lab, &gateways);
     println!("{outer:?}: no segmentation: {gso} in one piece, {refused} refused");
     assert!(gso > 1_000 && refused == 0, "{gso} {refused}");
-    // A device that can't sum: before Linux 6.11 the kernel refuses (EIO), since then it sums by itself.
+    // A device that can't compute checksums: before Linux 6.11 the kernel refuses (EIO), since then it computes them.
     for gateway in [&lab.gw_a, &lab.gw_b] {
         gateway.run("ethtool -K wan tx off");
     }
     let (gso, refused) = bursts(&lab, &gateways);
     println!("{outer:?}: no checksums: {gso} in one piece, {refused} refused");
     assert!(if refused == 0 { gso > 1_000 } else { gso < 100 }, "one path or the other: {gso} {refused}");
-    // A device whose frames are too small for our packets, so each of them must be cut: refused in one piece always
-    // (EMSGSIZE, EINVAL before Linux 6.9).
+    // A device whose MTU is too small for our packets, so each is fragmented: batches are always refused (EMSGSIZE, EINVAL
+    // before Linux 6.9).
     for gateway in [&lab.gw_a, &lab.gw_b] {
         gateway.run("ethtool -K wan tx on && ip link set wan mtu 1300");
     }
@@ -151,14 +151,15 @@ fn falls_back(outer: Outer) {
 }
 
 #[test]
-fn what_goes_in_one_piece_falls_back_and_loses_nothing() {
-    sandbox::run("what_goes_in_one_piece_falls_back_and_loses_nothing", || {
+fn a_refused_batch_is_sent_one_by_one_without_loss() {
+    sandbox::run("a_refused_batch_is_sent_one_by_one_without_loss", || {
         falls_back(Outer::V4);
         falls_back(Outer::V6);
     });
 }
 
-/// Eight flows both ways, in order and without loss; by how many packets more each of site A's lanes sent and received.
+/// Eight flows in both directions, in order and without loss. Returns the packets that each of site A's lanes sent and
+/// received.
 #[track_caller]
 fn flows(lab: &Lab, gateway: &Gateway<'_>) -> Vec<u64> {
     let before = each(gateway, "tx_packets");
@@ -168,12 +169,12 @@ fn flows(lab: &Lab, gateway: &Gateway<'_>) -> Vec<u64> {
     each(gateway, "tx_packets").iter().zip(before).map(|(now, before)| now - before).collect()
 }
 
-/// How many packets a lane may send in a test's seconds that are no flow's.
+/// The most packets, beside those of flows, that a lane may send during the test.
 const FEW: u64 = 100;
 
 #[test]
-fn a_silent_lane_gives_its_flows_away_and_takes_them_back() {
-    sandbox::run("a_silent_lane_gives_its_flows_away_and_takes_them_back", || {
+fn flows_of_a_silent_lane_are_rerouted_and_return() {
+    sandbox::run("flows_of_a_silent_lane_are_rerouted_and_return", || {
         let lab = Lab::new();
         let _kmes = lab.start_kmes(&KmeOptions::default());
         let gateways = start(&lab, &with_lanes(4));
@@ -184,11 +185,11 @@ fn a_silent_lane_gives_its_flows_away_and_takes_them_back() {
         }
         let used = flows(&lab, &gateways[0]);
         println!("all lanes: {used:?}");
-        // One that carries flows, and not lane 0, by which the messages go, too.
+        // A lane that carries flows, and not lane 0, whose socket carries the messages too.
         let (victim, _) = used.iter().enumerate().skip(1).max_by_key(|(_, n)| **n).unwrap();
         assert!(used[victim] > FEW, "a flow of eight uses another lane than the first: {used:?}");
         let mut events = gateways.each_ref().map(Gateway::events);
-        // A firewall that knows one direction only: site A can't know by itself that nothing arrives.
+        // A firewall that blocks one direction only: site A alone can't know that nothing arrives.
         let port = 51820 + victim;
         lab.wan.block("forward", &format!("ip daddr 203.0.113.1 udp dport {port}"));
         for (gateway, events) in gateways.iter().zip(&mut events) {

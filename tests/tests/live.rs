@@ -1,5 +1,5 @@
-//! Changes while the tunnel runs: peers come, change and go, configs are reloaded and refused, and nothing that was not
-//! meant is touched. With `--save` the file changes in the same way, or not at all.
+//! Changes while the tunnel runs: peers are added, changed and removed, configs are reloaded and refused, and everything
+//! else is left alone. With `--save` the file changes in the same way, or not at all.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
@@ -16,12 +16,12 @@ const START: Duration = Duration::from_secs(20);
 
 /// `qvpn-ctl peer WORDS` at gateway A; its exit code, output and errors.
 fn peer(lab: &Lab, gateway: &Gateway<'_>, words: &[&str]) -> (i32, String, String) {
-    peer_in(lab.gw_a.folder(), gateway, words)
+    peer_in(lab.gw_a.dir(), gateway, words)
 }
 
-fn peer_in(folder: &Path, gateway: &Gateway<'_>, words: &[&str]) -> (i32, String, String) {
-    let folder = folder.display().to_string();
-    let output = gateway.ctl(&[&["--config-dir", &folder, "peer"], words].concat());
+fn peer_in(dir: &Path, gateway: &Gateway<'_>, words: &[&str]) -> (i32, String, String) {
+    let dir = dir.display().to_string();
+    let output = gateway.ctl(&[&["--config-dir", &dir, "peer"], words].concat());
     said(&output)
 }
 
@@ -56,7 +56,7 @@ fn peers_come_change_and_go_and_a_stream_loses_nothing_alone() {
         gateways.iter().for_each(|gateway| drop(gateway.wait_state("up", START)));
         let a = &gateways[0];
         let before = a.peer();
-        let file = lab.gw_a.folder().join("qvpn0.toml");
+        let file = lab.gw_a.dir().join("qvpn0.toml");
         let text = fs::read_to_string(&file).unwrap();
         let stream = Stream { count: 16_000, rate: 2000, ..Stream::default() }.start(&lab);
 
@@ -78,7 +78,7 @@ fn peers_come_change_and_go_and_a_stream_loses_nothing_alone() {
         assert_eq!(names(a), ["site-b", "site-c"]);
         let route = || lab.gw_a.run("ip route show proto 113");
         assert!(route().contains("10.99.0.0/16 dev qvpn0"), "{}", route());
-        // What is refused changes nothing: a name, a prefix and a key that another has, an endpoint within the tunnel.
+        // A refused change has no effect: a name, a prefix or a key of another peer, an endpoint inside the tunnel.
         let fresh = stranger(2);
         let refused: [(&[&str], i32, &str); 6] = [
             (
@@ -113,7 +113,7 @@ fn peers_come_change_and_go_and_a_stream_loses_nothing_alone() {
             assert_eq!(names(a), ["site-b", "site-c"]);
             assert!(route().contains("10.99.0.0/16 dev qvpn0"), "{}", route());
         }
-        // By a beginning of the name; a change of the peer that carries the stream; and back.
+        // By an abbreviated name; a change of the peer that carries the stream; and back.
         for words in [
             &["set", "qvpn0", "site-c", "--allowed-ips", "10.98.0.0/16,10.97.0.0/16"][..],
             &["set", "qvpn0", "site-b", "--persistent-keepalive", "20s"],
@@ -194,8 +194,8 @@ fn a_saved_change_keeps_the_files_comments_and_a_full_disk_changes_nothing() {
         assert_eq!(saved, text.replace("\n# the end\n", &format!("{section}\n# the end\n")));
         assert_eq!(said(&a.ctl(&["reload", "qvpn0"])).1, "nothing changed\n");
 
-        // A folder with no room: the new file can't be written, so nothing happens anywhere.
-        let small = lab.gw_a.folder().join("small");
+        // A full file system: the new file can't be written, so nothing changes.
+        let small = lab.gw_a.dir().join("small");
         fs::create_dir(&small).unwrap();
         let path = small.display();
         lab.gw_a.run(&format!(
@@ -215,13 +215,13 @@ fn a_saved_change_keeps_the_files_comments_and_a_full_disk_changes_nothing() {
         );
         assert_eq!(there(), before);
         assert!(said(&a.ctl(&["peer", "list", "qvpn0"])).1.contains("(learned)"));
-        // A daemon that refuses leaves the file alone, and so does a file that is refused.
+        // If the daemon or the file's check refuses, the file stays unchanged.
         let clash = ["set", "qvpn0", "büro", "--allowed-ips", "10.20.0.0/16", "--save"];
         assert_eq!(peer(&lab, &a, &clash).0, 3);
         let (code, out, _) = peer(&lab, &a, &["remove", "qvpn0", "bü", "--save"]);
         assert_eq!((code, out.lines().next()), (0, Some("peer büro removed")));
         assert_eq!(fs::read_to_string(&file).unwrap(), text);
-        let left: Vec<_> = fs::read_dir(lab.gw_a.folder())
+        let left: Vec<_> = fs::read_dir(lab.gw_a.dir())
             .unwrap()
             .flatten()
             .map(|e| e.file_name())
@@ -257,11 +257,11 @@ fn five_thousand_peers_are_run_listed_and_changed() {
         assert!(timed("show --brief", &|| a.ctl(&["show", "--brief"])).contains("5001 sites"));
         assert_eq!(timed("reload", &|| a.ctl(&["reload", "qvpn0"])), "nothing changed\n");
         assert!(timed("metrics", &|| a.ctl(&["metrics", "qvpn0"])).contains("branch-4999"));
-        let folder = lab.gw_a.folder().display().to_string();
+        let dir = lab.gw_a.dir().display().to_string();
         let key = stranger(9999);
         let words = [
             "--config-dir",
-            &folder,
+            &dir,
             "peer",
             "add",
             "qvpn0",
@@ -275,7 +275,7 @@ fn five_thousand_peers_are_run_listed_and_changed() {
             "--save",
         ];
         assert!(timed("peer add --save", &|| a.ctl(&words)).starts_with("peer one-more added\n"));
-        let remove = ["--config-dir", &folder, "peer", "remove", "qvpn0", "branch-77", "--save"];
+        let remove = ["--config-dir", &dir, "peer", "remove", "qvpn0", "branch-77", "--save"];
         // `branch-77` is a whole name, though others begin so.
         assert!(timed("peer remove --save", &|| a.ctl(&remove)).starts_with("peer branch-77 removed\n"));
         let list = timed("peer list", &|| a.ctl(&["peer", "list", "qvpn0", "--json"]));
@@ -294,7 +294,7 @@ fn the_first_default_route_comes_by_a_reload() {
             peer(&lab, &gateways[0], &["set", "qvpn0", "site-b", "--allowed-ips", "0.0.0.0/0,fd20::/64"]);
         assert_eq!(code, 0, "{err}");
         assert!(lab.gw_a.run("ip rule").contains("lookup 1051820"));
-        // Our datagrams go by the WAN and all else by the tunnel, for longer than a key lives.
+        // The tunnel's datagrams use the WAN and everything else the tunnel, for longer than a key's life.
         assert!(lab.lan_a.pings(Site::B.host()[0]));
         let epoch = gateways[0].peer()["epoch"].as_u64().unwrap();
         gateways[0]
@@ -312,7 +312,7 @@ fn the_first_default_route_comes_by_a_reload() {
 fn a_name_that_moves_is_looked_up_again() {
     sandbox::run("a_name_that_moves_is_looked_up_again", || {
         let lab = Lab::new();
-        let hosts = lab.gw_a.folder().join("hosts");
+        let hosts = lab.gw_a.dir().join("hosts");
         let at = |ip: &str| fs::write(&hosts, format!("127.0.0.1 localhost\n{ip} gw-b.example\n")).unwrap();
         at(Site::B.wan(Outer::V4));
         lab.gw_a.run(&format!("mount --bind {} /etc/hosts", hosts.display()));

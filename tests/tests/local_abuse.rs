@@ -1,6 +1,6 @@
-//! Abuse of what a gateway listens on besides the tunnel: the control socket and the metrics. Connections that say nothing,
-//! never read, or never end; lines without end and without sense. Traffic and rekeys go on, memory doesn't grow, and the
-//! operator is served as soon as places are free.
+//! Abuse of a gateway's control socket and metrics listener: connections that send nothing, never read, or never close;
+//! endless and meaningless lines. Traffic and rekeys continue, memory doesn't grow, and the operator is served as soon as
+//! connections are free.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
@@ -13,9 +13,9 @@ use std::time::{Duration, Instant};
 use tests::{GatewayOptions, KmeOptions, Lab, Site, Stream, sandbox, wait_until};
 
 const START: Duration = Duration::from_secs(20);
-/// How long a client waits for the daemon's word. On a machine that does much else, three hundred connections take their time.
+/// A client's time limit for an answer. On a busy machine three hundred connections take a while.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// Where site B's metrics are.
+/// Address of site B's metrics.
 const METRICS: &str = "127.0.0.1:9790";
 
 fn connect(socket: &Path) -> UnixStream {
@@ -25,7 +25,7 @@ fn connect(socket: &Path) -> UnixStream {
     stream
 }
 
-/// What is written, and whether the answer is read.
+/// The bytes that are written, and whether the answer is read.
 fn hostile_lines() -> Vec<(Vec<u8>, bool)> {
     vec![
         (vec![b'x'; 1 << 20], true),
@@ -34,15 +34,15 @@ fn hostile_lines() -> Vec<(Vec<u8>, bool)> {
         ([vec![b'['; 60_000], b"\n".to_vec()].concat(), true),
         (vec![0xff; 70_000], true),
         (b"{\"v\":1,\"request\":\"open_the_gates\"}\n".repeat(500), true),
-        // Answers that nobody reads.
+        // Answers that are never read.
         (b"{\"v\":1,\"request\":\"show\"}\n".repeat(2000), false),
         (b"{\"v\":1,\"request\":\"events\",\"follow\":true}\n".to_vec(), false),
         (b"{\"v\":1,\"requ".to_vec(), false),
     ]
 }
 
-/// One round: `count` connections at once, and then each hostile line on a connection of its own. How many connections
-/// there were.
+/// One round: `count` connections at once, and then each hostile line on its own connection. Returns the number of
+/// connections.
 fn round(socket: &Path, count: usize) -> usize {
     let mut silent: Vec<UnixStream> = (0..count).map(|_| connect(socket)).collect();
     let mut answer = [0; 1024];
@@ -87,7 +87,7 @@ fn abuse(rounds: usize) {
     let (before, open) = (gateway.process.memory(), gateway.process.open_files());
     let rekeys = gateway.peer()["rekeys"].as_u64().unwrap();
 
-    // Clients of the metrics that say half a request, and hold on to it.
+    // Clients of the metrics that send half a request, and keep the connection.
     let mut slow = lab.gw(Site::B).spawn(
         "python3",
         &[
@@ -136,12 +136,12 @@ fn abuse(rounds: usize) {
 }
 
 #[test]
-fn hostile_connections_harm_nobody_alone() {
-    sandbox::run("hostile_connections_harm_nobody_alone", || abuse(1));
+fn hostile_connections_do_no_harm_alone() {
+    sandbox::run("hostile_connections_do_no_harm_alone", || abuse(1));
 }
 
 #[test]
 #[ignore = "two minutes; `make evidence` runs it"]
-fn hostile_connections_harm_nobody_for_long_alone() {
-    sandbox::run("hostile_connections_harm_nobody_for_long_alone", || abuse(20));
+fn hostile_connections_do_no_harm_for_long_alone() {
+    sandbox::run("hostile_connections_do_no_harm_for_long_alone", || abuse(20));
 }

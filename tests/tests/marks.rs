@@ -1,5 +1,5 @@
-//! What the two fields of the traffic class do through the tunnel: congestion marks of the WAN reach the hosts (ECN, RFC 6040),
-//! and the class of service is what the config says (DSCP).
+//! The two fields of the traffic class: congestion marks of the WAN reach the hosts (ECN, RFC 6040), and the class of
+//! service is set as in the config (DSCP).
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
@@ -21,7 +21,7 @@ fn start<'a>(lab: &'a Lab, options: &GatewayOptions) -> [Gateway<'a>; 2] {
     gateways
 }
 
-/// Packets that came with "congestion experienced", in IPv4 and IPv6.
+/// Packets that arrived with "congestion experienced", in IPv4 and IPv6.
 fn marked(node: &Node) -> [u64; 2] {
     let four = counter(node, "IpExt:", "InCEPkts");
     let six = node.run("cat /proc/net/snmp6");
@@ -43,7 +43,7 @@ fn pings(lab: &Lab, class: u8, count: u8, address: &str) -> bool {
     lab.lan_a.try_run(&ping).status.success()
 }
 
-/// The WAN's router marks the tunnel's packets towards site B that `which` (words of nft) says, as a full queue would.
+/// The WAN router marks the tunnel's packets to site B that match `which` (nft syntax), as a full queue would.
 fn congest(lab: &Lab, family: &str, which: &str) {
     lab.wan.nft(&format!(
         "table inet jam {{\nchain forward {{\ntype filter hook forward priority 0;\n}}\n}}\nflush table inet jam\n\
@@ -57,7 +57,7 @@ fn congestion_reaches_the_hosts(outer: Outer) {
     let gateways = start(&lab, &GatewayOptions { outer, ..GatewayOptions::default() });
     let family = if outer == Outer::V4 { "ip" } else { "ip6" };
     let [far4, far6] = Site::B.host();
-    // As a router does it: what is capable of ECN is marked, and nothing else.
+    // As a router does: only packets capable of ECN are marked.
     congest(&lab, family, &format!("{family} ecn ect0"));
     let before = marked(&lab.lan_b);
     for address in [far4, far6] {
@@ -66,7 +66,7 @@ fn congestion_reaches_the_hosts(outer: Outer) {
     }
     let [four, six] = marked(&lab.lan_b);
     assert_eq!([four - before[0], six - before[1]], [10, 10], "marks that came out of the tunnel");
-    // TCP takes them as it should: the sender hears of them.
+    // TCP reports the marks to the sender.
     for host in [&lab.lan_a, &lab.lan_b] {
         host.sysctl("net/ipv4/tcp_ecn", "1");
     }
@@ -120,8 +120,8 @@ fn outer_class(lab: &Lab, outer: Outer, class: u8) -> Vec<u8> {
 }
 
 #[test]
-fn the_class_of_service_on_the_wan_is_what_the_config_says() {
-    sandbox::run("the_class_of_service_on_the_wan_is_what_the_config_says", || {
+fn the_class_of_service_on_the_wan_is_as_configured() {
+    sandbox::run("the_class_of_service_on_the_wan_is_as_configured", || {
         // Expedited forwarding and ECT(0); the latter is always the inner packet's.
         let cases = [("", 0xba, 0x02), ("dscp = \"inherit\"", 0xba, 0xba), ("dscp = 46", 0x02, 0xba)];
         for (outer, (line, inner, expected)) in [Outer::V4, Outer::V6, Outer::V4].into_iter().zip(cases) {

@@ -1,4 +1,4 @@
-//! Keys that are used or retired are nowhere in the daemon's memory. The same search finds the live ones, so it can fail.
+//! Used and retired keys are not in the daemon's memory. The same search finds the live ones, so it can fail.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
@@ -10,7 +10,7 @@ use tests::{Capture, Gateway, GatewayOptions, KmeOptions, Lab, Memory, Outer, Si
 const START: Duration = Duration::from_secs(20);
 const SEED: [u8; 4] = [0x51, 0x4b, 0x44, 0x21];
 
-/// Both daemons up, over KMEs whose keys we can compute.
+/// Starts both daemons, with KMEs whose keys are computable.
 fn start<'a>(lab: &'a Lab, rekey_interval: &str) -> (tests::Kmes, [Gateway<'a>; 2]) {
     let seed = data_encoding::HEXLOWER.encode(&SEED);
     let kmes = lab.start_kmes(&KmeOptions { seed: Some(seed), ..KmeOptions::default() });

@@ -1,5 +1,5 @@
-//! The metrics of a running gateway, scraped by a real Prometheus: each name of the interface is there, the alert rules are
-//! taken, and each query of the dashboard finds something. Prometheus runs in the gateway's namespace.
+//! The metrics of a running gateway, scraped by a real Prometheus: each documented name is there, the alert rules are
+//! accepted, and each query of the dashboard has a result. Prometheus runs in the gateway's namespace.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
@@ -50,7 +50,7 @@ fn options() -> GatewayOptions {
     }
 }
 
-/// A query's result at the real Prometheus: a list of samples.
+/// Prometheus' result of a query: a list of samples.
 fn ask(node: &Node, query: &str) -> Vec<Value> {
     let mut command = node.command("promtool");
     let output = command.args(["query", "instant", "-o", "json", PROMETHEUS, query]).output().unwrap();
@@ -76,7 +76,7 @@ fn dashboard_queries() -> Vec<(String, String)> {
     queries
 }
 
-/// Names of our metrics in a text.
+/// Names of qvpn's metrics in a text.
 fn names(text: &str) -> BTreeSet<String> {
     let words = text.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_'));
     words.filter(|word| word.starts_with("qvpn_")).map(str::to_owned).collect()
@@ -95,9 +95,9 @@ fn a_real_prometheus_finds_all_that_the_dashboard_asks_for() {
         let _kmes = lab.start_kmes(&KmeOptions::default());
         let gateways = lab.start_both(&options());
         gateways.iter().for_each(|gateway| drop(gateway.wait_state("up", START)));
-        let folder = lab.gw_a.folder().join("prometheus");
-        fs::create_dir_all(&folder).unwrap();
-        let config = folder.join("prometheus.yml");
+        let dir = lab.gw_a.dir().join("prometheus");
+        fs::create_dir_all(&dir).unwrap();
+        let config = dir.join("prometheus.yml");
         fs::write(
             &config,
             format!(
@@ -111,7 +111,7 @@ fn a_real_prometheus_finds_all_that_the_dashboard_asks_for() {
             "prometheus",
             &[
                 &format!("--config.file={}", config.display()),
-                &format!("--storage.tsdb.path={}", folder.join("data").display()),
+                &format!("--storage.tsdb.path={}", dir.join("data").display()),
                 "--web.listen-address=127.0.0.1:9090",
             ],
         );
@@ -121,7 +121,7 @@ fn a_real_prometheus_finds_all_that_the_dashboard_asks_for() {
                 command.args(["query", "instant", "-o", "json", PROMETHEUS, "up == 1"]).output().unwrap();
             (output.status.success() && output.stdout.starts_with(b"[{")).then_some(())
         });
-        // Traffic, and a packet that nobody wants, so that rates are there.
+        // Traffic, and a packet without a destination, so that rates exist.
         let reports = Stream { count: 1000, rate: 500, ..Stream::default() }.run(&lab);
         assert!(reports.iter().all(|report| report.received.lost == 0), "{reports:?}");
 
@@ -139,7 +139,7 @@ fn a_real_prometheus_finds_all_that_the_dashboard_asks_for() {
         assert_eq!(states[0]["metric"]["peer"], "site-b", "{states:?}");
         let expiry = ask(&lab.gw_a, "qvpn_kme_certificate_expiry_timestamp_seconds - time() > 86400");
         assert_eq!(expiry.len(), 1, "{expiry:?}");
-        // The rules ask for nothing that isn't there, and nothing is wrong.
+        // All metrics in the rules exist, and no alert fires.
         let known = names(&page(&gateways[0]));
         for file in ["prometheus/qvpn.rules.yml", "grafana/qvpn.json"] {
             let asked = names(&fs::read_to_string(packaging(file)).unwrap());
@@ -170,14 +170,14 @@ fn the_page_has_each_fixed_name_and_is_as_promtool_wants_it() {
                 .any(|line| line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' ', '_'])));
             assert!(sample, "no sample of {name}: {text}");
         }
-        // What a scrape gets is what the command prints, but for times.
+        // A scrape and the command's output differ only in times.
         let scraped = lab.gw_a.run(&format!("python3 -c 'import urllib.request as u; print(u.urlopen(\"http://{LISTEN}/metrics\").read().decode())'"));
         let kinds =
             |text: &str| text.lines().filter(|l| l.starts_with('#')).map(str::to_owned).collect::<Vec<_>>();
         assert_eq!(kinds(&scraped), kinds(&text));
         let mut lint = lab.gw_a.command("sh");
         lint.args(["-c", "promtool check metrics < \"$1\"", "sh"]);
-        let file = lab.gw_a.folder().join("page.txt");
+        let file = lab.gw_a.dir().join("page.txt");
         fs::write(&file, &text).unwrap();
         let output = lint.arg(&file).output().unwrap();
         assert!(
@@ -214,7 +214,7 @@ fn the_listener_follows_a_reload_and_a_taken_port_is_refused() {
             assert_eq!(String::from_utf8_lossy(&reload.stdout), "[interface] metrics_listen changed\n");
             assert!(scrape(port) && !scrape(gone), "{port}");
         }
-        // Somebody has the port: refused, and what was there stays.
+        // The port is in use: the reload is refused, and the old listener stays.
         let script = "import socket,sys;s=socket.create_server(('127.0.0.1',9792));print('on',flush=True);sys.stdin.read()";
         let mut taken = lab.gw_a.spawn("python3", &["-c", script]);
         taken.line("on", START);
@@ -227,7 +227,7 @@ fn the_listener_follows_a_reload_and_a_taken_port_is_refused() {
             "{said}"
         );
         assert!(scrape(9791));
-        // The level of the log changes with the config, and what changed is said.
+        // The log level changes with the config, and the change is reported.
         fs::write(
             &file,
             fs::read_to_string(&file).unwrap().replace("metrics_listen", "log_level = \"debug\"\n#"),

@@ -1,5 +1,5 @@
-//! What the three QKD policies do when both KMEs go away and come back: `required` blocks, `preferred` goes on and says
-//! so, `off` never asks.
+//! The three QKD policies during an outage of both KMEs: `required` blocks, `preferred` continues and reports it, `off`
+//! never uses a KME.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
@@ -9,7 +9,7 @@ use serde_json::Value;
 use tests::{Capture, Gateway, GatewayOptions, KmeOptions, Lab, Outer, Site, Stream, sandbox};
 
 const START: Duration = Duration::from_secs(20);
-/// Time for the daemons to notice that the KMEs are back; they ask less and less often while those are away.
+/// Time for the daemons to detect that the KMEs are back; the time between tries grows during the outage.
 const BACK: Duration = Duration::from_secs(40);
 
 /// Site A asks its KME for keys, and site B for the same ones.

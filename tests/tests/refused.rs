@@ -1,4 +1,4 @@
-//! Sites whose configs don't fit: each mismatch is refused before a packet flows, and both ends say why.
+//! Sites whose configs don't match: each mismatch is refused before a packet flows, and both sides report the cause.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
@@ -51,7 +51,7 @@ fn refused(options: impl Fn(&Lab, Site) -> GatewayOptions, log_word: &str, show_
 }
 
 fn with_psk(lab: &Lab, site: Site, byte: u8) -> GatewayOptions {
-    let file = lab.gw(site).folder().join("peer.psk");
+    let file = lab.gw(site).dir().join("peer.psk");
     let text = data_encoding::BASE64.encode(&[byte; 32]);
     lab.gw(site).run(&format!("umask 077 && echo {text} > {}", file.display()));
     let peer = format!("preshared_key_file = \"{}\"", file.display());
@@ -66,8 +66,8 @@ fn another_psk_is_refused() {
 }
 
 #[test]
-fn a_psk_at_one_end_only_is_refused() {
-    sandbox::run("a_psk_at_one_end_only_is_refused", || {
+fn a_psk_at_one_side_only_is_refused() {
+    sandbox::run("a_psk_at_one_side_only_is_refused", || {
         let options = |lab: &Lab, site| match site {
             Site::A => with_psk(lab, site, 1),
             Site::B => GatewayOptions::default(),
@@ -151,7 +151,7 @@ fn a_wrong_x25519_key_is_named_where_it_can_be() {
     sandbox::run("a_wrong_x25519_key_is_named_where_it_can_be", || {
         let lab = Lab::new();
         let _kmes = lab.start_kmes(&KmeOptions::default());
-        // Site A takes another key for site B's: one that nobody has, here site B's with one bit of X25519 changed.
+        // Site A has a wrong key for site B: site B's with one bit of X25519 changed.
         let mut bytes =
             data_encoding::BASE64.decode(&lab.identity(Site::B).public.as_bytes()["qvpn1-".len()..]).unwrap();
         let knocking = data_encoding::BASE64.encode(&bytes[..32]);

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tests::{Gateway, GatewayOptions, INTERFACE, KmeOptions, Lab, Site, Stream, StreamReport, sandbox};
 
-/// Packets a second, each way.
+/// Packets a second, in each direction.
 const RATE: u64 = 5_000;
 /// How long a stream lasts: 30 rekeys of half a second, or 150 of a tenth, and a little more.
 const SECONDS: u64 = 17;

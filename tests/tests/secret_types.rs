@@ -1,6 +1,6 @@
-//! What the types of secrets must not be able to do. Each line fails to compile when somebody derives what it forbids: a
-//! copy would outlive its owner's erasure, a text form would reach a log, and `==` takes a time that depends on the bytes.
-//! Also: no code compares bytes of a secret by itself.
+//! Traits that the types of secrets must not have. A line fails to compile if a type gets a forbidden trait: a copy would
+//! outlive the owner's erasure, a text form could reach a log, and `==` takes a time that depends on the bytes. Also, no
+//! code outside `ct_eq` compares bytes of a secret.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
@@ -66,7 +66,7 @@ never!(
     ]
 );
 
-// These two say whose key it is, and which epoch: see the test below.
+// These two print peer and epoch: see the test below.
 never!(
     qvpn_dataplane::SealingKey,
     qvpn_dataplane::OpeningKey,
@@ -97,16 +97,14 @@ fn the_text_of_a_lanes_key_has_no_byte_of_it() {
     assert_eq!(format!("{open:?}"), "OpeningKey { peer: PeerId(3), epoch: 4, .. }");
 }
 
-/// Bytes of secrets come out by `expose` alone, and check values and confirmations have names; no line of code may hold
-/// one of these and a comparison that stops at the first difference.
+/// Only `expose` returns bytes of secrets, and check values and confirmations have names; no line of code may contain one
+/// of these and a comparison that stops at the first difference.
 #[test]
 fn nothing_secret_is_compared_in_variable_time() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
     let (mut lines, mut exposed) = (0, 0);
-    for folder in
-        ["qvpn-secret", "qvpn-identity", "qvpn-proto", "qvpn-dataplane", "qvpn-daemon", "kms-client"]
-    {
-        for file in sources(&root.join(folder).join("src")) {
+    for dir in ["qvpn-secret", "qvpn-identity", "qvpn-proto", "qvpn-dataplane", "qvpn-daemon", "kms-client"] {
+        for file in sources(&root.join(dir).join("src")) {
             let text = fs::read_to_string(&file).unwrap();
             let code = text.split("#[cfg(test)]").next().unwrap();
             for (number, line) in (1..).zip(code.lines()) {
@@ -144,14 +142,14 @@ fn suspicious(line: &str) -> bool {
         "psk_check",
         "qkd_check",
     ];
-    // The last looks at all bytes alike: whether any is not zero.
+    // The last one reads all bytes in any case: it tests whether one is not zero.
     let constant = ["ct_eq", "fold(0, |all, byte| all | byte) == 0"];
     !constant.iter().any(|word| code.contains(word)) && words.iter().any(|word| code.contains(word))
 }
 
-fn sources(folder: &Path) -> Vec<PathBuf> {
+fn sources(dir: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();
-    for entry in fs::read_dir(folder).unwrap() {
+    for entry in fs::read_dir(dir).unwrap() {
         let path = entry.unwrap().path();
         if path.is_dir() {
             found.extend(sources(&path));

@@ -1,6 +1,6 @@
-//! Every secret that goes into an epoch or comes out of it is in the daemon's memory only while it lives, and gone within a
-//! second of its end; none is ever in a log, on a socket or in a core dump. The other site is played by the test, which so
-//! knows each secret; those that live are looked for as well, so the search can fail.
+//! Every input and output of an epoch's key schedule is in the daemon's memory only during its lifetime, and is erased within
+//! a second of its end; none is ever in a log, on a socket or in a core dump. The test plays the other site, so it knows
+//! each secret; it also searches for live ones, so the search can fail.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
@@ -17,24 +17,24 @@ use qvpn_proto::event::KeyName;
 use qvpn_proto::wire::{Held, Kind, StockAck, StockOffer};
 use qvpn_proto::{QkdPolicy, Role};
 use tests::{
-    Capture, Double, Gateway, GatewayOptions, INTERFACE, KmeOptions, Kmes, Lab, Memory, Outer, PORT, Process,
-    Secrets, Site, binary, forms, sandbox, test_key,
+    Capture, Gateway, GatewayOptions, INTERFACE, KmeOptions, Kmes, Lab, Memory, Outer, PORT, Process,
+    Secrets, Site, TestSite, binary, forms, sandbox, test_key,
 };
 
 const WAIT: Duration = Duration::from_secs(10);
 const SEED: [u8; 4] = [0x51, 0x4b, 0x44, 0x21];
-/// After its end a secret may be there so long.
+/// Time limit for the erasure of a secret after its end.
 const GRACE: Duration = Duration::from_secs(1);
 /// Of an interval of 200 ms, docs/protocol.md section 7.3.
 const DRAIN: Duration = Duration::from_secs(2);
 const MAX_AGE: Duration = Duration::from_secs(10);
 
-/// Site B is a real daemon that logs all it can, site A is the test.
+/// Site B is a real daemon at the most verbose log level, site A is the test.
 struct Pair<'a> {
     lab: &'a Lab,
     _kmes: Kmes,
     daemon: Gateway<'a>,
-    double: Double,
+    site: TestSite,
     events: Process,
     captures: Vec<Capture<'a>>,
     /// All that was named so far.
@@ -56,14 +56,14 @@ fn pair(lab: &Lab, initiator: Site) -> Pair<'_> {
         Capture::start(&lab.wan, Site::B.name(), Site::B.wan(Outer::V4)),
         Capture::start(&lab.kme, Site::B.name(), "10.40.0.1"),
     ];
-    let program = lab.gw_b.folder().join("daemon");
+    let program = lab.gw_b.dir().join("daemon");
     let script = format!("#!/bin/sh\nexec {} --log trace \"$@\"\n", binary("qvpn-daemon").display());
     fs::write(&program, script).unwrap();
     fs::set_permissions(&program, fs::Permissions::from_mode(0o700)).unwrap();
     let daemon = lab.start_daemon_as(Site::B, INTERFACE, &program, &[]);
     let events = daemon.events();
     let own = fs::read_to_string(lab.identity(Site::A).file).unwrap();
-    let mut double = Double::new(
+    let mut site = TestSite::new(
         lab.gw_a.udp(&format!("{}:{PORT}", Site::A.wan(Outer::V4))),
         format!("{}:{PORT}", Site::B.wan(Outer::V4)).parse().unwrap(),
         SecretIdentity::from_text(&own).unwrap(),
@@ -72,17 +72,17 @@ fn pair(lab: &Lab, initiator: Site) -> Pair<'_> {
     );
     for n in 0..500 {
         let (key, id) = test_key(&SEED, n);
-        double.qkd.insert(id, key);
+        site.qkd.insert(id, key);
     }
     let theirs = SecretIdentity::from_text(&fs::read_to_string(lab.identity(Site::B).file).unwrap()).unwrap();
     let known = BTreeMap::from([
         ("the static X25519 key".to_owned(), theirs.x25519().expose().to_vec()),
         ("the static ML-KEM seed".to_owned(), theirs.mlkem_seed().expose().to_vec()),
     ]);
-    let mut pair = Pair { lab, _kmes: kmes, daemon, double, events, captures, known };
+    let mut pair = Pair { lab, _kmes: kmes, daemon, site, events, captures, known };
     let role = if initiator == Site::A { Role::Initiator } else { Role::Responder };
-    let hello = pair.double.make_hello(role, QkdPolicy::Required, ["SITE-A", "SITE-B"]);
-    pair.double.connect(&hello, WAIT);
+    let hello = pair.site.make_hello(role, QkdPolicy::Required, ["SITE-A", "SITE-B"]);
+    pair.site.connect(&hello, WAIT);
     pair
 }
 
@@ -104,7 +104,7 @@ fn chain(epoch: &str, secrets: &Secrets) -> (String, Vec<u8>) {
 
 impl Pair<'_> {
     fn qkd(&self, id: &str) -> (String, Vec<u8>) {
-        (format!("QKD key {id}"), self.double.qkd[id].to_vec())
+        (format!("QKD key {id}"), self.site.qkd[id].to_vec())
     }
 
     /// All of `live` is in the daemon's memory, and nothing of `gone`.
@@ -178,9 +178,9 @@ fn files(lab: &Lab) -> Vec<u8> {
 }
 
 /// The gateway's first `Propose` of a later attempt than that: what waits longer than a second for its answer is repeated.
-fn next_attempt(double: &mut Double, after: u64) -> Vec<u8> {
+fn next_attempt(site: &mut TestSite, after: u64) -> Vec<u8> {
     loop {
-        let propose = double.expect(Kind::Propose, WAIT);
+        let propose = site.expect(Kind::Propose, WAIT);
         if qvpn_proto::wire::Propose::parse(&propose).unwrap().epoch > after {
             return propose;
         }
@@ -196,8 +196,8 @@ fn an_initiator_holds_only_secrets_that_live() {
         let index_of = |propose: &[u8]| qvpn_proto::wire::Propose::parse(propose).unwrap().indices[0];
 
         // The first epoch, before and after the Accept.
-        let propose = next_attempt(&mut pair.double, 0);
-        let (accept, one) = pair.double.answer(&propose, None);
+        let propose = next_attempt(&mut pair.site, 0);
+        let (accept, one) = pair.site.answer(&propose, None);
         let first_key = pair.qkd(&id_of(&propose));
         let to_responder =
             ("first: KEM secret of the responder's key".to_owned(), one.kem_to_responder.to_vec());
@@ -209,46 +209,46 @@ fn an_initiator_holds_only_secrets_that_live() {
             [to_responder, first_key.clone()].into_iter().chain(statics),
             not_yet,
         );
-        pair.double.send(Kind::Accept, &accept);
-        pair.double.expect_data(&one.to_responder, WAIT);
-        pair.double.send_data(&one.to_initiator, index_of(&propose), 0);
-        pair.double.rest(GRACE);
+        pair.site.send(Kind::Accept, &accept);
+        pair.site.expect_data(&one.to_responder, WAIT);
+        pair.site.send_data(&one.to_initiator, index_of(&propose), 0);
+        pair.site.rest(GRACE);
         let live = [data("first", &one), vec![chain("first", &one)]].concat();
         pair.memory("1 s into the first epoch", live, [exchange("first", &one), vec![first_key]].concat());
 
         // The second, with the chain of the first. The initiator proposed it meanwhile.
-        let propose = next_attempt(&mut pair.double, 1);
-        let (accept, two) = pair.double.answer(&propose, Some(&one));
+        let propose = next_attempt(&mut pair.site, 1);
+        let (accept, two) = pair.site.answer(&propose, Some(&one));
         let second_key = pair.qkd(&id_of(&propose));
-        pair.double.send(Kind::Accept, &accept);
-        pair.double.expect_data(&two.to_responder, WAIT);
-        pair.double.send_data(&two.to_initiator, index_of(&propose), 0);
+        pair.site.send(Kind::Accept, &accept);
+        pair.site.expect_data(&two.to_responder, WAIT);
+        pair.site.send_data(&two.to_initiator, index_of(&propose), 0);
         let second_began = Instant::now();
-        pair.double.rest(GRACE);
+        pair.site.rest(GRACE);
         let gone = [exchange("second", &two), vec![second_key, chain("first", &one)]].concat();
         let sealing = ("first: data key to the responder".to_owned(), one.to_responder.to_vec());
         let live = [data("second", &two), vec![chain("second", &two)]].concat();
         pair.memory("1 s into the second epoch", live, [gone, vec![sealing]].concat());
-        pair.double.rest(DRAIN);
+        pair.site.rest(DRAIN);
         pair.memory("after the drain", data("second", &two), data("first", &one));
 
-        // An attempt that nobody answers ends after 5 s, and with it its secrets.
-        let propose = next_attempt(&mut pair.double, 2);
-        let (_, three) = pair.double.answer(&propose, Some(&two));
+        // An unanswered attempt ends after 5 s, and with it its secrets.
+        let propose = next_attempt(&mut pair.site, 2);
+        let (_, three) = pair.site.answer(&propose, Some(&two));
         let name = "third: KEM secret of the responder's key".to_owned();
         let secret = (name, three.kem_to_responder.to_vec());
         let third_key = pair.qkd(&id_of(&propose));
-        pair.double.rest(Duration::from_secs(5) + GRACE);
+        pair.site.rest(Duration::from_secs(5) + GRACE);
         pair.memory("an attempt has failed", [third_key], [secret]);
 
         // No epoch follows, so this one ends by its age; its chain outlives it.
-        pair.double.rest((second_began + MAX_AGE + DRAIN + GRACE).saturating_duration_since(Instant::now()));
+        pair.site.rest((second_began + MAX_AGE + DRAIN + GRACE).saturating_duration_since(Instant::now()));
         pair.memory("after max_age", [chain("second", &two)], data("second", &two));
         pair.nothing_went_out();
     });
 }
 
-/// As master SAE of site A takes keys from its KME; their IDs.
+/// Fetches keys from site A's KME as its master SAE; returns their IDs.
 fn take_keys(lab: &Lab, number: usize) -> Vec<String> {
     let certs = lab.certificates();
     let (certs, address) = (certs.display(), Site::A.kme_address());
@@ -275,9 +275,9 @@ fn a_responder_holds_only_secrets_that_live() {
             target_kme: "kme-b1".into(),
         };
         let offer = StockOffer { number: 1, keys: ids.iter().map(name).collect() };
-        pair.double.send(Kind::StockOffer, &offer.to_bytes());
+        pair.site.send(Kind::StockOffer, &offer.to_bytes());
         loop {
-            let ack = StockAck::parse(&pair.double.expect(Kind::StockAck, WAIT)).unwrap();
+            let ack = StockAck::parse(&pair.site.expect(Kind::StockAck, WAIT)).unwrap();
             if ack.keys.len() == 3 && ack.keys.iter().all(|(_, held)| matches!(held, Held::Yes(_))) {
                 break;
             }
@@ -287,16 +287,16 @@ fn a_responder_holds_only_secrets_that_live() {
         pair.memory("the stock is held", keys.iter().cloned().chain(statics), []);
 
         // The first epoch, before and after the Confirm.
-        let attempt = pair.double.propose(1, Some(&ids[0]), None);
-        pair.double.send(Kind::Propose, &attempt.message.to_bytes());
-        let accept = pair.double.expect(Kind::Accept, WAIT);
-        let one = pair.double.verify(&attempt, &accept);
-        pair.double.rest(GRACE);
+        let attempt = pair.site.propose(1, Some(&ids[0]), None);
+        pair.site.send(Kind::Propose, &attempt.message.to_bytes());
+        let accept = pair.site.expect(Kind::Accept, WAIT);
+        let one = pair.site.verify(&attempt, &accept);
+        pair.site.rest(GRACE);
         let live = [data("first", &one), vec![chain("first", &one), keys[0].clone()]].concat();
         pair.memory("1 s after the Accept", live, exchange("first", &one));
-        pair.double.confirm(&attempt, &one);
-        pair.double.expect_data(&one.to_initiator, WAIT);
-        pair.double.rest(GRACE);
+        pair.site.confirm(&attempt, &one);
+        pair.site.expect_data(&one.to_initiator, WAIT);
+        pair.site.rest(GRACE);
         let live = [data("first", &one), vec![chain("first", &one)]].concat();
         pair.memory(
             "1 s into the first epoch",
@@ -305,36 +305,36 @@ fn a_responder_holds_only_secrets_that_live() {
         );
 
         // The second, with the chain of the first.
-        let attempt = pair.double.propose(2, Some(&ids[1]), Some(&one));
-        pair.double.send(Kind::Propose, &attempt.message.to_bytes());
-        let accept = pair.double.expect(Kind::Accept, WAIT);
-        let two = pair.double.verify(&attempt, &accept);
-        pair.double.confirm(&attempt, &two);
-        pair.double.expect_data(&two.to_initiator, WAIT);
-        pair.double.rest(GRACE);
+        let attempt = pair.site.propose(2, Some(&ids[1]), Some(&one));
+        pair.site.send(Kind::Propose, &attempt.message.to_bytes());
+        let accept = pair.site.expect(Kind::Accept, WAIT);
+        let two = pair.site.verify(&attempt, &accept);
+        pair.site.confirm(&attempt, &two);
+        pair.site.expect_data(&two.to_initiator, WAIT);
+        pair.site.rest(GRACE);
         let sealing = ("first: data key to the initiator".to_owned(), one.to_initiator.to_vec());
         let live = [data("second", &two), vec![chain("second", &two)]].concat();
         let gone = [exchange("second", &two), vec![keys[1].clone(), chain("first", &one), sealing]].concat();
         pair.memory("1 s into the second epoch", live, gone);
-        pair.double.rest(DRAIN);
+        pair.site.rest(DRAIN);
         pair.memory("after the drain", data("second", &two), data("first", &one));
 
         // A third that is never confirmed: its keys end by their age, too.
-        let attempt = pair.double.propose(3, Some(&ids[2]), Some(&two));
-        pair.double.send(Kind::Propose, &attempt.message.to_bytes());
-        let accept = pair.double.expect(Kind::Accept, WAIT);
-        let three = pair.double.verify(&attempt, &accept);
+        let attempt = pair.site.propose(3, Some(&ids[2]), Some(&two));
+        pair.site.send(Kind::Propose, &attempt.message.to_bytes());
+        let accept = pair.site.expect(Kind::Accept, WAIT);
+        let three = pair.site.verify(&attempt, &accept);
         let began = Instant::now();
         pair.memory("not confirmed", data("third", &three), []);
-        pair.double.rest((began + MAX_AGE + DRAIN + GRACE).saturating_duration_since(Instant::now()));
+        pair.site.rest((began + MAX_AGE + DRAIN + GRACE).saturating_duration_since(Instant::now()));
         let live = [keys[2].clone(), chain("second", &two), chain("third", &three)];
         let gone = [data("second", &two), data("third", &three), exchange("third", &three)].concat();
         pair.memory("after max_age", live, gone);
 
         // A key that is no longer offered is erased.
         let offer = StockOffer { number: 2, keys: Vec::new() };
-        pair.double.send(Kind::StockOffer, &offer.to_bytes());
-        pair.double.rest(GRACE);
+        pair.site.send(Kind::StockOffer, &offer.to_bytes());
+        pair.site.rest(GRACE);
         pair.memory("the offer is withdrawn", [], [keys[2].clone()]);
         pair.nothing_went_out();
     });

@@ -41,7 +41,7 @@ fn each_direct_dependency_has_a_line_with_its_licence() {
         .workspace_packages()
         .iter()
         .flat_map(|package| package.dependencies.iter().map(|dependency| dependency.name.clone()))
-        // Optional ones that nobody asked for are in no build here.
+        // Optional ones that are not enabled are in no build here.
         .filter(|name| {
             !ours.contains(name) && metadata.packages.iter().any(|p| p.name.as_str() == name.as_str())
         })
@@ -108,8 +108,8 @@ fn all_unsafe_code_is_counted_and_has_its_reason() {
     assert_eq!(found, told, "lines of unsafe code (left: in the sources, right: on the page)");
 }
 
-fn count(folder: &Path, found: &mut BTreeMap<String, usize>) {
-    for entry in fs::read_dir(folder).unwrap() {
+fn count(dir: &Path, found: &mut BTreeMap<String, usize>) {
+    for entry in fs::read_dir(dir).unwrap() {
         let path = entry.unwrap().path();
         let name = path.file_name().unwrap().to_string_lossy().into_owned();
         if path.is_dir() && name != "target" && !name.starts_with('.') {

@@ -1,5 +1,5 @@
-//! A client key in a PKCS#11 token (SoftHSM): a tunnel whose gateway's key was never in a file of its own, a token that is
-//! pulled, and each mistake of an operator in words. No PIN is printed or logged.
+//! A client key in a PKCS#11 token (SoftHSM): a tunnel with a key that was never in a file, a removed token, and the message
+//! for each mistake of an operator. No PIN is printed or logged.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
@@ -20,12 +20,12 @@ const PIN: &str = "73310946";
 
 /// A SoftHSM with a token of its own.
 struct Token {
-    folder: PathBuf,
+    dir: PathBuf,
     module: PathBuf,
 }
 
 impl Token {
-    fn new(folder: &Path) -> Self {
+    fn new(dir: &Path) -> Self {
         let places = [
             "/usr/lib/softhsm/libsofthsm2.so",
             "/usr/lib/x86_64-linux-gnu/softhsm/libsofthsm2.so",
@@ -34,20 +34,20 @@ impl Token {
         ];
         let module = places.iter().map(PathBuf::from).find(|path| path.exists());
         let module = module.expect("SoftHSM is not installed; run scripts/deps.sh");
-        fs::create_dir_all(folder.join("tokens")).unwrap();
+        fs::create_dir_all(dir.join("tokens")).unwrap();
         let conf = format!(
             "directories.tokendir = {}\nobjectstore.backend = file\nlog.level = ERROR\n",
-            folder.join("tokens").display()
+            dir.join("tokens").display()
         );
-        fs::write(folder.join("softhsm2.conf"), conf).unwrap();
-        let token = Self { folder: folder.to_owned(), module };
+        fs::write(dir.join("softhsm2.conf"), conf).unwrap();
+        let token = Self { dir: dir.to_owned(), module };
         token.util(&["--init-token", "--free", "--label", "site a", "--so-pin", "11112222", "--pin", PIN]);
         token.secret("pin", &format!("{PIN}\n"));
         token
     }
 
     fn conf(&self) -> PathBuf {
-        self.folder.join("softhsm2.conf")
+        self.dir.join("softhsm2.conf")
     }
 
     fn util(&self, words: &[&str]) {
@@ -62,7 +62,7 @@ impl Token {
     }
 
     fn secret(&self, name: &str, text: &str) -> PathBuf {
-        let path = self.folder.join(name);
+        let path = self.dir.join(name);
         fs::write(&path, text).unwrap();
         fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
         path
@@ -73,7 +73,7 @@ impl Token {
         format!(
             "pkcs11:{path}?module-path={}&pin-source={}",
             self.module.display(),
-            self.folder.join(pin_file).display()
+            self.dir.join(pin_file).display()
         )
     }
 }
@@ -93,7 +93,7 @@ fn source(lab: &Lab, key_file: &str, cert: &str) -> String {
 fn a_key_that_never_leaves_its_token() {
     sandbox::run("a_key_that_never_leaves_its_token", || {
         let lab = Lab::new();
-        let token = Token::new(&lab.gw(Site::A).folder().join("hsm"));
+        let token = Token::new(&lab.gw(Site::A).dir().join("hsm"));
         let kmes = lab.start_kmes(&KmeOptions::default());
         let key = lab.certificates().join("site-a.key");
         token.import(&key, "kme", "01");
@@ -120,8 +120,8 @@ fn a_key_that_never_leaves_its_token() {
         }
         assert!(lab.lan(Site::A).pings(Site::B.host()[0]));
 
-        // The token is pulled: the tunnel lives on its stock, and the operator reads why. It is put back: keys come again.
-        let (there, away) = (token.folder.join("tokens"), token.folder.join("away"));
+        // The token is removed: the tunnel uses its stock, and the status shows the cause. It is put back: keys come again.
+        let (there, away) = (token.dir.join("tokens"), token.dir.join("away"));
         fs::rename(&there, &away).unwrap();
         fs::create_dir(&there).unwrap();
         let error = wait_until("the KME is down", START, || {
@@ -141,7 +141,7 @@ fn a_key_that_never_leaves_its_token() {
     });
 }
 
-/// A certificate of SITE-A with this key, from the lab's CA, in the folder of the others.
+/// A certificate of SITE-A with this key, from the lab's CA, in the directory of the others.
 fn issue(lab: &Lab, stem: &str, key: &KeyPair) {
     let certs = lab.certificates();
     let read = |name: &str| fs::read_to_string(certs.join(name)).unwrap();
@@ -157,7 +157,7 @@ fn issue(lab: &Lab, stem: &str, key: &KeyPair) {
 fn a_token_signs_with_each_kind_of_key() {
     sandbox::run("a_token_signs_with_each_kind_of_key", || {
         let lab = Lab::new();
-        let token = Token::new(&lab.gw(Site::A).folder().join("hsm"));
+        let token = Token::new(&lab.gw(Site::A).dir().join("hsm"));
         let _kmes = lab.start_kmes(&KmeOptions::default());
         let p384 = KeyPair::generate_for(&PKCS_ECDSA_P384_SHA384).unwrap();
         let rsa = KeyPair::generate_rsa_for(&PKCS_RSA_SHA256, RsaKeySize::_2048).unwrap();
@@ -182,10 +182,10 @@ fn a_token_signs_with_each_kind_of_key() {
 }
 
 #[test]
-fn each_mistake_with_a_token_is_told_in_words() {
-    sandbox::run("each_mistake_with_a_token_is_told_in_words", || {
+fn each_mistake_with_a_token_has_a_message() {
+    sandbox::run("each_mistake_with_a_token_has_a_message", || {
         let lab = Lab::new();
-        let token = Token::new(&lab.gw(Site::A).folder().join("hsm"));
+        let token = Token::new(&lab.gw(Site::A).dir().join("hsm"));
         let _kmes = lab.start_kmes(&KmeOptions::default());
         let certs = lab.certificates();
         token.import(&certs.join("site-a.key"), "kme", "01");
@@ -225,7 +225,7 @@ fn each_mistake_with_a_token_is_told_in_words() {
                     + &String::from_utf8_lossy(&output.stderr);
                 (output.status.code().unwrap(), text)
             };
-            // What can be seen without the token, `check` refuses already.
+            // `check` refuses the mistakes that can be found without the token.
             let (found, text) = if *code == 3 {
                 check(&["check", &file])
             } else {

@@ -1,5 +1,5 @@
-//! `qvpn-ctl top` in a real terminal of 80 columns and 24 lines (tmux), at a gateway that carries traffic: its screens held
-//! against snapshots in which numbers are `#`. Run with `BLESS=1` to write them anew, and read the difference.
+//! `qvpn-ctl top` in a real terminal of 80 columns and 24 lines (tmux), at a gateway that carries traffic: its screens are
+//! compared with snapshots in which numbers are `#`. Run with `BLESS=1` to rewrite them, and read the difference.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
@@ -19,7 +19,7 @@ struct Terminal<'n> {
 
 impl<'n> Terminal<'n> {
     fn start(node: &'n Node, command: &str) -> Self {
-        let terminal = Self { node, socket: node.folder().join("tmux") };
+        let terminal = Self { node, socket: node.dir().join("tmux") };
         terminal.tmux(&["new-session", "-d", "-x", "80", "-y", "24", command]);
         terminal
     }
@@ -32,7 +32,7 @@ impl<'n> Terminal<'n> {
         String::from_utf8(output.stdout).unwrap()
     }
 
-    /// The 24 lines that are seen.
+    /// The 24 lines of the screen.
     fn screen(&self) -> String {
         self.tmux(&["capture-pane", "-p"])
     }
@@ -59,7 +59,7 @@ impl Drop for Terminal<'_> {
     }
 }
 
-/// A screen without what differs from one second to the next: numbers, and the units that follow from them.
+/// A screen without the parts that change each second: numbers, and the units that depend on them.
 fn skeleton(screen: &str) -> String {
     let keep = |word: &str| {
         let units = ["ms", "B/s", "KiB/s", "MiB/s", "GiB/s", "second", "seconds", "minute", "minutes"];
@@ -74,7 +74,7 @@ fn skeleton(screen: &str) -> String {
     screen.lines().map(|l| line(l) + "\n").collect()
 }
 
-/// Waits until the screen is that of the snapshot.
+/// Waits until the screen equals the snapshot.
 fn snapshot(terminal: &Terminal<'_>, name: &str) {
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/screens").join(name);
     if std::env::var_os("BLESS").is_some() {
@@ -99,7 +99,7 @@ fn top_shows_a_running_tunnel_in_a_real_terminal() {
     sandbox::run("top_shows_a_running_tunnel_in_a_real_terminal", || {
         let lab = Lab::new();
         let _kmes = lab.start_kmes(&KmeOptions::default());
-        // The proposer knows best when the next rekey is.
+        // Only the initiator knows the time of the next rekey.
         let options = GatewayOptions { initiator: Some(Site::A), ..GatewayOptions::default() };
         let mut gateways: [Gateway<'_>; 2] = lab.start_both(&options);
         gateways.iter().for_each(|gateway| drop(gateway.wait_state("up", START)));
@@ -114,12 +114,12 @@ fn top_shows_a_running_tunnel_in_a_real_terminal() {
         snapshot(&terminal, "top-up.txt");
         drop(stream.finish());
 
-        // The daemon dies: the last numbers stay, and what to do stands below them.
+        // The daemon dies: the last numbers stay, with the remedy below them.
         gateways[0].process.kill();
         let screen = terminal.wait("the daemon is gone", |s| s.contains("the daemon of qvpn0 is gone"));
         assert!(screen.contains("systemctl restart qvpn@qvpn0") && screen.contains("site-b"), "{screen}");
         snapshot(&terminal, "top-gone.txt");
-        // And it comes back by itself.
+        // The screen recovers.
         let _again = lab.start_daemon(Site::A);
         terminal.wait("the daemon is back", |s| !s.contains("is gone") && s.contains("1 of 1 peers up"));
 

@@ -1,4 +1,4 @@
-//! The short trial of `make trial` in half a minute: it passes, and its page says what happened and needs nothing else.
+//! The short trial of `make trial` in half a minute: it passes, and its page is complete and self-contained.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 

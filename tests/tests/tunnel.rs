@@ -1,4 +1,4 @@
-//! Two sites and one tunnel: traffic of all kinds passes it, and it comes back after either end was killed.
+//! Two sites and one tunnel: traffic of all kinds passes, and the tunnel recovers after either gateway was killed.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
@@ -85,7 +85,7 @@ fn a_killed_gateway_is_back_long_before_the_next_rekey() {
     sandbox::run("a_killed_gateway_is_back_long_before_the_next_rekey", || {
         let lab = Lab::new();
         let _kmes = lab.start_kmes(&KmeOptions::default());
-        // At the default interval nobody is due to propose soon: the restart itself must be noticed.
+        // At the default interval no rekey is due soon: the restart itself must be detected.
         let options = GatewayOptions { rekey_interval: "60s".to_owned(), ..GatewayOptions::default() };
         let mut gateways: [Option<Gateway<'_>>; 2] = lab.start_both(&options).map(Some);
         for gateway in gateways.iter().flatten() {

@@ -1,5 +1,5 @@
-//! A hub and two sites with the KMEs of two vendors at each, one over ETSI GS QKD 014 and one over SKIP: each peer has its own
-//! order, the next KME is asked where one has no key, and a key's ID is asked only of the pair of KMEs that issued it.
+//! A hub and two sites with KMEs of two vendors each, one over ETSI GS QKD 014 and one over SKIP: each peer has its own order
+//! of KMEs, the next KME is used if one has no key, and a key's ID is requested only from the pair of KMEs that issued it.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
@@ -20,10 +20,10 @@ const B: usize = 2;
 /// Interface and SAE of the hub, of site A and of site B.
 const SITES: [(&str, &str); 3] = [("vhub", "HUB"), ("va", "SITE-A"), ("vb", "SITE-B")];
 
-/// What the hub and a site are to each other.
+/// The relation of the hub and a site.
 struct Pairing {
     site: usize,
-    /// Who takes new keys; the other end asks for them by their IDs.
+    /// The master SAE, which fetches new keys; the peer fetches them by their IDs.
     master: usize,
     /// The vendors in the order of this pair: 0 is etsi, 1 is skip.
     order: [usize; 2],
@@ -39,13 +39,13 @@ fn kme(vendor: usize, site: usize) -> String {
     format!("{}-{}", ["etsi", "skip"][vendor], SITES[site].1.to_lowercase())
 }
 
-fn configure(vendors: &[Loopback; 2], folder: &Path, keys: &[String; 3], site: usize) -> PathBuf {
+fn configure(vendors: &[Loopback; 2], dir: &Path, keys: &[String; 3], site: usize) -> PathBuf {
     let (name, sae) = SITES[site];
     let port = |site: usize| 52_300 + site;
     let mut text = format!(
         "[interface]\nname = \"{name}\"\nprivate_key_file = \"{}/{name}.key\"\nlisten_port = {}\n\
          rekey_interval = \"300ms\"\nlog_level = \"debug\"\n[kms]\nsae_id = \"{sae}\"\n",
-        folder.display(),
+        dir.display(),
         port(site),
     );
     for (vendor, api) in [(0, "etsi014"), (1, "skip")] {
@@ -68,7 +68,7 @@ fn configure(vendors: &[Loopback; 2], folder: &Path, keys: &[String; 3], site: u
             port(other),
         );
     }
-    let file = folder.join(format!("{name}.toml"));
+    let file = dir.join(format!("{name}.toml"));
     fs::write(&file, text).unwrap();
     file
 }
@@ -114,10 +114,10 @@ fn an_id_is_asked_only_of_the_kmes_that_issued_it() {
                 },
             )
         });
-        let folder = vendors[0].folder.clone();
-        let keys = SITES.map(|(name, _)| new_identity(&folder.join(format!("{name}.key"))));
+        let dir = vendors[0].dir.clone();
+        let keys = SITES.map(|(name, _)| new_identity(&dir.join(format!("{name}.key"))));
         let daemons = [HUB, A, B].map(|site| {
-            let file = configure(&vendors, &folder, &keys, site);
+            let file = configure(&vendors, &dir, &keys, site);
             Process::spawn(SITES[site].0, Command::new(binary("qvpn-daemon")).arg("--config").arg(file))
         });
         let mut printed = String::new();
@@ -152,9 +152,9 @@ fn an_id_is_asked_only_of_the_kmes_that_issued_it() {
                 .into();
         assert_eq!(places(&first), want);
 
-        // Both vendors pass the check of a stranger.
+        // Both vendors pass `kms check`.
         let mut check = Command::new(binary("qvpn-ctl"));
-        check.args(["kms", "check", "--no-take"]).arg(folder.join("vhub.toml"));
+        check.args(["kms", "check", "--no-take"]).arg(dir.join("vhub.toml"));
         let text = run(&mut check);
         for words in [
             "the KME knows us as SAE HUB",
@@ -165,7 +165,7 @@ fn an_id_is_asked_only_of_the_kmes_that_issued_it() {
             assert!(text.contains(words), "{words}: {text}");
         }
 
-        // Where the first has no key the second gives it. Its ID is asked at the other end of the second, whatever the order there.
+        // If the first has no key the second provides it. The peer requests its ID from the second vendor, in any order.
         vendors[0].misbehave(&etsi[HUB], "enc_keys", "http_503");
         vendors[1].misbehave(&skip[B], "enc_keys", "http_503");
         wait_until("the other vendor's keys come", START, || {
@@ -183,7 +183,7 @@ fn an_id_is_asked_only_of_the_kmes_that_issued_it() {
         vendors[1].misbehave(&skip[B], "enc_keys", "none");
         go_on("back to the first");
 
-        // A KME that is asked for an ID of another's says that it doesn't know it, and logs the refusal.
+        // A KME that gets a request for another's ID answers that it doesn't know it, and logs the refusal.
         for vendor in &vendors {
             let log = vendor.sim.log();
             let refused: Vec<&str> = log.lines().filter(|line| line.contains("request refused")).collect();

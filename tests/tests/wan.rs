@@ -1,5 +1,5 @@
-//! A WAN that loses, delays and reorders, goes away for a while, and gateways whose addresses and NAT mappings move: what
-//! arrives in time always opens, rekeys go on, and traffic is back soon after the WAN is.
+//! A WAN with loss, delay, reordering and outages, and gateways whose addresses and NAT mappings change: each packet that
+//! arrives in time opens, rekeys continue, and traffic recovers soon after the WAN.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
@@ -32,9 +32,9 @@ fn nothing_refused(gateways: &[Gateway<'_>; 2]) {
     }
 }
 
-/// Each data packet that the relay handed on has been opened at the other end. Nothing goes through the relay afterwards.
+/// Checks that each data packet that the relay forwarded was opened by the peer. Nothing passes the relay afterwards.
 fn all_that_passed_was_opened(relay: &mut Relay, gateways: &[Gateway<'_>; 2]) {
-    // A few empty packets are always on their way, so the WAN ends here, and what it holds arrives.
+    // A few empty packets are always in transit, so the WAN stops here, and those in transit arrive.
     relay.set(1.0, Duration::ZERO, Duration::ZERO);
     for (to, gateway) in [(Site::B, &gateways[1]), (Site::A, &gateways[0])] {
         let (start, mut last) = (Instant::now(), None);
@@ -55,7 +55,7 @@ fn all_that_passed_was_opened(relay: &mut Relay, gateways: &[Gateway<'_>; 2]) {
 fn transfer(lab: &Lab, from: Site) -> [Process; 2] {
     let (to, limit) = (from.other(), Duration::from_secs(10));
     let address = format!("{}:5201", to.host()[0]);
-    let file = lab.lan(to).folder().join("transfer");
+    let file = lab.lan(to).dir().join("transfer");
     let start = |site: Site, words: &[&str]| {
         let mut process = lab.lan(site).spawn(binary("lab-traffic"), words);
         process.line("ready", limit);
@@ -66,8 +66,8 @@ fn transfer(lab: &Lab, from: Site) -> [Process; 2] {
     [start(from, &["bulk-send", &address, "1"]), receiver]
 }
 
-/// Numbered UDP both ways and TCP both ways over a bad WAN, until there were `least` rekeys or more; how many, and in what
-/// time.
+/// Numbered UDP and TCP in both directions over a lossy WAN, until there were at least `least` rekeys. Returns their number
+/// and the time.
 fn bad_wan(outer: Outer, seconds: u64, least: u64) -> (u64, Duration) {
     let lab = Lab::new();
     let _kmes = lab.start_kmes(&KmeOptions::default());
@@ -92,7 +92,7 @@ fn bad_wan(outer: Outer, seconds: u64, least: u64) -> (u64, Duration) {
         let share = received.lost as f64 / report.sent as f64;
         assert!((0.1..0.3).contains(&share), "a fifth is lost by the WAN: {report:?}");
     }
-    // On such a line TCP now and then waits many seconds before it repeats something.
+    // On such a WAN TCP sometimes waits many seconds before a retransmission.
     for [_, receiver] in &mut transfers {
         receiver.line("moves", Duration::from_secs(60));
     }
@@ -126,14 +126,14 @@ fn a_bad_wan_loses_only_what_it_loses_for_long() {
     });
 }
 
-/// The NAT in front of site A changes its mapping again and again while numbered packets flow.
+/// The NAT in front of site A changes its mapping repeatedly while numbered packets flow.
 fn a_mapping_moves(outer: Outer, initiator: Site) {
     let lab = Lab::new();
     let _kmes = lab.start_kmes(&KmeOptions::default());
     let mut relay = lab.start_relay(outer, 1);
     let options = GatewayOptions { outer, initiator: Some(initiator), ..GatewayOptions::default() };
     let _ = lab.configure(Site::A, &options.through_relay(Site::A));
-    // Site B can't know where site A will come from.
+    // Site B can't know site A's next address.
     let _ = lab.configure(Site::B, &GatewayOptions { endpoint: false, ..options });
     let gateways = Site::BOTH.map(|site| lab.start_daemon(site));
     for gateway in &gateways {
@@ -153,7 +153,7 @@ fn a_mapping_moves(outer: Outer, initiator: Site) {
     let report = relay.report();
     println!("{report:?}, {a:?}, {b:?}");
     assert_eq!((b.received.lost, b.received.duplicated), (0, 0), "nothing is lost towards site B: {b:?}");
-    // Towards site A it is what was under way to the former port, and nothing else.
+    // To site A only the packets in transit to the former port are lost.
     let late = report.from_b.data_lost - before.from_b.data_lost;
     assert!(a.received.lost <= late, "{late} came to former ports: {a:?}");
     assert!(a.received.lost < 100, "{a:?}");
@@ -166,7 +166,7 @@ fn a_mapping_moves(outer: Outer, initiator: Site) {
 #[test]
 fn a_nat_mapping_may_move() {
     sandbox::run("a_nat_mapping_may_move", || {
-        // The side behind the NAT may be the one that proposes, or not.
+        // The side behind the NAT may be the initiator, or not.
         a_mapping_moves(Outer::V4, Site::A);
         a_mapping_moves(Outer::V6, Site::B);
     });
@@ -181,7 +181,7 @@ fn a_nat_mapping_may_move_in_all_cases() {
     });
 }
 
-/// Gateway A gets another address on the WAN, and then the old one goes, while numbered packets flow: none is lost.
+/// Gateway A gets another address on the WAN, and then loses the old one, while numbered packets flow: none is lost.
 fn roams(outer: Outer, initiator: Site) {
     let lab = Lab::new();
     let _kmes = lab.start_kmes(&KmeOptions::default());
@@ -192,13 +192,13 @@ fn roams(outer: Outer, initiator: Site) {
     }
     assert!(lab.lan_a.pings(Site::B.host()[0]));
     let (old, router) = (Site::A.wan(outer), Site::A.router(outer));
-    // No route may begin at an IPv6 address of which the kernel still finds out whether somebody has it.
+    // No route may use an IPv6 source address during duplicate address detection.
     let (ip, length, new_one) = if outer == Outer::V4 { ("ip", 24, "") } else { ("ip -6", 64, "nodad") };
-    // Else the kernel takes the second address away with the first.
+    // Otherwise the kernel removes the second address with the first.
     lab.gw_a.sysctl("net/ipv4/conf/wan/promote_secondaries", "1");
     let stream = Stream { count: 5_000, rate: 1_000, ..Stream::default() }.start(&lab);
     let new = if outer == Outer::V4 { "198.51.100.3" } else { "2001:db8:a::3" };
-    // From here on the gateway's packets come from the new address, while both work; then the old one goes.
+    // From here on the gateway sends from the new address, while both work; then the old one is removed.
     lab.gw_a.run(&format!(
         "ip addr add {new}/{length} dev wan {new_one} && {ip} route replace default via {router} src {new}"
     ));
@@ -214,7 +214,7 @@ fn roams(outer: Outer, initiator: Site) {
         let received = &report.received;
         assert_eq!((received.lost, received.duplicated, report.refused), (0, 0, 0), "{report:?}");
     }
-    // The config's address of site A is gone for good: the tunnel goes on rekeying.
+    // Site A's address in the config no longer exists: the tunnel continues to rekey.
     let before = gateways.each_ref().map(rekeys);
     for (gateway, before) in gateways.iter().zip(before) {
         gateway.wait_peer("rekeys", START, |peer| peer["rekeys"].as_u64() > Some(before + 2));
@@ -239,7 +239,8 @@ fn a_gateway_roams_and_loses_nothing_in_all_cases() {
     });
 }
 
-/// Both gateways roam, and later both go back while the WAN is down, so that each knows the other only by an address that is gone.
+/// Both gateways roam, and later both return to their old address while the WAN is down, so each knows only an address of the
+/// peer that no longer exists.
 #[test]
 fn gateways_that_lost_each_other_meet_where_the_config_says() {
     sandbox::run("gateways_that_lost_each_other_meet_where_the_config_says", || {
@@ -259,7 +260,7 @@ fn gateways_that_lost_each_other_meet_where_the_config_says() {
                 "ip addr add {to}/24 dev wan && ip route replace default via {router} src {to} && ip addr del {from}/24 dev wan"
             ));
         };
-        // Where a gateway sends both its messages and both lanes' packets.
+        // The destinations of a gateway's messages and of both lanes' packets.
         let sends_to = |gateway: &Gateway<'_>, address: &str| {
             wait_until(&format!("all goes to {address}"), START, || {
                 let peer = gateway.peer();
@@ -339,7 +340,7 @@ fn each_side_may_be_behind_nat_and_both() {
         let hide_a =
             "post oifname site-b ip saddr 198.51.100.1 udp sport 51820 snat to 203.0.113.2:40000-40999";
         behind_nat([default(), unknown()], &[hide_a], "203.0.113.2:40");
-        // Site B is hidden, so it must be the one that knows the other.
+        // Site B is hidden, so it must know site A's address.
         let hide_b =
             "post oifname site-a ip saddr 203.0.113.1 udp sport 51820 snat to 198.51.100.2:40000-40999";
         behind_nat([unknown(), default()], &[hide_b], "198.51.100.1:51820");
@@ -349,7 +350,7 @@ fn each_side_may_be_behind_nat_and_both() {
     });
 }
 
-/// The WAN swallows everything for a while.
+/// The WAN drops everything for a while.
 fn wan_down(rekey_interval: &str, down: Duration) -> Duration {
     let lab = Lab::new();
     let _kmes = lab.start_kmes(&KmeOptions::default());
@@ -430,7 +431,7 @@ fn the_two_directions_may_go_different_ways() {
         let after =
             [count("site-a2", "rx"), count("site-a", "rx"), count("site-a", "tx"), count("site-a2", "tx")];
         let more = |i: usize| after[i] - before[i];
-        // In bytes, since datagrams may travel in one piece. Each is of 80 bytes or more.
+        // In bytes, since several datagrams may be one buffer. Each has 80 bytes or more.
         let (all, few) = (3_000 * 80, 20_000);
         assert!(more(0) >= all && more(1) < few, "out by the second path: {before:?} {after:?}");
         assert!(more(2) >= all && more(3) < few, "back by the first: {before:?} {after:?}");

@@ -1,5 +1,5 @@
-//! Writes all that passes an interface to a pcap file, until it sees the packet that marks the end. tcpdump can't do it
-//! here: it insists on changing its user, which an ordinary user's namespace doesn't allow (it reads the file, though).
+//! Writes everything that passes an interface to a pcap file, until it sees the marker packet. tcpdump can't do it here:
+//! it changes its user, which an unprivileged user's namespace doesn't allow (it can read the file, though).
 //!
 //! `lab-capture INTERFACE FILE MARKER_IN_HEX`; prints `listening`, and at the end `dropped N` by the kernel.
 
@@ -67,7 +67,7 @@ fn run() -> Result<(), Box<dyn std::error::Error>> {
             }
         }
         let length = got.bytes;
-        // The socket hears all interfaces of this machine.
+        // The socket receives from all interfaces of this machine.
         if got.address.is_none_or(|address| address.ifindex() != usize::try_from(index).unwrap_or(0)) {
             continue;
         }

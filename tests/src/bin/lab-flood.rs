@@ -1,20 +1,20 @@
-//! Abuses a gateway's UDP port from many addresses, as fast as it is told.
+//! Floods a gateway's UDP port from many addresses, at a given rate.
 //!
 //! `lab-flood KIND RATE SECONDS TARGET PUBLIC_KEY NETWORK [FILE]`: sends RATE datagrams a second to TARGET from 200
-//! addresses of NETWORK (such as `192.0.2`), which must be local here. Prints `flooding`, and at the end how many the kernel
-//! took. KIND is
+//! addresses of NETWORK (such as `192.0.2`), which must be local here. Prints `flooding`, and at the end the number that the
+//! kernel accepted. KIND is
 //!
-//! - `starts`: handshake starts that are well formed and made for the gateway's key, by nobody
-//! - `points`: such starts with X25519 keys of small order
-//! - `wrong`: such starts, but their mac1 is wrong
+//! - `starts`: well-formed handshake initiations for the gateway's key, from unknown senders
+//! - `points`: such initiations with X25519 keys of small order
+//! - `wrong`: such initiations with a wrong mac1
 //! - `data`: data packets of no session
 //! - `session`: messages of control sessions that don't open
 //! - `short`: up to 15 bytes, mostly one
 //! - `long`: 1,500 to 60,000 bytes
-//! - `replay`: what FILE holds, a length of two bytes, big endian, before each datagram
-//! - `live`: what passes the interface FILE now, to the gateway: repeated, changed, cut, under the same key with other
-//!   counters; and what it sends itself, sent back
-//! - `joined`: the same and most of the others, up to 40 in one piece that the gateway receives at once (UDP GRO)
+//! - `replay`: the datagrams in FILE, each after its length of two bytes, big endian
+//! - `live`: the data packets that pass the interface FILE to the gateway now: repeated, changed, truncated, or with other
+//!   counters; and the gateway's own packets, sent back
+//! - `joined`: these and most of the others, up to 40 in one buffer that the gateway receives at once (UDP GRO)
 
 use std::error::Error;
 use std::io::{self, IoSlice, Write};
@@ -33,7 +33,7 @@ use nix::sys::socket::{
 };
 use tests::is_data;
 
-/// Addresses that it sends from.
+/// Number of source addresses.
 const SOURCES: u64 = 200;
 
 fn main() -> ExitCode {
@@ -70,7 +70,7 @@ fn run() -> Result<(), Box<dyn Error>> {
             let wire = socket(AddressFamily::Packet, kind, flag, SockProtocol::EthAll)?;
             let index = usize::try_from(nix::net::if_::if_nametoindex(interface.as_str())?)?;
             let (seen, network) = (Arc::clone(&seen), network.clone());
-            // It ends with the process.
+            // The thread ends with the process.
             thread::spawn(move || watch(&wire, index, target.into(), &network, &seen));
         }
         ("replay" | "live" | "joined", _) => return Err(format!("`{kind}` needs FILE").into()),
@@ -78,7 +78,7 @@ fn run() -> Result<(), Box<dyn Error>> {
     }
     println!("flooding");
     io::stdout().flush()?;
-    // The same in each run, but other datagrams for each kind.
+    // The same in each run, but different for each kind.
     let mut random = kind.bytes().fold(1u64, |sum, byte| sum << 8 ^ u64::from(byte));
     let (start, mut done, mut sent) = (Instant::now(), 0, 0);
     while start.elapsed() < Duration::from_secs(seconds) {
@@ -96,7 +96,7 @@ fn run() -> Result<(), Box<dyn Error>> {
                 };
                 (1, socket.send_to(&datagram, target).is_ok())
             };
-            // Where the queue is full the flood is as fast as it can be.
+            // A full queue means that the flood is as fast as possible.
             let count = u64::try_from(count)?;
             done += count;
             sent += if took { count } else { 0 };
@@ -107,17 +107,17 @@ fn run() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// The last data packets on the wire, to the gateway and from it.
+/// The latest data packets on the wire, to the gateway and from it.
 #[derive(Default)]
 struct Seen {
     to: Vec<Vec<u8>>,
     from: Vec<Vec<u8>>,
 }
 
-/// How many of them are kept.
+/// Number of packets that are kept.
 const KEPT: usize = 32;
 
-/// Keeps the last data packets of others on this interface.
+/// Keeps the latest data packets of others on this interface.
 fn watch(wire: &OwnedFd, interface: usize, target: SocketAddr, flood: &str, seen: &Mutex<Seen>) {
     let mut frame = [0; 2048];
     loop {
@@ -142,7 +142,7 @@ fn watch(wire: &OwnedFd, interface: usize, target: SocketAddr, flood: &str, seen
     }
 }
 
-/// Source, destination and payload of an Ethernet frame with IPv4 and UDP, if it is whole.
+/// Source, destination and payload of a complete Ethernet frame with IPv4 and UDP.
 fn udp(frame: &[u8]) -> Option<(SocketAddrV4, SocketAddrV4, &[u8])> {
     let (ethernet, ip) = frame.split_at_checked(14)?;
     if ethernet[12..] != [8, 0] || *ip.get(9)? != 17 {
@@ -155,7 +155,7 @@ fn udp(frame: &[u8]) -> Option<(SocketAddrV4, SocketAddrV4, &[u8])> {
     Some((SocketAddrV4::new(address(12)?, word(0)?), SocketAddrV4::new(address(16)?, word(2)?), payload))
 }
 
-/// Something made of what passes now; an empty datagram while nothing did.
+/// A datagram made from one on the wire; empty until there is one.
 fn live(seen: &Mutex<Seen>, random: &mut u64) -> Vec<u8> {
     let seen = seen.lock().unwrap_or_else(PoisonError::into_inner);
     let choice = next(random) % 8;
@@ -166,13 +166,13 @@ fn live(seen: &Mutex<Seen>, random: &mut u64) -> Vec<u8> {
     match choice {
         // Sent back, or repeated.
         0 | 1 => {}
-        // Another text under a counter that was used.
+        // Another payload with a used counter.
         2 => {
             let body = packet.len() - 16;
             packet[16 + at % body] ^= 1;
         }
         3 => packet.truncate(32 + at % (packet.len() - 31)),
-        // Counters to come, near and far: the key is the right one, and the tag is not.
+        // Future counters, near and far: the index is valid, and the tag is not.
         4 => packet[10] ^= 1,
         5 => packet[8..16].copy_from_slice(&u64::MAX.to_le_bytes()),
         6 => packet[12..16].fill(0x7f),
@@ -181,7 +181,7 @@ fn live(seen: &Mutex<Seen>, random: &mut u64) -> Vec<u8> {
     packet
 }
 
-/// Datagrams of one size but for the last, which may be shorter, and that size.
+/// Datagrams of one size, except that the last may be shorter; and that size.
 type Joined = (Vec<Vec<u8>>, u16);
 
 /// Up to 40 datagrams.
@@ -222,9 +222,9 @@ const SMALL_ORDER: [&str; 6] = [
 fn forged(kind: &str, mac_key: &[u8; 32], random: &mut u64) -> Result<Vec<u8>, Box<dyn Error>> {
     let n = u64::from(next(random));
     let (first, index, length) = match kind {
-        // A start: type, sender, ephemeral key, static key, time, and two MACs of 16 bytes.
+        // An initiation: type, sender, ephemeral key, static key, time, and two MACs of 16 bytes.
         "starts" | "points" | "wrong" => (1, next(random), 148),
-        // Receiver indices have the top bit set in data sessions; others hold the peer's number and a count.
+        // Receiver indices of data sessions have the top bit set; others hold the peer's number and a count.
         "data" => (4, next(random) | 0x8000_0000, 64 + n % 1300),
         "session" => (4, next(random) % 512, 64 + n % 1100),
         "short" => (1 + next(random) % 4, next(random), if n % 4 == 0 { n / 4 % 16 } else { 1 }),

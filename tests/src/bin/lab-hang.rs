@@ -1,7 +1,7 @@
-//! Hangs a daemon's control task while its lanes run: stops each thread of the process but the lanes', one by one, as a
-//! debugger does. SIGSTOP could not: it stops all threads of a process.
+//! Hangs a daemon's control task while its lanes run: it stops each thread of the process except the lanes', one by one,
+//! as a debugger does. SIGSTOP would stop all threads.
 //!
-//! `lab-hang PID`; prints `stopped N threads`, and lets them go at a line on standard input.
+//! `lab-hang PID`; prints `stopped N threads`, and resumes them after a line on standard input.
 
 use std::error::Error;
 use std::fs;

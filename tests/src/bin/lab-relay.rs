@@ -1,10 +1,10 @@
-//! A bad WAN, or a NAT whose mappings move: passes UDP datagrams between two gateways, each of which takes this relay for
-//! the other one, and loses, delays and reorders them on the way.
+//! A lossy WAN, or a NAT whose mappings change: forwards UDP datagrams between two gateways, for both of which this relay
+//! is the peer, and drops, delays and reorders them.
 //!
-//! `lab-relay SEED LISTEN_A TARGET_A LISTEN_B TARGET_B`: what comes to LISTEN_A leaves from the socket of LISTEN_B for
-//! TARGET_B, and the other way round; answers go to where the other side's last datagram came from. Prints `ready`. Lines
-//! on standard input: `set LOSS DELAY_MS JITTER_MS` (a datagram takes the delay and up to as much as the jitter more),
-//! `rebind` (side B sees another port from now on, and what comes to the old one is lost), `report`.
+//! `lab-relay SEED LISTEN_A TARGET_A LISTEN_B TARGET_B`: a datagram for LISTEN_A leaves from the socket of LISTEN_B for
+//! TARGET_B, and the reverse; replies go to the source of the other side's latest datagram. Prints `ready`. Lines on
+//! standard input: `set LOSS DELAY_MS JITTER_MS` (a datagram takes the delay and a random part of the jitter), `rebind`
+//! (from now on side B sees another port, and datagrams to the old one are lost), `report`.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{setsockopt, sockopt};
-use tests::{RelayReport, RelayWay};
+use tests::{RelayDirection, RelayReport};
 
 type Failure = Box<dyn std::error::Error>;
 
@@ -31,15 +31,15 @@ fn main() -> ExitCode {
     }
 }
 
-/// One side's socket, and where its gateway is.
+/// One side's socket, and its gateway's address.
 struct Side {
     socket: UdpSocket,
     peer: SocketAddr,
-    /// Sockets of former mappings: what still comes to them is counted and goes nowhere.
+    /// Sockets of former mappings: datagrams to them are counted and dropped.
     former: Vec<UdpSocket>,
 }
 
-/// A datagram on its way, ordered by its time of arrival.
+/// A datagram in transit, ordered by its time of arrival.
 #[derive(PartialEq, Eq, PartialOrd, Ord)]
 struct OnTheWay {
     due: Instant,
@@ -51,8 +51,8 @@ struct OnTheWay {
 struct Relay {
     sides: [Side; 2],
     /// From side A, and from side B.
-    ways: [RelayWay; 2],
-    /// The number of the last datagram that left, to see which ones were overtaken.
+    ways: [RelayDirection; 2],
+    /// The number of the last datagram that left, to detect overtaken ones.
     left: [u64; 2],
     queue: BinaryHeap<Reverse<OnTheWay>>,
     count: u64,
@@ -92,7 +92,7 @@ fn run() -> Result<(), Failure> {
             match commands.read_line(&mut line) {
                 Ok(0) => return Ok(()),
                 Ok(_) => {
-                    relay.obey(line.trim())?;
+                    relay.apply(line.trim())?;
                     line.clear();
                 }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => break,
@@ -141,7 +141,7 @@ impl Relay {
         }
     }
 
-    fn obey(&mut self, line: &str) -> Result<(), Failure> {
+    fn apply(&mut self, line: &str) -> Result<(), Failure> {
         match line.split_whitespace().collect::<Vec<_>>()[..] {
             ["set", loss, delay, jitter] => {
                 self.loss = loss.parse()?;
@@ -165,7 +165,7 @@ impl Relay {
         Ok(())
     }
 
-    /// Takes what came from a side, and throws the dice for each datagram.
+    /// Receives the datagrams of a side, and decides at random about each.
     fn take(&mut self, from: usize) {
         let mut buffer = [0u8; 65_536];
         // An ICMP error of an earlier datagram shows up here; the next call gives what really came.
@@ -193,7 +193,7 @@ impl Relay {
         }
     }
 
-    /// Sends what has been on its way long enough.
+    /// Sends the datagrams that are due.
     fn deliver(&mut self) {
         let now = Instant::now();
         while self.queue.peek().is_some_and(|Reverse(first)| first.due <= now) {

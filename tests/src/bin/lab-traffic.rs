@@ -1,7 +1,7 @@
 //! The traffic of the trial: a numbered stream like a video's in both directions, a bulk transfer by TCP, and probes of the
-//! round trip. Each end says `ready`, begins at `go` on its standard input, ends at `stop`, and then has written its files
-//! and prints one line of JSON; `bulk-recv` says `moves` when the first kilobytes have come. Times are microseconds since 1970,
-//! and both ends have the same clock.
+//! round trip. Each program prints `ready`, begins at `go` on its standard input, and ends at `stop`; then it has written
+//! its files and prints one line of JSON. `bulk-recv` prints `moves` when the first kilobytes have arrived. Times are
+//! microseconds since 1970, and both hosts have the same clock.
 //!
 //! ```text
 //! lab-traffic video     BIND PEER RATE SIZE FILE    FILE.sent, FILE.got: a time for each number, 0 for none
@@ -24,12 +24,12 @@ use nix::sys::socket::{setsockopt, sockopt};
 use serde_json::{Value, json};
 use tests::{PAYLOAD_TAG, Pace};
 
-/// How long after the stop the receivers still listen.
+/// Receivers listen for this time after the stop.
 const QUIET: Duration = Duration::from_secs(2);
 const TICK: Duration = Duration::from_millis(1);
-/// Of the bulk transfer's counts.
+/// Interval of the bulk transfer's counts.
 const BUCKET_US: u64 = 100_000;
-/// More than TCP sends before the first answer, so that a transfer of which so much came moves.
+/// More than TCP sends before the first acknowledgement: a transfer that got this far is running.
 const MOVES: u64 = 32 << 10;
 
 type Failure = Box<dyn std::error::Error + Send + Sync>;
@@ -75,7 +75,7 @@ fn udp(bind: &str, peer: Option<&str>) -> Result<UdpSocket, Failure> {
     Ok(socket)
 }
 
-/// Says `ready`, waits for `go`, and gives the switch that `stop` turns.
+/// Prints `ready`, waits for `go`, and returns the flag that `stop` sets.
 fn begin() -> Result<Arc<AtomicBool>, Failure> {
     println!("ready");
     io::stdout().flush()?;
@@ -100,7 +100,7 @@ fn write_file(file: &str, numbers: &[u64]) -> io::Result<()> {
     fs::write(file, numbers.iter().flat_map(|n| n.to_le_bytes()).collect::<Vec<u8>>())
 }
 
-/// Calls `each` with numbers from 0 on, `rate` times a second, evenly as far as a millisecond allows.
+/// Calls `each` with numbers from 0, `rate` times a second, evenly within a millisecond.
 fn paced(rate: u64, stopped: &AtomicBool, mut each: impl FnMut(u64)) {
     let (mut pace, mut next) = (Pace::new(rate), 0);
     while !stopped.load(Ordering::Acquire) {
@@ -125,7 +125,7 @@ fn number(datagram: &[u8]) -> Option<usize> {
     usize::try_from(u64::from_be_bytes(*rest.first_chunk()?)).ok()
 }
 
-/// The time of the first arrival of each number, and how often one came again or after a later one.
+/// The time of the first arrival of each number, and the counts of duplicates and of late ones.
 fn video(socket: &UdpSocket, rate: u64, size: usize, file: &str) -> Result<Value, Failure> {
     let stopped = begin()?;
     let receiver = {
@@ -138,9 +138,9 @@ fn video(socket: &UdpSocket, rate: u64, size: usize, file: &str) -> Result<Value
                 if !stopped.load(Ordering::Acquire) {
                     last = Instant::now();
                 }
-                // A time-out, or an ICMP error: what it is about counts as lost at the other end.
+                // A time-out, or an ICMP error: the datagram counts as lost at the receiver.
                 let Ok(length) = socket.recv(&mut buffer) else { continue };
-                // A billion numbers are more than any run has.
+                // No run has a billion numbers.
                 let Some(at) = number(&buffer[..length]).filter(|n| *n < 1 << 30) else {
                     strange += 1;
                     continue;
@@ -187,7 +187,7 @@ fn bulk_send(peer: SocketAddr, mbit_per_s: u64) -> Result<Value, Failure> {
                 waiting.extend(next.to_le_bytes());
                 next += 1;
             }
-            // Time in which the line stood still is not made up for.
+            // Time in which the line stalled is not made up for.
             due = due.max(Instant::now()) + Duration::from_millis(10);
             thread::sleep(due.saturating_duration_since(Instant::now()));
         }
@@ -284,7 +284,7 @@ fn echo(socket: &UdpSocket) -> Result<Value, Failure> {
             end = Some(Instant::now() + QUIET);
         }
         let Ok((length, from)) = socket.recv_from(&mut buffer) else { continue };
-        // An answer that can't be sent is missed at the other end.
+        // A reply that can't be sent counts as missing at the sender.
         let _ = socket.send_to(&buffer[..length], from);
         count.fetch_add(1, Ordering::Relaxed);
     }

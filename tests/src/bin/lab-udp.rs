@@ -1,8 +1,8 @@
-//! One end of a numbered UDP stream: sends datagrams at an even rate and counts what comes from the other end. Started by
-//! the lab at both ends; standard input says `go`, standard output has the report as one line of JSON.
+//! One host of a numbered UDP stream: sends datagrams at an even rate and counts those of the peer. The lab starts it at
+//! both hosts; it begins at `go` on standard input, and prints its report as one line of JSON.
 //!
-//! `lab-udp BIND:PORT PEER:PORT COUNT RATE_PER_S SIZE EXPECTED TOGETHER`: up to `TOGETHER` datagrams go in one call that asks
-//! the kernel to cut them (UDP GSO).
+//! `lab-udp BIND:PORT PEER:PORT COUNT RATE_PER_S SIZE EXPECTED TOGETHER`: one call sends up to `TOGETHER` datagrams, which
+//! the kernel segments (UDP GSO).
 
 use std::io::{self, BufRead, IoSlice, Write};
 use std::net::{SocketAddr, UdpSocket};
@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg, setsockopt, sockopt};
 use tests::{PAYLOAD_TAG, Pace, Received, StreamReport};
 
-/// How long after our last datagram, and theirs, the count is closed.
+/// Time from the last datagram, in either direction, until the count is final.
 const QUIET: Duration = Duration::from_secs(2);
 
 fn main() -> ExitCode {
@@ -39,7 +39,7 @@ fn run() -> Result<(), Box<dyn std::error::Error>> {
     let (expected, together): (u64, u64) = (expected.parse()?, together.parse()?);
     let socket = UdpSocket::bind(bind)?;
     socket.connect(peer)?;
-    // A second of a fast stream; where forcing isn't allowed the system's limit holds.
+    // A second of a fast stream; without the right to force it the system's limit applies.
     let buffer = 16 << 20;
     if setsockopt(&socket, sockopt::RcvBufForce, &buffer).is_err() {
         setsockopt(&socket, sockopt::RcvBuf, &buffer)?;
@@ -62,8 +62,8 @@ fn run() -> Result<(), Box<dyn std::error::Error>> {
     Ok(())
 }
 
-/// Sends `count` datagrams, evenly as far as a tick of a millisecond allows; returns how many went, and how many the kernel
-/// refused (as where a route is unreachable). A refused one keeps its number, so that it counts as lost at the other end.
+/// Sends `count` datagrams, evenly within a tick of a millisecond. Returns the numbers of sent and of refused ones (for
+/// example because a route is unreachable). A refused one keeps its number, so it counts as lost at the peer.
 fn send(socket: &UdpSocket, count: u64, rate: u64, size: usize, together: u64) -> (u64, u64) {
     let size = size.max(PAYLOAD_TAG.len() + 8);
     let segment = u16::try_from(size).unwrap_or(u16::MAX);
@@ -130,7 +130,7 @@ fn receive(socket: &UdpSocket, expected: u64, sent_all: &AtomicBool) -> io::Resu
                 received.longest_gap_ms = received.longest_gap_ms.max(gap.as_secs_f64() * 1000.0);
                 (last, quiet_since) = (Some(now), now);
             }
-            // An ICMP error shows up here and in `send`; the datagram that it is about counts as lost.
+            // An ICMP error is reported here and in `send`; its datagram counts as lost.
             Err(_) if !sent_all.load(Ordering::Acquire) => quiet_since = Instant::now(),
             Err(_) if quiet_since.elapsed() > QUIET => break,
             Err(_) => {}
@@ -153,8 +153,8 @@ fn number(datagram: &[u8]) -> Option<u64> {
     Some(u64::from_be_bytes(*rest.first_chunk()?))
 }
 
-/// Datagrams that the kernel dropped at this socket since its receive buffer was full: the counter of `SO_RXQ_OVFL`, as
-/// `/proc` shows it, which is right also when nothing comes after the last drop.
+/// Datagrams that the kernel dropped because this socket's receive buffer was full: the counter of `SO_RXQ_OVFL`, read
+/// from `/proc`, where it is right even if nothing arrives after the last drop.
 fn kernel_drops(bind: SocketAddr) -> Result<u64, Box<dyn std::error::Error>> {
     let table = std::fs::read_to_string(if bind.is_ipv4() { "/proc/net/udp" } else { "/proc/net/udp6" })?;
     let port = format!(":{:04X}", bind.port());

@@ -1,6 +1,6 @@
-//! Shows the product on one machine, without a question: two sites, two KMEs and a tunnel in network namespaces, real
-//! traffic, rekeys as they happen, what the WAN sees, and what happens when the KMEs go away and come back. It ends with
-//! a table of what was measured; the exit status says whether all of it was as it should be.
+//! Shows the product on one machine, without any input: two sites, two KMEs and a tunnel in network namespaces, real
+//! traffic, rekeys, a capture on the WAN, and an outage of the KMEs. It ends with a table of measurements; the exit status
+//! is 0 if every step passed.
 
 #![allow(clippy::unwrap_used, reason = "what goes wrong ends its step, and the table says so")]
 
@@ -28,13 +28,13 @@ const PICTURE: &str = "
   key of an epoch = HKDF-SHA-384( QKD key, ML-KEM-1024, X25519, chain of earlier epochs )
 ";
 
-/// Seconds between two rekeys here, so that a person sees several.
+/// Seconds between two rekeys: short, so that you see several.
 const INTERVAL: u64 = 5;
 /// QKD keys held ahead.
 const STOCK: u64 = 3;
 /// Rekeys to watch.
 const REKEYS: usize = 4;
-/// Stands in all user data of the demo, so that a capture can be searched for it.
+/// A pattern in all user data of the demo, for which the capture is searched.
 const MARKER: &str = "TOP-SECRET-OF-THE-DEMO";
 /// Size of the copied file.
 const FILE_BYTES: usize = 4 << 20;
@@ -43,13 +43,13 @@ const LIMIT: Duration = Duration::from_secs(30);
 fn main() -> ExitCode {
     sandbox::main(|| {
         let mut demo = Demo { start: Instant::now(), rows: Vec::new() };
-        // A step's failure is in the table; one that nothing can follow ends the demo, with what was seen until then.
+        // A failed step is in the table; one that the rest depends on ends the demo with the results so far.
         let went_through = catch_unwind(AssertUnwindSafe(|| demo.run())).is_ok();
         demo.table(went_through)
     })
 }
 
-/// What was seen so far.
+/// The results so far.
 struct Demo {
     start: Instant,
     rows: Vec<Row>,
@@ -61,7 +61,7 @@ struct Row {
     measured: String,
 }
 
-/// What a step measured, or what was wrong.
+/// A step's measurement, or its error.
 type Outcome = Result<String, String>;
 
 impl Demo {
@@ -117,7 +117,7 @@ impl Demo {
         println!("\n[{:5.1} s] {text}", self.start.elapsed().as_secs_f64());
     }
 
-    /// Runs a step, and keeps what it measured. A panic of the lab counts as a failure and is told in its words.
+    /// Runs a step, and keeps its measurement. A panic of the lab counts as a failure; its message is kept.
     fn step(&mut self, what: &'static str, step: impl FnOnce() -> Outcome) {
         let (ok, measured) = match catch_unwind(AssertUnwindSafe(step)) {
             Ok(Ok(measured)) => (true, measured),
@@ -180,8 +180,8 @@ fn ping(lab: &Lab) -> Outcome {
 }
 
 fn copy_file(lab: &Lab) -> Outcome {
-    let folder = lab.lan_b.folder().join("www");
-    std::fs::create_dir_all(&folder).unwrap();
+    let dir = lab.lan_b.dir().join("www");
+    std::fs::create_dir_all(&dir).unwrap();
     let lines = (0..).map(|n: u32| format!("{MARKER} line {n}\n"));
     let mut content = String::with_capacity(FILE_BYTES + 64);
     lines
@@ -190,17 +190,17 @@ fn copy_file(lab: &Lab) -> Outcome {
             content.len() < FILE_BYTES
         })
         .for_each(drop);
-    std::fs::write(folder.join("secret.txt"), &content).unwrap();
-    // Not `-m http.server`, which first looks up names that nobody here knows.
+    std::fs::write(dir.join("secret.txt"), &content).unwrap();
+    // Not `-m http.server`, which first looks up host names, and there is no DNS here.
     let program = format!(
         "import http.server as h, os, socketserver as s\nos.chdir('{}')\n\
          server = s.TCPServer(('{}', 8000), h.SimpleHTTPRequestHandler)\nprint('Serving')\nserver.serve_forever()",
-        folder.display(),
+        dir.display(),
         Site::B.host()[0]
     );
     let mut server = lab.lan_b.spawn("python3", &["-u", "-c", &program]);
     server.line("Serving", LIMIT);
-    let copy = lab.lan_a.folder().join("copy.txt");
+    let copy = lab.lan_a.dir().join("copy.txt");
     let begun = Instant::now();
     lab.lan_a.run(&format!(
         "python3 -c 'import urllib.request as u; u.urlretrieve(\"http://{}:8000/secret.txt\", \"{}\")'",
@@ -211,12 +211,12 @@ fn copy_file(lab: &Lab) -> Outcome {
     let sum = |node: &tests::Node, file: &std::path::Path| {
         node.run(&format!("sha256sum {}", file.display())).split(' ').next().unwrap_or_default().to_owned()
     };
-    let (here, there) = (sum(&lab.lan_a, &copy), sum(&lab.lan_b, &folder.join("secret.txt")));
+    let (here, there) = (sum(&lab.lan_a, &copy), sum(&lab.lan_b, &dir.join("secret.txt")));
     let text = format!("{} bytes in {took:.2} s, SHA-256 {}… at both ends", content.len(), &here[..16]);
     check(here == there, if here == there { text } else { format!("{there} became {here}") })
 }
 
-/// The next epoch at site A that it tells of, printed.
+/// Prints site A's next `epoch.active` event.
 fn next_epoch(events: &mut Process) -> Result<Value, String> {
     let line = events.find_line(LIMIT, |line| line.contains("epoch.active"))?;
     let event: Value = serde_json::from_str(&line).map_err(|error| format!("{error}: {line}"))?;

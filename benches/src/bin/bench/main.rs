@@ -178,7 +178,7 @@ fn measure(row: Row, round: u32, tunnel: &mut Running, length: Length, results: 
             }
         }
         Err(error) => {
-            let end = tunnel.obituary().map_or_else(String::new, |log| format!("; it has ended: {log}"));
+            let end = tunnel.exit_report().map_or_else(String::new, |log| format!("; it has ended: {log}"));
             note(results, format!("{vpn}, {name}, round {round}: {error:#}{end}"));
             for metric in METRICS.iter().filter(|m| m.id.starts_with(&name)) {
                 results.push(metric.id, vpn, f64::NAN);

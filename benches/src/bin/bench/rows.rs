@@ -264,7 +264,7 @@ fn record(tunnel: &Running) -> Result<String> {
         bytes.extend(&packet.payload);
     }
     ensure!(!bytes.is_empty(), "no data packet to replay was seen");
-    let file = tunnel.nodes[0].folder().join("recorded");
+    let file = tunnel.nodes[0].dir().join("recorded");
     std::fs::write(&file, bytes)?;
     Ok(file.display().to_string())
 }

@@ -176,7 +176,7 @@ impl Running {
     fn start_daemons(&mut self, suite: &str, rekey: &str, lanes: u8) -> Result<()> {
         let names = ["a", "b"];
         let kmes = [8443, 8444].map(|port| format!("{}:{port}", OUTER[0]));
-        let folder = self.nodes[0].folder().to_owned();
+        let folder = self.nodes[0].dir().to_owned();
         let certs = folder.join("certs");
         let mut command = Command::new(binary("kme-sim"));
         command.arg("certs").arg(&certs);
@@ -204,14 +204,14 @@ impl Running {
 
         let mut public = Vec::new();
         for node in &self.nodes {
-            let key = node.folder().join("qvpn.key");
+            let key = node.dir().join("qvpn.key");
             let (ctl, key) = (binary("qvpn-ctl"), key.display());
             node.run(&format!("umask 077; {} genkey > {key}", ctl.display()));
             public.push(node.run(&format!("{} pubkey < {key}", ctl.display())).trim().to_owned());
         }
         self.public.clone_from(&public);
         for (end, name) in names.into_iter().enumerate() {
-            let (other, folder) = (names[1 - end], self.nodes[end].folder().to_owned());
+            let (other, folder) = (names[1 - end], self.nodes[end].dir().to_owned());
             let stem = format!("site-{name}");
             let config = format!(
                 "[interface]\nname = \"{}\"\nprivate_key_file = \"{}/qvpn.key\"\nlisten_port = 51820\n\
@@ -270,7 +270,7 @@ impl Running {
     }
 
     /// What its processes wrote, if one has ended.
-    pub fn obituary(&mut self) -> Option<String> {
+    pub fn exit_report(&mut self) -> Option<String> {
         self.ends.iter_mut().find_map(|end| (!end.is_running()).then(|| end.log()))
     }
 }

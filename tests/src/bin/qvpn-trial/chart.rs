@@ -1,22 +1,22 @@
-//! One plot as HTML: the lines are SVG that stretches with the page, the words are text that doesn't.
+//! One plot as HTML: the lines are SVG that stretches with the page, the labels are text that doesn't.
 
 use std::fmt::Write;
 
 /// A plot. Times and values are in the units of the axes.
 pub struct Chart {
     pub title: String,
-    /// What the plot says, for those who don't see it.
+    /// Description of the plot, for screen readers.
     pub says: String,
     pub unit: &'static str,
     pub range: (f64, f64),
     pub ticks: Vec<(f64, String)>,
     pub bands: Vec<Band>,
     pub lines: Vec<Line>,
-    /// A line across, with its name.
+    /// A horizontal line, with its name.
     pub limit: Option<(f64, &'static str)>,
 }
 
-/// A time that is marked.
+/// A marked span of time.
 #[derive(Clone)]
 pub struct Band {
     pub from: f64,
@@ -41,7 +41,7 @@ impl Chart {
         for band in &self.bands {
             let (from, to) = (x(band.from).max(0.0), x(band.to).min(1.0));
             if to > from {
-                // Seen also where it is narrow.
+                // Visible even if narrow.
                 let width = ((to - from) * WIDTH).max(2.0);
                 write!(
                     svg,
@@ -109,7 +109,7 @@ impl Chart {
     }
 }
 
-/// The next round number from `value` up, so that half of it is round, too.
+/// The next round number from `value` up whose half is round, too.
 fn nice(value: f64) -> f64 {
     if value <= 0.0 {
         return 1.0;
@@ -123,10 +123,10 @@ fn nice(value: f64) -> f64 {
 }
 
 fn tidy(value: f64) -> String {
-    if value == value.round() { crate::page::thousands(value as u64) } else { format!("{value}") }
+    if value == value.round() { crate::text::thousands(value as u64) } else { format!("{value}") }
 }
 
-/// Values in even pieces of `range`; each piece becomes its least and its greatest, so that no peak is lost.
+/// Values in even pieces of `range`; each piece becomes its minimum and its maximum, so that no peak is lost.
 pub fn extremes(points: &[(f64, f64)], range: (f64, f64), pieces: usize) -> Vec<(f64, f64)> {
     let width = (range.1 - range.0) / pieces as f64;
     let mut out: Vec<(f64, f64)> = Vec::new();

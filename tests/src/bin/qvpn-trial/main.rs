@@ -1,6 +1,6 @@
-//! The field trial, repeated on one machine: two gateways and two KMEs on the simulated QKD link of 50 km, five days of one
-//! rekey a minute in twelve minutes, with an eavesdropper who comes twice. It writes one page of HTML that tells the story
-//! with plots, and fails if a packet was lost that the story doesn't explain.
+//! The field trial, repeated on one machine: two gateways and two KMEs on a simulated QKD link of 50 km, five days with one
+//! rekey a minute in twelve minutes, and an eavesdropper who measures twice. It writes one page of HTML with plots, and
+//! fails if the loss of a packet is not explained.
 
 #![allow(clippy::unwrap_used, reason = "what goes wrong ends the trial, and says where")]
 #![allow(
@@ -12,6 +12,7 @@
 mod chart;
 mod page;
 mod story;
+mod text;
 mod traffic;
 mod verdict;
 mod watch;
@@ -23,10 +24,10 @@ use tests::sandbox;
 
 use crate::story::Plan;
 
-const USAGE: &str = "usage: qvpn-trial [--short] [--out FOLDER]
+const USAGE: &str = "usage: qvpn-trial [--short] [--out DIR]
 
   --short        the same story in half a minute
-  --out FOLDER   where trial.html and facts.json are written; default: target/trial
+  --out DIR      where trial.html and facts.json are written; default: target/trial
 
 Exit status: 0 all as it should be; 1 not, or the trial could not be done; 2 wrong use.";
 

@@ -1,45 +1,17 @@
-//! The page: one file that needs nothing else, for people who decide and for those who check.
+//! The page: one self-contained file, for people who decide and for those who check.
 
 use std::fmt::Write;
 
 use crate::chart::{Band, Chart, Line, extremes, rates};
 use crate::story::{EAVESDROPPED, INTERVAL_MS, Plan, Record, SCALE};
+use crate::text::{clock, escape, simulated, thousands};
 use crate::traffic::{BULK_MBIT, VIDEO_RATE, VIDEO_SIZE};
 use crate::verdict::{Attack, Facts, block};
 use crate::watch::Sample;
 
-/// From about here on a link of this kind yields nothing.
+/// Above about this error rate, in percent, a link of this kind yields no keys.
 const QBER_LIMIT: f64 = 11.0;
 const PIECES: usize = 300;
-
-/// `12345` as `12,345`.
-pub fn thousands(n: u64) -> String {
-    let digits = n.to_string();
-    let mut out = String::new();
-    for (at, digit) in digits.chars().enumerate() {
-        if at > 0 && (digits.len() - at).is_multiple_of(3) {
-            out.push(',');
-        }
-        out.push(digit);
-    }
-    out
-}
-
-fn escape(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
-}
-
-/// Real seconds since the beginning as the simulated day and time.
-fn clock(seconds: f64) -> String {
-    let minutes = (seconds.max(0.0) * SCALE / 60.0) as u64;
-    format!("Day {}, {:02}:{:02}", minutes / 1440 + 1, minutes / 60 % 24, minutes % 60)
-}
-
-/// Real seconds as simulated time.
-fn simulated(seconds: f64) -> String {
-    let minutes = seconds * SCALE / 60.0;
-    if minutes < 90.0 { format!("{minutes:.0} min") } else { format!("{:.1} h", minutes / 60.0) }
-}
 
 /// The page.
 pub fn write(plan: &Plan, record: &Record, facts: &Facts) -> String {
@@ -84,7 +56,7 @@ pub fn write(plan: &Plan, record: &Record, facts: &Facts) -> String {
         writeln!(html, "<tr><td class=\"{class}\">{word}</td><td>{}</td></tr>", escape(&check.text)).unwrap();
     }
     html += "</table></div>\n";
-    // For programs; a `<` within would end the element.
+    // For programs; a `<` in it would end the element.
     let json = serde_json::to_string(facts).unwrap().replace('<', "\\u003c");
     write!(html, "<script type=\"application/json\" id=\"facts\">{json}</script>\n</body>\n</html>\n")
         .unwrap();
@@ -143,7 +115,7 @@ fn percent(share: f64) -> String {
     format!("{:.1} %", share * 100.0)
 }
 
-/// A line of the table of attacks.
+/// A row of the table of attacks.
 type Row = (&'static str, fn(&Attack) -> Option<f64>);
 /// The values of a line of a plot, with its name.
 type Values = (&'static str, Vec<(f64, f64)>);
@@ -225,7 +197,7 @@ fn story(html: &mut String, facts: &Facts) {
     .unwrap();
 }
 
-/// What comes before the KME's own words and the advice is enough for a story.
+/// The message without the KME's own text and the advice.
 fn first_sentence(text: &str) -> &str {
     text.split("; ").next().unwrap_or(text).split(": it says").next().unwrap_or(text)
 }
@@ -380,7 +352,7 @@ fn method(html: &mut String, plan: &Plan, facts: &Facts) {
          that the story fits into the trial; the preset's store is far larger, and would have fed the tunnel for weeks. The eavesdropper \
          measures {EAVESDROPPED} % of the pulses. The video is {VIDEO_RATE} numbered datagrams a second of {VIDEO_SIZE} bytes, each way; the bulk transfer is TCP \
          at {BULK_MBIT} Mbit/s, each byte checked; {} probes measured the round trip (median {:.2} ms, 99 % below {:.2} ms; \
-         peaks are this machine's, whose {} cores all the programs share with whatever else it does).</p>\n\
+         peaks are this machine's, whose {} cores all the programs share with its other work).</p>\n\
          <p>A lost datagram is explained if it was sent between the first gateway's event <code>peer.blocked</code> and the last one's \
          <code>peer.recovered</code> in the second attack, give or take 0.1 s, or if the kernel counted it as dropped by a full queue. Any other \
          makes the trial fail.</p>\n\

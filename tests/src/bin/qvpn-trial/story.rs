@@ -1,5 +1,5 @@
-//! The story, and its record: everything starts, an eavesdropper comes and goes, comes again and stays until traffic is
-//! blocked, goes, and all is well again.
+//! The course of the trial, and its record: everything starts, an eavesdropper measures for a while, later measures again
+//! until traffic is blocked, leaves, and traffic recovers.
 
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -18,11 +18,11 @@ pub const EAVESDROPPED: u8 = 50;
 const LINK: [&str; 2] = ["kme-a1", "kme-b1"];
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// How long each act is.
+/// The length of each part.
 #[derive(Debug, Clone)]
 pub struct Plan {
     pub short: bool,
-    /// Rekeys until the end, and until the eavesdropper comes.
+    /// Rekeys until the end, and until each attack.
     pub rekeys: u64,
     pub first_attack: u64,
     pub second_attack: u64,
@@ -54,7 +54,7 @@ impl Plan {
     };
 }
 
-/// What happened at a gateway, by its own words.
+/// An event of a gateway.
 #[derive(Debug, Clone)]
 pub struct Event {
     /// Seconds since 1970.
@@ -63,11 +63,11 @@ pub struct Event {
     pub fields: Value,
 }
 
-/// Everything that was seen. Times are seconds since 1970.
+/// All observations. Times are seconds since 1970.
 pub struct Record {
     pub began: f64,
     pub ended: f64,
-    /// When the eavesdropper came and went, twice.
+    /// Beginning and end of the two attacks.
     pub attacks: [(f64, f64); 2],
     pub samples: Vec<Sample>,
     /// Of site A and site B.
@@ -75,12 +75,12 @@ pub struct Record {
     pub flows: Flows,
     /// Datagrams that full queues dropped, by the kernel's counters.
     pub queue_drops: u64,
-    /// What the WAN carried: the tunnel's packets, and packets with an inner address.
+    /// Packets on the WAN: the tunnel's, and those with an inner address.
     pub tunnel_packets: u64,
     pub clear_packets: u64,
 }
 
-/// Plays it.
+/// Runs the trial.
 pub fn play(plan: &Plan) -> Record {
     let start = Instant::now();
     let say = |text: &str| println!("[{:6.1} s] {text}", start.elapsed().as_secs_f64());
@@ -121,25 +121,25 @@ pub fn play(plan: &Plan) -> Record {
     until(plan.first_attack);
     let first_came = eavesdrop(&kmes, EAVESDROPPED);
     say("an eavesdropper comes: half of the pulses are measured");
-    told(&mut logs[..1], "qkd.supply_stopped", first_came);
+    wait_event(&mut logs[..1], "qkd.supply_stopped", first_came);
     say("the alarm is raised");
     std::thread::sleep(Duration::from_millis(500));
     let first_went = eavesdrop(&kmes, 0);
     say("the eavesdropper goes");
-    told(&mut logs[..1], "qkd.supply_resumed", first_came);
+    wait_event(&mut logs[..1], "qkd.supply_resumed", first_came);
     say("keys come again");
 
     until(plan.second_attack);
     let second_came = eavesdrop(&kmes, EAVESDROPPED);
     say("the eavesdropper comes again, and stays");
-    told(&mut logs[..1], "qkd.supply_stopped", second_came);
+    wait_event(&mut logs[..1], "qkd.supply_stopped", second_came);
     say("the alarm is raised; traffic rides on the stock");
     wait(&watch, "both ends blocked", |sample| sample.ends.iter().all(|end| end.state == "blocked"));
     say("the stocks are used up and the last key has ended: blocked");
     std::thread::sleep(plan.blocked_for);
     let second_went = eavesdrop(&kmes, 0);
     say("the eavesdropper goes");
-    told(&mut logs, "peer.recovered", second_came);
+    wait_event(&mut logs, "peer.recovered", second_came);
     say("traffic flows again");
     until(plan.rekeys);
     say(&format!("{} rekeys are done", plan.rekeys));
@@ -162,7 +162,7 @@ pub fn play(plan: &Plan) -> Record {
     }
 }
 
-/// The physics of the preset, as it is shipped.
+/// The optical parameters of the preset.
 fn optics() -> String {
     let preset = Command::new(binary("kme-sim")).args(["preset", "show", "defence-50km"]).output().unwrap();
     let text = String::from_utf8(preset.stdout).unwrap();
@@ -171,14 +171,14 @@ fn optics() -> String {
     format!("{block}\n{}", &text[at..])
 }
 
-/// Lets the eavesdropper measure so many percent; when.
+/// Lets the eavesdropper measure this percentage of pulses; returns the time.
 fn eavesdrop(kmes: &Kmes, percent: u8) -> f64 {
     kmes.admin(&["eavesdrop", LINK[0], LINK[1], &percent.to_string()]);
     now()
 }
 
-/// Waits until these ends tell of `kind`, after the time `since`.
-fn told(logs: &mut [Process], kind: &str, since: f64) {
+/// Waits until these gateways report an event `kind` later than `since`.
+fn wait_event(logs: &mut [Process], kind: &str, since: f64) {
     for log in logs {
         let found = log
             .find_line(LIMIT, |line| event(line).is_some_and(|event| event.kind == kind && event.at > since));
@@ -205,7 +205,7 @@ fn events(log: &str) -> Vec<Event> {
     log.lines().filter_map(event).collect()
 }
 
-/// Lets the WAN router count what passes: packets of the tunnel, and packets with an inner address.
+/// Lets the WAN router count packets: the tunnel's, and those with an inner address.
 fn count_on_wan(lab: &Lab) {
     let [a4, a6] = Site::A.networks();
     let [b4, b6] = Site::B.networks();
@@ -227,7 +227,7 @@ fn counted_on_wan(lab: &Lab) -> [u64; 2] {
     })
 }
 
-/// Datagrams that full queues have dropped so far: of the tunnels' devices, of the cables, and of UDP sockets.
+/// Datagrams that full queues have dropped so far: of the tunnel devices, of the links, and of UDP sockets.
 fn queue_drops(lab: &Lab) -> u64 {
     let mut sum = 0;
     for node in [&lab.gw_a, &lab.gw_b, &lab.lan_a, &lab.lan_b, &lab.wan] {

@@ -1,5 +1,5 @@
-//! What the LAN hosts do all the time: a numbered stream like a video's both ways, a bulk transfer from site B to site A,
-//! and probes of the round trip from site A.
+//! The continuous traffic of the LAN hosts: a numbered stream like a video's in both directions, a bulk transfer from site
+//! B to site A, and probes of the round trip from site A.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -8,7 +8,7 @@ use std::time::Duration;
 use serde_json::Value;
 use tests::{Lab, Process, Site, binary};
 
-/// Datagrams of the video a second, each way.
+/// Datagrams of the video a second, in each direction.
 pub const VIDEO_RATE: u64 = 500;
 /// Bytes of each.
 pub const VIDEO_SIZE: u64 = 1200;
@@ -19,13 +19,13 @@ const LIMIT: Duration = Duration::from_secs(30);
 
 /// Running traffic.
 pub struct Traffic {
-    folder: PathBuf,
+    dir: PathBuf,
     video: [Process; 2],
     bulk: [Process; 2],
     probe: [Process; 2],
 }
 
-/// All of it, as it was. Times are seconds since 1970.
+/// The complete record. Times are seconds since 1970.
 pub struct Flows {
     /// From site A to B, and from B to A.
     pub video: [Video; 2],
@@ -45,18 +45,18 @@ pub struct Video {
 /// The bulk transfer.
 pub struct Bulk {
     pub bytes: u64,
-    /// Bytes that are not what was sent.
+    /// Bytes that differ from the sent ones.
     pub wrong: u64,
-    /// What arrived in the tenth of a second from that time on.
+    /// Bytes that arrived in the tenth of a second from that time on.
     pub tenths: Vec<(f64, u64)>,
 }
 
 impl Traffic {
     pub fn start(lab: &Lab) -> Self {
-        let folder = PathBuf::from("/run/lab/traffic");
-        fs::create_dir_all(&folder).unwrap();
+        let dir = PathBuf::from("/run/lab/traffic");
+        fs::create_dir_all(&dir).unwrap();
         let [host_a, host_b] = Site::BOTH.map(|site| site.host()[0]);
-        let file = |name: &str| folder.join(name).display().to_string();
+        let file = |name: &str| dir.join(name).display().to_string();
         let start = |site: Site, words: &[&str]| {
             let mut process = lab.lan(site).spawn(binary("lab-traffic"), words);
             process.line("ready", LIMIT);
@@ -79,7 +79,7 @@ impl Traffic {
             start(Site::B, &["echo", &echo_b]),
             start(Site::A, &["probe", &probe_a, &echo_b, &PROBE_RATE.to_string(), &file("probe")]),
         ];
-        let mut traffic = Self { folder, video, bulk, probe };
+        let mut traffic = Self { dir, video, bulk, probe };
         traffic.tell("go");
         traffic
     }
@@ -90,7 +90,7 @@ impl Traffic {
         }
     }
 
-    /// Ends it, and reads what was written.
+    /// Ends it, and reads its files.
     pub fn finish(mut self) -> Flows {
         self.tell("stop");
         let mut report =
@@ -99,7 +99,7 @@ impl Traffic {
         let [bulk, _] = self.bulk.each_mut().map(&mut report);
         let _ = self.probe.each_mut().map(&mut report);
         let number = |report: &Value, name: &str| report[name].as_u64().unwrap();
-        let read = |name: &str| read(&self.folder.join(name));
+        let read = |name: &str| read(&self.dir.join(name));
         let video = |from: &str, to: &str, receiver: &Value| {
             let (sent, got) = (read(&format!("{from}.sent")), read(&format!("{to}.got")));
             let arrival = |at: usize| got.get(at).filter(|time| **time > 0).map(|time| seconds(*time));

@@ -1,4 +1,4 @@
-//! Draws the facts out of the record, and judges them: which datagrams were lost, and whether the story explains each.
+//! Computes the results from the record, and checks them: which datagrams were lost, and whether each loss is explained.
 
 use std::collections::{BTreeMap, HashSet};
 use std::process::Command;
@@ -8,11 +8,11 @@ use serde_json::Value;
 
 use crate::story::{Event, Plan, Record, SCALE};
 
-/// How far an event's time may be from that of the last or first packet that passed: both ends tell of a block by timers of
-/// their own, and events have milliseconds.
+/// The largest difference between the time of an event and that of the last or first packet that passed: both gateways
+/// report a block by their own timers, and events have milliseconds.
 pub const TOLERANCE_S: f64 = 0.1;
 
-/// What the trial found, for the page and for programs.
+/// The results of the trial, for the page and for programs.
 #[derive(Debug, Serialize)]
 pub struct Facts {
     pub passed: bool,
@@ -24,7 +24,7 @@ pub struct Facts {
     pub seconds: f64,
     pub simulated_hours: f64,
     pub rekeys: u64,
-    /// Epochs that both ends told of, and those among them with a QKD key.
+    /// Epochs that both gateways reported, and those among them with a QKD key.
     pub epochs: u64,
     pub epochs_with_qkd: u64,
     pub qkd_keys_used_twice: u64,
@@ -44,7 +44,7 @@ pub struct VideoFacts {
     pub sent: u64,
     pub arrived: u64,
     pub lost_while_blocked: u64,
-    /// Outside the block that the story has.
+    /// Outside the expected block.
     pub lost_otherwise: u64,
     /// Of those, dropped by full queues of the kernel, by its own counters.
     pub dropped_by_full_queues: u64,
@@ -64,7 +64,7 @@ pub struct ProbeFacts {
     pub p99_ms: f64,
 }
 
-/// One visit of the eavesdropper. `_after_s` counts real seconds from the beginning, `_back_after_s` from the end.
+/// One attack. `_after_s` counts real seconds from its beginning, `_back_after_s` from its end.
 #[derive(Debug, Clone, Serialize)]
 pub struct Attack {
     pub begins_s: f64,
@@ -87,7 +87,7 @@ pub struct Attack {
     pub datagrams_lost: u64,
 }
 
-/// Something that must be so, in words with its numbers.
+/// A condition that must hold, as text with its numbers.
 #[derive(Debug, Serialize)]
 pub struct Check {
     pub ok: bool,
@@ -123,7 +123,7 @@ pub fn block(record: &Record) -> Option<Block> {
     Some(Block { outer: (outer.0 - TOLERANCE_S, outer.1 + TOLERANCE_S), inner })
 }
 
-/// Judges the record.
+/// Evaluates the record.
 pub fn judge(plan: &Plan, record: &Record) -> Facts {
     let block = block(record);
     let explained = |at: f64| block.as_ref().is_some_and(|b| at >= b.outer.0 && at <= b.outer.1);
@@ -288,13 +288,13 @@ fn check(ok: bool, text: String) -> Check {
     Check { ok, text }
 }
 
-/// What a program says, or nothing.
+/// A program's output, or nothing.
 fn said(program: &str, words: &[&str]) -> String {
     let output = Command::new(program).args(words).output();
     output.map_or_else(|_| String::new(), |o| String::from_utf8_lossy(&o.stdout).trim().to_owned())
 }
 
-/// Epochs by both ends' events.
+/// Epochs by both gateways' events.
 struct Epochs {
     count: u64,
     with_qkd: u64,
@@ -381,128 +381,4 @@ fn attack(record: &Record, number: usize) -> Attack {
 }
 
 #[cfg(test)]
-mod tests {
-    use serde_json::json;
-
-    use super::*;
-    use crate::traffic::{Bulk, Flows, Video};
-    use crate::watch::{End, Link, Sample};
-
-    /// A story of 100 s: attacks at 10 to 20 and 40 to 60, a block from 50 to 61.
-    fn record() -> Record {
-        let event =
-            |at: f64, kind: &str| Event { at, kind: kind.to_owned(), fields: json!({ "reason": "why" }) };
-        let epoch = |n: u32| Event {
-            at: f64::from(n),
-            kind: "epoch.active".to_owned(),
-            fields: json!({ "epoch": n, "qkd_key_id": format!("key {n}") }),
-        };
-        let told = |fetches: bool| {
-            let mut events: Vec<Event> = (0..100).filter(|n| !(41..=61).contains(n)).map(epoch).collect();
-            events.extend([event(50.0, "peer.blocked"), event(61.0, "peer.recovered")]);
-            if fetches {
-                events.extend([event(13.0, "qkd.supply_stopped"), event(20.5, "qkd.supply_resumed")]);
-                events.extend([event(43.0, "qkd.supply_stopped"), event(60.5, "qkd.supply_resumed")]);
-            }
-            events
-        };
-        let sample = |n: u32| {
-            let at = f64::from(n) + 0.5;
-            let attacked = (10.0..20.0).contains(&at) || (40.0..60.0).contains(&at);
-            let end = End { rekeys: n.into(), ..End::default() };
-            let link = match attacked {
-                true => Link { qber: 0.15, ..Link::default() },
-                false => Link { qber: 0.04, bits_per_s: 1e5, stored_keys: 10.0 },
-            };
-            Sample { at, ends: [end.clone(), end], link }
-        };
-        let sent = |n: u32| f64::from(n) / 10.0 + 0.05;
-        let datagrams: Vec<_> = (0..1000)
-            .map(|n| (sent(n), (!(50.0..61.0).contains(&sent(n))).then(|| sent(n) + 0.001)))
-            .collect();
-        let video = || Video { datagrams: datagrams.clone(), doubled: 0, reordered: 0 };
-        let probes = datagrams.iter().map(|(at, got)| (*at, got.map(|_| 0.5))).collect();
-        Record {
-            began: 0.0,
-            ended: 100.0,
-            attacks: [(10.0, 20.0), (40.0, 60.0)],
-            samples: (0..100).map(sample).collect(),
-            events: [told(true), told(false)],
-            flows: Flows {
-                video: [video(), video()],
-                bulk: Bulk { bytes: 1000, wrong: 0, tenths: vec![(1.0, 1000)] },
-                probes,
-            },
-            queue_drops: 0,
-            tunnel_packets: 10_000,
-            clear_packets: 0,
-        }
-    }
-
-    const PLAN: Plan = Plan { rekeys: 99, ..Plan::SHORT };
-
-    /// What the failed check says, and what is spoilt for it.
-    type Case<'a> = (&'static str, &'a dyn Fn(&mut Record));
-
-    fn wrong_after(spoil: impl FnOnce(&mut Record)) -> Vec<String> {
-        let mut record = record();
-        spoil(&mut record);
-        let facts = judge(&PLAN, &record);
-        let wrong: Vec<String> =
-            facts.checks.into_iter().filter(|check| !check.ok).map(|check| check.text).collect();
-        assert_eq!(facts.passed, wrong.is_empty());
-        wrong
-    }
-
-    #[test]
-    fn the_story_explains_what_was_lost_while_blocked() {
-        let facts = judge(&PLAN, &record());
-        let wrong: Vec<&Check> = facts.checks.iter().filter(|check| !check.ok).collect();
-        // Of the rekeys those in the block are missing, as the story of this test has them.
-        assert_eq!(wrong.len(), 1, "{wrong:?}");
-        assert!(wrong[0].text.contains("epochs that both gateways told of"), "{wrong:?}");
-        assert_eq!((facts.video.lost_while_blocked, facts.video.unexplained), (220, 0));
-        let [first, second] = &facts.attacks[..] else { panic!("two attacks") };
-        assert_eq!((first.alarm_after_s, second.alarm_after_s), (Some(3.0), Some(3.0)));
-        assert_eq!((first.blocked_after_s, second.blocked_after_s), (None, Some(10.0)));
-        assert_eq!((first.keys_back_after_s, second.keys_back_after_s), (0.5, 0.5));
-        assert_eq!(second.recovered_back_after_s, Some(1.0));
-        assert!((second.traffic_back_after_s.unwrap() - 1.051).abs() < 1e-6, "{second:?}");
-    }
-
-    #[test]
-    fn each_thing_that_goes_wrong_is_found() {
-        let usual = wrong_after(|_| {}).len();
-        let cases: [Case<'_>; 10] = [
-            ("1 unexplained", &|r| r.flows.video[0].datagrams[300].1 = None),
-            ("1 unexplained", &|r| r.flows.video[1].datagrams[498].1 = None),
-            ("1 datagrams lost", &|r| r.flows.video[1].datagrams[150].1 = None),
-            ("1 let through", &|r| r.flows.video[0].datagrams[550].1 = Some(55.1)),
-            ("1 doubled", &|r| r.flows.video[0].doubled = 1),
-            ("1 of them wrong", &|r| r.flows.bulk.wrong = 1),
-            ("1 packets in clear", &|r| r.clear_packets = 1),
-            ("probes lost outside", &|r| r.flows.probes[5].1 = None),
-            ("1 QKD keys used twice", &|r| {
-                for events in &mut r.events {
-                    events[5].fields["qkd_key_id"] = json!("key 4");
-                }
-            }),
-            ("1 epochs whose ends name", &|r| r.events[0][5].fields["qkd_key_id"] = json!("other")),
-        ];
-        for (text, spoil) in cases {
-            let wrong = wrong_after(spoil);
-            assert!(wrong.len() > usual && wrong.iter().any(|w| w.contains(text)), "{text}: {wrong:?}");
-        }
-        let no_alarm = wrong_after(|r| r.events[0].retain(|e| e.kind != "qkd.supply_stopped"));
-        assert!(no_alarm.iter().any(|w| w.contains("alarm")), "{no_alarm:?}");
-    }
-
-    #[test]
-    fn what_full_queues_dropped_is_told_apart() {
-        let mut record = record();
-        record.flows.video[0].datagrams[300].1 = None;
-        record.queue_drops = 1;
-        let video = judge(&PLAN, &record).video;
-        assert_eq!((video.dropped_by_full_queues, video.unexplained), (1, 0));
-    }
-}
+mod tests;

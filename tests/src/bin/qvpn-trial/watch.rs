@@ -1,4 +1,4 @@
-//! Looks at both gateways and at the QKD link ten times a second, over their own sockets, and keeps what it saw.
+//! Samples both gateways and the QKD link ten times a second over their sockets.
 
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
@@ -18,7 +18,7 @@ pub fn now() -> f64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs_f64()
 }
 
-/// Everything at one moment.
+/// One sample.
 #[derive(Debug, Clone)]
 pub struct Sample {
     /// Seconds since 1970.
@@ -33,20 +33,20 @@ pub struct End {
     pub state: String,
     pub stock: f64,
     pub rekeys: u64,
-    /// Of the key in use, seconds; `None` where there is none.
+    /// Age of the key in use, in seconds; `None` without one.
     pub age: Option<f64>,
 }
 
 /// The QKD link.
 #[derive(Debug, Clone, Default)]
 pub struct Link {
-    /// A share of 1.
+    /// Quantum bit error rate, 0 to 1.
     pub qber: f64,
     pub bits_per_s: f64,
     pub stored_keys: f64,
 }
 
-/// A connection on which each line asks, and one line answers.
+/// A connection with one line of reply for each line of request.
 struct Lines(BufReader<UnixStream>);
 
 impl Lines {
@@ -64,7 +64,7 @@ impl Lines {
     }
 }
 
-/// A watch that goes on until [`Watch::stop`].
+/// A thread that samples until [`Watch::stop`].
 pub struct Watch {
     samples: Arc<Mutex<Vec<Sample>>>,
     stopped: Arc<AtomicBool>,
@@ -96,7 +96,7 @@ impl Watch {
         Self { samples, stopped, thread }
     }
 
-    /// The latest look; the watch has ended if it is old.
+    /// The latest sample.
     pub fn latest(&self) -> Option<Sample> {
         assert!(!self.thread.is_finished(), "the watch has ended; its message is above");
         self.samples.lock().unwrap_or_else(PoisonError::into_inner).last().cloned()

@@ -1,6 +1,6 @@
-//! A site played by the test: it speaks the protocol in the place of a gateway, with keys and messages of the test's
-//! choosing. What goes into an epoch is joined here by code of its own, so that a test knows each secret that the daemon
-//! must have had, and can send what no honest gateway sends, well keyed.
+//! A site played by the test: it speaks the protocol instead of a gateway, with keys and messages that the test chooses.
+//! It computes an epoch's secrets with its own code, so a test knows each secret that the daemon must have had, and can
+//! send correctly keyed messages that no honest gateway sends.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io::ErrorKind;
@@ -9,7 +9,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use aws_lc_rs::aead::{Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey};
-use hkdf::Hkdf;
 use qvpn_identity::{PublicIdentity, SecretIdentity, dh, kem};
 use qvpn_proto::control_link::{ControlLink, WireGuardLink};
 use qvpn_proto::event::KeyName;
@@ -24,62 +23,41 @@ use rand_chacha::ChaCha20Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 use sha2::{Digest, Sha384};
 
-use crate::relay::is_data;
+use crate::packets::is_data;
+
+mod secrets;
+
+pub use secrets::Secrets;
+use secrets::{ScheduleInputs, schedule};
 
 /// How often the control session's clock ticks.
 const TICK: Duration = Duration::from_millis(250);
 
 /// A site that the test plays.
-pub struct Double {
+pub struct TestSite {
     socket: UdpSocket,
     target: SocketAddr,
-    /// Who it is.
+    /// Its static keys.
     pub identity: Arc<SecretIdentity>,
-    /// The gateway that it talks to.
+    /// The gateway's public keys.
     pub remote: PublicIdentity,
     link: WireGuardLink,
     messenger: Messenger,
-    /// Where all its random values come from.
+    /// The source of all its random values.
     pub rng: ChaCha20Rng,
     began: Instant,
     ticked: Instant,
     arrived: VecDeque<(MessageId, Kind, Vec<u8>)>,
-    /// The `Hello` of ours that was sent last.
+    /// The `Hello` that it sent last.
     pub hello: Vec<u8>,
-    /// The gateway's `Hello` that came last.
+    /// The gateway's latest `Hello`.
     pub theirs: Option<Vec<u8>>,
-    /// The last data packets that came, at most 100.
+    /// The latest data packets, at most 100.
     pub data: VecDeque<Vec<u8>>,
     /// QKD keys by ID: what it answers `StockOffer`s with.
     pub qkd: BTreeMap<String, [u8; 32]>,
     revision: u64,
     next_index: u32,
-}
-
-/// All that went into an epoch and came out of it.
-pub struct Secrets {
-    /// Of the ephemeral ML-KEM key.
-    pub kem_ephemeral: [u8; 32],
-    /// Of the responder's static key.
-    pub kem_to_responder: [u8; 32],
-    /// Of the initiator's static key.
-    pub kem_to_initiator: [u8; 32],
-    /// Of the ephemeral X25519 keys.
-    pub x25519: [u8; 32],
-    /// The HKDF's pseudo-random key.
-    pub prk: [u8; 48],
-    /// What R shows.
-    pub confirm_responder: [u8; 48],
-    /// What I shows.
-    pub confirm_initiator: [u8; 48],
-    /// Data key of lane 0, I to R.
-    pub to_responder: [u8; 32],
-    /// Data key of lane 0, R to I.
-    pub to_initiator: [u8; 32],
-    /// What it leaves for the next epoch.
-    pub chain: [u8; 48],
-    /// The chain's name.
-    pub chain_check: [u8; 16],
 }
 
 /// The secrets of an attempt under way.
@@ -93,45 +71,9 @@ pub struct Attempt {
     pub message: Propose,
 }
 
-/// The public values of an exchange and its secrets, joined as docs/protocol.md section 6 says.
-struct Parts<'a> {
-    transcript: [&'a [u8]; 6],
-    secrets: [&'a [u8]; 7],
-}
-
-fn prefixed(part: &[u8]) -> Vec<u8> {
-    [&u32::try_from(part.len()).unwrap().to_be_bytes()[..], part].concat()
-}
-
-fn schedule(parts: &Parts<'_>) -> Secrets {
-    let mut th = Sha384::new_with_prefix(b"qvpn/1 epoch");
-    parts.transcript.iter().for_each(|part| th.update(prefixed(part)));
-    let ikm: Vec<u8> = parts.secrets.iter().flat_map(|part| prefixed(part)).collect();
-    let (prk, hkdf) = Hkdf::<Sha384>::extract(Some(&th.finalize()), &ikm);
-    fn out<const N: usize>(hkdf: &Hkdf<Sha384>, label: &str, context: &[u8]) -> [u8; N] {
-        let mut bytes = [0; N];
-        hkdf.expand(&[b"qvpn/1 ", label.as_bytes(), &[0], context].concat(), &mut bytes).unwrap();
-        bytes
-    }
-    let four = |n: usize| parts.secrets[n].try_into().unwrap();
-    Secrets {
-        kem_ephemeral: four(0),
-        kem_to_responder: four(1),
-        kem_to_initiator: four(2),
-        x25519: four(3),
-        prk: prk.into(),
-        confirm_responder: out(&hkdf, "confirm responder", &[]),
-        confirm_initiator: out(&hkdf, "confirm initiator", &[]),
-        to_responder: out(&hkdf, "data", &[0, 0, 0]),
-        to_initiator: out(&hkdf, "data", &[0, 1, 0]),
-        chain: out(&hkdf, "chain", &[]),
-        chain_check: out(&hkdf, "chain check", &[]),
-    }
-}
-
-impl Double {
-    /// A site with this identity that talks from `socket` to the gateway `remote` at `target`. The seed makes its random
-    /// values.
+impl TestSite {
+    /// A site with this identity that sends from `socket` to the gateway `remote` at `target`. `seed` starts its random
+    /// source.
     #[must_use]
     pub fn new(
         socket: UdpSocket,
@@ -168,7 +110,7 @@ impl Double {
         Time::from_nanos(u64::try_from(self.began.elapsed().as_nanos()).unwrap() + 1)
     }
 
-    /// A `Hello` with this role and policy; what it doesn't say is as a gateway with one lane and no PSK would have it.
+    /// A `Hello` with this role and policy; all other fields are those of a gateway with one lane and no PSK.
     #[must_use]
     pub fn make_hello(&mut self, role: Role, policy: QkdPolicy, sae: [&str; 2]) -> Hello {
         let mut instance = [0; 16];
@@ -217,7 +159,7 @@ impl Double {
         self.send(Kind::Hello, &self.hello.clone());
     }
 
-    /// Sends a datagram as it is.
+    /// Sends a datagram unchanged.
     pub fn raw(&self, datagram: &[u8]) {
         // A full queue is like a lost datagram.
         let _ = self.socket.send_to(datagram, self.target);
@@ -228,7 +170,7 @@ impl Double {
         self.link.send(packet)
     }
 
-    /// Sends a message in the control session, again and again until it is acknowledged.
+    /// Sends a message in the control session, and retransmits it until it is acknowledged.
     pub fn send(&mut self, kind: Kind, body: &[u8]) -> MessageId {
         let now = self.now();
         let id = self.messenger.send(kind, body, now, &mut self.rng);
@@ -236,7 +178,7 @@ impl Double {
         id
     }
 
-    /// Stops repeating messages of this kind.
+    /// Stops retransmitting messages of this kind.
     pub fn cancel(&mut self, kind: Kind) {
         self.messenger.cancel(kind);
     }
@@ -253,14 +195,14 @@ impl Double {
         }
     }
 
-    /// Takes one datagram, if one comes before `end`, and does what is due.
+    /// Handles one datagram, if one comes before `end`, and runs due timers.
     pub fn step(&mut self, end: Instant) {
         let wait = end.saturating_duration_since(Instant::now()).min(Duration::from_millis(20));
         self.socket.set_read_timeout(Some(wait.max(Duration::from_millis(1)))).unwrap();
         let mut buffer = [0; 65_536];
         match self.socket.recv_from(&mut buffer) {
             Ok((length, _)) => self.take(&buffer[..length]),
-            // Refused is what an ICMP message of an earlier datagram says.
+            // "Refused" reports an ICMP error about an earlier datagram.
             Err(error)
                 if matches!(
                     error.kind(),
@@ -350,7 +292,7 @@ impl Double {
         None
     }
 
-    /// Stays alive for `span`.
+    /// Keeps the session alive for `span`.
     pub fn rest(&mut self, span: Duration) {
         let end = Instant::now() + span;
         while Instant::now() < end {
@@ -363,7 +305,7 @@ impl Double {
         self.next_index
     }
 
-    /// Makes a `Propose` as an initiator with one lane; it isn't sent.
+    /// Makes a `Propose` as an initiator with one lane, without sending it.
     ///
     /// # Panics
     /// Before the gateway's `Hello` came.
@@ -391,7 +333,7 @@ impl Double {
         Attempt { x25519, seed, kem_to_responder, qkd, chain, message }
     }
 
-    /// What the gateway's `Accept` made of an attempt.
+    /// The secrets that the gateway's `Accept` completes.
     ///
     /// # Panics
     /// If its confirmation is wrong.
@@ -399,7 +341,7 @@ impl Double {
     #[track_caller]
     pub fn verify(&self, attempt: &Attempt, accept: &[u8]) -> Secrets {
         let (parsed, body, confirmation) = Accept::parse(accept).unwrap();
-        let secrets = schedule(&Parts {
+        let secrets = schedule(&ScheduleInputs {
             transcript: [
                 &self.identity.public().to_bytes(),
                 &self.remote.to_bytes(),
@@ -428,10 +370,10 @@ impl Double {
         self.send(Kind::Confirm, &confirm.to_bytes());
     }
 
-    /// Answers the gateway's `Propose` as a responder: the `Accept`, which isn't sent, its secrets, and our receiver index.
+    /// Answers the gateway's `Propose` as a responder. Returns the `Accept`, without sending it, and its secrets.
     ///
     /// # Panics
-    /// If it is unusable, or names a chain other than `chain` or a QKD key that isn't in [`qkd`](Self::qkd).
+    /// If it can't be parsed, or names a chain other than `chain` or a QKD key that isn't in [`qkd`](Self::qkd).
     #[must_use]
     #[track_caller]
     pub fn answer(&mut self, propose: &[u8], chain: Option<&Secrets>) -> (Vec<u8>, Secrets) {
@@ -451,7 +393,7 @@ impl Double {
             indices: vec![self.index()],
         };
         let mut accept = accept.to_bytes();
-        let secrets = schedule(&Parts {
+        let secrets = schedule(&ScheduleInputs {
             transcript: [
                 &self.remote.to_bytes(),
                 &self.identity.public().to_bytes(),
@@ -508,28 +450,5 @@ impl Double {
             assert!(Instant::now() < end, "no data packet in this epoch within {limit:?}");
             self.step(end);
         }
-    }
-}
-
-impl Secrets {
-    /// Those that a daemon needs only while it makes an epoch, with their names.
-    #[must_use]
-    pub fn of_the_exchange(&self) -> Vec<(&'static str, Vec<u8>)> {
-        vec![
-            ("KEM secret of the ephemeral key", self.kem_ephemeral.to_vec()),
-            ("KEM secret of the responder's key", self.kem_to_responder.to_vec()),
-            ("KEM secret of the initiator's key", self.kem_to_initiator.to_vec()),
-            ("X25519 secret", self.x25519.to_vec()),
-            ("pseudo-random key of the HKDF", self.prk.to_vec()),
-        ]
-    }
-
-    /// The data keys, with their names.
-    #[must_use]
-    pub fn data_keys(&self) -> Vec<(&'static str, Vec<u8>)> {
-        vec![
-            ("data key to the responder", self.to_responder.to_vec()),
-            ("data key to the initiator", self.to_initiator.to_vec()),
-        ]
     }
 }
