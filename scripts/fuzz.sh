@@ -56,11 +56,11 @@ source_of() {
     propose | accept | confirm) echo qvpn-proto/src/wire/exchange.rs ;;
     reject) echo qvpn-proto/src/wire/reject.rs ;;
     lanes) echo qvpn-proto/src/wire/lanes.rs ;;
-    datagram) echo qvpn-proto/src/control_link.rs ;;
+    datagram) echo qvpn-proto/src/session/control_link.rs ;;
     fragment) echo qvpn-proto/src/wire/fragment.rs ;;
-    reassembly) echo qvpn-proto/src/messenger.rs ;;
-    responder) echo qvpn-proto/src/peer/respond.rs qvpn-proto/src/stock/slave.rs ;;
-    initiator) echo qvpn-proto/src/peer/initiate.rs qvpn-proto/src/stock/master.rs ;;
+    reassembly) echo qvpn-proto/src/channel.rs ;;
+    responder) echo qvpn-proto/src/peer/respond.rs qvpn-proto/src/stock/responder.rs ;;
+    initiator) echo qvpn-proto/src/peer/initiate.rs qvpn-proto/src/stock/initiator.rs ;;
     kme_status | kme_keys) echo kms-client/src/wire.rs ;;
     kme_error) echo kms-client/src/excerpt.rs ;;
     skip_key | skip_capabilities) echo kms-client/src/skip_wire.rs ;;

@@ -1,4 +1,4 @@
-//! What anybody may send to a gateway's port: through the lane's filter and the gate into a real control session. A stranger
+//! What anybody may send to a gateway's port: through the lane's filter and the demux into a real control session. A stranger
 //! knows our public key, so he makes mac1 right where he likes; and he has heard all that the two ends said, and repeats it,
 //! damaged or not. None of that is ever taken for the other end's, and no answer is longer than the question.
 
@@ -8,10 +8,10 @@ use std::time::Duration;
 use blake2::digest::{FixedOutput, KeyInit, Update};
 use blake2::{Blake2s256, Blake2sMac, digest::consts::U16};
 use qvpn_identity::PublicIdentity;
-use qvpn_proto::Time;
-use qvpn_proto::control_link::{ControlLink, LinkOutput, WireGuardLink};
-use qvpn_proto::gate::{Admission, Gate, Sorted};
-use qvpn_proto::wire::{Kind, fragment};
+use qvpn_proto::session::{Admission, DatagramClass, Demux};
+use qvpn_proto::session::{ControlLink, LinkOutput, WireGuardLink};
+use qvpn_proto::wire::{MessageType, fragment};
+use qvpn_types::{PeerNumber, Time};
 use rand_chacha::ChaCha20Rng;
 use rand_chacha::rand_core::SeedableRng;
 
@@ -21,8 +21,8 @@ use super::peer::SITES;
 /// Most operations of a case.
 const MOST: usize = 40;
 /// The peers' numbers in each other's tables.
-const US: u16 = 300;
-const THEM: u16 = 7;
+const US: PeerNumber = PeerNumber(300);
+const THEM: PeerNumber = PeerNumber(7);
 
 /// A stranger's datagrams to us, among honest ones.
 pub fn datagram(bytes: &[u8]) {
@@ -30,28 +30,30 @@ pub fn datagram(bytes: &[u8]) {
 }
 
 struct End {
-    gate: Gate,
+    demux: Demux,
     link: WireGuardLink,
     /// The number that this end has given the other.
-    number: u16,
+    number: PeerNumber,
     address: SocketAddr,
     now: Time,
     rng: ChaCha20Rng,
 }
 
 impl End {
-    /// As the daemon does it: what the lane's filter refuses is counted there, and the gate says whose the rest is.
+    /// As the daemon does it: what the lane's filter refuses is counted there, and the demux says whose the rest is.
     fn take(&mut self, datagram: &[u8], from: SocketAddr, other: &PublicIdentity) -> LinkOutput {
-        if self.gate.door().admit(datagram, from, self.now, || true) != Admission::Admitted {
+        if self.demux.limiter().admit(datagram, from, self.now, || true) != Admission::Admitted {
             return LinkOutput::default();
         }
-        match self.gate.sort(datagram, from, self.now, &mut self.rng) {
-            Sorted::Peer(number) if number == self.number => self.link.receive(from.ip(), datagram),
-            Sorted::Handshake { x25519 } if x25519 == *other.x25519() => {
+        match self.demux.classify(datagram, from, self.now, &mut self.rng) {
+            DatagramClass::Peer(number) if number == self.number => self.link.receive(from.ip(), datagram),
+            DatagramClass::Handshake { x25519 } if x25519 == *other.x25519() => {
                 self.link.receive(from.ip(), datagram)
             }
-            Sorted::Reply(cookie) => LinkOutput { datagrams: vec![cookie], ..LinkOutput::default() },
-            Sorted::Peer(_) | Sorted::Handshake { .. } | Sorted::Malformed => LinkOutput::default(),
+            DatagramClass::Reply(cookie) => LinkOutput { datagrams: vec![cookie], ..LinkOutput::default() },
+            DatagramClass::Peer(_) | DatagramClass::Handshake { .. } | DatagramClass::Malformed => {
+                LinkOutput::default()
+            }
         }
     }
 }
@@ -66,12 +68,12 @@ struct Case {
 
 /// How many honest packets came through.
 pub fn packets_opened(bytes: &[u8]) -> usize {
-    let end = |own: &std::sync::Arc<_>, other, number: u16, last| {
-        let mut rng = ChaCha20Rng::seed_from_u64(number.into());
-        let gate = Gate::new(std::sync::Arc::clone(own), 1, &mut rng);
+    let end = |own: &std::sync::Arc<_>, other, number: PeerNumber, last| {
+        let mut rng = ChaCha20Rng::seed_from_u64(number.0.into());
+        let demux = Demux::new(std::sync::Arc::clone(own), 1, &mut rng);
         let link = WireGuardLink::new(std::sync::Arc::clone(own), other, number);
         let address = ([192, 0, 2, last], 51820).into();
-        End { gate, link, number, address, now: Time::default(), rng }
+        End { demux, link, number, address, now: Time::default(), rng }
     };
     let us = end(&SITES.us, SITES.them.public(), US, 1);
     let them = end(&SITES.them, SITES.us.public(), THEM, 2);
@@ -100,7 +102,7 @@ impl Case {
             2 => {
                 let to_us = input.u8() & 1 == 0;
                 let message = vec![5; usize::from(input.u8())];
-                let packet = fragment::packets([9; 8], Kind::Hello, &message).remove(0);
+                let packet = fragment::packets([9; 8], MessageType::Hello, &message).remove(0);
                 let sender = if to_us { &mut self.them } else { &mut self.us };
                 let datagram = sender.link.send(&packet);
                 self.pass(datagram, to_us);
@@ -123,7 +125,7 @@ impl Case {
                 let length = usize::from(input.u8());
                 let body = input.bytes(length);
                 datagram.iter_mut().skip(4).zip(body).for_each(|(to, from)| *to = from);
-                // A burst brings the gate to ask for cookies.
+                // A burst brings the demux to ask for cookies.
                 let times = if input.u8() % 16 == 1 { 130 } else { 1 };
                 (0..times).for_each(|_| self.strange(with_mac1(datagram.clone(), 0)));
             }

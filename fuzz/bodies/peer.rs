@@ -8,18 +8,20 @@ use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use qvpn_identity::{PublicIdentity, SecretIdentity};
-use qvpn_proto::control_link::{ControlLink, LinkOutput};
-use qvpn_proto::event::{KmsTrouble, TroubleKind};
-use qvpn_proto::exchange::{Proposal, Proposed, Terms, answer};
+use qvpn_proto::exchange::{ExchangeParameters, Proposal, Proposed, answer};
 use qvpn_proto::key_schedule::{Chain, qkd_check};
+use qvpn_proto::kms::{KmsFailure, KmsFailureKind};
+use qvpn_proto::session::{ControlLink, LinkOutput};
 use qvpn_proto::wire::{
-    Confirm, Fragment, Held, Hello, Kind, Propose, Reject, RejectReason, StockAck, StockOffer, fragment,
+    Confirm, Fragment, Hello, KeyAvailability, MessageType, Propose, Reject, RejectReason, StockAck,
+    StockOffer, fragment,
 };
 use qvpn_proto::{
-    Event, Fetch, FetchedKey, KeyKind, KeyName, KmsReport, LaneOrder, LaneReport, Notice, Peer, PeerConfig,
-    QkdPolicy, Role, Suite, Time,
+    Direction, Fetch, FetchedKey, KeyKind, KeyName, KmsReport, LaneOrder, LaneReport, Peer, PeerConfig,
+    PeerEvent, PeerOutput, QkdPolicy, Role,
 };
 use qvpn_secret::SecretBuf;
+use qvpn_types::{EpochNumber, LocalEpoch, PeerNumber, Suite, Time};
 use rand_chacha::ChaCha20Rng;
 use rand_chacha::rand_core::SeedableRng;
 use sha2::{Digest, Sha384};
@@ -108,7 +110,8 @@ struct Case<'a> {
     confirm: Option<Vec<u8>>,
     epoch: u64,
     number: u64,
-    tokens: Vec<(u8, u64)>,
+    /// What the lanes have not said yet.
+    installed: Vec<LaneReport>,
     fetches: Vec<Fetch>,
     propose: Vec<u8>,
     accept: Vec<u8>,
@@ -141,7 +144,7 @@ impl<'a> Case<'a> {
             psk: None,
             stock: 3,
             endpoint: Some(SocketAddr::from(([192, 0, 2, 1], 51820))),
-            number: 7,
+            number: PeerNumber(7),
         };
         Self {
             input,
@@ -156,7 +159,7 @@ impl<'a> Case<'a> {
             confirm: None,
             epoch: 0,
             number: 0,
-            tokens: Vec::new(),
+            installed: Vec::new(),
             fetches: Vec::new(),
             propose: Vec::new(),
             accept: Vec::new(),
@@ -176,7 +179,7 @@ impl<'a> Case<'a> {
             self.step();
             self.drain();
             for id in std::mem::take(&mut self.whole) {
-                self.send(Kind::Ack, &id);
+                self.send(MessageType::Ack, &id);
             }
             self.drain();
         }
@@ -191,14 +194,14 @@ impl<'a> Case<'a> {
             3 => self.take_accept(),
             4 => {
                 let confirm = self.confirm.clone().unwrap_or_else(|| {
-                    Confirm { epoch: self.epoch, confirmation: [self.input.u8(); 48] }.to_bytes()
+                    Confirm { epoch: EpochNumber(self.epoch), confirmation: [self.input.u8(); 48] }.to_bytes()
                 });
-                self.send_damaged(Kind::Confirm, confirm);
+                self.send_damaged(MessageType::Confirm, confirm);
             }
             5 => self.answer_propose(),
             6 => {
                 let accept = self.accept.clone();
-                self.send_damaged(Kind::Accept, accept);
+                self.send_damaged(MessageType::Accept, accept);
             }
             7 => self.ack_stock(),
             8 => self.kms(),
@@ -206,10 +209,10 @@ impl<'a> Case<'a> {
             10 => {
                 let id = self.ids.pop().unwrap_or_default();
                 let reason = RejectReason::from_byte(self.input.u8() % 14).unwrap_or(RejectReason::Stale);
-                self.send_damaged(Kind::Reject, Reject { id, reason }.to_bytes());
+                self.send_damaged(MessageType::Reject, Reject { id, reason }.to_bytes());
             }
             11 => {
-                let kind = Kind::from_byte(self.input.u8() % 13).unwrap_or(Kind::Ping);
+                let kind = MessageType::from_byte(self.input.u8() % 13).unwrap_or(MessageType::Ping);
                 let length = usize::from(self.input.u8());
                 let body = self.input.bytes(length);
                 self.send(kind, &body);
@@ -237,14 +240,14 @@ impl<'a> Case<'a> {
         self.peer.handle_datagram(packet, from, self.now, &mut self.rng);
     }
 
-    fn send(&mut self, kind: Kind, body: &[u8]) {
+    fn send(&mut self, kind: MessageType, body: &[u8]) {
         self.number += 1;
         for packet in fragment::packets(self.number.to_be_bytes(), kind, body) {
             self.datagram(&packet);
         }
     }
 
-    fn send_damaged(&mut self, kind: Kind, body: Vec<u8>) {
+    fn send_damaged(&mut self, kind: MessageType, body: Vec<u8>) {
         let body = self.input.damage(body);
         self.send(kind, &body);
     }
@@ -265,25 +268,25 @@ impl<'a> Case<'a> {
             encapsulation_key: Box::new(*SITES.them.encapsulation_key()),
         };
         self.hello = self.input.damage(hello.to_bytes());
-        self.send(Kind::Hello, &self.hello.clone());
+        self.send(MessageType::Hello, &self.hello.clone());
     }
 
     fn offer(&mut self) {
         let [first, count] = [(); 2].map(|()| self.input.u8() % 8);
         let keys = (first..first + count).map(key_name).collect();
         let offer = StockOffer { number: self.number, keys };
-        self.send_damaged(Kind::StockOffer, offer.to_bytes());
+        self.send_damaged(MessageType::StockOffer, offer.to_bytes());
     }
 
     fn ack_stock(&mut self) {
         let how = self.input.u8();
         let keys = (0..8u8).map(|n| {
             let check = qkd_check(&key(if how & 1 << n == 0 { n } else { n + 1 }), &key_name(n).id);
-            (key_name(n).id, if how == 255 { Held::Gone } else { Held::Yes(check) })
+            (key_name(n).id, if how == 255 { KeyAvailability::Gone } else { KeyAvailability::Yes(check) })
         });
         let ack =
             StockAck { number: u64::from(self.input.u8() % 8), revision: self.number, keys: keys.collect() };
-        self.send_damaged(Kind::StockAck, ack.to_bytes());
+        self.send_damaged(MessageType::StockAck, ack.to_bytes());
     }
 
     fn lanes_agreed(&self) -> u8 {
@@ -298,7 +301,7 @@ impl<'a> Case<'a> {
         self.epoch += u64::from(how >> 4 & 3);
         let proposal = Proposal {
             hello_hashes: (hash(&self.hello), hash(&self.theirs)),
-            epoch: self.epoch,
+            epoch: EpochNumber(self.epoch),
             responder_key: SITES.us.encapsulation_key(),
             indices: (0..u32::from(self.lanes_agreed())).map(|lane| 1 << 31 | lane).collect(),
             qkd_key_id: n.map(|n| key_name(n).id),
@@ -311,7 +314,7 @@ impl<'a> Case<'a> {
         if let Ok(proposed) = Proposed::new(proposal, &mut self.rng) {
             let bytes = proposed.bytes().to_vec();
             self.proposed = Some((proposed, n));
-            self.send_damaged(Kind::Propose, bytes);
+            self.send_damaged(MessageType::Propose, bytes);
         }
     }
 
@@ -356,20 +359,20 @@ impl<'a> Case<'a> {
         responder: &'t PublicIdentity,
         hello_initiator: &'t [u8],
         hello_responder: &'t [u8],
-    ) -> Terms<'t> {
+    ) -> ExchangeParameters<'t> {
         let (suite, lanes) = (Suite::ChaCha20Poly1305, self.lanes_agreed());
-        Terms { initiator, responder, hello_initiator, hello_responder, suite, lanes }
+        ExchangeParameters { initiator, responder, hello_initiator, hello_responder, suite, lanes }
     }
 
     fn kms(&mut self) {
         let how = self.input.u8();
         let Some(fetch) = self.fetches.pop() else { return };
-        let trouble = |kind| KmsTrouble { kind, text: "no".to_owned() };
+        let trouble = |kind| KmsFailure { kind, text: "no".to_owned() };
         let number = |name: &KeyName| name.id.strip_prefix("key-").and_then(|n| n.parse().ok()).unwrap_or(0);
         let report = match fetch {
             Fetch::New { request, .. } | Fetch::ById { request, .. } if how & 3 == 3 => KmsReport::Failed {
                 request: request + u64::from(how >> 7),
-                trouble: trouble(TroubleKind::Unavailable),
+                failure: trouble(KmsFailureKind::Unavailable),
             },
             Fetch::New { request, .. } => {
                 let key = |n: u8| FetchedKey { name: key_name(n), kind: KeyKind::Qkd, secret: key(n) };
@@ -381,7 +384,7 @@ impl<'a> Case<'a> {
                     let n = number(&name);
                     FetchedKey { name, kind: KeyKind::Qkd, secret: key(if how & 4 == 0 { n } else { n + 1 }) }
                 });
-                let missing = (how & 8 != 0).then(|| trouble(TroubleKind::NotFound));
+                let missing = (how & 8 != 0).then(|| trouble(KmsFailureKind::NotFound));
                 KmsReport::Keys { request, keys: keys.take(usize::from(how >> 4)).collect(), missing }
             }
         };
@@ -392,14 +395,17 @@ impl<'a> Case<'a> {
         let how = self.input.u8();
         let report = match how & 3 {
             0 | 1 => {
-                for (lane, token) in std::mem::take(&mut self.tokens) {
-                    let report = LaneReport::Installed { lane, token };
+                for report in std::mem::take(&mut self.installed) {
                     self.peer.handle_lane(report, self.now, &mut self.rng);
                 }
                 return;
             }
-            2 => LaneReport::FirstOpened { lane: how >> 7, generation: u64::from(how >> 2 & 15) },
-            _ => LaneReport::SealingEnded { lane: how >> 7, generation: u64::from(how >> 2 & 15) },
+            2 => {
+                LaneReport::FirstOpened { lane: how >> 7, local_epoch: LocalEpoch(u64::from(how >> 2 & 15)) }
+            }
+            _ => {
+                LaneReport::SealingEnded { lane: how >> 7, local_epoch: LocalEpoch(u64::from(how >> 2 & 15)) }
+            }
         };
         self.peer.handle_lane(report, self.now, &mut self.rng);
     }
@@ -413,13 +419,13 @@ impl<'a> Case<'a> {
             let Ok(fragment) = Fragment::parse(&transmit.datagram) else { continue };
             self.ids.truncate(20);
             self.ids.push(fragment.id);
-            if fragment.index + 1 == fragment.count && fragment.kind != Kind::Ack {
+            if fragment.index + 1 == fragment.count && fragment.kind != MessageType::Ack {
                 self.whole.push(fragment.id);
             }
             let whole = match fragment.kind {
-                Kind::Hello => &mut self.theirs,
-                Kind::Propose => &mut self.propose,
-                Kind::Accept => &mut self.accept,
+                MessageType::Hello => &mut self.theirs,
+                MessageType::Propose => &mut self.propose,
+                MessageType::Accept => &mut self.accept,
                 _ => continue,
             };
             if fragment.index == 0 {
@@ -433,20 +439,24 @@ impl<'a> Case<'a> {
             events += 1;
             assert!(events < 500, "what it wants is bounded");
             match event {
-                Event::Lane(lane, order) => orders.push((lane, order)),
-                Event::Fetch(fetch) => self.fetches.push(fetch),
-                Event::Notice(Notice::EpochActive { sources, .. }) => self.qkd_epoch = sources.qkd,
-                Event::Notice(_) | Event::LanesTo(_) => {}
+                PeerOutput::Lane(lane, order) => orders.push((lane, order)),
+                PeerOutput::Fetch(fetch) => self.fetches.push(fetch),
+                PeerOutput::Event(PeerEvent::EpochActive { sources, .. }) => self.qkd_epoch = sources.qkd,
+                PeerOutput::Event(_) | PeerOutput::LanesTo(_) => {}
             }
         }
         self.fetches.truncate(10);
         for (lane, order) in orders {
             match order {
-                LaneOrder::InstallOpening { token, .. } => self.tokens.push((lane, token)),
-                LaneOrder::InstallSealing { token, key, .. } => {
+                LaneOrder::InstallOpening { local_epoch, .. } => {
+                    let direction = Direction::Opening;
+                    self.installed.push(LaneReport::Installed { lane, local_epoch, direction });
+                }
+                LaneOrder::InstallSealing { local_epoch, key, .. } => {
                     assert!(self.sealed.insert(*key.expose()), "a sealing key comes once");
                     assert!(self.qkd_epoch || self.policy != QkdPolicy::Required, "sealed without QKD");
-                    self.tokens.push((lane, token));
+                    let direction = Direction::Sealing;
+                    self.installed.push(LaneReport::Installed { lane, local_epoch, direction });
                 }
                 _ => {}
             }

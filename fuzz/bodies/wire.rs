@@ -1,31 +1,31 @@
 //! Messages of the control session, and the packets that carry them. The tests of `qvpn-proto` run these bodies too.
 
-use qvpn_proto::Time;
-use qvpn_proto::event::KeyName;
-use qvpn_proto::messenger::Messenger;
+use qvpn_proto::channel::ReliableChannel;
+use qvpn_proto::kms::KeyName;
 use qvpn_proto::wire::{
-    Accept, Confirm, Fragment, Held, Hello, Kind, Lanes, Propose, Reject, RejectReason, StockAck, StockOffer,
-    fragment,
+    Accept, Confirm, Fragment, Hello, KeyAvailability, LaneSet, MessageType, Propose, Reject, RejectReason,
+    StockAck, StockOffer, fragment,
 };
-use qvpn_proto::{QkdPolicy, Role, Suite};
+use qvpn_proto::{QkdPolicy, Role};
+use qvpn_types::{EpochNumber, Suite, Time};
 use rand_chacha::ChaCha20Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 
 /// The first byte names a message type, the rest is its body. What parses is written again byte for byte.
 pub fn message(bytes: &[u8]) {
     let Some((kind, body)) = bytes.split_first() else { return };
-    let again = match Kind::from_byte(*kind) {
-        Some(Kind::Hello) => Hello::parse(body).ok().map(|m| m.to_bytes()),
-        Some(Kind::StockOffer) => StockOffer::parse(body).ok().map(|m| m.to_bytes()),
-        Some(Kind::StockAck) => StockAck::parse(body).ok().map(|m| m.to_bytes()),
-        Some(Kind::Propose) => Propose::parse(body).ok().map(|m| m.to_bytes()),
-        Some(Kind::Accept) => Accept::parse(body).ok().map(|(m, transcript, confirmation)| {
+    let again = match MessageType::from_byte(*kind) {
+        Some(MessageType::Hello) => Hello::parse(body).ok().map(|m| m.to_bytes()),
+        Some(MessageType::StockOffer) => StockOffer::parse(body).ok().map(|m| m.to_bytes()),
+        Some(MessageType::StockAck) => StockAck::parse(body).ok().map(|m| m.to_bytes()),
+        Some(MessageType::Propose) => Propose::parse(body).ok().map(|m| m.to_bytes()),
+        Some(MessageType::Accept) => Accept::parse(body).ok().map(|(m, transcript, confirmation)| {
             assert_eq!(m.to_bytes(), transcript);
             [transcript, &confirmation].concat()
         }),
-        Some(Kind::Confirm) => Confirm::parse(body).ok().map(|m| m.to_bytes()),
-        Some(Kind::Lanes) => Lanes::parse(body).ok().map(|m| m.to_bytes().to_vec()),
-        Some(Kind::Reject) => Reject::parse(body).ok().map(|m| m.to_bytes()),
+        Some(MessageType::Confirm) => Confirm::parse(body).ok().map(|m| m.to_bytes()),
+        Some(MessageType::Lanes) => LaneSet::parse(body).ok().map(|m| m.to_bytes().to_vec()),
+        Some(MessageType::Reject) => Reject::parse(body).ok().map(|m| m.to_bytes()),
         _ => None,
     };
     if let Some(again) = again {
@@ -40,14 +40,14 @@ pub fn fragment(bytes: &[u8]) {
     }
 }
 
-/// Packets with two-byte lengths, one after the other, into one messenger: memory stays bounded whatever they say.
+/// Packets with two-byte lengths, one after the other, into one channel: memory stays bounded whatever they say.
 pub fn reassembly(mut bytes: &[u8]) {
-    let (mut messenger, mut rng) = (Messenger::default(), ChaCha20Rng::seed_from_u64(0));
+    let (mut channel, mut rng) = (ReliableChannel::default(), ChaCha20Rng::seed_from_u64(0));
     while let Some((length, rest)) = bytes.split_first_chunk() {
         let length = usize::from(u16::from_be_bytes(*length)).min(rest.len());
         let (packet, rest) = rest.split_at(length);
-        messenger.receive(packet, Time::default(), &mut rng);
-        while messenger.next_packet().is_some() {}
+        channel.receive(packet, Time::default(), &mut rng);
+        while channel.next_packet().is_some() {}
         bytes = rest;
     }
 }
@@ -65,8 +65,8 @@ pub fn valid(kind: u8, seed: u64) -> Vec<u8> {
     let small = u8::try_from(seed % 16).unwrap_or(0);
     let name = "k".repeat(usize::from(small) + 1);
     let key = |id: &str| KeyName { id: id.to_owned(), source_kme: name.clone(), target_kme: String::new() };
-    let body = match Kind::from_byte(kind) {
-        Some(Kind::Hello) => Hello {
+    let body = match MessageType::from_byte(kind) {
+        Some(MessageType::Hello) => Hello {
             instance: [small; 16],
             counter: seed,
             role: Role::Responder,
@@ -80,15 +80,20 @@ pub fn valid(kind: u8, seed: u64) -> Vec<u8> {
             encapsulation_key: one,
         }
         .to_bytes(),
-        Some(Kind::StockOffer) => StockOffer { number: seed, keys: vec![key("a"), key("b")] }.to_bytes(),
-        Some(Kind::StockAck) => {
-            let keys = vec![("a".to_owned(), Held::Yes([7; 16])), ("b".to_owned(), Held::Pending)];
+        Some(MessageType::StockOffer) => {
+            StockOffer { number: seed, keys: vec![key("a"), key("b")] }.to_bytes()
+        }
+        Some(MessageType::StockAck) => {
+            let keys = vec![
+                ("a".to_owned(), KeyAvailability::Yes([7; 16])),
+                ("b".to_owned(), KeyAvailability::Pending),
+            ];
             StockAck { number: seed, revision: 1, keys }.to_bytes()
         }
-        Some(Kind::Propose) => Propose {
+        Some(MessageType::Propose) => Propose {
             hello_initiator: [1; 48],
             hello_responder: [2; 48],
-            epoch: seed,
+            epoch: EpochNumber(seed),
             x25519: [3; 32],
             encapsulation_key: one,
             ciphertext: two,
@@ -97,10 +102,10 @@ pub fn valid(kind: u8, seed: u64) -> Vec<u8> {
             chain_check: seed.is_multiple_of(2).then_some([4; 16]),
         }
         .to_bytes(),
-        Some(Kind::Accept) => {
+        Some(MessageType::Accept) => {
             let indices = (0..=u32::from(small)).map(|i| 1 << 31 | i).collect();
             let accept = Accept {
-                epoch: seed,
+                epoch: EpochNumber(seed),
                 x25519: [3; 32],
                 ciphertext_ephemeral: one,
                 ciphertext_static: two,
@@ -108,11 +113,11 @@ pub fn valid(kind: u8, seed: u64) -> Vec<u8> {
             };
             [accept.to_bytes(), vec![9; 48]].concat()
         }
-        Some(Kind::Confirm) => Confirm { epoch: seed, confirmation: [5; 48] }.to_bytes(),
-        Some(Kind::Reject) => Reject { id: [6; 8], reason: RejectReason::Chain }.to_bytes(),
+        Some(MessageType::Confirm) => Confirm { epoch: EpochNumber(seed), confirmation: [5; 48] }.to_bytes(),
+        Some(MessageType::Reject) => Reject { id: [6; 8], reason: RejectReason::Chain }.to_bytes(),
         _ => vec![small],
     };
-    let packets = fragment::packets([1; 8], Kind::Hello, &body);
+    let packets = fragment::packets([1; 8], MessageType::Hello, &body);
     packets.iter().for_each(|p| fragment(p));
     [vec![kind], body].concat()
 }

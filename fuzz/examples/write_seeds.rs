@@ -8,7 +8,7 @@ use std::fs;
 use std::io::Result;
 use std::path::{Path, PathBuf};
 
-use qvpn_proto::wire::{Kind, fragment};
+use qvpn_proto::wire::{MessageType, fragment};
 
 fn seeds(target: &str) -> Result<PathBuf> {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("seeds").join(target);
@@ -20,7 +20,7 @@ fn main() -> Result<()> {
     for (kind, name) in [(1, "hello"), (2, "stock_offer"), (3, "stock_ack"), (4, "propose"), (5, "accept")] {
         for (n, message) in bodies::valid_messages(kind).into_iter().enumerate() {
             fs::write(seeds(name)?.join(format!("valid-{n}")), &message)?;
-            let packets = fragment::packets([1; 8], Kind::Hello, &message);
+            let packets = fragment::packets([1; 8], MessageType::Hello, &message);
             if let Some(last) = packets.last() {
                 fs::write(seeds("fragment")?.join(format!("{name}-{n}")), last)?;
             }

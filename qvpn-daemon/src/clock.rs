@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use nix::time::{ClockId, clock_gettime};
-use qvpn_proto::Time;
+use qvpn_types::Time;
 
 /// A wait is never longer than this without a look at the clock.
 const STEP: Duration = Duration::from_secs(1);

@@ -7,7 +7,7 @@ use kms_client::{
 };
 use qvpn_api::config;
 use qvpn_api::events::EventKind;
-use qvpn_proto::event::{KmsTrouble, TroubleKind};
+use qvpn_proto::kms::{KmsFailure, KmsFailureKind};
 use qvpn_proto::wire::limits::MAX_NAME;
 use qvpn_proto::{Fetch, FetchedKey, KeyKind, KeyName, KmsReport};
 use tokio::sync::mpsc;
@@ -111,14 +111,14 @@ pub(crate) async fn fetch(set: Arc<KmeSet>, peer_sae: String, fetch: Fetch) -> K
             let (qkd, files) = (set.only(true), set.only(false));
             let unavailable = |error: &SetError| {
                 let text = error.errors.iter().map(in_words).collect::<Vec<_>>().join("; ");
-                KmsTrouble { kind: TroubleKind::Unavailable, text }
+                KmsFailure { kind: KmsFailureKind::Unavailable, text }
             };
             let missing = match (qkd.kmes().is_empty(), files.kmes().is_empty()) {
                 (true, false) if !qkd_only => None,
                 (_, no_files) => match qkd.fetch_new_but(&peer_sae, number, &stuck).await {
                     Ok(keys) => return delivered(request, keys, None),
                     Err(error) if no_files || qkd_only => {
-                        return KmsReport::Failed { request, trouble: unavailable(&error) };
+                        return KmsReport::Failed { request, failure: unavailable(&error) };
                     }
                     Err(error) => Some(unavailable(&error)),
                 },
@@ -127,11 +127,11 @@ pub(crate) async fn fetch(set: Arc<KmeSet>, peer_sae: String, fetch: Fetch) -> K
             match files.fetch_new(&peer_sae, number).await {
                 Ok(keys) => delivered(request, keys, missing),
                 Err(error) => {
-                    let mut trouble = unavailable(&error);
+                    let mut failure = unavailable(&error);
                     if let Some(missing) = missing {
-                        trouble.text = format!("{}; {}", missing.text, trouble.text);
+                        failure.text = format!("{}; {}", missing.text, failure.text);
                     }
-                    KmsReport::Failed { request, trouble }
+                    KmsReport::Failed { request, failure }
                 }
             }
         }
@@ -142,7 +142,7 @@ pub(crate) async fn fetch(set: Arc<KmeSet>, peer_sae: String, fetch: Fetch) -> K
             // The order in which they are to be used is the one in which they were named.
             let place = |id: &KeyId| keys.iter().position(|name| name.id == id.as_str());
             fetched.keys.sort_by_key(|key| place(&key.id));
-            let missing = trouble(&fetched.failed);
+            let missing = kms_failure(&fetched.failed);
             delivered(request, fetched.keys, missing)
         }
     }
@@ -157,15 +157,15 @@ fn reference(name: &KeyName) -> Option<KeyRef> {
 }
 
 /// What the failures mean together: a KME that is down weighs more than one that doesn't know a key yet.
-fn trouble(failed: &[(KeyId, KmsError)]) -> Option<KmsTrouble> {
+fn kms_failure(failed: &[(KeyId, KmsError)]) -> Option<KmsFailure> {
     let unknown = |kind| matches!(kind, KmsErrorKind::KeyNotFound | KmsErrorKind::NoSuchKme);
     let down = failed.iter().find(|(_, error)| !unknown(error.kind()));
     let (_, error) = down.or(failed.first())?;
-    let kind = if down.is_some() { TroubleKind::Unavailable } else { TroubleKind::NotFound };
-    Some(KmsTrouble { kind, text: in_words(error) })
+    let kind = if down.is_some() { KmsFailureKind::Unavailable } else { KmsFailureKind::NotFound };
+    Some(KmsFailure { kind, text: in_words(error) })
 }
 
-fn delivered(request: u64, keys: Vec<QkdKey>, missing: Option<KmsTrouble>) -> KmsReport {
+fn delivered(request: u64, keys: Vec<QkdKey>, missing: Option<KmsFailure>) -> KmsReport {
     let mut missing = missing;
     let mut named = Vec::with_capacity(keys.len());
     for key in keys {
@@ -174,7 +174,7 @@ fn delivered(request: u64, keys: Vec<QkdKey>, missing: Option<KmsTrouble>) -> Km
                 "KME {}: a key ID or KME ID of more than {MAX_NAME} bytes can't be told to the other site; ask the KME's vendor for shorter ones",
                 key.kme
             );
-            missing = Some(KmsTrouble { kind: TroubleKind::Unavailable, text });
+            missing = Some(KmsFailure { kind: KmsFailureKind::Unavailable, text });
             continue;
         }
         let name = KeyName {
@@ -186,7 +186,7 @@ fn delivered(request: u64, keys: Vec<QkdKey>, missing: Option<KmsTrouble>) -> Km
         named.push(FetchedKey { name, kind, secret: key.secret });
     }
     match missing {
-        Some(trouble) if named.is_empty() => KmsReport::Failed { request, trouble },
+        Some(failure) if named.is_empty() => KmsReport::Failed { request, failure },
         missing => KmsReport::Keys { request, keys: named, missing },
     }
 }
@@ -215,12 +215,12 @@ mod tests {
 
     #[test]
     fn a_kme_that_is_down_weighs_more_than_an_unknown_key() {
-        assert_eq!(trouble(&[]), None);
-        let not_found = trouble(&[error(KmsErrorKind::KeyNotFound)]).unwrap();
-        assert_eq!(not_found.kind, TroubleKind::NotFound);
+        assert_eq!(kms_failure(&[]), None);
+        let not_found = kms_failure(&[error(KmsErrorKind::KeyNotFound)]).unwrap();
+        assert_eq!(not_found.kind, KmsFailureKind::NotFound);
         let both = [error(KmsErrorKind::KeyNotFound), error(KmsErrorKind::Unreachable)];
-        let down = trouble(&both).unwrap();
-        assert_eq!(down.kind, TroubleKind::Unavailable);
+        let down = kms_failure(&both).unwrap();
+        assert_eq!(down.kind, KmsFailureKind::Unavailable);
         assert!(down.text.contains("not reachable") && down.text.contains("check that the KME runs"));
     }
 
@@ -242,8 +242,8 @@ mod tests {
             Fetch::New { request: 1, number: 5, qkd_only: true, stuck: Vec::new() },
         )
         .await;
-        let KmsReport::Failed { request: 1, trouble } = report else { panic!() };
-        assert!(trouble.text.contains("no KME is configured"), "{}", trouble.text);
+        let KmsReport::Failed { request: 1, failure } = report else { panic!() };
+        assert!(failure.text.contains("no KME is configured"), "{}", failure.text);
     }
 
     /// A set of one file of keys with these lines.
@@ -329,18 +329,18 @@ mod tests {
         let both = Arc::new(KmeSet::new(vec![set.kmes()[0].clone(), down]));
         let new = |qkd_only| Fetch::New { request: 1, number: 1, qkd_only, stuck: Vec::new() };
         let report = fetch(both.clone(), "B".into(), new(true)).await;
-        let KmsReport::Failed { trouble, .. } = report else { panic!() };
-        assert!(trouble.text.contains("kme-a1") && !trouble.text.contains("disk"), "{}", trouble.text);
+        let KmsReport::Failed { failure, .. } = report else { panic!() };
+        assert!(failure.text.contains("kme-a1") && !failure.text.contains("disk"), "{}", failure.text);
         let report = fetch(both.clone(), "B".into(), new(false)).await;
         let KmsReport::Keys { keys, missing: Some(missing), .. } = report else { panic!() };
         assert!(keys[0].kind == KeyKind::File && missing.text.contains("kme-a1"), "{}", missing.text);
         // Its only line is used up.
         let report = fetch(both, "B".into(), new(false)).await;
-        let KmsReport::Failed { trouble, .. } = report else { panic!() };
+        let KmsReport::Failed { failure, .. } = report else { panic!() };
         assert!(
-            trouble.text.contains("kme-a1") && trouble.text.contains("no unused key"),
+            failure.text.contains("kme-a1") && failure.text.contains("no unused key"),
             "{}",
-            trouble.text
+            failure.text
         );
         std::fs::remove_file(path).unwrap();
     }

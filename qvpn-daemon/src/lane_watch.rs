@@ -8,8 +8,8 @@
 use std::time::Duration;
 
 use qvpn_api::status::LaneState;
-use qvpn_proto::Time;
-use qvpn_proto::wire::Lanes;
+use qvpn_proto::wire::LaneSet;
+use qvpn_types::Time;
 
 /// A lane on which nothing came for so long is silent.
 pub(crate) const SILENCE: Duration = Duration::from_secs(3);
@@ -50,7 +50,7 @@ pub(crate) struct Seen<'a> {
     /// When something authentic last came by each of our lanes; zero is never.
     pub(crate) heard: &'a [Time],
     /// The lanes on which the other end hears nothing.
-    pub(crate) unheard_there: Lanes,
+    pub(crate) peer_rx_silent: LaneSet,
 }
 
 /// What changed.
@@ -80,8 +80,8 @@ impl LaneWatch {
     }
 
     /// The lanes on which this end hears nothing.
-    pub(crate) fn unheard(&self) -> Lanes {
-        let mut set = Lanes::default();
+    pub(crate) fn unheard(&self) -> LaneSet {
+        let mut set = LaneSet::default();
         (0u8..).zip(&self.lanes).filter(|(_, lane)| lane.unheard).for_each(|(number, _)| set.add(number));
         set
     }
@@ -103,7 +103,7 @@ impl LaneWatch {
             let others_heard = newest != Time::default() && seen.now.since(newest) <= LATELY;
             for ((number, lane), heard) in (0u8..).zip(&mut self.lanes).zip(seen.heard).take(agreed.into()) {
                 lane.hear(*heard, since, others_heard, seen.now);
-                let silent = lane.unheard || seen.unheard_there.has(number);
+                let silent = lane.unheard || seen.peer_rx_silent.has(number);
                 let state = match (silent, *heard > since) {
                     (true, _) => Some(LaneState::Silent),
                     (false, true) => Some(LaneState::Up),
@@ -177,7 +177,7 @@ mod tests {
         cut: Vec<bool>,
         agreed: u8,
         active: bool,
-        there: Lanes,
+        there: LaneSet,
         now: Time,
     }
 
@@ -191,7 +191,7 @@ mod tests {
                 cut: vec![false; own.into()],
                 agreed,
                 active: true,
-                there: Lanes::default(),
+                there: LaneSet::default(),
                 now: Time::from_nanos(100_000_000_000),
             }
         }
@@ -210,7 +210,7 @@ mod tests {
                     active: self.active,
                     agreed: self.agreed,
                     heard: &self.heard,
-                    unheard_there: self.there,
+                    peer_rx_silent: self.there,
                 }));
             }
             changes
@@ -231,7 +231,7 @@ mod tests {
         assert_eq!(world.states(), [UP; 4]);
         world.cut[1] = true;
         assert_eq!(world.run(10), [Change::Silent(1), Change::Detour(1, Some(2))]);
-        assert_eq!((world.watch.unheard(), world.states()), (Lanes(2), vec![UP, SILENT, UP, UP]));
+        assert_eq!((world.watch.unheard(), world.states()), (LaneSet(2), vec![UP, SILENT, UP, UP]));
         // The lane that helped falls silent, too.
         world.cut[2] = true;
         let changes = world.run(10);
@@ -241,20 +241,20 @@ mod tests {
         assert_eq!(changes, [Change::Back(1), Change::Detour(1, None), Change::Detour(2, Some(3))]);
         world.cut[2] = false;
         assert_eq!(world.run(10), [Change::Back(2), Change::Detour(2, None)]);
-        assert_eq!((world.watch.unheard(), world.states()), (Lanes(0), vec![UP; 4]));
+        assert_eq!((world.watch.unheard(), world.states()), (LaneSet(0), vec![UP; 4]));
     }
 
     #[test]
     fn what_the_other_end_does_not_hear_is_avoided() {
         let mut world = World::new(2, 2);
         world.run(5);
-        world.there = Lanes(1);
+        world.there = LaneSet(1);
         assert_eq!(world.run(5), [Change::Silent(0), Change::Detour(0, Some(1))]);
-        assert_eq!(world.watch.unheard(), Lanes(0), "this end hears it well");
-        world.there = Lanes(0);
+        assert_eq!(world.watch.unheard(), LaneSet(0), "this end hears it well");
+        world.there = LaneSet(0);
         assert_eq!(world.run(5), [Change::Back(0), Change::Detour(0, None)]);
         // Whoever says that all are silent stops nothing.
-        world.there = Lanes(3);
+        world.there = LaneSet(3);
         assert_eq!(world.run(5), [Change::Silent(0), Change::Silent(1)]);
         assert_eq!([0, 1].map(|lane| world.watch.via(lane)), [None; 2]);
     }

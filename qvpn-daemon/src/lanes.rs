@@ -1,6 +1,5 @@
 //! The data path as the owner of the peers sees it: orders of the protocol become commands of the lanes.
 
-use std::collections::BTreeMap;
 use std::io;
 use std::net::UdpSocket;
 use std::sync::Arc;
@@ -11,8 +10,9 @@ use qvpn_dataplane::{
     Admission, Filter, InterfaceStats, LaneCommand, Lanes, LanesConfig, OpeningKey, PeerId, SealingKey,
     bind_lane_socket, boot_clock, open_tun,
 };
-use qvpn_proto::gate::{self, Door, Gate};
-use qvpn_proto::{LaneOrder, Time};
+use qvpn_proto::session::{self, Demux, HandshakeLimiter};
+use qvpn_proto::{Direction, LaneOrder};
+use qvpn_types::{LocalEpoch, PeerNumber, Time};
 
 use crate::error::DaemonError;
 use crate::queues::{Known, Sink};
@@ -21,50 +21,44 @@ use crate::translate::{self, lane_suite};
 // The null cipher of the benchmarks protects nothing: a daemon that has it must not exist.
 const _: () = assert!(!qvpn_dataplane::HAS_NULL_CIPHER, "qvpn-daemon is never built with bench-null-cipher");
 
-/// Whose order a lane's answer belongs to. Peers count their tokens each for itself, and lanes must tell them apart.
-#[derive(Default)]
-pub(crate) struct Tokens {
-    last: u64,
-    open: BTreeMap<u64, (u16, u64)>,
+/// What a lane's answer to an install order carries: the peer's number, the direction and the epoch.
+pub(crate) fn acknowledgement(peer: PeerNumber, epoch: LocalEpoch, direction: Direction) -> u64 {
+    let sealing = u64::from(direction == Direction::Sealing);
+    u64::from(peer.0) << 48 | sealing << 47 | epoch.0 & EPOCH_BITS
 }
 
-impl Tokens {
-    fn open(&mut self, peer: u16, token: u64) -> u64 {
-        self.last += 1;
-        self.open.insert(self.last, (peer, token));
-        self.last
-    }
-
-    /// The peer's number and its own token, once.
-    pub(crate) fn answered(&mut self, token: u64) -> Option<(u16, u64)> {
-        self.open.remove(&token)
-    }
-
-    /// Forgets a peer that is removed.
-    pub(crate) fn forget(&mut self, peer: u16) {
-        self.open.retain(|_, (number, _)| *number != peer);
-    }
+/// The parts of an [`acknowledgement`].
+pub(crate) fn acknowledged(token: u64) -> (PeerNumber, LocalEpoch, Direction) {
+    let peer = PeerNumber(u16::try_from(token >> 48).unwrap_or(u16::MAX));
+    let direction = if token >> 47 & 1 == 1 { Direction::Sealing } else { Direction::Opening };
+    (peer, LocalEpoch(token & EPOCH_BITS), direction)
 }
+
+/// An epoch each 100 ms fills these bits after 446,000 years.
+const EPOCH_BITS: u64 = (1 << 47) - 1;
 
 /// The command for an order of the peer with this number.
-pub(crate) fn command(tokens: &mut Tokens, number: u16, order: LaneOrder) -> LaneCommand {
-    let peer = PeerId(number.into());
+pub(crate) fn command(number: PeerNumber, order: LaneOrder) -> LaneCommand {
+    let peer = PeerId(number.0.into());
     match order {
-        LaneOrder::InstallOpening { token, generation, index, suite, key, expires_at } => {
+        LaneOrder::InstallOpening { local_epoch, index, suite, key, expires_at } => {
             let (suite, expires_at) = (lane_suite(suite), expires_at.as_nanos());
-            let key = OpeningKey { peer, epoch: generation, index, suite, key, expires_at };
-            LaneCommand::InstallOpening { token: tokens.open(number, token), key }
+            let key = OpeningKey { peer, epoch: local_epoch.0, index, suite, key, expires_at };
+            let token = acknowledgement(number, local_epoch, Direction::Opening);
+            LaneCommand::InstallOpening { token, key }
         }
-        LaneOrder::InstallSealing { token, generation, receiver_index, suite, key, expires_at, packets } => {
+        LaneOrder::InstallSealing { local_epoch, receiver_index, suite, key, expires_at, packets } => {
             let (suite, expires_at) = (lane_suite(suite), expires_at.as_nanos());
-            let key = SealingKey { peer, epoch: generation, receiver_index, suite, key, expires_at, packets };
+            let key =
+                SealingKey { peer, epoch: local_epoch.0, receiver_index, suite, key, expires_at, packets };
             // Each lane begins an epoch with an empty packet, so that both ends see whether its path is there.
-            LaneCommand::InstallSealing { token: tokens.open(number, token), key, announce: true }
+            let token = acknowledgement(number, local_epoch, Direction::Sealing);
+            LaneCommand::InstallSealing { token, key, announce: true }
         }
         LaneOrder::SendEmpty => LaneCommand::SendEmpty { peer },
         LaneOrder::StopSealing => LaneCommand::StopSealing { peer },
-        LaneOrder::CloseOlder { generation, at } => {
-            LaneCommand::CloseOlder { peer, than_epoch: generation, at: at.as_nanos() }
+        LaneOrder::CloseOlder { local_epoch, at } => {
+            LaneCommand::CloseOlder { peer, than_epoch: local_epoch.0, at: at.as_nanos() }
         }
         LaneOrder::Close { index } => LaneCommand::CloseOpening { index },
     }
@@ -100,15 +94,15 @@ impl Marks {
     }
 }
 
-/// Has the lane ask the door.
-fn filter(door: Arc<Door>, known: Known) -> Filter {
+/// Has the lane ask the limiter.
+fn filter(limiter: Arc<HandshakeLimiter>, known: Known) -> Filter {
     Arc::new(move |datagram, from, now| {
-        let admission = door.admit(datagram, from, Time::from_nanos(now), || known.contains(from));
+        let admission = limiter.admit(datagram, from, Time::from_nanos(now), || known.contains(from));
         match admission {
-            gate::Admission::Admitted => Admission::Admitted,
-            gate::Admission::Malformed => Admission::Malformed,
-            gate::Admission::Unproven => Admission::Unproven,
-            gate::Admission::TooMany => Admission::TooMany,
+            session::Admission::Admitted => Admission::Admitted,
+            session::Admission::Malformed => Admission::Malformed,
+            session::Admission::NoCookie => Admission::Unproven,
+            session::Admission::TooMany => Admission::TooMany,
         }
     })
 }
@@ -120,7 +114,7 @@ fn filter(door: Arc<Door>, known: Known) -> Filter {
 pub(crate) fn start(
     interface: &Interface,
     fwmark: u32,
-    gate: &Gate,
+    demux: &Demux,
     stats: Arc<InterfaceStats>,
     sink: Sink,
 ) -> Result<(Lanes, Marks), DaemonError> {
@@ -141,7 +135,7 @@ pub(crate) fn start(
         mtu: translate::mtu(interface.mtu),
         dscp: translate::dscp(interface.dscp),
         stats,
-        filter: filter(gate.door(), sink.known()),
+        filter: filter(demux.limiter(), sink.known()),
         clock: boot_clock(),
     };
     Ok((Lanes::start(config, Arc::new(sink))?, Marks { sockets: marked, mark: fwmark }))
@@ -149,36 +143,34 @@ pub(crate) fn start(
 
 #[cfg(test)]
 mod tests {
-    use qvpn_proto::Suite;
     use qvpn_secret::Secret;
+    use qvpn_types::Suite;
 
     use super::*;
 
-    fn opening(token: u64, generation: u64, index: u32) -> LaneOrder {
-        LaneOrder::InstallOpening {
-            token,
-            generation,
-            index,
-            suite: Suite::Aes256Gcm,
-            key: Secret::zeroed(),
-            expires_at: Time::from_nanos(9),
-        }
-    }
-
     #[test]
-    fn tokens_of_two_peers_stay_apart() {
-        let mut tokens = Tokens::default();
-        let mut ask = |number| match command(&mut tokens, number, opening(5, 1, 1)) {
-            LaneCommand::InstallOpening { token, key } => {
-                assert_eq!((key.peer, key.epoch, key.expires_at), (PeerId(number.into()), 1, 9));
-                token
+    fn acknowledgements_of_two_peers_stay_apart() {
+        let ask = |number| {
+            let order = LaneOrder::InstallOpening {
+                local_epoch: LocalEpoch(5),
+                index: 1,
+                suite: Suite::Aes256Gcm,
+                key: Secret::zeroed(),
+                expires_at: Time::from_nanos(9),
+            };
+            match command(PeerNumber(number), order) {
+                LaneCommand::InstallOpening { token, key } => {
+                    assert_eq!((key.peer, key.epoch, key.expires_at), (PeerId(number.into()), 5, 9));
+                    token
+                }
+                _ => panic!(),
             }
-            _ => panic!(),
         };
-        let (a, b) = (ask(1), ask(2));
-        assert_eq!(tokens.answered(b), Some((2, 5)));
-        assert_eq!(tokens.answered(b), None);
-        tokens.forget(1);
-        assert_eq!(tokens.answered(a), None);
+        for number in [1, 2, 0x7fff] {
+            let named = (PeerNumber(number), LocalEpoch(5), Direction::Opening);
+            assert_eq!(acknowledged(ask(number)), named);
+        }
+        let sealing = acknowledgement(PeerNumber(2), LocalEpoch(EPOCH_BITS), Direction::Sealing);
+        assert_eq!(acknowledged(sealing), (PeerNumber(2), LocalEpoch(EPOCH_BITS), Direction::Sealing));
     }
 }

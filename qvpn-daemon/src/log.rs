@@ -12,7 +12,7 @@ use std::time::{Duration, SystemTime};
 
 use qvpn_api::config::LogLevel;
 use qvpn_api::events::EventKind;
-use qvpn_proto::Time;
+use qvpn_types::Time;
 use tracing::field::{Field, Visit};
 use tracing::level_filters::LevelFilter;
 use tracing::{Event, Level, Subscriber};

@@ -7,7 +7,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use qvpn_api::status::{InterfaceStatus, KmeState, KmeStatus, PeerState, PeerStatus, sources_text};
-use qvpn_proto::Time;
+use qvpn_types::Time;
 
 use crate::clock;
 use crate::peers::Peers;

@@ -13,16 +13,18 @@ use qvpn_api::events::EventKind;
 use qvpn_dataplane::{LaneCommand, LaneEvent, PeerId};
 use qvpn_identity::{Psk, SecretIdentity};
 use qvpn_net::RoutePlan;
-use qvpn_proto::control_link::WireGuardLink;
-use qvpn_proto::gate::{Gate, Sorted};
+use qvpn_proto::session::WireGuardLink;
+use qvpn_proto::session::{DatagramClass, Demux};
 use qvpn_proto::wire::limits::MAX_PEERS;
-use qvpn_proto::{LaneReport, Peer, Time};
+use qvpn_proto::{LaneReport, Peer};
+use qvpn_types::{LocalEpoch, PeerNumber, Time};
 use rand_core::Rng;
 
 use crate::certificates::CertificateWatch;
 use crate::clock;
 use crate::error::DaemonError;
 use crate::kms_task::{self, Kmes};
+use crate::lanes::acknowledged;
 use crate::metrics::KmeCounts;
 use crate::slot::{Answer, News, Shared, Slot, SlotId, address};
 use crate::translate;
@@ -58,7 +60,7 @@ pub(crate) struct Peers {
     pub(crate) started: Time,
     /// What passed a lane and was dropped before it belonged to a peer.
     pub(crate) drops: GateDrops,
-    gate: Gate,
+    demux: Demux,
     slots: BTreeMap<u16, Slot>,
     by_key: HashMap<[u8; 32], u16>,
     timers: BTreeSet<(Time, u16)>,
@@ -78,7 +80,7 @@ impl Peers {
         psks: Psks,
         kmes: Kmes,
         kme_counts: Arc<KmeCounts>,
-        gate: Gate,
+        demux: Demux,
         shared: Shared,
         now: Time,
     ) -> Self {
@@ -90,7 +92,7 @@ impl Peers {
             shared,
             started: now,
             drops: GateDrops::default(),
-            gate,
+            demux,
             slots: BTreeMap::new(),
             by_key: HashMap::new(),
             timers: BTreeSet::new(),
@@ -152,20 +154,20 @@ impl Peers {
                 return Ok(());
             }
             LaneEvent::Installed { lane, token, in_force } => {
-                let Some((number, token)) = self.shared.tokens.answered(token) else { return Ok(()) };
+                let (number, local_epoch, direction) = acknowledged(token);
                 if !in_force {
                     // Without an answer the attempt ends by its own time, and another follows.
                     tracing::error!("lane {lane} refused a key of peer number {number}");
                     return Ok(());
                 }
-                (u32::from(number), LaneReport::Installed { lane, token })
+                (u32::from(number.0), LaneReport::Installed { lane, local_epoch, direction })
             }
             LaneEvent::FirstOpened { lane, peer, epoch } => {
-                (peer.0, LaneReport::FirstOpened { lane, generation: epoch })
+                (peer.0, LaneReport::FirstOpened { lane, local_epoch: LocalEpoch(epoch) })
             }
             LaneEvent::SealingEnded { lane, peer, epoch, why } => {
                 tracing::debug!("lane {lane}: sealing in epoch {epoch} of peer number {peer} ended: {why:?}");
-                (peer.0, LaneReport::SealingEnded { lane, generation: epoch })
+                (peer.0, LaneReport::SealingEnded { lane, local_epoch: LocalEpoch(epoch) })
             }
         };
         if let Ok(number) = u16::try_from(number) {
@@ -175,20 +177,20 @@ impl Peers {
     }
 
     fn datagram(&mut self, datagram: &[u8], from: SocketAddr, now: Time) {
-        let number = match self.gate.sort(datagram, from, now, &mut self.shared.rng) {
-            Sorted::Peer(number) => number,
-            Sorted::Handshake { x25519 } => match self.by_key.get(&x25519) {
+        let number = match self.demux.classify(datagram, from, now, &mut self.shared.rng) {
+            DatagramClass::Peer(number) => number.0,
+            DatagramClass::Handshake { x25519 } => match self.by_key.get(&x25519) {
                 Some(number) => *number,
                 None => {
                     self.drops.no_peer += 1;
                     return self.stranger(&x25519, from, now);
                 }
             },
-            Sorted::Reply(datagram) => {
+            DatagramClass::Reply(datagram) => {
                 self.drops.cookie += 1;
                 return self.shared.transmit(&datagram, from);
             }
-            Sorted::Malformed => {
+            DatagramClass::Malformed => {
                 self.drops.malformed += 1;
                 return;
             }
@@ -239,7 +241,7 @@ impl Peers {
         };
         let numbers: Vec<u16> = self.slots.values().filter(waits).map(|slot| slot.id.number).collect();
         for number in numbers {
-            self.with(number, now, |slot, shared| slot.peer.kms_answers(now, &mut shared.rng));
+            self.with(number, now, |slot, shared| slot.peer.on_kms_recovered(now, &mut shared.rng));
         }
     }
 
@@ -373,7 +375,7 @@ impl Peers {
         self.serial += 1;
         let id = SlotId { number, serial: self.serial };
         let endpoint = address(&peer);
-        let link = WireGuardLink::new(self.local.clone(), &peer.public_key, number);
+        let link = WireGuardLink::new(self.local.clone(), &peer.public_key, PeerNumber(number));
         let config = translate::peer_config(&self.config, &peer, &self.local, psk.clone(), number, endpoint);
         // Fresh for each peer, so that one that was removed and added again is a new start for its other end.
         let mut instance = [0; 16];
@@ -399,7 +401,6 @@ impl Peers {
         for lane in 0..self.config.interface.lanes {
             self.shared.lanes.send(lane, LaneCommand::RemovePeer { peer: slot.lane_id() });
         }
-        self.shared.tokens.forget(number);
         self.shared.known.moved(number, None);
     }
 
@@ -416,7 +417,6 @@ impl Peers {
         self.timers.clear();
         self.by_key.clear();
         let mut former = std::mem::take(&mut self.slots);
-        numbers.into_iter().for_each(|number| self.shared.tokens.forget(number));
         for peer in self.config.peers.clone() {
             let slot = former
                 .iter()

@@ -6,7 +6,7 @@ use std::time::Duration;
 use qvpn_api::config::OnStop;
 use qvpn_api::events::EventKind;
 use qvpn_net::{Changes, IpNet, Net, NetError, RoutePlan, Watch};
-use qvpn_proto::Time;
+use qvpn_types::Time;
 
 use crate::clock;
 use crate::events::Events;

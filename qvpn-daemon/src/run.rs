@@ -10,8 +10,8 @@ use qvpn_api::events::EventKind;
 use qvpn_api::{Config, ConfigErrors};
 use qvpn_dataplane::LaneEvent;
 use qvpn_net::RoutePlan;
-use qvpn_proto::Time;
-use qvpn_proto::gate::Gate;
+use qvpn_proto::session::Demux;
+use qvpn_types::Time;
 use rand_core::UnwrapErr;
 use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
@@ -22,7 +22,7 @@ use crate::control_socket::{Asked, ControlSocket};
 use crate::error::DaemonError;
 use crate::events::Events;
 use crate::kms_task::{Kmes, in_words};
-use crate::lanes::{self, Marks, Tokens};
+use crate::lanes::{self, Marks};
 use crate::metrics::{Histogram, KmeCounts};
 use crate::metrics_listener::MetricsListener;
 use crate::peers::Peers;
@@ -63,16 +63,15 @@ pub(crate) async fn run(config: Config, socket: ControlSocket) -> Result<(), Dae
 
     // The block lies before there is a device, so nothing leaks whatever happens from here on.
     let mut routes = Routes::block(plan).await?;
-    let gate = Gate::new(local.clone(), config.peers.len(), &mut UnwrapErr(SysRng));
+    let demux = Demux::new(local.clone(), config.peers.len(), &mut UnwrapErr(SysRng));
     let (sink, mut queues) = queues::channel();
     let stats = Arc::default();
-    let (lanes, mut marks) = lanes::start(&interface, routes.fwmark(), &gate, Arc::clone(&stats), sink)?;
+    let (lanes, mut marks) = lanes::start(&interface, routes.fwmark(), &demux, Arc::clone(&stats), sink)?;
     routes.open(&interface.address, translate::mtu(interface.mtu)).await?;
 
     let shared = Shared {
         lanes,
         stats,
-        tokens: Tokens::default(),
         events: events.clone(),
         known: queues.known.clone(),
         answers,
@@ -83,7 +82,7 @@ pub(crate) async fn run(config: Config, socket: ControlSocket) -> Result<(), Dae
     let mut snapshots = Snapshots::watch();
     let (requests, mut asked) = mpsc::channel(REQUESTS);
     let mut metrics = MetricsListener::open(interface.metrics_listen, &requests).await?;
-    let mut peers = Peers::new(config, local, psks, kmes, counts, gate, shared, clock::now());
+    let mut peers = Peers::new(config, local, psks, kmes, counts, demux, shared, clock::now());
     let server = tokio::spawn(socket.serve(interface.name.clone(), events.clone(), requests.clone()));
     let mut watchdog = Watchdog::asked_for();
     notify(&[NotifyState::Ready]);

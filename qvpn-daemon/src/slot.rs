@@ -12,18 +12,19 @@ use qvpn_api::events::EventKind;
 use qvpn_api::status::LaneState;
 use qvpn_dataplane::{InterfaceStats, LaneCommand, Lanes, PeerId, PeerStats};
 use qvpn_identity::Psk;
-use qvpn_proto::control_link::WireGuardLink;
-use qvpn_proto::event::Sources;
+use qvpn_proto::KeySources;
 use qvpn_proto::path_mtu::MOST;
+use qvpn_proto::session::WireGuardLink;
 use qvpn_proto::wire::limits::MAX_LINK_PACKET;
-use qvpn_proto::{Event, Fetch, KmsReport, LaneReport, Notice, Peer, State, Time};
+use qvpn_proto::{Fetch, KmsReport, LaneReport, Peer, PeerEvent, PeerOutput, PeerState};
+use qvpn_types::{PeerNumber, Time};
 use rand_core::UnwrapErr;
 use tokio::sync::mpsc;
 
 use crate::events::Events;
 use crate::kms_task;
 use crate::lane_watch::{Change, HEARTBEAT, LaneWatch, SILENCE, Seen};
-use crate::lanes::{Tokens, command};
+use crate::lanes::command;
 use crate::metrics::Histogram;
 use crate::queues::Known;
 use crate::status::sources;
@@ -41,7 +42,6 @@ const LOOK_UP: Duration = Duration::from_secs(10);
 pub(crate) struct Shared {
     pub(crate) lanes: Lanes,
     pub(crate) stats: Arc<InterfaceStats>,
-    pub(crate) tokens: Tokens,
     pub(crate) events: Arc<Events>,
     pub(crate) known: Known,
     pub(crate) answers: mpsc::Sender<Answer>,
@@ -108,7 +108,7 @@ pub(crate) struct Slot {
     pub(crate) peer: Peer<WireGuardLink>,
     pub(crate) lanes: Vec<PeerLane>,
     /// Epochs that came into force, by what their keys are made of.
-    pub(crate) rekeys: Vec<(Sources, u64)>,
+    pub(crate) rekeys: Vec<(KeySources, u64)>,
     /// Which of several lanes carry packets.
     pub(crate) watch: LaneWatch,
     /// What the path takes, in bytes, once it was measured and is less than the device's MTU.
@@ -120,7 +120,7 @@ pub(crate) struct Slot {
     /// Where its control session was when last told.
     endpoint: Option<SocketAddr>,
     /// The state that was told last, and whether traffic has ever flowed.
-    told: State,
+    told: PeerState,
     flowed: bool,
     activity: (u64, u64),
     looked_up: Option<Time>,
@@ -166,7 +166,7 @@ impl Slot {
             keepalives,
             armed: None,
             endpoint,
-            told: State::Connecting,
+            told: PeerState::Connecting,
             flowed: false,
             activity: (0, 0),
             looked_up: None,
@@ -182,13 +182,13 @@ impl Slot {
     pub(crate) fn drain(&mut self, shared: &mut Shared, now: Time) {
         while let Some(event) = self.peer.poll_event() {
             match event {
-                Event::Lane(lane, order) => {
-                    let command = command(&mut shared.tokens, self.id.number, order);
+                PeerOutput::Lane(lane, order) => {
+                    let command = command(PeerNumber(self.id.number), order);
                     shared.lanes.send(lane, command);
                 }
-                Event::Fetch(fetch) => self.fetch(fetch, shared),
-                Event::LanesTo(endpoint) => self.lanes_to(endpoint, shared),
-                Event::Notice(notice) => self.notice(notice, shared, now),
+                PeerOutput::Fetch(fetch) => self.fetch(fetch, shared),
+                PeerOutput::LanesTo(endpoint) => self.lanes_to(endpoint, shared),
+                PeerOutput::Event(notice) => self.notice(notice, shared, now),
             }
         }
         while let Some(transmit) = self.peer.poll_transmit() {
@@ -225,7 +225,7 @@ impl Slot {
             active: view.epoch.is_some(),
             agreed: view.lanes,
             heard: &heard,
-            unheard_there: view.unheard_there,
+            peer_rx_silent: view.peer_rx_silent,
         });
         for change in changes {
             match change {
@@ -240,7 +240,7 @@ impl Slot {
                 }
             }
         }
-        self.peer.set_unheard(self.watch.unheard(), now, &mut shared.rng);
+        self.peer.set_rx_silent(self.watch.unheard(), now, &mut shared.rng);
     }
 
     /// The only lane sends no heartbeats: it is silent when nothing came in an epoch.
@@ -292,7 +292,7 @@ impl Slot {
         let recently = self.looked_up.is_some_and(|at| now.since(at) < LOOK_UP);
         let (sent, received) = (Time::from_nanos(self.activity.0), Time::from_nanos(self.activity.1));
         let unanswered = sent.since(received) > SILENT;
-        if recently || !(unanswered || matches!(self.told, State::Connecting | State::Blocked)) {
+        if recently || !(unanswered || matches!(self.told, PeerState::Connecting | PeerState::Blocked)) {
             return;
         }
         self.looked_up = Some(now);
@@ -346,7 +346,7 @@ impl Slot {
         }
         if lane == 0 && self.endpoint != Some(endpoint) {
             self.peer.set_endpoint(endpoint, now);
-            self.notice(Notice::Roamed { endpoint }, shared, now);
+            self.notice(PeerEvent::Roamed { endpoint }, shared, now);
         }
     }
 
@@ -398,41 +398,41 @@ impl Slot {
         }
     }
 
-    fn notice(&mut self, notice: Notice, shared: &mut Shared, now: Time) {
+    fn notice(&mut self, notice: PeerEvent, shared: &mut Shared, now: Time) {
         let peer = self.config.name.clone();
         let kind = match notice {
-            Notice::Up | Notice::Recovered => {
-                let before = std::mem::replace(&mut self.told, State::Up);
+            PeerEvent::Up | PeerEvent::Recovered => {
+                let before = std::mem::replace(&mut self.told, PeerState::Up);
                 match std::mem::replace(&mut self.flowed, true) {
                     true => EventKind::PeerRecovered { peer, from: before.name().to_owned() },
                     false => EventKind::PeerUp { peer, endpoint: self.endpoint.map(|e| e.to_string()) },
                 }
             }
-            Notice::Blocked { reason } => {
-                self.told = State::Blocked;
+            PeerEvent::Blocked { reason } => {
+                self.told = PeerState::Blocked;
                 EventKind::PeerBlocked { peer, reason }
             }
-            Notice::Degraded { reason } => {
-                self.told = State::Degraded;
+            PeerEvent::Degraded { reason } => {
+                self.told = PeerState::Degraded;
                 self.flowed = true;
                 EventKind::PeerDegraded { peer, reason }
             }
-            Notice::Roamed { endpoint } => {
+            PeerEvent::Roamed { endpoint } => {
                 let from = self.endpoint.replace(endpoint).map(|e| e.to_string());
                 shared.known.moved(self.id.number, self.endpoint);
                 EventKind::PeerRoamed { peer, from, to: endpoint.to_string() }
             }
-            Notice::Bye => EventKind::PeerBye { peer },
-            Notice::PathMtu { mtu } => {
+            PeerEvent::Bye => EventKind::PeerBye { peer },
+            PeerEvent::PathMtu { mtu } => {
                 self.path_changed(mtu, shared);
                 EventKind::PeerMtu { peer, mtu: mtu.into() }
             }
-            Notice::ChainReset => {
+            PeerEvent::ChainReset => {
                 let reason =
                     "the chain of earlier epochs was lost or did not match, so this epoch starts a new one";
                 EventKind::ChainReset { peer, reason: reason.to_owned() }
             }
-            Notice::EpochActive { epoch, sources: made_of, qkd_key_id, took } => {
+            PeerEvent::EpochActive { epoch, sources: made_of, qkd_key_id, took } => {
                 tracing::debug!("peer {peer}: epoch {epoch} took {took:?}");
                 self.epoch_began(now);
                 shared.rekeys.observe(took);
@@ -440,12 +440,12 @@ impl Slot {
                     Some((_, n)) => *n += 1,
                     None => self.rekeys.push((made_of, 1)),
                 }
-                EventKind::EpochActive { peer, epoch, sources: sources(made_of), qkd_key_id }
+                EventKind::EpochActive { peer, epoch: epoch.0, sources: sources(made_of), qkd_key_id }
             }
-            Notice::EpochFailed { reason, detail } => {
+            PeerEvent::EpochFailed { reason, detail } => {
                 EventKind::EpochFailed { peer, epoch: None, reason: format!("{}: {detail}", reason.name()) }
             }
-            Notice::SupplyStopped { detail, .. } => {
+            PeerEvent::SupplyStopped { detail, .. } => {
                 let lasts = self.peer.view(now).qkd_stock_lasts;
                 EventKind::QkdSupplyStopped {
                     peer,
@@ -453,22 +453,24 @@ impl Slot {
                     stock_lasts_s: lasts.map(|d| d.as_secs()),
                 }
             }
-            Notice::SupplyResumed => EventKind::QkdSupplyResumed { peer },
-            Notice::IdentityMismatch { detail } => {
+            PeerEvent::SupplyResumed => EventKind::QkdSupplyResumed { peer },
+            PeerEvent::IdentityMismatch { detail } => {
                 let endpoint = self.endpoint.map(|e| e.to_string());
                 EventKind::IdentityMismatch { peer: Some(peer), endpoint, reason: detail }
             }
-            Notice::WrongConfirmation { epoch, count } => {
+            PeerEvent::WrongConfirmation { epoch, count } => {
                 return tracing::warn!(
                     "peer {peer}: epoch {epoch}: wrong confirmation number {count}, ignored"
                 );
             }
-            Notice::RekeyAsked { reason } => {
+            PeerEvent::RekeyAsked { reason } => {
                 return tracing::info!("peer {peer}: the other site asks for an epoch: {}", reason.words());
             }
-            Notice::KeyLost { id, why } => return tracing::warn!("peer {peer}: QKD key {id:?} lost: {why}"),
-            Notice::ClockSetBack { detail } => return tracing::warn!("peer {peer}: {detail}"),
-            Notice::Refused { by_us, reason, detail } => {
+            PeerEvent::KeyLost { id, why } => {
+                return tracing::warn!("peer {peer}: QKD key {id:?} lost: {why}");
+            }
+            PeerEvent::ClockSetBack { detail } => return tracing::warn!("peer {peer}: {detail}"),
+            PeerEvent::Refused { by_us, reason, detail } => {
                 let who = if by_us { "we refused" } else { "it refused us" };
                 return tracing::warn!("peer {peer}: {who} ({}): {detail}", reason.name());
             }

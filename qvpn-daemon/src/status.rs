@@ -9,8 +9,9 @@ use qvpn_api::status::{
     PeerState, PeerStatus, Status,
 };
 use qvpn_dataplane::PeerStats;
-use qvpn_proto::event::Sources;
-use qvpn_proto::{Role, State, Time};
+use qvpn_proto::KeySources;
+use qvpn_proto::{PeerState as ProtocolState, Role};
+use qvpn_types::Time;
 
 use crate::kms_task::in_words;
 use crate::peers::Peers;
@@ -47,7 +48,7 @@ fn add(drops: &mut Counts, name: &str, n: u64) {
 }
 
 /// What a key is made of, in the status' words.
-pub(crate) fn sources(sources: Sources) -> Vec<KeySource> {
+pub(crate) fn sources(sources: KeySources) -> Vec<KeySource> {
     let all = [
         (sources.qkd, KeySource::Qkd),
         (sources.file, KeySource::File),
@@ -100,10 +101,10 @@ fn peer_status(slot: &Slot, listen_port: u16, mtu: u32, now: Time) -> PeerStatus
         endpoint: view.endpoint.map(|e| e.to_string()),
         allowed_ips: slot.config.allowed_ips.iter().map(ToString::to_string).collect(),
         state: match view.state {
-            State::Connecting => PeerState::Connecting,
-            State::Up => PeerState::Up,
-            State::Degraded => PeerState::Degraded,
-            State::Blocked => PeerState::Blocked,
+            ProtocolState::Connecting => PeerState::Connecting,
+            ProtocolState::Up => PeerState::Up,
+            ProtocolState::Degraded => PeerState::Degraded,
+            ProtocolState::Blocked => PeerState::Blocked,
         },
         reason: view.reason,
         role: Some(match view.role {
@@ -111,7 +112,7 @@ fn peer_status(slot: &Slot, listen_port: u16, mtu: u32, now: Time) -> PeerStatus
             Role::Responder => ExchangeRole::Responder,
         }),
         qkd_policy: translate::policy_status(view.policy),
-        epoch: view.epoch,
+        epoch: view.epoch.map(|epoch| epoch.0),
         epoch_age_s: seconds(view.epoch_age),
         epoch_expires_in_s: seconds(view.epoch_expires_in),
         next_rekey_in_s: seconds(view.next_rekey_in),
@@ -167,7 +168,7 @@ mod tests {
         for (qkd, file, psk, chain) in
             [(yes, false, false, yes), (false, yes, yes, false), (false, false, yes, yes)]
         {
-            let made_of = Sources { qkd, file, psk, chain };
+            let made_of = KeySources { qkd, file, psk, chain };
             let names: Vec<_> = sources(made_of).into_iter().map(KeySource::as_str).collect();
             assert_eq!(names, made_of.names());
         }

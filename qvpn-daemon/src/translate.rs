@@ -9,7 +9,8 @@ use qvpn_dataplane::{AllowedIps, Dscp, PeerId};
 use qvpn_identity::{Psk, SecretIdentity};
 use qvpn_net::IpNet;
 use qvpn_proto::wire::limits::MAX_OFFER;
-use qvpn_proto::{PeerConfig, QkdPolicy, Role, Suite};
+use qvpn_proto::{PeerConfig, QkdPolicy, Role};
+use qvpn_types::{PeerNumber, Suite};
 
 /// What `mtu = "auto"` is until a path is measured, in bytes: a WAN of 1,500 less IPv6, UDP, header and tag.
 const AUTO_MTU: u16 = 1420;
@@ -74,7 +75,7 @@ pub(crate) fn peer_config(
         psk,
         stock: usize::try_from(stock).unwrap_or(MAX_OFFER).clamp(1, MAX_OFFER),
         endpoint,
-        number,
+        number: PeerNumber(number),
     }
 }
 

@@ -6,26 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use qvpn_identity::{Psk, PublicIdentity, SecretIdentity};
-
-/// The AEAD of the data path. There is no negotiation: both sites must name the same one.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Suite {
-    /// RFC 8439.
-    ChaCha20Poly1305 = 0,
-    /// NIST SP 800-38D.
-    Aes256Gcm = 1,
-}
-
-impl Suite {
-    /// The name in the config.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::ChaCha20Poly1305 => "chacha20poly1305",
-            Self::Aes256Gcm => "aes256gcm",
-        }
-    }
-}
+use qvpn_types::{PeerNumber, Suite};
 
 /// What an epoch may do without a QKD key; ordered from the laxest to the strictest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -106,9 +87,9 @@ pub struct PeerConfig {
     /// doesn't answer there.
     pub endpoint: Option<SocketAddr>,
     /// A number of this peer that is unique in the daemon, below [`MAX_PEERS`](crate::wire::limits::MAX_PEERS). All receiver
-    /// indices of its control and data sessions hold it, see [`control_index`](crate::gate::peer_of_control_index)
+    /// indices of its control and data sessions hold it, see [`control_index`](crate::session::peer_of_control_index)
     /// and [`peer_of_data_index`](crate::epoch::peer_of_data_index).
-    pub number: u16,
+    pub number: PeerNumber,
 }
 
 #[cfg(test)]

@@ -3,9 +3,9 @@
 
 use std::time::Duration;
 
-use crate::event::Sources;
-use crate::time::Time;
+use crate::key_sources::KeySources;
 use crate::wire::limits::MAX_PEERS;
+use qvpn_types::{EpochNumber, LocalEpoch, PeerNumber, Time};
 
 /// Most packets that one key may seal.
 pub const MAX_PACKETS: u64 = 1 << 32;
@@ -26,34 +26,34 @@ pub fn drain(interval: Duration) -> Duration {
 #[derive(Debug, Clone, PartialEq)]
 pub struct ActiveEpoch {
     /// Its number on the wire.
-    pub epoch: u64,
+    pub epoch: EpochNumber,
     /// Its number in this end's lanes.
-    pub generation: u64,
+    pub local_epoch: LocalEpoch,
     /// When it came into force here.
     pub since: Time,
     /// When sealing ends.
     pub sealing_ends: Time,
     /// What its key is made of.
-    pub sources: Sources,
+    pub sources: KeySources,
     /// The QKD key that it used.
     pub qkd_key_id: Option<String>,
     /// It lost its chain though neither end restarted.
     pub chain_lost: bool,
 }
 
-/// The opening keys of epochs without QKD that lanes may still hold: generation, receiver indices, and when they end.
+/// The opening keys of epochs without QKD that lanes may still hold: local_epoch, receiver indices, and when they end.
 #[derive(Default)]
-pub(crate) struct WeakKeys(Vec<(u64, Vec<u32>, Time)>);
+pub(crate) struct WeakKeys(Vec<(LocalEpoch, Vec<u32>, Time)>);
 
 impl WeakKeys {
-    pub(crate) fn add(&mut self, generation: u64, indices: Vec<u32>, expires_at: Time, now: Time) {
+    pub(crate) fn add(&mut self, local_epoch: LocalEpoch, indices: Vec<u32>, expires_at: Time, now: Time) {
         self.0.retain(|(_, _, end)| *end > now);
-        self.0.push((generation, indices, expires_at));
+        self.0.push((local_epoch, indices, expires_at));
     }
 
-    /// Those of earlier generations end no later than `at`, as in the lanes.
-    pub(crate) fn close_older(&mut self, generation: u64, at: Time) {
-        for (_, _, end) in self.0.iter_mut().filter(|(older, ..)| *older < generation) {
+    /// Those of earlier local epochs end no later than `at`, as in the lanes.
+    pub(crate) fn close_older(&mut self, local_epoch: LocalEpoch, at: Time) {
+        for (_, _, end) in self.0.iter_mut().filter(|(older, ..)| *older < local_epoch) {
             *end = (*end).min(at);
         }
     }
@@ -66,15 +66,15 @@ impl WeakKeys {
 
 /// Hands out receiver indices for data sessions: top bit, the peer's number (15 bits), and a count.
 pub struct Indices {
-    number: u16,
+    number: PeerNumber,
     next: u16,
 }
 
 impl Indices {
     /// For the peer with this number. A random `first` keeps a restart from handing out the indices of the life before.
     #[must_use]
-    pub fn new(number: u16, first: u16) -> Self {
-        Self { number: number % MAX_PEERS, next: first }
+    pub fn new(number: PeerNumber, first: u16) -> Self {
+        Self { number: PeerNumber(number.0 % MAX_PEERS), next: first }
     }
 
     /// One index for each lane. They come round after 65,536, far more than can be open at once.
@@ -82,7 +82,7 @@ impl Indices {
         (0..lanes)
             .map(|_| {
                 self.next = self.next.wrapping_add(1);
-                1 << 31 | u32::from(self.number) << 16 | u32::from(self.next)
+                1 << 31 | u32::from(self.number.0) << 16 | u32::from(self.next)
             })
             .collect()
     }
@@ -90,8 +90,8 @@ impl Indices {
 
 /// The peer's number in a receiver index of a data session; `None` for a control session's.
 #[must_use]
-pub fn peer_of_data_index(index: u32) -> Option<u16> {
-    (index >> 31 == 1).then_some(u16::try_from(index >> 16 & 0x7fff).unwrap_or(0))
+pub fn peer_of_data_index(index: u32) -> Option<PeerNumber> {
+    (index >> 31 == 1).then_some(PeerNumber(u16::try_from(index >> 16 & 0x7fff).unwrap_or(0)))
 }
 
 #[cfg(test)]
@@ -110,11 +110,11 @@ mod tests {
 
     #[test]
     fn indices_name_their_peer_and_have_the_top_bit() {
-        let mut indices = Indices::new(77, 65_000);
+        let mut indices = Indices::new(PeerNumber(77), 65_000);
         let mut seen = std::collections::BTreeSet::new();
         for _ in 0..1000 {
             for index in indices.take(16) {
-                assert_eq!(peer_of_data_index(index), Some(77));
+                assert_eq!(peer_of_data_index(index), Some(PeerNumber(77)));
                 assert!(seen.insert(index));
             }
         }
@@ -125,12 +125,12 @@ mod tests {
     fn keys_without_qkd_are_known_until_they_end() {
         let at = |seconds| Time::default() + Duration::from_secs(seconds);
         let mut weak = WeakKeys::default();
-        for (generation, index, end) in [(1, 11, 20), (2, 12, 30), (3, 13, 40)] {
-            weak.add(generation, vec![index], at(end), at(0));
+        for (number, index, end) in [(1, 11, 20), (2, 12, 30), (3, 13, 40)] {
+            weak.add(LocalEpoch(number), vec![index], at(end), at(0));
         }
-        weak.close_older(2, at(15));
-        weak.close_older(3, at(100));
-        weak.add(4, vec![14], at(50), at(15));
+        weak.close_older(LocalEpoch(2), at(15));
+        weak.close_older(LocalEpoch(3), at(100));
+        weak.add(LocalEpoch(4), vec![14], at(50), at(15));
         assert_eq!(weak.take(), [[12], [13], [14]], "the first one's drain is over, the others last");
         assert!(weak.take().is_empty());
     }

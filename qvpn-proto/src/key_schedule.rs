@@ -8,7 +8,7 @@ use qvpn_identity::PublicIdentity;
 use qvpn_secret::{Secret, SecretBuf, with_scrubbed_stack};
 use sha2::{Digest, Sha384};
 
-use crate::config::Suite;
+use qvpn_types::Suite;
 
 /// Bytes of a chain secret.
 pub const CHAIN: usize = 48;

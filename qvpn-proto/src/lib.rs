@@ -3,25 +3,30 @@
 //! A [`Peer`] is one end's state towards one site. It has no clock, socket or randomness of its own: each call brings
 //! the time and a random source, and what is to be done is polled from it.
 
+mod backoff;
+pub mod channel;
 pub mod config;
-pub mod control_link;
 pub mod epoch;
-pub mod event;
 pub mod exchange;
-pub mod gate;
 pub mod key_schedule;
-pub mod messenger;
+pub mod key_sources;
+pub mod kms;
+pub mod notice;
+pub mod orders;
+pub mod output;
 pub mod path_mtu;
 pub mod peer;
+pub mod session;
 pub mod stock;
-pub mod time;
 mod timers;
+pub mod view;
 pub mod wire;
 
-pub use config::{PeerConfig, QkdPolicy, Role, Suite};
-pub use event::{
-    Event, Fetch, FetchedKey, KeyKind, KeyName, KmsReport, LaneOrder, LaneReport, Notice, PeerView, State,
-    Transmit,
-};
+pub use config::{PeerConfig, QkdPolicy, Role};
+pub use key_sources::KeySources;
+pub use kms::{Fetch, FetchedKey, KeyKind, KeyName, KmsFailure, KmsFailureKind, KmsReport};
+pub use notice::{FailureReason, PeerEvent};
+pub use orders::{Direction, LaneOrder, LaneReport};
+pub use output::{PeerOutput, Transmit};
 pub use peer::Peer;
-pub use time::Time;
+pub use view::{ControlDrops, PeerState, PeerView};

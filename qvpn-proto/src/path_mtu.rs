@@ -8,9 +8,9 @@
 
 use std::time::Duration;
 
-use crate::time::Time;
 use crate::wire::MessageId;
 use crate::wire::limits::{MAX_LINK_PACKET, MAX_PROBE};
+use qvpn_types::Time;
 
 /// The least: with it an outer packet fits 1,280 bytes, which IPv6 requires of each path.
 pub const LEAST: u16 = 1200;

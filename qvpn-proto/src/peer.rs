@@ -16,21 +16,23 @@ use std::time::Duration;
 use qvpn_secret::Secret;
 use rand_core::CryptoRng;
 
+use crate::channel::{ReceiveOutcome, ReliableChannel};
 use crate::config::{PeerConfig, Role};
-use crate::control_link::ControlLink;
 use crate::epoch::{ActiveEpoch, Indices, WeakKeys, drain};
-use crate::event::{
-    ControlDrops, Event, FailureReason, KeyKind, KmsReport, LaneOrder, LaneReport, Notice, Sources, State,
-    Transmit,
-};
-use crate::messenger::{Arrived, Messenger};
+use crate::key_sources::KeySources;
+use crate::kms::{KeyKind, KmsReport};
+use crate::notice::{FailureReason, PeerEvent};
+use crate::orders::{Direction, LaneOrder, LaneReport};
+use crate::output::{PeerOutput, Transmit};
 use crate::path_mtu::PathMtu;
+use crate::session::ControlLink;
 use crate::stock::Budget;
-use crate::time::Time;
 use crate::timers::{Timer, Timers};
-use crate::wire::{Hello, Kind, Lanes, MessageId, Reject, RejectReason, RekeyReason};
+use crate::view::{ControlDrops, PeerState};
+use crate::wire::{Hello, LaneSet, MessageId, MessageType, Reject, RejectReason, RekeyReason};
 use hello::{Agreement, OwnHello, Refusal, RemoteHello};
 use initiate::Initiator;
+use qvpn_types::{LocalEpoch, Time};
 use respond::Responder;
 use session::Session;
 
@@ -47,18 +49,17 @@ pub struct Peer<L> {
     instance: [u8; 16],
     started: Time,
     session: Session,
-    messenger: Messenger,
+    channel: ReliableChannel,
     timers: Timers,
     transmits: VecDeque<Transmit>,
-    events: VecDeque<Event>,
+    events: VecDeque<PeerOutput>,
     own_hello: OwnHello,
     remote: Option<RemoteHello>,
     agreement: Option<Agreement>,
     refusal: Option<Refusal>,
     side: Side,
     indices: Indices,
-    generation: u64,
-    token: u64,
+    local_epoch: LocalEpoch,
     request: u64,
     active: Option<ActiveEpoch>,
     /// What opens epochs without QKD, since a stricter policy ends these and no others.
@@ -67,14 +68,14 @@ pub struct Peer<L> {
     /// The search for the path's MTU, where it is wanted.
     path: Option<PathMtu>,
     /// Lanes on which this end hears nothing, and the other end by its last word.
-    unheard: Lanes,
-    unheard_there: Lanes,
+    unheard: LaneSet,
+    peer_rx_silent: LaneSet,
     last_qkd: Option<Time>,
     /// Neither end restarted since the last epoch.
     unbroken: bool,
     budget: Budget,
     supply_stopped: Option<String>,
-    last_state: State,
+    last_state: PeerState,
     rekeys: u64,
     failures: BTreeMap<FailureReason, u64>,
     drops: ControlDrops,
@@ -93,7 +94,7 @@ impl<L: ControlLink> Peer<L> {
             link,
             instance,
             started: now,
-            messenger: Messenger::default(),
+            channel: ReliableChannel::default(),
             timers: Timers::default(),
             transmits: VecDeque::new(),
             events: VecDeque::new(),
@@ -102,20 +103,19 @@ impl<L: ControlLink> Peer<L> {
             agreement: None,
             refusal: None,
             side,
-            generation: 0,
-            token: 0,
+            local_epoch: LocalEpoch::default(),
             request: 0,
             active: None,
             weak: WeakKeys::default(),
             had_epoch: false,
             path: None,
-            unheard: Lanes::default(),
-            unheard_there: Lanes::default(),
+            unheard: LaneSet::default(),
+            peer_rx_silent: LaneSet::default(),
             last_qkd: None,
             unbroken: false,
             budget: Budget::new(now),
             supply_stopped: None,
-            last_state: State::Connecting,
+            last_state: PeerState::Connecting,
             rekeys: 0,
             failures: BTreeMap::new(),
             drops: ControlDrops::default(),
@@ -134,28 +134,28 @@ impl<L: ControlLink> Peer<L> {
         self.ensure_hello(now, rng);
         let (session, packets) = self.link_datagram(datagram, from, now);
         for packet in packets {
-            match self.messenger.receive(&packet, now, rng) {
-                Arrived::Message { id, kind, body } => {
+            match self.channel.receive(&packet, now, rng) {
+                ReceiveOutcome::Message { id, kind, body } => {
                     self.handle_message(id, kind, &body, session, now, rng)
                 }
-                Arrived::Malformed => self.drops.malformed += 1,
-                Arrived::Nothing => {}
+                ReceiveOutcome::Malformed => self.drops.malformed += 1,
+                ReceiveOutcome::Nothing => {}
             }
         }
         self.settle(now, rng);
     }
 
-    /// Takes the answer to a [`Event::Fetch`].
+    /// Takes the answer to a [`PeerOutput::Fetch`].
     pub fn handle_kms(&mut self, report: KmsReport, now: Time, rng: &mut dyn CryptoRng) {
         self.take_kms(report, now);
         self.settle(now, rng);
     }
 
     /// A KME of this end that failed answers again: what waits for it is asked for at once, and not when its back-off ends.
-    pub fn kms_answers(&mut self, now: Time, rng: &mut dyn CryptoRng) {
+    pub fn on_kms_recovered(&mut self, now: Time, rng: &mut dyn CryptoRng) {
         match &mut self.side {
-            Side::Initiator(initiator) => initiator.stock.kms_answers(now),
-            Side::Responder(responder) => responder.stock.kms_answers(now),
+            Side::Initiator(initiator) => initiator.stock.on_kms_recovered(now),
+            Side::Responder(responder) => responder.stock.on_kms_recovered(now),
         }
         self.settle(now, rng);
     }
@@ -163,16 +163,19 @@ impl<L: ControlLink> Peer<L> {
     /// Takes a lane's report.
     pub fn handle_lane(&mut self, report: LaneReport, now: Time, rng: &mut dyn CryptoRng) {
         match report {
-            LaneReport::Installed { token, .. } => self.installed(token, now, rng),
-            LaneReport::FirstOpened { generation, .. } => {
+            LaneReport::Installed { lane, local_epoch, direction: Direction::Opening } => {
+                self.installed(lane, local_epoch, now, rng);
+            }
+            LaneReport::Installed { direction: Direction::Sealing, .. } => {}
+            LaneReport::FirstOpened { local_epoch, .. } => {
                 self.session.heard(now);
-                self.first_opened(generation, now);
+                self.first_opened(local_epoch, now);
             }
             LaneReport::Activity { sent_at, received_at } => {
                 self.session.activity(sent_at, received_at);
                 self.path_used(now);
             }
-            LaneReport::SealingEnded { generation, .. } => self.sealing_ended(generation, now, rng),
+            LaneReport::SealingEnded { local_epoch, .. } => self.sealing_ended(local_epoch, now, rng),
         }
         self.settle(now, rng);
     }
@@ -220,7 +223,7 @@ impl<L: ControlLink> Peer<L> {
     }
 
     /// Something to do or to tell.
-    pub fn poll_event(&mut self) -> Option<Event> {
+    pub fn poll_event(&mut self) -> Option<PeerOutput> {
         self.events.pop_front()
     }
 
@@ -235,7 +238,7 @@ impl<L: ControlLink> Peer<L> {
         match &mut self.side {
             Side::Initiator(_) => self.attempt_due(now),
             Side::Responder(_) => {
-                self.messenger.send(Kind::Rekey, &RekeyReason::Operator.to_bytes(), now, rng);
+                self.channel.send(MessageType::Rekey, &RekeyReason::Operator.to_bytes(), now, rng);
             }
         }
         self.settle(now, rng);
@@ -268,16 +271,16 @@ impl<L: ControlLink> Peer<L> {
 
     /// Says goodbye and stops sending; poll the last datagrams afterwards.
     pub fn shut_down(&mut self, now: Time, rng: &mut dyn CryptoRng) {
-        self.messenger.send_once(Kind::Bye, &[], rng);
+        self.channel.send_once(MessageType::Bye, &[], rng);
         self.stop_sealing();
         self.pump(now);
     }
 
     /// This end hears nothing on these lanes. The other end is told, since it can't know that what it sends there is lost.
-    pub fn set_unheard(&mut self, lanes: Lanes, now: Time, rng: &mut dyn CryptoRng) {
+    pub fn set_rx_silent(&mut self, lanes: LaneSet, now: Time, rng: &mut dyn CryptoRng) {
         if self.unheard != lanes {
             self.unheard = lanes;
-            self.messenger.send(Kind::Lanes, &lanes.to_bytes(), now, rng);
+            self.channel.send(MessageType::Lanes, &lanes.to_bytes(), now, rng);
             self.settle(now, rng);
         }
     }
@@ -296,28 +299,28 @@ impl<L: ControlLink> Peer<L> {
     fn handle_message(
         &mut self,
         id: MessageId,
-        kind: Kind,
+        kind: MessageType,
         body: &[u8],
         session: u64,
         now: Time,
         rng: &mut dyn CryptoRng,
     ) {
         match kind {
-            Kind::Hello => self.take_hello(id, body, session, now, rng),
-            Kind::StockOffer | Kind::StockAck => self.take_stock(kind, body, now),
-            Kind::Propose => self.take_propose(id, body, now, rng),
-            Kind::Accept => self.take_accept(body, now, rng),
-            Kind::Confirm => self.take_confirm(body, now),
-            Kind::Rekey => self.asked_to_rekey(body, now),
-            Kind::Ping => self.messenger.send_once(Kind::Pong, &[], rng),
-            Kind::Bye => self.notice(Notice::Bye),
-            Kind::Lanes => match Lanes::parse(body) {
-                Ok(lanes) => self.unheard_there = lanes,
+            MessageType::Hello => self.take_hello(id, body, session, now, rng),
+            MessageType::StockOffer | MessageType::StockAck => self.take_stock(kind, body, now),
+            MessageType::Propose => self.take_propose(id, body, now, rng),
+            MessageType::Accept => self.take_accept(body, now, rng),
+            MessageType::Confirm => self.take_confirm(body, now),
+            MessageType::Rekey => self.asked_to_rekey(body, now),
+            MessageType::Ping => self.channel.send_once(MessageType::Pong, &[], rng),
+            MessageType::Bye => self.emit(PeerEvent::Bye),
+            MessageType::Lanes => match LaneSet::parse(body) {
+                Ok(lanes) => self.peer_rx_silent = lanes,
                 Err(_) => self.drops.malformed += 1,
             },
-            Kind::Reject => self.take_reject(body, now, rng),
-            // A Pong says no more than that it came; acknowledgements end in the messenger.
-            Kind::Pong | Kind::Ack => {}
+            MessageType::Reject => self.take_reject(body, now, rng),
+            // A Pong says no more than that it came; acknowledgements end in the channel.
+            MessageType::Pong | MessageType::Ack => {}
         }
     }
 
@@ -335,15 +338,15 @@ impl<L: ControlLink> Peer<L> {
 
     fn reject(&mut self, id: MessageId, reason: RejectReason, now: Time, rng: &mut dyn CryptoRng) {
         self.drops.refused += 1;
-        self.messenger.send(Kind::Reject, &Reject { id, reason }.to_bytes(), now, rng);
+        self.channel.send(MessageType::Reject, &Reject { id, reason }.to_bytes(), now, rng);
     }
 
-    fn notice(&mut self, notice: Notice) {
-        self.events.push_back(Event::Notice(notice));
+    fn emit(&mut self, event: PeerEvent) {
+        self.events.push_back(PeerOutput::Event(event));
     }
 
     fn order(&mut self, lane: u8, order: LaneOrder) {
-        self.events.push_back(Event::Lane(lane, order));
+        self.events.push_back(PeerOutput::Lane(lane, order));
     }
 
     /// The same order for each lane.
@@ -353,18 +356,13 @@ impl<L: ControlLink> Peer<L> {
         }
     }
 
-    fn next_token(&mut self) -> u64 {
-        self.token += 1;
-        self.token
-    }
-
     fn stop_sealing(&mut self) {
         self.order_all(|| LaneOrder::StopSealing);
         self.active = None;
     }
 
     /// Whether an epoch made of these may not be used: QKD is required here, or at the other end by what it last said.
-    fn breaks_policy(&self, sources: Sources) -> bool {
+    fn breaks_policy(&self, sources: KeySources) -> bool {
         self.qkd_only() && !sources.qkd
     }
 
@@ -386,7 +384,7 @@ impl<L: ControlLink> Peer<L> {
         }
     }
 
-    /// Orders the opening keys of an epoch into its lanes, and gives the tokens that come back.
+    /// Orders the opening keys of an epoch into its lanes, and returns those lanes.
     fn open_in(
         &mut self,
         active: &ActiveEpoch,
@@ -394,31 +392,30 @@ impl<L: ControlLink> Peer<L> {
         keys: Vec<Secret<32>>,
         expires_at: Time,
         now: Time,
-    ) -> Vec<u64> {
+    ) -> LaneSet {
         if !active.sources.qkd {
-            self.weak.add(active.generation, indices.to_vec(), expires_at, now);
+            self.weak.add(active.local_epoch, indices.to_vec(), expires_at, now);
         }
-        let (generation, suite) = (active.generation, self.config.suite);
-        let mut tokens = Vec::new();
+        let (local_epoch, suite) = (active.local_epoch, self.config.suite);
+        let mut lanes = LaneSet::default();
         for ((lane, index), key) in (0u8..).zip(indices.iter().copied()).zip(keys) {
-            let token = self.next_token();
-            tokens.push(token);
-            self.order(lane, LaneOrder::InstallOpening { token, generation, index, suite, key, expires_at });
+            lanes.add(lane);
+            self.order(lane, LaneOrder::InstallOpening { local_epoch, index, suite, key, expires_at });
         }
-        tokens
+        lanes
     }
 
     /// Epochs before this one only drain from now on.
-    fn drain_older(&mut self, generation: u64, interval: Duration, now: Time) {
+    fn drain_older(&mut self, local_epoch: LocalEpoch, interval: Duration, now: Time) {
         let at = now + drain(interval);
-        self.weak.close_older(generation, at);
-        self.order_all(|| LaneOrder::CloseOlder { generation, at });
+        self.weak.close_older(local_epoch, at);
+        self.order_all(|| LaneOrder::CloseOlder { local_epoch, at });
     }
 
     /// Counts and tells a failed attempt.
     fn failed(&mut self, reason: FailureReason, detail: String) {
         *self.failures.entry(reason).or_default() += 1;
-        self.notice(Notice::EpochFailed { reason, detail });
+        self.emit(PeerEvent::EpochFailed { reason, detail });
     }
 
     /// An epoch came into force: its sealing keys were ordered.
@@ -428,7 +425,7 @@ impl<L: ControlLink> Peer<L> {
             self.last_qkd = Some(now);
         }
         self.unbroken = true;
-        self.notice(Notice::EpochActive {
+        self.emit(PeerEvent::EpochActive {
             epoch: active.epoch,
             sources: active.sources,
             qkd_key_id: active.qkd_key_id.clone().filter(|_| active.sources.qkd),
@@ -449,12 +446,12 @@ impl<L: ControlLink> Peer<L> {
         let end = self.active.as_ref().map(|a| a.sealing_ends).filter(|end| *end > now);
         self.timers.set(Timer::EpochEnd, end);
         let up = self.link.session_age().is_some();
-        self.timers.set(Timer::Retransmit, self.messenger.next_due().filter(|_| up));
+        self.timers.set(Timer::Retransmit, self.channel.next_due().filter(|_| up));
         self.timers.set(Timer::Liveness, self.session.liveness_due());
     }
 
-    fn sources(&self, kind: Option<KeyKind>, chain: bool) -> Sources {
-        Sources {
+    fn sources(&self, kind: Option<KeyKind>, chain: bool) -> KeySources {
+        KeySources {
             qkd: kind == Some(KeyKind::Qkd),
             file: kind == Some(KeyKind::File),
             psk: self.config.psk.is_some(),

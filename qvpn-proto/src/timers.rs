@@ -1,6 +1,6 @@
 //! All timers of a peer: one enum, one table.
 
-use crate::time::Time;
+use qvpn_types::Time;
 
 /// What is due.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -7,8 +7,9 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use qvpn_identity::SecretIdentity;
-use qvpn_proto::control_link::{ControlLink, LinkOutput};
-use qvpn_proto::{Event, LaneReport, Notice, Peer, PeerConfig, QkdPolicy, Role, Suite, Time};
+use qvpn_proto::session::{ControlLink, LinkOutput};
+use qvpn_proto::{LaneReport, Peer, PeerConfig, PeerEvent, PeerOutput, QkdPolicy, Role};
+use qvpn_types::{PeerNumber, Suite, Time};
 use rand_chacha::ChaCha20Rng;
 use rand_chacha::rand_core::SeedableRng;
 
@@ -56,7 +57,7 @@ struct End {
     /// Where starts of handshakes went, and after how long since the start of the test.
     calls: Vec<(SocketAddr, Duration)>,
     lanes_to: Vec<SocketAddr>,
-    notices: Vec<Notice>,
+    notices: Vec<PeerEvent>,
     /// How often it asked its KME.
     fetches: usize,
     /// Datagrams larger than any that is no probe of the path.
@@ -85,7 +86,7 @@ fn config(role: Role, endpoint: SocketAddr) -> PeerConfig {
         psk: None,
         stock: 3,
         endpoint: Some(endpoint),
-        number: 7,
+        number: PeerNumber(7),
     }
 }
 
@@ -107,9 +108,9 @@ impl End {
         }
         while let Some(event) = self.peer.poll_event() {
             match event {
-                Event::LanesTo(endpoint) => self.lanes_to.push(endpoint),
-                Event::Notice(notice) => self.notices.push(notice),
-                Event::Fetch(_) => self.fetches += 1,
+                PeerOutput::LanesTo(endpoint) => self.lanes_to.push(endpoint),
+                PeerOutput::Event(notice) => self.notices.push(notice),
+                PeerOutput::Fetch(_) => self.fetches += 1,
                 _ => {}
             }
         }
@@ -136,7 +137,7 @@ impl End {
     fn roamed_and_silent() -> Self {
         let mut end = Self::new(Role::Initiator);
         end.comes(ROAMED, authentic(true));
-        assert!(end.notices.contains(&Notice::Roamed { endpoint: ROAMED }), "{:?}", end.notices);
+        assert!(end.notices.contains(&PeerEvent::Roamed { endpoint: ROAMED }), "{:?}", end.notices);
         end.link.reset();
         end.wait(seconds(2));
         end
@@ -237,7 +238,7 @@ fn lanes_follow_an_answered_call_home_after_silence_and_no_other() {
 
 #[test]
 fn a_clock_that_was_set_back_is_answered_by_a_start_but_not_in_five_seconds_again() {
-    let told = |end: &End| end.notices.iter().filter(|n| matches!(n, Notice::ClockSetBack { .. })).count();
+    let told = |end: &End| end.notices.iter().filter(|n| matches!(n, PeerEvent::ClockSetBack { .. })).count();
     let stale = || LinkOutput { stale_start: true, dropped: true, ..LinkOutput::default() };
     let mut end = End::new(Role::Responder);
     end.comes(CONFIGURED, authentic(true));
@@ -357,5 +358,5 @@ fn the_path_is_measured_where_there_is_a_session_and_at_once_when_it_moves() {
     assert_eq!(end.probes, 0);
     end.comes(ROAMED, authentic(false));
     assert_eq!(end.probes, 1, "it moved");
-    assert!(!end.notices.iter().any(|n| matches!(n, Notice::PathMtu { .. })));
+    assert!(!end.notices.iter().any(|n| matches!(n, PeerEvent::PathMtu { .. })));
 }

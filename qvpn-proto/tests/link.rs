@@ -5,10 +5,10 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use qvpn_identity::SecretIdentity;
-use qvpn_proto::Time;
-use qvpn_proto::control_link::{ControlLink, WireGuardLink};
-use qvpn_proto::gate::{Admission, Gate, Sorted, peer_of_control_index};
+use qvpn_proto::session::{Admission, DatagramClass, Demux, peer_of_control_index};
+use qvpn_proto::session::{ControlLink, WireGuardLink};
 use qvpn_proto::wire::limits::{MAX_PEERS, MAX_PROBE};
+use qvpn_types::{PeerNumber, Time};
 use rand_chacha::{ChaCha20Rng, rand_core::SeedableRng};
 
 fn identity(seed: u64) -> Arc<SecretIdentity> {
@@ -16,19 +16,19 @@ fn identity(seed: u64) -> Arc<SecretIdentity> {
 }
 
 struct End {
-    number: u16,
-    gate: Gate,
+    number: PeerNumber,
+    demux: Demux,
     link: WireGuardLink,
     address: SocketAddr,
 }
 
 impl End {
-    fn sort(&self, datagram: &[u8], from: SocketAddr) -> Sorted {
-        sort(&self.gate, datagram, from)
+    fn classify(&self, datagram: &[u8], from: SocketAddr) -> DatagramClass {
+        classify(&self.demux, datagram, from)
     }
 
     fn admit(&self, datagram: &[u8], from: SocketAddr) -> Admission {
-        self.gate.door().admit(datagram, from, Time::default(), || false)
+        self.demux.limiter().admit(datagram, from, Time::default(), || false)
     }
 
     /// Two seconds' worth of starts: load.
@@ -40,40 +40,40 @@ impl End {
     }
 }
 
-fn sort(gate: &Gate, datagram: &[u8], from: SocketAddr) -> Sorted {
-    gate.sort(datagram, from, Time::default(), &mut ChaCha20Rng::seed_from_u64(9))
+fn classify(demux: &Demux, datagram: &[u8], from: SocketAddr) -> DatagramClass {
+    demux.classify(datagram, from, Time::default(), &mut ChaCha20Rng::seed_from_u64(9))
 }
 
-fn gate(own: &Arc<SecretIdentity>) -> Gate {
-    Gate::new(own.clone(), 1, &mut ChaCha20Rng::seed_from_u64(8))
+fn demux(own: &Arc<SecretIdentity>) -> Demux {
+    Demux::new(own.clone(), 1, &mut ChaCha20Rng::seed_from_u64(8))
 }
 
 fn pair() -> (End, End) {
     let (a, b) = (identity(1), identity(2));
-    let end = |own: &Arc<SecretIdentity>, other: &SecretIdentity, number: u16, last: u8| {
-        let gate = gate(own);
+    let end = |own: &Arc<SecretIdentity>, other: &SecretIdentity, number: PeerNumber, last: u8| {
+        let demux = demux(own);
         let link = WireGuardLink::new(own.clone(), other.public(), number);
-        End { number, gate, link, address: ([192, 0, 2, last], 51820).into() }
+        End { number, demux, link, address: ([192, 0, 2, last], 51820).into() }
     };
-    (end(&a, &b, 7, 1), end(&b, &a, 300, 2))
+    (end(&a, &b, PeerNumber(7), 1), end(&b, &a, PeerNumber(300), 2))
 }
 
 fn handshake(a: &mut End, b: &mut End, key_of_a: &[u8; 32]) {
     let start = a.link.start().unwrap();
-    assert_eq!(b.sort(&start, a.address), Sorted::Handshake { x25519: *key_of_a });
+    assert_eq!(b.classify(&start, a.address), DatagramClass::Handshake { x25519: *key_of_a });
     let out = b.link.receive(a.address.ip(), &start);
     assert!(!out.authenticated && !out.new_session, "a start alone proves nothing");
-    assert_eq!(a.sort(&out.datagrams[0], b.address), Sorted::Peer(a.number));
+    assert_eq!(a.classify(&out.datagrams[0], b.address), DatagramClass::Peer(a.number));
     let out = a.link.receive(b.address.ip(), &out.datagrams[0]);
     assert!(out.authenticated && out.new_session);
-    assert_eq!(b.sort(&out.datagrams[0], a.address), Sorted::Peer(b.number));
+    assert_eq!(b.classify(&out.datagrams[0], a.address), DatagramClass::Peer(b.number));
     let out = b.link.receive(a.address.ip(), &out.datagrams[0]);
     assert!(out.authenticated && out.new_session);
 }
 
-/// A packet as the messenger makes it.
+/// A packet as the channel makes it.
 fn packet() -> Vec<u8> {
-    qvpn_proto::wire::fragment::packets([9; 8], qvpn_proto::wire::Kind::Hello, &[5; 3000]).remove(0)
+    qvpn_proto::wire::fragment::packets([9; 8], qvpn_proto::wire::MessageType::Hello, &[5; 3000]).remove(0)
 }
 
 #[test]
@@ -149,7 +149,7 @@ fn a_repeated_start_moves_no_endpoint_after_a_reset() {
     assert!(b.link.receive(a.address.ip(), &old).stale_start);
     b.link.reset();
     let stranger = SocketAddr::from(([198, 51, 100, 66], 666));
-    assert!(matches!(b.sort(&old, stranger), Sorted::Handshake { .. }));
+    assert!(matches!(b.classify(&old, stranger), DatagramClass::Handshake { .. }));
     let out = b.link.receive(stranger.ip(), &old);
     assert!(!out.stale_start && !out.datagrams.is_empty(), "it is taken for a new one");
     assert!(!out.authenticated && !out.new_session, "and moves nothing");
@@ -163,19 +163,19 @@ fn a_repeated_start_moves_no_endpoint_after_a_reset() {
 fn what_is_not_for_us_is_sorted_out() {
     let (mut a, b) = pair();
     let start = a.link.start().unwrap();
-    let stranger = gate(&identity(3));
+    let stranger = demux(&identity(3));
     assert_eq!(b.admit(&start, a.address), Admission::Admitted);
-    let admission = stranger.door().admit(&start, a.address, Time::default(), || false);
+    let admission = stranger.limiter().admit(&start, a.address, Time::default(), || false);
     assert_eq!(admission, Admission::Malformed, "made for another key");
-    assert_eq!(sort(&stranger, &start, a.address), Sorted::Malformed);
+    assert_eq!(classify(&stranger, &start, a.address), DatagramClass::Malformed);
     for junk in [&[][..], &[1], &[4, 0, 0, 0], &[0xff; 148], &[1; 148], &[4; 31]] {
-        assert_eq!(b.sort(junk, a.address), Sorted::Malformed);
+        assert_eq!(b.classify(junk, a.address), DatagramClass::Malformed);
     }
     let mut forged = start.clone();
     forged[140] ^= 1; // mac2, unused without load
-    assert!(matches!(b.sort(&forged, a.address), Sorted::Handshake { .. }));
+    assert!(matches!(b.classify(&forged, a.address), DatagramClass::Handshake { .. }));
     forged[120] ^= 1; // mac1
-    assert_eq!(b.sort(&forged, a.address), Sorted::Malformed);
+    assert_eq!(b.classify(&forged, a.address), DatagramClass::Malformed);
     assert_eq!(b.admit(&forged, a.address), Admission::Malformed);
 }
 
@@ -183,17 +183,17 @@ fn what_is_not_for_us_is_sorted_out() {
 fn a_flood_of_starts_is_answered_by_cookies() {
     let (mut a, mut b) = pair();
     let start = a.link.start().unwrap();
-    assert!(matches!(b.sort(&start, a.address), Sorted::Handshake { .. }));
+    assert!(matches!(b.classify(&start, a.address), DatagramClass::Handshake { .. }));
     b.flood(&mut a);
-    assert!(matches!(b.sort(&start, a.address), Sorted::Reply(_)));
+    assert!(matches!(b.classify(&start, a.address), DatagramClass::Reply(_)));
     // So is a flood of answers, which is counted apart.
     let answer = b.link.receive(a.address.ip(), &start).datagrams.remove(0);
     a.flood(&mut b);
-    assert_eq!(a.sort(&answer, b.address), Sorted::Peer(a.number));
+    assert_eq!(a.classify(&answer, b.address), DatagramClass::Peer(a.number));
     for _ in 0..120 {
         a.admit(&answer, b.address);
     }
-    let Sorted::Reply(cookie) = a.sort(&answer, b.address) else { panic!("no cookie under load") };
+    let DatagramClass::Reply(cookie) = a.classify(&answer, b.address) else { panic!("no cookie under load") };
     assert!(cookie.len() < answer.len());
 }
 
@@ -203,20 +203,23 @@ fn a_cookie_is_good_for_one_address() {
     let (mut a, b) = pair();
     b.flood(&mut a);
     let start = a.link.start().unwrap();
-    let Sorted::Reply(cookie) = b.sort(&start, a.address) else { panic!("no cookie under load") };
+    let DatagramClass::Reply(cookie) = b.classify(&start, a.address) else { panic!("no cookie under load") };
     a.link.receive(b.address.ip(), &cookie);
     let start = a.link.start().unwrap();
     let elsewhere = SocketAddr::from(([192, 0, 2, 77], 51820));
-    assert!(matches!(b.sort(&start, elsewhere), Sorted::Reply(_)), "it was sent to another address");
+    assert!(
+        matches!(b.classify(&start, elsewhere), DatagramClass::Reply(_)),
+        "it was sent to another address"
+    );
     let key = *identity(1).public().x25519();
     assert_eq!(b.admit(&start, a.address), Admission::Admitted);
-    assert_eq!(b.sort(&start, a.address), Sorted::Handshake { x25519: key });
+    assert_eq!(b.classify(&start, a.address), DatagramClass::Handshake { x25519: key });
 }
 
 #[test]
 fn an_index_names_a_peer_below_the_limit_alone() {
     let last = u32::from(MAX_PEERS) - 1;
-    assert_eq!(peer_of_control_index(last << 8 | 0xff), Some(MAX_PEERS - 1));
+    assert_eq!(peer_of_control_index(last << 8 | 0xff), Some(PeerNumber(MAX_PEERS - 1)));
     for index in [(last + 1) << 8, 0xffff << 8, 1 << 31, u32::MAX] {
         assert_eq!(peer_of_control_index(index), None, "{index:#x}");
     }

@@ -3,7 +3,8 @@
 
 use proptest::prelude::*;
 use qvpn_identity::kem::CT_LEN;
-use qvpn_proto::wire::{Accept, CONFIRMATION, Kind, ParseError};
+use qvpn_proto::wire::{Accept, CONFIRMATION, MessageType, ParseError};
+use qvpn_types::EpochNumber;
 
 #[path = "../../fuzz/bodies/wire.rs"]
 mod bodies;
@@ -11,7 +12,7 @@ mod bodies;
 #[test]
 fn each_kind_has_a_body() {
     for byte in 0..=255u8 {
-        if Kind::from_byte(byte).is_some() {
+        if MessageType::from_byte(byte).is_some() {
             bodies::message(&[byte]);
         }
     }
@@ -44,7 +45,7 @@ proptest! {
 fn indices_of_lanes_are_of_data_sessions_and_none_comes_twice() {
     let accept = |indices: Vec<u32>| {
         let accept = Accept {
-            epoch: 1,
+            epoch: EpochNumber(1),
             x25519: [9; 32],
             ciphertext_ephemeral: Box::new([1; CT_LEN]),
             ciphertext_static: Box::new([2; CT_LEN]),

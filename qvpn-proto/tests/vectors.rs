@@ -6,11 +6,12 @@ use std::convert::Infallible;
 
 use data_encoding::HEXLOWER as HEX;
 use qvpn_identity::SecretIdentity;
-use qvpn_proto::exchange::{Proposal, Proposed, Terms, answer};
+use qvpn_proto::exchange::{ExchangeParameters, Proposal, Proposed, answer};
 use qvpn_proto::key_schedule::{Chain, EpochKeys, psk_check, qkd_check};
 use qvpn_proto::wire::{Hello, Propose};
-use qvpn_proto::{QkdPolicy, Role, Suite};
+use qvpn_proto::{QkdPolicy, Role};
 use qvpn_secret::{Secret, SecretBuf};
+use qvpn_types::{EpochNumber, Suite};
 use rand_chacha::ChaCha20Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng, TryCryptoRng, TryRng};
 use serde_json::{Value, json};
@@ -99,7 +100,7 @@ fn run(case: &Case<'_>, ends: &[SecretIdentity; 2]) -> (Value, Chain) {
     let [a, b] = ends;
     let hello_a = hello(a, 0xa1, Role::Initiator, case.suite, ["SITE-A", "SITE-B"], case.psk);
     let hello_b = hello(b, 0xb2, Role::Responder, case.suite, ["SITE-B", "SITE-A"], case.psk);
-    let terms = Terms {
+    let terms = ExchangeParameters {
         initiator: a.public(),
         responder: b.public(),
         hello_initiator: &hello_a,
@@ -110,7 +111,7 @@ fn run(case: &Case<'_>, ends: &[SecretIdentity; 2]) -> (Value, Chain) {
     let (mut rng_a, mut rng_b) = (Recorder::new(100 + case.epoch), Recorder::new(200 + case.epoch));
     let proposal = Proposal {
         hello_hashes: (sha384(&hello_a), sha384(&hello_b)),
-        epoch: case.epoch,
+        epoch: EpochNumber(case.epoch),
         responder_key: b.encapsulation_key(),
         indices: vec![0x8000_0001, 0x8000_0002],
         qkd_key_id: case.qkd.map(|(id, _)| id.to_owned()),

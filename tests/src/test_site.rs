@@ -10,15 +10,17 @@ use std::time::{Duration, Instant};
 
 use aws_lc_rs::aead::{Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey};
 use qvpn_identity::{PublicIdentity, SecretIdentity, dh, kem};
-use qvpn_proto::control_link::{ControlLink, WireGuardLink};
-use qvpn_proto::event::KeyName;
+use qvpn_proto::channel::{ReceiveOutcome, ReliableChannel};
 use qvpn_proto::key_schedule::qkd_check;
-use qvpn_proto::messenger::{Arrived, Messenger};
+use qvpn_proto::kms::KeyName;
+use qvpn_proto::session::{ControlLink, WireGuardLink};
 use qvpn_proto::wire::{
-    Accept, Confirm, Held, Hello, Kind, MessageId, Propose, RejectReason, StockAck, StockOffer,
+    Accept, Confirm, Hello, KeyAvailability, MessageId, MessageType, Propose, RejectReason, StockAck,
+    StockOffer,
 };
-use qvpn_proto::{QkdPolicy, Role, Suite, Time};
+use qvpn_proto::{QkdPolicy, Role};
 use qvpn_secret::{Secret, SecretBuf};
+use qvpn_types::{EpochNumber, PeerNumber, Suite, Time};
 use rand_chacha::ChaCha20Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 use sha2::{Digest, Sha384};
@@ -42,12 +44,12 @@ pub struct TestSite {
     /// The gateway's public keys.
     pub remote: PublicIdentity,
     link: WireGuardLink,
-    messenger: Messenger,
+    channel: ReliableChannel,
     /// The source of all its random values.
     pub rng: ChaCha20Rng,
     began: Instant,
     ticked: Instant,
-    arrived: VecDeque<(MessageId, Kind, Vec<u8>)>,
+    arrived: VecDeque<(MessageId, MessageType, Vec<u8>)>,
     /// The `Hello` that it sent last.
     pub hello: Vec<u8>,
     /// The gateway's latest `Hello`.
@@ -83,7 +85,7 @@ impl TestSite {
         seed: u64,
     ) -> Self {
         let identity = Arc::new(identity);
-        let link = WireGuardLink::new(identity.clone(), &remote, 1);
+        let link = WireGuardLink::new(identity.clone(), &remote, PeerNumber(1));
         let rng = ChaCha20Rng::seed_from_u64(seed);
         let now = Instant::now();
         Self {
@@ -92,7 +94,7 @@ impl TestSite {
             identity,
             remote,
             link,
-            messenger: Messenger::default(),
+            channel: ReliableChannel::default(),
             rng,
             began: now,
             ticked: now,
@@ -156,7 +158,7 @@ impl TestSite {
     /// Sends this `Hello`.
     pub fn say_hello(&mut self, hello: &Hello) {
         self.hello = hello.to_bytes();
-        self.send(Kind::Hello, &self.hello.clone());
+        self.send(MessageType::Hello, &self.hello.clone());
     }
 
     /// Sends a datagram unchanged.
@@ -171,23 +173,23 @@ impl TestSite {
     }
 
     /// Sends a message in the control session, and retransmits it until it is acknowledged.
-    pub fn send(&mut self, kind: Kind, body: &[u8]) -> MessageId {
+    pub fn send(&mut self, kind: MessageType, body: &[u8]) -> MessageId {
         let now = self.now();
-        let id = self.messenger.send(kind, body, now, &mut self.rng);
+        let id = self.channel.send(kind, body, now, &mut self.rng);
         self.flush();
         id
     }
 
     /// Stops retransmitting messages of this kind.
-    pub fn cancel(&mut self, kind: Kind) {
-        self.messenger.cancel(kind);
+    pub fn cancel(&mut self, kind: MessageType) {
+        self.channel.cancel(kind);
     }
 
     fn flush(&mut self) {
         if self.link.session_age().is_some() {
             let now = self.now();
-            self.messenger.flush(now);
-            while let Some(packet) = self.messenger.next_packet() {
+            self.channel.flush(now);
+            while let Some(packet) = self.channel.next_packet() {
                 if let Some(datagram) = self.link.send(&packet) {
                     self.raw(&datagram);
                 }
@@ -230,31 +232,35 @@ impl TestSite {
         out.datagrams.iter().for_each(|datagram| self.raw(datagram));
         let now = self.now();
         if out.new_session {
-            self.messenger.session_started(now);
+            self.channel.session_started(now);
         }
         for packet in out.packets {
-            if let Arrived::Message { id, kind, body } = self.messenger.receive(&packet, now, &mut self.rng) {
+            if let ReceiveOutcome::Message { id, kind, body } =
+                self.channel.receive(&packet, now, &mut self.rng)
+            {
                 self.message(id, kind, body);
             }
         }
     }
 
-    fn message(&mut self, id: MessageId, kind: Kind, body: Vec<u8>) {
+    fn message(&mut self, id: MessageId, kind: MessageType, body: Vec<u8>) {
         match kind {
-            Kind::Hello => self.theirs = Some(body),
-            Kind::Ping => self.messenger.send_once(Kind::Pong, &[], &mut self.rng),
-            Kind::StockOffer => {
+            MessageType::Hello => self.theirs = Some(body),
+            MessageType::Ping => self.channel.send_once(MessageType::Pong, &[], &mut self.rng),
+            MessageType::StockOffer => {
                 let offer = StockOffer::parse(&body).unwrap();
                 self.revision += 1;
                 let held = |key: &KeyName| match self.qkd.get(&key.id) {
-                    Some(bytes) => Held::Yes(qkd_check(&SecretBuf::take(&mut bytes.clone()), &key.id)),
-                    None => Held::Unavailable,
+                    Some(bytes) => {
+                        KeyAvailability::Yes(qkd_check(&SecretBuf::take(&mut bytes.clone()), &key.id))
+                    }
+                    None => KeyAvailability::Unavailable,
                 };
                 let keys = offer.keys.iter().map(|key| (key.id.clone(), held(key))).collect();
                 let ack = StockAck { number: offer.number, revision: self.revision, keys };
-                self.send(Kind::StockAck, &ack.to_bytes());
+                self.send(MessageType::StockAck, &ack.to_bytes());
             }
-            Kind::Pong | Kind::Rekey => {}
+            MessageType::Pong | MessageType::Rekey => {}
             _ => self.arrived.push_back((id, kind, body)),
         }
     }
@@ -264,7 +270,7 @@ impl TestSite {
     /// # Panics
     /// When `limit` has passed.
     #[track_caller]
-    pub fn expect(&mut self, kind: Kind, limit: Duration) -> Vec<u8> {
+    pub fn expect(&mut self, kind: MessageType, limit: Duration) -> Vec<u8> {
         let end = Instant::now() + limit;
         loop {
             while let Some((_, came, body)) = self.arrived.pop_front() {
@@ -283,7 +289,7 @@ impl TestSite {
         let end = Instant::now() + limit;
         while Instant::now() < end {
             while let Some((_, kind, body)) = self.arrived.pop_front() {
-                if kind == Kind::Reject {
+                if kind == MessageType::Reject {
                     return qvpn_proto::wire::Reject::parse(&body).ok().map(|reject| reject.reason);
                 }
             }
@@ -320,7 +326,7 @@ impl TestSite {
         let message = Propose {
             hello_initiator: hellos[0],
             hello_responder: hellos[1],
-            epoch,
+            epoch: EpochNumber(epoch),
             x25519: dh::public_of(&x25519),
             encapsulation_key: kem::encapsulation_key_of(&seed),
             ciphertext,
@@ -367,7 +373,7 @@ impl TestSite {
     /// Sends `Confirm` for the epoch of an attempt.
     pub fn confirm(&mut self, attempt: &Attempt, secrets: &Secrets) {
         let confirm = Confirm { epoch: attempt.message.epoch, confirmation: secrets.confirm_initiator };
-        self.send(Kind::Confirm, &confirm.to_bytes());
+        self.send(MessageType::Confirm, &confirm.to_bytes());
     }
 
     /// Answers the gateway's `Propose` as a responder. Returns the `Accept`, without sending it, and its secrets.

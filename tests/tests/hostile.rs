@@ -8,8 +8,9 @@ use std::io::Write;
 use std::time::Duration;
 
 use qvpn_identity::SecretIdentity;
-use qvpn_proto::wire::{Confirm, Hello, Kind, RejectReason, fragment};
+use qvpn_proto::wire::{Confirm, Hello, MessageType, RejectReason, fragment};
 use qvpn_proto::{QkdPolicy, Role};
+use qvpn_types::EpochNumber;
 use rand_chacha::ChaCha20Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 use tests::{
@@ -62,8 +63,8 @@ fn hello(site: &mut TestSite) -> Hello {
 #[track_caller]
 fn epoch(site: &mut TestSite, number: u64, chain: Option<&Secrets>) -> Secrets {
     let attempt = site.propose(number, None, chain);
-    site.send(Kind::Propose, &attempt.message.to_bytes());
-    let accept = site.expect(Kind::Accept, WAIT);
+    site.send(MessageType::Propose, &attempt.message.to_bytes());
+    let accept = site.expect(MessageType::Accept, WAIT);
     let secrets = site.verify(&attempt, &accept);
     site.confirm(&attempt, &secrets);
     site.expect_data(&secrets.to_initiator, WAIT);
@@ -98,19 +99,19 @@ fn hostile_proposals(site: &mut TestSite, number: &mut u64) {
         ("a QKD key under `off`", RejectReason::Policy, Box::new(|p| p.qkd_key_id = Some("key".to_owned()))),
         ("an unknown chain", RejectReason::Chain, Box::new(|p| p.chain_check = Some([7; 16]))),
         ("another Hello", RejectReason::Stale, Box::new(|p| p.hello_initiator = [7; 48])),
-        ("number zero", RejectReason::Stale, Box::new(|p| p.epoch = 0)),
+        ("number zero", RejectReason::Stale, Box::new(|p| p.epoch = EpochNumber(0))),
     ];
     for (name, reason, change) in cases {
         *number += 1;
         let mut attempt = site.propose(*number, None, None);
         change(&mut attempt.message);
-        site.send(Kind::Propose, &attempt.message.to_bytes());
+        site.send(MessageType::Propose, &attempt.message.to_bytes());
         assert_eq!(site.rejected(SOON), Some(reason), "{name}");
     }
     let attempt = site.propose(*number + 1, None, None);
     let mut bytes = attempt.message.to_bytes();
     bytes.truncate(1000);
-    site.send(Kind::Propose, &bytes);
+    site.send(MessageType::Propose, &bytes);
     assert_eq!(site.rejected(SOON), Some(RejectReason::Malformed), "half a Propose");
 }
 
@@ -119,12 +120,12 @@ fn zero_ciphertext(site: &mut TestSite, number: &mut u64) {
     *number += 1;
     let mut attempt = site.propose(*number, None, None);
     attempt.message.ciphertext.fill(0);
-    site.send(Kind::Propose, &attempt.message.to_bytes());
-    let accept = site.expect(Kind::Accept, SOON);
+    site.send(MessageType::Propose, &attempt.message.to_bytes());
+    let accept = site.expect(MessageType::Accept, SOON);
     assert_eq!(accept.len(), 3177 + 4 + 48);
     for n in 0..4 {
-        let confirm = Confirm { epoch: *number, confirmation: [n; 48] };
-        site.send(Kind::Confirm, &confirm.to_bytes());
+        let confirm = Confirm { epoch: EpochNumber(*number), confirmation: [n; 48] };
+        site.send(MessageType::Confirm, &confirm.to_bytes());
         site.rest(Duration::from_millis(200));
     }
 }
@@ -134,7 +135,7 @@ fn rubbish(site: &mut TestSite, rng: &mut ChaCha20Rng, count: u32) {
     for n in 0..count {
         let mut body = vec![0; usize::try_from(rng.next_u64() % 1146).unwrap()];
         rng.fill_bytes(&mut body);
-        let kind = Kind::from_byte(u8::try_from(1 + n % 12).unwrap()).unwrap();
+        let kind = MessageType::from_byte(u8::try_from(1 + n % 12).unwrap()).unwrap();
         let packet = if n % 3 == 0 {
             let mut whole = fragment::packets(rng.next_u64().to_be_bytes(), kind, &[0; 3000]).remove(0);
             let at = 40 + usize::try_from(rng.next_u64() % 20).unwrap();
@@ -142,7 +143,7 @@ fn rubbish(site: &mut TestSite, rng: &mut ChaCha20Rng, count: u32) {
             whole
         } else {
             // A Hello may change the exchange's parameters, so it is not sent.
-            let kind = if kind == Kind::Hello { Kind::Accept } else { kind };
+            let kind = if kind == MessageType::Hello { MessageType::Accept } else { kind };
             fragment::packets(rng.next_u64().to_be_bytes(), kind, &body).remove(0)
         };
         if let Some(datagram) = site.seal_control(&packet) {
@@ -233,13 +234,13 @@ fn the_x25519_key_alone_gets_no_epoch() {
         *said.encapsulation_key = *real.encapsulation_key();
         site.connect(&said, WAIT);
         let attempt = site.propose(1, None, None);
-        site.send(Kind::Propose, &attempt.message.to_bytes());
-        let accept = site.expect(Kind::Accept, WAIT);
+        site.send(MessageType::Propose, &attempt.message.to_bytes());
+        let accept = site.expect(MessageType::Accept, WAIT);
         // Without the seed it computes another secret, so its confirmation is wrong.
         for _ in 0..4 {
             let mut confirmation = [0; 48];
             site.rng.fill_bytes(&mut confirmation);
-            site.send(Kind::Confirm, &Confirm { epoch: 1, confirmation }.to_bytes());
+            site.send(MessageType::Confirm, &Confirm { epoch: EpochNumber(1), confirmation }.to_bytes());
             site.rest(Duration::from_millis(200));
         }
         let secrets =

@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use memchr::memmem;
 use qvpn_identity::{PublicIdentity, SecretIdentity};
-use qvpn_proto::Time;
-use qvpn_proto::gate::{Admission, Gate};
+use qvpn_proto::session::{Admission, Demux};
+use qvpn_types::Time;
 use rand_chacha::ChaCha20Rng;
 use rand_chacha::rand_core::SeedableRng;
 use tests::{Capture, GatewayOptions, KmeOptions, Lab, Outer, Site, sandbox};
@@ -89,10 +89,12 @@ fn a_passive_observer_sees_no_identity() {
 
         // The limit: with a site's public key one can see that a handshake is for it.
         let meant_for = |site: Site| {
-            let door = Gate::new(Arc::new(secret(&lab, site)), 1, &mut ChaCha20Rng::seed_from_u64(1)).door();
+            let limiter =
+                Demux::new(Arc::new(secret(&lab, site)), 1, &mut ChaCha20Rng::seed_from_u64(1)).limiter();
             let from = ([192, 0, 2, 1], 1).into();
-            let is_for_it =
-                |payload: &[u8]| door.admit(payload, from, Time::default(), || false) == Admission::Admitted;
+            let is_for_it = |payload: &[u8]| {
+                limiter.admit(payload, from, Time::default(), || false) == Admission::Admitted
+            };
             starts.iter().filter(|packet| is_for_it(&packet.payload)).count()
         };
         let to = |site: Site| {

@@ -45,7 +45,7 @@ never!(
     qvpn_proto::FetchedKey,
     qvpn_proto::KmsReport,
     qvpn_proto::LaneOrder,
-    qvpn_proto::Event,
+    qvpn_proto::PeerOutput,
     kms_client::QkdKey,
     => [
         Clone,

@@ -13,8 +13,8 @@ use std::time::{Duration, Instant};
 use memchr::memmem;
 use nix::sys::signal::Signal;
 use qvpn_identity::SecretIdentity;
-use qvpn_proto::event::KeyName;
-use qvpn_proto::wire::{Held, Kind, StockAck, StockOffer};
+use qvpn_proto::kms::KeyName;
+use qvpn_proto::wire::{KeyAvailability, MessageType, StockAck, StockOffer};
 use qvpn_proto::{QkdPolicy, Role};
 use tests::{
     Capture, Gateway, GatewayOptions, INTERFACE, KmeOptions, Kmes, Lab, Memory, Outer, PORT, Process,
@@ -180,8 +180,8 @@ fn files(lab: &Lab) -> Vec<u8> {
 /// The gateway's first `Propose` of a later attempt than that: what waits longer than a second for its answer is repeated.
 fn next_attempt(site: &mut TestSite, after: u64) -> Vec<u8> {
     loop {
-        let propose = site.expect(Kind::Propose, WAIT);
-        if qvpn_proto::wire::Propose::parse(&propose).unwrap().epoch > after {
+        let propose = site.expect(MessageType::Propose, WAIT);
+        if qvpn_proto::wire::Propose::parse(&propose).unwrap().epoch.0 > after {
             return propose;
         }
     }
@@ -209,7 +209,7 @@ fn an_initiator_holds_only_secrets_that_live() {
             [to_responder, first_key.clone()].into_iter().chain(statics),
             not_yet,
         );
-        pair.site.send(Kind::Accept, &accept);
+        pair.site.send(MessageType::Accept, &accept);
         pair.site.expect_data(&one.to_responder, WAIT);
         pair.site.send_data(&one.to_initiator, index_of(&propose), 0);
         pair.site.rest(GRACE);
@@ -220,7 +220,7 @@ fn an_initiator_holds_only_secrets_that_live() {
         let propose = next_attempt(&mut pair.site, 1);
         let (accept, two) = pair.site.answer(&propose, Some(&one));
         let second_key = pair.qkd(&id_of(&propose));
-        pair.site.send(Kind::Accept, &accept);
+        pair.site.send(MessageType::Accept, &accept);
         pair.site.expect_data(&two.to_responder, WAIT);
         pair.site.send_data(&two.to_initiator, index_of(&propose), 0);
         let second_began = Instant::now();
@@ -275,10 +275,11 @@ fn a_responder_holds_only_secrets_that_live() {
             target_kme: "kme-b1".into(),
         };
         let offer = StockOffer { number: 1, keys: ids.iter().map(name).collect() };
-        pair.site.send(Kind::StockOffer, &offer.to_bytes());
+        pair.site.send(MessageType::StockOffer, &offer.to_bytes());
         loop {
-            let ack = StockAck::parse(&pair.site.expect(Kind::StockAck, WAIT)).unwrap();
-            if ack.keys.len() == 3 && ack.keys.iter().all(|(_, held)| matches!(held, Held::Yes(_))) {
+            let ack = StockAck::parse(&pair.site.expect(MessageType::StockAck, WAIT)).unwrap();
+            if ack.keys.len() == 3 && ack.keys.iter().all(|(_, held)| matches!(held, KeyAvailability::Yes(_)))
+            {
                 break;
             }
         }
@@ -288,8 +289,8 @@ fn a_responder_holds_only_secrets_that_live() {
 
         // The first epoch, before and after the Confirm.
         let attempt = pair.site.propose(1, Some(&ids[0]), None);
-        pair.site.send(Kind::Propose, &attempt.message.to_bytes());
-        let accept = pair.site.expect(Kind::Accept, WAIT);
+        pair.site.send(MessageType::Propose, &attempt.message.to_bytes());
+        let accept = pair.site.expect(MessageType::Accept, WAIT);
         let one = pair.site.verify(&attempt, &accept);
         pair.site.rest(GRACE);
         let live = [data("first", &one), vec![chain("first", &one), keys[0].clone()]].concat();
@@ -306,8 +307,8 @@ fn a_responder_holds_only_secrets_that_live() {
 
         // The second, with the chain of the first.
         let attempt = pair.site.propose(2, Some(&ids[1]), Some(&one));
-        pair.site.send(Kind::Propose, &attempt.message.to_bytes());
-        let accept = pair.site.expect(Kind::Accept, WAIT);
+        pair.site.send(MessageType::Propose, &attempt.message.to_bytes());
+        let accept = pair.site.expect(MessageType::Accept, WAIT);
         let two = pair.site.verify(&attempt, &accept);
         pair.site.confirm(&attempt, &two);
         pair.site.expect_data(&two.to_initiator, WAIT);
@@ -321,8 +322,8 @@ fn a_responder_holds_only_secrets_that_live() {
 
         // A third that is never confirmed: its keys end by their age, too.
         let attempt = pair.site.propose(3, Some(&ids[2]), Some(&two));
-        pair.site.send(Kind::Propose, &attempt.message.to_bytes());
-        let accept = pair.site.expect(Kind::Accept, WAIT);
+        pair.site.send(MessageType::Propose, &attempt.message.to_bytes());
+        let accept = pair.site.expect(MessageType::Accept, WAIT);
         let three = pair.site.verify(&attempt, &accept);
         let began = Instant::now();
         pair.memory("not confirmed", data("third", &three), []);
@@ -333,7 +334,7 @@ fn a_responder_holds_only_secrets_that_live() {
 
         // A key that is no longer offered is erased.
         let offer = StockOffer { number: 2, keys: Vec::new() };
-        pair.site.send(Kind::StockOffer, &offer.to_bytes());
+        pair.site.send(MessageType::StockOffer, &offer.to_bytes());
         pair.site.rest(GRACE);
         pair.memory("the offer is withdrawn", [], [keys[2].clone()]);
         pair.nothing_went_out();

@@ -6,7 +6,7 @@
 use data_encoding::HEXLOWER;
 use qvpn_dataplane::{Suite, fuzzing};
 use qvpn_identity::{PublicIdentity, SecretIdentity};
-use qvpn_proto::wire::{Fragment, Kind, fragment};
+use qvpn_proto::wire::{Fragment, MessageType, fragment};
 use qvpn_secret::Secret;
 use serde_json::Value;
 
@@ -36,7 +36,7 @@ fn identities_agree() {
 #[test]
 fn fragments_agree() {
     for piece in pieces("fragments") {
-        let kind = Kind::from_byte(u8::try_from(piece["type"].as_u64().unwrap()).unwrap()).unwrap();
+        let kind = MessageType::from_byte(u8::try_from(piece["type"].as_u64().unwrap()).unwrap()).unwrap();
         let id = hex(&piece["id"]).try_into().unwrap();
         let packets = fragment::packets(id, kind, &hex(&piece["message"]));
         let want: Vec<Vec<u8>> = piece["packets"].as_array().unwrap().iter().map(hex).collect();

@@ -3,9 +3,10 @@
 
 use qvpn_identity::{SecretIdentity, dh, kem};
 use qvpn_secret::{Secret, SecretBuf};
+use qvpn_types::EpochNumber;
 use rand_core::CryptoRng;
 
-use super::Terms;
+use super::parameters::ExchangeParameters;
 use crate::key_schedule::{Chain, EpochKeys, EpochSecrets, derive};
 use crate::wire::{Accept, ParseError, Propose};
 
@@ -14,7 +15,7 @@ pub struct Proposal<'a> {
     /// SHA-384 of both `Hello`s, the initiator's first.
     pub hello_hashes: ([u8; 48], [u8; 48]),
     /// The attempt's number.
-    pub epoch: u64,
+    pub epoch: EpochNumber,
     /// The responder's static encapsulation key.
     pub responder_key: &'a kem::EkBytes,
     /// Our receiver index for each lane.
@@ -111,7 +112,7 @@ impl Proposed {
     pub fn verify(
         self,
         accept: &[u8],
-        terms: &Terms<'_>,
+        parameters: &ExchangeParameters<'_>,
         own: &SecretIdentity,
         qkd: Option<&SecretBuf>,
         psk: Option<&Secret<32>>,
@@ -139,7 +140,8 @@ impl Proposed {
             psk,
             chain,
         };
-        let keys = derive(&terms.transcript(&self.bytes, body), secrets, terms.suite, terms.lanes);
+        let keys =
+            derive(&parameters.transcript(&self.bytes, body), secrets, parameters.suite, parameters.lanes);
         if !keys.confirm_responder.ct_eq(&confirmation) {
             return Err((self, AcceptError::Confirmation));
         }

@@ -5,7 +5,7 @@ use qvpn_identity::{SecretIdentity, dh, kem};
 use qvpn_secret::{Secret, SecretBuf};
 use rand_core::CryptoRng;
 
-use super::Terms;
+use super::parameters::ExchangeParameters;
 use crate::key_schedule::{Chain, EpochKeys, EpochSecrets, derive};
 use crate::wire::{Accept, Propose};
 
@@ -40,7 +40,7 @@ pub fn answer(
     propose: &Propose,
     propose_bytes: &[u8],
     initiator_key: &kem::EkBytes,
-    terms: &Terms<'_>,
+    parameters: &ExchangeParameters<'_>,
     own: &SecretIdentity,
     indices: Vec<u32>,
     (qkd, psk, chain): (Option<&SecretBuf>, Option<&Secret<32>>, Option<&Chain>),
@@ -73,7 +73,8 @@ pub fn answer(
         psk,
         chain,
     };
-    let keys = derive(&terms.transcript(propose_bytes, &accept), secrets, terms.suite, terms.lanes);
+    let keys =
+        derive(&parameters.transcript(propose_bytes, &accept), secrets, parameters.suite, parameters.lanes);
     accept.extend_from_slice(keys.confirm_responder.expose());
     Ok(Answered { keys, accept })
 }

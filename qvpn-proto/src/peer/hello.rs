@@ -8,11 +8,11 @@ use sha2::{Digest, Sha384};
 
 use super::{Peer, Side};
 use crate::config::{PeerConfig, QkdPolicy};
-use crate::control_link::ControlLink;
-use crate::event::{FailureReason, Notice};
 use crate::key_schedule::psk_check;
-use crate::time::Time;
-use crate::wire::{Hello, Kind, Lanes, MessageId, ParseError, RejectReason};
+use crate::notice::{FailureReason, PeerEvent};
+use crate::session::ControlLink;
+use crate::wire::{Hello, LaneSet, MessageId, MessageType, ParseError, RejectReason};
+use qvpn_types::Time;
 
 /// Our `Hello` in force.
 pub(super) struct OwnHello {
@@ -81,7 +81,8 @@ impl<L: ControlLink> Peer<L> {
     }
 
     pub(super) fn send_hello(&mut self, now: Time, rng: &mut dyn CryptoRng) {
-        self.own_hello.message_id = Some(self.messenger.send(Kind::Hello, &self.own_hello.bytes, now, rng));
+        self.own_hello.message_id =
+            Some(self.channel.send(MessageType::Hello, &self.own_hello.bytes, now, rng));
     }
 
     /// A `Hello` with a higher counter, after a reload or when ours is called stale.
@@ -147,9 +148,9 @@ impl<L: ControlLink> Peer<L> {
     fn other_end_started(&mut self, now: Time, rng: &mut dyn CryptoRng) {
         self.unbroken = false;
         self.send_hello(now, rng);
-        self.unheard_there = Lanes::default();
-        if self.unheard != Lanes::default() {
-            self.messenger.send(Kind::Lanes, &self.unheard.to_bytes(), now, rng);
+        self.peer_rx_silent = LaneSet::default();
+        if self.unheard != LaneSet::default() {
+            self.channel.send(MessageType::Lanes, &self.unheard.to_bytes(), now, rng);
         }
         self.attempt_failed(FailureReason::Restarted, "the other end restarted".to_owned(), now);
         match &mut self.side {
@@ -195,9 +196,9 @@ impl<L: ControlLink> Peer<L> {
         self.drop_attempt();
         self.reject(id, reason, now, rng);
         if reason == RejectReason::Identity {
-            self.notice(Notice::IdentityMismatch { detail: detail.clone() });
+            self.emit(PeerEvent::IdentityMismatch { detail: detail.clone() });
         }
-        self.notice(Notice::Refused { by_us: true, reason, detail: detail.clone() });
+        self.emit(PeerEvent::Refused { by_us: true, reason, detail: detail.clone() });
         self.refusal = Some(Refusal { by_us: Some(reason), detail: format!("refused: {detail}") });
     }
 
@@ -208,9 +209,9 @@ impl<L: ControlLink> Peer<L> {
         }
         let detail = explain(reason, &self.config);
         if reason == RejectReason::Identity {
-            self.notice(Notice::IdentityMismatch { detail: detail.clone() });
+            self.emit(PeerEvent::IdentityMismatch { detail: detail.clone() });
         }
-        self.notice(Notice::Refused { by_us: false, reason, detail: detail.clone() });
+        self.emit(PeerEvent::Refused { by_us: false, reason, detail: detail.clone() });
         self.refusal = Some(Refusal { by_us: None, detail: format!("the other site refused us: {detail}") });
         self.drop_attempt();
     }

@@ -8,16 +8,19 @@ use rand_core::CryptoRng;
 
 use super::hello::Agreement;
 use super::{Peer, Side};
+use crate::backoff::backoff;
 use crate::config::QkdPolicy;
-use crate::control_link::ControlLink;
 use crate::epoch::{ActiveEpoch, MAX_PACKETS, drain, max_age};
-use crate::event::{FailureReason, KeyKind, LaneOrder, Notice};
-use crate::exchange::{AcceptError, Proposal, Proposed, Terms};
+use crate::exchange::{AcceptError, ExchangeParameters, Proposal, Proposed};
 use crate::key_schedule::Chain;
-use crate::stock::{MasterStock, backoff};
-use crate::time::Time;
+use crate::kms::KeyKind;
+use crate::notice::{FailureReason, PeerEvent};
+use crate::orders::LaneOrder;
+use crate::session::ControlLink;
+use crate::stock::InitiatorStock;
 use crate::timers::Timer;
-use crate::wire::{Confirm, Kind, MessageId, RejectReason, RekeyReason};
+use crate::wire::{Confirm, LaneSet, MessageId, MessageType, RejectReason, RekeyReason};
+use qvpn_types::{EpochNumber, LocalEpoch, Time};
 
 /// An attempt has so long.
 const ATTEMPT: Duration = Duration::from_secs(5);
@@ -29,14 +32,14 @@ pub(super) const WRONG: u8 = 4;
 
 /// The initiator's state.
 pub(super) struct Initiator {
-    pub(super) stock: MasterStock,
+    pub(super) stock: InitiatorStock,
     attempt: Attempt,
     chain: Option<Chain>,
     chain_lost: bool,
     due: Time,
     began: Option<Time>,
     failures: u32,
-    epoch: u64,
+    epoch: EpochNumber,
     pub(super) confirming: Option<Confirming>,
     /// Why no attempt begins though one is due.
     pub(super) waiting: Option<String>,
@@ -62,7 +65,8 @@ struct Waiting {
 
 /// A verified epoch whose opening keys are on their way into the lanes.
 struct Installing {
-    tokens: Vec<u64>,
+    /// Lanes that have not installed the opening key yet.
+    awaited: LaneSet,
     indices: Vec<u32>,
     sealing: Vec<(u32, Secret<32>)>,
     confirm: Vec<u8>,
@@ -75,7 +79,7 @@ struct Installing {
 
 /// A `Confirm` that is repeated until the other end is heard.
 pub(super) struct Confirming {
-    generation: u64,
+    local_epoch: LocalEpoch,
     bytes: Vec<u8>,
     tries: u32,
 }
@@ -83,14 +87,14 @@ pub(super) struct Confirming {
 impl Initiator {
     pub(super) fn new(stock: usize) -> Self {
         Self {
-            stock: MasterStock::new(stock),
+            stock: InitiatorStock::new(stock),
             attempt: Attempt::Idle,
             chain: None,
             chain_lost: false,
             due: Time::default(),
             began: None,
             failures: 0,
-            epoch: 0,
+            epoch: EpochNumber::default(),
             confirming: None,
             waiting: None,
             told_no_key: false,
@@ -126,8 +130,8 @@ impl<L: ControlLink> Peer<L> {
         let ready = self.agreement.is_some()
             && self.refusal.is_none()
             && self.link.session_age().is_some()
-            && !self.messenger.pending(Kind::Hello)
-            && !self.messenger.pending(Kind::StockOffer);
+            && !self.channel.pending(MessageType::Hello)
+            && !self.channel.pending(MessageType::StockOffer);
         let Side::Initiator(initiator) = &mut self.side else { return };
         if !matches!(initiator.attempt, Attempt::Idle) {
             return;
@@ -186,7 +190,7 @@ impl<L: ControlLink> Peer<L> {
         else {
             return;
         };
-        initiator.epoch += 1;
+        initiator.epoch.0 += 1;
         initiator.began = Some(now);
         initiator.waiting = None;
         let proposal = Proposal {
@@ -202,7 +206,7 @@ impl<L: ControlLink> Peer<L> {
             self.failed(FailureReason::Crypto, "the other site's ML-KEM key is unusable".to_owned());
             return;
         };
-        let ids = vec![self.messenger.send(Kind::Propose, proposed.bytes(), now, rng)];
+        let ids = vec![self.channel.send(MessageType::Propose, proposed.bytes(), now, rng)];
         let hello = remote.bytes.clone();
         initiator.attempt =
             Attempt::Proposed(Box::new(Waiting { proposed, ids, began: now, wrong: 0, hello, agreement }));
@@ -213,8 +217,8 @@ impl<L: ControlLink> Peer<L> {
     pub(super) fn propose_again(&mut self, now: Time, rng: &mut dyn CryptoRng) {
         let Side::Initiator(initiator) = &mut self.side else { return };
         if let Attempt::Proposed(waiting) = &mut initiator.attempt {
-            if !self.messenger.pending(Kind::Propose) {
-                waiting.ids.push(self.messenger.send(Kind::Propose, waiting.proposed.bytes(), now, rng));
+            if !self.channel.pending(MessageType::Propose) {
+                waiting.ids.push(self.channel.send(MessageType::Propose, waiting.proposed.bytes(), now, rng));
             }
             self.timers.set(Timer::ProposeAgain, Some(now + AGAIN * 2));
         }
@@ -231,7 +235,7 @@ impl<L: ControlLink> Peer<L> {
             }
         };
         let Waiting { proposed, ids, began, wrong, hello, agreement } = waiting;
-        let terms = Terms {
+        let terms = ExchangeParameters {
             initiator: self.config.local.public(),
             responder: &self.config.remote,
             hello_initiator: &self.own_hello.bytes,
@@ -262,7 +266,7 @@ impl<L: ControlLink> Peer<L> {
                 }
                 if counts {
                     self.drops.refused += 1;
-                    self.notice(Notice::WrongConfirmation { epoch, count: wrong });
+                    self.emit(PeerEvent::WrongConfirmation { epoch, count: wrong });
                 }
                 if wrong >= WRONG {
                     if let (Side::Initiator(initiator), Some(id)) = (&mut self.side, &qkd_key_id) {
@@ -273,7 +277,7 @@ impl<L: ControlLink> Peer<L> {
                 return;
             }
         };
-        self.messenger.cancel(Kind::Propose);
+        self.channel.cancel(MessageType::Propose);
         self.timers.set(Timer::ProposeAgain, None);
         // A lane may refuse keys that ended while the machine slept, and then says nothing.
         self.timers.set(Timer::AttemptEnd, Some(now + ATTEMPT));
@@ -284,23 +288,23 @@ impl<L: ControlLink> Peer<L> {
         }
         let chain_lost = std::mem::replace(&mut initiator.chain_lost, false);
         let keys = agreed.keys;
-        self.generation += 1;
-        let (generation, interval) = (self.generation, agreement.interval);
+        self.local_epoch = self.local_epoch.next();
+        let (local_epoch, interval) = (self.local_epoch, agreement.interval);
         let sources = self.sources(kind, uses_chain);
         let opening_ends = now + max_age(interval) + drain(interval);
         let active = ActiveEpoch {
             epoch,
-            generation,
+            local_epoch,
             since: now,
             sealing_ends: began + max_age(interval),
             sources,
             qkd_key_id,
             chain_lost,
         };
-        let tokens = self.open_in(&active, &agreed.propose.indices, keys.to_initiator, opening_ends, now);
+        let awaited = self.open_in(&active, &agreed.propose.indices, keys.to_initiator, opening_ends, now);
         let confirmation = *keys.confirm_initiator.expose();
         let installing = Installing {
-            tokens,
+            awaited,
             indices: agreed.propose.indices,
             sealing: agreed.responder_indices.into_iter().zip(keys.to_responder).collect(),
             confirm: Confirm { epoch, confirmation }.to_bytes(),
@@ -315,11 +319,20 @@ impl<L: ControlLink> Peer<L> {
     }
 
     /// The lanes can open: now, and not before, this end seals in the new epoch.
-    pub(super) fn initiator_installed(&mut self, token: u64, now: Time, rng: &mut dyn CryptoRng) {
+    pub(super) fn initiator_installed(
+        &mut self,
+        lane: u8,
+        local_epoch: LocalEpoch,
+        now: Time,
+        rng: &mut dyn CryptoRng,
+    ) {
         let Side::Initiator(initiator) = &mut self.side else { return };
         let Attempt::Installing(installing) = &mut initiator.attempt else { return };
-        installing.tokens.retain(|t| *t != token);
-        if !installing.tokens.is_empty() {
+        if installing.active.local_epoch != local_epoch {
+            return;
+        }
+        installing.awaited.remove(lane);
+        if !installing.awaited.is_empty() {
             return;
         }
         let Attempt::Installing(done) = std::mem::replace(&mut initiator.attempt, Attempt::Idle) else {
@@ -335,7 +348,7 @@ impl<L: ControlLink> Peer<L> {
         initiator.told_no_key = false;
         initiator.chain = Some(done.chain);
         initiator.confirming =
-            Some(Confirming { generation: done.active.generation, bytes: done.confirm, tries: 0 });
+            Some(Confirming { local_epoch: done.active.local_epoch, bytes: done.confirm, tries: 0 });
         let mut active = done.active;
         active.since = now;
         self.seal_in(&active, done.sealing);
@@ -346,7 +359,7 @@ impl<L: ControlLink> Peer<L> {
     pub(super) fn confirm_again(&mut self, now: Time, rng: &mut dyn CryptoRng) {
         let Side::Initiator(initiator) = &mut self.side else { return };
         if let Some(confirming) = &mut initiator.confirming {
-            self.messenger.send(Kind::Confirm, &confirming.bytes, now, rng);
+            self.channel.send(MessageType::Confirm, &confirming.bytes, now, rng);
             let wait = backoff(AGAIN, Duration::from_secs(4), confirming.tries);
             confirming.tries += 1;
             self.timers.set(Timer::ConfirmAgain, Some(now + wait));
@@ -357,18 +370,18 @@ impl<L: ControlLink> Peer<L> {
     fn repeat_confirm(&mut self, now: Time, rng: &mut dyn CryptoRng) {
         let Side::Initiator(initiator) = &mut self.side else { return };
         if let Some(confirming) = &initiator.confirming
-            && !self.messenger.pending(Kind::Confirm)
+            && !self.channel.pending(MessageType::Confirm)
         {
-            self.messenger.send(Kind::Confirm, &confirming.bytes, now, rng);
+            self.channel.send(MessageType::Confirm, &confirming.bytes, now, rng);
         }
     }
 
     /// The other end sealed in this epoch, so it has confirmed it: the older ones drain.
-    pub(super) fn initiator_first_opened(&mut self, generation: u64, now: Time) {
+    pub(super) fn initiator_first_opened(&mut self, local_epoch: LocalEpoch, now: Time) {
         let (Side::Initiator(initiator), Some(agreement)) = (&mut self.side, self.agreement) else { return };
-        if initiator.confirming.as_ref().is_some_and(|c| generation >= c.generation) {
+        if initiator.confirming.as_ref().is_some_and(|c| local_epoch >= c.local_epoch) {
             self.stop_confirming();
-            self.drain_older(generation, agreement.interval, now);
+            self.drain_older(local_epoch, agreement.interval, now);
         }
     }
 
@@ -406,15 +419,15 @@ impl<L: ControlLink> Peer<L> {
     pub(super) fn stop_confirming(&mut self) {
         let Side::Initiator(initiator) = &mut self.side else { return };
         initiator.confirming = None;
-        self.messenger.cancel(Kind::Confirm);
+        self.channel.cancel(MessageType::Confirm);
         self.timers.set(Timer::ConfirmAgain, None);
     }
 
     /// A policy became stricter: an attempt without QKD ends, and the other end hears of no such epoch any more.
     pub(super) fn end_weak_attempt(&mut self, now: Time) {
-        let weak = self.active.as_ref().filter(|a| self.breaks_policy(a.sources)).map(|a| a.generation);
+        let weak = self.active.as_ref().filter(|a| self.breaks_policy(a.sources)).map(|a| a.local_epoch);
         let Side::Initiator(initiator) = &mut self.side else { return };
-        let unheard = initiator.confirming.as_ref().is_some_and(|c| Some(c.generation) == weak);
+        let unheard = initiator.confirming.as_ref().is_some_and(|c| Some(c.local_epoch) == weak);
         let dropped = match &mut initiator.attempt {
             Attempt::Idle => false,
             Attempt::Proposed(waiting) => {
@@ -438,7 +451,7 @@ impl<L: ControlLink> Peer<L> {
     /// Ends the attempt under way without a word. Until its lanes have the keys nothing of an epoch was sent, not even its chain's
     /// name, so the other end never seals in it.
     pub(super) fn drop_attempt(&mut self) {
-        self.messenger.cancel(Kind::Propose);
+        self.channel.cancel(MessageType::Propose);
         self.timers.set(Timer::AttemptEnd, None);
         self.timers.set(Timer::ProposeAgain, None);
         let Side::Initiator(initiator) = &mut self.side else { return };
@@ -473,7 +486,7 @@ impl<L: ControlLink> Peer<L> {
                 initiator.chain_lost = self.unbroken;
                 initiator.due = now;
                 self.drop_attempt();
-                self.notice(Notice::ChainReset);
+                self.emit(PeerEvent::ChainReset);
                 return;
             }
             RejectReason::UnknownKeyId | RejectReason::KmsUnavailable => {
@@ -503,7 +516,7 @@ impl<L: ControlLink> Peer<L> {
         };
         if initiator.due > now && initiator.began.is_none_or(|at| now.since(at) >= Duration::from_secs(1)) {
             initiator.due = now;
-            self.notice(Notice::RekeyAsked { reason });
+            self.emit(PeerEvent::RekeyAsked { reason });
         }
     }
 
@@ -511,12 +524,10 @@ impl<L: ControlLink> Peer<L> {
     pub(super) fn seal_in(&mut self, active: &ActiveEpoch, sealing: Vec<(u32, Secret<32>)>) {
         let suite = self.config.suite;
         for (lane, (receiver_index, key)) in (0u8..).zip(sealing) {
-            let token = self.next_token();
             self.order(
                 lane,
                 LaneOrder::InstallSealing {
-                    token,
-                    generation: active.generation,
+                    local_epoch: active.local_epoch,
                     receiver_index,
                     suite,
                     key,

@@ -3,14 +3,14 @@
 use rand_core::CryptoRng;
 
 use super::Peer;
-use crate::control_link::ControlLink;
-use crate::event::Notice;
+use crate::notice::PeerEvent;
 use crate::path_mtu::PathMtu;
-use crate::time::Time;
+use crate::session::ControlLink;
 use crate::timers::Timer;
+use qvpn_types::Time;
 
 impl<L: ControlLink> Peer<L> {
-    /// Begins to measure the path's MTU, or ends that. [`Notice::PathMtu`] tells each change; before the first it is
+    /// Begins to measure the path's MTU, or ends that. [`PeerEvent::PathMtu`] tells each change; before the first it is
     /// [`MOST`](crate::path_mtu::MOST).
     pub fn measure_path(&mut self, measure: bool, now: Time) {
         match (measure, &self.path) {
@@ -41,13 +41,13 @@ impl<L: ControlLink> Peer<L> {
     pub(super) fn drive_path(&mut self, now: Time, rng: &mut dyn CryptoRng) {
         let Some(path) = &mut self.path else { return };
         let before = path.mtu();
-        while let Some(id) = self.messenger.take_passed() {
+        while let Some(id) = self.channel.take_passed() {
             path.acknowledged(&id, now);
         }
         // Without a session nothing can be asked; the next one calls again.
         if self.link.session_age().is_some() && self.session.endpoint.is_some() {
-            for size in path.due(now, self.messenger.round_trip()) {
-                let id = self.messenger.probe(size.into(), rng);
+            for size in path.due(now, self.channel.round_trip()) {
+                let id = self.channel.probe(size.into(), rng);
                 path.probed(id, size);
             }
             self.timers.set(Timer::PathMtu, Some(path.next()));
@@ -56,7 +56,7 @@ impl<L: ControlLink> Peer<L> {
         }
         let mtu = path.mtu();
         if mtu != before {
-            self.notice(Notice::PathMtu { mtu });
+            self.emit(PeerEvent::PathMtu { mtu });
         }
     }
 }

@@ -9,35 +9,38 @@ use rand_core::CryptoRng;
 use super::initiate::WRONG;
 use super::{Peer, Side};
 use crate::config::QkdPolicy;
-use crate::control_link::ControlLink;
 use crate::epoch::{ActiveEpoch, drain, max_age};
-use crate::event::{FailureReason, KeyKind, LaneOrder, Notice};
-use crate::exchange::{Terms, answer};
+use crate::exchange::{ExchangeParameters, answer};
 use crate::key_schedule::Chain;
-use crate::stock::SlaveStock;
-use crate::time::Time;
+use crate::kms::KeyKind;
+use crate::notice::{FailureReason, PeerEvent};
+use crate::orders::LaneOrder;
+use crate::session::ControlLink;
+use crate::stock::ResponderStock;
 use crate::timers::Timer;
-use crate::wire::{Confirm, Kind, MessageId, Propose, RejectReason, RekeyReason};
+use crate::wire::{Confirm, LaneSet, MessageId, MessageType, Propose, RejectReason, RekeyReason};
+use qvpn_types::{EpochNumber, LocalEpoch, Time};
 
 /// How often the responder asks for an epoch while it has none.
 const ASK: Duration = Duration::from_secs(2);
 
 /// The responder's state.
 pub(super) struct Responder {
-    pub(super) stock: SlaveStock,
+    pub(super) stock: ResponderStock,
     /// The chain of the last confirmed epoch.
     confirmed: Option<Chain>,
     pending: Option<Pending>,
     /// The last `Propose` that was answered, and the answer.
     last: Option<(Vec<u8>, Vec<u8>)>,
     /// The highest number answered under the `Hello`s whose hashes stand beside it.
-    highest: u64,
+    highest: EpochNumber,
     pair: ([u8; 48], [u8; 48]),
 }
 
 /// An answered epoch that the initiator has not confirmed yet.
 struct Pending {
-    tokens: Vec<u64>,
+    /// Lanes that have not installed the opening key yet.
+    awaited: LaneSet,
     indices: Vec<u32>,
     sealing: Vec<(u32, Secret<32>)>,
     confirm: Secret<48>,
@@ -53,11 +56,11 @@ struct Pending {
 impl Responder {
     pub(super) fn new(now: Time) -> Self {
         Self {
-            stock: SlaveStock::new(now),
+            stock: ResponderStock::new(now),
             confirmed: None,
             pending: None,
             last: None,
-            highest: 0,
+            highest: EpochNumber::default(),
             pair: ([0; 48], [0; 48]),
         }
     }
@@ -84,7 +87,7 @@ impl<L: ControlLink> Peer<L> {
         let pair = (propose.hello_initiator, propose.hello_responder);
         let in_force = self.remote.as_ref().map(|r| (r.hash, self.own_hello.hash));
         if in_force != Some(pair) {
-            if propose.hello_responder != self.own_hello.hash && !self.messenger.pending(Kind::Hello) {
+            if propose.hello_responder != self.own_hello.hash && !self.channel.pending(MessageType::Hello) {
                 self.send_hello(now, rng);
             }
             return Err(RejectReason::Stale);
@@ -96,14 +99,14 @@ impl<L: ControlLink> Peer<L> {
             && last == body
         {
             // Still installing: the Accept goes out when the lanes are ready.
-            if responder.pending.as_ref().is_none_or(|p| p.tokens.is_empty()) {
-                self.messenger.send(Kind::Accept, accept, now, rng);
+            if responder.pending.as_ref().is_none_or(|p| p.awaited.is_empty()) {
+                self.channel.send(MessageType::Accept, accept, now, rng);
             }
             return Ok(());
         }
         if responder.pair != pair {
             responder.pair = pair;
-            responder.highest = 0;
+            responder.highest = EpochNumber::default();
         }
         if propose.epoch <= responder.highest {
             return Err(RejectReason::Stale);
@@ -165,7 +168,7 @@ impl<L: ControlLink> Peer<L> {
         else {
             return Err(RejectReason::Stale);
         };
-        let terms = Terms {
+        let terms = ExchangeParameters {
             initiator: &self.config.remote,
             responder: self.config.local.public(),
             hello_initiator: &remote.bytes,
@@ -188,22 +191,22 @@ impl<L: ControlLink> Peer<L> {
         let kind = propose.qkd_key_id.as_deref().and_then(|id| responder.stock.kind(id));
         responder.highest = propose.epoch;
         responder.last = Some((body.to_vec(), answered.accept));
-        self.generation += 1;
-        let (generation, keys) = (self.generation, answered.keys);
+        self.local_epoch = self.local_epoch.next();
+        let (local_epoch, keys) = (self.local_epoch, answered.keys);
         let sealing_ends = now + max_age(agreement.interval);
         let opening_ends = sealing_ends + drain(agreement.interval);
         let active = ActiveEpoch {
             epoch: propose.epoch,
-            generation,
+            local_epoch,
             since: now,
             sealing_ends,
             sources: self.sources(kind, propose.chain_check.is_some()),
             qkd_key_id: propose.qkd_key_id.clone(),
             chain_lost: lost_chain && self.unbroken,
         };
-        let tokens = self.open_in(&active, &indices, keys.to_responder, opening_ends, now);
+        let awaited = self.open_in(&active, &indices, keys.to_responder, opening_ends, now);
         let pending = Pending {
-            tokens,
+            awaited,
             indices,
             sealing: propose.indices.iter().copied().zip(keys.to_initiator).collect(),
             confirm: keys.confirm_initiator,
@@ -231,17 +234,24 @@ impl<L: ControlLink> Peer<L> {
     }
 
     /// The lanes can open: the initiator may be told.
-    pub(super) fn responder_installed(&mut self, token: u64, now: Time, rng: &mut dyn CryptoRng) {
+    pub(super) fn responder_installed(
+        &mut self,
+        lane: u8,
+        local_epoch: LocalEpoch,
+        now: Time,
+        rng: &mut dyn CryptoRng,
+    ) {
         let Side::Responder(responder) = &mut self.side else { return };
         let Some(pending) = &mut responder.pending else { return };
-        let before = pending.tokens.len();
-        pending.tokens.retain(|t| *t != token);
-        if before == 1
-            && pending.tokens.is_empty()
+        if pending.active.local_epoch != local_epoch {
+            return;
+        }
+        if pending.awaited.remove(lane)
+            && pending.awaited.is_empty()
             && !pending.ended
             && let Some((_, accept)) = &responder.last
         {
-            self.messenger.send(Kind::Accept, accept, now, rng);
+            self.channel.send(MessageType::Accept, accept, now, rng);
         }
     }
 
@@ -251,7 +261,7 @@ impl<L: ControlLink> Peer<L> {
         if let Some(pending) = responder.pending.as_mut().filter(|p| !p.active.sources.qkd) {
             pending.ended = true;
             pending.sealing.clear();
-            self.messenger.cancel(Kind::Accept);
+            self.channel.cancel(MessageType::Accept);
         }
     }
 
@@ -271,7 +281,7 @@ impl<L: ControlLink> Peer<L> {
                 pending.wrong += 1;
                 self.drops.refused += 1;
                 let (epoch, count) = (confirm.epoch, pending.wrong);
-                self.notice(Notice::WrongConfirmation { epoch, count });
+                self.emit(PeerEvent::WrongConfirmation { epoch, count });
                 if count >= WRONG {
                     self.give_up_pending();
                 }
@@ -315,25 +325,25 @@ impl<L: ControlLink> Peer<L> {
         if let Some(id) = &pending.active.qkd_key_id {
             responder.stock.used(id);
         }
-        self.messenger.cancel(Kind::Accept);
+        self.channel.cancel(MessageType::Accept);
         if pending.active.sealing_ends <= now {
             // Confirmed too late to be used; its chain is all that is left of it.
             return;
         }
         let mut active = pending.active;
         active.since = now;
-        let generation = active.generation;
+        let local_epoch = active.local_epoch;
         if pending.lost_chain {
-            self.notice(Notice::ChainReset);
+            self.emit(PeerEvent::ChainReset);
         }
         self.seal_in(&active, pending.sealing);
         self.activate(active, now.since(pending.began), now);
-        self.drain_older(generation, agreement.interval, now);
+        self.drain_older(local_epoch, agreement.interval, now);
     }
 
-    pub(super) fn responder_first_opened(&mut self, generation: u64, now: Time) {
+    pub(super) fn responder_first_opened(&mut self, local_epoch: LocalEpoch, now: Time) {
         let Side::Responder(responder) = &self.side else { return };
-        if responder.pending.as_ref().is_some_and(|p| p.active.generation == generation) {
+        if responder.pending.as_ref().is_some_and(|p| p.active.local_epoch == local_epoch) {
             self.confirm_pending(now);
         }
     }
@@ -350,28 +360,34 @@ impl<L: ControlLink> Peer<L> {
 
     pub(super) fn ask_rekey(&mut self, reason: RekeyReason, now: Time, rng: &mut dyn CryptoRng) {
         if self.agreement.is_some() {
-            self.messenger.send(Kind::Rekey, &reason.to_bytes(), now, rng);
+            self.channel.send(MessageType::Rekey, &reason.to_bytes(), now, rng);
         }
     }
 
-    pub(super) fn installed(&mut self, token: u64, now: Time, rng: &mut dyn CryptoRng) {
+    pub(super) fn installed(
+        &mut self,
+        lane: u8,
+        local_epoch: LocalEpoch,
+        now: Time,
+        rng: &mut dyn CryptoRng,
+    ) {
         match self.side {
-            Side::Initiator(_) => self.initiator_installed(token, now, rng),
-            Side::Responder(_) => self.responder_installed(token, now, rng),
+            Side::Initiator(_) => self.initiator_installed(lane, local_epoch, now, rng),
+            Side::Responder(_) => self.responder_installed(lane, local_epoch, now, rng),
         }
     }
 
-    pub(super) fn first_opened(&mut self, generation: u64, now: Time) {
+    pub(super) fn first_opened(&mut self, local_epoch: LocalEpoch, now: Time) {
         match self.side {
-            Side::Initiator(_) => self.initiator_first_opened(generation, now),
-            Side::Responder(_) => self.responder_first_opened(generation, now),
+            Side::Initiator(_) => self.initiator_first_opened(local_epoch, now),
+            Side::Responder(_) => self.responder_first_opened(local_epoch, now),
         }
     }
 
     /// A lane ended its key early, by the packet limit. The epoch ends as a whole: one whose lanes go on while some flows are lost would be
     /// neither up nor blocked. A fresh one is due.
-    pub(super) fn sealing_ended(&mut self, generation: u64, now: Time, rng: &mut dyn CryptoRng) {
-        let ends_early = |a: &&mut ActiveEpoch| a.generation == generation && a.sealing_ends > now;
+    pub(super) fn sealing_ended(&mut self, local_epoch: LocalEpoch, now: Time, rng: &mut dyn CryptoRng) {
+        let ends_early = |a: &&mut ActiveEpoch| a.local_epoch == local_epoch && a.sealing_ends > now;
         let Some(active) = self.active.as_mut().filter(ends_early) else { return };
         active.sealing_ends = now;
         self.order_all(|| LaneOrder::StopSealing);

@@ -8,11 +8,12 @@ use rand_core::CryptoRng;
 
 use super::Peer;
 use crate::config::Role;
-use crate::control_link::ControlLink;
-use crate::event::{Event, Notice, Transmit};
-use crate::time::Time;
+use crate::notice::PeerEvent;
+use crate::output::{PeerOutput, Transmit};
+use crate::session::ControlLink;
 use crate::timers::Timer;
-use crate::wire::Kind;
+use crate::wire::MessageType;
+use qvpn_types::Time;
 
 /// How long the responder waits for the initiator to start.
 pub(super) const RESPONDER_WAIT: Duration = Duration::from_secs(1);
@@ -119,7 +120,7 @@ impl<L: ControlLink> Peer<L> {
             if self.session.endpoint != Some(from) {
                 self.session.endpoint = Some(from);
                 self.path_moved(now);
-                self.notice(Notice::Roamed { endpoint: from });
+                self.emit(PeerEvent::Roamed { endpoint: from });
             }
         }
         // A reply goes back to where the datagram came from, even a cookie to somebody who proved nothing yet.
@@ -128,12 +129,12 @@ impl<L: ControlLink> Peer<L> {
             self.answer_stale_start(now);
         }
         if out.new_session {
-            self.messenger.session_started(now);
+            self.channel.session_started(now);
             self.timers.set(Timer::Handshake, None);
             self.path_used(now);
             // Whoever was called and calls us meanwhile is where that came from, which need not be there.
             if let Some(called) = self.session.called.take().filter(|_| lost && out.answered) {
-                self.events.push_back(Event::LanesTo(called));
+                self.events.push_back(PeerOutput::LanesTo(called));
             }
             if self.active.as_ref().is_none_or(|a| a.sealing_ends <= now) {
                 // Earlier attempts failed because there was no path; now there is one.
@@ -153,7 +154,7 @@ impl<L: ControlLink> Peer<L> {
             return;
         }
         self.session.stale_at = Some(now);
-        self.notice(Notice::ClockSetBack { detail: CLOCK_SET_BACK.to_owned() });
+        self.emit(PeerEvent::ClockSetBack { detail: CLOCK_SET_BACK.to_owned() });
         if let Some(to) = self.session.endpoint
             && let Some(datagram) = self.link.start()
         {
@@ -212,7 +213,7 @@ impl<L: ControlLink> Peer<L> {
         if self.session.pings < PINGS {
             self.session.pings += 1;
             self.session.asked_at = Some(now);
-            self.messenger.send_once(Kind::Ping, &[], rng);
+            self.channel.send_once(MessageType::Ping, &[], rng);
             return;
         }
         self.session.pings = 0;
@@ -230,8 +231,8 @@ impl<L: ControlLink> Peer<L> {
         if self.link.session_age().is_none() {
             return;
         }
-        self.messenger.flush(now);
-        while let Some(packet) = self.messenger.next_packet() {
+        self.channel.flush(now);
+        while let Some(packet) = self.channel.next_packet() {
             if let Some(datagram) = self.link.send(&packet) {
                 self.session.sent(now);
                 self.transmits.push_back(Transmit { to, datagram });

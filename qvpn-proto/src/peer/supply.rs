@@ -6,12 +6,14 @@ use rand_core::CryptoRng;
 
 use super::{Peer, Side};
 use crate::config::QkdPolicy;
-use crate::control_link::ControlLink;
-use crate::event::{Event, Fetch, KeyKind, KmsReport, Notice};
-use crate::stock::{Trouble, Verdict};
-use crate::time::Time;
+use crate::kms::{Fetch, KeyKind, KmsReport};
+use crate::notice::PeerEvent;
+use crate::output::PeerOutput;
+use crate::session::ControlLink;
+use crate::stock::{SupplyFault, Verdict};
 use crate::timers::Timer;
-use crate::wire::{Kind, StockAck, StockOffer};
+use crate::wire::{MessageType, StockAck, StockOffer};
+use qvpn_types::Time;
 
 impl<L: ControlLink> Peer<L> {
     /// Whether both ends use QKD; nothing is fetched for a peer that is not there.
@@ -47,22 +49,22 @@ impl<L: ControlLink> Peer<L> {
                     let stuck = stock.stuck_links(now);
                     Fetch::New { request, number, qkd_only, stuck }
                 });
-                let offer = stock.offer().map(|offer| (Kind::StockOffer, offer.to_bytes()));
+                let offer = stock.offer().map(|offer| (MessageType::StockOffer, offer.to_bytes()));
                 (fetch, offer, stock.next_due(now))
             }
             Side::Responder(responder) => {
                 let stock = &mut responder.stock;
                 let fetch = stock.fetch(now, request).map(|keys| Fetch::ById { request, keys, qkd_only });
-                let ack = stock.ack().map(|ack| (Kind::StockAck, ack.to_bytes()));
+                let ack = stock.ack().map(|ack| (MessageType::StockAck, ack.to_bytes()));
                 (fetch, ack, stock.next_due(now))
             }
         };
         if let Some(fetch) = fetch {
             self.request = request;
-            self.events.push_back(Event::Fetch(fetch));
+            self.events.push_back(PeerOutput::Fetch(fetch));
         }
         if let Some((kind, bytes)) = message {
-            self.messenger.send(kind, &bytes, now, rng);
+            self.channel.send(kind, &bytes, now, rng);
         }
         self.timers.set(Timer::Stock, due);
         self.tell_supply(now);
@@ -75,29 +77,29 @@ impl<L: ControlLink> Peer<L> {
             (Side::Initiator(initiator), KmsReport::Keys { request, keys, missing }) => {
                 initiator.stock.fetched(request, keys, missing, qkd_only, now)
             }
-            (Side::Initiator(initiator), KmsReport::Failed { request, trouble }) => {
-                initiator.stock.failed(request, trouble, now);
+            (Side::Initiator(initiator), KmsReport::Failed { request, failure }) => {
+                initiator.stock.failed(request, failure, now);
                 Vec::new()
             }
             (Side::Responder(responder), KmsReport::Keys { request, keys, missing }) => {
                 responder.stock.fetched(request, keys, missing.as_ref(), qkd_only, now);
                 Vec::new()
             }
-            (Side::Responder(responder), KmsReport::Failed { request, trouble }) => {
-                responder.stock.fetched(request, Vec::new(), Some(&trouble), qkd_only, now);
+            (Side::Responder(responder), KmsReport::Failed { request, failure }) => {
+                responder.stock.fetched(request, Vec::new(), Some(&failure), qkd_only, now);
                 Vec::new()
             }
         };
         self.tell_lost(lost);
     }
 
-    pub(super) fn take_stock(&mut self, kind: Kind, body: &[u8], now: Time) {
+    pub(super) fn take_stock(&mut self, kind: MessageType, body: &[u8], now: Time) {
         match (&mut self.side, kind) {
-            (Side::Responder(responder), Kind::StockOffer) => match StockOffer::parse(body) {
+            (Side::Responder(responder), MessageType::StockOffer) => match StockOffer::parse(body) {
                 Ok(offer) => responder.stock.offered(offer, now),
                 Err(_) => self.drops.malformed += 1,
             },
-            (Side::Initiator(initiator), Kind::StockAck) => match StockAck::parse(body) {
+            (Side::Initiator(initiator), MessageType::StockAck) => match StockAck::parse(body) {
                 Ok(ack) => {
                     let lost = initiator.stock.answered(&ack, now);
                     self.tell_lost(lost);
@@ -121,7 +123,7 @@ impl<L: ControlLink> Peer<L> {
 
     fn tell_lost(&mut self, lost: Vec<(String, String)>) {
         for (id, why) in lost {
-            self.notice(Notice::KeyLost { id, why });
+            self.emit(PeerEvent::KeyLost { id, why });
         }
     }
 
@@ -153,7 +155,7 @@ impl<L: ControlLink> Peer<L> {
         self.trouble().map(|trouble| trouble.text.as_str())
     }
 
-    fn trouble(&self) -> Option<&Trouble> {
+    fn trouble(&self) -> Option<&SupplyFault> {
         match &self.side {
             Side::Initiator(initiator) => initiator.stock.trouble(),
             Side::Responder(responder) => responder.stock.trouble(),
@@ -186,11 +188,11 @@ impl<L: ControlLink> Peer<L> {
             Verdict::Same => {}
             Verdict::Stopped(detail) => {
                 self.supply_stopped = Some(detail.clone());
-                self.notice(Notice::SupplyStopped { detail, stock: held });
+                self.emit(PeerEvent::SupplyStopped { detail, stock: held });
             }
             Verdict::Resumed => {
                 self.supply_stopped = None;
-                self.notice(Notice::SupplyResumed);
+                self.emit(PeerEvent::SupplyResumed);
             }
         }
     }

@@ -3,16 +3,18 @@
 use super::session::{CLOCK_SET_BACK, UNANSWERED};
 use super::{Peer, Side};
 use crate::config::QkdPolicy;
-use crate::control_link::ControlLink;
-use crate::event::{KeyKind, Notice, PeerView, State};
-use crate::time::Time;
+use crate::kms::KeyKind;
+use crate::notice::PeerEvent;
+use crate::session::ControlLink;
+use crate::view::{PeerState, PeerView};
+use qvpn_types::Time;
 
 impl<L: ControlLink> Peer<L> {
-    fn state(&self, now: Time) -> State {
+    fn state(&self, now: Time) -> PeerState {
         match self.active.as_ref().filter(|a| a.sealing_ends > now) {
             Some(active) => {
                 let lacks = self.config.policy == QkdPolicy::Preferred || active.chain_lost;
-                if !active.sources.qkd && lacks { State::Degraded } else { State::Up }
+                if !active.sources.qkd && lacks { PeerState::Degraded } else { PeerState::Up }
             }
             // Before the first epoch, waiting is no alarm until something is wrong.
             None if self.had_epoch
@@ -20,9 +22,9 @@ impl<L: ControlLink> Peer<L> {
                 || self.lacks_source()
                 || self.supply_trouble().is_some() =>
             {
-                State::Blocked
+                PeerState::Blocked
             }
-            None => State::Connecting,
+            None => PeerState::Connecting,
         }
     }
 
@@ -43,14 +45,14 @@ impl<L: ControlLink> Peer<L> {
         if self.session.is_stale(now) {
             return Some(CLOCK_SET_BACK.to_owned());
         }
-        if state == State::Up {
+        if state == PeerState::Up {
             // All is well still, but it will not stay so.
             let stopped = self.supply_stopped()?;
             let interval = self.agreement.map_or(self.config.rekey_interval, |a| a.interval);
             let lasts = self.stock_lasts(interval, now).as_secs();
             return Some(format!("the QKD supply stopped ({stopped}); the keys in stock last {lasts} s"));
         }
-        if state == State::Degraded {
+        if state == PeerState::Degraded {
             let theirs = self.remote_hello().map(|h| h.policy);
             return Some(match self.supply_trouble() {
                 _ if theirs == Some(QkdPolicy::Off) => "the other site has qkd = \"off\"".to_owned(),
@@ -125,11 +127,11 @@ impl<L: ControlLink> Peer<L> {
         }
         let reason = self.reason(now).unwrap_or_default();
         match state {
-            State::Up if before == State::Degraded => self.notice(Notice::Recovered),
-            State::Up => self.notice(Notice::Up),
-            State::Degraded => self.notice(Notice::Degraded { reason }),
-            State::Blocked => self.notice(Notice::Blocked { reason }),
-            State::Connecting => {}
+            PeerState::Up if before == PeerState::Degraded => self.emit(PeerEvent::Recovered),
+            PeerState::Up => self.emit(PeerEvent::Up),
+            PeerState::Degraded => self.emit(PeerEvent::Degraded { reason }),
+            PeerState::Blocked => self.emit(PeerEvent::Blocked { reason }),
+            PeerState::Connecting => {}
         }
     }
 
@@ -165,7 +167,7 @@ impl<L: ControlLink> Peer<L> {
             control_handshake_ago: self.link.session_age(),
             rekey_interval: interval,
             lanes: self.agreement.map_or(self.config.lanes, |a| a.lanes),
-            unheard_there: self.unheard_there,
+            peer_rx_silent: self.peer_rx_silent,
         }
     }
 }

@@ -3,9 +3,10 @@
 
 use std::time::Duration;
 
-use crate::time::Time;
+use super::fault::SupplyFault;
+use qvpn_types::Time;
 
-/// Trouble that is shorter is no news: after a restart, keys of the life before are asked for once in vain.
+/// SupplyFault that is shorter is no news: after a restart, keys of the life before are asked for once in vain.
 const SHORT: Duration = Duration::from_secs(2);
 /// A KME that lags, or a source that says nothing, is waited for so long at most.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -13,15 +14,6 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const HORIZON: Duration = Duration::from_secs(3600);
 /// So many intervals are looked at before a rate counts.
 const SEEN: u32 = 3;
-
-/// What is wrong with the supply.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Trouble {
-    /// In words.
-    pub text: String,
-    /// A KME cannot be asked, or has no keys; otherwise a key is merely not there yet.
-    pub hard: bool,
-}
 
 /// What follows for people.
 #[derive(Debug, PartialEq, Eq)]
@@ -67,7 +59,7 @@ impl Budget {
         held: usize,
         target: Option<usize>,
         interval: Duration,
-        trouble: Option<&Trouble>,
+        trouble: Option<&SupplyFault>,
         now: Time,
     ) -> Verdict {
         self.most = self.most.max(held);
@@ -107,7 +99,7 @@ impl Budget {
         &self,
         target: usize,
         interval: Duration,
-        trouble: Option<&Trouble>,
+        trouble: Option<&SupplyFault>,
         now: Time,
     ) -> Option<String> {
         if self.held >= target {
@@ -176,8 +168,8 @@ mod tests {
     const START: Time = Time::from_nanos(1_000_000_000);
     const MINUTE: Duration = Duration::from_secs(60);
 
-    fn hard() -> Trouble {
-        Trouble { text: "the KME is down".to_owned(), hard: true }
+    fn hard() -> SupplyFault {
+        SupplyFault { text: "the KME is down".to_owned(), hard: true }
     }
 
     /// A full stock of five at [`START`].
@@ -236,7 +228,7 @@ mod tests {
     #[test]
     fn a_kme_that_lags_is_no_news_while_the_stock_bears_it() {
         let mut budget = full();
-        let lag = Trouble { text: "not found".to_owned(), hard: false };
+        let lag = SupplyFault { text: "not found".to_owned(), hard: false };
         for round in 0..20 {
             let at = START + MINUTE * round;
             for second in 0..20 {

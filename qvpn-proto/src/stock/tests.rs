@@ -2,11 +2,15 @@
 
 use qvpn_secret::SecretBuf;
 
+use std::time::Duration;
+
+use super::fault::FROM_FILE;
+use super::limits::{GIVE_UP, MAX_KEY_AGE};
 use super::*;
-use crate::event::{FetchedKey, KeyKind, KeyName, KmsTrouble, TroubleKind};
 use crate::key_schedule::qkd_check;
-use crate::time::Time;
-use crate::wire::{Held, MAX_OFFER_COST, OFFER_ROOM, StockAck, StockOffer};
+use crate::kms::{FetchedKey, KeyKind, KeyName, KmsFailure, KmsFailureKind};
+use crate::wire::{KeyAvailability, MAX_OFFER_COST, OFFER_ROOM, StockAck, StockOffer};
+use qvpn_types::Time;
 
 const START: Time = Time::from_nanos(1 << 50);
 const MOMENT: Duration = Duration::from_nanos(1);
@@ -24,17 +28,17 @@ fn key(id: &str) -> FetchedKey {
     key_of(id, KeyKind::Qkd, &[id.as_bytes()[0]; 32])
 }
 
-fn right(id: &str) -> Held {
-    Held::Yes(qkd_check(&SecretBuf::take(&mut [id.as_bytes()[0]; 32]), id))
+fn right(id: &str) -> KeyAvailability {
+    KeyAvailability::Yes(qkd_check(&SecretBuf::take(&mut [id.as_bytes()[0]; 32]), id))
 }
 
-fn answers(number: u64, revision: u64, keys: &[(&str, Held)]) -> StockAck {
+fn answers(number: u64, revision: u64, keys: &[(&str, KeyAvailability)]) -> StockAck {
     StockAck { number, revision, keys: keys.iter().map(|(id, held)| ((*id).to_owned(), *held)).collect() }
 }
 
 /// A master's stock with these keys, which were offered and of which the responder said nothing yet.
-fn master(ids: &[&str]) -> MasterStock {
-    let mut stock = MasterStock::new(ids.len());
+fn master(ids: &[&str]) -> InitiatorStock {
+    let mut stock = InitiatorStock::new(ids.len());
     assert_eq!(stock.fetch(START, 1), Some(ids.len()));
     assert!(stock.fetched(1, ids.iter().map(|id| key(id)).collect(), None, true, START).is_empty());
     let offer = stock.offer().expect("keys came");
@@ -43,13 +47,13 @@ fn master(ids: &[&str]) -> MasterStock {
     stock
 }
 
-fn usable(stock: &MasterStock) -> Option<&str> {
+fn usable(stock: &InitiatorStock) -> Option<&str> {
     stock.usable(KeyKind::Qkd).map(|(id, _)| id)
 }
 
 #[test]
 fn what_is_no_good_key_never_enters_the_masters_stock() {
-    let mut stock = MasterStock::new(10);
+    let mut stock = InitiatorStock::new(10);
     assert_eq!(stock.fetch(START, 7), Some(10));
     assert_eq!(stock.fetch(START, 8), None, "one request at a time");
     let long = |n: usize, byte: u8| key_of(&"n".repeat(n), KeyKind::Qkd, &[byte; 32]);
@@ -88,8 +92,12 @@ fn a_key_is_usable_once_the_responder_shows_the_same_bytes() {
     assert_eq!(usable(&stock), None, "an answer to an offer that was never made");
     assert!(stock.answered(&answers(1, 0, &[("one", right("one"))]), START).is_empty());
     assert_eq!(usable(&stock), None, "no revision is below one");
-    let says =
-        [("one", right("two")), ("two", right("two")), ("red", Held::Pending), ("none", right("none"))];
+    let says = [
+        ("one", right("two")),
+        ("two", right("two")),
+        ("red", KeyAvailability::Pending),
+        ("none", right("none")),
+    ];
     let lost = stock.answered(&answers(1, 2, &says), START);
     assert!(lost.len() == 1 && lost[0].0 == "one" && lost[0].1.contains("different bytes"), "{lost:?}");
     assert_eq!((usable(&stock), stock.count(KeyKind::Qkd)), (Some("two"), 1));
@@ -97,10 +105,12 @@ fn a_key_is_usable_once_the_responder_shows_the_same_bytes() {
     assert!(stock.get("one").is_none(), "erased");
     assert_eq!(stock.offer().unwrap().keys, [name("two"), name("red")], "and no longer offered");
     for revision in [1, 2] {
-        let _ = stock.answered(&answers(1, revision, &[("two", Held::Gone), ("red", right("red"))]), START);
+        let _ = stock
+            .answered(&answers(1, revision, &[("two", KeyAvailability::Gone), ("red", right("red"))]), START);
         assert_eq!(stock.count(KeyKind::Qkd), 1, "revision {revision} after 2");
     }
-    let lost = stock.answered(&answers(2, 3, &[("two", Held::Gone), ("red", right("red"))]), START);
+    let lost =
+        stock.answered(&answers(2, 3, &[("two", KeyAvailability::Gone), ("red", right("red"))]), START);
     assert_eq!((lost.len(), usable(&stock)), (1, Some("red")));
 }
 
@@ -127,14 +137,15 @@ fn a_key_is_named_once_and_not_after_a_refusal() {
     stock.forget_answers();
     assert_eq!(usable(&stock), None, "the other end restarted");
     assert_eq!(stock.offer().unwrap().keys, [name("one")], "and needs the whole offer");
-    let lost = stock.answered(&answers(2, 1, &[("one", Held::NotFound)]), START);
+    let lost = stock.answered(&answers(2, 1, &[("one", KeyAvailability::NotFound)]), START);
     assert!(lost.len() == 1 && lost[0].1.contains("restarted"), "{lost:?}");
 }
 
 #[test]
 fn keys_of_the_master_go_at_their_time() {
     let mut stock = master(&["one", "two"]);
-    let _ = stock.answered(&answers(1, 1, &[("one", right("one")), ("two", Held::NotFound)]), START);
+    let _ =
+        stock.answered(&answers(1, 1, &[("one", right("one")), ("two", KeyAvailability::NotFound)]), START);
     assert!(stock.age(START + (GIVE_UP - MOMENT)).is_empty());
     let lost = stock.age(START + GIVE_UP);
     assert!(lost.len() == 1 && lost[0].0 == "two" && lost[0].1.contains("120 s"), "{lost:?}");
@@ -151,7 +162,7 @@ fn keys_of_the_master_go_at_their_time() {
 #[test]
 fn keys_that_the_responder_does_not_get_are_made_up_for_but_not_without_end() {
     let mut stock = master(&["one", "two"]);
-    let overdue = START + master::OVERDUE;
+    let overdue = START + initiator::OVERDUE;
     assert_eq!(stock.next_due(START), Some(overdue));
     assert_eq!(stock.fetch(overdue - MOMENT, 2), None, "two are enough while they may still come");
     assert!(stock.stuck_links(overdue - MOMENT).is_empty());
@@ -159,7 +170,7 @@ fn keys_that_the_responder_does_not_get_are_made_up_for_but_not_without_end() {
     assert_eq!(stock.fetch(overdue, 2), Some(2));
     let keys = vec![key("red"), key("blue")];
     assert!(stock.fetched(2, keys, None, true, overdue).is_empty());
-    let later = overdue + master::OVERDUE;
+    let later = overdue + initiator::OVERDUE;
     assert_eq!(stock.fetch(later, 3), None, "twice as many as wanted, at most");
     // Those that it has count for as long as they are there.
     let says = ["one", "two"].map(|id| (id, right(id)));
@@ -169,7 +180,7 @@ fn keys_that_the_responder_does_not_get_are_made_up_for_but_not_without_end() {
     // A reload that wants more is followed, and one that wants none leaves one.
     stock.set_target(4);
     assert_eq!(stock.fetch(later, 3), Some(2));
-    let mut stock = MasterStock::new(9);
+    let mut stock = InitiatorStock::new(9);
     stock.set_target(0);
     assert_eq!(stock.fetch(START, 1), Some(1));
 }
@@ -183,7 +194,7 @@ fn no_more_keys_are_fetched_and_taken_than_an_offer_has_room_for() {
     };
     let short = |n: usize| key_of(&n.to_string(), KeyKind::Qkd, &[u8::try_from(n).unwrap(); 32]);
     let room = OFFER_ROOM / MAX_OFFER_COST;
-    let mut stock = MasterStock::new(100);
+    let mut stock = InitiatorStock::new(100);
     assert_eq!(stock.fetch(START, 1), Some(room), "names may be long");
     // The KME gives one more than was asked for.
     let lost = stock.fetched(1, (0..=room).map(long).collect(), None, true, START);
@@ -191,7 +202,7 @@ fn no_more_keys_are_fetched_and_taken_than_an_offer_has_room_for() {
     assert_eq!(stock.offer().unwrap().keys.len(), room);
     assert_eq!(stock.fetch(START + Duration::from_secs(10), 2), None);
     // A short one still fits, to the last byte of the room.
-    let mut stock = MasterStock::new(100);
+    let mut stock = InitiatorStock::new(100);
     assert_eq!(stock.fetch(START, 1), Some(room));
     let mut keys: Vec<_> = (0..room).map(long).collect();
     let left = OFFER_ROOM - room * MAX_OFFER_COST;
@@ -200,7 +211,7 @@ fn no_more_keys_are_fetched_and_taken_than_an_offer_has_room_for() {
     keys.push(last);
     assert!(stock.fetched(1, keys, None, true, START).is_empty());
     // Names of this KME are short, so there may be a hundred.
-    let mut stock = MasterStock::new(100);
+    let mut stock = InitiatorStock::new(100);
     assert_eq!(stock.fetch(START, 1), Some(room));
     assert!(stock.fetched(1, (0..room).map(short).collect(), None, true, START).is_empty());
     assert_eq!(stock.fetch(START, 2), Some(100 - room));
@@ -210,7 +221,7 @@ fn no_more_keys_are_fetched_and_taken_than_an_offer_has_room_for() {
 
 #[test]
 fn keys_from_a_file_go_where_qkd_is_required() {
-    let mut stock = MasterStock::new(2);
+    let mut stock = InitiatorStock::new(2);
     let _ = stock.fetch(START, 1);
     let keys = vec![key("one"), key_of("file", KeyKind::File, &[5; 32])];
     assert!(stock.fetched(1, keys, None, false, START).is_empty());
@@ -224,8 +235,8 @@ fn keys_from_a_file_go_where_qkd_is_required() {
 
 #[test]
 fn what_failed_is_asked_for_again_later_and_later() {
-    let trouble = || KmsTrouble { kind: TroubleKind::Unavailable, text: "no KME".to_owned() };
-    let mut stock = MasterStock::new(1);
+    let trouble = || KmsFailure { kind: KmsFailureKind::Unavailable, text: "no KME".to_owned() };
+    let mut stock = InitiatorStock::new(1);
     let mut now = START;
     for (request, wait) in [250, 500, 1000, 1000].into_iter().enumerate() {
         let request = u64::try_from(request).unwrap();
@@ -241,7 +252,7 @@ fn what_failed_is_asked_for_again_later_and_later() {
     }
     assert_eq!(stock.fetch(now, 10), Some(1));
     stock.failed(10, trouble(), now);
-    stock.kms_answers(now);
+    stock.on_kms_recovered(now);
     assert_eq!(stock.fetch(now, 11), Some(1), "a KME answers again");
     // Keys that go bad are spent at the KME, so the wait goes on to ten seconds.
     for wait in [250, 500, 1000, 2000, 4000, 8000, 10_000, 10_000] {
@@ -254,8 +265,8 @@ fn what_failed_is_asked_for_again_later_and_later() {
 }
 
 /// A slave's stock to which these keys were offered, and which fetched them.
-fn slave(ids: &[&str]) -> SlaveStock {
-    let mut stock = SlaveStock::new(START);
+fn slave(ids: &[&str]) -> ResponderStock {
+    let mut stock = ResponderStock::new(START);
     assert!(!stock.lacks_offers(), "none was made");
     stock.offered(StockOffer { number: 1, keys: ids.iter().map(|id| name(id)).collect() }, START);
     assert!(!stock.lacks_offers());
@@ -267,7 +278,7 @@ fn slave(ids: &[&str]) -> SlaveStock {
 
 #[test]
 fn the_slave_takes_what_it_asked_for_alone() {
-    let mut stock = SlaveStock::new(START);
+    let mut stock = ResponderStock::new(START);
     let ids = ["one", "two", "red", "file"];
     stock.offered(StockOffer { number: 1, keys: ids.map(name).to_vec() }, START);
     assert_eq!(stock.fetch(START, 5).unwrap(), ids.map(name));
@@ -286,7 +297,8 @@ fn the_slave_takes_what_it_asked_for_alone() {
     assert_eq!((stock.kind("one"), stock.kind("two")), (Some(KeyKind::Qkd), None));
     assert_eq!((stock.count(KeyKind::Qkd), stock.count(KeyKind::File)), (1, 0));
     let ack = stock.ack().unwrap();
-    let said = [("one", right("one")), ("two", Held::NotFound), ("red", Held::NotFound)];
+    let said =
+        [("one", right("one")), ("two", KeyAvailability::NotFound), ("red", KeyAvailability::NotFound)];
     assert_eq!(ack.keys[..3], answers(1, 1, &said).keys);
     assert_eq!((ack.number, ack.revision, stock.ack()), (1, 1, None));
     assert_eq!(stock.next_due(START), Some(START + Duration::from_millis(200)));
@@ -297,23 +309,24 @@ fn the_slave_takes_what_it_asked_for_alone() {
 #[test]
 fn the_slave_says_what_is_wrong_and_asks_at_once_when_a_kme_answers_again() {
     let offered = || {
-        let mut stock = SlaveStock::new(START);
+        let mut stock = ResponderStock::new(START);
         stock.offered(StockOffer { number: 1, keys: vec![name("one"), name("two")] }, START);
         assert_eq!(stock.fetch(START, 1).unwrap().len(), 2);
         stock
     };
     let later = START + Duration::from_millis(200);
-    for (kind, held, hard) in
-        [(TroubleKind::NotFound, Held::NotFound, false), (TroubleKind::Unavailable, Held::Unavailable, true)]
-    {
+    for (kind, held, hard) in [
+        (KmsFailureKind::NotFound, KeyAvailability::NotFound, false),
+        (KmsFailureKind::Unavailable, KeyAvailability::Unavailable, true),
+    ] {
         let mut stock = offered();
-        let trouble = KmsTrouble { kind, text: "so it is".to_owned() };
+        let trouble = KmsFailure { kind, text: "so it is".to_owned() };
         stock.fetched(1, vec![key("one")], Some(&trouble), true, START);
-        assert_eq!(stock.trouble(), Some(&Trouble { text: "so it is".to_owned(), hard }));
+        assert_eq!(stock.trouble(), Some(&SupplyFault { text: "so it is".to_owned(), hard }));
         assert_eq!(stock.ack().unwrap().keys[1], ("two".to_owned(), held));
         // Of a key that it doesn't know a KME that answers again tells nothing new.
         assert_eq!(stock.fetch(START + MOMENT, 2), None);
-        stock.kms_answers(START + MOMENT);
+        stock.on_kms_recovered(START + MOMENT);
         assert_eq!(stock.fetch(START + MOMENT, 2).is_some(), hard, "{kind:?}");
         if !hard {
             assert_eq!(stock.fetch(later, 2).unwrap(), [name("two")]);
@@ -325,7 +338,7 @@ fn the_slave_says_what_is_wrong_and_asks_at_once_when_a_kme_answers_again() {
     let file = || key_of("one", KeyKind::File, &[5; 32]);
     let mut stock = offered();
     stock.fetched(1, vec![file(), key("two")], None, true, START);
-    assert_eq!(stock.trouble(), Some(&Trouble { text: FROM_FILE.to_owned(), hard: true }));
+    assert_eq!(stock.trouble(), Some(&SupplyFault { text: FROM_FILE.to_owned(), hard: true }));
     let mut stock = offered();
     stock.fetched(1, vec![file()], None, false, START);
     assert_eq!(stock.trouble(), None, "where a file is enough it is no trouble");
@@ -360,17 +373,20 @@ fn keys_of_the_slave_go_at_their_time_and_for_good() {
     let _ = stock.ack();
     stock.age(START + MAX_KEY_AGE);
     assert!(stock.lacks_offers());
-    assert_eq!(stock.ack().unwrap().keys.iter().filter(|(_, held)| *held == Held::Gone).count(), 4);
+    assert_eq!(
+        stock.ack().unwrap().keys.iter().filter(|(_, held)| *held == KeyAvailability::Gone).count(),
+        4
+    );
     assert_eq!(stock.fetch(START + MAX_KEY_AGE, 2), None, "never fetched again");
 
-    let mut stock = SlaveStock::new(START);
+    let mut stock = ResponderStock::new(START);
     stock.offered(StockOffer { number: 1, keys: vec![name("one")] }, START);
     stock.age(START + (GIVE_UP - MOMENT));
     assert!(!stock.lacks_offers());
     stock.age(START + GIVE_UP);
     assert!(stock.lacks_offers(), "it could not be got");
 
-    let mut stock = SlaveStock::new(START);
+    let mut stock = ResponderStock::new(START);
     stock.offered(StockOffer { number: 1, keys: vec![name("one"), name("file")] }, START);
     let _ = stock.fetch(START, 1);
     stock.fetched(1, vec![key("one"), key_of("file", KeyKind::File, &[5; 32])], None, false, START);
@@ -381,7 +397,7 @@ fn keys_of_the_slave_go_at_their_time_and_for_good() {
 
 #[test]
 fn offers_make_nobody_ask_the_kme_without_end() {
-    let mut stock = SlaveStock::new(START);
+    let mut stock = ResponderStock::new(START);
     let offer = |number: u64| {
         let keys = (0..100).map(|n| name(&format!("{number}-{n}"))).collect();
         StockOffer { number, keys }

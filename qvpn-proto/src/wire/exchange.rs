@@ -3,6 +3,7 @@
 use super::codec::{ParseError, Reader, put_name, put_option};
 use super::limits::MAX_LANES;
 use qvpn_identity::kem::{CtBytes, EkBytes};
+use qvpn_types::EpochNumber;
 
 /// Bytes of a confirmation.
 pub const CONFIRMATION: usize = 48;
@@ -15,7 +16,7 @@ pub struct Propose {
     /// SHA-384 of the responder's `Hello` in force.
     pub hello_responder: [u8; 48],
     /// Higher at each attempt.
-    pub epoch: u64,
+    pub epoch: EpochNumber,
     /// Ephemeral X25519 public key.
     pub x25519: [u8; 32],
     /// Ephemeral encapsulation key.
@@ -34,7 +35,7 @@ pub struct Propose {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Accept {
     /// The epoch of the `Propose`.
-    pub epoch: u64,
+    pub epoch: EpochNumber,
     /// Ephemeral X25519 public key.
     pub x25519: [u8; 32],
     /// Ciphertext to the initiator's ephemeral key.
@@ -49,7 +50,7 @@ pub struct Accept {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Confirm {
     /// The epoch.
-    pub epoch: u64,
+    pub epoch: EpochNumber,
     /// The initiator's confirmation.
     pub confirmation: [u8; CONFIRMATION],
 }
@@ -83,7 +84,7 @@ impl Propose {
         let mut out = Vec::with_capacity(3600);
         out.extend_from_slice(&self.hello_initiator);
         out.extend_from_slice(&self.hello_responder);
-        out.extend_from_slice(&self.epoch.to_be_bytes());
+        out.extend_from_slice(&self.epoch.0.to_be_bytes());
         out.extend_from_slice(&self.x25519);
         out.extend_from_slice(self.encapsulation_key.as_slice());
         out.extend_from_slice(self.ciphertext.as_slice());
@@ -102,7 +103,7 @@ impl Propose {
         let propose = Self {
             hello_initiator: r.array("initiator's Hello")?,
             hello_responder: r.array("responder's Hello")?,
-            epoch: r.u64("epoch")?,
+            epoch: EpochNumber(r.u64("epoch")?),
             x25519: r.array("ephemeral X25519 key")?,
             encapsulation_key: r.boxed("ephemeral encapsulation key")?,
             ciphertext: r.boxed("ciphertext to the responder")?,
@@ -120,7 +121,7 @@ impl Accept {
     #[must_use]
     pub fn to_bytes(&self) -> Vec<u8> {
         let mut out = Vec::with_capacity(3300);
-        out.extend_from_slice(&self.epoch.to_be_bytes());
+        out.extend_from_slice(&self.epoch.0.to_be_bytes());
         out.extend_from_slice(&self.x25519);
         out.extend_from_slice(self.ciphertext_ephemeral.as_slice());
         out.extend_from_slice(self.ciphertext_static.as_slice());
@@ -137,7 +138,7 @@ impl Accept {
         let (body, confirmation) = bytes.split_at(cut);
         let mut r = Reader::new(body);
         let accept = Self {
-            epoch: r.u64("epoch")?,
+            epoch: EpochNumber(r.u64("epoch")?),
             x25519: r.array("ephemeral X25519 key")?,
             ciphertext_ephemeral: r.boxed("ciphertext to the ephemeral key")?,
             ciphertext_static: r.boxed("ciphertext to the initiator")?,
@@ -152,7 +153,7 @@ impl Confirm {
     /// The message's bytes.
     #[must_use]
     pub fn to_bytes(&self) -> Vec<u8> {
-        let mut out = self.epoch.to_be_bytes().to_vec();
+        let mut out = self.epoch.0.to_be_bytes().to_vec();
         out.extend_from_slice(&self.confirmation);
         out
     }
@@ -163,7 +164,7 @@ impl Confirm {
     /// [`ParseError`] names the field.
     pub fn parse(bytes: &[u8]) -> Result<Self, ParseError> {
         let mut r = Reader::new(bytes);
-        let confirm = Self { epoch: r.u64("epoch")?, confirmation: r.array("confirmation")? };
+        let confirm = Self { epoch: EpochNumber(r.u64("epoch")?), confirmation: r.array("confirmation")? };
         r.end()?;
         Ok(confirm)
     }

@@ -14,7 +14,7 @@ const NEXT_HEADER: u8 = 253;
 
 /// The type byte of a control message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Kind {
+pub enum MessageType {
     /// [`Hello`](super::Hello)
     Hello = 1,
     /// [`StockOffer`](super::StockOffer)
@@ -39,11 +39,11 @@ pub enum Kind {
     Reject = 11,
     /// The ID of a message that arrived whole.
     Ack = 12,
-    /// The lanes on which the sender hears nothing: [`Lanes`](super::Lanes)
+    /// The lanes on which the sender hears nothing: [`LaneSet`](super::LaneSet)
     Lanes = 13,
 }
 
-impl Kind {
+impl MessageType {
     /// From the byte on the wire.
     #[must_use]
     pub const fn from_byte(byte: u8) -> Option<Self> {
@@ -72,7 +72,7 @@ pub struct Fragment<'a> {
     /// The message that it belongs to.
     pub id: MessageId,
     /// That message's type.
-    pub kind: Kind,
+    pub kind: MessageType,
     /// Its place, from 0.
     pub index: u8,
     /// How many there are.
@@ -85,7 +85,7 @@ pub struct Fragment<'a> {
 
 /// Cuts a message into packets for the control session.
 #[must_use]
-pub fn packets(id: MessageId, kind: Kind, message: &[u8]) -> Vec<Vec<u8>> {
+pub fn packets(id: MessageId, kind: MessageType, message: &[u8]) -> Vec<Vec<u8>> {
     let pieces: Vec<&[u8]> =
         if message.is_empty() { vec![&[]] } else { message.chunks(FRAGMENT_PAYLOAD).collect() };
     let count = u8::try_from(pieces.len()).unwrap_or(u8::MAX);
@@ -100,7 +100,7 @@ pub fn packets(id: MessageId, kind: Kind, message: &[u8]) -> Vec<Vec<u8>> {
 /// A `Ping` padded with zeros to `size` bytes of packet, to probe the path with.
 #[must_use]
 pub fn padded_ping(id: MessageId, size: usize) -> Vec<u8> {
-    let ping = Fragment { id, kind: Kind::Ping, index: 0, count: 1, total: 0, payload: &[] };
+    let ping = Fragment { id, kind: MessageType::Ping, index: 0, count: 1, total: 0, payload: &[] };
     let mut packet = ping.to_packet();
     packet.resize(size.clamp(packet.len(), MAX_PROBE), 0);
     let length = u16::try_from(packet.len() - IPV6_HEADER).unwrap_or(u16::MAX);
@@ -143,7 +143,7 @@ impl<'a> Fragment<'a> {
         r.end()?;
         let mut r = Reader::new(body);
         let id = r.array("message ID")?;
-        let kind = Kind::from_byte(r.u8("type")?).ok_or(ParseError::Value("type"))?;
+        let kind = MessageType::from_byte(r.u8("type")?).ok_or(ParseError::Value("type"))?;
         let (index, count) = (r.u8("index")?, r.u8("count")?);
         if r.u8("reserved")? != 0 {
             return Err(ParseError::Value("reserved"));
@@ -160,7 +160,7 @@ impl<'a> Fragment<'a> {
         let start = usize::from(index) * FRAGMENT_PAYLOAD;
         let payload = r.bytes((whole - start).min(FRAGMENT_PAYLOAD), "fragment")?;
         // A `Ping` may be padded, see `padded_ping`.
-        if kind != Kind::Ping {
+        if kind != MessageType::Ping {
             r.end()?;
         }
         Ok(Self { id, kind, index, count, total, payload })
@@ -174,32 +174,32 @@ mod tests {
     #[test]
     fn kinds_have_the_protocols_numbers() {
         let all = [
-            Kind::Hello,
-            Kind::StockOffer,
-            Kind::StockAck,
-            Kind::Propose,
-            Kind::Accept,
-            Kind::Confirm,
-            Kind::Rekey,
-            Kind::Ping,
-            Kind::Pong,
-            Kind::Bye,
-            Kind::Reject,
-            Kind::Ack,
-            Kind::Lanes,
+            MessageType::Hello,
+            MessageType::StockOffer,
+            MessageType::StockAck,
+            MessageType::Propose,
+            MessageType::Accept,
+            MessageType::Confirm,
+            MessageType::Rekey,
+            MessageType::Ping,
+            MessageType::Pong,
+            MessageType::Bye,
+            MessageType::Reject,
+            MessageType::Ack,
+            MessageType::Lanes,
         ];
         for (number, kind) in (1..).zip(all) {
-            assert_eq!((kind as u8, Kind::from_byte(number)), (number, Some(kind)));
+            assert_eq!((kind as u8, MessageType::from_byte(number)), (number, Some(kind)));
         }
-        assert_eq!((Kind::from_byte(0), Kind::from_byte(14)), (None, None));
+        assert_eq!((MessageType::from_byte(0), MessageType::from_byte(14)), (None, None));
     }
 
     #[test]
     fn the_largest_message_is_taken_in_the_right_number_of_pieces() {
-        let largest = packets([7; 8], Kind::Hello, &[5; MAX_MESSAGE]);
+        let largest = packets([7; 8], MessageType::Hello, &[5; MAX_MESSAGE]);
         assert_eq!(largest.len(), MAX_FRAGMENTS);
         assert!(largest.iter().all(|packet| Fragment::parse(packet).is_ok()));
-        let too_large = packets([7; 8], Kind::Hello, &[5; MAX_MESSAGE + 1]).remove(0);
+        let too_large = packets([7; 8], MessageType::Hello, &[5; MAX_MESSAGE + 1]).remove(0);
         assert_eq!(Fragment::parse(&too_large), Err(ParseError::Value("count")));
         // A word more or fewer in the count or the total.
         let first = Fragment::parse(&largest[0]).unwrap();
@@ -214,7 +214,7 @@ mod tests {
 
     #[test]
     fn a_packet_of_another_version_or_header_is_not_ours() {
-        let right = packets([7; 8], Kind::Bye, &[]).remove(0);
+        let right = packets([7; 8], MessageType::Bye, &[]).remove(0);
         assert!(Fragment::parse(&right).is_ok());
         for (at, byte) in [(0, 0x40), (6, NEXT_HEADER ^ 1)] {
             let mut wrong = right.clone();
@@ -229,9 +229,9 @@ mod tests {
             let packet = padded_ping([7; 8], size);
             assert_eq!(packet.len(), size.clamp(54, MAX_PROBE));
             let parsed = Fragment::parse(&packet).unwrap();
-            assert_eq!((parsed.kind, parsed.id, parsed.payload), (Kind::Ping, [7; 8], &[][..]));
+            assert_eq!((parsed.kind, parsed.id, parsed.payload), (MessageType::Ping, [7; 8], &[][..]));
             let mut other = packet;
-            other[48] = Kind::Pong as u8;
+            other[48] = MessageType::Pong as u8;
             assert_eq!(Fragment::parse(&other).is_ok(), size <= 54);
         }
     }

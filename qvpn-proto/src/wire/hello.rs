@@ -1,8 +1,9 @@
 //! `Hello`: who an end is and what it wants, in force until its next one. Its bytes are part of every transcript.
 
 use super::codec::{ParseError, Reader, put_name, put_option};
-use crate::config::{QkdPolicy, Role, Suite};
+use crate::config::{QkdPolicy, Role};
 use qvpn_identity::kem::EkBytes;
+use qvpn_types::Suite;
 
 /// The protocol version.
 pub const VERSION: u8 = 1;

@@ -4,9 +4,9 @@ use super::codec::{ParseError, Reader};
 
 /// A set of lanes, lane *i* as bit *i*.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Lanes(pub u16);
+pub struct LaneSet(pub u16);
 
-impl Lanes {
+impl LaneSet {
     /// The message's bytes.
     #[must_use]
     pub fn to_bytes(self) -> [u8; 2] {
@@ -30,6 +30,19 @@ impl Lanes {
         self.0.checked_shr(lane.into()).is_some_and(|rest| rest & 1 == 1)
     }
 
+    /// Whether no lane is in it.
+    #[must_use]
+    pub fn is_empty(self) -> bool {
+        self.0 == 0
+    }
+
+    /// Removes a lane; returns whether it was in the set.
+    pub fn remove(&mut self, lane: u8) -> bool {
+        let had = self.has(lane);
+        self.0 &= !1u16.checked_shl(lane.into()).unwrap_or(0);
+        had
+    }
+
     /// Adds a lane, below [`MAX_LANES`](super::limits::MAX_LANES).
     pub fn add(&mut self, lane: u8) {
         self.0 |= 1u16.checked_shl(lane.into()).unwrap_or(0);
@@ -42,15 +55,15 @@ mod tests {
 
     #[test]
     fn a_set_of_lanes_travels_in_two_bytes() {
-        let mut lanes = Lanes::default();
+        let mut lanes = LaneSet::default();
         for lane in [0, 9, 15, 16, 255] {
             lanes.add(lane);
         }
         assert_eq!(lanes.to_bytes(), [0x82, 0x01]);
-        assert_eq!(Lanes::parse(&lanes.to_bytes()), Ok(lanes));
+        assert_eq!(LaneSet::parse(&lanes.to_bytes()), Ok(lanes));
         assert_eq!((0..=255).filter(|lane| lanes.has(*lane)).collect::<Vec<_>>(), [0, 9, 15]);
         for wrong in [&[][..], &[1], &[0, 0, 0]] {
-            assert!(Lanes::parse(wrong).is_err());
+            assert!(LaneSet::parse(wrong).is_err());
         }
     }
 }

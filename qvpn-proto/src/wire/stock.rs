@@ -2,7 +2,7 @@
 
 use super::codec::{ParseError, Reader, put_name};
 use super::limits::{MAX_MESSAGE, MAX_NAME, MAX_OFFER, STOCK_HEADER};
-use crate::event::KeyName;
+use crate::kms::KeyName;
 
 /// Bytes that a key takes in an offer or in the answer to it, whichever is more.
 #[must_use]
@@ -31,7 +31,7 @@ pub struct StockOffer {
 
 /// What the responder has of an offered key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Held {
+pub enum KeyAvailability {
     /// It holds the key; the check value shows which bytes.
     Yes([u8; 16]),
     /// It is still fetching.
@@ -52,7 +52,7 @@ pub struct StockAck {
     /// The responder's own count, so that a late ack does not undo a newer one.
     pub revision: u64,
     /// An answer for each key of the offer.
-    pub keys: Vec<(String, Held)>,
+    pub keys: Vec<(String, KeyAvailability)>,
 }
 
 fn count(r: &mut Reader<'_>) -> Result<usize, ParseError> {
@@ -117,14 +117,14 @@ impl StockAck {
         for (id, held) in self.keys.iter().take(MAX_OFFER) {
             put_name(&mut out, id);
             match held {
-                Held::Yes(check) => {
+                KeyAvailability::Yes(check) => {
                     out.push(0);
                     out.extend_from_slice(check);
                 }
-                Held::Pending => out.push(1),
-                Held::NotFound => out.push(2),
-                Held::Unavailable => out.push(3),
-                Held::Gone => out.push(4),
+                KeyAvailability::Pending => out.push(1),
+                KeyAvailability::NotFound => out.push(2),
+                KeyAvailability::Unavailable => out.push(3),
+                KeyAvailability::Gone => out.push(4),
             }
         }
         out
@@ -142,11 +142,11 @@ impl StockAck {
         for _ in 0..count(&mut r)? {
             let id = key_id(&mut r)?;
             let held = match r.u8("answer")? {
-                0 => Held::Yes(r.array("key check")?),
-                1 => Held::Pending,
-                2 => Held::NotFound,
-                3 => Held::Unavailable,
-                4 => Held::Gone,
+                0 => KeyAvailability::Yes(r.array("key check")?),
+                1 => KeyAvailability::Pending,
+                2 => KeyAvailability::NotFound,
+                3 => KeyAvailability::Unavailable,
+                4 => KeyAvailability::Gone,
                 _ => return Err(ParseError::Value("answer")),
             };
             keys.push((id, held));
@@ -168,7 +168,7 @@ mod tests {
             let text = |length: usize| "n".repeat(length);
             let key = KeyName { id: text(id), source_kme: text(source), target_kme: text(target) };
             let cost = offer_cost(&key);
-            let answered = ack(vec![(key.id.clone(), Held::Yes([0; 16]))]) - ack(Vec::new());
+            let answered = ack(vec![(key.id.clone(), KeyAvailability::Yes([0; 16]))]) - ack(Vec::new());
             let offered = offer(vec![key]) - offer(Vec::new());
             assert_eq!(cost, offered.max(answered));
             assert!(cost <= MAX_OFFER_COST);
@@ -177,7 +177,13 @@ mod tests {
     }
     #[test]
     fn an_answer_says_each_thing_by_its_number() {
-        let all = [Held::Yes([7; 16]), Held::Pending, Held::NotFound, Held::Unavailable, Held::Gone];
+        let all = [
+            KeyAvailability::Yes([7; 16]),
+            KeyAvailability::Pending,
+            KeyAvailability::NotFound,
+            KeyAvailability::Unavailable,
+            KeyAvailability::Gone,
+        ];
         for (number, held) in (0..).zip(all) {
             let ack = StockAck { number: 3, revision: 4, keys: vec![("id".to_owned(), held)] };
             let bytes = ack.to_bytes();

@@ -3,8 +3,9 @@
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use qvpn_proto::wire::{Kind, Propose, Reject, RejectReason, RekeyReason, StockOffer};
-use qvpn_proto::{KeyName, LaneReport, Notice, QkdPolicy, Role, State};
+use qvpn_proto::wire::{MessageType, Propose, Reject, RejectReason, RekeyReason, StockOffer};
+use qvpn_proto::{KeyName, LaneReport, PeerEvent, PeerState, QkdPolicy, Role};
+use qvpn_types::{EpochNumber, LocalEpoch};
 
 use crate::world::{World, honest, other};
 
@@ -36,7 +37,7 @@ fn four_wrong_confirmations_end_an_attempt() {
     world.confirm(1, right);
     assert_eq!(world.sealing, 0, "the attempt is over");
     assert_eq!(world.peer.view(world.now).drops.refused, 4, "each is counted");
-    world.send(Kind::Confirm, &[7; 3]);
+    world.send(MessageType::Confirm, &[7; 3]);
     assert_eq!(world.peer.view(world.now).drops.malformed, 1, "and so is what is none");
     world.exchange(2);
 }
@@ -48,7 +49,7 @@ fn attempts_have_rising_numbers() {
     for epoch in [5, 4, 1, 0] {
         let _ = world.propose(epoch);
         assert_eq!(world.rejected(), Some(RejectReason::Stale), "number {epoch} after 5");
-        assert!(world.take(Kind::Accept).is_none());
+        assert!(world.take(MessageType::Accept).is_none());
     }
     world.exchange(6);
 }
@@ -60,17 +61,17 @@ fn a_proposal_holds_under_the_hellos_in_force_alone() {
     world.say_hello(1, 2);
     let proposed = world.proposal(1, &old, None, None);
     let hellos = world.hellos;
-    world.send(Kind::Propose, proposed.bytes());
+    world.send(MessageType::Propose, proposed.bytes());
     assert_eq!(world.rejected(), Some(RejectReason::Stale), "our earlier Hello");
     assert_eq!(world.hellos, hellos, "we know its Hello");
     let ours = world.hello.clone();
     let theirs = std::mem::replace(&mut world.theirs, old);
     let proposed = world.proposal(1, &ours, None, None);
     world.theirs = theirs;
-    world.send(Kind::Propose, proposed.bytes());
+    world.send(MessageType::Propose, proposed.bytes());
     assert_eq!(world.rejected(), Some(RejectReason::Stale), "another Hello of theirs");
     assert_eq!(world.hellos, hellos + 1, "who doesn't know its Hello is told");
-    assert!(world.take(Kind::Accept).is_none());
+    assert!(world.take(MessageType::Accept).is_none());
     world.exchange(1);
 }
 
@@ -84,11 +85,11 @@ fn a_hello_of_an_earlier_life_changes_nothing() {
     world.exchange(1);
     let (second, hellos) = (world.hello.clone(), world.hellos);
     world.session.store(1, Ordering::Relaxed);
-    world.send(Kind::Hello, &first);
+    world.send(MessageType::Hello, &first);
     world.session.store(2, Ordering::Relaxed);
     assert_eq!(world.hellos, hellos, "it is not answered");
     let proposed = world.proposal(9, &first, None, None);
-    world.send(Kind::Propose, proposed.bytes());
+    world.send(MessageType::Propose, proposed.bytes());
     assert_eq!(world.rejected(), Some(RejectReason::Stale));
     assert_eq!(world.hello, second);
     world.exchange(2);
@@ -111,10 +112,10 @@ fn a_responder_keeps_to_its_policy() {
     let mut world = World::new(Role::Responder, QkdPolicy::Off);
     let hello = world.hello.clone();
     let proposed = world.proposal(1, &hello, Some("key"), None);
-    world.send(Kind::Propose, proposed.bytes());
+    world.send(MessageType::Propose, proposed.bytes());
     assert_eq!(world.rejected(), Some(RejectReason::Policy), "off, and a QKD key");
     let proposed = world.proposal(2, &hello, None, Some([7; 16]));
-    world.send(Kind::Propose, proposed.bytes());
+    world.send(MessageType::Propose, proposed.bytes());
     assert_eq!(world.rejected(), Some(RejectReason::Chain), "a chain that nobody has");
     world.exchange(3);
     assert_eq!(world.peer.view(world.now).drops.refused, 2, "each is counted");
@@ -126,23 +127,23 @@ fn a_key_is_spoilt_by_two_attempts_that_wrong_confirmations_ended() {
     let name =
         |id: &str| KeyName { id: id.to_owned(), source_kme: "a".to_owned(), target_kme: "b".to_owned() };
     let offer = StockOffer { number: 1, keys: vec![name("one"), name("two")] };
-    world.send(Kind::StockOffer, &offer.to_bytes());
+    world.send(MessageType::StockOffer, &offer.to_bytes());
     let hello = world.hello.clone();
     for epoch in 1..=2 {
         let proposed = world.proposal(epoch, &hello, Some("one"), None);
-        world.send(Kind::Propose, proposed.bytes());
-        assert!(world.take(Kind::Accept).is_some(), "attempt {epoch}: {:?}", world.rejected());
+        world.send(MessageType::Propose, proposed.bytes());
+        assert!(world.take(MessageType::Accept).is_some(), "attempt {epoch}: {:?}", world.rejected());
         for _ in 0..4 {
             world.confirm(epoch, [7; 48]);
         }
     }
     let proposed = world.proposal(3, &hello, Some("one"), None);
-    world.send(Kind::Propose, proposed.bytes());
+    world.send(MessageType::Propose, proposed.bytes());
     assert!(world.rejected().is_some(), "nobody gets a third try at a key");
-    assert!(world.take(Kind::Accept).is_none());
+    assert!(world.take(MessageType::Accept).is_none());
     let proposed = world.proposal(4, &hello, Some("two"), None);
-    world.send(Kind::Propose, proposed.bytes());
-    assert!(world.take(Kind::Accept).is_some(), "and the others are as good as before");
+    world.send(MessageType::Propose, proposed.bytes());
+    assert!(world.take(MessageType::Accept).is_some(), "and the others are as good as before");
 }
 
 #[test]
@@ -150,16 +151,16 @@ fn nothing_that_is_said_ends_an_epoch() {
     let mut world = World::new(Role::Responder, QkdPolicy::Off);
     world.exchange(1);
     let accept = world.propose(2);
-    let _ = world.take(Kind::Accept);
-    for kind in (0..=255).filter_map(Kind::from_byte).filter(|kind| *kind != Kind::Hello) {
+    let _ = world.take(MessageType::Accept);
+    for kind in (0..=255).filter_map(MessageType::from_byte).filter(|kind| *kind != MessageType::Hello) {
         for body in [&[][..], &[0], &[0; 48], &[0xff; 60], accept.bytes()] {
             world.send(kind, body);
         }
     }
     for reason in (0..=255).filter_map(RejectReason::from_byte) {
-        world.send(Kind::Reject, &Reject { id: [0; 8], reason }.to_bytes());
+        world.send(MessageType::Reject, &Reject { id: [0; 8], reason }.to_bytes());
     }
-    assert_eq!(world.peer.view(world.now).epoch, Some(1));
+    assert_eq!(world.peer.view(world.now).epoch, Some(EpochNumber(1)));
     assert_eq!(world.stopped, 0, "no lane was told to stop or to close");
     world.exchange(3);
 }
@@ -181,9 +182,9 @@ fn a_responder_refuses_unusable_public_values() {
         let proposed = world.proposal(epoch, &hello, None, None);
         let mut message = Propose::parse(proposed.bytes()).unwrap();
         change(&mut message);
-        world.send(Kind::Propose, &message.to_bytes());
+        world.send(MessageType::Propose, &message.to_bytes());
         assert_eq!(world.rejected(), Some(RejectReason::Malformed), "{what}");
-        assert!(world.take(Kind::Accept).is_none(), "{what}");
+        assert!(world.take(MessageType::Accept).is_none(), "{what}");
     }
     world.exchange(9);
 }
@@ -195,11 +196,11 @@ fn the_loss_of_a_chain_is_told_once() {
     world.exchange(1);
     world.exchange_with_chain(2);
     assert_eq!(world.resets, 0, "the first has none to lose, the second names it");
-    assert_eq!(state(&world), State::Up);
+    assert_eq!(state(&world), PeerState::Up);
     world.exchange(3);
-    assert_eq!((world.resets, state(&world)), (1, State::Degraded), "neither end restarted");
+    assert_eq!((world.resets, state(&world)), (1, PeerState::Degraded), "neither end restarted");
     world.exchange_with_chain(4);
-    assert_eq!((world.resets, state(&world)), (1, State::Up));
+    assert_eq!((world.resets, state(&world)), (1, PeerState::Up));
 }
 
 #[test]
@@ -255,7 +256,7 @@ fn keys_of_an_attempt_end_when_the_initiator_starts_anew() {
 fn a_responder_asks_for_an_epoch_while_it_has_none() {
     let asked = |world: &mut World, of: RekeyReason| {
         let before = world.said.len();
-        world.said.retain(|(kind, _, body)| *kind != Kind::Rekey || body[..] != of.to_bytes());
+        world.said.retain(|(kind, _, body)| *kind != MessageType::Rekey || body[..] != of.to_bytes());
         before - world.said.len()
     };
     let mut world = World::new(Role::Responder, QkdPolicy::Off);
@@ -270,11 +271,11 @@ fn a_responder_asks_for_an_epoch_while_it_has_none() {
     assert_eq!(asked(&mut world, RekeyReason::NoEpoch), 1, "it ended");
     world.exchange(2);
     // A lane ends its key early.
-    world.report(LaneReport::SealingEnded { lane: 0, generation: world.generation - 1 });
+    world.report(LaneReport::SealingEnded { lane: 0, local_epoch: LocalEpoch(world.local_epoch.0 - 1) });
     assert_eq!(asked(&mut world, RekeyReason::KeyEnded), 0, "an older one");
-    world.report(LaneReport::SealingEnded { lane: 0, generation: world.generation });
+    world.report(LaneReport::SealingEnded { lane: 0, local_epoch: world.local_epoch });
     assert_eq!(asked(&mut world, RekeyReason::KeyEnded), 1);
-    world.report(LaneReport::SealingEnded { lane: 0, generation: world.generation });
+    world.report(LaneReport::SealingEnded { lane: 0, local_epoch: world.local_epoch });
     assert_eq!(asked(&mut world, RekeyReason::KeyEnded), 0, "once");
 }
 
@@ -283,12 +284,12 @@ fn the_first_packet_of_an_epoch_confirms_it() {
     let mut world = World::new(Role::Responder, QkdPolicy::Off);
     world.exchange(1);
     let _ = world.propose(2);
-    assert!(world.take(Kind::Accept).is_some());
-    let generation = world.generation + 1;
-    world.report(LaneReport::FirstOpened { lane: 0, generation: generation - 1 });
+    assert!(world.take(MessageType::Accept).is_some());
+    let local_epoch = world.local_epoch.next();
+    world.report(LaneReport::FirstOpened { lane: 0, local_epoch: LocalEpoch(local_epoch.0 - 1) });
     assert_eq!(world.sealing, 1, "a packet of the epoch before");
-    world.report(LaneReport::FirstOpened { lane: 0, generation });
-    assert_eq!((world.sealing, world.generation), (2, generation));
+    world.report(LaneReport::FirstOpened { lane: 0, local_epoch });
+    assert_eq!((world.sealing, world.local_epoch), (2, local_epoch));
 }
 
 #[test]
@@ -308,23 +309,24 @@ fn a_refusal_of_our_hello_is_told_once_and_holds_until_the_other_end_says_someth
             let mut world = World::new(role, QkdPolicy::Off);
             world.notices.clear();
             let of_ours = Reject { id: world.hello_id, reason }.to_bytes();
-            world.send(Kind::Reject, &of_ours);
-            world.send(Kind::Reject, &of_ours);
-            let count = |wanted: &dyn Fn(&Notice) -> bool| world.notices.iter().filter(|n| wanted(n)).count();
-            let refused = |n: &Notice| {
-                matches!(n, Notice::Refused { by_us: false, reason: told, detail }
+            world.send(MessageType::Reject, &of_ours);
+            world.send(MessageType::Reject, &of_ours);
+            let count =
+                |wanted: &dyn Fn(&PeerEvent) -> bool| world.notices.iter().filter(|n| wanted(n)).count();
+            let refused = |n: &PeerEvent| {
+                matches!(n, PeerEvent::Refused { by_us: false, reason: told, detail }
                     if *told == reason && detail.contains(word))
             };
             assert_eq!(count(&refused), 1, "{reason:?}: {:?}", world.notices);
-            let identity = count(&|n| matches!(n, Notice::IdentityMismatch { .. }));
+            let identity = count(&|n| matches!(n, PeerEvent::IdentityMismatch { .. }));
             assert_eq!(identity, usize::from(reason == RejectReason::Identity), "{reason:?}");
             let view = world.peer.view(world.now);
-            assert_eq!(view.state, State::Blocked);
+            assert_eq!(view.state, PeerState::Blocked);
             assert!(view.reason.unwrap().contains(word));
             // Nothing is proposed, and nothing is accepted.
             world.said.clear();
             world.wait(Duration::from_secs(60));
-            assert!(world.take(Kind::Propose).is_none(), "{reason:?}");
+            assert!(world.take(MessageType::Propose).is_none(), "{reason:?}");
             if role == Role::Responder {
                 let _ = world.propose(1);
                 assert_eq!(world.rejected(), Some(RejectReason::Policy), "{reason:?}");
@@ -345,24 +347,24 @@ fn show_tells_what_an_epoch_is_made_of() {
     let name =
         |id: &str| KeyName { id: id.to_owned(), source_kme: "a".to_owned(), target_kme: "b".to_owned() };
     let offer = StockOffer { number: 1, keys: vec![name("one"), name("two"), name("red")] };
-    world.send(Kind::StockOffer, &offer.to_bytes());
+    world.send(MessageType::StockOffer, &offer.to_bytes());
     let view = world.peer.view(world.now);
     assert_eq!((view.qkd_stock, view.file_stock, view.qkd_key_age), (Some(3), Some(0), None));
     assert_eq!(view.next_rekey_in, None);
     let hello = world.hello.clone();
     let proposed = world.proposal(4, &hello, Some("two"), None);
-    world.send(Kind::Propose, proposed.bytes());
+    world.send(MessageType::Propose, proposed.bytes());
     // Its first packet confirms it.
-    world.report(LaneReport::FirstOpened { lane: 0, generation: 1 });
+    world.report(LaneReport::FirstOpened { lane: 0, local_epoch: LocalEpoch(1) });
     world.wait(Duration::from_secs(10));
     let view = world.peer.view(world.now);
-    assert_eq!((view.state, view.reason, view.epoch), (State::Up, None, Some(4)));
+    assert_eq!((view.state, view.reason, view.epoch), (PeerState::Up, None, Some(EpochNumber(4))));
     let sources = view.sources.unwrap();
     assert_eq!((sources.qkd, sources.file, sources.psk, sources.chain), (true, false, false, false));
     assert_eq!((view.qkd_key_id.as_deref(), view.qkd_key_age), (Some("two"), seconds(10)));
     assert_eq!((view.qkd_stock, view.next_rekey_in), (Some(2), seconds(50)), "a key is used once");
     let proposed = world.proposal(5, &hello, Some("two"), None);
-    world.send(Kind::Propose, proposed.bytes());
+    world.send(MessageType::Propose, proposed.bytes());
     assert_eq!(world.rejected(), Some(RejectReason::UnknownKeyId));
 }
 
@@ -370,7 +372,7 @@ fn show_tells_what_an_epoch_is_made_of() {
 fn an_offer_that_is_none_is_counted() {
     let mut world = World::new(Role::Responder, QkdPolicy::Preferred);
     for count in 1..=3 {
-        world.send(Kind::StockOffer, &[0xff]);
+        world.send(MessageType::StockOffer, &[0xff]);
         assert_eq!(world.peer.view(world.now).drops.malformed, count);
     }
 }
@@ -380,11 +382,11 @@ fn show_says_that_the_other_site_offers_or_proposes_nothing() {
     let reason = |world: &World| world.peer.view(world.now).reason.unwrap_or_default();
     let mut world = World::new(Role::Responder, QkdPolicy::Preferred);
     let offer = StockOffer { number: 1, keys: Vec::new() };
-    world.send(Kind::StockOffer, &offer.to_bytes());
+    world.send(MessageType::StockOffer, &offer.to_bytes());
     assert!(reason(&world).contains("the other site offers no QKD key"), "{}", reason(&world));
     // With QKD off it lacks none.
     let mut world = World::new(Role::Responder, QkdPolicy::Off);
-    world.send(Kind::StockOffer, &offer.to_bytes());
+    world.send(MessageType::StockOffer, &offer.to_bytes());
     assert!(reason(&world).contains("waiting for the first epoch"), "{}", reason(&world));
     let proposed = world.propose(1);
     let confirmation = world.confirmation(proposed);
@@ -402,7 +404,7 @@ fn a_reload_may_exchange_the_roles() {
     world.reload(QkdPolicy::Off);
     world.say_hello(1, 2);
     world.exchange(9);
-    assert_eq!(world.peer.view(world.now).epoch, Some(9));
+    assert_eq!(world.peer.view(world.now).epoch, Some(EpochNumber(9)));
 }
 
 #[test]
@@ -411,7 +413,7 @@ fn a_stop_says_goodbye_and_seals_no_more() {
     world.exchange(1);
     world.peer.shut_down(world.now, &mut world.rng);
     world.pump();
-    assert!(world.take(Kind::Bye).is_some());
+    assert!(world.take(MessageType::Bye).is_some());
     assert_eq!((world.stopped, world.peer.view(world.now).epoch), (1, None));
 }
 
@@ -422,9 +424,9 @@ fn a_packet_of_the_session_that_is_no_message_is_counted() {
         world.packet(&[0x60; 64]);
         assert_eq!(world.peer.view(world.now).drops.malformed, 3 * count - 2);
         // And so are a word about the lanes and a refusal that have none in them.
-        world.send(Kind::Lanes, &[]);
+        world.send(MessageType::Lanes, &[]);
         assert_eq!(world.peer.view(world.now).drops.malformed, 3 * count - 1);
-        world.send(Kind::Reject, &[]);
+        world.send(MessageType::Reject, &[]);
         assert_eq!(world.peer.view(world.now).drops.malformed, 3 * count);
     }
 }

@@ -1,21 +1,23 @@
 //! The honest end, and what its adversary knows and can do.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use qvpn_identity::SecretIdentity;
-use qvpn_proto::control_link::{ControlLink, LinkOutput};
-use qvpn_proto::exchange::{Proposal, Proposed, Terms, answer};
+use qvpn_proto::channel::{ReceiveOutcome, ReliableChannel};
+use qvpn_proto::exchange::{ExchangeParameters, Proposal, Proposed, answer};
 use qvpn_proto::key_schedule::Chain;
-use qvpn_proto::messenger::{Arrived, Messenger};
-use qvpn_proto::wire::{Confirm, Hello, Kind, Propose, Reject, RejectReason};
+use qvpn_proto::session::{ControlLink, LinkOutput};
+use qvpn_proto::wire::{Confirm, Hello, MessageType, Propose, Reject, RejectReason};
 use qvpn_proto::{
-    Event, Fetch, FetchedKey, KeyKind, KeyName, KmsReport, LaneOrder, LaneReport, Notice, Peer, PeerConfig,
-    QkdPolicy, Role, Suite, Time,
+    Direction, Fetch, FetchedKey, KeyKind, KeyName, KmsReport, LaneOrder, LaneReport, Peer, PeerConfig,
+    PeerEvent, PeerOutput, QkdPolicy, Role,
 };
 use qvpn_secret::SecretBuf;
+use qvpn_types::{EpochNumber, LocalEpoch, PeerNumber, Suite, Time};
 use rand_chacha::ChaCha20Rng;
 use rand_chacha::rand_core::SeedableRng;
 use sha2::{Digest, Sha384};
@@ -73,18 +75,18 @@ pub struct World {
     pub session: Arc<AtomicU64>,
     pub role: Role,
     pub policy: QkdPolicy,
-    pub messenger: Messenger,
+    pub channel: ReliableChannel,
     pub rng: ChaCha20Rng,
     pub now: Time,
     pub hello: Vec<u8>,
     pub theirs: Vec<u8>,
     /// Messages of the honest end, but for its Hellos.
-    pub said: Vec<(Kind, [u8; 8], Vec<u8>)>,
+    pub said: Vec<(MessageType, [u8; 8], Vec<u8>)>,
     pub hellos: usize,
     /// The ID of its last Hello.
     pub hello_id: [u8; 8],
     /// What it told its people.
-    pub notices: Vec<Notice>,
+    pub notices: Vec<PeerEvent>,
     /// Sealing keys that it put in force.
     pub sealing: usize,
     /// Orders that end a key.
@@ -97,7 +99,7 @@ pub struct World {
     /// How often it said that the chain was lost.
     pub resets: usize,
     /// Its lanes' number of the epoch that seals, and the receiver index of the last opening key.
-    pub generation: u64,
+    pub local_epoch: LocalEpoch,
     pub opening: Option<u32>,
     /// The numbers of its requests to its KME; those for new keys are not answered.
     pub requests: Vec<u64>,
@@ -105,7 +107,8 @@ pub struct World {
     pub lanes_hang: bool,
     held: Vec<LaneReport>,
     /// The number of the last order that lanes answer.
-    token: u64,
+    /// The newest local epoch of each lane and direction.
+    newest: BTreeMap<(u8, bool), LocalEpoch>,
     /// The chain of the last honest epoch, and of the last attempt.
     chain: Option<Chain>,
     answered: Option<Chain>,
@@ -133,7 +136,7 @@ pub fn config(role: Role, policy: QkdPolicy) -> PeerConfig {
         psk: None,
         stock: 3,
         endpoint: Some(FROM),
-        number: 7,
+        number: PeerNumber(7),
     }
 }
 
@@ -148,7 +151,7 @@ impl World {
             session,
             role,
             policy,
-            messenger: Messenger::default(),
+            channel: ReliableChannel::default(),
             rng: ChaCha20Rng::seed_from_u64(5),
             now,
             hello: Vec::new(),
@@ -163,12 +166,12 @@ impl World {
             closed: Vec::new(),
             older: 0,
             resets: 0,
-            generation: 0,
+            local_epoch: LocalEpoch::default(),
             opening: None,
             requests: Vec::new(),
             lanes_hang: false,
             held: Vec::new(),
-            token: 0,
+            newest: BTreeMap::new(),
             chain: None,
             answered: None,
         };
@@ -192,29 +195,29 @@ impl World {
         };
         self.hello = hello.to_bytes();
         let bytes = self.hello.clone();
-        self.send(Kind::Hello, &bytes);
+        self.send(MessageType::Hello, &bytes);
     }
 
-    pub fn send(&mut self, kind: Kind, body: &[u8]) {
-        self.messenger.send(kind, body, self.now, &mut self.rng);
+    pub fn send(&mut self, kind: MessageType, body: &[u8]) {
+        self.channel.send(kind, body, self.now, &mut self.rng);
         self.pump();
     }
 
     /// Carries all there and back, and plays the lanes.
     pub fn pump(&mut self) {
         loop {
-            self.messenger.flush(self.now);
+            self.channel.flush(self.now);
             let mut busy = false;
-            while let Some(packet) = self.messenger.next_packet() {
+            while let Some(packet) = self.channel.next_packet() {
                 self.peer.handle_datagram(&packet, FROM, self.now, &mut self.rng);
                 busy = true;
             }
             while let Some(transmit) = self.peer.poll_transmit() {
                 busy = true;
-                if let Arrived::Message { id, kind, body } =
-                    self.messenger.receive(&transmit.datagram, self.now, &mut self.rng)
+                if let ReceiveOutcome::Message { id, kind, body } =
+                    self.channel.receive(&transmit.datagram, self.now, &mut self.rng)
                 {
-                    if kind == Kind::Hello {
+                    if kind == MessageType::Hello {
                         self.theirs = body;
                         self.hello_id = id;
                         self.hellos += 1;
@@ -226,27 +229,29 @@ impl World {
             let (mut installed, mut fetches) = (Vec::new(), Vec::new());
             while let Some(event) = self.peer.poll_event() {
                 match event {
-                    Event::Lane(lane, LaneOrder::InstallOpening { token, index, .. }) => {
-                        self.numbered(token);
+                    PeerOutput::Lane(lane, LaneOrder::InstallOpening { local_epoch, index, .. }) => {
+                        self.never_back(lane, Direction::Opening, local_epoch);
                         self.opening = Some(index);
-                        installed.push((lane, token));
+                        let direction = Direction::Opening;
+                        installed.push(LaneReport::Installed { lane, local_epoch, direction });
                     }
-                    Event::Lane(lane, LaneOrder::InstallSealing { token, generation, .. }) => {
-                        self.numbered(token);
+                    PeerOutput::Lane(lane, LaneOrder::InstallSealing { local_epoch, .. }) => {
+                        self.never_back(lane, Direction::Sealing, local_epoch);
                         self.sealing += 1;
-                        self.generation = generation;
-                        installed.push((lane, token));
+                        self.local_epoch = local_epoch;
+                        let direction = Direction::Sealing;
+                        installed.push(LaneReport::Installed { lane, local_epoch, direction });
                     }
-                    Event::Lane(_, LaneOrder::StopSealing) => self.stopped += 1,
-                    Event::Lane(_, LaneOrder::SendEmpty) => self.empties += 1,
-                    Event::Lane(_, LaneOrder::Close { index }) => self.closed.push(index),
-                    Event::Lane(_, LaneOrder::CloseOlder { .. }) => self.older += 1,
-                    Event::Notice(notice) => {
-                        self.resets += usize::from(notice == Notice::ChainReset);
+                    PeerOutput::Lane(_, LaneOrder::StopSealing) => self.stopped += 1,
+                    PeerOutput::Lane(_, LaneOrder::SendEmpty) => self.empties += 1,
+                    PeerOutput::Lane(_, LaneOrder::Close { index }) => self.closed.push(index),
+                    PeerOutput::Lane(_, LaneOrder::CloseOlder { .. }) => self.older += 1,
+                    PeerOutput::Event(notice) => {
+                        self.resets += usize::from(notice == PeerEvent::ChainReset);
                         self.notices.push(notice);
                     }
-                    Event::Fetch(Fetch::New { request, .. }) => self.requests.push(request),
-                    Event::Fetch(Fetch::ById { request, keys, .. }) => {
+                    PeerOutput::Fetch(Fetch::New { request, .. }) => self.requests.push(request),
+                    PeerOutput::Fetch(Fetch::ById { request, keys, .. }) => {
                         self.requests.push(request);
                         fetches.push((request, keys));
                     }
@@ -259,8 +264,7 @@ impl World {
                 let report = KmsReport::Keys { request, keys, missing: None };
                 self.peer.handle_kms(report, self.now, &mut self.rng);
             }
-            self.held
-                .extend(installed.into_iter().map(|(lane, token)| LaneReport::Installed { lane, token }));
+            self.held.extend(installed);
             if !self.lanes_hang {
                 for report in std::mem::take(&mut self.held) {
                     busy = true;
@@ -284,10 +288,10 @@ impl World {
         self.pump();
     }
 
-    /// A lane's answer to an order is told from those to earlier ones by its number alone.
-    fn numbered(&mut self, token: u64) {
-        assert!(token > self.token, "{token} after {}", self.token);
-        self.token = token;
+    /// A lane's answer names the epoch, which is a later one with each order to this lane and direction.
+    fn never_back(&mut self, lane: u8, direction: Direction, epoch: LocalEpoch) {
+        let before = self.newest.insert((lane, direction == Direction::Opening), epoch);
+        assert!(before.is_none_or(|before| epoch > before), "{epoch} after {before:?}");
     }
 
     /// A packet of the control session, as it is.
@@ -320,26 +324,26 @@ impl World {
     }
 
     /// The last message of this kind, taken.
-    pub fn take(&mut self, kind: Kind) -> Option<Vec<u8>> {
+    pub fn take(&mut self, kind: MessageType) -> Option<Vec<u8>> {
         self.take_with_id(kind).map(|(_, body)| body)
     }
 
     /// The last message of this kind, taken, and its ID.
-    pub fn take_with_id(&mut self, kind: Kind) -> Option<([u8; 8], Vec<u8>)> {
+    pub fn take_with_id(&mut self, kind: MessageType) -> Option<([u8; 8], Vec<u8>)> {
         let at = self.said.iter().rposition(|(said, ..)| *said == kind)?;
         let (_, id, body) = self.said.remove(at);
         Some((id, body))
     }
 
     pub fn rejected(&mut self) -> Option<RejectReason> {
-        self.take(Kind::Reject).map(|body| Reject::parse(&body).unwrap().reason)
+        self.take(MessageType::Reject).map(|body| Reject::parse(&body).unwrap().reason)
     }
 
-    pub fn terms<'a>(&self, hello: &'a [u8], theirs: &'a [u8]) -> Terms<'a> {
+    pub fn terms<'a>(&self, hello: &'a [u8], theirs: &'a [u8]) -> ExchangeParameters<'a> {
         let (suite, lanes) = (Suite::ChaCha20Poly1305, 1);
         let (us, them) = (honest().public(), other().public());
         match self.role {
-            Role::Responder => Terms {
+            Role::Responder => ExchangeParameters {
                 initiator: them,
                 responder: us,
                 hello_initiator: hello,
@@ -347,7 +351,7 @@ impl World {
                 suite,
                 lanes,
             },
-            Role::Initiator => Terms {
+            Role::Initiator => ExchangeParameters {
                 initiator: us,
                 responder: them,
                 hello_initiator: theirs,
@@ -369,7 +373,7 @@ impl World {
         let hash = |hello: &[u8]| Sha384::digest(hello).into();
         let proposal = Proposal {
             hello_hashes: (hash(hello), hash(&self.theirs)),
-            epoch,
+            epoch: EpochNumber(epoch),
             responder_key: honest().encapsulation_key(),
             indices: vec![1 << 31 | u32::try_from(epoch).unwrap()],
             qkd_key_id: key.map(str::to_owned),
@@ -381,13 +385,13 @@ impl World {
     pub fn propose(&mut self, epoch: u64) -> Proposed {
         let hello = self.hello.clone();
         let proposed = self.proposal(epoch, &hello, None, None);
-        self.send(Kind::Propose, proposed.bytes());
+        self.send(MessageType::Propose, proposed.bytes());
         proposed
     }
 
     /// The right confirmation of an answered proposal.
     pub fn confirmation(&mut self, proposed: Proposed) -> [u8; 48] {
-        let accept = self.take(Kind::Accept).expect("an Accept");
+        let accept = self.take(MessageType::Accept).expect("an Accept");
         let (hello, theirs) = (self.hello.clone(), self.theirs.clone());
         let terms = self.terms(&hello, &theirs);
         let named = proposed.message().chain_check;
@@ -398,7 +402,7 @@ impl World {
     }
 
     pub fn confirm(&mut self, epoch: u64, confirmation: [u8; 48]) {
-        self.send(Kind::Confirm, &Confirm { epoch, confirmation }.to_bytes());
+        self.send(MessageType::Confirm, &Confirm { epoch: EpochNumber(epoch), confirmation }.to_bytes());
     }
 
     /// An honest exchange as the initiator.
@@ -415,7 +419,7 @@ impl World {
         let hello = self.hello.clone();
         let chain = self.chain.as_ref().filter(|_| chain).map(|chain| chain.check);
         let proposed = self.proposal(epoch, &hello, None, chain);
-        self.send(Kind::Propose, proposed.bytes());
+        self.send(MessageType::Propose, proposed.bytes());
         let confirmation = self.confirmation(proposed);
         let before = self.sealing;
         self.confirm(epoch, confirmation);
@@ -440,10 +444,10 @@ impl World {
 
     /// An honest exchange as the responder; what was proposed.
     pub fn answer_next(&mut self) -> Propose {
-        let propose = self.take(Kind::Propose).expect("a Propose");
+        let propose = self.take(MessageType::Propose).expect("a Propose");
         let accept = self.answer(&propose, other());
         let before = self.sealing;
-        self.send(Kind::Accept, &accept);
+        self.send(MessageType::Accept, &accept);
         assert_eq!(self.sealing, before + 1, "an honest exchange works");
         self.chain = self.answered.take();
         Propose::parse(&propose).unwrap()

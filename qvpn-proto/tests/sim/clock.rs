@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use qvpn_proto::Time;
+use qvpn_types::Time;
 
 pub const MS: Duration = Duration::from_millis(1);
 pub const S: Duration = Duration::from_secs(1);

@@ -1,7 +1,7 @@
 //! The exchange as a model that is searched without gaps: two ends, a network that loses, repeats and reorders everything, KMEs
 //! that give a key or do not, and restarts at any moment, up to a bound. Time is left out: whatever may be late is.
 //!
-//! The model tells of keys only which epoch they belong to. Messages are named by the code's own [`Kind`] and refused for the
+//! The model tells of keys only which epoch they belong to. Messages are named by the code's own [`MessageType`] and refused for the
 //! code's own [`RejectReason`]s.
 //!
 //! What was sent to an end that restarted is lost, as its sessions are. What the restarted end sent before still comes, at any later
@@ -13,7 +13,7 @@ mod search;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use qvpn_proto::wire::{Kind, RejectReason};
+use qvpn_proto::wire::{MessageType, RejectReason};
 
 /// A `Hello`: the life that sent it, its counter, and whether its sender requires QKD.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, Default)]
@@ -60,13 +60,13 @@ enum Body {
 }
 
 impl Body {
-    fn kind(&self) -> Option<Kind> {
+    fn kind(&self) -> Option<MessageType> {
         match self {
-            Self::Hello(_) => Some(Kind::Hello),
-            Self::Propose(_) => Some(Kind::Propose),
-            Self::Accept { .. } => Some(Kind::Accept),
-            Self::Confirm(_) => Some(Kind::Confirm),
-            Self::Reject { .. } => Some(Kind::Reject),
+            Self::Hello(_) => Some(MessageType::Hello),
+            Self::Propose(_) => Some(MessageType::Propose),
+            Self::Accept { .. } => Some(MessageType::Accept),
+            Self::Confirm(_) => Some(MessageType::Confirm),
+            Self::Reject { .. } => Some(MessageType::Reject),
             Self::Data(_) => None,
         }
     }

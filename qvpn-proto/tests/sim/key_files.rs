@@ -1,7 +1,7 @@
 //! Keys from a file: they go into epochs where QKD is preferred, are never called QKD, and are never enough where it is
 //! required, whatever the source, the other end or a reload says.
 
-use qvpn_proto::{KeyKind, Notice, QkdPolicy, State};
+use qvpn_proto::{KeyKind, PeerEvent, PeerState, QkdPolicy};
 
 use crate::clock::{MS, S};
 use crate::network::CLEAN;
@@ -20,7 +20,7 @@ fn world(policies: [QkdPolicy; 2], kinds: [KeyKind; 2]) -> World {
 
 fn epochs(world: &World, i: usize) -> Vec<(Vec<&'static str>, Option<String>)> {
     let told = world.ends[i].notices.iter().filter_map(|(_, notice)| match notice {
-        Notice::EpochActive { sources, qkd_key_id, .. } => Some((sources.names(), qkd_key_id.clone())),
+        PeerEvent::EpochActive { sources, qkd_key_id, .. } => Some((sources.names(), qkd_key_id.clone())),
         _ => None,
     });
     told.collect()
@@ -37,8 +37,8 @@ fn a_file_is_never_enough_where_either_end_requires_qkd() {
             for i in [0, 1] {
                 assert_eq!(epochs(&world, i), [], "{policies:?} {kinds:?}");
                 let view = world.view(i);
-                let Some(reason) = view.reason.filter(|_| view.state == State::Blocked) else {
-                    assert!((i, view.state) == (1, State::Connecting), "{policies:?} {kinds:?}");
+                let Some(reason) = view.reason.filter(|_| view.state == PeerState::Blocked) else {
+                    assert!((i, view.state) == (1, PeerState::Connecting), "{policies:?} {kinds:?}");
                     continue;
                 };
                 // Asked again for a key that it refused, the responder's source doesn't know it any more.
@@ -74,7 +74,7 @@ fn an_end_without_a_qkd_source_says_at_once_that_required_cannot_be_met() {
         let view = world.view(i);
         let reason = view.reason.unwrap();
         assert!(reason.starts_with(mine) && reason.contains("add a [[kms.kme]]"), "{reason}");
-        assert_eq!(view.state, State::Blocked);
+        assert_eq!(view.state, PeerState::Blocked);
         world.run(300 * S);
         assert_eq!(epochs(&world, 0).len() + epochs(&world, 1).len(), 0);
     }
@@ -83,7 +83,7 @@ fn an_end_without_a_qkd_source_says_at_once_that_required_cannot_be_met() {
 #[test]
 fn where_qkd_is_preferred_a_file_is_used_at_once_called_by_its_name_and_shown_as_degraded() {
     let mut world = world([QkdPolicy::Preferred; 2], [KeyKind::File; 2]);
-    assert!(world.run_until(2 * S, |w| w.both(State::Degraded)), "{}", world.story(0));
+    assert!(world.run_until(2 * S, |w| w.both(PeerState::Degraded)), "{}", world.story(0));
     world.run(20 * S);
     for i in [0, 1] {
         let all = epochs(&world, i);
@@ -95,11 +95,11 @@ fn where_qkd_is_preferred_a_file_is_used_at_once_called_by_its_name_and_shown_as
         assert!(view.file_stock.unwrap() >= 4);
         assert!(view.reason.unwrap().contains("a file, which is no QKD"));
     }
-    let supply = |(_, notice): &(_, Notice)| matches!(notice, Notice::SupplyStopped { .. });
+    let supply = |(_, notice): &(_, PeerEvent)| matches!(notice, PeerEvent::SupplyStopped { .. });
     assert!(world.ends[0].notices.iter().any(supply), "it is no QKD supply");
     // QKD comes: its keys go first.
     world.kms[0].kind = [KeyKind::Qkd; 2];
-    assert!(world.run_until(10 * S, |w| w.both(State::Up)), "{}", world.story(0));
+    assert!(world.run_until(10 * S, |w| w.both(PeerState::Up)), "{}", world.story(0));
     assert_eq!(epochs(&world, 1).last().unwrap().0, ["qkd", "mlkem", "x25519", "chain"]);
 }
 
@@ -107,7 +107,7 @@ fn where_qkd_is_preferred_a_file_is_used_at_once_called_by_its_name_and_shown_as
 fn each_end_goes_by_its_own_source() {
     let mut world = world([QkdPolicy::Preferred; 2], [KeyKind::Qkd, KeyKind::File]);
     world.run(10 * S);
-    assert_eq!([0, 1].map(|i| world.state(i)), [State::Up, State::Degraded]);
+    assert_eq!([0, 1].map(|i| world.state(i)), [PeerState::Up, PeerState::Degraded]);
     assert_eq!([0, 1].map(|i| epochs(&world, i)[0].0[0]), ["qkd", "file"]);
 }
 
@@ -115,7 +115,7 @@ fn each_end_goes_by_its_own_source() {
 fn a_reload_to_required_ends_an_epoch_of_a_file_at_once_and_erases_the_files_keys() {
     for i in [0, 1] {
         let mut world = world([QkdPolicy::Preferred; 2], [KeyKind::File; 2]);
-        assert!(world.run_until(10 * S, |w| w.both(State::Degraded)));
+        assert!(world.run_until(10 * S, |w| w.both(PeerState::Degraded)));
         // No order is on its way into a lane.
         world.run(510 * MS);
         world.sites[i].policy = QkdPolicy::Required;
@@ -123,10 +123,10 @@ fn a_reload_to_required_ends_an_epoch_of_a_file_at_once_and_erases_the_files_key
         assert!(world.run_until(MS, |w| !w.seals(i)), "{}", world.story(i));
         let before = [0, 1].map(|i| epochs(&world, i).len());
         world.run(60 * S);
-        assert!(world.both(State::Blocked), "{}", world.story(0));
+        assert!(world.both(PeerState::Blocked), "{}", world.story(0));
         assert_eq!([0, 1].map(|i| epochs(&world, i).len()), before);
         assert_eq!(world.view(i).file_stock, Some(0));
         world.kms[0].kind = [KeyKind::Qkd; 2];
-        assert!(world.run_until(30 * S, |w| w.both(State::Up)), "{}", world.story(0));
+        assert!(world.run_until(30 * S, |w| w.both(PeerState::Up)), "{}", world.story(0));
     }
 }

@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use qvpn_proto::event::{KmsTrouble, TroubleKind};
-use qvpn_proto::{Fetch, FetchedKey, KeyKind, KeyName, KmsReport, Time};
+use qvpn_proto::kms::{KmsFailure, KmsFailureKind};
+use qvpn_proto::{Fetch, FetchedKey, KeyKind, KeyName, KmsReport};
 use qvpn_secret::SecretBuf;
+use qvpn_types::Time;
 use rand_chacha::ChaCha20Rng;
 use rand_chacha::rand_core::Rng;
 
@@ -105,8 +106,8 @@ impl Kms {
         let request = *request;
         if !self.up[side] {
             let text = format!("KME of site {end} is unreachable");
-            let trouble = KmsTrouble { kind: TroubleKind::Unavailable, text };
-            return (delay, KmsReport::Failed { request, trouble }, delivered);
+            let failure = KmsFailure { kind: KmsFailureKind::Unavailable, text };
+            return (delay, KmsReport::Failed { request, failure }, delivered);
         }
         let (mut found, kind) = (Vec::new(), self.kind[side]);
         let mut missing = None;
@@ -136,7 +137,7 @@ impl Kms {
                 }
                 if found.len() < keys.len() {
                     let text = "not found".to_owned();
-                    missing = Some(KmsTrouble { kind: TroubleKind::NotFound, text });
+                    missing = Some(KmsFailure { kind: KmsFailureKind::NotFound, text });
                 }
             }
         }

@@ -6,8 +6,8 @@ use std::net::SocketAddr;
 
 use qvpn_dataplane::session::{HEADER, OpenError, OpeningSession, SealError, SealingSession, TAG};
 use qvpn_dataplane::{OpeningKey, PeerId, SealingKey};
-use qvpn_proto::{Suite, Time};
 use qvpn_secret::Secret;
+use qvpn_types::{LocalEpoch, Suite, Time};
 
 /// The bytes of a key, by which the model knows it.
 pub type Key = [u8; 32];
@@ -26,9 +26,9 @@ struct Opening {
 pub struct Lane {
     pub sealing: Option<Sealing>,
     opening: BTreeMap<u32, Opening>,
-    highest_sealing: Option<u64>,
-    highest_opening: Option<u64>,
-    newest_heard: Option<u64>,
+    highest_sealing: Option<LocalEpoch>,
+    highest_opening: Option<LocalEpoch>,
+    newest_heard: Option<LocalEpoch>,
     pub endpoint: Option<SocketAddr>,
 }
 
@@ -37,7 +37,7 @@ pub struct Opened {
     pub key: Key,
     pub counter: u64,
     pub text: Vec<u8>,
-    pub generation: u64,
+    pub local_epoch: LocalEpoch,
     /// The first in its epoch.
     pub first: bool,
     /// The lane sends there from now on.
@@ -56,42 +56,42 @@ const PEER: PeerId = PeerId(1);
 impl Lane {
     pub fn install_opening(
         &mut self,
-        (generation, index): (u64, u32),
+        (local_epoch, index): (LocalEpoch, u32),
         of: Suite,
         key: Secret<32>,
         expires_at: Time,
         now: Time,
     ) -> bool {
-        let later = self.highest_opening.is_none_or(|highest| generation > highest);
+        let later = self.highest_opening.is_none_or(|highest| local_epoch > highest);
         let free = !self.opening.contains_key(&index);
         if !later || !free || expires_at <= now || index >> 31 == 0 {
             return false;
         }
-        self.highest_opening = Some(generation);
+        self.highest_opening = Some(local_epoch);
         let bytes = *key.expose();
         let expires_at = expires_at.as_nanos();
-        let key = OpeningKey { peer: PEER, epoch: generation, index, suite: suite(of), key, expires_at };
+        let key = OpeningKey { peer: PEER, epoch: local_epoch.0, index, suite: suite(of), key, expires_at };
         self.opening.insert(index, Opening { session: OpeningSession::new(&key).unwrap(), key: bytes });
         true
     }
 
     pub fn install_sealing(
         &mut self,
-        (generation, receiver_index): (u64, u32),
+        (local_epoch, receiver_index): (LocalEpoch, u32),
         of: Suite,
         key: Secret<32>,
         (expires_at, packets): (Time, u64),
         now: Time,
     ) -> bool {
-        let later = self.highest_sealing.is_none_or(|highest| generation > highest);
+        let later = self.highest_sealing.is_none_or(|highest| local_epoch > highest);
         if !later || expires_at <= now || receiver_index >> 31 == 0 {
             return false;
         }
-        self.highest_sealing = Some(generation);
+        self.highest_sealing = Some(local_epoch);
         let bytes = *key.expose();
         let key = SealingKey {
             peer: PEER,
-            epoch: generation,
+            epoch: local_epoch.0,
             receiver_index,
             suite: suite(of),
             key,
@@ -102,8 +102,8 @@ impl Lane {
         true
     }
 
-    pub fn close_older(&mut self, generation: u64, at: Time, now: Time) {
-        for opening in self.opening.values_mut().filter(|o| o.session.epoch < generation) {
+    pub fn close_older(&mut self, local_epoch: LocalEpoch, at: Time, now: Time) {
+        for opening in self.opening.values_mut().filter(|o| o.session.epoch < local_epoch.0) {
             opening.session.expires_at = opening.session.expires_at.min(at.as_nanos());
         }
         self.opening.retain(|_, o| o.session.expires_at > now.as_nanos());
@@ -114,12 +114,12 @@ impl Lane {
     }
 
     /// The epoch whose sealing key reached its age: it is erased.
-    pub fn end_due(&mut self, now: Time) -> Option<u64> {
+    pub fn end_due(&mut self, now: Time) -> Option<LocalEpoch> {
         self.opening.retain(|_, o| o.session.expires_at > now.as_nanos());
         let ended = self.sealing.as_ref().filter(|s| s.session.expires_at <= now.as_nanos())?;
-        let generation = ended.session.epoch;
+        let local_epoch = LocalEpoch(ended.session.epoch);
         self.sealing = None;
-        Some(generation)
+        Some(local_epoch)
     }
 
     pub fn seals(&self, now: Time) -> bool {
@@ -132,7 +132,7 @@ impl Lane {
     }
 
     /// Seals a packet; at the packet limit, the epoch that ended.
-    pub fn seal(&mut self, text: &[u8], now: Time) -> Result<(Key, Vec<u8>), Option<u64>> {
+    pub fn seal(&mut self, text: &[u8], now: Time) -> Result<(Key, Vec<u8>), Option<LocalEpoch>> {
         let Some(sealing) = &mut self.sealing else { return Err(None) };
         let mut buffer = vec![0; HEADER + text.len() + TAG];
         buffer[HEADER..HEADER + text.len()].copy_from_slice(text);
@@ -143,9 +143,9 @@ impl Lane {
             }
             Err(SealError::Expired) => Err(None),
             Err(SealError::PacketLimit) => {
-                let generation = sealing.session.epoch;
+                let local_epoch = LocalEpoch(sealing.session.epoch);
                 self.sealing = None;
-                Err(Some(generation))
+                Err(Some(local_epoch))
             }
         }
     }
@@ -159,15 +159,15 @@ impl Lane {
         let Some(opening) = self.opening.get_mut(&index) else { return Err(OpenError::Auth) };
         let mut buffer = datagram.to_vec();
         let (text, highest) = opening.session.open(&mut buffer, now.as_nanos())?;
-        let generation = opening.session.epoch;
+        let local_epoch = LocalEpoch(opening.session.epoch);
         let first = std::mem::replace(&mut opening.session.fresh, false);
-        self.newest_heard = self.newest_heard.max(Some(generation));
-        let newest = highest && self.newest_heard == Some(generation);
+        self.newest_heard = self.newest_heard.max(Some(local_epoch));
+        let newest = highest && self.newest_heard == Some(local_epoch);
         let roamed = newest && self.endpoint != Some(from);
         if roamed {
             self.endpoint = Some(from);
         }
         let counter = u64::from_le_bytes(datagram[8..16].try_into().unwrap());
-        Ok(Opened { key: opening.key, counter, text: text.to_vec(), generation, first, roamed })
+        Ok(Opened { key: opening.key, counter, text: text.to_vec(), local_epoch, first, roamed })
     }
 }

@@ -8,8 +8,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
-use qvpn_proto::Time;
-use qvpn_proto::control_link::{ControlLink, LinkOutput};
+use qvpn_proto::session::{ControlLink, LinkOutput};
+use qvpn_types::Time;
 
 const START: u8 = 1;
 const ANSWER: u8 = 2;

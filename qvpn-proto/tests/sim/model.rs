@@ -4,9 +4,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use qvpn_proto::KeySources;
+use qvpn_proto::QkdPolicy;
 use qvpn_proto::epoch::{MAX_PACKETS, drain, max_age};
-use qvpn_proto::event::Sources;
-use qvpn_proto::{QkdPolicy, Time};
+use qvpn_types::{LocalEpoch, Time};
 
 use crate::kms::Delivered;
 use crate::lane::{Key, Opened};
@@ -45,8 +46,8 @@ struct End {
     interval: Duration,
     last_qkd: Option<Time>,
     highest: u64,
-    /// When each epoch's keys were made, by generation.
-    derived: BTreeMap<u64, Time>,
+    /// When each epoch's keys were made, by local_epoch.
+    derived: BTreeMap<LocalEpoch, Time>,
     /// Keys ordered since the last epoch came into force, and their epoch.
     fresh: Vec<Key>,
     /// When the policy last became stricter, or an interval changed.
@@ -55,7 +56,7 @@ struct End {
 
 /// An epoch that at least one end brought into force.
 struct Made {
-    sources: Sources,
+    sources: KeySources,
     qkd_key_id: Option<String>,
     by: [bool; 2],
 }
@@ -145,12 +146,12 @@ impl Model {
     pub fn opening(
         &mut self,
         end: usize,
-        (lane, generation, index): (u8, u64, u32),
+        (lane, local_epoch, index): (u8, LocalEpoch, u32),
         key: Key,
         (local, expires): (Time, Time),
     ) -> Verdict {
         let life = self.ends[end].life;
-        self.ends[end].derived.entry(generation).or_insert(local);
+        self.ends[end].derived.entry(local_epoch).or_insert(local);
         let before = self.openable.insert(key, Openable { end, life, lane, index, expires });
         check(before.is_none(), || format!("no key twice: end {end} was given an opening key a second time"))
     }
@@ -159,7 +160,7 @@ impl Model {
     pub fn sealing(
         &mut self,
         end: usize,
-        (lane, generation, index): (u8, u64, u32),
+        (lane, local_epoch, index): (u8, LocalEpoch, u32),
         key: Key,
         (expires, expires_true): (Time, Time),
         packets: u64,
@@ -174,11 +175,11 @@ impl Model {
             )
         })?;
         let (least, most) = self.intervals[&(end / 2)];
-        let Some(derived) = self.ends[end].derived.get(&generation) else {
-            return Err(format!("end {end} seals in generation {generation} that it cannot open"));
+        let Some(derived) = self.ends[end].derived.get(&local_epoch) else {
+            return Err(format!("end {end} seals in local epoch {local_epoch} that it cannot open"));
         };
         check(expires <= *derived + max_age(most) && packets <= MAX_PACKETS, || {
-            format!("limits: end {end}'s key of generation {generation} ends {expires:?}, made {derived:?}")
+            format!("limits: end {end}'s key of local epoch {local_epoch} ends {expires:?}, made {derived:?}")
         })?;
         check(least != most || opens.expires + SLACK >= expires_true + drain(least), || {
             format!(
@@ -199,7 +200,7 @@ impl Model {
         &mut self,
         end: usize,
         initiator: bool,
-        (epoch, sources): (u64, Sources),
+        (epoch, sources): (u64, KeySources),
         qkd_key_id: Option<&String>,
         now: Time,
     ) -> Verdict {
@@ -257,7 +258,7 @@ impl Model {
         let made = Made { sources, qkd_key_id: qkd_key_id.cloned(), by: [false; 2] };
         let made = self.epochs.entry(number).or_insert(made);
         // A key may be a QKD key at one end and a file's at the other: each goes by its own source.
-        let parts = |of: Sources| (of.qkd || of.file, of.psk, of.chain);
+        let parts = |of: KeySources| (of.qkd || of.file, of.psk, of.chain);
         let same_key = made.sources != sources || made.qkd_key_id.as_ref() == qkd_key_id;
         check(parts(made.sources) == parts(sources) && same_key, || {
             format!("agreement: the ends disagree on what epoch {epoch} is made of")

@@ -4,9 +4,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use qvpn_identity::Psk;
-use qvpn_proto::event::FailureReason;
-use qvpn_proto::wire::{Hello, Kind, RejectReason, RekeyReason};
-use qvpn_proto::{Notice, QkdPolicy, Role, State, Suite};
+use qvpn_proto::notice::FailureReason;
+use qvpn_proto::wire::{Hello, MessageType, RejectReason, RekeyReason};
+use qvpn_proto::{PeerEvent, PeerState, QkdPolicy, Role};
+use qvpn_types::Suite;
 use rand_chacha::{ChaCha20Rng, rand_core::SeedableRng};
 
 use crate::clock::{BEGIN, MS, S};
@@ -17,7 +18,7 @@ use crate::world::World;
 #[test]
 fn the_first_epoch_holds_all_three_secrets() {
     let mut world = World::new(1, sites(QkdPolicy::Required, 60 * S), CLEAN);
-    assert!(world.run_until(5 * S, |w| w.both(State::Up)), "{}\n--\n{}", world.story(0), world.story(1));
+    assert!(world.run_until(5 * S, |w| w.both(PeerState::Up)), "{}\n--\n{}", world.story(0), world.story(1));
     let view = world.view(0);
     assert_eq!(view.sources.unwrap().names(), ["qkd", "mlkem", "x25519"]);
     assert!(view.qkd_key_id.is_some());
@@ -32,7 +33,7 @@ fn the_first_epoch_holds_all_three_secrets() {
 fn rekeys_come_on_time_and_cost_no_packet() {
     for interval in [100 * MS, S, 60 * S] {
         let mut world = World::new(2, sites(QkdPolicy::Required, interval), CLEAN);
-        assert!(world.run_until(5 * S, |w| w.both(State::Up)));
+        assert!(world.run_until(5 * S, |w| w.both(PeerState::Up)));
         let before = world.rekeys();
         world.traffic(10 * MS);
         world.run(interval * 30);
@@ -52,10 +53,10 @@ fn rekeys_come_on_time_and_cost_no_packet() {
 fn loss_delay_duplication_and_reordering_lose_nothing_that_arrives() {
     for seed in 0..12 {
         let mut world = World::new(seed, sites(QkdPolicy::Required, 2 * S), ROUGH);
-        assert!(world.run_until(30 * S, |w| w.both(State::Up)), "seed {seed}\n{}", world.story(0));
+        assert!(world.run_until(30 * S, |w| w.both(PeerState::Up)), "seed {seed}\n{}", world.story(0));
         world.traffic(20 * MS);
         world.run(60 * S);
-        assert!(world.both(State::Up), "seed {seed}\n{}\n--\n{}", world.story(0), world.story(1));
+        assert!(world.both(PeerState::Up), "seed {seed}\n{}\n--\n{}", world.story(0), world.story(1));
         assert!(world.rekeys() >= 15, "seed {seed}: {} rekeys\n{}", world.rekeys(), world.story(0));
     }
 }
@@ -65,12 +66,13 @@ fn either_end_restarted_comes_back_within_five_seconds() {
     for seed in 0..20 {
         let mut world = World::new(seed, sites(QkdPolicy::Required, 10 * S), CLEAN);
         world.traffic(50 * MS);
-        assert!(world.run_until(5 * S, |w| w.both(State::Up)));
+        assert!(world.run_until(5 * S, |w| w.both(PeerState::Up)));
         world.run(MS * u32::try_from(seed * 317).unwrap());
         let which = usize::from(seed % 2 == 1);
         world.restart(which);
         let other_epochs = world.view(1 - which).rekeys;
-        let back = world.run_until(5 * S, |w| w.both(State::Up) && w.view(1 - which).rekeys > other_epochs);
+        let back =
+            world.run_until(5 * S, |w| w.both(PeerState::Up) && w.view(1 - which).rekeys > other_epochs);
         assert!(back, "seed {seed}\n{}\n--\n{}", world.story(0), world.story(1));
         let opened = world.data_opened;
         world.run(S);
@@ -88,7 +90,7 @@ fn restarts_at_random_moments_in_a_rough_network_end_in_one_agreed_epoch() {
             world.restart(usize::try_from(round % 2).unwrap());
         }
         let before = world.rekeys();
-        let ok = world.run_until(60 * S, |w| w.both(State::Up) && w.rekeys() > before);
+        let ok = world.run_until(60 * S, |w| w.both(PeerState::Up) && w.rekeys() > before);
         assert!(ok, "seed {seed}\n{}\n--\n{}", world.story(0), world.story(1));
     }
 }
@@ -97,17 +99,17 @@ fn restarts_at_random_moments_in_a_rough_network_end_in_one_agreed_epoch() {
 fn required_rides_on_the_stock_then_blocks_then_recovers() {
     let mut world = World::new(3, sites(QkdPolicy::Required, 2 * S), CLEAN);
     world.traffic(50 * MS);
-    assert!(world.run_until(5 * S, |w| w.both(State::Up)));
+    assert!(world.run_until(5 * S, |w| w.both(PeerState::Up)));
     world.run(5 * S);
     world.kms[0].up = [false, false];
     let out = world.now;
     world.run(4 * S);
-    assert!(world.both(State::Up), "the stock carries some intervals\n{}", world.story(0));
-    assert!(world.run_until(60 * S, |w| w.both(State::Blocked)), "{}", world.story(0));
+    assert!(world.both(PeerState::Up), "the stock carries some intervals\n{}", world.story(0));
+    assert!(world.run_until(60 * S, |w| w.both(PeerState::Blocked)), "{}", world.story(0));
     // Five keys of two seconds, and the last epoch's ten seconds.
     let took = world.now.since(out);
     assert!(took >= 12 * S && took <= 24 * S, "{took:?}");
-    assert!(world.ends[0].notices.iter().any(|(_, n)| matches!(n, Notice::SupplyStopped { .. })));
+    assert!(world.ends[0].notices.iter().any(|(_, n)| matches!(n, PeerEvent::SupplyStopped { .. })));
     assert!(world.failures(0, FailureReason::NoQkdKey) >= 1);
     let (sent, blocked) = (world.data_sent, world.data_blocked);
     world.run(5 * S);
@@ -116,11 +118,11 @@ fn required_rides_on_the_stock_then_blocks_then_recovers() {
     let reason = world.view(0).reason.unwrap();
     assert!(reason.contains("KME of site 0 is unreachable"), "{reason}");
     world.kms[0].up = [true, true];
-    assert!(world.run_until(15 * S, |w| w.both(State::Up)), "{}", world.story(0));
-    assert!(world.ends[0].notices.iter().any(|(_, n)| matches!(n, Notice::SupplyResumed)));
+    assert!(world.run_until(15 * S, |w| w.both(PeerState::Up)), "{}", world.story(0));
+    assert!(world.ends[0].notices.iter().any(|(_, n)| matches!(n, PeerEvent::SupplyResumed)));
     for end in &world.ends {
         for (_, notice) in &end.notices {
-            assert!(!matches!(notice, Notice::EpochActive { sources, .. } if !sources.qkd));
+            assert!(!matches!(notice, PeerEvent::EpochActive { sources, .. } if !sources.qkd));
         }
     }
 }
@@ -129,25 +131,25 @@ fn required_rides_on_the_stock_then_blocks_then_recovers() {
 fn preferred_goes_on_without_qkd_and_says_so() {
     let mut world = World::new(4, sites(QkdPolicy::Preferred, 2 * S), CLEAN);
     world.traffic(50 * MS);
-    assert!(world.run_until(5 * S, |w| w.both(State::Up)));
+    assert!(world.run_until(5 * S, |w| w.both(PeerState::Up)));
     world.kms[0].up = [false, false];
-    assert!(world.run_until(60 * S, |w| w.both(State::Degraded)), "{}", world.story(0));
+    assert!(world.run_until(60 * S, |w| w.both(PeerState::Degraded)), "{}", world.story(0));
     assert_eq!(world.view(0).sources.unwrap().names(), ["mlkem", "x25519", "chain"]);
     assert_eq!(world.data_blocked, world.data_blocked.min(40), "traffic goes on");
     world.kms[0].up = [true, true];
-    assert!(world.run_until(20 * S, |w| w.both(State::Up)), "{}", world.story(0));
-    assert!(world.ends[1].notices.iter().any(|(_, n)| matches!(n, Notice::Recovered)));
+    assert!(world.run_until(20 * S, |w| w.both(PeerState::Up)), "{}", world.story(0));
+    assert!(world.ends[1].notices.iter().any(|(_, n)| matches!(n, PeerEvent::Recovered)));
 }
 
 #[test]
 fn off_needs_no_kms_and_preferred_with_off_is_degraded_on_one_side() {
     let mut world = World::new(5, sites(QkdPolicy::Off, S), CLEAN);
     world.kms[0].up = [false, false];
-    assert!(world.run_until(5 * S, |w| w.both(State::Up)));
+    assert!(world.run_until(5 * S, |w| w.both(PeerState::Up)));
     let mut mixed = sites(QkdPolicy::Off, S);
     mixed[0].policy = QkdPolicy::Preferred;
     let mut world = World::new(5, mixed, CLEAN);
-    assert!(world.run_until(5 * S, |w| w.state(0) == State::Degraded && w.state(1) == State::Up));
+    assert!(world.run_until(5 * S, |w| w.state(0) == PeerState::Degraded && w.state(1) == PeerState::Up));
     assert!(world.view(0).reason.unwrap().contains("off"));
 }
 
@@ -160,10 +162,10 @@ fn refused(change: impl FnOnce(&mut [Site; 2]), words: [&str; 2]) {
     world.run(15 * S);
     assert_eq!(world.data_sent, 0);
     for (i, word) in words.into_iter().enumerate() {
-        assert_eq!(world.state(i), State::Blocked, "end {i}");
+        assert_eq!(world.state(i), PeerState::Blocked, "end {i}");
         let reason = world.view(i).reason.unwrap();
         assert!(reason.contains(word), "end {i}: {reason:?} lacks {word:?}");
-        let told = world.ends[i].notices.iter().any(|(_, n)| matches!(n, Notice::Refused { .. }));
+        let told = world.ends[i].notices.iter().any(|(_, n)| matches!(n, PeerEvent::Refused { .. }));
         assert!(told, "end {i} says nothing in its log");
         assert!(world.ends[i].notices.len() < 12, "end {i} repeats itself:\n{}", world.story(i));
     }
@@ -190,7 +192,7 @@ fn a_psk_that_both_have_goes_into_the_key() {
     let psk = Some(Arc::new(Psk::generate(&mut ChaCha20Rng::seed_from_u64(1))));
     (both[0].psk, both[1].psk) = (psk.clone(), psk);
     let mut world = World::new(6, both, CLEAN);
-    assert!(world.run_until(5 * S, |w| w.both(State::Up)));
+    assert!(world.run_until(5 * S, |w| w.both(PeerState::Up)));
     assert!(world.view(1).sources.unwrap().names().contains(&"psk"));
 }
 
@@ -200,37 +202,37 @@ fn a_mended_config_is_taken_up_by_a_reload() {
     both[1].suite = Suite::Aes256Gcm;
     let mut world = World::new(7, both, CLEAN);
     world.run(5 * S);
-    assert_eq!(world.state(0), State::Blocked);
+    assert_eq!(world.state(0), PeerState::Blocked);
     world.sites[1].suite = Suite::ChaCha20Poly1305;
     world.reconfigure(1);
-    assert!(world.run_until(5 * S, |w| w.both(State::Up)), "{}\n--\n{}", world.story(0), world.story(1));
+    assert!(world.run_until(5 * S, |w| w.both(PeerState::Up)), "{}\n--\n{}", world.story(0), world.story(1));
 }
 
 #[test]
 fn a_reload_under_way_loses_no_packet_and_a_stricter_policy_stops_weak_epochs() {
     let mut world = World::new(8, sites(QkdPolicy::Preferred, S), CLEAN);
     world.traffic(10 * MS);
-    assert!(world.run_until(5 * S, |w| w.both(State::Up)));
+    assert!(world.run_until(5 * S, |w| w.both(PeerState::Up)));
     let blocked = world.data_blocked;
     world.sites[0].interval = 2 * S;
     world.reconfigure(0);
     world.run(10 * S);
-    assert!(world.both(State::Up), "{}", world.story(0));
+    assert!(world.both(PeerState::Up), "{}", world.story(0));
     assert_eq!(world.data_blocked, blocked);
     world.kms[0].up = [false, false];
-    assert!(world.run_until(60 * S, |w| w.both(State::Degraded)));
+    assert!(world.run_until(60 * S, |w| w.both(PeerState::Degraded)));
     world.sites[0].policy = QkdPolicy::Required;
     world.reconfigure(0);
-    assert_eq!(world.state(0), State::Blocked);
+    assert_eq!(world.state(0), PeerState::Blocked);
 }
 
 #[test]
 fn a_key_with_other_bytes_at_the_other_kme_is_named_before_use() {
     let mut world = World::new(9, sites(QkdPolicy::Required, S), CLEAN);
     world.kms[0].corrupt_next_key = true;
-    assert!(world.run_until(10 * S, |w| w.both(State::Up)));
+    assert!(world.run_until(10 * S, |w| w.both(PeerState::Up)));
     let lost = world.ends[0].notices.iter().any(
-        |(_, n)| matches!(n, Notice::KeyLost { id, why } if id == "key-1" && why.contains("different bytes")),
+        |(_, n)| matches!(n, PeerEvent::KeyLost { id, why } if id == "key-1" && why.contains("different bytes")),
     );
     assert!(lost, "{}", world.story(0));
     assert_eq!(world.failures(0, FailureReason::Confirmation), 0);
@@ -246,12 +248,12 @@ fn an_identity_that_is_not_configured_is_refused() {
     world.sites = both.to_vec();
     world.restart(1);
     world.run(5 * S);
-    assert_ne!(world.state(0), State::Up);
-    let told = world.ends[0].notices.iter().any(|(_, n)| matches!(n, Notice::IdentityMismatch { .. }));
+    assert_ne!(world.state(0), PeerState::Up);
+    let told = world.ends[0].notices.iter().any(|(_, n)| matches!(n, PeerEvent::IdentityMismatch { .. }));
     assert!(told, "{}", world.story(0));
     world.sites[1].identity = right;
     world.restart(1);
-    assert!(world.run_until(5 * S, |w| w.both(State::Up)), "{}", world.story(0));
+    assert!(world.run_until(5 * S, |w| w.both(PeerState::Up)), "{}", world.story(0));
 }
 
 #[test]
@@ -265,34 +267,34 @@ fn a_silent_other_end_is_named_with_what_to_compare() {
 #[test]
 fn a_wan_that_is_down_for_an_hour_ends_in_an_epoch_soon_after() {
     let mut world = World::new(12, sites(QkdPolicy::Required, 10 * S), CLEAN);
-    assert!(world.run_until(5 * S, |w| w.both(State::Up)));
+    assert!(world.run_until(5 * S, |w| w.both(PeerState::Up)));
     world.faults.loss = 1000;
     world.run(3600 * S);
-    assert!(world.both(State::Blocked));
+    assert!(world.both(PeerState::Blocked));
     world.faults.loss = 0;
-    assert!(world.run_until(30 * S, |w| w.both(State::Up)), "{}\n--\n{}", world.story(0), world.story(1));
+    assert!(world.run_until(30 * S, |w| w.both(PeerState::Up)), "{}\n--\n{}", world.story(0), world.story(1));
 }
 
 #[test]
 fn another_protocol_version_is_refused_in_words() {
     let mut world = World::new(14, sites(QkdPolicy::Required, S), CLEAN);
-    assert!(world.run_until(5 * S, |w| w.both(State::Up)));
-    world.deliver(1, Kind::Hello, &[2, 0, 0, 0]);
+    assert!(world.run_until(5 * S, |w| w.both(PeerState::Up)));
+    world.deliver(1, MessageType::Hello, &[2, 0, 0, 0]);
     let told = world.ends[1].notices.iter().any(
-        |(_, n)| matches!(n, Notice::Refused { by_us: true, reason: RejectReason::Version, detail } if detail.contains("version 2")),
+        |(_, n)| matches!(n, PeerEvent::Refused { by_us: true, reason: RejectReason::Version, detail } if detail.contains("version 2")),
     );
     assert!(told, "{}", world.story(1));
-    assert_eq!(world.state(1), State::Up, "what arrives in the control session ends no epoch");
+    assert_eq!(world.state(1), PeerState::Up, "what arrives in the control session ends no epoch");
 }
 
 #[test]
 fn unexpected_messages_end_nothing() {
     let mut world = World::new(15, sites(QkdPolicy::Required, S), CLEAN);
-    assert!(world.run_until(5 * S, |w| w.both(State::Up)));
+    assert!(world.run_until(5 * S, |w| w.both(PeerState::Up)));
     for to in [0, 1] {
-        for kind in (0..=255).filter_map(Kind::from_byte) {
+        for kind in (0..=255).filter_map(MessageType::from_byte) {
             for body in [&[][..], &[0; 8], &[0xff; 56], &[1; 3000]] {
-                if kind != Kind::Hello {
+                if kind != MessageType::Hello {
                     world.deliver(to, kind, body);
                 }
             }
@@ -301,7 +303,7 @@ fn unexpected_messages_end_nothing() {
     let before = world.rekeys();
     world.run(5 * S);
     assert!(
-        world.both(State::Up) && world.rekeys() >= before + 4,
+        world.both(PeerState::Up) && world.rekeys() >= before + 4,
         "{}\n--\n{}",
         world.story(0),
         world.story(1)
@@ -313,10 +315,10 @@ fn keys_that_go_bad_do_not_drain_the_kme() {
     let mut world = World::new(16, sites(QkdPolicy::Required, S), CLEAN);
     world.kms[0].corrupt_all_keys = true;
     world.run(60 * S);
-    let lost = world.ends[0].notices.iter().filter(|(_, n)| matches!(n, Notice::KeyLost { .. })).count();
+    let lost = world.ends[0].notices.iter().filter(|(_, n)| matches!(n, PeerEvent::KeyLost { .. })).count();
     assert!((10..80).contains(&lost), "{lost} keys were spent in a minute");
     world.kms[0].corrupt_all_keys = false;
-    assert!(world.run_until(15 * S, |w| w.both(State::Up)), "{}", world.story(0));
+    assert!(world.run_until(15 * S, |w| w.both(PeerState::Up)), "{}", world.story(0));
 }
 
 /// Both ends without a KME under `preferred`: after two intervals an epoch without QKD is under way, and is stopped where
@@ -344,7 +346,12 @@ fn required_by_a_reload_between_accept_and_confirm_keeps_a_weak_epoch_out() {
         let weak = world.run_until(10 * S, |w| w.seals(0) || w.seals(1));
         assert!(!weak, "{which} {after:?}: an end seals without QKD");
         world.kms[0].up = [true, true];
-        assert!(world.run_until(10 * S, |w| w.both(State::Up)), "{}\n--\n{}", world.story(0), world.story(1));
+        assert!(
+            world.run_until(10 * S, |w| w.both(PeerState::Up)),
+            "{}\n--\n{}",
+            world.story(0),
+            world.story(1)
+        );
         assert_eq!(world.failures(0, FailureReason::Confirmation), 0, "the ends agree on the chain");
     }
 }
@@ -352,8 +359,8 @@ fn required_by_a_reload_between_accept_and_confirm_keeps_a_weak_epoch_out() {
 #[test]
 fn two_messages_refused_at_once_are_both_told() {
     let mut world = World::new(18, sites(QkdPolicy::Required, S), CLEAN);
-    assert!(world.run_until(5 * S, |w| w.both(State::Up)));
-    let ids = [world.deliver(1, Kind::Propose, &[1]), world.deliver(1, Kind::Propose, &[2])];
+    assert!(world.run_until(5 * S, |w| w.both(PeerState::Up)));
+    let ids = [world.deliver(1, MessageType::Propose, &[1]), world.deliver(1, MessageType::Propose, &[2])];
     // Neither arrives, so both are repeated.
     world.rejects[1].clear();
     world.faults.loss = 1000;
@@ -366,7 +373,7 @@ fn two_messages_refused_at_once_are_both_told() {
 #[test]
 fn a_refused_hello_that_comes_again_is_refused_under_its_new_id() {
     let mut world = World::new(19, sites(QkdPolicy::Required, S), CLEAN);
-    assert!(world.run_until(5 * S, |w| w.both(State::Up)));
+    assert!(world.run_until(5 * S, |w| w.both(PeerState::Up)));
     // A new life of end 0 with another suite, whose first refusal gets lost: it then asks under a new message ID.
     let identity = world.sites[0].identity.clone();
     let hello = Hello {
@@ -384,30 +391,30 @@ fn a_refused_hello_that_comes_again_is_refused_under_its_new_id() {
     };
     let bytes = hello.to_bytes();
     for _ in 0..2 {
-        let id = world.deliver(1, Kind::Hello, &bytes);
+        let id = world.deliver(1, MessageType::Hello, &bytes);
         let told = world.rejects[1].iter().any(|r| r.id == id && r.reason == RejectReason::Suite);
         assert!(told, "{:?}", world.rejects[1]);
     }
     let notices = world.ends[1].notices.iter();
-    let refused = notices.filter(|(_, n)| matches!(n, Notice::Refused { by_us: true, .. })).count();
+    let refused = notices.filter(|(_, n)| matches!(n, PeerEvent::Refused { by_us: true, .. })).count();
     assert_eq!(refused, 1, "the log says it once");
 }
 
 #[test]
 fn an_operator_at_the_responder_gets_an_epoch_and_the_initiator_hears_why() {
     let mut world = World::new(20, sites(QkdPolicy::Required, 60 * S), CLEAN);
-    assert!(world.run_until(5 * S, |w| w.both(State::Up)));
+    assert!(world.run_until(5 * S, |w| w.both(PeerState::Up)));
     world.run(2 * S);
     let before = world.rekeys();
     world.rekey(1);
     assert!(world.run_until(S, |w| w.rekeys() > before), "{}", world.story(0));
-    let told = |n: &Notice| *n == Notice::RekeyAsked { reason: RekeyReason::Operator };
+    let told = |n: &PeerEvent| *n == PeerEvent::RekeyAsked { reason: RekeyReason::Operator };
     assert!(world.ends[0].notices.iter().any(|(_, n)| told(n)), "{}", world.story(0));
     // Bytes that are no reason bring nothing.
     world.run(2 * S);
     let before = world.rekeys();
-    world.deliver(0, Kind::Rekey, &[9]);
-    world.deliver(0, Kind::Rekey, &[]);
+    world.deliver(0, MessageType::Rekey, &[9]);
+    world.deliver(0, MessageType::Rekey, &[]);
     world.run(S);
     assert_eq!(world.rekeys(), before);
 }
@@ -415,10 +422,10 @@ fn an_operator_at_the_responder_gets_an_epoch_and_the_initiator_hears_why() {
 /// Runs with these KMEs down for 100 s, and says how long the first epoch after it takes.
 fn recovery(seed: u64, down: [bool; 2]) -> Duration {
     let mut world = World::new(seed, sites(QkdPolicy::Required, S), CLEAN);
-    assert!(world.run_until(5 * S, |w| w.both(State::Up)));
+    assert!(world.run_until(5 * S, |w| w.both(PeerState::Up)));
     world.kms[0].up = down.map(|down| !down);
     world.run(60 * S);
-    assert!(world.both(State::Blocked), "{}", world.story(0));
+    assert!(world.both(PeerState::Blocked), "{}", world.story(0));
     world.kms[0].asked = [0; 2];
     world.run(40 * S);
     for asked in world.kms[0].asked {
@@ -426,7 +433,7 @@ fn recovery(seed: u64, down: [bool; 2]) -> Duration {
     }
     world.kms[0].up = [true, true];
     let back = world.now;
-    assert!(world.run_until(30 * S, |w| w.both(State::Up)), "{}", world.story(0));
+    assert!(world.run_until(30 * S, |w| w.both(PeerState::Up)), "{}", world.story(0));
     world.now.since(back)
 }
 
@@ -447,7 +454,7 @@ fn a_stock_of_a_hundred_keys_is_filled_and_used() {
     assert!(world.run_until(20 * S, full), "{:?}", world.view(0).qkd_stock);
     world.kms[0].up = [false, false];
     world.run(80 * S);
-    assert!(world.both(State::Up), "80 s ride on the stock\n{}", world.story(0));
+    assert!(world.both(PeerState::Up), "80 s ride on the stock\n{}", world.story(0));
 }
 
 /// Found by the storms (seed 3): an end that was asleep asked three times at once, and made the session anew before any
@@ -455,7 +462,7 @@ fn a_stock_of_a_hundred_keys_is_filled_and_used() {
 #[test]
 fn after_a_sleep_the_other_end_has_its_time_to_answer() {
     let mut world = World::new(34, sites(QkdPolicy::Required, S), CLEAN);
-    assert!(world.run_until(5 * S, |w| w.both(State::Up)));
+    assert!(world.run_until(5 * S, |w| w.both(PeerState::Up)));
     world.traffic(50 * MS);
     world.run(2 * S);
     let handshake = |w: &World| w.now.since(BEGIN).saturating_sub(w.view(0).control_handshake_ago.unwrap());
@@ -463,7 +470,7 @@ fn after_a_sleep_the_other_end_has_its_time_to_answer() {
     for asleep in [4 * S, 8 * S] {
         world.gateways.iter_mut().for_each(|gateway| gateway.asleep_until = world.now + asleep);
         world.run(asleep + 3 * S);
-        assert!(world.both(State::Up), "{}", world.story(0));
+        assert!(world.both(PeerState::Up), "{}", world.story(0));
     }
     assert_eq!(handshake(&world), before, "the session of before the sleep still serves");
 }
@@ -476,7 +483,7 @@ fn keys_that_one_kme_lost_leave_a_stock() {
         let mut both = sites(QkdPolicy::Required, 2 * S);
         (both[0].stock, both[1].stock) = (stock, stock);
         let mut world = World::new(35, both, CLEAN);
-        assert!(world.run_until(5 * S, |w| w.both(State::Up)));
+        assert!(world.run_until(5 * S, |w| w.both(PeerState::Up)));
         world.traffic(50 * MS);
         world.kms[0].forget();
         let blocked = world.data_blocked;
@@ -485,7 +492,7 @@ fn keys_that_one_kme_lost_leave_a_stock() {
         world.run(2 * S);
         world.kms[0].faults.lost = 0;
         world.run(60 * S);
-        assert!(world.both(State::Up), "stock {stock}: {}", world.story(0));
+        assert!(world.both(PeerState::Up), "stock {stock}: {}", world.story(0));
         assert_eq!(world.data_blocked, blocked, "stock {stock}: traffic never waits");
         let stock_now = world.view(0).qkd_stock.unwrap();
         assert!(stock_now <= stock * 2, "stock {stock}: {stock_now} keys");
@@ -500,7 +507,7 @@ fn a_reload_while_lanes_take_keys_loses_no_packet() {
         let mut world = World::new(36, sites(QkdPolicy::Required, S), CLEAN);
         world.lane_delay = 50 * MS;
         world.traffic(10 * MS);
-        assert!(world.run_until(5 * S, |w| w.both(State::Up)));
+        assert!(world.run_until(5 * S, |w| w.both(PeerState::Up)));
         assert!(world.run_until(5 * S, |w| w.pending(end)));
         world.lane_jitter = 50 * MS;
         let before = world.rekeys();
@@ -508,32 +515,36 @@ fn a_reload_while_lanes_take_keys_loses_no_packet() {
         world.reconfigure(end);
         // The model looks at each packet.
         world.run(5 * S);
-        assert!(world.both(State::Up) && world.rekeys() >= before + 3, "{}", world.story(0));
+        assert!(world.both(PeerState::Up) && world.rekeys() >= before + 3, "{}", world.story(0));
     }
 }
 
 #[test]
 fn the_end_of_the_stock_is_foretold_long_before_traffic_is_hurt() {
     let mut world = World::new(40, sites(QkdPolicy::Required, 10 * S), CLEAN);
-    assert!(world.run_until(5 * S, |w| w.both(State::Up)));
+    assert!(world.run_until(5 * S, |w| w.both(PeerState::Up)));
     world.run(2 * S);
     assert_eq!(world.view(0).qkd_stock_lasts, Some(50 * S));
     assert_eq!(world.view(0).reason, None);
     world.kms[0].up = [false, false];
     let stopped = |w: &World, i: usize| {
-        w.ends[i].notices.iter().find(|(_, n)| matches!(n, Notice::SupplyStopped { .. })).map(|(at, _)| *at)
+        w.ends[i]
+            .notices
+            .iter()
+            .find(|(_, n)| matches!(n, PeerEvent::SupplyStopped { .. }))
+            .map(|(at, _)| *at)
     };
     assert!(world.run_until(15 * S, |w| stopped(w, 0).is_some()), "{}", world.story(0));
     let told = world.now;
     let view = world.view(0);
-    assert_eq!(view.state, State::Up);
+    assert_eq!(view.state, PeerState::Up);
     let reason = view.reason.unwrap();
     assert!(
         reason.contains("KME of site 0 is unreachable") && reason.contains("keys in stock last 40 s"),
         "{reason}"
     );
     let lasts = view.qkd_stock_lasts.unwrap();
-    assert!(world.run_until(120 * S, |w| w.both(State::Blocked)), "{}", world.story(0));
+    assert!(world.run_until(120 * S, |w| w.both(PeerState::Blocked)), "{}", world.story(0));
     let ahead = world.now.since(told);
     // The stock, and then the last epoch's age.
     assert!(
@@ -541,10 +552,10 @@ fn the_end_of_the_stock_is_foretold_long_before_traffic_is_hurt() {
         "told {ahead:?} ahead, the stock was to last {lasts:?}"
     );
     world.kms[0].up = [true, true];
-    assert!(world.run_until(10 * S, |w| w.both(State::Up)), "{}", world.story(0));
+    assert!(world.run_until(10 * S, |w| w.both(PeerState::Up)), "{}", world.story(0));
     world.run(15 * S);
     for end in [0, 1] {
-        let resumed = world.ends[end].notices.iter().filter(|(_, n)| *n == Notice::SupplyResumed).count();
+        let resumed = world.ends[end].notices.iter().filter(|(_, n)| *n == PeerEvent::SupplyResumed).count();
         let told = usize::from(stopped(&world, end).is_some());
         assert_eq!(resumed, told, "{}", world.story(end));
         assert_eq!(world.view(end).reason, None);
@@ -554,15 +565,16 @@ fn the_end_of_the_stock_is_foretold_long_before_traffic_is_hurt() {
 #[test]
 fn a_path_that_is_down_is_not_called_a_stop_of_the_supply() {
     let mut world = World::new(41, sites(QkdPolicy::Required, 10 * S), CLEAN);
-    assert!(world.run_until(5 * S, |w| w.both(State::Up)));
+    assert!(world.run_until(5 * S, |w| w.both(PeerState::Up)));
     world.run(12 * S);
     world.faults.loss = 1000;
     world.run(600 * S);
     world.faults.loss = 0;
-    assert!(world.run_until(30 * S, |w| w.both(State::Up)));
+    assert!(world.run_until(30 * S, |w| w.both(PeerState::Up)));
     world.run(60 * S);
     for end in [0, 1] {
-        let stopped = world.ends[end].notices.iter().any(|(_, n)| matches!(n, Notice::SupplyStopped { .. }));
+        let stopped =
+            world.ends[end].notices.iter().any(|(_, n)| matches!(n, PeerEvent::SupplyStopped { .. }));
         assert!(!stopped, "{}", world.story(end));
     }
 }
@@ -591,10 +603,10 @@ fn a_miss_is_explained_at_both_ends() {
     ];
     for (name, breaks, words) in cases {
         let mut world = World::new(42, sites(QkdPolicy::Required, S), CLEAN);
-        assert!(world.run_until(5 * S, |w| w.both(State::Up)));
+        assert!(world.run_until(5 * S, |w| w.both(PeerState::Up)));
         world.run(2 * S);
         breaks(&mut world);
-        let blocked = world.run_until(60 * S, |w| w.both(State::Blocked));
+        let blocked = world.run_until(60 * S, |w| w.both(PeerState::Blocked));
         assert!(blocked, "{name}\n{}\n--\n{}", world.story(0), world.story(1));
         world.run(3 * S);
         let sent = world.data_sent;
@@ -607,7 +619,7 @@ fn a_miss_is_explained_at_both_ends() {
         world.kms[0].faults.lost = 0;
         world.kms[0].corrupt_all_keys = false;
         // Twice the stock may lie there that one KME will never have; each is given up after 120 s.
-        assert!(world.run_until(130 * S, |w| w.both(State::Up)), "{name}: {}", world.story(0));
+        assert!(world.run_until(130 * S, |w| w.both(PeerState::Up)), "{name}: {}", world.story(0));
     }
 }
 
@@ -619,7 +631,7 @@ fn a_hello_held_back_from_an_earlier_life_changes_nothing() {
         let other = end ^ 1;
         let mut world = World::new(seed, sites(QkdPolicy::Required, S), CLEAN);
         world.traffic(10 * MS);
-        world.withhold = Some((end, Kind::Hello));
+        world.withhold = Some((end, MessageType::Hello));
         world.run(3 * S);
         assert!(!world.seals(0) && !world.seals(1));
         world.withhold = None;
@@ -629,7 +641,12 @@ fn a_hello_held_back_from_an_earlier_life_changes_nothing() {
         assert!(world.deliver_withheld() > 2);
         // The model looks at each packet.
         world.run(5 * S);
-        assert!(world.both(State::Up) && world.rekeys() >= 4, "{}\n--\n{}", world.story(0), world.story(1));
+        assert!(
+            world.both(PeerState::Up) && world.rekeys() >= 4,
+            "{}\n--\n{}",
+            world.story(0),
+            world.story(1)
+        );
         for end in [0, 1] {
             assert_eq!(world.failures(end, FailureReason::Restarted), 0, "{}", world.story(end));
         }
@@ -643,7 +660,7 @@ fn a_reload_while_lanes_take_keys_leaves_no_end_behind() {
     let mut world = World::new(39, sites(QkdPolicy::Required, 100 * MS), CLEAN);
     world.lane_delay = 20 * MS;
     world.traffic(10 * MS);
-    assert!(world.run_until(5 * S, |w| w.both(State::Up)));
+    assert!(world.run_until(5 * S, |w| w.both(PeerState::Up)));
     // Sealing keys are under way for 20 ms after an epoch came into force.
     assert!(world.run_until(5 * S, |w| !w.pending(0)));
     assert!(world.run_until(5 * S, |w| w.pending(0)));
@@ -655,7 +672,7 @@ fn a_reload_while_lanes_take_keys_leaves_no_end_behind() {
     // Longer than the drain of 2 s; the model looks at each packet.
     world.run(5 * S);
     world.cut[1] = false;
-    assert!(world.run_until(5 * S, |w| w.both(State::Up)), "{}", world.story(0));
+    assert!(world.run_until(5 * S, |w| w.both(PeerState::Up)), "{}", world.story(0));
 }
 
 /// Found by the storms (seed 3000072): a reload to `required` in an epoch without QKD also erased what opened the epoch with QKD
@@ -665,10 +682,10 @@ fn a_stricter_policy_lets_packets_of_the_strong_epoch_before_arrive() {
     for which in [0, 1] {
         let mut world = World::new(43, sites(QkdPolicy::Preferred, S), Faults { delay: 400 * MS, ..CLEAN });
         world.traffic(10 * MS);
-        assert!(world.run_until(10 * S, |w| w.both(State::Up)));
+        assert!(world.run_until(10 * S, |w| w.both(PeerState::Up)));
         world.kms[0].up = [false; 2];
         world.kms[0].forget();
-        assert!(world.run_until(60 * S, |w| w.state(which) == State::Degraded), "{}", world.story(which));
+        assert!(world.run_until(60 * S, |w| w.state(which) == PeerState::Degraded), "{}", world.story(which));
         let opened = world.data_opened;
         world.sites[which].policy = QkdPolicy::Required;
         world.reconfigure(which);
@@ -681,7 +698,12 @@ fn a_stricter_policy_lets_packets_of_the_strong_epoch_before_arrive() {
         let weak = |end| world.view(end).sources.is_some_and(|sources| !sources.qkd);
         assert!(!weak(0) && !weak(1), "nothing without QKD from then on");
         world.kms[0].up = [true; 2];
-        assert!(world.run_until(10 * S, |w| w.both(State::Up)), "{}\n--\n{}", world.story(0), world.story(1));
+        assert!(
+            world.run_until(10 * S, |w| w.both(PeerState::Up)),
+            "{}\n--\n{}",
+            world.story(0),
+            world.story(1)
+        );
         assert_eq!(world.failures(0, FailureReason::Confirmation), 0, "the ends agree on the chain");
     }
 }
@@ -693,7 +715,7 @@ fn a_hello_that_overtakes_its_own_accept_costs_nothing() {
     for interval in [10 * S, 4 * S, 30 * S] {
         let mut world = World::new(44, sites(QkdPolicy::Required, 10 * S), CLEAN);
         world.traffic(10 * MS);
-        assert!(world.run_until(5 * S, |w| w.both(State::Up)));
+        assert!(world.run_until(5 * S, |w| w.both(PeerState::Up)));
         world.run(2 * S);
         world.lane_delay = 50 * MS;
         let (before, blocked) = (world.rekeys(), world.data_blocked);
@@ -703,8 +725,9 @@ fn a_hello_that_overtakes_its_own_accept_costs_nothing() {
         world.reconfigure(1);
         assert!(world.run_until(300 * MS, |w| w.rekeys() > before), "{}", world.story(0));
         world.run(6 * S);
-        let doubted = |n: &Notice| matches!(n, Notice::WrongConfirmation { .. } | Notice::EpochFailed { .. });
+        let doubted =
+            |n: &PeerEvent| matches!(n, PeerEvent::WrongConfirmation { .. } | PeerEvent::EpochFailed { .. });
         assert!(!world.ends[0].notices.iter().any(|(_, n)| doubted(n)), "{}", world.story(0));
-        assert!(world.both(State::Up) && world.data_blocked == blocked, "traffic goes on");
+        assert!(world.both(PeerState::Up) && world.data_blocked == blocked, "traffic goes on");
     }
 }

@@ -4,8 +4,8 @@
 use std::time::Duration;
 
 use qvpn_proto::path_mtu::MOST;
-use qvpn_proto::wire::Lanes;
-use qvpn_proto::{Notice, QkdPolicy, State};
+use qvpn_proto::wire::LaneSet;
+use qvpn_proto::{PeerEvent, PeerState, QkdPolicy};
 
 use crate::clock::{MS, S};
 use crate::network::{CLEAN, Faults, ROUGH};
@@ -19,35 +19,37 @@ fn world(seed: u64, path: usize, faults: Faults) -> World {
     sites[0].measures = true;
     let mut world = World::new(seed, sites, faults);
     world.path = path;
-    assert!(world.run_until(60 * S, |w| w.both(State::Up)), "seed {seed}");
+    assert!(world.run_until(60 * S, |w| w.both(PeerState::Up)), "seed {seed}");
     world
 }
 
-fn set_unheard(world: &mut World, end: usize, lanes: Lanes) {
-    world.step(end, |peer, now, rng| peer.set_unheard(lanes, now, rng));
+fn set_rx_silent(world: &mut World, end: usize, lanes: LaneSet) {
+    world.step(end, |peer, now, rng| peer.set_rx_silent(lanes, now, rng));
 }
 
 #[test]
 fn each_end_hears_which_lanes_the_other_does_not_hear() {
     for seed in 0..5 {
         let mut world = world(seed, 9000, ROUGH);
-        let there = |world: &World, end: usize| world.view(end).unheard_there;
-        for (end, lanes) in [(0, Lanes(0b1010)), (1, Lanes(0b0001)), (0, Lanes(0b1000)), (0, Lanes(0))] {
-            set_unheard(&mut world, end, lanes);
+        let there = |world: &World, end: usize| world.view(end).peer_rx_silent;
+        for (end, lanes) in
+            [(0, LaneSet(0b1010)), (1, LaneSet(0b0001)), (0, LaneSet(0b1000)), (0, LaneSet(0))]
+        {
+            set_rx_silent(&mut world, end, lanes);
             assert!(world.run_until(20 * S, |w| there(w, 1 - end) == lanes), "seed {seed}: {lanes:?}");
         }
         // An end that starts anew is told again, and what the former one said is forgotten.
-        set_unheard(&mut world, 0, Lanes(0b0100));
+        set_rx_silent(&mut world, 0, LaneSet(0b0100));
         world.run(20 * S);
         world.restart(1);
-        assert!(world.run_until(60 * S, |w| there(w, 1) == Lanes(0b0100)), "seed {seed}");
-        assert!(world.run_until(60 * S, |w| there(w, 0) == Lanes(0)), "seed {seed}");
+        assert!(world.run_until(60 * S, |w| there(w, 1) == LaneSet(0b0100)), "seed {seed}");
+        assert!(world.run_until(60 * S, |w| there(w, 0) == LaneSet(0)), "seed {seed}");
     }
 }
 
 /// The sizes in use by the notices of an end.
 fn told(world: &World, end: usize) -> Vec<u16> {
-    let mtu = |notice: &Notice| if let Notice::PathMtu { mtu } = notice { Some(*mtu) } else { None };
+    let mtu = |notice: &PeerEvent| if let PeerEvent::PathMtu { mtu } = notice { Some(*mtu) } else { None };
     world.ends[end].notices.iter().filter_map(|(_, notice)| mtu(notice)).collect()
 }
 
@@ -61,7 +63,7 @@ fn measured(seed: u64, faults: Faults, path: usize, within: Duration, expected: 
         world.fail(&format!("{told:?} of a path of {path}"));
     }
     assert!(told(&world, 1).is_empty(), "the other end wasn't asked to measure");
-    assert!(world.both(State::Up), "{}", world.story(0));
+    assert!(world.both(PeerState::Up), "{}", world.story(0));
 }
 
 #[test]
@@ -85,7 +87,7 @@ fn it_follows_the_path_and_survives_a_restart_of_the_other_end() {
         world.run(40 * S);
         assert_eq!(told(&world, 0).last(), Some(&expected), "{:?}", told(&world, 0));
         world.restart(1);
-        assert!(world.run_until(60 * S, |w| w.both(State::Up)));
+        assert!(world.run_until(60 * S, |w| w.both(PeerState::Up)));
     }
     world.step(0, |peer, now, _| peer.measure_path(false, now));
     let before = told(&world, 0);
@@ -106,7 +108,7 @@ fn both_ends_are_found_again_where_the_config_says() {
             world.rebind(gateway);
         }
         world.traffic(50 * MS);
-        assert!(world.run_until(10 * S, |w| w.both(State::Up)));
+        assert!(world.run_until(10 * S, |w| w.both(PeerState::Up)));
         world.run(3 * S);
         world.rebind(0);
         world.rebind(1);
@@ -121,6 +123,6 @@ fn both_ends_are_found_again_where_the_config_says() {
             world.story(0),
             world.story(1)
         );
-        assert!(world.both(State::Up));
+        assert!(world.both(PeerState::Up));
     }
 }

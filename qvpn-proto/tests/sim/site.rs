@@ -5,7 +5,8 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use qvpn_identity::{Psk, SecretIdentity};
-use qvpn_proto::{PeerConfig, QkdPolicy, Role, Suite};
+use qvpn_proto::{PeerConfig, QkdPolicy, Role};
+use qvpn_types::{PeerNumber, Suite};
 use rand_chacha::ChaCha20Rng;
 use rand_chacha::rand_core::SeedableRng;
 
@@ -54,7 +55,7 @@ pub fn sites(policy: QkdPolicy, interval: Duration) -> [Site; 2] {
 }
 
 /// The config of one end towards another that is at `endpoint`. `number` is this peer's in its gateway.
-pub fn config(site: &Site, other: &Site, endpoint: SocketAddr, number: u16) -> PeerConfig {
+pub fn config(site: &Site, other: &Site, endpoint: SocketAddr, number: PeerNumber) -> PeerConfig {
     let site = site.clone();
     PeerConfig {
         local: site.identity,

@@ -4,7 +4,8 @@
 use std::time::Duration;
 
 use qvpn_identity::Psk;
-use qvpn_proto::{QkdPolicy, State, Suite};
+use qvpn_proto::{PeerState, QkdPolicy};
+use qvpn_types::Suite;
 use rand_chacha::ChaCha20Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 use std::sync::Arc;
@@ -183,7 +184,7 @@ pub fn storm(seed: u64) -> Tally {
 }
 
 impl Storm {
-    /// Trouble for a while.
+    /// SupplyFault for a while.
     fn round(&mut self) {
         let rng = &mut self.rng;
         let world = &mut self.world;
@@ -302,7 +303,7 @@ impl Storm {
             world.kms[tunnel].up = [true; 2];
             for end in [0, 1] {
                 if !back[end] && chance(500, &mut self.rng) {
-                    world.kms_answers(tunnel * 2 + end);
+                    world.on_kms_recovered(tunnel * 2 + end);
                 }
             }
         }
@@ -366,7 +367,7 @@ fn has_keys(world: &World) -> bool {
 pub fn settled(world: &World) -> bool {
     (0..world.ends.len()).step_by(2).all(|end| {
         let views = [world.view(end), world.view(end + 1)];
-        let flows = views.iter().all(|v| matches!(v.state, State::Up | State::Degraded));
+        let flows = views.iter().all(|v| matches!(v.state, PeerState::Up | PeerState::Degraded));
         flows && views[0].epoch == views[1].epoch
     })
 }

@@ -11,10 +11,13 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
-use qvpn_proto::event::{FailureReason, PeerView};
+use qvpn_proto::notice::FailureReason;
+use qvpn_types::{PeerNumber, Time};
+
+use qvpn_proto::view::PeerView;
 use qvpn_proto::wire::fragment::packets;
-use qvpn_proto::wire::{Fragment, Kind, MessageId, Reject};
-use qvpn_proto::{Event, KmsReport, LaneOrder, LaneReport, Notice, Peer, State, Time, Transmit};
+use qvpn_proto::wire::{Fragment, MessageId, MessageType, Reject};
+use qvpn_proto::{KmsReport, LaneOrder, LaneReport, Peer, PeerEvent, PeerOutput, PeerState, Transmit};
 use rand_chacha::ChaCha20Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 
@@ -66,7 +69,7 @@ pub struct End {
     gateway: usize,
     link: Arc<Shared>,
     lanes: Vec<Lane>,
-    pub notices: Vec<(Time, Notice)>,
+    pub notices: Vec<(Time, PeerEvent)>,
     sent_at: Option<Time>,
     received_at: Option<Time>,
     told: (Option<Time>, Option<Time>),
@@ -106,7 +109,7 @@ pub struct World {
     pub epochs: u64,
     pub restarts: u64,
     /// Somebody on the way keeps this end's messages of this kind.
-    pub withhold: Option<(usize, Kind)>,
+    pub withhold: Option<(usize, MessageType)>,
     withheld: Vec<(SocketAddr, SocketAddr, Vec<u8>)>,
     pub manual: Option<Manual>,
     model: Model,
@@ -221,7 +224,7 @@ impl World {
         let site = &self.sites[end];
         self.model.started(end, life, site.policy, site.interval, now);
         let endpoint = self.configured(Self::gateway_of(end ^ 1));
-        let config = config(site, &self.sites[end ^ 1], endpoint, tunnel + 1);
+        let config = config(site, &self.sites[end ^ 1], endpoint, PeerNumber(tunnel + 1));
         let lanes = usize::from(config.lanes);
         let mut peer = Peer::new(config, fake, instance, now);
         peer.measure_path(site.measures, now);
@@ -391,7 +394,7 @@ impl World {
     pub fn reconfigure(&mut self, end: usize) {
         let site = &self.sites[end];
         self.model.configured(end, site.policy, site.interval);
-        let number = u16::try_from(end / 2 + 1).unwrap();
+        let number = PeerNumber(u16::try_from(end / 2 + 1).unwrap());
         let endpoint = self.configured(Self::gateway_of(end ^ 1));
         let config = config(site, &self.sites[end ^ 1], endpoint, number);
         self.tell(|| format!("end {end} reloads"));
@@ -409,8 +412,8 @@ impl World {
     }
 
     /// The client found that the KMEs of an end answer again.
-    pub fn kms_answers(&mut self, end: usize) {
-        self.step(end, |peer, now, rng| peer.kms_answers(now, rng));
+    pub fn on_kms_recovered(&mut self, end: usize) {
+        self.step(end, |peer, now, rng| peer.on_kms_recovered(now, rng));
     }
 
     /// Lets an end do something.
@@ -432,7 +435,7 @@ impl World {
         let (now, view) = (self.local(end), self.view(end));
         let lanes = &self.ends[end].lanes;
         let agreed = usize::from(view.lanes).min(lanes.len());
-        let flows = matches!(view.state, State::Up | State::Degraded);
+        let flows = matches!(view.state, PeerState::Up | PeerState::Degraded);
         let same = if flows { lanes[..agreed].iter().all(|l| l.seals(now)) } else { !self.seals(end) };
         if !same {
             self.fail(&format!("end {end} says {:?}, and its lanes do otherwise", view.state));
@@ -484,9 +487,9 @@ impl World {
             }
             Happening::LaneDue { lane, .. } => {
                 let now = self.local(end);
-                if let Some(generation) = self.ends[end].lanes[usize::from(lane)].end_due(now) {
-                    self.tell(|| format!("end {end}: lane {lane} ends generation {generation}"));
-                    self.report(end, lane, LaneReport::SealingEnded { lane, generation });
+                if let Some(local_epoch) = self.ends[end].lanes[usize::from(lane)].end_due(now) {
+                    self.tell(|| format!("end {end}: lane {lane} ends local epoch {local_epoch}"));
+                    self.report(end, lane, LaneReport::SealingEnded { lane, local_epoch });
                 }
             }
             Happening::Tick { .. } => {
@@ -563,8 +566,8 @@ impl World {
         }
         while let Some(event) = self.ends[end].peer.poll_event() {
             match event {
-                Event::Lane(lane, order) => self.order(end, lane, order),
-                Event::Fetch(fetch) => {
+                PeerOutput::Lane(lane, order) => self.order(end, lane, order),
+                PeerOutput::Fetch(fetch) => {
                     self.tell(|| format!("end {end} asks its KME: {fetch:?}"));
                     let (delay, report, delivered) =
                         self.kms[end / 2].fetch(end, fetch, self.now, &mut self.rng);
@@ -572,12 +575,12 @@ impl World {
                     let life = self.ends[end].life;
                     self.at(delay, Happening::Kms { end, life, report });
                 }
-                Event::LanesTo(endpoint) => {
+                PeerOutput::LanesTo(endpoint) => {
                     self.tell(|| format!("the lanes of end {end} send to {endpoint}"));
                     self.ends[end].lanes.iter_mut().for_each(|lane| lane.endpoint = None);
                     self.teach(end, endpoint);
                 }
-                Event::Notice(notice) => self.notice(end, notice),
+                PeerOutput::Event(notice) => self.notice(end, notice),
             }
         }
         self.teach_lanes(end);
@@ -587,11 +590,11 @@ impl World {
         let Transmit { to, mut datagram } = transmit;
         let size = link::packet_of(&datagram).map_or(0, <[u8]>::len);
         if let Some(Ok(fragment)) = link::packet_of(&datagram).map(Fragment::parse) {
-            assert!(size <= 1200 || (fragment.kind == Kind::Ping && size <= 1420));
-            if fragment.kind == Kind::Reject {
+            assert!(size <= 1200 || (fragment.kind == MessageType::Ping && size <= 1420));
+            if fragment.kind == MessageType::Reject {
                 self.rejects[end].push(Reject::parse(fragment.payload).unwrap());
             }
-            if fragment.kind == Kind::Propose && fragment.index == 0 {
+            if fragment.kind == MessageType::Propose && fragment.index == 0 {
                 let epoch = u64::from_be_bytes(fragment.payload[96..104].try_into().unwrap());
                 let now = self.local(end);
                 self.model.proposed(end, epoch, now);
@@ -628,26 +631,26 @@ impl World {
         count
     }
 
-    fn notice(&mut self, end: usize, notice: Notice) {
+    fn notice(&mut self, end: usize, notice: PeerEvent) {
         self.tell(|| format!("end {end}: {notice:?}"));
-        if let (Some(manual), Notice::EpochFailed { reason: FailureReason::Timeout, .. }) =
+        if let (Some(manual), PeerEvent::EpochFailed { reason: FailureReason::Timeout, .. }) =
             (&mut self.manual, &notice)
         {
             manual.journal.push(Occurred::TimedOut);
         }
         let now = self.local(end);
-        if let Notice::EpochActive { epoch, sources, qkd_key_id, .. } = &notice {
+        if let PeerEvent::EpochActive { epoch, sources, qkd_key_id, .. } = &notice {
             self.epochs += 1;
             let initiator = self.view(end).role == qvpn_proto::Role::Initiator;
-            let verdict = self.model.activated(end, initiator, (*epoch, *sources), qkd_key_id.as_ref(), now);
+            let verdict = self.model.activated(end, initiator, (epoch.0, *sources), qkd_key_id.as_ref(), now);
             self.must(verdict);
         }
-        if let Notice::Roamed { endpoint } = &notice
+        if let PeerEvent::Roamed { endpoint } = &notice
             && *endpoint == SocketAddr::from(ATTACKER)
         {
             self.fail(&format!("end {end} sends to whoever repeats old datagrams"));
         }
-        if let Notice::PathMtu { mtu } = notice
+        if let PeerEvent::PathMtu { mtu } = notice
             && !(1200..=1420).contains(&mtu)
         {
             self.fail(&format!("end {end} takes the path for one of {mtu} bytes"));
@@ -673,7 +676,7 @@ impl World {
     }
 
     /// Delivers a message to an end as if the other end had sent it in their session.
-    pub fn deliver(&mut self, to: usize, kind: Kind, body: &[u8]) -> MessageId {
+    pub fn deliver(&mut self, to: usize, kind: MessageType, body: &[u8]) -> MessageId {
         let session = self.ends[to ^ 1].link.session.load(Relaxed);
         assert_ne!(session, 0, "a session is up");
         let mut id = [0; 8];
@@ -698,11 +701,11 @@ impl World {
         self.ends[end].lanes.iter().any(|lane| lane.seals(now))
     }
 
-    pub fn state(&self, end: usize) -> State {
+    pub fn state(&self, end: usize) -> PeerState {
         self.view(end).state
     }
 
-    pub fn both(&self, state: State) -> bool {
+    pub fn both(&self, state: PeerState) -> bool {
         (0..self.ends.len()).all(|end| self.state(end) == state)
     }
 

@@ -3,10 +3,11 @@
 use std::sync::{Arc, LazyLock};
 
 use qvpn_identity::{Psk, SecretIdentity};
+use qvpn_types::{PeerNumber, Suite};
 use rand_chacha::{ChaCha20Rng, rand_core::SeedableRng};
 
 use super::*;
-use crate::config::{Role, Suite};
+use crate::config::Role;
 
 static SITES: LazyLock<[Arc<SecretIdentity>; 3]> = LazyLock::new(|| {
     [1, 2, 3].map(|seed| Arc::new(SecretIdentity::generate(&mut ChaCha20Rng::seed_from_u64(seed))))
@@ -32,7 +33,7 @@ fn config(own: usize, other: usize, policy: QkdPolicy) -> PeerConfig {
         psk: None,
         stock: 3,
         endpoint: None,
-        number: 1,
+        number: PeerNumber(1),
     }
 }
 

@@ -1,8 +1,8 @@
 //! Traces of the model on real [`Peer`](qvpn_proto::Peer)s: a walk draws what happens next, the model and two real ends do it
 //! alike, and after each step they must seal in the same epochs, and the real ends may have said nothing that the model did not.
 
-use qvpn_proto::wire::{Accept, Confirm, Hello, Kind, Propose as WirePropose, Reject, RejectReason};
-use qvpn_proto::{QkdPolicy, State as PeerState};
+use qvpn_proto::wire::{Accept, Confirm, Hello, MessageType, Propose as WirePropose, Reject, RejectReason};
+use qvpn_proto::{PeerState, QkdPolicy};
 use rand_chacha::ChaCha20Rng;
 use rand_chacha::rand_core::SeedableRng;
 
@@ -11,6 +11,7 @@ use crate::clock::{MS, S};
 use crate::network::{CLEAN, below, chance, up_to};
 use crate::site::sites;
 use crate::world::{Held, HeldData, Manual, Occurred, World};
+use qvpn_types::EpochNumber;
 use stateright::Model as _;
 
 /// Far enough for any walk.
@@ -103,30 +104,30 @@ impl Walk {
                 }
                 Body::Propose(p) => {
                     let said = WirePropose::parse(&held.body).unwrap();
-                    (u64::from(p.number), p.hellos.0.life) == (said.epoch, sender)
+                    (u64::from(p.number), p.hellos.0.life) == (said.epoch.0, sender)
                         && p.chain.is_some() == said.chain_check.is_some()
                         && p.qkd.is_some() == said.qkd_key_id.is_some()
                 }
                 Body::Accept { of, epoch } => {
                     let (said, ..) = Accept::parse(&held.body).unwrap();
                     let same = |(life, number, _): &&(u32, u64, Vec<u8>)| {
-                        (*life, *number) == (held.from_life, said.epoch)
+                        (*life, *number) == (held.from_life, said.epoch.0)
                     };
                     // The initiator counts from one again after a restart: of two with one number the newer is the newer.
                     let newest = self.accepts.iter().rfind(same).is_some_and(|a| a.2 == held.body);
                     let highest = self.model.network.iter().filter_map(|l| match &l.body {
-                        Body::Accept { of, epoch } if u64::from(of.number) == said.epoch => {
+                        Body::Accept { of, epoch } if u64::from(of.number) == said.epoch.0 => {
                             Some(epoch.answer)
                         }
                         _ => None,
                     });
-                    (u64::from(of.number), epoch.responder) == (said.epoch, sender)
+                    (u64::from(of.number), epoch.responder) == (said.epoch.0, sender)
                         && newest
                         && Some(epoch.answer) == highest.max()
                 }
                 Body::Confirm(epoch) => {
                     let said = Confirm::parse(&held.body).unwrap();
-                    (u64::from(epoch.number), epoch.initiator) == (said.epoch, sender)
+                    (u64::from(epoch.number), epoch.initiator) == (said.epoch.0, sender)
                 }
                 Body::Reject { of, reason } => {
                     let said = Reject::parse(&held.body).unwrap();
@@ -146,7 +147,9 @@ impl Walk {
 
     fn data_letter(&self, held: &HeldData) -> Option<Letter> {
         let same = |letter: &&Letter| match &letter.body {
-            Body::Data(epoch) => letter.to == to(held.from) && Some(u64::from(epoch.number)) == held.epoch,
+            Body::Data(epoch) => {
+                letter.to == to(held.from) && Some(u64::from(epoch.number)) == held.epoch.map(|epoch| epoch.0)
+            }
             _ => false,
         };
         self.model.network.iter().find(same).cloned()
@@ -182,15 +185,15 @@ impl Walk {
             }
         }
         for held in &self.world.manual.as_ref().unwrap().held {
-            if held.kind == Kind::Propose && !self.proposes.iter().any(|(id, _)| *id == held.id) {
-                let number = WirePropose::parse(&held.body).unwrap().epoch;
+            if held.kind == MessageType::Propose && !self.proposes.iter().any(|(id, _)| *id == held.id) {
+                let number = WirePropose::parse(&held.body).unwrap().epoch.0;
                 let life = u8::try_from(held.from_life).unwrap();
                 self.proposes.push((held.id, (life, u8::try_from(number).unwrap())));
             }
         }
         for held in &self.world.manual.as_ref().unwrap().held {
-            if held.kind == Kind::Accept && !self.accepts.iter().any(|a| a.2 == held.body) {
-                let number = Accept::parse(&held.body).unwrap().0.epoch;
+            if held.kind == MessageType::Accept && !self.accepts.iter().any(|a| a.2 == held.body) {
+                let number = Accept::parse(&held.body).unwrap().0.epoch.0;
                 self.accepts.push((held.from_life, number, held.body.clone()));
             }
         }
@@ -213,7 +216,7 @@ impl Walk {
     fn compare(&mut self) {
         for (end, sealing) in [(0, self.model.i.sealing), (1, self.model.r.sealing)] {
             let view = self.world.view(end);
-            let number = sealing.map(|epoch| u64::from(epoch.number));
+            let number = sealing.map(|epoch| EpochNumber(epoch.number.into()));
             self.must(
                 view.epoch == number,
                 &format!("end {end} is in epoch {:?}, the model in {number:?}", view.epoch),
@@ -232,7 +235,7 @@ impl Walk {
                 // Of lives before the last one the sessions may be forgotten.
                 let forgotten = held.from_life + 1 < self.world.ends[held.from].life;
                 if forgotten || chance(50, &mut self.rng) {
-                    return; // lost; the messenger sends it again
+                    return; // lost; the channel sends it again
                 }
                 let Some(letter) = self.letter(&held) else { return };
                 self.world.release(&held);
@@ -299,8 +302,8 @@ impl Walk {
     /// The KMEs work for a while.
     fn key(&mut self) {
         self.world.kms[0].up = [true; 2];
-        self.world.kms_answers(0);
-        self.world.kms_answers(1);
+        self.world.on_kms_recovered(0);
+        self.world.on_kms_recovered(1);
         let held = |w: &World| (0..2).all(|end| w.view(end).qkd_stock == Some(1));
         let came = self.world.run_until(S * 3, held);
         self.world.kms[0].up = [false; 2];

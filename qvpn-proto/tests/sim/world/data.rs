@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use qvpn_proto::{LaneOrder, LaneReport};
+use qvpn_proto::{Direction, LaneOrder, LaneReport};
 
 use super::manual::HeldData;
 use super::{ATTACKER, Happening, World};
@@ -45,9 +45,9 @@ impl World {
         }
         self.ends[end].received_at = Some(now);
         if opened.first {
-            let generation = opened.generation;
-            self.tell(|| format!("end {end}: the first packet of generation {generation} opens"));
-            self.report(end, lane, LaneReport::FirstOpened { lane, generation });
+            let local_epoch = opened.local_epoch;
+            self.tell(|| format!("end {end}: the first packet of local epoch {local_epoch} opens"));
+            self.report(end, lane, LaneReport::FirstOpened { lane, local_epoch });
         }
         if opened.roamed && lane == 0 && self.view(end).endpoint != Some(from) {
             self.tell(|| format!("end {end} follows the data to {from}"));
@@ -74,10 +74,10 @@ impl World {
         let (key, mut bytes) = match self.ends[from].lanes[lane].seal(text, now) {
             Ok(sealed) => sealed,
             Err(ended) => {
-                if let Some(generation) = ended {
+                if let Some(local_epoch) = ended {
                     let lane = u8::try_from(lane).unwrap();
                     self.tell(|| format!("end {from}: lane {lane} reached its packet limit"));
-                    self.report(from, lane, LaneReport::SealingEnded { lane, generation });
+                    self.report(from, lane, LaneReport::SealingEnded { lane, local_epoch });
                 }
                 return false;
             }
@@ -118,13 +118,13 @@ impl World {
     pub(super) fn order(&mut self, end: usize, lane: u8, order: LaneOrder) {
         let now = self.local(end);
         let verdict = match &order {
-            LaneOrder::InstallOpening { generation, index, key, expires_at, .. } => {
+            LaneOrder::InstallOpening { local_epoch, index, key, expires_at, .. } => {
                 let times = (now, self.truly(end, *expires_at));
-                self.model.opening(end, (lane, *generation, *index), *key.expose(), times)
+                self.model.opening(end, (lane, *local_epoch, *index), *key.expose(), times)
             }
-            LaneOrder::InstallSealing { generation, receiver_index, key, expires_at, packets, .. } => {
+            LaneOrder::InstallSealing { local_epoch, receiver_index, key, expires_at, packets, .. } => {
                 let ends = (*expires_at, self.truly(end, *expires_at));
-                self.model.sealing(end, (lane, *generation, *receiver_index), *key.expose(), ends, *packets)
+                self.model.sealing(end, (lane, *local_epoch, *receiver_index), *key.expose(), ends, *packets)
             }
             _ => Ok(()),
         };
@@ -160,16 +160,19 @@ impl World {
         let place = usize::from(lane);
         let of = &mut self.ends[end].lanes[place];
         match order {
-            LaneOrder::InstallOpening { token, generation, index, suite, key, expires_at } => {
-                if of.install_opening((generation, index), suite, key, expires_at, now) {
-                    self.report(end, lane, LaneReport::Installed { lane, token });
+            LaneOrder::InstallOpening { local_epoch, index, suite, key, expires_at } => {
+                if of.install_opening((local_epoch, index), suite, key, expires_at, now) {
+                    self.report(
+                        end,
+                        lane,
+                        LaneReport::Installed { lane, local_epoch, direction: Direction::Opening },
+                    );
                 } else if expires_at > now {
                     self.fail(&format!("lane {lane} of end {end} refuses an opening key"));
                 }
             }
             LaneOrder::InstallSealing {
-                token,
-                generation,
+                local_epoch,
                 receiver_index,
                 suite,
                 key,
@@ -179,9 +182,13 @@ impl World {
             } => {
                 let packets = self.packet_limit.map_or(packets, |limit| limit.min(packets));
                 let limits = (expires_at, packets);
-                if of.install_sealing((generation, receiver_index), suite, key, limits, now) {
-                    self.tell(|| format!("end {end}: lane {lane} seals in generation {generation}"));
-                    self.report(end, lane, LaneReport::Installed { lane, token });
+                if of.install_sealing((local_epoch, receiver_index), suite, key, limits, now) {
+                    self.tell(|| format!("end {end}: lane {lane} seals in local epoch {local_epoch}"));
+                    self.report(
+                        end,
+                        lane,
+                        LaneReport::Installed { lane, local_epoch, direction: Direction::Sealing },
+                    );
                     self.send_in(end, place, &[]);
                     let life = self.ends[end].life;
                     let at = self.truly(end, expires_at);
@@ -194,7 +201,7 @@ impl World {
                 self.send_in(end, place, &[]);
             }
             LaneOrder::StopSealing => of.sealing = None,
-            LaneOrder::CloseOlder { generation, at } => of.close_older(generation, at, now),
+            LaneOrder::CloseOlder { local_epoch, at } => of.close_older(local_epoch, at, now),
             LaneOrder::Close { index } => of.close(index),
         }
     }

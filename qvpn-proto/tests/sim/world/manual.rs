@@ -5,7 +5,8 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use qvpn_proto::LaneReport;
-use qvpn_proto::wire::{Fragment, Kind, MessageId};
+use qvpn_proto::wire::{Fragment, MessageId, MessageType};
+use qvpn_types::EpochNumber;
 
 use super::{Happening, World};
 use crate::link;
@@ -30,7 +31,7 @@ pub struct Held {
     pub from_life: u32,
     pub to_life: u32,
     pub id: MessageId,
-    pub kind: Kind,
+    pub kind: MessageType,
     pub body: Vec<u8>,
     datagrams: Vec<Vec<u8>>,
 }
@@ -38,7 +39,7 @@ pub struct Held {
 /// A packet of the data path.
 pub struct HeldData {
     pub from: usize,
-    pub epoch: Option<u64>,
+    pub epoch: Option<EpochNumber>,
     pub(super) to: SocketAddr,
     pub(super) source: SocketAddr,
     pub(super) bytes: Vec<u8>,
@@ -59,7 +60,14 @@ impl World {
         let Some(manual) = &mut self.manual else { return false };
         let Some(Ok(f)) = link::packet_of(datagram).map(Fragment::parse) else { return false };
         let (kind, id) = (f.kind, f.id);
-        if !matches!(kind, Kind::Hello | Kind::Propose | Kind::Accept | Kind::Confirm | Kind::Reject) {
+        if !matches!(
+            kind,
+            MessageType::Hello
+                | MessageType::Propose
+                | MessageType::Accept
+                | MessageType::Confirm
+                | MessageType::Reject
+        ) {
             return false;
         }
         let pieces = manual.pieces.entry((from, lives.1, id)).or_default();
@@ -72,7 +80,7 @@ impl World {
                 // In the session of now.
                 Some(held) => held.datagrams = datagrams,
                 None => {
-                    if kind == Kind::Propose {
+                    if kind == MessageType::Propose {
                         let number = u64::from_be_bytes(body[96..104].try_into().unwrap());
                         manual.journal.push(Occurred::Proposed(number));
                     }

@@ -4,12 +4,14 @@ use std::time::Duration;
 
 use qvpn_secret::SecretBuf;
 
-use super::{FROM_FILE, GIVE_UP, MAX_KEY_AGE, Trouble, backoff};
-use crate::event::{FetchedKey, KeyKind, KeyName, KmsTrouble, TroubleKind};
+use super::fault::{FROM_FILE, SupplyFault};
+use super::limits::{GIVE_UP, MAX_KEY_AGE};
+use crate::backoff::backoff;
 use crate::key_schedule::qkd_check;
-use crate::time::Time;
+use crate::kms::{FetchedKey, KeyKind, KeyName, KmsFailure, KmsFailureKind};
 use crate::wire::limits::MIN_QKD_KEY;
-use crate::wire::{Held, StockAck, StockOffer};
+use crate::wire::{KeyAvailability, StockAck, StockOffer};
+use qvpn_types::Time;
 
 const FIRST_RETRY: Duration = Duration::from_millis(200);
 const LAST_RETRY: Duration = Duration::from_secs(1);
@@ -19,8 +21,8 @@ const TOGETHER: Duration = Duration::from_millis(250);
 const BURST: u32 = 40;
 const REFILL: Duration = Duration::from_millis(50);
 
-enum State {
-    Wanted { retry_at: Time, failures: u32, answer: Held },
+enum EntryState {
+    Wanted { retry_at: Time, failures: u32, answer: KeyAvailability },
     Have { kind: KeyKind, secret: SecretBuf, check: [u8; 16], since: Time, spoiled: u8 },
     Gone,
 }
@@ -28,11 +30,11 @@ enum State {
 struct Entry {
     name: KeyName,
     offered_at: Time,
-    state: State,
+    state: EntryState,
 }
 
 /// The responder's keys, in the order of the offer.
-pub struct SlaveStock {
+pub struct ResponderStock {
     entries: Vec<Entry>,
     offer: u64,
     revision: u64,
@@ -40,10 +42,10 @@ pub struct SlaveStock {
     open: Option<(u64, Vec<String>)>,
     tokens: u32,
     refilled_at: Time,
-    trouble: Option<Trouble>,
+    trouble: Option<SupplyFault>,
 }
 
-impl SlaveStock {
+impl ResponderStock {
     /// An empty stock.
     #[must_use]
     pub fn new(now: Time) -> Self {
@@ -78,7 +80,11 @@ impl SlaveStock {
                 None => Entry {
                     name,
                     offered_at: now,
-                    state: State::Wanted { retry_at: now, failures: 0, answer: Held::Pending },
+                    state: EntryState::Wanted {
+                        retry_at: now,
+                        failures: 0,
+                        answer: KeyAvailability::Pending,
+                    },
                 },
             });
         }
@@ -88,8 +94,8 @@ impl SlaveStock {
     /// QKD is required from now on: keys from a file are erased.
     pub fn only_qkd(&mut self) {
         for entry in &mut self.entries {
-            if matches!(entry.state, State::Have { kind: KeyKind::File, .. }) {
-                entry.state = State::Gone;
+            if matches!(entry.state, EntryState::Have { kind: KeyKind::File, .. }) {
+                entry.state = EntryState::Gone;
                 self.changed = true;
             }
         }
@@ -107,7 +113,7 @@ impl SlaveStock {
         }
         let mut names = Vec::new();
         let wanted = |e: &Entry| match &e.state {
-            State::Wanted { retry_at, .. } => Some(*retry_at),
+            EntryState::Wanted { retry_at, .. } => Some(*retry_at),
             _ => None,
         };
         if self.entries.iter().filter_map(wanted).all(|retry_at| retry_at > now) {
@@ -131,7 +137,7 @@ impl SlaveStock {
         &mut self,
         request: u64,
         keys: Vec<FetchedKey>,
-        trouble: Option<&KmsTrouble>,
+        trouble: Option<&KmsFailure>,
         qkd_only: bool,
         now: Time,
     ) {
@@ -147,29 +153,35 @@ impl SlaveStock {
             let wanted = enough && asked.contains(&name.id) && secret.len() >= MIN_QKD_KEY;
             if let Some(entry) = self.entries.iter_mut().find(|e| wanted && e.name.id == name.id) {
                 let check = qkd_check(&secret, &name.id);
-                entry.state = State::Have { kind, secret, check, since: now, spoiled: 0 };
+                entry.state = EntryState::Have { kind, secret, check, since: now, spoiled: 0 };
             }
         }
-        let kind = trouble.map_or(TroubleKind::NotFound, |t| t.kind);
+        let kind = trouble.map_or(KmsFailureKind::NotFound, |t| t.kind);
         let mut missing = false;
         for entry in self.entries.iter_mut().filter(|e| asked.contains(&e.name.id)) {
-            if let State::Wanted { retry_at, failures, answer } = &mut entry.state {
+            if let EntryState::Wanted { retry_at, failures, answer } = &mut entry.state {
                 missing = true;
                 *retry_at = now + backoff(FIRST_RETRY, LAST_RETRY, *failures);
                 *failures += 1;
-                *answer = if kind == TroubleKind::NotFound { Held::NotFound } else { Held::Unavailable };
+                *answer = if kind == KmsFailureKind::NotFound {
+                    KeyAvailability::NotFound
+                } else {
+                    KeyAvailability::Unavailable
+                };
             }
         }
-        let hard = kind == TroubleKind::Unavailable || trouble.is_none();
+        let hard = kind == KmsFailureKind::Unavailable || trouble.is_none();
         let text = trouble.map(|t| t.text.clone()).or_else(|| no_qkd.then(|| FROM_FILE.to_owned()));
-        self.trouble = text.filter(|_| missing).map(|text| Trouble { text, hard });
+        self.trouble = text.filter(|_| missing).map(|text| SupplyFault { text, hard });
         self.changed = true;
     }
 
     /// A KME answers again: what it could not be asked for is due now. Keys that it doesn't know are not.
-    pub fn kms_answers(&mut self, now: Time) {
+    pub fn on_kms_recovered(&mut self, now: Time) {
         for entry in &mut self.entries {
-            if let State::Wanted { retry_at, answer: Held::Unavailable, .. } = &mut entry.state {
+            if let EntryState::Wanted { retry_at, answer: KeyAvailability::Unavailable, .. } =
+                &mut entry.state
+            {
                 *retry_at = (*retry_at).min(now);
             }
         }
@@ -179,12 +191,12 @@ impl SlaveStock {
     pub fn age(&mut self, now: Time) {
         for entry in &mut self.entries {
             let over = match &entry.state {
-                State::Wanted { .. } => now.since(entry.offered_at) >= GIVE_UP,
-                State::Have { since, .. } => now.since(*since) >= MAX_KEY_AGE,
-                State::Gone => false,
+                EntryState::Wanted { .. } => now.since(entry.offered_at) >= GIVE_UP,
+                EntryState::Have { since, .. } => now.since(*since) >= MAX_KEY_AGE,
+                EntryState::Gone => false,
             };
             if over {
-                entry.state = State::Gone;
+                entry.state = EntryState::Gone;
                 self.changed = true;
             }
         }
@@ -195,11 +207,11 @@ impl SlaveStock {
     pub fn next_due(&self, now: Time) -> Option<Time> {
         let busy = self.open.is_some();
         let times = self.entries.iter().filter_map(|e| match &e.state {
-            State::Wanted { .. } if busy => Some(e.offered_at + GIVE_UP),
-            State::Wanted { .. } if self.tokens == 0 => Some(now + REFILL),
-            State::Wanted { retry_at, .. } => Some((*retry_at).min(e.offered_at + GIVE_UP)),
-            State::Have { since, .. } => Some(*since + MAX_KEY_AGE),
-            State::Gone => None,
+            EntryState::Wanted { .. } if busy => Some(e.offered_at + GIVE_UP),
+            EntryState::Wanted { .. } if self.tokens == 0 => Some(now + REFILL),
+            EntryState::Wanted { retry_at, .. } => Some((*retry_at).min(e.offered_at + GIVE_UP)),
+            EntryState::Have { since, .. } => Some(*since + MAX_KEY_AGE),
+            EntryState::Gone => None,
         });
         times.min()
     }
@@ -209,9 +221,9 @@ impl SlaveStock {
         std::mem::take(&mut self.changed).then(|| {
             self.revision += 1;
             let answer = |e: &Entry| match &e.state {
-                State::Wanted { answer, .. } => *answer,
-                State::Have { check, .. } => Held::Yes(*check),
-                State::Gone => Held::Gone,
+                EntryState::Wanted { answer, .. } => *answer,
+                EntryState::Have { check, .. } => KeyAvailability::Yes(*check),
+                EntryState::Gone => KeyAvailability::Gone,
             };
             let keys = self.entries.iter().map(|e| (e.name.id.clone(), answer(e))).collect();
             StockAck { number: self.offer, revision: self.revision, keys }
@@ -222,7 +234,7 @@ impl SlaveStock {
     #[must_use]
     pub fn get(&self, id: &str) -> Option<&SecretBuf> {
         self.entries.iter().find(|e| e.name.id == id).and_then(|e| match &e.state {
-            State::Have { secret, .. } => Some(secret),
+            EntryState::Have { secret, .. } => Some(secret),
             _ => None,
         })
     }
@@ -231,23 +243,23 @@ impl SlaveStock {
     #[must_use]
     pub fn kind(&self, id: &str) -> Option<KeyKind> {
         self.entries.iter().find(|e| e.name.id == id).and_then(|e| match &e.state {
-            State::Have { kind, .. } => Some(*kind),
+            EntryState::Have { kind, .. } => Some(*kind),
             _ => None,
         })
     }
 
     /// An epoch used the key up: it is erased, and never fetched again.
     pub fn used(&mut self, id: &str) {
-        self.entries.iter_mut().filter(|e| e.name.id == id).for_each(|e| e.state = State::Gone);
+        self.entries.iter_mut().filter(|e| e.name.id == id).for_each(|e| e.state = EntryState::Gone);
     }
 
     /// Wrong confirmations ended an attempt with this key; the second time it is erased.
     pub fn spoil(&mut self, id: &str) {
         let Some(entry) = self.entries.iter_mut().find(|e| e.name.id == id) else { return };
-        if let State::Have { spoiled, .. } = &mut entry.state {
+        if let EntryState::Have { spoiled, .. } = &mut entry.state {
             *spoiled += 1;
             if *spoiled >= 2 {
-                entry.state = State::Gone;
+                entry.state = EntryState::Gone;
                 self.changed = true;
             }
         }
@@ -256,18 +268,21 @@ impl SlaveStock {
     /// The initiator made an offer, and there is no key in it that could still be used.
     #[must_use]
     pub fn lacks_offers(&self) -> bool {
-        self.offer > 0 && self.entries.iter().all(|e| matches!(e.state, State::Gone))
+        self.offer > 0 && self.entries.iter().all(|e| matches!(e.state, EntryState::Gone))
     }
 
     /// How many keys of this kind are here.
     #[must_use]
     pub fn count(&self, wanted: KeyKind) -> usize {
-        self.entries.iter().filter(|e| matches!(e.state, State::Have { kind, .. } if kind == wanted)).count()
+        self.entries
+            .iter()
+            .filter(|e| matches!(e.state, EntryState::Have { kind, .. } if kind == wanted))
+            .count()
     }
 
     /// What is wrong with the supply, in words.
     #[must_use]
-    pub fn trouble(&self) -> Option<&Trouble> {
+    pub fn trouble(&self) -> Option<&SupplyFault> {
         self.trouble.as_ref()
     }
 }

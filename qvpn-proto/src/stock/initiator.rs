@@ -4,12 +4,14 @@ use std::time::Duration;
 
 use qvpn_secret::SecretBuf;
 
-use super::{FROM_FILE, GIVE_UP, MAX_KEY_AGE, Trouble, backoff};
-use crate::event::{FetchedKey, KeyKind, KeyName, KmsTrouble};
+use super::fault::{FROM_FILE, SupplyFault};
+use super::limits::{GIVE_UP, MAX_KEY_AGE};
+use crate::backoff::backoff;
 use crate::key_schedule::qkd_check;
-use crate::time::Time;
+use crate::kms::{FetchedKey, KeyKind, KeyName, KmsFailure};
 use crate::wire::limits::{MAX_NAME, MAX_OFFER, MIN_QKD_KEY};
-use crate::wire::{Held, MAX_OFFER_COST, OFFER_ROOM, StockAck, StockOffer, offer_cost};
+use crate::wire::{KeyAvailability, MAX_OFFER_COST, OFFER_ROOM, StockAck, StockOffer, offer_cost};
+use qvpn_types::Time;
 
 /// After a failed fetch nothing was spent, and the KMS client lets a KME that is down rest: keys should be back soon after it
 /// is.
@@ -53,7 +55,7 @@ impl Key {
 pub type Lost = Vec<(String, String)>;
 
 /// The initiator's keys, oldest first.
-pub struct MasterStock {
+pub struct InitiatorStock {
     keys: Vec<Key>,
     target: usize,
     open: Option<u64>,
@@ -64,13 +66,13 @@ pub struct MasterStock {
     offers: u64,
     revision: u64,
     changed: bool,
-    trouble: Option<Trouble>,
-    responder_trouble: Option<Trouble>,
+    trouble: Option<SupplyFault>,
+    responder_trouble: Option<SupplyFault>,
     /// The last key that was lost, while none was held since.
-    loss: Option<Trouble>,
+    loss: Option<SupplyFault>,
 }
 
-impl MasterStock {
+impl InitiatorStock {
     /// An empty stock that is to hold `target` keys.
     #[must_use]
     pub fn new(target: usize) -> Self {
@@ -154,7 +156,7 @@ impl MasterStock {
         &mut self,
         request: u64,
         keys: Vec<FetchedKey>,
-        missing: Option<KmsTrouble>,
+        missing: Option<KmsFailure>,
         qkd_only: bool,
         now: Time,
     ) -> Lost {
@@ -197,15 +199,15 @@ impl MasterStock {
             let qkd = self.keys[before..].iter().any(|k| k.kind == KeyKind::Qkd);
             self.trouble = (!qkd).then(|| {
                 let text = missing.map_or_else(|| FROM_FILE.to_owned(), |m| m.text);
-                Trouble { text, hard: true }
+                SupplyFault { text, hard: true }
             });
             self.failures = 0;
         } else if lost.is_empty() {
-            self.trouble = Some(Trouble { text: "the KME delivered no key".to_owned(), hard: true });
+            self.trouble = Some(SupplyFault { text: "the KME delivered no key".to_owned(), hard: true });
             self.wait(now);
         } else {
             if lost.iter().any(|(_, why)| why == NO_QKD) {
-                self.trouble = Some(Trouble { text: FROM_FILE.to_owned(), hard: true });
+                self.trouble = Some(SupplyFault { text: FROM_FILE.to_owned(), hard: true });
             }
             self.wait_after_loss(&lost, now);
         }
@@ -213,16 +215,16 @@ impl MasterStock {
     }
 
     /// A fetch failed.
-    pub fn failed(&mut self, request: u64, trouble: KmsTrouble, now: Time) {
+    pub fn failed(&mut self, request: u64, trouble: KmsFailure, now: Time) {
         if self.open == Some(request) {
             self.open = None;
-            self.trouble = Some(Trouble { text: trouble.text, hard: true });
+            self.trouble = Some(SupplyFault { text: trouble.text, hard: true });
             self.wait(now);
         }
     }
 
     /// A KME answers again: if the last fetch failed, the next one is due now.
-    pub fn kms_answers(&mut self, now: Time) {
+    pub fn on_kms_recovered(&mut self, now: Time) {
         if self.trouble.is_some() {
             self.retry_at = self.retry_at.map(|at| at.min(now));
         }
@@ -236,7 +238,7 @@ impl MasterStock {
     /// Keys that go bad one after the other must not drain the KME: fetch again later and later, until one is held.
     fn wait_after_loss(&mut self, lost: &Lost, now: Time) {
         if let Some((id, why)) = lost.last() {
-            self.loss = Some(Trouble { text: format!("QKD key {id} was lost: {why}"), hard: true });
+            self.loss = Some(SupplyFault { text: format!("QKD key {id} was lost: {why}"), hard: true });
         }
         self.retry_at = Some(now + backoff(FIRST_RETRY, LAST_RETRY_SPENT, self.spent));
         self.spent += 1;
@@ -300,29 +302,31 @@ impl MasterStock {
         for (id, held) in &ack.keys {
             let Some(at) = self.keys.iter().position(|k| k.name.id == *id) else { continue };
             let key = &mut self.keys[at];
-            key.unreachable = matches!(held, Held::Unavailable);
+            key.unreachable = matches!(held, KeyAvailability::Unavailable);
             let why = match held {
-                Held::Yes(check) if qvpn_secret::ct_eq(check, &qkd_check(&key.secret, id)) => {
+                KeyAvailability::Yes(check) if qvpn_secret::ct_eq(check, &qkd_check(&key.secret, id)) => {
                     key.held = true;
                     key.suspect = false;
                     self.spent = 0;
                     self.loss = None;
                     continue;
                 }
-                Held::Yes(_) => {
+                KeyAvailability::Yes(_) => {
                     "the two KMEs delivered different bytes under this ID; have the KMS link checked"
                 }
-                Held::Gone => "the other site's KME did not deliver it",
-                Held::Pending => continue,
-                Held::NotFound if key.suspect => "the other site restarted, and its KME no longer has it",
-                Held::NotFound => {
+                KeyAvailability::Gone => "the other site's KME did not deliver it",
+                KeyAvailability::Pending => continue,
+                KeyAvailability::NotFound if key.suspect => {
+                    "the other site restarted, and its KME no longer has it"
+                }
+                KeyAvailability::NotFound => {
                     let text = format!("the other site's KME does not know key {id} (yet)");
-                    self.responder_trouble.get_or_insert(Trouble { text, hard: false });
+                    self.responder_trouble.get_or_insert(SupplyFault { text, hard: false });
                     continue;
                 }
-                Held::Unavailable => {
+                KeyAvailability::Unavailable => {
                     let text = "the other site cannot reach its KME".to_owned();
-                    self.responder_trouble = Some(Trouble { text, hard: true });
+                    self.responder_trouble = Some(SupplyFault { text, hard: true });
                     continue;
                 }
             };
@@ -384,7 +388,7 @@ impl MasterStock {
 
     /// What is wrong with the supply, in words.
     #[must_use]
-    pub fn trouble(&self) -> Option<&Trouble> {
+    pub fn trouble(&self) -> Option<&SupplyFault> {
         let loss = self.loss.as_ref().filter(|_| self.count(KeyKind::Qkd) == 0);
         self.trouble.as_ref().or(self.responder_trouble.as_ref()).or(loss)
     }
@@ -405,7 +409,7 @@ mod tests {
     #[test]
     fn a_link_is_stuck_while_the_responder_does_not_get_its_keys() {
         let start = Time::from_nanos(1_000_000_000);
-        let mut stock = MasterStock::new(3);
+        let mut stock = InitiatorStock::new(3);
         assert_eq!(stock.fetch(start, 1), Some(3));
         let key = |id: &str, link: u8, byte: u8| FetchedKey {
             name: KeyName {
@@ -421,16 +425,17 @@ mod tests {
         assert!(stock.offer().is_some());
         assert!(stock.stuck_links(start).is_empty());
         let mut revision = 0;
-        let mut says = |stock: &mut MasterStock, x: Held, y: Held, z: Held, now| {
-            revision += 1;
-            let keys = [("x", x), ("y", y), ("z", z)].map(|(id, held)| (id.to_owned(), held)).to_vec();
-            assert!(stock.answered(&StockAck { number: 1, revision, keys }, now).is_empty());
-        };
-        let held = |id, byte| Held::Yes(qkd_check(&SecretBuf::take(&mut [byte; 32]), id));
+        let mut says =
+            |stock: &mut InitiatorStock, x: KeyAvailability, y: KeyAvailability, z: KeyAvailability, now| {
+                revision += 1;
+                let keys = [("x", x), ("y", y), ("z", z)].map(|(id, held)| (id.to_owned(), held)).to_vec();
+                assert!(stock.answered(&StockAck { number: 1, revision, keys }, now).is_empty());
+            };
+        let held = |id, byte| KeyAvailability::Yes(qkd_check(&SecretBuf::take(&mut [byte; 32]), id));
         let first = vec![("A1".to_owned(), "B1".to_owned())];
-        says(&mut stock, Held::Unavailable, Held::Unavailable, held("z", 3), start);
+        says(&mut stock, KeyAvailability::Unavailable, KeyAvailability::Unavailable, held("z", 3), start);
         assert_eq!(stock.stuck_links(start), first, "at once where its KME can't be reached");
-        says(&mut stock, Held::NotFound, held("y", 2), held("z", 3), start);
+        says(&mut stock, KeyAvailability::NotFound, held("y", 2), held("z", 3), start);
         assert!(stock.stuck_links(start).is_empty(), "a KME may lag for a while");
         assert_eq!(stock.stuck_links(start + S * 6), first);
         says(&mut stock, held("x", 1), held("y", 2), held("z", 3), start + S * 7);

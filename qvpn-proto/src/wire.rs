@@ -14,9 +14,9 @@ mod stock;
 
 pub use codec::ParseError;
 pub use exchange::{Accept, CONFIRMATION, Confirm, Propose};
-pub use fragment::{Fragment, Kind, MessageId};
+pub use fragment::{Fragment, MessageId, MessageType};
 pub use hello::{Hello, VERSION};
-pub use lanes::Lanes;
+pub use lanes::LaneSet;
 pub use reason::{RejectReason, RekeyReason};
 pub use reject::Reject;
-pub use stock::{Held, MAX_OFFER_COST, OFFER_ROOM, StockAck, StockOffer, offer_cost};
+pub use stock::{KeyAvailability, MAX_OFFER_COST, OFFER_ROOM, StockAck, StockOffer, offer_cost};

@@ -11,18 +11,15 @@ use qvpn_identity::SecretIdentity;
 use qvpn_secret::with_scrubbed_stack;
 use rand_core::CryptoRng;
 
-use crate::Time;
+use qvpn_types::{PeerNumber, Time};
 
-mod bucket;
-mod door;
-
-pub use door::{Admission, Door};
+use super::limiter::HandshakeLimiter;
 
 /// Where a datagram belongs.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Sorted {
+pub enum DatagramClass {
     /// To the session of the peer with this number.
-    Peer(u16),
+    Peer(PeerNumber),
     /// The first message of a handshake, by the holder of this X25519 key.
     Handshake {
         /// The sender's static key, as it says; the session proves it.
@@ -35,40 +32,46 @@ pub enum Sorted {
 }
 
 /// Stands before all control sessions of a daemon: one door for handshakes, and the table of who gets what.
-pub struct Gate {
+pub struct Demux {
     local: Arc<SecretIdentity>,
-    door: Arc<Door>,
+    limiter: Arc<HandshakeLimiter>,
 }
 
-impl Gate {
+impl Demux {
     /// A gate for a daemon with `peers` peers: so many handshakes a second are let in without a proof that each may
     /// start ten.
     #[must_use]
     pub fn new(local: Arc<SecretIdentity>, peers: usize, rng: &mut impl CryptoRng) -> Self {
-        let door = Arc::new(Door::new(local.public(), peers, rng));
-        Self { local, door }
+        let limiter = Arc::new(HandshakeLimiter::new(local.public(), peers, rng));
+        Self { local, limiter }
     }
 
     /// For the lanes: it looks at each message first, before anything is queued.
     #[must_use]
-    pub fn door(&self) -> Arc<Door> {
-        Arc::clone(&self.door)
+    pub fn limiter(&self) -> Arc<HandshakeLimiter> {
+        Arc::clone(&self.limiter)
     }
 
     fn public(&self) -> PublicKey {
         PublicKey::from(*self.local.public().x25519())
     }
 
-    /// Says whose datagram it is. A handshake message was let in by the [`Door`].
+    /// Says whose datagram it is. A handshake message was let in by the [`HandshakeLimiter`].
     #[must_use]
-    pub fn sort(&self, datagram: &[u8], from: SocketAddr, now: Time, rng: &mut impl CryptoRng) -> Sorted {
-        let Ok(packet) = Tunn::parse_incoming_packet(datagram) else { return Sorted::Malformed };
+    pub fn classify(
+        &self,
+        datagram: &[u8],
+        from: SocketAddr,
+        now: Time,
+        rng: &mut impl CryptoRng,
+    ) -> DatagramClass {
+        let Ok(packet) = Tunn::parse_incoming_packet(datagram) else { return DatagramClass::Malformed };
         if let Packet::HandshakeInit(_) | Packet::HandshakeResponse(_) = packet {
-            if !self.door.knows(datagram) {
-                return Sorted::Malformed;
+            if !self.limiter.is_addressed_to_us(datagram) {
+                return DatagramClass::Malformed;
             }
-            if let Some(cookie) = self.door.wants_proof(datagram, from, now, rng) {
-                return Sorted::Reply(cookie);
+            if let Some(cookie) = self.limiter.cookie_reply_if_needed(datagram, from, now, rng) {
+                return DatagramClass::Reply(cookie);
             }
         }
         let index = match packet {
@@ -77,19 +80,20 @@ impl Gate {
                     let secret = StaticSecret::from(*self.local.x25519().expose());
                     parse_handshake_anon(&secret, &self.public(), &init)
                 });
-                return half
-                    .map_or(Sorted::Malformed, |half| Sorted::Handshake { x25519: half.peer_static_public });
+                return half.map_or(DatagramClass::Malformed, |half| DatagramClass::Handshake {
+                    x25519: half.peer_static_public,
+                });
             }
             Packet::HandshakeResponse(p) => p.receiver_idx,
             Packet::PacketCookieReply(p) => p.receiver_idx,
             Packet::PacketData(p) => p.receiver_idx,
         };
-        peer_of_control_index(index).map_or(Sorted::Malformed, Sorted::Peer)
+        peer_of_control_index(index).map_or(DatagramClass::Malformed, DatagramClass::Peer)
     }
 }
 
 /// The peer's number in a receiver index of a control session; `None` for a data session's, which has the top bit set.
 #[must_use]
-pub fn peer_of_control_index(index: u32) -> Option<u16> {
-    u16::try_from(index >> 8).ok().filter(|n| *n < crate::wire::limits::MAX_PEERS)
+pub fn peer_of_control_index(index: u32) -> Option<PeerNumber> {
+    u16::try_from(index >> 8).ok().filter(|n| *n < crate::wire::limits::MAX_PEERS).map(PeerNumber)
 }

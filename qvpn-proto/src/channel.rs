@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use rand_core::CryptoRng;
 
-use crate::time::Time;
 use crate::wire::fragment::{packets, padded_ping};
-use crate::wire::{Fragment, Kind, MessageId};
+use crate::wire::{Fragment, MessageId, MessageType};
+use qvpn_types::Time;
 
 /// First wait for an acknowledgement, until a round trip was measured.
 const FIRST_WAIT: Duration = Duration::from_millis(250);
@@ -22,7 +22,7 @@ const REMEMBERED: usize = 64;
 
 struct Outgoing {
     id: MessageId,
-    kind: Kind,
+    kind: MessageType,
     packets: Vec<Vec<u8>>,
     sent_at: Option<Time>,
     due: Time,
@@ -31,20 +31,20 @@ struct Outgoing {
 
 struct Partial {
     id: MessageId,
-    kind: Kind,
+    kind: MessageType,
     total: usize,
     pieces: Vec<Option<Vec<u8>>>,
 }
 
 /// What came of a packet.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Arrived {
+pub enum ReceiveOutcome {
     /// A whole message, for the first time.
     Message {
         /// Its ID, for a `Reject`.
         id: MessageId,
         /// Its type.
-        kind: Kind,
+        kind: MessageType,
         /// Its bytes.
         body: Vec<u8>,
     },
@@ -56,7 +56,7 @@ pub enum Arrived {
 
 /// The messages under way in both directions.
 #[derive(Default)]
-pub struct Messenger {
+pub struct ReliableChannel {
     outgoing: Vec<Outgoing>,
     /// Packets for the session, to be sealed and sent now.
     ready: VecDeque<Vec<u8>>,
@@ -68,10 +68,10 @@ pub struct Messenger {
     passed: VecDeque<MessageId>,
 }
 
-impl Messenger {
+impl ReliableChannel {
     /// Sends a message, and repeats it until it is acknowledged, replaced by a later one of its kind, or cancelled. A
     /// `Reject` replaces none but the oldest of too many.
-    pub fn send(&mut self, kind: Kind, body: &[u8], now: Time, rng: &mut dyn CryptoRng) -> MessageId {
+    pub fn send(&mut self, kind: MessageType, body: &[u8], now: Time, rng: &mut dyn CryptoRng) -> MessageId {
         let mut id = MessageId::default();
         rng.fill_bytes(&mut id);
         self.make_room(kind);
@@ -86,8 +86,8 @@ impl Messenger {
         id
     }
 
-    fn make_room(&mut self, kind: Kind) {
-        if kind != Kind::Reject {
+    fn make_room(&mut self, kind: MessageType) {
+        if kind != MessageType::Reject {
             self.cancel(kind);
         } else if self.outgoing.iter().filter(|m| m.kind == kind).count() >= REJECTS
             && let Some(oldest) = self.outgoing.iter().position(|m| m.kind == kind)
@@ -97,7 +97,7 @@ impl Messenger {
     }
 
     /// Sends a message once, with no repetition.
-    pub fn send_once(&mut self, kind: Kind, body: &[u8], rng: &mut dyn CryptoRng) {
+    pub fn send_once(&mut self, kind: MessageType, body: &[u8], rng: &mut dyn CryptoRng) {
         let mut id = MessageId::default();
         rng.fill_bytes(&mut id);
         self.ready.extend(packets(id, kind, body));
@@ -127,13 +127,13 @@ impl Messenger {
     }
 
     /// Stops repeating messages of this kind.
-    pub fn cancel(&mut self, kind: Kind) {
+    pub fn cancel(&mut self, kind: MessageType) {
         self.outgoing.retain(|m| m.kind != kind);
     }
 
     /// Whether a message of this kind still waits for its acknowledgement.
     #[must_use]
-    pub fn pending(&self, kind: Kind) -> bool {
+    pub fn pending(&self, kind: MessageType) -> bool {
         self.outgoing.iter().any(|m| m.kind == kind)
     }
 
@@ -168,45 +168,45 @@ impl Messenger {
     }
 
     /// Takes a packet that the session delivered.
-    pub fn receive(&mut self, packet: &[u8], now: Time, rng: &mut dyn CryptoRng) -> Arrived {
-        let Ok(fragment) = Fragment::parse(packet) else { return Arrived::Malformed };
-        if fragment.kind == Kind::Ack {
+    pub fn receive(&mut self, packet: &[u8], now: Time, rng: &mut dyn CryptoRng) -> ReceiveOutcome {
+        let Ok(fragment) = Fragment::parse(packet) else { return ReceiveOutcome::Malformed };
+        if fragment.kind == MessageType::Ack {
             return self.acknowledged(fragment.payload, now);
         }
         if self.delivered.contains(&fragment.id) {
             // Once a repetition, not once a fragment of it.
             if fragment.index + 1 == fragment.count {
-                self.send_once(Kind::Ack, &fragment.id, rng);
+                self.send_once(MessageType::Ack, &fragment.id, rng);
             }
-            return Arrived::Nothing;
+            return ReceiveOutcome::Nothing;
         }
         let (id, kind) = (fragment.id, fragment.kind);
         match self.assemble(&fragment) {
-            Ok(None) => Arrived::Nothing,
-            Err(()) => Arrived::Malformed,
+            Ok(None) => ReceiveOutcome::Nothing,
+            Err(()) => ReceiveOutcome::Malformed,
             Ok(Some(body)) => {
                 if self.delivered.len() == REMEMBERED {
                     self.delivered.pop_front();
                 }
                 self.delivered.push_back(id);
-                self.send_once(Kind::Ack, &id, rng);
-                Arrived::Message { id, kind, body }
+                self.send_once(MessageType::Ack, &id, rng);
+                ReceiveOutcome::Message { id, kind, body }
             }
         }
     }
 
-    fn acknowledged(&mut self, id: &[u8], now: Time) -> Arrived {
+    fn acknowledged(&mut self, id: &[u8], now: Time) -> ReceiveOutcome {
         if let Some(at) = self.probes.iter().position(|probe| probe == id) {
             self.passed.extend(self.probes.remove(at));
         }
-        let Some(at) = self.outgoing.iter().position(|m| m.id == *id) else { return Arrived::Nothing };
+        let Some(at) = self.outgoing.iter().position(|m| m.id == *id) else { return ReceiveOutcome::Nothing };
         let message = self.outgoing.remove(at);
         // Karn: only a message that was sent once tells the round trip.
         if let (1, Some(sent_at)) = (message.tries, message.sent_at) {
             let sample = now.since(sent_at);
             self.round_trip = Some(self.round_trip.map_or(sample, |old| (old * 7 + sample) / 8));
         }
-        Arrived::Nothing
+        ReceiveOutcome::Nothing
     }
 
     /// Adds a fragment; at most one partial message a kind is kept, so a flood of beginnings takes no memory.
@@ -245,23 +245,23 @@ mod tests {
 
     const NOW: Time = Time::from_nanos(1_000_000_000);
 
-    fn sent(messenger: &mut Messenger) -> Vec<(Kind, Vec<u8>)> {
-        messenger.flush(NOW);
-        let packets: Vec<_> = std::iter::from_fn(|| messenger.next_packet()).collect();
+    fn sent(channel: &mut ReliableChannel) -> Vec<(MessageType, Vec<u8>)> {
+        channel.flush(NOW);
+        let packets: Vec<_> = std::iter::from_fn(|| channel.next_packet()).collect();
         packets.iter().map(|p| Fragment::parse(p).unwrap()).map(|f| (f.kind, f.payload.to_vec())).collect()
     }
 
     #[test]
     fn a_reject_takes_no_other_rejects_place() {
         let rng = &mut ChaCha20Rng::seed_from_u64(1);
-        let mut messenger = Messenger::default();
-        messenger.send(Kind::Reject, &[1], NOW, rng);
-        messenger.send(Kind::Reject, &[2], NOW, rng);
-        assert_eq!(sent(&mut messenger), [(Kind::Reject, vec![1]), (Kind::Reject, vec![2])]);
+        let mut channel = ReliableChannel::default();
+        channel.send(MessageType::Reject, &[1], NOW, rng);
+        channel.send(MessageType::Reject, &[2], NOW, rng);
+        assert_eq!(sent(&mut channel), [(MessageType::Reject, vec![1]), (MessageType::Reject, vec![2])]);
         for n in 0..100 {
-            messenger.send(Kind::Reject, &[n], NOW, rng);
+            channel.send(MessageType::Reject, &[n], NOW, rng);
         }
-        let kept = sent(&mut messenger);
+        let kept = sent(&mut channel);
         assert_eq!(kept.len(), REJECTS);
         assert_eq!(kept.last().unwrap().1, [99]);
     }
@@ -269,10 +269,10 @@ mod tests {
     #[test]
     fn of_other_kinds_the_last_says_all() {
         let rng = &mut ChaCha20Rng::seed_from_u64(2);
-        let mut messenger = Messenger::default();
-        messenger.send(Kind::StockAck, &[1], NOW, rng);
-        messenger.send(Kind::StockAck, &[2], NOW, rng);
-        assert_eq!(sent(&mut messenger), [(Kind::StockAck, vec![2])]);
+        let mut channel = ReliableChannel::default();
+        channel.send(MessageType::StockAck, &[1], NOW, rng);
+        channel.send(MessageType::StockAck, &[2], NOW, rng);
+        assert_eq!(sent(&mut channel), [(MessageType::StockAck, vec![2])]);
     }
 
     fn after(ms: u64) -> Time {
@@ -280,127 +280,130 @@ mod tests {
     }
 
     /// Packets that are due at a time.
-    fn due(messenger: &mut Messenger, at: Time) -> Vec<Vec<u8>> {
-        messenger.flush(at);
-        std::iter::from_fn(|| messenger.next_packet()).collect()
+    fn due(channel: &mut ReliableChannel, at: Time) -> Vec<Vec<u8>> {
+        channel.flush(at);
+        std::iter::from_fn(|| channel.next_packet()).collect()
     }
 
-    fn ack(messenger: &mut Messenger, id: MessageId, at: Time) {
+    fn ack(channel: &mut ReliableChannel, id: MessageId, at: Time) {
         let rng = &mut ChaCha20Rng::seed_from_u64(9);
-        let ack = packets([9; 8], Kind::Ack, &id).remove(0);
-        assert_eq!(messenger.receive(&ack, at, rng), Arrived::Nothing);
+        let ack = packets([9; 8], MessageType::Ack, &id).remove(0);
+        assert_eq!(channel.receive(&ack, at, rng), ReceiveOutcome::Nothing);
     }
 
     #[test]
     fn what_nobody_acknowledges_is_repeated_later_and_later() {
         let rng = &mut ChaCha20Rng::seed_from_u64(3);
-        let mut messenger = Messenger::default();
-        let id = messenger.send(Kind::Confirm, &[1; 56], NOW, rng);
+        let mut channel = ReliableChannel::default();
+        let id = channel.send(MessageType::Confirm, &[1; 56], NOW, rng);
         let mut at = 0;
         for wait in [250, 500, 1000, 2000, 2000, 2000, 2000] {
-            assert_eq!((due(&mut messenger, after(at)).len(), due(&mut messenger, after(at)).len()), (1, 0));
-            assert_eq!(messenger.next_due(), Some(after(at + wait)));
-            assert!(due(&mut messenger, after(at + wait - 1)).is_empty());
+            assert_eq!((due(&mut channel, after(at)).len(), due(&mut channel, after(at)).len()), (1, 0));
+            assert_eq!(channel.next_due(), Some(after(at + wait)));
+            assert!(due(&mut channel, after(at + wait - 1)).is_empty());
             at += wait;
         }
-        messenger.session_started(after(at - 1));
-        assert_eq!(due(&mut messenger, after(at - 1)).len(), 1, "a new session: at once");
-        assert_eq!(messenger.next_due(), Some(after(at + 249)), "and from the beginning");
-        ack(&mut messenger, [7; 8], after(at));
-        assert!(messenger.pending(Kind::Confirm) && !messenger.pending(Kind::Accept));
-        ack(&mut messenger, id, after(at));
-        assert!(!messenger.pending(Kind::Confirm) && messenger.next_due().is_none());
+        channel.session_started(after(at - 1));
+        assert_eq!(due(&mut channel, after(at - 1)).len(), 1, "a new session: at once");
+        assert_eq!(channel.next_due(), Some(after(at + 249)), "and from the beginning");
+        ack(&mut channel, [7; 8], after(at));
+        assert!(channel.pending(MessageType::Confirm) && !channel.pending(MessageType::Accept));
+        ack(&mut channel, id, after(at));
+        assert!(!channel.pending(MessageType::Confirm) && channel.next_due().is_none());
     }
 
     #[test]
     fn only_a_message_that_was_sent_once_tells_the_round_trip() {
         let rng = &mut ChaCha20Rng::seed_from_u64(4);
-        let mut messenger = Messenger::default();
+        let mut channel = ReliableChannel::default();
         let mut trip = |times: u64, answered: u64| {
-            let id = messenger.send(Kind::Ping, &[], NOW, rng);
+            let id = channel.send(MessageType::Ping, &[], NOW, rng);
             for n in 0..times {
-                assert_eq!(due(&mut messenger, after(n * 5000)).len(), 1);
+                assert_eq!(due(&mut channel, after(n * 5000)).len(), 1);
             }
-            ack(&mut messenger, id, after(answered));
-            messenger.round_trip().map(|trip| trip.as_micros())
+            ack(&mut channel, id, after(answered));
+            channel.round_trip().map(|trip| trip.as_micros())
         };
         assert_eq!(trip(2, 5100), None);
         assert_eq!(trip(1, 100), Some(100_000));
         assert_eq!(trip(2, 5900), Some(100_000));
         assert_eq!(trip(1, 900), Some(200_000), "an eighth of the news");
-        messenger.send(Kind::Ping, &[], NOW, rng);
-        assert_eq!(due(&mut messenger, NOW).len(), 1);
-        assert_eq!(messenger.next_due(), Some(after(400)), "the wait is twice as long");
+        channel.send(MessageType::Ping, &[], NOW, rng);
+        assert_eq!(due(&mut channel, NOW).len(), 1);
+        assert_eq!(channel.next_due(), Some(after(400)), "the wait is twice as long");
     }
 
     #[test]
     fn a_message_is_delivered_once_and_acknowledged_each_time() {
         let rng = &mut ChaCha20Rng::seed_from_u64(5);
-        let mut messenger = Messenger::default();
-        let pieces = packets([1; 8], Kind::Propose, &[5; 2500]);
+        let mut channel = ReliableChannel::default();
+        let pieces = packets([1; 8], MessageType::Propose, &[5; 2500]);
         assert_eq!(pieces.len(), 3);
-        let acks = |messenger: &mut Messenger| due(messenger, NOW).len();
+        let acks = |channel: &mut ReliableChannel| due(channel, NOW).len();
         for piece in [&pieces[2], &pieces[0], &pieces[0]] {
-            assert_eq!(messenger.receive(piece, NOW, rng), Arrived::Nothing);
+            assert_eq!(channel.receive(piece, NOW, rng), ReceiveOutcome::Nothing);
         }
-        assert_eq!(acks(&mut messenger), 0);
-        let whole = Arrived::Message { id: [1; 8], kind: Kind::Propose, body: vec![5; 2500] };
-        assert_eq!(messenger.receive(&pieces[1], NOW, rng), whole);
-        assert_eq!(acks(&mut messenger), 1);
+        assert_eq!(acks(&mut channel), 0);
+        let whole = ReceiveOutcome::Message { id: [1; 8], kind: MessageType::Propose, body: vec![5; 2500] };
+        assert_eq!(channel.receive(&pieces[1], NOW, rng), whole);
+        assert_eq!(acks(&mut channel), 1);
         for piece in &pieces {
-            assert_eq!(messenger.receive(piece, NOW, rng), Arrived::Nothing);
+            assert_eq!(channel.receive(piece, NOW, rng), ReceiveOutcome::Nothing);
         }
-        assert_eq!(acks(&mut messenger), 1, "once a repetition");
+        assert_eq!(acks(&mut channel), 1, "once a repetition");
         // So many later ones, and it is forgotten.
         for n in 2..=65u8 {
-            let one = packets([n; 8], Kind::Confirm, &[n]).remove(0);
-            assert!(matches!(messenger.receive(&one, NOW, rng), Arrived::Message { .. }), "{n}");
-            assert_eq!(messenger.receive(&one, NOW, rng), Arrived::Nothing, "{n} again");
+            let one = packets([n; 8], MessageType::Confirm, &[n]).remove(0);
+            assert!(matches!(channel.receive(&one, NOW, rng), ReceiveOutcome::Message { .. }), "{n}");
+            assert_eq!(channel.receive(&one, NOW, rng), ReceiveOutcome::Nothing, "{n} again");
         }
-        let last = packets([2; 8], Kind::Confirm, &[2]).remove(0);
-        assert_eq!(messenger.receive(&last, NOW, rng), Arrived::Nothing, "the 64 last are known");
+        let last = packets([2; 8], MessageType::Confirm, &[2]).remove(0);
+        assert_eq!(channel.receive(&last, NOW, rng), ReceiveOutcome::Nothing, "the 64 last are known");
         for piece in &pieces[..2] {
-            assert_eq!(messenger.receive(piece, NOW, rng), Arrived::Nothing);
+            assert_eq!(channel.receive(piece, NOW, rng), ReceiveOutcome::Nothing);
         }
-        assert_eq!(messenger.receive(&pieces[2], NOW, rng), whole);
+        assert_eq!(channel.receive(&pieces[2], NOW, rng), whole);
     }
 
     #[test]
     fn beginnings_take_no_memory_and_pieces_may_not_contradict_each_other() {
         let rng = &mut ChaCha20Rng::seed_from_u64(6);
-        let mut messenger = Messenger::default();
-        let long = |id: u8, kind: Kind, byte: u8| packets([id; 8], kind, &[byte; 2000]);
+        let mut channel = ReliableChannel::default();
+        let long = |id: u8, kind: MessageType, byte: u8| packets([id; 8], kind, &[byte; 2000]);
         for id in 0..200 {
-            assert_eq!(messenger.receive(&long(id, Kind::Propose, 1)[0], NOW, rng), Arrived::Nothing);
+            assert_eq!(
+                channel.receive(&long(id, MessageType::Propose, 1)[0], NOW, rng),
+                ReceiveOutcome::Nothing
+            );
         }
-        let _ = messenger.receive(&long(201, Kind::Hello, 2)[0], NOW, rng);
-        assert_eq!(messenger.partial.len(), 2, "one of each kind");
-        let _ = messenger.receive(&long(198, Kind::Propose, 1)[1], NOW, rng);
-        assert_eq!(messenger.partial.len(), 2);
-        let whole = messenger.receive(&long(198, Kind::Propose, 1)[0], NOW, rng);
-        assert!(matches!(whole, Arrived::Message { .. }), "the last that began counts");
-        let wrong = [long(201, Kind::Hello, 3).remove(0), long(201, Kind::Accept, 2).remove(1)];
+        let _ = channel.receive(&long(201, MessageType::Hello, 2)[0], NOW, rng);
+        assert_eq!(channel.partial.len(), 2, "one of each kind");
+        let _ = channel.receive(&long(198, MessageType::Propose, 1)[1], NOW, rng);
+        assert_eq!(channel.partial.len(), 2);
+        let whole = channel.receive(&long(198, MessageType::Propose, 1)[0], NOW, rng);
+        assert!(matches!(whole, ReceiveOutcome::Message { .. }), "the last that began counts");
+        let wrong = [long(201, MessageType::Hello, 3).remove(0), long(201, MessageType::Accept, 2).remove(1)];
         for wrong in wrong {
-            let _ = messenger.receive(&long(201, Kind::Hello, 2)[0], NOW, rng);
-            assert_eq!(messenger.receive(&wrong, NOW, rng), Arrived::Malformed);
-            assert!(messenger.partial.is_empty(), "nothing of it is kept");
+            let _ = channel.receive(&long(201, MessageType::Hello, 2)[0], NOW, rng);
+            assert_eq!(channel.receive(&wrong, NOW, rng), ReceiveOutcome::Malformed);
+            assert!(channel.partial.is_empty(), "nothing of it is kept");
         }
-        let _ = messenger.receive(&long(202, Kind::Hello, 2)[0], NOW, rng);
-        let other = packets([202; 8], Kind::Hello, &[2; 1999]).remove(1);
-        assert_eq!(messenger.receive(&other, NOW, rng), Arrived::Malformed, "of another length");
+        let _ = channel.receive(&long(202, MessageType::Hello, 2)[0], NOW, rng);
+        let other = packets([202; 8], MessageType::Hello, &[2; 1999]).remove(1);
+        assert_eq!(channel.receive(&other, NOW, rng), ReceiveOutcome::Malformed, "of another length");
     }
 
     #[test]
     fn a_probe_that_came_through_is_told_once() {
         let rng = &mut ChaCha20Rng::seed_from_u64(7);
-        let mut messenger = Messenger::default();
-        let probes: Vec<_> = (0..65).map(|n| messenger.probe(1200 + n, rng)).collect();
-        let sizes: Vec<usize> = due(&mut messenger, NOW).iter().map(Vec::len).collect();
+        let mut channel = ReliableChannel::default();
+        let probes: Vec<_> = (0..65).map(|n| channel.probe(1200 + n, rng)).collect();
+        let sizes: Vec<usize> = due(&mut channel, NOW).iter().map(Vec::len).collect();
         assert_eq!(sizes, (1200..1265).collect::<Vec<_>>());
         for probe in [probes[64], probes[0], probes[1], probes[1]] {
-            ack(&mut messenger, probe, NOW);
+            ack(&mut channel, probe, NOW);
         }
-        let passed: Vec<_> = std::iter::from_fn(|| messenger.take_passed()).collect();
+        let passed: Vec<_> = std::iter::from_fn(|| channel.take_passed()).collect();
         assert_eq!(passed, [probes[64], probes[1]], "the oldest is forgotten");
     }
 }

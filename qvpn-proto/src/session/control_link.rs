@@ -13,6 +13,7 @@ use boringtun::noise::{Tunn, TunnResult};
 use boringtun::x25519::{PublicKey, StaticSecret};
 use qvpn_identity::{PublicIdentity, SecretIdentity};
 use qvpn_secret::with_scrubbed_stack;
+use qvpn_types::PeerNumber;
 
 use crate::wire::limits::MAX_PROBE;
 
@@ -42,7 +43,7 @@ pub struct LinkOutput {
 
 /// A session that authenticates the peer by its X25519 key and carries small packets.
 pub trait ControlLink {
-    /// Takes a datagram that [`Gate::sort`](crate::gate::Gate::sort) gave to this peer.
+    /// Takes a datagram that [`Demux::sort`](crate::session::Demux::sort) gave to this peer.
     fn receive(&mut self, from: IpAddr, datagram: &[u8]) -> LinkOutput;
     /// Seals a packet of at most [`MAX_PROBE`] bytes; `None` without a session.
     fn send(&mut self, packet: &[u8]) -> Option<Vec<u8>>;
@@ -61,7 +62,7 @@ pub struct WireGuardLink {
     tunn: Tunn,
     local: Arc<SecretIdentity>,
     remote: [u8; 32],
-    number: u16,
+    number: PeerNumber,
     limiter: Arc<RateLimiter>,
     /// We answered a handshake; the session with this receiver index is in use once the peer sends in it.
     answered: Option<u32>,
@@ -78,7 +79,7 @@ const SESSIONS: usize = 8;
 impl WireGuardLink {
     /// A session with `remote`, whose receiver indices hold `number`.
     #[must_use]
-    pub fn new(local: Arc<SecretIdentity>, remote: &PublicIdentity, number: u16) -> Self {
+    pub fn new(local: Arc<SecretIdentity>, remote: &PublicIdentity, number: PeerNumber) -> Self {
         // It limits nothing: the gate's door has done that, for all sessions together.
         let limiter = Arc::new(RateLimiter::new(&PublicKey::from(*local.public().x25519()), u64::MAX));
         let tunn = tunn(&local, remote.x25519(), number, &limiter);
@@ -129,10 +130,10 @@ fn field(datagram: &[u8], at: usize) -> Option<u32> {
 }
 
 /// The session's own PSK stays unused, since its `Debug` would print it; ours goes into the key schedule.
-fn tunn(local: &SecretIdentity, remote: &[u8; 32], number: u16, limiter: &Arc<RateLimiter>) -> Tunn {
+fn tunn(local: &SecretIdentity, remote: &[u8; 32], number: PeerNumber, limiter: &Arc<RateLimiter>) -> Tunn {
     with_scrubbed_stack(|| {
         let secret = StaticSecret::from(*local.x25519().expose());
-        Tunn::new(secret, PublicKey::from(*remote), None, None, u32::from(number), Some(limiter.clone()))
+        Tunn::new(secret, PublicKey::from(*remote), None, None, u32::from(number.0), Some(limiter.clone()))
     })
 }
 

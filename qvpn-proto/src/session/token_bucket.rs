@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use rand_core::CryptoRng;
 
-use crate::Time;
+use qvpn_types::Time;
 
 /// How often something may happen, and how many times at once.
 #[derive(Debug, Clone, Copy)]

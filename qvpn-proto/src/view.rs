@@ -1,0 +1,120 @@
+//! The status of a peer, as `qvpn-ctl show` prints it.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use qvpn_types::EpochNumber;
+
+use crate::config::{QkdPolicy, Role};
+use crate::key_sources::KeySources;
+use crate::notice::FailureReason;
+use crate::wire::LaneSet;
+
+/// Whether packets can be sent to a peer; the names are those of `show`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum PeerState {
+    /// There was no epoch since the start yet.
+    Connecting,
+    /// An epoch that meets the policy in full is active.
+    Up,
+    /// An epoch without QKD is active, though the policy prefers it.
+    Degraded,
+    /// No valid key: nothing is sent.
+    Blocked,
+}
+
+impl PeerState {
+    /// The name in `show`.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Connecting => "connecting",
+            Self::Up => "up",
+            Self::Degraded => "degraded",
+            Self::Blocked => "blocked",
+        }
+    }
+}
+
+/// What came for the control session of a peer and was dropped, since the start.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct ControlDrops {
+    /// Datagrams that the session dropped: not made by the peer's key, late, or come before.
+    pub control: u64,
+    /// In the session, but no message.
+    pub malformed: u64,
+    /// Messages that were answered by a `Reject`, and confirmations that prove nothing.
+    pub refused: u64,
+}
+
+/// What `show` tells of a peer. Spans are relative to the moment of asking; `None` is unknown.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PeerView {
+    /// Whether packets can be sent.
+    pub state: PeerState,
+    /// Why, in words, and what to do; `None` while all is well.
+    pub reason: Option<String>,
+    /// Our role.
+    pub role: Role,
+    /// Our policy.
+    pub policy: QkdPolicy,
+    /// Where the control session's datagrams go.
+    pub endpoint: Option<SocketAddr>,
+    /// The active epoch's number on the wire.
+    pub epoch: Option<EpochNumber>,
+    /// Since it came into force.
+    pub epoch_age: Option<Duration>,
+    /// Until its sealing ends.
+    pub epoch_expires_in: Option<Duration>,
+    /// Until the next attempt is due; `None` at the responder without an epoch.
+    pub next_rekey_in: Option<Duration>,
+    /// What the active epoch's key is made of.
+    pub sources: Option<KeySources>,
+    /// The QKD key of the active epoch.
+    pub qkd_key_id: Option<String>,
+    /// Since a QKD key last went into an epoch.
+    pub qkd_key_age: Option<Duration>,
+    /// QKD keys that this end holds and, at the initiator, the other end acknowledged; `None` where QKD is off.
+    pub qkd_stock: Option<usize>,
+    /// Keys from a file that are held likewise; `None` where QKD is off.
+    pub file_stock: Option<usize>,
+    /// How long the QKD keys last at the agreed interval and the supply seen lately; while that keeps up, how long they would last
+    /// without.
+    pub qkd_stock_lasts: Option<Duration>,
+    /// Epochs that came into force since the start.
+    pub rekeys: u64,
+    /// Failed attempts by reason.
+    pub rekey_failures: Vec<(FailureReason, u64)>,
+    /// What came for the control session and was dropped.
+    pub drops: ControlDrops,
+    /// Since the last handshake of the control session.
+    pub control_handshake_ago: Option<Duration>,
+    /// The agreed interval, or ours before it is agreed.
+    pub rekey_interval: Duration,
+    /// The agreed number of lanes, or ours before it is agreed.
+    pub lanes: u8,
+    /// The lanes on which the other end hears nothing of ours.
+    pub peer_rx_silent: LaneSet,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Dashboards and alerts look for these.
+    #[test]
+    fn names_of_states_and_failures_are_the_published_ones() {
+        let states = [PeerState::Connecting, PeerState::Up, PeerState::Degraded, PeerState::Blocked];
+        assert_eq!(states.map(PeerState::name), ["connecting", "up", "degraded", "blocked"]);
+        let reasons = [
+            FailureReason::Timeout,
+            FailureReason::Rejected,
+            FailureReason::Confirmation,
+            FailureReason::Restarted,
+            FailureReason::NoQkdKey,
+            FailureReason::Crypto,
+        ];
+        let names = ["timeout", "rejected", "confirmation", "restarted", "no_qkd_key", "crypto"];
+        assert_eq!(reasons.map(FailureReason::name), names);
+    }
+}
