@@ -1,24 +1,24 @@
-# The commands that people use. `make demo` and `make test` install what is missing by themselves.
+# `make demo` and `make test` install missing packages and tools.
 
 .PHONY: help packages reproducible demo trial test bench bench-parts soak fuzz miri mutants build lint fmt deps evidence
 
 help:
 	@echo "make demo    two sites, two KMEs and a tunnel on this machine, with real traffic"
 	@echo "make trial   five days on a simulated QKD link in 13 minutes, and a page about it; TRIAL=--short for half a minute"
-	@echo "make test    everything that must hold, with one summary"
+	@echo "make test    all checks and tests, with one summary"
 	@echo "make soak    the long runs, with a report in target/soak"
-	@echo "make fuzz    each parser on hostile input with a nightly, 10 minutes each; FUZZ=3600 for an hour each"
+	@echo "make fuzz    each parser on hostile input with a nightly toolchain, 10 minutes each; FUZZ=3600 for an hour each"
 	@echo "make evidence  memory, floods, vectors, model, Miri, AddressSanitizer, timing and fuzzing for hours, a page in docs/evidence; EVIDENCE=20 for short"
-	@echo "make bench   qvpn and other VPNs in turns on this machine; BENCH=--quick for a shorter run, BENCH=--help for choices"
-	@echo "make miri    the tests that reach unsafe code under Miri (needs a nightly toolchain)"
-	@echo "make mutants  small changes of qvpn-proto and session.rs, and which of them no test notices, for hours; MUTANTS='-F respond' for some"
-	@echo "make bench-parts   parts of the data path alone, and the AEADs that it could use; PARTS=FILTER for some"
+	@echo "make bench   qvpn and other VPNs alternately on this machine; BENCH=--quick for a shorter run, BENCH=--help for options"
+	@echo "make miri    the tests of unsafe code under Miri (needs a nightly toolchain)"
+	@echo "make mutants  small changes of qvpn-proto and session.rs, and which of them no test detects, for hours; MUTANTS='-F respond' for some"
+	@echo "make bench-parts   parts of the data path alone, and AEAD implementations; PARTS=FILTER for some"
 	@echo "make build   release binaries in target/release"
 	@echo "make packages  .deb and .rpm from a release build, SBOM, checksums, in target/packages/out"
-	@echo "make reproducible  the same twice, in two directories, and every byte compared"
+	@echo "make reproducible  the packages twice, in two directories, and a comparison of every byte"
 	@echo "make lint    format check and clippy"
 	@echo "make fmt     format the sources"
-	@echo "make deps    install what is missing (packages, cargo tools, Python packages)"
+	@echo "make deps    install missing packages, cargo tools and Python packages"
 
 demo:
 	@scripts/deps.sh system

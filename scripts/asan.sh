@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Runs the tests of the crates with unsafe code under AddressSanitizer, which sees what Miri can't run: the real system calls, on
+# Runs the tests of the crates with unsafe code under AddressSanitizer, which checks what Miri can't run: real system calls on
 # real sockets and locked pages. It needs a nightly toolchain; without one it exits with 77. AWS-LC's C code and assembly are
-# compiled as always, so only what our code hands to it is seen.
+# not instrumented, so only the buffers that our code passes to it are checked.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export PATH="$PATH:$HOME/.cargo/bin"

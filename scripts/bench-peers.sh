@@ -1,11 +1,10 @@
 #!/usr/bin/env bash
-# Fetches the VPNs that `make bench` compares us with into target/bench-peers, once; nothing is installed.
+# Fetches the VPNs that `make bench` compares with qvpn into target/bench-peers, once; nothing is installed.
 #
 #   boringtun-cli, gotatun   built by cargo from the registry, in the versions below
-#   wireguard-go             the newest that Debian has (unstable's), from the mirror that this machine's apt uses,
-#                            unpacked beside
+#   wireguard-go             the newest of Debian (unstable), from the mirror that this machine's apt uses, unpacked only
 #
-# One that can't be had is named, and the bench shows it as skipped. What is there already stays; `--fresh` fetches anew.
+# An unavailable one is named, and the bench shows it as skipped. Existing ones are kept; `--fresh` fetches again.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 export PATH="$PATH:/usr/sbin:/sbin:$HOME/.cargo/bin"
@@ -17,7 +16,7 @@ peers="$(realpath -m "${CARGO_TARGET_DIR:-target}")/bench-peers"
 [ "${1:-}" != --fresh ] || rm -rf "$peers"
 mkdir -p "$peers/bin"
 
-# Built in a directory of its own, so that our profiles and features don't touch it.
+# Built in its own directory, so that our profiles and features don't affect it.
 cargo_peer() {
     local program="$1" version="$2" crate="$3"
     [ ! -x "$peers/bin/$program" ] || return 0
@@ -27,7 +26,7 @@ cargo_peer() {
     echo "$version" >"$peers/bin/$program.version"
 }
 
-# apt with lists and caches of its own: neither the machine's sources nor its packages change.
+# apt with its own lists and caches: the machine's sources and packages don't change.
 wireguard_go() {
     [ ! -x "$peers/bin/wireguard-go" ] || return 0
     command -v apt-get >/dev/null && command -v dpkg-deb >/dev/null || { echo "this needs Debian's apt-get" >&2; return 1; }
@@ -48,7 +47,7 @@ wireguard_go() {
         -o "Acquire::Languages=none"
         -o "APT::Sandbox::User=$(id -un)"
     )
-    # apt prints the mirror's name; only what goes wrong is of interest.
+    # Only errors are printed.
     apt-get "${options[@]}" update >"$apt/log" 2>&1 || { cat "$apt/log" >&2; return 1; }
     (cd "$apt" && rm -f ./*.deb && apt-get "${options[@]}" download wireguard-go >"$apt/log" 2>&1) ||
         { cat "$apt/log" >&2; return 1; }
@@ -64,7 +63,7 @@ have() {
     if "$@"; then
         echo "have     $name $(cat "$peers/bin/$name.version")"
     else
-        echo "SKIPPED  $name: it can't be had here; the bench goes on without it"
+        echo "SKIPPED  $name: it is not available here; the bench continues without it"
     fi
 }
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Opens the trial's page in a headless Chromium as a person would, on a telephone, on a desk and on paper, and says what a
-person would miss there: plots without lines, labels on top of each other, a page wider than its window, something fetched
-from outside, an error of the browser's. The exit status is 1 if anything is wrong, and 77 if there is no Chromium.
+"""Opens the trial's page in a headless Chromium, in the sizes of a phone, a desktop and paper, and reports faults: plots
+without lines, overlapping labels, a page wider than its window, requests to other hosts, errors of the browser. The exit
+status is 1 if there is a fault, and 77 if there is no Chromium.
 
   scripts/check-page.py target/trial/trial.html [DIR]      pictures of the page go into DIR
 """

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # Installs what building, testing and the demo need besides Rust: packages of Debian or Ubuntu, two cargo tools, and two
-# Python packages in target/venv. It installs only what is missing and asks nothing; with all in place it is silent.
+# Python packages in target/venv. It installs only what is missing and asks no question; if nothing is missing it is silent.
 #
 #   scripts/deps.sh system        packages of the distribution
 #   scripts/deps.sh tools         rustfmt, clippy, cargo-nextest, cargo-deny
 #   scripts/deps.sh python        target/venv
-#   scripts/deps.sh packages      what the packages and their test need; not among "all"
-#   scripts/deps.sh browser       Chromium, for the look at the trial's page; not among "all"
+#   scripts/deps.sh packages      tools for the packages and their test; not among "all"
+#   scripts/deps.sh browser       Chromium, to check the trial's page; not among "all"
 #   scripts/deps.sh release       the same and cargo-cyclonedx, for `make packages`
 #   scripts/deps.sh               all of these
 set -euo pipefail
@@ -15,7 +15,7 @@ export PATH="$PATH:/usr/sbin:/sbin:$HOME/.cargo/bin"
 
 have() { command -v "$1" >/dev/null 2>&1; }
 
-# command that must be there, and the package that has it
+# a command, and the package that contains it
 packages="
 cc         build-essential
 cmake      cmake
@@ -35,7 +35,7 @@ fish       fish
 tmux       tmux
 "
 
-# The same for the packages of qvpn and their test.
+# The same for building and testing the packages of qvpn.
 for_packages="
 dpkg-shlibdeps      dpkg-dev
 objcopy             binutils
@@ -58,7 +58,7 @@ system() {
     [ ${#missing[@]} -gt 0 ] || return 0
     echo "installing packages: ${missing[*]}"
     if ! have apt-get; then
-        echo "this script knows apt-get only; install these (or their like) yourself: ${missing[*]}" >&2
+        echo "this script only knows apt-get; install these packages (or their equivalents) yourself: ${missing[*]}" >&2
         return 1
     fi
     local as_root=()
@@ -92,12 +92,12 @@ tools() {
     have cargo || { echo "there is no cargo: install Rust first, see https://rustup.rs" >&2; return 1; }
     cargo fmt --version >/dev/null 2>&1 || rustup component add rustfmt
     cargo clippy --version >/dev/null 2>&1 || rustup component add clippy
-    # Unoptimised, since they are built once and wait for others most of their time.
+    # Unoptimised: their build takes longer than optimisation would save.
     have cargo-nextest || cargo install --locked --debug cargo-nextest
     have cargo-deny || cargo install --locked --debug cargo-deny
 }
 
-# What `make packages` and the test of the packages need besides.
+# Further tools for `make packages` and the test of the packages.
 packages() {
     have cargo || { echo "there is no cargo: install Rust first, see https://rustup.rs" >&2; return 1; }
     system "$for_packages"

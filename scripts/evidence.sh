@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# The long part of the proof: the search of memory, ten million hostile datagrams, a hostile site and hostile local clients,
+# The long part of the evidence: the search of memory, ten million hostile datagrams, a hostile site and hostile local clients,
 # the vectors, the symbolic model, Miri and AddressSanitizer, timing by dudect's method, fuzzing of each parser, a hundred
-# million cases of each small one, and coverage, with a dated summary in docs/evidence/. What can't be done here is SKIPPED with its
-# reason and never counts as passed; any failure makes the exit status 1.
+# million cases of each small one, and coverage, with a dated summary in docs/evidence/. A step that can't run here is SKIPPED
+# with its reason and never counts as passed; any failure makes the exit status 1.
 #
 #   scripts/evidence.sh              everything, 10 minutes a fuzz target: about five hours
-#   scripts/evidence.sh SECONDS      with so many seconds a fuzz target; below 60 with the short floods
+#   scripts/evidence.sh SECONDS      with SECONDS for each fuzz target; below 60 with the short floods
 #   scripts/evidence.sh SECONDS STEP...   these steps alone: build memory floods vectors model miri asan timing fuzzing many
-#                                    coverage; the summary takes the others from their last run
+#                                    coverage; for the others the summary has their last run
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit
 export PATH="$PATH:/usr/sbin:/sbin:$HOME/.cargo/bin"
@@ -21,14 +21,14 @@ mkdir -p "$dir" docs/evidence
 skip=77
 
 fuzzing() { scripts/fuzz.sh "$seconds"; }
-# What takes about a microsecond a case.
+# Targets that take about a microsecond a case.
 many() {
     local cases=100000000
     [ "$seconds" -ge 60 ] || cases=200000
     scripts/fuzz.sh many $cases hello stock_offer stock_ack propose accept confirm reject lanes fragment inner_packet
 }
 memory() { cargo nextest run --retries 0 --locked -p tests -E 'binary(secrets) + binary(memory) + binary(secret_types)' --success-output final; }
-# Nine kinds of up to 40,000 a second for 30 s, and one of 400: ten million where the machine keeps up with most of that.
+# Nine kinds of up to 40,000 a second for 30 s, and one of 400: ten million if the machine is fast enough.
 floods() {
     local which=(--run-ignored all --profile soak)
     [ "$seconds" -ge 60 ] || which=()
@@ -60,8 +60,8 @@ vectors() {
     for script in docs/vectors/*.py; do "$target/venv/bin/python" "$script" || return; done
     cargo nextest run --retries 0 --locked -p qvpn-identity -p qvpn-proto -p qvpn-dataplane -E 'binary(vectors) + test(wycheproof) + test(rfc)'
 }
-# Judged by |t|: above 10 the times of the two classes differ. The control must be found out, or the method sees nothing. The
-# look-up of an index is told and not judged: indices are public.
+# If |t| is above 10 the times of the two classes differ. For the control they must differ, or the method detects nothing. The
+# look-up of an index is only reported: indices are public.
 timing() {
     cargo run --release --locked --manifest-path timing/Cargo.toml --target-dir "$target/timing" >"$dir/timing.txt" || return
     python3 - "$dir/timing.txt" <<'PY'
@@ -70,7 +70,7 @@ found = re.findall(r"bench (\S+) .*max t = ([+-][0-9.]+)", open(sys.argv[1]).rea
 t = {name: abs(float(value)) for name, value in found}
 wrong = [name for name in ("confirmation", "chain_check") if t.get(name, 99.0) > 10]
 if t.get("control", 0.0) < 10:
-    wrong.append("the control was not found out")
+    wrong.append("the control was not detected")
 print("timing: " + ", ".join(f"{name} |t| {value:.1f}" for name, value in t.items()))
 if wrong:
     sys.exit("timing: wrong: " + ", ".join(wrong))
@@ -95,7 +95,7 @@ step() {
         return
     fi
     printf '\n=== %s\n' "$name"
-    # Not in a pipe: the step's own shell tells the reason.
+    # Not in a pipe, since the step sets `reason`.
     "$@" >"$log" 2>&1
     status=$?
     tail -n 5 "$log"
@@ -121,7 +121,7 @@ step "fuzzing" fuzzing
 step "many" many
 step "coverage" coverage
 
-# What a person wrote on the day's page stays; only the part between the marks is made anew.
+# Only the part between the marks is rewritten; the rest of the day's page stays.
 day="$(date -u +%F)"
 page="docs/evidence/$day.md"
 [ -s "$page" ] || printf '# Evidence of %s\n\n<!-- made -->\n<!-- end -->\n' "$day" >"$page"

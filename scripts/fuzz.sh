@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
-# Fuzzes each parser with cargo-fuzz on a nightly, with AddressSanitizer. Inputs that reach new code collect in
-# fuzz/corpus; a crash stops its target, and its input is in fuzz/artifacts. What is missing here is SKIPPED with its reason
+# Fuzzes each parser with cargo-fuzz on a nightly toolchain, with AddressSanitizer. Inputs that reach new code are kept in
+# fuzz/corpus; a crash stops its target, and its input is in fuzz/artifacts. Without its tools this is SKIPPED with the reason
 # and never counts as passed. The report is target/fuzz/report.txt.
 #
 #   scripts/fuzz.sh                        each target for 10 minutes
-#   scripts/fuzz.sh SECONDS [TARGET...]    these targets, or all, for so long each
-#   scripts/fuzz.sh keep [TARGET...]       adds the smallest inputs that reach what the seeds don't to fuzz/seeds
-#   scripts/fuzz.sh many CASES [TARGET...] so many cases each, made from seeds and corpus without guidance and sanitizer, on stable:
+#   scripts/fuzz.sh SECONDS [TARGET...]    these targets, or all, SECONDS each
+#   scripts/fuzz.sh keep [TARGET...]       adds to fuzz/seeds the smallest inputs that reach more than the seeds
+#   scripts/fuzz.sh many CASES [TARGET...] CASES each, mutations of seeds and corpus without guidance and sanitizer, on stable:
 #                                          a million a second for small messages; the report is target/fuzz/many.txt
-#   scripts/fuzz.sh coverage [TARGET...]   which lines of each parser seeds, corpus and a short run reach, in
-#                                          target/fuzz/coverage.txt; files also hold what writes messages, or does other work
+#   scripts/fuzz.sh coverage [TARGET...]   the lines of each parser that seeds, corpus and a short run reach, in
+#                                          target/fuzz/coverage.txt; the files contain other code too
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit
 export PATH="$PATH:$HOME/.cargo/bin"
@@ -48,7 +48,7 @@ run() {
     cargo +nightly fuzz run "$target" "$@"
 }
 
-# The source that a target is there for.
+# The source files that a target tests.
 source_of() {
     case $1 in
     hello) echo qvpn-proto/src/wire/hello.rs ;;
@@ -74,10 +74,10 @@ source_of() {
     esac
 }
 
-# The same bodies on stable, with every seed and all of the corpus: seconds, where cargo-fuzz would build each target anew.
+# The same bodies on stable, with every seed and the whole corpus: seconds, where cargo-fuzz would build each target again.
 coverage() {
     local tools program target file lines wrong=0
-    # Of the compiler that compiles: another's may not read the profiles.
+    # The tools of this compiler: others may not read its profiles.
     tools="$(rustc --print sysroot)/lib/rustlib/$(rustc -vV | sed -n 's/^host: //p')/bin"
     [ -x "$tools/llvm-cov" ] || { echo "SKIPPED  coverage (rustup component add llvm-tools)"; return 77; }
     program=$(RUSTC_WORKSPACE_WRAPPER="$PWD/scripts/instrumented-rustc.sh" cargo test --locked --package tests --test fuzz \

@@ -1,5 +1,5 @@
 #!/bin/sh
-# For RUSTC_WORKSPACE_WRAPPER: compiles the workspace's own crates so that they tell which of their lines ran.
+# For RUSTC_WORKSPACE_WRAPPER: compiles the workspace's own crates with coverage instrumentation.
 case " $* " in
 *' --crate-name '*) exec "$@" -C instrument-coverage ;;
 *) exec "$@" ;;

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Runs the tests that reach `unsafe` under Miri, which finds undefined behaviour. It needs a nightly toolchain with the
-# component miri; without one it exits with 77 and installs nothing.
+# Runs the tests of unsafe code under Miri, which detects undefined behaviour. It needs a nightly toolchain with the component
+# miri; without one it exits with 77 and installs nothing.
 #
 #   scripts/miri.sh quick    qvpn-secret: half a minute
-#   scripts/miri.sh          also qvpn-dataplane, for which AWS-LC's C code is built once more: some minutes
+#   scripts/miri.sh          also qvpn-dataplane, which builds AWS-LC's C code again: some minutes
 #
-# Miri runs no system call that it doesn't know, so this stays unchecked by it:
+# Miri supports few system calls, so it does not check:
 #   qvpn-secret/src/lock.rs     mmap, mprotect, mlock, madvise, munmap, sysconf (slots lie in plain allocations instead)
 #   qvpn-dataplane/src/sys.rs   ppoll, poll, ioctl, setsockopt, sendmmsg, recvmmsg, clock_gettime of CLOCK_BOOTTIME; what is
 #                               laid out for sendmmsg and recvmmsg is checked, by tests that play the kernel's part
@@ -18,7 +18,7 @@ if ! cargo +nightly miri --version >/dev/null 2>&1; then
     echo "there is no nightly toolchain with miri: rustup toolchain install nightly --component miri,rust-src" >&2
     exit 77
 fi
-# The tests write no files but look at their limits in /proc.
+# The tests write no files, and read their limits in /proc.
 export MIRIFLAGS="${MIRIFLAGS:--Zmiri-disable-isolation}"
 export CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-target}/miri"
 cargo +nightly miri test --locked -p qvpn-secret --lib

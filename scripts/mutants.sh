@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Changes qvpn-proto and the data path's session.rs in small ways, one at a time, by cargo-mutants, and tells which changes
-# no test notices. What the quick tests miss meets the longer simulations in a second pass. .cargo/mutants.toml says what is
-# changed, the profiles `mutants` and `mutants-again` in .config/nextest.toml which tests run. Where cargo-mutants is missing
-# this exits with 77 and installs nothing. The report is target/mutants/report.txt.
+# Changes qvpn-proto and the data path's session.rs in small ways, one at a time, with cargo-mutants, and reports the changes
+# that no test detects. Those that the quick tests miss are run against the longer simulations in a second pass.
+# .cargo/mutants.toml selects the changes, the profiles `mutants` and `mutants-again` in .config/nextest.toml the tests.
+# Without cargo-mutants this exits with 77 and installs nothing. The report is target/mutants/report.txt.
 #
-#   scripts/mutants.sh                      all, about 1,490 of 3 to 15 s each
-#   scripts/mutants.sh -F peer/respond      those whose name has it, as `cargo mutants --list` shows names
+#   scripts/mutants.sh                      all, about 1,490, each for 3 to 15 s
+#   scripts/mutants.sh -F peer/respond      those with this in their name (`cargo mutants --list`)
 #   scripts/mutants.sh --shard 0/10         a tenth
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit
@@ -29,7 +29,7 @@ rm -rf "$dir/mutants.out" "$dir/mutants.out.old"
 run "$@" -- --profile mutants
 status=$?
 caught=$(count caught) unviable=$(count unviable)
-# 2: some were missed, 3: some took too long. Whatever else is not 0 says that nothing was tried.
+# 2: some were missed, 3: some took too long. Any other status but 0 means that nothing was run.
 if [ $status -eq 2 ] || [ $status -eq 3 ]; then
     first=$(count missed)
     run --iterate "$@" -- --profile mutants-again

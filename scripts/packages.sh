@@ -2,18 +2,18 @@
 # Makes the packages `qvpn` and `qvpn-kme-sim`, each as .deb and .rpm, in target/packages/out, with an SBOM and checksums.
 #
 #   scripts/packages.sh                      from a release build
-#   scripts/packages.sh --dev [VERSION...]   from the programs in target/debug, as they are: for the tests of the packages
+#   scripts/packages.sh --dev [VERSION...]   from the existing programs in target/debug: for the tests of the packages
 #
-# Two runs on the same commit make the same bytes, wherever the sources lie: paths are left out of the programs, times are the
-# commit's (scripts/reproducible.sh compares). What the programs print about themselves (man pages, completions) comes from the programs.
+# Two runs on the same commit make the same bytes, in any source directory: the programs contain no paths, times are the
+# commit's (scripts/reproducible.sh compares). The programs print their own man pages and completions.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export PATH="$PATH:/usr/sbin:/sbin:$HOME/.cargo/bin"
 target="$(realpath -m "${CARGO_TARGET_DIR:-target}")"
 here="$PWD"
-# Where cargo-deb looks for what is not a program, wherever the programs are built.
+# Where cargo-deb looks for files other than programs, in any target directory.
 work="$here/target/packages"
-# The newest C library that the programs may ask for: RHEL 9 has this one, Debian 12 and Ubuntu 24.04 newer ones.
+# The newest C library that the programs may need: RHEL 9 has this one, Debian 12 and Ubuntu 24.04 newer ones.
 glibc=2.34
 
 profile=release dir=release payload=zstd fast=() versions=()
@@ -30,7 +30,7 @@ export SOURCE_DATE_EPOCH
 build() {
     local map="$here=/qvpn" home="${CARGO_HOME:-$HOME/.cargo}=/cargo" rust
     rust="$(rustc --print sysroot)=/rust"
-    # Of several that fit, the last counts, and the target directory may lie within the sources or elsewhere.
+    # The last matching one counts, and the target directory may be inside the sources or elsewhere.
     export RUSTFLAGS="${RUSTFLAGS:-} --remap-path-prefix=$map --remap-path-prefix=$home --remap-path-prefix=$rust --remap-path-prefix=$target=/target"
     export CFLAGS="${CFLAGS:-} -ffile-prefix-map=$map -ffile-prefix-map=$home -ffile-prefix-map=$target=/target"
     cargo build --locked --release --package qvpn-daemon --package qvpn-ctl --package kme-sim
@@ -49,7 +49,7 @@ check_glibc() {
     done
 }
 
-# Lays out a package's files besides the programs, as they will lie on the machine.
+# Lays out a package's files other than the programs, with their paths on the target machine.
 tree() {
     local root="$work/tree"
     rm -rf "$root"
@@ -71,7 +71,7 @@ tree() {
     done
     put "$sim/share/doc/qvpn-kme-sim" docs/kme-sim.md LICENSE-MIT LICENSE-APACHE
     put "$sim/share/doc/qvpn-kme-sim/examples" kme-sim/presets/*.toml
-    # From the programs themselves.
+    # Printed by the programs.
     local ctl="$target/$dir/qvpn-ctl" made="$root/made" section
     if "$ctl" help man >/dev/null 2>&1; then
         mkdir -p "$made"
@@ -95,11 +95,11 @@ tree() {
         "$ctl" completions zsh >"$qvpn/share/zsh/site-functions/_qvpn-ctl"
         "$ctl" completions fish >"$qvpn/share/fish/vendor_completions.d/qvpn-ctl.fish"
     fi
-    # Whatever umask the directories were made under.
+    # Independent of the umask.
     find "$root" -type d -exec chmod 755 {} +
 }
 
-# The tree as assets of cargo-generate-rpm, behind those of Cargo.toml.
+# The tree as assets of cargo-generate-rpm, after those of Cargo.toml.
 rpm_assets() {
     local crate="$1" name="$2" file root="$work/tree/$2"
     local programs
@@ -119,7 +119,7 @@ pack() {
     local crate="$1" name="$2" version="$3"
     cargo deb "${fast[@]}" --quiet --no-build --package "$crate" --profile "$profile" --no-dbgsym --strip --deb-version "$version-1" \
         --output "$out/${name}_$version-1_$(dpkg --print-architecture).deb"
-    # The tests look into one .rpm, and install .deb only.
+    # The tests inspect one .rpm, and install only .deb.
     [ "$profile" != dev ] || [ "$version" = "${versions[0]}" ] || return 0
     rpm_assets "$crate" "$name" >"$work/$name-assets.toml"
     cargo generate-rpm --package "$crate" --metadata-overwrite "$work/$name-assets.toml" \
@@ -127,7 +127,7 @@ pack() {
         --output "$out/$name-$version-1.$(uname -m).rpm"
 }
 
-# A list of all that each program is built from (CycloneDX). The tool writes one beside each crate of the workspace.
+# A list of the components of each program (CycloneDX). The tool writes one into the directory of each crate.
 sbom() {
     local crate
     cargo cyclonedx --quiet --format json --spec-version 1.5 --no-build-deps --override-filename sbom-part \

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Makes the packages twice of the last commit, in two directories, and compares every file that comes out: programs, packages and
-# SBOM must be the same bytes. The first are those of `make packages` in this directory, the second are made in a clone elsewhere,
-# whose path and umask differ, and which is removed at the end.
+# Makes the packages of the last commit twice, in two directories, and compares every file: programs, packages and SBOM must be
+# the same bytes. The first run is `make packages` in this directory, the second is in a clone with another path and umask,
+# which is removed at the end.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 [ -z "$(git status --porcelain)" ] || { echo "commit first: what is compared is the last commit" >&2; exit 1; }
@@ -11,7 +11,7 @@ scripts/packages.sh
 other="$(mktemp -d "${TMPDIR:-/tmp}/qvpn-made-again-in-a-longer-path.XXXXXX")"
 trap 'rm -rf "$other"' EXIT
 git clone --quiet . "$other/sources"
-# The target directory lies elsewhere, too.
+# The target directory is elsewhere, too.
 (umask 077 && cd "$other/sources" && CARGO_TARGET_DIR="$other/programs" scripts/packages.sh)
 
 here="$PWD/target/packages" there="$other/sources/target/packages"

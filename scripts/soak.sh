@@ -1,13 +1,12 @@
 #!/usr/bin/env bash
-# The long runs: what `make test` does in short, for longer and in every case. One function a part; each writes its output
-# to target/soak/PART.log, and the report with its times and numbers is target/soak/report.txt. Any failure makes the
-# exit status 1.
+# The long runs of tests that `make test` runs briefly. Each part is a function; its output is target/soak/PART.log, and the
+# report with times and numbers is target/soak/report.txt. Any failure makes the exit status 1.
 #
 #   scripts/soak.sh              all parts
 #   scripts/soak.sh PART...      these parts
 #
-# Shorter or longer by the environment: QVPN_SIM_REKEYS (a million), QVPN_SIM_FIRST (the first seed), QVPN_MODEL_DEPTH,
-# QVPN_SOAK_SECONDS (600) of a KME killed over and over, QVPN_SOAK_TRIAL=--short.
+# The environment sets the lengths: QVPN_SIM_REKEYS (a million), QVPN_SIM_FIRST (the first seed), QVPN_MODEL_DEPTH,
+# QVPN_SOAK_SECONDS (600) for the KME that is killed repeatedly, QVPN_SOAK_TRIAL=--short.
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit
 export PATH="$PATH:/usr/sbin:/sbin:$HOME/.cargo/bin"
@@ -26,12 +25,12 @@ part_simulator() {
     cargo test --release --package qvpn-proto --locked --test sim -- --ignored --nocapture a_million_rekeys
 }
 
-# The exchange in every order of events, deeper than in `make test`.
+# The exchange in every order of events, to a greater depth than in `make test`.
 part_model() {
     cargo test --release --package qvpn-proto --locked --test sim -- --ignored --nocapture every_order
 }
 
-# A KME killed for 10 s of every 30 s, for ten minutes at a rekey each second; `make test` has 75 s of it.
+# A KME is down for 10 s of every 30 s, for ten minutes with one rekey a second; `make test` has 75 s of it.
 part_kme_killed() {
     cargo build --workspace --bins --locked || return
     QVPN_SOAK_SECONDS="${QVPN_SOAK_SECONDS:-600}" cargo nextest run --retries 0 --package tests --locked --success-output final --profile soak \
@@ -56,7 +55,7 @@ for part in $parts; do
     printf '\n=== %s\n' "$part"
     if "part_$part" 2>&1 | tee "$dir/$part.log"; then word=passed; else word=FAILED failed=1; fi
     lines+=("$(printf '%-8s %5ds  %s' "$word" $((SECONDS - start)) "$part")")
-    # What a part wants in the report it prints on lines that begin with `soak:`.
+    # Lines of a part that begin with `soak:` go into the report.
     mapfile -t said < <(sed -n 's/^ *soak: /                   /p' "$dir/$part.log")
     lines+=("${said[@]}")
 done

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Installs, runs, upgrades, downgrades and purges the packages in a clean Debian 12 that systemd boots: a QEMU guest with Debian's
-# own kernel, made by mmdebstrap. It needs no root and no disk. The packages are made from the programs in target/debug, as they
-# are. Exit status 77: it can't be done here, and the last line says why.
+# Installs, runs, upgrades, downgrades and purges the packages in a clean Debian 12 that systemd boots: a QEMU guest with
+# Debian's kernel, made by mmdebstrap. It needs no root and no disk. The packages are made from the existing programs in
+# target/debug. Exit status 77: the test can't run here, and the last line says why.
 #
-# The Debian root is downloaded once and kept in target/packages; remove debian-12.tar there for a fresh one. For another system
-# make a root likewise, with the same packages and a kernel of its own, and say QVPN_GUEST_ROOT=FILE.tar.
+# The Debian root is downloaded once and kept in target/packages; remove debian-12.tar there for a new one. For another
+# system make such a root with the same packages and its own kernel, and set QVPN_GUEST_ROOT=FILE.tar.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export PATH="$PATH:/usr/sbin:/sbin:$HOME/.cargo/bin"
@@ -18,7 +18,7 @@ for program in cargo-deb cargo-generate-rpm mmdebstrap qemu-system-x86_64 rpm dp
 done
 [ "$(uname -m)" = x86_64 ] || skip "the guest is for x86_64"
 
-# Two versions that differ in nothing else.
+# Two versions that differ only in their number.
 scripts/packages.sh --dev 0.1.0 0.1.1
 
 same_lists() {
@@ -35,7 +35,7 @@ same_lists qvpn-kme-sim
 root="${QVPN_GUEST_ROOT:-$work/debian-12.tar}"
 if [ ! -e "$root" ]; then
     log="$work/mmdebstrap.log"
-    # As root this needs no user namespace; for others mmdebstrap finds its way.
+    # Root needs no user namespace; for others mmdebstrap chooses a mode.
     mode=auto
     [ "$(id -u)" -ne 0 ] || mode=root
     mmdebstrap --quiet --mode=$mode --format=tar --variant=apt \
@@ -59,7 +59,7 @@ for name in qvpn qvpn-kme-sim; do
 done
 python3 scripts/guest/archive.py "$root" "$guest/initramfs" "${files[@]}"
 
-# By emulation, which works everywhere; QVPN_GUEST_ACCEL=kvm is faster where it can be had.
+# Emulation works everywhere; QVPN_GUEST_ACCEL=kvm is faster if available.
 timeout "${QVPN_GUEST_TIMEOUT:-900}" qemu-system-x86_64 -accel "${QVPN_GUEST_ACCEL:-tcg}" -cpu max,arch-capabilities=off \
     -smp 2 -m 3072 -nodefaults -no-reboot -display none -serial "file:$guest/console.log" -nic none \
     -kernel "$kernel" -initrd "$guest/initramfs" \

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Everything that must hold before a change goes in, in one run with one summary. A step that can't be done here is
-# SKIPPED with its reason and never counts as passed; any failure makes the exit status 1.
+# All checks before a change is merged, in one run with one summary. A step that can't run here is SKIPPED with its reason
+# and never counts as passed; any failure makes the exit status 1.
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit
 export PATH="$PATH:/usr/sbin:/sbin:$HOME/.cargo/bin"
@@ -17,7 +17,7 @@ lint() {
 layout() { cargo test --quiet --locked --manifest-path layout/Cargo.toml --target-dir "$target/layout"; }
 documentation() { RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --document-private-items --locked; }
 dependencies() { cargo deny --all-features --locked check licenses bans sources; }
-# From RustSec's database; where that can't be reached, from a copy that was fetched in the last 90 days.
+# From RustSec's database; if that can't be reached, from a copy that was fetched in the last 90 days.
 advisories() {
     local copy fetched=1
     timeout 180 cargo deny --all-features fetch db || fetched=0
@@ -42,7 +42,7 @@ unit_and_scenario_tests() {
     again="$(sed -n 's/^ *FLAKY .*\] *\(([0-9 /]*) *\)\?//p' "$target/tests.log" | sort -u)"
     return "$status"
 }
-# The page that the trial's test left, as people see it.
+# Opens the page of the trial's test in a browser.
 page_in_a_browser() {
     scripts/deps.sh browser || { reason="Chromium can't be installed"; return $skip; }
     scripts/check-page.py "$target/tmp/trial/trial.html" "$target/tmp/trial"
@@ -58,8 +58,8 @@ undefined_behaviour() {
     [ $status -ne $skip ] || reason="there is no nightly toolchain with miri"
     return $status
 }
-# Made of the programs in target/debug; installed, run, upgraded and purged in a guest that systemd boots. Where its tools can't
-# be had, the last line says which.
+# Packages of the programs in target/debug are installed, run, upgraded and purged in a guest that systemd boots. If its tools
+# can't be installed, the last line names them.
 packages() {
     scripts/deps.sh packages || echo "not all tools for the packages can be installed"
     scripts/test-packages.sh | tee "$target/packages.log"
@@ -67,7 +67,7 @@ packages() {
     [ "$status" -ne $skip ] || reason="$(tail -1 "$target/packages.log")"
     return "$status"
 }
-# Recomputes the protocol's test vectors without a line of the project's Rust.
+# Recomputes the protocol's test vectors without the project's Rust code.
 vectors() {
     local found=0 script
     for script in docs/vectors/*.py; do

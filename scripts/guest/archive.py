@@ -1,4 +1,4 @@
-"""Makes an initramfs (cpio, "newc" format) out of a root file system's tar and some more files, with nobody's rights.
+"""Makes an initramfs (cpio, "newc" format) from a root file system's tar and more files, without privileges.
 
     archive.py ROOT.tar OUT.cpio [FILE=PATH...]      FILE goes to /PATH, and may be run
 

@@ -1,7 +1,7 @@
-# In the image, before it was ever booted: the packages are installed, and a tunnel is configured.
+# In the image, before its first boot: installs the packages, and configures a tunnel.
 . /guest/lib.sh
 
-# The other programs' work, which a minimal system leaves to the administrator.
+# A minimal system leaves these to the administrator.
 echo guest >/etc/hostname
 echo '127.0.0.1 localhost guest' >/etc/hosts
 cat >/etc/systemd/system/guest.service <<'END'
@@ -26,7 +26,7 @@ check "the guard is enabled" systemctl is-enabled --quiet qvpn-guard.service
 check "the target is enabled" systemctl is-enabled --quiet qvpn.target
 [ ! -d /usr/share/man/man8 ] || check "man pages" test -e /usr/share/man/man8/qvpn-daemon.8 -o -e /usr/share/man/man8/qvpn-daemon.8.gz
 
-# Two sites: this machine, and a network namespace of it. Both KMEs run here.
+# Two sites: this machine, and one of its network namespaces. Both KMEs run here.
 cd /etc/kme-sim
 kme-sim certs certs --kme kme-a1=10.9.0.1 --kme kme-b1=10.9.0.1 --sae SITE-A --sae SITE-B >/dev/null
 cat >kme-sim.toml <<'END'

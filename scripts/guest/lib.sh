@@ -1,4 +1,4 @@
-# Checks that say what they saw. The first failure ends the test.
+# Checks that print their result. The first failure ends the test.
 ok() { echo "guest: ok: $*"; }
 failed() {
     echo "guest: FAILED: $*"

@@ -1,4 +1,4 @@
-# In the booted guest: the operator's day with the units and the packages, and what must not happen.
+# In the booted guest: the operator's tasks with the units and the packages, and what must not happen.
 . /guest/lib.sh
 
 main_pid() { systemctl show -P MainPID qvpn@qvpn0.service; }
@@ -8,7 +8,7 @@ answers() { ping -n -c 1 -W 1 -I 10.10.0.1 10.20.0.1; }
 
 echo "guest: $(uname -r), systemd $(systemctl --version | head -1 | cut -d ' ' -f 2)"
 
-# From boot on. The tunnel has no network yet, and its networks are blocked all the same.
+# From boot on: the tunnel has no network yet, and its networks are blocked.
 check "the guard has run" systemctl is-active --quiet qvpn-guard.service
 guard=$(number ActiveEnterTimestampMonotonic qvpn-guard.service)
 network=$(number ActiveEnterTimestampMonotonic network-pre.target)
@@ -16,7 +16,7 @@ network=$(number ActiveEnterTimestampMonotonic network-pre.target)
     failed "guard at $guard, network-pre.target at $network"
 says "the tunnel's network is blocked" "$(ip route show type unreachable)" "10.20.0.0/16"
 
-# The other site, by hand and by root: it gives root up by itself.
+# The other site, started by hand as root: it drops root itself.
 ip netns add other
 ip link add wan type veth peer name wan netns other
 ip addr add 10.9.0.1/24 dev wan
@@ -37,7 +37,7 @@ becomes "the simulated KMEs run" test -S /run/kme-sim/admin.sock
 cd /root/site
 check "guide: check" sh /guest/guide/check.sh
 check "guide: start" sh /guest/guide/start.sh
-# The daemon makes a directory for its socket before it gives root up; one that is another user's it can't use, and says so.
+# The daemon makes the directory of its socket before it drops root; one of another user it can't use, and reports it.
 mkdir /run/roots
 refused "a socket in root's directory" timeout 20 ip netns exec other qvpn-daemon --config /etc/qvpn/other/qvpn0.toml --socket-dir /run/roots
 says "which is said in words" "$(cat /tmp/check.log)" "chown qvpn:qvpn /run/roots"
@@ -48,7 +48,7 @@ systemctl is-active --quiet qvpn@qvpn0.service || failed "the unit runs"
 same "owner of the memory of a daemon that root started, which is not dumpable" "$(stat -c %U /proc/$other/environ)" root
 same "its effective user" "$(awk '/^Uid:/ { print $3 }' /proc/$other/status)" "$(id -u qvpn)"
 
-# What the unit's process may do.
+# The rights of the unit's process.
 pid=$(main_pid)
 status() { awk -v name="$1:" '$1 == name { print $2 }' /proc/$pid/status; }
 same "user of the unit's daemon" "$(status Uid)" "$(id -u qvpn)"
@@ -62,7 +62,7 @@ says "Landlock is in force" "$log" "(Landlock)"
 says "it says who it is" "$log" "user qvpn, with CAP_NET_ADMIN alone"
 same "mode and owner of the control socket" "$(stat -c '%a %U:%G' /run/qvpn/qvpn0.sock)" "660 qvpn:qvpn"
 
-# Who may do what over the control socket.
+# Permissions on the control socket.
 useradd --system member
 usermod -aG qvpn member
 useradd --system stranger
@@ -73,7 +73,7 @@ check "a stranger who was let in may look" runuser -u stranger -- qvpn-ctl show 
 refused "and may change nothing" runuser -u stranger -- qvpn-ctl rekey qvpn0
 says "which is said in words" "$(cat /tmp/check.log)" "only root and the group qvpn may"
 
-# Live changes under confinement.
+# Live changes inside the sandbox.
 check "reload" systemctl reload qvpn@qvpn0.service
 check "goes on after it" answers
 
@@ -84,15 +84,15 @@ for field in '"QVPN_INTERFACE":"qvpn0"' '"QVPN_SOURCES":"qkd+mlkem+x25519' '"QVP
     says "a field of epoch.active" "$fields" "$field"
 done
 
-# systemd-networkd, with a link to manage: whenever it starts it removes routes that it didn't make. Ours stay, both while the
-# daemon runs and when it is stopped, and nothing is taken away even for a moment.
+# systemd-networkd, with a link to manage: at each start it removes foreign routes. qvpn's routes stay without interruption,
+# both while the daemon runs and when it is stopped.
 unreachable() { ip route show type unreachable proto 113; }
 mkdir -p /etc/systemd/network
 printf '[Match]\nName=lan\n[Network]\nAddress=10.10.0.1/16\nLinkLocalAddressing=no\nIPv6AcceptRA=no\n' >/etc/systemd/network/lan.network
 managed() { grep -q ADMIN_STATE=configured "/run/systemd/netif/links/$(cat /sys/class/net/lan/ifindex)"; }
 restart_networkd() {
     systemctl stop systemd-networkd.socket systemd-networkd.service
-    # What it knew of links before, so that it is seen to be done with them anew.
+    # Its former state of the links, to detect that it has configured them again.
     rm -f /run/systemd/netif/links/*
     systemctl reset-failed systemd-networkd.service systemd-networkd.socket 2>/dev/null
     systemctl start systemd-networkd.service
@@ -111,9 +111,9 @@ says "the block of a stopped tunnel" "$block" "10.20.0.0/16"
 restart_networkd
 same "it stays when networkd restarts" "$(unreachable)" "$block"
 kill $monitor
-# A tunnel that stops loses its own routes with its device, and no block.
+# A stopped tunnel loses its own routes with its device, and no block.
 refused "no block was taken away for a moment" grep 'Deleted unreachable' /tmp/monitor.log
-# Without the drop-in it would go, so this test can fail.
+# Without the drop-in the block would be removed, so this test can fail.
 mkdir -p /etc/systemd/networkd.conf.d
 ln -s /dev/null /etc/systemd/networkd.conf.d/50-qvpn.conf
 restart_networkd
@@ -123,13 +123,13 @@ systemctl stop systemd-networkd.socket systemd-networkd.service
 ip addr replace 10.10.0.1/16 dev lan
 systemctl reload qvpn-guard.service
 same "the guard puts it back" "$(unreachable)" "$block"
-# The directory of the sockets comes with the unit, whatever became of it.
+# The unit makes the directory of the sockets again if it is missing.
 rm -rf /run/qvpn
 check "a start without /run/qvpn" systemctl start qvpn@qvpn0.service
 becomes "up again" answers
 same "mode and owner of the socket" "$(stat -c '%a %U:%G' /run/qvpn/qvpn0.sock)" "660 qvpn:qvpn"
 
-# A process that is killed, and one that hangs.
+# A killed process, and a hanging one.
 kill -KILL "$(main_pid)"
 refused "nothing leaves while it is down" answers
 becomes "a killed daemon is started again" answers
@@ -148,7 +148,7 @@ becomes "and up again" answers
 rm -r /run/systemd/system/qvpn@qvpn0.service.d
 systemctl daemon-reload
 
-# The guide's unit with commands that go with the tunnel: whatever happens to the tunnel happens to it.
+# The guide's unit for commands that follow the tunnel: it starts and stops with it.
 cp /guest/guide/qvpn0-commands.service /etc/systemd/system/
 has_nat() { nft list table ip qvpn0-nat; }
 check "guide: commands" sh /guest/guide/commands.sh
@@ -164,7 +164,7 @@ becomes "and they have run again" has_nat
 check "their unit is right" systemd-analyze verify --man=no qvpn0-commands.service
 systemctl disable --now qvpn0-commands.service >/dev/null 2>&1
 refused "nothing of them stays" has_nat
-# As PreUp and PostDown: before there is a device, and when there is none any more.
+# As PreUp and PostDown: before the device exists, and after it is gone.
 cat >/etc/systemd/system/qvpn0-commands.service <<'END'
 [Unit]
 BindsTo=qvpn@qvpn0.service
@@ -197,12 +197,12 @@ check "goes on with new certificates" qvpn-ctl rekey qvpn0
 check "guide: eavesdropper" sh /guest/guide/eavesdropper.sh
 becomes "up after it" answers
 check "guide: identity" sh /guest/guide/identity.sh
-# As root makes a file by itself: root can read it, and the daemon can't.
+# A file as root creates it: root can read it, and the daemon can't.
 chmod 0600 /etc/qvpn/qvpn0.key
 refused "check says that the daemon can't read a key of root alone" qvpn-ctl check /etc/qvpn/qvpn0.toml
 says "in words" "$(cat /tmp/check.log)" "chown root:qvpn /etc/qvpn/qvpn0.key && chmod 0640 /etc/qvpn/qvpn0.key"
 eval "$(sed -n 's/.*run `\(chown [^`]*\)`.*/\1/p' /tmp/check.log)"
-check "the cure that it gives" qvpn-ctl check /etc/qvpn/qvpn0.toml
+check "the fix in the message" qvpn-ctl check /etc/qvpn/qvpn0.toml
 refused "the other site doesn't know the new key" answers
 sed -i "s#^public_key = .*#public_key = \"$(qvpn-ctl pubkey </etc/qvpn/qvpn0.key)\"#" /etc/qvpn/other/qvpn0.toml
 check "it takes it over" qvpn-ctl --socket-dir /run/other reload qvpn0
@@ -213,7 +213,7 @@ refused "and no key" grep -q '\.key' <<END
 $(tar -tzf qvpn-configs.tar.gz)
 END
 
-# The key as a credential. Its file is readable for root alone.
+# The key as a credential. Only root can read its file.
 install -m 0600 /etc/qvpn/qvpn0.key /root/a.key
 mkdir -p /etc/systemd/system/qvpn@qvpn0.service.d
 printf '[Service]\nLoadCredential=a.key:/root/a.key\n' >/etc/systemd/system/qvpn@qvpn0.service.d/credential.conf
@@ -232,7 +232,7 @@ becomes "up with the file again" answers
 
 sha256sum $(find /etc/qvpn -type f) >/guest/operator.sums
 
-# Upgrade and downgrade: no tunnel is touched, no file of the operator either.
+# Upgrade and downgrade: they leave the tunnels and the operator's files alone.
 pid=$(main_pid)
 said=$(dpkg -i /guest/new/*.deb 2>&1) || failed "upgrade: $said"
 same "the tunnel's process after an upgrade" "$(main_pid)" "$pid"
@@ -248,14 +248,14 @@ check "the operator's files after a downgrade" files_are_untouched
 check "a restart then" systemctl restart qvpn@qvpn0.service
 becomes "up after it" answers
 
-# What systemd itself says of the units.
+# systemd's verdict on the units.
 for unit in qvpn@qvpn0.service; do
     check "$unit is exposed to less than 2.0" systemd-analyze security --no-pager --threshold=20 "$unit"
     echo "guest: $(systemd-analyze security --no-pager "$unit" | tail -1 | sed 's/^[^A-Za-z]*//; s/ [^ a-zA-Z0-9.:@]*$//')"
 done
 check "the units are right" systemd-analyze verify --man=no qvpn@qvpn0.service qvpn-guard.service qvpn.target kme-sim.service
 
-# The end: removal keeps the block, purge lifts it and says so.
+# Removal keeps the block, purge removes it and reports that.
 said=$(dpkg -r qvpn 2>&1) || failed "removal: $said"
 refused "the tunnel is stopped" systemctl is-active --quiet qvpn@qvpn0.service
 says "removal says that networks stay blocked" "$said" "stay unreachable"
