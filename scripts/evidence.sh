@@ -63,7 +63,7 @@ vectors() {
 # If |t| is above 10 the times of the two classes differ. For the control they must differ, or the method detects nothing. The
 # look-up of an index is only reported: indices are public.
 timing() {
-    cargo run --release --locked --manifest-path timing/Cargo.toml --target-dir "$target/timing" >"$dir/timing.txt" || return
+    cargo run --release --locked --manifest-path benches/timing/Cargo.toml --target-dir "$target/timing" >"$dir/timing.txt" || return
     python3 - "$dir/timing.txt" <<'PY'
 import re, sys
 found = re.findall(r"bench (\S+) .*max t = ([+-][0-9.]+)", open(sys.argv[1]).read())

@@ -8,8 +8,8 @@
 set -euo pipefail
 model="$(dirname "$0")/qvpn.pv"
 proverif="${PROVERIF:-proverif}"
-folder="$(mktemp -d)"
-trap 'rm -rf "$folder"' EXIT
+dir="$(mktemp -d)"
+trap 'rm -rf "$dir"' EXIT
 
 # Writes the scenario in which these flags hold.
 scenario() {
@@ -30,23 +30,23 @@ answers() {
 # A model with one change: something left out, or one secret more.
 changed() {
     local name="$1" base="$2" change="$3"
-    sed "$change" "$folder/$base.pv" >"$folder/changed.pv"
-    ! cmp -s "$folder/$base.pv" "$folder/changed.pv" || { echo "$name changes nothing" >&2; exit 1; }
-    answers "$name" "$folder/changed.pv" 120
+    sed "$change" "$dir/$base.pv" >"$dir/changed.pv"
+    ! cmp -s "$dir/$base.pv" "$dir/changed.pv" || { echo "$name changes nothing" >&2; exit 1; }
+    answers "$name" "$dir/changed.pv" 120
 }
 
-scenario "$folder/qkd.pv" X M
-scenario "$folder/mlkem.pv" X Q
-scenario "$folder/x25519.pv" M Q D
-scenario "$folder/none.pv" X M Q
-scenario "$folder/honest.pv" X M Q D
+scenario "$dir/qkd.pv" X M
+scenario "$dir/mlkem.pv" X Q
+scenario "$dir/x25519.pv" M Q D
+scenario "$dir/none.pv" X M Q
+scenario "$dir/honest.pv" X M Q D
 {
 "$proverif" -help 2>&1 | head -1
 printf '%-34s %s\n' "intact, or weakened by" "S1 S2 A1 A2 R1"
-answers "QKD alone" "$folder/qkd.pv" 300
-answers "ML-KEM alone" "$folder/mlkem.pv" 300
-[ "${1:-}" != long ] || answers "X25519 alone, honest sites" "$folder/x25519.pv" 3600
-answers "nothing" "$folder/none.pv" 300
+answers "QKD alone" "$dir/qkd.pv" 300
+answers "ML-KEM alone" "$dir/mlkem.pv" 300
+[ "${1:-}" != long ] || answers "X25519 alone, honest sites" "$dir/x25519.pv" 3600
+answers "nothing" "$dir/none.pv" 300
 # What A and B share from before: a pre-shared key, or the chain of an epoch that the attacker did not break.
 secret='s/^const public: bytes32\./& free shared: bytes32 [private]./'
 changed "pre-shared key alone, honest sites" honest "$secret; s/, q, public, public)/, q, shared, public)/"
@@ -58,8 +58,8 @@ changed "ML-KEM alone, no KEM to R" mlkem 's/chosen(kr), opened/public, opened/;
 changed "ML-KEM alone, no ephemeral KEM" mlkem 's/extract(th, opened(d, ce), /extract(th, public, /; s/extract(th, chosen(ke), /extract(th, public, /'
 changed "ML-KEM alone, R not confirmed" mlkem 's/if m4 = confirm(derive(prk, confirmR)) then//'
 changed "QKD alone, no QKD key" qkd 's/, q, public, public)/, public, public, public)/'
-} | sed 's/ *$//' | tee "$folder/printed"
+} | sed 's/ *$//' | tee "$dir/printed"
 # X25519 alone is no part of the short run's table.
-sed -n '/^```text$/,/^```$/p' "$(dirname "$0")/README.md" | grep -v '^```' >"$folder/expected"
-diff "$folder/expected" <(grep -v '^X25519 alone' "$folder/printed") >&2 || { echo "the answers are not those of README.md" >&2; exit 1; }
-! grep '^X25519 alone' "$folder/printed" | grep -v 'true true true true false$' || { echo "X25519 alone: not proved" >&2; exit 1; }
+sed -n '/^```text$/,/^```$/p' "$(dirname "$0")/README.md" | grep -v '^```' >"$dir/expected"
+diff "$dir/expected" <(grep -v '^X25519 alone' "$dir/printed") >&2 || { echo "the answers are not those of README.md" >&2; exit 1; }
+! grep '^X25519 alone' "$dir/printed" | grep -v 'true true true true false$' || { echo "X25519 alone: not proved" >&2; exit 1; }

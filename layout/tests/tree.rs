@@ -9,7 +9,7 @@ use qvpn_layout::{root, targets, texts};
 
 /// Pairs of files whose import closes a cycle today, as a count for each crate. Lower a number when cycles go.
 const KNOWN_CYCLES: &[(&str, usize)] = &[
-    ("qvpn-proto", 20),
+    ("qvpn-proto", 12),
     ("qvpn-dataplane", 20),
     ("qvpn-api", 10),
     ("kms-client", 19),
@@ -20,7 +20,7 @@ const KNOWN_CYCLES: &[(&str, usize)] = &[
 
 /// Files that are longer than `MAX_LINES` today.
 const KNOWN_LONG: &[&str] = &[
-    "qvpn-proto/src/gate/door.rs",
+    "qvpn-proto/src/session/limiter.rs",
     "kms-client/src/kme.rs",
     "qvpn-daemon/src/peers.rs",
     "qvpn-proto/src/peer/initiate.rs",

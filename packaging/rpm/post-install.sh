@@ -1,4 +1,4 @@
-# The folder for configs, then the units. No tunnel is started, and none that runs is touched. $1 is how many versions are
+# The directory for configs, then the units. No tunnel is started, and none that runs is touched. $1 is how many versions are
 # installed by now.
 [ -e /etc/qvpn ] || install -d -m 0750 -o root -g qvpn /etc/qvpn
 if [ "$1" -eq 1 ]; then

@@ -45,6 +45,24 @@ fn each_target_has_a_program_and_seeds() {
     assert!(size < 3_000_000, "{size} bytes of seeds: `make fuzz` keeps the smallest that cover as much");
 }
 
+/// `scripts/fuzz.sh coverage` reports the lines of these files.
+#[test]
+fn each_target_names_the_sources_that_it_tests() {
+    let script = fs::read_to_string(dir("../scripts/fuzz.sh")).unwrap();
+    let list = script.split("source_of() {").nth(1).unwrap().split("esac").next().unwrap();
+    for (target, ..) in TARGETS {
+        let line = list
+            .lines()
+            .find(|line| line.split(')').next().unwrap().split(" | ").any(|name| name.trim() == *target));
+        let line = line.unwrap_or_else(|| panic!("source_of in scripts/fuzz.sh has no line for {target}"));
+        let files: Vec<&str> = line.split_whitespace().filter(|word| word.ends_with(".rs")).collect();
+        assert!(!files.is_empty(), "{line}");
+        for file in files {
+            assert!(dir("..").join(file).exists(), "{target}: {file} is not there");
+        }
+    }
+}
+
 #[test]
 fn seeds_of_messages_are_messages() {
     for (kind, name) in [(1, "hello"), (2, "stock_offer"), (3, "stock_ack"), (4, "propose"), (5, "accept")] {

@@ -35,7 +35,7 @@ struct Options {
     /// UDP port of lane 0 at both ends
     #[arg(long, default_value_t = 51820)]
     port: u16,
-    /// The other end's address
+    /// The peer's address
     #[arg(long)]
     peer: IpAddr,
     /// Which end this is
@@ -136,7 +136,7 @@ fn main() -> Result<()> {
         let now = clock();
         if interval.is_some() && epoch_at(now) > epoch {
             epoch = epoch_at(now);
-            // The other end may be a moment ahead of us: the next key opens an interval before it is due.
+            // The peer may be a moment ahead: the next key opens an interval before it is due.
             keys.open(epoch + 1, expires(now));
             keys.seal(epoch, expires(now));
             keys.close_older(epoch, now + DRAIN);

@@ -48,7 +48,7 @@ fn answer(text: &str) -> Result<()> {
     Ok(out.flush()?)
 }
 
-/// A socket connected to `peer`, whatever the local address.
+/// A socket connected to `peer`, from any local address.
 fn connected(peer: SocketAddr) -> Result<UdpSocket> {
     let socket = UdpSocket::bind(if peer.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" })?;
     socket.connect(peer).with_context(|| format!("no way to {peer}"))?;

@@ -133,7 +133,7 @@ fn takes_part(vpn: Vpn, row: Row) -> bool {
 /// Starts what the rows need; one that doesn't start is in the notes.
 fn start(options: &Options, rows: &[Row], results: &mut Results) -> Result<Vec<Running>> {
     let mut tunnels = Vec::new();
-    // Entering a machine changes the working folder.
+    // Entering a machine changes the working directory.
     let peers = std::path::absolute(&options.peers)?;
     for vpn in vpn::ALL {
         let wanted = options.vpns.is_empty() || options.vpns.iter().any(|name| name == vpn.name);

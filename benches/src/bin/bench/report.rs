@@ -207,7 +207,7 @@ pub struct Bar {
 }
 
 impl Results {
-    /// What [`json`](Self::json) gave, without the numbers of `rows`, which are measured anew.
+    /// The result of [`json`](Self::json) without the numbers of `rows`, which are measured again.
     #[must_use]
     pub fn read(json: &Value, rows: &[Row]) -> Self {
         let mut results = Self::default();

@@ -11,8 +11,8 @@ use tests::{Capture, Process, binary};
 
 use crate::vpn::{MTU, OUTER, Running};
 
-/// No answer of a helper takes longer.
-const PATIENCE: Duration = Duration::from_secs(15);
+/// Time limit for the reply of a helper program.
+const REPLY_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// A measurement, by the name that the command line has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -111,7 +111,7 @@ fn tcp(tunnel: &Running, from: usize, flows: u32, seconds: u32) -> Result<Tcp> {
     let rate = end["bits_per_second"].as_f64().context("iperf3's rate")? / 1e9;
     let gigabits = end["bytes"].as_f64().context("iperf3's bytes")? * 8.0 / 1e9;
     ensure!(gigabits > 0.0, "nothing arrived");
-    server.wait(PATIENCE);
+    server.wait(REPLY_TIMEOUT);
     Ok(Tcp { rate, gigabits })
 }
 
@@ -129,7 +129,7 @@ fn both_ways(tunnel: &Running, names: [&'static str; 2], flows: u32, length: Len
 /// The line of a helper that begins so.
 fn said(process: &mut Process, start: &str) -> Result<String> {
     process
-        .find_line(PATIENCE, |line| line.starts_with(start))
+        .find_line(REPLY_TIMEOUT, |line| line.starts_with(start))
         .map_err(|why| anyhow::anyhow!("no `{start}`: {why}\n{}", process.log()))
 }
 
@@ -191,8 +191,8 @@ fn round_trips(tunnel: &Running, length: Length) -> Result<Vec<Number>> {
     said(&mut flow, "[ ID]")?;
     std::thread::sleep(Duration::from_millis(500));
     let loaded = trip(length.pings);
-    flow.wait(PATIENCE);
-    server.wait(PATIENCE);
+    flow.wait(REPLY_TIMEOUT);
+    server.wait(REPLY_TIMEOUT);
     let loaded = loaded?;
     Ok(vec![
         ("rtt_idle_p50", idle[0]),

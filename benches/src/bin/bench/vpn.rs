@@ -176,8 +176,8 @@ impl Running {
     fn start_daemons(&mut self, suite: &str, rekey: &str, lanes: u8) -> Result<()> {
         let names = ["a", "b"];
         let kmes = [8443, 8444].map(|port| format!("{}:{port}", OUTER[0]));
-        let folder = self.nodes[0].dir().to_owned();
-        let certs = folder.join("certs");
+        let dir = self.nodes[0].dir().to_owned();
+        let certs = dir.join("certs");
         let mut command = Command::new(binary("kme-sim"));
         command.arg("certs").arg(&certs);
         for name in names {
@@ -185,7 +185,7 @@ impl Running {
         }
         run(&mut command)?;
         let certs = certs.display();
-        let mut config = format!("admin = \"{}/admin.sock\"\n", folder.display());
+        let mut config = format!("admin = \"{}/admin.sock\"\n", dir.display());
         for (name, address) in names.iter().zip(&kmes) {
             config += &format!(
                 "[[kme]]\nname = \"kme-{name}\"\nlisten = \"{address}\"\ncert_file = \"{certs}/kme-{name}.pem\"\n\
@@ -194,7 +194,7 @@ impl Running {
             );
         }
         config += "[[link]]\nkmes = [\"kme-a\", \"kme-b\"]\nkey_size = 256\nrate_bits_per_s = 25600\ninitial_keys = 1000\n";
-        let file = folder.join("kme-sim.toml");
+        let file = dir.join("kme-sim.toml");
         fs::write(&file, config)?;
         let mut kme =
             self.nodes[0].spawn(binary("kme-sim"), &["--config", file.to_str().context("a path in UTF-8")?]);
@@ -211,7 +211,7 @@ impl Running {
         }
         self.public.clone_from(&public);
         for (end, name) in names.into_iter().enumerate() {
-            let (other, folder) = (names[1 - end], self.nodes[end].dir().to_owned());
+            let (other, dir) = (names[1 - end], self.nodes[end].dir().to_owned());
             let stem = format!("site-{name}");
             let config = format!(
                 "[interface]\nname = \"{}\"\nprivate_key_file = \"{}/qvpn.key\"\nlisten_port = 51820\n\
@@ -221,14 +221,14 @@ impl Running {
                  [[peer]]\nname = \"site-{other}\"\npublic_key = \"{}\"\nendpoint = \"{}:51820\"\n\
                  allowed_ips = [\"{}/32\"]\nsae_id = \"SITE-{other}\"\nqkd = \"required\"\n",
                 self.device(end),
-                folder.display(),
+                dir.display(),
                 INNER[end],
                 kmes[end],
                 public[1 - end],
                 OUTER[1 - end],
                 INNER[1 - end],
             );
-            let file = folder.join("qvpn.toml");
+            let file = dir.join("qvpn.toml");
             fs::write(&file, config)?;
             let file = file.to_str().context("a path in UTF-8")?;
             let process = self.nodes[end].spawn(binary("qvpn-daemon"), &["--config", file, "--log", "warn"]);
