@@ -1,13 +1,19 @@
-//! Where Prometheus scrapes: HTTP/1.1 with one request a connection and one page, `/metrics`. It holds no secret, and
-//! writes nothing; what comes in is bounded in size and time.
+//! The HTTP server that Prometheus scrapes: one page, `/metrics`, one request a connection. The page holds no secret.
+//! Size and time of each request are bounded.
 
-use std::io;
+use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use qvpn_api::control::{Reply, Request};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use http_body_util::Full;
+use hyper::body::{Bytes, Incoming};
+use hyper::header::{ALLOW, CONTENT_TYPE, HeaderValue};
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::{Method, Request, Response, StatusCode};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use qvpn_api::control;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::task::JoinHandle;
@@ -15,45 +21,47 @@ use tokio::task::JoinHandle;
 use crate::control_socket::Asked;
 use crate::error::DaemonError;
 
-/// Scrapes at once.
-const CONNECTIONS: usize = 8;
-/// Bytes of a request's head.
-const MAX_HEAD: usize = 8 * 1024;
-/// How long a client may take to ask, and to read each answer.
-const PATIENCE: Duration = Duration::from_secs(10);
+const MAX_CONNECTIONS: usize = 8;
+const MAX_HEAD_BYTES: usize = 8 * 1024;
+/// A client must send its request within this time.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+/// A connection, with its request and its response, ends after this time.
+const CONNECTION_TIMEOUT: Duration = Duration::from_secs(20);
+/// The pause after a failed `accept`, for example when the process has no free file descriptor.
+const ACCEPT_RETRY_INTERVAL: Duration = Duration::from_millis(100);
 
-/// The listener, if there is one. It ends when this goes.
+const METRICS_TYPE: HeaderValue = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
+const PLAIN_TYPE: HeaderValue = HeaderValue::from_static("text/plain; charset=utf-8");
+
+/// The listener, if the config has one. Dropping it closes the port.
 #[derive(Default)]
 pub(crate) struct MetricsListener {
-    at: Option<SocketAddr>,
+    address: Option<SocketAddr>,
     task: Option<JoinHandle<()>>,
 }
 
 impl MetricsListener {
-    /// Listens at `at`, or not at all.
+    /// Listens on `address`; does nothing if there is none.
     ///
     /// # Errors
     /// If the system refuses the address.
     pub(crate) async fn open(
-        at: Option<SocketAddr>,
+        address: Option<SocketAddr>,
         owner: &mpsc::Sender<Asked>,
     ) -> Result<Self, DaemonError> {
-        let Some(address) = at else { return Ok(Self::default()) };
-        let listener = TcpListener::bind(address)
-            .await
-            .map_err(|source| DaemonError::Metrics { at: address, source })?;
-        if !address.ip().is_loopback() {
+        let Some(at) = address else { return Ok(Self::default()) };
+        let listener = TcpListener::bind(at).await.map_err(|source| DaemonError::Metrics { at, source })?;
+        if !at.ip().is_loopback() {
             tracing::info!(
-                "metrics are served on {address}, so whoever reaches it sees names and traffic of all peers"
+                "metrics are served on {at}: everybody who can reach it can read the names and traffic of all peers"
             );
         }
         let task = tokio::spawn(serve(listener, owner.clone()));
-        Ok(Self { at, task: Some(task) })
+        Ok(Self { address, task: Some(task) })
     }
 
-    /// Where it listens.
-    pub(crate) fn at(&self) -> Option<SocketAddr> {
-        self.at
+    pub(crate) fn address(&self) -> Option<SocketAddr> {
+        self.address
     }
 }
 
@@ -66,167 +74,172 @@ impl Drop for MetricsListener {
 }
 
 async fn serve(listener: TcpListener, owner: mpsc::Sender<Asked>) {
-    let places = Arc::new(Semaphore::new(CONNECTIONS));
+    let connections = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     loop {
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,
             Err(error) => {
                 tracing::warn!("metrics: {error}");
-                tokio::time::sleep(Duration::from_millis(100)).await;
+                tokio::time::sleep(ACCEPT_RETRY_INTERVAL).await;
                 continue;
             }
         };
-        // One too many is closed without a word.
-        let Ok(place) = places.clone().try_acquire_owned() else { continue };
+        // One connection too many is closed without an answer.
+        let Ok(permit) = connections.clone().try_acquire_owned() else { continue };
         let owner = owner.clone();
         tokio::spawn(async move {
-            let _place = place;
-            if let Err(error) = answer(stream, &owner).await {
-                tracing::debug!("metrics: {error}");
+            let _permit = permit;
+            match tokio::time::timeout(CONNECTION_TIMEOUT, serve_connection(stream, &owner)).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => tracing::debug!("metrics: {error}"),
+                Err(_) => tracing::debug!("metrics: a client did not read the answer in time"),
             }
         });
     }
 }
 
-async fn answer(mut stream: TcpStream, owner: &mpsc::Sender<Asked>) -> io::Result<()> {
-    let head = tokio::time::timeout(PATIENCE, read_head(&mut stream)).await??;
-    let (status, kind, body) = match request(&head) {
-        Asks::Metrics { .. } => match metrics(owner).await {
-            Some(text) => ("200 OK", "text/plain; version=0.0.4; charset=utf-8", text),
-            None => ("503 Service Unavailable", PLAIN, "the daemon is stopping\n".to_owned()),
-        },
-        Asks::OtherPage => ("404 Not Found", PLAIN, "the metrics are at /metrics\n".to_owned()),
-        Asks::OtherMethod => ("405 Method Not Allowed", PLAIN, "only GET and HEAD are answered\n".to_owned()),
-        Asks::Nonsense => ("400 Bad Request", PLAIN, "this is not HTTP/1\n".to_owned()),
-    };
-    let allow = if status.starts_with("405") { "Allow: GET, HEAD\r\n" } else { "" };
-    let mut text = format!(
-        "HTTP/1.1 {status}\r\nContent-Type: {kind}\r\nContent-Length: {}\r\n{allow}Connection: close\r\n\r\n",
-        body.len()
-    );
-    if !matches!(request(&head), Asks::Metrics { head_only: true }) {
-        text += &body;
-    }
-    tokio::time::timeout(PATIENCE, async {
-        stream.write_all(text.as_bytes()).await?;
-        stream.shutdown().await
-    })
-    .await?
+async fn serve_connection(stream: TcpStream, owner: &mpsc::Sender<Asked>) -> hyper::Result<()> {
+    let service = service_fn(async |request| Ok::<_, Infallible>(respond(&request, owner).await));
+    http1::Builder::new()
+        .keep_alive(false)
+        // Some clients close their sending half right after the request.
+        .half_close(true)
+        .timer(TokioTimer::new())
+        .header_read_timeout(REQUEST_TIMEOUT)
+        .max_buf_size(MAX_HEAD_BYTES)
+        .title_case_headers(true)
+        .serve_connection(TokioIo::new(stream), service)
+        .await
 }
 
-const PLAIN: &str = "text/plain; charset=utf-8";
-
-/// What a request wants.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Asks {
-    /// The page.
-    Metrics { head_only: bool },
-    /// Another page.
-    OtherPage,
-    /// Something else than reading.
-    OtherMethod,
-    /// Who knows.
-    Nonsense,
-}
-
-fn request(head: &[u8]) -> Asks {
-    let line = head.split(|byte| *byte == b'\r' || *byte == b'\n').next().unwrap_or_default();
-    let Ok(line) = std::str::from_utf8(line) else { return Asks::Nonsense };
-    let mut words = line.split(' ');
-    let (Some(method), Some(target), Some(version), None) =
-        (words.next(), words.next(), words.next(), words.next())
-    else {
-        return Asks::Nonsense;
-    };
-    if !matches!(version, "HTTP/1.1" | "HTTP/1.0") {
-        return Asks::Nonsense;
+/// Answers one request. hyper leaves out the body of an answer to HEAD.
+async fn respond(request: &Request<Incoming>, owner: &mpsc::Sender<Asked>) -> Response<Full<Bytes>> {
+    if !matches!(*request.method(), Method::GET | Method::HEAD) {
+        let mut response = plain(StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD are answered\n");
+        response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
+        return response;
     }
-    let path = target.split('?').next().unwrap_or_default();
-    match (method, path) {
-        ("GET" | "HEAD", "/metrics") => Asks::Metrics { head_only: method == "HEAD" },
-        ("GET" | "HEAD", _) => Asks::OtherPage,
-        _ => Asks::OtherMethod,
+    if request.uri().path() != "/metrics" {
+        return plain(StatusCode::NOT_FOUND, "the metrics are at /metrics\n");
     }
-}
-
-/// Reads up to the empty line that ends a request's head; what follows is not for us.
-async fn read_head(stream: &mut TcpStream) -> io::Result<Vec<u8>> {
-    let mut head = Vec::new();
-    let mut piece = [0; 1024];
-    loop {
-        let ended =
-            |head: &[u8]| head.windows(4).any(|w| w == b"\r\n\r\n") || head.windows(2).any(|w| w == b"\n\n");
-        if ended(&head) || head.len() >= MAX_HEAD {
-            return Ok(head);
+    match metrics(owner).await {
+        Some(text) => {
+            let mut response = Response::new(Full::from(text));
+            response.headers_mut().insert(CONTENT_TYPE, METRICS_TYPE);
+            response
         }
-        match stream.read(&mut piece).await? {
-            0 => return Ok(head),
-            n => head.extend_from_slice(&piece[..n]),
-        }
+        None => plain(StatusCode::SERVICE_UNAVAILABLE, "the daemon is stopping\n"),
     }
+}
+
+fn plain(status: StatusCode, text: &'static str) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::from(text));
+    *response.status_mut() = status;
+    response.headers_mut().insert(CONTENT_TYPE, PLAIN_TYPE);
+    response
 }
 
 async fn metrics(owner: &mpsc::Sender<Asked>) -> Option<String> {
     let (answer, answered) = oneshot::channel();
-    owner.send(Asked { request: Request::Metrics, answer }).await.ok()?;
+    owner.send(Asked { request: control::Request::Metrics, answer }).await.ok()?;
     match answered.await.ok()? {
-        Reply::Metrics { text } => Some(text),
+        control::Reply::Metrics { text } => Some(text),
         _ => None,
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
     use super::*;
 
-    #[test]
-    fn only_the_page_is_given_out() {
-        let rows: [(&[u8], Asks); 9] = [
-            (b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n", Asks::Metrics { head_only: false }),
-            (b"GET /metrics?x=1 HTTP/1.0\n\n", Asks::Metrics { head_only: false }),
-            (b"HEAD /metrics HTTP/1.1\r\n\r\n", Asks::Metrics { head_only: true }),
-            (b"GET / HTTP/1.1\r\n\r\n", Asks::OtherPage),
-            (b"GET /metrics/../x HTTP/1.1\r\n\r\n", Asks::OtherPage),
-            (b"POST /metrics HTTP/1.1\r\n\r\n", Asks::OtherMethod),
-            (b"GET /metrics\r\n\r\n", Asks::Nonsense),
-            (b"\x16\x03\x01\x02\x00", Asks::Nonsense),
-            (b"", Asks::Nonsense),
+    /// A listener on a free port of the loopback, with an owner whose page is `x 1`.
+    async fn listener() -> (MetricsListener, SocketAddr, mpsc::Sender<Asked>) {
+        let (owner, mut asked) = mpsc::channel::<Asked>(1);
+        tokio::spawn(async move {
+            while let Some(Asked { request, answer }) = asked.recv().await {
+                assert_eq!(request, control::Request::Metrics);
+                let _ = answer.send(control::Reply::Metrics { text: "x 1\n".into() });
+            }
+        });
+        let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let listener = MetricsListener::open(Some(free), &owner).await.unwrap();
+        assert_eq!(listener.address(), Some(free));
+        (listener, free, owner)
+    }
+
+    async fn talk(to: SocketAddr, text: &[u8]) -> String {
+        let mut stream = TcpStream::connect(to).await.unwrap();
+        stream.write_all(text).await.unwrap();
+        let mut answer = String::new();
+        let _ = stream.read_to_string(&mut answer).await;
+        answer
+    }
+
+    #[tokio::test]
+    async fn only_the_page_is_given_out() {
+        let (_listener, at, _owner) = listener().await;
+        let rows: [(&[u8], &str); 8] = [
+            (b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n", "HTTP/1.1 200 OK\r\n"),
+            (b"GET /metrics?x=1 HTTP/1.0\n\n", "HTTP/1.0 200 OK\r\n"),
+            (b"HEAD /metrics HTTP/1.1\r\n\r\n", "HTTP/1.1 200 OK\r\n"),
+            (b"GET / HTTP/1.1\r\n\r\n", "HTTP/1.1 404 Not Found\r\n"),
+            (b"GET /metrics/../x HTTP/1.1\r\n\r\n", "HTTP/1.1 404 Not Found\r\n"),
+            (b"POST /metrics HTTP/1.1\r\n\r\n", "HTTP/1.1 405 Method Not Allowed\r\n"),
+            (b"GET /metrics\r\n\r\n", "HTTP/1.1 400 Bad Request\r\n"),
+            (b"\x16\x03\x01\x02\x00", "HTTP/1.1 400 Bad Request\r\n"),
         ];
-        for (head, asks) in rows {
-            assert_eq!(request(head), asks, "{:?}", String::from_utf8_lossy(head));
+        for (request, status) in rows {
+            let answer = talk(at, request).await;
+            let request = String::from_utf8_lossy(request);
+            assert!(answer.starts_with(status), "{request:?}: {answer}");
+            assert_eq!(
+                answer.contains("x 1"),
+                status.contains("200") && !request.starts_with("HEAD"),
+                "{answer}"
+            );
         }
     }
 
     #[tokio::test]
+    async fn a_client_that_closes_its_half_at_once_is_answered() {
+        let (_listener, at, _owner) = listener().await;
+        let mut stream = TcpStream::connect(at).await.unwrap();
+        stream.write_all(b"GET /metrics HTTP/1.1\r\n\r\n").await.unwrap();
+        stream.shutdown().await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.ends_with("\r\n\r\nx 1\n"), "{answer}");
+    }
+
+    #[tokio::test]
     async fn a_scrape_is_answered_and_garbage_ends() {
-        let (owner, mut asked) = mpsc::channel::<Asked>(1);
-        tokio::spawn(async move {
-            while let Some(Asked { request, answer }) = asked.recv().await {
-                assert_eq!(request, Request::Metrics);
-                let _ = answer.send(Reply::Metrics { text: "x 1\n".into() });
-            }
-        });
-        // Any free port; the listener itself is only ever asked for fixed ones.
-        let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-        let listener = MetricsListener::open(Some(free), &owner).await.unwrap();
-        assert_eq!(listener.at(), Some(free));
-        let talk = async |text: &[u8]| {
-            let mut stream = TcpStream::connect(free).await.unwrap();
-            stream.write_all(text).await.unwrap();
-            let mut answer = String::new();
-            let _ = stream.read_to_string(&mut answer).await;
-            answer
-        };
-        let page = talk(b"GET /metrics HTTP/1.1\r\n\r\n").await;
+        let (listener, at, owner) = listener().await;
+        let page = talk(at, b"GET /metrics HTTP/1.1\r\n\r\n").await;
         assert!(page.starts_with("HTTP/1.1 200 OK\r\n") && page.ends_with("\r\n\r\nx 1\n"), "{page}");
         assert!(page.contains("Content-Length: 4\r\n") && page.contains("version=0.0.4"), "{page}");
-        assert!(talk(b"HEAD /metrics HTTP/1.1\r\n\r\n").await.ends_with("\r\n\r\n"));
-        assert!(talk(b"DELETE / HTTP/1.1\r\n\r\n").await.contains("Allow: GET, HEAD"));
-        let endless = vec![b'x'; 3 * MAX_HEAD];
+        assert!(talk(at, b"HEAD /metrics HTTP/1.1\r\n\r\n").await.ends_with("\r\n\r\n"));
+        assert!(talk(at, b"DELETE / HTTP/1.1\r\n\r\n").await.contains("Allow: GET, HEAD"));
+        let endless = vec![b'x'; 3 * MAX_HEAD_BYTES];
         // A reset, if the listener ended before all was written.
-        let refused = talk(&endless).await;
-        assert!(refused.is_empty() || refused.starts_with("HTTP/1.1 400"), "{refused}");
-        assert!(MetricsListener::open(Some(free), &owner).await.is_err());
+        let refused = talk(at, &endless).await;
+        assert!(
+            refused.is_empty() || refused.starts_with("HTTP/1.1 400") || refused.starts_with("HTTP/1.1 431"),
+            "{refused}"
+        );
+        assert!(MetricsListener::open(Some(at), &owner).await.is_err());
         drop(listener);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_asks_nothing_is_cut_off() {
+        let (_listener, at, _owner) = listener().await;
+        let mut stream = TcpStream::connect(at).await.unwrap();
+        stream.write_all(b"GET /metrics HT").await.unwrap();
+        let started = tokio::time::Instant::now();
+        let mut answer = String::new();
+        let _ = stream.read_to_string(&mut answer).await;
+        assert!(started.elapsed() >= REQUEST_TIMEOUT && started.elapsed() <= CONNECTION_TIMEOUT, "{answer}");
     }
 }

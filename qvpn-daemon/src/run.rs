@@ -279,7 +279,7 @@ async fn take_over(parts: &mut Parts<'_>, new: Config) -> Result<Vec<String>, Er
         .map_err(|error| refuse("a KME can't be used", vec![in_words(&error)]))?;
 
     let listen = new.interface.metrics_listen;
-    let metrics = match listen == parts.metrics.at() {
+    let metrics = match listen == parts.metrics.address() {
         true => None,
         false => Some(
             MetricsListener::open(listen, parts.requests)
