@@ -76,6 +76,7 @@ tree() {
     if "$ctl" help man >/dev/null 2>&1; then
         mkdir -p "$made"
         "$ctl" man "$made"
+        "$target/$dir/qvpn-daemon" man "$made"
         "$target/$dir/kme-sim" man "$made"
         # cargo-deb would compress them, cargo-generate-rpm would not.
         gzip -9 -n "$made"/*

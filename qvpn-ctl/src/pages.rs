@@ -14,25 +14,13 @@ use crate::cli::{Cli, Shell};
 use crate::error::CtlError;
 use crate::output;
 
-/// The daemon's command line, as it is compiled into the daemon.
-#[path = "../../qvpn-daemon/src/cli.rs"]
-#[allow(dead_code, reason = "only its help is read here")]
-mod daemon;
-/// Writes the man pages into `dir`; those of kme-sim are written by `kme-sim man`.
+/// Writes the man pages of qvpn-ctl and qvpn.toml(5) into `dir`. `qvpn-daemon man` and `kme-sim man` write the others.
 pub(crate) fn man(dir: &Path) -> Result<(), CtlError> {
     let failed = |source| CtlError::Folder { dir: dir.to_owned(), source };
     fs::create_dir_all(dir).map_err(failed)?;
-    let programs = [(Cli::command(), "1"), (daemon::Cli::command(), "8")];
-    for (command, section) in programs {
-        for command in with_subcommands(command) {
-            let source = format!("qvpn {}", env!("CARGO_PKG_VERSION"));
-            Man::new(command)
-                .section(section)
-                .source(source)
-                .manual("qvpn")
-                .generate_to(dir)
-                .map_err(failed)?;
-        }
+    for command in with_subcommands(Cli::command()) {
+        let source = concat!("qvpn ", env!("CARGO_PKG_VERSION"));
+        Man::new(command).section("1").source(source).manual("qvpn").generate_to(dir).map_err(failed)?;
     }
     fs::write(dir.join("qvpn.toml.5"), config_page().map_err(failed)?).map_err(failed)
 }

@@ -12,6 +12,7 @@ mod kms_task;
 mod lane_watch;
 mod lanes;
 mod log;
+mod man_page;
 mod metrics;
 mod metrics_listener;
 mod peers;
@@ -26,7 +27,7 @@ mod status;
 mod sys;
 mod translate;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -34,7 +35,7 @@ use qvpn_api::control::SOCKET_DIR;
 use qvpn_api::exit;
 use tracing::level_filters::LevelFilter;
 
-use crate::cli::Cli;
+use crate::cli::{Cli, Task};
 use crate::control_socket::ControlSocket;
 use crate::error::DaemonError;
 
@@ -46,7 +47,7 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     // The level is one of the words that the command line takes.
     log::start(cli.log.as_deref().and_then(|level| level.parse::<LevelFilter>().ok()));
-    match start(cli) {
+    match run_task(cli) {
         Ok(()) => ExitCode::from(exit::DONE),
         Err(error) => {
             log::last_words(&error.to_string());
@@ -55,12 +56,23 @@ fn main() -> ExitCode {
     }
 }
 
-fn start(cli: Cli) -> Result<(), DaemonError> {
+fn run_task(cli: Cli) -> Result<(), DaemonError> {
+    match (cli.task, cli.config) {
+        (Some(Task::Man { dir }), _) => {
+            man_page::write(&dir).map_err(|error| DaemonError::system("write the man page", error))
+        }
+        (None, Some(config)) => start(&config, cli.socket_dir),
+        // clap refuses this command line already.
+        (None, None) => Ok(()),
+    }
+}
+
+fn start(config: &Path, socket_dir: Option<PathBuf>) -> Result<(), DaemonError> {
     let from_environment =
         || std::env::var_os("QVPN_SOCKET_DIR").filter(|dir| !dir.is_empty()).map(PathBuf::from);
-    let socket_dir = cli.socket_dir.or_else(from_environment).unwrap_or_else(|| SOCKET_DIR.into());
+    let socket_dir = socket_dir.or_else(from_environment).unwrap_or_else(|| SOCKET_DIR.into());
     let given_up = sandbox::enter(&socket_dir)?;
-    let config = reload::load(&cli.config)?;
+    let config = reload::load(config)?;
     log::set_interface(&config.interface.name);
     log::configure(config.interface.log_level);
     let socket = ControlSocket::bind(&socket_dir, &config.interface.name)?;

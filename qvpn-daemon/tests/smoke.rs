@@ -27,3 +27,14 @@ fn a_missing_config_is_refused_and_a_missing_option_is_usage() {
     assert!(String::from_utf8(output.stderr).unwrap().contains("/nonexistent/qvpn0.toml"));
     assert_eq!(daemon(&[]).unwrap().status.code(), Some(2));
 }
+
+#[test]
+fn the_man_page_comes_from_the_help() {
+    let dir = tempfile::tempdir().unwrap();
+    let pages = dir.path().join("man");
+    assert_eq!(daemon(&["man", pages.to_str().unwrap()]).unwrap().status.code(), Some(0));
+    let page = std::fs::read_to_string(pages.join("qvpn-daemon.8")).unwrap().replace("\\-", "-");
+    assert!(page.contains("--config") && page.contains("Exit codes"), "{page}");
+    assert_eq!(daemon(&["man", "/proc/no-such-dir"]).unwrap().status.code(), Some(1));
+    assert_eq!(daemon(&["man"]).unwrap().status.code(), Some(2));
+}

@@ -94,7 +94,7 @@ fn every_event_is_on_the_page() {
 #[test]
 fn the_units_point_to_existing_pages() {
     let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("pages");
-    for program in ["qvpn-ctl", "kme-sim"] {
+    for program in ["qvpn-ctl", "qvpn-daemon", "kme-sim"] {
         assert!(Command::new(binary(program)).arg("man").arg(&dir).status().unwrap().success());
     }
     let mut pages = 0;
