@@ -14,7 +14,6 @@ const KNOWN_CYCLES: &[(&str, usize)] = &[
     ("qvpn-api", 10),
     ("kms-client", 19),
     ("kme-sim", 8),
-    ("qvpn-daemon", 16),
     ("qvpn-ctl", 10),
 ];
 
@@ -22,7 +21,6 @@ const KNOWN_CYCLES: &[(&str, usize)] = &[
 const KNOWN_LONG: &[&str] = &[
     "qvpn-proto/src/session/limiter.rs",
     "kms-client/src/kme.rs",
-    "qvpn-daemon/src/peers.rs",
     "qvpn-proto/src/peer/initiate.rs",
     "kme-sim/src/network.rs",
     "qvpn-dataplane/src/sys.rs",

@@ -1,17 +1,16 @@
-//! The clock of everything here: `CLOCK_BOOTTIME`, which goes on while the machine sleeps. tokio's timers stand still
-//! then, so a wait is looked at again each second.
+//! The daemon's clock, `CLOCK_BOOTTIME`, which goes on while the machine is suspended. tokio's timers stop
+//! then, so a wait checks the clock each second.
 
 use std::time::Duration;
 
 use nix::time::{ClockId, clock_gettime};
 use qvpn_types::Time;
 
-/// A wait is never longer than this without a look at the clock.
-const STEP: Duration = Duration::from_secs(1);
+/// A wait checks the clock at least this often.
+const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// The time now.
 pub(crate) fn now() -> Time {
-    // This clock exists on every Linux since 2.6.39.
+    // Linux has this clock since 2.6.39.
     let nanos = clock_gettime(ClockId::CLOCK_BOOTTIME).map_or(0, |t| {
         let seconds = u64::try_from(t.tv_sec()).unwrap_or(0);
         seconds.saturating_mul(1_000_000_000).saturating_add(u64::try_from(t.tv_nsec()).unwrap_or(0))
@@ -19,13 +18,13 @@ pub(crate) fn now() -> Time {
     Time::from_nanos(nanos)
 }
 
-/// Seconds since 1970, UTC; for certificates.
+/// Seconds since 1970, UTC.
 pub(crate) fn unix_seconds() -> i64 {
     let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
     since.map_or(0, |d| i64::try_from(d.as_secs()).unwrap_or(i64::MAX))
 }
 
-/// Waits until `deadline`; for ever if there is none.
+/// Waits until `deadline`, or for ever without one.
 pub(crate) async fn reached(deadline: Option<Time>) {
     let Some(deadline) = deadline else {
         return std::future::pending().await;
@@ -35,7 +34,7 @@ pub(crate) async fn reached(deadline: Option<Time>) {
         if left.is_zero() {
             return;
         }
-        tokio::time::sleep(left.min(STEP)).await;
+        tokio::time::sleep(left.min(CHECK_INTERVAL)).await;
     }
 }
 

@@ -1,6 +1,7 @@
-//! The control socket: reads requests, passes those that concern peers to the task that owns them, and writes replies.
-//! Who may connect is the socket file's mode: root and the group `qvpn`, and whomever the operator lets in besides (`setfacl`).
-//! Who may change something is looked at for each connection: root, the daemon's own user, and the group `qvpn`.
+//! The control socket: reads requests, passes those about peers to the task that owns them, and writes
+//! replies. The mode of the socket file says who may connect: root and the group `qvpn`, and others that the
+//! operator adds (`setfacl`). Each connection is checked for the right to change something: root, the
+//! daemon's own user and the group `qvpn` have it.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -26,25 +27,25 @@ use crate::sys;
 
 /// The group that may use the socket.
 const GROUP: &str = "qvpn";
-/// Connections at once: of those who may change something, and of all others.
-const CONNECTIONS: usize = 64;
-/// How long a client may leave a reply unread.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// Open connections: of users that may change something, and of all others.
+const MAX_CONNECTIONS: usize = 64;
+/// A client must read a reply within this time.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A request for the task that owns the peers.
-pub(crate) struct Asked {
+pub(crate) struct PendingRequest {
     pub(crate) request: Request,
     pub(crate) answer: oneshot::Sender<Reply>,
 }
 
-/// The socket, which is removed when this goes.
+/// The socket. Dropping it removes its file.
 pub(crate) struct ControlSocket {
     listener: StdUnixListener,
     path: PathBuf,
     writers: Writers,
 }
 
-/// Who may ask for a change.
+/// Who may change something.
 #[derive(Debug, Clone)]
 struct Writers {
     users: Vec<Uid>,
@@ -57,7 +58,7 @@ impl Writers {
         Self { users: vec![Uid::from_raw(0), geteuid()], groups: group.into_iter().map(|g| g.gid).collect() }
     }
 
-    /// What the kernel says of whoever connected. Groups that he joined or left later don't count.
+    /// Whether the user that connected is one of them. The groups are those at the time of the connection.
     fn include(&self, stream: &UnixStream) -> bool {
         let Ok(peer) = stream.peer_cred() else { return false };
         let others = sys::peer_groups(stream.as_fd()).unwrap_or_default();
@@ -67,10 +68,10 @@ impl Writers {
 }
 
 impl ControlSocket {
-    /// Makes the socket of `interface` in `dir`, in the place of one that nobody answers on.
+    /// Creates the socket of `interface` in `dir`. Reslots a socket that no process listens on.
     ///
     /// # Errors
-    /// If another daemon answers on it, or the system refuses.
+    /// If another daemon listens on it, or the system refuses.
     pub(crate) fn bind(dir: &Path, interface: &str) -> Result<Self, DaemonError> {
         let path = socket_path(dir, interface);
         let failed = |source| DaemonError::Control { path: path.clone(), source };
@@ -83,14 +84,14 @@ impl ControlSocket {
             }
             Err(error) => return Err(failed(error)),
         }
-        // Never wider than 0660, not even for a moment.
+        // The mode is never wider than 0660, not even for a moment.
         let before = umask(Mode::from_bits_truncate(0o117));
         let listener = StdUnixListener::bind(&path);
         umask(before);
         let listener = listener.map_err(failed)?;
         listener.set_nonblocking(true).map_err(failed)?;
         let writers = Writers::of_this_system();
-        // Under our unit it is the process's own group, and the unit forbids such a change.
+        // Under our unit it is the process's own group, and the unit forbids chown.
         if let Some(group) = writers.groups.first().filter(|group| **group != getegid())
             && let Err(error) = chown(&path, None, Some(*group))
         {
@@ -99,9 +100,14 @@ impl ControlSocket {
         Ok(Self { listener, path, writers })
     }
 
-    /// Serves for ever.
-    pub(crate) async fn serve(self, interface: String, events: Arc<Events>, owner: mpsc::Sender<Asked>) {
-        let places = Places::default();
+    /// Serves until the task is aborted.
+    pub(crate) async fn serve(
+        self,
+        interface: String,
+        events: Arc<Events>,
+        owner: mpsc::Sender<PendingRequest>,
+    ) {
+        let slots = ConnectionSlots::default();
         let listener = self.listener.try_clone().and_then(UnixListener::from_std);
         let listener = match listener {
             Ok(listener) => listener,
@@ -117,7 +123,7 @@ impl ControlSocket {
                 }
             };
             let may_write = self.writers.include(&stream);
-            let place = places.take(may_write);
+            let slot = slots.acquire(may_write);
             let client = Client {
                 interface: interface.clone(),
                 events: events.clone(),
@@ -125,8 +131,8 @@ impl ControlSocket {
                 may_write,
             };
             tokio::spawn(async move {
-                let result = match place {
-                    Some(_place) => client.converse(stream).await,
+                let result = match slot {
+                    Some(_slot) => client.serve_connection(stream).await,
                     None => {
                         let busy = ErrorReply::new(
                             ErrorCode::Busy,
@@ -145,41 +151,41 @@ impl ControlSocket {
 
 impl Drop for ControlSocket {
     fn drop(&mut self) {
-        // At worst a stale socket stays, which the next start replaces.
+        // The next start reslots a socket that stays.
         let _ = std::fs::remove_file(&self.path);
     }
 }
 
-/// Connections at once. Those who may change something have places of their own, so that nobody else on the machine can
-/// lock them out by connecting and saying nothing.
-struct Places {
+/// Limits the open connections. Users that may change something have slots of their own, so that idle
+/// connections of other users can't lock them out.
+struct ConnectionSlots {
     writers: Arc<Semaphore>,
     others: Arc<Semaphore>,
 }
 
-impl Default for Places {
+impl Default for ConnectionSlots {
     fn default() -> Self {
-        let places = || Arc::new(Semaphore::new(CONNECTIONS));
-        Self { writers: places(), others: places() }
+        let slots = || Arc::new(Semaphore::new(MAX_CONNECTIONS));
+        Self { writers: slots(), others: slots() }
     }
 }
 
-impl Places {
-    fn take(&self, may_write: bool) -> Option<OwnedSemaphorePermit> {
-        let places = if may_write { &self.writers } else { &self.others };
-        places.clone().try_acquire_owned().ok()
+impl ConnectionSlots {
+    fn acquire(&self, may_write: bool) -> Option<OwnedSemaphorePermit> {
+        let slots = if may_write { &self.writers } else { &self.others };
+        slots.clone().try_acquire_owned().ok()
     }
 }
 
 struct Client {
     interface: String,
     events: Arc<Events>,
-    owner: mpsc::Sender<Asked>,
+    owner: mpsc::Sender<PendingRequest>,
     may_write: bool,
 }
 
 impl Client {
-    async fn converse(self, stream: UnixStream) -> Result<(), CodecError> {
+    async fn serve_connection(self, stream: UnixStream) -> Result<(), CodecError> {
         let (mut read, mut write) = stream.into_split();
         let mut lines = LineBuffer::new(MAX_REQUEST);
         let mut piece = [0; 4096];
@@ -216,7 +222,7 @@ impl Client {
             return Reply::Error(ErrorReply::new(ErrorCode::NotPermitted, message));
         }
         let (answer, answered) = oneshot::channel();
-        let sent = self.owner.send(Asked { request, answer }).await;
+        let sent = self.owner.send(PendingRequest { request, answer }).await;
         match (sent, answered.await) {
             (Ok(()), Ok(reply)) => reply,
             _ => Reply::Error(ErrorReply::new(ErrorCode::Failed, "the daemon is stopping")),
@@ -241,7 +247,7 @@ impl Client {
             tokio::select! {
                 event = events.future.recv() => match event {
                     Ok(event) => send(write, &Reply::Event(event)).await?,
-                    // A follower that is too slow is told so, and can come again.
+                    // A follower that was too slow learns how many it missed, and can follow again.
                     Err(RecvError::Lagged(missed)) => return send(write, &Reply::EventsEnd { missed }).await,
                     Err(RecvError::Closed) => return send(write, &Reply::EventsEnd { missed: 0 }).await,
                 },
@@ -255,7 +261,7 @@ impl Client {
 
 async fn send(write: &mut OwnedWriteHalf, reply: &Reply) -> Result<(), CodecError> {
     let line = reply.to_line()?;
-    let written = tokio::time::timeout(PATIENCE, write.write_all(line.as_bytes())).await;
+    let written = tokio::time::timeout(WRITE_TIMEOUT, write.write_all(line.as_bytes())).await;
     Ok(written.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))?)
 }
 
@@ -275,10 +281,10 @@ mod tests {
         let path = dir.path().join("qvpn0.sock");
         assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o660);
         let events = Arc::new(Events::new("qvpn0"));
-        let (owner, mut asked) = mpsc::channel::<Asked>(1);
+        let (owner, mut asked) = mpsc::channel::<PendingRequest>(1);
         let server = tokio::spawn(socket.serve("qvpn0".into(), events.clone(), owner));
         tokio::spawn(async move {
-            while let Some(Asked { request, answer }) = asked.recv().await {
+            while let Some(PendingRequest { request, answer }) = asked.recv().await {
                 assert_eq!(request, Request::Rekey { peer: None });
                 let _ = answer.send(Reply::Rekey { peers: vec!["b".into()] });
             }
@@ -305,15 +311,16 @@ mod tests {
         assert!(!path.exists());
     }
 
-    /// Serves whoever `writers` are, asks for a rekey as ourselves, and gives the answer to it and to a question.
-    async fn asked_as(writers: Writers) -> [Reply; 2] {
+    /// Serves with these `writers`, sends a rekey and a version request as ourselves, and returns both
+    /// replies.
+    async fn requested_as(writers: Writers) -> [Reply; 2] {
         let dir = tempfile::tempdir().unwrap();
         let mut socket = ControlSocket::bind(dir.path(), "qvpn0").unwrap();
         socket.writers = writers;
-        let (owner, mut asked) = mpsc::channel::<Asked>(1);
+        let (owner, mut asked) = mpsc::channel::<PendingRequest>(1);
         let server = tokio::spawn(socket.serve("qvpn0".into(), Arc::new(Events::new("qvpn0")), owner));
         tokio::spawn(async move {
-            while let Some(Asked { answer, .. }) = asked.recv().await {
+            while let Some(PendingRequest { answer, .. }) = asked.recv().await {
                 let _ = answer.send(Reply::Rekey { peers: vec![] });
             }
         });
@@ -332,10 +339,10 @@ mod tests {
     #[tokio::test]
     async fn only_root_ourselves_and_the_group_may_change_something() {
         let stranger = Writers { users: vec![Uid::from_raw(4711)], groups: vec![Gid::from_raw(4711)] };
-        let [rekey, version] = asked_as(stranger.clone()).await;
+        let [rekey, version] = requested_as(stranger.clone()).await;
         let Reply::Error(error) = rekey else { panic!("{rekey:?}") };
         assert_eq!(error.code, ErrorCode::NotPermitted, "{error}");
-        assert!(matches!(version, Reply::Version { .. }), "reading is open to whoever may connect");
+        assert!(matches!(version, Reply::Version { .. }), "every user that may connect may read");
 
         let mut ways = vec![
             Writers { users: vec![geteuid()], ..stranger.clone() },
@@ -346,28 +353,28 @@ mod tests {
         let other = others.into_iter().find(|group| *group != getegid());
         ways.extend(other.map(|group| Writers { groups: vec![group], ..stranger }));
         for writers in ways {
-            let [rekey, _] = asked_as(writers.clone()).await;
+            let [rekey, _] = requested_as(writers.clone()).await;
             assert!(matches!(rekey, Reply::Rekey { .. }), "{writers:?}: {rekey:?}");
         }
         assert_eq!(Writers::of_this_system().users, [Uid::from_raw(0), geteuid()]);
     }
 
     #[test]
-    fn who_may_only_read_locks_nobody_out() {
-        let places = Places::default();
-        let taken: Vec<_> = (0..1000).map_while(|_| places.take(false)).collect();
-        assert_eq!(taken.len(), CONNECTIONS);
-        let writer = places.take(true);
+    fn a_user_that_may_only_read_locks_nobody_out() {
+        let slots = ConnectionSlots::default();
+        let taken: Vec<_> = (0..1000).map_while(|_| slots.acquire(false)).collect();
+        assert_eq!(taken.len(), MAX_CONNECTIONS);
+        let writer = slots.acquire(true);
         assert!(writer.is_some());
         drop(taken);
-        assert!(places.take(false).is_some());
+        assert!(slots.acquire(false).is_some());
     }
 
     #[tokio::test]
     async fn long_and_foreign_requests_are_refused() {
         let dir = tempfile::tempdir().unwrap();
         let socket = ControlSocket::bind(dir.path(), "qvpn0").unwrap();
-        let (owner, _asked) = mpsc::channel::<Asked>(1);
+        let (owner, _asked) = mpsc::channel::<PendingRequest>(1);
         let server = tokio::spawn(socket.serve("qvpn0".into(), Arc::new(Events::new("qvpn0")), owner));
         let (read, mut write) =
             UnixStream::connect(dir.path().join("qvpn0.sock")).await.unwrap().into_split();
@@ -388,7 +395,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_socket_that_nobody_answers_on_is_replaced() {
+    async fn a_socket_without_a_listener_is_replaced() {
         let dir = tempfile::tempdir().unwrap();
         drop(std::os::unix::net::UnixListener::bind(dir.path().join("qvpn0.sock")).unwrap());
         assert!(ControlSocket::bind(dir.path(), "qvpn0").is_ok());

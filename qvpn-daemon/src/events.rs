@@ -1,4 +1,4 @@
-//! What happened, to the journal, to a ring buffer for `qvpn-ctl events`, and to everybody who follows.
+//! Events: they go to the log, to a ring buffer for `qvpn-ctl events`, and to all followers.
 
 use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -9,66 +9,63 @@ use tokio::sync::broadcast;
 
 use crate::log;
 
-/// Events that are kept.
-const KEPT: usize = 1000;
-/// Events by which a follower may fall behind.
-const BEHIND: usize = 1024;
+const MAX_KEPT: usize = 1000;
+/// How many events a follower may fall behind.
+const MAX_BEHIND: usize = 1024;
 
-/// All events of the daemon.
 pub(crate) struct Events {
     interface: String,
-    past: Mutex<Past>,
+    history: Mutex<EventHistory>,
     followers: broadcast::Sender<Event>,
 }
 
 #[derive(Default)]
-struct Past {
+struct EventHistory {
     kept: VecDeque<Event>,
     dropped: u64,
 }
 
-/// The past and the future as of one moment.
+/// The kept events and the future ones, with no gap and no overlap.
 pub(crate) struct Subscription {
     /// The latest events, oldest first.
     pub(crate) past: Vec<Event>,
-    /// How many older ones are gone.
+    /// How many older events are no longer kept.
     pub(crate) missed: u64,
-    /// What comes from now on.
     pub(crate) future: broadcast::Receiver<Event>,
 }
 
 impl Events {
     pub(crate) fn new(interface: &str) -> Self {
-        let (followers, _) = broadcast::channel(BEHIND);
-        Self { interface: interface.to_owned(), past: Mutex::default(), followers }
+        let (followers, _) = broadcast::channel(MAX_BEHIND);
+        Self { interface: interface.to_owned(), history: Mutex::default(), followers }
     }
 
-    /// Logs an event, keeps it, and tells everybody who follows.
+    /// Logs an event, keeps it, and sends it to all followers.
     pub(crate) fn emit(&self, kind: EventKind) {
         log::event(&kind);
         let event = Event { time: SystemTime::now(), interface: self.interface.clone(), kind };
-        // Under the lock, so that a new follower sees each event once.
-        let mut past = self.past();
-        if past.kept.len() == KEPT {
-            past.kept.pop_front();
-            past.dropped += 1;
+        // Under the lock, so that a new follower gets each event once.
+        let mut history = self.history();
+        if history.kept.len() == MAX_KEPT {
+            history.kept.pop_front();
+            history.dropped += 1;
         }
-        past.kept.push_back(event.clone());
-        // It fails only when nobody follows.
+        history.kept.push_back(event.clone());
+        // It fails only if there is no follower.
         let _ = self.followers.send(event);
     }
 
     pub(crate) fn subscribe(&self) -> Subscription {
-        let past = self.past();
+        let history = self.history();
         Subscription {
-            past: past.kept.iter().cloned().collect(),
-            missed: past.dropped,
+            past: history.kept.iter().cloned().collect(),
+            missed: history.dropped,
             future: self.followers.subscribe(),
         }
     }
 
-    fn past(&self) -> MutexGuard<'_, Past> {
-        self.past.lock().unwrap_or_else(PoisonError::into_inner)
+    fn history(&self) -> MutexGuard<'_, EventHistory> {
+        self.history.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -80,9 +77,9 @@ mod tests {
     fn the_latest_events_are_kept_and_the_rest_counted() {
         let events = Events::new("qvpn0");
         let up = |n: usize| EventKind::KmeUp { kme: n.to_string() };
-        (0..KEPT + 5).for_each(|n| events.emit(up(n)));
+        (0..MAX_KEPT + 5).for_each(|n| events.emit(up(n)));
         let mut seen = events.subscribe();
-        assert_eq!((seen.past.len(), seen.missed), (KEPT, 5));
+        assert_eq!((seen.past.len(), seen.missed), (MAX_KEPT, 5));
         assert_eq!(seen.past[0].kind, up(5));
         assert!(seen.future.try_recv().is_err());
         events.emit(up(7));

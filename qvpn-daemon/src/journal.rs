@@ -1,26 +1,21 @@
-//! systemd's journal by its own protocol, so that each line comes with fields: `journalctl QVPN_PEER=site-b`. A datagram
-//! holds `NAME=value` lines; a value with line feeds has its length before it (systemd's "Native Journal Protocol").
+//! Writes to systemd's journal by its native protocol, so that each line has fields, for example
+//! `QVPN_PEER=site-b`. A datagram holds `NAME=value` lines; a value with line feeds has its length before it
+//! (systemd's "Native Journal Protocol").
 
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 
-/// Where the journal listens.
 pub(crate) const SOCKET: &str = "/run/systemd/journal/socket";
 
-/// A connection to the journal.
 pub(crate) struct Journal(UnixDatagram);
 
 impl Journal {
-    /// Connects to the journal at `path`.
-    ///
-    /// # Errors
-    /// What the system says.
     pub(crate) fn connect(path: &Path) -> io::Result<Self> {
         let socket = UnixDatagram::unbound()?;
         socket.connect(path)?;
-        // A journal that is stuck must not hang the daemon.
+        // A journal that hangs must not block the daemon.
         socket.set_nonblocking(true)?;
         Ok(Self(socket))
     }
@@ -28,7 +23,7 @@ impl Journal {
     /// Writes one line with its fields.
     ///
     /// # Errors
-    /// If the journal takes nothing at the moment.
+    /// If the journal accepts nothing at the moment.
     pub(crate) fn write(&self, fields: &[(&str, &str)]) -> io::Result<()> {
         self.0.send(&datagram(fields)).map(drop)
     }
@@ -50,8 +45,8 @@ fn datagram(fields: &[(&str, &str)]) -> Vec<u8> {
     bytes
 }
 
-/// Whether `stream`, the value of `$JOURNAL_STREAM`, says that standard error is the journal: the variable stays set in
-/// programs whose output goes elsewhere by then.
+/// Whether `stream`, the value of `$JOURNAL_STREAM`, says that standard error is the journal. The variable
+/// alone does not: it stays set in programs whose output was redirected.
 pub(crate) fn is_stderr(stream: &str) -> bool {
     let Ok(file) = std::fs::metadata("/proc/self/fd/2") else { return false };
     stream == format!("{}:{}", file.dev(), file.ino())

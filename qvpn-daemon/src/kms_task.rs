@@ -1,4 +1,5 @@
-//! This site's KMEs, and the tasks that ask them for a peer. Keys are moved from the client's answer into the report.
+//! This site's KMEs, and the tasks that fetch keys from them. Keys are moved from the KME's answer into the
+//! report.
 
 use std::sync::Arc;
 
@@ -13,87 +14,86 @@ use qvpn_proto::{Fetch, FetchedKey, KeyKind, KeyName, KmsReport};
 use tokio::sync::mpsc;
 
 use crate::events::Events;
-use crate::metrics::KmeCounts;
-use crate::slot::Answer;
+use crate::kme_counts::KmeCounts;
+use crate::task_result::TaskResult;
+
+/// Where a KME reports what happens to it.
+#[derive(Clone)]
+pub(crate) struct KmeReporting {
+    pub(crate) events: Arc<Events>,
+    pub(crate) results: mpsc::Sender<TaskResult>,
+    pub(crate) counts: Arc<KmeCounts>,
+}
 
 /// The KMEs of the config, in its order, shared by all peers.
 #[derive(Default)]
 pub(crate) struct Kmes {
     all: Vec<(config::Kme, Arc<Kme>)>,
     /// The firewall mark of their connections.
-    mark: u32,
+    fwmark: u32,
 }
 
 impl Kmes {
-    /// The KMEs of `kms`. One that stands in `former` with the same settings is taken over with its state.
+    /// Opens the KMEs of the config. One that `former` has with the same settings keeps its state.
     ///
     /// # Errors
-    /// Settings or certificate files that can't be used.
+    /// If settings or certificate files can't be used.
     pub(crate) fn open(
-        kms: Option<&config::Kms>,
+        kmes: &[config::Kme],
         fwmark: u32,
-        events: &Arc<Events>,
-        answers: &mpsc::Sender<Answer>,
-        counts: &Arc<KmeCounts>,
+        reporting: &KmeReporting,
         former: &Self,
     ) -> Result<Self, KmsError> {
         let mut all = Vec::new();
-        for kme in kms.map_or(&[][..], |kms| &kms.kmes) {
-            let known = former.all.iter().find(|(config, _)| config == kme && former.mark == fwmark);
+        for kme in kmes {
+            let known = former.all.iter().find(|(config, _)| config == kme && former.fwmark == fwmark);
             let open = match known {
                 Some((_, open)) => open.clone(),
-                None => open_one(kme, fwmark, events, answers, counts)?,
+                None => open_one(kme, fwmark, reporting.clone())?,
             };
             all.push((kme.clone(), open));
         }
-        Ok(Self { all, mark: fwmark })
+        Ok(Self { all, fwmark })
     }
 
     /// The KMEs with these names, in this order.
-    pub(crate) fn set(&self, names: &[String]) -> Arc<KmeSet> {
-        let find = |name: &String| self.all.iter().find(|(config, _)| config.name == *name);
-        Arc::new(KmeSet::new(names.iter().filter_map(find).map(|(_, kme)| kme.clone()).collect()))
+    pub(crate) fn set<'a>(&self, names: impl Iterator<Item = &'a str>) -> Arc<KmeSet> {
+        let find = |name: &str| self.all.iter().find(|(config, _)| config.name == name);
+        Arc::new(KmeSet::new(names.filter_map(find).map(|(_, kme)| kme.clone()).collect()))
     }
 
-    /// All of them, with their settings.
     pub(crate) fn iter(&self) -> impl Iterator<Item = &(config::Kme, Arc<Kme>)> {
         self.all.iter()
     }
 }
 
-fn open_one(
-    kme: &config::Kme,
-    fwmark: u32,
-    events: &Arc<Events>,
-    answers: &mpsc::Sender<Answer>,
-    counts: &Arc<KmeCounts>,
-) -> Result<Arc<Kme>, KmsError> {
+fn open_one(kme: &config::Kme, fwmark: u32, reporting: KmeReporting) -> Result<Arc<Kme>, KmsError> {
     let source = Source::open(kme, fwmark)?;
-    let (events, answers, counts) = (events.clone(), answers.clone(), counts.clone());
+    let KmeReporting { events, results, counts } = reporting;
     let observer: Observer = Arc::new(move |event| match event {
         KmeEvent::Up { kme } => events.emit(EventKind::KmeUp { kme }),
         KmeEvent::Down { kme, error } => events.emit(EventKind::KmeDown { kme, reason: in_words(&error) }),
         KmeEvent::Answers { kme } => {
-            // If there is no room, the peers ask when their back-off ends.
-            let _ = answers.try_send(Answer::KmeAnswers { kme, sae: None });
+            // If the queue is full, the peers ask again when their back-off ends.
+            let _ = results.try_send(TaskResult::KmeRecovered { kme, sae: None });
         }
         KmeEvent::Asked { kme, operation, outcome, took, keys_lost } => {
-            counts.asked(&kme, operation.as_str(), outcome, took, keys_lost);
+            counts.count(&kme, operation.as_str(), outcome, took, keys_lost);
         }
     });
     Ok(Kme::new(source.into(), observer))
 }
 
-/// Does the probe that is due at `kme`, if one is. `saes` are those of the peers that use it.
-pub(crate) fn probe(kme: &Arc<Kme>, saes: &[&str], answers: &mpsc::Sender<Answer>) {
+/// Starts the probe that is due at `kme`, if one is. `saes` are those of the peers that use it.
+pub(crate) fn probe(kme: &Arc<Kme>, saes: &[&str], results: &mpsc::Sender<TaskResult>) {
     let Some(due) = kme.due_probe(saes) else { return };
-    let (kme, answers) = (kme.clone(), answers.clone());
+    let (kme, results) = (kme.clone(), results.clone());
     tokio::spawn(async move {
-        // A failure is in the KME's health by now.
+        // The health of the KME records a failure.
         if kme.probe(&due.peer).await.is_ok() && due.after_failure {
-            let answer = Answer::KmeAnswers { kme: kme.name().to_owned(), sae: Some(due.peer) };
-            // It fails only when the daemon is stopping.
-            let _ = answers.send(answer).await;
+            let result = TaskResult::KmeRecovered { kme: kme.name().to_owned(), sae: Some(due.peer) };
+            // It fails only while the daemon stops.
+            let _ = results.send(result).await;
         }
     });
 }
@@ -103,7 +103,7 @@ pub(crate) fn in_words(error: &KmsError) -> String {
     format!("{error}; {}", error.advice())
 }
 
-/// Does what a peer asked for, and answers.
+/// Fetches what a peer asked for.
 pub(crate) async fn fetch(set: Arc<KmeSet>, peer_sae: String, fetch: Fetch) -> KmsReport {
     match fetch {
         Fetch::New { request, number, qkd_only, stuck } => {
@@ -123,7 +123,7 @@ pub(crate) async fn fetch(set: Arc<KmeSet>, peer_sae: String, fetch: Fetch) -> K
                     Err(error) => Some(unavailable(&error)),
                 },
             };
-            // Files come last, whatever their place: a line that is taken is wiped.
+            // Files come last, wherever they stand in the config: taking a line erases it.
             match files.fetch_new(&peer_sae, number).await {
                 Ok(keys) => delivered(request, keys, missing),
                 Err(error) => {
@@ -139,7 +139,7 @@ pub(crate) async fn fetch(set: Arc<KmeSet>, peer_sae: String, fetch: Fetch) -> K
             let refs: Vec<KeyRef> = keys.iter().filter_map(reference).collect();
             let set = if qkd_only { Arc::new(set.only(true)) } else { set };
             let mut fetched = set.fetch_by_ids(&peer_sae, &refs).await;
-            // The order in which they are to be used is the one in which they were named.
+            // Keys are used in the order in which the peer named them.
             let place = |id: &KeyId| keys.iter().position(|name| name.id == id.as_str());
             fetched.keys.sort_by_key(|key| place(&key.id));
             let missing = kms_failure(&fetched.failed);
@@ -156,7 +156,7 @@ fn reference(name: &KeyName) -> Option<KeyRef> {
     })
 }
 
-/// What the failures mean together: a KME that is down weighs more than one that doesn't know a key yet.
+/// What the failures mean together. A KME that is down matters more than one that doesn't know a key yet.
 fn kms_failure(failed: &[(KeyId, KmsError)]) -> Option<KmsFailure> {
     let unknown = |kind| matches!(kind, KmsErrorKind::KeyNotFound | KmsErrorKind::NoSuchKme);
     let down = failed.iter().find(|(_, error)| !unknown(error.kind()));
@@ -171,7 +171,7 @@ fn delivered(request: u64, keys: Vec<QkdKey>, missing: Option<KmsFailure>) -> Km
     for key in keys {
         if [key.id.as_str(), &key.source_kme, &key.target_kme].iter().any(|name| name.len() > MAX_NAME) {
             let text = format!(
-                "KME {}: a key ID or KME ID of more than {MAX_NAME} bytes can't be told to the other site; ask the KME's vendor for shorter ones",
+                "KME {}: a key ID or KME ID of more than {MAX_NAME} bytes can't be sent to the other site; ask the KME's vendor for shorter ones",
                 key.kme
             );
             missing = Some(KmsFailure { kind: KmsFailureKind::Unavailable, text });
@@ -235,7 +235,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_peer_without_a_kme_gets_an_answer_in_words() {
-        let set = Kmes::default().set(&[]);
+        let set = Kmes::default().set(std::iter::empty());
         let report = fetch(
             set,
             "SITE-B".into(),

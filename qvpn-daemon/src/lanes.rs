@@ -1,10 +1,7 @@
-//! The data path as the owner of the peers sees it: orders of the protocol become commands of the lanes.
+//! Starts the data path, and turns the protocol's orders into commands for the lanes.
 
-use std::io;
-use std::net::UdpSocket;
 use std::sync::Arc;
 
-use nix::sys::socket::{setsockopt, sockopt};
 use qvpn_api::config::Interface;
 use qvpn_dataplane::{
     Admission, Filter, InterfaceStats, LaneCommand, Lanes, LanesConfig, OpeningKey, PeerId, SealingKey,
@@ -15,7 +12,8 @@ use qvpn_proto::{Direction, LaneOrder};
 use qvpn_types::{LocalEpoch, PeerNumber, Time};
 
 use crate::error::DaemonError;
-use crate::queues::{Known, Sink};
+use crate::lane_marks::LaneSocketMarks;
+use crate::queues::{ControlSources, Sink};
 use crate::translate::{self, lane_suite};
 
 // The null cipher of the benchmarks protects nothing: a daemon that has it must not exist.
@@ -51,7 +49,7 @@ pub(crate) fn command(number: PeerNumber, order: LaneOrder) -> LaneCommand {
             let (suite, expires_at) = (lane_suite(suite), expires_at.as_nanos());
             let key =
                 SealingKey { peer, epoch: local_epoch.0, receiver_index, suite, key, expires_at, packets };
-            // Each lane begins an epoch with an empty packet, so that both ends see whether its path is there.
+            // Each lane starts an epoch with an empty packet, which shows both sites whether its path works.
             let token = acknowledgement(number, local_epoch, Direction::Sealing);
             LaneCommand::InstallSealing { token, key, announce: true }
         }
@@ -64,40 +62,10 @@ pub(crate) fn command(number: PeerNumber, order: LaneOrder) -> LaneCommand {
     }
 }
 
-/// The lanes' sockets once more, to change the firewall mark of what they send while they run.
-pub(crate) struct Marks {
-    sockets: Vec<UdpSocket>,
-    mark: u32,
-}
-
-impl Marks {
-    /// The mark that all of them have; 0 is none.
-    pub(crate) fn mark(&self) -> u32 {
-        self.mark
-    }
-
-    /// Gives all of them another mark, or, on an error, leaves all as they are.
-    ///
-    /// # Errors
-    /// It needs CAP_NET_ADMIN.
-    pub(crate) fn set(&mut self, mark: u32) -> io::Result<()> {
-        for socket in &self.sockets {
-            if let Err(error) = setsockopt(socket, sockopt::Mark, &mark) {
-                // What has the former mark takes it again without a change.
-                let _ =
-                    self.sockets.iter().try_for_each(|socket| setsockopt(socket, sockopt::Mark, &self.mark));
-                return Err(error.into());
-            }
-        }
-        self.mark = mark;
-        Ok(())
-    }
-}
-
-/// Has the lane ask the limiter.
-fn filter(limiter: Arc<HandshakeLimiter>, known: Known) -> Filter {
+/// The filter of a lane for datagrams that no data session opens: the limiter admits them.
+fn filter(limiter: Arc<HandshakeLimiter>, sources: ControlSources) -> Filter {
     Arc::new(move |datagram, from, now| {
-        let admission = limiter.admit(datagram, from, Time::from_nanos(now), || known.contains(from));
+        let admission = limiter.admit(datagram, from, Time::from_nanos(now), || sources.contains(from));
         match admission {
             session::Admission::Admitted => Admission::Admitted,
             session::Admission::Malformed => Admission::Malformed,
@@ -107,7 +75,7 @@ fn filter(limiter: Arc<HandshakeLimiter>, known: Known) -> Filter {
     })
 }
 
-/// Makes the TUN device and the sockets, and starts the lanes. Datagrams carry `fwmark` unless it is 0.
+/// Creates the TUN device and the sockets, and starts the lanes. Datagrams carry `fwmark` unless it is 0.
 ///
 /// # Errors
 /// What the system refuses.
@@ -117,11 +85,11 @@ pub(crate) fn start(
     demux: &Demux,
     stats: Arc<InterfaceStats>,
     sink: Sink,
-) -> Result<(Lanes, Marks), DaemonError> {
-    // The ports first: they are the likelier failure, and leave no device behind.
+) -> Result<(Lanes, LaneSocketMarks), DaemonError> {
+    // The ports first: they fail more often, and leave no device behind.
     let (mut sockets, mut marked) = (Vec::new(), Vec::new());
     for lane in 0..interface.lanes {
-        // The config's grammar keeps the last lane's port in range.
+        // The config's grammar keeps the port of the last lane in range.
         let port = interface.listen_port.saturating_add(lane.into());
         let socket = bind_lane_socket(port, (fwmark != 0).then_some(fwmark));
         let port_error = |source| DaemonError::Port { port, source };
@@ -135,10 +103,10 @@ pub(crate) fn start(
         mtu: translate::mtu(interface.mtu),
         dscp: translate::dscp(interface.dscp),
         stats,
-        filter: filter(demux.limiter(), sink.known()),
+        filter: filter(demux.limiter(), sink.control_sources()),
         clock: boot_clock(),
     };
-    Ok((Lanes::start(config, Arc::new(sink))?, Marks { sockets: marked, mark: fwmark }))
+    Ok((Lanes::start(config, Arc::new(sink))?, LaneSocketMarks::new(marked, fwmark)))
 }
 
 #[cfg(test)]

@@ -1,5 +1,5 @@
-//! The log: to the journal with fields where systemd gave us one, else to standard error. Its level changes at run time,
-//! and a warning that comes in floods is written a few times, then counted.
+//! The log. It goes to the journal with fields if systemd started us, else to standard error. Its level can
+//! change at run time. Of a flood of equal warnings the first are written, the rest are counted.
 
 use std::collections::HashMap;
 use std::fmt::{self, Write as _};
@@ -22,16 +22,16 @@ use tracing_subscriber::util::SubscriberInitExt;
 use crate::clock;
 use crate::journal::{self, Journal};
 
-/// Warnings of one kind that are written within [`WINDOW`].
-const BURST: u32 = 10;
-/// After so long the count begins anew, and what was left out is told.
-const WINDOW: Duration = Duration::from_secs(10);
-/// Kinds that are told apart; a flood of different ones counts as one more kind.
-const KINDS: usize = 1024;
+/// How many warnings of one kind are written within [`FLOOD_WINDOW`].
+const MAX_BURST: u32 = 10;
+/// After this time the count starts again, and a line says how many were left out.
+const FLOOD_WINDOW: Duration = Duration::from_secs(10);
+/// How many kinds are counted separately; further ones count together as one kind.
+const MAX_KINDS: usize = 1024;
 
 static LOG: OnceLock<Log> = OnceLock::new();
 
-/// Starts the log; called once. What `tracing` says anywhere goes to it. With `fixed` the config's level has no say.
+/// Starts the log, once. All `tracing` events go to it. `fixed` overrides the level of the config.
 pub(crate) fn start(fixed: Option<LevelFilter>) {
     let stream = std::env::var("JOURNAL_STREAM").unwrap_or_default();
     let out = match journal::is_stderr(&stream) {
@@ -46,7 +46,7 @@ pub(crate) fn start(fixed: Option<LevelFilter>) {
     tracing_subscriber::registry().with(Writer(log)).init();
 }
 
-/// Goes over to the config's level, unless the command line has one.
+/// Sets the level of the config, unless the command line has one.
 pub(crate) fn configure(level: LogLevel) {
     if let Some(log) = LOG.get().filter(|log| !log.fixed) {
         let level = match level {
@@ -57,20 +57,19 @@ pub(crate) fn configure(level: LogLevel) {
             LogLevel::Trace => LevelFilter::TRACE,
         };
         log.level.store(number(level), Ordering::Relaxed);
-        // Call sites remember whether they are wanted.
+        // `tracing` caches for each call site whether it is enabled.
         tracing::callsite::rebuild_interest_cache();
     }
 }
 
-/// The interface, a field of all lines from now on.
+/// Adds the interface as a field to all later lines.
 pub(crate) fn set_interface(name: &str) {
     if let Some(log) = LOG.get() {
-        // It is set once.
+        // A second call would change nothing.
         let _ = log.interface.set(name.to_owned());
     }
 }
 
-/// Writes an event with its fields.
 pub(crate) fn event(kind: &EventKind) {
     let Some(log) = LOG.get() else { return };
     let level = if kind.is_warning() { Level::WARN } else { Level::INFO };
@@ -89,8 +88,9 @@ pub(crate) fn event(kind: &EventKind) {
     );
 }
 
-/// Why the daemon ends, to standard error as it is, since a config's errors begin with their place; and to the journal.
-pub(crate) fn last_words(text: &str) {
+/// Writes why the daemon ends: to standard error without a prefix, since errors of a config start with their
+/// place; or to the journal.
+pub(crate) fn exit_report(text: &str) {
     match LOG.get() {
         Some(log) if !matches!(log.out, Out::Stderr { .. }) => {
             text.lines().for_each(|line| log.write(Level::ERROR, line, None))
@@ -99,17 +99,17 @@ pub(crate) fn last_words(text: &str) {
     }
 }
 
-/// Tells what was left out of floods that are over. To be called now and then.
+/// Reports what was left out of floods that ended. Call it regularly.
 pub(crate) fn tick(now: Time) {
     if let Some(log) = LOG.get() {
-        log.tell_left_out(now);
+        log.report_left_out(now);
     }
 }
 
 enum Out {
     /// With fields.
     Journal(Journal),
-    /// The journal reads standard error, and takes a level before each line (sd-daemon(3)).
+    /// The journal reads standard error and expects a level before each line (sd-daemon(3)).
     JournalStream,
     Stderr {
         colour: bool,
@@ -119,7 +119,7 @@ enum Out {
 struct Log {
     out: Out,
     level: AtomicUsize,
-    /// The command line's level holds.
+    /// The command line sets the level.
     fixed: bool,
     interface: OnceLock<String>,
     floods: Mutex<HashMap<u64, Flood>>,
@@ -130,7 +130,7 @@ struct Flood {
     since: Time,
     seen: u32,
     level: Level,
-    /// The last one that was left out.
+    /// The last line that was left out.
     last: String,
 }
 
@@ -140,7 +140,7 @@ impl Log {
         Self { out, level, fixed: false, interface, floods: Mutex::default() }
     }
 
-    /// Writes a line, or counts it.
+    /// Writes a line, or counts it if it belongs to a flood.
     fn line(
         &self,
         level: Level,
@@ -155,39 +155,39 @@ impl Log {
         self.write(level, text, event);
     }
 
-    /// Whether a warning is written.
+    /// Counts a warning. Returns whether to write it.
     fn admit(&self, level: Level, kind: u64, text: &str, now: Time) -> bool {
-        self.tell_left_out(now);
+        self.report_left_out(now);
         let mut floods = self.floods.lock().unwrap_or_else(PoisonError::into_inner);
-        let kind = if floods.contains_key(&kind) || floods.len() < KINDS { kind } else { 0 };
+        let kind = if floods.contains_key(&kind) || floods.len() < MAX_KINDS { kind } else { 0 };
         let flood = floods.entry(kind).or_insert(Flood { since: now, seen: 0, level, last: String::new() });
         flood.seen += 1;
-        if flood.seen > BURST {
+        if flood.seen > MAX_BURST {
             text.clone_into(&mut flood.last);
         }
-        flood.seen <= BURST
+        flood.seen <= MAX_BURST
     }
 
-    fn tell_left_out(&self, now: Time) {
+    fn report_left_out(&self, now: Time) {
         let mut over = Vec::new();
         self.floods.lock().unwrap_or_else(PoisonError::into_inner).retain(|_, flood| {
-            let is_over = now.since(flood.since) >= WINDOW;
-            if is_over && flood.seen > BURST {
-                over.push((flood.level, flood.seen - BURST, std::mem::take(&mut flood.last)));
+            let is_over = now.since(flood.since) >= FLOOD_WINDOW;
+            if is_over && flood.seen > MAX_BURST {
+                over.push((flood.level, flood.seen - MAX_BURST, std::mem::take(&mut flood.last)));
             }
             !is_over
         });
         for (level, n, last) in over {
             self.write(
                 level,
-                &format!("{last} ({n} lines like this were left out within {} s)", WINDOW.as_secs()),
+                &format!("{last} ({n} lines like this were left out within {} s)", FLOOD_WINDOW.as_secs()),
                 None,
             );
         }
     }
 
     fn write(&self, level: Level, text: &str, event: Option<(&str, &[(&'static str, String)])>) {
-        // A log that can't be written to is no reason to end.
+        // The daemon goes on if the log can't be written.
         let _ = match &self.out {
             Out::Journal(journal) => {
                 let names: Vec<String> = event
@@ -212,14 +212,14 @@ impl Log {
             Out::JournalStream => writeln!(io::stderr(), "<{}>{text}", priority(level)),
             Out::Stderr { colour } => {
                 let time = humantime::format_rfc3339_micros(SystemTime::now());
-                let (on, off) = if *colour { (shade(level), "\u{1b}[0m") } else { ("", "") };
+                let (on, off) = if *colour { (colour_of(level), "\u{1b}[0m") } else { ("", "") };
                 writeln!(io::stderr(), "{time} {on}{level:>5}{off} {text}")
             }
         };
     }
 }
 
-/// The layer that takes what `tracing` gives.
+/// Receives the events of `tracing`.
 struct Writer(&'static Log);
 
 impl<S: Subscriber> Layer<S> for Writer {
@@ -231,20 +231,20 @@ impl<S: Subscriber> Layer<S> for Writer {
         let mut text = Text::default();
         event.record(&mut text);
         let metadata = event.metadata();
-        // The words before the first colon tell whom a line is about.
+        // The text before the first colon names the subject of a line.
         let about = text.0.split(':').next().unwrap_or_default();
         let kind = hash(&(metadata.file(), metadata.line(), about));
         self.0.line(*metadata.level(), kind, &text.0, None, clock::now());
     }
 }
 
-/// The message, and any further field behind it.
+/// The message, then all other fields.
 #[derive(Default)]
 struct Text(String);
 
 impl Visit for Text {
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
-        // Writing into a string can't fail.
+        // Writing to a string can't fail.
         let _ = match field.name() {
             "message" => write!(self.0, "{value:?}"),
             name => write!(self.0, " {name}={value:?}"),
@@ -270,7 +270,7 @@ fn number(level: LevelFilter) -> usize {
     }
 }
 
-/// As syslog(3) counts.
+/// The numbers of syslog(3).
 fn priority(level: Level) -> &'static str {
     match level {
         Level::ERROR => "3",
@@ -280,7 +280,7 @@ fn priority(level: Level) -> &'static str {
     }
 }
 
-fn shade(level: Level) -> &'static str {
+fn colour_of(level: Level) -> &'static str {
     match level {
         Level::ERROR => "\u{1b}[31m",
         Level::WARN => "\u{1b}[33m",
@@ -345,13 +345,13 @@ mod tests {
             log.line(Level::WARN, 1, &format!("flood {n}"), None, at(n));
             written += lines(&end).len();
         }
-        assert_eq!(written, usize::try_from(BURST).unwrap());
+        assert_eq!(written, usize::try_from(MAX_BURST).unwrap());
         log.line(Level::WARN, 2, "another", None, at(600));
         log.line(Level::INFO, 1, "no warning", None, at(601));
         assert_eq!(lines(&end).len(), 2);
-        log.tell_left_out(at(9_000));
+        log.report_left_out(at(9_000));
         assert!(lines(&end).is_empty());
-        log.tell_left_out(at(10_000));
+        log.report_left_out(at(10_000));
         let told = lines(&end);
         assert_eq!(told.len(), 1);
         assert!(
@@ -370,7 +370,7 @@ mod tests {
             log.line(Level::ERROR, n, "kind", None, at(0));
             written += lines(&end).len();
         }
-        assert!(written <= KINDS + 2 * usize::try_from(BURST).unwrap(), "{written}");
-        assert!(log.floods.lock().unwrap().len() <= KINDS + 1);
+        assert!(written <= MAX_KINDS + 2 * usize::try_from(MAX_BURST).unwrap(), "{written}");
+        assert!(log.floods.lock().unwrap().len() <= MAX_KINDS + 1);
     }
 }

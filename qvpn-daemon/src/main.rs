@@ -1,31 +1,41 @@
-//! The qvpn gateway daemon: one process an interface, in the foreground. It is a thin shell around the libraries: clock,
-//! randomness, sockets, routes, and the control socket.
+//! The qvpn gateway daemon: one process for each interface, in the foreground. It is a thin shell around the
+//! libraries: clock, randomness, sockets, routes and the control socket.
 
 mod certificates;
 mod cli;
 mod clock;
+mod config_files;
+mod context;
 mod control_socket;
+mod daemon;
 mod error;
 mod events;
+mod histogram;
 mod journal;
+mod kme_counts;
 mod kms_task;
+mod lane_marks;
 mod lane_watch;
 mod lanes;
 mod log;
 mod man_page;
 mod metrics;
 mod metrics_listener;
+mod peer_runtime;
 mod peers;
 mod queues;
 mod reload;
+mod requests;
 mod routes;
 mod run;
 mod sandbox;
-mod slot;
+mod settings;
 mod snapshot;
 mod status;
 mod sys;
+mod task_result;
 mod translate;
+mod watchdog;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -39,18 +49,18 @@ use crate::cli::{Cli, Task};
 use crate::control_socket::ControlSocket;
 use crate::error::DaemonError;
 
-/// Erases what is freed: TLS and HTTP buffers hold keys in passing.
+/// Erases memory when it is freed, since buffers of TLS and HTTP hold keys for a while.
 #[global_allocator]
 static ALLOCATOR: qvpn_secret::ZeroAlloc<std::alloc::System> = qvpn_secret::ZeroAlloc(std::alloc::System);
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    // The level is one of the words that the command line takes.
+    // clap accepts valid levels only.
     log::start(cli.log.as_deref().and_then(|level| level.parse::<LevelFilter>().ok()));
     match run_task(cli) {
         Ok(()) => ExitCode::from(exit::DONE),
         Err(error) => {
-            log::last_words(&error.to_string());
+            log::exit_report(&error.to_string());
             ExitCode::from(error.exit_code())
         }
     }
@@ -71,17 +81,17 @@ fn start(config: &Path, socket_dir: Option<PathBuf>) -> Result<(), DaemonError> 
     let from_environment =
         || std::env::var_os("QVPN_SOCKET_DIR").filter(|dir| !dir.is_empty()).map(PathBuf::from);
     let socket_dir = socket_dir.or_else(from_environment).unwrap_or_else(|| SOCKET_DIR.into());
-    let given_up = sandbox::enter(&socket_dir)?;
-    let config = reload::load(config)?;
+    let dropped = sandbox::enter(&socket_dir)?;
+    let config = config_files::load(config)?;
     log::set_interface(&config.interface.name);
     log::configure(config.interface.log_level);
     let socket = ControlSocket::bind(&socket_dir, &config.interface.name)?;
-    let shut_off = sandbox::confine(&config, &socket_dir)?;
-    for line in given_up.iter().chain(&shut_off) {
+    let confined = sandbox::confine(&config, &socket_dir)?;
+    for line in dropped.iter().chain(&confined) {
         tracing::info!("confined: {line}");
     }
     let runtime = tokio::runtime::Builder::new_multi_thread()
-        // One for the KMEs' TLS and the control socket beside the main thread, which owns the peers.
+        // For the TLS of the KMEs and the control socket. The main thread owns the peers.
         .worker_threads(1)
         .enable_all()
         .build()

@@ -1,103 +1,39 @@
-//! The numbers for Prometheus in its text format (version 0.0.4). Names and labels are fixed; what is not known is left out,
-//! never 0. Most of it is the status in other words; histograms and counts by outcome are kept here.
+//! The metrics in Prometheus' text format (version 0.0.4). Names and labels are fixed. An unknown value is
+//! left out, never shown as 0.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
-use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
 use qvpn_api::status::{InterfaceStatus, KmeState, KmeStatus, PeerState, PeerStatus, sources_text};
 use qvpn_types::Time;
 
 use crate::clock;
+use crate::histogram::{BOUNDS, Histogram};
+use crate::kme_counts::KmeCount;
+use crate::peer_runtime::PeerRuntime;
 use crate::peers::Peers;
-use crate::slot::Slot;
-use crate::status;
+use crate::translate;
 
-/// Upper bounds of the buckets of both histograms, in seconds.
-const BOUNDS: [f64; 11] = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
-/// Reasons of failed rekeys that are told from the start as 0, so that a rate over the first one is right.
-const FAILURES: [&str; 6] = ["timeout", "rejected", "confirmation", "restarted", "no_qkd_key", "crypto"];
-
-/// How long something took, counted in buckets.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct Histogram {
-    /// By the first bound that holds; the last is for what is longer than all.
-    buckets: [u64; BOUNDS.len() + 1],
-    sum: f64,
-}
-
-impl Histogram {
-    /// Counts one.
-    pub(crate) fn observe(&mut self, took: Duration) {
-        let seconds = took.as_secs_f64();
-        let bucket = BOUNDS.iter().position(|bound| seconds <= *bound).unwrap_or(BOUNDS.len());
-        if let Some(count) = self.buckets.get_mut(bucket) {
-            *count += 1;
-        }
-        self.sum += seconds;
-    }
-}
-
-/// What was asked of the KMEs, counted on the tasks that ask.
-#[derive(Debug, Default)]
-pub(crate) struct KmeCounts(Mutex<BTreeMap<String, KmeCount>>);
-
-/// One KME's.
-#[derive(Debug, Clone, Default)]
-struct KmeCount {
-    /// By operation and outcome.
-    requests: BTreeMap<(&'static str, &'static str), u64>,
-    /// By operation.
-    durations: BTreeMap<&'static str, Histogram>,
-    /// Keys that may be spent and never came.
-    keys_lost: u64,
-}
-
-impl KmeCounts {
-    /// Counts one operation.
-    pub(crate) fn asked(
-        &self,
-        kme: &str,
-        op: &'static str,
-        outcome: &'static str,
-        took: Duration,
-        keys_lost: u32,
-    ) {
-        let mut all = self.lock();
-        if !all.contains_key(kme) {
-            all.insert(kme.to_owned(), KmeCount::default());
-        }
-        if let Some(count) = all.get_mut(kme) {
-            *count.requests.entry((op, outcome)).or_default() += 1;
-            count.durations.entry(op).or_default().observe(took);
-            count.keys_lost += u64::from(keys_lost);
-        }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, KmeCount>> {
-        // Whoever panicked has changed whole counts only.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
+/// Reasons of failed rekeys that start at 0, so that a rate over the first failure is right.
+const FAILURE_REASONS: [&str; 6] =
+    ["timeout", "rejected", "confirmation", "restarted", "no_qkd_key", "crypto"];
 
 /// All metrics of the daemon.
-pub(crate) fn text(peers: &Peers, now: Time) -> String {
+pub(crate) fn text(interface: &InterfaceStatus, peers: &Peers, now: Time) -> String {
     let mut page = Page::default();
     page.family("qvpn_build_info", "gauge", "The running daemon's version, in its label; always 1.");
     page.sample("", &[("version", env!("CARGO_PKG_VERSION"))], 1.0);
-    for interface in &status::status(peers, now).interfaces {
-        interface_metrics(&mut page, interface);
-        kme_metrics(&mut page, interface, &peers.kme_counts.lock());
-        let slots: Vec<&Slot> = peers.in_order().collect();
-        peer_metrics(&mut page, interface, &slots, now);
-        page.family(
-            "qvpn_rekey_duration_seconds",
-            "histogram",
-            "From the first Propose of an epoch to its coming into force at this end.",
-        );
-        page.histogram(&[("interface", &interface.name)], &peers.shared.rekeys);
-    }
+    interface_metrics(&mut page, interface);
+    kme_metrics(&mut page, interface, &peers.kme_counts().snapshot());
+    let runtimes: Vec<&PeerRuntime> = peers.in_order().collect();
+    peer_gauges(&mut page, interface, &runtimes, now);
+    peer_counters(&mut page, interface, &runtimes);
+    page.family(
+        "qvpn_rekey_duration_seconds",
+        "histogram",
+        "From the first Propose of an epoch to its coming into force at this end.",
+    );
+    page.histogram(&[("interface", &interface.name)], peers.rekey_durations());
     page.text
 }
 
@@ -166,7 +102,7 @@ fn kme_metrics(page: &mut Page, i: &InterfaceStatus, counts: &BTreeMap<String, K
     }
 }
 
-fn peer_metrics(page: &mut Page, i: &InterfaceStatus, slots: &[&Slot], now: Time) {
+fn peer_gauges(page: &mut Page, i: &InterfaceStatus, runtimes: &[&PeerRuntime], now: Time) {
     page.family("qvpn_peer_state", "gauge", "1 for the state that the peer is in, 0 for the others.");
     for peer in &i.peers {
         for state in PeerState::ALL {
@@ -202,25 +138,30 @@ fn peer_metrics(page: &mut Page, i: &InterfaceStatus, slots: &[&Slot], now: Time
         "gauge",
         "Since a QKD key last went into the peer's traffic keys.",
     );
-    for slot in slots {
-        if let Some(age) = slot.peer.view(now).qkd_key_age {
-            page.sample("", &[("interface", &i.name), ("peer", &slot.config.name)], age.as_secs_f64());
+    for runtime in runtimes {
+        if let Some(age) = runtime.view(now).qkd_key_age {
+            let peer = &runtime.settings().config.name;
+            page.sample("", &[("interface", &i.name), ("peer", peer)], age.as_secs_f64());
         }
     }
+}
+
+fn peer_counters(page: &mut Page, i: &InterfaceStatus, runtimes: &[&PeerRuntime]) {
     page.family(
         "qvpn_peer_rekeys_total",
         "counter",
         "Epochs that came into force, by what their keys are made of.",
     );
-    for slot in slots {
-        for (sources, n) in &slot.rekeys {
-            let sources = sources_text(&status::sources(*sources));
-            page.count(&[("interface", &i.name), ("peer", &slot.config.name), ("sources", &sources)], *n);
+    for runtime in runtimes {
+        for (sources, n) in runtime.rekeys() {
+            let sources = sources_text(&translate::sources(*sources));
+            let peer = &runtime.settings().config.name;
+            page.count(&[("interface", &i.name), ("peer", peer), ("sources", &sources)], *n);
         }
     }
     page.family("qvpn_peer_rekey_failures_total", "counter", "Attempts for an epoch that failed, by reason.");
     for peer in &i.peers {
-        let mut all: BTreeMap<&str, u64> = FAILURES.iter().map(|reason| (*reason, 0)).collect();
+        let mut all: BTreeMap<&str, u64> = FAILURE_REASONS.iter().map(|reason| (*reason, 0)).collect();
         all.extend(peer.rekey_failures.iter().map(|(reason, n)| (reason.as_str(), *n)));
         for (reason, n) in all {
             page.count(&[("interface", &i.name), ("peer", &peer.name), ("reason", reason)], n);
@@ -284,14 +225,14 @@ impl Page {
     fn histogram(&mut self, labels: &[(&str, &str)], histogram: &Histogram) {
         let mut below = 0;
         for (bound, n) in
-            BOUNDS.iter().map(ToString::to_string).chain(["+Inf".to_owned()]).zip(histogram.buckets)
+            BOUNDS.iter().map(ToString::to_string).chain(["+Inf".to_owned()]).zip(histogram.buckets())
         {
             below += n;
             let labels: Vec<_> = labels.iter().copied().chain([("le", bound.as_str())]).collect();
             self.labelled("_bucket", &labels);
             self.add(format_args!(" {below}\n"));
         }
-        self.sample("_sum", labels, histogram.sum);
+        self.sample("_sum", labels, histogram.sum_seconds());
         self.labelled("_count", labels);
         self.add(format_args!(" {below}\n"));
     }
@@ -325,6 +266,8 @@ impl Page {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     #[test]

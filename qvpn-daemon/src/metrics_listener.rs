@@ -1,5 +1,5 @@
-//! The HTTP server that Prometheus scrapes: one page, `/metrics`, one request a connection. The page holds no secret.
-//! Size and time of each request are bounded.
+//! The HTTP server that Prometheus scrapes: one page, `/metrics`, one request a connection. The page holds no
+//! secret. Size and time of each request are bounded.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -18,7 +18,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::task::JoinHandle;
 
-use crate::control_socket::Asked;
+use crate::control_socket::PendingRequest;
 use crate::error::DaemonError;
 
 const MAX_CONNECTIONS: usize = 8;
@@ -35,10 +35,7 @@ const PLAIN_TYPE: HeaderValue = HeaderValue::from_static("text/plain; charset=ut
 
 /// The listener, if the config has one. Dropping it closes the port.
 #[derive(Default)]
-pub(crate) struct MetricsListener {
-    address: Option<SocketAddr>,
-    task: Option<JoinHandle<()>>,
-}
+pub(crate) struct MetricsListener(Option<JoinHandle<()>>);
 
 impl MetricsListener {
     /// Listens on `address`; does nothing if there is none.
@@ -47,7 +44,7 @@ impl MetricsListener {
     /// If the system refuses the address.
     pub(crate) async fn open(
         address: Option<SocketAddr>,
-        owner: &mpsc::Sender<Asked>,
+        owner: &mpsc::Sender<PendingRequest>,
     ) -> Result<Self, DaemonError> {
         let Some(at) = address else { return Ok(Self::default()) };
         let listener = TcpListener::bind(at).await.map_err(|source| DaemonError::Metrics { at, source })?;
@@ -56,24 +53,19 @@ impl MetricsListener {
                 "metrics are served on {at}: everybody who can reach it can read the names and traffic of all peers"
             );
         }
-        let task = tokio::spawn(serve(listener, owner.clone()));
-        Ok(Self { address, task: Some(task) })
-    }
-
-    pub(crate) fn address(&self) -> Option<SocketAddr> {
-        self.address
+        Ok(Self(Some(tokio::spawn(serve(listener, owner.clone())))))
     }
 }
 
 impl Drop for MetricsListener {
     fn drop(&mut self) {
-        if let Some(task) = &self.task {
+        if let Some(task) = &self.0 {
             task.abort();
         }
     }
 }
 
-async fn serve(listener: TcpListener, owner: mpsc::Sender<Asked>) {
+async fn serve(listener: TcpListener, owner: mpsc::Sender<PendingRequest>) {
     let connections = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     loop {
         let stream = match listener.accept().await {
@@ -98,7 +90,7 @@ async fn serve(listener: TcpListener, owner: mpsc::Sender<Asked>) {
     }
 }
 
-async fn serve_connection(stream: TcpStream, owner: &mpsc::Sender<Asked>) -> hyper::Result<()> {
+async fn serve_connection(stream: TcpStream, owner: &mpsc::Sender<PendingRequest>) -> hyper::Result<()> {
     let service = service_fn(async |request| Ok::<_, Infallible>(respond(&request, owner).await));
     http1::Builder::new()
         .keep_alive(false)
@@ -113,7 +105,7 @@ async fn serve_connection(stream: TcpStream, owner: &mpsc::Sender<Asked>) -> hyp
 }
 
 /// Answers one request. hyper leaves out the body of an answer to HEAD.
-async fn respond(request: &Request<Incoming>, owner: &mpsc::Sender<Asked>) -> Response<Full<Bytes>> {
+async fn respond(request: &Request<Incoming>, owner: &mpsc::Sender<PendingRequest>) -> Response<Full<Bytes>> {
     if !matches!(*request.method(), Method::GET | Method::HEAD) {
         let mut response = plain(StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD are answered\n");
         response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
@@ -139,9 +131,9 @@ fn plain(status: StatusCode, text: &'static str) -> Response<Full<Bytes>> {
     response
 }
 
-async fn metrics(owner: &mpsc::Sender<Asked>) -> Option<String> {
+async fn metrics(owner: &mpsc::Sender<PendingRequest>) -> Option<String> {
     let (answer, answered) = oneshot::channel();
-    owner.send(Asked { request: control::Request::Metrics, answer }).await.ok()?;
+    owner.send(PendingRequest { request: control::Request::Metrics, answer }).await.ok()?;
     match answered.await.ok()? {
         control::Reply::Metrics { text } => Some(text),
         _ => None,
@@ -155,17 +147,16 @@ mod tests {
     use super::*;
 
     /// A listener on a free port of the loopback, with an owner whose page is `x 1`.
-    async fn listener() -> (MetricsListener, SocketAddr, mpsc::Sender<Asked>) {
-        let (owner, mut asked) = mpsc::channel::<Asked>(1);
+    async fn listener() -> (MetricsListener, SocketAddr, mpsc::Sender<PendingRequest>) {
+        let (owner, mut asked) = mpsc::channel::<PendingRequest>(1);
         tokio::spawn(async move {
-            while let Some(Asked { request, answer }) = asked.recv().await {
+            while let Some(PendingRequest { request, answer }) = asked.recv().await {
                 assert_eq!(request, control::Request::Metrics);
                 let _ = answer.send(control::Reply::Metrics { text: "x 1\n".into() });
             }
         });
         let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         let listener = MetricsListener::open(Some(free), &owner).await.unwrap();
-        assert_eq!(listener.address(), Some(free));
         (listener, free, owner)
     }
 

@@ -1,5 +1,5 @@
-//! The way from the lanes to the owner of the peers: two bounded queues, so that what anybody can send never crowds out
-//! what belongs to a peer. Sessions have one, with the lanes' own answers; strangers have the other, which is short.
+//! The queues from the lanes to the task that owns the peers. They are bounded, and there are two, so that
+//! datagrams which anybody can send never crowd out those of peers.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -8,45 +8,44 @@ use std::sync::{Arc, PoisonError, RwLock};
 use qvpn_dataplane::{LaneEvent, LaneSink};
 use tokio::sync::mpsc;
 
-/// Events that may wait in the queue of the sessions.
-const SESSIONS: usize = 1024;
-/// Handshake starts from a peer's address, which can be forged, may take the queue of the sessions up to this.
-const STARTS: usize = SESSIONS / 2;
-/// Datagrams of strangers that may wait: some 300 kB.
-const STRANGERS: usize = 256;
-/// The type of a message that starts a handshake.
-const START: u8 = 1;
+/// Of control sessions, and of the lanes themselves.
+const MAX_QUEUED_EVENTS: usize = 1024;
+/// The part of [`MAX_QUEUED_EVENTS`] that handshake initiations from the address of a peer may take: that
+/// address can be forged.
+const MAX_QUEUED_INITIATIONS: usize = MAX_QUEUED_EVENTS / 2;
+/// Datagrams from unknown sources, about 300 kB.
+const MAX_QUEUED_UNKNOWN: usize = 256;
+/// WireGuard's message type 1.
+const HANDSHAKE_INITIATION: u8 = 1;
 
-/// Where control sessions are: from there come their messages.
+/// The addresses from which control sessions send.
 #[derive(Clone, Default)]
-pub(crate) struct Known(Arc<RwLock<HashMap<SocketAddr, u16>>>);
+pub(crate) struct ControlSources(Arc<RwLock<HashMap<SocketAddr, u16>>>);
 
-impl Known {
-    /// The session of the peer with this number is at `endpoint` now.
+impl ControlSources {
+    /// The control session of the peer with this number is at `endpoint` now.
     pub(crate) fn moved(&self, number: u16, endpoint: Option<SocketAddr>) {
-        // Whoever panicked has changed whole entries only.
-        let mut known = self.0.write().unwrap_or_else(PoisonError::into_inner);
-        known.retain(|_, owner| *owner != number);
-        known.extend(endpoint.map(|endpoint| (endpoint, number)));
+        // Each update leaves a usable map, so a poisoned lock still holds one.
+        let mut sources = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        sources.retain(|_, owner| *owner != number);
+        sources.extend(endpoint.map(|endpoint| (endpoint, number)));
     }
 
-    /// Whether a session is there.
     pub(crate) fn contains(&self, from: SocketAddr) -> bool {
         self.0.read().unwrap_or_else(PoisonError::into_inner).contains_key(&from)
     }
 }
 
-/// Where lanes put their events.
+/// The lanes' side of the queues.
 pub(crate) struct Sink {
     sessions: mpsc::Sender<LaneEvent>,
-    strangers: mpsc::Sender<LaneEvent>,
-    known: Known,
+    unknown: mpsc::Sender<LaneEvent>,
+    control_sources: ControlSources,
 }
 
 impl Sink {
-    /// Where sessions are.
-    pub(crate) fn known(&self) -> Known {
-        self.known.clone()
+    pub(crate) fn control_sources(&self) -> ControlSources {
+        self.control_sources.clone()
     }
 }
 
@@ -54,9 +53,10 @@ impl LaneSink for Sink {
     fn event(&self, event: LaneEvent) -> bool {
         let queue = match &event {
             LaneEvent::Control { from, datagram, .. } => {
-                let start = datagram.first() == Some(&START);
-                let room = !start || self.sessions.capacity() > SESSIONS - STARTS;
-                if room && self.known.contains(*from) { &self.sessions } else { &self.strangers }
+                let initiation = datagram.first() == Some(&HANDSHAKE_INITIATION);
+                let room =
+                    !initiation || self.sessions.capacity() > MAX_QUEUED_EVENTS - MAX_QUEUED_INITIATIONS;
+                if room && self.control_sources.contains(*from) { &self.sessions } else { &self.unknown }
             }
             _ => &self.sessions,
         };
@@ -64,23 +64,21 @@ impl LaneSink for Sink {
     }
 }
 
-/// The owner's end.
+/// The other side, of the task that owns the peers.
 pub(crate) struct Queues {
-    /// From the lanes themselves and from where sessions are.
+    /// From the lanes themselves, and from the addresses of control sessions.
     pub(crate) sessions: mpsc::Receiver<LaneEvent>,
-    /// From anywhere else.
-    pub(crate) strangers: mpsc::Receiver<LaneEvent>,
-    /// To be told where sessions are.
-    pub(crate) known: Known,
+    /// From all other addresses.
+    pub(crate) unknown: mpsc::Receiver<LaneEvent>,
+    pub(crate) control_sources: ControlSources,
 }
 
-/// Both queues.
 pub(crate) fn channel() -> (Sink, Queues) {
-    let (to_sessions, sessions) = mpsc::channel(SESSIONS);
-    let (to_strangers, strangers) = mpsc::channel(STRANGERS);
-    let known = Known::default();
-    let sink = Sink { sessions: to_sessions, strangers: to_strangers, known: known.clone() };
-    (sink, Queues { sessions, strangers, known })
+    let (to_sessions, sessions) = mpsc::channel(MAX_QUEUED_EVENTS);
+    let (to_unknown, unknown) = mpsc::channel(MAX_QUEUED_UNKNOWN);
+    let control_sources = ControlSources::default();
+    let sink = Sink { sessions: to_sessions, unknown: to_unknown, control_sources: control_sources.clone() };
+    (sink, Queues { sessions, unknown, control_sources })
 }
 
 #[cfg(test)]
@@ -92,17 +90,17 @@ mod tests {
     }
 
     #[test]
-    fn a_flood_of_strangers_leaves_room_for_sessions() {
+    fn a_flood_from_unknown_sources_leaves_room_for_sessions() {
         let (sink, mut queues) = channel();
-        queues.known.moved(1, Some("192.0.2.1:1".parse().unwrap()));
+        queues.control_sources.moved(1, Some("192.0.2.1:1".parse().unwrap()));
         let taken = |from: &str, kind| (0..5000).take_while(|_| sink.event(control(from, kind))).count();
-        // Forged starts and forged packets of sessions, from anywhere.
-        assert_eq!(taken("203.0.113.9:1", START), STRANGERS);
+        // Forged initiations and forged packets of sessions, from anywhere.
+        assert_eq!(taken("203.0.113.9:1", HANDSHAKE_INITIATION), MAX_QUEUED_UNKNOWN);
         assert_eq!(taken("203.0.113.9:1", 4), 0);
-        // Starts with a peer's forged address take their share, and the rest stays for messages.
-        assert_eq!(taken("192.0.2.1:1", START), STARTS);
-        assert_eq!(taken("192.0.2.1:1", 4), SESSIONS - STARTS);
-        assert!(queues.sessions.try_recv().is_ok() && queues.strangers.try_recv().is_ok());
+        // Initiations from the forged address of a peer take their share; the rest is left for messages.
+        assert_eq!(taken("192.0.2.1:1", HANDSHAKE_INITIATION), MAX_QUEUED_INITIATIONS);
+        assert_eq!(taken("192.0.2.1:1", 4), MAX_QUEUED_EVENTS - MAX_QUEUED_INITIATIONS);
+        assert!(queues.sessions.try_recv().is_ok() && queues.unknown.try_recv().is_ok());
     }
 
     #[test]
@@ -110,7 +108,7 @@ mod tests {
         let (sink, mut queues) = channel();
         let [a, b] = ["192.0.2.1:1", "[2001:db8::1]:1"];
         for (endpoint, known) in [(Some(a), [true, false]), (Some(b), [false, true]), (None, [false; 2])] {
-            queues.known.moved(7, endpoint.map(|text| text.parse().unwrap()));
+            queues.control_sources.moved(7, endpoint.map(|text| text.parse().unwrap()));
             for (from, known) in [a, b].into_iter().zip(known) {
                 assert!(sink.event(control(from, 4)));
                 assert_eq!(queues.sessions.try_recv().is_ok(), known, "{from}");

@@ -1,172 +1,227 @@
-//! Reads the config and says what of it can be taken over without a restart. A config that is refused changes nothing.
+//! A reload: [`Change::prepare`] compares what two configs mean and refuses what a running daemon can't
+//! change; [`Change::commit`] applies what differs.
 
-use std::path::Path;
-use std::sync::Arc;
-
-use qvpn_api::config::Peer;
+use qvpn_api::config::Interface;
+use qvpn_api::control::{ErrorCode, ErrorReply};
+use qvpn_api::events::EventKind;
 use qvpn_api::{Config, ConfigErrors};
+use qvpn_net::NetError;
 
-use crate::peers::Psks;
+use crate::config_files::ConfigKeys;
+use crate::daemon::Daemon;
+use crate::kms_task::{Kmes, in_words};
+use crate::metrics_listener::MetricsListener;
+use crate::settings::{PeerSettings, Settings};
+use crate::{clock, log};
 
-/// Reads the config at `path` and looks at all files that it names.
-///
-/// # Errors
-/// All that is wrong with it.
-pub(crate) fn load(path: &Path) -> Result<Config, ConfigErrors> {
-    checked(Config::load(path)?)
+/// A config that can be put in force, with everything that was opened for it.
+pub(crate) struct Change {
+    config: Config,
+    settings: Settings,
+    /// What differs, in words.
+    words: Vec<String>,
+    kmes: Kmes,
+    /// The mark that the lanes' sockets need.
+    fwmark: u32,
+    /// The new listener, if `metrics_listen` changed.
+    metrics: Option<MetricsListener>,
 }
 
-/// Looks at all files that `config` names.
-///
-/// # Errors
-/// All that is wrong with them.
-pub(crate) fn checked(config: Config) -> Result<Config, ConfigErrors> {
-    config.check_files()?;
-    // Another namespace's config may lie in the same folder, so the daemon only warns; in one namespace the kernel refuses.
-    if let Err(shared) = config.check_neighbours(&config.neighbours()) {
-        tracing::warn!("{shared}");
+impl Change {
+    /// Derives and opens everything that `new` needs. Nothing changes yet.
+    ///
+    /// # Errors
+    /// What the operator must change, as a reply to them.
+    pub(crate) async fn prepare(daemon: &Daemon, new: Config) -> Result<Self, ErrorReply> {
+        let keys = ConfigKeys::read(&new).map_err(|errors| config_refused(&errors))?;
+        let settings = Settings::derive(&new, &keys)
+            .map_err(|error| refused("the config's routes can't work", vec![error.to_string()]))?;
+        let words = compare((&daemon.config, &daemon.settings), (&new, &settings))
+            .map_err(|details| refused("the config changes what can't be changed at run time", details))?;
+        // Without a mark in the config, the sockets keep theirs: a mark that no rule matches has no effect.
+        let fwmark = match settings.routes.fwmark() {
+            0 => daemon.marks.mark(),
+            mark => mark,
+        };
+        let reporting = daemon.peers.kme_reporting();
+        let kmes = Kmes::open(&settings.kmes, fwmark, &reporting, daemon.peers.kmes())
+            .map_err(|error| refused("a KME can't be used", vec![in_words(&error)]))?;
+        let metrics = match settings.metrics_listen == daemon.settings.metrics_listen {
+            true => None,
+            false => Some(
+                MetricsListener::open(settings.metrics_listen, &daemon.requests)
+                    .await
+                    .map_err(|error| refused("the metrics can't be served", vec![error.to_string()]))?,
+            ),
+        };
+        Ok(Self { config: new, settings, words, kmes, fwmark, metrics })
     }
-    Ok(config)
+
+    /// Puts the config in force. Returns what changed, in words.
+    ///
+    /// # Errors
+    /// If the kernel refuses something. The former config is in force then.
+    pub(crate) async fn commit(self, daemon: &mut Daemon) -> Result<Vec<String>, ErrorReply> {
+        let former_mark = daemon.marks.mark();
+        // The mark before the rules that match it: an unmarked datagram would go into the tunnel that it
+        // carries.
+        if self.fwmark != former_mark {
+            daemon.marks.set(self.fwmark).map_err(|error| {
+                let mark = self.fwmark;
+                failed(&format!("the firewall mark {mark:#x} can't be set on the sockets: {error}"))
+            })?;
+        }
+        if let Err(error) = apply_network(daemon, &self.settings).await {
+            if daemon.marks.mark() != former_mark
+                && let Err(error) = daemon.marks.set(former_mark)
+            {
+                tracing::warn!("going back to the former firewall mark: {error}");
+            }
+            return Err(failed(&error.to_string()));
+        }
+        if let Some(metrics) = self.metrics {
+            daemon.metrics = metrics;
+        }
+        log::configure(self.settings.log_level);
+        daemon.peers.reconfigure(&self.settings, self.kmes, clock::now());
+        daemon.config = self.config;
+        daemon.settings = self.settings;
+        daemon.events.emit(EventKind::ConfigReloaded { changes: self.words.clone() });
+        Ok(self.words)
+    }
 }
 
-/// Reads the pre-shared keys of all peers, in their order.
-///
-/// # Errors
-/// All files that can't be used.
-pub(crate) fn read_psks(config: &Config) -> Result<Psks, ConfigErrors> {
-    let mut psks = Psks::new();
-    let mut errors: Option<ConfigErrors> = None;
-    for peer in &config.peers {
-        match config.read_psk(peer) {
-            Ok(psk) => psks.push(psk.map(Arc::new)),
-            Err(error) => {
-                errors = Some(match errors.take() {
-                    Some(before) => before.and(error),
-                    None => error,
-                })
-            }
+/// Sets routes and device, or leaves both as they were.
+async fn apply_network(daemon: &mut Daemon, new: &Settings) -> Result<(), NetError> {
+    daemon.routes.apply(daemon.peers.with_mtus(new.routes.clone())).await?;
+    if new.device == daemon.settings.device {
+        return Ok(());
+    }
+    let result = daemon.routes.set_device(&new.device).await;
+    if result.is_err() {
+        let former = daemon.peers.with_mtus(daemon.settings.routes.clone());
+        if let Err(error) = daemon.routes.apply(former).await {
+            tracing::error!("going back to the former routes: {error}");
         }
     }
-    errors.map_or(Ok(psks), Err)
+    result
 }
 
+/// What differs between two configs, in words.
+///
+/// # Errors
 /// What can't be changed while the daemon runs, one line each.
-pub(crate) fn refused(old: &Config, new: &Config) -> Vec<String> {
-    let (a, b) = (&old.interface, &new.interface);
-    let mut refused = Vec::new();
-    let mut check = |same: bool, what: String| {
-        if !same {
-            refused.push(format!("{what}; restart the daemon for that, or write the former value"));
-        }
-    };
-    check(a.name == b.name, format!("[interface] name goes from {} to {}", a.name, b.name));
-    check(
-        a.private_key_file == b.private_key_file,
-        format!(
-            "private_key_file goes from {} to {}",
-            a.private_key_file.display(),
-            b.private_key_file.display()
-        ),
-    );
-    check(
-        a.listen_port == b.listen_port,
-        format!("listen_port goes from {} to {}", a.listen_port, b.listen_port),
-    );
-    check(a.lanes == b.lanes, format!("lanes goes from {} to {}", a.lanes, b.lanes));
-    check(a.dscp == b.dscp, "dscp changes".to_owned());
-    refused
+fn compare(old: (&Config, &Settings), new: (&Config, &Settings)) -> Result<Vec<String>, Vec<String>> {
+    let (mut words, mut refusals) = interface_changes(&old.0.interface, &new.0.interface);
+    if old.1.fixed.public_key != new.1.fixed.public_key {
+        refusals.push(
+            "the private key is another one; restart the daemon for that, or put the former file back"
+                .to_owned(),
+        );
+    }
+    if !refusals.is_empty() {
+        return Err(refusals);
+    }
+    if old.0.kms != new.0.kms {
+        words.push("[kms] changed".to_owned());
+    }
+    words.extend(peer_changes(&old.1.peers, &new.1.peers));
+    Ok(words)
 }
 
-/// What differs, in words.
-pub(crate) fn changes(old: &Config, new: &Config) -> Vec<String> {
-    let mut changes = Vec::new();
-    let (a, b) = (&old.interface, &new.interface);
-    for (same, what) in [
-        (a.address == b.address, "address"),
-        (a.mtu == b.mtu, "mtu"),
-        (a.suite == b.suite, "suite"),
-        (a.rekey_interval == b.rekey_interval, "rekey_interval"),
-        (a.table == b.table, "table"),
-        (a.fwmark == b.fwmark, "fwmark"),
-        (a.on_stop == b.on_stop, "on_stop"),
-        (a.metrics_listen == b.metrics_listen, "metrics_listen"),
-        (a.log_level == b.log_level, "log_level"),
-    ] {
-        if !same {
-            changes.push(format!("[interface] {what} changed"));
-        }
-    }
-    if old.kms != new.kms {
-        changes.push("[kms] changed".to_owned());
-    }
-    let find =
-        |config: &Config, peer: &Peer| config.peers.iter().find(|p| p.public_key == peer.public_key).cloned();
-    for peer in &old.peers {
+/// Changes and refusals.
+fn interface_changes(old: &Interface, new: &Interface) -> (Vec<String>, Vec<String>) {
+    // Names each key: a new one must be handled here, or this doesn't compile.
+    let Interface {
+        name,
+        private_key_file,
+        listen_port,
+        address,
+        mtu,
+        suite,
+        rekey_interval,
+        lanes,
+        table,
+        fwmark,
+        dscp,
+        on_stop,
+        metrics_listen,
+        log_level,
+    } = new;
+    let refused = [
+        (*name == old.name, format!("[interface] name goes from {} to {name}", old.name)),
+        (
+            *private_key_file == old.private_key_file,
+            format!(
+                "private_key_file goes from {} to {}",
+                old.private_key_file.display(),
+                private_key_file.display()
+            ),
+        ),
+        (
+            *listen_port == old.listen_port,
+            format!("listen_port goes from {} to {listen_port}", old.listen_port),
+        ),
+        (*lanes == old.lanes, format!("lanes goes from {} to {lanes}", old.lanes)),
+        (*dscp == old.dscp, "dscp changes".to_owned()),
+    ];
+    let changed = [
+        (*address == old.address, "address"),
+        (*mtu == old.mtu, "mtu"),
+        (*suite == old.suite, "suite"),
+        (*rekey_interval == old.rekey_interval, "rekey_interval"),
+        (*table == old.table, "table"),
+        (*fwmark == old.fwmark, "fwmark"),
+        (*on_stop == old.on_stop, "on_stop"),
+        (*metrics_listen == old.metrics_listen, "metrics_listen"),
+        (*log_level == old.log_level, "log_level"),
+    ];
+    let changed = changed.into_iter().filter(|(same, _)| !same);
+    let refused = refused.into_iter().filter(|(same, _)| !same);
+    (
+        changed.map(|(_, key)| format!("[interface] {key} changed")).collect(),
+        refused
+            .map(|(_, what)| format!("{what}; restart the daemon for that, or write the former value"))
+            .collect(),
+    )
+}
+
+fn peer_changes(old: &[PeerSettings], new: &[PeerSettings]) -> Vec<String> {
+    let find = |list: &'_ [PeerSettings], peer: &PeerSettings| {
+        list.iter().find(|p| p.public_key() == peer.public_key()).cloned()
+    };
+    let mut words = Vec::new();
+    for peer in old {
+        let name = &peer.config.name;
         match find(new, peer) {
-            None => changes.push(format!("peer {} removed", peer.name)),
-            Some(now) if now.name != peer.name => {
-                changes.push(format!("peer {} is now called {}", peer.name, now.name))
+            None => words.push(format!("peer {name} removed")),
+            Some(now) if now.config.name != *name => {
+                words.push(format!("peer {name} is now called {}", now.config.name));
             }
-            Some(now) if now != *peer => changes.push(format!("peer {} changed", peer.name)),
+            Some(now) if now.config != peer.config || !now.same_psk(peer) => {
+                words.push(format!("peer {name} changed"));
+            }
             Some(_) => {}
         }
     }
-    for peer in new.peers.iter().filter(|peer| find(old, peer).is_none()) {
-        changes.push(format!("peer {} added", peer.name));
+    for peer in new.iter().filter(|peer| find(old, peer).is_none()) {
+        words.push(format!("peer {} added", peer.config.name));
     }
-    changes
+    words
+}
+
+pub(crate) fn refused(message: &str, details: Vec<String>) -> ErrorReply {
+    let message = format!("{message}; the former config stays in force");
+    ErrorReply { code: ErrorCode::ConfigRefused, message, details }
+}
+
+pub(crate) fn config_refused(errors: &ConfigErrors) -> ErrorReply {
+    refused("the config is refused", errors.to_string().lines().map(str::to_owned).collect())
+}
+
+fn failed(message: &str) -> ErrorReply {
+    ErrorReply::new(ErrorCode::Failed, format!("{message}; the former config stays in force"))
 }
 
 #[cfg(test)]
-mod tests {
-    use qvpn_identity::SecretIdentity;
-    use rand_chacha::{ChaCha20Rng, rand_core::SeedableRng};
-
-    use super::*;
-
-    fn config(interface: &str, peers: &[(&str, u64, &str)]) -> Config {
-        let mut text = format!(
-            "[interface]\nname = \"qvpn0\"\nprivate_key_file = \"/k\"\naddress = [\"10.77.0.1/30\"]\n{interface}\n"
-        );
-        for (name, seed, rest) in peers {
-            let key = SecretIdentity::generate(&mut ChaCha20Rng::seed_from_u64(*seed));
-            let key = key.public();
-            text += &format!(
-                "[[peer]]\nname = \"{name}\"\npublic_key = \"{key}\"\nqkd = \"off\"\nallowed_ips = [\"10.{seed}.0.0/16\"]\n{rest}\n"
-            );
-        }
-        Config::parse(Path::new("/etc/qvpn/qvpn0.toml"), &text).unwrap()
-    }
-
-    #[test]
-    fn only_what_differs_is_named() {
-        let old = config("listen_port = 1", &[("b", 2, ""), ("c", 3, ""), ("d", 4, "")]);
-        assert!(changes(&old, &old.clone()).is_empty());
-        let new = config(
-            "listen_port = 1\nmtu = 1400",
-            &[("bb", 2, ""), ("c", 3, "persistent_keepalive = \"25s\""), ("e", 5, "")],
-        );
-        assert_eq!(
-            changes(&old, &new),
-            [
-                "[interface] mtu changed",
-                "peer b is now called bb",
-                "peer c changed",
-                "peer d removed",
-                "peer e added"
-            ]
-        );
-        assert!(refused(&old, &new).is_empty());
-    }
-
-    #[test]
-    fn what_needs_a_restart_is_refused_in_words() {
-        let old = config("listen_port = 1", &[]);
-        let new = config("listen_port = 2\nlanes = 2", &[]);
-        let refused = refused(&old, &new);
-        assert_eq!(refused.len(), 2, "{refused:?}");
-        assert!(refused[0].contains("listen_port goes from 1 to 2; restart the daemon"));
-        assert!(refused[1].contains("lanes goes from 1 to 2"));
-        assert!(super::refused(&old, &old.clone()).is_empty());
-    }
-}
+mod tests;

@@ -1,5 +1,5 @@
-//! The tunnel's routes: the block before the device is there, the routes after, and back again when somebody deletes
-//! them or takes the device's addresses away. At the daemon's end the block stays, however it ends, unless the config says `open`.
+//! The tunnel's routes: first the block, then the device and its routes. It restores what other programs
+//! delete. The block stays when the daemon ends, unless it is stopped and the config says `on_stop = "open"`.
 
 use std::time::Duration;
 
@@ -11,22 +11,28 @@ use qvpn_types::Time;
 use crate::clock;
 use crate::events::Events;
 
-/// Notifications come in bursts; one look serves them all.
-const SETTLE: Duration = Duration::from_millis(20);
-/// Until what could not be restored is tried again.
-const AGAIN: Duration = Duration::from_secs(1);
+/// Notifications come in bursts; one check serves them all.
+const BURST_DELAY: Duration = Duration::from_millis(20);
+const RETRY_INTERVAL: Duration = Duration::from_secs(1);
+
+/// The addresses and the MTU of the TUN device.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct DeviceSettings {
+    pub(crate) addresses: Vec<IpNet>,
+    /// In bytes.
+    pub(crate) mtu: u16,
+}
 
 /// The routes of this daemon.
 pub(crate) struct Routes {
     net: Net,
     watch: Option<Watch>,
     plan: RoutePlan,
-    /// What the device shall have.
-    addresses: Vec<IpNet>,
-    mtu: u16,
-    look_at: Option<Time>,
+    device: DeviceSettings,
+    /// When the routes are checked next.
+    check_at: Option<Time>,
     /// The last failure, so that one that lasts is logged once.
-    trouble: Option<String>,
+    failure: Option<String>,
 }
 
 impl Routes {
@@ -34,32 +40,31 @@ impl Routes {
     pub(crate) async fn block(plan: RoutePlan) -> Result<Self, NetError> {
         let net = Net::connect()?;
         log(&net.block(&plan).await?);
-        Ok(Self { net, watch: None, plan, addresses: Vec::new(), mtu: 0, look_at: None, trouble: None })
+        let device = DeviceSettings::default();
+        Ok(Self { net, watch: None, plan, device, check_at: None, failure: None })
     }
 
-    /// Takes the device up, and leads the allowed IPs into it.
-    pub(crate) async fn open(&mut self, addresses: &[IpNet], mtu: u16) -> Result<(), NetError> {
-        self.device(addresses, mtu).await?;
+    /// Takes the device up, and routes the allowed IPs into it.
+    pub(crate) async fn open(&mut self, device: &DeviceSettings) -> Result<(), NetError> {
+        self.set_device(device).await?;
         self.watch = Some(self.net.watch(self.plan.interface())?);
         log(&self.net.add_routes(&self.plan).await?);
         Ok(())
     }
 
-    /// Sets the device's addresses and MTU.
-    pub(crate) async fn device(&mut self, addresses: &[IpNet], mtu: u16) -> Result<(), NetError> {
-        self.net.set_addresses(self.plan.interface(), addresses).await?;
-        self.net.set_link_up(self.plan.interface(), mtu.into()).await?;
-        self.addresses = addresses.to_vec();
-        self.mtu = mtu;
+    pub(crate) async fn set_device(&mut self, device: &DeviceSettings) -> Result<(), NetError> {
+        self.net.set_addresses(self.plan.interface(), &device.addresses).await?;
+        self.net.set_link_up(self.plan.interface(), device.mtu.into()).await?;
+        self.device = device.clone();
         Ok(())
     }
 
-    /// The mark that our own datagrams must have; 0 is none.
+    /// The mark that our own datagrams must have; 0 means none.
     pub(crate) fn fwmark(&self) -> u32 {
         self.plan.fwmark()
     }
 
-    /// Goes over to another plan; if that fails, back to the one before.
+    /// Applies another plan; if that fails, the one before.
     pub(crate) async fn apply(&mut self, new: RoutePlan) -> Result<(), NetError> {
         match self.net.apply(&self.plan, &new).await {
             Ok(changes) => {
@@ -76,68 +81,71 @@ impl Routes {
         }
     }
 
-    /// Waits until the routes need a look.
-    pub(crate) async fn need_a_look(&mut self) {
+    /// Waits until the routes may have changed.
+    pub(crate) async fn wait_for_change(&mut self) {
         loop {
-            let due = self.look_at;
+            let due = self.check_at;
             tokio::select! {
                 () = clock::reached(due) => {
-                    self.look_at = None;
+                    self.check_at = None;
                     return;
                 }
                 change = next_change(&mut self.watch) => {
                     let wait = match change {
                         Some(change) => {
                             tracing::debug!("routes: {change:?}");
-                            SETTLE
+                            BURST_DELAY
                         }
                         None => {
-                            tracing::warn!("the kernel's notifications about routes ended; asking for them anew");
+                            tracing::warn!("the kernel's notifications about routes ended; subscribing again");
                             self.watch = None;
-                            AGAIN
+                            RETRY_INTERVAL
                         }
                     };
-                    self.look_at.get_or_insert(clock::now() + wait);
+                    self.check_at.get_or_insert(clock::now() + wait);
                 }
             }
         }
     }
 
-    /// Puts back what is missing, and says so.
+    /// Restores what is missing, and emits an event if something was.
     pub(crate) async fn restore(&mut self, events: &Events) {
         if self.watch.is_none() {
             self.watch = self.net.watch(self.plan.interface()).ok();
         }
         match self.put_back().await {
-            Ok(changes) if changes.is_empty() => self.trouble = None,
+            Ok(changes) if changes.is_empty() => self.failure = None,
             Ok(changes) => {
-                self.trouble = None;
+                self.failure = None;
                 let routes = changes.added.into_iter().chain(changes.replaced).collect();
                 events.emit(EventKind::RoutesRestored { routes });
             }
             Err(error) => {
                 let text = error.to_string();
-                if self.trouble.as_ref() != Some(&text) {
+                if self.failure.as_ref() != Some(&text) {
                     tracing::error!("restoring routes: {text}");
-                    self.trouble = Some(text);
+                    self.failure = Some(text);
                 }
-                self.look_at = Some(clock::now() + AGAIN);
+                self.check_at = Some(clock::now() + RETRY_INTERVAL);
             }
         }
         if self.watch.is_none() {
-            self.look_at = Some(clock::now() + AGAIN);
+            self.check_at = Some(clock::now() + RETRY_INTERVAL);
         }
     }
 
-    /// The device first, since routes need it up.
+    /// Restores the device first, since routes need it up.
     async fn put_back(&self) -> Result<Changes, NetError> {
-        let device = self.net.restore_device(self.plan.interface(), &self.addresses, self.mtu.into()).await?;
+        let device = self
+            .net
+            .restore_device(self.plan.interface(), &self.device.addresses, self.device.mtu.into())
+            .await?;
         let mut changes = self.net.restore(&self.plan).await?;
         changes.added.splice(0..0, device.added);
         Ok(changes)
     }
 
-    /// The end of a clean stop.
+    /// Does what `on_stop` says at a clean stop.
     pub(crate) async fn close(self, on_stop: OnStop) {
         if on_stop == OnStop::Block {
             return;
@@ -145,13 +153,13 @@ impl Routes {
         for result in [self.net.remove_routes(&self.plan).await, self.net.unblock(&self.plan).await] {
             match result {
                 Ok(changes) => log(&changes),
-                Err(error) => tracing::error!("opening the routes at the stop: {error}"),
+                Err(error) => tracing::error!("removing the routes at the stop: {error}"),
             }
         }
     }
 }
 
-/// The next change, or never where nobody watches.
+/// Waits for the next change; for ever without a watch.
 async fn next_change(watch: &mut Option<Watch>) -> Option<qvpn_net::Change> {
     match watch {
         Some(watch) => watch.changed().await,

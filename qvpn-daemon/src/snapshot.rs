@@ -1,6 +1,6 @@
-//! Notices that this machine was copied: resumed from a snapshot, or cloned with its memory. The copy has the keys and
-//! counters of the original, so that both would use the same nonces. The hypervisor changes the VM generation ID then,
-//! and the kernel reseeds its random numbers and says so by a uevent with `NEW_VMGENID=1`.
+//! Detects that this machine was copied: resumed from a snapshot, or cloned with its memory. A copy has the
+//! keys and counters of the original, so both would use the same nonces. The hypervisor then changes the VM
+//! generation ID, and the kernel reseeds its random numbers and sends a uevent with `NEW_VMGENID=1`.
 
 use std::io;
 use std::os::fd::AsRawFd;
@@ -11,48 +11,51 @@ use nix::sys::socket::{
 };
 use tokio::net::UnixDatagram;
 
-/// The multicast group of the kernel's own uevents.
-const KERNEL: u32 = 1;
-/// What the uevent of a new generation ID carries, among other texts that end by a zero byte.
-const MARK: &[u8] = b"NEW_VMGENID=1";
-/// The longest uevent that the kernel makes, and some more.
-const LONGEST: usize = 8192;
-/// Room for bursts of other uevents, so that ours is not lost among them.
-const BUFFER: usize = 1 << 20;
+/// The multicast group of the uevents that the kernel itself sends.
+const KERNEL_GROUP: u32 = 1;
+/// A field of the uevent for a new generation ID. A zero byte ends each field.
+const NEW_GENERATION: &[u8] = b"NEW_VMGENID=1";
+/// More than the longest uevent of the kernel.
+const MAX_UEVENT_BYTES: usize = 8192;
+/// Room for bursts of other uevents, so that ours is not lost.
+const RECEIVE_BUFFER_BYTES: usize = 1 << 20;
 
-/// Listens to the kernel's uevents. Only a privileged process can send there, so senders aren't told apart.
+/// A subscription to the kernel's uevents. Only a privileged process can send there, so the sender is not
+/// checked.
 pub(crate) struct Snapshots {
-    /// A netlink socket: tokio has no type for those, and one for datagrams receives from any kind.
+    /// A netlink socket: tokio has no type for it, but its datagram type can receive from it.
     socket: Option<UnixDatagram>,
 }
 
 impl Snapshots {
-    /// Begins to listen. Where the system refuses, copies go unnoticed, and the log says so.
+    /// Subscribes. If the system refuses, the log says that copies go unnoticed.
     pub(crate) fn watch() -> Self {
         let socket = open()
             .inspect_err(|error| {
                 tracing::warn!(
-                    "the kernel's uevents can't be heard ({error}), so a snapshot of this machine that is resumed goes unnoticed; restart the daemon in it"
+                    "can't receive the kernel's uevents ({error}), so the daemon won't notice that this machine was resumed from a snapshot; restart the daemon in it"
                 );
             })
             .ok();
         Self { socket }
     }
 
-    /// Waits until the machine turns out to be a copy. Uevents that were lost in a burst count as one of that kind, since
-    /// a needless new start costs a moment and a repeated nonce costs the key.
+    /// Waits until the machine turns out to be a copy. Lost uevents count as that too: a needless restart of
+    /// all sessions costs a moment, a repeated nonce costs the key.
     pub(crate) async fn copied(&mut self) {
         loop {
             let Some(socket) = &self.socket else {
                 return std::future::pending().await;
             };
-            let mut buffer = [0; LONGEST];
+            let mut buffer = [0; MAX_UEVENT_BYTES];
             match socket.recv(&mut buffer).await {
                 Ok(length) if is_new_generation(&buffer[..length]) => return,
                 Ok(_) => {}
                 Err(error) if error.raw_os_error() == Some(Errno::ENOBUFS as i32) => return,
                 Err(error) => {
-                    tracing::warn!("listening to the kernel's uevents: {error}; it ends here");
+                    tracing::warn!(
+                        "receiving the kernel's uevents: {error}; the daemon no longer notices copies of this machine"
+                    );
                     self.socket = None;
                 }
             }
@@ -67,15 +70,15 @@ fn open() -> io::Result<UnixDatagram> {
         SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK,
         SockProtocol::NetlinkKObjectUEvent,
     )?;
-    if setsockopt(&socket, sockopt::RcvBufForce, &BUFFER).is_err() {
-        setsockopt(&socket, sockopt::RcvBuf, &BUFFER)?;
+    if setsockopt(&socket, sockopt::RcvBufForce, &RECEIVE_BUFFER_BYTES).is_err() {
+        setsockopt(&socket, sockopt::RcvBuf, &RECEIVE_BUFFER_BYTES)?;
     }
-    bind(socket.as_raw_fd(), &NetlinkAddr::new(0, KERNEL))?;
+    bind(socket.as_raw_fd(), &NetlinkAddr::new(0, KERNEL_GROUP))?;
     UnixDatagram::from_std(socket.into())
 }
 
 fn is_new_generation(uevent: &[u8]) -> bool {
-    uevent.split(|byte| *byte == 0).any(|text| text == MARK)
+    uevent.split(|byte| *byte == 0).any(|text| text == NEW_GENERATION)
 }
 
 #[cfg(test)]

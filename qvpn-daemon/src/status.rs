@@ -1,63 +1,50 @@
-//! The status that `qvpn-ctl show` prints, put together from what the protocol, the lanes and the KMEs say.
+//! The status that `qvpn-ctl show` prints, from the state of the protocol, the lanes and the KMEs.
 
 use std::time::Duration;
 
 use kms_client::{Kme, KmeState};
-use qvpn_api::config;
+use qvpn_api::config::{self, Interface};
 use qvpn_api::status::{
-    Counts, ExchangeRole, InterfaceDrop, InterfaceStatus, KeySource, KmeStatus, LaneStatus, PeerDrop,
-    PeerState, PeerStatus, Status,
+    Counts, ExchangeRole, InterfaceDrop, InterfaceStatus, KmeStatus, LaneStatus, PeerDrop, PeerState,
+    PeerStatus, Status,
 };
 use qvpn_dataplane::PeerStats;
-use qvpn_proto::KeySources;
+use qvpn_identity::PublicIdentity;
 use qvpn_proto::{PeerState as ProtocolState, Role};
 use qvpn_types::Time;
 
 use crate::kms_task::in_words;
+use crate::peer_runtime::PeerRuntime;
 use crate::peers::Peers;
-use crate::slot::Slot;
+
 use crate::translate;
 
 /// The status of the whole daemon.
-pub(crate) fn status(peers: &Peers, now: Time) -> Status {
-    let interface = &peers.config.interface;
+pub(crate) fn status(interface: &Interface, public_key: &PublicIdentity, peers: &Peers, now: Time) -> Status {
     let mtu = u32::from(translate::mtu(interface.mtu));
+    let demux = peers.demux_drops();
     let mut drops: Counts =
-        peers.shared.stats.drops().into_iter().map(|(name, n)| (name.to_owned(), n)).collect();
-    let gate = &peers.drops;
-    add(&mut drops, InterfaceDrop::NoPeer.as_str(), gate.no_peer);
-    add(&mut drops, InterfaceDrop::Malformed.as_str(), gate.malformed);
-    add(&mut drops, InterfaceDrop::UnknownIndex.as_str(), gate.unknown_index);
-    add(&mut drops, InterfaceDrop::Cookie.as_str(), gate.cookie);
+        peers.interface_stats().drops().into_iter().map(|(name, n)| (name.to_owned(), n)).collect();
+    add(&mut drops, InterfaceDrop::NoPeer.as_str(), demux.no_peer);
+    add(&mut drops, InterfaceDrop::Malformed.as_str(), demux.malformed);
+    add(&mut drops, InterfaceDrop::UnknownIndex.as_str(), demux.unknown_index);
+    add(&mut drops, InterfaceDrop::Cookie.as_str(), demux.cookie);
     Status::new(vec![InterfaceStatus {
         name: interface.name.clone(),
-        public_key: peers.local.public().to_string(),
+        public_key: public_key.to_string(),
         listen_port: interface.listen_port,
         suite: interface.suite,
         lanes: interface.lanes,
         mtu: Some(mtu),
-        uptime_s: Some(now.since(peers.started).as_secs_f64()),
+        uptime_s: Some(now.since(peers.started()).as_secs_f64()),
         drops,
-        kmes: peers.kmes.iter().map(|(config, kme)| kme_status(config, kme)).collect(),
-        peers: peers.in_order().map(|slot| peer_status(slot, interface.listen_port, mtu, now)).collect(),
+        kmes: peers.kmes().iter().map(|(config, kme)| kme_status(config, kme)).collect(),
+        peers: peers.in_order().map(|peer| peer_status(peer, interface.listen_port, mtu, now)).collect(),
     }])
 }
 
 fn add(drops: &mut Counts, name: &str, n: u64) {
     *drops.entry(name.to_owned()).or_default() += n;
-}
-
-/// What a key is made of, in the status' words.
-pub(crate) fn sources(sources: KeySources) -> Vec<KeySource> {
-    let all = [
-        (sources.qkd, KeySource::Qkd),
-        (sources.file, KeySource::File),
-        (true, KeySource::Mlkem),
-        (true, KeySource::X25519),
-        (sources.psk, KeySource::Psk),
-        (sources.chain, KeySource::Chain),
-    ];
-    all.iter().filter(|(used, _)| *used).map(|(_, source)| *source).collect()
 }
 
 fn kme_status(config: &config::Kme, kme: &Kme) -> KmeStatus {
@@ -84,22 +71,23 @@ fn kme_status(config: &config::Kme, kme: &Kme) -> KmeStatus {
     }
 }
 
-fn peer_status(slot: &Slot, listen_port: u16, mtu: u32, now: Time) -> PeerStatus {
-    let view = slot.peer.view(now);
-    let total = |of: fn(&PeerStats) -> u64| Some(slot.lanes.iter().map(|lane| of(&lane.stats)).sum());
+fn peer_status(peer: &PeerRuntime, listen_port: u16, mtu: u32, now: Time) -> PeerStatus {
+    let view = peer.view(now);
+    let config = &peer.settings().config;
+    let total = |of: fn(&PeerStats) -> u64| Some(peer.lanes().iter().map(|lane| of(&lane.stats)).sum());
     let mut drops = Counts::new();
-    for (name, n) in slot.lanes.iter().flat_map(|lane| lane.stats.drops()) {
+    for (name, n) in peer.lanes().iter().flat_map(|lane| lane.stats.drops()) {
         add(&mut drops, name, n);
     }
     add(&mut drops, PeerDrop::Control.as_str(), view.drops.control);
     add(&mut drops, PeerDrop::Malformed.as_str(), view.drops.malformed);
     add(&mut drops, PeerDrop::Refused.as_str(), view.drops.refused);
     PeerStatus {
-        name: slot.config.name.clone(),
-        public_key: slot.config.public_key.to_string(),
-        fingerprint: slot.config.public_key.fingerprint(),
+        name: config.name.clone(),
+        public_key: config.public_key.to_string(),
+        fingerprint: config.public_key.fingerprint(),
         endpoint: view.endpoint.map(|e| e.to_string()),
-        allowed_ips: slot.config.allowed_ips.iter().map(ToString::to_string).collect(),
+        allowed_ips: config.allowed_ips.iter().map(ToString::to_string).collect(),
         state: match view.state {
             ProtocolState::Connecting => PeerState::Connecting,
             ProtocolState::Up => PeerState::Up,
@@ -116,7 +104,7 @@ fn peer_status(slot: &Slot, listen_port: u16, mtu: u32, now: Time) -> PeerStatus
         epoch_age_s: seconds(view.epoch_age),
         epoch_expires_in_s: seconds(view.epoch_expires_in),
         next_rekey_in_s: seconds(view.next_rekey_in),
-        key_sources: view.sources.map(sources).unwrap_or_default(),
+        key_sources: view.sources.map(translate::sources).unwrap_or_default(),
         qkd_key_id: view.qkd_key_id,
         qkd_stock: view.qkd_stock.and_then(|n| u64::try_from(n).ok()),
         qkd_stock_lasts_s: seconds(view.qkd_stock_lasts),
@@ -133,11 +121,11 @@ fn peer_status(slot: &Slot, listen_port: u16, mtu: u32, now: Time) -> PeerStatus
         rx_packets: total(|s| s.rx.packets.get()),
         tx_packets: total(|s| s.tx.packets.get()),
         drops,
-        mtu: Some(slot.mtu.map_or(mtu, u32::from).min(mtu)),
+        mtu: Some(peer.mtu().map_or(mtu, u32::from).min(mtu)),
         lanes: (0u8..)
-            .zip(&slot.lanes)
+            .zip(peer.lanes())
             .map(|(number, lane)| {
-                let (state, via) = slot.lane_state(number, view.lanes);
+                let (state, via) = peer.lane_state(number, view.lanes);
                 LaneStatus {
                     lane: number,
                     listen_port: listen_port.saturating_add(number.into()),
@@ -156,21 +144,4 @@ fn peer_status(slot: &Slot, listen_port: u16, mtu: u32, now: Time) -> PeerStatus
 
 fn seconds(span: Option<Duration>) -> Option<f64> {
     span.map(|d| d.as_secs_f64())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn sources_are_named_as_the_protocol_names_them() {
-        let yes = true;
-        for (qkd, file, psk, chain) in
-            [(yes, false, false, yes), (false, yes, yes, false), (false, false, yes, yes)]
-        {
-            let made_of = KeySources { qkd, file, psk, chain };
-            let names: Vec<_> = sources(made_of).into_iter().map(KeySource::as_str).collect();
-            assert_eq!(names, made_of.names());
-        }
-    }
 }

@@ -18,7 +18,8 @@ pub(crate) fn peer_groups(socket: BorrowedFd<'_>) -> io::Result<Vec<libc::gid_t>
     loop {
         let bytes = size_of_val(groups.as_slice());
         let mut length = libc::socklen_t::try_from(bytes).unwrap_or(0);
-        // SAFETY: the pointer and the length describe `groups`, into which the kernel writes at most that many bytes.
+        // SAFETY: the pointer and the length describe `groups`, into which the kernel writes at most that
+        // many bytes.
         let result = unsafe {
             let place = groups.as_mut_ptr().cast();
             libc::getsockopt(

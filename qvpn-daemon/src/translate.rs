@@ -1,29 +1,30 @@
-//! From the words of the config to those of the libraries. Nothing is decided here.
+//! Translates between the types of the config, the libraries and the status. Nothing is decided here.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 
 use qvpn_api::Config;
 use qvpn_api::config::{self, Mtu};
+use qvpn_api::status::KeySource;
 use qvpn_dataplane::{AllowedIps, Dscp, PeerId};
 use qvpn_identity::{Psk, SecretIdentity};
 use qvpn_net::IpNet;
+use qvpn_proto::KeySources;
 use qvpn_proto::wire::limits::MAX_OFFER;
 use qvpn_proto::{PeerConfig, QkdPolicy, Role};
 use qvpn_types::{PeerNumber, Suite};
 
-/// What `mtu = "auto"` is until a path is measured, in bytes: a WAN of 1,500 less IPv6, UDP, header and tag.
-const AUTO_MTU: u16 = 1420;
+/// The MTU of the device with `mtu = "auto"`: 1,500 bytes of a WAN less IPv6, UDP, our header and the tag.
+const AUTO_MTU_BYTES: u16 = 1420;
 
 /// The MTU of the TUN device, in bytes.
 pub(crate) fn mtu(mtu: Mtu) -> u16 {
     match mtu {
-        Mtu::Auto => AUTO_MTU,
+        Mtu::Auto => AUTO_MTU_BYTES,
         Mtu::Bytes(bytes) => bytes,
     }
 }
 
-/// The DSCP field of what the lanes send.
 pub(crate) fn dscp(dscp: config::Dscp) -> Dscp {
     match dscp {
         config::Dscp::Inherit => Dscp::Inherit,
@@ -31,25 +32,24 @@ pub(crate) fn dscp(dscp: config::Dscp) -> Dscp {
     }
 }
 
-/// The table of inner addresses.
+/// The table of allowed IPs by peer number.
 pub(crate) fn allowed_ips<'a>(peers: impl Iterator<Item = (u16, &'a [IpNet])>) -> AllowedIps {
     let entries = peers.flat_map(|(number, nets)| {
         nets.iter().map(move |net| (net.addr(), net.prefix_len(), PeerId(number.into())))
     });
-    // An `IpNet` has no prefix that is too long for its family.
+    // The prefix length of an `IpNet` is always valid, so this never fails.
     AllowedIps::new(entries).unwrap_or_default()
 }
 
-/// All that the protocol must know of a peer. `endpoint` is where the config says that it is, as an address.
+/// Everything that the protocol must know of a peer but its number, which is 0.
 pub(crate) fn peer_config(
     config: &Config,
     peer: &config::Peer,
     local: &Arc<SecretIdentity>,
     psk: Option<Arc<Psk>>,
-    number: u16,
-    endpoint: Option<SocketAddr>,
 ) -> PeerConfig {
     let stock = config.kms.as_ref().map_or(1, |kms| kms.stock);
+    let endpoint = peer.endpoint.as_ref();
     PeerConfig {
         local: local.clone(),
         remote: peer.public_key,
@@ -74,12 +74,11 @@ pub(crate) fn peer_config(
         sae_remote: peer.sae_id.clone().unwrap_or_default(),
         psk,
         stock: usize::try_from(stock).unwrap_or(MAX_OFFER).clamp(1, MAX_OFFER),
-        endpoint,
-        number: PeerNumber(number),
+        endpoint: endpoint.and_then(|endpoint| Some(SocketAddr::new(endpoint.ip()?, endpoint.port))),
+        number: PeerNumber(0),
     }
 }
 
-/// The AEAD, in the data path's words.
 pub(crate) fn lane_suite(suite: Suite) -> qvpn_dataplane::Suite {
     match suite {
         Suite::ChaCha20Poly1305 => qvpn_dataplane::Suite::ChaCha20Poly1305,
@@ -87,11 +86,40 @@ pub(crate) fn lane_suite(suite: Suite) -> qvpn_dataplane::Suite {
     }
 }
 
-/// The policy, in the status' words.
+/// What a key is made of, in the words of the status.
+pub(crate) fn sources(sources: KeySources) -> Vec<KeySource> {
+    let all = [
+        (sources.qkd, KeySource::Qkd),
+        (sources.file, KeySource::File),
+        (true, KeySource::Mlkem),
+        (true, KeySource::X25519),
+        (sources.psk, KeySource::Psk),
+        (sources.chain, KeySource::Chain),
+    ];
+    all.iter().filter(|(used, _)| *used).map(|(_, source)| *source).collect()
+}
+
 pub(crate) fn policy_status(policy: QkdPolicy) -> config::QkdPolicy {
     match policy {
         QkdPolicy::Off => config::QkdPolicy::Off,
         QkdPolicy::Preferred => config::QkdPolicy::Preferred,
         QkdPolicy::Required => config::QkdPolicy::Required,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sources_are_named_as_the_protocol_names_them() {
+        let yes = true;
+        for (qkd, file, psk, chain) in
+            [(yes, false, false, yes), (false, yes, yes, false), (false, false, yes, yes)]
+        {
+            let made_of = KeySources { qkd, file, psk, chain };
+            let names: Vec<_> = sources(made_of).into_iter().map(KeySource::as_str).collect();
+            assert_eq!(names, made_of.names());
+        }
     }
 }

@@ -58,6 +58,7 @@ impl Role {
 }
 
 /// All that a peer needs to know.
+#[derive(Clone)]
 pub struct PeerConfig {
     /// Our own identity.
     pub local: Arc<SecretIdentity>,
@@ -92,12 +93,86 @@ pub struct PeerConfig {
     pub number: PeerNumber,
 }
 
+impl PeerConfig {
+    /// Whether both have the same pre-shared key, or none.
+    #[must_use]
+    pub fn same_psk(&self, other: &Self) -> bool {
+        same_psk(self.psk.as_deref(), other.psk.as_deref())
+    }
+}
+
+fn same_psk(a: Option<&Psk>, b: Option<&Psk>) -> bool {
+    match (a, b) {
+        (None, None) => true,
+        (Some(a), Some(b)) => a.secret().ct_eq(b.secret().expose()),
+        _ => false,
+    }
+}
+
+impl PartialEq for PeerConfig {
+    /// Compares pre-shared keys in constant time, and our identities by their public keys.
+    fn eq(&self, other: &Self) -> bool {
+        // Names each field: a new one must be compared here, or this doesn't compile.
+        let Self {
+            local,
+            remote,
+            role,
+            suite,
+            rekey_interval,
+            lanes,
+            policy,
+            qkd_source,
+            sae_local,
+            sae_remote,
+            psk,
+            stock,
+            endpoint,
+            number,
+        } = self;
+        same_psk(psk.as_deref(), other.psk.as_deref())
+            && local.public() == other.local.public()
+            && (remote, role, suite, rekey_interval)
+                == (&other.remote, &other.role, &other.suite, &other.rekey_interval)
+            && (lanes, policy, qkd_source) == (&other.lanes, &other.policy, &other.qkd_source)
+            && (sae_local, sae_remote) == (&other.sae_local, &other.sae_remote)
+            && (stock, endpoint, number) == (&other.stock, &other.endpoint, &other.number)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use qvpn_identity::SecretIdentity;
     use rand_chacha::{ChaCha20Rng, rand_core::SeedableRng};
 
     use super::*;
+
+    #[test]
+    fn configs_differ_by_what_the_pre_shared_key_is_and_not_by_where_it_lies() {
+        let mut rng = ChaCha20Rng::seed_from_u64(1);
+        let local = Arc::new(SecretIdentity::generate(&mut rng));
+        let psk = |seed| Some(Arc::new(Psk::generate(&mut ChaCha20Rng::seed_from_u64(seed))));
+        let with = |psk| PeerConfig {
+            remote: *local.public(),
+            local: local.clone(),
+            role: Role::Initiator,
+            suite: Suite::ChaCha20Poly1305,
+            rekey_interval: Duration::from_secs(60),
+            lanes: 1,
+            policy: QkdPolicy::Off,
+            qkd_source: false,
+            sae_local: String::new(),
+            sae_remote: String::new(),
+            psk,
+            stock: 1,
+            endpoint: None,
+            number: PeerNumber(0),
+        };
+        assert!(with(psk(1)) == with(psk(1)) && with(None) == with(None));
+        assert!(with(psk(1)) != with(psk(2)) && with(psk(1)) != with(None));
+        assert!(with(None) != PeerConfig { stock: 2, ..with(None) });
+        let moved = PeerConfig { local: Arc::new(SecretIdentity::generate(&mut rng)), ..with(None) };
+        assert!(with(None) != moved && with(None).same_psk(&moved));
+    }
 
     #[test]
     fn the_smaller_x25519_key_initiates() {

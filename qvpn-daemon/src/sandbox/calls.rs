@@ -1,6 +1,6 @@
-//! Which system calls the process can make, by seccomp. What isn't in the list fails as in an older kernel (`ENOSYS`), so
-//! that a C library with something newer goes on with what it did before; what only an attacker does ends the process, and
-//! the block stays.
+//! The system calls that the process may make, by seccomp. A call that isn't in the list fails with `ENOSYS`
+//! as in an older kernel, so a newer C library falls back to an older call. A call that only an attacker
+//! makes kills the process; the block stays.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -15,10 +15,10 @@ use crate::error::DaemonError;
 
 type Rules = BTreeMap<i64, Vec<SeccompRule>>;
 
-/// Confines this thread, and those that it will make.
+/// Confines this thread and its future children.
 ///
 /// # Errors
-/// If the kernel has no seccomp, or the processor is one that the filter isn't made for.
+/// If the kernel has no seccomp, or the filter does not support the processor.
 pub(super) fn confine() -> Result<(), DaemonError> {
     let failed = |error: seccompiler::Error| {
         DaemonError::system("confine system calls by seccomp", io::Error::other(error))
@@ -28,19 +28,19 @@ pub(super) fn confine() -> Result<(), DaemonError> {
     let rest = SeccompAction::Errno(libc::ENOSYS.unsigned_abs());
     let allowed =
         SeccompFilter::new(allowed().map_err(wrong)?, rest, SeccompAction::Allow, arch).map_err(wrong)?;
-    let deadly: Rules = DEADLY.iter().map(|call| (*call, Vec::new())).collect();
-    let deadly =
-        SeccompFilter::new(deadly, SeccompAction::Allow, SeccompAction::KillProcess, arch).map_err(wrong)?;
-    // The stricter answer of the two holds. The list of what is allowed comes last, since it doesn't allow another filter.
-    for filter in [deadly, allowed] {
+    let killing: Rules = KILLING.iter().map(|call| (*call, Vec::new())).collect();
+    let killing =
+        SeccompFilter::new(killing, SeccompAction::Allow, SeccompAction::KillProcess, arch).map_err(wrong)?;
+    // Of two filters the stricter result holds. The allow list comes last, since it forbids further filters.
+    for filter in [killing, allowed] {
         let program: BpfProgram = filter.try_into().map_err(wrong)?;
         apply_filter(&program).map_err(failed)?;
     }
     Ok(())
 }
 
-/// No part of the daemon makes these, on purpose or by the C library.
-const DEADLY: &[c_long] = &[
+/// Calls that neither the daemon nor its C library makes.
+const KILLING: &[c_long] = &[
     libc::SYS_execve,
     libc::SYS_execveat,
     libc::SYS_ptrace,
@@ -75,15 +75,15 @@ const DEADLY: &[c_long] = &[
     libc::SYS_capset,
 ];
 
-/// Allowed whatever their arguments are.
-const FREE: &[c_long] = &[
-    // Files, sockets and what waits for them.
+/// Calls that are allowed with any arguments.
+const ANY_ARGUMENTS: &[c_long] = &[
+    // Files, sockets, and waiting for them.
     libc::SYS_read,
     libc::SYS_readv,
     libc::SYS_pread64,
     libc::SYS_write,
     libc::SYS_writev,
-    // A used key is wiped from its file.
+    // A used key is erased from its file.
     libc::SYS_pwrite64,
     libc::SYS_fdatasync,
     libc::SYS_flock,
@@ -145,7 +145,7 @@ const FREE: &[c_long] = &[
     libc::SYS_rt_sigprocmask,
     libc::SYS_rt_sigreturn,
     libc::SYS_sigaltstack,
-    // Who and when.
+    // Identity and time.
     libc::SYS_getpid,
     libc::SYS_gettid,
     libc::SYS_getuid,
@@ -162,7 +162,7 @@ const FREE: &[c_long] = &[
     libc::SYS_getrandom,
 ];
 
-/// Forms of the above that this processor has besides.
+/// Older forms of these calls, which only some processors have.
 #[cfg(target_arch = "x86_64")]
 const OLDER: &[c_long] = &[
     libc::SYS_open,
@@ -179,13 +179,13 @@ const OLDER: &[c_long] = &[
 const OLDER: &[c_long] = &[];
 
 fn allowed() -> Result<Rules, seccompiler::BackendError> {
-    let mut rules: Rules = FREE.iter().chain(OLDER).map(|call| (*call, Vec::new())).collect();
+    let mut rules: Rules = ANY_ARGUMENTS.iter().chain(OLDER).map(|call| (*call, Vec::new())).collect();
     let number = |n: libc::c_int| u64::from(n.unsigned_abs());
     let is = |argument, value| SeccompCondition::new(argument, Len::Dword, Op::Eq, value);
     let bits = |argument, mask, value| SeccompCondition::new(argument, Len::Qword, Op::MaskedEq(mask), value);
     let all = |conditions: Vec<SeccompCondition>| SeccompRule::new(conditions);
 
-    // No AF_PACKET, no raw sockets, no kernel sockets but those for routes and for uevents.
+    // No AF_PACKET, no raw sockets, and of netlink only routes and uevents.
     let family = |family| is(0, number(family));
     let kind = |kind| bits(1, 0xf, number(kind));
     let mut sockets = Vec::new();
@@ -200,7 +200,8 @@ fn allowed() -> Result<Rules, seccompiler::BackendError> {
     rules.insert(libc::SYS_socket, sockets);
     rules.insert(libc::SYS_socketpair, vec![all(vec![family(libc::AF_UNIX)?])?]);
 
-    // Memory is written or run, never both, and never run once it was written. Modules of the name service are mapped so.
+    // Memory is writable or executable, never both, and what was writable never becomes executable. The
+    // modules of the name service are mapped this way.
     let both = number(libc::PROT_WRITE | libc::PROT_EXEC);
     let mapped =
         [libc::PROT_NONE, libc::PROT_WRITE, libc::PROT_EXEC].map(|value| bits(2, both, number(value)));
@@ -208,15 +209,15 @@ fn allowed() -> Result<Rules, seccompiler::BackendError> {
     rules.insert(libc::SYS_mmap, mapped);
     rules.insert(libc::SYS_mprotect, vec![all(vec![bits(2, number(libc::PROT_EXEC), 0)?])?]);
 
-    // Threads, and no processes. clone3 keeps its flags in memory, where no filter sees them; without it the C library takes
-    // clone.
+    // Threads, but no processes. clone3 has its flags in memory, where no filter sees them; the C library
+    // falls back to clone.
     let thread = number(libc::CLONE_THREAD | libc::CLONE_VM);
     rules.insert(libc::SYS_clone, vec![all(vec![bits(0, thread, thread)?])?]);
-    // The process itself, as abort() does, and nobody else.
+    // Signals to the process itself, as abort() sends them, and to no other.
     let us = u64::from(std::process::id());
     rules.insert(libc::SYS_tgkill, vec![all(vec![is(0, us)?])?]);
 
-    // A thread's own place before others, as far as the limit set at the start allows; never a real-time one.
+    // A thread's own priority, within the limit set at the start; never a real-time one.
     for call in [libc::SYS_getpriority, libc::SYS_setpriority] {
         rules.insert(call, vec![all(vec![is(0, 0)?, is(1, 0)?])?]);
     }
@@ -224,7 +225,7 @@ fn allowed() -> Result<Rules, seccompiler::BackendError> {
         .insert(libc::SYS_sched_setscheduler, vec![all(vec![is(0, 0)?, is(1, number(libc::SCHED_BATCH))?])?]);
 
     rules.insert(libc::SYS_prctl, vec![all(vec![is(0, number(libc::PR_SET_NAME))?])?]);
-    // Reading limits, and not setting them.
+    // Reading limits, not setting them.
     rules.insert(libc::SYS_prlimit64, vec![all(vec![bits(2, u64::MAX, 0)?])?]);
     let mut controls = Vec::new();
     for control in IOCTLS {
@@ -234,6 +235,6 @@ fn allowed() -> Result<Rules, seccompiler::BackendError> {
     Ok(rules)
 }
 
-/// The TUN device's; waiting or not; how much there is to read; whether this is a terminal.
+/// Those of the TUN device, of blocking mode, of the number of readable bytes, and of terminals.
 const IOCTLS: &[u64] =
     &[libc::TUNSETIFF, libc::TUNSETQUEUE, libc::TUNSETOFFLOAD, libc::FIONBIO, libc::FIONREAD, libc::TCGETS];

@@ -1,5 +1,5 @@
-//! Which files the process can reach, by Landlock: it reads what its config names and what the name service needs, opens
-//! the TUN device, and takes its control socket away at the end. Nothing else, whoever it runs as.
+//! The files that the process may open, by Landlock, as any user: those that the config names and those of
+//! the name service, and the TUN device. It may also remove its control socket.
 
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
@@ -16,10 +16,10 @@ use qvpn_api::config::{ClientKey, Kme};
 
 use crate::error::DaemonError;
 
-/// The newest rules that we know; an older kernel applies those that it knows.
-const NEWEST: ABI = ABI::V6;
-/// What name service reads: `resolv.conf` and its like, which programs replace, so that a rule for each file would be lost
-/// with it; and the modules that `nsswitch.conf` names.
+/// An older kernel applies the rules that it knows.
+const NEWEST_ABI: ABI = ABI::V6;
+/// What the name service reads: `resolv.conf` and similar files, and the modules that `nsswitch.conf` names.
+/// Programs replace these files, and a rule for a file would not hold for its replacement.
 const NAME_SERVICE: [&str; 8] = [
     "/etc",
     "/run/systemd/resolve",
@@ -30,89 +30,89 @@ const NAME_SERVICE: [&str; 8] = [
     "/usr/lib",
     "/usr/lib64",
 ];
-/// What is looked at of the kernel: `rp_filter`, and how many processors there are.
-const KERNEL: [&str; 2] = ["/proc/sys/net", "/sys/devices/system/cpu"];
+/// `rp_filter`, and the number of processors.
+const KERNEL_FILES: [&str; 2] = ["/proc/sys/net", "/sys/devices/system/cpu"];
 /// Set for a default route through the tunnel.
 const SRC_VALID_MARK: &str = "/proc/sys/net/ipv4/conf/all/src_valid_mark";
 const TUN: &str = "/dev/net/tun";
 
-/// The folders of all files that `config` names, so that a file may be replaced there and read again; with the folders that
-/// symbolic links lead to.
+/// The directories of all files that `config` names, so that a file may be replaced and read again; also the
+/// directories that symbolic links lead to.
 pub(super) fn readable(config: &Config) -> BTreeSet<PathBuf> {
-    folders(read(config))
+    directories(files_read(config))
 }
 
-/// The files that `config` names, and itself.
-fn read(config: &Config) -> impl Iterator<Item = &PathBuf> {
+/// The files that `config` names, and the config file.
+fn files_read(config: &Config) -> impl Iterator<Item = &PathBuf> {
     let named = config.named_files().filter(|file| !file.wiped).map(|file| file.path);
     std::iter::once(&config.path).chain(named)
 }
 
-/// Whether the library of a PKCS#11 token will be loaded. Nobody can know which files, sockets and devices it needs.
+/// Whether the config loads the library of a PKCS#11 token, which may need any files, sockets and devices.
 pub(super) fn foreign_library(config: &Config) -> bool {
     let kmes = config.kms.iter().flat_map(|kms| &kms.kmes);
     kmes.filter_map(Kme::server).any(|server| matches!(server.key, ClientKey::Token(_)))
 }
 
-/// The folders of the files of keys, each of which is wiped before it is used.
+/// The directories of the key files. Each key in them is erased before it is used.
 pub(super) fn writable(config: &Config) -> BTreeSet<PathBuf> {
-    folders(wiped(config))
+    directories(files_written(config))
 }
 
-fn wiped(config: &Config) -> impl Iterator<Item = &PathBuf> {
+fn files_written(config: &Config) -> impl Iterator<Item = &PathBuf> {
     config.named_files().filter(|file| file.wiped).map(|file| file.path)
 }
 
-/// What a process that confined itself can open for ever after.
-struct Reach {
+/// The directories that Landlock left open to this process.
+struct AllowedPaths {
     readable: BTreeSet<PathBuf>,
     writable: BTreeSet<PathBuf>,
 }
 
 /// Set once Landlock is in force.
-static REACH: OnceLock<Reach> = OnceLock::new();
+static ALLOWED_PATHS: OnceLock<AllowedPaths> = OnceLock::new();
 
-/// The files of `config` that this process shut itself off from, a line each that says what to do. A file that is not there
-/// is not among them.
-pub(super) fn out_of_reach(config: &Config) -> Vec<String> {
-    REACH.get().map_or_else(Vec::new, |reach| reach.lacks(config))
+/// The existing files of `config` that this process may no longer open, one line each that says what to do.
+pub(super) fn denied_files(config: &Config) -> Vec<String> {
+    ALLOWED_PATHS.get().map_or_else(Vec::new, |allowed| allowed.missing(config))
 }
 
-impl Reach {
-    fn lacks(&self, config: &Config) -> Vec<String> {
+impl AllowedPaths {
+    fn missing(&self, config: &Config) -> Vec<String> {
         let name_service: BTreeSet<PathBuf> = NAME_SERVICE.iter().map(PathBuf::from).collect();
         let outside = |file: &&PathBuf, sets: &[&BTreeSet<PathBuf>]| {
-            let within = |real: &Path| sets.iter().any(|set| set.iter().any(|place| real.starts_with(place)));
+            let within =
+                |real: &Path| sets.iter().any(|set| set.iter().any(|directory| real.starts_with(directory)));
             file.canonicalize().is_ok_and(|real| !within(&real))
         };
         let read =
-            read(config).filter(|file| outside(file, &[&self.readable, &self.writable, &name_service]));
-        let wiped = wiped(config).filter(|file| outside(file, &[&self.writable]));
-        let folders =
+            files_read(config).filter(|file| outside(file, &[&self.readable, &self.writable, &name_service]));
+        let written = files_written(config).filter(|file| outside(file, &[&self.writable]));
+        let directories =
             self.readable.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ");
         let line = |file: &PathBuf| {
             format!(
-                "{}: permission denied: since its start this daemon can open files only in the folders that its config named \
-                 then ({folders}); put the file there, or restart the daemon",
+                "{}: permission denied: since its start this daemon can open files only in the directories that its config named \
+                 then ({directories}); put the file there, or restart the daemon",
                 file.display()
             )
         };
-        read.chain(wiped).map(line).collect()
+        read.chain(written).map(line).collect()
     }
 }
 
-fn folders<'a>(files: impl Iterator<Item = &'a PathBuf>) -> BTreeSet<PathBuf> {
-    let mut places = BTreeSet::new();
+fn directories<'a>(files: impl Iterator<Item = &'a PathBuf>) -> BTreeSet<PathBuf> {
+    let mut directories = BTreeSet::new();
     for file in files {
         for path in [Some(file.clone()), file.canonicalize().ok()].into_iter().flatten() {
-            places.insert(folder(&path));
+            directories.insert(directory(&path));
         }
     }
-    places
+    directories
 }
 
-/// The folder of a file; of a file in `/`, the file itself.
-fn folder(file: &Path) -> PathBuf {
+/// The directory of a file; for a file in `/`, the file itself.
+fn directory(file: &Path) -> PathBuf {
     match file.parent() {
         Some(parent) if parent.as_os_str().is_empty() => PathBuf::from("."),
         Some(parent) if parent != Path::new("/") => parent.to_owned(),
@@ -120,7 +120,7 @@ fn folder(file: &Path) -> PathBuf {
     }
 }
 
-/// Confines this thread, and those that it will make. Returns how far the kernel follows, in words.
+/// Confines this thread and its future children. Returns what the kernel enforces, in words.
 pub(super) fn confine(
     readable: &BTreeSet<PathBuf>,
     writable: &BTreeSet<PathBuf>,
@@ -131,12 +131,12 @@ pub(super) fn confine(
     })?;
     if !matches!(status, RulesetStatus::NotEnforced) {
         // A process confines itself once.
-        let _ = REACH.set(Reach { readable: readable.clone(), writable: writable.clone() });
+        let _ = ALLOWED_PATHS.set(AllowedPaths { readable: readable.clone(), writable: writable.clone() });
     }
-    let folders = readable.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ");
+    let directories = readable.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ");
     Ok(match status {
         RulesetStatus::FullyEnforced | RulesetStatus::PartiallyEnforced => {
-            format!("files: only {folders}, and what the name service reads (Landlock)")
+            format!("files: only {directories}, and what the name service reads (Landlock)")
         }
         RulesetStatus::NotEnforced => {
             "files: as the user may, since this kernel has no Landlock (Linux 5.13 or newer, \
@@ -156,17 +156,17 @@ fn restrict(
     let tun = make_bitflags!(AccessFs::{ReadFile | WriteFile | IoctlDev});
     let socket = make_bitflags!(AccessFs::{ReadDir | RemoveFile});
     let mut scope = BitFlags::from(Scope::Signal);
-    // Outside of systemd's own machine the notify socket may be an abstract one.
+    // In a container the notify socket may be an abstract one.
     if !std::env::var_os("NOTIFY_SOCKET").is_some_and(|path| path.as_bytes().starts_with(b"@")) {
         scope |= Scope::AbstractUnixSocket;
     }
     let mut rules = Ruleset::default()
         .set_compatibility(CompatLevel::BestEffort)
-        .handle_access(AccessFs::from_all(NEWEST))?
+        .handle_access(AccessFs::from_all(NEWEST_ABI))?
         .scope(scope)?
         .create()?;
     let credentials = std::env::var_os("CREDENTIALS_DIRECTORY").unwrap_or_default();
-    let system = NAME_SERVICE.iter().chain(&KERNEL).map(Path::new);
+    let system = NAME_SERVICE.iter().chain(&KERNEL_FILES).map(Path::new);
     let ours = readable.iter().map(PathBuf::as_path).chain([Path::new(&credentials)]);
     for path in ours.chain(system) {
         rules = allow(rules, path, read)?;
@@ -180,7 +180,7 @@ fn restrict(
     Ok(rules.restrict_self()?.ruleset)
 }
 
-/// What isn't there can't be opened anyway.
+/// Adds a rule for `path`, if it exists.
 fn allow(
     rules: RulesetCreated,
     path: &Path,
@@ -189,8 +189,8 @@ fn allow(
     if path.as_os_str() == OsStr::new("") {
         return Ok(rules);
     }
-    let Ok(place) = PathFd::new(path) else { return Ok(rules) };
-    // Rights of folders mean nothing for a file.
-    let access = if path.is_dir() { access } else { access & AccessFs::from_file(NEWEST) };
-    rules.add_rule(PathBeneath::new(place, access))
+    let Ok(descriptor) = PathFd::new(path) else { return Ok(rules) };
+    // A rule for a file must not have the rights of directories.
+    let access = if path.is_dir() { access } else { access & AccessFs::from_file(NEWEST_ABI) };
+    rules.add_rule(PathBeneath::new(descriptor, access))
 }

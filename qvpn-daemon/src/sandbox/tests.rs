@@ -1,5 +1,6 @@
-//! Each forbidden thing is tried by a thread of a child that has entered the sandbox as the daemon does, and fails there.
-//! The same is tried without the sandbox first, and works, so that the test can fail. A child is this test program again.
+//! Each forbidden thing is tried by a thread of a child that has entered the sandbox as the daemon does, and
+//! fails there. The same is tried without the sandbox first, and works, so that the test can fail. A child is
+//! this test program again.
 
 use std::fs::{self, File};
 use std::io;
@@ -34,8 +35,8 @@ enum End {
     Death,
 }
 
-/// Tries `attempt` without the sandbox, where it works, and in it, where it ends as `end` says. It is given the config's
-/// folder.
+/// Tries `attempt` without the sandbox, where it works, and in it, where it ends as `end` says. It is given
+/// the config's folder.
 #[track_caller]
 fn tried(name: &str, end: &End, attempt: impl FnOnce(&Path) -> io::Result<()> + Send) {
     if let Some(child) = std::env::var_os(CHILD) {

@@ -1,4 +1,4 @@
-//! Who the process is: the user `qvpn` and never root, with one capability.
+//! The identity of the process: the user `qvpn`, never root, with one capability.
 
 use std::io::{self, ErrorKind};
 use std::path::Path;
@@ -11,17 +11,16 @@ use rustix::thread::{
     remove_capability_from_bounding_set, set_capabilities,
 };
 
-use super::refused;
 use crate::error::DaemonError;
 
-/// The user that a daemon which root starts becomes.
+/// A daemon that root starts becomes this user.
 const USER: &str = "qvpn";
-/// Routes, the TUN device, firewall marks and large socket buffers need it, also when a reload changes them.
-const KEPT: CapabilitySet = CapabilitySet::NET_ADMIN;
+/// Needed for routes, the TUN device, firewall marks and large socket buffers, also at a reload.
+const KEPT_CAPABILITY: CapabilitySet = CapabilitySet::NET_ADMIN;
 
-/// Gives up root and all capabilities but one. Returns who we are now, in words.
+/// Gives up root and all capabilities but one. Returns the user, in words.
 pub(super) fn become_unprivileged(socket_dir: &Path) -> Result<String, DaemonError> {
-    let who = if geteuid().is_root() { leave_root(socket_dir)? } else { name_of_us() };
+    let who = if geteuid().is_root() { leave_root(socket_dir)? } else { current_user() };
     keep_one_capability().map_err(|error| DaemonError::system("give up capabilities", error))?;
     Ok(format!("{who}, with CAP_NET_ADMIN alone"))
 }
@@ -38,25 +37,25 @@ fn leave_root(socket_dir: &Path) -> Result<String, DaemonError> {
     };
     match std::fs::create_dir(socket_dir) {
         Ok(()) => chown(socket_dir, Some(user.uid), Some(user.gid))
-            .map_err(refused("give the control socket's folder to the user qvpn"))?,
+            .map_err(DaemonError::errno("give the control socket's directory to the user qvpn"))?,
         Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
         Err(source) => return Err(DaemonError::Control { path: socket_dir.to_owned(), source }),
     }
     // Capabilities survive the change, so that one of them can be kept.
-    set_keepcaps(true).map_err(refused("keep CAP_NET_ADMIN"))?;
+    set_keepcaps(true).map_err(DaemonError::errno("keep CAP_NET_ADMIN"))?;
     match setresgid(user.gid, user.gid, user.gid) {
-        // A user namespace that has root only.
+        // This user namespace has root only.
         Err(Errno::EINVAL) => {
             return Ok(format!("user root, since this user namespace has no user {USER}"));
         }
-        result => result.map_err(refused("become the group qvpn"))?,
+        result => result.map_err(DaemonError::errno("become the group qvpn"))?,
     }
-    setgroups(&[user.gid]).map_err(refused("leave root's groups"))?;
-    setresuid(user.uid, user.uid, user.uid).map_err(refused("become the user qvpn"))?;
-    Ok(name_of_us())
+    setgroups(&[user.gid]).map_err(DaemonError::errno("leave root's groups"))?;
+    setresuid(user.uid, user.uid, user.uid).map_err(DaemonError::errno("become the user qvpn"))?;
+    Ok(current_user())
 }
 
-fn name_of_us() -> String {
+fn current_user() -> String {
     let id = geteuid();
     match User::from_uid(id) {
         Ok(Some(user)) => format!("user {}", user.name),
@@ -64,15 +63,15 @@ fn name_of_us() -> String {
     }
 }
 
-/// Of this thread, which is the only one.
+/// Of this thread, the only one at this time.
 fn keep_one_capability() -> io::Result<()> {
-    // Without CAP_SETPCAP this can't be done, nor is it needed: no_new_privs makes the bounding set meaningless.
+    // It fails without CAP_SETPCAP. That is harmless: with no_new_privs the bounding set has no effect.
     for capability in CapabilitySet::all().iter() {
         if remove_capability_from_bounding_set(capability).is_err() {
             break;
         }
     }
-    let kept = capabilities(None)?.permitted & KEPT;
+    let kept = capabilities(None)?.permitted & KEPT_CAPABILITY;
     set_capabilities(
         None,
         CapabilitySets { effective: kept, permitted: kept, inheritable: CapabilitySet::empty() },

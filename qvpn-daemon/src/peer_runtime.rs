@@ -1,92 +1,35 @@
-//! One peer with all that the daemon keeps beside the protocol's state: its lanes, its KMEs, and what was said about it.
+//! What the daemon keeps for a peer beside the protocol's state: its lanes, its KMEs, and what was reported
+//! about it.
 
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use getrandom::SysRng;
 use kms_client::KmeSet;
-use qvpn_api::config;
 use qvpn_api::events::EventKind;
 use qvpn_api::status::LaneState;
-use qvpn_dataplane::{InterfaceStats, LaneCommand, Lanes, PeerId, PeerStats};
-use qvpn_identity::Psk;
+use qvpn_dataplane::{LaneCommand, PeerId, PeerStats};
 use qvpn_proto::KeySources;
 use qvpn_proto::path_mtu::MOST;
 use qvpn_proto::session::WireGuardLink;
-use qvpn_proto::wire::limits::MAX_LINK_PACKET;
-use qvpn_proto::{Fetch, KmsReport, LaneReport, Peer, PeerEvent, PeerOutput, PeerState};
+use qvpn_proto::{Fetch, LaneReport, Peer, PeerEvent, PeerOutput, PeerState, PeerView};
 use qvpn_types::{PeerNumber, Time};
-use rand_core::UnwrapErr;
-use tokio::sync::mpsc;
 
-use crate::events::Events;
+use crate::context::DaemonContext;
 use crate::kms_task;
 use crate::lane_watch::{Change, HEARTBEAT, LaneWatch, SILENCE, Seen};
 use crate::lanes::command;
-use crate::metrics::Histogram;
-use crate::queues::Known;
-use crate::status::sources;
+use crate::settings::PeerSettings;
+use crate::task_result::{PeerKey, PeerTaskResult, TaskResult};
+use crate::translate::sources;
 
-/// The largest control datagram that is no probe of the path: a packet and the session's own 32 bytes.
-const LARGEST: usize = MAX_LINK_PACKET + 32;
 /// A packet may arrive a little before the epoch counts as active at this end.
 const EARLY: Duration = Duration::from_secs(1);
-/// A peer that was sent to for so long without an answer is silent: its name may have another address by now.
-const SILENT: Duration = Duration::from_secs(15);
-/// How often a host name is looked up while its peer can't be reached.
-const LOOK_UP: Duration = Duration::from_secs(10);
-
-/// What all peers share.
-pub(crate) struct Shared {
-    pub(crate) lanes: Lanes,
-    pub(crate) stats: Arc<InterfaceStats>,
-    pub(crate) events: Arc<Events>,
-    pub(crate) known: Known,
-    pub(crate) answers: mpsc::Sender<Answer>,
-    pub(crate) rng: UnwrapErr<SysRng>,
-    /// How long rekeys took.
-    pub(crate) rekeys: Histogram,
-    /// A path's MTU is another one, which the routes don't know yet.
-    pub(crate) mtu_changed: bool,
-}
-
-impl Shared {
-    /// Sends a control datagram once; what is lost is repeated by the protocol.
-    pub(crate) fn transmit(&self, datagram: &[u8], to: SocketAddr) {
-        let sent = match datagram.len() > LARGEST {
-            true => self.lanes.send_probe(datagram, to),
-            false => self.lanes.send_control(datagram, to),
-        };
-        if let Err(error) = sent {
-            tracing::debug!("control datagram to {to}: {error}");
-        }
-    }
-}
-
-/// Which peer a task works for. A number is used again after a removal, a serial never.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct SlotId {
-    pub(crate) number: u16,
-    pub(crate) serial: u64,
-}
-
-/// What a task found out.
-pub(crate) enum Answer {
-    /// For one peer.
-    Peer { to: SlotId, news: News },
-    /// A KME that failed answers again: for all peers that use it, or for those with this SAE.
-    KmeAnswers { kme: String, sae: Option<String> },
-}
-
-/// What a peer asked for.
-pub(crate) enum News {
-    /// From the KMEs.
-    Kms(KmsReport),
-    /// The addresses of a host name.
-    Resolved(io::Result<Vec<SocketAddr>>),
-}
+/// A peer that does not answer for this time may have another address: its host name is resolved again.
+const UNANSWERED_LIMIT: Duration = Duration::from_secs(15);
+/// How often a host name is resolved while its peer can't be reached.
+const RESOLVE_INTERVAL: Duration = Duration::from_secs(10);
 
 /// One lane of a peer.
 #[derive(Default)]
@@ -100,46 +43,45 @@ pub(crate) struct PeerLane {
 }
 
 /// One peer.
-pub(crate) struct Slot {
-    pub(crate) id: SlotId,
-    pub(crate) config: config::Peer,
-    pub(crate) psk: Option<Arc<Psk>>,
-    pub(crate) kmes: Arc<KmeSet>,
+pub(crate) struct PeerRuntime {
+    id: PeerKey,
+    settings: PeerSettings,
+    kmes: Arc<KmeSet>,
     pub(crate) peer: Peer<WireGuardLink>,
-    pub(crate) lanes: Vec<PeerLane>,
+    lanes: Vec<PeerLane>,
     /// Epochs that came into force, by what their keys are made of.
-    pub(crate) rekeys: Vec<(KeySources, u64)>,
+    rekeys: Vec<(KeySources, u64)>,
     /// Which of several lanes carry packets.
-    pub(crate) watch: LaneWatch,
+    watch: LaneWatch,
     /// What the path takes, in bytes, once it was measured and is less than the device's MTU.
-    pub(crate) mtu: Option<u16>,
+    mtu: Option<u16>,
     /// What each lane was told to send at least: the empty packets of a keepalive.
     keepalives: Vec<Option<Duration>>,
     /// The timer that is set for it.
-    pub(crate) armed: Option<Time>,
-    /// Where its control session was when last told.
+    timer: Option<Time>,
+    /// The endpoint of the control session that was reported last.
     endpoint: Option<SocketAddr>,
-    /// The state that was told last, and whether traffic has ever flowed.
-    told: PeerState,
-    flowed: bool,
+    /// The state that was reported last, and whether the peer was ever up or degraded.
+    reported: PeerState,
+    was_up: bool,
     activity: (u64, u64),
-    looked_up: Option<Time>,
+    resolved_at: Option<Time>,
 }
 
-impl Slot {
-    /// Makes a peer known to the lanes.
+impl PeerRuntime {
+    /// Adds the peer to the lanes.
     pub(crate) fn new(
-        id: SlotId,
-        config: config::Peer,
-        psk: Option<Arc<Psk>>,
+        id: PeerKey,
+        settings: PeerSettings,
         kmes: Arc<KmeSet>,
         peer: Peer<WireGuardLink>,
         lanes: u8,
-        shared: &Shared,
+        context: &DaemonContext,
     ) -> Self {
-        let endpoint = address(&config);
+        let endpoint = settings.endpoint();
+        let keepalive = settings.config.persistent_keepalive;
         let watch = LaneWatch::new(lanes);
-        let keepalives = vec![config.persistent_keepalive; lanes.into()];
+        let keepalives = vec![keepalive; lanes.into()];
         let lanes: Vec<PeerLane> = (0..lanes)
             .map(|lane| PeerLane { endpoint: endpoint.and_then(|e| at_lane(e, lane)), ..PeerLane::default() })
             .collect();
@@ -147,16 +89,15 @@ impl Slot {
             let command = LaneCommand::AddPeer {
                 peer: PeerId(id.number.into()),
                 endpoint: lane.endpoint,
-                keepalive: config.persistent_keepalive,
+                keepalive,
                 stats: lane.stats.clone(),
             };
-            shared.lanes.send(number, command);
+            context.lanes.send(number, command);
         }
-        shared.known.moved(id.number, endpoint);
+        context.control_sources.moved(id.number, endpoint);
         Self {
             id,
-            config,
-            psk,
+            settings,
             kmes,
             peer,
             lanes,
@@ -164,12 +105,62 @@ impl Slot {
             watch,
             mtu: None,
             keepalives,
-            armed: None,
+            timer: None,
             endpoint,
-            told: PeerState::Connecting,
-            flowed: false,
+            reported: PeerState::Connecting,
+            was_up: false,
             activity: (0, 0),
-            looked_up: None,
+            resolved_at: None,
+        }
+    }
+
+    pub(crate) fn id(&self) -> PeerKey {
+        self.id
+    }
+
+    pub(crate) fn settings(&self) -> &PeerSettings {
+        &self.settings
+    }
+
+    pub(crate) fn into_settings(self) -> PeerSettings {
+        self.settings
+    }
+
+    pub(crate) fn view(&self, now: Time) -> PeerView {
+        self.peer.view(now)
+    }
+
+    pub(crate) fn lanes(&self) -> &[PeerLane] {
+        &self.lanes
+    }
+
+    /// What the path takes, in bytes, if that was measured and is less than the device's MTU.
+    pub(crate) fn mtu(&self) -> Option<u16> {
+        self.mtu
+    }
+
+    /// How many epochs came into force, by what their keys are made of.
+    pub(crate) fn rekeys(&self) -> &[(KeySources, u64)] {
+        &self.rekeys
+    }
+
+    /// Puts changed settings in force. The peer's identity must be the same as before.
+    pub(crate) fn reconfigure(
+        &mut self,
+        settings: PeerSettings,
+        kmes: Arc<KmeSet>,
+        context: &mut DaemonContext,
+        now: Time,
+    ) {
+        let old = std::mem::replace(&mut self.settings, settings);
+        self.kmes = kmes;
+        let moved = old.config.endpoint != self.settings.config.endpoint;
+        if moved && let Some(endpoint) = self.settings.endpoint() {
+            self.move_to(endpoint, context, now);
+        }
+        if moved || !old.same_exchange(&self.settings) {
+            let config = self.settings.protocol(self.id.number);
+            self.peer.reconfigure(config, now, &mut context.rng);
         }
     }
 
@@ -178,46 +169,51 @@ impl Slot {
         PeerId(self.id.number.into())
     }
 
-    /// Does all that the peer wants done. To be called after each call into it.
-    pub(crate) fn drain(&mut self, shared: &mut Shared, now: Time) {
+    /// Notes the timer that is set for the peer, and returns the former one.
+    pub(crate) fn set_timer(&mut self, at: Option<Time>) -> Option<Time> {
+        std::mem::replace(&mut self.timer, at)
+    }
+
+    /// Does everything that the peer wants done. Call it after each call into the peer.
+    pub(crate) fn drain(&mut self, context: &mut DaemonContext, now: Time) {
         while let Some(event) = self.peer.poll_event() {
             match event {
                 PeerOutput::Lane(lane, order) => {
                     let command = command(PeerNumber(self.id.number), order);
-                    shared.lanes.send(lane, command);
+                    context.lanes.send(lane, command);
                 }
-                PeerOutput::Fetch(fetch) => self.fetch(fetch, shared),
-                PeerOutput::LanesTo(endpoint) => self.lanes_to(endpoint, shared),
-                PeerOutput::Event(notice) => self.notice(notice, shared, now),
+                PeerOutput::Fetch(fetch) => self.fetch(fetch, context),
+                PeerOutput::LanesTo(endpoint) => self.lanes_to(endpoint, context),
+                PeerOutput::Event(event) => self.report(event, context, now),
             }
         }
         while let Some(transmit) = self.peer.poll_transmit() {
-            shared.transmit(&transmit.datagram, transmit.to);
+            context.transmit(&transmit.datagram, transmit.to);
         }
-        self.teach_lanes(shared, now);
+        self.teach_lanes(context, now);
     }
 
     /// Twice a second: what the lanes did, and whether they hear anything.
-    pub(crate) fn tick(&mut self, shared: &mut Shared, now: Time) {
+    pub(crate) fn tick(&mut self, context: &mut DaemonContext, now: Time) {
         let last = |of: fn(&PeerStats) -> u64| self.lanes.iter().map(|l| of(&l.stats)).max().unwrap_or(0);
         let activity = (last(|s| s.tx.last_at.get()), last(|s| s.rx.last_at.get()));
         if activity != self.activity {
             self.activity = activity;
             let at = |nanos| (nanos != 0).then_some(Time::from_nanos(nanos));
             let report = LaneReport::Activity { sent_at: at(activity.0), received_at: at(activity.1) };
-            self.peer.handle_lane(report, now, &mut shared.rng);
+            self.peer.handle_lane(report, now, &mut context.rng);
         }
-        self.watch_lanes(shared, now);
-        self.look_up(shared, now);
+        self.watch_lanes(context, now);
+        self.resolve(context, now);
     }
 
     /// Looks which lanes carry packets, and leads the flows of the others by those.
-    fn watch_lanes(&mut self, shared: &mut Shared, now: Time) {
+    fn watch_lanes(&mut self, context: &mut DaemonContext, now: Time) {
         let view = self.peer.view(now);
         if view.lanes < 2 {
-            self.watch_one(shared, now);
+            self.watch_one(context, now);
         }
-        self.keep_alive(view.lanes, shared);
+        self.keep_alive(view.lanes, context);
         let heard: Vec<Time> =
             self.lanes.iter().map(|lane| Time::from_nanos(lane.stats.rx.last_at.get())).collect();
         let changes = self.watch.look(&Seen {
@@ -229,22 +225,22 @@ impl Slot {
         });
         for change in changes {
             match change {
-                Change::Silent(lane) => self.lane_silent(lane, shared),
+                Change::Silent(lane) => self.lane_silent(lane, context),
                 Change::Back(lane) => {
-                    let peer = self.config.name.clone();
-                    shared.events.emit(EventKind::LaneRecovered { peer, lane });
+                    let peer = self.settings.config.name.clone();
+                    context.events.emit(EventKind::LaneRecovered { peer, lane });
                 }
                 Change::Detour(lane, via) => {
                     let peer = self.lane_id();
-                    shared.lanes.send(lane, LaneCommand::SetDetour { peer, via });
+                    context.lanes.send(lane, LaneCommand::SetDetour { peer, via });
                 }
             }
         }
-        self.peer.set_rx_silent(self.watch.unheard(), now, &mut shared.rng);
+        self.peer.set_rx_silent(self.watch.unheard(), now, &mut context.rng);
     }
 
     /// The only lane sends no heartbeats: it is silent when nothing came in an epoch.
-    fn watch_one(&mut self, shared: &Shared, now: Time) {
+    fn watch_one(&mut self, context: &DaemonContext, now: Time) {
         let Some(lane) = self.lanes.first_mut() else { return };
         let Some(unheard) = lane.unheard else { return };
         if Time::from_nanos(lane.stats.rx.last_at.get()) + EARLY >= unheard {
@@ -252,27 +248,27 @@ impl Slot {
             lane.state = Some(LaneState::Up);
         } else if now.since(unheard) > SILENCE && lane.state != Some(LaneState::Silent) {
             lane.state = Some(LaneState::Silent);
-            self.lane_silent(0, shared);
+            self.lane_silent(0, context);
         }
     }
 
-    fn lane_silent(&self, lane: u8, shared: &Shared) {
+    fn lane_silent(&self, lane: u8, context: &DaemonContext) {
         let port = self.lanes.get(usize::from(lane)).and_then(|l| l.endpoint).map_or(0, |e| e.port());
-        let peer = self.config.name.clone();
-        shared.events.emit(EventKind::LaneSilent { peer, lane, port });
+        let peer = self.settings.config.name.clone();
+        context.events.emit(EventKind::LaneSilent { peer, lane, port });
     }
 
     /// Where there are several lanes, each sends something twice a second, so that silence means something.
-    fn keep_alive(&mut self, agreed: u8, shared: &Shared) {
+    fn keep_alive(&mut self, agreed: u8, context: &DaemonContext) {
         let peer = self.lane_id();
-        let wanted = match self.config.persistent_keepalive {
+        let wanted = match self.settings.config.persistent_keepalive {
             configured if agreed < 2 => configured,
             configured => Some(configured.map_or(HEARTBEAT, |every| every.min(HEARTBEAT))),
         };
         for (lane, told) in (0u8..).zip(&mut self.keepalives) {
             if *told != wanted {
                 *told = wanted;
-                shared.lanes.send(lane, LaneCommand::SetKeepalive { peer, keepalive: wanted });
+                context.lanes.send(lane, LaneCommand::SetKeepalive { peer, keepalive: wanted });
             }
         }
     }
@@ -286,145 +282,160 @@ impl Slot {
         (state, self.watch.via(lane))
     }
 
-    /// Looks a host name up where that may help.
-    fn look_up(&mut self, shared: &Shared, now: Time) {
-        let Some(endpoint) = self.config.endpoint.as_ref().filter(|e| e.ip().is_none()) else { return };
-        let recently = self.looked_up.is_some_and(|at| now.since(at) < LOOK_UP);
+    /// Resolves the host name of the endpoint again if the peer can't be reached.
+    fn resolve(&mut self, context: &DaemonContext, now: Time) {
+        let Some(endpoint) = self.settings.config.endpoint.as_ref().filter(|e| e.ip().is_none()) else {
+            return;
+        };
+        let recently = self.resolved_at.is_some_and(|at| now.since(at) < RESOLVE_INTERVAL);
         let (sent, received) = (Time::from_nanos(self.activity.0), Time::from_nanos(self.activity.1));
-        let unanswered = sent.since(received) > SILENT;
-        if recently || !(unanswered || matches!(self.told, PeerState::Connecting | PeerState::Blocked)) {
+        let unanswered = sent.since(received) > UNANSWERED_LIMIT;
+        if recently || !(unanswered || matches!(self.reported, PeerState::Connecting | PeerState::Blocked)) {
             return;
         }
-        self.looked_up = Some(now);
+        self.resolved_at = Some(now);
         let (host, port) = (endpoint.host.clone(), endpoint.port);
-        let (to, answers) = (self.id, shared.answers.clone());
+        let (to, results) = (self.id, context.results.clone());
         tokio::spawn(async move {
             let found = tokio::net::lookup_host((host.as_str(), port)).await;
-            let news = News::Resolved(found.map(Iterator::collect));
-            // It fails only when the daemon is stopping.
-            let _ = answers.send(Answer::Peer { to, news }).await;
+            let result = PeerTaskResult::Resolved(found.map(Iterator::collect));
+            // It fails only while the daemon stops.
+            let _ = results.send(TaskResult::Peer { to, result }).await;
         });
     }
 
-    /// A look-up ended.
-    pub(crate) fn resolved(&mut self, found: io::Result<Vec<SocketAddr>>, shared: &mut Shared, now: Time) {
-        let Some(endpoint) = &self.config.endpoint else { return };
+    /// Handles the result of resolving the host name.
+    pub(crate) fn resolved(
+        &mut self,
+        found: io::Result<Vec<SocketAddr>>,
+        context: &mut DaemonContext,
+        now: Time,
+    ) {
+        let Some(endpoint) = &self.settings.config.endpoint else { return };
         let found = match found {
             Ok(found) if !found.is_empty() => found,
-            Ok(_) => return tracing::warn!("peer {}: {endpoint} has no address", self.config.name),
+            Ok(_) => return tracing::warn!("peer {}: {endpoint} has no address", self.settings.config.name),
             Err(error) => {
-                let name = &self.config.name;
+                let name = &self.settings.config.name;
                 return tracing::warn!(
-                    "peer {name}: looking up {endpoint}: {error}; check the name and the DNS servers"
+                    "peer {name}: resolving {endpoint}: {error}; check the name and the DNS servers"
                 );
             }
         };
-        // While one of several addresses is in use, it stays.
+        // An address in use stays while the name still has it.
         if !self.peer.view(now).endpoint.is_some_and(|at| found.contains(&at)) {
-            self.move_to(found[0], shared, now);
+            self.move_to(found[0], context, now);
         }
     }
 
     /// Sends everything to `endpoint` from now on, until the peer roams.
-    pub(crate) fn move_to(&mut self, endpoint: SocketAddr, shared: &Shared, now: Time) {
+    pub(crate) fn move_to(&mut self, endpoint: SocketAddr, context: &DaemonContext, now: Time) {
         self.peer.set_endpoint(endpoint, now);
         self.endpoint = Some(endpoint);
-        shared.known.moved(self.id.number, self.endpoint);
-        self.lanes_to(endpoint, shared);
+        context.control_sources.moved(self.id.number, self.endpoint);
+        self.lanes_to(endpoint, context);
     }
 
-    fn lanes_to(&mut self, endpoint: SocketAddr, shared: &Shared) {
+    fn lanes_to(&mut self, endpoint: SocketAddr, context: &DaemonContext) {
         self.lanes.iter_mut().for_each(|lane| lane.endpoint = None);
-        self.teach(endpoint, shared);
+        self.teach(endpoint, context);
     }
 
-    /// An authentic packet of the newest epoch came to a lane from elsewhere. Messages go by lane 0's socket, so the control
-    /// session follows it: else an initiator whose peer's NAT forgot the mapping would propose to the old place.
-    pub(crate) fn lane_roamed(&mut self, lane: u8, endpoint: SocketAddr, shared: &mut Shared, now: Time) {
+    /// An authentic packet of the newest epoch came to a lane from elsewhere. Messages go by lane 0's socket,
+    /// so the control session follows it: else an initiator whose peer's NAT forgot the mapping would propose
+    /// to the old place.
+    pub(crate) fn lane_roamed(
+        &mut self,
+        lane: u8,
+        endpoint: SocketAddr,
+        context: &mut DaemonContext,
+        now: Time,
+    ) {
         if let Some(state) = self.lanes.get_mut(usize::from(lane)) {
             state.endpoint = Some(endpoint);
         }
         if lane == 0 && self.endpoint != Some(endpoint) {
             self.peer.set_endpoint(endpoint, now);
-            self.notice(PeerEvent::Roamed { endpoint }, shared, now);
+            self.report(PeerEvent::Roamed { endpoint }, context, now);
         }
     }
 
     /// A lane that knows no endpoint starts where the control session is.
-    fn teach_lanes(&mut self, shared: &Shared, now: Time) {
+    fn teach_lanes(&mut self, context: &DaemonContext, now: Time) {
         if self.lanes.iter().any(|lane| lane.endpoint.is_none())
             && let Some(endpoint) = self.peer.view(now).endpoint
         {
-            self.teach(endpoint, shared);
+            self.teach(endpoint, context);
         }
     }
 
-    fn teach(&mut self, endpoint: SocketAddr, shared: &Shared) {
+    fn teach(&mut self, endpoint: SocketAddr, context: &DaemonContext) {
         let peer = self.lane_id();
         for (number, lane) in (0u8..).zip(&mut self.lanes) {
             if lane.endpoint.is_none()
                 && let Some(addr) = at_lane(endpoint, number)
             {
                 lane.endpoint = Some(addr);
-                shared.lanes.send(number, LaneCommand::SetEndpoint { peer, addr });
+                context.lanes.send(number, LaneCommand::SetEndpoint { peer, addr });
             }
         }
     }
 
-    fn fetch(&self, fetch: Fetch, shared: &Shared) {
-        let (to, answers, kmes) = (self.id, shared.answers.clone(), self.kmes.clone());
-        let sae = self.config.sae_id.clone().unwrap_or_default();
+    fn fetch(&self, fetch: Fetch, context: &DaemonContext) {
+        let (to, results, kmes) = (self.id, context.results.clone(), self.kmes.clone());
+        let sae = self.settings.config.sae_id.clone().unwrap_or_default();
         tokio::spawn(async move {
-            let news = News::Kms(kms_task::fetch(kmes, sae, fetch).await);
-            // It fails only when the daemon is stopping; the keys are erased then.
-            let _ = answers.send(Answer::Peer { to, news }).await;
+            let result = PeerTaskResult::Kms(kms_task::fetch(kmes, sae, fetch).await);
+            // It fails only while the daemon stops; the keys are erased then.
+            let _ = results.send(TaskResult::Peer { to, result }).await;
         });
     }
 
-    /// The path takes another size: padding stays within it, and the routes follow.
-    fn path_changed(&mut self, mtu: u16, shared: &mut Shared) {
+    /// The path takes another size. Padding stays within it, and the routes follow.
+    fn path_changed(&mut self, mtu: u16, context: &mut DaemonContext) {
         self.mtu = (mtu < MOST).then_some(mtu);
-        shared.mtu_changed = true;
+        context.mtu_changed = true;
         let (peer, mtu) = (self.lane_id(), self.mtu.unwrap_or(u16::MAX));
         for (lane, _) in (0u8..).zip(&self.lanes) {
-            shared.lanes.send(lane, LaneCommand::SetPeerMtu { peer, mtu });
+            context.lanes.send(lane, LaneCommand::SetPeerMtu { peer, mtu });
         }
     }
 
-    /// What was measured holds no longer, since nobody measures any more.
-    pub(crate) fn forget_path(&mut self, shared: &mut Shared) {
-        if self.mtu.is_some() {
-            self.path_changed(MOST, shared);
+    /// Begins or ends measuring the path. What was measured is forgotten at the end.
+    pub(crate) fn measure_path(&mut self, measure: bool, context: &mut DaemonContext, now: Time) {
+        self.peer.measure_path(measure, now);
+        if !measure && self.mtu.is_some() {
+            self.path_changed(MOST, context);
         }
     }
 
-    fn notice(&mut self, notice: PeerEvent, shared: &mut Shared, now: Time) {
-        let peer = self.config.name.clone();
-        let kind = match notice {
+    fn report(&mut self, event: PeerEvent, context: &mut DaemonContext, now: Time) {
+        let peer = self.settings.config.name.clone();
+        let kind = match event {
             PeerEvent::Up | PeerEvent::Recovered => {
-                let before = std::mem::replace(&mut self.told, PeerState::Up);
-                match std::mem::replace(&mut self.flowed, true) {
+                let before = std::mem::replace(&mut self.reported, PeerState::Up);
+                match std::mem::replace(&mut self.was_up, true) {
                     true => EventKind::PeerRecovered { peer, from: before.name().to_owned() },
                     false => EventKind::PeerUp { peer, endpoint: self.endpoint.map(|e| e.to_string()) },
                 }
             }
             PeerEvent::Blocked { reason } => {
-                self.told = PeerState::Blocked;
+                self.reported = PeerState::Blocked;
                 EventKind::PeerBlocked { peer, reason }
             }
             PeerEvent::Degraded { reason } => {
-                self.told = PeerState::Degraded;
-                self.flowed = true;
+                self.reported = PeerState::Degraded;
+                self.was_up = true;
                 EventKind::PeerDegraded { peer, reason }
             }
             PeerEvent::Roamed { endpoint } => {
                 let from = self.endpoint.replace(endpoint).map(|e| e.to_string());
-                shared.known.moved(self.id.number, self.endpoint);
+                context.control_sources.moved(self.id.number, self.endpoint);
                 EventKind::PeerRoamed { peer, from, to: endpoint.to_string() }
             }
             PeerEvent::Bye => EventKind::PeerBye { peer },
             PeerEvent::PathMtu { mtu } => {
-                self.path_changed(mtu, shared);
+                self.path_changed(mtu, context);
                 EventKind::PeerMtu { peer, mtu: mtu.into() }
             }
             PeerEvent::ChainReset => {
@@ -435,7 +446,7 @@ impl Slot {
             PeerEvent::EpochActive { epoch, sources: made_of, qkd_key_id, took } => {
                 tracing::debug!("peer {peer}: epoch {epoch} took {took:?}");
                 self.epoch_began(now);
-                shared.rekeys.observe(took);
+                context.rekeys.observe(took);
                 match self.rekeys.iter_mut().find(|(sources, _)| *sources == made_of) {
                     Some((_, n)) => *n += 1,
                     None => self.rekeys.push((made_of, 1)),
@@ -464,7 +475,10 @@ impl Slot {
                 );
             }
             PeerEvent::RekeyAsked { reason } => {
-                return tracing::info!("peer {peer}: the other site asks for an epoch: {}", reason.words());
+                return tracing::info!(
+                    "peer {peer}: the other site asks for a new epoch: {}",
+                    reason.words()
+                );
             }
             PeerEvent::KeyLost { id, why } => {
                 return tracing::warn!("peer {peer}: QKD key {id:?} lost: {why}");
@@ -475,7 +489,7 @@ impl Slot {
                 return tracing::warn!("peer {peer}: {who} ({}): {detail}", reason.name());
             }
         };
-        shared.events.emit(kind);
+        context.events.emit(kind);
     }
 
     fn epoch_began(&mut self, now: Time) {
@@ -488,10 +502,4 @@ impl Slot {
 /// Lane *i* uses the port *i* above lane 0's.
 fn at_lane(endpoint: SocketAddr, lane: u8) -> Option<SocketAddr> {
     Some(SocketAddr::new(endpoint.ip(), endpoint.port().checked_add(lane.into())?))
-}
-
-/// The configured endpoint, if it is an address.
-pub(crate) fn address(peer: &config::Peer) -> Option<SocketAddr> {
-    let endpoint = peer.endpoint.as_ref()?;
-    Some(SocketAddr::new(endpoint.ip()?, endpoint.port))
 }

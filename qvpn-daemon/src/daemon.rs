@@ -1,0 +1,61 @@
+//! Everything that runs, owned by one task. A reload changes it.
+
+use std::sync::Arc;
+
+use qvpn_api::Config;
+use qvpn_api::status::Status;
+use qvpn_identity::SecretIdentity;
+use qvpn_types::Time;
+use tokio::sync::mpsc;
+
+use crate::control_socket::PendingRequest;
+use crate::events::Events;
+use crate::lane_marks::LaneSocketMarks;
+use crate::metrics_listener::MetricsListener;
+use crate::peers::Peers;
+use crate::routes::Routes;
+use crate::settings::Settings;
+use crate::{metrics, status};
+
+pub(crate) struct Daemon {
+    pub(crate) config: Config,
+    /// What `config` says, derived.
+    pub(crate) settings: Settings,
+    pub(crate) local: Arc<SecretIdentity>,
+    pub(crate) events: Arc<Events>,
+    pub(crate) peers: Peers,
+    pub(crate) routes: Routes,
+    pub(crate) marks: LaneSocketMarks,
+    pub(crate) metrics: MetricsListener,
+    /// Where a new metrics listener sends its requests.
+    pub(crate) requests: mpsc::Sender<PendingRequest>,
+}
+
+impl Daemon {
+    pub(crate) fn status(&self, now: Time) -> Status {
+        status::status(&self.config.interface, self.local.public(), &self.peers, now)
+    }
+
+    pub(crate) fn metrics_text(&self, now: Time) -> String {
+        self.status(now)
+            .interfaces
+            .first()
+            .map_or_else(String::new, |interface| metrics::text(interface, &self.peers, now))
+    }
+
+    /// Sets the MTU of the routes to what the paths were measured to take.
+    pub(crate) async fn follow_path_mtus(&mut self) {
+        let plan = self.peers.with_mtus(self.settings.routes.clone());
+        if let Err(error) = self.routes.apply(plan).await {
+            tracing::error!("can't set the MTU of a path on its routes: {error}; set `mtu` to a number");
+        }
+    }
+
+    /// Says goodbye to all peers, and, after a clean stop, does what `on_stop` says.
+    pub(crate) async fn stop(self, clean: bool, now: Time) {
+        self.peers.shut_down(now);
+        if clean {
+            self.routes.close(self.settings.on_stop).await;
+        }
+    }
+}
