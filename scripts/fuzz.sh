@@ -61,9 +61,9 @@ source_of() {
     reassembly) echo qvpn-proto/src/channel.rs ;;
     responder) echo qvpn-proto/src/peer/respond.rs qvpn-proto/src/stock/responder.rs ;;
     initiator) echo qvpn-proto/src/peer/initiate.rs qvpn-proto/src/stock/initiator.rs ;;
-    kme_status | kme_keys) echo kms-client/src/wire.rs ;;
+    kme_status | kme_keys) echo kms-client/src/etsi014/wire.rs ;;
     kme_error) echo kms-client/src/excerpt.rs ;;
-    skip_key | skip_capabilities) echo kms-client/src/skip_wire.rs ;;
+    skip_key | skip_capabilities) echo kms-client/src/skip/wire.rs ;;
     config) echo qvpn-api/src/config/reader.rs qvpn-api/src/config/grammar.rs qvpn-api/src/config/values.rs qvpn-api/src/config/rules.rs ;;
     control) echo qvpn-api/src/control.rs qvpn-api/src/control/lines.rs ;;
     split) echo qvpn-dataplane/src/tun/split.rs ;;

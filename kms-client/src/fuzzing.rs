@@ -1,9 +1,11 @@
 //! What the fuzz targets of this crate do with bytes: what a KME may answer, right or not. They exist only with the feature
 //! `fuzzing`, which no program asks for.
 
+use crate::etsi014::wire::{self, Asked};
+use crate::excerpt;
 use crate::key::KeyId;
-use crate::wire::{self, Asked};
-use crate::{excerpt, skip_wire};
+use crate::key::MAX_KEY_ID_LEN;
+use crate::skip::wire as skip_wire;
 
 /// The longest text that an answer may put into an error or a log, in bytes: 200 characters of four bytes, and our words.
 const LONGEST: usize = 2000;
@@ -12,7 +14,7 @@ const LONGEST: usize = 2000;
 pub fn status(body: &[u8]) {
     match wire::parse_status(body) {
         Ok(status) => {
-            assert!(status.source_kme_id.len() <= crate::MAX_KEY_ID_LEN && status.unknown.len() <= 16);
+            assert!(status.source_kme_id.len() <= MAX_KEY_ID_LEN && status.unknown.len() <= 16);
             let _ = status.link();
         }
         Err(broken) => assert!(broken.1.len() <= LONGEST),

@@ -2,10 +2,20 @@
 
 use qvpn_secret::SecretBuf;
 
-use crate::source::Api;
+use crate::api::Api;
 
 /// The longest key ID that is accepted, in bytes. ETSI GS QKD 014 says UUID; servers send other strings too.
 pub const MAX_KEY_ID_LEN: usize = 256;
+
+/// The size of the keys that are asked for, in bits.
+pub const KEY_BITS: u32 = 256;
+
+/// The smallest key that is accepted, in bits.
+pub const MIN_KEY_BITS: u32 = 256;
+/// The largest key that is accepted, in bits.
+pub const MAX_KEY_BITS: u32 = 8192;
+/// The most keys that one call asks for.
+pub const MAX_KEYS_PER_CALL: u32 = 128;
 
 /// A KME's name for a key: an opaque string, kept and echoed exactly as it came (ETSI GS QKD 014 section 6.4).
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -14,47 +14,41 @@
 //!
 //! Errors, logs and events hold key IDs, never keys, and never an excerpt of an answer that could hold keys.
 
-mod body;
-mod breaker;
-mod classify;
-mod client;
+mod api;
 mod clock;
 mod config;
-mod delivered;
-mod door;
 mod error;
+mod etsi014;
 mod excerpt;
+mod file;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;
-mod http;
+mod https;
+mod json;
 mod key;
-mod key_file;
-mod kme;
-mod last_words;
 mod open;
+mod pool;
 pub mod probe;
-mod set;
+mod recent_keys;
 mod skip;
-mod skip_wire;
 mod source;
-mod tls;
-mod tls_explain;
-mod token;
-mod token_signer;
-mod wire;
 
-pub use breaker::{Admission, Breaker, FIRST_DELAY_NS, Failure, MAX_DELAY_NS};
-pub use classify::classify;
-pub use client::{KmsClient, MAX_KEY_BITS, MAX_KEYS_PER_CALL, MIN_KEY_BITS};
+pub use api::Api;
 pub use config::{DEFAULT_TIMEOUT, KmeConfig};
 pub use error::{Blame, KmsError, KmsErrorKind, Operation, Phase, TlsFault, Violation};
-pub use http::{MAX_BODY, MAX_ERROR_BODY};
-pub use key::{KeyId, KeyIdError, KeyRef, MAX_KEY_ID_LEN, QkdKey};
-pub use key_file::KeyFile;
-pub use kme::{DueProbe, Kme, KmeEvent, KmeHealth, KmeState, Observer};
+pub use etsi014::classify::classify;
+pub use etsi014::client::KmsClient;
+pub use etsi014::wire::Status;
+pub use file::KeyFile;
+pub use https::http::{MAX_BODY, MAX_ERROR_BODY};
+pub use key::{
+    KEY_BITS, KeyId, KeyIdError, KeyRef, MAX_KEY_BITS, MAX_KEY_ID_LEN, MAX_KEYS_PER_CALL, MIN_KEY_BITS,
+    QkdKey,
+};
 pub use open::Source;
-pub use set::{FetchedByIds, KEY_BITS, KmeSet, SetError};
-pub use skip::SkipClient;
-pub use skip_wire::Capabilities;
-pub use source::{Api, BoxFuture, CertificateFacts, Certificates, Connection, KeySource, Link, TlsFacts};
-pub use wire::Status;
+pub use pool::breaker::{Admission, Breaker, FIRST_DELAY_NS, Failure, MAX_DELAY_NS};
+pub use pool::kme::{DueProbe, Kme, KmeEvent, KmeHealth, KmeState, Observer};
+pub use pool::set::{FetchedByIds, KmeSet, SetError};
+pub use skip::client::SkipClient;
+pub use skip::wire::Capabilities;
+pub use source::{BoxFuture, CertificateFacts, Certificates, Connection, KeySource, Link, TlsFacts};

@@ -2,12 +2,12 @@
 
 use qvpn_api::config::{self, KmeAccess};
 
-use crate::client::KmsClient;
 use crate::config::KmeConfig;
 use crate::error::KmsError;
-use crate::key_file::KeyFile;
+use crate::etsi014::client::KmsClient;
+use crate::file::KeyFile;
 use crate::probe::Probed;
-use crate::skip::SkipClient;
+use crate::skip::client::SkipClient;
 use crate::source::{Certificates, KeySource};
 
 /// A source of keys, of the kind that the config says.

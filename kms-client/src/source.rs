@@ -6,34 +6,12 @@ use std::net::SocketAddr;
 use std::pin::Pin;
 use std::time::Duration;
 
+use crate::api::Api;
 use crate::error::KmsError;
 use crate::key::{KeyId, QkdKey};
 
 /// A boxed future, so that sources of different kinds stand in one list.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
-
-/// The interface that a source speaks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Api {
-    /// ETSI GS QKD 014.
-    Etsi014,
-    /// Cisco SKIP.
-    Skip,
-    /// A file of keys; such a key is never called QKD.
-    File,
-}
-
-impl Api {
-    /// The word in config and status.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Etsi014 => "etsi014",
-            Self::Skip => "skip",
-            Self::File => "file",
-        }
-    }
-}
 
 /// What a source says about the link to one peer.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -47,6 +25,10 @@ pub struct Link {
     /// The most keys that one call may ask for.
     pub max_key_per_request: Option<u32>,
 }
+
+/// What both ends of the link are called: the file is the same at both sites, and has no KME. By it a site knows that a key
+/// which the other one offers is from a file.
+pub(crate) const KEY_FILE_LINK: &str = "key-file";
 
 /// When the certificates in use end, in seconds since 1970; `None` where there is none or it isn't known.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -89,21 +71,6 @@ pub struct TlsFacts {
     pub suite: String,
     /// Whether the group resists a quantum computer.
     pub quantum_safe: bool,
-}
-
-impl TlsFacts {
-    pub(crate) fn of(connection: &rustls::ClientConnection) -> Self {
-        let group = connection.negotiated_key_exchange_group();
-        let unknown = || "unknown".to_owned();
-        Self {
-            version: connection.protocol_version().map_or_else(unknown, |version| format!("{version:?}")),
-            group: group.map_or_else(unknown, |group| format!("{:?}", group.name())),
-            suite: connection
-                .negotiated_cipher_suite()
-                .map_or_else(unknown, |suite| format!("{:?}", suite.suite())),
-            quantum_safe: group.is_some_and(|group| group.name() == rustls::NamedGroup::X25519MLKEM768),
-        }
-    }
 }
 
 /// What a certificate says about itself.

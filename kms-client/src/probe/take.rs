@@ -4,11 +4,11 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::{Finding, Probed, Step, broken, failed, ok, quirk, skipped, slow};
-use crate::client::KmsClient;
 use crate::error::{KmsError, KmsErrorKind, Operation};
+use crate::etsi014::client::KmsClient;
+use crate::key::KEY_BITS;
 use crate::key::{KeyId, QkdKey};
-use crate::set::KEY_BITS;
+use crate::probe::finding::{Finding, Probed, Step, broken, failed, ok, quirk, skipped, slow};
 use crate::source::{KeySource, Link};
 
 /// Keys that [`take`] asks for: two in one request, which shows whether `number` is heeded, and one in another.

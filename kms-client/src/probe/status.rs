@@ -2,13 +2,13 @@
 
 use tokio::time::Instant;
 
-use super::{Finding, Probed, Step, failed, ok, quirk, slow};
 use crate::clock::unix_seconds;
 use crate::error::{KmsError, KmsErrorKind};
-use crate::set::KEY_BITS;
-use crate::skip_wire::Capabilities;
+use crate::etsi014::wire::Status;
+use crate::key::KEY_BITS;
+use crate::probe::finding::{Finding, Probed, Step, failed, ok, quirk, slow};
+use crate::skip::wire::Capabilities;
 use crate::source::{Certificates, Connection, Link};
-use crate::wire::Status;
 
 /// A certificate that ends sooner is worth a word, in days.
 const SOON: i64 = 30;

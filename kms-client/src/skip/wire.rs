@@ -7,12 +7,11 @@ use qvpn_secret::SecretBuf;
 use serde::Deserialize;
 use zeroize::Zeroize;
 
-use crate::classify::no_key_now;
-use crate::client::{MAX_KEY_BITS, MIN_KEY_BITS};
 use crate::error::{KmsErrorKind, Operation, Violation};
-use crate::key::KeyId;
+use crate::etsi014::classify::no_key_now;
+use crate::json::{Broken, not_json};
+use crate::key::{KeyId, MAX_KEY_BITS, MIN_KEY_BITS};
 use crate::source::Link;
-use crate::wire::{Broken, not_json};
 
 /// Most remote systems that are remembered.
 const MAX_REMOTE: usize = 4096;

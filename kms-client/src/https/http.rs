@@ -22,11 +22,11 @@ use tokio::time::Instant;
 use tokio_rustls::TlsConnector;
 use zeroize::Zeroize;
 
-use crate::body::ErasedBody;
 use crate::error::Phase;
-use crate::last_words::LastWords;
+use crate::https::body::ErasedBody;
+use crate::https::explain::CertificateInfo;
+use crate::https::read_after_reset::LastWords;
 use crate::source::{Connection, TlsFacts};
-use crate::tls_explain::CertificateInfo;
 
 /// The largest answer that is read, in bytes. A thousand keys of 256 bits fit; a KME that sends more is broken or hostile.
 pub const MAX_BODY: usize = 1024 * 1024;
@@ -157,10 +157,24 @@ async fn attempt(
         .await
         .map_err(|e| io_cause(e, Cause::Io))?;
     trace.tls_in = Some(began.elapsed());
-    trace.tls = Some(TlsFacts::of(stream.get_ref().1));
+    trace.tls = Some(tls_facts(stream.get_ref().1));
 
     trace.phase = Some(Phase::Answer);
     exchange(LastWords(stream), target, request, deadline, trace).await
+}
+
+/// What TLS agreed on over `connection`.
+fn tls_facts(connection: &rustls::ClientConnection) -> TlsFacts {
+    let group = connection.negotiated_key_exchange_group();
+    let unknown = || "unknown".to_owned();
+    TlsFacts {
+        version: connection.protocol_version().map_or_else(unknown, |version| format!("{version:?}")),
+        group: group.map_or_else(unknown, |group| format!("{:?}", group.name())),
+        suite: connection
+            .negotiated_cipher_suite()
+            .map_or_else(unknown, |suite| format!("{:?}", suite.suite())),
+        quantum_safe: group.is_some_and(|group| group.name() == rustls::NamedGroup::X25519MLKEM768),
+    }
 }
 
 /// Tries the addresses in their order, each with a fair share of the time that is left.

@@ -8,9 +8,9 @@ use qvpn_secret::SecretBuf;
 use serde::Deserialize;
 use zeroize::Zeroize;
 
-use crate::client::{MAX_KEY_BITS, MIN_KEY_BITS};
 use crate::error::Violation;
-use crate::key::{KeyId, MAX_KEY_ID_LEN};
+use crate::json::{Broken, not_json};
+use crate::key::{KeyId, MAX_KEY_BITS, MAX_KEY_ID_LEN, MIN_KEY_BITS};
 use crate::source::Link;
 
 /// A status answer (ETSI GS QKD 014 section 6.1). All fields are required by the document, but servers leave some out or
@@ -81,10 +81,6 @@ impl Status {
         }
     }
 }
-
-/// What breaks the document, and words about it that hold no key material.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Broken(pub(crate) Violation, pub(crate) String);
 
 /// What the keys of a container are held against.
 pub(crate) enum Asked<'a> {
@@ -260,25 +256,6 @@ fn decode(text: &KeyText<'_>, id: &KeyId, asked: &Asked<'_>) -> Result<SecretBuf
         return Err(Broken(Violation::ZeroKey, format!("key {id} has only zero bytes")));
     }
     Ok(secret)
-}
-
-/// Whether a body is HTML or XML, which no JSON can be taken for.
-pub(crate) fn is_page(body: &[u8]) -> bool {
-    body.trim_ascii_start().first() == Some(&b'<')
-}
-
-/// Where the JSON breaks. The parser's own words may quote a value, and a value may be a key, so they aren't used.
-pub(crate) fn not_json(body: &[u8], error: &serde_json::Error) -> Broken {
-    let what = match error.classify() {
-        _ if body.is_empty() => return Broken(Violation::Json, "the body is empty".to_owned()),
-        _ if is_page(body) => return Broken(Violation::Page, "the body is a web page, not JSON".to_owned()),
-        serde_json::error::Category::Eof => "the JSON ends too early",
-        serde_json::error::Category::Data => {
-            "a field has another type than the document says, or stands twice"
-        }
-        _ => "the body isn't JSON",
-    };
-    Broken(Violation::Json, format!("{what} (line {}, column {})", error.line(), error.column()))
 }
 
 #[cfg(test)]

@@ -8,11 +8,12 @@ use std::time::Duration;
 
 use tokio::sync::{Semaphore, SemaphorePermit};
 
-use crate::breaker::{Admission, Breaker, Failure};
+use crate::api::Api;
 use crate::clock::{boottime_ns, unix_seconds};
 use crate::error::{Blame, KmsError, KmsErrorKind, Operation, Phase};
 use crate::key::{KeyId, QkdKey};
-use crate::source::{Api, Certificates, KeySource, Link};
+use crate::pool::breaker::{Admission, Breaker, Failure};
+use crate::source::{Certificates, KeySource, Link};
 
 /// How long the answer about a link holds before it is asked for again, in nanoseconds.
 const LINK_HOLDS_NS: u64 = 600_000_000_000;

@@ -3,14 +3,11 @@
 
 use std::sync::Arc;
 
+use crate::api::Api;
 use crate::error::{Blame, KmsError, KmsErrorKind, Operation};
-use crate::key::{KeyId, KeyRef, QkdKey};
-use crate::key_file::LINK;
-use crate::kme::{Kme, KmeHealth};
-use crate::source::{Api, Link};
-
-/// The size of the keys that are asked for, in bits.
-pub const KEY_BITS: u32 = 256;
+use crate::key::{KEY_BITS, KeyId, KeyRef, MAX_KEYS_PER_CALL, QkdKey};
+use crate::pool::kme::{Kme, KmeHealth};
+use crate::source::{KEY_FILE_LINK, Link};
 
 /// The ordered KMEs of one peer. The KMEs themselves are shared between peers.
 pub struct KmeSet {
@@ -113,8 +110,8 @@ impl KmeSet {
                     continue;
                 }
             };
-            let number = number
-                .clamp(1, link.max_key_per_request.unwrap_or(number).clamp(1, crate::MAX_KEYS_PER_CALL));
+            let number =
+                number.clamp(1, link.max_key_per_request.unwrap_or(number).clamp(1, MAX_KEYS_PER_CALL));
             match kme.fetch_new(peer_sae, number, KEY_BITS).await {
                 Ok(keys) => return Ok(keys),
                 // Many KMEs give all keys that are asked for or none. Such a refusal spent nothing, and perhaps there is one.
@@ -166,7 +163,7 @@ impl KmeSet {
             };
             let askable: Vec<&KeyRef> =
                 pending.iter().map(|(key, _)| *key).filter(|key| self.can_know(kme, &link, key)).collect();
-            let most = link.max_key_per_request.unwrap_or(u32::MAX).min(crate::MAX_KEYS_PER_CALL);
+            let most = link.max_key_per_request.unwrap_or(u32::MAX).min(MAX_KEYS_PER_CALL);
             let mut results = Vec::new();
             for chunk in askable.chunks(usize::try_from(most).unwrap_or(1).max(1)) {
                 let broken = ask_chunk(kme, peer_sae, chunk, &mut results).await;
@@ -258,7 +255,7 @@ fn refused(error: &KmsError) -> bool {
 }
 
 fn from_file(key: &KeyRef) -> bool {
-    key.source_kme == LINK && key.target_kme == LINK
+    key.source_kme == KEY_FILE_LINK && key.target_kme == KEY_FILE_LINK
 }
 
 type ById = (KeyId, Result<QkdKey, KmsError>);

@@ -13,16 +13,13 @@ use nix::fcntl::{Flock, FlockArg};
 use qvpn_secret::{SecretBuf, with_scrubbed_stack};
 use zeroize::Zeroizing;
 
+use crate::api::Api;
 use crate::error::{KmsError, KmsErrorKind, Operation, Violation};
-use crate::key::{KeyId, QkdKey};
-use crate::set::KEY_BITS;
-use crate::source::{Api, BoxFuture, KeySource, Link};
+use crate::key::{KEY_BITS, KeyId, QkdKey};
+use crate::source::{BoxFuture, KEY_FILE_LINK, KeySource, Link};
 
 /// The largest file, in bytes: about 200,000 keys.
 const MAX_FILE: u64 = 16 * 1024 * 1024;
-/// What both ends of the link are called: the file is the same at both sites, and has no KME. By it a site knows that a key
-/// which the other one offers is from a file.
-pub(crate) const LINK: &str = "key-file";
 /// What a used line is overwritten with; a line that begins so is skipped.
 const USED: u8 = b'#';
 
@@ -183,7 +180,7 @@ impl Opened {
             return Err(self.bad_line(line, Violation::ZeroKey, "holds only zero bytes"));
         }
         self.wipe(line)?;
-        let pair = || LINK.to_owned();
+        let pair = || KEY_FILE_LINK.to_owned();
         Ok(QkdKey {
             id,
             secret,
@@ -224,8 +221,8 @@ impl KeySource for KeyFile {
     fn link<'a>(&'a self, peer: &'a str) -> BoxFuture<'a, Result<Link, KmsError>> {
         Box::pin(self.work(Operation::Status, peer, |file| {
             Ok(Link {
-                source_kme: LINK.to_owned(),
-                target_kme: LINK.to_owned(),
+                source_kme: KEY_FILE_LINK.to_owned(),
+                target_kme: KEY_FILE_LINK.to_owned(),
                 stored_key_count: u64::try_from(file.lines().count()).ok(),
                 // What is taken is wiped, so no more of it than is needed now.
                 max_key_per_request: Some(1),

@@ -9,23 +9,17 @@ use percent_encoding::utf8_percent_encode;
 use qvpn_secret::{SecretBuf, with_scrubbed_stack};
 use tokio::time::Instant;
 
-use crate::classify::classify;
+use crate::api::Api;
 use crate::config::KmeConfig;
-use crate::delivered::Delivered;
-use crate::door::{Call, Door, ENCODED};
 use crate::error::{KmsError, KmsErrorKind, Operation, Violation};
+use crate::etsi014::classify::classify;
+use crate::etsi014::wire::{self, Asked, Status};
 use crate::excerpt::excerpt;
-use crate::http::Answer;
-use crate::key::{KeyId, QkdKey};
-use crate::source::{Api, BoxFuture, Certificates, Connection, KeySource, Link};
-use crate::wire::{self, Asked, Status};
-
-/// The smallest key that is accepted, in bits.
-pub const MIN_KEY_BITS: u32 = 256;
-/// The largest key that is accepted, in bits.
-pub const MAX_KEY_BITS: u32 = 8192;
-/// The most keys that one call asks for.
-pub const MAX_KEYS_PER_CALL: u32 = 128;
+use crate::https::connector::{Call, Door, ENCODED};
+use crate::https::http::Answer;
+use crate::key::{KeyId, MAX_KEY_BITS, MAX_KEYS_PER_CALL, MIN_KEY_BITS, QkdKey};
+use crate::recent_keys::Delivered;
+use crate::source::{BoxFuture, Certificates, Connection, KeySource, Link};
 
 /// One KME that speaks ETSI GS QKD 014. Each operation has a connection of its own and one deadline.
 pub struct KmsClient {

@@ -8,8 +8,8 @@ use aws_lc_rs::rand::SystemRandom;
 use qvpn_secret::{SecretBuf, with_scrubbed_stack};
 
 use crate::error::Violation;
+use crate::json::Broken;
 use crate::key::KeyId;
-use crate::wire::Broken;
 
 /// Keys that are remembered; at a rekey each second more than an hour, which is as long as a key may be kept.
 const REMEMBERED: usize = 4096;

@@ -10,11 +10,12 @@ use tokio::time::Instant;
 
 use crate::config::KmeConfig;
 use crate::error::{KmsError, KmsErrorKind, Operation, Phase, Violation};
-use crate::http::{self, Answer, Cause, Failure, MAX_BODY, Request, Target, Trace};
+use crate::https::explain::{self, Explanation};
+use crate::https::files::FileError;
+use crate::https::http::{self, Answer, Cause, Failure, MAX_BODY, Request, Target, Trace};
+use crate::https::tls::TlsFiles;
+use crate::json::Broken;
 use crate::source::{Certificates, Connection};
-use crate::tls::{FileError, TlsFiles};
-use crate::tls_explain::{self, Explanation};
-use crate::wire::Broken;
 
 /// The longest SAE ID, in bytes.
 const MAX_SAE_ID_LEN: usize = 256;
@@ -179,7 +180,7 @@ impl Door {
             seen.last = Some(trace.connection(shown.as_ref()));
         }
         result.map_err(|failure| {
-            let context = tls_explain::Context {
+            let context = explain::Context {
                 expected: &self.target.server_name.to_str(),
                 shown,
                 own: credentials.own.as_ref(),
@@ -199,7 +200,7 @@ impl Door {
             .with_keys_lost(call.at_stake)
     }
 
-    fn failed(&self, call: Call<'_>, failure: Failure, context: &tls_explain::Context<'_>) -> KmsError {
+    fn failed(&self, call: Call<'_>, failure: Failure, context: &explain::Context<'_>) -> KmsError {
         let Failure { phase, cause, status } = failure;
         let sent = matches!(phase, Phase::Answer | Phase::Body);
         // An error status means that no key was delivered, so nothing is lost with the rest of that answer.
@@ -238,7 +239,7 @@ impl Door {
                 .with_detail(format!("the socket can't get fwmark {:?}: {e}", self.target.fwmark))
                 .with_advice("give the program CAP_NET_ADMIN, or remove fwmark"),
             Cause::Tls(e) => {
-                let Explanation { kind, detail, advice } = tls_explain::explain(&e, context);
+                let Explanation { kind, detail, advice } = explain::explain(&e, context);
                 // TLS 1.3 tells of a refused certificate only after the request has gone out, but before it was looked at.
                 let lost = if kind == KmsErrorKind::IdentityRefused { 0 } else { lost };
                 self.error(kind, call).with_detail(detail).with_advice(advice).with_keys_lost(lost)

@@ -19,8 +19,8 @@ use cryptoki::slot::{Slot, TokenInfo};
 use cryptoki::types::AuthPin;
 use qvpn_api::config::TokenKey;
 
-use crate::tls::{FileError, read_file};
-use crate::token_signer::{Algorithm, der_signature, digest};
+use crate::https::files::{FileError, read_file};
+use crate::https::signature::{Algorithm, der_signature, digest};
 
 /// How long one signature may take. A smart card needs up to about a second.
 const SIGN: Duration = Duration::from_secs(4);

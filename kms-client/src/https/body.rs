@@ -37,7 +37,7 @@ impl Drop for ErasedBody {
 }
 
 #[cfg(test)]
-#[path = "../tests/support/copies.rs"]
+#[path = "../../tests/support/copies.rs"]
 mod copies;
 
 #[cfg(test)]

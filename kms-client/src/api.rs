@@ -1,0 +1,24 @@
+//! The interfaces over which a source delivers keys.
+
+/// The interface that a source speaks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Api {
+    /// ETSI GS QKD 014.
+    Etsi014,
+    /// Cisco SKIP.
+    Skip,
+    /// A file of keys; such a key is never called QKD.
+    File,
+}
+
+impl Api {
+    /// The word in config and status.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Etsi014 => "etsi014",
+            Self::Skip => "skip",
+            Self::File => "file",
+        }
+    }
+}

@@ -1,0 +1,12 @@
+//! The HTTPS client that all network interfaces share: one connection an operation, mutual TLS, failures in words.
+
+mod body;
+pub(crate) mod connector;
+mod explain;
+mod files;
+pub(crate) mod http;
+mod read_after_reset;
+mod signature;
+mod tls;
+mod token;
+mod token_signer;

@@ -1,0 +1,5 @@
+//! A peer's KMEs: which one is asked, which one rests after a failure, and what is known of each.
+
+pub(crate) mod breaker;
+pub(crate) mod kme;
+pub(crate) mod set;

@@ -1,0 +1,151 @@
+//! What a check finds, and what it may look at.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::error::KmsError;
+use crate::etsi014::client::KmsClient;
+use crate::skip::client::SkipClient;
+use crate::source::KeySource;
+
+/// An answer that took longer is worth a word.
+const SLOW: Duration = Duration::from_secs(1);
+
+/// What a finding is about, in the order of the check.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Step {
+    /// Name and TCP.
+    Reach,
+    /// Version, group and suite.
+    Tls,
+    /// The KME's certificate, and ours.
+    Certificate,
+    /// As whom the KME knows us.
+    Identity,
+    /// The link's status.
+    Status,
+    /// New keys, as the master SAE.
+    Take,
+    /// The same keys by their IDs, as the slave SAE.
+    Fetch,
+}
+
+impl Step {
+    /// The fixed word.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Reach => "reach",
+            Self::Tls => "tls",
+            Self::Certificate => "certificate",
+            Self::Identity => "identity",
+            Self::Status => "status",
+            Self::Take => "take",
+            Self::Fetch => "fetch",
+        }
+    }
+}
+
+/// How a finding is to be taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// As it should be.
+    Ok,
+    /// Unusual, and qvpn can work with it.
+    Quirk,
+    /// qvpn can't work with it.
+    Failed,
+    /// Not looked at.
+    Skipped,
+}
+
+impl Verdict {
+    /// The fixed word.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::Quirk => "quirk",
+            Self::Failed => "failed",
+            Self::Skipped => "skipped",
+        }
+    }
+}
+
+/// One thing that was found. Holds no key material.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Finding {
+    /// What it is about.
+    pub step: Step,
+    /// How it is to be taken.
+    pub verdict: Verdict,
+    /// A fixed word for programs.
+    pub code: &'static str,
+    /// In words.
+    pub text: String,
+    /// What to do; empty where there is nothing to do.
+    pub advice: String,
+}
+
+pub(crate) fn ok(step: Step, code: &'static str, text: impl Into<String>) -> Finding {
+    Finding { step, verdict: Verdict::Ok, code, text: text.into(), advice: String::new() }
+}
+
+pub(crate) fn quirk(step: Step, code: &'static str, text: impl Into<String>, advice: &str) -> Finding {
+    Finding { step, verdict: Verdict::Quirk, code, text: text.into(), advice: advice.to_owned() }
+}
+
+pub(crate) fn failed(step: Step, error: &KmsError) -> Finding {
+    let (code, advice) = (error.kind().as_str(), error.advice().to_owned());
+    Finding { step, verdict: Verdict::Failed, code, text: error.to_string(), advice }
+}
+
+pub(crate) fn broken(step: Step, code: &'static str, text: impl Into<String>, advice: &str) -> Finding {
+    Finding { step, verdict: Verdict::Failed, code, text: text.into(), advice: advice.to_owned() }
+}
+
+/// A step that is left out, and why.
+#[must_use]
+pub fn skipped(step: Step, code: &'static str, why: impl Into<String>) -> Finding {
+    Finding { step, verdict: Verdict::Skipped, code, text: why.into(), advice: String::new() }
+}
+
+/// The KME that is looked at.
+#[derive(Clone, Copy)]
+pub enum Probed<'a> {
+    /// It speaks ETSI GS QKD 014, so its status is looked at field by field.
+    Etsi014(&'a KmsClient),
+    /// It speaks SKIP, and its capabilities are looked at.
+    Skip(&'a SkipClient),
+    /// It is something else.
+    Other(&'a dyn KeySource),
+}
+
+impl<'a> Probed<'a> {
+    /// As a source of keys.
+    #[must_use]
+    pub fn source(self) -> &'a dyn KeySource {
+        match self {
+            Self::Etsi014(client) => client,
+            Self::Skip(client) => client,
+            Self::Other(source) => source,
+        }
+    }
+}
+
+/// A word about an answer that took long, apart from the way.
+pub(crate) fn slow(step: Step, began: Instant, source: &dyn KeySource) -> Option<Finding> {
+    let way = source
+        .connection()
+        .map_or(Duration::ZERO, |c| c.connected_in.unwrap_or_default() + c.tls_in.unwrap_or_default());
+    let took = began.elapsed().saturating_sub(way);
+    (took >= SLOW).then(|| {
+        quirk(
+            step,
+            "slow",
+            format!("the answer took {:.1} s", took.as_secs_f64()),
+            "qvpn waits 5 s for a whole operation; ask the KME's operator about its load",
+        )
+    })
+}
