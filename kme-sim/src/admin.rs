@@ -14,9 +14,9 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tracing::{info, warn};
 
-use crate::misbehave::{Faults, Misbehaviour, Ops};
-use crate::network::{Counts, LinkReport, LinkStats};
-use crate::server::{Shared, until_stopped};
+use crate::faults::catalog::{Faults, Misbehaviour, Ops};
+use crate::network::report::{Counts, LinkReport, LinkStats};
+use crate::state::{Shared, until_stopped};
 
 /// The longest command, bytes.
 const MAX_LINE: u64 = 64 * 1024;

@@ -17,10 +17,11 @@ use crate::api::{
     key_ids_from_query,
 };
 use crate::config::Apis;
-use crate::faulty::{self, AnswerBody, cut, empty, json_answer};
-use crate::misbehave::Misbehaviour;
-use crate::server::Shared;
-use crate::{skip, spoil};
+use crate::faults::answer::{self as answer_faults, AnswerBody, cut, empty, json_answer};
+use crate::faults::catalog::Misbehaviour;
+use crate::faults::keys as key_faults;
+use crate::skip;
+use crate::state::Shared;
 
 /// The largest request body: 10,000 key IDs have room in it.
 const MAX_BODY: usize = 1 << 20;
@@ -117,7 +118,7 @@ async fn serve(peer: &Peer, sae: &str, request: Request<Incoming>) -> Result<Res
         (Misbehaviour::NoPost, &Method::POST) => return Err(Refusal::Method(op.name(), "GET").into()),
         _ => {}
     }
-    if let Some(instead) = faulty::instead(fault, op)? {
+    if let Some(instead) = answer_faults::instead(fault, op)? {
         return Ok(instead);
     }
 
@@ -128,7 +129,7 @@ async fn serve(peer: &Peer, sae: &str, request: Request<Incoming>) -> Result<Res
     let mut response = json_answer(StatusCode::OK, body);
     match fault {
         Misbehaviour::LoseAnswer => return Err(Trouble::Cut),
-        Misbehaviour::CutBody => response = faulty::cut_in_the_middle(response),
+        Misbehaviour::CutBody => response = answer_faults::cut_in_the_middle(response),
         Misbehaviour::WrongType => {
             response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain"));
         }
@@ -149,14 +150,14 @@ async fn etsi014(
             let shared = &peer.shared;
             let status = shared.network().status(&peer.kme, sae, &route.sae, fault, shared.now())?;
             debug!(kme = %peer.kme, sae, stored = status.stored_key_count, "status");
-            let body = faulty::status_text(fault, &status);
+            let body = answer_faults::status_text(fault, &status);
             return Ok(Bytes::from(body.map_err(|e| Refusal::Unavailable(e.to_string()))?));
         }
         Op::EncKeys => enc_keys(peer, sae, &route.sae, fault, request).await?,
         Op::DecKeys => dec_keys(peer, sae, &route.sae, fault, request).await?,
     };
-    spoil::keys(fault, route.op, &mut keys)?;
-    Ok(Bytes::from_owner(key_container(keys, spoil::style(fault))))
+    key_faults::keys(fault, route.op, &mut keys)?;
+    Ok(Bytes::from_owner(key_container(keys, key_faults::style(fault))))
 }
 
 /// The same by the other interface: one key at a time, and all by GET. Where there is no key it says 400, since 503 is there only
@@ -191,10 +192,10 @@ fn skip_answer(
             network.dec_keys(&peer.kme, sae, &remote, &[id], fault, now)?
         }
     };
-    spoil::keys(fault, op, &mut keys)?;
+    key_faults::keys(fault, op, &mut keys)?;
     // There is always one: both ask for one, and no fault that is handled here takes it away.
     let key = keys.into_iter().next().ok_or_else(|| Refusal::bad(KEY_NOT_FOUND))?;
-    Ok(Bytes::from_owner(skip::key(key, spoil::style(fault))))
+    Ok(Bytes::from_owner(skip::key(key, key_faults::style(fault))))
 }
 
 async fn enc_keys(

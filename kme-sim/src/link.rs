@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use qvpn_secret::SecretBuf;
 
-use crate::api::DeliveredKey;
+use crate::api::{DeliveredKey, Refusal};
 use crate::config::LinkConfig;
 use crate::supply::{State, Supply};
 use crate::test_key;
@@ -14,6 +14,12 @@ use crate::test_key;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the system gave no random bytes")]
 pub struct NoRandomness;
+
+impl From<NoRandomness> for Refusal {
+    fn from(error: NoRandomness) -> Self {
+        Self::Unavailable(error.to_string())
+    }
+}
 
 /// What a pending bit is counted in: micro-bits a second times nanoseconds.
 const UNITS_PER_BIT: u128 = 1_000_000_000_000_000;

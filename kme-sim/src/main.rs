@@ -9,7 +9,7 @@ use std::process::ExitCode;
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use kme_sim::admin::{self, Command};
 use kme_sim::certs::{self, SubjectName};
-use kme_sim::misbehave::{Misbehaviour, Ops};
+use kme_sim::faults::catalog::{Misbehaviour, Ops};
 use kme_sim::presets::{PRESETS, Preset};
 use kme_sim::{Config, Simulator};
 use tokio::signal::unix::{SignalKind, signal};

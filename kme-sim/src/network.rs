@@ -4,19 +4,23 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
 
-use serde::Serialize;
-use serde_json::{Value, json};
-use tracing::{debug, info, warn};
+use serde_json::json;
+use tracing::{debug, info};
 
-use crate::api::{
-    DeliveredKey, KEY_NOT_FOUND, KeyRequest, MANDATORY_UNMET, MANDATORY_UNSUPPORTED, OPTIONAL_UNHANDLED,
-    Refusal, SIZE_MULTIPLE_OF_8, Status,
-};
-use crate::config::{Config, KmeConfig};
-use crate::link::{Link, NoRandomness};
-use crate::misbehave::Misbehaviour;
-use crate::quirks::{self, Limits};
+use crate::api::{DeliveredKey, KEY_NOT_FOUND, KeyRequest, Refusal, Status};
+use crate::config::Config;
+use crate::faults::catalog::Misbehaviour;
+use crate::faults::request::{self as request_faults, Limits};
+use crate::link::Link;
 use crate::relay;
+
+pub(crate) mod report;
+mod request;
+mod store;
+
+use report::{Counts, LinkReport, LinkStats};
+use request::{check_extensions, checked_amount};
+use store::{Kme, StoredKey};
 
 /// All KMEs of one process.
 pub struct Network {
@@ -28,99 +32,12 @@ pub struct Network {
     relays: BTreeSet<String>,
 }
 
-/// One KME's own part.
-struct Kme {
-    config: KmeConfig,
-    waiting: HashMap<String, Waiting>,
-    /// The IDs in `waiting`, oldest first.
-    by_age: BTreeMap<u64, String>,
-    next_age: u64,
-    /// The first key since a fault was set that repeats it.
-    first: Option<DeliveredKey>,
-    counts: Counts,
-}
-
-/// What a KME did since the start.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
-pub struct Counts {
-    /// Keys that master SAEs took.
-    pub keys_taken: u64,
-    /// Keys that slave SAEs fetched.
-    pub keys_fetched: u64,
-    /// Requests for which a link held too few bits.
-    pub exhausted: u64,
-    /// Requests for an ID that wasn't there.
-    pub not_found: u64,
-}
-
-/// A link's supply, for the admin socket.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct LinkStats {
-    /// The KMEs or nodes that it joins.
-    pub kmes: [String; 2],
-    /// Secret bits a second, at the moment.
-    pub bits_per_s: f64,
-    /// Share of sifted bits that differ, at the moment.
-    pub qber: f64,
-    /// Whether it yields at the moment: no pause, and a pass is on.
-    pub active: bool,
-    /// Pulses that an eavesdropper measures, percent.
-    pub intercepted_percent: u8,
-    /// Bits in the store.
-    pub stored_bits: u64,
-    /// Bits that it holds at most.
-    pub max_bits: u64,
-    /// Bits yielded since the start.
-    pub produced_bits: u64,
-    /// Bits lost because the store was full.
-    pub lost_bits: u64,
-    /// Bits taken for keys or for carrying keys.
-    pub spent_bits: u64,
-}
-
-/// A key that lies at a KME until each of its slave SAEs there has fetched it.
-struct Waiting {
-    age: u64,
-    master: String,
-    named: Vec<String>,
-    left: BTreeSet<String>,
-    available_at: Duration,
-    key: DeliveredKey,
-}
-
-/// What a link holds, for the admin socket.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct LinkReport {
-    /// The KMEs that it joins.
-    pub kmes: [String; 2],
-    /// Whole keys of the link's `key_size` that can be taken now.
-    pub stored_key_count: u64,
-    /// Keys that it holds at most.
-    pub max_key_count: u64,
-    /// Whether its supply is stopped.
-    pub paused: bool,
-}
-
-impl From<NoRandomness> for Refusal {
-    fn from(error: NoRandomness) -> Self {
-        Self::Unavailable(error.to_string())
-    }
-}
-
 impl Network {
     /// The network of `config`, at time zero.
     #[must_use]
     pub fn new(config: &Config) -> Self {
-        let kme = |k: &KmeConfig| Kme {
-            config: k.clone(),
-            waiting: HashMap::new(),
-            by_age: BTreeMap::new(),
-            next_age: 0,
-            first: None,
-            counts: Counts::default(),
-        };
         Self {
-            kmes: config.kmes.iter().map(|k| (k.name.clone(), kme(k))).collect(),
+            kmes: config.kmes.iter().map(|k| (k.name.clone(), Kme::new(k))).collect(),
             links: config.links.iter().map(Link::new).collect(),
             relays: config
                 .nodes
@@ -190,10 +107,10 @@ impl Network {
         if fault == Misbehaviour::CountWaiting
             && let Some(target) = self.kmes.get(&status.target_kme_id)
         {
-            let of_pair = |w: &&Waiting| w.master == caller && w.left.contains(slave);
+            let of_pair = |w: &&StoredKey| w.master == caller && w.left.contains(slave);
             status.stored_key_count = target.waiting.values().filter(of_pair).count() as u64;
         }
-        quirks::status(fault, &mut status)?;
+        request_faults::status(fault, &mut status)?;
         Ok(status)
     }
 
@@ -215,7 +132,7 @@ impl Network {
         let config = &self.kmes[kme].config;
         let limits = Limits::new(config, self.key_size(&first_way), fault);
         let (number, bits) = checked_amount(&limits, request)?;
-        let (number, bits) = quirks::amount(fault, request, number, bits);
+        let (number, bits) = request_faults::amount(fault, request, number, bits);
         check_extensions(config, request)?;
         if let (Misbehaviour::RepeatKeys, Some(first)) = (fault, &self.kmes[kme].first) {
             return Ok(vec![first.duplicate()]);
@@ -255,7 +172,7 @@ impl Network {
         let mut keys: Vec<DeliveredKey> =
             (0..number).map(|_| first_link.next_key(bytes)).collect::<Result<_, _>>()?;
         if fault == Misbehaviour::OddIds {
-            keys.iter_mut().for_each(|key| key.id = quirks::odd_id(&key.id));
+            keys.iter_mut().for_each(|key| key.id = request_faults::odd_id(&key.id));
         } else if request.hex_ids {
             keys.iter_mut().for_each(|key| key.id.retain(|c| c != '-'));
         }
@@ -308,7 +225,7 @@ impl Network {
         if fault == Misbehaviour::ForgetKeys {
             kme_state.forget(|w| ids.contains(&w.key.id));
         }
-        let late = if fault == Misbehaviour::LateSync { quirks::LATE } else { Duration::ZERO };
+        let late = if fault == Misbehaviour::LateSync { request_faults::LATE } else { Duration::ZERO };
         if ids.len() > usize::try_from(limit).unwrap_or(usize::MAX) {
             return Err(Refusal::bad(format!("key_IDs shall have at most {limit} entries")));
         }
@@ -438,126 +355,5 @@ impl Network {
         let way = relay::way(&self.links, &self.relays, kme, target);
         let way = way.ok_or_else(|| Refusal::bad(format!("no QKD link leads from {kme} to {target}")))?;
         Ok((target.clone(), way))
-    }
-}
-
-impl Kme {
-    fn put(&mut self, key: DeliveredKey, master: &str, slaves: &[String], available_at: Duration) {
-        let limit = usize::try_from(self.config.max_waiting_keys).unwrap_or(usize::MAX);
-        while self.waiting.len() >= limit {
-            let Some((_, id)) = self.by_age.pop_first() else { break };
-            self.waiting.remove(&id);
-            warn!(key_id = %id, kme = %self.config.name, "key forgotten: no slave SAE fetched it and the store is full");
-        }
-        let age = self.next_age;
-        self.next_age += 1;
-        self.by_age.insert(age, key.id.clone());
-        let waiting = Waiting {
-            age,
-            master: master.to_owned(),
-            named: slaves.to_vec(),
-            left: slaves.iter().cloned().collect(),
-            available_at,
-            key,
-        };
-        self.waiting.insert(waiting.key.id.clone(), waiting);
-    }
-
-    /// Throws away the keys that `which` names.
-    fn forget(&mut self, which: impl Fn(&Waiting) -> bool) {
-        self.waiting.retain(|_, waiting| {
-            let forgotten = which(waiting);
-            if forgotten {
-                self.by_age.remove(&waiting.age);
-            }
-            !forgotten
-        });
-    }
-
-    /// Remembers the first key of all under a fault that repeats it, and repeats its ID.
-    fn repeat(&mut self, fault: Misbehaviour, keys: &mut [DeliveredKey]) {
-        if !matches!(fault, Misbehaviour::RepeatKeys | Misbehaviour::RepeatId) {
-            return;
-        }
-        match (&self.first, keys.first_mut()) {
-            (None, key) => self.first = key.map(|k| k.duplicate()),
-            (Some(first), Some(key)) if fault == Misbehaviour::RepeatId => key.id.clone_from(&first.id),
-            _ => {}
-        }
-    }
-
-    /// The key for `sae`; it leaves the store when all its slave SAEs have it.
-    fn fetch(&mut self, id: &str, sae: &str, fault: Misbehaviour) -> Option<DeliveredKey> {
-        let waiting = self.waiting.get_mut(id)?;
-        if fault == Misbehaviour::DeliverTwice {
-            return Some(waiting.key.duplicate());
-        }
-        waiting.left.remove(sae);
-        if !waiting.left.is_empty() {
-            return Some(waiting.key.duplicate());
-        }
-        let waiting = self.waiting.remove(id)?;
-        self.by_age.remove(&waiting.age);
-        Some(waiting.key)
-    }
-}
-
-/// How many keys and of how many bits, within the KME's limits.
-fn checked_amount(limits: &Limits, request: &KeyRequest) -> Result<(u64, u64), Refusal> {
-    let number = request.number.unwrap_or(1);
-    let most = limits.max_keys;
-    if number == 0 || number > u64::from(most) {
-        return Err(Refusal::bad(format!("number shall be from 1 to {most}")));
-    }
-    let size = request.size.unwrap_or_else(|| u64::from(limits.default_size));
-    if !size.is_multiple_of(8) {
-        return Err(Refusal::bad(SIZE_MULTIPLE_OF_8));
-    }
-    let (min, max) = (limits.min_size, limits.max_size);
-    if size < u64::from(min) || size > u64::from(max) {
-        return Err(Refusal::bad(format!("size shall be from {min} to {max} bits")));
-    }
-    let most = limits.max_sae_ids;
-    if request.additional_slave_sae_ids.len() > usize::try_from(most).unwrap_or(usize::MAX) {
-        return Err(Refusal::bad(format!("additional_slave_SAE_IDs shall have at most {most} entries")));
-    }
-    Ok((number, size))
-}
-
-/// Whether the KME knows each extension and can meet its value.
-fn check_extensions(config: &KmeConfig, request: &KeyRequest) -> Result<(), Refusal> {
-    let of = |extensions: &[serde_json::Map<String, Value>], wanted: Support| -> Vec<Value> {
-        let pairs = extensions.iter().flatten();
-        pairs.filter(|(n, v)| support(config, n, v) == wanted).map(|(n, _)| json!({ "name": n })).collect()
-    };
-    let refuse = |message: &str, details| Err(Refusal::BadRequest { message: message.to_owned(), details });
-    let unknown = of(&request.extension_mandatory, Support::Unknown);
-    if !unknown.is_empty() {
-        return refuse(MANDATORY_UNSUPPORTED, unknown);
-    }
-    let unmet = of(&request.extension_mandatory, Support::Unmet);
-    if !unmet.is_empty() {
-        return refuse(MANDATORY_UNMET, unmet);
-    }
-    let mut ignored = of(&request.extension_optional, Support::Unknown);
-    ignored.extend(of(&request.extension_optional, Support::Unmet));
-    if config.refuse_optional_extensions && !ignored.is_empty() {
-        return refuse(OPTIONAL_UNHANDLED, ignored);
-    }
-    Ok(())
-}
-
-#[derive(PartialEq, Eq, Clone, Copy)]
-enum Support {
-    Met,
-    Unmet,
-    Unknown,
-}
-
-fn support(config: &KmeConfig, name: &str, value: &Value) -> Support {
-    match config.extensions.get(name) {
-        None => Support::Unknown,
-        Some(values) if values.iter().any(|v| value.as_str() == Some(v)) => Support::Met,
-        Some(_) => Support::Unmet,
     }
 }

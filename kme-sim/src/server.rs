@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use hyper::server::conn::http1;
@@ -13,17 +13,19 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 use tracing::{debug, info, warn};
 
 use crate::admin::{self, Answer, Command};
-use crate::config::{Apis, Config, KmeConfig, SaeConfig};
+use crate::config::{Apis, Config, KmeConfig};
+use crate::faults::catalog::{Faults, Misbehaviour};
 use crate::http::{self, Peer};
-use crate::misbehave::{Faults, Misbehaviour, Ops};
 use crate::network::Network;
-use crate::tls::{self, Client, TlsError};
+use crate::pem::TlsError;
+use crate::state::{PortOrder, Shared, until_stopped};
+use crate::tls::{self, Client};
 
 /// How long a TLS handshake may take.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -70,56 +72,6 @@ pub enum StartError {
     Memory(#[from] qvpn_secret::LockError),
 }
 
-/// What all tasks of a simulator share.
-pub(crate) struct Shared {
-    network: Mutex<Network>,
-    faults: Mutex<BTreeMap<String, Faults>>,
-    doors: BTreeMap<String, mpsc::Sender<DoorOrder>>,
-    saes: Vec<SaeConfig>,
-    started: Instant,
-    time_scale: f64,
-}
-
-/// An order to do a fault of the port, or none, and where to say how it went.
-type DoorOrder = (Misbehaviour, oneshot::Sender<Result<(), String>>);
-
-impl Shared {
-    /// The network's state. A panic elsewhere can't leave it half changed in a way that matters to a simulator.
-    pub(crate) fn network(&self) -> MutexGuard<'_, Network> {
-        self.network.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Simulated time since the start.
-    pub(crate) fn now(&self) -> Duration {
-        let elapsed = self.started.elapsed();
-        if self.time_scale == 1.0 { elapsed } else { elapsed.mul_f64(self.time_scale) }
-    }
-
-    pub(crate) fn faults(&self, kme: &str) -> Faults {
-        self.all_faults().get(kme).copied().unwrap_or_default()
-    }
-
-    pub(crate) fn all_faults(&self) -> MutexGuard<'_, BTreeMap<String, Faults>> {
-        self.faults.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Sets a fault; returns when it is in force, so that the very next request meets it.
-    pub(crate) async fn misbehave(&self, kme: &str, ops: Ops, how: Misbehaviour) -> Result<(), String> {
-        let Some(door) = self.doors.get(kme) else {
-            return Err(format!("there is no KME named {kme:?}"));
-        };
-        let faults = self.faults(kme).with(ops, how).map_err(|e| e.to_string())?;
-        let (reply, done) = oneshot::channel();
-        let stopping = |()| format!("{kme} is stopping");
-        door.send((faults.port, reply)).await.map_err(|_| stopping(()))?;
-        done.await.map_err(|_| stopping(()))??;
-        self.network().forget_first(kme);
-        self.all_faults().insert(kme.to_owned(), faults);
-        info!(%kme, ?ops, how = how.name(), "misbehaviour set");
-        Ok(())
-    }
-}
-
 /// A running simulator: all KMEs of a config. Dropping it ends them at once.
 pub struct Simulator {
     shared: Arc<Shared>,
@@ -137,7 +89,7 @@ impl Simulator {
     pub async fn start(config: &Config) -> Result<Self, StartError> {
         qvpn_secret::reserve(RESERVED_KEY_MEMORY)?;
         let mut listeners = Vec::new();
-        let mut doors = BTreeMap::new();
+        let mut ports = BTreeMap::new();
         let mut addresses = BTreeMap::new();
         for kme in &config.kmes {
             let tls = tls::server_config(kme, Misbehaviour::None)
@@ -145,8 +97,8 @@ impl Simulator {
             let listen = |source| StartError::Listen { kme: kme.name.clone(), address: kme.listen, source };
             let socket = TcpListener::bind(kme.listen).await.map_err(listen)?;
             let address = socket.local_addr().map_err(listen)?;
-            let (door, orders) = mpsc::channel(1);
-            doors.insert(kme.name.clone(), door);
+            let (port, orders) = mpsc::channel(1);
+            ports.insert(kme.name.clone(), port);
             addresses.insert(kme.name.clone(), address);
             listeners.push((kme.clone(), address, socket, TlsAcceptor::from(tls), orders));
         }
@@ -166,7 +118,7 @@ impl Simulator {
         let shared = Arc::new(Shared {
             network: Mutex::new(Network::new(config)),
             faults: Mutex::new(config.kmes.iter().map(|k| (k.name.clone(), Faults::default())).collect()),
-            doors,
+            ports,
             saes: config.saes.clone(),
             started: Instant::now(),
             time_scale: config.time_scale,
@@ -230,7 +182,7 @@ struct Server {
 }
 
 impl Server {
-    async fn run(mut self, mut orders: mpsc::Receiver<DoorOrder>) {
+    async fn run(mut self, mut orders: mpsc::Receiver<PortOrder>) {
         let mut stopped = self.stopped.clone();
         loop {
             tokio::select! {
@@ -286,7 +238,7 @@ impl Server {
                 return;
             }
             Misbehaviour::NoTls => {
-                self.connections.spawn(speak_plainly(stream));
+                self.connections.spawn(reply_without_tls(stream));
                 return;
             }
             _ => {}
@@ -295,12 +247,6 @@ impl Server {
         let (acceptor, stopped) = (self.acceptor.clone(), self.stopped.clone());
         self.connections.spawn(connection(serving, acceptor, stream, from, stopped));
     }
-}
-
-/// Waits until the simulator stops.
-pub(crate) async fn until_stopped(stopped: &mut watch::Receiver<bool>) {
-    // An error means that the sender is gone, and with it the simulator.
-    let _ = stopped.wait_for(|stop| *stop).await;
 }
 
 /// The next connection; waits for ever while the port is closed.
@@ -318,7 +264,7 @@ async fn stall(mut stream: TcpStream) {
 }
 
 /// Answers as a server without TLS does to whatever comes first.
-async fn speak_plainly(mut stream: TcpStream) {
+async fn reply_without_tls(mut stream: TcpStream) {
     const ANSWER: &[u8] = b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
     let mut first = [0; 1024];
     if stream.read(&mut first).await.is_ok() {

@@ -1,41 +1,17 @@
 //! TLS of a KME: its certificate, mutual authentication against the client CA, and the SAE ID in a client's certificate.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{NamedGroup, RootCertStore, ServerConfig};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use crate::config::{KmeConfig, KnownBy, SaeConfig};
-use crate::misbehave::Misbehaviour;
-use crate::tls_faults;
-
-/// Why a KME's certificates can't be used.
-#[derive(Debug, thiserror::Error)]
-pub enum TlsError {
-    /// A PEM file can't be read or holds nothing of the kind.
-    #[error("cannot read {what} from {path}: {source}; `kme-sim certs DIR` makes a set for a lab", path = path.display())]
-    Pem {
-        /// What was looked for.
-        what: &'static str,
-        /// Where.
-        path: PathBuf,
-        /// What was wrong.
-        source: rustls::pki_types::pem::Error,
-    },
-    /// The files can be read and don't fit together.
-    #[error("cannot use the certificate {path}: {reason}", path = path.display())]
-    Unusable {
-        /// The certificate that was to be used.
-        path: PathBuf,
-        /// What was wrong.
-        reason: String,
-    },
-}
+use crate::faults::catalog::Misbehaviour;
+use crate::faults::tls as tls_faults;
+use crate::pem::{TlsError, certificates, private_key};
 
 /// The TLS side of a KME: TLS 1.3 or 1.2, X25519MLKEM768 preferred, and no client without a certificate of its CA; or
 /// what `fault` makes of it.
@@ -81,29 +57,6 @@ pub fn server_config(kme: &KmeConfig, fault: Misbehaviour) -> Result<Arc<ServerC
     };
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
     Ok(Arc::new(config))
-}
-
-/// The private key in a PEM file.
-pub(crate) fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, TlsError> {
-    PrivateKeyDer::from_pem_file(path).map_err(|source| TlsError::Pem {
-        what: "a private key",
-        path: path.to_owned(),
-        source,
-    })
-}
-
-/// The certificates in a PEM file, one at least.
-pub(crate) fn certificates(
-    path: &Path,
-    what: &'static str,
-) -> Result<Vec<CertificateDer<'static>>, TlsError> {
-    let pem = |source| TlsError::Pem { what, path: path.to_owned(), source };
-    let found: Vec<_> =
-        CertificateDer::pem_file_iter(path).map_err(pem)?.collect::<Result<_, _>>().map_err(pem)?;
-    if found.is_empty() {
-        return Err(pem(rustls::pki_types::pem::Error::NoItemsFound));
-    }
-    Ok(found)
 }
 
 /// Who a client certificate says its owner is.

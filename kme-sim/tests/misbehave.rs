@@ -6,7 +6,7 @@ mod common;
 use std::time::Duration;
 
 use common::{Client, Lab, client_config};
-use kme_sim::misbehave::{Misbehaviour, Ops};
+use kme_sim::faults::catalog::{Misbehaviour, Ops};
 
 const STATUS: &str = "/api/v1/keys/SITE-B/status";
 const TO_B: &str = "/api/v1/keys/SITE-B/enc_keys";

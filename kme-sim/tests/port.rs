@@ -7,7 +7,7 @@ mod common;
 use std::time::Duration;
 
 use common::{Client, Lab, client_config};
-use kme_sim::misbehave::{Misbehaviour, Ops};
+use kme_sim::faults::catalog::{Misbehaviour, Ops};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::version::{TLS12, TLS13};
 use rustls::{DigitallySignedStruct, NamedGroup, ProtocolVersion, SignatureScheme};

@@ -6,7 +6,7 @@ mod common;
 use std::time::Duration;
 
 use common::{Client, Lab};
-use kme_sim::misbehave::{Misbehaviour, Ops};
+use kme_sim::faults::catalog::{Misbehaviour, Ops};
 use serde_json::json;
 
 const STATUS: &str = "/api/v1/keys/SITE-B/status";

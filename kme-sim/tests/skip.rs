@@ -4,7 +4,7 @@
 mod common;
 
 use common::{CONFIG, Lab, SEED};
-use kme_sim::misbehave::{Misbehaviour, Ops};
+use kme_sim::faults::catalog::{Misbehaviour, Ops};
 use serde_json::{Value, json};
 
 /// The lab with both faces at kme-a1, and SKIP alone at kme-b1.

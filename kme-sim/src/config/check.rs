@@ -7,8 +7,9 @@ use std::time::Duration;
 
 use toml::Spanned;
 
-use super::raw::{Raw, RawKme, RawLink, RawOptics, RawSae};
-use super::{Apis, Config, KmeConfig, KnownBy, LinkConfig, Problem, SaeConfig};
+use crate::config::model::{Apis, Config, KmeConfig, KnownBy, LinkConfig, SaeConfig};
+use crate::config::problem::Problem;
+use crate::config::raw::{Raw, RawKme, RawLink, RawOptics, RawSae};
 use crate::supply::{Optics, Passes, Source, Supply};
 
 /// The error rate of a link with a constant rate that names none.
@@ -25,15 +26,15 @@ const LONGEST_NAME: usize = 64;
 type KeySizes = BTreeMap<String, (u32, u32)>;
 
 /// Turns the raw file into a [`Config`] and gathers what is wrong on the way.
-pub(super) struct Check<'a> {
-    pub(super) text: &'a str,
-    pub(super) file: &'a str,
-    pub(super) folder: &'a Path,
-    pub(super) problems: Vec<Problem>,
+pub(crate) struct Check<'a> {
+    pub(crate) text: &'a str,
+    pub(crate) file: &'a str,
+    pub(crate) folder: &'a Path,
+    pub(crate) problems: Vec<Problem>,
 }
 
 impl Check<'_> {
-    pub(super) fn problem(&mut self, at: usize, message: impl Into<String>) {
+    pub(crate) fn problem(&mut self, at: usize, message: impl Into<String>) {
         let before = self.text.get(..at).unwrap_or(self.text);
         let start = before.rfind('\n').map_or(0, |i| i + 1);
         self.problems.push(Problem {
@@ -44,7 +45,7 @@ impl Check<'_> {
         });
     }
 
-    pub(super) fn config(&mut self, raw: Raw) -> Config {
+    pub(crate) fn config(&mut self, raw: Raw) -> Config {
         if raw.kme.is_empty() {
             self.problem(0, "there is no [[kme]]; a simulator needs at least one");
         }

@@ -13,7 +13,7 @@ use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use kme_sim::admin::{Answer, Command};
 use kme_sim::certs::{self, SubjectName};
-use kme_sim::misbehave::{Misbehaviour, Ops};
+use kme_sim::faults::catalog::{Misbehaviour, Ops};
 use kme_sim::{Config, Simulator};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};

@@ -1,8 +1,8 @@
 //! Faults in an answer's keys: which keys and IDs it has, and how they are written.
 
 use crate::api::{DeliveredKey, KeyStyle, Op};
+use crate::faults::catalog::Misbehaviour;
 use crate::link::{NoRandomness, random_id, random_key};
-use crate::misbehave::Misbehaviour;
 
 /// Spoils the keys of an answer that was otherwise right; other faults leave them alone.
 pub(crate) fn keys(how: Misbehaviour, op: Op, keys: &mut Vec<DeliveredKey>) -> Result<(), NoRandomness> {

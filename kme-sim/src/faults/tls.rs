@@ -15,7 +15,7 @@ use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 use crate::certs;
 use crate::config::KmeConfig;
 use crate::der;
-use crate::misbehave::Misbehaviour;
+use crate::faults::catalog::Misbehaviour;
 
 /// The name in a certificate for another KME.
 const OTHER_NAME: &str = "kme-of-another-site";
@@ -73,8 +73,8 @@ pub(crate) fn chain(
         }
         M::CertIsCa => {
             let (ca, key) = ca_files(kme);
-            let chain = crate::tls::certificates(&ca, "a CA certificate").map_err(|e| e.to_string())?;
-            let key = crate::tls::private_key(&key).map_err(|e| e.to_string())?;
+            let chain = crate::pem::certificates(&ca, "a CA certificate").map_err(|e| e.to_string())?;
+            let key = crate::pem::private_key(&key).map_err(|e| e.to_string())?;
             return Ok(Some((chain, key)));
         }
         M::CertV1 => {

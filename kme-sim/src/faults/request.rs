@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use crate::api::{KeyRequest, Status};
 use crate::config::KmeConfig;
+use crate::faults::catalog::Misbehaviour;
 use crate::link::{NoRandomness, random_bytes};
-use crate::misbehave::Misbehaviour;
 
 /// How late a key is at the slave's KME under [`Misbehaviour::LateSync`].
 pub(crate) const LATE: Duration = Duration::from_secs(3);

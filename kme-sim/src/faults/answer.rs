@@ -15,8 +15,8 @@ use tokio::time::Interval;
 use zeroize::Zeroizing;
 
 use crate::api::{KEY_NOT_FOUND, Op, Status};
+use crate::faults::catalog::Misbehaviour;
 use crate::link::{NoRandomness, random_bytes, random_id};
-use crate::misbehave::Misbehaviour;
 
 /// How large a huge answer is, bytes.
 const HUGE: usize = 10_000_000;

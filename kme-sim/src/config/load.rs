@@ -1,0 +1,43 @@
+//! Reads a config file and checks it.
+
+use std::path::Path;
+
+use crate::config::check::Check;
+use crate::config::model::Config;
+use crate::config::problem::ConfigError;
+use crate::config::raw::Raw;
+
+impl Config {
+    /// Reads and checks `path`; relative paths in it start from its folder.
+    ///
+    /// # Errors
+    /// [`ConfigError::Read`] if it can't be read, [`ConfigError::Invalid`] with all that is wrong in it.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let text = std::fs::read_to_string(path)
+            .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+        let folder = path.parent().unwrap_or(Path::new("."));
+        Self::parse(&text, &path.display().to_string(), folder)
+    }
+
+    /// Checks `text`, which is shown as `file` in errors and whose relative paths start from `folder`.
+    ///
+    /// # Errors
+    /// [`ConfigError::Invalid`] with all that is wrong in it.
+    pub fn parse(text: &str, file: &str, folder: &Path) -> Result<Self, ConfigError> {
+        let mut check = Check { text, file, folder, problems: Vec::new() };
+        let raw: Raw = match toml::from_str(text) {
+            Ok(raw) => raw,
+            Err(error) => {
+                check.problem(error.span().map_or(0, |span| span.start), error.message().replace('\n', " "));
+                return Err(ConfigError::Invalid(check.problems));
+            }
+        };
+        let config = check.config(raw);
+        if check.problems.is_empty() {
+            Ok(config)
+        } else {
+            check.problems.sort_by_key(|p| (p.line, p.column));
+            Err(ConfigError::Invalid(check.problems))
+        }
+    }
+}

@@ -1,0 +1,108 @@
+//! A checked configuration: which KMEs, SAEs and links there are.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::supply::Supply;
+
+/// A checked configuration.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Config {
+    /// How many simulated seconds pass in a real one.
+    pub time_scale: f64,
+    /// Trusted nodes that are no KMEs: they pass keys on.
+    pub nodes: BTreeSet<String>,
+    /// Where the admin socket of this process is made, if at all.
+    pub admin: Option<PathBuf>,
+    /// At least one KME; names differ.
+    pub kmes: Vec<KmeConfig>,
+    /// The SAEs, each at one of the KMEs; IDs differ.
+    pub saes: Vec<SaeConfig>,
+    /// The QKD links, at most one between two KMEs.
+    pub links: Vec<LinkConfig>,
+}
+
+/// One `[[kme]]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KmeConfig {
+    /// The name, which is the KME ID in status answers.
+    pub name: String,
+    /// Where it listens; port 0 lets the system choose one.
+    pub listen: SocketAddr,
+    /// Its certificate chain, PEM.
+    pub cert_file: PathBuf,
+    /// Its private key, PEM.
+    pub key_file: PathBuf,
+    /// The CA certificates that client certificates must come from, PEM.
+    pub client_ca_file: PathBuf,
+    /// The interfaces that it speaks.
+    pub apis: Apis,
+    /// `max_key_per_request` of ETSI GS QKD 014 clause 6.1.
+    pub max_key_per_request: u32,
+    /// `min_key_size`, bits.
+    pub min_key_size: u32,
+    /// `max_key_size`, bits.
+    pub max_key_size: u32,
+    /// `max_SAE_ID_count`: how many additional slave SAEs a request may name.
+    pub max_sae_id_count: u32,
+    /// Keys that wait here for their slave SAEs at most; the oldest is forgotten when one more comes.
+    pub max_waiting_keys: u32,
+    /// The key request extensions that this KME knows, and the values that it can meet.
+    pub extensions: BTreeMap<String, Vec<String>>,
+    /// Whether it passes on keys between two of its links.
+    pub relay: bool,
+    /// Whether an optional extension that it doesn't handle is refused; otherwise it is ignored.
+    pub refuse_optional_extensions: bool,
+}
+
+/// The interfaces of a KME; one at least.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Apis {
+    /// ETSI GS QKD 014.
+    pub etsi014: bool,
+    /// Cisco SKIP (draft-cisco-skip).
+    pub skip: bool,
+}
+
+/// One `[[sae]]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SaeConfig {
+    /// The SAE ID.
+    pub id: String,
+    /// The name of its KME.
+    pub kme: String,
+    /// What of its certificate says that it is this SAE.
+    pub known_by: KnownBy,
+}
+
+/// What of a client certificate an SAE is known by: servers differ.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum KnownBy {
+    /// The common name is the SAE ID.
+    Name,
+    /// This serial number, whatever the common name is.
+    Serial(Vec<u8>),
+    /// The common name is the SAE ID, and this is the serial number.
+    Both(Vec<u8>),
+}
+
+/// One `[[link]]`, or one hop of it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LinkConfig {
+    /// The names of the two KMEs that it joins.
+    pub kmes: [String; 2],
+    /// Size of a key where a request names none, bits.
+    pub key_size: u32,
+    /// What the link yields over time.
+    pub supply: Supply,
+    /// Keys of `key_size` that the store holds at most.
+    pub max_keys: u64,
+    /// Keys of `key_size` in the store at the start.
+    pub initial_keys: u64,
+    /// How long a key is on its way to the other KME.
+    pub relay_delay: Duration,
+    /// Makes the keys reproducible, for tests only; see [`crate::test_key`].
+    pub seed: Option<Vec<u8>>,
+}

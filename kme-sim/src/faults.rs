@@ -1,0 +1,7 @@
+//! What a simulated KME does wrong on request.
+
+pub(crate) mod answer;
+pub mod catalog;
+pub(crate) mod keys;
+pub(crate) mod request;
+pub(crate) mod tls;
