@@ -1,5 +1,5 @@
-//! The admin socket: one JSON command a line, one JSON answer a line. It changes how the KMEs behave while they run, and
-//! tells what they hold; it never gives out a key.
+//! The admin socket: one JSON command a line, one JSON answer a line. It sets faults, controls links and
+//! reports stores. It never delivers a key.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -18,52 +18,51 @@ use crate::faults::catalog::{Faults, Misbehaviour, Ops};
 use crate::network::report::{Counts, LinkReport, LinkStats};
 use crate::state::{Shared, until_stopped};
 
-/// The longest command, bytes.
-const MAX_LINE: u64 = 64 * 1024;
+const MAX_LINE_BYTES: u64 = 64 * 1024;
 
 /// A command of the admin socket.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "cmd", rename_all = "snake_case", deny_unknown_fields)]
 pub enum Command {
-    /// Sets what a KME does wrong, or that it does no wrong any more.
+    /// Sets or clears a fault of a KME.
     Misbehave {
         /// Its name.
         kme: String,
-        /// For which operations; all where absent.
+        /// The operations; all if absent.
         #[serde(default)]
         op: Ops,
         /// The fault.
         how: Misbehaviour,
     },
-    /// Stops a link's supply; what it holds can still be taken.
+    /// Pauses a link's supply. Stored keys can still be taken.
     PauseLink {
         /// The KMEs that it joins.
         kmes: [String; 2],
     },
-    /// Lets a link's supply go on.
+    /// Resumes a link's supply.
     ResumeLink {
         /// The KMEs that it joins.
         kmes: [String; 2],
     },
-    /// Lets an eavesdropper measure and resend pulses of a link.
+    /// Simulates an eavesdropper who measures and resends pulses of a link.
     Eavesdrop {
         /// The KMEs or nodes that it joins.
         kmes: [String; 2],
-        /// Share of the pulses, percent; 0 ends it.
+        /// Share of the pulses, percent; 0 for none.
         percent: u8,
     },
-    /// Asks what the links and KMEs hold.
+    /// Reports the stores of links and KMEs.
     Stored {},
-    /// Asks for supply, error rate and counts of each link and KME since the start.
+    /// Reports supply, error rate and counters of each link and KME since the start.
     Stats {},
 }
 
-/// What a command came to.
+/// The answer to a command.
 #[derive(Debug, Clone, PartialEq, Default, Serialize)]
 pub struct Answer {
-    /// Whether it was carried out.
+    /// Whether the command succeeded.
     pub ok: bool,
-    /// Why not.
+    /// Why it failed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
     /// The links, in answer to `stored`.
@@ -82,18 +81,18 @@ pub struct Answer {
 pub struct Stats {
     /// Simulated time since the start, seconds.
     pub time_s: f64,
-    /// The links, each hop of a chain for itself.
+    /// The links; each hop of a chain is a link.
     pub links: Vec<LinkStats>,
-    /// What each KME did.
+    /// The counters of each KME.
     pub kmes: BTreeMap<String, Counts>,
 }
 
-/// What a KME holds and does.
+/// A KME's store and faults.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct KmeReport {
     /// Its name.
     pub name: String,
-    /// Keys that wait there for a slave SAE, those on their way included.
+    /// Keys that a slave SAE has not fetched yet, including delayed ones.
     pub waiting_keys: usize,
     /// Its faults.
     pub misbehave: Faults,
@@ -109,7 +108,7 @@ impl Answer {
     }
 }
 
-/// Carries out `command`; it is in force when the answer is there.
+/// Executes `command`. It is in force when this returns.
 pub(crate) async fn execute(shared: &Shared, command: Command) -> Answer {
     let pause = |kmes: &[String; 2], paused| {
         if shared.network().pause_link(kmes, paused, shared.now()) {
@@ -149,7 +148,7 @@ pub(crate) async fn execute(shared: &Shared, command: Command) -> Answer {
             let faults = shared.all_faults().clone();
             let mut network = shared.network();
             let report = |(name, misbehave): (String, Faults)| KmeReport {
-                waiting_keys: network.waiting(&name),
+                waiting_keys: network.stored_keys(&name),
                 name,
                 misbehave,
             };
@@ -159,7 +158,7 @@ pub(crate) async fn execute(shared: &Shared, command: Command) -> Answer {
     }
 }
 
-/// Makes the socket at `path`, for its owner only. One that a dead process left behind is replaced.
+/// Makes the socket at `path`, for its owner only. A stale socket is replaced.
 pub(crate) async fn bind(path: &Path) -> io::Result<UnixListener> {
     if std::fs::symlink_metadata(path).is_ok_and(|m| m.file_type().is_socket()) {
         if UnixStream::connect(path).await.is_ok() {
@@ -198,7 +197,7 @@ async fn client(stream: UnixStream, shared: Arc<Shared>) {
     let mut read = BufReader::new(read);
     loop {
         let mut line = Vec::new();
-        match (&mut read).take(MAX_LINE).read_until(b'\n', &mut line).await {
+        match (&mut read).take(MAX_LINE_BYTES).read_until(b'\n', &mut line).await {
             Ok(0) | Err(_) => return,
             Ok(_) => {}
         }
@@ -209,17 +208,17 @@ async fn client(stream: UnixStream, shared: Arc<Shared>) {
         };
         let mut text = serde_json::to_vec(&answer).unwrap_or_default();
         text.push(b'\n');
-        // A client that doesn't read its answer, or whose line had no end, has nothing more to say.
+        // Close after an incomplete line, or if the client doesn't read its answer.
         if write.write_all(&text).await.is_err() || !whole {
             return;
         }
     }
 }
 
-/// Sends one command (a line of JSON) to the admin socket at `path`; returns the answer's line.
+/// Sends one command (a line of JSON) to the admin socket at `path` and returns the answer.
 ///
 /// # Errors
-/// What the system said if nobody answers there.
+/// The system's error if nothing answers.
 pub async fn send(path: &Path, command: &str) -> io::Result<String> {
     let mut stream = UnixStream::connect(path).await?;
     stream.write_all(command.trim_end().as_bytes()).await?;

@@ -1,5 +1,5 @@
-//! The data formats of ETSI GS QKD 014 clause 6 as the simulator reads and writes them. Pure: requests come in as method,
-//! path, query and body; answers leave as bytes; refusals carry the document's own messages.
+//! The data formats of ETSI GS QKD 014 clause 6. Pure: requests are parsed from method, path, query and
+//! body; answers are bytes; refusals have the standard's messages.
 
 use data_encoding::{BASE64, BASE64URL_NOPAD};
 use hyper::{Method, StatusCode};
@@ -9,19 +9,19 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use zeroize::Zeroizing;
 
-/// The message for a size that is no whole number of bytes (Table 6).
+/// The message for a size that isn't a whole number of bytes (Table 6).
 pub const SIZE_MULTIPLE_OF_8: &str = "size shall be a multiple of 8";
 /// The message for a mandatory extension that the KME doesn't know.
 pub const MANDATORY_UNSUPPORTED: &str = "not all extension_mandatory parameters are supported";
 /// The message for a mandatory extension that the KME knows but can't meet.
 pub const MANDATORY_UNMET: &str = "not all extension_mandatory request options could be met";
-/// The message for an optional extension that the KME doesn't handle, from a KME that doesn't just ignore it.
+/// The message for an optional extension that the KME doesn't handle, from a KME that doesn't just ignore
+/// it.
 pub const OPTIONAL_UNHANDLED: &str = "not all extension_optional request options handled";
 /// The message for a key ID that is unknown, already fetched, or not yet there (Table 8).
 pub const KEY_NOT_FOUND: &str = "one or more keys specified are not found on KME";
 
-/// The longest message, characters.
-const LONGEST_MESSAGE: usize = 300;
+const MAX_MESSAGE_CHARS: usize = 300;
 
 /// The three methods of the interface (clause 5).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -47,16 +47,16 @@ impl Op {
     }
 }
 
-/// Why a request isn't served.
+/// Why a request is refused.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum Refusal {
-    /// 401, without a body: the certificate names nobody whom this KME serves, or somebody else's keys were asked for.
+    /// 401, without a body: the certificate isn't of an SAE of this KME, or the keys are another SAE's.
     #[error("{0}")]
     Unauthorized(&'static str),
     /// 400 with a message and details.
     #[error("{message}")]
     BadRequest {
-        /// One of the document's messages, or our own words where it has none.
+        /// One of the standard's messages, or our own if it has none.
         message: String,
         /// The `details` array: objects of one name each.
         details: Vec<Value>,
@@ -79,13 +79,13 @@ pub enum Refusal {
 }
 
 impl Refusal {
-    /// A 400 with `message` and no details. What it quotes of the request is cut to a bounded length.
+    /// A 400 with `message`, cut to a bounded length, and no details.
     pub fn bad(message: impl Into<String>) -> Self {
-        let message = message.into().chars().take(LONGEST_MESSAGE).collect();
+        let message = message.into().chars().take(MAX_MESSAGE_CHARS).collect();
         Self::BadRequest { message, details: Vec::new() }
     }
 
-    /// The status code that says so.
+    /// The status code.
     #[must_use]
     pub fn status(&self) -> StatusCode {
         match self {
@@ -112,7 +112,7 @@ impl Refusal {
     }
 }
 
-/// What a URL asks for: the method, and the SAE that the path names.
+/// The method of a URL, and the SAE in its path.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Route {
     /// The method of clause 5.
@@ -149,12 +149,12 @@ impl Route {
     }
 }
 
-/// The key request of clause 6.2; what it leaves out is `None` or empty.
+/// The key request of clause 6.2. Absent fields are `None` or empty.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 pub struct KeyRequest {
-    /// How many keys; 1 where absent.
+    /// The number of keys; 1 if absent.
     pub number: Option<u64>,
-    /// Their size in bits; the KME's `key_size` where absent.
+    /// Their size in bits; the KME's `key_size` if absent.
     pub size: Option<u64>,
     /// Slave SAEs beside the one in the URL.
     #[serde(default, rename = "additional_slave_SAE_IDs")]
@@ -177,7 +177,7 @@ impl KeyRequest {
     /// The GET form: only `number` and `size`.
     ///
     /// # Errors
-    /// A 400 for another parameter, one given twice, or no whole number.
+    /// A 400 for another parameter, a repeated one, or a value that isn't a whole number.
     pub fn from_query(query: &str) -> Result<Self, Refusal> {
         let mut request = Self { by_get: true, ..Self::default() };
         for (name, value) in form_urlencoded::parse(query.as_bytes()) {
@@ -203,7 +203,7 @@ impl KeyRequest {
     /// The POST form; an empty body is a request for one key of the default size.
     ///
     /// # Errors
-    /// A 400 if it is no JSON of this format.
+    /// A 400 if it isn't JSON of this format.
     pub fn from_body(body: &[u8]) -> Result<Self, Refusal> {
         if body.is_empty() {
             return Ok(Self::default());
@@ -249,7 +249,7 @@ pub fn key_ids_from_query(query: &str) -> Result<Vec<String>, Refusal> {
 /// The key IDs of a POST of `dec_keys`; extensions are allowed and ignored.
 ///
 /// # Errors
-/// A 400 if it is no JSON of this format or has no ID at all.
+/// A 400 if it isn't JSON of this format or has no ID.
 pub fn key_ids_from_body(body: &[u8]) -> Result<Vec<String>, Refusal> {
     let ids: KeyIds = serde_json::from_slice(body).map_err(|e| bad_json(&e))?;
     if ids.key_ids.is_empty() {
@@ -265,31 +265,31 @@ fn bad_json(error: &serde_json::Error) -> Refusal {
 /// The status of clause 6.1.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Status {
-    /// The KME that was asked.
+    /// The KME that answers.
     #[serde(rename = "source_KME_ID")]
     pub source_kme_id: String,
     /// The slave SAE's KME.
     #[serde(rename = "target_KME_ID")]
     pub target_kme_id: String,
-    /// Who asked.
+    /// The caller.
     #[serde(rename = "master_SAE_ID")]
     pub master_sae_id: String,
-    /// Whom the keys would be shared with.
+    /// The SAE that the keys are shared with.
     #[serde(rename = "slave_SAE_ID")]
     pub slave_sae_id: String,
     /// Default size of a key, bits.
     pub key_size: u32,
-    /// Whole keys of that size that can be had now.
+    /// Whole keys of that size that are available now.
     pub stored_key_count: u64,
-    /// Keys of that size that the store holds at most.
+    /// The capacity of the store, in keys of that size.
     pub max_key_count: u64,
-    /// Keys that one request may ask for.
+    /// The most keys that one request may ask for.
     pub max_key_per_request: u32,
     /// Largest key, bits.
     pub max_key_size: u32,
     /// Smallest key, bits.
     pub min_key_size: u32,
-    /// Additional slave SAEs that a request may name.
+    /// The most additional slave SAEs of a request.
     #[serde(rename = "max_SAE_ID_count")]
     pub max_sae_id_count: u32,
     /// The link's error rate, key rate and hops.
@@ -315,29 +315,29 @@ impl DeliveredKey {
     }
 }
 
-/// How the keys of a container are written; all but the first break the document, or stretch it.
+/// The encoding of the keys of a container. All but the first depart from the standard.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum KeyStyle {
-    /// As the document says.
+    /// As in the standard.
     #[default]
     Right,
-    /// An asterisk stands in each key's base64.
+    /// Each key's base64 has an asterisk.
     BadBase64,
     /// Base64 of the URL alphabet (RFC 4648 section 5), without padding.
     UrlBase64,
     /// Each ID is a number.
     NumericIds,
-    /// With fields that the document doesn't know, and its own extensions.
+    /// With undefined fields, and the standard's extensions.
     ExtraFields,
 }
 
-/// The key container of clause 6.3. The keys are erased here, and the bytes when the answer has been sent.
+/// The key container of clause 6.3. The keys are erased here, and the container after it is sent.
 #[must_use]
 pub fn key_container(keys: Vec<DeliveredKey>, style: KeyStyle) -> Zeroizing<Vec<u8>> {
     const AROUND: usize = r#"{"key_ID":,"key":""},"#.len() + KEY_EXTRA.len() + CONTAINER_EXTRA.len();
     let base64 = if style == KeyStyle::UrlBase64 { &BASE64URL_NOPAD } else { &BASE64 };
-    // Enough for the whole, so that no half-written copy stays behind when the buffer grows. An ID needs at most six
-    // bytes for each of its own in JSON.
+    // Enough for the whole container, since a buffer that grows leaves copies behind. In JSON an ID needs at
+    // most six bytes for each byte.
     let size =
         keys.iter().map(|k| AROUND + 2 + 6 * k.id.len() + BASE64.encode_len(k.key.len())).sum::<usize>();
     let mut body = Zeroizing::new(Vec::with_capacity(size + 16));
@@ -372,9 +372,9 @@ pub fn key_container(keys: Vec<DeliveredKey>, style: KeyStyle) -> Zeroizing<Vec<
     body
 }
 
-/// What an extra field of a key looks like.
+/// Extra fields of a key.
 const KEY_EXTRA: &str = r#","key_ID_extension":{"n":[1,{"a":null}]},"key_extension":"x","created":1.5e9"#;
-/// What an extra field of a container looks like.
+/// Extra fields of a container.
 const CONTAINER_EXTRA: &str =
     r#","key_container_extension":{"hops":["a","b"]},"vendor":{"keys":[],"x":true}"#;
 

@@ -1,5 +1,5 @@
-//! `kme-sim certs`: a certificate authority for a lab, server certificates for KMEs and client certificates for SAEs.
-//! Not a CA for production: its key lies in a file beside the certificates.
+//! `kme-sim certs`: a certificate authority for a lab, server certificates for KMEs and client certificates
+//! for SAEs. It is not a CA for production: its key is in a file beside the certificates.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -15,17 +15,17 @@ use rcgen::{
 use time::{Duration, OffsetDateTime};
 use zeroize::Zeroizing;
 
-/// Days that the CA itself is valid.
-const CA_DAYS: u32 = 3650;
+const CA_VALIDITY_DAYS: u32 = 3650;
 
 /// What to make.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Request {
-    /// The KMEs that get a server certificate, by name, which is in it as a DNS name beside `127.0.0.1` and `::1`.
+    /// The KMEs that get a server certificate, by name. The certificate has the name, `127.0.0.1` and `::1`,
+    /// and these names.
     pub kmes: BTreeMap<String, Vec<SubjectName>>,
     /// The SAE IDs that get a client certificate.
     pub saes: BTreeSet<String>,
-    /// Days that the certificates are valid from now; 0 makes ones that have ended.
+    /// Days of validity from now; 0 makes expired certificates.
     pub days: u32,
     /// Make a new CA even if there is one.
     pub force: bool,
@@ -46,7 +46,7 @@ impl From<&str> for SubjectName {
     }
 }
 
-/// Why certificates were not made; nothing was written then, unless it was the disk that failed.
+/// Why certificates were not made. Nothing was written, unless the disk failed.
 #[derive(Debug, thiserror::Error)]
 pub enum CertsError {
     /// A file or folder can't be read or written.
@@ -59,15 +59,16 @@ pub enum CertsError {
         /// What the system said.
         source: io::Error,
     },
-    /// A file that would be written is there already.
-    #[error("{path} exists; remove it to have it made anew, or give --force for a new CA and new certificates", path = path.display())]
+    /// A file to be written exists already.
+    #[error("{path} exists; remove it to make it again, or give --force for a new CA and new certificates", path = path.display())]
     Exists {
         /// The file.
         path: PathBuf,
     },
     /// Two names need the same file.
     #[error(
-        "two of the names would be written to {file}; choose names that differ in more than case and punctuation"
+        "two of the names would be written to {file}; choose names that differ in more than case and \
+         punctuation"
     )]
     SameFile {
         /// Its name.
@@ -91,7 +92,8 @@ pub enum CertsError {
     },
 }
 
-/// Makes the certificates of `request` in `folder`, with the CA that is there or a new one. Returns the files written.
+/// Makes the certificates of `request` in `folder`, with the existing CA or a new one. Returns the written
+/// files.
 ///
 /// # Errors
 /// [`CertsError`]; no existing file is changed unless `force` is set.
@@ -133,7 +135,7 @@ pub fn make(folder: &Path, request: &Request) -> Result<Vec<PathBuf>, CertsError
     files.write(folder)
 }
 
-/// Whom a certificate is for.
+/// The subject of a certificate.
 #[derive(PartialEq, Eq, PartialOrd, Ord)]
 enum Subject<'a> {
     Kme(&'a str),
@@ -148,7 +150,7 @@ impl Subject<'_> {
     }
 }
 
-/// The file name, without its ending, of each subject.
+/// The file name, without its suffix, of each subject.
 fn file_stems(request: &Request) -> Result<BTreeMap<Subject<'_>, String>, CertsError> {
     let kmes = request.kmes.keys().map(|k| Subject::Kme(k));
     let saes = request.saes.iter().map(|s| Subject::Sae(s));
@@ -164,7 +166,7 @@ fn file_stems(request: &Request) -> Result<BTreeMap<Subject<'_>, String>, CertsE
     Ok(stems)
 }
 
-/// `SITE-A` is `site-a`; what could be more than a name to a shell or a file system is a dash.
+/// `SITE-A` becomes `site-a`. Characters that are special to a shell or a file system become dashes.
 fn file_stem(name: &str) -> String {
     let keep =
         |c: char| if c.is_ascii_alphanumeric() || "-_.".contains(c) { c.to_ascii_lowercase() } else { '-' };
@@ -191,7 +193,7 @@ fn new_ca(
 
 /// A CA's own certificate.
 pub(crate) fn ca_params() -> CertificateParams {
-    let mut params = params("kme-sim lab CA", CA_DAYS);
+    let mut params = params("kme-sim lab CA", CA_VALIDITY_DAYS);
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     params.use_authority_key_identifier_extension = false;
@@ -246,16 +248,16 @@ fn params(common_name: &str, days: u32) -> CertificateParams {
     let mut params = CertificateParams::default();
     params.distinguished_name = rcgen::DistinguishedName::new();
     params.distinguished_name.push(DnType::CommonName, common_name);
-    // A day early, for machines whose clocks differ.
+    // A day early, for clocks that differ.
     params.not_before = now - Duration::days(1);
-    // The last second is the one before the day ends, so that none at all is over at once.
+    // Minus a second, so that 0 days means expired.
     params.not_after = now + Duration::days(i64::from(days)) - Duration::SECOND;
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
     params.use_authority_key_identifier_extension = true;
     params
 }
 
-/// Files to be written, once all certificates are made.
+/// Files to be written after all certificates are made.
 #[derive(Default)]
 struct Files(Vec<(PathBuf, u32, Zeroizing<String>)>);
 
@@ -264,7 +266,7 @@ impl Files {
         self.0.push((path, mode, Zeroizing::new(text)));
     }
 
-    /// Writes each beside its place first, so that no reader ever sees half a file.
+    /// Writes each to a temporary file first, so that no reader sees half a file.
     fn write(self, folder: &Path) -> Result<Vec<PathBuf>, CertsError> {
         let failed = |what, path: &Path| {
             let path = path.to_owned();
@@ -276,7 +278,7 @@ impl Files {
             let mut part = path.clone().into_os_string();
             part.push(".part");
             let part = PathBuf::from(part);
-            let _ = fs::remove_file(&part); // left by a run that was cut off, if any
+            let _ = fs::remove_file(&part); // of an interrupted run
             let file = fs::OpenOptions::new().write(true).create_new(true).mode(mode).open(&part);
             file.and_then(|mut f| f.write_all(text.as_bytes()).and_then(|()| f.sync_all()))
                 .and_then(|()| fs::rename(&part, &path))

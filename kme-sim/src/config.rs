@@ -1,5 +1,5 @@
-//! The simulator's TOML file: which KMEs, SAEs and links there are. What can be wrong is refused here, each with the
-//! line and column and what to write instead, so that the rest of the program works on values that make sense.
+//! The simulator's TOML file: which KMEs, SAEs and links there are. Each error has its line and column and
+//! what to write instead.
 
 mod check;
 mod load;

@@ -1,5 +1,5 @@
-//! The little of DER (ITU-T X.690) that is needed to turn a certificate into one of X.509 version 1, which no library
-//! makes any more.
+//! The little of DER (ITU-T X.690) that is needed to turn a certificate into one of X.509 version 1, which
+//! no library makes any more.
 
 /// One element: its tag, its content, and all of it with tag and length.
 struct Element<'a> {
@@ -17,8 +17,8 @@ const VERSION: u8 = 0xa0;
 /// `[3]`: its extensions.
 const EXTENSIONS: u8 = 0xa3;
 
-/// The certificate `der` as version 1: without version and extensions, signed anew by `sign` in the same algorithm.
-/// `None` if it is no certificate, or `sign` failed.
+/// The certificate `der` as version 1: without version and extensions, signed anew by `sign` in the same
+/// algorithm. `None` if it is no certificate, or `sign` failed.
 pub(crate) fn as_version_1(der: &[u8], sign: impl FnOnce(&[u8]) -> Option<Vec<u8>>) -> Option<Vec<u8>> {
     let (certificate, _) = next(der)?;
     let (tbs, rest) = next(certificate.content)?;

@@ -1,5 +1,5 @@
-//! One HTTP request: read within bounds, answered from the network, spoilt where a misbehaviour is set. The caller is
-//! whoever the TLS handshake proved it to be.
+//! One HTTP request: it is read within bounds and answered from the network, with a fault where one is set.
+//! The caller is identified by the TLS handshake.
 
 use std::io;
 use std::sync::Arc;
@@ -17,7 +17,7 @@ use crate::api::{
     key_ids_from_query,
 };
 use crate::config::Apis;
-use crate::faults::answer::{self as answer_faults, AnswerBody, cut, empty, json_answer};
+use crate::faults::answer::{self as answer_faults, AnswerBody, cut_error, empty, json_answer};
 use crate::faults::catalog::Misbehaviour;
 use crate::faults::keys as key_faults;
 use crate::skip;
@@ -25,16 +25,13 @@ use crate::state::Shared;
 
 /// The largest request body: 10,000 key IDs have room in it.
 const MAX_BODY: usize = 1 << 20;
-/// How long a request's body may take.
 const BODY_TIMEOUT: Duration = Duration::from_secs(10);
-/// How late a slow answer is.
-const SLOW: Duration = Duration::from_secs(3);
+const SLOW_ANSWER_DELAY: Duration = Duration::from_secs(3);
 
-/// Who asks whom.
+/// A connection's client and KME.
 pub(crate) struct Peer {
     /// The KME's name.
     pub(crate) kme: String,
-    /// What it speaks.
     pub(crate) apis: Apis,
     /// The SAE that the client's certificate is of, if any.
     pub(crate) sae: Option<String>,
@@ -42,13 +39,13 @@ pub(crate) struct Peer {
 }
 
 /// Why there is no right answer.
-enum Trouble {
+enum Failure {
     Refused(Refusal),
-    /// A fault: there is no answer at all, and the connection ends.
+    /// A fault: the connection is closed without an answer.
     Cut,
 }
 
-impl<E: Into<Refusal>> From<E> for Trouble {
+impl<E: Into<Refusal>> From<E> for Failure {
     fn from(refusal: E) -> Self {
         Self::Refused(refusal.into())
     }
@@ -57,7 +54,7 @@ impl<E: Into<Refusal>> From<E> for Trouble {
 /// Answers one request.
 ///
 /// # Errors
-/// Where a fault wants the connection to be closed instead.
+/// If a fault closes the connection instead.
 pub(crate) async fn answer(
     peer: Arc<Peer>,
     request: Request<Incoming>,
@@ -65,23 +62,23 @@ pub(crate) async fn answer(
     let sae = peer.sae.as_deref().unwrap_or("");
     match serve(&peer, sae, request).await {
         Ok(response) => Ok(response),
-        Err(Trouble::Refused(refusal)) => {
+        Err(Failure::Refused(refusal)) => {
             // Quoted and escaped, since it may repeat what the client wrote.
             let reason = refusal.to_string();
             info!(kme = %peer.kme, sae, status = refusal.status().as_u16(), ?reason, "request refused");
             Ok(refused(&refusal))
         }
-        Err(Trouble::Cut) => Err(cut()),
+        Err(Failure::Cut) => Err(cut_error()),
     }
 }
 
-/// What is asked, in either interface.
-enum Asked {
+/// A request, in either interface.
+enum ParsedRequest {
     Etsi(Route),
     Skip(skip::Request),
 }
 
-impl Asked {
+impl ParsedRequest {
     fn parse(apis: Apis, method: &Method, uri: &Uri) -> Result<Self, Refusal> {
         if apis.skip
             && let Some(request) = skip::Request::parse(method, uri.path(), uri.query().unwrap_or(""))
@@ -102,34 +99,34 @@ impl Asked {
     }
 }
 
-async fn serve(peer: &Peer, sae: &str, request: Request<Incoming>) -> Result<Response<AnswerBody>, Trouble> {
-    let asked = Asked::parse(peer.apis, request.method(), request.uri())?;
+async fn serve(peer: &Peer, sae: &str, request: Request<Incoming>) -> Result<Response<AnswerBody>, Failure> {
+    let parsed = ParsedRequest::parse(peer.apis, request.method(), request.uri())?;
     peer.shared.network().authorize(&peer.kme, sae)?;
-    let op = asked.op();
+    let op = parsed.op();
     let fault = peer.shared.faults(&peer.kme).of(op);
     if fault != Misbehaviour::None {
-        warn!(kme = %peer.kme, sae, op = op.name(), fault = fault.name(), "misbehaving as told");
+        warn!(kme = %peer.kme, sae, op = op.name(), fault = fault.name(), "fault");
     }
     match (fault, request.method()) {
         (Misbehaviour::Hang, _) => return Ok(std::future::pending().await),
-        (Misbehaviour::Slow, _) => tokio::time::sleep(SLOW).await,
-        (Misbehaviour::Close, _) => return Err(Trouble::Cut),
+        (Misbehaviour::Slow, _) => tokio::time::sleep(SLOW_ANSWER_DELAY).await,
+        (Misbehaviour::Close, _) => return Err(Failure::Cut),
         (Misbehaviour::NoGet, &Method::GET) => return Err(Refusal::Method(op.name(), "POST").into()),
         (Misbehaviour::NoPost, &Method::POST) => return Err(Refusal::Method(op.name(), "GET").into()),
         _ => {}
     }
-    if let Some(instead) = answer_faults::instead(fault, op)? {
-        return Ok(instead);
+    if let Some(replacement) = answer_faults::replacement(fault, op)? {
+        return Ok(replacement);
     }
 
-    let body = match asked {
-        Asked::Etsi(route) => etsi014(peer, sae, &route, fault, request).await?,
-        Asked::Skip(request) => skip(peer, sae, request, fault)?,
+    let body = match parsed {
+        ParsedRequest::Etsi(route) => etsi014(peer, sae, &route, fault, request).await?,
+        ParsedRequest::Skip(request) => skip(peer, sae, request, fault)?,
     };
     let mut response = json_answer(StatusCode::OK, body);
     match fault {
-        Misbehaviour::LoseAnswer => return Err(Trouble::Cut),
-        Misbehaviour::CutBody => response = answer_faults::cut_in_the_middle(response),
+        Misbehaviour::LoseAnswer => return Err(Failure::Cut),
+        Misbehaviour::CutBody => response = answer_faults::cut_body(response),
         Misbehaviour::WrongType => {
             response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain"));
         }
@@ -150,18 +147,17 @@ async fn etsi014(
             let shared = &peer.shared;
             let status = shared.network().status(&peer.kme, sae, &route.sae, fault, shared.now())?;
             debug!(kme = %peer.kme, sae, stored = status.stored_key_count, "status");
-            let body = answer_faults::status_text(fault, &status);
+            let body = answer_faults::encode_status(fault, &status);
             return Ok(Bytes::from(body.map_err(|e| Refusal::Unavailable(e.to_string()))?));
         }
         Op::EncKeys => enc_keys(peer, sae, &route.sae, fault, request).await?,
         Op::DecKeys => dec_keys(peer, sae, &route.sae, fault, request).await?,
     };
-    key_faults::keys(fault, route.op, &mut keys)?;
+    key_faults::corrupt(fault, route.op, &mut keys)?;
     Ok(Bytes::from_owner(key_container(keys, key_faults::style(fault))))
 }
 
-/// The same by the other interface: one key at a time, and all by GET. Where there is no key it says 400, since 503 is there only
-/// for entropy.
+/// Answers a SKIP request. Without keys the status is 400, since SKIP has 503 for entropy only.
 fn skip(peer: &Peer, sae: &str, request: skip::Request, fault: Misbehaviour) -> Result<Bytes, Refusal> {
     let about_keys = request.op() != Op::Status;
     skip_answer(peer, sae, request, fault).map_err(|refusal| match refusal {
@@ -192,8 +188,8 @@ fn skip_answer(
             network.dec_keys(&peer.kme, sae, &remote, &[id], fault, now)?
         }
     };
-    key_faults::keys(fault, op, &mut keys)?;
-    // There is always one: both ask for one, and no fault that is handled here takes it away.
+    key_faults::corrupt(fault, op, &mut keys)?;
+    // Both requests are for one key, and no fault that gets here removes it.
     let key = keys.into_iter().next().ok_or_else(|| Refusal::bad(KEY_NOT_FOUND))?;
     Ok(Bytes::from_owner(skip::key(key, key_faults::style(fault))))
 }

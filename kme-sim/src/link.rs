@@ -1,5 +1,5 @@
-//! One QKD link between two KMEs: a store of secret bits that its supply fills, and the keys cut from it. Both ends hold
-//! the same bits by nature, so the store is one number; a key gets its bytes when it is taken.
+//! One QKD link between two KMEs: a store of secret bits that its supply fills, and the keys taken from it.
+//! Both ends hold the same bits, so the store is one number; a key gets its bytes when it is taken.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use crate::config::LinkConfig;
 use crate::supply::{State, Supply};
 use crate::test_key;
 
-/// The system's random generator failed; nothing can be done about it here.
+/// The system's random number generator failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the system gave no random bytes")]
 pub struct NoRandomness;
@@ -21,10 +21,10 @@ impl From<NoRandomness> for Refusal {
     }
 }
 
-/// What a pending bit is counted in: micro-bits a second times nanoseconds.
+/// The unit of pending bits: micro-bits a second times nanoseconds.
 const UNITS_PER_BIT: u128 = 1_000_000_000_000_000;
 
-/// A link and what it holds.
+/// A link and its store.
 pub(crate) struct Link {
     pub(crate) kmes: [String; 2],
     pub(crate) key_size: u32,
@@ -32,7 +32,7 @@ pub(crate) struct Link {
     supply: Supply,
     max_bits: u64,
     stored_bits: u64,
-    /// What was yielded and isn't a whole block yet, in [`UNITS_PER_BIT`].
+    /// Yielded bits that aren't a whole block yet, in [`UNITS_PER_BIT`].
     pending: u128,
     paused: bool,
     /// Pulses that an eavesdropper measures and resends, percent.
@@ -50,7 +50,7 @@ pub(crate) struct Totals {
     pub(crate) produced: u64,
     /// Lost because the store was full.
     pub(crate) lost: u64,
-    /// Taken for keys, and for carrying keys.
+    /// Taken for keys, and for relaying keys.
     pub(crate) spent: u64,
 }
 

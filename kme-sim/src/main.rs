@@ -1,5 +1,5 @@
-//! The `kme-sim` program: runs the KMEs of a config file, makes certificates for a lab, or sends an admin command to a
-//! running one. Standard output is for scripts; the log goes to standard error.
+//! The `kme-sim` program: runs the KMEs of a config file, makes certificates for a lab, or sends an admin
+//! command to a running one. Standard output is for scripts; the log goes to standard error.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Write};
@@ -37,7 +37,7 @@ struct Cli {
 enum Task {
     /// Make a lab CA, server certificates for KMEs and client certificates for SAEs.
     Certs(CertsArgs),
-    /// Ready configs, each after a published network.
+    /// Ready configs, each modelled on a published network.
     Preset {
         #[command(subcommand)]
         task: PresetTask,
@@ -45,7 +45,7 @@ enum Task {
     /// Write the man pages, from the same texts as this help.
     #[command(hide = true)]
     Man {
-        /// Where to.
+        /// The target directory.
         dir: PathBuf,
     },
     /// Send one command to the admin socket of a running kme-sim.
@@ -59,7 +59,7 @@ enum Task {
 
 #[derive(Subcommand)]
 enum PresetTask {
-    /// Name each preset, and what it is.
+    /// List the presets.
     List,
     /// Print a preset's config, with the source of its numbers.
     Show {
@@ -70,7 +70,7 @@ enum PresetTask {
 
 #[derive(Args)]
 struct CertsArgs {
-    /// Where to write; made if missing. A CA that is there is used.
+    /// The target directory, created if missing. An existing CA in it is used.
     dir: PathBuf,
     /// A KME, and more addresses or DNS names of it [default: kme-a1 and kme-b1].
     #[arg(long, value_name = "NAME[=ADDR,...]")]
@@ -84,17 +84,17 @@ struct CertsArgs {
     /// One more DNS name of a KME.
     #[arg(long, value_name = "NAME=DNS")]
     dns: Vec<String>,
-    /// Days that the certificates are valid; 0 makes ones that have ended, to test with.
+    /// Days of validity; 0 makes expired certificates, for tests.
     #[arg(long, default_value_t = 825)]
     days: u32,
-    /// Make a new CA and overwrite what is there.
+    /// Make a new CA and overwrite existing files.
     #[arg(long)]
     force: bool,
 }
 
 #[derive(Subcommand)]
 enum AdminCommand {
-    /// Set what a KME does wrong; "none" ends it.
+    /// Set a fault of a KME; "none" clears it.
     Misbehave {
         /// The KME's name.
         kme: String,
@@ -110,25 +110,25 @@ enum AdminCommand {
         /// The other.
         b: String,
     },
-    /// Let the key supply of a link go on.
+    /// Resume the key supply of a link.
     ResumeLink {
         /// A KME.
         a: String,
         /// The other.
         b: String,
     },
-    /// Let an eavesdropper measure and resend pulses of a link, which raises its error rate.
+    /// Simulate an eavesdropper who measures and resends pulses of a link, which raises its error rate.
     Eavesdrop {
         /// A KME or node.
         a: String,
         /// The other.
         b: String,
-        /// Share of the pulses, percent; 0 ends it.
+        /// Share of the pulses, percent; 0 for none.
         percent: u8,
     },
-    /// Show what links and KMEs hold.
+    /// Show the key stores of links and KMEs.
     Stored,
-    /// Show rate, error rate and totals of each link, and what each KME did.
+    /// Show rate, error rate and totals of each link, and the counters of each KME.
     Stats,
     /// A command as a line of JSON.
     #[command(external_subcommand)]
@@ -171,7 +171,7 @@ async fn main() -> ExitCode {
 async fn run(config: &Path, level: LevelFilter) -> Result<(), Failure> {
     tracing_subscriber::fmt().with_writer(io::stderr).with_ansi(false).with_max_level(level).init();
     let config = Config::load(config).map_err(|e| Failure::Config(e.to_string()))?;
-    // Before the sockets, so that a signal right after "listening" is heard.
+    // Before the sockets, so that a signal right after "listening" is handled.
     let no_signals = |e: io::Error| Failure::Failed(format!("cannot listen for signals: {e}"));
     let mut term = signal(SignalKind::terminate()).map_err(no_signals)?;
     let mut int = signal(SignalKind::interrupt()).map_err(no_signals)?;
@@ -185,7 +185,7 @@ async fn run(config: &Path, level: LevelFilter) -> Result<(), Failure> {
         lines.push_str(&format!("listening admin {}\n", path.display()));
     }
     let mut out = io::stdout();
-    // A closed standard output is no reason not to serve.
+    // Serve even if standard output is closed.
     let _ = out.write_all(lines.as_bytes()).and_then(|()| out.flush());
 
     tokio::select! {

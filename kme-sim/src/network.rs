@@ -1,5 +1,5 @@
-//! The KMEs, their links and the relay between them: which SAE gets which key, and where each key is until then. Pure:
-//! time is an argument (since the start), so that supply and relay delay can be tested without waiting.
+//! The KMEs, their links and the relay between them: which SAE gets which key, and where each key is until
+//! then. Pure: time is an argument (since the start), so that tests of supply and relay delay need not wait.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
@@ -28,7 +28,7 @@ pub struct Network {
     links: Vec<Link>,
     /// SAE ID to the name of its KME.
     saes: HashMap<String, String>,
-    /// Nodes and KMEs that pass on what others take.
+    /// Nodes and KMEs that relay keys.
     relays: BTreeSet<String>,
 }
 
@@ -60,7 +60,7 @@ impl Network {
         }
     }
 
-    /// Get status (clause 5.1): what `caller` at `kme` could share with `slave`.
+    /// Get status (clause 5.1): the link between `caller` at `kme` and `slave`.
     ///
     /// # Errors
     /// 401 if `caller` isn't this KME's, 400 if `slave` is unknown or no link leads to its KME.
@@ -73,10 +73,10 @@ impl Network {
         now: Duration,
     ) -> Result<Status, Refusal> {
         self.authorize(kme, caller)?;
-        let (target, way) = self.way(kme, caller, slave)?;
+        let (target, route) = self.route(kme, caller, slave)?;
         let (mut stored, mut most) = (u64::MAX, u64::MAX);
         let (mut rate, mut qber) = (f64::INFINITY, 0f64);
-        for link in &way {
+        for link in &route {
             let link = &mut self.links[*link];
             link.advance(now);
             (stored, most) = (stored.min(link.stored_bits()), most.min(link.max_bits()));
@@ -84,7 +84,7 @@ impl Network {
             rate = rate.min(if link.is_active() { state.bits_per_s } else { 0.0 });
             qber = qber.max(state.qber);
         }
-        let key_size = self.key_size(&way);
+        let key_size = self.key_size(&route);
         let limits = Limits::new(&self.kmes[kme].config, key_size, fault);
         let mut status = Status {
             source_kme_id: kme.to_owned(),
@@ -101,23 +101,25 @@ impl Network {
             status_extension: Some(json!({
                 "qber": (qber * 1e4).round() / 1e4,
                 "key_rate_bits_per_s": rate.round(),
-                "hops": way.len(),
+                "hops": route.len(),
             })),
         };
         if fault == Misbehaviour::CountWaiting
             && let Some(target) = self.kmes.get(&status.target_kme_id)
         {
-            let of_pair = |w: &&StoredKey| w.master == caller && w.left.contains(slave);
-            status.stored_key_count = target.waiting.values().filter(of_pair).count() as u64;
+            let of_pair = |w: &&StoredKey| w.master == caller && w.not_fetched.contains(slave);
+            status.stored_key_count = target.stored.values().filter(of_pair).count() as u64;
         }
         request_faults::status(fault, &mut status)?;
         Ok(status)
     }
 
-    /// Get key (clause 5.2): takes keys for `caller` at `kme` and sends them to the KMEs of its slaves. All or none.
+    /// Get key (clause 5.2): takes keys for `caller` at `kme` and sends them to the KMEs of its slaves. All
+    /// or none.
     ///
     /// # Errors
-    /// 401 if `caller` isn't this KME's, 400 for a request that can't be met, 503 if a link holds too few bits.
+    /// 401 if `caller` isn't this KME's, 400 for a request that can't be met, 503 if a link holds too few
+    /// bits.
     pub fn enc_keys(
         &mut self,
         kme: &str,
@@ -128,9 +130,9 @@ impl Network {
         now: Duration,
     ) -> Result<Vec<DeliveredKey>, Refusal> {
         self.authorize(kme, caller)?;
-        let (_, first_way) = self.way(kme, caller, slave)?;
+        let (_, first_route) = self.route(kme, caller, slave)?;
         let config = &self.kmes[kme].config;
-        let limits = Limits::new(config, self.key_size(&first_way), fault);
+        let limits = Limits::new(config, self.key_size(&first_route), fault);
         let (number, bits) = checked_amount(&limits, request)?;
         let (number, bits) = request_faults::amount(fault, request, number, bits);
         check_extensions(config, request)?;
@@ -138,37 +140,28 @@ impl Network {
             return Ok(vec![first.duplicate()]);
         }
 
-        // The slaves by their KME, and the way that the key goes there.
+        // The slaves by their KME, and the route of the key to it.
         let mut targets: BTreeMap<String, (Vec<usize>, Vec<String>)> = BTreeMap::new();
         let mut named = BTreeSet::new();
         for sae in std::iter::once(slave).chain(request.additional_slave_sae_ids.iter().map(String::as_str)) {
             if !named.insert(sae) {
                 return Err(Refusal::bad(format!("the slave SAE {sae:?} is named twice")));
             }
-            let (target, way) = self.way(kme, caller, sae)?;
-            targets.entry(target).or_insert_with(|| (way, Vec::new())).1.push(sae.to_owned());
+            let (target, route) = self.route(kme, caller, sae)?;
+            targets.entry(target).or_insert_with(|| (route, Vec::new())).1.push(sae.to_owned());
         }
 
-        // A key costs its bits on each hop: the first gives them, the others carry it under a one-time pad.
+        // A key costs its bits on each hop: the first hop provides them, the others use them as a one-time
+        // pad.
         let cost = number.saturating_mul(bits);
         let mut costs: BTreeMap<usize, u64> = BTreeMap::new();
-        for link in targets.values().flat_map(|(way, _)| way) {
+        for link in targets.values().flat_map(|(route, _)| route) {
             let sum = costs.entry(*link).or_default();
             *sum = sum.saturating_add(cost);
         }
-        for (link, cost) in &costs {
-            self.links[*link].advance(now);
-            if !self.links[*link].has(*cost) {
-                let [a, b] = &self.links[*link].kmes;
-                let message = format!(
-                    "the link {a} - {b} holds too few key bits for {number} of {bits}; try again later"
-                );
-                self.count(kme, |counts| counts.exhausted += 1);
-                return Err(Refusal::Unavailable(message));
-            }
-        }
+        self.check_supply(kme, &costs, number, bits, now)?;
         let bytes = usize::try_from(bits / 8).unwrap_or(usize::MAX);
-        let first_link = &mut self.links[first_way[0]];
+        let first_link = &mut self.links[first_route[0]];
         let mut keys: Vec<DeliveredKey> =
             (0..number).map(|_| first_link.next_key(bytes)).collect::<Result<_, _>>()?;
         if fault == Misbehaviour::OddIds {
@@ -179,18 +172,18 @@ impl Network {
         for (link, cost) in &costs {
             self.links[*link].spend(*cost);
         }
-        for (target, (way, slaves)) in targets {
-            let delays = way.iter().map(|link| self.links[*link].relay_delay);
+        for (target, (route, slaves)) in targets {
+            let delays = route.iter().map(|link| self.links[*link].relay_delay);
             let available_at = delays.fold(now, Duration::saturating_add);
-            // The link that gave the key has it at both of its ends.
-            let hops = way.iter().filter(|link| **link != first_way[0]).count();
+            // The first link has the key at both ends.
+            let hops = route.iter().filter(|link| **link != first_route[0]).count();
             if let Some(at) = self.kmes.get_mut(&target) {
                 if fault == Misbehaviour::ForgetPrevious {
-                    at.forget(|w| w.master == caller && w.named == slaves);
+                    at.forget(|w| w.master == caller && w.slaves == slaves);
                 }
                 let lost = usize::from(fault == Misbehaviour::LoseFirst);
                 for key in keys.iter().skip(lost) {
-                    at.put(relay::carry(key, hops)?, caller, &slaves, available_at);
+                    at.store(relay::carry(key, hops)?, caller, &slaves, available_at);
                 }
             }
         }
@@ -204,10 +197,12 @@ impl Network {
         Ok(keys)
     }
 
-    /// Get key with key IDs (clause 5.3): hands keys that `master` took over to its slave `caller`. All or none.
+    /// Get key with key IDs (clause 5.3): delivers keys that `master` took to its slave `caller`. All or
+    /// none.
     ///
     /// # Errors
-    /// 401 if `caller` isn't this KME's or wasn't named as a slave of one of the keys, 400 if an ID isn't here.
+    /// 401 if `caller` isn't this KME's or wasn't named as a slave of one of the keys, 400 if an ID isn't
+    /// here.
     pub fn dec_keys(
         &mut self,
         kme: &str,
@@ -225,7 +220,8 @@ impl Network {
         if fault == Misbehaviour::ForgetKeys {
             kme_state.forget(|w| ids.contains(&w.key.id));
         }
-        let late = if fault == Misbehaviour::LateSync { request_faults::LATE } else { Duration::ZERO };
+        let late =
+            if fault == Misbehaviour::LateSync { request_faults::LATE_SYNC_DELAY } else { Duration::ZERO };
         if ids.len() > usize::try_from(limit).unwrap_or(usize::MAX) {
             return Err(Refusal::bad(format!("key_IDs shall have at most {limit} entries")));
         }
@@ -234,13 +230,13 @@ impl Network {
         }
         let mut missing = Vec::new();
         for id in ids {
-            match kme_state.waiting.get(id).filter(|w| w.master == master && w.available_at + late <= now) {
-                Some(w) if !w.named.iter().any(|s| s == caller) => {
+            match kme_state.stored.get(id).filter(|w| w.master == master && w.available_at + late <= now) {
+                Some(w) if !w.slaves.iter().any(|s| s == caller) => {
                     return Err(Refusal::Unauthorized(
                         "the caller is no slave SAE of a key that it asked for",
                     ));
                 }
-                Some(w) if w.left.contains(caller) => {}
+                Some(w) if w.not_fetched.contains(caller) => {}
                 _ => missing.push(id),
             }
         }
@@ -261,25 +257,25 @@ impl Network {
     /// The SAEs that `caller` at `kme` can share keys with, in the order of their IDs.
     pub(crate) fn reachable(&self, kme: &str, caller: &str) -> Vec<String> {
         let mut ids: Vec<String> =
-            self.saes.keys().filter(|sae| self.way(kme, caller, sae).is_ok()).cloned().collect();
+            self.saes.keys().filter(|sae| self.route(kme, caller, sae).is_ok()).cloned().collect();
         ids.sort();
         ids
     }
 
-    /// Lets a KME that repeats a first key forget it.
+    /// Clears the key that a fault repeats.
     pub(crate) fn forget_first(&mut self, kme: &str) {
         if let Some(kme) = self.kmes.get_mut(kme) {
             kme.first = None;
         }
     }
 
-    /// Stops (`paused`) or restarts the supply of the link between two KMEs. False: there is no such link.
+    /// Pauses or resumes the supply of the link between two KMEs. Returns false if there is no such link.
     pub fn pause_link(&mut self, kmes: &[String; 2], paused: bool, now: Duration) -> bool {
         let link = self.links.iter_mut().find(|l| l.joins(&kmes[0], &kmes[1]));
         link.map(|link| link.set_paused(paused, now)).is_some()
     }
 
-    /// What each link holds.
+    /// The store of each link.
     pub fn links(&mut self, now: Duration) -> Vec<LinkReport> {
         let report = |link: &mut Link| {
             link.advance(now);
@@ -293,14 +289,14 @@ impl Network {
         self.links.iter_mut().map(report).collect()
     }
 
-    /// How many keys wait at `kme` for a slave SAE.
+    /// The number of keys at `kme` that a slave SAE has not fetched yet.
     #[must_use]
-    pub fn waiting(&self, kme: &str) -> usize {
-        self.kmes.get(kme).map_or(0, |k| k.waiting.len())
+    pub fn stored_keys(&self, kme: &str) -> usize {
+        self.kmes.get(kme).map_or(0, |k| k.stored.len())
     }
 
-    /// Lets an eavesdropper measure and resend `percent` of the pulses between two KMEs or nodes. False: there is no such
-    /// link.
+    /// Simulates an eavesdropper who measures and resends `percent` of the pulses between two KMEs or nodes.
+    /// Returns false if there is no such link.
     pub fn eavesdrop(&mut self, kmes: &[String; 2], percent: u8, now: Duration) -> bool {
         let link = self.links.iter_mut().find(|l| l.joins(&kmes[0], &kmes[1]));
         link.map(|link| link.set_intercepted(percent, now)).is_some()
@@ -327,10 +323,33 @@ impl Network {
         self.links.iter_mut().map(stats).collect()
     }
 
-    /// What `kme` did.
+    /// The counters of `kme`.
     #[must_use]
     pub fn counts(&self, kme: &str) -> Counts {
         self.kmes.get(kme).map(|k| k.counts).unwrap_or_default()
+    }
+
+    /// Checks that each link holds the bits that a request costs.
+    fn check_supply(
+        &mut self,
+        kme: &str,
+        costs: &BTreeMap<usize, u64>,
+        number: u64,
+        bits: u64,
+        now: Duration,
+    ) -> Result<(), Refusal> {
+        for (link, cost) in costs {
+            self.links[*link].advance(now);
+            if !self.links[*link].has(*cost) {
+                let [a, b] = &self.links[*link].kmes;
+                let message = format!(
+                    "the link {a} - {b} holds too few key bits for {number} of {bits}; try again later"
+                );
+                self.count(kme, |counts| counts.exhausted += 1);
+                return Err(Refusal::Unavailable(message));
+            }
+        }
+        Ok(())
     }
 
     fn count(&mut self, kme: &str, add: impl FnOnce(&mut Counts)) {
@@ -339,21 +358,21 @@ impl Network {
         }
     }
 
-    /// Default size of a key that goes this way, bits.
-    fn key_size(&self, way: &[usize]) -> u32 {
-        way.first().map_or(256, |link| self.links[*link].key_size)
+    /// Default size of a key on this route, bits.
+    fn key_size(&self, route: &[usize]) -> u32 {
+        route.first().map_or(256, |link| self.links[*link].key_size)
     }
 
-    /// The KME of `slave` and the links that lead there from `kme`: one at least, and as few as there can be.
-    fn way(&self, kme: &str, caller: &str, slave: &str) -> Result<(String, Vec<usize>), Refusal> {
+    /// The KME of `slave` and the shortest route of links there from `kme`, of at least one link.
+    fn route(&self, kme: &str, caller: &str, slave: &str) -> Result<(String, Vec<usize>), Refusal> {
         if slave == caller {
             return Err(Refusal::bad("master and slave SAE are the same"));
         }
         let Some(target) = self.saes.get(slave) else {
             return Err(Refusal::bad(format!("the SAE {slave:?} is unknown to this KME")));
         };
-        let way = relay::way(&self.links, &self.relays, kme, target);
-        let way = way.ok_or_else(|| Refusal::bad(format!("no QKD link leads from {kme} to {target}")))?;
-        Ok((target.clone(), way))
+        let route = relay::route(&self.links, &self.relays, kme, target);
+        let route = route.ok_or_else(|| Refusal::bad(format!("no QKD link leads from {kme} to {target}")))?;
+        Ok((target.clone(), route))
     }
 }

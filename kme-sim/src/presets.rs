@@ -1,11 +1,11 @@
-//! Ready configs, each after a published network; the file says where its numbers are from.
+//! Ready configs, each modelled on a published network. Each file names the source of its numbers.
 
 /// A config with a name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Preset {
     /// As in `kme-sim preset show NAME`.
     pub name: &'static str,
-    /// The config, for the files that `kme-sim certs` makes in the same folder.
+    /// The config, for certificates that `kme-sim certs` makes in the same directory.
     pub toml: &'static str,
 }
 
@@ -26,7 +26,7 @@ impl Preset {
         PRESETS.iter().copied().find(|preset| preset.name == name)
     }
 
-    /// What it is, in a line: the first of its file.
+    /// A description: the first line of its file.
     #[must_use]
     pub fn about(self) -> &'static str {
         self.toml.lines().next().unwrap_or_default().trim_start_matches("# ")

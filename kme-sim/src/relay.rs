@@ -1,4 +1,4 @@
-//! The trusted-node relay: the way from one KME to another over nodes in between, and how a key is carried there.
+//! The trusted-node relay: the route from one KME to another over nodes in between, and the relay of a key.
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 
@@ -7,8 +7,8 @@ use qvpn_secret::SecretBuf;
 use crate::api::DeliveredKey;
 use crate::link::{Link, NoRandomness, random_key};
 
-/// The links from `from` to `to`, as few as there can be, over `relays` only.
-pub(crate) fn way(links: &[Link], relays: &BTreeSet<String>, from: &str, to: &str) -> Option<Vec<usize>> {
+/// The shortest route of links from `from` to `to`, over `relays` only.
+pub(crate) fn route(links: &[Link], relays: &BTreeSet<String>, from: &str, to: &str) -> Option<Vec<usize>> {
     if from == to {
         return None;
     }
@@ -16,23 +16,23 @@ pub(crate) fn way(links: &[Link], relays: &BTreeSet<String>, from: &str, to: &st
     let mut queue = VecDeque::from([from]);
     while let Some(here) = queue.pop_front() {
         if here == to {
-            let mut way = Vec::new();
+            let mut route = Vec::new();
             let mut at = here;
             while let Some(link) = came_by.get(at) {
-                way.push(*link);
-                at = other_end(&links[*link], at);
+                route.push(*link);
+                at = other_side(&links[*link], at);
                 if at == from {
                     break;
                 }
             }
-            way.reverse();
-            return Some(way);
+            route.reverse();
+            return Some(route);
         }
         if here != from && !relays.contains(here) {
             continue;
         }
         for (i, link) in links.iter().enumerate().filter(|(_, l)| l.kmes.iter().any(|k| k == here)) {
-            let there = other_end(link, here);
+            let there = other_side(link, here);
             if there != from && !came_by.contains_key(there) {
                 came_by.insert(there, i);
                 queue.push_back(there);
@@ -42,13 +42,13 @@ pub(crate) fn way(links: &[Link], relays: &BTreeSet<String>, from: &str, to: &st
     None
 }
 
-fn other_end<'a>(link: &'a Link, end: &str) -> &'a str {
+fn other_side<'a>(link: &'a Link, end: &str) -> &'a str {
     let [a, b] = &link.kmes;
     if a == end { b } else { a }
 }
 
-/// The key as it arrives after `hops` more hops: each node sends it on as `K ⊕ k`, where `k` is bits of the next link,
-/// which the next node takes off again. So each node in between has the key: that is why it must be trusted.
+/// The key after `hops` more hops. Each node sends `K ⊕ k`, where `k` is bits of the next link, and the next
+/// node removes `k`. So each node in between knows the key and must be trusted.
 pub(crate) fn carry(key: &DeliveredKey, hops: usize) -> Result<DeliveredKey, NoRandomness> {
     let mut carried = key.duplicate();
     for _ in 0..hops {

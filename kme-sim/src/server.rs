@@ -1,5 +1,4 @@
-//! The running simulator: one TLS listener a KME, the connections on it, and the way to close and reopen a port while
-//! running. What is answered is decided in `http` and `network`.
+//! The running simulator: one TLS listener for each KME, its connections, and the faults of its port.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -27,16 +26,15 @@ use crate::pem::TlsError;
 use crate::state::{PortOrder, Shared, until_stopped};
 use crate::tls::{self, Client};
 
-/// How long a TLS handshake may take.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long a connection may be silent before a request's headers are complete.
+/// The limit for the headers of a request.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(90);
-/// Connections that one KME serves at once.
+/// Of one KME.
 const MAX_CONNECTIONS: usize = 2048;
-/// How long open requests may take when the simulator stops.
+/// The limit for open requests when the simulator stops.
 const STOP_GRACE: Duration = Duration::from_secs(1);
-/// Locked memory that is taken at the start, so that a limit that is too low shows there.
-const RESERVED_KEY_MEMORY: usize = 1 << 20;
+/// Locked memory that is reserved at the start, so that a too low limit shows there.
+const RESERVED_KEY_BYTES: usize = 1 << 20;
 
 /// Why the simulator could not start.
 #[derive(Debug, thiserror::Error)]
@@ -87,7 +85,7 @@ impl Simulator {
     /// # Errors
     /// [`StartError`] if any of it fails; nothing keeps running then.
     pub async fn start(config: &Config) -> Result<Self, StartError> {
-        qvpn_secret::reserve(RESERVED_KEY_MEMORY)?;
+        qvpn_secret::reserve(RESERVED_KEY_BYTES)?;
         let mut listeners = Vec::new();
         let mut ports = BTreeMap::new();
         let mut addresses = BTreeMap::new();
@@ -111,7 +109,8 @@ impl Simulator {
         for link in config.links.iter().filter(|l| l.seed.is_some()) {
             let [a, b] = &link.kmes;
             warn!(
-                "THE KEYS OF THE LINK {a} - {b} ARE NOT SECRET: it has a seed, from which anyone can compute them"
+                "THE KEYS OF THE LINK {a} - {b} ARE NOT SECRET: it has a seed, from which anyone can \
+                 compute them"
             );
         }
 
@@ -156,12 +155,11 @@ impl Simulator {
         admin::execute(&self.shared, command).await
     }
 
-    /// Stops: no new connections, open requests get a second, the admin socket is removed.
+    /// Stops: accepts no new connections, gives open requests a second, and removes the admin socket.
     pub async fn stop(mut self) {
         self.stop.send_replace(true);
         while self.tasks.join_next().await.is_some() {}
         if let Some(path) = &self.admin {
-            // Gone already is as good as removed.
             let _ = std::fs::remove_file(path);
         }
     }
@@ -188,7 +186,7 @@ impl Server {
             tokio::select! {
                 () = until_stopped(&mut stopped) => break,
                 Some((fault, reply)) = orders.recv() => {
-                    // Nobody waits for the answer any more: then it is not needed.
+                    // This fails only if the caller gave up.
                     let _ = reply.send(self.set_fault(fault).await);
                 }
                 Some(_) = self.connections.join_next() => {}
@@ -196,7 +194,7 @@ impl Server {
                     Ok((stream, from)) => self.serve(stream, from),
                     Err(error) => {
                         warn!(kme = %self.kme, %error, "cannot accept a connection");
-                        // Out of file descriptors, most likely; trying again at once would only spin.
+                        // Probably no file descriptors are left, so wait before the next attempt.
                         tokio::time::sleep(Duration::from_millis(100)).await;
                     }
                 }
@@ -209,7 +207,7 @@ impl Server {
         }
     }
 
-    /// Does `fault` from now on; open connections, which are from before, are cut.
+    /// Sets `fault` and closes open connections.
     async fn set_fault(&mut self, fault: Misbehaviour) -> Result<(), String> {
         if fault == self.fault {
             return Ok(());
@@ -234,7 +232,7 @@ impl Server {
         }
         match self.fault {
             Misbehaviour::StallTls => {
-                self.connections.spawn(stall(stream));
+                self.connections.spawn(read_without_reply(stream));
                 return;
             }
             Misbehaviour::NoTls => {
@@ -249,7 +247,7 @@ impl Server {
     }
 }
 
-/// The next connection; waits for ever while the port is closed.
+/// The next connection; pending while the port is closed.
 async fn accept(socket: Option<&TcpListener>) -> io::Result<(TcpStream, SocketAddr)> {
     match socket {
         Some(socket) => socket.accept().await,
@@ -257,24 +255,24 @@ async fn accept(socket: Option<&TcpListener>) -> io::Result<(TcpStream, SocketAd
     }
 }
 
-/// Takes what the client says, and says nothing.
-async fn stall(mut stream: TcpStream) {
-    // Until the client gives up; an error is that, too.
+/// Reads until the client gives up, and sends nothing.
+async fn read_without_reply(mut stream: TcpStream) {
+    // An error means that the client gave up.
     let _ = tokio::io::copy(&mut stream, &mut tokio::io::sink()).await;
 }
 
-/// Answers as a server without TLS does to whatever comes first.
+/// Answers any first bytes as a server without TLS does.
 async fn reply_without_tls(mut stream: TcpStream) {
     const ANSWER: &[u8] = b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
     let mut first = [0; 1024];
     if stream.read(&mut first).await.is_ok() {
-        // A client that is gone hears nothing.
+        // This fails if the client is gone.
         let _ = stream.write_all(ANSWER).await;
         let _ = stream.shutdown().await;
     }
 }
 
-/// Who answers on a connection.
+/// The KME of a connection.
 struct Serving {
     kme: String,
     apis: Apis,
@@ -288,7 +286,7 @@ async fn connection(
     from: SocketAddr,
     mut stopped: watch::Receiver<bool>,
 ) {
-    // An answer is written in one go, so waiting for more would only delay it.
+    // An answer is one write, so Nagle's algorithm would only delay it.
     let _ = stream.set_nodelay(true);
     let handshake = tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream));
     let stream = tokio::select! {
@@ -305,7 +303,7 @@ async fn connection(
     let common_name = client.common_name.as_deref().unwrap_or("");
     match &sae {
         Some(sae) => debug!(%kme, %from, sae, "connected"),
-        // With what is needed to make it one.
+        // With what you need to add it to the config.
         None => info!(%kme, %from, common_name, serial = client.serial(), "connected, and no SAE"),
     }
     let peer = Arc::new(Peer { kme, apis, sae, shared });

@@ -1,5 +1,6 @@
-//! Cisco's Secure Key Integration Protocol (draft-cisco-skip-02) as a second face of the same KMEs: `/capabilities`,
-//! `/key`, `/key/{keyId}` and `/entropy`. A system ID of SKIP is here the SAE ID of ETSI GS QKD 014.
+//! Cisco's Secure Key Integration Protocol (draft-cisco-skip-02) as a second interface of the same KMEs:
+//! `/capabilities`, `/key`, `/key/{keyId}` and `/entropy`. A SKIP system ID is an SAE ID of ETSI GS QKD 014
+//! here.
 
 use data_encoding::HEXLOWER;
 use hyper::Method;
@@ -11,26 +12,25 @@ use zeroize::Zeroizing;
 use crate::api::{DeliveredKey, KeyStyle, Op, Refusal};
 use crate::link::{NoRandomness, random_bytes};
 
-/// Size of a key where the request names none, bits (section 4.2.2).
-pub(crate) const DEFAULT_SIZE: u64 = 256;
-/// The most random bits that one request may ask for.
-const MOST_ENTROPY: u64 = 8192;
+/// Of a key for which the request names no size (section 4.2.2).
+pub(crate) const DEFAULT_KEY_BITS: u64 = 256;
+const MAX_ENTROPY_BITS: u64 = 8192;
 
-/// What is asked.
+/// A SKIP request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Request {
-    /// What this key provider can.
+    /// The key provider's capabilities.
     Capabilities,
     /// A new key.
     NewKey {
-        /// The other side.
+        /// The remote system.
         remote: String,
         /// Bits.
         size: u64,
     },
-    /// A key that the other side took.
+    /// A key that the remote system took.
     KeyById {
-        /// The other side, which took it.
+        /// The remote system.
         remote: String,
         /// Its ID.
         id: String,
@@ -43,7 +43,7 @@ pub(crate) enum Request {
 }
 
 impl Request {
-    /// Reads a request's method, path and query; `None` if the path is none of SKIP's.
+    /// Parses a request; `None` if the path isn't one of SKIP's.
     pub(crate) fn parse(method: &Method, path: &str, query: &str) -> Option<Result<Self, Refusal>> {
         let id = match path {
             "/capabilities" | "/key" | "/entropy" => None,
@@ -78,12 +78,12 @@ impl Request {
             }
             (None, "/capabilities") => Self::Capabilities,
             (None, "/key") => {
-                Self::NewKey { remote: remote.ok_or_else(no_remote)?, size: size.unwrap_or(DEFAULT_SIZE) }
+                Self::NewKey { remote: remote.ok_or_else(no_remote)?, size: size.unwrap_or(DEFAULT_KEY_BITS) }
             }
             (None, _) => {
-                let bits = bits.unwrap_or(DEFAULT_SIZE);
-                if bits == 0 || !bits.is_multiple_of(8) || bits > MOST_ENTROPY {
-                    let range = format!("minentropy shall be a multiple of 8 from 8 to {MOST_ENTROPY}");
+                let bits = bits.unwrap_or(DEFAULT_KEY_BITS);
+                if bits == 0 || !bits.is_multiple_of(8) || bits > MAX_ENTROPY_BITS {
+                    let range = format!("minentropy shall be a multiple of 8 from 8 to {MAX_ENTROPY_BITS}");
                     return Err(Refusal::bad(range));
                 }
                 Self::Entropy { bits }
@@ -91,7 +91,7 @@ impl Request {
         })
     }
 
-    /// The method of ETSI GS QKD 014 that does the same, whose misbehaviour it shows.
+    /// The corresponding method of ETSI GS QKD 014, whose faults apply.
     pub(crate) fn op(&self) -> Op {
         match self {
             Self::Capabilities | Self::Entropy { .. } => Op::Status,
@@ -101,7 +101,7 @@ impl Request {
     }
 }
 
-/// The capabilities (section 4.1) of the provider that serves `local`, and whom that can share keys with.
+/// The capabilities (section 4.1) of the provider of `local`, which shares keys with `remote`.
 pub(crate) fn capabilities(local: &str, remote: &[String]) -> Value {
     json!({
         "entropy": true,
@@ -119,7 +119,7 @@ pub(crate) fn entropy(bits: u64) -> Result<Value, NoRandomness> {
     Ok(json!({ "randomStr": HEXLOWER.encode(&random), "minentropy": bits }))
 }
 
-/// The answer with a key (section 4.2); the key is erased here, and the bytes when the answer has been sent.
+/// The answer with a key (section 4.2). The key is erased here, and the answer after it is sent.
 pub(crate) fn key(DeliveredKey { id, key }: DeliveredKey, style: KeyStyle) -> Zeroizing<Vec<u8>> {
     const AROUND: usize = r#"{"keyId":,"key":"","vendor":{"x":1}}"#.len();
     let mut body = Zeroizing::new(Vec::with_capacity(AROUND + 2 + 6 * id.len() + 2 * key.len()));

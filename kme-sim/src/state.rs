@@ -21,11 +21,11 @@ pub(crate) struct Shared {
     pub(crate) time_scale: f64,
 }
 
-/// An order to do a fault of the port, or none, and where to say how it went.
+/// An order to set a fault of the port, or none, and the channel for its result.
 pub(crate) type PortOrder = (Misbehaviour, oneshot::Sender<Result<(), String>>);
 
 impl Shared {
-    /// The network's state. A panic elsewhere can't leave it half changed in a way that matters to a simulator.
+    /// The network's state. A poisoned lock is good enough for a simulator.
     pub(crate) fn network(&self) -> MutexGuard<'_, Network> {
         self.network.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -44,7 +44,7 @@ impl Shared {
         self.faults.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Sets a fault; returns when it is in force, so that the very next request meets it.
+    /// Sets a fault. It is in force for the next request when this returns.
     pub(crate) async fn misbehave(&self, kme: &str, ops: Ops, how: Misbehaviour) -> Result<(), String> {
         let Some(port) = self.ports.get(kme) else {
             return Err(format!("there is no KME named {kme:?}"));

@@ -1,30 +1,30 @@
-//! How many secret bits a QKD link yields over time, and at which error rate: a constant, or the physics of the fibre. Pure
-//! functions of time and of what an eavesdropper does, so a link can be asked at any moment.
+//! The secret bits that a QKD link yields over time, and its error rate: constant, or by a model of the
+//! channel. Pure functions of time and of the eavesdropper.
 
 use std::time::Duration;
 
-/// What yields a link's bits.
+/// A link's supply of bits.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Supply {
-    /// At which rate.
+    /// The rate.
     pub source: Source,
-    /// Bits that come at once, since post-processing yields keys in blocks; 1 for an even flow.
+    /// The size of a block, since post-processing yields keys in blocks; 1 for an even flow.
     pub block_bits: u64,
-    /// When it yields at all; always, where absent.
+    /// When it yields bits; always, if absent.
     pub passes: Option<Passes>,
 }
 
 /// A rate and the error rate that belongs to it.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Source {
-    /// So many bits a second.
+    /// A constant rate.
     Constant {
         /// Secret bits a second; 0 for a link that yields nothing beyond its initial keys.
         bits_per_s: u64,
         /// The error rate that is reported, a share of 1.
         qber: f64,
     },
-    /// What a fibre or a free-space channel yields by BB84 with weak pulses.
+    /// A fibre or free-space channel with BB84 and weak pulses.
     Optics(Optics),
 }
 
@@ -47,22 +47,22 @@ pub struct Optics {
     pub misalignment: f64,
     /// Pulses a second.
     pub pulses_per_s: f64,
-    /// Share of the clicks that is left for the key after sifting, decoy states and finite-size effects.
+    /// Share of the clicks that remains for the key after sifting, decoy states and finite-size effects.
     pub useful_share: f64,
-    /// What error correction leaks, as a multiple of the least possible (`f`).
+    /// Leak of error correction, as a multiple of the least possible (`f`).
     pub error_correction: f64,
 }
 
-/// A satellite's passes: the first begins with the program.
+/// A satellite's passes. The first begins at the start of the program.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Passes {
-    /// How long one lasts.
+    /// The duration of a pass.
     pub lasts: Duration,
-    /// From the beginning of one to the next.
+    /// The interval between the beginnings of two passes.
     pub every: Duration,
 }
 
-/// What a link does at the moment.
+/// A link's rate and error rate at the moment.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct State {
     /// Secret bits a second.
@@ -72,7 +72,8 @@ pub struct State {
 }
 
 impl Supply {
-    /// Rate and error rate while an eavesdropper measures and resends `intercepted` of the pulses, a share of 1.
+    /// Rate and error rate while an eavesdropper measures and resends `intercepted` of the pulses, a share
+    /// of 1.
     #[must_use]
     pub fn state(&self, intercepted: f64) -> State {
         match &self.source {
@@ -90,7 +91,7 @@ impl Supply {
         }
     }
 
-    /// How long it was active until `t`.
+    /// The total time of its passes until `t`.
     #[must_use]
     pub fn active_until(&self, t: Duration) -> Duration {
         let Some(Passes { lasts, every }) = self.passes else { return t };
@@ -111,7 +112,7 @@ impl Supply {
 }
 
 impl Optics {
-    /// A usual leak of error correction.
+    /// A typical leak of error correction.
     pub const ERROR_CORRECTION: f64 = 1.16;
 
     /// `R = max(0, c·Q·(1 − h(E) − f·h(E)))` with `Q = Y0 + 1 − e^(−ημ)`, `η = 10^(−loss/10)·η_d` and
@@ -129,13 +130,15 @@ impl Optics {
     }
 }
 
-/// The error rate when a share of the pulses is measured in a random basis and sent again, which flips one bit in four.
+/// The error rate when a share of the pulses is measured in a random basis and sent again, which flips one
+/// bit in four.
 fn disturbed(qber: f64, intercepted: f64) -> f64 {
     let flips = intercepted.clamp(0.0, 1.0) / 4.0;
     qber + flips - 2.0 * qber * flips
 }
 
-/// What is secret of a sifted bit; 0 from about 11 % of errors on, less with the leak of a real error correction.
+/// The secret share of a sifted bit: 0 from about 11 % errors on, or less with the leak of real error
+/// correction.
 fn secret_share(qber: f64, error_correction: f64) -> f64 {
     (1.0 - (1.0 + error_correction) * entropy(qber)).max(0.0)
 }

@@ -1,18 +1,16 @@
-//! Reproducible keys for tests: how key `n` of a link and its ID follow from the link's `seed`. Whoever knows the seed
-//! knows every key, so a link has one only in a test that wants to compute both ends' keys itself.
+//! Reproducible keys for tests: key `n` of a link and its ID are derived from the link's `seed`. The seed
+//! reveals every key, so use one only in tests that compute the keys themselves.
 
 use qvpn_secret::SecretBuf;
 use sha2::{Digest, Sha256};
 
-/// What the hash of a key starts with.
 const KEY_LABEL: &[u8] = b"kme-sim test key";
-/// What the hash of a key ID starts with.
 const ID_LABEL: &[u8] = b"kme-sim test key id";
 
-/// Key `n` (counted from 0 over the life of the link, both directions together) of a link with `seed`, `bytes` long.
+/// Key `n` (counted from 0 since the start, both directions together) of a link with `seed`, `bytes` long.
 ///
-/// Block 0 is `SHA-256("kme-sim test key" ‖ seed ‖ n)`, and block `i` from 1 on is the hash of the same and `i`; `n` is a
-/// u64 and `i` a u32, both big-endian. The key is the first `bytes` of the blocks.
+/// Block 0 is `SHA-256("kme-sim test key" ‖ seed ‖ n)`, and block `i` from 1 on is the hash of the same and
+/// `i`; `n` is a u64 and `i` a u32, both big-endian. The key is the first `bytes` of the blocks.
 #[must_use]
 pub fn key(seed: &[u8], n: u64, bytes: usize) -> SecretBuf {
     let mut key = SecretBuf::zeroed(bytes);
@@ -26,8 +24,8 @@ pub fn key(seed: &[u8], n: u64, bytes: usize) -> SecretBuf {
     key
 }
 
-/// The ID of key `n` of a link with `seed`: the first 16 bytes of `SHA-256("kme-sim test key id" ‖ seed ‖ n)` as a UUID
-/// of version 8 (RFC 9562 section 5.8).
+/// The ID of key `n` of a link with `seed`: the first 16 bytes of `SHA-256("kme-sim test key id" ‖ seed ‖
+/// n)` as a UUID of version 8 (RFC 9562 section 5.8).
 #[must_use]
 pub fn key_id(seed: &[u8], n: u64) -> String {
     let hash =

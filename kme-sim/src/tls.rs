@@ -1,4 +1,5 @@
-//! TLS of a KME: its certificate, mutual authentication against the client CA, and the SAE ID in a client's certificate.
+//! TLS of a KME: its certificate, mutual authentication against the client CA, and the SAE ID in a client's
+//! certificate.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -13,12 +14,12 @@ use crate::faults::catalog::Misbehaviour;
 use crate::faults::tls as tls_faults;
 use crate::pem::{TlsError, certificates, private_key};
 
-/// The TLS side of a KME: TLS 1.3 or 1.2, X25519MLKEM768 preferred, and no client without a certificate of its CA; or
-/// what `fault` makes of it.
+/// The TLS settings of a KME with `fault`: TLS 1.3 or 1.2, X25519MLKEM768 preferred, client certificates of
+/// its CA only.
 ///
 /// # Errors
-/// [`TlsError`] if a file can't be read, the key and the certificate don't belong together, or the certificate of a fault
-/// can't be made.
+/// [`TlsError`] if a file can't be read, the key doesn't belong to the certificate, or the certificate of a
+/// fault can't be made.
 pub fn server_config(kme: &KmeConfig, fault: Misbehaviour) -> Result<Arc<ServerConfig>, TlsError> {
     let chain = certificates(&kme.cert_file, "a certificate")?;
     let key = private_key(&kme.key_file)?;
@@ -49,7 +50,7 @@ pub fn server_config(kme: &KmeConfig, fault: Misbehaviour) -> Result<Arc<ServerC
     let bad = chain.first().map(|right| tls_faults::chain(kme, right, fault)).transpose();
     let mut config = match bad.map_err(|reason| unusable(&kme.cert_file, reason))?.flatten() {
         Some((chain, key)) => {
-            // Not checked against each other: rustls would refuse to show some of these.
+            // Not checked against each other: rustls would refuse some of these.
             let key = provider.key_provider.load_private_key(key).map_err(failed)?;
             builder.with_cert_resolver(Arc::new(SingleCertAndKey::from(CertifiedKey::new(chain, key))))
         }
@@ -59,7 +60,7 @@ pub fn server_config(kme: &KmeConfig, fault: Misbehaviour) -> Result<Arc<ServerC
     Ok(Arc::new(config))
 }
 
-/// Who a client certificate says its owner is.
+/// The identity in a client certificate.
 #[derive(Debug, Default)]
 pub(crate) struct Client {
     /// The subject's common name, if there is exactly one.
@@ -69,7 +70,7 @@ pub(crate) struct Client {
 }
 
 impl Client {
-    /// What stands in `certificate` (DER); nothing, if that can't be read.
+    /// From `certificate` (DER); empty if that can't be parsed.
     pub(crate) fn of(certificate: &[u8]) -> Self {
         let Ok((_, certificate)) = X509Certificate::from_der(certificate) else { return Self::default() };
         let mut names = certificate.subject().iter_common_name();
@@ -89,7 +90,7 @@ impl Client {
         }
     }
 
-    /// As `serial` in the config has it.
+    /// In the form of `serial` in the config.
     pub(crate) fn serial(&self) -> String {
         data_encoding::HEXUPPER.encode(&self.serial)
     }

@@ -60,7 +60,8 @@ fn each_mistake_is_named_with_its_place() {
     let rows = [
         (
             "[[sae]]",
-            "[[kme]]\nname = \"a\"\nlisten = \"[::1]:0\"\ncert_file = \"c\"\nkey_file = \"c\"\nclient_ca_file = \"c\"\n[[sae]]",
+            "[[kme]]\nname = \"a\"\nlisten = \"[::1]:0\"\ncert_file = \"c\"\nkey_file = \
+             \"c\"\nclient_ca_file = \"c\"\n[[sae]]",
             "17:8: the name \"a\" is taken by another [[kme]]",
         ),
         ("name = \"b\"", "nam = \"b\"", "10:1: unknown field `nam`"),

@@ -1,4 +1,5 @@
-//! Links as physics and networks: chains of trusted nodes, an eavesdropper, accelerated time, statistics, and the presets.
+//! Links as physics and networks: chains of trusted nodes, an eavesdropper, accelerated time, statistics,
+//! and the presets.
 #![allow(clippy::unwrap_used)] // a failure in a helper is a failure of the test
 
 mod common;
@@ -128,7 +129,8 @@ async fn time_can_be_accelerated() {
 
 #[tokio::test]
 async fn each_preset_starts_and_meets_its_number() {
-    // Of each: hops, the range of its rate (bits a second) that the file states, and whether one is yielded all the time.
+    // Of each: hops, the range of its rate (bits a second) that the file states, and whether one is yielded
+    // all the time.
     let rows = [
         ("defence-50km", 1, 150e3..300e3),
         ("metro-ring", 1, 2e6..3e6),

@@ -122,7 +122,7 @@ async fn a_closed_port_refuses_and_cuts_and_opens_again_at_the_same_address() {
     lab.client("kme-a1", "site-a").await.get(STATUS).await.ok();
     for op in [Ops::Status, Ops::EncKeys, Ops::DecKeys] {
         let answer = lab.misbehave("kme-a1", op, Misbehaviour::RefuseTcp).await;
-        assert_eq!(answer.error.unwrap(), "this fault is of the whole port; set it for op \"all\"");
+        assert_eq!(answer.error.unwrap(), "this is a fault of the whole port; set it for op \"all\"");
     }
 }
 
@@ -324,7 +324,7 @@ async fn a_fault_that_makes_no_sense_is_refused() {
     let lab = Lab::start().await;
     for how in [Misbehaviour::WrongSize, Misbehaviour::EmptyList, Misbehaviour::WrongBytes] {
         let error = lab.misbehave("kme-a1", Ops::Status, how).await.error.unwrap();
-        assert_eq!(error, "status can't show this fault; set it for enc_keys, dec_keys or all");
+        assert_eq!(error, "status doesn't support this fault; set it for enc_keys, dec_keys or all");
     }
     let error = lab.misbehave("kme-x", Ops::All, Misbehaviour::Hang).await.error.unwrap();
     assert_eq!(error, "there is no KME named \"kme-x\"");

@@ -1,5 +1,5 @@
-//! Faults before any request: a handshake that never goes on, no TLS, certificates that a client must refuse, and clients
-//! that are refused.
+//! Faults before any request: a handshake that never goes on, no TLS, certificates that a client must
+//! refuse, and clients that are refused.
 #![allow(clippy::unwrap_used)] // a failure in a helper is a failure of the test
 
 mod common;

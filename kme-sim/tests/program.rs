@@ -1,5 +1,5 @@
-//! The program itself: what it prints, how it stops, its admin socket, and that its log has each key ID once a side and
-//! never a key.
+//! The program itself: what it prints, how it stops, its admin socket, and that its log has each key ID once
+//! a side and never a key.
 #![allow(clippy::unwrap_used)] // a failure in a helper is a failure of the test
 
 mod common;
@@ -240,7 +240,7 @@ async fn the_man_pages_say_what_the_help_says() {
     assert!(output.status.success(), "{output:?}");
     let page = |name: &str| std::fs::read_to_string(folder.path().join("man").join(name)).unwrap();
     assert!(page("kme-sim.1").contains("Run the KMEs of this file"));
-    assert!(page("kme-sim-certs.1").contains("Make a new CA and overwrite what is there"));
+    assert!(page("kme-sim-certs.1").contains("Make a new CA and overwrite existing files"));
     let output = Command::new(PROGRAM).args(["man", "/dev/null/man"]).output().await.unwrap();
     assert_eq!(output.status.code(), Some(1), "{output:?}");
 }

@@ -1,4 +1,5 @@
-//! Servers that read ETSI GS QKD 014 their own way: sizes, numbers, IDs, counts, and keys that come late or never.
+//! Servers that read ETSI GS QKD 014 their own way: sizes, numbers, IDs, counts, and keys that come late or
+//! never.
 #![allow(clippy::unwrap_used)] // a failure in a helper is a failure of the test
 
 mod common;

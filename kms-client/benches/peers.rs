@@ -1,7 +1,9 @@
-//! What keeping many peers' stocks full costs the client: processor time of this process against one pair of KMEs in another.
+//! What keeping many peers' stocks full costs the client: processor time of this process against one pair of
+//! KMEs in another.
 //!
-//! `cargo build --release -p kme-sim && cargo bench -p kms-client --bench peers`; `PEERS`, `INTERVAL` (seconds) and `SECONDS`
-//! in the environment change its 1,000 peers that rekey every 60 s, measured for 20 s at each end.
+//! `cargo build --release -p kme-sim && cargo bench -p kms-client --bench peers`; `PEERS`, `INTERVAL`
+//! (seconds) and `SECONDS` in the environment change its 1,000 peers that rekey every 60 s, measured for 20
+//! s at each end.
 
 use std::error::Error;
 use std::io::{BufRead, BufReader};
@@ -10,7 +12,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
-use kms_client::{KeyRef, Kme, KmeConfig, KmeSet, KmsClient};
+use kms_client::{KeyRef, Kme, KmeConfig, KmeSet, KmsClient, NewKeysRequest};
 use nix::time::{ClockId, clock_gettime};
 use tokio::time::Instant;
 
@@ -25,6 +27,10 @@ type Fault = Box<dyn Error + Send + Sync>;
 
 fn number(name: &str, default: u32) -> u32 {
     std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
+}
+
+fn wanted(number: u32) -> NewKeysRequest<'static> {
+    NewKeysRequest { number, ..NewKeysRequest::default() }
 }
 
 /// Processor time of this process.
@@ -62,7 +68,8 @@ fn start(folder: &Path, peers: u32, keys: u32) -> Result<(Sim, [String; 2]), Fau
         config += &format!("[[sae]]\nid = \"PEER-{peer}\"\nkme = \"kme-b1\"\n");
     }
     config += &format!(
-        "[[link]]\nkmes = [\"kme-a1\", \"kme-b1\"]\nrate_bits_per_s = 0\nmax_keys = {keys}\ninitial_keys = {keys}\n"
+        "[[link]]\nkmes = [\"kme-a1\", \"kme-b1\"]\nrate_bits_per_s = 0\nmax_keys = {keys}\ninitial_keys = \
+         {keys}\n"
     );
     std::fs::write(folder.join("kmes.toml"), config)?;
     let mut command = Command::new(program);
@@ -128,7 +135,7 @@ async fn main() -> Result<(), Fault> {
     let mut tasks = tokio::task::JoinSet::new();
     for (peer, set) in sets.iter().cloned().enumerate() {
         tasks.spawn(async move {
-            set.fetch_new(&format!("PEER-{peer}"), STOCK).await.map_or(0, |keys| keys.len())
+            set.fetch_new(&format!("PEER-{peer}"), wanted(STOCK)).await.map_or(0, |new| new.keys.len())
         });
     }
     let keys: usize = tasks.join_all().await.into_iter().sum();
@@ -141,7 +148,7 @@ async fn main() -> Result<(), Fault> {
 
     steady("kept full as master (enc_keys)", each, seconds, |n| {
         let (peer, set) = (n % peers, sets[usize::try_from(n % peers).unwrap_or(0)].clone());
-        async move { set.fetch_new(&format!("PEER-{peer}"), 1).await.is_ok() }
+        async move { set.fetch_new(&format!("PEER-{peer}"), wanted(1)).await.is_ok() }
     })
     .await?;
 
@@ -149,14 +156,16 @@ async fn main() -> Result<(), Fault> {
     let mut ids: Vec<KeyRef> = Vec::new();
     let taker = KmeSet::new(vec![master]);
     while u32::try_from(ids.len())? < in_time {
-        ids.extend(taker.fetch_new("SITE-B", 100).await?.iter().map(kms_client::QkdKey::key_ref));
+        ids.extend(
+            taker.fetch_new("SITE-B", wanted(100)).await?.keys.iter().map(kms_client::QkdKey::key_ref),
+        );
     }
     let slave = Arc::new(KmeSet::new(vec![open(folder.path(), "kme-b1", &b, "SITE-B")?]));
     steady("kept full as slave (dec_keys)", each, seconds, |n| {
         let (slave, id) = (slave.clone(), ids.get(usize::try_from(n).unwrap_or(0)).cloned());
         async move {
             let Some(id) = id else { return false };
-            slave.fetch_by_ids("SITE-A", &[id]).await.failed.is_empty()
+            slave.fetch_by_ids("SITE-A", &[id], false).await.failed.is_empty()
         }
     })
     .await

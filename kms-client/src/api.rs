@@ -1,13 +1,13 @@
 //! The interfaces over which a source delivers keys.
 
-/// The interface that a source speaks.
+/// The interface of a source of keys.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Api {
     /// ETSI GS QKD 014.
     Etsi014,
     /// Cisco SKIP.
     Skip,
-    /// A file of keys; such a key is never called QKD.
+    /// A file of keys. Such keys never count as QKD keys.
     File,
 }
 

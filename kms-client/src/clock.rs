@@ -1,10 +1,11 @@
-//! The two clocks: one that goes on while the machine sleeps, for ages and delays, and the calendar, for certificates.
+//! Two clocks: `CLOCK_BOOTTIME`, which includes sleep, for ages and delays; and calendar time for
+//! certificates.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Nanoseconds of `CLOCK_BOOTTIME`.
 pub(crate) fn boottime_ns() -> u64 {
-    // This clock exists on every Linux since 2.6.39; without it ages would read as zero, and nothing else.
+    // Linux has this clock since 2.6.39. Without it ages would read as zero.
     nix::time::clock_gettime(nix::time::ClockId::CLOCK_BOOTTIME).map_or(0, |t| {
         let seconds = u64::try_from(t.tv_sec()).unwrap_or(0);
         seconds.saturating_mul(1_000_000_000).saturating_add(u64::try_from(t.tv_nsec()).unwrap_or(0))

@@ -1,4 +1,4 @@
-//! What is to be known about one KME before it can be asked. The file grammar is elsewhere; this is its checked form.
+//! The settings of one KME, in checked form. The grammar of config files is elsewhere.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -8,22 +8,23 @@ use qvpn_api::config::{self, ClientKey};
 /// How long one operation may take, from name resolution to the last byte of the answer.
 pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// One KME that speaks ETSI GS QKD 014. Proxy settings of the environment never apply.
+/// The settings of one KME that is reached by HTTPS. Proxy settings of the environment never apply.
 #[derive(Debug, Clone)]
 pub struct KmeConfig {
-    /// Our name for it, which every error and log line carries.
+    /// Its name, which every error and log line carries.
     pub name: String,
-    /// `https://host[:port][/prefix]`; `/api/v1/keys/…` is put behind it.
+    /// `https://host[:port][/prefix]`; `/api/v1/keys/…` is appended to it.
     pub url: String,
-    /// Our own SAE ID at this KME. The KME takes it from the certificate; it is named in errors and compared with status.
+    /// Our own SAE ID at this KME. The KME takes it from the certificate; here it appears in errors and is
+    /// compared with the status.
     pub sae_id: String,
-    /// PEM file with the CA certificates that may issue the KME's certificate.
+    /// PEM file with the CA certificates that may have issued the KME's certificate.
     pub ca_file: PathBuf,
     /// PEM file with our certificate, then any intermediate ones.
     pub cert_file: PathBuf,
     /// Our certificate's private key.
     pub key: ClientKey,
-    /// The name in the KME's certificate, where it isn't the URL's host.
+    /// The name in the KME's certificate, if it differs from the URL's host.
     pub server_name: Option<String>,
     /// `SO_MARK` of the TCP socket, so that policy routing keeps it out of the tunnel that needs its keys.
     pub fwmark: Option<u32>,
@@ -54,7 +55,8 @@ impl KmeConfig {
         }
     }
 
-    /// What a config file says of the KME `kme` and its server; the sockets get the mark `fwmark` if it isn't 0.
+    /// The settings of `kme` and its `server` in a config file. Sockets get the mark `fwmark` unless it is
+    /// 0.
     #[must_use]
     pub fn of_file(kme: &config::Kme, server: &config::KmeServer, fwmark: u32) -> Self {
         let config::KmeServer { url, server_name, ca_file, cert_file, key } = server;

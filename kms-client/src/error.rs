@@ -1,15 +1,15 @@
-//! What can go wrong with a KME, as a type: whose fault it is, what was asked, what came back and what to do about it.
+//! The failures of operations at a KME: their kind, what was asked, what came back and what to do about it.
 
-/// What a KME was asked to do.
+/// An operation at a KME.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Operation {
-    /// Nothing yet: the config was read.
+    /// Reading the config, before any request.
     Configure,
-    /// Get status (ETSI GS QKD 014 section 5.1).
+    /// Get status (ETSI GS QKD 014 clause 5.1).
     Status,
-    /// Get key (section 5.2): new keys, by the master SAE.
+    /// Get key (clause 5.2): new keys, for the master SAE.
     EncKeys,
-    /// Get key with key IDs (section 5.3): the same keys, by the slave SAE.
+    /// Get key with key IDs (clause 5.3): the same keys, for the slave SAE.
     DecKeys,
 }
 
@@ -32,7 +32,7 @@ impl std::fmt::Display for Operation {
     }
 }
 
-/// Where in an operation something stopped.
+/// The step of an operation at which it stopped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Phase {
     /// Looking up the host name.
@@ -59,7 +59,7 @@ impl std::fmt::Display for Phase {
     }
 }
 
-/// What is wrong with TLS towards the KME.
+/// What is wrong with TLS to the KME.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum TlsFault {
     /// The KME's certificate is X.509 version 1, which can't carry a subject alternative name.
@@ -80,24 +80,24 @@ pub enum TlsFault {
     BadCertificate,
     /// No TLS version, cipher suite or group in common.
     NothingInCommon,
-    /// What answers there doesn't speak TLS.
+    /// The server at this address doesn't speak TLS.
     NotTls,
     /// Any other failure of the handshake.
     Other,
 }
 
-/// What breaks ETSI GS QKD 014, or SKIP, in an answer that claims success.
+/// How an answer that claims success breaks the rules of its interface.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Violation {
-    /// The body isn't the JSON that the document asks for.
+    /// The body isn't the JSON that the standard defines.
     Json,
-    /// The body is a page for browsers: another service answers there, or another part of the KME.
+    /// The body is a web page: another service answers, or another part of the KME.
     Page,
     /// The body is larger than [`MAX_BODY`](crate::MAX_BODY).
     TooLarge,
-    /// More keys than asked.
+    /// More keys than requested.
     TooManyKeys,
-    /// A key of another length than asked, or below 256 bits.
+    /// A key of another length than requested, or below 256 bits.
     KeySize,
     /// A key isn't base64.
     Base64,
@@ -109,17 +109,17 @@ pub enum Violation {
     DuplicateId,
     /// The same key twice.
     DuplicateKey,
-    /// A key ID that wasn't asked for.
+    /// A key ID that was not requested.
     OtherKeyId,
     /// A redirect, which is never followed.
     Redirect,
-    /// An HTTP status that has no meaning here.
+    /// An HTTP status that the interface doesn't use.
     Status,
-    /// What came back isn't HTTP/1.
+    /// The answer isn't HTTP/1.
     Http,
 }
 
-/// The kind of a failure: what a program decides on.
+/// The kind of a failure, on which programs decide.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum KmsErrorKind {
     /// Our own config or files.
@@ -138,9 +138,9 @@ pub enum KmsErrorKind {
     KeyNotFound,
     /// The KME failed.
     ServerFault,
-    /// The KME's answer breaks the document; no key of it is used.
+    /// The KME's answer breaks the rules of the interface; no key of it is used.
     ProtocolViolation(Violation),
-    /// The deadline passed, and no key can have been lost by it on the master's side.
+    /// The deadline passed, and no key is lost.
     Timeout(Phase),
     /// The deadline passed or the connection broke after `enc_keys` was sent: the keys may be spent.
     LostKeys(Phase),
@@ -193,41 +193,49 @@ impl KmsErrorKind {
             }
             Self::Tls(_) => "compare the TLS settings of both sides",
             Self::IdentityRefused => {
-                "check that cert_file is the certificate that the KME's operator registered for our SAE ID, that it hasn't expired or been revoked, and that the KME trusts its CA"
+                "check that cert_file is the certificate that the KME's operator registered for our SAE \
+                 ID, that it hasn't expired or been revoked, and that the KME trusts its CA"
             }
             Self::BadRequest => {
-                "check the url's path, and that the KME's operator registered both SAE IDs and the link between them"
+                "check the url's path, and that the KME's operator registered both SAE IDs and the link \
+                 between them"
             }
             Self::Exhausted => {
-                "wait for the link to make keys; if this stays, ask the KME's operator about the link's key rate, or raise rekey_interval"
+                "wait for the link to make keys; if this stays, ask the KME's operator about the link's \
+                 key rate, or raise rekey_interval"
             }
             Self::KeyNotFound => {
-                "it is asked again for a while, since a KME may lag behind; if this stays, check that both KMEs belong to the same link, that their clocks and stores are in step, and that the other site names our SAE ID as its slave"
+                "it is asked again for a while, since a KME may lag behind; if this stays, check that both \
+                 KMEs belong to the same link, that their clocks and stores are in step, and that the \
+                 other site names our SAE ID as its slave"
             }
             Self::ServerFault => "look into the KME's log, or ask its operator",
             Self::ProtocolViolation(Violation::Page) => {
-                "check the url's port and path: a page for browsers answers there, perhaps the KME's own or a sign-in; if they are right, ask the KME's vendor"
+                "check the url's port and path: a page for browsers answers there, perhaps the KME's own \
+                 or a sign-in; if they are right, ask the KME's vendor"
             }
             Self::ProtocolViolation(_) => {
                 "nothing of this answer is used; report it to the KME's vendor, with this line"
             }
             Self::Timeout(_) => "check the KME's load and the path to it: a whole operation may take 5 s",
             Self::LostKeys(_) => {
-                "the request isn't repeated by itself, since that would spend more keys; check the KME's load and the path to it: a whole operation may take 5 s"
+                "the request isn't repeated by itself, since that would spend more keys; check the KME's \
+                 load and the path to it: a whole operation may take 5 s"
             }
             Self::NoSuchKme => {
-                "configure the KME that is linked with the other site's KME, or let both sites list the same links for this peer"
+                "configure the KME that is linked with the other site's KME, or let both sites list the \
+                 same links for this peer"
             }
         }
     }
 }
 
-/// What a failure speaks against, and so what is left alone for a while.
+/// What a failure is attributed to, and so which breaker it opens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Blame {
-    /// Nothing: it is an answer of a KME that works.
+    /// Nothing: the KME works.
     Nothing,
-    /// The KME's link to this one peer. A peer that is set up wrongly mustn't cost the others their keys.
+    /// The KME's link to one peer. A wrongly configured peer must not cost the others their keys.
     Link,
     /// The KME as a whole.
     Kme,
@@ -267,21 +275,21 @@ impl KmsError {
         }))
     }
 
-    /// With words of ours about what happened.
+    /// Adds our description of what happened.
     #[must_use]
     pub fn with_detail(mut self, detail: impl Into<String>) -> Self {
         self.0.detail = detail.into();
         self
     }
 
-    /// With an advice that fits better than the kind's own.
+    /// Replaces the kind's default advice.
     #[must_use]
     pub fn with_advice(mut self, advice: impl Into<String>) -> Self {
         self.0.advice = Some(advice.into());
         self
     }
 
-    /// With the HTTP status, and an excerpt of an error body.
+    /// Adds the HTTP status, and an excerpt of an error body.
     #[must_use]
     pub(crate) fn with_status(mut self, status: u16, excerpt: Option<String>) -> Self {
         self.0.status = Some(status);
@@ -289,32 +297,30 @@ impl KmsError {
         self
     }
 
-    /// With the number of keys that may be spent without having reached us.
+    /// Adds the number of keys that may be spent without having arrived here.
     #[must_use]
     pub(crate) fn with_keys_lost(mut self, keys: u32) -> Self {
         self.0.keys_lost = keys;
         self
     }
 
-    /// The kind, to decide on.
     #[must_use]
     pub fn kind(&self) -> KmsErrorKind {
         self.0.kind
     }
 
-    /// Our name for the KME.
+    /// The KME's name in the config.
     #[must_use]
     pub fn kme(&self) -> &str {
         &self.0.kme
     }
 
-    /// What was asked.
     #[must_use]
     pub fn operation(&self) -> Operation {
         self.0.operation
     }
 
-    /// The SAE ID of the other site that the operation was about; empty if there is none.
+    /// The peer's SAE ID; empty if the operation was about no peer.
     #[must_use]
     pub fn peer_sae(&self) -> &str {
         &self.0.peer_sae
@@ -326,19 +332,19 @@ impl KmsError {
         self.0.status
     }
 
-    /// What the KME said, in at most 200 characters; never of an answer that could hold keys.
+    /// The KME's message, in at most 200 characters; never from an answer that could hold keys.
     #[must_use]
     pub fn excerpt(&self) -> Option<&str> {
         self.0.excerpt.as_deref()
     }
 
-    /// What this speaks against.
+    /// What this failure is attributed to.
     #[must_use]
     pub fn blame(&self) -> Blame {
         use KmsErrorKind as K;
         match self.0.kind {
             K::BadRequest | K::Exhausted | K::KeyNotFound | K::NoSuchKme => Blame::Nothing,
-            // By HTTP it can be about one pair of SAEs; by TLS it is about us.
+            // An HTTP status may be about one pair of SAEs; TLS is about us.
             K::IdentityRefused if self.0.status.is_some() => Blame::Link,
             K::ProtocolViolation(Violation::Http) => Blame::Kme,
             K::Config | K::ServerFault | K::ProtocolViolation(_) => Blame::Link,

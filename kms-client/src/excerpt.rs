@@ -1,26 +1,27 @@
-//! A short, safe quotation of an error body. Error bodies may be HTML, empty, FastAPI's `{"detail":…}` or huge, and a
-//! careless server may even put a key into one.
+//! A short, safe excerpt of an error body. Error bodies may be HTML, empty, FastAPI's `{"detail":…}` or
+//! huge, and some servers even put a key into one.
 
 /// The longest excerpt, in characters.
 pub(crate) const MAX_EXCERPT: usize = 200;
-/// A run of base64 or hexadecimal characters longer than this is left out: a UUID has 36, a 256-bit key 44 or 64.
-const MAX_RUN: usize = 40;
-/// Bytes of the body that are looked at.
-const MAX_LOOKED_AT: usize = 4096;
+/// A longer run of base64 or hexadecimal characters is left out: a UUID has 36 characters, a 256-bit key 44
+/// or 64.
+const MAX_QUOTED_RUN: usize = 40;
+const MAX_PARSED_BYTES: usize = 4096;
 
-/// What `body` says, in at most [`MAX_EXCERPT`] characters on one line, or nothing. Only for answers that are errors.
+/// The message in `body`, on one line of at most [`MAX_EXCERPT`] characters. Only for answers that are
+/// errors.
 pub(crate) fn excerpt(body: &[u8]) -> Option<String> {
     let text = match serde_json::from_slice::<serde_json::Value>(body) {
         Ok(json) => json_message(&json),
-        // JSON that is cut off or broken could hold anything, and there is no telling which part is the message.
+        // Incomplete or invalid JSON could hold a key, and its message can't be found safely.
         Err(_) if matches!(body.trim_ascii_start().first(), Some(b'{' | b'[' | b'"')) => String::new(),
-        Err(_) => without_tags(&String::from_utf8_lossy(&body[..body.len().min(MAX_LOOKED_AT)])),
+        Err(_) => without_tags(&String::from_utf8_lossy(&body[..body.len().min(MAX_PARSED_BYTES)])),
     };
     let text = one_line(&without_long_runs(&text));
     (!text.is_empty()).then_some(text)
 }
 
-/// The fields in which servers explain themselves; all other fields stay unseen.
+/// The text of the fields that servers use for messages. No other field is read.
 fn json_message(json: &serde_json::Value) -> String {
     match json {
         serde_json::Value::String(text) => text.clone(),
@@ -66,7 +67,7 @@ fn without_tags(text: &str) -> String {
     out
 }
 
-/// `text` with every run that could be key material replaced by its length.
+/// `text` with each run that could be key material replaced by its length.
 fn without_long_runs(text: &str) -> String {
     let could_be_key = |c: char| c.is_ascii_alphanumeric() || "+/=_-\\:".contains(c);
     let mut out = String::with_capacity(text.len());
@@ -76,7 +77,7 @@ fn without_long_runs(text: &str) -> String {
             Some(c) if could_be_key(c) => run.push(c),
             _ => {
                 let length = run.chars().count();
-                if length > MAX_RUN {
+                if length > MAX_QUOTED_RUN {
                     out.push_str(&format!("[{length} characters left out]"));
                 } else {
                     out.push_str(&run);
@@ -89,7 +90,7 @@ fn without_long_runs(text: &str) -> String {
     out
 }
 
-/// `text` on one line, with single spaces, nothing that moves a terminal's cursor, and at most [`MAX_EXCERPT`] characters.
+/// `text` on one line of at most [`MAX_EXCERPT`] characters, without control characters.
 pub(crate) fn one_line(text: &str) -> String {
     let harmless: String = text
         .chars()

@@ -1,5 +1,6 @@
-//! A file of keys, for sites that get keys on a disk. Both sites have the same file; each key is wiped from it, on the disk,
-//! before it is used. Such a key is called `file` and never `qkd`, and it is never enough where QKD is required.
+//! A file of keys, for sites that receive keys on a disk. Both sites have the same file. Each key is wiped
+//! from the disk before it is used. Its source is called `file`, never `qkd`, and it does not satisfy `qkd =
+//! "required"`.
 
 use std::fs::{File, OpenOptions};
 use std::io::Read;
@@ -11,16 +12,17 @@ use base64ct::{Base64, Encoding};
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use qvpn_secret::{SecretBuf, with_scrubbed_stack};
+use qvpn_types::KeyId;
 use zeroize::Zeroizing;
 
 use crate::api::Api;
 use crate::error::{KmsError, KmsErrorKind, Operation, Violation};
-use crate::key::{KEY_BITS, KeyId, QkdKey};
+use crate::key::{KEY_BITS, QkdKey};
 use crate::source::{BoxFuture, KEY_FILE_LINK, KeySource, Link};
 
 /// The largest file, in bytes: about 200,000 keys.
 const MAX_FILE: u64 = 16 * 1024 * 1024;
-/// What a used line is overwritten with; a line that begins so is skipped.
+/// Used lines are overwritten with this byte. A line that begins with it is skipped.
 const USED: u8 = b'#';
 
 /// One file of keys, for one pair of sites.
@@ -30,7 +32,7 @@ pub struct KeyFile {
     url: String,
 }
 
-/// A key of the file, and where its line stands.
+/// Where the line of a key is in the file.
 struct Line {
     number: usize,
     start: usize,
@@ -38,7 +40,7 @@ struct Line {
 }
 
 impl KeyFile {
-    /// A file that is opened when a key is needed, so that it may be a disk that is not always there.
+    /// Opens nothing: the file is opened when a key is needed, since its disk may not always be mounted.
     #[must_use]
     pub fn new(name: impl Into<String>, file: impl Into<PathBuf>) -> Self {
         let file: PathBuf = file.into();
@@ -54,7 +56,7 @@ impl KeyFile {
         let (path, name, peer) = (self.file.clone(), self.name.clone(), peer.to_owned());
         let failed = |name: &str, peer: &str| KmsError::new(KmsErrorKind::ServerFault, name, operation, peer);
         let (name_here, peer_here) = (name.clone(), peer.clone());
-        // A disk may take its time.
+        // Disk access may block.
         let done = tokio::task::spawn_blocking(move || {
             Opened::new(path, name, operation, peer).and_then(|file| work(&file))
         });
@@ -64,7 +66,7 @@ impl KeyFile {
     }
 }
 
-/// The file while one operation works on it, locked against other programs.
+/// The file during one operation, locked against other programs.
 struct Opened {
     file: Flock<File>,
     bytes: Zeroizing<Vec<u8>>,
@@ -89,7 +91,7 @@ impl Opened {
                     .to_owned(),
             )
         };
-        // Not through a link: what is wiped must be what was named. A pipe must not hold us up.
+        // O_NOFOLLOW: the named file itself must be wiped. O_NONBLOCK: a pipe must not block.
         let flags = nix::libc::O_NOFOLLOW | nix::libc::O_NONBLOCK | nix::libc::O_CLOEXEC;
         let file = OpenOptions::new().read(true).write(true).custom_flags(flags).open(&path).map_err(io)?;
         let meta = file.metadata().map_err(io)?;
@@ -121,7 +123,7 @@ impl Opened {
                 "put it on a local file system that knows flock(2)".to_owned(),
             ),
         })?;
-        // Room for all of it at once: a buffer that grows leaves copies behind.
+        // Allocate the whole size at once: a buffer that grows leaves copies behind.
         let room = usize::try_from(meta.len()).unwrap_or(0) + 1;
         let mut bytes = Zeroizing::new(Vec::with_capacity(room));
         (&*file).take(MAX_FILE).read_to_end(&mut bytes).map_err(io)?;
@@ -132,7 +134,7 @@ impl Opened {
         KmsError::new(kind, &self.name, self.operation, &self.peer)
     }
 
-    /// The lines that hold a key, from the first.
+    /// The lines that hold a key.
     fn lines(&self) -> impl Iterator<Item = Line> {
         let mut start = 0;
         self.bytes.split(|byte| *byte == b'\n').enumerate().filter_map(move |(i, line)| {
@@ -147,7 +149,7 @@ impl Opened {
         })
     }
 
-    /// ID and base64 of a line.
+    /// The ID and the base64 text of a line.
     fn split(&self, line: &Line) -> Result<(KeyId, &[u8]), KmsError> {
         let text = self.bytes.get(line.start..line.end).unwrap_or_default().trim_ascii();
         let parts = text.iter().position(u8::is_ascii_whitespace).map(|at| text.split_at(at));
@@ -161,10 +163,10 @@ impl Opened {
     fn bad_line(&self, line: &Line, violation: Violation, what: &str) -> KmsError {
         self.error(KmsErrorKind::ProtocolViolation(violation))
             .with_detail(format!("line {} of {} {what}", line.number, self.path.display()))
-            .with_advice("each line is a key ID, a space and 32 bytes in base64; mend the line at both sites, or put a # before it")
+            .with_advice("each line is a key ID, a space and 32 bytes in base64; correct the line at both sites, or put a # before it")
     }
 
-    /// The key of a line, which is wiped from the disk first.
+    /// Returns the key of a line after it is wiped from the disk.
     fn take(&self, line: &Line) -> Result<QkdKey, KmsError> {
         let (id, text) = self.split(line)?;
         let bytes = usize::try_from(KEY_BITS / 8).unwrap_or(32);
@@ -191,7 +193,7 @@ impl Opened {
         })
     }
 
-    /// Overwrites a line where it stands, and waits until that is on the disk: a key that can't be wiped isn't used.
+    /// Overwrites a line in place and waits until that is on the disk. A key that can't be wiped isn't used.
     fn wipe(&self, line: &Line) -> Result<(), KmsError> {
         let blank = vec![USED; line.end - line.start];
         let at = u64::try_from(line.start).unwrap_or(u64::MAX);
@@ -224,7 +226,7 @@ impl KeySource for KeyFile {
                 source_kme: KEY_FILE_LINK.to_owned(),
                 target_kme: KEY_FILE_LINK.to_owned(),
                 stored_key_count: u64::try_from(file.lines().count()).ok(),
-                // What is taken is wiped, so no more of it than is needed now.
+                // A key that is taken is wiped, so take no more than are needed now.
                 max_key_per_request: Some(1),
             })
         }))

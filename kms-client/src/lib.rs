@@ -1,18 +1,21 @@
-//! Fetches keys from a site's key management entities (KMEs), over ETSI GS QKD 014 above all, and explains failures. A KME is somebody else's box: nothing that it says is
-//! trusted until it is checked, and every failure says which KME, what was asked, what came back and what to change.
+//! Fetches keys from a site's key management entities (KMEs) and explains failures. Every answer of a KME is
+//! checked before it is used. Every failure says which KME, what was asked, what came back and what to
+//! change.
 //!
-//! - [`KeySource`] is what stands before any key delivery interface: [`KmsClient`] is ETSI GS QKD 014 V1.1.1,
-//!   [`SkipClient`] is Cisco's SKIP, and [`KeyFile`] a file of keys, which is no QKD.
-//! - [`Kme`] adds a breaker and a health view to one source, and is shared by all peers that use that KME.
+//! - [`KeySource`] is the trait of all key delivery interfaces: [`KmsClient`] is ETSI GS QKD 014 V1.1.1,
+//!   [`SkipClient`] is Cisco's SKIP, and [`KeyFile`] is a file of keys, which are not QKD keys.
+//! - [`Kme`] adds a circuit breaker and health to one source. All peers that use the KME share it.
 //! - [`KmeSet`] is one peer's ordered list of KMEs, with failover within that SAE pair.
 //!
 //! # Where a key's bytes go
-//! An operation has a TLS connection of its own, which is dropped when it ends. The body is collected into a buffer that
-//! is erased, and base64 is decoded in constant time straight into a [`qvpn_secret::SecretBuf`]. What rustls, hyper and
-//! `serde_json` held in passing is freed by then; a program makes that an erasure by installing
-//! [`qvpn_secret::ZeroAlloc`] as its global allocator.
+//! Each operation has its own TLS connection, which is dropped at the end. The body is collected into a
+//! buffer that is erased, and base64 is decoded in constant time into a [`qvpn_secret::SecretBuf`]. The
+//! buffers of rustls, hyper and `serde_json` are freed by then; a program that installs
+//! [`qvpn_secret::ZeroAlloc`] as its global allocator erases them too.
 //!
 //! Errors, logs and events hold key IDs, never keys, and never an excerpt of an answer that could hold keys.
+
+#![allow(missing_docs)] // A name that says everything needs no comment.
 
 mod api;
 mod clock;
@@ -41,14 +44,12 @@ pub use etsi014::client::KmsClient;
 pub use etsi014::wire::Status;
 pub use file::KeyFile;
 pub use https::http::{MAX_BODY, MAX_ERROR_BODY};
-pub use key::{
-    KEY_BITS, KeyId, KeyIdError, KeyRef, MAX_KEY_BITS, MAX_KEY_ID_LEN, MAX_KEYS_PER_CALL, MIN_KEY_BITS,
-    QkdKey,
-};
+pub use key::{KEY_BITS, KeyRef, MAX_KEY_BITS, MAX_KEYS_PER_CALL, MIN_KEY_BITS, QkdKey};
 pub use open::Source;
 pub use pool::breaker::{Admission, Breaker, FIRST_DELAY_NS, Failure, MAX_DELAY_NS};
-pub use pool::kme::{DueProbe, Kme, KmeEvent, KmeHealth, KmeState, Observer};
-pub use pool::set::{FetchedByIds, KmeSet, SetError};
+pub use pool::health::{KmeEvent, KmeHealth, KmeState, Observer};
+pub use pool::kme::{DueProbe, Kme};
+pub use pool::set::{FetchedByIds, KmeSet, NewKeys, NewKeysRequest, SetError};
 pub use skip::client::SkipClient;
 pub use skip::wire::Capabilities;
 pub use source::{BoxFuture, CertificateFacts, Certificates, Connection, KeySource, Link, TlsFacts};

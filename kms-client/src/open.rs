@@ -1,4 +1,4 @@
-//! A source of keys as a `[[kms.kme]]` of a config file names it, the same for the daemon and for those who look before it runs.
+//! Opens the source of keys that a `[[kms.kme]]` of a config file describes, for the daemon and for checks.
 
 use qvpn_api::config::{self, KmeAccess};
 
@@ -10,7 +10,7 @@ use crate::probe::Probed;
 use crate::skip::client::SkipClient;
 use crate::source::{Certificates, KeySource};
 
-/// A source of keys, of the kind that the config says.
+/// A source of keys of one of the kinds that a config can name.
 pub enum Source {
     /// `api = "etsi014"`.
     Etsi014(Box<KmsClient>),
@@ -21,10 +21,12 @@ pub enum Source {
 }
 
 impl Source {
-    /// Checks the settings of `kme` and loads its certificates; connects to nothing. Sockets get the mark `fwmark` if it isn't 0.
+    /// Checks the settings of `kme` and loads its certificates; it opens no connection. Sockets get the mark
+    /// `fwmark` unless it is 0.
     ///
     /// # Errors
-    /// [`KmsErrorKind::Config`](crate::KmsErrorKind::Config), which names the setting or the file and what to write instead.
+    /// [`KmsErrorKind::Config`](crate::KmsErrorKind::Config), which names the setting or file and what to
+    /// write instead.
     pub fn open(kme: &config::Kme, fwmark: u32) -> Result<Self, KmsError> {
         let config = |server| KmeConfig::of_file(kme, server, fwmark);
         Ok(match &kme.access {
@@ -34,7 +36,7 @@ impl Source {
         })
     }
 
-    /// For a check, which looks at each kind in its own way.
+    /// The client itself, since a check treats each kind differently.
     #[must_use]
     pub fn probed(&self) -> Probed<'_> {
         match self {
@@ -44,7 +46,7 @@ impl Source {
         }
     }
 
-    /// When the certificates in its files end.
+    /// When the certificates in its files expire.
     #[must_use]
     pub fn certificates(&self) -> Certificates {
         self.probed().source().certificates()

@@ -1,5 +1,6 @@
 //! A peer's KMEs: which one is asked, which one rests after a failure, and what is known of each.
 
 pub(crate) mod breaker;
+pub(crate) mod health;
 pub(crate) mod kme;
 pub(crate) mod set;

@@ -1,10 +1,11 @@
-//! What `qvpn-ctl kms check` asks of a real KME before any tunnel exists, and what each answer means in words. Looking takes
-//! no key; [`take()`] spends up to [`KEYS_TAKEN`], and fetches them at the other site's KME if it is given.
+//! The checks of `qvpn-ctl kms check` against a real KME, before any tunnel exists, with the meaning of each
+//! answer in words. [`check_status`] takes no key. [`check_keys`] spends up to [`KEYS_TAKEN`] and, given the
+//! other site's KME, fetches them there.
 
 mod finding;
 mod status;
 mod take;
 
 pub use finding::{Finding, Probed, Step, Verdict, skipped};
-pub use status::{Looked, look};
-pub use take::{End, KEYS_TAKEN, Taken, take};
+pub use status::{StatusReport, check_status};
+pub use take::{FetchReport, KEYS_TAKEN, Site, check_keys};

@@ -1,42 +1,48 @@
-//! What one KME has delivered lately, so that a key that comes again under another ID, or an ID over another key, is seen. It
-//! keeps keyed fingerprints (HMAC-SHA-256, cut to 128 bits, under a key of this process), never a key.
+//! The keys that one KME delivered recently, to detect a key that comes again under another ID and an ID
+//! that comes again with another key. It keeps fingerprints (HMAC-SHA-256 under a key of this process, cut
+//! to 128 bits), no keys.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 
 use aws_lc_rs::hmac;
 use aws_lc_rs::rand::SystemRandom;
 use qvpn_secret::{SecretBuf, with_scrubbed_stack};
+use qvpn_types::KeyId;
 
 use crate::error::Violation;
-use crate::json::Broken;
-use crate::key::KeyId;
+use crate::json::ProtocolViolation;
 
-/// Keys that are remembered; at a rekey each second more than an hour, which is as long as a key may be kept.
-const REMEMBERED: usize = 4096;
+/// At one rekey a second these last longer than an hour, which is the longest time that a key is kept.
+const MAX_REMEMBERED_KEYS: usize = 4096;
 
 type Tag = [u8; 16];
 
-/// The keys that a KME delivered lately.
-pub(crate) struct Delivered {
-    /// `None` if the system gave no randomness: then nothing is remembered.
+/// Fingerprints of the keys that a KME delivered recently.
+pub(crate) struct RecentKeys {
+    /// `None` if the system gave no random bytes: then nothing is remembered.
     key: Option<hmac::Key>,
-    /// Fingerprints of ID and key, oldest first, each pair once.
+    /// Fingerprints of ID and key, oldest first.
     order: VecDeque<(Tag, Tag)>,
     ids: HashSet<Tag>,
-    /// The ID of each key.
+    /// Key to ID.
     keys: HashMap<Tag, Tag>,
 }
 
-impl Default for Delivered {
+impl Default for RecentKeys {
     fn default() -> Self {
         let key = hmac::Key::generate(hmac::HMAC_SHA256, &SystemRandom::new()).ok();
         Self { key, order: VecDeque::new(), ids: HashSet::new(), keys: HashMap::new() }
     }
 }
 
-impl Delivered {
-    /// Remembers `keys`. By their IDs the same key may come again, since some KMEs deliver twice; a new key may not.
-    pub(crate) fn note(&mut self, keys: &[(KeyId, SecretBuf)], by_ids: bool) -> Result<(), Broken> {
+impl RecentKeys {
+    /// Checks `keys` against the former ones and remembers them. Fetched by ID, the same key may come again,
+    /// since some KMEs deliver twice; a new key may not.
+    pub(crate) fn note(
+        &mut self,
+        keys: &[(KeyId, SecretBuf)],
+        by_ids: bool,
+    ) -> Result<(), ProtocolViolation> {
         let Some(mac) = &self.key else { return Ok(()) };
         for (id, secret) in keys {
             let tags = (tag(mac, id.as_str().as_bytes()), with_scrubbed_stack(|| tag(mac, secret.expose())));
@@ -44,15 +50,15 @@ impl Delivered {
                 Some(before) if by_ids && *before == tags.0 => continue,
                 Some(_) => {
                     let text = format!("the key with the ID {id} was delivered before");
-                    return Err(Broken(Violation::DuplicateKey, text));
+                    return Err(ProtocolViolation(Violation::DuplicateKey, text));
                 }
                 None if self.ids.contains(&tags.0) => {
                     let text = format!("the ID {id} stood over another key before");
-                    return Err(Broken(Violation::DuplicateId, text));
+                    return Err(ProtocolViolation(Violation::DuplicateId, text));
                 }
                 None => {}
             }
-            if self.order.len() >= REMEMBERED
+            if self.order.len() >= MAX_REMEMBERED_KEYS
                 && let Some((id, key)) = self.order.pop_front()
             {
                 self.ids.remove(&id);
@@ -83,7 +89,7 @@ mod tests {
 
     #[test]
     fn a_new_key_is_new() {
-        let mut delivered = Delivered::default();
+        let mut delivered = RecentKeys::default();
         assert!(delivered.note(&key("a", 1), false).is_ok());
         assert!(delivered.note(&key("b", 2), false).is_ok());
         assert_eq!(delivered.note(&key("a", 1), false).unwrap_err().0, Violation::DuplicateKey);
@@ -96,15 +102,15 @@ mod tests {
 
     #[test]
     fn memory_is_bounded() {
-        let mut delivered = Delivered::default();
-        for n in 0..REMEMBERED + 10 {
+        let mut delivered = RecentKeys::default();
+        for n in 0..MAX_REMEMBERED_KEYS + 10 {
             let mut bytes = [0; 32];
             bytes[..8].copy_from_slice(&n.to_le_bytes());
             let one = vec![(KeyId::new(n.to_string()).unwrap(), SecretBuf::take(&mut bytes))];
             assert!(delivered.note(&one, false).is_ok());
         }
         let sizes = (delivered.order.len(), delivered.ids.len(), delivered.keys.len());
-        assert_eq!(sizes, (REMEMBERED, REMEMBERED, REMEMBERED));
+        assert_eq!(sizes, (MAX_REMEMBERED_KEYS, MAX_REMEMBERED_KEYS, MAX_REMEMBERED_KEYS));
         // What is forgotten may come again.
         let mut first = [0; 32];
         first[..8].copy_from_slice(&0usize.to_le_bytes());

@@ -1,6 +1,7 @@
-//! What stands before every key delivery interface, so that ETSI GS QKD 014 is one of several: SKIP or a file of keys
-//! join by implementing [`KeySource`].
+//! [`KeySource`], the trait of all key delivery interfaces, and what a source reports about its link and
+//! connection.
 
+use qvpn_types::KeyId;
 use std::future::Future;
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -8,59 +9,61 @@ use std::time::Duration;
 
 use crate::api::Api;
 use crate::error::KmsError;
-use crate::key::{KeyId, QkdKey};
+use crate::key::QkdKey;
 
-/// A boxed future, so that sources of different kinds stand in one list.
+/// A boxed future, so that sources of different types fit into one list.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
 /// What a source says about the link to one peer.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Link {
-    /// The KME that we ask, in its own words; empty if unknown.
+    /// The ID that our KME gives itself; empty if unknown.
     pub source_kme: String,
-    /// The KME at the other end of the link; empty if unknown.
+    /// The ID of the other site's KME; empty if unknown.
     pub target_kme: String,
-    /// Keys in store, as claimed. Servers are known to lie; it is shown, and nothing is decided on it.
+    /// Keys in store by the KME's own count. It is shown only: some servers report a wrong number.
     pub stored_key_count: Option<u64>,
-    /// The most keys that one call may ask for.
+    /// The most keys that one request may ask for.
     pub max_key_per_request: Option<u32>,
 }
 
-/// What both ends of the link are called: the file is the same at both sites, and has no KME. By it a site knows that a key
-/// which the other one offers is from a file.
+/// The KME ID, on both sides, of a key from a file. By it a site knows that a key that its peer offers is
+/// from a file.
 pub(crate) const KEY_FILE_LINK: &str = "key-file";
 
-/// When the certificates in use end, in seconds since 1970; `None` where there is none or it isn't known.
+/// When the certificates in use expire, in seconds since 1970; `None` where there is none or the time is
+/// unknown.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Certificates {
-    /// The common name and the serial number of ours: a KME knows us by one of them, or by both.
+    /// The common name and the serial number of our certificate: a KME identifies us by one of them, or by
+    /// both.
     pub own: Option<(String, String)>,
-    /// The end of ours.
+    /// When our certificate expires.
     pub own_not_after: Option<i64>,
-    /// The end of the KME's, as seen at the last handshake.
+    /// When the KME's certificate expires, as of the last handshake.
     pub kme_not_after: Option<i64>,
-    /// The end of the CA's in `ca_file`; of several, the last one to end.
+    /// When the last of the CA certificates in `ca_file` expires.
     pub ca_not_after: Option<i64>,
-    /// Why files that changed could not be loaded, so that the former ones are still in use.
+    /// Why changed files could not be loaded; the former certificates are still in use.
     pub problem: Option<String>,
 }
 
-/// What a connection to a KME was like, as far as it got.
+/// How far a connection to a KME got, and how long each step took.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Connection {
     /// The KME's address.
     pub address: Option<SocketAddr>,
-    /// How long TCP took.
+    /// How long the TCP connection took.
     pub connected_in: Option<Duration>,
     /// How long the TLS handshake took.
     pub tls_in: Option<Duration>,
-    /// What TLS agreed on; `None` if the handshake failed.
+    /// The negotiated TLS parameters; `None` if the handshake failed.
     pub tls: Option<TlsFacts>,
-    /// The certificate that the KME showed, also if it was refused.
+    /// The certificate that the KME presented, even if it was refused.
     pub certificate: Option<CertificateFacts>,
 }
 
-/// What TLS agreed on, in the names of the IANA registries where rustls has them.
+/// The negotiated TLS parameters, in the names of the IANA registries where rustls has them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TlsFacts {
     /// `TLSv1_3`, as rustls calls it.
@@ -73,34 +76,35 @@ pub struct TlsFacts {
     pub quantum_safe: bool,
 }
 
-/// What a certificate says about itself.
+/// The contents of a certificate that an operator needs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CertificateFacts {
     /// The common name, or the whole subject where there is none.
     pub subject: String,
-    /// Likewise of the issuer.
+    /// The issuer's common name, or its whole name.
     pub issuer: String,
     /// The subject alternative names.
     pub names: Vec<String>,
-    /// When it ends, in seconds since 1970.
+    /// When it expires, in seconds since 1970.
     pub not_after: i64,
 }
 
-/// Something that delivers the same secret keys to two sites. A dropped future ends its operation and its connection.
+/// A service that delivers the same secret keys to two sites. Dropping a future ends its operation and its
+/// connection.
 pub trait KeySource: Send + Sync {
-    /// Our name for it.
+    /// The name in our config.
     fn name(&self) -> &str;
 
-    /// The interface that it speaks.
     fn api(&self) -> Api;
 
-    /// Where it is, for people.
+    /// The address, for people.
     fn url(&self) -> &str;
 
-    /// Asks about the link to `peer`; takes no key, so it is what a health probe does.
+    /// Asks about the link to `peer`. It takes no key, so health probes use it.
     fn link<'a>(&'a self, peer: &'a str) -> BoxFuture<'a, Result<Link, KmsError>>;
 
-    /// Takes up to `number` new keys of `size_bits` bits shared with `peer`. Fewer may come, never more and never none.
+    /// Takes up to `number` new keys of `size_bits` bits shared with `peer`. Success returns at least one
+    /// key.
     fn fetch_new<'a>(
         &'a self,
         peer: &'a str,
@@ -108,19 +112,19 @@ pub trait KeySource: Send + Sync {
         size_bits: u32,
     ) -> BoxFuture<'a, Result<Vec<QkdKey>, KmsError>>;
 
-    /// Takes the keys that `peer` took before, by their IDs. Fewer may come, never others and never none.
+    /// Takes keys that `peer` took before, by their IDs. Success returns at least one of them and no others.
     fn fetch_by_ids<'a>(
         &'a self,
         peer: &'a str,
         ids: &'a [KeyId],
     ) -> BoxFuture<'a, Result<Vec<QkdKey>, KmsError>>;
 
-    /// What the latest connection was like; `None` before the first, and where there are none.
+    /// The latest connection; `None` before the first, and for sources without connections.
     fn connection(&self) -> Option<Connection> {
         None
     }
 
-    /// When the certificates end.
+    /// When the certificates expire.
     fn certificates(&self) -> Certificates {
         Certificates::default()
     }

@@ -6,7 +6,8 @@ mod support;
 use std::time::{Duration, Instant};
 
 use kms_client::KmsErrorKind as K;
-use kms_client::{KeyId, KmsClient, KmsError, Operation, Phase, Violation};
+use kms_client::{KmsClient, KmsError, Operation, Phase, Violation};
+use qvpn_types::KeyId;
 use support::{
     KEY_1, KEY_2, KEY_31, Lab, Reply, answer, assert_no_key, check, container, json, ok, status_body,
 };

@@ -1,11 +1,13 @@
-//! A file of keys: the same key at both sites, wiped on the disk before it is used, and files that are refused.
+//! A file of keys: the same key at both sites, wiped on the disk before it is used, and files that are
+//! refused.
 #![allow(clippy::unwrap_used)] // A test program's helpers may panic as its tests do.
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use kms_client::KmsErrorKind as K;
-use kms_client::{Api, KeyFile, KeyId, KeySource, KmsError, Violation};
+use kms_client::{Api, KeyFile, KeySource, KmsError, Violation};
+use qvpn_types::KeyId;
 
 const KEYS: &str = "# for SITE-A and SITE-B
 0001 q83vASNFZ4mrze8BI0VniavN7wEjRWeJq83vASNFZ4k=

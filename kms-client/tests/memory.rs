@@ -1,5 +1,6 @@
-//! After an operation no copy of a key's base64 or of its body is left in the process, and none of the key once it is
-//! dropped; after one that failed, none of either. One program, one test: it reads its own memory, so nothing else may run in it.
+//! After an operation no copy of a key's base64 or of its body is left in the process, and none of the key
+//! once it is dropped; after one that failed, none of either. One program, one test: it reads its own
+//! memory, so nothing else may run in it.
 #![allow(clippy::unwrap_used)] // A test program's helpers may panic as its tests do.
 
 mod support;
@@ -8,7 +9,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use kms_client::KmsErrorKind as K;
-use kms_client::{KeyId, KmsClient, MAX_BODY, Phase, Violation};
+use kms_client::{KmsClient, MAX_BODY, Phase, Violation};
+use qvpn_types::KeyId;
 use support::copies::copies;
 use support::{Lab, Reply, Server};
 
@@ -34,7 +36,8 @@ fn base64_char(i: usize) -> u8 {
     ALPHABET[usize::from((pair >> (10 - bit % 8)) & 63)]
 }
 
-/// A container that begins with that key, its text escaped as JSON allows, so that the parser has to copy it.
+/// A container that begins with that key, its text escaped as JSON allows, so that the parser has to copy
+/// it.
 fn body(behind: &str) -> Vec<u8> {
     let mut body = Vec::with_capacity(4096);
     body.extend_from_slice(br#"{"keys":[{"key_ID":"id-1","key":""#);

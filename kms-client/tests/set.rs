@@ -1,5 +1,5 @@
-//! Several KMEs for one peer: order, failover, rest after failures, and whom a key ID is asked of. The sources are scripted
-//! and the clock is virtual; one test at the end uses real servers.
+//! Several KMEs for one peer: order, failover, rest after failures, and whom a key ID is asked of. The
+//! sources are scripted and the clock is virtual; one test at the end uses real servers.
 #![allow(clippy::unwrap_used)] // A test program's helpers may panic as its tests do.
 
 mod support;
@@ -11,10 +11,11 @@ use std::time::Duration;
 
 use kms_client::KmsErrorKind as K;
 use kms_client::{
-    Api, BoxFuture, DueProbe, KeyId, KeyRef, KeySource, Kme, KmeEvent, KmeSet, KmeState, KmsClient, KmsError,
-    Link, MAX_DELAY_NS, Operation, Phase, QkdKey, TlsFault,
+    Api, BoxFuture, DueProbe, KeyRef, KeySource, Kme, KmeEvent, KmeSet, KmeState, KmsClient, KmsError, Link,
+    MAX_DELAY_NS, NewKeysRequest, Operation, Phase, QkdKey, SetError, TlsFault,
 };
 use qvpn_secret::SecretBuf;
+use qvpn_types::KeyId;
 
 const SECOND: u64 = 1_000_000_000;
 
@@ -126,6 +127,11 @@ impl KeySource for Scripted {
     }
 }
 
+async fn new_keys(set: &KmeSet, peer: &str, number: u32) -> Result<Vec<QkdKey>, SetError> {
+    let request = NewKeysRequest { number, ..NewKeysRequest::default() };
+    set.fetch_new(peer, request).await.map(|new| new.keys)
+}
+
 /// Two KMEs, `one` (A1 linked with B1) and `two` (A2 linked with B2), on a clock that stands still.
 struct World {
     set: KmeSet,
@@ -183,7 +189,7 @@ impl World {
                 KmeEvent::Up { kme } => format!("{kme} up"),
                 KmeEvent::Down { kme, error } => format!("{kme} down {}", error.kind().as_str()),
                 KmeEvent::Answers { kme } => format!("{kme} answers"),
-                KmeEvent::Asked { kme, operation, outcome, keys_lost, .. } => {
+                KmeEvent::Requested { kme, operation, outcome, keys_lost, .. } => {
                     assert_eq!(keys_lost, 0);
                     format!("{kme} {operation} {outcome}")
                 }
@@ -192,7 +198,7 @@ impl World {
     }
 
     async fn new_key_from(&self) -> String {
-        let keys = self.set.fetch_new("SITE-B", 1).await.unwrap();
+        let keys = new_keys(&self.set, "SITE-B", 1).await.unwrap();
         assert_eq!(keys.len(), 1);
         keys[0].kme.clone()
     }
@@ -205,15 +211,15 @@ fn key_ref(id: &str, source: &str, target: &str) -> KeyRef {
 #[tokio::test]
 async fn the_first_one_that_works_is_asked_within_what_it_allows() {
     let world = World::two();
-    let keys = world.set.fetch_new("SITE-B", 5).await.unwrap();
+    let keys = new_keys(&world.set, "SITE-B", 5).await.unwrap();
     assert_eq!(keys.len(), 3, "max_key_per_request");
     assert_eq!(world.calls(0), ["status SITE-B", "enc SITE-B 3x256"]);
-    world.set.fetch_new("SITE-B", 2).await.unwrap();
+    new_keys(&world.set, "SITE-B", 2).await.unwrap();
     assert_eq!(world.calls(0), ["enc SITE-B 2x256"], "the link is remembered");
-    world.set.fetch_new("SITE-C", 1).await.unwrap();
+    new_keys(&world.set, "SITE-C", 1).await.unwrap();
     assert_eq!(world.calls(0), ["status SITE-C", "enc SITE-C 1x256"]);
     world.sleep(601 * SECOND);
-    world.set.fetch_new("SITE-B", 1).await.unwrap();
+    new_keys(&world.set, "SITE-B", 1).await.unwrap();
     assert_eq!(world.calls(0), ["status SITE-B", "enc SITE-B 1x256"], "but not for ever");
     assert!(world.calls(1).is_empty());
     assert_eq!(world.events()[..3], ["one up", "one status ok", "one enc_keys ok"]);
@@ -312,7 +318,7 @@ async fn a_probe_finds_a_kme_that_came_back_within_a_second_and_tells_everybody(
     // Gone for both peers, though only one of them has found it out.
     world.script(0).enc.push_back(Act::Fail(K::Unreachable));
     for peer in saes {
-        world.set.fetch_new(peer, 1).await.err().unwrap();
+        new_keys(&world.set, peer, 1).await.err().unwrap();
     }
     world.events();
     for _ in 0..20 {
@@ -330,11 +336,12 @@ async fn a_probe_finds_a_kme_that_came_back_within_a_second_and_tells_everybody(
     assert_eq!(world.events(), ["one up", "one answers", "one status ok"]);
     assert_eq!(world.new_key_from().await, "one");
 
-    // It answers, but badly, to both: the links are probed one after the other, and the first that works frees both.
+    // It answers, but badly, to both: the links are probed one after the other, and the first that works
+    // frees both.
     for peer in saes {
         world.script(0).status.push_back(Act::Fail(K::ServerFault));
         world.sleep(700 * SECOND);
-        world.set.fetch_new(peer, 1).await.err().unwrap();
+        new_keys(&world.set, peer, 1).await.err().unwrap();
     }
     assert_eq!(kme.health().state, KmeState::Down);
     world.sleep(SECOND);
@@ -348,7 +355,7 @@ async fn a_probe_finds_a_kme_that_came_back_within_a_second_and_tells_everybody(
     kme.probe(&second.peer).await.unwrap();
     assert_eq!(world.events(), ["one up", "one answers", "one status ok"]);
     for peer in saes {
-        world.set.fetch_new(peer, 1).await.unwrap();
+        new_keys(&world.set, peer, 1).await.unwrap();
         world.sleep(SECOND / 5);
     }
 }
@@ -356,20 +363,20 @@ async fn a_probe_finds_a_kme_that_came_back_within_a_second_and_tells_everybody(
 #[tokio::test]
 async fn a_kme_whose_keys_failed_is_not_up_because_its_status_is_good() {
     let world = World::new(&[("one", "A", "B")]);
-    world.set.fetch_new("SITE-B", 1).await.unwrap();
+    new_keys(&world.set, "SITE-B", 1).await.unwrap();
     world.script(0).enc.push_back(Act::Fail(K::LostKeys(Phase::Answer)));
-    world.set.fetch_new("SITE-B", 1).await.err().unwrap();
+    new_keys(&world.set, "SITE-B", 1).await.err().unwrap();
     world.sleep(SECOND);
     world.events();
     world.set.kmes()[0].probe("SITE-B").await.unwrap();
     assert_eq!(world.events(), ["one answers", "one status ok"]);
     assert_eq!(world.set.health()[0].state, KmeState::Down);
-    world.set.fetch_new("SITE-B", 1).await.unwrap();
+    new_keys(&world.set, "SITE-B", 1).await.unwrap();
     assert_eq!(world.set.health()[0].state, KmeState::Up);
 
     // A spare one that nobody asks for keys isn't down for ever.
     world.script(0).enc.push_back(Act::Fail(K::ServerFault));
-    world.set.fetch_new("SITE-B", 1).await.err().unwrap();
+    new_keys(&world.set, "SITE-B", 1).await.err().unwrap();
     world.sleep(61 * SECOND);
     world.set.kmes()[0].probe("SITE-B").await.unwrap();
     assert_eq!(world.set.health()[0].state, KmeState::Up);
@@ -384,7 +391,7 @@ async fn a_thousand_peers_do_not_overrun_a_kme() {
     let mut all = Vec::new();
     for peer in peers {
         let set = KmeSet::new(vec![Arc::clone(&kme)]);
-        all.push(tokio::spawn(async move { set.fetch_new(&peer, 1).await.map(|keys| keys.len()) }));
+        all.push(tokio::spawn(async move { new_keys(&set, &peer, 1).await.map(|keys| keys.len()) }));
     }
     tokio::task::yield_now().await;
     tokio::time::sleep(Duration::from_millis(20)).await;
@@ -398,26 +405,26 @@ async fn a_thousand_peers_do_not_overrun_a_kme() {
 #[tokio::test]
 async fn one_peer_that_is_set_up_wrongly_does_not_cost_the_others() {
     let world = World::new(&[("one", "A", "B")]);
-    world.set.fetch_new("SITE-B", 1).await.unwrap();
+    new_keys(&world.set, "SITE-B", 1).await.unwrap();
     world.calls(0);
     world.events();
     world.script(0).enc.push_back(Act::Fail(K::ServerFault));
-    world.set.fetch_new("SITE-C", 1).await.err().unwrap();
+    new_keys(&world.set, "SITE-C", 1).await.err().unwrap();
     assert_eq!(world.events(), ["one status ok", "one enc_keys server_fault"], "it isn't down");
     world.calls(0);
 
-    let error = world.set.fetch_new("SITE-C", 1).await.err().unwrap();
+    let error = new_keys(&world.set, "SITE-C", 1).await.err().unwrap();
     assert!(error.to_string().contains("again in 1 s"), "{error}");
     assert!(world.calls(0).is_empty(), "that link rests");
-    world.set.fetch_new("SITE-B", 1).await.unwrap();
+    new_keys(&world.set, "SITE-B", 1).await.unwrap();
     assert_eq!(world.calls(0), ["enc SITE-B 1x256"], "and the other one doesn't");
 
     // A KME that can't be reached rests for all.
     world.script(0).enc.push_back(Act::Fail(K::Unreachable));
-    world.set.fetch_new("SITE-B", 1).await.err().unwrap();
+    new_keys(&world.set, "SITE-B", 1).await.err().unwrap();
     world.calls(0);
     for peer in ["SITE-B", "SITE-C", "SITE-D"] {
-        let error = world.set.fetch_new(peer, 1).await.err().unwrap();
+        let error = new_keys(&world.set, peer, 1).await.err().unwrap();
         assert_eq!(error.errors[0].kind(), K::Unreachable);
     }
     assert!(world.calls(0).is_empty());
@@ -429,7 +436,7 @@ async fn when_none_delivers_each_says_why() {
     let world = World::two();
     world.script(0).enc.push_back(Act::Fail(K::Unreachable));
     world.script(1).enc.push_back(Act::Fail(K::Exhausted));
-    let error = world.set.fetch_new("SITE-B", 1).await.err().unwrap();
+    let error = new_keys(&world.set, "SITE-B", 1).await.err().unwrap();
     let kinds: Vec<_> = error.errors.iter().map(KmsError::kind).collect();
     assert_eq!(kinds, [K::Unreachable, K::Exhausted]);
     assert!(error.is_exhausted());
@@ -439,12 +446,12 @@ async fn when_none_delivers_each_says_why() {
 
     // While it rests, the reason and the time of the next probe are told.
     world.script(1).enc.push_back(Act::Fail(K::Exhausted));
-    let error = world.set.fetch_new("SITE-B", 1).await.err().unwrap();
+    let error = new_keys(&world.set, "SITE-B", 1).await.err().unwrap();
     assert_eq!(error.errors[0].kind(), K::Unreachable);
     let text = error.errors[0].to_string();
     assert!(text.contains("again in 1 s") && text.contains("not reachable"), "{text}");
 
-    let error = KmeSet::new(Vec::new()).fetch_new("SITE-B", 1).await.err().unwrap();
+    let error = new_keys(&KmeSet::new(Vec::new()), "SITE-B", 1).await.err().unwrap();
     assert_eq!(error.errors[0].kind(), K::Config);
     assert!(error.errors[0].advice().contains("[[kms.kme]]"));
 }
@@ -458,7 +465,8 @@ async fn a_kme_without_a_usable_status_may_still_have_keys() {
 
 #[tokio::test]
 async fn an_id_is_asked_only_of_the_pair_that_issued_it() {
-    // As the slave: our KMEs are B1 and B2, the other site's A1 and A2. The third gives names in a fixed order.
+    // As the slave: our KMEs are B1 and B2, the other site's A1 and A2. The third gives names in a fixed
+    // order.
     let world = World::new(&[("one", "B1", "A1"), ("two", "B2", "A2"), ("three", "A3", "B3")]);
     let refs = [
         key_ref("x", "A2", "B2"),
@@ -466,7 +474,7 @@ async fn an_id_is_asked_only_of_the_pair_that_issued_it() {
         key_ref("z", "A3", "B3"),
         key_ref("w", "A1", "B1"),
     ];
-    let fetched = world.set.fetch_by_ids("SITE-A", &refs).await;
+    let fetched = world.set.fetch_by_ids("SITE-A", &refs, false).await;
     assert!(fetched.failed.is_empty());
     assert_eq!(world.calls(0), ["status SITE-A", "dec SITE-A y,w"]);
     assert_eq!(world.calls(1), ["status SITE-A", "dec SITE-A x"]);
@@ -476,7 +484,7 @@ async fn an_id_is_asked_only_of_the_pair_that_issued_it() {
         assert_eq!(key.key_ref(), *wanted, "named as the other site names it");
     }
 
-    let fetched = world.set.fetch_by_ids("SITE-A", &[key_ref("v", "A9", "B9")]).await;
+    let fetched = world.set.fetch_by_ids("SITE-A", &[key_ref("v", "A9", "B9")], false).await;
     let (id, error) = &fetched.failed[0];
     assert_eq!((id.as_str(), error.kind()), ("v", K::NoSuchKme));
     let text = error.to_string();
@@ -488,14 +496,14 @@ async fn an_id_is_asked_only_of_the_pair_that_issued_it() {
 
 #[tokio::test]
 async fn a_hub_has_an_order_for_each_peer_and_asks_each_vendor_for_its_own_ids() {
-    // Vendor X has two KMEs here, vendor Y one; both count their keys from 1. Site B is reached by X alone, site C by Y alone,
-    // site D by both, Y first.
+    // Vendor X has two KMEs here, vendor Y one; both count their keys from 1. Site B is reached by X alone,
+    // site C by Y alone, site D by both, Y first.
     let world = World::new(&[("x1", "X1", "X9"), ("x2", "X2", "X8"), ("y1", "Y1", "Y9")]);
     let kmes = world.set.kmes().to_vec();
     let set = |places: &[usize]| KmeSet::new(places.iter().map(|i| kmes[*i].clone()).collect());
     let (to_b, to_c, to_d) = (set(&[0, 1]), set(&[2]), set(&[2, 0]));
     for (set, peer, from) in [(&to_b, "B", "x1"), (&to_c, "C", "y1"), (&to_d, "D", "y1")] {
-        assert_eq!(set.fetch_new(peer, 1).await.unwrap()[0].kme, from, "{peer}");
+        assert_eq!(new_keys(set, peer, 1).await.unwrap()[0].kme, from, "{peer}");
     }
     assert_eq!(world.calls(0), ["status B", "enc B 1x256"]);
     assert!(world.calls(1).is_empty());
@@ -504,8 +512,8 @@ async fn a_hub_has_an_order_for_each_peer_and_asks_each_vendor_for_its_own_ids()
     for kme in [0, 2] {
         world.script(kme).enc.push_back(Act::Fail(K::Exhausted));
     }
-    assert_eq!(to_b.fetch_new("B", 1).await.unwrap()[0].kme, "x2");
-    assert_eq!(to_d.fetch_new("D", 1).await.unwrap()[0].kme, "x1");
+    assert_eq!(new_keys(&to_b, "B", 1).await.unwrap()[0].kme, "x2");
+    assert_eq!(new_keys(&to_d, "D", 1).await.unwrap()[0].kme, "x1");
     assert!(world.calls(1).iter().all(|call| call.contains(" B")), "x2 isn't D's");
     (0..3).for_each(|kme| drop(world.calls(kme)));
     // As the slave: key 1 of each vendor is another key, and only one KME may be asked for each.
@@ -513,7 +521,7 @@ async fn a_hub_has_an_order_for_each_peer_and_asks_each_vendor_for_its_own_ids()
     for (set, peer, key, kme) in
         [(&to_b, "B", &of_x, 0), (&to_b, "B", &of_x2, 1), (&to_d, "D", &of_x, 0), (&to_d, "D", &of_y, 2)]
     {
-        let fetched = set.fetch_by_ids(peer, std::slice::from_ref(key)).await;
+        let fetched = set.fetch_by_ids(peer, std::slice::from_ref(key), false).await;
         assert_eq!(fetched.keys.len(), 1, "{peer} {key:?}");
         for other in 0..3 {
             let calls = world.calls(other);
@@ -522,7 +530,7 @@ async fn a_hub_has_an_order_for_each_peer_and_asks_each_vendor_for_its_own_ids()
             assert_eq!(calls.iter().filter(|call| call.starts_with("dec")).count(), usize::from(asked));
         }
     }
-    let fetched = to_b.fetch_by_ids("B", std::slice::from_ref(&of_y)).await;
+    let fetched = to_b.fetch_by_ids("B", std::slice::from_ref(&of_y), false).await;
     assert_eq!(fetched.failed[0].1.kind(), K::NoSuchKme, "another vendor's key is asked of nobody");
     assert!((0..3).all(|kme| world.calls(kme).is_empty()));
 }
@@ -534,8 +542,8 @@ async fn a_link_whose_keys_the_other_site_cannot_get_comes_last() {
     assert_eq!(world.new_key_from().await, "one");
     world.calls(0);
     let from = async |stuck: &[(String, String)]| {
-        let keys = world.set.fetch_new_but("SITE-B", 1, stuck).await.unwrap();
-        keys[0].kme.clone()
+        let request = NewKeysRequest { number: 1, qkd_only: false, avoid: stuck };
+        world.set.fetch_new("SITE-B", request).await.unwrap().keys[0].kme.clone()
     };
     assert_eq!(from(std::slice::from_ref(&first)).await, "two");
     assert!(world.calls(0).is_empty());
@@ -550,15 +558,15 @@ async fn a_link_whose_keys_the_other_site_cannot_get_comes_last() {
 async fn a_kme_that_is_down_does_not_hold_up_keys_of_another() {
     let world = World::new(&[("one", "B1", "A1"), ("two", "B2", "A2")]);
     let refs = [key_ref("x", "A1", "B1"), key_ref("y", "A2", "B2")];
-    assert_eq!(world.set.fetch_by_ids("SITE-A", &refs).await.keys.len(), 2);
+    assert_eq!(world.set.fetch_by_ids("SITE-A", &refs, false).await.keys.len(), 2);
     (0..2).for_each(|kme| drop(world.calls(kme)));
     world.script(0).dec.push_back(Act::Fail(K::Unreachable));
-    let fetched = world.set.fetch_by_ids("SITE-A", &[key_ref("v", "A1", "B1")]).await;
+    let fetched = world.set.fetch_by_ids("SITE-A", &[key_ref("v", "A1", "B1")], false).await;
     assert_eq!(fetched.failed.len(), 1);
     world.sleep(2 * SECOND);
     world.calls(0);
     // It would be probed now, and a probe may take its time.
-    let fetched = world.set.fetch_by_ids("SITE-A", &[key_ref("w", "A2", "B2")]).await;
+    let fetched = world.set.fetch_by_ids("SITE-A", &[key_ref("w", "A2", "B2")], false).await;
     assert_eq!(fetched.keys.len(), 1);
     assert!(world.calls(0).is_empty());
 }
@@ -568,16 +576,16 @@ async fn where_there_are_too_few_keys_one_is_taken() {
     for kind in [K::Exhausted, K::BadRequest] {
         let world = World::two();
         world.script(0).enc.push_back(Act::Fail(kind));
-        let keys = world.set.fetch_new("SITE-B", 3).await.unwrap();
+        let keys = new_keys(&world.set, "SITE-B", 3).await.unwrap();
         assert_eq!((keys.len(), keys[0].kme.as_str()), (1, "one"));
         assert_eq!(world.calls(0), ["status SITE-B", "enc SITE-B 3x256", "enc SITE-B 1x256"]);
         world.script(0).enc.extend([Act::Fail(kind), Act::Fail(kind)]);
-        assert_eq!(world.set.fetch_new("SITE-B", 3).await.unwrap()[0].kme, "two", "once, then the next KME");
+        assert_eq!(new_keys(&world.set, "SITE-B", 3).await.unwrap()[0].kme, "two", "once, then the next KME");
         assert_eq!(world.calls(0), ["enc SITE-B 3x256", "enc SITE-B 1x256"]);
     }
     let world = World::two();
     world.script(0).enc.push_back(Act::Fail(K::ServerFault));
-    assert_eq!(world.set.fetch_new("SITE-B", 3).await.unwrap()[0].kme, "two");
+    assert_eq!(new_keys(&world.set, "SITE-B", 3).await.unwrap()[0].kme, "two");
     assert_eq!(world.calls(0).len(), 2, "a KME that failed isn't asked again");
 }
 
@@ -587,7 +595,7 @@ async fn where_names_are_not_known_all_are_asked_in_order() {
     world.script(0).known = Some(vec!["b".to_owned()]);
     world.script(1).known = Some(vec!["a".to_owned()]);
     let refs = [key_ref("a", "A2", "B2"), key_ref("b", "", ""), key_ref("c", "", "")];
-    let fetched = world.set.fetch_by_ids("SITE-A", &refs).await;
+    let fetched = world.set.fetch_by_ids("SITE-A", &refs, false).await;
     let mut found: Vec<_> = fetched.keys.iter().map(|k| format!("{} {}", k.kme, k.id)).collect();
     found.sort();
     assert_eq!(found, ["one b", "two a"]);
@@ -596,7 +604,7 @@ async fn where_names_are_not_known_all_are_asked_in_order() {
 
     // With one KME there is no choice, whatever the names are.
     let world = World::new(&[("one", "kme-b.local", "kme-a.local")]);
-    let fetched = world.set.fetch_by_ids("SITE-A", &[key_ref("a", "KME_A", "KME_B")]).await;
+    let fetched = world.set.fetch_by_ids("SITE-A", &[key_ref("a", "KME_A", "KME_B")], false).await;
     assert_eq!(fetched.keys.len(), 1);
 }
 
@@ -605,7 +613,7 @@ async fn one_missing_key_does_not_cost_the_others() {
     let world = World::new(&[("one", "B", "A")]);
     world.script(0).known = Some(["a", "b", "d"].map(str::to_owned).to_vec());
     let refs = ["a", "b", "c", "d", "a"].map(|id| key_ref(id, "A", "B"));
-    let fetched = world.set.fetch_by_ids("SITE-A", &refs).await;
+    let fetched = world.set.fetch_by_ids("SITE-A", &refs, false).await;
     assert_eq!(fetched.keys.len(), 3);
     assert_eq!(fetched.failed.len(), 1);
     assert_eq!((fetched.failed[0].0.as_str(), fetched.failed[0].1.kind()), ("c", K::KeyNotFound));
@@ -623,14 +631,14 @@ async fn a_kme_that_breaks_down_is_not_asked_for_the_rest() {
     let world = World::new(&[("one", "B", "A")]);
     world.script(0).dec.push_back(Act::Fail(K::Timeout(Phase::Answer)));
     let refs = ["a", "b", "c", "d", "e"].map(|id| key_ref(id, "A", "B"));
-    let fetched = world.set.fetch_by_ids("SITE-A", &refs).await;
+    let fetched = world.set.fetch_by_ids("SITE-A", &refs, false).await;
     assert_eq!(world.calls(0), ["status SITE-A", "dec SITE-A a,b,c"]);
     assert_eq!(fetched.failed.len(), 5);
     for (_, error) in &fetched.failed {
         assert_eq!(error.kind(), K::Timeout(Phase::Answer));
     }
     // While it rests the reason stays, and it is left alone.
-    let fetched = world.set.fetch_by_ids("SITE-A", &refs[..1]).await;
+    let fetched = world.set.fetch_by_ids("SITE-A", &refs[..1], false).await;
     assert_eq!(fetched.failed[0].1.kind(), K::Timeout(Phase::Answer));
     assert!(world.calls(0).is_empty());
 }
@@ -639,15 +647,15 @@ async fn a_kme_that_breaks_down_is_not_asked_for_the_rest() {
 async fn a_probe_that_is_dropped_does_not_block_the_next() {
     let world = World::new(&[("one", "A", "B")]);
     world.script(0).enc.push_back(Act::Fail(K::Unreachable));
-    world.set.fetch_new("SITE-B", 1).await.err().unwrap();
+    new_keys(&world.set, "SITE-B", 1).await.err().unwrap();
     world.sleep(SECOND);
     world.script(0).status.push_back(Act::Hang);
     {
-        let mut probe = std::pin::pin!(world.set.fetch_new("SITE-B", 1));
+        let mut probe = std::pin::pin!(new_keys(&world.set, "SITE-B", 1));
         let pending = tokio::time::timeout(Duration::from_millis(5), probe.as_mut()).await;
         assert!(pending.is_err());
         // Meanwhile nobody else asks it.
-        let error = world.set.fetch_new("SITE-B", 1).await.err().unwrap();
+        let error = new_keys(&world.set, "SITE-B", 1).await.err().unwrap();
         assert_eq!(error.errors[0].kind(), K::Unreachable);
     }
     assert_eq!(world.new_key_from().await, "one");
@@ -662,10 +670,10 @@ async fn health_shows_what_is_known_and_nothing_else() {
     assert!(health.last_error.is_none() && health.last_success_ago.is_none() && health.latency.is_none());
     assert!(health.stored_key_count.is_none() && health.cert_expires_in_s.is_none());
 
-    world.set.fetch_new("SITE-B", 1).await.unwrap();
+    new_keys(&world.set, "SITE-B", 1).await.unwrap();
     world.sleep(7 * SECOND);
     world.script(0).enc.push_back(Act::Fail(K::ServerFault));
-    world.set.fetch_new("SITE-B", 1).await.err().unwrap();
+    new_keys(&world.set, "SITE-B", 1).await.err().unwrap();
     world.sleep(2 * SECOND);
     let health = world.set.health().remove(0);
     assert_eq!(health.state, KmeState::Down);
@@ -706,7 +714,7 @@ async fn real_servers_fail_over_and_come_back() {
         Kme::with_clock(Box::new(client), Arc::new(|_| {}), Arc::new(move || now.load(Ordering::SeqCst)))
     });
     let set = KmeSet::new(kmes.to_vec());
-    let key = set.fetch_new("SITE-B", 1).await.unwrap().remove(0);
+    let key = new_keys(&set, "SITE-B", 1).await.unwrap().remove(0);
     assert_eq!(key.key_ref(), key_ref("from-2", "A2", "B2"));
     let health = set.health();
     assert_eq!((health[0].state, health[1].state), (KmeState::Down, KmeState::Up));
@@ -715,6 +723,6 @@ async fn real_servers_fail_over_and_come_back() {
 
     broken.store(false, Ordering::SeqCst);
     now.store(SECOND, Ordering::SeqCst);
-    let key = set.fetch_new("SITE-B", 1).await.unwrap().remove(0);
+    let key = new_keys(&set, "SITE-B", 1).await.unwrap().remove(0);
     assert_eq!(key.key_ref(), key_ref("from-1", "A1", "B1"));
 }

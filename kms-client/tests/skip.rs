@@ -1,11 +1,12 @@
-//! The SKIP client against a key provider that answers as draft-cisco-skip-02 writes it (its figures and tables), and against ones
-//! that don't.
+//! The SKIP client against a key provider that answers as draft-cisco-skip-02 writes it (its figures and
+//! tables), and against ones that don't.
 #![allow(clippy::unwrap_used)] // A test program's helpers may panic as its tests do.
 
 mod support;
 
 use kms_client::KmsErrorKind as K;
-use kms_client::{KeyId, KeySource, KmsError, Operation, QkdKey, SkipClient, Violation};
+use kms_client::{KeySource, KmsError, Operation, QkdKey, SkipClient, Violation};
+use qvpn_types::KeyId;
 use support::{Lab, Reply, Seen, Server, check, json, ok};
 
 /// Figure 4, with the names of our sites.

@@ -1,4 +1,5 @@
-//! TLS towards a KME: which certificates are accepted, how each refusal is explained, and how files are loaded again.
+//! TLS towards a KME: which certificates are accepted, how each refusal is explained, and how files are
+//! loaded again.
 #![allow(clippy::unwrap_used)] // A test program's helpers may panic as its tests do.
 
 mod support;
@@ -103,8 +104,8 @@ async fn each_bad_certificate_of_a_kme_is_explained() {
     }
 }
 
-/// The same certificate as version 1: no version field, and no extension. Its signature is void, but its version is looked
-/// at first.
+/// The same certificate as version 1: no version field, and no extension. Its signature is void, but its
+/// version is looked at first.
 fn version_1(mut cert: Issued) -> Issued {
     fn contents(der: &[u8]) -> &[u8] {
         let long = usize::from(der[1] & 0x7f);

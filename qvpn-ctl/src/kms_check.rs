@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use kms_client::Source;
-use kms_client::probe::{self, End, Finding, KEYS_TAKEN, Looked, Probed, Step, Verdict};
+use kms_client::probe::{self, Finding, KEYS_TAKEN, Probed, Site, StatusReport, Step, Verdict};
 use qvpn_api::Config;
 use qvpn_api::config::{self, QkdPolicy, Role};
 use serde::Serialize;
@@ -140,7 +140,7 @@ impl<'c> Side<'c> {
 /// A KME that was looked at.
 struct Seen {
     open: Option<Source>,
-    looked: Option<Looked>,
+    looked: Option<StatusReport>,
 }
 
 impl Seen {
@@ -191,16 +191,16 @@ async fn check_peer(
         else {
             continue;
         };
-        let our_end = End { kme, sae: theirs.as_ref().map_or("", Side::peer_sae), link: Some(link) };
+        let our_end = Site { kme, sae: theirs.as_ref().map_or("", Side::peer_sae), link: Some(link) };
         let their_end = partner.and_then(|partner| {
             let link = partner.looked.as_ref().and_then(|looked| looked.link.as_ref());
-            Some(End { kme: partner.probed()?, sae: ours.peer_sae(), link })
+            Some(Site { kme: partner.probed()?, sae: ours.peer_sae(), link })
         });
         let taken = match (we_are_master(config, peer), their_end) {
-            (true, slave) => probe::take(our_end, slave, ours.peer_sae()).await,
+            (true, slave) => probe::check_keys(our_end, slave, ours.peer_sae()).await,
             (false, Some(master)) => {
                 let slave_sae = theirs.as_ref().map_or("", Side::peer_sae);
-                probe::take(master, Some(our_end), slave_sae).await
+                probe::check_keys(master, Some(our_end), slave_sae).await
             }
             (false, None) => {
                 check.add([skip(
@@ -274,7 +274,7 @@ async fn look_at(side: &Side<'_>) -> Result<(Vec<Seen>, Vec<Check>), CtlError> {
         };
         let seen = match Source::open(kme, mark) {
             Ok(open) => {
-                let looked = probe::look(open.probed(), &kme.sae_id, side.peer_sae()).await;
+                let looked = probe::check_status(open.probed(), &kme.sae_id, side.peer_sae()).await;
                 check.add(looked.findings.iter().cloned());
                 Seen { open: Some(open), looked: Some(looked) }
             }

@@ -4,13 +4,15 @@
 use std::sync::Arc;
 
 use kms_client::{
-    Api, KeyId, KeyRef, Kme, KmeEvent, KmeSet, KmsError, KmsErrorKind, Observer, QkdKey, SetError, Source,
+    Api, KeyRef, Kme, KmeEvent, KmeSet, KmsError, KmsErrorKind, NewKeys, NewKeysRequest, Observer, QkdKey,
+    SetError, Source,
 };
 use qvpn_api::config;
 use qvpn_api::events::EventKind;
 use qvpn_proto::kms::{KmsFailure, KmsFailureKind};
 use qvpn_proto::wire::limits::MAX_NAME;
 use qvpn_proto::{Fetch, FetchedKey, KeyKind, KeyName, KmsReport};
+use qvpn_types::KeyId;
 use tokio::sync::mpsc;
 
 use crate::events::Events;
@@ -77,7 +79,7 @@ fn open_one(kme: &config::Kme, fwmark: u32, reporting: KmeReporting) -> Result<A
             // If the queue is full, the peers ask again when their back-off ends.
             let _ = results.try_send(TaskResult::KmeRecovered { kme, sae: None });
         }
-        KmeEvent::Asked { kme, operation, outcome, took, keys_lost } => {
+        KmeEvent::Requested { kme, operation, outcome, took, keys_lost } => {
             counts.count(&kme, operation.as_str(), outcome, took, keys_lost);
         }
     });
@@ -108,37 +110,17 @@ pub(crate) async fn fetch(set: Arc<KmeSet>, peer_sae: String, fetch: Fetch) -> K
     match fetch {
         Fetch::New { request, number, qkd_only, stuck } => {
             let number = u32::try_from(number).unwrap_or(u32::MAX);
-            let (qkd, files) = (set.only(true), set.only(false));
-            let unavailable = |error: &SetError| {
-                let text = error.errors.iter().map(in_words).collect::<Vec<_>>().join("; ");
-                KmsFailure { kind: KmsFailureKind::Unavailable, text }
-            };
-            let missing = match (qkd.kmes().is_empty(), files.kmes().is_empty()) {
-                (true, false) if !qkd_only => None,
-                (_, no_files) => match qkd.fetch_new_but(&peer_sae, number, &stuck).await {
-                    Ok(keys) => return delivered(request, keys, None),
-                    Err(error) if no_files || qkd_only => {
-                        return KmsReport::Failed { request, failure: unavailable(&error) };
-                    }
-                    Err(error) => Some(unavailable(&error)),
-                },
-            };
-            // Files come last, wherever they stand in the config: taking a line erases it.
-            match files.fetch_new(&peer_sae, number).await {
-                Ok(keys) => delivered(request, keys, missing),
-                Err(error) => {
-                    let mut failure = unavailable(&error);
-                    if let Some(missing) = missing {
-                        failure.text = format!("{}; {}", missing.text, failure.text);
-                    }
-                    KmsReport::Failed { request, failure }
+            let wanted = NewKeysRequest { number, qkd_only, avoid: &stuck };
+            match set.fetch_new(&peer_sae, wanted).await {
+                Ok(NewKeys { keys, qkd_failed }) => {
+                    delivered(request, keys, qkd_failed.as_ref().map(unavailable))
                 }
+                Err(error) => KmsReport::Failed { request, failure: unavailable(&error) },
             }
         }
         Fetch::ById { request, keys, qkd_only } => {
             let refs: Vec<KeyRef> = keys.iter().filter_map(reference).collect();
-            let set = if qkd_only { Arc::new(set.only(true)) } else { set };
-            let mut fetched = set.fetch_by_ids(&peer_sae, &refs).await;
+            let mut fetched = set.fetch_by_ids(&peer_sae, &refs, qkd_only).await;
             // Keys are used in the order in which the peer named them.
             let place = |id: &KeyId| keys.iter().position(|name| name.id == id.as_str());
             fetched.keys.sort_by_key(|key| place(&key.id));
@@ -146,6 +128,11 @@ pub(crate) async fn fetch(set: Arc<KmeSet>, peer_sae: String, fetch: Fetch) -> K
             delivered(request, fetched.keys, missing)
         }
     }
+}
+
+fn unavailable(error: &SetError) -> KmsFailure {
+    let text = error.errors.iter().map(in_words).collect::<Vec<_>>().join("; ");
+    KmsFailure { kind: KmsFailureKind::Unavailable, text }
 }
 
 fn reference(name: &KeyName) -> Option<KeyRef> {

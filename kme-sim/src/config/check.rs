@@ -1,4 +1,4 @@
-//! Checks what stands in the simulator's TOML file, and gathers all that is wrong with it.
+//! Checks the values of the simulator's TOML file and collects all errors.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -12,20 +12,18 @@ use crate::config::problem::Problem;
 use crate::config::raw::{Raw, RawKme, RawLink, RawOptics, RawSae};
 use crate::supply::{Optics, Passes, Source, Supply};
 
-/// The error rate of a link with a constant rate that names none.
-const USUAL_QBER: f64 = 0.02;
-/// The most simulated seconds in a real one.
-const FASTEST: f64 = 1e6;
+/// Of a link with a constant rate.
+const DEFAULT_QBER: f64 = 0.02;
+const MAX_TIME_SCALE: f64 = 1e6;
 
-/// The largest key that can be asked for, bits.
-const LARGEST_KEY: u32 = 65_536;
-/// The longest name or SAE ID, characters: RFC 5280's bound on a common name.
-const LONGEST_NAME: usize = 64;
+const MAX_KEY_BITS: u32 = 65_536;
+/// RFC 5280's bound on a common name.
+const MAX_NAME_CHARS: usize = 64;
 
 /// The smallest and the largest key, bits, of each KME by its name.
 type KeySizes = BTreeMap<String, (u32, u32)>;
 
-/// Turns the raw file into a [`Config`] and gathers what is wrong on the way.
+/// Turns the raw file into a [`Config`] and collects errors.
 pub(crate) struct Check<'a> {
     pub(crate) text: &'a str,
     pub(crate) file: &'a str,
@@ -70,13 +68,14 @@ impl Check<'_> {
             let link = self.link(raw, &names, &nodes, &mut pairs, &mut seeds);
             links.extend(hops(link, between));
         }
-        // The nodes of chains are known only now, so that nobody can name them in the file.
+        // The nodes of chains are added last, so that the file can't name them.
         let ends = links.iter().flat_map(|l| l.kmes.iter()).filter(|n| !names.contains_key(*n));
         nodes.extend(ends.cloned());
         let time_scale = raw.time_scale.map_or(1.0, |scale| {
-            if !(scale.get_ref() > &0.0 && scale.get_ref() <= &FASTEST) {
-                let message =
-                    format!("time_scale is above 0 and at most {FASTEST}; 60 makes a minute of each second");
+            if !(scale.get_ref() > &0.0 && scale.get_ref() <= &MAX_TIME_SCALE) {
+                let message = format!(
+                    "time_scale is above 0 and at most {MAX_TIME_SCALE}; 60 makes a minute of each second"
+                );
                 self.problem(scale.span().start, message);
             }
             scale.into_inner()
@@ -176,7 +175,7 @@ impl Check<'_> {
         SaeConfig { id: raw.id.into_inner(), kme: raw.kme.into_inner(), known_by }
     }
 
-    /// `known_by` says what counts; a serial number counts alone where it says nothing.
+    /// Without `known_by` a serial number counts alone.
     fn known_by(&mut self, serial: Option<Spanned<String>>, known_by: Option<Spanned<String>>) -> KnownBy {
         let at = known_by.as_ref().or(serial.as_ref()).map_or(0, |text| text.span().start);
         let word = known_by.as_ref().map_or("", |word| word.get_ref());
@@ -303,7 +302,7 @@ impl Check<'_> {
         }
         match (rate, optics) {
             (Some(rate), None) => {
-                let share = qber.map_or(USUAL_QBER, |qber| {
+                let share = qber.map_or(DEFAULT_QBER, |qber| {
                     if !(0.0..=0.5).contains(qber.get_ref()) {
                         self.problem(qber.span().start, "qber is a share: from 0 to 0.5");
                     }
@@ -359,10 +358,10 @@ impl Check<'_> {
     /// A name or SAE ID: it must fit a certificate's common name and be visible in a log line.
     fn name(&mut self, name: &Spanned<String>, what: &str) {
         let value = name.get_ref();
-        if value.is_empty() || value.chars().count() > LONGEST_NAME || value.chars().any(char::is_control) {
+        if value.is_empty() || value.chars().count() > MAX_NAME_CHARS || value.chars().any(char::is_control) {
             self.problem(
                 name.span().start,
-                format!("{what} has 1 to {LONGEST_NAME} characters and no control characters"),
+                format!("{what} has 1 to {MAX_NAME_CHARS} characters and no control characters"),
             );
         }
     }
@@ -379,10 +378,10 @@ impl Check<'_> {
 
     fn key_size(&mut self, size: &Spanned<u32>, what: &str) {
         let bits = *size.get_ref();
-        if bits == 0 || !bits.is_multiple_of(8) || bits > LARGEST_KEY {
+        if bits == 0 || !bits.is_multiple_of(8) || bits > MAX_KEY_BITS {
             self.problem(
                 size.span().start,
-                format!("{what} is in bits: a multiple of 8 from 8 to {LARGEST_KEY}, not {bits}"),
+                format!("{what} is in bits: a multiple of 8 from 8 to {MAX_KEY_BITS}, not {bits}"),
             );
         }
     }
@@ -413,8 +412,8 @@ impl Check<'_> {
     }
 }
 
-/// A link over `nodes` trusted nodes: as many hops and one more, each like `link`. Only the first has its seed, since a
-/// key is made there and carried by the rest.
+/// The hops of a link over `nodes` trusted nodes, each like `link`. Only the first has its seed, since keys
+/// are made there and relayed by the rest.
 fn hops(link: LinkConfig, nodes: u16) -> Vec<LinkConfig> {
     let [a, b] = link.kmes.clone();
     let name = |n: u16| match n {

@@ -8,10 +8,10 @@ use crate::config::problem::ConfigError;
 use crate::config::raw::Raw;
 
 impl Config {
-    /// Reads and checks `path`; relative paths in it start from its folder.
+    /// Reads and checks `path`. Relative paths in it start from its directory.
     ///
     /// # Errors
-    /// [`ConfigError::Read`] if it can't be read, [`ConfigError::Invalid`] with all that is wrong in it.
+    /// [`ConfigError::Read`] if it can't be read, [`ConfigError::Invalid`] with all errors in it.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
         let text = std::fs::read_to_string(path)
             .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
@@ -19,10 +19,10 @@ impl Config {
         Self::parse(&text, &path.display().to_string(), folder)
     }
 
-    /// Checks `text`, which is shown as `file` in errors and whose relative paths start from `folder`.
+    /// Checks `text`. Errors name it `file`, and its relative paths start from `folder`.
     ///
     /// # Errors
-    /// [`ConfigError::Invalid`] with all that is wrong in it.
+    /// [`ConfigError::Invalid`] with all errors in it.
     pub fn parse(text: &str, file: &str, folder: &Path) -> Result<Self, ConfigError> {
         let mut check = Check { text, file, folder, problems: Vec::new() };
         let raw: Raw = match toml::from_str(text) {

@@ -10,11 +10,11 @@ use crate::supply::Supply;
 /// A checked configuration.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Config {
-    /// How many simulated seconds pass in a real one.
+    /// Simulated seconds for each real second.
     pub time_scale: f64,
-    /// Trusted nodes that are no KMEs: they pass keys on.
+    /// Trusted nodes that aren't KMEs: they only relay keys.
     pub nodes: BTreeSet<String>,
-    /// Where the admin socket of this process is made, if at all.
+    /// The path of the admin socket.
     pub admin: Option<PathBuf>,
     /// At least one KME; names differ.
     pub kmes: Vec<KmeConfig>,
@@ -29,7 +29,7 @@ pub struct Config {
 pub struct KmeConfig {
     /// The name, which is the KME ID in status answers.
     pub name: String,
-    /// Where it listens; port 0 lets the system choose one.
+    /// The listen address; with port 0 the system chooses a port.
     pub listen: SocketAddr,
     /// Its certificate chain, PEM.
     pub cert_file: PathBuf,
@@ -37,7 +37,7 @@ pub struct KmeConfig {
     pub key_file: PathBuf,
     /// The CA certificates that client certificates must come from, PEM.
     pub client_ca_file: PathBuf,
-    /// The interfaces that it speaks.
+    /// Its interfaces.
     pub apis: Apis,
     /// `max_key_per_request` of ETSI GS QKD 014 clause 6.1.
     pub max_key_per_request: u32,
@@ -45,15 +45,15 @@ pub struct KmeConfig {
     pub min_key_size: u32,
     /// `max_key_size`, bits.
     pub max_key_size: u32,
-    /// `max_SAE_ID_count`: how many additional slave SAEs a request may name.
+    /// `max_SAE_ID_count`: the most additional slave SAEs of a request.
     pub max_sae_id_count: u32,
-    /// Keys that wait here for their slave SAEs at most; the oldest is forgotten when one more comes.
+    /// The most keys that are stored here for slave SAEs. One more replaces the oldest.
     pub max_waiting_keys: u32,
-    /// The key request extensions that this KME knows, and the values that it can meet.
+    /// The supported key request extensions, and the values that the KME can meet.
     pub extensions: BTreeMap<String, Vec<String>>,
-    /// Whether it passes on keys between two of its links.
+    /// Whether it relays keys between two of its links.
     pub relay: bool,
-    /// Whether an optional extension that it doesn't handle is refused; otherwise it is ignored.
+    /// Whether an unsupported optional extension is refused; otherwise it is ignored.
     pub refuse_optional_extensions: bool,
 }
 
@@ -73,16 +73,16 @@ pub struct SaeConfig {
     pub id: String,
     /// The name of its KME.
     pub kme: String,
-    /// What of its certificate says that it is this SAE.
+    /// By what in its certificate the SAE is identified.
     pub known_by: KnownBy,
 }
 
-/// What of a client certificate an SAE is known by: servers differ.
+/// By what in a client certificate an SAE is identified: servers differ.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum KnownBy {
     /// The common name is the SAE ID.
     Name,
-    /// This serial number, whatever the common name is.
+    /// The certificate has this serial number.
     Serial(Vec<u8>),
     /// The common name is the SAE ID, and this is the serial number.
     Both(Vec<u8>),
@@ -95,13 +95,13 @@ pub struct LinkConfig {
     pub kmes: [String; 2],
     /// Size of a key where a request names none, bits.
     pub key_size: u32,
-    /// What the link yields over time.
+    /// Its supply over time.
     pub supply: Supply,
-    /// Keys of `key_size` that the store holds at most.
+    /// The capacity of the store, in keys of `key_size`.
     pub max_keys: u64,
     /// Keys of `key_size` in the store at the start.
     pub initial_keys: u64,
-    /// How long a key is on its way to the other KME.
+    /// The delay of a key to the other KME.
     pub relay_delay: Duration,
     /// Makes the keys reproducible, for tests only; see [`crate::test_key`].
     pub seed: Option<Vec<u8>>,

@@ -14,12 +14,12 @@ pub enum ConfigError {
         /// What the system said.
         source: std::io::Error,
     },
-    /// The file says something that can't be; all that was found, in the order of the file.
+    /// The file has errors; all of them, in the order of the file.
     #[error("{}", .0.iter().map(Problem::to_string).collect::<Vec<_>>().join("\n"))]
     Invalid(Vec<Problem>),
 }
 
-/// One thing that is wrong with a config file.
+/// One error in a config file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Problem {
     /// The file's name.

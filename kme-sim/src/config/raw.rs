@@ -1,4 +1,4 @@
-//! The simulator's TOML file as it is written: its fields and their defaults. What the values mean is checked elsewhere.
+//! The fields of the simulator's TOML file and their defaults. The values are checked elsewhere.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;

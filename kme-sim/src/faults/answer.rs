@@ -1,5 +1,4 @@
-//! Whole answers that are wrong: given in place of a right one, or a right one that breaks off. And the body type of all
-//! answers, since some of them never end.
+//! Faults of whole answers, and the body type of all answers, since some faulty ones never end.
 
 use std::io;
 use std::pin::Pin;
@@ -18,35 +17,33 @@ use crate::api::{KEY_NOT_FOUND, Op, Status};
 use crate::faults::catalog::Misbehaviour;
 use crate::link::{NoRandomness, random_bytes, random_id};
 
-/// How large a huge answer is, bytes.
-const HUGE: usize = 10_000_000;
-/// How many keys are too many.
-const MANY: usize = 10_000;
-/// The pause between two bytes of a slow body.
-const DRIP: Duration = Duration::from_secs(1);
-/// Where a redirect leads: to nowhere (RFC 6761 section 6.4).
-const ELSEWHERE: &str = "https://kme.invalid/";
+const HUGE_BYTES: usize = 10_000_000;
+const TOO_MANY_KEYS: usize = 10_000;
+/// The interval between two bytes of a slow body.
+const SLOW_BODY_INTERVAL: Duration = Duration::from_secs(1);
+/// A name that never resolves (RFC 6761 section 6.4).
+const REDIRECT_TARGET: &str = "https://kme.invalid/";
 const PAGE: &str =
     "<!DOCTYPE html><html><head><title>Sign in</title></head><body><h1>Sign in</h1></body></html>";
 
 /// The body of an answer.
 pub(crate) enum AnswerBody {
-    /// All of it, given out once.
+    /// A whole body.
     Whole(Bytes),
-    /// The beginning of one; the connection is closed behind it.
+    /// The beginning of a body; then the connection is closed.
     Cut(CutBody),
-    /// A byte now and then, for ever.
-    Drip(Interval),
-    /// The same bytes again and again.
+    /// A byte at each interval, without end.
+    Slow(Interval),
+    /// The same bytes again and again, without end.
     Endless(Bytes),
 }
 
-/// A body that breaks off.
+/// A body that ends too early.
 #[derive(Default)]
 pub(crate) struct CutBody {
     begin: Bytes,
-    /// Asked for more since the beginning was given out, so that it is on its way.
-    asked: bool,
+    /// Whether the beginning has been polled past, so that it is sent.
+    polled: bool,
 }
 
 impl Body for AnswerBody {
@@ -62,14 +59,14 @@ impl Body for AnswerBody {
             Self::Whole(bytes) if bytes.is_empty() => Poll::Ready(None),
             Self::Whole(bytes) => frame(std::mem::take(bytes)),
             Self::Cut(body) if !body.begin.is_empty() => frame(std::mem::take(&mut body.begin)),
-            Self::Cut(body) if !body.asked => {
-                // Pending once, since what was given out is only sent when there is nothing more at the moment.
-                body.asked = true;
+            Self::Cut(body) if !body.polled => {
+                // Pending once, since hyper sends the beginning only when no more is ready.
+                body.polled = true;
                 cx.waker().wake_by_ref();
                 Poll::Pending
             }
-            Self::Cut(_) => Poll::Ready(Some(Err(cut()))),
-            Self::Drip(interval) => {
+            Self::Cut(_) => Poll::Ready(Some(Err(cut_error()))),
+            Self::Slow(interval) => {
                 std::task::ready!(interval.poll_tick(cx));
                 frame(Bytes::from_static(b" "))
             }
@@ -89,9 +86,9 @@ impl Body for AnswerBody {
     }
 }
 
-/// What ends a connection without an answer, or in the middle of one.
-pub(crate) fn cut() -> io::Error {
-    io::Error::new(io::ErrorKind::ConnectionAborted, "misbehaving as told")
+/// The error that ends a connection without an answer, or in the middle of one.
+pub(crate) fn cut_error() -> io::Error {
+    io::Error::new(io::ErrorKind::ConnectionAborted, "a fault is set")
 }
 
 /// An answer with a body of `content_type`.
@@ -119,8 +116,8 @@ pub(crate) fn empty(status: StatusCode) -> Response<AnswerBody> {
     response
 }
 
-/// The answer that stands in place of a right one, if `how` is such a fault.
-pub(crate) fn instead(how: Misbehaviour, op: Op) -> Result<Option<Response<AnswerBody>>, NoRandomness> {
+/// The answer that replaces the right one, if `how` is such a fault.
+pub(crate) fn replacement(how: Misbehaviour, op: Op) -> Result<Option<Response<AnswerBody>>, NoRandomness> {
     let ok = StatusCode::OK;
     let streaming = |body| {
         let mut response = json_answer(ok, "");
@@ -129,10 +126,10 @@ pub(crate) fn instead(how: Misbehaviour, op: Op) -> Result<Option<Response<Answe
     };
     let value = |status, value: Value| json_answer(status, value.to_string());
     Ok(Some(match how {
-        Misbehaviour::SlowBody => streaming(AnswerBody::Drip(tokio::time::interval(DRIP))),
+        Misbehaviour::SlowBody => streaming(AnswerBody::Slow(tokio::time::interval(SLOW_BODY_INTERVAL))),
         Misbehaviour::EndlessBody => streaming(AnswerBody::Endless(Bytes::from(vec![b' '; 16 * 1024]))),
         Misbehaviour::HugeBody => {
-            value(ok, json!({ "padding": "x".repeat(HUGE), "keys": [], "stored_key_count": 1 }))
+            value(ok, json!({ "padding": "x".repeat(HUGE_BYTES), "keys": [], "stored_key_count": 1 }))
         }
         Misbehaviour::Html => with_type(ok, "text/html; charset=utf-8", PAGE),
         Misbehaviour::RubbishJson => json_answer(ok, r#"{"keys":[{"key_ID":"#),
@@ -141,7 +138,7 @@ pub(crate) fn instead(how: Misbehaviour, op: Op) -> Result<Option<Response<Answe
         Misbehaviour::TooManyKeys => json_answer(ok, Bytes::from_owner(many_keys()?)),
         Misbehaviour::Redirect => {
             let mut response = empty(StatusCode::TEMPORARY_REDIRECT);
-            response.headers_mut().insert(LOCATION, HeaderValue::from_static(ELSEWHERE));
+            response.headers_mut().insert(LOCATION, HeaderValue::from_static(REDIRECT_TARGET));
             response
         }
         Misbehaviour::ErrorHtml => {
@@ -153,7 +150,7 @@ pub(crate) fn instead(how: Misbehaviour, op: Op) -> Result<Option<Response<Answe
             json!({"detail": [{"loc": ["body", "size"], "msg": message(422, op), "type": "value_error"}]}),
         ),
         Misbehaviour::ErrorHuge => {
-            with_type(StatusCode::INTERNAL_SERVER_ERROR, "text/plain", "error ".repeat(HUGE / 6))
+            with_type(StatusCode::INTERNAL_SERVER_ERROR, "text/plain", "error ".repeat(HUGE_BYTES / 6))
         }
         Misbehaviour::Http401 => empty(StatusCode::UNAUTHORIZED),
         _ => match how.http_status().and_then(|code| StatusCode::from_u16(code).ok()) {
@@ -163,19 +160,19 @@ pub(crate) fn instead(how: Misbehaviour, op: Op) -> Result<Option<Response<Answe
     }))
 }
 
-/// Breaks off `response` in the middle of its body, whose length it announces in full.
-pub(crate) fn cut_in_the_middle(mut response: Response<AnswerBody>) -> Response<AnswerBody> {
+/// Ends `response` in the middle of its body, after announcing the full length.
+pub(crate) fn cut_body(mut response: Response<AnswerBody>) -> Response<AnswerBody> {
     if let AnswerBody::Whole(bytes) = response.body_mut() {
         let begin = bytes.split_to(bytes.len() / 2);
         let length = HeaderValue::from(begin.len() + bytes.len());
-        *response.body_mut() = AnswerBody::Cut(CutBody { begin, asked: false });
+        *response.body_mut() = AnswerBody::Cut(CutBody { begin, polled: false });
         response.headers_mut().insert(CONTENT_LENGTH, length);
     }
     response
 }
 
-/// The text of a status, in the form that `how` gives it.
-pub(crate) fn status_text(how: Misbehaviour, status: &Status) -> Result<Vec<u8>, serde_json::Error> {
+/// Encodes a status with fault `how`.
+pub(crate) fn encode_status(how: Misbehaviour, status: &Status) -> Result<Vec<u8>, serde_json::Error> {
     let mut value = serde_json::to_value(status)?;
     let fields = match value.as_object_mut() {
         Some(fields) => fields,
@@ -206,7 +203,7 @@ fn numbers_as_text(fields: &mut Map<String, Value>) {
     }
 }
 
-/// What a server would write with `status`: where it is out of keys, and where it doesn't know an ID.
+/// A typical server's message with `status`.
 fn message(status: u16, op: Op) -> &'static str {
     match (status, op) {
         (403, _) => "forbidden",
@@ -219,11 +216,11 @@ fn message(status: u16, op: Op) -> &'static str {
     }
 }
 
-/// A container of keys that nobody has.
+/// A container of random keys.
 fn many_keys() -> Result<Zeroizing<Vec<u8>>, NoRandomness> {
-    let mut body = Zeroizing::new(Vec::with_capacity(MANY * 128));
+    let mut body = Zeroizing::new(Vec::with_capacity(TOO_MANY_KEYS * 128));
     body.extend_from_slice(br#"{"keys":["#);
-    for n in 0..MANY {
+    for n in 0..TOO_MANY_KEYS {
         let mut key = Zeroizing::new([0; 32]);
         random_bytes(&mut *key)?;
         let comma = if n > 0 { "," } else { "" };

@@ -1,6 +1,5 @@
-//! What a simulated KME does wrong on request. Each fault is one that real servers or networks show, and a client of
-//! ETSI GS QKD 014 must survive it. Here is what there is and where it can be set; other modules do it: `server` and
-//! `tls_faults` to the port, `quirks` to what is taken and sent on, `spoil` to keys, `faulty` to whole answers.
+//! The catalogue of faults, and the operations for which each can be set. Real servers or networks show each
+//! of them, and a client must survive it.
 
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
@@ -12,15 +11,15 @@ use crate::api::Op;
 #[serde(rename_all = "snake_case")]
 #[value(rename_all = "snake_case")]
 pub enum Misbehaviour {
-    /// Behaves as the document says.
+    /// No fault.
     #[default]
     None,
 
     /// The port is closed and open connections are cut.
     RefuseTcp,
-    /// TCP is accepted, and the TLS handshake never goes on.
+    /// TCP is accepted, and the TLS handshake never continues.
     StallTls,
-    /// What answers at the port is HTTP without TLS.
+    /// The port answers in HTTP without TLS.
     NoTls,
     /// TLS 1.2 only.
     #[serde(rename = "tls12_only")]
@@ -34,11 +33,11 @@ pub enum Misbehaviour {
     CertNoSan,
     /// A certificate for another KME.
     CertOtherName,
-    /// A certificate that has ended.
+    /// A certificate that has expired.
     CertExpired,
     /// A certificate that isn't valid yet.
     CertNotYetValid,
-    /// A certificate of a CA that nobody knows.
+    /// A certificate of an unknown CA.
     CertUnknownCa,
     /// A CA's own certificate as the server's.
     CertIsCa,
@@ -46,7 +45,7 @@ pub enum Misbehaviour {
     ClientRevoked,
     /// Every client's certificate is refused as one of an unknown CA.
     ClientUnknownCa,
-    /// Every client's certificate is refused as one that has ended.
+    /// Every client's certificate is refused as expired.
     ClientExpired,
 
     /// TLS and the request are accepted, and no answer ever comes; not carried out.
@@ -63,19 +62,19 @@ pub enum Misbehaviour {
     SlowBody,
     /// 200 and a body that never ends, as fast as the client reads; not carried out.
     EndlessBody,
-    /// 200 and JSON of 10 MB that is right but for its size; not carried out.
+    /// 200 and 10 MB of valid JSON; not carried out.
     HugeBody,
     /// 200 with an HTML page; not carried out.
     Html,
-    /// 200 with JSON that breaks off; not carried out.
+    /// 200 with incomplete JSON; not carried out.
     RubbishJson,
     /// 200 with an empty body; not carried out.
     EmptyBody,
     /// A redirect to another address; not carried out.
     Redirect,
-    /// What is said is right, but called text/plain.
+    /// A right answer with the content type text/plain.
     WrongType,
-    /// Fields that the document doesn't know stand in the answer.
+    /// The answer has fields that the standard doesn't define.
     ExtraFields,
     /// 405 for GET.
     NoGet,
@@ -142,62 +141,65 @@ pub enum Misbehaviour {
     WrongSize,
     /// 200 with no keys; not carried out.
     EmptyList,
-    /// Half as many keys as asked, and one at least. At the master the rest is not taken, at the slave it is spent.
+    /// Half of the requested keys, at least one. At the master the rest is not taken, at the slave it is
+    /// spent.
     FewerKeys,
     /// 200 with 10,000 keys; not carried out.
     TooManyKeys,
-    /// Carried out, but the first key and its ID stand twice: in place of the second, or added if there was one key.
+    /// Carried out, but the first key comes twice with its ID: in place of the second, or added to a single
+    /// key.
     Duplicate,
-    /// Carried out, but the first key's bytes stand also under the second ID, or under one that nobody knows if there was
-    /// one key.
+    /// Carried out, but the first key's bytes come again under the second ID, or under an unknown ID if
+    /// there was one key.
     SameKey,
-    /// Carried out, but the first ID stands also over the second key, or over one that nobody has if there was one key.
+    /// Carried out, but the first ID comes again with the second key, or with a random key if there was one
+    /// key.
     SameId,
-    /// Carried out, but the first two keys of the answer are exchanged under their IDs; one key stays as it is.
+    /// Carried out, but the first two keys of the answer have each other's IDs; a single key is not changed.
     SwapKeys,
-    /// Carried out, but the answer's IDs are ones that nobody knows.
+    /// Carried out, but the answer has unknown IDs.
     UnknownId,
-    /// Carried out, but each key's bytes are others than the other side gets.
+    /// Carried out, but each key's bytes differ from the peer's.
     WrongBytes,
-    /// Carried out, but each key is zeros only.
+    /// Carried out, but each key has only zero bytes.
     ZeroKeys,
-    /// Carried out, but the keys are no base64.
+    /// Carried out, but the keys aren't valid base64.
     BadBase64,
     /// Carried out, but the keys are base64 of the URL alphabet, without padding.
     UrlBase64,
     /// Carried out, but each ID is a JSON number.
     NumericIds,
-    /// More than one key a request is refused, and status says so.
+    /// A request for more than one key is refused, and the status says so.
     OneKeyPerRequest,
 
-    /// One key, whatever `number` says.
+    /// One key; `number` is ignored.
     IgnoreNumber,
-    /// One key, whatever `number` says in a GET; right in a POST.
+    /// One key, and `number` is ignored, in a GET only.
     IgnoreNumberGet,
-    /// Keys of 128 bits, whatever `size` says.
+    /// Keys of 128 bits; `size` is ignored.
     IgnoreSize,
     /// Sizes are bytes: `size` 256 gives 2,048 bits, and status has its sizes in bytes.
     SizeInBytes,
-    /// Keys of 32 bits where the request names no size, and status says so.
+    /// Keys of 32 bits where the request names no size, and the status says so.
     #[serde(rename = "default_32_bits")]
     #[value(name = "default_32_bits")]
     Default32Bits,
-    /// IDs that are no UUIDs: long, of mixed case, with characters that URLs and JSON escape.
+    /// IDs that aren't UUIDs: long, of mixed case, with characters that URLs and JSON escape.
     OddIds,
-    /// The first key of each request never gets to the slave.
+    /// The first key of each request never reaches the slave.
     LoseFirst,
-    /// What the same master took before for the same slaves and they did not fetch yet is forgotten.
+    /// Keys of the same master and slaves that were taken before and not fetched yet are forgotten.
     ForgetPrevious,
-    /// Each request gets the key and the ID that the first one got.
+    /// Each request gets the key and the ID of the first one.
     RepeatKeys,
-    /// Each request gets the first one's first ID, over another key.
+    /// Each request gets the ID of the first one, with another key.
     RepeatId,
 
     /// A key is "not found" until three seconds after the master took it.
     LateSync,
     /// The keys that are asked for are forgotten, and "not found".
     ForgetKeys,
-    /// A key that was fetched by its ID stays, and comes again.
+    /// A key that was fetched by its ID stays in store and is delivered again.
     DeliverTwice,
 
     /// `stored_key_count` is always 0.
@@ -206,7 +208,7 @@ pub enum Misbehaviour {
     CountMax,
     /// `stored_key_count` is random.
     CountRandom,
-    /// `stored_key_count` counts the keys that the slave has not fetched yet, and not those to be had.
+    /// `stored_key_count` counts the keys that the slave has not fetched yet instead of the available ones.
     CountWaiting,
     /// The limits and the SAE IDs are missing.
     MissingFields,
@@ -214,7 +216,7 @@ pub enum Misbehaviour {
     NumbersAsText,
 }
 
-/// Which operations a fault is set for.
+/// The operations for which a fault is set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "snake_case")]
 #[value(rename_all = "snake_case")]
@@ -225,37 +227,34 @@ pub enum Ops {
     EncKeys,
     /// Get key with key IDs.
     DecKeys,
-    /// Each that the fault can be set for.
+    /// Each for which the fault can be set.
     #[default]
     All,
 }
 
-/// A fault that makes no sense for the operation.
+/// The fault can't be set for the operation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum NotApplicable {
-    /// It comes before any operation.
-    #[error("this fault is of the whole port; set it for op \"all\"")]
+    /// It is a fault of the port, before any operation.
+    #[error("this is a fault of the whole port; set it for op \"all\"")]
     WholePort,
     /// It is for other operations.
-    #[error("{0} can't show this fault; set it for {1} or all")]
+    #[error("{0} doesn't support this fault; set it for {1} or all")]
     OtherOps(&'static str, &'static str),
 }
 
 /// One KME's faults.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
 pub struct Faults {
-    /// What TCP and TLS do.
+    /// Of TCP and TLS.
     pub port: Misbehaviour,
-    /// What get status does.
     pub status: Misbehaviour,
-    /// What get key does.
     pub enc_keys: Misbehaviour,
-    /// What get key with key IDs does.
     pub dec_keys: Misbehaviour,
 }
 
 impl Faults {
-    /// These faults with `how` set for `ops`. A fault of operations, set for all, ends whatever was set before.
+    /// These faults with `how` set for `ops`. A fault of operations that is set for all clears the others.
     ///
     /// # Errors
     /// [`NotApplicable`] if `how` can't be set for `ops`.
@@ -287,7 +286,7 @@ impl Faults {
         Ok(self)
     }
 
-    /// What `op` does.
+    /// The fault of `op`.
     #[must_use]
     pub fn of(&self, op: Op) -> Misbehaviour {
         match op {
@@ -299,7 +298,7 @@ impl Faults {
 }
 
 impl Misbehaviour {
-    /// Whether it comes before any operation: what TCP and TLS do.
+    /// Whether it is a fault of TCP or TLS, before any operation.
     #[must_use]
     pub fn is_of_port(self) -> bool {
         use Misbehaviour as M;
@@ -323,7 +322,7 @@ impl Misbehaviour {
         )
     }
 
-    /// Whether `op` can show it.
+    /// Whether it can be set for `op`.
     #[must_use]
     pub fn is_for(self, op: Op) -> bool {
         match self.places() {
@@ -333,7 +332,7 @@ impl Misbehaviour {
         }
     }
 
-    /// The operations that can show it; empty for a fault of the port.
+    /// The operations for which it can be set; empty for a fault of the port.
     #[must_use]
     pub fn places(self) -> &'static str {
         use Misbehaviour as M;
@@ -374,7 +373,7 @@ impl Misbehaviour {
         }
     }
 
-    /// The status code of a fault that is nothing but a status code with an error body.
+    /// The status code, for a fault that consists of a status code with an error body.
     #[must_use]
     pub fn http_status(self) -> Option<u16> {
         use Misbehaviour as M;

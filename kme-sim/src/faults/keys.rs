@@ -1,22 +1,22 @@
-//! Faults in an answer's keys: which keys and IDs it has, and how they are written.
+//! Faults in the keys of an answer: which keys and IDs it has, and how they are encoded.
 
 use crate::api::{DeliveredKey, KeyStyle, Op};
 use crate::faults::catalog::Misbehaviour;
 use crate::link::{NoRandomness, random_id, random_key};
 
-/// Spoils the keys of an answer that was otherwise right; other faults leave them alone.
-pub(crate) fn keys(how: Misbehaviour, op: Op, keys: &mut Vec<DeliveredKey>) -> Result<(), NoRandomness> {
+/// Applies a fault to the keys of an answer.
+pub(crate) fn corrupt(how: Misbehaviour, op: Op, keys: &mut Vec<DeliveredKey>) -> Result<(), NoRandomness> {
     match how {
         Misbehaviour::WrongSize => {
             for key in keys {
                 key.key.truncate(key.key.len().saturating_sub(1));
             }
         }
-        // At the master fewer were taken, so that fewer are here.
+        // At the master fewer were taken already.
         Misbehaviour::FewerKeys if op == Op::DecKeys => keys.truncate((keys.len() / 2).max(1)),
         Misbehaviour::Duplicate => {
             if let Some(first) = keys.first().map(DeliveredKey::duplicate) {
-                put_second(keys, first);
+                set_second(keys, first);
             }
         }
         Misbehaviour::SameKey => {
@@ -25,7 +25,7 @@ pub(crate) fn keys(how: Misbehaviour, op: Op, keys: &mut Vec<DeliveredKey>) -> R
                     Some(second) => second.id.clone(),
                     None => random_id()?,
                 };
-                put_second(keys, same);
+                set_second(keys, same);
             }
         }
         Misbehaviour::SameId => {
@@ -64,7 +64,7 @@ pub(crate) fn keys(how: Misbehaviour, op: Op, keys: &mut Vec<DeliveredKey>) -> R
     Ok(())
 }
 
-/// How the keys of an answer are written.
+/// The encoding of the keys of an answer.
 pub(crate) fn style(how: Misbehaviour) -> KeyStyle {
     match how {
         Misbehaviour::BadBase64 => KeyStyle::BadBase64,
@@ -75,8 +75,8 @@ pub(crate) fn style(how: Misbehaviour) -> KeyStyle {
     }
 }
 
-/// Puts `key` in place of the second, or behind the first if that is alone.
-fn put_second(keys: &mut Vec<DeliveredKey>, key: DeliveredKey) {
+/// Replaces the second key by `key`, or appends it to a single key.
+fn set_second(keys: &mut Vec<DeliveredKey>, key: DeliveredKey) {
     match keys.get_mut(1) {
         Some(second) => *second = key,
         None => keys.push(key),

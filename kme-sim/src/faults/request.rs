@@ -1,5 +1,4 @@
-//! Faults in what a KME does with a request: other limits, other sizes, other IDs than the document has. Pure; `network`
-//! asks here at each step.
+//! Faults in the processing of a request: limits, sizes and IDs that differ from the standard. Pure.
 
 use std::time::Duration;
 
@@ -8,12 +7,12 @@ use crate::config::KmeConfig;
 use crate::faults::catalog::Misbehaviour;
 use crate::link::{NoRandomness, random_bytes};
 
-/// How late a key is at the slave's KME under [`Misbehaviour::LateSync`].
-pub(crate) const LATE: Duration = Duration::from_secs(3);
+/// The delay of a key at the slave's KME under [`Misbehaviour::LateSync`].
+pub(crate) const LATE_SYNC_DELAY: Duration = Duration::from_secs(3);
 /// The default size under [`Misbehaviour::Default32Bits`], bits.
-const SMALL_DEFAULT: u32 = 32;
+const SMALL_DEFAULT_BITS: u32 = 32;
 /// The size of every key under [`Misbehaviour::IgnoreSize`], bits.
-const FIXED_SIZE: u64 = 128;
+const FIXED_SIZE_BITS: u64 = 128;
 
 /// What a KME allows in one request; sizes in bits.
 pub(crate) struct Limits {
@@ -25,7 +24,7 @@ pub(crate) struct Limits {
 }
 
 impl Limits {
-    /// What `config` says, and what a fault makes of it. `key_size` is the link's.
+    /// The limits of `config`, changed by `fault`. `key_size` is the link's.
     pub(crate) fn new(config: &KmeConfig, key_size: u32, fault: Misbehaviour) -> Self {
         let mut limits = Self {
             max_keys: config.max_key_per_request,
@@ -37,8 +36,8 @@ impl Limits {
         match fault {
             Misbehaviour::OneKeyPerRequest => limits.max_keys = 1,
             Misbehaviour::Default32Bits => {
-                limits.default_size = SMALL_DEFAULT;
-                limits.min_size = limits.min_size.min(SMALL_DEFAULT);
+                limits.default_size = SMALL_DEFAULT_BITS;
+                limits.min_size = limits.min_size.min(SMALL_DEFAULT_BITS);
             }
             _ => {}
         }
@@ -46,20 +45,20 @@ impl Limits {
     }
 }
 
-/// Changes what was asked to what the KME makes of it: `number` and `size` (bits), after they were found allowed.
+/// Applies `fault` to `number` and `size` (bits) of a valid request.
 pub(crate) fn amount(fault: Misbehaviour, request: &KeyRequest, number: u64, size: u64) -> (u64, u64) {
     match fault {
         Misbehaviour::IgnoreNumber => (1, size),
         Misbehaviour::IgnoreNumberGet if request.by_get => (1, size),
-        Misbehaviour::IgnoreSize => (number, FIXED_SIZE),
+        Misbehaviour::IgnoreSize => (number, FIXED_SIZE_BITS),
         Misbehaviour::SizeInBytes if request.size.is_some() => (number, size.saturating_mul(8)),
-        // Half at the master is what was taken, not what was cut from the answer.
+        // At the master the rest is not taken.
         Misbehaviour::FewerKeys => ((number / 2).max(1), size),
         _ => (number, size),
     }
 }
 
-/// Changes a status that was right; its form is `faulty`'s.
+/// Applies `fault` to the values of a status.
 pub(crate) fn status(fault: Misbehaviour, status: &mut Status) -> Result<(), NoRandomness> {
     match fault {
         Misbehaviour::CountZero => status.stored_key_count = 0,
@@ -79,7 +78,7 @@ pub(crate) fn status(fault: Misbehaviour, status: &mut Status) -> Result<(), NoR
     Ok(())
 }
 
-/// An ID that is opaque indeed: none of its characters may be changed, and many have a meaning to URLs or JSON.
+/// An ID with characters that URLs and JSON escape.
 pub(crate) fn odd_id(id: &str) -> String {
     format!("Key/{}+\"{}\" =?&%41é#{}", id.to_uppercase(), "x".repeat(60), id)
 }

@@ -1,5 +1,5 @@
-//! Faults of TLS: certificates that a client must refuse, made when they are asked for, and client certificates that the
-//! KME refuses whatever they are.
+//! Faults of TLS: server certificates that a client must refuse, made when they are needed, and a verifier
+//! that refuses every client certificate.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -20,13 +20,13 @@ use crate::faults::catalog::Misbehaviour;
 /// The name in a certificate for another KME.
 const OTHER_NAME: &str = "kme-of-another-site";
 
-/// A certificate chain and the key of its first.
+/// A certificate chain and the key of its first certificate.
 type Chain = (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>);
 
-/// The chain that `kme`, whose right one is `right`, shows under `fault`; `None` if it is the right one.
+/// The chain that `kme` presents under `fault`; `None` for the right one.
 ///
 /// # Errors
-/// In words: mostly that the CA's key isn't there, without which no other certificate can be made.
+/// A description: usually the CA's key, which is needed to make a certificate, is missing.
 pub(crate) fn chain(
     kme: &KmeConfig,
     right: &CertificateDer<'_>,
@@ -99,7 +99,7 @@ fn sign(
     Ok(certificate.der().clone())
 }
 
-/// The CA's certificate and key: `client_ca_file`, and beside it a file of the same name that ends in `.key`.
+/// The CA's certificate and key: `client_ca_file`, and the file of the same name with the suffix `.key`.
 fn ca_files(kme: &KmeConfig) -> (PathBuf, PathBuf) {
     (kme.client_ca_file.clone(), kme.client_ca_file.with_extension("key"))
 }
@@ -108,14 +108,15 @@ fn issuer(kme: &KmeConfig) -> Result<Issuer<'static, KeyPair>, String> {
     let (certificate, key) = ca_files(kme);
     let need = |path: &Path, reason: String| {
         format!(
-            "this fault needs the CA's key to make a certificate, in {}: {reason}; `kme-sim certs DIR` puts it there",
+            "this fault needs the CA's key to make a certificate, in {}: {reason}; `kme-sim certs DIR` \
+             puts it there",
             path.display()
         )
     };
     certs::read_ca(&certificate, &key).map_err(|e| need(&key, e.to_string()))
 }
 
-/// The names of a certificate that are DNS names or addresses.
+/// The DNS names and addresses of a certificate.
 fn names(certificate: &CertificateDer<'_>) -> Vec<SanType> {
     let Ok((_, certificate)) = X509Certificate::from_der(certificate) else { return Vec::new() };
     let Ok(Some(names)) = certificate.subject_alternative_name() else { return Vec::new() };

@@ -1,4 +1,4 @@
-//! Whether a key request is within a KME's limits and asks for no extension that the KME can't meet.
+//! Checks a key request against a KME's limits and extensions.
 
 use serde_json::{Value, json};
 
@@ -8,7 +8,7 @@ use crate::api::{
 use crate::config::KmeConfig;
 use crate::faults::request::Limits;
 
-/// How many keys and of how many bits, within the KME's limits.
+/// The number of keys and their size in bits.
 pub(crate) fn checked_amount(limits: &Limits, request: &KeyRequest) -> Result<(u64, u64), Refusal> {
     let number = request.number.unwrap_or(1);
     let most = limits.max_keys;
@@ -30,7 +30,7 @@ pub(crate) fn checked_amount(limits: &Limits, request: &KeyRequest) -> Result<(u
     Ok((number, size))
 }
 
-/// Whether the KME knows each extension and can meet its value.
+/// Checks that the KME knows each extension and can meet its value.
 pub(crate) fn check_extensions(config: &KmeConfig, request: &KeyRequest) -> Result<(), Refusal> {
     let of = |extensions: &[serde_json::Map<String, Value>], wanted: Support| -> Vec<Value> {
         let pairs = extensions.iter().flatten();

@@ -1,4 +1,4 @@
-//! What one KME keeps: the keys that its slave SAEs have not fetched yet, and what it did.
+//! The state of one KME: the keys that its slave SAEs have not fetched yet, and its counters.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
@@ -10,11 +10,11 @@ use crate::config::KmeConfig;
 use crate::faults::catalog::Misbehaviour;
 use crate::network::report::Counts;
 
-/// One KME's own part.
+/// One KME.
 pub(crate) struct Kme {
     pub(crate) config: KmeConfig,
-    pub(crate) waiting: HashMap<String, StoredKey>,
-    /// The IDs in `waiting`, oldest first.
+    pub(crate) stored: HashMap<String, StoredKey>,
+    /// The IDs in `stored`, oldest first.
     by_age: BTreeMap<u64, String>,
     next_age: u64,
     /// The first key since a fault was set that repeats it.
@@ -22,12 +22,12 @@ pub(crate) struct Kme {
     pub(crate) counts: Counts,
 }
 
-/// A key that lies at a KME until each of its slave SAEs there has fetched it.
+/// A key that stays at a KME until each of its slave SAEs there has fetched it.
 pub(crate) struct StoredKey {
     age: u64,
     pub(crate) master: String,
-    pub(crate) named: Vec<String>,
-    pub(crate) left: BTreeSet<String>,
+    pub(crate) slaves: Vec<String>,
+    pub(crate) not_fetched: BTreeSet<String>,
     pub(crate) available_at: Duration,
     pub(crate) key: DeliveredKey,
 }
@@ -36,7 +36,7 @@ impl Kme {
     pub(crate) fn new(config: &KmeConfig) -> Self {
         Self {
             config: config.clone(),
-            waiting: HashMap::new(),
+            stored: HashMap::new(),
             by_age: BTreeMap::new(),
             next_age: 0,
             first: None,
@@ -44,39 +44,45 @@ impl Kme {
         }
     }
 
-    pub(crate) fn put(&mut self, key: DeliveredKey, master: &str, slaves: &[String], available_at: Duration) {
+    pub(crate) fn store(
+        &mut self,
+        key: DeliveredKey,
+        master: &str,
+        slaves: &[String],
+        available_at: Duration,
+    ) {
         let limit = usize::try_from(self.config.max_waiting_keys).unwrap_or(usize::MAX);
-        while self.waiting.len() >= limit {
+        while self.stored.len() >= limit {
             let Some((_, id)) = self.by_age.pop_first() else { break };
-            self.waiting.remove(&id);
+            self.stored.remove(&id);
             warn!(key_id = %id, kme = %self.config.name, "key forgotten: no slave SAE fetched it and the store is full");
         }
         let age = self.next_age;
         self.next_age += 1;
         self.by_age.insert(age, key.id.clone());
-        let waiting = StoredKey {
+        let stored = StoredKey {
             age,
             master: master.to_owned(),
-            named: slaves.to_vec(),
-            left: slaves.iter().cloned().collect(),
+            slaves: slaves.to_vec(),
+            not_fetched: slaves.iter().cloned().collect(),
             available_at,
             key,
         };
-        self.waiting.insert(waiting.key.id.clone(), waiting);
+        self.stored.insert(stored.key.id.clone(), stored);
     }
 
-    /// Throws away the keys that `which` names.
+    /// Drops the keys for which `which` holds.
     pub(crate) fn forget(&mut self, which: impl Fn(&StoredKey) -> bool) {
-        self.waiting.retain(|_, waiting| {
-            let forgotten = which(waiting);
+        self.stored.retain(|_, stored| {
+            let forgotten = which(stored);
             if forgotten {
-                self.by_age.remove(&waiting.age);
+                self.by_age.remove(&stored.age);
             }
             !forgotten
         });
     }
 
-    /// Remembers the first key of all under a fault that repeats it, and repeats its ID.
+    /// Under a fault that repeats a key, remembers the first key or repeats its ID.
     pub(crate) fn repeat(&mut self, fault: Misbehaviour, keys: &mut [DeliveredKey]) {
         if !matches!(fault, Misbehaviour::RepeatKeys | Misbehaviour::RepeatId) {
             return;
@@ -88,18 +94,18 @@ impl Kme {
         }
     }
 
-    /// The key for `sae`; it leaves the store when all its slave SAEs have it.
+    /// The key for `sae`. It leaves the store when all its slave SAEs have it.
     pub(crate) fn fetch(&mut self, id: &str, sae: &str, fault: Misbehaviour) -> Option<DeliveredKey> {
-        let waiting = self.waiting.get_mut(id)?;
+        let stored = self.stored.get_mut(id)?;
         if fault == Misbehaviour::DeliverTwice {
-            return Some(waiting.key.duplicate());
+            return Some(stored.key.duplicate());
         }
-        waiting.left.remove(sae);
-        if !waiting.left.is_empty() {
-            return Some(waiting.key.duplicate());
+        stored.not_fetched.remove(sae);
+        if !stored.not_fetched.is_empty() {
+            return Some(stored.key.duplicate());
         }
-        let waiting = self.waiting.remove(id)?;
-        self.by_age.remove(&waiting.age);
-        Some(waiting.key)
+        let stored = self.stored.remove(id)?;
+        self.by_age.remove(&stored.age);
+        Some(stored.key)
     }
 }

@@ -23,8 +23,8 @@ use tempfile::TempDir;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
-/// Sites a, b and c, each with a KME; an SAE whose ID needs URL encoding lives at b, a second one at b too. There are
-/// links a - b and a - c, and none between b and c.
+/// Sites a, b and c, each with a KME; an SAE whose ID needs URL encoding lives at b, a second one at b too.
+/// There are links a - b and a - c, and none between b and c.
 pub const CONFIG: &str = r#"
 [[kme]]
 name = "kme-a1"
@@ -204,7 +204,8 @@ impl Reply {
 }
 
 impl Client {
-    /// Connects, does the handshake, and reads once so that a refusal of our certificate shows (TLS 1.3 tells late).
+    /// Connects, does the handshake, and reads once so that a refusal of our certificate shows (TLS 1.3
+    /// tells late).
     pub async fn connect(address: SocketAddr, name: &str, config: ClientConfig) -> Result<Self, String> {
         let stream = TcpStream::connect(address).await.map_err(|e| e.to_string())?;
         let name = ServerName::try_from(name.to_owned()).unwrap();
@@ -238,7 +239,8 @@ impl Client {
         Ok(Reply { status: parts.status, content_type, body: body.collect().await?.to_bytes() })
     }
 
-    /// Asks `path` and reads at least `bytes` of the body, which may have no end; also the length that was announced.
+    /// Asks `path` and reads at least `bytes` of the body, which may have no end; also the length that was
+    /// announced.
     pub async fn begin(&mut self, path: &str, bytes: usize) -> (Option<u64>, Vec<u8>) {
         let request = Request::builder().uri(path).header("host", "kme").body(Full::default()).unwrap();
         self.sender.ready().await.unwrap();

@@ -1,10 +1,10 @@
-//! What an HTTP status means, which depends on what was asked: servers use 400, 401, 404 and 503 for different things.
-//! Pure, so that the whole table is tested.
+//! The meaning of an HTTP status, which depends on the request: servers use 400, 401, 404 and 503 for
+//! different things. Pure, so that tests cover the whole table.
 
 use crate::error::{KmsErrorKind, Operation, Violation};
 
-/// The kind of failure that HTTP `status` means as the answer to `operation`; `message` is what the server said, which
-/// decides where the status alone doesn't. Not for 200.
+/// The kind of failure that HTTP `status` means as the answer to `operation`. The server's `message` decides
+/// where the status alone is ambiguous. Not for 200.
 #[must_use]
 pub fn classify(operation: Operation, status: u16, message: &str) -> KmsErrorKind {
     use KmsErrorKind as K;
@@ -12,7 +12,7 @@ pub fn classify(operation: Operation, status: u16, message: &str) -> KmsErrorKin
 
     let message = message.to_lowercase();
     let says = |words: &[&str]| words.iter().any(|word| message.contains(word));
-    // The messages that ETSI GS QKD 014 fixes for requests that are wrong in themselves.
+    // The messages of ETSI GS QKD 014 for requests that no KME can meet.
     let request_is_wrong = says(&["multiple of 8", "extension_mandatory", "extension_optional"]);
     let no_such_sae =
         says(&["sae"]) && says(&["unknown", "not found", "not registered", "does not exist", "invalid"]);
@@ -23,7 +23,8 @@ pub fn classify(operation: Operation, status: u16, message: &str) -> KmsErrorKin
     match (operation, status) {
         (_, 300..400) => K::ProtocolViolation(Violation::Redirect),
         (_, 0..300 | 600..) => K::ProtocolViolation(Violation::Status),
-        // A slave that wasn't named gets 401 by the document; several servers give it for an unknown ID as well.
+        // The standard has 401 for a caller that is no slave SAE of the key; some servers use it for an
+        // unknown ID too.
         (DecKeys, 401) => K::KeyNotFound,
         (_, 401 | 403) => K::IdentityRefused,
         (_, 405 | 406 | 411 | 413..=417 | 421 | 426 | 431 | 501 | 505) => K::BadRequest,

@@ -1,5 +1,5 @@
-//! The ETSI GS QKD 014 client for one KME: builds requests, holds answers against what was asked, and turns each failure
-//! into a [`KmsError`] that names the KME and the way out.
+//! The ETSI GS QKD 014 client for one KME: it builds requests, checks answers against them, and turns each
+//! failure into a [`KmsError`] with advice.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
@@ -7,91 +7,98 @@ use std::sync::{Mutex, PoisonError};
 use hyper::Method;
 use percent_encoding::utf8_percent_encode;
 use qvpn_secret::{SecretBuf, with_scrubbed_stack};
+use qvpn_types::KeyId;
 use tokio::time::Instant;
 
 use crate::api::Api;
 use crate::config::KmeConfig;
 use crate::error::{KmsError, KmsErrorKind, Operation, Violation};
 use crate::etsi014::classify::classify;
-use crate::etsi014::wire::{self, Asked, Status};
+use crate::etsi014::wire::{self, ExpectedKeys, Status};
 use crate::excerpt::excerpt;
-use crate::https::connector::{Call, Door, ENCODED};
+use crate::https::connector::{Call, ENCODED, KmeConnector};
 use crate::https::http::Answer;
-use crate::key::{KeyId, MAX_KEY_BITS, MAX_KEYS_PER_CALL, MIN_KEY_BITS, QkdKey};
-use crate::recent_keys::Delivered;
+use crate::key::{MAX_KEY_BITS, MAX_KEYS_PER_CALL, MIN_KEY_BITS, QkdKey};
+use crate::recent_keys::RecentKeys;
 use crate::source::{BoxFuture, Certificates, Connection, KeySource, Link};
 
-/// One KME that speaks ETSI GS QKD 014. Each operation has a connection of its own and one deadline.
+/// One KME that speaks ETSI GS QKD 014. Each operation has its own connection and one deadline.
 pub struct KmsClient {
-    door: Door,
-    known: Mutex<Known>,
-    delivered: Mutex<Delivered>,
+    connector: KmeConnector,
+    known: Mutex<LearnedLimits>,
+    delivered: Mutex<RecentKeys>,
 }
 
-/// What earlier answers told.
+/// What earlier answers showed.
 #[derive(Default)]
-struct Known {
-    /// Names of the KMEs of each link, by the other SAE.
+struct LearnedLimits {
+    /// The two KME IDs of each link, by the peer's SAE ID.
     links: HashMap<String, (String, String)>,
-    /// `dec_keys` by POST has worked, so a 404 to it is about the key.
+    /// `dec_keys` by POST has worked, so a 404 means the key.
     post_works: bool,
-    /// Operations for which the KME has only the GET form.
+    /// Operations that the KME accepts as GET only.
     only_get: Vec<Operation>,
 }
 
 impl KmsClient {
-    /// Checks the config and loads the certificates; connects to nothing.
+    /// Checks the config and loads the certificates. It opens no connection.
     ///
     /// # Errors
     /// [`KmsErrorKind::Config`], which names the setting or the file and what to write instead.
     pub fn new(config: KmeConfig) -> Result<Self, KmsError> {
-        Ok(Self { door: Door::new(config)?, known: Mutex::default(), delivered: Mutex::default() })
+        Ok(Self {
+            connector: KmeConnector::new(config)?,
+            known: Mutex::default(),
+            delivered: Mutex::default(),
+        })
     }
 
-    /// Asks for the state of the link to SAE `slave` (ETSI GS QKD 014 section 5.1). Takes no key.
+    /// Asks for the status of the link to SAE `slave` (ETSI GS QKD 014 clause 5.1). It takes no key.
     ///
     /// # Errors
-    /// [`KmsError`] of any kind but [`Exhausted`](KmsErrorKind::Exhausted) and [`KeyNotFound`](KmsErrorKind::KeyNotFound).
+    /// [`KmsError`] of any kind but [`Exhausted`](KmsErrorKind::Exhausted) and
+    /// [`KeyNotFound`](KmsErrorKind::KeyNotFound).
     pub async fn status(&self, slave: &str) -> Result<Status, KmsError> {
         let call = Call { operation: Operation::Status, peer: slave, at_stake: 0 };
-        let deadline = self.door.deadline();
+        let deadline = self.connector.deadline();
         let answer = self.ask(call, Method::GET, "status", None, deadline).await?;
         self.accept(call, &answer)?;
         let parsed = wire::parse_status(answer.body.bytes());
-        let mut status = parsed.map_err(|broken| self.door.broken(call, broken))?;
+        let mut status = parsed.map_err(|broken| self.connector.broken(call, broken))?;
         status.content_type = answer.content_type.filter(|kind| !kind.to_lowercase().contains("json"));
         if !status.master_sae_id.is_empty()
-            && status.master_sae_id != self.door.config.sae_id
+            && status.master_sae_id != self.connector.config.sae_id
             && status.master_sae_id != slave
         {
-            tracing::debug!(kme = %self.door.config.name, ours = %self.door.config.sae_id, "the KME knows us by another SAE ID");
+            tracing::debug!(kme = %self.connector.config.name, ours = %self.connector.config.sae_id, "the KME knows us by another SAE ID");
         }
         let names = (status.source_kme_id.clone(), status.target_kme_id.clone());
         self.known().links.insert(slave.to_owned(), names);
         Ok(status)
     }
 
-    /// Takes up to `number` new keys of `size_bits` bits, shared with SAE `slave` (section 5.2). One call, never repeated:
-    /// keys of a lost answer are spent, and the error says how many.
+    /// Takes up to `number` new keys of `size_bits` bits, shared with SAE `slave` (clause 5.2). The request
+    /// is never repeated: the keys of a lost answer are spent, and the error says how many.
     ///
     /// # Errors
-    /// [`KmsErrorKind::Exhausted`] if none came; [`KmsErrorKind::LostKeys`] if the answer was lost; and the other kinds.
+    /// [`KmsErrorKind::Exhausted`] if none came; [`KmsErrorKind::LostKeys`] if the answer was lost; and the
+    /// other kinds.
     pub async fn enc_keys(&self, slave: &str, number: u32, size_bits: u32) -> Result<Vec<QkdKey>, KmsError> {
         let call = Call { operation: Operation::EncKeys, peer: slave, at_stake: number };
         if !(1..=MAX_KEYS_PER_CALL).contains(&number) {
             return Err(self
-                .door
+                .connector
                 .misuse(call, format!("{number} keys asked, and 1 to {MAX_KEYS_PER_CALL} are possible")));
         }
         if !size_bits.is_multiple_of(8) || !(MIN_KEY_BITS..=MAX_KEY_BITS).contains(&size_bits) {
             let range = format!("a multiple of 8 from {MIN_KEY_BITS} to {MAX_KEY_BITS} is possible");
-            return Err(self.door.misuse(call, format!("keys of {size_bits} bits asked, and {range}")));
+            return Err(self.connector.misuse(call, format!("keys of {size_bits} bits asked, and {range}")));
         }
-        let deadline = self.door.deadline();
+        let deadline = self.connector.deadline();
         let body = wire::enc_keys_body(number, size_bits);
         let mut answer = self.ask(call, Method::POST, "enc_keys", Some(body), deadline).await?;
         if answer.status == 405 {
-            // It refused the method, so no key is spent. Section 5.2 allows GET for this request too.
+            // It refused the method, so no key is spent. Clause 5.2 allows GET for this request too.
             let query = format!("enc_keys?number={number}&size={size_bits}");
             answer = self.ask(call, Method::GET, &query, None, deadline).await?;
             if answer.status == 200 {
@@ -99,10 +106,10 @@ impl KmsClient {
             }
         }
         self.accept(call, &answer)?;
-        let keys = self.keys(call, answer, &Asked::New { number, size_bits })?;
+        let keys = self.keys(call, answer, &ExpectedKeys::New { number, size_bits })?;
         if keys.is_empty() {
             return Err(self
-                .door
+                .connector
                 .error(KmsErrorKind::Exhausted, call)
                 .with_status(200, None)
                 .with_detail("an empty list came"));
@@ -111,20 +118,20 @@ impl KmsClient {
         Ok(self.owned(keys, &source, &target))
     }
 
-    /// Takes the keys that SAE `master` took before, by their IDs (section 5.3). A KME may send fewer.
+    /// Takes keys that SAE `master` took before, by their IDs (clause 5.3). A KME may send fewer.
     ///
     /// # Errors
-    /// [`KmsErrorKind::KeyNotFound`] if the KME doesn't know them or not yet, which the caller may ask again for a bounded
-    /// time; and the other kinds.
+    /// [`KmsErrorKind::KeyNotFound`] if the KME doesn't know them (yet): you may ask again for a bounded
+    /// time. Also the other kinds.
     pub async fn dec_keys(&self, master: &str, ids: &[KeyId]) -> Result<Vec<QkdKey>, KmsError> {
         let call = Call { operation: Operation::DecKeys, peer: master, at_stake: 0 };
         let most = usize::try_from(MAX_KEYS_PER_CALL).unwrap_or(usize::MAX);
         if !(1..=most).contains(&ids.len()) {
             return Err(self
-                .door
+                .connector
                 .misuse(call, format!("{} keys asked, and 1 to {most} are possible", ids.len())));
         }
-        let deadline = self.door.deadline();
+        let deadline = self.connector.deadline();
         let mut answer =
             self.ask(call, Method::POST, "dec_keys", Some(wire::dec_keys_body(ids)), deadline).await?;
         if matches!(answer.status, 405 | 501) && ids.len() > 1 {
@@ -135,7 +142,7 @@ impl KmsClient {
         let maybe_no_post =
             answer.status == 405 || (matches!(answer.status, 404 | 501) && !self.known().post_works);
         if let ([id], true) = (ids, maybe_no_post) {
-            // Some servers have only the GET form. Nothing was delivered, so asking again spends nothing.
+            // Some servers accept GET only. Nothing was delivered, so a second request spends nothing.
             let query = format!("dec_keys?key_ID={}", utf8_percent_encode(id.as_str(), ENCODED));
             answer = self.ask(call, Method::GET, &query, None, deadline).await?;
             if answer.status == 200 {
@@ -145,21 +152,21 @@ impl KmsClient {
             self.known().post_works = true;
         }
         self.accept(call, &answer)?;
-        let keys = self.keys(call, answer, &Asked::ByIds(ids))?;
+        let keys = self.keys(call, answer, &ExpectedKeys::ByIds(ids))?;
         if keys.is_empty() {
             return Err(self
-                .door
+                .connector
                 .error(KmsErrorKind::KeyNotFound, call)
                 .with_status(200, None)
                 .with_detail("an empty list came"));
         }
-        // The master's KME is the source of these keys, and it is the other end of our link.
+        // The master's KME issued these keys. It is the target of our link.
         let (ours, theirs) = self.link_names(master);
         Ok(self.owned(keys, &theirs, &ours))
     }
 
-    /// A server that has only the GET form is asked for one key at a time. Each request has its own deadline; after the first
-    /// that fails the rest is left for later.
+    /// Asks a server that accepts GET only for one key at a time. Each request has its own deadline. The
+    /// first failure leaves the rest for later.
     async fn get_one_by_one(
         &self,
         call: Call<'_>,
@@ -186,13 +193,13 @@ impl KmsClient {
 
     async fn get_by_id(&self, call: Call<'_>, id: &KeyId) -> Result<Vec<(KeyId, SecretBuf)>, KmsError> {
         let query = format!("dec_keys?key_ID={}", utf8_percent_encode(id.as_str(), ENCODED));
-        let answer = self.ask(call, Method::GET, &query, None, self.door.deadline()).await?;
+        let answer = self.ask(call, Method::GET, &query, None, self.connector.deadline()).await?;
         self.accept(call, &answer)?;
         self.note_get(call.operation);
-        self.keys(call, answer, &Asked::ByIds(std::slice::from_ref(id)))
+        self.keys(call, answer, &ExpectedKeys::ByIds(std::slice::from_ref(id)))
     }
 
-    fn known(&self) -> std::sync::MutexGuard<'_, Known> {
+    fn known(&self) -> std::sync::MutexGuard<'_, LearnedLimits> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -200,7 +207,7 @@ impl KmsClient {
         self.known().links.get(peer).cloned().unwrap_or_default()
     }
 
-    /// Operations for which this KME turned out to have only the GET form, where the document has POST too.
+    /// Operations that this KME accepts as GET only, where the standard has POST too.
     #[must_use]
     pub fn only_get(&self) -> Vec<Operation> {
         self.known().only_get.clone()
@@ -215,7 +222,7 @@ impl KmsClient {
         deadline: Instant,
     ) -> Result<Answer, KmsError> {
         let path = format!("/api/v1/keys/{}/{what}", utf8_percent_encode(call.peer, ENCODED));
-        self.door.ask(call, method, &path, body, deadline).await
+        self.connector.ask(call, method, &path, body, deadline).await
     }
 
     fn note_get(&self, operation: Operation) {
@@ -230,13 +237,14 @@ impl KmsClient {
         if answer.status == 200 {
             return Ok(());
         }
-        // Only a client or server error can't hold keys by the document.
+        // By the standard only answers with 4xx and 5xx hold no keys.
         let excerpt = (400..600).contains(&answer.status).then(|| excerpt(answer.body.bytes())).flatten();
         let kind = classify(call.operation, answer.status, excerpt.as_deref().unwrap_or_default());
-        // A gateway in between gives up on a KME that may go on; other 2xx may have delivered what isn't read.
+        // The KME may have carried out a request on which a proxy gave up; other 2xx may deliver keys that
+        // aren't read.
         let at_stake = if matches!(answer.status, 201..=299 | 502 | 504) { call.at_stake } else { 0 };
         let mut error =
-            self.door.error(kind, call).with_status(answer.status, excerpt).with_keys_lost(at_stake);
+            self.connector.error(kind, call).with_status(answer.status, excerpt).with_keys_lost(at_stake);
         match (kind, &answer.location) {
             (KmsErrorKind::ProtocolViolation(Violation::Redirect), location) => {
                 let to = location.as_deref().unwrap_or("nowhere");
@@ -245,11 +253,12 @@ impl KmsClient {
                     .with_advice("if that is where the KME is, write its address as url");
             }
             (KmsErrorKind::IdentityRefused, _) => {
-                error = error.with_detail(self.door.who_we_are());
+                error = error.with_detail(self.connector.client_identity());
             }
             (KmsErrorKind::Exhausted, _) if matches!(answer.status, 404 | 410) => {
                 error = error.with_advice(
-                    "some KMEs say so while the link makes no keys: then wait; others say so where the url's path is wrong or they don't know the other SAE: qvpn-ctl kms check shows which",
+                    "some KMEs say so while the link makes no keys: then wait; others say so where the \
+                     url's path is wrong or they don't know the other SAE: qvpn-ctl kms check shows which",
                 );
             }
             (KmsErrorKind::KeyNotFound, _) if answer.status == 401 => {
@@ -260,21 +269,21 @@ impl KmsClient {
         Err(error)
     }
 
-    /// Reads the keys of an answer, which is erased.
+    /// Reads the keys of an answer and erases the answer.
     fn keys(
         &self,
         call: Call<'_>,
         answer: Answer,
-        asked: &Asked<'_>,
+        expected: &ExpectedKeys<'_>,
     ) -> Result<Vec<(KeyId, SecretBuf)>, KmsError> {
-        let parsed = with_scrubbed_stack(|| wire::parse_keys(answer.body.bytes(), asked));
+        let parsed = with_scrubbed_stack(|| wire::parse_keys(answer.body.bytes(), expected));
         drop(answer);
         let parsed = parsed.and_then(|keys| {
-            let by_ids = matches!(asked, Asked::ByIds(_));
+            let by_ids = matches!(expected, ExpectedKeys::ByIds(_));
             self.delivered.lock().unwrap_or_else(PoisonError::into_inner).note(&keys, by_ids)?;
             Ok(keys)
         });
-        parsed.map_err(|broken| self.door.broken(call, broken))
+        parsed.map_err(|broken| self.connector.broken(call, broken))
     }
 
     fn owned(&self, keys: Vec<(KeyId, SecretBuf)>, source: &str, target: &str) -> Vec<QkdKey> {
@@ -284,7 +293,7 @@ impl KmsClient {
                 secret,
                 source_kme: source.to_owned(),
                 target_kme: target.to_owned(),
-                kme: self.door.config.name.clone(),
+                kme: self.connector.config.name.clone(),
                 api: Api::Etsi014,
             })
             .collect()
@@ -293,7 +302,7 @@ impl KmsClient {
 
 impl KeySource for KmsClient {
     fn name(&self) -> &str {
-        &self.door.config.name
+        &self.connector.config.name
     }
 
     fn api(&self) -> Api {
@@ -301,7 +310,7 @@ impl KeySource for KmsClient {
     }
 
     fn url(&self) -> &str {
-        &self.door.config.url
+        &self.connector.config.url
     }
 
     fn link<'a>(&'a self, peer: &'a str) -> BoxFuture<'a, Result<Link, KmsError>> {
@@ -326,10 +335,10 @@ impl KeySource for KmsClient {
     }
 
     fn connection(&self) -> Option<Connection> {
-        self.door.last_connection()
+        self.connector.last_connection()
     }
 
     fn certificates(&self) -> Certificates {
-        self.door.certificates()
+        self.connector.certificates()
     }
 }

@@ -1,43 +1,44 @@
-//! The JSON of ETSI GS QKD 014 (section 6): requests, status, and key containers that are checked against what was asked.
-//! One total parser each; keys are decoded straight into locked memory, and no text of an error comes from a body.
+//! The JSON of ETSI GS QKD 014 (clause 6): requests, status, and key containers, which are checked against
+//! the request. Each has one total parser. Keys are decoded into locked memory, and no error quotes a body.
 
 use std::borrow::Cow;
 
 use base64ct::{Base64, Encoding};
 use qvpn_secret::SecretBuf;
+use qvpn_types::KeyId;
 use serde::Deserialize;
 use zeroize::Zeroize;
 
 use crate::error::Violation;
-use crate::json::{Broken, not_json};
-use crate::key::{KeyId, MAX_KEY_BITS, MAX_KEY_ID_LEN, MIN_KEY_BITS};
+use crate::json::{ProtocolViolation, not_json};
+use crate::key::{MAX_KEY_BITS, MIN_KEY_BITS};
 use crate::source::Link;
 
-/// A status answer (ETSI GS QKD 014 section 6.1). All fields are required by the document, but servers leave some out or
-/// send numbers as strings, so a number that can't be read is `None` and a name is empty.
+/// A status answer (ETSI GS QKD 014 clause 6.1). The standard requires all fields, but some servers leave
+/// fields out or send numbers as strings. A number that can't be read is `None`, and a name is empty.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Status {
-    /// `source_KME_ID`: the KME that answers.
+    /// `source_KME_ID`: our KME.
     pub source_kme_id: String,
     /// `target_KME_ID`: the KME of the other SAE.
     pub target_kme_id: String,
-    /// `master_SAE_ID`: as whom the KME knows the caller.
+    /// `master_SAE_ID`: the KME's name for the caller.
     pub master_sae_id: String,
     /// `slave_SAE_ID`: the other SAE.
     pub slave_sae_id: String,
     /// `key_size`: the default size of a key, in bits.
     pub key_size: Option<u64>,
-    /// `stored_key_count`: keys in store, as claimed.
+    /// `stored_key_count`: keys in store by the KME's own count.
     pub stored_key_count: Option<u64>,
-    /// `max_key_count`: how many the store can hold.
+    /// `max_key_count`: the capacity of the store.
     pub max_key_count: Option<u64>,
-    /// `max_key_per_request`: how many one call may ask for.
+    /// `max_key_per_request`: the most keys that one request may ask for.
     pub max_key_per_request: Option<u64>,
     /// `max_key_size`, in bits.
     pub max_key_size: Option<u64>,
     /// `min_key_size`, in bits.
     pub min_key_size: Option<u64>,
-    /// `max_SAE_ID_count`: how many additional slaves one key may have.
+    /// `max_SAE_ID_count`: the most additional slaves of one key.
     pub max_sae_id_count: Option<u64>,
     /// `status_extension`, as it came.
     pub extension: Option<serde_json::Value>,
@@ -45,13 +46,16 @@ pub struct Status {
     pub missing: Vec<&'static str>,
     /// Whether a number came as a string.
     pub numbers_as_text: bool,
-    /// Fields that the document doesn't know; 16 at most.
+    /// Fields that the standard doesn't define; 16 at most.
     pub unknown: Vec<String>,
     /// The answer's `Content-Type`, if it isn't JSON's.
     pub content_type: Option<String>,
 }
 
-/// The fields of section 6.1.
+/// A longer KME or SAE ID in a status is ignored.
+pub(crate) const MAX_NAME_BYTES: usize = 256;
+
+/// The fields of clause 6.1.
 const STATUS_FIELDS: [&str; 12] = [
     "source_KME_ID",
     "target_KME_ID",
@@ -68,7 +72,7 @@ const STATUS_FIELDS: [&str; 12] = [
 ];
 
 impl Status {
-    /// What of it a [`KeySource`](crate::KeySource) tells.
+    /// The part of it that a [`KeySource`](crate::KeySource) reports.
     #[must_use]
     pub fn link(&self) -> Link {
         let most = self.max_key_per_request.map(|n| u32::try_from(n).unwrap_or(u32::MAX));
@@ -76,14 +80,14 @@ impl Status {
             source_kme: self.source_kme_id.clone(),
             target_kme: self.target_kme_id.clone(),
             stored_key_count: self.stored_key_count,
-            // Zero would mean that the KME gives no key at all: it is a field that nobody filled in.
+            // Zero would mean that the KME delivers no key at all: the server didn't fill the field in.
             max_key_per_request: most.filter(|n| *n > 0),
         }
     }
 }
 
-/// What the keys of a container are held against.
-pub(crate) enum Asked<'a> {
+/// What the keys of a container must match.
+pub(crate) enum ExpectedKeys<'a> {
     /// New keys.
     New { number: u32, size_bits: u32 },
     /// Keys of these IDs.
@@ -101,15 +105,15 @@ pub(crate) fn dec_keys_body(ids: &[KeyId]) -> Vec<u8> {
     serde_json::json!({ "key_IDs": ids }).to_string().into_bytes()
 }
 
-pub(crate) fn parse_status(body: &[u8]) -> Result<Status, Broken> {
+pub(crate) fn parse_status(body: &[u8]) -> Result<Status, ProtocolViolation> {
     let json: serde_json::Value = serde_json::from_slice(body).map_err(|e| not_json(body, &e))?;
     let Some(fields) = json.as_object() else {
-        return Err(Broken(Violation::Json, "the status isn't a JSON object".to_owned()));
+        return Err(ProtocolViolation(Violation::Json, "the status isn't a JSON object".to_owned()));
     };
     let mut missing = Vec::new();
     let mut text = |name: &'static str| {
         let value =
-            fields.get(name).and_then(|v| v.as_str()).filter(|v| !v.is_empty() && v.len() <= MAX_KEY_ID_LEN);
+            fields.get(name).and_then(|v| v.as_str()).filter(|v| !v.is_empty() && v.len() <= MAX_NAME_BYTES);
         if value.is_none() {
             missing.push(name);
         }
@@ -148,7 +152,7 @@ pub(crate) fn parse_status(body: &[u8]) -> Result<Status, Broken> {
     })
 }
 
-/// A key in base64 as JSON has it: borrowed from the body, or a copy (where JSON escapes `/`) that is erased.
+/// A key in base64: borrowed from the body or, where JSON escapes `/`, a copy that is erased.
 #[derive(Deserialize)]
 #[serde(transparent)]
 struct KeyText<'a>(#[serde(borrow)] Cow<'a, str>);
@@ -175,18 +179,21 @@ struct Item<'a> {
     key: Option<KeyText<'a>>,
 }
 
-/// The keys of a container, each checked. The list may be shorter than what was asked, and even empty.
-pub(crate) fn parse_keys(body: &[u8], asked: &Asked<'_>) -> Result<Vec<(KeyId, SecretBuf)>, Broken> {
+/// The keys of a container, each checked. The list may be shorter than the request, and even empty.
+pub(crate) fn parse_keys(
+    body: &[u8],
+    expected: &ExpectedKeys<'_>,
+) -> Result<Vec<(KeyId, SecretBuf)>, ProtocolViolation> {
     let container: Container<'_> = serde_json::from_slice(body).map_err(|e| not_json(body, &e))?;
-    let missing = |name: &str| Broken(Violation::Json, format!("the field \"{name}\" is missing"));
+    let missing = |name: &str| ProtocolViolation(Violation::Json, format!("the field \"{name}\" is missing"));
     let items = container.keys.ok_or_else(|| missing("keys"))?;
 
-    let most = match asked {
-        Asked::New { number, .. } => usize::try_from(*number).unwrap_or(usize::MAX),
-        Asked::ByIds(ids) => ids.len(),
+    let most = match expected {
+        ExpectedKeys::New { number, .. } => usize::try_from(*number).unwrap_or(usize::MAX),
+        ExpectedKeys::ByIds(ids) => ids.len(),
     };
     if items.len() > most {
-        return Err(Broken(
+        return Err(ProtocolViolation(
             Violation::TooManyKeys,
             format!("{} keys came and {most} were asked", items.len()),
         ));
@@ -195,20 +202,23 @@ pub(crate) fn parse_keys(body: &[u8], asked: &Asked<'_>) -> Result<Vec<(KeyId, S
     let mut keys: Vec<(KeyId, SecretBuf)> = Vec::with_capacity(items.len());
     for item in items {
         let id = item.key_id.ok_or_else(|| missing("key_ID"))?;
-        let id = KeyId::new(id).map_err(|e| Broken(Violation::KeyId, e.to_string()))?;
-        if let Asked::ByIds(ids) = asked
+        let id = KeyId::new(id).map_err(|e| ProtocolViolation(Violation::KeyId, e.to_string()))?;
+        if let ExpectedKeys::ByIds(ids) = expected
             && !ids.contains(&id)
         {
-            return Err(Broken(Violation::OtherKeyId, format!("key {id} came and wasn't asked for")));
+            return Err(ProtocolViolation(
+                Violation::OtherKeyId,
+                format!("key {id} came and wasn't asked for"),
+            ));
         }
-        let secret = decode(&item.key.ok_or_else(|| missing("key"))?, &id, asked)?;
+        let secret = decode(&item.key.ok_or_else(|| missing("key"))?, &id, expected)?;
         for (other, other_secret) in &keys {
             if *other == id {
-                return Err(Broken(Violation::DuplicateId, format!("key {id} came twice")));
+                return Err(ProtocolViolation(Violation::DuplicateId, format!("key {id} came twice")));
             }
             if secret.ct_eq(other_secret.expose()) {
                 let text = format!("the keys {other} and {id} have the same bytes");
-                return Err(Broken(Violation::DuplicateKey, text));
+                return Err(ProtocolViolation(Violation::DuplicateKey, text));
             }
         }
         keys.push((id, secret));
@@ -216,20 +226,25 @@ pub(crate) fn parse_keys(body: &[u8], asked: &Asked<'_>) -> Result<Vec<(KeyId, S
     Ok(keys)
 }
 
-/// Decodes one key in constant time (RFC 4648 section 4: standard alphabet, padding required) and checks its length.
-fn decode(text: &KeyText<'_>, id: &KeyId, asked: &Asked<'_>) -> Result<SecretBuf, Broken> {
+/// Decodes one key in constant time (RFC 4648 section 4: standard alphabet, with padding) and checks its
+/// length.
+fn decode(
+    text: &KeyText<'_>,
+    id: &KeyId,
+    expected: &ExpectedKeys<'_>,
+) -> Result<SecretBuf, ProtocolViolation> {
     let text = text.0.as_bytes();
     let longest = usize::try_from(MAX_KEY_BITS / 8).unwrap_or(usize::MAX);
     let wrong_size = |bytes: usize| {
-        let (wanted, hint) = match asked {
-            Asked::New { size_bits, .. } => {
+        let (wanted, hint) = match expected {
+            ExpectedKeys::New { size_bits, .. } => {
                 let in_bytes = usize::try_from(*size_bits).is_ok_and(|bits| bits == bytes);
                 let hint = if in_bytes { " (the KME takes sizes for bytes)" } else { "" };
                 (format!("{size_bits} bits were asked"), hint)
             }
-            Asked::ByIds(_) => (format!("{MIN_KEY_BITS} to {MAX_KEY_BITS} bits are accepted"), ""),
+            ExpectedKeys::ByIds(_) => (format!("{MIN_KEY_BITS} to {MAX_KEY_BITS} bits are accepted"), ""),
         };
-        Broken(Violation::KeySize, format!("key {id} has {bytes} bytes, and {wanted}{hint}"))
+        ProtocolViolation(Violation::KeySize, format!("key {id} has {bytes} bytes, and {wanted}{hint}"))
     };
     if text.len() > longest.div_ceil(3) * 4 {
         return Err(wrong_size(text.len() / 4 * 3));
@@ -238,14 +253,14 @@ fn decode(text: &KeyText<'_>, id: &KeyId, asked: &Asked<'_>) -> Result<SecretBuf
     let mut secret = SecretBuf::zeroed(text.len() / 4 * 3 + 3);
     let Ok(len) = Base64::decode(text, secret.expose_mut()).map(<[u8]>::len) else {
         let detail = format!("key {id} isn't base64 (RFC 4648 section 4, with padding)");
-        return Err(Broken(Violation::Base64, detail));
+        return Err(ProtocolViolation(Violation::Base64, detail));
     };
     secret.truncate(len);
 
     let bits = len.saturating_mul(8);
-    let fits = match asked {
-        Asked::New { size_bits, .. } => usize::try_from(*size_bits).is_ok_and(|wanted| wanted == bits),
-        Asked::ByIds(_) => {
+    let fits = match expected {
+        ExpectedKeys::New { size_bits, .. } => usize::try_from(*size_bits).is_ok_and(|wanted| wanted == bits),
+        ExpectedKeys::ByIds(_) => {
             u32::try_from(bits).is_ok_and(|bits| (MIN_KEY_BITS..=MAX_KEY_BITS).contains(&bits))
         }
     };
@@ -253,7 +268,7 @@ fn decode(text: &KeyText<'_>, id: &KeyId, asked: &Asked<'_>) -> Result<SecretBuf
         return Err(wrong_size(len));
     }
     if secret.expose().iter().fold(0, |all, byte| all | byte) == 0 {
-        return Err(Broken(Violation::ZeroKey, format!("key {id} has only zero bytes")));
+        return Err(ProtocolViolation(Violation::ZeroKey, format!("key {id} has only zero bytes")));
     }
     Ok(secret)
 }
@@ -262,16 +277,16 @@ fn decode(text: &KeyText<'_>, id: &KeyId, asked: &Asked<'_>) -> Result<SecretBuf
 mod tests {
     use super::*;
 
-    const NEW: Asked<'_> = Asked::New { number: 2, size_bits: 256 };
+    const NEW: ExpectedKeys<'_> = ExpectedKeys::New { number: 2, size_bits: 256 };
 
     fn key(byte: u8) -> String {
         Base64::encode_string(&[byte; 32])
     }
 
-    fn broken(body: &str, asked: &Asked<'_>) -> Violation {
-        match parse_keys(body.as_bytes(), asked) {
+    fn broken(body: &str, expected: &ExpectedKeys<'_>) -> Violation {
+        match parse_keys(body.as_bytes(), expected) {
             Ok(keys) => panic!("{} keys accepted", keys.len()),
-            Err(Broken(violation, text)) => {
+            Err(ProtocolViolation(violation, text)) => {
                 assert!(!text.is_empty());
                 for byte in 0..=255 {
                     assert!(!text.contains(&key(byte)[..10]), "{text}");
@@ -282,7 +297,7 @@ mod tests {
     }
 
     #[test]
-    fn takes_what_the_document_shows_and_ignores_the_rest() {
+    fn a_container_of_the_standard_is_read_and_unknown_fields_are_ignored() {
         let body = format!(
             r#"{{"keys":[{{"key_ID":"bc49-1","key":"{}","key_ID_extension":{{"x":[1]}},"new":null}},
                {{"key":"{}","key_ID":"other"}}],"key_container_extension":{{}},"more":1}}"#,
@@ -303,7 +318,7 @@ mod tests {
     }
 
     #[test]
-    fn each_violation_is_told_apart() {
+    fn each_violation_has_its_own_kind() {
         let item = |id: &str, key: &str| format!(r#"{{"key_ID":"{id}","key":"{key}"}}"#);
         let list = |items: &[String]| format!(r#"{{"keys":[{}]}}"#, items.join(","));
         let k = |n| key(n);
@@ -343,20 +358,20 @@ mod tests {
     #[test]
     fn keys_by_id_are_exactly_those_asked() {
         let ids = [KeyId::new("a").unwrap(), KeyId::new("b").unwrap()];
-        let asked = Asked::ByIds(&ids);
+        let expected = ExpectedKeys::ByIds(&ids);
         let good = format!(r#"{{"keys":[{{"key_ID":"b","key":"{}"}}]}}"#, key(1));
-        assert_eq!(parse_keys(good.as_bytes(), &asked).unwrap()[0].0, ids[1]);
+        assert_eq!(parse_keys(good.as_bytes(), &expected).unwrap()[0].0, ids[1]);
         let other = format!(r#"{{"keys":[{{"key_ID":"B","key":"{}"}}]}}"#, key(1));
-        assert_eq!(broken(&other, &asked), Violation::OtherKeyId);
+        assert_eq!(broken(&other, &expected), Violation::OtherKeyId);
         let short = format!(r#"{{"keys":[{{"key_ID":"b","key":"{}"}}]}}"#, Base64::encode_string(&[1; 31]));
-        assert_eq!(broken(&short, &asked), Violation::KeySize);
+        assert_eq!(broken(&short, &expected), Violation::KeySize);
         let twice =
             format!(r#"{{"keys":[{0},{0}]}}"#, format_args!(r#"{{"key_ID":"b","key":"{}"}}"#, key(1)));
-        assert_eq!(broken(&twice, &asked), Violation::DuplicateId);
+        assert_eq!(broken(&twice, &expected), Violation::DuplicateId);
     }
 
     #[test]
-    fn status_takes_what_there_is() {
+    fn a_status_with_missing_fields_is_read() {
         let status = parse_status(
             br#"{"source_KME_ID":"A","target_KME_ID":"B","master_SAE_ID":"m","slave_SAE_ID":"s","key_size":256,
                "stored_key_count":"17","max_key_count":100000,"max_key_per_request":-1,"max_key_size":1024,
@@ -373,7 +388,7 @@ mod tests {
     }
 
     #[test]
-    fn requests_are_as_in_the_document() {
+    fn requests_have_the_form_of_the_standard() {
         assert_eq!(enc_keys_body(3, 256), br#"{"number":3,"size":256}"#);
         let ids = [KeyId::new("a\"b").unwrap(), KeyId::new("c").unwrap()];
         assert_eq!(dec_keys_body(&ids), br#"{"key_IDs":[{"key_ID":"a\"b"},{"key_ID":"c"}]}"#);

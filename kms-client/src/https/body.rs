@@ -1,5 +1,4 @@
-//! A response body that is erased: when it grows, the old bytes are wiped before they are freed, and so is what is left
-//! at the end.
+//! A response body that is erased when it is dropped and, when it grows, before the old buffer is freed.
 
 use zeroize::Zeroize;
 
@@ -8,12 +7,11 @@ use zeroize::Zeroize;
 pub(crate) struct ErasedBody(Vec<u8>);
 
 impl ErasedBody {
-    /// An empty body with room for `capacity` bytes.
     pub(crate) fn with_capacity(capacity: usize) -> Self {
         Self(Vec::with_capacity(capacity))
     }
 
-    /// Appends `data`. `Vec` would leave a copy behind when it moves, so the move is done here.
+    /// Appends `data`. `Vec` would leave a copy behind when it grows, so it is grown here.
     pub(crate) fn push(&mut self, data: &[u8]) {
         let needed = self.0.len() + data.len();
         if needed > self.0.capacity() {
@@ -45,8 +43,8 @@ mod tests {
     use super::copies::copies;
     use super::*;
 
-    /// The allocator of this program erases nothing, so what stands nowhere was wiped here. The sizes are ones that nothing else
-    /// asks for, so that nothing else writes over what would be left.
+    /// The allocator of this program erases nothing, so what stands nowhere was wiped here. The sizes are
+    /// ones that nothing else asks for, so that nothing else writes over what would be left.
     #[test]
     fn nothing_is_left_where_a_body_stood() {
         let secret =

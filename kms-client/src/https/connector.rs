@@ -1,10 +1,11 @@
-//! The way to one KME's HTTPS server, whatever interface it speaks: URL, certificates, one connection for each operation
-//! under one deadline, and failures of the way in words.
+//! Access to one KME's HTTPS server for any interface: URL, certificates, one connection for each operation
+//! under one deadline, and explanations of connection failures.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use hyper::Method;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC};
+use qvpn_types::MAX_SAE_ID_BYTES;
 use rustls::pki_types::ServerName;
 use tokio::time::Instant;
 
@@ -14,33 +15,30 @@ use crate::https::explain::{self, Explanation};
 use crate::https::files::FileError;
 use crate::https::http::{self, Answer, Cause, Failure, MAX_BODY, Request, Target, Trace};
 use crate::https::tls::TlsFiles;
-use crate::json::Broken;
+use crate::json::ProtocolViolation;
 use crate::source::{Certificates, Connection};
-
-/// The longest SAE ID, in bytes.
-const MAX_SAE_ID_LEN: usize = 256;
 
 /// Everything but RFC 3986's unreserved characters is encoded in a path or a query.
 pub(crate) const ENCODED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
-/// One KME's door.
-pub(crate) struct Door {
+/// One KME's URL, TLS settings and deadline.
+pub(crate) struct KmeConnector {
     pub(crate) config: KmeConfig,
     target: Target,
-    /// The URL's path, without a slash at its end.
+    /// The URL's path, without a trailing slash.
     prefix: String,
     tls: TlsFiles,
-    seen: Mutex<Seen>,
+    history: Mutex<ConnectionHistory>,
 }
 
-/// What connections have shown.
+/// What earlier connections showed.
 #[derive(Default)]
-struct Seen {
+struct ConnectionHistory {
     kme_not_after: Option<i64>,
     last: Option<Connection>,
 }
 
-/// One operation under way, for the text of its errors.
+/// The operation in progress, for the text of its errors.
 #[derive(Clone, Copy)]
 pub(crate) struct Call<'a> {
     pub(crate) operation: Operation,
@@ -49,8 +47,8 @@ pub(crate) struct Call<'a> {
     pub(crate) at_stake: u32,
 }
 
-impl Door {
-    /// Checks the config and loads the certificates; connects to nothing.
+impl KmeConnector {
+    /// Checks the config and loads the certificates. It opens no connection.
     ///
     /// # Errors
     /// [`KmsErrorKind::Config`], which names the setting or the file and what to write instead.
@@ -99,13 +97,13 @@ impl Door {
             target: Target { host, port, server_name, authority, fwmark: config.fwmark },
             prefix: url.path().trim_end_matches('/').to_owned(),
             tls,
-            seen: Mutex::default(),
+            history: Mutex::default(),
             config,
         })
     }
 
-    fn seen(&self) -> MutexGuard<'_, Seen> {
-        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+    fn history(&self) -> MutexGuard<'_, ConnectionHistory> {
+        self.history.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn deadline(&self) -> Instant {
@@ -120,35 +118,35 @@ impl Door {
         self.error(KmsErrorKind::Config, call).with_detail(detail)
     }
 
-    /// What the latest connection was like.
     pub(crate) fn last_connection(&self) -> Option<Connection> {
-        self.seen().last.clone()
+        self.history().last.clone()
     }
 
-    /// When the certificates end.
+    /// When the certificates expire.
     pub(crate) fn certificates(&self) -> Certificates {
         let credentials = self.tls.current();
         Certificates {
             own: credentials.own.as_ref().map(|cert| (cert.subject.clone(), cert.serial.clone())),
             own_not_after: credentials.own.as_ref().map(|cert| cert.not_after),
-            kme_not_after: self.seen().kme_not_after,
+            kme_not_after: self.history().kme_not_after,
             ca_not_after: credentials.ca_not_after,
             problem: self.tls.problem(),
         }
     }
 
-    /// What a KME may know us by.
-    pub(crate) fn who_we_are(&self) -> String {
+    /// By what a KME may identify us, in words.
+    pub(crate) fn client_identity(&self) -> String {
         let credentials = self.tls.current();
         let (name, serial) =
             credentials.own.as_ref().map_or(("?", "?"), |cert| (cert.subject.as_str(), cert.serial.as_str()));
         let sae_id = &self.config.sae_id;
         format!(
-            "our certificate has the common name {name} and the serial number {serial}, our SAE ID is {sae_id}"
+            "our certificate has the common name {name} and the serial number {serial}, our SAE ID is \
+             {sae_id}"
         )
     }
 
-    /// One request and its answer of any status; `path` is what comes behind the URL's own.
+    /// Sends one request and returns the answer, of any status. `path` is appended to the URL's path.
     pub(crate) async fn ask(
         &self,
         call: Call<'_>,
@@ -157,11 +155,11 @@ impl Door {
         body: Option<Vec<u8>>,
         deadline: Instant,
     ) -> Result<Answer, KmsError> {
-        if call.peer.is_empty() || call.peer.len() > MAX_SAE_ID_LEN || matches!(call.peer, "." | "..") {
+        if call.peer.is_empty() || call.peer.len() > MAX_SAE_ID_BYTES || matches!(call.peer, "." | "..") {
             let detail = format!("the other site's SAE ID has {} bytes", call.peer.len());
-            return Err(self
-                .misuse(call, detail)
-                .with_advice(format!("set the peer's sae_id to its SAE ID of 1 to {MAX_SAE_ID_LEN} bytes")));
+            return Err(self.misuse(call, detail).with_advice(format!(
+                "set the peer's sae_id to its SAE ID of 1 to {MAX_SAE_ID_BYTES} bytes"
+            )));
         }
         let path = format!("{}{path}", self.prefix);
         let credentials = self.tls.current();
@@ -173,11 +171,11 @@ impl Door {
             http::perform(&self.target, tls, Request { method, path, body }, deadline, &mut trace).await;
         let shown = verifier.shown();
         {
-            let mut seen = self.seen();
+            let mut history = self.history();
             if let Some(cert) = &shown {
-                seen.kme_not_after = Some(cert.not_after);
+                history.kme_not_after = Some(cert.not_after);
             }
-            seen.last = Some(trace.connection(shown.as_ref()));
+            history.last = Some(trace.connection(shown.as_ref()));
         }
         result.map_err(|failure| {
             let context = explain::Context {
@@ -192,8 +190,12 @@ impl Door {
         })
     }
 
-    /// An answer that breaks the document; its keys are spent.
-    pub(crate) fn broken(&self, call: Call<'_>, Broken(violation, detail): Broken) -> KmsError {
+    /// The error for an answer that breaks the rules of the interface. Its keys are spent.
+    pub(crate) fn broken(
+        &self,
+        call: Call<'_>,
+        ProtocolViolation(violation, detail): ProtocolViolation,
+    ) -> KmsError {
         self.error(KmsErrorKind::ProtocolViolation(violation), call)
             .with_status(200, None)
             .with_detail(detail)
@@ -220,7 +222,7 @@ impl Door {
             with_status(self.error(kind, call)).with_detail(detail).with_keys_lost(lost)
         };
         if let (Cause::Tls(rustls::Error::General(_)), Some(FileError { what, advice })) =
-            (&cause, self.tls.token_problem())
+            (&cause, self.tls.token_error())
         {
             return self.error(KmsErrorKind::Config, call).with_detail(what).with_advice(advice);
         }
@@ -240,7 +242,8 @@ impl Door {
                 .with_advice("give the program CAP_NET_ADMIN, or remove fwmark"),
             Cause::Tls(e) => {
                 let Explanation { kind, detail, advice } = explain::explain(&e, context);
-                // TLS 1.3 tells of a refused certificate only after the request has gone out, but before it was looked at.
+                // In TLS 1.3 the refusal of a certificate arrives after the request was sent, which isn't
+                // processed then.
                 let lost = if kind == KmsErrorKind::IdentityRefused { 0 } else { lost };
                 self.error(kind, call).with_detail(detail).with_advice(advice).with_keys_lost(lost)
             }

@@ -1,5 +1,5 @@
-//! Explains a TLS failure. rustls says what is wrong; what an operator needs is which certificate it is about, what that
-//! certificate says, and the command that mends it.
+//! Explains a TLS failure: which certificate it is about, what is in that certificate, and the command that
+//! fixes it.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -13,20 +13,20 @@ use crate::error::{KmsErrorKind, TlsFault};
 use crate::excerpt::one_line;
 use crate::source::CertificateFacts;
 
-/// What a certificate says about itself. Its texts are other people's, so they are bounded and on one line.
+/// The contents of a certificate. Its texts are foreign input, so they are bounded and on one line.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct CertificateInfo {
     version_1: bool,
     /// The common name, or the whole subject where there is none.
     pub(crate) subject: String,
-    /// As `openssl x509 -serial` prints it, since some KMEs know us by it alone.
+    /// As `openssl x509 -serial` prints it; some KMEs identify us by it alone.
     pub(crate) serial: String,
     issuer: String,
     self_signed: bool,
     names: Vec<String>,
     not_before: String,
     not_after_text: String,
-    /// The end, in seconds since 1970.
+    /// In seconds since 1970.
     pub(crate) not_after: i64,
 }
 
@@ -54,7 +54,6 @@ impl CertificateInfo {
 }
 
 impl CertificateInfo {
-    /// For people and programs.
     pub(crate) fn facts(&self) -> CertificateFacts {
         CertificateFacts {
             subject: self.subject.clone(),
@@ -89,7 +88,7 @@ fn name_text(name: &GeneralName<'_>) -> Option<String> {
     }
 }
 
-/// webpki's verifier, which decides alone; this one only remembers the certificate that it was shown.
+/// webpki's verifier, which decides. This wrapper only remembers the certificate.
 #[derive(Debug)]
 pub(crate) struct ExplainingVerifier {
     inner: Arc<WebPkiServerVerifier>,
@@ -101,7 +100,7 @@ impl ExplainingVerifier {
         Self { inner, shown: Mutex::new(None) }
     }
 
-    /// The certificate that the KME showed in this connection.
+    /// The certificate that the KME presented in this connection.
     pub(crate) fn shown(&self) -> Option<CertificateInfo> {
         self.shown.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -145,36 +144,36 @@ impl ServerCertVerifier for ExplainingVerifier {
 
 /// What is needed to explain a failure.
 pub(crate) struct Context<'a> {
-    /// The name that the certificate has to carry.
+    /// The name that the certificate must have.
     pub(crate) expected: &'a str,
-    /// What the KME showed.
+    /// The KME's certificate.
     pub(crate) shown: Option<CertificateInfo>,
     /// Our own certificate.
     pub(crate) own: Option<&'a CertificateInfo>,
     /// Our SAE ID.
     pub(crate) sae_id: &'a str,
-    /// The path of `ca_file`.
     pub(crate) ca_file: &'a str,
-    /// The path of `cert_file`.
     pub(crate) cert_file: &'a str,
 }
 
-/// A failure in words.
+/// A failure with its explanation.
 pub(crate) struct Explanation {
     pub(crate) kind: KmsErrorKind,
     pub(crate) detail: String,
     pub(crate) advice: String,
 }
 
-/// How to issue a certificate that is accepted: version 3, with the name as subject alternative name.
+/// The command that issues an acceptable certificate: version 3, with the name as subject alternative name.
 fn issue_command(expected: &str) -> String {
     let kind = if expected.parse::<std::net::IpAddr>().is_ok() { "IP" } else { "DNS" };
     format!(
-        "issue a new one for the KME with: printf 'subjectAltName={kind}:{expected}\\n' > san.cnf && openssl x509 -req -in kme.csr -CA ca.pem -CAkey ca.key -CAcreateserial -days 365 -extfile san.cnf -out kme.pem"
+        "issue a new one for the KME with: printf 'subjectAltName={kind}:{expected}\\n' > san.cnf && \
+         openssl x509 -req -in kme.csr -CA ca.pem -CAkey ca.key -CAcreateserial -days 365 -extfile san.cnf \
+         -out kme.pem"
     )
 }
 
-/// Says what `error` means for this connection.
+/// Explains `error` for this connection.
 pub(crate) fn explain(error: &rustls::Error, context: &Context<'_>) -> Explanation {
     use rustls::Error as E;
     let tls = |fault, detail: String, advice: String| Explanation {
@@ -229,32 +228,14 @@ fn certificate(problem: &CertificateError, context: &Context<'_>) -> Explanation
         return new(
             TlsFault::Version1,
             format!(
-                "the KME's certificate ({subject}) is X.509 version 1, which can't carry the name {expected} as a subject alternative name"
+                "the KME's certificate ({subject}) is X.509 version 1, which can't carry the name \
+                 {expected} as a subject alternative name"
             ),
             issue_command(expected),
         );
     }
     match problem {
-        C::NotValidForName | C::NotValidForNameContext { .. } => {
-            let names = shown.map(|cert| cert.names.join(", ")).unwrap_or_default();
-            if names.is_empty() {
-                return new(
-                    TlsFault::NoSubjectAltName,
-                    format!(
-                        "the KME's certificate ({subject}) has no subject alternative name, and the common name doesn't count"
-                    ),
-                    issue_command(expected),
-                );
-            }
-            let first = names.split(", ").next().unwrap_or_default();
-            new(
-                TlsFault::WrongName,
-                format!("the KME's certificate is for {names}, not for {expected}"),
-                format!(
-                    "if this is the right KME, set server_name = \"{first}\" in its config, or correct url"
-                ),
-            )
-        }
+        C::NotValidForName | C::NotValidForNameContext { .. } => wrong_name(expected, shown),
         C::Expired | C::ExpiredContext { .. } => new(
             TlsFault::Expired,
             format!(
@@ -280,11 +261,13 @@ fn certificate(problem: &CertificateError, context: &Context<'_>) -> Explanation
             new(
                 TlsFault::UnknownCa,
                 format!(
-                    "the KME's certificate ({subject}) is issued by {issuer}, and {} holds no such CA, or one of that name with another key",
+                    "the KME's certificate ({subject}) is issued by {issuer}, and {} holds no such CA, or \
+                     one of that name with another key",
                     context.ca_file
                 ),
                 format!(
-                    "put the certificate of the KME's CA into ca_file ({}), or let the KME send the intermediate certificates",
+                    "put the certificate of the KME's CA into ca_file ({}), or let the KME send the \
+                     intermediate certificates",
                     context.ca_file
                 ),
             )
@@ -302,7 +285,34 @@ fn certificate(problem: &CertificateError, context: &Context<'_>) -> Explanation
     }
 }
 
-/// The KME ended the handshake. Most of its reasons are about our certificate.
+/// The certificate is for another name, or for none.
+fn wrong_name(expected: &str, shown: Option<&CertificateInfo>) -> Explanation {
+    let subject = shown.map_or("?", |cert| cert.subject.as_str());
+    let new = |fault, detail: String, advice: String| Explanation {
+        kind: KmsErrorKind::Tls(fault),
+        detail,
+        advice,
+    };
+    let names = shown.map(|cert| cert.names.join(", ")).unwrap_or_default();
+    if names.is_empty() {
+        return new(
+            TlsFault::NoSubjectAltName,
+            format!(
+                "the KME's certificate ({subject}) has no subject alternative name, and the common \
+                 name doesn't count"
+            ),
+            issue_command(expected),
+        );
+    }
+    let first = names.split(", ").next().unwrap_or_default();
+    new(
+        TlsFault::WrongName,
+        format!("the KME's certificate is for {names}, not for {expected}"),
+        format!("if this is the right KME, set server_name = \"{first}\" in its config, or correct url"),
+    )
+}
+
+/// The KME ended the handshake. Most alerts are about our certificate.
 fn refused_by_kme(alert: AlertDescription, context: &Context<'_>) -> Explanation {
     use AlertDescription as A;
     let own = context.own.map_or("?", |cert| cert.subject.as_str());
@@ -318,13 +328,15 @@ fn refused_by_kme(alert: AlertDescription, context: &Context<'_>) -> Explanation
         | A::CertificateRequired => Explanation {
             kind: KmsErrorKind::IdentityRefused,
             detail: format!(
-                "the KME refuses our certificate (common name {own}, serial number {}, SAE {}, valid until {}) with the TLS alert {alert:?}",
+                "the KME refuses our certificate (common name {own}, serial number {}, SAE {}, valid until \
+                 {}) with the TLS alert {alert:?}",
                 context.own.map_or("?", |cert| cert.serial.as_str()),
                 context.sae_id,
                 context.own.map_or("?", |cert| cert.not_after_text.as_str()),
             ),
             advice: format!(
-                "check that {} is the certificate that the KME's operator registered for SAE {}, that it hasn't expired or been revoked, and that the KME trusts its CA",
+                "check that {} is the certificate that the KME's operator registered for SAE {}, that it \
+                 hasn't expired or been revoked, and that the KME trusts its CA",
                 context.cert_file, context.sae_id
             ),
         },
@@ -333,7 +345,8 @@ fn refused_by_kme(alert: AlertDescription, context: &Context<'_>) -> Explanation
                 kind: KmsErrorKind::Tls(TlsFault::NothingInCommon),
                 detail: format!("the KME ends the handshake with the TLS alert {alert:?}"),
                 advice: format!(
-                    "let the KME offer TLS 1.3, or TLS 1.2 with ECDHE and AES-GCM or ChaCha20-Poly1305, and HTTP/1.1; some servers say this too when they refuse our certificate ({own})"
+                    "let the KME offer TLS 1.3, or TLS 1.2 with ECDHE and AES-GCM or ChaCha20-Poly1305, \
+                     and HTTP/1.1; some servers say this too when they refuse our certificate ({own})"
                 ),
             }
         }

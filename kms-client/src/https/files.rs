@@ -9,10 +9,10 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use zeroize::Zeroizing;
 
-/// A PEM file larger than this isn't one.
+/// In bytes.
 const MAX_FILE: u64 = 1024 * 1024;
 
-/// What is wrong with a file, and what to do.
+/// What is wrong with a file or token, and what to do.
 #[derive(Debug, Clone)]
 pub(crate) struct FileError {
     pub(crate) what: String,
@@ -45,15 +45,15 @@ pub(crate) fn read_key(path: &Path) -> Result<PrivateKeyDer<'static>, FileError>
                 .to_owned(),
         });
     }
-    // The parser's error could quote the file, and the file is a secret.
+    // The parser's error is not used: it could quote the secret file.
     PrivateKeyDer::from_pem_slice(&bytes).map_err(|_| FileError {
         what: format!("key_file {} holds no private key in PEM", path.display()),
         advice: "it needs a PEM block that begins with -----BEGIN PRIVATE KEY-----".to_owned(),
     })
 }
 
-/// Reads a whole file, erased when dropped; a secret one only if others can neither read nor replace its content. `wanted` says
-/// what it should be.
+/// Reads a whole file into memory that is erased when dropped. A secret file must not be accessible to
+/// others. `wanted` says what the file should be.
 pub(crate) fn read_file(
     role: &str,
     path: &Path,
@@ -85,7 +85,7 @@ pub(crate) fn read_file(
             ),
         });
     }
-    // Room for all of it at once: a buffer that grows leaves copies behind.
+    // Allocate the whole size at once: a buffer that grows leaves copies behind.
     let room = usize::try_from(meta.len()).unwrap_or(0) + 1;
     let mut bytes = Zeroizing::new(Vec::with_capacity(room));
     file.take(MAX_FILE).read_to_end(&mut bytes).map_err(failed)?;

@@ -1,5 +1,5 @@
-//! One operation over one fresh connection: look up, connect, TLS, request, answer, all under one deadline; then the
-//! connection is dropped, and with it every buffer that held a key. No pool, no proxy, no redirect.
+//! One operation over one new connection: name lookup, TCP, TLS, request and answer under one deadline. Then
+//! the connection is dropped, with every buffer that held a key. There is no pool, proxy or redirect.
 
 use std::future::{Future, poll_fn};
 use std::net::SocketAddr;
@@ -25,17 +25,17 @@ use zeroize::Zeroize;
 use crate::error::Phase;
 use crate::https::body::ErasedBody;
 use crate::https::explain::CertificateInfo;
-use crate::https::read_after_reset::LastWords;
+use crate::https::read_after_reset::ReadAfterReset;
 use crate::source::{Connection, TlsFacts};
 
-/// The largest answer that is read, in bytes. A thousand keys of 256 bits fit; a KME that sends more is broken or hostile.
+/// The largest answer that is read, in bytes. It has room for a thousand keys of 256 bits.
 pub const MAX_BODY: usize = 1024 * 1024;
-/// How much of an error's body is read, in bytes; the rest is left unread.
+/// The most bytes of an error body that are read.
 pub const MAX_ERROR_BODY: usize = 16 * 1024;
-/// The most that hyper buffers of a head, in bytes.
+/// The largest head of an answer, in bytes.
 const MAX_HEAD: usize = 64 * 1024;
 
-/// Where a KME is.
+/// The address of a KME.
 #[derive(Debug, Clone)]
 pub(crate) struct Target {
     /// Host name or address, as in the URL, without brackets.
@@ -48,12 +48,11 @@ pub(crate) struct Target {
     pub(crate) fwmark: Option<u32>,
 }
 
-/// One request.
 pub(crate) struct Request {
     pub(crate) method: Method,
     /// Path and query.
     pub(crate) path: String,
-    /// JSON, or nothing.
+    /// JSON.
     pub(crate) body: Option<Vec<u8>>,
 }
 
@@ -66,9 +65,8 @@ pub(crate) struct Answer {
     pub(crate) content_type: Option<String>,
 }
 
-/// Why there is no answer.
+/// Why there is no whole answer.
 pub(crate) struct Failure {
-    /// How far it got.
     pub(crate) phase: Phase,
     pub(crate) cause: Cause,
     /// The status, if the head of the answer came.
@@ -89,11 +87,11 @@ pub(crate) enum Cause {
     TooLarge,
     /// The KME closed the connection before the answer was whole.
     Closed,
-    /// What came isn't HTTP/1.
+    /// The answer isn't HTTP/1.
     Http(String),
 }
 
-/// How far an operation got, and over what.
+/// How far an operation got.
 #[derive(Default)]
 pub(crate) struct Trace {
     phase: Option<Phase>,
@@ -105,7 +103,7 @@ pub(crate) struct Trace {
 }
 
 impl Trace {
-    /// In words, with the certificate that was shown.
+    /// The report of this connection, with the certificate that the KME presented.
     pub(crate) fn connection(self, shown: Option<&CertificateInfo>) -> Connection {
         Connection {
             address: self.address,
@@ -117,7 +115,7 @@ impl Trace {
     }
 }
 
-/// Does one request within `deadline`.
+/// Sends one request and reads its answer before `deadline`.
 pub(crate) async fn perform(
     target: &Target,
     tls: Arc<ClientConfig>,
@@ -160,7 +158,7 @@ async fn attempt(
     trace.tls = Some(tls_facts(stream.get_ref().1));
 
     trace.phase = Some(Phase::Answer);
-    exchange(LastWords(stream), target, request, deadline, trace).await
+    exchange(ReadAfterReset(stream), target, request, deadline, trace).await
 }
 
 /// What TLS agreed on over `connection`.
@@ -177,7 +175,7 @@ fn tls_facts(connection: &rustls::ClientConnection) -> TlsFacts {
     }
 }
 
-/// Tries the addresses in their order, each with a fair share of the time that is left.
+/// Tries the addresses in order, each with an equal share of the time that is left.
 async fn connect(
     addresses: &[SocketAddr],
     fwmark: Option<u32>,
@@ -198,7 +196,7 @@ async fn connect(
         let share = deadline.saturating_duration_since(Instant::now()) / others;
         last = match tokio::time::timeout(share, socket.connect(*address)).await {
             Ok(Ok(stream)) => {
-                // A request is one small write, so there is nothing to gather. Without it, it is only slower.
+                // A failure here only makes requests slower.
                 let _ = stream.set_nodelay(true);
                 return Ok(stream);
             }
@@ -250,16 +248,17 @@ async fn exchange<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
     let body = if status == 200 {
         connection.run(read_body(response)).await?
     } else {
-        // The status says enough: whatever of the body comes soon is a bonus.
+        // The status decides; the body only adds an excerpt, so half of the time is enough for it.
         let left = deadline.saturating_duration_since(Instant::now());
         connection.run(read_error_body(response, left / 2)).await
     };
     drop(sender);
-    connection.say_goodbye().await;
+    connection.close_tls().await;
     Ok(Answer { status, body, location, content_type })
 }
 
-/// Drives a connection beside the work on it, in one future: whoever drops that future drops the connection.
+/// Polls a connection together with the work on it, in one future, so that dropping the future drops the
+/// connection.
 struct Driver<S: AsyncRead + AsyncWrite + Unpin> {
     connection: Pin<Box<http1::Connection<TokioIo<S>, Full<Bytes>>>>,
     ended: bool,
@@ -270,7 +269,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> Driver<S> {
         let mut work = pin!(work);
         poll_fn(|cx| {
             if !self.ended {
-                // How it ended reaches the work through hyper's own channel.
+                // The work gets the connection's error through hyper's channel.
                 self.ended = self.connection.as_mut().poll(cx).is_ready();
             }
             work.as_mut().poll(cx)
@@ -278,8 +277,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> Driver<S> {
         .await
     }
 
-    /// Lets TLS say goodbye if that can be done without waiting.
-    async fn say_goodbye(&mut self) {
+    /// Sends TLS's close_notify if that is possible without waiting.
+    async fn close_tls(&mut self) {
         poll_fn(|cx| {
             if !self.ended {
                 self.ended = self.connection.as_mut().poll(cx).is_ready();
@@ -310,7 +309,8 @@ async fn read_body(response: Response<Incoming>) -> Result<ErasedBody, Cause> {
                     erase(data);
                 }
             }
-            // Servers that mark the end of a body by closing often forget TLS's own goodbye. JSON shows whether it is whole.
+            // Servers that end a body by closing the connection often omit close_notify. The JSON parser
+            // finds a cut.
             Err(error) if announced.is_none() && is_unexpected_eof(&error) => break,
             Err(error) => return Err(hyper_cause(&error)),
         }
@@ -333,12 +333,12 @@ async fn read_error_body(response: Response<Incoming>, patience: Duration) -> Er
             }
         }
     };
-    // What came until then is enough.
+    // On a time-out the bytes so far are enough.
     let _ = tokio::time::timeout(patience, read).await;
     body
 }
 
-/// Wipes a piece of the body if nobody else holds its memory. hyper often holds it too; then it goes with the connection.
+/// Wipes a piece of the body, unless hyper shares its memory; then it is freed with the connection.
 fn erase(data: Bytes) {
     if let Ok(mut data) = data.try_into_mut() {
         data.as_mut().zeroize();
@@ -353,7 +353,8 @@ fn io_cause(error: std::io::Error, otherwise: impl FnOnce(std::io::Error) -> Cau
     }
 }
 
-/// The I/O error at the bottom of a hyper error. If it came before the request was out, another of hyper's lies between.
+/// The I/O error that caused a hyper error. Before the request is sent there is another hyper error in
+/// between.
 fn io_error(error: &hyper::Error) -> Option<&std::io::Error> {
     let mut source = std::error::Error::source(error);
     while let Some(cause) = source {
@@ -383,7 +384,7 @@ fn hyper_cause(error: &hyper::Error) -> Cause {
     if error.is_incomplete_message() || error.is_closed() || error.is_canceled() {
         return Cause::Closed;
     }
-    // A parse error of hyper is a fixed text.
+    // hyper's parse errors are fixed texts.
     Cause::Http(crate::excerpt::one_line(&error.to_string()))
 }
 
@@ -398,9 +399,9 @@ mod tests {
 
     use super::*;
 
-    /// What happens on a connection, in this order.
+    /// What happens on a connection, in order.
     enum Event {
-        /// The other end has hung up before something is written.
+        /// The KME closed the connection before this write.
         WriteFails,
         Read(Result<&'static [u8]>),
     }
@@ -432,7 +433,7 @@ mod tests {
         fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<Result<usize>> {
             if let Some(Event::WriteFails) = self.0.front() {
                 self.0.pop_front();
-                // As the socket does to who reads.
+                // As a socket wakes its reader.
                 cx.waker().wake_by_ref();
                 return Poll::Ready(Err(ErrorKind::BrokenPipe.into()));
             }
@@ -458,7 +459,7 @@ mod tests {
         };
         let request = Request { method: Method::POST, path: "/".to_owned(), body: Some(b"{}".to_vec()) };
         let deadline = Instant::now() + Duration::from_secs(20);
-        let stream = LastWords(Script(events.into_iter().collect()));
+        let stream = ReadAfterReset(Script(events.into_iter().collect()));
         let mut trace = Trace::default();
         let done = exchange(stream, &target, request, deadline, &mut trace);
         tokio::time::timeout_at(deadline, done).await.unwrap()
@@ -474,20 +475,20 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_refusal_is_heard_whether_it_comes_before_or_after_the_request() {
+    async fn a_refusal_is_read_before_and_after_the_request() {
         assert!(is_the_alert(&outcome([alert()]).await), "before");
-        assert!(is_the_alert(&outcome([Event::WriteFails, alert()]).await), "the other end is gone");
+        assert!(is_the_alert(&outcome([Event::WriteFails, alert()]).await), "the KME closed the connection");
     }
 
     #[tokio::test]
-    async fn an_answer_that_comes_before_the_request_is_whole_counts() {
+    async fn an_answer_before_the_end_of_the_request_counts() {
         let early: &[u8] = b"HTTP/1.1 429 Too Many Requests\r\ncontent-length: 0\r\n\r\n";
         let answer = outcome([Event::WriteFails, Event::Read(Ok(early))]).await;
         assert!(answer.is_ok_and(|answer| answer.status == 429));
     }
 
     #[tokio::test]
-    async fn an_end_without_a_word_is_an_end() {
+    async fn a_close_without_data_is_reported_as_such() {
         let closed = outcome([Event::WriteFails, Event::Read(Ok(b""))]).await;
         assert!(matches!(closed, Err(Cause::Closed)));
         let reset = outcome([Event::WriteFails, Event::Read(Err(ErrorKind::ConnectionReset.into()))]).await;

@@ -1,6 +1,6 @@
-//! A KME that refuses our certificate, or our request, says so and hangs up, often before the request is out (RFC 8446,
-//! section 6.2; RFC 9112, section 9.6). The write then fails with nothing but "broken pipe", while the reason lies unread in
-//! the socket.
+//! A KME that refuses our certificate or request may send the reason and close the connection before the
+//! request is complete (RFC 8446 section 6.2; RFC 9112 section 9.6). The write then fails with "broken pipe"
+//! while the reason is still unread in the socket.
 
 use std::io::{self, ErrorKind};
 use std::pin::Pin;
@@ -8,11 +8,11 @@ use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-/// A stream whose writes don't fail when the other end has hung up, but wait: its reads tell what it said before, and then
-/// that it is gone.
-pub(crate) struct LastWords<S>(pub(crate) S);
+/// A stream whose writes stay pending after the KME closed the connection. Reads then return what it sent
+/// before, and the end.
+pub(crate) struct ReadAfterReset<S>(pub(crate) S);
 
-impl<S: AsyncRead + Unpin> AsyncRead for LastWords<S> {
+impl<S: AsyncRead + Unpin> AsyncRead for ReadAfterReset<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -22,13 +22,13 @@ impl<S: AsyncRead + Unpin> AsyncRead for LastWords<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for LastWords<S> {
+impl<S: AsyncWrite + Unpin> AsyncWrite for ReadAfterReset<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        unless_hung_up(Pin::new(&mut self.0).poll_write(cx, bytes))
+        pending_after_reset(Pin::new(&mut self.0).poll_write(cx, bytes))
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        unless_hung_up(Pin::new(&mut self.0).poll_flush(cx))
+        pending_after_reset(Pin::new(&mut self.0).poll_flush(cx))
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -36,8 +36,9 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for LastWords<S> {
     }
 }
 
-/// Nobody is woken for this: hyper reads beside each write, and the end of a connection always wakes who reads.
-fn unless_hung_up<T>(done: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+/// Pending without a waker: hyper also reads during each write, and the end of a connection always wakes the
+/// reader.
+fn pending_after_reset<T>(done: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
     match done {
         Poll::Ready(Err(error))
             if matches!(error.kind(), ErrorKind::BrokenPipe | ErrorKind::ConnectionReset) =>

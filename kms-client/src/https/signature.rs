@@ -31,7 +31,8 @@ pub(crate) fn digest(algorithm: Algorithm, message: &[u8]) -> Vec<u8> {
     digest::digest(hash, message).as_ref().to_vec()
 }
 
-/// From the token's `r ‖ s` (PKCS #11 section 2.3.1) to the `SEQUENCE` of two integers that TLS has (RFC 3279 section 2.2.3).
+/// Converts a token's `r ‖ s` (PKCS #11 section 2.3.1) to the `SEQUENCE` of two integers of TLS (RFC 3279
+/// section 2.2.3).
 pub(crate) fn der_signature(raw: &[u8]) -> Option<Vec<u8>> {
     if raw.is_empty() || !raw.len().is_multiple_of(2) || raw.len() > 132 {
         return None;
@@ -47,7 +48,7 @@ pub(crate) fn der_signature(raw: &[u8]) -> Option<Vec<u8>> {
     Some(out)
 }
 
-/// A positive integer in its shortest form.
+/// A positive DER integer in its shortest form.
 fn integer(bytes: &[u8]) -> Option<Vec<u8>> {
     let first = bytes.iter().position(|byte| *byte != 0)?;
     let bytes = bytes.get(first..)?;

@@ -1,5 +1,6 @@
-//! TLS towards a KME: our certificate and key (in a file or in a token), the CA that may vouch for the KME, and a connection's settings. The files
-//! are looked at before each connection and loaded again when they changed; there is no key log, session cache or ticket.
+//! TLS to a KME: our certificate and key (in a file or a token), the CAs for the KME's certificate, and the
+//! settings of a connection. Changed files are loaded again before the next connection. There is no key log,
+//! session cache or ticket.
 
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -15,45 +16,45 @@ use rustls::{ClientConfig, InconsistentKeys, RootCertStore};
 use crate::config::KmeConfig;
 use crate::https::explain::{CertificateInfo, ExplainingVerifier};
 use crate::https::files::{FileError, no_certificate, read_certificates, read_key};
-use crate::https::token_signer::{Problem, TokenSigningKey};
+use crate::https::token_signer::{LastTokenError, TokenSigningKey};
 
-/// How a file looked when it was read; any change of it means that the content may have changed.
+/// The metadata of a file when it was read; any difference means that its content may have changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Stamp {
+struct FileVersion {
     modified: (i64, i64),
     length: u64,
     inode: u64,
 }
 
-/// What the three files hold.
+/// The contents of the three files.
 pub(crate) struct Credentials {
     verifier: Arc<WebPkiServerVerifier>,
     identity: Arc<SingleCertAndKey>,
-    /// Our certificate; `None` if it can't be read, which is the KME's to judge.
+    /// Our certificate; `None` if it can't be parsed, in which case the KME decides about it.
     pub(crate) own: Option<CertificateInfo>,
-    /// When the last of the CA certificates ends, in seconds since 1970.
+    /// When the last of the CA certificates expires, in seconds since 1970.
     pub(crate) ca_not_after: Option<i64>,
-    token_problem: Problem,
+    token_error: LastTokenError,
 }
 
-/// What is looked at before each connection: the CA, our certificate, and the key's file or the token's PIN.
-struct Paths {
+/// The CA, our certificate, and the key's file or token.
+struct CredentialPaths {
     ca_file: PathBuf,
     cert_file: PathBuf,
     key: ClientKey,
 }
 
 struct Loaded {
-    /// As of the last attempt to load, so that a bad file is reported once.
-    stamps: [Option<Stamp>; 3],
+    /// Of the last attempt to load, so that a bad file is reported once.
+    versions: [Option<FileVersion>; 3],
     credentials: Arc<Credentials>,
     problem: Option<String>,
 }
 
-/// The files of one KME's config, loaded.
+/// The loaded certificate files of one KME's config.
 pub(crate) struct TlsFiles {
     kme: String,
-    paths: Paths,
+    paths: CredentialPaths,
     provider: Arc<CryptoProvider>,
     loaded: Mutex<Loaded>,
 }
@@ -62,21 +63,21 @@ impl TlsFiles {
     /// Loads the files for the first time.
     pub(crate) fn load(config: &KmeConfig) -> Result<Self, FileError> {
         let (ca_file, cert_file) = (config.ca_file.clone(), config.cert_file.clone());
-        let paths = Paths { ca_file, cert_file, key: config.key.clone() };
+        let paths = CredentialPaths { ca_file, cert_file, key: config.key.clone() };
         let provider = Arc::new(provider());
-        let stamps = stamps(&paths);
+        let versions = versions(&paths);
         let credentials = Arc::new(read_credentials(&paths, &provider)?);
-        let loaded = Mutex::new(Loaded { stamps, credentials, problem: None });
+        let loaded = Mutex::new(Loaded { versions, credentials, problem: None });
         Ok(Self { kme: config.name.clone(), paths, provider, loaded })
     }
 
-    /// What is in the files now. If they changed and can't be used, what was in them before.
+    /// The current content of the files. If they changed and can't be used, the former content.
     pub(crate) fn current(&self) -> Arc<Credentials> {
-        // The stamps are taken before the files are read: a change in between is seen the next time.
-        let stamps = stamps(&self.paths);
+        // Read before the files: a change in between is noticed the next time.
+        let versions = versions(&self.paths);
         let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
-        if stamps != loaded.stamps {
-            loaded.stamps = stamps;
+        if versions != loaded.versions {
+            loaded.versions = versions;
             match read_credentials(&self.paths, &self.provider) {
                 Ok(credentials) => {
                     tracing::info!(kme = %self.kme, "certificates loaded again, since their files changed");
@@ -92,18 +93,18 @@ impl TlsFiles {
         Arc::clone(&loaded.credentials)
     }
 
-    /// Why files that changed aren't in use.
+    /// Why changed files aren't in use.
     pub(crate) fn problem(&self) -> Option<String> {
         self.loaded.lock().unwrap_or_else(PoisonError::into_inner).problem.clone()
     }
 
-    /// Why the token made no signature the last time it was asked.
-    pub(crate) fn token_problem(&self) -> Option<FileError> {
+    /// Why the token's last signature failed.
+    pub(crate) fn token_error(&self) -> Option<FileError> {
         let loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
-        loaded.credentials.token_problem.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        loaded.credentials.token_error.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Settings for one connection, and the verifier that remembers what the KME showed in it.
+    /// The settings for one connection, and the verifier that remembers the KME's certificate.
     pub(crate) fn connection(
         &self,
         credentials: &Credentials,
@@ -111,7 +112,7 @@ impl TlsFiles {
         let verifier = Arc::new(ExplainingVerifier::new(Arc::clone(&credentials.verifier)));
         let mut config = ClientConfig::builder_with_provider(Arc::clone(&self.provider))
             .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])?
-            .dangerous() // The verifier is webpki's own; ours only remembers the certificate, to explain a refusal.
+            .dangerous() // webpki's verifier decides; ours only remembers the certificate, to explain a refusal.
             .with_custom_certificate_verifier(Arc::clone(&verifier) as Arc<_>)
             .with_client_cert_resolver(Arc::clone(&credentials.identity) as Arc<_>);
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
@@ -120,7 +121,7 @@ impl TlsFiles {
     }
 }
 
-/// AWS-LC with X25519MLKEM768 first, then the classical groups for KMEs that don't know it.
+/// AWS-LC with X25519MLKEM768 first, then the classical groups for KMEs that don't support it.
 fn provider() -> CryptoProvider {
     use aws_lc_rs::kx_group::{SECP256R1, SECP384R1, X25519, X25519MLKEM768};
     CryptoProvider {
@@ -129,7 +130,7 @@ fn provider() -> CryptoProvider {
     }
 }
 
-fn stamps(paths: &Paths) -> [Option<Stamp>; 3] {
+fn versions(paths: &CredentialPaths) -> [Option<FileVersion>; 3] {
     let key = match &paths.key {
         ClientKey::File(path) => Some(path),
         ClientKey::Token(key) => key.pin_file.as_ref(),
@@ -137,12 +138,19 @@ fn stamps(paths: &Paths) -> [Option<Stamp>; 3] {
     [Some(&paths.ca_file), Some(&paths.cert_file), key].map(|path| {
         let path = path?;
         let meta = std::fs::metadata(path).ok()?;
-        Some(Stamp { modified: (meta.mtime(), meta.mtime_nsec()), length: meta.len(), inode: meta.ino() })
+        Some(FileVersion {
+            modified: (meta.mtime(), meta.mtime_nsec()),
+            length: meta.len(),
+            inode: meta.ino(),
+        })
     })
 }
 
-fn read_credentials(paths: &Paths, provider: &Arc<CryptoProvider>) -> Result<Credentials, FileError> {
-    let Paths { ca_file, cert_file, key } = paths;
+fn read_credentials(
+    paths: &CredentialPaths,
+    provider: &Arc<CryptoProvider>,
+) -> Result<Credentials, FileError> {
+    let CredentialPaths { ca_file, cert_file, key } = paths;
     let mut roots = RootCertStore::empty();
     let mut ca_not_after = None;
     for ca in read_certificates("ca_file", ca_file)? {
@@ -161,19 +169,19 @@ fn read_credentials(paths: &Paths, provider: &Arc<CryptoProvider>) -> Result<Cre
 
     let chain = read_certificates("cert_file", cert_file)?;
     let own = chain.first().and_then(CertificateInfo::of);
-    let token_problem = Problem::default();
+    let token_error = LastTokenError::default();
     let identity = match key {
         ClientKey::File(key_file) => identity_of_file(chain, cert_file, key_file, provider)?,
         ClientKey::Token(key) => {
             let Some(certificate) = chain.first() else {
                 return Err(no_certificate("cert_file", cert_file));
             };
-            let key = TokenSigningKey::open((**key).clone(), certificate, Arc::clone(&token_problem))?;
+            let key = TokenSigningKey::open((**key).clone(), certificate, Arc::clone(&token_error))?;
             CertifiedKey::new(chain, Arc::new(key))
         }
     };
     let identity = Arc::new(SingleCertAndKey::from(identity));
-    Ok(Credentials { verifier, identity, own, ca_not_after, token_problem })
+    Ok(Credentials { verifier, identity, own, ca_not_after, token_error })
 }
 
 fn identity_of_file(
@@ -190,7 +198,7 @@ fn identity_of_file(
     };
     let key = provider.key_provider.load_private_key(key).map_err(unusable)?;
     let identity = CertifiedKey::new(chain, key);
-    // Only a mismatch is ours to refuse. Other findings (an X.509 v1 certificate, say) are the KME's to judge.
+    // Refuse only a mismatch. The KME decides about other findings, such as an X.509 v1 certificate.
     if let Err(rustls::Error::InconsistentKeys(InconsistentKeys::KeyMismatch)) = identity.keys_match() {
         return Err(FileError {
             what: format!(

@@ -1,6 +1,6 @@
-//! A client key that stays in a PKCS#11 token, such as a smart card or an HSM: the token signs the TLS handshake, and the key
-//! never comes here. The vendor's library is called from a thread of its own, so that one that hangs costs an operation, and
-//! not the program.
+//! A client key in a PKCS #11 token, such as a smart card or an HSM: the token signs the TLS handshake, and
+//! the key never leaves it. A separate thread calls the vendor's library, so that a library that hangs costs
+//! one operation only.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -22,33 +22,33 @@ use qvpn_api::config::TokenKey;
 use crate::https::files::{FileError, read_file};
 use crate::https::signature::{Algorithm, der_signature, digest};
 
-/// How long one signature may take. A smart card needs up to about a second.
-const SIGN: Duration = Duration::from_secs(4);
-/// How long opening the token may take.
-const OPEN: Duration = Duration::from_secs(30);
-/// How long the library may take to let go of a session.
-const CLOSE: Duration = Duration::from_secs(1);
-/// Signatures that may wait for the token: what one KME is asked at once, and some.
-const WAITING: usize = 32;
+/// The limit for one signature. A smart card needs up to about a second.
+const SIGN_TIMEOUT: Duration = Duration::from_secs(4);
+/// The limit for opening the token.
+const OPEN_TIMEOUT: Duration = Duration::from_secs(30);
+/// The limit for the library to close a session.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
+/// Twice the number of concurrent requests at one KME.
+const MAX_QUEUED_SIGNATURES: usize = 32;
 
-/// A signature to make.
+/// A request for a signature.
 struct Job {
     algorithm: Algorithm,
     message: Vec<u8>,
     answer: SyncSender<Result<Vec<u8>, FileError>>,
 }
 
-/// The thread that speaks to the token; it ends when this is dropped.
+/// The thread that uses the token; it ends when this is dropped.
 #[derive(Debug)]
 pub(crate) struct Token {
-    // Before the thread, which ends with it.
+    // Dropped before the thread, which ends with it.
     jobs: SyncSender<Job>,
     uri: String,
     _thread: TokenThread,
 }
 
-/// Waits for its thread when it is dropped: a program that ends while the thread still is in the vendor's library, or in what
-/// that library does at a thread's end, crashes in the library's own clearing up.
+/// Waits for its thread when it is dropped. A program that exits while the thread is still in the vendor's
+/// library, or in that library's thread-exit code, crashes in the library's clean-up.
 #[derive(Debug)]
 struct TokenThread(Option<JoinHandle<()>>);
 
@@ -57,31 +57,32 @@ impl Drop for TokenThread {
         let Some(thread) = self.0.take() else { return };
         let (ended, wait) = sync_channel::<()>(0);
         let waiter = std::thread::Builder::new().name("kms-token-end".to_owned()).spawn(move || {
-            // If it panicked, whoever waited for a signature has been told.
+            // If it panicked, its callers have got an error already.
             let _ = thread.join();
             drop(ended);
         });
-        // One that hangs in the library is left alone, and so is one for which no thread can be had to wait.
+        // A thread that hangs in the library is left running, also if no thread can be started to wait for
+        // it.
         if waiter.is_ok() {
-            let _ = wait.recv_timeout(CLOSE);
+            let _ = wait.recv_timeout(CLOSE_TIMEOUT);
         }
     }
 }
 
 impl Token {
-    /// Opens the token and looks for the key.
+    /// Opens the token and finds the key.
     ///
     /// # Errors
     /// What is missing or refused, and what to do.
     pub(crate) fn open(key: TokenKey) -> Result<Self, FileError> {
-        let (jobs, queue) = sync_channel(WAITING);
+        let (jobs, queue) = sync_channel(MAX_QUEUED_SIGNATURES);
         let (opened, first) = sync_channel(1);
         let uri = key.uri.clone();
         let thread = std::thread::Builder::new().name("kms-token".to_owned()).spawn(move || {
             let mut worker = Worker { key, open: None, worked: false, refused: None };
             let result = worker.session().map(|_| ());
             let usable = result.is_ok();
-            // Nobody waits any more if this fails.
+            // This fails only if the caller gave up.
             let _ = opened.send(result);
             if usable {
                 worker.serve(&queue);
@@ -92,47 +93,51 @@ impl Token {
             advice: "look at the limits of the process".to_owned(),
         })?;
         let thread = TokenThread(Some(thread));
-        match first.recv_timeout(OPEN) {
+        match first.recv_timeout(OPEN_TIMEOUT) {
             Ok(result) => result.map(|()| Self { jobs, uri, _thread: thread }),
-            Err(_) => Err(hangs(&uri, OPEN)),
+            Err(_) => Err(not_responding(&uri, OPEN_TIMEOUT)),
         }
     }
 
-    /// Has the token sign `message`.
+    /// Signs `message` with the token.
     pub(crate) fn sign(&self, algorithm: Algorithm, message: &[u8]) -> Result<Vec<u8>, FileError> {
         let (answer, signature) = sync_channel(1);
         match self.jobs.try_send(Job { algorithm, message: message.to_vec(), answer }) {
             Ok(()) => {}
-            Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => return Err(hangs(&self.uri, SIGN)),
+            Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => {
+                return Err(not_responding(&self.uri, SIGN_TIMEOUT));
+            }
         }
-        match signature.recv_timeout(SIGN) {
+        match signature.recv_timeout(SIGN_TIMEOUT) {
             Ok(result) => result,
-            Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => Err(hangs(&self.uri, SIGN)),
+            Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {
+                Err(not_responding(&self.uri, SIGN_TIMEOUT))
+            }
         }
     }
 }
 
-fn hangs(uri: &str, after: Duration) -> FileError {
+fn not_responding(uri: &str, after: Duration) -> FileError {
     FileError {
         what: format!("the token of {uri} doesn't answer within {after:?}"),
         advice: "look at the token and at its vendor's service (such as pcscd); restart the daemon if its library hangs".to_owned(),
     }
 }
 
-/// What the thread holds.
+/// The state of the thread.
 struct Worker {
     key: TokenKey,
     open: Option<(Session, ObjectHandle)>,
-    /// It was open before.
+    /// Whether it has been open before.
     worked: bool,
-    /// The PIN was refused: it is not tried again, since a token locks itself after some tries.
+    /// Set when the PIN was refused. It is not tried again, since a token locks itself after some tries.
     refused: Option<FileError>,
 }
 
 impl Worker {
     fn serve(&mut self, jobs: &Receiver<Job>) {
         while let Ok(Job { algorithm, message, answer }) = jobs.recv() {
-            // Nobody waits any more if this fails.
+            // This fails only if the caller gave up.
             let _ = answer.send(self.sign(algorithm, &message));
         }
     }
@@ -142,7 +147,7 @@ impl Worker {
             Ok(signature) => return Ok(signature),
             Err(error) => error,
         };
-        // The token may have been pulled and put back, which ends the session.
+        // The session ends when the token is removed and inserted again.
         self.open = None;
         self.session().map(|_| ()).and_then(|()| self.try_sign(algorithm, message).map_err(|_| first))
     }
@@ -176,14 +181,14 @@ impl Worker {
         session.sign(&mechanism, key, message).map_err(failed)
     }
 
-    /// The session with the key, opened if there is none.
+    /// The session and the key; opens the session if there is none.
     fn session(&mut self) -> Result<(&Session, ObjectHandle), FileError> {
         if self.open.is_none() {
             if let Some(refused) = &self.refused {
                 return Err(refused.clone());
             }
             let opened = match self.open_session() {
-                // Some libraries find a token again that was pulled only when they start anew.
+                // After a token was removed, some libraries find it again only after a new initialisation.
                 Err(_) if self.worked && self.refused.is_none() => {
                     end_module(&self.key.module);
                     self.open_session()
@@ -195,7 +200,7 @@ impl Worker {
         }
         match &self.open {
             Some((session, key)) => Ok((session, *key)),
-            None => Err(hangs(&self.key.uri, OPEN)), // It was just set.
+            None => Err(not_responding(&self.key.uri, OPEN_TIMEOUT)), // It was just set.
         }
     }
 
@@ -212,7 +217,7 @@ impl Worker {
         Ok((session, key))
     }
 
-    /// The one token that fits.
+    /// The one token that matches.
     fn slot(&self, pkcs11: &Pkcs11) -> Result<(Slot, TokenInfo), FileError> {
         let module = self.key.module.display();
         let failed = |e: TokenError| FileError {
@@ -222,7 +227,7 @@ impl Worker {
         let mut fitting = Vec::new();
         let mut others = Vec::new();
         for slot in pkcs11.get_slots_with_initialized_token().map_err(failed)? {
-            // One that goes while we look isn't there.
+            // A token that is removed meanwhile is skipped.
             let Ok(info) = pkcs11.get_token_info(slot) else { continue };
             let fits =
                 |wanted: &Option<String>, has: &str| wanted.as_ref().is_none_or(|wanted| wanted == has);
@@ -261,10 +266,10 @@ impl Worker {
                 advice: "put the PIN alone on one line".to_owned(),
             });
         }
-        // Erased when it is dropped.
+        // `AuthPin` erases itself.
         let pin = AuthPin::new(Box::from(text));
         match session.login(UserType::User, Some(&pin)) {
-            // A login is for the whole process: another KME's key may be in the same token.
+            // A login is valid for the whole process: another KME's key may be in the same token.
             Ok(()) | Err(TokenError::Pkcs11(RvError::UserAlreadyLoggedIn, _)) => Ok(()),
             Err(TokenError::Pkcs11(RvError::PinIncorrect | RvError::PinLenRange, _)) => {
                 let refused = FileError {
@@ -312,7 +317,8 @@ impl Worker {
                         self.key.uri
                     ),
                     advice: format!(
-                        "list its keys with `pkcs11-tool --module {} --login --list-objects`, and correct `object=` or `id=`",
+                        "list its keys with `pkcs11-tool --module {} --login --list-objects`, and correct \
+                         `object=` or `id=`",
                         self.key.module.display()
                     ),
                 });
@@ -344,10 +350,10 @@ impl Worker {
     }
 }
 
-/// The libraries that are in use.
+/// The loaded libraries.
 static MODULES: LazyLock<Mutex<HashMap<PathBuf, Pkcs11>>> = LazyLock::new(Mutex::default);
 
-/// Ends the use of a library; whoever had a session in it opens another.
+/// Finalises a library. Users of its sessions open new ones.
 fn end_module(path: &Path) {
     let module = MODULES.lock().unwrap_or_else(PoisonError::into_inner).remove(path);
     if let Some(Err(error)) = module.map(Pkcs11::finalize) {
@@ -355,7 +361,7 @@ fn end_module(path: &Path) {
     }
 }
 
-/// The library at `path`, loaded and initialised once in this process.
+/// The library at `path`, which is loaded and initialised once in this process.
 fn module(path: &Path) -> Result<Pkcs11, FileError> {
     let mut modules = MODULES.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some(module) = modules.get(path) {
@@ -379,7 +385,7 @@ fn module(path: &Path) -> Result<Pkcs11, FileError> {
     Ok(module)
 }
 
-/// The standard's name of an error; its explanations fill pages.
+/// The standard's name of an error, without the library's long explanation.
 fn words(error: &TokenError) -> String {
     match error {
         TokenError::Pkcs11(value, function) => format!("{function:?} says {value:?}"),
@@ -388,7 +394,7 @@ fn words(error: &TokenError) -> String {
     }
 }
 
-/// Shared by all connections of one KME.
+/// A token that all connections to one KME share.
 pub(crate) type SharedToken = Arc<Token>;
 
 #[cfg(test)]
@@ -398,12 +404,12 @@ mod tests {
 
     use super::*;
 
-    /// As what a library clears up at a thread's end.
+    /// Stands for a library's clean-up at a thread's end.
     struct AtEnd(Arc<AtomicBool>);
 
     impl Drop for AtEnd {
         fn drop(&mut self) {
-            // Whoever doesn't wait is faster; nothing can tell the thread that it is waited for.
+            // A caller that doesn't wait is faster; the thread can't observe that it is waited for.
             std::thread::sleep(Duration::from_millis(50));
             self.0.store(true, Ordering::Release);
         }
@@ -412,7 +418,7 @@ mod tests {
     thread_local!(static AT_END: Mutex<Option<AtEnd>> = const { Mutex::new(None) });
 
     #[test]
-    fn the_end_waits_until_the_thread_is_gone_from_the_library() {
+    fn dropping_waits_until_the_thread_has_left_the_library() {
         let gone = Arc::new(AtomicBool::new(false));
         let at_end = AtEnd(Arc::clone(&gone));
         let thread = std::thread::spawn(move || {
@@ -423,14 +429,14 @@ mod tests {
     }
 
     #[test]
-    fn the_end_does_not_wait_for_a_library_that_hangs() {
-        let (stop, hangs) = sync_channel::<()>(0);
+    fn dropping_does_not_wait_for_a_library_that_hangs() {
+        let (stop, not_responding) = sync_channel::<()>(0);
         let thread = std::thread::spawn(move || {
-            let _ = hangs.recv();
+            let _ = not_responding.recv();
         });
         let began = Instant::now();
         drop(TokenThread(Some(thread)));
-        assert!(began.elapsed() >= CLOSE, "it had its time");
+        assert!(began.elapsed() >= CLOSE_TIMEOUT, "it had its time");
         drop(stop);
     }
 }

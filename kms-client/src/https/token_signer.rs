@@ -1,4 +1,4 @@
-//! The signatures of a PKCS#11 token in the form that TLS wants them.
+//! A key in a PKCS #11 token as a rustls signing key.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -18,18 +18,18 @@ use crate::https::files::FileError;
 use crate::https::signature::Algorithm;
 use crate::https::token::{SharedToken, Token};
 
-/// What is signed once at the start, to see that the key is the certificate's.
-const TRIAL: &[u8] = b"qvpn kms-client: is this the key of the certificate?";
+/// Signed once when the token is opened, to check that the key belongs to the certificate.
+const TEST_MESSAGE: &[u8] = b"qvpn kms-client: is this the key of the certificate?";
 
-/// The kind of the certificate's key.
+/// The algorithm of the certificate's key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kind {
+enum KeyAlgorithm {
     P256,
     P384,
     Rsa,
 }
 
-impl Kind {
+impl KeyAlgorithm {
     fn algorithms(self) -> &'static [Algorithm] {
         match self {
             Self::P256 => &[Algorithm::EcdsaP256],
@@ -47,24 +47,24 @@ impl Kind {
     }
 }
 
-/// Why the last signature failed. rustls passes on no more than a line.
-pub(crate) type Problem = Arc<Mutex<Option<FileError>>>;
+/// Why the last signature failed. rustls passes on one line only.
+pub(crate) type LastTokenError = Arc<Mutex<Option<FileError>>>;
 
-/// A key in a token, as rustls wants it.
+/// A key in a token.
 #[derive(Debug)]
 pub(crate) struct TokenSigningKey {
     token: SharedToken,
-    kind: Kind,
+    kind: KeyAlgorithm,
     public: SubjectPublicKeyInfoDer<'static>,
-    problem: Problem,
+    problem: LastTokenError,
 }
 
 impl TokenSigningKey {
-    /// Opens the token, and has it sign once, to see that its key is that of `certificate`.
+    /// Opens the token and has it sign once, to check that its key belongs to `certificate`.
     pub(crate) fn open(
         key: TokenKey,
         certificate: &CertificateDer<'_>,
-        problem: Problem,
+        problem: LastTokenError,
     ) -> Result<Self, FileError> {
         let unusable = || FileError {
             what: "the certificate's public key is of a kind that isn't used with tokens here".to_owned(),
@@ -75,16 +75,16 @@ impl TokenSigningKey {
         let info = parsed.public_key();
         let bits = &info.subject_public_key.data;
         let kind = match info.parsed() {
-            Ok(PublicKey::EC(point)) if point.key_size() == 256 => Kind::P256,
-            Ok(PublicKey::EC(point)) if point.key_size() == 384 => Kind::P384,
-            Ok(PublicKey::RSA(_)) => Kind::Rsa,
+            Ok(PublicKey::EC(point)) if point.key_size() == 256 => KeyAlgorithm::P256,
+            Ok(PublicKey::EC(point)) if point.key_size() == 384 => KeyAlgorithm::P384,
+            Ok(PublicKey::RSA(_)) => KeyAlgorithm::Rsa,
             _ => return Err(unusable()),
         };
         let uri = key.uri.clone();
         let token = Token::open(key)?;
         let algorithm = kind.algorithms().first().copied().unwrap_or(Algorithm::EcdsaP256);
-        let signature = token.sign(algorithm, TRIAL)?;
-        UnparsedPublicKey::new(kind.verification(), bits).verify(TRIAL, &signature).map_err(|_| FileError {
+        let signature = token.sign(algorithm, TEST_MESSAGE)?;
+        UnparsedPublicKey::new(kind.verification(), bits).verify(TEST_MESSAGE, &signature).map_err(|_| FileError {
             what: format!("the key of {uri} isn't the key of the certificate in cert_file"),
             advice: "name the certificate's own key with `object=` or `id=`, or have a certificate made for this one"
                 .to_owned(),
@@ -110,8 +110,8 @@ impl SigningKey for TokenSigningKey {
 
     fn algorithm(&self) -> SignatureAlgorithm {
         match self.kind {
-            Kind::P256 | Kind::P384 => SignatureAlgorithm::ECDSA,
-            Kind::Rsa => SignatureAlgorithm::RSA,
+            KeyAlgorithm::P256 | KeyAlgorithm::P384 => SignatureAlgorithm::ECDSA,
+            KeyAlgorithm::Rsa => SignatureAlgorithm::RSA,
         }
     }
 }
@@ -120,13 +120,13 @@ impl SigningKey for TokenSigningKey {
 struct TokenSigner {
     token: SharedToken,
     algorithm: Algorithm,
-    problem: Problem,
+    problem: LastTokenError,
 }
 
 impl Signer for TokenSigner {
     fn sign(&self, message: &[u8]) -> Result<Vec<u8>, rustls::Error> {
         let sign = || self.token.sign(self.algorithm, message);
-        // A token takes its time. Other tasks of this thread go on elsewhere meanwhile, where there is an elsewhere.
+        // A token may block; a multi-threaded runtime moves this thread's other tasks elsewhere.
         let result = match Handle::try_current().map(|handle| handle.runtime_flavor()) {
             Ok(RuntimeFlavor::MultiThread) => tokio::task::block_in_place(sign),
             _ => sign(),

@@ -1,28 +1,30 @@
-//! When a KME that failed is asked again. Pure: time is an argument, in nanoseconds of `CLOCK_BOOTTIME`.
+//! A circuit breaker: when a KME that failed is asked again. Pure: time is an argument, in nanoseconds of
+//! `CLOCK_BOOTTIME`.
 
-/// How long a KME rests after its first failure, in nanoseconds.
+/// The delay after the first failure, in nanoseconds.
 pub const FIRST_DELAY_NS: u64 = 1_000_000_000;
-/// The longest rest, in nanoseconds.
+/// The longest delay, in nanoseconds.
 pub const MAX_DELAY_NS: u64 = 30_000_000_000;
 
-/// What a failure says about the next attempt.
+/// The class of a failure, which decides the delay until the next attempt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Failure {
-    /// Nothing was there to answer. Looking again after [`FIRST_DELAY_NS`] costs neither side much, and no key.
-    Gone,
-    /// It answered, and badly, or keys may have been spent: it is left alone longer and longer.
-    Bad,
+    /// Nothing answered. A probe every [`FIRST_DELAY_NS`] costs little, and no key.
+    Absent,
+    /// It answered wrongly, or keys may be spent: each delay is twice the former one.
+    Faulty,
 }
 
-/// What may be done with a KME now.
+/// What a caller may do with a KME now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Admission {
-    /// Ask it.
-    Ask,
-    /// Probe it with something that takes no key, and tell the breaker how that went. Only one caller is told so.
+    /// Send any request.
+    Allow,
+    /// Send one request that takes no key, and report its outcome to the breaker. Only one caller gets this
+    /// answer.
     Probe,
-    /// Leave it alone for this many nanoseconds.
-    Rest(u64),
+    /// Send nothing for this number of nanoseconds.
+    Wait(u64),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,8 +34,9 @@ enum State {
     Probing,
 }
 
-/// A circuit breaker: open after a failure, then one probe at a time. After a [`Failure::Bad`] the delay doubles up to
-/// [`MAX_DELAY_NS`] until keys were really delivered again; after a [`Failure::Gone`] it stays short.
+/// A circuit breaker: open after a failure, then one probe at a time. After a [`Failure::Faulty`] the delay
+/// doubles up to [`MAX_DELAY_NS`] until keys are delivered again; after a [`Failure::Absent`] it stays
+/// short.
 #[derive(Debug)]
 pub struct Breaker {
     state: State,
@@ -47,38 +50,39 @@ impl Default for Breaker {
 }
 
 impl Breaker {
-    /// Asks for leave at `now`. After [`Admission::Probe`] one of the three methods below must follow.
+    /// What the caller may do at `now`. After [`Admission::Probe`] the caller must report the outcome, or
+    /// that it dropped the probe.
     pub fn admit(&mut self, now: u64) -> Admission {
         match self.state {
-            State::Closed => Admission::Ask,
+            State::Closed => Admission::Allow,
             State::Open { until } if now >= until => {
                 self.state = State::Probing;
                 Admission::Probe
             }
-            State::Open { until } => Admission::Rest(until - now),
-            State::Probing => Admission::Rest(0),
+            State::Open { until } => Admission::Wait(until - now),
+            State::Probing => Admission::Wait(0),
         }
     }
 
-    /// The KME answered. `delivered` says that it gave keys, and not only that it is there: a KME that answers status and
-    /// hangs on keys goes on to rest longer and longer.
-    pub fn succeeded(&mut self, delivered: bool) {
+    /// The KME answered. `delivered` says that it delivered keys: for a KME that answers status requests
+    /// only, the delay goes on doubling.
+    pub fn on_success(&mut self, delivered: bool) {
         self.state = State::Closed;
         if delivered {
             self.next_delay = FIRST_DELAY_NS;
         }
     }
 
-    /// The KME failed at `now`. Failures of requests that were under way when it was found broken count once.
-    pub fn failed(&mut self, now: u64, how: Failure) {
+    /// The KME failed at `now`. Several failures of concurrent requests count once.
+    pub fn on_failure(&mut self, now: u64, how: Failure) {
         if matches!(self.state, State::Open { .. }) {
             return;
         }
         let delay = match how {
-            Failure::Gone => FIRST_DELAY_NS,
-            Failure::Bad => self.next_delay,
+            Failure::Absent => FIRST_DELAY_NS,
+            Failure::Faulty => self.next_delay,
         };
-        if how == Failure::Bad {
+        if how == Failure::Faulty {
             self.next_delay = (self.next_delay * 2).min(MAX_DELAY_NS);
         }
         self.state = State::Open { until: now.saturating_add(delay) };
@@ -90,27 +94,27 @@ impl Breaker {
         matches!(self.state, State::Open { until } if now >= until)
     }
 
-    /// How long it still rests at `now`, in nanoseconds.
+    /// The delay that is left at `now`, in nanoseconds.
     #[must_use]
-    pub fn rests_for(&self, now: u64) -> u64 {
+    pub fn backoff(&self, now: u64) -> u64 {
         if let State::Open { until } = self.state { until.saturating_sub(now) } else { 0 }
     }
 
-    /// Whether it is anything but closed.
+    /// Whether it is open or probing.
     #[must_use]
     pub fn is_open(&self) -> bool {
         self.state != State::Closed
     }
 
-    /// Ends a rest early: there is reason to think that the failure is over.
-    pub fn cut_short(&mut self, now: u64) {
+    /// Makes a probe due at `now`: there is reason to think that the failure is over.
+    pub fn retry_now(&mut self, now: u64) {
         if let State::Open { until } = &mut self.state {
             *until = (*until).min(now);
         }
     }
 
-    /// The probe was given up before it told anything: the next caller may probe.
-    pub fn probe_dropped(&mut self, now: u64) {
+    /// The probe was dropped without an outcome: the next caller may probe.
+    pub fn on_probe_dropped(&mut self, now: u64) {
         if self.state == State::Probing {
             self.state = State::Open { until: now };
         }
@@ -124,77 +128,77 @@ mod tests {
     const SECOND: u64 = 1_000_000_000;
 
     #[test]
-    fn rests_longer_and_longer_up_to_half_a_minute() {
+    fn the_delay_doubles_up_to_half_a_minute() {
         let mut breaker = Breaker::default();
         let mut now = 5 * SECOND;
-        assert_eq!(breaker.admit(now), Admission::Ask);
+        assert_eq!(breaker.admit(now), Admission::Allow);
         for delay in [1, 2, 4, 8, 16, 30, 30, 30] {
-            breaker.failed(now, Failure::Bad);
-            assert_eq!(breaker.admit(now), Admission::Rest(delay * SECOND));
+            breaker.on_failure(now, Failure::Faulty);
+            assert_eq!(breaker.admit(now), Admission::Wait(delay * SECOND));
             now += delay * SECOND;
-            assert_eq!(breaker.admit(now - 1), Admission::Rest(1));
+            assert_eq!(breaker.admit(now - 1), Admission::Wait(1));
             assert_eq!(breaker.admit(now), Admission::Probe);
-            assert_eq!(breaker.admit(now), Admission::Rest(0), "one probe at a time");
+            assert_eq!(breaker.admit(now), Admission::Wait(0), "one probe at a time");
         }
     }
 
     #[test]
-    fn failures_under_way_count_once() {
+    fn concurrent_failures_count_once() {
         let mut breaker = Breaker::default();
         for _ in 0..100 {
-            breaker.failed(0, Failure::Bad);
+            breaker.on_failure(0, Failure::Faulty);
         }
-        assert_eq!(breaker.admit(0), Admission::Rest(FIRST_DELAY_NS));
+        assert_eq!(breaker.admit(0), Admission::Wait(FIRST_DELAY_NS));
         assert_eq!(breaker.admit(FIRST_DELAY_NS), Admission::Probe);
-        breaker.failed(FIRST_DELAY_NS, Failure::Bad);
-        assert_eq!(breaker.admit(FIRST_DELAY_NS), Admission::Rest(2 * FIRST_DELAY_NS));
+        breaker.on_failure(FIRST_DELAY_NS, Failure::Faulty);
+        assert_eq!(breaker.admit(FIRST_DELAY_NS), Admission::Wait(2 * FIRST_DELAY_NS));
     }
 
     #[test]
     fn only_delivered_keys_reset_the_delay() {
         let mut breaker = Breaker::default();
-        breaker.failed(0, Failure::Bad);
+        breaker.on_failure(0, Failure::Faulty);
         assert_eq!(breaker.admit(SECOND), Admission::Probe);
-        breaker.succeeded(false);
-        assert_eq!(breaker.admit(SECOND), Admission::Ask);
-        breaker.failed(SECOND, Failure::Bad);
-        assert_eq!(breaker.admit(SECOND), Admission::Rest(2 * SECOND));
+        breaker.on_success(false);
+        assert_eq!(breaker.admit(SECOND), Admission::Allow);
+        breaker.on_failure(SECOND, Failure::Faulty);
+        assert_eq!(breaker.admit(SECOND), Admission::Wait(2 * SECOND));
         assert_eq!(breaker.admit(3 * SECOND), Admission::Probe);
-        breaker.succeeded(true);
-        breaker.failed(4 * SECOND, Failure::Bad);
-        assert_eq!(breaker.admit(4 * SECOND), Admission::Rest(SECOND));
+        breaker.on_success(true);
+        breaker.on_failure(4 * SECOND, Failure::Faulty);
+        assert_eq!(breaker.admit(4 * SECOND), Admission::Wait(SECOND));
     }
 
     #[test]
-    fn what_is_gone_is_looked_for_every_second() {
+    fn an_absent_kme_is_probed_every_second() {
         let mut breaker = Breaker::default();
         let mut now = 0;
-        breaker.failed(now, Failure::Bad);
+        breaker.on_failure(now, Failure::Faulty);
         for delay in [1, 1, 1, 1, 1] {
             assert!(!breaker.probe_due(now + delay * SECOND - 1));
             now += delay * SECOND;
             assert!(breaker.probe_due(now));
             assert_eq!(breaker.admit(now), Admission::Probe);
-            breaker.failed(now, Failure::Gone);
+            breaker.on_failure(now, Failure::Absent);
         }
-        breaker.cut_short(now);
+        breaker.retry_now(now);
         assert_eq!(breaker.admit(now), Admission::Probe);
-        breaker.cut_short(now);
-        assert_eq!(breaker.admit(now), Admission::Rest(0), "a probe under way goes on alone");
-        breaker.succeeded(false);
-        breaker.failed(now, Failure::Bad);
-        assert_eq!(breaker.admit(now), Admission::Rest(2 * SECOND), "what is gone counts not as bad");
+        breaker.retry_now(now);
+        assert_eq!(breaker.admit(now), Admission::Wait(0), "one probe at a time");
+        breaker.on_success(false);
+        breaker.on_failure(now, Failure::Faulty);
+        assert_eq!(breaker.admit(now), Admission::Wait(2 * SECOND), "an absence does not double the delay");
     }
 
     #[test]
-    fn a_dropped_probe_leaves_the_way_free() {
+    fn after_a_dropped_probe_the_next_caller_may_probe() {
         let mut breaker = Breaker::default();
-        breaker.failed(0, Failure::Bad);
+        breaker.on_failure(0, Failure::Faulty);
         assert_eq!(breaker.admit(SECOND), Admission::Probe);
-        breaker.probe_dropped(SECOND);
+        breaker.on_probe_dropped(SECOND);
         assert_eq!(breaker.admit(SECOND), Admission::Probe);
-        breaker.succeeded(false);
-        breaker.probe_dropped(SECOND);
-        assert_eq!(breaker.admit(SECOND), Admission::Ask, "a probe that ended isn't dropped");
+        breaker.on_success(false);
+        breaker.on_probe_dropped(SECOND);
+        assert_eq!(breaker.admit(SECOND), Admission::Allow, "a probe with an outcome is not dropped");
     }
 }

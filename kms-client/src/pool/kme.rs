@@ -1,120 +1,32 @@
-//! One KME as the daemon sees it, shared by all peers that use it: a source, its breaker, what is known about each link,
-//! and its health. Keys only pass through.
+//! One KME, shared by all peers that use it: a source, its circuit breakers, what is known about each link,
+//! and its health. It stores no keys.
 
 use std::collections::HashMap;
 use std::future::Future;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use qvpn_types::KeyId;
 use tokio::sync::{Semaphore, SemaphorePermit};
 
 use crate::api::Api;
 use crate::clock::{boottime_ns, unix_seconds};
 use crate::error::{Blame, KmsError, KmsErrorKind, Operation, Phase};
-use crate::key::{KeyId, QkdKey};
+use crate::key::QkdKey;
 use crate::pool::breaker::{Admission, Breaker, Failure};
+use crate::pool::health::{KmeEvent, KmeHealth, KmeState, Observer};
 use crate::source::{Certificates, KeySource, Link};
 
-/// How long the answer about a link holds before it is asked for again, in nanoseconds.
-const LINK_HOLDS_NS: u64 = 600_000_000_000;
-/// A KME that nobody asked for so long is probed, so that a spare one that doesn't work is known before it is needed.
-const IDLE_NS: u64 = 60_000_000_000;
-/// Between two probes of a KME's links: a KME that fails for many peers isn't flooded with probes.
-const PROBE_GAP_NS: u64 = 100_000_000;
-/// Operations at one KME at once; the others wait. A KME that comes back isn't overrun by a thousand peers.
-const AT_ONCE: usize = 16;
-
-/// Whether a KME works.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum KmeState {
-    /// It wasn't asked yet.
-    Unknown,
-    /// Its last answer was one of a KME that works, though perhaps without keys at the moment.
-    Up,
-    /// It failed, and is probed from time to time.
-    Down,
-}
-
-impl KmeState {
-    /// The word in status.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Unknown => "unknown",
-            Self::Up => "up",
-            Self::Down => "down",
-        }
-    }
-}
-
-/// A KME's state for people and programs. Holds no key material; what isn't known is `None`.
-#[derive(Debug, Clone)]
-pub struct KmeHealth {
-    /// Our name for it.
-    pub name: String,
-    /// The interface that it speaks, as in the config.
-    pub api: &'static str,
-    /// Where it is.
-    pub url: String,
-    /// Whether it works.
-    pub state: KmeState,
-    /// The last failure.
-    pub last_error: Option<KmsError>,
-    /// How long ago that was.
-    pub last_error_ago: Option<Duration>,
-    /// How long ago an operation succeeded.
-    pub last_success_ago: Option<Duration>,
-    /// Keys in store by the latest status, as claimed.
-    pub stored_key_count: Option<u64>,
-    /// How long the last successful operation took.
-    pub latency: Option<Duration>,
-    /// Seconds until our certificate ends; negative once it has.
-    pub cert_expires_in_s: Option<i64>,
-    /// Seconds until the KME's certificate ends; negative once it has.
-    pub kme_cert_expires_in_s: Option<i64>,
-    /// The end of our certificate, in seconds since 1970.
-    pub cert_not_after: Option<i64>,
-    /// Why certificate files that changed aren't in use.
-    pub cert_problem: Option<String>,
-}
-
-/// What happened at a KME. Key IDs and keys are in none of these.
-#[derive(Debug, Clone)]
-pub enum KmeEvent {
-    /// It works, for the first time or again.
-    Up {
-        /// Our name for it.
-        kme: String,
-    },
-    /// It stopped working.
-    Down {
-        /// Our name for it.
-        kme: String,
-        /// Why.
-        error: KmsError,
-    },
-    /// It answers again, so whoever waits for keys may ask at once. Whether it gives any isn't known yet.
-    Answers {
-        /// Our name for it.
-        kme: String,
-    },
-    /// It was asked something, for counters and histograms.
-    Asked {
-        /// Our name for it.
-        kme: String,
-        /// What.
-        operation: Operation,
-        /// `ok`, or [`KmsErrorKind::as_str`](crate::KmsErrorKind::as_str).
-        outcome: &'static str,
-        /// How long it took.
-        took: Duration,
-        /// Keys that may be spent without having reached us.
-        keys_lost: u32,
-    },
-}
-
-/// Is told each event, on the task that asked. It must not block.
-pub type Observer = Arc<dyn Fn(KmeEvent) + Send + Sync>;
+/// The status of a link is asked again after this time, in nanoseconds.
+const LINK_MAX_AGE_NS: u64 = 600_000_000_000;
+/// A KME is probed after this time without a request, so that a failed standby KME is known before it is
+/// needed.
+const IDLE_PROBE_INTERVAL_NS: u64 = 60_000_000_000;
+/// The least time between two probes of a KME's links: a KME that fails for many peers isn't flooded with
+/// probes.
+const MIN_PROBE_INTERVAL_NS: u64 = 100_000_000;
+/// More requests wait, so that a KME that returns isn't flooded by a thousand peers.
+const MAX_CONCURRENT_REQUESTS: usize = 16;
 
 type Clock = Arc<dyn Fn() -> u64 + Send + Sync>;
 
@@ -124,7 +36,7 @@ pub struct Kme {
     observer: Observer,
     clock: Clock,
     inner: Mutex<Inner>,
-    at_once: Semaphore,
+    request_slots: Semaphore,
 }
 
 /// A probe that is due.
@@ -132,61 +44,62 @@ pub struct Kme {
 pub struct DueProbe {
     /// The SAE whose link is to be asked about.
     pub peer: String,
-    /// Whether the KME, or this link, had failed; otherwise it was merely not asked for long.
+    /// Whether the KME, or this link, had failed; otherwise it was only idle.
     pub after_failure: bool,
 }
 
-/// A breaker, and the failure that opened it.
+/// A breaker with the failure that opened it.
 #[derive(Default)]
-struct Fuse {
+struct TrippedBreaker {
     breaker: Breaker,
     why: Option<KmsError>,
 }
 
-impl Fuse {
-    fn failed(&mut self, now: u64, why: &KmsError) {
-        self.breaker.failed(now, how_it_failed(why));
+impl TrippedBreaker {
+    fn on_failure(&mut self, now: u64, why: &KmsError) {
+        self.breaker.on_failure(now, failure_class(why));
         self.why = Some(why.clone());
     }
 }
 
-/// Whether nothing was there, or what was there did badly.
-fn how_it_failed(error: &KmsError) -> Failure {
+/// Whether nothing answered, or the answer was wrong.
+fn failure_class(error: &KmsError) -> Failure {
     use KmsErrorKind as K;
     match (error.kind(), error.operation()) {
         (K::Unreachable | K::Timeout(Phase::Resolve | Phase::Connect | Phase::Tls), _)
-        | (K::Timeout(_) | K::ServerFault, Operation::Status) => Failure::Gone,
-        _ => Failure::Bad,
+        | (K::Timeout(_) | K::ServerFault, Operation::Status) => Failure::Absent,
+        _ => Failure::Faulty,
     }
 }
 
 /// What is known about the link to one peer.
 #[derive(Default)]
-struct KnownLink {
-    fuse: Fuse,
-    /// The KME's last words about it, and when they came.
-    told: Option<(u64, Link)>,
-    /// Whether the last answer about it was one of a KME that works.
+struct LinkState {
+    tripped: TrippedBreaker,
+    /// The latest status, and when it came.
+    status: Option<(u64, Link)>,
+    /// Whether the link worked at the last request.
     works: Option<bool>,
-    /// When a request for keys failed though the KME was there, and none went well since. A good status doesn't disprove it.
+    /// When a request for keys failed at a KME that is present, unless one succeeded since. A good status
+    /// doesn't clear it.
     keys_failed: Option<u64>,
 }
 
 #[derive(Default)]
 struct Inner {
-    fuse: Fuse,
-    /// By the other SAE; these are our own config's peers, so there are few.
-    links: HashMap<String, KnownLink>,
+    tripped: TrippedBreaker,
+    /// By the peer's SAE ID. These are peers of the config, so the map is small.
+    links: HashMap<String, LinkState>,
     up: Option<bool>,
-    /// Whether it answered when it was last asked.
+    /// Whether it answered the last request.
     answers: Option<bool>,
-    /// As for a link, where the whole KME is to blame.
+    /// As in [`LinkState`], for failures of the whole KME.
     keys_failed: Option<u64>,
-    /// When it was last asked anything, and when a link may be probed again.
+    /// When the last request began.
     asked_at: Option<u64>,
     next_link_probe: u64,
-    /// The link that was probed last, so that the next one gets its turn.
-    probed: usize,
+    /// Which link the next probe is about.
+    next_probed: usize,
     last_error: Option<(u64, KmsError)>,
     last_success: Option<u64>,
     latency: Option<Duration>,
@@ -194,41 +107,41 @@ struct Inner {
 }
 
 impl Kme {
-    /// A KME that wasn't asked yet.
+    /// A KME that has not been asked yet.
     #[must_use]
     pub fn new(source: Box<dyn KeySource>, observer: Observer) -> Arc<Self> {
         Self::with_clock(source, observer, Arc::new(boottime_ns))
     }
 
-    /// As [`new`](Self::new), with another clock (nanoseconds, never backwards), for tests on virtual time.
+    /// As [`new`](Self::new), with another monotonic clock (nanoseconds), for tests on virtual time.
     #[must_use]
     pub fn with_clock(source: Box<dyn KeySource>, observer: Observer, clock: Clock) -> Arc<Self> {
-        let at_once = Semaphore::new(AT_ONCE);
-        Arc::new(Self { source, observer, clock, inner: Mutex::default(), at_once })
+        let request_slots = Semaphore::new(MAX_CONCURRENT_REQUESTS);
+        Arc::new(Self { source, observer, clock, inner: Mutex::default(), request_slots })
     }
 
-    /// Our name for it.
+    /// Its name in the config.
     #[must_use]
     pub fn name(&self) -> &str {
         self.source.name()
     }
 
-    /// The interface that it speaks.
+    /// Its interface.
     #[must_use]
     pub fn api(&self) -> Api {
         self.source.api()
     }
 
-    /// When its certificates end.
+    /// When its certificates expire.
     #[must_use]
     pub fn certificates(&self) -> Certificates {
         self.source.certificates()
     }
 
-    /// What is known about the link to `peer`, without asking.
+    /// The latest status of the link to `peer`, without a request.
     #[must_use]
     pub fn known_link(&self, peer: &str) -> Option<Link> {
-        self.inner().links.get(peer)?.told.as_ref().map(|(_, link)| link.clone())
+        self.inner().links.get(peer)?.status.as_ref().map(|(_, link)| link.clone())
     }
 
     /// Its state now.
@@ -259,71 +172,72 @@ impl Kme {
         }
     }
 
-    /// The probe that is due now, if one is: of a KME or a link that failed and has rested, or that nobody asked for a
-    /// while. `peers` are the SAEs for which this KME is configured. To be looked at about twice a second.
+    /// The probe that is due now, if any: of a KME or link whose delay after a failure is over, or of an
+    /// idle KME. `peers` are the SAEs for which this KME is configured. Call this about twice a second.
     #[must_use]
     pub fn due_probe(&self, peers: &[&str]) -> Option<DueProbe> {
         let now = (self.clock)();
         let mut inner = self.inner();
         let count = peers.len();
-        let first = inner.probed;
-        let (found, after_failure) = if inner.fuse.breaker.is_open() {
-            (inner.fuse.breaker.probe_due(now).then_some(first), true)
+        let first = inner.next_probed;
+        let (found, after_failure) = if inner.tripped.breaker.is_open() {
+            (inner.tripped.breaker.probe_due(now).then_some(first), true)
         } else {
             let due = |i: &usize| {
                 let link = peers.get(i % count).and_then(|peer| inner.links.get(*peer));
-                link.is_some_and(|link| link.fuse.breaker.probe_due(now))
+                link.is_some_and(|link| link.tripped.breaker.probe_due(now))
             };
             let link = (first..first + count).find(due).filter(|_| inner.up == Some(false));
-            let idle = inner.asked_at.is_none_or(|at| now.saturating_sub(at) >= IDLE_NS);
+            let idle = inner.asked_at.is_none_or(|at| now.saturating_sub(at) >= IDLE_PROBE_INTERVAL_NS);
             (link.or(idle.then_some(first)), link.is_some())
         };
-        let turn = found?.checked_rem(count)?;
-        inner.probed = (turn + 1) % count;
-        // Whoever is told asks at once, and nobody else needs to.
+        let request_slot = found?.checked_rem(count)?;
+        inner.next_probed = (request_slot + 1) % count;
+        // The caller sends the probe at once, so no other caller gets it.
         inner.asked_at = Some(now);
-        Some(DueProbe { peer: (*peers.get(turn)?).to_owned(), after_failure })
+        Some(DueProbe { peer: (*peers.get(request_slot)?).to_owned(), after_failure })
     }
 
-    /// Asks about the link to `peer` now, if the breaker lets us; takes no key. For a health check from time to time.
+    /// Asks about the link to `peer` now, if the breaker allows it. It takes no key.
     ///
     /// # Errors
-    /// The KME's failure, or its former one while it rests.
+    /// The KME's failure, or the former one while the breaker is open.
     pub async fn probe(&self, peer: &str) -> Result<Link, KmsError> {
-        let _turn = self.turn().await;
+        let _turn = self.request_slot().await;
         let _leave = self.admit(peer)?;
         self.ask_link(peer).await
     }
 
-    /// A turn at the KME; no more than [`AT_ONCE`] are given at a time.
-    async fn turn(&self) -> Option<SemaphorePermit<'_>> {
+    /// Waits until fewer than [`MAX_CONCURRENT_REQUESTS`] requests are in progress.
+    async fn request_slot(&self) -> Option<SemaphorePermit<'_>> {
         // The semaphore is never closed.
-        self.at_once.acquire().await.ok()
+        self.request_slots.acquire().await.ok()
     }
 
-    /// The link to `peer`, known or asked. While a breaker is open it is probed, or nothing is done.
+    /// The link to `peer`: the known status if it is recent, else a new one. An open breaker allows a probe
+    /// or nothing.
     pub(crate) async fn link(&self, peer: &str) -> Result<Link, KmsError> {
-        let leave = self.admit(peer)?;
-        if leave.is_none() {
+        let permit = self.admit(peer)?;
+        if permit.is_none() {
             let now = (self.clock)();
             let inner = self.inner();
-            let told = inner.links.get(peer).and_then(|link| link.told.as_ref());
-            if let Some((then, link)) = told
-                && now.saturating_sub(*then) < LINK_HOLDS_NS
+            let status = inner.links.get(peer).and_then(|link| link.status.as_ref());
+            if let Some((then, link)) = status
+                && now.saturating_sub(*then) < LINK_MAX_AGE_NS
             {
                 return Ok(link.clone());
             }
         }
-        let _turn = self.turn().await;
+        let _turn = self.request_slot().await;
         self.ask_link(peer).await
     }
 
-    /// Whether no request of somebody else found the KME or the link broken while this one waited for its turn.
-    fn still_works(&self, peer: &str) -> Result<(), KmsError> {
+    /// Fails if another request tripped a breaker while this one waited.
+    fn check_not_tripped(&self, peer: &str) -> Result<(), KmsError> {
         let inner = self.inner();
-        let fuses = [Some(&inner.fuse), inner.links.get(peer).map(|link| &link.fuse)];
-        match fuses.into_iter().flatten().find(|fuse| fuse.breaker.is_open()) {
-            Some(fuse) => Err(self.resting(fuse, fuse.breaker.rests_for((self.clock)()), peer)),
+        let breakers = [Some(&inner.tripped), inner.links.get(peer).map(|link| &link.tripped)];
+        match breakers.into_iter().flatten().find(|tripped| tripped.breaker.is_open()) {
+            Some(tripped) => Err(self.not_asked_now(tripped, tripped.breaker.backoff((self.clock)()), peer)),
             None => Ok(()),
         }
     }
@@ -334,14 +248,14 @@ impl Kme {
         number: u32,
         bits: u32,
     ) -> Result<Vec<QkdKey>, KmsError> {
-        let _turn = self.turn().await;
-        self.still_works(peer)?;
+        let _turn = self.request_slot().await;
+        self.check_not_tripped(peer)?;
         self.ask(Operation::EncKeys, peer, self.source.fetch_new(peer, number, bits)).await
     }
 
     pub(crate) async fn fetch_by_ids(&self, peer: &str, ids: &[KeyId]) -> Result<Vec<QkdKey>, KmsError> {
-        let _turn = self.turn().await;
-        self.still_works(peer)?;
+        let _turn = self.request_slot().await;
+        self.check_not_tripped(peer)?;
         self.ask(Operation::DecKeys, peer, self.source.fetch_by_ids(peer, ids)).await
     }
 
@@ -349,36 +263,37 @@ impl Kme {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Leave to ask about `peer`: of both breakers the KME's own comes first. A probe's leave is given back when dropped.
-    fn admit<'a>(&'a self, peer: &'a str) -> Result<Option<ProbeLeave<'a>>, KmsError> {
+    /// Asks both breakers, the KME's own first, whether a request about `peer` may be sent. A probe's permit
+    /// is given back when it is dropped.
+    fn admit<'a>(&'a self, peer: &'a str) -> Result<Option<ProbePermit<'a>>, KmsError> {
         let now = (self.clock)();
         let mut inner = self.inner();
-        match inner.fuse.breaker.admit(now) {
-            Admission::Ask => {}
-            Admission::Probe => return Ok(Some(ProbeLeave { kme: self, peer: None })),
-            Admission::Rest(left) => return Err(self.resting(&inner.fuse, left, peer)),
+        match inner.tripped.breaker.admit(now) {
+            Admission::Allow => {}
+            Admission::Probe => return Ok(Some(ProbePermit { kme: self, peer: None })),
+            Admission::Wait(left) => return Err(self.not_asked_now(&inner.tripped, left, peer)),
         }
         let next = inner.next_link_probe;
-        let fuse = &mut inner.links.entry(peer.to_owned()).or_default().fuse;
-        if fuse.breaker.probe_due(now) && next > now {
-            return Err(self.resting(fuse, next - now, peer));
+        let tripped = &mut inner.links.entry(peer.to_owned()).or_default().tripped;
+        if tripped.breaker.probe_due(now) && next > now {
+            return Err(self.not_asked_now(tripped, next - now, peer));
         }
-        match fuse.breaker.admit(now) {
-            Admission::Ask => Ok(None),
+        match tripped.breaker.admit(now) {
+            Admission::Allow => Ok(None),
             Admission::Probe => {
-                inner.next_link_probe = now.saturating_add(PROBE_GAP_NS);
-                Ok(Some(ProbeLeave { kme: self, peer: Some(peer) }))
+                inner.next_link_probe = now.saturating_add(MIN_PROBE_INTERVAL_NS);
+                Ok(Some(ProbePermit { kme: self, peer: Some(peer) }))
             }
-            Admission::Rest(left) => Err(self.resting(fuse, left, peer)),
+            Admission::Wait(left) => Err(self.not_asked_now(tripped, left, peer)),
         }
     }
 
-    /// Why it isn't asked: the failure that opened the breaker, and when it is asked again.
-    fn resting(&self, fuse: &Fuse, left: u64, peer: &str) -> KmsError {
+    /// Why no request is sent: the failure that opened the breaker, and when it is asked again.
+    fn not_asked_now(&self, tripped: &TrippedBreaker, left: u64, peer: &str) -> KmsError {
         let seconds = left.div_ceil(1_000_000_000);
-        let kind = fuse.why.as_ref().map_or(KmsErrorKind::Unreachable, KmsError::kind);
+        let kind = tripped.why.as_ref().map_or(KmsErrorKind::Unreachable, KmsError::kind);
         let error = KmsError::new(kind, self.name(), Operation::Status, peer);
-        match &fuse.why {
+        match &tripped.why {
             Some(why) => error
                 .with_detail(format!("not asked now, again in {seconds} s, since it failed: {why}"))
                 .with_advice(why.advice()),
@@ -390,11 +305,11 @@ impl Kme {
         let link = self.ask(Operation::Status, peer, self.source.link(peer)).await?;
         let mut inner = self.inner();
         inner.stored_key_count = link.stored_key_count;
-        inner.links.entry(peer.to_owned()).or_default().told = Some(((self.clock)(), link.clone()));
+        inner.links.entry(peer.to_owned()).or_default().status = Some(((self.clock)(), link.clone()));
         Ok(link)
     }
 
-    /// Asks, and takes note of how it went.
+    /// Awaits a request and records its outcome.
     async fn ask<T>(
         &self,
         operation: Operation,
@@ -415,13 +330,13 @@ impl Kme {
             let came_back = (answers && inner.answers == Some(false)) || (was_up == Some(false) && works);
             inner.answers = Some(answers);
             if came_back {
-                inner.links.values_mut().for_each(|link| link.fuse.breaker.cut_short(now));
+                inner.links.values_mut().for_each(|link| link.tripped.breaker.retry_now(now));
             }
             match &result {
                 Ok(_) => {
                     inner.last_success = Some(now);
                     inner.latency = Some(took);
-                    // A status that works doesn't mean that the KME does, where keys failed.
+                    // After a failure of keys, a good status does not make the KME `Up`.
                     ((turned && works).then_some(None), came_back, "ok", 0)
                 }
                 Err(error) => {
@@ -443,62 +358,65 @@ impl Kme {
         if back {
             (self.observer)(KmeEvent::Answers { kme: kme.clone() });
         }
-        (self.observer)(KmeEvent::Asked { kme, operation, outcome, took, keys_lost });
+        (self.observer)(KmeEvent::Requested { kme, operation, outcome, took, keys_lost });
         result
     }
 }
 
 impl Inner {
-    /// Sets the breakers after an answer about `peer`, and says whether the KME works: it does if it can be reached and at
-    /// least one link does, so that one peer that is set up wrongly doesn't make it look broken. Where keys failed though
-    /// the KME was there, a good status isn't enough for a while.
+    /// Sets the breakers after a request about `peer`. Returns whether the KME works: it does if it is
+    /// reachable and at least one link works, so that one wrongly configured peer doesn't make it look
+    /// broken. After a failure of keys at a KME that is present, a good status isn't enough for
+    /// [`IDLE_PROBE_INTERVAL_NS`].
     fn note(&mut self, peer: &str, error: Option<&KmsError>, about_keys: bool, now: u64) -> bool {
         let link = self.links.entry(peer.to_owned()).or_default();
         match error.map(|error| (error.blame(), error)) {
             None | Some((Blame::Nothing, _)) => {
                 let delivered = about_keys && error.is_none();
-                self.fuse.breaker.succeeded(delivered);
-                link.fuse.breaker.succeeded(delivered);
+                self.tripped.breaker.on_success(delivered);
+                link.tripped.breaker.on_success(delivered);
                 if about_keys {
                     (self.keys_failed, link.keys_failed) = (None, None);
                 }
-                link.works = Some(!lately(link.keys_failed, now));
+                link.works = Some(!is_recent(link.keys_failed, now));
             }
             Some((Blame::Link, why)) => {
-                self.fuse.breaker.succeeded(false);
-                link.fuse.failed(now, why);
+                self.tripped.breaker.on_success(false);
+                link.tripped.on_failure(now, why);
                 link.keys_failed = about_keys.then_some(now).or(link.keys_failed);
                 link.works = Some(false);
             }
             Some((Blame::Kme, why)) => {
-                self.fuse.failed(now, why);
-                let was_there = how_it_failed(why) == Failure::Bad;
+                self.tripped.on_failure(now, why);
+                let was_there = failure_class(why) == Failure::Faulty;
                 self.keys_failed = (about_keys && was_there).then_some(now).or(self.keys_failed);
                 return false;
             }
         }
-        !lately(self.keys_failed, now) && self.links.values().any(|link| link.works == Some(true))
+        !is_recent(self.keys_failed, now) && self.links.values().any(|link| link.works == Some(true))
     }
 }
 
-fn lately(then: Option<u64>, now: u64) -> bool {
-    then.is_some_and(|then| now.saturating_sub(then) < IDLE_NS)
+fn is_recent(then: Option<u64>, now: u64) -> bool {
+    then.is_some_and(|then| now.saturating_sub(then) < IDLE_PROBE_INTERVAL_NS)
 }
 
-/// Leave for one probe. If its future is dropped before it told anything, the next caller may probe.
-struct ProbeLeave<'a> {
+/// The permit for one probe. If its future is dropped without an outcome, the next caller may probe.
+struct ProbePermit<'a> {
     kme: &'a Kme,
-    /// The link whose breaker gave it; `None`: the KME's own.
+    /// The link whose breaker issued it; `None` for the KME's own.
     peer: Option<&'a str>,
 }
 
-impl Drop for ProbeLeave<'_> {
+impl Drop for ProbePermit<'_> {
     fn drop(&mut self) {
         let now = (self.kme.clock)();
         let mut inner = self.kme.inner();
         match self.peer {
-            None => inner.fuse.breaker.probe_dropped(now),
-            Some(peer) => inner.links.entry(peer.to_owned()).or_default().fuse.breaker.probe_dropped(now),
+            None => inner.tripped.breaker.on_probe_dropped(now),
+            Some(peer) => {
+                inner.links.entry(peer.to_owned()).or_default().tripped.breaker.on_probe_dropped(now)
+            }
         }
     }
 }

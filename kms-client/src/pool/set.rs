@@ -1,20 +1,22 @@
-//! One peer's KMEs, in order. A failure at one leads to the next, always within this SAE pair, and a key's ID is asked
-//! only of a KME that can know it.
+//! One peer's KMEs, in order: failover from one to the next, always within one SAE pair, and QKD before
+//! files of keys. A key ID is sent only to a KME that can know it.
 
+use qvpn_types::KeyId;
 use std::sync::Arc;
 
 use crate::api::Api;
 use crate::error::{Blame, KmsError, KmsErrorKind, Operation};
-use crate::key::{KEY_BITS, KeyId, KeyRef, MAX_KEYS_PER_CALL, QkdKey};
-use crate::pool::kme::{Kme, KmeHealth};
+use crate::key::{KEY_BITS, KeyRef, MAX_KEYS_PER_CALL, QkdKey};
+use crate::pool::health::KmeHealth;
+use crate::pool::kme::Kme;
 use crate::source::{KEY_FILE_LINK, Link};
 
-/// The ordered KMEs of one peer. The KMEs themselves are shared between peers.
+/// The KMEs of one peer, in order. Peers share the KMEs themselves.
 pub struct KmeSet {
     kmes: Vec<Arc<Kme>>,
 }
 
-/// Why none of the KMEs delivered: one error each, in their order.
+/// Why none of the KMEs delivered: one error for each, in order.
 #[derive(Debug, Clone, thiserror::Error)]
 #[error("{}", self.text())]
 pub struct SetError {
@@ -23,13 +25,13 @@ pub struct SetError {
 }
 
 impl SetError {
-    /// Whether at least one KME works and merely has no key at the moment.
+    /// Whether at least one KME works and only has no key at the moment.
     #[must_use]
     pub fn is_exhausted(&self) -> bool {
         self.errors.iter().any(|e| e.kind() == KmsErrorKind::Exhausted)
     }
 
-    /// Keys that may be spent without having reached us.
+    /// Keys that may be spent without having arrived here.
     #[must_use]
     pub fn keys_lost(&self) -> u32 {
         self.errors.iter().fold(0, |sum, e| sum.saturating_add(e.keys_lost()))
@@ -40,12 +42,33 @@ impl SetError {
     }
 }
 
-/// What came of asking for keys by their IDs.
+/// A request for new keys.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct NewKeysRequest<'a> {
+    /// The most keys that may come; at least one comes.
+    pub number: u32,
+    /// Whether keys from files are excluded.
+    pub qkd_only: bool,
+    /// Links (source and target KME) whose KMEs are asked last: the other site can't get their keys at the
+    /// moment.
+    pub avoid: &'a [(String, String)],
+}
+
+/// New keys, all from one KME.
+pub struct NewKeys {
+    /// Never empty.
+    pub keys: Vec<QkdKey>,
+    /// For keys from a file: why no QKD KME delivered any.
+    pub qkd_failed: Option<SetError>,
+}
+
+/// The result of a request for keys by their IDs.
 #[derive(Default)]
 pub struct FetchedByIds {
     /// The keys that were delivered.
     pub keys: Vec<QkdKey>,
-    /// The rest, each with the error that says most. [`KmsErrorKind::KeyNotFound`] may be asked again for a bounded time.
+    /// The rest, each with its most specific error. After [`KmsErrorKind::KeyNotFound`] you may ask again
+    /// for a bounded time.
     pub failed: Vec<(KeyId, KmsError)>,
 }
 
@@ -54,12 +77,6 @@ impl KmeSet {
     #[must_use]
     pub fn new(kmes: Vec<Arc<Kme>>) -> Self {
         Self { kmes }
-    }
-
-    /// Those of them whose keys are QKD keys, or those that are files of keys.
-    #[must_use]
-    pub fn only(&self, qkd: bool) -> Self {
-        Self::new(self.kmes.iter().filter(|kme| (kme.api() != Api::File) == qkd).cloned().collect())
     }
 
     /// The KMEs, in order.
@@ -74,65 +91,45 @@ impl KmeSet {
         self.kmes.iter().map(|kme| kme.health()).collect()
     }
 
-    /// Takes up to `number` new keys of [`KEY_BITS`] bits shared with `peer_sae` from the first KME that has any: one call,
-    /// within what that KME allows, and a second one for a single key where it has not so many. At least one key comes, and perhaps fewer than asked; each KME has its own deadline.
+    /// Takes up to `number` new keys of [`KEY_BITS`] bits shared with `peer_sae` from the first KME that has
+    /// any. Files of keys come last, wherever they are in the order: a line that is taken is wiped. Each KME
+    /// has its own deadline.
     ///
     /// # Errors
-    /// One error for each KME. A KME whose answer was lost isn't asked again, but the next one is asked for keys of its own.
-    pub async fn fetch_new(&self, peer_sae: &str, number: u32) -> Result<Vec<QkdKey>, SetError> {
-        self.fetch_new_but(peer_sae, number, &[]).await
-    }
-
-    /// As [`fetch_new`](Self::fetch_new), but KMEs of the links in `stuck` (source and target KME) come last: the other site
-    /// can't get their keys now, though they may have many.
-    ///
-    /// # Errors
-    /// As there.
-    pub async fn fetch_new_but(
-        &self,
-        peer_sae: &str,
-        number: u32,
-        stuck: &[(String, String)],
-    ) -> Result<Vec<QkdKey>, SetError> {
-        let is_stuck = |kme: &&Arc<Kme>| {
-            let link = kme.known_link(peer_sae);
-            link.is_some_and(|link| stuck.contains(&(link.source_kme, link.target_kme)))
+    /// One error for each KME that was asked.
+    pub async fn fetch_new(&self, peer_sae: &str, request: NewKeysRequest<'_>) -> Result<NewKeys, SetError> {
+        let (files, qkd): (Vec<_>, Vec<_>) = self.kmes.iter().partition(|kme| kme.api() == Api::File);
+        let use_files = !request.qkd_only && !files.is_empty();
+        let qkd_failed = if qkd.is_empty() && use_files {
+            None
+        } else {
+            match fetch_in_order(&qkd, peer_sae, request).await {
+                Ok(keys) => return Ok(NewKeys { keys, qkd_failed: None }),
+                Err(error) if use_files => Some(error),
+                Err(error) => return Err(error),
+            }
         };
-        let (last, first): (Vec<_>, Vec<_>) = self.kmes.iter().partition(is_stuck);
-        let mut errors = Vec::new();
-        for kme in first.into_iter().chain(last) {
-            let link = match kme.link(peer_sae).await {
-                Ok(link) => link,
-                // A KME without a usable status may still have keys.
-                Err(error) if error.kind() == KmsErrorKind::BadRequest => Link::default(),
-                Err(error) => {
-                    errors.push(error);
-                    continue;
-                }
-            };
-            let number =
-                number.clamp(1, link.max_key_per_request.unwrap_or(number).clamp(1, MAX_KEYS_PER_CALL));
-            match kme.fetch_new(peer_sae, number, KEY_BITS).await {
-                Ok(keys) => return Ok(keys),
-                // Many KMEs give all keys that are asked for or none. Such a refusal spent nothing, and perhaps there is one.
-                Err(error) if number > 1 && refused(&error) => {
-                    match kme.fetch_new(peer_sae, 1, KEY_BITS).await {
-                        Ok(keys) => return Ok(keys),
-                        Err(error) => errors.push(error),
-                    }
-                }
-                Err(error) => errors.push(error),
+        match fetch_in_order(&files, peer_sae, request).await {
+            Ok(keys) => Ok(NewKeys { keys, qkd_failed }),
+            Err(SetError { errors }) => {
+                let former = qkd_failed.map_or_else(Vec::new, |error| error.errors);
+                Err(SetError { errors: former.into_iter().chain(errors).collect() })
             }
         }
-        if errors.is_empty() {
-            errors.push(no_kme(Operation::EncKeys, peer_sae));
-        }
-        Err(SetError { errors })
     }
 
-    /// Takes the keys that `peer_sae` took before. Each is asked only of KMEs that can know it: those whose own status
-    /// names the pair of KMEs that issued it, or, where one of both isn't known, all in order.
-    pub async fn fetch_by_ids(&self, peer_sae: &str, refs: &[KeyRef]) -> FetchedByIds {
+    /// Takes the keys that `peer_sae` took before, with `qkd_only` from no file. A key is requested only
+    /// from KMEs that can know it: those whose own status names the pair of KMEs that issued it or, where
+    /// one of both is unknown, all in order.
+    pub async fn fetch_by_ids(&self, peer_sae: &str, refs: &[KeyRef], qkd_only: bool) -> FetchedByIds {
+        if qkd_only && self.kmes.iter().any(|kme| kme.api() == Api::File) {
+            let kmes = self.kmes.iter().filter(|kme| kme.api() != Api::File).cloned().collect();
+            return Self::new(kmes).fetch_from_all(peer_sae, refs).await;
+        }
+        self.fetch_from_all(peer_sae, refs).await
+    }
+
+    async fn fetch_from_all(&self, peer_sae: &str, refs: &[KeyRef]) -> FetchedByIds {
         let mut pending: Vec<(&KeyRef, Option<KmsError>)> = Vec::new();
         for key in refs {
             if !pending.iter().any(|(other, _)| other.id == key.id) {
@@ -144,7 +141,7 @@ impl KmeSet {
             if pending.is_empty() {
                 break;
             }
-            // One that is down shall not hold up keys that are not its own.
+            // A KME that is down must not delay keys of other KMEs.
             if let Some(known) = kme.known_link(peer_sae)
                 && !pending.iter().any(|(key, _)| self.can_know(kme, &known, key))
             {
@@ -156,7 +153,7 @@ impl KmeSet {
                 Err(error) => {
                     let known = kme.known_link(peer_sae).unwrap_or_default();
                     for (_, failed) in pending.iter_mut().filter(|(key, _)| self.can_know(kme, &known, key)) {
-                        keep_telling(failed, error.clone());
+                        keep_most_specific(failed, error.clone());
                     }
                     continue;
                 }
@@ -168,7 +165,7 @@ impl KmeSet {
             for chunk in askable.chunks(usize::try_from(most).unwrap_or(1).max(1)) {
                 let broken = ask_chunk(kme, peer_sae, chunk, &mut results).await;
                 if let Some(error) = broken {
-                    // It broke down: the remaining chunks fare no better.
+                    // The KME failed, so the remaining chunks would fail too.
                     let left = askable.iter().filter(|key| !results.iter().any(|(id, _)| *id == key.id));
                     let left: Vec<_> = left.map(|key| (key.id.clone(), Err(error.clone()))).collect();
                     results.extend(left);
@@ -180,7 +177,7 @@ impl KmeSet {
                 match result {
                     Ok(mut key) => {
                         let (wanted, _) = pending.swap_remove(i);
-                        // The other site's words for the pair, so that both sites call the key the same.
+                        // Use the other site's KME IDs, so that both sites give the key the same name.
                         if !wanted.source_kme.is_empty() {
                             key.source_kme.clone_from(&wanted.source_kme);
                         }
@@ -189,23 +186,23 @@ impl KmeSet {
                         }
                         keys.push(key);
                     }
-                    Err(error) => keep_telling(&mut pending[i].1, error),
+                    Err(error) => keep_most_specific(&mut pending[i].1, error),
                 }
             }
         }
         let failed = pending
             .into_iter()
             .map(|(key, error)| {
-                (key.id.clone(), error.unwrap_or_else(|| self.nobody_can_know(peer_sae, key)))
+                (key.id.clone(), error.unwrap_or_else(|| self.no_kme_can_know(peer_sae, key)))
             })
             .collect();
         FetchedByIds { keys, failed }
     }
 
-    /// Whether a KME with this link can know `key`. With one KME there is nothing to choose, and names may differ from
-    /// site to site; with several, asking the wrong one could take another peer's key that has the same ID.
+    /// Whether a KME with this link can know `key`. A single KME is always asked, since the sites may name
+    /// it differently. With several, the wrong one could deliver another peer's key that has the same ID.
     fn can_know(&self, kme: &Kme, link: &Link, key: &KeyRef) -> bool {
-        // A key from a file is in a file here, and nowhere else.
+        // A key from a file is in a file here too.
         if (kme.api() == Api::File) != from_file(key) {
             return false;
         }
@@ -214,11 +211,11 @@ impl KmeSet {
             return true;
         }
         let (ours, theirs) = ((&link.source_kme, &link.target_kme), (&key.source_kme, &key.target_kme));
-        // Seen from the slave the names stand the other way round, but some KMEs give them in a fixed order.
+        // The slave's status has the names in reverse order, except at KMEs that use a fixed order.
         ours == (theirs.1, theirs.0) || ours == theirs
     }
 
-    fn nobody_can_know(&self, peer_sae: &str, key: &KeyRef) -> KmsError {
+    fn no_kme_can_know(&self, peer_sae: &str, key: &KeyRef) -> KmsError {
         if self.kmes.is_empty() {
             return no_kme(Operation::DecKeys, peer_sae);
         }
@@ -250,6 +247,50 @@ impl KmeSet {
     }
 }
 
+/// Asks `kmes` in order: one request, within what the KME allows, and a second one for a single key where it
+/// doesn't have as many. KMEs of the links in `avoid` come last. A KME whose answer was lost isn't asked
+/// again.
+async fn fetch_in_order(
+    kmes: &[&Arc<Kme>],
+    peer_sae: &str,
+    request: NewKeysRequest<'_>,
+) -> Result<Vec<QkdKey>, SetError> {
+    let is_unreachable = |kme: &&&Arc<Kme>| {
+        let link = kme.known_link(peer_sae);
+        link.is_some_and(|link| request.avoid.contains(&(link.source_kme, link.target_kme)))
+    };
+    let (last, first): (Vec<&Arc<Kme>>, Vec<&Arc<Kme>>) = kmes.iter().partition(is_unreachable);
+    let mut errors = Vec::new();
+    for kme in first.into_iter().chain(last) {
+        let link = match kme.link(peer_sae).await {
+            Ok(link) => link,
+            // A KME without a usable status may still deliver keys.
+            Err(error) if error.kind() == KmsErrorKind::BadRequest => Link::default(),
+            Err(error) => {
+                errors.push(error);
+                continue;
+            }
+        };
+        let number = request
+            .number
+            .clamp(1, link.max_key_per_request.unwrap_or(request.number).clamp(1, MAX_KEYS_PER_CALL));
+        match kme.fetch_new(peer_sae, number, KEY_BITS).await {
+            Ok(keys) => return Ok(keys),
+            // Many KMEs deliver all the keys of a request or none. A refusal spends nothing, and one key may
+            // be left.
+            Err(error) if number > 1 && refused(&error) => match kme.fetch_new(peer_sae, 1, KEY_BITS).await {
+                Ok(keys) => return Ok(keys),
+                Err(error) => errors.push(error),
+            },
+            Err(error) => errors.push(error),
+        }
+    }
+    if errors.is_empty() {
+        errors.push(no_kme(Operation::EncKeys, peer_sae));
+    }
+    Err(SetError { errors })
+}
+
 fn refused(error: &KmsError) -> bool {
     matches!(error.kind(), KmsErrorKind::Exhausted | KmsErrorKind::BadRequest)
 }
@@ -260,8 +301,8 @@ fn from_file(key: &KeyRef) -> bool {
 
 type ById = (KeyId, Result<QkdKey, KmsError>);
 
-/// Asks one KME for some keys at once; if it doesn't know one of them, for each alone, since the document has only one
-/// answer for "one or more keys are not found". Returns the error if the KME broke down.
+/// Asks one KME for several keys at once and, if it doesn't know one of them, for each alone: ETSI GS QKD
+/// 014 has only one answer for "one or more keys are not found". Returns the error if the KME failed.
 async fn ask_chunk(
     kme: &Kme,
     peer_sae: &str,
@@ -274,7 +315,7 @@ async fn ask_chunk(
             for key in keys {
                 results.push((key.id.clone(), Ok(key)));
             }
-            // A KME that sends fewer hasn't the others yet.
+            // A KME that sends fewer doesn't have the others yet.
             for id in ids {
                 if !results.iter().any(|(other, _)| *other == id) {
                     let error =
@@ -303,9 +344,9 @@ async fn ask_chunk(
     }
 }
 
-/// Keeps the error that says most about a key: that a KME which works doesn't know it is less than that the KME which may
-/// know it is down.
-fn keep_telling(kept: &mut Option<KmsError>, new: KmsError) {
+/// Keeps the most specific error about a key: "the KME that may know it is down" replaces "a KME doesn't
+/// know it".
+fn keep_most_specific(kept: &mut Option<KmsError>, new: KmsError) {
     let replace = kept
         .as_ref()
         .is_none_or(|old| old.kind() == KmsErrorKind::KeyNotFound && new.blame() != Blame::Nothing);

@@ -1,4 +1,4 @@
-//! What a check finds, and what it may look at.
+//! The findings of a check, and the kinds of sources that it can check.
 
 use std::time::Duration;
 
@@ -9,19 +9,19 @@ use crate::etsi014::client::KmsClient;
 use crate::skip::client::SkipClient;
 use crate::source::KeySource;
 
-/// An answer that took longer is worth a word.
-const SLOW: Duration = Duration::from_secs(1);
+/// A slower answer is reported.
+const SLOW_ANSWER: Duration = Duration::from_secs(1);
 
-/// What a finding is about, in the order of the check.
+/// The subject of a finding, in the order of the check.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Step {
-    /// Name and TCP.
+    /// Name lookup and TCP.
     Reach,
     /// Version, group and suite.
     Tls,
     /// The KME's certificate, and ours.
     Certificate,
-    /// As whom the KME knows us.
+    /// The KME's name for us.
     Identity,
     /// The link's status.
     Status,
@@ -32,7 +32,7 @@ pub enum Step {
 }
 
 impl Step {
-    /// The fixed word.
+    /// The fixed word for programs.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -47,7 +47,7 @@ impl Step {
     }
 }
 
-/// How a finding is to be taken.
+/// The result of one check.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
     /// As it should be.
@@ -56,7 +56,7 @@ pub enum Verdict {
     Quirk,
     /// qvpn can't work with it.
     Failed,
-    /// Not looked at.
+    /// Not checked.
     Skipped,
 }
 
@@ -73,18 +73,18 @@ impl Verdict {
     }
 }
 
-/// One thing that was found. Holds no key material.
+/// One finding. It holds no key material.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Finding {
-    /// What it is about.
+    /// The subject.
     pub step: Step,
-    /// How it is to be taken.
+    /// The result.
     pub verdict: Verdict,
     /// A fixed word for programs.
     pub code: &'static str,
     /// In words.
     pub text: String,
-    /// What to do; empty where there is nothing to do.
+    /// What to do; empty if there is nothing to do.
     pub advice: String,
 }
 
@@ -111,14 +111,14 @@ pub fn skipped(step: Step, code: &'static str, why: impl Into<String>) -> Findin
     Finding { step, verdict: Verdict::Skipped, code, text: why.into(), advice: String::new() }
 }
 
-/// The KME that is looked at.
+/// The source that is checked.
 #[derive(Clone, Copy)]
 pub enum Probed<'a> {
-    /// It speaks ETSI GS QKD 014, so its status is looked at field by field.
+    /// ETSI GS QKD 014: its status is checked field by field.
     Etsi014(&'a KmsClient),
-    /// It speaks SKIP, and its capabilities are looked at.
+    /// SKIP: its capabilities are checked.
     Skip(&'a SkipClient),
-    /// It is something else.
+    /// Another kind.
     Other(&'a dyn KeySource),
 }
 
@@ -134,13 +134,13 @@ impl<'a> Probed<'a> {
     }
 }
 
-/// A word about an answer that took long, apart from the way.
+/// Reports a slow answer, not counting the time of the connection.
 pub(crate) fn slow(step: Step, began: Instant, source: &dyn KeySource) -> Option<Finding> {
-    let way = source
+    let connection_time = source
         .connection()
         .map_or(Duration::ZERO, |c| c.connected_in.unwrap_or_default() + c.tls_in.unwrap_or_default());
-    let took = began.elapsed().saturating_sub(way);
-    (took >= SLOW).then(|| {
+    let took = began.elapsed().saturating_sub(connection_time);
+    (took >= SLOW_ANSWER).then(|| {
         quirk(
             step,
             "slow",

@@ -1,4 +1,4 @@
-//! Looking at a KME: the way to it, its certificate, and what it tells of a link. Takes no key.
+//! Checks a KME without taking a key: the connection, the certificates, and the status of a link.
 
 use tokio::time::Instant;
 
@@ -10,44 +10,45 @@ use crate::probe::finding::{Finding, Probed, Step, failed, ok, quirk, slow};
 use crate::skip::wire::Capabilities;
 use crate::source::{Certificates, Connection, Link};
 
-/// A certificate that ends sooner is worth a word, in days.
-const SOON: i64 = 30;
-const DAY: i64 = 86_400;
+/// A certificate that expires sooner is reported.
+const CERTIFICATE_WARNING_DAYS: i64 = 30;
+const SECONDS_PER_DAY: i64 = 86_400;
 
-/// What looking told.
-pub struct Looked {
+/// The result of a status check.
+pub struct StatusReport {
     /// In the order of the steps.
     pub findings: Vec<Finding>,
-    /// The link, if the KME told of it.
+    /// The link, if the KME reported it.
     pub link: Option<Link>,
 }
 
-/// Connects and asks for the status of the link to `peer_sae`; takes no key. `own_sae` is our SAE ID at this KME.
-pub async fn look(probed: Probed<'_>, own_sae: &str, peer_sae: &str) -> Looked {
+/// Connects and asks for the status of the link to `peer_sae`. `own_sae` is our SAE ID at this KME.
+pub async fn check_status(probed: Probed<'_>, own_sae: &str, peer_sae: &str) -> StatusReport {
     let source = probed.source();
     let began = Instant::now();
     let answer = match probed {
         Probed::Etsi014(client) => {
-            client.status(peer_sae).await.map(|status| (status.link(), Told::Status(Box::new(status))))
+            client.status(peer_sae).await.map(|status| (status.link(), KmeDetails::Status(Box::new(status))))
         }
-        Probed::Skip(client) => {
-            client.capabilities(peer_sae).await.map(|told| (told.link(peer_sae), Told::Capabilities(told)))
-        }
-        Probed::Other(source) => source.link(peer_sae).await.map(|link| (link, Told::Nothing)),
+        Probed::Skip(client) => client
+            .capabilities(peer_sae)
+            .await
+            .map(|details| (details.link(peer_sae), KmeDetails::Capabilities(details))),
+        Probed::Other(source) => source.link(peer_sae).await.map(|link| (link, KmeDetails::Nothing)),
     };
     let mut findings = Vec::new();
     findings.extend(slow(Step::Status, began, source).filter(|_| answer.is_ok()));
     let connection = source.connection();
     if let Some(connection) = &connection {
-        way(connection, &source.certificates(), &mut findings);
+        connection_findings(connection, &source.certificates(), &mut findings);
     }
     let link = match answer {
-        Ok((link, told)) => {
+        Ok((link, details)) => {
             findings.push(link_finding(&link));
-            match &told {
-                Told::Status(status) => status_findings(status, own_sae, peer_sae, &mut findings),
-                Told::Capabilities(told) => capabilities_findings(told, own_sae, &mut findings),
-                Told::Nothing => {}
+            match &details {
+                KmeDetails::Status(status) => status_findings(status, own_sae, peer_sae, &mut findings),
+                KmeDetails::Capabilities(details) => capabilities_findings(details, own_sae, &mut findings),
+                KmeDetails::Nothing => {}
             }
             Some(link)
         }
@@ -58,11 +59,11 @@ pub async fn look(probed: Probed<'_>, own_sae: &str, peer_sae: &str) -> Looked {
         }
     };
     findings.sort_by_key(|finding| finding.step);
-    Looked { findings, link }
+    StatusReport { findings, link }
 }
 
-/// What it said of itself, beside the link.
-enum Told {
+/// What a KME reports beside the link.
+enum KmeDetails {
     Status(Box<Status>),
     Capabilities(Capabilities),
     Nothing,
@@ -82,8 +83,8 @@ fn step_of(error: &KmsError, on_the_way: bool) -> Step {
     }
 }
 
-/// What the connection was like.
-fn way(connection: &Connection, certificates: &Certificates, findings: &mut Vec<Finding>) {
+/// Findings about the connection and the certificates.
+fn connection_findings(connection: &Connection, certificates: &Certificates, findings: &mut Vec<Finding>) {
     if let (Some(address), Some(took)) = (connection.address, connection.connected_in) {
         findings.push(ok(Step::Reach, "tcp", format!("{address} answers in {} ms", took.as_millis())));
     }
@@ -94,12 +95,13 @@ fn way(connection: &Connection, certificates: &Certificates, findings: &mut Vec<
             false => quirk(
                 Step::Tls,
                 "tls_not_quantum_safe",
-                format!("{text}: who records this connection can read its keys with a quantum computer later"),
-                "ask the KME's vendor for TLS 1.3 with X25519MLKEM768, and keep the way to the KME inside the site",
+                format!("{text}: an attacker who records this connection can read its keys later with a quantum computer"),
+                "ask the KME's vendor for TLS 1.3 with X25519MLKEM768, and keep the way to the KME inside \
+                 the site",
             ),
         });
     }
-    // One that was refused is told with its reason.
+    // A refused certificate is reported with its error.
     if let (Some(certificate), Some(_)) = (&connection.certificate, &connection.tls) {
         let text = format!(
             "the KME's, {} for {}, issued by {}, ends in {} days",
@@ -108,32 +110,42 @@ fn way(connection: &Connection, certificates: &Certificates, findings: &mut Vec<
             certificate.issuer,
             days_left(certificate.not_after)
         );
-        findings.push(ends(certificate.not_after, "kme_certificate", text, "renew the KME's certificate"));
+        findings.push(expiry_finding(
+            certificate.not_after,
+            "kme_certificate",
+            text,
+            "renew the KME's certificate",
+        ));
     }
     if let Some(end) = certificates.own_not_after {
         let who = certificates.own.as_ref();
         let who = who
             .map_or_else(String::new, |(name, serial)| format!(", {name} with the serial number {serial},"));
         let text = format!("ours{who} ends in {} days", days_left(end));
-        findings.push(ends(
+        findings.push(expiry_finding(
             end,
             "own_certificate",
             text,
             "have our certificate renewed and put it into cert_file",
         ));
     }
-    if let Some(end) = certificates.ca_not_after.filter(|end| days_left(*end) < SOON) {
+    if let Some(end) = certificates.ca_not_after.filter(|end| days_left(*end) < CERTIFICATE_WARNING_DAYS) {
         let text = format!("the CA's in ca_file ends in {} days", days_left(end));
-        findings.push(ends(end, "ca_certificate", text, "put the CA's new certificate into ca_file"));
+        findings.push(expiry_finding(
+            end,
+            "ca_certificate",
+            text,
+            "put the CA's new certificate into ca_file",
+        ));
     }
 }
 
 fn days_left(end: i64) -> i64 {
-    end.saturating_sub(unix_seconds()).div_euclid(DAY)
+    end.saturating_sub(unix_seconds()).div_euclid(SECONDS_PER_DAY)
 }
 
-fn ends(end: i64, code: &'static str, text: String, advice: &str) -> Finding {
-    match days_left(end) < SOON {
+fn expiry_finding(end: i64, code: &'static str, text: String, advice: &str) -> Finding {
+    match days_left(end) < CERTIFICATE_WARNING_DAYS {
         true => quirk(Step::Certificate, "certificate_ends_soon", text, advice),
         false => ok(Step::Certificate, code, text),
     }
@@ -146,9 +158,9 @@ fn link_finding(link: &Link) -> Finding {
     ok(Step::Status, "status", text)
 }
 
-/// What is odd about capabilities (draft-cisco-skip-02 section 4.1).
-fn capabilities_findings(told: &Capabilities, own_sae: &str, findings: &mut Vec<Finding>) {
-    let Capabilities { algorithm, local_system_id, missing, .. } = told;
+/// Findings about capabilities (draft-cisco-skip-02 section 4.1).
+fn capabilities_findings(details: &Capabilities, own_sae: &str, findings: &mut Vec<Finding>) {
+    let Capabilities { algorithm, local_system_id, missing, .. } = details;
     if !algorithm.is_empty() {
         let text = format!("it makes keys by \"{algorithm}\", by its own words");
         findings.push(ok(Step::Status, "algorithm", text));
@@ -174,27 +186,34 @@ fn capabilities_findings(told: &Capabilities, own_sae: &str, findings: &mut Vec<
     } else {
         let text = format!("the key provider calls itself {local_system_id}, our config says {own_sae}");
         let advice =
-            "if it is right, write its name as sae_id into [kms], and at the other site as its peer's sae_id";
+            "if it is right, write its name as sae_id into [kms], and at the other site as its peer's \
+             sae_id";
         quirk(Step::Identity, "identity_other", text, advice)
     });
 }
 
-/// What is odd about a status (ETSI GS QKD 014 section 6.1).
-fn status_findings(status: &Status, own_sae: &str, peer_sae: &str, findings: &mut Vec<Finding>) {
-    findings.push(if status.master_sae_id == own_sae {
+/// Whether the KME knows us by our SAE ID.
+fn identity_finding(status: &Status, own_sae: &str) -> Finding {
+    if status.master_sae_id == own_sae {
         ok(Step::Identity, "identity", format!("the KME knows us as SAE {own_sae}"))
     } else if status.master_sae_id.is_empty() {
         quirk(
             Step::Identity,
             "identity_untold",
             "the status doesn't say as whom the KME knows us",
-            "compare the SAE ID with the KME's operator; a key that can't be fetched at the other site is the sign of a wrong one",
+            "compare the SAE ID with the KME's operator; a key that can't be fetched at the other site is \
+             the sign of a wrong one",
         )
     } else {
         let text = format!("the KME knows us as SAE {}, our config says {own_sae}", status.master_sae_id);
         let advice = "if the KME is right, write its name for us as sae_id into this [[kms.kme]]; otherwise use the certificate that was issued for our SAE ID";
         quirk(Step::Identity, "identity_other", text, advice)
-    });
+    }
+}
+
+/// Findings about a status (ETSI GS QKD 014 clause 6.1).
+fn status_findings(status: &Status, own_sae: &str, peer_sae: &str, findings: &mut Vec<Finding>) {
+    findings.push(identity_finding(status, own_sae));
     let mut odd = |code, text: String, advice: &str| findings.push(quirk(Step::Status, code, text, advice));
     if !status.missing.is_empty() {
         let fields = status.missing.join(", ");

@@ -1,62 +1,62 @@
-//! Taking keys at one KME and fetching them at the other: what comes, whether it is the same, and how long it takes.
+//! Takes keys at one KME, fetches them at the other, and compares them.
 
 use std::time::Duration;
 
+use qvpn_types::KeyId;
 use tokio::time::Instant;
 
 use crate::error::{KmsError, KmsErrorKind, Operation};
 use crate::etsi014::client::KmsClient;
 use crate::key::KEY_BITS;
-use crate::key::{KeyId, QkdKey};
+use crate::key::QkdKey;
 use crate::probe::finding::{Finding, Probed, Step, broken, failed, ok, quirk, skipped, slow};
 use crate::source::{KeySource, Link};
 
-/// Keys that [`take`] asks for: two in one request, which shows whether `number` is heeded, and one in another.
-pub const KEYS_TAKEN: u32 = FIRST + 1;
-/// Keys of the first request.
-const FIRST: u32 = 2;
-/// How long a slave KME may lag in a check.
-const PATIENCE: Duration = Duration::from_secs(5);
-/// Between two questions to a slave KME that lags.
-const PAUSE: Duration = Duration::from_millis(250);
-/// A lag that is worth a word.
-const LAG: Duration = Duration::from_millis(500);
-/// Keys that others may take during a check.
-const MANY: u64 = 32;
+/// Keys that [`check_keys`] asks for: two in one request, to check `number`, and one in another.
+pub const KEYS_TAKEN: u32 = FIRST_BATCH + 1;
+const FIRST_BATCH: u32 = 2;
+/// How long the check waits for a slave KME that lags.
+const MAX_FETCH_LAG: Duration = Duration::from_secs(5);
+const FETCH_RETRY_INTERVAL: Duration = Duration::from_millis(250);
+/// A longer lag is reported.
+const REPORTED_LAG: Duration = Duration::from_millis(500);
+/// Keys that other clients may take during a check.
+const MAX_KEYS_TAKEN_BY_OTHERS: u64 = 32;
 
-/// What taking keys told.
-pub struct Taken {
+/// The result of a check of keys.
+pub struct FetchReport {
     /// In the order of the steps.
     pub findings: Vec<Finding>,
-    /// Keys that this check has spent, or may have.
+    /// Keys that this check spent, or may have spent.
     pub keys_spent: u32,
 }
 
-/// One end of the link that keys are taken over.
+/// One of the two sites of a link.
 #[derive(Clone, Copy)]
-pub struct End<'a> {
+pub struct Site<'a> {
     /// Its KME.
     pub kme: Probed<'a>,
     /// Its SAE ID.
     pub sae: &'a str,
-    /// What its KME told of the link.
+    /// The link as its KME reports it.
     pub link: Option<&'a Link>,
 }
 
-/// Takes up to [`KEYS_TAKEN`] keys as `master` and, if `slave` is given, fetches them there by their IDs and compares.
-/// Two requests, since some servers forget what an earlier one gave, or give it again.
-pub async fn take(master: End<'_>, slave: Option<End<'_>>, slave_sae: &str) -> Taken {
-    let mut taken = Taken { findings: Vec::new(), keys_spent: 0 };
-    let findings = &mut taken.findings;
-    let allowed = master.link.and_then(|link| link.max_key_per_request).unwrap_or(FIRST);
+/// Takes up to [`KEYS_TAKEN`] keys as `master` and, if `slave` is given, fetches them there by their IDs and
+/// compares. It sends two requests, since some servers forget the keys of an earlier request or deliver them
+/// again.
+pub async fn check_keys(master: Site<'_>, slave: Option<Site<'_>>, slave_sae: &str) -> FetchReport {
+    let mut report = FetchReport { findings: Vec::new(), keys_spent: 0 };
+    let findings = &mut report.findings;
+    let allowed = master.link.and_then(|link| link.max_key_per_request).unwrap_or(FIRST_BATCH);
     let source = master.kme.source();
     let mut keys: Vec<QkdKey> = Vec::new();
-    for number in [allowed.clamp(1, FIRST), 1] {
+    for number in [allowed.clamp(1, FIRST_BATCH), 1] {
         let began = Instant::now();
         match source.fetch_new(slave_sae, number, KEY_BITS).await {
             Ok(new) => {
                 let got = u32::try_from(new.len()).unwrap_or(u32::MAX);
-                taken.keys_spent += got;
+                report.keys_spent += got;
                 if got < number {
                     let text = format!(
                         "{} came where {number} were asked for: `number` is ignored, or lists are short",
@@ -69,13 +69,13 @@ pub async fn take(master: End<'_>, slave: Option<End<'_>>, slave_sae: &str) -> T
                 keys.extend(new);
             }
             Err(error) => {
-                taken.keys_spent += error.keys_lost();
+                report.keys_spent += error.keys_lost();
                 findings.push(failed(Step::Take, &error));
-                return taken;
+                return report;
             }
         }
     }
-    let text = format!("{} of {KEY_BITS} bits, which are spent now", count(taken.keys_spent, "key"));
+    let text = format!("{} of {KEY_BITS} bits, which are spent now", count(report.keys_spent, "key"));
     findings.push(ok(Step::Take, "take", text));
     if let Probed::Etsi014(client) = master.kme {
         etsi_take_findings(client, master, slave_sae, &keys, findings).await;
@@ -85,11 +85,12 @@ pub async fn take(master: End<'_>, slave: Option<End<'_>>, slave_sae: &str) -> T
         None => findings.push(skipped(
             Step::Fetch,
             "no_other_end",
-            "the keys weren't fetched at the other site; give its config with --other FILE, on a machine that reaches both KMEs",
+            "the keys weren't fetched at the other site; give its config with --other FILE, on a machine \
+             that reaches both KMEs",
         )),
     }
-    taken.findings.sort_by_key(|finding| finding.step);
-    taken
+    report.findings.sort_by_key(|finding| finding.step);
+    report
 }
 
 fn count(n: u32, thing: &str) -> String {
@@ -98,7 +99,7 @@ fn count(n: u32, thing: &str) -> String {
 
 async fn etsi_take_findings(
     client: &KmsClient,
-    master: End<'_>,
+    master: Site<'_>,
     slave_sae: &str,
     keys: &[QkdKey],
     findings: &mut Vec<Finding>,
@@ -116,13 +117,14 @@ async fn etsi_take_findings(
     let after = client.status(slave_sae).await.ok().and_then(|status| status.stored_key_count);
     let spent = u64::try_from(keys.len()).unwrap_or(u64::MAX);
     if let (Some(before), Some(after)) = (before, after)
-        && (after >= before || before - after > spent + MANY)
+        && (after >= before || before - after > spent + MAX_KEYS_TAKEN_BY_OTHERS)
     {
         findings.push(quirk(
             Step::Take,
             "stored_key_count_wrong",
             format!("stored_key_count went from {before} to {after}, though {spent} keys left the store"),
-            "nothing to do if the link makes keys that fast, or others take them; otherwise the number can't be relied on, and qvpn doesn't",
+            "nothing to do if the link makes keys that fast, or others take them; otherwise the number \
+             can't be relied on, and qvpn doesn't",
         ));
     }
 }
@@ -135,7 +137,7 @@ fn looks_like_uuid(id: &str) -> bool {
 }
 
 /// Fetches the keys at the slave's KME and compares them.
-async fn fetch(master: End<'_>, slave: End<'_>, keys: &[QkdKey], findings: &mut Vec<Finding>) {
+async fn fetch(master: Site<'_>, slave: Site<'_>, keys: &[QkdKey], findings: &mut Vec<Finding>) {
     findings.extend(names_finding(master.link, slave.link));
     let source = slave.kme.source();
     let at = source.name();
@@ -151,14 +153,15 @@ async fn fetch(master: End<'_>, slave: End<'_>, keys: &[QkdKey], findings: &mut 
                 Step::Fetch,
                 "bytes_differ",
                 format!("key {} has other bytes at {at}", key.id),
-                "the two KMEs aren't two ends of one link, or the link is broken: have it checked; qvpn uses none of these keys",
+                "the two KMEs aren't two ends of one link, or the link is broken: have it checked; qvpn \
+                 uses none of these keys",
             ),
         });
     }
     let missing: Vec<&KeyId> = ids.iter().filter(|id| !fetched.iter().any(|key| key.id == **id)).collect();
     match (error, missing.as_slice()) {
         (_, []) => {}
-        // One that knows some of the keys works; the others were lost on the way.
+        // A KME that knows some of the keys works; the others were lost.
         (Some(error), [_, ..]) if fetched.is_empty() || error.kind() != KmsErrorKind::KeyNotFound => {
             findings.push(failed(Step::Fetch, &error));
         }
@@ -168,11 +171,12 @@ async fn fetch(master: End<'_>, slave: End<'_>, keys: &[QkdKey], findings: &mut 
                 Step::Fetch,
                 "keys_missing",
                 format!("{at} doesn't know {} of {} keys: {}", missing.len(), ids.len(), which.join(", ")),
-                "some servers forget a key when the next is taken; qvpn drops such keys after a while and takes others, so more keys are spent: ask the vendor",
+                "some servers forget a key when the next is taken; qvpn drops such keys after a while and \
+                 takes others, so more keys are spent: ask the vendor",
             ));
         }
     }
-    if lag >= LAG {
+    if lag >= REPORTED_LAG {
         let text = format!("{at} knew the keys only after {:.1} s", lag.as_secs_f64());
         let advice = "nothing to do up to 120 s: qvpn fetches keys ahead and asks again";
         findings.push(quirk(Step::Fetch, "lag", text, advice));
@@ -197,7 +201,7 @@ async fn fetch(master: End<'_>, slave: End<'_>, keys: &[QkdKey], findings: &mut 
     }
 }
 
-/// What the KME says to a key that it has delivered before.
+/// Asks again for a key that the KME has delivered.
 async fn asked_again(source: &dyn KeySource, master_sae: &str, id: &KeyId) -> Option<Finding> {
     let at = source.name();
     match source.fetch_by_ids(master_sae, std::slice::from_ref(id)).await {
@@ -205,25 +209,27 @@ async fn asked_again(source: &dyn KeySource, master_sae: &str, id: &KeyId) -> Op
             Step::Fetch,
             "delivers_twice",
             format!("{at} delivered key {id} a second time"),
-            "by the document a delivered key leaves the store; ask the vendor, since whoever gets in later gets old keys",
+            "by the document a delivered key leaves the store; ask the vendor, since an intruder could \
+             then fetch old keys",
         )),
         Err(error) if error.kind() == KmsErrorKind::KeyNotFound => None,
         Err(error) => Some(quirk(
             Step::Fetch,
             "odd_refusal",
             format!("a key that is gone is refused in a way that doesn't say so: {error}"),
-            "ask the vendor; until then qvpn takes a missing key for trouble of the KME",
+            "ask the vendor; until then qvpn treats a missing key as a failure of the KME",
         )),
     }
 }
 
-/// Whether both sites call the two KMEs by the same names.
+/// Whether both sites use the same IDs for the two KMEs.
 fn names_finding(ours: Option<&Link>, theirs: Option<&Link>) -> Option<Finding> {
     let (ours, theirs) = (ours?, theirs?);
     let mirrored = (&ours.source_kme, &ours.target_kme) == (&theirs.target_kme, &theirs.source_kme);
     let same = (&ours.source_kme, &ours.target_kme) == (&theirs.source_kme, &theirs.target_kme);
-    let told = [ours, theirs].iter().all(|link| !link.source_kme.is_empty() && !link.target_kme.is_empty());
-    (told && !mirrored && !same).then(|| {
+    let details =
+        [ours, theirs].iter().all(|link| !link.source_kme.is_empty() && !link.target_kme.is_empty());
+    (details && !mirrored && !same).then(|| {
         quirk(
             Step::Fetch,
             "kme_names_differ",
@@ -231,17 +237,18 @@ fn names_finding(ours: Option<&Link>, theirs: Option<&Link>) -> Option<Finding> 
                 "here the link is {} with {}, there it is {} with {}",
                 ours.source_kme, ours.target_kme, theirs.source_kme, theirs.target_kme
             ),
-            "with one KME for the peer it does no harm; with several qvpn can't tell which of them can know a key: ask the vendor for the same KME IDs at both sites",
+            "with one KME for the peer it does no harm; with several qvpn can't tell which of them can \
+             know a key: ask the vendor for the same KME IDs at both sites",
         )
     })
 }
 
-/// What the slave's KME gave.
+/// The keys of the slave's KME.
 struct Fetched {
     keys: Vec<QkdKey>,
-    /// When the last of them came, if not at once.
+    /// How late the last of them came.
     lag: Duration,
-    /// A list was shorter than what was asked, and the rest came when asked again.
+    /// Whether a list was shorter than the request.
     fewer: bool,
     /// Why some are missing.
     error: Option<KmsError>,
@@ -273,7 +280,7 @@ async fn fetch_all(source: &dyn KeySource, master_sae: &str, ids: &[KeyId]) -> F
                     fetched.keys.extend(keys);
                 }
                 Err(error) => {
-                    // One without POST refuses several IDs at once; other answers may have spent the keys.
+                    // A KME without POST refuses several IDs at once. Other answers may have spent the keys.
                     let go_on = match error.kind() {
                         KmsErrorKind::KeyNotFound => true,
                         KmsErrorKind::BadRequest => group.len() > 1,
@@ -294,9 +301,9 @@ async fn fetch_all(source: &dyn KeySource, master_sae: &str, ids: &[KeyId]) -> F
             fetched.error = None;
             return fetched;
         }
-        if asked >= PATIENCE {
+        if asked >= MAX_FETCH_LAG {
             return fetched;
         }
-        tokio::time::sleep(PAUSE).await;
+        tokio::time::sleep(FETCH_RETRY_INTERVAL).await;
     }
 }

@@ -1,65 +1,72 @@
 //! The Secure Key Integration Protocol (draft-cisco-skip-02) for one key provider: `GET /capabilities`,
-//! `/key?remoteSystemID=` and `/key/{id}`. Many encryptors' key managers speak it. The draft has TLS with external
-//! pre-shared keys; rustls has none, so this is SKIP over mutual TLS with certificates.
+//! `/key?remoteSystemID=` and `/key/{id}`. The draft uses TLS with external pre-shared keys; rustls doesn't
+//! support these, so this is SKIP over mutual TLS with certificates.
 
 use std::sync::{Mutex, PoisonError};
 
 use hyper::Method;
 use percent_encoding::utf8_percent_encode;
 use qvpn_secret::with_scrubbed_stack;
+use qvpn_types::KeyId;
 
 use crate::api::Api;
 use crate::config::KmeConfig;
 use crate::error::{KmsError, KmsErrorKind, Operation, Violation};
 use crate::excerpt::excerpt;
-use crate::https::connector::{Call, Door, ENCODED};
+use crate::https::connector::{Call, ENCODED, KmeConnector};
 use crate::https::http::Answer;
-use crate::key::{KeyId, QkdKey};
-use crate::recent_keys::Delivered;
+use crate::key::QkdKey;
+use crate::recent_keys::RecentKeys;
 use crate::skip::wire::{self, Capabilities};
 use crate::source::{BoxFuture, Certificates, Connection, KeySource, Link};
 
-/// One key provider that speaks SKIP. A peer's SAE ID is its key provider's system ID here. Each operation has a
-/// connection of its own and one deadline; a request gets one key, since SKIP has no other.
+/// One key provider that speaks SKIP. A peer's SAE ID is the system ID of its key provider. Each operation
+/// has its own connection and one deadline. A request delivers one key.
 pub struct SkipClient {
-    door: Door,
+    connector: KmeConnector,
     local: Mutex<String>,
-    delivered: Mutex<Delivered>,
+    delivered: Mutex<RecentKeys>,
 }
 
 impl SkipClient {
-    /// Checks the config and loads the certificates; connects to nothing.
+    /// Checks the config and loads the certificates. It opens no connection.
     ///
     /// # Errors
     /// [`KmsErrorKind::Config`], which names the setting or the file and what to write instead.
     pub fn new(config: KmeConfig) -> Result<Self, KmsError> {
-        Ok(Self { door: Door::new(config)?, local: Mutex::default(), delivered: Mutex::default() })
+        Ok(Self {
+            connector: KmeConnector::new(config)?,
+            local: Mutex::default(),
+            delivered: Mutex::default(),
+        })
     }
 
-    /// Asks what the key provider can do, and for whom.
+    /// Asks what the key provider can do, and for which remote systems.
     ///
     /// # Errors
-    /// [`KmsErrorKind::BadRequest`] if it has no keys for `peer`, and the kinds of the way.
+    /// [`KmsErrorKind::BadRequest`] if it has no keys for `peer`; and the kinds of the connection.
     pub async fn capabilities(&self, peer: &str) -> Result<Capabilities, KmsError> {
         let call = Call { operation: Operation::Status, peer, at_stake: 0 };
-        let answer = self.door.ask(call, Method::GET, "/capabilities", None, self.door.deadline()).await?;
+        let answer =
+            self.connector.ask(call, Method::GET, "/capabilities", None, self.connector.deadline()).await?;
         self.accept(call, &answer)?;
         let parsed = wire::parse_capabilities(answer.body.bytes());
-        let capabilities = parsed.map_err(|broken| self.door.broken(call, broken))?;
+        let capabilities = parsed.map_err(|broken| self.connector.broken(call, broken))?;
         if capabilities.key == Some(false) {
             return Err(self
-                .door
+                .connector
                 .error(KmsErrorKind::BadRequest, call)
                 .with_detail("the key provider says that it gives no keys (\"key\" is false)")
                 .with_advice("have its operator switch keys on; entropy alone is of no use here"));
         }
         if !capabilities.serves(peer) {
             return Err(self
-                .door
+                .connector
                 .error(KmsErrorKind::BadRequest, call)
                 .with_detail(format!("it has keys for {}", list(&capabilities.remote_system_ids)))
                 .with_advice(
-                    "write one of these as the peer's sae_id, or have the key provider's operator add the peer",
+                    "write one of these as the peer's sae_id, or have the key provider's operator add the \
+                     peer",
                 ));
         }
         if let Ok(mut local) = self.local.lock() {
@@ -68,24 +75,29 @@ impl SkipClient {
         Ok(capabilities)
     }
 
-    async fn key(&self, call: Call<'_>, path: &str, asked: wire::Asked<'_>) -> Result<QkdKey, KmsError> {
-        let answer = self.door.ask(call, Method::GET, path, None, self.door.deadline()).await?;
+    async fn key(
+        &self,
+        call: Call<'_>,
+        path: &str,
+        expected: wire::ExpectedKey<'_>,
+    ) -> Result<QkdKey, KmsError> {
+        let answer = self.connector.ask(call, Method::GET, path, None, self.connector.deadline()).await?;
         self.accept(call, &answer)?;
-        let parsed = with_scrubbed_stack(|| wire::parse_key(answer.body.bytes(), &asked));
+        let parsed = with_scrubbed_stack(|| wire::parse_key(answer.body.bytes(), &expected));
         drop(answer);
-        let by_id = matches!(asked, wire::Asked::ById(_));
+        let by_id = matches!(expected, wire::ExpectedKey::ById(_));
         let parsed = parsed.and_then(|key| {
             let key = [key];
             self.delivered.lock().unwrap_or_else(PoisonError::into_inner).note(&key, by_id)?;
             Ok(key)
         });
-        let [(id, secret)] = parsed.map_err(|broken| self.door.broken(call, broken))?;
+        let [(id, secret)] = parsed.map_err(|broken| self.connector.broken(call, broken))?;
         let ours = self.local.lock().map(|local| local.clone()).unwrap_or_default();
-        let (source_kme, target_kme) = match asked {
-            wire::Asked::New { .. } => (ours, call.peer.to_owned()),
-            wire::Asked::ById(_) => (call.peer.to_owned(), ours),
+        let (source_kme, target_kme) = match expected {
+            wire::ExpectedKey::New { .. } => (ours, call.peer.to_owned()),
+            wire::ExpectedKey::ById(_) => (call.peer.to_owned(), ours),
         };
-        let kme = self.door.config.name.clone();
+        let kme = self.connector.config.name.clone();
         Ok(QkdKey { id, secret, source_kme, target_kme, kme, api: Api::Skip })
     }
 
@@ -101,7 +113,7 @@ impl SkipClient {
             matches!(answer.status, 201..=299 | 500 | 502 | 504) && kind != KmsErrorKind::Exhausted;
         let at_stake = if may_be_spent { call.at_stake } else { 0 };
         let mut error =
-            self.door.error(kind, call).with_status(answer.status, excerpt).with_keys_lost(at_stake);
+            self.connector.error(kind, call).with_status(answer.status, excerpt).with_keys_lost(at_stake);
         if kind == KmsErrorKind::ProtocolViolation(Violation::Redirect) {
             let to = answer.location.as_deref().unwrap_or("nowhere");
             error = error
@@ -109,7 +121,7 @@ impl SkipClient {
                 .with_advice("if that is where the key provider is, write its address as url");
         }
         if kind == KmsErrorKind::IdentityRefused {
-            error = error.with_detail(self.door.who_we_are());
+            error = error.with_detail(self.connector.client_identity());
         }
         Err(error)
     }
@@ -124,7 +136,7 @@ fn list(names: &[String]) -> String {
 
 impl KeySource for SkipClient {
     fn name(&self) -> &str {
-        &self.door.config.name
+        &self.connector.config.name
     }
 
     fn api(&self) -> Api {
@@ -132,7 +144,7 @@ impl KeySource for SkipClient {
     }
 
     fn url(&self) -> &str {
-        &self.door.config.url
+        &self.connector.config.url
     }
 
     fn link<'a>(&'a self, peer: &'a str) -> BoxFuture<'a, Result<Link, KmsError>> {
@@ -148,7 +160,7 @@ impl KeySource for SkipClient {
         Box::pin(async move {
             let call = Call { operation: Operation::EncKeys, peer, at_stake: 1 };
             let path = format!("/key?remoteSystemID={}&size={size_bits}", utf8_percent_encode(peer, ENCODED));
-            Ok(vec![self.key(call, &path, wire::Asked::New { size_bits }).await?])
+            Ok(vec![self.key(call, &path, wire::ExpectedKey::New { size_bits }).await?])
         })
     }
 
@@ -164,10 +176,10 @@ impl KeySource for SkipClient {
             for id in ids {
                 let encoded = utf8_percent_encode(id.as_str(), ENCODED);
                 let path = format!("/key/{encoded}?remoteSystemID={}", utf8_percent_encode(peer, ENCODED));
-                match self.key(call, &path, wire::Asked::ById(id)).await {
+                match self.key(call, &path, wire::ExpectedKey::ById(id)).await {
                     Ok(key) => keys.push(key),
                     Err(error) if error.kind() == KmsErrorKind::KeyNotFound => missing = Some(error),
-                    // What came before it is used; the rest is asked for again.
+                    // Return the keys so far; the caller asks for the rest again.
                     Err(_) if !keys.is_empty() => break,
                     Err(error) => return Err(error),
                 }
@@ -180,10 +192,10 @@ impl KeySource for SkipClient {
     }
 
     fn connection(&self) -> Option<Connection> {
-        self.door.last_connection()
+        self.connector.last_connection()
     }
 
     fn certificates(&self) -> Certificates {
-        self.door.certificates()
+        self.connector.certificates()
     }
 }

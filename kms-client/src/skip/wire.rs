@@ -1,33 +1,33 @@
-//! The JSON and the statuses of SKIP (draft-cisco-skip-02). One total parser each; a key's hexadecimal digits are decoded
-//! without a branch or a table into locked memory, and no text of an error comes from a body.
+//! The JSON and the HTTP statuses of SKIP (draft-cisco-skip-02). Each format has one total parser. A key's
+//! hexadecimal digits are decoded into locked memory without branches or tables, and no error quotes a body.
 
 use std::borrow::Cow;
 
 use qvpn_secret::SecretBuf;
+use qvpn_types::KeyId;
 use serde::Deserialize;
 use zeroize::Zeroize;
 
 use crate::error::{KmsErrorKind, Operation, Violation};
 use crate::etsi014::classify::no_key_now;
-use crate::json::{Broken, not_json};
-use crate::key::{KeyId, MAX_KEY_BITS, MIN_KEY_BITS};
+use crate::json::{ProtocolViolation, not_json};
+use crate::key::{MAX_KEY_BITS, MIN_KEY_BITS};
 use crate::source::Link;
 
-/// Most remote systems that are remembered.
-const MAX_REMOTE: usize = 4096;
+const MAX_REMOTE_SYSTEMS: usize = 4096;
 
-/// What a key provider says of itself (section 4.1).
+/// A key provider's capabilities (section 4.1).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Capabilities {
-    /// Whether it gives keys; `None` if it doesn't say.
+    /// Whether it delivers keys; `None` if it doesn't say.
     pub key: Option<bool>,
-    /// How it makes them, in its own words.
+    /// The key provider's name for its method.
     pub algorithm: String,
     /// Its own system ID.
     pub local_system_id: String,
-    /// The system IDs of the key providers that it shares keys with, some of them patterns.
+    /// The system IDs, or patterns of them, of the key providers that it shares keys with.
     pub remote_system_ids: Vec<String>,
-    /// Fields that the draft requires and that didn't come.
+    /// Required fields that are missing.
     pub missing: Vec<&'static str>,
 }
 
@@ -43,14 +43,14 @@ struct RawCapabilities {
 }
 
 impl Capabilities {
-    /// Whether it shares keys with the key provider `remote`. One that names none is taken at its word later.
+    /// Whether it shares keys with the key provider `remote`; true if it names none.
     #[must_use]
     pub fn serves(&self, remote: &str) -> bool {
         self.remote_system_ids.is_empty()
             || self.remote_system_ids.iter().any(|pattern| matches(pattern, remote))
     }
 
-    /// What this says of the link to the key provider `remote`.
+    /// The link to the key provider `remote`.
     pub(crate) fn link(&self, remote: &str) -> Link {
         Link {
             source_kme: self.local_system_id.clone(),
@@ -61,11 +61,11 @@ impl Capabilities {
     }
 }
 
-/// Whether `text` matches `pattern` (section 4.1.2): `*` stands for any characters, `?` for one, `[list]` for one of a list,
-/// `[!list]` for one that isn't in it.
+/// Whether `text` matches `pattern` (section 4.1.2): `*` matches any characters, `?` one, `[list]` one of
+/// the list, and `[!list]` one that isn't in the list.
 fn matches(pattern: &str, text: &str) -> bool {
     let (mut left, mut rest) = (pattern, text);
-    // What stands behind the last *, and the text from where that may begin.
+    // The pattern after the last *, and the text from where it may begin.
     let mut star: Option<(&str, &str)> = None;
     loop {
         if let Some(behind) = left.strip_prefix('*') {
@@ -81,7 +81,7 @@ fn matches(pattern: &str, text: &str) -> bool {
         if left.is_empty() && rest.is_empty() {
             return true;
         }
-        // The last * takes one character more.
+        // Let the last * match one character more.
         let Some((behind, from)) = star else { return false };
         let mut from = from.chars();
         if from.next().is_none() {
@@ -92,12 +92,12 @@ fn matches(pattern: &str, text: &str) -> bool {
     }
 }
 
-/// What is left of `pattern` behind its first element, if that fits `c`.
+/// The rest of `pattern` after its first element, if that element matches `c`.
 fn one(pattern: &str, c: char) -> Option<&str> {
     let mut rest = pattern.chars();
     match rest.next()? {
         '?' => Some(rest.as_str()),
-        // One that isn't closed stands for itself.
+        // Without a closing bracket it is a plain character.
         '[' => match list(rest.as_str(), c) {
             Some((fits, behind)) => fits.then_some(behind),
             None => (c == '[').then_some(rest.as_str()),
@@ -106,8 +106,8 @@ fn one(pattern: &str, c: char) -> Option<&str> {
     }
 }
 
-/// Whether `c` fits the list that begins behind `[`, and what stands behind its `]`. As POSIX has it, ranges are lists too, and
-/// a `]` that comes first is one of the list.
+/// Whether `c` matches the list that follows `[`, and the pattern after its `]`. As in POSIX, a list may
+/// hold ranges, and a `]` that comes first is part of the list.
 fn list(text: &str, c: char) -> Option<(bool, &str)> {
     let (negated, text) = text.strip_prefix('!').map_or((false, text), |text| (true, text));
     let (end, _) = text.char_indices().skip(1).find(|(_, c)| *c == ']')?;
@@ -124,7 +124,7 @@ fn list(text: &str, c: char) -> Option<(bool, &str)> {
     Some((found != negated, behind))
 }
 
-pub(crate) fn parse_capabilities(body: &[u8]) -> Result<Capabilities, Broken> {
+pub(crate) fn parse_capabilities(body: &[u8]) -> Result<Capabilities, ProtocolViolation> {
     must_be_an_object(body)?;
     let raw: RawCapabilities = serde_json::from_slice(body).map_err(|e| not_json(body, &e))?;
     let came = [
@@ -135,7 +135,7 @@ pub(crate) fn parse_capabilities(body: &[u8]) -> Result<Capabilities, Broken> {
         ("remoteSystemID", raw.remote_system_ids.is_some()),
     ];
     let mut remote_system_ids = raw.remote_system_ids.unwrap_or_default();
-    remote_system_ids.truncate(MAX_REMOTE);
+    remote_system_ids.truncate(MAX_REMOTE_SYSTEMS);
     let line = |text: Option<String>| crate::excerpt::one_line(&text.unwrap_or_default());
     Ok(Capabilities {
         key: raw.key,
@@ -146,16 +146,16 @@ pub(crate) fn parse_capabilities(body: &[u8]) -> Result<Capabilities, Broken> {
     })
 }
 
-/// serde would read a list as a struct's fields in their order. A web page is told by the parser.
-fn must_be_an_object(body: &[u8]) -> Result<(), Broken> {
+/// serde would accept an array as the fields of a struct. The parser reports web pages itself.
+fn must_be_an_object(body: &[u8]) -> Result<(), ProtocolViolation> {
     match body.trim_ascii_start().first() {
         Some(b'{' | b'<') | None => Ok(()),
-        Some(_) => Err(Broken(Violation::Json, "the body isn't a JSON object".to_owned())),
+        Some(_) => Err(ProtocolViolation(Violation::Json, "the body isn't a JSON object".to_owned())),
     }
 }
 
-/// What the answer is held against.
-pub(crate) enum Asked<'a> {
+/// What the key of an answer must match.
+pub(crate) enum ExpectedKey<'a> {
     /// A new key.
     New { size_bits: u32 },
     /// The key of this ID.
@@ -183,52 +183,59 @@ struct Key<'a> {
     key: Option<Digits<'a>>,
 }
 
-pub(crate) fn parse_key(body: &[u8], asked: &Asked<'_>) -> Result<(KeyId, SecretBuf), Broken> {
+pub(crate) fn parse_key(
+    body: &[u8],
+    expected: &ExpectedKey<'_>,
+) -> Result<(KeyId, SecretBuf), ProtocolViolation> {
     must_be_an_object(body)?;
     let parsed: Key<'_> = serde_json::from_slice(body).map_err(|e| not_json(body, &e))?;
-    let missing = |name: &str| Broken(Violation::Json, format!("the field \"{name}\" is missing"));
+    let missing = |name: &str| ProtocolViolation(Violation::Json, format!("the field \"{name}\" is missing"));
     let id = parsed.key_id.ok_or_else(|| missing("keyId"))?;
-    let id = KeyId::new(id).map_err(|e| Broken(Violation::KeyId, e.to_string()))?;
-    let id = match asked {
-        Asked::ById(wanted) if same(wanted, &id) => (*wanted).clone(),
-        Asked::ById(_) => {
-            return Err(Broken(Violation::OtherKeyId, format!("key {id} came and wasn't asked for")));
+    let id = KeyId::new(id).map_err(|e| ProtocolViolation(Violation::KeyId, e.to_string()))?;
+    let id = match expected {
+        ExpectedKey::ById(wanted) if same(wanted, &id) => (*wanted).clone(),
+        ExpectedKey::ById(_) => {
+            return Err(ProtocolViolation(
+                Violation::OtherKeyId,
+                format!("key {id} came and wasn't asked for"),
+            ));
         }
-        Asked::New { .. } => id,
+        ExpectedKey::New { .. } => id,
     };
     let digits = parsed.key.ok_or_else(|| missing("key"))?;
     let digits = digits.0.as_bytes();
-    let (least, most, wanted) = match asked {
-        Asked::New { size_bits } => (*size_bits, *size_bits, format!("{size_bits} bits were asked")),
-        Asked::ById(_) => {
+    let (least, most, wanted) = match expected {
+        ExpectedKey::New { size_bits } => (*size_bits, *size_bits, format!("{size_bits} bits were asked")),
+        ExpectedKey::ById(_) => {
             (MIN_KEY_BITS, MAX_KEY_BITS, format!("{MIN_KEY_BITS} to {MAX_KEY_BITS} bits are accepted"))
         }
     };
     let bits = u32::try_from(digits.len().saturating_mul(4)).unwrap_or(u32::MAX);
     if !(least..=most).contains(&bits) {
         let hint = if bits == least * 2 / 3 / 4 * 4 { " (base64 instead of hexadecimal?)" } else { "" };
-        return Err(Broken(
+        return Err(ProtocolViolation(
             Violation::KeySize,
             format!("key {id} has {} hexadecimal digits, and {wanted}{hint}", digits.len()),
         ));
     }
     let mut secret = SecretBuf::zeroed(digits.len() / 2);
     if !decode(digits, secret.expose_mut()) {
-        return Err(Broken(Violation::Base64, format!("key {id} isn't hexadecimal")));
+        return Err(ProtocolViolation(Violation::Base64, format!("key {id} isn't hexadecimal")));
     }
     if secret.expose().iter().fold(0, |all, byte| all | byte) == 0 {
-        return Err(Broken(Violation::ZeroKey, format!("key {id} has only zero bytes")));
+        return Err(ProtocolViolation(Violation::ZeroKey, format!("key {id} has only zero bytes")));
     }
     Ok((id, secret))
 }
 
-/// Whether two IDs are the same. They are hexadecimal by the draft, so a key provider may answer with letters of the other case.
+/// Whether two IDs are equal. IDs are hexadecimal by the draft, so a key provider may change the case of
+/// letters.
 fn same(a: &KeyId, b: &KeyId) -> bool {
     let hexadecimal = |id: &KeyId| id.as_str().bytes().all(|c| c.is_ascii_hexdigit());
     a == b || (hexadecimal(a) && hexadecimal(b) && a.as_str().eq_ignore_ascii_case(b.as_str()))
 }
 
-/// Decodes pairs of hexadecimal digits into `out`, in a time that depends only on their number.
+/// Decodes hexadecimal digits into `out`, in a time that depends only on their number.
 fn decode(digits: &[u8], out: &mut [u8]) -> bool {
     let mut wrong = u16::from(digits.len() != out.len() * 2);
     for (pair, byte) in digits.chunks_exact(2).zip(out) {
@@ -239,7 +246,8 @@ fn decode(digits: &[u8], out: &mut [u8]) -> bool {
     wrong == 0
 }
 
-/// The value of a digit; all ones above for what is none. Each range adds its value where the character is inside it.
+/// The value of a digit, or all ones for another character. Each range adds its value if the character is
+/// inside it.
 fn nibble(character: u8) -> u16 {
     let c = i16::from(character);
     // (low - c) & (c - high) is negative only inside the range, so its sign spreads to a mask.
@@ -251,9 +259,10 @@ fn nibble(character: u8) -> u16 {
     value.cast_unsigned()
 }
 
-/// What an HTTP status means; `message` is what the key provider said. Tables 3 and 7 have 400 for a key ID that is malformed or
-/// not known, 404 for a path and 405 for a method that there isn't, 500 for a failure to read or erase a key, and nothing
-/// for "no key now": that is told from the message, or by statuses that others use.
+/// The meaning of an HTTP status with the key provider's `message`. Tables 3 and 7 have 400 for a key ID
+/// that is malformed or unknown, 404 for an unknown path, 405 for a wrong method, 500 for a failure to read
+/// or erase a key, and nothing for "no key now", which is recognised by the message or by statuses that
+/// other servers use.
 pub(crate) fn classify(operation: Operation, status: u16, message: &str) -> KmsErrorKind {
     use KmsErrorKind as K;
     let no_key = || {
@@ -294,13 +303,13 @@ mod tests {
     }
 
     #[test]
-    fn a_key_is_held_against_what_was_asked() {
+    fn a_key_must_match_the_request() {
         let digits = "ab".repeat(32);
         let id = KeyId::new("0123").unwrap();
         let body = format!(r#"{{"keyId":"0123","key":"{digits}","more":[1]}}"#);
-        let (got, secret) = parse_key(body.as_bytes(), &Asked::New { size_bits: 256 }).unwrap();
+        let (got, secret) = parse_key(body.as_bytes(), &ExpectedKey::New { size_bits: 256 }).unwrap();
         assert_eq!((got.as_str(), secret.expose()), ("0123", &[0xab; 32][..]));
-        assert!(parse_key(body.as_bytes(), &Asked::ById(&id)).is_ok());
+        assert!(parse_key(body.as_bytes(), &ExpectedKey::ById(&id)).is_ok());
         let rows = [
             (String::new(), Violation::Json),
             ("<html>".to_owned(), Violation::Page),
@@ -313,14 +322,16 @@ mod tests {
             (body.replace("ab", "00"), Violation::ZeroKey),
         ];
         for (body, violation) in rows {
-            let Err(Broken(got, text)) = parse_key(body.as_bytes(), &Asked::ById(&id)) else {
+            let Err(ProtocolViolation(got, text)) = parse_key(body.as_bytes(), &ExpectedKey::ById(&id))
+            else {
                 panic!("{body}")
             };
             assert_eq!(got, violation, "{body}");
             assert!(!text.contains(&digits[..8]), "{text}");
         }
         let long = format!(r#"{{"keyId":"0123","key":"{digits}{digits}"}}"#);
-        let Err(Broken(got, _)) = parse_key(long.as_bytes(), &Asked::New { size_bits: 256 }) else {
+        let Err(ProtocolViolation(got, _)) = parse_key(long.as_bytes(), &ExpectedKey::New { size_bits: 256 })
+        else {
             panic!()
         };
         assert_eq!(got, Violation::KeySize);
@@ -394,18 +405,18 @@ mod tests {
     }
 
     #[test]
-    fn an_id_may_come_back_in_the_other_case_and_is_kept_as_it_was_told() {
+    fn an_id_may_come_back_in_the_other_case_and_is_kept_as_requested() {
         let digits = "ab".repeat(32);
-        let asked = |wanted: &str, came: &str| {
+        let expected = |wanted: &str, came: &str| {
             let id = KeyId::new(wanted).unwrap();
             let body = format!(r#"{{"keyId":"{came}","key":"{digits}"}}"#);
-            match parse_key(body.as_bytes(), &Asked::ById(&id)) {
+            match parse_key(body.as_bytes(), &ExpectedKey::ById(&id)) {
                 Ok((id, _)) => Ok(id.as_str().to_owned()),
-                Err(Broken(violation, _)) => Err(violation),
+                Err(ProtocolViolation(violation, _)) => Err(violation),
             }
         };
-        assert_eq!(asked("1726e9AE", "1726E9ae").unwrap(), "1726e9AE");
-        assert_eq!(asked("key-A", "key-a"), Err(Violation::OtherKeyId), "no hexadecimal");
-        assert_eq!(asked("1726e9AE", "1726e9AF"), Err(Violation::OtherKeyId));
+        assert_eq!(expected("1726e9AE", "1726E9ae").unwrap(), "1726e9AE");
+        assert_eq!(expected("key-A", "key-a"), Err(Violation::OtherKeyId), "no hexadecimal");
+        assert_eq!(expected("1726e9AE", "1726e9AF"), Err(Violation::OtherKeyId));
     }
 }

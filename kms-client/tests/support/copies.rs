@@ -8,8 +8,9 @@ const PIECE: usize = 12;
 /// Where the pieces begin; a secret has 32 bytes at least.
 const STARTS: [usize; 4] = [0, 8, 16, 20];
 
-/// How often one of four pieces of 12 bytes of what `byte` gives stands in this process's writable memory. There is no
-/// needle, which would be found itself, and what is read is kept masked, so that it isn't a copy either.
+/// How often one of four pieces of 12 bytes of what `byte` gives stands in this process's writable memory.
+/// There is no needle, which would be found itself, and what is read is kept masked, so that it isn't a copy
+/// either.
 pub fn copies(byte: impl Fn(usize) -> u8) -> usize {
     let firsts = STARTS.map(|at| (at, byte(at) ^ 0xa5));
     // The end of the page before and this one.

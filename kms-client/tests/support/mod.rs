@@ -1,5 +1,5 @@
-//! A KME that does exactly what a test says: real TCP and TLS, a request read by hand, and raw bytes as the answer. It
-//! shares no code with the crate and none with the simulator.
+//! A KME that does exactly what a test says: real TCP and TLS, a request read by hand, and raw bytes as the
+//! answer. It shares no code with the crate and none with the simulator.
 #![allow(dead_code)] // Each test program uses a part of it.
 
 pub mod copies;
@@ -345,7 +345,8 @@ async fn talk(
     Ok(())
 }
 
-/// Checks what holds for every error: it names the KME and the operation, advises, is bounded, and holds no key.
+/// Checks what holds for every error: it names the KME and the operation, advises, is bounded, and holds no
+/// key.
 #[track_caller]
 pub fn check(error: &KmsError, kind: KmsErrorKind, operation: Operation) {
     assert_eq!(error.kind(), kind, "{error}");
