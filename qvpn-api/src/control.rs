@@ -1,11 +1,13 @@
-//! The control API over the daemon's unix socket: one JSON object a line, each way. A connection carries any number of
-//! requests, answered in their order by one line each, but for `events`, whose answer is many lines and which ends it.
+//! The control API over the daemon's unix socket: one JSON object per line in each direction. A connection
+//! carries any number of requests. Each gets one line of reply, in order; `events` gets many lines and ends
+//! the connection.
 //!
 //! ```text
 //! → {"v":1,"request":"rekey","peer":"site-b"}
 //! ← {"v":1,"reply":"rekey","body":{"peers":["site-b"]}}
 //! ```
 
+mod error;
 mod lines;
 
 use std::path::{Path, PathBuf};
@@ -13,6 +15,7 @@ use std::path::{Path, PathBuf};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+pub use error::{CodecError, VERSION};
 pub use lines::{LineBuffer, read_line};
 
 use crate::config::{PeerEdit, QkdPolicy, Role, Suite};
@@ -20,13 +23,11 @@ use crate::events::Event;
 use crate::exit;
 use crate::status::Status;
 
-/// The version of the control API, `v` in each line.
-pub const VERSION: u32 = 1;
-/// The folder of the control sockets.
+/// The directory of the control sockets.
 pub const SOCKET_DIR: &str = "/run/qvpn";
-/// Bytes of the longest request line.
+/// The longest request line, in bytes.
 pub const MAX_REQUEST: usize = 64 * 1024;
-/// Bytes of the longest reply line: the status of many thousand peers.
+/// The longest reply line, in bytes: the status of many thousand peers.
 pub const MAX_REPLY: usize = 32 * 1024 * 1024;
 
 /// The control socket of `interface` in `dir`, which is [`SOCKET_DIR`] outside tests.
@@ -35,7 +36,7 @@ pub fn socket_path(dir: &Path, interface: &str) -> PathBuf {
     dir.join(format!("{interface}.sock"))
 }
 
-/// What a client asks for.
+/// A request of a client.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "request", rename_all = "snake_case")]
 pub enum Request {
@@ -43,24 +44,24 @@ pub enum Request {
     Show,
     /// The configured peers; answered by [`Reply::Peers`].
     Peers,
-    /// A new epoch now; answered by [`Reply::Rekey`] once it is under way.
+    /// Starts a new epoch now; answered by [`Reply::Rekey`] once it has begun.
     Rekey {
-        /// A peer's name or public key; all peers when absent.
+        /// A peer's name or public key; all peers if absent.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         peer: Option<String>,
     },
     /// Reads the config again; answered by [`Reply::Reload`], or by an error of code
     /// [`ErrorCode::ConfigRefused`] with nothing changed.
     Reload,
-    /// Changes one peer of what runs, not of the file; answered as [`Reload`](Self::Reload).
+    /// Changes one peer of the running config, not of the file; answered like [`Reload`](Self::Reload).
     EditPeer {
         /// The change.
         change: PeerEdit,
     },
-    /// The latest events and, with `follow`, all that come; answered by many [`Reply::Event`] and, without `follow`, a
-    /// [`Reply::EventsEnd`]. The connection ends with it.
+    /// The latest events and, with `follow`, all later ones; answered by many [`Reply::Event`] and, without
+    /// `follow`, a [`Reply::EventsEnd`]. Then the connection ends.
     Events {
-        /// Whether to wait for more.
+        /// Whether to wait for later events.
         #[serde(default)]
         follow: bool,
     },
@@ -71,7 +72,7 @@ pub enum Request {
 }
 
 impl Request {
-    /// Whether it changes something, so that only root and the group `qvpn` may ask for it.
+    /// Whether it changes something; only root and the group `qvpn` may send such a request.
     #[must_use]
     pub fn changes_something(&self) -> bool {
         match self {
@@ -81,46 +82,46 @@ impl Request {
     }
 }
 
-/// What the daemon answers.
+/// A reply of the daemon.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "reply", content = "body", rename_all = "snake_case")]
 pub enum Reply {
-    /// To [`Request::Show`].
+    /// The reply to [`Request::Show`].
     Show(Status),
-    /// To [`Request::Peers`], in the config's order.
+    /// The reply to [`Request::Peers`], in the config's order.
     Peers(Vec<PeerSummary>),
-    /// To [`Request::Rekey`].
+    /// The reply to [`Request::Rekey`].
     Rekey {
         /// The names of the peers whose rekey began.
         peers: Vec<String>,
     },
-    /// To [`Request::Reload`] and [`Request::EditPeer`].
+    /// The reply to [`Request::Reload`] and [`Request::EditPeer`].
     Reload {
-        /// What changed, in words; empty when nothing did.
+        /// The changes in words; empty if nothing changed.
         changes: Vec<String>,
     },
-    /// One event, in answer to [`Request::Events`].
+    /// One event, in reply to [`Request::Events`].
     Event(Event),
     /// No more events.
     EventsEnd {
-        /// How many older events the daemon no longer has.
+        /// The number of older events that the daemon no longer has.
         missed: u64,
     },
-    /// To [`Request::Metrics`].
+    /// The reply to [`Request::Metrics`].
     Metrics {
         /// In Prometheus' text format, version 0.0.4.
         text: String,
     },
-    /// To [`Request::Version`].
+    /// The reply to [`Request::Version`].
     Version {
         /// The daemon's version, such as `0.1.0`.
         daemon: String,
-        /// The interface that it runs.
+        /// Its interface.
         interface: String,
         /// Its process ID.
         pid: u32,
     },
-    /// The request was not done.
+    /// The request failed.
     Error(ErrorReply),
 }
 
@@ -142,18 +143,19 @@ pub struct PeerSummary {
     /// Our role, as configured.
     pub role: Role,
     /// Its AEAD.
+    #[serde(with = "crate::config::suite")]
     pub suite: Suite,
 }
 
-/// Why a request was not done.
+/// Why a request failed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[error("{message}")]
 pub struct ErrorReply {
-    /// For programs.
+    /// The kind of failure, for programs.
     pub code: ErrorCode,
-    /// For people: what is wrong and what to do, one line.
+    /// What is wrong and what to do, one line for people.
     pub message: String,
-    /// More lines where one isn't enough, such as each error of a config.
+    /// More lines, such as each error of a config.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub details: Vec<String>,
 }
@@ -165,7 +167,7 @@ impl ErrorReply {
         Self { code, message: message.into(), details: Vec::new() }
     }
 
-    /// The exit code of a command that ends with it.
+    /// The exit code of a command that fails with it.
     #[must_use]
     pub fn exit_code(&self) -> u8 {
         match self.code {
@@ -182,56 +184,27 @@ impl ErrorReply {
 pub enum ErrorCode {
     /// The line has another version of the API.
     Version,
-    /// The line is not a request, or not one that this version knows.
+    /// The line is not a request that this version knows.
     Malformed,
     /// The line is longer than [`MAX_REQUEST`].
     TooLong,
-    /// The caller may only read.
+    /// The caller lacks the permission.
     NotPermitted,
     /// No peer has this name or public key.
     NoSuchPeer,
-    /// The config was refused, and what ran before still runs.
+    /// The config was refused; the former one stays in force.
     ConfigRefused,
-    /// Too many connections or requests at once; try again.
+    /// There are too many connections or requests; try again.
     Busy,
     /// Anything else.
     Failed,
-    /// A code that a newer daemon has.
+    /// A code of a newer daemon.
     #[serde(other)]
     Other,
 }
 
-/// Why a line is not a message.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum CodecError {
-    /// The connection failed.
-    #[error("the control connection failed: {0}")]
-    Io(#[from] std::io::Error),
-    /// The other end closed it in the middle of a line.
-    #[error("the control connection ended in the middle of a message")]
-    Truncated,
-    /// A line without end.
-    #[error("a control message is longer than {limit} bytes")]
-    TooLong {
-        /// The most that is read.
-        limit: usize,
-    },
-    /// Another version of the API.
-    #[error(
-        "the other end speaks version {got} of the control API, this program version {VERSION}; install the same version of qvpn-daemon and qvpn-ctl, and restart the daemon if it is older"
-    )]
-    Version {
-        /// What the line said.
-        got: u64,
-    },
-    /// Not a message.
-    #[error("not a qvpn control message: {0}")]
-    Malformed(String),
-}
-
 impl From<CodecError> for ErrorReply {
-    /// What a daemon answers to a line that it can't take.
+    /// The daemon's reply to an unreadable line.
     fn from(error: CodecError) -> Self {
         let code = match error {
             CodecError::Version { .. } => ErrorCode::Version,
@@ -243,12 +216,12 @@ impl From<CodecError> for ErrorReply {
     }
 }
 
-/// A [`Request`] or a [`Reply`]: a message with a line form.
+/// A message with a line form: a [`Request`] or a [`Reply`].
 pub trait Message: Serialize + DeserializeOwned {
     /// The message as one line, with its line feed.
     ///
     /// # Errors
-    /// [`CodecError::Malformed`] if it has no JSON form, which no message of this crate lacks.
+    /// [`CodecError::Malformed`] if it has no JSON form; every message of this crate has one.
     fn to_line(&self) -> Result<String, CodecError> {
         #[derive(Serialize)]
         struct Line<'a, T> {
@@ -265,7 +238,7 @@ pub trait Message: Serialize + DeserializeOwned {
     /// The message in `line`, with or without its line feed.
     ///
     /// # Errors
-    /// [`CodecError::Version`] for another version's line, else [`CodecError::Malformed`].
+    /// [`CodecError::Version`] for a line of another version, otherwise [`CodecError::Malformed`].
     fn from_line(line: &[u8]) -> Result<Self, CodecError> {
         #[derive(Deserialize)]
         struct Head {

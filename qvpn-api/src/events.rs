@@ -1,5 +1,5 @@
-//! What happened, one line each: as JSON with a field for each fact, and as text for the journal and for people. Fields
-//! come from other machines too, so the text form escapes them, and no field ever holds key material.
+//! Events, one line each: JSON with a field for each fact, and text for the journal and for people. Some
+//! fields come from other machines, so the text form escapes them. No field ever holds key material.
 
 use std::fmt;
 use std::time::SystemTime;
@@ -11,12 +11,12 @@ use crate::status::{KeySource, sources_text};
 /// Something that happened to an interface.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Event {
-    /// When, by the wall clock; in JSON as RFC 3339 in UTC with milliseconds.
+    /// The time by the wall clock; in JSON as RFC 3339 in UTC with milliseconds.
     #[serde(with = "rfc3339")]
     pub time: SystemTime,
     /// The interface's name.
     pub interface: String,
-    /// What happened; in JSON its fields stand beside these, with its name in `event`.
+    /// What happened; in JSON its fields are beside these, and its name is in `event`.
     #[serde(flatten)]
     pub kind: EventKind,
 }
@@ -31,7 +31,7 @@ pub enum EventKind {
     PeerUp {
         /// The peer's name.
         peer: String,
-        /// Where it is, `address:port`.
+        /// Its endpoint, `address:port`.
         endpoint: Option<String>,
     },
     /// Fail closed: no valid key, so nothing is sent.
@@ -63,26 +63,26 @@ pub enum EventKind {
     PeerRoamed {
         /// The peer's name.
         peer: String,
-        /// Where it was, `address:port`.
+        /// The former endpoint, `address:port`.
         from: Option<String>,
-        /// Where it is, `address:port`.
+        /// The new endpoint, `address:port`.
         to: String,
     },
-    /// The largest inner packet that the path to the peer takes in one piece is another one.
+    /// The path MTU to the peer changed.
     #[serde(rename = "peer.mtu")]
     PeerMtu {
         /// The peer's name.
         peer: String,
-        /// In bytes.
+        /// The largest inner packet in bytes.
         mtu: u32,
     },
-    /// The peer said that it stops.
+    /// The peer announced that it stops.
     #[serde(rename = "peer.bye")]
     PeerBye {
         /// The peer's name.
         peer: String,
     },
-    /// A lane hears nothing back while the control session works.
+    /// A lane receives nothing while the control session works.
     #[serde(rename = "lane.silent")]
     LaneSilent {
         /// The peer's name.
@@ -108,13 +108,13 @@ pub enum EventKind {
         /// Why, in words.
         reason: String,
     },
-    /// Somebody deleted our routes, and they are back.
+    /// Another program deleted our routes; they are restored.
     #[serde(rename = "routes.restored")]
     RoutesRestored {
         /// The routes that were missing, as `ip route` has them.
         routes: Vec<String>,
     },
-    /// We send in a new epoch.
+    /// We send under a new epoch's key.
     #[serde(rename = "epoch.active")]
     EpochActive {
         /// The peer's name.
@@ -150,17 +150,18 @@ pub enum EventKind {
         /// The KME's name.
         kme: String,
     },
-    /// A certificate towards a KME ends soon, or has ended: 30, 7 and 1 days before, and then.
+    /// A certificate used with a KME ends soon or has ended; emitted 30, 7 and 1 days before, and when it
+    /// ends.
     #[serde(rename = "kme.certificate_ends")]
     KmeCertificateEnds {
         /// The KME's name.
         kme: String,
         /// Which certificate.
         certificate: CertificateOf,
-        /// In so many seconds; negative once it has ended.
+        /// The time left in seconds; negative once the certificate has ended.
         ends_in_s: i64,
     },
-    /// No KME gives keys for this peer any more; the stock is what is left.
+    /// No KME delivers keys for this peer any more; only the stock is left.
     #[serde(rename = "qkd.supply_stopped")]
     QkdSupplyStopped {
         /// The peer's name.
@@ -170,29 +171,30 @@ pub enum EventKind {
         /// How long the stock lasts, in whole seconds.
         stock_lasts_s: Option<u64>,
     },
-    /// Keys for this peer come again.
+    /// A KME delivers keys for this peer again.
     #[serde(rename = "qkd.supply_resumed")]
     QkdSupplyResumed {
         /// The peer's name.
         peer: String,
     },
-    /// Somebody showed keys that are not the configured ones.
+    /// A gateway used keys that are not the configured ones.
     #[serde(rename = "identity.mismatch")]
     IdentityMismatch {
         /// The peer's name; absent when the key belongs to no configured peer.
         peer: Option<String>,
         /// Where it came from, `address:port`.
         endpoint: Option<String>,
-        /// What was shown and what to compare, in words.
+        /// Which key was used and what to compare, in words.
         reason: String,
     },
-    /// The config was read again and is in force.
+    /// The config was reloaded and is in force.
     #[serde(rename = "config.reloaded")]
     ConfigReloaded {
-        /// What changed, in words; empty when nothing did.
+        /// The changes in words; empty if nothing changed.
         changes: Vec<String>,
     },
-    /// This machine was resumed from a snapshot or cloned, so all its keys ended and every peer starts anew.
+    /// This machine was resumed from a snapshot or cloned, so all its keys were erased and every peer
+    /// starts again.
     #[serde(rename = "machine.copied")]
     MachineCopied {},
 }
@@ -201,11 +203,11 @@ pub enum EventKind {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum CertificateOf {
-    /// Ours, `cert_file`.
+    /// Our own, `cert_file`.
     Client,
-    /// The KME's own, as it showed it last.
+    /// The KME's, from the latest connection.
     Kme,
-    /// That of the CA in `ca_file`; of several, the one that ends last.
+    /// The CA's in `ca_file`; of several, the one that ends last.
     Ca,
 }
 
@@ -250,7 +252,7 @@ impl EventKind {
         }
     }
 
-    /// Whether somebody should look at it.
+    /// Whether an operator should look at it.
     #[must_use]
     pub fn is_warning(&self) -> bool {
         match self {
@@ -322,8 +324,8 @@ impl EventKind {
     }
 }
 
-/// The text form without time and interface: `epoch.active peer=site-b epoch=7 sources=qkd+mlkem+x25519`. It is always
-/// one line: a value that isn't plain is quoted, and control characters in it are escaped.
+/// The text form without time and interface: `epoch.active peer=site-b epoch=7 sources=qkd+mlkem+x25519`.
+/// It is always one line: a value that isn't plain is quoted, and control characters in it are escaped.
 impl fmt::Display for EventKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name())?;

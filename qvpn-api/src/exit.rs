@@ -1,8 +1,9 @@
-//! The exit codes of the programs. They are part of the interface, so that a script can tell one failure from another.
+//! The exit codes of the programs. They are part of the interface, so that a script can tell one failure
+//! from another.
 
-/// Done as asked.
+/// The command succeeded.
 pub const DONE: u8 = 0;
-/// Failed, and the message says why.
+/// The command failed; the message says why.
 pub const FAILED: u8 = 1;
 /// The command line was not understood.
 pub const USAGE: u8 = 2;

@@ -1,5 +1,7 @@
-//! What users and programs see: the grammar of the config file, the status, the events and the control API. The names
-//! here are fixed, since scripts, dashboards and other programs rely on them.
+//! What users and programs see: the grammar of the config file, the status, the events and the control API.
+//! The names here are fixed, because scripts, dashboards and other programs rely on them.
+
+#![warn(missing_docs)]
 
 pub mod config;
 pub mod control;

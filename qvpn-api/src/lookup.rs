@@ -1,55 +1,56 @@
-//! How people name a peer: by its name, its public key or its fingerprint, or by the beginning of one of these where only
-//! one peer has it. A whole name always wins, so that `site-1` stays usable beside `site-10`.
+//! Finds the peer that an operator names: by name, public key or fingerprint, or by the beginning of one of
+//! these if only one peer matches. A whole name always wins, so that `site-1` stays usable beside
+//! `site-10`.
 
 /// Why a text names no peer.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum LookupError {
-    /// None begins so.
+    /// No peer matches.
     #[error("no peer has the name or public key `{0}`; see `qvpn-ctl peer list`")]
     None(String),
-    /// Several begin so.
-    #[error("`{text}` may be {}; write more of the name or public key", some(.names))]
+    /// Several peers match.
+    #[error("`{text}` matches {}; write more of the name or public key", some(.names))]
     Several {
-        /// What was written.
+        /// The text that the operator wrote.
         text: String,
-        /// The names of the peers that begin so.
+        /// The names of the peers that match.
         names: Vec<String>,
     },
 }
 
-/// The one of `items` that `text` names; `names` tells an item's name, public key (`qvpn1-…`) and fingerprint.
+/// The item that `text` names. `names` returns an item's name, public key (`qvpn1-…`) and fingerprint.
 ///
 /// # Errors
-/// If none or several are meant.
+/// If no item or several items match.
 pub fn find<T>(
     items: impl Iterator<Item = T>,
     text: &str,
     names: impl Fn(&T) -> (String, String, String),
 ) -> Result<T, LookupError> {
-    let mut begin_so = Vec::new();
+    let mut matching = Vec::new();
     for item in items {
         let (name, key, fingerprint) = names(&item);
         if name == text || key == text {
             return Ok(item);
         }
-        // Each key begins with `qvpn1-`, so the part behind it is what people copy.
+        // Each key begins with `qvpn1-`, so people copy the part after it.
         let bare_key = key.strip_prefix("qvpn1-").unwrap_or(&key);
         let begins = [name.as_str(), &key, bare_key, &fingerprint].iter().any(|of| of.starts_with(text));
         if begins && !text.is_empty() {
-            begin_so.push((item, name));
+            matching.push((item, name));
         }
     }
-    match begin_so.len() {
+    match matching.len() {
         0 => Err(LookupError::None(text.to_owned())),
-        1 => Ok(begin_so.remove(0).0),
+        1 => Ok(matching.remove(0).0),
         _ => {
-            let names = begin_so.into_iter().map(|(_, name)| name).collect();
+            let names = matching.into_iter().map(|(_, name)| name).collect();
             Err(LookupError::Several { text: text.to_owned(), names })
         }
     }
 }
 
-/// A few of many names.
+/// The first names, and how many more there are.
 fn some(names: &[String]) -> String {
     const SHOWN: usize = 4;
     let shown = names.iter().take(SHOWN).cloned().collect::<Vec<_>>().join(", ");
@@ -97,7 +98,7 @@ mod tests {
     fn what_is_not_clear_is_asked_for() {
         assert_eq!(
             found("site").unwrap_err(),
-            "`site` may be site-1, site-10; write more of the name or public key"
+            "`site` matches site-1, site-10; write more of the name or public key"
         );
         assert!(found("qvpn1-").unwrap_err().contains("site-1, site-10, büro, qv;"));
         for text in ["", "site-2", "Site-1", "qvpn1-AAbbb"] {

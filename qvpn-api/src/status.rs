@@ -1,5 +1,5 @@
-//! The status of a daemon: what `qvpn-ctl show --json` prints, with fixed names. What is not known is `None` (JSON
-//! `null`), never 0; durations are seconds as numbers, and times are `_ago_s` or `_in_s`.
+//! The status of a daemon, as `qvpn-ctl show --json` prints it, with fixed names. An unknown value is
+//! `None` (JSON `null`), never 0; durations are seconds as numbers, and times are `_ago_s` or `_in_s`.
 
 use std::collections::BTreeMap;
 
@@ -7,7 +7,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::{KmeApi, QkdPolicy, Suite};
 
-/// The `schema` of [`Status`] that this version writes and reads. It grows only when a name changes its meaning or goes.
+/// The `schema` of [`Status`] that this version writes and reads. It grows only if a name changes its
+/// meaning or is removed.
 pub const SCHEMA: u32 = 1;
 
 /// Counters by reason, sorted by name. A reason that is absent was never counted.
@@ -30,7 +31,7 @@ impl Status {
     }
 }
 
-/// One interface, so one daemon.
+/// One interface, which is one daemon.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct InterfaceStatus {
     /// The interface's name, as `ip link` shows it.
@@ -40,6 +41,7 @@ pub struct InterfaceStatus {
     /// The UDP port of lane 0.
     pub listen_port: u16,
     /// The AEAD of the interface; a peer may have its own.
+    #[serde(with = "crate::config::suite")]
     pub suite: Suite,
     /// How many lanes we run.
     pub lanes: u8,
@@ -47,7 +49,7 @@ pub struct InterfaceStatus {
     pub mtu: Option<u32>,
     /// Seconds since the daemon's start.
     pub uptime_s: Option<f64>,
-    /// Packets dropped before they belonged to a peer, by [`InterfaceDrop`].
+    /// Dropped packets that could not be assigned to a peer, by [`InterfaceDrop`].
     pub drops: Counts,
     /// This site's KMEs, in the config's order.
     pub kmes: Vec<KmeStatus>,
@@ -55,22 +57,22 @@ pub struct InterfaceStatus {
     pub peers: Vec<PeerStatus>,
 }
 
-/// One KME, as the daemon last saw it.
+/// One KME, as of the daemon's last operation with it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct KmeStatus {
     /// The KME's name in the config.
     pub name: String,
-    /// The interface that it speaks.
+    /// Its API.
     pub api: KmeApi,
     /// Its base URL.
     pub url: String,
-    /// Whether the last operation worked; unknown until the first has ended.
+    /// Whether the last operation worked; unknown until the first has finished.
     pub state: Option<KmeState>,
     /// The last failure in words, with what to do. It stays after a recovery, so look at `state` as well.
     pub last_error: Option<String>,
-    /// Seconds since an operation last worked.
+    /// Seconds since the last operation that worked.
     pub last_success_ago_s: Option<f64>,
-    /// Keys that the KME says it holds for us; some KMEs say wrong numbers.
+    /// The number of keys that the KME reports for us; some KMEs report wrong numbers.
     pub stored_key_count: Option<u64>,
     /// How long the last operation took, in milliseconds.
     pub latency_ms: Option<f64>,
@@ -78,7 +80,7 @@ pub struct KmeStatus {
     pub cert_expires_in_s: Option<f64>,
 }
 
-/// Whether a KME serves us.
+/// Whether a KME works for us.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum KmeState {
@@ -97,23 +99,23 @@ pub struct PeerStatus {
     pub public_key: String,
     /// The public key's fingerprint, short enough to read over a phone.
     pub fingerprint: String,
-    /// Where its lane 0 is now, `address:port`.
+    /// The present endpoint of its lane 0, `address:port`.
     pub endpoint: Option<String>,
     /// The networks behind it, as prefixes.
     pub allowed_ips: Vec<String>,
-    /// How the peer is.
+    /// Its state.
     pub state: PeerState,
-    /// Why the state isn't `up`, in words, with what to do.
+    /// Why the state isn't `up`, and what to do, in words.
     pub reason: Option<String>,
-    /// Who proposes epochs.
+    /// Our role in the exchange.
     pub role: Option<ExchangeRole>,
-    /// The policy in force: the stricter of both ends' once the other's is known, ours until then.
+    /// The policy in force: the stricter one of both sites, or ours until the peer's is known.
     pub qkd_policy: QkdPolicy,
     /// The number of the epoch that we send in.
     pub epoch: Option<u64>,
     /// Seconds since that epoch's key was made.
     pub epoch_age_s: Option<f64>,
-    /// Seconds until sealing under it ends.
+    /// Seconds until we stop sealing under it.
     pub epoch_expires_in_s: Option<f64>,
     /// Seconds until the next attempt is due; 0 while one is under way.
     pub next_rekey_in_s: Option<f64>,
@@ -121,11 +123,11 @@ pub struct PeerStatus {
     pub key_sources: Vec<KeySource>,
     /// The ID of the QKD key in it (an ID is public, a key is not).
     pub qkd_key_id: Option<String>,
-    /// QKD keys that both ends hold ahead.
+    /// The number of QKD keys that both sites hold ahead.
     pub qkd_stock: Option<u64>,
-    /// How long they last at the agreed interval, in seconds.
+    /// How long the stock lasts at the agreed interval, in seconds.
     pub qkd_stock_lasts_s: Option<f64>,
-    /// Keys from a file that both ends hold ahead; they are no QKD keys.
+    /// The number of keys from a file that both sites hold ahead; they don't count as QKD keys.
     #[serde(default)]
     pub file_stock: Option<u64>,
     /// Confirmed epochs since the daemon's start.
@@ -157,37 +159,37 @@ pub struct LaneStatus {
     pub lane: u8,
     /// Our UDP port of this lane.
     pub listen_port: u16,
-    /// Where the peer's end of the lane is, `address:port`.
+    /// The peer's endpoint of the lane, `address:port`.
     pub endpoint: Option<String>,
-    /// Whether anything comes back on it; unknown until the first epoch has had the time to tell.
+    /// Whether packets arrive on it; unknown until the first epoch is old enough to decide.
     pub state: Option<LaneState>,
-    /// The lane by which this one's flows go, where it is silent or the other site hasn't as many lanes.
+    /// The lane that carries this lane's flows, if it is silent or the peer has fewer lanes.
     pub via: Option<u8>,
-    /// Authenticated packets that came by it.
+    /// Authenticated packets received on it.
     pub rx_packets: u64,
-    /// Packets that were handed to the kernel.
+    /// Packets passed to the kernel.
     pub tx_packets: u64,
-    /// Of those, the ones that went several in one piece (UDP GSO).
+    /// Packets of these that were sent several at a time (UDP GSO).
     pub tx_gso_packets: u64,
-    /// Packets that the kernel refused in one piece; they went one by one, and none is lost.
+    /// Packets that the kernel refused as one GSO batch; they were then sent one by one.
     pub tx_gso_refused_packets: u64,
 }
 
-/// Whether a lane's path is there.
+/// Whether a lane's path works.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LaneState {
-    /// Packets come back.
+    /// Packets arrive.
     Up,
-    /// Nothing comes by it, at our end or by the other end's word: probably a firewall that blocks the lane's UDP port.
+    /// Nothing arrives on it, here or at the peer: a firewall probably blocks the lane's UDP port.
     Silent,
 }
 
-/// How a peer is.
+/// The state of a peer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum PeerState {
-    /// No epoch yet since the start.
+    /// There has been no epoch since the start.
     Connecting,
     /// Traffic flows under a key that meets the policy.
     Up,
@@ -201,7 +203,7 @@ impl PeerState {
     /// All states, in the order of the metric's labels.
     pub const ALL: [Self; 4] = [Self::Connecting, Self::Up, Self::Degraded, Self::Blocked];
 
-    /// The fixed name, as JSON and metrics have it.
+    /// The fixed name in JSON and metrics.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -213,7 +215,7 @@ impl PeerState {
     }
 }
 
-/// Who proposes epochs to whom.
+/// A site's role in the exchange.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ExchangeRole {
@@ -234,13 +236,13 @@ impl ExchangeRole {
     }
 }
 
-/// Something that an epoch's key is made of. The order is the one in which people see them: `qkd+mlkem+x25519`.
+/// A source of an epoch's key. The order is that of the text form: `qkd+mlkem+x25519`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum KeySource {
     /// A key from a QKD network.
     Qkd,
-    /// A key from a file; it is never called `qkd`, nor does it satisfy `required`.
+    /// A key from a file. It is never called `qkd` and doesn't satisfy `required`.
     File,
     /// ML-KEM-1024, ephemeral and static.
     Mlkem,
@@ -248,7 +250,7 @@ pub enum KeySource {
     X25519,
     /// The manual pre-shared key.
     Psk,
-    /// The chain of the epochs before.
+    /// The chain key of the epochs before.
     Chain,
 }
 
@@ -267,7 +269,7 @@ impl KeySource {
     }
 }
 
-/// The sources as people see them, in a fixed order: `qkd+mlkem+x25519`; empty for none.
+/// The text form in a fixed order: `qkd+mlkem+x25519`; empty for no sources.
 #[must_use]
 pub fn sources_text(sources: &[KeySource]) -> String {
     let mut sorted = sources.to_vec();
@@ -279,21 +281,21 @@ pub fn sources_text(sources: &[KeySource]) -> String {
 /// Why a peer's packet was dropped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum PeerDrop {
-    /// To be sent, but no epoch has a valid key: fail closed.
+    /// No epoch has a valid key to send it: fail closed.
     NoEpoch,
     /// The key's age or packet limit was reached.
     Expired,
-    /// The counter was seen before, or is too old.
+    /// Its counter was seen before or is too old.
     Replay,
-    /// The AEAD refused it.
+    /// The AEAD rejected it.
     Auth,
     /// Its inner source is not in the peer's allowed IPs.
     NotAllowedIp,
-    /// The control session did not take it: not made by the peer's key, late, or come before. A few are normal.
+    /// The control session rejected it: not from the peer's key, late, or a repetition. A few are normal.
     Control,
-    /// In the control session, but no message.
+    /// It came in the control session and is not a valid message.
     Malformed,
-    /// A message that was answered by a `Reject`, or a confirmation that proves nothing.
+    /// A message that was answered with `Reject`, or a wrong confirmation.
     Refused,
     /// A queue was full.
     QueueFull,
@@ -330,16 +332,18 @@ impl PeerDrop {
     }
 }
 
-/// Why a packet was dropped that belonged to no peer.
+/// Why a packet was dropped that could not be assigned to a peer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum InterfaceDrop {
-    /// No peer's allowed IPs hold the destination, or a handshake was started by a key that is no peer's.
+    /// No peer's allowed IPs contain the destination, or the key of a handshake initiation belongs to no
+    /// peer.
     NoPeer,
-    /// Not a packet that the protocol knows.
+    /// Not a packet of the protocol.
     Malformed,
-    /// A receiver index that is not ours.
+    /// A receiver index that we didn't assign.
     UnknownIndex,
-    /// A message of a handshake that did not prove its address under load; some are answered by a cookie.
+    /// A handshake message without a valid cookie while we are under load; some are answered with a cookie
+    /// reply.
     Cookie,
     /// A queue was full.
     QueueFull,

@@ -23,7 +23,7 @@ fn the_example_is_read_whole() {
     assert_eq!(i.private_key_file, PathBuf::from("/etc/qvpn/qvpn0.key"));
     assert_eq!(i.address.iter().map(ToString::to_string).collect::<Vec<_>>(), ["10.77.0.1/30", "fd77::1/64"]);
     assert_eq!((i.mtu, i.table, i.dscp, i.on_stop), (Mtu::Auto, Table::Auto, Dscp::Inherit, OnStop::Block));
-    assert_eq!((i.suite, i.rekey_interval), (Suite::Chacha20Poly1305, Duration::from_secs(60)));
+    assert_eq!((i.suite, i.rekey_interval), (Suite::ChaCha20Poly1305, Duration::from_secs(60)));
     assert_eq!(i.metrics_listen.unwrap().to_string(), "127.0.0.1:9790");
 
     let kms = config.kms.as_ref().unwrap();
@@ -46,7 +46,7 @@ fn the_example_is_read_whole() {
 
     let c = &config.peers[1];
     assert_eq!((c.name.as_str(), c.qkd, c.role, &c.endpoint), ("büro-c", QkdPolicy::Off, Role::Auto, &None));
-    assert_eq!((c.suite, c.rekey_interval), (Suite::Chacha20Poly1305, Duration::from_secs(60)));
+    assert_eq!((c.suite, c.rekey_interval), (Suite::ChaCha20Poly1305, Duration::from_secs(60)));
     assert_eq!((&c.sae_id, c.kmes.len(), c.persistent_keepalive), (&None, 0, None));
     assert_eq!(c.allowed_ips[2].to_string(), "192.0.2.7/32");
 
@@ -106,7 +106,8 @@ fn default_routes_and_tunnels_in_tunnels_are_no_loop() {
     let peers = |b: &str, c: &str| {
         let keys: Vec<_> = EXAMPLE.lines().filter(|l| l.starts_with("public_key")).collect();
         format!(
-            "[interface]\n[[peer]]\nname = \"b\"\nqkd = \"off\"\n{}\n{b}\n[[peer]]\nname = \"c\"\nqkd = \"off\"\n{}\n{c}\n",
+            "[interface]\n[[peer]]\nname = \"b\"\nqkd = \"off\"\n{}\n{b}\n[[peer]]\nname = \"c\"\nqkd = \
+             \"off\"\n{}\n{c}\n",
             keys[0], keys[1]
         )
     };
@@ -145,7 +146,9 @@ proptest! {
 
     #[test]
     fn any_config_like_text_is_read_or_refused(lines in prop::collection::vec(
-        "(\\[interface\\]|\\[kms\\]|\\[\\[kms.kme\\]\\]|\\[\\[peer\\]\\]|(name|mtu|lanes|table|address|url|endpoint|allowed_ips|qkd|kmes|dscp|rekey_interval|public_key) = (\"[a-z0-9:/.\\[\\]%-]{0,12}\"|-?[0-9]{1,30}|\\[\"[0-9./:a-f]{0,12}\"\\]|1.5|true|\\{ a = 1 \\}))",
+        "(\\[interface\\]|\\[kms\\]|\\[\\[kms.kme\\]\\]|\\[\\[peer\\]\\]|(name|mtu|lanes|table|address|url|endpoint|allowed_ips|qkd|kmes|dscp|rekey_interval|public_key) \
+         = (\"[a-z0-9:/.\\[\\]%-]{0,12}\"|-?[0-9]{1,30}|\\[\"[0-9./:a-f]{0,12}\"\\]|1.5|true|\\{ a = 1 \
+         \\}))",
         0..30,
     )) {
         let _ = Config::parse(Path::new(PATH), &lines.join("\n"));
@@ -181,6 +184,6 @@ fn a_credential_is_where_systemd_puts_it() {
     for bad in ["credential:", "credential:../x", "credential:a/b", "credential:.."] {
         let text = EXAMPLE.replace("/etc/qvpn/qvpn0.key", bad);
         let error = Config::parse(Path::new(PATH), &text).unwrap_err().to_string();
-        assert!(error.contains("names no credential of systemd's"), "{bad}: {error}");
+        assert!(error.contains("doesn't name a credential of systemd"), "{bad}: {error}");
     }
 }

@@ -1,4 +1,4 @@
-//! What is checked on the machine: the files that a config names, and the other configs of its folder.
+//! What is checked on the machine: the files that a config names, and the other configs in its directory.
 #![allow(clippy::unwrap_used)] // helpers of tests
 
 use std::fs;
@@ -15,7 +15,7 @@ struct Site {
 }
 
 impl Site {
-    /// A folder with everything that a config needs, all as it should be.
+    /// A directory with everything that a config needs, all as it should be.
     fn new() -> Self {
         let mut rng = rand_chacha::ChaCha20Rng::seed_from_u64(1);
         let site = Self { dir: tempfile::tempdir().unwrap(), identity: SecretIdentity::generate(&mut rng) };
@@ -51,7 +51,7 @@ impl Site {
         Config::load(&self.dir.path().join("qvpn0.toml")).unwrap_or_else(|e| panic!("{e}"))
     }
 
-    /// The errors of `check_files`, without the folder.
+    /// The errors of `check_files`, without the directory.
     fn errors(&self) -> String {
         let errors = self.load().check_files().expect_err("something is wrong here").to_string();
         errors.replace(&format!("{}/", self.dir.path().display()), "")
@@ -103,10 +103,13 @@ fn each_bad_file_is_named_at_its_line_all_at_once() {
     assert_eq!(
         site.errors().lines().collect::<Vec<_>>(),
         [
-            "qvpn0.toml:2:20: qvpn0.key holds no private key: expected a secret key, but this is a public key; public keys go into `public_key`, secret keys into `private_key_file`",
+            "qvpn0.toml:2:20: qvpn0.key holds no private key: expected a secret key, but this is a public \
+             key; public keys go into `public_key`, secret keys into `private_key_file`",
             "qvpn0.toml:8:11: the CA certificate ca.pem is not a file; write the path of a file",
-            "qvpn0.toml:9:13: can't open the client certificate a.pem: no such file or directory; put it there, or write the right path",
-            "qvpn0.toml:10:12: everybody can read the client certificate's key a.key (mode 0644); run `chmod 0600 a.key`, or `chown root:qvpn a.key && chmod 0640 a.key`",
+            "qvpn0.toml:9:13: can't open the client certificate a.pem: no such file or directory; put it \
+             there, or write the right path",
+            "qvpn0.toml:10:12: everybody can read the client certificate's key a.key (mode 0644); run \
+             `chmod 0600 a.key`, or `chown root:qvpn a.key && chmod 0640 a.key`",
             "qvpn0.toml:16:22: can't open the pre-shared key b.psk: no such file or directory; make one with `install -m 0640 -g qvpn /dev/null b.psk && qvpn-ctl genpsk > b.psk`, and copy it to the peer",
         ]
     );
@@ -146,9 +149,10 @@ fn what_the_daemon_cannot_read_is_named_at_its_line() {
     let shut = ["qvpn0.toml", "qvpn0.key", "a.key"];
     let errors = config.check_readable(|path| !shut.iter().any(|name| path.ends_with(name))).unwrap_err();
     let errors = errors.to_string().replace(&format!("{}/", site.dir.path().display()), "");
-    let cure = |name: &str| {
+    let fix = |name: &str| {
         format!(
-            "run `chown root:qvpn {name} && chmod 0640 {name}`; if that is so already, a folder above it is shut, and `namei -l {name}` shows which"
+            "run `chown root:qvpn {name} && chmod 0640 {name}`; if that is so already, a directory above \
+             it is closed, and `namei -l {name}` shows which"
         )
     };
     assert_eq!(
@@ -156,15 +160,17 @@ fn what_the_daemon_cannot_read_is_named_at_its_line() {
         [
             format!(
                 "qvpn0.toml: the daemon, which runs as the user qvpn, can't read the config qvpn0.toml; {}",
-                cure("qvpn0.toml")
+                fix("qvpn0.toml")
             ),
             format!(
-                "qvpn0.toml:2:20: the daemon, which runs as the user qvpn, can't read the private key qvpn0.key; {}",
-                cure("qvpn0.key")
+                "qvpn0.toml:2:20: the daemon, which runs as the user qvpn, can't read the private key \
+                 qvpn0.key; {}",
+                fix("qvpn0.key")
             ),
             format!(
-                "qvpn0.toml:10:12: the daemon, which runs as the user qvpn, can't read the client certificate's key a.key; {}",
-                cure("a.key")
+                "qvpn0.toml:10:12: the daemon, which runs as the user qvpn, can't read the client \
+                 certificate's key a.key; {}",
+                fix("a.key")
             ),
         ]
     );
@@ -174,7 +180,8 @@ fn what_the_daemon_cannot_read_is_named_at_its_line() {
 fn our_own_public_key_is_no_peer() {
     let site = Site::new();
     site.write("qvpn0.toml", Site::config(&site.identity.public().to_string()).as_bytes(), 0o644);
-    let expected = "qvpn0.toml:13:14: the public_key of peer \"b\" is our own; write the line that `qvpn-ctl pubkey` prints at the other site";
+    let expected = "qvpn0.toml:13:14: the public_key of peer \"b\" is our own; write the line that \
+     `qvpn-ctl pubkey` prints at the other site";
     assert_eq!(site.errors(), expected);
     assert!(site.load().check_own_key(site.identity.public()).is_err());
 }
@@ -191,7 +198,7 @@ fn a_config_that_cannot_be_read_says_why() {
 }
 
 #[test]
-fn neighbours_share_no_port_name_or_metrics_address() {
+fn other_interfaces_share_no_port_name_or_metrics_address() {
     let parse = |name: &str, lines: &str| {
         Config::parse(Path::new(&format!("/etc/qvpn/{name}.toml")), &format!("[interface]\n{lines}\n"))
             .unwrap()
@@ -203,39 +210,43 @@ fn neighbours_share_no_port_name_or_metrics_address() {
         (
             parse("qvpn1", "listen_port = 51823\nlanes = 2"),
             Some(
-                "2:15: UDP ports 51820 to 51823 overlap UDP ports 51823 to 51824 of qvpn1 (/etc/qvpn/qvpn1.toml); write `listen_port = 51825`",
+                "2:15: UDP ports 51820 to 51823 overlap UDP ports 51823 to 51824 of qvpn1 \
+                 (/etc/qvpn/qvpn1.toml); write `listen_port = 51825`",
             ),
         ),
         (
             parse("qvpn1", "listen_port = 51817\nlanes = 4"),
             Some(
-                "2:15: UDP ports 51820 to 51823 overlap UDP ports 51817 to 51820 of qvpn1 (/etc/qvpn/qvpn1.toml); write `listen_port = 51821`",
+                "2:15: UDP ports 51820 to 51823 overlap UDP ports 51817 to 51820 of qvpn1 \
+                 (/etc/qvpn/qvpn1.toml); write `listen_port = 51821`",
             ),
         ),
         (
             parse("qvpn1", "name = \"qvpn0\"\nlisten_port = 1"),
             Some(
-                "1:1: the interface qvpn0 is described by /etc/qvpn/qvpn1.toml too; give one of them another `name`, or remove one file",
+                "1:1: the interface qvpn0 is described by /etc/qvpn/qvpn1.toml too; give one of them \
+                 another `name`, or remove one file",
             ),
         ),
         (
             parse("qvpn1", "listen_port = 1\nmetrics_listen = \"127.0.0.1:9790\""),
             Some(
-                "4:18: metrics_listen 127.0.0.1:9790 is qvpn1's already (/etc/qvpn/qvpn1.toml); write another port",
+                "4:18: metrics_listen 127.0.0.1:9790 is qvpn1's already (/etc/qvpn/qvpn1.toml); write \
+                 another port",
             ),
         ),
     ];
     for (other, expected) in rows {
-        let found = ours.check_neighbours(&[other]).err().map(|e| e.to_string());
+        let found = ours.check_other_interfaces(&[other]).err().map(|e| e.to_string());
         assert_eq!(found, expected.map(|e| format!("/etc/qvpn/qvpn0.toml:{e}")));
     }
     let full = parse("high", "listen_port = 65535");
-    let error = full.check_neighbours(&[parse("qvpn1", "listen_port = 65535")]).unwrap_err();
+    let error = full.check_other_interfaces(&[parse("qvpn1", "listen_port = 65535")]).unwrap_err();
     assert!(error.to_string().ends_with("write a lower `listen_port` that is free"));
 }
 
 #[test]
-fn neighbours_are_the_other_readable_configs_of_the_folder() {
+fn other_interfaces_are_the_readable_configs_of_the_directory() {
     let site = Site::new();
     site.write("qvpn1.toml", b"[interface]\n", 0o644);
     site.write("broken.toml", b"[interf", 0o644);
@@ -243,30 +254,30 @@ fn neighbours_are_the_other_readable_configs_of_the_folder() {
     std::os::unix::fs::symlink(site.dir.path().join("qvpn0.toml"), site.dir.path().join("alias.toml"))
         .unwrap();
     let config = site.load();
-    let others = config.neighbours();
+    let others = config.other_interfaces();
     assert_eq!(others.iter().map(|c| c.interface.name.as_str()).collect::<Vec<_>>(), ["qvpn1"]);
-    let error = config.check_neighbours(&others).unwrap_err().to_string();
+    let error = config.check_other_interfaces(&others).unwrap_err().to_string();
     assert!(error.contains("UDP port 51820 overlaps UDP port 51820 of qvpn1"), "{error}");
 }
 
 #[test]
-fn the_prefixes_of_a_refused_config_are_salvaged() {
+fn the_prefixes_of_a_refused_config_are_read() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("qvpn0.toml");
-    let salvage = |text: &str| {
+    let partial = |text: &str| {
         fs::write(&path, text).unwrap();
         assert!(Config::load(&path).is_err(), "{text}");
-        let salvaged = Config::salvage(&path);
-        let prefixes: Vec<_> = salvaged.allowed_ips.iter().map(ToString::to_string).collect();
-        (salvaged.interface.map(|i| i.listen_port), prefixes.join(" "))
+        let read = Config::load_partial(&path);
+        let prefixes: Vec<_> = read.allowed_ips.iter().map(ToString::to_string).collect();
+        (read.interface.map(|i| i.listen_port), prefixes.join(" "))
     };
     let peer = "[[peer]]\nallowed_ips = [\"10.20.0.1/16\", \"oops\", \"::/0\"]\nname = \"b\nkey =\n";
     assert_eq!(
-        salvage(&format!("[interface]\nlisten_port = 7\n{peer}")),
+        partial(&format!("[interface]\nlisten_port = 7\n{peer}")),
         (Some(7), "10.20.0.0/16 ::/0".into())
     );
-    assert_eq!(salvage(&format!("[interface]\nlisten_port = 0\n{peer}")), (None, "10.20.0.0/16 ::/0".into()));
-    assert_eq!(salvage("[interf"), (None, String::new()));
+    assert_eq!(partial(&format!("[interface]\nlisten_port = 0\n{peer}")), (None, "10.20.0.0/16 ::/0".into()));
+    assert_eq!(partial("[interf"), (None, String::new()));
     fs::remove_file(&path).unwrap();
-    assert!(Config::salvage(&path).allowed_ips.is_empty());
+    assert!(Config::load_partial(&path).allowed_ips.is_empty());
 }

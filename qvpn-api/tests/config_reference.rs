@@ -1,4 +1,5 @@
-//! The words for the man page name the same keys as the grammar: what a section with an unknown key says it has.
+//! The words for the man page name the same keys as the grammar: what a section with an unknown key says it
+//! has.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 

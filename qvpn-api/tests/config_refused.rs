@@ -1,5 +1,5 @@
-//! What the grammar refuses: for each row the place, what is wrong and what to write instead. `¦` marks where an error
-//! must point, so a row without the error at exactly that place fails.
+//! What the grammar refuses: for each row the place, what is wrong and what to write instead. `¦` marks
+//! where an error must point, so a row without the error at exactly that place fails.
 
 use std::path::Path;
 
@@ -65,32 +65,34 @@ fn unknown_keys_and_sections() {
         ("¦listen_prt = 1", "[interface] has no key `listen_prt`; did you mean `listen_port`?"),
         ("¦ListenPort = 1", "[interface] has no key `ListenPort`; did you mean `listen_port`?"),
         ("¦adress = []", "[interface] has no key `adress`; did you mean `address`?"),
-        ("¦allowed_ips = []", "[interface] has no key `allowed_ips`; `allowed_ips` belongs into [[peer]]"),
+        ("¦allowed_ips = []", "[interface] has no key `allowed_ips`; `allowed_ips` belongs in [[peer]]"),
         (
             "¦PrivateKey = \"x\"",
-            "[interface] has no key `PrivateKey`; `PrivateKey` belongs into a file that `private_key_file` in [interface] names",
+            "[interface] has no key `PrivateKey`; `PrivateKey` belongs in a file that `private_key_file` \
+             in [interface] names",
         ),
         (
             "¦colour = 1",
-            "[interface] has no key `colour`; its keys are `name`, `private_key_file`, `lanes`, `listen_port`, `address`, `mtu`, `suite`, `rekey_interval`, `table`, `fwmark`, `dscp`, `on_stop`, `metrics_listen`, `log_level`",
+            "[interface] has no key `colour`; its keys are `name`, `private_key_file`, `lanes`, \
+             `listen_port`, `address`, `mtu`, `suite`, `rekey_interval`, `table`, `fwmark`, `dscp`, \
+             `on_stop`, `metrics_listen`, `log_level`",
         ),
         (
             "  ¦x = 1",
-            "[interface] has no key `x`; its keys are `name`, `private_key_file`, `lanes`, `listen_port`, `address`, `mtu`, `suite`, `rekey_interval`, `table`, `fwmark`, `dscp`, `on_stop`, `metrics_listen`, `log_level`",
+            "[interface] has no key `x`; its keys are `name`, `private_key_file`, `lanes`, `listen_port`, \
+             `address`, `mtu`, `suite`, `rekey_interval`, `table`, `fwmark`, `dscp`, `on_stop`, \
+             `metrics_listen`, `log_level`",
         ),
     ]);
     peer_rows(&[
         ("¦endpiont = \"x:1\"", "[[peer]] \"b\" has no key `endpiont`; did you mean `endpoint`?"),
-        (
-            "¦listen_port = 1",
-            "[[peer]] \"b\" has no key `listen_port`; `listen_port` belongs into [interface]",
-        ),
+        ("¦listen_port = 1", "[[peer]] \"b\" has no key `listen_port`; `listen_port` belongs in [interface]"),
     ]);
     file_rows(&[
         ("[interface]\n[¦peers]\n", &["a config has no key `peers`; did you mean `peer`?"]),
         (
             "¦listen_port = 1\n[interface]\n",
-            &["a config has no key `listen_port`; `listen_port` belongs into [interface]"],
+            &["a config has no key `listen_port`; `listen_port` belongs in [interface]"],
         ),
         (
             "¦[[interface]]\n",
@@ -112,14 +114,20 @@ fn wrong_types() {
             "listen_port = ¦\"51820\"",
             "`listen_port` must be a number, but this is a string; write `listen_port = 51820`",
         ),
-        ("lanes = ¦1.5", "`lanes` must be a number, but this is a number with a fraction; write `lanes = 1`"),
+        (
+            "lanes = ¦1.5",
+            "`lanes` must be a number, but this is a number with a fraction; write `lanes = \
+         1`",
+        ),
         (
             "address = ¦\"10.0.0.1/8\"",
-            "`address` must be a list of strings, but this is a string; write `address = [\"10.77.0.1/30\"]`",
+            "`address` must be a list of strings, but this is a string; write `address = \
+             [\"10.77.0.1/30\"]`",
         ),
         (
             "address = [¦7]",
-            "`address` must be a list of strings, but this is a number; write `address = [\"10.77.0.1/30\"]`",
+            "`address` must be a list of strings, but this is a number; write `address = \
+             [\"10.77.0.1/30\"]`",
         ),
         (
             "name = ¦true",
@@ -137,7 +145,8 @@ fn wrong_types() {
         ),
         (
             "rekey_interval = ¦true",
-            "`rekey_interval` must be a string in quotes, but this is true or false; write `rekey_interval = \"60s\"`",
+            "`rekey_interval` must be a string in quotes, but this is true or false; write \
+             `rekey_interval = \"60s\"`",
         ),
     ]);
 }
@@ -151,7 +160,8 @@ fn values_of_the_interface() {
         ),
         (
             "name = ¦\"abcdefghijklmnop\"",
-            "\"abcdefghijklmnop\" has 16 bytes, and the name of a network device has 1 to 15; write for example \"qvpn0\"",
+            "\"abcdefghijklmnop\" has 16 bytes, and the name of a network device has 1 to 15; write for \
+             example \"qvpn0\"",
         ),
         ("name = ¦\"a/b\"", "the name of a network device can't hold '/'; write for example \"qvpn0\""),
         ("name = ¦\"a b\"", "the name of a network device can't hold ' '; write for example \"qvpn0\""),
@@ -166,31 +176,33 @@ fn values_of_the_interface() {
         ),
         (
             "listen_port = ¦65536",
-            "`listen_port` must be from 1 to 65535, but this is 65536; write for example `listen_port = 51820`",
+            "`listen_port` must be from 1 to 65535, but this is 65536; write for example `listen_port = \
+             51820`",
         ),
         (
             "listen_port = ¦65535\nlanes = 2",
-            "listen_port 65535 leaves no room for 2 lanes, which use one port each; write `listen_port = 65534` or less",
+            "listen_port 65535 leaves no room for 2 lanes, which use one port each; write `listen_port = \
+             65534` or less",
         ),
         ("lanes = ¦0", "`lanes` must be from 1 to 16, but this is 0; write for example `lanes = 1`"),
         ("lanes = ¦17", "`lanes` must be from 1 to 16, but this is 17; write for example `lanes = 1`"),
         ("lanes = ¦-1", "`lanes` must be from 1 to 16, but this is -1; write for example `lanes = 1`"),
         (
             "address = [¦\"10.0.0.1/33\"]",
-            "\"10.0.0.1/33\" is not an address with a prefix length; write a prefix length from 0 to 32 after the slash: \"10.0.0.1/32\" is one host",
+            "\"10.0.0.1/33\" is not an address with a prefix length; write a prefix length from 0 to 32 \
+             after the slash: \"10.0.0.1/32\" is one host",
         ),
         (
             "address = [\"10.0.0.1/30\", ¦\"ten\"]",
-            "\"ten\" is not an address with a prefix length; write for example \"10.20.0.0/16\" or \"fd20::/64\"",
+            "\"ten\" is not an address with a prefix length; write for example \"10.20.0.0/16\" or \
+             \"fd20::/64\"",
         ),
         (
             "address = [¦\"0.0.0.0/0\"]",
-            "0.0.0.0 is not the address of one machine; write this gateway's own address, for example \"10.77.0.1/30\"",
+            "0.0.0.0 is not the address of one host; write this gateway's own address, for example \
+             \"10.77.0.1/30\"",
         ),
-        (
-            "address = [\"10.0.0.1/30\", ¦\"10.0.0.1/30\"]",
-            "10.0.0.1/30 stands here twice; take one of them out",
-        ),
+        ("address = [\"10.0.0.1/30\", ¦\"10.0.0.1/30\"]", "10.0.0.1/30 is here twice; remove one of them"),
         ("mtu = ¦575", "`mtu` must be from 576 to 65455, but this is 575; write for example `mtu = 1420`"),
         (
             "mtu = ¦65456",
@@ -199,7 +211,8 @@ fn values_of_the_interface() {
         ("mtu = ¦\"big\"", "`mtu` is \"auto\" or a number; write `mtu = \"auto\"` or `mtu = 1420`"),
         (
             "mtu = ¦1279\naddress = [\"fd77::1/64\"]",
-            "an MTU of 1279 is too small for IPv6, which fd77::1/64 brings (RFC 8200 section 5); write `mtu = 1280` or more, or \"auto\"",
+            "an MTU of 1279 is too small for IPv6, which fd77::1/64 brings (RFC 8200 section 5); write \
+             `mtu = 1280` or more, or \"auto\"",
         ),
         ("suite = ¦\"aes256\"", "`suite` can't be \"aes256\"; did you mean \"aes256gcm\"?"),
         ("suite = ¦\"des\"", "`suite` can't be \"des\"; write \"chacha20poly1305\" or \"aes256gcm\""),
@@ -241,7 +254,8 @@ fn values_of_the_interface() {
         ("dscp = ¦64", "`dscp` must be from 0 to 63, but this is 64; write for example `dscp = 0`"),
         (
             "dscp = ¦\"ef\"",
-            "`dscp` is \"inherit\" or a number from 0 to 63; write `dscp = \"inherit\"` or a number such as `dscp = 46`",
+            "`dscp` is \"inherit\" or a number from 0 to 63; write `dscp = \"inherit\"` or a number such \
+             as `dscp = 46`",
         ),
         ("on_stop = ¦\"close\"", "`on_stop` can't be \"close\"; write \"block\" or \"open\""),
         (
@@ -250,15 +264,16 @@ fn values_of_the_interface() {
         ),
         (
             "metrics_listen = ¦\"localhost:9790\"",
-            "\"localhost:9790\" is not an address and a port; write for example `metrics_listen = \"127.0.0.1:9790\"`",
+            "\"localhost:9790\" is not an address and a port; write for example `metrics_listen = \
+             \"127.0.0.1:9790\"`",
         ),
     ]);
     refused(
         "/etc/qvpn/much-too-long-a-name.toml",
         "¦[interface]\n",
-        &[
-            "the interface takes its name from the file, and \"much-too-long-a-name\" has 20 bytes, and the name of a network device has 1 to 15; write `name = \"qvpn0\"`, or give the file another name",
-        ],
+        &["the interface takes its name from the file, and \"much-too-long-a-name\" has 20 bytes, and \
+             the name of a network device has 1 to 15; write `name = \"qvpn0\"`, or give the file another \
+             name"],
     );
 }
 
@@ -268,23 +283,75 @@ fn values_of_a_peer() {
         "write \"203.0.113.9:51820\", \"[2001:db8::9]:51820\" or \"gateway.example:51820\"";
     let rows: Vec<(&str, String)> = vec![
         ("endpoint = ¦\"203.0.113.9\"", format!("the endpoint \"203.0.113.9\" has no port; {EXAMPLES}")),
-        ("endpoint = ¦\"2001:db8::9\"", "the endpoint \"2001:db8::9\" has no port, or its address no brackets; write \"[2001:db8::9]:51820\"".into()),
-        ("endpoint = ¦\"2001:db8::zz:51820\"", format!("the IPv6 address in \"2001:db8::zz:51820\" needs brackets; {EXAMPLES}")),
+        (
+            "endpoint = ¦\"2001:db8::9\"",
+            "the endpoint \"2001:db8::9\" has no port, or its address no \
+         brackets; write \"[2001:db8::9]:51820\""
+                .into(),
+        ),
+        (
+            "endpoint = ¦\"2001:db8::zz:51820\"",
+            format!(
+                "the IPv6 address in \"2001:db8::zz:51820\" needs \
+         brackets; {EXAMPLES}"
+            ),
+        ),
         ("endpoint = ¦\"[::zz]:51820\"", format!("\"[::zz]\" is not an IPv6 address; {EXAMPLES}")),
         ("endpoint = ¦\"gw:0\"", "\"0\" is not a UDP port; write a port from 1 to 65535".into()),
         ("endpoint = ¦\"gw:70000\"", "\"70000\" is not a UDP port; write a port from 1 to 65535".into()),
         ("endpoint = ¦\"gw:+5\"", "\"+5\" is not a UDP port; write a port from 1 to 65535".into()),
-        ("endpoint = ¦\"gw:65533\"", "port 65533 leaves no room for 4 lanes, which use one port each; write a port of at most 65532".into()),
-        ("endpoint = ¦\"300.1.1.1:5\"", format!("\"300.1.1.1\" is neither an address nor a host name; {EXAMPLES}")),
+        (
+            "endpoint = ¦\"gw:65533\"",
+            "port 65533 leaves no room for 4 lanes, which use one port each; \
+         write a port of at most 65532"
+                .into(),
+        ),
+        (
+            "endpoint = ¦\"300.1.1.1:5\"",
+            format!(
+                "\"300.1.1.1\" is neither an address nor a host name; \
+         {EXAMPLES}"
+            ),
+        ),
         ("endpoint = ¦\"a b:5\"", format!("\"a b\" is neither an address nor a host name; {EXAMPLES}")),
-        ("endpoint = ¦\"0.0.0.0:5\"", format!("0.0.0.0 is not the address of one machine; {EXAMPLES}")),
-        ("role = ¦\"master\"", "`role` can't be \"master\"; write \"auto\", \"initiator\" or \"responder\"".into()),
+        ("endpoint = ¦\"0.0.0.0:5\"", format!("0.0.0.0 is not the address of one host; {EXAMPLES}")),
+        (
+            "role = ¦\"master\"",
+            "`role` can't be \"master\"; write \"auto\", \"initiator\" or \
+         \"responder\""
+                .into(),
+        ),
         ("role = ¦\"initator\"", "`role` can't be \"initator\"; did you mean \"initiator\"?".into()),
-        ("persistent_keepalive = ¦25", "the duration `persistent_keepalive` has no unit; write `persistent_keepalive = \"25s\"` for seconds".into()),
-        ("persistent_keepalive = ¦\"0s\"", "\"0s\" is out of range; write a duration from \"1s\" to \"65535s\"".into()),
-        ("suite = ¦\"null\"", "`suite` can't be \"null\"; write \"chacha20poly1305\" or \"aes256gcm\"".into()),
-        ("rekey_interval = ¦\"1ms\"", "\"1ms\" is out of range; write a duration from \"100ms\" to \"120s\"".into()),
-        ("kmes = [¦\"kme-a1\"]", "there is no KME \"kme-a1\", since there is no section [kms]; write a section [kms] with this site's KMEs, or take `kmes` out".into()),
+        (
+            "persistent_keepalive = ¦25",
+            "the duration `persistent_keepalive` has no unit; write \
+         `persistent_keepalive = \"25s\"` for seconds"
+                .into(),
+        ),
+        (
+            "persistent_keepalive = ¦\"0s\"",
+            "\"0s\" is out of range; write a duration from \"1s\" to \
+         \"65535s\""
+                .into(),
+        ),
+        (
+            "suite = ¦\"null\"",
+            "`suite` can't be \"null\"; write \"chacha20poly1305\" or \
+         \"aes256gcm\""
+                .into(),
+        ),
+        (
+            "rekey_interval = ¦\"1ms\"",
+            "\"1ms\" is out of range; write a duration from \"100ms\" to \
+         \"120s\""
+                .into(),
+        ),
+        (
+            "kmes = [¦\"kme-a1\"]",
+            "there is no KME \"kme-a1\", since there is no section [kms]; write a \
+         section [kms] with this site's KMEs, or remove `kmes`"
+                .into(),
+        ),
     ];
     let rows: Vec<(&str, &str)> = rows.iter().map(|(line, error)| (*line, error.as_str())).collect();
     peer_rows(&rows);
@@ -322,10 +389,10 @@ fn keys_that_a_peer_needs() {
             &["a public key has 114 characters, this has 11; copy the whole line"],
         ),
         (
-            "[interface]\n[[peer]]\nname = \"b\"\npublic_key = ¦\"eHh4eHh4eHh4eHh4eHh4eHh4eHh4eHh4eHh4eHh4eHg=\"\nallowed_ips = []\nOFF\n",
-            &[
-                "expected a public key, but this is a WireGuard key; qvpn's keys hold an ML-KEM key too: make one with `qvpn-ctl genkey` and `qvpn-ctl pubkey`",
-            ],
+            "[interface]\n[[peer]]\nname = \"b\"\npublic_key = \
+             ¦\"eHh4eHh4eHh4eHh4eHh4eHh4eHh4eHh4eHh4eHh4eHg=\"\nallowed_ips = []\nOFF\n",
+            &["expected a public key, but this is a WireGuard key; qvpn's keys hold an ML-KEM key too: \
+                 make one with `qvpn-ctl genkey` and `qvpn-ctl pubkey`"],
         ),
     ]);
 }
@@ -334,27 +401,32 @@ fn keys_that_a_peer_needs() {
 fn prefixes() {
     file_rows(&[
         (
-            "[interface]\n[[peer]]\nname = \"b\"\npublic_key = \"KEY_B\"\nOFF\nallowed_ips = [¦\"10.20.0.1/16\", ¦\"fd20::1/64\"]\n",
+            "[interface]\n[[peer]]\nname = \"b\"\npublic_key = \"KEY_B\"\nOFF\nallowed_ips = \
+             [¦\"10.20.0.1/16\", ¦\"fd20::1/64\"]\n",
             &[
-                "\"10.20.0.1/16\" has bits set after its prefix length; write \"10.20.0.0/16\" for the network, or \"10.20.0.1/32\" for the one host",
-                "\"fd20::1/64\" has bits set after its prefix length; write \"fd20::/64\" for the network, or \"fd20::1/128\" for the one host",
+                "\"10.20.0.1/16\" has bits set after its prefix length; write \"10.20.0.0/16\" for the \
+                 network, or \"10.20.0.1/32\" for the one host",
+                "\"fd20::1/64\" has bits set after its prefix length; write \"fd20::/64\" for the \
+                 network, or \"fd20::1/128\" for the one host",
             ],
         ),
         (
-            "[interface]\n[[peer]]\nname = \"b\"\npublic_key = \"KEY_B\"\nOFF\nallowed_ips = [\"10.0.0.0/8\", ¦\"10.0.0.0/8\"]\n",
-            &["10.0.0.0/8 stands here twice; take one of them out"],
+            "[interface]\n[[peer]]\nname = \"b\"\npublic_key = \"KEY_B\"\nOFF\nallowed_ips = \
+             [\"10.0.0.0/8\", ¦\"10.0.0.0/8\"]\n",
+            &["10.0.0.0/8 is here twice; remove one of them"],
         ),
         (
-            "[interface]\n[[peer]]\nname = \"b\"\npublic_key = \"KEY_B\"\nOFF\nallowed_ips = [\"10.0.0.0/8\"]\n[[peer]]\nname = \"c\"\npublic_key = \"KEY_C\"\nOFF\nallowed_ips = [\"10.1.0.0/16\", ¦\"10.0.0.0/8\"]\n",
-            &[
-                "10.0.0.0/8 belongs to peer \"b\" already (line 6); a prefix leads to one peer: take it out of one of them, or write a longer prefix here",
-            ],
+            "[interface]\n[[peer]]\nname = \"b\"\npublic_key = \"KEY_B\"\nOFF\nallowed_ips = \
+             [\"10.0.0.0/8\"]\n[[peer]]\nname = \"c\"\npublic_key = \"KEY_C\"\nOFF\nallowed_ips = \
+             [\"10.1.0.0/16\", ¦\"10.0.0.0/8\"]\n",
+            &["10.0.0.0/8 belongs to peer \"b\" already (line 6); a prefix leads to one peer: remove it \
+                 from one of them, or write a longer prefix here"],
         ),
         (
-            "[interface]\nmtu = ¦600\n[[peer]]\nname = \"b\"\npublic_key = \"KEY_B\"\nOFF\nallowed_ips = [\"::/0\"]\n",
-            &[
-                "an MTU of 600 is too small for IPv6, which ::/0 brings (RFC 8200 section 5); write `mtu = 1280` or more, or \"auto\"",
-            ],
+            "[interface]\nmtu = ¦600\n[[peer]]\nname = \"b\"\npublic_key = \"KEY_B\"\nOFF\nallowed_ips = \
+             [\"::/0\"]\n",
+            &["an MTU of 600 is too small for IPv6, which ::/0 brings (RFC 8200 section 5); write `mtu \
+                 = 1280` or more, or \"auto\""],
         ),
     ]);
 }
@@ -363,23 +435,29 @@ fn prefixes() {
 fn what_stands_twice() {
     file_rows(&[
         (
-            "[interface]\n[[peer]]\nname = \"b\"\npublic_key = \"KEY_B\"\nOFF\nallowed_ips = []\n[[peer]]\nname = ¦\"b\"\npublic_key = ¦\"KEY_B\"\nOFF\nallowed_ips = []\n",
+            "[interface]\n[[peer]]\nname = \"b\"\npublic_key = \"KEY_B\"\nOFF\nallowed_ips = \
+             []\n[[peer]]\nname = ¦\"b\"\npublic_key = ¦\"KEY_B\"\nOFF\nallowed_ips = []\n",
             &[
-                "a peer named \"b\" stands in line 3 already; give one of them another name",
-                "this public key stands in line 4 already; write this peer's own key, or make one section of the two",
+                "a peer named \"b\" is in line 3 already; give one of them another name",
+                "this public key is in line 4 already; write this peer's own key, or merge the two sections",
             ],
         ),
         (
-            "[interface]\n[[peer]]\nname = \"b\"\npublic_key = \"KEY_B\"\nOFF\nallowed_ips = []\n[[peer]]\nname = \"c\"\npublic_key = ¦\"KEY_B2\"\nOFF\nallowed_ips = []\n",
-            &[
-                "this key has the same X25519 half as the one in line 4; compare `qvpn-ctl fingerprint` at both sites; one of the keys was tampered with",
-            ],
+            "[interface]\n[[peer]]\nname = \"b\"\npublic_key = \"KEY_B\"\nOFF\nallowed_ips = \
+             []\n[[peer]]\nname = \"c\"\npublic_key = ¦\"KEY_B2\"\nOFF\nallowed_ips = []\n",
+            &["this key has the same X25519 half as the one in line 4; compare `qvpn-ctl fingerprint` \
+                 at both sites; one of the keys was tampered with"],
         ),
         (
-            "[interface]\n[kms]\nsae_id = \"A\"\nKME1\n[[kms.kme]]\nname = ¦\"kme-a1\"\nurl = \"https://two\"\nFILES\n",
-            &["a KME named \"kme-a1\" stands in line 5 already; give one of them another name"],
+            "[interface]\n[kms]\nsae_id = \"A\"\nKME1\n[[kms.kme]]\nname = ¦\"kme-a1\"\nurl = \
+             \"https://two\"\nFILES\n",
+            &["a KME named \"kme-a1\" is in line 5 already; give one of them another name"],
         ),
-        ("[interface]\nlanes = 1\n¦lanes = 2\n", &["this is not TOML: duplicate key; keep one of the lines"]),
+        (
+            "[interface]\nlanes = 1\n¦lanes = 2\n",
+            &["this is not TOML: duplicate key; keep one of the \
+         lines"],
+        ),
     ]);
 }
 
@@ -391,16 +469,25 @@ fn the_key_supply() {
         (
             format!("[interface]\n¦{PEER}"),
             vec![
-                "[[peer]] \"b\" wants QKD keys (qkd = \"required\" is the default), and there is no section [kms]; write a section [kms] with this site's KMEs, or `qkd = \"off\"` for a peer without QKD",
+                "[[peer]] \"b\" wants QKD keys (qkd = \"required\" is the default), and there is no \
+                 section [kms]; write a section [kms] with this site's KMEs, or `qkd = \"off\"` for a \
+                 peer without QKD",
             ],
         ),
         (
             format!("[interface]\n{PEER}qkd = ¦\"preferred\"\n"),
             vec![
-                "[[peer]] \"b\" wants QKD keys, and there is no section [kms]; write a section [kms] with this site's KMEs, or `qkd = \"off\"` for a peer without QKD",
+                "[[peer]] \"b\" wants QKD keys, and there is no section [kms]; write a section [kms] with \
+                 this site's KMEs, or `qkd = \"off\"` for a peer without QKD",
             ],
         ),
-        (format!("[interface]\n{PEER}qkd = ¦\"of\"\n"), vec!["`qkd` can't be \"of\"; did you mean \"off\"?"]),
+        (
+            format!("[interface]\n{PEER}qkd = ¦\"of\"\n"),
+            vec![
+                "`qkd` can't be \"of\"; did you mean \
+         \"off\"?",
+            ],
+        ),
         (
             kms.replace("[[peer]]", "¦[[peer]]"),
             vec!["[[peer]] \"b\" needs `sae_id`; write `sae_id = \"SITE-B\"`"],
@@ -423,19 +510,21 @@ fn the_key_supply() {
         ),
         (
             format!("{kms}sae_id = \"SITE-B\"\nkmes = [\"kme-a1\", ¦\"kme-a1\"]\n"),
-            vec!["KME \"kme-a1\" stands here twice; take one of them out"],
+            vec!["KME \"kme-a1\" is here twice; remove one of them"],
         ),
         (
             format!("{kms}sae_id = \"SITE-B\"\nkmes = ¦[]\n"),
             vec![
-                "`kmes` is empty, so no QKD key could come; name a KME, take the line out for all of them, or write `qkd = \"off\"`",
+                "`kmes` is empty, so the peer could get no QKD key; name a KME, remove the line to use \
+                 all of them, or write `qkd = \"off\"`",
             ],
         ),
         (
             "[interface]\n¦¦[kms]\n".into(),
             vec![
                 "[kms] needs `sae_id`; write `sae_id = \"SITE-A\"`",
-                "[kms] names no KME; write a section `[[kms.kme]]` with name, url, ca_file, cert_file and key_file, or take [kms] out",
+                "[kms] names no KME; write a section `[[kms.kme]]` with name, url, ca_file, cert_file and \
+                 key_file, or remove [kms]",
             ],
         ),
         (
@@ -445,7 +534,8 @@ fn the_key_supply() {
         (
             "[interface]\n[kms]\nsae_id = \"A\"\nkme = ¦\"kme-a1\"\n".into(),
             vec![
-                "[[kms.kme]] must have two brackets on each side, since there can be several; write `[[kms.kme]]`",
+                "[[kms.kme]] must have two brackets on each side, since there can be several; write \
+                 `[[kms.kme]]`",
             ],
         ),
     ];
@@ -459,18 +549,67 @@ fn values_of_a_kme() {
     const FIX: &str = "write for example \"https://kme-a1.site-a.example:8443\"";
     let rows: Vec<(&str, String)> = vec![
         ("url = ¦\"kme-a1\"", format!("\"kme-a1\" is not a URL (relative URL without a base); {FIX}")),
-        ("url = ¦\"http://kme-a1:8080\"", "a KME is reached over https, and this URL begins with `http:`; write \"https://kme-a1:8080\"".into()),
-        ("url = ¦\"kme-a1:8443\"", format!("a KME is reached over https, and this URL begins with `kme-a1:`; {FIX}")),
-        ("url = ¦\"https://me:pw@kme\"", "this URL has a user name or password; leave it out: a KME knows us by our certificate".into()),
-        ("url = ¦\"https://kme/?x=1\"", "this URL has a query or a fragment; write only scheme, host, port and perhaps a path".into()),
-        ("url = ¦\"https://kme:8443/api/v1/keys/\"", "this URL names the path of the keys; write the part before it: \"https://kme:8443\"".into()),
-        ("url = \"https://k\"\napi = \"skip\"\nkeys_file = ¦\"k\"", "`keys_file` is for `api = \"file\"`; write that, or take the line out; the key of our certificate is `key_file`".into()),
-        ("url = \"https://k\"\napi = ¦\"etsi014v2\"", "`api` can't be \"etsi014v2\"; did you mean \"etsi014\"?".into()),
-        ("url = \"https://k\"\nserver_name = ¦\"https://k\"", "\"https://k\" can't be the name in a certificate; write a host name or an address, without scheme and port".into()),
-        ("url = \"https://k\"\nsae_id = ¦\"a\\u0000\"", "an SAE ID can't hold '\\0'; write the ID that the KME knows".into()),
+        (
+            "url = ¦\"http://kme-a1:8080\"",
+            "a KME is reached over https, and this URL begins with `http:`; \
+         write \"https://kme-a1:8080\""
+                .into(),
+        ),
+        (
+            "url = ¦\"kme-a1:8443\"",
+            format!(
+                "a KME is reached over https, and this URL begins with \
+         `kme-a1:`; {FIX}"
+            ),
+        ),
+        (
+            "url = ¦\"https://me:pw@kme\"",
+            "this URL has a user name or password; leave it out: a KME \
+         identifies us by our certificate"
+                .into(),
+        ),
+        (
+            "url = ¦\"https://kme/?x=1\"",
+            "this URL has a query or a fragment; write only scheme, host, \
+         port and, if needed, a path"
+                .into(),
+        ),
+        (
+            "url = ¦\"https://kme:8443/api/v1/keys/\"",
+            "this URL names the path of the keys; write the part \
+         before it: \"https://kme:8443\""
+                .into(),
+        ),
+        (
+            "url = \"https://k\"\napi = \"skip\"\nkeys_file = ¦\"k\"",
+            "`keys_file` is for `api = \"file\"`; \
+         write that, or remove the line; the key of our certificate is `key_file`"
+                .into(),
+        ),
+        (
+            "url = \"https://k\"\napi = ¦\"etsi014v2\"",
+            "`api` can't be \"etsi014v2\"; did you mean \
+         \"etsi014\"?"
+                .into(),
+        ),
+        (
+            "url = \"https://k\"\nserver_name = ¦\"https://k\"",
+            "\"https://k\" can't be the name in a \
+         certificate; write a host name or an address, without scheme and port"
+                .into(),
+        ),
+        (
+            "url = \"https://k\"\nsae_id = ¦\"a\\u0000\"",
+            "an SAE ID can't hold '\\0'; write the ID that \
+         the KME knows"
+                .into(),
+        ),
     ];
     for (lines, error) in rows {
-        let text = format!("[interface]\n[kms]\nsae_id = \"A\"\n[[kms.kme]]\nname = \"k\"\n{FILES}{lines}\n");
+        let text = format!(
+            "[interface]\n[kms]\nsae_id = \"A\"\n[[kms.kme]]\nname = \
+         \"k\"\n{FILES}{lines}\n"
+        );
         refused("/etc/qvpn/qvpn0.toml", &text, &[&error]);
     }
     file_rows(&[(
@@ -489,7 +628,8 @@ fn values_of_a_kme() {
 fn files_of_keys() {
     let peer = |name: &str, more: &str| {
         format!(
-            "[[peer]]\nname = \"{name}\"\npublic_key = \"KEY_{}\"\nsae_id = \"{name}\"\nallowed_ips = []\n{more}\n",
+            "[[peer]]\nname = \"{name}\"\npublic_key = \"KEY_{}\"\nsae_id = \"{name}\"\nallowed_ips = \
+             []\n{more}\n",
             name.to_uppercase()
         )
     };
@@ -504,20 +644,22 @@ fn files_of_keys() {
             ),
             vec![
                 "[[kms.kme]] \"d\" needs `keys_file`; write `keys_file = \"/srv/qvpn/site-b.keys\"`",
-                "a file of keys has no `url`; take the line out, or write another `api`",
-                "a file of keys has no `ca_file`; take the line out, or write another `api`",
+                "a file of keys has no `url`; remove the line, or write another `api`",
+                "a file of keys has no `ca_file`; remove the line, or write another `api`",
             ],
         ),
         (
             format!("{kms}{}{}{}", file("d", "\"k\""), file("e", "¦\"k\""), peer("b", "kmes = [\"d\"]")),
             vec![
-                "the file /etc/qvpn/k stands in line 7 already; give each [[kms.kme]] a file of its own, or keep one of the two",
+                "the file /etc/qvpn/k is in line 7 already; give each [[kms.kme]] a file of its own, or \
+                 keep one of the two",
             ],
         ),
         (
             format!("{kms}{}{}{}", file("d", "¦\"k\""), peer("b", ""), peer("c", "")),
             vec![
-                "the file of \"d\" would serve peer \"b\" and peer \"c\", and each peer needs a file of its own; write a [[kms.kme]] for each, and name it in that peer's `kmes`",
+                "the file of \"d\" would serve peer \"b\" and peer \"c\", and each peer needs a file of \
+                 its own; write a [[kms.kme]] for each, and name it in that peer's `kmes`",
             ],
         ),
     ];
@@ -528,10 +670,11 @@ fn files_of_keys() {
 
 #[test]
 fn tunnels_that_need_themselves() {
-    const WAN: &str = "write the peer's address on the WAN, or take it out of `allowed_ips`";
+    const WAN: &str = "write the peer's address on the WAN, or remove it from `allowed_ips`";
     let two = |b: &str, c: &str| {
         format!(
-            "[interface]\naddress = [\"10.77.0.1/30\"]\n[[peer]]\nname = \"b\"\npublic_key = \"KEY_B\"\nOFF\n{b}\n[[peer]]\nname = \"c\"\npublic_key = \"KEY_C\"\nOFF\n{c}\n"
+            "[interface]\naddress = [\"10.77.0.1/30\"]\n[[peer]]\nname = \"b\"\npublic_key = \
+             \"KEY_B\"\nOFF\n{b}\n[[peer]]\nname = \"c\"\npublic_key = \"KEY_C\"\nOFF\n{c}\n"
         )
     };
     let inside = |ip: &str, net: &str| {
@@ -560,22 +703,23 @@ fn tunnels_that_need_themselves() {
     refused(
         path,
         &two("endpoint = ¦\"10.77.0.2:1\"\nallowed_ips = []", "allowed_ips = []"),
-        &[
-            "the endpoint 10.77.0.2 lies in the interface's own network 10.77.0.0/30; write the peer's address on the WAN",
-        ],
+        &["the endpoint 10.77.0.2 lies in the interface's own network 10.77.0.0/30; write the peer's \
+             address on the WAN"],
     );
     let kme = |policy: &str, url: &str| {
         format!(
-            "[interface]\n[kms]\nsae_id = \"A\"\n[[kms.kme]]\nname = \"k\"\nurl = {url}\nFILES[[peer]]\nname = \"b\"\npublic_key = \"KEY_B\"\nsae_id = \"B\"\nqkd = \"{policy}\"\nallowed_ips = [\"10.20.0.0/16\"]\n"
+            "[interface]\n[kms]\nsae_id = \"A\"\n[[kms.kme]]\nname = \"k\"\nurl = \
+             {url}\nFILES[[peer]]\nname = \"b\"\npublic_key = \"KEY_B\"\nsae_id = \"B\"\nqkd = \
+             \"{policy}\"\nallowed_ips = [\"10.20.0.0/16\"]\n"
         )
     };
     for policy in ["required", "preferred"] {
         refused(
             path,
             &kme(policy, "¦\"https://10.20.0.5:8443\""),
-            &[
-                "KME \"k\" at 10.20.0.5 lies in 10.20.0.0/16, so it would be reached through the tunnel to peer \"b\", which needs its keys; write the KME's address outside the tunnel, or take it out of that peer's `allowed_ips`",
-            ],
+            &["KME \"k\" at 10.20.0.5 lies in 10.20.0.0/16, so it would be reached through the tunnel \
+                 to peer \"b\", which needs its keys; write the KME's address outside the tunnel, or \
+                 remove it from that peer's `allowed_ips`"],
         );
     }
     let taken = |text: &str| {
@@ -594,7 +738,7 @@ fn what_is_not_toml() {
     file_rows(&[
         (
             "[interface]\nlanes = ¦\n",
-            &["this is not TOML: there is no value; write one after the equals sign, or take the line out"],
+            &["this is not TOML: there is no value; write one after the equals sign, or remove the line"],
         ),
         (
             "[interface¦\nlanes = 1\n",
@@ -624,9 +768,9 @@ fn all_errors_at_once_in_their_order_beside_errors_of_syntax() {
 fn columns_count_characters_and_messages_stay_on_their_line() {
     file_rows(&[(
         "[interface]\n\"ä\" = 1¦\n".replace('¦', "").replace("\"ä\"", "¦\"ä\\n\"").as_str(),
-        &[
-            "[interface] has no key `ä\\n`; its keys are `name`, `private_key_file`, `lanes`, `listen_port`, `address`, `mtu`, `suite`, `rekey_interval`, `table`, `fwmark`, `dscp`, `on_stop`, `metrics_listen`, `log_level`",
-        ],
+        &["[interface] has no key `ä\\n`; its keys are `name`, `private_key_file`, `lanes`, \
+             `listen_port`, `address`, `mtu`, `suite`, `rekey_interval`, `table`, `fwmark`, `dscp`, \
+             `on_stop`, `metrics_listen`, `log_level`"],
     )]);
     refused(
         "x.toml",
@@ -644,7 +788,8 @@ fn a_file_of_rubbish_gives_a_bounded_list() {
     let huge = Config::parse(Path::new("x.toml"), &" ".repeat(16 * 1024 * 1024 + 1)).unwrap_err();
     assert_eq!(
         huge.to_string(),
-        "x.toml: the file has 16777217 bytes, and a config at most 16777216; check that this is the right file"
+        "x.toml: the file has 16777217 bytes, and a config at most 16777216; check that this is the right \
+         file"
     );
     let deep = format!("x = {}", "[".repeat(100_000));
     assert!(Config::parse(Path::new("x.toml"), &deep).is_err());

@@ -1,4 +1,4 @@
-//! `check`: all that is wrong with a config, before a daemon refuses it.
+//! `check`: finds all faults of a config before a daemon refuses it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
@@ -17,9 +17,9 @@ use crate::output;
 use crate::units::count;
 
 /// The user that daemons run as.
-const DAEMON: &str = "qvpn";
+const DAEMON_USER: &str = "qvpn";
 
-/// The JSON form.
+/// The JSON form; `docs/schemas/check.json` describes it.
 #[derive(Serialize)]
 struct Report<'a> {
     schema: u32,
@@ -58,45 +58,46 @@ pub(crate) fn check(file: &Path, no_files: bool, json: bool) -> Result<(), CtlEr
     ))
 }
 
-/// All that is wrong with a config on this machine: its files, who can read them, and the other configs beside it.
+/// Checks a config on this machine: its files, who can read them, and the other configs in its directory.
 ///
 /// # Errors
-/// All of that at once.
+/// All faults at once.
 pub(crate) fn on_this_machine(config: &Config) -> Result<(), ConfigErrors> {
-    let looked = [config.check_files(), readable(config), config.check_neighbours(&config.neighbours())];
-    looked.into_iter().filter_map(Result::err).reduce(ConfigErrors::and).map_or(Ok(()), Err)
+    let results =
+        [config.check_files(), readable(config), config.check_other_interfaces(&config.other_interfaces())];
+    results.into_iter().filter_map(Result::err).reduce(ConfigErrors::and).map_or(Ok(()), Err)
 }
 
-/// The user that daemons run as, where there is one and we are root, who may do what that user may not.
+/// The user that daemons run as, if it exists and we are root, who can read files that this user can't.
 pub(crate) fn daemon_user() -> Option<User> {
-    User::from_name(DAEMON).ok().flatten().filter(|_| Uid::effective().is_root())
+    User::from_name(DAEMON_USER).ok().flatten().filter(|_| Uid::effective().is_root())
 }
 
-/// Root reads everything, and the daemon doesn't: what root checks is looked at as the daemon's user, too.
+/// Root can read every file and the daemon can't, so as root we also check as the daemon's user.
 fn readable(config: &Config) -> Result<(), ConfigErrors> {
     let Some(user) = daemon_user() else { return Ok(()) };
     let named = config.named_files().map(|file| file.path).chain([&config.path]);
-    // What isn't there is told by itself, and what is another user's is meant for a daemon of that user.
+    // A missing file has its own error, and a file of another user is for a daemon of that user.
     let of_root = |path: &&PathBuf| path.metadata().is_ok_and(|meta| meta.uid() == 0);
     let real: BTreeMap<PathBuf, &Path> =
         named.filter(of_root).filter_map(|path| Some((path.canonicalize().ok()?, path.as_path()))).collect();
-    // The system's own answer, since it knows of access lists and of the folders above.
+    // A shell as that user asks the kernel, which respects access lists and the directories above.
     let ask = "for file; do [ -r \"$file\" ] || printf '%s\\0' \"$file\"; done";
-    let asked = Command::new("/bin/sh")
+    let result = Command::new("/bin/sh")
         .args(["-c", ask, "sh"])
         .args(real.keys())
         .env_clear()
         .uid(user.uid.as_raw())
         .gid(user.gid.as_raw())
         .output();
-    // In a namespace that has root alone the daemon stays root.
-    let Ok(output) = asked else { return Ok(()) };
-    let shut: BTreeSet<&Path> = output
+    // In a user namespace with root alone, the daemon stays root.
+    let Ok(output) = result else { return Ok(()) };
+    let unreadable: BTreeSet<&Path> = output
         .stdout
         .split(|byte| *byte == 0)
         .filter_map(|path| real.get(Path::new(OsStr::from_bytes(path))).copied())
         .collect();
-    config.check_readable(|path| !shut.contains(path))
+    config.check_readable(|path| !unreadable.contains(path))
 }
 
 fn report<'a>(file: &Path, errors: Option<&'a ConfigErrors>) -> Report<'a> {

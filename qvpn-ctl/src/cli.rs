@@ -1,17 +1,14 @@
-//! The commands and their arguments. The help texts here are the ones that users read.
+//! The commands and their arguments. The doc comments are the text of `--help` and of the man pages.
 
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::engine::ArgValueCompleter;
-use qvpn_api::control::SOCKET_DIR;
 
 use crate::complete;
+use crate::dirs::Dirs;
 
-/// Where the configs are.
-pub(crate) const CONFIG_DIR: &str = "/etc/qvpn";
-
-/// Controls qvpn, the quantum-safe tunnel between sites.
+/// Control qvpn, the quantum-safe tunnel between sites.
 #[derive(Parser)]
 #[command(name = "qvpn-ctl", version, after_help = EXIT_CODES)]
 pub(crate) struct Cli {
@@ -24,142 +21,131 @@ pub(crate) struct Cli {
 const EXIT_CODES: &str =
     "Exit codes: 0 done, 1 failed, 2 usage, 3 config refused, 4 daemon not reachable, 5 KME check failed.";
 
-/// Folders that only tests and unusual installations change.
-#[derive(Args)]
-pub(crate) struct Dirs {
-    /// The folder of the daemons' control sockets.
-    #[arg(long, global = true, value_name = "DIR", env = "QVPN_SOCKET_DIR", default_value = SOCKET_DIR, hide = true)]
-    pub(crate) socket_dir: PathBuf,
-    /// The folder of the configs.
-    #[arg(long, global = true, value_name = "DIR", env = "QVPN_CONFIG_DIR", default_value = CONFIG_DIR, hide = true)]
-    pub(crate) config_dir: PathBuf,
-}
-
 #[derive(Subcommand)]
 pub(crate) enum Command {
-    /// Makes a secret key and prints it: install -m 0640 -g qvpn /dev/null FILE && qvpn-ctl genkey > FILE.
+    /// Generate a secret key and print it: install -m 0640 -g qvpn /dev/null FILE && qvpn-ctl genkey > FILE.
     Genkey,
-    /// Reads a secret key from the input and prints its public key.
+    /// Read a secret key from standard input and print its public key.
     Pubkey,
-    /// Makes a pre-shared key and prints it.
+    /// Generate a pre-shared key and print it.
     Genpsk,
-    /// Reads a public or secret key from the input and prints its fingerprint, to compare over a phone.
+    /// Read a public or secret key from standard input and print its fingerprint, to compare by phone.
     Fingerprint,
-    /// Checks a config file, the files that it names, and the other configs beside it.
+    /// Check a config file, the files that it names, and the other configs in its directory.
     Check {
         /// The config, such as /etc/qvpn/qvpn0.toml.
         file: PathBuf,
-        /// Looks only at the text: for a config that is meant for another machine.
+        /// Check only the text, for a config of another machine.
         #[arg(long)]
         no_files: bool,
-        /// Prints JSON.
+        /// Print JSON.
         #[arg(long)]
         json: bool,
     },
-    /// Shows interfaces and peers: state, what the key is made of, next rekey, stock, KMEs, drops.
+    /// Show interfaces and peers: state, key sources, next rekey, stock, KMEs, drops.
     Show {
-        /// One interface; all when absent.
+        /// The interface [default: all].
         #[arg(value_parser = interface, add = ArgValueCompleter::new(complete::interfaces))]
         interface: Option<String>,
-        /// One peer of it: its name, public key or fingerprint, or the beginning of one.
+        /// One peer: its name, public key or fingerprint, or the beginning of one.
         #[arg(add = ArgValueCompleter::new(complete::peers))]
         peer: Option<String>,
-        /// Shows one line for each peer, and no more.
+        /// Show only one line for each peer.
         #[arg(long, short, conflicts_with = "json")]
         brief: bool,
-        /// Prints JSON.
+        /// Print JSON.
         #[arg(long)]
         json: bool,
     },
-    /// Makes a new epoch now.
+    /// Start a new epoch now.
     Rekey {
         /// The interface.
         #[arg(value_parser = interface, add = ArgValueCompleter::new(complete::interfaces))]
         interface: String,
-        /// A peer's name, public key or fingerprint, or the beginning of one; all peers when absent.
+        /// A peer's name, public key or fingerprint, or the beginning of one [default: all peers].
         #[arg(add = ArgValueCompleter::new(complete::peers))]
         peer: Option<String>,
     },
-    /// Reads the config again; if it is refused, nothing changes.
+    /// Reload the config; if it is refused, nothing changes.
     Reload {
         /// The interface.
         #[arg(value_parser = interface, add = ArgValueCompleter::new(complete::interfaces))]
         interface: String,
     },
-    /// Lists, adds, changes and removes peers while the tunnel runs.
+    /// List, add, change and remove peers while the tunnel runs.
     #[command(subcommand)]
     Peer(PeerCommand),
-    /// Turns a wg-quick config into one of qvpn, to standard output, and says what has no equivalent.
+    /// Convert a wg-quick config to a qvpn config on standard output, and name what has no equivalent.
     Import {
         /// The file, such as /etc/wireguard/wg0.conf.
         file: PathBuf,
-        /// What to write for `qkd` of each peer.
+        /// The value of `qkd` for each peer.
         #[arg(long, value_enum, default_value_t = QkdChoice::Required)]
         qkd: QkdChoice,
     },
-    /// Looks at this machine and says what keeps a tunnel from working, each with the command that mends it.
+    /// Check this machine for what keeps a tunnel from working, and print the command that fixes it.
     Doctor {
-        /// The interface, by its config in /etc/qvpn; all when absent.
+        /// The interface, by its config in /etc/qvpn [default: all].
         #[arg(value_parser = interface, add = ArgValueCompleter::new(complete::interfaces))]
         interface: Option<String>,
-        /// Prints JSON.
+        /// Print JSON.
         #[arg(long)]
         json: bool,
     },
-    /// Talks to the KMEs of a config, without a daemon.
+    /// Talk to the KMEs of a config, without a daemon.
     #[command(subcommand)]
     Kms(KmsCommand),
-    /// Prints the latest events, one a line.
+    /// Print the latest events, one per line.
     Events {
         /// The interface.
         #[arg(value_parser = interface, add = ArgValueCompleter::new(complete::interfaces))]
         interface: String,
-        /// Waits for more.
+        /// Wait for later events.
         #[arg(long, short)]
         follow: bool,
-        /// Prints one JSON object a line.
+        /// Print one JSON object per line.
         #[arg(long)]
         json: bool,
     },
-    /// Prints all metrics in Prometheus' text format, as for node_exporter's textfile collector.
+    /// Print all metrics in Prometheus' text format, for example for node_exporter's textfile collector.
     Metrics {
         /// The interface.
         #[arg(value_parser = interface, add = ArgValueCompleter::new(complete::interfaces))]
         interface: String,
-        /// Prints JSON.
+        /// Print JSON.
         #[arg(long)]
         json: bool,
     },
-    /// Shows an interface live: throughput, keys, stock, KMEs.
+    /// Show an interface live: throughput, keys, stock, KMEs.
     Top {
         /// The interface.
         #[arg(value_parser = interface, add = ArgValueCompleter::new(complete::interfaces))]
         interface: String,
     },
-    /// Prints the script that lets a shell complete commands, interfaces and peers.
+    /// Print the script that makes a shell complete commands, interfaces and peers.
     Completions {
         /// The shell.
         #[arg(value_enum)]
         shell: Shell,
     },
-    /// Writes the man pages, from the same texts as this help.
+    /// Write the man pages, from the same text as this help.
     #[command(hide = true)]
     Man {
-        /// Where to.
+        /// The directory to write to.
         dir: PathBuf,
     },
-    /// Makes the allowed IPs of a config unreachable, so that nothing leaves in clear while no daemon runs.
+    /// Make the allowed IPs of a config unreachable, so that nothing leaves in clear while no daemon runs.
     Block {
         /// The config, such as /etc/qvpn/qvpn0.toml.
         #[arg(required_unless_present = "all", conflicts_with = "all")]
         file: Option<PathBuf>,
-        /// Every config in /etc/qvpn that doesn't say `on_stop = "open"`.
+        /// Block every config in /etc/qvpn except those with `on_stop = "open"`.
         #[arg(long)]
         all: bool,
     },
-    /// Removes the block, so that traffic may leave in clear.
+    /// Remove the block, so that traffic can leave in clear.
     Unblock {
-        /// One interface, by its config in /etc/qvpn; every block of qvpn when absent.
+        /// The interface, by its config in /etc/qvpn [default: every block of qvpn].
         #[arg(value_parser = interface, add = ArgValueCompleter::new(complete::interfaces))]
         interface: Option<String>,
     },
@@ -167,16 +153,16 @@ pub(crate) enum Command {
 
 #[derive(Subcommand)]
 pub(crate) enum PeerCommand {
-    /// Lists the configured peers.
+    /// List the configured peers.
     List {
         /// The interface.
         #[arg(value_parser = interface, add = ArgValueCompleter::new(complete::interfaces))]
         interface: String,
-        /// Prints JSON.
+        /// Print JSON.
         #[arg(long)]
         json: bool,
     },
-    /// Adds a peer while the tunnel runs; the others lose no packet.
+    /// Add a peer while the tunnel runs; other peers lose no packets.
     Add {
         /// The interface.
         #[arg(value_parser = interface, add = ArgValueCompleter::new(complete::interfaces))]
@@ -185,11 +171,11 @@ pub(crate) enum PeerCommand {
         name: String,
         #[command(flatten)]
         settings: Box<PeerSettings>,
-        /// Writes it into the config, too, and keeps its comments and order.
+        /// Also write the change to the config, and keep its comments and order.
         #[arg(long)]
         save: bool,
     },
-    /// Changes a peer while the tunnel runs.
+    /// Change a peer while the tunnel runs.
     #[command(group = clap::ArgGroup::new("change").required(true).multiple(true).args([
         "public_key", "endpoint", "allowed_ips", "sae_id", "kmes", "qkd", "role", "preshared_key_file",
         "persistent_keepalive", "suite", "rekey_interval", "unset",
@@ -203,14 +189,15 @@ pub(crate) enum PeerCommand {
         peer: String,
         #[command(flatten)]
         settings: Box<PeerSettings>,
-        /// Keys of the config that go, so that their defaults hold.
+        /// Config keys to remove, so that their defaults apply.
         #[arg(long, value_name = "KEY,…", value_delimiter = ',')]
         unset: Vec<String>,
-        /// Writes it into the config, too, and keeps its comments and order.
+        /// Also write the change to the config, and keep its comments and order.
         #[arg(long)]
         save: bool,
     },
-    /// Removes a peer while the tunnel runs. Its networks then go where this machine's other routes lead, perhaps in clear.
+    /// Remove a peer while the tunnel runs. This machine's other routes then carry its traffic, possibly in
+    /// clear.
     Remove {
         /// The interface.
         #[arg(value_parser = interface, add = ArgValueCompleter::new(complete::interfaces))]
@@ -218,13 +205,13 @@ pub(crate) enum PeerCommand {
         /// The peer's name, public key or fingerprint, or the beginning of one.
         #[arg(add = ArgValueCompleter::new(complete::peers))]
         peer: String,
-        /// Takes it out of the config, too.
+        /// Also remove it from the config.
         #[arg(long)]
         save: bool,
     },
 }
 
-/// Shells that can be helped.
+/// The supported shells.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Shell {
     /// source <(qvpn-ctl completions bash)
@@ -238,16 +225,16 @@ pub(crate) enum Shell {
 /// `qkd` of imported peers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum QkdChoice {
-    /// No QKD key, no traffic.
+    /// Without a QKD key there is no traffic.
     Required,
-    /// Traffic goes on without.
+    /// Traffic goes on without QKD.
     Preferred,
     /// No QKD at all.
     Off,
 }
 
 impl QkdChoice {
-    /// The word of the config.
+    /// The word in the config.
     pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::Required => "required",
@@ -257,19 +244,19 @@ impl QkdChoice {
     }
 }
 
-/// What a peer may have; the names are those of the config.
+/// The settings of a peer, with the names of the config.
 #[derive(Debug, Default, Args)]
 pub(crate) struct PeerSettings {
     /// The line that `qvpn-ctl pubkey` prints at the peer.
     #[arg(long, value_name = "KEY")]
     pub(crate) public_key: Option<String>,
-    /// Where it is; learned from its packets when absent.
+    /// Its endpoint [default: learned from its packets].
     #[arg(long, value_name = "HOST:PORT")]
     pub(crate) endpoint: Option<String>,
     /// The networks behind it.
     #[arg(long, value_name = "PREFIX,…", value_delimiter = ',')]
     pub(crate) allowed_ips: Option<Vec<String>>,
-    /// Its SAE ID; needed unless qkd is off.
+    /// Its SAE ID; required unless qkd is off.
     #[arg(long, value_name = "ID")]
     pub(crate) sae_id: Option<String>,
     /// Names of the KMEs that serve the pair [default: all].
@@ -278,48 +265,52 @@ pub(crate) struct PeerSettings {
     /// Whether its keys need QKD [default: required].
     #[arg(long, value_parser = ["required", "preferred", "off"])]
     pub(crate) qkd: Option<String>,
-    /// Who proposes keys [default: auto].
+    /// Which site proposes keys [default: auto].
     #[arg(long, value_parser = ["auto", "initiator", "responder"])]
     pub(crate) role: Option<String>,
     /// The file of the pre-shared key.
     #[arg(long, value_name = "FILE")]
     pub(crate) preshared_key_file: Option<String>,
-    /// How often something is sent at least, such as 25s [default: off].
+    /// The longest time without sending anything, such as 25s [default: off].
     #[arg(long, value_name = "TIME")]
     pub(crate) persistent_keepalive: Option<String>,
     /// The AEAD [default: the interface's].
     #[arg(long, value_parser = ["chacha20poly1305", "aes256gcm"])]
     pub(crate) suite: Option<String>,
-    /// How often a fresh key is made, 100ms to 120s [default: the interface's].
+    /// How often a new key is made, 100ms to 120s [default: the interface's].
     #[arg(long, value_name = "TIME")]
     pub(crate) rekey_interval: Option<String>,
 }
 
 #[derive(Subcommand)]
 pub(crate) enum KmsCommand {
-    /// Checks the real KMEs: TCP, TLS, certificates, identity, status, and keys, with each oddity in words.
+    /// Check the real KMEs: TCP, TLS, certificates, identity, status and keys, and name each deviation.
     ///
-    /// For each peer and each of its KMEs up to three keys are taken, and with --other fetched by their IDs at the
-    /// other site's KME and compared. A key that is taken is spent: no tunnel will ever use it. --no-take touches no key.
+    /// For each peer and each of its KMEs, up to three keys are taken. With --other they are also fetched
+    /// by their IDs from the other site's KME and compared. A key that is taken is spent: no tunnel uses
+    /// it. --no-take takes no key.
     Check {
         /// The config, such as /etc/qvpn/qvpn0.toml.
         file: PathBuf,
-        /// One peer, by its name or public key or the beginning of one; all that use QKD when absent.
+        /// One peer: its name, public key or fingerprint, or the beginning of one [default: all that use
+        /// QKD].
         #[arg(long, value_name = "NAME")]
         peer: Option<String>,
-        /// The other site's config, to fetch the taken keys there; its KMEs must be reachable from here.
+        /// The other site's config, to fetch the taken keys there; its KMEs must be reachable from this
+        /// machine.
         #[arg(long, value_name = "FILE")]
         other: Option<PathBuf>,
-        /// Only looks: takes no key.
+        /// Take no key.
         #[arg(long)]
         no_take: bool,
-        /// Prints JSON.
+        /// Print JSON.
         #[arg(long)]
         json: bool,
     },
 }
 
-/// A name that is one part of a path, so that it can't lead elsewhere.
+/// Accepts an interface name only if it is a single path component, so that it can't point to another
+/// directory.
 fn interface(name: &str) -> Result<String, String> {
     if name.is_empty() || name.len() > 15 || name.contains(['/', '\0']) || name == "." || name == ".." {
         return Err("the name of an interface has 1 to 15 bytes and no slash, such as qvpn0".to_owned());

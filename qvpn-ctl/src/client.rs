@@ -1,5 +1,5 @@
-//! One connection to a daemon's control socket. Each way in which it can fail has its own message and the exit code for
-//! a daemon that can't be reached.
+//! A connection to a daemon's control socket. Each kind of failure has its own message, and all have the
+//! exit code for a daemon that can't be reached.
 
 use std::io::{BufReader, ErrorKind, Write};
 use std::os::unix::net::UnixStream;
@@ -10,8 +10,8 @@ use qvpn_api::control::{CodecError, ErrorCode, MAX_REPLY, Message, Reply, Reques
 
 use crate::error::CtlError;
 
-/// How long a daemon may take to answer. It owns no slow work, so this is a daemon that hangs.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// How long a daemon may take to answer. It does no slow work for a request, so a slower daemon hangs.
+const REPLY_TIMEOUT: Duration = Duration::from_secs(10);
 
 pub(crate) struct Client {
     interface: String,
@@ -36,13 +36,13 @@ impl Client {
         };
         let stream = UnixStream::connect(&path).map_err(failed)?;
         stream
-            .set_read_timeout(Some(PATIENCE))
-            .and_then(|()| stream.set_write_timeout(Some(PATIENCE)))
+            .set_read_timeout(Some(REPLY_TIMEOUT))
+            .and_then(|()| stream.set_write_timeout(Some(REPLY_TIMEOUT)))
             .map_err(failed)?;
         Ok(Self { interface: interface.to_owned(), path, stream: BufReader::new(stream) })
     }
 
-    /// Sends `request` and gives the answer, or the daemon's error.
+    /// Sends `request` and returns the reply, or the daemon's error.
     pub(crate) fn ask(&mut self, request: &Request) -> Result<Reply, CtlError> {
         self.send(request)?;
         self.next()?.ok_or_else(|| CtlError::Cut { interface: self.interface.clone() })
@@ -51,18 +51,18 @@ impl Client {
     pub(crate) fn send(&mut self, request: &Request) -> Result<(), CtlError> {
         let line = request.to_line().map_err(|e| self.failed(e))?;
         match self.stream.get_mut().write_all(line.as_bytes()) {
-            // It may have answered before it closed: a daemon that is too busy does.
+            // A daemon that is too busy replies and closes the connection before it reads the request.
             Err(e) if e.kind() == ErrorKind::BrokenPipe => Ok(()),
             result => result.map_err(|e| self.failed(e.into())),
         }
     }
 
-    /// The next reply; `None` when the daemon has closed the connection.
+    /// The next reply; `None` if the daemon has closed the connection.
     pub(crate) fn next(&mut self) -> Result<Option<Reply>, CtlError> {
         let line = read_line(&mut self.stream, MAX_REPLY);
         let reply = line.and_then(|line| line.map(|l| Reply::from_line(&l)).transpose());
         match reply.map_err(|e| self.failed(e))? {
-            // We only send what is a request of our version.
+            // All our requests are well-formed, so the daemon is older.
             Some(Reply::Error(error)) if error.code == ErrorCode::Malformed => {
                 Err(CtlError::TooOld { interface: self.interface.clone(), said: error.message })
             }
@@ -71,21 +71,21 @@ impl Client {
         }
     }
 
-    /// From now on waits for a reply as long as it takes.
-    pub(crate) fn wait_for_ever(&mut self) -> Result<(), CtlError> {
+    /// Removes the time limit for replies.
+    pub(crate) fn wait_without_limit(&mut self) -> Result<(), CtlError> {
         self.stream.get_ref().set_read_timeout(None).map_err(|e| self.failed(e.into()))
     }
 
-    /// A reply that doesn't belong to the request.
+    /// The error for a reply that doesn't belong to the request.
     pub(crate) fn unexpected(&self) -> CtlError {
-        self.failed(CodecError::Malformed("it answered another question".to_owned()))
+        self.failed(CodecError::Malformed("the reply doesn't belong to the request".to_owned()))
     }
 
     pub(crate) fn failed(&self, error: CodecError) -> CtlError {
         let interface = self.interface.clone();
         match error {
             CodecError::Io(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
-                CtlError::Silent { interface, seconds: PATIENCE.as_secs() }
+                CtlError::Silent { interface, seconds: REPLY_TIMEOUT.as_secs() }
             }
             CodecError::Io(e) if matches!(e.kind(), ErrorKind::ConnectionReset | ErrorKind::BrokenPipe) => {
                 CtlError::Cut { interface }
@@ -106,7 +106,7 @@ pub(crate) fn running(dir: &Path) -> Result<Vec<String>, CtlError> {
         Err(e) if e.kind() == ErrorKind::PermissionDenied => {
             return Err(CtlError::NotPermitted(dir.to_owned()));
         }
-        Err(source) => return Err(CtlError::Folder { dir: dir.to_owned(), source }),
+        Err(source) => return Err(CtlError::Directory { dir: dir.to_owned(), source }),
     };
     let mut names: Vec<String> = entries
         .flatten()

@@ -1,4 +1,4 @@
-//! The commands that ask one daemon one thing: `rekey`, `reload`, `peer list`, `events`.
+//! Commands that send one request to one daemon: `rekey`, `reload`, `peer list`, `events`.
 
 use std::path::Path;
 
@@ -73,7 +73,7 @@ pub(crate) fn events(dir: &Path, interface: &str, follow: bool, json: bool) -> R
     let mut client = Client::connect(dir, interface)?;
     client.send(&Request::Events { follow })?;
     if follow {
-        client.wait_for_ever()?;
+        client.wait_without_limit()?;
     }
     let paint = Paint::for_stdout();
     loop {

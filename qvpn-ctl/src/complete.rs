@@ -1,5 +1,5 @@
-//! Completion of interfaces and peers in the shell. The shell runs this program with what was typed so far, so that it
-//! knows what runs now; a daemon that doesn't answer at once is no reason to wait.
+//! Completion of interfaces and peers. The shell runs this program with the words typed so far, so the
+//! candidates are those that exist now.
 
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
@@ -9,31 +9,31 @@ use clap_complete::engine::CompletionCandidate;
 use qvpn_api::Config;
 use qvpn_api::control::{Reply, Request, SOCKET_DIR};
 
-use crate::cli::CONFIG_DIR;
 use crate::client::{self, Client};
+use crate::dirs::{CONFIG_DIR, configs};
 
-fn folder(variable: &str, otherwise: &str) -> PathBuf {
-    std::env::var_os(variable).filter(|v| !v.is_empty()).map_or_else(|| otherwise.into(), PathBuf::from)
+fn directory(variable: &str, default: &str) -> PathBuf {
+    std::env::var_os(variable).filter(|v| !v.is_empty()).map_or_else(|| default.into(), PathBuf::from)
 }
 
 fn socket_dir() -> PathBuf {
-    folder("QVPN_SOCKET_DIR", SOCKET_DIR)
+    directory("QVPN_SOCKET_DIR", SOCKET_DIR)
 }
 
 fn config_dir() -> PathBuf {
-    folder("QVPN_CONFIG_DIR", CONFIG_DIR)
+    directory("QVPN_CONFIG_DIR", CONFIG_DIR)
 }
 
-/// Interfaces that run or have a config.
+/// The interfaces that run or have a config.
 fn known_interfaces() -> BTreeSet<String> {
     let mut names: BTreeSet<String> =
         client::running(&socket_dir()).unwrap_or_default().into_iter().collect();
-    let configs = crate::routes::configs(&config_dir()).unwrap_or_default();
-    names.extend(configs.iter().filter_map(|file| Some(file.file_stem()?.to_str()?.to_owned())));
+    let files = configs(&config_dir()).unwrap_or_default();
+    names.extend(files.iter().filter_map(|file| Some(file.file_stem()?.to_str()?.to_owned())));
     names
 }
 
-/// For an argument that is an interface.
+/// Completes an interface.
 pub(crate) fn interfaces(typed: &OsStr) -> Vec<CompletionCandidate> {
     let typed = typed.to_string_lossy();
     known_interfaces()
@@ -43,11 +43,11 @@ pub(crate) fn interfaces(typed: &OsStr) -> Vec<CompletionCandidate> {
         .collect()
 }
 
-/// For an argument that is a peer: those of the first interface among the words before.
+/// Completes a peer of the first interface among the words before.
 pub(crate) fn peers(typed: &OsStr) -> Vec<CompletionCandidate> {
     let typed = typed.to_string_lossy();
     let known = known_interfaces();
-    // What was typed stands behind `--`.
+    // The typed words follow `--`.
     let mut words = std::env::args().skip_while(|word| word != "--").skip(2);
     let Some(interface) = words.find(|word| known.contains(word)) else { return Vec::new() };
     peers_of(&interface)

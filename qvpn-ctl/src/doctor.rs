@@ -1,6 +1,8 @@
-//! `doctor`: looks at the machine and at each config, and says what keeps a tunnel from working, with the command that
-//! mends it. It changes nothing, and asks no KME; `kms check` does.
+//! `doctor`: checks the machine and each config, and names what keeps a tunnel from working, with the
+//! command that fixes it. It changes nothing and contacts no KME; `kms check` does.
 
+mod command;
+mod finding;
 mod firewall;
 mod machine;
 mod network;
@@ -11,55 +13,11 @@ use std::path::Path;
 use qvpn_api::Config;
 use serde::Serialize;
 
+use self::finding::{Finding, Verdict};
 use crate::check::on_this_machine;
-use crate::cli::Dirs;
+use crate::dirs::{Dirs, configs};
 use crate::error::CtlError;
 use crate::output::{self, Paint, Tone, clean};
-
-/// How a check ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub(crate) enum Verdict {
-    /// As it should be.
-    Ok,
-    /// It works, and may be meant so; or it could not be looked at.
-    Warning,
-    /// It keeps a tunnel from working.
-    Bad,
-}
-
-/// One check; `docs/schemas/doctor.json` describes its JSON form.
-#[derive(Debug, Clone, Serialize)]
-pub(crate) struct Finding {
-    /// What was looked at, one word; fixed.
-    check: &'static str,
-    /// The interface that it is about, if not the machine.
-    interface: Option<String>,
-    result: Verdict,
-    /// What was found.
-    text: String,
-    /// The command that mends it, or that looks at what this program can't look at; there for all but `ok`.
-    fix: Option<String>,
-}
-
-impl Finding {
-    fn ok(check: &'static str, text: impl Into<String>) -> Self {
-        Self { check, interface: None, result: Verdict::Ok, text: text.into(), fix: None }
-    }
-
-    fn warning(check: &'static str, text: impl Into<String>, fix: impl Into<String>) -> Self {
-        Self { result: Verdict::Warning, fix: Some(fix.into()), ..Self::ok(check, text) }
-    }
-
-    fn bad(check: &'static str, text: impl Into<String>, fix: impl Into<String>) -> Self {
-        Self { result: Verdict::Bad, fix: Some(fix.into()), ..Self::ok(check, text) }
-    }
-
-    /// Something that can't be looked at from here; the command is one that can.
-    fn unknown(check: &'static str, text: impl Into<String>, how: impl Into<String>) -> Self {
-        Self::warning(check, text, how)
-    }
-}
 
 #[derive(Serialize)]
 struct Report<'a> {
@@ -71,7 +29,7 @@ struct Report<'a> {
 pub(crate) fn doctor(dirs: &Dirs, interface: Option<&str>, json: bool) -> Result<(), CtlError> {
     let files = match interface {
         Some(name) => vec![dirs.config_dir.join(format!("{name}.toml"))],
-        None => crate::routes::configs(&dirs.config_dir).unwrap_or_default(),
+        None => configs(&dirs.config_dir).unwrap_or_default(),
     };
     let mut findings = machine::look();
     if files.is_empty() {
@@ -109,7 +67,7 @@ fn look_at(dirs: &Dirs, file: &Path) -> Vec<Finding> {
             })
             .collect(),
     };
-    // What the files lack is told above; the rest can be looked at all the same.
+    // Faults of the files are reported above; the rest can still be checked.
     if let Ok(config) = Config::load(file) {
         findings.extend(network::look(&config));
         findings.extend(tunnel::look(dirs, &config));
@@ -127,12 +85,12 @@ fn text(findings: &[Finding], paint: Paint) -> String {
             Verdict::Bad => ("bad", Tone::Bad),
         };
         let about = finding.interface.as_ref().map(|name| format!("{}: ", clean(name))).unwrap_or_default();
-        let said = format!("{about}{}", finding.text);
+        let text_about = format!("{about}{}", finding.text);
         text += &format!(
             "{} {:<13} {}\n",
             paint.text(tone, &format!("{word:<7}")),
             finding.check,
-            paint.wrapped(Tone::Plain, &said, 22, 10)
+            paint.wrapped(Tone::Plain, &text_about, 22, 10)
         );
         if let Some(fix) = &finding.fix {
             // A command stays on its line, so that it can be copied.

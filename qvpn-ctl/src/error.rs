@@ -1,4 +1,4 @@
-//! Why a command failed: one line that says what to do, and the exit code that scripts rely on.
+//! Why a command failed: one line with what to do, and the exit code that scripts rely on.
 
 use std::io;
 use std::path::PathBuf;
@@ -16,70 +16,80 @@ pub(crate) enum CtlError {
     #[error("can't read a key from the input: {0}")]
     Input(#[source] io::Error),
     #[error(
-        "the input is too long to be a key; give the key alone, such as `qvpn-ctl pubkey < /etc/qvpn/qvpn0.key`"
+        "the input is too long to be a key; pass the key alone, such as `qvpn-ctl pubkey < \
+         /etc/qvpn/qvpn0.key`"
     )]
     InputTooLong,
     #[error("{0}")]
     Key(#[from] qvpn_identity::IdentityError),
-    #[error("the system gives no randomness ({0}), so no key was made")]
+    #[error("the system provides no randomness ({0}), so no key was generated")]
     Randomness(#[source] getrandom::Error),
-    /// Printed as it is, each error on its line.
+    /// Printed unchanged, one error per line.
     #[error("{0}")]
     Config(#[from] ConfigErrors),
-    #[error("no daemon runs for {interface}: {} is not there; start it with `systemctl start qvpn@{interface}`{}", path.display(), others(running))]
+    #[error("no daemon runs for {interface}: {} is not there; start it with `systemctl start \
+     qvpn@{interface}`{}", path.display(), others(running))]
     NotRunning { interface: String, path: PathBuf, running: Vec<String> },
-    #[error("no daemon runs: there is no control socket in {}; start one with `systemctl start qvpn@qvpn0`", .0.display())]
+    #[error("no daemon runs: there is no control socket in {}; start one with `systemctl start \
+     qvpn@qvpn0`", .0.display())]
     NoneRunning(PathBuf),
-    #[error("the daemon of {interface} is gone, though it left {}; see `journalctl -u qvpn@{interface}`, then `systemctl restart qvpn@{interface}`", path.display())]
+    #[error("the daemon of {interface} is gone, but {} is still there; see `journalctl -u \
+     qvpn@{interface}`, then `systemctl restart qvpn@{interface}`", path.display())]
     Gone { interface: String, path: PathBuf },
-    #[error("not permitted to use {}; run as root, or join its group with `usermod -aG qvpn USER` and log in again", .0.display())]
+    #[error("not permitted to use {}; run as root, or join its group with `usermod -aG qvpn USER` and log \
+     in again", .0.display())]
     NotPermitted(PathBuf),
     #[error("can't reach the daemon of {interface}: {source}")]
     Unreachable { interface: String, source: io::Error },
     #[error(
-        "the daemon of {interface} did not answer within {seconds} seconds; see `journalctl -u qvpn@{interface}`"
+        "the daemon of {interface} did not answer within {seconds} seconds; see `journalctl -u \
+         qvpn@{interface}`"
     )]
     Silent { interface: String, seconds: u64 },
     #[error(
-        "the daemon of {interface} closed the connection without a whole answer; see `journalctl -u qvpn@{interface}`"
+        "the daemon of {interface} closed the connection without a whole answer; see `journalctl -u \
+         qvpn@{interface}`"
     )]
     Cut { interface: String },
-    #[error("what listens on {} is no qvpn daemon of this version: {source}", path.display())]
+    #[error("the program that listens on {} is not a qvpn daemon of this version: {source}", path.display())]
     Foreign { path: PathBuf, source: CodecError },
     #[error("the daemon of {interface} has another version: {source}")]
     Version { interface: String, source: CodecError },
-    /// The daemon's own words.
+    /// The daemon's own message.
     #[error("{0}")]
     Refused(#[from] ErrorReply),
-    /// Some of several daemons failed, and each was complained about.
+    /// Some of several daemons failed, and each error was printed.
     #[error("{0} of the daemons could not be asked")]
     SomeUnreachable(usize),
     #[error("{}: {source}", file.display())]
     NoPeer { file: PathBuf, source: LookupError },
-    /// None of the interfaces that are shown has it.
+    /// No shown interface has the peer.
     #[error("{0}")]
     NoPeerShown(LookupError),
     #[error(
-        "the daemon of {interface} doesn't know this request, so it is older than this qvpn-ctl: `systemctl restart qvpn@{interface}` runs what is installed ({said})"
+        "the daemon of {interface} doesn't know this request, so it is older than this qvpn-ctl: \
+         `systemctl restart qvpn@{interface}` runs what is installed ({said})"
     )]
     TooOld { interface: String, said: String },
     #[error("{} has no peer that uses a KME, so there is nothing to check", .0.display())]
     NoKme(PathBuf),
     #[error("{} is not the other site's config: {what}", file.display())]
     OtherConfig { file: PathBuf, what: String },
-    #[error("{bad} of {all} checks failed; what to do stands above, behind each arrow")]
+    #[error("{bad} of {all} checks failed; what to do is above, after each arrow")]
     KmeCheck { bad: usize, all: usize },
     /// Nothing was changed.
-    #[error("can't save {}: {source}; nothing was changed, neither there nor in what runs", file.display())]
+    #[error("can't save {}: {source}; nothing was changed, neither there nor in the running \
+     config", file.display())]
     Save { file: PathBuf, source: io::Error },
-    /// The daemon has taken the change already.
-    #[error("the change runs, but {} could not take it: {source}; give the command again, or write it there", file.display())]
+    /// The daemon has already made the change.
+    #[error("the change is running, but could not be written to {}: {source}; run the command again, or \
+     edit the file", file.display())]
     NotSaved { file: PathBuf, source: io::Error },
     #[error("{}: {source}; nothing was changed", file.display())]
     Edit { file: PathBuf, source: EditError },
     #[error("{}{}: {what}", file.display(), line.map(|n| format!(":{n}")).unwrap_or_default())]
     Import { file: PathBuf, line: Option<usize>, what: String },
-    #[error("{bad} of {all} checks failed; what mends each stands behind its arrow")]
+    #[error("{bad} of {all} checks failed; the fix of each is after its arrow")]
     Doctor { bad: usize, all: usize },
     #[error("top needs a terminal; in a pipe use `qvpn-ctl show --json`")]
     NoTerminal,
@@ -89,8 +99,8 @@ pub(crate) enum CtlError {
     Plan { file: PathBuf, source: qvpn_net::PlanError },
     #[error("can't start: {0}")]
     Runtime(#[source] io::Error),
-    #[error("can't use the folder {}: {source}", dir.display())]
-    Folder { dir: PathBuf, source: io::Error },
+    #[error("can't use the directory {}: {source}", dir.display())]
+    Directory { dir: PathBuf, source: io::Error },
 }
 
 impl CtlError {
@@ -126,11 +136,11 @@ impl CtlError {
             | Self::OtherConfig { .. }
             | Self::Net(_)
             | Self::Runtime(_)
-            | Self::Folder { .. } => exit::FAILED,
+            | Self::Directory { .. } => exit::FAILED,
         }
     }
 
-    /// Lines that follow the message.
+    /// The lines after the message.
     pub(crate) fn details(&self) -> &[String] {
         match self {
             Self::Refused(reply) => &reply.details,

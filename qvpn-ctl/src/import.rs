@@ -1,5 +1,6 @@
-//! `import`: a `wg-quick` file in our words, and what of it has no equivalent, each with its line and what to do instead.
-//! The keys don't carry over: a WireGuard key has no ML-KEM half. No secret is printed.
+//! `import`: converts a `wg-quick` file, and names each setting without an equivalent, with its line and
+//! what to do instead. Keys are not converted, because a WireGuard key has no ML-KEM half. No secret is
+//! printed.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -15,12 +16,11 @@ use crate::output;
 /// The largest file that is read, in bytes.
 const MAX_SIZE: u64 = 16 * 1024 * 1024;
 
-/// What became of a file.
 #[derive(Debug, Default, PartialEq)]
 struct Imported {
     /// Our config.
     toml: String,
-    /// Line and remark.
+    /// Lines and remarks.
     notes: Vec<(usize, String)>,
 }
 
@@ -144,10 +144,14 @@ fn interface_key(i: &mut Interface, key: &str, value: &str, note: &mut impl FnMu
             list(value).collect::<Vec<_>>().join(" ")
         )),
         "netns" => note(
-            "NetNS has no equivalent: `systemctl edit qvpn@NAME` and `NetworkNamespacePath=` put the whole daemon into a namespace".to_owned(),
+            "NetNS has no equivalent: `systemctl edit qvpn@NAME` and `NetworkNamespacePath=` put the \
+             whole daemon into a namespace"
+                .to_owned(),
         ),
         "saveconfig" => note(
-            "SaveConfig has no equivalent: nothing writes the config but `qvpn-ctl peer … --save`".to_owned(),
+            "SaveConfig has no equivalent: nothing writes the config but `qvpn-ctl peer … \
+             --save`"
+                .to_owned(),
         ),
         "preup" | "postup" | "predown" | "postdown" => {
             let when = match key {
@@ -157,7 +161,9 @@ fn interface_key(i: &mut Interface, key: &str, value: &str, note: &mut impl FnMu
                 _ => "`ExecStop=` of a unit that is `Before=qvpn@NAME.service`",
             };
             note(format!(
-                "{key} has no equivalent, since a config runs no commands: write it as {when}, with the tunnel's name where `%i` was; docs/operating.md, \"Commands at start and stop\", has such a unit"
+                "{key} has no equivalent, since a config runs no commands: write it as {when}, with the \
+                 tunnel's name where `%i` was; docs/operating.md, \"Commands at start and stop\", has \
+                 such a unit"
             ));
         }
         other => note(format!("[Interface] has no key `{other}` that wg-quick knows; it is left out")),
@@ -177,7 +183,9 @@ fn peer_key(
         "presharedkey" => {
             peer.psk = true;
             note(format!(
-                "put the pre-shared key into the file that the config names: `install -m 0640 -g qvpn /dev/null FILE && sed -n 's/^ *PresharedKey *= *//Ip' WG_CONF | sed -n {ordinal}p > FILE`, if each peer has one"
+                "put the pre-shared key into the file that the config names: `install -m 0640 -g qvpn \
+                 /dev/null FILE && sed -n 's/^ *PresharedKey *= *//Ip' WG_CONF | sed -n {ordinal}p > \
+                 FILE`, if each peer has one"
             ));
         }
         "endpoint" => peer.endpoint = Some(value.to_owned()),
@@ -230,7 +238,10 @@ fn write(i: &Interface, peers: &[Peer], owners: &BTreeMap<IpNet, usize>, qkd: Qk
     }
     if qkd != QkdChoice::Off && !peers.is_empty() {
         line(format_args!(
-            "\n[kms]                          # this site's KME; `qvpn-ctl kms check` tries it\nsae_id = \"SITE-A\"\n[[kms.kme]]\nname = \"kme-a1\"\nurl = \"https://kme-a1.example:8443\"\nca_file = \"/etc/qvpn/kms/ca.pem\"\ncert_file = \"/etc/qvpn/kms/site-a.pem\"\nkey_file = \"/etc/qvpn/kms/site-a.key\""
+            "\n[kms]                          # this site's KME; `qvpn-ctl kms check` tries it\nsae_id = \
+             \"SITE-A\"\n[[kms.kme]]\nname = \"kme-a1\"\nurl = \"https://kme-a1.example:8443\"\nca_file = \
+             \"/etc/qvpn/kms/ca.pem\"\ncert_file = \"/etc/qvpn/kms/site-a.pem\"\nkey_file = \
+             \"/etc/qvpn/kms/site-a.key\""
         ));
     }
     for (number, peer) in (1..).zip(peers) {
@@ -269,8 +280,8 @@ fn write(i: &Interface, peers: &[Peer], owners: &BTreeMap<IpNet, usize>, qkd: Qk
     t
 }
 
-/// What may be shown of a line: what follows the first word may be a key, even where the `=` is missing, and the longest
-/// word that wg-quick knows has 19 letters.
+/// What may be shown of a line: what follows the first word may be a key, even where the `=` is missing,
+/// and the longest word that wg-quick knows has 19 letters.
 fn first_word(line: &str) -> &str {
     let ends = |(i, c): &(usize, char)| *i >= 20 || !(c.is_alphanumeric() || "[]-_".contains(*c));
     let end = line.char_indices().find(ends).map_or(line.len(), |(i, _)| i);

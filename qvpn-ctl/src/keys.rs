@@ -1,5 +1,5 @@
-//! Keys, from standard input to standard output, as `wg` does it. Secrets go straight between locked memory and the file
-//! descriptors, past the buffers of the standard library, which nobody erases.
+//! Key commands, from standard input to standard output as in `wg`. Secrets pass directly between locked
+//! memory and the file descriptors, not through the buffers of the standard library, which are not erased.
 
 use std::fs::File;
 use std::io::{self, IsTerminal, Read, Write};
@@ -14,7 +14,7 @@ use qvpn_secret::SecretBuf;
 use crate::error::CtlError;
 use crate::output;
 
-/// Bytes of input that are read; a key has less than 200.
+/// The longest input in bytes; a key has less than 200.
 const MAX_INPUT: usize = 4096;
 
 pub(crate) fn genkey() -> Result<(), CtlError> {
@@ -38,14 +38,14 @@ pub(crate) fn fingerprint() -> Result<(), CtlError> {
     let text = as_text(&input);
     let public: PublicIdentity = match SecretIdentity::from_text(text) {
         Ok(identity) => *identity.public(),
-        // The complaint should be about a public key, which is what people mostly give.
+        // The error is about a public key, because that is the usual input.
         Err(error) if text.trim_start().starts_with("qvpn1-secret-") => return Err(error.into()),
         Err(_) => text.parse()?,
     };
     output::print(&format!("{}\n", public.fingerprint()))
 }
 
-/// The system's randomness, which was seen to work.
+/// The system's randomness, after a test that it works.
 fn randomness() -> Result<UnwrapErr<SysRng>, CtlError> {
     getrandom::fill(&mut [0u8; 1]).map_err(CtlError::Randomness)?;
     Ok(UnwrapErr(SysRng))
@@ -77,16 +77,16 @@ fn read_input() -> Result<SecretBuf, CtlError> {
     Ok(bytes)
 }
 
-/// What isn't text isn't a key either, and is refused as such.
+/// The input as text; anything else is refused as a malformed key.
 fn as_text(input: &SecretBuf) -> &str {
     std::str::from_utf8(input.expose()).unwrap_or("not text")
 }
 
-/// Warns when a secret goes to a screen, or to a file that everybody can read.
+/// Warns if a secret goes to a screen or to a file that everybody can read.
 fn warn_who_can_read(file: &str, command: &str) {
     let advice = format!("better: install -m 0640 -g qvpn /dev/null {file} && qvpn-ctl {command} > {file}");
     if io::stdout().is_terminal() {
-        output::note(&format!("qvpn-ctl: warning: a secret goes to your screen; {advice}"));
+        output::note(&format!("qvpn-ctl: warning: the secret is printed on your screen; {advice}"));
         return;
     }
     let meta = io::stdout().as_fd().try_clone_to_owned().and_then(|out| File::from(out).metadata());
@@ -96,7 +96,8 @@ fn warn_who_can_read(file: &str, command: &str) {
     {
         let mode = meta.mode() & 0o777;
         output::note(&format!(
-            "qvpn-ctl: warning: a secret goes to a file that everybody can reach (mode {mode:04o}); {advice}"
+            "qvpn-ctl: warning: the secret is written to a file that everybody can access (mode \
+             {mode:04o}); {advice}"
         ));
     }
 }

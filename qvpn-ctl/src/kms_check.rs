@@ -1,4 +1,5 @@
-//! `kms check`: asks the real KMEs of a config before any tunnel exists, and says what works, what is odd and what to do.
+//! `kms check`: tests the real KMEs of a config before any tunnel exists, and prints what works, what
+//! deviates and what to do.
 
 use std::path::Path;
 
@@ -12,8 +13,7 @@ use crate::error::CtlError;
 use crate::output::{self, Paint, Tone};
 use crate::routes;
 
-/// What to check.
-pub(crate) struct Wanted<'a> {
+pub(crate) struct Options<'a> {
     pub(crate) file: &'a Path,
     pub(crate) peer: Option<&'a str>,
     pub(crate) other: Option<&'a Path>,
@@ -70,13 +70,14 @@ impl Check {
     }
 }
 
-pub(crate) fn check(wanted: &Wanted<'_>) -> Result<(), CtlError> {
+pub(crate) fn check(wanted: &Options<'_>) -> Result<(), CtlError> {
     let config = Config::load(wanted.file)?;
     let other = wanted.other.map(Config::load).transpose()?;
     let peers = peers(&config, wanted)?;
     if wanted.take {
         output::note(&format!(
-            "Up to {KEYS_TAKEN} keys are taken for each peer and KME. A key that is taken is spent; --no-take only looks."
+            "Up to {KEYS_TAKEN} keys are taken for each peer and KME. A key that is taken is spent; \
+             --no-take takes none."
         ));
     }
     let runtime =
@@ -105,8 +106,8 @@ pub(crate) fn check(wanted: &Wanted<'_>) -> Result<(), CtlError> {
     if bad > 0 { Err(CtlError::KmeCheck { bad, all }) } else { Ok(()) }
 }
 
-/// The peers that use a KME, or the one that was asked for.
-fn peers<'c>(config: &'c Config, wanted: &Wanted<'_>) -> Result<Vec<&'c config::Peer>, CtlError> {
+/// The peers that use a KME, or the requested one.
+fn peers<'c>(config: &'c Config, wanted: &Options<'_>) -> Result<Vec<&'c config::Peer>, CtlError> {
     let file = wanted.file.to_owned();
     let some = match wanted.peer {
         Some(name) => {
@@ -119,7 +120,7 @@ fn peers<'c>(config: &'c Config, wanted: &Wanted<'_>) -> Result<Vec<&'c config::
     if some.is_empty() { Err(CtlError::NoKme(file)) } else { Ok(some) }
 }
 
-/// One site's end of a peer.
+/// One site of a peer.
 struct Side<'c> {
     name: &'static str,
     config: &'c Config,
@@ -137,13 +138,13 @@ impl<'c> Side<'c> {
     }
 }
 
-/// A KME that was looked at.
-struct Seen {
+/// A KME and the result of its checks.
+struct CheckedKme {
     open: Option<Source>,
     looked: Option<StatusReport>,
 }
 
-impl Seen {
+impl CheckedKme {
     fn probed(&self) -> Option<Probed<'_>> {
         self.open.as_ref().map(Source::probed)
     }
@@ -175,16 +176,16 @@ async fn check_peer(
         let Some(check) = checks.get_mut(i) else { continue };
         let skip = |code, why: &str| probe::skipped(Step::Take, code, why);
         if !take {
-            check.add([skip("no_take", "no key was taken, as asked for by --no-take")]);
+            check.add([skip("no_take", "no key was taken, because of --no-take")]);
             continue;
         }
         if !seen.works() {
-            check.add([skip("kme_failed", "no key was taken, since the KME failed before")]);
+            check.add([skip("kme_failed", "no key was taken, because the KME failed before")]);
             continue;
         }
         let partner = partner(i, seen, &there);
         if partner.is_some_and(|partner| !partner.works()) {
-            check.add([skip("other_kme_failed", "no key was taken, since the other site's KME failed")]);
+            check.add([skip("other_kme_failed", "no key was taken, because the other site's KME failed")]);
             continue;
         }
         let (Some(kme), Some(link)) = (seen.probed(), seen.looked.as_ref().and_then(|l| l.link.as_ref()))
@@ -205,7 +206,8 @@ async fn check_peer(
             (false, None) => {
                 check.add([skip(
                     "we_are_slave",
-                    "no key was taken: for this peer our site is the slave SAE, which gets keys by their IDs only; run this at the other site, or give its config with --other FILE",
+                    "no key was taken: for this peer our site is the slave SAE, which gets keys only by \
+                     their IDs; run this at the other site, or pass its config with --other FILE",
                 )]);
                 continue;
             }
@@ -217,7 +219,7 @@ async fn check_peer(
     Ok(checks)
 }
 
-/// The peer of the other site's config that is us.
+/// The peer in the other site's config that is this site.
 fn mirror<'c>(config: &Config, peer: &config::Peer, other: &'c Config) -> Result<&'c config::Peer, CtlError> {
     let sae = |config: &Config| config.kms.as_ref().map(|kms| kms.sae_id.clone()).unwrap_or_default();
     let (ours, theirs) = (sae(config), sae(other));
@@ -238,16 +240,19 @@ fn we_are_master(config: &Config, peer: &config::Peer) -> bool {
     match peer.role {
         Role::Initiator => true,
         Role::Responder => false,
-        // As the protocol does it: the smaller X25519 key. Without our key the question is open, and taking is harmless.
+        // As in the protocol: the smaller X25519 key. Without our key the role is unknown, and taking a key
+        // is harmless.
         Role::Auto => {
             config.read_private_key().map_or(true, |own| own.public().x25519() < peer.public_key.x25519())
         }
     }
 }
 
-/// The KME at the other end of the link: by the names that both tell, else the one in the same place.
-fn partner<'s>(i: usize, seen: &Seen, there: &'s [Seen]) -> Option<&'s Seen> {
-    let link = |seen: &Seen| seen.looked.as_ref().and_then(|looked| looked.link.clone()).unwrap_or_default();
+/// The KME at the other site of the link: by the names that both report, otherwise the one at the same
+/// position.
+fn partner<'s>(i: usize, seen: &CheckedKme, there: &'s [CheckedKme]) -> Option<&'s CheckedKme> {
+    let link =
+        |seen: &CheckedKme| seen.looked.as_ref().and_then(|looked| looked.link.clone()).unwrap_or_default();
     let ours = link(seen);
     let by_name = there.iter().find(|other| {
         let theirs = link(other);
@@ -257,7 +262,7 @@ fn partner<'s>(i: usize, seen: &Seen, there: &'s [Seen]) -> Option<&'s Seen> {
     by_name.or_else(|| there.get(i)).or_else(|| there.first())
 }
 
-async fn look_at(side: &Side<'_>) -> Result<(Vec<Seen>, Vec<Check>), CtlError> {
+async fn look_at(side: &Side<'_>) -> Result<(Vec<CheckedKme>, Vec<Check>), CtlError> {
     let mark = routes::plan(side.config)?.fwmark();
     let (mut all, mut checks) = (Vec::new(), Vec::new());
     for kme in side.kmes() {
@@ -276,7 +281,7 @@ async fn look_at(side: &Side<'_>) -> Result<(Vec<Seen>, Vec<Check>), CtlError> {
             Ok(open) => {
                 let looked = probe::check_status(open.probed(), &kme.sae_id, side.peer_sae()).await;
                 check.add(looked.findings.iter().cloned());
-                Seen { open: Some(open), looked: Some(looked) }
+                CheckedKme { open: Some(open), looked: Some(looked) }
             }
             Err(error) => {
                 check.add([Finding {
@@ -286,7 +291,7 @@ async fn look_at(side: &Side<'_>) -> Result<(Vec<Seen>, Vec<Check>), CtlError> {
                     text: error.to_string(),
                     advice: error.advice().to_owned(),
                 }]);
-                Seen { open: None, looked: None }
+                CheckedKme { open: None, looked: None }
             }
         };
         all.push(seen);
@@ -310,7 +315,7 @@ fn text(check: &Check, paint: Paint) -> String {
             _ => Tone::Plain,
         };
         let result = paint.text(tone, &format!("{:<7}", row.result));
-        let wrapped = |said: &str, first| paint.wrapped(Tone::Plain, said, first, 10);
+        let wrapped = |text: &str, first| paint.wrapped(Tone::Plain, text, first, 10);
         text += &format!("  {result} {:<11} {}\n", row.step, wrapped(&row.text, 22));
         if let Some(advice) = &row.advice {
             text += &format!("          {:<11} -> {}\n", "", wrapped(advice, 25));

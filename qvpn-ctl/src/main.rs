@@ -1,19 +1,20 @@
-//! The qvpn command line: keys, checks, and questions to the daemons over their control sockets. It holds no state; what
-//! a command prints is for people, and `--json` is for programs.
+//! The qvpn command line: keys, checks, and requests to the daemons over their control sockets. It has no
+//! state of its own. Plain output is for people, and `--json` is for programs.
 
 mod check;
 mod cli;
 mod client;
 mod commands;
 mod complete;
+mod dirs;
 mod doctor;
 mod error;
 mod import;
 mod keys;
 mod kms_check;
+mod man_and_completions;
 mod metrics;
 mod output;
-mod pages;
 mod peer;
 mod render;
 mod routes;
@@ -32,23 +33,23 @@ use qvpn_api::exit;
 use crate::cli::{Cli, Command, KmsCommand, PeerCommand};
 use crate::error::CtlError;
 
-/// Erases what is freed: a key passes through here.
+/// Erases freed memory, because keys pass through this program.
 #[global_allocator]
 static ALLOCATOR: qvpn_secret::ZeroAlloc<std::alloc::System> = qvpn_secret::ZeroAlloc(std::alloc::System);
 
 fn main() -> ExitCode {
-    // Where a shell asks what could follow, that is answered and nothing else done.
+    // Answers a shell's request for completions and exits; does nothing in a normal run.
     CompleteEnv::with_factory(Cli::command).complete();
     // A usage error ends here with exit code 2.
     let cli = Cli::parse();
     match run(cli) {
         Ok(()) => ExitCode::from(exit::DONE),
-        // Whoever read our output has seen enough.
+        // The reader of our output has closed the pipe, as `head` does.
         Err(CtlError::Output(error)) if error.kind() == std::io::ErrorKind::BrokenPipe => {
             ExitCode::from(exit::DONE)
         }
         Err(error) => {
-            output::complain(&error);
+            output::print_error(&error);
             ExitCode::from(error.exit_code())
         }
     }
@@ -63,7 +64,8 @@ fn run(cli: Cli) -> Result<(), CtlError> {
         Command::Fingerprint => keys::fingerprint(),
         Command::Check { file, no_files, json } => check::check(&file, no_files, json),
         Command::Show { interface, peer, brief, json } => {
-            let wanted = show::Wanted { interface: interface.as_deref(), peer: peer.as_deref(), brief, json };
+            let wanted =
+                show::Options { interface: interface.as_deref(), peer: peer.as_deref(), brief, json };
             show::show(&dirs.socket_dir, &wanted)
         }
         Command::Rekey { interface, peer } => commands::rekey(&dirs.socket_dir, &interface, peer),
@@ -72,18 +74,18 @@ fn run(cli: Cli) -> Result<(), CtlError> {
             commands::peer_list(&dirs.socket_dir, &interface, json)
         }
         Command::Peer(PeerCommand::Add { interface, name, settings, save }) => {
-            peer::change(&dirs, &interface, peer::Wanted::Add { name, settings }, save)
+            peer::change(&dirs, &interface, peer::PeerChange::Add { name, settings }, save)
         }
         Command::Peer(PeerCommand::Set { interface, peer, settings, unset, save }) => {
-            peer::change(&dirs, &interface, peer::Wanted::Set { peer, settings, unset }, save)
+            peer::change(&dirs, &interface, peer::PeerChange::Set { peer, settings, unset }, save)
         }
         Command::Peer(PeerCommand::Remove { interface, peer, save }) => {
-            peer::change(&dirs, &interface, peer::Wanted::Remove { peer }, save)
+            peer::change(&dirs, &interface, peer::PeerChange::Remove { peer }, save)
         }
         Command::Import { file, qkd } => import::import(&file, qkd),
         Command::Doctor { interface, json } => doctor::doctor(&dirs, interface.as_deref(), json),
         Command::Kms(KmsCommand::Check { file, peer, other, no_take, json }) => {
-            kms_check::check(&kms_check::Wanted {
+            kms_check::check(&kms_check::Options {
                 file: &file,
                 peer: peer.as_deref(),
                 other: other.as_deref(),
@@ -96,8 +98,8 @@ fn run(cli: Cli) -> Result<(), CtlError> {
         }
         Command::Metrics { interface, json } => metrics::metrics(&dirs.socket_dir, &interface, json),
         Command::Top { interface } => top::top(&dirs.socket_dir, &interface),
-        Command::Completions { shell } => pages::completions(shell),
-        Command::Man { dir } => pages::man(&dir),
+        Command::Completions { shell } => man_and_completions::completions(shell),
+        Command::Man { dir } => man_and_completions::man(&dir),
         Command::Block { file, .. } => routes::block(file.as_deref(), &dirs.config_dir),
         Command::Unblock { interface } => routes::unblock(interface.as_deref(), &dirs.config_dir),
     }

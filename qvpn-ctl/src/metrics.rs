@@ -1,4 +1,4 @@
-//! `metrics`: what the daemon gives to Prometheus, as it is or as JSON.
+//! `metrics`: the daemon's Prometheus metrics, unchanged or as JSON.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -22,7 +22,7 @@ struct Report<'a> {
 struct Sample {
     name: String,
     labels: BTreeMap<String, String>,
-    /// As text, since JSON has no infinity and readers round large numbers.
+    /// As text, because JSON has no infinity and readers round large numbers.
     value: String,
 }
 

@@ -1,5 +1,5 @@
-//! Where text goes: whole to standard output, complaints to standard error, colour only on a terminal. What other
-//! machines said is cleaned first, so that it can't move a terminal's cursor.
+//! Prints text: results to standard output, errors to standard error, colour only on a terminal. Text from
+//! other machines is escaped first, so that it can't control the terminal.
 
 use std::io::{self, IsTerminal, Write};
 
@@ -9,13 +9,11 @@ use serde::Serialize;
 use crate::error::CtlError;
 use crate::text::wrap;
 
-/// Prints `text` at once.
 pub(crate) fn print(text: &str) -> Result<(), CtlError> {
     let mut out = io::stdout().lock();
     out.write_all(text.as_bytes()).and_then(|()| out.flush()).map_err(CtlError::Output)
 }
 
-/// Prints `value` as indented JSON.
 pub(crate) fn print_json(value: &impl Serialize) -> Result<(), CtlError> {
     let mut text = serde_json::to_string_pretty(value).map_err(|e| CtlError::Output(e.into()))?;
     text.push('\n');
@@ -23,8 +21,8 @@ pub(crate) fn print_json(value: &impl Serialize) -> Result<(), CtlError> {
 }
 
 /// Prints an error to standard error.
-pub(crate) fn complain(error: &CtlError) {
-    // A config's errors begin with their file, as a compiler's do; jumping to them must work.
+pub(crate) fn print_error(error: &CtlError) {
+    // A config's errors begin with the file, like a compiler's, so that an editor can jump to them.
     let prefix =
         if matches!(error, CtlError::Config(_) | CtlError::Import { .. }) { "" } else { "qvpn-ctl: " };
     note(&format!("{prefix}{error}"));
@@ -33,7 +31,7 @@ pub(crate) fn complain(error: &CtlError) {
     }
 }
 
-/// Prints a remark to standard error; a closed standard error is no reason to fail.
+/// Prints a remark to standard error; ignores a closed standard error.
 pub(crate) fn note(text: &str) {
     let lines: Vec<String> = text.lines().map(clean).collect();
     let _ = writeln!(io::stderr(), "{}", lines.join("\n"));
@@ -49,14 +47,14 @@ pub(crate) fn clean(text: &str) -> String {
         .collect()
 }
 
-/// What a colour means here.
+/// The meaning of a colour.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Tone {
     /// A heading.
     Head,
-    /// All is well.
+    /// In order.
     Good,
-    /// Look at it soon.
+    /// Needs attention soon.
     Warn,
     /// Something doesn't work.
     Bad,
@@ -64,12 +62,12 @@ pub(crate) enum Tone {
     Plain,
 }
 
-/// What the output can show.
+/// The abilities of the output.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Paint {
     /// Whether to colour.
     pub(crate) colour: bool,
-    /// A terminal's columns, to align and wrap for; text in a pipe stays as it is.
+    /// A terminal's columns, for alignment and wrapping; text in a pipe is not wrapped.
     pub(crate) width: Option<usize>,
 }
 
@@ -78,21 +76,22 @@ impl Paint {
     #[cfg(test)]
     pub(crate) const PLAIN: Self = Self { colour: false, width: None };
 
-    /// Colour where standard output is a terminal that shows it and nobody objects (<https://no-color.org>), and its width.
+    /// Colour if standard output is a terminal with colours and NO_COLOR is unset (<https://no-color.org>),
+    /// and its width.
     pub(crate) fn for_stdout() -> Self {
         let set = |name| std::env::var_os(name).is_some_and(|v| !v.is_empty());
         let dumb = std::env::var_os("TERM").is_some_and(|t| t == "dumb");
         if !io::stdout().is_terminal() {
             return Self { colour: false, width: None };
         }
-        // A serial console says that it has no columns.
+        // A serial console reports no columns.
         let columns =
             terminal_size::terminal_size_of(io::stdout()).map_or(0, |(width, _)| usize::from(width.0));
         let width = if columns == 0 { 80 } else { columns };
         Self { colour: !set("NO_COLOR") && !dumb, width: Some(width) }
     }
 
-    /// `text`, cleaned, in the colour of `tone`.
+    /// `text`, escaped, in the colour of `tone`.
     pub(crate) fn text(self, tone: Tone, text: &str) -> String {
         let text = clean(text);
         let style = match tone {
@@ -105,8 +104,8 @@ impl Paint {
         if self.colour { format!("{style}{text}{style:#}") } else { text }
     }
 
-    /// `text` in the colour of `tone`, on a terminal in lines that fit: the first begins after `first` columns, the others
-    /// behind `rest` spaces.
+    /// `text` in the colour of `tone`. On a terminal its lines are wrapped: the first begins after `first`
+    /// columns, the others after `rest` spaces.
     pub(crate) fn wrapped(self, tone: Tone, text: &str, first: usize, rest: usize) -> String {
         let Some(limit) = self.width else { return self.text(tone, text) };
         let lines = wrap(text, limit, first, rest);

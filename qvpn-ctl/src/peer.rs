@@ -1,6 +1,6 @@
-//! `peer add`, `peer set` and `peer remove`: a change of what runs, and with `--save` the same change of the config file.
-//! The new file is on the disk before the daemon is asked, and takes the old one's place after it agreed, so that a refusal
-//! or a full disk leaves both as they were.
+//! `peer add`, `peer set` and `peer remove` change the running config, and with `--save` also the file. The
+//! new file is on the disk before the daemon is asked, and replaces the old one after the daemon agreed, so
+//! that a refusal or a full disk changes neither.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -13,31 +13,39 @@ use qvpn_api::control::{Reply, Request};
 use qvpn_api::lookup;
 use tempfile::NamedTempFile;
 
-use crate::cli::{Dirs, PeerSettings};
+use crate::cli::PeerSettings;
 use crate::client::Client;
+use crate::dirs::Dirs;
 use crate::error::CtlError;
 use crate::output::{self, clean};
 
-/// What is to be done with a peer.
-pub(crate) enum Wanted {
-    /// A new one.
-    Add { name: String, settings: Box<PeerSettings> },
-    /// One that is named by a beginning of its name or key.
-    Set { peer: String, settings: Box<PeerSettings>, unset: Vec<String> },
-    /// Likewise.
-    Remove { peer: String },
+/// The requested change.
+pub(crate) enum PeerChange {
+    Add {
+        name: String,
+        settings: Box<PeerSettings>,
+    },
+    /// `peer` can be the beginning of a name or key.
+    Set {
+        peer: String,
+        settings: Box<PeerSettings>,
+        unset: Vec<String>,
+    },
+    Remove {
+        peer: String,
+    },
 }
 
-pub(crate) fn change(dirs: &Dirs, interface: &str, wanted: Wanted, save: bool) -> Result<(), CtlError> {
+pub(crate) fn change(dirs: &Dirs, interface: &str, wanted: PeerChange, save: bool) -> Result<(), CtlError> {
     let mut client = Client::connect(&dirs.socket_dir, interface)?;
     let change = match wanted {
-        Wanted::Add { name, settings } => {
+        PeerChange::Add { name, settings } => {
             PeerEdit::Add { settings: format!("name = {}\n{}", quoted(&name), toml(&settings)) }
         }
-        Wanted::Set { peer, settings, unset } => {
+        PeerChange::Set { peer, settings, unset } => {
             PeerEdit::Set { peer: whole_name(&mut client, &peer)?, settings: toml(&settings), unset }
         }
-        Wanted::Remove { peer } => PeerEdit::Remove { peer: whole_name(&mut client, &peer)? },
+        PeerChange::Remove { peer } => PeerEdit::Remove { peer: whole_name(&mut client, &peer)? },
     };
     let pending = match save {
         true => Some(Pending::prepare(&dirs.config_dir.join(format!("{interface}.toml")), &change)?),
@@ -54,7 +62,7 @@ pub(crate) fn change(dirs: &Dirs, interface: &str, wanted: Wanted, save: bool) -
         Some(pending) => output::print(&format!("saved in {}\n", pending.commit()?.display())),
         None => {
             output::note(
-                "not saved: a reload or a restart forgets it; with --save it goes into the config too",
+                "not saved: the next reload or restart undoes it; --save also writes it to the config",
             );
             Ok(())
         }
@@ -94,25 +102,25 @@ fn toml(settings: &PeerSettings) -> String {
     rows.into_iter().filter_map(|(key, value)| Some(format!("{key} = {}\n", value?))).collect()
 }
 
-/// A string of TOML: what JSON escapes, TOML escapes alike.
+/// A string of TOML, which has the escapes of JSON.
 fn quoted(text: &str) -> String {
     serde_json::Value::from(text).to_string()
 }
 
-/// A new config that waits beside the old one. It goes away unless it is committed.
+/// A new config in a temporary file beside the old one. It is deleted unless it is committed.
 struct Pending {
     file: PathBuf,
     before: String,
     new: NamedTempFile,
-    /// Held, so that two changes at once don't undo each other.
+    /// Held so that two concurrent changes don't overwrite each other.
     _lock: File,
 }
 
 impl Pending {
-    /// Writes the file at `path` with the change beside it.
+    /// Writes the changed config of `path` to a temporary file beside it.
     fn prepare(path: &Path, change: &PeerEdit) -> Result<Self, CtlError> {
         let failed = |source| CtlError::Save { file: path.to_owned(), source };
-        // Where it is a link, the file behind it changes.
+        // If it is a symbolic link, its target changes.
         let file = fs::canonicalize(path).map_err(failed)?;
         let lock = File::open(&file).map_err(failed)?;
         lock.lock().map_err(failed)?;
@@ -121,9 +129,12 @@ impl Pending {
             edit_peer(&before, change).map_err(|source| CtlError::Edit { file: file.clone(), source })?;
         let config = Config::parse(&file, &after)?;
         config.check_files()?;
-        let folder = file.parent().unwrap_or(Path::new("/"));
-        let mut new =
-            tempfile::Builder::new().prefix(".qvpn-").suffix(".new").tempfile_in(folder).map_err(failed)?;
+        let directory = file.parent().unwrap_or(Path::new("/"));
+        let mut new = tempfile::Builder::new()
+            .prefix(".qvpn-")
+            .suffix(".new")
+            .tempfile_in(directory)
+            .map_err(failed)?;
         let (old, own) = (lock.metadata().map_err(failed)?, new.as_file().metadata().map_err(failed)?);
         if (old.uid(), old.gid()) != (own.uid(), own.gid()) {
             fchown(new.as_file(), Some(old.uid()), Some(old.gid())).map_err(failed)?;
@@ -133,17 +144,17 @@ impl Pending {
         Ok(Self { file, before, new, _lock: lock })
     }
 
-    /// Puts it in the place of the old one; returns where that is.
+    /// Replaces the old file and returns its path.
     fn commit(self) -> Result<PathBuf, CtlError> {
         let Self { file, before, new, _lock } = self;
         let failed = |source| CtlError::NotSaved { file: file.clone(), source };
         if fs::read_to_string(&file).map_err(failed)? != before {
-            return Err(failed(io::Error::other("somebody else has changed it meanwhile")));
+            return Err(failed(io::Error::other("another program has changed it meanwhile")));
         }
         new.persist(&file).map_err(|error| failed(error.error))?;
-        // The name is on the disk, too, when the folder is; at worst the old file is there after a crash.
-        if let Some(folder) = file.parent() {
-            let _ = File::open(folder).and_then(|folder| folder.sync_all());
+        // The directory must be on the disk too; otherwise a crash could bring the old file back.
+        if let Some(directory) = file.parent() {
+            let _ = File::open(directory).and_then(|directory| directory.sync_all());
         }
         Ok(file)
     }

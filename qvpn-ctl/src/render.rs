@@ -1,5 +1,6 @@
-//! The text of `show`: first a line for each peer, then all about each in the layout of `wg show`. What is unknown or empty
-//! is left out, and what is wrong says what to do. On a terminal values are aligned, and wrapped to its width.
+//! The text of `show`: first a line for each peer, then the details in the layout of `wg show`. Unknown and
+//! empty values are left out, and faults come with what to do. On a terminal, values are aligned and
+//! wrapped to its width.
 
 use qvpn_api::config::QkdPolicy;
 use qvpn_api::status::{
@@ -12,22 +13,22 @@ use crate::table::{Cell, Table};
 use crate::text::{pad, width};
 use crate::units::{ago, bytes, count, duration, from_now};
 
-/// A KME's certificate that ends sooner is shown as a warning: two weeks.
-const CERTIFICATE_SOON: f64 = 14.0 * 86_400.0;
+/// A KME's certificate that ends within two weeks is shown as a warning.
+const CERTIFICATE_WARNING_SECONDS: f64 = 14.0 * 86_400.0;
 
-/// Where values begin on a terminal: behind the longest label.
-const COLUMN: usize = 20;
+/// The column of values on a terminal, after the longest label.
+const VALUE_COLUMN: usize = 20;
 /// Narrower terminals get no column of values.
-const NARROW: usize = 60;
+const MIN_ALIGNED_WIDTH: usize = 60;
 
-/// Everything about all interfaces.
+/// All details of all interfaces.
 pub(crate) fn status(status: &Status, paint: Paint) -> String {
     let mut page = Page { text: String::new(), paint };
     for (i, interface) in status.interfaces.iter().enumerate() {
         if i > 0 {
             page.text.push('\n');
         }
-        page.glance(interface);
+        page.summary(interface);
         page.text.push('\n');
         page.interface(interface);
     }
@@ -41,7 +42,7 @@ pub(crate) fn brief(status: &Status, paint: Paint) -> String {
         if i > 0 {
             page.text.push('\n');
         }
-        page.glance(interface);
+        page.summary(interface);
     }
     page.text
 }
@@ -55,7 +56,7 @@ pub(crate) fn tone_of(state: PeerState) -> Tone {
 }
 
 /// Peer, state, key, next rekey, stock.
-pub(crate) fn glance_row(p: &PeerStatus) -> Vec<Cell> {
+pub(crate) fn summary_row(p: &PeerStatus) -> Vec<Cell> {
     let key = if p.key_sources.is_empty() { "none".to_owned() } else { sources_text(&p.key_sources) };
     let key_tone = match (p.key_sources.is_empty(), p.state) {
         (_, PeerState::Degraded) => Tone::Warn,
@@ -88,8 +89,8 @@ struct Page {
 }
 
 impl Page {
-    /// How many sites are up, and a row for each peer.
-    fn glance(&mut self, i: &InterfaceStatus) {
+    /// The number of sites that are up, and a row for each peer.
+    fn summary(&mut self, i: &InterfaceStatus) {
         let up = i.peers.iter().filter(|p| p.state == PeerState::Up).count();
         let mut facts = vec![format!("{up} of {} up", things(i.peers.len(), "site"))];
         if !i.kmes.is_empty() {
@@ -100,14 +101,14 @@ impl Page {
         self.text += &format!("{name}: {}\n", facts.join(", "));
         if !i.peers.is_empty() {
             let head = ["PEER", "STATE", "KEY", "NEXT REKEY", "QKD STOCK"];
-            let table = Table { head: &head, rows: i.peers.iter().map(glance_row).collect() };
+            let table = Table { head: &head, rows: i.peers.iter().map(summary_row).collect() };
             self.text += &table.render(self.paint);
         }
     }
 
     fn interface(&mut self, i: &InterfaceStatus) {
         self.head("interface", &i.name, None);
-        // A daemon of another version may have keys that this program can't read.
+        // A daemon of another version may use a key format that this program can't read.
         let key: Option<PublicIdentity> = i.public_key.parse().ok();
         self.known("fingerprint", key.map(|k| k.fingerprint()));
         self.line("public key", &i.public_key);
@@ -119,7 +120,7 @@ impl Page {
             }
         };
         self.line("listening port", &ports);
-        self.line("suite", i.suite.as_str());
+        self.line("suite", i.suite.name());
         self.known("mtu", i.mtu.map(|m| m.to_string()));
         self.known("up for", i.uptime_s.map(duration));
         self.counts("dropped", &i.drops, Tone::Plain);
@@ -154,7 +155,7 @@ impl Page {
             Some(s) if s <= 0.0 => {
                 self.toned("certificate", &format!("ended {}; replace it", ago(s)), Tone::Bad)
             }
-            Some(s) if s < CERTIFICATE_SOON => {
+            Some(s) if s < CERTIFICATE_WARNING_SECONDS => {
                 self.toned("certificate", &format!("ends {}; replace it soon", from_now(s)), Tone::Warn);
             }
             Some(s) => self.line("certificate", &format!("ends {}", from_now(s))),
@@ -246,17 +247,17 @@ impl Page {
                         Tone::Warn,
                     )
                 }
-                None if lane.via.is_some() => ("the other site has fewer lanes".to_owned(), Tone::Plain),
+                None if lane.via.is_some() => ("the peer has fewer lanes".to_owned(), Tone::Plain),
                 None => ("not known yet".to_owned(), Tone::Plain),
             };
             if let Some(via) = lane.via {
-                state += &format!("; its flows go by lane {via}");
+                state += &format!("; lane {via} carries its flows");
             }
             self.toned(&format!("lane {}", lane.lane), &state, tone);
         }
     }
 
-    /// A heading, with the state behind it.
+    /// A heading with its state.
     fn head(&mut self, kind: &str, name: &str, state: Option<(&str, Tone)>) {
         let name = self.paint.text(Tone::Head, name);
         let state = state.map(|(text, tone)| format!(" ({})", self.paint.text(tone, text)));
@@ -269,9 +270,9 @@ impl Page {
 
     fn toned(&mut self, label: &str, value: &str, tone: Tone) {
         let (gap, column) = match self.paint.width {
-            Some(width) if width >= NARROW => {
-                let gap = pad(label, COLUMN - 2);
-                (gap, COLUMN + 1)
+            Some(width) if width >= MIN_ALIGNED_WIDTH => {
+                let gap = pad(label, VALUE_COLUMN - 2);
+                (gap, VALUE_COLUMN + 1)
             }
             _ => (" ".to_owned(), 4),
         };
@@ -285,7 +286,7 @@ impl Page {
         }
     }
 
-    /// Counters above zero; nothing if there is none.
+    /// The counters above zero, if there are any.
     fn counts(&mut self, label: &str, counts: &Counts, tone: Tone) {
         let some: Vec<String> =
             counts.iter().filter(|(_, n)| **n > 0).map(|(reason, n)| format!("{n} {reason}")).collect();
@@ -300,25 +301,27 @@ fn things(n: usize, thing: &str) -> String {
     count(u64::try_from(n).unwrap_or(u64::MAX), thing)
 }
 
-/// What an operator does about a peer that isn't well.
+/// What to do about a peer that doesn't work.
 pub(crate) fn advice(p: &PeerStatus, i: &InterfaceStatus) -> Option<String> {
     let kmes_down = !i.kmes.is_empty() && i.kmes.iter().all(|k| k.state == Some(KmeState::Down));
     let no_stock = p.qkd_stock.is_none_or(|n| n == 0);
     match p.state {
         PeerState::Up if kmes_down && p.qkd_policy != QkdPolicy::Off => Some(
-            "no KME of this site answers and the stock is what is left: mend the KME, whose error is above"
+            "no KME of this site answers and only the stock is left: fix the KME, whose error is above"
                 .to_owned(),
         ),
         PeerState::Up => None,
         _ if kmes_down && no_stock && p.qkd_policy != QkdPolicy::Off => {
-            Some("mend the KME, whose error is above; the tunnel recovers by itself".to_owned())
+            Some("fix the KME, whose error is above; the tunnel recovers by itself".to_owned())
         }
         _ if p.control_handshake_ago_s.is_none() && p.endpoint.is_none() => Some(
-            "the peer's address is not known: set `endpoint`, or make sure that the peer knows ours and is running"
+            "the peer's address is unknown: set `endpoint`, or make sure that the peer has our address \
+             and is running"
                 .to_owned(),
         ),
         _ if p.control_handshake_ago_s.is_none() => Some(format!(
-            "nothing was heard from the peer: is it running, is UDP port {} open both ways, and is the fingerprint below the one that it shows?",
+            "nothing was received from the peer: is it running, is UDP port {} open in both directions, \
+             and does it show the fingerprint below?",
             i.listen_port
         )),
         _ => Some(format!(

@@ -1,12 +1,13 @@
-//! `block` and `unblock`: the fail-closed routes without a daemon, for the boot unit and for operators. What can be done
-//! is done even where something else fails, since each missing block is a leak.
+//! `block` and `unblock`: the fail-closed routes without a daemon, for the boot unit and for operators. A
+//! failure doesn't stop the rest, because each missing block is a leak.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use qvpn_api::Config;
-use qvpn_api::config::{OnStop, Salvaged};
+use qvpn_api::config::{OnStop, PartialConfig};
 use qvpn_net::{Changes, Net, RoutePlan, Table};
 
+use crate::dirs::configs;
 use crate::error::CtlError;
 use crate::output;
 
@@ -19,9 +20,9 @@ pub(crate) fn block(file: Option<&Path>, config_dir: &Path) -> Result<(), CtlErr
         let mut result = Ok(());
         for path in &files {
             if let Err(error) = block_one(net, path, file.is_none()).await {
-                // The last error ends the program; the ones before are told here.
+                // The last error ends the program; earlier ones are printed here.
                 if let Err(earlier) = std::mem::replace(&mut result, Err(error)) {
-                    output::complain(&earlier);
+                    output::print_error(&earlier);
                 }
             }
         }
@@ -34,27 +35,27 @@ async fn block_one(net: &Net, file: &Path, skip_open: bool) -> Result<(), CtlErr
         Ok(config) => config,
         Err(errors) => {
             // No daemon will run on this config, so its traffic would leave in clear.
-            block_salvaged(net, file).await?;
+            block_partial(net, file).await?;
             return Err(errors.into());
         }
     };
     let i = &config.interface;
     if skip_open && i.on_stop == OnStop::Open {
         return output::print(&format!(
-            "{}: not blocked, since its config says on_stop = \"open\"\n",
+            "{}: not blocked, because its config says on_stop = \"open\"\n",
             i.name
         ));
     }
     if i.table == Table::Off {
-        return output::print(&format!("{}: not blocked, since its config says table = \"off\"\n", i.name));
+        return output::print(&format!("{}: not blocked, because its config says table = \"off\"\n", i.name));
     }
     let changes = net.block(&plan(&config)?).await?;
     report(&i.name, &changes, "blocked already")
 }
 
-/// Blocks what can be read of a refused config. Where its `[interface]` can't be read, the defaults hold.
-async fn block_salvaged(net: &Net, file: &Path) -> Result<(), CtlError> {
-    let Salvaged { interface, allowed_ips } = Config::salvage(file);
+/// Blocks the readable prefixes of a refused config. If its `[interface]` is unreadable, the defaults apply.
+async fn block_partial(net: &Net, file: &Path) -> Result<(), CtlError> {
+    let PartialConfig { interface, allowed_ips } = Config::load_partial(file);
     if allowed_ips.is_empty() {
         return Ok(());
     }
@@ -67,7 +68,8 @@ async fn block_salvaged(net: &Net, file: &Path) -> Result<(), CtlError> {
     let name = file.file_stem().unwrap_or_default().to_string_lossy();
     report(&name, &changes, "blocked already")?;
     output::note(&format!(
-        "qvpn-ctl: {}: the config is refused; what can be read of its allowed_ips is blocked. When it is mended, run `qvpn-ctl unblock` and `qvpn-ctl block --all`",
+        "qvpn-ctl: {}: the config is refused; the readable part of its allowed_ips is blocked. After you \
+         fix it, run `qvpn-ctl unblock` and `qvpn-ctl block --all`",
         file.display()
     ));
     Ok(())
@@ -90,16 +92,6 @@ pub(crate) fn unblock(interface: Option<&str>, config_dir: &Path) -> Result<(), 
 /// The routes of a config.
 pub(crate) fn plan(config: &Config) -> Result<RoutePlan, CtlError> {
     RoutePlan::of(config).map_err(|source| CtlError::Plan { file: config.path.clone(), source })
-}
-
-/// Every config in `dir`, in the order of their names.
-pub(crate) fn configs(dir: &Path) -> Result<Vec<PathBuf>, CtlError> {
-    let entries =
-        std::fs::read_dir(dir).map_err(|source| CtlError::Folder { dir: dir.to_owned(), source })?;
-    let mut files: Vec<PathBuf> =
-        entries.flatten().map(|e| e.path()).filter(|p| p.extension().is_some_and(|e| e == "toml")).collect();
-    files.sort();
-    Ok(files)
 }
 
 fn with_net(work: impl AsyncFnOnce(&Net) -> Result<(), CtlError>) -> Result<(), CtlError> {

@@ -1,5 +1,5 @@
-//! `show`: asks each daemon for its status and joins the answers. A daemon that can't be asked is named, and the others
-//! are shown all the same.
+//! `show`: asks each daemon for its status and joins the replies. An error of one daemon is printed, and
+//! the others are still shown.
 
 use std::path::Path;
 
@@ -12,15 +12,14 @@ use crate::error::CtlError;
 use crate::output::{self, Paint};
 use crate::render;
 
-/// What to show.
-pub(crate) struct Wanted<'a> {
+pub(crate) struct Options<'a> {
     pub(crate) interface: Option<&'a str>,
     pub(crate) peer: Option<&'a str>,
     pub(crate) brief: bool,
     pub(crate) json: bool,
 }
 
-pub(crate) fn show(dir: &Path, wanted: &Wanted<'_>) -> Result<(), CtlError> {
+pub(crate) fn show(dir: &Path, wanted: &Options<'_>) -> Result<(), CtlError> {
     let names = match wanted.interface {
         Some(name) => vec![name.to_owned()],
         None => client::running(dir)?,
@@ -40,12 +39,12 @@ pub(crate) fn show(dir: &Path, wanted: &Wanted<'_>) -> Result<(), CtlError> {
     if let Some(peer) = wanted.peer {
         narrow(&mut status, peer)?;
     }
-    // With nothing to show, the failure alone is the answer.
+    // If there is nothing to show, the error is the only output.
     if !status.interfaces.is_empty() || failures.is_empty() {
         let paint = Paint::for_stdout();
         match wanted {
-            Wanted { json: true, .. } => output::print_json(&status)?,
-            Wanted { brief: true, .. } => output::print(&render::brief(&status, paint))?,
+            Options { json: true, .. } => output::print_json(&status)?,
+            Options { brief: true, .. } => output::print(&render::brief(&status, paint))?,
             _ => output::print(&render::status(&status, paint))?,
         }
     }
@@ -53,13 +52,13 @@ pub(crate) fn show(dir: &Path, wanted: &Wanted<'_>) -> Result<(), CtlError> {
         0 => Ok(()),
         1 => failures.pop().map_or(Ok(()), Err),
         n => {
-            failures.iter().for_each(output::complain);
+            failures.iter().for_each(output::print_error);
             Err(CtlError::SomeUnreachable(n))
         }
     }
 }
 
-/// Leaves only one peer.
+/// Keeps only one peer.
 fn narrow(status: &mut Status, text: &str) -> Result<(), CtlError> {
     for interface in &mut status.interfaces {
         let peers = std::mem::take(&mut interface.peers);

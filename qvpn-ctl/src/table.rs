@@ -1,12 +1,12 @@
-//! Columns for people. On a terminal that is too narrow for them each row becomes a few lines of its own.
+//! Tables for people. On a terminal that is too narrow for the columns, each row becomes several lines.
 
 use crate::output::{Paint, Tone};
 use crate::text::{pad, width};
 
-/// A row's cell and its colour.
+/// A cell's text and colour.
 pub(crate) type Cell = (String, Tone);
 
-/// Space between two columns.
+/// The spaces between two columns.
 const GAP: usize = 2;
 
 /// A table with a heading; each row has as many cells as the heading.
@@ -16,7 +16,7 @@ pub(crate) struct Table<'a> {
 }
 
 impl Table<'_> {
-    /// The table's text. The last column may be long and is not padded.
+    /// The table's text. The last column is not padded.
     pub(crate) fn render(&self, paint: Paint) -> String {
         let columns: Vec<usize> = (0..self.head.len())
             .map(|i| {
@@ -46,7 +46,7 @@ impl Table<'_> {
         lines
     }
 
-    /// The first cell is a row's title; the others follow with the column's name.
+    /// Each row as lines: the first cell is the title, and the other cells follow with their column's name.
     fn stacked(&self, paint: Paint) -> String {
         let mut lines = String::new();
         for row in &self.rows {

@@ -1,4 +1,4 @@
-//! `top`: the state of an interface, live. One screen of 80 columns and 24 lines has what matters; more peers scroll.
+//! `top`: the live state of an interface. It fits a screen of 80 columns and 24 lines; more peers scroll.
 
 mod screen;
 #[cfg(test)]
@@ -17,17 +17,18 @@ use crate::client::Client;
 use crate::error::CtlError;
 use crate::output::Paint;
 
-/// Between two questions to the daemon.
-const PERIOD: Duration = Duration::from_secs(1);
+/// The time between two requests to the daemon.
+const REFRESH_INTERVAL: Duration = Duration::from_secs(1);
 
 pub(crate) fn top(dir: &Path, interface: &str) -> Result<(), CtlError> {
     if !io::stdout().is_terminal() || !io::stdin().is_terminal() {
         return Err(CtlError::NoTerminal);
     }
-    // The first answer comes before the screen is taken, so that a missing daemon is one line as everywhere.
+    // The first request comes before the screen is switched, so that a missing daemon is reported in one
+    // line.
     let first = ask(dir, interface)?;
     let mut screen = Screen::new(interface, Paint::for_stdout().colour);
-    screen.now(Sample { at: Instant::now(), status: first });
+    screen.update(Sample { at: Instant::now(), status: first });
     let mut terminal = ratatui::try_init().map_err(CtlError::Output)?;
     let result = live(&mut terminal, &mut screen, dir, interface);
     ratatui::restore();
@@ -40,7 +41,7 @@ fn live(
     dir: &Path,
     interface: &str,
 ) -> Result<(), CtlError> {
-    let mut next = Instant::now() + PERIOD;
+    let mut next = Instant::now() + REFRESH_INTERVAL;
     loop {
         terminal.draw(|frame| screen.draw(frame)).map_err(CtlError::Output)?;
         let left = next.saturating_duration_since(Instant::now());
@@ -52,20 +53,20 @@ fn live(
                 match key.code {
                     KeyCode::Char('q') | KeyCode::Esc => return Ok(()),
                     KeyCode::Char('c') if control => return Ok(()),
-                    KeyCode::Down | KeyCode::Char('j') => screen.go(1),
-                    KeyCode::Up | KeyCode::Char('k') => screen.go(-1),
-                    KeyCode::PageDown => screen.go(10),
-                    KeyCode::PageUp => screen.go(-10),
+                    KeyCode::Down | KeyCode::Char('j') => screen.move_selection(1),
+                    KeyCode::Up | KeyCode::Char('k') => screen.move_selection(-1),
+                    KeyCode::PageDown => screen.move_selection(10),
+                    KeyCode::PageUp => screen.move_selection(-10),
                     _ => {}
                 }
             }
             continue;
         }
-        next = Instant::now() + PERIOD;
+        next = Instant::now() + REFRESH_INTERVAL;
         match ask(dir, interface) {
-            Ok(status) => screen.now(Sample { at: Instant::now(), status }),
-            // It may come back; what was seen last stays on the screen.
-            Err(error) => screen.trouble(error.to_string()),
+            Ok(status) => screen.update(Sample { at: Instant::now(), status }),
+            // The daemon may return; the last state stays on the screen.
+            Err(error) => screen.show_error(error.to_string()),
         }
     }
 }

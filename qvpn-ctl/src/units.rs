@@ -1,4 +1,4 @@
-//! Numbers as people read them, in the words of `wg show`.
+//! Numbers for people, in the words of `wg show`.
 
 /// Units of time in seconds, largest first.
 const TIME: [(u64, &str); 4] = [(86_400, "day"), (3600, "hour"), (60, "minute"), (1, "second")];
@@ -30,7 +30,7 @@ pub(crate) fn duration(seconds: f64) -> String {
     if parts.is_empty() { "0 seconds".to_owned() } else { parts.join(", ") }
 }
 
-/// `in 5 seconds`; `now` for what is due.
+/// `in 5 seconds`, or `now` if it is due.
 pub(crate) fn from_now(seconds: f64) -> String {
     if seconds <= 0.0 { "now".to_owned() } else { format!("in {}", duration(seconds)) }
 }
@@ -46,7 +46,7 @@ pub(crate) fn bytes(n: u64) -> String {
     if n < 1024 {
         return format!("{n} B");
     }
-    // Hundredths of the largest unit that leaves at least one.
+    // Hundredths of the largest unit that is not above the value.
     let power = (n.ilog2() / 10).min(6);
     let hundredths = (u128::from(n) * 100) >> (10 * power);
     let unit = UNITS.get(usize::try_from(power).unwrap_or(1) - 1).unwrap_or(&"EiB");
@@ -58,7 +58,7 @@ pub(crate) fn count(n: u64, thing: &str) -> String {
     format!("{n} {thing}{}", if n == 1 { "" } else { "s" })
 }
 
-/// `x` without its fraction; it is known to be small and not negative.
+/// `x` without its fraction; the caller makes sure that it is small and not negative.
 fn whole(x: f64) -> u64 {
     #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
     // bounded by the caller, and `as` saturates

@@ -37,7 +37,7 @@ pub(crate) fn check(config: Config) -> Result<Config, ConfigErrors> {
     config.check_files()?;
     // The config of another network namespace may lie in the same directory, so this is only a warning. In
     // one namespace the kernel refuses what they would share.
-    if let Err(shared) = config.check_neighbours(&config.neighbours()) {
+    if let Err(shared) = config.check_other_interfaces(&config.other_interfaces()) {
         tracing::warn!("{shared}");
     }
     Ok(config)

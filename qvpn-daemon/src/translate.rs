@@ -58,10 +58,7 @@ pub(crate) fn peer_config(
             config::Role::Initiator => Role::Initiator,
             config::Role::Responder => Role::Responder,
         },
-        suite: match peer.suite {
-            config::Suite::Chacha20Poly1305 => Suite::ChaCha20Poly1305,
-            config::Suite::Aes256Gcm => Suite::Aes256Gcm,
-        },
+        suite: peer.suite,
         rekey_interval: peer.rekey_interval,
         lanes: config.interface.lanes,
         policy: match peer.qkd {

@@ -21,7 +21,7 @@ const SOURCES: [&str; 9] = [
     "qvpn-dataplane/src/tun/mod.rs",
     "qvpn-identity/src/error.rs",
     "qvpn-secret/src/lock.rs",
-    "qvpn-api/src/control.rs",
+    "qvpn-api/src/control/error.rs",
 ];
 
 fn root() -> PathBuf {

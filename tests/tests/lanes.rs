@@ -244,7 +244,7 @@ fn sites_may_have_different_numbers_of_lanes() {
         println!("four lanes here, two there: {used:?}");
         assert!(used[..2].iter().sum::<u64>() >= 8_000 && used[2..] == [0, 0], "{used:?}");
         let human = String::from_utf8(gateways[0].ctl(&["show", "qvpn0"]).stdout).unwrap();
-        assert!(human.contains("the other site has fewer lanes; its flows go by lane 1"), "{human}");
+        assert!(human.contains("the peer has fewer lanes; lane 1 carries its flows"), "{human}");
         for gateway in &gateways {
             let peer = gateway.peer();
             assert_eq!(peer["drops"]["no_epoch"], 0, "{peer:#}");

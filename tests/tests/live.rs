@@ -103,7 +103,7 @@ fn peers_come_change_and_go_and_a_stream_loses_nothing_alone() {
             ),
             (&["set", "qvpn0", "site-c", "--endpoint", "10.99.0.1:1"], 3, "through the tunnel"),
             (&["set", "qvpn0", "site-c", "--rekey-interval", "9h"], 3, "9h"),
-            (&["set", "qvpn0", "site", "--role", "auto"], 1, "`site` may be site-b, site-c"),
+            (&["set", "qvpn0", "site", "--role", "auto"], 1, "`site` matches site-b, site-c"),
             (&["remove", "qvpn0", "site-x"], 1, "no peer has the name"),
         ];
         for (words, expected, why) in refused {

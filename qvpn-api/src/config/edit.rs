@@ -1,5 +1,5 @@
-//! Changes one peer in a config's text and leaves everything else as it is: comments, order, blank lines. The same change
-//! is made to what runs (by the daemon) and to the file (by `qvpn-ctl … --save`).
+//! Changes one peer in a config's text and keeps everything else: comments, order, blank lines. The daemon
+//! makes the same change to the running config, and `qvpn-ctl … --save` to the file.
 
 use serde::{Deserialize, Serialize};
 use toml_edit::{ArrayOfTables, DocumentMut, Item, Table};
@@ -10,22 +10,22 @@ use super::reference::REFERENCE;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "edit", rename_all = "snake_case")]
 pub enum PeerEdit {
-    /// A new section `[[peer]]` after the others.
+    /// Adds a section `[[peer]]` after the others.
     Add {
         /// The section's lines, as TOML.
         settings: String,
     },
-    /// Some keys of a peer.
+    /// Changes some keys of a peer.
     Set {
         /// The peer's whole name.
         peer: String,
         /// The new values, as lines of TOML.
         settings: String,
-        /// Keys that go, so that their defaults hold.
+        /// Keys to remove, so that their defaults apply.
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         unset: Vec<String>,
     },
-    /// The section goes, with the comments right above it.
+    /// Removes the section and the comments right above it.
     Remove {
         /// The peer's whole name.
         peer: String,
@@ -36,29 +36,30 @@ pub enum PeerEdit {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum EditError {
     /// The config isn't TOML.
-    #[error("the config is not TOML ({0}); mend it first, `qvpn-ctl check` names each place")]
+    #[error("the config is not TOML ({0}); fix it first, `qvpn-ctl check` names each place")]
     Config(String),
-    /// The settings aren't.
+    /// The settings aren't TOML.
     #[error("the settings are not TOML ({0}); write them as in the config")]
     Settings(String),
     /// The peers are written as `peer = [{…}]`.
-    #[error("the config's peers are no sections; write each as `[[peer]]` and its lines")]
+    #[error("the config's peers are not sections; write each as `[[peer]]` and its lines")]
     NotSections,
-    /// There is no such peer.
+    /// The peer doesn't exist.
     #[error("there is no peer \"{0}\" to change; see `qvpn-ctl peer list`, and whether it was saved")]
     NoPeer(String),
-    /// A key that shall go, and that no peer can have.
-    #[error("[[peer]] has no key `{0}`; its keys are {keys}", keys = peer_keys().collect::<Vec<_>>().join(", "))]
+    /// The key to remove is not a key of `[[peer]]`.
+    #[error("[[peer]] has no key `{0}`; its keys are \
+     {keys}", keys = peer_keys().collect::<Vec<_>>().join(", "))]
     NoKey(String),
-    /// There is one already.
+    /// The peer exists already.
     #[error("there is a peer \"{0}\" already; change it with `qvpn-ctl peer set`")]
     Exists(String),
 }
 
-/// `text` with the change. Whether the result makes sense is for [`Config::parse`](super::Config::parse) to say.
+/// Returns `text` with the change. [`Config::parse`](super::Config::parse) must still check the result.
 ///
 /// # Errors
-/// If the text can't be read, or the peer isn't there, or is there already.
+/// If the text isn't TOML, or the peer to change doesn't exist, or the peer to add does.
 pub fn edit_peer(text: &str, edit: &PeerEdit) -> Result<String, EditError> {
     let mut document: DocumentMut =
         text.parse().map_err(|e: toml_edit::TomlError| EditError::Config(first_line(e.message())))?;
@@ -98,7 +99,7 @@ pub fn edit_peer(text: &str, edit: &PeerEdit) -> Result<String, EditError> {
     Ok(text)
 }
 
-/// What a section `[[peer]]` may have.
+/// The keys that a section `[[peer]]` can have.
 fn peer_keys() -> impl Iterator<Item = &'static str> {
     let sections = REFERENCE.iter().filter(|section| section.title == "[[peer]]");
     sections.flat_map(|section| section.keys).map(|key| key.name)
@@ -114,7 +115,7 @@ fn read(settings: &str) -> Result<Table, EditError> {
     Ok(document.as_table().clone())
 }
 
-/// Puts a value in the place of another, with what stands around it, such as a comment at the line's end.
+/// Replaces a value and keeps the text around it, such as a comment at the end of the line.
 fn set(table: &mut Table, key: &str, mut item: Item) {
     if let (Some(old), Some(new)) = (table.get(key).and_then(Item::as_value), item.as_value_mut()) {
         *new.decor_mut() = old.decor().clone();

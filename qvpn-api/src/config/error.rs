@@ -1,13 +1,13 @@
-//! What is wrong with a config: for each error the place, what is wrong, and what to write instead.
+//! The errors of a config: for each the place, what is wrong, and what to write instead.
 
 use std::collections::BTreeSet;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-/// Errors that are kept; a file that isn't a config at all would otherwise give one for each of its lines.
-const MOST: usize = 100;
-/// Errors that are collected before they are sorted.
-const MOST_COLLECTED: usize = 10_000;
+/// The most errors that are kept: a file that isn't a config at all has one in each line.
+const MAX_ERRORS: usize = 100;
+/// The most errors that are collected before they are sorted.
+const MAX_COLLECTED_ERRORS: usize = 10_000;
 
 /// A place in a text, both from 1; the column counts characters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
@@ -23,7 +23,7 @@ pub struct Position {
 pub struct ConfigError {
     /// The config file.
     pub path: PathBuf,
-    /// Where in it; absent when the file as a whole is meant.
+    /// The place in it; absent for the file as a whole.
     pub position: Option<Position>,
     /// What is wrong.
     pub what: String,
@@ -49,13 +49,13 @@ pub struct ConfigErrors {
 }
 
 impl ConfigErrors {
-    /// The errors; of a file with very many, the first 100.
+    /// The errors, at most the first 100.
     #[must_use]
     pub fn list(&self) -> &[ConfigError] {
         &self.errors
     }
 
-    /// How many were left out.
+    /// The number of errors that were left out.
     #[must_use]
     pub fn left_out(&self) -> usize {
         self.more
@@ -66,8 +66,8 @@ impl ConfigErrors {
     pub fn and(mut self, other: Self) -> Self {
         self.errors.extend(other.errors);
         self.errors.sort_by_key(|e| e.position);
-        self.more += other.more + self.errors.len().saturating_sub(MOST);
-        self.errors.truncate(MOST);
+        self.more += other.more + self.errors.len().saturating_sub(MAX_ERRORS);
+        self.errors.truncate(MAX_ERRORS);
         self
     }
 
@@ -107,11 +107,11 @@ pub(super) struct Sink<'t> {
     path: &'t Path,
     lines: Lines,
     errors: Vec<ConfigError>,
-    /// Lines with errors of syntax; what was read of them is guesswork.
+    /// Lines with syntax errors; what was read from them is unreliable.
     broken: BTreeSet<usize>,
-    /// Errors that were not kept.
+    /// The number of errors that were not kept.
     dropped: usize,
-    /// The text has errors of syntax, so what seems to be missing may stand in a part that couldn't be read.
+    /// The text has syntax errors, so a key that seems to be missing may be in a part that couldn't be read.
     pub(super) incomplete: bool,
 }
 
@@ -132,7 +132,7 @@ impl<'t> Sink<'t> {
         self.lines.position(text, offset)
     }
 
-    /// An error of syntax: nothing else is said about its line.
+    /// Adds a syntax error; later errors of the same line are ignored.
     pub(super) fn syntax(&mut self, at: Position, what: impl Into<String>, fix: impl Into<String>) {
         self.incomplete = true;
         if self.broken.insert(at.line) {
@@ -140,7 +140,7 @@ impl<'t> Sink<'t> {
         }
     }
 
-    /// Nothing is said about these lines, since their section's header could not be read.
+    /// Ignores errors in these lines, because the header of their section could not be read.
     pub(super) fn skip(&mut self, lines: impl Iterator<Item = usize>) {
         self.broken.extend(lines);
     }
@@ -152,7 +152,7 @@ impl<'t> Sink<'t> {
     }
 
     fn push(&mut self, at: Position, what: &str, fix: &str) {
-        if self.errors.len() >= MOST_COLLECTED {
+        if self.errors.len() >= MAX_COLLECTED_ERRORS {
             self.dropped += 1;
             return;
         }
@@ -164,27 +164,27 @@ impl<'t> Sink<'t> {
         });
     }
 
-    /// An error that a part which couldn't be read might explain.
+    /// Adds an error, unless syntax errors may be its cause.
     pub(super) fn missing(&mut self, at: Position, what: impl Into<String>, fix: impl Into<String>) {
         if !self.incomplete {
             self.add(at, what, fix);
         }
     }
 
-    /// Nothing, or all errors.
+    /// All errors, if there are any.
     pub(super) fn finish(mut self) -> Result<(), ConfigErrors> {
         if self.errors.is_empty() {
             return Ok(());
         }
         self.errors.sort_by_key(|e| e.position);
         self.errors.dedup();
-        let more = self.dropped + self.errors.len().saturating_sub(MOST);
-        self.errors.truncate(MOST);
+        let more = self.dropped + self.errors.len().saturating_sub(MAX_ERRORS);
+        self.errors.truncate(MAX_ERRORS);
         Err(ConfigErrors { errors: self.errors, more })
     }
 }
 
-/// Where each line begins.
+/// The offset of the start of each line.
 struct Lines(Vec<usize>);
 
 impl Lines {
@@ -200,7 +200,7 @@ impl Lines {
     }
 }
 
-/// A message quotes what the file says, which may hold anything.
+/// Escapes control characters, since a message quotes the file.
 fn one_line(text: &str) -> String {
     text.chars().flat_map(|c| if c.is_control() { c.escape_default().collect() } else { vec![c] }).collect()
 }

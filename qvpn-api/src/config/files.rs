@@ -1,5 +1,5 @@
-//! The files that a config names: whether they are there, who may read them, and the keys in them. Permissions are
-//! checked on the open file, so that nothing can be swapped in between.
+//! Checks the files that a config names: whether they exist, who may read them, and the keys in them.
+//! Permissions are checked on the open file, so that no file can be swapped in between.
 
 use std::fs::File;
 use std::io::Read;
@@ -10,14 +10,16 @@ use qvpn_identity::{Psk, PublicIdentity, SecretIdentity};
 use zeroize::Zeroizing;
 
 use super::error::{ConfigErrors, Position, Sink};
-use super::grammar::split_advice;
-use super::model::{ClientKey, KmeAccess, Peer, PeerMarks};
-use super::values::Fault;
-use super::{Config, MAX_SIZE};
+use super::fault::{Fault, split_advice};
+use super::model::{ClientKey, Config, KmeAccess, Peer};
+use super::positions::PeerPositions;
+
+/// The size of the largest config that is read, in bytes: several ten thousand peers.
+pub const MAX_SIZE: usize = 16 * 1024 * 1024;
 
 /// The group that the daemon runs in.
 const GROUP: &str = "qvpn";
-/// Bytes of the longest key file: a key is one line of less than 200.
+/// The size of the largest key file, in bytes; a key is one line of less than 200.
 const MAX_KEY_FILE: usize = 4096;
 
 /// A file that a config names.
@@ -29,31 +31,31 @@ pub struct NamedFile<'c> {
     pub kind: &'static str,
     /// Where it is.
     pub path: &'c PathBuf,
-    /// It holds keys that are wiped as they are used, so it is written, too.
+    /// The daemon also writes it: it erases each key in it after use.
     pub wiped: bool,
 }
 
 impl Config {
-    /// Looks at every file that the config names: there, readable, not readable by others where it is secret; and at the
-    /// keys in them: well-formed, and no peer has ours.
+    /// Checks every file that the config names: it exists, is readable, and if secret, others can't read
+    /// it. Also checks the keys in them: each is well-formed, and no peer has our own.
     ///
     /// # Errors
-    /// All that is wrong, in the order of the config file.
+    /// All faults, in the order of the config file.
     pub fn check_files(&self) -> Result<(), ConfigErrors> {
         let mut sink = Sink::new(&self.path, "");
         match read_key(&self.interface.private_key_file, "private key", SecretIdentity::from_text) {
             Ok(identity) => self.own_key(identity.public(), &mut sink),
-            Err((what, fix)) => sink.add(self.marks.private_key_file, what, fix),
+            Err((what, fix)) => sink.add(self.positions.private_key_file, what, fix),
         }
-        for (peer, marks) in self.peers.iter().zip(&self.marks.peers) {
+        for (peer, positions) in self.peers.iter().zip(&self.positions.peers) {
             if let Some(path) = &peer.preshared_key_file
                 && let Err((what, fix)) = read_key(path, "pre-shared key", Psk::from_text)
             {
-                sink.add(marks.preshared_key_file, what, fix);
+                sink.add(positions.preshared_key_file, what, fix);
             }
         }
         let kmes = self.kms.iter().flat_map(|k| &k.kmes);
-        for (kme, marks) in kmes.zip(&self.marks.kmes) {
+        for (kme, positions) in kmes.zip(&self.positions.kmes) {
             let mut check = |at: Position, result: Result<File, Fault>| {
                 if let Err((what, fix)) = result {
                     sink.add(at, what, fix);
@@ -61,23 +63,23 @@ impl Config {
             };
             match &kme.access {
                 KmeAccess::Etsi014(server) | KmeAccess::Skip(server) => {
-                    check(marks.ca_file, open(&server.ca_file, "CA certificate"));
-                    check(marks.cert_file, open(&server.cert_file, "client certificate"));
+                    check(positions.ca_file, open(&server.ca_file, "CA certificate"));
+                    check(positions.cert_file, open(&server.cert_file, "client certificate"));
                     match &server.key {
                         ClientKey::File(path) => {
-                            check(marks.key_file, open_secret(path, "client certificate's key"));
+                            check(positions.key_file, open_secret(path, "client certificate's key"));
                         }
                         ClientKey::Token(key) => {
-                            check(marks.key_file, open(&key.module, "PKCS#11 library"));
+                            check(positions.key_file, open(&key.module, "PKCS#11 library"));
                             if let Some(pin) = &key.pin_file {
-                                check(marks.key_file, open_secret(pin, "file of the token's PIN"));
+                                check(positions.key_file, open_secret(pin, "file of the token's PIN"));
                             }
                         }
                     }
                 }
-                // It may come later, with the disk that it is on.
+                // It may appear later, with the disk that it is on.
                 KmeAccess::File(path) if path.exists() => {
-                    check(marks.keys_file, open_secret(path, "file of keys"));
+                    check(positions.keys_file, open_secret(path, "file of keys"));
                 }
                 KmeAccess::File(_) => {}
             }
@@ -85,8 +87,8 @@ impl Config {
         sink.finish()
     }
 
-    /// Looks whether the user that the daemon runs as can read the config and each file that it names, by the word of
-    /// `can_read`. For whoever isn't that user: root, who checks a config, can read them all.
+    /// Checks with `can_read` whether the daemon's user can read the config and each file that it names.
+    /// Root needs this, because root itself can read them all.
     ///
     /// # Errors
     /// Each file that is there and can't be read.
@@ -97,7 +99,8 @@ impl Config {
         let fix = |path: &Path| {
             let shown = path.display();
             format!(
-                "run `chown root:{GROUP} {shown} && chmod 0640 {shown}`; if that is so already, a folder above it is shut, and `namei -l {shown}` shows which"
+                "run `chown root:{GROUP} {shown} && chmod 0640 {shown}`; if that is so already, a \
+                 directory above it is closed, and `namei -l {shown}` shows which"
             )
         };
         let mut sink = Sink::new(&self.path, "");
@@ -115,31 +118,36 @@ impl Config {
         }
     }
 
-    /// The files that the config names and the daemon reads, but for PKCS#11 libraries.
+    /// The files that the config names and the daemon reads, except PKCS#11 libraries.
     pub fn named_files(&self) -> impl Iterator<Item = NamedFile<'_>> {
         let named = |at, kind, path| NamedFile { at, kind, path, wiped: false };
-        let own = named(self.marks.private_key_file, "private key", &self.interface.private_key_file);
-        let psks = self.peers.iter().zip(&self.marks.peers).filter_map(move |(peer, marks)| {
-            Some(named(marks.preshared_key_file, "pre-shared key", peer.preshared_key_file.as_ref()?))
+        let own = named(self.positions.private_key_file, "private key", &self.interface.private_key_file);
+        let psks = self.peers.iter().zip(&self.positions.peers).filter_map(move |(peer, positions)| {
+            Some(named(positions.preshared_key_file, "pre-shared key", peer.preshared_key_file.as_ref()?))
         });
-        let kmes = self.kms.iter().flat_map(|kms| &kms.kmes).zip(&self.marks.kmes);
-        let of_kmes = kmes.flat_map(move |(kme, marks)| match &kme.access {
+        let kmes = self.kms.iter().flat_map(|kms| &kms.kmes).zip(&self.positions.kmes);
+        let of_kmes = kmes.flat_map(move |(kme, positions)| match &kme.access {
             KmeAccess::Etsi014(server) | KmeAccess::Skip(server) => {
                 let key = match &server.key {
-                    ClientKey::File(path) => Some(named(marks.key_file, "client certificate's key", path)),
-                    ClientKey::Token(key) => {
-                        key.pin_file.as_ref().map(|pin| named(marks.key_file, "file of the token's PIN", pin))
+                    ClientKey::File(path) => {
+                        Some(named(positions.key_file, "client certificate's key", path))
                     }
+                    ClientKey::Token(key) => key
+                        .pin_file
+                        .as_ref()
+                        .map(|pin| named(positions.key_file, "file of the token's PIN", pin)),
                 };
                 [
-                    Some(named(marks.ca_file, "CA certificate", &server.ca_file)),
-                    Some(named(marks.cert_file, "client certificate", &server.cert_file)),
+                    Some(named(positions.ca_file, "CA certificate", &server.ca_file)),
+                    Some(named(positions.cert_file, "client certificate", &server.cert_file)),
                     key,
                 ]
             }
-            KmeAccess::File(path) => {
-                [Some(NamedFile { wiped: true, ..named(marks.keys_file, "file of keys", path) }), None, None]
-            }
+            KmeAccess::File(path) => [
+                Some(NamedFile { wiped: true, ..named(positions.keys_file, "file of keys", path) }),
+                None,
+                None,
+            ],
         });
         std::iter::once(own).chain(psks).chain(of_kmes.flatten())
     }
@@ -160,7 +168,7 @@ impl Config {
     /// If the file is missing, others can read it, or it holds no secret key.
     pub fn read_private_key(&self) -> Result<SecretIdentity, ConfigErrors> {
         read_key(&self.interface.private_key_file, "private key", SecretIdentity::from_text)
-            .map_err(|fault| self.error_at(self.marks.private_key_file, fault))
+            .map_err(|fault| self.error_at(self.positions.private_key_file, fault))
     }
 
     /// Reads the pre-shared key of `peer`, a peer of this config; `None` if it has none.
@@ -170,25 +178,25 @@ impl Config {
     pub fn read_psk(&self, peer: &Peer) -> Result<Option<Psk>, ConfigErrors> {
         let Some(path) = &peer.preshared_key_file else { return Ok(None) };
         read_key(path, "pre-shared key", Psk::from_text).map(Some).map_err(|fault| {
-            let marks = self.peers.iter().zip(&self.marks.peers).find(|(p, _)| p.name == peer.name);
-            let at = marks.map_or(PeerMarks::default(), |(_, m)| m.clone()).preshared_key_file;
+            let positions = self.peers.iter().zip(&self.positions.peers).find(|(p, _)| p.name == peer.name);
+            let at = positions.map_or(PeerPositions::default(), |(_, m)| m.clone()).preshared_key_file;
             self.error_at(at, fault)
         })
     }
 
     fn own_key(&self, own: &PublicIdentity, sink: &mut Sink<'_>) {
-        for (peer, marks) in self.peers.iter().zip(&self.marks.peers) {
+        for (peer, positions) in self.peers.iter().zip(&self.positions.peers) {
             if peer.public_key == *own {
                 let what = format!("the public_key of peer \"{}\" is our own", peer.name);
                 sink.add(
-                    marks.public_key,
+                    positions.public_key,
                     what,
                     "write the line that `qvpn-ctl pubkey` prints at the other site",
                 );
             } else if peer.public_key.x25519() == own.x25519() {
                 let what = format!("the public_key of peer \"{}\" has our own X25519 half", peer.name);
                 sink.add(
-                    marks.public_key,
+                    positions.public_key,
                     what,
                     "compare `qvpn-ctl fingerprint` at both sites; this key was tampered with",
                 );
@@ -213,7 +221,7 @@ pub(super) fn read_config(path: &Path) -> Result<String, ConfigErrors> {
         .read_to_end(&mut bytes)
         .map_err(|e| refused((format!("can't read the config: {e}"), "check the disk".to_owned())))?;
     if bytes.len() > MAX_SIZE {
-        let what = format!("the file has more than {MAX_SIZE} bytes, the most that a config may have");
+        let what = format!("the file has more than {MAX_SIZE} bytes, the limit for a config");
         return Err(refused((what, "check that this is the right file".to_owned())));
     }
     String::from_utf8(bytes).map_err(|e| {
@@ -223,15 +231,16 @@ pub(super) fn read_config(path: &Path) -> Result<String, ConfigErrors> {
     })
 }
 
-/// Opens a regular file. A folder, a device or a pipe is refused without waiting for it.
+/// Opens a regular file. A directory, a device or a pipe is refused without waiting for it.
 fn open(path: &Path, kind: &str) -> Result<File, Fault> {
     let shown = path.display();
-    // O_NONBLOCK: a pipe that nobody writes to must not hold up the program.
+    // O_NONBLOCK: a pipe without a writer must not block the program.
     let flags = nix::libc::O_NONBLOCK | nix::libc::O_CLOEXEC;
     let file = File::options().read(true).custom_flags(flags).open(path).map_err(|e| {
         let fix = match (e.kind(), kind) {
             (std::io::ErrorKind::NotFound, "private key") => {
-                format!("make one with `install -m 0640 -g {GROUP} /dev/null {shown} && qvpn-ctl genkey > {shown}`")
+                format!("make one with `install -m 0640 -g {GROUP} /dev/null {shown} && qvpn-ctl genkey > \
+                 {shown}`")
             }
             (std::io::ErrorKind::NotFound, "pre-shared key") => {
                 format!("make one with `install -m 0640 -g {GROUP} /dev/null {shown} && qvpn-ctl genpsk > {shown}`, and copy it to the peer")
@@ -239,7 +248,8 @@ fn open(path: &Path, kind: &str) -> Result<File, Fault> {
             (std::io::ErrorKind::NotFound, _) => "put it there, or write the right path".to_owned(),
             (std::io::ErrorKind::PermissionDenied, _) => {
                 format!(
-                    "let the daemon's user read it (`chown root:{GROUP} {shown} && chmod 0640 {shown}`); at a prompt, run as root or as a member of the group {GROUP}"
+                    "let the daemon's user read it (`chown root:{GROUP} {shown} && chmod 0640 {shown}`); \
+                     at a prompt, run as root or as a member of the group {GROUP}"
                 )
             }
             _ => "check the path".to_owned(),
@@ -250,17 +260,17 @@ fn open(path: &Path, kind: &str) -> Result<File, Fault> {
         Ok(m) if m.is_file() => Ok(file),
         Ok(_) => Err((format!("the {kind} {shown} is not a file"), "write the path of a file".to_owned())),
         Err(e) => {
-            Err((format!("can't look at the {kind} {shown}: {}", plain(&e)), "check the path".to_owned()))
+            Err((format!("can't examine the {kind} {shown}: {}", plain(&e)), "check the path".to_owned()))
         }
     }
 }
 
-/// Opens a file that nobody else may read: at most its owner, and the group `qvpn` or root's.
+/// Opens a secret file. Only its owner and the groups `qvpn` and root may have access.
 fn open_secret(path: &Path, kind: &str) -> Result<File, Fault> {
     let file = open(path, kind)?;
     let shown = path.display();
     let meta = file.metadata().map_err(|e| {
-        (format!("can't look at the {kind} {shown}: {}", plain(&e)), "check the path".to_owned())
+        (format!("can't examine the {kind} {shown}: {}", plain(&e)), "check the path".to_owned())
     })?;
     let mode = meta.mode() & 0o777;
     let group_may_read = meta.gid() == 0
@@ -279,7 +289,7 @@ fn open_secret(path: &Path, kind: &str) -> Result<File, Fault> {
     ))
 }
 
-/// Reads a key of one line. The text is erased.
+/// Reads a key of one line and erases the text.
 fn read_key<K>(
     path: &Path,
     kind: &str,
@@ -289,7 +299,7 @@ fn read_key<K>(
     let shown = path.display();
     let mut bytes = Zeroizing::new(vec![0u8; MAX_KEY_FILE + 1]);
     let mut len = 0;
-    // A buffer of fixed size: one that grew would leave copies behind.
+    // A buffer of fixed size: a growing one would leave copies in memory.
     loop {
         match file.read(&mut bytes[len..]) {
             Ok(0) => break,

@@ -1,23 +1,82 @@
-//! What a config says, as types. Each value is within its limits, and defaults are filled in.
+//! A config as types. Each value is within its limits, and defaults are filled in.
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
 use qvpn_identity::PublicIdentity;
+use qvpn_types::Suite;
 use serde::{Deserialize, Serialize};
 
-use super::error::Position;
+use super::positions::ValuePositions;
 use super::token::TokenKey;
+use crate::lookup::{self, LookupError};
+
+/// A config file whose every value was checked.
+///
+/// ```
+/// use qvpn_api::Config;
+/// let error = Config::parse("/etc/qvpn/qvpn0.toml".as_ref(), "[interface]\nlisten_prt = 51820\n").unwrap_err();
+/// assert_eq!(
+///     error.to_string(),
+///     "/etc/qvpn/qvpn0.toml:2:1: [interface] has no key `listen_prt`; did you mean `listen_port`?"
+/// );
+/// ```
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// The file that it was read from.
+    pub path: PathBuf,
+    /// The section `[interface]`.
+    pub interface: Interface,
+    /// The section `[kms]`, which has at least one KME.
+    pub kms: Option<Kms>,
+    /// The sections `[[peer]]` in the order of the file; names and public keys are unique.
+    pub peers: Vec<Peer>,
+    /// The file's text.
+    pub text: Arc<str>,
+    /// Where values stand, for checks that come after parsing.
+    pub(super) positions: ValuePositions,
+}
+
+impl Config {
+    /// The peer with this name or public key.
+    #[must_use]
+    pub fn peer(&self, name_or_key: &str) -> Option<&Peer> {
+        let key = name_or_key.parse().ok();
+        self.peers.iter().find(|p| p.name == name_or_key || Some(p.public_key) == key)
+    }
+
+    /// The peer that `text` names: a name, public key or fingerprint, or the beginning of one.
+    ///
+    /// # Errors
+    /// If no peer or several peers match.
+    pub fn find_peer(&self, text: &str) -> Result<&Peer, LookupError> {
+        match self.peer(text) {
+            Some(peer) => Ok(peer),
+            None => lookup::find(self.peers.iter(), text, |p| {
+                (p.name.clone(), p.public_key.to_string(), p.public_key.fingerprint())
+            }),
+        }
+    }
+
+    /// The KMEs that `peer` may use, in its order of preference; none where its `qkd` is `off`.
+    #[must_use]
+    pub fn kmes_of(&self, peer: &Peer) -> Vec<&Kme> {
+        let kmes = self.kms.as_ref().map_or(&[][..], |kms| &kms.kmes);
+        peer.kmes.iter().filter_map(|name| kmes.iter().find(|k| k.name == *name)).collect()
+    }
+}
 
 /// The section `[interface]`: one TUN device and its daemon.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Interface {
     /// The device's name, 1 to 15 bytes.
     pub name: String,
-    /// The file of the secret key. As with all paths, a relative one was taken from the config's folder.
+    /// The file of the secret key. Here and in all paths, a relative path was resolved from the config's
+    /// directory.
     pub private_key_file: PathBuf,
     /// The UDP port of lane 0, from 1; lane *i* uses `listen_port + i`, which never overflows.
     pub listen_port: u16,
@@ -29,7 +88,7 @@ pub struct Interface {
     pub suite: Suite,
     /// The rekey interval of peers that name none, 100 ms to 120 s.
     pub rekey_interval: Duration,
-    /// How many lanes, 1 to 16.
+    /// The number of lanes, 1 to 16.
     pub lanes: u8,
     /// Where routes for allowed IPs go.
     pub table: Table,
@@ -39,7 +98,7 @@ pub struct Interface {
     pub dscp: Dscp,
     /// What allowed IPs do when the daemon is stopped.
     pub on_stop: OnStop,
-    /// Where Prometheus scrapes; off when absent.
+    /// The address of the metrics listener; off if absent.
     pub metrics_listen: Option<SocketAddr>,
     /// How much the daemon logs.
     pub log_level: LogLevel,
@@ -63,7 +122,7 @@ pub struct Kme {
     pub name: String,
     /// How it knows us; by default the SAE ID of `[kms]`.
     pub sae_id: String,
-    /// What it is, and how it is reached.
+    /// Its kind, and how it is reached.
     pub access: KmeAccess,
 }
 
@@ -72,7 +131,7 @@ pub struct Kme {
 pub enum ClientKey {
     /// A PEM file.
     File(PathBuf),
-    /// A PKCS#11 token, which it never leaves.
+    /// A key in a PKCS#11 token; it never leaves the token.
     Token(Box<TokenKey>),
 }
 
@@ -88,19 +147,19 @@ impl From<&Path> for ClientKey {
     }
 }
 
-/// What a `[[kms.kme]]` is.
+/// The kind of a `[[kms.kme]]`, and how it is reached.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum KmeAccess {
     /// `api = "etsi014"`.
     Etsi014(KmeServer),
     /// `api = "skip"`.
     Skip(KmeServer),
-    /// `api = "file"`: keys of one peer in a file, which are no QKD keys.
+    /// `api = "file"`: keys for one peer in a file. They don't count as QKD keys.
     File(PathBuf),
 }
 
 impl Kme {
-    /// The word in config and status.
+    /// The `api` value in config and status.
     #[must_use]
     pub fn api(&self) -> KmeApi {
         match &self.access {
@@ -110,7 +169,7 @@ impl Kme {
         }
     }
 
-    /// The server, unless it is a file.
+    /// The server; `None` for a file of keys.
     #[must_use]
     pub fn server(&self) -> Option<&KmeServer> {
         match &self.access {
@@ -119,7 +178,7 @@ impl Kme {
         }
     }
 
-    /// Where it is: a server's URL, or a file's with the scheme `file`.
+    /// Its URL; a file of keys has the scheme `file`.
     #[must_use]
     pub fn url(&self) -> String {
         match &self.access {
@@ -129,12 +188,12 @@ impl Kme {
     }
 }
 
-/// A KME that is reached over HTTPS with certificates of both ends.
+/// A KME that is reached over mutual TLS.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KmeServer {
     /// Its base URL: `https`, a host, no query, no slash at its end.
     pub url: String,
-    /// The name in its certificate, where it isn't the URL's host.
+    /// The name in its certificate, if it isn't the URL's host.
     pub server_name: Option<String>,
     /// The CA that its certificate must chain to, PEM.
     pub ca_file: PathBuf,
@@ -151,9 +210,9 @@ pub struct Peer {
     pub name: String,
     /// Its public key, unique.
     pub public_key: PublicIdentity,
-    /// Where its lane 0 is; learned from its packets when absent.
+    /// The endpoint of its lane 0; learned from its packets if absent.
     pub endpoint: Option<Endpoint>,
-    /// The networks behind it, with no host bits; a prefix belongs to one peer.
+    /// The networks behind it, without host bits; a prefix belongs to one peer.
     pub allowed_ips: Vec<IpNet>,
     /// Its SAE ID; present unless `qkd` is off.
     pub sae_id: Option<String>,
@@ -161,11 +220,11 @@ pub struct Peer {
     pub kmes: Vec<String>,
     /// Whether its epochs need a QKD key.
     pub qkd: QkdPolicy,
-    /// Who proposes.
+    /// Which site proposes epochs.
     pub role: Role,
     /// The file of the manual pre-shared key.
     pub preshared_key_file: Option<PathBuf>,
-    /// How often something is sent at least, 1 s to 65535 s; off when absent.
+    /// The longest time without sending anything, 1 s to 65535 s; off if absent.
     pub persistent_keepalive: Option<Duration>,
     /// Its AEAD: its own or the interface's.
     pub suite: Suite,
@@ -183,7 +242,7 @@ pub struct Endpoint {
 }
 
 impl Endpoint {
-    /// The address, if it is not a host name.
+    /// The address; `None` for a host name.
     #[must_use]
     pub fn ip(&self) -> Option<IpAddr> {
         self.host.parse().ok()
@@ -203,13 +262,13 @@ impl fmt::Display for Endpoint {
 /// The MTU of the TUN device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mtu {
-    /// Found for each peer.
+    /// Measured for each peer.
     Auto,
     /// Bytes, 576 to 65455, and at least 1280 where there is IPv6.
     Bytes(u16),
 }
 
-/// Where routes for allowed IPs go, as with `wg-quick`.
+/// The routing table for allowed IPs, as with `wg-quick`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Table {
     /// The main table, and a table of our own for default routes.
@@ -229,7 +288,7 @@ pub enum Dscp {
     Value(u8),
 }
 
-/// Makes an enum of config words, with the same words in JSON.
+/// Defines an enum of config words, with the same words in JSON.
 macro_rules! words {
     ($(#[$doc:meta])* $name:ident { $($(#[$vdoc:meta])* $variant:ident = $word:literal,)+ }) => {
         $(#[$doc])*
@@ -264,44 +323,35 @@ macro_rules! words {
 }
 
 words! {
-    /// The AEAD of data packets.
-    Suite {
-        /// ChaCha20-Poly1305 (RFC 8439), the default.
-        Chacha20Poly1305 = "chacha20poly1305",
-        /// AES-256-GCM (NIST SP 800-38D), for CNSA 2.0 sites and machines with VAES.
-        Aes256Gcm = "aes256gcm",
-    }
-}
-words! {
     /// Whether an epoch needs a QKD key.
     QkdPolicy {
-        /// No QKD key, no new epoch, and traffic stops.
+        /// Without a QKD key there is no new epoch, and traffic stops.
         Required = "required",
-        /// Traffic goes on without, and is shown as degraded.
+        /// Traffic goes on without QKD, and the peer is shown as degraded.
         Preferred = "preferred",
         /// ML-KEM and X25519 only.
         Off = "off",
     }
 }
 words! {
-    /// Who proposes epochs.
+    /// Which site proposes epochs.
     Role {
-        /// The peer with the smaller X25519 key.
+        /// The site with the smaller X25519 key proposes.
         Auto = "auto",
-        /// We, the master SAE.
+        /// We propose; we are the master SAE.
         Initiator = "initiator",
-        /// The peer; we are the slave SAE.
+        /// The peer proposes; we are the slave SAE.
         Responder = "responder",
     }
 }
 words! {
     /// How much the daemon logs.
     LogLevel {
-        /// What doesn't work.
+        /// Only failures.
         Error = "error",
-        /// What should be looked at, too.
+        /// Also what needs attention.
         Warn = "warn",
-        /// What happens, too; the default.
+        /// Also what happens; the default.
         Info = "info",
         /// For finding faults.
         Debug = "debug",
@@ -312,9 +362,9 @@ words! {
 words! {
     /// What allowed IPs do when the daemon is stopped.
     OnStop {
-        /// They are unreachable: nothing leaves in clear.
+        /// They stay unreachable: nothing leaves in clear.
         Block = "block",
-        /// Their routes go, as with `wg-quick down`.
+        /// Their routes are removed, as with `wg-quick down`.
         Open = "open",
     }
 }
@@ -325,34 +375,7 @@ words! {
         Etsi014 = "etsi014",
         /// Cisco SKIP (draft-cisco-skip-02) over mutual TLS.
         Skip = "skip",
-        /// A file of keys, which are no QKD keys.
+        /// A file of keys; they don't count as QKD keys.
         File = "file",
     }
-}
-
-/// Where values stand that are looked at again after parsing.
-#[derive(Debug, Clone, Default)]
-pub(super) struct Marks {
-    pub(super) name: Position,
-    pub(super) private_key_file: Position,
-    pub(super) listen_port: Position,
-    pub(super) metrics_listen: Position,
-    pub(super) kmes: Vec<KmeMarks>,
-    pub(super) peers: Vec<PeerMarks>,
-}
-
-#[derive(Debug, Clone, Default)]
-pub(super) struct KmeMarks {
-    pub(super) url: Position,
-    pub(super) ca_file: Position,
-    pub(super) cert_file: Position,
-    pub(super) key_file: Position,
-    pub(super) keys_file: Position,
-}
-
-#[derive(Debug, Clone, Default)]
-pub(super) struct PeerMarks {
-    pub(super) public_key: Position,
-    pub(super) endpoint: Position,
-    pub(super) preshared_key_file: Position,
 }

@@ -1,5 +1,5 @@
-//! Takes a TOML table apart key by key: each key is taken once, a value of another type is an error that says both
-//! types, and what nobody took is an unknown key.
+//! Reads a TOML table key by key. A value of the wrong type is an error that names both types, and a key
+//! that remains at the end is unknown.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -9,11 +9,11 @@ use toml::de::{DeTable, DeValue};
 
 use super::error::{Position, Sink};
 
-/// One table of the file, with the keys that were not taken yet.
+/// One table of the file, with the keys that were not read yet.
 pub(super) struct Section<'t> {
-    /// As people write it: `[interface]`, or `[[peer]]` with its name where known.
+    /// As in the file: `[interface]`, or `[[peer]]` with its name if known.
     pub(super) title: String,
-    /// Where its header stands.
+    /// The place of its header.
     pub(super) at: Position,
     text: &'t str,
     entries: BTreeMap<&'t str, (Range<usize>, &'t Spanned<DeValue<'t>>)>,
@@ -23,10 +23,10 @@ pub(super) struct Section<'t> {
 /// One key with its value.
 pub(super) struct Entry<'t> {
     pub(super) key: &'static str,
-    /// Where the value stands.
+    /// The place of the value.
     pub(super) at: Position,
     pub(super) value: &'t DeValue<'t>,
-    /// A right line of this key, for messages.
+    /// A valid value of this key, for messages.
     example: &'static str,
     text: &'t str,
 }
@@ -38,7 +38,7 @@ impl<'t> Section<'t> {
         Self { title: title.into(), at, text, entries, known: Vec::new() }
     }
 
-    /// The value of `key`; `example` is a right value of it.
+    /// The value of `key`; `example` is a valid value of it.
     pub(super) fn take(
         &mut self,
         sink: &Sink<'_>,
@@ -51,7 +51,7 @@ impl<'t> Section<'t> {
         Some(Entry { key, at, value: value.get_ref(), example, text: self.text })
     }
 
-    /// The value of `key`, whose absence is an error.
+    /// The value of `key`; its absence is an error.
     pub(super) fn need(
         &mut self,
         sink: &mut Sink<'_>,
@@ -69,15 +69,15 @@ impl<'t> Section<'t> {
         entry
     }
 
-    /// Reports each key that nobody took. `elsewhere` says where a key of another section belongs.
-    pub(super) fn finish(self, sink: &mut Sink<'_>, elsewhere: &[(&str, &str)]) {
+    /// Reports each key that was not read. `home_sections` names the section of each key.
+    pub(super) fn finish(self, sink: &mut Sink<'_>, home_sections: &[(&str, &str)]) {
         for (key, (span, _)) in &self.entries {
             let at = sink.position(self.text, span.start);
             let shown: String = key.chars().take(64).collect();
             let fix = if let Some(near) = nearest(key, &self.known) {
                 format!("did you mean `{near}`?")
-            } else if let Some((_, section)) = elsewhere.iter().find(|(k, _)| k == key) {
-                format!("`{shown}` belongs into {section}")
+            } else if let Some((_, section)) = home_sections.iter().find(|(k, _)| k == key) {
+                format!("`{shown}` belongs in {section}")
             } else {
                 format!("its keys are {}", list(&self.known))
             };
@@ -198,9 +198,9 @@ impl<'t> Entry<'t> {
     }
 }
 
-/// The known name that was probably meant.
+/// The known name that is closest to `name`, if it is close enough.
 pub(super) fn nearest<'n>(name: &str, known: &[&'n str]) -> Option<&'n str> {
-    // A name that is far too long can't be a slip of the pen, and the distance takes quadratic time.
+    // Such a long name isn't a typing error, and the distance takes quadratic time.
     if name.len() > 64 {
         return None;
     }
@@ -208,7 +208,7 @@ pub(super) fn nearest<'n>(name: &str, known: &[&'n str]) -> Option<&'n str> {
     let name = plain(name);
     let distance = |k: &&str| strsim::damerau_levenshtein(&name, &plain(k));
     let near = known.iter().min_by_key(|k| distance(k))?;
-    // A third of the letters may be wrong, two at least in names that are not tiny.
+    // A third of the letters may be wrong, and at least two in all but short names.
     let most = (near.chars().count() / 3).max(usize::from(near.len() > 2) + usize::from(near.len() > 4));
     (distance(near) <= most).then_some(*near)
 }

@@ -1,9 +1,9 @@
-//! Each key of the config in words, for the man page qvpn.toml(5). A test holds it against the grammar.
+//! The reference of all config keys, for the man page qvpn.toml(5). A test compares it with the grammar.
 
 /// A section.
 #[derive(Debug)]
 pub struct SectionHelp {
-    /// As it is written.
+    /// The section's header.
     pub title: &'static str,
     /// What it is for.
     pub about: &'static str,
@@ -14,11 +14,11 @@ pub struct SectionHelp {
 /// A key.
 #[derive(Debug)]
 pub struct KeyHelp {
-    /// As it is written.
+    /// The key.
     pub name: &'static str,
-    /// What may stand behind the equals sign.
+    /// The values that are allowed.
     pub values: &'static str,
-    /// What holds when it is absent; empty where it must be there, or nothing holds.
+    /// The default; empty if there is none.
     pub default: &'static str,
     /// What it does.
     pub about: &'static str,
@@ -44,7 +44,9 @@ pub const REFERENCE: &[SectionHelp] = &[
                 "private_key_file",
                 "\"FILE\"",
                 "NAME.key beside the config",
-                "The secret key, as `qvpn-ctl genkey` makes it. A file that others can read is refused. \"credential:NAME\", here and for each other file, is the credential that LoadCredential= of the unit names.",
+                "The secret key, as `qvpn-ctl genkey` makes it. A file that others can read is refused. \
+                 \"credential:NAME\", here and for each other file, is the credential that \
+                 LoadCredential= of the unit names.",
             ),
             key(
                 "listen_port",
@@ -57,32 +59,35 @@ pub const REFERENCE: &[SectionHelp] = &[
                 "mtu",
                 "\"auto\" or 576 to 65455",
                 "\"auto\"",
-                "The device's MTU in bytes, at least 1280 where there is IPv6. With \"auto\" it is 1420, and the routes to each peer have what its path was measured to take, 1200 to 1420.",
+                "The device's MTU in bytes, at least 1280 where there is IPv6. With \"auto\" it is 1420, \
+                 and the routes to each peer get the MTU that was measured on its path, 1200 to 1420.",
             ),
             key(
                 "suite",
                 "\"chacha20poly1305\" or \"aes256gcm\"",
                 "\"chacha20poly1305\"",
-                "The AEAD of peers that name none. Both sites must have the same.",
+                "The AEAD of peers without their own `suite`. Both sites must have the same.",
             ),
             key(
                 "rekey_interval",
                 "\"100ms\" to \"120s\"",
                 "\"60s\"",
-                "How often a fresh key is made. Both sites' shorter one holds.",
+                "How often a new key is made. The shorter interval of both sites applies.",
             ),
             key("lanes", "1 to 16", "1", "How many lanes share the traffic; the same number at both sites."),
             key(
                 "table",
                 "\"auto\", \"off\" or a number",
                 "\"auto\"",
-                "Where routes for allowed IPs go, as with wg-quick(8): the main table and one of our own for default routes, none, or this table.",
+                "The routing table for allowed IPs, as with wg-quick(8): \"auto\" is the main table, and \
+                 a table of our own for default routes; \"off\" adds no routes.",
             ),
             key(
                 "fwmark",
                 "0 to 4294967295",
                 "0",
-                "The firewall mark of outer packets; with 0 the daemon chooses one where a default route needs it.",
+                "The firewall mark of outer packets; with 0 the daemon chooses one where a default route \
+                 needs it.",
             ),
             key(
                 "dscp",
@@ -94,13 +99,14 @@ pub const REFERENCE: &[SectionHelp] = &[
                 "on_stop",
                 "\"block\" or \"open\"",
                 "\"block\"",
-                "What allowed IPs do when the daemon is stopped: unreachable, or as without a tunnel.",
+                "What happens to allowed IPs while the daemon is stopped: \"block\" makes them \
+                 unreachable, \"open\" removes our routes.",
             ),
             key(
                 "metrics_listen",
                 "\"ADDRESS:PORT\"",
                 "off",
-                "Where Prometheus scrapes /metrics. No TLS, no password.",
+                "The address where Prometheus scrapes /metrics, without TLS and password.",
             ),
             key(
                 "log_level",
@@ -115,42 +121,52 @@ pub const REFERENCE: &[SectionHelp] = &[
         about: "This site's side of the QKD network. Without it each peer must say qkd = \"off\".",
         keys: &[
             key("sae_id", "\"ID\"", "", "Our SAE ID, as the KME knows it."),
-            key("stock", "1 to 100", "5", "QKD keys held ahead for each peer, to ride through an outage."),
-            key("kme", "[[kms.kme]]", "", "The KMEs, each a section of its own."),
+            key(
+                "stock",
+                "1 to 100",
+                "5",
+                "The number of QKD keys held ahead for each peer, to bridge an outage.",
+            ),
+            key("kme", "[[kms.kme]]", "", "The KMEs, one section each."),
         ],
     },
     SectionHelp {
         title: "[[kms.kme]]",
         about: "A source of keys: a key management entity, a SKIP key provider, or a file of keys.",
         keys: &[
-            key("name", "\"NAME\"", "", "Its name here."),
+            key("name", "\"NAME\"", "", "Its name in this config."),
             key(
                 "api",
                 "\"etsi014\", \"skip\" or \"file\"",
                 "\"etsi014\"",
-                "What it is: ETSI GS QKD 014, SKIP (draft-cisco-skip-02) over mutual TLS, or a file of keys that came on a disk. Keys from a file are shown as `file` and never count as QKD.",
+                "What it is: ETSI GS QKD 014, SKIP (draft-cisco-skip-02) over mutual TLS, or a file of \
+                 keys that was brought on a disk. Keys from a file are shown as `file` and never count as \
+                 QKD.",
             ),
-            key("sae_id", "\"ID\"", "that of [kms]", "How it knows us."),
-            key("url", "\"https://HOST:PORT\"", "", "Where it is. Needed, but not for a file."),
+            key("sae_id", "\"ID\"", "that of [kms]", "The SAE ID by which it knows us."),
+            key("url", "\"https://HOST:PORT\"", "", "Its URL. Required, but not for a file."),
             key("server_name", "\"NAME\"", "the URL's host", "The name in its certificate. Not for a file."),
             key(
                 "ca_file",
                 "\"FILE\"",
                 "",
-                "The CA that its certificate must chain to, PEM. Needed, but not for a file.",
+                "The CA that its certificate must chain to, PEM. Required, but not for a file.",
             ),
-            key("cert_file", "\"FILE\"", "", "Our client certificate, PEM. Needed, but not for a file."),
+            key("cert_file", "\"FILE\"", "", "Our client certificate, PEM. Required, but not for a file."),
             key(
                 "key_file",
                 "\"FILE\" or \"pkcs11:…\"",
                 "",
-                "The key of our certificate, PEM, in a file that others can't read; or the URI (RFC 7512) of a key in a PKCS#11 token, with module-path, object or id, and perhaps token, serial and pin-source. Needed, but not for a file.",
+                "The key of our certificate, PEM, in a file that others can't read; or the URI (RFC 7512) \
+                 of a key in a PKCS#11 token, with module-path, object or id, and optionally token, \
+                 serial and pin-source. Required, but not for a file.",
             ),
             key(
                 "keys_file",
                 "\"FILE\"",
                 "",
-                "The file of keys, for api = \"file\" alone and needed there; both sites have the same, each line is overwritten before its key is used, and one peer alone may use it.",
+                "The file of keys, for api = \"file\" alone and needed there; both sites have the same, \
+                 each line is overwritten before its key is used, and one peer alone may use it.",
             ),
         ],
     },
@@ -183,7 +199,8 @@ pub const REFERENCE: &[SectionHelp] = &[
                 "qkd",
                 "\"required\", \"preferred\" or \"off\"",
                 "\"required\"",
-                "Whether its keys need QKD: no QKD no traffic, traffic goes on and is shown as degraded, or never. The stricter site's holds.",
+                "Whether its keys need QKD: no QKD no traffic, traffic goes on and is shown as degraded, \
+                 or never. The stricter site's holds.",
             ),
             key("role", "\"auto\", \"initiator\" or \"responder\"", "\"auto\"", "Who proposes keys."),
             key(

@@ -1,5 +1,6 @@
-//! What needs several values at once: names, keys and prefixes that stand twice, tunnels that need themselves, and an
-//! MTU too small for IPv6. It looks at what could be read, so that it runs beside errors elsewhere in the file.
+//! Rules about several values: names, keys and prefixes that occur twice, tunnels that need themselves, and
+//! an MTU too small for IPv6. They check what could be read, so that they also run if there are errors
+//! elsewhere in the file.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -10,10 +11,10 @@ use qvpn_identity::PublicIdentity;
 
 use super::error::{Position, Sink};
 
-/// Tunnels inside tunnels that are followed; more is no network that anybody runs.
-const MOST_NESTED: usize = 64;
+/// The deepest nesting of tunnels that is followed; real networks have less.
+const MAX_NESTED_TUNNELS: usize = 64;
 
-/// What was read of the whole file, with its places.
+/// The values of the whole file, with their places.
 #[derive(Default)]
 pub(super) struct Facts {
     pub(super) addresses: Vec<IpNet>,
@@ -21,16 +22,16 @@ pub(super) struct Facts {
     /// `table = "off"`: routes are the operator's.
     pub(super) no_routes: bool,
     pub(super) kme_names: Vec<(String, Position)>,
-    /// KMEs whose URL has an address, not a name.
+    /// The KMEs with an address in their URL.
     pub(super) kme_ips: Vec<(String, IpAddr, Position)>,
-    /// KMEs that are files of keys, and their files.
+    /// The KMEs that are files of keys.
     pub(super) key_files: Vec<(String, PathBuf, Position)>,
     pub(super) peers: Vec<PeerFacts>,
-    /// Every allowed IP that can be read, without its host bits, whatever else is wrong with it or its peer.
+    /// Every readable allowed IP without its host bits, even if it or its peer has an error.
     pub(super) readable_prefixes: Vec<IpNet>,
 }
 
-/// What was read of a peer.
+/// The values of a peer.
 #[derive(Default)]
 pub(super) struct PeerFacts {
     pub(super) at: Position,
@@ -65,11 +66,11 @@ pub(super) fn check(facts: &Facts, sink: &mut Sink<'_>) {
 fn names(facts: &Facts, sink: &mut Sink<'_>) {
     let peers = facts.peers.iter().filter_map(|p| p.name.as_ref());
     twice(peers.map(|(n, at)| (n, *at)), |name, at, first| {
-        let what = format!("a peer named \"{name}\" stands in line {} already", first.line);
+        let what = format!("a peer named \"{name}\" is in line {} already", first.line);
         sink.add(at, what, "give one of them another name");
     });
     twice(facts.kme_names.iter().map(|(n, at)| (n, *at)), |name, at, first| {
-        let what = format!("a KME named \"{name}\" stands in line {} already", first.line);
+        let what = format!("a KME named \"{name}\" is in line {} already", first.line);
         sink.add(at, what, "give one of them another name");
     });
 }
@@ -77,10 +78,10 @@ fn names(facts: &Facts, sink: &mut Sink<'_>) {
 fn keys(facts: &Facts, sink: &mut Sink<'_>) {
     let keys = facts.peers.iter().filter_map(|p| p.public_key.as_ref());
     twice(keys.map(|(k, at)| (k, *at)), |_, at, first| {
-        let what = format!("this public key stands in line {} already", first.line);
-        sink.add(at, what, "write this peer's own key, or make one section of the two");
+        let what = format!("this public key is in line {} already", first.line);
+        sink.add(at, what, "write this peer's own key, or merge the two sections");
     });
-    // Two identities with one half in common: each half must be a site's own, or one site could pass for the other.
+    // No two identities may share a half: one site could impersonate the other.
     let halves = facts.peers.iter().filter_map(|p| p.public_key.as_ref());
     let mut whole: BTreeMap<[u8; 32], (PublicIdentity, Position)> = BTreeMap::new();
     for (key, at) in halves {
@@ -107,12 +108,13 @@ fn prefixes(facts: &Facts, sink: &mut Sink<'_>) {
         for (prefix, at) in &peer.allowed_ips {
             match seen.get(prefix) {
                 Some((first, _)) if *first == i => {
-                    sink.add(*at, format!("{prefix} stands here twice"), "take one of them out");
+                    sink.add(*at, format!("{prefix} is here twice"), "remove one of them");
                 }
                 Some((first, line)) => {
                     let owner = facts.peers.get(*first).map(PeerFacts::title).unwrap_or_default();
                     let what = format!("{prefix} belongs to {owner} already (line {})", line.line);
-                    let fix = "a prefix leads to one peer: take it out of one of them, or write a longer prefix here";
+                    let fix = "a prefix leads to one peer: remove it from one of them, or write a longer \
+                     prefix here";
                     sink.add(*at, what, fix);
                 }
                 None => {
@@ -133,10 +135,10 @@ fn mtu(facts: &Facts, sink: &mut Sink<'_>) {
     }
 }
 
-/// A file holds the keys of one pair of sites: two peers would take each other's.
+/// A file holds the keys of one pair of sites: two peers would use each other's keys.
 fn key_files(facts: &Facts, sink: &mut Sink<'_>) {
     twice(facts.key_files.iter().map(|(_, path, at)| (path, *at)), |path, at, first| {
-        let what = format!("the file {} stands in line {} already", path.display(), first.line);
+        let what = format!("the file {} is in line {} already", path.display(), first.line);
         sink.add(at, what, "give each [[kms.kme]] a file of its own, or keep one of the two");
     });
     for (name, _, at) in &facts.key_files {
@@ -152,12 +154,12 @@ fn key_files(facts: &Facts, sink: &mut Sink<'_>) {
     }
 }
 
-/// An endpoint or a KME that is reached through the tunnel that needs it. Only addresses are looked at; default routes
-/// bypass the tunnel by policy routing.
+/// Refuses an endpoint or a KME that is reached through the tunnel that needs it. Only addresses are
+/// checked, not names; our own datagrams bypass default routes by policy routing.
 fn loops(facts: &Facts, sink: &mut Sink<'_>) {
     let routes = Routes::of(facts);
     let kme_ip = |name: &String| facts.kme_ips.iter().find(|(n, ..)| n == name).map(|(_, ip, _)| *ip);
-    // What each tunnel goes through, by its endpoint and its KMEs.
+    // The peers through whose tunnels a peer's endpoint and KMEs are reached.
     let through = |peer: usize| -> Vec<usize> {
         let Some(facts) = facts.peers.get(peer) else { return Vec::new() };
         let needed = facts.endpoint.iter().map(|(ip, _)| *ip).chain(facts.kmes.iter().filter_map(kme_ip));
@@ -169,21 +171,22 @@ fn loops(facts: &Facts, sink: &mut Sink<'_>) {
             if next == to {
                 return true;
             }
-            if seen.len() < MOST_NESTED {
+            if seen.len() < MAX_NESTED_TUNNELS {
                 open.extend(through(next).into_iter().filter(|p| seen.insert(*p)));
             }
         }
         false
     };
-    let mut told = BTreeSet::new();
+    let mut reported = BTreeSet::new();
     for (i, peer) in facts.peers.iter().enumerate() {
         if let Some((ip, at)) = peer.endpoint {
             let own = facts.addresses.iter().find(|net| net.contains(&ip));
             if let Some((_, prefix)) = routes.peer_of(ip).filter(|(p, _)| needs(*p, i)) {
                 let what = format!(
-                    "the endpoint {ip} lies in {prefix}, so it would be reached through the tunnel that needs it"
+                    "the endpoint {ip} lies in {prefix}, so it would be reached through the tunnel that \
+                     needs it"
                 );
-                sink.add(at, what, "write the peer's address on the WAN, or take it out of `allowed_ips`");
+                sink.add(at, what, "write the peer's address on the WAN, or remove it from `allowed_ips`");
             } else if let Some(own) = own {
                 let what = format!("the endpoint {ip} lies in the interface's own network {}", own.trunc());
                 sink.add(at, what, "write the peer's address on the WAN");
@@ -194,14 +197,20 @@ fn loops(facts: &Facts, sink: &mut Sink<'_>) {
             let own = facts.addresses.iter().find(|net| net.contains(ip));
             if let Some((via, prefix)) = routes.peer_of(*ip).filter(|(p, _)| needs(*p, i)) {
                 let via = facts.peers.get(via).map(PeerFacts::title).unwrap_or_default();
-                if told.insert(name) {
+                if reported.insert(name) {
                     let what = format!(
-                        "KME \"{name}\" at {ip} lies in {prefix}, so it would be reached through the tunnel to {via}, which needs its keys"
+                        "KME \"{name}\" at {ip} lies in {prefix}, so it would be reached through the \
+                         tunnel to {via}, which needs its keys"
                     );
-                    sink.add(*at, what, "write the KME's address outside the tunnel, or take it out of that peer's `allowed_ips`");
+                    sink.add(
+                        *at,
+                        what,
+                        "write the KME's address outside the tunnel, or remove it from \
+                     that peer's `allowed_ips`",
+                    );
                 }
             } else if let Some(own) = own
-                && told.insert(name)
+                && reported.insert(name)
             {
                 let what =
                     format!("KME \"{name}\" at {ip} lies in the interface's own network {}", own.trunc());
@@ -237,12 +246,12 @@ impl Routes {
     }
 }
 
-/// Calls `told` for each item that came before, with the place of the first.
-fn twice<K: Ord>(items: impl Iterator<Item = (K, Position)>, mut told: impl FnMut(K, Position, Position)) {
+/// Calls `report` for each item that occurred before, with the place of the first.
+fn twice<K: Ord>(items: impl Iterator<Item = (K, Position)>, mut report: impl FnMut(K, Position, Position)) {
     let mut seen = BTreeMap::new();
     for (key, at) in items {
         match seen.get(&key) {
-            Some(first) => told(key, at, *first),
+            Some(first) => report(key, at, *first),
             None => {
                 seen.insert(key, at);
             }

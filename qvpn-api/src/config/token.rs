@@ -1,10 +1,11 @@
-//! `key_file = "pkcs11:…"`: a private key that stays in a token (a smart card or an HSM), named as RFC 7512 does.
+//! `key_file = "pkcs11:…"`: a private key that stays in a token (a smart card or an HSM), named by a URI of
+//! RFC 7512.
 
 use std::path::{Path, PathBuf};
 
-use super::values::{Fault, shown};
+use super::fault::{Fault, fault, shown};
 
-/// A private key in a PKCS#11 token. At least one of token and key is named by what is in it.
+/// A private key in a PKCS#11 token, with its `object`, its `id` or both.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TokenKey {
     /// The URI as written; it holds no secret, since `pin-value` is refused.
@@ -23,19 +24,16 @@ pub struct TokenKey {
     pub pin_file: Option<PathBuf>,
 }
 
-const EXAMPLE: &str = "write for example \"pkcs11:token=site-a;object=kme?module-path=/usr/lib/softhsm/libsofthsm2.so&pin-source=/etc/qvpn/kms/pin\"";
-
-fn wrong<T>(what: impl Into<String>, fix: impl Into<String>) -> Result<T, Fault> {
-    Err((what.into(), fix.into()))
-}
+const EXAMPLE: &str = "write for example \
+ \"pkcs11:token=site-a;object=kme?module-path=/usr/lib/softhsm/libsofthsm2.so&pin-source=/etc/qvpn/kms/pin\"";
 
 /// Whether the value of `key_file` names a token.
 pub(super) fn is_token(text: &str) -> bool {
     text.get(..7).is_some_and(|scheme| scheme.eq_ignore_ascii_case("pkcs11:"))
 }
 
-/// Reads a PKCS#11 URI (RFC 7512 section 2.3). Relative paths start from `folder`.
-pub(super) fn token_key(text: &str, folder: &Path) -> Result<TokenKey, Fault> {
+/// Reads a PKCS#11 URI (RFC 7512 section 2.3). Relative paths start from `directory`.
+pub(super) fn token_key(text: &str, directory: &Path) -> Result<TokenKey, Fault> {
     let rest = text.get(7..).unwrap_or_default();
     let (path, query) = rest.split_once('?').unwrap_or((rest, ""));
     let mut key = TokenKey {
@@ -53,14 +51,14 @@ pub(super) fn token_key(text: &str, folder: &Path) -> Result<TokenKey, Fault> {
     let mut seen: Vec<&str> = Vec::new();
     for (part, in_path) in attributes.filter(|(part, _)| !part.is_empty()) {
         let Some((name, value)) = part.split_once('=') else {
-            return wrong(format!("`{}` of the PKCS#11 URI has no value", shown(part)), EXAMPLE);
+            return fault(format!("`{}` of the PKCS#11 URI has no value", shown(part)), EXAMPLE);
         };
         if seen.contains(&name) {
-            return wrong(format!("`{name}` stands twice in the PKCS#11 URI"), "keep one of them");
+            return fault(format!("`{name}` is there twice in the PKCS#11 URI"), "keep one of them");
         }
         seen.push(name);
         let Some(bytes) = decode(value) else {
-            return wrong(
+            return fault(
                 format!("the value of `{name}` in the PKCS#11 URI has a broken % sequence"),
                 "write % and two hexadecimal digits for each special byte, and %25 for % itself",
             );
@@ -69,7 +67,7 @@ pub(super) fn token_key(text: &str, folder: &Path) -> Result<TokenKey, Fault> {
             let text = std::str::from_utf8(bytes).ok()?;
             let path =
                 text.strip_prefix("file:").map_or(text, |rest| rest.strip_prefix("//").unwrap_or(rest));
-            (!path.is_empty() && !path.contains('\0') && !path.starts_with('|')).then(|| folder.join(path))
+            (!path.is_empty() && !path.contains('\0') && !path.starts_with('|')).then(|| directory.join(path))
         };
         let text = || String::from_utf8(bytes.clone()).ok().filter(|text| !text.is_empty());
         let ok = match (name, in_path) {
@@ -81,30 +79,31 @@ pub(super) fn token_key(text: &str, folder: &Path) -> Result<TokenKey, Fault> {
             ("module-path", false) => set(&mut module, file(&bytes)),
             ("pin-source", false) => set(&mut key.pin_file, file(&bytes)),
             ("pin-value", false) => {
-                return wrong(
-                    "the PKCS#11 URI holds a PIN, and this file is no place for secrets",
+                return fault(
+                    "the PKCS#11 URI holds a PIN, and secrets don't belong in this file",
                     "put the PIN alone into a file of mode 0600, and write `pin-source=/path/of/the/file`",
                 );
             }
             _ => {
-                return wrong(
-                    format!("`{}` of the PKCS#11 URI isn't known here", shown(name)),
-                    "before the ? there are token, serial, object, id and type; behind it module-path and pin-source",
+                return fault(
+                    format!("`{}` of the PKCS#11 URI is not supported", shown(name)),
+                    "before the ? you can write token, serial, object, id and type; after it module-path \
+                     and pin-source",
                 );
             }
         };
         if !ok {
-            return wrong(format!("the value of `{name}` in the PKCS#11 URI can't be used"), EXAMPLE);
+            return fault(format!("the value of `{name}` in the PKCS#11 URI can't be used"), EXAMPLE);
         }
     }
     let Some(module) = module else {
-        return wrong(
+        return fault(
             "the PKCS#11 URI doesn't say which module reaches the token",
             "add `?module-path=` and the path of the vendor's PKCS#11 library",
         );
     };
     if key.object.is_none() && key.id.is_none() {
-        return wrong(
+        return fault(
             "the PKCS#11 URI doesn't say which key",
             "add `object=` with its label, or `id=` with its ID",
         );
@@ -165,7 +164,7 @@ mod tests {
             ("pkcs11:object=k", "which module"),
             ("pkcs11:token=t?module-path=/m", "which key"),
             ("pkcs11:object=k?module-path=/m&pin-value=1234", "holds a PIN"),
-            ("pkcs11:object=k;object=j?module-path=/m", "stands twice"),
+            ("pkcs11:object=k;object=j?module-path=/m", "is there twice"),
             ("pkcs11:object=k;slot-id=0?module-path=/m", "`slot-id`"),
             ("pkcs11:object=k?module-path=/m&pin-source=|cat", "`pin-source`"),
             ("pkcs11:object=%zz?module-path=/m", "broken %"),

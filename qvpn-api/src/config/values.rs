@@ -1,5 +1,5 @@
-//! The values that are more than a word or a number: durations, prefixes, endpoints, URLs, names. Each parser says what
-//! is wrong and what to write, and knows nothing of where the text stands.
+//! Values that are more than a word or a number: durations, prefixes, endpoints, URLs, names. Each parser
+//! says what is wrong and what to write; the caller adds the place.
 
 use std::net::{IpAddr, Ipv6Addr};
 use std::time::Duration;
@@ -7,22 +7,8 @@ use std::time::Duration;
 use ipnet::IpNet;
 use url::{Host, Url};
 
+use super::fault::{Fault, fault, shown};
 use super::model::Endpoint;
-
-/// What is wrong, and what to write instead.
-pub(super) type Fault = (String, String);
-
-fn fault<T>(what: impl Into<String>, fix: impl Into<String>) -> Result<T, Fault> {
-    Err((what.into(), fix.into()))
-}
-
-/// At most 80 characters of what the file says.
-pub(super) fn shown(text: &str) -> String {
-    match text.char_indices().nth(80) {
-        Some((end, _)) => format!("{}…", &text[..end]),
-        None => text.to_owned(),
-    }
-}
 
 /// A whole number and a unit: `100ms`, `60s`, `2m`.
 pub(super) fn duration(text: &str, min: Duration, max: Duration) -> Result<Duration, Fault> {
@@ -53,7 +39,7 @@ pub(super) fn duration(text: &str, min: Duration, max: Duration) -> Result<Durat
     }
 }
 
-/// A duration as the config has it.
+/// A duration in the config's form.
 pub(super) fn duration_text(duration: Duration) -> String {
     let ms = duration.as_millis();
     match ms % 1000 {
@@ -62,7 +48,7 @@ pub(super) fn duration_text(duration: Duration) -> String {
     }
 }
 
-/// An address with a prefix length; one without is a single host, as with `wg`. Host bits are kept.
+/// An address with a prefix length; without one it is a single host, as with `wg`. Host bits are kept.
 pub(super) fn address(text: &str) -> Result<IpNet, Fault> {
     let net = text.parse::<IpNet>().or_else(|_| text.parse::<IpAddr>().map(IpNet::from));
     if let Ok(net) = net {
@@ -132,7 +118,7 @@ pub(super) fn endpoint(text: &str, lanes: u8) -> Result<Endpoint, Fault> {
     }
     match host.parse::<IpAddr>() {
         Ok(ip) if ip.is_unspecified() || ip.is_multicast() => {
-            fault(format!("{ip} is not the address of one machine"), EXAMPLES)
+            fault(format!("{ip} is not the address of one host"), EXAMPLES)
         }
         Ok(_) => Ok(Endpoint { host: host.to_owned(), port: number }),
         Err(_) if is_host_name(host) => Ok(Endpoint { host: host.to_owned(), port: number }),
@@ -140,7 +126,8 @@ pub(super) fn endpoint(text: &str, lanes: u8) -> Result<Endpoint, Fault> {
     }
 }
 
-/// Labels of letters, digits, `-` and `_`, the last not a number (RFC 1123 section 2.1), at most 253 characters.
+/// Labels of letters, digits, `-` and `_`, the last not a number (RFC 1123 section 2.1), at most 253
+/// characters.
 pub(super) fn is_host_name(name: &str) -> bool {
     let name = name.strip_suffix('.').unwrap_or(name);
     let label = |l: &str| {
@@ -153,7 +140,7 @@ pub(super) fn is_host_name(name: &str) -> bool {
     name.len() <= 253 && name.split('.').all(label) && !last_is_number
 }
 
-/// The base URL of a KME: `https`, a host, perhaps a path; no slash at its end.
+/// The base URL of a KME: `https`, a host and optionally a path, without a slash at the end.
 pub(super) fn kme_url(text: &str) -> Result<(String, Option<IpAddr>), Fault> {
     const FIX: &str = "write for example \"https://kme-a1.site-a.example:8443\"";
     let url = match Url::parse(text) {
@@ -171,13 +158,13 @@ pub(super) fn kme_url(text: &str) -> Result<(String, Option<IpAddr>), Fault> {
     if !url.username().is_empty() || url.password().is_some() {
         return fault(
             "this URL has a user name or password",
-            "leave it out: a KME knows us by our certificate",
+            "leave it out: a KME identifies us by our certificate",
         );
     }
     if url.query().is_some() || url.fragment().is_some() {
         return fault(
             "this URL has a query or a fragment",
-            "write only scheme, host, port and perhaps a path",
+            "write only scheme, host, port and, if needed, a path",
         );
     }
     let path = url.path().trim_end_matches('/');
@@ -198,7 +185,8 @@ pub(super) fn kme_url(text: &str) -> Result<(String, Option<IpAddr>), Fault> {
     Ok((url.as_str().trim_end_matches('/').to_owned(), ip))
 }
 
-/// A name of a peer or a KME: shown, typed and used as a label, so without spaces, and no key by mistake.
+/// A name of a peer or a KME. It is typed and used as a label, so it has no spaces, and it can't look like
+/// a key.
 pub(super) fn name(text: &str, kind: &str) -> Result<String, Fault> {
     let fix = format!("write a short name such as \"{kind}\"");
     if text.is_empty() || text.chars().count() > 64 {
@@ -216,12 +204,13 @@ pub(super) fn name(text: &str, kind: &str) -> Result<String, Fault> {
     Ok(text.to_owned())
 }
 
-/// Neither space, control nor formatting character (those that `escape_debug` has to escape are not printable).
+/// Whether `c` is neither a space nor a control or formatting character: `escape_debug` escapes what is not
+/// printable.
 fn is_plain(c: char) -> bool {
     !c.is_whitespace() && (matches!(c, '"' | '\'' | '\\') || c.escape_debug().len() == 1)
 }
 
-/// An SAE ID: opaque, never normalised, but it must fit a `Hello` and a log line.
+/// An SAE ID: opaque and never normalised, but it must fit in a `Hello` and in a log line.
 pub(super) fn sae_id(text: &str) -> Result<String, Fault> {
     if text.is_empty() || text.len() > 255 {
         return fault(
@@ -235,7 +224,7 @@ pub(super) fn sae_id(text: &str) -> Result<String, Fault> {
     Ok(text.to_owned())
 }
 
-/// A name that Linux takes for a network device (`dev_valid_name`), and that is one file name.
+/// A name that Linux accepts for a network device (`dev_valid_name`), and that is one file name.
 pub(super) fn interface_name(text: &str) -> Result<String, Fault> {
     const FIX: &str = "write for example \"qvpn0\"";
     if text.is_empty() || text.len() > 15 {

@@ -1,9 +1,9 @@
-//! Lines of bounded length, out of a blocking reader or out of whatever pieces an async socket gives. A line that is too
-//! long is an error before it is in memory.
+//! Reads lines of bounded length from a blocking reader, or from the pieces that an async socket delivers.
+//! A line that is too long is an error before it is whole in memory.
 
 use std::io::{BufRead, Read};
 
-use super::CodecError;
+use super::error::CodecError;
 
 /// Reads a line of at most `limit` bytes, without its line feed; `None` at the end of the stream.
 ///
@@ -11,7 +11,7 @@ use super::CodecError;
 /// [`CodecError::TooLong`], [`CodecError::Truncated`] if the stream ends inside a line, [`CodecError::Io`].
 pub fn read_line(reader: &mut impl BufRead, limit: usize) -> Result<Option<Vec<u8>>, CodecError> {
     let mut line = Vec::new();
-    // One byte more than the limit tells a line that just fits from one that doesn't; and one for the line feed.
+    // One byte above the limit shows that a line is too long, and one is for the line feed.
     let most = u64::try_from(limit).unwrap_or(u64::MAX).saturating_add(2);
     reader.by_ref().take(most).read_until(b'\n', &mut line)?;
     let ended = line.last() == Some(&b'\n');
@@ -26,7 +26,7 @@ pub fn read_line(reader: &mut impl BufRead, limit: usize) -> Result<Option<Vec<u
     }
 }
 
-/// Collects pieces of a stream and gives out whole lines: for a server that reads with `AsyncReadExt::read`.
+/// Collects pieces of a stream and returns whole lines, for a server that reads with `AsyncReadExt::read`.
 ///
 /// ```
 /// # use qvpn_api::control::LineBuffer;
@@ -40,7 +40,7 @@ pub fn read_line(reader: &mut impl BufRead, limit: usize) -> Result<Option<Vec<u
 #[derive(Debug)]
 pub struct LineBuffer {
     bytes: Vec<u8>,
-    /// Bytes that are known to hold no line feed.
+    /// The number of bytes that were searched and hold no line feed.
     searched: usize,
     limit: usize,
 }
@@ -52,15 +52,15 @@ impl LineBuffer {
         Self { bytes: Vec::new(), searched: 0, limit }
     }
 
-    /// Adds what was read.
+    /// Appends a piece of the stream.
     pub fn push(&mut self, piece: &[u8]) {
         self.bytes.extend_from_slice(piece);
     }
 
-    /// The next whole line without its line feed; `None` if more must be read first.
+    /// The next whole line without its line feed; `None` if there is none yet.
     ///
     /// # Errors
-    /// [`CodecError::TooLong`]; the connection should end then, since where the next line begins is not known.
+    /// [`CodecError::TooLong`]; close the connection then, since the start of the next line is unknown.
     pub fn next_line(&mut self) -> Result<Option<Vec<u8>>, CodecError> {
         let found = self.bytes[self.searched..].iter().position(|b| *b == b'\n').map(|at| at + self.searched);
         if found.unwrap_or(self.bytes.len()) > self.limit {
@@ -77,7 +77,7 @@ impl LineBuffer {
         Ok(Some(line))
     }
 
-    /// Whether a line has begun and not ended: a stream that ends now was cut.
+    /// Whether an unfinished line is in the buffer; a stream that ends now was cut.
     #[must_use]
     pub fn is_partial(&self) -> bool {
         !self.bytes.is_empty()

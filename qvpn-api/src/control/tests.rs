@@ -11,7 +11,7 @@ fn status() -> Status {
         name: "qvpn0".into(),
         public_key: "qvpn1-a".into(),
         listen_port: 51820,
-        suite: Suite::Chacha20Poly1305,
+        suite: Suite::ChaCha20Poly1305,
         lanes: 1,
         mtu: Some(1420),
         uptime_s: Some(1.5),

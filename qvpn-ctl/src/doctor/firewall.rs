@@ -1,5 +1,5 @@
-//! Whether this machine's firewall lets the tunnel's datagrams in, and through what the tunnel forwards. It is read from
-//! `nft -json`, which shows what iptables made, too.
+//! Whether this machine's firewall accepts the tunnel's datagrams and forwards its packets. It is read from
+//! `nft -json`, which also shows the rules of iptables.
 
 use std::fmt;
 use std::path::Path;
@@ -7,8 +7,8 @@ use std::path::Path;
 use qvpn_api::Config;
 use serde_json::Value;
 
-use super::Finding;
-use super::network::json;
+use super::command::json;
+use super::finding::Finding;
 
 pub(super) fn look(config: &Config) -> Vec<Finding> {
     let (first, last) = ports(config);
@@ -19,25 +19,27 @@ pub(super) fn look(config: &Config) -> Vec<Finding> {
         return vec![Finding::unknown(
             "firewall",
             format!(
-                "the firewall can't be read here (it needs root and nft); {text} must be let in and out, and what {tunnel} forwards"
+                "the firewall can't be read here (it needs root and nft); it must accept {text} in both \
+                 directions, and forward packets of {tunnel}"
             ),
             "sudo nft list ruleset",
         )];
     };
     let outer = match closed_chain(&rules, "input", |rule| names_port(rule, u64::from(first))) {
-        None => Finding::ok("firewall", format!("no nftables chain of this machine shuts {text} out")),
+        None => Finding::ok("firewall", format!("no nftables chain of this machine blocks {text}")),
         Some(chain) => Finding::warning(
             "firewall",
-            format!("the chain {chain} drops what it doesn't know, and names {text} nowhere"),
+            format!("the chain {chain} drops unmatched packets, and no rule names {text}"),
             chain.opened(first, last),
         ),
     };
     let inner = match closed_chain(&rules, "forward", |rule| names_device(rule, tunnel)) {
-        None => Finding::ok("forward", format!("no nftables chain drops what is forwarded by {tunnel}")),
+        None => Finding::ok("forward", format!("no nftables chain drops packets that {tunnel} forwards")),
         Some(chain) => Finding::warning(
             "forward",
             format!(
-                "the chain {chain} drops what it doesn't know, and names {tunnel} nowhere, so only this machine itself can use the tunnel"
+                "the chain {chain} drops unmatched packets, and no rule names {tunnel}, so only this \
+                 machine itself can use the tunnel"
             ),
             chain.forwarding(tunnel),
         ),
@@ -73,7 +75,8 @@ impl Chain {
         ["INPUT", "FORWARD"].contains(&self.name.as_str()) && Path::new("/usr/sbin/ufw").exists()
     }
 
-    /// The command that lets these UDP ports in. Programs that own a table write it anew, and are told themselves.
+    /// The command that opens these UDP ports. A program that owns its table would overwrite a rule of
+    /// ours, so its own command is used.
     fn opened(&self, first: u16, last: u16) -> String {
         let ports =
             |between: char| if first == last { first.to_string() } else { format!("{first}{between}{last}") };
@@ -87,18 +90,20 @@ impl Chain {
         format!("nft insert rule {self} udp dport {} accept", ports('-'))
     }
 
-    /// The command that lets through what the tunnel forwards.
+    /// The command that accepts the tunnel's forwarded packets.
     fn forwarding(&self, tunnel: &str) -> String {
         if self.is_of_firewalld() {
             return format!(
-                "firewall-cmd --permanent --zone=trusted --add-interface={tunnel} && firewall-cmd --reload # and the LAN's interface, or a policy between both zones"
+                "firewall-cmd --permanent --zone=trusted --add-interface={tunnel} && firewall-cmd \
+                 --reload # and the LAN's interface, or a policy between both zones"
             );
         }
         if self.is_of_ufw() {
             return format!("ufw route allow in on {tunnel} && ufw route allow out on {tunnel}");
         }
         format!(
-            "nft insert rule {self} iifname {tunnel} accept && nft insert rule {self} oifname {tunnel} accept"
+            "nft insert rule {self} iifname {tunnel} accept && nft insert rule {self} oifname {tunnel} \
+             accept"
         )
     }
 }
@@ -108,8 +113,8 @@ fn ports(config: &Config) -> (u16, u16) {
     (first, first.saturating_add(u16::from(config.interface.lanes) - 1))
 }
 
-/// A chain of this hook that drops what no rule takes, by its policy or by a last rule, in a ruleset with no rule that is
-/// `known`.
+/// A chain of this hook that drops unmatched packets, by its policy or by a last rule, if no rule of the
+/// ruleset is `known`.
 fn closed_chain(ruleset: &Value, hook: &str, known: impl Fn(&Value) -> bool) -> Option<Chain> {
     let items = ruleset["nftables"].as_array()?;
     let rules = || items.iter().filter_map(|item| item.get("rule"));
@@ -118,7 +123,7 @@ fn closed_chain(ruleset: &Value, hook: &str, known: impl Fn(&Value) -> bool) -> 
     }
     let drops_the_rest = |chain: &Chain| {
         let of_it = rules().filter(|rule| Chain::of(rule, "chain").as_ref() == Some(chain));
-        // No condition stands before the verdict.
+        // There is no condition before the verdict.
         let mut first = of_it.filter_map(|rule| rule["expr"].as_array()?.first());
         first.any(|verdict| verdict.get("drop").is_some() || verdict.get("reject").is_some())
     };
@@ -127,7 +132,7 @@ fn closed_chain(ruleset: &Value, hook: &str, known: impl Fn(&Value) -> bool) -> 
     chains.find(|(chain, by_policy)| *by_policy || drops_the_rest(chain)).map(|(chain, _)| chain)
 }
 
-/// Whether a number, or a range that holds it, stands anywhere in `value`.
+/// Whether `value` contains a number, or a range around it, anywhere.
 fn names_port(value: &Value, n: u64) -> bool {
     match value {
         Value::Number(number) => number.as_u64() == Some(n),
@@ -143,7 +148,7 @@ fn names_port(value: &Value, n: u64) -> bool {
     }
 }
 
-/// Whether an interface, or a pattern that it fits, stands anywhere in `value`.
+/// Whether `value` contains an interface, or a pattern that matches it, anywhere.
 fn names_device(value: &Value, device: &str) -> bool {
     match value {
         Value::String(text) => {
@@ -181,7 +186,8 @@ mod tests {
         }
         assert_eq!(shut(json!([])), None);
 
-        // As firewalld has it: the policy accepts, the last rule rejects; a rule with a condition shuts nothing out.
+        // As firewalld has it: the policy accepts, the last rule rejects; a rule with a condition shuts
+        // nothing out.
         let named = input("firewalld", "filter_INPUT", "accept");
         let invalid = json!([{"match": {"op": "in", "left": {"ct": {"key": "state"}}, "right": "invalid"}}, {"drop": null}]);
         let invalid = rule("firewalld", "filter_INPUT", invalid);
@@ -193,8 +199,8 @@ mod tests {
         assert_eq!(shut(json!([named, invalid])), None);
         let found = shut(json!([named, invalid, rest]));
         assert_eq!(found, Some(chain("firewalld", "filter_INPUT")));
-        let cure = "firewall-cmd --permanent --add-port=51820-51823/udp && firewall-cmd --reload";
-        assert_eq!(found.unwrap().opened(51820, 51823), cure);
+        let fix = "firewall-cmd --permanent --add-port=51820-51823/udp && firewall-cmd --reload";
+        assert_eq!(found.unwrap().opened(51820, 51823), fix);
         assert_eq!(chain("a", "b").opened(51820, 51820), "nft insert rule inet a b udp dport 51820 accept");
     }
 
@@ -206,8 +212,9 @@ mod tests {
             closed_chain(&json!({"nftables": rules}), "forward", |rule| names_device(rule, "qvpn0"))
         };
         let found = shut(json!([chain, rule("eth0"), rule("*"), rule("qvpn1*")])).unwrap();
-        let cure = "nft insert rule ip filter fwd iifname qvpn0 accept && nft insert rule ip filter fwd oifname qvpn0 accept";
-        assert_eq!(found.forwarding("qvpn0"), cure);
+        let fix = "nft insert rule ip filter fwd iifname qvpn0 accept && nft insert rule ip filter fwd \
+         oifname qvpn0 accept";
+        assert_eq!(found.forwarding("qvpn0"), fix);
         for named in ["qvpn0", "qvpn*"] {
             assert_eq!(shut(json!([chain, rule(named)])), None, "{named}");
         }

@@ -1,4 +1,4 @@
-//! What a tunnel needs of the machine, whatever its config says.
+//! Checks what every tunnel needs from the machine.
 
 use std::fs::{self, Metadata};
 use std::os::unix::fs::MetadataExt;
@@ -7,11 +7,11 @@ use std::process::Command;
 
 use nix::unistd::User;
 
-use super::Finding;
+use super::finding::Finding;
 use crate::check::daemon_user;
 
-/// Memory for keys that a daemon may want to lock, in bytes; the unit sets it.
-const MEMLOCK: u64 = 64 << 20;
+/// The locked memory that is enough for any daemon, in bytes; the unit allows more.
+const MIN_MEMLOCK_BYTES: u64 = 64 << 20;
 
 pub(super) fn look() -> Vec<Finding> {
     vec![tun(), kernel(), clock()]
@@ -45,7 +45,7 @@ fn tun() -> Finding {
     }
 }
 
-/// Whether a user may read and write a file, by its mode.
+/// Whether the file's mode lets the user read and write it.
 fn is_open_to(meta: &Metadata, user: &User) -> bool {
     let all = |bits: u32| meta.mode() & bits == bits;
     all(0o006)
@@ -53,20 +53,20 @@ fn is_open_to(meta: &Metadata, user: &User) -> bool {
         || (meta.uid() == user.uid.as_raw() && all(0o600))
 }
 
-/// The offloads that a kernel of this age has; the daemon goes on without those that are missing.
+/// Which offloads the kernel has. The daemon works without them.
 fn kernel() -> Finding {
     let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     let release = release.trim();
     match offloads(release) {
         None => Finding::unknown(
             "offloads",
-            format!("the kernel's version is not known ({release})"),
+            format!("the kernel's version is unknown ({release})"),
             "uname -r # UDP GSO came with 4.18, UDP GRO with 5.0, USO of the TUN device with 6.2",
         ),
         Some(missing) if missing.is_empty() => {
             Finding::ok("offloads", format!("kernel {release} has UDP GSO, UDP GRO and USO"))
         }
-        // What most servers have. The tunnel works as well, and TCP, which has an offload of its own, as fast.
+        // Most servers have such a kernel. TCP has an offload of its own and is as fast.
         Some(missing) if missing == [USO] => Finding::ok(
             "offloads",
             format!(
@@ -84,10 +84,10 @@ fn kernel() -> Finding {
     }
 }
 
-/// The offload that is newest.
+/// The newest offload.
 const USO: &str = "USO of the TUN device";
 
-/// What a kernel lacks; `None` if its version can't be read.
+/// The offloads that the kernel lacks; `None` if its version can't be read.
 fn offloads(release: &str) -> Option<Vec<&'static str>> {
     let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|n| n.parse::<u32>().ok());
     let version = (numbers.next()??, numbers.next()??);
@@ -95,7 +95,8 @@ fn offloads(release: &str) -> Option<Vec<&'static str>> {
     Some(all.into_iter().filter(|(since, _)| version < *since).map(|(_, what)| what).collect())
 }
 
-/// KMEs' certificates are held against the clock, and a clock that goes back makes a peer refuse our handshakes.
+/// The clock decides whether KMEs' certificates are valid, and after a step backwards peers refuse our
+/// handshakes.
 fn clock() -> Finding {
     let output = Command::new("timedatectl").args(["show", "--property=NTPSynchronized", "--value"]).output();
     let said = output
@@ -106,57 +107,66 @@ fn clock() -> Finding {
         Some("yes") => Finding::ok("time", "the clock is synchronised"),
         Some("no") => Finding::warning(
             "time",
-            "the clock is not synchronised: KMEs' certificates may seem ended, and a clock set back locks a peer out",
+            "the clock is not synchronised: KMEs' certificates may seem to have ended, and after a step \
+             backwards peers refuse our handshakes",
             "timedatectl set-ntp true",
         ),
         _ => Finding::unknown(
             "time",
-            "whether the clock is synchronised is not known, since timedatectl says nothing here",
-            "chronyc tracking || ntpq -p || date -u # or hold it against another clock",
+            "it is unknown whether the clock is synchronised, because timedatectl doesn't work here",
+            "chronyc tracking || ntpq -p || date -u # or compare it with another clock",
         ),
     }
 }
 
-/// What the process `pid`, a daemon, may do and lock; where there is none, nothing is said.
+/// Checks the capabilities and the locked memory of the daemon `pid`; returns nothing if there is no such
+/// process.
 pub(super) fn process(pid: u32, interface: &str) -> Vec<Finding> {
     let mut findings = Vec::new();
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    if let Some(set) = effective(&status) {
+    if let Some(set) = effective_capabilities(&status) {
         let drop_in =
             format!("systemctl edit qvpn@{interface} # [Service] AmbientCapabilities=CAP_NET_ADMIN");
         findings.push(match set & (1 << 12) {
             0 => Finding::bad(
                 "capabilities",
-                "the daemon lacks CAP_NET_ADMIN, so it can't mend its routes",
+                "the daemon lacks CAP_NET_ADMIN, so it can't restore its routes",
                 drop_in,
             ),
             _ => Finding::ok("capabilities", "the daemon has CAP_NET_ADMIN"),
         });
     }
     let limits = fs::read_to_string(format!("/proc/{pid}/limits")).unwrap_or_default();
-    let locks_freely = effective(&status).is_some_and(|set| set & (1 << 14) != 0);
-    match locked(&limits) {
+    let locks_freely = effective_capabilities(&status).is_some_and(|set| set & (1 << 14) != 0);
+    match memlock_limit(&limits) {
         None => {}
-        Some(limit) if limit >= MEMLOCK || locks_freely => {
+        Some(limit) if limit >= MIN_MEMLOCK_BYTES || locks_freely => {
             findings.push(Finding::ok("memlock", "the daemon may lock enough memory for its keys"));
         }
         Some(limit) => findings.push(Finding::warning(
             "memlock",
-            format!("the daemon may lock {} KiB of memory, which is enough for a few hundred peers", limit / 1024),
-            format!("prlimit --pid {pid} --memlock={MEMLOCK}:{MEMLOCK} # and LimitMEMLOCK=infinity in `systemctl edit qvpn@{interface}`"),
+            format!(
+                "the daemon may lock {} KiB of memory, which is enough for a few hundred \
+             peers",
+                limit / 1024
+            ),
+            format!(
+                "prlimit --pid {pid} --memlock={MIN_MEMLOCK_BYTES}:{MIN_MEMLOCK_BYTES} # and \
+             LimitMEMLOCK=infinity in `systemctl edit qvpn@{interface}`"
+            ),
         )),
     }
     findings
 }
 
 /// `CapEff` of `/proc/PID/status`.
-fn effective(status: &str) -> Option<u64> {
+fn effective_capabilities(status: &str) -> Option<u64> {
     let line = status.lines().find_map(|line| line.strip_prefix("CapEff:"))?;
     u64::from_str_radix(line.trim(), 16).ok()
 }
 
 /// The soft limit on locked memory in `/proc/PID/limits`, in bytes.
-fn locked(limits: &str) -> Option<u64> {
+fn memlock_limit(limits: &str) -> Option<u64> {
     let line = limits.lines().find_map(|line| line.strip_prefix("Max locked memory"))?;
     match line.split_whitespace().next()? {
         "unlimited" => Some(u64::MAX),
@@ -174,11 +184,11 @@ mod tests {
         assert_eq!(offloads("6.18.5"), Some(vec![]));
         assert_eq!(offloads("4.9"), Some(vec!["UDP GSO", "UDP GRO", "USO of the TUN device"]));
         assert_eq!(offloads("odd"), None);
-        assert_eq!(effective("Name:\tx\nCapEff:\t0000000000001000\n"), Some(0x1000));
-        assert_eq!(effective(""), None);
+        assert_eq!(effective_capabilities("Name:\tx\nCapEff:\t0000000000001000\n"), Some(0x1000));
+        assert_eq!(effective_capabilities(""), None);
         let limits =
             "Limit  Soft Limit  Hard Limit  Units\nMax locked memory         67108864  67108864  bytes\n";
-        assert_eq!(locked(limits), Some(64 << 20));
-        assert_eq!(locked("Max locked memory unlimited unlimited bytes"), Some(u64::MAX));
+        assert_eq!(memlock_limit(limits), Some(64 << 20));
+        assert_eq!(memlock_limit("Max locked memory unlimited unlimited bytes"), Some(u64::MAX));
     }
 }

@@ -1,20 +1,22 @@
-//! What a config needs of the machine's network: forwarding, the reverse path filter, MTU, and routes that nobody else cuts
-//! short. Routes are read from `ip -json`.
+//! Checks what a config needs from the machine's network: forwarding, the reverse path filter, MTU, and
+//! routes that no other route overrides. Routes are read from `ip -json`.
 
 use std::fs;
 use std::net::IpAddr;
-use std::process::Command;
 
 use qvpn_api::Config;
 use qvpn_api::config::{Mtu, Table};
 use qvpn_net::{IpNet, ROUTE_PROTOCOL, strict_reverse_path};
 use serde_json::Value;
 
-use super::{Finding, firewall};
+use super::command::json;
+use super::finding::Finding;
+use super::firewall;
 
-/// What the tunnel adds to a packet, in bytes: UDP (8), our header (16) and tag (16), and the outer IP header.
-const AROUND_V4: u64 = 20 + 8 + 16 + 16;
-const AROUND_V6: u64 = 40 + 8 + 16 + 16;
+/// The bytes that the tunnel adds to a packet: UDP (8), our header (16) and tag (16), and the outer IP
+/// header.
+const OVERHEAD_V4_BYTES: u64 = 20 + 8 + 16 + 16;
+const OVERHEAD_V6_BYTES: u64 = 40 + 8 + 16 + 16;
 
 pub(super) fn look(config: &Config) -> Vec<Finding> {
     let mut findings = forwarding(config);
@@ -73,7 +75,8 @@ fn reverse_path(config: &Config) -> Vec<Finding> {
         Finding::bad(
             "rp_filter",
             format!(
-                "rp_filter is strict on {name}: with a default route into the tunnel the kernel drops peers' datagrams there"
+                "rp_filter is strict on {name}: with a default route into the tunnel the kernel drops \
+                 peers' datagrams there"
             ),
             format!("sysctl -w {key}=2 && echo {key}=2 > /etc/sysctl.d/90-qvpn-rp_filter-{name}.conf"),
         )
@@ -101,7 +104,7 @@ fn mtu(config: &Config) -> Vec<Finding> {
         let Some(outer) = route["metrics"][0]["mtu"].as_u64().or_else(|| device_mtu(device)) else {
             continue;
         };
-        let around = if ip.is_ipv6() { AROUND_V6 } else { AROUND_V4 };
+        let around = if ip.is_ipv6() { OVERHEAD_V6_BYTES } else { OVERHEAD_V4_BYTES };
         let tunnel = match config.interface.mtu {
             Mtu::Auto => {
                 let what =
@@ -112,12 +115,28 @@ fn mtu(config: &Config) -> Vec<Finding> {
             Mtu::Bytes(bytes) => bytes,
         };
         findings.push(if u64::from(tunnel) + around <= outer {
-            Finding::ok("mtu", format!("packets of {tunnel} bytes fit through {device} to peer {}", peer.name))
+            Finding::ok(
+                "mtu",
+                format!(
+                    "packets of {tunnel} bytes fit through {device} to peer \
+             {}",
+                    peer.name
+                ),
+            )
         } else {
             Finding::warning(
                 "mtu",
-                format!("packets of {tunnel} bytes are cut in two on {device} (MTU {outer}) to peer {}, which costs speed", peer.name),
-                format!("sed -i 's/^mtu *=.*/mtu = \"auto\"/' {} && qvpn-ctl reload {}", config.path.display(), config.interface.name),
+                format!(
+                    "packets of {tunnel} bytes are cut in two on {device} (MTU {outer}) to peer {}, \
+                 which costs speed",
+                    peer.name
+                ),
+                format!(
+                    "sed -i 's/^mtu *=.*/mtu = \"auto\"/' {} && qvpn-ctl reload \
+                 {}",
+                    config.path.display(),
+                    config.interface.name
+                ),
             )
         });
     }
@@ -129,7 +148,7 @@ fn device_mtu(device: &str) -> Option<u64> {
     json("ip", &words)?.get(0)?["mtu"].as_u64()
 }
 
-/// Routes of others that take a part of an allowed IP elsewhere, and blocks that are missing.
+/// Other programs' routes that divert a part of an allowed IP, and missing blocks.
 fn routes(config: &Config) -> Vec<Finding> {
     let mut all = Vec::new();
     for family in ["-4", "-6"] {
@@ -157,7 +176,10 @@ fn routes(config: &Config) -> Vec<Finding> {
         let via = route["gateway"].as_str().map(|via| format!(" via {via}")).unwrap_or_default();
         findings.push(Finding::warning(
             "routes",
-            format!("{found}{via} dev {device} is inside the allowed IP {cut}: packets to it leave by {device} and not through the tunnel; that is right only for a network of this site"),
+            format!(
+                "{found}{via} dev {device} is inside the allowed IP {cut}: packets to it leave by \
+             {device} and not through the tunnel; that is right only for a network of this site"
+            ),
             format!("ip {}route del {found}{via} dev {device}", if *ipv6 { "-6 " } else { "" }),
         ));
     }
@@ -185,7 +207,7 @@ fn routes(config: &Config) -> Vec<Finding> {
     findings
 }
 
-/// The destination of somebody else's route in the main table that leads to another device.
+/// The destination of another program's route in the main table that leads to another device.
 fn foreign(ipv6: bool, route: &Value, tunnel: &str) -> Option<IpNet> {
     let kind = route["type"].as_str().unwrap_or("unicast");
     let main = matches!(route["table"].as_str(), None | Some("main"));
@@ -205,22 +227,6 @@ fn destination(ipv6: bool, route: &Value) -> Option<IpNet> {
         "default" if ipv6 => "::/0".parse().ok(),
         "default" => "0.0.0.0/0".parse().ok(),
         text => text.parse().ok().or_else(|| text.parse().ok().map(|ip: IpAddr| IpNet::from(ip))),
-    }
-}
-
-/// What a command prints as JSON; `None` if it isn't there or fails.
-pub(super) fn json(program: &str, words: &[String]) -> Option<Value> {
-    // An ordinary user's PATH has no sbin in Debian.
-    let path = std::env::var("PATH").unwrap_or_default();
-    let output = Command::new(program)
-        .args(words)
-        .env("PATH", format!("{path}:/usr/sbin:/sbin:/usr/bin:/bin"))
-        .output()
-        .ok()?;
-    match (output.status.success(), output.stdout.as_slice()) {
-        (true, []) => Some(Value::Array(Vec::new())),
-        (true, text) => serde_json::from_slice(text).ok(),
-        (false, _) => None,
     }
 }
 

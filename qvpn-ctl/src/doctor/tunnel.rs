@@ -1,17 +1,18 @@
-//! The daemon of a config, and the certificates that it shows to KMEs.
+//! Checks the daemon of a config, and the certificates that it uses with KMEs.
 
 use qvpn_api::Config;
 use qvpn_api::config::KmeAccess;
 use qvpn_api::control::{Reply, Request};
 
-use super::{Finding, machine};
-use crate::cli::Dirs;
+use super::finding::Finding;
+use super::machine;
 use crate::client::Client;
+use crate::dirs::Dirs;
 use crate::error::CtlError;
 use crate::units::duration;
 
-/// A certificate that ends sooner should be renewed.
-const SOON: i64 = 30 * 86_400;
+/// A certificate that ends sooner must be renewed, in seconds.
+const RENEW_BEFORE_SECONDS: i64 = 30 * 86_400;
 
 pub(super) fn look(dirs: &Dirs, config: &Config) -> Vec<Finding> {
     let mut findings = daemon(dirs, config);
@@ -38,7 +39,7 @@ fn daemon(dirs: &Dirs, config: &Config) -> Vec<Finding> {
             findings.extend(machine::process(pid, name));
             findings
         }
-        Ok(_) => vec![Finding::bad("daemon", "it answers something else", restart)],
+        Ok(_) => vec![Finding::bad("daemon", "its reply doesn't belong to the request", restart)],
         Err(error) => {
             let fix = match &error {
                 CtlError::NotRunning { .. } => format!("systemctl enable --now qvpn@{name}"),
@@ -81,11 +82,12 @@ fn certificates(config: &Config) -> Vec<Finding> {
             let file = file.display();
             let seconds = std::time::Duration::from_secs(left.unsigned_abs()).as_secs_f64();
             let fix = format!(
-                "openssl x509 -noout -subject -enddate -in {file} # renew it; the daemon takes the new file by itself"
+                "openssl x509 -noout -subject -enddate -in {file} # renew it; the daemon takes the new \
+                 file by itself"
             );
             findings.push(match left {
                 ..=0 => Finding::bad("certificate", format!("{file} ended {} ago", duration(seconds)), fix),
-                1..SOON => {
+                1..RENEW_BEFORE_SECONDS => {
                     Finding::warning("certificate", format!("{file} ends in {}", duration(seconds)), fix)
                 }
                 _ => Finding::ok("certificate", format!("{file} ends in {}", duration(seconds))),

@@ -1,4 +1,4 @@
-//! What `top` shows, and how it is laid out.
+//! The content and the layout of `top`.
 
 use std::time::Instant;
 
@@ -10,48 +10,46 @@ use ratatui::text::{Line, Span};
 use ratatui::widgets::{Cell, Paragraph, Row, Table, TableState, Wrap};
 
 use crate::output::{Tone, clean};
-use crate::render::{advice, glance_row, tone_of};
+use crate::render::{advice, summary_row, tone_of};
 use crate::units::{bytes, duration};
 
-/// Columns of what a key is made of: all that it commonly is, `qkd+mlkem+x25519+chain`.
+/// The columns of key sources: enough for the usual `qkd+mlkem+x25519+chain`.
 const KEY_WIDTH: u16 = 22;
 
-/// The status at a moment.
+/// The status at one time.
 pub(crate) struct Sample {
     pub(crate) at: Instant,
     pub(crate) status: InterfaceStatus,
 }
 
-/// The screen's state.
 pub(crate) struct Screen {
     interface: String,
     colour: bool,
     before: Option<Sample>,
     now: Option<Sample>,
-    trouble: Option<String>,
+    error: Option<String>,
     selected: usize,
 }
 
 impl Screen {
     pub(crate) fn new(interface: &str, colour: bool) -> Self {
-        Self { interface: interface.to_owned(), colour, before: None, now: None, trouble: None, selected: 0 }
+        Self { interface: interface.to_owned(), colour, before: None, now: None, error: None, selected: 0 }
     }
 
-    /// A new status came.
-    pub(crate) fn now(&mut self, sample: Sample) {
+    pub(crate) fn update(&mut self, sample: Sample) {
         self.before = self.now.take();
         self.now = Some(sample);
-        self.trouble = None;
-        self.go(0);
+        self.error = None;
+        self.move_selection(0);
     }
 
-    /// None came.
-    pub(crate) fn trouble(&mut self, error: String) {
-        self.trouble = Some(error);
+    /// Shows why there is no new status.
+    pub(crate) fn show_error(&mut self, error: String) {
+        self.error = Some(error);
     }
 
-    /// Selects a peer so many lines further down.
-    pub(crate) fn go(&mut self, lines: isize) {
+    /// Moves the selection down by `lines`, or up if negative.
+    pub(crate) fn move_selection(&mut self, lines: isize) {
         let last = self.now.as_ref().map_or(0, |s| s.status.peers.len().saturating_sub(1));
         self.selected = self.selected.saturating_add_signed(lines).min(last);
     }
@@ -127,8 +125,8 @@ impl Screen {
     fn peers(&self, frame: &mut Frame<'_>, area: Rect, i: &InterfaceStatus) {
         let rows = i.peers.iter().map(|p| {
             let rate = |of| self.rate(p, of).map_or_else(|| "-".to_owned(), per_second);
-            let glance = glance_row(p);
-            let key = glance.get(2).map(|(text, _)| text.clone()).unwrap_or_default();
+            let cells = summary_row(p);
+            let key = cells.get(2).map(|(text, _)| text.clone()).unwrap_or_default();
             let stock = p.qkd_stock.map_or_else(|| "-".to_owned(), |n| n.to_string());
             Row::new([
                 Cell::from(clean(&p.name)),
@@ -158,14 +156,14 @@ impl Screen {
         frame.render_stateful_widget(table, area, &mut state);
     }
 
-    /// The selected peer in words, or what is wrong with the daemon.
+    /// The selected peer in words, or the error of the daemon.
     fn detail(&self, i: &InterfaceStatus) -> Vec<Line<'static>> {
-        if let Some(trouble) = &self.trouble {
-            return vec![Line::from(clean(trouble)).style(self.style(Tone::Bad))];
+        if let Some(error) = &self.error {
+            return vec![Line::from(clean(error)).style(self.style(Tone::Bad))];
         }
         let Some(p) = i.peers.get(self.selected) else { return Vec::new() };
         let mut facts = vec![clean(p.endpoint.as_deref().unwrap_or("no endpoint known"))];
-        let key = glance_row(p).get(2).map(|(text, _)| text.clone()).unwrap_or_default();
+        let key = summary_row(p).get(2).map(|(text, _)| text.clone()).unwrap_or_default();
         if key.chars().count() > usize::from(KEY_WIDTH) {
             facts.push(format!("key of {}", clean(&key)));
         }
@@ -185,7 +183,7 @@ impl Screen {
         lines
     }
 
-    /// A counter's growth a second since the status before.
+    /// A counter's growth per second since the status before.
     fn rate(&self, p: &PeerStatus, of: fn(&PeerStatus) -> Option<u64>) -> Option<u64> {
         let (before, now) = (self.before.as_ref()?, self.now.as_ref()?);
         let former = before.status.peers.iter().find(|q| q.public_key == p.public_key)?;
@@ -218,7 +216,7 @@ fn short(seconds: f64) -> String {
     }
 }
 
-/// Bytes a second in ten columns: the fraction is for numbers of one digit.
+/// Bytes per second in ten columns; only numbers of one digit have a fraction.
 fn per_second(n: u64) -> String {
     let text = bytes(n);
     match text.split_once(['.', ' ']) {

@@ -1,5 +1,5 @@
-//! The screen of 80 columns and 24 lines, drawn without a terminal, held against snapshots. Run with `BLESS=1` to write
-//! them anew, and read the difference.
+//! The screen of 80 columns and 24 lines, drawn without a terminal, held against snapshots. Run with
+//! `BLESS=1` to write them again, and read the difference.
 
 use std::time::{Duration, Instant};
 
@@ -26,8 +26,8 @@ fn two() -> InterfaceStatus {
 fn later(before: InterfaceStatus, after: InterfaceStatus) -> Screen {
     let start = Instant::now();
     let mut screen = Screen::new("qvpn0", false);
-    screen.now(Sample { at: start, status: before });
-    screen.now(Sample { at: start + Duration::from_secs(2), status: after });
+    screen.update(Sample { at: start, status: before });
+    screen.update(Sample { at: start + Duration::from_secs(2), status: after });
     screen
 }
 
@@ -45,40 +45,40 @@ fn eighty_columns_and_24_lines_have_what_matters() {
     let mut screen = later(two(), grown);
     let first = drawn(&screen);
     snapshot("top.txt", &first);
-    screen.go(1);
+    screen.move_selection(1);
     snapshot("top-second.txt", &drawn(&screen));
     // Neither end is passed.
-    screen.go(10);
+    screen.move_selection(10);
     snapshot("top-second.txt", &drawn(&screen));
-    screen.go(-10);
+    screen.move_selection(-10);
     assert_eq!(drawn(&screen), first);
 }
 
 #[test]
 fn a_daemon_that_is_gone_leaves_the_last_numbers_and_says_so() {
     let mut screen = later(two(), two());
-    screen.trouble("no daemon runs for \u{1b}[31mqvpn0".into());
+    screen.show_error("no daemon runs for \u{1b}[31mqvpn0".into());
     let text = drawn(&screen);
     assert!(
         text.contains("no daemon runs for") && text.contains("site-b") && !text.contains('\u{1b}'),
         "{text}"
     );
-    screen.now(Sample { at: Instant::now(), status: two() });
+    screen.update(Sample { at: Instant::now(), status: two() });
     assert!(!drawn(&screen).contains("no daemon runs for"));
 }
 
 #[test]
-fn counters_that_began_anew_and_screens_of_any_size_are_drawn() {
-    let mut anew = two();
-    anew.peers[0].rx_bytes = Some(0);
-    anew.peers[1].rx_bytes = None;
-    anew.peers.push(PeerStatus { name: "site-z".into(), public_key: "qvpn1-Z=".into(), ..peer_up() });
-    let screen = later(two(), anew.clone());
+fn counters_that_began_restarted_and_screens_of_any_size_are_drawn() {
+    let mut restarted = two();
+    restarted.peers[0].rx_bytes = Some(0);
+    restarted.peers[1].rx_bytes = None;
+    restarted.peers.push(PeerStatus { name: "site-z".into(), public_key: "qvpn1-Z=".into(), ..peer_up() });
+    let screen = later(two(), restarted.clone());
     assert!(drawn(&screen).contains("0 B/s"));
     let many =
         (0..200).map(|n| PeerStatus { name: format!("site-{n}"), public_key: format!("k{n}"), ..peer_up() });
-    let mut crowd = later(two(), InterfaceStatus { peers: many.collect(), ..anew });
-    crowd.go(150);
+    let mut crowd = later(two(), InterfaceStatus { peers: many.collect(), ..restarted });
+    crowd.move_selection(150);
     assert!(drawn(&crowd).contains("site-150"));
     let empty = later(two(), interface(vec![], vec![]));
     for (width, height) in [(1, 1), (20, 5), (80, 3), (300, 100)] {

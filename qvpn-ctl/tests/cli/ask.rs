@@ -21,7 +21,7 @@ fn done(out: &str) -> Run {
     Run { code: 0, out: out.to_owned(), err: String::new() }
 }
 
-/// A folder with a fake daemon for qvpn0.
+/// A directory with a fake daemon for qvpn0.
 fn with(replies: &[Reply], test: impl FnOnce(&Path, &Fake)) {
     let dir = tempfile::tempdir().unwrap();
     let fake = Fake::new(dir.path(), "qvpn0", replies);
@@ -57,7 +57,8 @@ fn a_refused_config_has_each_error_on_its_line_and_code_3() {
     let mut error = ErrorReply::new(ErrorCode::ConfigRefused, "the config was refused, nothing changed");
     error.details = vec!["/etc/qvpn/qvpn0.toml:2:1: a; b".into(), "/etc/qvpn/qvpn0.toml:3:1: c; d".into()];
     with(&[Reply::Error(error)], |dir, _| {
-        let expected = "qvpn-ctl: the config was refused, nothing changed\n/etc/qvpn/qvpn0.toml:2:1: a; b\n/etc/qvpn/qvpn0.toml:3:1: c; d\n";
+        let expected = "qvpn-ctl: the config was refused, nothing changed\n/etc/qvpn/qvpn0.toml:2:1: a; \
+         b\n/etc/qvpn/qvpn0.toml:3:1: c; d\n";
         assert_eq!(
             run(dir, &["reload", "qvpn0"]),
             Run { code: 3, out: String::new(), err: expected.to_owned() }
@@ -94,7 +95,7 @@ fn peers_are_listed_in_columns_and_as_json() {
         allowed_ips: allowed.iter().map(|a| (*a).to_owned()).collect(),
         qkd: QkdPolicy::Required,
         role: Role::Auto,
-        suite: Suite::Chacha20Poly1305,
+        suite: Suite::ChaCha20Poly1305,
     };
     let peers = vec![
         peer("site-b", Some("203.0.113.9:51820"), &["10.20.0.0/16", "fd20::/64"]),
@@ -192,7 +193,8 @@ fn every_command_says_that_no_daemon_runs_with_code_4() {
     ];
     for args in commands {
         let expected = format!(
-            "qvpn-ctl: no daemon runs for qvpn0: {} is not there; start it with `systemctl start qvpn@qvpn0`\n",
+            "qvpn-ctl: no daemon runs for qvpn0: {} is not there; start it with `systemctl start \
+             qvpn@qvpn0`\n",
             socket.display()
         );
         assert_eq!(run(dir.path(), args), Run { code: 4, out: String::new(), err: expected });
@@ -213,10 +215,10 @@ fn an_answer_that_is_none_is_said_to_be_what_it_is() {
     let rows: [(&[u8], i32, &str); 8] = [
         (b"", 4, "closed the connection without a whole answer"),
         (br#"{"v":1,"reply":"rek"#, 4, "closed the connection without a whole answer"),
-        (b"HTTP/1.1 400 Bad Request\r\n\r\n", 4, "is no qvpn daemon of this version"),
-        (b"\xff\xfe\x00\n", 4, "is no qvpn daemon of this version"),
-        (b"{\"v\":1,\"reply\":\"dance\"}\n", 4, "is no qvpn daemon of this version"),
-        (b"{\"v\":1,\"reply\":\"reload\",\"body\":{\"changes\":[]}}\n", 4, "answered another question"),
+        (b"HTTP/1.1 400 Bad Request\r\n\r\n", 4, "is not a qvpn daemon of this version"),
+        (b"\xff\xfe\x00\n", 4, "is not a qvpn daemon of this version"),
+        (b"{\"v\":1,\"reply\":\"dance\"}\n", 4, "is not a qvpn daemon of this version"),
+        (b"{\"v\":1,\"reply\":\"reload\",\"body\":{\"changes\":[]}}\n", 4, "doesn't belong to the request"),
         (
             b"{\"v\":2,\"reply\":\"rekey\",\"body\":{}}\n",
             1,
@@ -250,8 +252,9 @@ fn a_socket_that_may_not_be_used_says_who_may() {
     let _fake = Fake::new(dir.path(), "qvpn0", &[]);
     mode(&dir.path().join("qvpn0.sock"), 0o000);
     let output = if nix::unistd::Uid::effective().is_root() {
-        // Root may use every socket, so the program runs as nobody, from a place that nobody can reach. `cp` copies it,
-        // since a file that this process had open for writing could be inherited by another test's child.
+        // Root may use every socket, so the program runs as nobody, from a place that nobody can reach.
+        // `cp` copies it, since a file that this process had open for writing could be inherited by another
+        // test's child.
         let program = dir.path().join("qvpn-ctl");
         assert!(
             Command::new("cp").arg(env!("CARGO_BIN_EXE_qvpn-ctl")).arg(&program).status().unwrap().success()

@@ -67,7 +67,7 @@ fn each_error_is_a_line_and_the_code_is_3() {
 }
 
 #[test]
-fn files_and_neighbours_are_looked_at_unless_the_config_is_for_another_machine() {
+fn files_and_other_interfaces_are_checked_unless_the_config_is_for_another_machine() {
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path();
     let file = write(dir, "qvpn0.toml", "[interface]\n");
@@ -108,6 +108,7 @@ fn a_config_that_is_not_there_is_refused() {
     assert_eq!(run.code, 3);
     assert_eq!(
         run.err,
-        "/nonexistent/qvpn0.toml: can't open the config /nonexistent/qvpn0.toml: no such file or directory; put it there, or write the right path\n"
+        "/nonexistent/qvpn0.toml: can't open the config /nonexistent/qvpn0.toml: no such file or \
+         directory; put it there, or write the right path\n"
     );
 }

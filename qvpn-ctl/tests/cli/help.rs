@@ -19,7 +19,7 @@ fn peers() -> Reply {
         allowed_ips: vec![],
         qkd: QkdPolicy::Off,
         role: Role::Auto,
-        suite: Suite::Chacha20Poly1305,
+        suite: Suite::ChaCha20Poly1305,
     };
     Reply::Peers(vec![peer("site-b"), peer("site-c"), peer("depot")])
 }
@@ -99,10 +99,11 @@ fn fish_takes_the_script_from_where_the_package_has_it() {
 fn zsh_takes_the_script_from_where_the_package_has_it_and_by_source() {
     let dir = tempfile::tempdir().unwrap();
     let _fake = Fake::new(dir.path(), "qvpn0", &[peers()]);
-    let folder = dir.path().join("site-functions");
-    fs::create_dir(&folder).unwrap();
-    fs::write(folder.join("_qvpn-ctl"), run(dir.path(), &["completions", "zsh"]).out).unwrap();
-    // A shell on a terminal of its own, in which the tab key is hit: what it shows is what a person would see.
+    let directory = dir.path().join("site-functions");
+    fs::create_dir(&directory).unwrap();
+    fs::write(directory.join("_qvpn-ctl"), run(dir.path(), &["completions", "zsh"]).out).unwrap();
+    // A shell on a terminal of its own, in which the tab key is hit: what it shows is what a person would
+    // see.
     let test = r"
         zmodload zsh/zpty
         zpty typist zsh -f -i

@@ -1,6 +1,6 @@
-//! Each command that asks a daemon against each thing that is none, or is another one, or is forbidden: one line that says
-//! what to do, the exit code that scripts rely on, nothing on standard output, and a config that stays as it was. And each
-//! that reads on a terminal of 20 columns, and with `NO_COLOR`.
+//! Each command that asks a daemon against each thing that is none, or is another one, or is forbidden: one
+//! line that says what to do, the exit code that scripts rely on, nothing on standard output, and a config
+//! that stays as it was. And each that reads on a terminal of 20 columns, and with `NO_COLOR`.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -55,7 +55,8 @@ fn all_say(dir: &Path, what: &str, code: i32, words: &str) {
     fs::set_permissions(&own, fs::Permissions::from_mode(0o600)).unwrap();
     let key = public_key(dir);
     let text = format!(
-        "# ours\n[interface]\n\n[[peer]] # Bonn\nname = \"site-b\"\npublic_key = \"{key}\"\nqkd = \"off\"\nallowed_ips = []\n"
+        "# ours\n[interface]\n\n[[peer]] # Bonn\nname = \"site-b\"\npublic_key = \"{key}\"\nqkd = \
+         \"off\"\nallowed_ips = []\n"
     );
     fs::write(&config, &text).unwrap();
     let new = public_key(dir);
@@ -89,13 +90,14 @@ fn each_command_says_one_line_whatever_answers() {
     let rows: [(&str, &[u8], i32, &str); 7] = [
         ("silence", b"", 4, "closed the connection without a whole answer"),
         ("half an answer", br#"{"v":1,"reply":"sh"#, 4, "closed the connection without a whole answer"),
-        ("a web server", b"HTTP/1.1 400 Bad Request\r\n\r\n", 4, "is no qvpn daemon of this version"),
-        ("rubbish", b"\xff\xfe\x00\x1b[31m\n", 4, "is no qvpn daemon of this version"),
-        ("an answer that nobody asked for", b"{\"v\":1,\"reply\":\"dance\"}\n", 4, "is no qvpn daemon"),
+        ("a web server", b"HTTP/1.1 400 Bad Request\r\n\r\n", 4, "is not a qvpn daemon of this version"),
+        ("rubbish", b"\xff\xfe\x00\x1b[31m\n", 4, "is not a qvpn daemon of this version"),
+        ("an answer that nobody asked for", b"{\"v\":1,\"reply\":\"dance\"}\n", 4, "is not a qvpn daemon"),
         ("a newer daemon", b"{\"v\":2,\"reply\":\"peers\",\"body\":[]}\n", 1, "install the same version"),
         (
             "an older daemon",
-            b"{\"v\":1,\"reply\":\"error\",\"body\":{\"code\":\"malformed\",\"message\":\"unknown variant\"}}\n",
+            b"{\"v\":1,\"reply\":\"error\",\"body\":{\"code\":\"malformed\",\"message\":\"unknown \
+             variant\"}}\n",
             1,
             "it is older than this qvpn-ctl: `systemctl restart qvpn@qvpn0`",
         ),
@@ -158,7 +160,7 @@ fn answered() -> Vec<(&'static [&'static str], Reply)> {
         allowed_ips: vec!["10.20.0.0/16".into(), "fd20::/64".into()],
         qkd: QkdPolicy::Required,
         role: Role::Auto,
-        suite: Suite::Chacha20Poly1305,
+        suite: Suite::ChaCha20Poly1305,
     };
     let status = || Reply::Show(Status::new(vec![interface.clone()]));
     let peers = || Reply::Peers(vec![peer.clone()]);

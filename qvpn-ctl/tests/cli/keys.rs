@@ -83,7 +83,7 @@ fn a_secret_in_a_file_for_everybody_is_warned_of() {
             let run = Run::from(out);
             assert_eq!(run.code, 0);
             let expected = format!(
-                "qvpn-ctl: warning: a secret goes to a file that everybody can reach (mode {mode:04o}); \
+                "qvpn-ctl: warning: the secret is written to a file that everybody can access (mode {mode:04o}); \
                  better: install -m 0640 -g qvpn /dev/null "
             );
             assert_eq!(run.err.starts_with(&expected), warned, "{mode:o}: {run:?}");

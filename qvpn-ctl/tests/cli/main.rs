@@ -1,5 +1,5 @@
-//! Runs the real `qvpn-ctl` against files, against a fake daemon on a socket, and on a terminal, and holds what it
-//! prints and its exit codes against what scripts and people rely on.
+//! Runs the real `qvpn-ctl` against files, against a fake daemon on a socket, and on a terminal, and holds
+//! what it prints and its exit codes against what scripts and people rely on.
 #![allow(clippy::unwrap_used)] // helpers of tests
 
 mod ask;
@@ -18,7 +18,7 @@ use std::io::Write;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
-/// `qvpn-ctl` with its folders in `dir` and a plain environment.
+/// `qvpn-ctl` with its directories in `dir` and a plain environment.
 fn ctl(dir: &Path, args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_qvpn-ctl"));
     command.args(args).env_clear();

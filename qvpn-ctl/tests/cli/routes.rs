@@ -1,5 +1,5 @@
-//! `block` and `unblock`: refusals everywhere, and the real routes in a network namespace of the test's own where the
-//! machine allows one.
+//! `block` and `unblock`: refusals everywhere, and the real routes in a network namespace of the test's own
+//! where the machine allows one.
 
 use std::fs;
 use std::path::Path;
@@ -12,7 +12,8 @@ fn config(dir: &Path, name: &str, allowed: &str, more: &str) -> String {
     let key = run_with_input(dir, &["pubkey"], secret.as_bytes()).out;
     let file = dir.join(name);
     let text = format!(
-        "[interface]\n{more}\n[[peer]]\nname = \"b\"\npublic_key = \"{}\"\nallowed_ips = [{allowed}]\nqkd = \"off\"\n",
+        "[interface]\n{more}\n[[peer]]\nname = \"b\"\npublic_key = \"{}\"\nallowed_ips = [{allowed}]\nqkd \
+         = \"off\"\n",
         key.trim()
     );
     fs::write(&file, text).unwrap();
@@ -36,7 +37,7 @@ fn a_config_that_wants_no_block_gets_none() {
     let file = config(dir.path(), "qvpn0.toml", "\"10.20.0.0/16\"", "table = \"off\"");
     let run = run(dir.path(), &["block", &file]);
     assert_eq!((run.code, run.err.as_str()), (0, ""));
-    assert_eq!(run.out, "qvpn0: not blocked, since its config says table = \"off\"\n");
+    assert_eq!(run.out, "qvpn0: not blocked, because its config says table = \"off\"\n");
 }
 
 /// The program in a network namespace of its own, by `unshare`; `None` where the machine forbids that.
@@ -78,7 +79,8 @@ fn blocks_are_put_in_place_and_taken_away() {
         return;
     };
     assert_eq!(run.code, 0, "{run:?}");
-    // The broken config is complained about, and blocked as far as it can be read; the others are blocked all the same.
+    // The broken config is complained about, and blocked as far as it can be read; the others are blocked
+    // all the same.
     assert!(run.err.contains("broken.toml:2:9: `lanes` must be"), "{run:?}");
     let part =
         |from: &str, to: &str| run.out.split_once(from).unwrap().1.split_once(to).unwrap().0.to_owned();
@@ -92,7 +94,7 @@ fn blocks_are_put_in_place_and_taken_away() {
         assert!(first.contains(prefix), "{prefix}: {run:?}");
     }
     assert!(!first.contains("10.30.0.0/16"), "{run:?}");
-    assert!(run.out.contains("qvpn2: not blocked, since its config says on_stop = \"open\""), "{run:?}");
+    assert!(run.out.contains("qvpn2: not blocked, because its config says on_stop = \"open\""), "{run:?}");
     assert_eq!(part("again\n", "one\n"), "qvpn0: blocked already\n");
     let one = part("one\n", "all\n");
     assert!(one.contains("unreachable default table ") && !one.contains("10.20.0.0/16"), "{run:?}");

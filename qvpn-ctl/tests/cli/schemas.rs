@@ -1,11 +1,12 @@
-//! What programs read is held against the schemas in `docs/schemas`: every field there, with its type, and none that a
-//! schema doesn't tell of.
+//! What programs read is held against the schemas in `docs/schemas`: every field there, with its type, and
+//! none that a schema doesn't tell of.
 
 use std::path::Path;
 
 use serde_json::Value;
 
-/// The validator of `docs/schemas/NAME.json`, in which each object may have the fields that the schema names and no other.
+/// The validator of `docs/schemas/NAME.json`, in which each object may have the fields that the schema
+/// names and no other.
 fn validator(name: &str) -> jsonschema::Validator {
     let file =
         Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/schemas").join(name).with_extension("json");

@@ -1,5 +1,5 @@
-//! `show`: its text held against snapshots, its JSON against the status that came, and colour on a terminal only. Run
-//! with `BLESS=1` to write the snapshots anew, and read the difference.
+//! `show`: its text held against snapshots, its JSON against the status that came, and colour on a terminal
+//! only. Run with `BLESS=1` to write the snapshots again, and read the difference.
 
 use std::collections::BTreeMap;
 use std::io::Read;
@@ -148,7 +148,7 @@ fn on_terminal(dir: &Path, args: &[&str], env: &[(&str, &str)]) -> String {
     on_terminal_of(dir, args, env, 0)
 }
 
-/// What `args` prints on a terminal of so many columns.
+/// What `args` prints on a terminal of `columns` columns.
 pub(crate) fn on_terminal_of(dir: &Path, args: &[&str], env: &[(&str, &str)], columns: u16) -> String {
     let size = Winsize { ws_row: 24, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
     let pty = nix::pty::openpty(&size, None).unwrap();
@@ -223,7 +223,7 @@ fn one_peer_may_be_asked_for_by_the_beginning_of_its_name() {
         assert!(run.out.contains("\npeer: depot") && !run.out.contains("site-b"), "{text}: {run:?}");
     }
     let run = run(dir.path(), &["show", "qvpn0", "abcd"]);
-    let expected = "qvpn-ctl: `abcd` may be site-b, depot; write more of the name or public key\n";
+    let expected = "qvpn-ctl: `abcd` matches site-b, depot; write more of the name or public key\n";
     assert_eq!((run.code, run.out.as_str(), run.err.as_str()), (1, "", expected));
 }
 
@@ -236,6 +236,7 @@ fn a_secret_on_a_screen_is_warned_of() {
     drop(command);
     assert!(read_to_end(pty.master).starts_with("qvpn1-secret-"));
     let output = child.wait_with_output().unwrap();
-    let warning = "qvpn-ctl: warning: a secret goes to your screen; better: install -m 0640 -g qvpn /dev/null /etc/qvpn/qvpn0.key && qvpn-ctl genkey > /etc/qvpn/qvpn0.key\n";
+    let warning = "qvpn-ctl: warning: the secret is printed on your screen; better: install -m 0640 -g \
+     qvpn /dev/null /etc/qvpn/qvpn0.key && qvpn-ctl genkey > /etc/qvpn/qvpn0.key\n";
     assert_eq!(String::from_utf8(output.stderr).unwrap(), warning);
 }

@@ -68,7 +68,7 @@ pub(crate) fn interface(kmes: Vec<KmeStatus>, peers: Vec<PeerStatus>) -> Interfa
         name: "qvpn0".into(),
         public_key: "qvpn1-OWN=".into(),
         listen_port: 51820,
-        suite: Suite::Chacha20Poly1305,
+        suite: Suite::ChaCha20Poly1305,
         lanes: 1,
         mtu: Some(1420),
         uptime_s: Some(3725.0),

@@ -3,25 +3,27 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use qvpn_types::Suite;
 use toml::de::DeValue;
 
-use super::super::model::{Dscp, Interface, LogLevel, Mtu, OnStop, Suite, Table};
-use super::super::reader::{Entry, Section};
-use super::super::values;
-use super::{ELSEWHERE, REKEY_MAX, REKEY_MIN, Reader};
+use super::context::{HOME_SECTIONS, MAX_REKEY_INTERVAL, MIN_REKEY_INTERVAL, Reader};
+use crate::config::fault::shown;
+use crate::config::model::{Dscp, Interface, LogLevel, Mtu, OnStop, Table};
+use crate::config::reader::{Entry, Section};
+use crate::config::suite::{SUITE_WORDS, suite_from_word};
+use crate::config::values;
 
-/// Most lanes.
 const MAX_LANES: u32 = 16;
 
 impl<'t> Reader<'t> {
     pub(super) fn interface(&mut self, mut s: Section<'t>) -> Option<Interface> {
         let name = match s.take(&self.sink, "name", "\"qvpn0\"") {
             Some(entry) => {
-                self.marks.name = entry.at;
+                self.positions.name = entry.at;
                 self.parsed(&entry, values::interface_name)
             }
             None => {
-                self.marks.name = s.at;
+                self.positions.name = s.at;
                 let stem =
                     self.path.file_stem().map(|s| s.to_string_lossy().into_owned()).unwrap_or_default();
                 values::interface_name(&stem)
@@ -32,10 +34,10 @@ impl<'t> Reader<'t> {
                     .ok()
             }
         };
-        self.marks.private_key_file = s.at;
+        self.positions.private_key_file = s.at;
         let private_key_file = match s.take(&self.sink, "private_key_file", "\"/etc/qvpn/qvpn0.key\"") {
             Some(entry) => {
-                self.marks.private_key_file = entry.at;
+                self.positions.private_key_file = entry.at;
                 self.file_name(&entry)
             }
             None => name.as_ref().map(|n| self.beside(&format!("{n}.key"))),
@@ -44,18 +46,19 @@ impl<'t> Reader<'t> {
             Some(entry) => entry.number(&mut self.sink, 1, MAX_LANES).and_then(|n| u8::try_from(n).ok()),
             None => Some(1),
         };
-        self.marks.listen_port = s.at;
+        self.positions.listen_port = s.at;
         let listen_port = match s.take(&self.sink, "listen_port", "51820") {
             Some(entry) => {
-                self.marks.listen_port = entry.at;
+                self.positions.listen_port = entry.at;
                 self.listen_port(&entry, lanes.unwrap_or(1))
             }
             None => Some(51820),
         };
         let address = self.addresses(&mut s);
         let mtu = self.mtu(&mut s);
-        let suite = self.word(&mut s, "suite", "\"chacha20poly1305\"", Suite::WORDS, Suite::from_word);
-        let rekey_interval = self.duration(&mut s, "rekey_interval", "\"60s\"", REKEY_MIN, REKEY_MAX);
+        let suite = self.word(&mut s, "suite", "\"chacha20poly1305\"", SUITE_WORDS, suite_from_word);
+        let rekey_interval =
+            self.duration(&mut s, "rekey_interval", "\"60s\"", MIN_REKEY_INTERVAL, MAX_REKEY_INTERVAL);
         let table = self.table(&mut s);
         let fwmark = match s.take(&self.sink, "fwmark", "0") {
             Some(entry) => entry.number(&mut self.sink, 0, u32::MAX),
@@ -63,37 +66,41 @@ impl<'t> Reader<'t> {
         };
         let dscp = self.dscp(&mut s);
         let on_stop = self.word(&mut s, "on_stop", "\"block\"", OnStop::WORDS, OnStop::from_word);
-        let metrics_listen = s.take(&self.sink, "metrics_listen", "\"127.0.0.1:9790\"").map(|entry| {
-            self.marks.metrics_listen = entry.at;
-            self.parsed(&entry, |text| match text.parse::<SocketAddr>() {
-                Ok(at) if at.port() > 0 => Ok(at),
-                _ => Err((
-                    format!("\"{}\" is not an address and a port", values::shown(text)),
-                    "write for example `metrics_listen = \"127.0.0.1:9790\"`".to_owned(),
-                )),
-            })
-        });
+        let metrics_listen = self.metrics_listen(&mut s);
         let log_level = self.word(&mut s, "log_level", "\"info\"", LogLevel::WORDS, LogLevel::from_word);
-        s.finish(&mut self.sink, &ELSEWHERE);
+        s.finish(&mut self.sink, &HOME_SECTIONS);
         Some(Interface {
             name: name?,
             private_key_file: private_key_file?,
             listen_port: listen_port?,
             address: address?,
             mtu: mtu?,
-            suite: suite?.unwrap_or(Suite::Chacha20Poly1305),
+            suite: suite?.unwrap_or(Suite::ChaCha20Poly1305),
             rekey_interval: rekey_interval?.unwrap_or(Duration::from_secs(60)),
             lanes: lanes?,
             table: table?,
             fwmark: fwmark?,
             dscp: dscp?,
             on_stop: on_stop?.unwrap_or(OnStop::Block),
-            metrics_listen: match metrics_listen {
-                Some(at) => Some(at?),
-                None => None,
-            },
+            metrics_listen: metrics_listen?,
             log_level: log_level?.unwrap_or(LogLevel::Info),
         })
+    }
+
+    /// `None`: wrong; `Some(None)`: absent.
+    fn metrics_listen(&mut self, s: &mut Section<'t>) -> Option<Option<SocketAddr>> {
+        let Some(entry) = s.take(&self.sink, "metrics_listen", "\"127.0.0.1:9790\"") else {
+            return Some(None);
+        };
+        self.positions.metrics_listen = entry.at;
+        let parse = |text: &str| match text.parse::<SocketAddr>() {
+            Ok(at) if at.port() > 0 => Ok(at),
+            _ => Err((
+                format!("\"{}\" is not an address and a port", shown(text)),
+                "write for example `metrics_listen = \"127.0.0.1:9790\"`".to_owned(),
+            )),
+        };
+        self.parsed(&entry, parse).map(Some)
     }
 
     fn listen_port(&mut self, entry: &Entry<'t>, lanes: u8) -> Option<u16> {
@@ -115,11 +122,16 @@ impl<'t> Reader<'t> {
         for (at, text) in entry.strings(&mut self.sink)? {
             match values::address(text) {
                 Ok(net) if net.addr().is_unspecified() || net.addr().is_multicast() => {
-                    let what = format!("{} is not the address of one machine", net.addr());
-                    self.sink.add(at, what, "write this gateway's own address, for example \"10.77.0.1/30\"");
+                    let what = format!("{} is not the address of one host", net.addr());
+                    self.sink.add(
+                        at,
+                        what,
+                        "write this gateway's own address, for example \
+                     \"10.77.0.1/30\"",
+                    );
                 }
                 Ok(net) if addresses.contains(&net) => {
-                    self.sink.add(at, format!("{net} stands here twice"), "take one of them out");
+                    self.sink.add(at, format!("{net} is here twice"), "remove one of them");
                 }
                 Ok(net) => addresses.push(net),
                 Err((what, fix)) => self.sink.add(at, what, fix),

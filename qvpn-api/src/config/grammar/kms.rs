@@ -4,14 +4,16 @@ use std::path::{Path, PathBuf};
 
 use toml::de::DeTable;
 
-use super::super::error::Position;
-use super::super::model::{ClientKey, Kme, KmeAccess, KmeApi, KmeMarks, KmeServer, Kms};
-use super::super::reader::Section;
-use super::super::token;
-use super::super::values;
-use super::{ELSEWHERE, KmsFacts, Reader};
+use super::context::{HOME_SECTIONS, KmsFacts, Reader};
+use crate::config::error::Position;
+use crate::config::fault::shown;
+use crate::config::model::{ClientKey, Kme, KmeAccess, KmeApi, KmeServer, Kms};
+use crate::config::positions::KmePositions;
+use crate::config::reader::Section;
+use crate::config::token;
+use crate::config::values;
 
-/// Most QKD keys held ahead for a peer: what one offer of the protocol holds.
+/// The most QKD keys held ahead for a peer: one offer of the protocol has room for them.
 const MAX_STOCK: u32 = 100;
 
 impl<'t> Reader<'t> {
@@ -30,7 +32,8 @@ impl<'t> Reader<'t> {
             self.sink.missing(
                 s.at,
                 "[kms] names no KME",
-                "write a section `[[kms.kme]]` with name, url, ca_file, cert_file and key_file, or take [kms] out",
+                "write a section `[[kms.kme]]` with name, url, ca_file, cert_file and key_file, or remove \
+                 [kms]",
             );
         }
         let read = tables.map(|tables| {
@@ -41,7 +44,7 @@ impl<'t> Reader<'t> {
             Some((names, kmes)) => (names.into_iter().collect(), kmes.into_iter().collect()),
             None => (None, None),
         };
-        s.finish(&mut self.sink, &ELSEWHERE);
+        s.finish(&mut self.sink, &HOME_SECTIONS);
         let facts = KmsFacts { sae_id: sae_id.clone(), names };
         let kms = sae_id.zip(stock).zip(kmes).map(|((sae_id, stock), kmes)| Kms { sae_id, stock, kmes });
         (kms, facts)
@@ -54,7 +57,7 @@ impl<'t> Reader<'t> {
         our_sae_id: Option<&str>,
     ) -> (Option<String>, Option<Kme>) {
         let mut s = Section::new("[[kms.kme]]", at, self.text, table);
-        let mut marks = KmeMarks { url: at, ca_file: at, cert_file: at, key_file: at, keys_file: at };
+        let mut positions = KmePositions { url: at, ca_file: at, cert_file: at, key_file: at, keys_file: at };
         let name = s.need(&mut self.sink, "name", "\"kme-a1\"").and_then(|entry| {
             let name = self.parsed(&entry, |t| values::name(t, "kme-a1"))?;
             s.title = format!("[[kms.kme]] \"{name}\"");
@@ -68,20 +71,24 @@ impl<'t> Reader<'t> {
         };
         let access = match api.map(|api| api.unwrap_or(KmeApi::Etsi014)) {
             Some(KmeApi::Etsi014) => {
-                self.kme_server(&mut s, name.as_deref(), &mut marks).map(KmeAccess::Etsi014)
+                self.kme_server(&mut s, name.as_deref(), &mut positions).map(KmeAccess::Etsi014)
             }
-            Some(KmeApi::Skip) => self.kme_server(&mut s, name.as_deref(), &mut marks).map(KmeAccess::Skip),
-            Some(KmeApi::File) => self.keys_file(&mut s, name.as_deref(), &mut marks).map(KmeAccess::File),
+            Some(KmeApi::Skip) => {
+                self.kme_server(&mut s, name.as_deref(), &mut positions).map(KmeAccess::Skip)
+            }
+            Some(KmeApi::File) => {
+                self.keys_file(&mut s, name.as_deref(), &mut positions).map(KmeAccess::File)
+            }
             None => {
-                // Which keys it may have is not known, so none is called unknown.
+                // Its kind is unknown, so any of these keys may be right.
                 for key in KEYS_OF_SERVER.into_iter().chain(["keys_file"]) {
                     let _ = s.take(&self.sink, key, "");
                 }
                 None
             }
         };
-        s.finish(&mut self.sink, &ELSEWHERE);
-        self.marks.kmes.push(marks);
+        s.finish(&mut self.sink, &HOME_SECTIONS);
+        self.positions.kmes.push(positions);
         let kme = name.clone().zip(sae_id).zip(access);
         (name, kme.map(|((name, sae_id), access)| Kme { name, sae_id, access }))
     }
@@ -90,13 +97,13 @@ impl<'t> Reader<'t> {
         &mut self,
         s: &mut Section<'t>,
         name: Option<&str>,
-        marks: &mut KmeMarks,
+        positions: &mut KmePositions,
     ) -> Option<KmeServer> {
         if let Some(entry) = s.take(&self.sink, "keys_file", "") {
             entry.wrong(
                 &mut self.sink,
                 "`keys_file` is for `api = \"file\"`",
-                "write that, or take the line out; the key of our certificate is `key_file`",
+                "write that, or remove the line; the key of our certificate is `key_file`",
             );
         }
         let server_name = s.take(&self.sink, "server_name", "\"kme-a1\"").map(|entry| {
@@ -104,14 +111,14 @@ impl<'t> Reader<'t> {
                 match text.parse::<std::net::IpAddr>().is_ok() || values::is_host_name(text) {
                     true => Ok(text.to_owned()),
                     false => Err((
-                        format!("\"{}\" can't be the name in a certificate", values::shown(text)),
+                        format!("\"{}\" can't be the name in a certificate", shown(text)),
                         "write a host name or an address, without scheme and port".to_owned(),
                     )),
                 }
             })
         });
         let url = s.need(&mut self.sink, "url", "\"https://kme-a1.site-a.example:8443\"").and_then(|entry| {
-            marks.url = entry.at;
+            positions.url = entry.at;
             let (url, ip) = self.parsed(&entry, values::kme_url)?;
             if let (Some(name), Some(ip)) = (name, ip) {
                 self.facts.kme_ips.push((name.to_owned(), ip, entry.at));
@@ -123,15 +130,15 @@ impl<'t> Reader<'t> {
             *mark = entry.at;
             self.file_name(&entry)
         };
-        let ca_file = path("ca_file", "\"/etc/qvpn/kms/ca.pem\"", &mut marks.ca_file);
-        let cert_file = path("cert_file", "\"/etc/qvpn/kms/site-a.pem\"", &mut marks.cert_file);
+        let ca_file = path("ca_file", "\"/etc/qvpn/kms/ca.pem\"", &mut positions.ca_file);
+        let cert_file = path("cert_file", "\"/etc/qvpn/kms/site-a.pem\"", &mut positions.cert_file);
         let key = s.need(&mut self.sink, "key_file", "\"/etc/qvpn/kms/site-a.key\"").and_then(|entry| {
-            marks.key_file = entry.at;
+            positions.key_file = entry.at;
             if !token::is_token(entry.value.as_str().unwrap_or_default()) {
                 return self.file_name(&entry).map(ClientKey::File);
             }
-            let folder = self.path.parent().unwrap_or(Path::new(""));
-            self.parsed(&entry, |text| token::token_key(text, folder))
+            let directory = self.path.parent().unwrap_or(Path::new(""));
+            self.parsed(&entry, |text| token::token_key(text, directory))
                 .map(|key| ClientKey::Token(Box::new(key)))
         });
         Some(KmeServer {
@@ -151,19 +158,19 @@ impl<'t> Reader<'t> {
         &mut self,
         s: &mut Section<'t>,
         name: Option<&str>,
-        marks: &mut KmeMarks,
+        positions: &mut KmePositions,
     ) -> Option<PathBuf> {
         for key in KEYS_OF_SERVER {
             if let Some(entry) = s.take(&self.sink, key, "") {
                 entry.wrong(
                     &mut self.sink,
                     format!("a file of keys has no `{key}`"),
-                    "take the line out, or write another `api`",
+                    "remove the line, or write another `api`",
                 );
             }
         }
         let entry = s.need(&mut self.sink, "keys_file", "\"/srv/qvpn/site-b.keys\"")?;
-        marks.keys_file = entry.at;
+        positions.keys_file = entry.at;
         let path = self.file_name(&entry)?;
         if let Some(name) = name {
             self.facts.key_files.push((name.to_owned(), path.clone(), entry.at));
@@ -172,5 +179,5 @@ impl<'t> Reader<'t> {
     }
 }
 
-/// What only a KME that is a server has.
+/// The keys that only a KME server has.
 const KEYS_OF_SERVER: [&str; 5] = ["url", "server_name", "ca_file", "cert_file", "key_file"];

@@ -2,14 +2,19 @@
 
 use std::time::Duration;
 
+use ipnet::IpNet;
+use qvpn_identity::{IdentityError, PublicIdentity};
 use toml::de::DeTable;
 
-use super::super::error::Position;
-use super::super::model::{Peer, PeerMarks, QkdPolicy, Role, Suite};
-use super::super::reader::{Section, alternatives, nearest};
-use super::super::rules::PeerFacts;
-use super::super::values;
-use super::{Defaults, ELSEWHERE, KmsFacts, REKEY_MAX, REKEY_MIN, Reader, split_advice};
+use super::context::{Defaults, HOME_SECTIONS, KmsFacts, MAX_REKEY_INTERVAL, MIN_REKEY_INTERVAL, Reader};
+use crate::config::error::Position;
+use crate::config::fault::{shown, split_advice};
+use crate::config::model::{Peer, QkdPolicy, Role};
+use crate::config::positions::PeerPositions;
+use crate::config::reader::{Section, alternatives, nearest};
+use crate::config::rules::PeerFacts;
+use crate::config::suite::{SUITE_WORDS, suite_from_word};
+use crate::config::values;
 
 const KEEPALIVE_MIN: Duration = Duration::from_secs(1);
 const KEEPALIVE_MAX: Duration = Duration::from_secs(65_535);
@@ -24,7 +29,7 @@ impl<'t> Reader<'t> {
         defaults: &Defaults,
     ) -> Option<Peer> {
         let mut s = Section::new("[[peer]]", at, self.text, table);
-        let mut marks = PeerMarks { public_key: at, endpoint: at, preshared_key_file: at };
+        let mut positions = PeerPositions { public_key: at, endpoint: at, preshared_key_file: at };
         let mut facts = PeerFacts { at, ..PeerFacts::default() };
         let name = s.need(&mut self.sink, "name", "\"site-b\"").and_then(|entry| {
             let name = self.parsed(&entry, |t| values::name(t, "site-b"))?;
@@ -32,32 +37,14 @@ impl<'t> Reader<'t> {
             facts.name = Some((name.clone(), entry.at));
             Some(name)
         });
-        let public_key = s.need(&mut self.sink, "public_key", "\"qvpn1-…\"").and_then(|entry| {
-            marks.public_key = entry.at;
-            let key = self.parsed(&entry, |text| {
-                text.parse().map_err(|e: qvpn_identity::IdentityError| {
-                    split_advice(&e.to_string(), "write the line that `qvpn-ctl pubkey` prints at the peer")
-                })
-            })?;
-            facts.public_key = Some((key, entry.at));
-            Some(key)
-        });
+        let public_key = self.public_key(&mut s, &mut facts, &mut positions);
         let endpoint = s.take(&self.sink, "endpoint", "\"203.0.113.9:51820\"").map(|entry| {
-            marks.endpoint = entry.at;
+            positions.endpoint = entry.at;
             let endpoint = self.parsed(&entry, |t| values::endpoint(t, defaults.lanes))?;
             facts.endpoint = endpoint.ip().map(|ip| (ip, entry.at));
             Some(endpoint)
         });
-        let allowed_ips = s.need(&mut self.sink, "allowed_ips", "[\"10.20.0.0/16\"]").and_then(|entry| {
-            for (at, text) in entry.strings(&mut self.sink)? {
-                self.facts.readable_prefixes.extend(values::address(text).map(|net| net.trunc()));
-                match values::prefix(text) {
-                    Ok(prefix) => facts.allowed_ips.push((prefix, at)),
-                    Err((what, fix)) => self.sink.add(at, what, fix),
-                }
-            }
-            Some(facts.allowed_ips.iter().map(|(p, _)| *p).collect::<Vec<_>>())
-        });
+        let allowed_ips = self.allowed_ips(&mut s, &mut facts);
         let qkd_at = self.value_at(table, "qkd", at);
         let qkd = self.word(&mut s, "qkd", "\"required\"", QkdPolicy::WORDS, QkdPolicy::from_word);
         let qkd_written = table.contains_key("qkd");
@@ -79,15 +66,16 @@ impl<'t> Reader<'t> {
         facts.kmes = kmes.clone().unwrap_or_default();
         let role = self.word(&mut s, "role", "\"auto\"", Role::WORDS, Role::from_word);
         let psk = s.take(&self.sink, "preshared_key_file", "\"/etc/qvpn/site-b.psk\"").map(|entry| {
-            marks.preshared_key_file = entry.at;
+            positions.preshared_key_file = entry.at;
             self.file_name(&entry)
         });
         let keepalive =
             self.duration(&mut s, "persistent_keepalive", "\"25s\"", KEEPALIVE_MIN, KEEPALIVE_MAX);
-        let suite = self.word(&mut s, "suite", "\"chacha20poly1305\"", Suite::WORDS, Suite::from_word);
-        let rekey = self.duration(&mut s, "rekey_interval", "\"60s\"", REKEY_MIN, REKEY_MAX);
-        s.finish(&mut self.sink, &ELSEWHERE);
-        self.marks.peers.push(marks);
+        let suite = self.word(&mut s, "suite", "\"chacha20poly1305\"", SUITE_WORDS, suite_from_word);
+        let rekey =
+            self.duration(&mut s, "rekey_interval", "\"60s\"", MIN_REKEY_INTERVAL, MAX_REKEY_INTERVAL);
+        s.finish(&mut self.sink, &HOME_SECTIONS);
+        self.positions.peers.push(positions);
         self.facts.peers.push(facts);
         Some(Peer {
             name: name?,
@@ -109,6 +97,35 @@ impl<'t> Reader<'t> {
             suite: suite?.unwrap_or(defaults.suite),
             rekey_interval: rekey?.unwrap_or(defaults.rekey_interval),
         })
+    }
+
+    fn public_key(
+        &mut self,
+        s: &mut Section<'t>,
+        facts: &mut PeerFacts,
+        positions: &mut PeerPositions,
+    ) -> Option<PublicIdentity> {
+        let entry = s.need(&mut self.sink, "public_key", "\"qvpn1-…\"")?;
+        positions.public_key = entry.at;
+        let key = self.parsed(&entry, |text| {
+            text.parse().map_err(|e: IdentityError| {
+                split_advice(&e.to_string(), "write the line that `qvpn-ctl pubkey` prints at the peer")
+            })
+        })?;
+        facts.public_key = Some((key, entry.at));
+        Some(key)
+    }
+
+    fn allowed_ips(&mut self, s: &mut Section<'t>, facts: &mut PeerFacts) -> Option<Vec<IpNet>> {
+        let entry = s.need(&mut self.sink, "allowed_ips", "[\"10.20.0.0/16\"]")?;
+        for (at, text) in entry.strings(&mut self.sink)? {
+            self.facts.readable_prefixes.extend(values::address(text).map(|net| net.trunc()));
+            match values::prefix(text) {
+                Ok(prefix) => facts.allowed_ips.push((prefix, at)),
+                Err((what, fix)) => self.sink.add(at, what, fix),
+            }
+        }
+        Some(facts.allowed_ips.iter().map(|(p, _)| *p).collect())
     }
 
     fn peer_sae_id(
@@ -145,15 +162,15 @@ impl<'t> Reader<'t> {
     ) -> Option<Vec<String>> {
         let names = kms.and_then(|k| k.names.as_ref());
         let Some(entry) = s.take(&self.sink, "kmes", "[\"kme-a1\"]") else {
-            // A section [kms] that can't be read has its own error.
+            // An unreadable section [kms] has its own error.
             return Some(if wants_qkd { names.cloned().unwrap_or_default() } else { Vec::new() });
         };
         let mut kmes: Vec<String> = Vec::new();
         for (at, name) in entry.strings(&mut self.sink)? {
             if kmes.iter().any(|k| k == name) {
-                self.sink.add(at, format!("KME \"{name}\" stands here twice"), "take one of them out");
+                self.sink.add(at, format!("KME \"{name}\" is here twice"), "remove one of them");
             } else if let Some(names) = names.filter(|names| !names.iter().any(|n| n == name)) {
-                let what = format!("there is no KME \"{}\" in [kms]", values::shown(name));
+                let what = format!("there is no KME \"{}\" in [kms]", shown(name));
                 let known: Vec<&str> = names.iter().map(String::as_str).collect();
                 let fix = match nearest(name, &known) {
                     Some(near) => format!("did you mean \"{near}\"?"),
@@ -164,13 +181,8 @@ impl<'t> Reader<'t> {
                 };
                 self.sink.add(at, what, fix);
             } else if !has_kms {
-                let what =
-                    format!("there is no KME \"{}\", since there is no section [kms]", values::shown(name));
-                self.sink.missing(
-                    at,
-                    what,
-                    "write a section [kms] with this site's KMEs, or take `kmes` out",
-                );
+                let what = format!("there is no KME \"{}\", since there is no section [kms]", shown(name));
+                self.sink.missing(at, what, "write a section [kms] with this site's KMEs, or remove `kmes`");
             } else {
                 kmes.push(name.to_owned());
             }
@@ -178,8 +190,8 @@ impl<'t> Reader<'t> {
         if kmes.is_empty() && wants_qkd && entry.value.as_array().is_some_and(|a| a.is_empty()) {
             entry.wrong(
                 &mut self.sink,
-                "`kmes` is empty, so no QKD key could come",
-                "name a KME, take the line out for all of them, or write `qkd = \"off\"`",
+                "`kmes` is empty, so the peer could get no QKD key",
+                "name a KME, remove the line to use all of them, or write `qkd = \"off\"`",
             );
         }
         Some(if wants_qkd { kmes } else { Vec::new() })

@@ -16,7 +16,7 @@ use crate::output;
 
 /// Writes the man pages of qvpn-ctl and qvpn.toml(5) into `dir`. `qvpn-daemon man` and `kme-sim man` write the others.
 pub(crate) fn man(dir: &Path) -> Result<(), CtlError> {
-    let failed = |source| CtlError::Folder { dir: dir.to_owned(), source };
+    let failed = |source| CtlError::Directory { dir: dir.to_owned(), source };
     fs::create_dir_all(dir).map_err(failed)?;
     for command in with_subcommands(Cli::command()) {
         let source = concat!("qvpn ", env!("CARGO_PKG_VERSION"));
@@ -25,7 +25,7 @@ pub(crate) fn man(dir: &Path) -> Result<(), CtlError> {
     fs::write(dir.join("qvpn.toml.5"), config_page().map_err(failed)?).map_err(failed)
 }
 
-/// A command and all below it that are shown, each named as it is typed.
+/// A command and its visible subcommands, each with its full name.
 fn with_subcommands(command: Command) -> Vec<Command> {
     let mut command = command.disable_help_subcommand(true);
     command.build();
@@ -36,14 +36,18 @@ fn with_subcommands(command: Command) -> Vec<Command> {
     all
 }
 
-/// qvpn.toml(5), from the same table that the grammar is tested against.
+/// qvpn.toml(5), from the table that is tested against the grammar.
 fn config_page() -> io::Result<Vec<u8>> {
     let mut roff = Roff::new();
     roff.control("TH", ["qvpn.toml", "5", "", concat!("qvpn ", env!("CARGO_PKG_VERSION")), "qvpn"]);
     roff.control("SH", ["NAME"]);
     roff.text([roman("qvpn.toml - the config of a qvpn interface, /etc/qvpn/IFACE.toml")]);
     roff.control("SH", ["DESCRIPTION"]);
-    roff.text([roman("TOML. One file describes one interface and is run by one daemon, qvpn-daemon(8). Relative paths start from the file's folder. Unknown keys are refused; `qvpn-ctl check FILE` names all errors at once, each with its line, its column and what to write instead.")]);
+    roff.text([roman(
+        "The file is TOML. It describes one interface, which one qvpn-daemon(8) runs. \
+     Relative paths start from the file's directory. Unknown keys are refused; `qvpn-ctl check FILE` \
+     prints all errors at once, each with its line, its column and what to write instead.",
+    )]);
     for section in REFERENCE {
         roff.control("SH", [section.title]);
         roff.text([roman(section.about)]);
@@ -69,15 +73,16 @@ fn config_page() -> io::Result<Vec<u8>> {
     Ok(page)
 }
 
-/// zsh runs a script of its `fpath` at the first tab in place of what it defines; without this that tab does nothing.
-const ZSH_AT_ONCE: &str =
+/// At the first tab, zsh runs the script in its `fpath` instead of the function that it defines; this calls
+/// the function.
+const ZSH_FIRST_TAB: &str =
     "if [[ ${funcstack[1]} == _qvpn-ctl ]]; then _clap_dynamic_completer_qvpn_ctl; fi\n";
 
-/// Prints the script that makes a shell ask this program what could follow.
+/// Prints the script that makes a shell ask this program for completions.
 pub(crate) fn completions(shell: Shell) -> Result<(), CtlError> {
     let (shell, more): (&dyn EnvCompleter, &str) = match shell {
         Shell::Bash => (&Bash, ""),
-        Shell::Zsh => (&Zsh, ZSH_AT_ONCE),
+        Shell::Zsh => (&Zsh, ZSH_FIRST_TAB),
         Shell::Fish => (&Fish, ""),
     };
     let mut script = Vec::new();

@@ -1,15 +1,15 @@
-//! What two interfaces of one host must not share. A neighbour with errors of its own is not our concern: its own check
-//! says what is wrong with it.
+//! What two interfaces of one host must not share. A config with errors of its own is skipped here, since
+//! its own check reports them.
 
 use std::path::Path;
 
-use super::Config;
 use super::error::{ConfigErrors, Sink};
+use super::model::Config;
 
 impl Config {
     /// The other configs in this config's folder (`*.toml`) that can be read, in the order of their names.
     #[must_use]
-    pub fn neighbours(&self) -> Vec<Self> {
+    pub fn other_interfaces(&self) -> Vec<Self> {
         let folder = match self.path.parent() {
             Some(folder) if !folder.as_os_str().is_empty() => folder,
             _ => Path::new("."),
@@ -28,24 +28,24 @@ impl Config {
     ///
     /// # Errors
     /// All that is shared.
-    pub fn check_neighbours(&self, others: &[Self]) -> Result<(), ConfigErrors> {
+    pub fn check_other_interfaces(&self, others: &[Self]) -> Result<(), ConfigErrors> {
         let mut sink = Sink::new(&self.path, "");
         for other in others {
             let (name, path) = (&other.interface.name, other.path.display());
             if *name == self.interface.name {
                 let what = format!("the interface {name} is described by {path} too");
-                sink.add(self.marks.name, what, "give one of them another `name`, or remove one file");
+                sink.add(self.positions.name, what, "give one of them another `name`, or remove one file");
             }
             let metrics = self.interface.metrics_listen;
             if let Some(at) = metrics.filter(|_| metrics == other.interface.metrics_listen) {
                 let what = format!("metrics_listen {at} is {name}'s already ({path})");
-                sink.add(self.marks.metrics_listen, what, "write another port");
+                sink.add(self.positions.metrics_listen, what, "write another port");
             }
             let (ours, theirs) = (ports(self), ports(other));
             if ours.0 <= theirs.1 && theirs.0 <= ours.1 {
                 let verb = if ours.0 == ours.1 { "overlaps" } else { "overlap" };
                 let what = format!("{} {verb} {} of {name} ({path})", ports_text(ours), ports_text(theirs));
-                sink.add(self.marks.listen_port, what, self.free_port(others));
+                sink.add(self.positions.listen_port, what, self.free_port(others));
             }
         }
         sink.finish()

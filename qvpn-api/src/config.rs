@@ -1,0 +1,32 @@
+//! The config file `/etc/qvpn/<iface>.toml`: its grammar, read into types that can't hold a wrong value,
+//! with all errors of a file at once. Parsing touches no file; [`Config::check_files`] and
+//! [`Config::check_other_interfaces`] check what depends on the machine.
+
+mod edit;
+mod error;
+mod fault;
+mod files;
+mod grammar;
+mod load;
+mod model;
+mod other_interfaces;
+mod positions;
+mod reader;
+mod reference;
+mod rules;
+pub(crate) mod suite;
+mod token;
+mod values;
+
+pub use edit::{EditError, PeerEdit, edit_peer};
+pub use error::{ConfigError, ConfigErrors, Position};
+pub use files::{MAX_SIZE, NamedFile};
+pub use ipnet::IpNet;
+pub use load::PartialConfig;
+pub use model::{
+    ClientKey, Config, Dscp, Endpoint, Interface, Kme, KmeAccess, KmeApi, KmeServer, Kms, LogLevel, Mtu,
+    OnStop, Peer, QkdPolicy, Role, Table,
+};
+pub use qvpn_types::Suite;
+pub use reference::{KeyHelp, REFERENCE, SectionHelp};
+pub use token::TokenKey;

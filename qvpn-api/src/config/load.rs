@@ -1,0 +1,46 @@
+//! Reads a config file: the whole of it, or what a refused one still says.
+
+use std::path::Path;
+
+use ipnet::IpNet;
+
+use super::error::ConfigErrors;
+use super::model::{Config, Interface};
+use super::{files, grammar};
+
+/// The readable part of a refused config: enough to keep its traffic from leaving in clear.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PartialConfig {
+    /// The interface, if there is nothing wrong with its section.
+    pub interface: Option<Interface>,
+    /// Every allowed IP that can be read, without host bits. A prefix can be there twice.
+    pub allowed_ips: Vec<IpNet>,
+}
+
+impl Config {
+    /// Reads a config from `text`. `path` names it in errors and gives the interface its default name;
+    /// relative paths in the config start from its directory.
+    ///
+    /// # Errors
+    /// All errors of the file, in its order.
+    pub fn parse(path: &Path, text: &str) -> Result<Self, ConfigErrors> {
+        grammar::parse(path, text)
+    }
+
+    /// Reads the config file at `path`. A relative `path` starts from the working directory.
+    ///
+    /// # Errors
+    /// If it can't be read, is larger than [`MAX_SIZE`] or isn't UTF-8, else as [`parse`](Self::parse).
+    pub fn load(path: &Path) -> Result<Self, ConfigErrors> {
+        Self::parse(path, &files::read_config(path)?)
+    }
+
+    /// Reads what is readable of a refused config, so that a typing error in it doesn't open what the
+    /// config should block. Only the fail-closed block uses it.
+    #[must_use]
+    pub fn load_partial(path: &Path) -> PartialConfig {
+        let text = files::read_config(path).unwrap_or_default();
+        let (interface, allowed_ips) = grammar::parse_partial(path, &text);
+        PartialConfig { interface, allowed_ips }
+    }
+}

@@ -1,0 +1,29 @@
+//! The places of values that are checked again after parsing.
+
+use super::error::Position;
+
+#[derive(Debug, Clone, Default)]
+pub(super) struct ValuePositions {
+    pub(super) name: Position,
+    pub(super) private_key_file: Position,
+    pub(super) listen_port: Position,
+    pub(super) metrics_listen: Position,
+    pub(super) kmes: Vec<KmePositions>,
+    pub(super) peers: Vec<PeerPositions>,
+}
+
+#[derive(Debug, Clone, Default)]
+pub(super) struct KmePositions {
+    pub(super) url: Position,
+    pub(super) ca_file: Position,
+    pub(super) cert_file: Position,
+    pub(super) key_file: Position,
+    pub(super) keys_file: Position,
+}
+
+#[derive(Debug, Clone, Default)]
+pub(super) struct PeerPositions {
+    pub(super) public_key: Position,
+    pub(super) endpoint: Position,
+    pub(super) preshared_key_file: Position,
+}
