@@ -1,5 +1,5 @@
-//! The AEADs that the data path could use, sealing and opening in place: what docs/decisions/0006 rests on. Each
-//! implementation gets the same packets; opening includes a copy of the sealed packet, which the opening before has changed.
+//! AEAD implementations for the data path, sealing and opening in place: the numbers of docs/decisions/0006. Each
+//! implementation gets the same packets; opening includes a copy of the sealed packet, since opening changes it.
 
 use aes_gcm::Aes256Gcm;
 use aes_gcm::aead::inout::InOutBuf;
@@ -14,7 +14,7 @@ const SIZES: [usize; 3] = [64, 576, 1420];
 const TAG: usize = 16;
 const KEY: [u8; 32] = [7; 32];
 
-/// A key at work: seals the bytes before the tag, and opens the whole.
+/// A key in use: seals the bytes before the tag, and opens the whole.
 trait Aead {
     fn seal(&self, nonce: [u8; 12], packet: &mut [u8]);
     fn open(&self, nonce: [u8; 12], packet: &mut [u8]);

@@ -36,7 +36,7 @@ fn sessions(c: &mut Criterion) {
             group.throughput(bytes(size));
             let mut buffer = vec![1; Session::sealed(size)];
             group.bench_function(format!("seal {size}"), |b| b.iter(|| assert!(session.seal(&mut buffer))));
-            // Each datagram opens once: batches are sealed ahead, outside of what is measured, and opened in their order.
+            // Each datagram opens once: batches are sealed ahead, outside the measurement, and opened in order.
             let Some(mut session) = Session::new(suite) else { continue };
             group.bench_function(format!("open {size}"), |b| {
                 b.iter_custom(|count| {
@@ -79,7 +79,7 @@ fn table() -> AllowedIps {
 fn lookups(c: &mut Criterion) {
     let all = table();
     let mut group = c.benchmark_group("allowed IPs, 2,000 peers, 80,000 routes");
-    // Addresses far apart, so that each look-up is a new way through the table.
+    // Addresses far apart, so that each look-up takes another path through the table.
     let step = |n: u32| n.wrapping_mul(2_654_435_761);
     let mut n = 0u32;
     group.bench_function("IPv4", |b| {

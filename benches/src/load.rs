@@ -3,12 +3,12 @@
 /// Bytes of an IPv4 and a UDP header: a size below is that of the whole inner IP packet.
 const HEADERS: usize = 28;
 
-/// What is sent.
+/// The sizes of packets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mix {
     /// All packets of one size.
     Only(usize),
-    /// 28 packets of 64 bytes, 16 of 570 and 4 of 1518, evenly interleaved; what is above the MTU is cut to it.
+    /// 28 packets of 64 bytes, 16 of 570 and 4 of 1518, evenly interleaved; sizes above the MTU are reduced to it.
     Imix,
 }
 
@@ -26,7 +26,7 @@ impl Mix {
                     for (debt, (_, share)) in debts.iter_mut().zip(parts) {
                         *debt += i64::try_from(share).unwrap_or(0);
                     }
-                    // The one that is most behind its share.
+                    // The size that is furthest below its share.
                     let most = (0..3).max_by_key(|i| debts[*i]).unwrap_or(0);
                     debts[most] -= 48;
                     payload(parts[most].0)
@@ -54,8 +54,8 @@ impl std::fmt::Display for Mix {
     }
 }
 
-/// How many datagrams are due. A sender that was held up doesn't catch up by a burst: what it missed beyond a few ticks is
-/// never sent, and the step shows a lower load.
+/// Counts due datagrams. A stalled sender does not catch up with a burst: datagrams beyond a few ticks are never sent, and the
+/// step has a lower load.
 #[derive(Debug)]
 pub struct Pacer {
     /// Datagrams a second.
@@ -67,13 +67,13 @@ pub struct Pacer {
 }
 
 impl Pacer {
-    /// For a sender that looks every `tick` seconds.
+    /// For a sender that checks every `tick` seconds.
     #[must_use]
     pub fn new(rate: f64, tick: f64) -> Self {
         Self { rate, burst: (2.0 * rate * tick).max(16.0), due: 0.0, last: 0.0 }
     }
 
-    /// How many to send at `now`, seconds since the start; they count as sent.
+    /// The number to send at `now`, seconds since the start; they count as sent.
     pub fn due(&mut self, now: f64) -> usize {
         self.due = (self.due + (now - self.last) * self.rate).min(self.burst);
         self.last = now;

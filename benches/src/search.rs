@@ -1,32 +1,32 @@
-//! The highest load that a tunnel carries with next to no loss: the load is raised until a step fails, and then the gap
-//! between the highest that passed and the lowest that failed is halved until it is small.
+//! The highest load that a tunnel carries with almost no loss: the load is raised until a step fails, and then the gap
+//! between the highest success and the lowest failure is halved until it is small.
 
-/// The share of datagrams that may be lost.
+/// The tolerated share of lost datagrams.
 pub const LOSS: f64 = 0.001;
 
-/// The search ends when the lowest failure is no further above the highest success.
+/// The search ends when the lowest failure is at most this factor above the highest success.
 const FINE: f64 = 1.03;
 
-/// So often a load is tried before it counts as too much: on a machine that others share a bad moment is not the tunnel's.
+/// Tries of a load before it counts as too high, since a shared machine may stall.
 const TRIES: usize = 4;
 
-/// A sender that handed over less than this share of the load was held up itself.
+/// A sender that sent less than this share of the load was itself too slow.
 const FULL: f64 = 0.95;
 
-/// Growth of the load while nothing failed yet.
+/// Growth of the load until the first failure.
 const GROWTH: f64 = 1.4;
 
-/// Below this many datagrams a second nothing is looked for.
+/// The search does not go below this many datagrams a second.
 const FLOOR: f64 = 500.0;
 
-/// What one step saw, in datagrams.
+/// The result of one step, in datagrams.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Step {
-    /// Handed to the kernel.
+    /// Sent.
     pub sent: u64,
     /// Arrived.
     pub received: u64,
-    /// How long the sender was at it.
+    /// Time of the sender.
     pub seconds: f64,
 }
 
@@ -42,24 +42,24 @@ impl Step {
     }
 }
 
-/// What the search found.
+/// The result of the search.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Found {
     /// Datagrams a second with a loss of at most [`LOSS`]; 0 if none was found.
     pub rate: f64,
-    /// The sender never reached the next load: the tunnel may carry more.
+    /// The sender never reached the next load, so the tunnel may carry more.
     pub sender_bound: bool,
 }
 
-/// A load that was too much.
+/// A load that was too high.
 #[derive(Debug, Clone, Copy, PartialEq)]
 struct TooMuch {
     load: f64,
-    /// For the sender, in each of the tries, and not for the tunnel.
+    /// Whether it was too high for the sender in each try, and not for the tunnel.
     for_sender: bool,
 }
 
-/// Looks for it, from `guess` on. A load passes if it passes once in four tries.
+/// Searches from `guess`. A load passes if one of four tries passes.
 ///
 /// # Errors
 /// Those of `step`.

@@ -1,6 +1,6 @@
 //! Minimum, median and maximum of a few rounds, and percentiles of many samples.
 
-/// What a few rounds gave.
+/// The summary of a few rounds.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Spread {
     /// The smallest.
@@ -27,7 +27,7 @@ impl Spread {
         Some(Self { min, median, max })
     }
 
-    /// Of `ours` divided by `theirs`, round by round: what came one after the other is compared.
+    /// Of `ours` divided by `theirs`, round by round, so that numbers of the same moment are compared.
     #[must_use]
     pub fn of_ratios(ours: &[f64], theirs: &[f64]) -> Option<Self> {
         let ratios: Vec<f64> = ours.iter().zip(theirs).map(|(a, b)| a / b).collect();
@@ -35,7 +35,7 @@ impl Spread {
     }
 }
 
-/// The sample that `share` (0 to 1) of all samples don't exceed; the list is sorted by this. `None` if it is empty.
+/// The sample that `share` (0 to 1) of all samples don't exceed; sorts the list. `None` if it is empty.
 #[must_use]
 pub fn percentile(samples: &mut [u64], share: f64) -> Option<u64> {
     samples.sort_unstable();

@@ -1,4 +1,4 @@
-//! Batches of datagrams by one system call, and the timer slack of a thread: what std has no form of.
+//! System calls without a safe form in std: batches of datagrams, and the timer slack of a thread.
 #![allow(unsafe_code)]
 
 use std::io;
@@ -11,7 +11,7 @@ fn checked(result: libc::c_int) -> io::Result<usize> {
     usize::try_from(result).map_err(|_| io::Error::last_os_error())
 }
 
-/// Sends up to [`BATCH`] datagrams on a connected socket; how many the kernel took.
+/// Sends up to [`BATCH`] datagrams on a connected socket; returns the number that the kernel accepted.
 ///
 /// # Errors
 /// What the kernel says of the first datagram.
@@ -30,7 +30,7 @@ pub fn send_batch(socket: BorrowedFd<'_>, datagrams: &[&[u8]]) -> io::Result<usi
     checked(unsafe { libc::sendmmsg(socket.as_raw_fd(), messages.as_mut_ptr(), count, 0) })
 }
 
-/// Takes up to [`BATCH`] datagrams off a socket without waiting; how many there were. Their bytes are not kept.
+/// Receives up to [`BATCH`] datagrams without waiting; returns their number and drops their bytes.
 ///
 /// # Errors
 /// What the kernel says; `WouldBlock` if there is none.
@@ -57,13 +57,13 @@ pub fn discard_batch(socket: BorrowedFd<'_>) -> io::Result<usize> {
     })
 }
 
-/// Lets this thread sleep to the microsecond: by default the kernel may wake it 50 µs late.
+/// Sets the timer slack of this thread to the minimum: by default the kernel may wake it 50 µs late.
 pub fn sleep_precisely() {
     // SAFETY: the call takes numbers only, and a refusal leaves the default.
     unsafe { libc::prctl(libc::PR_SET_TIMERSLACK, 1) };
 }
 
-/// Puts this thread before all ordinary ones (the lowest real-time priority); whether the system lets us.
+/// Gives this thread the lowest real-time priority, above all ordinary ones; returns whether the system allows it.
 #[must_use]
 pub fn run_before_others() -> bool {
     let lowest = libc::sched_param { sched_priority: 1 };
@@ -71,7 +71,7 @@ pub fn run_before_others() -> bool {
     unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO, &raw const lowest) == 0 }
 }
 
-/// Makes a socket's receive buffer as large as asked, beyond the system's limit; only the machine's root may.
+/// Sets the size of a socket's receive buffer beyond the system's limit; only root of the machine may.
 ///
 /// # Errors
 /// What the kernel says.

@@ -1,4 +1,4 @@
-//! Inputs made from others without a fuzzer's guidance, for runs on stable.
+//! Mutations of inputs without a fuzzer's guidance, for runs on stable.
 
 #![allow(dead_code, reason = "the targets of cargo-fuzz need none of it")]
 
@@ -10,7 +10,7 @@ use rand_chacha::rand_core::Rng;
 
 use super::Body;
 
-/// Longest input that is made.
+/// The longest input.
 const LONGEST: usize = 6000;
 
 /// Prints the input when a body panics.
@@ -46,7 +46,7 @@ fn below(rng: &mut ChaCha20Rng, n: usize) -> usize {
     usize::try_from(rng.next_u32()).unwrap_or_default() % n.max(1)
 }
 
-/// A seed, or two, with a few bytes changed, put in, taken out or repeated; now and then nothing but random bytes.
+/// One or two seeds with a few bytes changed, inserted, removed or repeated; sometimes only random bytes.
 #[must_use]
 pub fn change(seeds: &[Vec<u8>], rng: &mut ChaCha20Rng) -> Vec<u8> {
     let mut input = seeds[below(rng, seeds.len())].clone();
@@ -54,7 +54,7 @@ pub fn change(seeds: &[Vec<u8>], rng: &mut ChaCha20Rng) -> Vec<u8> {
         input.resize(below(rng, 300), 0);
         rng.fill_bytes(&mut input);
     }
-    // Mostly one or two changes: what is cut or moved often is refused at its first field.
+    // Mostly one or two changes: after many the first field is refused.
     for _ in 0..=below(rng, 6).min(below(rng, 6)).min(below(rng, 6)) {
         let at = below(rng, input.len() + 1);
         let [how, byte, ..] = rng.next_u32().to_le_bytes();
@@ -73,7 +73,7 @@ pub fn change(seeds: &[Vec<u8>], rng: &mut ChaCha20Rng) -> Vec<u8> {
                 let piece = input[at..end].to_vec();
                 input.splice(at..at, piece);
             }
-            // What is at the front and at the end counts and measures, so it is changed more often.
+            // Counts and lengths are at the front and at the end, so these change more often.
             5 if at < input.len() => input[at % 64] = byte,
             6 if at < input.len() => {
                 let back = at % input.len().min(16);

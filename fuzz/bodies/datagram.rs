@@ -1,6 +1,6 @@
-//! What anybody may send to a gateway's port: through the lane's filter and the demux into a real control session. A stranger
-//! knows our public key, so he makes mac1 right where he likes; and he has heard all that the two ends said, and repeats it,
-//! damaged or not. None of that is ever taken for the other end's, and no answer is longer than the question.
+//! Datagrams of an unauthenticated sender: through the lane's filter and the demux into a real control session. The sender
+//! knows our public key, so its mac1 may be valid; and it has recorded both sides' datagrams, and repeats them, damaged or not.
+//! None of them is ever treated as the peer's, and no reply is longer than the request.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -18,13 +18,13 @@ use rand_chacha::rand_core::SeedableRng;
 use super::input::Input;
 use super::peer::SITES;
 
-/// Most operations of a case.
+/// The most operations of a case.
 const MOST: usize = 40;
 /// The peers' numbers in each other's tables.
 const US: PeerNumber = PeerNumber(300);
 const THEM: PeerNumber = PeerNumber(7);
 
-/// A stranger's datagrams to us, among honest ones.
+/// An unauthenticated sender's datagrams, among honest ones.
 pub fn datagram(bytes: &[u8]) {
     packets_opened(bytes);
 }
@@ -40,7 +40,7 @@ struct End {
 }
 
 impl End {
-    /// As the daemon does it: what the lane's filter refuses is counted there, and the demux says whose the rest is.
+    /// As in the daemon: the lane's filter refuses some, and the demux finds the peer of the others.
     fn take(&mut self, datagram: &[u8], from: SocketAddr, other: &PublicIdentity) -> LinkOutput {
         if self.demux.limiter().admit(datagram, from, self.now, || true) != Admission::Admitted {
             return LinkOutput::default();
@@ -125,7 +125,7 @@ impl Case {
                 let length = usize::from(input.u8());
                 let body = input.bytes(length);
                 datagram.iter_mut().skip(4).zip(body).for_each(|(to, from)| *to = from);
-                // A burst brings the demux to ask for cookies.
+                // A burst makes the demux require cookies.
                 let times = if input.u8() % 16 == 1 { 130 } else { 1 };
                 (0..times).for_each(|_| self.strange(with_mac1(datagram.clone(), 0)));
             }

@@ -1,5 +1,5 @@
-//! The bodies of all fuzz targets, one function of bytes each. `cargo fuzz` runs them for hours on a nightly, and
-//! `tests/tests/fuzz.rs` on stable: each seed, and a few thousand cases made from them.
+//! The bodies of all fuzz targets, one function of bytes each. `cargo fuzz` runs them for hours on a nightly toolchain, and
+//! `tests/tests/fuzz.rs` on stable: each seed, and a few thousand mutations.
 
 pub mod change;
 pub mod datagram;
@@ -8,10 +8,10 @@ pub mod peer;
 mod text;
 mod wire;
 
-/// What a target does with an input.
+/// A target's function of an input.
 pub type Body = fn(&[u8]);
 
-/// A target's name, its body, and how many cases of it a short run makes.
+/// A target's name, its body, and the number of cases in a short run.
 pub type Target = (&'static str, Body, u32);
 
 /// All targets.
@@ -47,8 +47,8 @@ fn message(kind: u8, bytes: &[u8]) {
     wire::message(&[&[kind], bytes].concat());
 }
 
-/// A target's body, found when the program is compiled: so a fuzzed program holds the code of one target, and no counters of
-/// others that would be read after each case.
+/// A target's body, looked up at compile time, so that a fuzzed program has the code of one target only, and no coverage
+/// counters of others that would be read after each case.
 #[must_use]
 #[allow(dead_code, reason = "each user takes what it needs")]
 pub const fn body(name: &str) -> Body {
@@ -62,7 +62,7 @@ pub const fn body(name: &str) -> Body {
     panic!("there is no such target");
 }
 
-/// `==` of slices is no constant function.
+/// `==` of slices is not a `const fn`.
 #[allow(dead_code, reason = "each user takes what it needs")]
 const fn same(a: &[u8], b: &[u8]) -> bool {
     let mut n = 0;
@@ -72,7 +72,7 @@ const fn same(a: &[u8], b: &[u8]) -> bool {
     n == a.len() && n == b.len()
 }
 
-/// A valid message of each type, to begin with.
+/// Valid messages of a type, as seeds.
 #[allow(dead_code, reason = "each user takes what it needs")]
 pub fn valid_messages(kind: u8) -> Vec<Vec<u8>> {
     (0..4).map(|seed| wire::valid(kind, seed)[1..].to_vec()).collect()

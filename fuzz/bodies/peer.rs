@@ -1,6 +1,6 @@
-//! A peer that is fed by somebody who holds the keys of the other site and keeps to no rule: honest messages, damaged ones,
-//! messages in any order, the KMS's and the lanes' answers, and time. It never panics, never seals twice with a key, never
-//! seals without a QKD key where one is required, and is asked for a bounded amount of work.
+//! A peer whose remote site has valid keys and breaks every rule: honest messages, damaged ones, messages in any order, answers
+//! of KMEs and lanes, and time. It never panics, never installs a sealing key twice, never seals without a QKD key where one is
+//! required, and does a bounded amount of work.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
@@ -28,10 +28,10 @@ use sha2::{Digest, Sha384};
 
 use super::input::Input;
 
-/// Most operations of a case: an exchange takes some ten.
+/// The most operations of a case: an exchange takes about ten.
 const MOST: usize = 60;
 
-/// A session that is up and hides nothing.
+/// A session that is up and does not encrypt.
 #[derive(Default)]
 struct Open {
     met: bool,
@@ -62,7 +62,7 @@ impl ControlLink for Open {
     fn reset(&mut self) {}
 }
 
-/// Who takes part: made once, since it takes long.
+/// The identities: generated once, since that is slow.
 pub(super) struct Sites {
     pub(super) us: Arc<SecretIdentity>,
     pub(super) them: Arc<SecretIdentity>,
@@ -91,7 +91,7 @@ pub fn initiator(bytes: &[u8]) {
     epochs(Role::Initiator, bytes);
 }
 
-/// How many sealing keys an end in this role took.
+/// The number of sealing keys that a side in this role installed.
 pub fn epochs(role: Role, bytes: &[u8]) -> usize {
     Case::new(role, bytes).run()
 }
@@ -115,7 +115,7 @@ struct Case<'a> {
     fetches: Vec<Fetch>,
     propose: Vec<u8>,
     accept: Vec<u8>,
-    /// Message IDs of the peer, to be refused.
+    /// Message IDs of the peer, to be rejected.
     ids: Vec<[u8; 8]>,
     /// Messages of the peer that came whole and are to be acknowledged.
     whole: Vec<[u8; 8]>,
@@ -410,7 +410,7 @@ impl<'a> Case<'a> {
         self.peer.handle_lane(report, self.now, &mut self.rng);
     }
 
-    /// Takes what the peer wants, and looks whether it may want that.
+    /// Polls the peer's output, and checks that it is allowed.
     fn drain(&mut self) {
         let mut sent = 0;
         while let Some(transmit) = self.peer.poll_transmit() {

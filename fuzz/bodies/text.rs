@@ -5,7 +5,7 @@ use std::path::Path;
 use qvpn_api::Config;
 use qvpn_api::control::{LineBuffer, MAX_REQUEST, Message, Reply, Request};
 
-/// A config: errors have places in the text; what is accepted names each peer and KME once.
+/// A config: errors have places in the text; an accepted one names each peer and KME once.
 pub fn config(bytes: &[u8]) {
     let text = String::from_utf8_lossy(bytes);
     match Config::parse(Path::new("/etc/qvpn/qvpn0.toml"), &text) {
@@ -30,7 +30,7 @@ pub fn config(bytes: &[u8]) {
     }
 }
 
-/// A stream of the control socket, cut into pieces: what is taken is written and read again as the same.
+/// A stream of the control socket, in pieces: an accepted message is the same after writing and reading it.
 pub fn control(bytes: &[u8]) {
     let Some((size, stream)) = bytes.split_first() else { return };
     let mut lines = LineBuffer::new(MAX_REQUEST);

@@ -11,7 +11,7 @@ use qvpn_types::{EpochNumber, Suite, Time};
 use rand_chacha::ChaCha20Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 
-/// The first byte names a message type, the rest is its body. What parses is written again byte for byte.
+/// The first byte is a message type, the rest its body. A parsed message is written again byte for byte.
 pub fn message(bytes: &[u8]) {
     let Some((kind, body)) = bytes.split_first() else { return };
     let again = match MessageType::from_byte(*kind) {
@@ -40,7 +40,7 @@ pub fn fragment(bytes: &[u8]) {
     }
 }
 
-/// Packets with two-byte lengths, one after the other, into one channel: memory stays bounded whatever they say.
+/// Packets with two-byte lengths, one after the other, into one channel: memory stays bounded for any input.
 pub fn reassembly(mut bytes: &[u8]) {
     let (mut channel, mut rng) = (ReliableChannel::default(), ChaCha20Rng::seed_from_u64(0));
     while let Some((length, rest)) = bytes.split_first_chunk() {

@@ -1,5 +1,5 @@
-//! Runs targets on as many cases as one wants, made from seeds and corpus by small changes: without a fuzzer's guidance and without
-//! a sanitizer, but with overflow checks and assertions, and so much faster. `many CASES TARGET...`; `scripts/fuzz.sh many`.
+//! Runs targets on any number of mutations of seeds and corpus: without a fuzzer's guidance and without a sanitizer, but with
+//! overflow checks and assertions, and much faster. `many CASES TARGET...`; `scripts/fuzz.sh many`.
 
 #[path = "../bodies/mod.rs"]
 mod bodies;

@@ -1,6 +1,6 @@
-//! The data path alone: lanes between two namespaces with keys that both ends compute, so that no KME and no exchange
-//! takes part in what is measured. New epochs come at a chosen rate, by the clock that both ends share. The keys are
-//! public: for benchmarks only.
+//! The data path alone: lanes between two namespaces with keys that both sides compute, so the measurement includes no KME
+//! and no exchange. New epochs begin at a chosen rate, by the clock that both sides share. The keys are public: for
+//! benchmarks only.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
@@ -22,23 +22,23 @@ static ALLOCATOR: qvpn_secret::ZeroAlloc<std::alloc::System> = qvpn_secret::Zero
 /// The peer's number.
 const PEER: PeerId = PeerId(1);
 
-/// How long older epochs open after a newer one began, and how long a key lives at least: as in the protocol.
+/// Time for which an older epoch opens after a newer one began, and the least life of a key: as in the protocol.
 const DRAIN: BootNanos = 2_000_000_000;
 const MAX_AGE: BootNanos = 10_000_000_000;
 
-/// One end of a tunnel with computed keys; stops when its standard input ends.
+/// One side of a tunnel with computed keys; stops when its standard input ends.
 #[derive(Parser)]
 struct Options {
     /// The TUN device to make
     #[arg(long)]
     tun: String,
-    /// UDP port of lane 0 at both ends
+    /// UDP port of lane 0 at both sides
     #[arg(long, default_value_t = 51820)]
     port: u16,
     /// The peer's address
     #[arg(long)]
     peer: IpAddr,
-    /// Which end this is
+    /// Which side this is
     #[arg(long)]
     side: Side,
     #[arg(long, default_value = "chacha")]
@@ -81,7 +81,7 @@ struct Sink(SyncSender<LaneEvent>);
 
 impl LaneSink for Sink {
     fn event(&self, event: LaneEvent) -> bool {
-        // Only a failure is of interest here.
+        // Only failures matter here.
         !matches!(event, LaneEvent::Failed { .. }) || self.0.try_send(event).is_ok()
     }
 }

@@ -1,9 +1,9 @@
-//! One end of the bench's UDP measurements, told what to do line by line on standard input; it answers on standard output.
+//! One host of the bench's UDP measurements: it reads commands line by line on standard input, and replies on standard output.
 //!
-//! - `sink ADDR` counts what arrives: `start` zeroes, `stop` answers `count DATAGRAMS DROPPED`, once nothing came for 50 ms.
-//! - `blast ADDR MTU` sends: `RATE MIX SECONDS` answers `sent DATAGRAMS SECONDS`.
-//! - `echo ADDR` sends everything back.
-//! - `ping ADDR` measures round trips: `COUNT INTERVAL_US` answers `rtt ANSWERED P50_NS P99_NS`.
+//! - `sink ADDR` counts datagrams: `start` resets, `stop` replies `count DATAGRAMS DROPPED` after 50 ms without a datagram.
+//! - `blast ADDR MTU` sends: `RATE MIX SECONDS` replies `sent DATAGRAMS SECONDS`.
+//! - `echo ADDR` returns everything.
+//! - `ping ADDR` measures round trips: `COUNT INTERVAL_US` replies `rtt ANSWERED P50_NS P99_NS`.
 
 use std::io::{self, BufRead, ErrorKind, Write};
 use std::net::{SocketAddr, UdpSocket};
@@ -18,16 +18,16 @@ use benches::load::{Mix, Pacer};
 use benches::stats::percentile;
 use benches::sys;
 
-/// How often the sender looks what is due.
+/// Interval at which the sender checks what is due.
 const TICK: Duration = Duration::from_micros(200);
 
-/// How long the sink sleeps between looks: it takes batches, and its waking up is no part of what is measured.
+/// Time that the sink sleeps between reads: it reads batches, so that its wake-ups do not affect the measurement.
 const REST: Duration = Duration::from_millis(1);
 
-/// Room for what arrives meanwhile.
+/// Receive buffer for the datagrams of that time.
 const BUFFER: i32 = 64 << 20;
 
-/// How long the sink waits for late ones.
+/// Time that the sink waits for late datagrams.
 const QUIET: Duration = Duration::from_millis(50);
 
 fn main() -> Result<()> {
@@ -57,7 +57,7 @@ fn connected(peer: SocketAddr) -> Result<UdpSocket> {
 
 fn sink(address: SocketAddr) -> Result<()> {
     let socket = UdpSocket::bind(address)?;
-    // Without the machine's root it stays small, and then the sink must look more often.
+    // Without root of the machine the buffer stays small, and the sink must read more often.
     let rest = if sys::force_receive_buffer(socket.as_fd(), BUFFER).is_ok() { REST } else { REST / 10 };
     let (count, stop) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
     let counter = {
@@ -102,7 +102,7 @@ fn sink(address: SocketAddr) -> Result<()> {
     counter.join().ok().context("the counter panicked")
 }
 
-/// What the kernel dropped at this socket since its receive buffer was full.
+/// Datagrams that the kernel dropped because this socket's receive buffer was full.
 fn kernel_drops(bind: SocketAddr) -> Result<u64> {
     let table = std::fs::read_to_string("/proc/net/udp")?;
     let port = format!(":{:04X}", bind.port());
@@ -115,7 +115,7 @@ fn kernel_drops(bind: SocketAddr) -> Result<u64> {
 fn blast(peer: SocketAddr, mtu: usize) -> Result<()> {
     let socket = connected(peer)?;
     sys::sleep_precisely();
-    // The load is what the step says, not what a busy tunnel leaves to its sender.
+    // The offered load must not depend on the CPU time that a busy tunnel leaves to its sender.
     if !sys::run_before_others() {
         eprintln!("without real-time priority the sender is held up by the tunnel that it measures");
     }
@@ -140,7 +140,7 @@ fn blast(peer: SocketAddr, mtu: usize) -> Result<()> {
             while due > 0 {
                 batch.clear();
                 batch.extend(next.by_ref().take(due.min(sys::BATCH)).map(|size| &payload[..*size]));
-                // A datagram that the kernel refuses is one that the tunnel lost.
+                // A datagram that the kernel refuses counts as lost.
                 let took = sys::send_batch(socket.as_fd(), &batch).unwrap_or(1);
                 sent += took;
                 due -= took.min(due);
@@ -179,7 +179,7 @@ fn ping(peer: SocketAddr) -> Result<()> {
         let epoch = Instant::now();
         let receiver = {
             let socket = socket.try_clone()?;
-            // The last answer may be this late.
+            // The last reply may be this late.
             socket.set_read_timeout(Some(Duration::from_millis(500)))?;
             thread::spawn(move || {
                 let mut trips = Vec::new();
@@ -190,7 +190,7 @@ fn ping(peer: SocketAddr) -> Result<()> {
                     let now = nanos(epoch);
                     let number =
                         |at: usize| buffer[..length].get(at..)?.first_chunk().map(|b| u64::from_be_bytes(*b));
-                    // A late answer to an earlier run doesn't count.
+                    // A late reply to an earlier run doesn't count.
                     if let (Some(at), true) = (number(0), number(8) == Some(run)) {
                         trips.push(now.saturating_sub(at));
                     }

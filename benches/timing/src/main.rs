@@ -1,12 +1,12 @@
-//! Measures whether the time of a comparison or look-up tells something of what is compared, by dudect's method: two classes
-//! of inputs in random order, and Welch's t of their times. Above 10 in either direction they differ; below 5 nothing was
-//! found with so many measurements, which proves nothing. `scripts/evidence.sh` runs it and judges.
+//! Measures whether the time of a comparison or look-up depends on its input, with dudect's method: two classes of inputs in
+//! random order, and Welch's t of their times. Above 10 in either direction they differ; below 5 no difference was detected,
+//! which proves nothing. `scripts/evidence.sh` runs it and evaluates the result.
 //!
-//! - `confirmation`: `Secret<48>::ct_eq`, by which both ends compare confirmations; wrong in the first byte, or in the last
-//! - `chain_check`: `ct_eq` of 16 bytes, likewise
-//! - `index_near`: the lanes' table; an unknown receiver index that differs from a known one in one bit, or in many. It does tell
-//!   them apart by some nanoseconds, as hash tables do; every data packet carries its index in clear, so that is no secret
-//! - `control`: an ordinary comparison of 48 bytes, which must be found out
+//! - `confirmation`: `Secret<48>::ct_eq`, which compares confirmations; wrong in the first byte, or in the last
+//! - `chain_check`: `ct_eq` of 16 bytes, the same
+//! - `index_near`: the lanes' table; an unknown receiver index that differs from a known one in one bit, or in many. The times
+//!   do differ by some nanoseconds, as in all hash tables; each data packet has its index in clear, so it is not secret
+//! - `control`: an ordinary comparison of 48 bytes, whose times must differ
 
 use std::hint::black_box;
 

@@ -1,6 +1,6 @@
-//! `make bench`: runs qvpn and other VPNs in turns between two namespaces on one machine and writes tables of ratios, with
-//! a plot. All tunnels stand all the time; each measurement goes through them one after the other, round by round, so that
-//! what is divided was measured within seconds of each other.
+//! `make bench`: measures qvpn and other VPNs alternately between two namespaces on one machine, and writes tables of ratios
+//! and a plot. All tunnels are up all the time; each round measures them one after the other, so that both numbers of a ratio
+//! are from the same few seconds.
 
 mod plot;
 mod report;
@@ -34,7 +34,7 @@ struct Options {
     /// Only these VPNs, separated by commas; `--list` names them
     #[arg(long, value_delimiter = ',')]
     vpns: Vec<String>,
-    /// How often all is measured
+    /// Number of rounds
     #[arg(long)]
     rounds: Option<u32>,
     /// Length of one TCP measurement in seconds
@@ -43,19 +43,19 @@ struct Options {
     /// Lanes of qvpn
     #[arg(long, default_value_t = 1)]
     lanes: u8,
-    /// Records with `perf` what the machine does during one TCP flow through each VPN, and measures nothing
+    /// Records a `perf` profile of the machine during one TCP flow through each VPN, and measures nothing
     #[arg(long)]
     profile: bool,
-    /// Adds these rows to the numbers that are in `--out`, in place of what they had there
+    /// Replaces these rows in the numbers that are in `--out`
     #[arg(long)]
     add: bool,
-    /// Names the VPNs
+    /// Lists the VPNs
     #[arg(long)]
     list: bool,
-    /// Where the table, the plot and the numbers go
+    /// Directory for the table, the plot and the numbers
     #[arg(long, default_value = "target/bench")]
     out: PathBuf,
-    /// Where the other VPNs' programs are
+    /// Directory of the other VPNs' programs
     #[arg(long, default_value = "target/bench-peers/bin")]
     peers: PathBuf,
 }
@@ -68,7 +68,7 @@ fn main() -> ExitCode {
         }
         return ExitCode::SUCCESS;
     }
-    // The sandbox runs us again, inside.
+    // The sandbox runs this program again, inside.
     sandbox::main_as_root(|| match run(&options) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -101,10 +101,10 @@ fn run(options: &Options) -> Result<()> {
         return profile(options, &tunnels);
     }
     let begun = Instant::now();
-    // Memory last, since it is a peak; all else in order.
+    // Memory last, since it is a peak; the others in order.
     for row in rows.iter().copied().filter(|row| *row != Row::Memory) {
         for round in 1..=rounds {
-            // There and back again: who always comes after another has the worse of a machine that gets slower.
+            // Forward and backward: otherwise, on a machine that slows down, the last VPN would always have the worst numbers.
             if round > 1 {
                 tunnels.reverse();
             }
@@ -130,7 +130,7 @@ fn takes_part(vpn: Vpn, row: Row) -> bool {
     }
 }
 
-/// Starts what the rows need; one that doesn't start is in the notes.
+/// Starts the VPNs that the rows need; one that doesn't start is in the notes.
 fn start(options: &Options, rows: &[Row], results: &mut Results) -> Result<Vec<Running>> {
     let mut tunnels = Vec::new();
     // Entering a machine changes the working directory.
@@ -152,7 +152,7 @@ fn start(options: &Options, rows: &[Row], results: &mut Results) -> Result<Vec<R
     Ok(tunnels)
 }
 
-/// What the lab panics with becomes an error: one VPN's trouble must not end the others' turns.
+/// A panic of the lab becomes an error: one VPN's failure must not end the measurements of the others.
 fn guarded<T>(body: impl FnOnce() -> Result<T>) -> Result<T> {
     catch_unwind(AssertUnwindSafe(body)).unwrap_or_else(|_| Err(anyhow::anyhow!("the lab failed; see above")))
 }
@@ -171,7 +171,7 @@ fn measure(row: Row, round: u32, tunnel: &mut Running, length: Length, results: 
             let shown: Vec<String> = numbers.iter().map(|(id, n)| format!("{id} {n:.3}")).collect();
             eprintln!("{name:<8} {round}  {vpn:<13} {}", shown.join("  "));
             for (id, number) in numbers {
-                // The cable has no processes whose time would count.
+                // The plain link has no processes.
                 if id != "cpu" || tunnel.vpn.kind != Kind::Plain {
                     results.push(id, vpn, number);
                 }

@@ -1,4 +1,4 @@
-//! The plot: one horizontal bar a ratio, with a line from minimum to maximum and a mark at what must be reached.
+//! The plot: one horizontal bar a ratio, with a line from minimum to maximum and a mark at the required value.
 
 use std::fmt::Write;
 

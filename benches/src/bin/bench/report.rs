@@ -1,4 +1,4 @@
-//! From numbers to what is read: a table in Markdown, ratios round by round, and what must be reached.
+//! The report: a table in Markdown, ratios round by round, and the required values.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -53,18 +53,18 @@ pub const METRICS: &[Metric] = &[
 /// The VPN that ratios are taken against.
 pub const REFERENCE: &str = "wireguard-go";
 
-/// Those that "best peer" means.
+/// The VPNs among which "best peer" is chosen.
 const PEERS: [&str; 3] = ["wireguard-go", "boringtun", "gotatun"];
 
-/// All that was measured: a number for each metric, VPN and round; NaN where it failed.
+/// All results: a number for each metric, VPN and round; NaN if the measurement failed.
 #[derive(Default)]
 pub struct Results {
     numbers: BTreeMap<&'static str, BTreeMap<&'static str, Vec<f64>>>,
-    /// What a reader must know beside the numbers.
+    /// Notes beside the numbers.
     pub notes: Vec<String>,
 }
 
-/// One line of what must be reached.
+/// One requirement.
 struct Goal {
     figure: &'static str,
     metrics: &'static [&'static str],
@@ -72,7 +72,7 @@ struct Goal {
     against: Against,
     /// The bound and the aim; none if it is only reported.
     bound: Option<(f64, f64)>,
-    /// Whether more is better.
+    /// Whether a higher number is better.
     more: bool,
 }
 
@@ -81,7 +81,7 @@ enum Against {
     BestPeer,
     /// A number of the metric's own unit.
     Absolute,
-    /// The same VPN in another metric, and what that is.
+    /// The same VPN in another metric, and the name of that.
     Metric(&'static str, &'static str),
 }
 
@@ -198,11 +198,11 @@ const OWN: &[Goal] = &[
 
 /// A ratio as the plot shows it.
 pub struct Bar {
-    /// What was divided.
+    /// The two values of the ratio.
     pub label: String,
     /// The ratio.
     pub spread: Spread,
-    /// What must be reached.
+    /// The required value.
     pub bound: Option<f64>,
 }
 

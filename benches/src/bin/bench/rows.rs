@@ -1,4 +1,4 @@
-//! The measurements: each takes a running tunnel and gives one number or several.
+//! The measurements: each uses a running tunnel and returns one number or several.
 
 use std::time::Duration;
 
@@ -17,11 +17,11 @@ const REPLY_TIMEOUT: Duration = Duration::from_secs(15);
 /// A measurement, by the name that the command line has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Row {
-    /// One TCP flow, each way, and the CPU that it takes.
+    /// One TCP flow, in each direction, and its CPU time.
     Tcp1,
-    /// 4 TCP flows, each way.
+    /// 4 TCP flows, in each direction.
     Tcp4,
-    /// 50 TCP flows, each way.
+    /// 50 TCP flows, in each direction.
     Tcp50,
     /// Packets of 64 bytes a second, with loss below 0.1 %.
     Udp64,
@@ -33,13 +33,13 @@ pub enum Row {
     Rtt,
     /// One TCP flow while 10 epochs a second begin, and without.
     Rekey,
-    /// One TCP flow under a flood of forged handshake starts, and with nft dropping the same flood.
+    /// One TCP flow under a flood of forged handshake initiations, and with nft dropping the same flood.
     Flood,
     /// Peak memory after all the rows before.
     Memory,
 }
 
-/// How long things are measured.
+/// Lengths of the measurements.
 #[derive(Debug, Clone, Copy)]
 pub struct Length {
     /// One TCP measurement, seconds.
@@ -54,7 +54,7 @@ pub struct Length {
 pub type Number = (&'static str, f64);
 
 impl Row {
-    /// Measures. `guess` is the number of the round before, where a search may begin.
+    /// Measures. `guess` is the number of the previous round, from which a search may begin.
     ///
     /// # Errors
     /// In words, for the table's notes.
@@ -79,7 +79,7 @@ impl Row {
         }
     }
 
-    /// Whether a metric is of this row.
+    /// Whether a metric belongs to this row.
     #[must_use]
     pub fn gives(self, metric: &str) -> bool {
         let name = self.to_possible_value().map_or_else(String::new, |v| v.get_name().to_owned());
@@ -94,7 +94,7 @@ struct Tcp {
     gigabits: f64,
 }
 
-/// iperf3 from end `from` to the other one.
+/// iperf3 from side `from` to the other one.
 fn tcp(tunnel: &Running, from: usize, flows: u32, seconds: u32) -> Result<Tcp> {
     let mut server = iperf_server(tunnel, 1 - from)?;
     let line = format!(
@@ -126,7 +126,7 @@ fn both_ways(tunnel: &Running, names: [&'static str; 2], flows: u32, length: Len
     Ok(vec![(names[0], rate(0)?), (names[1], rate(1)?)])
 }
 
-/// The line of a helper that begins so.
+/// The next line of a helper that begins with `start`.
 fn said(process: &mut Process, start: &str) -> Result<String> {
     process
         .find_line(REPLY_TIMEOUT, |line| line.starts_with(start))
@@ -158,7 +158,7 @@ fn udp(
         let (sent, seconds) = (field(&line, 1)?, field(&line, 2)?);
         sink.tell("stop");
         let line = said(&mut sink, "count ")?;
-        // What the sink's own buffer dropped is not the tunnel's loss.
+        // Datagrams dropped by the sink's own buffer are not the tunnel's loss.
         let received = field::<u64>(&line, 1)? + field::<u64>(&line, 2)?;
         Ok(Step { sent, received, seconds })
     };
@@ -205,10 +205,10 @@ fn round_trips(tunnel: &Running, length: Length) -> Result<Vec<Number>> {
 /// Datagrams of a flood a second.
 const FLOOD: u64 = 100_000;
 
-/// Where they come from: 200 addresses, which are none of the tunnel's.
+/// Their 200 source addresses, which are not the tunnel's.
 const STRANGERS: &str = "198.51.100";
 
-/// What a flood is made of, and the metrics with it and with nft dropping it.
+/// A flood's content, and the metrics with it and with nft dropping it.
 const FLOODS: [(&str, [&str; 2]); 4] = [
     ("starts", ["flood_ours", "flood_nft"]),
     ("replay", ["flood_replay_ours", "flood_replay_nft"]),
@@ -216,8 +216,8 @@ const FLOODS: [(&str, [&str; 2]); 4] = [
     ("session", ["flood_session_ours", "flood_session_nft"]),
 ];
 
-/// One TCP flow while a flood reaches its receiver, who deals with it, or has nft drop it before its socket sees it: one, the
-/// other, the other, the one. The flood's sender takes its time of the same cores each time.
+/// One TCP flow while a flood reaches its receiver, or while nft drops the flood before the socket: measured in the order A, B,
+/// B, A. The flood's sender uses the same cores each time.
 fn flood(tunnel: &Running, length: Length) -> Result<Vec<Number>> {
     let key = tunnel.public.get(1).context("only a daemon has a key to forge starts for")?;
     tunnel.nodes[0].run(&format!("ip route replace local {STRANGERS}.0/24 dev lo"));
@@ -232,7 +232,7 @@ fn flood(tunnel: &Running, length: Length) -> Result<Vec<Number>> {
             words.extend(recorded.as_deref());
             let mut sender = tunnel.nodes[0].spawn(binary("lab-flood"), &words);
             said(&mut sender, "flooding")?;
-            // The tables of strangers fill up first.
+            // First the tables of unknown sources fill up.
             std::thread::sleep(Duration::from_millis(500));
             let rate = tcp(tunnel, 0, 1, seconds)?.rate;
             let sent: u64 = field(&said(&mut sender, "sent ")?, 1)?;
@@ -253,7 +253,7 @@ fn flood(tunnel: &Running, length: Length) -> Result<Vec<Number>> {
     Ok(numbers)
 }
 
-/// Data packets of now, in a file as `lab-flood` reads it.
+/// Records current data packets in a file for `lab-flood`.
 fn record(tunnel: &Running) -> Result<String> {
     let capture = Capture::start(&tunnel.nodes[1], "wan", OUTER[0]);
     tunnel.nodes[0].run(&format!("ping -q -c 20 -i 0.01 {}", tunnel.inner[1]));

@@ -1,4 +1,4 @@
-//! The VPNs that are compared: how each is started between two namespaces, and which processes it consists of.
+//! The compared VPNs: how each is started between two namespaces, and its processes.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -14,19 +14,19 @@ use x25519_dalek::{PublicKey, StaticSecret};
 /// Inner MTU of every tunnel.
 pub const MTU: usize = 1420;
 
-/// Outer and inner addresses of the two ends.
+/// Outer and inner addresses of the two sides.
 pub const OUTER: [&str; 2] = ["192.0.2.1", "192.0.2.2"];
 const INNER: [&str; 2] = ["10.77.0.1", "10.77.0.2"];
 
-/// How long a tunnel may take to pass its first packet.
+/// Time limit until a tunnel passes its first packet.
 const START: Duration = Duration::from_secs(20);
 
 /// What carries the packets.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Kind {
-    /// The cable itself, with no tunnel.
+    /// The plain link, without a tunnel.
     Plain,
-    /// A userspace WireGuard with the cross-platform control socket: its program, and words before the interface's name.
+    /// A userspace WireGuard with the cross-platform control socket: its program, and the arguments before the interface's name.
     Wireguard(&'static str, &'static [&'static str]),
     /// The real daemon with QKD keys of kme-sim: its suite and rekey interval.
     Daemon(&'static str, &'static str),
@@ -41,7 +41,7 @@ pub struct Vpn {
     pub name: &'static str,
     /// What it is.
     pub kind: Kind,
-    /// Whether it takes part in all rows, or only in the one about rekeys.
+    /// Whether it is in all rows, or only in the one about rekeys.
     pub everywhere: bool,
 }
 
@@ -53,7 +53,7 @@ const fn rekey_only(name: &'static str, kind: Kind) -> Vpn {
     Vpn { name, kind, everywhere: false }
 }
 
-/// All of them. The order is that of the turns.
+/// All of them, in the order of measurement.
 pub const ALL: &[Vpn] = &[
     everywhere("plain", Kind::Plain),
     everywhere("wireguard-go", Kind::Wireguard("wireguard-go", &["-f"])),
@@ -67,7 +67,7 @@ pub const ALL: &[Vpn] = &[
     rekey_only("qvpn-10rk", Kind::Daemon("chacha20poly1305", "100ms")),
 ];
 
-/// A tunnel between two namespaces. It ends with this value.
+/// A tunnel between two namespaces, which ends when this is dropped.
 pub struct Running {
     /// What it is.
     pub vpn: Vpn,
@@ -77,9 +77,9 @@ pub struct Running {
     pub inner: [&'static str; 2],
     /// The public identities of daemons.
     pub public: Vec<String>,
-    /// The tunnel's own processes, one an end.
+    /// The tunnel's own processes, one a side.
     ends: Vec<Process>,
-    /// What else must run.
+    /// Other required processes.
     _helpers: Vec<Process>,
 }
 
@@ -120,7 +120,7 @@ impl Vpn {
 }
 
 impl Running {
-    /// The device of an end, no longer than the kernel allows.
+    /// The name of a side's device, within the kernel's limit.
     fn device(&self, end: usize) -> String {
         let name: String = self.vpn.name.chars().take(13).collect();
         format!("{name}{end}")
@@ -237,7 +237,7 @@ impl Running {
         Ok(())
     }
 
-    /// Seconds of CPU that the tunnel's processes have used, both ends.
+    /// Seconds of CPU that the tunnel's processes have used, at both sides.
     ///
     /// # Errors
     /// If one has ended.
@@ -245,7 +245,7 @@ impl Running {
         let mut ticks = 0;
         for end in &self.ends {
             let stat = fs::read_to_string(format!("/proc/{}/stat", end.id()))?;
-            // After the name, which may hold anything, utime and stime are the 12th and 13th.
+            // After the name, which may contain anything, utime and stime are the 12th and 13th.
             let (_, fields) = stat.rsplit_once(')').context("the form of /proc/PID/stat")?;
             for field in fields.split_whitespace().skip(11).take(2) {
                 ticks += field.parse::<u64>()?;
@@ -255,7 +255,7 @@ impl Running {
         Ok(ticks as f64 / 100.0)
     }
 
-    /// Peak resident memory in MB (10^6 bytes) of the end that used more.
+    /// Peak resident memory in MB (10^6 bytes) of the side that used more.
     ///
     /// # Errors
     /// If one has ended.
@@ -269,13 +269,13 @@ impl Running {
         Ok(most as f64 * 1024.0 / 1e6)
     }
 
-    /// What its processes wrote, if one has ended.
+    /// The output of its processes, if one has ended.
     pub fn exit_report(&mut self) -> Option<String> {
         self.ends.iter_mut().find_map(|end| (!end.is_running()).then(|| end.log()))
     }
 }
 
-/// Sends settings to a userspace WireGuard once its socket is there; its answer.
+/// Sends settings to a userspace WireGuard once its socket is there; returns its reply.
 fn uapi(socket: &Path, settings: &str, process: &mut Process) -> Result<String> {
     let begun = Instant::now();
     let mut stream = loop {
