@@ -7,8 +7,8 @@
 #
 # Miri supports few system calls, so it does not check:
 #   qvpn-secret/src/lock.rs     mmap, mprotect, mlock, madvise, munmap, sysconf (slots lie in plain allocations instead)
-#   qvpn-dataplane/src/sys.rs   ppoll, poll, ioctl, setsockopt, sendmmsg, recvmmsg, clock_gettime of CLOCK_BOOTTIME; what is
-#                               laid out for sendmmsg and recvmmsg is checked, by tests that play the kernel's part
+#   qvpn-dataplane/src          ioctl (tun/ioctl.rs), sched_setscheduler (sched.rs), sendmmsg, recvmmsg (udp/batch.rs); Miri
+#                               checks the messages laid out for sendmmsg and recvmmsg, by tests that play the kernel's part
 #   AWS-LC                      C code and assembly, which no test under Miri calls
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -22,4 +22,4 @@ fi
 export MIRIFLAGS="${MIRIFLAGS:--Zmiri-disable-isolation}"
 export CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-target}/miri"
 cargo +nightly miri test --locked -p qvpn-secret --lib
-[ "${1:-}" = quick ] || cargo +nightly miri test --locked -p qvpn-dataplane --lib sys::
+[ "${1:-}" = quick ] || cargo +nightly miri test --locked -p qvpn-dataplane --lib -- udp:: wake::

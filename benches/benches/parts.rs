@@ -4,8 +4,9 @@ use std::hint::black_box;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
+use qvpn_dataplane::AllowedIps;
 use qvpn_dataplane::internals::{Arrived, Session, SuperPacket, Window};
-use qvpn_dataplane::{AllowedIps, PeerId, Suite};
+use qvpn_types::{PeerNumber, Suite};
 
 /// Sizes of inner packets.
 const SIZES: [usize; 3] = [64, 576, 1420];
@@ -66,7 +67,7 @@ fn sessions(c: &mut Criterion) {
 /// 2,000 peers with 40 prefixes each, most of IPv4.
 fn table() -> AllowedIps {
     let prefixes = (0..80_000u32).map(|n| {
-        let peer = PeerId(n % 2_000);
+        let peer = PeerNumber(u16::try_from(n % 2_000).unwrap_or(0));
         if n % 8 == 0 {
             (IpAddr::V6(Ipv6Addr::from((0xfd00 << 112) | u128::from(n) << 64)), 64, peer)
         } else {

@@ -4,68 +4,43 @@ use std::sync::Arc;
 
 use qvpn_api::config::Interface;
 use qvpn_dataplane::{
-    Admission, Filter, InterfaceStats, LaneCommand, Lanes, LanesConfig, OpeningKey, PeerId, SealingKey,
-    bind_lane_socket, boot_clock, open_tun,
+    Admission, Filter, InterfaceStats, Lanes, LanesConfig, OpeningKey, SealingKey, bind_lane_socket,
+    boot_clock, open_tun,
 };
+use qvpn_proto::LaneOrder;
 use qvpn_proto::session::{self, Demux, HandshakeLimiter};
-use qvpn_proto::{Direction, LaneOrder};
-use qvpn_types::{LocalEpoch, PeerNumber, Time};
+use qvpn_types::PeerNumber;
 
 use crate::error::DaemonError;
 use crate::lane_marks::LaneSocketMarks;
 use crate::queues::{ControlSources, Sink};
-use crate::translate::{self, lane_suite};
+use crate::translate;
 
 // The null cipher of the benchmarks protects nothing: a daemon that has it must not exist.
 const _: () = assert!(!qvpn_dataplane::HAS_NULL_CIPHER, "qvpn-daemon is never built with bench-null-cipher");
 
-/// What a lane's answer to an install order carries: the peer's number, the direction and the epoch.
-pub(crate) fn acknowledgement(peer: PeerNumber, epoch: LocalEpoch, direction: Direction) -> u64 {
-    let sealing = u64::from(direction == Direction::Sealing);
-    u64::from(peer.0) << 48 | sealing << 47 | epoch.0 & EPOCH_BITS
-}
-
-/// The parts of an [`acknowledgement`].
-pub(crate) fn acknowledged(token: u64) -> (PeerNumber, LocalEpoch, Direction) {
-    let peer = PeerNumber(u16::try_from(token >> 48).unwrap_or(u16::MAX));
-    let direction = if token >> 47 & 1 == 1 { Direction::Sealing } else { Direction::Opening };
-    (peer, LocalEpoch(token & EPOCH_BITS), direction)
-}
-
-/// An epoch each 100 ms fills these bits after 446,000 years.
-const EPOCH_BITS: u64 = (1 << 47) - 1;
-
-/// The command for an order of the peer with this number.
-pub(crate) fn command(number: PeerNumber, order: LaneOrder) -> LaneCommand {
-    let peer = PeerId(number.0.into());
+/// Gives a lane an order of the peer with this number.
+pub(crate) fn apply(lanes: &Lanes, peer: PeerNumber, lane: u8, order: LaneOrder) {
     match order {
-        LaneOrder::InstallOpening { local_epoch, index, suite, key, expires_at } => {
-            let (suite, expires_at) = (lane_suite(suite), expires_at.as_nanos());
-            let key = OpeningKey { peer, epoch: local_epoch.0, index, suite, key, expires_at };
-            let token = acknowledgement(number, local_epoch, Direction::Opening);
-            LaneCommand::InstallOpening { token, key }
+        LaneOrder::InstallOpening { local_epoch: epoch, index, suite, key, expires_at } => {
+            lanes.install_opening(lane, OpeningKey { peer, epoch, index, suite, key, expires_at });
         }
-        LaneOrder::InstallSealing { local_epoch, receiver_index, suite, key, expires_at, packets } => {
-            let (suite, expires_at) = (lane_suite(suite), expires_at.as_nanos());
-            let key =
-                SealingKey { peer, epoch: local_epoch.0, receiver_index, suite, key, expires_at, packets };
+        LaneOrder::InstallSealing { local_epoch: epoch, receiver_index, suite, key, expires_at, packets } => {
+            let key = SealingKey { peer, epoch, receiver_index, suite, key, expires_at, packets };
             // Each lane starts an epoch with an empty packet, which shows both sites whether its path works.
-            let token = acknowledgement(number, local_epoch, Direction::Sealing);
-            LaneCommand::InstallSealing { token, key, announce: true }
+            lanes.install_sealing(lane, key, true);
         }
-        LaneOrder::SendEmpty => LaneCommand::SendEmpty { peer },
-        LaneOrder::StopSealing => LaneCommand::StopSealing { peer },
-        LaneOrder::CloseOlder { local_epoch, at } => {
-            LaneCommand::CloseOlder { peer, than_epoch: local_epoch.0, at: at.as_nanos() }
-        }
-        LaneOrder::Close { index } => LaneCommand::CloseOpening { index },
+        LaneOrder::SendEmpty => lanes.send_empty(lane, peer),
+        LaneOrder::StopSealing => lanes.stop_sealing(lane, peer),
+        LaneOrder::CloseOlder { local_epoch, at } => lanes.close_older(lane, peer, local_epoch, at),
+        LaneOrder::Close { index } => lanes.close_opening(lane, index),
     }
 }
 
 /// The filter of a lane for datagrams that no data session opens: the limiter admits them.
 fn filter(limiter: Arc<HandshakeLimiter>, sources: ControlSources) -> Filter {
     Arc::new(move |datagram, from, now| {
-        let admission = limiter.admit(datagram, from, Time::from_nanos(now), || sources.contains(from));
+        let admission = limiter.admit(datagram, from, now, || sources.contains(from));
         match admission {
             session::Admission::Admitted => Admission::Admitted,
             session::Admission::Malformed => Admission::Malformed,
@@ -107,38 +82,4 @@ pub(crate) fn start(
         clock: boot_clock(),
     };
     Ok((Lanes::start(config, Arc::new(sink))?, LaneSocketMarks::new(marked, fwmark)))
-}
-
-#[cfg(test)]
-mod tests {
-    use qvpn_secret::Secret;
-    use qvpn_types::Suite;
-
-    use super::*;
-
-    #[test]
-    fn acknowledgements_of_two_peers_stay_apart() {
-        let ask = |number| {
-            let order = LaneOrder::InstallOpening {
-                local_epoch: LocalEpoch(5),
-                index: 1,
-                suite: Suite::Aes256Gcm,
-                key: Secret::zeroed(),
-                expires_at: Time::from_nanos(9),
-            };
-            match command(PeerNumber(number), order) {
-                LaneCommand::InstallOpening { token, key } => {
-                    assert_eq!((key.peer, key.epoch, key.expires_at), (PeerId(number.into()), 5, 9));
-                    token
-                }
-                _ => panic!(),
-            }
-        };
-        for number in [1, 2, 0x7fff] {
-            let named = (PeerNumber(number), LocalEpoch(5), Direction::Opening);
-            assert_eq!(acknowledged(ask(number)), named);
-        }
-        let sealing = acknowledgement(PeerNumber(2), LocalEpoch(EPOCH_BITS), Direction::Sealing);
-        assert_eq!(acknowledged(sealing), (PeerNumber(2), LocalEpoch(EPOCH_BITS), Direction::Sealing));
-    }
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use kms_client::KmeSet;
 use qvpn_api::events::EventKind;
 use qvpn_api::status::LaneState;
-use qvpn_dataplane::{LaneCommand, PeerId, PeerStats};
+use qvpn_dataplane::PeerStats;
 use qvpn_proto::KeySources;
 use qvpn_proto::path_mtu::MOST;
 use qvpn_proto::session::WireGuardLink;
@@ -19,7 +19,7 @@ use qvpn_types::{PeerNumber, Time};
 use crate::context::DaemonContext;
 use crate::kms_task;
 use crate::lane_watch::{Change, HEARTBEAT, LaneWatch, SILENCE, Seen};
-use crate::lanes::command;
+use crate::lanes;
 use crate::settings::PeerSettings;
 use crate::task_result::{PeerKey, PeerTaskResult, TaskResult};
 use crate::translate::sources;
@@ -86,13 +86,8 @@ impl PeerRuntime {
             .map(|lane| PeerLane { endpoint: endpoint.and_then(|e| at_lane(e, lane)), ..PeerLane::default() })
             .collect();
         for (number, lane) in (0u8..).zip(&lanes) {
-            let command = LaneCommand::AddPeer {
-                peer: PeerId(id.number.into()),
-                endpoint: lane.endpoint,
-                keepalive,
-                stats: lane.stats.clone(),
-            };
-            context.lanes.send(number, command);
+            let (peer, stats) = (PeerNumber(id.number), lane.stats.clone());
+            context.lanes.add_peer(number, peer, lane.endpoint, keepalive, stats);
         }
         context.control_sources.moved(id.number, endpoint);
         Self {
@@ -165,8 +160,8 @@ impl PeerRuntime {
     }
 
     /// The peer's number in the lanes.
-    pub(crate) fn lane_id(&self) -> PeerId {
-        PeerId(self.id.number.into())
+    pub(crate) fn lane_id(&self) -> PeerNumber {
+        PeerNumber(self.id.number)
     }
 
     /// Notes the timer that is set for the peer, and returns the former one.
@@ -179,8 +174,7 @@ impl PeerRuntime {
         while let Some(event) = self.peer.poll_event() {
             match event {
                 PeerOutput::Lane(lane, order) => {
-                    let command = command(PeerNumber(self.id.number), order);
-                    context.lanes.send(lane, command);
+                    lanes::apply(&context.lanes, self.lane_id(), lane, order);
                 }
                 PeerOutput::Fetch(fetch) => self.fetch(fetch, context),
                 PeerOutput::LanesTo(endpoint) => self.lanes_to(endpoint, context),
@@ -232,7 +226,7 @@ impl PeerRuntime {
                 }
                 Change::Detour(lane, via) => {
                     let peer = self.lane_id();
-                    context.lanes.send(lane, LaneCommand::SetDetour { peer, via });
+                    context.lanes.set_reroute(lane, peer, via);
                 }
             }
         }
@@ -268,7 +262,7 @@ impl PeerRuntime {
         for (lane, told) in (0u8..).zip(&mut self.keepalives) {
             if *told != wanted {
                 *told = wanted;
-                context.lanes.send(lane, LaneCommand::SetKeepalive { peer, keepalive: wanted });
+                context.lanes.set_keepalive(lane, peer, wanted);
             }
         }
     }
@@ -376,7 +370,7 @@ impl PeerRuntime {
                 && let Some(addr) = at_lane(endpoint, number)
             {
                 lane.endpoint = Some(addr);
-                context.lanes.send(number, LaneCommand::SetEndpoint { peer, addr });
+                context.lanes.set_endpoint(number, peer, addr);
             }
         }
     }
@@ -397,7 +391,7 @@ impl PeerRuntime {
         context.mtu_changed = true;
         let (peer, mtu) = (self.lane_id(), self.mtu.unwrap_or(u16::MAX));
         for (lane, _) in (0u8..).zip(&self.lanes) {
-            context.lanes.send(lane, LaneCommand::SetPeerMtu { peer, mtu });
+            context.lanes.set_peer_mtu(lane, peer, mtu);
         }
     }
 

@@ -7,13 +7,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use qvpn_api::events::EventKind;
-use qvpn_dataplane::{InterfaceStats, LaneCommand, LaneEvent, PeerId};
+use qvpn_dataplane::{Direction, InterfaceStats, LaneEvent};
 use qvpn_identity::PublicIdentity;
 use qvpn_net::RoutePlan;
 use qvpn_proto::session::{DatagramClass, Demux, WireGuardLink};
 use qvpn_proto::wire::limits::MAX_PEERS;
 use qvpn_proto::{LaneReport, Peer};
-use qvpn_types::{LocalEpoch, PeerNumber, Time};
+use qvpn_types::{PeerNumber, Time};
 use rand_core::Rng;
 
 use crate::certificates::CertificateWatch;
@@ -23,7 +23,6 @@ use crate::error::DaemonError;
 use crate::histogram::Histogram;
 use crate::kme_counts::KmeCounts;
 use crate::kms_task::{self, KmeReporting, Kmes};
-use crate::lanes::acknowledged;
 use crate::peer_runtime::PeerRuntime;
 use crate::settings::{PeerSettings, Settings};
 use crate::task_result::{PeerKey, PeerTaskResult, TaskResult};
@@ -174,35 +173,30 @@ impl Peers {
             }
             LaneEvent::Failed { lane, error } => return Err(DaemonError::LaneFailed { lane, error }),
             LaneEvent::Roamed { lane, peer, endpoint } => {
-                if let Ok(number) = u16::try_from(peer.0) {
-                    self.with(number, now, |runtime, context| {
-                        runtime.lane_roamed(lane, endpoint, context, now)
-                    });
-                }
+                self.with(peer.0, now, |runtime, context| runtime.lane_roamed(lane, endpoint, context, now));
                 return Ok(());
             }
-            LaneEvent::Installed { lane, token, in_force } => {
-                let (number, local_epoch, direction) = acknowledged(token);
+            LaneEvent::Installed { lane, peer, epoch: local_epoch, direction, in_force } => {
                 if !in_force {
                     // Without an acknowledgement the attempt times out, and another follows.
-                    tracing::error!("lane {lane} refused a key of peer number {number}");
+                    tracing::error!("lane {lane} refused a key of peer number {peer}");
                     return Ok(());
                 }
-                (u32::from(number.0), LaneReport::Installed { lane, local_epoch, direction })
+                let direction = match direction {
+                    Direction::Opening => qvpn_proto::Direction::Opening,
+                    Direction::Sealing => qvpn_proto::Direction::Sealing,
+                };
+                (peer.0, LaneReport::Installed { lane, local_epoch, direction })
             }
             LaneEvent::FirstOpened { lane, peer, epoch } => {
-                (peer.0, LaneReport::FirstOpened { lane, local_epoch: LocalEpoch(epoch) })
+                (peer.0, LaneReport::FirstOpened { lane, local_epoch: epoch })
             }
             LaneEvent::SealingEnded { lane, peer, epoch, why } => {
                 tracing::debug!("lane {lane}: sealing in epoch {epoch} of peer number {peer} ended: {why:?}");
-                (peer.0, LaneReport::SealingEnded { lane, local_epoch: LocalEpoch(epoch) })
+                (peer.0, LaneReport::SealingEnded { lane, local_epoch: epoch })
             }
         };
-        if let Ok(number) = u16::try_from(number) {
-            self.with(number, now, |runtime, context| {
-                runtime.peer.handle_lane(report, now, &mut context.rng)
-            });
-        }
+        self.with(number, now, |runtime, context| runtime.peer.handle_lane(report, now, &mut context.rng));
         Ok(())
     }
 
@@ -369,7 +363,7 @@ impl Peers {
 
     fn remove_from_lanes(&mut self, number: u16) {
         for lane in 0..self.lanes {
-            self.context.lanes.send(lane, LaneCommand::RemovePeer { peer: PeerId(number.into()) });
+            self.context.lanes.remove_peer(lane, PeerNumber(number));
         }
     }
 
@@ -430,8 +424,8 @@ impl Peers {
         );
         let table = Arc::new(table);
         for lane in 0..self.lanes {
-            self.context.lanes.send(lane, LaneCommand::SetAllowedIps(table.clone()));
-            self.context.lanes.send(lane, LaneCommand::SetMtu(mtu));
+            self.context.lanes.set_allowed_ips(lane, table.clone());
+            self.context.lanes.set_mtu(lane, mtu);
         }
     }
 

@@ -7,6 +7,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use qvpn_dataplane::{LaneEvent, LaneSink};
 use tokio::sync::mpsc;
+use tokio::sync::mpsc::error::TrySendError;
 
 /// Of control sessions, and of the lanes themselves.
 const MAX_QUEUED_EVENTS: usize = 1024;
@@ -50,7 +51,7 @@ impl Sink {
 }
 
 impl LaneSink for Sink {
-    fn event(&self, event: LaneEvent) -> bool {
+    fn event(&self, event: LaneEvent) -> Result<(), LaneEvent> {
         let queue = match &event {
             LaneEvent::Control { from, datagram, .. } => {
                 let initiation = datagram.first() == Some(&HANDSHAKE_INITIATION);
@@ -60,7 +61,7 @@ impl LaneSink for Sink {
             }
             _ => &self.sessions,
         };
-        queue.try_send(event).is_ok()
+        queue.try_send(event).map_err(TrySendError::into_inner)
     }
 }
 
@@ -93,7 +94,8 @@ mod tests {
     fn a_flood_from_unknown_sources_leaves_room_for_sessions() {
         let (sink, mut queues) = channel();
         queues.control_sources.moved(1, Some("192.0.2.1:1".parse().unwrap()));
-        let taken = |from: &str, kind| (0..5000).take_while(|_| sink.event(control(from, kind))).count();
+        let taken =
+            |from: &str, kind| (0..5000).take_while(|_| sink.event(control(from, kind)).is_ok()).count();
         // Forged initiations and forged packets of sessions, from anywhere.
         assert_eq!(taken("203.0.113.9:1", HANDSHAKE_INITIATION), MAX_QUEUED_UNKNOWN);
         assert_eq!(taken("203.0.113.9:1", 4), 0);
@@ -110,7 +112,7 @@ mod tests {
         for (endpoint, known) in [(Some(a), [true, false]), (Some(b), [false, true]), (None, [false; 2])] {
             queues.control_sources.moved(7, endpoint.map(|text| text.parse().unwrap()));
             for (from, known) in [a, b].into_iter().zip(known) {
-                assert!(sink.event(control(from, 4)));
+                assert!(sink.event(control(from, 4)).is_ok());
                 assert_eq!(queues.sessions.try_recv().is_ok(), known, "{from}");
             }
         }

@@ -40,7 +40,7 @@ pub(crate) fn enter(socket_dir: &Path) -> Result<Vec<String>, DaemonError> {
     // container may be unable to raise the limit and yet able to raise its priority: then the whole daemon
     // does so now, while it is root.
     if setrlimit(Resource::RLIMIT_NICE, NICE_LIMIT, NICE_LIMIT).is_err() {
-        qvpn_dataplane::stand_before_others();
+        qvpn_dataplane::raise_priority();
     }
     let mut done = vec![user::become_unprivileged(socket_dir)?];
     // After the change of user, which makes the process dumpable again.

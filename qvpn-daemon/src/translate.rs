@@ -6,13 +6,13 @@ use std::sync::Arc;
 use qvpn_api::Config;
 use qvpn_api::config::{self, Mtu};
 use qvpn_api::status::KeySource;
-use qvpn_dataplane::{AllowedIps, Dscp, PeerId};
+use qvpn_dataplane::{AllowedIps, Dscp};
 use qvpn_identity::{Psk, SecretIdentity};
 use qvpn_net::IpNet;
 use qvpn_proto::KeySources;
 use qvpn_proto::wire::limits::MAX_OFFER;
 use qvpn_proto::{PeerConfig, QkdPolicy, Role};
-use qvpn_types::{PeerNumber, Suite};
+use qvpn_types::PeerNumber;
 
 /// The MTU of the device with `mtu = "auto"`: 1,500 bytes of a WAN less IPv6, UDP, our header and the tag.
 const AUTO_MTU_BYTES: u16 = 1420;
@@ -35,7 +35,7 @@ pub(crate) fn dscp(dscp: config::Dscp) -> Dscp {
 /// The table of allowed IPs by peer number.
 pub(crate) fn allowed_ips<'a>(peers: impl Iterator<Item = (u16, &'a [IpNet])>) -> AllowedIps {
     let entries = peers.flat_map(|(number, nets)| {
-        nets.iter().map(move |net| (net.addr(), net.prefix_len(), PeerId(number.into())))
+        nets.iter().map(move |net| (net.addr(), net.prefix_len(), PeerNumber(number)))
     });
     // The prefix length of an `IpNet` is always valid, so this never fails.
     AllowedIps::new(entries).unwrap_or_default()
@@ -73,13 +73,6 @@ pub(crate) fn peer_config(
         stock: usize::try_from(stock).unwrap_or(MAX_OFFER).clamp(1, MAX_OFFER),
         endpoint: endpoint.and_then(|endpoint| Some(SocketAddr::new(endpoint.ip()?, endpoint.port))),
         number: PeerNumber(0),
-    }
-}
-
-pub(crate) fn lane_suite(suite: Suite) -> qvpn_dataplane::Suite {
-    match suite {
-        Suite::ChaCha20Poly1305 => qvpn_dataplane::Suite::ChaCha20Poly1305,
-        Suite::Aes256Gcm => qvpn_dataplane::Suite::Aes256Gcm,
     }
 }
 

@@ -4,18 +4,18 @@
 
 use std::net::IpAddr;
 
-use crate::key::PeerId;
+use qvpn_types::PeerNumber;
 
 /// Why a table can't be built.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("{address}/{prefix} is no prefix: an address of this family has at most {most} bits")]
+#[error("{address}/{prefix} is no prefix: an address of this family has at most {max} bits")]
 pub struct BadPrefix {
     /// The address.
     pub address: IpAddr,
     /// The prefix length that doesn't fit it.
     pub prefix: u8,
     /// The longest that would.
-    pub most: u8,
+    pub max: u8,
 }
 
 /// Prefixes and the peers behind them, for both families.
@@ -31,12 +31,12 @@ impl AllowedIps {
     ///
     /// # Errors
     /// [`BadPrefix`] for a length beyond 32 or 128 bits.
-    pub fn new(entries: impl IntoIterator<Item = (IpAddr, u8, PeerId)>) -> Result<Self, BadPrefix> {
+    pub fn new(entries: impl IntoIterator<Item = (IpAddr, u8, PeerNumber)>) -> Result<Self, BadPrefix> {
         let (mut v4, mut v6) = (Vec::new(), Vec::new());
         for (address, prefix, peer) in entries {
-            let most = if address.is_ipv4() { 32 } else { 128 };
-            if prefix > most {
-                return Err(BadPrefix { address, prefix, most });
+            let max = if address.is_ipv4() { 32 } else { 128 };
+            if prefix > max {
+                return Err(BadPrefix { address, prefix, max });
             }
             match address {
                 IpAddr::V4(a) => {
@@ -54,7 +54,7 @@ impl AllowedIps {
 
     /// The peer whose prefix holds `address` and is longest.
     #[must_use]
-    pub fn lookup(&self, address: IpAddr) -> Option<PeerId> {
+    pub fn lookup(&self, address: IpAddr) -> Option<PeerNumber> {
         match address {
             IpAddr::V4(a) => self.v4.lookup(a.to_bits()),
             IpAddr::V6(a) => self.v6.lookup(a.to_bits()),
@@ -65,14 +65,14 @@ impl AllowedIps {
 struct Prefix<A> {
     first: A,
     last: A,
-    peer: PeerId,
+    peer: PeerNumber,
 }
 
 /// Range *i* reaches from `starts[i]` to just before `starts[i + 1]`.
 #[derive(Debug, Default)]
 struct Ranges<A> {
     starts: Vec<A>,
-    peers: Vec<Option<PeerId>>,
+    peers: Vec<Option<PeerNumber>>,
 }
 
 impl<A: Ord + Copy> Ranges<A> {
@@ -99,7 +99,7 @@ impl<A: Ord + Copy> Ranges<A> {
         ranges
     }
 
-    fn push(&mut self, start: A, peer: Option<PeerId>) {
+    fn push(&mut self, start: A, peer: Option<PeerNumber>) {
         if self.starts.last() == Some(&start) {
             self.starts.pop();
             self.peers.pop();
@@ -110,7 +110,7 @@ impl<A: Ord + Copy> Ranges<A> {
         }
     }
 
-    fn lookup(&self, address: A) -> Option<PeerId> {
+    fn lookup(&self, address: A) -> Option<PeerNumber> {
         let after = self.starts.partition_point(|start| *start <= address);
         self.peers[after.checked_sub(1)?]
     }
@@ -124,12 +124,12 @@ mod tests {
 
     use super::*;
 
-    fn net(text: &str, peer: u32) -> (IpAddr, u8, PeerId) {
+    fn net(text: &str, peer: u16) -> (IpAddr, u8, PeerNumber) {
         let (address, prefix) = text.split_once('/').unwrap();
-        (address.parse().unwrap(), prefix.parse().unwrap(), PeerId(peer))
+        (address.parse().unwrap(), prefix.parse().unwrap(), PeerNumber(peer))
     }
 
-    fn at(table: &AllowedIps, address: &str) -> Option<u32> {
+    fn at(table: &AllowedIps, address: &str) -> Option<u16> {
         table.lookup(address.parse().unwrap()).map(|p| p.0)
     }
 
@@ -172,12 +172,12 @@ mod tests {
         assert!(AllowedIps::new([net("::/129", 1)]).is_err());
     }
 
-    fn brute_force(entries: &[(IpAddr, u8, PeerId)], address: IpAddr) -> Option<PeerId> {
+    fn brute_force(entries: &[(IpAddr, u8, PeerNumber)], address: IpAddr) -> Option<PeerNumber> {
         let bits = |a: IpAddr| match a {
             IpAddr::V4(a) => u128::from(a.to_bits()) << 96,
             IpAddr::V6(a) => a.to_bits(),
         };
-        let mut best: Option<(u8, PeerId)> = None;
+        let mut best: Option<(u8, PeerNumber)> = None;
         for (a, prefix, peer) in entries.iter().filter(|e| e.0.is_ipv4() == address.is_ipv4()) {
             let differ = (bits(*a) ^ bits(address)).leading_zeros() < u32::from(*prefix);
             if !differ && best.is_none_or(|b| *prefix >= b.0) {
@@ -204,12 +204,12 @@ mod tests {
     proptest! {
         #[test]
         fn agrees_with_brute_force(
-            entries in prop::collection::vec((address(), 0u8..=128, 0u32..6), 0..40),
+            entries in prop::collection::vec((address(), 0u8..=128, 0u16..6), 0..40),
             addresses in prop::collection::vec(address(), 1..40),
         ) {
             let entries: Vec<_> = entries
                 .into_iter()
-                .map(|(a, p, peer)| (a, if a.is_ipv4() { p.min(32) } else { p }, PeerId(peer)))
+                .map(|(a, p, peer)| (a, if a.is_ipv4() { p.min(32) } else { p }, PeerNumber(peer)))
                 .collect();
             let table = AllowedIps::new(entries.clone()).unwrap();
             let edges = entries.iter().map(|e| e.0);

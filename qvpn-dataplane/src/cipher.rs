@@ -4,14 +4,23 @@
 
 use aws_lc_rs::aead::{AES_256_GCM, Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey};
 use qvpn_secret::{Secret, with_scrubbed_stack};
-
-use crate::key::Suite;
+use qvpn_types::Suite;
 
 /// Bytes of the tag after the ciphertext.
 pub const TAG: usize = 16;
 
 /// Whether this build has the null cipher, which protects nothing.
 pub const HAS_NULL_CIPHER: bool = cfg!(feature = "bench-null-cipher");
+
+#[cfg(feature = "bench-null-cipher")]
+static NULL_CIPHER: std::sync::atomic::AtomicBool = std::sync::atomic::AtomicBool::new(false);
+
+/// Gives every key installed from now on the null cipher, which protects nothing. Only the benchmarks have it: they
+/// measure what the data path costs without ciphers.
+#[cfg(feature = "bench-null-cipher")]
+pub fn use_null_cipher() {
+    NULL_CIPHER.store(true, std::sync::atomic::Ordering::Relaxed);
+}
 
 /// The cipher refused: a wrong tag, or more bytes than one nonce may cover.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,11 +39,13 @@ pub(crate) enum Cipher {
 impl Cipher {
     /// `None` if the library refuses the key, which a key of 32 bytes never meets.
     pub(crate) fn new(suite: Suite, key: &Secret<32>) -> Option<Self> {
+        #[cfg(feature = "bench-null-cipher")]
+        if NULL_CIPHER.load(std::sync::atomic::Ordering::Relaxed) {
+            return Some(Self::Null);
+        }
         let algorithm = match suite {
             Suite::ChaCha20Poly1305 => &CHACHA20_POLY1305,
             Suite::Aes256Gcm => &AES_256_GCM,
-            #[cfg(feature = "bench-null-cipher")]
-            Suite::Null => return Some(Self::Null),
         };
         with_scrubbed_stack(|| {
             let key = UnboundKey::new(algorithm, key.expose()).ok()?;

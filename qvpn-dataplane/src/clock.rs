@@ -1,16 +1,20 @@
-//! The clock that ages keys: `CLOCK_BOOTTIME`, which goes on while the machine sleeps. Lanes read it through a function
-//! that tests replace.
+//! The clock that ages keys: `CLOCK_BOOTTIME`, which also counts while the machine sleeps. Lanes read it through a
+//! function, so that tests can replace it.
 
 use std::sync::Arc;
 
-/// An instant: nanoseconds of `CLOCK_BOOTTIME`.
-pub type BootNanos = u64;
+use qvpn_types::Time;
+use rustix::time::{ClockId, clock_gettime};
 
 /// Reads the clock.
-pub type Clock = Arc<dyn Fn() -> BootNanos + Send + Sync>;
+pub type Clock = Arc<dyn Fn() -> Time + Send + Sync>;
 
 /// The machine's own `CLOCK_BOOTTIME`.
 #[must_use]
 pub fn boot_clock() -> Clock {
-    Arc::new(crate::sys::boot_nanos)
+    Arc::new(|| {
+        let time = clock_gettime(ClockId::Boottime);
+        let (seconds, nanos) = (u64::try_from(time.tv_sec), u64::try_from(time.tv_nsec));
+        Time::from_nanos(seconds.unwrap_or(0) * 1_000_000_000 + nanos.unwrap_or(0))
+    })
 }

@@ -6,11 +6,12 @@ use std::io::IoSlice;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use qvpn_secret::Secret;
+use qvpn_types::{LocalEpoch, PeerNumber, Suite, Time};
 
 use crate::allowed_ips::AllowedIps;
 use crate::checksum::{Sum, addresses_and_protocol};
-use crate::key::{OpeningKey, PeerId, SealingKey, Suite};
-use crate::lane::inner;
+use crate::key::{OpeningKey, SealingKey};
+use crate::lane::internals as lane;
 use crate::session::{HEADER, OpeningSession, ReplayWindow, SealingSession, TAG};
 use crate::tun::coalesce::Coalescer;
 use crate::tun::split;
@@ -172,18 +173,18 @@ fn without_checksums(packet: &[u8]) -> Vec<u8> {
 pub fn inner_packet(bytes: &[u8]) {
     let Some((tos, text)) = bytes.split_first() else { return };
     let mut text = text.to_vec();
-    let Some((source, len)) = inner::source_and_length(&text) else { return };
+    let Some((source, len)) = lane::source_and_length(&text) else { return };
     assert!(len <= text.len() && len >= if source.is_ipv4() { 20 } else { 40 });
     let rest = text[len..].to_vec();
-    inner::decapsulate(*tos, &mut text[..len]);
+    lane::decapsulate(*tos, &mut text[..len]);
     assert_eq!(text[len..], rest, "what follows the packet stays");
-    assert_eq!(inner::source_and_length(&text), Some((source, len)), "ECN changes neither");
+    assert_eq!(lane::source_and_length(&text), Some((source, len)), "ECN changes neither");
 }
 
 /// Prefixes and look-ups: the table agrees with one that is searched from end to end.
 pub fn allowed_ips(bytes: &[u8]) {
     let mut input = Input(bytes);
-    let mut entries: Vec<(IpAddr, u8, PeerId)> = Vec::new();
+    let mut entries: Vec<(IpAddr, u8, PeerNumber)> = Vec::new();
     let mut addresses = Vec::new();
     while !input.is_empty() && addresses.len() < 100 {
         let [what, prefix] = input.take::<2>();
@@ -196,7 +197,7 @@ pub fn allowed_ips(bytes: &[u8]) {
         };
         if what & 2 == 0 && entries.len() < 60 {
             let most = if address.is_ipv4() { 32 } else { 128 };
-            entries.push((address, prefix % (most + 1), PeerId(u32::from(what >> 2) % 5)));
+            entries.push((address, prefix % (most + 1), PeerNumber(u16::from(what >> 2) % 5)));
         }
         addresses.push(address);
     }
@@ -206,12 +207,12 @@ pub fn allowed_ips(bytes: &[u8]) {
     }
 }
 
-fn by_force(entries: &[(IpAddr, u8, PeerId)], address: IpAddr) -> Option<PeerId> {
+fn by_force(entries: &[(IpAddr, u8, PeerNumber)], address: IpAddr) -> Option<PeerNumber> {
     let bits = |a: IpAddr| match a {
         IpAddr::V4(a) => u128::from(a.to_bits()) << 96,
         IpAddr::V6(a) => a.to_bits(),
     };
-    let holds = |(a, prefix, _): &&(IpAddr, u8, PeerId)| {
+    let holds = |(a, prefix, _): &&(IpAddr, u8, PeerNumber)| {
         a.is_ipv4() == address.is_ipv4() && (bits(*a) ^ bits(address)).leading_zeros() >= u32::from(*prefix)
     };
     // Of equal prefixes the last counts, which is the one that `max_by_key` gives.
@@ -247,7 +248,7 @@ pub fn replay(bytes: &[u8]) {
 }
 
 /// The table of receiver indices as a lane has it, for the measurement of its time.
-pub struct IndexTable(inner::ByIndex<u64>);
+pub struct IndexTable(lane::IndexTable<u64>);
 
 impl IndexTable {
     /// A table that holds these.
@@ -266,14 +267,21 @@ impl IndexTable {
 /// The datagram that a sealing session makes of `inner` as its packet number `nth`, padded to 16 bytes.
 #[must_use]
 pub fn seal(suite: Suite, key: Secret<32>, receiver_index: u32, nth: u64, inner: &[u8]) -> Option<Vec<u8>> {
-    let key =
-        SealingKey { peer: PeerId(1), epoch: 1, receiver_index, suite, key, expires_at: 2, packets: nth + 1 };
+    let key = SealingKey {
+        peer: PeerNumber(1),
+        epoch: LocalEpoch(1),
+        receiver_index,
+        suite,
+        key,
+        expires_at: Time::from_nanos(2),
+        packets: nth + 1,
+    };
     let mut session = SealingSession::new(&key)?;
     let padded = inner.len().next_multiple_of(16);
     let mut buffer = vec![0; HEADER + padded + TAG];
     for _ in 0..=nth {
         buffer[HEADER..HEADER + inner.len()].copy_from_slice(inner);
-        session.seal(&mut buffer, inner.len(), padded, 1).ok()?;
+        session.seal(&mut buffer, inner.len(), padded, Time::from_nanos(1)).ok()?;
     }
     Some(buffer)
 }
@@ -281,7 +289,14 @@ pub fn seal(suite: Suite, key: Secret<32>, receiver_index: u32, nth: u64, inner:
 /// What an opening session makes of a datagram: the packet with its padding.
 #[must_use]
 pub fn open(suite: Suite, key: Secret<32>, index: u32, datagram: &[u8]) -> Option<Vec<u8>> {
-    let key = OpeningKey { peer: PeerId(1), epoch: 1, index, suite, key, expires_at: 2 };
+    let key = OpeningKey {
+        peer: PeerNumber(1),
+        epoch: LocalEpoch(1),
+        index,
+        suite,
+        key,
+        expires_at: Time::from_nanos(2),
+    };
     let mut datagram = datagram.to_vec();
-    OpeningSession::new(&key)?.open(&mut datagram, 1).ok().map(|(text, _)| text.to_vec())
+    OpeningSession::new(&key)?.open(&mut datagram, Time::from_nanos(1)).ok().map(|(text, _)| text.to_vec())
 }

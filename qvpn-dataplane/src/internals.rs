@@ -5,9 +5,9 @@ use std::io::IoSlice;
 use std::ops::Range;
 
 use qvpn_secret::Secret;
+use qvpn_types::{LocalEpoch, PeerNumber, Suite, Time};
 
-use crate::clock::BootNanos;
-use crate::key::{MAX_PACKETS, OpeningKey, PeerId, SealingKey, Suite};
+use crate::key::{MAX_PACKETS, OpeningKey, SealingKey};
 use crate::session::{HEADER, OpeningSession, ReplayWindow, SealingSession, TAG};
 use crate::tun::coalesce::Coalescer;
 use crate::tun::split;
@@ -119,14 +119,15 @@ pub struct Session {
 }
 
 /// Some instant at which the key is in force.
-const NOW: BootNanos = 1;
+const NOW: Time = Time::from_nanos(1);
 
 impl Session {
     /// `None` if the cipher refuses the key, which it never does.
     #[must_use]
     pub fn new(suite: Suite) -> Option<Self> {
         let key = || Secret::filled(|bytes| bytes.fill(7));
-        let (peer, epoch, index, expires_at) = (PeerId(1), 1, 1 << 31, BootNanos::MAX);
+        let (peer, epoch, index, expires_at) =
+            (PeerNumber(1), LocalEpoch(1), 1 << 31, Time::from_nanos(u64::MAX));
         let seal = SealingKey {
             peer,
             epoch,

@@ -1,76 +1,48 @@
-//! What a key brings with it into a lane: whose it is, its epoch, its suite and its limits. The limits travel with the
-//! key, so that a control task that hangs can't make a lane use one for too long.
+//! Keys as lanes receive them: whose they are, their epoch, suite and limits. The limits travel with the key, so that a
+//! lane never uses one for too long, even if the control task hangs.
+
+use std::fmt;
 
 use qvpn_secret::Secret;
+use qvpn_types::{LocalEpoch, PeerNumber, Suite, Time};
 
-use crate::clock::BootNanos;
-
-/// The most peers that one set of lanes takes.
-pub const MAX_PEERS: u32 = 65_536;
-
-/// The most packets that any key seals, whatever its owner allows.
+/// The most packets that any key seals, also where its owner allows more.
 pub const MAX_PACKETS: u64 = 1 << 32;
 
-/// A peer, by a number that the daemon gives it: small (below [`MAX_PEERS`]), since lanes use it as an index. It may be
-/// given to another peer after [`RemovePeer`](crate::LaneCommand::RemovePeer).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct PeerId(pub u32);
-
-impl std::fmt::Display for PeerId {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        self.0.fmt(f)
-    }
-}
-
-/// The AEAD of a data key; both ends are configured with the same one.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-#[repr(u8)]
-pub enum Suite {
-    /// ChaCha20-Poly1305 (RFC 8439), the default.
-    ChaCha20Poly1305 = 0,
-    /// AES-256-GCM (NIST SP 800-38D), for machines with VAES and for CNSA 2.0.
-    Aes256Gcm = 1,
-    /// No protection at all: what the data path would do if ciphers cost nothing. Only the benchmarks have it.
-    #[cfg(feature = "bench-null-cipher")]
-    Null = 255,
-}
-
-/// A key that seals packets to a peer in one lane, consumed by [`InstallSealing`](crate::LaneCommand::InstallSealing).
+/// A key that seals packets to a peer in one lane, consumed by
+/// [`Lanes::install_sealing`](crate::Lanes::install_sealing).
 pub struct SealingKey {
     /// The peer that opens what this key seals.
-    pub peer: PeerId,
-    /// The epoch; it must be higher than every epoch that this lane was given for this peer before.
-    pub epoch: u64,
+    pub peer: PeerNumber,
+    /// It must be higher than every earlier epoch of a sealing key of this lane and peer.
+    pub epoch: LocalEpoch,
     /// The receiver index that the peer gave for this lane, top bit set.
     pub receiver_index: u32,
-    /// The AEAD.
     pub suite: Suite,
-    /// The key itself.
     pub key: Secret<32>,
-    /// The instant from which on it seals nothing any more.
-    pub expires_at: BootNanos,
-    /// How many packets it may seal; [`MAX_PACKETS`] is the most, whatever this says.
+    /// The key seals nothing from this instant on.
+    pub expires_at: Time,
+    /// How many packets it may seal, at most [`MAX_PACKETS`].
     pub packets: u64,
 }
 
-/// A key that opens packets of a peer in one lane, consumed by [`InstallOpening`](crate::LaneCommand::InstallOpening).
+/// A key that opens packets of a peer in one lane, consumed by
+/// [`Lanes::install_opening`](crate::Lanes::install_opening).
 pub struct OpeningKey {
     /// The peer that seals with this key.
-    pub peer: PeerId,
-    /// The epoch; it must be higher than every epoch that this lane was given for this peer before.
-    pub epoch: u64,
+    pub peer: PeerNumber,
+    /// It must be higher than every earlier epoch of an opening key of this lane and peer.
+    pub epoch: LocalEpoch,
     /// The receiver index that we gave the peer for this lane: top bit set, not in use by another key.
     pub index: u32,
-    /// The AEAD.
     pub suite: Suite,
-    /// The key itself.
     pub key: Secret<32>,
-    /// The instant from which on it opens nothing any more.
-    pub expires_at: BootNanos,
+    /// The key opens nothing from this instant on.
+    pub expires_at: Time,
 }
 
-impl std::fmt::Debug for SealingKey {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Debug for SealingKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("SealingKey")
             .field("peer", &self.peer)
             .field("epoch", &self.epoch)
@@ -78,8 +50,8 @@ impl std::fmt::Debug for SealingKey {
     }
 }
 
-impl std::fmt::Debug for OpeningKey {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Debug for OpeningKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("OpeningKey")
             .field("peer", &self.peer)
             .field("epoch", &self.epoch)

@@ -1,32 +1,40 @@
-//! Moves packets under keys that it is given: from a TUN device, sealed, to UDP, and back. It knows nothing of how keys
-//! are agreed or what a peer may do; it does know when a key ends, and then it drops.
+//! Moves packets under keys that it is given: from a TUN device, sealed, to UDP, and back. It knows neither how keys are
+//! agreed nor what a peer may do; it does know when a key expires, and then it drops packets.
 //!
-//! The control task talks to lanes by [`LaneCommand`] and hears [`LaneEvent`]s through its [`LaneSink`].
+//! The control task commands lanes by the methods of [`Lanes`] and gets [`LaneEvent`]s through its [`LaneSink`].
+
+#![deny(unsafe_code)]
 
 mod allowed_ips;
 mod checksum;
 mod cipher;
 mod clock;
-mod command;
+mod error;
+mod event;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzzing;
 #[cfg(any(test, feature = "internals"))]
 pub mod internals;
 mod key;
 mod lane;
-// One key at work, without any IO: lanes and simulations use it.
+mod sched;
+// Keys in use, without any I/O: lanes and simulations use them.
 pub mod session;
 mod stats;
-mod sys;
 mod tun;
 mod udp;
+mod wake;
 
 pub use allowed_ips::{AllowedIps, BadPrefix};
 pub use cipher::HAS_NULL_CIPHER;
-pub use clock::{BootNanos, Clock, boot_clock};
-pub use command::{LaneCommand, LaneEvent, LaneSink, SealingEnd};
-pub use key::{MAX_PACKETS, MAX_PEERS, OpeningKey, PeerId, SealingKey, Suite};
-pub use lane::{Admission, Dscp, Filter, LaneError, Lanes, LanesConfig, stand_before_others};
+#[cfg(feature = "bench-null-cipher")]
+pub use cipher::use_null_cipher;
+pub use clock::{Clock, boot_clock};
+pub use error::LaneError;
+pub use event::{Direction, LaneEvent, LaneSink, SealingEnd};
+pub use key::{MAX_PACKETS, OpeningKey, SealingKey};
+pub use lane::{Admission, Dscp, Filter, Lanes, LanesConfig};
+pub use sched::raise_priority;
 pub use stats::{Counter, InterfaceStats, PeerStats, RxStats, TxStats};
 pub use tun::{TunError, TunQueue, open_tun};
-pub use udp::{bind_lane_socket, send_to};
+pub use udp::bind_lane_socket;

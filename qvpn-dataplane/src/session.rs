@@ -6,10 +6,10 @@
 //! ```
 
 use qvpn_secret::scrub_stack;
+use qvpn_types::{LocalEpoch, PeerNumber, Time};
 
 use crate::cipher::Cipher;
 pub use crate::cipher::TAG;
-use crate::clock::BootNanos;
 use crate::key::{MAX_PACKETS, OpeningKey, SealingKey};
 
 /// Bytes before the ciphertext.
@@ -30,10 +30,10 @@ pub enum SealError {
 pub struct SealingSession {
     cipher: Cipher,
     /// From the key.
-    pub epoch: u64,
+    pub epoch: LocalEpoch,
     receiver_index: u32,
     /// From when on it seals nothing.
-    pub expires_at: BootNanos,
+    pub expires_at: Time,
     counter: u64,
     packets: u64,
 }
@@ -62,7 +62,7 @@ impl SealingSession {
         buffer: &mut [u8],
         inner: usize,
         padded: usize,
-        now: BootNanos,
+        now: Time,
     ) -> Result<usize, SealError> {
         if now >= self.expires_at {
             return Err(SealError::Expired);
@@ -106,11 +106,11 @@ pub enum OpenError {
 pub struct OpeningSession {
     cipher: Cipher,
     /// From the key.
-    pub peer: crate::key::PeerId,
+    pub peer: PeerNumber,
     /// From the key.
-    pub epoch: u64,
+    pub epoch: LocalEpoch,
     /// From when on it opens nothing; a drain brings it nearer.
-    pub expires_at: BootNanos,
+    pub expires_at: Time,
     window: ReplayWindow,
     /// Whether nothing opened yet.
     pub fresh: bool,
@@ -134,11 +134,7 @@ impl OpeningSession {
     ///
     /// # Errors
     /// [`OpenError`], and nothing is marked as seen.
-    pub fn open<'a>(
-        &mut self,
-        datagram: &'a mut [u8],
-        now: BootNanos,
-    ) -> Result<(&'a mut [u8], bool), OpenError> {
+    pub fn open<'a>(&mut self, datagram: &'a mut [u8], now: Time) -> Result<(&'a mut [u8], bool), OpenError> {
         if now >= self.expires_at {
             return Err(OpenError::Expired);
         }
@@ -214,24 +210,34 @@ impl ReplayWindow {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::key::{PeerId, Suite};
     use proptest::prelude::*;
     use qvpn_secret::Secret;
+    use qvpn_types::Suite;
     use std::collections::BTreeSet;
+
+    fn at(nanos: u64) -> Time {
+        Time::from_nanos(nanos)
+    }
 
     fn pair(suite: Suite, packets: u64) -> (SealingSession, OpeningSession) {
         let key = || Secret::filled(|b| b.fill(7));
         let seal = SealingKey {
-            peer: PeerId(1),
-            epoch: 1,
+            peer: PeerNumber(1),
+            epoch: LocalEpoch(1),
             receiver_index: 1 << 31,
             suite,
             key: key(),
-            expires_at: 100,
+            expires_at: at(100),
             packets,
         };
-        let open =
-            OpeningKey { peer: PeerId(1), epoch: 1, index: 1 << 31, suite, key: key(), expires_at: 100 };
+        let open = OpeningKey {
+            peer: PeerNumber(1),
+            epoch: LocalEpoch(1),
+            index: 1 << 31,
+            suite,
+            key: key(),
+            expires_at: at(100),
+        };
         (SealingSession::new(&seal).unwrap(), OpeningSession::new(&open).unwrap())
     }
 
@@ -241,15 +247,15 @@ mod tests {
             let (mut seal, mut open) = pair(suite, 10);
             let mut buffer = [0u8; 128];
             buffer[HEADER..HEADER + 5].copy_from_slice(b"hello");
-            let len = seal.seal(&mut buffer, 5, 16, 1).unwrap();
+            let len = seal.seal(&mut buffer, 5, 16, at(1)).unwrap();
             assert_eq!(len, 48);
             assert_eq!(buffer[..4], [4, 0, 0, 0]);
             let mut copy = buffer;
-            let (text, highest) = open.open(&mut copy[..len], 1).unwrap();
+            let (text, highest) = open.open(&mut copy[..len], at(1)).unwrap();
             assert_eq!(text, b"hello\0\0\0\0\0\0\0\0\0\0\0");
             assert!(highest);
             let mut copy = buffer;
-            assert_eq!(open.open(&mut copy[..len], 1).unwrap_err(), OpenError::Replay);
+            assert_eq!(open.open(&mut copy[..len], at(1)).unwrap_err(), OpenError::Replay);
         }
     }
 
@@ -257,13 +263,13 @@ mod tests {
     fn the_limits_of_a_key_hold() {
         let (mut seal, mut open) = pair(Suite::ChaCha20Poly1305, 2);
         let mut buffer = [0u8; 64];
-        assert_eq!(seal.seal(&mut buffer, 0, 0, 100).unwrap_err(), SealError::Expired);
-        assert!(seal.seal(&mut buffer, 0, 0, 99).is_ok());
-        assert!(seal.seal(&mut buffer, 0, 0, 99).is_ok());
-        assert_eq!(seal.seal(&mut buffer, 0, 0, 99).unwrap_err(), SealError::PacketLimit);
-        assert_eq!(open.open(&mut buffer[..32], 100).unwrap_err(), OpenError::Expired);
+        assert_eq!(seal.seal(&mut buffer, 0, 0, at(100)).unwrap_err(), SealError::Expired);
+        assert!(seal.seal(&mut buffer, 0, 0, at(99)).is_ok());
+        assert!(seal.seal(&mut buffer, 0, 0, at(99)).is_ok());
+        assert_eq!(seal.seal(&mut buffer, 0, 0, at(99)).unwrap_err(), SealError::PacketLimit);
+        assert_eq!(open.open(&mut buffer[..32], at(100)).unwrap_err(), OpenError::Expired);
         buffer[20] ^= 1;
-        assert_eq!(open.open(&mut buffer[..32], 99).unwrap_err(), OpenError::Auth);
+        assert_eq!(open.open(&mut buffer[..32], at(99)).unwrap_err(), OpenError::Auth);
     }
 
     /// The count would not fit after it. No honest end seals so many.

@@ -1,17 +1,26 @@
 //! A lane's UDP socket: one for IPv6 and IPv4 (in mapped form), with large buffers, and without "don't fragment", so that
-//! a path with a small MTU slows the tunnel down and never stops it. `PMTUDISC_OMIT` fragments at the interface's MTU and
-//! doesn't believe what unauthenticated ICMP says about the path, as WireGuard in the kernel does.
+//! a path with a small MTU slows the tunnel down but never stops it. `PMTUDISC_OMIT` fragments at the interface's MTU and
+//! ignores what unauthenticated ICMP says about the path, as WireGuard in the kernel does.
+
+mod address;
+pub(crate) mod batch;
+mod cmsg;
 
 use std::io;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6, UdpSocket};
-use std::os::fd::AsFd;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 
-use socket2::{Domain, Protocol, SockAddr, Socket, Type};
+use nix::sys::socket::{setsockopt, sockopt};
+use rustix::net::sockopt::{
+    Ipv4PathMtuDiscovery, Ipv6PathMtuDiscovery, set_ip_mtu_discover, set_ip_recvtos, set_ipv6_mtu_discover,
+    set_ipv6_recvtclass, set_socket_recv_buffer_size, set_socket_recv_buffer_size_force,
+    set_socket_send_buffer_size, set_socket_send_buffer_size_force,
+};
+use socket2::{Domain, Protocol, Socket, Type};
 
-use crate::sys;
+pub(crate) use address::Endpoint;
 
-/// What is asked for; the kernel gives less where its limit is lower and we lack CAP_NET_ADMIN.
-const BUFFER: i32 = 4 * 1024 * 1024;
+/// The socket buffers that we ask for; without CAP_NET_ADMIN the kernel grants at most its own limit.
+const BUFFER_BYTES: usize = 4 * 1024 * 1024;
 
 /// Binds the socket of a lane to `port` on all addresses; IPv4 alone where the machine has no IPv6. `fwmark` marks what
 /// it sends, for policy routing.
@@ -25,9 +34,8 @@ pub fn bind_lane_socket(port: u16, fwmark: Option<u32>) -> io::Result<UdpSocket>
             prepare(&socket, fwmark)?;
             match socket.bind(&SocketAddr::from((Ipv6Addr::UNSPECIFIED, port)).into()) {
                 Ok(()) => {
-                    let v6 = |option, value| sys::set_int(socket.as_fd(), libc::IPPROTO_IPV6, option, value);
-                    let _ = v6(libc::IPV6_MTU_DISCOVER, libc::IPV6_PMTUDISC_OMIT);
-                    let _ = v6(libc::IPV6_RECVTCLASS, 1);
+                    let _ = set_ipv6_mtu_discover(&socket, Ipv6PathMtuDiscovery::OMIT);
+                    let _ = set_ipv6_recvtclass(&socket, true);
                     Ok(socket.into())
                 }
                 Err(error) if error.raw_os_error() == Some(libc::EADDRNOTAVAIL) => bind_v4(port, fwmark),
@@ -50,62 +58,48 @@ fn prepare(socket: &Socket, fwmark: Option<u32>) -> io::Result<()> {
     if let Some(mark) = fwmark.filter(|mark| *mark != 0) {
         socket.set_mark(mark)?;
     }
-    let fd = socket.as_fd();
-    for (force, plain) in [(libc::SO_RCVBUFFORCE, libc::SO_RCVBUF), (libc::SO_SNDBUFFORCE, libc::SO_SNDBUF)] {
-        if sys::set_int(fd, libc::SOL_SOCKET, force, BUFFER).is_err() {
-            sys::set_int(fd, libc::SOL_SOCKET, plain, BUFFER)?;
-        }
-    }
+    set_socket_recv_buffer_size_force(socket, BUFFER_BYTES)
+        .or_else(|_| set_socket_recv_buffer_size(socket, BUFFER_BYTES))?;
+    set_socket_send_buffer_size_force(socket, BUFFER_BYTES)
+        .or_else(|_| set_socket_send_buffer_size(socket, BUFFER_BYTES))?;
     // An IPv4 packet of an IPv6 socket follows the IPv4 option; a refusal leaves the system's default.
-    let _ = sys::set_int(fd, libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_OMIT);
-    // The outer ECN bits come with each message; without them none is congested.
-    let _ = sys::set_int(fd, libc::IPPROTO_IP, libc::IP_RECVTOS, 1);
-    // Datagrams of one flow come joined where the kernel can (since Linux 5.0).
-    let _ = sys::set_int(fd, libc::SOL_UDP, libc::UDP_GRO, 1);
+    let _ = set_ip_mtu_discover(socket, Ipv4PathMtuDiscovery::OMIT);
+    // The outer ECN bits come with each message; without this option no message shows congestion.
+    let _ = set_ip_recvtos(socket, true);
+    // The kernel joins datagrams of one flow where it can (since Linux 5.0).
+    let _ = setsockopt(socket, sockopt::UdpGroSegment, &true);
     Ok(())
 }
 
-/// Lets nobody fragment what is sent from now on, or puts the socket's usual options back. IPv6 knows no router that
-/// fragments, so there it is this machine that must not.
+/// Forbids fragmentation of everything sent from now on, or restores the socket's usual options. IPv6 routers never
+/// fragment, so there this machine must not.
 pub(crate) fn forbid_fragments(socket: &UdpSocket, forbid: bool, narrow: bool) {
-    let discover = if forbid { libc::IP_PMTUDISC_PROBE } else { libc::IP_PMTUDISC_OMIT };
-    let _ = sys::set_int(socket.as_fd(), libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, discover);
-    let _ = sys::set_int(socket.as_fd(), libc::IPPROTO_IPV6, libc::IPV6_DONTFRAG, forbid.into());
-    match forbid {
-        true => discover_v6(socket, libc::IPV6_PMTUDISC_PROBE),
-        false => fragment_for_path(socket, narrow),
+    let discover = if forbid { Ipv4PathMtuDiscovery::PROBE } else { Ipv4PathMtuDiscovery::OMIT };
+    let _ = set_ip_mtu_discover(socket, discover);
+    let _ = setsockopt(socket, sockopt::Ipv6DontFrag, &forbid);
+    if forbid {
+        discover_v6(socket, Ipv6PathMtuDiscovery::PROBE);
+    } else {
+        fragment_for_path(socket, narrow);
     }
 }
 
-/// Fragments outer IPv6 packets at what routers say that the path takes, or only at the interface's MTU.
+/// Fragments outer IPv6 packets at the path MTU that routers report (`narrow`), or only at the interface's MTU.
 pub(crate) fn fragment_for_path(socket: &UdpSocket, narrow: bool) {
     // `IPV6_MTU` alone does nothing below the interface's MTU (Linux 6.18).
-    discover_v6(socket, if narrow { libc::IPV6_PMTUDISC_WANT } else { libc::IPV6_PMTUDISC_OMIT });
+    discover_v6(socket, if narrow { Ipv6PathMtuDiscovery::WANT } else { Ipv6PathMtuDiscovery::OMIT });
 }
 
-fn discover_v6(socket: &UdpSocket, how: libc::c_int) {
-    // A socket for IPv4 alone refuses, and needs nothing.
-    let _ = sys::set_int(socket.as_fd(), libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, how);
+fn discover_v6(socket: &UdpSocket, how: Ipv6PathMtuDiscovery) {
+    // An IPv4 socket refuses this option and does not need it.
+    let _ = set_ipv6_mtu_discover(socket, how);
 }
 
-/// The address in the form that a socket takes: mapped where the socket is IPv6.
-pub(crate) fn socket_address(socket_is_v6: bool, address: SocketAddr) -> SockAddr {
-    match address {
-        SocketAddr::V4(v4) if socket_is_v6 => {
-            SocketAddrV6::new(v4.ip().to_ipv6_mapped(), v4.port(), 0, 0).into()
-        }
-        other => other.into(),
-    }
-}
-
-/// Sends a datagram on a dup of a lane's socket, whatever its family.
+/// Sends a datagram on a dup of a lane's socket, of either family.
 ///
 /// # Errors
 /// What the system says.
 pub fn send_to(socket: &UdpSocket, datagram: &[u8], to: SocketAddr) -> io::Result<()> {
     let v6 = socket.local_addr()?.is_ipv6();
-    match socket_address(v6, to).as_socket() {
-        Some(address) => socket.send_to(datagram, address).map(drop),
-        None => Err(io::ErrorKind::InvalidInput.into()),
-    }
+    socket.send_to(datagram, address::socket_address(v6, to)).map(drop)
 }

@@ -8,7 +8,8 @@ mod common;
 use std::net::UdpSocket;
 
 use common::*;
-use qvpn_dataplane::{LaneCommand, LaneEvent, PeerId, PeerStats, SealingEnd, Suite};
+use qvpn_dataplane::{LaneEvent, PeerStats, SealingEnd};
+use qvpn_types::{LocalEpoch, PeerNumber, Suite, Time};
 
 /// Packets in flight at once, or twice as many around a rekey: far below every queue on the way, so that a missing one is
 /// our loss. The smallest is a host socket's 208 KiB, which hold 121 of these packets.
@@ -59,11 +60,11 @@ fn carries(suite: Suite, v6: bool) {
             expect(&b.host6, &numbered(n, 48));
         }
         burst(&b.host6, &a.host6, round * BURST, 48);
-        let seen = |e: &LaneEvent| matches!(e, LaneEvent::FirstOpened { lane: 0, peer: PEER, epoch: e } if *e == epoch);
+        let seen = |e: &LaneEvent| matches!(e, LaneEvent::FirstOpened { lane: 0, peer: PEER, epoch: e } if e.0 == epoch);
         a.wait(seen);
         b.wait(seen);
         for site in [&a, &b] {
-            site.lanes.send(0, LaneCommand::CloseOlder { peer: PEER, than_epoch: epoch, at: START });
+            site.lanes.close_older(0, PEER, LocalEpoch(epoch), Time::from_nanos(START));
         }
     }
     for site in [&a, &b] {
@@ -122,7 +123,7 @@ fn what_comes_in_by_another_lane_moves_no_flow() {
             b.host4.send(b"answer").unwrap();
             expect(&a.host4, b"answer");
             // The answer's place is where A sends from now on; that is another matter.
-            a.lanes.send(lane, LaneCommand::SetEndpoint { peer: PEER, addr: wire.local_addr().unwrap() });
+            a.lanes.set_endpoint(lane, PEER, wire.local_addr().unwrap());
             a.settle();
             assert_eq!(lane_of_flow(b"again"), own, "an answer by lane {lane}");
         }
@@ -130,30 +131,30 @@ fn what_comes_in_by_another_lane_moves_no_flow() {
 }
 
 #[test]
-fn a_detour_leads_a_flow_by_another_lane_in_order() {
-    in_namespaces("a_detour_leads_a_flow_by_another_lane_in_order", || {
+fn a_rerouted_flow_passes_by_another_lane_in_order() {
+    in_namespaces("a_rerouted_flow_passes_by_another_lane_in_order", || {
         let suite = Suite::Aes256Gcm;
         let (a, b) = connected(4, suite, false);
         let bytes: Vec<_> = (0..4u8).map(|_| std::sync::Arc::new(PeerStats::default())).collect();
         for lane in 0..4 {
             let stats = bytes[usize::from(lane)].clone();
             let endpoint = Some(b.address(lane.into(), false));
-            a.lanes.send(lane, LaneCommand::AddPeer { peer: PEER, endpoint, keepalive: None, stats });
+            a.lanes.add_peer(lane, PEER, endpoint, None, stats);
             assert!(b.open(lane, 2, suite, FAR) && a.open(lane, 2, suite, FAR));
             assert!(a.seal(lane, 2, suite, FAR, u64::MAX));
         }
         let sent = || -> Vec<u64> { bytes.iter().map(|stats| stats.tx.packets.get()).collect() };
         let mut first = 0;
-        let mut ways = Vec::new();
+        let mut used_lanes = Vec::new();
         for via in [None, Some(0), Some(1), Some(2), Some(3), None] {
-            a.each_lane(|| LaneCommand::SetDetour { peer: PEER, via });
+            a.each_lane(|lane| a.lanes.set_reroute(lane, PEER, via));
             a.settle();
             let before = sent();
             // Orders change while packets are under way, too.
             for n in first..first + BURST {
                 a.host4.send(&numbered(n, 28)).unwrap();
             }
-            a.each_lane(|| LaneCommand::SetDetour { peer: PEER, via });
+            a.each_lane(|lane| a.lanes.set_reroute(lane, PEER, via));
             for n in first..first + BURST {
                 expect(&b.host4, &numbered(n, 28));
             }
@@ -164,12 +165,12 @@ fn a_detour_leads_a_flow_by_another_lane_in_order() {
             let used: Vec<_> =
                 (0..4u8).zip(before).zip(sent()).filter(|((_, was), is)| was != is).map(|x| x.0.0).collect();
             assert_eq!(used.len(), 1, "a flow has one lane at a time");
-            ways.push(used[0]);
+            used_lanes.push(used[0]);
         }
-        assert_eq!(ways[1..5], [0, 1, 2, 3]);
-        assert_eq!(ways[0], ways[5], "and back");
+        assert_eq!(used_lanes[1..5], [0, 1, 2, 3]);
+        assert_eq!(used_lanes[0], used_lanes[5], "and back");
         // A lane that doesn't exist, and one that leads to itself.
-        a.each_lane(|| LaneCommand::SetDetour { peer: PEER, via: Some(77) });
+        a.each_lane(|lane| a.lanes.set_reroute(lane, PEER, Some(77)));
         a.settle();
         let full = || bytes.iter().map(|stats| stats.tx.queue_full.get()).sum::<u64>();
         a.host4.send(b"nowhere").unwrap();
@@ -194,7 +195,7 @@ fn keys_end_by_themselves_and_nothing_is_sent_without_one() {
         a.advance_to(limit);
         let ended = a.wait(|e| matches!(e, LaneEvent::SealingEnded { .. }));
         assert!(
-            matches!(ended, LaneEvent::SealingEnded { epoch: 2, why: SealingEnd::Expired, .. }),
+            matches!(ended, LaneEvent::SealingEnded { epoch: LocalEpoch(2), why: SealingEnd::Expired, .. }),
             "{ended:?}"
         );
         a.host4.send(b"too late").unwrap();
@@ -218,7 +219,10 @@ fn keys_end_by_themselves_and_nothing_is_sent_without_one() {
         expect(&b.host4, b"two");
         let ended = a.wait(|e| matches!(e, LaneEvent::SealingEnded { .. }));
         assert!(
-            matches!(ended, LaneEvent::SealingEnded { epoch: 4, why: SealingEnd::PacketLimit, .. }),
+            matches!(
+                ended,
+                LaneEvent::SealingEnded { epoch: LocalEpoch(4), why: SealingEnd::PacketLimit, .. }
+            ),
             "{ended:?}"
         );
         until("the packet is counted", || a.stats.tx.expired.get() == 3);
@@ -226,7 +230,7 @@ fn keys_end_by_themselves_and_nothing_is_sent_without_one() {
         // An order to stop.
         assert!(b.open(0, 5, suite, limit + 5));
         assert!(a.seal(0, 5, suite, FAR, u64::MAX));
-        a.lanes.send(0, LaneCommand::StopSealing { peer: PEER });
+        a.lanes.stop_sealing(0, PEER);
         a.host4.send(b"stopped").unwrap();
         until("the packet is counted", || a.stats.tx.no_epoch.get() == 1);
         sent("nothing more was sent", start + 3);
@@ -243,7 +247,7 @@ fn keys_end_by_themselves_and_nothing_is_sent_without_one() {
         assert!(!b.open(0, 6, suite, FAR), "its index is free again, and yet it would take replays");
 
         // An interface without the peer sends nothing at all.
-        a.lanes.send(0, LaneCommand::RemovePeer { peer: PEER });
+        a.lanes.remove_peer(0, PEER);
         assert!(!a.seal(0, 7, suite, FAR, u64::MAX), "no key for a peer that is gone");
         // The kernel's own multicast has no peer either, so more than this one may be counted.
         let before = a.interface.no_peer.get();
@@ -261,7 +265,7 @@ fn what_an_attacker_sends_ends_in_a_counter() {
         let (a, b) = connected(2, Suite::ChaCha20Poly1305, false);
         let (wire, target) = (wire(), b.address(0, false));
         // All of site A's packets come to the attacker, who has none of the keys.
-        a.each_lane(|| LaneCommand::SetEndpoint { peer: PEER, addr: wire.local_addr().unwrap() });
+        a.each_lane(|lane| a.lanes.set_endpoint(lane, PEER, wire.local_addr().unwrap()));
         a.settle();
         let through = |text: &[u8]| {
             a.host4.send(text).unwrap();
@@ -367,7 +371,7 @@ fn a_joined_message_may_mix_valid_and_forged_datagrams() {
     in_namespaces("a_joined_message_may_mix_valid_and_forged_datagrams", || {
         let (a, b) = connected(1, Suite::ChaCha20Poly1305, false);
         let wire = wire();
-        a.lanes.send(0, LaneCommand::SetEndpoint { peer: PEER, addr: wire.local_addr().unwrap() });
+        a.lanes.set_endpoint(0, PEER, wire.local_addr().unwrap());
         a.settle();
         let sealed: Vec<_> = (0..6u8)
             .map(|n| {
@@ -414,7 +418,7 @@ fn an_inner_source_that_belongs_to_another_peer_is_dropped() {
         let (a, b) = connected(1, Suite::ChaCha20Poly1305, false);
         a.host4.send(b"allowed").unwrap();
         expect(&b.host4, b"allowed");
-        b.allow(&[(1, PeerId(8))]);
+        b.allow(&[(1, PeerNumber(8))]);
         b.settle();
         a.host4.send(b"not allowed").unwrap();
         until("not allowed", || b.stats.rx.not_allowed_ip.get() == 1);
@@ -432,7 +436,7 @@ fn the_endpoint_follows_only_the_newest_packet_of_the_newest_epoch() {
         let (a, b) = connected(1, suite, false);
         let (first, second) = (wire(), wire());
         let target = b.address(0, false);
-        a.lanes.send(0, LaneCommand::SetEndpoint { peer: PEER, addr: first.local_addr().unwrap() });
+        a.lanes.set_endpoint(0, PEER, first.local_addr().unwrap());
         a.settle();
         let caught: Vec<_> = (0..3u8)
             .map(|n| {
@@ -484,12 +488,12 @@ fn empty_packets_announce_and_keep_alive() {
         let suite = Suite::Aes256Gcm;
         let (a, b) = connected(1, suite, false);
         let before = b.stats.rx.packets.get();
-        a.lanes.send(0, LaneCommand::SendEmpty { peer: PEER });
-        b.wait(|e| matches!(e, LaneEvent::FirstOpened { epoch: 1, .. }));
+        a.lanes.send_empty(0, PEER);
+        b.wait(|e| matches!(e, LaneEvent::FirstOpened { epoch: LocalEpoch(1), .. }));
         until("one empty packet", || b.stats.rx.packets.get() == before + 1);
         // The lane looks at its clock at least once a second, and the clock is ours.
         let keepalive = Some(std::time::Duration::from_secs(3600));
-        a.lanes.send(0, LaneCommand::SetKeepalive { peer: PEER, keepalive });
+        a.lanes.set_keepalive(0, PEER, keepalive);
         a.advance_to(START + HOUR);
         until("a keepalive", || b.stats.rx.packets.get() == before + 2);
         assert_eq!(b.stats.rx.bytes.get(), 32 * (before + 2), "each is a header and a tag");
@@ -502,7 +506,7 @@ fn padding_hides_lengths_and_stays_within_the_mtu() {
     in_namespaces("padding_hides_lengths_and_stays_within_the_mtu", || {
         let (a, _b) = connected(1, Suite::ChaCha20Poly1305, false);
         let wire = wire();
-        a.lanes.send(0, LaneCommand::SetEndpoint { peer: PEER, addr: wire.local_addr().unwrap() });
+        a.lanes.set_endpoint(0, PEER, wire.local_addr().unwrap());
         a.settle();
         let mtu = usize::from(MTU);
         for inner in [29, 32, 33, 1408, 1409, mtu - 1, mtu] {

@@ -1,11 +1,9 @@
-//! Which crates may import which, and the files that may hold `unsafe` code. A new arrow is a change of the architecture:
-//! decide that first. `layout/` checks imports among the files of a crate.
+//! Which crates may import which. A new arrow is a change of the architecture: decide that first. `layout/` checks
+//! imports among the files of a crate.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
-use std::path::{Path, PathBuf};
 
 use cargo_metadata::{DependencyKind, Metadata, MetadataCommand, PackageId};
 
@@ -72,9 +70,6 @@ const IMPURE: &[&str] = &["tokio", "async-std", "smol", "rustls", "hyper", "rtne
 /// A feature of qvpn-dataplane that only `benches` may enable. qvpn-daemon does not compile with it.
 const NULL_CIPHER: &str = "bench-null-cipher";
 
-/// The files that may hold `unsafe` code.
-const UNSAFE_FILES: &[&str] = &["sys.rs", "lock.rs"];
-
 #[test]
 fn crates_import_only_along_the_arrows() {
     let imports = workspace_imports(&metadata());
@@ -138,38 +133,6 @@ fn the_null_cipher_of_the_benchmarks_is_in_no_default_build() {
     }
 }
 
-#[test]
-fn unsafe_code_is_only_in_its_files() {
-    let root = metadata().workspace_root.into_std_path_buf();
-    let mut sources = Vec::new();
-    rust_sources(&root, &mut sources);
-    assert!(sources.len() > ARROWS.len(), "the sources are found under {}", root.display());
-    let mut seen_in_files = 0;
-    for path in sources {
-        let lines = unsafe_lines(&fs::read_to_string(&path).unwrap());
-        if UNSAFE_FILES.iter().any(|file| path.ends_with(file)) {
-            seen_in_files += lines.len();
-        } else {
-            assert!(
-                lines.is_empty(),
-                "{}: unsafe code in lines {lines:?}; it belongs in {UNSAFE_FILES:?}",
-                path.display()
-            );
-        }
-    }
-    assert!(seen_in_files > 0, "the search itself works");
-}
-
-#[test]
-fn the_search_for_unsafe_code_reads_code_only() {
-    assert_eq!(unsafe_lines("fn a() {\n    unsafe { b() }\n}"), [2]);
-    assert_eq!(unsafe_lines("unsafe impl Send for X {}\npub unsafe fn c() {}"), [1, 2]);
-    assert_eq!(
-        unsafe_lines("// unsafe\n#![allow(unsafe_code)]\nlet s = \"unsafe\"; // unsafe\n"),
-        [0usize; 0]
-    );
-}
-
 fn metadata() -> Metadata {
     MetadataCommand::new().other_options(["--locked".to_owned()]).exec().unwrap()
 }
@@ -217,34 +180,4 @@ fn reached(metadata: &Metadata, name: &str) -> BTreeSet<String> {
         }
     }
     seen.into_iter().map(|id| metadata[id].name.to_string()).collect()
-}
-
-fn rust_sources(dir: &Path, found: &mut Vec<PathBuf>) {
-    for entry in fs::read_dir(dir).unwrap() {
-        let path = entry.unwrap().path();
-        let name = path.file_name().unwrap().to_string_lossy().into_owned();
-        if path.is_dir() && name != "target" && !name.starts_with('.') {
-            rust_sources(&path, found);
-        } else if path.extension().is_some_and(|e| e == "rs") {
-            found.push(path);
-        }
-    }
-}
-
-/// Numbers (from 1) of the lines that have the keyword outside line comments and one-line strings.
-fn unsafe_lines(source: &str) -> Vec<usize> {
-    let is_word = |c: char| c.is_alphanumeric() || c == '_';
-    let code = |line: &str| {
-        // Every other piece between quotes is a string, once quotes in character literals are removed.
-        let line = line.replace("\\\"", "").replace("'\"'", "");
-        let outside: Vec<&str> = line.split('"').step_by(2).collect();
-        outside.join(" ").split("//").next().unwrap_or_default().to_owned()
-    };
-    let mut lines = Vec::new();
-    for (number, line) in source.lines().enumerate() {
-        if code(line).split(|c| !is_word(c)).any(|word| word == "unsafe") {
-            lines.push(number + 1);
-        }
-    }
-    lines
 }

@@ -77,24 +77,24 @@ never!(
 fn the_text_of_a_lanes_key_has_no_byte_of_it() {
     let key = || qvpn_secret::Secret::<32>::filled(|bytes| bytes.fill(0xa7));
     let seal = qvpn_dataplane::SealingKey {
-        peer: qvpn_dataplane::PeerId(3),
-        epoch: 4,
+        peer: qvpn_types::PeerNumber(3),
+        epoch: qvpn_types::LocalEpoch(4),
         receiver_index: 1 << 31,
-        suite: qvpn_dataplane::Suite::ChaCha20Poly1305,
+        suite: qvpn_types::Suite::ChaCha20Poly1305,
         key: key(),
-        expires_at: 5,
+        expires_at: qvpn_types::Time::from_nanos(5),
         packets: 6,
     };
     let open = qvpn_dataplane::OpeningKey {
-        peer: qvpn_dataplane::PeerId(3),
-        epoch: 4,
+        peer: qvpn_types::PeerNumber(3),
+        epoch: qvpn_types::LocalEpoch(4),
         index: 1 << 31,
-        suite: qvpn_dataplane::Suite::ChaCha20Poly1305,
+        suite: qvpn_types::Suite::ChaCha20Poly1305,
         key: key(),
-        expires_at: 5,
+        expires_at: qvpn_types::Time::from_nanos(5),
     };
-    assert_eq!(format!("{seal:?}"), "SealingKey { peer: PeerId(3), epoch: 4, .. }");
-    assert_eq!(format!("{open:?}"), "OpeningKey { peer: PeerId(3), epoch: 4, .. }");
+    assert_eq!(format!("{seal:?}"), "SealingKey { peer: PeerNumber(3), epoch: LocalEpoch(4), .. }");
+    assert_eq!(format!("{open:?}"), "OpeningKey { peer: PeerNumber(3), epoch: LocalEpoch(4), .. }");
 }
 
 /// Only `expose` returns bytes of secrets, and check values and confirmations have names; no line of code may contain one

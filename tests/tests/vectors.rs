@@ -4,10 +4,11 @@
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
 use data_encoding::HEXLOWER;
-use qvpn_dataplane::{Suite, fuzzing};
+use qvpn_dataplane::fuzzing;
 use qvpn_identity::{PublicIdentity, SecretIdentity};
 use qvpn_proto::wire::{Fragment, MessageType, fragment};
 use qvpn_secret::Secret;
+use qvpn_types::Suite;
 use serde_json::Value;
 
 fn pieces(part: &str) -> Vec<Value> {

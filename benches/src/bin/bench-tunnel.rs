@@ -10,21 +10,22 @@ use std::time::Duration;
 use anyhow::{Result, bail};
 use clap::{Parser, ValueEnum};
 use qvpn_dataplane::{
-    Admission, AllowedIps, BootNanos, Dscp, LaneCommand, LaneEvent, LaneSink, Lanes, LanesConfig,
-    MAX_PACKETS, OpeningKey, PeerId, PeerStats, SealingKey, Suite, bind_lane_socket, boot_clock, open_tun,
+    Admission, AllowedIps, Dscp, LaneEvent, LaneSink, Lanes, LanesConfig, MAX_PACKETS, OpeningKey, PeerStats,
+    SealingKey, bind_lane_socket, boot_clock, open_tun,
 };
 use qvpn_secret::Secret;
+use qvpn_types::{LocalEpoch, PeerNumber, Suite, Time};
 
 // As in the daemon.
 #[global_allocator]
 static ALLOCATOR: qvpn_secret::ZeroAlloc<std::alloc::System> = qvpn_secret::ZeroAlloc(std::alloc::System);
 
 /// The peer's number.
-const PEER: PeerId = PeerId(1);
+const PEER: PeerNumber = PeerNumber(1);
 
 /// Time for which an older epoch opens after a newer one began, and the least life of a key: as in the protocol.
-const DRAIN: BootNanos = 2_000_000_000;
-const MAX_AGE: BootNanos = 10_000_000_000;
+const DRAIN: Duration = Duration::from_secs(2);
+const MAX_AGE: Duration = Duration::from_secs(10);
 
 /// One side of a tunnel with computed keys; stops when its standard input ends.
 #[derive(Parser)]
@@ -72,7 +73,10 @@ impl Cipher {
             Self::Chacha => Suite::ChaCha20Poly1305,
             Self::Aes => Suite::Aes256Gcm,
             #[cfg(feature = "null-cipher")]
-            Self::Null => Suite::Null,
+            Self::Null => {
+                qvpn_dataplane::use_null_cipher();
+                Suite::ChaCha20Poly1305
+            }
         }
     }
 }
@@ -80,9 +84,12 @@ impl Cipher {
 struct Sink(SyncSender<LaneEvent>);
 
 impl LaneSink for Sink {
-    fn event(&self, event: LaneEvent) -> bool {
-        // Only failures matter here.
-        !matches!(event, LaneEvent::Failed { .. }) || self.0.try_send(event).is_ok()
+    fn event(&self, event: LaneEvent) -> Result<(), LaneEvent> {
+        // Only a failure matters here, and one that finds the queue full is not the first.
+        if matches!(event, LaneEvent::Failed { .. }) {
+            let _ = self.0.try_send(event);
+        }
+        Ok(())
     }
 }
 
@@ -107,16 +114,17 @@ fn main() -> Result<()> {
     for (lane, port) in (0..).zip(ports) {
         let endpoint = Some(SocketAddr::new(options.peer, port));
         let stats = Arc::new(PeerStats::default());
-        lanes.send(lane, LaneCommand::AddPeer { peer: PEER, endpoint, keepalive: None, stats });
-        lanes.send(lane, LaneCommand::SetAllowedIps(table.clone()));
+        lanes.add_peer(lane, PEER, endpoint, None, stats);
+        lanes.set_allowed_ips(lane, table.clone());
     }
     let end = std::thread::spawn(|| std::io::copy(&mut std::io::stdin(), &mut std::io::sink()));
     let clock = boot_clock();
+    let nanos = || clock().as_nanos();
     let keys = Keys { lanes: &lanes, count: options.lanes, suite: options.suite.suite(), side: options.side };
     let interval = 1_000_000_000u64.checked_div(options.rekeys.into());
     // Without rekeys all is epoch 1, which lasts.
-    let epoch_at = |now: BootNanos| interval.map_or(1, |interval| now / interval);
-    let expires = |now: BootNanos| if interval.is_some() { now + MAX_AGE } else { BootNanos::MAX / 2 };
+    let epoch_at = |now: Time| interval.map_or(1, |interval| now.as_nanos() / interval);
+    let expires = |now: Time| if interval.is_some() { now + MAX_AGE } else { Time::from_nanos(u64::MAX) };
     let now = clock();
     let mut epoch = epoch_at(now);
     keys.open(epoch, expires(now));
@@ -126,8 +134,8 @@ fn main() -> Result<()> {
     }
     println!("ready");
     while !end.is_finished() {
-        let next = interval.map_or(BootNanos::MAX, |interval| (epoch + 1) * interval);
-        let wait = Duration::from_nanos(next.saturating_sub(clock()).min(200_000_000));
+        let next = interval.map_or(u64::MAX, |interval| (epoch + 1) * interval);
+        let wait = Duration::from_nanos(next.saturating_sub(nanos()).min(200_000_000));
         match events.recv_timeout(wait) {
             Ok(LaneEvent::Failed { lane, error }) => bail!("lane {lane}: {error}"),
             Err(RecvTimeoutError::Disconnected) => bail!("the lanes are gone"),
@@ -153,32 +161,33 @@ struct Keys<'a> {
 }
 
 impl Keys<'_> {
-    fn open(&self, epoch: u64, expires_at: BootNanos) {
+    fn open(&self, epoch: u64, expires_at: Time) {
         for lane in 0..self.count {
             let (key, index) = (key(epoch, lane, self.side == Side::B), index(epoch, lane));
+            let epoch = LocalEpoch(epoch);
             let key = OpeningKey { peer: PEER, epoch, index, suite: self.suite, key, expires_at };
-            self.lanes.send(lane, LaneCommand::InstallOpening { token: 0, key });
+            self.lanes.install_opening(lane, key);
         }
     }
 
-    fn seal(&self, epoch: u64, expires_at: BootNanos) {
+    fn seal(&self, epoch: u64, expires_at: Time) {
         for lane in 0..self.count {
             let key = SealingKey {
                 peer: PEER,
-                epoch,
+                epoch: LocalEpoch(epoch),
                 receiver_index: index(epoch, lane),
                 suite: self.suite,
                 key: key(epoch, lane, self.side == Side::A),
                 expires_at,
                 packets: MAX_PACKETS,
             };
-            self.lanes.send(lane, LaneCommand::InstallSealing { token: 0, key, announce: false });
+            self.lanes.install_sealing(lane, key, false);
         }
     }
 
-    fn close_older(&self, than_epoch: u64, at: BootNanos) {
+    fn close_older(&self, epoch: u64, at: Time) {
         for lane in 0..self.count {
-            self.lanes.send(lane, LaneCommand::CloseOlder { peer: PEER, than_epoch, at });
+            self.lanes.close_older(lane, PEER, LocalEpoch(epoch), at);
         }
     }
 }

@@ -1,60 +1,63 @@
 //! The receiving thread of a lane: UDP → opened in place → replay window → inner source check → TUN. It owns the opening
 //! keys and erases them by its own timer.
 
-use std::collections::HashMap;
-use std::hash::{BuildHasherDefault, Hasher};
 use std::io::{ErrorKind, IoSlice};
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::ops::Range;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
-use super::LaneError;
+use qvpn_types::{LocalEpoch, PeerNumber, Time};
+
+use super::config::{Admission, Filter, LaneContext};
 use super::ecn;
-use super::outbox::Outbox;
-use super::peers::Peers;
-use super::start::{Admission, Filter, Inbox, Mailbox, Shared};
+use super::event_queue::EventQueue;
+use super::index_table::IndexTable;
+use super::inner::source_and_length;
+use super::mailbox::{Inbox, Mailbox, ReceiveCommand, SendCommand};
+use super::peer_table::PeerTable;
 use crate::allowed_ips::AllowedIps;
-use crate::clock::BootNanos;
-use crate::command::{LaneCommand, LaneEvent};
-use crate::key::{OpeningKey, PeerId};
+use crate::error::LaneError;
+use crate::event::{Direction, LaneEvent};
+use crate::key::OpeningKey;
 use crate::session::{DATA, HEADER, OpenError, OpeningSession, TAG};
 use crate::stats::{InterfaceStats, PeerStats};
-use crate::sys::{self, BATCH, FEW, Incoming, SLOT};
 use crate::tun::TunQueue;
 use crate::tun::coalesce::Coalescer;
+use crate::udp::batch::{Incoming, MAX_BATCH, SLOT_BYTES, SMALL_BATCH, receive_batch};
+use crate::wake::poll_readable;
 
 struct ReceivePeer {
     endpoint: Option<SocketAddr>,
-    /// The endpoint moved and the control task doesn't know yet. One flag, not a queue: whoever sits on the path and
+    /// The endpoint moved and the control task doesn't know yet. One flag, not a queue: an attacker on the path who
     /// changes source addresses must not make a list grow.
-    untold: bool,
+    roam_unreported: bool,
     stats: Arc<PeerStats>,
-    highest_epoch: Option<u64>,
+    highest_epoch: Option<LocalEpoch>,
     /// The newest epoch in which something opened: only its packets move the endpoint.
-    newest_heard: Option<u64>,
+    newest_heard: Option<LocalEpoch>,
 }
 
-/// Packets of one peer that opened and are not counted yet: counters that other threads read cost more than these.
+/// Packets of one peer that opened and are not counted yet: counters that other threads read cost more.
 #[derive(Default)]
-struct Tally {
-    peer: Option<PeerId>,
+struct PendingCounters {
+    peer: Option<PeerNumber>,
     packets: u64,
     bytes: u64,
 }
 
-impl Tally {
-    fn add(&mut self, peers: &Peers<ReceivePeer>, peer: PeerId, size: usize) {
+impl PendingCounters {
+    fn add(&mut self, peers: &PeerTable<ReceivePeer>, peer: PeerNumber, size: usize) {
         if self.peer != Some(peer) {
-            self.count(peers);
+            self.flush(peers);
             self.peer = Some(peer);
         }
         self.packets += 1;
         self.bytes += u64::try_from(size).unwrap_or(0);
     }
 
-    /// Adds what was tallied to the counters that others read.
-    fn count(&mut self, peers: &Peers<ReceivePeer>) {
+    /// Adds them to the counters that others read.
+    fn flush(&mut self, peers: &PeerTable<ReceivePeer>) {
         let Self { peer, packets, bytes } = std::mem::take(self);
         if let Some(p) = peer.and_then(|peer| peers.get(peer)) {
             p.stats.rx.packets.add(packets);
@@ -63,122 +66,97 @@ impl Tally {
     }
 }
 
-/// Receiver indices are random numbers of our own, so they are spread already.
-#[derive(Default)]
-pub(crate) struct IndexHasher(u64);
-
-impl Hasher for IndexHasher {
-    fn finish(&self) -> u64 {
-        self.0
-    }
-
-    fn write(&mut self, bytes: &[u8]) {
-        for byte in bytes {
-            self.0 = self.0 << 8 | u64::from(*byte);
-        }
-    }
-
-    fn write_u32(&mut self, index: u32) {
-        // The table looks at the topmost bits, too.
-        self.0 = u64::from(index).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    }
-}
-
-/// A table by receiver index.
-pub(crate) type ByIndex<T> = HashMap<u32, T, BuildHasherDefault<IndexHasher>>;
-type Sessions = ByIndex<OpeningSession>;
-
-/// The tables, apart from the buffer that is borrowed while a batch is handled.
-struct Tables {
-    shared: Shared,
+/// The thread's state without its buffer, which is borrowed while a batch is handled.
+struct ReceiveTables {
+    context: LaneContext,
     tun: TunQueue,
     filter: Filter,
-    outbox: Outbox,
-    to_sender: Mailbox,
-    peers: Peers<ReceivePeer>,
-    sessions: Sessions,
+    events: EventQueue,
+    to_sender: Mailbox<SendCommand>,
+    peers: PeerTable<ReceivePeer>,
+    sessions: IndexTable<OpeningSession>,
     allowed: Arc<AllowedIps>,
     /// The source looked up last: most packets follow one of their own flow.
-    last: Option<(IpAddr, PeerId)>,
-    /// When a key ends at the earliest.
-    due: Option<BootNanos>,
-    tally: Tally,
+    last: Option<(IpAddr, PeerNumber)>,
+    /// When the first key expires.
+    due: Option<Time>,
+    pending: PendingCounters,
     coalescer: Coalescer,
 }
 
-pub(super) struct Receiving {
+pub(super) struct Receiver {
     socket: UdpSocket,
-    inbox: Inbox,
-    tables: Tables,
+    inbox: Inbox<ReceiveCommand>,
+    tables: ReceiveTables,
     buffer: Vec<u8>,
 }
 
-/// Messages of so many bytes are large.
-const LARGE: usize = 16 * 1024;
+/// A message of this size or more counts as large.
+const LARGE_MESSAGE_BYTES: usize = 16 * 1024;
 
-/// Bytes of the largest control datagram that is no handshake: a probe of the path.
-const PROBE: usize = HEADER + 1420 + TAG;
-/// Handshakes are far smaller than the smallest IPv6 MTU.
-const HANDSHAKE: usize = 1280;
+/// The largest control datagram that is no handshake: a probe of the path MTU.
+const MAX_PROBE_BYTES: usize = HEADER + 1420 + TAG;
+/// Handshake messages are far smaller than the smallest IPv6 MTU.
+const MAX_HANDSHAKE_BYTES: usize = 1280;
 
-impl Receiving {
+impl Receiver {
     pub(super) fn new(
-        shared: Shared,
+        context: LaneContext,
         tun: TunQueue,
         socket: UdpSocket,
         filter: Filter,
-        inbox: Inbox,
-        to_sender: Mailbox,
+        inbox: Inbox<ReceiveCommand>,
+        to_sender: Mailbox<SendCommand>,
     ) -> Self {
-        let tables = Tables {
-            outbox: Outbox::new(shared.sink.clone()),
-            shared,
+        let tables = ReceiveTables {
+            events: EventQueue::new(context.sink.clone()),
+            context,
             coalescer: Coalescer::new(tun.cuts_udp()),
             tun,
             filter,
             to_sender,
-            peers: Peers::default(),
-            sessions: Sessions::default(),
+            peers: PeerTable::default(),
+            sessions: IndexTable::default(),
             allowed: Arc::default(),
             last: None,
             due: None,
-            tally: Tally::default(),
+            pending: PendingCounters::default(),
         };
-        Self { socket, inbox, tables, buffer: vec![0; SLOT * BATCH] }
+        Self { socket, inbox, tables, buffer: vec![0; SLOT_BYTES * MAX_BATCH] }
     }
 
     pub(super) fn run(mut self) -> Result<(), LaneError> {
-        let mut news = [None; BATCH];
-        let mut want = BATCH;
+        let mut metadata = [None; MAX_BATCH];
+        let mut want = MAX_BATCH;
         loop {
-            let retry = self.tables.outbox.flush();
-            while let Ok(command) = self.inbox.receiver.try_recv() {
-                if matches!(command, LaneCommand::Shutdown) {
+            let retry = self.tables.events.flush();
+            while let Some(command) = self.inbox.take() {
+                if matches!(command, ReceiveCommand::Shutdown) {
                     return Ok(());
                 }
-                self.tables.obey(command);
+                self.tables.apply(command);
             }
-            let now = (self.tables.shared.clock)();
+            let now = (self.tables.context.clock)();
             if self.tables.due.is_some_and(|due| due <= now) {
-                self.tables.end_due(now);
+                self.tables.expire_keys(now);
             }
-            match sys::receive_batch(self.socket.as_fd(), &mut self.buffer, &mut news[..want]) {
+            match receive_batch(self.socket.as_fd(), &mut self.buffer, &mut metadata[..want]) {
                 Ok(got) => {
-                    self.tables.take_batch(&mut self.buffer, &news[..got], now);
-                    let large = news[..got].iter().flatten().filter(|message| message.len >= LARGE).count();
-                    // Under a flood a few large ones stand among many small ones, each of which takes a place of its own.
-                    want = if large * 2 < got { BATCH } else { FEW };
+                    self.tables.handle_batch(&mut self.buffer, &metadata[..got], now);
+                    let is_large = |message: &&Incoming| message.len >= LARGE_MESSAGE_BYTES;
+                    let large = metadata[..got].iter().flatten().filter(is_large).count();
+                    // A flood mixes a few large messages with many small ones, each of which takes a slot of its own.
+                    want = if large * 2 < got { MAX_BATCH } else { SMALL_BATCH };
                 }
                 Err(error) => match (error.kind(), error.raw_os_error()) {
                     (ErrorKind::WouldBlock, _) => {
-                        let wait =
-                            self.tables.due.map(|at| at.saturating_sub(now)).into_iter().chain(retry).min();
-                        let ready = sys::poll_readable([self.inbox.wake.as_fd(), self.socket.as_fd()], wait);
+                        let wait = self.tables.due.map(|at| at.since(now)).into_iter().chain(retry).min();
+                        let ready = poll_readable([self.inbox.as_fd(), self.socket.as_fd()], wait);
                         if let [true, _] = ready.map_err(LaneError::SocketFailed)? {
-                            sys::clear(self.inbox.wake.as_fd());
+                            self.inbox.clear_wake();
                         }
                     }
-                    // An ICMP error of an earlier send shows up here, too.
+                    // The kernel also reports ICMP errors of earlier sends here.
                     (ErrorKind::Interrupted | ErrorKind::ConnectionRefused, _)
                     | (_, Some(libc::EHOSTUNREACH | libc::ENETUNREACH | libc::ENOBUFS | libc::ENOMEM)) => {}
                     _ => return Err(LaneError::SocketFailed(error)),
@@ -188,64 +166,65 @@ impl Receiving {
     }
 }
 
-impl Tables {
-    /// Erases keys that ended, and notes when the next does.
-    fn end_due(&mut self, now: BootNanos) {
+impl ReceiveTables {
+    /// Erases expired keys and finds when the next one expires.
+    fn expire_keys(&mut self, now: Time) {
         self.sessions.retain(|_, s| s.expires_at > now);
         self.due = self.sessions.values().map(|s| s.expires_at).min();
     }
 
-    fn obey(&mut self, command: LaneCommand) {
-        let now = (self.shared.clock)();
+    fn apply(&mut self, command: ReceiveCommand) {
+        let now = (self.context.clock)();
         match command {
-            LaneCommand::AddPeer { peer, endpoint, stats, .. } => {
+            ReceiveCommand::AddPeer { peer, endpoint, stats } => {
                 self.sessions.retain(|_, s| s.peer != peer);
                 self.peers.insert(
                     peer,
-                    ReceivePeer { endpoint, untold: false, stats, highest_epoch: None, newest_heard: None },
+                    ReceivePeer {
+                        endpoint,
+                        roam_unreported: false,
+                        stats,
+                        highest_epoch: None,
+                        newest_heard: None,
+                    },
                 );
             }
-            LaneCommand::RemovePeer { peer } => {
+            ReceiveCommand::RemovePeer { peer } => {
                 self.peers.remove(peer);
                 self.sessions.retain(|_, s| s.peer != peer);
             }
-            LaneCommand::SetAllowedIps(table) => {
+            ReceiveCommand::SetAllowedIps(table) => {
                 self.allowed = table;
                 self.last = None;
             }
-            LaneCommand::SetEndpoint { peer, addr } => {
+            ReceiveCommand::SetEndpoint { peer, endpoint } => {
                 if let Some(p) = self.peers.get_mut(peer) {
-                    p.endpoint = Some(addr);
-                    p.untold = false;
+                    p.endpoint = Some(endpoint);
+                    p.roam_unreported = false;
                 }
             }
-            LaneCommand::InstallOpening { token, key } => {
+            ReceiveCommand::Install(key) => {
+                let (lane, peer, epoch, direction) =
+                    (self.context.lane, key.peer, key.epoch, Direction::Opening);
                 let in_force = self.install(&key, now);
                 drop(key);
-                let lane = self.shared.lane;
-                self.outbox.tell(move || LaneEvent::Installed { lane, token, in_force });
+                self.events.emit(LaneEvent::Installed { lane, peer, epoch, direction, in_force });
             }
-            LaneCommand::CloseOpening { index } => {
+            ReceiveCommand::Close { index } => {
                 self.sessions.remove(&index);
             }
-            LaneCommand::CloseOlder { peer, than_epoch, at } => {
-                for session in self.sessions.values_mut().filter(|s| s.peer == peer && s.epoch < than_epoch) {
+            ReceiveCommand::CloseOlder { peer, epoch, at } => {
+                for session in self.sessions.values_mut().filter(|s| s.peer == peer && s.epoch < epoch) {
                     session.expires_at = session.expires_at.min(at);
                 }
-                self.end_due(now);
+                self.expire_keys(now);
             }
-            LaneCommand::SetMtu(_)
-            | LaneCommand::SetPeerMtu { .. }
-            | LaneCommand::SetKeepalive { .. }
-            | LaneCommand::InstallSealing { .. }
-            | LaneCommand::SendEmpty { .. }
-            | LaneCommand::SetDetour { .. }
-            | LaneCommand::StopSealing { .. }
-            | LaneCommand::Shutdown => {}
+            // The loop ends before it gets here.
+            ReceiveCommand::Shutdown => {}
         }
     }
 
-    fn install(&mut self, key: &OpeningKey, now: BootNanos) -> bool {
+    fn install(&mut self, key: &OpeningKey, now: Time) -> bool {
         let Some(p) = self.peers.get_mut(key.peer) else { return false };
         let later = p.highest_epoch.is_none_or(|highest| key.epoch > highest);
         let free = !self.sessions.contains_key(&key.index);
@@ -259,75 +238,75 @@ impl Tables {
         true
     }
 
-    /// Opens what came and writes it to the TUN, in the same order.
-    fn take_batch(&mut self, buffer: &mut [u8], news: &[Option<Incoming>], now: BootNanos) {
-        for (place, message) in news.iter().enumerate() {
+    /// Opens the datagrams of a batch and writes their packets to the TUN, in the same order.
+    fn handle_batch(&mut self, buffer: &mut [u8], metadata: &[Option<Incoming>], now: Time) {
+        for (place, message) in metadata.iter().enumerate() {
             let Some(message) = message else {
-                self.shared.stats.malformed.add(1);
+                self.context.stats.malformed.add(1);
                 continue;
             };
-            let start = place * SLOT;
+            let start = place * SLOT_BYTES;
             let end = start + message.len;
             // An empty datagram is one, too.
             for start in (start..end.max(start + 1)).step_by(message.segment.max(1)) {
-                self.take(buffer, start..end.min(start + message.segment), message, now);
+                self.handle(buffer, start..end.min(start + message.segment), message, now);
             }
         }
-        let (tun, stats) = (&self.tun, &self.shared.stats);
+        let (tun, stats) = (&self.tun, &self.context.stats);
         self.coalescer
-            .flush(buffer, &mut |parts: &[IoSlice<'_>], packets| hand_over(tun, stats, parts, packets));
-        self.tally.count(&self.peers);
+            .flush(buffer, &mut |parts: &[IoSlice<'_>], packets| write_packets(tun, stats, parts, packets));
+        self.pending.flush(&self.peers);
     }
 
-    fn take(&mut self, buffer: &mut [u8], at: Range<usize>, message: &Incoming, now: BootNanos) {
+    fn handle(&mut self, buffer: &mut [u8], at: Range<usize>, message: &Incoming, now: Time) {
         let datagram = &mut buffer[at.clone()];
         let (kind, index) = match (field(datagram, 0), field(datagram, 4)) {
             (Some(kind), Some(index)) => (kind, index),
-            _ => return self.shared.stats.malformed.add(1),
+            _ => return self.context.stats.malformed.add(1),
         };
         match kind {
             DATA if index >> 31 == 1 && datagram.len() >= HEADER + TAG => {
                 if let Some(len) = self.open(datagram, index, message, now) {
-                    let (tun, stats) = (&self.tun, &self.shared.stats);
+                    let (tun, stats) = (&self.tun, &self.context.stats);
                     let packet = at.start + HEADER..at.start + HEADER + len;
                     self.coalescer.push(buffer, packet, &mut |parts: &[IoSlice<'_>], packets| {
-                        hand_over(tun, stats, parts, packets);
+                        write_packets(tun, stats, parts, packets);
                     });
                 }
             }
             DATA if index >> 31 == 0 && datagram.len() >= HEADER + TAG => {
-                self.control(datagram, message.from, PROBE, now);
+                self.control(datagram, message.from, MAX_PROBE_BYTES, now);
             }
-            1..=3 if self.shared.lane == 0 => self.control(datagram, message.from, HANDSHAKE, now),
-            _ => self.shared.stats.malformed.add(1),
+            1..=3 if self.context.lane == 0 => self.control(datagram, message.from, MAX_HANDSHAKE_BYTES, now),
+            _ => self.context.stats.malformed.add(1),
         }
     }
 
-    fn control(&mut self, datagram: &[u8], from: SocketAddr, most: usize, now: BootNanos) {
-        if datagram.len() > most {
-            return self.shared.stats.malformed.add(1);
+    fn control(&mut self, datagram: &[u8], from: SocketAddr, max: usize, now: Time) {
+        if datagram.len() > max {
+            return self.context.stats.malformed.add(1);
         }
         match (self.filter)(datagram, from, now) {
             Admission::Admitted => {}
-            Admission::Malformed => return self.shared.stats.malformed.add(1),
-            Admission::Unproven => return self.shared.stats.cookie.add(1),
-            Admission::TooMany => return self.shared.stats.queue_full.add(1),
+            Admission::Malformed => return self.context.stats.malformed.add(1),
+            Admission::Unproven => return self.context.stats.cookie.add(1),
+            Admission::TooMany => return self.context.stats.queue_full.add(1),
         }
-        let event = LaneEvent::Control { lane: self.shared.lane, from, datagram: datagram.to_vec() };
-        if !self.outbox.try_tell(event) {
-            self.shared.stats.queue_full.add(1);
+        let event = LaneEvent::Control { lane: self.context.lane, from, datagram: datagram.to_vec() };
+        if !self.events.try_emit(event) {
+            self.context.stats.queue_full.add(1);
         }
     }
 
-    /// Opens a datagram in place: how many bytes of packet stand after its header, if one is to be handed over.
-    fn open(&mut self, datagram: &mut [u8], index: u32, message: &Incoming, now: BootNanos) -> Option<usize> {
+    /// Opens a datagram in place. Returns the length of the packet after its header, if there is one for the TUN.
+    fn open(&mut self, datagram: &mut [u8], index: u32, message: &Incoming, now: Time) -> Option<usize> {
         let Some(session) = self.sessions.get_mut(&index) else {
-            self.shared.stats.unknown_index.add(1);
+            self.context.stats.unknown_index.add(1);
             return None;
         };
         let (peer, epoch) = (session.peer, session.epoch);
         let Some(p) = self.peers.get_mut(peer) else {
-            self.shared.stats.unknown_index.add(1);
+            self.context.stats.unknown_index.add(1);
             return None;
         };
         let size = datagram.len();
@@ -343,24 +322,24 @@ impl Tables {
                 return None;
             }
         };
-        self.tally.add(&self.peers, peer, size);
+        self.pending.add(&self.peers, peer, size);
         let p = self.peers.get_mut(peer)?;
-        p.stats.rx.last_at.raise_to(now);
-        let lane = self.shared.lane;
+        p.stats.rx.last_at.raise_to(now.as_nanos());
+        let lane = self.context.lane;
         if std::mem::replace(&mut session.fresh, false) {
-            self.outbox.tell(move || LaneEvent::FirstOpened { lane, peer, epoch });
+            self.events.emit(LaneEvent::FirstOpened { lane, peer, epoch });
         }
         if p.newest_heard.is_none_or(|newest| epoch > newest) {
             p.newest_heard = Some(epoch);
         }
         if highest && p.newest_heard == Some(epoch) && p.endpoint != Some(message.from) {
             p.endpoint = Some(message.from);
-            self.to_sender.put(LaneCommand::SetEndpoint { peer, addr: message.from });
-            p.untold = true;
+            self.to_sender.put(SendCommand::SetEndpoint { peer, endpoint: message.from });
+            p.roam_unreported = true;
         }
-        if let (true, Some(endpoint)) = (p.untold, p.endpoint) {
-            // Where there is no room now, the next packet tries again.
-            p.untold = !self.outbox.try_tell(LaneEvent::Roamed { lane, peer, endpoint });
+        if let (true, Some(endpoint)) = (p.roam_unreported, p.endpoint) {
+            // If there is no room now, the next packet tries again.
+            p.roam_unreported = !self.events.try_emit(LaneEvent::Roamed { lane, peer, endpoint });
         }
         if text.is_empty() {
             return None;
@@ -379,15 +358,15 @@ impl Tables {
         }
         self.last = Some((source, peer));
         if !ecn::decapsulate(message.tos, &mut text[..len]) {
-            self.shared.stats.malformed.add(1);
+            self.context.stats.malformed.add(1);
             return None;
         }
         Some(len)
     }
 }
 
-/// Writes what was coalesced to the TUN.
-fn hand_over(tun: &TunQueue, stats: &InterfaceStats, parts: &[IoSlice<'_>], packets: usize) {
+/// Writes coalesced packets to the TUN.
+fn write_packets(tun: &TunQueue, stats: &InterfaceStats, parts: &[IoSlice<'_>], packets: usize) {
     if tun.write(parts).is_err() {
         stats.queue_full.add(u64::try_from(packets).unwrap_or(0));
     }
@@ -395,44 +374,4 @@ fn hand_over(tun: &TunQueue, stats: &InterfaceStats, parts: &[IoSlice<'_>], pack
 
 fn field(datagram: &[u8], at: usize) -> Option<u32> {
     datagram.get(at..)?.first_chunk().map(|b| u32::from_le_bytes(*b))
-}
-
-/// The source of an IP packet, and its length by its own header, which the padding goes beyond.
-pub(crate) fn source_and_length(packet: &[u8]) -> Option<(IpAddr, usize)> {
-    let length = |at: usize| packet.get(at..)?.first_chunk().map(|b| usize::from(u16::from_be_bytes(*b)));
-    let (source, len) = match packet.first()? >> 4 {
-        4 if packet.len() >= 20 => (IpAddr::from(*packet[12..].first_chunk::<4>()?), length(2)?),
-        6 if packet.len() >= 40 => (IpAddr::from(*packet[8..].first_chunk::<16>()?), 40 + length(4)?),
-        _ => return None,
-    };
-    let least = if source.is_ipv4() { 20 } else { 40 };
-    (least..=packet.len()).contains(&len).then_some((source, len))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::source_and_length;
-
-    #[test]
-    fn a_header_that_lies_about_its_length_is_no_packet() {
-        let v4 = |len: u16, there: usize| {
-            let mut packet = vec![0; there];
-            packet[0] = 0x45;
-            packet[2..4].copy_from_slice(&len.to_be_bytes());
-            source_and_length(&packet).map(|(_, len)| len)
-        };
-        assert_eq!(v4(20, 32), Some(20), "the rest is padding");
-        assert_eq!([v4(0, 32), v4(19, 32), v4(33, 32), v4(65_535, 32), v4(20, 19)], [None; 5]);
-        let v6 = |len: u16, there: usize| {
-            let mut packet = vec![0; there];
-            packet[0] = 0x60;
-            packet[4..6].copy_from_slice(&len.to_be_bytes());
-            source_and_length(&packet).map(|(_, len)| len)
-        };
-        assert_eq!(v6(0, 48), Some(40));
-        assert_eq!([v6(9, 48), v6(65_535, 48), v6(0, 39)], [None; 3]);
-        for other in [&[][..], &[0x45], &[0x50; 60], &[0xff; 60]] {
-            assert_eq!(source_and_length(other), None);
-        }
-    }
 }

@@ -7,141 +7,140 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::LaneError;
-use super::batch::{Batch, Run};
-use super::detour::{Detours, Handed};
-use super::outbox::Outbox;
-use super::peers::Peers;
-use super::start::{Dscp, Inbox, Shared};
+use qvpn_types::{LocalEpoch, PeerNumber, Time};
+
+use super::config::{Dscp, LaneContext};
+use super::event_queue::EventQueue;
+use super::forward::{ForwardedRead, Forwarder};
+use super::inner::destination;
+use super::mailbox::{Inbox, SendCommand};
+use super::peer_table::PeerTable;
+use super::send_batch::{Run, SendBatch};
 use crate::allowed_ips::AllowedIps;
-use crate::clock::BootNanos;
-use crate::command::{LaneCommand, LaneEvent, SealingEnd};
-use crate::key::{PeerId, SealingKey};
+use crate::error::LaneError;
+use crate::event::{Direction, LaneEvent, SealingEnd};
+use crate::key::SealingKey;
 use crate::session::{HEADER, SealError, SealingSession, TAG};
 use crate::stats::PeerStats;
-use crate::sys::{self, Endpoint, Outgoing};
 use crate::tun::TunQueue;
 use crate::tun::split::{self, Split};
 use crate::tun::vnet::Vnet;
+use crate::udp::Endpoint;
+use crate::udp::batch::{Outgoing, send_batch};
+use crate::wake::{poll_readable, poll_writable};
 
 /// Room for the largest packet that the TUN gives: a virtio header, an IPv6 header and 65,535 bytes.
-const READ: usize = Vnet::LEN + 40 + 65_535;
+const READ_BYTES: usize = Vnet::LEN + 40 + 65_535;
 
-/// Most reads before a batch is sent, however small they are.
-const READS: usize = 128;
+/// The most reads before a batch is sent, also where they are small.
+const MAX_READS_PER_BATCH: usize = 128;
 
-/// How long a batch waits for room in the socket's queue, in milliseconds.
-const ROOM_WAIT: i32 = 50;
+/// How long a batch waits until the socket's queue has room.
+const SOCKET_WRITABLE_TIMEOUT: Duration = Duration::from_millis(50);
 
-/// How long a peer's datagrams go one by one after the kernel refused several in one piece, in nanoseconds: its path may
-/// have changed by then.
-const APART: u64 = 10_000_000_000;
+/// How long a peer's datagrams go one by one after the kernel refused a joined send. Its path may have changed by then.
+const NO_GSO_DURATION: Duration = Duration::from_secs(10);
 
 struct SendPeer {
     endpoint: Option<Endpoint>,
-    keepalive: Option<u64>,
-    last_sent: BootNanos,
+    keepalive: Option<Duration>,
+    last_sent: Time,
     stats: Arc<PeerStats>,
     session: Option<SealingSession>,
-    highest_epoch: Option<u64>,
-    /// Whether the key ended by its own limits, which is counted apart from never having had one.
+    highest_epoch: Option<LocalEpoch>,
+    /// Whether the key reached one of its limits. Drops are then counted as `expired`, not as `no_epoch`.
     ended: bool,
-    /// Datagrams go one by one until then.
-    apart_until: BootNanos,
+    /// Until then, datagrams go one by one.
+    no_gso_until: Time,
     /// The lane that sends its packets instead of this one.
-    detour: Option<u8>,
-    /// Padding stays within it, where it is less than the device's.
+    reroute: Option<u8>,
+    /// The limit of padding, where it is less than the device's MTU.
     mtu: usize,
 }
 
-pub(super) struct Sending {
-    shared: Shared,
+pub(super) struct Sender {
+    context: LaneContext,
     tun: TunQueue,
     socket: UdpSocket,
     v6: bool,
-    inbox: Inbox,
-    detours: Detours,
-    outbox: Outbox,
-    peers: Peers<SendPeer>,
+    inbox: Inbox<SendCommand>,
+    forwarder: Forwarder,
+    events: EventQueue,
+    peers: PeerTable<SendPeer>,
     allowed: Arc<AllowedIps>,
     /// The destination looked up last: most packets follow one of their own flow.
-    last: Option<(IpAddr, PeerId)>,
+    last: Option<(IpAddr, PeerNumber)>,
     mtu: usize,
-    /// When something is due at the earliest; it may have moved on by then.
-    due: Option<BootNanos>,
+    /// When something may be due next.
+    due: Option<Time>,
     packet: Vec<u8>,
-    batch: Batch,
+    batch: SendBatch,
 }
 
-impl Sending {
+impl Sender {
     pub(super) fn new(
-        shared: Shared,
+        context: LaneContext,
         tun: TunQueue,
-        socket: UdpSocket,
-        v6: bool,
-        inbox: Inbox,
-        detours: Detours,
+        (socket, v6): (UdpSocket, bool),
+        inbox: Inbox<SendCommand>,
+        forwarder: Forwarder,
     ) -> Self {
         Self {
-            outbox: Outbox::new(shared.sink.clone()),
-            mtu: shared.mtu.into(),
-            shared,
+            events: EventQueue::new(context.sink.clone()),
+            mtu: context.mtu.into(),
+            context,
             tun,
             socket,
             v6,
             inbox,
-            detours,
-            peers: Peers::default(),
+            forwarder,
+            peers: PeerTable::default(),
             allowed: Arc::default(),
             last: None,
             due: None,
-            packet: vec![0; READ],
-            batch: Batch::new(),
+            packet: vec![0; READ_BYTES],
+            batch: SendBatch::new(),
         }
     }
 
     pub(super) fn run(mut self) -> Result<(), LaneError> {
         loop {
-            let retry = self.outbox.flush();
-            while let Ok(command) = self.inbox.receiver.try_recv() {
+            let retry = self.events.flush();
+            while let Some(command) = self.inbox.take() {
                 // What was kept for the next send was sealed before this command.
-                self.flush((self.shared.clock)());
-                if matches!(command, LaneCommand::Shutdown) {
+                self.flush((self.context.clock)());
+                if matches!(command, SendCommand::Shutdown) {
                     return Ok(());
                 }
-                self.obey(command);
+                self.apply(command);
             }
-            let now = (self.shared.clock)();
+            let now = (self.context.clock)();
             if self.due.is_some_and(|due| due <= now) {
-                self.due = self.do_due(now);
+                self.due = self.run_timers(now);
             }
-            self.pass_handed(now);
-            if !self.pass_batch(now)? {
-                let wait = self.due.map(|at| at.saturating_sub(now)).into_iter().chain(retry).min();
-                let ready = sys::poll_readable([self.inbox.wake.as_fd(), self.tun.fd()], wait);
+            self.send_forwarded(now);
+            if !self.send_own(now)? {
+                let wait = self.due.map(|at| at.since(now)).into_iter().chain(retry).min();
+                let ready = poll_readable([self.inbox.as_fd(), self.tun.fd()], wait);
                 if let [true, _] = ready.map_err(LaneError::TunGone)? {
-                    sys::clear(self.inbox.wake.as_fd());
+                    self.inbox.clear_wake();
                 }
             }
         }
     }
 
-    /// Ends keys and sends keepalives that are due; when the next is.
-    fn do_due(&mut self, now: BootNanos) -> Option<BootNanos> {
-        let mut next: Option<BootNanos> = None;
+    /// Expires keys and sends due keepalives. Returns the time of the next deadline.
+    fn run_timers(&mut self, now: Time) -> Option<Time> {
+        let mut next: Option<Time> = None;
         let mut keepalives = Vec::new();
-        let lane = self.shared.lane;
+        let lane = self.context.lane;
         for (peer, p) in self.peers.iter_mut() {
             if let Some(session) = p.session.as_ref().filter(|s| s.expires_at <= now) {
                 let epoch = session.epoch;
                 p.session = None;
                 p.ended = true;
-                self.outbox.tell(move || LaneEvent::SealingEnded {
-                    lane,
-                    peer,
-                    epoch,
-                    why: SealingEnd::Expired,
-                });
+                let why = SealingEnd::Expired;
+                self.events.emit(LaneEvent::SealingEnded { lane, peer, epoch, why });
             }
             if let Some(session) = &p.session {
                 next = Some(next.map_or(session.expires_at, |n| n.min(session.expires_at)));
@@ -161,83 +160,81 @@ impl Sending {
         next
     }
 
-    fn obey(&mut self, command: LaneCommand) {
-        let now = (self.shared.clock)();
-        // What is due may be another now; the loop looks again.
+    fn apply(&mut self, command: SendCommand) {
+        let now = (self.context.clock)();
+        // The command may bring a deadline forward; the loop computes it again.
         self.due = Some(now);
         match command {
-            LaneCommand::AddPeer { peer, endpoint, keepalive, stats } => {
+            SendCommand::AddPeer { peer, endpoint, keepalive, stats } => {
                 let added = SendPeer {
                     endpoint: endpoint.map(|a| Endpoint::new(self.v6, a)),
-                    keepalive: nanos(keepalive),
+                    keepalive: nonzero(keepalive),
                     last_sent: now,
                     stats,
                     session: None,
                     highest_epoch: None,
                     ended: false,
-                    apart_until: 0,
-                    detour: None,
+                    no_gso_until: Time::default(),
+                    reroute: None,
                     mtu: usize::MAX,
                 };
                 self.peers.insert(peer, added);
             }
-            LaneCommand::RemovePeer { peer } => {
+            SendCommand::RemovePeer { peer } => {
                 self.peers.remove(peer);
             }
-            LaneCommand::SetAllowedIps(table) => {
+            SendCommand::SetAllowedIps(table) => {
                 self.allowed = table;
                 self.last = None;
             }
-            LaneCommand::SetMtu(mtu) => self.mtu = mtu.into(),
-            LaneCommand::SetPeerMtu { peer, mtu } => {
+            SendCommand::SetMtu(mtu) => self.mtu = mtu.into(),
+            SendCommand::SetPeerMtu { peer, mtu } => {
                 if let Some(p) = self.peers.get_mut(peer) {
                     p.mtu = mtu.into();
                 }
             }
-            LaneCommand::SetEndpoint { peer, addr } => {
+            SendCommand::SetEndpoint { peer, endpoint } => {
                 if let Some(p) = self.peers.get_mut(peer) {
-                    p.endpoint = Some(Endpoint::new(self.v6, addr));
+                    p.endpoint = Some(Endpoint::new(self.v6, endpoint));
                 }
             }
-            LaneCommand::SetKeepalive { peer, keepalive } => {
+            SendCommand::SetKeepalive { peer, keepalive } => {
                 if let Some(p) = self.peers.get_mut(peer) {
-                    p.keepalive = nanos(keepalive);
+                    p.keepalive = nonzero(keepalive);
                 }
             }
-            LaneCommand::InstallSealing { token, key, announce } => {
-                let peer = key.peer;
+            SendCommand::Install { key, announce } => {
+                let (lane, peer, epoch, direction) =
+                    (self.context.lane, key.peer, key.epoch, Direction::Sealing);
                 let in_force = self.install(&key, now);
                 drop(key);
-                let lane = self.shared.lane;
-                self.outbox.tell(move || LaneEvent::Installed { lane, token, in_force });
+                self.events.emit(LaneEvent::Installed { lane, peer, epoch, direction, in_force });
                 if in_force && announce {
                     self.send_empty(peer, now);
                 }
             }
-            LaneCommand::SendEmpty { peer } => self.send_empty(peer, now),
-            LaneCommand::SetDetour { peer, via } => {
-                let via = via.filter(|via| *via != self.shared.lane);
+            SendCommand::SendEmpty { peer } => self.send_empty(peer, now),
+            SendCommand::SetReroute { peer, via } => {
+                let via = via.filter(|via| *via != self.context.lane);
                 if let Some(p) = self.peers.get_mut(peer) {
-                    if p.detour.is_some() {
-                        self.detours.wait();
+                    if p.reroute.is_some() {
+                        self.forwarder.wait_for_acknowledgements();
                     }
-                    p.detour = via;
+                    p.reroute = via;
                 }
             }
-            LaneCommand::StopSealing { peer } => {
+            SendCommand::StopSealing { peer } => {
                 if let Some(p) = self.peers.get_mut(peer) {
                     p.session = None;
                 }
             }
-            LaneCommand::InstallOpening { .. }
-            | LaneCommand::CloseOpening { .. }
-            | LaneCommand::CloseOlder { .. }
-            | LaneCommand::Shutdown => {}
+            // The loop ends before it gets here.
+            SendCommand::Shutdown => {}
         }
     }
 
-    /// Never back to an earlier epoch, and never twice into one: a nonce must not repeat.
-    fn install(&mut self, key: &SealingKey, now: BootNanos) -> bool {
+    /// Refuses an earlier or repeated epoch: a nonce must not repeat.
+    fn install(&mut self, key: &SealingKey, now: Time) -> bool {
         let Some(p) = self.peers.get_mut(key.peer) else { return false };
         let later = p.highest_epoch.is_none_or(|highest| key.epoch > highest);
         if !later || key.expires_at <= now || key.receiver_index >> 31 == 0 {
@@ -249,48 +246,48 @@ impl Sending {
         p.session.is_some()
     }
 
-    fn send_empty(&mut self, peer: PeerId, now: BootNanos) {
+    fn send_empty(&mut self, peer: PeerNumber, now: Time) {
         let mut buffer = [0u8; HEADER + TAG];
         let Some(p) = self.peers.get_mut(peer) else { return };
         let (Some(session), Some(to)) = (&mut p.session, &p.endpoint) else { return };
         let Ok(len) = session.seal(&mut buffer, 0, 0, now) else { return };
         p.last_sent = now;
         let out = Outgoing { bytes: &buffer[..len], segment: None, tos: 0, to };
-        match sys::send_batch(self.socket.as_fd(), std::iter::once(out), 1) {
+        match send_batch(self.socket.as_fd(), std::iter::once(out), 1) {
             Ok(_) => count_sent(&p.stats, 1, len, now),
             Err(_) => p.stats.tx.queue_full.add(1),
         }
     }
 
-    /// Seals and sends what other lanes handed over.
-    fn pass_handed(&mut self, now: BootNanos) {
-        let (mut handed, mut more): (Option<Vec<Handed>>, bool) = (None, false);
-        while let Some(one) = self.detours.take() {
-            let len = one.bytes.len().min(READ);
-            self.packet[..len].copy_from_slice(&one.bytes[..len]);
-            self.take(len, now, false);
-            handed.get_or_insert_default().push(one);
+    /// Seals and sends what other lanes forwarded.
+    fn send_forwarded(&mut self, now: Time) {
+        let (mut forwarded, mut more): (Option<Vec<ForwardedRead>>, bool) = (None, false);
+        while let Some(read) = self.forwarder.take() {
+            let len = read.bytes.len().min(READ_BYTES);
+            self.packet[..len].copy_from_slice(&read.bytes[..len]);
+            self.handle(len, now, false);
+            forwarded.get_or_insert_default().push(read);
             if self.batch.is_full() {
                 more = true;
                 break;
             }
         }
-        if let Some(handed) = handed {
+        if let Some(forwarded) = forwarded {
             self.flush(now);
-            // Only now they count as sent.
-            drop(handed);
+            // Only now they are acknowledged as sent.
+            drop(forwarded);
         }
         if more {
-            sys::signal(self.inbox.wake.as_fd());
+            self.inbox.wake_again();
         }
     }
 
-    /// Reads while there is something, up to a batch, seals it and sends it; whether there may be more.
-    fn pass_batch(&mut self, now: BootNanos) -> Result<bool, LaneError> {
+    /// Reads the lane's own packets, at most a batch, seals and sends them. Returns whether there may be more.
+    fn send_own(&mut self, now: Time) -> Result<bool, LaneError> {
         let mut more = true;
-        for _ in 0..READS {
+        for _ in 0..MAX_READS_PER_BATCH {
             match self.tun.read(&mut self.packet) {
-                Ok(len) => self.take(len, now, true),
+                Ok(len) => self.handle(len, now, true),
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {
                     more = false;
                     break;
@@ -302,8 +299,8 @@ impl Sending {
                 break;
             }
         }
-        // A super-packet is a little more than one piece for the socket; what is beyond goes with the next one, which is
-        // read at once.
+        // A super-packet is a little more than one send to the socket; the rest goes with the next one, which is read at
+        // once.
         match self.batch.complete() {
             complete if more && complete > 0 && complete < self.batch.runs().len() => {
                 self.send_runs(complete, now);
@@ -314,29 +311,29 @@ impl Sending {
         Ok(more)
     }
 
-    /// Takes what one read gave, of our `own` queue or handed over: a packet, or several that belong to one flow.
-    fn take(&mut self, len: usize, now: BootNanos, own: bool) {
+    /// Seals what one read returned, of our `own` queue or forwarded: a packet, or several of one flow.
+    fn handle(&mut self, len: usize, now: Time, own: bool) {
         let header = self.packet.first_chunk().map(Vnet::parse).filter(|_| len > Vnet::LEN);
         let packet = &mut self.packet[Vnet::LEN.min(len)..len];
         let (Some(header), Some((destination, tos))) = (header, destination(packet)) else {
-            return self.shared.stats.malformed.add(1);
+            return self.context.stats.malformed.add(1);
         };
         let peer = match self.last {
             Some((last, peer)) if last == destination => Some(peer),
             _ => self.allowed.lookup(destination),
         };
-        let Some((peer, detour)) = peer.and_then(|peer| Some((peer, self.peers.get_mut(peer)?.detour)))
+        let Some((peer, reroute)) = peer.and_then(|peer| Some((peer, self.peers.get_mut(peer)?.reroute)))
         else {
-            return self.shared.stats.no_peer.add(1);
+            return self.context.stats.no_peer.add(1);
         };
         self.last = Some((destination, peer));
-        if let (Some(via), true) = (detour, own) {
-            return self.hand_over(peer, via, header, len);
+        if let (Some(via), true) = (reroute, own) {
+            return self.forward(peer, via, header, len);
         }
         let Ok(split) = split::plan(header, packet) else {
-            return self.shared.stats.malformed.add(1);
+            return self.context.stats.malformed.add(1);
         };
-        let tos = match self.shared.dscp {
+        let tos = match self.context.dscp {
             Dscp::Inherit => tos,
             Dscp::Fixed(dscp) => dscp << 2 | tos & 3,
         };
@@ -350,8 +347,8 @@ impl Sending {
         }
     }
 
-    fn hand_over(&mut self, peer: PeerId, via: u8, header: Vnet, len: usize) {
-        if self.detours.hand_over(via, &self.packet[..len]) {
+    fn forward(&mut self, peer: PeerNumber, via: u8, header: Vnet, len: usize) {
+        if self.forwarder.forward(via, &self.packet[..len]) {
             return;
         }
         let segments = len.checked_div(header.gso_size.into()).unwrap_or(1).max(1);
@@ -360,15 +357,15 @@ impl Sending {
         }
     }
 
-    /// Seals segments of the packet that was read while the batch has room for them; the first that is left.
+    /// Seals segments of the packet that was read while the batch has room. Returns the first segment that is left.
     fn seal(
         &mut self,
-        peer: PeerId,
+        peer: PeerNumber,
         tos: u8,
         len: usize,
         split: Option<Split>,
         segments: std::ops::Range<usize>,
-        now: BootNanos,
+        now: Time,
     ) -> usize {
         let packet = &self.packet[Vnet::LEN..len];
         let Some(p) = self.peers.get_mut(peer) else { return segments.end };
@@ -377,7 +374,7 @@ impl Sending {
             if p.ended { &p.stats.tx.expired } else { &p.stats.tx.no_epoch }.add(left(segments.start));
             return segments.end;
         };
-        let alone = now < p.apart_until;
+        let alone = now < p.no_gso_until;
         p.last_sent = now;
         for segment in segments.clone() {
             let inner = split.map_or(packet.len(), |split| split.len(segment));
@@ -392,14 +389,14 @@ impl Sending {
                 Ok(len) => self.batch.add(peer, tos, len, alone),
                 Err(error) => {
                     p.stats.tx.expired.add(left(segment));
-                    let (lane, epoch) = (self.shared.lane, session.epoch);
+                    let (lane, epoch) = (self.context.lane, session.epoch);
                     let why = match error {
                         SealError::Expired => SealingEnd::Expired,
                         SealError::PacketLimit => SealingEnd::PacketLimit,
                     };
                     p.session = None;
                     p.ended = true;
-                    self.outbox.tell(move || LaneEvent::SealingEnded { lane, peer, epoch, why });
+                    self.events.emit(LaneEvent::SealingEnded { lane, peer, epoch, why });
                     return segments.end;
                 }
             }
@@ -408,13 +405,13 @@ impl Sending {
     }
 
     /// Sends the batch.
-    fn flush(&mut self, now: BootNanos) {
+    fn flush(&mut self, now: Time) {
         self.send_runs(self.batch.runs().len(), now);
         self.batch.clear();
     }
 
     /// Sends the first `count` runs.
-    fn send_runs(&mut self, count: usize, now: BootNanos) {
+    fn send_runs(&mut self, count: usize, now: Time) {
         let (mut first, mut count) = (0, count);
         while first < count {
             let run = self.batch.runs()[first];
@@ -423,7 +420,7 @@ impl Sending {
                 let segment = u16::try_from(run.size).ok().filter(|_| run.count > 1);
                 Some(Outgoing { bytes: self.batch.datagrams(run), segment, tos: run.tos, to })
             });
-            match sys::send_batch(self.socket.as_fd(), datagrams, count - first) {
+            match send_batch(self.socket.as_fd(), datagrams, count - first) {
                 Ok(sent @ 1..) => {
                     for run in &self.batch.runs()[first..first + sent] {
                         if let Some(p) = self.peers.get(run.peer) {
@@ -436,9 +433,9 @@ impl Sending {
                 // While we wait, the TUN's own queue holds senders back, which loses less than a drop here.
                 Err(error)
                     if error.kind() == ErrorKind::WouldBlock
-                        && sys::poll_writable(self.socket.as_fd(), ROOM_WAIT) => {}
-                // Some devices and paths take no datagrams in one piece: no checksum offload (EIO), or a size beyond the
-                // path's MTU (EINVAL), which the kernel fragments when it comes alone.
+                        && poll_writable(self.socket.as_fd(), SOCKET_WRITABLE_TIMEOUT) => {}
+                // Some devices and paths refuse joined datagrams: they have no checksum offload (EIO), or the size exceeds
+                // the path's MTU (EINVAL); the kernel fragments such a datagram if it comes alone.
                 Err(error)
                     if run.count > 1
                         && matches!(
@@ -447,11 +444,11 @@ impl Sending {
                         ) =>
                 {
                     if let Some(p) = self.peers.get_mut(run.peer) {
-                        p.apart_until = now + APART;
+                        p.no_gso_until = now + NO_GSO_DURATION;
                         p.stats.tx.refused.add(u64::try_from(run.count).unwrap_or(0));
                     }
                     count += run.count - 1;
-                    self.batch.take_apart(first);
+                    self.batch.split_run(first);
                 }
                 Ok(0) | Err(_) => {
                     self.count_refused(&run);
@@ -468,28 +465,15 @@ impl Sending {
     }
 }
 
-fn count_sent(stats: &PeerStats, packets: usize, bytes: usize, now: BootNanos) {
+fn count_sent(stats: &PeerStats, packets: usize, bytes: usize, now: Time) {
     let count = u64::try_from(packets).unwrap_or(0);
     stats.tx.packets.add(count);
     stats.tx.joined.add(if packets > 1 { count } else { 0 });
     stats.tx.bytes.add(u64::try_from(bytes).unwrap_or(0));
-    stats.tx.last_at.raise_to(now);
+    stats.tx.last_at.raise_to(now.as_nanos());
 }
 
-fn nanos(span: Option<Duration>) -> Option<u64> {
-    span.filter(|s| !s.is_zero()).map(|s| u64::try_from(s.as_nanos()).unwrap_or(u64::MAX / 2))
-}
-
-/// The destination of an IP packet, and its traffic class.
-fn destination(packet: &[u8]) -> Option<(IpAddr, u8)> {
-    match packet.first()? >> 4 {
-        4 if packet.len() >= 20 => {
-            Some((packet[16..20].first_chunk::<4>().map(|a| IpAddr::from(*a))?, packet[1]))
-        }
-        6 if packet.len() >= 40 => {
-            let class = packet[0] << 4 | packet[1] >> 4;
-            Some((packet[24..40].first_chunk::<16>().map(|a| IpAddr::from(*a))?, class))
-        }
-        _ => None,
-    }
+/// A keepalive of zero is none.
+fn nonzero(span: Option<Duration>) -> Option<Duration> {
+    span.filter(|s| !s.is_zero())
 }

@@ -10,16 +10,17 @@ use std::os::fd::AsRawFd;
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::time::{Duration, Instant};
 
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::socket::{ControlMessage, MsgFlags, SockaddrIn, sendmsg};
 use qvpn_dataplane::{
-    Admission, AllowedIps, Dscp, InterfaceStats, LaneCommand, LaneEvent, LaneSink, Lanes, LanesConfig,
-    OpeningKey, PeerId, PeerStats, SealingKey, Suite, bind_lane_socket, open_tun,
+    Admission, AllowedIps, Direction, Dscp, InterfaceStats, LaneEvent, LaneSink, Lanes, LanesConfig,
+    OpeningKey, PeerStats, SealingKey, bind_lane_socket, open_tun,
 };
 use qvpn_secret::Secret;
+use qvpn_types::{LocalEpoch, PeerNumber, Suite, Time};
 
 /// No step of a test takes this long; one that does has failed.
 pub const PATIENCE: Duration = Duration::from_secs(20);
@@ -28,7 +29,7 @@ pub const MTU: u16 = 1420;
 pub const START: u64 = 1_000_000_000;
 pub const FAR: u64 = u64::MAX / 2;
 /// Each side calls the other one this.
-pub const PEER: PeerId = PeerId(7);
+pub const PEER: PeerNumber = PeerNumber(7);
 
 /// Runs `body` in a child inside namespaces of its own; `name` is the name of the test that calls.
 pub fn in_namespaces(name: &str, body: impl FnOnce()) {
@@ -54,8 +55,10 @@ pub fn ip(arguments: &str) {
 struct Sink(SyncSender<LaneEvent>);
 
 impl LaneSink for Sink {
-    fn event(&self, event: LaneEvent) -> bool {
-        self.0.try_send(event).is_ok()
+    fn event(&self, event: LaneEvent) -> Result<(), LaneEvent> {
+        self.0.try_send(event).map_err(|refused| match refused {
+            TrySendError::Full(event) | TrySendError::Disconnected(event) => event,
+        })
     }
 }
 
@@ -84,7 +87,6 @@ pub struct Site {
     /// Sockets of a host behind the TUN, by family: bound to the site's inner address.
     pub host4: UdpSocket,
     pub host6: UdpSocket,
-    token: AtomicU64,
 }
 
 impl Site {
@@ -131,61 +133,50 @@ impl Site {
                 _ if datagram.first() == Some(&4) => Admission::Admitted,
                 _ => Admission::Malformed,
             }),
-            clock: Arc::new(move || reads.load(Ordering::SeqCst)),
+            clock: Arc::new(move || Time::from_nanos(reads.load(Ordering::SeqCst))),
         };
         let lanes = Lanes::start(config, Arc::new(Sink(sender))).unwrap();
         let stats = Arc::new(PeerStats::default());
-        let site = Self {
-            lanes,
-            events,
-            early: RefCell::default(),
-            stats,
-            interface,
-            clock,
-            ports,
-            host4,
-            host6,
-            token: AtomicU64::new(0),
-        };
+        let site =
+            Self { lanes, events, early: RefCell::default(), stats, interface, clock, ports, host4, host6 };
         site.allow(&[(other, PEER)]);
         site
     }
 
     /// Gives the inner addresses of sites to peers.
-    pub fn allow(&self, owners: &[(u8, PeerId)]) {
+    pub fn allow(&self, owners: &[(u8, PeerNumber)]) {
         let table = AllowedIps::new(owners.iter().flat_map(|(n, peer)| {
             [
                 (format!("10.9.0.{n}").parse().unwrap(), 32, *peer),
                 (format!("fd09::{n}").parse().unwrap(), 128, *peer),
             ]
         }));
-        self.each_lane(|| LaneCommand::SetAllowedIps(Arc::new(AllowedIps::default())));
+        self.each_lane(|lane| self.lanes.set_allowed_ips(lane, Arc::new(AllowedIps::default())));
         let table = Arc::new(table.unwrap());
-        self.each_lane(|| LaneCommand::SetAllowedIps(table.clone()));
+        self.each_lane(|lane| self.lanes.set_allowed_ips(lane, table.clone()));
     }
 
-    pub fn each_lane(&self, command: impl Fn() -> LaneCommand) {
-        for lane in 0..self.lanes.count() {
-            self.lanes.send(u8::try_from(lane).unwrap(), command());
-        }
+    pub fn each_lane(&self, command: impl Fn(u8)) {
+        (0..u8::try_from(self.lanes.count()).unwrap()).for_each(command);
     }
 
     pub fn add_peer(&self, lane: u8, endpoint: Option<SocketAddr>) {
         let stats = self.stats.clone();
-        self.lanes.send(lane, LaneCommand::AddPeer { peer: PEER, endpoint, keepalive: None, stats });
-    }
-
-    fn token(&self) -> u64 {
-        self.token.fetch_add(1, Ordering::SeqCst)
+        self.lanes.add_peer(lane, PEER, endpoint, None, stats);
     }
 
     /// Installs an opening key and waits for the answer: whether it is in force.
     pub fn open(&self, lane: u8, epoch: u64, suite: Suite, expires_at: u64) -> bool {
-        let token = self.token();
-        let key =
-            OpeningKey { peer: PEER, epoch, index: index(lane, epoch), suite, key: key(epoch), expires_at };
-        self.lanes.send(lane, LaneCommand::InstallOpening { token, key });
-        self.installed(token)
+        let key = OpeningKey {
+            peer: PEER,
+            epoch: LocalEpoch(epoch),
+            index: index(lane, epoch),
+            suite,
+            key: key(epoch),
+            expires_at: Time::from_nanos(expires_at),
+        };
+        self.lanes.install_opening(lane, key);
+        self.installed(lane, epoch, Direction::Opening)
     }
 
     /// Installs a sealing key and waits for the answer: whether it is in force.
@@ -203,15 +194,26 @@ impl Site {
         expires_at: u64,
         packets: u64,
     ) -> bool {
-        let token = self.token();
-        let key =
-            SealingKey { peer: PEER, epoch, receiver_index, suite, key: key(epoch), expires_at, packets };
-        self.lanes.send(lane, LaneCommand::InstallSealing { token, key, announce: false });
-        self.installed(token)
+        let key = SealingKey {
+            peer: PEER,
+            epoch: LocalEpoch(epoch),
+            receiver_index,
+            suite,
+            key: key(epoch),
+            expires_at: Time::from_nanos(expires_at),
+            packets,
+        };
+        self.lanes.install_sealing(lane, key, false);
+        self.installed(lane, epoch, Direction::Sealing)
     }
 
-    fn installed(&self, wanted: u64) -> bool {
-        match self.wait(|e| matches!(e, LaneEvent::Installed { token, .. } if *token == wanted)) {
+    fn installed(&self, lane: u8, epoch: u64, direction: Direction) -> bool {
+        let wanted = (lane, PEER, LocalEpoch(epoch), direction);
+        let is_wanted = |e: &LaneEvent| {
+            matches!(e, LaneEvent::Installed { lane, peer, epoch, direction, .. }
+                if (*lane, *peer, *epoch, *direction) == wanted)
+        };
+        match self.wait(is_wanted) {
             LaneEvent::Installed { in_force, .. } => in_force,
             other => panic!("{other:?}"),
         }

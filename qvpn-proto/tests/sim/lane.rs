@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
 use qvpn_dataplane::session::{HEADER, OpenError, OpeningSession, SealError, SealingSession, TAG};
-use qvpn_dataplane::{OpeningKey, PeerId, SealingKey};
+use qvpn_dataplane::{OpeningKey, SealingKey};
 use qvpn_secret::Secret;
-use qvpn_types::{LocalEpoch, Suite, Time};
+use qvpn_types::{LocalEpoch, PeerNumber, Suite, Time};
 
 /// The bytes of a key, by which the model knows it.
 pub type Key = [u8; 32];
@@ -44,20 +44,13 @@ pub struct Opened {
     pub roamed: bool,
 }
 
-fn suite(suite: Suite) -> qvpn_dataplane::Suite {
-    match suite {
-        Suite::ChaCha20Poly1305 => qvpn_dataplane::Suite::ChaCha20Poly1305,
-        Suite::Aes256Gcm => qvpn_dataplane::Suite::Aes256Gcm,
-    }
-}
-
-const PEER: PeerId = PeerId(1);
+const PEER: PeerNumber = PeerNumber(1);
 
 impl Lane {
     pub fn install_opening(
         &mut self,
         (local_epoch, index): (LocalEpoch, u32),
-        of: Suite,
+        suite: Suite,
         key: Secret<32>,
         expires_at: Time,
         now: Time,
@@ -69,8 +62,7 @@ impl Lane {
         }
         self.highest_opening = Some(local_epoch);
         let bytes = *key.expose();
-        let expires_at = expires_at.as_nanos();
-        let key = OpeningKey { peer: PEER, epoch: local_epoch.0, index, suite: suite(of), key, expires_at };
+        let key = OpeningKey { peer: PEER, epoch: local_epoch, index, suite, key, expires_at };
         self.opening.insert(index, Opening { session: OpeningSession::new(&key).unwrap(), key: bytes });
         true
     }
@@ -78,7 +70,7 @@ impl Lane {
     pub fn install_sealing(
         &mut self,
         (local_epoch, receiver_index): (LocalEpoch, u32),
-        of: Suite,
+        suite: Suite,
         key: Secret<32>,
         (expires_at, packets): (Time, u64),
         now: Time,
@@ -89,24 +81,17 @@ impl Lane {
         }
         self.highest_sealing = Some(local_epoch);
         let bytes = *key.expose();
-        let key = SealingKey {
-            peer: PEER,
-            epoch: local_epoch.0,
-            receiver_index,
-            suite: suite(of),
-            key,
-            expires_at: expires_at.as_nanos(),
-            packets,
-        };
+        let key =
+            SealingKey { peer: PEER, epoch: local_epoch, receiver_index, suite, key, expires_at, packets };
         self.sealing = Some(Sealing { session: SealingSession::new(&key).unwrap(), key: bytes });
         true
     }
 
     pub fn close_older(&mut self, local_epoch: LocalEpoch, at: Time, now: Time) {
-        for opening in self.opening.values_mut().filter(|o| o.session.epoch < local_epoch.0) {
-            opening.session.expires_at = opening.session.expires_at.min(at.as_nanos());
+        for opening in self.opening.values_mut().filter(|o| o.session.epoch < local_epoch) {
+            opening.session.expires_at = opening.session.expires_at.min(at);
         }
-        self.opening.retain(|_, o| o.session.expires_at > now.as_nanos());
+        self.opening.retain(|_, o| o.session.expires_at > now);
     }
 
     pub fn close(&mut self, index: u32) {
@@ -115,15 +100,15 @@ impl Lane {
 
     /// The epoch whose sealing key reached its age: it is erased.
     pub fn end_due(&mut self, now: Time) -> Option<LocalEpoch> {
-        self.opening.retain(|_, o| o.session.expires_at > now.as_nanos());
-        let ended = self.sealing.as_ref().filter(|s| s.session.expires_at <= now.as_nanos())?;
-        let local_epoch = LocalEpoch(ended.session.epoch);
+        self.opening.retain(|_, o| o.session.expires_at > now);
+        let ended = self.sealing.as_ref().filter(|s| s.session.expires_at <= now)?;
+        let local_epoch = ended.session.epoch;
         self.sealing = None;
         Some(local_epoch)
     }
 
     pub fn seals(&self, now: Time) -> bool {
-        self.sealing.as_ref().is_some_and(|s| s.session.expires_at > now.as_nanos())
+        self.sealing.as_ref().is_some_and(|s| s.session.expires_at > now)
     }
 
     /// Whether an opening key is here of an epoch that is not sealed in yet.
@@ -136,14 +121,14 @@ impl Lane {
         let Some(sealing) = &mut self.sealing else { return Err(None) };
         let mut buffer = vec![0; HEADER + text.len() + TAG];
         buffer[HEADER..HEADER + text.len()].copy_from_slice(text);
-        match sealing.session.seal(&mut buffer, text.len(), text.len(), now.as_nanos()) {
+        match sealing.session.seal(&mut buffer, text.len(), text.len(), now) {
             Ok(len) => {
                 buffer.truncate(len);
                 Ok((sealing.key, buffer))
             }
             Err(SealError::Expired) => Err(None),
             Err(SealError::PacketLimit) => {
-                let local_epoch = LocalEpoch(sealing.session.epoch);
+                let local_epoch = sealing.session.epoch;
                 self.sealing = None;
                 Err(Some(local_epoch))
             }
@@ -158,8 +143,8 @@ impl Lane {
         let index = u32::from_le_bytes(datagram[4..8].try_into().unwrap());
         let Some(opening) = self.opening.get_mut(&index) else { return Err(OpenError::Auth) };
         let mut buffer = datagram.to_vec();
-        let (text, highest) = opening.session.open(&mut buffer, now.as_nanos())?;
-        let local_epoch = LocalEpoch(opening.session.epoch);
+        let (text, highest) = opening.session.open(&mut buffer, now)?;
+        let local_epoch = opening.session.epoch;
         let first = std::mem::replace(&mut opening.session.fresh, false);
         self.newest_heard = self.newest_heard.max(Some(local_epoch));
         let newest = highest && self.newest_heard == Some(local_epoch);

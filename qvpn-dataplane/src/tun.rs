@@ -2,6 +2,7 @@
 //! write begins with a virtio header, so that one system call moves up to 64 KiB of packets of one flow.
 
 pub(crate) mod coalesce;
+mod ioctl;
 pub(crate) mod split;
 pub(crate) mod vnet;
 
@@ -13,7 +14,7 @@ use std::io::{self, IoSlice, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::OpenOptionsExt;
 
-use crate::sys;
+use ioctl::{attach_queue, detach_queue, set_offload};
 
 /// One queue of a TUN device, which exists as long as one of its queues does.
 ///
@@ -84,15 +85,15 @@ impl TunQueue {
                 .custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC)
                 .open("/dev/net/tun")
                 .map_err(TunError::Open)?;
-            sys::attach_tun(file.as_fd(), name).map_err(refused)?;
+            attach_queue(file.as_fd(), name).map_err(refused)?;
             Ok(file)
         };
         // In this order both have the lane's number in the kernel's eyes: the second takes the place of the first.
         let (write, file) = (attach()?, attach()?);
-        sys::detach_tun(write.as_fd()).map_err(refused)?;
+        detach_queue(write.as_fd()).map_err(refused)?;
         let uso = OFFLOADS
             .into_iter()
-            .find(|(offloads, _)| sys::set_offload(file.as_fd(), *offloads).is_ok())
+            .find(|(offloads, _)| set_offload(file.as_fd(), *offloads).is_ok())
             .is_some_and(|(_, uso)| uso);
         Ok(Self { file, write, uso })
     }

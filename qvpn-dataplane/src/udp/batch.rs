@@ -1,184 +1,26 @@
-//! The system calls that std has no safe form of: the clock, eventfd, poll, TUN ioctls, socket options, and batches of
-//! datagrams; and a sum in wide registers. Everything `unsafe` of this crate is here, behind functions that take slices and
-//! return results.
+//! Batches of datagrams: one system call sends or receives many, and each may be several that the kernel cuts apart (UDP
+//! GSO) or joined (UDP GRO).
 #![allow(unsafe_code)]
 
 use std::ffi::c_int;
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd};
 
 use socket2::SockAddr;
 
-use crate::clock::BootNanos;
+use super::address::{Endpoint, canonical};
+use super::cmsg::{CONTROL_BYTES, Control};
 
-/// Most datagrams of one system call.
-pub(crate) const BATCH: usize = 32;
+/// The largest number of datagrams in one system call.
+pub(crate) const MAX_BATCH: usize = 32;
 
-/// Once datagrams come in large pieces there is work enough in a few, and the buffer stays in the cache.
-pub(crate) const FEW: usize = 4;
-
-/// `CLOCK_BOOTTIME` now, in nanoseconds.
-pub(crate) fn boot_nanos() -> BootNanos {
-    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: `time` is a valid place for the result.
-    let result = unsafe { libc::clock_gettime(libc::CLOCK_BOOTTIME, &raw mut time) };
-    assert_eq!(result, 0, "CLOCK_BOOTTIME exists since Linux 2.6.39");
-    u64::try_from(time.tv_sec).unwrap_or(0) * 1_000_000_000 + u64::try_from(time.tv_nsec).unwrap_or(0)
-}
+/// The number of messages asked for once they come in large pieces: a few hold enough work, and the buffer stays in the
+/// cache.
+pub(crate) const SMALL_BATCH: usize = 4;
 
 fn checked(result: c_int) -> io::Result<c_int> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
-}
-
-/// An event counter that wakes a thread that polls it.
-pub(crate) fn eventfd() -> io::Result<OwnedFd> {
-    // SAFETY: the call takes no pointers, and the descriptor that it returns is ours alone.
-    unsafe {
-        let fd = checked(libc::eventfd(0, libc::EFD_NONBLOCK | libc::EFD_CLOEXEC))?;
-        Ok(OwnedFd::from_raw_fd(fd))
-    }
-}
-
-/// Adds one to an event counter.
-pub(crate) fn signal(event: BorrowedFd<'_>) {
-    let one = 1u64.to_ne_bytes();
-    // SAFETY: the buffer has the eight bytes that an eventfd takes. A full counter is as awake as it can be.
-    unsafe { libc::write(event.as_raw_fd(), one.as_ptr().cast(), one.len()) };
-}
-
-/// Empties an event counter.
-pub(crate) fn clear(event: BorrowedFd<'_>) {
-    let mut count = [0u8; 8];
-    // SAFETY: the buffer has the eight bytes that an eventfd gives.
-    unsafe { libc::read(event.as_raw_fd(), count.as_mut_ptr().cast(), count.len()) };
-}
-
-/// The longest wait while a deadline stands. The system's timer stops when the machine sleeps and the clock of keys does
-/// not, so a machine that wakes up looks at its keys within this time.
-const LONGEST_WAIT: u64 = 1_000_000_000;
-
-/// Waits until one of the descriptors can be read, or for `wait` nanoseconds but at most a second; says which can.
-pub(crate) fn poll_readable<const N: usize>(
-    fds: [BorrowedFd<'_>; N],
-    wait: Option<u64>,
-) -> io::Result<[bool; N]> {
-    let mut polls = fds.map(|fd| libc::pollfd { fd: fd.as_raw_fd(), events: libc::POLLIN, revents: 0 });
-    let time = wait.map(|nanos| nanos.min(LONGEST_WAIT)).map(|nanos| libc::timespec {
-        tv_sec: libc::time_t::try_from(nanos / 1_000_000_000).unwrap_or(libc::time_t::MAX),
-        tv_nsec: libc::c_long::try_from(nanos % 1_000_000_000).unwrap_or(0),
-    });
-    let time = time.as_ref().map_or(std::ptr::null(), std::ptr::from_ref);
-    let count = libc::nfds_t::try_from(N).unwrap_or(0);
-    // SAFETY: `polls` holds `count` entries, and `time` is null or points to a value that outlives the call.
-    let result = unsafe { libc::ppoll(polls.as_mut_ptr(), count, time, std::ptr::null()) };
-    match checked(result) {
-        Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok([false; N]),
-        Err(error) => Err(error),
-        Ok(_) => Ok(polls.map(|p| p.revents != 0)),
-    }
-}
-
-/// Waits until the descriptor can be written, for at most `millis`; whether it can.
-pub(crate) fn poll_writable(fd: BorrowedFd<'_>, millis: c_int) -> bool {
-    let mut poll = libc::pollfd { fd: fd.as_raw_fd(), events: libc::POLLOUT, revents: 0 };
-    // SAFETY: `poll` is one valid entry.
-    unsafe { libc::poll(&raw mut poll, 1, millis) > 0 }
-}
-
-/// How far before the rest of the program, by nice value, the threads of lanes stand.
-const BEFORE: c_int = 10;
-
-/// Puts this thread, and those that it will make, before others as lanes are; whether the system allowed it.
-pub(crate) fn stand_before_others() -> bool {
-    // SAFETY: the call takes numbers only; 0 is this thread.
-    unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, -BEFORE) == 0 }
-}
-
-/// Puts this thread before others, where the system allows it (CAP_SYS_NICE or RLIMIT_NICE): packets of a gateway
-/// should not wait for its other work. As a batch worker it also interrupts nobody by waking up, so that it finds more to
-/// do when its turn comes; without the better place it would come too late then.
-pub(crate) fn prefer_this_thread() {
-    // SAFETY: the calls take numbers only; 0 is this thread.
-    let preferred = unsafe {
-        let nice = libc::getpriority(libc::PRIO_PROCESS, 0);
-        nice <= -BEFORE || libc::setpriority(libc::PRIO_PROCESS, 0, nice - BEFORE) == 0
-    };
-    if preferred {
-        let none = libc::sched_param { sched_priority: 0 };
-        // SAFETY: `none` is a valid `sched_param`; 0 is this thread. A refusal changes nothing.
-        unsafe { libc::sched_setscheduler(0, libc::SCHED_BATCH, &raw const none) };
-    }
-}
-
-/// Makes an open `/dev/net/tun` a queue of the TUN device `name`, with a virtio header before each packet.
-pub(crate) fn attach_tun(fd: BorrowedFd<'_>, name: &str) -> io::Result<()> {
-    // SAFETY: all-zero bytes are a valid `ifreq`.
-    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
-    if name.is_empty() || name.len() >= request.ifr_name.len() {
-        return Err(io::Error::from(io::ErrorKind::InvalidInput));
-    }
-    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
-        *to = libc::c_char::from_ne_bytes([from]);
-    }
-    let flags = libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_MULTI_QUEUE | libc::IFF_VNET_HDR;
-    request.ifr_ifru.ifru_flags = libc::c_short::try_from(flags).unwrap_or(0);
-    // SAFETY: `request` is a valid `ifreq` that outlives the call.
-    checked(unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNSETIFF, &raw mut request) }).map(drop)
-}
-
-/// Detaches a queue of a TUN device: the kernel gives it nothing to read any more, and still takes what is written by it.
-pub(crate) fn detach_tun(fd: BorrowedFd<'_>) -> io::Result<()> {
-    // SAFETY: all-zero bytes are a valid `ifreq`.
-    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
-    request.ifr_ifru.ifru_flags = libc::c_short::try_from(libc::IFF_DETACH_QUEUE).unwrap_or(0);
-    // SAFETY: `request` is a valid `ifreq` that outlives the call.
-    checked(unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNSETQUEUE, &raw mut request) }).map(drop)
-}
-
-/// Tells a TUN device which offloads (`TUN_F_*`) we do for the kernel; it refuses those that it doesn't know.
-pub(crate) fn set_offload(fd: BorrowedFd<'_>, offloads: libc::c_uint) -> io::Result<()> {
-    // SAFETY: the argument of this request is a number, not a pointer.
-    checked(unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNSETOFFLOAD, libc::c_ulong::from(offloads)) })
-        .map(drop)
-}
-
-/// Sets a socket option whose value is an `int`.
-pub(crate) fn set_int(fd: BorrowedFd<'_>, level: c_int, option: c_int, value: c_int) -> io::Result<()> {
-    let size = libc::socklen_t::try_from(size_of::<c_int>()).unwrap_or(0);
-    // SAFETY: the pointer and the size describe one `int`.
-    checked(unsafe { libc::setsockopt(fd.as_raw_fd(), level, option, (&raw const value).cast(), size) })
-        .map(drop)
-}
-
-/// The sum of all 32-bit words, in the machine's byte order: all that a checksum does of which there is much.
-pub(crate) fn sum_blocks(blocks: &[[u8; 32]]) -> u64 {
-    #[cfg(target_arch = "x86_64")]
-    if std::arch::is_x86_feature_detected!("avx2") {
-        // SAFETY: the processor has what the function is compiled for, as was asked just now.
-        return unsafe { sum_blocks_avx2(blocks) };
-    }
-    sum_blocks_anywhere(blocks)
-}
-
-/// The same instructions' sense, in registers of twice the width.
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2")]
-fn sum_blocks_avx2(blocks: &[[u8; 32]]) -> u64 {
-    sum_blocks_anywhere(blocks)
-}
-
-#[inline(always)]
-fn sum_blocks_anywhere(blocks: &[[u8; 32]]) -> u64 {
-    // Lanes of 64 bits that take 32 bits at a time never overflow, and the compiler makes vectors of them.
-    let mut lanes = [0u64; 8];
-    for block in blocks {
-        let (words, _) = block.as_chunks::<4>();
-        for (lane, word) in lanes.iter_mut().zip(words) {
-            *lane += u64::from(u32::from_ne_bytes(*word));
-        }
-    }
-    lanes.iter().sum()
 }
 
 /// What one call sends in one go: a datagram, or several of equal size that the kernel cuts apart (the last one may be
@@ -193,58 +35,7 @@ pub(crate) struct Outgoing<'a> {
     pub(crate) to: &'a Endpoint,
 }
 
-/// An address in the form that the socket takes.
-#[derive(Clone)]
-pub(crate) struct Endpoint {
-    address: SockAddr,
-    /// Whether packets to it are IPv4, also where the address is mapped.
-    v4: bool,
-}
-
-impl Endpoint {
-    pub(crate) fn new(socket_is_v6: bool, to: SocketAddr) -> Self {
-        Self { address: crate::udp::socket_address(socket_is_v6, to), v4: canonical(to).is_ipv4() }
-    }
-}
-
-/// Room for the control messages of one datagram; none of ours needs more.
-const CONTROL: usize = 64;
-
-#[derive(Clone, Copy)]
-#[repr(C, align(8))]
-struct Control([u8; CONTROL]);
-
-/// Bytes of a `cmsghdr` on 64-bit Linux: length, level, type.
-const CMSG_HEADER: usize = size_of::<libc::cmsghdr>();
-
-impl Control {
-    /// Writes a control message at `at`; where the next one begins.
-    fn put(&mut self, at: usize, level: c_int, kind: c_int, data: &[u8]) -> usize {
-        let len = CMSG_HEADER + data.len();
-        let place = &mut self.0[at..];
-        place[..size_of::<usize>()].copy_from_slice(&len.to_ne_bytes());
-        place[8..12].copy_from_slice(&level.to_ne_bytes());
-        place[12..16].copy_from_slice(&kind.to_ne_bytes());
-        place[CMSG_HEADER..len].copy_from_slice(data);
-        at + len.next_multiple_of(8)
-    }
-
-    /// Calls `each` with level, type and data of every control message in the first `len` bytes.
-    fn each(&self, len: usize, mut each: impl FnMut(c_int, c_int, &[u8])) {
-        let mut rest = &self.0[..len.min(CONTROL)];
-        while let Some((header, _)) = rest.split_first_chunk::<16>() {
-            let [l0, l1, l2, l3, l4, l5, l6, l7, v0, v1, v2, v3, k0, k1, k2, k3] = *header;
-            let len = usize::from_ne_bytes([l0, l1, l2, l3, l4, l5, l6, l7]);
-            let Some(data) = rest.get(CMSG_HEADER..len) else { return };
-            each(c_int::from_ne_bytes([v0, v1, v2, v3]), c_int::from_ne_bytes([k0, k1, k2, k3]), data);
-            rest = rest.get(len.next_multiple_of(8)..).unwrap_or_default();
-        }
-    }
-}
-
-const _: () = assert!(CMSG_HEADER == 16, "control messages are laid out by hand for 64-bit Linux");
-
-/// Sends the first [`BATCH`] datagrams or fewer without waiting; how many of them the kernel took, at least one. There are
+/// Sends the first [`MAX_BATCH`] datagrams or fewer without waiting; how many of them the kernel took, at least one. There are
 /// at most `most`.
 pub(crate) fn send_batch<'a>(
     fd: BorrowedFd<'_>,
@@ -252,7 +43,11 @@ pub(crate) fn send_batch<'a>(
     most: usize,
 ) -> io::Result<usize> {
     // The tables that the kernel reads are zeroed each time, and most calls need little of them.
-    if most <= FEW { send_up_to::<FEW>(fd, datagrams) } else { send_up_to::<BATCH>(fd, datagrams) }
+    if most <= SMALL_BATCH {
+        send_up_to::<SMALL_BATCH>(fd, datagrams)
+    } else {
+        send_up_to::<MAX_BATCH>(fd, datagrams)
+    }
 }
 
 fn send_up_to<'a, const N: usize>(
@@ -273,7 +68,7 @@ fn send_by<'a, const N: usize>(
 ) -> io::Result<usize> {
     // SAFETY: all-zero bytes are a valid `iovec` and a valid `mmsghdr`.
     let (mut vectors, mut messages): ([libc::iovec; N], [libc::mmsghdr; N]) = unsafe { std::mem::zeroed() };
-    let mut controls = [Control([0; CONTROL]); N];
+    let mut controls = [Control::EMPTY; N];
     let mut count = 0;
     for (((out, vector), message), control) in
         datagrams.zip(&mut vectors).zip(&mut messages).zip(&mut controls)
@@ -307,7 +102,7 @@ fn send_by<'a, const N: usize>(
 }
 
 /// Bytes of the place of one message in the buffer that [`receive_batch`] fills.
-pub(crate) const SLOT: usize = 65_536;
+pub(crate) const SLOT_BYTES: usize = 65_536;
 
 /// What came in one place of the buffer: a datagram, or several of equal size that the kernel joined (the last one may be
 /// shorter).
@@ -323,28 +118,28 @@ pub(crate) struct Incoming {
     pub(crate) tos: u8,
 }
 
-/// Receives what is there, without waiting: message *i* into place *i* of `buffer` ([`SLOT`] bytes each), what it is into
-/// `news[i]`. A message that is none of ours (cut off, or without an address) is `None`.
+/// Receives what is there, without waiting: message *i* into place *i* of `buffer` ([`SLOT_BYTES`] bytes each), what it is into
+/// `metadata[i]`. A message that is none of ours (cut off, or without an address) is `None`.
 pub(crate) fn receive_batch(
     fd: BorrowedFd<'_>,
     buffer: &mut [u8],
-    news: &mut [Option<Incoming>],
+    metadata: &mut [Option<Incoming>],
 ) -> io::Result<usize> {
-    if news.len() <= FEW {
-        receive_up_to::<FEW>(fd, buffer, news)
+    if metadata.len() <= SMALL_BATCH {
+        receive_up_to::<SMALL_BATCH>(fd, buffer, metadata)
     } else {
-        receive_up_to::<BATCH>(fd, buffer, news)
+        receive_up_to::<MAX_BATCH>(fd, buffer, metadata)
     }
 }
 
 fn receive_up_to<const N: usize>(
     fd: BorrowedFd<'_>,
     buffer: &mut [u8],
-    news: &mut [Option<Incoming>],
+    metadata: &mut [Option<Incoming>],
 ) -> io::Result<usize> {
     // SAFETY: the messages point to buffers, names and room for control messages of the sizes given, which outlive the
     // call.
-    receive_by::<N>(buffer, news, |messages, count| unsafe {
+    receive_by::<N>(buffer, metadata, |messages, count| unsafe {
         libc::recvmmsg(fd.as_raw_fd(), messages, count, libc::MSG_DONTWAIT, std::ptr::null_mut())
     })
 }
@@ -352,7 +147,7 @@ fn receive_up_to<const N: usize>(
 /// [`receive_batch`] by `call`, which gets the messages and their number.
 fn receive_by<const N: usize>(
     buffer: &mut [u8],
-    news: &mut [Option<Incoming>],
+    metadata: &mut [Option<Incoming>],
     call: impl FnOnce(*mut libc::mmsghdr, u32) -> c_int,
 ) -> io::Result<usize> {
     // SAFETY: all-zero bytes are valid values of these three types.
@@ -361,9 +156,9 @@ fn receive_by<const N: usize>(
         [libc::mmsghdr; N],
         [libc::sockaddr_storage; N],
     ) = unsafe { std::mem::zeroed() };
-    let mut controls = [Control([0; CONTROL]); N];
+    let mut controls = [Control::EMPTY; N];
     let mut count = 0;
-    let places = buffer.chunks_exact_mut(SLOT).take(news.len());
+    let places = buffer.chunks_exact_mut(SLOT_BYTES).take(metadata.len());
     for ((((place, vector), message), name), control) in
         places.zip(&mut vectors).zip(&mut messages).zip(&mut names).zip(&mut controls)
     {
@@ -374,15 +169,15 @@ fn receive_by<const N: usize>(
         header.msg_iov = vector;
         header.msg_iovlen = 1;
         header.msg_control = control.0.as_mut_ptr().cast();
-        header.msg_controllen = CONTROL;
+        header.msg_controllen = CONTROL_BYTES;
         count += 1;
     }
     let got = checked(call(messages.as_mut_ptr(), count))?;
     let got = usize::try_from(got).unwrap_or(0);
-    for (((message, name), control), news) in
-        messages.iter().zip(&names).zip(&controls).zip(news.iter_mut()).take(got)
+    for (((message, name), control), metadata) in
+        messages.iter().zip(&names).zip(&controls).zip(metadata.iter_mut()).take(got)
     {
-        let len = usize::try_from(message.msg_len).unwrap_or(0).min(SLOT);
+        let len = usize::try_from(message.msg_len).unwrap_or(0).min(SLOT_BYTES);
         // SAFETY: the kernel wrote an address of this length into `name`, which is large enough for any.
         let address = unsafe {
             let mut storage = socket2::SockAddrStorage::zeroed();
@@ -404,7 +199,7 @@ fn receive_by<const N: usize>(
         });
         // A datagram that did not fit is no message of ours.
         let whole = message.msg_hdr.msg_flags & libc::MSG_TRUNC == 0;
-        *news = address.as_socket().filter(|_| whole).map(|from| Incoming {
+        *metadata = address.as_socket().filter(|_| whole).map(|from| Incoming {
             from: canonical(from),
             len,
             segment,
@@ -414,17 +209,8 @@ fn receive_by<const N: usize>(
     Ok(got)
 }
 
-/// IPv4 in mapped form becomes IPv4.
-fn canonical(address: SocketAddr) -> SocketAddr {
-    SocketAddr::new(address.ip().to_canonical(), address.port())
-}
-
 #[cfg(test)]
 mod tests {
-    use std::os::fd::AsFd;
-    use std::sync::mpsc::channel;
-    use std::time::Duration;
-
     use super::*;
 
     /// What a kernel might write for one message.
@@ -468,7 +254,7 @@ mod tests {
                     );
                     header.msg_namelen = from.len();
                 }
-                let mut control = Control([0; CONTROL]);
+                let mut control = Control::EMPTY;
                 let used = given
                     .control
                     .iter()
@@ -511,13 +297,13 @@ mod tests {
             Given { raw_control: &[0; 32], ..Given::plain(b"none") },
             Given { raw_control: &[17, 0, 0], ..Given::plain(b"stub") },
         ];
-        let mut buffer = vec![0; SLOT * given.len()];
-        let mut news = [None; BATCH];
-        let got = receive_by::<BATCH>(&mut buffer, &mut news[..given.len()], |messages, count| {
+        let mut buffer = vec![0; SLOT_BYTES * given.len()];
+        let mut metadata = [None; MAX_BATCH];
+        let got = receive_by::<MAX_BATCH>(&mut buffer, &mut metadata[..given.len()], |messages, count| {
             play(&given, messages, count)
         });
         assert_eq!(got.unwrap(), given.len());
-        let seen: Vec<_> = news
+        let seen: Vec<_> = metadata
             .iter()
             .take(given.len())
             .map(|n| n.map(|n| (n.from.to_string(), n.len, n.segment, n.tos)))
@@ -540,7 +326,7 @@ mod tests {
                 v4(4, 4, 0),
             ]
         );
-        assert_eq!(buffer[SLOT..SLOT + 9], *b"three.two");
+        assert_eq!(buffer[SLOT_BYTES..SLOT_BYTES + 9], *b"three.two");
     }
 
     #[test]
@@ -552,7 +338,7 @@ mod tests {
             Outgoing { bytes: b"six", segment: None, tos: 1, to: &to[1] },
         ];
         let mut seen = Vec::new();
-        let sent = send_by::<BATCH>(out.into_iter(), |messages, count| {
+        let sent = send_by::<MAX_BATCH>(out.into_iter(), |messages, count| {
             for n in 0..count as usize {
                 // SAFETY: as the kernel trusts `sendmmsg`.
                 unsafe {
@@ -561,7 +347,7 @@ mod tests {
                         (*header.msg_iov).iov_base.cast::<u8>(),
                         (*header.msg_iov).iov_len,
                     );
-                    let mut control = Control([0; CONTROL]);
+                    let mut control = Control::EMPTY;
                     if header.msg_controllen > 0 {
                         let from = std::slice::from_raw_parts(
                             header.msg_control.cast::<u8>(),
@@ -597,26 +383,5 @@ mod tests {
                 (b"six".to_vec(), vec![0, 2], vec![(libc::IPPROTO_IPV6, libc::IPV6_TCLASS, tos(1))]),
             ]
         );
-    }
-
-    #[test]
-    fn an_event_counter_is_signalled_and_cleared() {
-        let event = eventfd().unwrap();
-        signal(event.as_fd());
-        clear(event.as_fd());
-        // Empty again, and still without waiting.
-        clear(event.as_fd());
-    }
-
-    #[cfg_attr(miri, ignore = "Miri has no ppoll")]
-    #[test]
-    fn a_wait_for_a_far_deadline_looks_at_the_clock_in_between() {
-        let (done, came_back) = channel();
-        std::thread::spawn(move || {
-            let quiet = eventfd().unwrap();
-            let ready = poll_readable([quiet.as_fd()], Some(3_600_000_000_000)).unwrap();
-            done.send(ready).unwrap();
-        });
-        assert_eq!(came_back.recv_timeout(Duration::from_secs(20)), Ok([false]));
     }
 }

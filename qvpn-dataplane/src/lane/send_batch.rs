@@ -1,25 +1,26 @@
-//! Sealed datagrams on their way to the socket. They stand back to back in one buffer, so that those of one peer and one
-//! size go to the kernel in one piece, which it cuts apart again (UDP GSO).
+//! Sealed datagrams that wait for one send. They are adjacent in one buffer, so that those of one peer and one size go to
+//! the kernel as one run, which it cuts apart again (UDP GSO).
 
-use crate::key::PeerId;
+use qvpn_types::PeerNumber;
+
 use crate::session::{HEADER, TAG};
 
-/// Bytes after which a batch is sent even if more is there to read.
-pub(super) const FULL: usize = 64 * 1024;
+/// A batch of this size is sent even if there is more to read.
+const FULL_BYTES: usize = 64 * 1024;
 
-/// A batch that is not full yet still has room for one datagram of any size, or for all datagrams of one super-packet.
-const CAPACITY: usize = 2 * FULL + HEADER + 65_575 + 16 + TAG;
+/// A batch that is not full still has room for one datagram of any size, or for all datagrams of one super-packet.
+const CAPACITY: usize = 2 * FULL_BYTES + HEADER + 65_575 + 16 + TAG;
 
-/// Most datagrams of one run (`UDP_MAX_SEGMENTS` of Linux before 6.9).
-const MOST: usize = 64;
+/// The most datagrams in one run (`UDP_MAX_SEGMENTS` of Linux before 6.9).
+const MAX_RUN_COUNT: usize = 64;
 
-/// Most bytes of one run: the payload of an IPv4 UDP packet.
-const LARGEST: usize = 65_507;
+/// The most bytes in one run: the payload of an IPv4 UDP packet.
+const MAX_RUN_BYTES: usize = 65_507;
 
 /// Datagrams to one peer, all of one size; the last one may be shorter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Run {
-    pub(super) peer: PeerId,
+    pub(super) peer: PeerNumber,
     /// The traffic class of the outer header.
     pub(super) tos: u8,
     start: usize,
@@ -38,7 +39,7 @@ impl Run {
     }
 
     /// Each datagram as a run of its own.
-    fn apart(self) -> impl Iterator<Item = Self> {
+    fn split(self) -> impl Iterator<Item = Self> {
         (self.start..self.end).step_by(self.size).map(move |start| {
             let end = self.end.min(start + self.size);
             Self { start, end, size: end - start, count: 1, closed: true, ..self }
@@ -46,28 +47,28 @@ impl Run {
     }
 }
 
-pub(super) struct Batch {
+pub(super) struct SendBatch {
     buffer: Vec<u8>,
     end: usize,
     runs: Vec<Run>,
 }
 
-impl Batch {
+impl SendBatch {
     pub(super) fn new() -> Self {
-        Self { buffer: vec![0; CAPACITY], end: 0, runs: Vec::with_capacity(MOST) }
+        Self { buffer: vec![0; CAPACITY], end: 0, runs: Vec::with_capacity(MAX_RUN_COUNT) }
     }
 
     pub(super) fn is_full(&self) -> bool {
-        self.end >= FULL
+        self.end >= FULL_BYTES
     }
 
-    /// Where the next datagram, of at most `len` bytes, is written; `None` if the batch must be sent first.
+    /// Returns the room for the next datagram, of at most `len` bytes; `None` if the batch must be sent first.
     pub(super) fn room(&mut self, len: usize) -> Option<&mut [u8]> {
         self.buffer.get_mut(self.end..self.end + len)
     }
 
     /// Adds the datagram of `len` bytes that was written into [`room`](Self::room). One that must go `alone` joins nothing.
-    pub(super) fn add(&mut self, peer: PeerId, tos: u8, len: usize, alone: bool) {
+    pub(super) fn add(&mut self, peer: PeerNumber, tos: u8, len: usize, alone: bool) {
         let start = self.end;
         self.end += len;
         if let Some(run) = self.runs.last_mut().filter(|run| {
@@ -75,8 +76,8 @@ impl Batch {
                 && !alone
                 && (run.peer, run.tos) == (peer, tos)
                 && len <= run.size
-                && run.count < MOST
-                && run.bytes() + len <= LARGEST
+                && run.count < MAX_RUN_COUNT
+                && run.bytes() + len <= MAX_RUN_BYTES
         }) {
             run.end = self.end;
             run.count += 1;
@@ -94,10 +95,10 @@ impl Batch {
         &self.buffer[run.start..run.end]
     }
 
-    /// Takes a run apart that the kernel refused in one piece.
-    pub(super) fn take_apart(&mut self, at: usize) {
+    /// Splits a run that the kernel refused into single datagrams.
+    pub(super) fn split_run(&mut self, at: usize) {
         if let Some(run) = self.runs.get(at).copied() {
-            self.runs.splice(at..=at, run.apart());
+            self.runs.splice(at..=at, run.split());
         }
     }
 
@@ -106,16 +107,15 @@ impl Batch {
         self.runs.clear();
     }
 
-    /// How many runs are complete: all but the last one, if more may join that.
+    /// Returns how many runs are complete: all, or all but the last one if more may join it.
     pub(super) fn complete(&self) -> usize {
-        let open = self
-            .runs
-            .last()
-            .is_some_and(|run| !run.closed && run.count < MOST && run.bytes() + run.size <= LARGEST);
+        let open = self.runs.last().is_some_and(|run| {
+            !run.closed && run.count < MAX_RUN_COUNT && run.bytes() + run.size <= MAX_RUN_BYTES
+        });
         self.runs.len() - usize::from(open)
     }
 
-    /// Forgets all but the last run, which moves to the front.
+    /// Removes all but the last run, which moves to the front.
     pub(super) fn keep_last(&mut self) {
         let Some(last) = self.runs.pop() else { return };
         self.buffer.copy_within(last.start..last.end, 0);
@@ -129,11 +129,11 @@ impl Batch {
 mod tests {
     use super::*;
 
-    const A: PeerId = PeerId(1);
-    const B: PeerId = PeerId(2);
+    const A: PeerNumber = PeerNumber(1);
+    const B: PeerNumber = PeerNumber(2);
 
-    fn batch(datagrams: &[(PeerId, u8, usize, bool)]) -> Batch {
-        let mut batch = Batch::new();
+    fn batch(datagrams: &[(PeerNumber, u8, usize, bool)]) -> SendBatch {
+        let mut batch = SendBatch::new();
         for (n, (peer, tos, len, alone)) in (0u8..).zip(datagrams) {
             batch.room(*len).unwrap().fill(n);
             batch.add(*peer, *tos, *len, *alone);
@@ -141,7 +141,7 @@ mod tests {
         batch
     }
 
-    fn counts(batch: &Batch) -> Vec<usize> {
+    fn counts(batch: &SendBatch) -> Vec<usize> {
         batch.runs().iter().map(|r| r.count).collect()
     }
 
@@ -198,7 +198,7 @@ mod tests {
     fn a_run_falls_apart_into_the_same_datagrams() {
         let mut refused =
             batch(&[(A, 0, 90, false), (A, 3, 100, false), (A, 3, 100, false), (A, 3, 10, false)]);
-        refused.take_apart(1);
+        refused.split_run(1);
         let sizes: Vec<_> = refused.runs().iter().map(|r| (r.count, r.bytes(), r.tos)).collect();
         assert_eq!(sizes, [(1, 90, 0), (1, 100, 3), (1, 100, 3), (1, 10, 3)]);
         assert_eq!(refused.datagrams(&refused.runs()[3]), [3; 10]);
@@ -208,7 +208,7 @@ mod tests {
 
     #[test]
     fn there_is_room_for_any_datagram_until_a_batch_is_full_and_never_more() {
-        let mut batch = Batch::new();
+        let mut batch = SendBatch::new();
         while !batch.is_full() {
             let len = HEADER + 65_535 + TAG;
             assert!(batch.room(len).is_some());

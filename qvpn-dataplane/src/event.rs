@@ -1,0 +1,74 @@
+//! What lanes report to the control task.
+
+use std::net::SocketAddr;
+
+use qvpn_types::{LocalEpoch, PeerNumber};
+
+use crate::error::LaneError;
+
+/// Which of a lane's two keys is meant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Direction {
+    /// The key that seals packets to the peer.
+    Sealing,
+    /// The key that opens packets from the peer.
+    Opening,
+}
+
+/// Why a lane stopped sealing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SealingEnd {
+    /// The key reached its maximum age.
+    Expired,
+    /// The key sealed as many packets as it may.
+    PacketLimit,
+}
+
+/// A report from one lane.
+#[derive(Debug)]
+pub enum LaneEvent {
+    /// Acknowledges [`Lanes::install_opening`](crate::Lanes::install_opening) or
+    /// [`Lanes::install_sealing`](crate::Lanes::install_sealing), from the thread that owns the key.
+    Installed {
+        lane: u8,
+        peer: PeerNumber,
+        epoch: LocalEpoch,
+        direction: Direction,
+        /// Whether the key is in force. A key is refused and erased if the peer is unknown, if its epoch isn't higher than
+        /// every earlier one of this direction (a repeated epoch would repeat nonces), if its index is in use or has no
+        /// top bit, or if the key has expired.
+        in_force: bool,
+    },
+    /// The first packet that opened in an epoch, for each lane and epoch.
+    FirstOpened { lane: u8, peer: PeerNumber, epoch: LocalEpoch },
+    /// A datagram for the control task that passed the filter: types 1 to 3 (lane 0 only), or type 4 with the top bit of
+    /// its index clear.
+    Control {
+        lane: u8,
+        /// The sender; IPv4 is never in mapped form.
+        from: SocketAddr,
+        /// The whole UDP payload.
+        datagram: Vec<u8>,
+    },
+    /// The peer's newest authenticated packet came from a new address, to which this lane sends from now on.
+    Roamed {
+        lane: u8,
+        peer: PeerNumber,
+        /// IPv4 is never in mapped form.
+        endpoint: SocketAddr,
+    },
+    /// The sealing key reached one of its limits and is erased; the lane sends nothing until the next key.
+    SealingEnded { lane: u8, peer: PeerNumber, epoch: LocalEpoch, why: SealingEnd },
+    /// One of the lane's two threads stopped for good and its keys are erased: the lane no longer carries packets.
+    Failed { lane: u8, error: LaneError },
+}
+
+/// Where lanes put their events. Lanes call it while they handle packets, so it must return at once.
+pub trait LaneSink: Send + Sync + 'static {
+    /// Takes an event.
+    ///
+    /// # Errors
+    /// The event itself, if the bounded queue is full. The lane drops a refused [`Control`](LaneEvent::Control) datagram
+    /// and counts it as `queue_full`; it offers any other event again a little later.
+    fn event(&self, event: LaneEvent) -> Result<(), LaneEvent>;
+}

@@ -1,0 +1,47 @@
+//! Events that wait for room in the sink: an acknowledgement must not be lost, so a refused event is offered again.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::event::{LaneEvent, LaneSink};
+
+/// How soon a refused event is offered again.
+const RETRY_INTERVAL: Duration = Duration::from_millis(5);
+
+/// The events of one thread.
+pub(super) struct EventQueue {
+    sink: Arc<dyn LaneSink>,
+    waiting: VecDeque<LaneEvent>,
+}
+
+impl EventQueue {
+    pub(super) fn new(sink: Arc<dyn LaneSink>) -> Self {
+        Self { sink, waiting: VecDeque::new() }
+    }
+
+    /// Reports an event now, or as soon as there is room; events keep their order.
+    pub(super) fn emit(&mut self, event: LaneEvent) {
+        if !self.waiting.is_empty() {
+            self.waiting.push_back(event);
+        } else if let Err(refused) = self.sink.event(event) {
+            self.waiting.push_back(refused);
+        }
+    }
+
+    /// Reports an event now or not at all; returns whether there was room.
+    pub(super) fn try_emit(&self, event: LaneEvent) -> bool {
+        self.waiting.is_empty() && self.sink.event(event).is_ok()
+    }
+
+    /// Offers what waits; returns how long to wait before the next offer, if some is left.
+    pub(super) fn flush(&mut self) -> Option<Duration> {
+        while let Some(event) = self.waiting.pop_front() {
+            if let Err(refused) = self.sink.event(event) {
+                self.waiting.push_front(refused);
+                return Some(RETRY_INTERVAL);
+            }
+        }
+        None
+    }
+}

@@ -1,0 +1,28 @@
+//! A table by receiver index.
+
+use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hasher};
+
+/// A hash table by receiver index.
+pub(crate) type IndexTable<T> = HashMap<u32, T, BuildHasherDefault<IndexHasher>>;
+
+/// Receiver indices are random numbers of our own, so one multiplication spreads them well enough.
+#[derive(Default)]
+pub(crate) struct IndexHasher(u64);
+
+impl Hasher for IndexHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.0 = self.0 << 8 | u64::from(*byte);
+        }
+    }
+
+    fn write_u32(&mut self, index: u32) {
+        // The table uses the topmost bits, too.
+        self.0 = u64::from(index).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    }
+}
