@@ -3,8 +3,12 @@
 [ ! -d /run/systemd/system ] || systemctl daemon-reload || :
 # The program that does this otherwise is gone by now. 113 is the protocol number of our routes and rules.
 lifted=""
+for table in $(nft list tables inet 2>/dev/null | sed -n 's/^table inet \(qvpn-.*\)$/\1/p'); do
+    nft delete table inet "$table" && lifted="$lifted
+  nftables table inet $table"
+done
 for family in -4 -6; do
-    for priority in 32501 32500; do
+    for priority in 113 112 114 32501 32500; do
         while ip $family rule del priority $priority protocol 113 2>/dev/null; do
             lifted="$lifted
   rule with priority $priority"
@@ -16,6 +20,7 @@ for family in -4 -6; do
     lifted="$lifted
 $(echo "$routes" | sed 's/^/  /')"
     ip $family route flush table all type unreachable proto 113 || :
+    ip $family route flush table 29046 2>/dev/null || :
 done
 if [ -n "$lifted" ]; then
     echo "qvpn: no longer blocked, so traffic to these networks may leave in clear:$lifted"

@@ -24,8 +24,8 @@ pub use files::{MAX_SIZE, NamedFile};
 pub use ipnet::IpNet;
 pub use load::PartialConfig;
 pub use model::{
-    ClientKey, Config, Dscp, Endpoint, Interface, Kme, KmeAccess, KmeApi, KmeServer, Kms, LogLevel, Mtu,
-    OnStop, Peer, QkdPolicy, Role, Table,
+    ClientKey, Config, Dscp, Endpoint, Interface, Kme, KmeAccess, KmeApi, KmeServer, Kms, Local, LogLevel,
+    Mtu, OnStop, Peer, QkdPolicy, Role, Table,
 };
 pub use qvpn_types::Suite;
 pub use reference::{KeyHelp, REFERENCE, SectionHelp};

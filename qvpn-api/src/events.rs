@@ -114,6 +114,14 @@ pub enum EventKind {
         /// The routes that were missing, as `ip route` has them.
         routes: Vec<String>,
     },
+    /// Another program opened a route around the block, or tried to.
+    #[serde(rename = "guard.challenged")]
+    GuardChallenged {
+        /// What it did, as `ip` or `nft` would write it.
+        what: String,
+        /// What follows.
+        effect: String,
+    },
     /// We send under a new epoch's key.
     #[serde(rename = "epoch.active")]
     EpochActive {
@@ -239,6 +247,7 @@ impl EventKind {
             Self::LaneRecovered { .. } => "lane.recovered",
             Self::ChainReset { .. } => "chain.reset",
             Self::RoutesRestored { .. } => "routes.restored",
+            Self::GuardChallenged { .. } => "guard.challenged",
             Self::EpochActive { .. } => "epoch.active",
             Self::EpochFailed { .. } => "epoch.failed",
             Self::KmeDown { .. } => "kme.down",
@@ -261,6 +270,7 @@ impl EventKind {
             | Self::LaneSilent { .. }
             | Self::ChainReset { .. }
             | Self::RoutesRestored { .. }
+            | Self::GuardChallenged { .. }
             | Self::EpochFailed { .. }
             | Self::KmeDown { .. }
             | Self::KmeCertificateEnds { .. }
@@ -298,6 +308,7 @@ impl EventKind {
             Self::PeerMtu { peer, mtu } => f.add("peer", peer).add("mtu", mtu),
             Self::LaneRecovered { peer, lane } => f.add("peer", peer).add("lane", lane),
             Self::RoutesRestored { routes } => f.add("routes", routes.join(",")),
+            Self::GuardChallenged { what, effect } => f.add("what", what).add("effect", effect),
             Self::EpochActive { peer, epoch, sources, qkd_key_id } => f
                 .add("peer", peer)
                 .add("epoch", epoch)
@@ -427,6 +438,7 @@ mod tests {
             EventKind::LaneSilent { peer: peer(), lane: 2, port: 51822 },
             EventKind::ChainReset { peer: peer(), reason: reason() },
             EventKind::RoutesRestored { routes: vec!["10.20.0.0/16".into(), "fd20::/64".into()] },
+            EventKind::GuardChallenged { what: "rule with priority 9".into(), effect: "none".into() },
             EventKind::EpochActive {
                 peer: peer(),
                 epoch: u64::MAX,

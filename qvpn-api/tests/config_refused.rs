@@ -75,13 +75,13 @@ fn unknown_keys_and_sections() {
             "¦colour = 1",
             "[interface] has no key `colour`; its keys are `name`, `private_key_file`, `lanes`, \
              `listen_port`, `address`, `mtu`, `suite`, `rekey_interval`, `table`, `fwmark`, `dscp`, \
-             `on_stop`, `metrics_listen`, `log_level`",
+             `on_stop`, `protect`, `local`, `metrics_listen`, `log_level`",
         ),
         (
             "  ¦x = 1",
             "[interface] has no key `x`; its keys are `name`, `private_key_file`, `lanes`, `listen_port`, \
              `address`, `mtu`, `suite`, `rekey_interval`, `table`, `fwmark`, `dscp`, `on_stop`, \
-             `metrics_listen`, `log_level`",
+             `protect`, `local`, `metrics_listen`, `log_level`",
         ),
     ]);
     peer_rows(&[
@@ -258,6 +258,25 @@ fn values_of_the_interface() {
              as `dscp = 46`",
         ),
         ("on_stop = ¦\"close\"", "`on_stop` can't be \"close\"; write \"block\" or \"open\""),
+        (
+            "protect = ¦\"10.0.0.0/8\"",
+            "`protect` must be a list of strings, but this is a string; write `protect = [\"10.64.0.0/10\"]`",
+        ),
+        (
+            "protect = [\"10.0.0.0/8\", ¦\"10.0.0.1/8\"]",
+            "\"10.0.0.1/8\" has bits set after its prefix length; write \"10.0.0.0/8\" for the network, or \
+             \"10.0.0.1/32\" for the one host",
+        ),
+        ("protect = [\"10.0.0.0/8\", ¦\"10.0.0.0/8\"]", "10.0.0.0/8 stands here twice; take one of them out"),
+        (
+            "local = [¦\"10.10.0.0/16\"]",
+            "`local` must be a list of `{ … }`, but this is a string; write \
+             `local = [{ prefix = \"10.10.0.0/16\", device = \"eth1\" }]`",
+        ),
+        (
+            "local = [¦{ prefix = \"10.10.0.0/16\" }]",
+            "an entry of `local` needs `device`; write `device = \"eth1\"`",
+        ),
         (
             "metrics_listen = ¦\"9790\"",
             "\"9790\" is not an address and a port; write for example `metrics_listen = \"127.0.0.1:9790\"`",
@@ -770,7 +789,7 @@ fn columns_count_characters_and_messages_stay_on_their_line() {
         "[interface]\n\"ä\" = 1¦\n".replace('¦', "").replace("\"ä\"", "¦\"ä\\n\"").as_str(),
         &["[interface] has no key `ä\\n`; its keys are `name`, `private_key_file`, `lanes`, \
              `listen_port`, `address`, `mtu`, `suite`, `rekey_interval`, `table`, `fwmark`, `dscp`, \
-             `on_stop`, `metrics_listen`, `log_level`"],
+             `on_stop`, `protect`, `local`, `metrics_listen`, `log_level`"],
     )]);
     refused(
         "x.toml",

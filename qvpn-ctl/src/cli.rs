@@ -142,6 +142,9 @@ pub(crate) enum Command {
         /// Block every config in /etc/qvpn except those with `on_stop = "open"`.
         #[arg(long)]
         all: bool,
+        /// Makes a filter that every program may remove; for the removal of the package.
+        #[arg(long, hide = true)]
+        disown: bool,
     },
     /// Remove the block, so that traffic can leave in clear.
     Unblock {

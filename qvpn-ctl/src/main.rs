@@ -100,7 +100,7 @@ fn run(cli: Cli) -> Result<(), CtlError> {
         Command::Top { interface } => top::top(&dirs.socket_dir, &interface),
         Command::Completions { shell } => man_and_completions::completions(shell),
         Command::Man { dir } => man_and_completions::man(&dir),
-        Command::Block { file, .. } => routes::block(file.as_deref(), &dirs.config_dir),
+        Command::Block { file, disown, .. } => routes::block(file.as_deref(), &dirs.config_dir, disown),
         Command::Unblock { interface } => routes::unblock(interface.as_deref(), &dirs.config_dir),
     }
 }

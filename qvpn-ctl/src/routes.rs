@@ -5,21 +5,24 @@ use std::path::Path;
 
 use qvpn_api::Config;
 use qvpn_api::config::{OnStop, PartialConfig};
-use qvpn_net::{Changes, Net, RoutePlan, Table};
+use qvpn_net::{Changes, Guard, NetError, RoutePlan, Table};
 
 use crate::dirs::configs;
 use crate::error::CtlError;
 use crate::output;
 
-pub(crate) fn block(file: Option<&Path>, config_dir: &Path) -> Result<(), CtlError> {
+pub(crate) fn block(file: Option<&Path>, config_dir: &Path, disown: bool) -> Result<(), CtlError> {
     let files = match file {
         Some(file) => vec![file.to_owned()],
         None => configs(config_dir)?,
     };
-    with_net(async |net| {
+    with_guard(async |guard| {
+        if disown {
+            guard.disown();
+        }
         let mut result = Ok(());
         for path in &files {
-            if let Err(error) = block_one(net, path, file.is_none()).await {
+            if let Err(error) = block_one(guard, path, file.is_none()).await {
                 // The last error ends the program; earlier ones are printed here.
                 if let Err(earlier) = std::mem::replace(&mut result, Err(error)) {
                     output::print_error(&earlier);
@@ -30,12 +33,12 @@ pub(crate) fn block(file: Option<&Path>, config_dir: &Path) -> Result<(), CtlErr
     })
 }
 
-async fn block_one(net: &Net, file: &Path, skip_open: bool) -> Result<(), CtlError> {
+async fn block_one(guard: &mut Guard, file: &Path, skip_open: bool) -> Result<(), CtlError> {
     let config = match Config::load(file) {
         Ok(config) => config,
         Err(errors) => {
             // No daemon will run on this config, so its traffic would leave in clear.
-            block_partial(net, file).await?;
+            block_partial(guard, file).await?;
             return Err(errors.into());
         }
     };
@@ -46,25 +49,34 @@ async fn block_one(net: &Net, file: &Path, skip_open: bool) -> Result<(), CtlErr
             i.name
         ));
     }
-    if i.table == Table::Off {
+    let plan = plan(&config)?;
+    if plan.blocks().next().is_none() && i.table == Table::Off {
         return output::print(&format!("{}: not blocked, because its config says table = \"off\"\n", i.name));
     }
-    let changes = net.block(&plan(&config)?).await?;
-    report(&i.name, &changes, "blocked already")
+    report(&i.name, &set(guard, plan).await?, "blocked already")
+}
+
+/// Puts both layers in place. A running daemon owns its filter and keeps it in force.
+async fn set(guard: &mut Guard, plan: RoutePlan) -> Result<Changes, CtlError> {
+    match guard.set(plan).await {
+        Err(NetError::FilterOwned { .. }) => Ok(Changes::default()),
+        result => Ok(result?),
+    }
 }
 
 /// Blocks the readable prefixes of a refused config. If its `[interface]` is unreadable, the defaults apply.
-async fn block_partial(net: &Net, file: &Path) -> Result<(), CtlError> {
+async fn block_partial(guard: &mut Guard, file: &Path) -> Result<(), CtlError> {
     let PartialConfig { interface, allowed_ips } = Config::load_partial(file);
     if allowed_ips.is_empty() {
         return Ok(());
     }
     let plan = match &interface {
-        Some(i) => RoutePlan::new(&i.name, allowed_ips, i.table, i.fwmark, i.listen_port),
+        Some(i) => RoutePlan::new(&i.name, allowed_ips, i.table, i.fwmark, i.listen_port)
+            .map(|plan| plan.with_local(i.local.clone()).with_protect(i.protect.iter().copied())),
         None => RoutePlan::new("qvpn0", allowed_ips, Table::Auto, 0, 51820),
     };
     let plan = plan.map_err(|source| CtlError::Plan { file: file.to_owned(), source })?;
-    let changes = net.block(&plan).await?;
+    let changes = set(guard, plan).await?;
     let name = file.file_stem().unwrap_or_default().to_string_lossy();
     report(&name, &changes, "blocked already")?;
     output::note(&format!(
@@ -80,10 +92,10 @@ pub(crate) fn unblock(interface: Option<&str>, config_dir: &Path) -> Result<(), 
         Some(name) => Some(plan(&Config::load(&config_dir.join(format!("{name}.toml")))?)?),
         None => None,
     };
-    with_net(async |net| {
+    with_guard(async |guard| {
         let changes = match &plan {
-            Some(plan) => net.unblock(plan).await?,
-            None => net.unblock_all().await?,
+            Some(plan) => guard.release(plan).await?,
+            None => guard.release_all().await?,
         };
         report(interface.unwrap_or("all interfaces"), &changes, "nothing was blocked")
     })
@@ -94,12 +106,15 @@ pub(crate) fn plan(config: &Config) -> Result<RoutePlan, CtlError> {
     RoutePlan::of(config).map_err(|source| CtlError::Plan { file: config.path.clone(), source })
 }
 
-fn with_net(work: impl AsyncFnOnce(&Net) -> Result<(), CtlError>) -> Result<(), CtlError> {
+fn with_guard(work: impl AsyncFnOnce(&mut Guard) -> Result<(), CtlError>) -> Result<(), CtlError> {
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(CtlError::Runtime)?;
     runtime.block_on(async {
-        let net = Net::connect()?;
-        work(&net).await
+        let mut guard = Guard::connect()?;
+        if let Some(reason) = guard.without_filter() {
+            output::note(&format!("qvpn-ctl: warning: {reason}"));
+        }
+        work(&mut guard).await
     })
 }
 

@@ -38,11 +38,7 @@ impl Change {
             .map_err(|error| refused("the config's routes can't work", vec![error.to_string()]))?;
         let words = compare((&daemon.config, &daemon.settings), (&new, &settings))
             .map_err(|details| refused("the config changes what can't be changed at run time", details))?;
-        // Without a mark in the config, the sockets keep theirs: a mark that no rule matches has no effect.
-        let fwmark = match settings.routes.fwmark() {
-            0 => daemon.marks.mark(),
-            mark => mark,
-        };
+        let fwmark = settings.routes.fwmark();
         let reporting = daemon.peers.kme_reporting();
         let kmes = Kmes::open(&settings.kmes, fwmark, &reporting, daemon.peers.kmes())
             .map_err(|error| refused("a KME can't be used", vec![in_words(&error)]))?;
@@ -145,6 +141,8 @@ fn interface_changes(old: &Interface, new: &Interface) -> (Vec<String>, Vec<Stri
         fwmark,
         dscp,
         on_stop,
+        protect,
+        local,
         metrics_listen,
         log_level,
     } = new;
@@ -173,6 +171,8 @@ fn interface_changes(old: &Interface, new: &Interface) -> (Vec<String>, Vec<Stri
         (*table == old.table, "table"),
         (*fwmark == old.fwmark, "fwmark"),
         (*on_stop == old.on_stop, "on_stop"),
+        (*protect == old.protect, "protect"),
+        (*local == old.local, "local"),
         (*metrics_listen == old.metrics_listen, "metrics_listen"),
         (*log_level == old.log_level, "log_level"),
     ];

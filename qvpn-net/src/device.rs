@@ -1,4 +1,4 @@
-//! The tunnel's device: its addresses, its MTU, and that it is up, also when somebody else changed that.
+//! The tunnel's device: its addresses, its MTU and its state, restored when another program changes them.
 
 use std::io;
 
@@ -6,9 +6,11 @@ use futures_util::TryStreamExt;
 use ipnet::IpNet;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressMessage, AddressScope};
 
+use crate::apply::{Net, to_io};
+use crate::changes::Changes;
 use crate::error::NetError;
 use crate::kernel;
-use crate::net::{Changes, Net, to_io};
+use crate::plan::RoutePlan;
 
 impl Net {
     /// Gives `interface` exactly these addresses (with their prefix lengths), adding before removing. IPv6 link-local
@@ -50,24 +52,28 @@ impl Net {
         set.map_err(|error| NetError::refused(what, error))
     }
 
-    /// Takes `interface` up again, and gives it those of `addresses` back that it has lost, after
+    /// Takes the device of `plan` up again, and restores those of `addresses` that it has lost, after
     /// [`Watch::changed`](crate::Watch::changed). What others added stays. [`Changes::is_empty`] if there was nothing to do.
     ///
     /// # Errors
     /// As [`set_addresses`](Self::set_addresses) and [`set_link_up`](Self::set_link_up).
     pub async fn restore_device(
         &self,
-        interface: &str,
+        plan: &RoutePlan,
         addresses: &[IpNet],
         mtu: u32,
     ) -> Result<Changes, NetError> {
+        let interface = plan.interface();
         let what = format!("addresses of {interface}");
-        let index = self.index(interface, &what).await?;
+        let index = self.device(plan).await.map_err(|error| NetError::refused(&what, error))?;
+        let missing = || NetError::NoInterface { name: interface.to_owned(), what: what.clone() };
+        let index = index.ok_or_else(missing)?;
         let mut changes = Changes::default();
         // First, since the kernel takes IPv6 addresses away from a device that is down.
         let up = kernel::is_up(&self.handle, index).await.map_err(|error| NetError::refused(&what, error))?;
         if !up {
-            self.set_link_up(interface, mtu).await?;
+            let set = kernel::set_link(&self.handle, index, Some(mtu), true).await;
+            set.map_err(|error| NetError::refused(format!("{interface} up with MTU {mtu}"), error))?;
             changes.added.push(format!("{interface} up"));
         }
         let present = self.addresses(index, &what).await?;

@@ -27,9 +27,9 @@ pub enum NetError {
         /// What was tried.
         what: String,
     },
-    /// Somebody else's route is where ours must be, or beats it.
+    /// Another program's route is where ours must be, or beats it.
     #[error(
-        "`{ours}` can't do its work, because of the route `{foreign}`: remove that route, or take the prefix out of allowed_ips, or set table to a number of your own"
+        "`{ours}` can't work because of the route `{foreign}`: remove that route, or take the prefix out of allowed_ips, or write `table = \"auto\"`"
     )]
     Conflict {
         /// Our route.
@@ -47,6 +47,19 @@ pub enum NetError {
         /// What to do, or nothing.
         hint: &'static str,
     },
+    /// No nf_tables.
+    #[error(
+        "there is no filter ({0}): this kernel, container or sandbox has no nf_tables; the routes alone keep clear text in"
+    )]
+    NoFilter(#[source] io::Error),
+    /// EPERM on an nftables table.
+    #[error(
+        "{what}: not permitted; another qvpn process owns this table, or CAP_NET_ADMIN is missing (run as root, or under the unit that grants it)"
+    )]
+    FilterOwned {
+        /// What was tried.
+        what: String,
+    },
     /// The netlink connection's task ended, as when the runtime shuts down.
     #[error("{what}: the netlink connection has ended")]
     Closed {
@@ -59,7 +72,7 @@ pub enum NetError {
 }
 
 impl NetError {
-    /// Turns a refusal of the kernel into words; `what` was tried.
+    /// Describes a refusal by the kernel; `what` was tried.
     pub(crate) fn refused(what: impl Into<String>, error: io::Error) -> Self {
         let what = what.into();
         match error.kind() {
@@ -81,6 +94,10 @@ impl NetError {
 
     /// One error of many, or none.
     pub(crate) fn from_many(mut errors: Vec<Self>) -> Result<(), Self> {
+        // Without the right to do one thing there is none to do the others.
+        if errors.iter().all(|error| matches!(error, Self::Denied { .. })) {
+            errors.truncate(1);
+        }
         match errors.len() {
             0 => Ok(()),
             1 => Err(errors.remove(0)),

@@ -1,5 +1,5 @@
-//! Our routes, rules and addresses as netlink messages, and the kernel's messages as ours. Only this file knows the
-//! attributes.
+//! Routes, rules and addresses as rtnetlink messages, and rtnetlink messages as routes and rules. Only this file knows
+//! the attributes.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -13,16 +13,19 @@ use rtnetlink::packet_core::{
 };
 use rtnetlink::packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
 use rtnetlink::packet_route::route::{
-    RouteAddress, RouteAttribute, RouteMessage, RouteMetric, RouteProtocol, RouteScope, RouteType,
+    RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteMetric, RouteProtocol, RouteScope, RouteType,
 };
 use rtnetlink::packet_route::rule::{RuleAction, RuleAttribute, RuleFlags, RuleMessage};
 use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 
-use crate::plan::{MAIN_TABLE, ROUTE_PROTOCOL, Route, Rule, RuleKind, Target};
+use crate::plan::{
+    GUARD_TABLE, LOCAL_PROTOCOL, MAIN_TABLE, OWN_MARK, OWN_MARK_MASK, ROUTE_PROTOCOL, RULE_PRIORITY, Route,
+    Rule, RuleKind, Target,
+};
 
 /// A route as the kernel has it.
-#[derive(Debug, Clone)]
-pub(crate) struct Found {
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct KernelRoute {
     pub prefix: IpNet,
     pub table: u32,
     pub kind: RouteType,
@@ -31,10 +34,11 @@ pub(crate) struct Found {
     pub tos: u8,
     pub oif: Option<u32>,
     pub gateway: Option<IpAddr>,
+    pub preferred_source: Option<IpAddr>,
     pub mtu: Option<u32>,
 }
 
-impl Found {
+impl KernelRoute {
     /// `None` for what isn't an IP route in a table (cached ones, other families).
     pub fn parse(message: &RouteMessage) -> Option<Self> {
         let header = &message.header;
@@ -45,7 +49,7 @@ impl Found {
         };
         let mut destination = unspecified;
         let (mut table, mut metric) = (u32::from(header.table), 0);
-        let (mut oif, mut gateway, mut mtu) = (None, None, None);
+        let (mut oif, mut gateway, mut preferred_source, mut mtu) = (None, None, None, None);
         for attribute in &message.attributes {
             match attribute {
                 RouteAttribute::Destination(address) => destination = ip(address)?,
@@ -53,6 +57,7 @@ impl Found {
                 RouteAttribute::Priority(number) => metric = *number,
                 RouteAttribute::Oif(index) => oif = Some(*index),
                 RouteAttribute::Gateway(address) => gateway = ip(address),
+                RouteAttribute::PrefSource(address) => preferred_source = ip(address),
                 RouteAttribute::Metrics(list) => {
                     mtu = list.iter().find_map(|m| if let RouteMetric::Mtu(n) = m { Some(*n) } else { None });
                 }
@@ -68,13 +73,27 @@ impl Found {
             tos: header.tos,
             oif,
             gateway,
+            preferred_source,
             mtu,
         })
     }
 
-    /// Whether it carries our protocol number.
+    /// Whether it carries one of our protocol numbers.
     pub fn is_ours(&self) -> bool {
-        self.protocol == ROUTE_PROTOCOL
+        matches!(self.protocol, ROUTE_PROTOCOL | LOCAL_PROTOCOL)
+    }
+
+    /// The same route in our table, as a copy for `local`.
+    pub fn copied_for(&self, prefix: IpNet) -> Self {
+        Self {
+            prefix,
+            table: GUARD_TABLE,
+            protocol: LOCAL_PROTOCOL,
+            // Better than the block below it.
+            metric: u32::from(prefix.addr().is_ipv6()),
+            mtu: None,
+            ..self.clone()
+        }
     }
 
     /// As `ip route` would have it; `device` is the name of its interface.
@@ -106,15 +125,17 @@ fn ip(address: &RouteAddress) -> Option<IpAddr> {
     }
 }
 
-/// Whether the kernel's `message` is `rule`, of our making.
+/// Whether the kernel's `message` is `rule`, made by us.
 pub(crate) fn is_rule(message: &RuleMessage, rule: &Rule) -> bool {
-    let (mut priority, mut table, mut mark, mut suppress) = (0, u32::from(message.header.table), 0, None);
+    let (mut priority, mut table, mut mark, mut mask, mut target) =
+        (0, u32::from(message.header.table), 0, 0, 0);
     for attribute in &message.attributes {
         match attribute {
             RuleAttribute::Priority(n) => priority = *n,
             RuleAttribute::Table(n) => table = *n,
             RuleAttribute::FwMark(n) => mark = *n,
-            RuleAttribute::SuppressPrefixLen(n) => suppress = Some(*n),
+            RuleAttribute::FwMask(n) => mask = *n,
+            RuleAttribute::Goto(n) => target = *n,
             _ => {}
         }
     }
@@ -123,8 +144,11 @@ pub(crate) fn is_rule(message: &RuleMessage, rule: &Rule) -> bool {
         && message.header.family == family(rule.ipv6)
         && priority == rule.priority()
         && match rule.kind {
-            RuleKind::MainButDefault => table == MAIN_TABLE && suppress == Some(0) && !inverted,
-            RuleKind::Unmarked { mark: m, table: t } => table == t && mark == m && inverted,
+            RuleKind::Protected => {
+                table == GUARD_TABLE && (mark, mask) == (OWN_MARK, OWN_MARK_MASK) && inverted
+            }
+            RuleKind::Bypass { mark: wanted } => mark == wanted && target == RULE_PRIORITY + 1,
+            RuleKind::Landing => message.header.action == RuleAction::Nop,
         }
 }
 
@@ -150,16 +174,19 @@ pub(crate) fn rule_message(rule: &Rule) -> RuleMessage {
     message.attributes.push(RuleAttribute::Priority(rule.priority()));
     message.attributes.push(RuleAttribute::Protocol(ROUTE_PROTOCOL.into()));
     match rule.kind {
-        RuleKind::MainButDefault => {
-            message.attributes.push(RuleAttribute::Table(MAIN_TABLE));
-            message.attributes.push(RuleAttribute::SuppressPrefixLen(0));
-        }
-        RuleKind::Unmarked { mark, table } => {
+        RuleKind::Protected => {
             message.header.flags = RuleFlags::Invert;
-            message.attributes.push(RuleAttribute::Table(table));
+            message.attributes.push(RuleAttribute::Table(GUARD_TABLE));
+            message.attributes.push(RuleAttribute::FwMark(OWN_MARK));
+            message.attributes.push(RuleAttribute::FwMask(OWN_MARK_MASK));
+        }
+        RuleKind::Bypass { mark } => {
+            message.header.action = RuleAction::Goto;
             message.attributes.push(RuleAttribute::FwMark(mark));
             message.attributes.push(RuleAttribute::FwMask(u32::MAX));
+            message.attributes.push(RuleAttribute::Goto(RULE_PRIORITY + 1));
         }
+        RuleKind::Landing => message.header.action = RuleAction::Nop,
     }
     message
 }
@@ -172,7 +199,8 @@ pub(crate) fn route_message(route: &Route, index: Option<u32>) -> RouteMessage {
     message.header.protocol = ROUTE_PROTOCOL.into();
     message.header.kind = match route.target {
         Target::Interface => RouteType::Unicast,
-        Target::Unreachable => RouteType::Unreachable,
+        Target::Unreachable | Target::LastResort => RouteType::Unreachable,
+        Target::Throw => RouteType::Throw,
     };
     if route.target == Target::Interface && route.prefix.addr().is_ipv4() {
         message.header.scope = RouteScope::Link;
@@ -194,16 +222,16 @@ fn family(ipv6: bool) -> AddressFamily {
 }
 
 /// Sends one request and collects what `keep` takes from the answers.
-async fn ask<T>(
+async fn request<T>(
     handle: &Handle,
     payload: RouteNetlinkMessage,
     flags: u16,
     mut keep: impl FnMut(RouteNetlinkMessage) -> Option<T>,
 ) -> io::Result<Vec<T>> {
-    let mut request = NetlinkMessage::from(payload);
-    request.header.flags = NLM_F_REQUEST | flags;
+    let mut message = NetlinkMessage::from(payload);
+    message.header.flags = NLM_F_REQUEST | flags;
     let mut answers =
-        handle.clone().request(request).map_err(|_| io::Error::from(io::ErrorKind::BrokenPipe))?;
+        handle.clone().request(message).map_err(|_| io::Error::from(io::ErrorKind::BrokenPipe))?;
     let mut kept = Vec::new();
     while let Some(answer) = answers.next().await {
         match answer.payload {
@@ -215,8 +243,8 @@ async fn ask<T>(
     Ok(kept)
 }
 
-async fn tell(handle: &Handle, payload: RouteNetlinkMessage, flags: u16) -> io::Result<()> {
-    ask(handle, payload, NLM_F_ACK | flags, |_| None::<()>).await.map(drop)
+async fn command(handle: &Handle, payload: RouteNetlinkMessage, flags: u16) -> io::Result<()> {
+    request(handle, payload, NLM_F_ACK | flags, |_| None::<()>).await.map(drop)
 }
 
 /// Adds a route, or with `replace` takes its place.
@@ -227,20 +255,20 @@ pub(crate) async fn add_route(
     replace: bool,
 ) -> io::Result<()> {
     let how = if replace { NLM_F_REPLACE } else { NLM_F_EXCL };
-    tell(handle, RouteNetlinkMessage::NewRoute(route_message(route, index)), NLM_F_CREATE | how).await
+    command(handle, RouteNetlinkMessage::NewRoute(route_message(route, index)), NLM_F_CREATE | how).await
 }
 
-/// Removes a route of ours; `Ok(false)` if it was gone.
+/// Removes a route of ours; `Ok(false)` if it was absent.
 pub(crate) async fn remove_route(handle: &Handle, route: &Route, index: Option<u32>) -> io::Result<bool> {
     let mut message = route_message(&Route { mtu: None, ..*route }, index);
-    // "Any scope", in the kernel's words.
+    // Any scope.
     message.header.scope = RouteScope::NoWhere;
-    gone(tell(handle, RouteNetlinkMessage::DelRoute(message), 0).await)
+    absent_is_fine(command(handle, RouteNetlinkMessage::DelRoute(message), 0).await)
 }
 
 pub(crate) async fn add_rule(handle: &Handle, rule: &Rule) -> io::Result<()> {
     let message = RouteNetlinkMessage::NewRule(rule_message(rule));
-    match tell(handle, message, NLM_F_CREATE | NLM_F_EXCL).await {
+    match command(handle, message, NLM_F_CREATE | NLM_F_EXCL).await {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
         result => result,
     }
@@ -248,12 +276,12 @@ pub(crate) async fn add_rule(handle: &Handle, rule: &Rule) -> io::Result<()> {
 
 /// Removes a rule, given as the kernel has it or as we made it; `Ok(false)` if it was gone.
 pub(crate) async fn remove_rule(handle: &Handle, message: RuleMessage) -> io::Result<bool> {
-    gone(tell(handle, RouteNetlinkMessage::DelRule(message), 0).await)
+    absent_is_fine(command(handle, RouteNetlinkMessage::DelRule(message), 0).await)
 }
 
-/// Absence is what removing wants: ESRCH and ENOENT for routes and rules, ENODEV and EADDRNOTAVAIL for what went with its
-/// interface.
-fn gone(result: io::Result<()>) -> io::Result<bool> {
+/// Takes absence as success: ESRCH and ENOENT for routes and rules, ENODEV and EADDRNOTAVAIL for what went with its
+/// device.
+fn absent_is_fine(result: io::Result<()>) -> io::Result<bool> {
     const ESRCH: i32 = 3;
     const ENODEV: i32 = 19;
     match result {
@@ -267,30 +295,83 @@ fn gone(result: io::Result<()>) -> io::Result<bool> {
     }
 }
 
-/// All routes of one family that `keep` takes. `protocol` lets the kernel sort out the others by itself.
+/// Adds a copy of somebody else's route, or replaces the one that is there.
+pub(crate) async fn add_copy(handle: &Handle, route: &KernelRoute) -> io::Result<()> {
+    let mut message = message_of(route);
+    message.header.scope = match (route.gateway, route.prefix.addr()) {
+        (None, IpAddr::V4(_)) => RouteScope::Link,
+        _ => RouteScope::Universe,
+    };
+    // Otherwise the kernel looks for the gateway among the protected prefixes.
+    if route.gateway.is_some() {
+        message.header.flags |= RouteFlags::Onlink;
+    }
+    message.attributes.extend(route.gateway.map(|ip| RouteAttribute::Gateway(ip.into())));
+    message.attributes.extend(route.preferred_source.map(|ip| RouteAttribute::PrefSource(ip.into())));
+    command(handle, RouteNetlinkMessage::NewRoute(message), NLM_F_CREATE | NLM_F_REPLACE).await
+}
+
+/// Removes a route as the kernel has it; `Ok(false)` if it was gone.
+pub(crate) async fn remove_kernel_route(handle: &Handle, route: &KernelRoute) -> io::Result<bool> {
+    let mut message = message_of(route);
+    message.header.scope = RouteScope::NoWhere;
+    absent_is_fine(command(handle, RouteNetlinkMessage::DelRoute(message), 0).await)
+}
+
+fn message_of(route: &KernelRoute) -> RouteMessage {
+    let mut message = RouteMessage::default();
+    message.header.address_family = family(route.prefix.addr().is_ipv6());
+    message.header.destination_prefix_length = route.prefix.prefix_len();
+    message.header.protocol = route.protocol.into();
+    message.header.kind = route.kind;
+    message.header.tos = route.tos;
+    message.attributes.push(RouteAttribute::Table(route.table));
+    message.attributes.push(RouteAttribute::Destination(route.prefix.addr().into()));
+    message.attributes.push(RouteAttribute::Priority(route.metric));
+    message
+        .attributes
+        .extend(route.oif.filter(|_| route.kind == RouteType::Unicast).map(RouteAttribute::Oif));
+    message
+}
+
+/// Which routes a dump lists; the kernel filters.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct RouteFilter {
+    pub protocol: Option<u8>,
+    pub table: Option<u32>,
+    pub oif: Option<u32>,
+}
+
+/// All routes of one family that pass `filter` and `keep`.
 pub(crate) async fn dump_routes(
     handle: &Handle,
     ipv6: bool,
-    protocol: Option<u8>,
-    keep: impl Fn(&Found) -> bool,
-) -> io::Result<Vec<Found>> {
+    filter: RouteFilter,
+    keep: impl Fn(&KernelRoute) -> bool,
+) -> io::Result<Vec<KernelRoute>> {
     let mut message = RouteMessage::default();
     message.header.address_family = family(ipv6);
-    if let Some(protocol) = protocol {
+    if let Some(protocol) = filter.protocol {
         message.header.protocol = protocol.into();
     }
-    ask(handle, RouteNetlinkMessage::GetRoute(message), NLM_F_DUMP, |answer| match answer {
-        RouteNetlinkMessage::NewRoute(route) => Found::parse(&route).filter(&keep),
+    message.attributes.extend(filter.table.map(RouteAttribute::Table));
+    message.attributes.extend(filter.oif.map(RouteAttribute::Oif));
+    let dump = request(handle, RouteNetlinkMessage::GetRoute(message), NLM_F_DUMP, |answer| match answer {
+        RouteNetlinkMessage::NewRoute(route) => KernelRoute::parse(&route).filter(&keep),
         _ => None,
-    })
-    .await
+    });
+    match dump.await {
+        // A table that has never had a route.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        result => result,
+    }
 }
 
 /// All rules of one family.
 pub(crate) async fn dump_rules(handle: &Handle, ipv6: bool) -> io::Result<Vec<RuleMessage>> {
     let mut message = RuleMessage::default();
     message.header.family = family(ipv6);
-    ask(handle, RouteNetlinkMessage::GetRule(message), NLM_F_DUMP, |answer| match answer {
+    request(handle, RouteNetlinkMessage::GetRule(message), NLM_F_DUMP, |answer| match answer {
         RouteNetlinkMessage::NewRule(rule) => Some(rule),
         _ => None,
     })
@@ -327,7 +408,7 @@ pub(crate) fn link_name(link: &LinkMessage) -> Option<&str> {
 
 async fn get_link(handle: &Handle, message: LinkMessage) -> io::Result<Option<LinkMessage>> {
     const ENODEV: i32 = 19;
-    let found = ask(handle, RouteNetlinkMessage::GetLink(message), 0, |answer| match answer {
+    let found = request(handle, RouteNetlinkMessage::GetLink(message), 0, |answer| match answer {
         RouteNetlinkMessage::NewLink(link) => Some(link),
         _ => None,
     })
@@ -348,5 +429,5 @@ pub(crate) async fn set_link(handle: &Handle, index: u32, mtu: Option<u32>, up: 
         message.header.change_mask = LinkFlags::Up;
     }
     message.attributes.extend(mtu.map(LinkAttribute::Mtu));
-    tell(handle, RouteNetlinkMessage::SetLink(message), 0).await
+    command(handle, RouteNetlinkMessage::SetLink(message), 0).await
 }

@@ -1,32 +1,41 @@
-//! Addresses, routes, policy tables and the fail-closed block of a tunnel, over rtnetlink. What there shall be is a pure
-//! [`RoutePlan`]; [`Net`] makes the kernel agree with it, idempotently, and never leaves a moment without the block.
+//! Addresses, routes and the fail-closed guard of a tunnel. A pure [`RoutePlan`] says what must stand in the kernel; two
+//! layers of different kinds enforce it, so that one covers what removes the other:
 //!
-//! The order in which a daemon uses it:
+//! - routes ([`Net`], over rtnetlink): one policy rule before the main table and one table for all tunnels,
+//! - a filter ([`Filter`], over nfnetlink): an nftables table for each tunnel that drops what leaves elsewhere.
 //!
-//! 1. [`Net::block`] before the TUN device exists (the boot unit has usually done it already),
-//! 2. [`Net::set_addresses`], [`Net::set_link_up`] once the device is there,
-//! 3. [`Net::add_routes`], and [`Net::watch`] with [`Net::restore`] from then on,
-//! 4. [`Net::apply`] on a reload or when a path MTU is found,
-//! 5. at a stop nothing (the block stays), or [`Net::remove_routes`] and [`Net::unblock`] for `on_stop = "open"`.
+//! [`Guard`] keeps both for any number of tunnels: it restores what other programs remove and reports what they did. The
+//! resident guard and a daemon without one use the same code.
 //!
-//! Routes and rules of ours carry the protocol number [`ROUTE_PROTOCOL`] and no others are ever removed. Everything needs
-//! `CAP_NET_ADMIN` in the network namespace.
+//! Routes and rules of ours carry the protocol numbers [`ROUTE_PROTOCOL`] and [`LOCAL_PROTOCOL`], and no others are ever
+//! removed, except from [`GUARD_TABLE`]. All of it needs `CAP_NET_ADMIN` in the network namespace.
 
+mod apply;
+mod changes;
 mod device;
 mod error;
+mod exempt;
+mod filter_plan;
+mod guard;
 mod kernel;
-mod net;
+mod legacy;
+mod local_routes;
+mod nft;
 mod plan;
 mod sysctl;
 mod watch;
 
+pub use apply::Net;
+pub use changes::Changes;
 pub use error::NetError;
+pub use filter_plan::FilterPlan;
+pub use guard::{Challenge, Guard, LayerState, Restored, TunnelStatus};
 pub use ipnet::IpNet;
-pub use net::{Changes, Net};
+pub use nft::Filter;
 pub use plan::{
-    MAIN_TABLE, PRIORITY_MAIN, PRIORITY_OURS, PlanError, ROUTE_PROTOCOL, Route, RoutePlan, Rule, RuleKind,
-    TABLE_BASE, Target,
+    GUARD_TABLE, LOCAL_PROTOCOL, MAIN_TABLE, OWN_MARK, OWN_MARK_MASK, PlanError, ROUTE_PROTOCOL,
+    RULE_PRIORITY, Route, RoutePlan, Rule, RuleKind, Target,
 };
-pub use qvpn_api::config::Table;
+pub use qvpn_api::config::{Local, Table};
 pub use sysctl::strict_reverse_path;
 pub use watch::{Change, Watch};

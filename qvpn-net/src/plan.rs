@@ -1,35 +1,51 @@
-//! Which routes and rules there shall be, worked out from the config alone. Nothing here asks the kernel, so that a boot
-//! unit, the daemon and `qvpn-ctl` all come to the same plan for the same file.
+//! What must stand in the kernel for one tunnel, derived from its config alone. Nothing here asks the kernel, so that the
+//! guard, the daemon and `qvpn-ctl` derive the same plan from the same file.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::ops::RangeInclusive;
 
 use ipnet::IpNet;
 use qvpn_api::Config;
-use qvpn_api::config::Table;
+use qvpn_api::config::{Local, Table};
 
-/// The number in `rtm_protocol` (`ip route` shows it as `proto 113`, a "q") by which our routes and rules are known. Only
-/// routes and rules with this number are ever removed.
+use crate::exempt::exempt;
+
+/// The number in `rtm_protocol` (`ip route` shows it as `proto 113`, a "q") of our routes and rules. Only routes and rules
+/// with this number or [`LOCAL_PROTOCOL`] are ever removed.
 pub const ROUTE_PROTOCOL: u8 = 113;
 
-/// Under `table = "auto"`, default routes live in table (and are steered by firewall mark) `TABLE_BASE + listen_port`:
-/// port 51820 gives table 1051820. Ports are unique on a host, so tables are.
-pub const TABLE_BASE: u32 = 1_000_000;
+/// The `rtm_protocol` of this site's own routes that are copied into our table, for `local`.
+pub const LOCAL_PROTOCOL: u8 = 114;
 
-/// Priority of the rule that asks the main table first, for all but its default route.
-pub const PRIORITY_MAIN: u32 = 32_500;
+/// The routing table of all tunnels in a network namespace ("qv" as a number).
+pub const GUARD_TABLE: u32 = 0x7176;
 
-/// Priority of the rule that sends whatever is left, and isn't our own datagrams, to our table.
-pub const PRIORITY_OURS: u32 = 32_501;
+/// Priority of the rule that looks up [`GUARD_TABLE`]: after `local` (0) and before what other programs usually add.
+pub const RULE_PRIORITY: u32 = 113;
+
+/// The mark of our own datagrams where the config sets none, with [`OWN_MARK_MASK`]: the low 16 bits are free for others.
+pub const OWN_MARK: u32 = 0x7176_0000;
+
+/// The bits of a mark that [`OWN_MARK`] uses.
+pub const OWN_MARK_MASK: u32 = 0xffff_0000;
 
 /// The kernel's main routing table.
 pub const MAIN_TABLE: u32 = 254;
 
+/// What version 0.1 used for default routes: tables `LEGACY_TABLE_BASE + listen_port`, and two rules.
+pub(crate) const LEGACY_TABLE_BASE: u32 = 1_000_000;
+pub(crate) const LEGACY_PRIORITIES: [u32; 2] = [32_501, 32_500];
+
 /// Where a route leads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Target {
-    /// Nowhere, with an ICMP answer: the block that lies under the tunnel route.
+    /// Nowhere, with an ICMP error: the block below the tunnel's route.
     Unreachable,
+    /// Nowhere, with the worst metric: below every route of a routing daemon.
+    LastResort,
+    /// Back to the rules after ours: prefixes that are exempt from the block.
+    Throw,
     /// Into the tunnel.
     Interface,
 }
@@ -48,15 +64,14 @@ pub struct Route {
 }
 
 impl Route {
-    /// The metric. The block's is one worse than the tunnel's and better than any other that is likely: a route to the
-    /// same prefix from DHCP or a routing daemon must not take over when the tunnel's route goes. IPv6 starts at 1, since
-    /// the kernel reads 0 as 1024 there.
+    /// The metric. The block's is one worse than the tunnel's. IPv6 starts at 1, since the kernel reads 0 as 1024 there.
     #[must_use]
     pub fn metric(&self) -> u32 {
         let best = u32::from(self.prefix.addr().is_ipv6());
         match self.target {
             Target::Interface => best,
-            Target::Unreachable => best + 1,
+            Target::Unreachable | Target::Throw => best + 1,
+            Target::LastResort => u32::MAX,
         }
     }
 
@@ -70,7 +85,10 @@ impl Route {
             Target::Interface => {
                 format!("{family}{} dev {interface}{table} metric {metric}{mtu}", self.prefix)
             }
-            Target::Unreachable => format!("{family}unreachable {}{table} metric {metric}", self.prefix),
+            Target::Unreachable | Target::LastResort => {
+                format!("{family}unreachable {}{table} metric {metric}", self.prefix)
+            }
+            Target::Throw => format!("{family}throw {}{table} metric {metric}", self.prefix),
         }
     }
 }
@@ -78,16 +96,15 @@ impl Route {
 /// What a policy rule does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum RuleKind {
-    /// `lookup main suppress_prefixlength 0`: the main table for all but its default route, so that the LAN and other
-    /// prefixes stay reachable.
-    MainButDefault,
-    /// `not fwmark M lookup T`: all but our own datagrams go by our table.
-    Unmarked {
-        /// Firewall mark of our own datagrams.
+    /// `nop`: where [`Bypass`](Self::Bypass) goes to.
+    Landing,
+    /// `fwmark M goto`: the datagrams of a tunnel whose config sets a mark pass our table.
+    Bypass {
+        /// The config's mark.
         mark: u32,
-        /// Our table.
-        table: u32,
     },
+    /// `not fwmark M lookup T`: all but our own datagrams are routed by our table first.
+    Protected,
 }
 
 /// One policy rule of ours.
@@ -100,26 +117,29 @@ pub struct Rule {
 }
 
 impl Rule {
-    /// Its place among all rules; lower is asked first.
+    /// Its place among all rules; the kernel evaluates lower ones first.
     #[must_use]
     pub fn priority(&self) -> u32 {
         match self.kind {
-            RuleKind::MainButDefault => PRIORITY_MAIN,
-            RuleKind::Unmarked { .. } => PRIORITY_OURS,
+            RuleKind::Bypass { .. } => RULE_PRIORITY - 1,
+            RuleKind::Protected => RULE_PRIORITY,
+            RuleKind::Landing => RULE_PRIORITY + 1,
         }
     }
 }
 
 impl fmt::Display for Rule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let family = if self.ipv6 { "-6 " } else { "" };
+        let (family, priority) = (if self.ipv6 { "-6 " } else { "" }, self.priority());
         match self.kind {
-            RuleKind::MainButDefault => {
-                write!(f, "{family}lookup main suppress_prefixlength 0 priority {PRIORITY_MAIN}")
+            RuleKind::Landing => write!(f, "{family}nop priority {priority}"),
+            RuleKind::Bypass { mark } => {
+                write!(f, "{family}fwmark {mark:#x} goto {} priority {priority}", RULE_PRIORITY + 1)
             }
-            RuleKind::Unmarked { mark, table } => {
-                write!(f, "{family}not fwmark {mark:#x} lookup {table} priority {PRIORITY_OURS}")
-            }
+            RuleKind::Protected => write!(
+                f,
+                "{family}not fwmark {OWN_MARK:#x}/{OWN_MARK_MASK:#x} lookup {GUARD_TABLE} priority {priority}"
+            ),
         }
     }
 }
@@ -133,32 +153,34 @@ pub enum PlanError {
         "`{0}` can't be an interface name: use 1 to 15 characters, no `/`, no `:`, no space, not `.` or `..`"
     )]
     InterfaceName(String),
-    /// A table that is the kernel's own.
+    /// A table that is the kernel's own, or ours.
     #[error(
-        "table {0} belongs to the kernel: use \"auto\", \"off\", 254 (main) or a number from 1 to 252 or above 255"
+        "table {0} belongs to the kernel or to qvpn: use \"auto\", \"off\", 254 (main) or a number from 1 to 252 or above 255 that is not {GUARD_TABLE}"
     )]
     ReservedTable(u32),
-    /// Nothing to derive the policy table from.
-    #[error(
-        "a default route ({0}) under table = \"auto\" needs a fixed listen_port, since the policy table's number comes from it"
-    )]
-    NoListenPort(IpNet),
 }
 
-/// The routes, rules and blocks of one interface.
+/// The routes, rules, blocks and filter of one tunnel.
 ///
-/// For each allowed IP there are two routes in one table: one into the tunnel, and under it an `unreachable` one with a
-/// worse metric. The kernel drops the first when the interface vanishes, whatever the reason; the second stays.
+/// For each allowed IP there are two routes in one table: one into the tunnel, and below it an `unreachable` one with a
+/// worse metric. The kernel drops the first when the device vanishes, for whatever reason; the second stays.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RoutePlan {
     interface: String,
+    /// Index of the tunnel's device, once it is known.
+    device: Option<u32>,
+    table: Table,
     fwmark: u32,
-    prefixes: BTreeMap<IpNet, Placed>,
-    rules: Vec<Rule>,
+    ports: RangeInclusive<u16>,
+    kme_ports: BTreeSet<u16>,
+    allowed: BTreeMap<IpNet, RouteSettings>,
+    /// Blocked though no peer has them: `protect`, and what peers had before.
+    protect: BTreeSet<IpNet>,
+    local: Vec<Local>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Placed {
+struct RouteSettings {
     table: u32,
     mtu: Option<u32>,
 }
@@ -171,7 +193,12 @@ impl RoutePlan {
     pub fn of(config: &Config) -> Result<Self, PlanError> {
         let i = &config.interface;
         let allowed = config.peers.iter().flat_map(|peer| peer.allowed_ips.iter().copied());
-        Self::new(&i.name, allowed, i.table, i.fwmark, i.listen_port)
+        let plan = Self::new(&i.name, allowed, i.table, i.fwmark, i.listen_port)?
+            .with_protect(i.protect.iter().copied());
+        let last = i.listen_port.saturating_add(u16::from(i.lanes.saturating_sub(1)));
+        let servers = config.kms.iter().flat_map(|kms| &kms.kmes).filter_map(|kme| kme.server());
+        let kme_ports = servers.filter_map(|server| port_of(&server.url));
+        Ok(plan.with_ports(i.listen_port..=last, kme_ports).with_local(i.local.clone()))
     }
 
     /// Plans for `interface` with these allowed IPs (host bits are cleared, duplicates count once).
@@ -179,7 +206,7 @@ impl RoutePlan {
     /// `fwmark` is the config's (0 is none), `listen_port` the port of lane 0.
     ///
     /// # Errors
-    /// A name, table or mark that the kernel would refuse or that can't work.
+    /// A name or table that the kernel would refuse or that can't work.
     pub fn new(
         interface: &str,
         allowed: impl IntoIterator<Item = IpNet>,
@@ -188,41 +215,74 @@ impl RoutePlan {
         listen_port: u16,
     ) -> Result<Self, PlanError> {
         check_name(interface)?;
-        if let Table::Id(n @ (0 | 253 | 255)) = table {
-            return Err(PlanError::ReservedTable(n));
-        }
-        let mut plan =
-            Self { interface: interface.to_owned(), fwmark, prefixes: BTreeMap::new(), rules: Vec::new() };
-        if table == Table::Off {
-            return Ok(plan);
-        }
-        let own_table = TABLE_BASE + u32::from(listen_port);
-        for prefix in allowed {
-            let prefix = prefix.trunc();
-            let at = match table {
-                Table::Id(n) => n,
-                _ if prefix.prefix_len() > 0 => MAIN_TABLE,
-                _ if listen_port == 0 => return Err(PlanError::NoListenPort(prefix)),
-                _ => {
-                    if plan.fwmark == 0 {
-                        plan.fwmark = own_table;
-                    }
-                    let ipv6 = prefix.addr().is_ipv6();
-                    // In the order of adding: the main table must be asked before ours takes everything.
-                    for kind in
-                        [RuleKind::MainButDefault, RuleKind::Unmarked { mark: plan.fwmark, table: own_table }]
-                    {
-                        let rule = Rule { ipv6, kind };
-                        if !plan.rules.contains(&rule) {
-                            plan.rules.push(rule);
-                        }
-                    }
-                    own_table
-                }
-            };
-            plan.prefixes.insert(prefix, Placed { table: at, mtu: None });
-        }
-        Ok(plan)
+        let number = match table {
+            Table::Id(n @ (0 | 253 | 255 | GUARD_TABLE)) => return Err(PlanError::ReservedTable(n)),
+            Table::Id(n) => Some(n),
+            Table::Auto => Some(GUARD_TABLE),
+            Table::Off => None,
+        };
+        let settings = |number| RouteSettings { table: number, mtu: None };
+        let allowed = allowed.into_iter().map(|prefix| prefix.trunc());
+        let allowed = number.map(|n| allowed.map(|prefix| (prefix, settings(n))).collect());
+        Ok(Self {
+            interface: interface.to_owned(),
+            device: None,
+            table,
+            fwmark,
+            ports: listen_port..=listen_port,
+            kme_ports: BTreeSet::new(),
+            allowed: allowed.unwrap_or_default(),
+            protect: BTreeSet::new(),
+            local: Vec::new(),
+        })
+    }
+
+    /// The same plan with more prefixes that are blocked outside the tunnel.
+    #[must_use]
+    pub fn with_protect(mut self, prefixes: impl IntoIterator<Item = IpNet>) -> Self {
+        self.protect.extend(prefixes.into_iter().map(|prefix| prefix.trunc()));
+        self.protect.retain(|prefix| !self.allowed.contains_key(prefix));
+        self
+    }
+
+    /// The same plan for these UDP ports of the lanes and TCP ports of the KMEs.
+    #[must_use]
+    pub fn with_ports(mut self, lanes: RangeInclusive<u16>, kmes: impl IntoIterator<Item = u16>) -> Self {
+        self.ports = lanes;
+        self.kme_ports = kmes.into_iter().collect();
+        self
+    }
+
+    /// The same plan with this site's own networks inside protected prefixes.
+    #[must_use]
+    pub fn with_local(mut self, local: Vec<Local>) -> Self {
+        self.local = local;
+        self
+    }
+
+    /// The same plan for the device with this index, whatever its name is by now.
+    #[must_use]
+    pub fn on_device(mut self, index: Option<u32>) -> Self {
+        self.device = index;
+        self
+    }
+
+    /// The same plan, which also keeps the block of what `old` blocked. A prefix that lies in a wider allowed one goes
+    /// through that peer's tunnel instead.
+    #[must_use]
+    pub fn keeping(self, old: &Self) -> Self {
+        let carried = |prefix: &IpNet| {
+            self.allowed.contains_key(prefix) || self.allowed.keys().any(|wider| wider.contains(prefix))
+        };
+        let kept: Vec<IpNet> = old.filtered().filter(|prefix| !carried(prefix)).collect();
+        self.with_protect(kept)
+    }
+
+    /// The same plan without the block of `prefixes`, where no peer has them.
+    #[must_use]
+    pub fn releasing(mut self, prefixes: &[IpNet]) -> Self {
+        self.protect.retain(|prefix| !prefixes.contains(prefix));
+        self
     }
 
     /// The same plan with the path MTU (bytes) on the tunnel routes of `prefixes`; `None` takes it away. Prefixes that
@@ -231,8 +291,8 @@ impl RoutePlan {
     pub fn with_mtu(mut self, prefixes: &[IpNet], mtu: Option<u32>) -> Self {
         for prefix in prefixes {
             let prefix = prefix.trunc();
-            if let Some(placed) = self.prefixes.get_mut(&prefix) {
-                placed.mtu = mtu.map(|mtu| if prefix.addr().is_ipv6() { mtu.max(1280) } else { mtu });
+            if let Some(settings) = self.allowed.get_mut(&prefix) {
+                settings.mtu = mtu.map(|mtu| if prefix.addr().is_ipv6() { mtu.max(1280) } else { mtu });
             }
         }
         self
@@ -244,43 +304,120 @@ impl RoutePlan {
         &self.interface
     }
 
-    /// The mark that our own datagrams must carry (`SO_MARK`), or 0 for none. It is the config's, or the policy table's
-    /// number when there is a default route and the config has none.
+    /// Index of the tunnel's device, if it is known.
     #[must_use]
-    pub fn fwmark(&self) -> u32 {
-        self.fwmark
+    pub fn device(&self) -> Option<u32> {
+        self.device
     }
 
-    /// The `unreachable` routes.
+    /// The mark that our own datagrams carry (`SO_MARK`): the config's, or [`OWN_MARK`].
+    #[must_use]
+    pub fn fwmark(&self) -> u32 {
+        if self.fwmark == 0 { OWN_MARK } else { self.fwmark }
+    }
+
+    /// The bits of the mark that count.
+    #[must_use]
+    pub fn fwmark_mask(&self) -> u32 {
+        if self.fwmark == 0 { OWN_MARK_MASK } else { u32::MAX }
+    }
+
+    /// UDP ports of the lanes.
+    #[must_use]
+    pub fn ports(&self) -> RangeInclusive<u16> {
+        self.ports.clone()
+    }
+
+    /// TCP ports of the KMEs.
+    #[must_use]
+    pub fn kme_ports(&self) -> &BTreeSet<u16> {
+        &self.kme_ports
+    }
+
+    /// This site's own networks inside protected prefixes.
+    #[must_use]
+    pub fn local(&self) -> &[Local] {
+        &self.local
+    }
+
+    /// Whether routes into the tunnel are in [`GUARD_TABLE`], and not in a table of the operator's or nowhere.
+    #[must_use]
+    pub fn uses_guard_table(&self) -> bool {
+        self.table == Table::Auto
+    }
+
+    /// What the filter and the routes protect: nothing at all under `table = "off"` or a number without `protect`.
+    pub fn filtered(&self) -> impl Iterator<Item = IpNet> + '_ {
+        self.allowed().chain(self.protect.iter().copied())
+    }
+
+    /// The allowed IPs that are protected.
+    pub fn allowed(&self) -> impl Iterator<Item = IpNet> + '_ {
+        self.allowed.keys().copied().filter(|_| self.uses_guard_table())
+    }
+
+    /// Prefixes that are blocked though no peer has them.
+    #[must_use]
+    pub fn protect(&self) -> &BTreeSet<IpNet> {
+        &self.protect
+    }
+
+    /// The `unreachable` routes, and the `throw` routes of what is exempt from them.
     pub fn blocks(&self) -> impl Iterator<Item = Route> + '_ {
-        self.prefixes.iter().map(|(prefix, placed)| Route {
-            prefix: *prefix,
-            table: placed.table,
-            target: Target::Unreachable,
-            mtu: None,
-        })
+        let route = |prefix, table, target| Route { prefix, table, target, mtu: None };
+        let (table, target) = match self.uses_guard_table() {
+            true => (GUARD_TABLE, Target::Unreachable),
+            false => (MAIN_TABLE, Target::LastResort),
+        };
+        let allowed = self.allowed.iter();
+        let allowed = allowed.map(move |(prefix, at)| route(*prefix, at.table, Target::Unreachable));
+        let protect = self.protect.iter().map(move |prefix| route(*prefix, table, target));
+        let exempt = exempt().filter(|prefix| {
+            self.uses_guard_table() && self.filtered().any(|wider| wider.contains(prefix) && wider != *prefix)
+        });
+        allowed.chain(protect).chain(exempt.map(move |prefix| route(prefix, GUARD_TABLE, Target::Throw)))
     }
 
     /// The routes into the tunnel.
     pub fn routes(&self) -> impl Iterator<Item = Route> + '_ {
-        self.prefixes.iter().map(|(prefix, placed)| Route {
+        self.allowed.iter().map(|(prefix, settings)| Route {
             prefix: *prefix,
-            table: placed.table,
+            table: settings.table,
             target: Target::Interface,
-            mtu: placed.mtu,
+            mtu: settings.mtu,
         })
     }
 
     /// The policy rules, in the order in which they must be added; removing goes the other way.
     #[must_use]
-    pub fn rules(&self) -> &[Rule] {
-        &self.rules
+    pub fn rules(&self) -> Vec<Rule> {
+        if !self.uses_guard_table() {
+            return Vec::new();
+        }
+        let families = [false, true].into_iter();
+        let families = families.filter(|ipv6| self.filtered().any(|net| net.addr().is_ipv6() == *ipv6));
+        let kinds = match self.fwmark {
+            0 => vec![RuleKind::Protected],
+            // The bypass before the rule that it passes.
+            mark => vec![RuleKind::Landing, RuleKind::Bypass { mark }, RuleKind::Protected],
+        };
+        families.flat_map(|ipv6| kinds.iter().map(move |kind| Rule { ipv6, kind: *kind })).collect()
     }
 
-    /// Whether the kernel must regard marks in its reverse path check (`src_valid_mark`), as for an IPv4 default route.
+    /// Whether the kernel must regard marks in its reverse path check (`src_valid_mark`): where IPv4 is protected by
+    /// policy routing, an endpoint may lie in a protected prefix.
     #[must_use]
     pub fn needs_src_valid_mark(&self) -> bool {
-        self.rules.iter().any(|rule| !rule.ipv6)
+        self.uses_guard_table() && self.filtered().any(|net| net.addr().is_ipv4())
+    }
+}
+
+/// The port of an `https` URL.
+fn port_of(url: &str) -> Option<u16> {
+    let authority = url.strip_prefix("https://")?.split('/').next()?;
+    match authority.rsplit_once(':') {
+        Some((_, port)) if !port.contains(']') => port.parse().ok(),
+        _ => Some(443),
     }
 }
 
@@ -294,101 +431,4 @@ fn check_name(name: &str) -> Result<(), PlanError> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn nets(list: &[&str]) -> Vec<IpNet> {
-        list.iter().map(|s| s.parse().unwrap()).collect()
-    }
-
-    fn plan(list: &[&str], table: Table, fwmark: u32) -> RoutePlan {
-        RoutePlan::new("qvpn0", nets(list), table, fwmark, 51820).unwrap()
-    }
-
-    fn described(plan: &RoutePlan) -> Vec<String> {
-        plan.blocks().chain(plan.routes()).map(|r| r.describe("qvpn0")).collect()
-    }
-
-    #[test]
-    fn each_prefix_gets_a_route_and_a_worse_block_in_one_table() {
-        let plan = plan(&["10.20.3.4/16", "fd20::/48"], Table::Auto, 0);
-        assert_eq!(
-            described(&plan),
-            [
-                "unreachable 10.20.0.0/16 metric 1",
-                "-6 unreachable fd20::/48 metric 2",
-                "10.20.0.0/16 dev qvpn0 metric 0",
-                "-6 fd20::/48 dev qvpn0 metric 1",
-            ]
-        );
-        assert!(plan.rules().is_empty());
-        assert_eq!(plan.fwmark(), 0);
-        assert!(!plan.needs_src_valid_mark());
-    }
-
-    #[test]
-    fn default_routes_get_a_policy_table_that_follows_from_the_port() {
-        let plan = plan(&["0.0.0.0/0", "::/0", "10.0.0.0/8"], Table::Auto, 0);
-        assert_eq!(
-            described(&plan)[..3],
-            [
-                "unreachable 0.0.0.0/0 table 1051820 metric 1",
-                "unreachable 10.0.0.0/8 metric 1",
-                "-6 unreachable ::/0 table 1051820 metric 2",
-            ]
-        );
-        let rules: Vec<String> = plan.rules().iter().map(ToString::to_string).collect();
-        assert_eq!(
-            rules,
-            [
-                "lookup main suppress_prefixlength 0 priority 32500",
-                "not fwmark 0x100cac lookup 1051820 priority 32501",
-                "-6 lookup main suppress_prefixlength 0 priority 32500",
-                "-6 not fwmark 0x100cac lookup 1051820 priority 32501",
-            ]
-        );
-        assert_eq!(plan.fwmark(), 1_051_820);
-        assert!(plan.needs_src_valid_mark());
-    }
-
-    #[test]
-    fn the_configs_mark_is_kept_and_ipv6_alone_needs_no_sysctl() {
-        let plan = plan(&["::/0"], Table::Auto, 0x77);
-        assert_eq!(plan.fwmark(), 0x77);
-        assert!(!plan.needs_src_valid_mark());
-        assert_eq!(plan.rules().len(), 2);
-    }
-
-    #[test]
-    fn a_table_number_takes_all_and_off_takes_none() {
-        let numbered = plan(&["0.0.0.0/0", "10.1.0.0/16"], Table::Id(77), 0);
-        assert!(numbered.blocks().chain(numbered.routes()).all(|r| r.table == 77));
-        assert!(numbered.rules().is_empty());
-        let off = plan(&["0.0.0.0/0"], Table::Off, 5);
-        assert_eq!(off.blocks().count() + off.routes().count() + off.rules().len(), 0);
-        assert_eq!(off.fwmark(), 5);
-    }
-
-    #[test]
-    fn an_mtu_stays_on_its_prefixes_and_above_ipv6s_minimum() {
-        let plan = plan(&["10.1.0.0/16", "10.2.0.0/16", "fd01::/64"], Table::Auto, 0)
-            .with_mtu(&nets(&["10.1.0.0/16", "fd01::/64", "10.9.0.0/16"]), Some(1200));
-        let mtus: Vec<_> = plan.routes().map(|r| r.mtu).collect();
-        assert_eq!(mtus, [Some(1200), None, Some(1280)]);
-        assert!(plan.blocks().all(|r| r.mtu.is_none()));
-    }
-
-    #[test]
-    fn what_cannot_work_is_refused_with_words() {
-        for name in ["", "a name", "sixteen-letters-", "..", "a/b", "a:b"] {
-            let error = RoutePlan::new(name, [], Table::Auto, 0, 1).unwrap_err();
-            assert_eq!(error, PlanError::InterfaceName(name.to_owned()));
-        }
-        for n in [0, 253, 255] {
-            let error = RoutePlan::new("q", [], Table::Id(n), 0, 1).unwrap_err();
-            assert_eq!(error, PlanError::ReservedTable(n));
-        }
-        let error = RoutePlan::new("q", nets(&["::/0"]), Table::Auto, 0, 0).unwrap_err();
-        assert!(error.to_string().contains("listen_port"), "{error}");
-    }
-}
+mod tests;

@@ -1,5 +1,5 @@
-//! The kernel switches that an IPv4 default route depends on. One is set here; of the other, which is the operator's
-//! choice, only a warning is given.
+//! The kernel switches that protected IPv4 prefixes depend on. One is set here; the other is the operator's choice, and a
+//! warning names it.
 
 use std::path::Path;
 use std::{fs, io};
@@ -13,28 +13,30 @@ pub fn strict_reverse_path(tunnel: &str) -> Vec<String> {
     strict_interfaces(Path::new(CONF), tunnel)
 }
 
-/// Sets `src_valid_mark` to 1 unless it is, as `wg-quick` does, and looks for a strict reverse path filter. Returns
-/// sentences for the operator. `tunnel` is our interface's name.
-pub(crate) fn prepare_default_route(tunnel: &str) -> Vec<String> {
-    let mut warnings = Vec::new();
+/// Sets `src_valid_mark` to 1 unless it is set, as `wg-quick` does. Returns sentences for the operator.
+pub(crate) fn set_src_valid_mark() -> Vec<String> {
     let path = format!("{CONF}/all/src_valid_mark");
-    if let Err(error) = set(&path) {
-        warnings.push(format!(
+    let failed = |error: io::Error| {
+        format!(
             "{path} can't be set to 1 ({error}): firewall marks are then ignored in the reverse path check; run \
              `sysctl -w net.ipv4.conf.all.src_valid_mark=1` as root"
-        ));
-    }
-    // With a default route into the tunnel the way back to a peer leads into the tunnel too, for a packet without mark.
-    // A strict filter drops the peer's datagrams for that, and nothing else tells why.
+        )
+    };
+    set(&path).err().map(failed).into_iter().collect()
+}
+
+/// Warns of a strict reverse path filter. `tunnel` is our interface's name.
+pub(crate) fn warn_of_strict_reverse_path(tunnel: &str) -> Option<String> {
+    // With a default route into the tunnel, the route back to a peer leads into the tunnel for a packet without mark.
+    // A strict filter drops the peer's datagrams for that, without any other sign.
     let strict = strict_interfaces(Path::new(CONF), tunnel);
-    if !strict.is_empty() {
-        warnings.push(format!(
+    (!strict.is_empty()).then(|| {
+        format!(
             "rp_filter is 1 (strict) on {}: the kernel will drop our peers' datagrams there; use 2 (loose), as `sysctl -w \
              net.ipv4.conf.INTERFACE.rp_filter=2`, which wins over all.rp_filter = 1",
             strict.join(", ")
-        ));
-    }
-    warnings
+        )
+    })
 }
 
 fn set(path: &str) -> io::Result<()> {

@@ -1,17 +1,21 @@
-//! Notices when somebody else touches our routes and rules. It only says that something may be missing;
-//! [`Net::restore`](crate::Net::restore) looks at what is, so a false alarm costs a look and nothing else.
+//! Notices what other programs do to routes, rules and devices. A [`Change`] only says that something may be missing;
+//! [`Net::restore`](crate::Net::restore) compares, so a false alarm costs a comparison and nothing else.
 
 use futures_util::StreamExt;
 use futures_util::stream::BoxStream;
+use ipnet::IpNet;
 use rtnetlink::packet_core::{NLM_F_REPLACE, NetlinkMessage, NetlinkPayload};
 use rtnetlink::packet_route::RouteNetlinkMessage;
+use rtnetlink::packet_route::link::LinkMessage;
+use rtnetlink::packet_route::route::RouteType;
 use rtnetlink::{MulticastGroup, new_multicast_connection};
 use tokio::task::JoinHandle;
 
 use crate::error::NetError;
-use crate::kernel::{self, Found};
+use crate::kernel::{self, KernelRoute};
+use crate::plan::{GUARD_TABLE, MAIN_TABLE, RULE_PRIORITY};
 
-/// Something happened to our routes, by somebody else's hand or our own.
+/// Something happened to routes, rules or devices, by another program or by us.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Change {
@@ -19,22 +23,50 @@ pub enum Change {
     Removed(String),
     /// A route took the place of another; it may have been ours.
     Replaced(String),
+    /// Another program added a route in the main table or in ours.
+    Route {
+        /// Destination.
+        prefix: IpNet,
+        /// Index of its device; `None` for several next hops.
+        device: Option<u32>,
+        /// As `ip route` would have it.
+        text: String,
+    },
+    /// Another program added a rule that the kernel evaluates before ours.
+    Rule(String),
     /// The tunnel's interface appeared, went, or changed its state, or some interface lost an address; the kernel drops IPv4
     /// routes with either silently.
     Interface,
-    /// Notifications were lost: look at everything.
+    /// A device appeared, changed its name or went; with its index and its name now.
+    Device {
+        /// Its index.
+        index: u32,
+        /// Its name; `None` if it is gone.
+        name: Option<String>,
+    },
+    /// Notifications were lost: compare everything.
     Missed,
 }
 
-/// The notifications about one interface's routes, from [`Net::watch`](crate::Net::watch).
+/// The notifications about routes, from [`Net::watch`](crate::Net::watch).
 pub struct Watch {
     messages: BoxStream<'static, NetlinkMessage<RouteNetlinkMessage>>,
     connection: JoinHandle<()>,
-    interface: String,
+    /// Which interface [`Change::Interface`] is about; with `None` each device gives a [`Change::Device`].
+    interface: Option<String>,
 }
 
 impl Watch {
     pub(crate) fn open(interface: &str) -> Result<Self, NetError> {
+        Self::with(Some(interface.to_owned()))
+    }
+
+    /// Watches all devices.
+    pub(crate) fn open_all() -> Result<Self, NetError> {
+        Self::with(None)
+    }
+
+    fn with(interface: Option<String>) -> Result<Self, NetError> {
         let (connection, _, messages) = new_multicast_connection(&[
             MulticastGroup::Link,
             MulticastGroup::Ipv4Ifaddr,
@@ -48,7 +80,7 @@ impl Watch {
         Ok(Self {
             messages: messages.map(|(message, _)| message).boxed(),
             connection: tokio::spawn(connection),
-            interface: interface.to_owned(),
+            interface,
         })
     }
 
@@ -71,21 +103,47 @@ impl Watch {
         };
         match inner {
             RouteNetlinkMessage::DelRoute(route) => {
-                let found = Found::parse(&route).filter(Found::is_ours)?;
-                Some(Change::Removed(found.describe(None)))
+                let found = KernelRoute::parse(&route)?;
+                match found.is_ours() {
+                    true => Some(Change::Removed(found.describe(None))),
+                    // A route of this site's own may have gone, of which there is a copy.
+                    false => (found.table == MAIN_TABLE).then_some(Change::Interface),
+                }
             }
-            RouteNetlinkMessage::NewRoute(route) if message.header.flags & NLM_F_REPLACE != 0 => {
-                let found = Found::parse(&route).filter(|found| !found.is_ours())?;
-                Some(Change::Replaced(found.describe(None)))
+            RouteNetlinkMessage::NewRoute(route) => {
+                let found = KernelRoute::parse(&route).filter(|found| !found.is_ours())?;
+                let text = found.describe(None);
+                if message.header.flags & NLM_F_REPLACE != 0 && found.table != MAIN_TABLE {
+                    return Some(Change::Replaced(text));
+                }
+                let counts =
+                    found.kind == RouteType::Unicast && matches!(found.table, MAIN_TABLE | GUARD_TABLE);
+                counts.then_some(Change::Route { prefix: found.prefix, device: found.oif, text })
             }
             RouteNetlinkMessage::DelRule(rule) if kernel::is_our_rule(&rule) => {
                 Some(Change::Removed(format!("rule with priority {}", kernel::rule_priority(&rule))))
             }
-            RouteNetlinkMessage::NewLink(link) | RouteNetlinkMessage::DelLink(link) => {
-                (kernel::link_name(&link) == Some(self.interface.as_str())).then_some(Change::Interface)
+            RouteNetlinkMessage::NewRule(rule) if !kernel::is_our_rule(&rule) => {
+                let priority = kernel::rule_priority(&rule);
+                (1..RULE_PRIORITY)
+                    .contains(&priority)
+                    .then(|| Change::Rule(format!("rule with priority {priority}")))
             }
+            RouteNetlinkMessage::NewLink(link) => self.link(&link, true),
+            RouteNetlinkMessage::DelLink(link) => self.link(&link, false),
             RouteNetlinkMessage::DelAddress(_) => Some(Change::Interface),
             _ => None,
+        }
+    }
+
+    fn link(&self, link: &LinkMessage, there: bool) -> Option<Change> {
+        let name = kernel::link_name(link);
+        match &self.interface {
+            Some(interface) => (name == Some(interface)).then_some(Change::Interface),
+            None => Some(Change::Device {
+                index: link.header.index,
+                name: name.filter(|_| there).map(str::to_owned),
+            }),
         }
     }
 }

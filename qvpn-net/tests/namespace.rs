@@ -119,7 +119,7 @@ fn the_block_comes_before_the_device_and_outlives_it() {
         );
         let plan = plan(&["10.20.0.0/16", "fd20::/48"]);
         let done = net.block(&plan).await.unwrap();
-        assert_eq!(done.added.len(), 2);
+        assert_eq!(done.added.len(), 4, "two routes and two rules: {done:?}");
         assert!(net.block(&plan).await.unwrap().is_empty(), "a second time does nothing");
         assert_eq!((leads("10.20.1.1"), leads("fd20::1")), (UNREACHABLE.into(), UNREACHABLE.into()));
 
@@ -134,20 +134,23 @@ fn the_block_comes_before_the_device_and_outlives_it() {
         assert_eq!(
             ours(),
             [
-                "unicast 10.20.0.0/16 dev qvpn0 metric 0",
-                "unicast fd20::/48 dev qvpn0 metric 1",
-                "unreachable 10.20.0.0/16 metric 1",
-                "unreachable fd20::/48 metric 2",
+                "unicast 10.20.0.0/16 dev qvpn0 table 29046 metric 0",
+                "unicast fd20::/48 dev qvpn0 table 29046 metric 1",
+                "unreachable 10.20.0.0/16 table 29046 metric 1",
+                "unreachable fd20::/48 table 29046 metric 2",
             ]
         );
         assert_eq!((leads("10.20.1.1"), leads("fd20::1")), ("qvpn0".into(), "qvpn0".into()));
         assert_eq!(leads("10.21.1.1"), "wan");
 
         ip("link del qvpn0");
-        assert_eq!(ours(), ["unreachable 10.20.0.0/16 metric 1", "unreachable fd20::/48 metric 2"]);
+        assert_eq!(
+            ours(),
+            ["unreachable 10.20.0.0/16 table 29046 metric 1", "unreachable fd20::/48 table 29046 metric 2"]
+        );
         assert_eq!((leads("10.20.1.1"), leads("fd20::1")), (UNREACHABLE.into(), UNREACHABLE.into()));
         assert!(net.remove_routes(&plan).await.unwrap().is_empty());
-        assert_eq!(net.unblock(&plan).await.unwrap().removed.len(), 2);
+        assert_eq!(net.unblock(&plan).await.unwrap().removed.len(), 4);
         assert!(net.unblock(&plan).await.unwrap().is_empty());
         assert_eq!(ours(), [""; 0]);
         assert_eq!((leads("10.20.1.1"), leads("fd20::1")), ("wan".into(), "wan".into()));
@@ -169,7 +172,9 @@ fn default_routes_use_a_policy_table_and_fail_closed() {
         assert_eq!(fs::read_to_string("/proc/sys/net/ipv4/conf/all/src_valid_mark").unwrap().trim(), "1");
         assert!(net.block(&plan).await.unwrap().is_empty(), "a second time does nothing");
         assert_eq!((leads("192.0.2.1"), leads("2001:db8:1::1")), (UNREACHABLE.into(), UNREACHABLE.into()));
-        assert_eq!(leads("198.51.100.7"), "wan", "the link itself stays reachable");
+        assert_eq!(leads("198.51.100.7"), UNREACHABLE, "no network is exempt by itself");
+        assert_eq!(leads("224.0.0.5"), "wan", "multicast is");
+        assert_ne!(leads("fe80::1"), UNREACHABLE, "link-local addresses are");
         let marked = ip(&format!("route get 192.0.2.1 mark {}", plan.fwmark()));
         assert!(marked.contains("dev wan"), "our own datagrams take the WAN: {marked}");
 
@@ -180,7 +185,7 @@ fn default_routes_use_a_policy_table_and_fail_closed() {
         ip("link del qvpn0");
         assert_eq!((leads("192.0.2.1"), leads("2001:db8:1::1")), (UNREACHABLE.into(), UNREACHABLE.into()));
 
-        assert_eq!(net.unblock(&plan).await.unwrap().removed.len(), 6);
+        assert_eq!(net.unblock(&plan).await.unwrap().removed.len(), 9);
         assert_eq!((leads("192.0.2.1"), leads("2001:db8:1::1")), ("wan".into(), "wan".into()));
         let rules: Value = serde_json::from_str(&ip("-j rule")).unwrap();
         assert_eq!(rules.as_array().unwrap().len(), 3, "only the kernel's: {rules}");
@@ -188,12 +193,12 @@ fn default_routes_use_a_policy_table_and_fail_closed() {
 }
 
 #[test]
-fn somebody_elses_route_is_named_and_left_alone() {
-    in_namespace("somebody_elses_route_is_named_and_left_alone", async |net| {
+fn in_a_table_of_the_operators_a_foreign_route_is_named_and_left_alone() {
+    in_namespace("in_a_table_of_the_operators_a_foreign_route_is_named_and_left_alone", async |net| {
         make_wan();
         ip("route add 10.20.0.0/16 via 198.51.100.254");
         ip("-6 route add fd20::/48 via 2001:db8::ff metric 100");
-        let plan = plan(&["10.20.0.0/16", "fd20::/48"]);
+        let plan = plan_for("qvpn0", &["10.20.0.0/16", "fd20::/48"], Table::Id(254));
         let error = net.block(&plan).await.unwrap_err();
         let NetError::Conflict { ours: route, foreign } = &error else { panic!("{error}") };
         assert!(route.contains("unreachable 10.20.0.0/16"), "{route}");
@@ -228,8 +233,14 @@ fn a_reload_touches_only_what_changed() {
 
         let new = plan(&["10.1.0.0/16", "10.3.0.0/16", "fd01::/64"]);
         let done = net.apply(&old, &new).await.unwrap();
-        assert_eq!(done.added, ["unreachable 10.3.0.0/16 metric 1", "10.3.0.0/16 dev qvpn0 metric 0"]);
-        assert_eq!(done.removed, ["10.2.0.0/16 dev qvpn0 metric 0", "unreachable 10.2.0.0/16 metric 1"]);
+        assert_eq!(
+            done.added,
+            ["unreachable 10.3.0.0/16 table 29046 metric 1", "10.3.0.0/16 dev qvpn0 table 29046 metric 0"]
+        );
+        assert_eq!(
+            done.removed,
+            ["10.2.0.0/16 dev qvpn0 table 29046 metric 0", "unreachable 10.2.0.0/16 table 29046 metric 1"]
+        );
         assert_eq!(done.replaced, [""; 0]);
         assert_eq!(ours().len(), 6);
 
@@ -237,11 +248,15 @@ fn a_reload_touches_only_what_changed() {
         let done = net.apply(&new, &small).await.unwrap();
         assert_eq!((done.replaced.len(), done.added.len(), done.removed.len()), (2, 0, 0));
         assert!(
-            ours().contains(&"unicast 10.1.0.0/16 dev qvpn0 metric 0 mtu 1300".to_owned()),
+            ours().contains(&"unicast 10.1.0.0/16 dev qvpn0 table 29046 metric 0 mtu 1300".to_owned()),
             "{:?}",
             ours()
         );
-        assert!(ours().contains(&"unicast fd01::/64 dev qvpn0 metric 1 mtu 1300".to_owned()), "{:?}", ours());
+        assert!(
+            ours().contains(&"unicast fd01::/64 dev qvpn0 table 29046 metric 1 mtu 1300".to_owned()),
+            "{:?}",
+            ours()
+        );
         net.apply(&small, &new).await.unwrap();
         assert!(ours().iter().all(|route| !route.contains("mtu")), "{:?}", ours());
 
@@ -286,13 +301,13 @@ fn what_somebody_removes_or_replaces_comes_back() {
         let removed = |change: &Change| matches!(change, Change::Removed(_));
 
         for command in [
-            "route del 10.20.0.0/16 dev qvpn0",
-            "-6 route del fd20::/48 dev qvpn0",
-            "route del unreachable 10.20.0.0/16 metric 1",
-            "-6 route del unreachable fd20::/48 metric 2",
-            "route del unreachable default table 1051820 metric 1",
-            "rule del priority 32501",
-            "rule del priority 32500",
+            "route del 10.20.0.0/16 dev qvpn0 table 29046",
+            "-6 route del fd20::/48 dev qvpn0 table 29046",
+            "route del unreachable 10.20.0.0/16 table 29046 metric 1",
+            "-6 route del unreachable fd20::/48 table 29046 metric 2",
+            "route del unreachable default table 29046 metric 1",
+            "rule del priority 113",
+            "-6 rule del priority 113",
         ] {
             ip(command);
             until(&mut watch, removed).await;
@@ -302,11 +317,14 @@ fn what_somebody_removes_or_replaces_comes_back() {
         }
         assert!(net.restore(&plan).await.unwrap().is_empty());
 
-        ip("route replace 10.20.0.0/16 via 198.51.100.254");
+        ip("route replace 10.20.0.0/16 via 198.51.100.254 dev wan onlink table 29046");
         assert_eq!(leads("10.20.1.1"), "wan");
         until(&mut watch, |change| matches!(change, Change::Replaced(_))).await;
         let done = net.restore(&plan).await.unwrap();
-        assert!(done.replaced[0].contains("(was 10.20.0.0/16 via 198.51.100.254 dev wan"), "{done:?}");
+        assert!(
+            done.replaced[0].contains("(was 10.20.0.0/16 via 198.51.100.254 dev wan table 29046"),
+            "{done:?}"
+        );
         assert_eq!((leads("10.20.1.1"), ours()), ("qvpn0".into(), all.clone()));
 
         // The kernel drops IPv4 routes with the link and says nothing of them.
@@ -342,10 +360,16 @@ fn addresses_become_exactly_those_of_the_config() {
         have.sort();
         assert_eq!(have, ["10.77.0.1/30", "10.77.0.9/32", "fd77::1/64"]);
 
-        // The interface's own subnet as an allowed IP: the kernel's route does the work, and the block still lies under it.
+        // The interface's own subnet as an allowed IP.
         let plan = plan(&["10.77.0.0/30"]);
         net.add_routes(&plan).await.unwrap();
-        assert_eq!(ours(), ["unreachable 10.77.0.0/30 metric 1"]);
+        assert_eq!(
+            ours(),
+            [
+                "unicast 10.77.0.0/30 dev qvpn0 table 29046 metric 0",
+                "unreachable 10.77.0.0/30 table 29046 metric 1"
+            ]
+        );
         assert_eq!(leads("10.77.0.2"), "qvpn0");
 
         let missing = net.set_addresses("qvpn9", &wanted).await.unwrap_err();
@@ -359,16 +383,15 @@ fn unblocking_all_removes_ours_and_nothing_else() {
         ip("route add unreachable 10.50.0.0/16 metric 1");
         ip("rule add fwmark 5 lookup 5 priority 32400");
         let first = plan(&["10.1.0.0/16", "0.0.0.0/0"]);
-        let second =
-            RoutePlan::new("qvpn1", nets(&["10.2.0.0/16", "::/0", "0.0.0.0/0"]), Table::Auto, 0, 51821)
-                .unwrap();
+        let second = RoutePlan::new("qvpn1", nets(&["10.2.0.0/16", "::/0"]), Table::Auto, 0, 51821).unwrap();
         net.block(&first).await.unwrap();
         net.block(&second).await.unwrap();
         net.unblock(&first).await.unwrap();
-        assert!(ip("rule").contains("suppress_prefixlength"), "the other interface needs the shared rule");
+        assert!(ip("rule").contains("lookup 29046"), "the other interface needs the rule");
         assert_eq!(leads("10.2.0.1"), UNREACHABLE);
         let done = net.unblock_all().await.unwrap();
-        assert_eq!(done.removed.len(), 7, "{done:?}");
+        // Two blocks, two routes of what is exempt, and a rule for each family.
+        assert_eq!(done.removed.len(), 6, "{done:?}");
         assert!(net.unblock_all().await.unwrap().is_empty());
         assert_eq!(ours(), [""; 0]);
         assert!(ip("route").contains("unreachable 10.50.0.0/16"));

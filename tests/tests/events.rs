@@ -50,7 +50,7 @@ fn each_fault_is_reported_as_an_event() {
         assert!(epoch["epoch"].is_u64() && epoch["sources"].is_array(), "{epoch:#}");
         assert!(epoch["qkd_key_id"].is_string(), "{epoch:#}");
 
-        lab.gw_a.run("ip route del 10.20.0.0/16 dev qvpn0");
+        lab.gw_a.run("ip route del 10.20.0.0/16 dev qvpn0 table 29046");
         let restored = told(&a, "routes.restored", START);
         assert!(
             restored["routes"][0].as_str().unwrap().starts_with("10.20.0.0/16 dev qvpn0"),

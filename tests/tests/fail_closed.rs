@@ -214,12 +214,21 @@ fn a_broken_config_leaks_nothing() {
         assert_eq!(refused.status.code(), Some(3), "{refused:?}");
         // As at a boot with the broken config: no state of the former instance is left, and the boot unit blocks the
         // networks before the network is up.
-        lab.gw_a.run("ip link set wan down; ip route flush proto 113; ip -6 route flush proto 113");
+        lab.gw_a.run(
+            "ip link set wan down; ip route flush table 29046; ip -6 route flush table 29046; \
+             ip rule del priority 113; ip -6 rule del priority 113; nft flush ruleset",
+        );
         let blocked = gateways[0].ctl(&["block", &config.display().to_string()]);
         println!("{}", String::from_utf8_lossy(&blocked.stderr));
         let [net4, net6] = Site::B.networks();
-        assert!(lab.gw_a.run(&format!("ip route show {net4}")).contains("unreachable"), "{blocked:?}");
-        assert!(lab.gw_a.run(&format!("ip -6 route show {net6}")).contains("unreachable"), "{blocked:?}");
+        assert!(
+            lab.gw_a.run(&format!("ip route show table 29046 {net4}")).contains("unreachable"),
+            "{blocked:?}"
+        );
+        assert!(
+            lab.gw_a.run(&format!("ip -6 route show table 29046 {net6}")).contains("unreachable"),
+            "{blocked:?}"
+        );
         lab.gw_a.run(
             "ip link set wan up; ip addr replace 2001:db8:a::1/64 dev wan; \
              ip route replace default via 198.51.100.2; ip -6 route replace default via 2001:db8:a::2",

@@ -51,7 +51,7 @@ fn changes_of_the_hosts_network_are_survived() {
 
         // The routes are flushed: the daemon restores them, and the block holds in between.
         let stream = Stream { count: 3_000, rate: 1_000, ..Stream::default() }.start(&lab);
-        gw.run("ip route del 10.20.0.0/16 dev qvpn0; ip -6 route del fd20::/64 dev qvpn0");
+        gw.run("ip route del 10.20.0.0/16 dev qvpn0 table 29046; ip -6 route del fd20::/64 dev qvpn0 table 29046");
         events.line("routes.restored", Duration::from_secs(5));
         wait_traffic(&lab, "routes deleted");
         let [a, b] = stream.finish();

@@ -68,15 +68,21 @@ fn nothing_in_clear(options: &GatewayOptions, end: End) {
     assert!(clear.is_empty(), "{} packets in clear, the first: {:?}", clear.len(), clear[0]);
 }
 
+/// Each site's own LAN; the other's has no route through that device.
+const LOCAL: &str = "local = [{ prefix = \"10.10.0.0/16\", device = \"lan\" }, { prefix = \"fd10::/64\", device = \"lan\" }, \
+                     { prefix = \"10.20.0.0/16\", device = \"lan\" }, { prefix = \"fd20::/64\", device = \"lan\" }]";
+
 fn everything() -> GatewayOptions {
     GatewayOptions {
         allowed_ips: vec!["0.0.0.0/0".to_owned(), "::/0".to_owned()],
+        interface: LOCAL.to_owned(),
         ..GatewayOptions::default()
     }
 }
 
 fn open(options: GatewayOptions) -> GatewayOptions {
-    GatewayOptions { interface: "on_stop = \"open\"".to_owned(), ..options }
+    let interface = format!("on_stop = \"open\"\n{}", options.interface);
+    GatewayOptions { interface, ..options }
 }
 
 #[test]

@@ -76,7 +76,7 @@ fn peers_come_change_and_go_and_a_stream_loses_nothing_alone() {
         let (code, out, _) = peer(&lab, a, &[&add[..], &["10.99.0.0/16"]].concat());
         assert_eq!((code, out.as_str()), (0, "peer site-c added\n"));
         assert_eq!(names(a), ["site-b", "site-c"]);
-        let route = || lab.gw_a.run("ip route show proto 113");
+        let route = || lab.gw_a.run("ip route show table 29046");
         assert!(route().contains("10.99.0.0/16 dev qvpn0"), "{}", route());
         // A refused change has no effect: a name, a prefix or a key of another peer, an endpoint inside the tunnel.
         let fresh = stranger(2);
@@ -125,12 +125,14 @@ fn peers_come_change_and_go_and_a_stream_loses_nothing_alone() {
             assert!(out.ends_with(" changed\n"), "{words:?}: {out}");
         }
         assert!(
-            route().contains("10.98.0.0/16 dev qvpn0") && !route().contains("10.99.0.0/16"),
+            route().contains("10.98.0.0/16 dev qvpn0") && !route().contains("10.99.0.0/16 dev"),
             "{}",
             route()
         );
+        assert!(route().contains("unreachable 10.99.0.0/16"), "what a peer had stays blocked: {}", route());
         assert_eq!(peer(&lab, a, &["remove", "qvpn0", "site-c"]).1, "peer site-c removed\n");
-        assert!(!route().contains("10.98.0.0/16"), "{}", route());
+        assert!(!route().contains("10.98.0.0/16 dev"), "{}", route());
+        assert!(route().contains("unreachable 10.98.0.0/16"), "{}", route());
         assert_eq!(fs::read_to_string(&file).unwrap(), text, "nothing was to be saved");
         let reload = |expected: (i32, &str)| {
             let (code, out, err) = said(&a.ctl(&["reload", "qvpn0"]));
@@ -287,13 +289,18 @@ fn five_thousand_peers_are_run_listed_and_changed() {
 fn the_first_default_route_comes_by_a_reload() {
     sandbox::run("the_first_default_route_comes_by_a_reload", || {
         let lab = Lab::new();
-        let options = GatewayOptions { qkd: "off".to_owned(), kms: None, ..GatewayOptions::default() };
-        let gateways = lab.start_both(&options);
+        let interface = "local = [{ prefix = \"10.10.0.0/16\", device = \"lan\" }]".to_owned();
+        let options =
+            GatewayOptions { qkd: "off".to_owned(), kms: None, interface, ..GatewayOptions::default() };
+        let _ = lab.configure(Site::A, &options);
+        let _ = lab.configure(Site::B, &GatewayOptions { interface: String::new(), ..options });
+        let gateways = Site::BOTH.map(|site| lab.start_daemon(site));
         gateways.iter().for_each(|gateway| drop(gateway.wait_state("up", START)));
         let (code, _, err) =
             peer(&lab, &gateways[0], &["set", "qvpn0", "site-b", "--allowed-ips", "0.0.0.0/0,fd20::/64"]);
         assert_eq!(code, 0, "{err}");
-        assert!(lab.gw_a.run("ip rule").contains("lookup 1051820"));
+        let default_route = || lab.gw_a.run("ip route show table 29046 default");
+        assert!(default_route().contains("default dev qvpn0"));
         // The tunnel's datagrams use the WAN and everything else the tunnel, for longer than a key's life.
         assert!(lab.lan_a.pings(Site::B.host()[0]));
         let epoch = gateways[0].peer()["epoch"].as_u64().unwrap();
@@ -303,7 +310,8 @@ fn the_first_default_route_comes_by_a_reload() {
         let (code, _, err) =
             peer(&lab, &gateways[0], &["set", "qvpn0", "site-b", "--allowed-ips", "10.20.0.0/16"]);
         assert_eq!(code, 0, "{err}");
-        assert!(!lab.gw_a.run("ip rule").contains("lookup 1051820"));
+        assert!(!default_route().contains("qvpn0"), "{}", default_route());
+        assert!(default_route().contains("unreachable"), "what a peer had stays blocked");
         assert!(lab.lan_a.pings(Site::B.host()[0]));
     });
 }

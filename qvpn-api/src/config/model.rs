@@ -98,10 +98,23 @@ pub struct Interface {
     pub dscp: Dscp,
     /// What allowed IPs do when the daemon is stopped.
     pub on_stop: OnStop,
+    /// More prefixes that may leave this host through the tunnel only, with no host bits.
+    pub protect: Vec<IpNet>,
+    /// This site's own networks inside protected prefixes.
+    pub local: Vec<Local>,
     /// The address of the metrics listener; off if absent.
     pub metrics_listen: Option<SocketAddr>,
     /// How much the daemon logs.
     pub log_level: LogLevel,
+}
+
+/// An entry of `local`: a network of this site that stays reachable without the tunnel, through one device.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Local {
+    /// The network, with no host bits.
+    pub prefix: IpNet,
+    /// The device that leads to it, 1 to 15 bytes.
+    pub device: String,
 }
 
 /// The section `[kms]`: this site's side of the QKD network.

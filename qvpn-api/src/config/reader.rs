@@ -171,6 +171,27 @@ impl<'t> Entry<'t> {
         all.then_some(strings)
     }
 
+    /// The inline tables of an array, each with its place.
+    pub(super) fn inline_tables(&self, sink: &mut Sink<'_>) -> Option<Vec<(Position, &'t DeTable<'t>)>> {
+        let Some(array) = self.value.as_array() else {
+            self.wrong_type(sink, "a list of `{ … }`");
+            return None;
+        };
+        let mut tables = Vec::with_capacity(array.len());
+        for item in array.iter() {
+            let at = sink.position(self.text, item.span().start);
+            match item.get_ref().as_table() {
+                Some(table) => tables.push((at, table)),
+                None => {
+                    let kind = type_name(item.get_ref());
+                    let what = format!("`{}` must be a list of `{{ … }}`, but this is {kind}", self.key);
+                    sink.add(at, what, format!("write `{} = {}`", self.key, self.example));
+                }
+            }
+        }
+        (tables.len() == array.len()).then_some(tables)
+    }
+
     /// The tables of `[[key]]`, each with the place of its header.
     pub(super) fn tables(
         &self,

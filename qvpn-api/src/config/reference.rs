@@ -79,15 +79,15 @@ pub const REFERENCE: &[SectionHelp] = &[
                 "table",
                 "\"auto\", \"off\" or a number",
                 "\"auto\"",
-                "The routing table for allowed IPs, as with wg-quick(8): \"auto\" is the main table, and \
-                 a table of our own for default routes; \"off\" adds no routes.",
+                "Where routes for allowed IPs go. \"auto\": the table of all tunnels (29046), which a rule \
+                 before the main table looks up. A number: that table, for rules of your own; what they \
+                 don't send there is not blocked. \"off\": nowhere, and only `protect` is blocked.",
             ),
             key(
                 "fwmark",
                 "0 to 4294967295",
                 "0",
-                "The firewall mark of outer packets; with 0 the daemon chooses one where a default route \
-                 needs it.",
+                "The firewall mark of outer packets; 0 stands for 0x71760000.",
             ),
             key(
                 "dscp",
@@ -101,6 +101,18 @@ pub const REFERENCE: &[SectionHelp] = &[
                 "\"block\"",
                 "What happens to allowed IPs while the daemon is stopped: \"block\" makes them \
                  unreachable, \"open\" removes our routes.",
+            ),
+            key(
+                "protect",
+                "[\"PREFIX\", …]",
+                "none",
+                "More prefixes that may leave this host through the tunnel only. Allowed IPs always are, unless table is \"off\" or a number.",
+            ),
+            key(
+                "local",
+                "[{ prefix = \"PREFIX\", device = \"DEVICE\" }, …]",
+                "none",
+                "This site's own networks inside protected prefixes, each reachable through its device without the tunnel.",
             ),
             key(
                 "metrics_listen",

@@ -19,6 +19,8 @@ const MAX_NESTED_TUNNELS: usize = 64;
 pub(super) struct Facts {
     pub(super) addresses: Vec<IpNet>,
     pub(super) mtu: Option<(u16, Position)>,
+    pub(super) protect: Vec<(IpNet, Position)>,
+    pub(super) local: Vec<LocalFacts>,
     /// `table = "off"`: routes are the operator's.
     pub(super) no_routes: bool,
     pub(super) kme_names: Vec<(String, Position)>,
@@ -29,6 +31,12 @@ pub(super) struct Facts {
     pub(super) peers: Vec<PeerFacts>,
     /// Every readable allowed IP without its host bits, even if it or its peer has an error.
     pub(super) readable_prefixes: Vec<IpNet>,
+}
+
+/// The values of an entry of `local`.
+pub(super) struct LocalFacts {
+    pub(super) prefix: IpNet,
+    pub(super) at: Position,
 }
 
 /// The values of a peer.
@@ -56,6 +64,7 @@ pub(super) fn check(facts: &Facts, sink: &mut Sink<'_>) {
     names(facts, sink);
     keys(facts, sink);
     prefixes(facts, sink);
+    local(facts, sink);
     mtu(facts, sink);
     key_files(facts, sink);
     if !facts.no_routes {
@@ -121,6 +130,20 @@ fn prefixes(facts: &Facts, sink: &mut Sink<'_>) {
                     seen.insert(*prefix, (i, *at));
                 }
             }
+        }
+    }
+}
+
+/// A network of this site that is also behind a peer.
+fn local(facts: &Facts, sink: &mut Sink<'_>) {
+    for LocalFacts { prefix, at } in &facts.local {
+        let behind = |peer: &&PeerFacts| {
+            peer.allowed_ips.iter().any(|(allowed, _)| allowed == prefix || prefix.contains(allowed))
+        };
+        if let Some(peer) = facts.peers.iter().find(behind) {
+            let what =
+                format!("{prefix} is this site's own by `local`, and an allowed IP of {} too", peer.title());
+            sink.add(*at, what, "take it out of `local`, or write a longer prefix here");
         }
     }
 }

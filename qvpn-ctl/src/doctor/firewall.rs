@@ -117,7 +117,9 @@ fn ports(config: &Config) -> (u16, u16) {
 /// ruleset is `known`.
 fn closed_chain(ruleset: &Value, hook: &str, known: impl Fn(&Value) -> bool) -> Option<Chain> {
     let items = ruleset["nftables"].as_array()?;
-    let rules = || items.iter().filter_map(|item| item.get("rule"));
+    // Our own filter names the port and lets it through, which says nothing about the others.
+    let foreign = |object: &&Value| !object["table"].as_str().is_some_and(|name| name.starts_with("qvpn-"));
+    let rules = || items.iter().filter_map(|item| item.get("rule")).filter(foreign);
     if rules().any(|rule| known(&rule["expr"])) {
         return None;
     }
@@ -127,7 +129,8 @@ fn closed_chain(ruleset: &Value, hook: &str, known: impl Fn(&Value) -> bool) -> 
         let mut first = of_it.filter_map(|rule| rule["expr"].as_array()?.first());
         first.any(|verdict| verdict.get("drop").is_some() || verdict.get("reject").is_some())
     };
-    let chains = items.iter().filter_map(|item| item.get("chain")).filter(|chain| chain["hook"] == hook);
+    let chains = items.iter().filter_map(|item| item.get("chain")).filter(foreign);
+    let chains = chains.filter(|chain| chain["hook"] == hook);
     let mut chains = chains.filter_map(|item| Some((Chain::of(item, "name")?, item["policy"] == "drop")));
     chains.find(|(chain, by_policy)| *by_policy || drops_the_rest(chain)).map(|(chain, _)| chain)
 }

@@ -23,8 +23,16 @@ pub(super) fn look(config: &Config) -> Vec<Finding> {
     findings.extend(reverse_path(config));
     findings.extend(mtu(config));
     findings.extend(firewall::look(config));
-    if config.interface.table != Table::Off {
+    if config.interface.table == Table::Auto {
         findings.extend(routes(config));
+    } else if config.interface.protect.is_empty() {
+        findings.push(Finding::warning(
+            "block",
+            "nothing is blocked: `table` leaves the routes to others, and there is no `protect`",
+            format!("sed -i 's/^\\[interface\\]/[interface]\\nprotect = [\"10.64.0.0\\/10\"]/' {} # your prefixes", config.path.display()),
+        ));
+    } else {
+        findings.push(filter(config));
     }
     findings
 }
@@ -166,8 +174,11 @@ fn routes(config: &Config) -> Vec<Finding> {
     let mut findings = Vec::new();
     for (ipv6, route) in &all {
         let Some(found) = foreign(*ipv6, route, &config.interface.name) else { continue };
-        // A default route is beaten by ours through its own table; only longer routes cut ours short.
-        let Some(cut) = ours.iter().find(|net| {
+        if config.interface.local.iter().any(|local| local.prefix.contains(&found)) {
+            continue;
+        }
+        // A default route is what the tunnel replaces; only longer routes are a network that somebody expects to reach.
+        let Some(inside) = ours.iter().find(|net| {
             net.prefix_len() > 0 && net.contains(&found) && net.prefix_len() <= found.prefix_len()
         }) else {
             continue;
@@ -177,8 +188,9 @@ fn routes(config: &Config) -> Vec<Finding> {
         findings.push(Finding::warning(
             "routes",
             format!(
-                "{found}{via} dev {device} is inside the allowed IP {cut}: packets to it leave by \
-             {device} and not through the tunnel; that is right only for a network of this site"
+                "the route {found}{via} dev {device} is inside the allowed IP {inside} and has no effect: \
+                 packets to it go through the tunnel only. For a network of this site, add \
+                 `local = [{{ prefix = \"{found}\", device = \"{device}\" }}]` to [interface]"
             ),
             format!("ip {}route del {found}{via} dev {device}", if *ipv6 { "-6 " } else { "" }),
         ));
@@ -193,7 +205,7 @@ fn routes(config: &Config) -> Vec<Finding> {
     };
     let open: Vec<String> = ours.iter().filter(|net| !blocked(net)).map(ToString::to_string).collect();
     findings.push(if open.is_empty() {
-        Finding::ok("block", "each allowed IP has its fail-closed route")
+        Finding::ok("block", "each protected prefix has its fail-closed route")
     } else {
         let shown = open.iter().take(4).cloned().collect::<Vec<_>>().join(", ");
         let more = open.len().saturating_sub(4);
@@ -204,7 +216,33 @@ fn routes(config: &Config) -> Vec<Finding> {
             format!("qvpn-ctl block {}", config.path.display()),
         )
     });
+    findings.push(filter(config));
     findings
+}
+
+/// Whether the second layer is there.
+fn filter(config: &Config) -> Finding {
+    let name = format!("qvpn-{}", config.interface.name);
+    let words = ["-json", "list", "tables", "inet"].map(str::to_owned);
+    let fix = format!("qvpn-ctl block {}", config.path.display());
+    match json("nft", &words) {
+        None => Finding::unknown(
+            "filter",
+            "the filter can't be read here (it needs root and nft)",
+            "sudo nft list tables",
+        ),
+        Some(found) => {
+            let mut tables = found["nftables"].as_array().into_iter().flatten();
+            match tables.any(|item| item["table"]["name"] == name.as_str()) {
+                true => Finding::ok("filter", "the filter drops what leaves outside the tunnel"),
+                false => Finding::bad(
+                    "filter",
+                    format!("there is no nftables table inet {name}: only the routes keep clear text in"),
+                    fix,
+                ),
+            }
+        }
+    }
 }
 
 /// The destination of another program's route in the main table that leads to another device.

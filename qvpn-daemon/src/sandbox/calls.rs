@@ -185,7 +185,7 @@ fn allowed() -> Result<Rules, seccompiler::BackendError> {
     let bits = |argument, mask, value| SeccompCondition::new(argument, Len::Qword, Op::MaskedEq(mask), value);
     let all = |conditions: Vec<SeccompCondition>| SeccompRule::new(conditions);
 
-    // No AF_PACKET, no raw sockets, and of netlink only routes and uevents.
+    // No AF_PACKET, no raw sockets, and of netlink only routes, the filter and uevents.
     let family = |family| is(0, number(family));
     let kind = |kind| bits(1, 0xf, number(kind));
     let mut sockets = Vec::new();
@@ -194,7 +194,7 @@ fn allowed() -> Result<Rules, seccompiler::BackendError> {
             sockets.push(all(vec![family(inet)?, kind(stream_or_datagram)?])?);
         }
     }
-    for protocol in [libc::NETLINK_ROUTE, libc::NETLINK_KOBJECT_UEVENT] {
+    for protocol in [libc::NETLINK_ROUTE, libc::NETLINK_NETFILTER, libc::NETLINK_KOBJECT_UEVENT] {
         sockets.push(all(vec![family(libc::AF_NETLINK)?, is(2, number(protocol))?])?);
     }
     rules.insert(libc::SYS_socket, sockets);

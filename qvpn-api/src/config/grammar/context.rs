@@ -18,7 +18,7 @@ pub(super) const MIN_REKEY_INTERVAL: Duration = Duration::from_millis(100);
 pub(super) const MAX_REKEY_INTERVAL: Duration = Duration::from_secs(120);
 
 /// The section of each key that is often written into another one.
-pub(super) const HOME_SECTIONS: [(&str, &str); 36] = [
+pub(super) const HOME_SECTIONS: [(&str, &str); 38] = [
     ("private_key_file", "[interface]"),
     ("listen_port", "[interface]"),
     ("address", "[interface]"),
@@ -30,6 +30,8 @@ pub(super) const HOME_SECTIONS: [(&str, &str); 36] = [
     ("fwmark", "[interface]"),
     ("dscp", "[interface]"),
     ("on_stop", "[interface]"),
+    ("protect", "[interface]"),
+    ("local", "[interface]"),
     ("metrics_listen", "[interface]"),
     ("log_level", "[interface]"),
     ("sae_id", "[kms] or [[peer]]"),

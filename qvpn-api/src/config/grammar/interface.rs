@@ -8,8 +8,9 @@ use toml::de::DeValue;
 
 use super::context::{HOME_SECTIONS, MAX_REKEY_INTERVAL, MIN_REKEY_INTERVAL, Reader};
 use crate::config::fault::shown;
-use crate::config::model::{Dscp, Interface, LogLevel, Mtu, OnStop, Table};
+use crate::config::model::{Dscp, Interface, Local, LogLevel, Mtu, OnStop, Table};
 use crate::config::reader::{Entry, Section};
+use crate::config::rules::LocalFacts;
 use crate::config::suite::{SUITE_WORDS, suite_from_word};
 use crate::config::values;
 
@@ -66,6 +67,8 @@ impl<'t> Reader<'t> {
         };
         let dscp = self.dscp(&mut s);
         let on_stop = self.word(&mut s, "on_stop", "\"block\"", OnStop::WORDS, OnStop::from_word);
+        let protect = self.protect(&mut s);
+        let local = self.local(&mut s);
         let metrics_listen = self.metrics_listen(&mut s);
         let log_level = self.word(&mut s, "log_level", "\"info\"", LogLevel::WORDS, LogLevel::from_word);
         s.finish(&mut self.sink, &HOME_SECTIONS);
@@ -82,6 +85,8 @@ impl<'t> Reader<'t> {
             fwmark: fwmark?,
             dscp: dscp?,
             on_stop: on_stop?.unwrap_or(OnStop::Block),
+            protect: protect?,
+            local: local?,
             metrics_listen: metrics_listen?,
             log_level: log_level?.unwrap_or(LogLevel::Info),
         })
@@ -139,6 +144,43 @@ impl<'t> Reader<'t> {
         }
         self.facts.addresses.clone_from(&addresses);
         Some(addresses)
+    }
+
+    fn protect(&mut self, s: &mut Section<'t>) -> Option<Vec<ipnet::IpNet>> {
+        let Some(entry) = s.take(&self.sink, "protect", "[\"10.64.0.0/10\"]") else {
+            return Some(Vec::new());
+        };
+        for (at, text) in entry.strings(&mut self.sink)? {
+            self.facts.readable_prefixes.extend(values::address(text).map(|net| net.trunc()));
+            match values::prefix(text) {
+                Ok(prefix) if self.facts.protect.iter().any(|(known, _)| *known == prefix) => {
+                    self.sink.add(at, format!("{prefix} stands here twice"), "take one of them out");
+                }
+                Ok(prefix) => self.facts.protect.push((prefix, at)),
+                Err((what, fix)) => self.sink.add(at, what, fix),
+            }
+        }
+        Some(self.facts.protect.iter().map(|(prefix, _)| *prefix).collect())
+    }
+
+    fn local(&mut self, s: &mut Section<'t>) -> Option<Vec<Local>> {
+        let example = "[{ prefix = \"10.10.0.0/16\", device = \"eth1\" }]";
+        let Some(entry) = s.take(&self.sink, "local", example) else { return Some(Vec::new()) };
+        let mut all = Vec::new();
+        for (at, table) in entry.inline_tables(&mut self.sink)? {
+            let mut one = Section::new("an entry of `local`", at, self.text, table);
+            let prefix = one.need(&mut self.sink, "prefix", "\"10.10.0.0/16\"");
+            let prefix = prefix.and_then(|entry| {
+                let prefix = self.parsed(&entry, values::prefix)?;
+                self.facts.local.push(LocalFacts { prefix, at: entry.at });
+                Some(prefix)
+            });
+            let device = one.need(&mut self.sink, "device", "\"eth1\"");
+            let device = device.and_then(|entry| self.parsed(&entry, values::interface_name));
+            one.finish(&mut self.sink, &[]);
+            all.extend(prefix.zip(device).map(|(prefix, device)| Local { prefix, device }));
+        }
+        Some(all)
     }
 
     fn mtu(&mut self, s: &mut Section<'t>) -> Option<Mtu> {

@@ -1,0 +1,457 @@
+//! Keeps both layers of the block, routes and filter, for any number of tunnels of one network namespace: installs them,
+//! notices what other programs do to them, and restores them. The resident guard has all tunnels of the host; a daemon
+//! without a guard has its own.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use ipnet::IpNet;
+
+use crate::apply::Net;
+use crate::changes::Changes;
+use crate::error::NetError;
+use crate::filter_plan::FilterPlan;
+use crate::nft::{Filter, FilterChange, FilterWatch, table_name};
+use crate::plan::RoutePlan;
+use crate::watch::{Change, Watch};
+
+/// Notifications come in bursts; one comparison serves them all.
+const SETTLE: Duration = Duration::from_millis(10);
+/// Until what could not be restored is tried again.
+const RETRY_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Whether a layer protects a tunnel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LayerState {
+    /// It is in force.
+    InForce,
+    /// It should be and is not.
+    Missing,
+    /// The config asks for none.
+    Off,
+}
+
+impl LayerState {
+    /// The word in the status.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::InForce => "in_force",
+            Self::Missing => "missing",
+            Self::Off => "off",
+        }
+    }
+}
+
+/// The block of one tunnel as it is now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TunnelStatus {
+    /// The route layer.
+    pub routes: LayerState,
+    /// The filter layer.
+    pub filter: LayerState,
+    /// Prefixes that leave this host through the tunnel only.
+    pub protected: Vec<IpNet>,
+    /// This site's own networks among them, each with its device.
+    pub local: Vec<(IpNet, String)>,
+    /// Packets that the filter dropped, if it can be read.
+    pub dropped: Option<u64>,
+}
+
+/// What another program did to the block of a tunnel.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Challenge {
+    /// The tunnel's interface.
+    pub interface: String,
+    /// What was done, as `ip route` or `nft` would have it.
+    pub what: String,
+    /// What follows from it.
+    pub effect: String,
+}
+
+/// What happened since the last call of [`Guard::changed`].
+#[derive(Debug, Default)]
+pub struct Restored {
+    /// What was put back.
+    pub changes: Changes,
+    /// What other programs did.
+    pub challenges: Vec<Challenge>,
+    /// What could not be put back; it is tried again.
+    pub errors: Vec<NetError>,
+}
+
+struct Tunnel {
+    plan: RoutePlan,
+    /// The filter in the kernel; `None` while it must be installed.
+    installed: Option<FilterPlan>,
+    routes: LayerState,
+    /// Packets dropped by tables that were replaced.
+    dropped_before: u64,
+}
+
+/// Both layers of the block.
+pub struct Guard {
+    net: Net,
+    filter: Result<Filter, String>,
+    route_watch: Option<Watch>,
+    filter_watch: Option<FilterWatch>,
+    tunnels: BTreeMap<String, Tunnel>,
+    challenges: Vec<Challenge>,
+    retry: bool,
+}
+
+impl Guard {
+    /// Opens the netlink sockets. To be called within a tokio runtime. A kernel without nf_tables is no error: see
+    /// [`without_filter`](Self::without_filter).
+    ///
+    /// # Errors
+    /// [`NetError::Connect`].
+    pub fn connect() -> Result<Self, NetError> {
+        Ok(Self {
+            net: Net::connect()?,
+            filter: Filter::connect().map_err(|error| error.to_string()),
+            route_watch: None,
+            filter_watch: None,
+            tunnels: BTreeMap::new(),
+            challenges: Vec::new(),
+            retry: false,
+        })
+    }
+
+    /// The connection to the kernel's routing.
+    #[must_use]
+    pub fn net(&self) -> &Net {
+        &self.net
+    }
+
+    /// Why there is no filter, if there is none.
+    #[must_use]
+    pub fn without_filter(&self) -> Option<&str> {
+        self.filter.as_ref().err().map(String::as_str)
+    }
+
+    /// Makes filters from now on that every program may remove, as for the removal of the package.
+    pub fn disown(&mut self) {
+        if let Ok(filter) = &mut self.filter {
+            filter.disown();
+        }
+    }
+
+    /// The plan that is in force for `interface`.
+    #[must_use]
+    pub fn plan(&self, interface: &str) -> Option<&RoutePlan> {
+        self.tunnels.get(interface).map(|tunnel| &tunnel.plan)
+    }
+
+    /// The interfaces that are guarded.
+    pub fn interfaces(&self) -> impl Iterator<Item = &str> {
+        self.tunnels.keys().map(String::as_str)
+    }
+
+    /// Starts noticing what other programs do; see [`changed`](Self::changed).
+    ///
+    /// # Errors
+    /// [`NetError::Connect`].
+    pub fn watch(&mut self) -> Result<(), NetError> {
+        self.route_watch = Some(Watch::open_all()?);
+        self.filter_watch = match self.filter {
+            Ok(_) => Some(FilterWatch::open()?),
+            Err(_) => None,
+        };
+        Ok(())
+    }
+
+    /// Puts both layers in place for `plan`, in the place of the plan before. The routes into the tunnel come with a device
+    /// ([`RoutePlan::on_device`]). What fails leaves the rest in force.
+    ///
+    /// # Errors
+    /// All that failed.
+    pub async fn set(&mut self, plan: RoutePlan) -> Result<Changes, NetError> {
+        let name = plan.interface().to_owned();
+        let mut errors = Vec::new();
+        let mut changes = Changes::default();
+        // The filter first where it grows: it drops what the routes let out meanwhile.
+        let old = self.tunnels.get(&name).map(|tunnel| tunnel.plan.clone());
+        let tunnel = Tunnel {
+            plan: plan.clone(),
+            installed: None,
+            routes: LayerState::Missing,
+            dropped_before: self.dropped_so_far(&name),
+        };
+        self.tunnels.insert(name.clone(), tunnel);
+        let had_table = self.filter.as_ref().is_ok_and(|filter| filter.is_installed(&name).unwrap_or(false));
+        match self.update_filter(&name).await {
+            Ok(true) if !had_table && plan.filtered().next().is_some() => {
+                changes.added.push(shown_table(&name))
+            }
+            Ok(_) => {}
+            Err(error) => errors.push(error),
+        }
+        let routes = match (&old, plan.device()) {
+            (Some(old), Some(_)) => self.net.apply(old, &plan).await,
+            (None, Some(_)) => self.net.add_routes(&plan).await,
+            (Some(old), None) => self.without_device(old, &plan).await,
+            (None, None) => self.net.block(&plan).await,
+        };
+        self.note_routes(&name, routes.is_ok());
+        match routes {
+            Ok(done) => changes.extend(done),
+            Err(error) => errors.push(error),
+        }
+        // Once more: what other tunnels carry may have changed with the routes.
+        errors.extend(self.update_filter(&name).await.err());
+        NetError::from_many(errors).map(|()| changes)
+    }
+
+    async fn without_device(&self, old: &RoutePlan, new: &RoutePlan) -> Result<Changes, NetError> {
+        let mut changes = self.net.block(new).await?;
+        changes.extend(self.net.remove_routes(old).await?);
+        Ok(changes)
+    }
+
+    /// Removes both layers of a tunnel, with the routes into it.
+    ///
+    /// # Errors
+    /// All that failed.
+    pub async fn release(&mut self, plan: &RoutePlan) -> Result<Changes, NetError> {
+        let interface = plan.interface();
+        self.tunnels.remove(interface);
+        let mut errors = Vec::new();
+        let mut changes = Changes::default();
+        for done in [self.net.remove_routes(plan).await, self.net.unblock(plan).await] {
+            match done {
+                Ok(done) => changes.extend(done),
+                Err(error) => errors.push(error),
+            }
+        }
+        match self.filter.as_mut().map(|filter| filter.remove(interface)) {
+            Ok(Ok(true)) => changes.removed.push(shown_table(interface)),
+            Ok(Err(error)) => errors.push(error),
+            _ => {}
+        }
+        NetError::from_many(errors).map(|()| changes)
+    }
+
+    /// Removes every block of ours in this network namespace, whichever config it came from.
+    ///
+    /// # Errors
+    /// All that failed.
+    pub async fn release_all(&mut self) -> Result<Changes, NetError> {
+        self.tunnels.clear();
+        let mut changes = self.net.unblock_all().await?;
+        if let Ok(filter) = &mut self.filter {
+            for interface in filter.tables()? {
+                if filter.remove(&interface)? {
+                    changes.removed.push(shown_table(&interface));
+                }
+            }
+        }
+        Ok(changes)
+    }
+
+    /// Waits until another program did something, or until it is time to try again. Dropping the future loses nothing.
+    pub async fn changed(&mut self) {
+        let retry = self.retry;
+        tokio::select! {
+            change = next_route_change(&mut self.route_watch) => {
+                match change {
+                    Some(change) => self.on_route_change(change),
+                    None => self.route_watch = None,
+                }
+            }
+            changes = next_filter_change(&mut self.filter_watch) => {
+                match changes {
+                    Some(changes) => changes.into_iter().for_each(|change| self.on_filter_change(change)),
+                    None => self.filter_watch = None,
+                }
+            }
+            () = tokio::time::sleep(RETRY_INTERVAL), if retry => {}
+        }
+    }
+
+    /// Takes what else has happened within a burst, and restores both layers.
+    pub async fn restore(&mut self) -> Restored {
+        self.settle().await;
+        let mut restored =
+            Restored { challenges: std::mem::take(&mut self.challenges), ..Restored::default() };
+        if self.route_watch.is_none() || (self.filter_watch.is_none() && self.filter.is_ok()) {
+            restored.errors.extend(self.watch().err());
+        }
+        let names: Vec<String> = self.tunnels.keys().cloned().collect();
+        for name in &names {
+            let Some(tunnel) = self.tunnels.get(name) else { continue };
+            let plan = tunnel.plan.clone();
+            let done = match plan.device() {
+                Some(_) => self.net.restore(&plan).await,
+                None => self.net.restore_block(&plan).await,
+            };
+            self.note_routes(name, done.is_ok());
+            match done {
+                Ok(done) => restored.changes.extend(done),
+                Err(error) => restored.errors.push(error),
+            }
+        }
+        for name in &names {
+            match self.update_filter(name).await {
+                Ok(true) => restored.changes.replaced.push(shown_table(name)),
+                Ok(false) => {}
+                Err(error) => restored.errors.push(error),
+            }
+        }
+        self.retry = !restored.errors.is_empty();
+        restored
+    }
+
+    /// The block of `interface` as it is now.
+    #[must_use]
+    pub fn status(&self, interface: &str) -> Option<TunnelStatus> {
+        let tunnel = self.tunnels.get(interface)?;
+        let protected: Vec<IpNet> = tunnel.plan.filtered().collect();
+        let filter = match (&tunnel.installed, protected.is_empty()) {
+            (_, true) => LayerState::Off,
+            (Some(_), false) => LayerState::InForce,
+            (None, false) => LayerState::Missing,
+        };
+        let local = tunnel.plan.local().iter().map(|local| (local.prefix, local.device.clone()));
+        Some(TunnelStatus {
+            routes: if protected.is_empty() { LayerState::Off } else { tunnel.routes },
+            filter,
+            local: local.collect(),
+            protected,
+            dropped: self.filter.is_ok().then(|| self.dropped_so_far(interface)),
+        })
+    }
+
+    async fn settle(&mut self) {
+        let over = tokio::time::Instant::now() + SETTLE;
+        while tokio::time::timeout_at(over, self.changed()).await.is_ok() {
+            if self.retry {
+                return;
+            }
+        }
+    }
+
+    /// Installs the filter of `interface` unless it is in force; says whether it had to.
+    async fn update_filter(&mut self, interface: &str) -> Result<bool, NetError> {
+        let (Some(tunnel), Ok(filter)) = (self.tunnels.get(interface), &mut self.filter) else {
+            return Ok(false);
+        };
+        let others = self.net.other_tunnels(&tunnel.plan).await?;
+        let names = tunnel.plan.local().iter().map(|local| local.device.as_str());
+        let devices = self.net.devices(names).await?;
+        let wanted = FilterPlan::new(&tunnel.plan, &others, &devices);
+        if tunnel.installed.as_ref() == Some(&wanted) {
+            return Ok(false);
+        }
+        let dropped = filter.dropped(interface).ok().flatten().unwrap_or(0);
+        filter.install(&wanted)?;
+        if let Some(tunnel) = self.tunnels.get_mut(interface) {
+            tunnel.installed = Some(wanted);
+            tunnel.dropped_before += dropped;
+        }
+        Ok(true)
+    }
+
+    fn note_routes(&mut self, interface: &str, in_force: bool) {
+        if let Some(tunnel) = self.tunnels.get_mut(interface) {
+            tunnel.routes = if in_force { LayerState::InForce } else { LayerState::Missing };
+        }
+    }
+
+    fn dropped_so_far(&self, interface: &str) -> u64 {
+        let before = self.tunnels.get(interface).map_or(0, |tunnel| tunnel.dropped_before);
+        let now = self.filter.as_ref().ok().and_then(|filter| filter.dropped(interface).ok().flatten());
+        before + now.unwrap_or(0)
+    }
+
+    fn on_route_change(&mut self, change: Change) {
+        tracing::debug!("routes: {change:?}");
+        match change {
+            Change::Route { prefix, device, text } => {
+                for (name, tunnel) in &self.tunnels {
+                    if around(&tunnel.plan, &prefix, device) {
+                        let effect = "it leads around the tunnel and has no effect: our table comes first, and the \
+                                      filter drops what leaves elsewhere";
+                        self.challenges.push(challenge(name, format!("route {text}"), effect));
+                    }
+                }
+            }
+            Change::Rule(text) => {
+                for name in self.tunnels.keys() {
+                    let effect = "it comes before ours; the filter drops what it leads around the tunnel";
+                    self.challenges.push(challenge(name, text.clone(), effect));
+                }
+            }
+            Change::Device { index, name } => self.on_device(index, name.as_deref()),
+            _ => {}
+        }
+    }
+
+    fn on_device(&mut self, index: u32, now: Option<&str>) {
+        for (name, tunnel) in &mut self.tunnels {
+            if tunnel.plan.device() != Some(index) || now == Some(name) {
+                continue;
+            }
+            let what = match now {
+                Some(now) => format!("device {name} has the name {now} now"),
+                None => format!("device {name} was deleted, or moved to another network namespace"),
+            };
+            let effect = match now {
+                Some(_) => "the tunnel goes on, since it is known by its index",
+                None => {
+                    tunnel.plan = tunnel.plan.clone().on_device(None);
+                    "its prefixes are blocked"
+                }
+            };
+            self.challenges.push(challenge(name, what, effect));
+        }
+    }
+
+    fn on_filter_change(&mut self, change: FilterChange) {
+        let own = self.filter.as_ref().ok().and_then(|filter| filter.port().ok());
+        match change {
+            FilterChange::Table { interface, port, removed } if Some(port) != own => {
+                if let Some(tunnel) = self.tunnels.get_mut(&interface)
+                    && tunnel.installed.take().is_some()
+                {
+                    let verb = if removed { "removed or emptied" } else { "changed" };
+                    let what = format!("{} was {verb}", shown_table(&interface));
+                    self.challenges.push(challenge(&interface, what, "it is restored"));
+                }
+            }
+            FilterChange::Table { .. } => {}
+            FilterChange::Missed => self.tunnels.values_mut().for_each(|tunnel| tunnel.installed = None),
+        }
+    }
+}
+
+/// Whether a route to `prefix` through `device` leads around the tunnel of `plan`.
+fn around(plan: &RoutePlan, prefix: &IpNet, device: Option<u32>) -> bool {
+    (device.is_none() || device != plan.device())
+        && prefix.prefix_len() > 0
+        && plan.filtered().any(|protected| protected.contains(prefix))
+        && !plan.local().iter().any(|local| local.prefix.contains(prefix))
+}
+
+fn challenge(interface: &str, what: String, effect: &str) -> Challenge {
+    Challenge { interface: interface.to_owned(), what, effect: effect.to_owned() }
+}
+
+fn shown_table(interface: &str) -> String {
+    format!("nftables table inet {}", table_name(interface))
+}
+
+/// The next change, or never where nobody watches.
+async fn next_route_change(watch: &mut Option<Watch>) -> Option<Change> {
+    match watch {
+        Some(watch) => watch.changed().await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn next_filter_change(watch: &mut Option<FilterWatch>) -> Option<Vec<FilterChange>> {
+    match watch {
+        Some(watch) => watch.changed().await.ok(),
+        None => std::future::pending().await,
+    }
+}

@@ -1,0 +1,265 @@
+//! Netlink messages for nf_tables: building nested attributes and reading them back.
+//! Attribute and message numbers are those of `linux/netfilter/nf_tables.h`.
+
+/// The nfnetlink subsystem of nf_tables.
+const SUBSYSTEM: u16 = 10;
+/// The address family `inet`: one table for IPv4 and IPv6.
+const FAMILY_INET: u8 = 1;
+const BATCH_BEGIN: u16 = 0x10;
+const BATCH_END: u16 = 0x11;
+const HEADER_BYTES: usize = 20;
+
+pub(super) const NLM_F_REQUEST: u16 = 1;
+pub(super) const NLM_F_ACK: u16 = 4;
+pub(super) const NLM_F_DUMP: u16 = 0x300;
+pub(super) const NLM_F_CREATE: u16 = 0x400;
+pub(super) const NLM_F_APPEND: u16 = 0x800;
+
+/// What a message asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u16)]
+pub(super) enum Kind {
+    NewTable = 0,
+    GetTable = 1,
+    DelTable = 2,
+    NewChain = 3,
+    DelChain = 5,
+    NewRule = 6,
+    GetRule = 7,
+    DelRule = 8,
+    NewSet = 9,
+    DelSet = 11,
+    NewSetElements = 12,
+    DelSetElements = 14,
+}
+
+impl Kind {
+    /// The number in `nlmsg_type`.
+    pub fn number(self) -> u16 {
+        (SUBSYSTEM << 8) | self as u16
+    }
+}
+
+/// Messages one after the other, as one call sends them.
+#[derive(Debug, Default)]
+pub(super) struct Messages {
+    bytes: Vec<u8>,
+    /// Sequence number of the last message.
+    sequence: u32,
+}
+
+impl Messages {
+    /// The start of a transaction: the kernel applies all or nothing.
+    pub fn batch() -> Self {
+        let mut messages = Self::default();
+        messages.raw(BATCH_BEGIN, NLM_F_REQUEST, 0, SUBSYSTEM, |_| {});
+        messages
+    }
+
+    /// Adds one message; `fill` writes its attributes.
+    pub fn add(&mut self, kind: Kind, flags: u16, fill: impl FnOnce(&mut Attributes<'_>)) {
+        self.raw(kind.number(), NLM_F_REQUEST | flags, FAMILY_INET, 0, fill);
+    }
+
+    /// Ends a transaction.
+    pub fn commit(mut self) -> Self {
+        self.raw(BATCH_END, NLM_F_REQUEST, 0, SUBSYSTEM, |_| {});
+        self
+    }
+
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// Sequence number of the message that was added last.
+    pub fn sequence(&self) -> u32 {
+        self.sequence
+    }
+
+    fn raw(
+        &mut self,
+        kind: u16,
+        flags: u16,
+        family: u8,
+        resource: u16,
+        fill: impl FnOnce(&mut Attributes<'_>),
+    ) {
+        self.sequence += 1;
+        let start = self.bytes.len();
+        self.bytes.extend([0; 4]);
+        self.bytes.extend(kind.to_ne_bytes());
+        self.bytes.extend(flags.to_ne_bytes());
+        self.bytes.extend(self.sequence.to_ne_bytes());
+        self.bytes.extend([0; 4]);
+        self.bytes.extend([family, 0]);
+        self.bytes.extend(resource.to_be_bytes());
+        fill(&mut Attributes { bytes: &mut self.bytes });
+        let length = u32::try_from(self.bytes.len() - start).unwrap_or(u32::MAX);
+        if let Some(place) = self.bytes.get_mut(start..start + 4) {
+            place.copy_from_slice(&length.to_ne_bytes());
+        }
+    }
+}
+
+/// Marks an attribute that has attributes in it.
+const NESTED: u16 = 0x8000;
+
+/// Writes attributes at the end of a message.
+pub(super) struct Attributes<'b> {
+    bytes: &'b mut Vec<u8>,
+}
+
+impl Attributes<'_> {
+    pub fn bytes(&mut self, kind: u16, value: &[u8]) {
+        self.with(kind, |bytes| bytes.extend(value));
+    }
+
+    /// A number in network byte order.
+    pub fn number(&mut self, kind: u16, value: u32) {
+        self.bytes(kind, &value.to_be_bytes());
+    }
+
+    /// Text with its terminating zero byte.
+    pub fn text(&mut self, kind: u16, value: &str) {
+        self.with(kind, |bytes| {
+            bytes.extend(value.as_bytes());
+            bytes.push(0);
+        });
+    }
+
+    pub fn nested(&mut self, kind: u16, fill: impl FnOnce(&mut Attributes<'_>)) {
+        self.with(kind | NESTED, |bytes| fill(&mut Attributes { bytes }));
+    }
+
+    fn with(&mut self, kind: u16, fill: impl FnOnce(&mut Vec<u8>)) {
+        let start = self.bytes.len();
+        self.bytes.extend([0; 2]);
+        self.bytes.extend(kind.to_ne_bytes());
+        fill(self.bytes);
+        let length = u16::try_from(self.bytes.len() - start).unwrap_or(u16::MAX);
+        if let Some(place) = self.bytes.get_mut(start..start + 2) {
+            place.copy_from_slice(&length.to_ne_bytes());
+        }
+        self.bytes.resize(self.bytes.len().next_multiple_of(4), 0);
+    }
+}
+
+/// A message as received.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Received<'b> {
+    pub kind: u16,
+    pub sequence: u32,
+    /// Port of the socket whose request caused the message, in notifications.
+    pub port: u32,
+    payload: &'b [u8],
+}
+
+impl<'b> Received<'b> {
+    /// The messages in what one call received; a truncated one ends the list.
+    pub fn all(bytes: &'b [u8]) -> Vec<Self> {
+        let mut rest = bytes;
+        let mut found = Vec::new();
+        while let Some((message, length)) = Self::first(rest) {
+            found.push(message);
+            rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
+        }
+        found
+    }
+
+    fn first(bytes: &'b [u8]) -> Option<(Self, usize)> {
+        let length = usize::try_from(u32_at(bytes, 0)?).ok().filter(|length| *length >= 16)?;
+        let message = Self {
+            kind: u16::from_ne_bytes(*bytes.get(4..)?.first_chunk()?),
+            sequence: u32_at(bytes, 8)?,
+            port: u32_at(bytes, 12)?,
+            payload: bytes.get(16..length)?,
+        };
+        Some((message, length))
+    }
+
+    /// The error number of an acknowledgement, 0 for success; `None` in other messages.
+    pub fn error(&self) -> Option<i32> {
+        const NLMSG_ERROR: u16 = 2;
+        (self.kind == NLMSG_ERROR).then(|| self.payload.first_chunk())?.map(|code| -i32::from_ne_bytes(*code))
+    }
+
+    /// Whether it ends a dump.
+    pub fn is_done(&self) -> bool {
+        const NLMSG_DONE: u16 = 3;
+        self.kind == NLMSG_DONE
+    }
+
+    /// Whether it is about nf_tables.
+    pub fn is_nf_tables(&self) -> bool {
+        self.kind >> 8 == SUBSYSTEM
+    }
+
+    /// The attributes of the message.
+    pub fn attributes(&self) -> Vec<(u16, &'b [u8])> {
+        attributes(self.payload.get(HEADER_BYTES - 16..).unwrap_or_default())
+    }
+
+    /// Text of the attribute `kind`.
+    pub fn text(&self, kind: u16) -> Option<&'b str> {
+        let (_, value) = self.attributes().into_iter().find(|(found, _)| *found == kind)?;
+        std::str::from_utf8(value).ok().map(|text| text.trim_end_matches('\0'))
+    }
+}
+
+/// The attributes in `bytes`; a truncated one ends the list.
+pub(super) fn attributes(bytes: &[u8]) -> Vec<(u16, &[u8])> {
+    let mut rest = bytes;
+    let mut found = Vec::new();
+    while let Some((kind, value, length)) = first_attribute(rest) {
+        found.push((kind, value));
+        rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
+    }
+    found
+}
+
+fn first_attribute(bytes: &[u8]) -> Option<(u16, &[u8], usize)> {
+    let length = usize::from(u16::from_ne_bytes(*bytes.first_chunk()?));
+    let kind = u16::from_ne_bytes(*bytes.get(2..)?.first_chunk()?) & !NESTED;
+    Some((kind, bytes.get(4..length)?, length))
+}
+
+fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
+    Some(u32::from_ne_bytes(*bytes.get(at..)?.first_chunk()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_written_is_read_back() {
+        let mut messages = Messages::batch();
+        messages.add(Kind::NewTable, NLM_F_CREATE, |a| {
+            a.text(1, "qvpn-a");
+            a.number(2, 6);
+            a.nested(3, |inner| inner.bytes(7, &[1, 2, 3]));
+        });
+        let messages = messages.commit();
+        let all = Received::all(messages.bytes());
+        assert_eq!(all.iter().map(|m| m.kind).collect::<Vec<_>>(), [0x10, 0xa00, 0x11]);
+        assert_eq!(all.iter().map(|m| m.sequence).collect::<Vec<_>>(), [1, 2, 3]);
+        assert_eq!(all[1].text(1), Some("qvpn-a"));
+        let attributes_of_it = all[1].attributes();
+        assert_eq!(attributes_of_it[1], (2, &[0, 0, 0, 6][..]));
+        assert_eq!(attributes(attributes_of_it[2].1), [(7, &[1, 2, 3][..])]);
+    }
+
+    #[test]
+    fn truncated_messages_end_the_list_and_panic_nowhere() {
+        let mut messages = Messages::batch();
+        messages.add(Kind::NewTable, 0, |a| a.text(1, "name"));
+        let bytes = messages.commit();
+        for length in 0..bytes.bytes().len() {
+            for message in Received::all(&bytes.bytes()[..length]) {
+                let _ = (message.attributes(), message.text(1), message.error());
+            }
+        }
+        let _ = Received::all(&[0xff; 64]);
+        let _ = attributes(&[0, 0, 0, 0, 3, 0, 0, 0]);
+    }
+}

@@ -1,0 +1,274 @@
+//! The nftables table of one tunnel, as one transaction.
+//!
+//! As `nft` would print it, for a tunnel with index 7 that listens on port 51820:
+//!
+//! ```text
+//! table inet qvpn-qvpn0 {
+//!     flags owner,persist
+//!     set v4 { type ipv4_addr; flags interval; elements = { 10.20.0.0/16 } }
+//!     chain prerouting {
+//!         type filter hook prerouting priority raw; policy accept;
+//!         iif { lo, 7 } accept
+//!         udp dport 51820 ip saddr @v4 meta mark set meta mark & 0x0000ffff | 0x71760000 accept
+//!         … what is exempt …
+//!         ip saddr @v4 counter drop
+//!     }
+//!     chain forward { type filter hook forward priority 2147483647; … ip daddr @v4 counter drop }
+//!     chain postrouting {
+//!         type filter hook postrouting priority 2147483647; policy accept;
+//!         oif { lo, 7 } accept
+//!         meta mark & 0xffff0000 == 0x71760000 udp sport 51820 accept
+//!         ip daddr @v4 counter drop
+//!     }
+//! }
+//! ```
+
+use super::expression::{End, Rule, Transport, Verdict};
+use super::message::{Attributes, Kind, Messages, NLM_F_ACK, NLM_F_APPEND, NLM_F_CREATE};
+use crate::exempt::exempt;
+use crate::filter_plan::FilterPlan;
+
+/// Only the process that made the table may change it, and `nft flush ruleset` skips it.
+const TABLE_OWNER: u32 = 2;
+/// The table stays when its owner ends, and another process may take it over.
+const TABLE_PERSIST: u32 = 4;
+
+const SET_INTERVAL: u32 = 4;
+const ELEMENT_INTERVAL_END: u32 = 1;
+/// Set elements in one message: an attribute holds at most 64 KiB.
+const ELEMENTS_PER_MESSAGE: usize = 1000;
+
+const HOOK_PREROUTING: u32 = 0;
+const HOOK_FORWARD: u32 = 2;
+const HOOK_POSTROUTING: u32 = 4;
+/// Before connection tracking.
+const PRIORITY_RAW: i32 = -300;
+/// After every other chain: nothing changes the packet any more.
+const PRIORITY_LAST: i32 = i32::MAX;
+
+/// `lo` has this index in every network namespace.
+const LOOPBACK: u32 = 1;
+
+/// Name of the table of `interface`.
+pub(crate) fn table_name(interface: &str) -> String {
+    format!("qvpn-{interface}")
+}
+
+/// Whether the kernel knows the `owner` and `persist` flags (Linux 6.9).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Ownership {
+    Owned,
+    Plain,
+}
+
+/// Makes the table of `plan` in place of the one that is there, all at once. `supported` is what the kernel has, and `wanted`
+/// what the new table gets.
+pub(super) fn replace(plan: &FilterPlan, supported: Ownership, wanted: Ownership) -> Messages {
+    let table = table_name(plan.interface());
+    let mut batch = Messages::batch();
+    // Making it first lets the removal succeed where there is none, and takes over one whose owner has ended.
+    new_table(&mut batch, &table, supported);
+    batch.add(Kind::DelTable, 0, |a| a.text(1, &table));
+    new_table(&mut batch, &table, wanted);
+    for ipv6 in [false, true] {
+        new_set(&mut batch, &table, ipv6);
+        elements(&mut batch, &table, ipv6, plan.ranges(ipv6));
+    }
+    for (name, hook, priority) in [
+        ("prerouting", HOOK_PREROUTING, PRIORITY_RAW),
+        ("forward", HOOK_FORWARD, PRIORITY_LAST),
+        ("postrouting", HOOK_POSTROUTING, PRIORITY_LAST),
+    ] {
+        new_chain(&mut batch, &table, name, hook, priority);
+    }
+    let mut rules = Rules { batch: &mut batch, table: &table };
+    incoming(&mut rules, plan);
+    outgoing(&mut rules, plan, "forward");
+    outgoing(&mut rules, plan, "postrouting");
+    batch.commit()
+}
+
+/// Removes the table of `interface`.
+pub(super) fn remove(interface: &str) -> Messages {
+    let mut batch = Messages::batch();
+    batch.add(Kind::DelTable, NLM_F_ACK, |a| a.text(1, &table_name(interface)));
+    batch.commit()
+}
+
+/// Takes over the table of `interface` if its owner has ended, and changes nothing in it.
+pub(super) fn adopt(interface: &str) -> Messages {
+    let mut batch = Messages::batch();
+    batch.add(Kind::NewTable, NLM_F_ACK, |a| {
+        a.text(1, &table_name(interface));
+        a.number(2, TABLE_OWNER | TABLE_PERSIST);
+    });
+    batch.commit()
+}
+
+fn new_table(batch: &mut Messages, table: &str, ownership: Ownership) {
+    batch.add(Kind::NewTable, NLM_F_CREATE, |a| {
+        a.text(1, table);
+        if ownership == Ownership::Owned {
+            a.number(2, TABLE_OWNER | TABLE_PERSIST);
+        }
+    });
+}
+
+fn set_name(ipv6: bool) -> &'static str {
+    if ipv6 { "v6" } else { "v4" }
+}
+
+fn new_set(batch: &mut Messages, table: &str, ipv6: bool) {
+    // The types of nft's own, so that `nft list` prints addresses.
+    let (key_type, key_bytes) = if ipv6 { (8, 16) } else { (7, 4) };
+    batch.add(Kind::NewSet, NLM_F_CREATE, |a| {
+        a.text(1, table);
+        a.text(2, set_name(ipv6));
+        a.number(3, SET_INTERVAL);
+        a.number(4, key_type);
+        a.number(5, key_bytes);
+        a.number(10, u32::from(ipv6) + 1);
+    });
+}
+
+fn elements(batch: &mut Messages, table: &str, ipv6: bool, ranges: &[(u128, u128)]) {
+    let last = if ipv6 { u128::MAX } else { u128::from(u32::MAX) };
+    let starts_and_ends: Vec<(u128, bool)> = ranges
+        .iter()
+        .flat_map(|(start, end)| {
+            // A range up to the last address of all has no end.
+            let after = (*end < last).then(|| (end + 1, true));
+            [Some((*start, false)), after].into_iter().flatten()
+        })
+        .collect();
+    for chunk in starts_and_ends.chunks(ELEMENTS_PER_MESSAGE) {
+        batch.add(Kind::NewSetElements, NLM_F_CREATE, |a| {
+            a.text(1, table);
+            a.text(2, set_name(ipv6));
+            a.nested(3, |list| chunk.iter().for_each(|(key, end)| element(list, ipv6, *key, *end)));
+        });
+    }
+}
+
+fn element(list: &mut Attributes<'_>, ipv6: bool, key: u128, end: bool) {
+    let octets = key.to_be_bytes();
+    let octets = if ipv6 { &octets[..] } else { &octets[12..] };
+    list.nested(1, |element| {
+        element.nested(1, |data| data.bytes(1, octets));
+        if end {
+            element.number(3, ELEMENT_INTERVAL_END);
+        }
+    });
+}
+
+fn new_chain(batch: &mut Messages, table: &str, name: &str, hook: u32, priority: i32) {
+    const POLICY_ACCEPT: u32 = 1;
+    batch.add(Kind::NewChain, NLM_F_CREATE, |a| {
+        a.text(1, table);
+        a.text(3, name);
+        a.nested(4, |hooked| {
+            hooked.number(1, hook);
+            hooked.bytes(2, &priority.to_be_bytes());
+        });
+        a.number(5, POLICY_ACCEPT);
+        a.text(7, "filter");
+    });
+}
+
+/// Adds rules to the chains of one table.
+struct Rules<'a> {
+    batch: &'a mut Messages,
+    table: &'a str,
+}
+
+impl Rules<'_> {
+    fn add(&mut self, chain: &str, fill: impl FnOnce(Rule<'_, '_>)) {
+        self.batch.add(Kind::NewRule, NLM_F_CREATE | NLM_F_APPEND, |a| {
+            a.text(1, self.table);
+            a.text(2, chain);
+            a.nested(4, |list| fill(Rule::new(list)));
+        });
+    }
+}
+
+fn incoming(rules: &mut Rules<'_>, plan: &FilterPlan) {
+    let chain = "prerouting";
+    for device in [LOOPBACK].into_iter().chain(plan.device()) {
+        rules.add(chain, |rule| rule.input_device(device).verdict(Verdict::Accept));
+    }
+    for (prefix, device) in plan.local() {
+        rules.add(chain, |rule| {
+            rule.input_device(*device).prefix(End::Source, prefix).verdict(Verdict::Accept);
+        });
+    }
+    let (mark, mask) = plan.mark();
+    for ipv6 in families(plan) {
+        // With the mark, the reverse path check looks where our own datagrams leave (`src_valid_mark`).
+        rules.add(chain, |rule| {
+            rule.ports(Transport::Udp, End::Destination, plan.ports())
+                .in_set(End::Source, ipv6, set_name(ipv6))
+                .set_mark(mark, mask)
+                .verdict(Verdict::Accept);
+        });
+        for port in plan.kme_ports() {
+            rules.add(chain, |rule| {
+                rule.ports(Transport::Tcp, End::Source, &(*port..=*port))
+                    .in_set(End::Source, ipv6, set_name(ipv6))
+                    .set_mark(mark, mask)
+                    .verdict(Verdict::Accept);
+            });
+        }
+        rules.add(chain, |rule| rule.icmp_error(ipv6).verdict(Verdict::Accept));
+    }
+    for prefix in exempt() {
+        // Link-local addresses are exempt at either end; multicast and broadcast are no sources.
+        for end in [End::Destination, End::Source] {
+            rules.add(chain, |rule| rule.prefix(end, &prefix).verdict(Verdict::Accept));
+        }
+    }
+    rules.add(chain, |rule| rule.neighbour_discovery().verdict(Verdict::Accept));
+    for ipv6 in families(plan) {
+        rules.add(chain, |rule| {
+            rule.in_set(End::Source, ipv6, set_name(ipv6)).counter().verdict(Verdict::Drop);
+        });
+    }
+}
+
+fn outgoing(rules: &mut Rules<'_>, plan: &FilterPlan, chain: &str) {
+    for device in [LOOPBACK].into_iter().chain(plan.device()) {
+        rules.add(chain, |rule| rule.output_device(device).verdict(Verdict::Accept));
+    }
+    for (prefix, device) in plan.local() {
+        rules.add(chain, |rule| {
+            rule.output_device(*device).prefix(End::Destination, prefix).verdict(Verdict::Accept);
+        });
+    }
+    // Forwarded packets have passed the chain `forward` by then, which has no exemption for the mark.
+    if chain == "postrouting" {
+        let (mark, mask) = plan.mark();
+        rules.add(chain, |rule| {
+            rule.mark(mark, mask).ports(Transport::Udp, End::Source, plan.ports()).verdict(Verdict::Accept);
+        });
+        for port in plan.kme_ports() {
+            rules.add(chain, |rule| {
+                rule.mark(mark, mask)
+                    .ports(Transport::Tcp, End::Destination, &(*port..=*port))
+                    .verdict(Verdict::Accept);
+            });
+        }
+    }
+    for prefix in exempt() {
+        rules.add(chain, |rule| rule.prefix(End::Destination, &prefix).verdict(Verdict::Accept));
+    }
+    rules.add(chain, |rule| rule.neighbour_discovery().verdict(Verdict::Accept));
+    for ipv6 in families(plan) {
+        rules.add(chain, |rule| {
+            rule.in_set(End::Destination, ipv6, set_name(ipv6)).counter().verdict(Verdict::Drop);
+        });
+    }
+}
+
+/// The families that have protected prefixes.
+fn families(plan: &FilterPlan) -> impl Iterator<Item = bool> {
+    [false, true].into_iter().filter(|ipv6| !plan.ranges(*ipv6).is_empty())
+}

@@ -1,0 +1,288 @@
+//! [`Guard`] against a real kernel: a gateway with a LAN and a WAN in namespaces of each test's own. Packets that leave by the
+//! WAN are counted there, so a leak is seen however it came about. Each test first shows the leak without the guard.
+
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use qvpn_net::{Filter, Guard, IpNet, LayerState, Local, NetError, RoutePlan, Table};
+use serde_json::Value;
+
+const INSIDE: &str = "QVPN_NET_TEST_INSIDE";
+
+/// Runs `body` in a child of this very test within new namespaces.
+fn in_namespace(test: &str, body: impl AsyncFnOnce(Guard)) {
+    if std::env::var_os(INSIDE).is_some() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            make_gateway();
+            body(Guard::connect().unwrap()).await;
+        });
+        return;
+    }
+    let status = Command::new("unshare")
+        .args(["--user", "--map-root-user", "--net", "--mount", "--"])
+        .arg(std::env::current_exe().unwrap())
+        .args(["--exact", test, "--nocapture", "--test-threads=1"])
+        .env(INSIDE, "1")
+        .stdin(Stdio::null())
+        .status()
+        .expect("`unshare` (package util-linux) is needed");
+    assert!(status.success(), "the test failed in its namespace");
+}
+
+fn try_sh(line: &str) -> bool {
+    Command::new("sh")
+        .args(["-c", line])
+        .stderr(Stdio::null())
+        .stdout(Stdio::null())
+        .status()
+        .unwrap()
+        .success()
+}
+
+fn sh(line: &str) -> String {
+    let output = Command::new("sh").args(["-ec", line]).output().unwrap();
+    assert!(output.status.success(), "{line}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// A WAN with a default route, a LAN host in a namespace of its own, and a stand-in for the TUN. What leaves by the WAN is
+/// counted on its other end, by the prefix that it went to.
+fn make_gateway() {
+    sh("ip link set lo up
+        echo 0 > /proc/sys/net/ipv6/conf/default/accept_dad
+        ip link add wan type veth peer name isp
+        ip link add qvpn0 type veth peer name far
+        mount -t sysfs sysfs /sys; mount -t tmpfs tmpfs /run && mkdir /run/netns
+        ip netns add lan-host && ip link add lan type veth peer name lan netns lan-host
+        for device in wan isp far lan; do ip link set $device up; done
+        ip addr add 198.51.100.1/24 dev wan; ip addr add 2001:db8::1/64 dev wan nodad
+        ip addr add 10.10.0.1/16 dev lan; ip addr add fd10::1/64 dev lan nodad
+        ip netns exec lan-host sh -c 'ip link set lan up; ip addr add 10.10.0.2/16 dev lan
+            ip addr add fd10::2/64 dev lan nodad; ip route add default via 10.10.0.1; ip -6 route add default via fd10::1'
+        ip neigh add 198.51.100.254 lladdr 02:00:00:00:00:01 dev wan
+        ip neigh add 2001:db8::ff lladdr 02:00:00:00:00:01 dev wan
+        ip route add default via 198.51.100.254; ip -6 route add default via 2001:db8::ff
+        echo 1 > /proc/sys/net/ipv4/ip_forward; echo 1 > /proc/sys/net/ipv6/conf/all/forwarding");
+    // On the device itself, where nothing of ours can hide a packet.
+    sh("nft -f - <<END
+        table netdev witness {
+            chain wan { type filter hook ingress device isp priority 0;
+                ip daddr 10.20.0.0/16 counter
+                ip6 daddr fd20::/64 counter
+            }
+        }
+END");
+}
+
+/// Packets of protected prefixes that left by the WAN.
+fn leaked() -> u64 {
+    let rules: Value = serde_json::from_str(&sh("nft -j list table netdev witness")).unwrap();
+    let rules = rules["nftables"].as_array().unwrap().iter();
+    let counters = rules.filter_map(|item| item["rule"]["expr"].as_array()).flatten();
+    counters.filter_map(|expression| expression["counter"]["packets"].as_u64()).sum()
+}
+
+/// Packets that leave by the WAN while `from` sends one to each protected prefix.
+fn leak(from: &str) -> u64 {
+    let before = leaked();
+    for address in ["10.20.5.1", "fd20::1"] {
+        let _ = try_sh(&format!("{from} ping -n -c 1 -W 0.05 {address}"));
+    }
+    leaked() - before
+}
+
+const LAN_HOST: &str = "ip netns exec lan-host";
+
+fn nets(list: &[&str]) -> Vec<IpNet> {
+    list.iter().map(|s| s.parse().unwrap()).collect()
+}
+
+fn plan(prefixes: &[&str]) -> RoutePlan {
+    RoutePlan::new("qvpn0", nets(prefixes), Table::Auto, 0, 51820).unwrap()
+}
+
+fn both() -> RoutePlan {
+    plan(&["10.20.0.0/16", "fd20::/64"])
+}
+
+#[test]
+fn nothing_that_other_programs_route_leaves_in_clear() {
+    in_namespace("nothing_that_other_programs_route_leaves_in_clear", async |mut guard| {
+        assert!(leak("") > 0 && leak(LAN_HOST) > 0, "without a guard it leaks");
+        guard.set(both()).await.unwrap();
+        guard.watch().unwrap();
+        let routes = [
+            "ip route add 10.20.5.0/24 via 198.51.100.254; ip -6 route add fd20::1 via 2001:db8::ff",
+            "ip route prepend 10.20.0.0/16 via 198.51.100.254",
+            "ip addr add 10.20.5.9/24 dev wan; ip -6 addr add fd20::9/64 dev wan nodad",
+            "ip rule add priority 50 lookup main; ip -6 rule add priority 50 lookup main",
+            "ip rule flush; ip -6 rule flush; ip rule add lookup main; ip -6 rule add lookup main",
+            "ip route flush table 29046; ip -6 route flush table 29046",
+        ];
+        for route in routes {
+            sh(route);
+            assert_eq!((leak(""), leak(LAN_HOST)), (0, 0), "{route}");
+            guard.changed().await;
+            let restored = guard.restore().await;
+            assert!(restored.errors.is_empty(), "{:?}", restored.errors);
+            assert_eq!((leak(""), leak(LAN_HOST)), (0, 0), "{route}, afterwards");
+        }
+        assert_eq!(guard.status("qvpn0").unwrap().routes, LayerState::InForce);
+        assert!(guard.status("qvpn0").unwrap().dropped.unwrap() > 0, "the filter dropped some of them");
+        guard.release(&both()).await.unwrap();
+        assert!(leak("") > 0 && leak(LAN_HOST) > 0, "released, it leaks again");
+    });
+}
+
+#[test]
+fn a_device_bound_socket_and_a_foreign_mark_do_not_pass_the_filter() {
+    in_namespace("a_device_bound_socket_and_a_foreign_mark_do_not_pass_the_filter", async |mut guard| {
+        guard.set(both()).await.unwrap();
+        let before = leaked();
+        let bound = |address: &str| try_sh(&format!("ping -n -c 1 -W 0.05 -I wan {address}"));
+        let marked = |address: &str| try_sh(&format!("ping -n -c 1 -W 0.05 -m 1903558656 {address}"));
+        for address in ["10.20.5.1", "fd20::1"] {
+            let _ = (bound(address), marked(address));
+        }
+        // A rule of somebody else's gives our mark to what the LAN sends.
+        sh("nft -f - <<END
+            table inet other { chain marking {
+                type filter hook prerouting priority 0;
+                meta mark set 0x71760000
+            }
+            }
+END");
+        assert_eq!((leak(LAN_HOST), leaked() - before), (0, 0));
+        guard.release(&both()).await.unwrap();
+        let _ = bound("10.20.5.1");
+        assert!(leaked() > before, "the check can fail");
+    });
+}
+
+#[test]
+fn the_filter_comes_back_and_says_what_happened() {
+    in_namespace("the_filter_comes_back_and_says_what_happened", async |mut guard| {
+        guard.set(both()).await.unwrap();
+        guard.watch().unwrap();
+        let listed = || sh("nft list tables").contains("inet qvpn-qvpn0");
+        assert!(listed());
+        sh("nft flush ruleset; true");
+        assert!(listed(), "`nft flush ruleset` skips a table that is owned");
+        assert!(!try_sh("nft delete table inet qvpn-qvpn0"), "nobody else may delete it");
+        // A process that isn't there any more owns nothing.
+        drop(guard);
+        assert!(listed(), "it persists");
+        let mut second = Guard::connect().unwrap();
+        second.set(both()).await.unwrap();
+        assert!(!try_sh("nft delete table inet qvpn-qvpn0"), "the next process owns it");
+        let mut third = Filter::connect().unwrap();
+        let error = third.remove("qvpn0").unwrap_err();
+        assert!(matches!(error, NetError::FilterOwned { .. }), "{error}");
+        second.disown();
+        second.set(both()).await.unwrap();
+        assert!(try_sh("nft delete table inet qvpn-qvpn0"), "disowned, every program may delete it");
+        second.set(both()).await.unwrap();
+        second.release(&both()).await.unwrap();
+        assert!(!listed());
+    });
+}
+
+#[test]
+fn a_tunnel_carries_its_prefixes_and_what_is_local_stays_reachable() {
+    in_namespace("a_tunnel_carries_its_prefixes_and_what_is_local_stays_reachable", async |mut guard| {
+        sh("ip link set qvpn0 up");
+        let index = *guard.net().devices(["qvpn0"]).await.unwrap().get("qvpn0").unwrap();
+        let everything = plan(&["0.0.0.0/0", "::/0"]).on_device(Some(index));
+        let lan = |prefix: &str| Local { prefix: prefix.parse().unwrap(), device: "lan".to_owned() };
+        guard.set(everything.clone()).await.unwrap();
+        guard.watch().unwrap();
+        let lan_answers = || ["10.10.0.2", "fd10::2"].map(|a| try_sh(&format!("ping -n -c 1 -W 0.2 {a}")));
+        assert_eq!(lan_answers(), [false, false], "the LAN lies in what is protected");
+        let with_local = everything.with_local(vec![lan("10.10.0.0/16"), lan("fd10::/64")]);
+        guard.set(with_local.clone()).await.unwrap();
+        assert_eq!(lan_answers(), [true, true], "{}", sh("ip route show table 29046; nft list ruleset"));
+        assert_eq!((leak(""), leak(LAN_HOST)), (0, 0));
+        // A `local` whose device is down doesn't open the WAN.
+        sh("ip link set lan down");
+        guard.changed().await;
+        assert!(guard.restore().await.errors.is_empty());
+        let wan = "cat /sys/class/net/isp/statistics/rx_packets";
+        let before = sh(wan);
+        assert_eq!(lan_answers(), [false, false]);
+        assert_eq!(sh(wan), before);
+        sh("ip link set lan up; ip addr replace fd10::1/64 dev lan nodad");
+        let deadline = Instant::now() + Duration::from_secs(5);
+        while lan_answers() != [true, true] {
+            assert!(
+                Instant::now() < deadline,
+                "{}",
+                sh("ip route show table 29046; ip -6 route show table 29046")
+            );
+            guard.changed().await;
+            let _ = guard.restore().await;
+        }
+        // The tunnel's device goes, under whatever name it has by then.
+        sh("ip link set qvpn0 down; ip link set qvpn0 name other; ip link set other up");
+        guard.changed().await;
+        let restored = guard.restore().await;
+        assert!(restored.challenges.iter().any(|c| c.what.contains("has the name other")), "{restored:?}");
+        sh(
+            "ip link del other; ip link add qvpn0 type veth peer name more; ip link set qvpn0 up; ip link set more up",
+        );
+        guard.changed().await;
+        let restored = guard.restore().await;
+        assert!(restored.challenges.iter().any(|c| c.what.contains("was deleted")), "{restored:?}");
+        sh("ip route add 10.20.0.0/16 dev qvpn0");
+        let before = sh("cat /sys/class/net/more/statistics/rx_packets");
+        let _ = try_sh("ping -n -c 1 -W 0.05 -I qvpn0 10.20.5.1");
+        let after = sh("cat /sys/class/net/more/statistics/rx_packets");
+        assert_eq!(before, after, "another device with the tunnel's name gets nothing");
+    });
+}
+
+#[test]
+fn the_longest_prefix_wins_among_tunnels() {
+    in_namespace("the_longest_prefix_wins_among_tunnels", async |mut guard| {
+        sh(
+            "ip link add qvpn1 type veth peer name far1; for d in qvpn0 qvpn1 far1; do ip link set $d up; done",
+        );
+        let index = |name: &str| sh(&format!("cat /sys/class/net/{name}/ifindex")).trim().parse().ok();
+        let wide = plan(&["10.0.0.0/8"]).on_device(index("qvpn0"));
+        let narrow = RoutePlan::new("qvpn1", nets(&["10.20.0.0/16"]), Table::Auto, 0, 51821).unwrap();
+        let narrow = narrow.on_device(index("qvpn1"));
+        guard.set(wide.clone()).await.unwrap();
+        guard.set(narrow.clone()).await.unwrap();
+        let _ = guard.restore().await;
+        let received = |device: &str| -> u64 {
+            sh(&format!("cat /sys/class/net/{device}/statistics/rx_packets")).trim().parse().unwrap()
+        };
+        sh("ip neigh add 10.20.5.1 lladdr 02:00:00:00:00:02 dev qvpn1");
+        sh("ip neigh add 10.30.5.1 lladdr 02:00:00:00:00:02 dev qvpn0");
+        let before = [received("far"), received("far1")];
+        let _ = try_sh("ping -n -c 1 -W 0.05 10.20.5.1; ping -n -c 1 -W 0.05 10.30.5.1");
+        assert_eq!([received("far") - before[0], received("far1") - before[1]], [1, 1]);
+        guard.release(&narrow).await.unwrap();
+        let _ = guard.restore().await;
+        assert!(sh("ip route get 10.20.5.1").contains("dev qvpn0"));
+    });
+}
+
+#[test]
+fn ten_thousand_prefixes_are_one_transaction() {
+    in_namespace("ten_thousand_prefixes_are_one_transaction", async |mut guard| {
+        let prefixes = (0..10_000u32)
+            .map(|i| IpNet::new(std::net::Ipv4Addr::from(0x0a14_0000 + i * 0x100).into(), 25).unwrap());
+        let plan = RoutePlan::new("qvpn0", prefixes, Table::Auto, 0, 51820).unwrap();
+        let start = Instant::now();
+        guard.set(plan.clone()).await.unwrap();
+        println!("10,000 prefixes in {:?}", start.elapsed());
+        assert_eq!(guard.status("qvpn0").unwrap().filter, LayerState::InForce);
+        let start = Instant::now();
+        assert!(guard.restore().await.changes.is_empty());
+        println!("compared again in {:?}", start.elapsed());
+        guard.release(&plan).await.unwrap();
+    });
+}
