@@ -59,8 +59,8 @@ source_of() {
     datagram) echo qvpn-proto/src/session/control_link.rs ;;
     fragment) echo qvpn-proto/src/wire/fragment.rs ;;
     reassembly) echo qvpn-proto/src/channel.rs ;;
-    responder) echo qvpn-proto/src/peer/respond.rs qvpn-proto/src/stock/responder.rs ;;
-    initiator) echo qvpn-proto/src/peer/initiate.rs qvpn-proto/src/stock/initiator.rs ;;
+    responder) echo qvpn-proto/src/exchange/responder.rs qvpn-proto/src/stock/responder.rs ;;
+    initiator) echo qvpn-proto/src/exchange/initiator.rs qvpn-proto/src/stock/initiator.rs ;;
     kme_status | kme_keys) echo kms-client/src/etsi014/wire.rs ;;
     kme_error) echo kms-client/src/excerpt.rs ;;
     skip_key | skip_capabilities) echo kms-client/src/skip/wire.rs ;;

@@ -7,6 +7,8 @@ use crate::key_sources::KeySources;
 use crate::wire::limits::MAX_PEERS;
 use qvpn_types::{EpochNumber, LocalEpoch, PeerNumber, Time};
 
+/// The wrong confirmation that ends an attempt.
+pub(crate) const MAX_WRONG_CONFIRMATIONS: u8 = 4;
 /// Most packets that one key may seal.
 pub const MAX_PACKETS: u64 = 1 << 32;
 
@@ -43,9 +45,9 @@ pub struct ActiveEpoch {
 
 /// The opening keys of epochs without QKD that lanes may still hold: local_epoch, receiver indices, and when they end.
 #[derive(Default)]
-pub(crate) struct WeakKeys(Vec<(LocalEpoch, Vec<u32>, Time)>);
+pub(crate) struct KeysWithoutQkd(Vec<(LocalEpoch, Vec<u32>, Time)>);
 
-impl WeakKeys {
+impl KeysWithoutQkd {
     pub(crate) fn add(&mut self, local_epoch: LocalEpoch, indices: Vec<u32>, expires_at: Time, now: Time) {
         self.0.retain(|(_, _, end)| *end > now);
         self.0.push((local_epoch, indices, expires_at));
@@ -124,7 +126,7 @@ mod tests {
     #[test]
     fn keys_without_qkd_are_known_until_they_end() {
         let at = |seconds| Time::default() + Duration::from_secs(seconds);
-        let mut weak = WeakKeys::default();
+        let mut weak = KeysWithoutQkd::default();
         for (number, index, end) in [(1, 11, 20), (2, 12, 30), (3, 13, 40)] {
             weak.add(LocalEpoch(number), vec![index], at(end), at(0));
         }

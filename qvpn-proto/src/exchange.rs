@@ -1,10 +1,21 @@
-//! The epoch exchange: three messages that mix all secrets into one epoch's keys. Each half is a state that its
-//! transition consumes, so ephemeral secrets cannot outlive their use.
+//! The epoch exchange: three messages that mix all secrets into one epoch's keys. [`Proposed`] and [`answer`] are the
+//! cryptography of both halves; each is consumed by its transition, so ephemeral secrets cannot outlive their use. The
+//! initiator and the responder are state machines around them.
 
+mod answer;
+mod attempt;
+mod context;
 mod initiator;
 mod parameters;
+mod prepared;
+mod proposed;
 mod responder;
+mod role;
 
-pub use initiator::{AcceptError, Agreed, Proposal, Proposed};
+pub use answer::{Answered, ProposeFault, answer};
+pub(crate) use context::Context;
+pub(crate) use initiator::Initiator;
 pub use parameters::ExchangeParameters;
-pub use responder::{Answered, ProposeFault, answer};
+pub use proposed::{AcceptError, Agreed, Proposal, Proposed};
+pub(crate) use responder::Responder;
+pub(crate) use role::{ExchangeRole, LostKeys, Message};

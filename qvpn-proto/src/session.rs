@@ -2,6 +2,7 @@
 //! sender is not authenticated yet.
 
 pub mod control_link;
+pub(crate) mod control_session;
 pub mod demux;
 pub mod limiter;
 mod token_bucket;

@@ -33,7 +33,26 @@ pub enum Timer {
     PathMtu,
 }
 
-const COUNT: usize = Timer::PathMtu as usize + 1;
+impl Timer {
+    /// All timers, in the order in which those that are due together are handled.
+    pub const ALL: [Self; 13] = [
+        Self::LinkTick,
+        Self::Handshake,
+        Self::Liveness,
+        Self::Stock,
+        Self::AttemptEnd,
+        Self::ProposeAgain,
+        Self::ConfirmAgain,
+        Self::AskRekey,
+        Self::PendingEnd,
+        Self::Attempt,
+        Self::Retransmit,
+        Self::EpochEnd,
+        Self::PathMtu,
+    ];
+}
+
+const COUNT: usize = Timer::ALL.len();
 
 /// When each timer is due.
 #[derive(Default)]

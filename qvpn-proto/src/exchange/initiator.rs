@@ -1,150 +1,563 @@
-//! The initiator's half: [`Proposed`] holds the ephemeral secrets from `Propose` on, and is used up by a verified
-//! `Accept`.
+//! The initiator: when an attempt is due, with which QKD key, how it ends, and `Confirm` until the peer seals in the new
+//! epoch.
 
-use qvpn_identity::{SecretIdentity, dh, kem};
-use qvpn_secret::{Secret, SecretBuf};
-use qvpn_types::EpochNumber;
+use std::time::Duration;
+
+use qvpn_types::{EpochNumber, LocalEpoch, Time};
 use rand_core::CryptoRng;
 
-use super::parameters::ExchangeParameters;
-use crate::key_schedule::{Chain, EpochKeys, EpochSecrets, derive};
-use crate::wire::{Accept, ParseError, Propose};
+use super::attempt::{AcceptOutcome, Attempt, Installing, OutstandingProposal};
+use super::context::Context;
+use super::proposed::{Proposal, Proposed};
+use super::role::{ExchangeRole, LostKeys, Message};
+use crate::backoff::backoff;
+use crate::config::QkdPolicy;
+use crate::epochs::{Epochs, close};
+use crate::key_schedule::Chain;
+use crate::kms::{Fetch, KeyKind, KmsReport};
+use crate::notice::{FailureReason, PeerEvent};
+use crate::outbox::{HelloRequest, Outbox};
+use crate::output::PeerOutput;
+use crate::stock::{InitiatorStock, SupplyFault};
+use crate::timers::Timer;
+use crate::wire::{Confirm, MessageId, MessageType, Propose, RejectReason, RekeyReason, StockAck};
 
-/// What an attempt is made with.
-pub struct Proposal<'a> {
-    /// SHA-384 of both `Hello`s, the initiator's first.
-    pub hello_hashes: ([u8; 48], [u8; 48]),
-    /// The attempt's number.
-    pub epoch: EpochNumber,
-    /// The responder's static encapsulation key.
-    pub responder_key: &'a kem::EkBytes,
-    /// Our receiver index for each lane.
-    pub indices: Vec<u32>,
-    /// The QKD key to name.
-    pub qkd_key_id: Option<String>,
-    /// The chain to name.
-    pub chain_check: Option<[u8; 16]>,
+/// How long an attempt may take.
+const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(5);
+const PROPOSE_RETRY_INTERVAL: Duration = Duration::from_secs(1);
+/// The wait between two `Confirm`s doubles from the first to the last of these.
+const MIN_CONFIRM_INTERVAL: Duration = Duration::from_millis(500);
+const MAX_CONFIRM_INTERVAL: Duration = Duration::from_secs(4);
+/// The wait after a failed attempt doubles from the first to the last of these.
+const MIN_ATTEMPT_BACKOFF: Duration = Duration::from_millis(100);
+const MAX_ATTEMPT_BACKOFF: Duration = Duration::from_secs(10);
+/// The peer's requests for an epoch lead to at most one attempt in this time.
+const MIN_REQUEST_INTERVAL: Duration = Duration::from_secs(1);
+
+/// The state of the initiator.
+pub struct Initiator {
+    stock: InitiatorStock,
+    attempt: Attempt,
+    chain: Option<Chain>,
+    /// The peer gave up the chain though neither side restarted.
+    chain_lost: bool,
+    due: Time,
+    last_attempt: Option<Time>,
+    failures: u32,
+    number: EpochNumber,
+    confirm: Option<OutstandingConfirm>,
+    waiting_for: Option<String>,
+    reported_no_key: bool,
 }
 
-/// An attempt under way.
-pub struct Proposed {
-    x25519: Secret<32>,
-    kem_seed: Secret<64>,
-    kem_to_responder: Secret<32>,
-    message: Propose,
+/// A `Confirm` that is repeated until the peer seals in its epoch.
+struct OutstandingConfirm {
+    epoch: LocalEpoch,
     bytes: Vec<u8>,
+    tries: u32,
 }
 
-/// A verified attempt.
-pub struct Agreed {
-    /// The keys.
-    pub keys: EpochKeys,
-    /// The `Propose`, for its indices and names.
-    pub propose: Propose,
-    /// The responder's receiver indices.
-    pub responder_indices: Vec<u32>,
+/// Which key the next attempt uses.
+enum KeyChoice {
+    Qkd(String),
+    Without,
+    Wait { until: Option<Time>, reason: String },
 }
 
-/// Why an `Accept` does not end the attempt.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum AcceptError {
-    /// It is no message.
-    #[error("the Accept is malformed: {0}")]
-    Malformed(ParseError),
-    /// It answers another attempt.
-    #[error("the Accept answers another attempt")]
-    OtherAttempt,
-    /// Its X25519 key is a point of small order.
-    #[error("the Accept's X25519 key is a point of small order")]
-    NotContributory,
-    /// It has another number of lanes than agreed.
-    #[error("the Accept has another number of lanes than agreed")]
-    Lanes,
-    /// Its confirmation is wrong: some secret differs.
-    #[error("the responder's confirmation is wrong: the two ends do not hold the same secrets")]
-    Confirmation,
-}
+impl Initiator {
+    pub fn new(stock_target: usize) -> Self {
+        Self {
+            stock: InitiatorStock::new(stock_target),
+            attempt: Attempt::Idle,
+            chain: None,
+            chain_lost: false,
+            due: Time::default(),
+            last_attempt: None,
+            failures: 0,
+            number: EpochNumber::default(),
+            confirm: None,
+            waiting_for: None,
+            reported_no_key: false,
+        }
+    }
 
-impl Proposed {
-    /// Makes the ephemeral keys and the `Propose`.
-    ///
-    /// # Errors
-    /// If the responder's static key fails the input check, which its `Hello` has passed before.
-    pub fn new(
-        proposal: Proposal<'_>,
+    fn choose_key(&self, ctx: &Context<'_>, epochs: &Epochs) -> KeyChoice {
+        let Some(agreement) = ctx.agreement() else {
+            return KeyChoice::Wait { until: None, reason: String::new() };
+        };
+        if agreement.policy == QkdPolicy::Off {
+            return KeyChoice::Without;
+        }
+        let (qkd, file) = (self.stock.usable(KeyKind::Qkd), self.stock.usable(KeyKind::File));
+        if let Some((id, _)) = qkd.or(file.filter(|_| !ctx.qkd_only())) {
+            return KeyChoice::Qkd(id.to_owned());
+        }
+        let fault = self.stock.fault().map_or("waiting for the first keys of the KMEs", |f| f.text.as_str());
+        if agreement.policy == QkdPolicy::Required {
+            let reason = format!("no QKD key that both sites hold, and qkd = \"required\": {fault}");
+            return KeyChoice::Wait { until: None, reason };
+        }
+        let until = epochs.last_qkd.unwrap_or(epochs.started) + agreement.interval * 2;
+        if ctx.now >= until {
+            return KeyChoice::Without;
+        }
+        KeyChoice::Wait { until: Some(until), reason: format!("no QKD key that both sites hold: {fault}") }
+    }
+
+    fn propose(
+        &mut self,
+        qkd_key_id: Option<String>,
+        ctx: &Context<'_>,
+        epochs: &mut Epochs,
+        out: &mut Outbox,
         rng: &mut dyn CryptoRng,
-    ) -> Result<Self, kem::InvalidEncapsulationKey> {
-        let x25519 = Secret::filled(|out| rng.fill_bytes(out));
-        let kem_seed = Secret::filled(|out| rng.fill_bytes(out));
-        let (ciphertext, kem_to_responder) = kem::encapsulate(proposal.responder_key, rng)?;
-        let message = Propose {
-            hello_initiator: proposal.hello_hashes.0,
-            hello_responder: proposal.hello_hashes.1,
-            epoch: proposal.epoch,
-            x25519: dh::public_of(&x25519),
-            encapsulation_key: kem::encapsulation_key_of(&kem_seed),
-            ciphertext,
-            indices: proposal.indices,
-            qkd_key_id: proposal.qkd_key_id,
-            chain_check: proposal.chain_check,
+    ) {
+        let (Some(remote), Some(agreement)) = (ctx.remote(), ctx.agreement()) else { return };
+        self.number.0 += 1;
+        self.last_attempt = Some(ctx.now);
+        self.waiting_for = None;
+        let proposal = Proposal {
+            hello_hashes: (ctx.hellos.own.hash, remote.hash),
+            epoch: self.number,
+            responder_key: &remote.hello.encapsulation_key,
+            indices: epochs.indices.take(agreement.lanes),
+            qkd_key_id,
+            chain_check: self.chain.as_ref().map(|c| c.check),
         };
-        let bytes = message.to_bytes();
-        Ok(Self { x25519, kem_seed, kem_to_responder, message, bytes })
+        // The key passed the input check when its `Hello` came, so only a bug can make this fail.
+        let Ok(proposed) = Proposed::new(proposal, rng) else {
+            let detail = "the other site's ML-KEM key is unusable".to_owned();
+            epochs.failed(FailureReason::Crypto, detail, out);
+            return;
+        };
+        let ids = vec![out.channel.send(MessageType::Propose, proposed.bytes(), ctx.now, rng)];
+        let (hello, began) = (remote.bytes.clone(), ctx.now);
+        let proposal = OutstandingProposal { proposed, ids, began, wrong: 0, hello, agreement };
+        self.attempt = Attempt::Proposed(Box::new(proposal));
+        out.timers.set(Timer::AttemptEnd, Some(ctx.now + ATTEMPT_TIMEOUT));
+        out.timers.set(Timer::ProposeAgain, Some(ctx.now + PROPOSE_RETRY_INTERVAL));
     }
 
-    /// The message, as sent.
-    #[must_use]
-    pub fn bytes(&self) -> &[u8] {
-        &self.bytes
+    fn propose_again(&mut self, now: Time, out: &mut Outbox, rng: &mut dyn CryptoRng) {
+        if let Attempt::Proposed(proposal) = &mut self.attempt {
+            if !out.channel.pending(MessageType::Propose) {
+                let bytes = proposal.proposed.bytes();
+                proposal.ids.push(out.channel.send(MessageType::Propose, bytes, now, rng));
+            }
+            out.timers.set(Timer::ProposeAgain, Some(now + PROPOSE_RETRY_INTERVAL));
+        }
     }
 
-    /// What was proposed.
-    #[must_use]
-    pub fn message(&self) -> &Propose {
-        &self.message
+    fn on_accept(
+        &mut self,
+        body: &[u8],
+        ctx: &Context<'_>,
+        epochs: &mut Epochs,
+        out: &mut Outbox,
+        rng: &mut dyn CryptoRng,
+    ) {
+        let proposal = match std::mem::take(&mut self.attempt) {
+            Attempt::Proposed(proposal) => proposal,
+            other => {
+                self.attempt = other;
+                self.repeat_confirm(ctx.now, out, rng);
+                return;
+            }
+        };
+        let qkd_key_id = proposal.proposed.message().qkd_key_id.clone();
+        let (began, interval) = (proposal.began, proposal.agreement.interval);
+        let key = qkd_key_id.as_deref().and_then(|id| self.stock.get(id));
+        let kind = qkd_key_id.as_deref().and_then(|id| self.stock.kind(id));
+        let chain = (self.chain.as_ref(), self.chain_lost);
+        match proposal.on_accept(body, (key, kind), chain, ctx, epochs, out) {
+            AcceptOutcome::Verified(installing) => {
+                out.channel.cancel(MessageType::Propose);
+                out.timers.set(Timer::ProposeAgain, None);
+                // A lane may refuse keys that expired while the machine slept, and then reports nothing.
+                out.timers.set(Timer::AttemptEnd, Some(ctx.now + ATTEMPT_TIMEOUT));
+                self.due = began + ctx.agreement().map_or(interval, |agreement| agreement.interval);
+                if let Some(id) = &qkd_key_id {
+                    self.stock.used(id);
+                }
+                self.chain_lost = false;
+                self.attempt = Attempt::Installing(installing);
+            }
+            AcceptOutcome::Ignored(proposal) => self.attempt = Attempt::Proposed(proposal),
+            AcceptOutcome::TooManyWrong(proposal, error) => {
+                self.attempt = Attempt::Proposed(proposal);
+                if let Some(id) = &qkd_key_id {
+                    self.stock.on_confirmation_failed(id);
+                }
+                let detail = error.to_string();
+                self.fail_attempt(FailureReason::Confirmation, detail, ctx.now, epochs, out);
+            }
+        }
     }
 
-    /// Verifies an `Accept` and makes the epoch's keys; the attempt goes on if it fails.
-    ///
-    /// # Errors
-    /// The attempt itself, and why this is not its end.
-    #[allow(clippy::result_large_err)] // the attempt moves back to its owner, which happens at most four times
-    pub fn verify(
-        self,
-        accept: &[u8],
-        parameters: &ExchangeParameters<'_>,
-        own: &SecretIdentity,
-        qkd: Option<&SecretBuf>,
-        psk: Option<&Secret<32>>,
-        chain: Option<&Chain>,
-    ) -> Result<Agreed, (Self, AcceptError)> {
-        let (parsed, body, confirmation) = match Accept::parse(accept) {
-            Ok(parts) => parts,
-            Err(error) => return Err((self, AcceptError::Malformed(error))),
-        };
-        if parsed.epoch != self.message.epoch {
-            return Err((self, AcceptError::OtherAttempt));
+    /// The lanes can open packets of the epoch: now, and not before, this side seals in it.
+    fn on_all_installed(
+        &mut self,
+        installing: Installing,
+        ctx: &Context<'_>,
+        epochs: &mut Epochs,
+        out: &mut Outbox,
+        rng: &mut dyn CryptoRng,
+    ) {
+        let Installing { prepared, confirm } = installing;
+        out.timers.set(Timer::AttemptEnd, None);
+        if prepared.ended || ctx.breaks_policy(prepared.epoch.sources) {
+            self.due = ctx.now;
+            return;
         }
-        if parsed.indices.len() != self.message.indices.len() {
-            return Err((self, AcceptError::Lanes));
+        self.failures = 0;
+        self.reported_no_key = false;
+        self.chain = Some(prepared.chain);
+        let mut epoch = prepared.epoch;
+        self.confirm = Some(OutstandingConfirm { epoch: epoch.local_epoch, bytes: confirm, tries: 0 });
+        epoch.since = ctx.now;
+        epochs.activate(epoch, prepared.sealing, ctx.now.since(prepared.began), ctx.config, out);
+        self.confirm_again(ctx.now, out, rng);
+    }
+
+    fn confirm_again(&mut self, now: Time, out: &mut Outbox, rng: &mut dyn CryptoRng) {
+        if let Some(confirm) = &mut self.confirm {
+            out.channel.send(MessageType::Confirm, &confirm.bytes, now, rng);
+            let wait = backoff(MIN_CONFIRM_INTERVAL, MAX_CONFIRM_INTERVAL, confirm.tries);
+            confirm.tries += 1;
+            out.timers.set(Timer::ConfirmAgain, Some(now + wait));
         }
-        let Some(x25519) = dh::agree(&self.x25519, &parsed.x25519) else {
-            return Err((self, AcceptError::NotContributory));
-        };
-        let secrets = EpochSecrets {
-            kem_ephemeral: kem::decapsulate(&self.kem_seed, &parsed.ciphertext_ephemeral),
-            kem_to_responder: Secret::filled(|out| out.copy_from_slice(self.kem_to_responder.expose())),
-            kem_to_initiator: kem::decapsulate(own.mlkem_seed(), &parsed.ciphertext_static),
-            x25519,
-            qkd,
-            psk,
-            chain,
-        };
-        let keys =
-            derive(&parameters.transcript(&self.bytes, body), secrets, parameters.suite, parameters.lanes);
-        if !keys.confirm_responder.ct_eq(&confirmation) {
-            return Err((self, AcceptError::Confirmation));
+    }
+
+    /// A repeated `Accept` says that the peer missed our `Confirm`.
+    fn repeat_confirm(&mut self, now: Time, out: &mut Outbox, rng: &mut dyn CryptoRng) {
+        if let Some(confirm) = &self.confirm
+            && !out.channel.pending(MessageType::Confirm)
+        {
+            out.channel.send(MessageType::Confirm, &confirm.bytes, now, rng);
         }
-        Ok(Agreed { keys, propose: self.message, responder_indices: parsed.indices })
+    }
+
+    fn stop_confirming(&mut self, out: &mut Outbox) {
+        self.confirm = None;
+        out.channel.cancel(MessageType::Confirm);
+        out.timers.set(Timer::ConfirmAgain, None);
+    }
+
+    /// The responder asks for an epoch.
+    fn on_rekey_request(&mut self, body: &[u8], now: Time, out: &mut Outbox) {
+        let Ok(reason) = RekeyReason::parse(body) else {
+            out.drops.malformed += 1;
+            return;
+        };
+        let allowed = self.last_attempt.is_none_or(|at| now.since(at) >= MIN_REQUEST_INTERVAL);
+        if self.due > now && allowed {
+            self.due = now;
+            out.emit(PeerEvent::RekeyAsked { reason });
+        }
+    }
+
+    fn on_stock_ack(&mut self, body: &[u8], now: Time, out: &mut Outbox) {
+        match StockAck::parse(body) {
+            Ok(ack) => {
+                for (id, why) in self.stock.answered(&ack, now) {
+                    out.emit(PeerEvent::KeyLost { id, why });
+                }
+            }
+            Err(_) => out.drops.malformed += 1,
+        }
+    }
+}
+
+impl ExchangeRole for Initiator {
+    fn on_message(
+        &mut self,
+        message: Message<'_>,
+        ctx: &Context<'_>,
+        epochs: &mut Epochs,
+        out: &mut Outbox,
+        rng: &mut dyn CryptoRng,
+    ) {
+        let body = message.body;
+        match message.message_type {
+            MessageType::StockAck => self.on_stock_ack(body, ctx.now, out),
+            MessageType::Accept => self.on_accept(body, ctx, epochs, out, rng),
+            MessageType::Rekey => self.on_rekey_request(body, ctx.now, out),
+            MessageType::Propose => {
+                let malformed = Propose::parse(body).is_err();
+                let reason = if malformed { RejectReason::Malformed } else { RejectReason::Role };
+                out.reject(message.id, reason, ctx.now, rng);
+            }
+            MessageType::Confirm => out.drops.malformed += u64::from(Confirm::parse(body).is_err()),
+            _ => {}
+        }
+    }
+
+    fn on_reject(
+        &mut self,
+        id: MessageId,
+        reason: RejectReason,
+        ctx: &Context<'_>,
+        epochs: &mut Epochs,
+        out: &mut Outbox,
+    ) {
+        let Attempt::Proposed(proposal) = &self.attempt else { return };
+        if !proposal.ids.contains(&id) {
+            return;
+        }
+        let key = proposal.proposed.message().qkd_key_id.clone();
+        match reason {
+            RejectReason::Chain => {
+                self.chain = None;
+                self.chain_lost = epochs.no_restart_since_epoch;
+                self.due = ctx.now;
+                self.drop_attempt(out);
+                out.emit(PeerEvent::ChainReset);
+                return;
+            }
+            RejectReason::UnknownKeyId | RejectReason::KmsUnavailable => {
+                if let Some(key) = &key {
+                    self.stock.refused(key);
+                }
+            }
+            RejectReason::Stale => out.hello = Some(HelloRequest::Renew),
+            _ => {}
+        }
+        let detail = match reason {
+            RejectReason::Policy => "the other site refuses an epoch without QKD yet".to_owned(),
+            RejectReason::UnknownKeyId => {
+                format!("the other site does not hold QKD key {}", key.unwrap_or_default())
+            }
+            other => format!("the other site says `{}`", other.name()),
+        };
+        self.fail_attempt(FailureReason::Rejected, detail, ctx.now, epochs, out);
+    }
+
+    fn on_installed(
+        &mut self,
+        lane: u8,
+        epoch: LocalEpoch,
+        ctx: &Context<'_>,
+        epochs: &mut Epochs,
+        out: &mut Outbox,
+        rng: &mut dyn CryptoRng,
+    ) {
+        match std::mem::take(&mut self.attempt) {
+            Attempt::Installing(mut installing) => {
+                if installing.prepared.on_installed(lane, epoch) {
+                    self.on_all_installed(*installing, ctx, epochs, out, rng);
+                } else {
+                    self.attempt = Attempt::Installing(installing);
+                }
+            }
+            other => self.attempt = other,
+        }
+    }
+
+    /// The peer seals in this epoch, so it has confirmed it: the older ones drain.
+    fn on_first_opened(
+        &mut self,
+        epoch: LocalEpoch,
+        ctx: &Context<'_>,
+        epochs: &mut Epochs,
+        out: &mut Outbox,
+    ) {
+        let Some(agreement) = ctx.agreement() else { return };
+        if self.confirm.as_ref().is_some_and(|confirm| epoch >= confirm.epoch) {
+            self.stop_confirming(out);
+            epochs.drain_older(epoch, agreement.interval, ctx.config.lanes, ctx.now, out);
+        }
+    }
+
+    fn on_timeout(
+        &mut self,
+        timer: Timer,
+        ctx: &Context<'_>,
+        epochs: &mut Epochs,
+        out: &mut Outbox,
+        rng: &mut dyn CryptoRng,
+    ) {
+        match timer {
+            Timer::AttemptEnd => {
+                let detail = match self.attempt {
+                    Attempt::Installing(_) => "our lanes did not take the keys within 5 s",
+                    _ => "no verified answer within 5 s",
+                };
+                self.fail_attempt(FailureReason::Timeout, detail.to_owned(), ctx.now, epochs, out);
+            }
+            Timer::ProposeAgain => self.propose_again(ctx.now, out, rng),
+            Timer::ConfirmAgain => self.confirm_again(ctx.now, out, rng),
+            _ => {}
+        }
+    }
+
+    fn on_key_ended(&mut self, ctx: &Context<'_>, _out: &mut Outbox, _rng: &mut dyn CryptoRng) {
+        self.due = ctx.now;
+    }
+
+    fn on_operator_rekey(&mut self, ctx: &Context<'_>, _out: &mut Outbox, _rng: &mut dyn CryptoRng) {
+        self.due = ctx.now;
+    }
+
+    fn on_peer_restarted(&mut self, ctx: &Context<'_>, epochs: &mut Epochs, out: &mut Outbox) {
+        let detail = "the other end restarted".to_owned();
+        self.fail_attempt(FailureReason::Restarted, detail, ctx.now, epochs, out);
+        self.stock.forget_answers();
+        self.stop_confirming(out);
+    }
+
+    /// The peer hears no more of an epoch without QKD, and an attempt without one ends.
+    fn on_stricter_policy(&mut self, ctx: &Context<'_>, epochs: &Epochs, out: &mut Outbox) {
+        let weak = epochs.active.as_ref().filter(|epoch| ctx.breaks_policy(epoch.sources));
+        let weak = weak.map(|epoch| epoch.local_epoch);
+        if self.confirm.as_ref().is_some_and(|confirm| Some(confirm.epoch) == weak) {
+            self.stop_confirming(out);
+        }
+        match &mut self.attempt {
+            Attempt::Idle => {}
+            Attempt::Proposed(proposal) => {
+                let id = proposal.proposed.message().qkd_key_id.as_deref();
+                if id.and_then(|id| self.stock.kind(id)) != Some(KeyKind::Qkd) {
+                    self.drop_attempt(out);
+                    self.due = ctx.now;
+                }
+            }
+            Attempt::Installing(installing) => {
+                installing.prepared.ended |= !installing.prepared.epoch.sources.qkd;
+            }
+        }
+    }
+
+    fn attempt_due(&mut self, now: Time) {
+        self.due = now;
+    }
+
+    /// Until its lanes have the keys nothing of an epoch was sent, not even its chain's name, so the peer never seals in it.
+    fn drop_attempt(&mut self, out: &mut Outbox) {
+        out.channel.cancel(MessageType::Propose);
+        out.timers.set(Timer::AttemptEnd, None);
+        out.timers.set(Timer::ProposeAgain, None);
+        if let Attempt::Installing(installing) = std::mem::take(&mut self.attempt) {
+            close(installing.prepared.indices, out);
+        }
+    }
+
+    fn drop_unanswered_attempt(&mut self, out: &mut Outbox) {
+        if !matches!(self.attempt, Attempt::Installing(_)) {
+            self.drop_attempt(out);
+        }
+    }
+
+    fn poll(&mut self, ctx: &Context<'_>, epochs: &mut Epochs, out: &mut Outbox, rng: &mut dyn CryptoRng) {
+        out.timers.set(Timer::Attempt, None);
+        if !matches!(self.attempt, Attempt::Idle) {
+            return;
+        }
+        if self.due > ctx.now {
+            out.timers.set(Timer::Attempt, Some(self.due));
+            return;
+        }
+        let ready = ctx.agreement().is_some()
+            && ctx.hellos.refusal.is_none()
+            && ctx.session_up
+            && !out.channel.pending(MessageType::Hello)
+            && !out.channel.pending(MessageType::StockOffer);
+        if !ready {
+            return; // what makes it ready comes in a datagram
+        }
+        match self.choose_key(ctx, epochs) {
+            KeyChoice::Qkd(id) => self.propose(Some(id), ctx, epochs, out, rng),
+            KeyChoice::Without => self.propose(None, ctx, epochs, out, rng),
+            KeyChoice::Wait { until, reason } => {
+                out.timers.set(Timer::Attempt, until);
+                self.waiting_for = Some(reason.clone());
+                if !std::mem::replace(&mut self.reported_no_key, true) && epochs.had_epoch {
+                    epochs.failed(FailureReason::NoQkdKey, reason, out);
+                }
+            }
+        }
+    }
+
+    fn poll_stock(
+        &mut self,
+        request: u64,
+        ctx: &Context<'_>,
+        out: &mut Outbox,
+        rng: &mut dyn CryptoRng,
+    ) -> bool {
+        let fetch = self.stock.fetch(ctx.now, request);
+        if let Some(number) = fetch {
+            let (stuck, qkd_only) = (self.stock.stuck_links(ctx.now), ctx.qkd_only());
+            out.output(PeerOutput::Fetch(Fetch::New { request, number, qkd_only, stuck }));
+        }
+        if let Some(offer) = self.stock.offer() {
+            out.channel.send(MessageType::StockOffer, &offer.to_bytes(), ctx.now, rng);
+        }
+        out.timers.set(Timer::Stock, self.stock.next_due(ctx.now));
+        fetch.is_some()
+    }
+
+    fn on_kms_report(&mut self, report: KmsReport, ctx: &Context<'_>) -> LostKeys {
+        match report {
+            KmsReport::Keys { request, keys, missing } => {
+                self.stock.fetched(request, keys, missing, ctx.qkd_only(), ctx.now)
+            }
+            KmsReport::Failed { request, failure } => {
+                self.stock.failed(request, failure, ctx.now);
+                Vec::new()
+            }
+        }
+    }
+
+    fn on_kms_recovered(&mut self, now: Time) {
+        self.stock.on_kms_recovered(now);
+    }
+
+    fn age_stock(&mut self, now: Time) -> LostKeys {
+        self.stock.age(now)
+    }
+
+    fn keep_only_qkd(&mut self) -> LostKeys {
+        self.stock.only_qkd()
+    }
+
+    fn stock_count(&self, kind: KeyKind) -> usize {
+        self.stock.count(kind)
+    }
+
+    fn stock_target(&self) -> Option<usize> {
+        Some(self.stock.target())
+    }
+
+    fn set_stock_target(&mut self, target: usize) {
+        self.stock.set_target(target);
+    }
+
+    fn supply_fault(&self) -> Option<&SupplyFault> {
+        self.stock.fault()
+    }
+
+    fn next_attempt(&self) -> Option<Time> {
+        Some(self.due)
+    }
+
+    fn waiting_for(&self) -> Option<&str> {
+        self.waiting_for.as_deref()
+    }
+
+    fn fail_attempt(
+        &mut self,
+        reason: FailureReason,
+        detail: String,
+        now: Time,
+        epochs: &mut Epochs,
+        out: &mut Outbox,
+    ) {
+        if matches!(self.attempt, Attempt::Idle) {
+            return;
+        }
+        self.due = now + backoff(MIN_ATTEMPT_BACKOFF, MAX_ATTEMPT_BACKOFF, self.failures);
+        self.failures += 1;
+        self.drop_attempt(out);
+        epochs.failed(reason, detail, out);
     }
 }

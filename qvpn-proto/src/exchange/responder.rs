@@ -1,80 +1,464 @@
-//! The responder's half: one step from `Propose` to the epoch's keys and the `Accept`. Its ephemeral secrets live only
-//! inside [`answer`].
+//! The responder: whether a `Propose` may become an epoch, the `Accept` once the lanes can open packets, and the
+//! confirmation that brings the epoch into force.
 
-use qvpn_identity::{SecretIdentity, dh, kem};
-use qvpn_secret::{Secret, SecretBuf};
+use std::time::Duration;
+
+use qvpn_secret::{Secret, ct_eq};
+use qvpn_types::{EpochNumber, LocalEpoch, Time};
 use rand_core::CryptoRng;
 
+use super::answer::answer;
+use super::context::Context;
 use super::parameters::ExchangeParameters;
-use crate::key_schedule::{Chain, EpochKeys, EpochSecrets, derive};
-use crate::wire::{Accept, Propose};
+use super::prepared::PreparedEpoch;
+use super::role::{ExchangeRole, LostKeys, Message};
+use crate::config::QkdPolicy;
+use crate::epoch::{ActiveEpoch, MAX_WRONG_CONFIRMATIONS, drain, max_age};
+use crate::epochs::{Epochs, close};
+use crate::hello::Agreement;
+use crate::key_schedule::Chain;
+use crate::kms::{Fetch, KeyKind, KmsReport};
+use crate::notice::{FailureReason, PeerEvent};
+use crate::orders::LaneOrder;
+use crate::outbox::{HelloRequest, Outbox};
+use crate::output::PeerOutput;
+use crate::stock::{ResponderStock, SupplyFault};
+use crate::timers::Timer;
+use crate::wire::{Confirm, MessageType, Propose, RejectReason, RekeyReason, StockOffer};
 
-/// An answered `Propose`.
-pub struct Answered {
-    /// The keys.
-    pub keys: EpochKeys,
-    /// The `Accept` with its confirmation, to be sent once the lanes can open.
-    pub accept: Vec<u8>,
+/// How often the responder asks for an epoch while it has none.
+const REKEY_REQUEST_INTERVAL: Duration = Duration::from_secs(2);
+
+/// The state of the responder.
+pub struct Responder {
+    stock: ResponderStock,
+    /// The chain of the last confirmed epoch.
+    confirmed_chain: Option<Chain>,
+    unconfirmed: Option<UnconfirmedEpoch>,
+    last: Option<AnsweredProposal>,
+    /// The highest number answered under the `Hello`s whose hashes are `hello_hashes`.
+    highest: EpochNumber,
+    hello_hashes: ([u8; 48], [u8; 48]),
 }
 
-/// Why a `Propose` is unusable.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum ProposeFault {
-    /// The X25519 key is a point of small order.
-    #[error("the Propose's X25519 key is a point of small order")]
-    NotContributory,
-    /// The ephemeral ML-KEM key fails FIPS 203's input check.
-    #[error("the Propose's ML-KEM key fails the input check of FIPS 203")]
-    EncapsulationKey,
-    /// The ephemeral ML-KEM key is one of the static ones.
-    #[error("the Propose's ephemeral ML-KEM key is a static key")]
-    StaticReused,
+/// The last `Propose` that was answered, and the `Accept`.
+struct AnsweredProposal {
+    propose: Vec<u8>,
+    accept: Vec<u8>,
 }
 
-/// Makes an epoch's keys from a `Propose` whose names and numbers were checked.
-///
-/// # Errors
-/// [`ProposeFault`] if a public value in it is unusable.
-#[allow(clippy::too_many_arguments)] // each is a separate secret or a separate party
-pub fn answer(
-    propose: &Propose,
-    propose_bytes: &[u8],
-    initiator_key: &kem::EkBytes,
-    parameters: &ExchangeParameters<'_>,
-    own: &SecretIdentity,
-    indices: Vec<u32>,
-    (qkd, psk, chain): (Option<&SecretBuf>, Option<&Secret<32>>, Option<&Chain>),
-    rng: &mut dyn CryptoRng,
-) -> Result<Answered, ProposeFault> {
-    let ephemeral = &*propose.encapsulation_key;
-    if ephemeral == own.encapsulation_key() || ephemeral == initiator_key {
-        return Err(ProposeFault::StaticReused);
+/// An answered epoch that the initiator has not confirmed yet.
+struct UnconfirmedEpoch {
+    prepared: PreparedEpoch,
+    confirmation: Secret<48>,
+    /// The initiator named no chain though this side has one.
+    lost_chain: bool,
+    wrong: u8,
+}
+
+impl Responder {
+    pub fn new(now: Time) -> Self {
+        Self {
+            stock: ResponderStock::new(now),
+            confirmed_chain: None,
+            unconfirmed: None,
+            last: None,
+            highest: EpochNumber::default(),
+            hello_hashes: ([0; 48], [0; 48]),
+        }
     }
-    let x25519_secret = Secret::filled(|out| rng.fill_bytes(out));
-    let x25519 = dh::agree(&x25519_secret, &propose.x25519).ok_or(ProposeFault::NotContributory)?;
-    let (ciphertext_ephemeral, kem_ephemeral) =
-        kem::encapsulate(ephemeral, rng).map_err(|_| ProposeFault::EncapsulationKey)?;
-    let (ciphertext_static, kem_to_initiator) =
-        kem::encapsulate(initiator_key, rng).map_err(|_| ProposeFault::EncapsulationKey)?;
-    let accept = Accept {
-        epoch: propose.epoch,
-        x25519: dh::public_of(&x25519_secret),
-        ciphertext_ephemeral,
-        ciphertext_static,
-        indices,
-    };
-    let mut accept = accept.to_bytes();
-    let secrets = EpochSecrets {
-        kem_ephemeral,
-        kem_to_responder: kem::decapsulate(own.mlkem_seed(), &propose.ciphertext),
-        kem_to_initiator,
-        x25519,
-        qkd,
-        psk,
-        chain,
-    };
-    let keys =
-        derive(&parameters.transcript(propose_bytes, &accept), secrets, parameters.suite, parameters.lanes);
-    accept.extend_from_slice(keys.confirm_responder.expose());
-    Ok(Answered { keys, accept })
+
+    fn on_propose(
+        &mut self,
+        body: &[u8],
+        ctx: &Context<'_>,
+        epochs: &mut Epochs,
+        out: &mut Outbox,
+        rng: &mut dyn CryptoRng,
+    ) -> Result<(), RejectReason> {
+        let propose = Propose::parse(body).map_err(|_| RejectReason::Malformed)?;
+        let own = ctx.hellos.own.hash;
+        let hashes = (propose.hello_initiator, propose.hello_responder);
+        if ctx.remote().map(|remote| (remote.hash, own)) != Some(hashes) {
+            if propose.hello_responder != own && !out.channel.pending(MessageType::Hello) {
+                out.hello = Some(HelloRequest::Repeat);
+            }
+            return Err(RejectReason::Stale);
+        }
+        let Some(agreement) = ctx.agreement().filter(|_| ctx.hellos.refusal.is_none()) else {
+            return Err(RejectReason::Policy);
+        };
+        if let Some(last) = self.last.as_ref().filter(|last| last.propose == body) {
+            // While the lanes install the keys, the `Accept` waits.
+            if self.unconfirmed.as_ref().is_none_or(|epoch| epoch.prepared.is_installed()) {
+                out.channel.send(MessageType::Accept, &last.accept, ctx.now, rng);
+            }
+            return Ok(());
+        }
+        if self.hello_hashes != hashes {
+            self.hello_hashes = hashes;
+            self.highest = EpochNumber::default();
+        }
+        if propose.epoch <= self.highest {
+            return Err(RejectReason::Stale);
+        }
+        if propose.indices.len() != usize::from(agreement.lanes) {
+            return Err(RejectReason::Malformed);
+        }
+        if let Some(check) = propose.chain_check {
+            let of = |chain: &Chain| ct_eq(&chain.check, &check);
+            if self.unconfirmed.as_ref().is_some_and(|epoch| of(&epoch.prepared.chain)) {
+                self.confirm(ctx, epochs, out);
+            } else if !self.confirmed_chain.as_ref().is_some_and(of) {
+                return Err(RejectReason::Chain);
+            }
+        }
+        self.check_policy(&propose, agreement, ctx, epochs)?;
+        self.accept(&propose, body, agreement, ctx, epochs, out, rng)
+    }
+
+    fn check_policy(
+        &self,
+        propose: &Propose,
+        agreement: Agreement,
+        ctx: &Context<'_>,
+        epochs: &Epochs,
+    ) -> Result<(), RejectReason> {
+        match (&propose.qkd_key_id, agreement.policy) {
+            (Some(_), QkdPolicy::Off) | (None, QkdPolicy::Required) => Err(RejectReason::Policy),
+            (None, QkdPolicy::Off) => Ok(()),
+            (None, QkdPolicy::Preferred) => {
+                let waited = epochs.without_qkd_for(ctx.now) >= agreement.interval * 2;
+                if self.stock.count(KeyKind::Qkd) == 0 && waited { Ok(()) } else { Err(RejectReason::Policy) }
+            }
+            (Some(id), _) if self.stock.get(id).is_none() => Err(match self.stock.fault() {
+                Some(_) => RejectReason::KmsUnavailable,
+                None => RejectReason::UnknownKeyId,
+            }),
+            (Some(id), _) if ctx.qkd_only() && self.stock.kind(id) != Some(KeyKind::Qkd) => {
+                Err(RejectReason::Policy)
+            }
+            (Some(_), _) => Ok(()),
+        }
+    }
+
+    /// Makes the epoch's keys and orders the opening keys into the lanes.
+    #[allow(clippy::too_many_arguments)] // a checked message and the surroundings of a role
+    fn accept(
+        &mut self,
+        propose: &Propose,
+        body: &[u8],
+        agreement: Agreement,
+        ctx: &Context<'_>,
+        epochs: &mut Epochs,
+        out: &mut Outbox,
+        rng: &mut dyn CryptoRng,
+    ) -> Result<(), RejectReason> {
+        let Some(remote) = ctx.remote() else { return Err(RejectReason::Stale) };
+        let config = ctx.config;
+        let parameters = ExchangeParameters {
+            initiator: &config.remote,
+            responder: config.local.public(),
+            hello_initiator: &remote.bytes,
+            hello_responder: &ctx.hellos.own.bytes,
+            suite: config.suite,
+            lanes: agreement.lanes,
+        };
+        let indices = epochs.indices.take(agreement.lanes);
+        let chain = propose.chain_check.and(self.confirmed_chain.as_ref());
+        let lost_chain = chain.is_none() && self.confirmed_chain.is_some();
+        let key_id = propose.qkd_key_id.as_deref();
+        let psk = config.psk.as_ref().map(|psk| psk.secret());
+        let secrets = (key_id.and_then(|id| self.stock.get(id)), psk, chain);
+        let initiator_key = &*remote.hello.encapsulation_key;
+        let answered =
+            answer(propose, body, initiator_key, &parameters, &config.local, indices.clone(), secrets, rng)
+                .map_err(|_| RejectReason::Malformed)?;
+        let kind = key_id.and_then(|id| self.stock.kind(id));
+        self.highest = propose.epoch;
+        self.last = Some(AnsweredProposal { propose: body.to_vec(), accept: answered.accept });
+        let keys = answered.keys;
+        let sealing_ends = ctx.now + max_age(agreement.interval);
+        let epoch = ActiveEpoch {
+            epoch: propose.epoch,
+            local_epoch: epochs.next_local(),
+            since: ctx.now,
+            sealing_ends,
+            sources: ctx.sources(kind, propose.chain_check.is_some()),
+            qkd_key_id: propose.qkd_key_id.clone(),
+            chain_lost: lost_chain && epochs.no_restart_since_epoch,
+        };
+        let opening_ends = sealing_ends + drain(agreement.interval);
+        let opening = (indices.as_slice(), keys.to_responder);
+        let awaited = epochs.open(&epoch, opening, opening_ends, config, ctx.now, out);
+        let prepared = PreparedEpoch {
+            epoch,
+            awaited,
+            indices,
+            sealing: propose.indices.iter().copied().zip(keys.to_initiator).collect(),
+            chain: keys.chain,
+            began: ctx.now,
+            ended: false,
+        };
+        let confirmation = keys.confirm_initiator;
+        self.unconfirmed = Some(UnconfirmedEpoch { prepared, confirmation, lost_chain, wrong: 0 });
+        out.timers.set(Timer::PendingEnd, Some(sealing_ends));
+        Ok(())
+    }
+
+    fn on_confirm(&mut self, body: &[u8], ctx: &Context<'_>, epochs: &mut Epochs, out: &mut Outbox) {
+        let Ok(confirm) = Confirm::parse(body) else {
+            out.drops.malformed += 1;
+            return;
+        };
+        match &mut self.unconfirmed {
+            Some(unconfirmed) if unconfirmed.prepared.epoch.epoch == confirm.epoch => {
+                if unconfirmed.confirmation.ct_eq(&confirm.confirmation) {
+                    self.confirm(ctx, epochs, out);
+                    answer_confirm(ctx, out);
+                    return;
+                }
+                unconfirmed.wrong += 1;
+                out.drops.refused += 1;
+                let count = unconfirmed.wrong;
+                out.emit(PeerEvent::WrongConfirmation { epoch: confirm.epoch, count });
+                if count >= MAX_WRONG_CONFIRMATIONS {
+                    self.give_up_unconfirmed(epochs, out);
+                }
+            }
+            // It came before, and our answer was lost.
+            _ if epochs.active.as_ref().is_some_and(|a| a.epoch == confirm.epoch) => answer_confirm(ctx, out),
+            _ => {}
+        }
+    }
+
+    fn give_up_unconfirmed(&mut self, epochs: &mut Epochs, out: &mut Outbox) {
+        let Some(UnconfirmedEpoch { prepared, .. }) = self.unconfirmed.take() else { return };
+        self.last = None;
+        if let Some(id) = &prepared.epoch.qkd_key_id {
+            self.stock.on_confirmation_failed(id);
+        }
+        close(prepared.indices, out);
+        let detail = "the initiator's confirmation was wrong four times".to_owned();
+        epochs.failed(FailureReason::Confirmation, detail, out);
+    }
+
+    /// The initiator holds the keys: the unconfirmed epoch comes into force, and older ones drain.
+    fn confirm(&mut self, ctx: &Context<'_>, epochs: &mut Epochs, out: &mut Outbox) {
+        let Some(agreement) = ctx.agreement() else { return };
+        let Some(UnconfirmedEpoch { prepared, lost_chain, .. }) = self.unconfirmed.take() else { return };
+        // Both sides hold it now, whether the epoch may be used or not.
+        self.confirmed_chain = Some(prepared.chain);
+        if prepared.ended || ctx.breaks_policy(prepared.epoch.sources) {
+            return;
+        }
+        if let Some(id) = &prepared.epoch.qkd_key_id {
+            self.stock.used(id);
+        }
+        out.channel.cancel(MessageType::Accept);
+        if prepared.epoch.sealing_ends <= ctx.now {
+            // Confirmed too late to be used; its chain is all that is left of it.
+            return;
+        }
+        let mut epoch = prepared.epoch;
+        epoch.since = ctx.now;
+        let local_epoch = epoch.local_epoch;
+        if lost_chain {
+            out.emit(PeerEvent::ChainReset);
+        }
+        epochs.activate(epoch, prepared.sealing, ctx.now.since(prepared.began), ctx.config, out);
+        epochs.drain_older(local_epoch, agreement.interval, ctx.config.lanes, ctx.now, out);
+    }
+
+    /// Asks the initiator for an epoch now and then while there is none.
+    fn poll_rekey_request(&self, ctx: &Context<'_>, epochs: &Epochs, out: &mut Outbox) {
+        let lacks = ctx.agreement().is_some() && epochs.sealing(ctx.now).is_none();
+        if !lacks {
+            out.timers.set(Timer::AskRekey, None);
+        } else if out.timers.get(Timer::AskRekey).is_none() {
+            out.timers.set(Timer::AskRekey, Some(ctx.now + REKEY_REQUEST_INTERVAL));
+        }
+    }
+}
+
+/// An empty packet in the epoch tells the initiator that it is confirmed.
+fn answer_confirm(ctx: &Context<'_>, out: &mut Outbox) {
+    let lanes = ctx.agreement().map_or(0, |a| a.lanes);
+    out.order_each(lanes, || LaneOrder::SendEmpty);
+}
+
+fn ask_rekey(reason: RekeyReason, ctx: &Context<'_>, out: &mut Outbox, rng: &mut dyn CryptoRng) {
+    if ctx.agreement().is_some() {
+        out.channel.send(MessageType::Rekey, &reason.to_bytes(), ctx.now, rng);
+    }
+}
+
+impl ExchangeRole for Responder {
+    fn on_message(
+        &mut self,
+        message: Message<'_>,
+        ctx: &Context<'_>,
+        epochs: &mut Epochs,
+        out: &mut Outbox,
+        rng: &mut dyn CryptoRng,
+    ) {
+        match message.message_type {
+            MessageType::StockOffer => match StockOffer::parse(message.body) {
+                Ok(offer) => self.stock.offered(offer, ctx.now),
+                Err(_) => out.drops.malformed += 1,
+            },
+            MessageType::Propose => {
+                if let Err(reason) = self.on_propose(message.body, ctx, epochs, out, rng) {
+                    out.reject(message.id, reason, ctx.now, rng);
+                }
+            }
+            MessageType::Confirm => self.on_confirm(message.body, ctx, epochs, out),
+            _ => {}
+        }
+    }
+
+    /// The initiator may send once all lanes can open its packets.
+    fn on_installed(
+        &mut self,
+        lane: u8,
+        epoch: LocalEpoch,
+        ctx: &Context<'_>,
+        _epochs: &mut Epochs,
+        out: &mut Outbox,
+        rng: &mut dyn CryptoRng,
+    ) {
+        let Some(unconfirmed) = &mut self.unconfirmed else { return };
+        if unconfirmed.prepared.on_installed(lane, epoch)
+            && !unconfirmed.prepared.ended
+            && let Some(last) = &self.last
+        {
+            out.channel.send(MessageType::Accept, &last.accept, ctx.now, rng);
+        }
+    }
+
+    fn on_first_opened(
+        &mut self,
+        epoch: LocalEpoch,
+        ctx: &Context<'_>,
+        epochs: &mut Epochs,
+        out: &mut Outbox,
+    ) {
+        if self.unconfirmed.as_ref().is_some_and(|u| u.prepared.epoch.local_epoch == epoch) {
+            self.confirm(ctx, epochs, out);
+        }
+    }
+
+    fn on_timeout(
+        &mut self,
+        timer: Timer,
+        ctx: &Context<'_>,
+        _epochs: &mut Epochs,
+        out: &mut Outbox,
+        rng: &mut dyn CryptoRng,
+    ) {
+        match timer {
+            Timer::AskRekey => ask_rekey(RekeyReason::NoEpoch, ctx, out, rng),
+            // An epoch that was not confirmed in time will never seal: its sealing keys are erased, as the lanes erase the
+            // others. The chain stays, since the initiator may have verified the `Accept` and may name it.
+            Timer::PendingEnd => {
+                if let Some(unconfirmed) = &mut self.unconfirmed
+                    && unconfirmed.prepared.epoch.sealing_ends <= ctx.now
+                {
+                    unconfirmed.prepared.sealing.clear();
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn on_key_ended(&mut self, ctx: &Context<'_>, out: &mut Outbox, rng: &mut dyn CryptoRng) {
+        ask_rekey(RekeyReason::KeyEnded, ctx, out, rng);
+    }
+
+    fn on_operator_rekey(&mut self, ctx: &Context<'_>, out: &mut Outbox, rng: &mut dyn CryptoRng) {
+        out.channel.send(MessageType::Rekey, &RekeyReason::Operator.to_bytes(), ctx.now, rng);
+    }
+
+    /// What the initiator proposed before is void. The chain stays, though it may no longer be named.
+    fn on_peer_restarted(&mut self, _ctx: &Context<'_>, _epochs: &mut Epochs, out: &mut Outbox) {
+        self.stock.forget_offers();
+        self.last = None;
+        if let Some(unconfirmed) = self.unconfirmed.take() {
+            close(unconfirmed.prepared.indices, out);
+        }
+    }
+
+    /// The initiator is better off in the epoch that it has.
+    fn on_stricter_policy(&mut self, _ctx: &Context<'_>, _epochs: &Epochs, out: &mut Outbox) {
+        if let Some(unconfirmed) = &mut self.unconfirmed
+            && !unconfirmed.prepared.epoch.sources.qkd
+        {
+            unconfirmed.prepared.ended = true;
+            unconfirmed.prepared.sealing.clear();
+            out.channel.cancel(MessageType::Accept);
+        }
+    }
+
+    fn poll(&mut self, ctx: &Context<'_>, epochs: &mut Epochs, out: &mut Outbox, _rng: &mut dyn CryptoRng) {
+        out.timers.set(Timer::Attempt, None);
+        self.poll_rekey_request(ctx, epochs, out);
+    }
+
+    fn poll_stock(
+        &mut self,
+        request: u64,
+        ctx: &Context<'_>,
+        out: &mut Outbox,
+        rng: &mut dyn CryptoRng,
+    ) -> bool {
+        let fetch = self.stock.fetch(ctx.now, request);
+        let fetches = fetch.is_some();
+        if let Some(keys) = fetch {
+            out.output(PeerOutput::Fetch(Fetch::ById { request, keys, qkd_only: ctx.qkd_only() }));
+        }
+        if let Some(ack) = self.stock.ack() {
+            out.channel.send(MessageType::StockAck, &ack.to_bytes(), ctx.now, rng);
+        }
+        out.timers.set(Timer::Stock, self.stock.next_due(ctx.now));
+        fetches
+    }
+
+    fn on_kms_report(&mut self, report: KmsReport, ctx: &Context<'_>) -> LostKeys {
+        let (request, keys, missing) = match report {
+            KmsReport::Keys { request, keys, missing } => (request, keys, missing),
+            KmsReport::Failed { request, failure } => (request, Vec::new(), Some(failure)),
+        };
+        self.stock.fetched(request, keys, missing.as_ref(), ctx.qkd_only(), ctx.now);
+        Vec::new()
+    }
+
+    fn on_kms_recovered(&mut self, now: Time) {
+        self.stock.on_kms_recovered(now);
+    }
+
+    fn age_stock(&mut self, now: Time) -> LostKeys {
+        self.stock.age(now);
+        Vec::new()
+    }
+
+    fn keep_only_qkd(&mut self) -> LostKeys {
+        self.stock.only_qkd();
+        Vec::new()
+    }
+
+    fn stock_count(&self, kind: KeyKind) -> usize {
+        self.stock.count(kind)
+    }
+
+    fn supply_fault(&self) -> Option<&SupplyFault> {
+        self.stock.fault()
+    }
+
+    fn lacks_offers(&self) -> bool {
+        self.stock.lacks_offers()
+    }
+
+    fn waits_for_proposals(&self) -> bool {
+        true
+    }
 }

@@ -371,7 +371,7 @@ impl InitiatorStock {
     }
 
     /// Wrong confirmations ended an attempt with this key; the second time it is dropped.
-    pub fn spoiled(&mut self, id: &str) {
+    pub fn on_confirmation_failed(&mut self, id: &str) {
         if let Some(key) = self.keys.iter_mut().find(|k| k.name.id == id) {
             key.spoiled += 1;
             if key.spoiled >= 2 {
@@ -388,7 +388,7 @@ impl InitiatorStock {
 
     /// What is wrong with the supply, in words.
     #[must_use]
-    pub fn trouble(&self) -> Option<&SupplyFault> {
+    pub fn fault(&self) -> Option<&SupplyFault> {
         let loss = self.loss.as_ref().filter(|_| self.count(KeyKind::Qkd) == 0);
         self.trouble.as_ref().or(self.responder_trouble.as_ref()).or(loss)
     }

@@ -254,7 +254,7 @@ impl ResponderStock {
     }
 
     /// Wrong confirmations ended an attempt with this key; the second time it is erased.
-    pub fn spoil(&mut self, id: &str) {
+    pub fn on_confirmation_failed(&mut self, id: &str) {
         let Some(entry) = self.entries.iter_mut().find(|e| e.name.id == id) else { return };
         if let EntryState::Have { spoiled, .. } = &mut entry.state {
             *spoiled += 1;
@@ -282,7 +282,7 @@ impl ResponderStock {
 
     /// What is wrong with the supply, in words.
     #[must_use]
-    pub fn trouble(&self) -> Option<&SupplyFault> {
+    pub fn fault(&self) -> Option<&SupplyFault> {
         self.trouble.as_ref()
     }
 }

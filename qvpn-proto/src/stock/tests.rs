@@ -128,9 +128,9 @@ fn a_key_is_named_once_and_not_after_a_refusal() {
     assert!(stock.offer().is_none(), "nothing changed");
     let _ = stock.answered(&answers(2, 2, &[("one", right("one"))]), START);
     assert_eq!(usable(&stock), Some("one"), "the responder says otherwise");
-    stock.spoiled("one");
+    stock.on_confirmation_failed("one");
     assert_eq!(usable(&stock), Some("one"), "once may be the line");
-    stock.spoiled("one");
+    stock.on_confirmation_failed("one");
     assert!(stock.get("one").is_none(), "twice is the key");
     let mut stock = master(&["one"]);
     let _ = stock.answered(&answers(1, 5, &[("one", right("one"))]), START);
@@ -242,9 +242,9 @@ fn what_failed_is_asked_for_again_later_and_later() {
         let request = u64::try_from(request).unwrap();
         assert_eq!(stock.fetch(now, request), Some(1));
         stock.failed(request + 1, trouble(), now);
-        assert!(stock.trouble().is_none() || request > 0, "of no request of ours");
+        assert!(stock.fault().is_none() || request > 0, "of no request of ours");
         stock.failed(request, trouble(), now);
-        assert_eq!(stock.trouble().unwrap().text, "no KME");
+        assert_eq!(stock.fault().unwrap().text, "no KME");
         let again = now + Duration::from_millis(wait);
         assert_eq!(stock.next_due(now), Some(again));
         assert_eq!(stock.fetch(again - MOMENT, 99), None);
@@ -322,7 +322,7 @@ fn the_slave_says_what_is_wrong_and_asks_at_once_when_a_kme_answers_again() {
         let mut stock = offered();
         let trouble = KmsFailure { kind, text: "so it is".to_owned() };
         stock.fetched(1, vec![key("one")], Some(&trouble), true, START);
-        assert_eq!(stock.trouble(), Some(&SupplyFault { text: "so it is".to_owned(), hard }));
+        assert_eq!(stock.fault(), Some(&SupplyFault { text: "so it is".to_owned(), hard }));
         assert_eq!(stock.ack().unwrap().keys[1], ("two".to_owned(), held));
         // Of a key that it doesn't know a KME that answers again tells nothing new.
         assert_eq!(stock.fetch(START + MOMENT, 2), None);
@@ -332,16 +332,16 @@ fn the_slave_says_what_is_wrong_and_asks_at_once_when_a_kme_answers_again() {
             assert_eq!(stock.fetch(later, 2).unwrap(), [name("two")]);
         }
         stock.fetched(2, vec![key("two")], None, true, later);
-        assert_eq!(stock.trouble(), None, "all are here");
+        assert_eq!(stock.fault(), None, "all are here");
     }
     // A source gave keys of the wrong kind alone, and nobody else says why there are no others.
     let file = || key_of("one", KeyKind::File, &[5; 32]);
     let mut stock = offered();
     stock.fetched(1, vec![file(), key("two")], None, true, START);
-    assert_eq!(stock.trouble(), Some(&SupplyFault { text: FROM_FILE.to_owned(), hard: true }));
+    assert_eq!(stock.fault(), Some(&SupplyFault { text: FROM_FILE.to_owned(), hard: true }));
     let mut stock = offered();
     stock.fetched(1, vec![file()], None, false, START);
-    assert_eq!(stock.trouble(), None, "where a file is enough it is no trouble");
+    assert_eq!(stock.fault(), None, "where a file is enough it is no trouble");
 }
 
 #[test]
@@ -364,9 +364,9 @@ fn only_the_last_offer_holds() {
 fn keys_of_the_slave_go_at_their_time_and_for_good() {
     let mut stock = slave(&["one", "two", "red", "blue"]);
     stock.used("one");
-    stock.spoil("two");
+    stock.on_confirmation_failed("two");
     assert!(stock.get("one").is_none() && stock.get("two").is_some(), "once may be the line");
-    stock.spoil("two");
+    stock.on_confirmation_failed("two");
     assert!(stock.get("two").is_none(), "twice is the key");
     stock.age(START + (MAX_KEY_AGE - MOMENT));
     assert_eq!(stock.count(KeyKind::Qkd), 2);

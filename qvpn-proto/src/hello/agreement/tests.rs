@@ -8,6 +8,7 @@ use rand_chacha::{ChaCha20Rng, rand_core::SeedableRng};
 
 use super::*;
 use crate::config::Role;
+use crate::hello::own::OwnHello;
 
 static SITES: LazyLock<[Arc<SecretIdentity>; 3]> = LazyLock::new(|| {
     [1, 2, 3].map(|seed| Arc::new(SecretIdentity::generate(&mut ChaCha20Rng::seed_from_u64(seed))))

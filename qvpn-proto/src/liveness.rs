@@ -1,0 +1,121 @@
+//! Whether the peer is there: what was heard of it, what was sent since, and when to ask.
+
+use std::time::Duration;
+
+use qvpn_types::Time;
+
+/// Silence after which the peer is asked by a `Ping`.
+pub const PING_AFTER: Duration = Duration::from_secs(2);
+const PING_INTERVAL: Duration = Duration::from_secs(1);
+const MAX_PINGS: u32 = 3;
+
+/// What to do for a peer that does not answer.
+#[derive(Debug, PartialEq, Eq)]
+pub enum LivenessStep {
+    Nothing,
+    Ping,
+    /// Make the control session anew.
+    Reconnect,
+}
+
+/// What was heard of a peer and what was sent to it.
+pub struct Liveness {
+    /// The last authenticated packet, control or data.
+    heard_at: Option<Time>,
+    /// The first packet that was sent since then.
+    unanswered_since: Option<Time>,
+    pings: u32,
+    /// When the last `Ping` was sent, since something was heard.
+    pinged_at: Option<Time>,
+    started: Time,
+}
+
+impl Liveness {
+    pub fn new(now: Time) -> Self {
+        Self { heard_at: None, unanswered_since: None, pings: 0, pinged_at: None, started: now }
+    }
+
+    pub fn on_received(&mut self, at: Time) {
+        self.heard_at = Some(self.heard_at.map_or(at, |old| old.max(at)));
+        self.forget_unanswered();
+        self.pings = 0;
+    }
+
+    pub fn on_sent(&mut self, at: Time) {
+        self.unanswered_since.get_or_insert(at);
+    }
+
+    /// The newest data packets in both directions.
+    pub fn on_activity(&mut self, sent_at: Option<Time>, received_at: Option<Time>) {
+        if let Some(at) = received_at.filter(|at| self.heard_at.is_none_or(|heard| *at > heard)) {
+            self.on_received(at);
+        }
+        if let Some(at) = sent_at.filter(|at| self.heard_at.is_none_or(|heard| *at > heard)) {
+            self.on_sent(at);
+        }
+    }
+
+    fn forget_unanswered(&mut self) {
+        self.unanswered_since = None;
+        self.pinged_at = None;
+    }
+
+    /// When to ask next. Each `Ping` has its second for an answer, even if this machine slept and asks late.
+    pub fn due(&self) -> Option<Time> {
+        let since = self.unanswered_since?;
+        Some(self.pinged_at.map_or(since + PING_AFTER, |pinged| pinged + PING_INTERVAL))
+    }
+
+    /// Decides what is due. After three `Ping`s without an answer the control session is made anew.
+    pub fn poll(&mut self, session_up: bool, now: Time) -> LivenessStep {
+        if self.due().is_none_or(|due| due > now) {
+            return LivenessStep::Nothing;
+        }
+        if !session_up {
+            // Handshakes are under way already, and there is no session to ask through.
+            self.forget_unanswered();
+            return LivenessStep::Nothing;
+        }
+        if self.pings < MAX_PINGS {
+            self.pings += 1;
+            self.pinged_at = Some(now);
+            return LivenessStep::Ping;
+        }
+        self.pings = 0;
+        self.forget_unanswered();
+        LivenessStep::Reconnect
+    }
+
+    /// Since when nothing was heard.
+    pub fn silent_since(&self) -> Time {
+        self.heard_at.unwrap_or(self.started)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(seconds: u64) -> Time {
+        Time::default() + Duration::from_secs(seconds)
+    }
+
+    #[test]
+    fn silence_is_counted_from_what_was_sent_after_the_last_received_packet() {
+        let mut session = Liveness::new(at(1));
+        assert_eq!((session.silent_since(), session.due()), (at(1), None));
+        session.on_sent(at(2));
+        session.on_sent(at(3));
+        assert_eq!(session.due(), Some(at(4)), "two seconds after the first of both");
+        session.on_activity(Some(at(6)), Some(at(5)));
+        assert_eq!((session.silent_since(), session.due()), (at(5), Some(at(8))));
+        session.on_activity(None, Some(at(5)));
+        assert_eq!(session.due(), Some(at(8)), "nothing new");
+        session.pinged_at = Some(at(20));
+        assert_eq!(session.due(), Some(at(21)), "each ping has its second");
+        session.on_received(at(4));
+        assert_eq!((session.silent_since(), session.due()), (at(5), None), "time only rises");
+        session.on_activity(Some(at(5)), None);
+        assert_eq!(session.due(), None, "it was sent before the last received packet");
+    }
+}

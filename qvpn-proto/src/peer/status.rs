@@ -1,0 +1,198 @@
+//! The status of a peer: its state, why it is so, and what to do.
+
+use std::time::Duration;
+
+use qvpn_types::Time;
+
+use crate::config::{PeerConfig, QkdPolicy};
+use crate::epoch::ActiveEpoch;
+use crate::epochs::Epochs;
+use crate::exchange::{Context, ExchangeRole};
+use crate::hello::Agreement;
+use crate::kms::KeyKind;
+use crate::lanes::LaneMonitor;
+use crate::liveness::Liveness;
+use crate::paths::ControlPath;
+use crate::session::control_session::CLOCK_SET_BACK;
+use crate::supply::Supply;
+use crate::view::{ControlDrops, PeerState, PeerView};
+
+/// Handshakes without an answer after which the reason says what to compare.
+const UNANSWERED_HANDSHAKES: u32 = 3;
+
+/// What the status is made of.
+pub struct Status<'a> {
+    pub ctx: Context<'a>,
+    pub path: &'a ControlPath,
+    pub liveness: &'a Liveness,
+    pub session_age: Option<Duration>,
+    pub epochs: &'a Epochs,
+    pub role: &'a dyn ExchangeRole,
+    pub supply: &'a Supply,
+    pub lanes: &'a LaneMonitor,
+    pub drops: ControlDrops,
+}
+
+impl Status<'_> {
+    fn config(&self) -> &PeerConfig {
+        self.ctx.config
+    }
+
+    fn now(&self) -> Time {
+        self.ctx.now
+    }
+
+    fn agreement(&self) -> Option<Agreement> {
+        self.ctx.agreement()
+    }
+
+    fn active(&self) -> Option<&ActiveEpoch> {
+        self.epochs.sealing(self.now())
+    }
+
+    fn interval(&self) -> Duration {
+        self.agreement().map_or(self.config().rekey_interval, |a| a.interval)
+    }
+
+    fn fault(&self) -> Option<&str> {
+        self.role.supply_fault().map(|fault| fault.text.as_str())
+    }
+
+    /// Only a QKD key is enough, and no source of this site gives one.
+    fn lacks_source(&self) -> bool {
+        self.ctx.qkd_only() && !self.config().qkd_source
+    }
+
+    pub fn state(&self) -> PeerState {
+        match self.active() {
+            Some(active) => {
+                let lacks = self.config().policy == QkdPolicy::Preferred || active.chain_lost;
+                if !active.sources.qkd && lacks { PeerState::Degraded } else { PeerState::Up }
+            }
+            // Before the first epoch, waiting is no alarm until something is wrong.
+            None if self.epochs.had_epoch
+                || self.ctx.hellos.refusal.is_some()
+                || self.lacks_source()
+                || self.fault().is_some() =>
+            {
+                PeerState::Blocked
+            }
+            None => PeerState::Connecting,
+        }
+    }
+
+    pub fn reason(&self) -> Option<String> {
+        if let Some(refusal) = &self.ctx.hellos.refusal {
+            return Some(refusal.detail.clone());
+        }
+        // This matters while traffic flows too: after the next restart only a handshake from here helps.
+        if self.path.is_stale(self.now()) {
+            return Some(CLOCK_SET_BACK.to_owned());
+        }
+        match self.state() {
+            PeerState::Up => {
+                // All is well still, but it will not stay so.
+                let stopped = self.supply.stopped()?;
+                let lasts = self.supply.lasts(self.interval(), self.now()).as_secs();
+                Some(format!("the QKD supply stopped ({stopped}); the keys in stock last {lasts} s"))
+            }
+            PeerState::Degraded => Some(self.degraded_reason()),
+            PeerState::Connecting | PeerState::Blocked => Some(self.blocked_reason()),
+        }
+    }
+
+    fn degraded_reason(&self) -> String {
+        let theirs = self.ctx.remote().map(|remote| remote.hello.policy);
+        match self.fault() {
+            _ if theirs == Some(QkdPolicy::Off) => "the other site has qkd = \"off\"".to_owned(),
+            fault if self.epochs.active.as_ref().is_some_and(|a| a.sources.file) => {
+                let why = fault.map(|fault| format!(": {fault}")).unwrap_or_default();
+                format!("traffic flows under a key from a file, which is no QKD{why}")
+            }
+            Some(fault) => format!("traffic flows without QKD: {fault}"),
+            None => "traffic flows without QKD until the next epoch".to_owned(),
+        }
+    }
+
+    fn blocked_reason(&self) -> String {
+        if self.lacks_source() {
+            let whose =
+                if self.config().policy == QkdPolicy::Required { "qkd" } else { "the other site's qkd" };
+            return format!(
+                "{whose} = \"required\", and the only key source here is a file, which is no QKD: no epoch is made; add a [[kms.kme]] that is one, or write qkd = \"preferred\" at both sites"
+            );
+        }
+        if self.session_age.is_none() {
+            return self.unreachable_reason();
+        }
+        if let Some(waiting_for) = self.role.waiting_for() {
+            return waiting_for.to_owned();
+        }
+        if self.config().policy == QkdPolicy::Required
+            && let Some(fault) = self.fault()
+        {
+            return format!("no QKD key, and qkd = \"required\": {fault}");
+        }
+        let wants_qkd = self.agreement().is_some_and(|a| a.policy != QkdPolicy::Off);
+        match self.agreement() {
+            None => "the control session is up; waiting for the other site's Hello".to_owned(),
+            Some(_) if wants_qkd && self.role.lacks_offers() => {
+                "the other site offers no QKD key, so its KME gives it none that fits; its `qvpn-ctl show` names the KME and says why".to_owned()
+            }
+            Some(_) if self.epochs.had_epoch && self.role.waits_for_proposals() => {
+                "the other site proposes no epoch; its `qvpn-ctl show` says why".to_owned()
+            }
+            Some(_) => "the control session is up; waiting for the first epoch".to_owned(),
+        }
+    }
+
+    fn unreachable_reason(&self) -> String {
+        let silent = self.now().since(self.liveness.silent_since()).as_secs();
+        let also = self.config().endpoint.filter(|configured| Some(*configured) != self.path.endpoint);
+        let also = also.map(|configured| format!(" and {configured}")).unwrap_or_default();
+        match self.path.endpoint {
+            None => "no endpoint configured: waiting for the other site to call".to_owned(),
+            Some(at) if self.path.initiations >= UNANSWERED_HANDSHAKES => format!(
+                "unanswered: {} handshakes to {at}{also}, nothing for {silent} s; compare the public keys of both sites (here {}, there must be {}), the endpoint, the firewall's UDP port, and this machine's clock, which must not go back",
+                self.path.initiations,
+                self.config().local.public().fingerprint(),
+                self.config().remote.fingerprint(),
+            ),
+            Some(at) => format!("calling {at}"),
+        }
+    }
+
+    pub fn view(&self) -> PeerView {
+        let (now, active, config) = (self.now(), self.active(), self.config());
+        let interval = self.interval();
+        let next = match self.role.next_attempt() {
+            Some(at) => self.agreement().map(|_| at.since(now)),
+            None => active.map(|a| (a.since + interval).since(now)),
+        };
+        let stock = (config.policy != QkdPolicy::Off).then(|| self.role.stock_count(KeyKind::Qkd));
+        PeerView {
+            state: self.state(),
+            reason: self.reason(),
+            role: config.role,
+            policy: config.policy,
+            endpoint: self.path.endpoint,
+            epoch: active.map(|a| a.epoch),
+            epoch_age: active.map(|a| now.since(a.since)),
+            epoch_expires_in: active.map(|a| a.sealing_ends.since(now)),
+            next_rekey_in: next,
+            sources: active.map(|a| a.sources),
+            qkd_key_id: active.filter(|a| a.sources.qkd).and_then(|a| a.qkd_key_id.clone()),
+            qkd_key_age: self.epochs.last_qkd.map(|at| now.since(at)),
+            qkd_stock: stock,
+            file_stock: stock.map(|_| self.role.stock_count(KeyKind::File)),
+            qkd_stock_lasts: stock.map(|_| self.supply.lasts(interval, now)),
+            rekeys: self.epochs.rekeys,
+            rekey_failures: self.epochs.failures.iter().map(|(reason, n)| (*reason, *n)).collect(),
+            drops: self.drops,
+            control_handshake_ago: self.session_age,
+            rekey_interval: interval,
+            lanes: self.agreement().map_or(config.lanes, |a| a.lanes),
+            peer_rx_silent: self.lanes.peer_rx_silent(),
+        }
+    }
+}

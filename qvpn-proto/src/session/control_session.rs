@@ -1,0 +1,248 @@
+//! The control session of one peer: starts handshakes, follows the peer's address, pings a silent peer, and measures the
+//! path.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use qvpn_types::Time;
+use rand_core::CryptoRng;
+
+use super::control_link::{ControlLink, LinkOutput};
+use crate::config::{PeerConfig, Role};
+use crate::liveness::{Liveness, LivenessStep, PING_AFTER};
+use crate::notice::PeerEvent;
+use crate::outbox::Outbox;
+use crate::output::PeerOutput;
+use crate::path_mtu::PathMtu;
+use crate::paths::ControlPath;
+use crate::timers::Timer;
+use crate::wire::MessageType;
+
+/// How long the responder waits for the initiator's handshake.
+const RESPONDER_WAIT: Duration = Duration::from_secs(1);
+const LINK_TICK_INTERVAL: Duration = Duration::from_millis(250);
+
+/// What people read when the peer's clock was set back.
+pub const CLOCK_SET_BACK: &str = "its handshakes carry a time before that of an earlier one, so they count as repetitions: its clock was set back; set it right (if it is right, somebody repeats old handshakes). Handshakes are started from here instead";
+
+/// What came of a datagram.
+pub struct SessionInput {
+    /// The number of the session that the packets came in.
+    pub session: u64,
+    pub packets: Vec<Vec<u8>>,
+    /// A new session is in use.
+    pub new_session: bool,
+}
+
+/// The control session and what it knows of the path.
+pub struct ControlSession<L> {
+    link: L,
+    pub path: ControlPath,
+    pub liveness: Liveness,
+    /// The search for the path's MTU, where it is wanted.
+    path_mtu: Option<PathMtu>,
+}
+
+/// How long a role waits before its first handshake.
+fn first_wait(role: Role) -> Duration {
+    match role {
+        Role::Initiator => Duration::ZERO,
+        Role::Responder => RESPONDER_WAIT,
+    }
+}
+
+impl<L: ControlLink> ControlSession<L> {
+    pub fn new(config: &PeerConfig, link: L, now: Time, out: &mut Outbox) -> Self {
+        out.timers.set(Timer::LinkTick, Some(now));
+        out.timers.set(Timer::Handshake, Some(now + first_wait(config.role)));
+        Self { link, path: ControlPath::new(config.endpoint), liveness: Liveness::new(now), path_mtu: None }
+    }
+
+    /// Since the handshake of the session in use; `None` without one.
+    pub fn age(&self) -> Option<Duration> {
+        self.link.session_age()
+    }
+
+    pub fn is_up(&self) -> bool {
+        self.age().is_some()
+    }
+
+    /// Passes a datagram through the session.
+    pub fn on_datagram(
+        &mut self,
+        datagram: &[u8],
+        from: SocketAddr,
+        now: Time,
+        out: &mut Outbox,
+    ) -> SessionInput {
+        let output = self.link.receive(from.ip(), datagram);
+        let lost = self.is_silent(now) && self.path.endpoint != Some(from);
+        out.drops.control += u64::from(output.dropped);
+        if output.authenticated {
+            self.liveness.on_received(now);
+            self.path.initiations = 0;
+            if self.path.set_endpoint(from) {
+                self.path_moved(now);
+                out.emit(PeerEvent::Roamed { endpoint: from });
+            }
+        }
+        let LinkOutput { datagrams, packets, session, new_session, answered, stale_start, .. } = output;
+        // Replies go back to where the datagram came from, even a cookie to a sender that is not authenticated yet.
+        datagrams.into_iter().for_each(|datagram| out.transmit(from, datagram));
+        if stale_start {
+            self.answer_stale_initiation(now, out);
+        }
+        if new_session {
+            out.channel.session_started(now);
+            out.timers.set(Timer::Handshake, None);
+            self.path_used(now);
+            // A peer that calls us while we call it is where its handshake came from, which need not be there.
+            if let Some(called) = self.path.take_called().filter(|_| lost && answered) {
+                out.output(PeerOutput::LanesTo(called));
+            }
+        }
+        SessionInput { session, packets, new_session }
+    }
+
+    fn is_silent(&self, now: Time) -> bool {
+        now.since(self.liveness.silent_since()) >= PING_AFTER
+    }
+
+    /// The handshakes of a silent peer whose clock was set back are refused, so only a handshake of ours helps, which carries
+    /// our time. While the peer is heard, the initiation was a repetition. An attacker who repeats old ones makes us send one
+    /// handshake in five seconds to the endpoint that we know, which does no harm.
+    fn answer_stale_initiation(&mut self, now: Time, out: &mut Outbox) {
+        if !self.is_silent(now) || !self.path.on_stale_initiation(now) {
+            return;
+        }
+        out.emit(PeerEvent::ClockSetBack { detail: CLOCK_SET_BACK.to_owned() });
+        if let Some(to) = self.path.endpoint
+            && let Some(datagram) = self.link.start()
+        {
+            out.transmit(to, datagram);
+        }
+    }
+
+    pub fn on_link_tick(&mut self, role: Role, now: Time, out: &mut Outbox) {
+        let output = self.link.tick();
+        if let Some(to) = self.path.endpoint {
+            output.datagrams.into_iter().for_each(|datagram| out.transmit(to, datagram));
+        }
+        if !self.is_up() && out.timers.get(Timer::Handshake).is_none() {
+            out.timers.set(Timer::Handshake, Some(now + first_wait(role)));
+        }
+        out.timers.set(Timer::LinkTick, Some(now + LINK_TICK_INTERVAL));
+    }
+
+    /// Initiates a handshake unless a session is up, and sets the timer for the next.
+    pub fn start_handshake(&mut self, configured: Option<SocketAddr>, now: Time, out: &mut Outbox) {
+        if self.is_up() {
+            return;
+        }
+        if let Some(to) = self.path.next_destination(configured)
+            && let Some(datagram) = self.link.start()
+        {
+            out.transmit(to, datagram);
+            self.path.on_initiated(to);
+        }
+        out.timers.set(Timer::Handshake, Some(now + self.path.retry_interval()));
+    }
+
+    pub fn check_liveness(
+        &mut self,
+        configured: Option<SocketAddr>,
+        now: Time,
+        out: &mut Outbox,
+        rng: &mut dyn CryptoRng,
+    ) {
+        match self.liveness.poll(self.is_up(), now) {
+            LivenessStep::Nothing => {}
+            LivenessStep::Ping => out.channel.send_once(MessageType::Ping, &[], rng),
+            LivenessStep::Reconnect => {
+                if self.path.endpoint.is_some() {
+                    self.link.reset();
+                    self.start_handshake(configured, now, out);
+                }
+            }
+        }
+    }
+
+    /// The config or the data path says where the peer is.
+    pub fn set_endpoint(&mut self, endpoint: SocketAddr, now: Time) -> bool {
+        let moved = self.path.set_endpoint(endpoint);
+        if moved {
+            self.path_moved(now);
+        }
+        moved
+    }
+
+    /// The config names another endpoint.
+    pub fn reconfigure_endpoint(&mut self, endpoint: SocketAddr, now: Time) {
+        self.path.endpoint = Some(endpoint);
+        self.path_moved(now);
+    }
+
+    /// Sends what is due through the session.
+    pub fn flush(&mut self, now: Time, out: &mut Outbox) {
+        let Some(to) = self.path.endpoint else { return };
+        if !self.is_up() {
+            return;
+        }
+        out.channel.flush(now);
+        while let Some(packet) = out.channel.next_packet() {
+            if let Some(datagram) = self.link.send(&packet) {
+                self.liveness.on_sent(now);
+                out.transmit(to, datagram);
+            }
+        }
+    }
+
+    /// Begins to measure the path's MTU, or ends that.
+    pub fn measure_path(&mut self, measure: bool, now: Time, out: &mut Outbox) {
+        match (measure, &self.path_mtu) {
+            (true, None) => self.path_mtu = Some(PathMtu::new(now)),
+            (false, Some(_)) => {
+                self.path_mtu = None;
+                out.timers.set(Timer::PathMtu, None);
+            }
+            _ => {}
+        }
+    }
+
+    fn path_moved(&mut self, now: Time) {
+        if let Some(path_mtu) = &mut self.path_mtu {
+            path_mtu.moved(now);
+        }
+    }
+
+    /// Packets are sent over the path.
+    pub fn path_used(&mut self, now: Time) {
+        if let Some(path_mtu) = &mut self.path_mtu {
+            path_mtu.sent(now);
+        }
+    }
+
+    /// Takes acknowledgements of probes, sends those that are due, and reports a changed MTU.
+    pub fn poll_path_mtu(&mut self, now: Time, out: &mut Outbox, rng: &mut dyn CryptoRng) {
+        let ready = self.is_up() && self.path.endpoint.is_some();
+        let Some(path_mtu) = &mut self.path_mtu else { return };
+        let before = path_mtu.mtu();
+        while let Some(id) = out.channel.take_passed() {
+            path_mtu.acknowledged(&id, now);
+        }
+        // Without a session no probe can be sent; the next session calls again.
+        if ready {
+            for size in path_mtu.due(now, out.channel.round_trip()) {
+                let id = out.channel.probe(size.into(), rng);
+                path_mtu.probed(id, size);
+            }
+            out.timers.set(Timer::PathMtu, Some(path_mtu.next()));
+        } else {
+            out.timers.set(Timer::PathMtu, None);
+        }
+        let mtu = path_mtu.mtu();
+        if mtu != before {
+            out.emit(PeerEvent::PathMtu { mtu });
+        }
+    }
+}

@@ -1,0 +1,90 @@
+//! Watches the supply of QKD keys: asks the role what it lacks, and reports when the supply stops.
+
+use std::time::Duration;
+
+use qvpn_types::Time;
+use rand_core::CryptoRng;
+
+use crate::config::QkdPolicy;
+use crate::exchange::{Context, ExchangeRole, LostKeys};
+use crate::kms::KeyKind;
+use crate::notice::PeerEvent;
+use crate::outbox::Outbox;
+use crate::stock::{Budget, Verdict};
+use crate::timers::Timer;
+
+/// The supply of one peer.
+pub struct Supply {
+    /// The number of the last fetch.
+    request: u64,
+    budget: Budget,
+    /// Why it stopped.
+    stopped: Option<String>,
+}
+
+impl Supply {
+    pub fn new(now: Time) -> Self {
+        Self { request: 0, budget: Budget::new(now), stopped: None }
+    }
+
+    /// Fetches what is missing, and tells the peer what changed. Nothing is fetched for a peer that is not there.
+    pub fn poll(
+        &mut self,
+        role: &mut dyn ExchangeRole,
+        ctx: &Context<'_>,
+        out: &mut Outbox,
+        rng: &mut dyn CryptoRng,
+    ) {
+        let Some(agreement) = ctx.agreement().filter(|a| a.policy != QkdPolicy::Off) else {
+            out.timers.set(Timer::Stock, None);
+            return;
+        };
+        if ctx.hellos.refusal.is_some() {
+            out.timers.set(Timer::Stock, None);
+            return;
+        }
+        if ctx.qkd_only() {
+            report_lost(role.keep_only_qkd(), out);
+        }
+        if role.poll_stock(self.request + 1, ctx, out, rng) {
+            self.request += 1;
+        }
+        self.watch(role, agreement.interval, ctx, out);
+    }
+
+    fn watch(&mut self, role: &dyn ExchangeRole, interval: Duration, ctx: &Context<'_>, out: &mut Outbox) {
+        if !ctx.session_up {
+            self.budget.pause(ctx.now);
+            return;
+        }
+        let (held, target) = (role.stock_count(KeyKind::Qkd), role.stock_target());
+        match self.budget.look(held, target, interval, role.supply_fault(), ctx.now) {
+            Verdict::Same => {}
+            Verdict::Stopped(detail) => {
+                self.stopped = Some(detail.clone());
+                out.emit(PeerEvent::SupplyStopped { detail, stock: held });
+            }
+            Verdict::Resumed => {
+                self.stopped = None;
+                out.emit(PeerEvent::SupplyResumed);
+            }
+        }
+    }
+
+    /// How long the stock lasts at the agreed interval and the supply seen.
+    pub fn lasts(&self, interval: Duration, now: Time) -> Duration {
+        self.budget.lasts(interval, now)
+    }
+
+    /// Why the supply stopped, while it is so.
+    pub fn stopped(&self) -> Option<&str> {
+        self.stopped.as_deref().filter(|_| self.budget.stopped())
+    }
+}
+
+/// Reports keys that were lost.
+pub fn report_lost(lost: LostKeys, out: &mut Outbox) {
+    for (id, why) in lost {
+        out.emit(PeerEvent::KeyLost { id, why });
+    }
+}
