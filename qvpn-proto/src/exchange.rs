@@ -4,8 +4,10 @@
 
 mod answer;
 mod attempt;
+mod confirm;
 mod context;
 mod initiator;
+mod key_choice;
 mod parameters;
 mod prepared;
 mod proposed;

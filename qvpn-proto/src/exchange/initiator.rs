@@ -7,11 +7,12 @@ use qvpn_types::{EpochNumber, LocalEpoch, Time};
 use rand_core::CryptoRng;
 
 use super::attempt::{AcceptOutcome, Attempt, Installing, OutstandingProposal};
+use super::confirm::Confirming;
 use super::context::Context;
+use super::key_choice::{KeyChoice, choose_key};
 use super::proposed::{Proposal, Proposed};
 use super::role::{ExchangeRole, LostKeys, Message};
 use crate::backoff::backoff;
-use crate::config::QkdPolicy;
 use crate::epochs::{Epochs, close};
 use crate::key_schedule::Chain;
 use crate::kms::{Fetch, KeyKind, KmsReport};
@@ -25,9 +26,6 @@ use crate::wire::{Confirm, MessageId, MessageType, Propose, RejectReason, RekeyR
 /// How long an attempt may take.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(5);
 const PROPOSE_RETRY_INTERVAL: Duration = Duration::from_secs(1);
-/// The wait between two `Confirm`s doubles from the first to the last of these.
-const MIN_CONFIRM_INTERVAL: Duration = Duration::from_millis(500);
-const MAX_CONFIRM_INTERVAL: Duration = Duration::from_secs(4);
 /// The wait after a failed attempt doubles from the first to the last of these.
 const MIN_ATTEMPT_BACKOFF: Duration = Duration::from_millis(100);
 const MAX_ATTEMPT_BACKOFF: Duration = Duration::from_secs(10);
@@ -45,23 +43,9 @@ pub struct Initiator {
     last_attempt: Option<Time>,
     failures: u32,
     number: EpochNumber,
-    confirm: Option<OutstandingConfirm>,
+    confirm: Confirming,
     waiting_for: Option<String>,
     reported_no_key: bool,
-}
-
-/// A `Confirm` that is repeated until the peer seals in its epoch.
-struct OutstandingConfirm {
-    epoch: LocalEpoch,
-    bytes: Vec<u8>,
-    tries: u32,
-}
-
-/// Which key the next attempt uses.
-enum KeyChoice {
-    Qkd(String),
-    Without,
-    Wait { until: Option<Time>, reason: String },
 }
 
 impl Initiator {
@@ -75,33 +59,10 @@ impl Initiator {
             last_attempt: None,
             failures: 0,
             number: EpochNumber::default(),
-            confirm: None,
+            confirm: Confirming::default(),
             waiting_for: None,
             reported_no_key: false,
         }
-    }
-
-    fn choose_key(&self, ctx: &Context<'_>, epochs: &Epochs) -> KeyChoice {
-        let Some(agreement) = ctx.agreement() else {
-            return KeyChoice::Wait { until: None, reason: String::new() };
-        };
-        if agreement.policy == QkdPolicy::Off {
-            return KeyChoice::Without;
-        }
-        let (qkd, file) = (self.stock.usable(KeyKind::Qkd), self.stock.usable(KeyKind::File));
-        if let Some((id, _)) = qkd.or(file.filter(|_| !ctx.qkd_only())) {
-            return KeyChoice::Qkd(id.to_owned());
-        }
-        let fault = self.stock.fault().map_or("waiting for the first keys of the KMEs", |f| f.text.as_str());
-        if agreement.policy == QkdPolicy::Required {
-            let reason = format!("no QKD key that both sites hold, and qkd = \"required\": {fault}");
-            return KeyChoice::Wait { until: None, reason };
-        }
-        let until = epochs.last_qkd.unwrap_or(epochs.started) + agreement.interval * 2;
-        if ctx.now >= until {
-            return KeyChoice::Without;
-        }
-        KeyChoice::Wait { until: Some(until), reason: format!("no QKD key that both sites hold: {fault}") }
     }
 
     fn propose(
@@ -160,7 +121,7 @@ impl Initiator {
             Attempt::Proposed(proposal) => proposal,
             other => {
                 self.attempt = other;
-                self.repeat_confirm(ctx.now, out, rng);
+                self.confirm.repeat_if_unsent(ctx.now, out, rng);
                 return;
             }
         };
@@ -213,34 +174,10 @@ impl Initiator {
         self.reported_no_key = false;
         self.chain = Some(prepared.chain);
         let mut epoch = prepared.epoch;
-        self.confirm = Some(OutstandingConfirm { epoch: epoch.local_epoch, bytes: confirm, tries: 0 });
+        let local_epoch = epoch.local_epoch;
         epoch.since = ctx.now;
         epochs.activate(epoch, prepared.sealing, ctx.now.since(prepared.began), ctx.config, out);
-        self.confirm_again(ctx.now, out, rng);
-    }
-
-    fn confirm_again(&mut self, now: Time, out: &mut Outbox, rng: &mut dyn CryptoRng) {
-        if let Some(confirm) = &mut self.confirm {
-            out.channel.send(MessageType::Confirm, &confirm.bytes, now, rng);
-            let wait = backoff(MIN_CONFIRM_INTERVAL, MAX_CONFIRM_INTERVAL, confirm.tries);
-            confirm.tries += 1;
-            out.timers.set(Timer::ConfirmAgain, Some(now + wait));
-        }
-    }
-
-    /// A repeated `Accept` says that the peer missed our `Confirm`.
-    fn repeat_confirm(&mut self, now: Time, out: &mut Outbox, rng: &mut dyn CryptoRng) {
-        if let Some(confirm) = &self.confirm
-            && !out.channel.pending(MessageType::Confirm)
-        {
-            out.channel.send(MessageType::Confirm, &confirm.bytes, now, rng);
-        }
-    }
-
-    fn stop_confirming(&mut self, out: &mut Outbox) {
-        self.confirm = None;
-        out.channel.cancel(MessageType::Confirm);
-        out.timers.set(Timer::ConfirmAgain, None);
+        self.confirm.start(local_epoch, confirm, ctx.now, out, rng);
     }
 
     /// The responder asks for an epoch.
@@ -362,8 +299,8 @@ impl ExchangeRole for Initiator {
         out: &mut Outbox,
     ) {
         let Some(agreement) = ctx.agreement() else { return };
-        if self.confirm.as_ref().is_some_and(|confirm| epoch >= confirm.epoch) {
-            self.stop_confirming(out);
+        if self.confirm.epoch().is_some_and(|confirmed| epoch >= confirmed) {
+            self.confirm.stop(out);
             epochs.drain_older(epoch, agreement.interval, ctx.config.lanes, ctx.now, out);
         }
     }
@@ -385,7 +322,7 @@ impl ExchangeRole for Initiator {
                 self.fail_attempt(FailureReason::Timeout, detail.to_owned(), ctx.now, epochs, out);
             }
             Timer::ProposeAgain => self.propose_again(ctx.now, out, rng),
-            Timer::ConfirmAgain => self.confirm_again(ctx.now, out, rng),
+            Timer::ConfirmAgain => self.confirm.send_again(ctx.now, out, rng),
             _ => {}
         }
     }
@@ -402,15 +339,14 @@ impl ExchangeRole for Initiator {
         let detail = "the other end restarted".to_owned();
         self.fail_attempt(FailureReason::Restarted, detail, ctx.now, epochs, out);
         self.stock.forget_answers();
-        self.stop_confirming(out);
+        self.confirm.stop(out);
     }
 
     /// The peer hears no more of an epoch without QKD, and an attempt without one ends.
     fn on_stricter_policy(&mut self, ctx: &Context<'_>, epochs: &Epochs, out: &mut Outbox) {
         let weak = epochs.active.as_ref().filter(|epoch| ctx.breaks_policy(epoch.sources));
-        let weak = weak.map(|epoch| epoch.local_epoch);
-        if self.confirm.as_ref().is_some_and(|confirm| Some(confirm.epoch) == weak) {
-            self.stop_confirming(out);
+        if weak.is_some_and(|epoch| self.confirm.epoch() == Some(epoch.local_epoch)) {
+            self.confirm.stop(out);
         }
         match &mut self.attempt {
             Attempt::Idle => {}
@@ -464,8 +400,8 @@ impl ExchangeRole for Initiator {
         if !ready {
             return; // what makes it ready comes in a datagram
         }
-        match self.choose_key(ctx, epochs) {
-            KeyChoice::Qkd(id) => self.propose(Some(id), ctx, epochs, out, rng),
+        match choose_key(&self.stock, ctx, epochs) {
+            KeyChoice::Named(id) => self.propose(Some(id), ctx, epochs, out, rng),
             KeyChoice::Without => self.propose(None, ctx, epochs, out, rng),
             KeyChoice::Wait { until, reason } => {
                 out.timers.set(Timer::Attempt, until);
