@@ -174,7 +174,7 @@ fn acvp_ml_kem_1024() {
         let good = kem::check(&array(&test["ek"])).is_ok();
         assert_eq!(good, test["testPassed"].as_bool().unwrap(), "check {}", test["tcId"]);
     }
-    // NIST gives expanded keys here, which this crate never takes: the same primitive, called beside it.
+    // NIST gives expanded keys here, which this crate does not accept, so the primitive is called directly.
     for test in group("decapsulation", 10) {
         let expanded = array::<3168>(&test["dk"]).into();
         #[expect(deprecated, reason = "these vectors give the expanded key, and no seed")]
@@ -184,8 +184,8 @@ fn acvp_ml_kem_1024() {
     }
 }
 
-/// Keys, ciphertexts and secrets of one implementation in the hands of the other; wrong ciphertexts too, which both must
-/// answer with the same secret (implicit rejection).
+/// Each implementation uses the other's keys and ciphertexts; for a wrong ciphertext both must return the same secret
+/// (implicit rejection).
 #[test]
 fn a_second_implementation_of_ml_kem_agrees() {
     let cases = std::env::var("QVPN_CASES").map_or(CASES, |n| n.parse().unwrap());
@@ -196,13 +196,13 @@ fn a_second_implementation_of_ml_kem_agrees() {
         let (key, ek) = (seed(&random), kem::encapsulation_key_of(&seed(&random)));
         let theirs = second::DecapsulationKey::new(&second::ML_KEM_1024, &expanded(&random)).unwrap();
 
-        // They encapsulate, we decapsulate.
+        // AWS-LC encapsulates, we decapsulate.
         let public = second::EncapsulationKey::new(&second::ML_KEM_1024, &ek[..]).unwrap();
         let (ct, secret) = public.encapsulate().unwrap();
         let ct: &kem::CtBytes = ct.as_ref().try_into().unwrap();
         assert!(kem::decapsulate(&key, ct).ct_eq(secret.as_ref()), "case {case}");
 
-        // We encapsulate, they decapsulate; then with one bit changed.
+        // We encapsulate, AWS-LC decapsulates; then with one bit changed.
         let (mut ct, secret) = kem::encapsulate(&ek, &mut rng).unwrap();
         assert!(secret.ct_eq(theirs.decapsulate(ct[..].into()).unwrap().as_ref()), "case {case}");
         let bit = usize::try_from(rng.next_u32()).unwrap() % (8 * kem::CT_LEN);

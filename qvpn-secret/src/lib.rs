@@ -1,8 +1,8 @@
 //! The one place where secret bytes live. A [`Secret`] is a handle into memory that is locked, left out of core dumps and
 //! erased when the handle goes, so that a move copies a pointer and never the bytes.
 //!
-//! Secrets have no `Clone`, `Debug`, `Display`, `AsRef` or `Serialize`: a secret is moved to whoever uses it up, and
-//! [`Secret::expose`] marks each place where its bytes are read.
+//! Secrets have no `Clone`, `Debug`, `Display`, `AsRef` or `Serialize`: a secret is moved to the code that consumes it,
+//! and [`Secret::expose`] marks each place where its bytes are read.
 //!
 //! ```compile_fail,E0599
 //! let s = qvpn_secret::Secret::<32>::zeroed();

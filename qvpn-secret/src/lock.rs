@@ -62,7 +62,7 @@ struct Pool {
     free: [Vec<Address>; CLASSES],
 }
 
-/// The start of a slot or a chunk that nobody else holds.
+/// The start of a slot or a chunk, owned by the holder of this value.
 struct Address(NonNull<u8>);
 
 // SAFETY: an `Address` is the only handle to its memory, which is not tied to a thread.
@@ -71,7 +71,7 @@ unsafe impl Send for Address {}
 static POOL: Mutex<Pool> = Mutex::new(Pool { free: [const { Vec::new() }; CLASSES] });
 
 fn pool() -> MutexGuard<'static, Pool> {
-    // A panic elsewhere cannot leave the lists half changed, so a poisoned lock is as good as a clean one.
+    // Each update is atomic, so a poisoned lock is still consistent.
     POOL.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -91,7 +91,7 @@ impl Slot {
     /// A slot of `len` zero bytes.
     ///
     /// # Panics
-    /// If memory cannot be locked any more: like running out of memory, there is no safe way on.
+    /// If no more memory can be locked: as when memory runs out, there is no safe way to continue.
     pub(crate) fn zeroed(len: usize) -> Self {
         let class = (0..CLASSES).find(|c| MIN_CLASS << c >= len);
         let start = match class {
@@ -187,7 +187,7 @@ mod os {
                 libc::munmap(base, len + 2 * page);
                 return Err(error);
             }
-            // Neither a core dump nor a forked child gets a copy. Both are extra walls: a refusal is not fatal.
+            // Neither a core dump nor a forked child gets a copy. Both are extra protection: a refusal is not fatal.
             libc::madvise(start, len, libc::MADV_DONTDUMP);
             libc::madvise(start, len, libc::MADV_DONTFORK);
             NonNull::new(start.cast::<u8>()).map(Address).ok_or_else(|| failed("map"))

@@ -6,7 +6,7 @@ use zeroize::Zeroize;
 /// How deep the wipe reaches. ML-KEM-1024 key generation, the deepest user, stays below 64 KiB in a release build; an
 /// unoptimised build of the same code needs more.
 const DEPTH: usize = if cfg!(miri) {
-    // Miri takes seconds for the whole of it, and looks at the way and not at the depth.
+    // Under Miri the full depth takes seconds, and the depth does not matter there.
     4 * 1024
 } else if cfg!(debug_assertions) {
     512 * 1024

@@ -182,7 +182,7 @@ fn floods(rate: u64, seconds: u64) -> (u64, u64, Duration) {
     gateways[0].wait_state("up", Duration::from_secs(25));
     wait_until("traffic", Duration::from_secs(5), || lab.lan_a.pings(Site::B.host()[0]).then_some(()));
     let took = start.elapsed();
-    println!("a gateway that restarts amid the flood is in after {took:?}");
+    println!("a gateway that restarts during the flood is connected after {took:?}");
     assert!(running.is_running(), "the flood was still going on");
     (all, after.saturating_sub(before), took)
 }
@@ -206,6 +206,6 @@ fn long_floods_cost_no_packet_and_no_rekey_alone() {
             "soak: {} floods of {seconds} s, {rate} a second: {sent} datagrams, {more} kB more memory",
             KINDS.len()
         );
-        println!("soak: a gateway that restarted amid a flood was in after {took:.1?}");
+        println!("soak: a gateway that restarted during a flood was connected after {took:.1?}");
     });
 }

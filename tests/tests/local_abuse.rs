@@ -14,14 +14,14 @@ use tests::{GatewayOptions, KmeOptions, Lab, Site, Stream, sandbox, wait_until};
 
 const START: Duration = Duration::from_secs(20);
 /// A client's time limit for an answer. On a busy machine three hundred connections take a while.
-const PATIENCE: Duration = Duration::from_secs(60);
+const REPLY_TIMEOUT: Duration = Duration::from_secs(60);
 /// Address of site B's metrics.
 const METRICS: &str = "127.0.0.1:9790";
 
 fn connect(socket: &Path) -> UnixStream {
     let stream = UnixStream::connect(socket).unwrap();
     stream.set_write_timeout(Some(Duration::from_millis(200))).unwrap();
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.set_read_timeout(Some(REPLY_TIMEOUT)).unwrap();
     stream
 }
 
@@ -112,7 +112,7 @@ fn abuse(rounds: usize) {
     for report in stream.finish() {
         assert_eq!((report.received.lost, report.refused), (0, 0), "{report:?}");
     }
-    // What was kept open is gone by now, and who reads nothing waits no longer than the daemon's patience.
+    // The daemon has closed the open connections by now, also those of clients that read nothing.
     wait_until("the operator is served", Duration::from_secs(15), || gateway.try_show().map(drop));
     wait_until("connections end", Duration::from_secs(20), || {
         (gateway.process.open_files() <= open + 10).then_some(())
@@ -125,7 +125,7 @@ fn abuse(rounds: usize) {
         "control: {connections} hostile connections in {seconds} s; {done} rekeys; memory {before} kB before, {after} kB after"
     );
 
-    // Slow clients have left the metrics by the daemon's patience, though they still hold on.
+    // The metrics listener has closed the connections of slow clients.
     wait_until("a scrape", Duration::from_secs(15), || {
         let page = lab.gw(Site::B).try_run(&format!(
             "python3 -c 'import urllib.request as u; print(u.urlopen(\"http://{METRICS}/metrics\", timeout=5).read().decode())'"

@@ -31,7 +31,12 @@ fn the_short_trial_explains_each_lost_packet_alone() {
     assert!(!page.contains("NaN") && !page.contains("inf"), "each number of the page is one");
     // Eight plots of all of it, and of each attack.
     assert_eq!(page.matches("<svg class=\"plot\"").count(), 3 * 8);
-    for words in ["somebody listens", "they come back and stay", "they are gone", "What can't be faster"] {
+    for words in [
+        "an eavesdropper listens",
+        "the eavesdropper returns",
+        "the eavesdropper has left",
+        "Times that are not scaled",
+    ] {
         assert!(page.contains(words), "no `{words}` in the page");
     }
 

@@ -212,7 +212,7 @@ fn copy_file(lab: &Lab) -> Outcome {
         node.run(&format!("sha256sum {}", file.display())).split(' ').next().unwrap_or_default().to_owned()
     };
     let (here, there) = (sum(&lab.lan_a, &copy), sum(&lab.lan_b, &dir.join("secret.txt")));
-    let text = format!("{} bytes in {took:.2} s, SHA-256 {}… at both ends", content.len(), &here[..16]);
+    let text = format!("{} bytes in {took:.2} s, SHA-256 {}… at both sides", content.len(), &here[..16]);
     check(here == there, if here == there { text } else { format!("{there} became {here}") })
 }
 

@@ -127,11 +127,11 @@ fn story(html: &mut String, facts: &Facts) {
         "<h2>What happened</h2>\n\
          <p>Two sites have a fibre with QKD devices, a key manager (KME) each, and an ordinary network. Once a minute the gateways agree on a \
          fresh key from three independent secrets: a QKD key, ML-KEM-1024 and X25519. A video runs between the sites in both directions, \
-         and a backup besides.</p>\n\
-         <p><b>{}: somebody listens.</b> Half of the pulses on the fibre are measured and sent again. That can't be done unseen: the error rate \
-         rises from {} to {}, and the link yields no key any more, where it gave {} kbit/s. The traffic goes on with keys that the KMEs and the \
-         gateways have in stock from before. The gateway that fetches the keys raises the alarm \
-         <code>qkd.supply_stopped</code> after {:.1} s, and says: “{}”. The eavesdropper leaves after {}; keys come again {:.1} s later. {} datagrams were lost.</p>\n",
+         and so does a backup.</p>\n\
+         <p><b>{}: an eavesdropper listens.</b> They measure half of the pulses on the fibre and send them again. This raises the error rate \
+         from {} to {}, and the link, which gave {} kbit/s, yields no more keys. Traffic continues with keys that the KMEs and the \
+         gateways have in stock. The gateway that fetches the keys raises the alarm \
+         <code>qkd.supply_stopped</code> after {:.1} s: “{}”. The eavesdropper leaves after {}; keys come again {:.1} s later. {} datagrams were lost.</p>\n",
         clock(first.begins_s),
         percent(first.qber_before),
         percent(first.qber_during),
@@ -145,10 +145,10 @@ fn story(html: &mut String, facts: &Facts) {
     .unwrap();
     write!(
         html,
-        "<p><b>{}: they come back and stay,</b> longer than the stocks last. The alarm is raised after {:.1} s. {} after the attack began the last \
+        "<p><b>{}: the eavesdropper returns,</b> and stays longer than the stocks last. The alarm is raised after {:.1} s. {} after the attack began the last \
          new key is made from the stock, and {} when that key has reached its age limit, both gateways stop sending: nothing goes out in \
-         clear or under an old key, and no weaker key takes its place. The gateway says why: “{}”.</p>\n\
-         <p><b>{}: they are gone.</b> Keys come again {:.1} s later, and traffic {}, by itself. {} datagrams of the video were lost in between.</p>\n",
+         clear or under an old key, and no weaker key takes its place. The gateway reports the cause: “{}”.</p>\n\
+         <p><b>{}: the eavesdropper has left.</b> Keys come again {:.1} s later, and traffic {}, without intervention. {} datagrams of the video were lost in between.</p>\n",
         clock(second.begins_s),
         second.alarm_after_s.unwrap_or(f64::NAN),
         simulated(second.last_rekey_after_s),
@@ -171,7 +171,7 @@ fn story(html: &mut String, facts: &Facts) {
         ("blocked, after", |a| a.blocked_after_s),
         ("keys again, after the attack's end", |a| Some(a.keys_back_after_s)),
         ("both gateways recovered, after the attack's end", |a| a.recovered_back_after_s),
-        ("traffic both ways, after the attack's end", |a| a.traffic_back_after_s),
+        ("traffic in both directions, after the attack's end", |a| a.traffic_back_after_s),
     ];
     for (name, value) in rows {
         writeln!(
@@ -307,13 +307,13 @@ fn charts(html: &mut String, record: &Record, range: (f64, f64), ticks: &[(f64, 
         (
             "Video: datagrams lost",
             "a second",
-            "is nothing but while the gateways are blocked",
+            "is zero except while the gateways are blocked",
             vec![("site A to B", lost(0)), ("site B to A", lost(1))],
         ),
         (
             "Throughput",
             "Mbit/s",
-            "is even, and nothing while the gateways are blocked",
+            "is even, and zero while the gateways are blocked",
             vec![("video A to B", arrived(0)), ("video B to A", arrived(1)), ("bulk transfer B to A", bulk)],
         ),
     ];
@@ -324,7 +324,8 @@ fn charts(html: &mut String, record: &Record, range: (f64, f64), ticks: &[(f64, 
         range,
         ticks: ticks.to_vec(),
         bands: bands.clone(),
-        limit: (title.starts_with("Error")).then_some((QBER_LIMIT, "about here the link yields nothing")),
+        limit: (title.starts_with("Error"))
+            .then_some((QBER_LIMIT, "above about this rate the link yields no keys")),
         lines: lines.into_iter().map(|(name, points)| Line { name, points }).collect(),
     };
     for (title, unit, says, lines) in plots {
@@ -334,7 +335,7 @@ fn charts(html: &mut String, record: &Record, range: (f64, f64), ticks: &[(f64, 
     *html += &chart(
         "Round trip",
         "ms",
-        "least and greatest in each piece of the plot; no line where no answer came",
+        "minimum and maximum in each piece of the plot; no line without a reply",
         trips,
     )
     .html();
@@ -346,30 +347,30 @@ fn method(html: &mut String, plan: &Plan, facts: &Facts) {
     write!(
         html,
         "<h2>How it was done</h2>\n\
-         <p>The programs are the real ones: two <code>qvpn-daemon</code>s (development build), and <code>kme-sim</code> with its preset \
-         <code>defence-50km</code>, whose KMEs speak ETSI GS QKD 014 over mutual TLS. Time on the QKD link goes {SCALE:.0} times as fast, and \
+         <p>The trial uses the real programs: two <code>qvpn-daemon</code>s (development build), and <code>kme-sim</code> with its preset \
+         <code>defence-50km</code>, whose KMEs speak ETSI GS QKD 014 over mutual TLS. Time on the QKD link runs {SCALE:.0} times as fast, and \
          the gateways rekey every {INTERVAL_MS} ms, which is a minute there. The store of the KMEs is set to {} keys and the gateways' to {}, so \
-         that the story fits into the trial; the preset's store is far larger, and would have fed the tunnel for weeks. The eavesdropper \
-         measures {EAVESDROPPED} % of the pulses. The video is {VIDEO_RATE} numbered datagrams a second of {VIDEO_SIZE} bytes, each way; the bulk transfer is TCP \
+         that the attacks fit into the trial; the preset's store is far larger, and would last for weeks. The eavesdropper \
+         measures {EAVESDROPPED} % of the pulses. The video is {VIDEO_RATE} numbered datagrams a second of {VIDEO_SIZE} bytes, in each direction; the bulk transfer is TCP \
          at {BULK_MBIT} Mbit/s, each byte checked; {} probes measured the round trip (median {:.2} ms, 99 % below {:.2} ms; \
          peaks are this machine's, whose {} cores all the programs share with its other work).</p>\n\
          <p>A lost datagram is explained if it was sent between the first gateway's event <code>peer.blocked</code> and the last one's \
-         <code>peer.recovered</code> in the second attack, give or take 0.1 s, or if the kernel counted it as dropped by a full queue. Any other \
+         <code>peer.recovered</code> in the second attack, within 0.1 s, or if the kernel counted it as dropped by a full queue. Any other \
          makes the trial fail.</p>\n\
-         <h2>What can't be faster</h2>\n\
-         <p>Some times of qvpn have a floor, and the traffic is real: so beside the keys the block, the alarm and the recovery look {SCALE:.0} times longer \
-         in simulated time than they would be.</p>\n<div class=\"table\"><table>\n\
+         <h2>Times that are not scaled</h2>\n\
+         <p>Some times of qvpn have a minimum, and the traffic is real, so in simulated time the block, the alarm and the recovery appear {SCALE:.0} times \
+         longer than they would be.</p>\n<div class=\"table\"><table>\n\
          <tr><th></th><th class=\"n\">at a rekey each minute</th><th class=\"n\">in the trial</th></tr>\n\
          <tr><td>rekey interval</td><td class=\"n\">60 s</td><td class=\"n\">0.1 s</td></tr>\n\
          <tr><td>the KMEs' store lasts</td><td class=\"n\">{}</td><td class=\"n\">{}</td></tr>\n\
          <tr><td>the gateways' stock lasts</td><td class=\"n\">{}</td><td class=\"n\">{}</td></tr>\n\
-         <tr><td>age at which a key stops sealing (3 intervals, at least 10 s)</td><td class=\"n\">180 s</td><td class=\"n\">10 s, floor</td></tr>\n\
+         <tr><td>age at which a key stops sealing (3 intervals, at least 10 s)</td><td class=\"n\">180 s</td><td class=\"n\">10 s, minimum</td></tr>\n\
          <tr><td>failed fetches until the alarm</td><td class=\"n\">2 s</td><td class=\"n\">2 s, not scaled</td></tr>\n\
          <tr><td>from one failed fetch to the next</td><td class=\"n\">at most 1 s</td><td class=\"n\">at most 1 s, not scaled</td></tr>\n\
-         <tr><td>an old key still opens</td><td class=\"n\">10 s</td><td class=\"n\">2 s, floor</td></tr>\n\
+         <tr><td>an old key still opens</td><td class=\"n\">10 s</td><td class=\"n\">2 s, minimum</td></tr>\n\
          <tr><td>traffic between two rekeys</td><td class=\"n\">a minute's</td><td class=\"n\">a tenth of a second's</td></tr>\n\
          </table></div>\n\
-         <p>The gateway learns of a stop when its KME has no key left. Before that only the KME knows, by its error rate: watch its own alarm, too.</p>\n",
+         <p>The gateway detects the stop when its KME has no key left. Until then only the KME can detect it, by the error rate: watch the KME's own alarm, too.</p>\n",
         plan.store,
         plan.stock,
         thousands(facts.probes.sent),

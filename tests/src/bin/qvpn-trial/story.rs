@@ -134,7 +134,7 @@ pub fn play(plan: &Plan) -> Record {
     say("the eavesdropper comes again, and stays");
     wait_event(&mut logs[..1], "qkd.supply_stopped", second_came);
     say("the alarm is raised; traffic rides on the stock");
-    wait(&watch, "both ends blocked", |sample| sample.ends.iter().all(|end| end.state == "blocked"));
+    wait(&watch, "both gateways blocked", |sample| sample.ends.iter().all(|end| end.state == "blocked"));
     say("the stocks are used up and the last key has ended: blocked");
     std::thread::sleep(plan.blocked_for);
     let second_went = eavesdrop(&kmes, 0);
