@@ -1,12 +1,15 @@
 //! Checks of the source tree that need no build of it: cycles of imports among the files of a crate, long files, and words
 //! that the glossary replaced. `make test` runs them; they take seconds: `cargo test --manifest-path layout/Cargo.toml`.
 
+#![forbid(unsafe_code)]
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 pub mod imports;
+pub mod unsafe_code;
 pub mod words;
 
 /// The repository's root.

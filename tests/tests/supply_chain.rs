@@ -1,5 +1,5 @@
-//! `docs/dependencies.md` against `Cargo.lock` and the sources: direct dependencies with their licences, build scripts, and
-//! the `unsafe` code of ours.
+//! `docs/dependencies.md` against `Cargo.lock`: direct dependencies with their licences, and build scripts. `layout/` compares
+//! the page's list of unsafe code with the sources.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
@@ -92,43 +92,4 @@ fn each_build_script_is_known_and_none_is_ours() {
         "{new:?} came with build scripts: look whether they fetch, and name them on the page"
     );
     assert!(told.contains("aws-lc-sys"), "the search itself works: {told:?}");
-}
-
-#[test]
-fn all_unsafe_code_is_counted_and_has_its_reason() {
-    let told: BTreeMap<String, usize> = table("## Unsafe code of ours")
-        .into_iter()
-        .map(|row| {
-            assert!(row[2].len() > 20, "{}: what for?", row[0]);
-            (row[0].clone(), row[1].parse().unwrap())
-        })
-        .collect();
-    let mut found = BTreeMap::new();
-    count(&root(), &mut found);
-    assert_eq!(found, told, "lines of unsafe code (left: in the sources, right: on the page)");
-}
-
-fn count(dir: &Path, found: &mut BTreeMap<String, usize>) {
-    for entry in fs::read_dir(dir).unwrap() {
-        let path = entry.unwrap().path();
-        let name = path.file_name().unwrap().to_string_lossy().into_owned();
-        if path.is_dir() && name != "target" && !name.starts_with('.') {
-            count(&path, found);
-        } else if path.extension().is_some_and(|e| e == "rs") {
-            let lines = fs::read_to_string(&path).unwrap().lines().filter(|line| is_unsafe(line)).count();
-            if lines > 0 {
-                let relative = path.strip_prefix(root()).unwrap().display().to_string();
-                found.insert(relative, lines);
-            }
-        }
-    }
-}
-
-/// Whether the keyword stands in a line outside comments and one-line strings.
-fn is_unsafe(line: &str) -> bool {
-    let line = line.replace("\\\"", "").replace("'\"'", "");
-    let code: Vec<&str> = line.split('"').step_by(2).collect();
-    let code = code.join(" ");
-    let code = code.split("//").next().unwrap_or_default();
-    code.split(|c: char| !(c.is_alphanumeric() || c == '_')).any(|word| word == "unsafe")
 }

@@ -8,6 +8,8 @@
 //!   do differ by some nanoseconds, as in all hash tables; each data packet has its index in clear, so it is not secret
 //! - `control`: an ordinary comparison of 48 bytes, whose times must differ
 
+#![forbid(unsafe_code)]
+
 use std::hint::black_box;
 
 use dudect_bencher::rand::{Rng, RngExt};
