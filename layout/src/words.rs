@@ -32,7 +32,7 @@ impl Words {
 }
 
 /// The places of `words` in a file. A phrase may go on in the next line, also of a comment. Lower-case words are found with
-/// a capital too, and as a part of an identifier (`the_folder`); a word with a capital as a part of a name (`DoorError`).
+/// a capital too, and as a part of an identifier; a word with a capital also as a part of a name.
 #[must_use]
 pub fn places(text: &str, words: &[String]) -> Vec<Place> {
     let (joined, starts) = join(text);

@@ -195,7 +195,7 @@ fn flows_of_a_silent_lane_are_rerouted_and_return() {
         for (gateway, events) in gateways.iter().zip(&mut events) {
             let line = events.line("lane.silent", Duration::from_secs(10));
             println!("{line}");
-            let peer = gateway.wait_peer("the detour", Duration::from_secs(5), |peer| {
+            let peer = gateway.wait_peer("the rerouting", Duration::from_secs(5), |peer| {
                 !peer["lanes"][victim]["via"].is_null()
             });
             assert_eq!(peer["lanes"][victim]["state"], "silent", "{peer:#}");
@@ -234,7 +234,7 @@ fn sites_may_have_different_numbers_of_lanes() {
         for gateway in &gateways {
             gateway.wait_state("up", START);
         }
-        gateways[0].wait_peer("detours", START, |peer| peer["lanes"][3]["via"] == 1);
+        gateways[0].wait_peer("rerouted flows", START, |peer| peer["lanes"][3]["via"] == 1);
         for site in Site::BOTH {
             for address in site.other().host() {
                 assert!(lab.lan(site).pings(address));
