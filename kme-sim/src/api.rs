@@ -2,26 +2,15 @@
 //! body; answers are bytes; refusals have the standard's messages.
 
 use data_encoding::{BASE64, BASE64URL_NOPAD};
-use hyper::{Method, StatusCode};
+use hyper::Method;
 use percent_encoding::percent_decode_str;
 use qvpn_secret::{SecretBuf, with_scrubbed_stack};
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 use zeroize::Zeroizing;
 
-/// The message for a size that isn't a whole number of bytes (Table 6).
-pub const SIZE_MULTIPLE_OF_8: &str = "size shall be a multiple of 8";
-/// The message for a mandatory extension that the KME doesn't know.
-pub const MANDATORY_UNSUPPORTED: &str = "not all extension_mandatory parameters are supported";
-/// The message for a mandatory extension that the KME knows but can't meet.
-pub const MANDATORY_UNMET: &str = "not all extension_mandatory request options could be met";
-/// The message for an optional extension that the KME doesn't handle, from a KME that doesn't just ignore
-/// it.
-pub const OPTIONAL_UNHANDLED: &str = "not all extension_optional request options handled";
-/// The message for a key ID that is unknown, already fetched, or not yet there (Table 8).
-pub const KEY_NOT_FOUND: &str = "one or more keys specified are not found on KME";
-
-const MAX_MESSAGE_CHARS: usize = 300;
+use crate::json::{Object, whole_number};
+use crate::refusal::Refusal;
 
 /// The three methods of the interface (clause 5).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -43,71 +32,6 @@ impl Op {
             Self::Status => "status",
             Self::EncKeys => "enc_keys",
             Self::DecKeys => "dec_keys",
-        }
-    }
-}
-
-/// Why a request is refused.
-#[derive(Debug, Clone, PartialEq, thiserror::Error)]
-pub enum Refusal {
-    /// 401, without a body: the certificate isn't of an SAE of this KME, or the keys are another SAE's.
-    #[error("{0}")]
-    Unauthorized(&'static str),
-    /// 400 with a message and details.
-    #[error("{message}")]
-    BadRequest {
-        /// One of the standard's messages, or our own if it has none.
-        message: String,
-        /// The `details` array: objects of one name each.
-        details: Vec<Value>,
-    },
-    /// 503 with a message.
-    #[error("{0}")]
-    Unavailable(String),
-    /// 404: no such URL.
-    #[error("no such URL; there are status, enc_keys and dec_keys under /api/v1/keys/{{SAE ID}}/")]
-    NoSuchUrl,
-    /// 405: the URL is right and the method isn't.
-    #[error("{0} is done by {1}")]
-    Method(&'static str, &'static str),
-    /// 413: the body is larger than any request that could be served.
-    #[error("the body is larger than {0} bytes")]
-    TooLarge(usize),
-    /// 408: the body didn't come in time.
-    #[error("the body did not arrive in time")]
-    TooSlow,
-}
-
-impl Refusal {
-    /// A 400 with `message`, cut to a bounded length, and no details.
-    pub fn bad(message: impl Into<String>) -> Self {
-        let message = message.into().chars().take(MAX_MESSAGE_CHARS).collect();
-        Self::BadRequest { message, details: Vec::new() }
-    }
-
-    /// The status code.
-    #[must_use]
-    pub fn status(&self) -> StatusCode {
-        match self {
-            Self::Unauthorized(_) => StatusCode::UNAUTHORIZED,
-            Self::BadRequest { .. } => StatusCode::BAD_REQUEST,
-            Self::Unavailable(_) => StatusCode::SERVICE_UNAVAILABLE,
-            Self::NoSuchUrl => StatusCode::NOT_FOUND,
-            Self::Method(..) => StatusCode::METHOD_NOT_ALLOWED,
-            Self::TooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
-            Self::TooSlow => StatusCode::REQUEST_TIMEOUT,
-        }
-    }
-
-    /// The error data format of clause 6.5, or nothing for 401.
-    #[must_use]
-    pub fn body(&self) -> Vec<u8> {
-        match self {
-            Self::Unauthorized(_) => Vec::new(),
-            Self::BadRequest { message, details } if !details.is_empty() => {
-                json!({ "message": message, "details": details }).to_string().into_bytes()
-            }
-            other => json!({ "message": other.to_string() }).to_string().into_bytes(),
         }
     }
 }
@@ -135,8 +59,12 @@ impl Route {
             "dec_keys" => Op::DecKeys,
             _ => return Err(Refusal::NoSuchUrl),
         };
-        let allowed = if op == Op::Status { "GET" } else { "GET or POST" };
-        if method != Method::GET && (method != Method::POST || op == Op::Status) {
+        // HEAD of the others would spend keys that don't arrive.
+        let (allowed, also) = match op {
+            Op::Status => ("GET or HEAD", Method::HEAD),
+            Op::EncKeys | Op::DecKeys => ("GET or POST", Method::POST),
+        };
+        if method != Method::GET && *method != also {
             return Err(Refusal::Method(op.name(), allowed));
         }
         let sae = percent_decode_str(sae)
@@ -153,8 +81,10 @@ impl Route {
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 pub struct KeyRequest {
     /// The number of keys; 1 if absent.
+    #[serde(default, deserialize_with = "whole_number")]
     pub number: Option<u64>,
     /// Their size in bits; the KME's `key_size` if absent.
+    #[serde(default, deserialize_with = "whole_number")]
     pub size: Option<u64>,
     /// Slave SAEs beside the one in the URL.
     #[serde(default, rename = "additional_slave_SAE_IDs")]
@@ -168,7 +98,7 @@ pub struct KeyRequest {
     /// Whether it came as a GET.
     #[serde(skip)]
     pub by_get: bool,
-    /// Whether the IDs shall be hexadecimal digits only.
+    /// Whether the IDs are hexadecimal digits only.
     #[serde(skip)]
     pub hex_ids: bool,
 }
@@ -192,7 +122,7 @@ impl KeyRequest {
             };
             let value = value
                 .parse()
-                .map_err(|_| Refusal::bad(format!("{name} shall be a whole number of at least 0")))?;
+                .map_err(|_| Refusal::bad(format!("{name} must be a whole number of at least 0")))?;
             if slot.replace(value).is_some() {
                 return Err(Refusal::bad(format!("{name} is given twice")));
             }
@@ -208,10 +138,10 @@ impl KeyRequest {
         if body.is_empty() {
             return Ok(Self::default());
         }
-        let request: Self = serde_json::from_slice(body).map_err(|e| bad_json(&e))?;
+        let Object(request): Object<Self> = serde_json::from_slice(body).map_err(|e| bad_json(&e))?;
         let extensions = request.extension_mandatory.iter().chain(&request.extension_optional);
         if extensions.into_iter().any(|e| e.len() != 1) {
-            return Err(Refusal::bad("each extension shall be an object of one name and its value"));
+            return Err(Refusal::bad("each extension must be an object of one name and its value"));
         }
         Ok(request)
     }
@@ -221,7 +151,7 @@ impl KeyRequest {
 #[derive(Deserialize)]
 struct KeyIds {
     #[serde(rename = "key_IDs")]
-    key_ids: Vec<KeyId>,
+    key_ids: Vec<Object<KeyId>>,
     #[serde(rename = "key_IDs_extension")]
     _extension: Option<Map<String, Value>>,
 }
@@ -251,11 +181,11 @@ pub fn key_ids_from_query(query: &str) -> Result<Vec<String>, Refusal> {
 /// # Errors
 /// A 400 if it isn't JSON of this format or has no ID.
 pub fn key_ids_from_body(body: &[u8]) -> Result<Vec<String>, Refusal> {
-    let ids: KeyIds = serde_json::from_slice(body).map_err(|e| bad_json(&e))?;
+    let Object(ids): Object<KeyIds> = serde_json::from_slice(body).map_err(|e| bad_json(&e))?;
     if ids.key_ids.is_empty() {
         return Err(Refusal::bad("key_IDs is empty"));
     }
-    Ok(ids.key_ids.into_iter().map(|k| k.key_id).collect())
+    Ok(ids.key_ids.into_iter().map(|Object(id)| id.key_id).collect())
 }
 
 fn bad_json(error: &serde_json::Error) -> Refusal {
@@ -380,6 +310,8 @@ const CONTAINER_EXTRA: &str =
 
 #[cfg(test)]
 mod tests {
+    use hyper::StatusCode;
+
     use super::*;
 
     #[test]
@@ -402,7 +334,10 @@ mod tests {
         {
             assert_eq!(route(Method::GET, path), Err(Refusal::NoSuchUrl), "{path}");
         }
-        assert_eq!(route(Method::POST, "/api/v1/keys/B/status"), Err(Refusal::Method("status", "GET")));
+        assert_eq!(
+            route(Method::POST, "/api/v1/keys/B/status"),
+            Err(Refusal::Method("status", "GET or HEAD"))
+        );
         assert_eq!(
             route(Method::PUT, "/api/v1/keys/B/enc_keys"),
             Err(Refusal::Method("enc_keys", "GET or POST"))
@@ -439,9 +374,18 @@ mod tests {
         assert_eq!(request.additional_slave_sae_ids, ["C"]);
         assert_eq!(request.extension_mandatory[0]["a"], 1);
         assert_eq!(KeyRequest::from_body(b"").unwrap(), KeyRequest::default());
-        for body in
-            ["[", "[]", r#"{"number":"2"}"#, r#"{"number":-1}"#, r#"{"extension_mandatory":[{"a":1,"b":2}]}"#]
-        {
+        let floats = KeyRequest::from_body(br#"{"number":2.0,"size":2.56e2}"#).unwrap();
+        assert_eq!((floats.number, floats.size), (Some(2), Some(256)));
+        for body in [
+            "[",
+            "[]",
+            "[1,256]",
+            r#"{"number":"2"}"#,
+            r#"{"number":-1}"#,
+            r#"{"number":1.5}"#,
+            r#"{"size":1e300}"#,
+            r#"{"extension_mandatory":[{"a":1,"b":2}]}"#,
+        ] {
             assert_eq!(
                 KeyRequest::from_body(body.as_bytes()).unwrap_err().status(),
                 StatusCode::BAD_REQUEST,
@@ -458,7 +402,15 @@ mod tests {
         }
         let body = br#"{"key_IDs":[{"key_ID":"a","key_ID_extension":{}},{"key_ID":"b"}],"key_IDs_extension":{"x":1}}"#;
         assert_eq!(key_ids_from_body(body).unwrap(), ["a", "b"]);
-        for body in ["", "{}", r#"{"key_IDs":[]}"#, r#"{"key_IDs":["a"]}"#, r#"{"key_IDs":[{"key_ID":1}]}"#] {
+        for body in [
+            "",
+            "{}",
+            r#"{"key_IDs":[]}"#,
+            r#"{"key_IDs":["a"]}"#,
+            r#"{"key_IDs":[{"key_ID":1}]}"#,
+            r#"{"key_IDs":[["a",null]]}"#,
+            r#"[[{"key_ID":"a"}]]"#,
+        ] {
             assert_eq!(
                 key_ids_from_body(body.as_bytes()).unwrap_err().status(),
                 StatusCode::BAD_REQUEST,
@@ -477,17 +429,5 @@ mod tests {
         assert_eq!(value["keys"][0]["key"], BASE64.encode(&[7; 32]));
         assert_eq!(value["keys"][2]["key"], BASE64.encode(&[7; 8192]));
         assert_eq!(&**key_container(Vec::new(), KeyStyle::Right), br#"{"keys":[]}"#);
-    }
-
-    #[test]
-    fn an_error_body_has_details_only_where_there_are_some() {
-        assert_eq!(Refusal::bad("m").body(), br#"{"message":"m"}"#);
-        let refusal = Refusal::BadRequest { message: "m".into(), details: vec![json!({ "a": 1 })] };
-        assert_eq!(
-            serde_json::from_slice::<Value>(&refusal.body()).unwrap(),
-            json!({"message":"m","details":[{"a":1}]})
-        );
-        assert!(Refusal::Unauthorized("no").body().is_empty());
-        assert!(Refusal::bad("x".repeat(100_000)).body().len() < 400);
     }
 }

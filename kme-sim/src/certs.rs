@@ -49,7 +49,7 @@ impl From<&str> for SubjectName {
 /// Why certificates were not made. Nothing was written, unless the disk failed.
 #[derive(Debug, thiserror::Error)]
 pub enum CertsError {
-    /// A file or folder can't be read or written.
+    /// A file or directory can't be read or written.
     #[error("cannot {what} {path}: {source}", path = path.display())]
     File {
         /// What was tried.
@@ -82,7 +82,7 @@ pub enum CertsError {
         /// The file that isn't.
         missing: PathBuf,
     },
-    /// A name or address does not fit a certificate, or the CA in the folder isn't ours.
+    /// A name or address does not fit a certificate, or the CA in the directory isn't ours.
     #[error("cannot make the certificate of {name}: {source}")]
     Certificate {
         /// Whose.
@@ -92,14 +92,14 @@ pub enum CertsError {
     },
 }
 
-/// Makes the certificates of `request` in `folder`, with the existing CA or a new one. Returns the written
+/// Makes the certificates of `request` in `directory`, with the existing CA or a new one. Returns the written
 /// files.
 ///
 /// # Errors
 /// [`CertsError`]; no existing file is changed unless `force` is set.
-pub fn make(folder: &Path, request: &Request) -> Result<Vec<PathBuf>, CertsError> {
+pub fn make(directory: &Path, request: &Request) -> Result<Vec<PathBuf>, CertsError> {
     let stems = file_stems(request)?;
-    let (ca_cert, ca_key) = (folder.join("ca.pem"), folder.join("ca.key"));
+    let (ca_cert, ca_key) = (directory.join("ca.pem"), directory.join("ca.key"));
     let reuse = !request.force
         && match (ca_cert.exists(), ca_key.exists()) {
             (true, true) => true,
@@ -108,7 +108,7 @@ pub fn make(folder: &Path, request: &Request) -> Result<Vec<PathBuf>, CertsError
             (false, true) => return Err(CertsError::HalfCa { found: ca_key, missing: ca_cert }),
         };
     if !request.force {
-        for path in stems.values().flat_map(|stem| pair(folder, stem)) {
+        for path in stems.values().flat_map(|stem| pair(directory, stem)) {
             if path.exists() {
                 return Err(CertsError::Exists { path });
             }
@@ -128,11 +128,11 @@ pub fn make(folder: &Path, request: &Request) -> Result<Vec<PathBuf>, CertsError
         });
         let (certificate, key) =
             made.map_err(|source| CertsError::Certificate { name: subject.name().to_owned(), source })?;
-        let [cert_file, key_file] = pair(folder, stem);
+        let [cert_file, key_file] = pair(directory, stem);
         files.add(cert_file, 0o644, certificate.pem());
         files.add(key_file, 0o600, key.serialize_pem());
     }
-    files.write(folder)
+    files.write(directory)
 }
 
 /// The subject of a certificate.
@@ -174,8 +174,8 @@ fn file_stem(name: &str) -> String {
     stem.trim_start_matches('.').to_owned()
 }
 
-fn pair(folder: &Path, stem: &str) -> [PathBuf; 2] {
-    [folder.join(format!("{stem}.pem")), folder.join(format!("{stem}.key"))]
+fn pair(directory: &Path, stem: &str) -> [PathBuf; 2] {
+    [directory.join(format!("{stem}.pem")), directory.join(format!("{stem}.key"))]
 }
 
 fn new_ca(
@@ -267,12 +267,12 @@ impl Files {
     }
 
     /// Writes each to a temporary file first, so that no reader sees half a file.
-    fn write(self, folder: &Path) -> Result<Vec<PathBuf>, CertsError> {
+    fn write(self, directory: &Path) -> Result<Vec<PathBuf>, CertsError> {
         let failed = |what, path: &Path| {
             let path = path.to_owned();
             move |source| CertsError::File { what, path, source }
         };
-        fs::create_dir_all(folder).map_err(failed("make the folder", folder))?;
+        fs::create_dir_all(directory).map_err(failed("make the directory", directory))?;
         let mut written = Vec::new();
         for (path, mode, text) in self.0 {
             let mut part = path.clone().into_os_string();

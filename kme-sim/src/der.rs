@@ -17,7 +17,7 @@ const VERSION: u8 = 0xa0;
 /// `[3]`: its extensions.
 const EXTENSIONS: u8 = 0xa3;
 
-/// The certificate `der` as version 1: without version and extensions, signed anew by `sign` in the same
+/// The certificate `der` as version 1: without version and extensions, signed again by `sign` in the same
 /// algorithm. `None` if it is no certificate, or `sign` failed.
 pub(crate) fn as_version_1(der: &[u8], sign: impl FnOnce(&[u8]) -> Option<Vec<u8>>) -> Option<Vec<u8>> {
     let (certificate, _) = next(der)?;

@@ -12,14 +12,12 @@ use hyper::{Method, Request, Response, StatusCode, Uri};
 use tracing::{debug, info, warn};
 use zeroize::Zeroizing;
 
-use crate::api::{
-    DeliveredKey, KEY_NOT_FOUND, KeyRequest, Op, Refusal, Route, key_container, key_ids_from_body,
-    key_ids_from_query,
-};
+use crate::api::{DeliveredKey, KeyRequest, Op, Route, key_container, key_ids_from_body, key_ids_from_query};
 use crate::config::Apis;
-use crate::faults::answer::{self as answer_faults, AnswerBody, cut_error, empty, json_answer};
+use crate::faults::answer::{self as answer_faults, AnswerBody, cut_error, json_answer, unauthorized};
 use crate::faults::catalog::Misbehaviour;
 use crate::faults::keys as key_faults;
+use crate::refusal::{KEY_NOT_FOUND, Refusal};
 use crate::skip;
 use crate::state::Shared;
 
@@ -111,7 +109,9 @@ async fn serve(peer: &Peer, sae: &str, request: Request<Incoming>) -> Result<Res
         (Misbehaviour::Hang, _) => return Ok(std::future::pending().await),
         (Misbehaviour::Slow, _) => tokio::time::sleep(SLOW_ANSWER_DELAY).await,
         (Misbehaviour::Close, _) => return Err(Failure::Cut),
-        (Misbehaviour::NoGet, &Method::GET) => return Err(Refusal::Method(op.name(), "POST").into()),
+        (Misbehaviour::NoGet, &Method::GET | &Method::HEAD) => {
+            return Err(Refusal::Method(op.name(), "POST").into());
+        }
         (Misbehaviour::NoPost, &Method::POST) => return Err(Refusal::Method(op.name(), "GET").into()),
         _ => {}
     }
@@ -239,11 +239,12 @@ async fn body(request: Request<Incoming>) -> Result<Zeroizing<Vec<u8>>, Refusal>
 
 fn refused(refusal: &Refusal) -> Response<AnswerBody> {
     let mut response = match refusal {
-        Refusal::Unauthorized(_) => empty(StatusCode::UNAUTHORIZED),
+        Refusal::Unauthorized(_) => unauthorized(),
         _ => json_answer(refusal.status(), refusal.body()),
     };
     if let Refusal::Method(_, allowed) = refusal {
         let allowed = match *allowed {
+            "GET or HEAD" => "GET, HEAD",
             "GET" => "GET",
             "POST" => "POST",
             _ => "GET, POST",

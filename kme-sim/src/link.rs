@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use qvpn_secret::SecretBuf;
 
-use crate::api::{DeliveredKey, Refusal};
+use crate::api::DeliveredKey;
 use crate::config::LinkConfig;
+use crate::refusal::Refusal;
 use crate::supply::{State, Supply};
 use crate::test_key;
 
@@ -111,7 +112,7 @@ impl Link {
         !self.paused && self.supply.is_active(self.looked_at)
     }
 
-    /// Lets an eavesdropper measure and resend so many pulses from now on.
+    /// Sets the share of pulses that an eavesdropper measures and resends.
     pub(crate) fn set_intercepted(&mut self, percent: u8, now: Duration) {
         self.advance(now);
         self.intercepted = percent.min(100);

@@ -7,11 +7,12 @@ use std::time::Duration;
 use serde_json::json;
 use tracing::{debug, info};
 
-use crate::api::{DeliveredKey, KEY_NOT_FOUND, KeyRequest, Refusal, Status};
+use crate::api::{DeliveredKey, KeyRequest, Status};
 use crate::config::Config;
 use crate::faults::catalog::Misbehaviour;
 use crate::faults::request::{self as request_faults, Limits};
 use crate::link::Link;
+use crate::refusal::{KEY_NOT_FOUND, Refusal};
 use crate::relay;
 
 pub(crate) mod report;
@@ -60,7 +61,7 @@ impl Network {
         }
     }
 
-    /// Get status (clause 5.1): the link between `caller` at `kme` and `slave`.
+    /// Get status (clause 5.2): the link between `caller` at `kme` and `slave`.
     ///
     /// # Errors
     /// 401 if `caller` isn't this KME's, 400 if `slave` is unknown or no link leads to its KME.
@@ -114,7 +115,7 @@ impl Network {
         Ok(status)
     }
 
-    /// Get key (clause 5.2): takes keys for `caller` at `kme` and sends them to the KMEs of its slaves. All
+    /// Get key (clause 5.3): takes keys for `caller` at `kme` and sends them to the KMEs of its slaves. All
     /// or none.
     ///
     /// # Errors
@@ -192,12 +193,15 @@ impl Network {
         }
         self.count(kme, |counts| counts.keys_taken += number);
         if let Some(at) = self.kmes.get_mut(kme) {
+            for key in &keys {
+                at.note_issued(&key.id, named.iter().map(|slave| (*slave).to_owned()).collect());
+            }
             at.repeat(fault, &mut keys);
         }
         Ok(keys)
     }
 
-    /// Get key with key IDs (clause 5.3): delivers keys that `master` took to its slave `caller`. All or
+    /// Get key with key IDs (clause 5.4): delivers keys that `master` took to its slave `caller`. All or
     /// none.
     ///
     /// # Errors
@@ -213,6 +217,8 @@ impl Network {
         now: Duration,
     ) -> Result<Vec<DeliveredKey>, Refusal> {
         self.authorize(kme, caller)?;
+        let ids: Vec<String> = ids.iter().map(|id| canonical_id(id)).collect();
+        let ids = ids.as_slice();
         let Some(kme_state) = self.kmes.get_mut(kme) else {
             return Err(Refusal::Unauthorized("there is no such KME"));
         };
@@ -223,7 +229,7 @@ impl Network {
         let late =
             if fault == Misbehaviour::LateSync { request_faults::LATE_SYNC_DELAY } else { Duration::ZERO };
         if ids.len() > usize::try_from(limit).unwrap_or(usize::MAX) {
-            return Err(Refusal::bad(format!("key_IDs shall have at most {limit} entries")));
+            return Err(Refusal::bad(format!("key_IDs must have at most {limit} entries")));
         }
         if ids.iter().collect::<BTreeSet<_>>().len() < ids.len() {
             return Err(Refusal::bad("a key_ID is given twice"));
@@ -237,6 +243,12 @@ impl Network {
                     ));
                 }
                 Some(w) if w.not_fetched.contains(caller) => {}
+                // Clause 5.4: also the master SAE itself is no slave SAE of its keys.
+                None if kme_state.is_of_others(id, caller) => {
+                    return Err(Refusal::Unauthorized(
+                        "the caller is no slave SAE of a key that it asked for",
+                    ));
+                }
                 _ => missing.push(id),
             }
         }
@@ -375,4 +387,9 @@ impl Network {
         let route = route.ok_or_else(|| Refusal::bad(format!("no QKD link leads from {kme} to {target}")))?;
         Ok((target.clone(), route))
     }
+}
+
+/// A UUID in the form of our IDs: its letters may come in either case (RFC 9562 section 4). Other IDs stay as they are.
+fn canonical_id(id: &str) -> String {
+    if id.len() == 36 && uuid::Uuid::try_parse(id).is_ok() { id.to_ascii_lowercase() } else { id.to_owned() }
 }

@@ -9,8 +9,9 @@ use qvpn_secret::with_scrubbed_stack;
 use serde_json::{Value, json};
 use zeroize::Zeroizing;
 
-use crate::api::{DeliveredKey, KeyStyle, Op, Refusal};
+use crate::api::{DeliveredKey, KeyStyle, Op};
 use crate::link::{NoRandomness, random_bytes};
+use crate::refusal::Refusal;
 
 /// Of a key for which the request names no size (section 4.2.2).
 pub(crate) const DEFAULT_KEY_BITS: u64 = 256;
@@ -59,7 +60,7 @@ impl Request {
     fn read(path: &str, id: Option<&str>, query: &str) -> Result<Self, Refusal> {
         let (mut remote, mut size, mut bits) = (None, None, None);
         let number = |name: &str, value: &str| {
-            value.parse().map_err(|_| Refusal::bad(format!("{name} shall be a whole number of bits")))
+            value.parse().map_err(|_| Refusal::bad(format!("{name} must be a whole number of bits")))
         };
         for (name, value) in form_urlencoded::parse(query.as_bytes()) {
             match (&*name, path) {
@@ -83,7 +84,7 @@ impl Request {
             (None, _) => {
                 let bits = bits.unwrap_or(DEFAULT_KEY_BITS);
                 if bits == 0 || !bits.is_multiple_of(8) || bits > MAX_ENTROPY_BITS {
-                    let range = format!("minentropy shall be a multiple of 8 from 8 to {MAX_ENTROPY_BITS}");
+                    let range = format!("minentropy must be a multiple of 8 from 8 to {MAX_ENTROPY_BITS}");
                     return Err(Refusal::bad(range));
                 }
                 Self::Entropy { bits }

@@ -56,7 +56,8 @@ pub fn server_config(kme: &KmeConfig, fault: Misbehaviour) -> Result<Arc<ServerC
         }
         None => builder.with_single_cert(chain, key).map_err(failed)?,
     };
-    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    // A client that offers only a protocol that isn't here is refused.
+    config.alpn_protocols = vec![b"http/1.1".to_vec(), b"http/1.0".to_vec()];
     Ok(Arc::new(config))
 }
 

@@ -143,17 +143,17 @@ async fn bad_requests_are_refused_with_a_message_and_spend_nothing() {
     let one_of = |saes: &[&str]| json!({ "additional_slave_SAE_IDs": saes });
     let posts: &[(Value, &str)] = &[
         (json!({"size": 129}), "size shall be a multiple of 8"),
-        (json!({"size": 56}), "size shall be from 64 to 1024 bits"),
-        (json!({"size": 1032}), "size shall be from 64 to 1024 bits"),
-        (json!({"number": 0}), "number shall be from 1 to 128"),
-        (json!({"number": 129}), "number shall be from 1 to 128"),
-        (json!({"number": u64::MAX}), "number shall be from 1 to 128"),
+        (json!({"size": 56}), "size must be from 64 to 1024 bits"),
+        (json!({"size": 1032}), "size must be from 64 to 1024 bits"),
+        (json!({"number": 0}), "number must be from 1 to 128"),
+        (json!({"number": 129}), "number must be from 1 to 128"),
+        (json!({"number": u64::MAX}), "number must be from 1 to 128"),
         (json!({"extension_mandatory": [{"x": 1}]}), "not all extension_mandatory parameters are supported"),
         (
             json!({"extension_mandatory": [{"route_type": "relayed"}]}),
             "not all extension_mandatory request options could be met",
         ),
-        (one_of(&["SITE-C", "Büro 2/b", "X"]), "additional_slave_SAE_IDs shall have at most 2 entries"),
+        (one_of(&["SITE-C", "Büro 2/b", "X"]), "additional_slave_SAE_IDs must have at most 2 entries"),
         (one_of(&["SITE-B"]), "the slave SAE \"SITE-B\" is named twice"),
         (one_of(&["SITE-A"]), "master and slave SAE are the same"),
         (one_of(&["SITE-X"]), "the SAE \"SITE-X\" is unknown to this KME"),
@@ -198,7 +198,7 @@ async fn bad_key_ids_are_refused() {
     assert_eq!(b.dec_keys("SITE-A", &["x", "x"]).await.message(400), "a key_ID is given twice");
     let eleven: Vec<String> = (0..11).map(|i| i.to_string()).collect();
     let eleven: Vec<&str> = eleven.iter().map(String::as_str).collect();
-    assert_eq!(b.dec_keys("SITE-A", &eleven).await.message(400), "key_IDs shall have at most 10 entries");
+    assert_eq!(b.dec_keys("SITE-A", &eleven).await.message(400), "key_IDs must have at most 10 entries");
     for body in ["", "{}", r#"{"key_IDs":["x"]}"#] {
         let message = b.send("POST", FROM_A, body).await.unwrap().message(400);
         assert!(message.starts_with("bad request format"), "{body}: {message}");
@@ -315,7 +315,7 @@ async fn other_urls_methods_and_large_bodies_are_refused() {
     }
     assert_eq!(
         a.send("POST", "/api/v1/keys/SITE-B/status", "").await.unwrap().message(405),
-        "status is done by GET"
+        "status is done by GET or HEAD"
     );
     a.send("DELETE", TO_B, "").await.unwrap().message(405);
     assert_eq!(a.get("/api/v1/keys/%FF/status").await.message(400), "the SAE ID in the URL is not UTF-8");
@@ -323,4 +323,66 @@ async fn other_urls_methods_and_large_bodies_are_refused() {
     let reply = a.send("POST", TO_B, vec![b' '; (1 << 20) + 1]).await.unwrap();
     assert_eq!(reply.message(413), "the body is larger than 1048576 bytes");
     assert_eq!(lab.client("kme-a1", "site-a").await.get(TO_B).await.status, 200);
+}
+
+#[tokio::test]
+async fn a_key_that_the_master_asks_for_by_its_id_is_401_with_a_challenge() {
+    let lab = Lab::start().await;
+    let mut a = lab.client("kme-a1", "site-a").await;
+    let keys = a.get(TO_B).await.keys();
+    for master in ["SITE-A", "SITE-B"] {
+        let reply = a.dec_keys(master, &[&keys[0].0]).await;
+        assert_eq!(reply.status, 401, "{master}");
+        assert!(reply.body.is_empty());
+        assert!(reply.challenge.starts_with("ClientCertificate "), "{}", reply.challenge);
+    }
+    assert_eq!(lab.client("kme-b1", "site-b").await.dec_keys("SITE-A", &[&keys[0].0]).await.keys(), keys);
+}
+
+#[tokio::test]
+async fn a_uuid_is_found_in_either_case() {
+    let lab = Lab::start().await;
+    let mut a = lab.client("kme-a1", "site-a").await;
+    let mut b = lab.client("kme-b1", "site-b").await;
+    let keys = a.get(&format!("{TO_B}?number=2")).await.keys();
+    let upper: Vec<String> = keys.iter().map(|(id, _)| id.to_uppercase()).collect();
+    assert_ne!(upper[0], keys[0].0);
+    assert_eq!(b.get(&format!("{FROM_A}?key_ID={}", upper[0])).await.keys(), keys[..1]);
+    // Two cases of one ID are one ID.
+    assert_eq!(b.dec_keys("SITE-A", &[&keys[1].0, &upper[1]]).await.message(400), "a key_ID is given twice");
+    assert_eq!(b.dec_keys("SITE-A", &[&upper[1]]).await.keys(), keys[1..]);
+}
+
+#[tokio::test]
+async fn head_is_answered_like_get_and_only_where_no_key_is_spent() {
+    let lab = Lab::start().await;
+    let mut a = lab.client("kme-a1", "site-a").await;
+    let reply = a.send("HEAD", "/api/v1/keys/SITE-B/status", "").await.unwrap();
+    assert_eq!((reply.status.as_u16(), reply.content_type.as_str()), (200, "application/json"));
+    assert!(reply.body.is_empty());
+    assert_eq!(a.send("HEAD", TO_B, "").await.unwrap().status, 405);
+    assert_eq!(a.get("/api/v1/keys/SITE-B/status").await.ok()["stored_key_count"], 500);
+}
+
+#[tokio::test]
+async fn a_whole_number_may_have_a_fraction_of_zero() {
+    let lab = Lab::start().await;
+    let mut a = lab.client("kme-a1", "site-a").await;
+    let reply = a.send("POST", TO_B, r#"{"number": 2.0, "size": 2.56e2}"#).await.unwrap();
+    assert_eq!(reply.keys().len(), 2);
+    a.send("POST", TO_B, r#"{"number": 1.5}"#).await.unwrap().message(400);
+}
+
+#[tokio::test]
+async fn an_array_stands_for_no_object() {
+    let lab = Lab::start().await;
+    let mut a = lab.client("kme-a1", "site-a").await;
+    let mut b = lab.client("kme-b1", "site-b").await;
+    a.send("POST", TO_B, "[2, 256]").await.unwrap().message(400);
+    let keys = a.get(TO_B).await.keys();
+    let id = &keys[0].0;
+    for body in [format!(r#"{{"key_IDs": [["{id}", null]]}}"#), format!(r#"[[{{"key_ID": "{id}"}}]]"#)] {
+        b.send("POST", FROM_A, body).await.unwrap().message(400);
+    }
+    assert_eq!(b.dec_keys("SITE-A", &[id]).await.keys(), keys);
 }

@@ -111,7 +111,7 @@ async fn a_closed_port_refuses_and_cuts_and_opens_again_at_the_same_address() {
     open.get(STATUS).await.ok();
     set(&lab, Ops::All, Misbehaviour::RefuseTcp).await;
     assert!(open.send("GET", STATUS, "").await.is_err());
-    let config = || client_config(lab.folder.path(), Some("site-a"), rustls::ALL_VERSIONS);
+    let config = || client_config(lab.directory.path(), Some("site-a"), rustls::ALL_VERSIONS);
     let refused = Client::connect(lab.address("kme-a1"), "kme-a1", config()).await.err().unwrap();
     assert!(refused.contains("refused"), "{refused}");
     // A fault of one operation leaves the port closed; the other KME is as ever.

@@ -21,7 +21,7 @@ async fn set(lab: &Lab, how: Misbehaviour) {
 }
 
 async fn connect(lab: &Lab) -> Result<Client, String> {
-    let config = client_config(lab.folder.path(), Some("site-a"), rustls::ALL_VERSIONS);
+    let config = client_config(lab.directory.path(), Some("site-a"), rustls::ALL_VERSIONS);
     Client::connect(lab.address("kme-a1"), "kme-a1", config).await
 }
 
@@ -53,7 +53,7 @@ async fn a_certificate_that_a_client_must_refuse_is_shown() {
             _ => 3,
         };
         assert_eq!(names, expected, "{how:?}");
-        let ca = std::fs::read(lab.folder.path().join("ca.pem")).unwrap();
+        let ca = std::fs::read(lab.directory.path().join("ca.pem")).unwrap();
         let (_, ca) = x509_parser::pem::parse_x509_pem(&ca).unwrap();
         let ca = ca.parse_x509().unwrap();
         let signed = certificate.verify_signature(Some(ca.public_key())).is_ok();
@@ -66,7 +66,7 @@ async fn a_certificate_that_a_client_must_refuse_is_shown() {
 #[tokio::test]
 async fn certificates_cannot_be_made_without_the_ca_key() {
     let lab = Lab::start().await;
-    std::fs::remove_file(lab.folder.path().join("ca.key")).unwrap();
+    std::fs::remove_file(lab.directory.path().join("ca.key")).unwrap();
     let answer = lab.misbehave("kme-a1", Ops::All, Misbehaviour::CertExpired).await;
     let error = answer.error.unwrap();
     assert!(error.contains("ca.key") && error.contains("kme-sim certs"), "{error}");
@@ -84,7 +84,7 @@ async fn clients_are_refused_by_the_handshake() {
     ] {
         set(&lab, how).await;
         for version in [&TLS13, &TLS12] {
-            let config = client_config(lab.folder.path(), Some("site-a"), &[version]);
+            let config = client_config(lab.directory.path(), Some("site-a"), &[version]);
             let refused = match Client::connect(lab.address("kme-a1"), "kme-a1", config).await {
                 Ok(mut client) => format!("{:?}", client.send("GET", STATUS, "").await.unwrap_err()),
                 Err(refused) => refused,
@@ -105,7 +105,7 @@ async fn a_handshake_never_goes_on() {
     connect(&lab).await.unwrap().get(STATUS).await.ok();
     // Stopping doesn't wait for it either.
     set(&lab, Misbehaviour::StallTls).await;
-    let config = client_config(lab.folder.path(), Some("site-a"), rustls::ALL_VERSIONS);
+    let config = client_config(lab.directory.path(), Some("site-a"), rustls::ALL_VERSIONS);
     let address = lab.address("kme-a1");
     let stalled = tokio::spawn(async move { Client::connect(address, "kme-a1", config).await.err() });
     tokio::time::timeout(Duration::from_secs(5), lab.simulator.stop()).await.unwrap();
@@ -125,7 +125,7 @@ async fn older_tls_and_classical_groups_are_all_there_is() {
     let lab = Lab::start().await;
     set(&lab, Misbehaviour::Tls12Only).await;
     assert_eq!(connect(&lab).await.unwrap().tls, ProtocolVersion::TLSv1_2);
-    let config = client_config(lab.folder.path(), Some("site-a"), &[&TLS13]);
+    let config = client_config(lab.directory.path(), Some("site-a"), &[&TLS13]);
     assert!(Client::connect(lab.address("kme-a1"), "kme-a1", config).await.is_err());
     set(&lab, Misbehaviour::NoMlkem).await;
     let mut client = connect(&lab).await.unwrap();
@@ -135,7 +135,7 @@ async fn older_tls_and_classical_groups_are_all_there_is() {
 
 /// The certificate that kme-a1 shows.
 async fn shown(lab: &Lab) -> Vec<u8> {
-    let mut config = client_config(lab.folder.path(), Some("site-a"), &[&TLS13]);
+    let mut config = client_config(lab.directory.path(), Some("site-a"), &[&TLS13]);
     let (sender, seen) = std::sync::mpsc::channel();
     config.dangerous().set_certificate_verifier(std::sync::Arc::new(Look(sender)));
     // TLS 1.3 may end it after that; the certificate has been seen.

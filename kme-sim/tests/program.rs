@@ -29,12 +29,12 @@ struct Running {
     admin: PathBuf,
 }
 
-async fn start(folder: &Path) -> Running {
-    common::certificates(folder);
-    std::fs::write(folder.join("kmes.toml"), format!("admin = \"admin.sock\"\n{CONFIG}")).unwrap();
+async fn start(directory: &Path) -> Running {
+    common::certificates(directory);
+    std::fs::write(directory.join("kmes.toml"), format!("admin = \"admin.sock\"\n{CONFIG}")).unwrap();
     let mut child = Command::new(PROGRAM)
         .args(["--log", "trace", "--config"])
-        .arg(folder.join("kmes.toml"))
+        .arg(directory.join("kmes.toml"))
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
@@ -65,8 +65,8 @@ async fn start(folder: &Path) -> Running {
 }
 
 impl Running {
-    async fn client(&self, folder: &Path, kme: &str, sae: &str) -> Client {
-        let config = client_config(folder, Some(sae), rustls::ALL_VERSIONS);
+    async fn client(&self, directory: &Path, kme: &str, sae: &str) -> Client {
+        let config = client_config(directory, Some(sae), rustls::ALL_VERSIONS);
         Client::connect(self.addresses[kme], kme, config).await.unwrap()
     }
 
@@ -88,13 +88,13 @@ impl Running {
 
 #[tokio::test]
 async fn it_serves_logs_each_id_once_a_side_and_never_a_key_and_stops_cleanly() {
-    let folder = TempDir::new().unwrap();
-    let folder = folder.path();
-    let running = start(folder).await;
+    let directory = TempDir::new().unwrap();
+    let directory = directory.path();
+    let running = start(directory).await;
     assert_eq!(running.addresses.keys().collect::<Vec<_>>(), ["kme-a1", "kme-b1", "kme-c1"]);
 
-    let mut a = running.client(folder, "kme-a1", "site-a").await;
-    let mut b = running.client(folder, "kme-b1", "site-b").await;
+    let mut a = running.client(directory, "kme-a1", "site-a").await;
+    let mut b = running.client(directory, "kme-b1", "site-b").await;
     let mut keys = a.get("/api/v1/keys/SITE-B/enc_keys?number=5").await.keys();
     let ids: Vec<&str> = keys.iter().map(|(id, _)| id.as_str()).collect();
     assert_eq!(b.dec_keys("SITE-A", &ids).await.keys(), keys);
@@ -102,7 +102,7 @@ async fn it_serves_logs_each_id_once_a_side_and_never_a_key_and_stops_cleanly() 
     b.dec_keys("SITE-A", &ids).await.message(400);
     assert!(running.admin(&["misbehave", "kme-a1", "enc_keys", "wrong_bytes"]).await.status.success());
     let more = a.get("/api/v1/keys/SITE-C/enc_keys").await.keys();
-    let mut c = running.client(folder, "kme-c1", "site-c").await;
+    let mut c = running.client(directory, "kme-c1", "site-c").await;
     let got = c.dec_keys("SITE-A", &[&more[0].0]).await.keys();
     assert_ne!(got, more);
     let taken = [&keys[..], &got[..]].concat();
@@ -127,15 +127,15 @@ async fn it_serves_logs_each_id_once_a_side_and_never_a_key_and_stops_cleanly() 
                 assert!(!log.contains(&text), "{text}:\n{log}");
             }
         }
-        // Base64 of a whole number of three-byte groups stays the same whatever follows.
+        // Base64 of a whole number of three-byte groups stays the same no matter what follows.
         assert!(!log.contains(&data_encoding::BASE64.encode(&key[..12])), "{log}");
     }
 }
 
 #[tokio::test]
 async fn the_admin_socket_takes_words_and_json_lines() {
-    let folder = TempDir::new().unwrap();
-    let running = start(folder.path()).await;
+    let directory = TempDir::new().unwrap();
+    let running = start(directory.path()).await;
     let mode = std::fs::metadata(&running.admin).unwrap().permissions().mode();
     assert_eq!(mode & 0o777, 0o600);
     let answer = |output: &Output| serde_json::from_slice::<Value>(&output.stdout).unwrap();
@@ -183,7 +183,7 @@ async fn the_admin_socket_takes_words_and_json_lines() {
     }
     // A second simulator doesn't take the socket of one that runs.
     let second =
-        Command::new(PROGRAM).arg("--config").arg(folder.path().join("kmes.toml")).output().await.unwrap();
+        Command::new(PROGRAM).arg("--config").arg(directory.path().join("kmes.toml")).output().await.unwrap();
     assert_eq!(second.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&second.stderr).contains("another process answers there"));
     let (admin, log) = (running.admin.clone(), running.stop(Signal::SIGINT).await);
@@ -194,25 +194,25 @@ async fn the_admin_socket_takes_words_and_json_lines() {
 
 #[tokio::test]
 async fn a_socket_that_a_killed_process_left_is_replaced() {
-    let folder = TempDir::new().unwrap();
-    let mut running = start(folder.path()).await;
+    let directory = TempDir::new().unwrap();
+    let mut running = start(directory.path()).await;
     running.child.kill().await.unwrap();
     assert!(running.admin.exists());
-    for name in std::fs::read_dir(folder.path()).unwrap() {
+    for name in std::fs::read_dir(directory.path()).unwrap() {
         let path = name.unwrap().path();
         if path != running.admin {
             std::fs::remove_file(path).unwrap();
         }
     }
-    let again = start(folder.path()).await;
+    let again = start(directory.path()).await;
     assert!(again.admin(&["stored"]).await.status.success());
     again.stop(Signal::SIGTERM).await;
 }
 
 #[tokio::test]
 async fn bad_configs_and_bad_use_have_their_exit_codes() {
-    let folder = TempDir::new().unwrap();
-    let config = folder.path().join("bad.toml");
+    let directory = TempDir::new().unwrap();
+    let config = directory.path().join("bad.toml");
     std::fs::write(&config, "[[kme]]\nname = 1\n").unwrap();
     let output = Command::new(PROGRAM).arg("--config").arg(&config).output().await.unwrap();
     assert_eq!(output.status.code(), Some(3));
@@ -235,10 +235,10 @@ async fn bad_configs_and_bad_use_have_their_exit_codes() {
 
 #[tokio::test]
 async fn the_man_pages_say_what_the_help_says() {
-    let folder = TempDir::new().unwrap();
-    let output = Command::new(PROGRAM).arg("man").arg(folder.path().join("man")).output().await.unwrap();
+    let directory = TempDir::new().unwrap();
+    let output = Command::new(PROGRAM).arg("man").arg(directory.path().join("man")).output().await.unwrap();
     assert!(output.status.success(), "{output:?}");
-    let page = |name: &str| std::fs::read_to_string(folder.path().join("man").join(name)).unwrap();
+    let page = |name: &str| std::fs::read_to_string(directory.path().join("man").join(name)).unwrap();
     assert!(page("kme-sim.1").contains("Run the KMEs of this file"));
     assert!(page("kme-sim-certs.1").contains("Make a new CA and overwrite existing files"));
     let output = Command::new(PROGRAM).args(["man", "/dev/null/man"]).output().await.unwrap();

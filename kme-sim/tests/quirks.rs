@@ -80,7 +80,7 @@ async fn one_key_a_request_is_all_that_is_allowed() {
     let (lab, mut a, mut b) = with("kme-a1", Ops::All, Misbehaviour::OneKeyPerRequest).await;
     assert!(lab.misbehave("kme-b1", Ops::All, Misbehaviour::OneKeyPerRequest).await.ok);
     assert_eq!(a.get(STATUS).await.ok()["max_key_per_request"], 1);
-    assert_eq!(a.post(TO_B, json!({"number": 2})).await.message(400), "number shall be from 1 to 1");
+    assert_eq!(a.post(TO_B, json!({"number": 2})).await.message(400), "number must be from 1 to 1");
     let keys = [a.get(TO_B).await.keys(), a.get(TO_B).await.keys()].concat();
     b.dec_keys("SITE-A", &ids(&keys)).await.message(400);
     assert_eq!(b.dec_keys("SITE-A", &ids(&keys)[..1]).await.keys(), keys[..1]);

@@ -30,7 +30,7 @@ async fn tls_1_3_with_the_hybrid_group_is_preferred_and_1_2_accepted() {
         (vec![&TLS13], ProtocolVersion::TLSv1_3),
         (vec![&TLS12], ProtocolVersion::TLSv1_2),
     ] {
-        let config = client_config(lab.folder.path(), Some("site-a"), &versions);
+        let config = client_config(lab.directory.path(), Some("site-a"), &versions);
         let mut client = Client::connect(lab.address("kme-a1"), "kme-a1", config).await.unwrap();
         assert_eq!(client.tls, agreed);
         let hybrid = client.group == NamedGroup::X25519MLKEM768;
@@ -40,10 +40,23 @@ async fn tls_1_3_with_the_hybrid_group_is_preferred_and_1_2_accepted() {
 }
 
 #[tokio::test]
+async fn a_client_that_offers_http_1_0_or_no_protocol_is_served() {
+    let lab = Lab::start().await;
+    for protocols in [&[][..], &[&b"http/1.0"[..]], &[b"h2", b"http/1.1"], &[b"http/1.0", b"http/1.1"]] {
+        let mut config = client_config(lab.directory.path(), Some("site-a"), rustls::ALL_VERSIONS);
+        config.alpn_protocols = protocols.iter().map(|name| name.to_vec()).collect();
+        assert_eq!(knock(&lab, config).await, Ok(200), "{protocols:?}");
+    }
+    let mut config = client_config(lab.directory.path(), Some("site-a"), rustls::ALL_VERSIONS);
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    assert!(knock(&lab, config).await.unwrap_err().contains("NoApplicationProtocol"));
+}
+
+#[tokio::test]
 async fn a_client_without_a_certificate_gets_no_answer() {
     let lab = Lab::start().await;
     for version in [&TLS13, &TLS12] {
-        let refused = knock(&lab, client_config(lab.folder.path(), None, &[version])).await.unwrap_err();
+        let refused = knock(&lab, client_config(lab.directory.path(), None, &[version])).await.unwrap_err();
         assert!(refused.contains("CertificateRequired") || refused.contains("HandshakeFailure"), "{refused}");
     }
 }
@@ -59,16 +72,16 @@ async fn a_certificate_of_another_ca_or_one_that_ended_gets_no_answer() {
         days: 0,
         force: false,
     };
-    certs::make(lab.folder.path(), &ended).unwrap();
+    certs::make(lab.directory.path(), &ended).unwrap();
     for name in ["site-a.pem", "site-a.key"] {
-        std::fs::copy(other.path().join(name), lab.folder.path().join(format!("other-{name}"))).unwrap();
+        std::fs::copy(other.path().join(name), lab.directory.path().join(format!("other-{name}"))).unwrap();
     }
     for version in [&TLS13, &TLS12] {
         for (sae, alert) in
             [("other-site-a", &["UnknownCA", "DecryptError"][..]), ("ended", &["CertificateExpired"])]
         {
             let refused =
-                knock(&lab, client_config(lab.folder.path(), Some(sae), &[version])).await.unwrap_err();
+                knock(&lab, client_config(lab.directory.path(), Some(sae), &[version])).await.unwrap_err();
             assert!(alert.iter().any(|a| refused.contains(a)), "{sae}: {refused}");
         }
     }
@@ -77,7 +90,7 @@ async fn a_certificate_of_another_ca_or_one_that_ended_gets_no_answer() {
 #[tokio::test]
 async fn a_server_certificate_is_no_client_certificate() {
     let lab = Lab::start().await;
-    let refused = knock(&lab, client_config(lab.folder.path(), Some("kme-b1"), rustls::ALL_VERSIONS))
+    let refused = knock(&lab, client_config(lab.directory.path(), Some("kme-b1"), rustls::ALL_VERSIONS))
         .await
         .unwrap_err();
     assert!(refused.contains("BadCertificate") || refused.contains("UnsupportedCertificate"), "{refused}");
@@ -99,10 +112,10 @@ async fn an_sae_of_another_kme_or_of_none_is_401_without_a_body_on_every_operati
 /// Each row: SAE A's lines in the config, and what site A's own certificate and that of NOBODY get.
 #[tokio::test]
 async fn an_sae_is_known_by_what_the_config_says_of_its_certificate() {
-    let folder = TempDir::new().unwrap();
-    common::certificates(folder.path());
+    let directory = TempDir::new().unwrap();
+    common::certificates(directory.path());
     let serial = |name: &str| {
-        let der = CertificateDer::from_pem_file(folder.path().join(name)).unwrap();
+        let der = CertificateDer::from_pem_file(directory.path().join(name)).unwrap();
         let (_, certificate) = X509Certificate::from_der(&der).unwrap();
         certificate.raw_serial_as_string()
     };
@@ -116,10 +129,10 @@ async fn an_sae_is_known_by_what_the_config_says_of_its_certificate() {
         (format!("id = \"1\"\nserial = \"{own}\"\nknown_by = \"both\""), 401, 401),
     ] {
         let config = common::CONFIG.replacen("id = \"SITE-A\"", &lines, 1);
-        let config = Config::parse(&config, "test.toml", folder.path()).unwrap();
+        let config = Config::parse(&config, "test.toml", directory.path()).unwrap();
         let simulator = Simulator::start(&config).await.unwrap();
         for (name, wanted) in [("site-a", own_gets), ("nobody", other_gets)] {
-            let tls = client_config(folder.path(), Some(name), rustls::ALL_VERSIONS);
+            let tls = client_config(directory.path(), Some(name), rustls::ALL_VERSIONS);
             let mut client = Client::connect(simulator.addresses()["kme-a1"], "kme-a1", tls).await.unwrap();
             let reply = client.get(STATUS).await;
             assert_eq!(reply.status, wanted, "{name}: {lines}");
@@ -134,7 +147,7 @@ async fn an_sae_is_known_by_what_the_config_says_of_its_certificate() {
 #[tokio::test]
 async fn a_kme_proves_its_own_name_and_addresses_only() {
     let lab = Lab::start().await;
-    let config = || client_config(lab.folder.path(), Some("site-a"), rustls::ALL_VERSIONS);
+    let config = || client_config(lab.directory.path(), Some("site-a"), rustls::ALL_VERSIONS);
     for name in ["kme-a1", "127.0.0.1", "::1"] {
         assert!(Client::connect(lab.address("kme-a1"), name, config()).await.is_ok(), "{name}");
     }

@@ -49,11 +49,11 @@ impl Drop for Sim {
     }
 }
 
-fn start(folder: &Path, peers: u32, keys: u32) -> Result<(Sim, [String; 2]), Fault> {
-    // Beside this program's folder: `target/release` for `cargo bench`.
+fn start(directory: &Path, peers: u32, keys: u32) -> Result<(Sim, [String; 2]), Fault> {
+    // Beside this program's directory: `target/release` for `cargo bench`.
     let own = std::env::current_exe()?;
-    let program = own.ancestors().nth(2).ok_or("no folder")?.join("kme-sim");
-    let made = Command::new(&program).arg("certs").arg(folder).stdout(Stdio::null()).status();
+    let program = own.ancestors().nth(2).ok_or("no directory")?.join("kme-sim");
+    let made = Command::new(&program).arg("certs").arg(directory).stdout(Stdio::null()).status();
     if !made.is_ok_and(|status| status.success()) {
         return Err(format!("{} can't be run; build it with --release first", program.display()).into());
     }
@@ -71,9 +71,9 @@ fn start(folder: &Path, peers: u32, keys: u32) -> Result<(Sim, [String; 2]), Fau
         "[[link]]\nkmes = [\"kme-a1\", \"kme-b1\"]\nrate_bits_per_s = 0\nmax_keys = {keys}\ninitial_keys = \
          {keys}\n"
     );
-    std::fs::write(folder.join("kmes.toml"), config)?;
+    std::fs::write(directory.join("kmes.toml"), config)?;
     let mut command = Command::new(program);
-    command.arg("--config").arg(folder.join("kmes.toml")).args(["--log", "error"]);
+    command.arg("--config").arg(directory.join("kmes.toml")).args(["--log", "error"]);
     let mut sim = Sim(command.stdout(Stdio::piped()).spawn()?);
     let mut lines = BufReader::new(sim.0.stdout.take().ok_or("no output")?).lines();
     let mut url = || -> Result<String, Fault> {
@@ -83,9 +83,9 @@ fn start(folder: &Path, peers: u32, keys: u32) -> Result<(Sim, [String; 2]), Fau
     Ok((sim, [url()?, url()?]))
 }
 
-fn open(folder: &Path, name: &str, url: &str, sae: &str) -> Result<Arc<Kme>, Fault> {
-    let file = |end: &str| folder.join(format!("{}.{end}", sae.to_lowercase()));
-    let config = KmeConfig::new(name, url, sae, folder.join("ca.pem"), file("pem"), file("key"));
+fn open(directory: &Path, name: &str, url: &str, sae: &str) -> Result<Arc<Kme>, Fault> {
+    let file = |end: &str| directory.join(format!("{}.{end}", sae.to_lowercase()));
+    let config = KmeConfig::new(name, url, sae, directory.join("ca.pem"), file("pem"), file("key"));
     Ok(Kme::new(Box::new(KmsClient::new(config)?), Arc::new(|_| {})))
 }
 
@@ -123,9 +123,9 @@ async fn main() -> Result<(), Fault> {
     let (peers, interval, seconds) = (number("PEERS", 1000), number("INTERVAL", 60), number("SECONDS", 20));
     let each = Duration::from_secs(interval.into()) / peers;
     let in_time = u32::try_from(Duration::from_secs(seconds.into()).as_micros() / each.as_micros())? + 10;
-    let folder = tempfile::tempdir()?;
-    let (_sim, [a, b]) = start(folder.path(), peers, peers * STOCK + 2 * in_time)?;
-    let master = open(folder.path(), "kme-a1", &a, "SITE-A")?;
+    let directory = tempfile::tempdir()?;
+    let (_sim, [a, b]) = start(directory.path(), peers, peers * STOCK + 2 * in_time)?;
+    let master = open(directory.path(), "kme-a1", &a, "SITE-A")?;
     let sets: Vec<Arc<KmeSet>> = (0..peers).map(|_| Arc::new(KmeSet::new(vec![master.clone()]))).collect();
     println!(
         "{peers} peers, a rekey every {interval} s, one pair of KMEs, a TLS connection for each request"
@@ -160,7 +160,7 @@ async fn main() -> Result<(), Fault> {
             taker.fetch_new("SITE-B", wanted(100)).await?.keys.iter().map(kms_client::QkdKey::key_ref),
         );
     }
-    let slave = Arc::new(KmeSet::new(vec![open(folder.path(), "kme-b1", &b, "SITE-B")?]));
+    let slave = Arc::new(KmeSet::new(vec![open(directory.path(), "kme-b1", &b, "SITE-B")?]));
     steady("kept full as slave (dec_keys)", each, seconds, |n| {
         let (slave, id) = (slave.clone(), ids.get(usize::try_from(n).unwrap_or(0)).cloned());
         async move {

@@ -5,11 +5,11 @@
 pub enum Operation {
     /// Reading the config, before any request.
     Configure,
-    /// Get status (ETSI GS QKD 014 clause 5.1).
+    /// Get status (ETSI GS QKD 014 clause 5.2).
     Status,
-    /// Get key (clause 5.2): new keys, for the master SAE.
+    /// Get key (clause 5.3): new keys, for the master SAE.
     EncKeys,
-    /// Get key with key IDs (clause 5.3): the same keys, for the slave SAE.
+    /// Get key with key IDs (clause 5.4): the same keys, for the slave SAE.
     DecKeys,
 }
 
@@ -138,6 +138,12 @@ pub enum KmsErrorKind {
     KeyNotFound,
     /// The KME failed.
     ServerFault,
+    /// A proxy before the KME answered itself: the KME behind it doesn't.
+    Proxy,
+    /// The other site's KME is down. Ours works, and no key was taken.
+    PeerKmeDown,
+    /// The two KMEs no longer have the same keys.
+    OutOfSync,
     /// The KME's answer breaks the rules of the interface; no key of it is used.
     ProtocolViolation(Violation),
     /// The deadline passed, and no key is lost.
@@ -161,6 +167,9 @@ impl KmsErrorKind {
             Self::Exhausted => "exhausted",
             Self::KeyNotFound => "key_not_found",
             Self::ServerFault => "server_fault",
+            Self::Proxy => "proxy",
+            Self::PeerKmeDown => "peer_kme_down",
+            Self::OutOfSync => "out_of_sync",
             Self::ProtocolViolation(_) => "protocol_violation",
             Self::Timeout(_) => "timeout",
             Self::LostKeys(_) => "lost_keys",
@@ -178,6 +187,9 @@ impl KmsErrorKind {
             Self::Exhausted => "the KME has no key at the moment",
             Self::KeyNotFound => "the KME doesn't know the key (yet)",
             Self::ServerFault => "the KME failed",
+            Self::Proxy => "a proxy answers in place of the KME",
+            Self::PeerKmeDown => "the other site's KME is down",
+            Self::OutOfSync => "the two KMEs are out of step",
             Self::ProtocolViolation(_) => "the answer breaks the rules of the interface",
             Self::Timeout(_) => "no answer in time",
             Self::LostKeys(_) => "the answer was lost, and with it perhaps keys",
@@ -210,6 +222,18 @@ impl KmsErrorKind {
                  other site names our SAE ID as its slave"
             }
             Self::ServerFault => "look into the KME's log, or ask its operator",
+            Self::Proxy => {
+                "check that the KME behind the proxy runs, and the upstream address in the proxy's config; \
+                 the proxy's error log has the reason"
+            }
+            Self::PeerKmeDown => {
+                "your own KME works: have the other site check its KME, and both operators the connection \
+                 between the two KMEs; no key is lost, and the request is repeated each second"
+            }
+            Self::OutOfSync => {
+                "one of the two KMEs probably lost its keys in a restart: ask both operators to \
+                 synchronise them"
+            }
             Self::ProtocolViolation(Violation::Page) => {
                 "check the url's port and path: a page for browsers answers there, perhaps the KME's own \
                  or a sign-in; if they are right, ask the KME's vendor"
@@ -237,6 +261,8 @@ pub enum Blame {
     Nothing,
     /// The KME's link to one peer. A wrongly configured peer must not cost the others their keys.
     Link,
+    /// The KME of the other site. Ours works.
+    PeerKme,
     /// The KME as a whole.
     Kme,
 }
@@ -256,6 +282,8 @@ struct Details {
     excerpt: Option<String>,
     advice: Option<String>,
     keys_lost: u32,
+    certain: bool,
+    retry_in_s: Option<u64>,
 }
 
 impl KmsError {
@@ -272,6 +300,8 @@ impl KmsError {
             excerpt: None,
             advice: None,
             keys_lost: 0,
+            certain: true,
+            retry_in_s: None,
         }))
     }
 
@@ -302,6 +332,28 @@ impl KmsError {
     pub(crate) fn with_keys_lost(mut self, keys: u32) -> Self {
         self.0.keys_lost = keys;
         self
+    }
+
+    /// Marks the kind as certain or as the most likely one.
+    #[must_use]
+    pub(crate) fn with_certainty(mut self, certain: bool) -> Self {
+        self.0.certain = certain;
+        self
+    }
+
+    /// This failure as the reason why nothing is asked for the next seconds.
+    #[must_use]
+    pub(crate) fn not_asked_now(&self, retry_in_s: u64) -> Self {
+        let mut error = self.clone();
+        error.0.retry_in_s = Some(retry_in_s);
+        error.0.keys_lost = 0;
+        error
+    }
+
+    /// False if the answer has other possible meanings than [`kind`](Self::kind).
+    #[must_use]
+    pub fn is_certain(&self) -> bool {
+        self.0.certain
     }
 
     #[must_use]
@@ -347,8 +399,11 @@ impl KmsError {
             // An HTTP status may be about one pair of SAEs; TLS is about us.
             K::IdentityRefused if self.0.status.is_some() => Blame::Link,
             K::ProtocolViolation(Violation::Http) => Blame::Kme,
-            K::Config | K::ServerFault | K::ProtocolViolation(_) => Blame::Link,
-            K::Unreachable | K::Tls(_) | K::IdentityRefused | K::Timeout(_) | K::LostKeys(_) => Blame::Kme,
+            K::PeerKmeDown => Blame::PeerKme,
+            K::Config | K::ServerFault | K::OutOfSync | K::ProtocolViolation(_) => Blame::Link,
+            K::Unreachable | K::Proxy | K::Tls(_) | K::IdentityRefused | K::Timeout(_) | K::LostKeys(_) => {
+                Blame::Kme
+            }
         }
     }
 
@@ -372,7 +427,7 @@ impl std::fmt::Display for KmsError {
         if !e.peer_sae.is_empty() {
             write!(f, " for SAE {}", e.peer_sae)?;
         }
-        write!(f, ": {}", e.kind.in_words())?;
+        write!(f, ": {}{}", if e.certain { "" } else { "probably " }, e.kind.in_words())?;
         if let KmsErrorKind::Timeout(phase) | KmsErrorKind::LostKeys(phase) = e.kind {
             write!(f, ", {phase}")?;
         }
@@ -384,6 +439,9 @@ impl std::fmt::Display for KmsError {
         }
         if let Some(excerpt) = &e.excerpt {
             write!(f, ": it says \"{excerpt}\"")?;
+        }
+        if let Some(seconds) = e.retry_in_s {
+            write!(f, " (not asked now, again in {seconds} s)")?;
         }
         match e.keys_lost {
             0 => Ok(()),

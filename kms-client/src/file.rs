@@ -110,7 +110,7 @@ impl Opened {
         if meta.nlink() != 1 {
             return Err(config(
                 format!("the key file {shown} has {} names", meta.nlink()),
-                "remove the other hard links, so that nobody keeps the file".to_owned(),
+                "remove the other hard links, so that no copy of the file remains".to_owned(),
             ));
         }
         let file = Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| match errno {

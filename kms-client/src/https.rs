@@ -6,6 +6,7 @@ pub(crate) mod connector;
 mod explain;
 mod files;
 pub(crate) mod http;
+pub(crate) mod intermediary;
 mod read_after_reset;
 mod signature;
 mod tls;

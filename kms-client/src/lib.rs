@@ -35,11 +35,12 @@ pub mod probe;
 mod recent_keys;
 mod skip;
 mod source;
+mod wording;
 
 pub use api::Api;
 pub use config::{DEFAULT_TIMEOUT, KmeConfig};
 pub use error::{Blame, KmsError, KmsErrorKind, Operation, Phase, TlsFault, Violation};
-pub use etsi014::classify::classify;
+pub use etsi014::classify::{ErrorAnswer, Meaning, classify};
 pub use etsi014::client::KmsClient;
 pub use etsi014::wire::Status;
 pub use file::KeyFile;

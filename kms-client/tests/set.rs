@@ -602,7 +602,7 @@ async fn where_names_are_not_known_all_are_asked_in_order() {
     assert_eq!(fetched.failed.len(), 1);
     assert_eq!((fetched.failed[0].0.as_str(), fetched.failed[0].1.kind()), ("c", K::KeyNotFound));
 
-    // With one KME there is no choice, whatever the names are.
+    // With one KME there is no choice, so the names do not matter.
     let world = World::new(&[("one", "kme-b.local", "kme-a.local")]);
     let fetched = world.set.fetch_by_ids("SITE-A", &[key_ref("a", "KME_A", "KME_B")], false).await;
     assert_eq!(fetched.keys.len(), 1);
@@ -725,4 +725,55 @@ async fn real_servers_fail_over_and_come_back() {
     now.store(SECOND, Ordering::SeqCst);
     let key = new_keys(&set, "SITE-B", 1).await.unwrap().remove(0);
     assert_eq!(key.key_ref(), key_ref("from-1", "A1", "B1"));
+}
+
+#[tokio::test]
+async fn a_peer_kme_that_is_down_is_probed_each_second_and_our_kme_stays_up() {
+    let world = World::new(&[("one", "A", "B")]);
+    let kme = Arc::clone(&world.set.kmes()[0]);
+    let saes = ["SITE-B", "SITE-C"];
+    for peer in saes {
+        new_keys(&world.set, peer, 1).await.unwrap();
+    }
+    world.events();
+    for _ in 0..30 {
+        world.script(0).enc.push_back(Act::Fail(K::PeerKmeDown));
+        let error = new_keys(&world.set, "SITE-B", 1).await.err().unwrap();
+        assert_eq!((error.errors[0].kind(), error.keys_lost()), (K::PeerKmeDown, 0));
+        // Other peers get keys, and no event says that our KME is down.
+        new_keys(&world.set, "SITE-C", 1).await.unwrap();
+        assert_eq!(world.events(), ["one enc_keys peer_kme_down", "one enc_keys ok"]);
+        assert_eq!(kme.health().state, KmeState::Up);
+        let error = new_keys(&world.set, "SITE-B", 1).await.err().unwrap().errors.remove(0);
+        assert_eq!(error.kind(), K::PeerKmeDown);
+        assert!(error.to_string().ends_with("(not asked now, again in 1 s)"), "{error}");
+        assert_eq!(kme.due_probe(&saes), None);
+        world.sleep(SECOND);
+        let probe = kme.due_probe(&saes).unwrap();
+        assert_eq!(probe, DueProbe { peer: "SITE-B".to_owned(), after_failure: true });
+        kme.probe(&probe.peer).await.unwrap();
+        world.events();
+    }
+    // A second after the other KME is back there are keys again.
+    new_keys(&world.set, "SITE-B", 1).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_proxy_without_its_kme_is_probed_each_second_and_the_error_is_quoted_once() {
+    let world = World::new(&[("one", "A", "B")]);
+    new_keys(&world.set, "SITE-B", 1).await.unwrap();
+    world.events();
+    world.script(0).enc.push_back(Act::Fail(K::Proxy));
+    new_keys(&world.set, "SITE-B", 1).await.err().unwrap();
+    assert_eq!(world.events(), ["one down proxy", "one enc_keys proxy"]);
+    for _ in 0..10 {
+        let error = new_keys(&world.set, "SITE-B", 1).await.err().unwrap().errors.remove(0).to_string();
+        assert_eq!(error.matches("KME one").count(), 1, "{error}");
+        assert_eq!(error.matches("a proxy answers").count(), 1, "{error}");
+        world.sleep(SECOND);
+        world.script(0).status.push_back(Act::Fail(K::Proxy));
+        assert!(new_keys(&world.set, "SITE-B", 1).await.is_err());
+    }
+    world.sleep(SECOND);
+    new_keys(&world.set, "SITE-B", 1).await.unwrap();
 }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kms_client::KmsErrorKind as K;
-use kms_client::{KeySource, KmeConfig, KmsClient, KmsError, Operation, Phase, TlsFault};
+use kms_client::{KeySource, KmeConfig, KmsClient, KmsError, Operation, Phase, SkipClient, TlsFault};
 use rcgen::{BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, date_time_ymd};
 use rustls::pki_types::CertificateDer;
 use support::{Ca, Issued, KEY_1, Lab, Server, check, container, ok, status_body};
@@ -389,4 +389,110 @@ async fn a_dropped_operation_closes_its_connection() {
     asking.abort();
     // The end of the stream comes because the connection lives in the future that was dropped.
     tokio::time::timeout(Duration::from_secs(2), tcp.read_to_end(&mut Vec::new())).await.unwrap().unwrap();
+}
+
+/// Passes bytes to `server` and back, and closes both connections when the client has sent `flights` times.
+async fn cut_after(server: std::net::SocketAddr, flights: usize) -> std::net::SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        let (mut client, _) = listener.accept().await.unwrap();
+        let mut server = tokio::net::TcpStream::connect(server).await.unwrap();
+        let (mut up, mut down) = (vec![0; 65536], vec![0; 65536]);
+        let mut sent = 0;
+        while sent < flights {
+            tokio::select! {
+                read = client.read(&mut up) => {
+                    sent += 1;
+                    if sent < flights {
+                        server.write_all(&up[..read.unwrap()]).await.unwrap();
+                    }
+                }
+                read = server.read(&mut down) => client.write_all(&down[..read.unwrap()]).await.unwrap(),
+            }
+        }
+    });
+    address
+}
+
+#[tokio::test]
+async fn a_close_without_an_alert_is_probably_about_our_certificate_once_the_kme_showed_its_own() {
+    let lab = Lab::new();
+    let cert = lab.ca.issue("localhost", &["localhost"], |_| {});
+    let config = || lab.server_config_with(&cert, &lab.ca, &[&rustls::version::TLS12]);
+    let server = Server::start(config(), |_| ok(&status_body("A", "B"))).await;
+    let error = refusal(lab.config(cut_after(server.address, 2).await)).await;
+    check(&error, K::IdentityRefused, Operation::Status);
+    assert!(!error.is_certain(), "{error}");
+    for words in ["without an alert", "common name SITE-A", "probably the KME refuses our identity"] {
+        assert!(error.to_string().contains(words), "{error}");
+    }
+    assert!(error.advice().contains("trusts its CA"), "{}", error.advice());
+
+    let server = Server::start(config(), |_| ok(&status_body("A", "B"))).await;
+    let error = refusal(lab.config(cut_after(server.address, 1).await)).await;
+    check(&error, K::Unreachable, Operation::Status);
+    assert!(error.advice().contains("HTTPS port"), "{}", error.advice());
+}
+
+#[tokio::test]
+async fn an_address_as_a_dns_name_gets_an_advice_that_helps() {
+    let lab = Lab::new();
+    let dns_name = |p: &mut CertificateParams| {
+        p.subject_alt_names = vec![rcgen::SanType::DnsName("127.0.0.1".try_into().unwrap())];
+    };
+    let config = |server: &Server| KmeConfig {
+        url: format!("https://127.0.0.1:{}", server.address.port()),
+        ..lab.config(server.address)
+    };
+    let server = good_server(&lab, &lab.ca.issue("kme-a1", &[], dns_name)).await;
+    let error = refusal(config(&server)).await;
+    check(&error, K::Tls(TlsFault::WrongName), Operation::Status);
+    assert!(error.to_string().contains("has 127.0.0.1 as a DNS name"), "{error}");
+    assert!(error.advice().contains("subjectAltName=IP:127.0.0.1"), "{}", error.advice());
+    // As the advice says.
+    let server = good_server(&lab, &lab.ca.issue("kme-a1", &["127.0.0.1"], |_| {})).await;
+    KmsClient::new(config(&server)).unwrap().status("SITE-B").await.unwrap();
+}
+
+#[tokio::test]
+async fn der_files_and_chains_in_the_wrong_order_are_named_as_such() {
+    let lab = Lab::new();
+    let server = good_server(&lab, &lab.ca.issue("localhost", &["localhost"], |_| {})).await;
+    let own = lab.ca.issue("SITE-A", &[], |_| {});
+    lab.write_identity(&own);
+    std::fs::write(lab.path("cert.pem"), &own.der).unwrap();
+    let error = config_error(lab.config(server.address));
+    assert!(error.to_string().contains("is in DER form, not PEM"), "{error}");
+    assert!(error.advice().contains("openssl x509 -inform DER"), "{}", error.advice());
+
+    std::fs::write(lab.path("cert.pem"), format!("{}{}", lab.ca.pem, own.pem)).unwrap();
+    let error = config_error(lab.config(server.address));
+    assert!(error.to_string().contains("in the wrong order: ours is number 2"), "{error}");
+    assert!(error.advice().contains("our own certificate first"), "{}", error.advice());
+    // As the advice says.
+    std::fs::write(lab.path("cert.pem"), format!("{}{}", own.pem, lab.ca.pem)).unwrap();
+    KmsClient::new(lab.config(server.address)).unwrap().status("SITE-B").await.unwrap();
+}
+
+#[tokio::test]
+async fn a_key_provider_with_pre_shared_keys_only_is_explained() {
+    let lab = Lab::new();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let mut hello = [0; 4096];
+            let _ = stream.read(&mut hello).await;
+            // A fatal alert, handshake_failure (RFC 8446 section 6.2).
+            let _ = stream.write_all(&[0x15, 3, 3, 0, 2, 2, 40]).await;
+            let _ = stream.shutdown().await;
+        }
+    });
+    let error = SkipClient::new(lab.config(address)).unwrap().capabilities("Bob").await.err().unwrap();
+    check(&error, K::Tls(TlsFault::NothingInCommon), Operation::Status);
+    assert!(error.advice().contains("pre-shared keys (PSK)"), "{}", error.advice());
+    // KMEs of ETSI GS QKD 014 don't use them.
+    let error = refusal(lab.config(address)).await;
+    assert!(!error.advice().contains("PSK") && error.advice().contains("TLS 1.3"), "{}", error.advice());
 }

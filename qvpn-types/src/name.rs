@@ -2,8 +2,9 @@
 
 use std::fmt;
 
-/// The longest [`KeyId`], in bytes. ETSI GS QKD 014 says UUID; servers send other strings too.
-pub const MAX_KEY_ID_BYTES: usize = 256;
+/// The longest [`KeyId`], in bytes. ETSI GS QKD 014 says UUID; servers send other strings too, such as several UUIDs
+/// joined by "+", 1,184 bytes in all.
+pub const MAX_KEY_ID_BYTES: usize = 1200;
 
 /// The longest [`SaeId`], in bytes: its length travels in one byte of a `Hello`.
 pub const MAX_SAE_ID_BYTES: usize = 255;

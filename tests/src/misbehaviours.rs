@@ -16,6 +16,8 @@ const NONE: &str = "fails exhausted";
 const UNKNOWN: &str = "fails key_not_found";
 const FAULT: &str = "fails server_fault";
 const TLS: &str = "fails tls";
+const PROXY: &str = "fails proxy";
+const PEER: &str = "fails peer_kme_down";
 
 /// Faults of the whole port, their result, and the text of the report.
 pub const PORT: &[(&str, &str, &str)] = &[
@@ -71,7 +73,12 @@ pub const ROWS: &[Row] = &[
     ("http_502", [FAULT, FAULT, FAULT], "HTTP 502"),
     ("http_503", [FAULT, NONE, UNKNOWN], "HTTP 503"),
     ("http_504", [FAULT, FAULT, FAULT], "HTTP 504"),
-    ("error_html", [FAULT, NONE, FAULT], "HTTP 503: it says \"Sign in"),
+    ("error_html", [PROXY, PROXY, PROXY], "a web server answers, not the KME: it says \"Sign in"),
+    ("peer_kme_down", [PEER, PEER, PEER], "the other site's KME is down"),
+    ("proxy_nginx", [PROXY, PROXY, PROXY], "nginx answers, not the KME"),
+    ("proxy_haproxy", [PROXY, PROXY, PROXY], "HAProxy answers, not the KME"),
+    ("proxy_envoy", [PROXY, PROXY, PROXY], "Envoy answers, not the KME"),
+    ("proxy_certificate", [REFUSED, REFUSED, REFUSED], "nginx answers, not the KME"),
     ("error_empty", [FAULT, NONE, FAULT], "HTTP 503"),
     ("error_detail", [BAD, NONE, UNKNOWN], "HTTP 422: it says"),
     ("error_huge", [FAULT, FAULT, FAULT], "HTTP 500: it says \"error error"),

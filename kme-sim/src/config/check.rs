@@ -27,7 +27,7 @@ type KeySizes = BTreeMap<String, (u32, u32)>;
 pub(crate) struct Check<'a> {
     pub(crate) text: &'a str,
     pub(crate) file: &'a str,
-    pub(crate) folder: &'a Path,
+    pub(crate) directory: &'a Path,
     pub(crate) problems: Vec<Problem>,
 }
 
@@ -80,7 +80,7 @@ impl Check<'_> {
             }
             scale.into_inner()
         });
-        Config { time_scale, nodes, admin: raw.admin.map(|p| self.folder.join(p)), kmes, saes, links }
+        Config { time_scale, nodes, admin: raw.admin.map(|p| self.directory.join(p)), kmes, saes, links }
     }
 
     fn kme(&mut self, raw: RawKme, names: &mut KeySizes) -> KmeConfig {
@@ -116,9 +116,9 @@ impl Check<'_> {
         KmeConfig {
             name: raw.name.into_inner(),
             listen,
-            cert_file: self.folder.join(raw.cert_file),
-            key_file: self.folder.join(raw.key_file),
-            client_ca_file: self.folder.join(raw.client_ca_file),
+            cert_file: self.directory.join(raw.cert_file),
+            key_file: self.directory.join(raw.key_file),
+            client_ca_file: self.directory.join(raw.client_ca_file),
             apis: raw.apis.map_or(Apis { etsi014: true, skip: false }, |apis| self.apis(apis)),
             max_key_per_request: raw.max_key_per_request.into_inner(),
             min_key_size: min,

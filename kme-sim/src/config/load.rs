@@ -15,16 +15,16 @@ impl Config {
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
         let text = std::fs::read_to_string(path)
             .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
-        let folder = path.parent().unwrap_or(Path::new("."));
-        Self::parse(&text, &path.display().to_string(), folder)
+        let directory = path.parent().unwrap_or(Path::new("."));
+        Self::parse(&text, &path.display().to_string(), directory)
     }
 
-    /// Checks `text`. Errors name it `file`, and its relative paths start from `folder`.
+    /// Checks `text`. Errors name it `file`, and its relative paths start from `directory`.
     ///
     /// # Errors
     /// [`ConfigError::Invalid`] with all errors in it.
-    pub fn parse(text: &str, file: &str, folder: &Path) -> Result<Self, ConfigError> {
-        let mut check = Check { text, file, folder, problems: Vec::new() };
+    pub fn parse(text: &str, file: &str, directory: &Path) -> Result<Self, ConfigError> {
+        let mut check = Check { text, file, directory, problems: Vec::new() };
         let raw: Raw = match toml::from_str(text) {
             Ok(raw) => raw,
             Err(error) => {

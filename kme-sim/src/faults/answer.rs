@@ -7,15 +7,16 @@ use std::time::Duration;
 
 use data_encoding::BASE64;
 use hyper::body::{Body, Bytes, Frame, SizeHint};
-use hyper::header::{CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, HeaderValue, LOCATION};
+use hyper::header::{CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, HeaderValue, LOCATION, WWW_AUTHENTICATE};
 use hyper::{Response, StatusCode};
 use serde_json::{Map, Value, json};
 use tokio::time::Interval;
 use zeroize::Zeroizing;
 
-use crate::api::{KEY_NOT_FOUND, Op, Status};
+use crate::api::{Op, Status};
 use crate::faults::catalog::Misbehaviour;
 use crate::link::{NoRandomness, random_bytes, random_id};
+use crate::refusal::KEY_NOT_FOUND;
 
 const HUGE_BYTES: usize = 10_000_000;
 const TOO_MANY_KEYS: usize = 10_000;
@@ -25,6 +26,17 @@ const SLOW_BODY_INTERVAL: Duration = Duration::from_secs(1);
 const REDIRECT_TARGET: &str = "https://kme.invalid/";
 const PAGE: &str =
     "<!DOCTYPE html><html><head><title>Sign in</title></head><body><h1>Sign in</h1></body></html>";
+
+// What proxies answer by themselves.
+const NGINX_502: &str = "<html>\r\n<head><title>502 Bad Gateway</title></head>\r\n<body>\r\n\
+    <center><h1>502 Bad Gateway</h1></center>\r\n<hr><center>nginx/1.22.1</center>\r\n</body>\r\n</html>\r\n";
+const NGINX_400: &str = "<html>\r\n<head><title>400 The SSL certificate error</title></head>\r\n<body>\r\n\
+    <center><h1>400 Bad Request</h1></center>\r\n<center>The SSL certificate error</center>\r\n\
+    <hr><center>nginx/1.22.1</center>\r\n</body>\r\n</html>\r\n";
+const HAPROXY_503: &str = "<html><body><h1>503 Service Unavailable</h1>\n\
+    No server is available to handle this request.\n</body></html>\n";
+const ENVOY_503: &str =
+    "upstream connect error or disconnect/reset before headers. reset reason: connection failure";
 
 /// The body of an answer.
 pub(crate) enum AnswerBody {
@@ -116,6 +128,15 @@ pub(crate) fn empty(status: StatusCode) -> Response<AnswerBody> {
     response
 }
 
+/// 401 without a body (clause 6.5). A 401 must name a scheme (RFC 9110 section 15.5.2), and none is registered for TLS
+/// client certificates.
+pub(crate) fn unauthorized() -> Response<AnswerBody> {
+    let mut response = empty(StatusCode::UNAUTHORIZED);
+    let challenge = HeaderValue::from_static("ClientCertificate realm=\"KME\"");
+    response.headers_mut().insert(WWW_AUTHENTICATE, challenge);
+    response
+}
+
 /// The answer that replaces the right one, if `how` is such a fault.
 pub(crate) fn replacement(how: Misbehaviour, op: Op) -> Result<Option<Response<AnswerBody>>, NoRandomness> {
     let ok = StatusCode::OK;
@@ -144,6 +165,14 @@ pub(crate) fn replacement(how: Misbehaviour, op: Op) -> Result<Option<Response<A
         Misbehaviour::ErrorHtml => {
             with_type(StatusCode::SERVICE_UNAVAILABLE, "text/html; charset=utf-8", PAGE)
         }
+        Misbehaviour::PeerKmeDown => value(
+            StatusCode::GATEWAY_TIMEOUT,
+            json!({ "message": "timeout: the remote KME does not respond" }),
+        ),
+        Misbehaviour::ProxyNginx => with_type(StatusCode::BAD_GATEWAY, "text/html", NGINX_502),
+        Misbehaviour::ProxyHaproxy => with_type(StatusCode::SERVICE_UNAVAILABLE, "text/html", HAPROXY_503),
+        Misbehaviour::ProxyEnvoy => with_type(StatusCode::SERVICE_UNAVAILABLE, "text/plain", ENVOY_503),
+        Misbehaviour::ProxyCertificate => with_type(StatusCode::BAD_REQUEST, "text/html", NGINX_400),
         Misbehaviour::ErrorEmpty => empty(StatusCode::SERVICE_UNAVAILABLE),
         Misbehaviour::ErrorDetail => value(
             StatusCode::UNPROCESSABLE_ENTITY,
@@ -152,7 +181,7 @@ pub(crate) fn replacement(how: Misbehaviour, op: Op) -> Result<Option<Response<A
         Misbehaviour::ErrorHuge => {
             with_type(StatusCode::INTERNAL_SERVER_ERROR, "text/plain", "error ".repeat(HUGE_BYTES / 6))
         }
-        Misbehaviour::Http401 => empty(StatusCode::UNAUTHORIZED),
+        Misbehaviour::Http401 => unauthorized(),
         _ => match how.http_status().and_then(|code| StatusCode::from_u16(code).ok()) {
             Some(status) => value(status, json!({ "message": message(status.as_u16(), op) })),
             None => return Ok(None),

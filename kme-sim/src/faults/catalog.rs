@@ -132,6 +132,16 @@ pub enum Misbehaviour {
     ErrorHtml,
     /// 503 without a body; not carried out.
     ErrorEmpty,
+    /// 504 that says that the other KME is down; not carried out.
+    PeerKmeDown,
+    /// 502 as nginx answers it in place of a KME; not carried out.
+    ProxyNginx,
+    /// 503 as HAProxy answers it in place of a KME; not carried out.
+    ProxyHaproxy,
+    /// 503 as Envoy answers it in place of a KME; not carried out.
+    ProxyEnvoy,
+    /// 400 as nginx answers it to a client certificate that it refuses; not carried out.
+    ProxyCertificate,
     /// 422 with FastAPI's `{"detail":[…]}`; not carried out.
     ErrorDetail,
     /// 500 with 10 MB of text; not carried out.

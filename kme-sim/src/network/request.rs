@@ -2,18 +2,19 @@
 
 use serde_json::{Value, json};
 
-use crate::api::{
-    KeyRequest, MANDATORY_UNMET, MANDATORY_UNSUPPORTED, OPTIONAL_UNHANDLED, Refusal, SIZE_MULTIPLE_OF_8,
-};
+use crate::api::KeyRequest;
 use crate::config::KmeConfig;
 use crate::faults::request::Limits;
+use crate::refusal::{
+    MANDATORY_UNMET, MANDATORY_UNSUPPORTED, OPTIONAL_UNHANDLED, Refusal, SIZE_MULTIPLE_OF_8,
+};
 
 /// The number of keys and their size in bits.
 pub(crate) fn checked_amount(limits: &Limits, request: &KeyRequest) -> Result<(u64, u64), Refusal> {
     let number = request.number.unwrap_or(1);
     let most = limits.max_keys;
     if number == 0 || number > u64::from(most) {
-        return Err(Refusal::bad(format!("number shall be from 1 to {most}")));
+        return Err(Refusal::bad(format!("number must be from 1 to {most}")));
     }
     let size = request.size.unwrap_or_else(|| u64::from(limits.default_size));
     if !size.is_multiple_of(8) {
@@ -21,11 +22,11 @@ pub(crate) fn checked_amount(limits: &Limits, request: &KeyRequest) -> Result<(u
     }
     let (min, max) = (limits.min_size, limits.max_size);
     if size < u64::from(min) || size > u64::from(max) {
-        return Err(Refusal::bad(format!("size shall be from {min} to {max} bits")));
+        return Err(Refusal::bad(format!("size must be from {min} to {max} bits")));
     }
     let most = limits.max_sae_ids;
     if request.additional_slave_sae_ids.len() > usize::try_from(most).unwrap_or(usize::MAX) {
-        return Err(Refusal::bad(format!("additional_slave_SAE_IDs shall have at most {most} entries")));
+        return Err(Refusal::bad(format!("additional_slave_SAE_IDs must have at most {most} entries")));
     }
     Ok((number, size))
 }

@@ -1,6 +1,6 @@
 //! The state of one KME: the keys that its slave SAEs have not fetched yet, and its counters.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::time::Duration;
 
 use tracing::warn;
@@ -17,6 +17,10 @@ pub(crate) struct Kme {
     /// The IDs in `stored`, oldest first.
     by_age: BTreeMap<u64, String>,
     next_age: u64,
+    /// The slave SAEs of each key that a master SAE took here, by its ID.
+    issued: HashMap<String, Vec<String>>,
+    /// The IDs in `issued`, oldest first.
+    issued_by_age: VecDeque<String>,
     /// The first key since a fault was set that repeats it.
     pub(crate) first: Option<DeliveredKey>,
     pub(crate) counts: Counts,
@@ -39,6 +43,8 @@ impl Kme {
             stored: HashMap::new(),
             by_age: BTreeMap::new(),
             next_age: 0,
+            issued: HashMap::new(),
+            issued_by_age: VecDeque::new(),
             first: None,
             counts: Counts::default(),
         }
@@ -69,6 +75,24 @@ impl Kme {
             key,
         };
         self.stored.insert(stored.key.id.clone(), stored);
+    }
+
+    /// Remembers for which slave SAEs a master SAE took a key here; as many keys as the store holds.
+    pub(crate) fn note_issued(&mut self, id: &str, slaves: Vec<String>) {
+        let limit = usize::try_from(self.config.max_waiting_keys).unwrap_or(usize::MAX);
+        if self.issued.insert(id.to_owned(), slaves).is_none() {
+            self.issued_by_age.push_back(id.to_owned());
+        }
+        while self.issued_by_age.len() > limit {
+            if let Some(oldest) = self.issued_by_age.pop_front() {
+                self.issued.remove(&oldest);
+            }
+        }
+    }
+
+    /// Whether a master SAE took this key here and did not name `sae` as a slave.
+    pub(crate) fn is_of_others(&self, id: &str, sae: &str) -> bool {
+        self.issued.get(id).is_some_and(|slaves| slaves.iter().all(|slave| slave != sae))
     }
 
     /// Drops the keys for which `which` holds.

@@ -1,4 +1,4 @@
-//! A lab in a temporary folder, and a small HTTPS client that shares no code with kms-client.
+//! A lab in a temporary directory, and a small HTTPS client that shares no code with kms-client.
 // Each test file uses a part of it, and a failure here is a failure of the test.
 #![allow(dead_code, clippy::unwrap_used)]
 
@@ -85,18 +85,18 @@ initial_keys = 20
 /// The seed of the link a - b in [`CONFIG`].
 pub const SEED: &[u8] = &[0, 1, 2, 3];
 
-/// Makes the certificates of [`CONFIG`] in `folder`, and of `NOBODY`, an SAE that no KME knows.
-pub fn certificates(folder: &Path) {
+/// Makes the certificates of [`CONFIG`] in `directory`, and of `NOBODY`, an SAE that no KME knows.
+pub fn certificates(directory: &Path) {
     let kmes = ["kme-a1", "kme-b1", "kme-c1"].map(|k| (k.to_owned(), Vec::<SubjectName>::new()));
     let saes = ["SITE-A", "SITE-B", "SITE-C", "Büro 2/b", "NOBODY"].map(str::to_owned);
     let request =
         certs::Request { kmes: BTreeMap::from(kmes), saes: BTreeSet::from(saes), days: 1, force: false };
-    certs::make(folder, &request).unwrap();
+    certs::make(directory, &request).unwrap();
 }
 
-/// A running simulator and the folder of its certificates.
+/// A running simulator and the directory of its certificates.
 pub struct Lab {
-    pub folder: TempDir,
+    pub directory: TempDir,
     pub simulator: Simulator,
 }
 
@@ -108,11 +108,11 @@ impl Lab {
 
     /// Starts `config`.
     pub async fn with(config: &str) -> Self {
-        let folder = TempDir::new().unwrap();
-        certificates(folder.path());
-        let config = Config::parse(config, "test.toml", folder.path()).unwrap();
+        let directory = TempDir::new().unwrap();
+        certificates(directory.path());
+        let config = Config::parse(config, "test.toml", directory.path()).unwrap();
         let simulator = Simulator::start(&config).await.unwrap();
-        Self { folder, simulator }
+        Self { directory, simulator }
     }
 
     pub fn address(&self, kme: &str) -> SocketAddr {
@@ -121,7 +121,7 @@ impl Lab {
 
     /// A client of `kme` with the certificate files `sae`.pem and `sae`.key.
     pub async fn client(&self, kme: &str, sae: &str) -> Client {
-        let config = client_config(self.folder.path(), Some(sae), rustls::ALL_VERSIONS);
+        let config = client_config(self.directory.path(), Some(sae), rustls::ALL_VERSIONS);
         Client::connect(self.address(kme), kme, config).await.unwrap()
     }
 
@@ -136,14 +136,14 @@ impl Lab {
     }
 }
 
-/// TLS of a client that trusts the CA in `folder` and shows the certificate `sae`, if any.
+/// TLS of a client that trusts the CA in `directory` and shows the certificate `sae`, if any.
 pub fn client_config(
-    folder: &Path,
+    directory: &Path,
     sae: Option<&str>,
     versions: &[&'static SupportedProtocolVersion],
 ) -> ClientConfig {
     let mut roots = RootCertStore::empty();
-    roots.add(CertificateDer::from_pem_file(folder.join("ca.pem")).unwrap()).unwrap();
+    roots.add(CertificateDer::from_pem_file(directory.join("ca.pem")).unwrap()).unwrap();
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let builder = ClientConfig::builder_with_provider(provider)
         .with_protocol_versions(versions)
@@ -151,8 +151,8 @@ pub fn client_config(
         .with_root_certificates(roots);
     match sae {
         Some(sae) => {
-            let chain = vec![CertificateDer::from_pem_file(folder.join(format!("{sae}.pem"))).unwrap()];
-            let key = PrivateKeyDer::from_pem_file(folder.join(format!("{sae}.key"))).unwrap();
+            let chain = vec![CertificateDer::from_pem_file(directory.join(format!("{sae}.pem"))).unwrap()];
+            let key = PrivateKeyDer::from_pem_file(directory.join(format!("{sae}.key"))).unwrap();
             builder.with_client_auth_cert(chain, key).unwrap()
         }
         None => builder.with_no_client_auth(),
@@ -171,6 +171,8 @@ pub struct Client {
 pub struct Reply {
     pub status: StatusCode,
     pub content_type: String,
+    /// `WWW-Authenticate`.
+    pub challenge: String,
     pub body: Bytes,
 }
 
@@ -235,8 +237,9 @@ impl Client {
             .unwrap();
         self.sender.ready().await?;
         let (parts, body) = Response::into_parts(self.sender.send_request(request).await?);
-        let content_type = parts.headers.get("content-type").map_or("", |v| v.to_str().unwrap()).to_owned();
-        Ok(Reply { status: parts.status, content_type, body: body.collect().await?.to_bytes() })
+        let header = |name| parts.headers.get(name).map_or("", |v| v.to_str().unwrap()).to_owned();
+        let (content_type, challenge) = (header("content-type"), header("www-authenticate"));
+        Ok(Reply { status: parts.status, content_type, challenge, body: body.collect().await?.to_bytes() })
     }
 
     /// Asks `path` and reads at least `bytes` of the body, which may have no end; also the length that was

@@ -1,66 +1,122 @@
-//! The meaning of an HTTP status, which depends on the request: servers use 400, 401, 404 and 503 for
-//! different things. Pure, so that tests cover the whole table.
+//! The meaning of an HTTP error status, which depends on the request and on the words of the answer: servers use 400,
+//! 401, 404 and 503 for different things, and a proxy may answer in place of the KME. Pure, so that tests cover the whole
+//! table.
 
 use crate::error::{KmsErrorKind, Operation, Violation};
+use crate::https::intermediary::{self, Intermediary};
+use crate::wording;
 
-/// The kind of failure that HTTP `status` means as the answer to `operation`. The server's `message` decides
-/// where the status alone is ambiguous. Not for 200.
-#[must_use]
-pub fn classify(operation: Operation, status: u16, message: &str) -> KmsErrorKind {
-    use KmsErrorKind as K;
-    use Operation::{DecKeys, EncKeys};
+/// An answer that isn't 200.
+#[derive(Debug, Clone, Copy)]
+pub struct ErrorAnswer<'a> {
+    /// The HTTP status.
+    pub status: u16,
+    /// The server's message, or an excerpt of its body.
+    pub message: &'a str,
+    /// Whether the body is a web page.
+    pub is_page: bool,
+}
 
-    let message = message.to_lowercase();
-    let says = |words: &[&str]| words.iter().any(|word| message.contains(word));
-    // The messages of ETSI GS QKD 014 for requests that no KME can meet.
-    let request_is_wrong = says(&["multiple of 8", "extension_mandatory", "extension_optional"]);
-    let no_such_sae =
-        says(&["sae"]) && says(&["unknown", "not found", "not registered", "does not exist", "invalid"]);
-    let no_key_now = no_key_now(&message);
-    let no_such_key =
-        says(&["key"]) && says(&["not found", "unknown", "no such", "does not exist", "doesn't exist"]);
+/// What an answer means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Meaning {
+    /// The kind of failure.
+    pub kind: KmsErrorKind,
+    /// False if the answer has other possible meanings.
+    pub certain: bool,
+    /// Whether `enc_keys` may have been carried out, so that its keys are spent.
+    pub may_be_done: bool,
+    pub(crate) answered_by: Option<Intermediary>,
+}
 
-    match (operation, status) {
-        (_, 300..400) => K::ProtocolViolation(Violation::Redirect),
-        (_, 0..300 | 600..) => K::ProtocolViolation(Violation::Status),
-        // The standard has 401 for a caller that is no slave SAE of the key; some servers use it for an
-        // unknown ID too.
-        (DecKeys, 401) => K::KeyNotFound,
-        (_, 401 | 403) => K::IdentityRefused,
-        (_, 405 | 406 | 411 | 413..=417 | 421 | 426 | 431 | 501 | 505) => K::BadRequest,
-        (_, 400..500) if request_is_wrong => K::BadRequest,
-        (EncKeys, 404) if no_such_sae => K::BadRequest,
-        (EncKeys, 400 | 422) if no_key_now => K::Exhausted,
-        (EncKeys, 404 | 409 | 410 | 412 | 429) => K::Exhausted,
-        (EncKeys, 503) => K::Exhausted,
-        (EncKeys, 500) if no_key_now => K::Exhausted,
-        (DecKeys, 400 | 404 | 409 | 410 | 412) => K::KeyNotFound,
-        (DecKeys, 422 | 500 | 503) if no_such_key => K::KeyNotFound,
-        (_, 408 | 429) => K::ServerFault,
-        (_, 400..500) => K::BadRequest,
-        (_, 500..600) => K::ServerFault,
+impl Meaning {
+    fn of(kind: KmsErrorKind, certain: bool) -> Self {
+        Self { kind, certain, may_be_done: false, answered_by: None }
     }
 }
 
-/// Whether a message in lower case says that there is no key at the moment.
-pub(crate) fn no_key_now(message: &str) -> bool {
-    const WORDS: &[&str] = &[
-        "exhaust",
-        "insufficient",
-        "not enough",
-        "no key",
-        "no more key",
-        "no available",
-        "not available",
-        "unavailable",
-        "empty",
-        "depleted",
-        "out of keys",
-        "generated key count",
-        "maximum key count",
-        "try again later",
-    ];
-    WORDS.iter().any(|word| message.contains(word))
+/// The meaning of `answer` to a request for `operation`.
+#[must_use]
+pub fn classify(operation: Operation, answer: ErrorAnswer<'_>) -> Meaning {
+    let message = answer.message.to_lowercase();
+    if let 400..600 = answer.status
+        && let Some(by) = intermediary::identify(&message, answer.is_page)
+    {
+        return by_intermediary(operation, by, answer.status, &message);
+    }
+    let meaning = by_kme(operation, answer.status, &message);
+    // Other 2xx may deliver keys that aren't read. A proxy that is not recognised may be the origin of 502 and 504.
+    let may_be_done =
+        matches!(answer.status, 201..=299 | 502 | 504) && meaning.kind != KmsErrorKind::PeerKmeDown;
+    Meaning { may_be_done, ..meaning }
+}
+
+/// A proxy's own answer: the KME didn't see the request, or its answer got lost.
+fn by_intermediary(operation: Operation, by: Intermediary, status: u16, message: &str) -> Meaning {
+    use KmsErrorKind as K;
+    // Some KMEs send their messages as HTML too.
+    let unknown = by == Intermediary::Unknown;
+    if unknown && operation == Operation::EncKeys && wording::no_key_now(message) && status != 404 {
+        return Meaning::of(K::Exhausted, true);
+    }
+    if unknown && operation == Operation::DecKeys && wording::no_such_key(message) {
+        return Meaning::of(K::KeyNotFound, true);
+    }
+    // A framework's page about an error of the program.
+    if unknown && status == 500 {
+        return Meaning::of(K::ServerFault, true);
+    }
+    let kind = match status {
+        400..500 if wording::certificate_refused(message) => K::IdentityRefused,
+        401 | 403 | 495 | 496 => K::IdentityRefused,
+        408 | 429 | 499 | 500.. => K::Proxy,
+        _ => K::BadRequest,
+    };
+    let may_be_done = intermediary::request_may_be_done(status, message);
+    Meaning { kind, certain: !unknown, may_be_done, answered_by: Some(by) }
+}
+
+fn by_kme(operation: Operation, status: u16, message: &str) -> Meaning {
+    use KmsErrorKind as K;
+    use Operation::{DecKeys, EncKeys};
+
+    let sure = |kind| Meaning::of(kind, true);
+    let likely = |kind| Meaning::of(kind, false);
+    // The messages of ETSI GS QKD 014 for requests that no KME can meet, and a request for too many keys.
+    let request_is_wrong = ["multiple of 8", "extension_mandatory", "extension_optional"]
+        .iter()
+        .any(|words| message.contains(words))
+        // Too many IDs are asked again one by one, as IDs that are not found.
+        || (operation == EncKeys && wording::too_many_requested(message));
+    let no_key_now = wording::no_key_now(message);
+    let no_such_key = wording::no_such_key(message);
+
+    match (operation, status) {
+        (_, 300..400) => sure(K::ProtocolViolation(Violation::Redirect)),
+        (_, 0..300 | 600..) => sure(K::ProtocolViolation(Violation::Status)),
+        (_, 424 | 500..) if wording::peer_kme_down(message) => {
+            Meaning::of(K::PeerKmeDown, !wording::supposes(message))
+        }
+        (_, 400..) if wording::out_of_sync(message) => Meaning::of(K::OutOfSync, !wording::supposes(message)),
+        (_, 400..500) if wording::certificate_refused(message) => sure(K::IdentityRefused),
+        // The standard has 401 for a caller that is no slave SAE of the key; some servers use it for an unknown ID.
+        (DecKeys, 401) if !wording::not_authenticated(message) => likely(K::KeyNotFound),
+        (_, 401 | 403) => sure(K::IdentityRefused),
+        (_, 405 | 406 | 411 | 413..=417 | 421 | 426 | 431 | 501 | 505) => sure(K::BadRequest),
+        (_, 400..500) if request_is_wrong => sure(K::BadRequest),
+        (_, 400..500) if wording::other_sae(message) => sure(K::BadRequest),
+        (EncKeys, 404) if wording::no_such_sae(message) => sure(K::BadRequest),
+        (EncKeys, 412) if message.contains("configuration is missing") => likely(K::BadRequest),
+        (EncKeys, 400 | 422) if no_key_now => sure(K::Exhausted),
+        (EncKeys, 404 | 409 | 410 | 412 | 429 | 503) => Meaning::of(K::Exhausted, no_key_now),
+        (EncKeys, 500) if no_key_now => sure(K::Exhausted),
+        (DecKeys, 400 | 404 | 409 | 410 | 412) => Meaning::of(K::KeyNotFound, no_such_key),
+        (DecKeys, 422 | 500 | 503) if no_such_key => sure(K::KeyNotFound),
+        (_, 408 | 429) => sure(K::ServerFault),
+        (_, 400) => Meaning::of(K::BadRequest, !message.is_empty()),
+        (_, 400..500) => sure(K::BadRequest),
+        (_, 500..600) => sure(K::ServerFault),
+    }
 }
 
 #[cfg(test)]
@@ -68,6 +124,10 @@ mod tests {
     use super::*;
     use KmsErrorKind as K;
     use Operation::{DecKeys, EncKeys, Status};
+
+    fn kind(operation: Operation, status: u16, message: &str) -> K {
+        classify(operation, ErrorAnswer { status, message, is_page: false }).kind
+    }
 
     #[test]
     fn the_table() {
@@ -142,9 +202,9 @@ mod tests {
             (999, "", violation, violation, violation),
         ];
         for (code, message, status, enc, dec) in rows {
-            assert_eq!(classify(Status, *code, message), *status, "status {code} {message}");
-            assert_eq!(classify(EncKeys, *code, message), *enc, "enc_keys {code} {message}");
-            assert_eq!(classify(DecKeys, *code, message), *dec, "dec_keys {code} {message}");
+            assert_eq!(kind(Status, *code, message), *status, "status {code} {message}");
+            assert_eq!(kind(EncKeys, *code, message), *enc, "enc_keys {code} {message}");
+            assert_eq!(kind(DecKeys, *code, message), *dec, "dec_keys {code} {message}");
         }
     }
 
@@ -152,7 +212,7 @@ mod tests {
     fn every_status_has_a_meaning() {
         for code in 0..=1000 {
             for op in [Status, EncKeys, DecKeys] {
-                let kind = classify(op, code, "");
+                let kind = kind(op, code, "");
                 assert!(!kind.as_str().is_empty());
                 assert!(op != DecKeys || kind != K::Exhausted, "{code}");
                 assert!(op != EncKeys || kind != K::KeyNotFound, "{code}");

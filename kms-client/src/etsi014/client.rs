@@ -13,11 +13,12 @@ use tokio::time::Instant;
 use crate::api::Api;
 use crate::config::KmeConfig;
 use crate::error::{KmsError, KmsErrorKind, Operation, Violation};
-use crate::etsi014::classify::classify;
+use crate::etsi014::classify::{ErrorAnswer, classify};
 use crate::etsi014::wire::{self, ExpectedKeys, Status};
 use crate::excerpt::excerpt;
 use crate::https::connector::{Call, ENCODED, KmeConnector};
 use crate::https::http::Answer;
+use crate::json::is_page;
 use crate::key::{MAX_KEY_BITS, MAX_KEYS_PER_CALL, MIN_KEY_BITS, QkdKey};
 use crate::recent_keys::RecentKeys;
 use crate::source::{BoxFuture, Certificates, Connection, KeySource, Link};
@@ -53,7 +54,7 @@ impl KmsClient {
         })
     }
 
-    /// Asks for the status of the link to SAE `slave` (ETSI GS QKD 014 clause 5.1). It takes no key.
+    /// Asks for the status of the link to SAE `slave` (ETSI GS QKD 014 clause 5.2). It takes no key.
     ///
     /// # Errors
     /// [`KmsError`] of any kind but [`Exhausted`](KmsErrorKind::Exhausted) and
@@ -77,7 +78,7 @@ impl KmsClient {
         Ok(status)
     }
 
-    /// Takes up to `number` new keys of `size_bits` bits, shared with SAE `slave` (clause 5.2). The request
+    /// Takes up to `number` new keys of `size_bits` bits, shared with SAE `slave` (clause 5.3). The request
     /// is never repeated: the keys of a lost answer are spent, and the error says how many.
     ///
     /// # Errors
@@ -98,7 +99,7 @@ impl KmsClient {
         let body = wire::enc_keys_body(number, size_bits);
         let mut answer = self.ask(call, Method::POST, "enc_keys", Some(body), deadline).await?;
         if answer.status == 405 {
-            // It refused the method, so no key is spent. Clause 5.2 allows GET for this request too.
+            // It refused the method, so no key is spent. Clause 5.3 allows GET for this request too.
             let query = format!("enc_keys?number={number}&size={size_bits}");
             answer = self.ask(call, Method::GET, &query, None, deadline).await?;
             if answer.status == 200 {
@@ -118,7 +119,7 @@ impl KmsClient {
         Ok(self.owned(keys, &source, &target))
     }
 
-    /// Takes keys that SAE `master` took before, by their IDs (clause 5.3). A KME may send fewer.
+    /// Takes keys that SAE `master` took before, by their IDs (clause 5.4). A KME may send fewer.
     ///
     /// # Errors
     /// [`KmsErrorKind::KeyNotFound`] if the KME doesn't know them (yet): you may ask again for a bounded
@@ -239,12 +240,24 @@ impl KmsClient {
         }
         // By the standard only answers with 4xx and 5xx hold no keys.
         let excerpt = (400..600).contains(&answer.status).then(|| excerpt(answer.body.bytes())).flatten();
-        let kind = classify(call.operation, answer.status, excerpt.as_deref().unwrap_or_default());
-        // The KME may have carried out a request on which a proxy gave up; other 2xx may deliver keys that
-        // aren't read.
-        let at_stake = if matches!(answer.status, 201..=299 | 502 | 504) { call.at_stake } else { 0 };
-        let mut error =
-            self.connector.error(kind, call).with_status(answer.status, excerpt).with_keys_lost(at_stake);
+        let meaning = classify(
+            call.operation,
+            ErrorAnswer {
+                status: answer.status,
+                message: excerpt.as_deref().unwrap_or_default(),
+                is_page: is_page(answer.body.bytes()),
+            },
+        );
+        let kind = meaning.kind;
+        let mut error = self
+            .connector
+            .error(kind, call)
+            .with_status(answer.status, excerpt)
+            .with_certainty(meaning.certain)
+            .with_keys_lost(if meaning.may_be_done { call.at_stake } else { 0 });
+        if let Some(by) = meaning.answered_by {
+            return Err(self.by_intermediary(error, by.name()));
+        }
         match (kind, &answer.location) {
             (KmsErrorKind::ProtocolViolation(Violation::Redirect), location) => {
                 let to = location.as_deref().unwrap_or("nowhere");
@@ -255,7 +268,12 @@ impl KmsClient {
             (KmsErrorKind::IdentityRefused, _) => {
                 error = error.with_detail(self.connector.client_identity());
             }
-            (KmsErrorKind::Exhausted, _) if matches!(answer.status, 404 | 410) => {
+            (KmsErrorKind::PeerKmeDown, _) => {
+                let (_, target) = self.link_names(call.peer);
+                let which = if target.is_empty() { "the KME" } else { target.as_str() };
+                error = error.with_detail(format!("{which} of SAE {}", call.peer));
+            }
+            (KmsErrorKind::Exhausted, _) if !meaning.certain && matches!(answer.status, 404 | 410) => {
                 error = error.with_advice(
                     "some KMEs say so while the link makes no keys: then wait; others say so where the \
                      url's path is wrong or they don't know the other SAE: qvpn-ctl kms check shows which",
@@ -267,6 +285,24 @@ impl KmsClient {
             _ => {}
         }
         Err(error)
+    }
+
+    /// An answer that a proxy wrote itself.
+    fn by_intermediary(&self, error: KmsError, name: &str) -> KmsError {
+        let what = format!("{name} answers, not the KME");
+        match error.kind() {
+            KmsErrorKind::IdentityRefused => {
+                error.with_detail(format!("{what}; {}", self.connector.client_identity())).with_advice(
+                    "check that the proxy before the KME trusts the CA of cert_file (in nginx: \
+                     ssl_client_certificate), that the certificate hasn't expired or been revoked, and the \
+                     proxy's access rules",
+                )
+            }
+            KmsErrorKind::BadRequest => error.with_detail(what).with_advice(
+                "check the url's path, and which paths and methods the proxy before the KME passes on",
+            ),
+            _ => error.with_detail(what),
+        }
     }
 
     /// Reads the keys of an answer and erases the answer.

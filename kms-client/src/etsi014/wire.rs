@@ -10,7 +10,7 @@ use serde::Deserialize;
 use zeroize::Zeroize;
 
 use crate::error::Violation;
-use crate::json::{ProtocolViolation, not_json};
+use crate::json::{Object, ProtocolViolation, not_json, without_bom};
 use crate::key::{MAX_KEY_BITS, MIN_KEY_BITS};
 use crate::source::Link;
 
@@ -106,7 +106,8 @@ pub(crate) fn dec_keys_body(ids: &[KeyId]) -> Vec<u8> {
 }
 
 pub(crate) fn parse_status(body: &[u8]) -> Result<Status, ProtocolViolation> {
-    let json: serde_json::Value = serde_json::from_slice(body).map_err(|e| not_json(body, &e))?;
+    let json: serde_json::Value =
+        serde_json::from_slice(without_bom(body)).map_err(|e| not_json(body, &e))?;
     let Some(fields) = json.as_object() else {
         return Err(ProtocolViolation(Violation::Json, "the status isn't a JSON object".to_owned()));
     };
@@ -167,8 +168,9 @@ impl Drop for KeyText<'_> {
 
 #[derive(Deserialize)]
 struct Container<'a> {
-    #[serde(borrow)]
-    keys: Option<Vec<Item<'a>>>,
+    // Table 11 of the standard spells it with a capital letter once.
+    #[serde(borrow, alias = "Keys")]
+    keys: Option<Vec<Object<Item<'a>>>>,
 }
 
 #[derive(Deserialize)]
@@ -184,9 +186,10 @@ pub(crate) fn parse_keys(
     body: &[u8],
     expected: &ExpectedKeys<'_>,
 ) -> Result<Vec<(KeyId, SecretBuf)>, ProtocolViolation> {
-    let container: Container<'_> = serde_json::from_slice(body).map_err(|e| not_json(body, &e))?;
+    let container: Object<Container<'_>> =
+        serde_json::from_slice(without_bom(body)).map_err(|e| not_json(body, &e))?;
     let missing = |name: &str| ProtocolViolation(Violation::Json, format!("the field \"{name}\" is missing"));
-    let items = container.keys.ok_or_else(|| missing("keys"))?;
+    let items = container.0.keys.ok_or_else(|| missing("keys"))?;
 
     let most = match expected {
         ExpectedKeys::New { number, .. } => usize::try_from(*number).unwrap_or(usize::MAX),
@@ -200,7 +203,7 @@ pub(crate) fn parse_keys(
     }
 
     let mut keys: Vec<(KeyId, SecretBuf)> = Vec::with_capacity(items.len());
-    for item in items {
+    for Object(item) in items {
         let id = item.key_id.ok_or_else(|| missing("key_ID"))?;
         let id = KeyId::new(id).map_err(|e| ProtocolViolation(Violation::KeyId, e.to_string()))?;
         if let ExpectedKeys::ByIds(ids) = expected
@@ -311,6 +314,40 @@ mod tests {
     }
 
     #[test]
+    fn only_objects_of_the_standard_are_read() {
+        let list = |items: &str| format!(r#"{{"keys":[{items}]}}"#);
+        let object = format!(r#"{{"key_ID":"a","key":"{}"}}"#, key(1));
+        assert_eq!(broken(&list(&format!(r#"["a","{}"]"#, key(1))), &NEW), Violation::Json);
+        assert_eq!(broken(&format!("[[{object}]]"), &NEW), Violation::Json);
+        // As table 11 spells it.
+        let capital = list(&object).replace("keys", "Keys");
+        assert_eq!(parse_keys(capital.as_bytes(), &NEW).unwrap().len(), 1);
+        let both = format!(r#"{{"keys":[],"Keys":[{object}]}}"#);
+        assert_eq!(broken(&both, &NEW), Violation::Json);
+    }
+
+    #[test]
+    fn other_encodings_are_named() {
+        let good = format!(r#"{{"keys":[{{"key_ID":"a","key":"{}"}}]}}"#, key(1));
+        let with_bom = [b"\xef\xbb\xbf", good.as_bytes()].concat();
+        assert_eq!(parse_keys(&with_bom, &NEW).unwrap().len(), 1);
+        let utf16 = |order: fn(u16) -> [u8; 2]| good.encode_utf16().flat_map(order).collect::<Vec<u8>>();
+        let little = utf16(u16::to_le_bytes);
+        let rows = [
+            (vec![0x1f, 0x8b, 8, 0], "gzip"),
+            ([vec![0xff, 0xfe], little.clone()].concat(), "UTF-16"),
+            (little, "UTF-16"),
+            (utf16(u16::to_be_bytes), "UTF-16"),
+        ];
+        for (body, word) in rows {
+            let Err(ProtocolViolation(Violation::Json, text)) = parse_keys(&body, &NEW) else { panic!() };
+            assert!(text.contains(word), "{text}");
+            let Err(ProtocolViolation(Violation::Json, text)) = parse_status(&body) else { panic!() };
+            assert!(text.contains(word), "{text}");
+        }
+    }
+
+    #[test]
     fn an_empty_or_short_list_is_no_violation() {
         assert!(parse_keys(br#"{"keys":[]}"#, &NEW).unwrap().is_empty());
         let one = format!(r#"{{"keys":[{{"key_ID":"a","key":"{}"}}]}}"#, key(1));
@@ -346,7 +383,7 @@ mod tests {
             (list(&[item("a", &format!(" {}", k(1)))]), Violation::Base64),
             (list(&[item("a", &k(0))]), Violation::ZeroKey),
             (list(&[item("", &k(1))]), Violation::KeyId),
-            (list(&[item(&"x".repeat(257), &k(1))]), Violation::KeyId),
+            (list(&[item(&"x".repeat(qvpn_types::MAX_KEY_ID_BYTES + 1), &k(1))]), Violation::KeyId),
             (list(&[item("a", &k(1)), item("a", &k(2))]), Violation::DuplicateId),
             (list(&[item("a", &k(1)), item("b", &k(1))]), Violation::DuplicateKey),
         ];

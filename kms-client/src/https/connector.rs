@@ -29,6 +29,8 @@ pub(crate) struct KmeConnector {
     prefix: String,
     tls: TlsFiles,
     history: Mutex<ConnectionHistory>,
+    /// Whether servers of the interface often accept TLS with pre-shared keys only.
+    psk_is_usual: bool,
 }
 
 /// What earlier connections showed.
@@ -98,8 +100,14 @@ impl KmeConnector {
             prefix: url.path().trim_end_matches('/').to_owned(),
             tls,
             history: Mutex::default(),
+            psk_is_usual: false,
             config,
         })
+    }
+
+    /// For an interface whose servers often accept TLS with pre-shared keys only.
+    pub(crate) fn with_psk_advice(self) -> Self {
+        Self { psk_is_usual: true, ..self }
     }
 
     fn history(&self) -> MutexGuard<'_, ConnectionHistory> {
@@ -185,6 +193,7 @@ impl KmeConnector {
                 sae_id: &self.config.sae_id,
                 ca_file: &self.config.ca_file.display().to_string(),
                 cert_file: &self.config.cert_file.display().to_string(),
+                psk_is_usual: self.psk_is_usual,
             };
             self.failed(call, failure, &context)
         })
@@ -200,6 +209,24 @@ impl KmeConnector {
             .with_status(200, None)
             .with_detail(detail)
             .with_keys_lost(call.at_stake)
+    }
+
+    /// The server closed the connection in the handshake without an alert. If it had sent its certificate before, it
+    /// probably refuses ours.
+    fn closed_in_handshake(&self, call: Call<'_>, place: &str, context: &explain::Context<'_>) -> KmsError {
+        let what = format!("{place} closed the connection in the TLS handshake without an alert");
+        if context.shown.is_some() {
+            let Explanation { detail, advice, .. } = explain::refused_without_alert(context);
+            return self
+                .error(KmsErrorKind::IdentityRefused, call)
+                .with_certainty(false)
+                .with_detail(format!("{what}, after its certificate and before the end; {detail}"))
+                .with_advice(advice);
+        }
+        self.error(KmsErrorKind::Unreachable, call).with_detail(what).with_advice(
+            "check that url has the KME's HTTPS port, that the KME runs behind any load balancer, and that \
+             it accepts TLS 1.2 or 1.3",
+        )
     }
 
     fn failed(&self, call: Call<'_>, failure: Failure, context: &explain::Context<'_>) -> KmsError {
@@ -251,6 +278,9 @@ impl KmeConnector {
                 broke_off(format!("the connection to {place} broke {phase}: {e}{refused}"))
             }
             Cause::Closed if sent => broke_off(format!("{place} closed the connection {phase}{refused}")),
+            Cause::Io(e) if phase == Phase::Tls && is_closed(&e) => {
+                self.closed_in_handshake(call, &place, context)
+            }
             Cause::Io(e) => {
                 self.error(KmsErrorKind::Unreachable, call).with_detail(format!("{place}, {phase}: {e}"))
             }
@@ -270,4 +300,15 @@ impl KmeConnector {
             }
         }
     }
+}
+
+fn is_closed(error: &std::io::Error) -> bool {
+    use std::io::ErrorKind;
+    matches!(
+        error.kind(),
+        ErrorKind::UnexpectedEof
+            | ErrorKind::ConnectionReset
+            | ErrorKind::ConnectionAborted
+            | ErrorKind::BrokenPipe
+    )
 }

@@ -150,6 +150,8 @@ pub(crate) struct Context<'a> {
     pub(crate) shown: Option<CertificateInfo>,
     /// Our own certificate.
     pub(crate) own: Option<&'a CertificateInfo>,
+    /// Whether servers of the interface often accept TLS with pre-shared keys only.
+    pub(crate) psk_is_usual: bool,
     /// Our SAE ID.
     pub(crate) sae_id: &'a str,
     pub(crate) ca_file: &'a str,
@@ -304,12 +306,27 @@ fn wrong_name(expected: &str, shown: Option<&CertificateInfo>) -> Explanation {
             issue_command(expected),
         );
     }
+    if shown.is_some_and(|cert| cert.names.iter().any(|name| name == expected)) {
+        return new(
+            TlsFault::WrongName,
+            format!(
+                "the KME's certificate has {expected} as a DNS name, and an address needs an entry of type IP"
+            ),
+            issue_command(expected),
+        );
+    }
     let first = names.split(", ").next().unwrap_or_default();
     new(
         TlsFault::WrongName,
         format!("the KME's certificate is for {names}, not for {expected}"),
         format!("if this is the right KME, set server_name = \"{first}\" in its config, or correct url"),
     )
+}
+
+/// The KME closed the connection after it got our certificate.
+pub(crate) fn refused_without_alert(context: &Context<'_>) -> Explanation {
+    let advice = certificate_advice(context);
+    Explanation { kind: KmsErrorKind::IdentityRefused, detail: own_certificate(context), advice }
 }
 
 /// The KME ended the handshake. Most alerts are about our certificate.
@@ -328,17 +345,18 @@ fn refused_by_kme(alert: AlertDescription, context: &Context<'_>) -> Explanation
         | A::CertificateRequired => Explanation {
             kind: KmsErrorKind::IdentityRefused,
             detail: format!(
-                "the KME refuses our certificate (common name {own}, serial number {}, SAE {}, valid until \
-                 {}) with the TLS alert {alert:?}",
-                context.own.map_or("?", |cert| cert.serial.as_str()),
-                context.sae_id,
-                context.own.map_or("?", |cert| cert.not_after_text.as_str()),
+                "the KME refuses our certificate ({}) with the TLS alert {alert:?}",
+                own_certificate(context)
             ),
-            advice: format!(
-                "check that {} is the certificate that the KME's operator registered for SAE {}, that it \
-                 hasn't expired or been revoked, and that the KME trusts its CA",
-                context.cert_file, context.sae_id
-            ),
+            advice: certificate_advice(context),
+        },
+        A::HandshakeFailure if context.psk_is_usual => Explanation {
+            kind: KmsErrorKind::Tls(TlsFault::NothingInCommon),
+            detail: format!("the key provider ends the handshake with the TLS alert {alert:?}"),
+            advice: "key providers of SKIP often accept TLS with pre-shared keys (PSK) only, which qvpn \
+                     doesn't support: have the key provider accept client certificates, with TLS 1.3, or \
+                     TLS 1.2 with ECDHE and AES-GCM or ChaCha20-Poly1305"
+                .to_owned(),
         },
         A::ProtocolVersion | A::HandshakeFailure | A::InsufficientSecurity | A::NoApplicationProtocol => {
             Explanation {
@@ -361,4 +379,20 @@ fn refused_by_kme(alert: AlertDescription, context: &Context<'_>) -> Explanation
             advice: "look into the KME's log".to_owned(),
         },
     }
+}
+
+/// By what the KME identifies us, in words.
+fn own_certificate(context: &Context<'_>) -> String {
+    let (name, serial, end) = context.own.map_or(("?", "?", "?"), |own| {
+        (own.subject.as_str(), own.serial.as_str(), own.not_after_text.as_str())
+    });
+    format!("common name {name}, serial number {serial}, SAE {}, valid until {end}", context.sae_id)
+}
+
+fn certificate_advice(context: &Context<'_>) -> String {
+    format!(
+        "check that {} is the certificate that the KME's operator registered for SAE {}, that it hasn't \
+         expired or been revoked, and that the KME trusts its CA",
+        context.cert_file, context.sae_id
+    )
 }

@@ -26,7 +26,17 @@ pub(crate) fn read_certificates(role: &str, path: &Path) -> Result<Vec<Certifica
             what: format!("{role} {} isn't a readable PEM file: {e}", path.display()),
             advice: "convert it: openssl x509 -in FILE -inform DER -out FILE.pem".to_owned(),
         })?;
-    if certificates.is_empty() { Err(no_certificate(role, path)) } else { Ok(certificates) }
+    match certificates.is_empty() {
+        true if bytes.starts_with(&[0x30, 0x82]) => Err(FileError {
+            what: format!("{role} {} is in DER form, not PEM", path.display()),
+            advice: format!(
+                "convert it: openssl x509 -inform DER -in {} -out FILE.pem, and name that file",
+                path.display()
+            ),
+        }),
+        true => Err(no_certificate(role, path)),
+        false => Ok(certificates),
+    }
 }
 
 pub(crate) fn no_certificate(role: &str, path: &Path) -> FileError {

@@ -10,7 +10,7 @@ use qvpn_api::config::ClientKey;
 use rustls::client::WebPkiServerVerifier;
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::pki_types::CertificateDer;
-use rustls::sign::{CertifiedKey, SingleCertAndKey};
+use rustls::sign::{CertifiedKey, SigningKey, SingleCertAndKey};
 use rustls::{ClientConfig, InconsistentKeys, RootCertStore};
 
 use crate::config::KmeConfig;
@@ -184,6 +184,15 @@ fn read_credentials(
     Ok(Credentials { verifier, identity, own, ca_not_after, token_error })
 }
 
+/// Which certificate of the chain belongs to `key`.
+fn position_of_own(chain: &[CertificateDer<'static>], key: &Arc<dyn SigningKey>) -> Option<usize> {
+    let belongs = |certificate: &CertificateDer<'static>| {
+        let pair = CertifiedKey::new(vec![certificate.clone()], Arc::clone(key));
+        pair.keys_match().is_ok()
+    };
+    chain.iter().position(belongs)
+}
+
 fn identity_of_file(
     chain: Vec<CertificateDer<'static>>,
     cert_file: &Path,
@@ -197,6 +206,16 @@ fn identity_of_file(
             .to_owned(),
     };
     let key = provider.key_provider.load_private_key(key).map_err(unusable)?;
+    if let Some(at) = position_of_own(&chain, &key).filter(|at| *at > 0) {
+        return Err(FileError {
+            what: format!(
+                "cert_file {} has the certificates in the wrong order: ours is number {}",
+                cert_file.display(),
+                at + 1
+            ),
+            advice: "put our own certificate first, then the one that issued it, and so on".to_owned(),
+        });
+    }
     let identity = CertifiedKey::new(chain, key);
     // Refuse only a mismatch. The KME decides about other findings, such as an X.509 v1 certificate.
     if let Err(rustls::Error::InconsistentKeys(InconsistentKeys::KeyMismatch)) = identity.keys_match() {

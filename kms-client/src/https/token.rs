@@ -288,7 +288,7 @@ impl Worker {
                 Err(refused)
             }
             Err(e) => Err(FileError {
-                what: format!("the token \"{label}\" lets nobody log in: {}", words(&e)),
+                what: format!("the token \"{label}\" refuses the login: {}", words(&e)),
                 advice: "look at the token with its vendor's tool, or with pkcs11-tool".to_owned(),
             }),
         }

@@ -56,6 +56,10 @@ struct TrippedBreaker {
 }
 
 impl TrippedBreaker {
+    fn is_of_peer_kme(&self) -> bool {
+        self.why.as_ref().is_some_and(|why| why.kind() == KmsErrorKind::PeerKmeDown)
+    }
+
     fn on_failure(&mut self, now: u64, why: &KmsError) {
         self.breaker.on_failure(now, failure_class(why));
         self.why = Some(why.clone());
@@ -66,7 +70,15 @@ impl TrippedBreaker {
 fn failure_class(error: &KmsError) -> Failure {
     use KmsErrorKind as K;
     match (error.kind(), error.operation()) {
-        (K::Unreachable | K::Timeout(Phase::Resolve | Phase::Connect | Phase::Tls), _)
+        // Behind a proxy a request may have been carried out; then it is not repeated each second.
+        (K::Proxy, _) if error.keys_lost() > 0 => Failure::Faulty,
+        (
+            K::Unreachable
+            | K::Proxy
+            | K::PeerKmeDown
+            | K::Timeout(Phase::Resolve | Phase::Connect | Phase::Tls),
+            _,
+        )
         | (K::Timeout(_) | K::ServerFault, Operation::Status) => Failure::Absent,
         _ => Failure::Faulty,
     }
@@ -183,19 +195,24 @@ impl Kme {
         let (found, after_failure) = if inner.tripped.breaker.is_open() {
             (inner.tripped.breaker.probe_due(now).then_some(first), true)
         } else {
+            // While other links work, requests of the peers find out whether a failed link works again. But a peer whose
+            // site has no KME asks rarely.
+            let kme_down = inner.up == Some(false);
             let due = |i: &usize| {
                 let link = peers.get(i % count).and_then(|peer| inner.links.get(*peer));
-                link.is_some_and(|link| link.tripped.breaker.probe_due(now))
+                link.is_some_and(|link| {
+                    link.tripped.breaker.probe_due(now) && (kme_down || link.tripped.is_of_peer_kme())
+                })
             };
-            let link = (first..first + count).find(due).filter(|_| inner.up == Some(false));
+            let link = (first..first + count).find(due);
             let idle = inner.asked_at.is_none_or(|at| now.saturating_sub(at) >= IDLE_PROBE_INTERVAL_NS);
             (link.or(idle.then_some(first)), link.is_some())
         };
-        let request_slot = found?.checked_rem(count)?;
-        inner.next_probed = (request_slot + 1) % count;
+        let next = found?.checked_rem(count)?;
+        inner.next_probed = (next + 1) % count;
         // The caller sends the probe at once, so no other caller gets it.
         inner.asked_at = Some(now);
-        Some(DueProbe { peer: (*peers.get(request_slot)?).to_owned(), after_failure })
+        Some(DueProbe { peer: (*peers.get(next)?).to_owned(), after_failure })
     }
 
     /// Asks about the link to `peer` now, if the breaker allows it. It takes no key.
@@ -291,14 +308,10 @@ impl Kme {
     /// Why no request is sent: the failure that opened the breaker, and when it is asked again.
     fn not_asked_now(&self, tripped: &TrippedBreaker, left: u64, peer: &str) -> KmsError {
         let seconds = left.div_ceil(1_000_000_000);
-        let kind = tripped.why.as_ref().map_or(KmsErrorKind::Unreachable, KmsError::kind);
-        let error = KmsError::new(kind, self.name(), Operation::Status, peer);
-        match &tripped.why {
-            Some(why) => error
-                .with_detail(format!("not asked now, again in {seconds} s, since it failed: {why}"))
-                .with_advice(why.advice()),
-            None => error.with_detail(format!("not asked now, again in {seconds} s")),
-        }
+        let why = tripped.why.clone().unwrap_or_else(|| {
+            KmsError::new(KmsErrorKind::Unreachable, self.name(), Operation::Status, peer)
+        });
+        why.not_asked_now(seconds)
     }
 
     async fn ask_link(&self, peer: &str) -> Result<Link, KmsError> {
@@ -379,6 +392,11 @@ impl Inner {
                     (self.keys_failed, link.keys_failed) = (None, None);
                 }
                 link.works = Some(!is_recent(link.keys_failed, now));
+            }
+            Some((Blame::PeerKme, why)) => {
+                self.tripped.breaker.on_success(false);
+                link.tripped.on_failure(now, why);
+                link.works = Some(true);
             }
             Some((Blame::Link, why)) => {
                 self.tripped.breaker.on_success(false);

@@ -104,11 +104,11 @@ fn connection_findings(connection: &Connection, certificates: &Certificates, fin
     // A refused certificate is reported with its error.
     if let (Some(certificate), Some(_)) = (&connection.certificate, &connection.tls) {
         let text = format!(
-            "the KME's, {} for {}, issued by {}, ends in {} days",
+            "the KME's, {} for {}, issued by {}, {}",
             certificate.subject,
             if certificate.names.is_empty() { "no name".to_owned() } else { certificate.names.join(", ") },
             certificate.issuer,
-            days_left(certificate.not_after)
+            expiry(certificate.not_after)
         );
         findings.push(expiry_finding(
             certificate.not_after,
@@ -121,7 +121,7 @@ fn connection_findings(connection: &Connection, certificates: &Certificates, fin
         let who = certificates.own.as_ref();
         let who = who
             .map_or_else(String::new, |(name, serial)| format!(", {name} with the serial number {serial},"));
-        let text = format!("ours{who} ends in {} days", days_left(end));
+        let text = format!("ours{who} {}", expiry(end));
         findings.push(expiry_finding(
             end,
             "own_certificate",
@@ -130,13 +130,25 @@ fn connection_findings(connection: &Connection, certificates: &Certificates, fin
         ));
     }
     if let Some(end) = certificates.ca_not_after.filter(|end| days_left(*end) < CERTIFICATE_WARNING_DAYS) {
-        let text = format!("the CA's in ca_file ends in {} days", days_left(end));
+        let text = format!("the CA's in ca_file {}", expiry(end));
         findings.push(expiry_finding(
             end,
             "ca_certificate",
             text,
             "put the CA's new certificate into ca_file",
         ));
+    }
+}
+
+/// "ends in 30 days", "expired 2 days ago".
+fn expiry(end: i64) -> String {
+    let plural = |days: i64| if days == 1 { "day" } else { "days" };
+    match days_left(end) {
+        days if days < 0 => {
+            let ago = unix_seconds().saturating_sub(end).div_euclid(SECONDS_PER_DAY);
+            format!("expired {ago} {} ago", plural(ago))
+        }
+        days => format!("ends in {days} {}", plural(days)),
     }
 }
 
@@ -292,5 +304,25 @@ fn status_findings(status: &Status, own_sae: &str, peer_sae: &str, findings: &mu
             format!("{code} is {size}: keys have {too} {size} bits, and qvpn asks for {bits}{in_bytes}");
         let advice = "have the KME's operator allow keys of 256 bits; whether they come, taking one shows";
         findings.push(quirk(Step::Status, code, text, advice));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_expiry_has_the_right_sign() {
+        let now = unix_seconds();
+        for (end, text) in [
+            (now + 30 * SECONDS_PER_DAY + 100, "ends in 30 days"),
+            (now + SECONDS_PER_DAY + 100, "ends in 1 day"),
+            (now + 100, "ends in 0 days"),
+            (now - 100, "expired 0 days ago"),
+            (now - SECONDS_PER_DAY - 100, "expired 1 day ago"),
+            (now - 30 * SECONDS_PER_DAY - 100, "expired 30 days ago"),
+        ] {
+            assert_eq!(expiry(end), text);
+        }
     }
 }

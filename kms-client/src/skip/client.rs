@@ -35,7 +35,7 @@ impl SkipClient {
     /// [`KmsErrorKind::Config`], which names the setting or the file and what to write instead.
     pub fn new(config: KmeConfig) -> Result<Self, KmsError> {
         Ok(Self {
-            connector: KmeConnector::new(config)?,
+            connector: KmeConnector::new(config)?.with_psk_advice(),
             local: Mutex::default(),
             delivered: Mutex::default(),
         })

@@ -9,10 +9,10 @@ use serde::Deserialize;
 use zeroize::Zeroize;
 
 use crate::error::{KmsErrorKind, Operation, Violation};
-use crate::etsi014::classify::no_key_now;
-use crate::json::{ProtocolViolation, not_json};
+use crate::json::{Object, ProtocolViolation, not_json, without_bom};
 use crate::key::{MAX_KEY_BITS, MIN_KEY_BITS};
 use crate::source::Link;
+use crate::wording;
 
 const MAX_REMOTE_SYSTEMS: usize = 4096;
 
@@ -125,8 +125,8 @@ fn list(text: &str, c: char) -> Option<(bool, &str)> {
 }
 
 pub(crate) fn parse_capabilities(body: &[u8]) -> Result<Capabilities, ProtocolViolation> {
-    must_be_an_object(body)?;
-    let raw: RawCapabilities = serde_json::from_slice(body).map_err(|e| not_json(body, &e))?;
+    let Object(raw): Object<RawCapabilities> =
+        serde_json::from_slice(without_bom(body)).map_err(|e| not_json(body, &e))?;
     let came = [
         ("entropy", raw.entropy.is_some()),
         ("key", raw.key.is_some()),
@@ -144,14 +144,6 @@ pub(crate) fn parse_capabilities(body: &[u8]) -> Result<Capabilities, ProtocolVi
         remote_system_ids,
         missing: came.into_iter().filter(|(_, came)| !came).map(|(name, _)| name).collect(),
     })
-}
-
-/// serde would accept an array as the fields of a struct. The parser reports web pages itself.
-fn must_be_an_object(body: &[u8]) -> Result<(), ProtocolViolation> {
-    match body.trim_ascii_start().first() {
-        Some(b'{' | b'<') | None => Ok(()),
-        Some(_) => Err(ProtocolViolation(Violation::Json, "the body isn't a JSON object".to_owned())),
-    }
 }
 
 /// What the key of an answer must match.
@@ -187,8 +179,8 @@ pub(crate) fn parse_key(
     body: &[u8],
     expected: &ExpectedKey<'_>,
 ) -> Result<(KeyId, SecretBuf), ProtocolViolation> {
-    must_be_an_object(body)?;
-    let parsed: Key<'_> = serde_json::from_slice(body).map_err(|e| not_json(body, &e))?;
+    let Object(parsed): Object<Key<'_>> =
+        serde_json::from_slice(without_bom(body)).map_err(|e| not_json(body, &e))?;
     let missing = |name: &str| ProtocolViolation(Violation::Json, format!("the field \"{name}\" is missing"));
     let id = parsed.key_id.ok_or_else(|| missing("keyId"))?;
     let id = KeyId::new(id).map_err(|e| ProtocolViolation(Violation::KeyId, e.to_string()))?;
@@ -267,11 +259,12 @@ pub(crate) fn classify(operation: Operation, status: u16, message: &str) -> KmsE
     use KmsErrorKind as K;
     let no_key = || {
         let message = message.to_lowercase();
-        no_key_now(&message) || (message.contains("key") && message.contains("not found"))
+        wording::no_key_now(&message) || wording::no_such_key(&message)
     };
     match (operation, status) {
         (_, 300..400) => K::ProtocolViolation(Violation::Redirect),
         (_, 0..300 | 600..) => K::ProtocolViolation(Violation::Status),
+        (_, 500..600) if wording::peer_kme_down(&message.to_lowercase()) => K::PeerKmeDown,
         (_, 401 | 403) => K::IdentityRefused,
         (Operation::DecKeys, 400 | 404 | 409 | 410) => K::KeyNotFound,
         (Operation::EncKeys, 409 | 410 | 429 | 503) => K::Exhausted,
