@@ -336,3 +336,38 @@ fn each_misbehaviour_of_each_operation_is_ridden_through() {
         assert!(wrong.is_empty(), "{} findings:\n{}", wrong.len(), wrong.join("\n"));
     });
 }
+
+/// The other site's KME is down for ten seconds, longer than the longest delay of a doubling back-off at that time.
+#[test]
+fn keys_come_within_two_seconds_after_the_other_sites_kme_returns() {
+    sandbox::run("keys_come_within_two_seconds_after_the_other_sites_kme_returns", || {
+        loopback_up();
+        let mut pair = Pair::new(0);
+        let of = |pair: &Pair, outcome: &str| {
+            pair.counts(0).get(&("enc_keys".to_owned(), outcome.to_owned())).copied().unwrap_or_default()
+        };
+        let lost = pair.lost(0);
+        pair.kmes.misbehave("kme-a1", "enc_keys", "peer_kme_down");
+        // One request a second.
+        pair.wait("ten requests fail", |pair| of(pair, "peer_kme_down") >= 10);
+        let kme = pair.show(0)["kmes"][0].clone();
+        assert_eq!(kme["state"], "up", "our own KME works: {kme}");
+        let error = kme["last_error"].as_str().unwrap();
+        assert!(
+            error.contains("the other site's KME is down") && error.contains("kme-b1 of SAE SITE-B"),
+            "{error}"
+        );
+        assert!(!pair.daemons[0].log().contains("kme.down"), "no event blames our KME");
+        assert_eq!(pair.lost(0), lost, "no key counts as lost");
+
+        let before = of(&pair, "ok");
+        pair.kmes.misbehave("kme-a1", "enc_keys", "none");
+        let back = Instant::now();
+        pair.wait("keys come again", |pair| of(pair, "ok") > before);
+        let took = back.elapsed();
+        println!("kme: keys came {} ms after the other site's KME returned", took.as_millis());
+        assert!(took < Duration::from_secs(2), "{took:?}");
+        assert_eq!(pair.show(0)["peers"][0]["state"], "up");
+        pair.assert_no_keys();
+    });
+}
