@@ -1,14 +1,15 @@
-//! `import`: converts a `wg-quick` file, and names each setting without an equivalent, with its line and
-//! what to do instead. Keys are not converted, because a WireGuard key has no ML-KEM half. No secret is
-//! printed.
+//! `import`: converts a `wg-quick` file, and names each setting without an equivalent, with its line and what to do
+//! instead. Keys are not converted, because a WireGuard key has no ML-KEM half. No secret is printed.
 
-use std::collections::BTreeMap;
+mod name;
+mod read;
+
 use std::fmt::Write;
 use std::fs;
 use std::path::Path;
 
-use qvpn_net::IpNet;
-
+use self::name::CommentName;
+use self::read::{Interface, Note, Peer, WgConfig};
 use crate::cli::QkdChoice;
 use crate::error::CtlError;
 use crate::output;
@@ -21,25 +22,7 @@ struct Imported {
     /// Our config.
     toml: String,
     /// Lines and remarks.
-    notes: Vec<(usize, String)>,
-}
-
-#[derive(Default)]
-struct Interface {
-    address: Vec<String>,
-    listen_port: Option<String>,
-    fwmark: Option<String>,
-    mtu: Option<String>,
-    table: Option<String>,
-}
-
-#[derive(Default)]
-struct Peer {
-    name: Option<String>,
-    endpoint: Option<String>,
-    allowed_ips: Vec<IpNet>,
-    keepalive: Option<String>,
-    psk: bool,
+    notes: Vec<Note>,
 }
 
 pub(crate) fn import(file: &Path, qkd: QkdChoice) -> Result<(), CtlError> {
@@ -53,8 +36,11 @@ pub(crate) fn import(file: &Path, qkd: QkdChoice) -> Result<(), CtlError> {
         return Err(failed(format!("it has {size} bytes, and a config at most {MAX_SIZE}")));
     }
     let bytes = fs::read(file).map_err(|e| failed(e.to_string()))?;
-    let text = String::from_utf8(bytes).map_err(|_| failed("it is no text".to_owned()))?;
-    let imported = read(&text, qkd).map_err(|(line, what)| CtlError::Import {
+    if bytes.starts_with(b"\xff\xfe") || bytes.starts_with(b"\xfe\xff") {
+        return Err(failed("it is UTF-16 text: save it as UTF-8".to_owned()));
+    }
+    let text = String::from_utf8(bytes).map_err(|_| failed("it is not UTF-8 text".to_owned()))?;
+    let imported = convert(&text, file, qkd).map_err(|(line, what)| CtlError::Import {
         file: file.to_owned(),
         line: Some(line),
         what,
@@ -66,162 +52,67 @@ pub(crate) fn import(file: &Path, qkd: QkdChoice) -> Result<(), CtlError> {
     Ok(())
 }
 
-/// Reads what wg-quick reads: sections, `Key = value` with keys in any case, comments after `#`.
-fn read(text: &str, qkd: QkdChoice) -> Result<Imported, (usize, String)> {
-    let mut notes = Vec::new();
-    let mut interface = None;
-    let mut peers: Vec<Peer> = Vec::new();
-    let mut in_interface = false;
-    let mut comment: Option<String> = None;
-    let mut owners: BTreeMap<IpNet, usize> = BTreeMap::new();
-    for (number, raw) in (1..).zip(text.lines()) {
-        let (line, remark) =
-            raw.split_once('#').map_or((raw, None), |(line, remark)| (line, Some(remark.trim())));
-        let line = line.trim();
-        if line.is_empty() {
-            comment = remark.map(str::to_owned);
-            continue;
-        }
-        match line.to_ascii_lowercase().as_str() {
-            "[interface]" => {
-                in_interface = true;
-                interface.get_or_insert_with(Interface::default);
-                continue;
-            }
-            "[peer]" => {
-                in_interface = false;
-                let name = comment.take().or_else(|| remark.map(str::to_owned)).and_then(|text| name(&text));
-                peers.push(Peer { name, ..Peer::default() });
-                continue;
-            }
-            _ => {}
-        }
-        let Some((key, value)) = line.split_once('=') else {
-            return Err((
-                number,
+fn convert(text: &str, file: &Path, qkd: QkdChoice) -> Result<Imported, Note> {
+    let WgConfig { interface, peers, mut notes } = read::read(text)?;
+    let names = names(&peers);
+    let toml = write(&interface, &peers, &names, qkd);
+    notes.push((
+        1,
+        "keys are not converted, because each needs an ML-KEM half: make ours with `install -m 0640 -g qvpn \
+         /dev/null /etc/qvpn/NAME.key && qvpn-ctl genkey > /etc/qvpn/NAME.key`, and write what `qvpn-ctl \
+         pubkey` prints at each peer"
+            .to_owned(),
+    ));
+    for (peer, name) in peers.iter().zip(&names) {
+        if let Some(line) = peer.psk_line {
+            let target = shell_word(&psk_file(name));
+            let command = psk_command(line, file);
+            notes.push((
+                line,
                 format!(
-                    "`{}` is neither a section nor `Key = value`; is this a wg-quick config?",
-                    first_word(line)
+                    "put the pre-shared key into the file that the config names: `install -m 0640 -g qvpn \
+                     /dev/null {target} && {command} > {target}`"
                 ),
             ));
-        };
-        let (key, value) = (first_word(key.trim()).to_ascii_lowercase(), value.trim());
-        let ordinal = peers.len();
-        let mut note = |text: String| notes.push((number, text));
-        match (in_interface, interface.as_mut(), peers.last_mut()) {
-            (true, Some(i), _) => interface_key(i, &key, value, &mut note),
-            (false, _, Some(peer)) => peer_key(peer, ordinal, &key, value, &mut owners, &mut note),
-            _ => {
-                return Err((
-                    number,
-                    format!("`{key}` stands before any section; is this a wg-quick config?"),
-                ));
-            }
         }
     }
-    let Some(interface) = interface else {
-        return Err((1, "there is no section [Interface], so this is no wg-quick config".to_owned()));
-    };
-    let toml = write(&interface, &peers, &owners, qkd);
-    notes.push((1, "keys don't carry over, since each needs an ML-KEM half: make ours with `install -m 0640 -g qvpn /dev/null /etc/qvpn/NAME.key && qvpn-ctl genkey > /etc/qvpn/NAME.key`, and write what `qvpn-ctl pubkey` prints at each peer".to_owned()));
     notes.sort_by_key(|(line, _)| *line);
     Ok(Imported { toml, notes })
 }
 
-fn interface_key(i: &mut Interface, key: &str, value: &str, note: &mut impl FnMut(String)) {
-    match key {
-        "privatekey" => note("PrivateKey is not taken over; see above".to_owned()),
-        "address" => i.address.extend(list(value)),
-        "listenport" => i.listen_port = Some(value.to_owned()),
-        "fwmark" if value == "off" => {}
-        "fwmark" => i.fwmark = Some(value.to_owned()),
-        "mtu" => i.mtu = Some(value.to_owned()),
-        "table" => {
-            i.table = Some(if value.parse::<u32>().is_ok() { value.to_owned() } else { quoted(value) })
-        }
-        "dns" => note(format!(
-            "DNS has no equivalent: qvpn sets no resolver. With systemd-resolved: `resolvectl dns NAME {}`",
-            list(value).collect::<Vec<_>>().join(" ")
-        )),
-        "netns" => note(
-            "NetNS has no equivalent: `systemctl edit qvpn@NAME` and `NetworkNamespacePath=` put the \
-             whole daemon into a namespace"
-                .to_owned(),
-        ),
-        "saveconfig" => note(
-            "SaveConfig has no equivalent: nothing writes the config but `qvpn-ctl peer … \
-             --save`"
-                .to_owned(),
-        ),
-        "preup" | "postup" | "predown" | "postdown" => {
-            let when = match key {
-                "preup" => "`ExecStart=` of a unit that is `Before=qvpn@NAME.service`",
-                "postup" => "`ExecStart=` of a unit that is `After=qvpn@NAME.service`",
-                "predown" => "`ExecStop=` of a unit that is `After=qvpn@NAME.service`",
-                _ => "`ExecStop=` of a unit that is `Before=qvpn@NAME.service`",
-            };
-            note(format!(
-                "{key} has no equivalent, since a config runs no commands: write it as {when}, with the \
-                 tunnel's name where `%i` was; docs/operating.md, \"Commands at start and stop\", has \
-                 such a unit"
-            ));
-        }
-        other => note(format!("[Interface] has no key `{other}` that wg-quick knows; it is left out")),
+fn psk_file(name: &str) -> String {
+    format!("/etc/qvpn/{name}.psk")
+}
+
+/// Prints the key in a line of the file, without a comment or spaces around it.
+fn psk_command(line: usize, file: &Path) -> String {
+    let file = shell_word(&file.display().to_string());
+    format!("sed -n '{line}{{s/^[^=]*=[[:space:]]*//;s/[[:space:]]*#.*//;s/[[:space:]]*$//;p;}}' {file}")
+}
+
+/// `text` as one word of a shell.
+fn shell_word(text: &str) -> String {
+    let plain = |c: char| c.is_alphanumeric() || "/._-+@:".contains(c);
+    match !text.is_empty() && text.chars().all(plain) {
+        true => text.to_owned(),
+        false => format!("'{}'", text.replace('\'', r"'\''")),
     }
 }
 
-fn peer_key(
-    peer: &mut Peer,
-    ordinal: usize,
-    key: &str,
-    value: &str,
-    owners: &mut BTreeMap<IpNet, usize>,
-    note: &mut impl FnMut(String),
-) {
-    match key {
-        "publickey" => {}
-        "presharedkey" => {
-            peer.psk = true;
-            note(format!(
-                "put the pre-shared key into the file that the config names: `install -m 0640 -g qvpn \
-                 /dev/null FILE && sed -n 's/^ *PresharedKey *= *//Ip' WG_CONF | sed -n {ordinal}p > \
-                 FILE`, if each peer has one"
-            ));
-        }
-        "endpoint" => peer.endpoint = Some(value.to_owned()),
-        "allowedips" => {
-            for text in list(value) {
-                let parsed = text
-                    .parse::<IpNet>()
-                    .or_else(|_| text.parse().map(|ip: std::net::IpAddr| IpNet::from(ip)));
-                let Ok(net) = parsed else {
-                    note(format!("`{text}` is no prefix, and is left out"));
-                    continue;
-                };
-                if net.trunc() != net {
-                    note(format!(
-                        "{net} has bits after its prefix length, which wg ignores; it is {} here",
-                        net.trunc()
-                    ));
-                }
-                if let Some(other) = owners.insert(net.trunc(), ordinal).filter(|other| *other != ordinal) {
-                    note(format!(
-                        "{} stands at peer number {other} too; wg gives it to the last, and so does this",
-                        net.trunc()
-                    ));
-                }
-                if !peer.allowed_ips.contains(&net.trunc()) {
-                    peer.allowed_ips.push(net.trunc());
-                }
-            }
-        }
-        "persistentkeepalive" if matches!(value, "off" | "0") => {}
-        "persistentkeepalive" => peer.keepalive = Some(format!("{value}s")),
-        other => note(format!("[Peer] has no key `{other}` that wg knows; it is left out")),
-    }
+/// The names from the comments. A missing or ambiguous one becomes `peer-N`.
+fn names(peers: &[Peer]) -> Vec<String> {
+    let given: Vec<Option<String>> =
+        peers.iter().map(|peer| peer.name.clone().map(CommentName::into_name)).collect();
+    let unique = |name: &&String| given.iter().filter(|other| other.as_ref() == Some(*name)).count() == 1;
+    (1..)
+        .zip(&given)
+        .map(|(number, name)| {
+            name.as_ref().filter(unique).cloned().unwrap_or_else(|| format!("peer-{number}"))
+        })
+        .collect()
 }
 
-fn write(i: &Interface, peers: &[Peer], owners: &BTreeMap<IpNet, usize>, qkd: QkdChoice) -> String {
+fn write(i: &Interface, peers: &[Peer], names: &[String], qkd: QkdChoice) -> String {
     let mut t = String::from("[interface]\n");
     // Writing into a string can't fail.
     let mut line = |text: std::fmt::Arguments<'_>| {
@@ -244,25 +135,13 @@ fn write(i: &Interface, peers: &[Peer], owners: &BTreeMap<IpNet, usize>, qkd: Qk
              \"/etc/qvpn/kms/site-a.key\""
         ));
     }
-    for (number, peer) in (1..).zip(peers) {
-        let name = peer
-            .name
-            .clone()
-            .filter(|name| peers.iter().filter(|p| p.name.as_ref() == Some(name)).count() == 1);
-        let name = name.unwrap_or_else(|| format!("peer-{number}"));
-        line(format_args!(
-            "\n[[peer]]\nname = {}\npublic_key = \"qvpn1-…\"          # what `qvpn-ctl pubkey` prints there",
-            quoted(&name)
-        ));
+    for (number, (peer, name)) in (1..).zip(peers.iter().zip(names)) {
+        line(format_args!("\n[[peer]]\nname = {}", quoted(name)));
+        line(format_args!("public_key = \"qvpn1-…\"          # what `qvpn-ctl pubkey` prints there"));
         if let Some(endpoint) = &peer.endpoint {
             line(format_args!("endpoint = {}", quoted(endpoint)));
         }
-        let own: Vec<String> = peer
-            .allowed_ips
-            .iter()
-            .filter(|net| owners.get(net) == Some(&number))
-            .map(ToString::to_string)
-            .collect();
+        let own: Vec<String> = peer.allowed_ips.iter().map(|(_, net)| net.to_string()).collect();
         line(format_args!("allowed_ips = [{}]", quoted_list(&own)));
         if qkd == QkdChoice::Off {
             line(format_args!("qkd = \"off\""));
@@ -270,27 +149,14 @@ fn write(i: &Interface, peers: &[Peer], owners: &BTreeMap<IpNet, usize>, qkd: Qk
             line(format_args!("sae_id = \"SITE-{number}\"             # the other site's SAE ID"));
             line(format_args!("qkd = \"{}\"", qkd.as_str()));
         }
-        if peer.psk {
-            line(format_args!("preshared_key_file = {}", quoted(&format!("/etc/qvpn/{name}.psk"))));
+        if peer.psk_line.is_some() {
+            line(format_args!("preshared_key_file = {}", quoted(&psk_file(name))));
         }
         if let Some(keepalive) = &peer.keepalive {
             line(format_args!("persistent_keepalive = \"{keepalive}\""));
         }
     }
     t
-}
-
-/// What may be shown of a line: what follows the first word may be a key, even where the `=` is missing,
-/// and the longest word that wg-quick knows has 19 letters.
-fn first_word(line: &str) -> &str {
-    let ends = |(i, c): &(usize, char)| *i >= 20 || !(c.is_alphanumeric() || "[]-_".contains(*c));
-    let end = line.char_indices().find(ends).map_or(line.len(), |(i, _)| i);
-    line.get(..end).unwrap_or_default()
-}
-
-/// Values between commas.
-fn list(value: &str) -> impl Iterator<Item = String> + '_ {
-    value.split(',').map(str::trim).filter(|item| !item.is_empty()).map(str::to_owned)
 }
 
 fn quoted_list(items: &[String]) -> String {
@@ -300,16 +166,6 @@ fn quoted_list(items: &[String]) -> String {
 /// A string of TOML.
 fn quoted(text: &str) -> String {
     serde_json::Value::from(text).to_string()
-}
-
-/// A comment's words as a peer's name: `# Site B` is `site-b`.
-fn name(comment: &str) -> Option<String> {
-    let text = comment.split_once('=').map_or(comment, |(_, value)| value).trim().to_lowercase();
-    let name: String = text.split_whitespace().collect::<Vec<_>>().join("-");
-    let plain = name.chars().all(|c| c.is_alphanumeric() || matches!(c, '-' | '_' | '.'));
-    let fits =
-        (1..=32).contains(&name.chars().count()) && !name.starts_with('-') && !name.starts_with("qvpn1-");
-    (plain && fits).then_some(name)
 }
 
 #[cfg(test)]
@@ -345,7 +201,7 @@ Colour = blue
 
     #[test]
     fn a_file_of_wg_quick_becomes_ours_and_says_what_is_lost() {
-        let Imported { toml, notes } = read(WG, QkdChoice::Off).unwrap();
+        let Imported { toml, notes } = convert(WG, Path::new("wg0.conf"), QkdChoice::Off).unwrap();
         assert_eq!(
             toml,
             "[interface]
@@ -378,7 +234,7 @@ qkd = \"off\"
         assert!(at(6).contains("`resolvectl dns NAME 10.0.0.1 example.com`"));
         assert!(at(10).contains("SaveConfig") && at(11).contains("`ExecStart=` of a unit that is `After="));
         assert!(at(16).contains("pre-shared key") && at(18).contains("it is 10.192.124.0/24 here"));
-        assert!(at(23).contains("peer number 1 too") && at(23).contains("`nonsense` is no prefix"));
+        assert!(at(23).contains("peer number 1 too") && at(23).contains("`nonsense` is not a prefix"));
         assert!(at(24).contains("`colour`"));
         let secrets = ["yAnz5", "FpCyhws9"];
         assert!(secrets.iter().all(|s| !toml.contains(s) && notes.iter().all(|(_, n)| !n.contains(s))));
@@ -387,7 +243,7 @@ qkd = \"off\"
     #[test]
     fn what_it_writes_is_a_config_once_the_keys_are_in() {
         for qkd in [QkdChoice::Off, QkdChoice::Required, QkdChoice::Preferred] {
-            let text = read(WG, qkd).unwrap().toml;
+            let text = convert(WG, Path::new("wg0.conf"), qkd).unwrap().toml;
             let errors = qvpn_api::Config::parse("/etc/qvpn/qvpn0.toml".as_ref(), &text).unwrap_err();
             assert!(errors.list().iter().all(|e| e.what.contains("key")), "{errors}\n{text}");
         }
@@ -395,12 +251,12 @@ qkd = \"off\"
 
     #[test]
     fn what_is_no_such_file_is_refused_with_its_line() {
-        assert_eq!(read("", QkdChoice::Off).unwrap_err().0, 1);
-        assert_eq!(read("[Interface]\nhello\n", QkdChoice::Off).unwrap_err().0, 2);
-        assert_eq!(read("\nAddress = 1\n", QkdChoice::Off).unwrap_err().0, 2);
+        assert_eq!(convert("", Path::new("f"), QkdChoice::Off).unwrap_err().0, 1);
+        assert_eq!(convert("[Interface]\nhello\n", Path::new("f"), QkdChoice::Off).unwrap_err().0, 2);
+        assert_eq!(convert("\nAddress = 1\n", Path::new("f"), QkdChoice::Off).unwrap_err().0, 2);
         // A key that lost its equals sign is shown nowhere.
         for line in ["PrivateKey yAnz5TF+lXXJte14tji3zlMNq", "PrivateKey yAnz5TF+lXXJte14tji3zlMNq="] {
-            let said = match read(&format!("[Interface]\n{line}\n"), QkdChoice::Off) {
+            let said = match convert(&format!("[Interface]\n{line}\n"), Path::new("f"), QkdChoice::Off) {
                 Ok(imported) => format!("{imported:?}"),
                 Err((_, what)) => what,
             };
@@ -408,6 +264,131 @@ qkd = \"off\"
                 said.to_lowercase().contains("privatekey") && !said.to_lowercase().contains("yanz5"),
                 "{said}"
             );
+        }
+    }
+
+    fn imported(text: &str) -> Imported {
+        convert(text, Path::new("/etc/wireguard/wg0.conf"), QkdChoice::Off).unwrap()
+    }
+
+    fn names_in(text: &str) -> Vec<String> {
+        let toml = imported(text).toml;
+        let names = toml.lines().filter_map(|line| line.strip_prefix("name = "));
+        names.map(|name| name.trim_matches('"').to_owned()).collect()
+    }
+
+    #[test]
+    fn names_come_from_the_comments_of_common_tools() {
+        let text = "\
+[Interface]
+Address = 10.7.0.1/24
+#DNS = 1.1.1.1
+[Peer]
+PublicKey = a=
+AllowedIPs = 10.7.0.2/32
+
+# BEGIN_PEER laptop
+[Peer]
+PublicKey = b=
+# END_PEER laptop
+### begin phone ###
+[Peer]
+PublicKey = c=
+### end phone ###
+[Peer]
+# friendly_name = Site D
+PublicKey = d=
+[Peer] # site e
+PublicKey = e=
+[Peer]
+PublicKey = f= # site f
+# friendly_json = {\"name\": 1}
+[Peer]
+# the gateway in Bonn
+PublicKey = g=
+
+### Client site-h
+[Peer]
+PublicKey = h=
+";
+        let names =
+            ["peer-1", "laptop", "phone", "site-d", "site-e", "site-f", "the-gateway-in-bonn", "site-h"];
+        assert_eq!(names_in(text), names);
+    }
+
+    #[test]
+    fn the_printed_command_finds_the_pre_shared_key() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("wg 'x'.conf");
+        let text = "[Interface]\r\n[Peer]\r\nPublicKey = a=\r\n[Peer]\r\nPublicKey = b=\r\nPresharedKey = FpC+/w9= # b\r\n";
+        fs::write(&file, text).unwrap();
+        let notes = convert(text, &file, QkdChoice::Off).unwrap().notes;
+        let note = notes.iter().find(|(line, _)| *line == 6).unwrap();
+        assert!(note.1.contains("/etc/qvpn/peer-2.psk") && !note.1.contains("FpC"), "{note:?}");
+        let command = note.1.split("&& ").nth(1).unwrap().split(" > /etc").next().unwrap();
+        let output = std::process::Command::new("sh").args(["-c", command]).output().unwrap();
+        assert_eq!(String::from_utf8_lossy(&output.stdout), "FpC+/w9=\n", "{command}: {output:?}");
+    }
+
+    #[test]
+    fn what_qvpn_cannot_use_is_left_out_with_a_reason() {
+        let text = "\u{feff}[Interface]
+Table = main
+MTU = big
+Address = 10.7.0.1/24, fe80::1%eth0/64
+[Peer]
+PublicKey = a=
+Endpoint = http://vpn.example:8000:51820
+AllowedIPs = 10.8.0.0/24, fe80::2%eth0/128
+[Peer]
+PublicKey = b=
+Endpoint = [fe80::1%eth0]:51820
+PersistentKeepalive = 15
+[Peer]
+PublicKey = a=
+AllowedIPs = 10.9.0.0/24
+[Peer]
+AllowedIPs = 10.10.0.0/24
+";
+        let Imported { toml, notes } = imported(text);
+        assert!(toml.contains("table = 254\n") && toml.contains("address = [\"10.7.0.1/24\"]"), "{toml}");
+        assert!(!toml.contains("mtu") && !toml.contains("endpoint") && !toml.contains('%'), "{toml}");
+        assert!(!toml.contains("10.8.0.0") && toml.contains("10.9.0.0/24"), "{toml}");
+        assert_eq!(names_in(text).len(), 3);
+        let at = |line: usize| {
+            notes.iter().filter(|(n, _)| *n == line).map(|(_, t)| t.as_str()).collect::<Vec<_>>().join("|")
+        };
+        for (line, words) in [
+            (3, "MTU must be a number"),
+            (4, "no scope such as %eth0"),
+            (7, "is a URL"),
+            (8, "no scope such as %eth0"),
+            (11, "no scope such as %eth0"),
+            (13, "the PublicKey of the one in line 5"),
+            (16, "has no PublicKey"),
+        ] {
+            assert!(at(line).contains(words), "{line}: {notes:?}");
+        }
+    }
+
+    #[test]
+    fn named_tables_and_bad_endpoints_say_what_to_write() {
+        let note = |line: &str| {
+            let section = if line.starts_with("Table") { "" } else { "[Peer]\nPublicKey = a=\n" };
+            let notes = imported(&format!("[Interface]\n{section}{line}\n")).notes;
+            notes
+                .into_iter()
+                .map(|(_, text)| text)
+                .filter(|text| !text.contains("genkey"))
+                .collect::<String>()
+        };
+        assert!(note("Table = blue").contains("rt_tables"));
+        assert_eq!(note("Table = off"), "");
+        assert_eq!(note("Endpoint = [2001:db8::9]:51820"), "");
+        assert_eq!(note("Endpoint = gw.example:51820"), "");
+        for bad in ["gw.example", "gw.example:0", "2001:db8::9", "[2001:db8::9]", "a:b:1", "[x]:1", ":51820"]
+        {
+            assert!(note(&format!("Endpoint = {bad}")).contains("HOST:PORT"), "{bad}");
         }
     }
 }
