@@ -51,10 +51,28 @@ pub struct InterfaceStatus {
     pub uptime_s: Option<f64>,
     /// Dropped packets that could not be assigned to a peer, by [`InterfaceDrop`].
     pub drops: Counts,
+    /// The fail-closed block; unknown from daemons before 0.2.
+    #[serde(default)]
+    pub guard: Option<GuardStatus>,
     /// This site's KMEs, in the config's order.
     pub kmes: Vec<KmeStatus>,
     /// The peers, in the config's order.
     pub peers: Vec<PeerStatus>,
+}
+
+/// The fail-closed block of an interface.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GuardStatus {
+    /// The route layer: `in_force`, `missing` or `off`.
+    pub routes: String,
+    /// The filter layer: `in_force`, `missing` or `off`.
+    pub nftables: String,
+    /// Prefixes that leave this host through the tunnel only.
+    pub protected: Vec<String>,
+    /// This site's own networks among them, as `PREFIX dev DEVICE`.
+    pub local: Vec<String>,
+    /// Packets that the filter dropped; unknown without a filter.
+    pub dropped: Option<u64>,
 }
 
 /// One KME, as of the daemon's last operation with it.

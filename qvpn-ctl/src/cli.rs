@@ -146,6 +146,13 @@ pub(crate) enum Command {
         #[arg(long, hide = true)]
         disown: bool,
     },
+    /// Keeps the block of all configs in force against what other programs do.
+    Guard {
+        /// Stays and watches, as `qvpn-guard.service` does: SIGHUP reads the configs again, SIGTERM ends it. The block stays
+        /// when it ends.
+        #[arg(long, required = true)]
+        watch: bool,
+    },
     /// Remove the block, so that traffic can leave in clear.
     Unblock {
         /// The interface, by its config in /etc/qvpn [default: every block of qvpn].

@@ -27,6 +27,10 @@ pub(crate) enum CtlError {
     /// Printed unchanged, one error per line.
     #[error("{0}")]
     Config(#[from] ConfigErrors),
+    #[error("a guard runs already: {} answers; see `systemctl status qvpn-guard`", .0.display())]
+    GuardRuns(PathBuf),
+    #[error("can't use the guard's socket {}: {source}", path.display())]
+    GuardSocket { path: PathBuf, source: io::Error },
     #[error("no daemon runs for {interface}: {} is not there; start it with `systemctl start \
      qvpn@{interface}`{}", path.display(), others(running))]
     NotRunning { interface: String, path: PathBuf, running: Vec<String> },
@@ -134,6 +138,8 @@ impl CtlError {
             | Self::Doctor { .. }
             | Self::NoKme(_)
             | Self::OtherConfig { .. }
+            | Self::GuardRuns(_)
+            | Self::GuardSocket { .. }
             | Self::Net(_)
             | Self::Runtime(_)
             | Self::Directory { .. } => exit::FAILED,

@@ -9,6 +9,7 @@ mod complete;
 mod dirs;
 mod doctor;
 mod error;
+mod guard;
 mod import;
 mod keys;
 mod kms_check;
@@ -101,6 +102,7 @@ fn run(cli: Cli) -> Result<(), CtlError> {
         Command::Completions { shell } => man_and_completions::completions(shell),
         Command::Man { dir } => man_and_completions::man(&dir),
         Command::Block { file, disown, .. } => routes::block(file.as_deref(), &dirs.config_dir, disown),
+        Command::Guard { .. } => guard::watch(&dirs.config_dir, &dirs.socket_dir),
         Command::Unblock { interface } => routes::unblock(interface.as_deref(), &dirs.config_dir),
     }
 }

@@ -33,7 +33,10 @@ pub(crate) struct Daemon {
 
 impl Daemon {
     pub(crate) fn status(&self, now: Time) -> Status {
-        status::status(&self.config.interface, self.local.public(), &self.peers, now)
+        let mut whole = status::status(&self.config.interface, self.local.public(), &self.peers, now);
+        let guard = self.routes.status().map(status::guard_status);
+        whole.interfaces.iter_mut().for_each(|interface| interface.guard.clone_from(&guard));
+        whole
     }
 
     pub(crate) fn metrics_text(&self, now: Time) -> String {

@@ -96,5 +96,5 @@ fn start(config: &Path, socket_dir: Option<PathBuf>) -> Result<(), DaemonError> 
         .enable_all()
         .build()
         .map_err(|error| DaemonError::system("start the runtime", error))?;
-    runtime.block_on(run::run(config, socket))
+    runtime.block_on(run::run(config, socket, &socket_dir))
 }

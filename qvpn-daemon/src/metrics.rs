@@ -46,6 +46,20 @@ fn interface_metrics(page: &mut Page, i: &InterfaceStatus) {
     for (reason, n) in &i.drops {
         page.count(&[("interface", &i.name), ("reason", reason)], *n);
     }
+    let Some(guard) = &i.guard else { return };
+    page.family("qvpn_guard_in_force", "gauge", "1 if this layer of the fail-closed block is in force.");
+    for (layer, state) in [("routes", &guard.routes), ("nftables", &guard.nftables)] {
+        let in_force = f64::from(u8::from(state == "in_force"));
+        page.sample("", &[("interface", &i.name), ("layer", layer)], in_force);
+    }
+    if let Some(dropped) = guard.dropped {
+        page.family(
+            "qvpn_guard_dropped_packets_total",
+            "counter",
+            "Packets of protected prefixes that the filter dropped outside the tunnel.",
+        );
+        page.count(&[("interface", &i.name)], dropped);
+    }
 }
 
 fn kme_metrics(page: &mut Page, i: &InterfaceStatus, counts: &BTreeMap<String, KmeCount>) {

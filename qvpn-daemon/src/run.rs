@@ -1,5 +1,6 @@
 //! Starts the daemon in an order that never leaks, runs the loop of the task that owns the peers, and stops.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -45,10 +46,10 @@ const TICK_INTERVAL: Duration = Duration::from_millis(500);
 ///
 /// # Errors
 /// If it can't start, or a lane fails. The block stays in place then.
-pub(crate) async fn run(config: Config, socket: ControlSocket) -> Result<(), DaemonError> {
+pub(crate) async fn run(config: Config, socket: ControlSocket, socket_dir: &Path) -> Result<(), DaemonError> {
     let mut signals = Signals::watch()?;
     let (requests, pending_requests) = mpsc::channel(MAX_QUEUED_REQUESTS);
-    let (daemon, inputs) = start(config, requests.clone(), pending_requests).await?;
+    let (daemon, inputs) = start(config, socket_dir, requests.clone(), pending_requests).await?;
     let interface = daemon.config.interface.name.clone();
     let server = tokio::spawn(socket.serve(interface.clone(), daemon.events.clone(), requests));
     notify(NotifyState::Ready);
@@ -95,6 +96,7 @@ struct Inputs {
 /// Builds everything that runs.
 async fn start(
     config: Config,
+    socket_dir: &Path,
     requests: mpsc::Sender<PendingRequest>,
     pending_requests: mpsc::Receiver<PendingRequest>,
 ) -> Result<(Daemon, Inputs), DaemonError> {
@@ -107,7 +109,7 @@ async fn start(
     let kmes = Kmes::open(&settings.kmes, settings.routes.fwmark(), &reporting, &Kmes::default())?;
 
     // The block comes before the device, so nothing leaks if a later step fails.
-    let mut routes = Routes::block(settings.routes.clone()).await?;
+    let mut routes = Routes::block(settings.routes.clone(), socket_dir).await?;
     let demux = Demux::new(keys.local.clone(), config.peers.len(), &mut UnwrapErr(SysRng));
     let (sink, queues) = queues::channel();
     let stats = Arc::default();

@@ -5,11 +5,12 @@ use std::time::Duration;
 use kms_client::{Kme, KmeState};
 use qvpn_api::config::{self, Interface};
 use qvpn_api::status::{
-    Counts, ExchangeRole, InterfaceDrop, InterfaceStatus, KmeStatus, LaneStatus, PeerDrop, PeerState,
-    PeerStatus, Status,
+    Counts, ExchangeRole, GuardStatus, InterfaceDrop, InterfaceStatus, KmeStatus, LaneStatus, PeerDrop,
+    PeerState, PeerStatus, Status,
 };
 use qvpn_dataplane::PeerStats;
 use qvpn_identity::PublicIdentity;
+use qvpn_net::TunnelStatus;
 use qvpn_proto::{PeerState as ProtocolState, Role};
 use qvpn_types::Time;
 
@@ -38,9 +39,21 @@ pub(crate) fn status(interface: &Interface, public_key: &PublicIdentity, peers: 
         mtu: Some(mtu),
         uptime_s: Some(now.since(peers.started()).as_secs_f64()),
         drops,
+        guard: None,
         kmes: peers.kmes().iter().map(|(config, kme)| kme_status(config, kme)).collect(),
         peers: peers.in_order().map(|peer| peer_status(peer, interface.listen_port, mtu, now)).collect(),
     }])
+}
+
+/// The block in the status' words.
+pub(crate) fn guard_status(status: TunnelStatus) -> GuardStatus {
+    GuardStatus {
+        routes: status.routes.as_str().to_owned(),
+        nftables: status.filter.as_str().to_owned(),
+        protected: status.protected.iter().map(ToString::to_string).collect(),
+        local: status.local.iter().map(|(prefix, device)| format!("{prefix} dev {device}")).collect(),
+        dropped: status.dropped,
+    }
 }
 
 fn add(drops: &mut Counts, name: &str, n: u64) {

@@ -52,6 +52,9 @@ pub enum NetError {
         "there is no filter ({0}): this kernel, container or sandbox has no nf_tables; the routes alone keep clear text in"
     )]
     NoFilter(#[source] io::Error),
+    /// The resident guard's answer.
+    #[error("the guard refused: {0}")]
+    Guard(String),
     /// EPERM on an nftables table.
     #[error(
         "{what}: not permitted; another qvpn process owns this table, or CAP_NET_ADMIN is missing (run as root, or under the unit that grants it)"

@@ -22,6 +22,7 @@ mod legacy;
 mod local_routes;
 mod nft;
 mod plan;
+mod service;
 mod sysctl;
 mod watch;
 
@@ -37,5 +38,9 @@ pub use plan::{
     RULE_PRIORITY, Route, RoutePlan, Rule, RuleKind, Target,
 };
 pub use qvpn_api::config::{Local, Table};
+pub use service::{
+    GuardClient, GuardReply, GuardRequest, MAX_LINE_BYTES, PlanText, StatusText, guard_socket,
+    network_namespace,
+};
 pub use sysctl::strict_reverse_path;
 pub use watch::{Change, Watch};

@@ -316,6 +316,15 @@ impl RoutePlan {
         if self.fwmark == 0 { OWN_MARK } else { self.fwmark }
     }
 
+    /// The config's mark; 0 where it sets none.
+    pub(crate) fn configured_fwmark(&self) -> u32 {
+        self.fwmark
+    }
+
+    pub(crate) fn table(&self) -> Table {
+        self.table
+    }
+
     /// The bits of the mark that count.
     #[must_use]
     pub fn fwmark_mask(&self) -> u32 {

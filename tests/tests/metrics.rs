@@ -17,7 +17,7 @@ const LISTEN: &str = "127.0.0.1:9790";
 const PROMETHEUS: &str = "http://127.0.0.1:9090";
 
 /// The metrics that interfaces.md fixes.
-const FIXED: [&str; 18] = [
+const FIXED: [&str; 20] = [
     "qvpn_peer_state",
     "qvpn_peer_epoch_age_seconds",
     "qvpn_peer_qkd_key_age_seconds",
@@ -30,6 +30,8 @@ const FIXED: [&str; 18] = [
     "qvpn_peer_transmit_packets_total",
     "qvpn_peer_drops_total",
     "qvpn_interface_drops_total",
+    "qvpn_guard_in_force",
+    "qvpn_guard_dropped_packets_total",
     "qvpn_kme_up",
     "qvpn_kme_requests_total",
     "qvpn_kme_request_duration_seconds",

@@ -16,6 +16,7 @@ fn status() -> Status {
         mtu: Some(1420),
         uptime_s: Some(1.5),
         drops: BTreeMap::from([("no_peer".into(), 1)]),
+        guard: None,
         kmes: vec![KmeStatus {
             name: "kme-a1".into(),
             api: KmeApi::Etsi014,

@@ -73,6 +73,7 @@ pub(crate) fn interface(kmes: Vec<KmeStatus>, peers: Vec<PeerStatus>) -> Interfa
         mtu: Some(1420),
         uptime_s: Some(3725.0),
         drops: Counts::from([("malformed".into(), 1)]),
+        guard: None,
         kmes,
         peers,
     }

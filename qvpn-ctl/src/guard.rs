@@ -1,0 +1,349 @@
+//! `guard --watch`: the resident guard of a host. It keeps both layers of the block for all configs, whether daemons run or
+//! not, and daemons ask it for changes. When it ends, both layers stay.
+
+use std::collections::BTreeMap;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use qvpn_api::Config;
+use qvpn_api::config::{OnStop, PartialConfig};
+use qvpn_net::{
+    Changes, Guard, GuardReply, GuardRequest, MAX_LINE_BYTES, RoutePlan, Table, guard_socket,
+    network_namespace,
+};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::unix::OwnedReadHalf;
+use tokio::net::{UnixListener, UnixStream};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+
+use crate::dirs::configs;
+use crate::error::CtlError;
+use crate::output;
+
+/// Requests of daemons that may wait.
+const MAX_QUEUED_REQUESTS: usize = 64;
+/// Lines that a daemon may leave unread before it is disconnected.
+const MAX_QUEUED_REPLIES: usize = 256;
+
+pub(crate) fn watch(config_dir: &Path, socket_dir: &Path) -> Result<(), CtlError> {
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(CtlError::Runtime)?;
+    runtime.block_on(async {
+        let listener = bind(socket_dir)?;
+        let mut service = Service::new(config_dir, socket_dir)?;
+        service.load().await;
+        service.guard.watch()?;
+        notify_ready();
+        service.serve(listener).await
+    })
+}
+
+/// Makes the socket in the place of one that nobody answers on. A second guard ends here.
+fn bind(socket_dir: &Path) -> Result<UnixListener, CtlError> {
+    let path = guard_socket(socket_dir);
+    let failed = |source| CtlError::GuardSocket { path: path.clone(), source };
+    std::fs::create_dir_all(socket_dir).map_err(failed)?;
+    match std::os::unix::net::UnixStream::connect(&path) {
+        Ok(_) => return Err(CtlError::GuardRuns(path)),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+        Err(error) if error.kind() == std::io::ErrorKind::ConnectionRefused => {
+            std::fs::remove_file(&path).map_err(failed)?;
+        }
+        Err(error) => return Err(failed(error)),
+    }
+    let listener = UnixListener::bind(&path).map_err(failed)?;
+    // Who may ask is decided for each connection; see `Service::accept`.
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o666)).map_err(failed)?;
+    Ok(listener)
+}
+
+/// A message from a daemon's connection.
+enum Input {
+    Request(GuardRequest),
+    Malformed(String),
+    Closed,
+}
+
+struct Connection {
+    replies: mpsc::Sender<GuardReply>,
+    /// The interface whose plan it set.
+    interface: Option<String>,
+}
+
+struct Service {
+    guard: Guard,
+    config_dir: PathBuf,
+    /// Who may ask besides root: the owner of the socket directory.
+    owner: u32,
+    netns: u64,
+    connections: BTreeMap<u64, Connection>,
+    next_connection: u64,
+    sender: mpsc::Sender<(u64, Input)>,
+    inputs: mpsc::Receiver<(u64, Input)>,
+    last_errors: Vec<String>,
+}
+
+impl Service {
+    fn new(config_dir: &Path, socket_dir: &Path) -> Result<Self, CtlError> {
+        let failed = |source| CtlError::GuardSocket { path: socket_dir.to_owned(), source };
+        let (sender, inputs) = mpsc::channel(MAX_QUEUED_REQUESTS);
+        let guard = Guard::connect()?;
+        if let Some(reason) = guard.without_filter() {
+            output::note(&format!("qvpn-ctl: warning: {reason}"));
+        }
+        Ok(Self {
+            guard,
+            config_dir: config_dir.to_owned(),
+            owner: std::fs::metadata(socket_dir).map_err(failed)?.uid(),
+            netns: network_namespace().map_err(failed)?,
+            connections: BTreeMap::new(),
+            next_connection: 0,
+            sender,
+            inputs,
+            last_errors: Vec::new(),
+        })
+    }
+
+    /// Puts the block of every config in place. A config that is refused is blocked as far as it can be read.
+    async fn load(&mut self) {
+        let files = match configs(&self.config_dir) {
+            Ok(files) => files,
+            Err(error) => return output::print_error(&error),
+        };
+        for file in files {
+            let Some(plan) = wanted(&file) else { continue };
+            let name = plan.interface().to_owned();
+            // What a daemon asked for is newer than its file; the file grows the block at most.
+            let plan = match self.guard.plan(&name) {
+                Some(current) if self.is_claimed(&name) => {
+                    current.clone().with_protect(plan.filtered().collect::<Vec<_>>())
+                }
+                Some(current) => plan.keeping(current),
+                None => plan,
+            };
+            match self.guard.set(plan).await {
+                Ok(changes) => report(&name, &changes),
+                Err(error) => output::note(&format!("qvpn-ctl: {name}: {error}")),
+            }
+        }
+    }
+
+    fn is_claimed(&self, interface: &str) -> bool {
+        self.connections.values().any(|connection| connection.interface.as_deref() == Some(interface))
+    }
+
+    async fn serve(mut self, listener: UnixListener) -> Result<(), CtlError> {
+        let mut hangup = signal(SignalKind::hangup()).map_err(CtlError::Runtime)?;
+        let mut terminate = signal(SignalKind::terminate()).map_err(CtlError::Runtime)?;
+        loop {
+            tokio::select! {
+                () = self.guard.changed() => self.restore().await,
+                Ok((stream, _)) = listener.accept() => self.accept(stream),
+                Some((number, input)) = self.inputs.recv() => self.input(number, input).await,
+                _ = hangup.recv() => self.load().await,
+                // Both layers stay in the kernel.
+                _ = terminate.recv() => return Ok(()),
+            }
+        }
+    }
+
+    fn accept(&mut self, stream: UnixStream) {
+        match stream.peer_cred() {
+            Ok(peer) if peer.uid() == 0 || peer.uid() == self.owner => {}
+            Ok(peer) => {
+                return output::note(&format!("qvpn-ctl: refused a connection of user {}", peer.uid()));
+            }
+            Err(_) => return,
+        }
+        let number = self.next_connection;
+        self.next_connection += 1;
+        let (reader, mut writer) = stream.into_split();
+        let (replies, mut queue) = mpsc::channel::<GuardReply>(MAX_QUEUED_REPLIES);
+        self.connections.insert(number, Connection { replies, interface: None });
+        let inputs = self.sender.clone();
+        tokio::spawn(read(number, reader, inputs));
+        tokio::spawn(async move {
+            while let Some(reply) = queue.recv().await {
+                let Ok(mut line) = serde_json::to_vec(&reply) else { continue };
+                line.push(b'\n');
+                if writer.write_all(&line).await.is_err() {
+                    return;
+                }
+            }
+        });
+    }
+
+    async fn input(&mut self, number: u64, input: Input) {
+        let reply = match input {
+            Input::Closed => return self.close(number).await,
+            Input::Malformed(error) => GuardReply::Failed { error },
+            Input::Request(GuardRequest::Set { netns, plan }) => match RoutePlan::try_from(&plan) {
+                _ if netns != self.netns => {
+                    let error = "the guard is in another network namespace".to_owned();
+                    GuardReply::Failed { error }
+                }
+                Ok(plan) => self.set(number, plan).await,
+                Err(error) => GuardReply::Failed { error },
+            },
+            Input::Request(GuardRequest::Release) => self.release(number).await,
+        };
+        self.send(number, reply);
+    }
+
+    async fn set(&mut self, number: u64, plan: RoutePlan) -> GuardReply {
+        let name = plan.interface().to_owned();
+        let other =
+            self.connections.iter().any(|(n, c)| *n != number && c.interface.as_deref() == Some(&name));
+        if other {
+            return GuardReply::Failed { error: format!("another daemon has asked for the block of {name}") };
+        }
+        if let Some(connection) = self.connections.get_mut(&number) {
+            connection.interface = Some(name.clone());
+        }
+        let plan = match self.guard.plan(&name) {
+            Some(current) => plan.keeping(current),
+            None => plan,
+        };
+        match self.guard.set(plan).await {
+            Ok(changes) => {
+                report(&name, &changes);
+                let status = self.guard.status(&name).map(Into::into);
+                GuardReply::Done { changes: lines(&changes), status }
+            }
+            Err(error) => GuardReply::Failed { error: error.to_string() },
+        }
+    }
+
+    async fn release(&mut self, number: u64) -> GuardReply {
+        let interface = self.connections.get_mut(&number).and_then(|connection| connection.interface.take());
+        let plan = interface.and_then(|name| self.guard.plan(&name).cloned());
+        let Some(plan) = plan else {
+            return GuardReply::Failed { error: "nothing was blocked by this connection".to_owned() };
+        };
+        match self.guard.release(&plan).await {
+            Ok(changes) => {
+                report(plan.interface(), &changes);
+                GuardReply::Done { changes: lines(&changes), status: None }
+            }
+            Err(error) => GuardReply::Failed { error: error.to_string() },
+        }
+    }
+
+    /// A daemon is gone: only the block stays.
+    async fn close(&mut self, number: u64) {
+        let connection = self.connections.remove(&number);
+        let Some(name) = connection.and_then(|connection| connection.interface) else { return };
+        let Some(plan) = self.guard.plan(&name).cloned() else { return };
+        if let Err(error) = self.guard.set(plan.on_device(None)).await {
+            output::note(&format!("qvpn-ctl: {name}: {error}"));
+        }
+    }
+
+    async fn restore(&mut self) {
+        let restored = self.guard.restore().await;
+        for challenge in &restored.challenges {
+            output::note(&format!("{}: {}; {}", challenge.interface, challenge.what, challenge.effect));
+        }
+        let done = lines(&restored.changes);
+        done.iter().for_each(|line| output::note(&format!("restored: {line}")));
+        let errors: Vec<String> = restored.errors.iter().map(ToString::to_string).collect();
+        if errors != self.last_errors {
+            errors.iter().for_each(|error| output::note(&format!("qvpn-ctl: can't restore: {error}")));
+            self.last_errors = errors;
+        }
+        if restored.challenges.is_empty() && done.is_empty() {
+            return;
+        }
+        let reports: Vec<(u64, GuardReply)> = self
+            .connections
+            .iter()
+            .filter_map(|(number, connection)| {
+                let name = connection.interface.as_deref()?;
+                let own: Vec<_> =
+                    restored.challenges.iter().filter(|c| c.interface == name).cloned().collect();
+                Some((*number, GuardReply::report(&own, &done, self.guard.status(name))))
+            })
+            .collect();
+        for (number, report) in reports {
+            self.send(number, report);
+        }
+    }
+
+    /// A daemon that does not read its replies is disconnected, so it never holds up the guard.
+    fn send(&mut self, number: u64, reply: GuardReply) {
+        if let Some(connection) = self.connections.get(&number)
+            && connection.replies.try_send(reply).is_err()
+        {
+            self.connections.remove(&number);
+        }
+    }
+}
+
+/// Reads a daemon's requests until it disconnects.
+async fn read(number: u64, reader: OwnedReadHalf, inputs: mpsc::Sender<(u64, Input)>) {
+    let mut lines = BufReader::new(reader);
+    loop {
+        let mut line = Vec::new();
+        let limit = u64::try_from(MAX_LINE_BYTES).unwrap_or(u64::MAX);
+        let read = (&mut lines).take(limit).read_until(b'\n', &mut line).await;
+        let input = match read {
+            Ok(_) if line.ends_with(b"\n") => match serde_json::from_slice(&line) {
+                Ok(request) => Input::Request(request),
+                Err(error) => Input::Malformed(format!("not a request of this version: {error}")),
+            },
+            _ => Input::Closed,
+        };
+        let closed = matches!(input, Input::Closed);
+        if inputs.send((number, input)).await.is_err() || closed {
+            return;
+        }
+    }
+}
+
+/// What the guard blocks for a config file while no daemon runs; `None` for what stays open.
+fn wanted(file: &Path) -> Option<RoutePlan> {
+    let plan = match Config::load(file) {
+        Ok(config) if config.interface.on_stop == OnStop::Open => return None,
+        Ok(config) => RoutePlan::of(&config).map_err(|error| error.to_string()),
+        Err(errors) => {
+            output::note(&errors.to_string());
+            partial(file)?
+        }
+    };
+    plan.map_err(|error| output::note(&format!("qvpn-ctl: {}: {error}", file.display()))).ok()
+}
+
+/// No daemon will run on a refused config, so its traffic would leave in clear.
+fn partial(file: &Path) -> Option<Result<RoutePlan, String>> {
+    let PartialConfig { interface, allowed_ips } = Config::load_partial(file);
+    let stem = file.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+    let plan = match interface {
+        Some(i) => RoutePlan::new(&i.name, allowed_ips, i.table, i.fwmark, i.listen_port)
+            .map(|plan| plan.with_local(i.local).with_protect(i.protect)),
+        None => RoutePlan::new(&stem, allowed_ips, Table::Auto, 0, 51820),
+    };
+    Some(plan.map_err(|error| error.to_string()))
+}
+
+fn lines(changes: &Changes) -> Vec<String> {
+    changes.added.iter().chain(&changes.replaced).chain(&changes.removed).cloned().collect()
+}
+
+fn report(interface: &str, changes: &Changes) {
+    for (verb, list) in
+        [("added", &changes.added), ("replaced", &changes.replaced), ("removed", &changes.removed)]
+    {
+        list.iter().for_each(|what| output::note(&format!("{interface}: {verb} {what}")));
+    }
+}
+
+/// Tells systemd that the block of all configs is in place (`Type=notify`).
+fn notify_ready() {
+    let Some(path) = std::env::var_os("NOTIFY_SOCKET") else { return };
+    let sent =
+        std::os::unix::net::UnixDatagram::unbound().and_then(|socket| socket.send_to(b"READY=1", path));
+    if let Err(error) = sent {
+        output::note(&format!("qvpn-ctl: systemd was not notified: {error}"));
+    }
+}
