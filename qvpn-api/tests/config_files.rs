@@ -246,6 +246,36 @@ fn other_interfaces_share_no_port_name_or_metrics_address() {
 }
 
 #[test]
+fn one_prefix_leads_into_one_tunnel_of_the_host() {
+    let site = Site::new();
+    let ours = site.load();
+    let peer = |name: &str, port: u16, more: &str, prefix: &str| {
+        let text = String::from_utf8(fs::read(&ours.path).unwrap()).unwrap();
+        let text = text.replace("[interface]\n", &format!("[interface]\nlisten_port = {port}\n{more}\n"));
+        let text = text.replace("allowed_ips = []", &format!("allowed_ips = [\"fd00::/64\", \"{prefix}\"]"));
+        Config::parse(format!("/etc/qvpn/{name}.toml").as_ref(), &text).unwrap_or_else(|e| panic!("{e}"))
+    };
+    let first = peer("a", 1000, "", "10.20.0.0/16");
+    let errors =
+        first.check_other_interfaces(&[peer("b", 2000, "", "10.20.0.0/16")]).unwrap_err().to_string();
+    assert!(errors.contains("10.20.0.0/16 leads into the tunnel b already (/etc/qvpn/b.toml)"), "{errors}");
+    assert!(errors.contains("fd00::/64 leads into the tunnel b already"), "{errors}");
+    let other = |more: &str, prefix: &str| {
+        let mut other = peer("b", 2000, more, prefix);
+        other.peers[0].allowed_ips.retain(|net| net.addr().is_ipv4());
+        other
+    };
+    // Nested prefixes, and those of another table.
+    for fine in [
+        other("", "10.20.4.0/24"),
+        other("table = 77", "10.20.0.0/16"),
+        other("table = \"off\"", "10.20.0.0/16"),
+    ] {
+        first.check_other_interfaces(&[fine]).unwrap();
+    }
+}
+
+#[test]
 fn other_interfaces_are_the_readable_configs_of_the_directory() {
     let site = Site::new();
     site.write("qvpn1.toml", b"[interface]\n", 0o644);

@@ -294,7 +294,11 @@ impl Net {
             if right && (found.mtu == route.mtu || !found.is_ours()) {
                 return;
             }
-            if !right && !force && route.table != GUARD_TABLE {
+            // Two tunnels that take the route from each other would never end; the first one keeps it.
+            let other_tunnel = route.target == Target::Interface
+                && (found.protocol, found.kind) == (ROUTE_PROTOCOL, RouteType::Unicast)
+                && found.oif != index;
+            if other_tunnel || (!right && !force && route.table != GUARD_TABLE) {
                 let foreign = self.describe(found).await;
                 work.errors.push(NetError::Conflict { ours: text, foreign });
                 return;

@@ -271,6 +271,27 @@ fn the_longest_prefix_wins_among_tunnels() {
 }
 
 #[test]
+fn a_second_tunnel_with_the_same_prefix_is_refused_and_the_first_keeps_it() {
+    in_namespace(
+        "a_second_tunnel_with_the_same_prefix_is_refused_and_the_first_keeps_it",
+        async |mut guard| {
+            sh(
+                "ip link add qvpn1 type veth peer name far1; for d in qvpn0 qvpn1 far1; do ip link set $d up; done",
+            );
+            let index = |name: &str| sh(&format!("cat /sys/class/net/{name}/ifindex")).trim().parse().ok();
+            guard.set(plan(&["10.20.0.0/16"]).on_device(index("qvpn0"))).await.unwrap();
+            let second = RoutePlan::new("qvpn1", nets(&["10.20.0.0/16"]), Table::Auto, 0, 51821).unwrap();
+            let mut other = Guard::connect().unwrap();
+            let error = other.set(second.on_device(index("qvpn1"))).await.unwrap_err();
+            assert!(matches!(error, NetError::Conflict { .. }), "{error}");
+            assert!(!other.restore().await.errors.is_empty(), "nor does it take it later");
+            assert!(guard.restore().await.changes.is_empty());
+            assert!(sh("ip route get 10.20.5.1").contains("dev qvpn0"));
+        },
+    );
+}
+
+#[test]
 fn ten_thousand_prefixes_are_one_transaction() {
     in_namespace("ten_thousand_prefixes_are_one_transaction", async |mut guard| {
         let prefixes = (0..10_000u32)

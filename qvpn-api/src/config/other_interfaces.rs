@@ -1,10 +1,13 @@
 //! What two interfaces of one host must not share. A config with errors of its own is skipped here, since
 //! its own check reports them.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
+use ipnet::IpNet;
+
 use super::error::{ConfigErrors, Sink};
-use super::model::Config;
+use super::model::{Config, Table};
 
 impl Config {
     /// The other configs in this config's folder (`*.toml`) that can be read, in the order of their names.
@@ -24,7 +27,8 @@ impl Config {
         paths.iter().filter_map(|p| Self::load(p).ok()).collect()
     }
 
-    /// Refuses what another interface has already: its name, one of its UDP ports, its metrics address.
+    /// Refuses what another interface has already: its name, one of its UDP ports, its metrics address, or an allowed IP
+    /// of the same routing table.
     ///
     /// # Errors
     /// All that is shared.
@@ -47,8 +51,30 @@ impl Config {
                 let what = format!("{} {verb} {} of {name} ({path})", ports_text(ours), ports_text(theirs));
                 sink.add(self.positions.listen_port, what, self.free_port(others));
             }
+            self.shared_prefixes(other, &mut sink);
         }
         sink.finish()
+    }
+
+    /// One prefix can't lead into two tunnels; of nested ones the longest wins.
+    fn shared_prefixes(&self, other: &Self, sink: &mut Sink<'_>) {
+        if self.interface.table == Table::Off || self.interface.table != other.interface.table {
+            return;
+        }
+        let theirs: BTreeSet<&IpNet> = other.peers.iter().flat_map(|peer| &peer.allowed_ips).collect();
+        let (name, path) = (&other.interface.name, other.path.display());
+        for (peer, positions) in self.peers.iter().zip(&self.positions.peers) {
+            for (prefix, at) in peer.allowed_ips.iter().zip(&positions.allowed_ips) {
+                if theirs.contains(prefix) {
+                    let what = format!("{prefix} leads into the tunnel {name} already ({path})");
+                    sink.add(
+                        *at,
+                        what,
+                        "take it out of one of the two files, or write a longer prefix in one",
+                    );
+                }
+            }
+        }
     }
 
     /// The next port with room for all lanes.

@@ -26,4 +26,6 @@ pub(super) struct PeerPositions {
     pub(super) public_key: Position,
     pub(super) endpoint: Position,
     pub(super) preshared_key_file: Position,
+    /// One for each prefix.
+    pub(super) allowed_ips: Vec<Position>,
 }

@@ -29,7 +29,8 @@ impl<'t> Reader<'t> {
         defaults: &Defaults,
     ) -> Option<Peer> {
         let mut s = Section::new("[[peer]]", at, self.text, table);
-        let mut positions = PeerPositions { public_key: at, endpoint: at, preshared_key_file: at };
+        let mut positions =
+            PeerPositions { public_key: at, endpoint: at, preshared_key_file: at, allowed_ips: Vec::new() };
         let mut facts = PeerFacts { at, ..PeerFacts::default() };
         let name = s.need(&mut self.sink, "name", "\"site-b\"").and_then(|entry| {
             let name = self.parsed(&entry, |t| values::name(t, "site-b"))?;
@@ -75,6 +76,7 @@ impl<'t> Reader<'t> {
         let rekey =
             self.duration(&mut s, "rekey_interval", "\"60s\"", MIN_REKEY_INTERVAL, MAX_REKEY_INTERVAL);
         s.finish(&mut self.sink, &HOME_SECTIONS);
+        positions.allowed_ips = facts.allowed_ips.iter().map(|(_, at)| *at).collect();
         self.positions.peers.push(positions);
         self.facts.peers.push(facts);
         Some(Peer {
