@@ -1,5 +1,5 @@
-//! `guard --watch`: the resident guard of a host. It keeps both layers of the block for all configs, whether daemons run or
-//! not, and daemons ask it for changes. When it ends, both layers stay.
+//! `guard --watch`: the resident guard of a host. It keeps both layers of the block for all configs,
+//! whether daemons run or not, and daemons ask it for changes. When it ends, both layers stay.
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -105,7 +105,8 @@ impl Service {
         })
     }
 
-    /// Puts the block of every config in place. A config that is refused is blocked as far as it can be read.
+    /// Puts the block of every config in place. A config that is refused is blocked as far as it can be
+    /// read.
     async fn load(&mut self) {
         let files = match configs(&self.config_dir) {
             Ok(files) => files,

@@ -1,6 +1,6 @@
-//! The tunnel's routes and filter: first the block, then the device and its routes. The resident guard keeps them in force
-//! where one runs; else this daemon does, with the same code. The block stays when the daemon ends, unless it is stopped
-//! and the config says `on_stop = "open"`.
+//! The tunnel's routes and filter: first the block, then the device and its routes. The resident guard
+//! keeps them in force where one runs; else this daemon does, with the same code. The block stays when the
+//! daemon ends, unless it is stopped and the config says `on_stop = "open"`.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -106,7 +106,8 @@ impl Routes {
         }
     }
 
-    /// Applies another plan, and keeps blocked what the plan before blocked; if that fails, goes back to the plan before.
+    /// Applies another plan, and keeps blocked what the plan before blocked; if that fails, goes back to
+    /// the plan before.
     pub(crate) async fn apply(&mut self, new: RoutePlan) -> Result<(), NetError> {
         let new = new.on_device(self.plan.device()).keeping(&self.plan);
         let old = self.plan.clone();
@@ -218,7 +219,8 @@ impl Routes {
     }
 
     async fn give_to(&mut self, mut client: GuardClient) -> Result<(), NetError> {
-        // The filter is free for the guard once our connection to nf_tables is closed; it stays in force meanwhile.
+        // The filter is free for the guard once our connection to nf_tables is closed; it stays in force
+        // meanwhile.
         let mut empty = Guard::connect()?;
         if let Keeper::Own(guard) = &mut self.keeper {
             std::mem::swap(guard.as_mut(), &mut empty);

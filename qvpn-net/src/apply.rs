@@ -1,5 +1,5 @@
-//! The route layer: makes the kernel's routes and rules agree with a plan. Each step can be repeated, and the order of
-//! steps leaves no prefix of the plan without its block.
+//! The route layer: makes the kernel's routes and rules agree with a plan. Each step can be repeated, and
+//! the order of steps leaves no prefix of the plan without its block.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -39,12 +39,12 @@ impl Net {
         Ok(Self { handle, connection: tokio::spawn(connection) })
     }
 
-    /// Puts the block in place: the `unreachable` routes, the rules, and the routes of `local`. Needs no device, so it
-    /// comes first, and at boot.
+    /// Puts the block in place: the `unreachable` routes, the rules, and the routes of `local`. Needs no
+    /// device, so it comes first, and at boot.
     ///
     /// # Errors
-    /// [`NetError::Conflict`] where somebody else's route in a table of the operator's beats the block; no permission.
-    /// Everything else is done nevertheless.
+    /// [`NetError::Conflict`] where somebody else's route in a table of the operator's beats the block; no
+    /// permission. Everything else is done nevertheless.
     pub async fn block(&self, plan: &RoutePlan) -> Result<Changes, NetError> {
         let mut work = self.ensure_work(plan, false, false).await;
         if work.errors.is_empty() {
@@ -53,7 +53,8 @@ impl Net {
         work.finish()
     }
 
-    /// Removes the block of `plan`. Routes into the tunnel stay; see [`remove_routes`](Self::remove_routes).
+    /// Removes the block of `plan`. Routes into the tunnel stay; see
+    /// [`remove_routes`](Self::remove_routes).
     ///
     /// # Errors
     /// No permission, or a refusal by the kernel.
@@ -92,10 +93,12 @@ impl Net {
         work.finish()
     }
 
-    /// Puts everything of `plan` in place: the block, the rules, and the routes into the tunnel, whose device must be up.
+    /// Puts everything of `plan` in place: the block, the rules, and the routes into the tunnel, whose
+    /// device must be up.
     ///
     /// # Errors
-    /// As [`block`](Self::block), and if the device isn't there or is down. Everything else is done nevertheless.
+    /// As [`block`](Self::block), and if the device isn't there or is down. Everything else is done
+    /// nevertheless.
     pub async fn add_routes(&self, plan: &RoutePlan) -> Result<Changes, NetError> {
         self.ensure_work(plan, true, false).await.finish()
     }
@@ -155,8 +158,9 @@ impl Net {
         Watch::open(interface)
     }
 
-    /// Puts back what is missing from `plan`, after [`Watch::changed`]. Unlike [`add_routes`](Self::add_routes) it takes
-    /// the place of a route that somebody put in ours. [`Changes::is_empty`] if there was nothing to do.
+    /// Puts back what is missing from `plan`, after [`Watch::changed`]. Unlike
+    /// [`add_routes`](Self::add_routes) it takes the place of a route that somebody put in ours.
+    /// [`Changes::is_empty`] if there was nothing to do.
     ///
     /// # Errors
     /// As [`add_routes`](Self::add_routes).
@@ -250,8 +254,8 @@ impl Net {
         work
     }
 
-    /// The kernel's routes for the prefixes of `plan`, and all of our table. One dump a table costs less than a request
-    /// for each prefix.
+    /// The kernel's routes for the prefixes of `plan`, and all of our table. One dump a table costs less
+    /// than a request for each prefix.
     async fn present(&self, plan: &RoutePlan, work: &mut Work) -> Present {
         let wanted: BTreeSet<_> = plan.blocks().chain(plan.routes()).map(|r| (r.table, r.prefix)).collect();
         let tables: BTreeSet<u32> = wanted.iter().map(|(table, _)| *table).collect();
@@ -317,7 +321,8 @@ impl Net {
         }
     }
 
-    /// In a table of the operator's, a route of somebody else's that beats the block is an error before it leaks.
+    /// In a table of the operator's, a route of somebody else's that beats the block is an error before it
+    /// leaks.
     async fn check_unbeaten(&self, plan: &RoutePlan, index: Option<u32>, present: &Present, work: &mut Work) {
         for block in plan.blocks().filter(|r| r.table != GUARD_TABLE && r.target == Target::Unreachable) {
             let there = present.get(&(block.table, block.prefix)).map(Vec::as_slice).unwrap_or_default();
@@ -359,7 +364,8 @@ impl Net {
         }
     }
 
-    /// Removes our rules of a family unless our table has routes of another tunnel, or `plan` keeps some of `wanted`.
+    /// Removes our rules of a family unless our table has routes of another tunnel, or `plan` keeps some of
+    /// `wanted`.
     async fn remove_unused_rules(&self, plan: &RoutePlan, wanted: &BTreeSet<IpNet>, work: &mut Work) {
         if !plan.uses_guard_table() {
             return;
@@ -383,7 +389,8 @@ impl Net {
         let dump = kernel::dump_rules(&self.handle, ipv6).await;
         let Some(mut rules) = work.check(what, dump) else { return };
         rules.retain(kernel::is_our_rule);
-        // The rule that looks up our table goes first: our own datagrams must not meet it without their bypass.
+        // The rule that looks up our table goes first: our own datagrams must not meet it without their
+        // bypass.
         rules.sort_by_key(|rule| kernel::rule_priority(rule) != RULE_PRIORITY);
         for rule in rules {
             let text = format!(

@@ -4,7 +4,8 @@ use std::io;
 
 use crate::error::NetError;
 
-/// What was done, for the log and for `routes.restored`; each entry as `ip route` or `ip rule` would have it.
+/// What was done, for the log and for `routes.restored`; each entry as `ip route` or `ip rule` would have
+/// it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Changes {
     /// Added, since it was missing.

@@ -13,8 +13,8 @@ use crate::kernel;
 use crate::plan::RoutePlan;
 
 impl Net {
-    /// Gives `interface` exactly these addresses (with their prefix lengths), adding before removing. IPv6 link-local
-    /// addresses of the kernel's stay.
+    /// Gives `interface` exactly these addresses (with their prefix lengths), adding before removing. IPv6
+    /// link-local addresses of the kernel's stay.
     ///
     /// # Errors
     /// No such interface, no permission, or an address that the kernel refuses.
@@ -53,7 +53,8 @@ impl Net {
     }
 
     /// Takes the device of `plan` up again, and restores those of `addresses` that it has lost, after
-    /// [`Watch::changed`](crate::Watch::changed). What others added stays. [`Changes::is_empty`] if there was nothing to do.
+    /// [`Watch::changed`](crate::Watch::changed). What others added stays. [`Changes::is_empty`] if there
+    /// was nothing to do.
     ///
     /// # Errors
     /// As [`set_addresses`](Self::set_addresses) and [`set_link_up`](Self::set_link_up).

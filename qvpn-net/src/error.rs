@@ -1,4 +1,5 @@
-//! What can go wrong between a plan and the kernel. Each error names the route or address, what was tried, and what to do.
+//! What can go wrong between a plan and the kernel. Each error names the route or address, what was tried,
+//! and what to do.
 
 use std::io;
 

@@ -23,8 +23,8 @@ pub struct FilterPlan {
 }
 
 impl FilterPlan {
-    /// The filter of `plan`. `others` are the prefixes of this host's other tunnels, and `devices` the indices of the devices
-    /// that `local` names.
+    /// The filter of `plan`. `others` are the prefixes of this host's other tunnels, and `devices` the
+    /// indices of the devices that `local` names.
     #[must_use]
     pub fn new(plan: &RoutePlan, others: &BTreeSet<IpNet>, devices: &BTreeMap<String, u32>) -> Self {
         let allowed: BTreeSet<IpNet> = plan.allowed().collect();

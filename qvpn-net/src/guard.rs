@@ -1,6 +1,6 @@
-//! Keeps both layers of the block, routes and filter, for any number of tunnels of one network namespace: installs them,
-//! notices what other programs do to them, and restores them. The resident guard has all tunnels of the host; a daemon
-//! without a guard has its own.
+//! Keeps both layers of the block, routes and filter, for any number of tunnels of one network namespace:
+//! installs them, notices what other programs do to them, and restores them. The resident guard has all
+//! tunnels of the host; a daemon without a guard has its own.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -101,8 +101,8 @@ pub struct Guard {
 }
 
 impl Guard {
-    /// Opens the netlink sockets. To be called within a tokio runtime. A kernel without nf_tables is no error: see
-    /// [`without_filter`](Self::without_filter).
+    /// Opens the netlink sockets. To be called within a tokio runtime. A kernel without nf_tables is no
+    /// error: see [`without_filter`](Self::without_filter).
     ///
     /// # Errors
     /// [`NetError::Connect`].
@@ -161,8 +161,8 @@ impl Guard {
         Ok(())
     }
 
-    /// Puts both layers in place for `plan`, in the place of the plan before. The routes into the tunnel come with a device
-    /// ([`RoutePlan::on_device`]). What fails leaves the rest in force.
+    /// Puts both layers in place for `plan`, in the place of the plan before. The routes into the tunnel
+    /// come with a device ([`RoutePlan::on_device`]). What fails leaves the rest in force.
     ///
     /// # Errors
     /// All that failed.
@@ -249,7 +249,8 @@ impl Guard {
         Ok(changes)
     }
 
-    /// Waits until another program did something, or until it is time to try again. Dropping the future loses nothing.
+    /// Waits until another program did something, or until it is time to try again. Dropping the future
+    /// loses nothing.
     pub async fn changed(&mut self) {
         let retry = self.retry;
         tokio::select! {

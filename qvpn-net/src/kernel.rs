@@ -1,5 +1,5 @@
-//! Routes, rules and addresses as rtnetlink messages, and rtnetlink messages as routes and rules. Only this file knows
-//! the attributes.
+//! Routes, rules and addresses as rtnetlink messages, and rtnetlink messages as routes and rules. Only this
+//! file knows the attributes.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -279,8 +279,8 @@ pub(crate) async fn remove_rule(handle: &Handle, message: RuleMessage) -> io::Re
     absent_is_fine(command(handle, RouteNetlinkMessage::DelRule(message), 0).await)
 }
 
-/// Takes absence as success: ESRCH and ENOENT for routes and rules, ENODEV and EADDRNOTAVAIL for what went with its
-/// device.
+/// Takes absence as success: ESRCH and ENOENT for routes and rules, ENODEV and EADDRNOTAVAIL for what went
+/// with its device.
 fn absent_is_fine(result: io::Result<()>) -> io::Result<bool> {
     const ESRCH: i32 = 3;
     const ENODEV: i32 = 19;

@@ -1,4 +1,5 @@
-//! Upgrades from version 0.1: its blocks were in the main table and in a table for each port, below two rules.
+//! Upgrades from version 0.1: its blocks were in the main table and in a table for each port, below two
+//! rules.
 
 use std::collections::BTreeSet;
 

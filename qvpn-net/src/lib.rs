@@ -1,14 +1,16 @@
-//! Addresses, routes and the fail-closed guard of a tunnel. A pure [`RoutePlan`] says what must stand in the kernel; two
-//! layers of different kinds enforce it, so that one covers what removes the other:
+//! Addresses, routes and the fail-closed guard of a tunnel. A pure [`RoutePlan`] says what must stand in
+//! the kernel; two layers of different kinds enforce it, so that one covers what removes the other:
 //!
 //! - routes ([`Net`], over rtnetlink): one policy rule before the main table and one table for all tunnels,
-//! - a filter ([`Filter`], over nfnetlink): an nftables table for each tunnel that drops what leaves elsewhere.
+//! - a filter ([`Filter`], over nfnetlink): an nftables table for each tunnel that drops what leaves
+//!   elsewhere.
 //!
-//! [`Guard`] keeps both for any number of tunnels: it restores what other programs remove and reports what they did. The
-//! resident guard and a daemon without one use the same code.
+//! [`Guard`] keeps both for any number of tunnels: it restores what other programs remove and reports what
+//! they did. The resident guard and a daemon without one use the same code.
 //!
-//! Routes and rules of ours carry the protocol numbers [`ROUTE_PROTOCOL`] and [`LOCAL_PROTOCOL`], and no others are ever
-//! removed, except from [`GUARD_TABLE`]. All of it needs `CAP_NET_ADMIN` in the network namespace.
+//! Routes and rules of ours carry the protocol numbers [`ROUTE_PROTOCOL`] and [`LOCAL_PROTOCOL`], and no
+//! others are ever removed, except from [`GUARD_TABLE`]. All of it needs `CAP_NET_ADMIN` in the network
+//! namespace.
 
 mod apply;
 mod changes;

@@ -1,5 +1,6 @@
-//! This site's own routes inside protected prefixes (`local`): copied from the main table into ours, each with its device.
-//! A `throw` route instead would let them out by the default route while that device is down.
+//! This site's own routes inside protected prefixes (`local`): copied from the main table into ours, each
+//! with its device. A `throw` route instead would let them out by the default route while that device is
+//! down.
 
 use std::collections::BTreeMap;
 
@@ -12,8 +13,8 @@ use crate::kernel::{self, KernelRoute, RouteFilter};
 use crate::plan::{GUARD_TABLE, LOCAL_PROTOCOL, MAIN_TABLE, RoutePlan};
 
 impl Net {
-    /// Copies the routes of `new`'s `local` into our table, and removes copies that only `old` wanted or whose original is
-    /// gone.
+    /// Copies the routes of `new`'s `local` into our table, and removes copies that only `old` wanted or
+    /// whose original is gone.
     pub(crate) async fn sync_local(&self, old: &RoutePlan, new: &RoutePlan, work: &mut Work) {
         let names = old.local().iter().chain(new.local()).map(|local| local.device.as_str());
         let Some(devices) = work.note(self.devices(names).await) else { return };
@@ -66,7 +67,8 @@ impl Net {
     }
 }
 
-/// The copies of `found` within `local`: the best route of each prefix, and one that is wider than `local` as `local`.
+/// The copies of `found` within `local`: the best route of each prefix, and one that is wider than `local`
+/// as `local`.
 fn copies(local: &IpNet, mut found: Vec<KernelRoute>) -> Vec<KernelRoute> {
     found.sort_by_key(|route| (std::cmp::Reverse(route.prefix.prefix_len()), route.metric));
     let mut wanted: Vec<KernelRoute> = Vec::new();

@@ -1,5 +1,5 @@
-//! The filter layer: a table of our own in nf_tables for each tunnel, spoken to over netlink without `nft`. See
-//! `docs/decisions` for why there is an encoder here.
+//! The filter layer: a table of our own in nf_tables for each tunnel, spoken to over netlink without `nft`.
+//! See `docs/decisions` for why there is an encoder here.
 
 mod expression;
 mod message;
@@ -34,7 +34,8 @@ const ENOENT: i32 = 2;
 const EINVAL: i32 = 22;
 const EOPNOTSUPP: i32 = 95;
 
-/// A connection to nf_tables. The tables that it makes are its own (where the kernel has that) and stay when it ends.
+/// A connection to nf_tables. The tables that it makes are its own (where the kernel has that) and stay
+/// when it ends.
 pub struct Filter {
     socket: OwnedFd,
     /// What the kernel has.
@@ -53,7 +54,8 @@ impl Filter {
         Ok(Self { socket, ownership: Ownership::Owned, owning: true })
     }
 
-    /// Puts the table of `plan` in place of the one that is there, all at once. A plan without prefixes removes it.
+    /// Puts the table of `plan` in place of the one that is there, all at once. A plan without prefixes
+    /// removes it.
     ///
     /// # Errors
     /// No permission, no nf_tables, or another process owns the table.
@@ -86,7 +88,8 @@ impl Filter {
     /// # Errors
     /// No permission, or another process owns the table.
     pub fn remove(&mut self, interface: &str) -> Result<bool, NetError> {
-        // A table whose owner has ended must be taken over first. That fails where there is none, or no such flag.
+        // A table whose owner has ended must be taken over first. That fails where there is none, or no
+        // such flag.
         let _ = self.transact(&table::adopt(interface));
         match self.transact(&table::remove(interface)) {
             Ok(()) => Ok(true),
@@ -186,7 +189,8 @@ impl Filter {
         send(self.socket.as_raw_fd(), request.bytes(), MsgFlags::empty())?;
         let mut buffer = vec![0; RECEIVE_BYTES];
         loop {
-            // The kernel fills the next part of a dump while this part is received, so it never has to wait.
+            // The kernel fills the next part of a dump while this part is received, so it never has to
+            // wait.
             let length = recv(self.socket.as_raw_fd(), &mut buffer, MsgFlags::empty())?;
             for message in Received::all(buffer.get(..length).unwrap_or_default()) {
                 if message.sequence != request.sequence() {
@@ -226,7 +230,8 @@ fn open() -> io::Result<OwnedFd> {
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     let socket = socket(AddressFamily::Netlink, SockType::Raw, flags, SockProtocol::NetlinkNetFilter)?;
     bind(socket.as_raw_fd(), &NetlinkAddr::new(0, 0))?;
-    // Beyond the usual limit, which CAP_NET_ADMIN of the host allows; elsewhere (in containers) up to that limit.
+    // Beyond the usual limit, which CAP_NET_ADMIN of the host allows; elsewhere (in containers) up to that
+    // limit.
     if setsockopt(&socket, sockopt::SndBufForce, &BUFFER_BYTES).is_err() {
         let _ = setsockopt(&socket, sockopt::SndBuf, &BUFFER_BYTES);
     }

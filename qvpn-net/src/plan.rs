@@ -1,5 +1,5 @@
-//! What must stand in the kernel for one tunnel, derived from its config alone. Nothing here asks the kernel, so that the
-//! guard, the daemon and `qvpn-ctl` derive the same plan from the same file.
+//! What must stand in the kernel for one tunnel, derived from its config alone. Nothing here asks the
+//! kernel, so that the guard, the daemon and `qvpn-ctl` derive the same plan from the same file.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -11,8 +11,8 @@ use qvpn_api::config::{Local, Table};
 
 use crate::exempt::exempt;
 
-/// The number in `rtm_protocol` (`ip route` shows it as `proto 113`, a "q") of our routes and rules. Only routes and rules
-/// with this number or [`LOCAL_PROTOCOL`] are ever removed.
+/// The number in `rtm_protocol` (`ip route` shows it as `proto 113`, a "q") of our routes and rules. Only
+/// routes and rules with this number or [`LOCAL_PROTOCOL`] are ever removed.
 pub const ROUTE_PROTOCOL: u8 = 113;
 
 /// The `rtm_protocol` of this site's own routes that are copied into our table, for `local`.
@@ -21,10 +21,12 @@ pub const LOCAL_PROTOCOL: u8 = 114;
 /// The routing table of all tunnels in a network namespace ("qv" as a number).
 pub const GUARD_TABLE: u32 = 0x7176;
 
-/// Priority of the rule that looks up [`GUARD_TABLE`]: after `local` (0) and before what other programs usually add.
+/// Priority of the rule that looks up [`GUARD_TABLE`]: after `local` (0) and before what other programs
+/// usually add.
 pub const RULE_PRIORITY: u32 = 113;
 
-/// The mark of our own datagrams where the config sets none, with [`OWN_MARK_MASK`]: the low 16 bits are free for others.
+/// The mark of our own datagrams where the config sets none, with [`OWN_MARK_MASK`]: the low 16 bits are
+/// free for others.
 pub const OWN_MARK: u32 = 0x7176_0000;
 
 /// The bits of a mark that [`OWN_MARK`] uses.
@@ -64,7 +66,8 @@ pub struct Route {
 }
 
 impl Route {
-    /// The metric. The block's is one worse than the tunnel's. IPv6 starts at 1, since the kernel reads 0 as 1024 there.
+    /// The metric. The block's is one worse than the tunnel's. IPv6 starts at 1, since the kernel reads 0
+    /// as 1024 there.
     #[must_use]
     pub fn metric(&self) -> u32 {
         let best = u32::from(self.prefix.addr().is_ipv6());
@@ -162,8 +165,9 @@ pub enum PlanError {
 
 /// The routes, rules, blocks and filter of one tunnel.
 ///
-/// For each allowed IP there are two routes in one table: one into the tunnel, and below it an `unreachable` one with a
-/// worse metric. The kernel drops the first when the device vanishes, for whatever reason; the second stays.
+/// For each allowed IP there are two routes in one table: one into the tunnel, and below it an
+/// `unreachable` one with a worse metric. The kernel drops the first when the device vanishes, for whatever
+/// reason; the second stays.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RoutePlan {
     interface: String,
@@ -267,8 +271,8 @@ impl RoutePlan {
         self
     }
 
-    /// The same plan, which also keeps the block of what `old` blocked. A prefix that lies in a wider allowed one goes
-    /// through that peer's tunnel instead.
+    /// The same plan, which also keeps the block of what `old` blocked. A prefix that lies in a wider
+    /// allowed one goes through that peer's tunnel instead.
     #[must_use]
     pub fn keeping(self, old: &Self) -> Self {
         let carried = |prefix: &IpNet| {
@@ -285,8 +289,9 @@ impl RoutePlan {
         self
     }
 
-    /// The same plan with the path MTU (bytes) on the tunnel routes of `prefixes`; `None` takes it away. Prefixes that
-    /// aren't in the plan are ignored. IPv6 routes stay at 1280 or more (RFC 8200, section 5).
+    /// The same plan with the path MTU (bytes) on the tunnel routes of `prefixes`; `None` takes it away.
+    /// Prefixes that aren't in the plan are ignored. IPv6 routes stay at 1280 or more (RFC 8200, section
+    /// 5).
     #[must_use]
     pub fn with_mtu(mut self, prefixes: &[IpNet], mtu: Option<u32>) -> Self {
         for prefix in prefixes {
@@ -349,13 +354,15 @@ impl RoutePlan {
         &self.local
     }
 
-    /// Whether routes into the tunnel are in [`GUARD_TABLE`], and not in a table of the operator's or nowhere.
+    /// Whether routes into the tunnel are in [`GUARD_TABLE`], and not in a table of the operator's or
+    /// nowhere.
     #[must_use]
     pub fn uses_guard_table(&self) -> bool {
         self.table == Table::Auto
     }
 
-    /// What the filter and the routes protect: nothing at all under `table = "off"` or a number without `protect`.
+    /// What the filter and the routes protect: nothing at all under `table = "off"` or a number without
+    /// `protect`.
     pub fn filtered(&self) -> impl Iterator<Item = IpNet> + '_ {
         self.allowed().chain(self.protect.iter().copied())
     }
@@ -413,8 +420,8 @@ impl RoutePlan {
         families.flat_map(|ipv6| kinds.iter().map(move |kind| Rule { ipv6, kind: *kind })).collect()
     }
 
-    /// Whether the kernel must regard marks in its reverse path check (`src_valid_mark`): where IPv4 is protected by
-    /// policy routing, an endpoint may lie in a protected prefix.
+    /// Whether the kernel must regard marks in its reverse path check (`src_valid_mark`): where IPv4 is
+    /// protected by policy routing, an endpoint may lie in a protected prefix.
     #[must_use]
     pub fn needs_src_valid_mark(&self) -> bool {
         self.uses_guard_table() && self.filtered().any(|net| net.addr().is_ipv4())

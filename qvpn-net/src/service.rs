@@ -1,5 +1,6 @@
-//! How a daemon asks the resident guard for its block: JSON lines over a Unix socket. A connection is a lease: while it is
-//! open, the guard leads the tunnel's prefixes into the device that the daemon named; when it closes, only the block stays.
+//! How a daemon asks the resident guard for its block: JSON lines over a Unix socket. A connection is a
+//! lease: while it is open, the guard leads the tunnel's prefixes into the device that the daemon named;
+//! when it closes, only the block stays.
 
 use std::io;
 use std::os::unix::fs::MetadataExt;

@@ -1,13 +1,13 @@
-//! The kernel switches that protected IPv4 prefixes depend on. One is set here; the other is the operator's choice, and a
-//! warning names it.
+//! The kernel switches that protected IPv4 prefixes depend on. One is set here; the other is the operator's
+//! choice, and a warning names it.
 
 use std::path::Path;
 use std::{fs, io};
 
 const CONF: &str = "/proc/sys/net/ipv4/conf";
 
-/// Interfaces other than `tunnel` whose reverse path filter is strict: with an IPv4 default route into the tunnel, peers'
-/// datagrams are dropped there.
+/// Interfaces other than `tunnel` whose reverse path filter is strict: with an IPv4 default route into the
+/// tunnel, peers' datagrams are dropped there.
 #[must_use]
 pub fn strict_reverse_path(tunnel: &str) -> Vec<String> {
     strict_interfaces(Path::new(CONF), tunnel)
@@ -27,8 +27,8 @@ pub(crate) fn set_src_valid_mark() -> Vec<String> {
 
 /// Warns of a strict reverse path filter. `tunnel` is our interface's name.
 pub(crate) fn warn_of_strict_reverse_path(tunnel: &str) -> Option<String> {
-    // With a default route into the tunnel, the route back to a peer leads into the tunnel for a packet without mark.
-    // A strict filter drops the peer's datagrams for that, without any other sign.
+    // With a default route into the tunnel, the route back to a peer leads into the tunnel for a packet
+    // without mark. A strict filter drops the peer's datagrams for that, without any other sign.
     let strict = strict_interfaces(Path::new(CONF), tunnel);
     (!strict.is_empty()).then(|| {
         format!(

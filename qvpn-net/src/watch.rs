@@ -1,5 +1,6 @@
-//! Notices what other programs do to routes, rules and devices. A [`Change`] only says that something may be missing;
-//! [`Net::restore`](crate::Net::restore) compares, so a false alarm costs a comparison and nothing else.
+//! Notices what other programs do to routes, rules and devices. A [`Change`] only says that something may
+//! be missing; [`Net::restore`](crate::Net::restore) compares, so a false alarm costs a comparison and
+//! nothing else.
 
 use futures_util::StreamExt;
 use futures_util::stream::BoxStream;
@@ -34,8 +35,8 @@ pub enum Change {
     },
     /// Another program added a rule that the kernel evaluates before ours.
     Rule(String),
-    /// The tunnel's interface appeared, went, or changed its state, or some interface lost an address; the kernel drops IPv4
-    /// routes with either silently.
+    /// The tunnel's interface appeared, went, or changed its state, or some interface lost an address; the
+    /// kernel drops IPv4 routes with either silently.
     Interface,
     /// A device appeared, changed its name or went; with its index and its name now.
     Device {
@@ -84,8 +85,8 @@ impl Watch {
         })
     }
 
-    /// The next change that may concern us; `None` when the netlink connection has ended. Dropping the future loses
-    /// nothing.
+    /// The next change that may concern us; `None` when the netlink connection has ended. Dropping the
+    /// future loses nothing.
     pub async fn changed(&mut self) -> Option<Change> {
         loop {
             let message = self.messages.next().await?;

@@ -1,5 +1,6 @@
-//! [`Guard`] against a real kernel: a gateway with a LAN and a WAN in namespaces of each test's own. Packets that leave by the
-//! WAN are counted there, so a leak is seen however it came about. Each test first shows the leak without the guard.
+//! [`Guard`] against a real kernel: a gateway with a LAN and a WAN in namespaces of each test's own.
+//! Packets that leave by the WAN are counted there, so a leak is seen however it came about. Each test
+//! first shows the leak without the guard.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
@@ -48,8 +49,8 @@ fn sh(line: &str) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// A WAN with a default route, a LAN host in a namespace of its own, and a stand-in for the TUN. What leaves by the WAN is
-/// counted on its other end, by the prefix that it went to.
+/// A WAN with a default route, a LAN host in a namespace of its own, and a stand-in for the TUN. What
+/// leaves by the WAN is counted on its other end, by the prefix that it went to.
 fn make_gateway() {
     sh("ip link set lo up
         echo 0 > /proc/sys/net/ipv6/conf/default/accept_dad

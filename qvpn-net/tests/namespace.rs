@@ -1,5 +1,6 @@
-//! `Net` against a real kernel, in a network namespace of each test's own. Each test runs itself again as a child within
-//! fresh user and network namespaces, so that any user can run it and nothing is left behind; `ip` is the witness.
+//! `Net` against a real kernel, in a network namespace of each test's own. Each test runs itself again as a
+//! child within fresh user and network namespaces, so that any user can run it and nothing is left behind;
+//! `ip` is the witness.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 

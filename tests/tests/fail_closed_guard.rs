@@ -1,5 +1,5 @@
-//! The resident guard: it keeps the block while daemons run, hang, are killed and come back, and a daemon keeps its own while
-//! there is no guard.
+//! The resident guard: it keeps the block while daemons run, hang, are killed and come back, and a daemon
+//! keeps its own while there is no guard.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 

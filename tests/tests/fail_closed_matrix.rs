@@ -1,5 +1,5 @@
-//! What other programs do to routes, rules, devices and filters, in each state of the daemon and the guard: inner packets
-//! that leave site A's gateway by the WAN meanwhile. The table is printed.
+//! What other programs do to routes, rules, devices and filters, in each state of the daemon and the guard:
+//! inner packets that leave site A's gateway by the WAN meanwhile. The table is printed.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 

@@ -61,12 +61,13 @@ pub(super) enum Ownership {
     Plain,
 }
 
-/// Makes the table of `plan` in place of the one that is there, all at once. `supported` is what the kernel has, and `wanted`
-/// what the new table gets.
+/// Makes the table of `plan` in place of the one that is there, all at once. `supported` is what the kernel
+/// has, and `wanted` what the new table gets.
 pub(super) fn replace(plan: &FilterPlan, supported: Ownership, wanted: Ownership) -> Messages {
     let table = table_name(plan.interface());
     let mut batch = Messages::batch();
-    // Making it first lets the removal succeed where there is none, and takes over one whose owner has ended.
+    // Making it first lets the removal succeed where there is none, and takes over one whose owner has
+    // ended.
     new_table(&mut batch, &table, supported);
     batch.add(Kind::DelTable, 0, |a| a.text(1, &table));
     new_table(&mut batch, &table, wanted);
