@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Identities, fragments and data packets, made and checked from docs/protocol.md alone (sections 2, 4.1 and 9).
 
-Without an argument it recomputes pieces.json and exits non-zero on any difference; `write` writes the file anew. Needs
+Without an argument it recomputes pieces.json and exits non-zero on any difference; `write` rewrites the file. Needs
 `cryptography` and `kyber-py`. The Rust side is tests/tests/vectors.rs.
 """
 import base64

@@ -444,7 +444,7 @@ async fn when_none_delivers_each_says_why() {
     let text = error.to_string();
     assert!(text.contains("KME one: enc_keys") && text.contains("KME two: enc_keys"), "{text}");
 
-    // While it rests, the reason and the time of the next probe are told.
+    // While it is unavailable, the health has the cause and the time of the next probe.
     world.script(1).enc.push_back(Act::Fail(K::Exhausted));
     let error = new_keys(&world.set, "SITE-B", 1).await.err().unwrap();
     assert_eq!(error.errors[0].kind(), K::Unreachable);

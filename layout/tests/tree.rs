@@ -8,11 +8,10 @@ use qvpn_layout::imports::{Import, cycles, imports, in_cycles};
 use qvpn_layout::{root, targets, texts};
 
 /// Pairs of files whose import closes a cycle today, as a count for each crate. Lower a number when cycles go.
-const KNOWN_CYCLES: &[(&str, usize)] = &[("qvpn-proto", 12)];
+const KNOWN_CYCLES: &[(&str, usize)] = &[("qvpn-proto", 2)];
 
 /// Files that are longer than `MAX_LINES` today.
-const KNOWN_LONG: &[&str] =
-    &["qvpn-api/src/events.rs", "qvpn-proto/src/peer/initiate.rs", "qvpn-proto/src/session/limiter.rs"];
+const KNOWN_LONG: &[&str] = &[];
 const MAX_LINES: usize = 500;
 
 #[test]

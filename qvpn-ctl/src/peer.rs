@@ -165,7 +165,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn settings_become_lines_of_a_config_whatever_they_hold() {
+    fn settings_become_lines_of_a_config_with_any_text() {
         let settings = PeerSettings {
             endpoint: Some("a\"b\\c\u{1}ü".into()),
             allowed_ips: Some(vec!["10.0.0.0/8".into(), "fd00::/8".into()]),

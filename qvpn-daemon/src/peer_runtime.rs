@@ -55,7 +55,7 @@ pub(crate) struct PeerRuntime {
     watch: LaneWatch,
     /// What the path takes, in bytes, once it was measured and is less than the device's MTU.
     mtu: Option<u16>,
-    /// What each lane was told to send at least: the empty packets of a keepalive.
+    /// The keepalive interval that each lane has.
     keepalives: Vec<Option<Duration>>,
     /// The timer that is set for it.
     timer: Option<Time>,

@@ -9,7 +9,7 @@ use nix::libc;
 /// The most supplementary groups that Linux lets a process have (`NGROUPS_MAX`).
 const MOST: usize = 65_536;
 
-/// The supplementary groups that the process at the other end of a unix socket had when it connected.
+/// The supplementary groups that the peer process of a unix socket had when it connected.
 ///
 /// # Errors
 /// If the kernel is older than 4.13, or the socket is of another kind.

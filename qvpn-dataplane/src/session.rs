@@ -157,7 +157,7 @@ impl Drop for OpeningSession {
     }
 }
 
-/// Words of the window: 2,048 counters behind the highest are told apart, and one word more while it moves.
+/// Words of the window: it covers 2,048 counters behind the highest, and needs one word more while it moves.
 const WORDS: usize = 33;
 
 /// Which counters were seen: a ring of bits, as RFC 6479 describes.
@@ -272,7 +272,7 @@ mod tests {
         assert_eq!(open.open(&mut buffer[..32], at(99)).unwrap_err(), OpenError::Auth);
     }
 
-    /// The count would not fit after it. No honest end seals so many.
+    /// The count would not fit after it. No honest peer seals that many packets.
     #[test]
     fn the_last_counter_of_all_never_opens() {
         let mut window = ReplayWindow::default();

@@ -104,7 +104,7 @@ pub struct InterfaceStats {
     pub unknown_index: Counter,
     /// A handshake message that proved no address while there were too many.
     pub cookie: Counter,
-    /// The bounded queue to the control task, or the TUN's, was full, or strangers sent more than it shall take.
+    /// The bounded queue to the control task, or the TUN's, was full, or unknown sources exceeded their share of it.
     pub queue_full: Counter,
 }
 

@@ -117,7 +117,7 @@ fn what_comes_in_by_another_lane_moves_no_flow() {
         };
         let own = lane_of_flow(b"first");
         for lane in (0..4).filter(|lane| *lane != own) {
-            // Added anew, the peer has no earlier epoch.
+            // Added again, the peer has no earlier epoch.
             b.add_peer(0, Some(a.address(lane.into(), false)));
             assert!(b.seal_for(0, index(lane, 1), 1, suite, FAR, u64::MAX));
             b.host4.send(b"answer").unwrap();

@@ -1,6 +1,6 @@
 //! The two AEADs, by the same calls of aws-lc-rs that `session.rs` makes, against Wycheproof and RFC 8439.
 //!
-//! `session.rs` uses no associated data; vectors with some are checked all the same.
+//! `session.rs` uses no associated data; vectors with associated data are checked too.
 #![allow(clippy::unwrap_used)]
 
 use aws_lc_rs::aead::{AES_256_GCM, Aad, Algorithm, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey};

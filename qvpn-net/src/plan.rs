@@ -166,8 +166,8 @@ pub enum PlanError {
 /// The routes, rules, blocks and filter of one tunnel.
 ///
 /// For each allowed IP there are two routes in one table: one into the tunnel, and below it an
-/// `unreachable` one with a worse metric. The kernel drops the first when the device vanishes, for whatever
-/// reason; the second stays.
+/// `unreachable` one with a worse metric. The kernel drops the first when the device vanishes for any reason; the
+/// second stays.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RoutePlan {
     interface: String,
@@ -264,7 +264,7 @@ impl RoutePlan {
         self
     }
 
-    /// The same plan for the device with this index, whatever its name is by now.
+    /// The same plan for the device with this index, under any name.
     #[must_use]
     pub fn on_device(mut self, index: Option<u32>) -> Self {
         self.device = index;

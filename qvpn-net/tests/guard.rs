@@ -225,7 +225,7 @@ fn a_tunnel_carries_its_prefixes_and_what_is_local_stays_reachable() {
             guard.changed().await;
             let _ = guard.restore().await;
         }
-        // The tunnel's device goes, under whatever name it has by then.
+        // The tunnel's device is removed, under its current name.
         sh("ip link set qvpn0 down; ip link set qvpn0 name other; ip link set other up");
         guard.changed().await;
         let restored = guard.restore().await;

@@ -10,15 +10,15 @@ use super::error::{ConfigErrors, Sink};
 use super::model::{Config, Table};
 
 impl Config {
-    /// The other configs in this config's folder (`*.toml`) that can be read, in the order of their names.
+    /// The other configs in this config's directory (`*.toml`) that can be read, in the order of their names.
     #[must_use]
     pub fn other_interfaces(&self) -> Vec<Self> {
-        let folder = match self.path.parent() {
-            Some(folder) if !folder.as_os_str().is_empty() => folder,
+        let dir = match self.path.parent() {
+            Some(dir) if !dir.as_os_str().is_empty() => dir,
             _ => Path::new("."),
         };
         let own = std::fs::canonicalize(&self.path).ok();
-        let entries = std::fs::read_dir(folder).into_iter().flatten().flatten().map(|e| e.path());
+        let entries = std::fs::read_dir(dir).into_iter().flatten().flatten().map(|e| e.path());
         let mut paths: Vec<_> = entries
             .filter(|p| p.extension().is_some_and(|e| e == "toml"))
             .filter(|p| *p != self.path && (own.is_none() || std::fs::canonicalize(p).ok() != own))

@@ -81,7 +81,7 @@ fn all_say(dir: &Path, what: &str, code: i32, words: &str) {
 }
 
 #[test]
-fn each_command_says_one_line_whatever_answers() {
+fn each_command_prints_one_line_for_any_reply() {
     let none = tempfile::tempdir().unwrap();
     all_say(none.path(), "no daemon", 4, "systemctl start qvpn@qvpn0");
     let left = tempfile::tempdir().unwrap();

@@ -79,8 +79,7 @@ fn blocks_are_put_in_place_and_taken_away() {
         return;
     };
     assert_eq!(run.code, 0, "{run:?}");
-    // The broken config is complained about, and blocked as far as it can be read; the others are blocked
-    // all the same.
+    // The broken config is reported, and blocked as far as it can be read; the others are blocked too.
     assert!(run.err.contains("broken.toml:2:9: `lanes` must be"), "{run:?}");
     let part =
         |from: &str, to: &str| run.out.split_once(from).unwrap().1.split_once(to).unwrap().0.to_owned();

@@ -181,7 +181,7 @@ fn colour_is_for_terminals_that_want_it() {
         coloured.contains("peer: \u{1b}[1msite-b\u{1b}[0m (\u{1b}[1m\u{1b}[31mblocked\u{1b}[0m)"),
         "{coloured}"
     );
-    // The same words in the same order, whatever the width; only blanks differ.
+    // The same words in the same order for any width; only blanks differ.
     let words = |text: &str| text.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
     for env in [&[("NO_COLOR", "1"), ("TERM", "xterm")][..], &[("TERM", "dumb")]] {
         let plain = on_terminal(dir.path(), &["show"], env);

@@ -17,7 +17,7 @@ use super::*;
 
 /// Set in a child: the name of the test, and whether it is confined.
 const CHILD: &str = "QVPN_SANDBOX_CHILD";
-/// The folder with the config.
+/// The directory with the config.
 const FOLDER: &str = "QVPN_SANDBOX_FOLDER";
 /// How a child says that it could do what it tried; nothing else ends the test program so.
 const DONE: i32 = 42;
@@ -36,20 +36,20 @@ enum End {
 }
 
 /// Tries `attempt` without the sandbox, where it works, and in it, where it ends as `end` says. It is given
-/// the config's folder.
+/// the config's directory.
 #[track_caller]
 fn tried(name: &str, end: &End, attempt: impl FnOnce(&Path) -> io::Result<()> + Send) {
     if let Some(child) = std::env::var_os(CHILD) {
-        let folder = std::env::var_os(FOLDER).unwrap();
-        return run_child(Path::new(&folder), child == "confined", attempt);
+        let dir = std::env::var_os(FOLDER).unwrap();
+        return run_child(Path::new(&dir), child == "confined", attempt);
     }
-    let folder = tempfile::tempdir().unwrap();
+    let dir = tempfile::tempdir().unwrap();
     let config = "[interface]\nprivate_key_file = \"k\"\nlisten_port = 1\naddress = [\"10.77.0.1/30\"]\n";
-    fs::write(folder.path().join("qvpn0.toml"), config).unwrap();
+    fs::write(dir.path().join("qvpn0.toml"), config).unwrap();
     let run = |how: &str| {
         let mut command = Command::new(std::env::current_exe().unwrap());
         command.args(["--exact", &format!("sandbox::tests::{name}"), "--nocapture"]);
-        let output = command.env(CHILD, how).env(FOLDER, folder.path()).output().unwrap();
+        let output = command.env(CHILD, how).env(FOLDER, dir.path()).output().unwrap();
         (output.status, String::from_utf8_lossy(&output.stderr).into_owned())
     };
     let (status, text) = run("free");
@@ -66,14 +66,14 @@ fn tried(name: &str, end: &End, attempt: impl FnOnce(&Path) -> io::Result<()> + 
     }
 }
 
-fn run_child(folder: &Path, confined: bool, attempt: impl FnOnce(&Path) -> io::Result<()> + Send) {
+fn run_child(dir: &Path, confined: bool, attempt: impl FnOnce(&Path) -> io::Result<()> + Send) {
     if confined {
-        let config = Config::load(&folder.join("qvpn0.toml")).unwrap();
-        let mut done = enter(folder).unwrap();
-        done.extend(confine(&config, folder).unwrap());
+        let config = Config::load(&dir.join("qvpn0.toml")).unwrap();
+        let mut done = enter(dir).unwrap();
+        done.extend(confine(&config, dir).unwrap());
         eprintln!("{done:?}");
     }
-    let result = thread::scope(|scope| scope.spawn(|| attempt(folder)).join().unwrap());
+    let result = thread::scope(|scope| scope.spawn(|| attempt(dir)).join().unwrap());
     if let Err(error) = &result {
         eprintln!("{error}");
     }
@@ -82,9 +82,9 @@ fn run_child(folder: &Path, confined: bool, attempt: impl FnOnce(&Path) -> io::R
 
 #[test]
 fn what_the_daemon_does_itself_works() {
-    tried("what_the_daemon_does_itself_works", &End::Done, |folder| {
-        fs::read(folder.join("qvpn0.toml"))?;
-        fs::read_dir(folder)?.count();
+    tried("what_the_daemon_does_itself_works", &End::Done, |dir| {
+        fs::read(dir.join("qvpn0.toml"))?;
+        fs::read_dir(dir)?.count();
         std::net::UdpSocket::bind("127.0.0.1:0")?;
         std::net::TcpListener::bind("127.0.0.1:0")?;
         std::os::unix::net::UnixDatagram::unbound()?;
@@ -168,12 +168,12 @@ fn no_other_file_is_read() {
 #[test]
 fn no_file_is_written() {
     // Nor beside the config: it is the operator's.
-    tried("no_file_is_written", &End::Error, |folder| fs::write(folder.join("new"), "x"));
+    tried("no_file_is_written", &End::Error, |dir| fs::write(dir.join("new"), "x"));
 }
 
 #[test]
 fn no_file_is_changed() {
-    tried("no_file_is_changed", &End::Error, |folder| {
-        File::options().append(true).open(folder.join("qvpn0.toml")).map(drop)
+    tried("no_file_is_changed", &End::Error, |dir| {
+        File::options().append(true).open(dir.join("qvpn0.toml")).map(drop)
     });
 }

@@ -1,5 +1,5 @@
 //! The sending thread of a lane: TUN → allowed IPs → sealed in place → UDP. It owns the sealing keys and ends them by
-//! its own timer, whatever the control task does.
+//! its own timer, independently of the control task.
 
 use std::io::ErrorKind;
 use std::net::{IpAddr, UdpSocket};

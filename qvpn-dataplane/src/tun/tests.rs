@@ -215,7 +215,7 @@ fn without_atomic_id(mut packet: Vec<u8>) -> Vec<u8> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(400))]
 
-    /// Whatever mixture of flows comes, cutting what was joined gives the same packets in the same order.
+    /// For any mixture of flows, splitting the joined packets gives the same packets in the same order.
     #[test]
     fn cutting_what_was_joined_gives_the_same_packets(
         bursts in proptest::collection::vec(

@@ -1,7 +1,7 @@
 //! The virtio header that stands before each packet of a TUN device with offloads (`struct virtio_net_hdr`, legacy form
 //! of 10 bytes in the machine's byte order; virtio 1.2, section 5.1.6).
 
-/// The checksum at `csum_start + csum_offset` covers only the pseudo-header: whoever sends must complete it.
+/// The checksum at `csum_start + csum_offset` covers only the pseudo-header: the sender must complete it.
 pub(crate) const NEEDS_CSUM: u8 = 1;
 /// One packet as it is.
 pub(crate) const GSO_NONE: u8 = 0;

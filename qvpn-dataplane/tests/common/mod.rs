@@ -23,7 +23,7 @@ use qvpn_secret::Secret;
 use qvpn_types::{LocalEpoch, PeerNumber, Suite, Time};
 
 /// No step of a test takes this long; one that does has failed.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+pub const EVENT_TIMEOUT: Duration = Duration::from_secs(20);
 pub const MTU: u16 = 1420;
 /// When the tests' clock starts.
 pub const START: u64 = 1_000_000_000;
@@ -110,7 +110,7 @@ impl Site {
             (tuns, bind(format!("10.9.0.{number}:5000")), bind(format!("[fd09::{number}]:5000")))
         });
         for host in [&host4, &host6] {
-            host.set_read_timeout(Some(PATIENCE)).unwrap();
+            host.set_read_timeout(Some(EVENT_TIMEOUT)).unwrap();
         }
         host4.connect(format!("10.9.0.{other}:5000")).unwrap();
         host6.connect(format!("[fd09::{other}]:5000")).unwrap();
@@ -184,7 +184,7 @@ impl Site {
         self.seal_for(lane, index(lane, epoch), epoch, suite, expires_at, packets)
     }
 
-    /// As [`seal`](Self::seal), for packets that another lane of the other end opens.
+    /// As [`seal`](Self::seal), for packets that another lane of the peer opens.
     pub fn seal_for(
         &self,
         lane: u8,
@@ -228,14 +228,14 @@ impl Site {
         }
     }
 
-    /// Waits for an event; others before it are kept for whoever waits for them.
+    /// Waits for an event; others before it are kept for later waits.
     pub fn wait(&self, wanted: impl Fn(&LaneEvent) -> bool) -> LaneEvent {
         let mut early = self.early.borrow_mut();
         if let Some(at) = early.iter().position(&wanted) {
             return early.remove(at).unwrap();
         }
         loop {
-            let event = self.events.recv_timeout(PATIENCE).expect("an event");
+            let event = self.events.recv_timeout(EVENT_TIMEOUT).expect("an event");
             if wanted(&event) {
                 return event;
             }
@@ -293,7 +293,7 @@ pub fn connected(lane_count: u8, suite: Suite, v6: bool) -> (Site, Site) {
 pub fn until(what: &str, reached: impl Fn() -> bool) {
     let start = Instant::now();
     while !reached() {
-        assert!(start.elapsed() < PATIENCE, "still waiting: {what}");
+        assert!(start.elapsed() < EVENT_TIMEOUT, "still waiting: {what}");
         std::thread::yield_now();
     }
 }
@@ -301,7 +301,7 @@ pub fn until(what: &str, reached: impl Fn() -> bool) {
 /// A socket that a test attacks from, and through which one site can be led.
 pub fn wire() -> UdpSocket {
     let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
-    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    socket.set_read_timeout(Some(EVENT_TIMEOUT)).unwrap();
     socket
 }
 

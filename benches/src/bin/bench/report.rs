@@ -435,7 +435,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_written_is_read_again_but_for_the_rows_measured_anew() {
+    fn written_numbers_are_read_again_except_remeasured_rows() {
         let mut results = Results::default();
         for (metric, number) in [("tcp1_ab", 4.0), ("cpu", 0.3), ("tcp1_ab", f64::NAN), ("udp64", 9.0)] {
             results.push(metric, "qvpn-chacha", number);
