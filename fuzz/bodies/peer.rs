@@ -442,7 +442,7 @@ impl<'a> Case<'a> {
                 PeerOutput::Lane(lane, order) => orders.push((lane, order)),
                 PeerOutput::Fetch(fetch) => self.fetches.push(fetch),
                 PeerOutput::Event(PeerEvent::EpochActive { sources, .. }) => self.qkd_epoch = sources.qkd,
-                PeerOutput::Event(_) | PeerOutput::LanesTo(_) => {}
+                PeerOutput::Event(_) => {}
             }
         }
         self.fetches.truncate(10);

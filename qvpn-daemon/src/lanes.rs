@@ -34,6 +34,9 @@ pub(crate) fn apply(lanes: &Lanes, peer: PeerNumber, lane: u8, order: LaneOrder)
         LaneOrder::StopSealing => lanes.stop_sealing(lane, peer),
         LaneOrder::CloseOlder { local_epoch, at } => lanes.close_older(lane, peer, local_epoch, at),
         LaneOrder::Close { index } => lanes.close_opening(lane, index),
+        LaneOrder::SetEndpoint { endpoint } => lanes.set_endpoint(lane, peer, endpoint),
+        LaneOrder::SetKeepalive { interval } => lanes.set_keepalive(lane, peer, interval),
+        LaneOrder::Reroute { via } => lanes.set_reroute(lane, peer, via),
     }
 }
 

@@ -15,7 +15,6 @@ mod journal;
 mod kme_counts;
 mod kms_task;
 mod lane_marks;
-mod lane_watch;
 mod lanes;
 mod log;
 mod man_page;

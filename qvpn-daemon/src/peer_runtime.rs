@@ -8,7 +8,6 @@ use std::time::Duration;
 
 use kms_client::KmeSet;
 use qvpn_api::events::EventKind;
-use qvpn_api::status::LaneState;
 use qvpn_dataplane::PeerStats;
 use qvpn_proto::KeySources;
 use qvpn_proto::path_mtu::MOST;
@@ -18,29 +17,15 @@ use qvpn_types::{PeerNumber, Time};
 
 use crate::context::DaemonContext;
 use crate::kms_task;
-use crate::lane_watch::{Change, HEARTBEAT, LaneWatch, SILENCE, Seen};
 use crate::lanes;
 use crate::settings::PeerSettings;
 use crate::task_result::{PeerKey, PeerTaskResult, TaskResult};
 use crate::translate::sources;
 
-/// A packet may arrive a little before the epoch counts as active at this end.
-const EARLY: Duration = Duration::from_secs(1);
 /// A peer that does not answer for this time may have another address: its host name is resolved again.
 const UNANSWERED_LIMIT: Duration = Duration::from_secs(15);
 /// How often a host name is resolved while its peer can't be reached.
 const RESOLVE_INTERVAL: Duration = Duration::from_secs(10);
-
-/// One lane of a peer.
-#[derive(Default)]
-pub(crate) struct PeerLane {
-    pub(crate) stats: Arc<PeerStats>,
-    pub(crate) endpoint: Option<SocketAddr>,
-    /// Of the only lane; of several, see [`LaneWatch`].
-    state: Option<LaneState>,
-    /// When the first epoch began that the only lane has heard nothing in.
-    unheard: Option<Time>,
-}
 
 /// One peer.
 pub(crate) struct PeerRuntime {
@@ -48,15 +33,12 @@ pub(crate) struct PeerRuntime {
     settings: PeerSettings,
     kmes: Arc<KmeSet>,
     pub(crate) peer: Peer<WireGuardLink>,
-    lanes: Vec<PeerLane>,
+    /// What each lane counts.
+    lanes: Vec<Arc<PeerStats>>,
     /// Epochs that came into force, by what their keys are made of.
     rekeys: Vec<(KeySources, u64)>,
-    /// Which of several lanes carry packets.
-    watch: LaneWatch,
     /// What the path takes, in bytes, once it was measured and is less than the device's MTU.
     mtu: Option<u16>,
-    /// The keepalive interval that each lane has.
-    keepalives: Vec<Option<Duration>>,
     /// The timer that is set for it.
     timer: Option<Time>,
     /// The endpoint of the control session that was reported last.
@@ -74,21 +56,17 @@ impl PeerRuntime {
         id: PeerKey,
         settings: PeerSettings,
         kmes: Arc<KmeSet>,
-        peer: Peer<WireGuardLink>,
+        mut peer: Peer<WireGuardLink>,
         lanes: u8,
         context: &DaemonContext,
     ) -> Self {
         let endpoint = settings.endpoint();
-        let keepalive = settings.config.persistent_keepalive;
-        let watch = LaneWatch::new(lanes);
-        let keepalives = vec![keepalive; lanes.into()];
-        let lanes: Vec<PeerLane> = (0..lanes)
-            .map(|lane| PeerLane { endpoint: endpoint.and_then(|e| at_lane(e, lane)), ..PeerLane::default() })
-            .collect();
-        for (number, lane) in (0u8..).zip(&lanes) {
-            let (peer, stats) = (PeerNumber(id.number), lane.stats.clone());
-            context.lanes.add_peer(number, peer, lane.endpoint, keepalive, stats);
+        let lanes: Vec<Arc<PeerStats>> = (0..lanes).map(|_| Arc::default()).collect();
+        for (number, stats) in (0u8..).zip(&lanes) {
+            // The protocol orders the endpoint and the keepalive.
+            context.lanes.add_peer(number, PeerNumber(id.number), None, None, stats.clone());
         }
+        peer.set_keepalive(settings.config.persistent_keepalive);
         context.control_sources.moved(id.number, endpoint);
         Self {
             id,
@@ -97,9 +75,7 @@ impl PeerRuntime {
             peer,
             lanes,
             rekeys: Vec::new(),
-            watch,
             mtu: None,
-            keepalives,
             timer: None,
             endpoint,
             reported: PeerState::Connecting,
@@ -125,7 +101,7 @@ impl PeerRuntime {
         self.peer.view(now)
     }
 
-    pub(crate) fn lanes(&self) -> &[PeerLane] {
+    pub(crate) fn lanes(&self) -> &[Arc<PeerStats>] {
         &self.lanes
     }
 
@@ -148,6 +124,7 @@ impl PeerRuntime {
         now: Time,
     ) {
         let old = std::mem::replace(&mut self.settings, settings);
+        self.peer.set_keepalive(self.settings.config.persistent_keepalive);
         self.kmes = kmes;
         let moved = old.config.endpoint != self.settings.config.endpoint;
         if moved && let Some(endpoint) = self.settings.endpoint() {
@@ -177,19 +154,17 @@ impl PeerRuntime {
                     lanes::apply(&context.lanes, self.lane_id(), lane, order);
                 }
                 PeerOutput::Fetch(fetch) => self.fetch(fetch, context),
-                PeerOutput::LanesTo(endpoint) => self.lanes_to(endpoint, context),
                 PeerOutput::Event(event) => self.report(event, context, now),
             }
         }
         while let Some(transmit) = self.peer.poll_transmit() {
             context.transmit(&transmit.datagram, transmit.to);
         }
-        self.teach_lanes(context, now);
     }
 
     /// Twice a second: what the lanes did, and whether they hear anything.
     pub(crate) fn tick(&mut self, context: &mut DaemonContext, now: Time) {
-        let last = |of: fn(&PeerStats) -> u64| self.lanes.iter().map(|l| of(&l.stats)).max().unwrap_or(0);
+        let last = |of: fn(&PeerStats) -> u64| self.lanes.iter().map(|stats| of(stats)).max().unwrap_or(0);
         let activity = (last(|s| s.tx.last_at.get()), last(|s| s.rx.last_at.get()));
         if activity != self.activity {
             self.activity = activity;
@@ -197,83 +172,10 @@ impl PeerRuntime {
             let report = LaneReport::Activity { sent_at: at(activity.0), received_at: at(activity.1) };
             self.peer.handle_lane(report, now, &mut context.rng);
         }
-        self.watch_lanes(context, now);
+        let received_at: Vec<Time> =
+            self.lanes.iter().map(|stats| Time::from_nanos(stats.rx.last_at.get())).collect();
+        self.peer.poll_lanes(&received_at, now, &mut context.rng);
         self.resolve(context, now);
-    }
-
-    /// Looks which lanes carry packets, and leads the flows of the others by those.
-    fn watch_lanes(&mut self, context: &mut DaemonContext, now: Time) {
-        let view = self.peer.view(now);
-        if view.lanes < 2 {
-            self.watch_one(context, now);
-        }
-        self.keep_alive(view.lanes, context);
-        let heard: Vec<Time> =
-            self.lanes.iter().map(|lane| Time::from_nanos(lane.stats.rx.last_at.get())).collect();
-        let changes = self.watch.look(&Seen {
-            now,
-            active: view.epoch.is_some(),
-            agreed: view.lanes,
-            heard: &heard,
-            peer_rx_silent: view.peer_rx_silent,
-        });
-        for change in changes {
-            match change {
-                Change::Silent(lane) => self.lane_silent(lane, context),
-                Change::Back(lane) => {
-                    let peer = self.settings.config.name.clone();
-                    context.events.emit(EventKind::LaneRecovered { peer, lane });
-                }
-                Change::Detour(lane, via) => {
-                    let peer = self.lane_id();
-                    context.lanes.set_reroute(lane, peer, via);
-                }
-            }
-        }
-        self.peer.set_rx_silent(self.watch.unheard(), now, &mut context.rng);
-    }
-
-    /// The only lane sends no heartbeats: it is silent when nothing came in an epoch.
-    fn watch_one(&mut self, context: &DaemonContext, now: Time) {
-        let Some(lane) = self.lanes.first_mut() else { return };
-        let Some(unheard) = lane.unheard else { return };
-        if Time::from_nanos(lane.stats.rx.last_at.get()) + EARLY >= unheard {
-            lane.unheard = None;
-            lane.state = Some(LaneState::Up);
-        } else if now.since(unheard) > SILENCE && lane.state != Some(LaneState::Silent) {
-            lane.state = Some(LaneState::Silent);
-            self.lane_silent(0, context);
-        }
-    }
-
-    fn lane_silent(&self, lane: u8, context: &DaemonContext) {
-        let port = self.lanes.get(usize::from(lane)).and_then(|l| l.endpoint).map_or(0, |e| e.port());
-        let peer = self.settings.config.name.clone();
-        context.events.emit(EventKind::LaneSilent { peer, lane, port });
-    }
-
-    /// Where there are several lanes, each sends something twice a second, so that silence means something.
-    fn keep_alive(&mut self, agreed: u8, context: &DaemonContext) {
-        let peer = self.lane_id();
-        let wanted = match self.settings.config.persistent_keepalive {
-            configured if agreed < 2 => configured,
-            configured => Some(configured.map_or(HEARTBEAT, |every| every.min(HEARTBEAT))),
-        };
-        for (lane, told) in (0u8..).zip(&mut self.keepalives) {
-            if *told != wanted {
-                *told = wanted;
-                context.lanes.set_keepalive(lane, peer, wanted);
-            }
-        }
-    }
-
-    /// Whether anything passes by a lane, and the lane by which its flows go instead.
-    pub(crate) fn lane_state(&self, lane: u8, agreed: u8) -> (Option<LaneState>, Option<u8>) {
-        let state = match agreed {
-            0 | 1 => self.lanes.get(usize::from(lane)).and_then(|l| l.state).filter(|_| lane == 0),
-            _ => self.watch.state(lane),
-        };
-        (state, self.watch.via(lane))
     }
 
     /// Resolves the host name of the endpoint again if the peer can't be reached.
@@ -324,55 +226,9 @@ impl PeerRuntime {
 
     /// Sends everything to `endpoint` from now on, until the peer roams.
     pub(crate) fn move_to(&mut self, endpoint: SocketAddr, context: &DaemonContext, now: Time) {
-        self.peer.set_endpoint(endpoint, now);
+        self.peer.move_to(endpoint, now);
         self.endpoint = Some(endpoint);
         context.control_sources.moved(self.id.number, self.endpoint);
-        self.lanes_to(endpoint, context);
-    }
-
-    fn lanes_to(&mut self, endpoint: SocketAddr, context: &DaemonContext) {
-        self.lanes.iter_mut().for_each(|lane| lane.endpoint = None);
-        self.teach(endpoint, context);
-    }
-
-    /// An authentic packet of the newest epoch came to a lane from elsewhere. Messages go by lane 0's socket,
-    /// so the control session follows it: else an initiator whose peer's NAT forgot the mapping would propose
-    /// to the old place.
-    pub(crate) fn lane_roamed(
-        &mut self,
-        lane: u8,
-        endpoint: SocketAddr,
-        context: &mut DaemonContext,
-        now: Time,
-    ) {
-        if let Some(state) = self.lanes.get_mut(usize::from(lane)) {
-            state.endpoint = Some(endpoint);
-        }
-        if lane == 0 && self.endpoint != Some(endpoint) {
-            self.peer.set_endpoint(endpoint, now);
-            self.report(PeerEvent::Roamed { endpoint }, context, now);
-        }
-    }
-
-    /// A lane that knows no endpoint starts where the control session is.
-    fn teach_lanes(&mut self, context: &DaemonContext, now: Time) {
-        if self.lanes.iter().any(|lane| lane.endpoint.is_none())
-            && let Some(endpoint) = self.peer.view(now).endpoint
-        {
-            self.teach(endpoint, context);
-        }
-    }
-
-    fn teach(&mut self, endpoint: SocketAddr, context: &DaemonContext) {
-        let peer = self.lane_id();
-        for (number, lane) in (0u8..).zip(&mut self.lanes) {
-            if lane.endpoint.is_none()
-                && let Some(addr) = at_lane(endpoint, number)
-            {
-                lane.endpoint = Some(addr);
-                context.lanes.set_endpoint(number, peer, addr);
-            }
-        }
     }
 
     fn fetch(&self, fetch: Fetch, context: &DaemonContext) {
@@ -427,6 +283,8 @@ impl PeerRuntime {
                 context.control_sources.moved(self.id.number, self.endpoint);
                 EventKind::PeerRoamed { peer, from, to: endpoint.to_string() }
             }
+            PeerEvent::LaneSilent { lane, port } => EventKind::LaneSilent { peer, lane, port },
+            PeerEvent::LaneRecovered { lane } => EventKind::LaneRecovered { peer, lane },
             PeerEvent::Bye => EventKind::PeerBye { peer },
             PeerEvent::PathMtu { mtu } => {
                 self.path_changed(mtu, context);
@@ -439,7 +297,6 @@ impl PeerRuntime {
             }
             PeerEvent::EpochActive { epoch, sources: made_of, qkd_key_id, took } => {
                 tracing::debug!("peer {peer}: epoch {epoch} took {took:?}");
-                self.epoch_began(now);
                 context.rekeys.observe(took);
                 match self.rekeys.iter_mut().find(|(sources, _)| *sources == made_of) {
                     Some((_, n)) => *n += 1,
@@ -485,15 +342,4 @@ impl PeerRuntime {
         };
         context.events.emit(kind);
     }
-
-    fn epoch_began(&mut self, now: Time) {
-        if let Some(lane) = self.lanes.first_mut() {
-            lane.unheard.get_or_insert(now);
-        }
-    }
-}
-
-/// Lane *i* uses the port *i* above lane 0's.
-fn at_lane(endpoint: SocketAddr, lane: u8) -> Option<SocketAddr> {
-    Some(SocketAddr::new(endpoint.ip(), endpoint.port().checked_add(lane.into())?))
 }

@@ -172,10 +172,7 @@ impl Peers {
                 return Ok(());
             }
             LaneEvent::Failed { lane, error } => return Err(DaemonError::LaneFailed { lane, error }),
-            LaneEvent::Roamed { lane, peer, endpoint } => {
-                self.with(peer.0, now, |runtime, context| runtime.lane_roamed(lane, endpoint, context, now));
-                return Ok(());
-            }
+            LaneEvent::Roamed { lane, peer, endpoint } => (peer.0, LaneReport::Roamed { lane, endpoint }),
             LaneEvent::Installed { lane, peer, epoch: local_epoch, direction, in_force } => {
                 if !in_force {
                     // Without an acknowledgement the attempt times out, and another follows.

@@ -87,9 +87,9 @@ fn kme_status(config: &config::Kme, kme: &Kme) -> KmeStatus {
 fn peer_status(peer: &PeerRuntime, listen_port: u16, mtu: u32, now: Time) -> PeerStatus {
     let view = peer.view(now);
     let config = &peer.settings().config;
-    let total = |of: fn(&PeerStats) -> u64| Some(peer.lanes().iter().map(|lane| of(&lane.stats)).sum());
+    let total = |of: fn(&PeerStats) -> u64| Some(peer.lanes().iter().map(|lane| of(lane)).sum());
     let mut drops = Counts::new();
-    for (name, n) in peer.lanes().iter().flat_map(|lane| lane.stats.drops()) {
+    for (name, n) in peer.lanes().iter().flat_map(|lane| lane.drops()) {
         add(&mut drops, name, n);
     }
     add(&mut drops, PeerDrop::Control.as_str(), view.drops.control);
@@ -137,21 +137,26 @@ fn peer_status(peer: &PeerRuntime, listen_port: u16, mtu: u32, now: Time) -> Pee
         mtu: Some(peer.mtu().map_or(mtu, u32::from).min(mtu)),
         lanes: (0u8..)
             .zip(peer.lanes())
-            .map(|(number, lane)| {
-                let (state, via) = peer.lane_state(number, view.lanes);
-                LaneStatus {
-                    lane: number,
-                    listen_port: listen_port.saturating_add(number.into()),
-                    endpoint: lane.endpoint.map(|e| e.to_string()),
-                    state,
-                    via,
-                    rx_packets: lane.stats.rx.packets.get(),
-                    tx_packets: lane.stats.tx.packets.get(),
-                    tx_gso_packets: lane.stats.tx.joined.get(),
-                    tx_gso_refused_packets: lane.stats.tx.refused.get(),
-                }
+            .zip(&view.lane_views)
+            .map(|((number, stats), lane)| LaneStatus {
+                lane: number,
+                listen_port: listen_port.saturating_add(number.into()),
+                endpoint: lane.endpoint.map(|e| e.to_string()),
+                state: lane.state.map(lane_state),
+                via: lane.via,
+                rx_packets: stats.rx.packets.get(),
+                tx_packets: stats.tx.packets.get(),
+                tx_gso_packets: stats.tx.joined.get(),
+                tx_gso_refused_packets: stats.tx.refused.get(),
             })
             .collect(),
+    }
+}
+
+fn lane_state(state: qvpn_proto::LaneState) -> qvpn_api::status::LaneState {
+    match state {
+        qvpn_proto::LaneState::Up => qvpn_api::status::LaneState::Up,
+        qvpn_proto::LaneState::Silent => qvpn_api::status::LaneState::Silent,
     }
 }
 

@@ -36,4 +36,4 @@ pub use notice::{FailureReason, PeerEvent};
 pub use orders::{Direction, LaneOrder, LaneReport};
 pub use output::{PeerOutput, Transmit};
 pub use peer::Peer;
-pub use view::{ControlDrops, PeerState, PeerView};
+pub use view::{ControlDrops, LaneState, LaneView, PeerState, PeerView};

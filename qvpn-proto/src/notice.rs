@@ -35,6 +35,18 @@ pub enum PeerEvent {
         /// From [`LEAST`](crate::path_mtu::LEAST) to [`MOST`](crate::path_mtu::MOST).
         mtu: u16,
     },
+    /// No packets pass by a lane any more.
+    LaneSilent {
+        /// The lane.
+        lane: u8,
+        /// The peer's UDP port for this lane; 0 if it isn't known.
+        port: u16,
+    },
+    /// Packets pass by a lane again.
+    LaneRecovered {
+        /// The lane.
+        lane: u8,
+    },
     /// The peer said that it stops.
     Bye,
     /// The chain of earlier epochs was lost; the next epoch starts one.

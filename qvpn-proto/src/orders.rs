@@ -1,5 +1,8 @@
 //! Orders to the lanes of the data path, and what the lanes report. Keys move through these types and are never copied.
 
+use std::net::SocketAddr;
+use std::time::Duration;
+
 use qvpn_secret::Secret;
 use qvpn_types::{LocalEpoch, Suite, Time};
 
@@ -35,6 +38,21 @@ pub enum LaneOrder {
     },
     /// Send one empty packet in the newest epoch.
     SendEmpty,
+    /// Send there from now on, until packets of the peer come from elsewhere.
+    SetEndpoint {
+        /// The peer's endpoint for this lane.
+        endpoint: SocketAddr,
+    },
+    /// Send an empty packet when nothing else was sent for this long.
+    SetKeepalive {
+        /// `None`: never.
+        interval: Option<Duration>,
+    },
+    /// Send this lane's flows by another lane.
+    Reroute {
+        /// `None`: by itself.
+        via: Option<u8>,
+    },
     /// Erase the sealing key: nothing may be sent until another is installed.
     StopSealing,
     /// Erase opening keys of local epochs before `local_epoch` no later than `at`.
@@ -86,6 +104,13 @@ pub enum LaneReport {
         sent_at: Option<Time>,
         /// The newest packet that opened.
         received_at: Option<Time>,
+    },
+    /// An authentic packet of the newest epoch came from elsewhere, and the lane sends there from now on.
+    Roamed {
+        /// The lane.
+        lane: u8,
+        /// The new endpoint.
+        endpoint: SocketAddr,
     },
     /// A lane stopped sealing because the key reached its packet limit or its age.
     SealingEnded {

@@ -12,9 +12,6 @@ pub enum PeerOutput {
     Lane(u8, LaneOrder),
     /// QKD keys to fetch. At most one request is open at a time; it is answered by [`KmsReport`](crate::kms::KmsReport).
     Fetch(Fetch),
-    /// Each lane sends there from now on, lane *i* at the port plus *i*, until data come from elsewhere: where the other end was it is
-    /// no more, and it was called where the config says.
-    LanesTo(SocketAddr),
     /// Something that people should see: a line in the journal, an event, a count.
     Event(PeerEvent),
 }

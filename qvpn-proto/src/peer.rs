@@ -4,6 +4,7 @@
 mod status;
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use qvpn_types::Time;
 use rand_core::CryptoRng;
@@ -15,7 +16,7 @@ use crate::epochs::Epochs;
 use crate::exchange::{Context, ExchangeRole, Initiator, Message, Responder};
 use crate::hello::{Hellos, ReceivedHello};
 use crate::kms::KmsReport;
-use crate::lanes::LaneMonitor;
+use crate::lanes::PeerLanes;
 use crate::notice::PeerEvent;
 use crate::orders::{Direction, LaneReport};
 use crate::outbox::{HelloRequest, Outbox};
@@ -25,7 +26,7 @@ use crate::session::control_session::ControlSession;
 use crate::supply::{Supply, report_lost};
 use crate::timers::Timer;
 use crate::view::{PeerState, PeerView};
-use crate::wire::{LaneSet, MessageId, MessageType, Reject, RejectReason};
+use crate::wire::{MessageId, MessageType, Reject, RejectReason};
 
 /// One side's state towards one site.
 pub struct Peer<L> {
@@ -35,7 +36,7 @@ pub struct Peer<L> {
     role: Box<dyn ExchangeRole>,
     epochs: Epochs,
     supply: Supply,
-    lanes: LaneMonitor,
+    lanes: PeerLanes,
     out: Outbox,
     /// The state that was last reported.
     reported_state: PeerState,
@@ -52,7 +53,7 @@ impl<L: ControlLink> Peer<L> {
             role: role(&config, now),
             epochs: Epochs::new(&config, &instance, now),
             supply: Supply::new(now),
-            lanes: LaneMonitor::default(),
+            lanes: PeerLanes::new(config.lanes),
             out,
             reported_state: PeerState::Connecting,
             config,
@@ -63,6 +64,9 @@ impl<L: ControlLink> Peer<L> {
     pub fn handle_datagram(&mut self, datagram: &[u8], from: SocketAddr, now: Time, rng: &mut dyn CryptoRng) {
         self.hellos.ensure_sent(now, &mut self.out, rng);
         let input = self.control.on_datagram(datagram, from, now, &mut self.out);
+        if let Some(endpoint) = input.found_at {
+            self.lanes.move_to(endpoint, &mut self.out);
+        }
         if input.new_session && self.epochs.sealing(now).is_none() {
             // Earlier attempts failed because there was no path; now there is one.
             self.role.attempt_due(now);
@@ -111,6 +115,15 @@ impl<L: ControlLink> Peer<L> {
             LaneReport::Activity { sent_at, received_at } => {
                 self.control.liveness.on_activity(sent_at, received_at);
                 self.control.path_used(now);
+            }
+            LaneReport::Roamed { lane, endpoint } => {
+                self.lanes.on_roamed(lane, endpoint);
+                // Messages go by lane 0's socket, so the control session follows it: else an initiator whose peer's NAT
+                // forgot the mapping would propose to the old endpoint.
+                if lane == 0 && self.control.path.endpoint != Some(endpoint) {
+                    self.set_endpoint(endpoint, now);
+                    self.out.emit(PeerEvent::Roamed { endpoint });
+                }
             }
             LaneReport::SealingEnded { local_epoch, .. } => {
                 let lanes = self.config.lanes;
@@ -203,14 +216,26 @@ impl<L: ControlLink> Peer<L> {
         self.control.flush(now, &mut self.out);
     }
 
-    /// This side receives nothing on these lanes.
-    pub fn set_rx_silent(&mut self, lanes: LaneSet, now: Time, rng: &mut dyn CryptoRng) {
-        if self.lanes.set_rx_silent(lanes, now, &mut self.out, rng) {
-            self.process_pending(now, rng);
-        }
+    /// Decides which lanes carry packets. To be called twice a second, with the time at which each lane last received an
+    /// authentic packet; zero is never.
+    pub fn poll_lanes(&mut self, received_at: &[Time], now: Time, rng: &mut dyn CryptoRng) {
+        let (active, agreed) = (self.epochs.sealing(now).is_some(), self.status(now).agreed_lanes());
+        self.lanes.poll(received_at, (active, agreed), now, &mut self.out, rng);
+        self.process_pending(now, rng);
     }
 
-    /// A new address of the peer, from its host name or from the data path.
+    /// Sets how often lanes send at least, also while there is no traffic.
+    pub fn set_keepalive(&mut self, interval: Option<Duration>) {
+        self.lanes.set_keepalive(interval);
+    }
+
+    /// The config or the peer's host name names another endpoint: everything is sent there from now on.
+    pub fn move_to(&mut self, endpoint: SocketAddr, now: Time) {
+        self.set_endpoint(endpoint, now);
+        self.lanes.move_to(endpoint, &mut self.out);
+    }
+
+    /// A new endpoint of the control session.
     pub fn set_endpoint(&mut self, endpoint: SocketAddr, now: Time) {
         if self.control.set_endpoint(endpoint, now) && !self.control.is_up() {
             self.out.timers.set(Timer::Handshake, Some(now));
@@ -349,6 +374,8 @@ impl<L: ControlLink> Peer<L> {
         self.role.poll(&ctx, &mut self.epochs, &mut self.out, rng);
         self.control.poll_path_mtu(now, &mut self.out, rng);
         self.control.flush(now, &mut self.out);
+        self.lanes.on_epochs(self.epochs.rekeys, now);
+        self.lanes.poll_endpoints(self.control.path.endpoint, &mut self.out);
         self.report_state(now);
         let end = self.epochs.sealing(now).map(|epoch| epoch.sealing_ends);
         self.out.timers.set(Timer::EpochEnd, end);

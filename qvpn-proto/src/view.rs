@@ -36,6 +36,26 @@ impl PeerState {
     }
 }
 
+/// Whether packets pass by a lane.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LaneState {
+    /// They do.
+    Up,
+    /// In one direction or both they don't.
+    Silent,
+}
+
+/// One lane of a peer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LaneView {
+    /// Whether packets pass; `None` where that isn't known.
+    pub state: Option<LaneState>,
+    /// The lane by which this one's flows go, if not by itself.
+    pub via: Option<u8>,
+    /// Where it sends.
+    pub endpoint: Option<SocketAddr>,
+}
+
 /// What came for the control session of a peer and was dropped, since the start.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub struct ControlDrops {
@@ -95,6 +115,8 @@ pub struct PeerView {
     pub lanes: u8,
     /// The lanes on which the other end hears nothing of ours.
     pub peer_rx_silent: LaneSet,
+    /// All lanes of this site.
+    pub lane_views: Vec<LaneView>,
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use qvpn_identity::SecretIdentity;
 use qvpn_proto::session::{ControlLink, LinkOutput};
-use qvpn_proto::{LaneReport, Peer, PeerConfig, PeerEvent, PeerOutput, QkdPolicy, Role};
+use qvpn_proto::{LaneOrder, LaneReport, Peer, PeerConfig, PeerEvent, PeerOutput, QkdPolicy, Role};
 use qvpn_types::{PeerNumber, Suite, Time};
 use rand_chacha::ChaCha20Rng;
 use rand_chacha::rand_core::SeedableRng;
@@ -108,7 +108,7 @@ impl End {
         }
         while let Some(event) = self.peer.poll_event() {
             match event {
-                PeerOutput::LanesTo(endpoint) => self.lanes_to.push(endpoint),
+                PeerOutput::Lane(_, LaneOrder::SetEndpoint { endpoint }) => self.lanes_to.push(endpoint),
                 PeerOutput::Event(notice) => self.notices.push(notice),
                 PeerOutput::Fetch(_) => self.fetches += 1,
                 _ => {}
@@ -149,6 +149,7 @@ impl End {
         while end.calls.last().is_none_or(|(to, _)| *to != CONFIGURED) {
             end.wait(Duration::from_millis(250));
         }
+        end.lanes_to.clear();
         end
     }
 }

@@ -10,7 +10,7 @@ use crate::epochs::Epochs;
 use crate::exchange::{Context, ExchangeRole};
 use crate::hello::Agreement;
 use crate::kms::KeyKind;
-use crate::lanes::LaneMonitor;
+use crate::lanes::PeerLanes;
 use crate::liveness::Liveness;
 use crate::paths::ControlPath;
 use crate::session::control_session::CLOCK_SET_BACK;
@@ -29,7 +29,7 @@ pub struct Status<'a> {
     pub epochs: &'a Epochs,
     pub role: &'a dyn ExchangeRole,
     pub supply: &'a Supply,
-    pub lanes: &'a LaneMonitor,
+    pub lanes: &'a PeerLanes,
     pub drops: ControlDrops,
 }
 
@@ -52,6 +52,11 @@ impl Status<'_> {
 
     fn interval(&self) -> Duration {
         self.agreement().map_or(self.config().rekey_interval, |a| a.interval)
+    }
+
+    /// The agreed number of lanes, or ours before it is agreed.
+    pub fn agreed_lanes(&self) -> u8 {
+        self.agreement().map_or(self.config().lanes, |a| a.lanes)
     }
 
     fn fault(&self) -> Option<&str> {
@@ -191,8 +196,9 @@ impl Status<'_> {
             drops: self.drops,
             control_handshake_ago: self.session_age,
             rekey_interval: interval,
-            lanes: self.agreement().map_or(config.lanes, |a| a.lanes),
+            lanes: self.agreed_lanes(),
             peer_rx_silent: self.lanes.peer_rx_silent(),
+            lane_views: self.lanes.views(self.agreed_lanes()),
         }
     }
 }

@@ -12,7 +12,6 @@ use crate::config::{PeerConfig, Role};
 use crate::liveness::{Liveness, LivenessStep, PING_AFTER};
 use crate::notice::PeerEvent;
 use crate::outbox::Outbox;
-use crate::output::PeerOutput;
 use crate::path_mtu::PathMtu;
 use crate::paths::ControlPath;
 use crate::timers::Timer;
@@ -32,6 +31,8 @@ pub struct SessionInput {
     pub packets: Vec<Vec<u8>>,
     /// A new session is in use.
     pub new_session: bool,
+    /// A lost peer answered at this endpoint, so the lanes send there.
+    pub found_at: Option<SocketAddr>,
 }
 
 /// The control session and what it knows of the path.
@@ -96,12 +97,11 @@ impl<L: ControlLink> ControlSession<L> {
             out.channel.session_started(now);
             out.timers.set(Timer::Handshake, None);
             self.path_used(now);
-            // A peer that calls us while we call it is where its handshake came from, which need not be there.
-            if let Some(called) = self.path.take_called().filter(|_| lost && answered) {
-                out.output(PeerOutput::LanesTo(called));
-            }
         }
-        SessionInput { session, packets, new_session }
+        // A peer that calls us while we call it is where its handshake came from, which need not be there.
+        let called = if new_session { self.path.take_called() } else { None };
+        let found_at = called.filter(|_| lost && answered);
+        SessionInput { session, packets, new_session, found_at }
     }
 
     fn is_silent(&self, now: Time) -> bool {

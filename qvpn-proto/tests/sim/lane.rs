@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use qvpn_dataplane::session::{HEADER, OpenError, OpeningSession, SealError, SealingSession, TAG};
 use qvpn_dataplane::{OpeningKey, SealingKey};
@@ -26,10 +27,15 @@ struct Opening {
 pub struct Lane {
     pub sealing: Option<Sealing>,
     opening: BTreeMap<u32, Opening>,
-    highest_sealing: Option<LocalEpoch>,
+    pub highest_sealing: Option<LocalEpoch>,
     highest_opening: Option<LocalEpoch>,
     newest_heard: Option<LocalEpoch>,
     pub endpoint: Option<SocketAddr>,
+    pub keepalive: Option<Duration>,
+    /// The lane by which its flows go.
+    pub via: Option<u8>,
+    pub sent_at: Time,
+    pub received_at: Time,
 }
 
 /// What came of a packet that opened.

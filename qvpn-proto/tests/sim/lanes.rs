@@ -1,6 +1,8 @@
 //! Several lanes of one pair: keys of their own, and one epoch that ends in all of them.
 
-use qvpn_proto::{PeerState, QkdPolicy};
+use qvpn_proto::wire::LaneSet;
+use qvpn_proto::{LaneState, PeerEvent, PeerState, QkdPolicy};
+use qvpn_types::EpochNumber;
 
 use crate::clock::{MS, S};
 use crate::network::CLEAN;
@@ -43,4 +45,54 @@ fn the_packet_limit_of_one_lane_ends_the_epoch_in_all() {
         world.run(MS);
         assert!(world.send_in(end, 0, b"in lane 0") && world.send_in(end, 1, b"in lane 1"));
     }
+}
+
+#[test]
+fn a_lane_that_is_cut_gives_its_flows_to_another_until_it_recovers() {
+    let mut both = sites(QkdPolicy::Required, 10 * S);
+    both.iter_mut().for_each(|site| site.lanes = 3);
+    let mut world = World::new(17, both, CLEAN);
+    let lane = |w: &World, end: usize| w.view(end).lane_views[1];
+    let up = |w: &World, end: usize| lane(w, end).state == Some(LaneState::Up) && lane(w, end).via.is_none();
+    assert!(world.run_until(10 * S, |w| up(w, 0) && up(w, 1)), "{}", world.story(0));
+    world.cut_lanes[0] = LaneSet(0b10);
+    // The end that receives nothing notices it, and the other one hears of it.
+    let silent =
+        |w: &World, end| lane(w, end).state == Some(LaneState::Silent) && lane(w, end).via == Some(2);
+    assert!(world.run_until(5 * S, |w| silent(w, 0) && silent(w, 1)), "{}", world.story(0));
+    assert!(world.both(PeerState::Up));
+    world.traffic(50 * MS);
+    world.run(S);
+    let (sent, opened) = (world.data_sent, world.data_opened);
+    world.run(10 * S);
+    assert!(world.data_opened - opened + 10 > world.data_sent - sent, "flows pass by another lane");
+    world.cut_lanes[0] = LaneSet(0);
+    assert!(world.run_until(10 * S, |w| up(w, 0) && up(w, 1)), "{}", world.story(0));
+    for end in [0, 1] {
+        let count = |event: &dyn Fn(&PeerEvent) -> bool| {
+            world.ends[end].notices.iter().filter(|(_, notice)| event(notice)).count()
+        };
+        assert_eq!(count(&|e| matches!(e, PeerEvent::LaneSilent { lane: 1, port: 51821 })), 1);
+        assert_eq!(count(&|e| *e == PeerEvent::LaneRecovered { lane: 1 }), 1);
+    }
+}
+
+#[test]
+fn no_lane_goes_back_when_the_peer_restarts_and_counts_its_epochs_from_one_again() {
+    let mut both = sites(QkdPolicy::Required, S);
+    both.iter_mut().for_each(|site| site.lanes = 2);
+    let mut world = World::new(19, both, CLEAN);
+    // The initiator numbers the epochs.
+    let (initiator, responder) = (0, 1);
+    assert!(world.run_until(20 * S, |w| w.view(responder).epoch >= Some(EpochNumber(5))));
+    let before = [0, 1].map(|lane| world.newest_sealing(responder, lane));
+    world.restart(initiator);
+    let again = |w: &World| w.view(responder).epoch.is_some_and(|epoch| epoch < EpochNumber(5));
+    assert!(world.run_until(20 * S, again), "the number on the wire falls: {}", world.story(responder));
+    world.run(MS);
+    let after = [0, 1].map(|lane| world.newest_sealing(responder, lane));
+    assert!(before.iter().zip(&after).all(|(before, after)| before < after), "{before:?}, then {after:?}");
+    // Lanes take a key only if its epoch is later than all before: they would have refused a lower one.
+    world.run(5 * S);
+    assert!(world.both(PeerState::Up), "{}", world.story(responder));
 }

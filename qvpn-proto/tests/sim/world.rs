@@ -12,11 +12,11 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use qvpn_proto::notice::FailureReason;
-use qvpn_types::{PeerNumber, Time};
+use qvpn_types::{LocalEpoch, PeerNumber, Time};
 
 use qvpn_proto::view::PeerView;
 use qvpn_proto::wire::fragment::packets;
-use qvpn_proto::wire::{Fragment, MessageId, MessageType, Reject};
+use qvpn_proto::wire::{Fragment, LaneSet, MessageId, MessageType, Reject};
 use qvpn_proto::{KmsReport, LaneOrder, LaneReport, Peer, PeerEvent, PeerOutput, PeerState, Transmit};
 use rand_chacha::ChaCha20Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
@@ -89,6 +89,8 @@ pub struct World {
     pub faults: Faults,
     /// Whether nothing gets from an end to the other.
     pub cut: Vec<bool>,
+    /// Lanes of an end whose packets get lost.
+    pub cut_lanes: Vec<LaneSet>,
     /// The largest control packet that passes; no path takes less than 1,200 bytes.
     pub path: usize,
     /// One for each tunnel.
@@ -148,6 +150,7 @@ impl World {
             sites: tunnels.into_iter().flatten().collect(),
             faults,
             cut: Vec::new(),
+            cut_lanes: Vec::new(),
             path: 9000,
             kms,
             lane_delay: MS / 10,
@@ -176,6 +179,7 @@ impl World {
             let first = world.make(end, 1);
             world.ends.push(first);
             world.cut.push(false);
+            world.cut_lanes.push(LaneSet::default());
             world.rejects.push(Vec::new());
         }
         world
@@ -419,6 +423,10 @@ impl World {
     /// Lets an end do something.
     pub fn step(&mut self, end: usize, what: impl FnOnce(&mut Peer<FakeLink>, Time, &mut ChaCha20Rng)) {
         self.steps += 1;
+        self.act(end, what);
+    }
+
+    fn act(&mut self, end: usize, what: impl FnOnce(&mut Peer<FakeLink>, Time, &mut ChaCha20Rng)) {
         let now = self.local(end);
         self.ends[end].link.now.store(now.as_nanos(), Relaxed);
         what(&mut self.ends[end].peer, now, &mut self.rng);
@@ -499,6 +507,9 @@ impl World {
                     let report = LaneReport::Activity { sent_at: activity.0, received_at: activity.1 };
                     self.step(end, |peer, now, rng| peer.handle_lane(report, now, rng));
                 }
+                self.keep_alive(end);
+                let received_at: Vec<Time> = self.ends[end].lanes.iter().map(|l| l.received_at).collect();
+                self.act(end, |peer, now, rng| peer.poll_lanes(&received_at, now, rng));
                 self.at(TICK, Happening::Tick { end, life });
             }
             Happening::Datagram { .. } | Happening::Send { .. } => {}
@@ -575,15 +586,9 @@ impl World {
                     let life = self.ends[end].life;
                     self.at(delay, Happening::Kms { end, life, report });
                 }
-                PeerOutput::LanesTo(endpoint) => {
-                    self.tell(|| format!("the lanes of end {end} send to {endpoint}"));
-                    self.ends[end].lanes.iter_mut().for_each(|lane| lane.endpoint = None);
-                    self.teach(end, endpoint);
-                }
                 PeerOutput::Event(notice) => self.notice(end, notice),
             }
         }
-        self.teach_lanes(end);
     }
 
     fn transmit(&mut self, end: usize, transmit: Transmit) {
@@ -658,21 +663,9 @@ impl World {
         self.ends[end].notices.push((self.now, notice));
     }
 
-    /// A lane that knows no endpoint starts where the control session is.
-    fn teach_lanes(&mut self, end: usize) {
-        if self.ends[end].lanes.iter().any(|lane| lane.endpoint.is_none())
-            && let Some(endpoint) = self.view(end).endpoint
-        {
-            self.teach(end, endpoint);
-        }
-    }
-
-    fn teach(&mut self, end: usize, endpoint: SocketAddr) {
-        for (number, lane) in (0u16..).zip(&mut self.ends[end].lanes) {
-            let mut at = endpoint;
-            at.set_port(endpoint.port() + number);
-            lane.endpoint.get_or_insert(at);
-        }
+    /// The newest epoch that a lane of an end was ordered to seal in.
+    pub fn newest_sealing(&self, end: usize, lane: usize) -> Option<LocalEpoch> {
+        self.ends[end].lanes[lane].highest_sealing
     }
 
     /// Delivers a message to an end as if the other end had sent it in their session.

@@ -44,14 +44,15 @@ impl World {
             self.fail(&format!("a lane of end {end} sends to whoever repeats old packets"));
         }
         self.ends[end].received_at = Some(now);
+        self.ends[end].lanes[place].received_at = now;
         if opened.first {
             let local_epoch = opened.local_epoch;
             self.tell(|| format!("end {end}: the first packet of local epoch {local_epoch} opens"));
             self.report(end, lane, LaneReport::FirstOpened { lane, local_epoch });
         }
-        if opened.roamed && lane == 0 && self.view(end).endpoint != Some(from) {
-            self.tell(|| format!("end {end} follows the data to {from}"));
-            self.step(end, |peer, now, _| peer.set_endpoint(from, now));
+        if opened.roamed {
+            self.tell(|| format!("lane {lane} of end {end} follows the data to {from}"));
+            self.report(end, lane, LaneReport::Roamed { lane, endpoint: from });
         }
     }
 
@@ -61,7 +62,9 @@ impl World {
             let mut text = vec![0x45; 24];
             text[16..24].copy_from_slice(&self.numbered.to_be_bytes());
             self.numbered += 1;
-            match self.send_in(from, lane, &text) {
+            // The flows of a silent lane go by another.
+            let by = self.ends[from].lanes[lane].via.map_or(lane, usize::from);
+            match self.send_in(from, by, &text) {
                 true => self.data_sent += 1,
                 false => self.data_blocked += 1,
             }
@@ -87,6 +90,7 @@ impl World {
         let verdict = self.model.sealed(from, key, counter, now, ordered);
         self.must(verdict);
         self.ends[from].sent_at = Some(now);
+        self.ends[from].lanes[lane].sent_at = now;
         let life = self.ends[from].life;
         let mut packet = Packet {
             from,
@@ -110,8 +114,21 @@ impl World {
             manual.data.push(HeldData { from, epoch, to, source, bytes, packet });
             return true;
         }
-        self.carry(from, to, source, bytes, Some(packet));
+        if !self.cut_lanes[from].has(u8::try_from(lane).unwrap()) {
+            self.carry(from, to, source, bytes, Some(packet));
+        }
         true
+    }
+
+    /// Lanes that sent nothing for a while send an empty packet.
+    pub(super) fn keep_alive(&mut self, end: usize) {
+        let now = self.local(end);
+        for lane in 0..self.ends[end].lanes.len() {
+            let of = &self.ends[end].lanes[lane];
+            if of.keepalive.is_some_and(|interval| now.since(of.sent_at) >= interval) {
+                self.send_in(end, lane, &[]);
+            }
+        }
     }
 
     /// An order leaves for a lane; orders keep their order.
@@ -203,6 +220,12 @@ impl World {
             LaneOrder::StopSealing => of.sealing = None,
             LaneOrder::CloseOlder { local_epoch, at } => of.close_older(local_epoch, at, now),
             LaneOrder::Close { index } => of.close(index),
+            LaneOrder::SetEndpoint { endpoint } => {
+                of.endpoint = Some(endpoint);
+                self.tell(|| format!("lane {lane} of end {end} sends to {endpoint}"));
+            }
+            LaneOrder::SetKeepalive { interval } => of.keepalive = interval,
+            LaneOrder::Reroute { via } => of.via = via,
         }
     }
 }
