@@ -10,7 +10,7 @@ use kms_client::KmeSet;
 use qvpn_api::events::EventKind;
 use qvpn_dataplane::PeerStats;
 use qvpn_proto::KeySources;
-use qvpn_proto::path_mtu::MOST;
+use qvpn_proto::path_mtu::MAX_PATH_MTU;
 use qvpn_proto::session::WireGuardLink;
 use qvpn_proto::{Fetch, LaneReport, Peer, PeerEvent, PeerOutput, PeerState, PeerView};
 use qvpn_types::{PeerNumber, Time};
@@ -243,7 +243,7 @@ impl PeerRuntime {
 
     /// The path takes another size. Padding stays within it, and the routes follow.
     fn path_changed(&mut self, mtu: u16, context: &mut DaemonContext) {
-        self.mtu = (mtu < MOST).then_some(mtu);
+        self.mtu = (mtu < MAX_PATH_MTU).then_some(mtu);
         context.mtu_changed = true;
         let (peer, mtu) = (self.lane_id(), self.mtu.unwrap_or(u16::MAX));
         for (lane, _) in (0u8..).zip(&self.lanes) {
@@ -255,7 +255,7 @@ impl PeerRuntime {
     pub(crate) fn measure_path(&mut self, measure: bool, context: &mut DaemonContext, now: Time) {
         self.peer.measure_path(measure, now);
         if !measure && self.mtu.is_some() {
-            self.path_changed(MOST, context);
+            self.path_changed(MAX_PATH_MTU, context);
         }
     }
 

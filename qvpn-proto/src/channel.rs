@@ -1,5 +1,5 @@
-//! Carries whole messages over a control session that loses, repeats and reorders datagrams: cuts them into fragments,
-//! repeats what was not acknowledged, and puts them together again. It knows nothing of what messages say.
+//! Carries whole messages over a control session that loses, repeats and reorders datagrams: cuts them into
+//! fragments, retransmits what was not acknowledged, and reassembles them. It does not look at their content.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -11,14 +11,15 @@ use crate::wire::{Fragment, MessageId, MessageType};
 use qvpn_types::Time;
 
 /// First wait for an acknowledgement, until a round trip was measured.
-const FIRST_WAIT: Duration = Duration::from_millis(250);
-const MIN_WAIT: Duration = Duration::from_millis(50);
-const MAX_WAIT: Duration = Duration::from_secs(2);
-/// A `Reject` answers one message, so a later one says nothing about an earlier: so many wait side by side. Of the other
-/// kinds the last says all.
-const REJECTS: usize = 16;
-/// How many IDs of delivered messages are remembered, so that a repetition is acknowledged and not delivered again.
-const REMEMBERED: usize = 64;
+const INITIAL_TIMEOUT: Duration = Duration::from_millis(250);
+const MIN_TIMEOUT: Duration = Duration::from_millis(50);
+const MAX_TIMEOUT: Duration = Duration::from_secs(2);
+/// The most `Reject`s that wait side by side. A `Reject` answers one message, so it does not replace an
+/// earlier one. Other messages replace the earlier one of their type.
+const MAX_PENDING_REJECTS: usize = 16;
+/// IDs of delivered messages that are remembered, so that a repeated message is acknowledged and not
+/// delivered again.
+const MAX_REMEMBERED_IDS: usize = 64;
 
 struct Outgoing {
     id: MessageId,
@@ -36,7 +37,7 @@ struct Partial {
     pieces: Vec<Option<Vec<u8>>>,
 }
 
-/// What came of a packet.
+/// The result of a packet.
 #[derive(Debug, PartialEq, Eq)]
 pub enum ReceiveOutcome {
     /// A whole message, for the first time.
@@ -69,8 +70,8 @@ pub struct ReliableChannel {
 }
 
 impl ReliableChannel {
-    /// Sends a message, and repeats it until it is acknowledged, replaced by a later one of its kind, or cancelled. A
-    /// `Reject` replaces none but the oldest of too many.
+    /// Sends a message, and repeats it until it is acknowledged, replaced by a later one of its kind, or
+    /// cancelled. A `Reject` replaces only the oldest of too many.
     pub fn send(&mut self, kind: MessageType, body: &[u8], now: Time, rng: &mut dyn CryptoRng) -> MessageId {
         let mut id = MessageId::default();
         rng.fill_bytes(&mut id);
@@ -89,7 +90,7 @@ impl ReliableChannel {
     fn make_room(&mut self, kind: MessageType) {
         if kind != MessageType::Reject {
             self.cancel(kind);
-        } else if self.outgoing.iter().filter(|m| m.kind == kind).count() >= REJECTS
+        } else if self.outgoing.iter().filter(|m| m.kind == kind).count() >= MAX_PENDING_REJECTS
             && let Some(oldest) = self.outgoing.iter().position(|m| m.kind == kind)
         {
             self.outgoing.remove(oldest);
@@ -103,11 +104,12 @@ impl ReliableChannel {
         self.ready.extend(packets(id, kind, body));
     }
 
-    /// Sends a `Ping` of `size` bytes of packet once; its acknowledgement comes by [`take_passed`](Self::take_passed).
+    /// Sends a `Ping` of `size` bytes of packet once; its acknowledgement comes by
+    /// [`take_passed`](Self::take_passed).
     pub fn probe(&mut self, size: usize, rng: &mut dyn CryptoRng) -> MessageId {
         let mut id = MessageId::default();
         rng.fill_bytes(&mut id);
-        if self.probes.len() == REMEMBERED {
+        if self.probes.len() == MAX_REMEMBERED_IDS {
             self.probes.pop_front();
         }
         self.probes.push_back(id);
@@ -145,12 +147,13 @@ impl ReliableChannel {
         }
     }
 
-    /// Moves what is due into the queue of [`next_packet`](Self::next_packet). To be called only while the session is up.
+    /// Moves what is due into the queue of [`next_packet`](Self::next_packet). To be called only while the
+    /// session is up.
     pub fn flush(&mut self, now: Time) {
-        let base = self.round_trip.map_or(FIRST_WAIT, |rtt| (rtt * 2).clamp(MIN_WAIT, MAX_WAIT));
+        let base = self.round_trip.map_or(INITIAL_TIMEOUT, |rtt| (rtt * 2).clamp(MIN_TIMEOUT, MAX_TIMEOUT));
         for message in self.outgoing.iter_mut().filter(|m| m.due <= now) {
             message.sent_at = Some(now);
-            message.due = now + (base * (1 << message.tries.min(5))).min(MAX_WAIT);
+            message.due = now + (base * (1 << message.tries.min(5))).min(MAX_TIMEOUT);
             message.tries += 1;
             self.ready.extend(message.packets.iter().cloned());
         }
@@ -174,7 +177,7 @@ impl ReliableChannel {
             return self.acknowledged(fragment.payload, now);
         }
         if self.delivered.contains(&fragment.id) {
-            // Once a repetition, not once a fragment of it.
+            // Once for each repetition, not once for each fragment.
             if fragment.index + 1 == fragment.count {
                 self.send_once(MessageType::Ack, &fragment.id, rng);
             }
@@ -185,7 +188,7 @@ impl ReliableChannel {
             Ok(None) => ReceiveOutcome::Nothing,
             Err(()) => ReceiveOutcome::Malformed,
             Ok(Some(body)) => {
-                if self.delivered.len() == REMEMBERED {
+                if self.delivered.len() == MAX_REMEMBERED_IDS {
                     self.delivered.pop_front();
                 }
                 self.delivered.push_back(id);
@@ -201,7 +204,7 @@ impl ReliableChannel {
         }
         let Some(at) = self.outgoing.iter().position(|m| m.id == *id) else { return ReceiveOutcome::Nothing };
         let message = self.outgoing.remove(at);
-        // Karn: only a message that was sent once tells the round trip.
+        // Karn's rule: only a message that was sent once measures the round trip.
         if let (1, Some(sent_at)) = (message.tries, message.sent_at) {
             let sample = now.since(sent_at);
             self.round_trip = Some(self.round_trip.map_or(sample, |old| (old * 7 + sample) / 8));
@@ -262,7 +265,7 @@ mod tests {
             channel.send(MessageType::Reject, &[n], NOW, rng);
         }
         let kept = sent(&mut channel);
-        assert_eq!(kept.len(), REJECTS);
+        assert_eq!(kept.len(), MAX_PENDING_REJECTS);
         assert_eq!(kept.last().unwrap().1, [99]);
     }
 

@@ -1,5 +1,4 @@
-//! What a peer is told at its start and at a reload: identities, policy, interval. Everything is checked before it gets
-//! here, so these are plain values.
+//! The configuration of a peer: identities, policy, interval. The values are checked before they get here.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -8,7 +7,7 @@ use std::time::Duration;
 use qvpn_identity::{Psk, PublicIdentity, SecretIdentity};
 use qvpn_types::{PeerNumber, Suite};
 
-/// What an epoch may do without a QKD key; ordered from the laxest to the strictest.
+/// The policy for epochs without a QKD key, from the laxest to the strictest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum QkdPolicy {
     /// ML-KEM and X25519 only.
@@ -31,7 +30,7 @@ impl QkdPolicy {
     }
 }
 
-/// Which end proposes epochs and is the master SAE of ETSI GS QKD 014.
+/// Which side proposes epochs and is the master SAE of ETSI GS QKD 014.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Role {
     /// Proposes epochs; master SAE.
@@ -57,39 +56,41 @@ impl Role {
     }
 }
 
-/// All that a peer needs to know.
+/// The configuration of a peer.
 #[derive(Clone)]
 pub struct PeerConfig {
     /// Our own identity.
     pub local: Arc<SecretIdentity>,
-    /// The other site's identity.
+    /// The peer's identity.
     pub remote: PublicIdentity,
     /// Our role towards it; see [`Role::from_keys`] for `auto`.
     pub role: Role,
     /// The AEAD of the data path.
     pub suite: Suite,
-    /// How often a fresh epoch is due, 100 ms to 120 s. The smaller of both ends' holds.
+    /// How often a fresh epoch is due, 100 ms to 120 s. The smaller value of both sides counts.
     pub rekey_interval: Duration,
-    /// How many lanes we have, 1 to 16. The smaller of both ends' holds.
+    /// How many lanes we have, 1 to 16. The smaller number of both sides counts.
     pub lanes: u8,
-    /// What an epoch may do without a QKD key. The stricter of both ends' holds.
+    /// The policy for epochs without a QKD key. The stricter one of both sides counts.
     pub policy: QkdPolicy,
-    /// Whether any of our key sources is QKD. Without one, no peer that requires QKD can come up, and its state says so.
+    /// Whether any of our key sources is QKD. Without one, a peer that requires QKD stays blocked, and its
+    /// status says so.
     pub qkd_source: bool,
-    /// Our SAE ID, empty where there is no KMS.
+    /// Our SAE ID, empty without a KMS.
     pub sae_local: String,
-    /// The peer's SAE ID by our config, empty where QKD is off.
+    /// The peer's SAE ID by our config, empty if QKD is off.
     pub sae_remote: String,
     /// A pre-shared key that goes into each epoch.
     pub psk: Option<Arc<Psk>>,
     /// How many QKD keys are held ahead, 1 to [`MAX_OFFER`](crate::wire::limits::MAX_OFFER).
     pub stock: usize,
-    /// Where the peer is, if the config says; it moves to where authenticated datagrams come from, and is called here too when it
-    /// doesn't answer there.
+    /// The configured endpoint of the peer. The endpoint in use follows authenticated datagrams; a peer that
+    /// doesn't answer there gets handshakes here too.
     pub endpoint: Option<SocketAddr>,
-    /// A number of this peer that is unique in the daemon, below [`MAX_PEERS`](crate::wire::limits::MAX_PEERS). All receiver
-    /// indices of its control and data sessions hold it, see [`control_index`](crate::session::peer_of_control_index)
-    /// and [`peer_of_data_index`](crate::epoch::peer_of_data_index).
+    /// A number of this peer that is unique in the daemon, below
+    /// [`MAX_PEERS`](crate::wire::limits::MAX_PEERS). All receiver indices of its control and data sessions
+    /// hold it, see [`control_index`](crate::session::peer_of_control_index) and
+    /// [`peer_of_data_index`](crate::epoch::peer_of_data_index).
     pub number: PeerNumber,
 }
 

@@ -1,5 +1,5 @@
-//! The life of an epoch after its keys were made: which one is active, when it ends, and the receiver indices of its
-//! lanes. The keys themselves are in the lanes, which hold to the same limits on their own.
+//! An epoch after its keys were made: how long it lasts, and the receiver indices of its lanes. The keys
+//! themselves are in the lanes, which enforce the same limits.
 
 use std::time::Duration;
 
@@ -29,7 +29,7 @@ pub fn drain(interval: Duration) -> Duration {
 pub struct ActiveEpoch {
     /// Its number on the wire.
     pub epoch: EpochNumber,
-    /// Its number in this end's lanes.
+    /// Its number in the lanes of this side.
     pub local_epoch: LocalEpoch,
     /// When it came into force here.
     pub since: Time,
@@ -39,11 +39,12 @@ pub struct ActiveEpoch {
     pub sources: KeySources,
     /// The QKD key that it used.
     pub qkd_key_id: Option<String>,
-    /// It lost its chain though neither end restarted.
+    /// It lost its chain though neither side restarted.
     pub chain_lost: bool,
 }
 
-/// The opening keys of epochs without QKD that lanes may still hold: local_epoch, receiver indices, and when they end.
+/// The opening keys of epochs without QKD that lanes may still hold: local_epoch, receiver indices, and when
+/// they end.
 #[derive(Default)]
 pub(crate) struct KeysWithoutQkd(Vec<(LocalEpoch, Vec<u32>, Time)>);
 
@@ -73,13 +74,14 @@ pub struct Indices {
 }
 
 impl Indices {
-    /// For the peer with this number. A random `first` keeps a restart from handing out the indices of the life before.
+    /// For the peer with this number. After a restart a random `first` avoids the indices of the instance
+    /// before.
     #[must_use]
     pub fn new(number: PeerNumber, first: u16) -> Self {
         Self { number: PeerNumber(number.0 % MAX_PEERS), next: first }
     }
 
-    /// One index for each lane. They come round after 65,536, far more than can be open at once.
+    /// One index for each lane. They repeat after 65,536, far more than can be open at once.
     pub fn take(&mut self, lanes: u8) -> Vec<u32> {
         (0..lanes)
             .map(|_| {

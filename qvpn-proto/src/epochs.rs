@@ -1,4 +1,5 @@
-//! The epochs of one peer as its lanes have them: the one that seals, those that still open, and their numbers.
+//! The epochs of one peer as its lanes have them: the one that seals, those that still open, and their
+//! numbers.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -140,8 +141,8 @@ impl Epochs {
         self.active = None;
     }
 
-    /// A lane ended its key early, by the packet limit. The epoch ends as a whole: one whose lanes go on while some flows are
-    /// lost would be neither up nor blocked. Returns whether it was the active epoch.
+    /// A lane ended its key early, by the packet limit. The epoch ends as a whole: one whose lanes go on
+    /// while some flows are lost would be neither up nor blocked. Returns whether it was the active epoch.
     pub fn end_early(&mut self, epoch: LocalEpoch, lanes: u8, now: Time, out: &mut Outbox) -> bool {
         let ends_early = |active: &&mut ActiveEpoch| active.local_epoch == epoch && active.sealing_ends > now;
         let Some(active) = self.active.as_mut().filter(ends_early) else { return false };

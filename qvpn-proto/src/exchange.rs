@@ -1,6 +1,6 @@
-//! The epoch exchange: three messages that mix all secrets into one epoch's keys. [`Proposed`] and [`answer`] are the
-//! cryptography of both halves; each is consumed by its transition, so ephemeral secrets cannot outlive their use. The
-//! initiator and the responder are state machines around them.
+//! The epoch exchange: three messages that mix all secrets into one epoch's keys. [`Proposed`] and [`answer`]
+//! are the cryptography of both halves; each is consumed by its transition, so ephemeral secrets cannot
+//! outlive their use. The initiator and the responder are state machines around them.
 
 mod answer;
 mod attempt;

@@ -1,4 +1,4 @@
-//! What the two sides say about themselves: our `Hello`, the peer's, and what follows from both.
+//! Our `Hello`, the peer's, and what follows from both.
 
 mod agreement;
 mod own;
@@ -28,7 +28,7 @@ pub struct RemoteHello {
 
 /// Why the sides cannot work together.
 pub struct Refusal {
-    /// The reason, where it is we who refuse.
+    /// The reason, if this side refuses.
     by_us: Option<RejectReason>,
     pub detail: String,
 }
@@ -147,7 +147,8 @@ impl Hellos {
         self.refusal = Some(Refusal { by_us: Some(reason), detail: format!("refused: {detail}") });
     }
 
-    /// The peer refused our `Hello`: no epoch can be made until one of us says something else. Returns whether that is new.
+    /// The peer refused our `Hello`: no epoch can be made until one side changes its `Hello`. Returns whether
+    /// that is new.
     pub fn on_refused(&mut self, reason: RejectReason, config: &PeerConfig, out: &mut Outbox) -> bool {
         if self.refusal.is_some() {
             return false;

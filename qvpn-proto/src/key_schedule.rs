@@ -1,7 +1,8 @@
-//! The only place where keys are made: HKDF (RFC 5869) with SHA-384 over all secrets of an exchange, and every label.
+//! The only place where keys are made: HKDF (RFC 5869) with SHA-384 over all secrets of an exchange, and
+//! every label.
 //!
-//! The inputs are joined in the concatenation form of ETSI TS 103 744 and NIST SP 800-56C: each with its length, so
-//! that no two sets of secrets give the same bytes.
+//! The inputs are joined in the concatenation form of ETSI TS 103 744 and NIST SP 800-56C: each with its
+//! length, so that no two sets of secrets give the same bytes.
 
 use hkdf::Hkdf;
 use qvpn_identity::PublicIdentity;

@@ -11,9 +11,9 @@ pub enum Fetch {
         request: u64,
         /// How many keys.
         number: usize,
-        /// A source that is no QKD must not be asked: its keys would be refused.
+        /// Sources that are not QKD must not be asked: their keys would be refused.
         qkd_only: bool,
-        /// Links, by their source and target KME, whose keys the other end can't get now: the last to be asked.
+        /// Links, by their source and target KME, whose keys the peer can't get now. They are asked last.
         stuck: Vec<(String, String)>,
     },
     /// As slave SAE: `dec_keys` with the peer's SAE ID as master, ETSI GS QKD 014 section 5.3.
@@ -27,12 +27,12 @@ pub enum Fetch {
     },
 }
 
-/// Where a key comes from. Each end goes by its own source, whatever the other end says of the key.
+/// Where a key comes from. Each side trusts its own source only, not what the peer says about the key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum KeyKind {
     /// A QKD network.
     Qkd,
-    /// A file: never called QKD, and never enough where QKD is required.
+    /// A file: never shown as QKD, and never enough if QKD is required.
     File,
 }
 
@@ -41,15 +41,15 @@ pub enum KeyKind {
 pub struct KeyName {
     /// The key ID, opaque and echoed exactly; 1 to 255 bytes.
     pub id: String,
-    /// The KME that issued it, as its status says; may be empty where it doesn't.
+    /// The KME that issued it, by the KME's status; empty if that doesn't name it.
     pub source_kme: String,
-    /// The KME at the other end.
+    /// The KME of the peer's site.
     pub target_kme: String,
 }
 
 /// A key on its way into the stock.
 pub struct FetchedKey {
-    /// What it is called.
+    /// Its ID and its link.
     pub name: KeyName,
     /// Where it comes from.
     pub kind: KeyKind,
@@ -59,7 +59,7 @@ pub struct FetchedKey {
 
 /// The answer to a [`Fetch`].
 pub enum KmsReport {
-    /// Keys arrived; for [`Fetch::ById`] perhaps not all, and `missing` says why.
+    /// Keys arrived. For [`Fetch::ById`] some may be missing, and `missing` says why.
     Keys {
         /// From the request.
         request: u64,
@@ -80,17 +80,17 @@ pub enum KmsReport {
 /// Why keys are missing.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KmsFailure {
-    /// What it means for the keys that were asked for.
+    /// What it means for the requested keys.
     pub kind: KmsFailureKind,
-    /// The client's error in words: which KME, what was asked, what to do.
+    /// The client's error: which KME, which request, and what to do.
     pub text: String,
 }
 
-/// What a KMS failure means for the keys that were asked for.
+/// What a failure means for the requested keys.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum KmsFailureKind {
-    /// The KME does not know the key, or not yet: a slave KME may lag.
+    /// The KME does not know the key, or does not know it yet.
     NotFound,
-    /// No KME could be asked, or none has keys: try again later.
+    /// No KME answered, or none has keys.
     Unavailable,
 }

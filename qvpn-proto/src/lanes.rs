@@ -1,4 +1,5 @@
-//! The policy for the lanes of one peer: which of them carry packets, where they send, and what keepalives they get.
+//! The policy for the lanes of one peer: which of them carry packets, where they send, and what keepalives
+//! they get.
 
 mod watch;
 

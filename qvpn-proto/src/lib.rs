@@ -1,7 +1,8 @@
-//! Decides everything, touches nothing: the control messages, the epoch exchange, the keys and their lives.
+//! Decides everything and performs no I/O: control messages, the epoch exchange, keys, epochs, liveness,
+//! paths, timers.
 //!
-//! A [`Peer`] is one end's state towards one site. It has no clock, socket or randomness of its own: each call brings
-//! the time and a random source, and what is to be done is polled from it.
+//! A [`Peer`] is the state of one tunnel at this site. It has no clock, socket or randomness of its own: each
+//! call gets the time and a random source, and its output is polled.
 
 mod backoff;
 pub mod channel;

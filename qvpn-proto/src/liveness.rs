@@ -1,4 +1,4 @@
-//! Whether the peer is there: what was heard of it, what was sent since, and when to ask.
+//! Whether the peer answers: when something was received, what was sent since, and when to ping.
 
 use std::time::Duration;
 
@@ -14,18 +14,18 @@ const MAX_PINGS: u32 = 3;
 pub enum LivenessStep {
     Nothing,
     Ping,
-    /// Make the control session anew.
+    /// Reset the control session and start a handshake.
     Reconnect,
 }
 
-/// What was heard of a peer and what was sent to it.
+/// What was received from a peer, and what was sent since.
 pub struct Liveness {
     /// The last authenticated packet, control or data.
     heard_at: Option<Time>,
     /// The first packet that was sent since then.
     unanswered_since: Option<Time>,
     pings: u32,
-    /// When the last `Ping` was sent, since something was heard.
+    /// When the last `Ping` was sent since then.
     pinged_at: Option<Time>,
     started: Time,
 }
@@ -60,19 +60,20 @@ impl Liveness {
         self.pinged_at = None;
     }
 
-    /// When to ask next. Each `Ping` has its second for an answer, even if this machine slept and asks late.
+    /// When to ping next. Each `Ping` has a second for its answer, even if this machine slept and sends it
+    /// late.
     pub fn due(&self) -> Option<Time> {
         let since = self.unanswered_since?;
         Some(self.pinged_at.map_or(since + PING_AFTER, |pinged| pinged + PING_INTERVAL))
     }
 
-    /// Decides what is due. After three `Ping`s without an answer the control session is made anew.
+    /// Decides what is due. After three unanswered `Ping`s the control session is reset.
     pub fn poll(&mut self, session_up: bool, now: Time) -> LivenessStep {
         if self.due().is_none_or(|due| due > now) {
             return LivenessStep::Nothing;
         }
         if !session_up {
-            // Handshakes are under way already, and there is no session to ask through.
+            // Handshakes are under way already, and without a session no `Ping` can be sent.
             self.forget_unanswered();
             return LivenessStep::Nothing;
         }
@@ -86,7 +87,7 @@ impl Liveness {
         LivenessStep::Reconnect
     }
 
-    /// Since when nothing was heard.
+    /// Since when nothing was received.
     pub fn silent_since(&self) -> Time {
         self.heard_at.unwrap_or(self.started)
     }

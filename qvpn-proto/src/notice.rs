@@ -8,7 +8,7 @@ use qvpn_types::EpochNumber;
 use crate::key_sources::KeySources;
 use crate::wire::{RejectReason, RekeyReason};
 
-/// What people should see. The daemon turns notices into log lines, events and counts.
+/// Something that people should see.
 #[derive(Debug, Clone, PartialEq)]
 pub enum PeerEvent {
     /// The peer can be sent to, with a key that meets the policy in full.
@@ -30,9 +30,9 @@ pub enum PeerEvent {
         /// The new address.
         endpoint: SocketAddr,
     },
-    /// The largest inner packet that the path to the peer takes in one piece, in bytes, is another one.
+    /// The MTU of the path to the peer changed: the largest inner packet that passes unfragmented.
     PathMtu {
-        /// From [`LEAST`](crate::path_mtu::LEAST) to [`MOST`](crate::path_mtu::MOST).
+        /// From [`MIN_PATH_MTU`](crate::path_mtu::MIN_PATH_MTU) to [`MAX_PATH_MTU`](crate::path_mtu::MAX_PATH_MTU).
         mtu: u16,
     },
     /// No packets pass by a lane any more.
@@ -47,11 +47,11 @@ pub enum PeerEvent {
         /// The lane.
         lane: u8,
     },
-    /// The peer said that it stops.
+    /// The peer stops.
     Bye,
     /// The chain of earlier epochs was lost; the next epoch starts one.
     ChainReset,
-    /// An epoch came into force at this end.
+    /// An epoch came into force at this side.
     EpochActive {
         /// Its number on the wire.
         epoch: EpochNumber,
@@ -59,7 +59,7 @@ pub enum PeerEvent {
         sources: KeySources,
         /// The QKD key that it used.
         qkd_key_id: Option<String>,
-        /// From the first `Propose` that this end sent or got.
+        /// Since the first `Propose` that this side sent or received.
         took: Duration,
     },
     /// An attempt for an epoch ended without one.
@@ -97,18 +97,19 @@ pub enum PeerEvent {
         /// In words.
         why: String,
     },
-    /// The peer's ML-KEM key is not the one that our config names, or ours is not the one that its config names.
+    /// The peer's ML-KEM key is not the one that our config names, or ours is not the one that its config
+    /// names.
     IdentityMismatch {
         /// In words.
         detail: String,
     },
-    /// The other end's handshakes are refused since they carry a time before that of an earlier one; this end started a
-    /// handshake instead.
+    /// The peer's handshakes are refused since they carry a time before that of an earlier one, so this side
+    /// initiated a handshake.
     ClockSetBack {
         /// In words, and what to do.
         detail: String,
     },
-    /// The other end refused us, or we refused it.
+    /// The peer refused us, or we refused it.
     Refused {
         /// Whether we refused.
         by_us: bool,
@@ -124,11 +125,11 @@ pub enum PeerEvent {
 pub enum FailureReason {
     /// No verified answer within 5 s.
     Timeout,
-    /// The other end refused; the reason is in the notice.
+    /// The peer refused; the detail of the event says why.
     Rejected,
-    /// The other end's confirmation was wrong four times.
+    /// The peer's confirmation was wrong four times.
     Confirmation,
-    /// The other end restarted.
+    /// The peer restarted.
     Restarted,
     /// No QKD key that both ends hold, and the policy needs one.
     NoQkdKey,

@@ -1,4 +1,5 @@
-//! Orders to the lanes of the data path, and what the lanes report. Keys move through these types and are never copied.
+//! Orders to the lanes of the data path, and what the lanes report. Keys move through these types and are
+//! never copied.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -8,24 +9,24 @@ use qvpn_types::{LocalEpoch, Suite, Time};
 
 /// An order to a lane. Orders of one peer must reach a lane in the order in which they came.
 pub enum LaneOrder {
-    /// Open packets that carry `index`. To be answered by [`LaneReport::Installed`] once in force.
+    /// Open packets that carry `index`. The lane reports [`LaneReport::Installed`] once the key is in force.
     InstallOpening {
-        /// Counts this end's epochs with the peer; a later epoch has a larger one, also after the other end's restart.
+        /// The epoch. A later epoch has a higher number, also after a restart of the peer.
         local_epoch: LocalEpoch,
         /// Receiver index of the packets, top bit set.
         index: u32,
         /// The AEAD.
         suite: Suite,
-        /// The key for the other end's direction on this lane.
+        /// The key for packets of the peer on this lane.
         key: Secret<32>,
         /// When the key must be erased.
         expires_at: Time,
     },
     /// Seal with this key from now on, and never again with an earlier one.
     InstallSealing {
-        /// As for the opening key.
+        /// The epoch.
         local_epoch: LocalEpoch,
-        /// Receiver index that the other end chose.
+        /// Receiver index that the peer chose.
         receiver_index: u32,
         /// The AEAD.
         suite: Suite,
@@ -33,7 +34,7 @@ pub enum LaneOrder {
         key: Secret<32>,
         /// When sealing must end and the key be erased.
         expires_at: Time,
-        /// At most so many packets.
+        /// The most packets that it may seal.
         packets: u64,
     },
     /// Send one empty packet in the newest epoch.
@@ -90,15 +91,15 @@ pub enum LaneReport {
         /// Which of the two keys of the lane.
         direction: Direction,
     },
-    /// The first packet of the other end opened in this epoch, on this lane.
+    /// The first packet of the peer opened in this epoch, on this lane.
     FirstOpened {
         /// The lane.
         lane: u8,
-        /// From the order that installed the key.
+        /// The epoch of the key.
         local_epoch: LocalEpoch,
     },
-    /// When packets last went out and authenticated ones last came in on any lane; reported about twice a second while
-    /// it changes.
+    /// When packets last went out and authenticated ones last came in on any lane; reported about twice a
+    /// second while it changes.
     Activity {
         /// The newest packet that was sealed.
         sent_at: Option<Time>,

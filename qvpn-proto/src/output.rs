@@ -1,4 +1,5 @@
-//! What a [`Peer`](crate::Peer) wants done: datagrams to send, orders to lanes, keys to fetch, and events for people.
+//! What a [`Peer`](crate::Peer) wants done: datagrams to send, orders to lanes, keys to fetch, and events for
+//! people.
 
 use std::net::SocketAddr;
 
@@ -10,7 +11,8 @@ use crate::orders::LaneOrder;
 pub enum PeerOutput {
     /// An order to one lane's data path.
     Lane(u8, LaneOrder),
-    /// QKD keys to fetch. At most one request is open at a time; it is answered by [`KmsReport`](crate::kms::KmsReport).
+    /// QKD keys to fetch. At most one request is open at a time; it is answered by
+    /// [`KmsReport`](crate::kms::KmsReport).
     Fetch(Fetch),
     /// Something that people should see: a line in the journal, an event, a count.
     Event(PeerEvent),
@@ -21,6 +23,7 @@ pub enum PeerOutput {
 pub struct Transmit {
     /// Where to.
     pub to: SocketAddr,
-    /// UDP payload, at most 1,232 bytes; a larger one is a probe of the path, to be sent with "don't fragment".
+    /// UDP payload, at most 1,232 bytes; a larger one is a probe of the path, to be sent with "don't
+    /// fragment".
     pub datagram: Vec<u8>,
 }

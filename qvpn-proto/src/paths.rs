@@ -33,8 +33,8 @@ impl ControlPath {
         self.endpoint.replace(endpoint) != Some(endpoint)
     }
 
-    /// Where the next handshake goes. The endpoint in use may be gone for good, as when the NATs of both sites forgot each
-    /// other, so the configured one gets every second handshake.
+    /// Where the next handshake goes. The endpoint in use may be gone for good, as when the NATs of both
+    /// sites forgot each other, so the configured one gets every second handshake.
     pub fn next_destination(&self, configured: Option<SocketAddr>) -> Option<SocketAddr> {
         let last = self.endpoint?;
         Some(configured.filter(|_| self.initiations % 2 == 1).unwrap_or(last))

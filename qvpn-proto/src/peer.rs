@@ -1,5 +1,5 @@
-//! One side's state towards one site. It takes datagrams, answers of KMEs, reports of lanes and the time, and its parts put
-//! what follows into the outbox.
+//! The state of one tunnel at this site. It takes datagrams, answers of KMEs, reports of lanes and the time,
+//! and its parts put their output into the outbox.
 
 mod status;
 
@@ -28,7 +28,7 @@ use crate::timers::Timer;
 use crate::view::{PeerState, PeerView};
 use crate::wire::{MessageId, MessageType, Reject, RejectReason};
 
-/// One side's state towards one site.
+/// The state of one tunnel at this site.
 pub struct Peer<L> {
     config: PeerConfig,
     control: ControlSession<L>,
@@ -43,7 +43,7 @@ pub struct Peer<L> {
 }
 
 impl<L: ControlLink> Peer<L> {
-    /// A peer that starts to look for the other site at once. `instance` is random, and new at each start of this peer.
+    /// A peer that starts handshakes at once. `instance` is random, and new at each start of this peer.
     #[must_use]
     pub fn new(config: PeerConfig, link: L, instance: [u8; 16], now: Time) -> Self {
         let mut out = Outbox::default();
@@ -91,7 +91,8 @@ impl<L: ControlLink> Peer<L> {
         self.process_pending(now, rng);
     }
 
-    /// A KME of this site that failed answers again: what waits for it is asked for at once, before its back-off ends.
+    /// A KME of this site that failed answers again: what waits for it is asked for at once, before its
+    /// back-off ends.
     pub fn on_kms_recovered(&mut self, now: Time, rng: &mut dyn CryptoRng) {
         self.role.on_kms_recovered(now);
         self.process_pending(now, rng);
@@ -118,8 +119,8 @@ impl<L: ControlLink> Peer<L> {
             }
             LaneReport::Roamed { lane, endpoint } => {
                 self.lanes.on_roamed(lane, endpoint);
-                // Messages go by lane 0's socket, so the control session follows it: else an initiator whose peer's NAT
-                // forgot the mapping would propose to the old endpoint.
+                // Messages go by lane 0's socket, so the control session follows it: else an initiator whose
+                // peer's NAT forgot the mapping would propose to the old endpoint.
                 if lane == 0 && self.control.path.endpoint != Some(endpoint) {
                     self.set_endpoint(endpoint, now);
                     self.out.emit(PeerEvent::Roamed { endpoint });
@@ -160,7 +161,7 @@ impl<L: ControlLink> Peer<L> {
             | Timer::PendingEnd => self.with_role(now, |role, ctx, epochs, out| {
                 role.on_timeout(timer, ctx, epochs, out, rng);
             }),
-            // These need no more than `process_pending`, which sets the timer of an attempt anew.
+            // These need no more than `process_pending`, which sets the timer of an attempt again.
             Timer::Attempt | Timer::Retransmit | Timer::EpochEnd | Timer::PathMtu => {}
         }
     }
@@ -187,8 +188,8 @@ impl<L: ControlLink> Peer<L> {
         self.process_pending(now, rng);
     }
 
-    /// Puts a changed config in force: a fresh `Hello` tells the peer. The identities must be the same as before. An active
-    /// epoch that breaks a stricter policy stops at once.
+    /// Puts a changed config in force, and sends a fresh `Hello`. The identities must be the same as before.
+    /// An active epoch that breaks a stricter policy stops at once.
     pub fn reconfigure(&mut self, config: PeerConfig, now: Time, rng: &mut dyn CryptoRng) {
         let role_changed = config.role != self.config.role;
         let sae_changed =
@@ -216,8 +217,8 @@ impl<L: ControlLink> Peer<L> {
         self.control.flush(now, &mut self.out);
     }
 
-    /// Decides which lanes carry packets. To be called twice a second, with the time at which each lane last received an
-    /// authentic packet; zero is never.
+    /// Decides which lanes carry packets. To be called twice a second, with the time at which each lane last
+    /// received an authentic packet; zero is never.
     pub fn poll_lanes(&mut self, received_at: &[Time], now: Time, rng: &mut dyn CryptoRng) {
         let (active, agreed) = (self.epochs.sealing(now).is_some(), self.status(now).agreed_lanes());
         self.lanes.poll(received_at, (active, agreed), now, &mut self.out, rng);
@@ -242,8 +243,8 @@ impl<L: ControlLink> Peer<L> {
         }
     }
 
-    /// Begins to measure the path's MTU, or ends that. [`PeerEvent::PathMtu`] reports each change; before the first it is
-    /// [`MOST`](crate::path_mtu::MOST).
+    /// Begins to measure the path's MTU, or ends that. [`PeerEvent::PathMtu`] reports each change; before the
+    /// first it is [`MAX_PATH_MTU`](crate::path_mtu::MAX_PATH_MTU).
     pub fn measure_path(&mut self, measure: bool, now: Time) {
         self.control.measure_path(measure, now, &mut self.out);
     }
@@ -285,7 +286,7 @@ impl<L: ControlLink> Peer<L> {
             MessageType::Bye => self.out.emit(PeerEvent::Bye),
             MessageType::Lanes => self.lanes.on_message(message.body, &mut self.out),
             MessageType::Reject => self.on_reject(message.body, now),
-            // A `Pong` says no more than that it came; acknowledgements end in the channel.
+            // A `Pong` has no content; acknowledgements end in the channel.
             MessageType::Pong | MessageType::Ack => {}
         }
         match self.out.hello.take() {
@@ -352,8 +353,8 @@ impl<L: ControlLink> Peer<L> {
         }
     }
 
-    /// A policy that became stricter ends the epochs that break it at once, in both directions. Packets of the other epochs
-    /// that are still on their way open until the drain is over.
+    /// A policy that became stricter ends the epochs that break it at once, in both directions. Packets of
+    /// the other epochs that are still on their way open until the drain is over.
     fn end_epochs_without_qkd(&mut self, now: Time) {
         if !self.context(now).qkd_only() {
             return;
@@ -365,8 +366,9 @@ impl<L: ControlLink> Peer<L> {
         }
     }
 
-    /// Does what follows from any change, in an order in which no step changes what an earlier one decided: the stock says
-    /// which attempts are possible, the stock and attempts queue messages, then messages, state and timers follow.
+    /// Does what follows from any change, in an order in which no step changes what an earlier one decided:
+    /// the stock says which attempts are possible, the stock and attempts queue messages, then messages,
+    /// state and timers follow.
     fn process_pending(&mut self, now: Time, rng: &mut dyn CryptoRng) {
         let session_up = self.control.is_up();
         let ctx = Context { now, config: &self.config, hellos: &self.hellos, session_up };

@@ -1,5 +1,5 @@
-//! Control sessions: boringtun behind a trait, which peer a datagram belongs to, and the admission of handshakes whose
-//! sender is not authenticated yet.
+//! Control sessions: boringtun behind a trait, which peer a datagram belongs to, and the admission of
+//! handshakes whose sender is not authenticated yet.
 
 pub mod control_link;
 pub(crate) mod control_session;

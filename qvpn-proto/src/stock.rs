@@ -1,5 +1,5 @@
-//! QKD keys held ahead, so that no epoch waits for a KMS. The initiator's stock fetches new keys and offers them; the
-//! responder's stock fetches the same keys by their IDs and says which it holds.
+//! QKD keys held ahead, so that no epoch waits for a KME. The initiator's stock fetches new keys and offers
+//! them. The responder's stock fetches the same keys by their IDs and reports which it holds.
 
 mod budget;
 mod fault;

@@ -27,7 +27,8 @@ impl Supply {
         Self { request: 0, budget: Budget::new(now), stopped: None }
     }
 
-    /// Fetches what is missing, and tells the peer what changed. Nothing is fetched for a peer that is not there.
+    /// Fetches what is missing, and tells the peer what changed. Nothing is fetched for a peer that is not
+    /// there.
     pub fn poll(
         &mut self,
         role: &mut dyn ExchangeRole,
@@ -58,7 +59,7 @@ impl Supply {
             return;
         }
         let (held, target) = (role.stock_count(KeyKind::Qkd), role.stock_target());
-        match self.budget.look(held, target, interval, role.supply_fault(), ctx.now) {
+        match self.budget.update(held, target, interval, role.supply_fault(), ctx.now) {
             Verdict::Same => {}
             Verdict::Stopped(detail) => {
                 self.stopped = Some(detail.clone());

@@ -7,15 +7,15 @@ use qvpn_types::Time;
 pub enum Timer {
     /// The session's own clockwork, every 250 ms.
     LinkTick,
-    /// The next start of a handshake while there is no session.
+    /// The next handshake while there is no session.
     Handshake,
-    /// Is the other end still there?
+    /// The next `Ping`.
     Liveness,
-    /// Messages to repeat.
+    /// The next retransmission.
     Retransmit,
     /// The next epoch attempt.
     Attempt,
-    /// The attempt under way has had its 5 s.
+    /// The attempt under way times out.
     AttemptEnd,
     /// `Propose` again.
     ProposeAgain,
@@ -25,11 +25,11 @@ pub enum Timer {
     Stock,
     /// The active epoch's sealing ends.
     EpochEnd,
-    /// The responder may ask for an epoch again.
+    /// The responder asks for an epoch again.
     AskRekey,
-    /// The keys of an epoch that the initiator did not confirm end.
+    /// The keys of an unconfirmed epoch expire.
     PendingEnd,
-    /// A probe of the path is due, or its time is over.
+    /// A probe of the path is due, or a round of probes ends.
     PathMtu,
 }
 
@@ -70,7 +70,7 @@ impl Timers {
         self.0[timer as usize]
     }
 
-    /// Whether a timer is due; it is stopped then.
+    /// Whether a timer is due; if it is, it is stopped.
     pub fn take_due(&mut self, timer: Timer, now: Time) -> bool {
         let due = self.0[timer as usize].is_some_and(|at| at <= now);
         if due {
@@ -79,7 +79,7 @@ impl Timers {
         due
     }
 
-    /// The first that is due.
+    /// When the first timer is due.
     #[must_use]
     pub fn next(&self) -> Option<Time> {
         self.0.iter().flatten().min().copied()

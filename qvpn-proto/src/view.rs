@@ -13,13 +13,13 @@ use crate::wire::LaneSet;
 /// Whether packets can be sent to a peer; the names are those of `show`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum PeerState {
-    /// There was no epoch since the start yet.
+    /// There was no epoch yet since the start.
     Connecting,
     /// An epoch that meets the policy in full is active.
     Up,
     /// An epoch without QKD is active, though the policy prefers it.
     Degraded,
-    /// No valid key: nothing is sent.
+    /// There is no valid key, so nothing is sent.
     Blocked,
 }
 
@@ -56,18 +56,18 @@ pub struct LaneView {
     pub endpoint: Option<SocketAddr>,
 }
 
-/// What came for the control session of a peer and was dropped, since the start.
+/// Dropped datagrams and messages of a peer's control session since the start.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub struct ControlDrops {
-    /// Datagrams that the session dropped: not made by the peer's key, late, or come before.
+    /// Datagrams that the session dropped: not authentic, late, or repeated.
     pub control: u64,
-    /// In the session, but no message.
+    /// Authentic, but not a message.
     pub malformed: u64,
-    /// Messages that were answered by a `Reject`, and confirmations that prove nothing.
+    /// Messages that were answered by a `Reject`, and wrong confirmations.
     pub refused: u64,
 }
 
-/// What `show` tells of a peer. Spans are relative to the moment of asking; `None` is unknown.
+/// The status of a peer. Durations are relative to the time of the call; `None` means unknown.
 #[derive(Debug, Clone, PartialEq)]
 pub struct PeerView {
     /// Whether packets can be sent.
@@ -94,18 +94,18 @@ pub struct PeerView {
     pub qkd_key_id: Option<String>,
     /// Since a QKD key last went into an epoch.
     pub qkd_key_age: Option<Duration>,
-    /// QKD keys that this end holds and, at the initiator, the other end acknowledged; `None` where QKD is off.
+    /// QKD keys that this side holds and, at the initiator, the peer acknowledged; `None` if QKD is off.
     pub qkd_stock: Option<usize>,
-    /// Keys from a file that are held likewise; `None` where QKD is off.
+    /// Keys from a file, counted in the same way; `None` if QKD is off.
     pub file_stock: Option<usize>,
-    /// How long the QKD keys last at the agreed interval and the supply seen lately; while that keeps up, how long they would last
-    /// without.
+    /// How long the QKD keys last at the agreed interval and the recent supply; while the supply keeps up,
+    /// how long they would last without it.
     pub qkd_stock_lasts: Option<Duration>,
     /// Epochs that came into force since the start.
     pub rekeys: u64,
     /// Failed attempts by reason.
     pub rekey_failures: Vec<(FailureReason, u64)>,
-    /// What came for the control session and was dropped.
+    /// Dropped datagrams and messages of the control session.
     pub drops: ControlDrops,
     /// Since the last handshake of the control session.
     pub control_handshake_ago: Option<Duration>,
@@ -113,7 +113,7 @@ pub struct PeerView {
     pub rekey_interval: Duration,
     /// The agreed number of lanes, or ours before it is agreed.
     pub lanes: u8,
-    /// The lanes on which the other end hears nothing of ours.
+    /// The lanes on which the peer receives nothing.
     pub peer_rx_silent: LaneSet,
     /// All lanes of this site.
     pub lane_views: Vec<LaneView>,

@@ -1,4 +1,4 @@
-//! What the peers say to each other inside the control session: one parser a message, total and bounded.
+//! The messages inside the control session: one parser for each, total and bounded.
 //!
 //! Integers are big-endian; a name is one length byte and its bytes. `docs/protocol.md` draws each message.
 

@@ -1,5 +1,5 @@
-//! The responder's half: one step from `Propose` to the epoch's keys and the `Accept`. Its ephemeral secrets live only
-//! inside [`answer`].
+//! The responder's half: one step from `Propose` to the epoch's keys and the `Accept`. Its ephemeral secrets
+//! live only inside [`answer`].
 
 use qvpn_identity::{SecretIdentity, dh, kem};
 use qvpn_secret::{Secret, SecretBuf};

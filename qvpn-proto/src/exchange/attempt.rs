@@ -32,7 +32,8 @@ pub struct OutstandingProposal {
     pub ids: Vec<MessageId>,
     pub began: Time,
     pub wrong: u8,
-    /// The peer's `Hello` that it names, and what was agreed under it. A later `Hello` may overtake the answer.
+    /// The peer's `Hello` that it names, and what was agreed under it. A later `Hello` may overtake the
+    /// answer.
     pub hello: Vec<u8>,
     pub agreement: Agreement,
 }

@@ -31,7 +31,8 @@ impl<'a> Context<'a> {
             || self.agreement().is_some_and(|a| a.policy == QkdPolicy::Required)
     }
 
-    /// Whether an epoch made of these may not be used: QKD is required here or, by its last `Hello`, at the peer.
+    /// Whether an epoch made of these may not be used: QKD is required here or, by its last `Hello`, at the
+    /// peer.
     pub fn breaks_policy(&self, sources: KeySources) -> bool {
         self.qkd_only() && !sources.qkd
     }

@@ -1,5 +1,5 @@
-//! The initiator: when an attempt is due, with which QKD key, how it ends, and `Confirm` until the peer seals in the new
-//! epoch.
+//! The initiator: when an attempt is due, with which QKD key, how it ends, and `Confirm` until the peer seals
+//! in the new epoch.
 
 use std::time::Duration;
 
@@ -342,7 +342,7 @@ impl ExchangeRole for Initiator {
         self.confirm.stop(out);
     }
 
-    /// The peer hears no more of an epoch without QKD, and an attempt without one ends.
+    /// The `Confirm` of an epoch without QKD is sent no more, and an attempt without a QKD key ends.
     fn on_stricter_policy(&mut self, ctx: &Context<'_>, epochs: &Epochs, out: &mut Outbox) {
         let weak = epochs.active.as_ref().filter(|epoch| ctx.breaks_policy(epoch.sources));
         if weak.is_some_and(|epoch| self.confirm.epoch() == Some(epoch.local_epoch)) {
@@ -367,7 +367,8 @@ impl ExchangeRole for Initiator {
         self.due = now;
     }
 
-    /// Until its lanes have the keys nothing of an epoch was sent, not even its chain's name, so the peer never seals in it.
+    /// Until its lanes have the keys nothing of an epoch was sent, not even its chain's name, so the peer
+    /// never seals in it.
     fn drop_attempt(&mut self, out: &mut Outbox) {
         out.channel.cancel(MessageType::Propose);
         out.timers.set(Timer::AttemptEnd, None);

@@ -1,5 +1,5 @@
-//! The initiator's half: [`Proposed`] holds the ephemeral secrets from `Propose` on, and is used up by a verified
-//! `Accept`.
+//! The initiator's half: [`Proposed`] holds the ephemeral secrets from `Propose` on, and is used up by a
+//! verified `Accept`.
 
 use qvpn_identity::{SecretIdentity, dh, kem};
 use qvpn_secret::{Secret, SecretBuf};

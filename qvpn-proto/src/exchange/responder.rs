@@ -1,5 +1,5 @@
-//! The responder: whether a `Propose` may become an epoch, the `Accept` once the lanes can open packets, and the
-//! confirmation that brings the epoch into force.
+//! The responder: whether a `Propose` may become an epoch, the `Accept` once the lanes can open packets, and
+//! the confirmation that brings the epoch into force.
 
 use std::time::Duration;
 
@@ -358,8 +358,9 @@ impl ExchangeRole for Responder {
     ) {
         match timer {
             Timer::AskRekey => ask_rekey(RekeyReason::NoEpoch, ctx, out, rng),
-            // An epoch that was not confirmed in time will never seal: its sealing keys are erased, as the lanes erase the
-            // others. The chain stays, since the initiator may have verified the `Accept` and may name it.
+            // An epoch that was not confirmed in time will never seal: its sealing keys are erased, as the
+            // lanes erase the others. The chain stays, since the initiator may have verified the `Accept` and
+            // may name it.
             Timer::PendingEnd => {
                 if let Some(unconfirmed) = &mut self.unconfirmed
                     && unconfirmed.prepared.epoch.sealing_ends <= ctx.now

@@ -1,4 +1,5 @@
-//! What the peer asks of its role, the initiator or the responder. What only one role does is a default that does nothing.
+//! What the peer asks of its role, the initiator or the responder. What only one role does is a default that
+//! does nothing.
 
 use qvpn_types::{LocalEpoch, Time};
 use rand_core::CryptoRng;
@@ -100,8 +101,8 @@ pub trait ExchangeRole: Send + Sync {
     /// Does what is due and possible now, and sets the timer for the next time.
     fn poll(&mut self, ctx: &Context<'_>, epochs: &mut Epochs, out: &mut Outbox, rng: &mut dyn CryptoRng);
 
-    /// Does what is due for the stock: queues the fetch of keys, and the message to the peer. `request` is the number of a
-    /// fetch; returns whether it was used.
+    /// Does what is due for the stock: queues the fetch of keys, and the message to the peer. `request` is
+    /// the number of a fetch; returns whether it was used.
     fn poll_stock(
         &mut self,
         request: u64,

@@ -1,5 +1,5 @@
-//! Whether two sites can work together: suites, roles, policies, SAE IDs, pre-shared keys and ML-KEM identities are compared
-//! here, before any epoch is made.
+//! Whether two sites can work together: suites, roles, policies, SAE IDs, pre-shared keys and ML-KEM
+//! identities are compared here, before any epoch is made.
 
 use std::time::Duration;
 

@@ -1,4 +1,5 @@
-//! HKDF as this module calls it, against Wycheproof's vectors for SHA-384 and RFC 5869's for the crate below it.
+//! HKDF as this module calls it, against Wycheproof's vectors for SHA-384 and RFC 5869's for the crate below
+//! it.
 
 use data_encoding::HEXLOWER as HEX;
 use hkdf::Hkdf;

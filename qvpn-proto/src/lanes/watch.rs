@@ -1,9 +1,10 @@
-//! Which of several lanes carry packets, and by which lanes the flows of the others go. Pure: it gets what the lanes received
-//! and what the peer reported, and decides.
+//! Which of several lanes carry packets, and by which lanes the flows of the others go. Pure: it gets what
+//! the lanes received and what the peer reported, and decides.
 //!
-//! With several lanes each sends something at least twice a second, so a lane that received nothing for a while is silent. A
-//! side can't know by itself that what it sends is lost, so the peer reports on which lanes it receives nothing. A lane that is
-//! silent in either direction is avoided in both, and goes on sending its empty packets, which show when it recovers.
+//! With several lanes each sends something at least twice a second, so a lane that received nothing for a
+//! while is silent. A side can't know by itself that what it sends is lost, so the peer reports on which
+//! lanes it receives nothing. A lane that is silent in either direction is avoided in both, and goes on
+//! sending its empty packets, which show when it recovers.
 
 use std::time::Duration;
 
@@ -14,7 +15,8 @@ use crate::wire::LaneSet;
 
 /// A lane that received nothing for this long is silent.
 pub const SILENT_AFTER: Duration = Duration::from_secs(3);
-/// A lane is silent only while another one received something this recently: else the whole path is down, or the peer.
+/// A lane is silent only while another one received something this recently: else the whole path is down, or
+/// the peer.
 const RECENT_RX: Duration = Duration::from_millis(1500);
 /// A silent lane recovers when it received packets for this long, with no gap of more than [`MAX_GAP`].
 const RECOVERY_TIME: Duration = Duration::from_secs(2);
@@ -92,12 +94,13 @@ impl LaneWatch {
         let own = u8::try_from(self.lanes.len()).unwrap_or(u8::MAX);
         let agreed = observed.agreed.clamp(1, own.max(1));
         if !observed.active {
-            // Without a key nothing can be received, which says nothing about the lanes.
+            // Without a key nothing can be received, so the lanes can't be judged.
             self.since = None;
         } else if self.since.is_none_or(|(_, lanes)| lanes != agreed) {
             self.since = Some((observed.now, agreed));
         }
-        // A single lane sends no keepalives by itself: the packets that begin each epoch show whether it works.
+        // A single lane sends no keepalives by itself: the packets that begin each epoch show whether it
+        // works.
         if let Some((since, _)) = self.since.filter(|_| agreed > 1) {
             self.poll_states(observed, agreed, since, &mut changes);
         }

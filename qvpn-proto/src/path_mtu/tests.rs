@@ -40,7 +40,7 @@ impl World {
             answers: Vec::new(),
             id: 0,
             bytes: 0,
-            changes: vec![(now, MOST)],
+            changes: vec![(now, MAX_PATH_MTU)],
         }
     }
 
@@ -64,7 +64,7 @@ impl World {
                     self.answers.push((now + self.round_trip, id));
                 }
             }
-            assert!(LEAST <= self.search.mtu() && self.search.mtu() <= MOST);
+            assert!(MIN_PATH_MTU <= self.search.mtu() && self.search.mtu() <= MAX_PATH_MTU);
             if self.changes.last().unwrap().1 != self.search.mtu() {
                 self.changes.push((now, self.search.mtu()));
             }
@@ -198,10 +198,10 @@ fn a_round_waits_for_two_round_trips_and_a_little_within_bounds() {
         [(None, MS * 500), (Some(MS * 20), MS * 250), (Some(MS * 400), MS * 900), (Some(S * 5), S * 2)]
     {
         let mut search = PathMtu::new(NOW);
-        assert_eq!(probe(&mut search, NOW, round_trip), [0, MOST]);
+        assert_eq!(probe(&mut search, NOW, round_trip), [0, MAX_PATH_MTU]);
         assert_eq!(search.next(), NOW + wait, "{round_trip:?}");
         assert!(search.due(NOW + wait - MS, round_trip).is_empty(), "not before");
-        assert_eq!(probe(&mut search, NOW + wait + S, round_trip), [0, MOST], "and late as well");
+        assert_eq!(probe(&mut search, NOW + wait + S, round_trip), [0, MAX_PATH_MTU], "and late as well");
     }
 }
 
@@ -211,10 +211,10 @@ fn a_check_ends_when_its_size_passed() {
     probe(&mut search, NOW, None);
     search.acknowledged(&id(0), NOW + MS);
     assert_eq!(search.next(), NOW + MS * 500, "the small one says nothing of the size");
-    search.acknowledged(&id(MOST), NOW + MS * 2);
+    search.acknowledged(&id(MAX_PATH_MTU), NOW + MS * 2);
     assert_eq!(search.next(), NOW + MS * 2);
     assert!(search.due(NOW + MS * 2, None).is_empty());
-    assert_eq!(search.next(), NOW + MS * 2 + CHECK_IDLE);
+    assert_eq!(search.next(), NOW + MS * 2 + IDLE_CHECK_INTERVAL);
 }
 
 #[test]
@@ -235,14 +235,15 @@ fn larger_sizes_alone_are_tried_each_once_until_one_passes() {
 
 #[test]
 fn what_does_not_pass_is_given_up_after_so_many_rounds() {
-    // The size in use, whether larger ones are tried, whether the small one passes; rounds, and the size then.
+    // The size in use, whether larger ones are tried, whether the small one passes; rounds, and the size
+    // then.
     for (mtu, peek, small, rounds, then) in [
-        (LEAST, false, true, FAILURES, LEAST),
-        (LEAST, false, false, 2 * FAILURES, LEAST),
-        (1392, true, true, ROUNDS, 1392),
-        (1392, true, false, 2 * FAILURES, 1392),
-        (MOST, false, true, FAILURES + ROUNDS, LEAST),
-        (MOST, false, false, 2 * FAILURES, MOST),
+        (MIN_PATH_MTU, false, true, MAX_FAILED_ROUNDS, MIN_PATH_MTU),
+        (MIN_PATH_MTU, false, false, 2 * MAX_FAILED_ROUNDS, MIN_PATH_MTU),
+        (1392, true, true, RAISE_ROUNDS, 1392),
+        (1392, true, false, 2 * MAX_FAILED_ROUNDS, 1392),
+        (MAX_PATH_MTU, false, true, MAX_FAILED_ROUNDS + RAISE_ROUNDS, MIN_PATH_MTU),
+        (MAX_PATH_MTU, false, false, 2 * MAX_FAILED_ROUNDS, MAX_PATH_MTU),
     ] {
         let (mut search, mut now, mut asked) = (search(mtu, NOW), NOW, 0);
         if peek {
@@ -264,19 +265,19 @@ fn what_does_not_pass_is_given_up_after_so_many_rounds() {
 fn a_path_that_takes_the_most_is_asked_no_more() {
     let mut search = search(1392, NOW);
     search.raise_at = Some(NOW);
-    assert_eq!(probe(&mut search, NOW, None), [0, 1408, MOST]);
-    search.acknowledged(&id(MOST), NOW + MS);
+    assert_eq!(probe(&mut search, NOW, None), [0, 1408, MAX_PATH_MTU]);
+    search.acknowledged(&id(MAX_PATH_MTU), NOW + MS);
     assert!(probe(&mut search, NOW + MS, None).is_empty());
-    assert_eq!((search.mtu(), search.raise_at), (MOST, None));
+    assert_eq!((search.mtu(), search.raise_at), (MAX_PATH_MTU, None));
 }
 
 #[test]
 fn a_size_that_failed_is_left_with_the_first_round_that_tells_what_passes() {
-    let mut search = search(MOST, NOW);
+    let mut search = search(MAX_PATH_MTU, NOW);
     search.check_at = NOW;
     let mut now = NOW;
-    for _ in 0..FAILURES {
-        assert_eq!(probe(&mut search, now, None), [0, MOST]);
+    for _ in 0..MAX_FAILED_ROUNDS {
+        assert_eq!(probe(&mut search, now, None), [0, MAX_PATH_MTU]);
         search.acknowledged(&id(0), now);
         now = search.next();
     }
@@ -287,7 +288,7 @@ fn a_size_that_failed_is_left_with_the_first_round_that_tells_what_passes() {
     );
     now = search.next();
     probe(&mut search, now, None);
-    assert_eq!(search.mtu(), MOST, "a round without the small one told nothing");
+    assert_eq!(search.mtu(), MAX_PATH_MTU, "a round without the small one told nothing");
     search.acknowledged(&id(0), now);
     search.acknowledged(&id(1296), now);
     now = search.next();
@@ -297,9 +298,9 @@ fn a_size_that_failed_is_left_with_the_first_round_that_tells_what_passes() {
 
 #[test]
 fn the_first_packet_after_a_silence_brings_the_check_forward() {
-    let mut search = search(MOST, NOW);
+    let mut search = search(MAX_PATH_MTU, NOW);
     search.sent(NOW);
-    assert_eq!(search.next(), NOW + CHECK);
+    assert_eq!(search.next(), NOW + CHECK_INTERVAL);
     search.sent(NOW + S);
-    assert_eq!(search.next(), NOW + CHECK, "the first alone");
+    assert_eq!(search.next(), NOW + CHECK_INTERVAL, "the first alone");
 }

@@ -1,6 +1,6 @@
-//! The control session: a trait, and its implementation on boringtun's `Tunn` (Noise_IKpsk2 as WireGuard runs it).
-//! boringtun reads the clock and the system's randomness itself, so it stands behind the trait and the rest is tested
-//! without it.
+//! The control session: a trait, and its implementation on boringtun's `Tunn` (Noise_IKpsk2 as WireGuard runs
+//! it). boringtun reads the clock and the system's randomness itself, so it stands behind the trait and the
+//! rest is tested without it.
 
 use std::collections::VecDeque;
 use std::net::IpAddr;
@@ -17,27 +17,27 @@ use qvpn_types::PeerNumber;
 
 use crate::wire::limits::MAX_PROBE;
 
-/// What a session made of a datagram or of a tick.
+/// The result of a datagram or of a tick.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct LinkOutput {
     /// Datagrams to send to the peer.
     pub datagrams: Vec<Vec<u8>>,
     /// Packets that came out of a session.
     pub packets: Vec<Vec<u8>>,
-    /// Which session that was: each that is made has a higher number than those before it.
+    /// The number of that session, which is higher than those of all earlier ones.
     pub session: u64,
-    /// The peer's key made the datagram, and it is no repetition. Never said of a start.
+    /// The peer's key made the datagram, and it is not repeated. Never set for an initiation.
     pub authenticated: bool,
     /// A new session is in use.
     pub new_session: bool,
-    /// It is so because the peer answered a start of ours.
+    /// The peer answered our initiation.
     pub answered: bool,
-    /// The session gave up and was made anew.
+    /// The session expired and was reset.
     pub expired: bool,
-    /// The peer's key made a start of a handshake that carries no later time than one before: a repetition, or the peer's
-    /// clock was set back.
+    /// The peer's key made a handshake initiation whose time is not later than that of an earlier one: it is
+    /// repeated, or the peer's clock was set back.
     pub stale_start: bool,
-    /// The datagram came to nothing: the peer's key did not make it, not for a session that is in use, or it came before.
+    /// The datagram was dropped: it is not authentic, not for a session in use, or repeated.
     pub dropped: bool,
 }
 
@@ -47,7 +47,7 @@ pub trait ControlLink {
     fn receive(&mut self, from: IpAddr, datagram: &[u8]) -> LinkOutput;
     /// Seals a packet of at most [`MAX_PROBE`] bytes; `None` without a session.
     fn send(&mut self, packet: &[u8]) -> Option<Vec<u8>>;
-    /// The first message of a new handshake, whatever is under way.
+    /// The first message of a new handshake, also while another one is under way.
     fn start(&mut self) -> Option<Vec<u8>>;
     /// To be called every 250 ms.
     fn tick(&mut self) -> LinkOutput;
@@ -64,7 +64,7 @@ pub struct WireGuardLink {
     remote: [u8; 32],
     number: PeerNumber,
     limiter: Arc<RateLimiter>,
-    /// We answered a handshake; the session with this receiver index is in use once the peer sends in it.
+    /// We answered a handshake. The session with this receiver index is in use once the peer sends in it.
     answered: Option<u32>,
     /// The peer has spoken in a session since the last reset.
     met: bool,
@@ -73,14 +73,14 @@ pub struct WireGuardLink {
     made: u64,
 }
 
-/// As many sessions as a `Tunn` keeps.
+/// The number of sessions that a `Tunn` keeps.
 const SESSIONS: usize = 8;
 
 impl WireGuardLink {
     /// A session with `remote`, whose receiver indices hold `number`.
     #[must_use]
     pub fn new(local: Arc<SecretIdentity>, remote: &PublicIdentity, number: PeerNumber) -> Self {
-        // It limits nothing: the gate's door has done that, for all sessions together.
+        // It limits nothing: the `HandshakeLimiter` does, for all sessions together.
         let limiter = Arc::new(RateLimiter::new(&PublicKey::from(*local.public().x25519()), u64::MAX));
         let tunn = tunn(&local, remote.x25519(), number, &limiter);
         let remote = *remote.x25519();
@@ -98,8 +98,8 @@ impl WireGuardLink {
 
     /// Notes which session `datagram` belongs to, and whether one came into use by it.
     fn follow_sessions(&mut self, datagram: &[u8], out: &mut LinkOutput) {
-        // Our response to a start. That may be a repetition of an old one, since a session that was made anew has
-        // forgotten when the last came: what the peer sends in the session proves it.
+        // Our response to an initiation, which may be an old one: a session that was reset has forgotten the
+        // time of the last. What the peer sends in the new session proves that the initiation is fresh.
         let answer = out.datagrams.first().filter(|d| d.first() == Some(&2));
         if let Some(index) = answer.and_then(|answer| field(answer, 4)) {
             self.made(index);

@@ -1,5 +1,5 @@
-//! The control session of one peer: starts handshakes, follows the peer's address, pings a silent peer, and measures the
-//! path.
+//! The control session of one peer: starts handshakes, follows the peer's address, pings a silent peer, and
+//! measures the path.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -88,7 +88,8 @@ impl<L: ControlLink> ControlSession<L> {
             }
         }
         let LinkOutput { datagrams, packets, session, new_session, answered, stale_start, .. } = output;
-        // Replies go back to where the datagram came from, even a cookie to a sender that is not authenticated yet.
+        // Replies go back to where the datagram came from, even a cookie to a sender that is not
+        // authenticated yet.
         datagrams.into_iter().for_each(|datagram| out.transmit(from, datagram));
         if stale_start {
             self.answer_stale_initiation(now, out);
@@ -108,9 +109,10 @@ impl<L: ControlLink> ControlSession<L> {
         now.since(self.liveness.silent_since()) >= PING_AFTER
     }
 
-    /// The handshakes of a silent peer whose clock was set back are refused, so only a handshake of ours helps, which carries
-    /// our time. While the peer is heard, the initiation was a repetition. An attacker who repeats old ones makes us send one
-    /// handshake in five seconds to the endpoint that we know, which does no harm.
+    /// The handshakes of a silent peer whose clock was set back are refused, so only a handshake of ours
+    /// helps, which carries our time. While the peer is heard, the initiation was a repetition. An attacker
+    /// who repeats old ones makes us send one handshake in five seconds to the endpoint that we know, which
+    /// does no harm.
     fn answer_stale_initiation(&mut self, now: Time, out: &mut Outbox) {
         if !self.is_silent(now) || !self.path.on_stale_initiation(now) {
             return;

@@ -1,5 +1,5 @@
-//! What stands before all control sessions of a daemon: it says whose a datagram is, and has strangers prove their
-//! address while many of them start handshakes.
+//! Finds the peer of each datagram for a control session, and has the limiter ask unknown sources for a
+//! cookie under load.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -22,31 +22,30 @@ pub enum DatagramClass {
     Peer(PeerNumber),
     /// The first message of a handshake, by the holder of this X25519 key.
     Handshake {
-        /// The sender's static key, as it says; the session proves it.
+        /// The static key that the sender claims; the session authenticates it.
         x25519: [u8; 32],
     },
-    /// An answer that proves an address under load (a cookie), to be sent back.
+    /// A cookie reply, to be sent back.
     Reply(Vec<u8>),
-    /// No message of a control session, or not made for our key.
+    /// Not a message of a control session, or not made for our key.
     Malformed,
 }
 
-/// Stands before all control sessions of a daemon: one door for handshakes, and the table of who gets what.
+/// Demultiplexes the datagrams of all control sessions of a daemon.
 pub struct Demux {
     local: Arc<SecretIdentity>,
     limiter: Arc<HandshakeLimiter>,
 }
 
 impl Demux {
-    /// A gate for a daemon with `peers` peers: so many handshakes a second are let in without a proof that each may
-    /// start ten.
+    /// For a daemon with `peers` peers. Without a cookie, it admits ten handshakes a second for each peer.
     #[must_use]
     pub fn new(local: Arc<SecretIdentity>, peers: usize, rng: &mut impl CryptoRng) -> Self {
         let limiter = Arc::new(HandshakeLimiter::new(local.public(), peers, rng));
         Self { local, limiter }
     }
 
-    /// For the lanes: it looks at each message first, before anything is queued.
+    /// For the lanes, which ask it before they queue a message.
     #[must_use]
     pub fn limiter(&self) -> Arc<HandshakeLimiter> {
         Arc::clone(&self.limiter)
@@ -56,7 +55,7 @@ impl Demux {
         PublicKey::from(*self.local.public().x25519())
     }
 
-    /// Says whose datagram it is. A handshake message was let in by the [`HandshakeLimiter`].
+    /// Says which peer a datagram belongs to. The [`HandshakeLimiter`] has admitted it.
     #[must_use]
     pub fn classify(
         &self,
@@ -92,7 +91,8 @@ impl Demux {
     }
 }
 
-/// The peer's number in a receiver index of a control session; `None` for a data session's, which has the top bit set.
+/// The peer's number in a receiver index of a control session; `None` for a data session's, which has the top
+/// bit set.
 #[must_use]
 pub fn peer_of_control_index(index: u32) -> Option<PeerNumber> {
     u16::try_from(index >> 8).ok().filter(|n| *n < crate::wire::limits::MAX_PEERS).map(PeerNumber)

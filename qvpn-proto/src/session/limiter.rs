@@ -1,5 +1,6 @@
-//! The door for what strangers send: mac1, and under load cookies (WireGuard paper, section 5.4.7) and token buckets. Lanes ask it
-//! before they queue a message, so that the bulk of a flood costs no hash; the daemon's thread makes the cookies.
+//! Admission of handshakes and of datagrams from unknown sources: mac1, and under load cookies (WireGuard
+//! paper, section 5.4.7) and token buckets. Lanes call it before they queue a message, so most messages of a
+//! flood cost no hash. The daemon's thread makes the cookies.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -16,59 +17,60 @@ use xchacha20poly1305::{AeadInPlace, XChaCha20Poly1305};
 use super::token_bucket::{Bucket, BySource, Rate};
 use qvpn_types::Time;
 
-/// How long the door stays under load after there were too many.
+/// How long the limiter stays under load after too many messages.
 const UNDER_LOAD_HOLD: Duration = Duration::from_secs(1);
-/// How long a cookie is good for, at most.
+/// The longest validity of a cookie.
 const COOKIE_LIFE: Duration = Duration::from_secs(120);
-/// Under load: messages with a right cookie from one source, as the kernel's WireGuard has it.
+/// Under load: messages with a valid cookie from one source, as in the kernel's WireGuard.
 const VALID_COOKIE_RATE: Rate = Rate { a_second: 20, burst: 5 };
-/// Under load: messages without, from one source, that are answered by a cookie in any case.
+/// Under load: messages without a valid cookie from one source that always get a cookie reply.
 const COOKIE_REPLY_RATE: Rate = Rate { a_second: 1, burst: 3 };
-/// Under load: further messages without, from addresses of no peer. What finds no token costs no hash.
+/// Under load: further messages without a valid cookie from unknown sources. A message without a token costs
+/// no hash.
 const UNKNOWN_SOURCE_RATE: Rate = Rate { a_second: 1_000, burst: 20 };
-/// Under load: further messages without, from addresses of peers, which anybody can forge: so many that the peer itself
-/// soon is among those that get a cookie.
+/// Under load: further messages without a valid cookie from addresses of peers, which anybody can forge. The
+/// rate is high enough that the peer itself soon gets a cookie.
 const PEER_SOURCE_RATE: Rate = Rate { a_second: 20_000, burst: 200 };
 
-/// What is no handshake: from one source where no peer is, such as one that moves.
+/// Other datagrams from one unknown source, such as a peer that roamed.
 const ROAMED_SOURCE_RATE: Rate = Rate { a_second: 10, burst: 20 };
-/// And from all such sources together.
+/// Other datagrams from all unknown sources together.
 const ROAMED_TOTAL_RATE: Rate = Rate { a_second: 2_000, burst: 200 };
 
 /// Bytes of mac1 and of mac2, at the end of a handshake message.
 const MAC_BYTES: usize = 16;
 
-/// What the lane does with a datagram for a control session.
+/// What a lane does with a datagram for a control session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Admission {
-    /// Hands it on.
+    /// Queues it.
     Admitted,
     /// Drops it: a handshake message of a wrong length, or not made for our key.
     Malformed,
-    /// Drops it: a handshake message without a proof of its address, and more than can be answered.
+    /// Drops it: a handshake message without a valid cookie, and there are too many to answer.
     NoCookie,
-    /// Drops it: strangers send more than can be looked at.
+    /// Drops it: unknown sources send too many.
     TooMany,
 }
 
-/// The door of one daemon, which its lanes and its own thread share.
+/// The limiter of one daemon, which its lanes and its own thread share.
 pub struct HandshakeLimiter {
     mac1_key: [u8; 32],
     cookie_key: [u8; 32],
-    /// Makes cookies, for as long as the daemon runs. Whoever learns it can do no more than have his handshakes looked at.
+    /// Makes cookies while the daemon runs. An attacker who learns it can only get handshakes admitted.
     secret: Secret<32>,
-    /// Messages a second that are let in without a proof.
+    /// Messages a second that are admitted without a cookie.
     limit: u64,
-    /// For starts, and for answers to ours: a flood of starts doesn't hinder a handshake that goes out.
+    /// For initiations, and for responses to ours: a flood of initiations doesn't delay our own handshakes.
     classes: [MessageClass; 2],
-    /// For what is no handshake, of strangers: one for all, and one for each source.
+    /// For other datagrams of unknown sources: a bucket for all, and one for each source.
     roamed: Mutex<(Bucket, BySource)>,
 }
 
-/// What is counted of one type of messages.
+/// The counts of one type of messages.
 struct MessageClass {
-    /// Until when it is under load, in nanoseconds. Alone outside the lock: the daemon's thread reads it, and never
-    /// holds what the lane waits for.
+    /// The end of the load, in nanoseconds. It is outside the lock because the daemon's thread reads it, and
+    /// must not hold a lock that a lane waits for.
     under_load_until: AtomicU64,
     buckets: Mutex<Buckets>,
 }
@@ -93,7 +95,7 @@ impl MessageClass {
         Self { under_load_until: AtomicU64::new(0), buckets: Mutex::new(buckets) }
     }
 
-    /// There are too many now.
+    /// Too many messages came.
     fn set_under_load(&self, now: Time) {
         self.under_load_until.store((now + UNDER_LOAD_HOLD).as_nanos(), Ordering::Relaxed);
     }
@@ -115,7 +117,8 @@ impl HandshakeLimiter {
         }
     }
 
-    /// Whether a datagram is let in; `is_peer` tells whether a peer is at its source address. To be asked once for each.
+    /// Whether a datagram is admitted. `is_peer` says whether a peer has its source address. Call it once for
+    /// each datagram.
     pub fn admit(
         &self,
         datagram: &[u8],
@@ -134,7 +137,7 @@ impl HandshakeLimiter {
         self.admit_handshake(&message, from, now, is_peer)
     }
 
-    /// A cookie, or a packet that says to be of a session.
+    /// A cookie reply, or a packet of a session.
     fn admit_roamed(&self, from: SocketAddr, now: Time) -> bool {
         let mut others = self.roamed.lock().unwrap_or_else(PoisonError::into_inner);
         let (all, sources) = &mut *others;
@@ -149,7 +152,7 @@ impl HandshakeLimiter {
         is_peer: impl FnOnce() -> bool,
     ) -> Admission {
         let class = self.class(message);
-        // Whoever panicked has changed whole buckets only.
+        // Each update is atomic, so a poisoned lock is still consistent.
         let mut buckets = class.buckets.lock().unwrap_or_else(PoisonError::into_inner);
         let Buckets { all, valid_cookie, cookie_replies, unknown_sources, peer_sources } = &mut *buckets;
         let limit = Rate { a_second: self.limit, burst: self.limit };
@@ -227,7 +230,7 @@ impl HandshakeLimiter {
             .into()
     }
 
-    /// Type 3, the sender's index, a nonce, and the cookie sealed to whoever sent that mac1.
+    /// Type 3, the sender's index, a nonce, and the cookie sealed to the sender of that mac1.
     fn cookie_reply(
         &self,
         message: &Message<'_>,

@@ -51,7 +51,8 @@ impl Bucket {
 /// As many buckets of source addresses, as a power of two. Addresses share one by chance.
 const BITS: u32 = 10;
 
-/// A bucket for each source: an IPv4 address, or the /64 of an IPv6 one, of which anybody has as many as he likes.
+/// A bucket for each source: an IPv4 address, or the /64 of an IPv6 one, of which anybody has as many as he
+/// likes.
 pub(super) struct BySource {
     buckets: Box<[Bucket]>,
     /// Random, so that nobody can choose an address that shares the bucket of another.

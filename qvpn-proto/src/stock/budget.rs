@@ -1,21 +1,22 @@
-//! The forecast of a stock: from the keys that came and went lately, when the last is used up, and whether people must hear
-//! of it now. Traffic goes on until then and for the last epoch's age after, so they hear of it before it is hurt.
+//! The forecast of a stock: from the keys that came and went recently, when the last is used, and whether to
+//! report that now. Traffic continues until then and for the last epoch's age, so the report comes before
+//! traffic is affected.
 
 use std::time::Duration;
 
 use super::fault::SupplyFault;
 use qvpn_types::Time;
 
-/// SupplyFault that is shorter is no news: after a restart, keys of the life before are asked for once in vain.
-const SHORT: Duration = Duration::from_secs(2);
-/// A KME that lags, or a source that says nothing, is waited for so long at most.
-const PATIENCE: Duration = Duration::from_secs(30);
-/// A stock that shrinks slowly is told of when it ends sooner than this.
-const HORIZON: Duration = Duration::from_secs(3600);
-/// So many intervals are looked at before a rate counts.
-const SEEN: u32 = 3;
+/// A shorter fault is not reported: after a restart, keys of the instance before are requested once in vain.
+const MIN_FAULT_DURATION: Duration = Duration::from_secs(2);
+/// The longest wait for a KME that lags, or for a source that reports nothing.
+const MAX_LAG: Duration = Duration::from_secs(30);
+/// A stock that shrinks slowly is reported when it ends sooner than this.
+const MAX_FORECAST: Duration = Duration::from_secs(3600);
+/// Intervals that must pass before a rate counts.
+const MIN_RATE_INTERVALS: u32 = 3;
 
-/// What follows for people.
+/// What to report.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Verdict {
     /// Nothing new.
@@ -26,40 +27,32 @@ pub enum Verdict {
     Resumed,
 }
 
-/// What was seen of the supply since the stock was last full.
+/// The supply since the stock was last full.
 pub struct Budget {
     full_at: Time,
     gained_at: Time,
     gained: u32,
     held: usize,
     most: usize,
-    trouble_since: Option<Time>,
+    fault_since: Option<Time>,
     stopped: bool,
 }
 
 impl Budget {
-    /// Nothing was seen yet.
+    /// Nothing is known yet.
     #[must_use]
     pub fn new(now: Time) -> Self {
-        Self {
-            full_at: now,
-            gained_at: now,
-            gained: 0,
-            held: 0,
-            most: 0,
-            trouble_since: None,
-            stopped: false,
-        }
+        Self { full_at: now, gained_at: now, gained: 0, held: 0, most: 0, fault_since: None, stopped: false }
     }
 
-    /// Looks at the stock: `held` keys of `target` (an end that does not know how many there are to be takes the most that it
-    /// saw), one of which is used each `interval`.
-    pub fn look(
+    /// Takes the state of the stock: `held` keys of `target`, one of which is used each `interval`. A side
+    /// that does not know the target takes the largest number so far.
+    pub fn update(
         &mut self,
         held: usize,
         target: Option<usize>,
         interval: Duration,
-        trouble: Option<&SupplyFault>,
+        fault: Option<&SupplyFault>,
         now: Time,
     ) -> Verdict {
         self.most = self.most.max(held);
@@ -72,17 +65,17 @@ impl Budget {
         if held >= target {
             (self.full_at, self.gained) = (now, 0);
         }
-        match trouble {
-            Some(_) => _ = self.trouble_since.get_or_insert(now),
-            None => self.trouble_since = None,
+        match fault {
+            Some(_) => _ = self.fault_since.get_or_insert(now),
+            None => self.fault_since = None,
         }
-        match (self.stopped, self.alarm(target, interval, trouble, now)) {
+        match (self.stopped, self.alarm(target, interval, fault, now)) {
             (false, Some(why)) => {
                 self.stopped = true;
                 Verdict::Stopped(why)
             }
-            // Not at the first key, or a trickle would be news each time.
-            (true, None) if trouble.is_none() && held > target / 2 => {
+            // Not at the first key, or a trickle would be reported each time.
+            (true, None) if fault.is_none() && held > target / 2 => {
                 self.stopped = false;
                 Verdict::Resumed
             }
@@ -90,36 +83,37 @@ impl Budget {
         }
     }
 
-    /// The other end can't be talked to: what is not seen meanwhile says nothing about the supply.
+    /// The peer can't be reached: until it can, missing keys say nothing about the supply.
     pub fn pause(&mut self, now: Time) {
-        (self.full_at, self.gained_at, self.gained, self.trouble_since) = (now, now, 0, None);
+        (self.full_at, self.gained_at, self.gained, self.fault_since) = (now, now, 0, None);
     }
 
     fn alarm(
         &self,
         target: usize,
         interval: Duration,
-        trouble: Option<&SupplyFault>,
+        fault: Option<&SupplyFault>,
         now: Time,
     ) -> Option<String> {
         if self.held >= target {
             return None;
         }
         let dry = now.since(self.full_at.max(self.gained_at));
-        let patience = (self.bare(interval) / 2).clamp(SHORT, PATIENCE);
-        if let Some(trouble) = trouble {
-            let lasted = self.trouble_since.map_or(Duration::ZERO, |since| now.since(since));
-            let long = if trouble.hard { SHORT } else { patience };
+        let patience = (self.bare(interval) / 2).clamp(MIN_FAULT_DURATION, MAX_LAG);
+        if let Some(fault) = fault {
+            let lasted = self.fault_since.map_or(Duration::ZERO, |since| now.since(since));
+            let long = if fault.hard { MIN_FAULT_DURATION } else { patience };
             if lasted >= long && dry >= long {
-                return Some(trouble.text.clone());
+                return Some(fault.text.clone());
             }
         }
-        if self.most > 0 && dry >= patience.max(interval * SEEN) {
+        if self.most > 0 && dry >= patience.max(interval * MIN_RATE_INTERVALS) {
             return Some("no new QKD key came, and nobody says why".to_owned());
         }
         let ends = self.lasts(interval, now);
-        let low = self.held <= target / 2 && now.since(self.full_at) >= (interval * SEEN).max(SHORT);
-        (self.most > 0 && low && self.shrinks(interval, now) && ends < HORIZON).then(|| {
+        let low = self.held <= target / 2
+            && now.since(self.full_at) >= (interval * MIN_RATE_INTERVALS).max(MIN_FAULT_DURATION);
+        (self.most > 0 && low && self.shrinks(interval, now) && ends < MAX_FORECAST).then(|| {
             format!(
                 "QKD keys come more slowly than they are used ({} in {} s, one each {} s is needed)",
                 self.gained,
@@ -136,24 +130,25 @@ impl Budget {
 
     /// Since the stock was last full, fewer keys came than are used.
     fn shrinks(&self, interval: Duration, now: Time) -> bool {
-        now.since(self.full_at) >= interval * SEEN
+        now.since(self.full_at) >= interval * MIN_RATE_INTERVALS
             && interval.saturating_mul(self.gained) < now.since(self.full_at)
     }
 
-    /// How long the stock lasts at the supply seen; while that keeps up, how long it would last without.
+    /// How long the stock lasts at the recent supply; while the supply keeps up, how long it would last
+    /// without it.
     #[must_use]
     pub fn lasts(&self, interval: Duration, now: Time) -> Duration {
         let bare = self.bare(interval);
         if !self.shrinks(interval, now) {
             return bare;
         }
-        // Used at 1 / interval, gained at `gained` / seen: the stock falls by the difference.
+        // Keys are used at 1 / interval and gained at `gained` / seen: the stock falls by the difference.
         let seen = now.since(self.full_at);
         let short = seen.saturating_sub(interval.saturating_mul(self.gained));
         bare.mul_f64((seen.as_secs_f64() / short.as_secs_f64().max(0.001)).min(1e6))
     }
 
-    /// Whether people were told that the supply stopped, and not yet that it came back.
+    /// Whether a stop of the supply was reported, and its end not yet.
     #[must_use]
     pub fn stopped(&self) -> bool {
         self.stopped
@@ -175,7 +170,7 @@ mod tests {
     /// A full stock of five at [`START`].
     fn full() -> Budget {
         let mut budget = Budget::new(START);
-        assert_eq!(budget.look(5, Some(5), MINUTE, None, START), Verdict::Same);
+        assert_eq!(budget.update(5, Some(5), MINUTE, None, START), Verdict::Same);
         budget
     }
 
@@ -183,11 +178,15 @@ mod tests {
     fn a_kme_that_is_down_is_told_of_within_seconds_of_the_first_missing_key() {
         let mut budget = full();
         let at = |s| START + S * s;
-        assert_eq!(budget.look(5, Some(5), MINUTE, Some(&hard()), at(50)), Verdict::Same, "none is missing");
-        assert_eq!(budget.look(4, Some(5), MINUTE, Some(&hard()), at(60)), Verdict::Stopped(hard().text));
+        assert_eq!(
+            budget.update(5, Some(5), MINUTE, Some(&hard()), at(50)),
+            Verdict::Same,
+            "none is missing"
+        );
+        assert_eq!(budget.update(4, Some(5), MINUTE, Some(&hard()), at(60)), Verdict::Stopped(hard().text));
         assert_eq!(budget.lasts(MINUTE, at(60)), MINUTE * 4);
-        assert_eq!(budget.look(3, Some(5), MINUTE, Some(&hard()), at(120)), Verdict::Same, "told once");
-        assert_eq!(budget.look(5, Some(5), MINUTE, None, at(130)), Verdict::Resumed);
+        assert_eq!(budget.update(3, Some(5), MINUTE, Some(&hard()), at(120)), Verdict::Same, "told once");
+        assert_eq!(budget.update(5, Some(5), MINUTE, None, at(130)), Verdict::Resumed);
     }
 
     #[test]
@@ -195,23 +194,23 @@ mod tests {
         let at = |s| START + S * s;
         let down = |held: usize| {
             let mut budget = full();
-            budget.look(4, Some(5), MINUTE, Some(&hard()), at(60));
-            budget.look(held, Some(5), MINUTE, Some(&hard()), at(240));
+            budget.update(4, Some(5), MINUTE, Some(&hard()), at(60));
+            budget.update(held, Some(5), MINUTE, Some(&hard()), at(240));
             assert!(budget.stopped());
             budget
         };
         // The first keys of many are no news yet, nor is half of them.
         let mut budget = down(0);
-        assert_eq!(budget.look(2, Some(5), MINUTE, None, at(241)), Verdict::Same);
-        assert_eq!(budget.look(3, Some(5), MINUTE, None, at(242)), Verdict::Resumed);
+        assert_eq!(budget.update(2, Some(5), MINUTE, None, at(241)), Verdict::Same);
+        assert_eq!(budget.update(3, Some(5), MINUTE, None, at(242)), Verdict::Resumed);
         let mut budget = down(0);
-        assert_eq!(budget.look(3, Some(6), MINUTE, None, at(241)), Verdict::Same);
-        assert_eq!(budget.look(4, Some(6), MINUTE, None, at(242)), Verdict::Resumed);
+        assert_eq!(budget.update(3, Some(6), MINUTE, None, at(241)), Verdict::Same);
+        assert_eq!(budget.update(4, Some(6), MINUTE, None, at(242)), Verdict::Resumed);
         assert!(!budget.stopped());
         // One came, and the KME is down again before anything is missing for long.
         let mut budget = down(3);
-        assert_eq!(budget.look(4, Some(5), MINUTE, Some(&hard()), at(241)), Verdict::Same);
-        assert_eq!(budget.look(4, Some(5), MINUTE, None, at(241)), Verdict::Resumed);
+        assert_eq!(budget.update(4, Some(5), MINUTE, Some(&hard()), at(241)), Verdict::Same);
+        assert_eq!(budget.update(4, Some(5), MINUTE, None, at(241)), Verdict::Resumed);
     }
 
     #[test]
@@ -221,8 +220,8 @@ mod tests {
             budget.pause(START + MINUTE * minute);
         }
         let back = START + MINUTE * 29;
-        assert_eq!(budget.look(4, Some(5), MINUTE, None, back + S), Verdict::Same);
-        assert_eq!(budget.look(5, Some(5), MINUTE, None, back + S * 2), Verdict::Same);
+        assert_eq!(budget.update(4, Some(5), MINUTE, None, back + S), Verdict::Same);
+        assert_eq!(budget.update(5, Some(5), MINUTE, None, back + S * 2), Verdict::Same);
     }
 
     #[test]
@@ -232,16 +231,16 @@ mod tests {
         for round in 0..20 {
             let at = START + MINUTE * round;
             for second in 0..20 {
-                let look = budget.look(4, Some(5), MINUTE, Some(&lag), at + S * second);
-                assert_eq!(look, Verdict::Same, "round {round} second {second}");
+                let verdict = budget.update(4, Some(5), MINUTE, Some(&lag), at + S * second);
+                assert_eq!(verdict, Verdict::Same, "round {round} second {second}");
             }
-            assert_eq!(budget.look(5, Some(5), MINUTE, None, at + S * 20), Verdict::Same);
+            assert_eq!(budget.update(5, Some(5), MINUTE, None, at + S * 20), Verdict::Same);
         }
         // With a second of stock left there is no patience.
         let mut budget = Budget::new(START);
-        budget.look(5, Some(5), S, None, START);
-        budget.look(1, Some(5), S, Some(&lag), START + S);
-        assert!(matches!(budget.look(1, Some(5), S, Some(&lag), START + S * 3), Verdict::Stopped(_)));
+        budget.update(5, Some(5), S, None, START);
+        budget.update(1, Some(5), S, Some(&lag), START + S);
+        assert!(matches!(budget.update(1, Some(5), S, Some(&lag), START + S * 3), Verdict::Stopped(_)));
     }
 
     #[test]
@@ -253,7 +252,7 @@ mod tests {
             // One key is used each minute, and one comes each 90 s while one is missing.
             held -= usize::from(second % 60 == 0);
             held = (held + usize::from(second % 90 == 45)).min(5);
-            if let Verdict::Stopped(why) = budget.look(held, Some(5), MINUTE, None, now) {
+            if let Verdict::Stopped(why) = budget.update(held, Some(5), MINUTE, None, now) {
                 assert!(why.contains("more slowly"), "{why}");
                 told = Some((second, held, budget.lasts(MINUTE, now)));
             }
@@ -275,14 +274,14 @@ mod tests {
         // Three came in three minutes, in which three were used.
         let mut budget = full();
         for (second, held) in [(20, 4), (40, 3), (60, 4), (80, 3), (120, 4), (140, 3), (180, 4)] {
-            assert_eq!(budget.look(held, Some(5), MINUTE, None, at(second)), Verdict::Same);
+            assert_eq!(budget.update(held, Some(5), MINUTE, None, at(second)), Verdict::Same);
         }
         assert_eq!(budget.lasts(MINUTE, at(180)), MINUTE * 4);
         // A second later that is too few, by little.
         assert!(budget.lasts(MINUTE, at(181)) > MINUTE * 100);
         // None came in two minutes, which says nothing yet.
         let mut budget = full();
-        budget.look(3, Some(5), MINUTE, None, at(120));
+        budget.update(3, Some(5), MINUTE, None, at(120));
         assert_eq!(budget.lasts(MINUTE, at(120)), MINUTE * 3);
     }
 
@@ -290,18 +289,18 @@ mod tests {
     fn a_supply_that_never_began_has_not_stopped() {
         let mut budget = Budget::new(START);
         for minute in 0..60 {
-            assert_eq!(budget.look(0, Some(5), MINUTE, None, START + MINUTE * minute), Verdict::Same);
+            assert_eq!(budget.update(0, Some(5), MINUTE, None, START + MINUTE * minute), Verdict::Same);
         }
     }
 
     #[test]
     fn a_source_that_says_nothing_is_told_of_before_the_stock_ends() {
         let mut budget = Budget::new(START);
-        budget.look(5, None, MINUTE, None, START);
+        budget.update(5, None, MINUTE, None, START);
         let mut told = None;
         for second in 1..300u32 {
             let held = 5 - usize::try_from(second / 60).unwrap();
-            if let Verdict::Stopped(why) = budget.look(held, None, MINUTE, None, START + S * second) {
+            if let Verdict::Stopped(why) = budget.update(held, None, MINUTE, None, START + S * second) {
                 assert!(why.contains("nobody says why"), "{why}");
                 told = Some(held);
             }

@@ -5,7 +5,7 @@
 pub struct SupplyFault {
     /// In words.
     pub text: String,
-    /// A KME cannot be asked, or has no keys; otherwise a key is merely not there yet.
+    /// A KME does not answer, or has no keys; otherwise a key is only late.
     pub hard: bool,
 }
 

@@ -1,11 +1,11 @@
-//! The initiator's stock: keys that it fetched as master SAE, each with what the responder says of it.
+//! The initiator's stock: keys that it fetched as master SAE, each with the responder's answer.
 
 use std::time::Duration;
 
 use qvpn_secret::SecretBuf;
 
 use super::fault::{FROM_FILE, SupplyFault};
-use super::limits::{GIVE_UP, MAX_KEY_AGE};
+use super::limits::{KEY_FETCH_TIMEOUT, MAX_KEY_AGE};
 use crate::backoff::backoff;
 use crate::key_schedule::qkd_check;
 use crate::kms::{FetchedKey, KeyKind, KeyName, KmsFailure};
@@ -13,17 +13,18 @@ use crate::wire::limits::{MAX_NAME, MAX_OFFER, MIN_QKD_KEY};
 use crate::wire::{KeyAvailability, MAX_OFFER_COST, OFFER_ROOM, StockAck, StockOffer, offer_cost};
 use qvpn_types::Time;
 
-/// After a failed fetch nothing was spent, and the KMS client lets a KME that is down rest: keys should be back soon after it
-/// is.
-const FIRST_RETRY: Duration = Duration::from_millis(250);
-const LAST_RETRY: Duration = Duration::from_secs(1);
-/// A key that the responder doesn't get for so long no longer counts: another is fetched beside it, else a few keys that
-/// one KME lost would leave no stock for 120 s. There are never more than twice as many keys as wanted.
-pub(super) const OVERDUE: Duration = Duration::from_secs(5);
-/// After keys that went bad, each of which is spent at the KME.
-const LAST_RETRY_SPENT: Duration = Duration::from_secs(10);
+/// A failed fetch uses no key, and the KMS client itself backs off from a KME that is down, so retries are
+/// frequent: keys should be back soon after the KME.
+const MIN_RETRY_DELAY: Duration = Duration::from_millis(250);
+const MAX_RETRY_DELAY: Duration = Duration::from_secs(1);
+/// A key that the responder doesn't get within this time no longer counts: another is fetched beside it, else
+/// a few keys that one KME lost would leave no stock for 120 s. There are never more than twice as many keys
+/// as wanted.
+pub(super) const OVERDUE_AFTER: Duration = Duration::from_secs(5);
+/// After keys that went bad, each of which the KME has used up.
+const MAX_RETRY_DELAY_AFTER_LOSS: Duration = Duration::from_secs(10);
 
-/// Why a key from a file is of no use.
+/// Why a key from a file can't be used.
 const NO_QKD: &str = "it is from a file, which is no QKD, and QKD is required";
 
 struct Key {
@@ -33,17 +34,18 @@ struct Key {
     since: Time,
     /// Both ends hold it, with the same bytes.
     held: bool,
-    /// The responder restarted since the key came: its KME may have delivered it to the life before, and then never again.
+    /// The responder restarted since the key came. Its KME may have delivered the key to the instance before,
+    /// and then never delivers it again.
     suspect: bool,
     /// The responder can't reach the KME that it would get the key from.
     unreachable: bool,
-    /// Attempts that named it and that wrong confirmations ended.
-    spoiled: u8,
+    /// Attempts with this key that wrong confirmations ended.
+    failed_confirmations: u8,
 }
 
 impl Key {
     fn overdue_at(&self) -> Time {
-        self.since + OVERDUE
+        self.since + OVERDUE_AFTER
     }
 
     fn counts(&self, now: Time) -> bool {
@@ -51,7 +53,7 @@ impl Key {
     }
 }
 
-/// What became of keys: their IDs and why, for people.
+/// IDs of keys that were lost, and why.
 pub type Lost = Vec<(String, String)>;
 
 /// The initiator's keys, oldest first.
@@ -60,14 +62,14 @@ pub struct InitiatorStock {
     target: usize,
     open: Option<u64>,
     failures: u32,
-    /// Times that delivered keys turned out to be of no use, since one was held.
+    /// How often delivered keys were unusable since one was held.
     spent: u32,
     retry_at: Option<Time>,
     offers: u64,
     revision: u64,
     changed: bool,
-    trouble: Option<SupplyFault>,
-    responder_trouble: Option<SupplyFault>,
+    fault: Option<SupplyFault>,
+    responder_fault: Option<SupplyFault>,
     /// The last key that was lost, while none was held since.
     loss: Option<SupplyFault>,
 }
@@ -86,8 +88,8 @@ impl InitiatorStock {
             offers: 0,
             revision: 0,
             changed: true,
-            trouble: None,
-            responder_trouble: None,
+            fault: None,
+            responder_fault: None,
             loss: None,
         }
     }
@@ -97,8 +99,8 @@ impl InitiatorStock {
         self.target = target.clamp(1, MAX_OFFER);
     }
 
-    /// How many keys to fetch now, under the number of the request; `None` while one is open, a failure is to be waited out, or
-    /// the stock is full.
+    /// How many keys to fetch now, under the number of the request; `None` while one is open, a failure is to
+    /// be waited out, or the stock is full.
     pub fn fetch(&mut self, now: Time, request: u64) -> Option<usize> {
         let counted = self.keys.iter().filter(|k| k.counts(now)).count();
         let most = (self.target * 2).min(MAX_OFFER).saturating_sub(self.keys.len());
@@ -112,8 +114,8 @@ impl InitiatorStock {
         Some(missing)
     }
 
-    /// The links whose keys the responder doesn't get: its KME there can't be reached, or hasn't had a key for a while. Where a site
-    /// has several KMEs, others are asked first until such keys are given up.
+    /// The links whose keys the responder doesn't get: its KME there can't be reached, or hasn't had a key
+    /// for a while. Where a site has several KMEs, others are asked first until such keys are given up.
     #[must_use]
     pub fn stuck_links(&self, now: Time) -> Vec<(String, String)> {
         let mut links: Vec<(String, String)> = Vec::new();
@@ -131,13 +133,14 @@ impl InitiatorStock {
         self.keys.iter().map(|k| offer_cost(&k.name)).sum()
     }
 
-    /// How many more keys surely fit one offer. Before the first came nobody knows how long this KME's names are.
+    /// How many more keys surely fit one offer. Before the first key the length of this KME's names is
+    /// unknown.
     fn room(&self) -> usize {
         let longest = self.keys.iter().map(|k| offer_cost(&k.name)).max().unwrap_or(MAX_OFFER_COST);
         (OFFER_ROOM - self.offered()) / longest
     }
 
-    /// QKD is required from now on: keys from a file are erased, so that they take no QKD key's place.
+    /// QKD is required from now on: keys from a file are erased, so that QKD keys take their place.
     pub fn only_qkd(&mut self) -> Lost {
         let mut lost = Vec::new();
         self.keys.retain(|k| {
@@ -150,8 +153,8 @@ impl InitiatorStock {
         lost
     }
 
-    /// Takes fetched keys in; those that are too short, badly named, known already, or of a source that is not enough are lost,
-    /// with the reason. `missing` says why no QKD key came, where those that came are none.
+    /// Takes fetched keys. Keys that are too short, badly named, known already, or from a file where QKD is
+    /// required are lost, with the reason. `missing` says why no QKD key came, if there is none among them.
     pub fn fetched(
         &mut self,
         request: u64,
@@ -188,7 +191,7 @@ impl InitiatorStock {
                     held: false,
                     suspect: false,
                     unreachable: false,
-                    spoiled: 0,
+                    failed_confirmations: 0,
                 });
                 continue;
             };
@@ -197,17 +200,17 @@ impl InitiatorStock {
         if self.keys.len() > before {
             self.changed = true;
             let qkd = self.keys[before..].iter().any(|k| k.kind == KeyKind::Qkd);
-            self.trouble = (!qkd).then(|| {
+            self.fault = (!qkd).then(|| {
                 let text = missing.map_or_else(|| FROM_FILE.to_owned(), |m| m.text);
                 SupplyFault { text, hard: true }
             });
             self.failures = 0;
         } else if lost.is_empty() {
-            self.trouble = Some(SupplyFault { text: "the KME delivered no key".to_owned(), hard: true });
+            self.fault = Some(SupplyFault { text: "the KME delivered no key".to_owned(), hard: true });
             self.wait(now);
         } else {
             if lost.iter().any(|(_, why)| why == NO_QKD) {
-                self.trouble = Some(SupplyFault { text: FROM_FILE.to_owned(), hard: true });
+                self.fault = Some(SupplyFault { text: FROM_FILE.to_owned(), hard: true });
             }
             self.wait_after_loss(&lost, now);
         }
@@ -215,32 +218,33 @@ impl InitiatorStock {
     }
 
     /// A fetch failed.
-    pub fn failed(&mut self, request: u64, trouble: KmsFailure, now: Time) {
+    pub fn failed(&mut self, request: u64, failure: KmsFailure, now: Time) {
         if self.open == Some(request) {
             self.open = None;
-            self.trouble = Some(SupplyFault { text: trouble.text, hard: true });
+            self.fault = Some(SupplyFault { text: failure.text, hard: true });
             self.wait(now);
         }
     }
 
     /// A KME answers again: if the last fetch failed, the next one is due now.
     pub fn on_kms_recovered(&mut self, now: Time) {
-        if self.trouble.is_some() {
+        if self.fault.is_some() {
             self.retry_at = self.retry_at.map(|at| at.min(now));
         }
     }
 
     fn wait(&mut self, now: Time) {
-        self.retry_at = Some(now + backoff(FIRST_RETRY, LAST_RETRY, self.failures));
+        self.retry_at = Some(now + backoff(MIN_RETRY_DELAY, MAX_RETRY_DELAY, self.failures));
         self.failures += 1;
     }
 
-    /// Keys that go bad one after the other must not drain the KME: fetch again later and later, until one is held.
+    /// Keys that go bad one after the other must not drain the KME: fetch again later and later, until one is
+    /// held.
     fn wait_after_loss(&mut self, lost: &Lost, now: Time) {
         if let Some((id, why)) = lost.last() {
             self.loss = Some(SupplyFault { text: format!("QKD key {id} was lost: {why}"), hard: true });
         }
-        self.retry_at = Some(now + backoff(FIRST_RETRY, LAST_RETRY_SPENT, self.spent));
+        self.retry_at = Some(now + backoff(MIN_RETRY_DELAY, MAX_RETRY_DELAY_AFTER_LOSS, self.spent));
         self.spent += 1;
     }
 
@@ -251,7 +255,7 @@ impl InitiatorStock {
             let age = now.since(k.since);
             let why = if age >= MAX_KEY_AGE {
                 "it was not used for an hour"
-            } else if !k.held && age >= GIVE_UP {
+            } else if !k.held && age >= KEY_FETCH_TIMEOUT {
                 "the other site could not get it from its KME within 120 s"
             } else {
                 return true;
@@ -266,7 +270,7 @@ impl InitiatorStock {
     /// When [`age`](Self::age) or [`fetch`](Self::fetch) has something to do next.
     #[must_use]
     pub fn next_due(&self, now: Time) -> Option<Time> {
-        let ages = self.keys.iter().map(|k| k.since + if k.held { MAX_KEY_AGE } else { GIVE_UP });
+        let ages = self.keys.iter().map(|k| k.since + if k.held { MAX_KEY_AGE } else { KEY_FETCH_TIMEOUT });
         let overdue = self.keys.iter().filter(|k| !k.held).map(Key::overdue_at).filter(|at| *at > now);
         let counted = self.keys.iter().filter(|k| k.counts(now)).count();
         let retry = self.retry_at.filter(|at| self.open.is_none() && counted < self.target && *at > now);
@@ -281,7 +285,7 @@ impl InitiatorStock {
         })
     }
 
-    /// The other end started anew: what it said before is void, and it needs the whole offer.
+    /// The peer restarted: its earlier answers are void, and it needs the whole offer.
     pub fn forget_answers(&mut self) {
         for key in &mut self.keys {
             key.held = false;
@@ -291,13 +295,13 @@ impl InitiatorStock {
         self.changed = true;
     }
 
-    /// Takes the responder's answers in. A key whose check value differs is dropped before it is ever used.
+    /// Takes the responder's answers. A key whose check value differs is dropped before it is used.
     pub fn answered(&mut self, ack: &StockAck, now: Time) -> Lost {
         if ack.number > self.offers || ack.revision <= self.revision {
             return Vec::new();
         }
         self.revision = ack.revision;
-        self.responder_trouble = None;
+        self.responder_fault = None;
         let mut lost = Vec::new();
         for (id, held) in &ack.keys {
             let Some(at) = self.keys.iter().position(|k| k.name.id == *id) else { continue };
@@ -321,12 +325,12 @@ impl InitiatorStock {
                 }
                 KeyAvailability::NotFound => {
                     let text = format!("the other site's KME does not know key {id} (yet)");
-                    self.responder_trouble.get_or_insert(SupplyFault { text, hard: false });
+                    self.responder_fault.get_or_insert(SupplyFault { text, hard: false });
                     continue;
                 }
                 KeyAvailability::Unavailable => {
                     let text = "the other site cannot reach its KME".to_owned();
-                    self.responder_trouble = Some(SupplyFault { text, hard: true });
+                    self.responder_fault = Some(SupplyFault { text, hard: true });
                     continue;
                 }
             };
@@ -358,14 +362,14 @@ impl InitiatorStock {
         self.keys.iter().find(|k| k.name.id == id).map(|k| &k.secret)
     }
 
-    /// An epoch used the key up: it is erased.
+    /// An epoch used the key: it is erased.
     pub fn used(&mut self, id: &str) {
         let before = self.keys.len();
         self.keys.retain(|k| k.name.id != id);
         self.changed |= self.keys.len() != before;
     }
 
-    /// The responder says that it does not hold the key: it is not named again until the responder says otherwise.
+    /// The responder does not hold the key: it is not named again until the responder reports it as held.
     pub fn refused(&mut self, id: &str) {
         self.keys.iter_mut().filter(|k| k.name.id == id).for_each(|k| k.held = false);
     }
@@ -373,8 +377,8 @@ impl InitiatorStock {
     /// Wrong confirmations ended an attempt with this key; the second time it is dropped.
     pub fn on_confirmation_failed(&mut self, id: &str) {
         if let Some(key) = self.keys.iter_mut().find(|k| k.name.id == id) {
-            key.spoiled += 1;
-            if key.spoiled >= 2 {
+            key.failed_confirmations += 1;
+            if key.failed_confirmations >= 2 {
                 self.used(id);
             }
         }
@@ -390,7 +394,7 @@ impl InitiatorStock {
     #[must_use]
     pub fn fault(&self) -> Option<&SupplyFault> {
         let loss = self.loss.as_ref().filter(|_| self.count(KeyKind::Qkd) == 0);
-        self.trouble.as_ref().or(self.responder_trouble.as_ref()).or(loss)
+        self.fault.as_ref().or(self.responder_fault.as_ref()).or(loss)
     }
 
     /// How many keys are to be held.

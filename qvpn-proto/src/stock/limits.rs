@@ -4,5 +4,5 @@ use std::time::Duration;
 
 /// A key is erased after an hour.
 pub const MAX_KEY_AGE: Duration = Duration::from_secs(3600);
-/// A key that the responder cannot get for so long is dropped.
-pub const GIVE_UP: Duration = Duration::from_secs(120);
+/// A key that the responder cannot get within this time is dropped.
+pub const KEY_FETCH_TIMEOUT: Duration = Duration::from_secs(120);

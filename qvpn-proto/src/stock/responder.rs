@@ -5,7 +5,7 @@ use std::time::Duration;
 use qvpn_secret::SecretBuf;
 
 use super::fault::{FROM_FILE, SupplyFault};
-use super::limits::{GIVE_UP, MAX_KEY_AGE};
+use super::limits::{KEY_FETCH_TIMEOUT, MAX_KEY_AGE};
 use crate::backoff::backoff;
 use crate::key_schedule::qkd_check;
 use crate::kms::{FetchedKey, KeyKind, KeyName, KmsFailure, KmsFailureKind};
@@ -13,17 +13,18 @@ use crate::wire::limits::MIN_QKD_KEY;
 use crate::wire::{KeyAvailability, StockAck, StockOffer};
 use qvpn_types::Time;
 
-const FIRST_RETRY: Duration = Duration::from_millis(200);
-const LAST_RETRY: Duration = Duration::from_secs(1);
-/// Keys that are due within so long are asked for in one request.
-const TOGETHER: Duration = Duration::from_millis(250);
-/// New IDs that may be asked of the KME: a burst, and one more each `REFILL`. The fastest rekeying needs ten a second.
-const BURST: u32 = 40;
-const REFILL: Duration = Duration::from_millis(50);
+const MIN_RETRY_DELAY: Duration = Duration::from_millis(200);
+const MAX_RETRY_DELAY: Duration = Duration::from_secs(1);
+/// Keys that are due within this time are fetched in one request.
+const FETCH_BATCH_DELAY: Duration = Duration::from_millis(250);
+/// New IDs that may be requested from the KME: a burst, and one more each `REFILL_INTERVAL`. The fastest rekeying
+/// needs ten a second.
+const FETCH_BURST: u32 = 40;
+const REFILL_INTERVAL: Duration = Duration::from_millis(50);
 
 enum EntryState {
     Wanted { retry_at: Time, failures: u32, answer: KeyAvailability },
-    Have { kind: KeyKind, secret: SecretBuf, check: [u8; 16], since: Time, spoiled: u8 },
+    Have { kind: KeyKind, secret: SecretBuf, check: [u8; 16], since: Time, failed_confirmations: u8 },
     Gone,
 }
 
@@ -42,7 +43,7 @@ pub struct ResponderStock {
     open: Option<(u64, Vec<String>)>,
     tokens: u32,
     refilled_at: Time,
-    trouble: Option<SupplyFault>,
+    fault: Option<SupplyFault>,
 }
 
 impl ResponderStock {
@@ -55,18 +56,18 @@ impl ResponderStock {
             revision: 0,
             changed: false,
             open: None,
-            tokens: BURST,
+            tokens: FETCH_BURST,
             refilled_at: now,
-            trouble: None,
+            fault: None,
         }
     }
 
-    /// The other end started anew and counts its offers from one again. Keys stay until its first offer.
+    /// The peer restarted and counts its offers from one again. Keys stay until its first offer.
     pub fn forget_offers(&mut self) {
         self.offer = 0;
     }
 
-    /// Takes an offer in: keys that are no longer offered are erased, new ones are wanted.
+    /// Takes an offer: keys that are no longer offered are erased, new ones are fetched.
     pub fn offered(&mut self, offer: StockOffer, now: Time) {
         if offer.number <= self.offer {
             return;
@@ -101,14 +102,15 @@ impl ResponderStock {
         }
     }
 
-    /// The keys to ask for now, under the number of the request; at most one request is open.
+    /// The keys to fetch now, under the number of the request; at most one request is open.
     pub fn fetch(&mut self, now: Time, request: u64) -> Option<Vec<KeyName>> {
         if self.open.is_some() {
             return None;
         }
-        let refills = now.since(self.refilled_at).as_millis() / REFILL.as_millis();
+        let refills = now.since(self.refilled_at).as_millis() / REFILL_INTERVAL.as_millis();
         if refills > 0 {
-            self.tokens = BURST.min(self.tokens.saturating_add(u32::try_from(refills).unwrap_or(BURST)));
+            self.tokens =
+                FETCH_BURST.min(self.tokens.saturating_add(u32::try_from(refills).unwrap_or(FETCH_BURST)));
             self.refilled_at = now;
         }
         let mut names = Vec::new();
@@ -120,7 +122,7 @@ impl ResponderStock {
             return None;
         }
         for entry in &self.entries {
-            if wanted(entry).is_some_and(|retry_at| retry_at <= now + TOGETHER) && self.tokens > 0 {
+            if wanted(entry).is_some_and(|retry_at| retry_at <= now + FETCH_BATCH_DELAY) && self.tokens > 0 {
                 self.tokens -= 1;
                 names.push(entry.name.clone());
             }
@@ -132,12 +134,12 @@ impl ResponderStock {
         Some(names)
     }
 
-    /// Takes an answer of the KMS in: the keys that came, and what is wrong with the rest.
+    /// Takes an answer of the KMS: the keys that came, and what is wrong with the rest.
     pub fn fetched(
         &mut self,
         request: u64,
         keys: Vec<FetchedKey>,
-        trouble: Option<&KmsFailure>,
+        failure: Option<&KmsFailure>,
         qkd_only: bool,
         now: Time,
     ) {
@@ -153,15 +155,15 @@ impl ResponderStock {
             let wanted = enough && asked.contains(&name.id) && secret.len() >= MIN_QKD_KEY;
             if let Some(entry) = self.entries.iter_mut().find(|e| wanted && e.name.id == name.id) {
                 let check = qkd_check(&secret, &name.id);
-                entry.state = EntryState::Have { kind, secret, check, since: now, spoiled: 0 };
+                entry.state = EntryState::Have { kind, secret, check, since: now, failed_confirmations: 0 };
             }
         }
-        let kind = trouble.map_or(KmsFailureKind::NotFound, |t| t.kind);
+        let kind = failure.map_or(KmsFailureKind::NotFound, |t| t.kind);
         let mut missing = false;
         for entry in self.entries.iter_mut().filter(|e| asked.contains(&e.name.id)) {
             if let EntryState::Wanted { retry_at, failures, answer } = &mut entry.state {
                 missing = true;
-                *retry_at = now + backoff(FIRST_RETRY, LAST_RETRY, *failures);
+                *retry_at = now + backoff(MIN_RETRY_DELAY, MAX_RETRY_DELAY, *failures);
                 *failures += 1;
                 *answer = if kind == KmsFailureKind::NotFound {
                     KeyAvailability::NotFound
@@ -170,13 +172,13 @@ impl ResponderStock {
                 };
             }
         }
-        let hard = kind == KmsFailureKind::Unavailable || trouble.is_none();
-        let text = trouble.map(|t| t.text.clone()).or_else(|| no_qkd.then(|| FROM_FILE.to_owned()));
-        self.trouble = text.filter(|_| missing).map(|text| SupplyFault { text, hard });
+        let hard = kind == KmsFailureKind::Unavailable || failure.is_none();
+        let text = failure.map(|t| t.text.clone()).or_else(|| no_qkd.then(|| FROM_FILE.to_owned()));
+        self.fault = text.filter(|_| missing).map(|text| SupplyFault { text, hard });
         self.changed = true;
     }
 
-    /// A KME answers again: what it could not be asked for is due now. Keys that it doesn't know are not.
+    /// A KME answers again: keys that it could not deliver are due now. Keys that it doesn't know are not.
     pub fn on_kms_recovered(&mut self, now: Time) {
         for entry in &mut self.entries {
             if let EntryState::Wanted { retry_at, answer: KeyAvailability::Unavailable, .. } =
@@ -187,11 +189,11 @@ impl ResponderStock {
         }
     }
 
-    /// Gives up on keys that could not be got in time, and erases those that are too old.
+    /// Gives up keys that could not be fetched in time, and erases those that are too old.
     pub fn age(&mut self, now: Time) {
         for entry in &mut self.entries {
             let over = match &entry.state {
-                EntryState::Wanted { .. } => now.since(entry.offered_at) >= GIVE_UP,
+                EntryState::Wanted { .. } => now.since(entry.offered_at) >= KEY_FETCH_TIMEOUT,
                 EntryState::Have { since, .. } => now.since(*since) >= MAX_KEY_AGE,
                 EntryState::Gone => false,
             };
@@ -207,9 +209,9 @@ impl ResponderStock {
     pub fn next_due(&self, now: Time) -> Option<Time> {
         let busy = self.open.is_some();
         let times = self.entries.iter().filter_map(|e| match &e.state {
-            EntryState::Wanted { .. } if busy => Some(e.offered_at + GIVE_UP),
-            EntryState::Wanted { .. } if self.tokens == 0 => Some(now + REFILL),
-            EntryState::Wanted { retry_at, .. } => Some((*retry_at).min(e.offered_at + GIVE_UP)),
+            EntryState::Wanted { .. } if busy => Some(e.offered_at + KEY_FETCH_TIMEOUT),
+            EntryState::Wanted { .. } if self.tokens == 0 => Some(now + REFILL_INTERVAL),
+            EntryState::Wanted { retry_at, .. } => Some((*retry_at).min(e.offered_at + KEY_FETCH_TIMEOUT)),
             EntryState::Have { since, .. } => Some(*since + MAX_KEY_AGE),
             EntryState::Gone => None,
         });
@@ -248,7 +250,7 @@ impl ResponderStock {
         })
     }
 
-    /// An epoch used the key up: it is erased, and never fetched again.
+    /// An epoch used the key: it is erased, and never fetched again.
     pub fn used(&mut self, id: &str) {
         self.entries.iter_mut().filter(|e| e.name.id == id).for_each(|e| e.state = EntryState::Gone);
     }
@@ -256,16 +258,16 @@ impl ResponderStock {
     /// Wrong confirmations ended an attempt with this key; the second time it is erased.
     pub fn on_confirmation_failed(&mut self, id: &str) {
         let Some(entry) = self.entries.iter_mut().find(|e| e.name.id == id) else { return };
-        if let EntryState::Have { spoiled, .. } = &mut entry.state {
-            *spoiled += 1;
-            if *spoiled >= 2 {
+        if let EntryState::Have { failed_confirmations, .. } = &mut entry.state {
+            *failed_confirmations += 1;
+            if *failed_confirmations >= 2 {
                 entry.state = EntryState::Gone;
                 self.changed = true;
             }
         }
     }
 
-    /// The initiator made an offer, and there is no key in it that could still be used.
+    /// The initiator made an offer, and no key in it can still be used.
     #[must_use]
     pub fn lacks_offers(&self) -> bool {
         self.offer > 0 && self.entries.iter().all(|e| matches!(e.state, EntryState::Gone))
@@ -283,6 +285,6 @@ impl ResponderStock {
     /// What is wrong with the supply, in words.
     #[must_use]
     pub fn fault(&self) -> Option<&SupplyFault> {
-        self.trouble.as_ref()
+        self.fault.as_ref()
     }
 }

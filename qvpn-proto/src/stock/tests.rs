@@ -5,7 +5,7 @@ use qvpn_secret::SecretBuf;
 use std::time::Duration;
 
 use super::fault::FROM_FILE;
-use super::limits::{GIVE_UP, MAX_KEY_AGE};
+use super::limits::{KEY_FETCH_TIMEOUT, MAX_KEY_AGE};
 use super::*;
 use crate::key_schedule::qkd_check;
 use crate::kms::{FetchedKey, KeyKind, KeyName, KmsFailure, KmsFailureKind};
@@ -146,11 +146,11 @@ fn keys_of_the_master_go_at_their_time() {
     let mut stock = master(&["one", "two"]);
     let _ =
         stock.answered(&answers(1, 1, &[("one", right("one")), ("two", KeyAvailability::NotFound)]), START);
-    assert!(stock.age(START + (GIVE_UP - MOMENT)).is_empty());
-    let lost = stock.age(START + GIVE_UP);
+    assert!(stock.age(START + (KEY_FETCH_TIMEOUT - MOMENT)).is_empty());
+    let lost = stock.age(START + KEY_FETCH_TIMEOUT);
     assert!(lost.len() == 1 && lost[0].0 == "two" && lost[0].1.contains("120 s"), "{lost:?}");
     assert_eq!(stock.offer().unwrap().keys, [name("one")]);
-    assert_eq!(stock.next_due(START + GIVE_UP), Some(START + MAX_KEY_AGE));
+    assert_eq!(stock.next_due(START + KEY_FETCH_TIMEOUT), Some(START + MAX_KEY_AGE));
     assert!(stock.age(START + (MAX_KEY_AGE - MOMENT)).is_empty());
     assert!(stock.offer().is_none());
     let lost = stock.age(START + MAX_KEY_AGE);
@@ -162,7 +162,7 @@ fn keys_of_the_master_go_at_their_time() {
 #[test]
 fn keys_that_the_responder_does_not_get_are_made_up_for_but_not_without_end() {
     let mut stock = master(&["one", "two"]);
-    let overdue = START + initiator::OVERDUE;
+    let overdue = START + initiator::OVERDUE_AFTER;
     assert_eq!(stock.next_due(START), Some(overdue));
     assert_eq!(stock.fetch(overdue - MOMENT, 2), None, "two are enough while they may still come");
     assert!(stock.stuck_links(overdue - MOMENT).is_empty());
@@ -170,7 +170,7 @@ fn keys_that_the_responder_does_not_get_are_made_up_for_but_not_without_end() {
     assert_eq!(stock.fetch(overdue, 2), Some(2));
     let keys = vec![key("red"), key("blue")];
     assert!(stock.fetched(2, keys, None, true, overdue).is_empty());
-    let later = overdue + initiator::OVERDUE;
+    let later = overdue + initiator::OVERDUE_AFTER;
     assert_eq!(stock.fetch(later, 3), None, "twice as many as wanted, at most");
     // Those that it has count for as long as they are there.
     let says = ["one", "two"].map(|id| (id, right(id)));
@@ -381,9 +381,9 @@ fn keys_of_the_slave_go_at_their_time_and_for_good() {
 
     let mut stock = ResponderStock::new(START);
     stock.offered(StockOffer { number: 1, keys: vec![name("one")] }, START);
-    stock.age(START + (GIVE_UP - MOMENT));
+    stock.age(START + (KEY_FETCH_TIMEOUT - MOMENT));
     assert!(!stock.lacks_offers());
-    stock.age(START + GIVE_UP);
+    stock.age(START + KEY_FETCH_TIMEOUT);
     assert!(stock.lacks_offers(), "it could not be got");
 
     let mut stock = ResponderStock::new(START);

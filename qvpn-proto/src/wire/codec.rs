@@ -1,5 +1,5 @@
-//! Reads and writes the fields of control messages. Every read is bounded by the message, so a parser that uses only
-//! these can neither panic nor allocate more than the message holds.
+//! Reads and writes the fields of control messages. Every read is bounded by the message, so a parser that
+//! uses only these can neither panic nor allocate more than the message holds.
 
 use super::limits::MAX_NAME;
 
@@ -15,7 +15,7 @@ pub enum ParseError {
     /// A field has a value that this version does not know or allow.
     #[error("the field `{0}` has a value that is not allowed")]
     Value(&'static str),
-    /// The other end speaks another version of the protocol.
+    /// The peer speaks another version of the protocol.
     #[error("the other end speaks version {0} of the protocol, this is version 1")]
     Version(u8),
 }

@@ -1,5 +1,6 @@
-//! A fragment: the minimal IPv6 packet in which a piece of a control message travels through the control session.
-//! boringtun carries only what looks like IP, so each piece has an IPv6 header with next header 253 (RFC 3692).
+//! A fragment: the minimal IPv6 packet in which a piece of a control message travels through the control
+//! session. boringtun carries only what looks like IP, so each piece has an IPv6 header with next header 253
+//! (RFC 3692).
 
 use super::codec::{ParseError, Reader};
 use super::limits::{
@@ -27,19 +28,19 @@ pub enum MessageType {
     Accept = 5,
     /// [`Confirm`](super::Confirm)
     Confirm = 6,
-    /// Please propose now, and why: [`RekeyReason`](super::RekeyReason)
+    /// Asks the initiator to propose, and says why: [`RekeyReason`](super::RekeyReason)
     Rekey = 7,
-    /// Are you there? Empty.
+    /// Asks for a `Pong`. Empty.
     Ping = 8,
-    /// I am. Empty.
+    /// Answers a `Ping`. Empty.
     Pong = 9,
-    /// A clean stop. Empty.
+    /// The sender stops. Empty.
     Bye = 10,
     /// [`Reject`](super::Reject)
     Reject = 11,
     /// The ID of a message that arrived whole.
     Ack = 12,
-    /// The lanes on which the sender hears nothing: [`LaneSet`](super::LaneSet)
+    /// The lanes on which the sender receives nothing: [`LaneSet`](super::LaneSet)
     Lanes = 13,
 }
 
@@ -117,7 +118,8 @@ impl<'a> Fragment<'a> {
         out.extend_from_slice(&[0x60, 0, 0, 0]);
         out.extend_from_slice(&length.to_be_bytes());
         out.extend_from_slice(&[NEXT_HEADER, 1]);
-        // Link-local fe80::1 to fe80::2: the packet never leaves the session, and boringtun only wants a source.
+        // Link-local fe80::1 to fe80::2: the packet never leaves the session, and boringtun only wants a
+        // source.
         for last in [1u8, 2] {
             out.extend_from_slice(&[0xfe, 0x80, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, last]);
         }

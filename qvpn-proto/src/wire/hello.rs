@@ -1,4 +1,5 @@
-//! `Hello`: who an end is and what it wants, in force until its next one. Its bytes are part of every transcript.
+//! `Hello`: the identity and the settings of a side, in force until its next `Hello`. Its bytes are part of
+//! every transcript.
 
 use super::codec::{ParseError, Reader, put_name, put_option};
 use crate::config::{QkdPolicy, Role};
@@ -8,7 +9,7 @@ use qvpn_types::Suite;
 /// The protocol version.
 pub const VERSION: u8 = 1;
 
-/// An end's introduction.
+/// The identity and the settings of a side.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Hello {
     /// Random, new at each start.
@@ -54,7 +55,7 @@ impl Hello {
     /// Parses a whole message.
     ///
     /// # Errors
-    /// [`ParseError`] names the field; another version is told apart, so that it can be refused in words.
+    /// [`ParseError`] names the field. Another version has its own error, so that it can be refused by name.
     pub fn parse(bytes: &[u8]) -> Result<Self, ParseError> {
         let mut r = Reader::new(bytes);
         let version = r.u8("version")?;

@@ -1,4 +1,4 @@
-//! `Lanes`: on which lanes the sender hears nothing, so that the other end sends nothing more by them.
+//! `Lanes`: the lanes on which the sender receives nothing, so that the peer sends nothing more by them.
 
 use super::codec::{ParseError, Reader};
 

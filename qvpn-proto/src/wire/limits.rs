@@ -1,11 +1,13 @@
-//! All limits of the control messages in one place. A peer that exceeds one gets its message dropped, never memory.
+//! All limits of the control messages in one place. A peer that exceeds one gets its message dropped, never
+//! memory.
 
 /// Largest control message, in bytes, before it is cut into fragments.
 pub const MAX_MESSAGE: usize = 16 * 1024;
 /// Largest IPv6 packet that the control session carries: 1,280 bytes less outer IPv6, UDP and WireGuard's 32.
 pub const MAX_LINK_PACKET: usize = 1200;
 /// Largest packet that the control session carries: a padded `Ping` that probes the path, see
-/// [`path_mtu`](crate::path_mtu). With the session's own bytes it is as large as a data packet of so many inner bytes.
+/// [`path_mtu`](crate::path_mtu). With the session's own bytes it is as large as a data packet with an inner
+/// packet of this size.
 pub const MAX_PROBE: usize = 1420;
 /// Fixed IPv6 header before each fragment (RFC 8200 section 3).
 pub const IPV6_HEADER: usize = 40;

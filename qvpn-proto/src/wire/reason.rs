@@ -1,12 +1,12 @@
-//! Why an end refuses a message, and why the responder asks for an epoch: one byte on the wire each, and words for both
-//! logs.
+//! Why a side refuses a message, and why the responder asks for an epoch: one byte on the wire each, and
+//! words for both logs.
 
 use super::codec::{ParseError, Reader};
 
 /// Why a message was refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum RejectReason {
-    /// The other end speaks another protocol version.
+    /// The peer speaks another version of the protocol.
     Version = 1,
     /// The QKD policies cannot meet, or an epoch would break one.
     Policy = 2,
@@ -14,11 +14,11 @@ pub enum RejectReason {
     Suite = 3,
     /// The ML-KEM key is not the one that the config names.
     Identity = 4,
-    /// Both ends have the same role.
+    /// Both sides have the same role.
     Role = 5,
     /// A SAE ID is not the one that the config names.
     SaeId = 6,
-    /// The pre-shared keys differ, or one end has none.
+    /// The pre-shared keys differ, or one side has none.
     Psk = 7,
     /// The QKD key is not in the responder's stock.
     UnknownKeyId = 8,

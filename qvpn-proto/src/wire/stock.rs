@@ -83,7 +83,8 @@ impl StockOffer {
         out
     }
 
-    /// Parses a whole message; the same ID twice is refused, and so is an offer whose answer would not fit a message.
+    /// Parses a whole message; the same ID twice is refused, and so is an offer whose answer would not fit a
+    /// message.
     ///
     /// # Errors
     /// [`ParseError`] names the field.

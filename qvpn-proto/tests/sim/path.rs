@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use qvpn_proto::path_mtu::MOST;
+use qvpn_proto::path_mtu::MAX_PATH_MTU;
 use qvpn_proto::wire::LaneSet;
 use qvpn_proto::{PeerEvent, PeerState, QkdPolicy};
 
@@ -58,7 +58,7 @@ fn measured(seed: u64, faults: Faults, path: usize, within: Duration, expected: 
     let mut world = world(seed, path, faults);
     world.traffic(50 * MS);
     world.run(within / 2);
-    let last = |world: &World| told(world, 0).last().copied().unwrap_or(MOST);
+    let last = |world: &World| told(world, 0).last().copied().unwrap_or(MAX_PATH_MTU);
     if !world.run_until(within / 2, |w| last(w) == expected) {
         let told = told(&world, 0);
         world.fail(&format!("{told:?} of a path of {path}"));
