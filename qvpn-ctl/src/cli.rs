@@ -1,6 +1,7 @@
 //! The commands and their arguments. The doc comments are the text of `--help` and of the man pages.
 
 use std::path::PathBuf;
+use std::time::SystemTime;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::engine::ArgValueCompleter;
@@ -48,29 +49,34 @@ pub(crate) enum Command {
         #[arg(value_parser = interface, add = ArgValueCompleter::new(complete::interfaces))]
         interface: Option<String>,
         /// One peer: its name, public key or fingerprint, or the beginning of one.
-        #[arg(add = ArgValueCompleter::new(complete::peers))]
+        #[arg(add = ArgValueCompleter::new(complete::peers), conflicts_with = "named")]
         peer: Option<String>,
+        #[command(flatten)]
+        filter: PeerFilter,
         /// Show only one line for each peer.
         #[arg(long, short, conflicts_with = "json")]
         brief: bool,
+        /// Show all details, also of more than 20 peers.
+        #[arg(long, conflicts_with_all = ["brief", "json"])]
+        all: bool,
         /// Print JSON.
         #[arg(long)]
         json: bool,
     },
     /// Start a new epoch now.
     Rekey {
-        /// The interface.
-        #[arg(value_parser = interface, add = ArgValueCompleter::new(complete::interfaces))]
-        interface: String,
+        /// The interface [default: the only one]. A single argument that is not an interface is a peer.
+        #[arg(add = ArgValueCompleter::new(complete::interfaces))]
+        interface: Option<String>,
         /// A peer's name, public key or fingerprint, or the beginning of one [default: all peers].
         #[arg(add = ArgValueCompleter::new(complete::peers))]
         peer: Option<String>,
     },
     /// Reload the config; if it is refused, nothing changes.
     Reload {
-        /// The interface.
+        /// The interface [default: the only one].
         #[arg(value_parser = interface, add = ArgValueCompleter::new(complete::interfaces))]
-        interface: String,
+        interface: Option<String>,
     },
     /// List, add, change and remove peers while the tunnel runs.
     #[command(subcommand)]
@@ -97,9 +103,11 @@ pub(crate) enum Command {
     Kms(KmsCommand),
     /// Print the latest events, one per line.
     Events {
-        /// The interface.
+        /// The interface [default: the only one].
         #[arg(value_parser = interface, add = ArgValueCompleter::new(complete::interfaces))]
-        interface: String,
+        interface: Option<String>,
+        #[command(flatten)]
+        filter: EventFilter,
         /// Wait for later events.
         #[arg(long, short)]
         follow: bool,
@@ -109,18 +117,20 @@ pub(crate) enum Command {
     },
     /// Print all metrics in Prometheus' text format, for example for node_exporter's textfile collector.
     Metrics {
-        /// The interface.
+        /// The interface [default: the only one].
         #[arg(value_parser = interface, add = ArgValueCompleter::new(complete::interfaces))]
-        interface: String,
+        interface: Option<String>,
         /// Print JSON.
         #[arg(long)]
         json: bool,
     },
     /// Show an interface live: throughput, keys, stock, KMEs.
     Top {
-        /// The interface.
+        /// The interface [default: the only one].
         #[arg(value_parser = interface, add = ArgValueCompleter::new(complete::interfaces))]
-        interface: String,
+        interface: Option<String>,
+        #[command(flatten)]
+        filter: PeerFilter,
     },
     /// Print the script that makes a shell complete commands, interfaces and peers.
     Completions {
@@ -128,8 +138,13 @@ pub(crate) enum Command {
         #[arg(value_enum)]
         shell: Shell,
     },
+    /// Print the versions of this program and of the running daemons.
+    Version {
+        /// Also print the process IDs, the control API, the status schema and the directories.
+        #[arg(long, short)]
+        verbose: bool,
+    },
     /// Write the man pages, from the same text as this help.
-    #[command(hide = true)]
     Man {
         /// The directory to write to.
         dir: PathBuf,
@@ -159,6 +174,53 @@ pub(crate) enum Command {
         #[arg(value_parser = interface, add = ArgValueCompleter::new(complete::interfaces))]
         interface: Option<String>,
     },
+}
+
+/// Which peers to show.
+#[derive(Debug, Default, Args)]
+pub(crate) struct PeerFilter {
+    /// Show only peers that are not up.
+    #[arg(long)]
+    pub(crate) down: bool,
+    /// Show only this peer: its name, public key or fingerprint, or the beginning of one.
+    #[arg(id = "named", long = "peer", value_name = "PEER", add = ArgValueCompleter::new(complete::peers))]
+    pub(crate) peer: Option<String>,
+}
+
+/// Which events to print.
+#[derive(Debug, Default, Args)]
+pub(crate) struct EventFilter {
+    /// Print only events of this peer, by its whole name.
+    #[arg(long, value_name = "PEER", add = ArgValueCompleter::new(complete::peers))]
+    pub(crate) peer: Option<String>,
+    /// Print only events of these kinds, such as epoch.failed, or of a group, such as kme.
+    #[arg(long, value_name = "KIND,…", value_delimiter = ',')]
+    pub(crate) kind: Vec<String>,
+    /// Print only events of this level or a higher one.
+    #[arg(long, value_enum, default_value_t = EventLevel::Info)]
+    pub(crate) level: EventLevel,
+    /// Print only events since then: an age such as 90s, 10m, 2h or 1d, or a time such as 2026-12-01T10:00:00Z.
+    #[arg(long, value_name = "TIME", value_parser = since)]
+    pub(crate) since: Option<SystemTime>,
+}
+
+/// The level of an event.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum EventLevel {
+    /// All events.
+    #[default]
+    Info,
+    /// Events that an operator should look at.
+    Warn,
+}
+
+/// An age, or a time of RFC 3339.
+fn since(text: &str) -> Result<SystemTime, String> {
+    if let Ok(time) = humantime::parse_rfc3339_weak(text) {
+        return Ok(time);
+    }
+    let age = humantime::parse_duration(text).ok().and_then(|age| SystemTime::now().checked_sub(age));
+    age.ok_or_else(|| "write an age such as 10m or a time such as 2026-12-01T10:00:00Z".to_owned())
 }
 
 #[derive(Subcommand)]
@@ -344,5 +406,16 @@ mod tests {
             assert!(interface(bad).is_err(), "{bad}");
         }
         assert_eq!(interface("qvpn0"), Ok("qvpn0".to_owned()));
+    }
+
+    #[test]
+    fn a_time_is_an_age_or_a_date() {
+        let age = |text: &str| SystemTime::now().duration_since(since(text).unwrap()).unwrap().as_secs();
+        assert!((600..620).contains(&age("10m")) && (86_400..86_420).contains(&age("1d")));
+        let date = since("1970-01-01T00:01:00Z").unwrap().duration_since(SystemTime::UNIX_EPOCH).unwrap();
+        assert_eq!(date.as_secs(), 60);
+        for bad in ["", "10", "yesterday", "-5m", "10m ago", "99999999999999y"] {
+            assert!(since(bad).is_err(), "{bad}");
+        }
     }
 }

@@ -1,16 +1,14 @@
-//! Commands that send one request to one daemon: `rekey`, `reload`, `peer list`, `events`.
+//! Commands that send one request to one daemon: `rekey`, `reload` and `peer list`.
 
 use std::path::Path;
 
 use qvpn_api::control::{PeerSummary, Reply, Request};
-use qvpn_api::events::Event;
 use serde::Serialize;
 
 use crate::client::Client;
 use crate::error::CtlError;
 use crate::output::{self, Paint, Tone, clean};
 use crate::table::Table;
-use crate::units::count;
 
 pub(crate) fn rekey(dir: &Path, interface: &str, peer: Option<String>) -> Result<(), CtlError> {
     let mut client = Client::connect(dir, interface)?;
@@ -67,38 +65,4 @@ fn table(peers: &[PeerSummary], paint: Paint) -> String {
     });
     let head = ["NAME", "FINGERPRINT", "ENDPOINT", "QKD", "ROLE", "ALLOWED IPS"];
     Table { head: &head, rows: rows.collect() }.render(paint)
-}
-
-pub(crate) fn events(dir: &Path, interface: &str, follow: bool, json: bool) -> Result<(), CtlError> {
-    let mut client = Client::connect(dir, interface)?;
-    client.send(&Request::Events { follow })?;
-    if follow {
-        client.wait_without_limit()?;
-    }
-    let paint = Paint::for_stdout();
-    loop {
-        match client.next()? {
-            Some(Reply::Event(event)) => output::print(&line(&event, json, paint)?)?,
-            Some(Reply::EventsEnd { missed }) => {
-                if missed > 0 {
-                    output::note(&format!(
-                        "{} no longer kept; see the journal",
-                        count(missed, "older event")
-                    ));
-                }
-                return Ok(());
-            }
-            Some(_) => return Err(client.unexpected()),
-            None => return Err(CtlError::Cut { interface: interface.to_owned() }),
-        }
-    }
-}
-
-fn line(event: &Event, json: bool, paint: Paint) -> Result<String, CtlError> {
-    if json {
-        let text = serde_json::to_string(event).map_err(|e| CtlError::Output(e.into()))?;
-        return Ok(format!("{text}\n"));
-    }
-    let tone = if event.kind.is_warning() { Tone::Warn } else { Tone::Plain };
-    Ok(format!("{}\n", paint.text(tone, &event.to_string())))
 }

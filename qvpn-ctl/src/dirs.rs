@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use qvpn_api::control::SOCKET_DIR;
 
+use crate::client;
 use crate::error::CtlError;
 
 /// The directory of the configs.
@@ -29,4 +30,53 @@ pub(crate) fn configs(dir: &Path) -> Result<Vec<PathBuf>, CtlError> {
         entries.flatten().map(|e| e.path()).filter(|p| p.extension().is_some_and(|e| e == "toml")).collect();
     files.sort();
     Ok(files)
+}
+
+impl Dirs {
+    /// The interfaces that run or have a config, sorted.
+    pub(crate) fn known_interfaces(&self) -> Vec<String> {
+        let mut names = client::running(&self.socket_dir).unwrap_or_default();
+        let files = configs(&self.config_dir).unwrap_or_default();
+        names.extend(files.iter().filter_map(|file| Some(file.file_stem()?.to_str()?.to_owned())));
+        names.sort();
+        names.dedup();
+        names
+    }
+
+    /// The named interface, or the only one of this host.
+    pub(crate) fn interface(&self, named: Option<String>) -> Result<String, CtlError> {
+        if let Some(name) = named {
+            return Ok(name);
+        }
+        let mut known = self.known_interfaces();
+        match known.len() {
+            0 => Err(CtlError::NoneRunning(self.socket_dir.clone())),
+            1 => Ok(known.remove(0)),
+            _ => Err(CtlError::WhichInterface(known)),
+        }
+    }
+
+    /// Reads `[IFACE] [PEER]`. A single argument is a peer if this host has one interface with another name.
+    pub(crate) fn interface_and_peer(
+        &self,
+        first: Option<String>,
+        second: Option<String>,
+    ) -> Result<(String, Option<String>), CtlError> {
+        match (first, second) {
+            (Some(first), None) => match &self.known_interfaces()[..] {
+                [only] if *only != first => Ok((only.clone(), Some(first))),
+                _ => Ok((checked(first)?, None)),
+            },
+            (Some(first), second) => Ok((checked(first)?, second)),
+            (None, _) => Ok((self.interface(None)?, None)),
+        }
+    }
+}
+
+/// Refuses a name that could point to another directory.
+fn checked(name: String) -> Result<String, CtlError> {
+    match name.is_empty() || name.len() > 15 || name.contains(['/', '\0']) || name == "." || name == ".." {
+        true => Err(CtlError::NotAnInterface(name)),
+        false => Ok(name),
+    }
 }

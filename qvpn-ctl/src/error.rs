@@ -37,6 +37,10 @@ pub(crate) enum CtlError {
     #[error("no daemon runs: there is no control socket in {}; start one with `systemctl start \
      qvpn@qvpn0`", .0.display())]
     NoneRunning(PathBuf),
+    #[error("this host has the interfaces {}; name one of them, for example {}", .0.join(", "), .0[0])]
+    WhichInterface(Vec<String>),
+    #[error("{0:?} is not the name of an interface, which has 1 to 15 bytes and no slash, such as qvpn0")]
+    NotAnInterface(String),
     #[error("the daemon of {interface} is gone, but {} is still there; see `journalctl -u \
      qvpn@{interface}`, then `systemctl restart qvpn@{interface}`", path.display())]
     Gone { interface: String, path: PathBuf },
@@ -122,6 +126,7 @@ impl CtlError {
             | Self::SomeUnreachable(_) => exit::DAEMON_UNREACHABLE,
             Self::Refused(reply) => reply.exit_code(),
             Self::KmeCheck { .. } => exit::KME_CHECK_FAILED,
+            Self::WhichInterface(_) | Self::NotAnInterface(_) => exit::USAGE,
             Self::Output(_)
             | Self::Input(_)
             | Self::InputTooLong

@@ -9,6 +9,7 @@ mod complete;
 mod dirs;
 mod doctor;
 mod error;
+mod events;
 mod guard;
 mod import;
 mod keys;
@@ -24,6 +25,7 @@ mod table;
 mod text;
 mod top;
 mod units;
+mod version;
 
 use std::process::ExitCode;
 
@@ -64,13 +66,24 @@ fn run(cli: Cli) -> Result<(), CtlError> {
         Command::Genpsk => keys::genpsk(),
         Command::Fingerprint => keys::fingerprint(),
         Command::Check { file, no_files, json } => check::check(&file, no_files, json),
-        Command::Show { interface, peer, brief, json } => {
-            let wanted =
-                show::Options { interface: interface.as_deref(), peer: peer.as_deref(), brief, json };
+        Command::Show { interface, peer, filter, brief, all, json } => {
+            let peer = peer.or(filter.peer);
+            let down = filter.down;
+            let wanted = show::Options {
+                interface: interface.as_deref(),
+                peer: peer.as_deref(),
+                down,
+                brief,
+                all,
+                json,
+            };
             show::show(&dirs.socket_dir, &wanted)
         }
-        Command::Rekey { interface, peer } => commands::rekey(&dirs.socket_dir, &interface, peer),
-        Command::Reload { interface } => commands::reload(&dirs.socket_dir, &interface),
+        Command::Rekey { interface, peer } => {
+            let (interface, peer) = dirs.interface_and_peer(interface, peer)?;
+            commands::rekey(&dirs.socket_dir, &interface, peer)
+        }
+        Command::Reload { interface } => commands::reload(&dirs.socket_dir, &dirs.interface(interface)?),
         Command::Peer(PeerCommand::List { interface, json }) => {
             commands::peer_list(&dirs.socket_dir, &interface, json)
         }
@@ -94,11 +107,16 @@ fn run(cli: Cli) -> Result<(), CtlError> {
                 json,
             })
         }
-        Command::Events { interface, follow, json } => {
-            commands::events(&dirs.socket_dir, &interface, follow, json)
+        Command::Events { interface, filter, follow, json } => {
+            events::events(&dirs.socket_dir, &dirs.interface(interface)?, &filter, follow, json)
         }
-        Command::Metrics { interface, json } => metrics::metrics(&dirs.socket_dir, &interface, json),
-        Command::Top { interface } => top::top(&dirs.socket_dir, &interface),
+        Command::Version { verbose } => version::version(&dirs, verbose),
+        Command::Metrics { interface, json } => {
+            metrics::metrics(&dirs.socket_dir, &dirs.interface(interface)?, json)
+        }
+        Command::Top { interface, filter } => {
+            top::top(&dirs.socket_dir, &dirs.interface(interface)?, &filter)
+        }
         Command::Completions { shell } => man_and_completions::completions(shell),
         Command::Man { dir } => man_and_completions::man(&dir),
         Command::Block { file, disown, .. } => routes::block(file.as_deref(), &dirs.config_dir, disown),

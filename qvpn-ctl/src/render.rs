@@ -21,14 +21,23 @@ const VALUE_COLUMN: usize = 20;
 /// Narrower terminals get no column of values.
 const MIN_ALIGNED_WIDTH: usize = 60;
 
-/// All details of all interfaces.
-pub(crate) fn status(status: &Status, paint: Paint) -> String {
+/// An interface with more peers is shown on one screen, unless all details are requested.
+const MAX_DETAILED_PEERS: usize = 20;
+/// The peers of such a screen.
+const SCREEN_PEERS: usize = 15;
+
+/// The details of all interfaces. Those with many peers get one screen, unless `all` is set.
+pub(crate) fn status(status: &Status, paint: Paint, all: bool) -> String {
     let mut page = Page { text: String::new(), paint };
     for (i, interface) in status.interfaces.iter().enumerate() {
         if i > 0 {
             page.text.push('\n');
         }
-        page.summary(interface);
+        if interface.peers.len() > MAX_DETAILED_PEERS && !all {
+            page.screen(interface);
+            continue;
+        }
+        page.summary(interface, interface.peers.len());
         page.text.push('\n');
         page.interface(interface);
     }
@@ -42,7 +51,7 @@ pub(crate) fn brief(status: &Status, paint: Paint) -> String {
         if i > 0 {
             page.text.push('\n');
         }
-        page.summary(interface);
+        page.summary(interface, interface.peers.len());
     }
     page.text
 }
@@ -90,9 +99,15 @@ struct Page {
 
 impl Page {
     /// The number of sites that are up, and a row for each peer.
-    fn summary(&mut self, i: &InterfaceStatus) {
+    fn summary(&mut self, i: &InterfaceStatus, rows: usize) {
         let up = i.peers.iter().filter(|p| p.state == PeerState::Up).count();
         let mut facts = vec![format!("{up} of {} up", things(i.peers.len(), "site"))];
+        for state in [PeerState::Blocked, PeerState::Connecting, PeerState::Degraded] {
+            let n = i.peers.iter().filter(|p| p.state == state).count();
+            if i.peers.len() > MAX_DETAILED_PEERS && n > 0 {
+                facts.push(format!("{n} {}", state.as_str()));
+            }
+        }
         if !i.kmes.is_empty() {
             let up = i.kmes.iter().filter(|k| k.state == Some(KmeState::Up)).count();
             facts.push(format!("{up} of {} up", things(i.kmes.len(), "KME")));
@@ -101,8 +116,23 @@ impl Page {
         self.text += &format!("{name}: {}\n", facts.join(", "));
         if !i.peers.is_empty() {
             let head = ["PEER", "STATE", "KEY", "NEXT REKEY", "QKD STOCK"];
-            let table = Table { head: &head, rows: i.peers.iter().map(summary_row).collect() };
+            let table = Table { head: &head, rows: i.peers.iter().take(rows).map(summary_row).collect() };
             self.text += &table.render(self.paint);
+        }
+    }
+
+    /// Many peers on one screen: the first in the order of states, and the KMEs that don't work.
+    fn screen(&mut self, i: &InterfaceStatus) {
+        self.summary(i, SCREEN_PEERS);
+        let more = i.peers.len().saturating_sub(SCREEN_PEERS);
+        let name = clean(&i.name);
+        self.text += &format!(
+            "… and {more} more: `qvpn-ctl show {name} --brief` lists all, `--down` those that are not up, \
+             `--peer` shows one, `--all` all details\n"
+        );
+        for kme in i.kmes.iter().filter(|kme| kme.state != Some(KmeState::Up)) {
+            self.text.push('\n');
+            self.kme(kme);
         }
     }
 

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use qvpn_api::control::{Reply, Request};
 use qvpn_api::lookup;
-use qvpn_api::status::{PeerStatus, Status};
+use qvpn_api::status::{InterfaceStatus, PeerState, PeerStatus, Status};
 
 use crate::client::{self, Client};
 use crate::error::CtlError;
@@ -15,7 +15,11 @@ use crate::render;
 pub(crate) struct Options<'a> {
     pub(crate) interface: Option<&'a str>,
     pub(crate) peer: Option<&'a str>,
+    /// Only peers that are not up.
+    pub(crate) down: bool,
     pub(crate) brief: bool,
+    /// All details, also of many peers.
+    pub(crate) all: bool,
     pub(crate) json: bool,
 }
 
@@ -36,8 +40,21 @@ pub(crate) fn show(dir: &Path, wanted: &Options<'_>) -> Result<(), CtlError> {
         }
     }
     let mut status = Status::new(interfaces);
-    if let Some(peer) = wanted.peer {
-        narrow(&mut status, peer)?;
+    let mut no_peer = None;
+    status.interfaces.retain_mut(|interface| match filter(interface, wanted.down, wanted.peer) {
+        Ok(()) => true,
+        // Another interface may have it.
+        Err(error) => {
+            no_peer = Some(error);
+            false
+        }
+    });
+    if let (Some(error), []) = (no_peer, &status.interfaces[..]) {
+        return Err(error);
+    }
+    if !wanted.json {
+        // JSON keeps the config's order.
+        status.interfaces.iter_mut().for_each(sort_by_state);
     }
     // If there is nothing to show, the error is the only output.
     if !status.interfaces.is_empty() || failures.is_empty() {
@@ -45,7 +62,7 @@ pub(crate) fn show(dir: &Path, wanted: &Options<'_>) -> Result<(), CtlError> {
         match wanted {
             Options { json: true, .. } => output::print_json(&status)?,
             Options { brief: true, .. } => output::print(&render::brief(&status, paint))?,
-            _ => output::print(&render::status(&status, paint))?,
+            _ => output::print(&render::status(&status, paint, wanted.all))?,
         }
     }
     match failures.len() {
@@ -58,15 +75,32 @@ pub(crate) fn show(dir: &Path, wanted: &Options<'_>) -> Result<(), CtlError> {
     }
 }
 
-/// Keeps only one peer.
-fn narrow(status: &mut Status, text: &str) -> Result<(), CtlError> {
-    for interface in &mut status.interfaces {
+/// Keeps the peers that are not up, or one peer.
+pub(crate) fn filter(
+    interface: &mut InterfaceStatus,
+    down: bool,
+    peer: Option<&str>,
+) -> Result<(), CtlError> {
+    if let Some(text) = peer {
         let peers = std::mem::take(&mut interface.peers);
         let names = |p: &PeerStatus| (p.name.clone(), p.public_key.clone(), p.fingerprint.clone());
         let found = lookup::find(peers.into_iter(), text, names).map_err(CtlError::NoPeerShown)?;
         interface.peers.push(found);
     }
+    if down {
+        interface.peers.retain(|peer| peer.state != PeerState::Up);
+    }
     Ok(())
+}
+
+/// The peers that need attention first; equal states keep the config's order.
+pub(crate) fn sort_by_state(interface: &mut InterfaceStatus) {
+    interface.peers.sort_by_key(|peer| match peer.state {
+        PeerState::Blocked => 0,
+        PeerState::Connecting => 1,
+        PeerState::Degraded => 2,
+        PeerState::Up => 3,
+    });
 }
 
 fn status(dir: &Path, interface: &str) -> Result<Status, CtlError> {

@@ -1,15 +1,16 @@
 //! Checks what a config needs from the machine's network: forwarding, the reverse path filter, MTU, and
 //! routes that no other route overrides. Routes are read from `ip -json`.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::net::IpAddr;
 
 use qvpn_api::Config;
-use qvpn_api::config::{Mtu, Table};
+use qvpn_api::config::{Endpoint, Mtu, Peer, Table};
 use qvpn_net::{IpNet, ROUTE_PROTOCOL, strict_reverse_path};
 use serde_json::Value;
 
-use super::command::json;
+use super::command::{json, json_lines};
 use super::finding::Finding;
 use super::firewall;
 
@@ -92,15 +93,25 @@ fn reverse_path(config: &Config) -> Vec<Finding> {
     strict.iter().map(bad).collect()
 }
 
+/// The route to each address, by one run of `ip` for all of them.
+fn routes_to(addresses: &[IpAddr], fwmark: u32) -> BTreeMap<IpAddr, Value> {
+    let mark = if fwmark == 0 { String::new() } else { format!(" mark {fwmark}") };
+    let lines: String = addresses.iter().map(|ip| format!("route get {ip}{mark}\n")).collect();
+    let routes = json_lines("ip", &["-json", "-force", "-batch", "-"], &lines);
+    routes.into_iter().filter_map(|route| Some((route["dst"].as_str()?.parse().ok()?, route))).collect()
+}
+
 fn mtu(config: &Config) -> Vec<Finding> {
-    let mut findings = Vec::new();
-    for peer in &config.peers {
-        let Some(ip) = peer.endpoint.as_ref().and_then(qvpn_api::config::Endpoint::ip) else { continue };
-        let mut words = vec!["-json".to_owned(), "route".to_owned(), "get".to_owned(), ip.to_string()];
-        if config.interface.fwmark != 0 {
-            words.extend(["mark".to_owned(), config.interface.fwmark.to_string()]);
-        }
-        let Some(route) = json("ip", &words).and_then(|all| all.get(0).cloned()) else {
+    let endpoint = |peer: &Peer| peer.endpoint.as_ref().and_then(Endpoint::ip);
+    let addresses: Vec<IpAddr> = config.peers.iter().filter_map(endpoint).collect();
+    if addresses.is_empty() {
+        return Vec::new();
+    }
+    let routes = routes_to(&addresses, config.interface.fwmark);
+    let mut mtus: BTreeMap<&str, Option<u64>> = BTreeMap::new();
+    let (mut findings, mut fits) = (Vec::new(), BTreeMap::<String, usize>::new());
+    for (peer, ip) in config.peers.iter().filter_map(|peer| Some((peer, endpoint(peer)?))) {
+        let Some(route) = routes.get(&ip) else {
             findings.push(Finding::bad(
                 "endpoint",
                 format!("there is no route to {ip}, where peer {} is", peer.name),
@@ -109,45 +120,41 @@ fn mtu(config: &Config) -> Vec<Finding> {
             continue;
         };
         let device = route["dev"].as_str().unwrap_or_default();
-        let Some(outer) = route["metrics"][0]["mtu"].as_u64().or_else(|| device_mtu(device)) else {
-            continue;
+        let Some(of_device) = *mtus.entry(device).or_insert_with(|| device_mtu(device)) else { continue };
+        // The kernel remembers the path MTU that a router reported; the device's own is another number.
+        let of_path = route["metrics"][0]["mtu"].as_u64().filter(|mtu| *mtu < of_device);
+        let outer = of_path.unwrap_or(of_device);
+        let limit = match of_path {
+            Some(mtu) => format!("path MTU {mtu}, as a router reported it; {device} itself has {of_device}"),
+            None => format!("MTU {outer} of {device}"),
         };
-        let around = if ip.is_ipv6() { OVERHEAD_V6_BYTES } else { OVERHEAD_V4_BYTES };
-        let tunnel = match config.interface.mtu {
+        let overhead = if ip.is_ipv6() { OVERHEAD_V6_BYTES } else { OVERHEAD_V4_BYTES };
+        match config.interface.mtu {
             Mtu::Auto => {
-                let what =
-                    format!("the path to peer {} is measured; {device} has an MTU of {outer}", peer.name);
-                findings.push(Finding::ok("mtu", what));
-                continue;
+                *fits.entry(format!("the daemon measures the path to N ({limit})")).or_default() += 1;
             }
-            Mtu::Bytes(bytes) => bytes,
-        };
-        findings.push(if u64::from(tunnel) + around <= outer {
-            Finding::ok(
+            Mtu::Bytes(tunnel) if u64::from(tunnel) + overhead <= outer => {
+                *fits.entry(format!("packets of {tunnel} bytes fit through {device} to N")).or_default() += 1;
+            }
+            Mtu::Bytes(tunnel) => findings.push(Finding::warning(
                 "mtu",
                 format!(
-                    "packets of {tunnel} bytes fit through {device} to peer \
-             {}",
-                    peer.name
-                ),
-            )
-        } else {
-            Finding::warning(
-                "mtu",
-                format!(
-                    "packets of {tunnel} bytes are cut in two on {device} (MTU {outer}) to peer {}, \
-                 which costs speed",
+                    "packets of {tunnel} bytes to peer {} are fragmented ({limit}), which costs speed",
                     peer.name
                 ),
                 format!(
-                    "sed -i 's/^mtu *=.*/mtu = \"auto\"/' {} && qvpn-ctl reload \
-                 {}",
+                    "sed -i 's/^mtu *=.*/mtu = \"auto\"/' {} && qvpn-ctl reload {}",
                     config.path.display(),
                     config.interface.name
                 ),
-            )
-        });
+            )),
+        }
     }
+    let peers = |n: usize| if n == 1 { "1 peer".to_owned() } else { format!("{n} peers") };
+    findings.extend(
+        fits.into_iter()
+            .map(|(text, n)| Finding::ok("mtu", text.replacen(" N", &format!(" {}", peers(n)), 1))),
+    );
     findings
 }
 

@@ -1,18 +1,25 @@
 //! Checks the daemon of a config, and the certificates that it uses with KMEs.
 
+use std::collections::BTreeMap;
+
 use qvpn_api::Config;
 use qvpn_api::config::KmeAccess;
 use qvpn_api::control::{Reply, Request};
+use qvpn_api::status::{InterfaceStatus, KmeState, KmeStatus, PeerState, PeerStatus};
 
 use super::finding::Finding;
 use super::machine;
 use crate::client::Client;
 use crate::dirs::Dirs;
 use crate::error::CtlError;
+use crate::render::advice;
 use crate::units::duration;
 
 /// A certificate that ends sooner must be renewed, in seconds.
 const RENEW_BEFORE_SECONDS: i64 = 30 * 86_400;
+
+/// The names of a group that are listed.
+const MAX_NAMES: usize = 5;
 
 pub(super) fn look(dirs: &Dirs, config: &Config) -> Vec<Finding> {
     let mut findings = daemon(dirs, config);
@@ -37,6 +44,7 @@ fn daemon(dirs: &Dirs, config: &Config) -> Vec<Finding> {
                 )
             }];
             findings.extend(machine::process(pid, name));
+            findings.extend(state(dirs, name));
             findings
         }
         Ok(_) => vec![Finding::bad("daemon", "its reply doesn't belong to the request", restart)],
@@ -52,6 +60,66 @@ fn daemon(dirs: &Dirs, config: &Config) -> Vec<Finding> {
             vec![Finding::bad("daemon", error.to_string(), fix)]
         }
     }
+}
+
+/// The peers and KMEs as the daemon sees them, grouped by cause.
+fn state(dirs: &Dirs, name: &str) -> Vec<Finding> {
+    let asked = Client::connect(&dirs.socket_dir, name).and_then(|mut client| client.ask(&Request::Show));
+    match asked {
+        Ok(Reply::Show(status)) => {
+            status.interfaces.iter().flat_map(|i| [peers(i), kmes(i)].concat()).collect()
+        }
+        Ok(_) => Vec::new(),
+        Err(error) => vec![Finding::unknown("peers", error.to_string(), format!("qvpn-ctl show {name}"))],
+    }
+}
+
+fn peers(i: &InterfaceStatus) -> Vec<Finding> {
+    let up = i.peers.iter().filter(|p| p.state == PeerState::Up).count();
+    let mut causes: BTreeMap<(PeerState, String), Vec<&PeerStatus>> = BTreeMap::new();
+    for p in i.peers.iter().filter(|p| p.state != PeerState::Up) {
+        let cause = p.reason.clone().or_else(|| advice(p, i)).unwrap_or_default();
+        causes.entry((p.state, cause)).or_default().push(p);
+    }
+    let mut findings = Vec::new();
+    if causes.is_empty() && !i.peers.is_empty() {
+        findings.push(Finding::ok("peers", format!("{up} of {} peers are up", i.peers.len())));
+    }
+    for ((state, cause), peers) in causes {
+        let names: Vec<&str> = peers.iter().take(MAX_NAMES).map(|p| p.name.as_str()).collect();
+        let more = peers.len().saturating_sub(names.len());
+        let more = if more == 0 { String::new() } else { format!(" and {more} more") };
+        let names = names.join(", ");
+        let text = format!(
+            "{} of {} peers {state}: {names}{more}: {cause}",
+            peers.len(),
+            i.peers.len(),
+            state = state.as_str()
+        );
+        let first = peers.first().map(|p| p.name.clone()).unwrap_or_default();
+        let advice = peers.first().and_then(|p| advice(p, i)).map(|advice| format!(" # {advice}"));
+        let fix = format!("qvpn-ctl show {} --peer {first}{}", i.name, advice.unwrap_or_default());
+        findings.push(match state {
+            PeerState::Degraded => Finding::warning("peers", text, fix),
+            _ => Finding::bad("peers", text, fix),
+        });
+    }
+    findings
+}
+
+fn kmes(i: &InterfaceStatus) -> Vec<Finding> {
+    let of = |kme: &KmeStatus| {
+        let fix = format!("qvpn-ctl kms check --no-take /etc/qvpn/{}.toml", i.name);
+        match kme.state {
+            Some(KmeState::Up) => Finding::ok("kme", format!("KME {} works", kme.name)),
+            Some(KmeState::Down) => {
+                let error = kme.last_error.as_deref().unwrap_or("it doesn't work");
+                Finding::bad("kme", format!("KME {}: {error}", kme.name), fix)
+            }
+            None => Finding::warning("kme", format!("KME {} was not asked yet", kme.name), fix),
+        }
+    };
+    i.kmes.iter().map(of).collect()
 }
 
 fn certificates(config: &Config) -> Vec<Finding> {

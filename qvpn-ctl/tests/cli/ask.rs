@@ -277,3 +277,81 @@ fn top_is_for_terminals() {
     let expected = "qvpn-ctl: top needs a terminal; in a pipe use `qvpn-ctl show --json`\n";
     assert_eq!((run.code, run.out.as_str(), run.err.as_str()), (1, "", expected));
 }
+
+#[test]
+fn events_are_filtered_by_peer_kind_level_and_time() {
+    let event = |seconds: u64, kind| {
+        let time = SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(seconds);
+        Reply::Event(Event { time, interface: "qvpn0".into(), kind })
+    };
+    let replies = [
+        event(1, EventKind::PeerUp { peer: "site-1".into(), endpoint: None }),
+        event(2, EventKind::PeerBlocked { peer: "site-10".into(), reason: "r".into() }),
+        event(3, EventKind::KmeDown { kme: "kme-a1".into(), reason: "refused".into() }),
+        event(4, EventKind::KmeUp { kme: "kme-a1".into() }),
+        Reply::EventsEnd { missed: 0 },
+    ];
+    with(&replies, |dir, _| {
+        let rows: [(&[&str], &[&str]); 8] = [
+            (&[], &["peer.up", "peer.blocked", "kme.down", "kme.up"]),
+            (&["--peer", "site-1"], &["peer.up"]),
+            (&["--kind", "kme"], &["kme.down", "kme.up"]),
+            (&["--kind", "kme.up,peer.up"], &["peer.up", "kme.up"]),
+            (&["--kind", "km"], &[]),
+            (&["--level", "warn"], &["peer.blocked", "kme.down"]),
+            (&["--since", "1970-01-01T00:00:03Z"], &["kme.down", "kme.up"]),
+            (&["--since", "10m"], &[]),
+        ];
+        for (args, kinds) in rows {
+            // The only interface need not be named.
+            let run = run(dir, &[&["events", "--json"], args].concat());
+            assert_eq!((run.code, run.err.as_str()), (0, ""), "{args:?}");
+            let lines: Vec<serde_json::Value> =
+                run.out.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+            let found: Vec<&str> = lines.iter().filter_map(|line| line["event"].as_str()).collect();
+            assert_eq!(found, kinds, "{args:?}");
+        }
+        assert_eq!(run(dir, &["events", "--since", "yesterday"]).code, 2);
+        assert_eq!(run(dir, &["events", "--level", "loud"]).code, 2);
+    });
+}
+
+#[test]
+fn the_only_interface_need_not_be_named() {
+    with(&[Reply::Rekey { peers: vec!["site-b".into()] }], |dir, fake| {
+        for (args, request) in [
+            (&["rekey"][..], r#"{"v":1,"request":"rekey"}"#),
+            (&["rekey", "qvpn0"], r#"{"v":1,"request":"rekey"}"#),
+            (&["rekey", "site-b"], r#"{"v":1,"request":"rekey","peer":"site-b"}"#),
+            (&["rekey", "qvpn0", "site-b"], r#"{"v":1,"request":"rekey","peer":"site-b"}"#),
+        ] {
+            assert_eq!(run(dir, args).code, 0, "{args:?}");
+            assert_eq!(fake.request(), request, "{args:?}");
+        }
+        // With a second one, the interface must be named.
+        fs::write(dir.join("qvpn1.toml"), "").unwrap();
+        for args in [&["rekey"][..], &["reload"], &["events"], &["metrics"], &["top"]] {
+            let run = run(dir, args);
+            assert_eq!((run.code, run.out.as_str()), (2, ""), "{args:?}");
+            assert!(run.err.contains("qvpn0, qvpn1; name one of them"), "{run:?}");
+        }
+        let run = run(dir, &["rekey", "../x"]);
+        assert_eq!((run.code, run.err.lines().count()), (2, 1), "{run:?}");
+    });
+    let empty = tempfile::tempdir().unwrap();
+    assert_eq!(run(empty.path(), &["rekey"]).code, 4);
+}
+
+#[test]
+fn versions_of_all_programs_are_printed() {
+    let reply = Reply::Version { daemon: "0.0.9".into(), interface: "qvpn0".into(), pid: 42 };
+    with(&[reply], |dir, _| {
+        let version = env!("CARGO_PKG_VERSION");
+        assert_eq!(run(dir, &["version"]), done(&format!("qvpn-ctl {version}\nqvpn0: qvpn-daemon 0.0.9\n")));
+        let verbose = run(dir, &["version", "--verbose"]).out;
+        assert!(
+            verbose.contains("control API 1, status schema 1") && verbose.contains("process 42"),
+            "{verbose}"
+        );
+    });
+}

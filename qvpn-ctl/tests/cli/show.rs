@@ -240,3 +240,49 @@ fn a_secret_on_a_screen_is_warned_of() {
      qvpn /dev/null /etc/qvpn/qvpn0.key && qvpn-ctl genkey > /etc/qvpn/qvpn0.key\n";
     assert_eq!(String::from_utf8(output.stderr).unwrap(), warning);
 }
+
+/// 300 peers, of which two are blocked and one has no key yet.
+fn hub() -> InterfaceStatus {
+    let peer = |n: usize, state: PeerState| PeerStatus { name: format!("site-{n}"), state, ..peer_up() };
+    let state = |n: usize| match n {
+        7 => PeerState::Connecting,
+        9 | 250 => PeerState::Blocked,
+        _ => PeerState::Up,
+    };
+    let down =
+        KmeStatus { last_error: Some("connection refused".into()), ..kme("kme-a2", Some(KmeState::Down)) };
+    interface(vec![kme("kme-a1", Some(KmeState::Up)), down], (0..300).map(|n| peer(n, state(n))).collect())
+}
+
+#[test]
+fn many_peers_are_one_screen_with_those_that_need_attention_first() {
+    let dir = tempfile::tempdir().unwrap();
+    let _fake = Fake::new(dir.path(), "qvpn0", &[Reply::Show(Status::new(vec![hub()]))]);
+    let show = |args: &[&str]| {
+        let run = run(dir.path(), &[&["show"], args].concat());
+        assert_eq!((run.code, run.err.as_str()), (0, ""), "{run:?}");
+        run.out
+    };
+    let screen = show(&[]);
+    assert!(
+        screen.starts_with("qvpn0: 297 of 300 sites up, 2 blocked, 1 connecting, 1 of 2 KMEs up\n"),
+        "{screen}"
+    );
+    assert!(screen.lines().count() <= 30 && screen.contains("and 285 more"), "{screen}");
+    assert!(screen.contains("kme: kme-a2 (down)") && !screen.contains("kme: kme-a1"), "{screen}");
+    let names: Vec<&str> =
+        screen.lines().skip(2).take(4).filter_map(|line| line.split_whitespace().next()).collect();
+    assert_eq!(names, ["site-9", "site-250", "site-7", "site-0"]);
+    let down = show(&["--down"]);
+    assert!(down.contains("peer: site-9 (blocked)") && !down.contains("site-0"), "{down}");
+    assert_eq!(show(&["qvpn0", "--brief"]).lines().count(), 302);
+    assert!(show(&["--all"]).contains("peer: site-299 (up)"));
+    let one = show(&["--peer", "site-250"]);
+    assert!(one.contains("peer: site-250 (blocked)") && !one.contains("site-9"), "{one}");
+    let json: Status = serde_json::from_str(&show(&["--json", "--down"])).unwrap();
+    let names: Vec<&str> = json.interfaces[0].peers.iter().map(|p| p.name.as_str()).collect();
+    assert_eq!(names, ["site-7", "site-9", "site-250"], "JSON keeps the config's order");
+    let none = run(dir.path(), &["show", "--peer", "nowhere"]);
+    assert_eq!((none.code, none.out.as_str(), none.err.lines().count()), (1, "", 1), "{none:?}");
+    assert_eq!(run(dir.path(), &["show", "qvpn0", "site-9", "--peer", "site-9"]).code, 2);
+}
