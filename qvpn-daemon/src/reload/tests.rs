@@ -82,6 +82,8 @@ table = "auto"
 fwmark = 7
 dscp = 3
 on_stop = "block"
+protect = ["10.128.0.0/10"]
+local = [{ prefix = "10.140.0.0/16", device = "eth1" }]
 metrics_listen = "127.0.0.1:9790"
 log_level = "info"
 
@@ -144,6 +146,8 @@ const CHANGED_KEYS: &[(&str, &str, &str, &str)] = &[
     ("[interface]", "fwmark", "fwmark = 7", "fwmark = 8"),
     ("[interface]", "dscp", "dscp = 3", "dscp = \"inherit\""),
     ("[interface]", "on_stop", "on_stop = \"block\"", "on_stop = \"open\""),
+    ("[interface]", "protect", "10.128.0.0/10", "10.128.0.0/11"),
+    ("[interface]", "local", "device = \"eth1\"", "device = \"eth2\""),
     ("[interface]", "metrics_listen", "127.0.0.1:9790", "127.0.0.1:9791"),
     ("[interface]", "log_level", "log_level = \"info\"", "log_level = \"debug\""),
     ("[kms]", "sae_id", "sae_id = \"SITE-A\"", "sae_id = \"SITE-X\""),
