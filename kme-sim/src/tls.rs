@@ -18,7 +18,7 @@ use crate::pem::{TlsError, certificates, private_key};
 /// its CA only.
 ///
 /// # Errors
-/// [`TlsError`] if a file can't be read, the key doesn't belong to the certificate, or the certificate of a
+/// `TlsError` if a file can't be read, the key doesn't belong to the certificate, or the certificate of a
 /// fault can't be made.
 pub fn server_config(kme: &KmeConfig, fault: Misbehaviour) -> Result<Arc<ServerConfig>, TlsError> {
     let chain = certificates(&kme.cert_file, "a certificate")?;

@@ -268,8 +268,7 @@ pub(crate) enum PeerCommand {
         #[arg(long)]
         save: bool,
     },
-    /// Remove a peer while the tunnel runs. This machine's other routes then carry its traffic, possibly in
-    /// clear.
+    /// Remove a peer while the tunnel runs. Its networks stay blocked until you release them (see `unblock`).
     Remove {
         /// The interface.
         #[arg(value_parser = interface, add = ArgValueCompleter::new(complete::interfaces))]

@@ -119,7 +119,7 @@ impl Routes {
         }
         for prefix in self.plan.protect().difference(old.protect()) {
             tracing::warn!(
-                "{prefix} stays blocked; stop the daemon and run `qvpn-ctl unblock` to release it"
+                "{prefix} stays blocked; to release it, stop the daemon and qvpn-guard, then run `qvpn-ctl unblock`"
             );
         }
         Ok(())
