@@ -1,5 +1,6 @@
-//! AEAD implementations for the data path, sealing and opening in place: the numbers of docs/decisions/0006. Each
-//! implementation gets the same packets; opening includes a copy of the sealed packet, since opening changes it.
+//! Benchmarks of AEAD implementations for the data path, sealing and opening in place: the numbers of
+//! docs/decisions/0006. Each implementation gets the same packets. Opening includes a copy of the sealed
+//! packet, because opening changes it.
 
 use aes_gcm::Aes256Gcm;
 use aes_gcm::aead::inout::InOutBuf;
@@ -9,12 +10,12 @@ use criterion::{
     BenchmarkGroup, Criterion, Throughput, criterion_group, criterion_main, measurement::WallTime,
 };
 
-/// Sizes of packets, without the tag.
+/// Sizes of packets in bytes, without the tag.
 const SIZES: [usize; 3] = [64, 576, 1420];
 const TAG: usize = 16;
 const KEY: [u8; 32] = [7; 32];
 
-/// A key in use: seals the bytes before the tag, and opens the whole.
+/// An AEAD key: seals the bytes before the tag, and opens the whole packet.
 trait Aead {
     fn seal(&self, nonce: [u8; 12], packet: &mut [u8]);
     fn open(&self, nonce: [u8; 12], packet: &mut [u8]);

@@ -1,4 +1,4 @@
-//! The parts of the data path on their own: split, coalesce, seal, open, allowed-IPs look-up, replay window.
+//! Benchmarks of parts of the data path: split, coalesce, seal, open, allowed-IPs look-up, replay window.
 
 use std::hint::black_box;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -8,10 +8,10 @@ use qvpn_dataplane::AllowedIps;
 use qvpn_dataplane::internals::{Arrived, Session, SuperPacket, Window};
 use qvpn_types::{PeerNumber, Suite};
 
-/// Sizes of inner packets.
+/// Sizes of inner packets in bytes.
 const SIZES: [usize; 3] = [64, 576, 1420];
 
-/// A TCP flow through an MTU of 1420: as much as one read gives.
+/// A TCP flow through an MTU of 1420: the segments of one read, and their payload in bytes.
 const SEGMENTS: u16 = 47;
 const MSS: u16 = 1380;
 
@@ -37,7 +37,8 @@ fn sessions(c: &mut Criterion) {
             group.throughput(bytes(size));
             let mut buffer = vec![1; Session::sealed(size)];
             group.bench_function(format!("seal {size}"), |b| b.iter(|| assert!(session.seal(&mut buffer))));
-            // Each datagram opens once: batches are sealed ahead, outside the measurement, and opened in order.
+            // Each datagram opens only once, so batches are sealed in advance, outside the measurement, and
+            // opened in order.
             let Some(mut session) = Session::new(suite) else { continue };
             group.bench_function(format!("open {size}"), |b| {
                 b.iter_custom(|count| {
@@ -64,7 +65,7 @@ fn sessions(c: &mut Criterion) {
     }
 }
 
-/// 2,000 peers with 40 prefixes each, most of IPv4.
+/// Makes a table of 2,000 peers with 40 prefixes each, most of them IPv4.
 fn table() -> AllowedIps {
     let prefixes = (0..80_000u32).map(|n| {
         let peer = PeerNumber(u16::try_from(n % 2_000).unwrap_or(0));
@@ -80,7 +81,7 @@ fn table() -> AllowedIps {
 fn lookups(c: &mut Criterion) {
     let all = table();
     let mut group = c.benchmark_group("allowed IPs, 2,000 peers, 80,000 routes");
-    // Addresses far apart, so that each look-up takes another path through the table.
+    // Addresses that are far apart, so that each look-up takes another path through the table.
     let step = |n: u32| n.wrapping_mul(2_654_435_761);
     let mut n = 0u32;
     group.bench_function("IPv4", |b| {

@@ -1,4 +1,5 @@
-//! Shared parts of the programs of `make bench`: load, search, statistics, and batches of datagrams. No test asserts on speed.
+//! Shared code of the programs of `make bench`: load, search, statistics, and batches of datagrams. No test
+//! asserts on speed.
 
 pub mod load;
 pub mod search;

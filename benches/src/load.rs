@@ -1,19 +1,20 @@
 //! Datagram sizes and even pacing of an offered load.
 
-/// Bytes of an IPv4 and a UDP header: a size below is that of the whole inner IP packet.
+/// Length of an IPv4 and a UDP header in bytes: sizes of packets below include them.
 const HEADERS: usize = 28;
 
-/// The sizes of packets.
+/// The sizes of inner IP packets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mix {
     /// All packets of one size.
     Only(usize),
-    /// 28 packets of 64 bytes, 16 of 570 and 4 of 1518, evenly interleaved; sizes above the MTU are reduced to it.
+    /// 28 packets of 64 bytes, 16 of 570 and 4 of 1518, evenly interleaved; sizes above the MTU are reduced
+    /// to it.
     Imix,
 }
 
 impl Mix {
-    /// The sizes of UDP payloads, one period.
+    /// Returns the sizes of UDP payloads of one period, in bytes.
     #[must_use]
     pub fn payloads(self, mtu: usize) -> Vec<usize> {
         let payload = |size: usize| size.min(mtu) - HEADERS;
@@ -54,26 +55,26 @@ impl std::fmt::Display for Mix {
     }
 }
 
-/// Counts due datagrams. A stalled sender does not catch up with a burst: datagrams beyond a few ticks are never sent, and the
-/// step has a lower load.
+/// Counts due datagrams. A stalled sender does not catch up with a burst: if it is late by more than a few
+/// ticks, the datagrams beyond that are never sent, and the load of the step is lower.
 #[derive(Debug)]
 pub struct Pacer {
-    /// Datagrams a second.
+    /// Datagrams per second.
     rate: f64,
-    /// The most that may be due at once.
+    /// The largest number of datagrams that may be due at once.
     burst: f64,
     due: f64,
     last: f64,
 }
 
 impl Pacer {
-    /// For a sender that checks every `tick` seconds.
+    /// Makes a pacer for a sender that checks every `tick` seconds. `rate` is in datagrams per second.
     #[must_use]
     pub fn new(rate: f64, tick: f64) -> Self {
         Self { rate, burst: (2.0 * rate * tick).max(16.0), due: 0.0, last: 0.0 }
     }
 
-    /// The number to send at `now`, seconds since the start; they count as sent.
+    /// Returns the number of datagrams to send at `now`, in seconds since the start. They count as sent.
     pub fn due(&mut self, now: f64) -> usize {
         self.due = (self.due + (now - self.last) * self.rate).min(self.burst);
         self.last = now;

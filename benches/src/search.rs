@@ -1,32 +1,32 @@
-//! The highest load that a tunnel carries with almost no loss: the load is raised until a step fails, and then the gap
-//! between the highest success and the lowest failure is halved until it is small.
+//! Searches for the highest load that a tunnel carries with almost no loss. The load is raised until a step
+//! fails; then the gap between the highest success and the lowest failure is halved until it is small.
 
 /// The tolerated share of lost datagrams.
 pub const LOSS: f64 = 0.001;
 
-/// The search ends when the lowest failure is at most this factor above the highest success.
+/// The search ends when the lowest failure is at most this many times the highest success.
 const FINE: f64 = 1.03;
 
-/// Tries of a load before it counts as too high, since a shared machine may stall.
+/// Attempts with a load before it counts as too high, since a shared machine may stall.
 const TRIES: usize = 4;
 
-/// A sender that sent less than this share of the load was itself too slow.
+/// A sender that sent less than this share of the load was too slow itself.
 const FULL: f64 = 0.95;
 
-/// Growth of the load until the first failure.
+/// Factor by which the load grows until the first failure.
 const GROWTH: f64 = 1.4;
 
-/// The search does not go below this many datagrams a second.
+/// The search does not go below this load, in datagrams per second.
 const FLOOR: f64 = 500.0;
 
-/// The result of one step, in datagrams.
+/// The result of one step.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Step {
-    /// Sent.
+    /// Datagrams sent.
     pub sent: u64,
-    /// Arrived.
+    /// Datagrams received.
     pub received: u64,
-    /// Time of the sender.
+    /// Duration of the sending, in seconds.
     pub seconds: f64,
 }
 
@@ -35,7 +35,7 @@ impl Step {
         self.sent > 0 && (self.sent.saturating_sub(self.received)) as f64 <= LOSS * self.sent as f64
     }
 
-    /// Datagrams a second that arrived.
+    /// Returns the rate of received datagrams, per second.
     #[must_use]
     pub fn rate(&self) -> f64 {
         self.received.min(self.sent) as f64 / self.seconds
@@ -45,9 +45,9 @@ impl Step {
 /// The result of the search.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Found {
-    /// Datagrams a second with a loss of at most [`LOSS`]; 0 if none was found.
+    /// Datagrams per second with a loss of at most [`LOSS`]; 0 if no load passed.
     pub rate: f64,
-    /// The sender never reached the next load, so the tunnel may carry more.
+    /// Whether the sender never reached the next load, so that the tunnel may carry more.
     pub sender_bound: bool,
 }
 
@@ -55,14 +55,14 @@ pub struct Found {
 #[derive(Debug, Clone, Copy, PartialEq)]
 struct TooMuch {
     load: f64,
-    /// Whether it was too high for the sender in each try, and not for the tunnel.
+    /// Whether it was too high for the sender, not for the tunnel, in each attempt.
     for_sender: bool,
 }
 
-/// Searches from `guess`. A load passes if one of four tries passes.
+/// Searches from `guess`, in datagrams per second. A load passes if one of four attempts passes.
 ///
 /// # Errors
-/// Those of `step`.
+/// The errors of `step`.
 pub fn highest<E>(guess: f64, mut step: impl FnMut(f64) -> Result<Step, E>) -> Result<Found, E> {
     let mut attempt = |load: f64| -> Result<Result<f64, TooMuch>, E> {
         let mut for_sender = true;
@@ -101,7 +101,7 @@ pub fn highest<E>(guess: f64, mut step: impl FnMut(f64) -> Result<Step, E>) -> R
 mod tests {
     use super::*;
 
-    /// A tunnel that carries `capacity` a second, under a sender that offers at most `most`.
+    /// A tunnel that carries `capacity` datagrams per second, and a sender that sends at most `most`.
     #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
     fn tunnel(capacity: f64, most: f64) -> impl FnMut(f64) -> Result<Step, ()> {
         move |load| {
@@ -131,7 +131,7 @@ mod tests {
         assert_eq!(highest(1_000.0, tunnel(0.0, 1e9)), Ok(Found { rate: 0.0, sender_bound: false }));
     }
 
-    /// Two of three steps are spoilt, by loss or by a sender that was held up.
+    /// Two of three steps fail, by loss or by a sender that stalled.
     #[test]
     fn bad_moments_do_not_count() {
         for spoilt in

@@ -5,14 +5,14 @@
 pub struct Spread {
     /// The smallest.
     pub min: f64,
-    /// The middle one, or the mean of the two in the middle.
+    /// The middle value, or the mean of the two middle values.
     pub median: f64,
     /// The largest.
     pub max: f64,
 }
 
 impl Spread {
-    /// `None` if there are no values. Values that are no numbers are left out.
+    /// Summarises `values`. Values that are not finite are left out. Returns `None` if there are no others.
     #[must_use]
     pub fn of(values: &[f64]) -> Option<Self> {
         let mut sorted: Vec<f64> = values.iter().copied().filter(|v| v.is_finite()).collect();
@@ -27,7 +27,8 @@ impl Spread {
         Some(Self { min, median, max })
     }
 
-    /// Of `ours` divided by `theirs`, round by round, so that numbers of the same moment are compared.
+    /// Summarises `ours` divided by `theirs`, round by round, so that numbers of the same moment are
+    /// compared.
     #[must_use]
     pub fn of_ratios(ours: &[f64], theirs: &[f64]) -> Option<Self> {
         let ratios: Vec<f64> = ours.iter().zip(theirs).map(|(a, b)| a / b).collect();
@@ -35,12 +36,13 @@ impl Spread {
     }
 }
 
-/// The sample that `share` (0 to 1) of all samples don't exceed; sorts the list. `None` if it is empty.
+/// Returns the smallest sample that at least the share `share` (0 to 1) of all samples doesn't exceed, or
+/// `None` if there are no samples. Sorts the list.
 #[must_use]
 pub fn percentile(samples: &mut [u64], share: f64) -> Option<u64> {
     samples.sort_unstable();
     let last = samples.len().checked_sub(1)?;
-    // The smallest rank with at least this share at or below it.
+    // The smallest rank with at least this share of samples at or below it.
     #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a rank within the list")]
     let rank = (share * samples.len() as f64).ceil() as usize;
     Some(samples[rank.saturating_sub(1).min(last)])

@@ -1,20 +1,20 @@
-//! System calls without a safe form in std: batches of datagrams, and the timer slack of a thread.
+//! System calls that std has no safe form of: batches of datagrams, timer slack, priority, and buffer size.
 #![allow(unsafe_code)]
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
-/// Most datagrams of one system call.
+/// The largest number of datagrams in one system call.
 pub const BATCH: usize = 64;
 
 fn checked(result: libc::c_int) -> io::Result<usize> {
     usize::try_from(result).map_err(|_| io::Error::last_os_error())
 }
 
-/// Sends up to [`BATCH`] datagrams on a connected socket; returns the number that the kernel accepted.
+/// Sends up to [`BATCH`] datagrams on a connected socket. Returns the number that the kernel accepted.
 ///
 /// # Errors
-/// What the kernel says of the first datagram.
+/// The kernel's error for the first datagram.
 pub fn send_batch(socket: BorrowedFd<'_>, datagrams: &[&[u8]]) -> io::Result<usize> {
     // SAFETY: all-zero bytes are valid values of both types.
     let (mut vectors, mut messages): ([libc::iovec; BATCH], [libc::mmsghdr; BATCH]) =
@@ -26,14 +26,15 @@ pub fn send_batch(socket: BorrowedFd<'_>, datagrams: &[&[u8]]) -> io::Result<usi
         message.msg_hdr.msg_iovlen = 1;
     }
     let count = libc::c_uint::try_from(count).unwrap_or(0);
-    // SAFETY: the first `count` messages point to buffers that outlive the call, and the kernel only reads them.
+    // SAFETY: the first `count` messages point to buffers that outlive the call, and the kernel only reads
+    // them.
     checked(unsafe { libc::sendmmsg(socket.as_raw_fd(), messages.as_mut_ptr(), count, 0) })
 }
 
-/// Receives up to [`BATCH`] datagrams without waiting; returns their number and drops their bytes.
+/// Receives up to [`BATCH`] datagrams without blocking. Returns their number and drops their bytes.
 ///
 /// # Errors
-/// What the kernel says; `WouldBlock` if there is none.
+/// The kernel's error.
 pub fn discard_batch(socket: BorrowedFd<'_>) -> io::Result<usize> {
     let mut scratch = [[0u8; 16]; BATCH];
     // SAFETY: all-zero bytes are valid values of both types.
@@ -45,7 +46,8 @@ pub fn discard_batch(socket: BorrowedFd<'_>) -> io::Result<usize> {
         message.msg_hdr.msg_iovlen = 1;
     }
     let count = libc::c_uint::try_from(BATCH).unwrap_or(0);
-    // SAFETY: each message points to a buffer of the size given, which outlives the call; longer datagrams are cut.
+    // SAFETY: each message points to a buffer of the given size, which outlives the call; longer datagrams
+    // are truncated.
     checked(unsafe {
         libc::recvmmsg(
             socket.as_raw_fd(),
@@ -57,13 +59,14 @@ pub fn discard_batch(socket: BorrowedFd<'_>) -> io::Result<usize> {
     })
 }
 
-/// Sets the timer slack of this thread to the minimum: by default the kernel may wake it 50 µs late.
+/// Sets the timer slack of this thread to the minimum. By default the kernel may wake it 50 µs late.
 pub fn sleep_precisely() {
-    // SAFETY: the call takes numbers only, and a refusal leaves the default.
+    // SAFETY: all arguments of the call are numbers; a refusal leaves the default.
     unsafe { libc::prctl(libc::PR_SET_TIMERSLACK, 1) };
 }
 
-/// Gives this thread the lowest real-time priority, above all ordinary ones; returns whether the system allows it.
+/// Gives this thread the lowest real-time priority, which is above all ordinary ones. Returns whether the
+/// system allows it.
 #[must_use]
 pub fn run_before_others() -> bool {
     let lowest = libc::sched_param { sched_priority: 1 };
@@ -71,7 +74,8 @@ pub fn run_before_others() -> bool {
     unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO, &raw const lowest) == 0 }
 }
 
-/// Sets the size of a socket's receive buffer beyond the system's limit; only root of the machine may.
+/// Sets the size of a socket's receive buffer, even beyond the system's limit. This needs CAP_NET_ADMIN in
+/// the initial user namespace.
 ///
 /// # Errors
 /// What the kernel says.

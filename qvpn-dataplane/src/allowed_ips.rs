@@ -1,24 +1,24 @@
-//! Which peer an inner address belongs to: the longest prefix across all peers wins, as in WireGuard's cryptokey routing.
-//! A table is built once and never changes, so prefixes are flattened to sorted, disjoint ranges, and a look-up is one
-//! binary search.
+//! Maps inner addresses to peers: the longest prefix across all peers wins, as in WireGuard's cryptokey
+//! routing. A table never changes once it is built, so prefixes are flattened to sorted, disjoint ranges,
+//! and a look-up is one binary search.
 
 use std::net::IpAddr;
 
 use qvpn_types::PeerNumber;
 
-/// Why a table can't be built.
+/// A prefix length that is too long for its address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("{address}/{prefix} is no prefix: an address of this family has at most {max} bits")]
 pub struct BadPrefix {
     /// The address.
     pub address: IpAddr,
-    /// The prefix length that doesn't fit it.
+    /// The prefix length.
     pub prefix: u8,
-    /// The longest that would.
+    /// The maximum prefix length of this family.
     pub max: u8,
 }
 
-/// Prefixes and the peers behind them, for both families.
+/// Prefixes of both families, with their peers.
 #[derive(Debug, Default)]
 pub struct AllowedIps {
     v4: Ranges<u32>,
@@ -26,8 +26,8 @@ pub struct AllowedIps {
 }
 
 impl AllowedIps {
-    /// Builds a table of address, prefix length and peer. Bits beyond the prefix are ignored; of equal prefixes the last
-    /// one counts.
+    /// Builds a table of address, prefix length and peer. Bits beyond the prefix are ignored; the last of
+    /// several equal prefixes wins.
     ///
     /// # Errors
     /// [`BadPrefix`] for a length beyond 32 or 128 bits.
@@ -52,7 +52,7 @@ impl AllowedIps {
         Ok(Self { v4: Ranges::new(v4, |n| n.checked_add(1)), v6: Ranges::new(v6, |n| n.checked_add(1)) })
     }
 
-    /// The peer whose prefix holds `address` and is longest.
+    /// Returns the peer with the longest prefix that contains `address`.
     #[must_use]
     pub fn lookup(&self, address: IpAddr) -> Option<PeerNumber> {
         match address {
@@ -68,7 +68,7 @@ struct Prefix<A> {
     peer: PeerNumber,
 }
 
-/// Range *i* reaches from `starts[i]` to just before `starts[i + 1]`.
+/// Disjoint ranges: range *i* is from `starts[i]` to just before `starts[i + 1]`.
 #[derive(Debug, Default)]
 struct Ranges<A> {
     starts: Vec<A>,
@@ -76,9 +76,10 @@ struct Ranges<A> {
 }
 
 impl<A: Ord + Copy> Ranges<A> {
-    /// Prefixes either nest or don't touch, so a sweep in order of their starts needs only the stack of those still open.
+    /// Flattens prefixes. Two prefixes are nested or disjoint, so a sweep in order of their starts needs
+    /// only a stack of the open ones.
     fn new(mut prefixes: Vec<Prefix<A>>, next: impl Fn(A) -> Option<A>) -> Self {
-        // Outer ones first; the sort is stable, so the last of equal prefixes lies on top of the others.
+        // Outer prefixes first. The sort is stable, so the last of equal prefixes is on top of the stack.
         prefixes.sort_by(|a, b| a.first.cmp(&b.first).then(b.last.cmp(&a.last)));
         let mut ranges = Self { starts: Vec::new(), peers: Vec::new() };
         let mut open: Vec<Prefix<A>> = Vec::new();
@@ -187,7 +188,7 @@ mod tests {
         best.map(|b| b.1)
     }
 
-    /// Addresses from a few bits, so that prefixes nest and collide often.
+    /// Addresses with few distinct bits, so that prefixes often nest and collide.
     fn address() -> impl Strategy<Value = IpAddr> {
         let ends = prop_oneof![Just(0u32), Just(u32::MAX), any::<u32>()];
         prop_oneof![

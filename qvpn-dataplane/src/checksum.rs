@@ -1,7 +1,8 @@
 //! The Internet checksum (RFC 1071): ones' complement sums of 16-bit words.
 
-/// A sum that is not folded yet. Pieces of odd length may only come last. Words are added in the machine's byte order,
-/// which RFC 1071 (section 2 B) allows: only the folded result is in network order again.
+/// A sum that is not folded yet. Only the last piece may have an odd length. Words are added in the
+/// machine's byte order, which RFC 1071 (section 2 B) allows: only the folded result is in network byte
+/// order.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Sum(u64);
 
@@ -25,13 +26,14 @@ impl Sum {
         Self(sum)
     }
 
-    /// Adds a number as it would stand in a packet.
+    /// Adds a 16-bit number in network byte order.
     #[must_use]
     pub(crate) fn word(self, word: u16) -> Self {
         Self(self.0 + u64::from(word.to_be()))
     }
 
-    /// The sum as two bytes of a packet, without the final complement: what a partial checksum holds.
+    /// Returns the sum as two bytes of a packet, without the final complement: the value of a partial
+    /// checksum.
     #[must_use]
     pub(crate) fn folded(self) -> [u8; 2] {
         let mut sum = self.0;
@@ -41,14 +43,15 @@ impl Sum {
         u16::try_from(sum).unwrap_or(0).to_ne_bytes()
     }
 
-    /// The checksum as two bytes of a packet.
+    /// Returns the checksum as two bytes of a packet.
     #[must_use]
     pub(crate) fn checksum(self) -> [u8; 2] {
         let [a, b] = self.folded();
         [!a, !b]
     }
 
-    /// The checksum of a UDP datagram: 0 would say that there is none (RFC 768).
+    /// Returns the checksum of a UDP datagram. A result of 0 becomes 0xffff, since 0 means "no checksum"
+    /// (RFC 768).
     #[must_use]
     pub(crate) fn udp_checksum(self) -> [u8; 2] {
         match self.checksum() {
@@ -57,14 +60,15 @@ impl Sum {
         }
     }
 
-    /// Whether bytes that hold their own checksum add up.
+    /// Returns whether the checksum within the added bytes is right.
     #[must_use]
     pub(crate) fn is_right(self) -> bool {
         self.folded() == [0xff, 0xff]
     }
 }
 
-/// The pseudo-header of TCP and UDP without the length: the addresses of an IP header and the protocol.
+/// Returns the sum of a TCP or UDP pseudo-header without the length: the addresses of an IP header and the
+/// protocol.
 #[must_use]
 pub(crate) fn addresses_and_protocol(packet: &[u8], v6: bool, protocol: u8) -> Sum {
     let addresses = if v6 { packet.get(8..40) } else { packet.get(12..20) };
@@ -82,7 +86,7 @@ fn sum_blocks(blocks: &[[u8; 32]]) -> u64 {
     sum_blocks_portable(blocks)
 }
 
-/// The same in registers of twice the width.
+/// [`sum_blocks_portable`], compiled for AVX2: registers of twice the width.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2")]
 fn sum_blocks_avx2(blocks: &[[u8; 32]]) -> u64 {

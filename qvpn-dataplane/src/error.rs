@@ -1,4 +1,4 @@
-//! Why lanes fail.
+//! Errors of lanes.
 
 use std::io;
 
@@ -8,7 +8,7 @@ pub enum LaneError {
     /// There must be 1 to 256 lanes.
     #[error("{0} lanes: there must be 1 to 256, each with a TUN queue and a UDP socket")]
     Count(usize),
-    /// The system refused something that a lane needs.
+    /// The system refused a resource that a lane needs.
     #[error("cannot {what} for lane {lane}: {source}; look at the limits on open files, threads and memory")]
     Start { lane: u8, what: &'static str, source: io::Error },
     /// The TUN device was deleted.

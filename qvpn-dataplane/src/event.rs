@@ -1,4 +1,4 @@
-//! What lanes report to the control task.
+//! Events that lanes report to the control task.
 
 use std::net::SocketAddr;
 
@@ -6,7 +6,7 @@ use qvpn_types::{LocalEpoch, PeerNumber};
 
 use crate::error::LaneError;
 
-/// Which of a lane's two keys is meant.
+/// The direction of a key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Direction {
     /// The key that seals packets to the peer.
@@ -20,11 +20,11 @@ pub enum Direction {
 pub enum SealingEnd {
     /// The key reached its maximum age.
     Expired,
-    /// The key sealed as many packets as it may.
+    /// The key reached its packet limit.
     PacketLimit,
 }
 
-/// A report from one lane.
+/// An event of one lane.
 #[derive(Debug)]
 pub enum LaneEvent {
     /// Acknowledges [`Lanes::install_opening`](crate::Lanes::install_opening) or
@@ -34,15 +34,15 @@ pub enum LaneEvent {
         peer: PeerNumber,
         epoch: LocalEpoch,
         direction: Direction,
-        /// Whether the key is in force. A key is refused and erased if the peer is unknown, if its epoch isn't higher than
-        /// every earlier one of this direction (a repeated epoch would repeat nonces), if its index is in use or has no
-        /// top bit, or if the key has expired.
+        /// Whether the key is in force. A key is refused and erased if the peer is unknown, if its epoch
+        /// isn't higher than every earlier one of this direction (a repeated epoch would repeat nonces), if
+        /// its index is in use or has no top bit, or if the key has expired.
         in_force: bool,
     },
-    /// The first packet that opened in an epoch, for each lane and epoch.
+    /// The lane opened the first packet of an epoch. Sent once for each lane and epoch.
     FirstOpened { lane: u8, peer: PeerNumber, epoch: LocalEpoch },
-    /// A datagram for the control task that passed the filter: types 1 to 3 (lane 0 only), or type 4 with the top bit of
-    /// its index clear.
+    /// A datagram for the control task that passed the filter: types 1 to 3 (lane 0 only), or type 4 with
+    /// the top bit of its index clear.
     Control {
         lane: u8,
         /// The sender; IPv4 is never in mapped form.
@@ -59,16 +59,18 @@ pub enum LaneEvent {
     },
     /// The sealing key reached one of its limits and is erased; the lane sends nothing until the next key.
     SealingEnded { lane: u8, peer: PeerNumber, epoch: LocalEpoch, why: SealingEnd },
-    /// One of the lane's two threads stopped for good and its keys are erased: the lane no longer carries packets.
+    /// One of the lane's two threads stopped for good, and its keys are erased. The lane carries no more
+    /// packets in the direction of that thread.
     Failed { lane: u8, error: LaneError },
 }
 
-/// Where lanes put their events. Lanes call it while they handle packets, so it must return at once.
+/// Receives the events of lanes. Lanes call it while they handle packets, so it must return at once.
 pub trait LaneSink: Send + Sync + 'static {
-    /// Takes an event.
+    /// Queues an event.
     ///
     /// # Errors
-    /// The event itself, if the bounded queue is full. The lane drops a refused [`Control`](LaneEvent::Control) datagram
-    /// and counts it as `queue_full`; it offers any other event again a little later.
+    /// The event itself, if the bounded queue is full. The lane drops a refused
+    /// [`Control`](LaneEvent::Control) datagram and counts it as `queue_full`; it offers any other event
+    /// again a little later.
     fn event(&self, event: LaneEvent) -> Result<(), LaneEvent>;
 }

@@ -1,5 +1,5 @@
-//! What the fuzz targets of the data path do with bytes: plain functions, run on stable too. They exist only with the
-//! feature `fuzzing`, which no program asks for.
+//! Bodies of the data path's fuzz targets, as plain functions that also run on stable Rust. They exist only
+//! with the feature `fuzzing`, which no program enables.
 
 use std::collections::BTreeSet;
 use std::io::IoSlice;
@@ -17,7 +17,7 @@ use crate::tun::coalesce::Coalescer;
 use crate::tun::split;
 use crate::tun::vnet::Vnet;
 
-/// Fields from the front of the input; zeros once it ends.
+/// Reads fields from the front of the input; returns zeros after its end.
 struct Input<'a>(&'a [u8]);
 
 impl Input<'_> {
@@ -38,8 +38,8 @@ impl Input<'_> {
     }
 }
 
-/// A virtio header and a packet as a kernel might hand them over, right or not: the segments hold the payload once, in
-/// order, and no more.
+/// Splits a virtio header and packet from a kernel, valid or not. The segments must contain the payload
+/// exactly once, in order.
 pub fn split(bytes: &[u8]) {
     let Some((header, packet)) = bytes.split_first_chunk::<{ Vnet::LEN }>() else { return };
     let mut packet = packet.to_vec();
@@ -58,7 +58,8 @@ fn cut(split: &split::Split, packet: &[u8]) -> Vec<Vec<u8>> {
     (0..split.count()).map(segment).collect()
 }
 
-/// Packets of a few flows, some of them spoilt: what the coalescer writes, cut again, is what came in, in its order.
+/// Coalesces packets of a few flows, some of them corrupted, and splits the result again, which must give
+/// the same packets in the same order.
 pub fn coalesce(bytes: &[u8]) {
     let mut input = Input(bytes);
     let udp = input.u8() & 1 == 1;
@@ -99,7 +100,7 @@ pub fn coalesce(bytes: &[u8]) {
     }
 }
 
-/// A packet whose IP length is right, as the lane makes sure; everything else may be wrong.
+/// Makes a packet whose IP length is right, which the lane ensures; everything else may be wrong.
 fn packet(input: &mut Input<'_>, sequence: &mut u32, number: usize) -> Vec<u8> {
     let [shape, spoil, at, value] = input.take::<4>();
     let (v6, tcp) = (shape & 1 == 1, shape & 2 == 2);
@@ -133,7 +134,7 @@ fn packet(input: &mut Input<'_>, sequence: &mut u32, number: usize) -> Vec<u8> {
     }
     out[header..].fill(value);
     if spoil & 3 == 3 {
-        // Any byte but the version, the IP header's length and the packet's length.
+        // Any byte except the version, the IP header's length and the packet's length.
         let fixed: &[usize] = if v6 { &[0, 4, 5] } else { &[0, 2, 3] };
         let at = usize::from(at) % out.len();
         if !fixed.contains(&at) {
@@ -154,7 +155,7 @@ fn packet(input: &mut Input<'_>, sequence: &mut u32, number: usize) -> Vec<u8> {
     out
 }
 
-/// A checksum of 0 may stand as 0xffff, so checksums are compared by what they add up to, where the packet is cut again.
+/// Zeroes the checksums, since splitting may turn a checksum of 0 into 0xffff.
 fn without_checksums(packet: &[u8]) -> Vec<u8> {
     let mut out = packet.to_vec();
     let l4 = if packet[0] >> 4 == 4 { 20 } else { 40 };
@@ -169,7 +170,8 @@ fn without_checksums(packet: &[u8]) -> Vec<u8> {
     out
 }
 
-/// What opened of a datagram: its source and length come from the packet alone, and lie within it.
+/// Parses the plaintext of a datagram. Source and length must come from the packet alone, and the length
+/// must be within it.
 pub fn inner_packet(bytes: &[u8]) {
     let Some((tos, text)) = bytes.split_first() else { return };
     let mut text = text.to_vec();
@@ -181,14 +183,14 @@ pub fn inner_packet(bytes: &[u8]) {
     assert_eq!(lane::source_and_length(&text), Some((source, len)), "ECN changes neither");
 }
 
-/// Prefixes and look-ups: the table agrees with one that is searched from end to end.
+/// Builds a table of prefixes and looks up addresses; a linear search must give the same peers.
 pub fn allowed_ips(bytes: &[u8]) {
     let mut input = Input(bytes);
     let mut entries: Vec<(IpAddr, u8, PeerNumber)> = Vec::new();
     let mut addresses = Vec::new();
     while !input.is_empty() && addresses.len() < 100 {
         let [what, prefix] = input.take::<2>();
-        // Few distinct bits, so that prefixes nest and meet.
+        // Few distinct bits, so that prefixes nest and collide.
         let address = if what & 1 == 0 {
             IpAddr::V4(Ipv4Addr::from_bits(u32::from_be_bytes(input.take()) & 0xf003_80ff))
         } else {
@@ -215,11 +217,11 @@ fn by_force(entries: &[(IpAddr, u8, PeerNumber)], address: IpAddr) -> Option<Pee
     let holds = |(a, prefix, _): &&(IpAddr, u8, PeerNumber)| {
         a.is_ipv4() == address.is_ipv4() && (bits(*a) ^ bits(address)).leading_zeros() >= u32::from(*prefix)
     };
-    // Of equal prefixes the last counts, which is the one that `max_by_key` gives.
+    // `max_by_key` returns the last of equal prefixes, which is the one that counts.
     entries.iter().filter(holds).max_by_key(|(_, prefix, _)| *prefix).map(|(_, _, peer)| *peer)
 }
 
-/// Counters, near and far: the window agrees with a set of all that were seen.
+/// Feeds counters near and far to the replay window, which must agree with a set of all accepted ones.
 pub fn replay(bytes: &[u8]) {
     let mut input = Input(bytes);
     let (mut window, mut seen) = (ReplayWindow::default(), BTreeSet::new());
@@ -247,24 +249,25 @@ pub fn replay(bytes: &[u8]) {
     }
 }
 
-/// The table of receiver indices as a lane has it, for the measurement of its time.
+/// A lane's table of receiver indices, for timing measurements.
 pub struct IndexTable(lane::IndexTable<u64>);
 
 impl IndexTable {
-    /// A table that holds these.
+    /// Makes a table with these indices.
     #[must_use]
     pub fn new(indices: impl IntoIterator<Item = u32>) -> Self {
         Self(indices.into_iter().map(|index| (index, u64::from(index))).collect())
     }
 
-    /// Whether it holds `index`.
+    /// Returns whether the table contains `index`.
     #[must_use]
     pub fn holds(&self, index: u32) -> bool {
         self.0.contains_key(&index)
     }
 }
 
-/// The datagram that a sealing session makes of `inner` as its packet number `nth`, padded to 16 bytes.
+/// Returns the datagram that a sealing session makes of `inner` as its packet number `nth`, padded to 16
+/// bytes.
 #[must_use]
 pub fn seal(suite: Suite, key: Secret<32>, receiver_index: u32, nth: u64, inner: &[u8]) -> Option<Vec<u8>> {
     let key = SealingKey {
@@ -286,7 +289,7 @@ pub fn seal(suite: Suite, key: Secret<32>, receiver_index: u32, nth: u64, inner:
     Some(buffer)
 }
 
-/// What an opening session makes of a datagram: the packet with its padding.
+/// Opens a datagram with a new opening session; returns the packet with its padding.
 #[must_use]
 pub fn open(suite: Suite, key: Secret<32>, index: u32, datagram: &[u8]) -> Option<Vec<u8>> {
     let key = OpeningKey {

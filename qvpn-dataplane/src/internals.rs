@@ -1,5 +1,4 @@
-//! Parts of the data path on their own, for the benchmarks alone (feature `internals`). Nothing here is kept as it is for
-//! anybody else.
+//! Parts of the data path for benchmarks (feature `internals`). This interface is not stable.
 
 use std::io::IoSlice;
 use std::ops::Range;
@@ -13,10 +12,10 @@ use crate::tun::coalesce::Coalescer;
 use crate::tun::split;
 use crate::tun::vnet::{GSO_TCPV4, NEEDS_CSUM, Vnet};
 
-/// Bytes of the IPv4 and TCP headers of [`SuperPacket`].
+/// Length of the IPv4 and TCP headers of [`SuperPacket`], in bytes.
 const HEADERS: usize = 40;
 
-/// What one read of the TUN device gives of a busy TCP flow over IPv4.
+/// The result of one read of the TUN device for a busy TCP flow over IPv4.
 pub struct SuperPacket {
     header: Vnet,
     bytes: Vec<u8>,
@@ -24,7 +23,8 @@ pub struct SuperPacket {
 }
 
 impl SuperPacket {
-    /// One of `count` segments with `mss` bytes of payload each; together they fit an IPv4 packet.
+    /// Makes a packet of `count` segments with `mss` bytes of payload each. Together they must fit an IPv4
+    /// packet.
     #[must_use]
     pub fn new(count: u16, mss: u16) -> Self {
         let payload = usize::from(count) * usize::from(mss);
@@ -35,7 +35,7 @@ impl SuperPacket {
         bytes[2..4].copy_from_slice(&length.to_be_bytes());
         bytes[8..10].copy_from_slice(&[64, 6]);
         bytes[12..20].copy_from_slice(&[10, 0, 0, 1, 10, 0, 0, 2]);
-        // Five words of header, ACK.
+        // A header of five words, with ACK set.
         bytes[32..34].copy_from_slice(&[0x50, 0x10]);
         let header = Vnet {
             flags: NEEDS_CSUM,
@@ -48,13 +48,13 @@ impl SuperPacket {
         Self { header, bytes, out: vec![0; HEADERS + usize::from(mss)] }
     }
 
-    /// Bytes of payload.
+    /// Returns the number of payload bytes.
     #[must_use]
     pub fn payload(&self) -> usize {
         self.bytes.len() - HEADERS
     }
 
-    /// Cuts it, each segment into the same place; how many there were.
+    /// Splits the packet, each segment into the same buffer. Returns the number of segments.
     pub fn split(&mut self) -> usize {
         self.each(|_| {})
     }
@@ -70,17 +70,17 @@ impl SuperPacket {
     }
 }
 
-/// Packets of one flow as they were opened, back to back with room for the sealed form around each.
+/// Opened packets of one flow, adjacent in a buffer with room for the sealed form around each.
 pub struct Arrived {
     buffer: Vec<u8>,
     packets: Vec<Range<usize>>,
-    /// The first packet, which joining changes.
+    /// A copy of the first packet, since joining changes it.
     first: Vec<u8>,
     coalescer: Coalescer,
 }
 
 impl Arrived {
-    /// The segments of a super-packet.
+    /// Makes them from the segments of a super-packet.
     #[must_use]
     pub fn of(packet: &mut SuperPacket) -> Self {
         let (mut buffer, mut packets, mut first) = (Vec::new(), Vec::new(), Vec::new());
@@ -97,7 +97,7 @@ impl Arrived {
         Self { buffer, packets, first, coalescer: Coalescer::new(true) }
     }
 
-    /// Joins them; how many writes it takes.
+    /// Joins them; returns the number of writes.
     pub fn join(&mut self) -> usize {
         if let Some(first) = self.packets.first() {
             self.buffer[first.clone()].copy_from_slice(&self.first);
@@ -112,17 +112,17 @@ impl Arrived {
     }
 }
 
-/// Both ends of one key.
+/// The sealing and the opening session of one key.
 pub struct Session {
     seal: SealingSession,
     open: OpeningSession,
 }
 
-/// Some instant at which the key is in force.
+/// An instant before the key expires.
 const NOW: Time = Time::from_nanos(1);
 
 impl Session {
-    /// `None` if the cipher refuses the key, which it never does.
+    /// Returns `None` if the cipher refuses the key, which never happens.
     #[must_use]
     pub fn new(suite: Suite) -> Option<Self> {
         let key = || Secret::filled(|bytes| bytes.fill(7));
@@ -141,19 +141,20 @@ impl Session {
         Some(Self { seal: SealingSession::new(&seal)?, open: OpeningSession::new(&open)? })
     }
 
-    /// Bytes of the datagram of an inner packet of `inner` bytes.
+    /// Returns the length of the datagram for an inner packet of `inner` bytes.
     #[must_use]
     pub fn sealed(inner: usize) -> usize {
         HEADER + inner + TAG
     }
 
-    /// Seals the packet that stands in a buffer of [`sealed`](Self::sealed) bytes; whether the key still did.
+    /// Seals the packet in a buffer of [`sealed`](Self::sealed) bytes. Returns whether the key's limits
+    /// allowed it.
     pub fn seal(&mut self, buffer: &mut [u8]) -> bool {
         let inner = buffer.len() - HEADER - TAG;
         self.seal.seal(buffer, inner, inner, NOW).is_ok()
     }
 
-    /// Opens a datagram in place; whether it was new and right.
+    /// Opens a datagram in place. Returns whether it was new and authentic.
     pub fn open(&mut self, datagram: &mut [u8]) -> bool {
         self.open.open(datagram, NOW).is_ok()
     }
@@ -164,7 +165,7 @@ impl Session {
 pub struct Window(ReplayWindow);
 
 impl Window {
-    /// Looks at a counter and marks it; whether it was new.
+    /// Checks a counter and marks it; returns whether it was new.
     pub fn see(&mut self, counter: u64) -> bool {
         let new = self.0.is_new(counter);
         if new {
@@ -178,7 +179,7 @@ impl Window {
 mod tests {
     use super::*;
 
-    /// Benchmarks of parts that do something else would measure nothing.
+    /// A benchmark of a part that does something else would be meaningless.
     #[test]
     fn the_parts_do_what_their_names_say() {
         let mut packet = SuperPacket::new(47, 1380);

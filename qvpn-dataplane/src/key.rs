@@ -1,12 +1,12 @@
-//! Keys as lanes receive them: whose they are, their epoch, suite and limits. The limits travel with the key, so that a
-//! lane never uses one for too long, even if the control task hangs.
+//! Keys for lanes, with their peer, epoch, suite and limits. The limits travel with the key, so that a lane
+//! never uses a key beyond them, even if the control task hangs.
 
 use std::fmt;
 
 use qvpn_secret::Secret;
 use qvpn_types::{LocalEpoch, PeerNumber, Suite, Time};
 
-/// The most packets that any key seals, also where its owner allows more.
+/// The largest number of packets that any key seals; a larger limit in [`SealingKey`] is reduced to it.
 pub const MAX_PACKETS: u64 = 1 << 32;
 
 /// A key that seals packets to a peer in one lane, consumed by

@@ -1,5 +1,5 @@
-//! Lanes: each has one TUN queue, one UDP socket, a sending and a receiving thread, with keys and counters of their own.
-//! The tables belong to the threads, so packets pass without a lock.
+//! Lanes. Each lane has one TUN queue, one UDP socket, and a sending and a receiving thread with keys and
+//! counters of their own. Each thread owns its tables, so packets need no lock unless they are rerouted.
 
 mod config;
 mod ecn;
@@ -35,7 +35,7 @@ use mailbox::{Inbox, Mailbox, ReceiveCommand, SendCommand, mailbox};
 use receive::Receiver;
 use send::Sender;
 
-/// For the fuzz targets.
+/// Items for the fuzz targets.
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod internals {
     pub(crate) use super::ecn::decapsulate;
@@ -49,8 +49,8 @@ struct LaneMailboxes {
     receive: Mailbox<ReceiveCommand>,
 }
 
-/// The running lanes of an interface. Each thread applies its commands in the order of the calls. A call for a lane that
-/// does not exist does nothing, and erases the key that it was given.
+/// The running lanes of an interface. Each thread applies its commands in the order of the calls. A call for
+/// a lane that does not exist does nothing and erases the key in the command.
 pub struct Lanes {
     mailboxes: Vec<LaneMailboxes>,
     control: UdpSocket,
@@ -60,7 +60,7 @@ pub struct Lanes {
     threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
-/// What one lane is made of before its threads start.
+/// The parts of one lane before its threads start.
 struct LaneParts {
     lane: u8,
     tun: TunQueue,
@@ -74,7 +74,8 @@ impl Lanes {
     /// Starts two threads for each lane.
     ///
     /// # Errors
-    /// [`LaneError`] if the numbers do not fit or the system refuses threads or descriptors.
+    /// [`LaneError`] if the numbers of TUN queues and sockets differ or are not 1 to 256, or if the system
+    /// refuses threads or descriptors.
     pub fn start(config: LanesConfig, sink: Arc<dyn LaneSink>) -> Result<Self, LaneError> {
         let LanesConfig { tuns, sockets, mtu, dscp, stats, filter, clock } = config;
         let count = tuns.len();
@@ -147,8 +148,9 @@ impl Lanes {
         self.mailboxes.len()
     }
 
-    /// Adds a peer; one that exists already is removed first, with its keys. The lane sends to `endpoint` until an
-    /// authenticated packet comes from elsewhere, and sends an empty packet whenever it sent nothing for `keepalive`.
+    /// Adds a peer. An existing peer of this number is removed first, with its keys. The lane sends to
+    /// `endpoint` until an authenticated packet comes from another address, and sends an empty packet when
+    /// it has sent nothing for `keepalive`.
     pub fn add_peer(
         &self,
         lane: u8,
@@ -161,7 +163,7 @@ impl Lanes {
         self.to_sender(lane, SendCommand::AddPeer { peer, endpoint, keepalive, stats });
     }
 
-    /// Removes a peer and erases its keys. The lane also forgets the peer's highest epoch.
+    /// Removes a peer, erases its keys, and forgets its highest epoch.
     pub fn remove_peer(&self, lane: u8, peer: PeerNumber) {
         self.to_receiver(lane, ReceiveCommand::RemovePeer { peer });
         self.to_sender(lane, SendCommand::RemovePeer { peer });
@@ -173,24 +175,26 @@ impl Lanes {
         self.to_sender(lane, SendCommand::SetAllowedIps(table));
     }
 
-    /// Sets the largest inner packet, in bytes: padding never exceeds it.
+    /// Sets the largest inner packet, in bytes. Padding does not exceed it.
     pub fn set_mtu(&self, lane: u8, mtu: u16) {
         self.to_sender(lane, SendCommand::SetMtu(mtu));
     }
 
-    /// Sets the largest inner packet that the path to one peer takes, in bytes: padding of its packets never exceeds it.
+    /// Sets the largest inner packet for the path to one peer, in bytes. Padding of packets to this peer
+    /// does not exceed it.
     pub fn set_peer_mtu(&self, lane: u8, peer: PeerNumber, mtu: u16) {
         self.to_sender(lane, SendCommand::SetPeerMtu { peer, mtu });
     }
 
     /// Sends this lane's packets to `endpoint` from now on, until the peer roams.
     pub fn set_endpoint(&self, lane: u8, peer: PeerNumber, endpoint: SocketAddr) {
-        // The sender first: what the receiver learns after this command then also reaches the sender after it.
+        // The sender first, so that an endpoint that the receiver learns after this command also reaches the
+        // sender after this one.
         self.to_sender(lane, SendCommand::SetEndpoint { peer, endpoint });
         self.to_receiver(lane, ReceiveCommand::SetEndpoint { peer, endpoint });
     }
 
-    /// Changes the persistent keepalive, or ends it.
+    /// Sets the persistent keepalive, or disables it.
     pub fn set_keepalive(&self, lane: u8, peer: PeerNumber, keepalive: Option<Duration>) {
         self.to_sender(lane, SendCommand::SetKeepalive { peer, keepalive });
     }
@@ -200,24 +204,25 @@ impl Lanes {
         self.to_receiver(lane, ReceiveCommand::Install(key));
     }
 
-    /// Seals with this key from now on and erases the one before. With `announce`, the lane sends one empty packet in the
-    /// new epoch at once. [`LaneEvent::Installed`] acknowledges it.
+    /// Seals with this key from now on and erases the previous one. With `announce`, the lane sends one
+    /// empty packet in the new epoch at once. [`LaneEvent::Installed`] acknowledges it.
     pub fn install_sealing(&self, lane: u8, key: SealingKey, announce: bool) {
         self.to_sender(lane, SendCommand::Install { key, announce });
     }
 
-    /// Has lane `via` send what the kernel gives this lane for the peer; `None` ends that. Empty packets still leave by
-    /// this lane.
+    /// Forwards the packets that this lane reads for the peer to lane `via`, which sends them. `None` ends
+    /// the reroute. This lane still sends the empty packets.
     pub fn set_reroute(&self, lane: u8, peer: PeerNumber, via: Option<u8>) {
         self.to_sender(lane, SendCommand::SetReroute { peer, via });
     }
 
-    /// Sends one empty packet now, if there are a key and an endpoint.
+    /// Sends one empty packet now if there is a key and an endpoint.
     pub fn send_empty(&self, lane: u8, peer: PeerNumber) {
         self.to_sender(lane, SendCommand::SendEmpty { peer });
     }
 
-    /// Erases the sealing key: packets to the peer are dropped from now on. The lane still refuses all earlier epochs.
+    /// Erases the sealing key: packets to the peer are dropped from now on. The lane still refuses all
+    /// earlier epochs.
     pub fn stop_sealing(&self, lane: u8, peer: PeerNumber) {
         self.to_sender(lane, SendCommand::StopSealing { peer });
     }
@@ -227,7 +232,8 @@ impl Lanes {
         self.to_receiver(lane, ReceiveCommand::Close { index });
     }
 
-    /// Opening keys of epochs below `epoch` expire at `at` or earlier; an `at` in the past erases them at once.
+    /// Opening keys of epochs below `epoch` expire at `at` or earlier; an `at` in the past erases them at
+    /// once.
     pub fn close_older(&self, lane: u8, peer: PeerNumber, epoch: LocalEpoch, at: Time) {
         self.to_receiver(lane, ReceiveCommand::CloseOlder { peer, epoch, at });
     }
@@ -247,16 +253,17 @@ impl Lanes {
     /// Sends a control datagram from lane 0's socket.
     ///
     /// # Errors
-    /// What the system says.
+    /// The error of the system.
     pub fn send_control(&self, datagram: &[u8], to: SocketAddr) -> std::io::Result<()> {
         udp::send_to(&self.control, datagram, to)
     }
 
-    /// Sends a control datagram from lane 0's socket that nobody may fragment: it arrives whole or not at all. What the
-    /// lane sends in the microseconds of this call may not be fragmented either.
+    /// Sends a control datagram from lane 0's socket that must not be fragmented: it arrives whole or not at
+    /// all. Packets that the lane sends during this call, which takes microseconds, are not fragmented
+    /// either.
     ///
     /// # Errors
-    /// What the system says, for example that the datagram exceeds the interface's own MTU.
+    /// The error of the system, for example if the datagram exceeds the MTU of the interface.
     pub fn send_probe(&self, datagram: &[u8], to: SocketAddr) -> std::io::Result<()> {
         let narrow = *self.narrow.lock().unwrap_or_else(PoisonError::into_inner);
         udp::forbid_fragments(&self.control, true, narrow);
@@ -265,8 +272,8 @@ impl Lanes {
         sent
     }
 
-    /// Sets whether this machine fragments outer IPv6 packets at the path MTU that routers report: they fragment nothing
-    /// themselves, and inner IPv6 packets may have 1,280 bytes on any path.
+    /// Sets whether this machine fragments outer IPv6 packets at the path MTU that routers report. Routers
+    /// do not fragment IPv6 packets, and inner IPv6 packets may have 1,280 bytes on any path.
     pub fn set_narrow(&self, narrow: bool) {
         let mut before = self.narrow.lock().unwrap_or_else(PoisonError::into_inner);
         if *before != narrow {
@@ -275,7 +282,7 @@ impl Lanes {
         }
     }
 
-    /// Ends all threads and erases their keys.
+    /// Stops all threads and erases their keys.
     pub fn shutdown(&self) {
         for mailboxes in &self.mailboxes {
             mailboxes.receive.put(ReceiveCommand::Shutdown);
@@ -283,7 +290,7 @@ impl Lanes {
         }
         let threads = std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
         for thread in threads {
-            // A thread that panicked has reported it by an event.
+            // A thread that panicked has already sent an event.
             let _ = thread.join();
         }
     }
@@ -305,7 +312,7 @@ fn spawn(
         let end =
             std::panic::catch_unwind(std::panic::AssertUnwindSafe(body)).unwrap_or(Err(LaneError::Panicked));
         if let Err(error) = end {
-            // A sink that is full has no room for this either, and the thread has nothing left to wait with.
+            // If the sink is full, the event is lost: this thread cannot wait any more.
             let _ = context.sink.event(LaneEvent::Failed { lane: context.lane, error });
         }
     })

@@ -1,7 +1,9 @@
-//! Moves packets under keys that it is given: from a TUN device, sealed, to UDP, and back. It knows neither how keys are
-//! agreed nor what a peer may do; it does know when a key expires, and then it drops packets.
+//! The data path. It encrypts packets from a TUN device and sends them over UDP, and decrypts received ones,
+//! with keys that it is given. Key agreement and peer policy are outside this crate. Each key has an expiry
+//! time and a packet limit, after which packets are dropped.
 //!
-//! The control task commands lanes by the methods of [`Lanes`] and gets [`LaneEvent`]s through its [`LaneSink`].
+//! The control task commands lanes by the methods of [`Lanes`] and receives [`LaneEvent`]s through its
+//! [`LaneSink`].
 
 #![deny(unsafe_code)]
 
@@ -18,7 +20,7 @@ pub mod internals;
 mod key;
 mod lane;
 mod sched;
-// Keys in use, without any I/O: lanes and simulations use them.
+// Keys in use, without I/O; used by lanes and by simulations.
 pub mod session;
 mod stats;
 mod tun;

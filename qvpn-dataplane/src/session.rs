@@ -1,5 +1,6 @@
-//! One key at work: [`SealingSession`] counts and ends by itself, [`OpeningSession`] knows what it has seen. Packets are
-//! sealed and opened in place, in WireGuard's transport format.
+//! One key in use. [`SealingSession`] counts packets and enforces the limits of its key; [`OpeningSession`]
+//! remembers which counters it received. Packets are sealed and opened in place, in WireGuard's transport
+//! format.
 //!
 //! ```text
 //! 04 00 00 00 | receiver index u32 LE | counter u64 LE | ciphertext | tag
@@ -20,26 +21,26 @@ pub(crate) const DATA: u32 = 4;
 /// Why a packet cannot be sealed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SealError {
-    /// The key reached its age.
+    /// The key reached its maximum age.
     Expired,
-    /// The key sealed as many packets as it may.
+    /// The key reached its packet limit.
     PacketLimit,
 }
 
-/// A key that seals.
+/// A key that seals packets.
 pub struct SealingSession {
     cipher: Cipher,
     /// From the key.
     pub epoch: LocalEpoch,
     receiver_index: u32,
-    /// From when on it seals nothing.
+    /// The key seals nothing from this instant on.
     pub expires_at: Time,
     counter: u64,
     packets: u64,
 }
 
 impl SealingSession {
-    /// `None` if the cipher refuses the key, which a key of 32 bytes never meets.
+    /// Returns `None` if the cipher refuses the key, which never happens with a key of 32 bytes.
     #[must_use]
     pub fn new(key: &SealingKey) -> Option<Self> {
         Some(Self {
@@ -52,11 +53,11 @@ impl SealingSession {
         })
     }
 
-    /// Seals the `inner` bytes that stand at `HEADER` in `buffer`, padded with zeros to `padded` bytes; the length of the
-    /// datagram. The age and the count are checked here, before each packet.
+    /// Seals the `inner` bytes at `HEADER` in `buffer`, padded with zeros to `padded` bytes, and returns the
+    /// length of the datagram. Age and packet count are checked before each packet.
     ///
     /// # Errors
-    /// [`SealError`] if the key has ended.
+    /// [`SealError`] if the key reached one of its limits.
     pub fn seal(
         &mut self,
         buffer: &mut [u8],
@@ -91,33 +92,33 @@ impl Drop for SealingSession {
     }
 }
 
-/// Why a packet does not open.
+/// Why a packet cannot be opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OpenError {
-    /// The key ended.
+    /// The key expired.
     Expired,
-    /// Its counter was seen, or is older than the window.
+    /// The counter was received before, or is older than the window.
     Replay,
-    /// Its tag is wrong.
+    /// The tag is wrong, or the datagram is too short to have one.
     Auth,
 }
 
-/// A key that opens.
+/// A key that opens packets.
 pub struct OpeningSession {
     cipher: Cipher,
     /// From the key.
     pub peer: PeerNumber,
     /// From the key.
     pub epoch: LocalEpoch,
-    /// From when on it opens nothing; a drain brings it nearer.
+    /// The key opens nothing from this instant on; a drain brings it forward.
     pub expires_at: Time,
     window: ReplayWindow,
-    /// Whether nothing opened yet.
+    /// Whether no packet was opened yet.
     pub fresh: bool,
 }
 
 impl OpeningSession {
-    /// `None` if the cipher refuses the key, which a key of 32 bytes never meets.
+    /// Returns `None` if the cipher refuses the key, which never happens with a key of 32 bytes.
     #[must_use]
     pub fn new(key: &OpeningKey) -> Option<Self> {
         Some(Self {
@@ -130,10 +131,11 @@ impl OpeningSession {
         })
     }
 
-    /// Opens a whole datagram in place: the plaintext with its padding, and whether its counter is the highest so far.
+    /// Opens a whole datagram in place. Returns the plaintext with its padding, and whether its counter is
+    /// the highest so far.
     ///
     /// # Errors
-    /// [`OpenError`], and nothing is marked as seen.
+    /// [`OpenError`]; the counter is then not marked as received.
     pub fn open<'a>(&mut self, datagram: &'a mut [u8], now: Time) -> Result<(&'a mut [u8], bool), OpenError> {
         if now >= self.expires_at {
             return Err(OpenError::Expired);
@@ -157,10 +159,11 @@ impl Drop for OpeningSession {
     }
 }
 
-/// Words of the window: it covers 2,048 counters behind the highest, and needs one word more while it moves.
+/// The number of words in the ring: the window covers 2,048 counters (32 words), the highest one included,
+/// and needs one more word while it moves.
 const WORDS: usize = 33;
 
-/// Which counters were seen: a ring of bits, as RFC 6479 describes.
+/// The counters that were received: a ring of bits (RFC 6479).
 pub(crate) struct ReplayWindow {
     next: u64,
     bits: [u64; WORDS],
@@ -173,7 +176,7 @@ impl Default for ReplayWindow {
 }
 
 impl ReplayWindow {
-    /// How far behind the highest counter a packet may be.
+    /// The number of counters that the window covers, the highest one included.
     pub(crate) const SIZE: u64 = 2048;
 
     fn place(counter: u64) -> (usize, u64) {
@@ -181,7 +184,7 @@ impl ReplayWindow {
         (word, 1 << (counter % 64))
     }
 
-    /// Whether a counter is neither seen nor too old.
+    /// Returns whether a counter was not received before and is not too old.
     pub(crate) fn is_new(&self, counter: u64) -> bool {
         if counter >= self.next {
             return counter < u64::MAX;
@@ -190,7 +193,7 @@ impl ReplayWindow {
         self.next - counter <= Self::SIZE && self.bits[word] & bit == 0
     }
 
-    /// Marks a new counter as seen; whether it is the highest so far.
+    /// Marks a new counter as received; returns whether it is the highest so far.
     pub(crate) fn accept(&mut self, counter: u64) -> bool {
         let highest = counter >= self.next;
         if highest {
@@ -272,7 +275,8 @@ mod tests {
         assert_eq!(open.open(&mut buffer[..32], at(99)).unwrap_err(), OpenError::Auth);
     }
 
-    /// The count would not fit after it. No honest peer seals that many packets.
+    /// The next expected counter would not fit into 64 bits after it. No honest peer seals that many
+    /// packets.
     #[test]
     fn the_last_counter_of_all_never_opens() {
         let mut window = ReplayWindow::default();

@@ -1,14 +1,14 @@
-//! Counters of a peer and of an interface. Lanes add to them once a batch, and anyone may read them at any time; a
-//! value may be a batch behind.
+//! Counters of a peer and of an interface. Any thread may read them at any time. Lanes update the counts of
+//! passed packets once per batch, so these may be a batch behind.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// A counter on its own; relaxed, since nothing is ordered by it.
+/// One counter. Access is relaxed: it orders no other memory access.
 #[derive(Debug, Default)]
 pub struct Counter(AtomicU64);
 
 impl Counter {
-    /// The value now.
+    /// Returns the current value.
     #[must_use]
     pub fn get(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
@@ -25,17 +25,19 @@ impl Counter {
     }
 }
 
-/// What a peer's packets did, in one lane or in several: lanes that share an `Arc` add to the same counters, while one
-/// each keeps the lanes' caches apart. Bytes are those of UDP payloads, empty packets included, as `wg` counts them.
+/// The counters of one peer, for one lane or for several: lanes that share an `Arc` add to the same
+/// counters; a `PeerStats` for each lane keeps the lanes' caches apart. Bytes are those of UDP payloads,
+/// empty packets included, as `wg` counts them.
 #[derive(Debug, Default)]
 pub struct PeerStats {
-    /// Of the receiving side.
+    /// Packets from the peer.
     pub rx: RxStats,
-    /// Of the sending side.
+    /// Packets to the peer.
     pub tx: TxStats,
 }
 
-/// What came from a peer. A cache line of its own: the two threads of a lane write side by side.
+/// Packets received from a peer. It has cache lines of its own, because the two threads of a lane write
+/// concurrently.
 #[derive(Debug, Default)]
 #[repr(align(128))]
 pub struct RxStats {
@@ -43,19 +45,19 @@ pub struct RxStats {
     pub bytes: Counter,
     /// Authenticated packets, empty ones included.
     pub packets: Counter,
-    /// When the last authenticated packet came, in nanoseconds of `CLOCK_BOOTTIME`; 0 is never.
+    /// When the last authenticated packet was received, in nanoseconds of `CLOCK_BOOTTIME`; 0 means never.
     pub last_at: Counter,
-    /// Dropped: the key had ended.
+    /// Dropped: the key had expired.
     pub expired: Counter,
-    /// Dropped: the counter was seen before, or is older than the window.
+    /// Dropped: the counter was received before, or is older than the window.
     pub replay: Counter,
     /// Dropped: the tag was wrong.
     pub auth: Counter,
-    /// Dropped: the inner source isn't the peer's, or isn't IP at all.
+    /// Dropped: the inner source address doesn't belong to the peer, or the content is not an IP packet.
     pub not_allowed_ip: Counter,
 }
 
-/// What went to a peer.
+/// Packets sent to a peer.
 #[derive(Debug, Default)]
 #[repr(align(128))]
 pub struct TxStats {
@@ -63,22 +65,23 @@ pub struct TxStats {
     pub bytes: Counter,
     /// Packets handed to the kernel, empty ones included.
     pub packets: Counter,
-    /// Of those packets, the ones that went several in one piece (UDP GSO).
+    /// Packets, of those, that were handed over several in one piece (UDP GSO).
     pub joined: Counter,
-    /// Packets that the kernel refused in one piece, and that went one by one then.
+    /// Packets that the kernel refused in one piece and that were then sent one by one.
     pub refused: Counter,
-    /// When the last packet was handed to the kernel, in nanoseconds of `CLOCK_BOOTTIME`; 0 is never.
+    /// When the last packet was handed to the kernel, in nanoseconds of `CLOCK_BOOTTIME`; 0 means never.
     pub last_at: Counter,
-    /// Dropped: there was no key to seal with, or no endpoint to send to.
+    /// Dropped: there was no sealing key, or no endpoint to send to.
     pub no_epoch: Counter,
-    /// Dropped: the key to seal with had ended by age or by its number of packets.
+    /// Dropped: the sealing key had reached its maximum age or its packet limit.
     pub expired: Counter,
-    /// Dropped: the socket's queue stayed full, or the kernel refused the datagram.
+    /// Dropped: the socket's queue stayed full, the kernel refused the datagram, or the lane that sends for
+    /// this one had no room.
     pub queue_full: Counter,
 }
 
 impl PeerStats {
-    /// Every reason to drop, by the name that users see, with its count.
+    /// Returns the name that users see and the count of each drop reason.
     #[must_use]
     pub fn drops(&self) -> [(&'static str, u64); 6] {
         [
@@ -95,21 +98,22 @@ impl PeerStats {
 /// Drops that belong to no peer.
 #[derive(Debug, Default)]
 pub struct InterfaceStats {
-    /// From the TUN: no peer's allowed IPs hold the destination.
+    /// From the TUN: no peer's allowed IPs contain the destination.
     pub no_peer: Counter,
-    /// Not a message, or not one for this lane; marked as congested although the inner packet knows no ECN (RFC 6040);
-    /// from the TUN: not an IP packet.
+    /// Received: not a message, not one for this lane, or marked as congested although the inner packet does
+    /// not support ECN (RFC 6040). From the TUN: not an IP packet.
     pub malformed: Counter,
-    /// A data packet whose index belongs to no key.
+    /// Data packets whose receiver index belongs to no key.
     pub unknown_index: Counter,
-    /// A handshake message that proved no address while there were too many.
+    /// Handshake messages without a valid cookie while there were too many.
     pub cookie: Counter,
-    /// The bounded queue to the control task, or the TUN's, was full, or unknown sources exceeded their share of it.
+    /// The bounded queue to the control task was full, unknown sources exceeded their share of it, or the
+    /// TUN refused the packet.
     pub queue_full: Counter,
 }
 
 impl InterfaceStats {
-    /// Every reason to drop, by the name that users see, with its count.
+    /// Returns the name that users see and the count of each drop reason.
     #[must_use]
     pub fn drops(&self) -> [(&'static str, u64); 5] {
         [

@@ -1,5 +1,6 @@
-//! The TUN device: one queue a lane. A queue is read and written without waiting; its thread polls it. Each read and
-//! write begins with a virtio header, so that one system call moves up to 64 KiB of packets of one flow.
+//! The TUN device, with one queue for each lane. Reads and writes do not block; the lane's thread polls the
+//! queue. Each read and write begins with a virtio header, so that one system call moves up to 64 KiB of
+//! packets of one flow.
 
 pub(crate) mod coalesce;
 mod ioctl;
@@ -16,21 +17,23 @@ use std::os::unix::fs::OpenOptionsExt;
 
 use ioctl::{attach_queue, detach_queue, set_offload};
 
-/// One queue of a TUN device, which exists as long as one of its queues does.
+/// One queue of a TUN device. The device exists as long as one of its queues.
 ///
-/// The kernel leads what it sends by flow: it hashes each flow to a queue, unless packets of that flow were written by
-/// another queue, to which it then moves. Two sites would chase each other's flows from lane to lane like that, and each
-/// move may change the order of packets. So nothing is ever written by a queue that is read: what comes goes in by a queue
-/// of its own that is detached, of which the kernel learns nothing, and a flow stays where its hash leads.
+/// The kernel selects a queue for each flow by a hash, unless another queue wrote packets of that flow: then
+/// the flow moves to that queue. Two sites would move each other's flows from lane to lane in this way, and
+/// each move may reorder packets. So this program never writes to a queue that it reads. It writes to a
+/// second, detached queue, which the kernel does not use for this decision, and each flow stays in the queue
+/// of its hash.
 pub struct TunQueue {
     file: File,
-    /// The detached queue.
+    /// The detached queue, for writes.
     write: File,
-    /// Whether the kernel joins and cuts UDP datagrams (USO, since Linux 6.2).
+    /// Whether the kernel accepts and segments joined UDP datagrams (USO, since Linux 6.2).
     uso: bool,
 }
 
-/// What we do for the kernel, best first; a kernel that refuses one takes a later one.
+/// The sets of offloads that this program does for the kernel, the largest first, and whether each has USO.
+/// The first set that the kernel accepts is used.
 const OFFLOADS: [(u32, bool); 3] =
     [(CSUM | TSO4 | TSO6 | TSO_ECN | USO4 | USO6, true), (CSUM | TSO4 | TSO6 | TSO_ECN, false), (0, false)];
 const CSUM: u32 = libc::TUN_F_CSUM;
@@ -40,20 +43,20 @@ const TSO_ECN: u32 = libc::TUN_F_TSO_ECN;
 const USO4: u32 = libc::TUN_F_USO4;
 const USO6: u32 = libc::TUN_F_USO6;
 
-/// Why a TUN device cannot be had.
+/// Why a TUN device cannot be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum TunError {
     /// `/dev/net/tun` cannot be opened.
     #[error("cannot open /dev/net/tun: {0}; {advice}", advice = open_advice(.0))]
     Open(io::Error),
-    /// The device cannot be made or joined.
+    /// The device cannot be made, or a queue cannot be attached to it.
     #[error(
         "cannot make the TUN device {name}: {source}; the daemon needs CAP_NET_ADMIN, and no other program may hold a device of this name"
     )]
     Attach {
-        /// The device.
+        /// The device's name.
         name: String,
-        /// The system's word.
+        /// The error of the system.
         source: io::Error,
     },
 }
@@ -70,7 +73,7 @@ fn open_advice(error: &io::Error) -> &'static str {
 /// Makes the TUN device `name` and opens a queue of it for each lane.
 ///
 /// # Errors
-/// [`TunError`] says what was refused and what to do.
+/// [`TunError`], with what the system refused and what to do.
 pub fn open_tun(name: &str, lanes: u8) -> Result<Vec<TunQueue>, TunError> {
     (0..lanes).map(|_| TunQueue::open(name)).collect()
 }
@@ -88,7 +91,8 @@ impl TunQueue {
             attach_queue(file.as_fd(), name).map_err(refused)?;
             Ok(file)
         };
-        // In this order both have the lane's number in the kernel's eyes: the second takes the place of the first.
+        // Both queues then have the lane's number in the kernel: detaching the first one moves the second
+        // one to its index.
         let (write, file) = (attach()?, attach()?);
         detach_queue(write.as_fd()).map_err(refused)?;
         let uso = OFFLOADS
@@ -98,12 +102,12 @@ impl TunQueue {
         Ok(Self { file, write, uso })
     }
 
-    /// Whether the kernel cuts UDP datagrams that were joined.
+    /// Whether the kernel segments joined UDP datagrams.
     pub(crate) fn cuts_udp(&self) -> bool {
         self.uso
     }
 
-    /// Reads a virtio header and what follows it; `WouldBlock` if there is nothing.
+    /// Reads a virtio header and the packet after it. The error is `WouldBlock` if there is nothing to read.
     pub(crate) fn read(&self, buffer: &mut [u8]) -> io::Result<usize> {
         (&self.file).read(buffer)
     }
@@ -113,7 +117,7 @@ impl TunQueue {
         (&self.write).write_vectored(parts).map(drop)
     }
 
-    /// Another handle of the same queue, for the lane's other thread.
+    /// Returns another handle of the same queue, for the lane's other thread.
     pub(crate) fn try_clone(&self) -> io::Result<Self> {
         Ok(Self { file: self.file.try_clone()?, write: self.write.try_clone()?, uso: self.uso })
     }

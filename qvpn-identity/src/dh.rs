@@ -1,5 +1,5 @@
-//! X25519 (RFC 7748) over locked memory. A shared point that is not contributory is refused here, so no caller can
-//! forget it.
+//! X25519 (RFC 7748) over locked memory. It refuses shared secrets that are not contributory, so no caller
+//! can forget that check.
 
 use qvpn_secret::{Secret, with_scrubbed_stack};
 use x25519_dalek::{PublicKey, StaticSecret};
@@ -7,14 +7,14 @@ use x25519_dalek::{PublicKey, StaticSecret};
 /// Length of a secret scalar, a public key and a shared secret, in bytes.
 pub const LEN: usize = 32;
 
-/// The public key of `secret`, clamped as RFC 7748 section 5 says.
+/// Returns the public key of `secret`, clamped as RFC 7748 section 5 requires.
 #[must_use]
 pub fn public_of(secret: &Secret<LEN>) -> [u8; LEN] {
     with_scrubbed_stack(|| PublicKey::from(&StaticSecret::from(*secret.expose())).to_bytes())
 }
 
-/// The shared secret of `secret` and `public`, or `None` where it is all zero (RFC 7748 section 6.1): the other side
-/// sent a point of small order, so the result would not depend on our key.
+/// Returns the shared secret of `secret` and `public`, or `None` if it is all zero (RFC 7748 section 6.1):
+/// `public` is then a point of small order, and the result would not depend on `secret`.
 #[must_use]
 pub fn agree(secret: &Secret<LEN>, public: &[u8; LEN]) -> Option<Secret<LEN>> {
     with_scrubbed_stack(|| {

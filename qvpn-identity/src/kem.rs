@@ -1,8 +1,8 @@
-//! ML-KEM-1024 (FIPS 203) over locked memory. A key pair is held as its 64-byte seed `d‖z` and expanded only while it
-//! is used, so the one secret that stays is the seed.
+//! ML-KEM-1024 (FIPS 203) over locked memory. A key pair is kept as its 64-byte seed `d‖z` and expanded only
+//! while it is used, so the seed is the only secret that stays in memory.
 //!
-//! Decapsulation never fails: a wrong ciphertext gives another secret (implicit rejection), and the confirmation of
-//! the exchange finds it.
+//! Decapsulation never fails: a wrong ciphertext gives a different secret (implicit rejection), and the
+//! confirmation of the exchange detects it.
 
 use ml_kem::kem::{Decapsulate, KeyExport};
 use ml_kem::{DecapsulationKey, EncapsulationKey, MlKem1024};
@@ -10,21 +10,22 @@ use qvpn_secret::{Secret, with_scrubbed_stack};
 use rand_core::CryptoRng;
 use zeroize::Zeroize;
 
-/// Bytes of a seed `d‖z`.
+/// Length of a seed `d‖z` in bytes.
 pub const SEED_LEN: usize = 64;
-/// Bytes of an encapsulation key (FIPS 203 table 3).
+/// Length of an encapsulation key in bytes (FIPS 203 table 3).
 pub const EK_LEN: usize = 1568;
-/// Bytes of a ciphertext (FIPS 203 table 3).
+/// Length of a ciphertext in bytes (FIPS 203 table 3).
 pub const CT_LEN: usize = 1568;
-/// Bytes of a shared secret.
+/// Length of a shared secret in bytes.
 pub const SHARED_LEN: usize = 32;
 
-/// An encapsulation key as it travels.
+/// The encoding of an encapsulation key.
 pub type EkBytes = [u8; EK_LEN];
-/// A ciphertext as it travels.
+/// The encoding of a ciphertext.
 pub type CtBytes = [u8; CT_LEN];
 
-/// The bytes are no encapsulation key: a coefficient is not reduced (FIPS 203 section 7.2, input check).
+/// The bytes are not a valid encapsulation key: a coefficient is not reduced (FIPS 203 section 7.2, input
+/// check).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("not a valid ML-KEM-1024 encapsulation key (FIPS 203 section 7.2)")]
 pub struct InvalidEncapsulationKey;
@@ -36,13 +37,13 @@ fn expand(seed: &Secret<SEED_LEN>) -> DecapsulationKey<MlKem1024> {
     key
 }
 
-/// The encapsulation key that belongs to `seed`.
+/// Returns the encapsulation key of `seed`.
 #[must_use]
 pub fn encapsulation_key_of(seed: &Secret<SEED_LEN>) -> Box<EkBytes> {
     with_scrubbed_stack(|| Box::new(expand(seed).encapsulation_key().to_bytes().into()))
 }
 
-/// FIPS 203's input check of an encapsulation key that came from outside.
+/// Performs FIPS 203's input check on an encapsulation key from outside.
 ///
 /// # Errors
 /// [`InvalidEncapsulationKey`] if a coefficient is out of range.
@@ -50,7 +51,7 @@ pub fn check(ek: &EkBytes) -> Result<(), InvalidEncapsulationKey> {
     EncapsulationKey::<MlKem1024>::new(&(*ek).into()).map(drop).map_err(|_| InvalidEncapsulationKey)
 }
 
-/// Makes a fresh shared secret for the holder of `ek`: the ciphertext to send, and the secret.
+/// Makes a fresh shared secret for the owner of `ek`. Returns the ciphertext to send, and the secret.
 ///
 /// # Errors
 /// [`InvalidEncapsulationKey`] if `ek` fails the input check.
@@ -70,7 +71,7 @@ pub fn encapsulate(
     })
 }
 
-/// The shared secret in `ct` for the holder of `seed`.
+/// Returns the shared secret in `ct` for the owner of `seed`.
 #[must_use]
 pub fn decapsulate(seed: &Secret<SEED_LEN>, ct: &CtBytes) -> Secret<SHARED_LEN> {
     with_scrubbed_stack(|| {

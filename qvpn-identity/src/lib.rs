@@ -1,7 +1,7 @@
-//! A site's static keys and their text forms: an X25519 key and an ML-KEM-1024 key that together name a gateway, and
-//! the pre-shared key that a pair of sites may add.
+//! The static keys of a site and their text forms: an X25519 key and an ML-KEM-1024 key, which together
+//! identify a gateway, and the optional pre-shared key of a pair of sites.
 //!
-//! The two primitives stand in [`dh`] and [`kem`], over locked memory, so that the exchange uses the same code for its
+//! The primitives are in [`dh`] and [`kem`], over locked memory; the exchange uses the same code for its
 //! ephemeral keys.
 
 pub mod dh;

@@ -1,4 +1,5 @@
-//! The pre-shared key that two sites may add to each epoch's inputs. Its text form is the same as WireGuard's.
+//! The optional pre-shared key of two sites, an input of each epoch. Its text form is the same as
+//! WireGuard's.
 
 use qvpn_secret::{Secret, SecretBuf};
 use rand_core::CryptoRng;
@@ -12,16 +13,17 @@ const FORM: Form = Form { name: "pre-shared key", prefix: "", bytes: Psk::LEN };
 pub struct Psk(Secret<32>);
 
 impl Psk {
-    /// Bytes of a pre-shared key.
+    /// Length of a pre-shared key in bytes.
     pub const LEN: usize = 32;
 
-    /// A fresh key.
+    /// Generates a key.
     #[must_use]
     pub fn generate(rng: &mut (impl CryptoRng + ?Sized)) -> Self {
         Self(Secret::filled(|out| rng.fill_bytes(out)))
     }
 
-    /// Reads 44 characters of base64, as `wg genpsk` and `qvpn-ctl genpsk` write them; white space around is ignored.
+    /// Parses 44 characters of base64, as `wg genpsk` and `qvpn-ctl genpsk` write them. White space around
+    /// them is ignored.
     ///
     /// # Errors
     /// [`IdentityError`] says what is wrong with the text.
@@ -31,13 +33,13 @@ impl Psk {
         Ok(Self(key))
     }
 
-    /// The text form, without a line break.
+    /// Returns the text form, without a line break.
     #[must_use]
     pub fn to_text(&self) -> SecretBuf {
         FORM.encode(self.0.expose())
     }
 
-    /// The key, for the key schedule.
+    /// Returns the key, for the key schedule.
     #[must_use]
     pub fn secret(&self) -> &Secret<32> {
         &self.0

@@ -1,4 +1,5 @@
-//! The public half of a site's identity: what a peer's config names, and what its keys are checked against.
+//! The public half of a site's identity. A peer's config contains it, and keys that the site sends are
+//! checked against it.
 
 use std::fmt;
 use std::str::FromStr;
@@ -20,26 +21,25 @@ pub struct PublicIdentity {
 }
 
 impl PublicIdentity {
-    /// Bytes of the identity: X25519 public key, then the hash.
+    /// Length of the identity in bytes: X25519 public key, then the hash.
     pub const LEN: usize = 80;
 
     pub(crate) fn new(x25519: [u8; 32], ek: &EkBytes) -> Self {
         Self { x25519, mlkem_hash: Sha384::digest(ek).into() }
     }
 
-    /// The X25519 public key.
     #[must_use]
     pub fn x25519(&self) -> &[u8; 32] {
         &self.x25519
     }
 
-    /// SHA-384 of the encapsulation key.
+    /// Returns the SHA-384 hash of the encapsulation key.
     #[must_use]
     pub fn mlkem_hash(&self) -> &[u8; 48] {
         &self.mlkem_hash
     }
 
-    /// The 80 bytes that the transcript of an exchange holds.
+    /// Returns the 80 bytes that go into the transcript of an exchange.
     #[must_use]
     pub fn to_bytes(&self) -> [u8; Self::LEN] {
         let mut bytes = [0; Self::LEN];
@@ -60,8 +60,9 @@ impl PublicIdentity {
         Ok(())
     }
 
-    /// A digest of the identity, short enough to read over a phone: 120 bits of SHA-384 in six groups of four
-    /// characters. No letter or digit of its alphabet is easily taken for another (no `0`, `1`, `l`, `o`).
+    /// Returns a digest of the identity that is short enough to read over a phone: 120 bits of SHA-384 in
+    /// six groups of four characters. Its alphabet has no characters that are easily confused (no `0`, `1`,
+    /// `l`, `o`).
     #[must_use]
     pub fn fingerprint(&self) -> String {
         const ALPHABET: &[u8; 32] = b"abcdefghijkmnpqrstuvwxyz23456789";
@@ -84,7 +85,7 @@ impl PublicIdentity {
 
 impl fmt::Display for PublicIdentity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Nothing here is secret; the encoder merely writes into locked memory.
+        // Nothing here is secret, but the encoder writes into locked memory.
         let text = FORM.encode(&self.to_bytes());
         f.write_str(std::str::from_utf8(text.expose()).map_err(|_| fmt::Error)?)
     }
@@ -99,7 +100,7 @@ impl FromStr for PublicIdentity {
         let (mut x25519, mut mlkem_hash) = ([0; 32], [0; 48]);
         x25519.copy_from_slice(&bytes[..32]);
         mlkem_hash.copy_from_slice(&bytes[32..]);
-        // Any scalar tells a point of small order from an honest one.
+        // Any scalar is enough to detect a point of small order.
         if dh::agree(&qvpn_secret::Secret::filled(|s| s.fill(1)), &x25519).is_none() {
             return Err(IdentityError::SmallOrder);
         }

@@ -1,4 +1,5 @@
-//! The secret half of a site's identity: an X25519 scalar and an ML-KEM-1024 seed, which never leave locked memory.
+//! The secret half of a site's identity: an X25519 scalar and an ML-KEM-1024 seed, which stay in locked
+//! memory.
 
 use qvpn_secret::{Secret, SecretBuf, with_scrubbed_stack};
 use rand_core::CryptoRng;
@@ -10,8 +11,8 @@ use crate::{IdentityError, PublicIdentity, dh, kem};
 const LEN: usize = dh::LEN + SEED_LEN;
 const FORM: Form = Form { name: "secret key", prefix: SECRET_PREFIX, bytes: LEN };
 
-/// An X25519 scalar (32 bytes) and an ML-KEM-1024 seed `d‖z` (64 bytes, FIPS 203 section 6.1), with the public keys
-/// that follow from them. Its text is one line that begins with `qvpn1-secret-`.
+/// An X25519 scalar (32 bytes) and an ML-KEM-1024 seed `d‖z` (64 bytes, FIPS 203 section 6.1), with their
+/// public keys. Its text is one line that begins with `qvpn1-secret-`.
 pub struct SecretIdentity {
     x25519: Secret<32>,
     mlkem_seed: Secret<SEED_LEN>,
@@ -20,7 +21,7 @@ pub struct SecretIdentity {
 }
 
 impl SecretIdentity {
-    /// A fresh identity from `rng`.
+    /// Generates an identity from `rng`.
     #[must_use]
     pub fn generate(rng: &mut (impl CryptoRng + ?Sized)) -> Self {
         let x25519 = Secret::filled(|out| rng.fill_bytes(out));
@@ -34,7 +35,7 @@ impl SecretIdentity {
         Self { x25519, mlkem_seed, encapsulation_key, public }
     }
 
-    /// Reads the line that `qvpn-ctl genkey` writes; white space around it is ignored.
+    /// Parses the line that `qvpn-ctl genkey` writes. White space around it is ignored.
     ///
     /// # Errors
     /// [`IdentityError`] says what is wrong with the text.
@@ -48,7 +49,7 @@ impl SecretIdentity {
         ))
     }
 
-    /// The text form, without a line break.
+    /// Returns the text form, without a line break.
     #[must_use]
     pub fn to_text(&self) -> SecretBuf {
         let mut bytes = SecretBuf::zeroed(LEN);
@@ -58,25 +59,22 @@ impl SecretIdentity {
         with_scrubbed_stack(|| FORM.encode(bytes.expose()))
     }
 
-    /// The public half.
     #[must_use]
     pub fn public(&self) -> &PublicIdentity {
         &self.public
     }
 
-    /// The X25519 scalar.
     #[must_use]
     pub fn x25519(&self) -> &Secret<32> {
         &self.x25519
     }
 
-    /// The ML-KEM-1024 seed `d‖z`.
     #[must_use]
     pub fn mlkem_seed(&self) -> &Secret<SEED_LEN> {
         &self.mlkem_seed
     }
 
-    /// The encapsulation key that `Hello` carries.
+    /// Returns the encapsulation key, which `Hello` carries.
     #[must_use]
     pub fn encapsulation_key(&self) -> &EkBytes {
         &self.encapsulation_key

@@ -1,4 +1,4 @@
-//! The text forms of keys: a prefix that says what it is, and base64 in constant time.
+//! The text forms of keys: a prefix for the kind of key, and base64 in constant time.
 
 use base64ct::{Base64, Encoding};
 use qvpn_secret::SecretBuf;
@@ -7,10 +7,10 @@ use crate::IdentityError;
 
 pub(crate) const SECRET_PREFIX: &str = "qvpn1-secret-";
 pub(crate) const PUBLIC_PREFIX: &str = "qvpn1-";
-/// Characters of a WireGuard key: 32 bytes in base64.
+/// Length of a WireGuard key in characters: 32 bytes in base64.
 const WIREGUARD_LEN: usize = 44;
 
-/// What a text should be.
+/// The text form of one kind of key.
 pub(crate) struct Form {
     pub(crate) name: &'static str,
     pub(crate) prefix: &'static str,
@@ -32,7 +32,7 @@ impl Form {
         text
     }
 
-    /// Reads text of this form into `out`, which has `self.bytes` bytes.
+    /// Parses text of this form into `out`, which must have `self.bytes` bytes.
     pub(crate) fn decode(&self, text: &str, out: &mut [u8]) -> Result<(), IdentityError> {
         let text = text.trim();
         if text.is_empty() {

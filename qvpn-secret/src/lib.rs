@@ -1,8 +1,8 @@
-//! The one place where secret bytes live. A [`Secret`] is a handle into memory that is locked, left out of core dumps and
-//! erased when the handle goes, so that a move copies a pointer and never the bytes.
+//! Memory for secret bytes. A [`Secret`] is a handle to memory that is locked, excluded from core dumps and
+//! erased when the handle is dropped. A move copies the handle and never the bytes.
 //!
-//! Secrets have no `Clone`, `Debug`, `Display`, `AsRef` or `Serialize`: a secret is moved to the code that consumes it,
-//! and [`Secret::expose`] marks each place where its bytes are read.
+//! Secrets have no `Clone`, `Debug`, `Display`, `AsRef` or `Serialize`: a secret is moved to the code that
+//! consumes it, and [`Secret::expose`] marks each place where its bytes are read.
 //!
 //! ```compile_fail,E0599
 //! let s = qvpn_secret::Secret::<32>::zeroed();
@@ -21,7 +21,8 @@ pub use lock::{LockError, reserve};
 pub use stack::{scrub_stack, with_scrubbed_stack};
 use zeroize::Zeroize;
 
-/// An allocator that erases each block when it is freed, for programs whose TLS and HTTP buffers hold a key in passing.
+/// An allocator that erases each block when it is freed, for programs whose TLS and HTTP buffers hold a key
+/// for a short time.
 ///
 /// Install it with `#[global_allocator]` in the program's `main.rs`.
 pub use zeroizing_alloc::ZeroAlloc;
@@ -30,13 +31,13 @@ pub use zeroizing_alloc::ZeroAlloc;
 pub struct Secret<const N: usize>(Slot);
 
 impl<const N: usize> Secret<N> {
-    /// `N` zero bytes, to be filled in place by [`expose_mut`](Self::expose_mut).
+    /// Returns `N` zero bytes, to be filled in place by [`expose_mut`](Self::expose_mut).
     #[must_use]
     pub fn zeroed() -> Self {
         Self(Slot::zeroed(N))
     }
 
-    /// Moves the bytes out of `source`, which is erased.
+    /// Copies the bytes of `source` into a secret and erases `source`.
     #[must_use]
     pub fn take(source: &mut [u8; N]) -> Self {
         let mut secret = Self::zeroed();
@@ -53,19 +54,19 @@ impl<const N: usize> Secret<N> {
         secret
     }
 
-    /// The bytes. Each call is a place where a reviewer looks.
+    /// Returns the bytes. Each call marks a place for reviewers.
     #[must_use]
     pub fn expose(&self) -> &[u8; N] {
-        // A slot of N bytes always converts to an array of N.
+        // A slot of `N` bytes always converts to an array of `N`.
         self.0.bytes().first_chunk().unwrap_or_else(|| unreachable!())
     }
 
-    /// The bytes, to be written in place.
+    /// Returns the bytes for writing in place.
     pub fn expose_mut(&mut self) -> &mut [u8; N] {
         self.0.bytes_mut().first_chunk_mut().unwrap_or_else(|| unreachable!())
     }
 
-    /// Compares with `other` in a time that depends only on the length.
+    /// Compares with `other`, in a time that depends only on the lengths.
     #[must_use]
     pub fn ct_eq(&self, other: &[u8]) -> bool {
         ct_eq(self.expose(), other)
@@ -78,13 +79,13 @@ pub struct SecretBuf {
 }
 
 impl SecretBuf {
-    /// `len` zero bytes, to be filled in place by [`expose_mut`](Self::expose_mut).
+    /// Returns `len` zero bytes, to be filled in place by [`expose_mut`](Self::expose_mut).
     #[must_use]
     pub fn zeroed(len: usize) -> Self {
         Self { slot: Slot::zeroed(len) }
     }
 
-    /// Moves the bytes out of `source`, which is erased.
+    /// Copies the bytes of `source` into a secret and erases `source`.
     #[must_use]
     pub fn take(source: &mut [u8]) -> Self {
         let mut secret = Self::zeroed(source.len());
@@ -93,35 +94,35 @@ impl SecretBuf {
         secret
     }
 
-    /// The bytes. Each call is a place where a reviewer looks.
+    /// Returns the bytes. Each call marks a place for reviewers.
     #[must_use]
     pub fn expose(&self) -> &[u8] {
         self.slot.bytes()
     }
 
-    /// The bytes, to be written in place.
+    /// Returns the bytes for writing in place.
     pub fn expose_mut(&mut self) -> &mut [u8] {
         self.slot.bytes_mut()
     }
 
-    /// How many bytes there are; a length is not secret.
+    /// Returns the number of bytes. A length is not secret.
     #[must_use]
     pub fn len(&self) -> usize {
         self.slot.bytes().len()
     }
 
-    /// Whether there are no bytes at all.
+    /// Returns whether there are no bytes.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Shortens to `len` bytes and erases the rest; does nothing if it is shorter already.
+    /// Shortens the secret to `len` bytes and erases the rest. Does nothing if it is shorter already.
     pub fn truncate(&mut self, len: usize) {
         self.slot.truncate(len);
     }
 
-    /// Compares with `other` in a time that depends only on the lengths.
+    /// Compares with `other`, in a time that depends only on the lengths.
     #[must_use]
     pub fn ct_eq(&self, other: &[u8]) -> bool {
         ct_eq(self.expose(), other)
@@ -134,7 +135,7 @@ impl<const N: usize> From<Secret<N>> for SecretBuf {
     }
 }
 
-/// Whether `a` and `b` are equal, in a time that depends only on their lengths.
+/// Returns whether `a` and `b` are equal, in a time that depends only on their lengths.
 #[must_use]
 pub fn ct_eq(a: &[u8], b: &[u8]) -> bool {
     bool::from(subtle::ConstantTimeEq::ct_eq(a, b))

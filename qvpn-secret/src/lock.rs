@@ -1,7 +1,7 @@
-//! Locked memory, handed out in slots. Chunks come from `mmap` between two guard pages, are `mlock`ed and left out of
-//! core dumps and of forks; a slot is zero when it is handed out and erased when it comes back.
+//! Locked memory, allocated in slots. Chunks are mapped between two guard pages, `mlock`ed, and excluded
+//! from core dumps and forks. A slot is zero when it is allocated and erased when it is freed.
 //!
-//! All `unsafe` of this crate is here: raw mappings, and views of a slot's bytes.
+//! All `unsafe` code of this crate is in this module: raw mappings, and views of a slot's bytes.
 #![allow(unsafe_code)]
 
 use std::ptr::NonNull;
@@ -11,9 +11,9 @@ use zeroize::Zeroize;
 
 /// Usable bytes of one chunk: 256 slots of the smallest class.
 const CHUNK: usize = 16 * 1024;
-/// The smallest class, a power of two; each class is twice the one before.
+/// Size of the smallest class, a power of two; each class has twice the size of the one before.
 const MIN_CLASS: usize = 64;
-/// Classes up to a whole chunk: 64, 128, … 16384 bytes.
+/// Number of classes: 64, 128, … 16384 bytes, which is a whole chunk.
 const CLASSES: usize = 9;
 
 /// Why memory could not be locked.
@@ -39,8 +39,8 @@ impl std::error::Error for LockError {
     }
 }
 
-/// Locks room for about `bytes` of secrets ahead, so that a limit that is too low shows at start and not in the middle
-/// of a rekey.
+/// Locks room for about `bytes` of secrets in advance, so that a limit that is too low causes an error at
+/// start and not in the middle of a rekey.
 ///
 /// # Errors
 /// [`LockError`] if the system refuses to map or lock the memory.
@@ -57,7 +57,8 @@ pub fn reserve(bytes: usize) -> Result<(), LockError> {
     Ok(())
 }
 
-/// The free slots of each class. Chunks are never unmapped: the peak is small and the addresses stay locked.
+/// The free slots of each class. Chunks are never unmapped: the peak is small, and their memory stays
+/// locked.
 struct Pool {
     free: [Vec<Address>; CLASSES],
 }
@@ -75,23 +76,24 @@ fn pool() -> MutexGuard<'static, Pool> {
     POOL.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// One secret's memory: `len` bytes, of which this is the only owner.
+/// The memory of one secret: `len` bytes with this value as their only owner.
 pub(crate) struct Slot {
     start: NonNull<u8>,
     len: usize,
     class: Option<usize>,
 }
 
-// SAFETY: a `Slot` owns its bytes alone and gives out references only through `&self` and `&mut self`.
+// SAFETY: a `Slot` is the only owner of its bytes and gives out references only through `&self` and `&mut
+// self`.
 unsafe impl Send for Slot {}
 // SAFETY: shared access is read-only.
 unsafe impl Sync for Slot {}
 
 impl Slot {
-    /// A slot of `len` zero bytes.
+    /// Allocates a slot of `len` zero bytes.
     ///
     /// # Panics
-    /// If no more memory can be locked: as when memory runs out, there is no safe way to continue.
+    /// If no more memory can be locked. As with an allocation failure, there is no safe way to continue.
     pub(crate) fn zeroed(len: usize) -> Self {
         let class = (0..CLASSES).find(|c| MIN_CLASS << c >= len);
         let start = match class {
@@ -133,7 +135,7 @@ impl Drop for Slot {
 }
 
 impl Pool {
-    /// A slot of class `class`, splitting a larger one or mapping a chunk where none is free.
+    /// Takes a slot of class `class`. If none is free, it splits a larger one or maps a chunk.
     fn take(&mut self, class: usize) -> Result<Address, LockError> {
         let Some(from) = (class..CLASSES).find(|c| !self.free[*c].is_empty()) else {
             let chunk = map_locked(CHUNK)?;
@@ -142,7 +144,8 @@ impl Pool {
         };
         let mut slot = self.free[from].pop().unwrap_or_else(|| unreachable!());
         for c in (class..from).rev() {
-            // SAFETY: the slot has twice the size of class `c`, so its upper half starts inside the same mapping.
+            // SAFETY: the slot has twice the size of class `c`, so its upper half starts inside the same
+            // mapping.
             let upper = unsafe { slot.0.add(MIN_CLASS << c) };
             self.free[c].push(Address(upper));
             slot = Address(slot.0);
@@ -156,7 +159,7 @@ mod os {
     use super::{Address, LockError, NonNull};
 
     fn page() -> usize {
-        // SAFETY: `sysconf` reads no memory of ours.
+        // SAFETY: `sysconf` accesses no memory of this program.
         usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap_or(4096)
     }
 
@@ -171,8 +174,8 @@ mod os {
     /// Maps `len` zero bytes between two guard pages and locks them.
     pub(super) fn map_locked(len: usize) -> Result<Address, LockError> {
         let (len, page) = (rounded(len), page());
-        // SAFETY: a fresh anonymous mapping touches no memory that exists; all results are checked, and the inner range
-        // lies within the mapping.
+        // SAFETY: a new anonymous mapping affects no existing memory; all results are checked, and the inner
+        // range lies within the mapping.
         unsafe {
             let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
             let base = libc::mmap(std::ptr::null_mut(), len + 2 * page, libc::PROT_NONE, flags, -1, 0);
@@ -187,24 +190,26 @@ mod os {
                 libc::munmap(base, len + 2 * page);
                 return Err(error);
             }
-            // Neither a core dump nor a forked child gets a copy. Both are extra protection: a refusal is not fatal.
+            // Core dumps and forked children get no copy. Both are extra protection, so a refusal is not
+            // fatal.
             libc::madvise(start, len, libc::MADV_DONTDUMP);
             libc::madvise(start, len, libc::MADV_DONTFORK);
             NonNull::new(start.cast::<u8>()).map(Address).ok_or_else(|| failed("map"))
         }
     }
 
-    /// Gives back a mapping of `len` bytes that `map_locked` made; it is erased already.
+    /// Unmaps a mapping of `len` bytes from `map_locked`. Its bytes are erased already.
     pub(super) fn unmap(start: NonNull<u8>, len: usize) {
         let (len, page) = (rounded(len), page());
-        // SAFETY: `start` came from `map_locked(len)`, so the mapping begins a page before it and ends a page after.
+        // SAFETY: `start` came from `map_locked(len)`, so the mapping begins a page before it and ends a
+        // page after.
         unsafe {
             libc::munmap(start.as_ptr().sub(page).cast(), len + 2 * page);
         }
     }
 }
 
-/// Miri knows no `mlock`, so it checks the slots over plain allocations.
+/// Plain allocations in place of locked mappings, since Miri has no `mlock`.
 #[cfg(miri)]
 mod os {
     use super::{Address, LockError, NonNull};

@@ -1,10 +1,11 @@
-//! Erases what a computation on secrets left on the stack. Registers spill, and library code keeps working copies in
-//! its frames, so a caller runs the whole computation below one frame and wipes the depth that it used.
+//! Erases stack memory after a computation on secrets. Registers spill, and library code keeps working
+//! copies in its frames, so a caller runs the whole computation below one frame and wipes the depth that it
+//! used.
 
 use zeroize::Zeroize;
 
-/// How deep the wipe reaches. ML-KEM-1024 key generation, the deepest user, stays below 64 KiB in a release build; an
-/// unoptimised build of the same code needs more.
+/// The number of bytes to wipe. ML-KEM-1024 key generation, which needs the most stack, uses less than 64
+/// KiB in a release build; an unoptimised build of the same code needs more.
 const DEPTH: usize = if cfg!(miri) {
     // Under Miri the full depth takes seconds, and the depth does not matter there.
     4 * 1024
@@ -17,15 +18,15 @@ const DEPTH: usize = if cfg!(miri) {
 /// Overwrites the stack below the caller's frame, about 160 KiB deep (512 KiB in a debug build).
 #[inline(never)]
 pub fn scrub_stack() {
-    // By words: byte by byte the volatile writes took half the time of an epoch's exchange.
+    // Words, not bytes: volatile writes of single bytes took half the time of an epoch's exchange.
     let mut frame = [u64::MAX; DEPTH / size_of::<u64>()];
     std::hint::black_box(&mut frame);
     frame.zeroize();
     std::hint::black_box(&frame);
 }
 
-/// Runs `f` in a frame of its own, then overwrites the stack that it used. What `f` returns is not wiped, so it should
-/// be a handle such as [`Secret`](crate::Secret), never the bytes.
+/// Runs `f` in a frame of its own, then overwrites the stack that it used. The result of `f` is not wiped,
+/// so it should be a handle such as [`Secret`](crate::Secret), never the bytes.
 pub fn with_scrubbed_stack<R>(f: impl FnOnce() -> R) -> R {
     #[inline(never)]
     fn call<R>(f: impl FnOnce() -> R) -> R {

@@ -1,4 +1,4 @@
-//! Numbers and names that several crates share. Nothing here does I/O, and nothing here is secret.
+//! Numbers and names that several crates share. This crate does no I/O and holds no secrets.
 
 #![forbid(unsafe_code)]
 

@@ -1,31 +1,32 @@
-//! Names that come from KMEs and configs: opaque strings with bounds.
+//! Names from KMEs and configs: opaque strings with a maximum length.
 
 use std::fmt;
 
-/// The longest [`KeyId`], in bytes. ETSI GS QKD 014 says UUID; servers send other strings too, such as several UUIDs
-/// joined by "+", 1,184 bytes in all.
+/// The maximum length of a [`KeyId`] in bytes. ETSI GS QKD 014 specifies a UUID; servers also send other
+/// strings, such as several UUIDs joined by "+", 1,184 bytes in total.
 pub const MAX_KEY_ID_BYTES: usize = 1200;
 
-/// The longest [`SaeId`], in bytes: its length travels in one byte of a `Hello`.
+/// The maximum length of an [`SaeId`] in bytes: a `Hello` has one byte for the length.
 pub const MAX_SAE_ID_BYTES: usize = 255;
 
-/// A KME's name for a key: an opaque string, kept and echoed exactly as it came (ETSI GS QKD 014 section 6.4).
+/// A KME's name for a key: an opaque string, kept and echoed exactly as received (ETSI GS QKD 014 section
+/// 6.4).
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct KeyId(String);
 
 /// Why a string can't be a [`KeyId`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum KeyIdError {
-    /// It has no characters.
+    /// The string is empty.
     #[error("a key ID is empty")]
     Empty,
-    /// It has more than [`MAX_KEY_ID_BYTES`] bytes.
+    /// The string has more than [`MAX_KEY_ID_BYTES`] bytes.
     #[error("a key ID of {0} bytes is longer than {MAX_KEY_ID_BYTES}")]
     TooLong(usize),
 }
 
 impl KeyId {
-    /// A key ID from a KME, a peer or a user.
+    /// Makes a key ID from a string of a KME, a peer or a user.
     ///
     /// # Errors
     /// [`KeyIdError`] if it is empty or longer than [`MAX_KEY_ID_BYTES`].
@@ -38,14 +39,15 @@ impl KeyId {
         }
     }
 
-    /// The exact string that the KME sent.
+    /// Returns the exact string from the KME.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
     }
 }
 
-/// For people: control and direction characters are escaped, so that an ID can't forge a log line.
+/// Writes the ID for people: control and direction characters are escaped, so that an ID can't forge a log
+/// line.
 impl fmt::Display for KeyId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write_escaped(&self.0, f)
@@ -58,27 +60,27 @@ impl fmt::Debug for KeyId {
     }
 }
 
-/// The ID of a secure application entity (SAE), as its KME knows it: opaque, never normalised (ETSI GS QKD 014
-/// section 5).
+/// The ID of a secure application entity (SAE), as its KME knows it: opaque, never normalised (ETSI GS QKD
+/// 014 section 5).
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SaeId(String);
 
 /// Why a string can't be an [`SaeId`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum SaeIdError {
-    /// It is empty or longer than [`MAX_SAE_ID_BYTES`].
+    /// The string is empty or longer than [`MAX_SAE_ID_BYTES`].
     #[error("an SAE ID has 1 to {MAX_SAE_ID_BYTES} bytes")]
     Length,
-    /// It has a control character.
+    /// The string contains a control character.
     #[error("an SAE ID can't hold {0:?}")]
     Control(char),
 }
 
 impl SaeId {
-    /// An SAE ID from a config or a peer.
+    /// Makes an SAE ID from a string of a config or a peer.
     ///
     /// # Errors
-    /// [`SaeIdError`] if it is empty, too long or holds a control character.
+    /// [`SaeIdError`] if it is empty, too long or contains a control character.
     pub fn new(id: impl Into<String>) -> Result<Self, SaeIdError> {
         let id = id.into();
         if id.is_empty() || id.len() > MAX_SAE_ID_BYTES {
@@ -90,7 +92,7 @@ impl SaeId {
         }
     }
 
-    /// The exact string.
+    /// Returns the exact string.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0

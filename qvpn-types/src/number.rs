@@ -1,27 +1,28 @@
-//! Numbers that must not be mistaken for each other.
+//! Number types that must not be confused with each other.
 
 use std::fmt;
 
-/// The number of an epoch on the wire. It starts again with each instance of the initiator, so it orders epochs of one
-/// instance only: a lane that ordered keys by it would accept an old key after the peer restarts.
+/// The number of an epoch on the wire. It starts again with each instance of the initiator, so it orders
+/// only the epochs of one instance: a lane that ordered keys by it would accept an old key after the peer
+/// restarts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct EpochNumber(pub u64);
 
-/// The number of an epoch at this gateway. It never falls while the daemon runs, also when the peer restarts, and it orders
-/// keys in lanes. It never goes over the wire.
+/// The number of an epoch at this gateway; it orders keys in lanes. It never decreases while the daemon
+/// runs, even if the peer restarts, and is never sent over the wire.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct LocalEpoch(pub u64);
 
 impl LocalEpoch {
-    /// The epoch after this one.
+    /// Returns the epoch after this one.
     #[must_use]
     pub const fn next(self) -> Self {
         Self(self.0.saturating_add(1))
     }
 }
 
-/// A peer of this daemon: small and dense, since lanes use it as an index and receiver indices hold it. It may be given
-/// to another peer once its peer is removed.
+/// The number of a peer of this daemon. It is small and dense, because lanes use it as an index and receiver
+/// indices contain it. It may be reused once its peer is removed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct PeerNumber(pub u16);
 

@@ -11,7 +11,7 @@ pub enum Suite {
 }
 
 impl Suite {
-    /// The name in the config and in `show`.
+    /// Returns the name in the config and in `show`.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {

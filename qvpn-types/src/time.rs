@@ -1,27 +1,27 @@
-//! Time as the protocol counts it: nanoseconds of `CLOCK_BOOTTIME`, which goes on while the machine sleeps, so that
-//! sleep ages keys. `std::time::Instant` stops then, which is why it is banned here.
+//! The time of the protocol: nanoseconds of `CLOCK_BOOTTIME`, which also counts while the machine sleeps, so
+//! that keys expire during sleep. `std::time::Instant` stops during sleep, so it is banned here.
 
 use std::ops::{Add, Sub};
 use std::time::Duration;
 
-/// A point in time, in nanoseconds since boot. It holds 584 years.
+/// A point in time, in nanoseconds since boot, with a range of 584 years.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Time(u64);
 
 impl Time {
-    /// From nanoseconds of `CLOCK_BOOTTIME`.
+    /// Makes a time from nanoseconds of `CLOCK_BOOTTIME`.
     #[must_use]
     pub const fn from_nanos(nanos: u64) -> Self {
         Self(nanos)
     }
 
-    /// Nanoseconds of `CLOCK_BOOTTIME`.
+    /// Returns the time in nanoseconds of `CLOCK_BOOTTIME`.
     #[must_use]
     pub const fn as_nanos(self) -> u64 {
         self.0
     }
 
-    /// How long ago `earlier` was; zero if it is not in the past.
+    /// Returns the time from `earlier` to `self`; zero if `earlier` is not in the past.
     #[must_use]
     pub fn since(self, earlier: Self) -> Duration {
         Duration::from_nanos(self.0.saturating_sub(earlier.0))

@@ -1,6 +1,6 @@
-//! The data path alone: lanes between two namespaces with keys that both sides compute, so the measurement includes no KME
-//! and no exchange. New epochs begin at a chosen rate, by the clock that both sides share. The keys are public: for
-//! benchmarks only.
+//! Runs the data path alone: lanes between two namespaces with keys that both sides compute, so the
+//! measurement includes no KME and no exchange. New epochs begin at a given rate, by the clock that both
+//! sides share. The keys are public: for benchmarks only.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
@@ -16,14 +16,14 @@ use qvpn_dataplane::{
 use qvpn_secret::Secret;
 use qvpn_types::{LocalEpoch, PeerNumber, Suite, Time};
 
-// As in the daemon.
+// The same allocator as in the daemon.
 #[global_allocator]
 static ALLOCATOR: qvpn_secret::ZeroAlloc<std::alloc::System> = qvpn_secret::ZeroAlloc(std::alloc::System);
 
-/// The peer's number.
 const PEER: PeerNumber = PeerNumber(1);
 
-/// Time for which an older epoch opens after a newer one began, and the least life of a key: as in the protocol.
+/// How long an older epoch opens packets after a newer one began, and the maximum age of a key: the minimum
+/// values of the protocol.
 const DRAIN: Duration = Duration::from_secs(2);
 const MAX_AGE: Duration = Duration::from_secs(10);
 
@@ -85,7 +85,7 @@ struct Sink(SyncSender<LaneEvent>);
 
 impl LaneSink for Sink {
     fn event(&self, event: LaneEvent) -> Result<(), LaneEvent> {
-        // Only a failure matters here, and one that finds the queue full is not the first.
+        // Only a failure matters here. If the queue is full, an earlier one is already in it.
         if matches!(event, LaneEvent::Failed { .. }) {
             let _ = self.0.try_send(event);
         }
@@ -122,7 +122,7 @@ fn main() -> Result<()> {
     let nanos = || clock().as_nanos();
     let keys = Keys { lanes: &lanes, count: options.lanes, suite: options.suite.suite(), side: options.side };
     let interval = 1_000_000_000u64.checked_div(options.rekeys.into());
-    // Without rekeys all is epoch 1, which lasts.
+    // Without rekeys there is only epoch 1, whose keys don't expire.
     let epoch_at = |now: Time| interval.map_or(1, |interval| now.as_nanos() / interval);
     let expires = |now: Time| if interval.is_some() { now + MAX_AGE } else { Time::from_nanos(u64::MAX) };
     let now = clock();
@@ -144,7 +144,8 @@ fn main() -> Result<()> {
         let now = clock();
         if interval.is_some() && epoch_at(now) > epoch {
             epoch = epoch_at(now);
-            // The peer may be a moment ahead: the next key opens an interval before it is due.
+            // The peer may be slightly ahead, so the next opening key is installed one interval before it is
+            // due.
             keys.open(epoch + 1, expires(now));
             keys.seal(epoch, expires(now));
             keys.close_older(epoch, now + DRAIN);
@@ -192,7 +193,7 @@ impl Keys<'_> {
     }
 }
 
-/// The key of an epoch, a lane and a direction.
+/// Returns the key of an epoch, a lane and a direction.
 fn key(epoch: u64, lane: u8, from_a: bool) -> Secret<32> {
     Secret::filled(|bytes| {
         bytes[..8].copy_from_slice(&epoch.to_le_bytes());
@@ -201,7 +202,7 @@ fn key(epoch: u64, lane: u8, from_a: bool) -> Secret<32> {
     })
 }
 
-/// Top bit set, then the lane, then the epoch's lower bits.
+/// Returns a receiver index: top bit set, then the lane, then the epoch's lower 24 bits.
 fn index(epoch: u64, lane: u8) -> u32 {
     1 << 31 | u32::from(lane & 0x7f) << 24 | u32::try_from(epoch & 0xff_ffff).unwrap_or(0)
 }

@@ -1,6 +1,8 @@
-//! One host of the bench's UDP measurements: it reads commands line by line on standard input, and replies on standard output.
+//! One host of the UDP measurements of `bench`: reads commands, one a line, from standard input and writes
+//! replies to standard output.
 //!
-//! - `sink ADDR` counts datagrams: `start` resets, `stop` replies `count DATAGRAMS DROPPED` after 50 ms without a datagram.
+//! - `sink ADDR` counts datagrams: `start` resets, `stop` replies `count DATAGRAMS DROPPED` after 50 ms
+//!   without a datagram.
 //! - `blast ADDR MTU` sends: `RATE MIX SECONDS` replies `sent DATAGRAMS SECONDS`.
 //! - `echo ADDR` returns everything.
 //! - `ping ADDR` measures round trips: `COUNT INTERVAL_US` replies `rtt ANSWERED P50_NS P99_NS`.
@@ -18,16 +20,17 @@ use benches::load::{Mix, Pacer};
 use benches::stats::percentile;
 use benches::sys;
 
-/// Interval at which the sender checks what is due.
+/// Interval at which the sender checks for due datagrams.
 const TICK: Duration = Duration::from_micros(200);
 
-/// Time that the sink sleeps between reads: it reads batches, so that its wake-ups do not affect the measurement.
+/// How long the sink sleeps between reads. It reads batches, so that its wake-ups do not affect the
+/// measurement.
 const REST: Duration = Duration::from_millis(1);
 
-/// Receive buffer for the datagrams of that time.
+/// Size of the sink's receive buffer in bytes, for the datagrams that arrive during that time.
 const BUFFER: i32 = 64 << 20;
 
-/// Time that the sink waits for late datagrams.
+/// How long the sink waits for late datagrams.
 const QUIET: Duration = Duration::from_millis(50);
 
 fn main() -> Result<()> {
@@ -48,7 +51,7 @@ fn answer(text: &str) -> Result<()> {
     Ok(out.flush()?)
 }
 
-/// A socket connected to `peer`, from any local address.
+/// Makes a socket that is connected to `peer`, from any local address.
 fn connected(peer: SocketAddr) -> Result<UdpSocket> {
     let socket = UdpSocket::bind(if peer.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" })?;
     socket.connect(peer).with_context(|| format!("no way to {peer}"))?;
@@ -57,7 +60,8 @@ fn connected(peer: SocketAddr) -> Result<UdpSocket> {
 
 fn sink(address: SocketAddr) -> Result<()> {
     let socket = UdpSocket::bind(address)?;
-    // Without root of the machine the buffer stays small, and the sink must read more often.
+    // Without CAP_NET_ADMIN in the initial user namespace the buffer stays small, and the sink must read
+    // more often.
     let rest = if sys::force_receive_buffer(socket.as_fd(), BUFFER).is_ok() { REST } else { REST / 10 };
     let (count, stop) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
     let counter = {
@@ -102,7 +106,7 @@ fn sink(address: SocketAddr) -> Result<()> {
     counter.join().ok().context("the counter panicked")
 }
 
-/// Datagrams that the kernel dropped because this socket's receive buffer was full.
+/// Returns the number of datagrams that the kernel dropped because this socket's receive buffer was full.
 fn kernel_drops(bind: SocketAddr) -> Result<u64> {
     let table = std::fs::read_to_string("/proc/net/udp")?;
     let port = format!(":{:04X}", bind.port());
@@ -115,7 +119,7 @@ fn kernel_drops(bind: SocketAddr) -> Result<u64> {
 fn blast(peer: SocketAddr, mtu: usize) -> Result<()> {
     let socket = connected(peer)?;
     sys::sleep_precisely();
-    // The offered load must not depend on the CPU time that a busy tunnel leaves to its sender.
+    // The offered load must not depend on the CPU time that a busy tunnel leaves for its sender.
     if !sys::run_before_others() {
         eprintln!("without real-time priority the sender is held up by the tunnel that it measures");
     }

@@ -1,11 +1,14 @@
-//! Measures whether the time of a comparison or look-up depends on its input, with dudect's method: two classes of inputs in
-//! random order, and Welch's t of their times. Above 10 in either direction they differ; below 5 no difference was detected,
-//! which proves nothing. `scripts/evidence.sh` runs it and evaluates the result.
+//! Measures whether the time of a comparison or look-up depends on its input, with dudect's method: two
+//! classes of inputs in random order, and Welch's t of their times. Above 10 in either direction the times
+//! differ; below 5 no difference was detected, which proves nothing. `scripts/evidence.sh` runs it and
+//! evaluates the result.
 //!
-//! - `confirmation`: `Secret<48>::ct_eq`, which compares confirmations; wrong in the first byte, or in the last
-//! - `chain_check`: `ct_eq` of 16 bytes, the same
-//! - `index_near`: the lanes' table; an unknown receiver index that differs from a known one in one bit, or in many. The times
-//!   do differ by some nanoseconds, as in all hash tables; each data packet has its index in clear, so it is not secret
+//! - `confirmation`: `Secret<48>::ct_eq`, which compares confirmations; the input differs in the first byte
+//!   or in the last
+//! - `chain_check`: `ct_eq` of 16 bytes, with the same classes
+//! - `index_near`: the lanes' index table; an unknown receiver index that differs from a known one in one
+//!   bit, or in many. These times do differ by some nanoseconds, as in all hash tables. The index is not
+//!   secret: each data packet has it in clear
 //! - `control`: an ordinary comparison of 48 bytes, whose times must differ
 
 #![forbid(unsafe_code)]
@@ -17,16 +20,16 @@ use dudect_bencher::{BenchRng, Class, CtRunner, ctbench_main};
 use qvpn_dataplane::fuzzing::IndexTable;
 use qvpn_secret::Secret;
 
-/// Measurements of a run.
+/// Number of measurements in a run.
 const RUNS: usize = 400_000;
-/// Comparisons in one measurement, since one alone is shorter than the clock's step.
+/// Comparisons in one measurement: a single one is shorter than the clock's resolution.
 const TOGETHER: usize = 20;
 
 fn class(left: bool) -> Class {
     if left { Class::Left } else { Class::Right }
 }
 
-/// Values that differ from `right` in the first byte (left) or in the last (right).
+/// Returns values that differ from `right` in the first byte (left class) or in the last (right class).
 fn wrong<const N: usize>(right: &[u8; N], rng: &mut BenchRng) -> Vec<(Class, [u8; N])> {
     let one = |rng: &mut BenchRng| {
         let (left, mut value) = (rng.random::<bool>(), *right);

@@ -1,4 +1,4 @@
-//! What lanes are made of.
+//! Configuration of lanes.
 
 use std::net::{SocketAddr, UdpSocket};
 use std::sync::Arc;
@@ -10,33 +10,34 @@ use crate::event::LaneSink;
 use crate::stats::InterfaceStats;
 use crate::tun::TunQueue;
 
-/// A cheap check of a datagram for the control task, with its sender and the time, before it is queued.
+/// A cheap check of a datagram for the control task before it is queued. Arguments: the datagram, its
+/// sender, the time.
 pub type Filter = Arc<dyn Fn(&[u8], SocketAddr, Time) -> Admission + Send + Sync>;
 
-/// What a [`Filter`] decides.
+/// The decision of a [`Filter`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Admission {
-    /// It is queued for the control task.
+    /// The datagram is queued for the control task.
     Admitted,
-    /// It is not for us: dropped and counted.
+    /// The datagram is not a valid message for this gateway: dropped and counted.
     Malformed,
-    /// A handshake initiation without a proof of its address, and there are too many of them: dropped and counted.
+    /// A handshake initiation without a valid cookie while there are too many: dropped and counted.
     Unproven,
     /// There are too many datagrams from unknown sources: dropped and counted.
     TooMany,
 }
 
-/// The DSCP field (RFC 2474) of the packets that lanes send. The two ECN bits beside it always follow the inner packet
-/// (RFC 6040).
+/// The DSCP field (RFC 2474) of the packets that lanes send. The two ECN bits beside it always follow the
+/// inner packet (RFC 6040).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Dscp {
-    /// That of the inner packet, which shows the path what kind of traffic it carries.
+    /// The value of the inner packet, which shows the path what kind of traffic it carries.
     Inherit,
-    /// Always this, 0 to 63.
+    /// A fixed value, 0 to 63.
     Fixed(u8),
 }
 
-/// What lanes are made of.
+/// The parts and settings of lanes.
 pub struct LanesConfig {
     /// A TUN queue for each lane.
     pub tuns: Vec<TunQueue>,
@@ -44,17 +45,17 @@ pub struct LanesConfig {
     pub sockets: Vec<UdpSocket>,
     /// The largest inner packet, in bytes.
     pub mtu: u16,
-    /// The DSCP field of what is sent.
+    /// The DSCP field of sent packets.
     pub dscp: Dscp,
     /// Drops that belong to no peer.
     pub stats: Arc<InterfaceStats>,
-    /// Checks what is for the control task.
+    /// Checks datagrams for the control task.
     pub filter: Filter,
-    /// The clock that ages keys.
+    /// The clock that expires keys.
     pub clock: Clock,
 }
 
-/// What both threads of a lane have.
+/// The values that both threads of a lane need.
 #[derive(Clone)]
 pub(super) struct LaneContext {
     pub(super) lane: u8,

@@ -1,5 +1,5 @@
-//! Explicit congestion notification through a tunnel: what the outer header says goes into the inner one (RFC 6040,
-//! section 4.2).
+//! Explicit congestion notification through a tunnel: combines the outer header's ECN bits with the inner
+//! ones (RFC 6040, section 4.2).
 
 use crate::checksum::Sum;
 
@@ -8,8 +8,8 @@ const ECT_1: u8 = 1;
 const ECT_0: u8 = 2;
 const CE: u8 = 3;
 
-/// Puts the outer header's ECN bits into the packet; `false` if it must be dropped, since its sender would not understand
-/// that the path is congested.
+/// Combines the outer header's ECN bits into the packet. Returns `false` if the packet must be dropped: the
+/// path is congested and the packet's sender does not support ECN.
 pub(crate) fn decapsulate(outer: u8, packet: &mut [u8]) -> bool {
     let inner = class(packet) & 3;
     let ecn = match (inner, outer & 3) {
@@ -36,7 +36,7 @@ fn set(packet: &mut [u8], ecn: u8) {
         [first, ..] => {
             let header = usize::from(*first & 15) * 4;
             if let Some(header) = packet.get_mut(..header).filter(|header| header.len() >= 20) {
-                // A wrong checksum stays wrong: the difference is taken into it, as RFC 1624 does.
+                // The checksum is updated by the difference (RFC 1624), so a wrong one stays wrong.
                 let old = u16::from_be_bytes([header[0], header[1]]);
                 header[1] = header[1] & !3 | ecn;
                 let new = u16::from_be_bytes([header[0], header[1]]);
@@ -71,7 +71,7 @@ mod tests {
         packet
     }
 
-    /// RFC 6040, figure 4: inner and outer to what leaves; `None` is a drop.
+    /// RFC 6040, figure 4: the forwarded ECN bits by inner (row) and outer (column) bits; `None` is a drop.
     const TABLE: [[Option<u8>; 4]; 4] = [
         // outer:  Not-ECT    ECT(1)         ECT(0)         CE
         [Some(NOT_ECT), Some(NOT_ECT), Some(NOT_ECT), None],

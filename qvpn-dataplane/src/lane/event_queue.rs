@@ -1,4 +1,5 @@
-//! Events that wait for room in the sink: an acknowledgement must not be lost, so a refused event is offered again.
+//! A queue of events that wait for room in the sink. An acknowledgement must not be lost, so a refused event
+//! is offered again.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -6,7 +7,7 @@ use std::time::Duration;
 
 use crate::event::{LaneEvent, LaneSink};
 
-/// How soon a refused event is offered again.
+/// Time until a refused event is offered again.
 const RETRY_INTERVAL: Duration = Duration::from_millis(5);
 
 /// The events of one thread.
@@ -20,7 +21,7 @@ impl EventQueue {
         Self { sink, waiting: VecDeque::new() }
     }
 
-    /// Reports an event now, or as soon as there is room; events keep their order.
+    /// Emits an event now, or as soon as there is room. Events keep their order.
     pub(super) fn emit(&mut self, event: LaneEvent) {
         if !self.waiting.is_empty() {
             self.waiting.push_back(event);
@@ -29,12 +30,12 @@ impl EventQueue {
         }
     }
 
-    /// Reports an event now or not at all; returns whether there was room.
+    /// Emits an event now or not at all. Returns whether there was room.
     pub(super) fn try_emit(&self, event: LaneEvent) -> bool {
         self.waiting.is_empty() && self.sink.event(event).is_ok()
     }
 
-    /// Offers what waits; returns how long to wait before the next offer, if some is left.
+    /// Offers the waiting events. Returns how long to wait before the next offer, if some are left.
     pub(super) fn flush(&mut self) -> Option<Duration> {
         while let Some(event) = self.waiting.pop_front() {
             if let Err(refused) = self.sink.event(event) {

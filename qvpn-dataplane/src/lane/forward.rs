@@ -1,5 +1,6 @@
-//! Rerouting: a lane whose path is silent, or that the peer does not have, forwards what it reads to the sending thread of
-//! another lane by a bounded queue. Without a reroute this costs one check of an empty queue for each batch.
+//! Rerouting. A lane whose path is silent, or that the peer does not have, forwards what it reads to the
+//! sending thread of another lane through a bounded queue. Without a reroute this costs one check of an
+//! empty queue for each batch.
 
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -7,20 +8,20 @@ use std::time::Duration;
 
 use crate::wake::Waker;
 
-/// The most reads that wait in a lane's queue; each is up to 64 KiB of one flow.
+/// The largest number of reads that wait in a lane's queue; each is up to 64 KiB of one flow.
 const MAX_WAITING: usize = 128;
 
-/// How long a lane waits for the acknowledgement of what it forwarded.
+/// How long a lane waits for the acknowledgement of forwarded reads.
 const ACKNOWLEDGE_TIMEOUT: Duration = Duration::from_millis(20);
 
-/// How many forwarded reads of one lane are not sent yet.
+/// The number of forwarded reads of one lane that are not sent yet.
 #[derive(Default)]
 struct InFlight {
     count: Mutex<usize>,
     none_left: Condvar,
 }
 
-/// What one read of a TUN queue returned. Dropping it acknowledges it to the lane that forwarded it.
+/// One read of a TUN queue. Dropping it acknowledges it to the lane that forwarded it.
 pub(super) struct ForwardedRead {
     pub(super) bytes: Vec<u8>,
     in_flight: Arc<InFlight>,
@@ -36,17 +37,17 @@ impl Drop for ForwardedRead {
     }
 }
 
-/// Where other lanes put reads for a lane.
+/// The side of a lane's queue to which other lanes forward reads.
 #[derive(Clone)]
 pub(super) struct ForwardSender {
     queue: SyncSender<ForwardedRead>,
     waker: Waker,
 }
 
-/// Where a lane finds reads of other lanes.
+/// The side of a lane's queue from which it takes reads of other lanes.
 pub(super) struct ForwardQueue(Receiver<ForwardedRead>);
 
-/// Makes the queue of a lane whose sending thread `waker` wakes.
+/// Makes the queue of a lane. `waker` wakes its sending thread.
 pub(super) fn forward_queue(waker: Waker) -> (ForwardSender, ForwardQueue) {
     let (queue, forwarded) = sync_channel(MAX_WAITING);
     (ForwardSender { queue, waker }, ForwardQueue(forwarded))
@@ -58,7 +59,7 @@ impl ForwardQueue {
     }
 }
 
-/// Both directions, as a sending thread has them.
+/// Both directions of forwarding for a sending thread: to other lanes and from them.
 pub(super) struct Forwarder {
     senders: Arc<[ForwardSender]>,
     queue: ForwardQueue,
@@ -66,7 +67,7 @@ pub(super) struct Forwarder {
 }
 
 impl Forwarder {
-    /// Forwards a read to lane `via`; returns whether there was room.
+    /// Forwards a read to lane `via`. Returns whether there was room.
     pub(super) fn forward(&self, via: u8, read: &[u8]) -> bool {
         let Some(sender) = self.senders.get(usize::from(via)) else { return false };
         *self.in_flight.count.lock().unwrap_or_else(PoisonError::into_inner) += 1;
@@ -78,16 +79,16 @@ impl Forwarder {
         forwarded
     }
 
-    /// Takes what another lane forwarded. Drop it once it is sent.
+    /// Takes a read that another lane forwarded. Drop it once it is sent.
     pub(super) fn take(&self) -> Option<ForwardedRead> {
         self.queue.0.try_recv().ok()
     }
 
-    /// Waits until the other lanes have acknowledged all that this lane forwarded, so that what it sends itself from now
-    /// on comes after it. A lane that sends nothing for [`ACKNOWLEDGE_TIMEOUT`] is not waited for.
+    /// Waits until the other lanes have acknowledged all reads that this lane forwarded, so that the packets
+    /// that it sends itself from now on come after them. The wait ends after [`ACKNOWLEDGE_TIMEOUT`].
     pub(super) fn wait_for_acknowledgements(&self) {
         let count = self.in_flight.count.lock().unwrap_or_else(PoisonError::into_inner);
-        // After the timeout the order of a few packets may change, which costs less than a lane that stands still.
+        // After a timeout a few packets may be reordered, which is better than a stalled lane.
         let _ = self.in_flight.none_left.wait_timeout_while(count, ACKNOWLEDGE_TIMEOUT, |count| *count > 0);
     }
 }

@@ -1,12 +1,12 @@
-//! A table by receiver index.
+//! A hash table by receiver index, with a cheap hash function.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 
-/// A hash table by receiver index.
 pub(crate) type IndexTable<T> = HashMap<u32, T, BuildHasherDefault<IndexHasher>>;
 
-/// Receiver indices are random numbers of our own, so one multiplication spreads them well enough.
+/// Hashes a receiver index by one multiplication. Receiver indices are random numbers of this gateway, so
+/// that is enough.
 #[derive(Default)]
 pub(crate) struct IndexHasher(u64);
 
@@ -22,7 +22,7 @@ impl Hasher for IndexHasher {
     }
 
     fn write_u32(&mut self, index: u32) {
-        // The table uses the topmost bits, too.
+        // The table also uses the top bits.
         self.0 = u64::from(index).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     }
 }

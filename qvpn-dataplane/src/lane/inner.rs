@@ -16,7 +16,7 @@ pub(super) fn destination(packet: &[u8]) -> Option<(IpAddr, u8)> {
     }
 }
 
-/// Returns the source of an IP packet and the length in its header, without the padding.
+/// Returns the source of an IP packet and its length by its header, without padding.
 pub(crate) fn source_and_length(packet: &[u8]) -> Option<(IpAddr, usize)> {
     let length = |at: usize| packet.get(at..)?.first_chunk().map(|b| usize::from(u16::from_be_bytes(*b)));
     let (source, len) = match packet.first()? >> 4 {

@@ -1,4 +1,5 @@
-//! Commands to a lane's threads. Each thread has a type of its own, so that it gets only commands that it applies.
+//! Commands to a lane's threads. Each kind of thread has its own command type, so it cannot get a command
+//! that it does not apply.
 
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -13,7 +14,7 @@ use crate::key::{OpeningKey, SealingKey};
 use crate::stats::PeerStats;
 use crate::wake::Waker;
 
-/// A command to a sending thread; the methods of [`Lanes`](crate::Lanes) say what each does.
+/// A command to a sending thread. The methods of [`Lanes`](crate::Lanes) document each one.
 pub(super) enum SendCommand {
     AddPeer {
         peer: PeerNumber,
@@ -67,13 +68,13 @@ pub(super) enum ReceiveCommand {
     Shutdown,
 }
 
-/// Where a thread's commands go.
+/// The sending side of a thread's command queue.
 pub(super) struct Mailbox<C> {
     sender: Sender<C>,
     waker: Waker,
 }
 
-/// A thread's side of its [`Mailbox`].
+/// The receiving side of a [`Mailbox`].
 pub(super) struct Inbox<C> {
     receiver: Receiver<C>,
     waker: Waker,
@@ -88,13 +89,13 @@ pub(super) fn mailbox<C>() -> std::io::Result<(Mailbox<C>, Inbox<C>)> {
 
 impl<C> Mailbox<C> {
     pub(super) fn put(&self, command: C) {
-        // A thread that has ended has erased its keys, so there is nothing left to command.
+        // A thread that has ended has erased its keys, so the command can be dropped.
         if self.sender.send(command).is_ok() {
             self.waker.wake();
         }
     }
 
-    /// Wakes the thread that has the inbox.
+    /// Returns a waker for the thread that has the inbox.
     pub(super) fn waker(&self) -> Waker {
         self.waker.clone()
     }
@@ -111,12 +112,12 @@ impl<C> Inbox<C> {
         self.receiver.try_recv().ok()
     }
 
-    /// Has the thread's next poll return at once.
+    /// Makes the thread's next poll return at once.
     pub(super) fn wake_again(&self) {
         self.waker.wake();
     }
 
-    /// Takes all wake-ups so far.
+    /// Clears all wake-ups so far.
     pub(super) fn clear_wake(&self) {
         self.waker.clear();
     }

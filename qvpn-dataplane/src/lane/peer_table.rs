@@ -1,4 +1,5 @@
-//! A table by [`PeerNumber`], which is small and so an index: a look-up is one step, with any number of peers.
+//! A table by [`PeerNumber`]. Peer numbers are small, so the table is an array, and a look-up takes one step
+//! for any number of peers.
 
 use qvpn_types::PeerNumber;
 
@@ -19,7 +20,7 @@ impl<P> PeerTable<P> {
         self.0.get_mut(usize::from(peer.0))?.as_mut()
     }
 
-    /// Inserts a peer in place of the one before.
+    /// Inserts a peer and replaces an existing one.
     pub(super) fn insert(&mut self, peer: PeerNumber, value: P) {
         let place = usize::from(peer.0);
         if self.0.len() <= place {

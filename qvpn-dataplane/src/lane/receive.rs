@@ -1,5 +1,5 @@
-//! The receiving thread of a lane: UDP → opened in place → replay window → inner source check → TUN. It owns the opening
-//! keys and erases them by its own timer.
+//! The receiving thread of a lane: UDP → decryption in place → replay window → inner source check → TUN. It
+//! owns the opening keys and erases them by its own timer.
 
 use std::io::{ErrorKind, IoSlice};
 use std::net::{IpAddr, SocketAddr, UdpSocket};
@@ -29,16 +29,17 @@ use crate::wake::poll_readable;
 
 struct ReceivePeer {
     endpoint: Option<SocketAddr>,
-    /// The endpoint moved and the control task doesn't know yet. One flag, not a queue: an attacker on the path who
-    /// changes source addresses must not make a list grow.
+    /// The endpoint changed and the control task doesn't know yet. This is a flag, not a queue, so that an
+    /// attacker on the path who changes source addresses cannot make a list grow.
     roam_unreported: bool,
     stats: Arc<PeerStats>,
     highest_epoch: Option<LocalEpoch>,
-    /// The newest epoch in which something opened: only its packets move the endpoint.
+    /// The newest epoch in which a packet was opened. Only packets of this epoch change the endpoint.
     newest_heard: Option<LocalEpoch>,
 }
 
-/// Packets of one peer that opened and are not counted yet: counters that other threads read cost more.
+/// Opened packets of one peer that are not in its counters yet. Writing to counters that other threads read
+/// costs more.
 #[derive(Default)]
 struct PendingCounters {
     peer: Option<PeerNumber>,
@@ -56,7 +57,7 @@ impl PendingCounters {
         self.bytes += u64::try_from(size).unwrap_or(0);
     }
 
-    /// Adds them to the counters that others read.
+    /// Adds them to the peer's counters.
     fn flush(&mut self, peers: &PeerTable<ReceivePeer>) {
         let Self { peer, packets, bytes } = std::mem::take(self);
         if let Some(p) = peer.and_then(|peer| peers.get(peer)) {
@@ -66,7 +67,7 @@ impl PendingCounters {
     }
 }
 
-/// The thread's state without its buffer, which is borrowed while a batch is handled.
+/// The thread's state without its buffer, because the buffer is borrowed while a batch is handled.
 struct ReceiveTables {
     context: LaneContext,
     tun: TunQueue,
@@ -76,9 +77,9 @@ struct ReceiveTables {
     peers: PeerTable<ReceivePeer>,
     sessions: IndexTable<OpeningSession>,
     allowed: Arc<AllowedIps>,
-    /// The source looked up last: most packets follow one of their own flow.
+    /// The last source and its peer: most packets have the same source as the packet before.
     last: Option<(IpAddr, PeerNumber)>,
-    /// When the first key expires.
+    /// When the next key expires.
     due: Option<Time>,
     pending: PendingCounters,
     coalescer: Coalescer,
@@ -91,12 +92,12 @@ pub(super) struct Receiver {
     buffer: Vec<u8>,
 }
 
-/// A message of this size or more counts as large.
+/// A message of at least this size counts as large.
 const LARGE_MESSAGE_BYTES: usize = 16 * 1024;
 
-/// The largest control datagram that is no handshake: a probe of the path MTU.
+/// The largest control datagram of type 4: a path MTU probe.
 const MAX_PROBE_BYTES: usize = HEADER + 1420 + TAG;
-/// Handshake messages are far smaller than the smallest IPv6 MTU.
+/// The largest handshake message that is accepted: the smallest IPv6 MTU. Real ones are far smaller.
 const MAX_HANDSHAKE_BYTES: usize = 1280;
 
 impl Receiver {
@@ -145,7 +146,8 @@ impl Receiver {
                     self.tables.handle_batch(&mut self.buffer, &metadata[..got], now);
                     let is_large = |message: &&Incoming| message.len >= LARGE_MESSAGE_BYTES;
                     let large = metadata[..got].iter().flatten().filter(is_large).count();
-                    // A flood mixes a few large messages with many small ones, each of which takes a slot of its own.
+                    // In a flood there may be a few large messages among many small ones, and each takes a
+                    // slot.
                     want = if large * 2 < got { MAX_BATCH } else { SMALL_BATCH };
                 }
                 Err(error) => match (error.kind(), error.raw_os_error()) {
@@ -167,7 +169,7 @@ impl Receiver {
 }
 
 impl ReceiveTables {
-    /// Erases expired keys and finds when the next one expires.
+    /// Erases expired keys and sets `due` to the next expiry.
     fn expire_keys(&mut self, now: Time) {
         self.sessions.retain(|_, s| s.expires_at > now);
         self.due = self.sessions.values().map(|s| s.expires_at).min();
@@ -219,7 +221,7 @@ impl ReceiveTables {
                 }
                 self.expire_keys(now);
             }
-            // The loop ends before it gets here.
+            // `run` returns before this.
             ReceiveCommand::Shutdown => {}
         }
     }
@@ -238,7 +240,7 @@ impl ReceiveTables {
         true
     }
 
-    /// Opens the datagrams of a batch and writes their packets to the TUN, in the same order.
+    /// Opens the datagrams of a batch and writes their packets to the TUN in the same order.
     fn handle_batch(&mut self, buffer: &mut [u8], metadata: &[Option<Incoming>], now: Time) {
         for (place, message) in metadata.iter().enumerate() {
             let Some(message) = message else {
@@ -247,7 +249,7 @@ impl ReceiveTables {
             };
             let start = place * SLOT_BYTES;
             let end = start + message.len;
-            // An empty datagram is one, too.
+            // An empty message holds one empty datagram.
             for start in (start..end.max(start + 1)).step_by(message.segment.max(1)) {
                 self.handle(buffer, start..end.min(start + message.segment), message, now);
             }
@@ -298,7 +300,8 @@ impl ReceiveTables {
         }
     }
 
-    /// Opens a datagram in place. Returns the length of the packet after its header, if there is one for the TUN.
+    /// Opens a datagram in place. Returns the length of the inner packet after the header, if it goes to the
+    /// TUN.
     fn open(&mut self, datagram: &mut [u8], index: u32, message: &Incoming, now: Time) -> Option<usize> {
         let Some(session) = self.sessions.get_mut(&index) else {
             self.context.stats.unknown_index.add(1);
@@ -338,7 +341,7 @@ impl ReceiveTables {
             p.roam_unreported = true;
         }
         if let (true, Some(endpoint)) = (p.roam_unreported, p.endpoint) {
-            // If there is no room now, the next packet tries again.
+            // If there is no room now, the next packet reports it.
             p.roam_unreported = !self.events.try_emit(LaneEvent::Roamed { lane, peer, endpoint });
         }
         if text.is_empty() {

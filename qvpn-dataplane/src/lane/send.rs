@@ -1,5 +1,5 @@
-//! The sending thread of a lane: TUN → allowed IPs → sealed in place → UDP. It owns the sealing keys and ends them by
-//! its own timer, independently of the control task.
+//! The sending thread of a lane: TUN → allowed IPs → encryption in place → UDP. It owns the sealing keys and
+//! expires them by its own timer, independently of the control task.
 
 use std::io::ErrorKind;
 use std::net::{IpAddr, UdpSocket};
@@ -29,16 +29,17 @@ use crate::udp::Endpoint;
 use crate::udp::batch::{Outgoing, send_batch};
 use crate::wake::{poll_readable, poll_writable};
 
-/// Room for the largest packet that the TUN gives: a virtio header, an IPv6 header and 65,535 bytes.
+/// Room for the largest read of the TUN: a virtio header, an IPv6 header and 65,535 bytes.
 const READ_BYTES: usize = Vnet::LEN + 40 + 65_535;
 
-/// The most reads before a batch is sent, also where they are small.
+/// The largest number of reads before a batch is sent, even if they are small.
 const MAX_READS_PER_BATCH: usize = 128;
 
 /// How long a batch waits until the socket's queue has room.
 const SOCKET_WRITABLE_TIMEOUT: Duration = Duration::from_millis(50);
 
-/// How long a peer's datagrams go one by one after the kernel refused a joined send. Its path may have changed by then.
+/// How long datagrams to a peer are sent one by one after the kernel refused a joined send. The peer's path
+/// may have changed by then.
 const NO_GSO_DURATION: Duration = Duration::from_secs(10);
 
 struct SendPeer {
@@ -50,11 +51,11 @@ struct SendPeer {
     highest_epoch: Option<LocalEpoch>,
     /// Whether the key reached one of its limits. Drops are then counted as `expired`, not as `no_epoch`.
     ended: bool,
-    /// Until then, datagrams go one by one.
+    /// Until then, datagrams are sent one by one.
     no_gso_until: Time,
-    /// The lane that sends its packets instead of this one.
+    /// The lane that sends this peer's packets instead of this one.
     reroute: Option<u8>,
-    /// The limit of padding, where it is less than the device's MTU.
+    /// The limit of padding, if it is less than the device's MTU.
     mtu: usize,
 }
 
@@ -68,10 +69,10 @@ pub(super) struct Sender {
     events: EventQueue,
     peers: PeerTable<SendPeer>,
     allowed: Arc<AllowedIps>,
-    /// The destination looked up last: most packets follow one of their own flow.
+    /// The last destination and its peer: most packets have the same destination as the packet before.
     last: Option<(IpAddr, PeerNumber)>,
     mtu: usize,
-    /// When something may be due next.
+    /// When the next timer may be due.
     due: Option<Time>,
     packet: Vec<u8>,
     batch: SendBatch,
@@ -107,7 +108,7 @@ impl Sender {
         loop {
             let retry = self.events.flush();
             while let Some(command) = self.inbox.take() {
-                // What was kept for the next send was sealed before this command.
+                // Datagrams that wait for the next send were sealed before this command.
                 self.flush((self.context.clock)());
                 if matches!(command, SendCommand::Shutdown) {
                     return Ok(());
@@ -162,7 +163,7 @@ impl Sender {
 
     fn apply(&mut self, command: SendCommand) {
         let now = (self.context.clock)();
-        // The command may bring a deadline forward; the loop computes it again.
+        // The command may move a deadline forward; the loop computes it again.
         self.due = Some(now);
         match command {
             SendCommand::AddPeer { peer, endpoint, keepalive, stats } => {
@@ -228,12 +229,13 @@ impl Sender {
                     p.session = None;
                 }
             }
-            // The loop ends before it gets here.
+            // `run` returns before this.
             SendCommand::Shutdown => {}
         }
     }
 
-    /// Refuses an earlier or repeated epoch: a nonce must not repeat.
+    /// Installs a key and returns whether it is in force. An earlier or repeated epoch is refused, because a
+    /// nonce must not repeat.
     fn install(&mut self, key: &SealingKey, now: Time) -> bool {
         let Some(p) = self.peers.get_mut(key.peer) else { return false };
         let later = p.highest_epoch.is_none_or(|highest| key.epoch > highest);
@@ -259,7 +261,7 @@ impl Sender {
         }
     }
 
-    /// Seals and sends what other lanes forwarded.
+    /// Seals and sends the reads that other lanes forwarded.
     fn send_forwarded(&mut self, now: Time) {
         let (mut forwarded, mut more): (Option<Vec<ForwardedRead>>, bool) = (None, false);
         while let Some(read) = self.forwarder.take() {
@@ -274,7 +276,7 @@ impl Sender {
         }
         if let Some(forwarded) = forwarded {
             self.flush(now);
-            // Only now they are acknowledged as sent.
+            // The drop acknowledges them as sent.
             drop(forwarded);
         }
         if more {
@@ -282,7 +284,8 @@ impl Sender {
         }
     }
 
-    /// Reads the lane's own packets, at most a batch, seals and sends them. Returns whether there may be more.
+    /// Reads at most a batch of the lane's own packets, seals and sends them. Returns whether there may be
+    /// more.
     fn send_own(&mut self, now: Time) -> Result<bool, LaneError> {
         let mut more = true;
         for _ in 0..MAX_READS_PER_BATCH {
@@ -299,8 +302,8 @@ impl Sender {
                 break;
             }
         }
-        // A super-packet is a little more than one send to the socket; the rest goes with the next one, which is read at
-        // once.
+        // A super-packet is slightly more than one send to the socket. The rest is kept for the next send,
+        // which follows at once.
         match self.batch.complete() {
             complete if more && complete > 0 && complete < self.batch.runs().len() => {
                 self.send_runs(complete, now);
@@ -311,7 +314,8 @@ impl Sender {
         Ok(more)
     }
 
-    /// Seals what one read returned, of our `own` queue or forwarded: a packet, or several of one flow.
+    /// Seals what one read returned, from this lane's queue (`own`) or forwarded: one packet, or several of
+    /// one flow.
     fn handle(&mut self, len: usize, now: Time, own: bool) {
         let header = self.packet.first_chunk().map(Vnet::parse).filter(|_| len > Vnet::LEN);
         let packet = &mut self.packet[Vnet::LEN.min(len)..len];
@@ -357,7 +361,7 @@ impl Sender {
         }
     }
 
-    /// Seals segments of the packet that was read while the batch has room. Returns the first segment that is left.
+    /// Seals segments of the last read while the batch has room. Returns the first segment that is left.
     fn seal(
         &mut self,
         peer: PeerNumber,
@@ -430,12 +434,14 @@ impl Sender {
                     first += sent;
                 }
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                // While we wait, the TUN's own queue holds senders back, which loses less than a drop here.
+                // While this thread waits, the TUN's own queue slows senders down, which loses less than a
+                // drop here.
                 Err(error)
                     if error.kind() == ErrorKind::WouldBlock
                         && poll_writable(self.socket.as_fd(), SOCKET_WRITABLE_TIMEOUT) => {}
-                // Some devices and paths refuse joined datagrams: they have no checksum offload (EIO), or the size exceeds
-                // the path's MTU (EINVAL); the kernel fragments such a datagram if it comes alone.
+                // Some devices and paths refuse joined datagrams: the device has no checksum offload (EIO),
+                // or the size exceeds the path's MTU (EINVAL). The kernel fragments such a datagram if it is
+                // sent alone.
                 Err(error)
                     if run.count > 1
                         && matches!(
@@ -473,7 +479,7 @@ fn count_sent(stats: &PeerStats, packets: usize, bytes: usize, now: Time) {
     stats.tx.last_at.raise_to(now.as_nanos());
 }
 
-/// A keepalive of zero is none.
+/// Treats a keepalive of zero as none.
 fn nonzero(span: Option<Duration>) -> Option<Duration> {
     span.filter(|s| !s.is_zero())
 }

@@ -1,20 +1,21 @@
-//! Sealed datagrams that wait for one send. They are adjacent in one buffer, so that those of one peer and one size go to
-//! the kernel as one run, which it cuts apart again (UDP GSO).
+//! Sealed datagrams that wait for one send. They are adjacent in one buffer, so that datagrams to one peer
+//! and of one size go to the kernel as one run, which the kernel segments again (UDP GSO).
 
 use qvpn_types::PeerNumber;
 
 use crate::session::{HEADER, TAG};
 
-/// A batch of this size is sent even if there is more to read.
+/// A batch of this size is full: it is sent even if there is more to read.
 const FULL_BYTES: usize = 64 * 1024;
 
-/// A batch that is not full still has room for one datagram of any size, or for all datagrams of one super-packet.
+/// The size of the buffer. A batch that is not full still has room for one datagram of any size, or for all
+/// datagrams of one super-packet.
 const CAPACITY: usize = 2 * FULL_BYTES + HEADER + 65_575 + 16 + TAG;
 
-/// The most datagrams in one run (`UDP_MAX_SEGMENTS` of Linux before 6.9).
+/// The largest number of datagrams in one run (`UDP_MAX_SEGMENTS` of Linux before 6.9).
 const MAX_RUN_COUNT: usize = 64;
 
-/// The most bytes in one run: the payload of an IPv4 UDP packet.
+/// The largest number of bytes in one run: the payload of an IPv4 UDP packet.
 const MAX_RUN_BYTES: usize = 65_507;
 
 /// Datagrams to one peer, all of one size; the last one may be shorter.
@@ -27,9 +28,9 @@ pub(super) struct Run {
     end: usize,
     /// Bytes of each datagram.
     pub(super) size: usize,
-    /// How many there are.
+    /// The number of datagrams.
     pub(super) count: usize,
-    /// Nothing can be added: the last one is shorter, or each must go alone.
+    /// Nothing can be added, because the last datagram is shorter or the run must stay single.
     closed: bool,
 }
 
@@ -38,7 +39,7 @@ impl Run {
         self.end - self.start
     }
 
-    /// Each datagram as a run of its own.
+    /// Splits the run into one run for each datagram.
     fn split(self) -> impl Iterator<Item = Self> {
         (self.start..self.end).step_by(self.size).map(move |start| {
             let end = self.end.min(start + self.size);
@@ -62,12 +63,14 @@ impl SendBatch {
         self.end >= FULL_BYTES
     }
 
-    /// Returns the room for the next datagram, of at most `len` bytes; `None` if the batch must be sent first.
+    /// Returns room for the next datagram, of at most `len` bytes, or `None` if the batch must be sent
+    /// first.
     pub(super) fn room(&mut self, len: usize) -> Option<&mut [u8]> {
         self.buffer.get_mut(self.end..self.end + len)
     }
 
-    /// Adds the datagram of `len` bytes that was written into [`room`](Self::room). One that must go `alone` joins nothing.
+    /// Adds the datagram of `len` bytes that was written into [`room`](Self::room). If `alone`, it gets a
+    /// run of its own.
     pub(super) fn add(&mut self, peer: PeerNumber, tos: u8, len: usize, alone: bool) {
         let start = self.end;
         self.end += len;
@@ -107,7 +110,7 @@ impl SendBatch {
         self.runs.clear();
     }
 
-    /// Returns how many runs are complete: all, or all but the last one if more may join it.
+    /// Returns the number of complete runs: all, or all but the last one if more may join it.
     pub(super) fn complete(&self) -> usize {
         let open = self.runs.last().is_some_and(|run| {
             !run.closed && run.count < MAX_RUN_COUNT && run.bytes() + run.size <= MAX_RUN_BYTES
@@ -115,7 +118,7 @@ impl SendBatch {
         self.runs.len() - usize::from(open)
     }
 
-    /// Removes all but the last run, which moves to the front.
+    /// Removes all runs but the last one, which moves to the front.
     pub(super) fn keep_last(&mut self) {
         let Some(last) = self.runs.pop() else { return };
         self.buffer.copy_within(last.start..last.end, 0);

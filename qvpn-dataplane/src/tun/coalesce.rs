@@ -1,8 +1,9 @@
-//! Joins packets that belong together into one piece for the kernel, by the rules of its own GRO (`inet_gro_receive`,
-//! `tcp_gro_receive`, `udp_gro_receive`). There is one open group only, so packets leave in the order in which they came.
+//! Coalesces packets of one flow into one write to the kernel, by the rules of the kernel's GRO
+//! (`inet_gro_receive`, `tcp_gro_receive`, `udp_gro_receive`). There is only one open group, so packets keep
+//! their order.
 //!
-//! A group costs no copy: it is written as its first packet, with the headers made right, and the payloads of the others
-//! from where they stand.
+//! A group needs no copy: the write consists of the first packet, with adjusted headers, and of the payloads
+//! of the others in place.
 
 use std::io::IoSlice;
 use std::ops::Range;
@@ -10,9 +11,10 @@ use std::ops::Range;
 use super::vnet::{self, Vnet};
 use crate::checksum::addresses_and_protocol;
 
-/// Most packets of a group: the kernel cuts no UDP packet into more (`UDP_MAX_SEGMENTS`).
+/// The largest number of packets in a group: the kernel segments no UDP packet into more
+/// (`UDP_MAX_SEGMENTS`).
 const MOST: usize = 64;
-/// Most bytes of a group: the IPv4 total length.
+/// The largest size of a group in bytes: the IPv4 total length.
 const LARGEST: usize = 65_535;
 
 const TCP: u8 = 6;
@@ -26,26 +28,26 @@ const ACK: u8 = 0x10;
 const URG: u8 = 0x20;
 const CWR: u8 = 0x80;
 
-/// What a packet that may be joined is.
+/// The headers of a packet that may be joined.
 #[derive(Debug, Clone, Copy)]
 struct Shape {
     v6: bool,
     tcp: bool,
     l4: usize,
-    /// Bytes of all headers.
+    /// Length of all headers in bytes.
     header: usize,
-    /// Bytes of payload, at least 1.
+    /// Length of the payload in bytes, at least 1.
     payload: usize,
 }
 
-/// How the IPv4 identification goes on in a group.
+/// The sequence of IPv4 identifications in a group.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Id {
     /// One packet so far, or IPv6.
     Unknown,
-    /// One more in each packet.
+    /// It increases by one with each packet.
     Rising,
-    /// The same in each, which "don't fragment" allows (RFC 6864).
+    /// It is the same in each packet, which "don't fragment" allows (RFC 6864).
     Fixed,
 }
 
@@ -53,9 +55,9 @@ enum Id {
 struct Group {
     shape: Shape,
     id: Id,
-    /// Bytes of the group as one packet.
+    /// Length of the group as one packet, in bytes.
     len: usize,
-    /// FIN and PSH of the packets that joined.
+    /// The FIN and PSH flags of the packets that joined.
     flags: u8,
 }
 
@@ -63,13 +65,14 @@ struct Group {
 #[derive(Debug)]
 pub(crate) struct Coalescer {
     group: Option<Group>,
-    /// The first packet whole, then payloads.
+    /// The whole first packet, then the payloads of the others.
     pieces: Vec<Range<usize>>,
-    /// Whether the kernel cuts UDP (USO).
+    /// Whether the kernel segments joined UDP datagrams (USO).
     udp: bool,
 }
 
-/// Takes what is to be written: a virtio header and the parts of a packet, and how many packets it stands for.
+/// A function that writes: its arguments are a virtio header followed by the parts of a packet, and the
+/// number of packets that they represent.
 pub(crate) trait Write: FnMut(&[IoSlice<'_>], usize) {}
 impl<F: FnMut(&[IoSlice<'_>], usize)> Write for F {}
 
@@ -78,8 +81,8 @@ impl Coalescer {
         Self { group: None, pieces: Vec::with_capacity(MOST), udp }
     }
 
-    /// Takes the packet that stands at `at`, whose length is the one that its IP header says. It is written now, with the
-    /// group before it if it doesn't fit there, or waits for others.
+    /// Adds the packet at `at`, whose length must be the one in its IP header. It joins the open group if it
+    /// fits. Otherwise that group is written, and the packet opens a new group or is written alone.
     pub(crate) fn push(&mut self, buffer: &mut [u8], at: Range<usize>, write: &mut impl Write) {
         let shape = shape(&buffer[at.clone()]).filter(|shape| shape.tcp || self.udp);
         if let Some(shape) = shape
@@ -100,7 +103,8 @@ impl Coalescer {
         }
     }
 
-    /// Adds a packet to the group if it goes on where that ends; whether it is the last one that can.
+    /// Adds a packet to the group if it continues it. Returns `None` if it doesn't, and otherwise whether
+    /// the group is complete.
     fn join(&mut self, buffer: &[u8], at: &Range<usize>, shape: Shape) -> Option<bool> {
         let group = self.group.as_mut()?;
         let first = self.pieces.first()?.clone();
@@ -124,7 +128,7 @@ impl Coalescer {
             }
             closes |= flags(packet, shape.l4) & (PSH | FIN) != 0;
         }
-        // The kernel takes a group's checksums on trust, so ours is the last look at them.
+        // The kernel does not verify the checksums of a group, so they are verified here.
         if (self.pieces.len() == 1 && !adds_up(head, shape)) || !adds_up(packet, shape) {
             return None;
         }
@@ -156,18 +160,18 @@ impl Coalescer {
     }
 }
 
-/// The virtio header of a packet that goes as it is.
+/// The virtio header of a packet that is written alone.
 const ALONE: [u8; Vnet::LEN] = [0; Vnet::LEN];
 
-/// ECN-Echo may stand on each packet of a group; all must agree.
+/// ECN-Echo may be set in a group if it is set in all its packets.
 const ECE: u8 = 0x40;
 
 fn flags(packet: &[u8], l4: usize) -> u8 {
     packet.get(l4 + 13).copied().unwrap_or(0)
 }
 
-/// Looks whether a packet is TCP or UDP with payload that may be joined: no IPv4 options, no fragment, no extension
-/// header, and of TCP neither the beginning nor the end of a connection, nor anything urgent.
+/// Returns the headers of a TCP or UDP packet with payload that may be joined: without IPv4 options,
+/// fragmentation and extension headers, and for TCP with ACK and without SYN, RST, URG and CWR.
 fn shape(packet: &[u8]) -> Option<Shape> {
     let (v6, l4, protocol) = match packet.first()? {
         0x45 if packet.len() >= 20 => {
@@ -198,8 +202,8 @@ fn shape(packet: &[u8]) -> Option<Shape> {
 
 const DONT_FRAGMENT: u16 = 0x4000;
 
-/// Whether all that must not differ in a group is equal: addresses, ports, traffic class with its ECN bits, TTL, and of
-/// TCP the acknowledgement, window, flags and options.
+/// Returns whether all fields that must be equal in a group are equal: addresses, ports, traffic class with
+/// its ECN bits, TTL, and for TCP the acknowledgement, window, flags and options.
 fn same_flow(head: &[u8], packet: &[u8], shape: Shape) -> bool {
     let equal = |range: Range<usize>| head.get(range.clone()) == packet.get(range);
     let ip =
@@ -213,7 +217,7 @@ fn same_flow(head: &[u8], packet: &[u8], shape: Shape) -> bool {
                 && equal(l4 + 18..shape.header)))
 }
 
-/// How the identification goes on; `None` if it doesn't.
+/// Returns the sequence of identifications with this packet, or `None` if the packet breaks it.
 fn next_id(head: &[u8], packet: &[u8], count: usize, id: Id, v6: bool) -> Option<Id> {
     if v6 {
         return Some(Id::Unknown);
@@ -229,7 +233,7 @@ fn next_id(head: &[u8], packet: &[u8], count: usize, id: Id, v6: bool) -> Option
     }
 }
 
-/// Whether the checksums of a packet are right.
+/// Returns whether the checksums of a packet are right.
 fn adds_up(packet: &[u8], shape: Shape) -> bool {
     let ip = shape.v6
         || packet.get(..20).is_some_and(|header| crate::checksum::Sum::default().bytes(header).is_right());
@@ -239,7 +243,8 @@ fn adds_up(packet: &[u8], shape: Shape) -> bool {
     ip && addresses_and_protocol(packet, shape.v6, protocol).word(length).bytes(l4).is_right()
 }
 
-/// Makes the first packet's headers those of the whole group, with a partial checksum; the virtio header that says so.
+/// Changes the first packet's headers to those of the whole group, with a partial checksum. Returns the
+/// virtio header for it.
 fn finish(first: &mut [u8], group: &Group) -> Vnet {
     let Shape { v6, tcp, l4, header, payload } = group.shape;
     let short = |n: usize| u16::try_from(n).unwrap_or(u16::MAX);

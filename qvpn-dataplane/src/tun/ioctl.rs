@@ -21,7 +21,7 @@ pub(super) fn attach_queue(fd: BorrowedFd<'_>, name: &str) -> io::Result<()> {
     checked(unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNSETIFF, &raw mut request) })
 }
 
-/// Detaches a queue: the kernel no longer puts packets into it, and still accepts what is written to it.
+/// Detaches a queue. The kernel puts no more packets into it, and still accepts packets written to it.
 pub(super) fn detach_queue(fd: BorrowedFd<'_>) -> io::Result<()> {
     // SAFETY: all-zero bytes are a valid `ifreq`.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
@@ -30,7 +30,8 @@ pub(super) fn detach_queue(fd: BorrowedFd<'_>) -> io::Result<()> {
     checked(unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNSETQUEUE, &raw mut request) })
 }
 
-/// Sets which offloads (`TUN_F_*`) we do for the kernel; it refuses those that it doesn't know.
+/// Sets the offloads (`TUN_F_*`) that this program does for the kernel. The kernel refuses those that it
+/// doesn't know.
 pub(super) fn set_offload(fd: BorrowedFd<'_>, offloads: libc::c_uint) -> io::Result<()> {
     // SAFETY: the argument of this request is a number, not a pointer.
     checked(unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNSETOFFLOAD, libc::c_ulong::from(offloads)) })

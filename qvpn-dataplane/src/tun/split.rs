@@ -1,6 +1,6 @@
-//! Cuts what the kernel hands over in one piece into packets of the wire, as the kernel itself would (`tcp_gso_segment`,
-//! `__udp_gso_segment`): lengths, IPv4 identification, sequence numbers, flags and checksums. A packet that is not to be
-//! cut gets the checksum that the kernel left to us.
+//! Segments super-packets of the kernel as the kernel itself would (`tcp_gso_segment`, `__udp_gso_segment`):
+//! lengths, IPv4 identification, sequence numbers, flags and checksums. In a packet that is not to be
+//! segmented, it completes the partial checksum.
 
 use super::vnet::{self, Vnet};
 use crate::checksum::{Sum, addresses_and_protocol};
@@ -12,7 +12,7 @@ pub(crate) struct Malformed;
 const TCP: u8 = 6;
 const UDP: u8 = 17;
 
-/// Where the checksum stands in the header.
+/// Offsets of the checksum in the TCP and UDP headers.
 const TCP_CHECKSUM: usize = 16;
 const UDP_CHECKSUM: usize = 6;
 
@@ -20,24 +20,25 @@ const FIN: u8 = 0x01;
 const PSH: u8 = 0x08;
 const CWR: u8 = 0x80;
 
-/// How a large packet falls into segments.
+/// How to segment a large packet.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Split {
     v6: bool,
     tcp: bool,
-    /// Where the TCP or UDP header begins.
+    /// Offset of the TCP or UDP header.
     l4: usize,
-    /// Bytes of all headers, repeated in each segment.
+    /// Length of all headers in bytes; they are repeated in each segment.
     pub(crate) header: usize,
-    /// Bytes of payload in each segment but the last.
+    /// Bytes of payload in each segment except the last.
     size: usize,
-    /// Bytes of payload in all.
+    /// Bytes of payload in the whole packet.
     payload: usize,
-    /// The pseudo-header without its length.
+    /// The sum of the pseudo-header without its length.
     pseudo: Sum,
 }
 
-/// Looks at a packet that the TUN device gave: `None` is one packet, ready to go (its checksum completed in place).
+/// Plans the segments of a packet from the TUN device. Returns `None` if it is one packet, ready to be sent:
+/// a partial checksum was completed in place.
 pub(crate) fn plan(header: Vnet, packet: &mut [u8]) -> Result<Option<Split>, Malformed> {
     let version = packet.first().ok_or(Malformed)? >> 4;
     let least = match version {
@@ -71,8 +72,9 @@ pub(crate) fn plan(header: Vnet, packet: &mut [u8]) -> Result<Option<Split>, Mal
     if (tcp && l4_header < 20) || packet.len() < whole || packet.len() > 65_535 + least {
         return Err(Malformed);
     }
-    // Which addresses count may be said by an IPv6 extension header: a routing header names the last destination. The kernel
-    // left the right sum in the field, with the length of the whole.
+    // An IPv6 extension header may change the addresses of the pseudo-header: a routing header names the
+    // final destination. The checksum field holds the right sum, which the kernel computed with the length
+    // of the whole packet.
     let pseudo = if v6 && l4 > least {
         if header.flags & vnet::NEEDS_CSUM == 0 {
             return Err(Malformed);
@@ -85,26 +87,26 @@ pub(crate) fn plan(header: Vnet, packet: &mut [u8]) -> Result<Option<Split>, Mal
     Ok(Some(Split { v6, tcp, l4, header: whole, size, payload: packet.len() - whole, pseudo }))
 }
 
-/// Finishes the checksum of a packet whose field holds the sum of the pseudo-header.
+/// Completes the checksum of a packet whose checksum field holds the sum of the pseudo-header.
 fn complete(packet: &mut [u8], start: usize, offset: usize, least: usize) -> Result<(), Malformed> {
     let at = start + offset;
     if start < least || at + 2 > packet.len() {
         return Err(Malformed);
     }
     let sum = Sum::default().bytes(&packet[start..]);
-    // In TCP's, 0 is a value like any other.
+    // In TCP, a checksum of 0 has no special meaning.
     let checksum = if offset == UDP_CHECKSUM { sum.udp_checksum() } else { sum.checksum() };
     packet[at..at + 2].copy_from_slice(&checksum);
     Ok(())
 }
 
 impl Split {
-    /// How many segments there are; a packet without payload is one.
+    /// Returns the number of segments; a packet without payload is one.
     pub(crate) fn count(&self) -> usize {
         self.payload.div_ceil(self.size).max(1)
     }
 
-    /// Bytes of a segment.
+    /// Returns the length of a segment in bytes.
     pub(crate) fn len(&self, segment: usize) -> usize {
         self.header + self.size.min(self.payload.saturating_sub(segment * self.size))
     }
@@ -118,7 +120,7 @@ impl Split {
         self.finish(segment, out);
     }
 
-    /// Makes the headers of a segment right whose bytes are in place.
+    /// Adjusts the headers of a segment whose bytes are already copied.
     pub(crate) fn finish(&self, segment: usize, out: &mut [u8]) {
         let len = out.len();
         if self.v6 {
@@ -158,8 +160,8 @@ impl Split {
     }
 }
 
-/// A length as it stands in a header. No packet here is longer than 65,575 bytes, and a longer one would only carry a
-/// wrong length.
+/// Returns a length as a header field. No packet here is longer than 65,575 bytes; a longer one would only
+/// carry a wrong length.
 fn short(len: usize) -> [u8; 2] {
     low(len).to_be_bytes()
 }

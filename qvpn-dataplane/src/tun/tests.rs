@@ -1,4 +1,5 @@
-//! Split and coalesce against each other and against etherparse, an independent reader and writer of packets.
+//! Tests of split and coalesce against each other and against etherparse, an independent parser and writer
+//! of packets.
 
 use std::io::IoSlice;
 
@@ -12,7 +13,7 @@ use super::coalesce::Coalescer;
 use super::split;
 use super::vnet::{GSO_NONE, GSO_TCPV4, GSO_TCPV6, GSO_UDP_L4, NEEDS_CSUM, Vnet};
 
-/// A flow's headers, from which packets are made.
+/// The headers of a flow's packets.
 #[derive(Debug, Clone)]
 struct Flow {
     v6: bool,
@@ -27,7 +28,7 @@ struct Flow {
 }
 
 impl Flow {
-    /// One packet with right lengths and checksums, made by etherparse.
+    /// Makes one packet with right lengths and checksums, by etherparse.
     fn packet(&self, id: u16, sequence: u32, psh: bool, payload: &[u8]) -> Vec<u8> {
         let mut tcp = TcpHeader::new(self.port, 80, sequence, self.window);
         tcp.ack = true;
@@ -88,12 +89,12 @@ impl Flow {
     }
 }
 
-/// Runs packets through the coalescer; what is written, by virtio header and packet.
+/// Runs packets through the coalescer. Returns each write: virtio header, packet, and number of packets.
 fn coalesce(udp: bool, packets: &[Vec<u8>]) -> Vec<(Vnet, Vec<u8>, usize)> {
     let mut buffer: Vec<u8> = Vec::new();
     let mut places = Vec::new();
     for packet in packets {
-        // As in the lane: headers of ours and a tag stand between the packets.
+        // As in the lane, there are headers and tags between the packets.
         buffer.extend([0xee; 16]);
         places.push(buffer.len()..buffer.len() + packet.len());
         buffer.extend(packet);
@@ -112,7 +113,7 @@ fn coalesce(udp: bool, packets: &[Vec<u8>]) -> Vec<(Vnet, Vec<u8>, usize)> {
     written
 }
 
-/// Cuts what the coalescer, or the kernel, made of packets.
+/// Segments a packet from the coalescer or the kernel.
 fn cut(header: Vnet, mut packet: Vec<u8>) -> Vec<Vec<u8>> {
     if header == Vnet::default() {
         return vec![packet];
@@ -129,7 +130,7 @@ fn cut(header: Vnet, mut packet: Vec<u8>) -> Vec<Vec<u8>> {
     }
 }
 
-/// An independent look at lengths and checksums.
+/// Checks lengths and checksums with etherparse.
 fn is_right(packet: &[u8]) {
     let read = SlicedPacket::from_ip(packet).unwrap();
     let payload = match read.transport.as_ref().unwrap() {
@@ -190,7 +191,7 @@ fn flow() -> impl Strategy<Value = Flow> {
     )
 }
 
-/// Segments as a sender makes them: equal sizes, the last one perhaps shorter, PSH on the last.
+/// Makes segments as a sender does: equal sizes, a last one that may be shorter, PSH on the last.
 fn burst(flow: &Flow, id: u16, sequence: u32, size: usize, bytes: &[u8]) -> Vec<Vec<u8>> {
     let chunks: Vec<_> = bytes.chunks(size).collect();
     (0u16..)
@@ -203,7 +204,7 @@ fn burst(flow: &Flow, id: u16, sequence: u32, size: usize, bytes: &[u8]) -> Vec<
         .collect()
 }
 
-/// IPv4 identification means nothing where fragments are forbidden (RFC 6864).
+/// Zeroes the IPv4 identification if the packet must not be fragmented: it has no meaning then (RFC 6864).
 fn without_atomic_id(mut packet: Vec<u8>) -> Vec<u8> {
     if packet[0] >> 4 == 4 && packet[6] & 0x40 != 0 {
         packet[4..6].fill(0);
@@ -231,7 +232,7 @@ proptest! {
         if let Some((which, at, with)) = spoilt {
             let which = which.index(packets.len());
             let at = at.index(packets[which].len());
-            // Lengths are the lane's business, which hands over what the IP header says.
+            // The lane ensures that the length is the one in the IP header.
             if !matches!(at, 2..=5) {
                 packets[which][at] ^= with;
             }
@@ -248,7 +249,7 @@ proptest! {
         prop_assert_eq!(back, packets);
     }
 
-    /// A burst becomes one piece, and a bent byte in it is never hidden by a checksum of ours.
+    /// A burst becomes one write, and its segments have right lengths and checksums.
     #[test]
     fn a_burst_of_one_flow_becomes_one_piece(
         flow in flow(), id in 1u16..60_000, sequence: u32, size in 1usize..1400, count in 2usize..45, rest in 1usize..1400,
@@ -266,7 +267,7 @@ proptest! {
         }
     }
 
-    /// What the kernel hands over is cut into packets that etherparse finds right, with the payload in order.
+    /// Super-packets are segmented into packets that etherparse accepts, with the payload in order.
     #[test]
     fn every_segment_has_right_lengths_and_checksums(
         flow in flow(), id: u16, sequence: u32, size in 1u16..1500, len in 1usize..60_000,
@@ -300,7 +301,7 @@ proptest! {
         prop_assert_eq!(all, bytes);
     }
 
-    /// While a packet is on its way by a routing header, its checksum is over the destination that stands last there.
+    /// With a routing header, the checksum covers the final destination.
     #[test]
     fn a_routing_header_names_the_destination_of_the_checksum(
         tcp: bool, last: [u8; 16], size in 1u16..1500, len in 1usize..60_000, sequence: u32,
@@ -327,7 +328,7 @@ proptest! {
         prop_assert_eq!(segments.len(), len.div_ceil(size.into()));
         for segment in segments {
             prop_assert_eq!(&segment[40..l4], &routing);
-            // As the last destination sees it.
+            // The packet as the final destination sees it.
             let mut there = [&segment[..40], &segment[l4..]].concat();
             let length = u16::try_from(there.len() - 40).unwrap();
             there[4..6].copy_from_slice(&length.to_be_bytes());
@@ -337,7 +338,7 @@ proptest! {
         }
     }
 
-    /// Neither random bytes nor absurd headers make either of them panic.
+    /// Random bytes and absurd headers make neither split nor coalesce panic.
     #[test]
     fn nonsense_is_refused_or_passes_alone(
         raw in proptest::collection::vec(any::<u8>(), 0..200), version in prop_oneof![Just(0x45u8), Just(0x46), Just(0x60), any::<u8>()],
@@ -513,7 +514,7 @@ fn udp_waits_for_a_kernel_that_cuts_it() {
     assert_eq!(coalesce(true, &unsummed).len(), 3, "a checksum of zero says that there is none");
 }
 
-/// Makes room for `bytes` after an IPv4 or IPv6 header and sets all lengths and checksums right.
+/// Inserts `bytes` after an IPv4 or IPv6 header and corrects all lengths and checksums.
 fn with_more_header(packet: &[u8], bytes: &[u8]) -> Vec<u8> {
     let v6 = packet[0] >> 4 == 6;
     let at = if v6 { 40 } else { 20 };
@@ -538,7 +539,7 @@ fn plain_flow(v6: bool, tcp: bool) -> Flow {
     Flow { v6, tcp, class: 0, ttl: 9, options: vec![], window: 1, ack: 1, ece: false, port: 5 }
 }
 
-/// Destination options of eight bytes (padding) before TCP or UDP.
+/// Inserts destination options of eight bytes (padding) before TCP or UDP.
 fn with_extension(packet: &[u8]) -> Vec<u8> {
     let mut out = with_more_header(packet, &[packet[6], 0, 1, 4, 0, 0, 0, 0]);
     out[6] = 60;
@@ -558,7 +559,7 @@ fn odd_packets_pass_unmerged_and_unchanged() {
             cases.push(("no payload", vec![empty.clone(), empty]));
         }
     }
-    // TCP headers that say less than 20 bytes, or more than there is.
+    // TCP header lengths below 20 bytes, or beyond the end of the packet.
     for v6 in [false, true] {
         let l4 = if v6 { 40 } else { 20 };
         for words in [0u8, 1, 4, 6, 15] {
@@ -570,7 +571,7 @@ fn odd_packets_pass_unmerged_and_unchanged() {
             cases.push(("an odd TCP header length", bursts(v6, true).into_iter().map(odd).collect()));
         }
     }
-    // Cut off anywhere, also within the headers; and a header that is none.
+    // Packets truncated anywhere, even within the headers.
     for v6 in [false, true] {
         for len in [1, 10, 19, 20, 21, 33, 39, 40, 47, 59] {
             let cut = |mut p: Vec<u8>| {
@@ -603,7 +604,7 @@ fn odd_packets_pass_unmerged_and_unchanged() {
     }
 }
 
-/// Puts the sum of the pseudo-header into the checksum's field, as the kernel leaves it.
+/// Sets the checksum field to the sum of the pseudo-header, as the kernel leaves it.
 fn with_partial_checksum(mut packet: Vec<u8>, l4: usize, tcp: bool, last: &[u8; 16]) -> Vec<u8> {
     let (protocol, offset) = if tcp { (6, 16) } else { (17, 6) };
     let sum = crate::checksum::Sum::default().bytes(&packet[8..24]).bytes(last).word(protocol);
@@ -612,7 +613,7 @@ fn with_partial_checksum(mut packet: Vec<u8>, l4: usize, tcp: bool, last: &[u8; 
     packet
 }
 
-/// The kernel hands over super-packets with IPv4 options and with extension headers, too.
+/// The kernel's super-packets may have IPv4 options and extension headers.
 #[test]
 fn super_packets_with_more_headers_are_cut_right() {
     for (v6, tcp) in [(false, false), (false, true), (true, false), (true, true)] {
@@ -638,7 +639,7 @@ fn super_packets_with_more_headers_are_cut_right() {
     }
 }
 
-/// A bug of the kernel's must become a dropped packet and not memory damage.
+/// A kernel bug must lead to a dropped packet and not to memory damage.
 #[test]
 fn absurd_virtio_headers_over_good_packets_are_refused_or_stay_in_bounds() {
     let absurd = [0u16, 1, 19, 20, 39, 40, 41, 1000, 1051, 1052, 1059, 1060, 1061, 32_768, 65_534, 65_535];

@@ -1,17 +1,17 @@
-//! The virtio header that stands before each packet of a TUN device with offloads (`struct virtio_net_hdr`, legacy form
+//! The virtio header before each packet of a TUN device with offloads (`struct virtio_net_hdr`, legacy form
 //! of 10 bytes in the machine's byte order; virtio 1.2, section 5.1.6).
 
-/// The checksum at `csum_start + csum_offset` covers only the pseudo-header: the sender must complete it.
+/// The checksum at `csum_start + csum_offset` covers only the pseudo-header, and must be completed.
 pub(crate) const NEEDS_CSUM: u8 = 1;
-/// One packet as it is.
+/// One packet, not to be segmented.
 pub(crate) const GSO_NONE: u8 = 0;
-/// TCP over IPv4, to be cut into segments.
+/// TCP over IPv4, to be segmented.
 pub(crate) const GSO_TCPV4: u8 = 1;
-/// TCP over IPv6.
+/// TCP over IPv6, to be segmented.
 pub(crate) const GSO_TCPV6: u8 = 4;
-/// UDP datagrams of equal size, the last one may be shorter.
+/// UDP datagrams of equal size; the last one may be shorter.
 pub(crate) const GSO_UDP_L4: u8 = 5;
-/// Added to the TCP kinds: CWR stands on the first segment only.
+/// Flag on the TCP types: CWR is set on the first segment only.
 pub(crate) const GSO_ECN: u8 = 0x80;
 
 /// The header's fields.
@@ -19,18 +19,18 @@ pub(crate) const GSO_ECN: u8 = 0x80;
 pub(crate) struct Vnet {
     pub(crate) flags: u8,
     pub(crate) gso_type: u8,
-    /// Bytes of all headers; a hint.
+    /// Length of all headers in bytes; a hint.
     pub(crate) hdr_len: u16,
     /// Bytes of payload in each segment.
     pub(crate) gso_size: u16,
-    /// Where the checksummed part begins.
+    /// Start of the checksummed part.
     pub(crate) csum_start: u16,
-    /// Where the checksum stands in that part.
+    /// Offset of the checksum in that part.
     pub(crate) csum_offset: u16,
 }
 
 impl Vnet {
-    /// Bytes of the header.
+    /// Length of the header in bytes.
     pub(crate) const LEN: usize = 10;
 
     pub(crate) fn parse(bytes: &[u8; Self::LEN]) -> Self {

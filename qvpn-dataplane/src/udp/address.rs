@@ -1,4 +1,4 @@
-//! Addresses in the form that a lane's socket takes: IPv4 is mapped where the socket is IPv6.
+//! Addresses in the form that a lane's socket needs: IPv4 addresses are mapped if the socket is IPv6.
 
 use std::net::{SocketAddr, SocketAddrV6};
 
@@ -8,7 +8,7 @@ use socket2::SockAddr;
 #[derive(Clone)]
 pub(crate) struct Endpoint {
     pub(super) address: SockAddr,
-    /// Whether packets to it are IPv4, also where the address is mapped.
+    /// Whether packets to it are IPv4, even if the address is mapped.
     pub(super) v4: bool,
 }
 
@@ -18,7 +18,7 @@ impl Endpoint {
     }
 }
 
-/// The address in the form that a socket takes.
+/// Returns the address in the form that the socket needs.
 pub(super) fn socket_address(socket_is_v6: bool, address: SocketAddr) -> SocketAddr {
     match address {
         SocketAddr::V4(v4) if socket_is_v6 => {
@@ -28,7 +28,7 @@ pub(super) fn socket_address(socket_is_v6: bool, address: SocketAddr) -> SocketA
     }
 }
 
-/// Turns mapped IPv4 back into IPv4.
+/// Converts a mapped IPv4 address back to IPv4.
 pub(super) fn canonical(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(address.ip().to_canonical(), address.port())
 }

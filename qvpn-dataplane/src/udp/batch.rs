@@ -1,5 +1,5 @@
-//! Batches of datagrams: one system call sends or receives many, and each may be several that the kernel cuts apart (UDP
-//! GSO) or joined (UDP GRO).
+//! Batches of messages: one system call sends or receives many. Each message is one datagram, or several
+//! that the kernel segments (UDP GSO) or has joined (UDP GRO).
 #![allow(unsafe_code)]
 
 use std::ffi::c_int;
@@ -12,37 +12,37 @@ use socket2::SockAddr;
 use super::address::{Endpoint, canonical};
 use super::cmsg::{CONTROL_BYTES, Control};
 
-/// The largest number of datagrams in one system call.
+/// The largest number of messages in one system call.
 pub(crate) const MAX_BATCH: usize = 32;
 
-/// The number of messages asked for once they come in large pieces: a few hold enough work, and the buffer stays in the
-/// cache.
+/// The number of messages to ask for once they are large: a few hold enough work, and the buffer stays in
+/// the cache.
 pub(crate) const SMALL_BATCH: usize = 4;
 
 fn checked(result: c_int) -> io::Result<c_int> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }
 
-/// What one call sends in one go: a datagram, or several of equal size that the kernel cuts apart (the last one may be
+/// One message to send: a datagram, or several of equal size that the kernel segments (the last one may be
 /// shorter).
 #[derive(Clone, Copy)]
 pub(crate) struct Outgoing<'a> {
     pub(crate) bytes: &'a [u8],
-    /// Bytes of each datagram, where `bytes` holds more than one (`UDP_SEGMENT`).
+    /// Length of each datagram in bytes, if `bytes` holds more than one (`UDP_SEGMENT`).
     pub(crate) segment: Option<u16>,
     /// The traffic class of the outer header, with its ECN bits.
     pub(crate) tos: u8,
     pub(crate) to: &'a Endpoint,
 }
 
-/// Sends the first [`MAX_BATCH`] datagrams or fewer without waiting; how many of them the kernel took, at least one. There are
-/// at most `most`.
+/// Sends messages without blocking, at most [`MAX_BATCH`] of them. Returns how many the kernel accepted, at
+/// least one. There are at most `most` messages.
 pub(crate) fn send_batch<'a>(
     fd: BorrowedFd<'_>,
     datagrams: impl Iterator<Item = Outgoing<'a>>,
     most: usize,
 ) -> io::Result<usize> {
-    // The tables that the kernel reads are zeroed each time, and most calls need little of them.
+    // The tables that the kernel reads are zeroed on each call, and most calls need only a few entries.
     if most <= SMALL_BATCH {
         send_up_to::<SMALL_BATCH>(fd, datagrams)
     } else {
@@ -54,14 +54,14 @@ fn send_up_to<'a, const N: usize>(
     fd: BorrowedFd<'_>,
     datagrams: impl Iterator<Item = Outgoing<'a>>,
 ) -> io::Result<usize> {
-    // SAFETY: the messages point to buffers, addresses and control messages that outlive the call, and the kernel only
-    // reads those.
+    // SAFETY: the messages point to buffers, addresses and control messages that outlive the call, and the
+    // kernel only reads those.
     send_by::<N>(datagrams, |messages, count| unsafe {
         libc::sendmmsg(fd.as_raw_fd(), messages, count, libc::MSG_DONTWAIT)
     })
 }
 
-/// [`send_batch`] by `call`, which gets the messages and their number.
+/// Implements [`send_batch`] with `call`, which gets the messages and their number.
 fn send_by<'a, const N: usize>(
     datagrams: impl Iterator<Item = Outgoing<'a>>,
     call: impl FnOnce(*mut libc::mmsghdr, u32) -> c_int,
@@ -101,25 +101,26 @@ fn send_by<'a, const N: usize>(
     Ok(usize::try_from(sent).unwrap_or(0))
 }
 
-/// Bytes of the place of one message in the buffer that [`receive_batch`] fills.
+/// The size of one message's slot in the buffer that [`receive_batch`] fills.
 pub(crate) const SLOT_BYTES: usize = 65_536;
 
-/// What came in one place of the buffer: a datagram, or several of equal size that the kernel joined (the last one may be
+/// One received message: a datagram, or several of equal size that the kernel joined (the last one may be
 /// shorter).
 #[derive(Clone, Copy)]
 pub(crate) struct Incoming {
     /// The sender; IPv4 is never in mapped form.
     pub(crate) from: SocketAddr,
-    /// Bytes in all.
+    /// Length of the message in bytes.
     pub(crate) len: usize,
-    /// Bytes of each datagram.
+    /// Length of each datagram in bytes.
     pub(crate) segment: usize,
     /// The traffic class of the outer header, with its ECN bits.
     pub(crate) tos: u8,
 }
 
-/// Receives what is there, without waiting: message *i* into place *i* of `buffer` ([`SLOT_BYTES`] bytes each), what it is into
-/// `metadata[i]`. A message that is none of ours (cut off, or without an address) is `None`.
+/// Receives the messages that are there, without blocking. Message *i* is written to slot *i* of `buffer`
+/// ([`SLOT_BYTES`] bytes each), and its metadata to `metadata[i]`: `None` if the message was truncated or
+/// has no address. Returns the number of messages.
 pub(crate) fn receive_batch(
     fd: BorrowedFd<'_>,
     buffer: &mut [u8],
@@ -137,14 +138,14 @@ fn receive_up_to<const N: usize>(
     buffer: &mut [u8],
     metadata: &mut [Option<Incoming>],
 ) -> io::Result<usize> {
-    // SAFETY: the messages point to buffers, names and room for control messages of the sizes given, which outlive the
-    // call.
+    // SAFETY: the messages point to buffers, names and room for control messages of the sizes given, which
+    // outlive the call.
     receive_by::<N>(buffer, metadata, |messages, count| unsafe {
         libc::recvmmsg(fd.as_raw_fd(), messages, count, libc::MSG_DONTWAIT, std::ptr::null_mut())
     })
 }
 
-/// [`receive_batch`] by `call`, which gets the messages and their number.
+/// Implements [`receive_batch`] with `call`, which gets the messages and their number.
 fn receive_by<const N: usize>(
     buffer: &mut [u8],
     metadata: &mut [Option<Incoming>],
@@ -197,7 +198,7 @@ fn receive_by<const N: usize>(
             }
             _ => {}
         });
-        // A datagram that did not fit is no message of ours.
+        // A truncated datagram is not a valid message.
         let whole = message.msg_hdr.msg_flags & libc::MSG_TRUNC == 0;
         *metadata = address.as_socket().filter(|_| whole).map(|from| Incoming {
             from: canonical(from),
@@ -213,12 +214,12 @@ fn receive_by<const N: usize>(
 mod tests {
     use super::*;
 
-    /// What a kernel might write for one message.
+    /// One message as a kernel might write it.
     struct Given<'a> {
         bytes: &'a [u8],
         from: Option<SocketAddr>,
         flags: c_int,
-        /// Control messages: level, type, data; or what claims to be one.
+        /// Control messages: level, type, data. `raw_control` follows them as it is, and may be invalid.
         control: &'a [(c_int, c_int, &'a [u8])],
         raw_control: &'a [u8],
     }
@@ -230,11 +231,12 @@ mod tests {
         }
     }
 
-    /// Plays the kernel's part through the very pointers that it would get, so that Miri sees whether they are good.
+    /// Writes messages as the kernel would, through the same pointers, so that Miri checks them.
     fn play(given: &[Given<'_>], messages: *mut libc::mmsghdr, count: u32) -> c_int {
         assert!(given.len() <= count as usize);
         for (n, given) in given.iter().enumerate() {
-            // SAFETY: as the kernel trusts `recvmmsg`: each pointer leads to the room that its length says.
+            // SAFETY: the kernel relies on the same with `recvmmsg`: each pointer points to as many bytes as
+            // its length says.
             unsafe {
                 let message = &mut *messages.add(n);
                 let header = &mut message.msg_hdr;
@@ -286,10 +288,11 @@ mod tests {
             },
             Given { control: &[(libc::IPPROTO_IP, libc::IP_TOS, &[0xb9])], ..Given::plain(b"") },
             Given { flags: libc::MSG_TRUNC, ..Given::plain(b"cut off") },
-            // What was cut off here are only control messages.
+            // Only control messages were truncated here.
             Given { flags: libc::MSG_CTRUNC, ..Given::plain(b"whole") },
             Given { from: None, ..Given::plain(b"from nowhere") },
-            // Sizes that no kernel gives, and control messages that claim more than there is or less than their header.
+            // Sizes that no kernel reports, and control messages that claim more bytes than there are or
+            // less than their header.
             Given { control: &[(libc::SOL_UDP, libc::UDP_GRO, &zero)], ..Given::plain(b"zero") },
             Given { control: &[(libc::SOL_UDP, libc::UDP_GRO, &negative)], ..Given::plain(b"less") },
             Given { control: &[(libc::SOL_UDP, libc::UDP_GRO, &[1])], ..Given::plain(b"short") },
@@ -340,7 +343,8 @@ mod tests {
         let mut seen = Vec::new();
         let sent = send_by::<MAX_BATCH>(out.into_iter(), |messages, count| {
             for n in 0..count as usize {
-                // SAFETY: as the kernel trusts `sendmmsg`.
+                // SAFETY: the kernel relies on the same with `sendmmsg`: each pointer points to as many
+                // bytes as its length says.
                 unsafe {
                     let header = &(*messages.add(n)).msg_hdr;
                     let bytes = std::slice::from_raw_parts(

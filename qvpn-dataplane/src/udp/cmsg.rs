@@ -2,10 +2,10 @@
 
 use std::ffi::c_int;
 
-/// Room for the control messages of one datagram; none of ours needs more.
+/// Room for the control messages of one datagram; no call in this crate needs more.
 pub(super) const CONTROL_BYTES: usize = 64;
 
-/// Bytes of a `cmsghdr`: length, level, type.
+/// Length of a `cmsghdr` in bytes: length, level, type.
 const HEADER_BYTES: usize = size_of::<libc::cmsghdr>();
 
 const _: () = assert!(HEADER_BYTES == 16, "control messages are laid out by hand for 64-bit Linux");

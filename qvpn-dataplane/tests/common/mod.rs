@@ -1,5 +1,6 @@
-//! Two sets of lanes in network namespaces of their own, with a relay between them that a test may turn against them.
-//! Each test runs again as a child inside fresh user and network namespaces, so it needs no root and leaves nothing.
+//! Sites for tests of lanes. Each site's TUN has a network namespace of its own, and the UDP sockets of both
+//! sites share the test's loopback, where a test can also send and receive as an attacker. Each test runs
+//! again as a child inside fresh user and network namespaces, so it needs no root and leaves nothing behind.
 #![allow(clippy::unwrap_used)] // only tests call this, and a failure here fails them
 
 use std::cell::RefCell;
@@ -22,16 +23,16 @@ use qvpn_dataplane::{
 use qvpn_secret::Secret;
 use qvpn_types::{LocalEpoch, PeerNumber, Suite, Time};
 
-/// No step of a test takes this long; one that does has failed.
+/// The time limit of each step of a test.
 pub const EVENT_TIMEOUT: Duration = Duration::from_secs(20);
 pub const MTU: u16 = 1420;
-/// When the tests' clock starts.
+/// The start of the tests' clock, in nanoseconds.
 pub const START: u64 = 1_000_000_000;
 pub const FAR: u64 = u64::MAX / 2;
-/// Each side calls the other one this.
+/// The number that each site gives the other one.
 pub const PEER: PeerNumber = PeerNumber(7);
 
-/// Runs `body` in a child inside namespaces of its own; `name` is the name of the test that calls.
+/// Runs `body` in a child inside its own namespaces. `name` is the name of the calling test.
 pub fn in_namespaces(name: &str, body: impl FnOnce()) {
     if std::env::var_os("QVPN_DATAPLANE_INSIDE").is_some() {
         ip("link set lo up");
@@ -62,7 +63,8 @@ impl LaneSink for Sink {
     }
 }
 
-/// Runs `f` in a network namespace that only this call and what it opens see; a thread dies with it.
+/// Runs `f` in a new network namespace, on a thread that ends with it. Only this call and the descriptors
+/// that it opens are in that namespace.
 fn apart<R: Send>(f: impl FnOnce() -> R + Send) -> R {
     std::thread::scope(|scope| {
         let thread = scope.spawn(|| {
@@ -74,23 +76,24 @@ fn apart<R: Send>(f: impl FnOnce() -> R + Send) -> R {
     })
 }
 
-/// One site: lanes whose TUN stands in a namespace apart, while their UDP sockets share the test's loopback.
+/// One site: lanes with a TUN in a namespace of its own, and UDP sockets on the test's loopback.
 pub struct Site {
     pub lanes: Lanes,
     events: Receiver<LaneEvent>,
-    /// Events that came while another one was awaited: a test may ask for them later.
+    /// Events that arrived while the test waited for another one, for later waits.
     early: RefCell<VecDeque<LaneEvent>>,
     pub stats: Arc<PeerStats>,
     pub interface: Arc<InterfaceStats>,
     pub clock: Arc<AtomicU64>,
     ports: Vec<u16>,
-    /// Sockets of a host behind the TUN, by family: bound to the site's inner address.
+    /// Sockets of a host behind the TUN, by family, bound to the site's inner address.
     pub host4: UdpSocket,
     pub host6: UdpSocket,
 }
 
 impl Site {
-    /// Site number 1 or 2 has the inner addresses 10.9.0.N and fd09::N; the other one's belong to `PEER`.
+    /// Makes site 1 or 2, with the inner addresses 10.9.0.N and fd09::N. The addresses of the other site
+    /// belong to `PEER`.
     pub fn new(number: u8, lane_count: u8) -> Self {
         let other = 3 - number;
         let (tuns, host4, host6) = apart(|| {
@@ -98,7 +101,7 @@ impl Site {
             ip(&format!("addr add 10.9.0.{number}/24 dev q"));
             ip(&format!("addr add fd09::{number}/64 dev q nodad"));
             ip(&format!("link set q up mtu {MTU}"));
-            // The kernel puts the route that lets packets in there by a task of its own, which may come late.
+            // The kernel adds the local route of the address asynchronously.
             until("the IPv6 address is in use", || {
                 let mut show = Command::new("ip");
                 let output =
@@ -143,7 +146,7 @@ impl Site {
         site
     }
 
-    /// Gives the inner addresses of sites to peers.
+    /// Assigns the inner addresses of sites to peers.
     pub fn allow(&self, owners: &[(u8, PeerNumber)]) {
         let table = AllowedIps::new(owners.iter().flat_map(|(n, peer)| {
             [
@@ -165,7 +168,7 @@ impl Site {
         self.lanes.add_peer(lane, PEER, endpoint, None, stats);
     }
 
-    /// Installs an opening key and waits for the answer: whether it is in force.
+    /// Installs an opening key and waits for the acknowledgement. Returns whether the key is in force.
     pub fn open(&self, lane: u8, epoch: u64, suite: Suite, expires_at: u64) -> bool {
         let key = OpeningKey {
             peer: PEER,
@@ -179,12 +182,12 @@ impl Site {
         self.installed(lane, epoch, Direction::Opening)
     }
 
-    /// Installs a sealing key and waits for the answer: whether it is in force.
+    /// Installs a sealing key and waits for the acknowledgement. Returns whether the key is in force.
     pub fn seal(&self, lane: u8, epoch: u64, suite: Suite, expires_at: u64, packets: u64) -> bool {
         self.seal_for(lane, index(lane, epoch), epoch, suite, expires_at, packets)
     }
 
-    /// As [`seal`](Self::seal), for packets that another lane of the peer opens.
+    /// Like [`seal`](Self::seal), for packets that another lane of the peer opens.
     pub fn seal_for(
         &self,
         lane: u8,
@@ -219,8 +222,8 @@ impl Site {
         }
     }
 
-    /// Returns when both threads of each lane have obeyed all earlier commands: each answers a key of an epoch that it
-    /// refuses, and nothing else changes.
+    /// Waits until both threads of each lane have applied all earlier commands: each one acknowledges a key
+    /// of an epoch that it refuses, which changes nothing else.
     pub fn settle(&self) {
         for lane in (0u8..).take(self.lanes.count()) {
             assert!(!self.open(lane, 0, Suite::Aes256Gcm, FAR));
@@ -228,7 +231,7 @@ impl Site {
         }
     }
 
-    /// Waits for an event; others before it are kept for later waits.
+    /// Waits for an event; other events before it are kept for later waits.
     pub fn wait(&self, wanted: impl Fn(&LaneEvent) -> bool) -> LaneEvent {
         let mut early = self.early.borrow_mut();
         if let Some(at) = early.iter().position(&wanted) {
@@ -247,14 +250,14 @@ impl Site {
         self.clock.store(now, Ordering::SeqCst);
     }
 
-    /// Where this site's lane hears, by IPv4 or IPv6.
+    /// Returns the address of a lane's socket, by IPv4 or IPv6.
     pub fn address(&self, lane: usize, v6: bool) -> SocketAddr {
         let port = self.ports[lane];
         if v6 { (Ipv6Addr::LOCALHOST, port).into() } else { ([127, 0, 0, 1], port).into() }
     }
 }
 
-/// A failure says where packets were dropped.
+/// Prints counters and drops if the test failed.
 impl Drop for Site {
     fn drop(&mut self) {
         if std::thread::panicking() {
@@ -264,7 +267,7 @@ impl Drop for Site {
     }
 }
 
-/// Both directions of an epoch have the same key here: a test needs no key schedule.
+/// Returns the key of an epoch, the same for both directions: a test needs no key schedule.
 fn key(epoch: u64) -> Secret<32> {
     Secret::filled(|bytes| bytes.fill(u8::try_from(epoch % 251).unwrap() + 1))
 }
@@ -273,7 +276,7 @@ pub fn index(lane: u8, epoch: u64) -> u32 {
     1 << 31 | u32::from(lane) << 16 | u32::try_from(epoch).unwrap()
 }
 
-/// Two sites whose lanes know each other's addresses and share epoch 1.
+/// Makes two sites whose lanes have each other's addresses and share epoch 1.
 pub fn connected(lane_count: u8, suite: Suite, v6: bool) -> (Site, Site) {
     let (a, b) = (Site::new(1, lane_count), Site::new(2, lane_count));
     for lane in 0..lane_count {
@@ -289,7 +292,7 @@ pub fn connected(lane_count: u8, suite: Suite, v6: bool) -> (Site, Site) {
     (a, b)
 }
 
-/// Waits for a counter, which tells nobody when it moves.
+/// Waits until `reached` returns true, by polling: counters have no notification.
 pub fn until(what: &str, reached: impl Fn() -> bool) {
     let start = Instant::now();
     while !reached() {
@@ -298,14 +301,15 @@ pub fn until(what: &str, reached: impl Fn() -> bool) {
     }
 }
 
-/// A socket that a test attacks from, and through which one site can be led.
+/// Makes a socket of an attacker, to which a test can also direct the packets of a site.
 pub fn wire() -> UdpSocket {
     let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
     socket.set_read_timeout(Some(EVENT_TIMEOUT)).unwrap();
     socket
 }
 
-/// Sends datagrams of `size` bytes each (the last one may be shorter) in one piece, which loopback hands over as one message.
+/// Sends datagrams of `size` bytes each (the last one may be shorter) as one message, which loopback
+/// delivers as one message.
 pub fn send_joined(wire: &UdpSocket, datagrams: &[u8], size: usize, to: SocketAddr) {
     let size = u16::try_from(size).unwrap();
     let control = [ControlMessage::UdpGsoSegments(&size)];
@@ -315,14 +319,14 @@ pub fn send_joined(wire: &UdpSocket, datagrams: &[u8], size: usize, to: SocketAd
     sendmsg(wire.as_raw_fd(), &parts, &control, MsgFlags::empty(), Some(&to)).unwrap();
 }
 
-/// The next datagram on a wire.
+/// Receives the next datagram of a socket.
 pub fn catch(wire: &UdpSocket) -> Vec<u8> {
     let mut buffer = [0; 65_535];
     let (len, _) = wire.recv_from(&mut buffer).expect("a datagram");
     buffer[..len].to_vec()
 }
 
-/// The next payload that a host gets, and nothing else than `expected`.
+/// Receives the next payload at a host and checks that it is `expected`.
 pub fn expect(host: &UdpSocket, expected: &[u8]) {
     let mut buffer = [0; 65_535];
     let len = host.recv(&mut buffer).expect("a packet");

@@ -1,6 +1,6 @@
-//! `make bench`: measures qvpn and other VPNs alternately between two namespaces on one machine, and writes tables of ratios
-//! and a plot. All tunnels are up all the time; each round measures them one after the other, so that both numbers of a ratio
-//! are from the same few seconds.
+//! `make bench`: measures qvpn and other VPNs alternately between two namespaces on one machine, and writes
+//! tables of ratios and a plot. All tunnels are up all the time. Each round measures them one after the
+//! other, so that both numbers of a ratio are from the same few seconds.
 
 mod plot;
 mod report;
@@ -68,7 +68,7 @@ fn main() -> ExitCode {
         }
         return ExitCode::SUCCESS;
     }
-    // The sandbox runs this program again, inside.
+    // The sandbox runs this program again inside its namespaces.
     sandbox::main_as_root(|| match run(&options) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -101,10 +101,11 @@ fn run(options: &Options) -> Result<()> {
         return profile(options, &tunnels);
     }
     let begun = Instant::now();
-    // Memory last, since it is a peak; the others in order.
+    // Memory is measured last, because it is a peak; the other rows in order.
     for row in rows.iter().copied().filter(|row| *row != Row::Memory) {
         for round in 1..=rounds {
-            // Forward and backward: otherwise, on a machine that slows down, the last VPN would always have the worst numbers.
+            // The order alternates between forward and backward: otherwise, on a machine that slows down,
+            // the last VPN would always have the worst numbers.
             if round > 1 {
                 tunnels.reverse();
             }
@@ -121,7 +122,7 @@ fn run(options: &Options) -> Result<()> {
     write(options, &results, rounds, begun)
 }
 
-/// Whether a VPN is measured in a row.
+/// Returns whether a VPN is measured in a row.
 fn takes_part(vpn: Vpn, row: Row) -> bool {
     match row {
         Row::Rekey => !vpn.everywhere || vpn.name == "qvpn-chacha",
@@ -130,10 +131,10 @@ fn takes_part(vpn: Vpn, row: Row) -> bool {
     }
 }
 
-/// Starts the VPNs that the rows need; one that doesn't start is in the notes.
+/// Starts the VPNs that the rows need. A VPN that doesn't start is reported in the notes.
 fn start(options: &Options, rows: &[Row], results: &mut Results) -> Result<Vec<Running>> {
     let mut tunnels = Vec::new();
-    // Entering a machine changes the working directory.
+    // Entering a node changes the working directory.
     let peers = std::path::absolute(&options.peers)?;
     for vpn in vpn::ALL {
         let wanted = options.vpns.is_empty() || options.vpns.iter().any(|name| name == vpn.name);
@@ -152,7 +153,8 @@ fn start(options: &Options, rows: &[Row], results: &mut Results) -> Result<Vec<R
     Ok(tunnels)
 }
 
-/// A panic of the lab becomes an error: one VPN's failure must not end the measurements of the others.
+/// Converts a panic of the lab into an error: the failure of one VPN must not end the measurements of the
+/// others.
 fn guarded<T>(body: impl FnOnce() -> Result<T>) -> Result<T> {
     catch_unwind(AssertUnwindSafe(body)).unwrap_or_else(|_| Err(anyhow::anyhow!("the lab failed; see above")))
 }
@@ -210,7 +212,7 @@ fn write(options: &Options, results: &Results, rounds: u32, begun: Instant) -> R
     Ok(())
 }
 
-/// Date, machine, and the state of every program.
+/// Returns the date, the machine, and the version of each program.
 fn about(peers: &Path) -> String {
     let said = |line: &str| {
         let output = Command::new("sh").args(["-c", line]).output();

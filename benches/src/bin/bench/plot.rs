@@ -1,4 +1,5 @@
-//! The plot: one horizontal bar a ratio, with a line from minimum to maximum and a mark at the required value.
+//! The plot: one horizontal bar for each ratio, with a line from minimum to maximum and a mark at the
+//! required value.
 
 use std::fmt::Write;
 
@@ -10,7 +11,7 @@ const RIGHT: f64 = 60.0;
 const LINE: f64 = 30.0;
 const TOP: f64 = 60.0;
 
-/// The plot as SVG.
+/// Returns the plot as SVG.
 #[must_use]
 pub fn svg(title: &str, bars: &[Bar]) -> String {
     let most = bars.iter().map(|bar| bar.spread.max.max(bar.bound.unwrap_or(0.0))).fold(1.0, f64::max) * 1.05;

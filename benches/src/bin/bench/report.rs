@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use crate::rows::Row;
 
-/// One kind of number.
+/// One measured quantity.
 pub struct Metric {
     /// Its name in the data.
     pub id: &'static str,
@@ -50,7 +50,7 @@ pub const METRICS: &[Metric] = &[
     metric("flood_session_nft", "the same, dropped by nft, Gb/s", 2),
 ];
 
-/// The VPN that ratios are taken against.
+/// The VPN that ratios refer to.
 pub const REFERENCE: &str = "wireguard-go";
 
 /// The VPNs among which "best peer" is chosen.
@@ -70,7 +70,7 @@ struct Goal {
     metrics: &'static [&'static str],
     ours: &'static str,
     against: Against,
-    /// The bound and the aim; none if it is only reported.
+    /// The bound and the aim; `None` if the value is only reported.
     bound: Option<(f64, f64)>,
     /// Whether a higher number is better.
     more: bool,
@@ -79,9 +79,9 @@ struct Goal {
 enum Against {
     Vpn(&'static str),
     BestPeer,
-    /// A number of the metric's own unit.
+    /// A fixed number in the unit of the metric.
     Absolute,
-    /// The same VPN in another metric, and the name of that.
+    /// The same VPN in another metric, and the name of that metric.
     Metric(&'static str, &'static str),
 }
 
@@ -207,14 +207,14 @@ pub struct Bar {
 }
 
 impl Results {
-    /// The result of [`json`](Self::json) without the numbers of `rows`, which are measured again.
+    /// Parses the output of [`json`](Self::json), without the numbers of `rows`, which are measured again.
     #[must_use]
     pub fn read(json: &Value, rows: &[Row]) -> Self {
         let mut results = Self::default();
         for metric in METRICS.iter().filter(|metric| !rows.iter().any(|row| row.gives(metric.id))) {
             for vpn in crate::vpn::ALL {
                 for number in json["numbers"][metric.id][vpn.name].as_array().into_iter().flatten() {
-                    // JSON has no NaN: a failed round is null.
+                    // JSON has no NaN, so a failed round is null.
                     results.push(metric.id, vpn.name, number.as_f64().unwrap_or(f64::NAN));
                 }
             }
@@ -237,12 +237,12 @@ impl Results {
         self.numbers.get(metric)?.get(vpn)
     }
 
-    /// The last round's number, where a search may begin.
+    /// Returns the number of the last round, from which a search may begin.
     pub fn last(&self, metric: &str, vpn: &str) -> Option<f64> {
         self.of(metric, vpn)?.last().copied().filter(|n| n.is_finite() && *n > 0.0)
     }
 
-    /// All numbers of several metrics, one metric after the other.
+    /// Returns all numbers of several metrics, one metric after the other.
     fn joined(&self, metrics: &[&str], vpn: &str) -> Vec<f64> {
         metrics.iter().filter_map(|metric| self.of(metric, vpn)).flatten().copied().collect()
     }
@@ -268,7 +268,7 @@ impl Results {
         Some((against.to_owned(), Spread::of_ratios(&ours, &self.joined(goal.metrics, against))?))
     }
 
-    /// The report in Markdown.
+    /// Returns the report in Markdown.
     #[must_use]
     pub fn markdown(&self, head: &str) -> String {
         let mut text = format!("{head}\n");
@@ -354,7 +354,7 @@ impl Results {
         }
     }
 
-    /// The ratios of the plot.
+    /// Returns the ratios for the plot.
     #[must_use]
     pub fn bars(&self) -> Vec<Bar> {
         let bar = |goal: &Goal| {
@@ -369,7 +369,7 @@ impl Results {
         GOALS.iter().chain(OWN).filter_map(bar).collect()
     }
 
-    /// All numbers, for other programs.
+    /// Returns all numbers as JSON, for other programs.
     #[must_use]
     pub fn json(&self, head: &str) -> Value {
         json!({ "head": head, "numbers": self.numbers, "notes": self.notes })

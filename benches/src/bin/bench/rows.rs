@@ -1,4 +1,4 @@
-//! The measurements: each uses a running tunnel and returns one number or several.
+//! The measurements. Each uses a running tunnel and returns one or more numbers.
 
 use std::time::Duration;
 
@@ -14,50 +14,50 @@ use crate::vpn::{MTU, OUTER, Running};
 /// Time limit for the reply of a helper program.
 const REPLY_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// A measurement, by the name that the command line has.
+/// A measurement, by its name on the command line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Row {
-    /// One TCP flow, in each direction, and its CPU time.
+    /// One TCP flow in each direction, and its CPU time.
     Tcp1,
-    /// 4 TCP flows, in each direction.
+    /// 4 TCP flows in each direction.
     Tcp4,
-    /// 50 TCP flows, in each direction.
+    /// 50 TCP flows in each direction.
     Tcp50,
-    /// Packets of 64 bytes a second, with loss below 0.1 %.
+    /// Packets of 64 bytes per second, with a loss of at most 0.1 %.
     Udp64,
-    /// The same of IMIX: 28 of 64 bytes, 16 of 570, 4 of 1518 cut to the MTU.
+    /// The same with IMIX: 28 packets of 64 bytes, 16 of 570, 4 of 1518 reduced to the MTU.
     Udpimix,
-    /// The same of 1400 bytes.
+    /// The same with packets of 1400 bytes.
     Udp1400,
     /// Round trips, idle and under one TCP flow.
     Rtt,
-    /// One TCP flow while 10 epochs a second begin, and without.
+    /// One TCP flow with 10 new epochs per second, and without.
     Rekey,
     /// One TCP flow under a flood of forged handshake initiations, and with nft dropping the same flood.
     Flood,
-    /// Peak memory after all the rows before.
+    /// Peak memory after all other rows.
     Memory,
 }
 
 /// Lengths of the measurements.
 #[derive(Debug, Clone, Copy)]
 pub struct Length {
-    /// One TCP measurement, seconds.
+    /// Duration of one TCP measurement, in seconds.
     pub tcp: u32,
-    /// One step of the search for the highest UDP load, seconds.
+    /// Duration of one step of the search for the highest UDP load, in seconds.
     pub udp: f64,
-    /// Pings idle, and under load.
+    /// Number of pings when idle, and under load.
     pub pings: u32,
 }
 
-/// A number, by the name of its metric.
+/// A number, with the name of its metric.
 pub type Number = (&'static str, f64);
 
 impl Row {
-    /// Measures. `guess` is the number of the previous round, from which a search may begin.
+    /// Runs the measurement. `guess` is the number of the previous round, from which a search may begin.
     ///
     /// # Errors
-    /// In words, for the table's notes.
+    /// A description for the notes of the table.
     pub fn measure(self, tunnel: &Running, length: Length, guess: Option<f64>) -> Result<Vec<Number>> {
         match self {
             Row::Tcp1 => {
@@ -79,7 +79,7 @@ impl Row {
         }
     }
 
-    /// Whether a metric belongs to this row.
+    /// Returns whether a metric belongs to this row.
     #[must_use]
     pub fn gives(self, metric: &str) -> bool {
         let name = self.to_possible_value().map_or_else(String::new, |v| v.get_name().to_owned());
@@ -88,13 +88,13 @@ impl Row {
 }
 
 struct Tcp {
-    /// Gigabits a second that arrived.
+    /// Received gigabits per second.
     rate: f64,
-    /// Gigabits that arrived.
+    /// Received gigabits.
     gigabits: f64,
 }
 
-/// iperf3 from side `from` to the other one.
+/// Runs iperf3 from side `from` to the other side.
 fn tcp(tunnel: &Running, from: usize, flows: u32, seconds: u32) -> Result<Tcp> {
     let mut server = iperf_server(tunnel, 1 - from)?;
     let line = format!(
@@ -126,7 +126,7 @@ fn both_ways(tunnel: &Running, names: [&'static str; 2], flows: u32, length: Len
     Ok(vec![(names[0], rate(0)?), (names[1], rate(1)?)])
 }
 
-/// The next line of a helper that begins with `start`.
+/// Returns the next line of a helper program that begins with `start`.
 fn said(process: &mut Process, start: &str) -> Result<String> {
     process
         .find_line(REPLY_TIMEOUT, |line| line.starts_with(start))
@@ -202,13 +202,13 @@ fn round_trips(tunnel: &Running, length: Length) -> Result<Vec<Number>> {
     ])
 }
 
-/// Datagrams of a flood a second.
+/// Rate of a flood, in datagrams per second.
 const FLOOD: u64 = 100_000;
 
-/// Their 200 source addresses, which are not the tunnel's.
+/// Prefix of the flood's 200 source addresses, which do not belong to the tunnel.
 const STRANGERS: &str = "198.51.100";
 
-/// A flood's content, and the metrics with it and with nft dropping it.
+/// The content of each flood, and the metrics with the flood and with nft dropping it.
 const FLOODS: [(&str, [&str; 2]); 4] = [
     ("starts", ["flood_ours", "flood_nft"]),
     ("replay", ["flood_replay_ours", "flood_replay_nft"]),
@@ -216,8 +216,8 @@ const FLOODS: [(&str, [&str; 2]); 4] = [
     ("session", ["flood_session_ours", "flood_session_nft"]),
 ];
 
-/// One TCP flow while a flood reaches its receiver, or while nft drops the flood before the socket: measured in the order A, B,
-/// B, A. The flood's sender uses the same cores each time.
+/// Measures one TCP flow while a flood reaches its receiver (A), and while nft drops the flood before the
+/// socket (B), in the order A, B, B, A. The flood's sender uses the same cores each time.
 fn flood(tunnel: &Running, length: Length) -> Result<Vec<Number>> {
     let key = tunnel.public.get(1).context("only a daemon has a key to forge starts for")?;
     tunnel.nodes[0].run(&format!("ip route replace local {STRANGERS}.0/24 dev lo"));
@@ -232,7 +232,7 @@ fn flood(tunnel: &Running, length: Length) -> Result<Vec<Number>> {
             words.extend(recorded.as_deref());
             let mut sender = tunnel.nodes[0].spawn(binary("lab-flood"), &words);
             said(&mut sender, "flooding")?;
-            // First the tables of unknown sources fill up.
+            // The tables of unknown sources fill up first.
             std::thread::sleep(Duration::from_millis(500));
             let rate = tcp(tunnel, 0, 1, seconds)?.rate;
             let sent: u64 = field(&said(&mut sender, "sent ")?, 1)?;

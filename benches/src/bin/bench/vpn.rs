@@ -1,4 +1,4 @@
-//! The compared VPNs: how each is started between two namespaces, and its processes.
+//! The compared VPNs: how to start each one between two namespaces, and its processes.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -18,30 +18,30 @@ pub const MTU: usize = 1420;
 pub const OUTER: [&str; 2] = ["192.0.2.1", "192.0.2.2"];
 const INNER: [&str; 2] = ["10.77.0.1", "10.77.0.2"];
 
-/// Time limit until a tunnel passes its first packet.
+/// Time limit for the first packet through a tunnel.
 const START: Duration = Duration::from_secs(20);
 
-/// What carries the packets.
+/// The program that carries the packets.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Kind {
     /// The plain link, without a tunnel.
     Plain,
-    /// A userspace WireGuard with the cross-platform control socket: its program, and the arguments before the interface's name.
+    /// A userspace WireGuard with the cross-platform control socket: its program, and the arguments before
+    /// the name of the interface.
     Wireguard(&'static str, &'static [&'static str]),
-    /// The real daemon with QKD keys of kme-sim: its suite and rekey interval.
+    /// The daemon with QKD keys of kme-sim: its suite and rekey interval.
     Daemon(&'static str, &'static str),
-    /// The data path alone: its suite and rekeys a second.
+    /// The data path alone: its suite, and rekeys per second.
     Tunnel(&'static str, u32),
 }
 
-/// One of the candidates.
+/// One VPN to measure.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Vpn {
-    /// Its name in tables and on the command line, short enough for an interface's name.
+    /// The name in tables and on the command line, short enough for an interface name.
     pub name: &'static str,
-    /// What it is.
     pub kind: Kind,
-    /// Whether it is in all rows, or only in the one about rekeys.
+    /// Whether it is measured in all rows, or only in the row about rekeys.
     pub everywhere: bool,
 }
 
@@ -53,7 +53,7 @@ const fn rekey_only(name: &'static str, kind: Kind) -> Vpn {
     Vpn { name, kind, everywhere: false }
 }
 
-/// All of them, in the order of measurement.
+/// All VPNs, in the order of measurement.
 pub const ALL: &[Vpn] = &[
     everywhere("plain", Kind::Plain),
     everywhere("wireguard-go", Kind::Wireguard("wireguard-go", &["-f"])),
@@ -67,27 +67,26 @@ pub const ALL: &[Vpn] = &[
     rekey_only("qvpn-10rk", Kind::Daemon("chacha20poly1305", "100ms")),
 ];
 
-/// A tunnel between two namespaces, which ends when this is dropped.
+/// A tunnel between two namespaces. Dropping it stops its processes.
 pub struct Running {
-    /// What it is.
     pub vpn: Vpn,
-    /// The two machines.
+    /// The two hosts.
     pub nodes: [Node; 2],
-    /// The addresses that traffic goes to.
+    /// The destination addresses of the traffic, one for each side.
     pub inner: [&'static str; 2],
     /// The public identities of daemons.
     pub public: Vec<String>,
-    /// The tunnel's own processes, one a side.
+    /// The tunnel's own processes, one for each side.
     ends: Vec<Process>,
     /// Other required processes.
     _helpers: Vec<Process>,
 }
 
 impl Vpn {
-    /// Starts it and waits until a packet passes.
+    /// Starts the VPN and waits until a packet passes.
     ///
     /// # Errors
-    /// In words, for the table's notes.
+    /// A description for the notes of the table.
     pub fn start(self, peers: &Path, lanes: u8) -> Result<Running> {
         let nodes = ["a", "b"].map(|side| Node::new(&format!("{}-{side}", self.name)));
         nodes[0].join("wan", &nodes[1], "wan");
@@ -120,7 +119,7 @@ impl Vpn {
 }
 
 impl Running {
-    /// The name of a side's device, within the kernel's limit.
+    /// Returns the name of a side's device, within the kernel's limit.
     fn device(&self, end: usize) -> String {
         let name: String = self.vpn.name.chars().take(13).collect();
         format!("{name}{end}")
@@ -172,7 +171,8 @@ impl Running {
         Ok(())
     }
 
-    /// Both KMEs run at the first end, and are reached over the cable.
+    /// Starts a kme-sim with both KMEs on the first host, and the daemons. The second daemon reaches its KME
+    /// over the link between the hosts.
     fn start_daemons(&mut self, suite: &str, rekey: &str, lanes: u8) -> Result<()> {
         let names = ["a", "b"];
         let kmes = [8443, 8444].map(|port| format!("{}:{port}", OUTER[0]));
@@ -237,15 +237,15 @@ impl Running {
         Ok(())
     }
 
-    /// Seconds of CPU that the tunnel's processes have used, at both sides.
+    /// Returns the seconds of CPU time that the tunnel's processes have used, on both sides.
     ///
     /// # Errors
-    /// If one has ended.
+    /// If a process has ended.
     pub fn cpu_seconds(&self) -> Result<f64> {
         let mut ticks = 0;
         for end in &self.ends {
             let stat = fs::read_to_string(format!("/proc/{}/stat", end.id()))?;
-            // After the name, which may contain anything, utime and stime are the 12th and 13th.
+            // After the name, which may contain any character, utime and stime are the 12th and 13th fields.
             let (_, fields) = stat.rsplit_once(')').context("the form of /proc/PID/stat")?;
             for field in fields.split_whitespace().skip(11).take(2) {
                 ticks += field.parse::<u64>()?;
@@ -255,10 +255,10 @@ impl Running {
         Ok(ticks as f64 / 100.0)
     }
 
-    /// Peak resident memory in MB (10^6 bytes) of the side that used more.
+    /// Returns the peak resident memory of the side that used more, in MB (10^6 bytes).
     ///
     /// # Errors
-    /// If one has ended.
+    /// If a process has ended.
     pub fn peak_memory(&self) -> Result<f64> {
         let mut most = 0;
         for end in &self.ends {
@@ -269,13 +269,13 @@ impl Running {
         Ok(most as f64 * 1024.0 / 1e6)
     }
 
-    /// The output of its processes, if one has ended.
+    /// Returns the output of a process that has ended, if there is one.
     pub fn exit_report(&mut self) -> Option<String> {
         self.ends.iter_mut().find_map(|end| (!end.is_running()).then(|| end.log()))
     }
 }
 
-/// Sends settings to a userspace WireGuard once its socket is there; returns its reply.
+/// Sends settings to a userspace WireGuard once its socket exists. Returns its reply.
 fn uapi(socket: &Path, settings: &str, process: &mut Process) -> Result<String> {
     let begun = Instant::now();
     let mut stream = loop {
