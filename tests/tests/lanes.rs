@@ -203,7 +203,8 @@ fn flows_of_a_silent_lane_are_rerouted_and_return() {
         }
         let human = String::from_utf8(gateways[0].ctl(&["show", "qvpn0"]).stdout).unwrap();
         assert!(
-            human.contains("silent: a firewall probably blocks UDP port") && human.contains("carries its flows"),
+            human.contains("silent: a firewall probably blocks UDP port")
+                && human.contains("carries its flows"),
             "{human}"
         );
         let around = flows(&lab, &gateways[0]);
