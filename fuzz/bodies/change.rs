@@ -1,4 +1,4 @@
-//! Mutations of inputs without a fuzzer's guidance, for runs on stable.
+//! Mutates inputs without a fuzzer's guidance, for runs on a stable toolchain.
 
 #![allow(dead_code, reason = "the targets of cargo-fuzz need none of it")]
 
@@ -10,14 +10,13 @@ use rand_chacha::rand_core::Rng;
 
 use super::Body;
 
-/// The longest input.
+/// The maximum length of an input, in bytes.
 const LONGEST: usize = 6000;
 
-/// Prints the input when a body panics.
+/// A case to run. When its body panics, `Drop` writes the input to a file and prints where it is.
 pub struct Shown<'a>(pub &'a str, pub &'a [u8], pub u64);
 
 impl Shown<'_> {
-    /// Runs it.
     pub fn run(self, body: Body) {
         body(self.1);
         std::mem::forget(self);
@@ -32,7 +31,8 @@ impl Drop for Shown<'_> {
     }
 }
 
-/// The inputs in a directory, in the order of their names; none if there is no directory.
+/// Reads the files of a directory, in the order of their names. Returns nothing if the directory does not
+/// exist.
 #[must_use]
 pub fn inputs(dir: &Path) -> Vec<Vec<u8>> {
     let entries = fs::read_dir(dir).into_iter().flatten().filter_map(Result::ok);
@@ -42,11 +42,12 @@ pub fn inputs(dir: &Path) -> Vec<Vec<u8>> {
 }
 
 fn below(rng: &mut ChaCha20Rng, n: usize) -> usize {
-    // The remainder of 32 bits by less than 6,000 is even enough, and is below `n`.
+    // The remainder of 32 bits by less than 6,000 is close to uniform, and it is below `n`.
     usize::try_from(rng.next_u32()).unwrap_or_default() % n.max(1)
 }
 
-/// One or two seeds with a few bytes changed, inserted, removed or repeated; sometimes only random bytes.
+/// Returns one or two seeds with a few bytes changed, inserted, removed or repeated; one input in 20 is
+/// random bytes only.
 #[must_use]
 pub fn change(seeds: &[Vec<u8>], rng: &mut ChaCha20Rng) -> Vec<u8> {
     let mut input = seeds[below(rng, seeds.len())].clone();
@@ -54,7 +55,7 @@ pub fn change(seeds: &[Vec<u8>], rng: &mut ChaCha20Rng) -> Vec<u8> {
         input.resize(below(rng, 300), 0);
         rng.fill_bytes(&mut input);
     }
-    // Mostly one or two changes: after many the first field is refused.
+    // Most inputs get one or two changes: after many, parsers refuse the first field.
     for _ in 0..=below(rng, 6).min(below(rng, 6)).min(below(rng, 6)) {
         let at = below(rng, input.len() + 1);
         let [how, byte, ..] = rng.next_u32().to_le_bytes();
@@ -73,7 +74,8 @@ pub fn change(seeds: &[Vec<u8>], rng: &mut ChaCha20Rng) -> Vec<u8> {
                 let piece = input[at..end].to_vec();
                 input.splice(at..at, piece);
             }
-            // Counts and lengths are at the front and at the end, so these change more often.
+            // Counts and lengths are at the front and at the end of messages, so these positions change more
+            // often.
             5 if at < input.len() => input[at % 64] = byte,
             6 if at < input.len() => {
                 let back = at % input.len().min(16);

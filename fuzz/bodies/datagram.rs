@@ -1,6 +1,7 @@
-//! Datagrams of an unauthenticated sender: through the lane's filter and the demux into a real control session. The sender
-//! knows our public key, so its mac1 may be valid; and it has recorded both sides' datagrams, and repeats them, damaged or not.
-//! None of them is ever treated as the peer's, and no reply is longer than the request.
+//! Sends datagrams of an unauthenticated sender through the lane's filter and the demux into a real control
+//! session. The sender knows our public key, so its mac1 may be valid. It has recorded the datagrams of both
+//! sides and replays them, damaged or not. None of them is ever treated as the peer's, and no reply is longer
+//! than the request.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -18,13 +19,13 @@ use rand_chacha::rand_core::SeedableRng;
 use super::input::Input;
 use super::peer::SITES;
 
-/// The most operations of a case.
+/// The maximum number of operations in a case.
 const MOST: usize = 40;
 /// The peers' numbers in each other's tables.
 const US: PeerNumber = PeerNumber(300);
 const THEM: PeerNumber = PeerNumber(7);
 
-/// An unauthenticated sender's datagrams, among honest ones.
+/// Mixes an unauthenticated sender's datagrams with honest ones.
 pub fn datagram(bytes: &[u8]) {
     packets_opened(bytes);
 }
@@ -32,7 +33,7 @@ pub fn datagram(bytes: &[u8]) {
 struct End {
     demux: Demux,
     link: WireGuardLink,
-    /// The number that this end has given the other.
+    /// The number that this side gave the peer.
     number: PeerNumber,
     address: SocketAddr,
     now: Time,
@@ -40,7 +41,8 @@ struct End {
 }
 
 impl End {
-    /// As in the daemon: the lane's filter refuses some, and the demux finds the peer of the others.
+    /// Handles a datagram as the daemon does: the lane's filter refuses some, and the demux finds the peer of
+    /// the others.
     fn take(&mut self, datagram: &[u8], from: SocketAddr, other: &PublicIdentity) -> LinkOutput {
         if self.demux.limiter().admit(datagram, from, self.now, || true) != Admission::Admitted {
             return LinkOutput::default();
@@ -61,12 +63,12 @@ impl End {
 struct Case {
     us: End,
     them: End,
-    /// What passed the wire.
+    /// Datagrams that passed over the wire, newest first.
     heard: Vec<Vec<u8>>,
     opened: usize,
 }
 
-/// How many honest packets came through.
+/// Runs a case and returns the number of honest packets that opened.
 pub fn packets_opened(bytes: &[u8]) -> usize {
     let end = |own: &std::sync::Arc<_>, other, number: PeerNumber, last| {
         let mut rng = ChaCha20Rng::seed_from_u64(number.0.into());
@@ -134,7 +136,7 @@ impl Case {
         }
     }
 
-    /// From one end to the other, and what that brings, until nobody says more.
+    /// Carries a datagram from one side to the other, then the replies, until neither side sends any more.
     fn pass(&mut self, datagram: Option<Vec<u8>>, to_us: bool) {
         let mut waiting: Vec<(Vec<u8>, bool)> =
             datagram.into_iter().map(|datagram| (datagram, to_us)).collect();
@@ -149,7 +151,7 @@ impl Case {
             };
             let out = to.take(&datagram, from, other);
             self.opened += out.packets.len();
-            // What was answered by a cookie was not looked at, and may yet be.
+            // A datagram that got a cookie reply was not processed, so it may still be accepted later.
             if out.datagrams.iter().all(|answer| answer.first() != Some(&3)) {
                 self.heard.truncate(30);
                 self.heard.insert(0, datagram);
@@ -169,7 +171,7 @@ impl Case {
     }
 }
 
-/// The datagram with mac1 as our public key makes it, unless `how` says to leave it.
+/// Sets mac1 as computed with our public key, unless `how` says to keep it.
 fn with_mac1(mut datagram: Vec<u8>, how: u8) -> Vec<u8> {
     if how & 1 == 0 && datagram.len() >= 32 {
         let mut key = Blake2s256::default();

@@ -1,6 +1,6 @@
-//! An input as fields.
+//! Reads fields from a fuzzer's input.
 
-/// What is left of an input; zeros once it ends.
+/// The rest of an input. Reads return zeros once it is used up.
 pub(super) struct Input<'a>(pub(super) &'a [u8]);
 
 impl Input<'_> {
@@ -16,7 +16,7 @@ impl Input<'_> {
         head.to_vec()
     }
 
-    /// Changes a byte or cuts the end, in one case of four.
+    /// Changes a byte or cuts the message short, in one case of four.
     pub(super) fn damage(&mut self, mut message: Vec<u8>) -> Vec<u8> {
         let how = self.u8();
         if how & 3 == 3 && !message.is_empty() {

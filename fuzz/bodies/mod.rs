@@ -1,5 +1,5 @@
-//! The bodies of all fuzz targets, one function of bytes each. `cargo fuzz` runs them for hours on a nightly toolchain, and
-//! `tests/tests/fuzz.rs` on stable: each seed, and a few thousand mutations.
+//! The bodies of all fuzz targets, each a function of a byte slice. `cargo fuzz` runs them for hours on a
+//! nightly toolchain; `tests/tests/fuzz.rs` runs each seed and a few thousand mutations on stable.
 
 pub mod change;
 pub mod datagram;
@@ -8,13 +8,12 @@ pub mod peer;
 mod text;
 mod wire;
 
-/// A target's function of an input.
+/// The function that a target runs on an input.
 pub type Body = fn(&[u8]);
 
 /// A target's name, its body, and the number of cases in a short run.
 pub type Target = (&'static str, Body, u32);
 
-/// All targets.
 pub const TARGETS: &[Target] = &[
     ("hello", |bytes| message(1, bytes), 20_000),
     ("stock_offer", |bytes| message(2, bytes), 20_000),
@@ -47,8 +46,8 @@ fn message(kind: u8, bytes: &[u8]) {
     wire::message(&[&[kind], bytes].concat());
 }
 
-/// A target's body, looked up at compile time, so that a fuzzed program has the code of one target only, and no coverage
-/// counters of others that would be read after each case.
+/// Finds a target's body at compile time. A fuzzed program then has the code of one target only, and no
+/// coverage counters of other targets, which would be read after each case.
 #[must_use]
 #[allow(dead_code, reason = "each user takes what it needs")]
 pub const fn body(name: &str) -> Body {
@@ -62,7 +61,7 @@ pub const fn body(name: &str) -> Body {
     panic!("there is no such target");
 }
 
-/// `==` of slices is not a `const fn`.
+/// Compares two slices: `==` of slices is not a `const fn`.
 #[allow(dead_code, reason = "each user takes what it needs")]
 const fn same(a: &[u8], b: &[u8]) -> bool {
     let mut n = 0;
@@ -72,7 +71,7 @@ const fn same(a: &[u8], b: &[u8]) -> bool {
     n == a.len() && n == b.len()
 }
 
-/// Valid messages of a type, as seeds.
+/// Returns valid messages of a type, as seeds.
 #[allow(dead_code, reason = "each user takes what it needs")]
 pub fn valid_messages(kind: u8) -> Vec<Vec<u8>> {
     (0..4).map(|seed| wire::valid(kind, seed)[1..].to_vec()).collect()

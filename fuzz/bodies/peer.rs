@@ -1,6 +1,7 @@
-//! A peer whose remote site has valid keys and breaks every rule: honest messages, damaged ones, messages in any order, answers
-//! of KMEs and lanes, and time. It never panics, never installs a sealing key twice, never seals without a QKD key where one is
-//! required, and does a bounded amount of work.
+//! Runs a `Peer` against a remote site that has valid keys and breaks every rule. It gets honest messages,
+//! damaged ones, messages in any order, reports of KMEs and lanes, and time. It never panics, never installs
+//! a sealing key twice, never seals without a QKD key where one is required, and does a bounded amount of
+//! work.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
@@ -28,10 +29,10 @@ use sha2::{Digest, Sha384};
 
 use super::input::Input;
 
-/// The most operations of a case: an exchange takes about ten.
+/// The maximum number of operations in a case; an exchange takes about ten.
 const MOST: usize = 60;
 
-/// A session that is up and does not encrypt.
+/// A control session that is always up and does not encrypt.
 #[derive(Default)]
 struct Open {
     met: bool,
@@ -62,7 +63,7 @@ impl ControlLink for Open {
     fn reset(&mut self) {}
 }
 
-/// The identities: generated once, since that is slow.
+/// The identities, generated once because that is slow.
 pub(super) struct Sites {
     pub(super) us: Arc<SecretIdentity>,
     pub(super) them: Arc<SecretIdentity>,
@@ -81,17 +82,17 @@ fn key(n: u8) -> SecretBuf {
     SecretBuf::take(&mut [n | 0x80; 32])
 }
 
-/// The hostile initiator's responder.
+/// Runs an honest responder against a hostile initiator.
 pub fn responder(bytes: &[u8]) {
     epochs(Role::Responder, bytes);
 }
 
-/// The hostile responder's initiator.
+/// Runs an honest initiator against a hostile responder.
 pub fn initiator(bytes: &[u8]) {
     epochs(Role::Initiator, bytes);
 }
 
-/// The number of sealing keys that a side in this role installed.
+/// Runs a case and returns the number of sealing keys that a side in this role installed.
 pub fn epochs(role: Role, bytes: &[u8]) -> usize {
     Case::new(role, bytes).run()
 }
@@ -103,23 +104,23 @@ struct Case<'a> {
     peer: Peer<Open>,
     rng: ChaCha20Rng,
     now: Time,
-    /// Our `Hello` in force and theirs, and what came of an exchange under way.
+    /// Both `Hello`s in force, ours first, and the state of the exchange under way.
     hello: Vec<u8>,
     theirs: Vec<u8>,
     proposed: Option<(Proposed, Option<u8>)>,
     confirm: Option<Vec<u8>>,
     epoch: u64,
     number: u64,
-    /// What the lanes have not said yet.
+    /// Reports that the lanes have not sent yet.
     installed: Vec<LaneReport>,
     fetches: Vec<Fetch>,
     propose: Vec<u8>,
     accept: Vec<u8>,
-    /// Message IDs of the peer, to be rejected.
+    /// Message IDs of the peer that may be rejected.
     ids: Vec<[u8; 8]>,
-    /// Messages of the peer that came whole and are to be acknowledged.
+    /// Message IDs of the peer that arrived whole and await an acknowledgement.
     whole: Vec<[u8; 8]>,
-    /// Of the last epochs.
+    /// Chains of the last epochs.
     chains: Vec<Chain>,
     sealed: BTreeSet<[u8; 32]>,
     qkd_epoch: bool,
@@ -318,7 +319,7 @@ impl<'a> Case<'a> {
         }
     }
 
-    /// What an honest initiator would make of the `Accept` that came.
+    /// Processes the received `Accept` as an honest initiator does.
     fn take_accept(&mut self) {
         let Some((proposed, n)) = self.proposed.take() else { return };
         let chain = proposed.message().chain_check;
@@ -333,7 +334,7 @@ impl<'a> Case<'a> {
         }
     }
 
-    /// What an honest responder would make of the `Propose` that came.
+    /// Answers the received `Propose` as an honest responder does.
     fn answer_propose(&mut self) {
         let Ok(propose) = Propose::parse(&self.propose) else { return };
         let lanes = self.lanes_agreed();
@@ -410,7 +411,7 @@ impl<'a> Case<'a> {
         self.peer.handle_lane(report, self.now, &mut self.rng);
     }
 
-    /// Polls the peer's output, and checks that it is allowed.
+    /// Polls the peer's output and checks that each item is allowed.
     fn drain(&mut self) {
         let mut sent = 0;
         while let Some(transmit) = self.peer.poll_transmit() {

@@ -1,11 +1,11 @@
-//! Text that people and programs write: the config, and lines of the control API.
+//! Text input: the config, and lines of the control API.
 
 use std::path::Path;
 
 use qvpn_api::Config;
 use qvpn_api::control::{LineBuffer, MAX_REQUEST, Message, Reply, Request};
 
-/// A config: errors have places in the text; an accepted one names each peer and KME once.
+/// Parses a config. Errors have positions in the text; an accepted config names each peer and KME once.
 pub fn config(bytes: &[u8]) {
     let text = String::from_utf8_lossy(bytes);
     match Config::parse(Path::new("/etc/qvpn/qvpn0.toml"), &text) {
@@ -30,7 +30,8 @@ pub fn config(bytes: &[u8]) {
     }
 }
 
-/// A stream of the control socket, in pieces: an accepted message is the same after writing and reading it.
+/// Reads a stream of the control socket in pieces. An accepted message is the same after it is written and
+/// read again.
 pub fn control(bytes: &[u8]) {
     let Some((size, stream)) = bytes.split_first() else { return };
     let mut lines = LineBuffer::new(MAX_REQUEST);

@@ -1,4 +1,5 @@
-//! Messages of the control session, and the packets that carry them. The tests of `qvpn-proto` run these bodies too.
+//! Parses messages of the control session, and the packets that carry them. The tests of `qvpn-proto` run
+//! these bodies too.
 
 use qvpn_proto::channel::ReliableChannel;
 use qvpn_proto::kms::KeyName;
@@ -11,7 +12,8 @@ use qvpn_types::{EpochNumber, Suite, Time};
 use rand_chacha::ChaCha20Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 
-/// The first byte is a message type, the rest its body. A parsed message is written again byte for byte.
+/// Parses a message: the first byte is its type, the rest its body. A parsed message is written back byte for
+/// byte.
 pub fn message(bytes: &[u8]) {
     let Some((kind, body)) = bytes.split_first() else { return };
     let again = match MessageType::from_byte(*kind) {
@@ -33,14 +35,15 @@ pub fn message(bytes: &[u8]) {
     }
 }
 
-/// A packet of the control session.
+/// Parses a packet of the control session.
 pub fn fragment(bytes: &[u8]) {
     if let Ok(parsed) = Fragment::parse(bytes) {
         assert_eq!(Fragment::parse(&parsed.to_packet()), Ok(parsed));
     }
 }
 
-/// Packets with two-byte lengths, one after the other, into one channel: memory stays bounded for any input.
+/// Feeds packets with two-byte lengths, one after another, into one channel. Memory stays bounded for any
+/// input.
 pub fn reassembly(mut bytes: &[u8]) {
     let (mut channel, mut rng) = (ReliableChannel::default(), ChaCha20Rng::seed_from_u64(0));
     while let Some((length, rest)) = bytes.split_first_chunk() {
@@ -52,7 +55,7 @@ pub fn reassembly(mut bytes: &[u8]) {
     }
 }
 
-/// A type byte and a valid message of that type.
+/// Returns a type byte and a valid message of that type.
 #[allow(dead_code)]
 pub fn valid(kind: u8, seed: u64) -> Vec<u8> {
     let mut rng = ChaCha20Rng::seed_from_u64(seed);

@@ -1,5 +1,5 @@
-//! What must stand in the kernel for one tunnel, derived from its config alone. Nothing here asks the
-//! kernel, so that the guard, the daemon and `qvpn-ctl` derive the same plan from the same file.
+//! Derives the kernel state that one tunnel needs (routes, rules, filter) from its config alone. Nothing here
+//! queries the kernel, so the guard, the daemon and `qvpn-ctl` derive the same plan from the same file.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -11,11 +11,11 @@ use qvpn_api::config::{Local, Table};
 
 use crate::exempt::exempt;
 
-/// The number in `rtm_protocol` (`ip route` shows it as `proto 113`, a "q") of our routes and rules. Only
+/// The `rtm_protocol` number of our routes and rules; `ip route` shows it as `proto 113` (ASCII "q"). Only
 /// routes and rules with this number or [`LOCAL_PROTOCOL`] are ever removed.
 pub const ROUTE_PROTOCOL: u8 = 113;
 
-/// The `rtm_protocol` of this site's own routes that are copied into our table, for `local`.
+/// The `rtm_protocol` number of this site's own routes (`local`) that are copied into our table.
 pub const LOCAL_PROTOCOL: u8 = 114;
 
 /// The routing table of all tunnels in a network namespace ("qv" as a number).
@@ -25,49 +25,46 @@ pub const GUARD_TABLE: u32 = 0x7176;
 /// usually add.
 pub const RULE_PRIORITY: u32 = 113;
 
-/// The mark of our own datagrams where the config sets none, with [`OWN_MARK_MASK`]: the low 16 bits are
-/// free for others.
+/// The mark of our own datagrams where the config sets none. Only the bits in [`OWN_MARK_MASK`] count: the
+/// low 16 bits are free for other programs.
 pub const OWN_MARK: u32 = 0x7176_0000;
 
 /// The bits of a mark that [`OWN_MARK`] uses.
 pub const OWN_MARK_MASK: u32 = 0xffff_0000;
 
-/// The kernel's main routing table.
 pub const MAIN_TABLE: u32 = 254;
 
-/// What version 0.1 used for default routes: tables `LEGACY_TABLE_BASE + listen_port`, and two rules.
+/// Version 0.1 kept default routes in table `LEGACY_TABLE_BASE + listen_port`, with two rules.
 pub(crate) const LEGACY_TABLE_BASE: u32 = 1_000_000;
 pub(crate) const LEGACY_PRIORITIES: [u32; 2] = [32_501, 32_500];
 
-/// Where a route leads.
+/// What the kernel does with packets that match a route.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Target {
-    /// Nowhere, with an ICMP error: the block below the tunnel's route.
+    /// Drops them with an ICMP error: the block below the tunnel's route.
     Unreachable,
-    /// Nowhere, with the worst metric: below every route of a routing daemon.
+    /// Drops them, with the worst metric: below every route of a routing daemon.
     LastResort,
-    /// Back to the rules after ours: prefixes that are exempt from the block.
+    /// Continues with the rules after ours, for prefixes that are exempt from the block.
     Throw,
-    /// Into the tunnel.
+    /// Sends them into the tunnel.
     Interface,
 }
 
-/// One route of ours.
+/// A route that qvpn adds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Route {
-    /// Destination, with its host bits cleared.
+    /// The destination, with its host bits cleared.
     pub prefix: IpNet,
-    /// Routing table.
     pub table: u32,
-    /// Where it leads.
     pub target: Target,
-    /// Largest packet in bytes, if the path's differs from the interface's.
+    /// The largest packet in bytes, if the path's MTU differs from the interface's.
     pub mtu: Option<u32>,
 }
 
 impl Route {
-    /// The metric. The block's is one worse than the tunnel's. IPv6 starts at 1, since the kernel reads 0
-    /// as 1024 there.
+    /// Returns the metric. The block's metric is one worse than the tunnel route's. IPv6 starts at 1, since
+    /// the kernel reads 0 as 1024 there.
     #[must_use]
     pub fn metric(&self) -> u32 {
         let best = u32::from(self.prefix.addr().is_ipv6());
@@ -78,7 +75,7 @@ impl Route {
         }
     }
 
-    /// As `ip route` would have it, with `interface` as the tunnel's name.
+    /// Formats the route as `ip route` arguments, with `interface` as the tunnel's name.
     #[must_use]
     pub fn describe(&self, interface: &str) -> String {
         let (family, metric) = (if self.prefix.addr().is_ipv6() { "-6 " } else { "" }, self.metric());
@@ -99,28 +96,27 @@ impl Route {
 /// What a policy rule does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum RuleKind {
-    /// `nop`: where [`Bypass`](Self::Bypass) goes to.
+    /// `nop`: the target of [`Bypass`](Self::Bypass).
     Landing,
-    /// `fwmark M goto`: the datagrams of a tunnel whose config sets a mark pass our table.
+    /// `fwmark M goto`: datagrams of a tunnel whose config sets a mark skip our table.
     Bypass {
         /// The config's mark.
         mark: u32,
     },
-    /// `not fwmark M lookup T`: all but our own datagrams are routed by our table first.
+    /// `not fwmark M lookup T`: everything but our own datagrams is looked up in our table first.
     Protected,
 }
 
-/// One policy rule of ours.
+/// A policy rule that qvpn adds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Rule {
-    /// For IPv6 (else IPv4).
+    /// Whether the rule is for IPv6 or for IPv4.
     pub ipv6: bool,
-    /// What it does.
     pub kind: RuleKind,
 }
 
 impl Rule {
-    /// Its place among all rules; the kernel evaluates lower ones first.
+    /// Returns the priority among all rules; the kernel evaluates lower ones first.
     #[must_use]
     pub fn priority(&self) -> u32 {
         match self.kind {
@@ -147,16 +143,16 @@ impl fmt::Display for Rule {
     }
 }
 
-/// Why no plan can be made. All are the config's fault.
+/// Why no plan can be made. The config is at fault in each case.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum PlanError {
-    /// The kernel would refuse the name.
+    /// The kernel would refuse this interface name.
     #[error(
         "`{0}` can't be an interface name: use 1 to 15 characters, no `/`, no `:`, no space, not `.` or `..`"
     )]
     InterfaceName(String),
-    /// A table that is the kernel's own, or ours.
+    /// The table belongs to the kernel or to qvpn.
     #[error(
         "table {0} belongs to the kernel or to qvpn: use \"auto\", \"off\", 254 (main) or a number from 1 to 252 or above 255 that is not {GUARD_TABLE}"
     )]
@@ -165,9 +161,8 @@ pub enum PlanError {
 
 /// The routes, rules, blocks and filter of one tunnel.
 ///
-/// For each allowed IP there are two routes in one table: one into the tunnel, and below it an
-/// `unreachable` one with a worse metric. The kernel drops the first when the device vanishes for any reason; the
-/// second stays.
+/// Each allowed IP has two routes in one table: one into the tunnel, and below it an `unreachable` one with a
+/// worse metric. If the device vanishes, the kernel drops the first route; the second one stays.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RoutePlan {
     interface: String,
@@ -178,7 +173,7 @@ pub struct RoutePlan {
     ports: RangeInclusive<u16>,
     kme_ports: BTreeSet<u16>,
     allowed: BTreeMap<IpNet, RouteSettings>,
-    /// Blocked though no peer has them: `protect`, and what peers had before.
+    /// Prefixes that are blocked though no peer has them: `protect`, and what peers had before.
     protect: BTreeSet<IpNet>,
     local: Vec<Local>,
 }
@@ -190,7 +185,7 @@ struct RouteSettings {
 }
 
 impl RoutePlan {
-    /// Plans what a whole config asks for.
+    /// Returns the plan for a whole config.
     ///
     /// # Errors
     /// As [`Self::new`].
@@ -241,7 +236,7 @@ impl RoutePlan {
         })
     }
 
-    /// The same plan with more prefixes that are blocked outside the tunnel.
+    /// Adds prefixes that are blocked outside the tunnel.
     #[must_use]
     pub fn with_protect(mut self, prefixes: impl IntoIterator<Item = IpNet>) -> Self {
         self.protect.extend(prefixes.into_iter().map(|prefix| prefix.trunc()));
@@ -249,7 +244,7 @@ impl RoutePlan {
         self
     }
 
-    /// The same plan for these UDP ports of the lanes and TCP ports of the KMEs.
+    /// Sets the UDP ports of the lanes and the TCP ports of the KMEs.
     #[must_use]
     pub fn with_ports(mut self, lanes: RangeInclusive<u16>, kmes: impl IntoIterator<Item = u16>) -> Self {
         self.ports = lanes;
@@ -257,22 +252,22 @@ impl RoutePlan {
         self
     }
 
-    /// The same plan with this site's own networks inside protected prefixes.
+    /// Sets this site's own networks inside protected prefixes.
     #[must_use]
     pub fn with_local(mut self, local: Vec<Local>) -> Self {
         self.local = local;
         self
     }
 
-    /// The same plan for the device with this index, under any name.
+    /// Sets the index of the tunnel's device; the device may have any name.
     #[must_use]
     pub fn on_device(mut self, index: Option<u32>) -> Self {
         self.device = index;
         self
     }
 
-    /// The same plan, which also keeps the block of what `old` blocked. A prefix that lies in a wider
-    /// allowed one goes through that peer's tunnel instead.
+    /// Keeps the block of the prefixes that `old` blocked, unless a wider allowed IP contains them: their
+    /// traffic then goes through that peer's tunnel.
     #[must_use]
     pub fn keeping(self, old: &Self) -> Self {
         let carried = |prefix: &IpNet| {
@@ -282,16 +277,15 @@ impl RoutePlan {
         self.with_protect(kept)
     }
 
-    /// The same plan without the block of `prefixes`, where no peer has them.
+    /// Removes the block of `prefixes` that no peer has.
     #[must_use]
     pub fn releasing(mut self, prefixes: &[IpNet]) -> Self {
         self.protect.retain(|prefix| !prefixes.contains(prefix));
         self
     }
 
-    /// The same plan with the path MTU (bytes) on the tunnel routes of `prefixes`; `None` takes it away.
-    /// Prefixes that aren't in the plan are ignored. IPv6 routes stay at 1280 or more (RFC 8200, section
-    /// 5).
+    /// Sets the path MTU (bytes) on the tunnel routes of `prefixes`; `None` removes it. Prefixes that aren't
+    /// in the plan are ignored. IPv6 routes stay at 1280 or more (RFC 8200 section 5).
     #[must_use]
     pub fn with_mtu(mut self, prefixes: &[IpNet], mtu: Option<u32>) -> Self {
         for prefix in prefixes {
@@ -354,31 +348,31 @@ impl RoutePlan {
         &self.local
     }
 
-    /// Whether routes into the tunnel are in [`GUARD_TABLE`], and not in a table of the operator's or
-    /// nowhere.
+    /// Whether routes into the tunnel are in [`GUARD_TABLE`], rather than in a table of the operator's or in
+    /// none.
     #[must_use]
     pub fn uses_guard_table(&self) -> bool {
         self.table == Table::Auto
     }
 
-    /// What the filter and the routes protect: nothing at all under `table = "off"` or a number without
-    /// `protect`.
+    /// Returns the prefixes that the filter and the routes protect: none under `table = "off"` or a number
+    /// without `protect`.
     pub fn filtered(&self) -> impl Iterator<Item = IpNet> + '_ {
         self.allowed().chain(self.protect.iter().copied())
     }
 
-    /// The allowed IPs that are protected.
+    /// Returns the allowed IPs that are protected.
     pub fn allowed(&self) -> impl Iterator<Item = IpNet> + '_ {
         self.allowed.keys().copied().filter(|_| self.uses_guard_table())
     }
 
-    /// Prefixes that are blocked though no peer has them.
+    /// Returns the prefixes that are blocked though no peer has them.
     #[must_use]
     pub fn protect(&self) -> &BTreeSet<IpNet> {
         &self.protect
     }
 
-    /// The `unreachable` routes, and the `throw` routes of what is exempt from them.
+    /// Returns the `unreachable` routes, and the `throw` routes of the prefixes that are exempt from them.
     pub fn blocks(&self) -> impl Iterator<Item = Route> + '_ {
         let route = |prefix, table, target| Route { prefix, table, target, mtu: None };
         let (table, target) = match self.uses_guard_table() {
@@ -394,7 +388,7 @@ impl RoutePlan {
         allowed.chain(protect).chain(exempt.map(move |prefix| route(prefix, GUARD_TABLE, Target::Throw)))
     }
 
-    /// The routes into the tunnel.
+    /// Returns the routes into the tunnel.
     pub fn routes(&self) -> impl Iterator<Item = Route> + '_ {
         self.allowed.iter().map(|(prefix, settings)| Route {
             prefix: *prefix,
@@ -404,7 +398,7 @@ impl RoutePlan {
         })
     }
 
-    /// The policy rules, in the order in which they must be added; removing goes the other way.
+    /// Returns the policy rules in the order in which they must be added. Remove them in the reverse order.
     #[must_use]
     pub fn rules(&self) -> Vec<Rule> {
         if !self.uses_guard_table() {
@@ -414,21 +408,21 @@ impl RoutePlan {
         let families = families.filter(|ipv6| self.filtered().any(|net| net.addr().is_ipv6() == *ipv6));
         let kinds = match self.fwmark {
             0 => vec![RuleKind::Protected],
-            // The bypass before the rule that it passes.
+            // The bypass must be there before the rule that it skips.
             mark => vec![RuleKind::Landing, RuleKind::Bypass { mark }, RuleKind::Protected],
         };
         families.flat_map(|ipv6| kinds.iter().map(move |kind| Rule { ipv6, kind: *kind })).collect()
     }
 
-    /// Whether the kernel must regard marks in its reverse path check (`src_valid_mark`): where IPv4 is
-    /// protected by policy routing, an endpoint may lie in a protected prefix.
+    /// Whether the kernel must consider marks in its reverse path check (`src_valid_mark`). It must where
+    /// policy routing protects IPv4 prefixes, since an endpoint may lie in a protected prefix.
     #[must_use]
     pub fn needs_src_valid_mark(&self) -> bool {
         self.uses_guard_table() && self.filtered().any(|net| net.addr().is_ipv4())
     }
 }
 
-/// The port of an `https` URL.
+/// Returns the port of an `https` URL.
 fn port_of(url: &str) -> Option<u16> {
     let authority = url.strip_prefix("https://")?.split('/').next()?;
     match authority.rsplit_once(':') {

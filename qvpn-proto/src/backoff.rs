@@ -1,8 +1,8 @@
-//! Waits that grow with each failure.
+//! Delays that grow with each failure.
 
 use std::time::Duration;
 
-/// A wait that doubles from `first` to `last` with each failure.
+/// Returns a delay that doubles from `first` to `last` with each failure.
 pub(crate) fn backoff(first: Duration, last: Duration, failures: u32) -> Duration {
     (first * (1u32 << failures.min(16))).min(last)
 }

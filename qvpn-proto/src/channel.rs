@@ -1,5 +1,6 @@
-//! Carries whole messages over a control session that loses, repeats and reorders datagrams: cuts them into
-//! fragments, retransmits what was not acknowledged, and reassembles them. It does not look at their content.
+//! Carries whole messages over a control session that loses, repeats and reorders datagrams. It cuts them
+//! into fragments, retransmits messages that were not acknowledged, and reassembles fragments. It does not
+//! interpret message bodies.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -10,15 +11,15 @@ use crate::wire::fragment::{packets, padded_ping};
 use crate::wire::{Fragment, MessageId, MessageType};
 use qvpn_types::Time;
 
-/// First wait for an acknowledgement, until a round trip was measured.
+/// The first retransmission timeout, until a round trip was measured.
 const INITIAL_TIMEOUT: Duration = Duration::from_millis(250);
 const MIN_TIMEOUT: Duration = Duration::from_millis(50);
 const MAX_TIMEOUT: Duration = Duration::from_secs(2);
-/// The most `Reject`s that wait side by side. A `Reject` answers one message, so it does not replace an
+/// The maximum number of unacknowledged `Reject`s. A `Reject` answers one message, so it does not replace an
 /// earlier one. Other messages replace the earlier one of their type.
 const MAX_PENDING_REJECTS: usize = 16;
-/// IDs of delivered messages that are remembered, so that a repeated message is acknowledged and not
-/// delivered again.
+/// The number of remembered IDs of delivered messages. A repeated message with such an ID is acknowledged and
+/// not delivered again.
 const MAX_REMEMBERED_IDS: usize = 64;
 
 struct Outgoing {
@@ -37,21 +38,19 @@ struct Partial {
     pieces: Vec<Option<Vec<u8>>>,
 }
 
-/// The result of a packet.
+/// The result of a received packet.
 #[derive(Debug, PartialEq, Eq)]
 pub enum ReceiveOutcome {
-    /// A whole message, for the first time.
+    /// A whole message, received for the first time.
     Message {
-        /// Its ID, for a `Reject`.
+        /// The message ID, for a `Reject`.
         id: MessageId,
-        /// Its type.
         kind: MessageType,
-        /// Its bytes.
         body: Vec<u8>,
     },
-    /// Nothing to deliver.
+    /// There is nothing to deliver.
     Nothing,
-    /// Not a fragment of ours, or one that contradicts another.
+    /// The packet is not a fragment, or contradicts an earlier fragment.
     Malformed,
 }
 
@@ -64,14 +63,14 @@ pub struct ReliableChannel {
     partial: Vec<Partial>,
     delivered: VecDeque<MessageId>,
     round_trip: Option<Duration>,
-    /// Messages of [`probe`](Self::probe), oldest first, and those of them that were acknowledged.
+    /// IDs of sent probes, oldest first, and the acknowledged ones among them.
     probes: VecDeque<MessageId>,
     passed: VecDeque<MessageId>,
 }
 
 impl ReliableChannel {
-    /// Sends a message, and repeats it until it is acknowledged, replaced by a later one of its kind, or
-    /// cancelled. A `Reject` replaces only the oldest of too many.
+    /// Sends a message and retransmits it until it is acknowledged, replaced by a later one of its type, or
+    /// cancelled. A `Reject` replaces only the oldest one, and only if too many wait.
     pub fn send(&mut self, kind: MessageType, body: &[u8], now: Time, rng: &mut dyn CryptoRng) -> MessageId {
         let mut id = MessageId::default();
         rng.fill_bytes(&mut id);
@@ -97,15 +96,15 @@ impl ReliableChannel {
         }
     }
 
-    /// Sends a message once, with no repetition.
+    /// Sends a message once, without retransmission.
     pub fn send_once(&mut self, kind: MessageType, body: &[u8], rng: &mut dyn CryptoRng) {
         let mut id = MessageId::default();
         rng.fill_bytes(&mut id);
         self.ready.extend(packets(id, kind, body));
     }
 
-    /// Sends a `Ping` of `size` bytes of packet once; its acknowledgement comes by
-    /// [`take_passed`](Self::take_passed).
+    /// Sends a `Ping` once, padded to a packet of `size` bytes. [`take_passed`](Self::take_passed) reports
+    /// its acknowledgement.
     pub fn probe(&mut self, size: usize, rng: &mut dyn CryptoRng) -> MessageId {
         let mut id = MessageId::default();
         rng.fill_bytes(&mut id);
@@ -117,29 +116,29 @@ impl ReliableChannel {
         id
     }
 
-    /// A probe that was acknowledged.
+    /// Returns the ID of an acknowledged probe.
     pub fn take_passed(&mut self) -> Option<MessageId> {
         self.passed.pop_front()
     }
 
-    /// What a message that was sent once took to be acknowledged, on average.
+    /// Returns the average time until a message was acknowledged, measured on messages that were sent once.
     #[must_use]
     pub fn round_trip(&self) -> Option<Duration> {
         self.round_trip
     }
 
-    /// Stops repeating messages of this kind.
+    /// Stops the retransmission of messages of this type.
     pub fn cancel(&mut self, kind: MessageType) {
         self.outgoing.retain(|m| m.kind != kind);
     }
 
-    /// Whether a message of this kind still waits for its acknowledgement.
+    /// Whether a message of this type awaits its acknowledgement.
     #[must_use]
     pub fn pending(&self, kind: MessageType) -> bool {
         self.outgoing.iter().any(|m| m.kind == kind)
     }
 
-    /// The session is new: everything that waits is due at once.
+    /// Starts with a new session: all unacknowledged messages are due at once.
     pub fn session_started(&mut self, now: Time) {
         for message in &mut self.outgoing {
             message.due = now;
@@ -147,8 +146,8 @@ impl ReliableChannel {
         }
     }
 
-    /// Moves what is due into the queue of [`next_packet`](Self::next_packet). To be called only while the
-    /// session is up.
+    /// Moves due packets into the queue of [`next_packet`](Self::next_packet). Call it only while the session
+    /// is up.
     pub fn flush(&mut self, now: Time) {
         let base = self.round_trip.map_or(INITIAL_TIMEOUT, |rtt| (rtt * 2).clamp(MIN_TIMEOUT, MAX_TIMEOUT));
         for message in self.outgoing.iter_mut().filter(|m| m.due <= now) {
@@ -159,25 +158,25 @@ impl ReliableChannel {
         }
     }
 
-    /// A packet to seal and send.
+    /// Returns the next packet to seal and send.
     pub fn next_packet(&mut self) -> Option<Vec<u8>> {
         self.ready.pop_front()
     }
 
-    /// When [`flush`](Self::flush) has something to do next.
+    /// Returns the time of the next retransmission, when [`flush`](Self::flush) must be called.
     #[must_use]
     pub fn next_due(&self) -> Option<Time> {
         self.outgoing.iter().map(|m| m.due).min()
     }
 
-    /// Takes a packet that the session delivered.
+    /// Processes a packet that the session delivered.
     pub fn receive(&mut self, packet: &[u8], now: Time, rng: &mut dyn CryptoRng) -> ReceiveOutcome {
         let Ok(fragment) = Fragment::parse(packet) else { return ReceiveOutcome::Malformed };
         if fragment.kind == MessageType::Ack {
             return self.acknowledged(fragment.payload, now);
         }
         if self.delivered.contains(&fragment.id) {
-            // Once for each repetition, not once for each fragment.
+            // Acknowledges once for each repetition, not once for each fragment.
             if fragment.index + 1 == fragment.count {
                 self.send_once(MessageType::Ack, &fragment.id, rng);
             }
@@ -212,7 +211,8 @@ impl ReliableChannel {
         ReceiveOutcome::Nothing
     }
 
-    /// Adds a fragment; at most one partial message a kind is kept, so a flood of beginnings takes no memory.
+    /// Adds a fragment. At most one partial message per type is kept, so a flood of first fragments takes no
+    /// memory.
     fn assemble(&mut self, f: &Fragment<'_>) -> Result<Option<Vec<u8>>, ()> {
         if f.count == 1 {
             return Ok(Some(f.payload.to_vec()));
@@ -282,7 +282,7 @@ mod tests {
         NOW + Duration::from_millis(ms)
     }
 
-    /// Packets that are due at a time.
+    /// Returns the packets that are due at a time.
     fn due(channel: &mut ReliableChannel, at: Time) -> Vec<Vec<u8>> {
         channel.flush(at);
         std::iter::from_fn(|| channel.next_packet()).collect()
@@ -354,7 +354,7 @@ mod tests {
             assert_eq!(channel.receive(piece, NOW, rng), ReceiveOutcome::Nothing);
         }
         assert_eq!(acks(&mut channel), 1, "once a repetition");
-        // So many later ones, and it is forgotten.
+        // After 64 later messages, its ID is forgotten.
         for n in 2..=65u8 {
             let one = packets([n; 8], MessageType::Confirm, &[n]).remove(0);
             assert!(matches!(channel.receive(&one, NOW, rng), ReceiveOutcome::Message { .. }), "{n}");

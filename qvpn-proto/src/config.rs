@@ -1,4 +1,4 @@
-//! The configuration of a peer: identities, policy, interval. The values are checked before they get here.
+//! The configuration of a peer: identities, policy, interval. The caller checks the values first.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -10,11 +10,12 @@ use qvpn_types::{PeerNumber, Suite};
 /// The policy for epochs without a QKD key, from the laxest to the strictest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum QkdPolicy {
-    /// ML-KEM and X25519 only.
+    /// Epochs use ML-KEM and X25519 only.
     Off = 0,
-    /// Without QKD when the stock is empty and two intervals have passed, shown as degraded.
+    /// An epoch may do without a QKD key once the stock is empty and two intervals have passed; the state is
+    /// then `degraded`.
     Preferred = 1,
-    /// No QKD key, no epoch.
+    /// Each epoch needs a QKD key.
     Required = 2,
 }
 
@@ -30,17 +31,18 @@ impl QkdPolicy {
     }
 }
 
-/// Which side proposes epochs and is the master SAE of ETSI GS QKD 014.
+/// Which side proposes epochs. The initiator is the master SAE of ETSI GS QKD 014.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Role {
-    /// Proposes epochs; master SAE.
+    /// Proposes epochs; is the master SAE.
     Initiator = 0,
-    /// Answers; slave SAE.
+    /// Answers proposals; is the slave SAE.
     Responder = 1,
 }
 
 impl Role {
-    /// The role that follows from the two X25519 public keys: the smaller one, byte by byte, initiates.
+    /// Returns the role that follows from the two X25519 public keys: the smaller one, compared byte by byte,
+    /// initiates.
     #[must_use]
     pub fn from_keys(local: &PublicIdentity, remote: &PublicIdentity) -> Self {
         if local.x25519() < remote.x25519() { Self::Initiator } else { Self::Responder }
@@ -59,43 +61,40 @@ impl Role {
 /// The configuration of a peer.
 #[derive(Clone)]
 pub struct PeerConfig {
-    /// Our own identity.
     pub local: Arc<SecretIdentity>,
-    /// The peer's identity.
     pub remote: PublicIdentity,
     /// Our role towards it; see [`Role::from_keys`] for `auto`.
     pub role: Role,
-    /// The AEAD of the data path.
     pub suite: Suite,
-    /// How often a fresh epoch is due, 100 ms to 120 s. The smaller value of both sides counts.
+    /// The interval between epochs, 100 ms to 120 s. The smaller value of both sides is used.
     pub rekey_interval: Duration,
-    /// How many lanes we have, 1 to 16. The smaller number of both sides counts.
+    /// The number of our lanes, 1 to 16. The smaller number of both sides is used.
     pub lanes: u8,
-    /// The policy for epochs without a QKD key. The stricter one of both sides counts.
+    /// The policy for epochs without a QKD key. The stricter one of both sides is used.
     pub policy: QkdPolicy,
     /// Whether any of our key sources is QKD. Without one, a peer that requires QKD stays blocked, and its
     /// status says so.
     pub qkd_source: bool,
     /// Our SAE ID, empty without a KMS.
     pub sae_local: String,
-    /// The peer's SAE ID by our config, empty if QKD is off.
+    /// The peer's SAE ID as our config names it; empty if QKD is off.
     pub sae_remote: String,
-    /// A pre-shared key that goes into each epoch.
+    /// A pre-shared key that is mixed into each epoch.
     pub psk: Option<Arc<Psk>>,
-    /// How many QKD keys are held ahead, 1 to [`MAX_OFFER`](crate::wire::limits::MAX_OFFER).
+    /// The number of QKD keys to hold ahead, 1 to [`MAX_OFFER`](crate::wire::limits::MAX_OFFER).
     pub stock: usize,
     /// The configured endpoint of the peer. The endpoint in use follows authenticated datagrams; a peer that
     /// doesn't answer there gets handshakes here too.
     pub endpoint: Option<SocketAddr>,
     /// A number of this peer that is unique in the daemon, below
     /// [`MAX_PEERS`](crate::wire::limits::MAX_PEERS). All receiver indices of its control and data sessions
-    /// hold it, see [`control_index`](crate::session::peer_of_control_index) and
+    /// contain it, see [`peer_of_control_index`](crate::session::peer_of_control_index) and
     /// [`peer_of_data_index`](crate::epoch::peer_of_data_index).
     pub number: PeerNumber,
 }
 
 impl PeerConfig {
-    /// Whether both have the same pre-shared key, or none.
+    /// Whether both configs have the same pre-shared key, or none.
     #[must_use]
     pub fn same_psk(&self, other: &Self) -> bool {
         same_psk(self.psk.as_deref(), other.psk.as_deref())
@@ -113,7 +112,7 @@ fn same_psk(a: Option<&Psk>, b: Option<&Psk>) -> bool {
 impl PartialEq for PeerConfig {
     /// Compares pre-shared keys in constant time, and our identities by their public keys.
     fn eq(&self, other: &Self) -> bool {
-        // Names each field: a new one must be compared here, or this doesn't compile.
+        // Names each field, so that a new field does not compile until it is compared here.
         let Self {
             local,
             remote,

@@ -1,5 +1,5 @@
-//! An epoch after its keys were made: how long it lasts, and the receiver indices of its lanes. The keys
-//! themselves are in the lanes, which enforce the same limits.
+//! How long an epoch lasts once its keys are made, and the receiver indices of its lanes. The keys themselves
+//! are in the lanes, which enforce the same limits.
 
 use std::time::Duration;
 
@@ -7,18 +7,18 @@ use crate::key_sources::KeySources;
 use crate::wire::limits::MAX_PEERS;
 use qvpn_types::{EpochNumber, LocalEpoch, PeerNumber, Time};
 
-/// The wrong confirmation that ends an attempt.
+/// The number of wrong confirmations at which an attempt ends.
 pub(crate) const MAX_WRONG_CONFIRMATIONS: u8 = 4;
-/// Most packets that one key may seal.
+/// The maximum number of packets that one key may seal.
 pub const MAX_PACKETS: u64 = 1 << 32;
 
-/// How long an epoch may seal: three intervals, at least 10 s.
+/// Returns how long an epoch may seal: three intervals, at least 10 s.
 #[must_use]
 pub fn max_age(interval: Duration) -> Duration {
     (interval * 3).max(Duration::from_secs(10))
 }
 
-/// How long an older epoch still opens: the larger of 2 s and the smaller of 10 s and 8 intervals.
+/// Returns how long an older epoch still opens: the larger of 2 s and the smaller of 10 s and 8 intervals.
 #[must_use]
 pub fn drain(interval: Duration) -> Duration {
     (interval * 8).min(Duration::from_secs(10)).max(Duration::from_secs(2))
@@ -29,22 +29,21 @@ pub fn drain(interval: Duration) -> Duration {
 pub struct ActiveEpoch {
     /// Its number on the wire.
     pub epoch: EpochNumber,
-    /// Its number in the lanes of this side.
+    /// The number that orders its keys in the lanes of this side.
     pub local_epoch: LocalEpoch,
     /// When it came into force here.
     pub since: Time,
     /// When sealing ends.
     pub sealing_ends: Time,
-    /// What its key is made of.
     pub sources: KeySources,
     /// The QKD key that it used.
     pub qkd_key_id: Option<String>,
-    /// It lost its chain though neither side restarted.
+    /// Whether it lost its chain though neither side restarted.
     pub chain_lost: bool,
 }
 
-/// The opening keys of epochs without QKD that lanes may still hold: local_epoch, receiver indices, and when
-/// they end.
+/// The opening keys of epochs without QKD that lanes may still hold: their local epoch, receiver indices and
+/// expiry.
 #[derive(Default)]
 pub(crate) struct KeysWithoutQkd(Vec<(LocalEpoch, Vec<u32>, Time)>);
 
@@ -54,34 +53,34 @@ impl KeysWithoutQkd {
         self.0.push((local_epoch, indices, expires_at));
     }
 
-    /// Those of earlier local epochs end no later than `at`, as in the lanes.
+    /// Keys of epochs before `local_epoch` expire no later than `at`, as in the lanes.
     pub(crate) fn close_older(&mut self, local_epoch: LocalEpoch, at: Time) {
         for (_, _, end) in self.0.iter_mut().filter(|(older, ..)| *older < local_epoch) {
             *end = (*end).min(at);
         }
     }
 
-    /// The indices of all of them, which are to be closed.
+    /// Removes all keys and returns their indices, which the caller must close.
     pub(crate) fn take(&mut self) -> Vec<Vec<u32>> {
         std::mem::take(&mut self.0).into_iter().map(|(_, indices, _)| indices).collect()
     }
 }
 
-/// Hands out receiver indices for data sessions: top bit, the peer's number (15 bits), and a count.
+/// Allocates receiver indices for data sessions: top bit, the peer's number (15 bits), and a counter.
 pub struct Indices {
     number: PeerNumber,
     next: u16,
 }
 
 impl Indices {
-    /// For the peer with this number. After a restart a random `first` avoids the indices of the instance
-    /// before.
+    /// Allocates for the peer with this number. After a restart, a random `first` avoids the indices of the
+    /// previous instance.
     #[must_use]
     pub fn new(number: PeerNumber, first: u16) -> Self {
         Self { number: PeerNumber(number.0 % MAX_PEERS), next: first }
     }
 
-    /// One index for each lane. They repeat after 65,536, far more than can be open at once.
+    /// Returns one index for each lane. Indices repeat after 65,536, many more than can be open at once.
     pub fn take(&mut self, lanes: u8) -> Vec<u32> {
         (0..lanes)
             .map(|_| {
@@ -92,7 +91,7 @@ impl Indices {
     }
 }
 
-/// The peer's number in a receiver index of a data session; `None` for a control session's.
+/// Returns the peer's number in a data session's receiver index; `None` for a control session's index.
 #[must_use]
 pub fn peer_of_data_index(index: u32) -> Option<PeerNumber> {
     (index >> 31 == 1).then_some(PeerNumber(u16::try_from(index >> 16 & 0x7fff).unwrap_or(0)))

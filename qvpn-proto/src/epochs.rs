@@ -1,4 +1,4 @@
-//! The epochs of one peer as its lanes have them: the one that seals, those that still open, and their
+//! The epochs of one peer as its lanes hold them: the one that seals, those that still open, and their
 //! numbers.
 
 use std::collections::BTreeMap;
@@ -14,22 +14,21 @@ use crate::orders::LaneOrder;
 use crate::outbox::Outbox;
 use crate::wire::LaneSet;
 
-/// The epochs of one peer.
 pub struct Epochs {
     pub active: Option<ActiveEpoch>,
     pub indices: Indices,
-    /// An epoch was in force since the start.
+    /// Whether an epoch was in force since the start.
     pub had_epoch: bool,
-    /// When an epoch with a QKD key last came into force; the start, before the first.
+    /// When an epoch with a QKD key last came into force, or the time of the start before the first one.
     pub last_qkd: Option<Time>,
     pub started: Time,
-    /// Neither side restarted since the last epoch.
+    /// Whether neither side restarted since the last epoch.
     pub no_restart_since_epoch: bool,
     pub rekeys: u64,
     pub failures: BTreeMap<FailureReason, u64>,
     /// The newest epoch that has keys.
     newest: LocalEpoch,
-    /// Opening keys that a stricter policy ends, unlike the others.
+    /// Opening keys that a stricter policy ends, unlike those of other epochs.
     without_qkd: KeysWithoutQkd,
 }
 
@@ -49,23 +48,23 @@ impl Epochs {
         }
     }
 
-    /// The number of a new epoch in the lanes.
+    /// Returns the number of a new epoch in the lanes.
     pub fn next_local(&mut self) -> LocalEpoch {
         self.newest = self.newest.next();
         self.newest
     }
 
-    /// The epoch that seals at `now`.
+    /// Returns the epoch that seals at `now`.
     pub fn sealing(&self, now: Time) -> Option<&ActiveEpoch> {
         self.active.as_ref().filter(|epoch| epoch.sealing_ends > now)
     }
 
-    /// How long no QKD key went into an epoch.
+    /// Returns the time since a QKD key last went into an epoch.
     pub fn without_qkd_for(&self, now: Time) -> Duration {
         now.since(self.last_qkd.unwrap_or(self.started))
     }
 
-    /// Orders the opening keys of an epoch into its lanes; returns those lanes.
+    /// Orders the lanes to install an epoch's opening keys. Returns the set of these lanes.
     pub fn open(
         &mut self,
         epoch: &ActiveEpoch,
@@ -87,7 +86,7 @@ impl Epochs {
         lanes
     }
 
-    /// Brings an epoch into force: its sealing keys go into the lanes.
+    /// Brings an epoch into force: orders the lanes to install its sealing keys.
     pub fn activate(
         &mut self,
         epoch: ActiveEpoch,
@@ -122,7 +121,7 @@ impl Epochs {
         self.active = Some(epoch);
     }
 
-    /// Epochs before this one only open from now on, until they are drained.
+    /// Lets epochs before this one only open from now on, until they are drained.
     pub fn drain_older(
         &mut self,
         local_epoch: LocalEpoch,
@@ -141,8 +140,9 @@ impl Epochs {
         self.active = None;
     }
 
-    /// A lane ended its key early, by the packet limit. The epoch ends as a whole: one whose lanes go on
-    /// while some flows are lost would be neither up nor blocked. Returns whether it was the active epoch.
+    /// Ends the epoch of a lane that ended its key early, by the packet limit. The epoch ends in all lanes:
+    /// if some went on, part of the flows would be lost while the peer is neither up nor blocked. Returns
+    /// whether it was the active epoch.
     pub fn end_early(&mut self, epoch: LocalEpoch, lanes: u8, now: Time, out: &mut Outbox) -> bool {
         let ends_early = |active: &&mut ActiveEpoch| active.local_epoch == epoch && active.sealing_ends > now;
         let Some(active) = self.active.as_mut().filter(ends_early) else { return false };

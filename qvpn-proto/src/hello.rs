@@ -1,4 +1,4 @@
-//! Our `Hello`, the peer's, and what follows from both.
+//! Our `Hello`, the peer's, and the agreement or refusal that follows from both.
 
 mod agreement;
 mod own;
@@ -22,31 +22,31 @@ pub struct RemoteHello {
     pub bytes: Vec<u8>,
     pub hash: [u8; 48],
     id: MessageId,
-    /// The session that it came in.
+    /// The number of the session in which it arrived.
     session: u64,
 }
 
-/// Why the sides cannot work together.
+/// Why the sites cannot work together.
 pub struct Refusal {
-    /// The reason, if this side refuses.
+    /// The reason, if this side refused.
     by_us: Option<RejectReason>,
     pub detail: String,
 }
 
-/// What a message of type `Hello` is.
+/// The result of a received `Hello`.
 pub enum ReceivedHello {
-    /// It is refused.
+    /// It must be refused.
     Unusable(RejectReason, String),
-    /// An earlier one, or the one in force again.
+    /// It is an earlier one, or a repetition of the one in force.
     Known,
-    /// A new one, now in force.
+    /// It is a new one and now in force.
     New {
-        /// Of an instance not seen before.
+        /// Whether it comes from an instance not seen before.
         restarted: bool,
     },
 }
 
-/// Both `Hello`s and what follows from them.
+/// Both `Hello`s, and the agreement or refusal that follows from them.
 pub struct Hellos {
     instance: [u8; 16],
     pub own: OwnHello,
@@ -72,13 +72,13 @@ impl Hellos {
         self.own.message_id = Some(out.channel.send(MessageType::Hello, &self.own.bytes, now, rng));
     }
 
-    /// Sends a `Hello` with a higher counter, after a reload or when ours is called stale.
+    /// Sends a `Hello` with a higher counter, after a reload or when the peer calls ours stale.
     pub fn renew(&mut self, config: &PeerConfig, now: Time, out: &mut Outbox, rng: &mut dyn CryptoRng) {
         self.own = OwnHello::new(config, self.instance, self.own.counter + 1);
         self.send(now, out, rng);
     }
 
-    /// Takes a `Hello` that came in this session.
+    /// Processes a `Hello` that arrived in `session`.
     pub fn receive(
         &mut self,
         id: MessageId,
@@ -97,7 +97,8 @@ impl Hellos {
             && instance == hello.instance
             && hello.counter <= counter
         {
-            // The one in force again, under another message ID: the peer waits for a refusal of that ID.
+            // This repeats the `Hello` in force under another message ID: the peer waits for a refusal of
+            // that ID.
             if hello.counter == counter
                 && let Some(reason) = self.refusal.as_ref().and_then(|refusal| refusal.by_us)
             {
@@ -107,17 +108,18 @@ impl Hellos {
         }
         let restarted = known.is_none_or(|(instance, _)| instance != hello.instance);
         if restarted && self.remote.as_ref().is_some_and(|remote| session < remote.session) {
-            // A later instance makes later sessions, so this is an earlier one's, held up on the way.
+            // A later instance makes later sessions, so this `Hello` is from an earlier instance and was
+            // delayed.
             return ReceivedHello::Known;
         }
         let hash = Sha384::digest(bytes).into();
         self.remote = Some(RemoteHello { hello, bytes: bytes.to_vec(), hash, id, session });
-        // The peer changed its `Hello`, so it compared both again.
+        // The peer changed its `Hello`, so it has compared both again.
         self.refusal = None;
         ReceivedHello::New { restarted }
     }
 
-    /// Compares both `Hello`s. Returns whether the agreement changed, or the message to refuse, and why.
+    /// Compares both `Hello`s. Returns whether the agreement changed, or else the message to refuse, and why.
     pub fn compare(&mut self, config: &PeerConfig) -> Result<bool, (MessageId, RejectReason, String)> {
         let Some(remote) = &self.remote else { return Ok(false) };
         match agree(config, &remote.hello) {
@@ -131,7 +133,6 @@ impl Hellos {
         }
     }
 
-    /// Refuses the peer's `Hello`.
     pub fn refuse(
         &mut self,
         id: MessageId,
@@ -147,8 +148,8 @@ impl Hellos {
         self.refusal = Some(Refusal { by_us: Some(reason), detail: format!("refused: {detail}") });
     }
 
-    /// The peer refused our `Hello`: no epoch can be made until one side changes its `Hello`. Returns whether
-    /// that is new.
+    /// Records that the peer refused our `Hello`: no epoch can be made until one side changes its `Hello`.
+    /// Returns whether this changes anything.
     pub fn on_refused(&mut self, reason: RejectReason, config: &PeerConfig, out: &mut Outbox) -> bool {
         if self.refusal.is_some() {
             return false;

@@ -1,8 +1,8 @@
-//! The only place where keys are made: HKDF (RFC 5869) with SHA-384 over all secrets of an exchange, and
-//! every label.
+//! Derives all keys: HKDF (RFC 5869) with SHA-384 over all secrets of an exchange. No other module makes
+//! keys. All labels are here.
 //!
-//! The inputs are joined in the concatenation form of ETSI TS 103 744 and NIST SP 800-56C: each with its
-//! length, so that no two sets of secrets give the same bytes.
+//! The inputs are joined in the concatenation form of ETSI TS 103 744 and NIST SP 800-56C: each is preceded
+//! by its length, so that no two sets of secrets give the same bytes.
 
 use hkdf::Hkdf;
 use qvpn_identity::PublicIdentity;
@@ -11,12 +11,12 @@ use sha2::{Digest, Sha384};
 
 use qvpn_types::Suite;
 
-/// Bytes of a chain secret.
+/// Length of a chain secret in bytes.
 pub const CHAIN: usize = 48;
-/// Bytes of a check value.
+/// Length of a check value in bytes.
 pub const CHECK: usize = 16;
 
-/// What an output of the schedule is for.
+/// The purpose of an output.
 enum Label {
     ConfirmResponder,
     ConfirmInitiator,
@@ -37,17 +37,14 @@ impl Label {
     }
 }
 
-/// The public half of the inputs: all that both ends said.
+/// The public half of the inputs: everything that both sides sent.
 pub struct Transcript<'a> {
-    /// The initiator's identity.
     pub initiator: &'a PublicIdentity,
-    /// The responder's identity.
     pub responder: &'a PublicIdentity,
     /// The initiator's `Hello` in force.
     pub hello_initiator: &'a [u8],
     /// The responder's `Hello` in force.
     pub hello_responder: &'a [u8],
-    /// The `Propose`.
     pub propose: &'a [u8],
     /// The `Accept` without its confirmation.
     pub accept: &'a [u8],
@@ -71,25 +68,24 @@ impl Transcript<'_> {
     }
 }
 
-/// The secret half of the inputs, used up by [`derive()`]; those that outlive a failed attempt are borrowed.
+/// The secret half of the inputs. [`derive()`] consumes it; secrets that outlive a failed attempt are
+/// borrowed.
 pub struct EpochSecrets<'a> {
-    /// Of the ephemeral ML-KEM key.
+    /// The shared secret of the ephemeral ML-KEM key.
     pub kem_ephemeral: Secret<32>,
-    /// Of the responder's static ML-KEM key.
+    /// The shared secret of the responder's static ML-KEM key.
     pub kem_to_responder: Secret<32>,
-    /// Of the initiator's static ML-KEM key.
+    /// The shared secret of the initiator's static ML-KEM key.
     pub kem_to_initiator: Secret<32>,
-    /// Of the ephemeral X25519 keys.
+    /// The shared secret of the ephemeral X25519 keys.
     pub x25519: Secret<32>,
-    /// The QKD key.
     pub qkd: Option<&'a SecretBuf>,
-    /// The pre-shared key.
     pub psk: Option<&'a Secret<32>>,
-    /// The chain of the epoch before.
+    /// The chain of the previous epoch.
     pub chain: Option<&'a Chain>,
 }
 
-/// A secret that an epoch leaves for the next, and the value that names it on the wire.
+/// A secret that one epoch passes to the next, and the value that names it on the wire.
 pub struct Chain {
     secret: Secret<CHAIN>,
     /// `out("chain check")`
@@ -98,15 +94,15 @@ pub struct Chain {
 
 /// The keys of one epoch.
 pub struct EpochKeys {
-    /// What the responder must send in `Accept`.
+    /// The confirmation that the responder must send in `Accept`.
     pub confirm_responder: Secret<48>,
-    /// What the initiator must send in `Confirm`.
+    /// The confirmation that the initiator must send in `Confirm`.
     pub confirm_initiator: Secret<48>,
-    /// A key for each lane, from the initiator to the responder.
+    /// One key per lane, from the initiator to the responder.
     pub to_responder: Vec<Secret<32>>,
-    /// A key for each lane, from the responder to the initiator.
+    /// One key per lane, from the responder to the initiator.
     pub to_initiator: Vec<Secret<32>>,
-    /// For the next epoch.
+    /// The chain for the next epoch.
     pub chain: Chain,
 }
 
@@ -143,13 +139,14 @@ pub fn derive(transcript: &Transcript<'_>, secrets: EpochSecrets<'_>, suite: Sui
     })
 }
 
-/// The check value of a QKD key: shows that both ends hold the same bytes under an ID before they are used.
+/// Returns the check value of a QKD key: it shows that both sites hold the same bytes under an ID before they
+/// use them.
 #[must_use]
 pub fn qkd_check(key: &SecretBuf, id: &str) -> [u8; CHECK] {
     check(key.expose(), b"qvpn/1 qkd check", &[&length(id.as_bytes()), id.as_bytes()])
 }
 
-/// The check value of a PSK in a `Hello` of the instance `sender`.
+/// Returns the check value of a PSK in a `Hello` of the instance `sender`.
 #[must_use]
 pub fn psk_check(psk: &Secret<32>, sender: &[u8; 16]) -> [u8; CHECK] {
     check(psk.expose(), b"qvpn/1 psk check", &[sender])
@@ -175,7 +172,7 @@ fn out<const N: usize>(prk: &Hkdf<Sha384>, label: &Label, context: &[u8]) -> Sec
 }
 
 fn expand(prk: &Hkdf<Sha384>, info: &[u8], bytes: &mut [u8]) {
-    // RFC 5869 allows 255 · 48 bytes; the largest output here has 48.
+    // RFC 5869 allows 255 · 48 bytes; the largest output here is 48.
     assert!(prk.expand(info, bytes).is_ok(), "output longer than HKDF allows");
 }
 

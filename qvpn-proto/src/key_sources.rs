@@ -1,20 +1,20 @@
-//! What an epoch's key is made of.
+//! The sources of an epoch's key.
 
-/// What an epoch's key is made of; ML-KEM and X25519 always are.
+/// The sources of an epoch's key besides ML-KEM and X25519, which are always used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct KeySources {
     /// A QKD key.
     pub qkd: bool,
-    /// A key from a file, which is no QKD key.
+    /// A key from a file, which is not QKD.
     pub file: bool,
     /// The pre-shared key.
     pub psk: bool,
-    /// The chain of the epoch before.
+    /// The chain of the previous epoch.
     pub chain: bool,
 }
 
 impl KeySources {
-    /// The names, in the order in which people read them.
+    /// Returns the names of the sources, in the order for display.
     #[must_use]
     pub fn names(self) -> Vec<&'static str> {
         let all = [

@@ -7,32 +7,32 @@ use qvpn_secret::SecretBuf;
 pub enum Fetch {
     /// As master SAE: `enc_keys` for the peer's SAE ID, ETSI GS QKD 014 section 5.2.
     New {
-        /// Comes back in the report.
+        /// A number that the report repeats.
         request: u64,
-        /// How many keys.
+        /// The number of keys.
         number: usize,
-        /// Sources that are not QKD must not be asked: their keys would be refused.
+        /// Whether sources other than QKD must be left out: their keys would be refused.
         qkd_only: bool,
-        /// Links, by their source and target KME, whose keys the peer can't get now. They are asked last.
+        /// Links, by their source and target KME, whose keys the peer can't get now. They are used last.
         stuck: Vec<(String, String)>,
     },
     /// As slave SAE: `dec_keys` with the peer's SAE ID as master, ETSI GS QKD 014 section 5.3.
     ById {
-        /// Comes back in the report.
+        /// A number that the report repeats.
         request: u64,
         /// The keys, oldest first.
         keys: Vec<KeyName>,
-        /// As with [`New`](Self::New).
+        /// As in [`New`](Self::New).
         qkd_only: bool,
     },
 }
 
-/// Where a key comes from. Each side trusts its own source only, not what the peer says about the key.
+/// The source of a key. Each side trusts its own source only, not the peer's statement about the key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum KeyKind {
     /// A QKD network.
     Qkd,
-    /// A file: never shown as QKD, and never enough if QKD is required.
+    /// A file: never shown as QKD, and not sufficient if QKD is required.
     File,
 }
 
@@ -41,17 +41,15 @@ pub enum KeyKind {
 pub struct KeyName {
     /// The key ID, opaque and echoed exactly; 1 to 255 bytes.
     pub id: String,
-    /// The KME that issued it, by the KME's status; empty if that doesn't name it.
+    /// The KME that issued it, from the KME's status; empty if the status doesn't name it.
     pub source_kme: String,
     /// The KME of the peer's site.
     pub target_kme: String,
 }
 
-/// A key on its way into the stock.
+/// A fetched key, before it enters the stock.
 pub struct FetchedKey {
-    /// Its ID and its link.
     pub name: KeyName,
-    /// Where it comes from.
     pub kind: KeyKind,
     /// The key, at least 256 bits.
     pub secret: SecretBuf,
@@ -59,20 +57,19 @@ pub struct FetchedKey {
 
 /// The answer to a [`Fetch`].
 pub enum KmsReport {
-    /// Keys arrived. For [`Fetch::ById`] some may be missing, and `missing` says why.
+    /// Keys arrived. For [`Fetch::ById`] some may be missing; `missing` then says why.
     Keys {
-        /// From the request.
+        /// The number in the request.
         request: u64,
-        /// The keys, in the order in which they are to be used.
+        /// The keys, in the order of their use.
         keys: Vec<FetchedKey>,
-        /// What went wrong with the rest, in words for the operator, without key material.
+        /// The failure of the missing keys, for the operator, without key material.
         missing: Option<KmsFailure>,
     },
     /// No key arrived.
     Failed {
-        /// From the request.
+        /// The number in the request.
         request: u64,
-        /// What went wrong.
         failure: KmsFailure,
     },
 }
@@ -80,13 +77,13 @@ pub enum KmsReport {
 /// Why keys are missing.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KmsFailure {
-    /// What it means for the requested keys.
+    /// The consequence for the requested keys.
     pub kind: KmsFailureKind,
     /// The client's error: which KME, which request, and what to do.
     pub text: String,
 }
 
-/// What a failure means for the requested keys.
+/// The consequence of a failure for the requested keys.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum KmsFailureKind {
     /// The KME does not know the key, or does not know it yet.

@@ -1,5 +1,5 @@
-//! The policy for the lanes of one peer: which of them carry packets, where they send, and what keepalives
-//! they get.
+//! The policy for the lanes of one peer: which of them carry packets, where they send, and which keepalives
+//! they send.
 
 mod watch;
 
@@ -16,12 +16,12 @@ use crate::view::{LaneState, LaneView};
 use crate::wire::{LaneSet, MessageType};
 use watch::{Change, LaneWatch, Observed, SILENT_AFTER};
 
-/// How often a lane sends at least, where there are several.
+/// The keepalive interval of a lane if there are several.
 const LANE_KEEPALIVE_INTERVAL: Duration = Duration::from_millis(500);
-/// A packet may arrive a little before the epoch counts as active at this side.
+/// A packet may arrive this long before the epoch counts as active at this side.
 const EARLY_PACKET_TOLERANCE: Duration = Duration::from_secs(1);
 
-/// What a lane was ordered.
+/// The last orders of a lane.
 #[derive(Debug, Default, Clone, Copy)]
 struct Ordered {
     endpoint: Option<SocketAddr>,
@@ -33,13 +33,14 @@ pub struct PeerLanes {
     ordered: Vec<Ordered>,
     /// The configured interval of keepalives.
     keepalive: Option<Duration>,
-    /// Which of several lanes carry packets.
+    /// Decides which of several lanes carry packets.
     watch: LaneWatch,
-    /// Of the only lane: whether packets pass, and when the first epoch began in which nothing was received.
+    /// For a single lane: whether it carries packets, and the start of the first epoch in which it received
+    /// nothing.
     only_lane: Option<LaneState>,
     unheard_since: Option<Time>,
     epochs: u64,
-    /// What was last reported to the peer, and by the peer.
+    /// The silent lanes last reported to the peer, and by the peer.
     rx_silent: LaneSet,
     peer_rx_silent: LaneSet,
 }
@@ -58,12 +59,12 @@ impl PeerLanes {
         }
     }
 
-    /// The lanes on which the peer receives nothing, by its last message.
+    /// Returns the lanes on which the peer receives nothing, by its last message.
     pub fn peer_rx_silent(&self) -> LaneSet {
         self.peer_rx_silent
     }
 
-    /// What is known of each lane, where `agreed` of them are in use.
+    /// Returns the state of each lane. `agreed` lanes are in use.
     pub fn views(&self, agreed: u8) -> Vec<LaneView> {
         let view = |(lane, ordered): (u8, &Ordered)| LaneView {
             state: match agreed {
@@ -95,27 +96,28 @@ impl PeerLanes {
         }
     }
 
-    /// Each lane sends there from now on, until packets of the peer come from elsewhere.
+    /// Makes each lane send to an endpoint, until packets of the peer arrive from another one.
     pub fn move_to(&mut self, control: SocketAddr, out: &mut Outbox) {
         self.ordered.iter_mut().for_each(|ordered| ordered.endpoint = None);
         self.poll_endpoints(Some(control), out);
     }
 
-    /// An authentic packet of the newest epoch came to a lane from elsewhere, and the lane sends there.
+    /// Records that a lane roamed: an authentic packet of the newest epoch came from another endpoint, and
+    /// the lane sends there.
     pub fn on_roamed(&mut self, lane: u8, endpoint: SocketAddr) {
         if let Some(ordered) = self.ordered.get_mut(usize::from(lane)) {
             ordered.endpoint = Some(endpoint);
         }
     }
 
-    /// This many epochs came into force so far.
+    /// Sets the number of epochs that came into force so far.
     pub fn on_epochs(&mut self, count: u64, now: Time) {
         if count > std::mem::replace(&mut self.epochs, count) {
             self.unheard_since.get_or_insert(now);
         }
     }
 
-    /// Decides which lanes carry packets, by what each received last. To be called twice a second.
+    /// Decides which lanes carry packets, by the time at which each last received. Call it twice a second.
     pub fn poll(
         &mut self,
         received_at: &[Time],
@@ -144,7 +146,8 @@ impl PeerLanes {
         }
     }
 
-    /// The only lane sends no keepalives by itself: it is silent when nothing came in an epoch.
+    /// Decides whether a single lane is silent. It sends no keepalives by itself, so it is silent when
+    /// nothing arrived in an epoch.
     fn poll_only_lane(&mut self, received_at: &[Time], now: Time, out: &mut Outbox) {
         let Some(since) = self.unheard_since else { return };
         let received_at = received_at.first().copied().unwrap_or_default();
@@ -162,7 +165,8 @@ impl PeerLanes {
         out.emit(PeerEvent::LaneSilent { lane, port: endpoint.map_or(0, |endpoint| endpoint.port()) });
     }
 
-    /// Where there are several lanes, each sends something twice a second, so that silence means something.
+    /// Sets the keepalive interval. With several lanes, each sends twice a second, so that silence is
+    /// significant.
     fn poll_keepalives(&mut self, agreed: u8, out: &mut Outbox) {
         let interval = match self.keepalive {
             configured if agreed < 2 => configured,
@@ -178,7 +182,7 @@ impl PeerLanes {
         }
     }
 
-    /// The peer can't know by itself that what it sends on these lanes is lost.
+    /// Reports silent lanes: the peer can't detect by itself that its packets on them are lost.
     fn report_to_peer(&self, now: Time, out: &mut Outbox, rng: &mut dyn CryptoRng) {
         out.channel.send(MessageType::Lanes, &self.rx_silent.to_bytes(), now, rng);
     }

@@ -1,8 +1,7 @@
-//! Decides everything and performs no I/O: control messages, the epoch exchange, keys, epochs, liveness,
-//! paths, timers.
+//! The protocol without I/O: control messages, the epoch exchange, keys, epochs, liveness, paths, timers.
 //!
 //! A [`Peer`] is the state of one tunnel at this site. It has no clock, socket or randomness of its own: each
-//! call gets the time and a random source, and its output is polled.
+//! call gets the time and a random source, and the caller polls the output.
 
 mod backoff;
 pub mod channel;

@@ -1,15 +1,15 @@
-//! Whether the peer answers: when something was received, what was sent since, and when to ping.
+//! Tracks whether the peer answers: when something was received, what was sent since, and when to ping.
 
 use std::time::Duration;
 
 use qvpn_types::Time;
 
-/// Silence after which the peer is asked by a `Ping`.
+/// The silence after which a `Ping` is sent.
 pub const PING_AFTER: Duration = Duration::from_secs(2);
 const PING_INTERVAL: Duration = Duration::from_secs(1);
 const MAX_PINGS: u32 = 3;
 
-/// What to do for a peer that does not answer.
+/// The action for a peer that does not answer.
 #[derive(Debug, PartialEq, Eq)]
 pub enum LivenessStep {
     Nothing,
@@ -18,11 +18,11 @@ pub enum LivenessStep {
     Reconnect,
 }
 
-/// What was received from a peer, and what was sent since.
+/// When something was received from a peer, and what was sent since.
 pub struct Liveness {
-    /// The last authenticated packet, control or data.
+    /// When the last authenticated packet arrived, control or data.
     heard_at: Option<Time>,
-    /// The first packet that was sent since then.
+    /// When the first packet was sent since then.
     unanswered_since: Option<Time>,
     pings: u32,
     /// When the last `Ping` was sent since then.
@@ -45,7 +45,7 @@ impl Liveness {
         self.unanswered_since.get_or_insert(at);
     }
 
-    /// The newest data packets in both directions.
+    /// Records the newest data packets in both directions.
     pub fn on_activity(&mut self, sent_at: Option<Time>, received_at: Option<Time>) {
         if let Some(at) = received_at.filter(|at| self.heard_at.is_none_or(|heard| *at > heard)) {
             self.on_received(at);
@@ -60,20 +60,20 @@ impl Liveness {
         self.pinged_at = None;
     }
 
-    /// When to ping next. Each `Ping` has a second for its answer, even if this machine slept and sends it
-    /// late.
+    /// Returns the time of the next `Ping`. The peer has a second to answer each one, even if this machine
+    /// slept and sent it late.
     pub fn due(&self) -> Option<Time> {
         let since = self.unanswered_since?;
         Some(self.pinged_at.map_or(since + PING_AFTER, |pinged| pinged + PING_INTERVAL))
     }
 
-    /// Decides what is due. After three unanswered `Ping`s the control session is reset.
+    /// Decides what is due. After three unanswered `Ping`s it resets the control session.
     pub fn poll(&mut self, session_up: bool, now: Time) -> LivenessStep {
         if self.due().is_none_or(|due| due > now) {
             return LivenessStep::Nothing;
         }
         if !session_up {
-            // Handshakes are under way already, and without a session no `Ping` can be sent.
+            // A handshake is under way already, and no `Ping` can be sent without a session.
             self.forget_unanswered();
             return LivenessStep::Nothing;
         }
@@ -87,7 +87,7 @@ impl Liveness {
         LivenessStep::Reconnect
     }
 
-    /// Since when nothing was received.
+    /// Returns the time since which nothing was received.
     pub fn silent_since(&self) -> Time {
         self.heard_at.unwrap_or(self.started)
     }

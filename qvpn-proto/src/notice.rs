@@ -1,4 +1,4 @@
-//! Events for people: the daemon turns them into log lines, events and counts.
+//! Events for the operator. The daemon turns them into log lines, API events and counters.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -8,119 +8,108 @@ use qvpn_types::EpochNumber;
 use crate::key_sources::KeySources;
 use crate::wire::{RejectReason, RekeyReason};
 
-/// Something that people should see.
+/// An event for the operator.
 #[derive(Debug, Clone, PartialEq)]
 pub enum PeerEvent {
-    /// The peer can be sent to, with a key that meets the policy in full.
+    /// The peer is reachable, with a key that meets the policy in full.
     Up,
-    /// Nothing can be sent, and why.
+    /// Nothing can be sent.
     Blocked {
-        /// In words.
+        /// The cause, for the operator.
         reason: String,
     },
     /// Traffic flows without QKD, though the policy prefers it.
     Degraded {
-        /// In words.
+        /// The cause, for the operator.
         reason: String,
     },
-    /// A QKD key is there again.
+    /// A QKD key is in use again.
     Recovered,
     /// The control session moved to another address.
-    Roamed {
-        /// The new address.
-        endpoint: SocketAddr,
-    },
-    /// The MTU of the path to the peer changed: the largest inner packet that passes unfragmented.
+    Roamed { endpoint: SocketAddr },
+    /// The MTU of the path to the peer changed. It is the size in bytes of the largest inner packet that
+    /// passes unfragmented.
     PathMtu {
-        /// From [`MIN_PATH_MTU`](crate::path_mtu::MIN_PATH_MTU) to [`MAX_PATH_MTU`](crate::path_mtu::MAX_PATH_MTU).
+        /// A value from [`MIN_PATH_MTU`](crate::path_mtu::MIN_PATH_MTU) to
+        /// [`MAX_PATH_MTU`](crate::path_mtu::MAX_PATH_MTU).
         mtu: u16,
     },
-    /// No packets pass by a lane any more.
+    /// A lane no longer carries packets.
     LaneSilent {
-        /// The lane.
         lane: u8,
         /// The peer's UDP port for this lane; 0 if it isn't known.
         port: u16,
     },
-    /// Packets pass by a lane again.
-    LaneRecovered {
-        /// The lane.
-        lane: u8,
-    },
+    /// A lane carries packets again.
+    LaneRecovered { lane: u8 },
     /// The peer stops.
     Bye,
     /// The chain of earlier epochs was lost; the next epoch starts one.
     ChainReset,
     /// An epoch came into force at this side.
     EpochActive {
-        /// Its number on the wire.
+        /// The number on the wire.
         epoch: EpochNumber,
-        /// What its key is made of.
         sources: KeySources,
-        /// The QKD key that it used.
+        /// The QKD key in it, if there is one.
         qkd_key_id: Option<String>,
-        /// Since the first `Propose` that this side sent or received.
+        /// The time since this side sent or received the first `Propose`.
         took: Duration,
     },
-    /// An attempt for an epoch ended without one.
+    /// An attempt failed.
     EpochFailed {
-        /// For the metric's label.
+        /// The reason, for the metric's label.
         reason: FailureReason,
-        /// In words.
+        /// The cause, for the operator.
         detail: String,
     },
     /// A confirmation was wrong and is ignored; the fourth ends the attempt.
     WrongConfirmation {
         /// The epoch's number on the wire.
         epoch: EpochNumber,
-        /// How many there were in this attempt.
+        /// The number of wrong ones in this attempt.
         count: u8,
     },
     /// The responder asks for an epoch.
-    RekeyAsked {
-        /// Why.
-        reason: RekeyReason,
-    },
-    /// The supply of QKD keys stopped or is too small; the stock runs down.
+    RekeyAsked { reason: RekeyReason },
+    /// The supply of QKD keys stopped or is too small, so the stock shrinks.
     SupplyStopped {
-        /// Why, in words.
+        /// The cause, for the operator.
         detail: String,
-        /// How many keys both ends still hold.
+        /// The number of keys that both sites still hold.
         stock: usize,
     },
     /// QKD keys arrive again.
     SupplyResumed,
-    /// A QKD key was lost: its ID and why.
+    /// A QKD key was lost.
     KeyLost {
-        /// The key ID.
         id: String,
-        /// In words.
+        /// The cause, for the operator.
         why: String,
     },
     /// The peer's ML-KEM key is not the one that our config names, or ours is not the one that its config
     /// names.
     IdentityMismatch {
-        /// In words.
+        /// The two keys, for the operator.
         detail: String,
     },
-    /// The peer's handshakes are refused since they carry a time before that of an earlier one, so this side
-    /// initiated a handshake.
+    /// The peer's handshakes are refused because they carry an earlier time than a previous one. This side
+    /// has initiated a handshake.
     ClockSetBack {
-        /// In words, and what to do.
+        /// The cause, for the operator, and what to do.
         detail: String,
     },
-    /// The peer refused us, or we refused it.
+    /// One side refused the other's `Hello`.
     Refused {
-        /// Whether we refused.
+        /// Whether this side refused.
         by_us: bool,
-        /// The reason.
         reason: RejectReason,
-        /// In words, and what to do.
+        /// The cause, for the operator, and what to do.
         detail: String,
     },
 }
 
-/// Why an attempt for an epoch failed; the names are the labels of `qvpn_peer_rekey_failures_total`.
+/// Why an attempt failed. The names are the labels of `qvpn_peer_rekey_failures_total`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum FailureReason {
     /// No verified answer within 5 s.
@@ -131,14 +120,14 @@ pub enum FailureReason {
     Confirmation,
     /// The peer restarted.
     Restarted,
-    /// No QKD key that both ends hold, and the policy needs one.
+    /// No QKD key is held by both sites, and the policy needs one.
     NoQkdKey,
     /// A value in the exchange was unusable, such as an X25519 point of small order.
     Crypto,
 }
 
 impl FailureReason {
-    /// The metric's label.
+    /// Returns the metric's label.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {

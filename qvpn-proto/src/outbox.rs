@@ -1,4 +1,4 @@
-//! What a peer decided and did not hand out yet: messages, orders, events and timers.
+//! The output of a peer that was not handed out yet: messages, orders, events and timers.
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -14,12 +14,12 @@ use crate::timers::Timers;
 use crate::view::ControlDrops;
 use crate::wire::{MessageId, MessageType, Reject, RejectReason};
 
-/// A `Hello` that a role wants sent.
+/// A request of a role to send a `Hello`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum HelloRequest {
-    /// The one in force again.
+    /// Send the one in force again.
     Repeat,
-    /// One with a higher counter.
+    /// Send one with a higher counter.
     Renew,
 }
 
@@ -29,7 +29,7 @@ pub struct Outbox {
     pub channel: ReliableChannel,
     pub timers: Timers,
     pub drops: ControlDrops,
-    /// To be done by the peer after the call that asked for it.
+    /// The `Hello` that the peer must send after the current call.
     pub hello: Option<HelloRequest>,
     transmits: VecDeque<Transmit>,
     outputs: VecDeque<PeerOutput>,
@@ -48,7 +48,7 @@ impl Outbox {
         self.outputs.push_back(PeerOutput::Lane(lane, order));
     }
 
-    /// The same order for the first `lanes` lanes.
+    /// Sends the same order to the first `lanes` lanes.
     pub fn order_each(&mut self, lanes: u8, order: impl Fn() -> LaneOrder) {
         for lane in 0..lanes {
             self.order(lane, order());
@@ -59,7 +59,7 @@ impl Outbox {
         self.transmits.push_back(Transmit { to, datagram });
     }
 
-    /// Refuses a message of the peer.
+    /// Sends a `Reject` of a peer's message.
     pub fn reject(&mut self, id: MessageId, reason: RejectReason, now: Time, rng: &mut dyn CryptoRng) {
         self.drops.refused += 1;
         self.channel.send(MessageType::Reject, &Reject { id, reason }.to_bytes(), now, rng);

@@ -1,11 +1,11 @@
-//! Finds the largest inner packet that passes the path to the peer unfragmented. As in RFC 8899, only
-//! acknowledgements of the peer count: an ICMP error on the WAN may be forged. Pure: it says which sizes to
-//! probe and gets the acknowledgements.
+//! Finds the largest inner packet that passes the path to the peer unfragmented. As in RFC 8899, only the
+//! peer's acknowledgements count: an ICMP error on the WAN may be forged. The search does no I/O: it says
+//! which sizes to probe, and gets the acknowledgements.
 //!
-//! A probe is a padded `Ping`, sent with "don't fragment". Each round includes a small one; a round in which
-//! that isn't acknowledged is void. The size in use is checked regularly. When it fails, all sizes are probed
-//! in one round, and the largest that passes is used at once, since hosts remember a smaller MTU for ten
-//! minutes.
+//! A probe is a padded `Ping`, sent with "don't fragment". Each round includes a small probe. If that one
+//! isn't acknowledged, the round is void. The size in use is checked regularly. When it fails, all sizes are
+//! probed in one round, and the largest that passes is used at once, since hosts remember a smaller MTU for
+//! ten minutes.
 
 use std::time::Duration;
 
@@ -13,23 +13,23 @@ use crate::wire::MessageId;
 use crate::wire::limits::{MAX_LINK_PACKET, MAX_PROBE};
 use qvpn_types::Time;
 
-/// The smallest MTU: its outer packet fits 1,280 bytes, which IPv6 requires of each path.
+/// The smallest MTU: its outer packet has at most 1,280 bytes, which IPv6 requires of each path.
 pub const MIN_PATH_MTU: u16 = 1200;
 /// The largest MTU: its outer IPv6 packet has 1,500 bytes.
 pub const MAX_PATH_MTU: u16 = 1420;
-/// The distance of two sizes, in bytes: packets are padded to a multiple of it.
+/// The step between sizes, in bytes: packets are padded to a multiple of it.
 const SIZE_STEP: usize = 16;
 
-/// How often the size in use is checked with traffic, and without.
+/// The interval of checks of the size in use, with traffic and without.
 const CHECK_INTERVAL: Duration = Duration::from_secs(2);
 const IDLE_CHECK_INTERVAL: Duration = Duration::from_secs(60);
-/// How often larger sizes are probed.
+/// The interval of probes of larger sizes.
 const RAISE_INTERVAL: Duration = Duration::from_secs(20);
-/// Valid rounds after which the size in use has failed.
+/// The number of valid rounds after which the size in use has failed.
 const MAX_FAILED_ROUNDS: u8 = 5;
-/// Valid rounds in which larger sizes are probed.
+/// The number of valid rounds in which larger sizes are probed.
 const RAISE_ROUNDS: u8 = 3;
-/// The duration of a round is two round trips and a margin.
+/// A round lasts two round trips and `ROUND_MARGIN`, within these limits.
 const MIN_ROUND_DURATION: Duration = Duration::from_millis(250);
 const MAX_ROUND_DURATION: Duration = Duration::from_secs(2);
 const ROUND_MARGIN: Duration = Duration::from_millis(100);
@@ -39,11 +39,11 @@ const _: () = assert!(MIN_PATH_MTU as usize == MAX_LINK_PACKET && MAX_PATH_MTU a
 /// The purpose of a round.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum ProbePurpose {
-    /// Whether the size in use still passes.
+    /// Checks whether the size in use still passes.
     Check,
-    /// Whether a larger one passes: the next and the largest.
+    /// Checks whether a larger size passes: the next one and the largest are probed.
     Peek,
-    /// Which of all larger ones pass.
+    /// Finds which of all larger sizes pass.
     Raise,
 }
 
@@ -54,7 +54,7 @@ struct ProbeRound {
     valid: u8,
     /// Rounds with this purpose so far.
     tries: u8,
-    /// The probes under way; size 0 is the small one.
+    /// The probes under way; size 0 is the small probe.
     probes: Vec<(MessageId, u16)>,
     small_passed: bool,
     best: u16,
@@ -68,38 +68,38 @@ pub struct PathMtu {
     round: Option<ProbeRound>,
     check_at: Time,
     raise_at: Option<Time>,
-    /// Something was sent since the last check.
+    /// Whether something was sent since the last check.
     active: bool,
 }
 
 impl PathMtu {
-    /// A search that starts at once. Until it ends, the largest MTU is in use.
+    /// Returns a search that starts at once. Until it ends, the largest MTU is in use.
     #[must_use]
     pub fn new(now: Time) -> Self {
         Self { mtu: MAX_PATH_MTU, round: None, check_at: now, raise_at: None, active: false }
     }
 
-    /// The size in use: bytes of an inner packet.
+    /// Returns the size in use: bytes of an inner packet.
     #[must_use]
     pub fn mtu(&self) -> u16 {
         self.mtu
     }
 
-    /// The path changed: what is known must be checked.
+    /// Makes checks of the size in use and of larger ones due now, since the path changed.
     pub fn moved(&mut self, now: Time) {
         self.round = None;
         self.check_at = now;
         self.raise_at = (self.mtu < MAX_PATH_MTU).then_some(now);
     }
 
-    /// Data was sent, so the size matters.
+    /// Records that data was sent: the size in use then matters.
     pub fn sent(&mut self, now: Time) {
         if !std::mem::replace(&mut self.active, true) {
             self.check_at = self.check_at.min(now + CHECK_INTERVAL);
         }
     }
 
-    /// When [`due`](Self::due) has something to do next.
+    /// Returns when [`due`](Self::due) must be called next.
     #[must_use]
     pub fn next(&self) -> Time {
         match &self.round {
@@ -108,8 +108,8 @@ impl PathMtu {
         }
     }
 
-    /// The sizes to probe now, 0 for a small one. Call it while there is a session, and then
-    /// [`probed`](Self::probed) for each.
+    /// Returns the sizes to probe now, 0 for a small probe. Call it while there is a session, and then
+    /// [`probed`](Self::probed) for each size.
     pub fn due(&mut self, now: Time, round_trip: Option<Duration>) -> Vec<u16> {
         if self.next() > now {
             return Vec::new();
@@ -138,14 +138,14 @@ impl PathMtu {
         sizes
     }
 
-    /// A probe of `size` was sent under this ID.
+    /// Records that a probe of `size` was sent under this ID.
     pub fn probed(&mut self, id: MessageId, size: u16) {
         if let Some(round) = &mut self.round {
             round.probes.push((id, size));
         }
     }
 
-    /// The probe with this ID was acknowledged.
+    /// Records that the probe with this ID was acknowledged.
     pub fn acknowledged(&mut self, id: &MessageId, now: Time) {
         let Some(round) = &mut self.round else { return };
         let Some((_, size)) = round.probes.iter().find(|(probe, _)| probe == id) else { return };
@@ -153,7 +153,7 @@ impl PathMtu {
             0 => round.small_passed = true,
             size => round.best = round.best.max(size),
         }
-        // The rest of the round would add nothing.
+        // The other probes of this round can no longer change the result.
         let done = match round.purpose {
             ProbePurpose::Check => round.best >= self.mtu,
             ProbePurpose::Peek => round.best > self.mtu,
@@ -164,14 +164,14 @@ impl PathMtu {
         }
     }
 
-    /// Starts the first round with a purpose; `best` is known to pass.
+    /// Starts the first round with this purpose; `best` is known to pass.
     fn begin(&mut self, purpose: ProbePurpose, best: u16, now: Time) {
         let probes = Vec::new();
         self.round =
             Some(ProbeRound { purpose, valid: 0, tries: 0, probes, small_passed: false, best, ends: now });
     }
 
-    /// Ends a round, and starts the next if there is one.
+    /// Ends a round and starts the next one, if another is needed.
     fn end(&mut self, mut round: ProbeRound, now: Time) {
         round.tries += 1;
         round.valid += u8::from(round.small_passed);
@@ -222,7 +222,7 @@ impl PathMtu {
     }
 }
 
-/// All sizes that are probed.
+/// Returns all sizes that may be probed.
 fn candidates() -> impl Iterator<Item = u16> {
     (MIN_PATH_MTU..MAX_PATH_MTU).step_by(SIZE_STEP).chain(std::iter::once(MAX_PATH_MTU))
 }

@@ -1,25 +1,25 @@
-//! Where the peer is: the endpoint in use, and which endpoint the next handshake goes to.
+//! The peer's endpoint in use, and the endpoint for the next handshake.
 
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use qvpn_types::Time;
 
-/// How often a handshake initiation with an earlier time than before is answered by one of ours.
+/// The minimum interval between our initiations that answer one with an earlier time than before.
 const STALE_INITIATION_INTERVAL: Duration = Duration::from_secs(5);
-/// How long the last of them is reported in the peer's status.
+/// How long the peer's status reports the last of them.
 const STALE_REPORT_DURATION: Duration = Duration::from_secs(60);
 const MIN_HANDSHAKE_INTERVAL: Duration = Duration::from_secs(1);
 const MAX_HANDSHAKE_INTERVAL: Duration = Duration::from_secs(5);
 
-/// The endpoint of a peer and the handshakes that were sent to it.
+/// The endpoint of a peer, and the handshakes that were sent to it.
 pub struct ControlPath {
     pub endpoint: Option<SocketAddr>,
-    /// Handshakes initiated since the last answer.
+    /// The number of handshakes initiated since the last response.
     pub initiations: u32,
-    /// Where the last of them went, if not to `endpoint`.
+    /// The destination of the last one, if it was not `endpoint`.
     called: Option<SocketAddr>,
-    /// When an initiation with an earlier time than before was last answered by one of ours.
+    /// When one of our initiations last answered an initiation with an earlier time than before.
     stale_at: Option<Time>,
 }
 
@@ -33,8 +33,9 @@ impl ControlPath {
         self.endpoint.replace(endpoint) != Some(endpoint)
     }
 
-    /// Where the next handshake goes. The endpoint in use may be gone for good, as when the NATs of both
-    /// sites forgot each other, so the configured one gets every second handshake.
+    /// Returns the destination of the next handshake. The endpoint in use may be permanently unreachable, for
+    /// example when the NATs of both sites lost each other's mappings, so every second handshake goes to the
+    /// configured one.
     pub fn next_destination(&self, configured: Option<SocketAddr>) -> Option<SocketAddr> {
         let last = self.endpoint?;
         Some(configured.filter(|_| self.initiations % 2 == 1).unwrap_or(last))
@@ -45,18 +46,18 @@ impl ControlPath {
         self.initiations += 1;
     }
 
-    /// The destination of the handshake that the peer answered, if it is not the endpoint that was in use.
+    /// Returns the destination of the handshake that the peer answered, if it was not the endpoint in use.
     pub fn take_called(&mut self) -> Option<SocketAddr> {
         self.called.take()
     }
 
-    /// The wait before the next handshake: 1, 2, 4 and then 5 s.
+    /// Returns the delay before the next handshake: 1, 2, 4 and then 5 s.
     pub fn retry_interval(&self) -> Duration {
         let doublings = self.initiations.saturating_sub(1).min(3);
         (MIN_HANDSHAKE_INTERVAL * (1 << doublings)).min(MAX_HANDSHAKE_INTERVAL)
     }
 
-    /// An initiation carries an earlier time than before. Returns whether to answer it now.
+    /// Records an initiation that carries an earlier time than before. Returns whether to answer it now.
     pub fn on_stale_initiation(&mut self, now: Time) -> bool {
         let recently = self.stale_at.is_some_and(|at| now.since(at) < STALE_INITIATION_INTERVAL);
         if !recently {
@@ -65,7 +66,7 @@ impl ControlPath {
         !recently
     }
 
-    /// Whether the peer's initiations are refused since its clock was set back.
+    /// Whether the peer's initiations are refused because its clock was set back.
     pub fn is_stale(&self, now: Time) -> bool {
         self.stale_at.is_some_and(|at| now.since(at) < STALE_REPORT_DURATION)
     }

@@ -1,5 +1,5 @@
-//! The state of one tunnel at this site. It takes datagrams, answers of KMEs, reports of lanes and the time,
-//! and its parts put their output into the outbox.
+//! The state of one tunnel at this site. Its inputs are datagrams, reports of KMEs and lanes, and the time;
+//! its parts put their output into the outbox.
 
 mod status;
 
@@ -43,7 +43,8 @@ pub struct Peer<L> {
 }
 
 impl<L: ControlLink> Peer<L> {
-    /// A peer that starts handshakes at once. `instance` is random, and new at each start of this peer.
+    /// Returns a peer that initiates handshakes at once. `instance` is random, and new at each start of this
+    /// peer.
     #[must_use]
     pub fn new(config: PeerConfig, link: L, instance: [u8; 16], now: Time) -> Self {
         let mut out = Outbox::default();
@@ -60,7 +61,7 @@ impl<L: ControlLink> Peer<L> {
         }
     }
 
-    /// Takes a datagram that [`Demux`](crate::session::Demux) gave to this peer.
+    /// Processes a datagram that [`Demux`](crate::session::Demux) assigned to this peer.
     pub fn handle_datagram(&mut self, datagram: &[u8], from: SocketAddr, now: Time, rng: &mut dyn CryptoRng) {
         self.hellos.ensure_sent(now, &mut self.out, rng);
         let input = self.control.on_datagram(datagram, from, now, &mut self.out);
@@ -68,7 +69,7 @@ impl<L: ControlLink> Peer<L> {
             self.lanes.move_to(endpoint, &mut self.out);
         }
         if input.new_session && self.epochs.sealing(now).is_none() {
-            // Earlier attempts failed because there was no path; now there is one.
+            // Earlier attempts failed because there was no path. There is one now.
             self.role.attempt_due(now);
         }
         for packet in input.packets {
@@ -84,21 +85,21 @@ impl<L: ControlLink> Peer<L> {
         self.process_pending(now, rng);
     }
 
-    /// Takes the answer to a [`PeerOutput::Fetch`].
+    /// Processes the report of a [`PeerOutput::Fetch`].
     pub fn handle_kms(&mut self, report: KmsReport, now: Time, rng: &mut dyn CryptoRng) {
-        // By the policy of now, which may be stricter than when the keys were asked for.
+        // The current policy applies. It may be stricter than when the keys were requested.
         self.with_role(now, |role, ctx, _, out| report_lost(role.on_kms_report(report, ctx), out));
         self.process_pending(now, rng);
     }
 
-    /// A KME of this site that failed answers again: what waits for it is asked for at once, before its
-    /// back-off ends.
+    /// Retries waiting requests at once, before their back-off ends: a KME of this site that failed answers
+    /// again.
     pub fn on_kms_recovered(&mut self, now: Time, rng: &mut dyn CryptoRng) {
         self.role.on_kms_recovered(now);
         self.process_pending(now, rng);
     }
 
-    /// Takes a lane's report.
+    /// Processes a lane's report.
     pub fn handle_lane(&mut self, report: LaneReport, now: Time, rng: &mut dyn CryptoRng) {
         match report {
             LaneReport::Installed { lane, local_epoch, direction: Direction::Opening } => {
@@ -119,8 +120,8 @@ impl<L: ControlLink> Peer<L> {
             }
             LaneReport::Roamed { lane, endpoint } => {
                 self.lanes.on_roamed(lane, endpoint);
-                // Messages go by lane 0's socket, so the control session follows it: else an initiator whose
-                // peer's NAT forgot the mapping would propose to the old endpoint.
+                // Messages go through lane 0's socket, so the control session follows it. Otherwise an
+                // initiator whose peer's NAT lost the mapping would propose to the old endpoint.
                 if lane == 0 && self.control.path.endpoint != Some(endpoint) {
                     self.set_endpoint(endpoint, now);
                     self.out.emit(PeerEvent::Roamed { endpoint });
@@ -136,7 +137,7 @@ impl<L: ControlLink> Peer<L> {
         self.process_pending(now, rng);
     }
 
-    /// Does what is due; to be called when [`poll_timeout`](Self::poll_timeout) has passed.
+    /// Handles due timers. Call it when [`poll_timeout`](Self::poll_timeout) has passed.
     pub fn handle_timeout(&mut self, now: Time, rng: &mut dyn CryptoRng) {
         self.hellos.ensure_sent(now, &mut self.out, rng);
         for timer in Timer::ALL {
@@ -161,35 +162,35 @@ impl<L: ControlLink> Peer<L> {
             | Timer::PendingEnd => self.with_role(now, |role, ctx, epochs, out| {
                 role.on_timeout(timer, ctx, epochs, out, rng);
             }),
-            // These need no more than `process_pending`, which sets the timer of an attempt again.
+            // `process_pending` does everything for these, and sets the timer of an attempt again.
             Timer::Attempt | Timer::Retransmit | Timer::EpochEnd | Timer::PathMtu => {}
         }
     }
 
-    /// A datagram to send.
+    /// Returns the next datagram to send.
     pub fn poll_transmit(&mut self) -> Option<Transmit> {
         self.out.poll_transmit()
     }
 
-    /// Something to do or to report.
+    /// Returns the next output to carry out or to report.
     pub fn poll_event(&mut self) -> Option<PeerOutput> {
         self.out.poll_output()
     }
 
-    /// When [`handle_timeout`](Self::handle_timeout) is to be called next.
+    /// Returns when [`handle_timeout`](Self::handle_timeout) must be called next.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Time> {
         self.out.timers.next()
     }
 
-    /// The operator wants a fresh epoch now.
+    /// Makes a fresh epoch due now, at the operator's request.
     pub fn rekey(&mut self, now: Time, rng: &mut dyn CryptoRng) {
         self.with_role(now, |role, ctx, _, out| role.on_operator_rekey(ctx, out, rng));
         self.process_pending(now, rng);
     }
 
-    /// Puts a changed config in force, and sends a fresh `Hello`. The identities must be the same as before.
-    /// An active epoch that breaks a stricter policy stops at once.
+    /// Applies a changed config and sends a new `Hello`. The identities must be the same as before. An active
+    /// epoch that breaks a stricter policy ends at once.
     pub fn reconfigure(&mut self, config: PeerConfig, now: Time, rng: &mut dyn CryptoRng) {
         let role_changed = config.role != self.config.role;
         let sae_changed =
@@ -210,14 +211,14 @@ impl<L: ControlLink> Peer<L> {
         self.process_pending(now, rng);
     }
 
-    /// Says goodbye and stops sending; poll the last datagrams afterwards.
+    /// Sends `Bye` and stops sending. Poll the last datagrams afterwards.
     pub fn shut_down(&mut self, now: Time, rng: &mut dyn CryptoRng) {
         self.out.channel.send_once(MessageType::Bye, &[], rng);
         self.epochs.stop_sealing(self.config.lanes, &mut self.out);
         self.control.flush(now, &mut self.out);
     }
 
-    /// Decides which lanes carry packets. To be called twice a second, with the time at which each lane last
+    /// Decides which lanes carry packets. Call it twice a second, with the time at which each lane last
     /// received an authentic packet; zero is never.
     pub fn poll_lanes(&mut self, received_at: &[Time], now: Time, rng: &mut dyn CryptoRng) {
         let (active, agreed) = (self.epochs.sealing(now).is_some(), self.status(now).agreed_lanes());
@@ -225,31 +226,31 @@ impl<L: ControlLink> Peer<L> {
         self.process_pending(now, rng);
     }
 
-    /// Sets how often lanes send at least, also while there is no traffic.
+    /// Sets the keepalive interval of the lanes, which also applies without traffic.
     pub fn set_keepalive(&mut self, interval: Option<Duration>) {
         self.lanes.set_keepalive(interval);
     }
 
-    /// The config or the peer's host name names another endpoint: everything is sent there from now on.
+    /// Sends everything to another endpoint from now on, since the config or the peer's host name changed.
     pub fn move_to(&mut self, endpoint: SocketAddr, now: Time) {
         self.set_endpoint(endpoint, now);
         self.lanes.move_to(endpoint, &mut self.out);
     }
 
-    /// A new endpoint of the control session.
+    /// Sets the endpoint of the control session.
     pub fn set_endpoint(&mut self, endpoint: SocketAddr, now: Time) {
         if self.control.set_endpoint(endpoint, now) && !self.control.is_up() {
             self.out.timers.set(Timer::Handshake, Some(now));
         }
     }
 
-    /// Begins to measure the path's MTU, or ends that. [`PeerEvent::PathMtu`] reports each change; before the
-    /// first it is [`MAX_PATH_MTU`](crate::path_mtu::MAX_PATH_MTU).
+    /// Starts or stops the measurement of the path's MTU. [`PeerEvent::PathMtu`] reports each change; before
+    /// the first one it is [`MAX_PATH_MTU`](crate::path_mtu::MAX_PATH_MTU).
     pub fn measure_path(&mut self, measure: bool, now: Time) {
         self.control.measure_path(measure, now, &mut self.out);
     }
 
-    /// What `show` prints.
+    /// Returns the status that `show` prints.
     #[must_use]
     pub fn view(&self, now: Time) -> PeerView {
         self.status(now).view()
@@ -260,7 +261,7 @@ impl<L: ControlLink> Peer<L> {
         Context { now, config: &self.config, hellos: &self.hellos, session_up }
     }
 
-    /// Lets the role do something.
+    /// Runs a step of the role.
     fn with_role(
         &mut self,
         now: Time,
@@ -286,7 +287,7 @@ impl<L: ControlLink> Peer<L> {
             MessageType::Bye => self.out.emit(PeerEvent::Bye),
             MessageType::Lanes => self.lanes.on_message(message.body, &mut self.out),
             MessageType::Reject => self.on_reject(message.body, now),
-            // A `Pong` has no content; acknowledgements end in the channel.
+            // A `Pong` has no content; the channel handles acknowledgements.
             MessageType::Pong | MessageType::Ack => {}
         }
         match self.out.hello.take() {
@@ -310,7 +311,7 @@ impl<L: ControlLink> Peer<L> {
         }
     }
 
-    /// An instance not seen before: it knows nothing of us, and the exchange under way is over.
+    /// Handles an instance not seen before: it has no state, so the exchange under way ends.
     fn on_peer_restarted(&mut self, now: Time, rng: &mut dyn CryptoRng) {
         self.epochs.no_restart_since_epoch = false;
         self.hellos.send(now, &mut self.out, rng);
@@ -318,7 +319,7 @@ impl<L: ControlLink> Peer<L> {
         self.with_role(now, |role, ctx, epochs, out| role.on_peer_restarted(ctx, epochs, out));
     }
 
-    /// Compares both `Hello`s, and refuses the peer's if they do not fit.
+    /// Compares both `Hello`s, and refuses the peer's if they are not compatible.
     fn compare_hellos(&mut self, now: Time, rng: &mut dyn CryptoRng) {
         match self.hellos.compare(&self.config) {
             Ok(true) => self.end_epochs_without_qkd(now),
@@ -353,8 +354,8 @@ impl<L: ControlLink> Peer<L> {
         }
     }
 
-    /// A policy that became stricter ends the epochs that break it at once, in both directions. Packets of
-    /// the other epochs that are still on their way open until the drain is over.
+    /// Ends the epochs that break a stricter policy, at once and in both directions. Packets of the other
+    /// epochs that are still under way open until the drain ends.
     fn end_epochs_without_qkd(&mut self, now: Time) {
         if !self.context(now).qkd_only() {
             return;
@@ -366,8 +367,8 @@ impl<L: ControlLink> Peer<L> {
         }
     }
 
-    /// Does what follows from any change, in an order in which no step changes what an earlier one decided:
-    /// the stock says which attempts are possible, the stock and attempts queue messages, then messages,
+    /// Does everything that follows from a change, in an order in which no step changes an earlier decision:
+    /// the stock decides which attempts are possible, the stock and attempts queue messages, then messages,
     /// state and timers follow.
     fn process_pending(&mut self, now: Time, rng: &mut dyn CryptoRng) {
         let session_up = self.control.is_up();
@@ -400,7 +401,7 @@ impl<L: ControlLink> Peer<L> {
         }
     }
 
-    /// Reports a change of state.
+    /// Reports a change of the state.
     fn report_state(&mut self, now: Time) {
         let status = self.status(now);
         let state = status.state();

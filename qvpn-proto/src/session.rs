@@ -1,5 +1,5 @@
-//! Control sessions: boringtun behind a trait, which peer a datagram belongs to, and the admission of
-//! handshakes whose sender is not authenticated yet.
+//! Control sessions: boringtun behind a trait, the assignment of datagrams to peers, and the admission of
+//! handshakes from unauthenticated senders.
 
 pub mod control_link;
 pub(crate) mod control_session;

@@ -1,5 +1,5 @@
 //! QKD keys held ahead, so that no epoch waits for a KME. The initiator's stock fetches new keys and offers
-//! them. The responder's stock fetches the same keys by their IDs and reports which it holds.
+//! them. The responder's stock fetches the same keys by their IDs and reports which of them it holds.
 
 mod budget;
 mod fault;

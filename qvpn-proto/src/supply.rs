@@ -1,4 +1,4 @@
-//! Watches the supply of QKD keys: asks the role what it lacks, and reports when the supply stops.
+//! Manages the supply of QKD keys: fetches what the role lacks, and reports when the supply stops.
 
 use std::time::Duration;
 
@@ -13,12 +13,11 @@ use crate::outbox::Outbox;
 use crate::stock::{Budget, Verdict};
 use crate::timers::Timer;
 
-/// The supply of one peer.
 pub struct Supply {
     /// The number of the last fetch.
     request: u64,
     budget: Budget,
-    /// Why it stopped.
+    /// Why the supply stopped, while it is stopped.
     stopped: Option<String>,
 }
 
@@ -27,8 +26,7 @@ impl Supply {
         Self { request: 0, budget: Budget::new(now), stopped: None }
     }
 
-    /// Fetches what is missing, and tells the peer what changed. Nothing is fetched for a peer that is not
-    /// there.
+    /// Fetches missing keys and sends changes to the peer. Does nothing without an agreement with the peer.
     pub fn poll(
         &mut self,
         role: &mut dyn ExchangeRole,
@@ -72,12 +70,12 @@ impl Supply {
         }
     }
 
-    /// How long the stock lasts at the agreed interval and the supply seen.
+    /// Returns how long the stock lasts at the agreed interval and the recent supply.
     pub fn lasts(&self, interval: Duration, now: Time) -> Duration {
         self.budget.lasts(interval, now)
     }
 
-    /// Why the supply stopped, while it is so.
+    /// Returns why the supply stopped, while it is stopped.
     pub fn stopped(&self) -> Option<&str> {
         self.stopped.as_deref().filter(|_| self.budget.stopped())
     }

@@ -1,11 +1,11 @@
-//! All timers of a peer: one enum, one table.
+//! All timers of a peer.
 
 use qvpn_types::Time;
 
-/// What is due.
+/// The purpose of a timer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Timer {
-    /// The session's own clockwork, every 250 ms.
+    /// The session's own timers, every 250 ms.
     LinkTick,
     /// The next handshake while there is no session.
     Handshake,
@@ -15,26 +15,26 @@ pub enum Timer {
     Retransmit,
     /// The next epoch attempt.
     Attempt,
-    /// The attempt under way times out.
+    /// The time limit of the attempt under way.
     AttemptEnd,
-    /// `Propose` again.
+    /// The next repetition of `Propose`.
     ProposeAgain,
-    /// `Confirm` again.
+    /// The next repetition of `Confirm`.
     ConfirmAgain,
-    /// Something to do for the stock: fetch, retry, age.
+    /// The stock's next work: fetch, retry, age.
     Stock,
-    /// The active epoch's sealing ends.
+    /// The end of the active epoch's sealing.
     EpochEnd,
-    /// The responder asks for an epoch again.
+    /// The responder's next request for an epoch.
     AskRekey,
-    /// The keys of an unconfirmed epoch expire.
+    /// The expiry of an unconfirmed epoch's keys.
     PendingEnd,
-    /// A probe of the path is due, or a round of probes ends.
+    /// A path probe is due, or a round of probes ends.
     PathMtu,
 }
 
 impl Timer {
-    /// All timers, in the order in which those that are due together are handled.
+    /// All timers, in the order in which timers that are due together are handled.
     pub const ALL: [Self; 13] = [
         Self::LinkTick,
         Self::Handshake,
@@ -54,23 +54,23 @@ impl Timer {
 
 const COUNT: usize = Timer::ALL.len();
 
-/// When each timer is due.
+/// The time of each timer.
 #[derive(Default)]
 pub struct Timers([Option<Time>; COUNT]);
 
 impl Timers {
-    /// Sets a timer, or stops it by `None`.
+    /// Sets a timer; `None` stops it.
     pub fn set(&mut self, timer: Timer, at: Option<Time>) {
         self.0[timer as usize] = at;
     }
 
-    /// When a timer is due.
+    /// Returns the time of a timer.
     #[must_use]
     pub fn get(&self, timer: Timer) -> Option<Time> {
         self.0[timer as usize]
     }
 
-    /// Whether a timer is due; if it is, it is stopped.
+    /// Whether a timer is due. A due timer is stopped.
     pub fn take_due(&mut self, timer: Timer, now: Time) -> bool {
         let due = self.0[timer as usize].is_some_and(|at| at <= now);
         if due {
@@ -79,7 +79,7 @@ impl Timers {
         due
     }
 
-    /// When the first timer is due.
+    /// Returns the time of the first timer.
     #[must_use]
     pub fn next(&self) -> Option<Time> {
         self.0.iter().flatten().min().copied()

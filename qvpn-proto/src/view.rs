@@ -10,10 +10,10 @@ use crate::key_sources::KeySources;
 use crate::notice::FailureReason;
 use crate::wire::LaneSet;
 
-/// Whether packets can be sent to a peer; the names are those of `show`.
+/// Whether packets can be sent to a peer. The names are those that `show` prints.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum PeerState {
-    /// There was no epoch yet since the start.
+    /// There was no epoch since the start.
     Connecting,
     /// An epoch that meets the policy in full is active.
     Up,
@@ -24,7 +24,7 @@ pub enum PeerState {
 }
 
 impl PeerState {
-    /// The name in `show`.
+    /// Returns the name that `show` prints.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -36,23 +36,23 @@ impl PeerState {
     }
 }
 
-/// Whether packets pass by a lane.
+/// Whether a lane carries packets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LaneState {
-    /// They do.
+    /// Packets pass in both directions.
     Up,
-    /// In one direction or both they don't.
+    /// Packets do not pass in one direction or in both.
     Silent,
 }
 
 /// One lane of a peer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LaneView {
-    /// Whether packets pass; `None` where that isn't known.
+    /// Whether it carries packets; `None` if that isn't known.
     pub state: Option<LaneState>,
-    /// The lane by which this one's flows go, if not by itself.
+    /// The lane that carries this one's flows, if that is another one.
     pub via: Option<u8>,
-    /// Where it sends.
+    /// The endpoint to which it sends.
     pub endpoint: Option<SocketAddr>,
 }
 
@@ -61,7 +61,7 @@ pub struct LaneView {
 pub struct ControlDrops {
     /// Datagrams that the session dropped: not authentic, late, or repeated.
     pub control: u64,
-    /// Authentic, but not a message.
+    /// Authentic packets that are no message.
     pub malformed: u64,
     /// Messages that were answered by a `Reject`, and wrong confirmations.
     pub refused: u64,
@@ -72,46 +72,45 @@ pub struct ControlDrops {
 pub struct PeerView {
     /// Whether packets can be sent.
     pub state: PeerState,
-    /// Why, in words, and what to do; `None` while all is well.
+    /// The cause of the state, and what to do; `None` while there is no problem.
     pub reason: Option<String>,
-    /// Our role.
     pub role: Role,
-    /// Our policy.
     pub policy: QkdPolicy,
-    /// Where the control session's datagrams go.
+    /// The destination of the control session's datagrams.
     pub endpoint: Option<SocketAddr>,
     /// The active epoch's number on the wire.
     pub epoch: Option<EpochNumber>,
-    /// Since it came into force.
+    /// The time since it came into force.
     pub epoch_age: Option<Duration>,
-    /// Until its sealing ends.
+    /// The time until its sealing ends.
     pub epoch_expires_in: Option<Duration>,
-    /// Until the next attempt is due; `None` at the responder without an epoch.
+    /// The time until the next attempt is due; `None` at the responder without an epoch.
     pub next_rekey_in: Option<Duration>,
-    /// What the active epoch's key is made of.
+    /// The sources of the active epoch's key.
     pub sources: Option<KeySources>,
     /// The QKD key of the active epoch.
     pub qkd_key_id: Option<String>,
-    /// Since a QKD key last went into an epoch.
+    /// The time since a QKD key last went into an epoch.
     pub qkd_key_age: Option<Duration>,
-    /// QKD keys that this side holds and, at the initiator, the peer acknowledged; `None` if QKD is off.
+    /// The number of QKD keys that this side holds and, at the initiator, the peer acknowledged; `None` if
+    /// QKD is off.
     pub qkd_stock: Option<usize>,
-    /// Keys from a file, counted in the same way; `None` if QKD is off.
+    /// The number of keys from a file, counted in the same way; `None` if QKD is off.
     pub file_stock: Option<usize>,
-    /// How long the QKD keys last at the agreed interval and the recent supply; while the supply keeps up,
+    /// How long the QKD keys last at the agreed interval and the recent supply. While the supply keeps up,
     /// how long they would last without it.
     pub qkd_stock_lasts: Option<Duration>,
-    /// Epochs that came into force since the start.
+    /// The number of epochs that came into force since the start.
     pub rekeys: u64,
     /// Failed attempts by reason.
     pub rekey_failures: Vec<(FailureReason, u64)>,
     /// Dropped datagrams and messages of the control session.
     pub drops: ControlDrops,
-    /// Since the last handshake of the control session.
+    /// The time since the last handshake of the control session.
     pub control_handshake_ago: Option<Duration>,
-    /// The agreed interval, or ours before it is agreed.
+    /// The agreed interval, or ours before there is an agreement.
     pub rekey_interval: Duration,
-    /// The agreed number of lanes, or ours before it is agreed.
+    /// The agreed number of lanes, or ours before there is an agreement.
     pub lanes: u8,
     /// The lanes on which the peer receives nothing.
     pub peer_rx_silent: LaneSet,
@@ -123,7 +122,7 @@ pub struct PeerView {
 mod tests {
     use super::*;
 
-    /// Dashboards and alerts look for these.
+    /// Dashboards and alerts match these names.
     #[test]
     fn names_of_states_and_failures_are_the_published_ones() {
         let states = [PeerState::Connecting, PeerState::Up, PeerState::Degraded, PeerState::Blocked];

@@ -1,6 +1,7 @@
-//! The messages inside the control session: one parser for each, total and bounded.
+//! The messages inside the control session. Each has one parser, which is total and bounded.
 //!
-//! Integers are big-endian; a name is one length byte and its bytes. `docs/protocol.md` draws each message.
+//! Integers are big-endian. A name is one length byte and its bytes. `docs/protocol.md` shows the layout of
+//! each message.
 
 pub mod codec;
 mod exchange;

@@ -1,4 +1,5 @@
-//! Which address an end calls, and what it makes of the answers: its control session does what each test says.
+//! Which endpoint a side sends handshakes to, and how it handles the replies. The control session is
+//! simulated: each test sets its results.
 
 #![allow(clippy::unwrap_used)]
 
@@ -13,7 +14,7 @@ use qvpn_types::{PeerNumber, Suite, Time};
 use rand_chacha::ChaCha20Rng;
 use rand_chacha::rand_core::SeedableRng;
 
-/// Where the config says that the other end is, and where it was last.
+/// The peer's endpoint in the config, and the one where it was last.
 const CONFIGURED: SocketAddr = SocketAddr::new(IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 1)), 51820);
 const ROAMED: SocketAddr = SocketAddr::new(IpAddr::V4(std::net::Ipv4Addr::new(198, 51, 100, 1)), 4500);
 
@@ -54,13 +55,13 @@ struct End {
     link: Scripted,
     rng: ChaCha20Rng,
     now: Time,
-    /// Where starts of handshakes went, and after how long since the start of the test.
+    /// The destinations of handshake initiations, and their times since the start of the test.
     calls: Vec<(SocketAddr, Duration)>,
     lanes_to: Vec<SocketAddr>,
     notices: Vec<PeerEvent>,
-    /// How often it asked its KME.
+    /// The number of requests to its KME.
     fetches: usize,
-    /// Datagrams larger than any that is no probe of the path.
+    /// The number of datagrams that are larger than all but path probes.
     probes: usize,
 }
 
@@ -116,7 +117,7 @@ impl End {
         }
     }
 
-    /// A datagram from there, of which the control session says this.
+    /// Delivers a datagram from `from` for which the control session returns `said`.
     fn comes(&mut self, from: SocketAddr, said: LinkOutput) {
         self.link.0.lock().unwrap().next = said;
         self.peer.handle_datagram(b"datagram", from, self.now, &mut self.rng);
@@ -133,7 +134,7 @@ impl End {
         self.now = end;
     }
 
-    /// The other end was heard from another place than the config says, and then nothing any more.
+    /// Returns a side whose peer sent from an endpoint other than the configured one and then fell silent.
     fn roamed_and_silent() -> Self {
         let mut end = Self::new(Role::Initiator);
         end.comes(ROAMED, authentic(true));
@@ -143,7 +144,7 @@ impl End {
         end
     }
 
-    /// The same, and the last start went to the address of the config.
+    /// Does the same, and waits until the last initiation went to the configured endpoint.
     fn called_home() -> Self {
         let mut end = Self::roamed_and_silent();
         while end.calls.last().is_none_or(|(to, _)| *to != CONFIGURED) {
@@ -164,11 +165,11 @@ fn starts_are_repeated_after_one_two_four_and_then_each_five_seconds() {
     end.wait(seconds(23));
     let times: Vec<_> = end.calls.iter().map(|(to, at)| (*to, at.as_secs())).collect();
     assert_eq!(times, [0, 1, 3, 7, 12, 17, 22].map(|at| (CONFIGURED, at)));
-    // A responder leaves the first word to the other end.
+    // A responder waits a second for the peer's initiation.
     let mut end = End::new(Role::Responder);
     end.wait(seconds(5));
     assert_eq!(end.calls.iter().map(|(_, at)| at.as_secs()).collect::<Vec<_>>(), [1, 2, 4]);
-    // And does so again when the session is gone, from the next tick on, at most 250 ms later.
+    // It does so again when the session is gone, counted from the next tick, at most 250 ms later.
     end.comes(CONFIGURED, authentic(true));
     end.calls.clear();
     end.wait(seconds(1));
@@ -184,14 +185,14 @@ fn starts_are_repeated_after_one_two_four_and_then_each_five_seconds() {
 #[test]
 fn an_end_that_is_silent_for_two_seconds_and_three_questions_is_called_anew() {
     let mut end = End::new(Role::Responder);
-    // Its Hello goes out with the first session, and nothing comes back.
+    // Its `Hello` is sent with the first session and gets no reply.
     end.comes(CONFIGURED, authentic(true));
     end.wait(seconds(5) - Duration::from_nanos(1));
     assert_eq!(end.calls, []);
     end.wait(Duration::from_nanos(1));
     assert_eq!(end.calls, [(CONFIGURED, seconds(5))]);
     assert!(end.link.session_age().is_none(), "the session is forgotten");
-    // Lanes that hear something are an answer, too.
+    // Data packets on the lanes count as answers too.
     let mut end = End::new(Role::Responder);
     end.comes(CONFIGURED, authentic(true));
     for _ in 0..20 {
@@ -219,19 +220,19 @@ fn lanes_follow_an_answered_call_home_after_silence_and_no_other() {
     end.comes(CONFIGURED, authentic(true));
     assert_eq!(end.lanes_to, [CONFIGURED]);
 
-    // It answered from where it was last, as to the start before.
+    // The peer answered the previous initiation from its last endpoint.
     let mut end = End::called_home();
     end.comes(ROAMED, authentic(true));
     assert_eq!(end.lanes_to, []);
 
-    // Its data is heard, so what the lanes know is right.
+    // The peer's data packets arrive, so the lanes have the right endpoint.
     let mut end = End::called_home();
     let heard = LaneReport::Activity { sent_at: None, received_at: Some(end.now) };
     end.peer.handle_lane(heard, end.now, &mut end.rng);
     end.comes(CONFIGURED, authentic(true));
     assert_eq!(end.lanes_to, []);
 
-    // It called by itself meanwhile.
+    // The peer initiated a handshake itself meanwhile.
     let mut end = End::called_home();
     end.comes(CONFIGURED, LinkOutput { answered: false, ..authentic(true) });
     assert_eq!(end.lanes_to, []);
@@ -250,7 +251,7 @@ fn a_clock_that_was_set_back_is_answered_by_a_start_but_not_in_five_seconds_agai
     end.comes(ROAMED, stale());
     assert_eq!((told(&end), end.calls.len()), (1, 1));
     assert_eq!(end.calls[0].0, CONFIGURED, "towards the place that is known");
-    // Starts of its own, where it has no session, are others.
+    // Initiations that this side sends because it has no session are not counted here.
     let before = end.now;
     while end.now.since(before) < Duration::from_millis(4_900) {
         end.wait(Duration::from_millis(100));
@@ -295,7 +296,7 @@ fn show_says_who_is_called_and_after_three_calls_what_to_compare() {
         three.starts_with(&format!("unanswered: 3 handshakes to {CONFIGURED}, nothing for 3 s;")),
         "{three}"
     );
-    // Both places are named where they are two.
+    // If the two endpoints differ, the reason names both.
     let mut end = End::roamed_and_silent();
     end.wait(seconds(10));
     let both = format!("handshakes to {ROAMED} and {CONFIGURED}, nothing for 12 s;");
@@ -324,14 +325,14 @@ fn a_new_address_of_the_hosts_name_is_called_at_once_where_there_is_no_session()
     let mut end = End::new(Role::Initiator);
     end.wait(seconds(8));
     end.calls.clear();
-    // The same one again is no news.
+    // The same endpoint again changes nothing.
     end.peer.set_endpoint(CONFIGURED, end.now);
     end.wait(seconds(1));
     assert_eq!(end.calls, []);
     end.peer.set_endpoint(moved, end.now);
     end.wait(Duration::ZERO);
     assert_eq!(end.calls, [(moved, seconds(9))]);
-    // With one, it is where messages go from now on.
+    // With a session, messages go to the new endpoint from now on.
     end.comes(moved, authentic(true));
     end.peer.set_endpoint(CONFIGURED, end.now);
     end.wait(seconds(1));
@@ -352,7 +353,8 @@ fn the_path_is_measured_where_there_is_a_session_and_at_once_when_it_moves() {
     assert_eq!(end.probes, 0, "nobody is there");
     end.comes(CONFIGURED, authentic(true));
     assert_eq!(end.probes, 1, "at once");
-    // Nothing is acknowledged, not even the small ones, so that says nothing of the path, and it rests.
+    // Not even the small probes are acknowledged. That says nothing about the path's MTU, so the search
+    // pauses.
     hear(&mut end, CONFIGURED, 30);
     end.probes = 0;
     hear(&mut end, CONFIGURED, 5);

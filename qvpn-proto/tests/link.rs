@@ -1,4 +1,4 @@
-//! The control session on boringtun: two real sessions through their gates.
+//! The control session on boringtun: two real sessions behind their demuxes.
 #![allow(clippy::unwrap_used)]
 
 use std::net::SocketAddr;
@@ -31,7 +31,7 @@ impl End {
         self.demux.limiter().admit(datagram, from, Time::default(), || false)
     }
 
-    /// Two seconds' worth of starts: load.
+    /// Sends the initiations of two seconds, which puts the limiter under load.
     fn flood(&self, other: &mut End) {
         for _ in 0..120 {
             let start = other.link.start().unwrap();
@@ -71,7 +71,7 @@ fn handshake(a: &mut End, b: &mut End, key_of_a: &[u8; 32]) {
     assert!(out.authenticated && out.new_session);
 }
 
-/// A packet as the channel makes it.
+/// Returns a packet as the channel makes it.
 fn packet() -> Vec<u8> {
     qvpn_proto::wire::fragment::packets([9; 8], qvpn_proto::wire::MessageType::Hello, &[5; 3000]).remove(0)
 }
@@ -101,7 +101,7 @@ fn a_packet_says_which_session_it_came_in_and_later_ones_have_higher_numbers() {
     let key_of_a = *identity(1).public().x25519();
     handshake(&mut a, &mut b, &key_of_a);
     let held_back = a.link.send(&packet()).unwrap();
-    // A new life of `a`: it starts with a handshake.
+    // `a` restarts: a new instance begins with a handshake.
     a.link.reset();
     handshake(&mut a, &mut b, &key_of_a);
     let of_now = a.link.send(&packet()).unwrap();
@@ -109,14 +109,15 @@ fn a_packet_says_which_session_it_came_in_and_later_ones_have_higher_numbers() {
     let late = b.link.receive(a.address.ip(), &held_back);
     assert_eq!((of_now.packets.len(), late.packets.len()), (1, 1));
     assert!(late.session > 0 && late.session < of_now.session, "{} {}", late.session, of_now.session);
-    // Numbers go on where the receiving end made its sessions anew, and where it starts them itself.
+    // Session numbers continue to rise where the receiver reset its sessions, and where it initiates the
+    // handshake itself.
     b.link.reset();
     handshake(&mut b, &mut a, identity(2).public().x25519());
     let datagram = a.link.send(&packet()).unwrap();
     assert!(b.link.receive(a.address.ip(), &datagram).session > of_now.session);
 }
 
-/// What an earlier session still carries does not make an answer of ours a session in use.
+/// Packets of an earlier session do not bring our response's session into use.
 #[test]
 fn a_new_session_is_in_use_once_the_peer_speaks_in_it() {
     let (mut a, mut b) = pair();
@@ -128,7 +129,8 @@ fn a_new_session_is_in_use_once_the_peer_speaks_in_it() {
     assert!(out.authenticated && !out.new_session);
 }
 
-/// However many starts somebody repeats: nothing is sent before the peer was heard.
+/// Nothing is sent in a session before the peer has sent something, however often an old initiation is
+/// replayed.
 #[test]
 fn starts_alone_make_no_session() {
     let (mut a, mut b) = pair();
@@ -139,7 +141,7 @@ fn starts_alone_make_no_session() {
     }
 }
 
-/// Whoever repeats an old start after the session was made anew gets an answer, and no more.
+/// An attacker who replays an old initiation after a reset gets a response and nothing else.
 #[test]
 fn a_repeated_start_moves_no_endpoint_after_a_reset() {
     let (mut a, mut b) = pair();
@@ -172,7 +174,7 @@ fn what_is_not_for_us_is_sorted_out() {
         assert_eq!(b.classify(junk, a.address), DatagramClass::Malformed);
     }
     let mut forged = start.clone();
-    forged[140] ^= 1; // mac2, unused without load
+    forged[140] ^= 1; // mac2, which is unused without load
     assert!(matches!(b.classify(&forged, a.address), DatagramClass::Handshake { .. }));
     forged[120] ^= 1; // mac1
     assert_eq!(b.classify(&forged, a.address), DatagramClass::Malformed);
@@ -186,7 +188,7 @@ fn a_flood_of_starts_is_answered_by_cookies() {
     assert!(matches!(b.classify(&start, a.address), DatagramClass::Handshake { .. }));
     b.flood(&mut a);
     assert!(matches!(b.classify(&start, a.address), DatagramClass::Reply(_)));
-    // So is a flood of answers, which is counted apart.
+    // A flood of responses also puts the limiter under load; they are counted separately.
     let answer = b.link.receive(a.address.ip(), &start).datagrams.remove(0);
     a.flood(&mut b);
     assert_eq!(a.classify(&answer, b.address), DatagramClass::Peer(a.number));
@@ -197,7 +199,7 @@ fn a_flood_of_starts_is_answered_by_cookies() {
     assert!(cookie.len() < answer.len());
 }
 
-/// Under load a cookie lets its holder in from the address that it was sent to, and from no other.
+/// Under load, a cookie admits its holder from the address that it was sent to, and from no other.
 #[test]
 fn a_cookie_is_good_for_one_address() {
     let (mut a, b) = pair();
@@ -225,7 +227,7 @@ fn an_index_names_a_peer_below_the_limit_alone() {
     }
 }
 
-/// A packet of so many bytes, as a probe of the path is one.
+/// Returns a packet of `length` bytes, as large as a path probe.
 fn packet_of(length: usize) -> Vec<u8> {
     let mut packet = packet();
     packet.resize(length, 7);
@@ -240,7 +242,7 @@ fn a_session_carries_the_largest_probe_and_nothing_larger() {
     let datagram = a.link.send(&packet_of(MAX_PROBE)).unwrap();
     assert_eq!(b.link.receive(a.address.ip(), &datagram).packets, [packet_of(MAX_PROBE)]);
     assert!(a.link.send(&packet_of(MAX_PROBE + 1)).is_none());
-    // More than there is room for, and addressed to the session.
+    // Datagrams larger than the buffer that are addressed to the session.
     let mut long = a.link.send(&packet()).unwrap();
     for length in [2048, 2049, 4096, 65_000] {
         long.resize(length, 7);

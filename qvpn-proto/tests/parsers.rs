@@ -1,5 +1,5 @@
-//! Every parser on arbitrary bytes and on damaged messages: it never panics, and what it takes it writes again byte for
-//! byte. The fuzz targets run the same bodies for longer.
+//! Runs every parser on arbitrary bytes and on damaged messages. A parser never panics, and an accepted
+//! message is written back byte for byte. The fuzz targets run the same bodies for longer.
 
 use proptest::prelude::*;
 use qvpn_identity::kem::CT_LEN;
@@ -40,7 +40,8 @@ proptest! {
     }
 }
 
-/// Each lane has a receiver index of its own, with the top bit that tells it from a control session's.
+/// Checks that each lane has its own receiver index, with the top bit that distinguishes it from a control
+/// session's.
 #[test]
 fn indices_of_lanes_are_of_data_sessions_and_none_comes_twice() {
     let accept = |indices: Vec<u32>| {

@@ -1,5 +1,6 @@
-//! A whole exchange from fixed inputs, held against `docs/vectors/exchange.json`. The Python program beside that file
-//! computes the same from the specification alone. `QVPN_WRITE_VECTORS=1` writes the file anew.
+//! Runs a whole exchange from fixed inputs and compares it with `docs/vectors/exchange.json`. The Python
+//! program beside that file computes the same from the specification alone. `QVPN_WRITE_VECTORS=1` writes the
+//! file again.
 #![allow(clippy::unwrap_used)]
 
 use std::convert::Infallible;
@@ -17,7 +18,7 @@ use rand_chacha::rand_core::{Rng, SeedableRng, TryCryptoRng, TryRng};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha384};
 
-/// A seeded source that keeps what it gave.
+/// A seeded random source that records its output.
 struct Recorder {
     source: ChaCha20Rng,
     drawn: Vec<u8>,
@@ -95,7 +96,7 @@ struct Case<'a> {
     chain: Option<&'a Chain>,
 }
 
-/// Runs one exchange on both ends, and gives what it was made of.
+/// Runs one exchange between two sides. Returns all its values and the chain.
 fn run(case: &Case<'_>, ends: &[SecretIdentity; 2]) -> (Value, Chain) {
     let [a, b] = ends;
     let hello_a = hello(a, 0xa1, Role::Initiator, case.suite, ["SITE-A", "SITE-B"], case.psk);

@@ -1,5 +1,5 @@
-//! The responder's half: one step from `Propose` to the epoch's keys and the `Accept`. Its ephemeral secrets
-//! live only inside [`answer`].
+//! The responder's half of the cryptography: one step from `Propose` to the epoch's keys and the `Accept`.
+//! Its ephemeral secrets exist only inside [`answer`].
 
 use qvpn_identity::{SecretIdentity, dh, kem};
 use qvpn_secret::{Secret, SecretBuf};
@@ -9,11 +9,10 @@ use super::parameters::ExchangeParameters;
 use crate::key_schedule::{Chain, EpochKeys, EpochSecrets, derive};
 use crate::wire::{Accept, Propose};
 
-/// An answered `Propose`.
+/// The result of an answered `Propose`.
 pub struct Answered {
-    /// The keys.
     pub keys: EpochKeys,
-    /// The `Accept` with its confirmation, to be sent once the lanes can open.
+    /// The `Accept` with its confirmation. Send it once the lanes can open packets.
     pub accept: Vec<u8>,
 }
 
@@ -23,7 +22,7 @@ pub enum ProposeFault {
     /// The X25519 key is a point of small order.
     #[error("the Propose's X25519 key is a point of small order")]
     NotContributory,
-    /// The ephemeral ML-KEM key fails FIPS 203's input check.
+    /// The ephemeral ML-KEM key fails the input check of FIPS 203.
     #[error("the Propose's ML-KEM key fails the input check of FIPS 203")]
     EncapsulationKey,
     /// The ephemeral ML-KEM key is one of the static ones.
@@ -31,7 +30,7 @@ pub enum ProposeFault {
     StaticReused,
 }
 
-/// Makes an epoch's keys from a `Propose` whose names and numbers were checked.
+/// Makes an epoch's keys from a `Propose` with checked names and numbers.
 ///
 /// # Errors
 /// [`ProposeFault`] if a public value in it is unusable.

@@ -1,4 +1,4 @@
-//! An attempt of the initiator as states: each transition consumes a state and yields the next.
+//! The initiator's attempt as states: each transition consumes a state and yields the next.
 
 use qvpn_secret::SecretBuf;
 use qvpn_types::Time;
@@ -28,34 +28,34 @@ pub enum Attempt {
 /// A `Propose` without a verified `Accept`.
 pub struct OutstandingProposal {
     pub proposed: Proposed,
-    /// The IDs under which it was sent.
+    /// The message IDs under which it was sent.
     pub ids: Vec<MessageId>,
     pub began: Time,
     pub wrong: u8,
-    /// The peer's `Hello` that it names, and what was agreed under it. A later `Hello` may overtake the
-    /// answer.
+    /// The peer's `Hello` that it names, and the agreement under that `Hello`. A later `Hello` may overtake
+    /// the answer.
     pub hello: Vec<u8>,
     pub agreement: Agreement,
 }
 
-/// A verified epoch whose opening keys are on their way into the lanes.
+/// A verified epoch while the lanes install its opening keys.
 pub struct Installing {
     pub prepared: PreparedEpoch,
-    /// The `Confirm` to send when they are there.
+    /// The `Confirm` to send once they are installed.
     pub confirm: Vec<u8>,
 }
 
-/// What follows from an `Accept`.
+/// The result of an `Accept`.
 pub enum AcceptOutcome {
     Verified(Box<Installing>),
-    /// It proves nothing, and the attempt goes on.
+    /// The `Accept` proves nothing, and the attempt continues.
     Ignored(Box<OutstandingProposal>),
-    /// It was the last of too many wrong ones.
+    /// It was the last wrong one that an attempt allows.
     TooManyWrong(Box<OutstandingProposal>, AcceptError),
 }
 
 impl OutstandingProposal {
-    /// Verifies an `Accept`. A right one makes the keys and orders the opening keys into the lanes.
+    /// Verifies an `Accept`. If it is right, makes the keys and orders the lanes to install the opening keys.
     pub fn on_accept(
         self: Box<Self>,
         body: &[u8],

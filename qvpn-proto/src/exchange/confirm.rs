@@ -10,11 +10,11 @@ use crate::outbox::Outbox;
 use crate::timers::Timer;
 use crate::wire::MessageType;
 
-/// The wait between two `Confirm`s doubles from the first to the last of these.
+/// The interval between two `Confirm`s doubles from the first to the second constant.
 const MIN_CONFIRM_INTERVAL: Duration = Duration::from_millis(500);
 const MAX_CONFIRM_INTERVAL: Duration = Duration::from_secs(4);
 
-/// The `Confirm` that the responder has not answered yet, if there is one.
+/// The unanswered `Confirm`, if there is one.
 #[derive(Default)]
 pub struct Confirming(Option<OutstandingConfirm>);
 
@@ -37,7 +37,6 @@ impl Confirming {
         self.send_again(now, out, rng);
     }
 
-    /// The epoch that is being confirmed.
     pub fn epoch(&self) -> Option<LocalEpoch> {
         self.0.as_ref().map(|confirm| confirm.epoch)
     }
@@ -51,7 +50,7 @@ impl Confirming {
         }
     }
 
-    /// A repeated `Accept` says that the responder missed the `Confirm`.
+    /// Sends the `Confirm` again: a repeated `Accept` shows that the responder missed it.
     pub fn repeat_if_unsent(&mut self, now: Time, out: &mut Outbox, rng: &mut dyn CryptoRng) {
         if let Some(confirm) = &self.0
             && !out.channel.pending(MessageType::Confirm)

@@ -1,4 +1,4 @@
-//! What a role reads and never changes.
+//! The inputs that a role reads and never changes.
 
 use qvpn_types::Time;
 
@@ -7,12 +7,11 @@ use crate::hello::{Agreement, Hellos, RemoteHello};
 use crate::key_sources::KeySources;
 use crate::kms::KeyKind;
 
-/// The surroundings of a role during one call.
+/// The inputs of a role during one call.
 pub struct Context<'a> {
     pub now: Time,
     pub config: &'a PeerConfig,
     pub hellos: &'a Hellos,
-    /// Whether the control session is up.
     pub session_up: bool,
 }
 
@@ -25,19 +24,19 @@ impl<'a> Context<'a> {
         self.hellos.remote.as_ref()
     }
 
-    /// Whether only a QKD key is enough: here, or at the peer.
+    /// Whether this side or the peer requires QKD.
     pub fn qkd_only(&self) -> bool {
         self.config.policy == QkdPolicy::Required
             || self.agreement().is_some_and(|a| a.policy == QkdPolicy::Required)
     }
 
-    /// Whether an epoch made of these may not be used: QKD is required here or, by its last `Hello`, at the
-    /// peer.
+    /// Whether the policy forbids an epoch with these sources: this side or, by its last `Hello`, the peer
+    /// requires QKD.
     pub fn breaks_policy(&self, sources: KeySources) -> bool {
         self.qkd_only() && !sources.qkd
     }
 
-    /// What a key made with a stock key of this kind is made of.
+    /// Returns the sources of a key that is made with a stock key of this kind.
     pub fn sources(&self, kind: Option<KeyKind>, chain: bool) -> KeySources {
         KeySources {
             qkd: kind == Some(KeyKind::Qkd),

@@ -1,4 +1,4 @@
-//! The initiator: when an attempt is due, with which QKD key, how it ends, and `Confirm` until the peer seals
+//! The initiator: starts attempts, chooses their QKD key, ends them, and sends `Confirm` until the peer seals
 //! in the new epoch.
 
 use std::time::Duration;
@@ -23,21 +23,20 @@ use crate::stock::{InitiatorStock, SupplyFault};
 use crate::timers::Timer;
 use crate::wire::{Confirm, MessageId, MessageType, Propose, RejectReason, RekeyReason, StockAck};
 
-/// How long an attempt may take.
+/// The time limit of an attempt.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(5);
 const PROPOSE_RETRY_INTERVAL: Duration = Duration::from_secs(1);
-/// The wait after a failed attempt doubles from the first to the last of these.
+/// The delay after a failed attempt doubles from the first to the second constant.
 const MIN_ATTEMPT_BACKOFF: Duration = Duration::from_millis(100);
 const MAX_ATTEMPT_BACKOFF: Duration = Duration::from_secs(10);
-/// The peer's requests for an epoch lead to at most one attempt in this time.
+/// The minimum interval between attempts that the peer's requests cause.
 const MIN_REQUEST_INTERVAL: Duration = Duration::from_secs(1);
 
-/// The state of the initiator.
 pub struct Initiator {
     stock: InitiatorStock,
     attempt: Attempt,
     chain: Option<Chain>,
-    /// The peer gave up the chain though neither side restarted.
+    /// Whether the peer gave up the chain though neither side restarted.
     chain_lost: bool,
     due: Time,
     last_attempt: Option<Time>,
@@ -85,7 +84,7 @@ impl Initiator {
             qkd_key_id,
             chain_check: self.chain.as_ref().map(|c| c.check),
         };
-        // The key passed the input check when its `Hello` came, so only a bug can make this fail.
+        // The key passed the input check when its `Hello` arrived, so only a bug can make this fail.
         let Ok(proposed) = Proposed::new(proposal, rng) else {
             let detail = "the other site's ML-KEM key is unusable".to_owned();
             epochs.failed(FailureReason::Crypto, detail, out);
@@ -134,7 +133,7 @@ impl Initiator {
             AcceptOutcome::Verified(installing) => {
                 out.channel.cancel(MessageType::Propose);
                 out.timers.set(Timer::ProposeAgain, None);
-                // A lane may refuse keys that expired while the machine slept, and then reports nothing.
+                // A lane may refuse keys that expired while the machine slept. It then reports nothing.
                 out.timers.set(Timer::AttemptEnd, Some(ctx.now + ATTEMPT_TIMEOUT));
                 self.due = began + ctx.agreement().map_or(interval, |agreement| agreement.interval);
                 if let Some(id) = &qkd_key_id {
@@ -155,7 +154,7 @@ impl Initiator {
         }
     }
 
-    /// The lanes can open packets of the epoch: now, and not before, this side seals in it.
+    /// Starts to seal in the epoch, now that all lanes can open its packets.
     fn on_all_installed(
         &mut self,
         installing: Installing,
@@ -180,7 +179,7 @@ impl Initiator {
         self.confirm.start(local_epoch, confirm, ctx.now, out, rng);
     }
 
-    /// The responder asks for an epoch.
+    /// Handles a request of the responder for an epoch.
     fn on_rekey_request(&mut self, body: &[u8], now: Time, out: &mut Outbox) {
         let Ok(reason) = RekeyReason::parse(body) else {
             out.drops.malformed += 1;
@@ -290,7 +289,7 @@ impl ExchangeRole for Initiator {
         }
     }
 
-    /// The peer seals in this epoch, so it has confirmed it: the older ones drain.
+    /// Ends the `Confirm`, since the peer seals in this epoch, and drains older epochs.
     fn on_first_opened(
         &mut self,
         epoch: LocalEpoch,
@@ -342,7 +341,7 @@ impl ExchangeRole for Initiator {
         self.confirm.stop(out);
     }
 
-    /// The `Confirm` of an epoch without QKD is sent no more, and an attempt without a QKD key ends.
+    /// Stops sending the `Confirm` of an epoch without QKD, and ends an attempt without a QKD key.
     fn on_stricter_policy(&mut self, ctx: &Context<'_>, epochs: &Epochs, out: &mut Outbox) {
         let weak = epochs.active.as_ref().filter(|epoch| ctx.breaks_policy(epoch.sources));
         if weak.is_some_and(|epoch| self.confirm.epoch() == Some(epoch.local_epoch)) {
@@ -367,8 +366,8 @@ impl ExchangeRole for Initiator {
         self.due = now;
     }
 
-    /// Until its lanes have the keys nothing of an epoch was sent, not even its chain's name, so the peer
-    /// never seals in it.
+    /// Drops the attempt. While the lanes install its keys, nothing of the epoch was sent, not even its
+    /// chain's name, so the peer never seals in it.
     fn drop_attempt(&mut self, out: &mut Outbox) {
         out.channel.cancel(MessageType::Propose);
         out.timers.set(Timer::AttemptEnd, None);
@@ -399,7 +398,7 @@ impl ExchangeRole for Initiator {
             && !out.channel.pending(MessageType::Hello)
             && !out.channel.pending(MessageType::StockOffer);
         if !ready {
-            return; // what makes it ready comes in a datagram
+            return; // a datagram brings the missing input
         }
         match choose_key(&self.stock, ctx, epochs) {
             KeyChoice::Named(id) => self.propose(Some(id), ctx, epochs, out, rng),

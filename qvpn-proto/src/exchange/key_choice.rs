@@ -1,4 +1,4 @@
-//! Which QKD key the initiator names in its next attempt.
+//! Chooses the QKD key that the initiator names in its next attempt.
 
 use qvpn_types::Time;
 
@@ -8,9 +8,9 @@ use crate::epochs::Epochs;
 use crate::kms::KeyKind;
 use crate::stock::InitiatorStock;
 
-/// Which key the next attempt uses.
+/// The choice for the next attempt.
 pub enum KeyChoice {
-    /// The key with this ID.
+    /// Use the key with this ID.
     Named(String),
     Without,
     Wait {
@@ -19,7 +19,7 @@ pub enum KeyChoice {
     },
 }
 
-/// Chooses by the agreed policy and by what both sites hold.
+/// Chooses by the agreed policy and by the keys that both sites hold.
 pub fn choose_key(stock: &InitiatorStock, ctx: &Context<'_>, epochs: &Epochs) -> KeyChoice {
     let Some(agreement) = ctx.agreement() else {
         return KeyChoice::Wait { until: None, reason: String::new() };

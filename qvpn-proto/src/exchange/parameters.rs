@@ -5,20 +5,17 @@ use qvpn_types::Suite;
 
 use crate::key_schedule::Transcript;
 
-/// Who takes part, and on what terms.
+/// The parties of an exchange, their `Hello`s, and the agreed suite and lanes.
 #[derive(Clone, Copy)]
 pub struct ExchangeParameters<'a> {
-    /// The initiator's identity.
     pub initiator: &'a PublicIdentity,
-    /// The responder's identity.
     pub responder: &'a PublicIdentity,
     /// The initiator's `Hello` in force.
     pub hello_initiator: &'a [u8],
     /// The responder's `Hello` in force.
     pub hello_responder: &'a [u8],
-    /// The AEAD.
     pub suite: Suite,
-    /// How many lanes.
+    /// The agreed number of lanes.
     pub lanes: u8,
 }
 

@@ -1,4 +1,4 @@
-//! An epoch whose keys are made and which is not in force yet. Both roles have at most one.
+//! An epoch that has keys and is not in force yet. Each role has at most one.
 
 use qvpn_secret::Secret;
 use qvpn_types::{LocalEpoch, Time};
@@ -7,9 +7,9 @@ use crate::epoch::ActiveEpoch;
 use crate::key_schedule::Chain;
 use crate::wire::LaneSet;
 
-/// Its opening keys are on their way into the lanes or there.
+/// An epoch whose opening keys the lanes are installing or have installed.
 pub struct PreparedEpoch {
-    /// What it becomes in force.
+    /// The epoch that comes into force.
     pub epoch: ActiveEpoch,
     /// Lanes that have not installed the opening key yet.
     pub awaited: LaneSet,
@@ -17,16 +17,16 @@ pub struct PreparedEpoch {
     pub indices: Vec<u32>,
     /// The peer's receiver index and our sealing key, for each lane.
     pub sealing: Vec<(u32, Secret<32>)>,
-    /// For the next epoch.
+    /// The chain for the next epoch.
     pub chain: Chain,
-    /// When this side sent or got the first `Propose`.
+    /// When this side sent or received the first `Propose`.
     pub began: Time,
-    /// A policy became stricter meanwhile: the epoch never comes into force.
+    /// Whether a policy became stricter meanwhile: the epoch then never comes into force.
     pub ended: bool,
 }
 
 impl PreparedEpoch {
-    /// A lane installed the opening key of an epoch. Returns whether it was the last lane of this epoch.
+    /// Records that a lane installed the opening key. Returns whether it was the last lane of this epoch.
     pub fn on_installed(&mut self, lane: u8, epoch: LocalEpoch) -> bool {
         self.epoch.local_epoch == epoch && self.awaited.remove(lane) && self.awaited.is_empty()
     }

@@ -1,5 +1,5 @@
-//! The initiator's half: [`Proposed`] holds the ephemeral secrets from `Propose` on, and is used up by a
-//! verified `Accept`.
+//! The initiator's half of the cryptography: [`Proposed`] holds the ephemeral secrets from `Propose` on. A
+//! verified `Accept` consumes it.
 
 use qvpn_identity::{SecretIdentity, dh, kem};
 use qvpn_secret::{Secret, SecretBuf};
@@ -10,7 +10,7 @@ use super::parameters::ExchangeParameters;
 use crate::key_schedule::{Chain, EpochKeys, EpochSecrets, derive};
 use crate::wire::{Accept, ParseError, Propose};
 
-/// What an attempt is made with.
+/// The inputs of an attempt.
 pub struct Proposal<'a> {
     /// SHA-384 of both `Hello`s, the initiator's first.
     pub hello_hashes: ([u8; 48], [u8; 48]),
@@ -26,7 +26,7 @@ pub struct Proposal<'a> {
     pub chain_check: Option<[u8; 16]>,
 }
 
-/// An attempt under way.
+/// An attempt that awaits its `Accept`.
 pub struct Proposed {
     x25519: Secret<32>,
     kem_seed: Secret<64>,
@@ -35,9 +35,8 @@ pub struct Proposed {
     bytes: Vec<u8>,
 }
 
-/// A verified attempt.
+/// The result of a verified attempt.
 pub struct Agreed {
-    /// The keys.
     pub keys: EpochKeys,
     /// The `Propose`, for its indices and names.
     pub propose: Propose,
@@ -48,7 +47,7 @@ pub struct Agreed {
 /// Why an `Accept` does not end the attempt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum AcceptError {
-    /// It is no message.
+    /// It does not parse.
     #[error("the Accept is malformed: {0}")]
     Malformed(ParseError),
     /// It answers another attempt.
@@ -57,7 +56,7 @@ pub enum AcceptError {
     /// Its X25519 key is a point of small order.
     #[error("the Accept's X25519 key is a point of small order")]
     NotContributory,
-    /// It has another number of lanes than agreed.
+    /// Its number of lanes differs from the agreed one.
     #[error("the Accept has another number of lanes than agreed")]
     Lanes,
     /// Its confirmation is wrong: some secret differs.
@@ -69,7 +68,8 @@ impl Proposed {
     /// Makes the ephemeral keys and the `Propose`.
     ///
     /// # Errors
-    /// If the responder's static key fails the input check, which its `Hello` has passed before.
+    /// Returns an error if the responder's static key fails the input check, which it passed when its `Hello`
+    /// arrived.
     pub fn new(
         proposal: Proposal<'_>,
         rng: &mut dyn CryptoRng,
@@ -92,23 +92,23 @@ impl Proposed {
         Ok(Self { x25519, kem_seed, kem_to_responder, message, bytes })
     }
 
-    /// The message, as sent.
+    /// Returns the message as sent.
     #[must_use]
     pub fn bytes(&self) -> &[u8] {
         &self.bytes
     }
 
-    /// What was proposed.
+    /// Returns the parsed message.
     #[must_use]
     pub fn message(&self) -> &Propose {
         &self.message
     }
 
-    /// Verifies an `Accept` and makes the epoch's keys; the attempt goes on if it fails.
+    /// Verifies an `Accept` and makes the epoch's keys.
     ///
     /// # Errors
-    /// The attempt itself, and why this is not its end.
-    #[allow(clippy::result_large_err)] // the attempt moves back to its owner, which happens at most four times
+    /// Returns the attempt, which continues, and the fault of the `Accept`.
+    #[allow(clippy::result_large_err)] // the attempt moves back to its owner, at most four times
     pub fn verify(
         self,
         accept: &[u8],

@@ -1,5 +1,5 @@
-//! The responder: whether a `Propose` may become an epoch, the `Accept` once the lanes can open packets, and
-//! the confirmation that brings the epoch into force.
+//! The responder: checks a `Propose`, sends the `Accept` once the lanes can open packets, and brings the
+//! epoch into force when its confirmation arrives.
 
 use std::time::Duration;
 
@@ -26,32 +26,31 @@ use crate::stock::{ResponderStock, SupplyFault};
 use crate::timers::Timer;
 use crate::wire::{Confirm, MessageType, Propose, RejectReason, RekeyReason, StockOffer};
 
-/// How often the responder asks for an epoch while it has none.
+/// The interval of requests for an epoch while there is none.
 const REKEY_REQUEST_INTERVAL: Duration = Duration::from_secs(2);
 
-/// The state of the responder.
 pub struct Responder {
     stock: ResponderStock,
     /// The chain of the last confirmed epoch.
     confirmed_chain: Option<Chain>,
     unconfirmed: Option<UnconfirmedEpoch>,
     last: Option<AnsweredProposal>,
-    /// The highest number answered under the `Hello`s whose hashes are `hello_hashes`.
+    /// The highest epoch number answered under the `Hello`s whose hashes are `hello_hashes`.
     highest: EpochNumber,
     hello_hashes: ([u8; 48], [u8; 48]),
 }
 
-/// The last `Propose` that was answered, and the `Accept`.
+/// The last answered `Propose`, and its `Accept`.
 struct AnsweredProposal {
     propose: Vec<u8>,
     accept: Vec<u8>,
 }
 
-/// An answered epoch that the initiator has not confirmed yet.
+/// An answered epoch that is not confirmed yet.
 struct UnconfirmedEpoch {
     prepared: PreparedEpoch,
     confirmation: Secret<48>,
-    /// The initiator named no chain though this side has one.
+    /// Whether the initiator named no chain though this side has one.
     lost_chain: bool,
     wrong: u8,
 }
@@ -89,7 +88,7 @@ impl Responder {
             return Err(RejectReason::Policy);
         };
         if let Some(last) = self.last.as_ref().filter(|last| last.propose == body) {
-            // While the lanes install the keys, the `Accept` waits.
+            // The `Accept` must wait until the lanes have installed the keys.
             if self.unconfirmed.as_ref().is_none_or(|epoch| epoch.prepared.is_installed()) {
                 out.channel.send(MessageType::Accept, &last.accept, ctx.now, rng);
             }
@@ -142,7 +141,7 @@ impl Responder {
         }
     }
 
-    /// Makes the epoch's keys and orders the opening keys into the lanes.
+    /// Makes the epoch's keys and orders the lanes to install the opening keys.
     #[allow(clippy::too_many_arguments)] // a checked message and the surroundings of a role
     fn accept(
         &mut self,
@@ -226,7 +225,7 @@ impl Responder {
                     self.give_up_unconfirmed(epochs, out);
                 }
             }
-            // It came before, and our answer was lost.
+            // The `Confirm` arrived before, and our reply was lost.
             _ if epochs.active.as_ref().is_some_and(|a| a.epoch == confirm.epoch) => answer_confirm(ctx, out),
             _ => {}
         }
@@ -243,11 +242,12 @@ impl Responder {
         epochs.failed(FailureReason::Confirmation, detail, out);
     }
 
-    /// The initiator holds the keys: the unconfirmed epoch comes into force, and older ones drain.
+    /// Brings the unconfirmed epoch into force and drains older ones: the initiator has proved that it holds
+    /// the keys.
     fn confirm(&mut self, ctx: &Context<'_>, epochs: &mut Epochs, out: &mut Outbox) {
         let Some(agreement) = ctx.agreement() else { return };
         let Some(UnconfirmedEpoch { prepared, lost_chain, .. }) = self.unconfirmed.take() else { return };
-        // Both sides hold it now, whether the epoch may be used or not.
+        // Both sides hold this chain now, whether the epoch may be used or not.
         self.confirmed_chain = Some(prepared.chain);
         if prepared.ended || ctx.breaks_policy(prepared.epoch.sources) {
             return;
@@ -257,7 +257,7 @@ impl Responder {
         }
         out.channel.cancel(MessageType::Accept);
         if prepared.epoch.sealing_ends <= ctx.now {
-            // Confirmed too late to be used; its chain is all that is left of it.
+            // It was confirmed too late to be used. Only its chain remains.
             return;
         }
         let mut epoch = prepared.epoch;
@@ -270,7 +270,7 @@ impl Responder {
         epochs.drain_older(local_epoch, agreement.interval, ctx.config.lanes, ctx.now, out);
     }
 
-    /// Asks the initiator for an epoch now and then while there is none.
+    /// Sets the timer for the next request for an epoch while there is none.
     fn poll_rekey_request(&self, ctx: &Context<'_>, epochs: &Epochs, out: &mut Outbox) {
         let lacks = ctx.agreement().is_some() && epochs.sealing(ctx.now).is_none();
         if !lacks {
@@ -281,7 +281,7 @@ impl Responder {
     }
 }
 
-/// An empty packet in the epoch tells the initiator that it is confirmed.
+/// Sends an empty packet in the epoch, which shows the initiator that the epoch is confirmed.
 fn answer_confirm(ctx: &Context<'_>, out: &mut Outbox) {
     let lanes = ctx.agreement().map_or(0, |a| a.lanes);
     out.order_each(lanes, || LaneOrder::SendEmpty);
@@ -317,7 +317,7 @@ impl ExchangeRole for Responder {
         }
     }
 
-    /// The initiator may send once all lanes can open its packets.
+    /// Sends the `Accept` once all lanes can open the initiator's packets.
     fn on_installed(
         &mut self,
         lane: u8,
@@ -358,9 +358,9 @@ impl ExchangeRole for Responder {
     ) {
         match timer {
             Timer::AskRekey => ask_rekey(RekeyReason::NoEpoch, ctx, out, rng),
-            // An epoch that was not confirmed in time will never seal: its sealing keys are erased, as the
-            // lanes erase the others. The chain stays, since the initiator may have verified the `Accept` and
-            // may name it.
+            // An epoch that is not confirmed in time never seals: its sealing keys are erased here, its
+            // opening keys in the lanes. The chain stays, since the initiator may have verified the `Accept`
+            // and may name it.
             Timer::PendingEnd => {
                 if let Some(unconfirmed) = &mut self.unconfirmed
                     && unconfirmed.prepared.epoch.sealing_ends <= ctx.now
@@ -380,7 +380,7 @@ impl ExchangeRole for Responder {
         out.channel.send(MessageType::Rekey, &RekeyReason::Operator.to_bytes(), ctx.now, rng);
     }
 
-    /// What the initiator proposed before is void. The chain stays, though it may no longer be named.
+    /// Voids the initiator's earlier proposals. The chain stays, though it may no longer be named.
     fn on_peer_restarted(&mut self, _ctx: &Context<'_>, _epochs: &mut Epochs, out: &mut Outbox) {
         self.stock.forget_offers();
         self.last = None;
@@ -389,7 +389,8 @@ impl ExchangeRole for Responder {
         }
     }
 
-    /// The initiator is better off in the epoch that it has.
+    /// Ends an unconfirmed epoch without QKD and withholds its `Accept`, so that the initiator keeps the
+    /// epoch that it has.
     fn on_stricter_policy(&mut self, _ctx: &Context<'_>, _epochs: &Epochs, out: &mut Outbox) {
         if let Some(unconfirmed) = &mut self.unconfirmed
             && !unconfirmed.prepared.epoch.sources.qkd

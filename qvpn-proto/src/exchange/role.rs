@@ -1,5 +1,5 @@
-//! What the peer asks of its role, the initiator or the responder. What only one role does is a default that
-//! does nothing.
+//! The calls that a peer makes into its role, the initiator or the responder. A method that concerns only one
+//! role has a default that does nothing.
 
 use qvpn_types::{LocalEpoch, Time};
 use rand_core::CryptoRng;
@@ -21,12 +21,12 @@ pub struct Message<'a> {
     pub body: &'a [u8],
 }
 
-/// IDs of keys that were lost, and why, for people.
+/// IDs of keys that were lost, and the reasons for the operator.
 pub type LostKeys = Vec<(String, String)>;
 
 /// One role of the exchange, with its stock of QKD keys.
 pub trait ExchangeRole: Send + Sync {
-    /// A message of the peer. Messages that are for the other role alone are ignored or refused.
+    /// Handles a message of the peer. A message that only the other role handles is ignored or refused.
     fn on_message(
         &mut self,
         message: Message<'_>,
@@ -36,7 +36,7 @@ pub trait ExchangeRole: Send + Sync {
         rng: &mut dyn CryptoRng,
     );
 
-    /// The peer refuses a message that is not our `Hello`.
+    /// Handles the peer's `Reject` of a message other than our `Hello`.
     fn on_reject(
         &mut self,
         _id: MessageId,
@@ -47,7 +47,7 @@ pub trait ExchangeRole: Send + Sync {
     ) {
     }
 
-    /// A lane can open packets of this epoch.
+    /// Handles a lane's report that it can open packets of this epoch.
     fn on_installed(
         &mut self,
         lane: u8,
@@ -58,7 +58,7 @@ pub trait ExchangeRole: Send + Sync {
         rng: &mut dyn CryptoRng,
     );
 
-    /// A packet of the peer opened in this epoch for the first time.
+    /// Handles the first packet of the peer that opens in this epoch.
     fn on_first_opened(
         &mut self,
         epoch: LocalEpoch,
@@ -67,7 +67,7 @@ pub trait ExchangeRole: Send + Sync {
         out: &mut Outbox,
     );
 
-    /// A timer of this role is due.
+    /// Handles a timer of this role that is due.
     fn on_timeout(
         &mut self,
         timer: Timer,
@@ -77,32 +77,32 @@ pub trait ExchangeRole: Send + Sync {
         rng: &mut dyn CryptoRng,
     );
 
-    /// A lane ended its key early, so a fresh epoch is due.
+    /// Handles a key that a lane ended early, so that a fresh epoch is due.
     fn on_key_ended(&mut self, ctx: &Context<'_>, out: &mut Outbox, rng: &mut dyn CryptoRng);
 
-    /// The operator wants a fresh epoch.
+    /// Handles an operator's request for a fresh epoch.
     fn on_operator_rekey(&mut self, ctx: &Context<'_>, out: &mut Outbox, rng: &mut dyn CryptoRng);
 
-    /// The peer restarted: it knows nothing of us.
+    /// Forgets the exchange with a peer that restarted: it has no state of earlier epochs.
     fn on_peer_restarted(&mut self, ctx: &Context<'_>, epochs: &mut Epochs, out: &mut Outbox);
 
-    /// A policy became stricter: an attempt without QKD never becomes an epoch.
+    /// Applies a stricter policy: an attempt without QKD never becomes an epoch.
     fn on_stricter_policy(&mut self, ctx: &Context<'_>, epochs: &Epochs, out: &mut Outbox);
 
-    /// An attempt is due at once, if it is this role that begins them.
+    /// Makes an attempt due at once, if this role starts them.
     fn attempt_due(&mut self, _now: Time) {}
 
     /// Ends the attempt under way without counting a failure.
     fn drop_attempt(&mut self, _out: &mut Outbox) {}
 
-    /// As [`drop_attempt`](Self::drop_attempt), but an attempt that the peer answered goes on.
+    /// Does what [`drop_attempt`](Self::drop_attempt) does, unless the peer has answered the attempt.
     fn drop_unanswered_attempt(&mut self, _out: &mut Outbox) {}
 
-    /// Does what is due and possible now, and sets the timer for the next time.
+    /// Does all work that is due and possible now, and sets the timer for the next time.
     fn poll(&mut self, ctx: &Context<'_>, epochs: &mut Epochs, out: &mut Outbox, rng: &mut dyn CryptoRng);
 
-    /// Does what is due for the stock: queues the fetch of keys, and the message to the peer. `request` is
-    /// the number of a fetch; returns whether it was used.
+    /// Does the stock's due work: queues the fetch of keys, and the message to the peer. `request` is the
+    /// number of a fetch; returns whether it was used.
     fn poll_stock(
         &mut self,
         request: u64,
@@ -111,53 +111,53 @@ pub trait ExchangeRole: Send + Sync {
         rng: &mut dyn CryptoRng,
     ) -> bool;
 
-    /// The answer to a fetch.
+    /// Handles the report of a fetch.
     fn on_kms_report(&mut self, report: KmsReport, ctx: &Context<'_>) -> LostKeys;
 
-    /// A KME answers again: what waits for it is asked for at once.
+    /// Retries waiting fetches at once, since a KME answers again.
     fn on_kms_recovered(&mut self, now: Time);
 
     /// Erases keys that are too old.
     fn age_stock(&mut self, now: Time) -> LostKeys;
 
-    /// QKD is required: erases keys from files.
+    /// Erases keys from files, since QKD is required.
     fn keep_only_qkd(&mut self) -> LostKeys;
 
-    /// How many keys of this kind can be used.
+    /// Returns the number of usable keys of this kind.
     fn stock_count(&self, kind: KeyKind) -> usize;
 
-    /// How many keys are to be held, if this role knows.
+    /// Returns the target size of the stock, if this role knows it.
     fn stock_target(&self) -> Option<usize> {
         None
     }
 
-    /// Changes how many keys are to be held.
+    /// Changes the target size of the stock.
     fn set_stock_target(&mut self, _target: usize) {}
 
-    /// What is wrong with the supply.
+    /// Returns the fault of the supply, if there is one.
     fn supply_fault(&self) -> Option<&SupplyFault>;
 
-    /// When the next attempt is due, if this role knows.
+    /// Returns the time of the next attempt, if this role knows it.
     fn next_attempt(&self) -> Option<Time> {
         None
     }
 
-    /// Why no attempt begins though one is due.
+    /// Returns why a due attempt does not start.
     fn waiting_for(&self) -> Option<&str> {
         None
     }
 
-    /// The peer offers no key that could still be used.
+    /// Whether the peer offers no key that could still be used.
     fn lacks_offers(&self) -> bool {
         false
     }
 
-    /// The epochs are proposed by the peer.
+    /// Whether the peer proposes the epochs.
     fn waits_for_proposals(&self) -> bool {
         false
     }
 
-    /// Ends the attempt under way as failed, if there is one.
+    /// Ends the attempt under way, if there is one, as failed.
     fn fail_attempt(
         &mut self,
         _reason: FailureReason,

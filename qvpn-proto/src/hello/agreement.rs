@@ -1,4 +1,4 @@
-//! Whether two sites can work together: suites, roles, policies, SAE IDs, pre-shared keys and ML-KEM
+//! Decides whether two sites can work together. Suites, roles, policies, SAE IDs, pre-shared keys and ML-KEM
 //! identities are compared here, before any epoch is made.
 
 use std::time::Duration;
@@ -7,18 +7,19 @@ use crate::config::{PeerConfig, QkdPolicy};
 use crate::key_schedule::psk_check;
 use crate::wire::{Hello, RejectReason};
 
-/// What two `Hello`s that fit make of each other.
+/// The settings that two compatible `Hello`s agree on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Agreement {
-    /// The smaller interval.
+    /// The smaller interval of both.
     pub interval: Duration,
-    /// The smaller number of lanes.
+    /// The smaller number of lanes of both.
     pub lanes: u8,
-    /// The stricter policy; `preferred` and `off` make `off`, which the first shows as degraded.
+    /// The stricter policy of both; `preferred` and `off` give `off`, which the `preferred` side shows as
+    /// degraded.
     pub policy: QkdPolicy,
 }
 
-/// What two configs make of each other, or why the sites cannot work together.
+/// Returns the agreement of two configs, or why the sites cannot work together.
 pub fn agree(ours: &PeerConfig, theirs: &Hello) -> Result<Agreement, (RejectReason, String)> {
     if ours.remote.check_encapsulation_key(&theirs.encapsulation_key).is_err() {
         let detail = "its ML-KEM key is not the one in our `public_key`; compare `qvpn-ctl fingerprint` of that site with our config";
@@ -81,7 +82,7 @@ pub fn agree(ours: &PeerConfig, theirs: &Hello) -> Result<Agreement, (RejectReas
     Ok(Agreement { interval, lanes: ours.lanes.min(theirs.lanes), policy })
 }
 
-/// What the peer's refusal of our `Hello` means here.
+/// Explains the peer's refusal of our `Hello` to the operator.
 pub fn explain(reason: RejectReason, ours: &PeerConfig) -> String {
     match reason {
         RejectReason::Version => {

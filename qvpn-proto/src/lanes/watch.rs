@@ -1,10 +1,10 @@
-//! Which of several lanes carry packets, and by which lanes the flows of the others go. Pure: it gets what
-//! the lanes received and what the peer reported, and decides.
+//! Decides which of several lanes carry packets, and which lanes carry the flows of the others. It does no
+//! I/O: its inputs are what the lanes received and what the peer reported.
 //!
-//! With several lanes each sends something at least twice a second, so a lane that received nothing for a
-//! while is silent. A side can't know by itself that what it sends is lost, so the peer reports on which
-//! lanes it receives nothing. A lane that is silent in either direction is avoided in both, and goes on
-//! sending its empty packets, which show when it recovers.
+//! With several lanes, each sends something at least twice a second, so a lane that received nothing for a
+//! while is silent. A side can't detect by itself that its own packets are lost, so the peer reports on which
+//! lanes it receives nothing. Both sides avoid a lane that is silent in either direction. The lane continues
+//! to send its empty packets, which show when it recovers.
 
 use std::time::Duration;
 
@@ -15,19 +15,18 @@ use crate::wire::LaneSet;
 
 /// A lane that received nothing for this long is silent.
 pub const SILENT_AFTER: Duration = Duration::from_secs(3);
-/// A lane is silent only while another one received something this recently: else the whole path is down, or
-/// the peer.
+/// A lane is silent only while another one received something this recently: otherwise the whole path or the
+/// peer is down.
 const RECENT_RX: Duration = Duration::from_millis(1500);
-/// A silent lane recovers when it received packets for this long, with no gap of more than [`MAX_GAP`].
+/// A silent lane recovers once it has received packets for this long, with no gap of more than [`MAX_GAP`].
 const RECOVERY_TIME: Duration = Duration::from_secs(2);
 const MAX_GAP: Duration = Duration::from_millis(1500);
 
-/// One lane.
 #[derive(Debug, Default, Clone, Copy)]
 struct Watched {
-    /// It receives nothing.
+    /// Whether it receives nothing.
     rx_silent: bool,
-    /// Since when it receives packets again.
+    /// The time since which it receives packets again.
     recovering_since: Option<Time>,
     state: Option<LaneState>,
     via: Option<u8>,
@@ -37,31 +36,30 @@ struct Watched {
 #[derive(Debug)]
 pub struct LaneWatch {
     lanes: Vec<Watched>,
-    /// Since when there is an epoch with this number of lanes.
+    /// The time since which there is an epoch with this number of lanes.
     since: Option<(Time, u8)>,
 }
 
-/// What the watch goes by.
+/// The inputs of a decision.
 pub struct Observed<'a> {
     pub now: Time,
-    /// Whether an epoch is active.
     pub active: bool,
-    /// How many lanes both sides have.
+    /// The number of lanes that both sides have.
     pub agreed: u8,
-    /// When an authentic packet last came by each of our lanes; zero is never.
+    /// When an authentic packet last arrived on each of our lanes; zero is never.
     pub received_at: &'a [Time],
     /// The lanes on which the peer receives nothing.
     pub peer_rx_silent: LaneSet,
 }
 
-/// What changed.
+/// A change to apply and to report.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Change {
-    /// No packets pass by this lane any more.
+    /// The lane no longer carries packets.
     Silent(u8),
-    /// They pass again.
+    /// The lane carries packets again.
     Recovered(u8),
-    /// The lane's flows go by another one, or by itself.
+    /// Another lane carries this lane's flows; with `None`, the lane itself does.
     Reroute(u8, Option<u8>),
 }
 
@@ -70,17 +68,17 @@ impl LaneWatch {
         Self { lanes: vec![Watched::default(); lanes.into()], since: None }
     }
 
-    /// Whether packets pass by a lane; `None` where that isn't known, or the peer hasn't that lane.
+    /// Whether a lane carries packets; `None` if that isn't known, or if the peer doesn't have that lane.
     pub fn state(&self, lane: u8) -> Option<LaneState> {
         self.lanes.get(usize::from(lane))?.state
     }
 
-    /// The lane by which this one's flows go, if not by itself.
+    /// Returns the lane that carries this one's flows, if that is another one.
     pub fn via(&self, lane: u8) -> Option<u8> {
         self.lanes.get(usize::from(lane))?.via
     }
 
-    /// The lanes on which this side receives nothing.
+    /// Returns the lanes on which this side receives nothing.
     pub fn rx_silent(&self) -> LaneSet {
         let mut set = LaneSet::default();
         let silent = (0u8..).zip(&self.lanes).filter(|(_, lane)| lane.rx_silent);
@@ -88,18 +86,18 @@ impl LaneWatch {
         set
     }
 
-    /// Takes what was observed since the last time.
+    /// Processes an observation and returns the changes.
     pub fn poll(&mut self, observed: &Observed<'_>) -> Vec<Change> {
         let mut changes = Vec::new();
         let own = u8::try_from(self.lanes.len()).unwrap_or(u8::MAX);
         let agreed = observed.agreed.clamp(1, own.max(1));
         if !observed.active {
-            // Without a key nothing can be received, so the lanes can't be judged.
+            // Without a key nothing can be received, so lanes can't be judged.
             self.since = None;
         } else if self.since.is_none_or(|(_, lanes)| lanes != agreed) {
             self.since = Some((observed.now, agreed));
         }
-        // A single lane sends no keepalives by itself: the packets that begin each epoch show whether it
+        // A single lane sends no keepalives by itself: the packets at the start of each epoch show whether it
         // works.
         if let Some((since, _)) = self.since.filter(|_| agreed > 1) {
             self.poll_states(observed, agreed, since, &mut changes);
@@ -121,7 +119,7 @@ impl LaneWatch {
             let state = match (silent, *at > since) {
                 (true, _) => Some(LaneState::Silent),
                 (false, true) => Some(LaneState::Up),
-                // Nothing came yet, and it is not late.
+                // Nothing arrived yet, and it is not late.
                 (false, false) => lane.state.filter(|state| *state == LaneState::Up),
             };
             match (lane.state, state) {
@@ -135,13 +133,13 @@ impl LaneWatch {
         }
     }
 
-    /// Spreads the flows of lanes that can't carry them evenly over those that can.
+    /// Spreads the flows of lanes that can't carry packets evenly over those that can.
     fn reroute(&mut self, agreed: u8, changes: &mut Vec<Change>) {
         let good: Vec<u8> = (0u8..agreed).filter(|n| self.state(*n) != Some(LaneState::Silent)).collect();
         for (number, lane) in (0u8..).zip(&mut self.lanes) {
             let via = match (number < agreed && good.contains(&number), good.len()) {
                 (true, _) => None,
-                // All are silent: then none is better than another.
+                // All lanes are silent, so none is better than another.
                 (false, 0) if number < agreed => None,
                 (false, 0) => Some(number % agreed),
                 (false, n) => Some(good[usize::from(number) % n]),

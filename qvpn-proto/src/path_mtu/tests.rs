@@ -1,4 +1,4 @@
-//! The search on a path with a size, a round trip and losses, and call by call.
+//! The search on a simulated path with a maximum size, a round trip and losses, and call by call.
 
 use rand_chacha::ChaCha20Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
@@ -8,14 +8,14 @@ use super::*;
 const MS: Duration = Duration::from_millis(1);
 const S: Duration = Duration::from_secs(1);
 
-/// A path with a size, a round trip and losses, on a virtual clock.
+/// A path with a maximum size, a round trip and losses, on a virtual clock.
 struct World {
     search: PathMtu,
     now: Time,
-    /// The largest that passes; 0 lets nothing pass.
+    /// The largest size that passes; with 0, nothing passes.
     path: u16,
     round_trip: Duration,
-    /// Per mille, of probes and their answers together.
+    /// Losses in per mille, of probes and their acknowledgements together.
     loss: u32,
     busy: bool,
     rng: ChaCha20Rng,
@@ -122,7 +122,7 @@ fn losses_do_not_make_it_small() {
         let small: Vec<_> = world.changes.iter().filter(|(_, mtu)| *mtu < 1420).collect();
         assert!(small.len() <= 4, "seed {seed}: {small:?}");
         assert_eq!(world.mtu(), 1420, "seed {seed}: {:?}", world.changes);
-        // And a narrow path is found through them.
+        // The search also finds a narrow path despite the losses.
         world.path = 1300;
         world.run(S * 60);
         assert_eq!(world.mtu(), 1296, "seed {seed}: {:?}", world.changes);
@@ -172,14 +172,14 @@ fn it_costs_little() {
     }
 }
 
-/// A search amid its life, which next does nothing for an hour.
+/// A search with this size in use, which has nothing to do for an hour.
 fn search(mtu: u16, now: Time) -> PathMtu {
     PathMtu { mtu, round: None, check_at: now + S * 3600, raise_at: Some(now + S * 3600), active: false }
 }
 
 const NOW: Time = Time::from_nanos(50_000_000_000);
 
-/// What is probed now; a probe's ID is its size.
+/// Sends the due probes and returns their sizes. A probe's ID is its size.
 fn probe(search: &mut PathMtu, now: Time, round_trip: Option<Duration>) -> Vec<u16> {
     let sizes = search.due(now, round_trip);
     for size in &sizes {
@@ -235,8 +235,8 @@ fn larger_sizes_alone_are_tried_each_once_until_one_passes() {
 
 #[test]
 fn what_does_not_pass_is_given_up_after_so_many_rounds() {
-    // The size in use, whether larger ones are tried, whether the small one passes; rounds, and the size
-    // then.
+    // The size in use, whether larger sizes are probed, whether the small probe passes; then the number of
+    // rounds and the resulting size.
     for (mtu, peek, small, rounds, then) in [
         (MIN_PATH_MTU, false, true, MAX_FAILED_ROUNDS, MIN_PATH_MTU),
         (MIN_PATH_MTU, false, false, 2 * MAX_FAILED_ROUNDS, MIN_PATH_MTU),

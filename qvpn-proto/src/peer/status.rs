@@ -1,4 +1,4 @@
-//! The status of a peer: its state, why it is so, and what to do.
+//! The status of a peer: its state, the reason, and what to do.
 
 use std::time::Duration;
 
@@ -17,10 +17,10 @@ use crate::session::control_session::CLOCK_SET_BACK;
 use crate::supply::Supply;
 use crate::view::{ControlDrops, PeerState, PeerView};
 
-/// Handshakes without an answer after which the reason says what to compare.
+/// The number of unanswered handshakes after which the reason says what to compare.
 const UNANSWERED_HANDSHAKES: u32 = 3;
 
-/// What the status is made of.
+/// The inputs of the status.
 pub struct Status<'a> {
     pub ctx: Context<'a>,
     pub path: &'a ControlPath,
@@ -54,7 +54,7 @@ impl Status<'_> {
         self.agreement().map_or(self.config().rekey_interval, |a| a.interval)
     }
 
-    /// The agreed number of lanes, or ours before it is agreed.
+    /// Returns the agreed number of lanes, or ours before there is an agreement.
     pub fn agreed_lanes(&self) -> u8 {
         self.agreement().map_or(self.config().lanes, |a| a.lanes)
     }
@@ -63,7 +63,7 @@ impl Status<'_> {
         self.role.supply_fault().map(|fault| fault.text.as_str())
     }
 
-    /// Only a QKD key is enough, and no source of this site gives one.
+    /// Whether QKD is required and no source of this site provides it.
     fn lacks_source(&self) -> bool {
         self.ctx.qkd_only() && !self.config().qkd_source
     }
@@ -74,7 +74,7 @@ impl Status<'_> {
                 let lacks = self.config().policy == QkdPolicy::Preferred || active.chain_lost;
                 if !active.sources.qkd && lacks { PeerState::Degraded } else { PeerState::Up }
             }
-            // Before the first epoch, waiting is no alarm until something is wrong.
+            // Before the first epoch, waiting is not reported as blocked until something is wrong.
             None if self.epochs.had_epoch
                 || self.ctx.hellos.refusal.is_some()
                 || self.lacks_source()
@@ -90,13 +90,14 @@ impl Status<'_> {
         if let Some(refusal) = &self.ctx.hellos.refusal {
             return Some(refusal.detail.clone());
         }
-        // This matters while traffic flows too: after the next restart only a handshake from here helps.
+        // This matters while traffic flows too: after the next restart, only a handshake from this side
+        // helps.
         if self.path.is_stale(self.now()) {
             return Some(CLOCK_SET_BACK.to_owned());
         }
         match self.state() {
             PeerState::Up => {
-                // All is well still, but it will not stay so.
+                // The peer is still up, but the stock runs out.
                 let stopped = self.supply.stopped()?;
                 let lasts = self.supply.lasts(self.interval(), self.now()).as_secs();
                 Some(format!("the QKD supply stopped ({stopped}); the keys in stock last {lasts} s"))

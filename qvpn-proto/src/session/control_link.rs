@@ -1,6 +1,6 @@
-//! The control session: a trait, and its implementation on boringtun's `Tunn` (Noise_IKpsk2 as WireGuard runs
-//! it). boringtun reads the clock and the system's randomness itself, so it stands behind the trait and the
-//! rest is tested without it.
+//! The control session: a trait, and its implementation on boringtun's `Tunn` (Noise_IKpsk2, as WireGuard
+//! uses it). boringtun reads the clock and the system's randomness itself. The trait lets all other code be
+//! tested without it.
 
 use std::collections::VecDeque;
 use std::net::IpAddr;
@@ -22,53 +22,52 @@ use crate::wire::limits::MAX_PROBE;
 pub struct LinkOutput {
     /// Datagrams to send to the peer.
     pub datagrams: Vec<Vec<u8>>,
-    /// Packets that came out of a session.
+    /// Packets that the session delivered.
     pub packets: Vec<Vec<u8>>,
-    /// The number of that session, which is higher than those of all earlier ones.
+    /// The number of that session, higher than those of all earlier ones.
     pub session: u64,
-    /// The peer's key made the datagram, and it is not repeated. Never set for an initiation.
+    /// Whether the datagram was made with the peer's key and is not repeated. Never set for an initiation.
     pub authenticated: bool,
-    /// A new session is in use.
+    /// Whether a new session is in use.
     pub new_session: bool,
-    /// The peer answered our initiation.
+    /// Whether the peer answered our initiation.
     pub answered: bool,
-    /// The session expired and was reset.
+    /// Whether the session expired and was reset.
     pub expired: bool,
-    /// The peer's key made a handshake initiation whose time is not later than that of an earlier one: it is
-    /// repeated, or the peer's clock was set back.
+    /// Whether the peer's key made a handshake initiation whose time is not later than that of an earlier
+    /// one: it is repeated, or the peer's clock was set back.
     pub stale_start: bool,
-    /// The datagram was dropped: it is not authentic, not for a session in use, or repeated.
+    /// Whether the datagram was dropped: it is not authentic, not for a session in use, or repeated.
     pub dropped: bool,
 }
 
 /// A session that authenticates the peer by its X25519 key and carries small packets.
 pub trait ControlLink {
-    /// Takes a datagram that [`Demux::sort`](crate::session::Demux::sort) gave to this peer.
+    /// Processes a datagram that [`Demux::classify`](crate::session::Demux::classify) assigned to this peer.
     fn receive(&mut self, from: IpAddr, datagram: &[u8]) -> LinkOutput;
     /// Seals a packet of at most [`MAX_PROBE`] bytes; `None` without a session.
     fn send(&mut self, packet: &[u8]) -> Option<Vec<u8>>;
-    /// The first message of a new handshake, also while another one is under way.
+    /// Returns a handshake initiation, also while another handshake is under way.
     fn start(&mut self) -> Option<Vec<u8>>;
-    /// To be called every 250 ms.
+    /// Runs the session's timers. Call it every 250 ms.
     fn tick(&mut self) -> LinkOutput;
-    /// Since the handshake of the session in use; `None` without one.
+    /// Returns the time since the handshake of the session in use; `None` without one.
     fn session_age(&self) -> Option<Duration>;
     /// Forgets all sessions.
     fn reset(&mut self);
 }
 
-/// The control session on boringtun.
 pub struct WireGuardLink {
     tunn: Tunn,
     local: Arc<SecretIdentity>,
     remote: [u8; 32],
     number: PeerNumber,
     limiter: Arc<RateLimiter>,
-    /// We answered a handshake. The session with this receiver index is in use once the peer sends in it.
+    /// The receiver index of the session that we answered. It is in use once the peer sends in it.
     answered: Option<u32>,
-    /// The peer has spoken in a session since the last reset.
+    /// Whether the peer has sent in a session since the last reset.
     met: bool,
-    /// The sessions that the `Tunn` may still know, by our receiver index, with their numbers.
+    /// The sessions that the `Tunn` may still hold, by our receiver index, with their numbers.
     sessions: VecDeque<(u32, u64)>,
     made: u64,
 }
@@ -77,10 +76,10 @@ pub struct WireGuardLink {
 const SESSIONS: usize = 8;
 
 impl WireGuardLink {
-    /// A session with `remote`, whose receiver indices hold `number`.
+    /// Creates a session with `remote` whose receiver indices contain `number`.
     #[must_use]
     pub fn new(local: Arc<SecretIdentity>, remote: &PublicIdentity, number: PeerNumber) -> Self {
-        // It limits nothing: the `HandshakeLimiter` does, for all sessions together.
+        // This limiter limits nothing: the `HandshakeLimiter` does, for all sessions together.
         let limiter = Arc::new(RateLimiter::new(&PublicKey::from(*local.public().x25519()), u64::MAX));
         let tunn = tunn(&local, remote.x25519(), number, &limiter);
         let remote = *remote.x25519();
@@ -96,16 +95,17 @@ impl WireGuardLink {
         self.sessions.push_back((index, self.made));
     }
 
-    /// Notes which session `datagram` belongs to, and whether one came into use by it.
+    /// Records which session `datagram` belongs to, and whether it brought one into use.
     fn follow_sessions(&mut self, datagram: &[u8], out: &mut LinkOutput) {
-        // Our response to an initiation, which may be an old one: a session that was reset has forgotten the
-        // time of the last. What the peer sends in the new session proves that the initiation is fresh.
+        // This is our response to an initiation, which may be an old one: a session that was reset has
+        // forgotten the time of the last one. What the peer sends in the new session proves that the
+        // initiation is fresh.
         let answer = out.datagrams.first().filter(|d| d.first() == Some(&2));
         if let Some(index) = answer.and_then(|answer| field(answer, 4)) {
             self.made(index);
             self.answered = Some(index);
         } else if out.new_session {
-            // The peer's response to our start.
+            // The peer's response to our initiation.
             out.answered = true;
             if let Some(index) = field(datagram, 8) {
                 self.made(index);
@@ -124,12 +124,12 @@ impl WireGuardLink {
     }
 }
 
-/// A number in a datagram's header.
+/// Returns a number in a datagram's header.
 fn field(datagram: &[u8], at: usize) -> Option<u32> {
     datagram.get(at..at + 4)?.first_chunk().map(|bytes| u32::from_le_bytes(*bytes))
 }
 
-/// The session's own PSK stays unused, since its `Debug` would print it; ours goes into the key schedule.
+/// The session's own PSK stays unused, since its `Debug` would print it. Our PSK goes into the key schedule.
 fn tunn(local: &SecretIdentity, remote: &[u8; 32], number: PeerNumber, limiter: &Arc<RateLimiter>) -> Tunn {
     with_scrubbed_stack(|| {
         let secret = StaticSecret::from(*local.x25519().expose());
@@ -137,7 +137,7 @@ fn tunn(local: &SecretIdentity, remote: &[u8; 32], number: PeerNumber, limiter: 
     })
 }
 
-/// Sorts one result into `out`; whether there may be more to come.
+/// Adds one result to `out`. Returns whether more results may follow.
 fn take(result: TunnResult<'_>, out: &mut LinkOutput) -> bool {
     match result {
         TunnResult::WriteToNetwork(datagram) => {
@@ -187,7 +187,7 @@ impl ControlLink for WireGuardLink {
     }
 
     fn send(&mut self, packet: &[u8]) -> Option<Vec<u8>> {
-        // Without a session boringtun would queue the packet; our messages repeat themselves.
+        // Without a session, boringtun would queue the packet. Our messages are retransmitted anyway.
         self.session_age()?;
         let mut buffer = [0u8; MAX_PROBE + 64];
         if packet.len() > MAX_PROBE {
@@ -222,7 +222,7 @@ impl ControlLink for WireGuardLink {
     }
 
     fn session_age(&self) -> Option<Duration> {
-        // boringtun may take a session that the peer never spoke in for the one in use.
+        // boringtun may consider a session in use in which the peer never sent anything.
         self.tunn.time_since_last_handshake().filter(|_| self.met)
     }
 

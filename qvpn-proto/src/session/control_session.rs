@@ -1,5 +1,5 @@
-//! The control session of one peer: starts handshakes, follows the peer's address, pings a silent peer, and
-//! measures the path.
+//! The control session of one peer: initiates handshakes, follows the peer's address, pings a silent peer,
+//! and measures the path.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -21,17 +21,17 @@ use crate::wire::MessageType;
 const RESPONDER_WAIT: Duration = Duration::from_secs(1);
 const LINK_TICK_INTERVAL: Duration = Duration::from_millis(250);
 
-/// What people read when the peer's clock was set back.
+/// The status text while the peer's clock is set back.
 pub const CLOCK_SET_BACK: &str = "its handshakes carry a time before that of an earlier one, so they count as repetitions: its clock was set back; set it right (if it is right, somebody repeats old handshakes). Handshakes are started from here instead";
 
-/// What came of a datagram.
+/// The result of a datagram.
 pub struct SessionInput {
-    /// The number of the session that the packets came in.
+    /// The number of the session in which the packets arrived.
     pub session: u64,
     pub packets: Vec<Vec<u8>>,
-    /// A new session is in use.
+    /// Whether a new session is in use.
     pub new_session: bool,
-    /// A lost peer answered at this endpoint, so the lanes send there.
+    /// The endpoint at which a lost peer answered; the lanes then send there.
     pub found_at: Option<SocketAddr>,
 }
 
@@ -40,11 +40,11 @@ pub struct ControlSession<L> {
     link: L,
     pub path: ControlPath,
     pub liveness: Liveness,
-    /// The search for the path's MTU, where it is wanted.
+    /// The search for the path's MTU, if it is enabled.
     path_mtu: Option<PathMtu>,
 }
 
-/// How long a role waits before its first handshake.
+/// Returns the delay of a role's first handshake.
 fn first_wait(role: Role) -> Duration {
     match role {
         Role::Initiator => Duration::ZERO,
@@ -59,7 +59,7 @@ impl<L: ControlLink> ControlSession<L> {
         Self { link, path: ControlPath::new(config.endpoint), liveness: Liveness::new(now), path_mtu: None }
     }
 
-    /// Since the handshake of the session in use; `None` without one.
+    /// Returns the time since the handshake of the session in use; `None` without one.
     pub fn age(&self) -> Option<Duration> {
         self.link.session_age()
     }
@@ -88,8 +88,7 @@ impl<L: ControlLink> ControlSession<L> {
             }
         }
         let LinkOutput { datagrams, packets, session, new_session, answered, stale_start, .. } = output;
-        // Replies go back to where the datagram came from, even a cookie to a sender that is not
-        // authenticated yet.
+        // Replies return to the datagram's source, even a cookie to a sender that is not authenticated yet.
         datagrams.into_iter().for_each(|datagram| out.transmit(from, datagram));
         if stale_start {
             self.answer_stale_initiation(now, out);
@@ -99,7 +98,8 @@ impl<L: ControlLink> ControlSession<L> {
             out.timers.set(Timer::Handshake, None);
             self.path_used(now);
         }
-        // A peer that calls us while we call it is where its handshake came from, which need not be there.
+        // If both sides initiate at once, the peer's endpoint is the source of its handshake, which may not
+        // be the endpoint that we called.
         let called = if new_session { self.path.take_called() } else { None };
         let found_at = called.filter(|_| lost && answered);
         SessionInput { session, packets, new_session, found_at }
@@ -109,10 +109,10 @@ impl<L: ControlLink> ControlSession<L> {
         now.since(self.liveness.silent_since()) >= PING_AFTER
     }
 
-    /// The handshakes of a silent peer whose clock was set back are refused, so only a handshake of ours
-    /// helps, which carries our time. While the peer is heard, the initiation was a repetition. An attacker
-    /// who repeats old ones makes us send one handshake in five seconds to the endpoint that we know, which
-    /// does no harm.
+    /// Initiates a handshake when the initiations of a silent peer are refused because its clock was set
+    /// back: only our handshake helps then, since it carries our time. While packets of the peer arrive, the
+    /// initiation was a replay. An attacker who replays old initiations makes us send one handshake every
+    /// five seconds to the endpoint that we know, which does no harm.
     fn answer_stale_initiation(&mut self, now: Time, out: &mut Outbox) {
         if !self.is_silent(now) || !self.path.on_stale_initiation(now) {
             return;
@@ -169,7 +169,7 @@ impl<L: ControlLink> ControlSession<L> {
         }
     }
 
-    /// The config or the data path says where the peer is.
+    /// Sets the peer's endpoint, as the config or the data path names it.
     pub fn set_endpoint(&mut self, endpoint: SocketAddr, now: Time) -> bool {
         let moved = self.path.set_endpoint(endpoint);
         if moved {
@@ -178,13 +178,13 @@ impl<L: ControlLink> ControlSession<L> {
         moved
     }
 
-    /// The config names another endpoint.
+    /// Sets another endpoint from the config.
     pub fn reconfigure_endpoint(&mut self, endpoint: SocketAddr, now: Time) {
         self.path.endpoint = Some(endpoint);
         self.path_moved(now);
     }
 
-    /// Sends what is due through the session.
+    /// Sends due packets through the session.
     pub fn flush(&mut self, now: Time, out: &mut Outbox) {
         let Some(to) = self.path.endpoint else { return };
         if !self.is_up() {
@@ -199,7 +199,7 @@ impl<L: ControlLink> ControlSession<L> {
         }
     }
 
-    /// Begins to measure the path's MTU, or ends that.
+    /// Starts or stops the measurement of the path's MTU.
     pub fn measure_path(&mut self, measure: bool, now: Time, out: &mut Outbox) {
         match (measure, &self.path_mtu) {
             (true, None) => self.path_mtu = Some(PathMtu::new(now)),
@@ -217,14 +217,14 @@ impl<L: ControlLink> ControlSession<L> {
         }
     }
 
-    /// Packets are sent over the path.
+    /// Records that packets are sent over the path.
     pub fn path_used(&mut self, now: Time) {
         if let Some(path_mtu) = &mut self.path_mtu {
             path_mtu.sent(now);
         }
     }
 
-    /// Takes acknowledgements of probes, sends those that are due, and reports a changed MTU.
+    /// Processes acknowledged probes, sends due ones, and reports a changed MTU.
     pub fn poll_path_mtu(&mut self, now: Time, out: &mut Outbox, rng: &mut dyn CryptoRng) {
         let ready = self.is_up() && self.path.endpoint.is_some();
         let Some(path_mtu) = &mut self.path_mtu else { return };
@@ -232,7 +232,7 @@ impl<L: ControlLink> ControlSession<L> {
         while let Some(id) = out.channel.take_passed() {
             path_mtu.acknowledged(&id, now);
         }
-        // Without a session no probe can be sent; the next session calls again.
+        // Without a session no probe can be sent. The next session calls this function again.
         if ready {
             for size in path_mtu.due(now, out.channel.round_trip()) {
                 let id = out.channel.probe(size.into(), rng);

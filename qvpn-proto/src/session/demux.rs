@@ -1,5 +1,5 @@
-//! Finds the peer of each datagram for a control session, and has the limiter ask unknown sources for a
-//! cookie under load.
+//! Finds the peer of each datagram for a control session. Under load, it answers handshake messages without a
+//! valid cookie with a cookie reply.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -15,19 +15,19 @@ use qvpn_types::{PeerNumber, Time};
 
 use super::limiter::HandshakeLimiter;
 
-/// Where a datagram belongs.
+/// The destination of a datagram.
 #[derive(Debug, PartialEq, Eq)]
 pub enum DatagramClass {
-    /// To the session of the peer with this number.
+    /// The session of the peer with this number.
     Peer(PeerNumber),
-    /// The first message of a handshake, by the holder of this X25519 key.
+    /// A handshake initiation by the holder of this X25519 key.
     Handshake {
-        /// The static key that the sender claims; the session authenticates it.
+        /// The static key that the sender claims. The session authenticates it.
         x25519: [u8; 32],
     },
-    /// A cookie reply, to be sent back.
+    /// A cookie reply, to send back to the source.
     Reply(Vec<u8>),
-    /// Not a message of a control session, or not made for our key.
+    /// Not a message of a control session, or not addressed to our key.
     Malformed,
 }
 
@@ -38,14 +38,14 @@ pub struct Demux {
 }
 
 impl Demux {
-    /// For a daemon with `peers` peers. Without a cookie, it admits ten handshakes a second for each peer.
+    /// Creates a demux for `peers` peers. It admits ten handshakes a second per peer without a cookie.
     #[must_use]
     pub fn new(local: Arc<SecretIdentity>, peers: usize, rng: &mut impl CryptoRng) -> Self {
         let limiter = Arc::new(HandshakeLimiter::new(local.public(), peers, rng));
         Self { local, limiter }
     }
 
-    /// For the lanes, which ask it before they queue a message.
+    /// Returns the limiter, which lanes call before they queue a message.
     #[must_use]
     pub fn limiter(&self) -> Arc<HandshakeLimiter> {
         Arc::clone(&self.limiter)
@@ -55,7 +55,7 @@ impl Demux {
         PublicKey::from(*self.local.public().x25519())
     }
 
-    /// Says which peer a datagram belongs to. The [`HandshakeLimiter`] has admitted it.
+    /// Finds the peer of a datagram that the [`HandshakeLimiter`] has admitted.
     #[must_use]
     pub fn classify(
         &self,
@@ -91,8 +91,8 @@ impl Demux {
     }
 }
 
-/// The peer's number in a receiver index of a control session; `None` for a data session's, which has the top
-/// bit set.
+/// Returns the peer's number in a control session's receiver index; `None` for a data session's index, which
+/// has the top bit set.
 #[must_use]
 pub fn peer_of_control_index(index: u32) -> Option<PeerNumber> {
     u16::try_from(index >> 8).ok().filter(|n| *n < crate::wire::limits::MAX_PEERS).map(PeerNumber)

@@ -19,37 +19,37 @@ use qvpn_types::Time;
 
 /// How long the limiter stays under load after too many messages.
 const UNDER_LOAD_HOLD: Duration = Duration::from_secs(1);
-/// The longest validity of a cookie.
+/// The maximum validity of a cookie.
 const COOKIE_LIFE: Duration = Duration::from_secs(120);
-/// Under load: messages with a valid cookie from one source, as in the kernel's WireGuard.
+/// Under load: the rate of messages with a valid cookie from one source, as in the kernel's WireGuard.
 const VALID_COOKIE_RATE: Rate = Rate { a_second: 20, burst: 5 };
-/// Under load: messages without a valid cookie from one source that always get a cookie reply.
+/// Under load: the rate of messages without a valid cookie from one source that always get a cookie reply.
 const COOKIE_REPLY_RATE: Rate = Rate { a_second: 1, burst: 3 };
-/// Under load: further messages without a valid cookie from unknown sources. A message without a token costs
-/// no hash.
+/// Under load: the rate of further messages without a valid cookie from unknown sources. A message without a
+/// token costs no hash.
 const UNKNOWN_SOURCE_RATE: Rate = Rate { a_second: 1_000, burst: 20 };
-/// Under load: further messages without a valid cookie from addresses of peers, which anybody can forge. The
-/// rate is high enough that the peer itself soon gets a cookie.
+/// Under load: the rate of further messages without a valid cookie from peers' addresses, which anybody can
+/// forge. It is high enough that the peer itself soon gets a cookie.
 const PEER_SOURCE_RATE: Rate = Rate { a_second: 20_000, burst: 200 };
 
-/// Other datagrams from one unknown source, such as a peer that roamed.
+/// The rate of other datagrams from one unknown source, such as a peer that roamed.
 const ROAMED_SOURCE_RATE: Rate = Rate { a_second: 10, burst: 20 };
-/// Other datagrams from all unknown sources together.
+/// The rate of other datagrams from all unknown sources together.
 const ROAMED_TOTAL_RATE: Rate = Rate { a_second: 2_000, burst: 200 };
 
-/// Bytes of mac1 and of mac2, at the end of a handshake message.
+/// Length in bytes of mac1 and of mac2, at the end of a handshake message.
 const MAC_BYTES: usize = 16;
 
-/// What a lane does with a datagram for a control session.
+/// The decision on a datagram for a control session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Admission {
-    /// Queues it.
+    /// The lane queues it.
     Admitted,
-    /// Drops it: a handshake message of a wrong length, or not made for our key.
+    /// The lane drops it: a handshake message of a wrong length, or not addressed to our key.
     Malformed,
-    /// Drops it: a handshake message without a valid cookie, and there are too many to answer.
+    /// The lane drops it: a handshake message without a valid cookie while there are too many to answer.
     NoCookie,
-    /// Drops it: unknown sources send too many.
+    /// The lane drops it: unknown sources send too many datagrams.
     TooMany,
 }
 
@@ -57,20 +57,22 @@ pub enum Admission {
 pub struct HandshakeLimiter {
     mac1_key: [u8; 32],
     cookie_key: [u8; 32],
-    /// Makes cookies while the daemon runs. An attacker who learns it can only get handshakes admitted.
+    /// The key of all cookies while the daemon runs. An attacker who learns it can only get handshakes
+    /// admitted.
     secret: Secret<32>,
-    /// Messages a second that are admitted without a cookie.
+    /// The number of messages a second that are admitted without a cookie.
     limit: u64,
-    /// For initiations, and for responses to ours: a flood of initiations doesn't delay our own handshakes.
+    /// One class for initiations, one for responses to ours: a flood of initiations doesn't delay our own
+    /// handshakes.
     classes: [MessageClass; 2],
-    /// For other datagrams of unknown sources: a bucket for all, and one for each source.
+    /// The buckets for other datagrams of unknown sources: one for all, and one for each source.
     roamed: Mutex<(Bucket, BySource)>,
 }
 
-/// The counts of one type of messages.
+/// The state of one type of handshake messages.
 struct MessageClass {
-    /// The end of the load, in nanoseconds. It is outside the lock because the daemon's thread reads it, and
-    /// must not hold a lock that a lane waits for.
+    /// When the load ends, in nanoseconds. It is outside the lock because the daemon's thread reads it, and
+    /// that thread must not hold a lock that a lane waits for.
     under_load_until: AtomicU64,
     buckets: Mutex<Buckets>,
 }
@@ -95,7 +97,7 @@ impl MessageClass {
         Self { under_load_until: AtomicU64::new(0), buckets: Mutex::new(buckets) }
     }
 
-    /// Too many messages came.
+    /// Puts this class under load, since too many messages arrived.
     fn set_under_load(&self, now: Time) {
         self.under_load_until.store((now + UNDER_LOAD_HOLD).as_nanos(), Ordering::Relaxed);
     }
@@ -117,8 +119,8 @@ impl HandshakeLimiter {
         }
     }
 
-    /// Whether a datagram is admitted. `is_peer` says whether a peer has its source address. Call it once for
-    /// each datagram.
+    /// Decides whether a datagram is admitted. `is_peer` says whether its source address belongs to a peer.
+    /// Call it once for each datagram.
     pub fn admit(
         &self,
         datagram: &[u8],
@@ -137,7 +139,7 @@ impl HandshakeLimiter {
         self.admit_handshake(&message, from, now, is_peer)
     }
 
-    /// A cookie reply, or a packet of a session.
+    /// Decides on a datagram that is no handshake message: a cookie reply, or a packet of a session.
     fn admit_roamed(&self, from: SocketAddr, now: Time) -> bool {
         let mut others = self.roamed.lock().unwrap_or_else(PoisonError::into_inner);
         let (all, sources) = &mut *others;
@@ -162,7 +164,7 @@ impl HandshakeLimiter {
             if is_peer() {
                 (rest, rest_rate) = (peer_sources, PEER_SOURCE_RATE);
             } else if !rest.has(now, UNKNOWN_SOURCE_RATE) && !all.has(now, limit) {
-                // The bulk of a flood.
+                // Most messages of a flood end here.
                 class.set_under_load(now);
                 return Admission::NoCookie;
             }
@@ -183,12 +185,12 @@ impl HandshakeLimiter {
         if admitted { Admission::Admitted } else { Admission::NoCookie }
     }
 
-    /// Whether it is a handshake message whose mac1 is made for our key.
+    /// Whether this is a handshake message whose mac1 is made for our key.
     pub(super) fn is_addressed_to_us(&self, datagram: &[u8]) -> bool {
         Message::of(datagram).is_some_and(|message| self.mac1_valid(&message))
     }
 
-    /// The cookie reply to a message that lacks a proof under load.
+    /// Returns the cookie reply to a message without a valid cookie under load.
     pub(super) fn cookie_reply_if_needed(
         &self,
         datagram: &[u8],
@@ -210,14 +212,14 @@ impl HandshakeLimiter {
         keyed(&self.mac1_key, &[message.body]).is(message.mac1)
     }
 
-    /// Whether mac2 is made with the cookie of this address.
+    /// Whether mac2 is made with the cookie of this source.
     fn cookie_valid(&self, message: &Message<'_>, from: SocketAddr, now: Time) -> bool {
-        // Most messages of a flood have none; this saves the hashes.
+        // Most messages of a flood have no mac2. This check saves the hashes.
         !message.has_no_cookie()
             && keyed(&self.cookie(from, now), &[message.body, message.mac1]).is(message.mac2)
     }
 
-    /// `MAC(a secret that changes every two minutes, address and port)`.
+    /// Returns `MAC(secret, number of the 120 s period ‖ address ‖ port)`.
     fn cookie(&self, from: SocketAddr, now: Time) -> [u8; MAC_BYTES] {
         let age = now.as_nanos() / u64::try_from(COOKIE_LIFE.as_nanos()).unwrap_or(u64::MAX);
         let ip = match from.ip() {
@@ -230,7 +232,8 @@ impl HandshakeLimiter {
             .into()
     }
 
-    /// Type 3, the sender's index, a nonce, and the cookie sealed to the sender of that mac1.
+    /// Returns a cookie reply: type 3, the sender's index, a nonce, and the cookie, encrypted with mac1 as
+    /// associated data.
     fn cookie_reply(
         &self,
         message: &Message<'_>,
@@ -247,11 +250,11 @@ impl HandshakeLimiter {
     }
 }
 
-/// A MAC_BYTES that is not finished yet.
+/// A MAC that is not finished yet.
 struct Keyed(Blake2sMac<U16>);
 
 impl Keyed {
-    /// In constant time.
+    /// Compares in constant time.
     fn is(self, mac: &[u8]) -> bool {
         self.0.verify_slice(mac).is_ok()
     }
@@ -265,7 +268,7 @@ fn keyed(key: &[u8], parts: &[&[u8]]) -> Keyed {
     Keyed(mac)
 }
 
-/// `HASH(label ‖ public key)`, WireGuard paper section 5.4.4.
+/// Returns `HASH(label ‖ public key)`, WireGuard paper section 5.4.4.
 fn labelled(label: &[u8; 8], public: &PublicIdentity) -> [u8; 32] {
     let mut hash = Blake2s256::default();
     hash.update(label);
@@ -273,17 +276,17 @@ fn labelled(label: &[u8; 8], public: &PublicIdentity) -> [u8; 32] {
     hash.finalize_fixed().into()
 }
 
-/// A handshake message in its parts.
+/// The fields of a handshake message.
 struct Message<'a> {
     is_initiation: bool,
-    /// All before mac1.
+    /// Everything before mac1.
     body: &'a [u8],
     mac1: &'a [u8],
     mac2: &'a [u8],
 }
 
 impl<'a> Message<'a> {
-    /// `None` if it has not the length of its type.
+    /// Returns `None` if the length is wrong for the type.
     fn of(datagram: &'a [u8]) -> Option<Self> {
         let (is_initiation, length) = match datagram.first_chunk() {
             Some([1, 0, 0, 0]) => (true, 148),

@@ -1,4 +1,4 @@
-//! Token buckets: how often something may happen, one for all and one for each source address.
+//! Token buckets that limit a rate, one for all sources together and one for each source address.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -6,28 +6,28 @@ use rand_core::CryptoRng;
 
 use qvpn_types::Time;
 
-/// How often something may happen, and how many times at once.
+/// A rate and a burst.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Rate {
-    /// Times a second; not 0.
+    /// Tokens a second; not 0.
     pub(super) a_second: u64,
-    /// At once, after a pause; not 0.
+    /// The maximum number of tokens at once; not 0.
     pub(super) burst: u64,
 }
 
 impl Rate {
-    /// Nanoseconds for a token.
+    /// Returns the nanoseconds for one token.
     fn every(self) -> u64 {
         1_000_000_000 / self.a_second
     }
 }
 
-/// A bucket, as the moment at which it will be full again.
+/// A bucket, stored as the time at which it is full again.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Bucket(u64);
 
 impl Bucket {
-    /// One that gives nothing for long before then.
+    /// Returns a bucket that is full at this time and gives nothing for long before.
     #[cfg(test)]
     pub(super) fn full_at(time: Time) -> Self {
         Self(time.as_nanos())
@@ -38,7 +38,7 @@ impl Bucket {
         self.0.saturating_sub(now.as_nanos()) <= rate.every() * (rate.burst - 1)
     }
 
-    /// Takes a token, if there is one.
+    /// Takes a token. Returns whether there was one.
     pub(super) fn take(&mut self, now: Time, rate: Rate) -> bool {
         let has = self.has(now, rate);
         if has {
@@ -48,25 +48,25 @@ impl Bucket {
     }
 }
 
-/// As many buckets of source addresses, as a power of two. Addresses share one by chance.
+/// The base-2 logarithm of the number of buckets. Addresses may share a bucket by chance.
 const BITS: u32 = 10;
 
-/// A bucket for each source: an IPv4 address, or the /64 of an IPv6 one, of which anybody has as many as he
-/// likes.
+/// A bucket for each source: an IPv4 address, or the /64 of an IPv6 address, since anybody has any number of
+/// addresses in one.
 pub(super) struct BySource {
     buckets: Box<[Bucket]>,
-    /// Random, so that nobody can choose an address that shares the bucket of another.
+    /// Random, so that an attacker cannot choose an address that shares another one's bucket.
     factors: [u64; 2],
 }
 
 impl BySource {
     pub(super) fn new(rng: &mut impl CryptoRng) -> Self {
-        // Odd factors lose no bit of the address.
+        // A multiplication by an odd factor loses no bit of the address.
         let factors = [rng.next_u64() | 1, rng.next_u64() | 1];
         Self { buckets: vec![Bucket::default(); 1 << BITS].into(), factors }
     }
 
-    /// The bucket of an address: a multiply-shift hash of its two halves.
+    /// Returns the bucket of an address, by a multiply-shift hash of its two halves.
     pub(super) fn of(&mut self, from: SocketAddr) -> &mut Bucket {
         let net = match from.ip() {
             IpAddr::V4(ip) => u64::from(ip.to_bits()),

@@ -1,29 +1,29 @@
-//! The forecast of a stock: from the keys that came and went recently, when the last is used, and whether to
-//! report that now. Traffic continues until then and for the last epoch's age, so the report comes before
-//! traffic is affected.
+//! Forecasts how long a stock lasts from the recent numbers of received and used keys, and decides when to
+//! report that. After the last key is used, traffic continues for the last epoch's age, so the report comes
+//! before traffic is affected.
 
 use std::time::Duration;
 
 use super::fault::SupplyFault;
 use qvpn_types::Time;
 
-/// A shorter fault is not reported: after a restart, keys of the instance before are requested once in vain.
+/// A shorter fault is not reported: after a restart, one request for keys of the previous instance fails.
 const MIN_FAULT_DURATION: Duration = Duration::from_secs(2);
-/// The longest wait for a KME that lags, or for a source that reports nothing.
+/// The maximum wait for a KME that lags, or for a source that reports nothing.
 const MAX_LAG: Duration = Duration::from_secs(30);
-/// A stock that shrinks slowly is reported when it ends sooner than this.
+/// A stock that shrinks slowly is reported when it lasts less than this.
 const MAX_FORECAST: Duration = Duration::from_secs(3600);
-/// Intervals that must pass before a rate counts.
+/// The number of intervals after which a rate is measured.
 const MIN_RATE_INTERVALS: u32 = 3;
 
-/// What to report.
+/// The report to make.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// Nothing new.
+    /// Nothing has changed.
     Same,
-    /// The supply stopped or is too small, and why.
+    /// The supply stopped or is too small, with the reason.
     Stopped(String),
-    /// Keys come again.
+    /// Keys arrive again.
     Resumed,
 }
 
@@ -39,14 +39,14 @@ pub struct Budget {
 }
 
 impl Budget {
-    /// Nothing is known yet.
+    /// Returns a budget without any history.
     #[must_use]
     pub fn new(now: Time) -> Self {
         Self { full_at: now, gained_at: now, gained: 0, held: 0, most: 0, fault_since: None, stopped: false }
     }
 
-    /// Takes the state of the stock: `held` keys of `target`, one of which is used each `interval`. A side
-    /// that does not know the target takes the largest number so far.
+    /// Processes the state of the stock: `held` keys of `target`, one of which is used each `interval`. A
+    /// side that does not know the target uses the largest number so far.
     pub fn update(
         &mut self,
         held: usize,
@@ -74,7 +74,7 @@ impl Budget {
                 self.stopped = true;
                 Verdict::Stopped(why)
             }
-            // Not at the first key, or a trickle would be reported each time.
+            // The first key is not enough: a trickle would be reported each time.
             (true, None) if fault.is_none() && held > target / 2 => {
                 self.stopped = false;
                 Verdict::Resumed
@@ -83,7 +83,7 @@ impl Budget {
         }
     }
 
-    /// The peer can't be reached: until it can, missing keys say nothing about the supply.
+    /// Ignores missing keys while the peer can't be reached: they say nothing about the supply.
     pub fn pause(&mut self, now: Time) {
         (self.full_at, self.gained_at, self.gained, self.fault_since) = (now, now, 0, None);
     }
@@ -123,32 +123,32 @@ impl Budget {
         })
     }
 
-    /// How long the stock lasts if no key comes any more.
+    /// Returns how long the stock lasts if no more keys arrive.
     fn bare(&self, interval: Duration) -> Duration {
         interval.saturating_mul(u32::try_from(self.held).unwrap_or(u32::MAX))
     }
 
-    /// Since the stock was last full, fewer keys came than are used.
+    /// Whether fewer keys arrived than were used since the stock was last full.
     fn shrinks(&self, interval: Duration, now: Time) -> bool {
         now.since(self.full_at) >= interval * MIN_RATE_INTERVALS
             && interval.saturating_mul(self.gained) < now.since(self.full_at)
     }
 
-    /// How long the stock lasts at the recent supply; while the supply keeps up, how long it would last
-    /// without it.
+    /// Returns how long the stock lasts at the recent supply. While the supply keeps up, returns how long it
+    /// would last without it.
     #[must_use]
     pub fn lasts(&self, interval: Duration, now: Time) -> Duration {
         let bare = self.bare(interval);
         if !self.shrinks(interval, now) {
             return bare;
         }
-        // Keys are used at 1 / interval and gained at `gained` / seen: the stock falls by the difference.
+        // Keys are used at 1 / interval and gained at `gained` / seen. The stock falls by the difference.
         let seen = now.since(self.full_at);
         let short = seen.saturating_sub(interval.saturating_mul(self.gained));
         bare.mul_f64((seen.as_secs_f64() / short.as_secs_f64().max(0.001)).min(1e6))
     }
 
-    /// Whether a stop of the supply was reported, and its end not yet.
+    /// Whether a stop of the supply was reported and its end was not.
     #[must_use]
     pub fn stopped(&self) -> bool {
         self.stopped
@@ -199,7 +199,7 @@ mod tests {
             assert!(budget.stopped());
             budget
         };
-        // The first keys of many are no news yet, nor is half of them.
+        // The supply is not reported as resumed with the first of several keys, nor with half of them.
         let mut budget = down(0);
         assert_eq!(budget.update(2, Some(5), MINUTE, None, at(241)), Verdict::Same);
         assert_eq!(budget.update(3, Some(5), MINUTE, None, at(242)), Verdict::Resumed);
@@ -207,7 +207,7 @@ mod tests {
         assert_eq!(budget.update(3, Some(6), MINUTE, None, at(241)), Verdict::Same);
         assert_eq!(budget.update(4, Some(6), MINUTE, None, at(242)), Verdict::Resumed);
         assert!(!budget.stopped());
-        // One came, and the KME is down again before anything is missing for long.
+        // One key came, and the KME is down again before keys are missing for long.
         let mut budget = down(3);
         assert_eq!(budget.update(4, Some(5), MINUTE, Some(&hard()), at(241)), Verdict::Same);
         assert_eq!(budget.update(4, Some(5), MINUTE, None, at(241)), Verdict::Resumed);
@@ -236,7 +236,7 @@ mod tests {
             }
             assert_eq!(budget.update(5, Some(5), MINUTE, None, at + S * 20), Verdict::Same);
         }
-        // With a second of stock left there is no patience.
+        // With one second of stock left, the stop is reported early.
         let mut budget = Budget::new(START);
         budget.update(5, Some(5), S, None, START);
         budget.update(1, Some(5), S, Some(&lag), START + S);
@@ -249,7 +249,7 @@ mod tests {
         let (mut held, mut told, mut end) = (5usize, None, 0);
         for second in 1u32..3600 {
             let now = START + S * second;
-            // One key is used each minute, and one comes each 90 s while one is missing.
+            // One key is used each minute, and one arrives each 90 s while one is missing.
             held -= usize::from(second % 60 == 0);
             held = (held + usize::from(second % 90 == 45)).min(5);
             if let Verdict::Stopped(why) = budget.update(held, Some(5), MINUTE, None, now) {
@@ -271,15 +271,15 @@ mod tests {
     #[test]
     fn a_stock_that_keeps_up_lasts_as_long_as_its_keys_and_so_does_one_just_seen() {
         let at = |s| START + S * s;
-        // Three came in three minutes, in which three were used.
+        // Three keys arrived in three minutes, in which three were used.
         let mut budget = full();
         for (second, held) in [(20, 4), (40, 3), (60, 4), (80, 3), (120, 4), (140, 3), (180, 4)] {
             assert_eq!(budget.update(held, Some(5), MINUTE, None, at(second)), Verdict::Same);
         }
         assert_eq!(budget.lasts(MINUTE, at(180)), MINUTE * 4);
-        // A second later that is too few, by little.
+        // A second later, that is slightly too few.
         assert!(budget.lasts(MINUTE, at(181)) > MINUTE * 100);
-        // None came in two minutes, which says nothing yet.
+        // None arrived in two minutes, which says nothing yet.
         let mut budget = full();
         budget.update(3, Some(5), MINUTE, None, at(120));
         assert_eq!(budget.lasts(MINUTE, at(120)), MINUTE * 3);

@@ -1,13 +1,13 @@
-//! What can be wrong with the supply of keys.
+//! Faults of the key supply.
 
-/// What is wrong with the supply.
+/// A fault of the key supply.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SupplyFault {
-    /// In words.
+    /// The cause, for the operator.
     pub text: String,
-    /// A KME does not answer, or has no keys; otherwise a key is only late.
+    /// Whether a KME does not answer or has no keys; otherwise a key is only late.
     pub hard: bool,
 }
 
-/// What is wrong with a supply of nothing else.
+/// The fault of a supply that has only keys from files.
 pub(super) const FROM_FILE: &str = "keys come from a file only, which is no QKD";

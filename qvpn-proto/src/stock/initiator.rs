@@ -1,4 +1,4 @@
-//! The initiator's stock: keys that it fetched as master SAE, each with the responder's answer.
+//! The initiator's stock: keys fetched as master SAE, each with the responder's answer.
 
 use std::time::Duration;
 
@@ -13,18 +13,18 @@ use crate::wire::limits::{MAX_NAME, MAX_OFFER, MIN_QKD_KEY};
 use crate::wire::{KeyAvailability, MAX_OFFER_COST, OFFER_ROOM, StockAck, StockOffer, offer_cost};
 use qvpn_types::Time;
 
-/// A failed fetch uses no key, and the KMS client itself backs off from a KME that is down, so retries are
-/// frequent: keys should be back soon after the KME.
+/// Retries are frequent, so that keys are back soon after the KME: a failed fetch uses no key, and the KMS
+/// client itself backs off from a KME that is down.
 const MIN_RETRY_DELAY: Duration = Duration::from_millis(250);
 const MAX_RETRY_DELAY: Duration = Duration::from_secs(1);
-/// A key that the responder doesn't get within this time no longer counts: another is fetched beside it, else
-/// a few keys that one KME lost would leave no stock for 120 s. There are never more than twice as many keys
-/// as wanted.
+/// After this time, a key that the responder still lacks no longer counts, and another is fetched beside it.
+/// Otherwise a few keys that one KME lost would leave no stock for 120 s. There are never more than twice as
+/// many keys as wanted.
 pub(super) const OVERDUE_AFTER: Duration = Duration::from_secs(5);
-/// After keys that went bad, each of which the KME has used up.
+/// The maximum delay after unusable keys, each of which the KME has used up.
 const MAX_RETRY_DELAY_AFTER_LOSS: Duration = Duration::from_secs(10);
 
-/// Why a key from a file can't be used.
+/// The reason for the loss of a key from a file.
 const NO_QKD: &str = "it is from a file, which is no QKD, and QKD is required";
 
 struct Key {
@@ -32,14 +32,14 @@ struct Key {
     kind: KeyKind,
     secret: SecretBuf,
     since: Time,
-    /// Both ends hold it, with the same bytes.
+    /// Whether both sites hold it, with the same bytes.
     held: bool,
-    /// The responder restarted since the key came. Its KME may have delivered the key to the instance before,
-    /// and then never delivers it again.
+    /// Whether the responder restarted since the key arrived. Its KME may have delivered the key to the
+    /// previous instance, and then never delivers it again.
     suspect: bool,
-    /// The responder can't reach the KME that it would get the key from.
+    /// Whether the responder can't reach the KME that it would get the key from.
     unreachable: bool,
-    /// Attempts with this key that wrong confirmations ended.
+    /// The number of attempts with this key that wrong confirmations ended.
     failed_confirmations: u8,
 }
 
@@ -53,7 +53,7 @@ impl Key {
     }
 }
 
-/// IDs of keys that were lost, and why.
+/// IDs of lost keys, and the reasons.
 pub type Lost = Vec<(String, String)>;
 
 /// The initiator's keys, oldest first.
@@ -62,7 +62,7 @@ pub struct InitiatorStock {
     target: usize,
     open: Option<u64>,
     failures: u32,
-    /// How often delivered keys were unusable since one was held.
+    /// The number of times that delivered keys were unusable since one was held.
     spent: u32,
     retry_at: Option<Time>,
     offers: u64,
@@ -70,12 +70,12 @@ pub struct InitiatorStock {
     changed: bool,
     fault: Option<SupplyFault>,
     responder_fault: Option<SupplyFault>,
-    /// The last key that was lost, while none was held since.
+    /// The last lost key, until one is held again.
     loss: Option<SupplyFault>,
 }
 
 impl InitiatorStock {
-    /// An empty stock that is to hold `target` keys.
+    /// Returns an empty stock with this target size.
     #[must_use]
     pub fn new(target: usize) -> Self {
         Self {
@@ -94,13 +94,13 @@ impl InitiatorStock {
         }
     }
 
-    /// Changes how many keys are to be held.
+    /// Changes the target size.
     pub fn set_target(&mut self, target: usize) {
         self.target = target.clamp(1, MAX_OFFER);
     }
 
-    /// How many keys to fetch now, under the number of the request; `None` while one is open, a failure is to
-    /// be waited out, or the stock is full.
+    /// Returns how many keys to fetch now, under the number `request`. Returns `None` while a request is
+    /// open, a delay after a failure lasts, or the stock is full.
     pub fn fetch(&mut self, now: Time, request: u64) -> Option<usize> {
         let counted = self.keys.iter().filter(|k| k.counts(now)).count();
         let most = (self.target * 2).min(MAX_OFFER).saturating_sub(self.keys.len());
@@ -114,8 +114,8 @@ impl InitiatorStock {
         Some(missing)
     }
 
-    /// The links whose keys the responder doesn't get: its KME there can't be reached, or hasn't had a key
-    /// for a while. Where a site has several KMEs, others are asked first until such keys are given up.
+    /// Returns the links whose keys the responder doesn't get: its KME there can't be reached, or hasn't had
+    /// a key for a while. If a site has several KMEs, others are used first until such keys are given up.
     #[must_use]
     pub fn stuck_links(&self, now: Time) -> Vec<(String, String)> {
         let mut links: Vec<(String, String)> = Vec::new();
@@ -128,19 +128,19 @@ impl InitiatorStock {
         links
     }
 
-    /// Bytes that the offer takes.
+    /// Returns the size of the offer in bytes.
     fn offered(&self) -> usize {
         self.keys.iter().map(|k| offer_cost(&k.name)).sum()
     }
 
-    /// How many more keys surely fit one offer. Before the first key the length of this KME's names is
-    /// unknown.
+    /// Returns how many more keys certainly fit one offer. Before the first key, the length of this KME's
+    /// names is unknown.
     fn room(&self) -> usize {
         let longest = self.keys.iter().map(|k| offer_cost(&k.name)).max().unwrap_or(MAX_OFFER_COST);
         (OFFER_ROOM - self.offered()) / longest
     }
 
-    /// QKD is required from now on: keys from a file are erased, so that QKD keys take their place.
+    /// Erases keys from files, since QKD is required from now on. QKD keys replace them.
     pub fn only_qkd(&mut self) -> Lost {
         let mut lost = Vec::new();
         self.keys.retain(|k| {
@@ -153,8 +153,9 @@ impl InitiatorStock {
         lost
     }
 
-    /// Takes fetched keys. Keys that are too short, badly named, known already, or from a file where QKD is
-    /// required are lost, with the reason. `missing` says why no QKD key came, if there is none among them.
+    /// Adds fetched keys. Keys that are too short, badly named, known already, or from a file where QKD is
+    /// required are lost; the reasons are returned. `missing` says why no QKD key arrived, if there is none
+    /// among them.
     pub fn fetched(
         &mut self,
         request: u64,
@@ -217,7 +218,7 @@ impl InitiatorStock {
         lost
     }
 
-    /// A fetch failed.
+    /// Records that a fetch failed.
     pub fn failed(&mut self, request: u64, failure: KmsFailure, now: Time) {
         if self.open == Some(request) {
             self.open = None;
@@ -226,7 +227,7 @@ impl InitiatorStock {
         }
     }
 
-    /// A KME answers again: if the last fetch failed, the next one is due now.
+    /// Makes the next fetch due now if the last one failed, since a KME answers again.
     pub fn on_kms_recovered(&mut self, now: Time) {
         if self.fault.is_some() {
             self.retry_at = self.retry_at.map(|at| at.min(now));
@@ -238,8 +239,8 @@ impl InitiatorStock {
         self.failures += 1;
     }
 
-    /// Keys that go bad one after the other must not drain the KME: fetch again later and later, until one is
-    /// held.
+    /// Delays the next fetch after lost keys, each time for longer until a key is held, so that a series of
+    /// unusable keys does not drain the KME.
     fn wait_after_loss(&mut self, lost: &Lost, now: Time) {
         if let Some((id, why)) = lost.last() {
             self.loss = Some(SupplyFault { text: format!("QKD key {id} was lost: {why}"), hard: true });
@@ -248,7 +249,7 @@ impl InitiatorStock {
         self.spent += 1;
     }
 
-    /// Drops keys that are too old, or that the responder could not get in time.
+    /// Drops keys that are too old, and keys that the responder could not get in time.
     pub fn age(&mut self, now: Time) -> Lost {
         let mut lost = Vec::new();
         self.keys.retain(|k| {
@@ -267,7 +268,7 @@ impl InitiatorStock {
         lost
     }
 
-    /// When [`age`](Self::age) or [`fetch`](Self::fetch) has something to do next.
+    /// Returns when [`age`](Self::age) or [`fetch`](Self::fetch) must be called next.
     #[must_use]
     pub fn next_due(&self, now: Time) -> Option<Time> {
         let ages = self.keys.iter().map(|k| k.since + if k.held { MAX_KEY_AGE } else { KEY_FETCH_TIMEOUT });
@@ -277,7 +278,7 @@ impl InitiatorStock {
         ages.chain(overdue).chain(retry).min()
     }
 
-    /// The offer to send, if the set of keys changed since the last one.
+    /// Returns the offer to send, if the set of keys changed since the last one.
     pub fn offer(&mut self) -> Option<StockOffer> {
         std::mem::take(&mut self.changed).then(|| {
             self.offers += 1;
@@ -285,7 +286,7 @@ impl InitiatorStock {
         })
     }
 
-    /// The peer restarted: its earlier answers are void, and it needs the whole offer.
+    /// Voids the peer's earlier answers after its restart; it needs the whole offer.
     pub fn forget_answers(&mut self) {
         for key in &mut self.keys {
             key.held = false;
@@ -295,7 +296,7 @@ impl InitiatorStock {
         self.changed = true;
     }
 
-    /// Takes the responder's answers. A key whose check value differs is dropped before it is used.
+    /// Processes the responder's answers. A key whose check value differs is dropped before it is used.
     pub fn answered(&mut self, ack: &StockAck, now: Time) -> Lost {
         if ack.number > self.offers || ack.revision <= self.revision {
             return Vec::new();
@@ -344,37 +345,36 @@ impl InitiatorStock {
         lost
     }
 
-    /// The oldest key of this kind that both ends hold.
+    /// Returns the oldest key of this kind that both sites hold.
     #[must_use]
     pub fn usable(&self, kind: KeyKind) -> Option<(&str, &SecretBuf)> {
         self.keys.iter().find(|k| k.held && k.kind == kind).map(|k| (k.name.id.as_str(), &k.secret))
     }
 
-    /// Where the key with this ID comes from.
+    /// Returns the kind of the key with this ID.
     #[must_use]
     pub fn kind(&self, id: &str) -> Option<KeyKind> {
         self.keys.iter().find(|k| k.name.id == id).map(|k| k.kind)
     }
 
-    /// The key with this ID.
     #[must_use]
     pub fn get(&self, id: &str) -> Option<&SecretBuf> {
         self.keys.iter().find(|k| k.name.id == id).map(|k| &k.secret)
     }
 
-    /// An epoch used the key: it is erased.
+    /// Erases a key that an epoch used.
     pub fn used(&mut self, id: &str) {
         let before = self.keys.len();
         self.keys.retain(|k| k.name.id != id);
         self.changed |= self.keys.len() != before;
     }
 
-    /// The responder does not hold the key: it is not named again until the responder reports it as held.
+    /// Does not name the key again until the responder reports it as held: the responder refused it.
     pub fn refused(&mut self, id: &str) {
         self.keys.iter_mut().filter(|k| k.name.id == id).for_each(|k| k.held = false);
     }
 
-    /// Wrong confirmations ended an attempt with this key; the second time it is dropped.
+    /// Counts an attempt with this key that wrong confirmations ended. The second time, the key is dropped.
     pub fn on_confirmation_failed(&mut self, id: &str) {
         if let Some(key) = self.keys.iter_mut().find(|k| k.name.id == id) {
             key.failed_confirmations += 1;
@@ -384,20 +384,20 @@ impl InitiatorStock {
         }
     }
 
-    /// How many keys of this kind both ends hold.
+    /// Returns how many keys of this kind both sites hold.
     #[must_use]
     pub fn count(&self, kind: KeyKind) -> usize {
         self.keys.iter().filter(|k| k.held && k.kind == kind).count()
     }
 
-    /// What is wrong with the supply, in words.
+    /// Returns the fault of the supply, if there is one.
     #[must_use]
     pub fn fault(&self) -> Option<&SupplyFault> {
         let loss = self.loss.as_ref().filter(|_| self.count(KeyKind::Qkd) == 0);
         self.fault.as_ref().or(self.responder_fault.as_ref()).or(loss)
     }
 
-    /// How many keys are to be held.
+    /// Returns the target size.
     #[must_use]
     pub fn target(&self) -> usize {
         self.target

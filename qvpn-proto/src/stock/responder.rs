@@ -1,4 +1,4 @@
-//! The responder's stock: the keys that the initiator offers, fetched by ID as slave SAE.
+//! The responder's stock: keys that the initiator offers, fetched by ID as slave SAE.
 
 use std::time::Duration;
 
@@ -17,8 +17,8 @@ const MIN_RETRY_DELAY: Duration = Duration::from_millis(200);
 const MAX_RETRY_DELAY: Duration = Duration::from_secs(1);
 /// Keys that are due within this time are fetched in one request.
 const FETCH_BATCH_DELAY: Duration = Duration::from_millis(250);
-/// New IDs that may be requested from the KME: a burst, and one more each `REFILL_INTERVAL`. The fastest rekeying
-/// needs ten a second.
+/// The number of new IDs that may be requested from the KME in a burst; one more is allowed each
+/// `REFILL_INTERVAL`. The fastest rekeying needs ten a second.
 const FETCH_BURST: u32 = 40;
 const REFILL_INTERVAL: Duration = Duration::from_millis(50);
 
@@ -47,7 +47,6 @@ pub struct ResponderStock {
 }
 
 impl ResponderStock {
-    /// An empty stock.
     #[must_use]
     pub fn new(now: Time) -> Self {
         Self {
@@ -62,12 +61,12 @@ impl ResponderStock {
         }
     }
 
-    /// The peer restarted and counts its offers from one again. Keys stay until its first offer.
+    /// Expects offer numbers from one again, since the peer restarted. Keys stay until its first offer.
     pub fn forget_offers(&mut self) {
         self.offer = 0;
     }
 
-    /// Takes an offer: keys that are no longer offered are erased, new ones are fetched.
+    /// Processes an offer: keys that are no longer offered are erased, new ones are fetched.
     pub fn offered(&mut self, offer: StockOffer, now: Time) {
         if offer.number <= self.offer {
             return;
@@ -92,7 +91,7 @@ impl ResponderStock {
         self.changed = true;
     }
 
-    /// QKD is required from now on: keys from a file are erased.
+    /// Erases keys from files, since QKD is required from now on.
     pub fn only_qkd(&mut self) {
         for entry in &mut self.entries {
             if matches!(entry.state, EntryState::Have { kind: KeyKind::File, .. }) {
@@ -102,7 +101,7 @@ impl ResponderStock {
         }
     }
 
-    /// The keys to fetch now, under the number of the request; at most one request is open.
+    /// Returns the keys to fetch now, under the number `request`. At most one request is open.
     pub fn fetch(&mut self, now: Time, request: u64) -> Option<Vec<KeyName>> {
         if self.open.is_some() {
             return None;
@@ -134,7 +133,7 @@ impl ResponderStock {
         Some(names)
     }
 
-    /// Takes an answer of the KMS: the keys that came, and what is wrong with the rest.
+    /// Processes a report of the KMS: the fetched keys, and the failure of the missing ones.
     pub fn fetched(
         &mut self,
         request: u64,
@@ -178,7 +177,8 @@ impl ResponderStock {
         self.changed = true;
     }
 
-    /// A KME answers again: keys that it could not deliver are due now. Keys that it doesn't know are not.
+    /// Makes keys due that a KME could not deliver, since it answers again. Keys that it doesn't know are not
+    /// due.
     pub fn on_kms_recovered(&mut self, now: Time) {
         for entry in &mut self.entries {
             if let EntryState::Wanted { retry_at, answer: KeyAvailability::Unavailable, .. } =
@@ -204,7 +204,7 @@ impl ResponderStock {
         }
     }
 
-    /// When [`age`](Self::age) or [`fetch`](Self::fetch) has something to do next.
+    /// Returns when [`age`](Self::age) or [`fetch`](Self::fetch) must be called next.
     #[must_use]
     pub fn next_due(&self, now: Time) -> Option<Time> {
         let busy = self.open.is_some();
@@ -218,7 +218,7 @@ impl ResponderStock {
         times.min()
     }
 
-    /// The answer to send, if one changed since the last.
+    /// Returns the answer to send, if one changed since the last.
     pub fn ack(&mut self) -> Option<StockAck> {
         std::mem::take(&mut self.changed).then(|| {
             self.revision += 1;
@@ -232,7 +232,7 @@ impl ResponderStock {
         })
     }
 
-    /// The key with this ID, if it is here.
+    /// Returns the key with this ID, if it is in the stock.
     #[must_use]
     pub fn get(&self, id: &str) -> Option<&SecretBuf> {
         self.entries.iter().find(|e| e.name.id == id).and_then(|e| match &e.state {
@@ -241,7 +241,7 @@ impl ResponderStock {
         })
     }
 
-    /// Where the key with this ID comes from, if it is here.
+    /// Returns the kind of the key with this ID, if it is in the stock.
     #[must_use]
     pub fn kind(&self, id: &str) -> Option<KeyKind> {
         self.entries.iter().find(|e| e.name.id == id).and_then(|e| match &e.state {
@@ -250,12 +250,12 @@ impl ResponderStock {
         })
     }
 
-    /// An epoch used the key: it is erased, and never fetched again.
+    /// Erases a key that an epoch used. It is never fetched again.
     pub fn used(&mut self, id: &str) {
         self.entries.iter_mut().filter(|e| e.name.id == id).for_each(|e| e.state = EntryState::Gone);
     }
 
-    /// Wrong confirmations ended an attempt with this key; the second time it is erased.
+    /// Counts an attempt with this key that wrong confirmations ended. The second time, the key is erased.
     pub fn on_confirmation_failed(&mut self, id: &str) {
         let Some(entry) = self.entries.iter_mut().find(|e| e.name.id == id) else { return };
         if let EntryState::Have { failed_confirmations, .. } = &mut entry.state {
@@ -267,13 +267,13 @@ impl ResponderStock {
         }
     }
 
-    /// The initiator made an offer, and no key in it can still be used.
+    /// Whether the initiator made an offer in which no key can still be used.
     #[must_use]
     pub fn lacks_offers(&self) -> bool {
         self.offer > 0 && self.entries.iter().all(|e| matches!(e.state, EntryState::Gone))
     }
 
-    /// How many keys of this kind are here.
+    /// Returns how many keys of this kind are in the stock.
     #[must_use]
     pub fn count(&self, wanted: KeyKind) -> usize {
         self.entries
@@ -282,7 +282,7 @@ impl ResponderStock {
             .count()
     }
 
-    /// What is wrong with the supply, in words.
+    /// Returns the fault of the supply, if there is one.
     #[must_use]
     pub fn fault(&self) -> Option<&SupplyFault> {
         self.fault.as_ref()

@@ -1,4 +1,4 @@
-//! What may enter a stock, what may be used of it, and when a key goes.
+//! Which keys may enter a stock, which may be used, and when a key is erased.
 
 use qvpn_secret::SecretBuf;
 
@@ -23,7 +23,7 @@ fn key_of(id: &str, kind: KeyKind, bytes: &[u8]) -> FetchedKey {
     FetchedKey { name: name(id), kind, secret: SecretBuf::take(&mut bytes.to_vec()) }
 }
 
-/// A key whose bytes come from its ID.
+/// Returns a key whose bytes follow from its ID.
 fn key(id: &str) -> FetchedKey {
     key_of(id, KeyKind::Qkd, &[id.as_bytes()[0]; 32])
 }
@@ -36,7 +36,7 @@ fn answers(number: u64, revision: u64, keys: &[(&str, KeyAvailability)]) -> Stoc
     StockAck { number, revision, keys: keys.iter().map(|(id, held)| ((*id).to_owned(), *held)).collect() }
 }
 
-/// A master's stock with these keys, which were offered and of which the responder said nothing yet.
+/// An initiator's stock with these keys, which were offered and not answered yet.
 fn master(ids: &[&str]) -> InitiatorStock {
     let mut stock = InitiatorStock::new(ids.len());
     assert_eq!(stock.fetch(START, 1), Some(ids.len()));
@@ -172,12 +172,12 @@ fn keys_that_the_responder_does_not_get_are_made_up_for_but_not_without_end() {
     assert!(stock.fetched(2, keys, None, true, overdue).is_empty());
     let later = overdue + initiator::OVERDUE_AFTER;
     assert_eq!(stock.fetch(later, 3), None, "twice as many as wanted, at most");
-    // Those that it has count for as long as they are there.
+    // Keys that the responder holds count as long as they are in the stock.
     let says = ["one", "two"].map(|id| (id, right(id)));
     let _ = stock.offer();
     assert!(stock.answered(&answers(2, 1, &says), later).is_empty());
     assert_eq!(stock.fetch(later, 3), None);
-    // A reload that wants more is followed, and one that wants none leaves one.
+    // A reload that wants more keys takes effect. One that wants none leaves one.
     stock.set_target(4);
     assert_eq!(stock.fetch(later, 3), Some(2));
     let mut stock = InitiatorStock::new(9);
@@ -196,12 +196,12 @@ fn no_more_keys_are_fetched_and_taken_than_an_offer_has_room_for() {
     let room = OFFER_ROOM / MAX_OFFER_COST;
     let mut stock = InitiatorStock::new(100);
     assert_eq!(stock.fetch(START, 1), Some(room), "names may be long");
-    // The KME gives one more than was asked for.
+    // The KME gives one key more than requested.
     let lost = stock.fetched(1, (0..=room).map(long).collect(), None, true, START);
     assert_eq!(lost.iter().map(|(id, _)| id.clone()).collect::<Vec<_>>(), [format!("{room:0255}")]);
     assert_eq!(stock.offer().unwrap().keys.len(), room);
     assert_eq!(stock.fetch(START + Duration::from_secs(10), 2), None);
-    // A short one still fits, to the last byte of the room.
+    // A short one still fits, to the last byte.
     let mut stock = InitiatorStock::new(100);
     assert_eq!(stock.fetch(START, 1), Some(room));
     let mut keys: Vec<_> = (0..room).map(long).collect();
@@ -210,7 +210,7 @@ fn no_more_keys_are_fetched_and_taken_than_an_offer_has_room_for() {
     last.name.source_kme = "s".repeat(left - 3 - 36 - last.name.target_kme.len());
     keys.push(last);
     assert!(stock.fetched(1, keys, None, true, START).is_empty());
-    // Names of this KME are short, so there may be a hundred.
+    // This KME's names are short, so a hundred keys fit.
     let mut stock = InitiatorStock::new(100);
     assert_eq!(stock.fetch(START, 1), Some(room));
     assert!(stock.fetched(1, (0..room).map(short).collect(), None, true, START).is_empty());
@@ -254,7 +254,7 @@ fn what_failed_is_asked_for_again_later_and_later() {
     stock.failed(10, trouble(), now);
     stock.on_kms_recovered(now);
     assert_eq!(stock.fetch(now, 11), Some(1), "a KME answers again");
-    // Keys that go bad are spent at the KME, so the wait goes on to ten seconds.
+    // The KME has used up unusable keys, so the delay grows to ten seconds.
     for wait in [250, 500, 1000, 2000, 4000, 8000, 10_000, 10_000] {
         assert_eq!(stock.fetched(11, vec![key_of("bad", KeyKind::Qkd, &[1; 8])], None, true, now).len(), 1);
         let again = now + Duration::from_millis(wait);
@@ -264,7 +264,7 @@ fn what_failed_is_asked_for_again_later_and_later() {
     }
 }
 
-/// A slave's stock to which these keys were offered, and which fetched them.
+/// A responder's stock that was offered these keys and fetched them.
 fn slave(ids: &[&str]) -> ResponderStock {
     let mut stock = ResponderStock::new(START);
     assert!(!stock.lacks_offers(), "none was made");
@@ -324,7 +324,7 @@ fn the_slave_says_what_is_wrong_and_asks_at_once_when_a_kme_answers_again() {
         stock.fetched(1, vec![key("one")], Some(&trouble), true, START);
         assert_eq!(stock.fault(), Some(&SupplyFault { text: "so it is".to_owned(), hard }));
         assert_eq!(stock.ack().unwrap().keys[1], ("two".to_owned(), held));
-        // Of a key that it doesn't know a KME that answers again tells nothing new.
+        // A KME that answers again changes nothing for a key that it doesn't know.
         assert_eq!(stock.fetch(START + MOMENT, 2), None);
         stock.on_kms_recovered(START + MOMENT);
         assert_eq!(stock.fetch(START + MOMENT, 2).is_some(), hard, "{kind:?}");
@@ -334,7 +334,7 @@ fn the_slave_says_what_is_wrong_and_asks_at_once_when_a_kme_answers_again() {
         stock.fetched(2, vec![key("two")], None, true, later);
         assert_eq!(stock.fault(), None, "all are here");
     }
-    // A source gave keys of the wrong kind alone, and nobody else says why there are no others.
+    // A source gave keys of the wrong kind only, and no other failure says why.
     let file = || key_of("one", KeyKind::File, &[5; 32]);
     let mut stock = offered();
     stock.fetched(1, vec![file(), key("two")], None, true, START);
@@ -414,7 +414,7 @@ fn offers_make_nobody_ask_the_kme_without_end() {
     assert_eq!(asked(4, START + Duration::from_millis(50)), 1, "and one more each 50 ms");
     assert_eq!(asked(5, START + Duration::from_millis(250)), 4);
     assert_eq!(asked(6, START + Duration::from_secs(3600)), 40, "and never more than the burst");
-    // What is not asked for yet waits for its turn, and nobody looks at it without end meanwhile.
+    // Keys that were not requested yet wait for a token, and no timer fires before one is due.
     let now = START + Duration::from_secs(3600);
     assert_eq!(stock.next_due(now), Some(now + Duration::from_millis(50)));
 }

@@ -3,13 +3,13 @@
 
 use super::limits::MAX_NAME;
 
-/// Why bytes are no message.
+/// Why bytes do not parse as a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum ParseError {
-    /// It ends before the field does.
+    /// The message ends before the field does.
     #[error("the message ends within `{0}`")]
     Short(&'static str),
-    /// Bytes are left over.
+    /// Bytes follow the end of the message.
     #[error("{0} bytes follow the end of the message")]
     Trailing(usize),
     /// A field has a value that this version does not know or allow.
@@ -30,40 +30,38 @@ impl<'a> Reader<'a> {
         Self(bytes)
     }
 
-    /// The next `n` bytes.
+    /// Reads the next `n` bytes.
     pub fn bytes(&mut self, n: usize, field: &'static str) -> Result<&'a [u8], ParseError> {
         let (head, tail) = self.0.split_at_checked(n).ok_or(ParseError::Short(field))?;
         self.0 = tail;
         Ok(head)
     }
 
-    /// The next `N` bytes as an array.
+    /// Reads the next `N` bytes as an array.
     pub fn array<const N: usize>(&mut self, field: &'static str) -> Result<[u8; N], ParseError> {
         self.bytes(N, field)?.try_into().map_err(|_| ParseError::Short(field))
     }
 
-    /// The next `N` bytes as an array on the heap, for keys and ciphertexts.
+    /// Reads the next `N` bytes as an array on the heap, for keys and ciphertexts.
     pub fn boxed<const N: usize>(&mut self, field: &'static str) -> Result<Box<[u8; N]>, ParseError> {
         let bytes = self.bytes(N, field)?;
         Box::<[u8]>::from(bytes).try_into().map_err(|_| ParseError::Short(field))
     }
 
-    /// One byte.
     pub fn u8(&mut self, field: &'static str) -> Result<u8, ParseError> {
         Ok(self.array::<1>(field)?[0])
     }
 
-    /// Four bytes.
     pub fn u32(&mut self, field: &'static str) -> Result<u32, ParseError> {
         self.array(field).map(u32::from_be_bytes)
     }
 
-    /// Eight bytes.
     pub fn u64(&mut self, field: &'static str) -> Result<u64, ParseError> {
         self.array(field).map(u64::from_be_bytes)
     }
 
-    /// A name: a length byte and as many bytes of UTF-8 without control characters, since names reach logs.
+    /// Reads a name: a length byte and that number of bytes of UTF-8, without control characters, since names
+    /// are logged.
     pub fn name(&mut self, field: &'static str) -> Result<String, ParseError> {
         let len = usize::from(self.u8(field)?);
         let text = std::str::from_utf8(self.bytes(len, field)?).map_err(|_| ParseError::Value(field))?;
@@ -73,7 +71,7 @@ impl<'a> Reader<'a> {
         Ok(text.to_owned())
     }
 
-    /// A flag byte, 0 or 1.
+    /// Reads a flag byte, 0 or 1.
     pub fn flag(&mut self, field: &'static str) -> Result<bool, ParseError> {
         match self.u8(field)? {
             0 => Ok(false),
@@ -88,14 +86,14 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// Writes a name; one that is too long is cut, which callers prevent by checking their config.
+/// Writes a name. A name that is too long is cut; callers check their config to prevent that.
 pub fn put_name(out: &mut Vec<u8>, name: &str) {
     let bytes = &name.as_bytes()[..name.len().min(MAX_NAME)];
     out.push(u8::try_from(bytes.len()).unwrap_or(u8::MAX));
     out.extend_from_slice(bytes);
 }
 
-/// Writes a flag, and the bytes that it announces.
+/// Writes a flag byte, and the bytes if there are any.
 pub fn put_option(out: &mut Vec<u8>, bytes: Option<&[u8]>) {
     out.push(u8::from(bytes.is_some()));
     out.extend_from_slice(bytes.unwrap_or_default());

@@ -1,21 +1,21 @@
-//! `Propose`, `Accept` and `Confirm`: the three messages that make an epoch.
+//! The three messages that make an epoch: `Propose`, `Accept` and `Confirm`.
 
 use super::codec::{ParseError, Reader, put_name, put_option};
 use super::limits::MAX_LANES;
 use qvpn_identity::kem::{CtBytes, EkBytes};
 use qvpn_types::EpochNumber;
 
-/// Bytes of a confirmation.
+/// Length of a confirmation in bytes.
 pub const CONFIRMATION: usize = 48;
 
-/// The initiator's offer of an epoch.
+/// The initiator's proposal of an epoch.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Propose {
     /// SHA-384 of the initiator's `Hello` in force.
     pub hello_initiator: [u8; 48],
     /// SHA-384 of the responder's `Hello` in force.
     pub hello_responder: [u8; 48],
-    /// Higher at each attempt.
+    /// The number of the attempt; it rises with each attempt.
     pub epoch: EpochNumber,
     /// Ephemeral X25519 public key.
     pub x25519: [u8; 32],
@@ -27,14 +27,14 @@ pub struct Propose {
     pub indices: Vec<u32>,
     /// The QKD key to use.
     pub qkd_key_id: Option<String>,
-    /// Check value of the chain that it uses.
+    /// The check value of the chain to use.
     pub chain_check: Option<[u8; 16]>,
 }
 
-/// The responder's answer.
+/// The responder's answer to a `Propose`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Accept {
-    /// The epoch of the `Propose`.
+    /// The epoch number of the `Propose`.
     pub epoch: EpochNumber,
     /// Ephemeral X25519 public key.
     pub x25519: [u8; 32],
@@ -46,12 +46,10 @@ pub struct Accept {
     pub indices: Vec<u32>,
 }
 
-/// The initiator's last word.
+/// The initiator's confirmation of an `Accept`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Confirm {
-    /// The epoch.
     pub epoch: EpochNumber,
-    /// The initiator's confirmation.
     pub confirmation: [u8; CONFIRMATION],
 }
 
@@ -60,7 +58,7 @@ fn put_indices(out: &mut Vec<u8>, indices: &[u32]) {
     indices.iter().take(MAX_LANES).for_each(|i| out.extend_from_slice(&i.to_be_bytes()));
 }
 
-/// Receiver indices: one for each lane, top bit set, none twice.
+/// Reads receiver indices: one for each lane, with the top bit set, all different.
 fn indices(r: &mut Reader<'_>) -> Result<Vec<u32>, ParseError> {
     let n = usize::from(r.u8("lanes")?);
     if !(1..=MAX_LANES).contains(&n) {
@@ -78,7 +76,6 @@ fn indices(r: &mut Reader<'_>) -> Result<Vec<u32>, ParseError> {
 }
 
 impl Propose {
-    /// The message's bytes.
     #[must_use]
     pub fn to_bytes(&self) -> Vec<u8> {
         let mut out = Vec::with_capacity(3600);
@@ -94,7 +91,7 @@ impl Propose {
         out
     }
 
-    /// Parses a whole message.
+    /// Parses the whole message.
     ///
     /// # Errors
     /// [`ParseError`] names the field.
@@ -117,7 +114,7 @@ impl Propose {
 }
 
 impl Accept {
-    /// The message's bytes without its confirmation: what the transcript holds.
+    /// Returns the message's bytes without its confirmation, as the transcript contains them.
     #[must_use]
     pub fn to_bytes(&self) -> Vec<u8> {
         let mut out = Vec::with_capacity(3300);
@@ -129,7 +126,8 @@ impl Accept {
         out
     }
 
-    /// Parses a whole message: the fields, their bytes as the transcript holds them, and the confirmation.
+    /// Parses the whole message. Returns the fields, their bytes as the transcript contains them, and the
+    /// confirmation.
     ///
     /// # Errors
     /// [`ParseError`] names the field.
@@ -150,7 +148,6 @@ impl Accept {
 }
 
 impl Confirm {
-    /// The message's bytes.
     #[must_use]
     pub fn to_bytes(&self) -> Vec<u8> {
         let mut out = self.epoch.0.to_be_bytes().to_vec();
@@ -158,7 +155,7 @@ impl Confirm {
         out
     }
 
-    /// Parses a whole message.
+    /// Parses the whole message.
     ///
     /// # Errors
     /// [`ParseError`] names the field.

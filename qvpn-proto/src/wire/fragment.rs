@@ -1,13 +1,12 @@
-//! A fragment: the minimal IPv6 packet in which a piece of a control message travels through the control
-//! session. boringtun carries only what looks like IP, so each piece has an IPv6 header with next header 253
-//! (RFC 3692).
+//! A fragment: a minimal IPv6 packet that carries a piece of a control message through the control session.
+//! boringtun carries only IP packets, so each piece has an IPv6 header with next header 253 (RFC 3692).
 
 use super::codec::{ParseError, Reader};
 use super::limits::{
     FRAGMENT_HEADER, FRAGMENT_PAYLOAD, IPV6_HEADER, MAX_FRAGMENTS, MAX_LINK_PACKET, MAX_MESSAGE, MAX_PROBE,
 };
 
-/// Names one message of a sender: random, and the same in each of its fragments and repetitions.
+/// The ID of a sender's message: random, and the same in each of its fragments and repetitions.
 pub type MessageId = [u8; 8];
 
 /// Next header of our packets: "use for experimentation and testing", RFC 3692.
@@ -28,24 +27,24 @@ pub enum MessageType {
     Accept = 5,
     /// [`Confirm`](super::Confirm)
     Confirm = 6,
-    /// Asks the initiator to propose, and says why: [`RekeyReason`](super::RekeyReason)
+    /// Asks the initiator to propose: [`RekeyReason`](super::RekeyReason).
     Rekey = 7,
     /// Asks for a `Pong`. Empty.
     Ping = 8,
     /// Answers a `Ping`. Empty.
     Pong = 9,
-    /// The sender stops. Empty.
+    /// Says that the sender stops. Empty.
     Bye = 10,
     /// [`Reject`](super::Reject)
     Reject = 11,
-    /// The ID of a message that arrived whole.
+    /// Acknowledges a message: the ID of one that arrived whole.
     Ack = 12,
     /// The lanes on which the sender receives nothing: [`LaneSet`](super::LaneSet)
     Lanes = 13,
 }
 
 impl MessageType {
-    /// From the byte on the wire.
+    /// Returns the type with this byte on the wire.
     #[must_use]
     pub const fn from_byte(byte: u8) -> Option<Self> {
         Some(match byte {
@@ -67,20 +66,20 @@ impl MessageType {
     }
 }
 
-/// One piece of a message.
+/// A piece of a message.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Fragment<'a> {
-    /// The message that it belongs to.
+    /// The ID of the message.
     pub id: MessageId,
-    /// That message's type.
+    /// The message's type.
     pub kind: MessageType,
-    /// Its place, from 0.
+    /// The index of this piece, from 0.
     pub index: u8,
-    /// How many there are.
+    /// The number of pieces.
     pub count: u8,
-    /// Bytes of the whole message.
+    /// The length of the whole message in bytes.
     pub total: u16,
-    /// Its bytes: all but the last fragment are full.
+    /// The piece's bytes. All pieces but the last are full.
     pub payload: &'a [u8],
 }
 
@@ -98,7 +97,7 @@ pub fn packets(id: MessageId, kind: MessageType, message: &[u8]) -> Vec<Vec<u8>>
         .collect()
 }
 
-/// A `Ping` padded with zeros to `size` bytes of packet, to probe the path with.
+/// Returns a `Ping` padded with zeros to a packet of `size` bytes, to probe the path.
 #[must_use]
 pub fn padded_ping(id: MessageId, size: usize) -> Vec<u8> {
     let ping = Fragment { id, kind: MessageType::Ping, index: 0, count: 1, total: 0, payload: &[] };
@@ -110,7 +109,7 @@ pub fn padded_ping(id: MessageId, size: usize) -> Vec<u8> {
 }
 
 impl<'a> Fragment<'a> {
-    /// The IPv6 packet.
+    /// Returns the IPv6 packet.
     #[must_use]
     pub fn to_packet(&self) -> Vec<u8> {
         let length = u16::try_from(FRAGMENT_HEADER + self.payload.len()).unwrap_or(u16::MAX);
@@ -118,7 +117,7 @@ impl<'a> Fragment<'a> {
         out.extend_from_slice(&[0x60, 0, 0, 0]);
         out.extend_from_slice(&length.to_be_bytes());
         out.extend_from_slice(&[NEXT_HEADER, 1]);
-        // Link-local fe80::1 to fe80::2: the packet never leaves the session, and boringtun only wants a
+        // Link-local fe80::1 to fe80::2: the packet never leaves the session, and boringtun only needs a
         // source.
         for last in [1u8, 2] {
             out.extend_from_slice(&[0xfe, 0x80, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, last]);
@@ -133,7 +132,7 @@ impl<'a> Fragment<'a> {
     /// Parses a packet of the control session.
     ///
     /// # Errors
-    /// [`ParseError`] if it is not ours or its numbers do not fit together.
+    /// [`ParseError`] if it is no fragment or its numbers are inconsistent.
     pub fn parse(packet: &'a [u8]) -> Result<Self, ParseError> {
         let mut r = Reader::new(packet);
         let header = r.bytes(IPV6_HEADER, "IPv6 header")?;
@@ -203,7 +202,7 @@ mod tests {
         assert!(largest.iter().all(|packet| Fragment::parse(packet).is_ok()));
         let too_large = packets([7; 8], MessageType::Hello, &[5; MAX_MESSAGE + 1]).remove(0);
         assert_eq!(Fragment::parse(&too_large), Err(ParseError::Value("count")));
-        // A word more or fewer in the count or the total.
+        // The count is one off, or the total is half.
         let first = Fragment::parse(&largest[0]).unwrap();
         for wrong in [
             Fragment { count: first.count - 1, ..first.clone() },

@@ -1,5 +1,5 @@
-//! `Hello`: the identity and the settings of a side, in force until its next `Hello`. Its bytes are part of
-//! every transcript.
+//! `Hello`: the identity and the settings of a side. It is in force until the side's next `Hello`, and its
+//! bytes are part of every transcript.
 
 use super::codec::{ParseError, Reader, put_name, put_option};
 use crate::config::{QkdPolicy, Role};
@@ -14,7 +14,7 @@ pub const VERSION: u8 = 1;
 pub struct Hello {
     /// Random, new at each start.
     pub instance: [u8; 16],
-    /// Rises with each `Hello` of an instance that differs from the one before.
+    /// Rises with each `Hello` of an instance that differs from the previous one.
     pub counter: u64,
     /// The sender's role.
     pub role: Role,
@@ -26,18 +26,17 @@ pub struct Hello {
     pub policy: QkdPolicy,
     /// The sender's rekey interval in milliseconds, 100 to 120,000.
     pub interval_ms: u32,
-    /// The sender's SAE ID; empty where it has no KMS.
+    /// The sender's SAE ID; empty if it has no KMS.
     pub sae_own: String,
     /// The SAE ID that the sender's config names for the receiver.
     pub sae_peer: String,
-    /// The check value of the sender's PSK, where it has one.
+    /// The check value of the sender's PSK, if it has one.
     pub psk_check: Option<[u8; 16]>,
     /// The sender's static encapsulation key.
     pub encapsulation_key: Box<EkBytes>,
 }
 
 impl Hello {
-    /// The message's bytes.
     #[must_use]
     pub fn to_bytes(&self) -> Vec<u8> {
         let mut out = vec![VERSION];
@@ -52,10 +51,10 @@ impl Hello {
         out
     }
 
-    /// Parses a whole message.
+    /// Parses the whole message.
     ///
     /// # Errors
-    /// [`ParseError`] names the field. Another version has its own error, so that it can be refused by name.
+    /// [`ParseError`] names the field. Another version has its own error, so that the refusal can name it.
     pub fn parse(bytes: &[u8]) -> Result<Self, ParseError> {
         let mut r = Reader::new(bytes);
         let version = r.u8("version")?;

@@ -1,22 +1,21 @@
-//! `Lanes`: the lanes on which the sender receives nothing, so that the peer sends nothing more by them.
+//! `Lanes`: the lanes on which the sender receives nothing, so that the peer stops sending on them.
 
 use super::codec::{ParseError, Reader};
 
-/// A set of lanes, lane *i* as bit *i*.
+/// A set of lanes: bit *i* is lane *i*.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct LaneSet(pub u16);
 
 impl LaneSet {
-    /// The message's bytes.
     #[must_use]
     pub fn to_bytes(self) -> [u8; 2] {
         self.0.to_be_bytes()
     }
 
-    /// Parses a whole message.
+    /// Parses the whole message.
     ///
     /// # Errors
-    /// [`ParseError`] if it has not two bytes.
+    /// [`ParseError`] if the length is not two bytes.
     pub fn parse(bytes: &[u8]) -> Result<Self, ParseError> {
         let mut r = Reader::new(bytes);
         let set = u16::from_be_bytes(r.array("lanes")?);
@@ -24,26 +23,26 @@ impl LaneSet {
         Ok(Self(set))
     }
 
-    /// Whether a lane is in it.
+    /// Whether the set contains a lane.
     #[must_use]
     pub fn has(self, lane: u8) -> bool {
         self.0.checked_shr(lane.into()).is_some_and(|rest| rest & 1 == 1)
     }
 
-    /// Whether no lane is in it.
+    /// Whether the set is empty.
     #[must_use]
     pub fn is_empty(self) -> bool {
         self.0 == 0
     }
 
-    /// Removes a lane; returns whether it was in the set.
+    /// Removes a lane. Returns whether it was in the set.
     pub fn remove(&mut self, lane: u8) -> bool {
         let had = self.has(lane);
         self.0 &= !1u16.checked_shl(lane.into()).unwrap_or(0);
         had
     }
 
-    /// Adds a lane, below [`MAX_LANES`](super::limits::MAX_LANES).
+    /// Adds a lane, which must be below [`MAX_LANES`](super::limits::MAX_LANES).
     pub fn add(&mut self, lane: u8) {
         self.0 |= 1u16.checked_shl(lane.into()).unwrap_or(0);
     }

@@ -1,5 +1,5 @@
-//! Why a side refuses a message, and why the responder asks for an epoch: one byte on the wire each, and
-//! words for both logs.
+//! The reasons for refusing a message, and for requesting an epoch. Each is one byte on the wire, and has a
+//! text for the logs of both sides.
 
 use super::codec::{ParseError, Reader};
 
@@ -8,7 +8,7 @@ use super::codec::{ParseError, Reader};
 pub enum RejectReason {
     /// The peer speaks another version of the protocol.
     Version = 1,
-    /// The QKD policies cannot meet, or an epoch would break one.
+    /// The QKD policies are incompatible, or an epoch would break one.
     Policy = 2,
     /// The suites differ.
     Suite = 3,
@@ -26,14 +26,14 @@ pub enum RejectReason {
     KmsUnavailable = 9,
     /// The chain of earlier epochs does not match.
     Chain = 10,
-    /// The message rests on a `Hello` or a number that is no longer in force.
+    /// The message names a `Hello` or a number that is no longer in force.
     Stale = 11,
     /// A value in the message is unusable.
     Malformed = 12,
 }
 
 impl RejectReason {
-    /// From the byte on the wire.
+    /// Returns the reason with this byte on the wire.
     #[must_use]
     pub const fn from_byte(byte: u8) -> Option<Self> {
         Some(match byte {
@@ -53,7 +53,7 @@ impl RejectReason {
         })
     }
 
-    /// A short name for labels and logs.
+    /// Returns a short name for labels and logs.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -76,22 +76,21 @@ impl RejectReason {
 /// Why the responder asks for an epoch: the body of `Rekey`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum RekeyReason {
-    /// Its operator wants one.
+    /// The operator requested one.
     Operator = 0,
-    /// It has no epoch to seal in.
+    /// The responder has no epoch to seal in.
     NoEpoch = 1,
     /// A lane ended its key before the epoch's end.
     KeyEnded = 2,
 }
 
 impl RekeyReason {
-    /// The message's bytes.
     #[must_use]
     pub const fn to_bytes(self) -> [u8; 1] {
         [self as u8]
     }
 
-    /// Parses a whole message.
+    /// Parses the whole message.
     ///
     /// # Errors
     /// [`ParseError`] names the field.
@@ -107,7 +106,7 @@ impl RekeyReason {
         Ok(reason)
     }
 
-    /// In words, after "the other site asks for an epoch: ".
+    /// Returns the text after "the other site asks for an epoch: ".
     #[must_use]
     pub const fn words(self) -> &'static str {
         match self {

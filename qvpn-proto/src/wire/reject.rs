@@ -1,20 +1,17 @@
-//! `Reject`: which message is refused, and why.
+//! `Reject`: the refusal of a message.
 
 use super::codec::{ParseError, Reader};
 use super::fragment::MessageId;
 use super::reason::RejectReason;
 
-/// A refusal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Reject {
-    /// The message that is refused.
+    /// The ID of the refused message.
     pub id: MessageId,
-    /// Why.
     pub reason: RejectReason,
 }
 
 impl Reject {
-    /// The message's bytes.
     #[must_use]
     pub fn to_bytes(&self) -> Vec<u8> {
         let mut out = self.id.to_vec();
@@ -22,7 +19,7 @@ impl Reject {
         out
     }
 
-    /// Parses a whole message.
+    /// Parses the whole message.
     ///
     /// # Errors
     /// [`ParseError`] names the field.

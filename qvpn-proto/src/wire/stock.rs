@@ -1,21 +1,21 @@
-//! `StockOffer` and `StockAck`: which QKD keys the initiator holds, and what the responder has of them.
+//! `StockOffer` and `StockAck`: the QKD keys that the initiator holds, and the responder's state of them.
 
 use super::codec::{ParseError, Reader, put_name};
 use super::limits::{MAX_MESSAGE, MAX_NAME, MAX_OFFER, STOCK_HEADER};
 use crate::kms::KeyName;
 
-/// Bytes that a key takes in an offer or in the answer to it, whichever is more.
+/// Returns the bytes of a key in an offer or in the answer to it, whichever is larger.
 #[must_use]
 pub fn offer_cost(key: &KeyName) -> usize {
     let offered = 3 + key.id.len() + key.source_kme.len() + key.target_kme.len();
     offered.max(ANSWER + key.id.len())
 }
 
-/// The most that a key can take.
+/// The maximum cost of one key, in bytes.
 pub const MAX_OFFER_COST: usize = 3 * (1 + MAX_NAME);
-/// What all keys of an offer may take together.
+/// The maximum total cost of an offer's keys, in bytes.
 pub const OFFER_ROOM: usize = MAX_MESSAGE - STOCK_HEADER;
-/// An answer in a `StockAck` without the ID's bytes: its length, the answer, the check value.
+/// The bytes of an answer in a `StockAck` without the ID: the ID's length, the answer, the check value.
 const ANSWER: usize = 1 + 1 + 16;
 
 const _: () = assert!(OFFER_ROOM + STOCK_HEADER == MAX_MESSAGE);
@@ -29,29 +29,29 @@ pub struct StockOffer {
     pub keys: Vec<KeyName>,
 }
 
-/// What the responder has of an offered key.
+/// The responder's state of an offered key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum KeyAvailability {
     /// It holds the key; the check value shows which bytes.
     Yes([u8; 16]),
     /// It is still fetching.
     Pending,
-    /// Its KME does not know the key.
+    /// The KME does not know the key.
     NotFound,
-    /// Its KME cannot be asked.
+    /// The KME can't be reached.
     Unavailable,
-    /// It gave up on the key or refuses it.
+    /// The responder gave the key up, or refuses it.
     Gone,
 }
 
-/// The responder's answer to an offer; sent again when an answer changes.
+/// The responder's answer to an offer. It is sent again when an answer changes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StockAck {
     /// The offer's number.
     pub number: u64,
-    /// The responder's own count, so that a late ack does not undo a newer one.
+    /// The responder's own counter, so that a late ack does not replace a newer one.
     pub revision: u64,
-    /// An answer for each key of the offer.
+    /// One answer for each key of the offer.
     pub keys: Vec<(String, KeyAvailability)>,
 }
 
@@ -70,7 +70,6 @@ fn key_id(r: &mut Reader<'_>) -> Result<String, ParseError> {
 }
 
 impl StockOffer {
-    /// The message's bytes.
     #[must_use]
     pub fn to_bytes(&self) -> Vec<u8> {
         let mut out = self.number.to_be_bytes().to_vec();
@@ -83,8 +82,8 @@ impl StockOffer {
         out
     }
 
-    /// Parses a whole message; the same ID twice is refused, and so is an offer whose answer would not fit a
-    /// message.
+    /// Parses the whole message. Refuses an offer with the same ID twice, and one whose answer would not fit
+    /// in a message.
     ///
     /// # Errors
     /// [`ParseError`] names the field.
@@ -109,7 +108,6 @@ impl StockOffer {
 }
 
 impl StockAck {
-    /// The message's bytes.
     #[must_use]
     pub fn to_bytes(&self) -> Vec<u8> {
         let mut out = self.number.to_be_bytes().to_vec();
@@ -131,7 +129,7 @@ impl StockAck {
         out
     }
 
-    /// Parses a whole message.
+    /// Parses the whole message.
     ///
     /// # Errors
     /// [`ParseError`] names the field.
@@ -208,7 +206,7 @@ mod tests {
         more[8] = 101;
         more.extend_from_slice(&[1, b'x', 0, 0]);
         assert_eq!(StockOffer::parse(&more), error);
-        // To the last byte: an answer takes 18 and the ID's.
+        // The offer fills the room to the last byte: an answer takes 18 bytes and the ID's.
         let length = OFFER_ROOM / 100 - ANSWER;
         let mut most = offer(100, length);
         let left = OFFER_ROOM - 100 * (ANSWER + length);

@@ -1,4 +1,4 @@
-//! Against an honest initiator.
+//! Attacks on an honest initiator.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -17,7 +17,7 @@ use crate::world::{SITES, World, config, other};
 fn an_initiator_seals_only_under_a_right_accept() {
     let mut world = World::new(Role::Initiator, QkdPolicy::Off);
     let propose = world.take(MessageType::Propose).expect("it proposes at once");
-    // Whoever lacks the responder's ML-KEM seed computes another confirmation; all else is right.
+    // A site without the responder's ML-KEM seed computes a different confirmation; everything else is right.
     let third = Arc::clone(&SITES[2]);
     let accept = world.answer(&propose, &third);
     world.send(MessageType::Accept, &accept);
@@ -27,7 +27,7 @@ fn an_initiator_seals_only_under_a_right_accept() {
     *wrong.last_mut().unwrap() ^= 1;
     world.send(MessageType::Accept, &wrong);
     assert_eq!(world.sealing, 0, "a changed confirmation");
-    // Another index under the same confirmation.
+    // A changed receiver index under the same confirmation.
     let mut wrong = right.clone();
     let at = wrong.len() - 49;
     wrong[at] ^= 1;
@@ -38,7 +38,7 @@ fn an_initiator_seals_only_under_a_right_accept() {
     assert!(Accept::parse(&right).is_ok());
 }
 
-/// The initiator's first proposal, and the right answer.
+/// Returns the initiator's first proposal and the right `Accept`.
 fn proposed() -> (World, Vec<u8>) {
     let mut world = World::new(Role::Initiator, QkdPolicy::Off);
     let propose = world.take(MessageType::Propose).expect("it proposes at once");
@@ -102,7 +102,7 @@ fn an_initiator_refuses_unusable_public_values() {
     }
 }
 
-/// What a responder may say to a proposal.
+/// The reasons for which a responder may refuse a proposal.
 const REASONS: [RejectReason; 5] = [
     RejectReason::Stale,
     RejectReason::Policy,
@@ -124,7 +124,7 @@ fn a_reject_ends_the_attempt_that_it_names_alone() {
         assert_eq!(world.sealing, 0, "{reason:?}: the attempt is over");
         world.wait(Duration::from_millis(101));
         world.answer_next();
-        // And one that comes late ends nothing.
+        // A late refusal ends nothing.
         world.send(MessageType::Reject, &Reject { id, reason }.to_bytes());
         assert!(world.peer.view(world.now).epoch.is_some() && world.stopped == 0, "{reason:?}, late");
     }
@@ -189,7 +189,7 @@ fn keys_on_their_way_into_the_lanes_end_when_the_responder_starts_anew() {
     world.session.store(2, Ordering::Relaxed);
     world.say_hello(2, 1);
     assert_eq!(world.closed, [index]);
-    // This responder starts anew and still knows the chain, which the initiator names.
+    // This responder restarts and still has the chain, which the initiator names.
     world.lanes_hang = false;
     world.keep_chain();
     world.wait(Duration::from_secs(1));
@@ -260,7 +260,7 @@ fn a_reload_ends_what_is_not_answered_and_nothing_else() {
     world.send(MessageType::Accept, &right);
     assert_eq!(world.sealing, 0, "an Accept of what was proposed before");
     assert_eq!(world.answer_next().epoch, EpochNumber(2), "proposed at once");
-    // The keys of an answered one are on their way into the lanes.
+    // The lanes are installing the keys of an answered proposal.
     let (mut world, right) = proposed();
     world.lanes_hang = true;
     world.send(MessageType::Accept, &right);
@@ -269,7 +269,7 @@ fn a_reload_ends_what_is_not_answered_and_nothing_else() {
     assert_eq!((world.sealing, world.peer.view(world.now).epoch), (1, Some(EpochNumber(1))));
 }
 
-/// The honest initiator's first proposal without QKD, under `preferred`, and the right answer.
+/// Returns the honest initiator's first proposal without QKD, under `preferred`, and the right `Accept`.
 fn proposed_without_qkd() -> (World, Vec<u8>) {
     let mut world = World::new(Role::Initiator, QkdPolicy::Preferred);
     world.wait(Duration::from_secs(120));
@@ -284,11 +284,11 @@ fn an_epoch_without_qkd_that_a_stricter_policy_met_on_its_way_never_seals() {
     world.lanes_hang = true;
     world.send(MessageType::Accept, &right);
     world.reload(QkdPolicy::Required);
-    // Even if that was an error that was taken back before the lanes had answered.
+    // This holds even if the operator reverts the change before the lanes have answered.
     world.reload(QkdPolicy::Preferred);
     world.lanes_go_on();
     assert_eq!((world.sealing, world.take(MessageType::Confirm)), (0, None));
-    // Without a change it does.
+    // Without a change, the epoch comes into force.
     let (mut world, right) = proposed_without_qkd();
     world.lanes_hang = true;
     world.send(MessageType::Accept, &right);
@@ -308,7 +308,7 @@ fn an_epoch_that_breaks_a_stricter_policy_is_confirmed_no_more() {
         world.wait(Duration::from_secs(10));
         assert_eq!(world.take(MessageType::Confirm).is_some(), repeats, "{policy:?}");
     }
-    // The same where the other end has become stricter.
+    // The same if the peer became stricter.
     let (mut world, right) = proposed_without_qkd();
     world.send(MessageType::Accept, &right);
     world.policy = QkdPolicy::Required;
@@ -363,7 +363,7 @@ fn show_tells_how_old_an_epoch_is_and_what_comes_next() {
     assert!(now.endpoint.is_some() && now.sources.is_some_and(|s| !s.qkd && !s.file && !s.psk && !s.chain));
     assert_eq!((now.qkd_key_id, now.qkd_key_age, now.qkd_stock, now.file_stock), (None, None, None, None));
     assert!(now.rekey_failures.is_empty() && now.qkd_stock_lasts.is_none());
-    // Nobody answers the next ones, until the key ends.
+    // The next proposals get no answer until the key expires.
     world.notices.clear();
     world.wait(Duration::from_secs(169));
     assert_eq!((view(&world).state, view(&world).epoch_expires_in), (PeerState::Up, seconds(1)));
@@ -478,7 +478,7 @@ fn a_path_that_comes_back_makes_an_attempt_due_where_no_key_seals() {
     assert!(!ping(&mut world), "a key seals, so the next attempt has its time");
     world.wait(Duration::from_secs(180));
     assert_eq!(world.peer.view(world.now).epoch, None, "the key is too old");
-    // Attempts failed meanwhile, so the next one waits ten seconds after the last.
+    // Attempts failed meanwhile, so the next one starts ten seconds after the last.
     while !world.notices.drain(..).any(|n| matches!(n, PeerEvent::EpochFailed { .. })) {
         world.wait(Duration::from_millis(100));
     }

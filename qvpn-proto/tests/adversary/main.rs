@@ -1,6 +1,6 @@
-//! One honest end, and in the place of the other somebody who holds its static keys and keeps to no rule: what breaks a rule
-//! of the exchange gets no epoch, whatever else is right about it. Each test has an honest exchange in it, so that it can't
-//! pass because nothing works.
+//! One honest side against an attacker that holds the peer's static keys and breaks the protocol. A message
+//! that breaks a rule of the exchange makes no epoch, even if everything else about it is right. Each test
+//! contains an honest exchange, so that it can't pass because nothing works.
 
 #![allow(clippy::unwrap_used)]
 

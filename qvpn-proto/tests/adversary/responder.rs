@@ -1,4 +1,4 @@
-//! Against an honest responder.
+//! Attacks on an honest responder.
 
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -100,7 +100,7 @@ fn a_responder_keeps_to_its_policy() {
     let mut world = World::new(Role::Responder, QkdPolicy::Required);
     let _ = world.propose(1);
     assert_eq!(world.rejected(), Some(RejectReason::Policy), "required, and no QKD key");
-    // Two intervals must pass without a key before `preferred` does without.
+    // Under `preferred`, an epoch does without a QKD key only after two intervals without one.
     let mut world = World::new(Role::Responder, QkdPolicy::Preferred);
     let _ = world.propose(1);
     assert_eq!(world.rejected(), Some(RejectReason::Policy), "preferred, too early");
@@ -211,7 +211,7 @@ fn a_confirmation_is_answered_and_older_keys_drain() {
     assert_eq!((world.empties, world.older), (0, 0));
     world.confirm(1, right);
     assert_eq!((world.empties, world.older), (1, 1));
-    // The answer got lost.
+    // The initiator repeats the `Confirm`, since our reply was lost.
     world.confirm(1, right);
     assert_eq!((world.empties, world.older), (2, 1));
     world.confirm(2, right);
@@ -323,7 +323,7 @@ fn a_refusal_of_our_hello_is_told_once_and_holds_until_the_other_end_says_someth
             let view = world.peer.view(world.now);
             assert_eq!(view.state, PeerState::Blocked);
             assert!(view.reason.unwrap().contains(word));
-            // Nothing is proposed, and nothing is accepted.
+            // No epoch is proposed, and none is accepted.
             world.said.clear();
             world.wait(Duration::from_secs(60));
             assert!(world.take(MessageType::Propose).is_none(), "{reason:?}");
@@ -354,7 +354,7 @@ fn show_tells_what_an_epoch_is_made_of() {
     let hello = world.hello.clone();
     let proposed = world.proposal(4, &hello, Some("two"), None);
     world.send(MessageType::Propose, proposed.bytes());
-    // Its first packet confirms it.
+    // Its first data packet confirms the epoch.
     world.report(LaneReport::FirstOpened { lane: 0, local_epoch: LocalEpoch(1) });
     world.wait(Duration::from_secs(10));
     let view = world.peer.view(world.now);
@@ -384,7 +384,7 @@ fn show_says_that_the_other_site_offers_or_proposes_nothing() {
     let offer = StockOffer { number: 1, keys: Vec::new() };
     world.send(MessageType::StockOffer, &offer.to_bytes());
     assert!(reason(&world).contains("the other site offers no QKD key"), "{}", reason(&world));
-    // With QKD off it lacks none.
+    // With QKD off, no key is missing.
     let mut world = World::new(Role::Responder, QkdPolicy::Off);
     world.send(MessageType::StockOffer, &offer.to_bytes());
     assert!(reason(&world).contains("waiting for the first epoch"), "{}", reason(&world));
@@ -423,7 +423,7 @@ fn a_packet_of_the_session_that_is_no_message_is_counted() {
     for count in 1..=3 {
         world.packet(&[0x60; 64]);
         assert_eq!(world.peer.view(world.now).drops.malformed, 3 * count - 2);
-        // And so are a word about the lanes and a refusal that have none in them.
+        // `Lanes` and `Reject` messages with an empty body are malformed too.
         world.send(MessageType::Lanes, &[]);
         assert_eq!(world.peer.view(world.now).drops.malformed, 3 * count - 1);
         world.send(MessageType::Reject, &[]);

@@ -1,4 +1,4 @@
-//! The honest end, and what its adversary knows and can do.
+//! The honest side, and what its adversary knows and can do.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -22,8 +22,8 @@ use rand_chacha::ChaCha20Rng;
 use rand_chacha::rand_core::SeedableRng;
 use sha2::{Digest, Sha384};
 
-/// A control session that hides nothing: the highest number of a session yet, none before the first datagram, and the number of
-/// the one in which the next datagram comes.
+/// A control session without encryption. It holds the highest session number so far (0 before the first
+/// datagram) and the number of the session in which the next datagram arrives.
 #[derive(Default)]
 pub struct Open(u64, Arc<AtomicU64>);
 
@@ -69,7 +69,7 @@ pub fn other() -> &'static SecretIdentity {
 
 const FROM: SocketAddr = SocketAddr::new(IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 1)), 51820);
 
-/// The honest end, and what its adversary knows.
+/// The honest side, and what its adversary knows.
 pub struct World {
     pub peer: Peer<Open>,
     pub session: Arc<AtomicU64>,
@@ -80,33 +80,32 @@ pub struct World {
     pub now: Time,
     pub hello: Vec<u8>,
     pub theirs: Vec<u8>,
-    /// Messages of the honest end, but for its Hellos.
+    /// Messages of the honest side, other than `Hello`s.
     pub said: Vec<(MessageType, [u8; 8], Vec<u8>)>,
     pub hellos: usize,
-    /// The ID of its last Hello.
+    /// The message ID of its last `Hello`.
     pub hello_id: [u8; 8],
-    /// What it told its people.
+    /// The events that it emitted.
     pub notices: Vec<PeerEvent>,
-    /// Sealing keys that it put in force.
+    /// The number of sealing keys that it put in force.
     pub sealing: usize,
-    /// Orders that end a key.
+    /// The number of orders that end a key.
     pub stopped: usize,
-    /// Empty packets that it sends, to be heard.
+    /// The number of empty packets that it ordered.
     pub empties: usize,
-    /// Opening keys that it closed at once, and how often it told lanes to close all older ones.
+    /// Opening keys that it closed at once, and the number of orders to close all older ones.
     pub closed: Vec<u32>,
     pub older: usize,
-    /// How often it said that the chain was lost.
+    /// The number of events that report a lost chain.
     pub resets: usize,
-    /// Its lanes' number of the epoch that seals, and the receiver index of the last opening key.
+    /// The local epoch that seals, and the receiver index of the last opening key.
     pub local_epoch: LocalEpoch,
     pub opening: Option<u32>,
-    /// The numbers of its requests to its KME; those for new keys are not answered.
+    /// The numbers of its requests to its KME. Requests for new keys get no answer.
     pub requests: Vec<u64>,
-    /// Its lanes take no key for now, and what they have to say later.
+    /// Whether its lanes install no keys for now, and their reports for later.
     pub lanes_hang: bool,
     held: Vec<LaneReport>,
-    /// The number of the last order that lanes answer.
     /// The newest local epoch of each lane and direction.
     newest: BTreeMap<(u8, bool), LocalEpoch>,
     /// The chain of the last honest epoch, and of the last attempt.
@@ -120,7 +119,7 @@ fn key(name: KeyName) -> FetchedKey {
     FetchedKey { name, kind: KeyKind::Qkd, secret: SecretBuf::take(&mut bytes) }
 }
 
-/// The honest end's config.
+/// The honest side's config.
 pub fn config(role: Role, policy: QkdPolicy) -> PeerConfig {
     PeerConfig {
         local: SITES[0].clone(),
@@ -141,7 +140,7 @@ pub fn config(role: Role, policy: QkdPolicy) -> PeerConfig {
 }
 
 impl World {
-    /// The honest end in this role and with this policy, after both Hellos.
+    /// Returns an honest side with this role and policy, after both `Hello`s.
     pub fn new(role: Role, policy: QkdPolicy) -> Self {
         let now = Time::from_nanos(1 << 40);
         let config = config(role, policy);
@@ -203,7 +202,7 @@ impl World {
         self.pump();
     }
 
-    /// Carries all there and back, and plays the lanes.
+    /// Delivers all messages in both directions, and simulates the lanes.
     pub fn pump(&mut self) {
         loop {
             self.channel.flush(self.now);
@@ -277,42 +276,42 @@ impl World {
         }
     }
 
-    /// The last attempt is the one whose chain both hold.
+    /// Keeps the chain of the last attempt as the one that both sides hold.
     pub fn keep_chain(&mut self) {
         self.chain = self.answered.take();
     }
 
-    /// A lane says this.
+    /// Reports this event of a lane.
     pub fn report(&mut self, report: LaneReport) {
         self.peer.handle_lane(report, self.now, &mut self.rng);
         self.pump();
     }
 
-    /// A lane's answer names the epoch, which is a later one with each order to this lane and direction.
+    /// Checks that each order to this lane and direction has a later epoch than the one before.
     fn never_back(&mut self, lane: u8, direction: Direction, epoch: LocalEpoch) {
         let before = self.newest.insert((lane, direction == Direction::Opening), epoch);
         assert!(before.is_none_or(|before| epoch > before), "{epoch} after {before:?}");
     }
 
-    /// A packet of the control session, as it is.
+    /// Delivers a packet of the control session unchanged.
     pub fn packet(&mut self, packet: &[u8]) {
         self.peer.handle_datagram(packet, FROM, self.now, &mut self.rng);
         self.pump();
     }
 
-    /// Puts another policy in force by a reload.
+    /// Changes the policy by a reload.
     pub fn reload(&mut self, policy: QkdPolicy) {
         self.peer.reconfigure(config(self.role, policy), self.now, &mut self.rng);
         self.pump();
     }
 
-    /// The lanes take keys again, and those that they were given meanwhile.
+    /// Lets the lanes install keys again, and those that were ordered meanwhile.
     pub fn lanes_go_on(&mut self) {
         self.lanes_hang = false;
         self.pump();
     }
 
-    /// Lets this much time pass at the honest end.
+    /// Lets time pass at the honest side.
     pub fn wait(&mut self, time: Duration) {
         let end = self.now + time;
         while let Some(at) = self.peer.poll_timeout().filter(|at| *at <= end) {
@@ -323,12 +322,12 @@ impl World {
         self.now = end;
     }
 
-    /// The last message of this kind, taken.
+    /// Removes and returns the last message of this type.
     pub fn take(&mut self, kind: MessageType) -> Option<Vec<u8>> {
         self.take_with_id(kind).map(|(_, body)| body)
     }
 
-    /// The last message of this kind, taken, and its ID.
+    /// Removes and returns the last message of this type and its ID.
     pub fn take_with_id(&mut self, kind: MessageType) -> Option<([u8; 8], Vec<u8>)> {
         let at = self.said.iter().rposition(|(said, ..)| *said == kind)?;
         let (_, id, body) = self.said.remove(at);
@@ -362,7 +361,7 @@ impl World {
         }
     }
 
-    /// A proposal to the honest responder under these Hellos.
+    /// Returns a proposal to the honest responder under these `Hello`s.
     pub fn proposal(
         &mut self,
         epoch: u64,
@@ -389,7 +388,7 @@ impl World {
         proposed
     }
 
-    /// The right confirmation of an answered proposal.
+    /// Returns the right confirmation of an answered proposal.
     pub fn confirmation(&mut self, proposed: Proposed) -> [u8; 48] {
         let accept = self.take(MessageType::Accept).expect("an Accept");
         let (hello, theirs) = (self.hello.clone(), self.theirs.clone());
@@ -405,12 +404,12 @@ impl World {
         self.send(MessageType::Confirm, &Confirm { epoch: EpochNumber(epoch), confirmation }.to_bytes());
     }
 
-    /// An honest exchange as the initiator.
+    /// Runs an honest exchange as the initiator.
     pub fn exchange(&mut self, epoch: u64) {
         self.exchange_with(epoch, false);
     }
 
-    /// One that names the chain of the one before.
+    /// Runs an honest exchange that names the chain of the one before.
     pub fn exchange_with_chain(&mut self, epoch: u64) {
         self.exchange_with(epoch, true);
     }
@@ -427,7 +426,7 @@ impl World {
         self.chain = self.answered.take();
     }
 
-    /// An answer to the honest initiator's proposal, from whoever holds `identity`, without a QKD key.
+    /// Returns an `Accept` without a QKD key for the honest initiator's proposal, made with `identity`.
     pub fn answer(&mut self, propose: &[u8], identity: &SecretIdentity) -> Vec<u8> {
         let parsed = Propose::parse(propose).unwrap();
         let (hello, theirs) = (self.hello.clone(), self.theirs.clone());
@@ -442,7 +441,7 @@ impl World {
         answered.accept
     }
 
-    /// An honest exchange as the responder; what was proposed.
+    /// Runs an honest exchange as the responder, and returns what was proposed.
     pub fn answer_next(&mut self) -> Propose {
         let propose = self.take(MessageType::Propose).expect("a Propose");
         let accept = self.answer(&propose, other());

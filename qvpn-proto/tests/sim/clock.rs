@@ -1,4 +1,4 @@
-//! Each site's own clock: it starts where it likes and drifts.
+//! The clock of each site, with its own start value and drift.
 
 use std::time::Duration;
 
@@ -7,14 +7,14 @@ use qvpn_types::Time;
 pub const MS: Duration = Duration::from_millis(1);
 pub const S: Duration = Duration::from_secs(1);
 
-/// When simulations begin, in true time.
+/// The start of a simulation, in true time.
 pub const BEGIN: Time = Time::from_nanos(1_000_000_000_000);
 
 #[derive(Clone, Copy)]
 pub struct Clock {
-    /// What it shows at [`BEGIN`].
+    /// The clock's value at [`BEGIN`].
     pub at_begin: u64,
-    /// Parts per million that it is fast.
+    /// Its drift: parts per million that it is fast.
     pub drift: i64,
 }
 
@@ -25,14 +25,14 @@ impl Default for Clock {
 }
 
 impl Clock {
-    /// What it shows at a true time.
+    /// Returns the clock's value at a true time.
     pub fn read(&self, now: Time) -> Time {
         let passed = i128::from(now.as_nanos() - BEGIN.as_nanos());
         let shown = i128::from(self.at_begin) + passed + passed * i128::from(self.drift) / 1_000_000;
         Time::from_nanos(u64::try_from(shown).unwrap())
     }
 
-    /// The first true time at which it shows `shown` or more.
+    /// Returns the first true time at which the clock shows `shown` or more.
     pub fn when(&self, shown: Time) -> Time {
         let passed = i128::from(shown.as_nanos()) - i128::from(self.at_begin);
         let near = passed * 1_000_000 / (1_000_000 + i128::from(self.drift));

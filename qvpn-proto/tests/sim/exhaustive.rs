@@ -1,12 +1,14 @@
-//! The exchange as a model that is searched without gaps: two ends, a network that loses, repeats and reorders everything, KMEs
-//! that give a key or do not, and restarts at any moment, up to a bound. Time is left out: whatever may be late is.
+//! A model of the exchange for an exhaustive search: two sides, a network that loses, repeats and reorders
+//! everything, KMEs that give a key or do not, and restarts at any moment, up to a bound. The model has no
+//! time: each timeout may happen at any moment.
 //!
-//! The model tells of keys only which epoch they belong to. Messages are named by the code's own [`MessageType`] and refused for the
-//! code's own [`RejectReason`]s.
+//! A key in the model is only the epoch that it belongs to. Messages have the code's own [`MessageType`], and
+//! refusals its own [`RejectReason`]s.
 //!
-//! What was sent to an end that restarted is lost, as its sessions are. What the restarted end sent before still comes, at any later
-//! time. The number of a life stands for the numbers of its sessions: those of a later life are later ones. If `Hello`s of older
-//! sessions counted, the search finds how traffic is lost (`docs/decisions/0016-late-hellos.md`).
+//! Messages to a side that restarted are lost with its sessions. Messages that the restarted side sent before
+//! may still arrive at any later time. The number of an instance stands for the numbers of its sessions: a
+//! later instance has later sessions. If `Hello`s of older sessions were accepted, the search would find how
+//! traffic is lost (`docs/decisions/0016-late-hellos.md`).
 
 mod conform;
 mod search;
@@ -15,7 +17,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use qvpn_proto::wire::{MessageType, RejectReason};
 
-/// A `Hello`: the life that sent it, its counter, and whether its sender requires QKD.
+/// A `Hello`: the instance that sent it, its counter, and whether its sender requires QKD.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, Default)]
 struct HelloId {
     life: u8,
@@ -23,14 +25,15 @@ struct HelloId {
     required: bool,
 }
 
-/// The keys of one epoch: both lives, the attempt's number, and which of the responder's answers made them.
+/// The keys of one epoch: both instances, the attempt's number, and which of the responder's answers made
+/// them.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
 struct Epoch {
     initiator: u8,
     responder: u8,
     number: u8,
     answer: u8,
-    /// It rests on no QKD key.
+    /// Whether it has no QKD key.
     weak: bool,
 }
 
@@ -81,24 +84,24 @@ enum To {
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
 struct Letter {
     to: To,
-    /// The life whose session it is in.
+    /// The instance whose session carries it.
     life: u8,
     body: Body,
 }
 
-/// What both ends have alike.
+/// The state that both roles have.
 #[derive(Clone, PartialEq, Eq, Hash, Debug, Default)]
 struct Common {
     hello: HelloId,
     knows: Option<HelloId>,
     sealing: Option<Epoch>,
     opening: BTreeSet<Epoch>,
-    /// Epochs that a stricter policy ended here.
+    /// Epochs that a stricter policy ended at this side.
     ended: BTreeSet<Epoch>,
-    /// All that this life ever sealed with.
+    /// All epochs in which this instance ever sealed.
     sealed: BTreeSet<Epoch>,
     chain: Option<Epoch>,
-    /// QKD keys of which the other end said that it holds them, or that are here.
+    /// QKD keys that the peer reported as held, or that this side holds.
     keys: BTreeSet<u8>,
 }
 
@@ -137,33 +140,33 @@ struct State {
 
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 enum Action {
-    /// A letter arrives; it may arrive again.
+    /// Delivers a message, which may be delivered again.
     Deliver(Letter),
     Propose,
-    /// The attempt had its 5 s.
+    /// Ends the attempt after its 5 s.
     GiveUp,
-    /// The lanes have taken the opening keys.
+    /// Reports that the lanes have installed the opening keys.
     LanesOf(To),
-    /// What waits for an answer is sent again, in the session of now.
+    /// Sends unanswered messages again, in the current session.
     Repeat(To),
-    /// Both KMEs deliver one more key, and each end knows that the other holds it.
+    /// Delivers one more key from both KMEs. Each side knows that the other holds it.
     Key,
-    /// The end takes its config again: a changed `Hello`.
+    /// Reloads the config of a side, which changes its `Hello`.
     Reload(To),
     Restart(To),
 }
 
-/// How far the search goes.
+/// The limits of the search.
 #[derive(Clone)]
 struct Bounds {
     required: bool,
-    /// Each reload of an end has it require QKD from then on, or no longer.
+    /// Whether each reload of a side switches its QKD requirement on or off.
     turns: bool,
     attempts: u8,
     restarts: u8,
     keys: u8,
     hellos: u8,
-    /// Whether a `Hello` of another life in an older session is ignored.
+    /// Whether a `Hello` of another instance in an older session is ignored.
     sessions: bool,
 }
 
@@ -172,7 +175,7 @@ impl Common {
         Self { hello: HelloId { life, counter: 0, required }, ..Self::default() }
     }
 
-    /// Whether QKD is required here, or at the other end by what it last said.
+    /// Whether this side requires QKD, or the peer by its last `Hello`.
     fn qkd_only(&self) -> bool {
         self.hello.required || self.knows.is_some_and(|known| known.required)
     }
@@ -270,7 +273,7 @@ impl State {
         self.stop_weak_epochs(To::Responder);
     }
 
-    /// A policy that became stricter ends what breaks it, and nothing else.
+    /// Ends what breaks a policy that became stricter, and nothing else.
     fn stop_weak_epochs(&mut self, which: To) {
         let (end, under_way) = match which {
             To::Initiator => match self.attempt {
@@ -373,7 +376,8 @@ impl State {
 
     fn take_accept(&mut self, of: &Propose, epoch: Epoch) {
         match &self.attempt {
-            // Whatever `Hello` came meanwhile, the confirmation is over those that were named.
+            // The confirmation covers the `Hello`s that the proposal named, even if another one arrived
+            // meanwhile.
             Attempt::Proposed(propose) if propose == of => {
                 if let Some(key) = of.qkd {
                     self.i.keys.remove(&key);
@@ -456,7 +460,7 @@ impl State {
 
     fn repeat(&mut self, to: To) {
         if to == To::Responder {
-            // The responder's own: its Hello, until it is acknowledged.
+            // The responder's unanswered message is its `Hello`, until it is acknowledged.
             self.send(To::Initiator, Body::Hello(self.r.hello));
             return;
         }
@@ -507,7 +511,7 @@ impl State {
         }
     }
 
-    /// Both ends seal with the keys of one epoch.
+    /// Whether both sides seal with the keys of one epoch.
     fn settled(&self) -> bool {
         self.i.sealing.is_some()
             && self.i.sealing == self.r.sealing
@@ -517,7 +521,7 @@ impl State {
                 .is_some_and(|e| (e.initiator, e.responder) == (self.i.hello.life, self.r.hello.life))
     }
 
-    /// Whether a network that delivers from now on, and KMEs that work, bring one agreed epoch.
+    /// Whether an agreed epoch follows once the network delivers everything and the KMEs work.
     fn recovers(&self, bounds: &Bounds) -> bool {
         let mut state = self.clone();
         let bounds = Bounds { hellos: u8::MAX, ..bounds.clone() };
@@ -552,7 +556,7 @@ impl State {
     }
 }
 
-/// Whether a `Hello` is news, and then whether of a life not known before.
+/// Returns whether a new `Hello` is from an instance not seen before; `None` if the `Hello` is not new.
 fn hears(end: &mut Common, hello: HelloId, bounds: &Bounds) -> Option<bool> {
     let old = |known: HelloId| {
         (known.life == hello.life && hello.counter <= known.counter)

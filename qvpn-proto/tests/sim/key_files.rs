@@ -1,5 +1,5 @@
-//! Keys from a file: they go into epochs where QKD is preferred, are never called QKD, and are never enough where it is
-//! required, whatever the source, the other end or a reload says.
+//! Keys from a file. They are used where QKD is preferred, are never shown as QKD, and are never enough where
+//! it is required, independent of the source, the peer and reloads.
 
 use qvpn_proto::{KeyKind, PeerEvent, PeerState, QkdPolicy};
 
@@ -8,7 +8,7 @@ use crate::network::CLEAN;
 use crate::site::sites;
 use crate::world::World;
 
-/// A world in which these ends have nothing but a file.
+/// Returns a world in which the key sources are of these kinds.
 fn world(policies: [QkdPolicy; 2], kinds: [KeyKind; 2]) -> World {
     let mut sites = sites(QkdPolicy::Required, 2 * S);
     sites.iter_mut().zip(policies).for_each(|(site, policy)| site.policy = policy);
@@ -41,7 +41,8 @@ fn a_file_is_never_enough_where_either_end_requires_qkd() {
                     assert!((i, view.state) == (1, PeerState::Connecting), "{policies:?} {kinds:?}");
                     continue;
                 };
-                // Asked again for a key that it refused, the responder's source doesn't know it any more.
+                // The responder's source doesn't know the key any more when it is requested again after a
+                // refusal.
                 if kinds[i] == File && i == 0 {
                     assert!(reason.contains("from a file only, which is no QKD"), "{reason}");
                     assert_eq!((view.qkd_stock, view.file_stock), (Some(0), Some(0)), "{kinds:?}");
@@ -68,7 +69,7 @@ fn an_end_without_a_qkd_source_says_at_once_that_required_cannot_be_met() {
         sites.iter_mut().zip(policies).for_each(|(site, policy)| site.policy = policy);
         sites[i].qkd_source = false;
         let mut world = World::new(78, sites, CLEAN);
-        // Its files' keys never get this far.
+        // The file keys of this side never reach the peer.
         world.kms[0].up[i] = false;
         world.run(S);
         let view = world.view(i);
@@ -97,7 +98,7 @@ fn where_qkd_is_preferred_a_file_is_used_at_once_called_by_its_name_and_shown_as
     }
     let supply = |(_, notice): &(_, PeerEvent)| matches!(notice, PeerEvent::SupplyStopped { .. });
     assert!(world.ends[0].notices.iter().any(supply), "it is no QKD supply");
-    // QKD comes: its keys go first.
+    // QKD keys arrive and are used first.
     world.kms[0].kind = [KeyKind::Qkd; 2];
     assert!(world.run_until(10 * S, |w| w.both(PeerState::Up)), "{}", world.story(0));
     assert_eq!(epochs(&world, 1).last().unwrap().0, ["qkd", "mlkem", "x25519", "chain"]);
@@ -116,7 +117,7 @@ fn a_reload_to_required_ends_an_epoch_of_a_file_at_once_and_erases_the_files_key
     for i in [0, 1] {
         let mut world = world([QkdPolicy::Preferred; 2], [KeyKind::File; 2]);
         assert!(world.run_until(10 * S, |w| w.both(PeerState::Degraded)));
-        // No order is on its way into a lane.
+        // Waits until no order is under way to a lane.
         world.run(510 * MS);
         world.sites[i].policy = QkdPolicy::Required;
         world.reconfigure(i);

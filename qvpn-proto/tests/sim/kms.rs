@@ -1,4 +1,4 @@
-//! The two KMEs of a tunnel: keys that both sites get under one ID, and all that goes wrong with that.
+//! The two KMEs of a tunnel: keys that both sites get under one ID, and their faults.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -12,22 +12,22 @@ use rand_chacha::rand_core::Rng;
 
 use crate::network::{chance, up_to};
 
-/// What goes wrong; chances are per mille and per key.
+/// The faults of the KMEs. Chances are per mille and per key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct KmsFaults {
-    /// An answer takes so long.
+    /// The minimum delay of an answer.
     pub delay: Duration,
-    /// At most so much more.
+    /// The maximum additional delay.
     pub jitter: Duration,
-    /// The responder's KME gets a key up to so much later than the initiator's.
+    /// The maximum delay after which the responder's KME has a key that the initiator's KME has.
     pub lag: Duration,
-    /// The responder's KME never gets it.
+    /// The chance that the responder's KME never gets the key.
     pub lost: u32,
-    /// The two KMEs hold other bytes under the same ID.
+    /// The chance that the two KMEs hold different bytes under the same ID.
     pub wrong: u32,
-    /// The key is too short.
+    /// The chance that the key is too short.
     pub short: u32,
-    /// A key comes a second time: the same bytes and ID.
+    /// The chance that a key is delivered a second time, with the same bytes and ID.
     pub again: u32,
 }
 
@@ -46,7 +46,7 @@ struct Waiting {
     from: Time,
 }
 
-/// A key that left a KME: to which end, and its bytes.
+/// A key that a KME delivered: the side, and the key's bytes.
 pub struct Delivered {
     pub end: usize,
     pub id: String,
@@ -55,11 +55,11 @@ pub struct Delivered {
 
 pub struct Kms {
     pub faults: KmsFaults,
-    /// Whether the KME of each of the two ends can be asked.
+    /// Whether the KME of each side can be reached.
     pub up: [bool; 2],
-    /// What each end's source is; it gives keys whatever the policy says.
+    /// The kind of each side's source, which gives keys under any policy.
     pub kind: [KeyKind; 2],
-    /// Requests to each end's KME.
+    /// The number of requests to each side's KME.
     pub asked: [u32; 2],
     pub corrupt_next_key: bool,
     pub corrupt_all_keys: bool,
@@ -85,12 +85,12 @@ impl Kms {
         }
     }
 
-    /// The KME of an end forgets every key that the other end has not fetched yet.
+    /// Forgets every key that the responder has not fetched yet.
     pub fn forget(&mut self) {
         self.waiting.clear();
     }
 
-    /// Answers: after how long, what, and which keys leave.
+    /// Returns the answers: the delay, the report, and the delivered keys.
     pub fn fetch(
         &mut self,
         end: usize,

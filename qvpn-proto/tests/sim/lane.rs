@@ -1,5 +1,5 @@
-//! A lane as the data path has it, without its threads and sockets: its real sealing and opening sessions, and its rules
-//! for which key it takes and where it sends.
+//! A lane as in the data path, without threads and sockets: its real sealing and opening sessions, and its
+//! rules for which keys it accepts and where it sends.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -10,7 +10,7 @@ use qvpn_dataplane::{OpeningKey, SealingKey};
 use qvpn_secret::Secret;
 use qvpn_types::{LocalEpoch, PeerNumber, Suite, Time};
 
-/// The bytes of a key, by which the model knows it.
+/// The bytes of a key, by which the model identifies it.
 pub type Key = [u8; 32];
 
 pub struct Sealing {
@@ -32,21 +32,21 @@ pub struct Lane {
     newest_heard: Option<LocalEpoch>,
     pub endpoint: Option<SocketAddr>,
     pub keepalive: Option<Duration>,
-    /// The lane by which its flows go.
+    /// The lane that carries its flows.
     pub via: Option<u8>,
     pub sent_at: Time,
     pub received_at: Time,
 }
 
-/// What came of a packet that opened.
+/// The result of a packet that opened.
 pub struct Opened {
     pub key: Key,
     pub counter: u64,
     pub text: Vec<u8>,
     pub local_epoch: LocalEpoch,
-    /// The first in its epoch.
+    /// Whether it is the first in its epoch.
     pub first: bool,
-    /// The lane sends there from now on.
+    /// Whether the lane sends to its source from now on.
     pub roamed: bool,
 }
 
@@ -104,7 +104,7 @@ impl Lane {
         self.opening.remove(&index);
     }
 
-    /// The epoch whose sealing key reached its age: it is erased.
+    /// Erases the sealing key if it reached its maximum age, and returns its epoch.
     pub fn end_due(&mut self, now: Time) -> Option<LocalEpoch> {
         self.opening.retain(|_, o| o.session.expires_at > now);
         let ended = self.sealing.as_ref().filter(|s| s.session.expires_at <= now)?;
@@ -117,12 +117,12 @@ impl Lane {
         self.sealing.as_ref().is_some_and(|s| s.session.expires_at > now)
     }
 
-    /// Whether an opening key is here of an epoch that is not sealed in yet.
+    /// Whether there is an opening key of an epoch in which the lane does not seal yet.
     pub fn waits(&self) -> bool {
         self.highest_opening > self.highest_sealing
     }
 
-    /// Seals a packet; at the packet limit, the epoch that ended.
+    /// Seals a packet. At the packet limit, returns the epoch that ended.
     pub fn seal(&mut self, text: &[u8], now: Time) -> Result<(Key, Vec<u8>), Option<LocalEpoch>> {
         let Some(sealing) = &mut self.sealing else { return Err(None) };
         let mut buffer = vec![0; HEADER + text.len() + TAG];

@@ -1,4 +1,4 @@
-//! Several lanes of one pair: keys of their own, and one epoch that ends in all of them.
+//! Several lanes between two sides: each has its own keys, and one epoch ends in all of them.
 
 use qvpn_proto::wire::LaneSet;
 use qvpn_proto::{LaneState, PeerEvent, PeerState, QkdPolicy};
@@ -29,7 +29,7 @@ fn the_packet_limit_of_one_lane_ends_the_epoch_in_all() {
         world.packet_limit = Some(50);
         assert!(world.run_until(5 * S, |w| w.both(PeerState::Up)));
         world.kms[0].up = [false; 2];
-        // The last key goes into an epoch.
+        // The last key is used for an epoch.
         let last = |w: &World| w.view(0).qkd_stock == Some(0) && w.view(1).qkd_stock == Some(0);
         assert!(world.run_until(25 * S, last), "{}", world.story(0));
         world.run(S);
@@ -56,7 +56,7 @@ fn a_lane_that_is_cut_gives_its_flows_to_another_until_it_recovers() {
     let up = |w: &World, end: usize| lane(w, end).state == Some(LaneState::Up) && lane(w, end).via.is_none();
     assert!(world.run_until(10 * S, |w| up(w, 0) && up(w, 1)), "{}", world.story(0));
     world.cut_lanes[0] = LaneSet(0b10);
-    // The end that receives nothing notices it, and the other one hears of it.
+    // The side that receives nothing detects it and reports it to the peer.
     let silent =
         |w: &World, end| lane(w, end).state == Some(LaneState::Silent) && lane(w, end).via == Some(2);
     assert!(world.run_until(5 * S, |w| silent(w, 0) && silent(w, 1)), "{}", world.story(0));
@@ -82,7 +82,7 @@ fn no_lane_goes_back_when_the_peer_restarts_and_counts_its_epochs_from_one_again
     let mut both = sites(QkdPolicy::Required, S);
     both.iter_mut().for_each(|site| site.lanes = 2);
     let mut world = World::new(19, both, CLEAN);
-    // The initiator numbers the epochs.
+    // The initiator chooses the epoch numbers.
     let (initiator, responder) = (0, 1);
     assert!(world.run_until(20 * S, |w| w.view(responder).epoch >= Some(EpochNumber(5))));
     let before = [0, 1].map(|lane| world.newest_sealing(responder, lane));
@@ -92,7 +92,7 @@ fn no_lane_goes_back_when_the_peer_restarts_and_counts_its_epochs_from_one_again
     world.run(MS);
     let after = [0, 1].map(|lane| world.newest_sealing(responder, lane));
     assert!(before.iter().zip(&after).all(|(before, after)| before < after), "{before:?}, then {after:?}");
-    // Lanes take a key only if its epoch is later than all before: they would have refused a lower one.
+    // Lanes accept a key only if its epoch is later than all before: they would have refused a lower one.
     world.run(5 * S);
     assert!(world.both(PeerState::Up), "{}", world.story(responder));
 }

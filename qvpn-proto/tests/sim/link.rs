@@ -1,5 +1,6 @@
-//! A control session without cryptography that behaves as WireGuard's: numbers name sessions, starts carry a time that
-//! must grow, a datagram is taken once and unchanged, and a session is replaced after 120 s and dead after 180 s.
+//! A control session without cryptography that behaves like WireGuard's. Numbers identify sessions,
+//! initiations carry a time that must increase, a datagram is accepted once and unchanged, and a session is
+//! replaced after 120 s and expires after 180 s.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::hash::Hasher;
@@ -14,21 +15,21 @@ use qvpn_types::Time;
 const START: u8 = 1;
 const ANSWER: u8 = 2;
 const DATA: u8 = 4;
-/// Type, tunnel, session, count.
+/// Type, tunnel, session and counter.
 pub const HEADER: usize = 19;
 const MAC: usize = 8;
 const REPLACE: Duration = Duration::from_secs(120);
 const DEAD: Duration = Duration::from_secs(180);
 const AGAIN: Duration = Duration::from_secs(5);
 
-/// What the simulation and a link tell each other.
+/// State that the simulation and a link share.
 #[derive(Default)]
 pub struct Shared {
     /// The site's clock, in nanoseconds.
     pub now: AtomicU64,
-    /// The site's wall clock is so much ahead of it.
+    /// The offset of the site's wall clock from that clock.
     pub wall: AtomicU64,
-    /// The session in use, for tests that speak in it; 0 is none.
+    /// The session in use, for tests that send in it; 0 is none.
     pub session: AtomicU64,
 }
 
@@ -47,10 +48,10 @@ pub struct FakeLink {
     sessions: VecDeque<Session>,
     made: u64,
     current: Option<u64>,
-    /// Starts that wait for an answer, and when the last left.
+    /// Initiations that await a response, and the time of the last one.
     started: VecDeque<u64>,
     started_at: Option<Time>,
-    /// The time in the last start of the other end.
+    /// The time in the peer's last initiation.
     greatest: u64,
     shared: Arc<Shared>,
 }
@@ -66,7 +67,7 @@ pub fn frame(kind: u8, tunnel: u16, session: u64, count: u64, packet: &[u8]) -> 
     out
 }
 
-/// A message of a session, as if one end had sent it.
+/// Returns a message of a session, as if one side had sent it.
 pub fn in_session(tunnel: u16, session: u64, count: u64, packet: &[u8]) -> Vec<u8> {
     frame(DATA, tunnel, session, count, packet)
 }
@@ -77,18 +78,18 @@ fn mac(bytes: &[u8]) -> [u8; MAC] {
     hash.finish().to_be_bytes()
 }
 
-/// The tunnel of a datagram, for the gate.
+/// Returns the tunnel of a datagram, for the demux.
 pub fn tunnel_of(datagram: &[u8]) -> Option<u16> {
     datagram.get(1..3).map(|b| u16::from_be_bytes(b.try_into().unwrap()))
 }
 
-/// The packet in a datagram.
+/// Returns the packet in a datagram.
 pub fn packet_of(datagram: &[u8]) -> Option<&[u8]> {
     let inner = datagram.get(HEADER..datagram.len().checked_sub(MAC)?)?;
     (datagram[0] == DATA && !inner.is_empty()).then_some(inner)
 }
 
-/// What a datagram is, in a word.
+/// Names the type of a datagram.
 pub fn name_of(datagram: &[u8]) -> &'static str {
     match datagram.first() {
         Some(&START) => "start",
@@ -139,7 +140,7 @@ impl FakeLink {
     fn seal(&mut self, packet: &[u8]) -> Option<Vec<u8>> {
         let tunnel = self.tunnel;
         let session = self.current()?;
-        // Both ends count up by themselves: one with even numbers, one with odd ones.
+        // Each side has its own counter: one uses even numbers, the other odd ones.
         session.sent += 2;
         Some(frame(DATA, tunnel, session.id, session.sent + u64::from(session.ours), packet))
     }
@@ -161,7 +162,8 @@ impl ControlLink for FakeLink {
                     return out;
                 }
                 self.greatest = count;
-                // Whoever answers gives the session its number, as an ephemeral key makes it another one each time.
+                // The responder numbers the session, and the number is new each time, as with an ephemeral
+                // key.
                 self.next += 1;
                 self.add(self.next, false);
                 out.datagrams.push(frame(ANSWER, self.tunnel, session, self.next, &[]));

@@ -1,8 +1,9 @@
-//! Sites on a virtual clock: any number of [`Peer`](qvpn_proto::Peer)s with the data path's real keys, a network, KMEs and
-//! clocks that do what they should not, all from one seed, and a small reference model that looks at each step.
+//! Simulates sites on a virtual clock: any number of [`Peer`](qvpn_proto::Peer)s with the data path's real
+//! keys, and a network, KMEs and clocks with faults. All faults follow from one seed, and a small reference
+//! model checks each step.
 //!
-//! A failure prints its seed and what happened last. To run one seed again, with all that happens in it:
-//! `QVPN_SIM_SEED=7 cargo test -p qvpn-proto --test sim -- --ignored --nocapture one_seed`
+//! A failure prints its seed and the last steps. To run one seed again and print every step: `QVPN_SIM_SEED=7
+//! cargo test -p qvpn-proto --test sim -- --ignored --nocapture one_seed`
 #![allow(clippy::unwrap_used)]
 
 mod clock;

@@ -1,5 +1,5 @@
-//! The reference model: what must be true of keys, epochs and packets, told in a few tables and compared with each step
-//! of the simulation. It knows nothing of how the ends come to their decisions.
+//! The reference model: a few tables that say what must be true of keys, epochs and packets. It is compared
+//! with each step of the simulation, and does not depend on how the peers decide.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -12,13 +12,13 @@ use qvpn_types::{LocalEpoch, Time};
 use crate::kms::Delivered;
 use crate::lane::{Key, Opened};
 
-/// What is wrong, in words.
+/// An error describes what is wrong.
 pub type Verdict = Result<(), String>;
 
-/// Clocks may differ by so much within the life of a key.
+/// The maximum difference of two clocks during the lifetime of a key.
 const SLACK: Duration = Duration::from_secs(1);
 
-/// A key that an end can open with.
+/// A key with which a side can open packets.
 struct Openable {
     end: usize,
     life: u32,
@@ -27,18 +27,18 @@ struct Openable {
     expires: Time,
 }
 
-/// A key that an end seals with.
+/// A key with which a side seals packets.
 struct Sealed {
     end: usize,
     life: u32,
-    /// By the end's own clock.
+    /// The expiry by the side's own clock.
     limit: Time,
     packets: u64,
     counter: u64,
     weak: bool,
 }
 
-/// What is known of an end.
+/// The state of a side.
 struct End {
     life: u32,
     started: Time,
@@ -46,22 +46,22 @@ struct End {
     interval: Duration,
     last_qkd: Option<Time>,
     highest: u64,
-    /// When each epoch's keys were made, by local_epoch.
+    /// When each epoch's keys were made, by local epoch.
     derived: BTreeMap<LocalEpoch, Time>,
     /// Keys ordered since the last epoch came into force, and their epoch.
     fresh: Vec<Key>,
-    /// When the policy last became stricter, or an interval changed.
+    /// Whether the policy became stricter, at this side or at the peer.
     tightened: bool,
 }
 
-/// An epoch that at least one end brought into force.
+/// An epoch that at least one side brought into force.
 struct Made {
     sources: KeySources,
     qkd_key_id: Option<String>,
     by: [bool; 2],
 }
 
-/// A packet on its way.
+/// A packet under way.
 #[derive(Clone)]
 pub struct Packet {
     pub from: usize,
@@ -78,7 +78,7 @@ pub struct Model {
     ends: Vec<End>,
     openable: BTreeMap<Key, Openable>,
     sealed: BTreeMap<Key, Sealed>,
-    /// By tunnel, the initiator's life, and number.
+    /// Keyed by tunnel, the initiator's instance, and number.
     epochs: BTreeMap<(usize, u32, u64), Made>,
     proposed: BTreeMap<(usize, u32, u64), Time>,
     qkd_used: BTreeMap<String, (usize, u32, u64)>,
@@ -93,7 +93,8 @@ fn check(holds: bool, what: impl FnOnce() -> String) -> Verdict {
 }
 
 impl Model {
-    /// An end began a life; ends are told in their order at first.
+    /// Records that an instance of a side started. The first starts must be reported in the order of the
+    /// sides.
     pub fn started(&mut self, end: usize, life: u32, policy: QkdPolicy, interval: Duration, now: Time) {
         let fresh = End {
             life,
@@ -114,7 +115,7 @@ impl Model {
         self.note_interval(end);
     }
 
-    /// An end has another config from now on.
+    /// Records the new config of a side.
     pub fn configured(&mut self, end: usize, policy: QkdPolicy, interval: Duration) {
         if policy > self.ends[end].policy {
             self.ends[end].tightened = true;
@@ -131,18 +132,18 @@ impl Model {
         *known = (known.0.min(agreed), known.1.max(agreed));
     }
 
-    /// An end sent the first piece of a `Propose`.
+    /// Records that a side sent the first fragment of a `Propose`.
     pub fn proposed(&mut self, end: usize, epoch: u64, now: Time) {
         self.proposed.entry((end, self.ends[end].life, epoch)).or_insert(now);
     }
 
-    /// A KME handed out a key. Keys of its own fault are not judged here but where they are used.
+    /// Records a key that a KME delivered. Faulty keys are not checked here but where they are used.
     pub fn delivered_key(&mut self, key: &Delivered) {
         let life = self.ends[key.end].life;
         self.qkd_delivered.insert((key.end, life, key.id.clone()), key.bytes.clone());
     }
 
-    /// An end ordered a key that opens into a lane.
+    /// Checks an order of a side to install an opening key in a lane.
     pub fn opening(
         &mut self,
         end: usize,
@@ -156,7 +157,8 @@ impl Model {
         check(before.is_none(), || format!("no key twice: end {end} was given an opening key a second time"))
     }
 
-    /// An end ordered a key that seals into a lane. `expires` is by its own clock and in true time.
+    /// Checks an order of a side to install a sealing key in a lane. `expires` is by its own clock and in
+    /// true time.
     pub fn sealing(
         &mut self,
         end: usize,
@@ -195,7 +197,7 @@ impl Model {
         })
     }
 
-    /// An end says that an epoch is in force.
+    /// Checks an epoch that a side reports as in force.
     pub fn activated(
         &mut self,
         end: usize,
@@ -208,7 +210,7 @@ impl Model {
         let Some(opens) = fresh.first().and_then(|key| self.openable.get(key)) else {
             return Err(format!("end {end} has epoch {epoch} in force and no key"));
         };
-        // Whose life numbered it: our own, or that of the end that made the key.
+        // The instance that numbered the epoch: our own, or that of the side that made the key.
         let life = if initiator { self.ends[end].life } else { opens.life };
         let own = &self.ends[end];
         check(initiator || epoch > own.highest || opens.life > 1, || {
@@ -257,7 +259,7 @@ impl Model {
         }
         let made = Made { sources, qkd_key_id: qkd_key_id.cloned(), by: [false; 2] };
         let made = self.epochs.entry(number).or_insert(made);
-        // A key may be a QKD key at one end and a file's at the other: each goes by its own source.
+        // A key may be a QKD key at one side and a file's at the other: each trusts its own source.
         let parts = |of: KeySources| (of.qkd || of.file, of.psk, of.chain);
         let same_key = made.sources != sources || made.qkd_key_id.as_ref() == qkd_key_id;
         check(parts(made.sources) == parts(sources) && same_key, || {
@@ -268,7 +270,8 @@ impl Model {
         })
     }
 
-    /// A lane sealed a packet. Until an order that is under way reaches it, a lane does not know of a stricter policy.
+    /// Checks a packet that a lane sealed. A lane may still seal under a laxer policy while an order is under
+    /// way to it.
     pub fn sealed(&mut self, end: usize, key: Key, counter: u64, now: Time, ordered: bool) -> Verdict {
         let required = self.ends[end].policy == QkdPolicy::Required;
         let Some(known) = self.sealed.get_mut(&key) else {
@@ -289,7 +292,8 @@ impl Model {
         })
     }
 
-    /// The network brought a packet to `to`, where it opened or not. True if it was opened. `ordered` as for [`sealed`](Self::sealed).
+    /// Checks a packet that the network delivered to `to`, which opened or did not open. Returns whether it
+    /// opened. `ordered` is as in [`sealed`](Self::sealed).
     pub fn arrived(
         &mut self,
         packet: &Packet,

@@ -1,22 +1,22 @@
-//! What the network does to a datagram.
+//! Faults of the network.
 
 use std::time::Duration;
 
 use rand_chacha::ChaCha20Rng;
 use rand_chacha::rand_core::Rng;
 
-/// Chances are per mille.
+/// The network's faults. Chances are per mille.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Faults {
     pub loss: u32,
     pub duplicate: u32,
-    /// A byte is changed.
+    /// The chance that a byte is changed.
     pub corrupt: u32,
-    /// What arrived comes a second time from somebody else's place, up to minutes later.
+    /// The chance that a delivered datagram arrives a second time from another address, up to minutes later.
     pub replay: u32,
-    /// At least.
+    /// The minimum delay.
     pub delay: Duration,
-    /// At most so much more, so datagrams overtake each other.
+    /// The maximum additional delay, so datagrams overtake each other.
     pub jitter: Duration,
 }
 

@@ -1,5 +1,5 @@
-//! Two peers on a virtual clock: epochs come, hold and end as `docs/protocol.md` says, under loss, delay, duplication,
-//! reordering and restarts. The lanes of the test check that every packet that arrives opens.
+//! Two peers on a virtual clock. Epochs start, last and end as `docs/protocol.md` says, under loss, delay,
+//! duplication, reordering and restarts. The simulated lanes check that every packet that arrives opens.
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -106,7 +106,7 @@ fn required_rides_on_the_stock_then_blocks_then_recovers() {
     world.run(4 * S);
     assert!(world.both(PeerState::Up), "the stock carries some intervals\n{}", world.story(0));
     assert!(world.run_until(60 * S, |w| w.both(PeerState::Blocked)), "{}", world.story(0));
-    // Five keys of two seconds, and the last epoch's ten seconds.
+    // Five keys of two seconds each, and the last epoch's ten seconds.
     let took = world.now.since(out);
     assert!(took >= 12 * S && took <= 24 * S, "{took:?}");
     assert!(world.ends[0].notices.iter().any(|(_, n)| matches!(n, PeerEvent::SupplyStopped { .. })));
@@ -153,7 +153,7 @@ fn off_needs_no_kms_and_preferred_with_off_is_degraded_on_one_side() {
     assert!(world.view(0).reason.unwrap().contains("off"));
 }
 
-/// Both ends say why in words, and nothing is ever sent.
+/// Checks that both sides give the reason, and that nothing is ever sent.
 fn refused(change: impl FnOnce(&mut [Site; 2]), words: [&str; 2]) {
     let mut both = sites(QkdPolicy::Required, S);
     change(&mut both);
@@ -243,7 +243,7 @@ fn an_identity_that_is_not_configured_is_refused() {
     let mut both = sites(QkdPolicy::Required, S);
     let right = both[1].identity.clone();
     let mut world = World::new(10, both.clone(), CLEAN);
-    // End 1 starts with another identity than the one that end 0 has configured.
+    // Side 1 starts with an identity other than the one in side 0's config.
     both[1].identity = identity(99);
     world.sites = both.to_vec();
     world.restart(1);
@@ -321,8 +321,8 @@ fn keys_that_go_bad_do_not_drain_the_kme() {
     assert!(world.run_until(15 * S, |w| w.both(PeerState::Up)), "{}", world.story(0));
 }
 
-/// Both ends without a KME under `preferred`: after two intervals an epoch without QKD is under way, and is stopped where
-/// the responder has answered and the initiator has not confirmed.
+/// Returns a world in which both sides have no KME under `preferred`. After two intervals, an epoch without
+/// QKD is under way: the responder has answered and the initiator has not confirmed.
 fn weak_epoch_under_way(seed: u64) -> World {
     let mut world = World::new(seed, sites(QkdPolicy::Preferred, S), CLEAN);
     world.kms[0].up = [false, false];
@@ -334,14 +334,16 @@ fn weak_epoch_under_way(seed: u64) -> World {
 
 #[test]
 fn required_by_a_reload_between_accept_and_confirm_keeps_a_weak_epoch_out() {
-    // The Accept leaves 0.1 ms after the responder derived keys, and the initiator's lanes take 0.1 ms to install them. A
-    // Hello that follows at once comes in between; one that leaves later crosses the Confirm.
+    // The `Accept` leaves 0.1 ms after the responder derived keys, and the initiator's lanes take 0.1 ms to
+    // install them. A `Hello` that follows at once arrives in between; one that leaves later crosses the
+    // `Confirm`.
     for (which, after) in [(0, MS), (1, MS), (1, MS * 3 / 20), (1, MS * 6)] {
         let mut world = weak_epoch_under_way(17);
         world.run(after);
         world.sites[which].policy = QkdPolicy::Required;
         world.reconfigure(which);
-        // The Confirm arrives, and every later attempt, too. The end that did not reload hears of it within a round trip.
+        // The `Confirm` arrives, and so does every later attempt. The side that did not reload gets the new
+        // `Hello` within a round trip.
         assert!(!world.run_until(20 * MS, |w| w.seals(which)), "end {which} seals without QKD, {after:?}");
         let weak = world.run_until(10 * S, |w| w.seals(0) || w.seals(1));
         assert!(!weak, "{which} {after:?}: an end seals without QKD");
@@ -361,7 +363,7 @@ fn two_messages_refused_at_once_are_both_told() {
     let mut world = World::new(18, sites(QkdPolicy::Required, S), CLEAN);
     assert!(world.run_until(5 * S, |w| w.both(PeerState::Up)));
     let ids = [world.deliver(1, MessageType::Propose, &[1]), world.deliver(1, MessageType::Propose, &[2])];
-    // Neither arrives, so both are repeated.
+    // Neither refusal arrives, so both are repeated.
     world.rejects[1].clear();
     world.faults.loss = 1000;
     world.run(S);
@@ -374,7 +376,8 @@ fn two_messages_refused_at_once_are_both_told() {
 fn a_refused_hello_that_comes_again_is_refused_under_its_new_id() {
     let mut world = World::new(19, sites(QkdPolicy::Required, S), CLEAN);
     assert!(world.run_until(5 * S, |w| w.both(PeerState::Up)));
-    // A new life of end 0 with another suite, whose first refusal gets lost: it then asks under a new message ID.
+    // A new instance of side 0 with another suite. The first refusal is lost, so it sends its `Hello` again
+    // under a new message ID.
     let identity = world.sites[0].identity.clone();
     let hello = Hello {
         instance: [7; 16],
@@ -410,7 +413,7 @@ fn an_operator_at_the_responder_gets_an_epoch_and_the_initiator_hears_why() {
     assert!(world.run_until(S, |w| w.rekeys() > before), "{}", world.story(0));
     let told = |n: &PeerEvent| *n == PeerEvent::RekeyAsked { reason: RekeyReason::Operator };
     assert!(world.ends[0].notices.iter().any(|(_, n)| told(n)), "{}", world.story(0));
-    // Bytes that are no reason bring nothing.
+    // A byte that is not a reason has no effect.
     world.run(2 * S);
     let before = world.rekeys();
     world.deliver(0, MessageType::Rekey, &[9]);
@@ -419,7 +422,7 @@ fn an_operator_at_the_responder_gets_an_epoch_and_the_initiator_hears_why() {
     assert_eq!(world.rekeys(), before);
 }
 
-/// Runs with these KMEs down for 100 s, and says how long the first epoch after it takes.
+/// Returns how long the first epoch takes after these KMEs were down for 100 s.
 fn recovery(seed: u64, down: [bool; 2]) -> Duration {
     let mut world = World::new(seed, sites(QkdPolicy::Required, S), CLEAN);
     assert!(world.run_until(5 * S, |w| w.both(PeerState::Up)));
@@ -457,8 +460,9 @@ fn a_stock_of_a_hundred_keys_is_filled_and_used() {
     assert!(world.both(PeerState::Up), "80 s ride on the stock\n{}", world.story(0));
 }
 
-/// Found by the storms (seed 3): an end that was asleep asked three times at once, and made the session anew before any
-/// answer could come. Both sleep here, as on one host that pauses, since who is awake makes the session anew and rightly.
+/// Found by the storms (seed 3): a side that had been asleep sent three `Ping`s at once, and reset the
+/// session before any answer could arrive. Both sides sleep here, as on one host that pauses: a side that is
+/// awake resets the session, which is right.
 #[test]
 fn after_a_sleep_the_other_end_has_its_time_to_answer() {
     let mut world = World::new(34, sites(QkdPolicy::Required, S), CLEAN);
@@ -475,8 +479,8 @@ fn after_a_sleep_the_other_end_has_its_time_to_answer() {
     assert_eq!(handshake(&world), before, "the session of before the sleep still serves");
 }
 
-/// Found by the storms (seeds 8 and 18): each key that only one KME had took a place in the stock for 120 s, so that a few
-/// of them stopped traffic where QKD is required.
+/// Found by the storms (seeds 8 and 18): each key that only one KME had took a place in the stock for 120 s,
+/// so that a few of them stopped traffic where QKD is required.
 #[test]
 fn keys_that_one_kme_lost_leave_a_stock() {
     for stock in [1, 2, 5] {
@@ -487,7 +491,7 @@ fn keys_that_one_kme_lost_leave_a_stock() {
         world.traffic(50 * MS);
         world.kms[0].forget();
         let blocked = world.data_blocked;
-        // Everything that was fetched by now is used, and what comes next is lost.
+        // All keys fetched by now are used, and the next ones are lost.
         world.kms[0].faults.lost = 1000;
         world.run(2 * S);
         world.kms[0].faults.lost = 0;
@@ -499,8 +503,9 @@ fn keys_that_one_kme_lost_leave_a_stock() {
     }
 }
 
-/// Found by the storms (seed 9): a reload while the initiator's lanes took the keys of an epoch erased them there, and the next
-/// `Propose` named that epoch's chain, so the responder sealed what nobody could open.
+/// Found by the storms (seed 9): a reload while the initiator's lanes installed the keys of an epoch erased
+/// them there. The next `Propose` named that epoch's chain, so the responder sealed packets that the
+/// initiator could not open.
 #[test]
 fn a_reload_while_lanes_take_keys_loses_no_packet() {
     for end in [0, 1] {
@@ -513,7 +518,7 @@ fn a_reload_while_lanes_take_keys_loses_no_packet() {
         let before = world.rekeys();
         world.sites[end].interval = 2 * S;
         world.reconfigure(end);
-        // The model looks at each packet.
+        // The model checks each packet.
         world.run(5 * S);
         assert!(world.both(PeerState::Up) && world.rekeys() >= before + 3, "{}", world.story(0));
     }
@@ -546,7 +551,7 @@ fn the_end_of_the_stock_is_foretold_long_before_traffic_is_hurt() {
     let lasts = view.qkd_stock_lasts.unwrap();
     assert!(world.run_until(120 * S, |w| w.both(PeerState::Blocked)), "{}", world.story(0));
     let ahead = world.now.since(told);
-    // The stock, and then the last epoch's age.
+    // The stock lasts, and then the last epoch until its maximum age.
     assert!(
         ahead >= lasts + 20 * S && ahead <= lasts + 45 * S,
         "told {ahead:?} ahead, the stock was to last {lasts:?}"
@@ -579,7 +584,7 @@ fn a_path_that_is_down_is_not_called_a_stop_of_the_supply() {
     }
 }
 
-/// A miss is clean: nothing is sent, and each end says what is missing and where.
+/// If a key is missing, nothing is sent, and each side says what is missing and where.
 #[test]
 fn a_miss_is_explained_at_both_ends() {
     type Break = fn(&mut World);
@@ -618,13 +623,14 @@ fn a_miss_is_explained_at_both_ends() {
         world.kms[0].up = [true; 2];
         world.kms[0].faults.lost = 0;
         world.kms[0].corrupt_all_keys = false;
-        // Twice the stock may lie there that one KME will never have; each is given up after 120 s.
+        // The stock may hold twice its target in keys that one KME never gets; each is given up after 120 s.
         assert!(world.run_until(130 * S, |w| w.both(PeerState::Up)), "{name}: {}", world.story(0));
     }
 }
 
-/// Found by the exhaustive model: a `Hello` of an earlier life that nobody had heard of was taken for a restart, so that the
-/// end forgot the epoch under way, and the living one's own `Hello` counted as an old one from then on.
+/// Found by the exhaustive model: a delayed `Hello` of an earlier, unknown instance was treated as a restart.
+/// The side dropped the epoch under way, and treated the `Hello` of the running instance as an old one from
+/// then on.
 #[test]
 fn a_hello_held_back_from_an_earlier_life_changes_nothing() {
     for (seed, end) in [(37, 0), (38, 1)] {
@@ -636,10 +642,11 @@ fn a_hello_held_back_from_an_earlier_life_changes_nothing() {
         assert!(!world.seals(0) && !world.seals(1));
         world.withhold = None;
         world.restart(end);
-        // The responder has answered, or the initiator's lanes take the keys: the exchange is half way.
+        // The responder has answered, or the initiator's lanes are installing the keys: the exchange is half
+        // done.
         assert!(world.run_until(5 * S, |w| w.pending(other)), "{}", world.story(other));
         assert!(world.deliver_withheld() > 2);
-        // The model looks at each packet.
+        // The model checks each packet.
         world.run(5 * S);
         assert!(
             world.both(PeerState::Up) && world.rekeys() >= 4,
@@ -653,30 +660,31 @@ fn a_hello_held_back_from_an_earlier_life_changes_nothing() {
     }
 }
 
-/// Found by the exhaustive model: a reload while the initiator's lanes took keys gave that epoch up, but the next `Propose` named its
-/// chain. On that the responder drained what the initiator still sealed in, for as long as no `Accept` came through.
+/// Found by the exhaustive model: a reload while the initiator's lanes installed keys gave up that epoch, but
+/// the next `Propose` named its chain. The responder then drained the epoch in which the initiator still
+/// sealed, until an `Accept` arrived.
 #[test]
 fn a_reload_while_lanes_take_keys_leaves_no_end_behind() {
     let mut world = World::new(39, sites(QkdPolicy::Required, 100 * MS), CLEAN);
     world.lane_delay = 20 * MS;
     world.traffic(10 * MS);
     assert!(world.run_until(5 * S, |w| w.both(PeerState::Up)));
-    // Sealing keys are under way for 20 ms after an epoch came into force.
+    // Orders for sealing keys are under way for 20 ms after an epoch came into force.
     assert!(world.run_until(5 * S, |w| !w.pending(0)));
     assert!(world.run_until(5 * S, |w| w.pending(0)));
     let before = world.view(1).rekeys;
     world.reconfigure(0);
     assert!(world.run_until(S, |w| w.view(1).rekeys > before), "{}", world.story(1));
-    // An Accept of what was proposed since does not come through.
+    // The `Accept` of a later proposal does not arrive.
     world.cut[1] = true;
-    // Longer than the drain of 2 s; the model looks at each packet.
+    // This is longer than the drain of 2 s. The model checks each packet.
     world.run(5 * S);
     world.cut[1] = false;
     assert!(world.run_until(5 * S, |w| w.both(PeerState::Up)), "{}", world.story(0));
 }
 
-/// Found by the storms (seed 3000072): a reload to `required` in an epoch without QKD also erased what opened the epoch with QKD
-/// before it, so that packets of that one which were still on their way were lost.
+/// Found by the storms (seed 3000072): a reload to `required` in an epoch without QKD also erased the opening
+/// keys of the earlier epoch with QKD, so that its packets that were still under way were lost.
 #[test]
 fn a_stricter_policy_lets_packets_of_the_strong_epoch_before_arrive() {
     for which in [0, 1] {
@@ -691,7 +699,7 @@ fn a_stricter_policy_lets_packets_of_the_strong_epoch_before_arrive() {
         world.reconfigure(which);
         world.run(MS);
         assert!(!world.seals(which), "it blocks at once");
-        // Whatever the other end sealed before is on its way; the model looks at each packet.
+        // Packets that the peer sealed before are under way. The model checks each packet.
         world.run(400 * MS);
         assert!(world.data_opened >= opened + 30, "{which}: {} packets", world.data_opened - opened);
         world.run(5 * S);
@@ -708,8 +716,8 @@ fn a_stricter_policy_lets_packets_of_the_strong_epoch_before_arrive() {
     }
 }
 
-/// Found by the storms: a `Hello` that a reload of the responder sent before the `Accept` of an answered `Propose` made the initiator
-/// check that `Accept` against the wrong `Hello`, call it a wrong confirmation, and wait.
+/// Found by the storms: the responder's reload sent a `Hello` before the `Accept` of an answered `Propose`.
+/// The initiator checked that `Accept` against the wrong `Hello`, counted a wrong confirmation, and waited.
 #[test]
 fn a_hello_that_overtakes_its_own_accept_costs_nothing() {
     for interval in [10 * S, 4 * S, 30 * S] {
@@ -720,7 +728,7 @@ fn a_hello_that_overtakes_its_own_accept_costs_nothing() {
         world.lane_delay = 50 * MS;
         let (before, blocked) = (world.rekeys(), world.data_blocked);
         assert!(world.run_until(12 * S, |w| w.pending(1)));
-        // The lanes are about to say that they have the keys: the Accept leaves after the Hello.
+        // The lanes are about to report that they have the keys, so the `Accept` leaves after the `Hello`.
         world.sites[1].interval = interval;
         world.reconfigure(1);
         assert!(world.run_until(300 * MS, |w| w.rekeys() > before), "{}", world.story(0));

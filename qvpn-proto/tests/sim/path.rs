@@ -1,5 +1,5 @@
-//! What the two ends tell each other of their path: lanes on which nothing is heard, and sizes that pass; and how they find each other
-//! again after both moved.
+//! How the two sides report silent lanes, measure the path's MTU, and reach each other again after both
+//! moved.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use crate::network::{CLEAN, Faults, ROUGH};
 use crate::site::sites;
 use crate::world::World;
 
-/// Two sites of four lanes; the first one looks for the largest packet.
+/// Returns two sites with four lanes; the first one measures the path's MTU.
 fn world(seed: u64, path: usize, faults: Faults) -> World {
     let mut sites = sites(QkdPolicy::Required, 10 * S);
     sites.iter_mut().for_each(|site| site.lanes = 4);
@@ -23,7 +23,7 @@ fn world(seed: u64, path: usize, faults: Faults) -> World {
     world
 }
 
-/// The network loses what comes to an end by these lanes.
+/// Makes the network lose packets to a side on these lanes.
 fn set_rx_silent(world: &mut World, end: usize, lanes: LaneSet) {
     world.cut_lanes[end ^ 1] = lanes;
 }
@@ -39,7 +39,7 @@ fn each_end_hears_which_lanes_the_other_does_not_hear() {
             set_rx_silent(&mut world, end, lanes);
             assert!(world.run_until(20 * S, |w| there(w, 1 - end) == lanes), "seed {seed}: {lanes:?}");
         }
-        // An end that starts anew is told again, and what the former one said is forgotten.
+        // A side that restarts gets the report again, and the reports of its earlier instance are forgotten.
         set_rx_silent(&mut world, 0, LaneSet(0b0100));
         world.run(20 * S);
         world.restart(1);
@@ -48,7 +48,7 @@ fn each_end_hears_which_lanes_the_other_does_not_hear() {
     }
 }
 
-/// The sizes in use by the notices of an end.
+/// Returns the MTUs that a side's events report.
 fn told(world: &World, end: usize) -> Vec<u16> {
     let mtu = |notice: &PeerEvent| if let PeerEvent::PathMtu { mtu } = notice { Some(*mtu) } else { None };
     world.ends[end].notices.iter().filter_map(|(_, notice)| mtu(notice)).collect()
@@ -97,7 +97,8 @@ fn it_follows_the_path_and_survives_a_restart_of_the_other_end() {
     assert_eq!(told(&world, 0), before, "nobody measures any more");
 }
 
-/// The NATs of both sites move at once, so that each knows the other only by a place that is gone; what they forward still arrives.
+/// The NATs of both sites move at once, so that each side knows only an endpoint of the peer that is gone.
+/// Datagrams to forwarded ports still arrive.
 #[test]
 fn both_ends_are_found_again_where_the_config_says() {
     for interval in [S, 60 * S] {
@@ -113,7 +114,8 @@ fn both_ends_are_found_again_where_the_config_says() {
         world.run(3 * S);
         world.rebind(0);
         world.rebind(1);
-        // Silence is noticed after 5 s; the place of before is called first, and the config's a second later.
+        // Silence is detected after 5 s. The previous endpoint gets the first handshake, the configured one
+        // the next, a second later.
         world.run(8 * S);
         let (sent, opened) = (world.data_sent, world.data_opened);
         world.run(4 * S);

@@ -1,4 +1,4 @@
-//! What a site is told before a simulation starts; a test may change it.
+//! The settings of a site at the start of a simulation, which a test may change.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
@@ -24,7 +24,7 @@ pub struct Site {
     pub psk: Option<Arc<Psk>>,
     pub stock: usize,
     pub knows_endpoint: bool,
-    /// Looks for the largest packet that the path takes.
+    /// Whether it measures the path's MTU.
     pub measures: bool,
 }
 
@@ -32,7 +32,7 @@ pub fn identity(seed: u64) -> Arc<SecretIdentity> {
     Arc::new(SecretIdentity::generate(&mut ChaCha20Rng::seed_from_u64(seed)))
 }
 
-/// Two sites that fit; the first initiates.
+/// Returns two compatible sites; the first initiates.
 pub fn sites(policy: QkdPolicy, interval: Duration) -> [Site; 2] {
     static BOTH: OnceLock<[Arc<SecretIdentity>; 2]> = OnceLock::new();
     let [a, b] = BOTH.get_or_init(|| [identity(1), identity(2)]).clone();
@@ -54,7 +54,7 @@ pub fn sites(policy: QkdPolicy, interval: Duration) -> [Site; 2] {
     [site(a, Role::Initiator, "SITE-A", "SITE-B"), site(b, Role::Responder, "SITE-B", "SITE-A")]
 }
 
-/// The config of one end towards another that is at `endpoint`. `number` is this peer's in its gateway.
+/// Returns the config of a site for the peer at `endpoint`. `number` is this peer's number in its gateway.
 pub fn config(site: &Site, other: &Site, endpoint: SocketAddr, number: PeerNumber) -> PeerConfig {
     let site = site.clone();
     PeerConfig {

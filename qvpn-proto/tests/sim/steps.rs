@@ -1,4 +1,4 @@
-//! A restart of either gateway, or of both, at every single step of an exchange.
+//! Restarts of either gateway, or of both, at every single step of an exchange.
 
 use qvpn_proto::QkdPolicy;
 
@@ -8,7 +8,7 @@ use crate::site::sites;
 use crate::storm::settled;
 use crate::world::World;
 
-/// Steps from the start of a simulation on: the first handshake, the first keys and three rekeys.
+/// The number of steps from the start of a simulation: the first handshake, the first keys and three rekeys.
 const STEPS: u64 = 190;
 
 fn begin(seed: u64) -> World {

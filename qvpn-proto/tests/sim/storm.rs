@@ -1,5 +1,5 @@
-//! One seed's storm: sites, clocks and faults drawn from it, rounds of trouble, and after each round the demand that all
-//! is well again within a bounded time and that traffic then flows without a gap.
+//! The storm of one seed: sites, clocks and faults drawn from it, in rounds. After each round, everything
+//! must recover within a bounded time, and traffic must then flow without a gap.
 
 use std::time::Duration;
 
@@ -16,14 +16,14 @@ use crate::network::{CLEAN, Faults, below, chance, up_to};
 use crate::site::{Site, sites};
 use crate::world::World;
 
-/// With good KMEs an epoch is there so soon after the trouble ends: the other end is missed after 5 s, handshakes are 5 s
-/// apart, an attempt takes up to 5 s and the next one waits up to 10 s.
+/// With good KMEs, there is an epoch within this time after the faults end: the peer's silence is detected
+/// after 5 s, handshakes are 5 s apart, an attempt takes up to 5 s and the next one waits up to 10 s.
 const SOON: Duration = Duration::from_secs(40);
-/// Twice the stock may lie there that one KME will never have: each is given up after 120 s, and those that turned out bad are
-/// replaced later and later, up to 10 s.
+/// The stock may hold twice its target in keys that one KME never gets: each is given up after 120 s.
+/// Unusable keys are replaced after growing delays of up to 10 s.
 const WITH_BAD_KEYS: Duration = Duration::from_secs(170);
 
-/// What a storm did.
+/// The counts of a storm.
 #[derive(Default, Clone, Copy, Debug)]
 pub struct Tally {
     pub seeds: u64,
@@ -33,7 +33,7 @@ pub struct Tally {
     pub restarts: u64,
     pub steps: u64,
     pub simulated: Duration,
-    /// The longest that it took until all was well again, with good and with bad keys.
+    /// The longest recovery, with good and with bad keys.
     pub slowest: [Duration; 2],
 }
 
@@ -56,7 +56,7 @@ fn pick<T: Copy>(of: &[T], rng: &mut ChaCha20Rng) -> T {
     of[below(of.len(), rng)]
 }
 
-/// Sites that fit each other, of any kind.
+/// Draws compatible sites.
 fn draw_sites(interval: Duration, rng: &mut ChaCha20Rng) -> [Site; 2] {
     use QkdPolicy::{Off, Preferred, Required};
     let policies = [
@@ -120,7 +120,7 @@ fn draw_kms(rng: &mut ChaCha20Rng) -> KmsFaults {
     }
 }
 
-/// The longest interval of all ends: no tunnel's is longer.
+/// Returns the longest interval of all sides, which is an upper bound for each tunnel's.
 fn longest_interval(world: &World) -> Duration {
     world.sites.iter().map(|site| site.interval).max().unwrap()
 }
@@ -128,14 +128,14 @@ fn longest_interval(world: &World) -> Duration {
 struct Storm {
     world: World,
     rng: ChaCha20Rng,
-    /// What draws the sizes of paths.
+    /// The random source for path MTUs.
     paths: ChaCha20Rng,
     roams: bool,
     bad_keys: bool,
     tally: Tally,
 }
 
-/// Runs one seed; it panics, with what happened, if something that must hold does not.
+/// Runs one seed. It panics, and prints the last steps, if a property does not hold.
 pub fn storm(seed: u64) -> Tally {
     let mut rng = ChaCha20Rng::seed_from_u64(seed ^ 0x5715_0a1d);
     let tunnels = if chance(200, &mut rng) { 3 } else { 1 };
@@ -156,11 +156,12 @@ pub fn storm(seed: u64) -> Tally {
     }
     let roams = chance(500, &mut rng);
     for gateway in (0..world.gateways.len()).filter(|_| roams) {
-        // Behind NATs that give them other ports than those that they forward: without these, nobody could reach anybody once all moved.
+        // These sites are behind NATs whose outer ports differ from the forwarded ones. Without forwarded
+        // ports, no site could reach another once all had moved.
         world.gateways[gateway].forwards = true;
         world.rebind(gateway);
     }
-    // The clocks are other ones now: every site starts under them.
+    // The clocks were changed, so every site starts again under them.
     for gateway in 0..world.gateways.len() {
         world.restart(gateway);
     }
@@ -184,7 +185,7 @@ pub fn storm(seed: u64) -> Tally {
 }
 
 impl Storm {
-    /// SupplyFault for a while.
+    /// Runs one round of faults.
     fn round(&mut self) {
         let rng = &mut self.rng;
         let world = &mut self.world;
@@ -215,7 +216,7 @@ impl Storm {
         let span = (longest_interval(world) * 4).max(5 * S).min(60 * S);
         let weak = world.sites.iter().any(|site| site.policy == QkdPolicy::Preferred);
         if weak && chance(500, rng) {
-            // Until epochs without QKD come.
+            // The KMEs stay down until epochs without QKD start.
             for kms in &mut world.kms {
                 kms.up = [false; 2];
                 kms.forget();
@@ -229,14 +230,14 @@ impl Storm {
         world.run(up_to(span, rng));
     }
 
-    /// Something happens at once.
+    /// Applies one fault at once.
     fn strike(world: &mut World, rng: &mut ChaCha20Rng, roams: bool) {
         let gateway = below(world.gateways.len(), rng);
         let end = below(world.ends.len(), rng);
         let now = world.now;
         match below(14, rng) {
             0..=2 => {
-                // At any step from here on.
+                // The restart happens at any of the next steps.
                 world.restart_at = Some((world.steps + rng.next_u64() % 40, gateway));
             }
             3 => {
@@ -249,7 +250,7 @@ impl Storm {
             }
             4 if roams => world.rebind(gateway),
             5 if !roams => {
-                // Back by years, a restart, and nobody can set it right.
+                // The wall clock goes back by years, with a restart, and nobody sets it right.
                 let wall = &mut world.gateways[gateway].wall;
                 *wall -= 1 << 55;
                 world.restart(gateway);
@@ -285,7 +286,7 @@ impl Storm {
         }
     }
 
-    /// The trouble is over: all is well within a bounded time, and stays so.
+    /// Ends all faults. Everything must then recover within a bounded time, and stay up.
     fn calm_down(&mut self) {
         let world = &mut self.world;
         world.tell(|| "CALM".to_owned());
@@ -294,7 +295,7 @@ impl Storm {
         world.cut.fill(false);
         world.path = 9000;
         world.restart_at = None;
-        // The trouble ends when the last one wakes.
+        // The faults end when the last gateway wakes.
         let awake = world.gateways.iter().map(|g| g.busy_until.max(g.asleep_until)).max().unwrap();
         world.run(awake.since(world.now));
         for tunnel in 0..world.kms.len() {
@@ -320,10 +321,10 @@ impl Storm {
         self.bad_keys = false;
     }
 
-    /// Epochs follow each other and no packet waits.
+    /// Checks that epochs follow each other and that no packet waits.
     fn flows(&mut self) {
         let world = &mut self.world;
-        // Attempts that failed in the trouble put the next one off, and the stock fills again.
+        // Attempts that failed during the faults delay the next one, and the stock must fill again.
         world.run(12 * S);
         let (before, blocked) = (counts(world), world.data_blocked);
         let (sent, opened) = (world.data_sent, world.data_opened);
@@ -355,7 +356,7 @@ fn counts(world: &World) -> Vec<u64> {
     (0..world.ends.len()).map(|end| world.view(end).rekeys).collect()
 }
 
-/// No end that uses QKD is without a key.
+/// Whether every side that uses QKD has a key.
 fn has_keys(world: &World) -> bool {
     (0..world.ends.len()).all(|end| {
         let off = [end, end ^ 1].iter().any(|end| world.sites[*end].policy == QkdPolicy::Off);
@@ -363,7 +364,7 @@ fn has_keys(world: &World) -> bool {
     })
 }
 
-/// Each tunnel has an epoch that both its ends have in force.
+/// Whether each tunnel has an epoch that is in force at both sides.
 pub fn settled(world: &World) -> bool {
     (0..world.ends.len()).step_by(2).all(|end| {
         let views = [world.view(end), world.view(end + 1)];

@@ -1,5 +1,5 @@
-//! Many seeds' storms: ten thousand rekeys in each run of the tests, as many as one likes in `make soak`, and the seeds
-//! that once found a defect.
+//! The storms of many seeds: ten thousand rekeys in each run of the tests, any number in `make soak`, and the
+//! seeds that once found a defect.
 
 use std::panic::catch_unwind;
 use std::sync::Mutex;
@@ -8,13 +8,14 @@ use std::time::Instant;
 
 use crate::storm::{Tally, storm};
 
-/// So many seeds may fail until the rest is left alone: each prints what happened, and all are worth knowing.
+/// The number of failed seeds after which the run stops: each prints its last steps, and all are of interest.
 const ENOUGH: usize = 10;
 
-/// How many rekeys lie between two lines about how far a long run is.
+/// The number of rekeys between two progress lines of a long run.
 const STAGE: u64 = 50_000;
 
-/// Seeds from `first` on until there were `rekeys` of them, on every core or in as many threads as `QVPN_SIM_THREADS` says.
+/// Runs seeds from `first` on until `rekeys` is reached, on every core or in as many threads as
+/// `QVPN_SIM_THREADS` says.
 fn many(first: u64, rekeys: u64) -> Tally {
     let (next, stop) = (AtomicU64::new(first), AtomicBool::new(false));
     let (sum, failed) = (Mutex::new(Tally::default()), Mutex::new(Vec::new()));
@@ -58,8 +59,9 @@ fn ten_thousand_rekeys_under_every_fault() {
     println!("{tally:?}");
 }
 
-/// Of the protocol (402, 594, 1084, 1357, 3000072), and of the simulation itself; those below 20 are among the ten thousand rekeys. What a mend changes in the order of events makes another
-/// storm of the same seed; the tests in `pair.rs` hold each defect by itself.
+/// The defects were in the protocol (402, 594, 1084, 1357, 3000072) and in the simulation itself. Seeds below
+/// 20 are among the ten thousand rekeys. A fix that changes the order of events makes a different storm of
+/// the same seed, so the tests in `pair.rs` cover each defect directly.
 #[test]
 fn seeds_that_once_found_a_defect() {
     for seed in [90, 172, 402, 594, 1084, 1357, 1_000_018, 1_000_062, 3_000_072] {
@@ -67,7 +69,7 @@ fn seeds_that_once_found_a_defect() {
     }
 }
 
-/// `QVPN_SIM_REKEYS` says how many, a million if not; `QVPN_SIM_FIRST` is the first seed.
+/// Runs `QVPN_SIM_REKEYS` rekeys, by default a million. `QVPN_SIM_FIRST` is the first seed.
 #[test]
 #[ignore = "a long run, for `make soak`"]
 fn a_million_rekeys() {
@@ -92,7 +94,7 @@ fn a_million_rekeys() {
     );
 }
 
-/// Runs the seed in `QVPN_SIM_SEED` and prints all that happens.
+/// Runs the seed in `QVPN_SIM_SEED` and prints every step.
 #[test]
 #[ignore = "for one seed that failed"]
 fn one_seed() {

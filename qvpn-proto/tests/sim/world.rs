@@ -1,5 +1,5 @@
-//! The simulation itself: gateways with their clocks, lanes and peers, one queue of what happens next, and the model
-//! that is told of everything.
+//! The simulation: gateways with their clocks, lanes and peers, one queue of future events, and the model
+//! that checks each step.
 
 mod data;
 mod manual;
@@ -31,12 +31,12 @@ use crate::site::{Site, config};
 pub use manual::{Held, HeldData, Manual, Occurred};
 
 const PORT: u16 = 51820;
-/// Ports of a gateway's lanes lie in one block; a NAT that moves gives another.
+/// The number of ports per block. The lanes of a gateway use one block; a NAT that moves gives it another.
 const BLOCK: u16 = 32;
 const TICK: Duration = Duration::from_millis(500);
-/// How many lines of what happened a failure prints.
+/// The number of steps that a failure prints.
 const TOLD: usize = 250;
-/// Where the attacker sits.
+/// The attacker's address.
 const ATTACKER: ([u8; 4], u16) = ([198, 51, 100, 66], 666);
 
 enum Happening {
@@ -53,13 +53,13 @@ pub struct Gateway {
     pub clock: Clock,
     /// The block of its ports as others see them.
     block: u16,
-    /// Its NAT also gives it whatever comes to the first block, which is then what the others' configs name.
+    /// Whether its NAT also forwards the first block to it. The others' configs then name that block.
     pub forwards: bool,
-    /// The daemon does nothing until then; its lanes go on.
+    /// The daemon is stopped until this time; its lanes continue.
     pub busy_until: Time,
-    /// The machine does nothing until then.
+    /// The machine is asleep until this time.
     pub asleep_until: Time,
-    /// Its wall clock is so much ahead of the other one.
+    /// The offset of its wall clock from the other clock.
     pub wall: u64,
 }
 
@@ -75,7 +75,7 @@ pub struct End {
     told: (Option<Time>, Option<Time>),
     /// When the last order and the last report of each lane arrive.
     last: Vec<(Time, Time)>,
-    /// Orders and reports on their way.
+    /// The number of orders and reports under way.
     in_flight: usize,
 }
 
@@ -87,30 +87,30 @@ pub struct World {
     pub gateways: Vec<Gateway>,
     pub sites: Vec<Site>,
     pub faults: Faults,
-    /// Whether nothing gets from an end to the other.
+    /// Whether all packets from a side to the other are lost.
     pub cut: Vec<bool>,
-    /// Lanes of an end whose packets get lost.
+    /// The lanes of a side whose packets are lost.
     pub cut_lanes: Vec<LaneSet>,
-    /// The largest control packet that passes; no path takes less than 1,200 bytes.
+    /// The largest control packet that passes. Each path passes 1,200 bytes.
     pub path: usize,
-    /// One for each tunnel.
+    /// The KMEs of each tunnel.
     pub kms: Vec<Kms>,
-    /// How long an order takes to a lane, and a report back.
+    /// How long an order takes to reach a lane, and a report to return.
     pub lane_delay: Duration,
     pub lane_jitter: Duration,
     pub packet_limit: Option<u64>,
     pub data_sent: u64,
     pub data_opened: u64,
     pub data_blocked: u64,
-    /// The refusals that each end sent, repetitions too.
+    /// The refusals that each side sent, including repetitions.
     pub rejects: Vec<Vec<Reject>>,
-    /// Datagrams, timers, reports and answers that were handled.
+    /// The number of datagrams, timers, reports and answers that were handled.
     pub steps: u64,
-    /// Restarts a gateway after so many steps.
+    /// The number of steps after which a gateway restarts.
     pub restart_at: Option<(u64, usize)>,
     pub epochs: u64,
     pub restarts: u64,
-    /// Somebody on the way keeps this end's messages of this kind.
+    /// An attacker on the path holds back this side's messages of this type.
     pub withhold: Option<(usize, MessageType)>,
     withheld: Vec<(SocketAddr, SocketAddr, Vec<u8>)>,
     pub manual: Option<Manual>,
@@ -124,12 +124,13 @@ pub struct World {
 }
 
 impl World {
-    /// Two sites.
+    /// Returns a world with two sites.
     pub fn new(seed: u64, sites: [Site; 2], faults: Faults) -> Self {
         Self::with(seed, vec![sites], faults)
     }
 
-    /// A tunnel for each pair: ends 2n and 2n + 1. The first ends are all on one gateway if there are several.
+    /// Returns a world with a tunnel for each pair: sides 2n and 2n + 1. With several tunnels, the first
+    /// sides are all on one gateway.
     pub fn with(seed: u64, tunnels: Vec<[Site; 2]>, faults: Faults) -> Self {
         let gateways = 1 + tunnels.len();
         let gateway = || Gateway {
@@ -189,13 +190,13 @@ impl World {
         if end.is_multiple_of(2) { 0 } else { end / 2 + 1 }
     }
 
-    /// Where lane 0 of a gateway is, as others see it.
+    /// Returns the address of a gateway's lane 0, as others see it.
     fn address(&self, gateway: usize) -> SocketAddr {
         let last = u8::try_from(gateway + 1).unwrap();
         ([192, 0, 2, last], PORT + self.gateways[gateway].block * BLOCK).into()
     }
 
-    /// Where the others' configs say that a gateway is.
+    /// Returns the address of a gateway in the others' configs.
     fn configured(&self, gateway: usize) -> SocketAddr {
         let mut address = self.address(gateway);
         if self.gateways[gateway].forwards {
@@ -204,7 +205,7 @@ impl World {
         address
     }
 
-    /// The gateway and the lane at an address.
+    /// Returns the gateway and the lane at an address.
     fn at_address(&self, to: SocketAddr) -> Option<(usize, u8)> {
         (0..self.gateways.len()).find_map(|gateway| {
             [self.address(gateway), self.configured(gateway)].into_iter().find_map(|first| {
@@ -257,7 +258,7 @@ impl World {
         self.queue.insert((at, self.sequence), happening);
     }
 
-    /// A line for whoever reads a failure.
+    /// Records a line that a failure prints.
     pub fn tell(&mut self, line: impl FnOnce() -> String) {
         if self.told.len() == TOLD {
             self.told.pop_front();
@@ -269,7 +270,7 @@ impl World {
         self.told.push_back(line);
     }
 
-    /// Ends the test with the seed and what happened last.
+    /// Fails the test, and prints the seed and the last steps.
     pub fn fail(&mut self, what: &str) -> ! {
         let mut text = format!("seed {}: {what}\n", self.seed);
         for line in &self.told {
@@ -292,7 +293,7 @@ impl World {
         }
     }
 
-    /// Each end sends a packet on each lane so often.
+    /// Makes each side send a packet on each lane at this interval.
     pub fn traffic(&mut self, every: Duration) {
         let first = self.data_every.replace(every).is_none();
         for from in (0..self.ends.len()).filter(|_| first) {
@@ -300,7 +301,7 @@ impl World {
         }
     }
 
-    /// What the end's own clock shows.
+    /// Returns the time on the side's own clock.
     pub fn local(&self, end: usize) -> Time {
         self.gateways[Self::gateway_of(end)].clock.read(self.now)
     }
@@ -315,7 +316,7 @@ impl World {
         self.ends[end].peer.view(now)
     }
 
-    /// Runs for `span`, or until `until` holds.
+    /// Runs for `span`, or until `until` holds. Returns whether it held.
     pub fn run_until(&mut self, span: Duration, mut until: impl FnMut(&Self) -> bool) -> bool {
         let over = self.now + span;
         for end in 0..self.ends.len() {
@@ -357,19 +358,19 @@ impl World {
         self.run_until(span, |_| false);
     }
 
-    /// When an end's timers are looked at next, in true time.
+    /// Returns the true time at which a side's timers are handled next.
     fn wakes(&self, end: usize) -> Option<Time> {
         let at = self.truly(end, self.ends[end].peer.poll_timeout()?);
         Some(at.max(self.awake(end)))
     }
 
-    /// From when on the daemon of an end does anything.
+    /// Returns the time from which a side's daemon runs.
     fn awake(&self, end: usize) -> Time {
         let gateway = &self.gateways[Self::gateway_of(end)];
         gateway.busy_until.max(gateway.asleep_until)
     }
 
-    /// Kills a gateway and starts it anew: everything in memory is gone.
+    /// Kills a gateway and starts it again. Everything in memory is lost.
     pub fn restart(&mut self, gateway: usize) {
         self.restarts += 1;
         self.tell(|| format!("gateway {gateway} RESTARTS"));
@@ -388,13 +389,13 @@ impl World {
         }
     }
 
-    /// Whoever is behind this gateway's NAT is seen at other ports from now on.
+    /// Changes the outer ports of this gateway's NAT.
     pub fn rebind(&mut self, gateway: usize) {
         self.gateways[gateway].block = self.gateways[gateway].block % 63 + 1;
         self.tell(|| format!("the NAT of gateway {gateway} moves"));
     }
 
-    /// The end takes its site's config again.
+    /// Reloads the side's config.
     pub fn reconfigure(&mut self, end: usize) {
         let site = &self.sites[end];
         self.model.configured(end, site.policy, site.interval);
@@ -415,12 +416,12 @@ impl World {
         self.step(end, |peer, now, rng| peer.shut_down(now, rng));
     }
 
-    /// The client found that the KMEs of an end answer again.
+    /// Reports that the KMEs of a side answer again.
     pub fn on_kms_recovered(&mut self, end: usize) {
         self.step(end, |peer, now, rng| peer.on_kms_recovered(now, rng));
     }
 
-    /// Lets an end do something.
+    /// Runs an action on a side's peer.
     pub fn step(&mut self, end: usize, what: impl FnOnce(&mut Peer<FakeLink>, Time, &mut ChaCha20Rng)) {
         self.steps += 1;
         self.act(end, what);
@@ -434,7 +435,7 @@ impl World {
         self.compare(end);
     }
 
-    /// What `show` says is what the lanes do.
+    /// Checks that the status agrees with what the lanes do.
     fn compare(&mut self, end: usize) {
         let state = &self.ends[end];
         if state.in_flight > 0 || self.gateways[state.gateway].asleep_until > self.now {
@@ -450,7 +451,8 @@ impl World {
         }
     }
 
-    /// Puts a happening off while its end can't act; lanes go on while only the daemon is busy.
+    /// Returns the time to which an event is deferred while its side can't act. Lanes run while only the
+    /// daemon is busy.
     fn put_off(&mut self, end: usize, daemon: bool) -> Option<Time> {
         let gateway = &self.gateways[Self::gateway_of(end)];
         let until = if daemon { self.awake(end) } else { gateway.asleep_until };
@@ -516,7 +518,7 @@ impl World {
         }
     }
 
-    /// Somebody on the way sends what arrived a second time, from a place of their own.
+    /// Replays a delivered datagram from the attacker's address, at random.
     fn repeat(&mut self, to: SocketAddr, from: SocketAddr, bytes: &[u8], packet: Option<&Packet>) {
         if from != ATTACKER.into() && chance(self.faults.replay, &mut self.rng) {
             let most = if chance(100, &mut self.rng) { 200 } else { 2 };
@@ -526,7 +528,7 @@ impl World {
         }
     }
 
-    /// The network delivers a datagram.
+    /// Delivers a datagram from the network.
     fn arrive(&mut self, happening: Happening) {
         let Happening::Datagram { to, from, bytes, packet } = happening else { return };
         let Some((gateway, lane)) = self.at_address(to) else { return };
@@ -551,7 +553,7 @@ impl World {
         self.step(end, |peer, now, rng| peer.handle_datagram(&bytes, from, now, rng));
     }
 
-    /// Gives a datagram to the network.
+    /// Hands a datagram to the network.
     fn carry(
         &mut self,
         end: usize,
@@ -570,7 +572,7 @@ impl World {
         }
     }
 
-    /// Carries out what an end wants.
+    /// Carries out a side's output.
     fn drain(&mut self, end: usize) {
         while let Some(transmit) = self.ends[end].peer.poll_transmit() {
             self.transmit(end, transmit);
@@ -626,7 +628,7 @@ impl World {
         self.carry(end, to, from, datagram, None);
     }
 
-    /// What was kept arrives, at last.
+    /// Delivers the messages that were held back. Returns how many there were.
     pub fn deliver_withheld(&mut self) -> usize {
         let withheld = std::mem::take(&mut self.withheld);
         let count = withheld.len();
@@ -663,12 +665,12 @@ impl World {
         self.ends[end].notices.push((self.now, notice));
     }
 
-    /// The newest epoch that a lane of an end was ordered to seal in.
+    /// Returns the newest epoch in which a side's lane was ordered to seal.
     pub fn newest_sealing(&self, end: usize, lane: usize) -> Option<LocalEpoch> {
         self.ends[end].lanes[lane].highest_sealing
     }
 
-    /// Delivers a message to an end as if the other end had sent it in their session.
+    /// Delivers a message to a side as if the peer had sent it in their session.
     pub fn deliver(&mut self, to: usize, kind: MessageType, body: &[u8]) -> MessageId {
         let session = self.ends[to ^ 1].link.session.load(Relaxed);
         assert_ne!(session, 0, "a session is up");
@@ -683,12 +685,12 @@ impl World {
         id
     }
 
-    /// Whether an end answered a `Propose` that is not confirmed yet.
+    /// Whether a side answered a `Propose` that is not confirmed yet.
     pub fn pending(&self, end: usize) -> bool {
         self.ends[end].lanes.iter().any(Lane::waits)
     }
 
-    /// Whether an end seals now.
+    /// Whether a side seals now.
     pub fn seals(&self, end: usize) -> bool {
         let now = self.local(end);
         self.ends[end].lanes.iter().any(|lane| lane.seals(now))
@@ -702,7 +704,7 @@ impl World {
         (0..self.ends.len()).all(|end| self.state(end) == state)
     }
 
-    /// Epochs that came into force at the end that has fewest.
+    /// Returns the number of epochs that came into force, at the side with the fewest.
     pub fn rekeys(&self) -> u64 {
         (0..self.ends.len()).map(|end| self.view(end).rekeys).min().unwrap()
     }
@@ -711,7 +713,7 @@ impl World {
         self.view(end).rekey_failures.iter().find(|(r, _)| *r == reason).map_or(0, |(_, n)| *n)
     }
 
-    /// All that an end told, for a failing test's message.
+    /// Returns all events of a side, for the message of a failed test.
     pub fn story(&self, end: usize) -> String {
         let lines: Vec<String> =
             self.ends[end].notices.iter().map(|(at, n)| format!("{at:?} {n:?}")).collect();
@@ -719,7 +721,7 @@ impl World {
     }
 }
 
-/// What a datagram says, in a few words.
+/// Describes a datagram in a few words.
 fn name(datagram: &[u8]) -> String {
     let Some(packet) = link::packet_of(datagram) else { return link::name_of(datagram).to_owned() };
     match Fragment::parse(packet) {

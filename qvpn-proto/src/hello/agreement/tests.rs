@@ -1,4 +1,4 @@
-//! What two ends make of their `Hello`s.
+//! Agreements and refusals of two sites' `Hello`s.
 
 use std::sync::{Arc, LazyLock};
 
@@ -42,7 +42,7 @@ fn said(config: &PeerConfig) -> Hello {
     Hello::parse(&OwnHello::new(config, [5; 16], 1).bytes).unwrap()
 }
 
-/// Two sites that fit, after a change of the second.
+/// Returns the result for two compatible sites after a change of the second.
 fn met(policy: QkdPolicy, change: impl FnOnce(&mut PeerConfig)) -> Result<Agreement, (RejectReason, String)> {
     let mut theirs = config(1, 0, policy);
     change(&mut theirs);
@@ -91,7 +91,7 @@ fn what_does_not_fit_is_refused_for_its_reason() {
         refused(policy, |c| c.sae_local = "X".to_owned(), RejectReason::SaeId, "it is SAE \"X\"");
         refused(policy, |c| c.sae_remote = "X".to_owned(), RejectReason::SaeId, "takes us for SAE \"X\"");
     }
-    // Where either end has QKD off, nobody uses the IDs.
+    // If either site has QKD off, neither uses the IDs.
     let strangers = |policy| {
         move |c: &mut PeerConfig| {
             (c.sae_local, c.sae_remote, c.policy) = ("X".to_owned(), String::new(), policy);

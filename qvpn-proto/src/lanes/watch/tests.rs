@@ -1,8 +1,8 @@
-//! Lanes that are cut, in one direction or both, and lanes that only one side has.
+//! Lanes that lose packets in one or both directions, and lanes that only one side has.
 
 use super::*;
 
-/// A world in steps of half a second, in which each lane is heard each second unless it is cut.
+/// Simulates steps of half a second, in which each lane receives a packet every second unless it is cut.
 struct World {
     watch: LaneWatch,
     heard: Vec<Time>,
@@ -64,7 +64,7 @@ fn a_lane_that_falls_silent_gives_its_flows_away_until_it_is_back() {
     world.cut[1] = true;
     assert_eq!(world.run(10), [Change::Silent(1), Change::Reroute(1, Some(2))]);
     assert_eq!((world.watch.rx_silent(), world.states()), (LaneSet(2), vec![UP, SILENT, UP, UP]));
-    // The lane that helped falls silent, too.
+    // The lane that carries its flows falls silent, too.
     world.cut[2] = true;
     let changes = world.run(10);
     assert_eq!(changes, [Change::Silent(2), Change::Reroute(1, Some(3)), Change::Reroute(2, Some(0))]);
@@ -85,7 +85,7 @@ fn what_the_other_end_does_not_hear_is_avoided() {
     assert_eq!(world.watch.rx_silent(), LaneSet(0), "this end hears it well");
     world.there = LaneSet(0);
     assert_eq!(world.run(5), [Change::Recovered(0), Change::Reroute(0, None)]);
-    // Whoever says that all are silent stops nothing.
+    // A peer that reports all lanes as silent stops nothing.
     world.there = LaneSet(3);
     assert_eq!(world.run(5), [Change::Silent(0), Change::Silent(1)]);
     assert_eq!([0, 1].map(|lane| world.watch.via(lane)), [None; 2]);
@@ -105,12 +105,12 @@ fn one_packet_brings_no_lane_back_and_silence_everywhere_silences_none() {
     assert_eq!(world.run(60), [], "the WAN is down");
     world.cut = vec![false; 2];
     assert_eq!(world.run(5), []);
-    // No epoch for a while, and a new one then: its lanes have time to be heard.
+    // No epoch is active for a while. When a new one starts, its lanes get time to receive something.
     world.active = false;
     assert_eq!(world.run(60), []);
     world.active = true;
     assert_eq!(world.run(60), []);
-    // A lane that was never heard at all.
+    // A lane that never received anything.
     let mut world = World::new(3, 3);
     world.cut[2] = true;
     assert_eq!(world.run(10), [Change::Silent(2), Change::Reroute(2, Some(0))]);

@@ -1,4 +1,4 @@
-//! Under a flood of handshakes, and without.
+//! The limiter under a flood of handshakes, and without load.
 
 use rand_chacha::ChaCha20Rng;
 use rand_chacha::rand_core::SeedableRng;
@@ -21,7 +21,7 @@ fn start(limiter: &HandshakeLimiter, mac2: [u8; MAC_BYTES]) -> Vec<u8> {
     datagram
 }
 
-/// With the cookie of `from`.
+/// An initiation with the cookie of `from`.
 fn proven(limiter: &HandshakeLimiter, from: SocketAddr, now: Time) -> Vec<u8> {
     let bare = start(limiter, [0; MAC_BYTES]);
     let mac2 = keyed(&limiter.cookie(from, now), &[&bare[..132]]).0.finalize_fixed();
@@ -34,17 +34,17 @@ fn at(ip: [u8; 4]) -> SocketAddr {
 
 const NOW: Time = Time::from_nanos(1_000_000_000_000);
 
-/// How many of 1,000 get in from the address of a stranger.
+/// Returns how many of 1,000 messages from an unknown source are admitted.
 fn admitted(limiter: &HandshakeLimiter, datagram: &[u8], from: SocketAddr, now: Time) -> usize {
     (0..1000).filter(|_| limiter.admit(datagram, from, now, || false) == Admission::Admitted).count()
 }
 
-/// How many of 1,000 get in from the address of a peer.
+/// Returns how many of 1,000 messages from a peer's address are admitted.
 fn of_peer(limiter: &HandshakeLimiter, datagram: &[u8], from: SocketAddr, now: Time) -> usize {
     (0..1000).filter(|_| limiter.admit(datagram, from, now, || true) == Admission::Admitted).count()
 }
 
-/// Brings it under load from 200 sources, and uses up what strangers have together.
+/// Puts the limiter under load from 200 sources, and uses up the shared bucket of unknown sources.
 fn flood(limiter: &HandshakeLimiter, now: Time) {
     let forged = start(limiter, [0; MAC_BYTES]);
     for n in 0..20_000u32 {
@@ -63,7 +63,7 @@ fn without_load_nothing_is_asked_for() {
         assert_eq!(limiter.admit(&bare, from, NOW, || false), Admission::Admitted);
     }
     assert_eq!(limiter.cookie_reply_if_needed(&bare, from, NOW, rng), None);
-    // One more is load, for a second.
+    // One more message puts it under load for a second.
     assert_eq!(limiter.admit(&bare, from, NOW, || false), Admission::Admitted);
     assert!(limiter.cookie_reply_if_needed(&bare, from, NOW, rng).is_some());
     assert_eq!(limiter.cookie_reply_if_needed(&bare, from, NOW + UNDER_LOAD_HOLD, rng), None);
@@ -72,7 +72,7 @@ fn without_load_nothing_is_asked_for() {
 #[test]
 fn a_flood_gets_few_answers_and_a_source_of_its_own_gets_some() {
     let limiter = limiter();
-    // Whatever stands for mac2.
+    // The value of mac2 makes no difference.
     for (n, mac2) in (0..).zip([[0; MAC_BYTES], [7; MAC_BYTES]]) {
         let (flooder, forged) = (at([198, 18, 0, 1]), start(&limiter, mac2));
         let now = NOW + Duration::from_secs(10 * n);
@@ -81,27 +81,27 @@ fn a_flood_gets_few_answers_and_a_source_of_its_own_gets_some() {
         let later = now + Duration::from_millis(999);
         let answered = admitted(&limiter, &forged, flooder, later);
         assert!((20..=23).contains(&answered), "{answered} at once");
-        // Not in the flood, so in a bucket of its own but for chance.
+        // These sources are not in the flood, so each has its own bucket, unless two share one by chance.
         let fresh = (0..100u8)
             .filter(|n| limiter.admit(&forged, at([192, 0, 2, *n]), later, || false) == Admission::Admitted);
         assert!(fresh.count() > 60);
     }
 }
 
-/// Somebody forges the peer's own address: with its cookie the peer gets in all the same.
+/// An attacker forges the peer's own address: the peer is still admitted with its cookie.
 #[test]
 fn a_cookie_lets_a_peer_in_amid_a_flood_from_its_own_address_but_not_too_often() {
     let limiter = limiter();
     let peer = at([192, 0, 2, 1]);
     flood(&limiter, NOW);
     let forged = start(&limiter, [7; MAC_BYTES]);
-    // Its chance to get the cookie is larger than a stranger's.
+    // The peer is more likely to get the cookie than an unknown source.
     assert!((200..=203).contains(&of_peer(&limiter, &forged, peer, NOW)));
     assert_eq!(of_peer(&limiter, &forged, peer, NOW), 0);
     let genuine = proven(&limiter, peer, NOW);
     assert_eq!(of_peer(&limiter, &genuine, peer, NOW), 5);
     assert_eq!(of_peer(&limiter, &genuine, peer, NOW + Duration::from_millis(50)), 1);
-    // From another address, another port or another time it is no proof.
+    // The cookie is not valid from another address or port, or at another time.
     let rng = &mut ChaCha20Rng::seed_from_u64(6);
     let port = SocketAddr::from(([192, 0, 2, 1], 51821));
     assert_eq!(limiter.cookie_reply_if_needed(&genuine, peer, NOW, rng), None);
@@ -111,7 +111,7 @@ fn a_cookie_lets_a_peer_in_amid_a_flood_from_its_own_address_but_not_too_often()
     }
 }
 
-/// While the load goes, too, when strangers have used up what is theirs.
+/// This also holds while the load ends and unknown sources have used up their bucket.
 #[test]
 fn strangers_leave_a_peer_its_answers() {
     let limiter = limiter();
@@ -119,7 +119,7 @@ fn strangers_leave_a_peer_its_answers() {
     let bare = start(&limiter, [0; MAC_BYTES]);
     flood(&limiter, NOW);
     assert!(of_peer(&limiter, &bare, peer, NOW) >= 200);
-    // Some of all messages a second may come again, and the strangers' share is gone.
+    // Some messages a second are admitted again, and the bucket of unknown sources is empty.
     let later = NOW + Duration::from_millis(100);
     for n in 0..26u32 {
         limiter.classes[0].buckets.lock().unwrap().unknown_sources.take(later, UNKNOWN_SOURCE_RATE);
@@ -136,13 +136,14 @@ fn strangers_leave_a_peer_its_answers() {
     assert_eq!(limiter.admit(&bare, peer, later, || true), Admission::Admitted);
 }
 
-/// What is dropped without a hash has neither a share of all messages nor one of the strangers' left to it.
+/// A message is dropped without a hash only if the bucket of all messages and that of unknown sources are
+/// both empty.
 #[test]
 fn a_stranger_gets_in_by_either_share() {
     let rng = &mut ChaCha20Rng::seed_from_u64(5);
     let limiter = HandshakeLimiter::new(SecretIdentity::generate(rng).public(), 1_000, rng);
     let from = at([203, 0, 113, 9]);
-    // That of all messages is empty, its own bucket too, and that of the strangers has refilled.
+    // The bucket of all messages is empty, and so is this source's own; that of unknown sources has refilled.
     let bare = start(&limiter, [0; MAC_BYTES]);
     for _ in 0..20_000 {
         limiter.admit(&bare, from, NOW, || false);
@@ -150,18 +151,19 @@ fn a_stranger_gets_in_by_either_share() {
     let soon = NOW + Duration::from_millis(50);
     limiter.classes[0].buckets.lock().unwrap().all = Bucket::full_at(soon + Duration::from_secs(10));
     assert_eq!(limiter.admit(&bare, from, soon, || false), Admission::Admitted);
-    // The other class about: what it proves is looked at.
+    // The reverse: the bucket of all messages has tokens, and that of unknown sources is empty. A cookie is
+    // then verified.
     limiter.classes[0].buckets.lock().unwrap().all = Bucket::default();
     limiter.classes[0].buckets.lock().unwrap().unknown_sources =
         Bucket::full_at(soon + Duration::from_secs(10));
     assert_eq!(limiter.admit(&bare, from, soon, || false), Admission::NoCookie);
     assert_eq!(limiter.admit(&proven(&limiter, from, soon), from, soon, || false), Admission::Admitted);
-    // And neither.
+    // Both buckets are empty.
     limiter.classes[0].buckets.lock().unwrap().all = Bucket::full_at(soon + Duration::from_secs(10));
     assert_eq!(limiter.admit(&proven(&limiter, from, soon), from, soon, || false), Admission::NoCookie);
 }
 
-/// A gateway under a flood of starts starts a handshake itself, and hears the answer.
+/// A gateway under a flood of initiations initiates a handshake itself, and admits the response.
 #[test]
 fn a_flood_of_starts_leaves_answers_alone() {
     let (limiter, rng) = (limiter(), &mut ChaCha20Rng::seed_from_u64(6));

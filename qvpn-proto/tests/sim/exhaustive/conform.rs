@@ -1,5 +1,6 @@
-//! Traces of the model on real [`Peer`](qvpn_proto::Peer)s: a walk draws what happens next, the model and two real ends do it
-//! alike, and after each step they must seal in the same epochs, and the real ends may have said nothing that the model did not.
+//! Runs traces of the model on real [`Peer`](qvpn_proto::Peer)s. A random walk chooses each step, and the
+//! model and two real peers both do it. After each step they must seal in the same epochs, and the real peers
+//! must have sent nothing that the model did not send.
 
 use qvpn_proto::wire::{Accept, Confirm, Hello, MessageType, Propose as WirePropose, Reject, RejectReason};
 use qvpn_proto::{PeerState, QkdPolicy};
@@ -14,7 +15,7 @@ use crate::world::{Held, HeldData, Manual, Occurred, World};
 use qvpn_types::EpochNumber;
 use stateright::Model as _;
 
-/// Far enough for any walk.
+/// Bounds that no walk reaches.
 const WIDE: Bounds = Bounds {
     required: true,
     turns: false,
@@ -24,7 +25,7 @@ const WIDE: Bounds = Bounds {
     hellos: 250,
     sessions: true,
 };
-/// No key ever comes, nobody restarts, and each reload has its end require QKD, or no longer.
+/// No key arrives, no side restarts, and each reload switches the QKD requirement of its side on or off.
 const TURNS: Bounds = Bounds { required: false, turns: true, ..WIDE };
 
 struct Walk {
@@ -33,15 +34,15 @@ struct Walk {
     model: State,
     rng: ChaCha20Rng,
     trace: Vec<String>,
-    /// The life and the number in each `Propose` that was sent, by its message.
+    /// The instance and the number in each `Propose`, by message ID.
     proposes: Vec<([u8; 8], (u8, u8))>,
-    /// Each `Accept` that the responder sent, in that order: its life, the number, and the bytes.
+    /// Each `Accept` of the responder, in order: its instance, the number, and the bytes.
     accepts: Vec<(u32, u64, Vec<u8>)>,
-    /// Messages that the model was asked about.
+    /// Messages that were compared with the model's.
     seen: Vec<(usize, [u8; 8])>,
-    /// Steps that both did.
+    /// The number of steps that both did.
     steps: u64,
-    /// Steps after which both ends were in one epoch.
+    /// The number of steps after which both sides were in one epoch.
     agreed: u64,
 }
 
@@ -57,7 +58,7 @@ impl Walk {
         let mut world = World::new(seed, both, CLEAN);
         world.kms[0].up = [false; 2];
         world.manual = Some(Manual::default());
-        // Without QKD after two intervals.
+        // `preferred` does without QKD after two intervals.
         world.run(if bounds.required { S + S / 2 } else { 201 * S });
         Self {
             model: State::new(bounds.required),
@@ -87,7 +88,7 @@ impl Walk {
         }
     }
 
-    /// The model's letter that says the same as a real message.
+    /// Returns the model's message that corresponds to a real one.
     fn letter(&self, held: &Held) -> Option<Letter> {
         let life = u8::try_from(held.to_life).unwrap();
         let sender = u8::try_from(held.from_life).unwrap();
@@ -113,7 +114,8 @@ impl Walk {
                     let same = |(life, number, _): &&(u32, u64, Vec<u8>)| {
                         (*life, *number) == (held.from_life, said.epoch.0)
                     };
-                    // The initiator counts from one again after a restart: of two with one number the newer is the newer.
+                    // The initiator restarts its numbers at one after a restart. Of two messages with one
+                    // number, the newest real one corresponds to the newest one of the model.
                     let newest = self.accepts.iter().rfind(same).is_some_and(|a| a.2 == held.body);
                     let highest = self.model.network.iter().filter_map(|l| match &l.body {
                         Body::Accept { of, epoch } if u64::from(of.number) == said.epoch.0 => {
@@ -162,9 +164,9 @@ impl Walk {
         }
     }
 
-    /// Lets the real ends settle, and the model follow what they did by themselves.
+    /// Runs the real peers for `span`, and repeats in the model what they did by themselves.
     fn settle(&mut self, span: std::time::Duration) {
-        // No timer is due at the moment in which something is delivered: nobody could say what came first.
+        // No timer must be due at the moment of a delivery, since the order of the two would be undefined.
         let odd = up_to(MS, &mut self.rng);
         self.world.run(span + odd);
         for end in [To::Initiator, To::Responder] {
@@ -174,7 +176,7 @@ impl Walk {
             self.trace.push(format!("{occurred:?}"));
             match occurred {
                 Occurred::TimedOut => self.act(Action::GiveUp),
-                // The same again under another message's name.
+                // The same proposal again, under another message ID.
                 Occurred::Proposed(number) if number == u64::from(self.model.number) => {}
                 Occurred::Proposed(number) => {
                     let can = self.model.can_propose();
@@ -232,10 +234,10 @@ impl Walk {
             0..=9 if messages > 0 => {
                 let at = below(messages, &mut self.rng);
                 let held = self.manual().held.remove(at);
-                // Of lives before the last one the sessions may be forgotten.
+                // Sessions of instances before the last one may be forgotten.
                 let forgotten = held.from_life + 1 < self.world.ends[held.from].life;
                 if forgotten || chance(50, &mut self.rng) {
-                    return; // lost; the channel sends it again
+                    return; // lost; the channel retransmits it
                 }
                 let Some(letter) = self.letter(&held) else { return };
                 self.world.release(&held);
@@ -299,7 +301,7 @@ impl Walk {
         }
     }
 
-    /// The KMEs work for a while.
+    /// Lets the KMEs work for a while.
     fn key(&mut self) {
         self.world.kms[0].up = [true; 2];
         self.world.on_kms_recovered(0);
@@ -314,7 +316,7 @@ impl Walk {
     }
 }
 
-/// Steps alike, and how many of them in an agreed epoch.
+/// Returns the number of steps that both did, and how many of them ended in an agreed epoch.
 fn walks(seeds: u64, bounds: &Bounds) -> (u64, u64) {
     let (mut steps, mut agreed) = (0, 0);
     for seed in 0..seeds {

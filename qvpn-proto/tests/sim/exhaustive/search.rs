@@ -1,4 +1,4 @@
-//! The search through all that can happen within some bounds, and what must hold in each state.
+//! The search through all states within the bounds, and the properties that must hold in each state.
 
 use stateright::{Checker, HasDiscoveries, Model, Property};
 
@@ -87,7 +87,7 @@ impl Model for Bounds {
     }
 }
 
-/// Searches all that can happen within the bounds; `QVPN_MODEL_DEPTH` takes the place of `depth`.
+/// Searches all states within the bounds. `QVPN_MODEL_DEPTH` overrides `depth`.
 fn search(name: &str, bounds: Bounds, depth: usize) {
     let depth = std::env::var("QVPN_MODEL_DEPTH").map_or(depth, |text| text.parse().unwrap());
     let begun = std::time::Instant::now();
@@ -105,7 +105,7 @@ fn search(name: &str, bounds: Bounds, depth: usize) {
 
 const QUICK: Bounds =
     Bounds { required: true, turns: false, attempts: 2, restarts: 1, keys: 2, hellos: 1, sessions: true };
-/// Reloads make the policy stricter and laxer again while epochs without QKD come and go.
+/// Reloads make the policy stricter and laxer again while epochs without QKD start and end.
 const TURNS: Bounds = Bounds { required: false, turns: true, hellos: 2, ..QUICK };
 
 #[test]
@@ -124,7 +124,7 @@ fn every_order_of_events_deeper() {
     search("preferred, required now and then", Bounds { required: false, turns: true, ..deep }, 13);
 }
 
-/// A check that can't fail shows nothing: without the rule about older sessions the search finds the defect that it once found.
+/// Shows that the check can fail: without the rule about older sessions, the search finds the known defect.
 #[test]
 fn without_the_rule_about_sessions_a_late_hello_costs_packets() {
     let careless = Bounds { sessions: false, ..QUICK };

@@ -1,4 +1,5 @@
-//! The data path of the ends: what lanes are ordered, what they seal and what opens, each step shown to the model.
+//! The data path of the sides: the orders to lanes, and the packets that they seal and open. The model checks
+//! each step.
 
 use std::net::SocketAddr;
 
@@ -25,14 +26,14 @@ impl World {
         let found = here.iter().find(has).copied();
         let end = found.unwrap_or(packet.from ^ 1);
         if !here.contains(&end) {
-            return; // to a place where the other end is no more
+            return; // sent to an endpoint that the peer has left
         }
         let now = self.local(end);
-        // The receiving lane takes a datagram for one of data only if its first four bytes say so.
+        // The receiving lane treats a datagram as data only if its first four bytes say so.
         let found = found.filter(|_| bytes[..4] == [4, 0, 0, 0]);
         let opened = found.and_then(|end| self.ends[end].lanes[place].open(bytes, from, now).ok());
         let ordered = self.ends[end].last.get(place).is_some_and(|last| last.0 >= self.now);
-        // A changed index or counter is as good as another packet's.
+        // A packet with a changed index or counter is handled like another packet.
         match self.model.arrived(packet, end, opened.as_ref(), (self.now, ordered)) {
             Ok(new) => {
                 self.data_opened += u64::from(new && opened.as_ref().is_some_and(|o| !o.text.is_empty()))
@@ -62,7 +63,7 @@ impl World {
             let mut text = vec![0x45; 24];
             text[16..24].copy_from_slice(&self.numbered.to_be_bytes());
             self.numbered += 1;
-            // The flows of a silent lane go by another.
+            // Another lane carries the flows of a silent lane.
             let by = self.ends[from].lanes[lane].via.map_or(lane, usize::from);
             match self.send_in(from, by, &text) {
                 true => self.data_sent += 1,
@@ -71,7 +72,7 @@ impl World {
         }
     }
 
-    /// Sends a packet in the newest epoch, if there is one.
+    /// Sends a packet in the newest epoch. Returns whether there was one.
     pub fn send_in(&mut self, from: usize, lane: usize, text: &[u8]) -> bool {
         let now = self.local(from);
         let (key, mut bytes) = match self.ends[from].lanes[lane].seal(text, now) {
@@ -120,7 +121,7 @@ impl World {
         true
     }
 
-    /// Lanes that sent nothing for a while send an empty packet.
+    /// Sends an empty packet on lanes that sent nothing for a while.
     pub(super) fn keep_alive(&mut self, end: usize) {
         let now = self.local(end);
         for lane in 0..self.ends[end].lanes.len() {
@@ -131,7 +132,7 @@ impl World {
         }
     }
 
-    /// An order leaves for a lane; orders keep their order.
+    /// Sends an order to a lane. Orders keep their sequence.
     pub(super) fn order(&mut self, end: usize, lane: u8, order: LaneOrder) {
         let now = self.local(end);
         let verdict = match &order {
@@ -171,7 +172,7 @@ impl World {
         self.at_time(at, Happening::Report { end, life, report });
     }
 
-    /// A lane carries out an order.
+    /// Applies an order to a lane.
     pub(super) fn obey(&mut self, end: usize, lane: u8, order: LaneOrder) {
         let now = self.local(end);
         let place = usize::from(lane);

@@ -1,4 +1,5 @@
-//! What a test delivers by itself: messages of the exchange, empty packets and lanes' answers are held until it lets them go.
+//! Deliveries under the control of a test: messages of the exchange, empty packets and lanes' reports are
+//! held until the test releases them.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -12,7 +13,7 @@ use super::{Happening, World};
 use crate::link;
 use crate::model::Packet;
 
-/// Messages of the exchange, empty packets and lanes' answers that wait until a test wants them to arrive.
+/// Held messages of the exchange, empty packets and lanes' reports.
 #[derive(Default)]
 pub struct Manual {
     pub held: Vec<Held>,
@@ -22,10 +23,10 @@ pub struct Manual {
     pieces: BTreeMap<(usize, u32, MessageId), Pieces>,
 }
 
-/// Of one message: each piece's payload, and its datagram.
+/// The fragments of one message: each one's payload and datagram.
 type Pieces = BTreeMap<u8, (Vec<u8>, Vec<u8>)>;
 
-/// A whole message.
+/// A whole message that is held.
 pub struct Held {
     pub from: usize,
     pub from_life: u32,
@@ -36,7 +37,7 @@ pub struct Held {
     datagrams: Vec<Vec<u8>>,
 }
 
-/// A packet of the data path.
+/// A packet of the data path that is held.
 pub struct HeldData {
     pub from: usize,
     pub epoch: Option<EpochNumber>,
@@ -54,7 +55,7 @@ pub enum Occurred {
 }
 
 impl World {
-    /// Keeps a piece of an exchange's message back, if a test delivers those itself.
+    /// Holds a fragment of the exchange's messages if a test delivers them itself.
     pub(super) fn hold(&mut self, from: usize, datagram: &[u8]) -> bool {
         let lives = (self.ends[from].life, self.ends[from ^ 1].life);
         let Some(manual) = &mut self.manual else { return false };
@@ -77,7 +78,7 @@ impl World {
             let datagrams = pieces.values().map(|(_, datagram)| datagram.clone()).collect();
             let known = manual.held.iter_mut().find(|h| (h.from, h.to_life, h.id) == (from, lives.1, id));
             match known {
-                // In the session of now.
+                // Keeps the datagrams of the current session.
                 Some(held) => held.datagrams = datagrams,
                 None => {
                     if kind == MessageType::Propose {
@@ -92,7 +93,7 @@ impl World {
         true
     }
 
-    /// Delivers a message that was kept back.
+    /// Delivers a message that was held.
     pub fn release(&mut self, held: &Held) {
         let to = self.address(Self::gateway_of(held.from ^ 1));
         let from = self.address(Self::gateway_of(held.from));
@@ -101,13 +102,13 @@ impl World {
         }
     }
 
-    /// Delivers a packet that was kept back.
+    /// Delivers a packet that was held.
     pub fn release_data(&mut self, held: HeldData) {
         let HeldData { to, source: from, bytes, packet, .. } = held;
         self.at(Duration::ZERO, Happening::Datagram { to, from, bytes, packet: Some(packet) });
     }
 
-    /// The lanes of an end answer.
+    /// Releases the reports of a side's lanes.
     pub fn release_lanes(&mut self, end: usize) {
         let Some(manual) = &mut self.manual else { return };
         let (of, rest) = std::mem::take(&mut manual.installed).into_iter().partition(|(e, _)| *e == end);
