@@ -409,7 +409,10 @@ mod tests {
 
     #[test]
     fn a_time_is_an_age_or_a_date() {
-        let age = |text: &str| SystemTime::now().duration_since(since(text).unwrap()).unwrap().as_secs();
+        let age = |text: &str| {
+            let then = since(text).unwrap();
+            SystemTime::now().duration_since(then).unwrap().as_secs()
+        };
         assert!((600..620).contains(&age("10m")) && (86_400..86_420).contains(&age("1d")));
         let date = since("1970-01-01T00:01:00Z").unwrap().duration_since(SystemTime::UNIX_EPOCH).unwrap();
         assert_eq!(date.as_secs(), 60);

@@ -126,7 +126,7 @@ fn the_status_has_exactly_the_fixed_names_and_null_for_unknown() {
     assert_eq!(json["schema"], 1);
     assert_eq!(
         names(interface),
-        expect("name public_key listen_port suite lanes mtu uptime_s drops kmes peers")
+        expect("name public_key listen_port suite lanes mtu uptime_s drops guard kmes peers")
     );
     let kme = &interface["kmes"][0];
     assert_eq!(

@@ -64,7 +64,7 @@ fn each_kind_survives_json_under_its_fixed_name_and_is_one_line_of_text() {
 fn the_text_form_reads_as_people_expect() {
     let lines: Vec<String> = one_of_each().into_iter().map(|k| at(0, k).to_string()).collect();
     assert_eq!(
-        lines[9],
+        lines[10],
         "1970-01-01T00:00:00.000Z qvpn0 epoch.active peer=site-b epoch=18446744073709551615 \
          sources=qkd+mlkem+x25519 qkd_key_id=bc490419"
     );

@@ -66,8 +66,8 @@ fn usage_errors_end_with_2_and_help_with_0() {
         &["show", "--jsn"],
         &["show", "a/b"],
         &["show", "sixteen-letters-"],
-        &["rekey"],
-        &["events"],
+        &["rekey", "a/b"],
+        &["events", "a/b"],
         &["peer"],
         &["peer", "list"],
         &["check"],
@@ -77,6 +77,11 @@ fn usage_errors_end_with_2_and_help_with_0() {
     for args in wrong {
         let run = run(dir.path(), args);
         assert_eq!((run.code, run.out.as_str()), (2, ""), "{args:?}: {run:?}");
+    }
+    // Where no interface is configured, there is none to leave out.
+    for args in [&["rekey"][..], &["events"]] {
+        let run = run(dir.path(), args);
+        assert_eq!((run.code, run.out.as_str()), (4, ""), "{args:?}: {run:?}");
     }
     for args in [&["--help"][..], &["--version"], &["show", "--help"], &["peer", "list", "--help"]] {
         assert_eq!(run(dir.path(), args).code, 0, "{args:?}");
