@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use qvpn_api::events::EventKind;
-use qvpn_dataplane::{Direction, InterfaceStats, LaneEvent};
+use qvpn_dataplane::{InterfaceStats, LaneEvent};
 use qvpn_identity::PublicIdentity;
 use qvpn_net::RoutePlan;
 use qvpn_proto::session::{DatagramClass, Demux, WireGuardLink};
@@ -179,10 +179,6 @@ impl Peers {
                     tracing::error!("lane {lane} refused a key of peer number {peer}");
                     return Ok(());
                 }
-                let direction = match direction {
-                    Direction::Opening => qvpn_proto::Direction::Opening,
-                    Direction::Sealing => qvpn_proto::Direction::Sealing,
-                };
                 (peer.0, LaneReport::Installed { lane, local_epoch, direction })
             }
             LaneEvent::FirstOpened { lane, peer, epoch } => {

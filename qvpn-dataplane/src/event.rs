@@ -2,18 +2,9 @@
 
 use std::net::SocketAddr;
 
-use qvpn_types::{LocalEpoch, PeerNumber};
+use qvpn_types::{Direction, LocalEpoch, PeerNumber};
 
 use crate::error::LaneError;
-
-/// The direction of a key.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Direction {
-    /// The key that seals packets to the peer.
-    Sealing,
-    /// The key that opens packets from the peer.
-    Opening,
-}
 
 /// Why a lane stopped sealing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -33,7 +33,7 @@ pub use cipher::HAS_NULL_CIPHER;
 pub use cipher::use_null_cipher;
 pub use clock::{Clock, boot_clock};
 pub use error::LaneError;
-pub use event::{Direction, LaneEvent, LaneSink, SealingEnd};
+pub use event::{LaneEvent, LaneSink, SealingEnd};
 pub use key::{MAX_PACKETS, OpeningKey, SealingKey};
 pub use lane::{Admission, Dscp, Filter, Lanes, LanesConfig};
 pub use sched::raise_priority;

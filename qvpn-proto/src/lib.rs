@@ -33,7 +33,7 @@ pub use config::{PeerConfig, QkdPolicy, Role};
 pub use key_sources::KeySources;
 pub use kms::{Fetch, FetchedKey, KeyKind, KeyName, KmsFailure, KmsFailureKind, KmsReport};
 pub use notice::{FailureReason, PeerEvent};
-pub use orders::{Direction, LaneOrder, LaneReport};
+pub use orders::{LaneOrder, LaneReport};
 pub use output::{PeerOutput, Transmit};
 pub use peer::Peer;
 pub use view::{ControlDrops, LaneState, LaneView, PeerState, PeerView};

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use qvpn_secret::Secret;
-use qvpn_types::{LocalEpoch, Suite, Time};
+use qvpn_types::{Direction, LocalEpoch, Suite, Time};
 
 /// An order to a lane. A lane must receive a peer's orders in the order in which they were issued.
 pub enum LaneOrder {
@@ -62,15 +62,6 @@ pub enum LaneOrder {
     },
     /// Erase the opening key of this index now, since its attempt failed.
     Close { index: u32 },
-}
-
-/// The direction of packets under a key.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Direction {
-    /// Packets from the peer.
-    Opening,
-    /// Packets to the peer.
-    Sealing,
 }
 
 /// A report of a lane.

@@ -6,7 +6,7 @@ mod status;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use qvpn_types::Time;
+use qvpn_types::{Direction, Time};
 use rand_core::CryptoRng;
 use status::Status;
 
@@ -18,7 +18,7 @@ use crate::hello::{Hellos, ReceivedHello};
 use crate::kms::KmsReport;
 use crate::lanes::PeerLanes;
 use crate::notice::PeerEvent;
-use crate::orders::{Direction, LaneReport};
+use crate::orders::LaneReport;
 use crate::outbox::{HelloRequest, Outbox};
 use crate::output::{PeerOutput, Transmit};
 use crate::session::ControlLink;

@@ -2,11 +2,13 @@
 
 #![forbid(unsafe_code)]
 
+mod direction;
 mod name;
 mod number;
 mod suite;
 mod time;
 
+pub use direction::Direction;
 pub use name::{KeyId, KeyIdError, MAX_KEY_ID_BYTES, MAX_SAE_ID_BYTES, SaeId, SaeIdError};
 pub use number::{EpochNumber, LocalEpoch, PeerNumber};
 pub use suite::Suite;

@@ -7,7 +7,7 @@ use std::ops::Range;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
-use qvpn_types::{LocalEpoch, PeerNumber, Time};
+use qvpn_types::{Direction, LocalEpoch, PeerNumber, Time};
 
 use super::config::{Admission, Filter, LaneContext};
 use super::ecn;
@@ -18,7 +18,7 @@ use super::mailbox::{Inbox, Mailbox, ReceiveCommand, SendCommand};
 use super::peer_table::PeerTable;
 use crate::allowed_ips::AllowedIps;
 use crate::error::LaneError;
-use crate::event::{Direction, LaneEvent};
+use crate::event::LaneEvent;
 use crate::key::OpeningKey;
 use crate::session::{DATA, HEADER, OpenError, OpeningSession, TAG};
 use crate::stats::{InterfaceStats, PeerStats};

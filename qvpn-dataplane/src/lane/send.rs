@@ -7,7 +7,7 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Duration;
 
-use qvpn_types::{LocalEpoch, PeerNumber, Time};
+use qvpn_types::{Direction, LocalEpoch, PeerNumber, Time};
 
 use super::config::{Dscp, LaneContext};
 use super::event_queue::EventQueue;
@@ -18,7 +18,7 @@ use super::peer_table::PeerTable;
 use super::send_batch::{Run, SendBatch};
 use crate::allowed_ips::AllowedIps;
 use crate::error::LaneError;
-use crate::event::{Direction, LaneEvent, SealingEnd};
+use crate::event::{LaneEvent, SealingEnd};
 use crate::key::SealingKey;
 use crate::session::{HEADER, SealError, SealingSession, TAG};
 use crate::stats::PeerStats;

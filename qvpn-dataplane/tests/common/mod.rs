@@ -17,11 +17,11 @@ use std::time::{Duration, Instant};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::socket::{ControlMessage, MsgFlags, SockaddrIn, sendmsg};
 use qvpn_dataplane::{
-    Admission, AllowedIps, Direction, Dscp, InterfaceStats, LaneEvent, LaneSink, Lanes, LanesConfig,
-    OpeningKey, PeerStats, SealingKey, bind_lane_socket, open_tun,
+    Admission, AllowedIps, Dscp, InterfaceStats, LaneEvent, LaneSink, Lanes, LanesConfig, OpeningKey,
+    PeerStats, SealingKey, bind_lane_socket, open_tun,
 };
 use qvpn_secret::Secret;
-use qvpn_types::{LocalEpoch, PeerNumber, Suite, Time};
+use qvpn_types::{Direction, LocalEpoch, PeerNumber, Suite, Time};
 
 /// The time limit of each step of a test.
 pub const EVENT_TIMEOUT: Duration = Duration::from_secs(20);

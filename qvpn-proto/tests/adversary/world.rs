@@ -13,11 +13,11 @@ use qvpn_proto::key_schedule::Chain;
 use qvpn_proto::session::{ControlLink, LinkOutput};
 use qvpn_proto::wire::{Confirm, Hello, MessageType, Propose, Reject, RejectReason};
 use qvpn_proto::{
-    Direction, Fetch, FetchedKey, KeyKind, KeyName, KmsReport, LaneOrder, LaneReport, Peer, PeerConfig,
-    PeerEvent, PeerOutput, QkdPolicy, Role,
+    Fetch, FetchedKey, KeyKind, KeyName, KmsReport, LaneOrder, LaneReport, Peer, PeerConfig, PeerEvent,
+    PeerOutput, QkdPolicy, Role,
 };
 use qvpn_secret::SecretBuf;
-use qvpn_types::{EpochNumber, LocalEpoch, PeerNumber, Suite, Time};
+use qvpn_types::{Direction, EpochNumber, LocalEpoch, PeerNumber, Suite, Time};
 use rand_chacha::ChaCha20Rng;
 use rand_chacha::rand_core::SeedableRng;
 use sha2::{Digest, Sha384};

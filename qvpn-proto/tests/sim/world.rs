@@ -3,6 +3,7 @@
 
 mod data;
 mod manual;
+mod release;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt::Write as _;
@@ -616,7 +617,8 @@ impl World {
             let at = below(datagram.len(), &mut self.rng);
             datagram[at] ^= 1 << below(8, &mut self.rng);
         }
-        if self.hold(end, &datagram) {
+        let lives = (self.ends[end].life, self.ends[end ^ 1].life);
+        if self.manual.as_mut().is_some_and(|manual| manual.hold(end, lives, &datagram)) {
             return;
         }
         let from = self.address(Self::gateway_of(end));

@@ -3,7 +3,8 @@
 
 use std::net::SocketAddr;
 
-use qvpn_proto::{Direction, LaneOrder, LaneReport};
+use qvpn_proto::{LaneOrder, LaneReport};
+use qvpn_types::Direction;
 
 use super::manual::HeldData;
 use super::{ATTACKER, Happening, World};

@@ -3,13 +3,11 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::time::Duration;
 
 use qvpn_proto::LaneReport;
 use qvpn_proto::wire::{Fragment, MessageId, MessageType};
 use qvpn_types::EpochNumber;
 
-use super::{Happening, World};
 use crate::link;
 use crate::model::Packet;
 
@@ -34,7 +32,7 @@ pub struct Held {
     pub id: MessageId,
     pub kind: MessageType,
     pub body: Vec<u8>,
-    datagrams: Vec<Vec<u8>>,
+    pub(super) datagrams: Vec<Vec<u8>>,
 }
 
 /// A packet of the data path that is held.
@@ -54,11 +52,9 @@ pub enum Occurred {
     TimedOut,
 }
 
-impl World {
+impl Manual {
     /// Holds a fragment of the exchange's messages if a test delivers them itself.
-    pub(super) fn hold(&mut self, from: usize, datagram: &[u8]) -> bool {
-        let lives = (self.ends[from].life, self.ends[from ^ 1].life);
-        let Some(manual) = &mut self.manual else { return false };
+    pub(super) fn hold(&mut self, from: usize, lives: (u32, u32), datagram: &[u8]) -> bool {
         let Some(Ok(f)) = link::packet_of(datagram).map(Fragment::parse) else { return false };
         let (kind, id) = (f.kind, f.id);
         if !matches!(
@@ -71,51 +67,25 @@ impl World {
         ) {
             return false;
         }
-        let pieces = manual.pieces.entry((from, lives.1, id)).or_default();
+        let pieces = self.pieces.entry((from, lives.1, id)).or_default();
         pieces.insert(f.index, (f.payload.to_vec(), datagram.to_vec()));
         if pieces.len() == usize::from(f.count) {
             let body: Vec<u8> = pieces.values().flat_map(|(payload, _)| payload.clone()).collect();
             let datagrams = pieces.values().map(|(_, datagram)| datagram.clone()).collect();
-            let known = manual.held.iter_mut().find(|h| (h.from, h.to_life, h.id) == (from, lives.1, id));
+            let known = self.held.iter_mut().find(|h| (h.from, h.to_life, h.id) == (from, lives.1, id));
             match known {
                 // Keeps the datagrams of the current session.
                 Some(held) => held.datagrams = datagrams,
                 None => {
                     if kind == MessageType::Propose {
                         let number = u64::from_be_bytes(body[96..104].try_into().unwrap());
-                        manual.journal.push(Occurred::Proposed(number));
+                        self.journal.push(Occurred::Proposed(number));
                     }
                     let (from_life, to_life) = lives;
-                    manual.held.push(Held { from, from_life, to_life, id, kind, body, datagrams });
+                    self.held.push(Held { from, from_life, to_life, id, kind, body, datagrams });
                 }
             }
         }
         true
-    }
-
-    /// Delivers a message that was held.
-    pub fn release(&mut self, held: &Held) {
-        let to = self.address(Self::gateway_of(held.from ^ 1));
-        let from = self.address(Self::gateway_of(held.from));
-        for bytes in held.datagrams.clone() {
-            self.at(Duration::ZERO, Happening::Datagram { to, from, bytes, packet: None });
-        }
-    }
-
-    /// Delivers a packet that was held.
-    pub fn release_data(&mut self, held: HeldData) {
-        let HeldData { to, source: from, bytes, packet, .. } = held;
-        self.at(Duration::ZERO, Happening::Datagram { to, from, bytes, packet: Some(packet) });
-    }
-
-    /// Releases the reports of a side's lanes.
-    pub fn release_lanes(&mut self, end: usize) {
-        let Some(manual) = &mut self.manual else { return };
-        let (of, rest) = std::mem::take(&mut manual.installed).into_iter().partition(|(e, _)| *e == end);
-        manual.installed = rest;
-        let of: Vec<_> = of;
-        for (_, report) in of {
-            self.step(end, |peer, now, rng| peer.handle_lane(report, now, rng));
-        }
     }
 }

@@ -1,0 +1,34 @@
+//! Delivers what a test holds back, when the test says so.
+
+use std::time::Duration;
+
+use super::manual::{Held, HeldData};
+use super::{Happening, World};
+
+impl World {
+    /// Delivers a message that was held.
+    pub fn release(&mut self, held: &Held) {
+        let to = self.address(Self::gateway_of(held.from ^ 1));
+        let from = self.address(Self::gateway_of(held.from));
+        for bytes in held.datagrams.clone() {
+            self.at(Duration::ZERO, Happening::Datagram { to, from, bytes, packet: None });
+        }
+    }
+
+    /// Delivers a packet that was held.
+    pub fn release_data(&mut self, held: HeldData) {
+        let HeldData { to, source: from, bytes, packet, .. } = held;
+        self.at(Duration::ZERO, Happening::Datagram { to, from, bytes, packet: Some(packet) });
+    }
+
+    /// Releases the reports of a side's lanes.
+    pub fn release_lanes(&mut self, end: usize) {
+        let Some(manual) = &mut self.manual else { return };
+        let (of, rest) = std::mem::take(&mut manual.installed).into_iter().partition(|(e, _)| *e == end);
+        manual.installed = rest;
+        let of: Vec<_> = of;
+        for (_, report) in of {
+            self.step(end, |peer, now, rng| peer.handle_lane(report, now, rng));
+        }
+    }
+}
