@@ -164,7 +164,7 @@ impl Case {
         let out = self.us.take(&datagram, self.them.address, SITES.them.public());
         assert!(
             !out.authenticated && !out.new_session && out.packets.is_empty(),
-            "taken for the other end's: {out:?}"
+            "taken for the peer's: {out:?}"
         );
         let answer: usize = out.datagrams.iter().map(Vec::len).sum();
         assert!(answer <= datagram.len(), "{answer} bytes for {}", datagram.len());

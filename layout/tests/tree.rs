@@ -8,7 +8,7 @@ use qvpn_layout::imports::{Import, cycles, imports, in_cycles};
 use qvpn_layout::{root, targets, texts};
 
 /// Pairs of files whose import closes a cycle today, as a count for each crate. Lower a number when cycles go.
-const KNOWN_CYCLES: &[(&str, usize)] = &[("qvpn-proto", 2)];
+const KNOWN_CYCLES: &[(&str, usize)] = &[];
 
 /// Files that are longer than `MAX_LINES` today.
 const KNOWN_LONG: &[&str] = &[];

@@ -191,8 +191,8 @@ fn a_config_that_cannot_be_read_says_why() {
     let dir = tempfile::tempdir().unwrap();
     let error = |name: &str| Config::load(&dir.path().join(name)).unwrap_err().to_string();
     assert!(error("none.toml").contains("can't open the config"), "{}", error("none.toml"));
-    fs::create_dir(dir.path().join("folder.toml")).unwrap();
-    assert!(error("folder.toml").contains("is not a file"), "{}", error("folder.toml"));
+    fs::create_dir(dir.path().join("directory.toml")).unwrap();
+    assert!(error("directory.toml").contains("is not a file"), "{}", error("directory.toml"));
     fs::write(dir.path().join("latin.toml"), b"[interface]\nname = \"b\xfcro\"\n").unwrap();
     assert!(error("latin.toml").contains("line 2 is not UTF-8 text; save the file as UTF-8"));
 }

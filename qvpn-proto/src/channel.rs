@@ -330,7 +330,7 @@ mod tests {
         assert_eq!(trip(2, 5100), None);
         assert_eq!(trip(1, 100), Some(100_000));
         assert_eq!(trip(2, 5900), Some(100_000));
-        assert_eq!(trip(1, 900), Some(200_000), "an eighth of the news");
+        assert_eq!(trip(1, 900), Some(200_000), "an eighth of the new sample");
         channel.send(MessageType::Ping, &[], NOW, rng);
         assert_eq!(due(&mut channel, NOW).len(), 1);
         assert_eq!(channel.next_due(), Some(after(400)), "the wait is twice as long");

@@ -38,7 +38,7 @@ pub struct PeerLanes {
     /// For a single lane: whether it carries packets, and the start of the first epoch in which it received
     /// nothing.
     only_lane: Option<LaneState>,
-    unheard_since: Option<Time>,
+    rx_silent_since: Option<Time>,
     epochs: u64,
     /// The silent lanes last reported to the peer, and by the peer.
     rx_silent: LaneSet,
@@ -52,7 +52,7 @@ impl PeerLanes {
             keepalive: None,
             watch: LaneWatch::new(lanes),
             only_lane: None,
-            unheard_since: None,
+            rx_silent_since: None,
             epochs: 0,
             rx_silent: LaneSet::default(),
             peer_rx_silent: LaneSet::default(),
@@ -113,7 +113,7 @@ impl PeerLanes {
     /// Sets the number of epochs that came into force so far.
     pub fn on_epochs(&mut self, count: u64, now: Time) {
         if count > std::mem::replace(&mut self.epochs, count) {
-            self.unheard_since.get_or_insert(now);
+            self.rx_silent_since.get_or_insert(now);
         }
     }
 
@@ -149,10 +149,10 @@ impl PeerLanes {
     /// Decides whether a single lane is silent. It sends no keepalives by itself, so it is silent when
     /// nothing arrived in an epoch.
     fn poll_only_lane(&mut self, received_at: &[Time], now: Time, out: &mut Outbox) {
-        let Some(since) = self.unheard_since else { return };
+        let Some(since) = self.rx_silent_since else { return };
         let received_at = received_at.first().copied().unwrap_or_default();
         if received_at + EARLY_PACKET_TOLERANCE >= since {
-            self.unheard_since = None;
+            self.rx_silent_since = None;
             self.only_lane = Some(LaneState::Up);
         } else if now.since(since) > SILENT_AFTER && self.only_lane != Some(LaneState::Silent) {
             self.only_lane = Some(LaneState::Silent);

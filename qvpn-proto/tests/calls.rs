@@ -183,7 +183,7 @@ fn starts_are_repeated_after_one_two_four_and_then_each_five_seconds() {
 }
 
 #[test]
-fn an_end_that_is_silent_for_two_seconds_and_three_questions_is_called_anew() {
+fn a_peer_that_is_silent_for_two_seconds_and_three_pings_is_called_again() {
     let mut end = End::new(Role::Responder);
     // Its `Hello` is sent with the first session and gets no reply.
     end.comes(CONFIGURED, authentic(true));
@@ -246,7 +246,7 @@ fn a_clock_that_was_set_back_is_answered_by_a_start_but_not_in_five_seconds_agai
     end.comes(CONFIGURED, authentic(true));
     end.wait(Duration::from_millis(1_999));
     end.comes(ROAMED, stale());
-    assert_eq!((told(&end), end.calls.len()), (0, 0), "the other end was heard, so that was a repetition");
+    assert_eq!((told(&end), end.calls.len()), (0, 0), "the peer was heard, so that was a repetition");
     end.wait(Duration::from_millis(1));
     end.comes(ROAMED, stale());
     assert_eq!((told(&end), end.calls.len()), (1, 1));

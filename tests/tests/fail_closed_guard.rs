@@ -48,8 +48,8 @@ fn filter_is_there(lab: &Lab) -> bool {
 }
 
 #[test]
-fn the_guard_keeps_the_block_whatever_the_daemon_does() {
-    sandbox::run("the_guard_keeps_the_block_whatever_the_daemon_does", || {
+fn the_guard_keeps_the_block_without_the_daemon() {
+    sandbox::run("the_guard_keeps_the_block_without_the_daemon", || {
         let lab = Lab::new();
         let _kmes = lab.start_kmes(&KmeOptions::default());
         for site in Site::BOTH {

@@ -236,8 +236,8 @@ fn printed(kind: &str, columns: &[(State, Vec<String>)]) -> String {
 }
 
 #[test]
-fn nothing_leaves_in_clear_whatever_other_programs_do() {
-    sandbox::run("nothing_leaves_in_clear_whatever_other_programs_do", || {
+fn nothing_leaves_in_clear_when_other_programs_change_routes_and_filters() {
+    sandbox::run("nothing_leaves_in_clear_when_other_programs_change_routes_and_filters", || {
         let start = Instant::now();
         let lab = Lab::new();
         count_clear(&lab);

@@ -49,7 +49,7 @@ fn round(socket: &Path, count: usize) -> usize {
     let last = silent.last_mut().unwrap();
     let length = last.read(&mut answer).unwrap();
     let words = String::from_utf8_lossy(&answer[..length]).into_owned();
-    assert!(words.contains("\"busy\""), "one too many is told so: {words}");
+    assert!(words.contains("\"busy\""), "one too many gets an error: {words}");
     drop(silent);
     let mut kept = Vec::new();
     for (line, read) in hostile_lines() {

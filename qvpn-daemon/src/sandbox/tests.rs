@@ -18,7 +18,7 @@ use super::*;
 /// Set in a child: the name of the test, and whether it is confined.
 const CHILD: &str = "QVPN_SANDBOX_CHILD";
 /// The directory with the config.
-const FOLDER: &str = "QVPN_SANDBOX_FOLDER";
+const DIRECTORY: &str = "QVPN_SANDBOX_DIRECTORY";
 /// How a child says that it could do what it tried; nothing else ends the test program so.
 const DONE: i32 = 42;
 /// And that it could not.
@@ -40,7 +40,7 @@ enum End {
 #[track_caller]
 fn tried(name: &str, end: &End, attempt: impl FnOnce(&Path) -> io::Result<()> + Send) {
     if let Some(child) = std::env::var_os(CHILD) {
-        let dir = std::env::var_os(FOLDER).unwrap();
+        let dir = std::env::var_os(DIRECTORY).unwrap();
         return run_child(Path::new(&dir), child == "confined", attempt);
     }
     let dir = tempfile::tempdir().unwrap();
@@ -49,7 +49,7 @@ fn tried(name: &str, end: &End, attempt: impl FnOnce(&Path) -> io::Result<()> + 
     let run = |how: &str| {
         let mut command = Command::new(std::env::current_exe().unwrap());
         command.args(["--exact", &format!("sandbox::tests::{name}"), "--nocapture"]);
-        let output = command.env(CHILD, how).env(FOLDER, dir.path()).output().unwrap();
+        let output = command.env(CHILD, how).env(DIRECTORY, dir.path()).output().unwrap();
         (output.status, String::from_utf8_lossy(&output.stderr).into_owned())
     };
     let (status, text) = run("free");

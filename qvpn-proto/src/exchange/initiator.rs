@@ -335,7 +335,7 @@ impl ExchangeRole for Initiator {
     }
 
     fn on_peer_restarted(&mut self, ctx: &Context<'_>, epochs: &mut Epochs, out: &mut Outbox) {
-        let detail = "the other end restarted".to_owned();
+        let detail = "the peer restarted".to_owned();
         self.fail_attempt(FailureReason::Restarted, detail, ctx.now, epochs, out);
         self.stock.forget_answers();
         self.confirm.stop(out);

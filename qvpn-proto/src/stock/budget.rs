@@ -225,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn a_kme_that_lags_is_no_news_while_the_stock_bears_it() {
+    fn a_kme_that_lags_is_not_reported_while_the_stock_lasts() {
         let mut budget = full();
         let lag = SupplyFault { text: "not found".to_owned(), hard: false };
         for round in 0..20 {

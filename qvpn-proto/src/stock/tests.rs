@@ -135,7 +135,7 @@ fn a_key_is_named_once_and_not_after_a_refusal() {
     let mut stock = master(&["one"]);
     let _ = stock.answered(&answers(1, 5, &[("one", right("one"))]), START);
     stock.forget_answers();
-    assert_eq!(usable(&stock), None, "the other end restarted");
+    assert_eq!(usable(&stock), None, "the peer restarted");
     assert_eq!(stock.offer().unwrap().keys, [name("one")], "and needs the whole offer");
     let lost = stock.answered(&answers(2, 1, &[("one", KeyAvailability::NotFound)]), START);
     assert!(lost.len() == 1 && lost[0].1.contains("restarted"), "{lost:?}");
@@ -357,7 +357,7 @@ fn only_the_last_offer_holds() {
     stock.forget_offers();
     stock.offered(offer(1, &["two"]), START);
     assert!(stock.get("two").is_some());
-    assert_eq!(stock.ack().unwrap().keys.len(), 1, "the other end counts anew");
+    assert_eq!(stock.ack().unwrap().keys.len(), 1, "the peer counts from zero again");
 }
 
 #[test]

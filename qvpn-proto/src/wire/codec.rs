@@ -16,7 +16,7 @@ pub enum ParseError {
     #[error("the field `{0}` has a value that is not allowed")]
     Value(&'static str),
     /// The peer speaks another version of the protocol.
-    #[error("the other end speaks version {0} of the protocol, this is version 1")]
+    #[error("the peer speaks version {0} of the protocol, this is version 1")]
     Version(u8),
 }
 

@@ -180,7 +180,7 @@ fn the_other_site_may_ask_for_an_epoch_once_a_second() {
 }
 
 #[test]
-fn keys_on_their_way_into_the_lanes_end_when_the_responder_starts_anew() {
+fn keys_on_their_way_into_the_lanes_end_when_the_responder_restarts() {
     let (mut world, right) = proposed();
     world.lanes_hang = true;
     world.send(MessageType::Accept, &right);

@@ -70,7 +70,7 @@ fn a_proposal_holds_under_the_hellos_in_force_alone() {
     world.theirs = theirs;
     world.send(MessageType::Propose, proposed.bytes());
     assert_eq!(world.rejected(), Some(RejectReason::Stale), "another Hello of theirs");
-    assert_eq!(world.hellos, hellos + 1, "who doesn't know its Hello is told");
+    assert_eq!(world.hellos, hellos + 1, "a peer whose Hello is unknown gets one");
     assert!(world.take(MessageType::Accept).is_none());
     world.exchange(1);
 }
@@ -161,7 +161,7 @@ fn nothing_that_is_said_ends_an_epoch() {
         world.send(MessageType::Reject, &Reject { id: [0; 8], reason }.to_bytes());
     }
     assert_eq!(world.peer.view(world.now).epoch, Some(EpochNumber(1)));
-    assert_eq!(world.stopped, 0, "no lane was told to stop or to close");
+    assert_eq!(world.stopped, 0, "no lane got an order to stop or to close");
     world.exchange(3);
 }
 
@@ -238,7 +238,7 @@ fn a_confirmation_that_comes_too_late_brings_a_chain_and_no_epoch() {
 }
 
 #[test]
-fn keys_of_an_attempt_end_when_the_initiator_starts_anew() {
+fn keys_of_an_attempt_end_when_the_initiator_restarts() {
     let mut world = World::new(Role::Responder, QkdPolicy::Off);
     let proposed = world.propose(1);
     let right = world.confirmation(proposed);

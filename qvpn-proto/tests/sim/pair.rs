@@ -197,7 +197,7 @@ fn a_psk_that_both_have_goes_into_the_key() {
 }
 
 #[test]
-fn a_mended_config_is_taken_up_by_a_reload() {
+fn a_corrected_config_comes_into_force_by_a_reload() {
     let mut both = sites(QkdPolicy::Required, S);
     both[1].suite = Suite::Aes256Gcm;
     let mut world = World::new(7, both, CLEAN);

@@ -63,7 +63,7 @@ fn measured(seed: u64, faults: Faults, path: usize, within: Duration, expected: 
         let told = told(&world, 0);
         world.fail(&format!("{told:?} of a path of {path}"));
     }
-    assert!(told(&world, 1).is_empty(), "the other end wasn't asked to measure");
+    assert!(told(&world, 1).is_empty(), "the peer wasn't asked to measure");
     assert!(world.both(PeerState::Up), "{}", world.story(0));
 }
 

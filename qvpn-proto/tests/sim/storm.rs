@@ -289,7 +289,7 @@ impl Storm {
     /// Ends all faults. Everything must then recover within a bounded time, and stay up.
     fn calm_down(&mut self) {
         let world = &mut self.world;
-        world.tell(|| "CALM".to_owned());
+        world.tell(|| "NO MORE FAULTS".to_owned());
         world.faults = CLEAN;
         world.lane_jitter = Duration::ZERO;
         world.cut.fill(false);

@@ -487,7 +487,7 @@ impl World {
         match happening {
             Happening::Order { lane, order, .. } => {
                 self.ends[end].in_flight -= 1;
-                self.obey(end, lane, order);
+                self.apply(end, lane, order);
             }
             Happening::Report { report, .. } => {
                 self.ends[end].in_flight -= 1;
@@ -657,7 +657,7 @@ impl World {
         if let PeerEvent::Roamed { endpoint } = &notice
             && *endpoint == SocketAddr::from(ATTACKER)
         {
-            self.fail(&format!("end {end} sends to whoever repeats old datagrams"));
+            self.fail(&format!("end {end} sends to an attacker that repeats old datagrams"));
         }
         if let PeerEvent::PathMtu { mtu } = notice
             && !(1200..=1420).contains(&mtu)

@@ -43,7 +43,7 @@ impl World {
         }
         let Some(opened) = opened else { return };
         if opened.roamed && from == ATTACKER.into() {
-            self.fail(&format!("a lane of end {end} sends to whoever repeats old packets"));
+            self.fail(&format!("a lane of end {end} sends to an attacker that repeats old packets"));
         }
         self.ends[end].received_at = Some(now);
         self.ends[end].lanes[place].received_at = now;
@@ -174,7 +174,7 @@ impl World {
     }
 
     /// Applies an order to a lane.
-    pub(super) fn obey(&mut self, end: usize, lane: u8, order: LaneOrder) {
+    pub(super) fn apply(&mut self, end: usize, lane: u8, order: LaneOrder) {
         let now = self.local(end);
         let place = usize::from(lane);
         let of = &mut self.ends[end].lanes[place];
