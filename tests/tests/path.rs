@@ -181,8 +181,9 @@ fn path_is_followed(outer: Outer) {
             gateway.wait_peer(&format!("{mtu} at a WAN of {wan}"), Duration::from_secs(40), |peer| {
                 peer["mtu"] == mtu
             });
-            let route =
-                |words: &str, net: &str| lab.gw(site).run(&format!("ip {words} route show {net} dev qvpn0"));
+            let route = |words: &str, net: &str| {
+                lab.gw(site).run(&format!("ip {words} route show table 29046 {net} dev qvpn0"))
+            };
             let says = |text: &str, mtu: u64| {
                 if mtu == 1420 { !text.contains("mtu") } else { text.contains(&format!("mtu {mtu} ")) }
             };
