@@ -52,11 +52,11 @@ secret='s/^const public: bytes32\./& free shared: bytes32 [private]./'
 changed "pre-shared key alone, honest sites" honest "$secret; s/, q, public, public)/, q, shared, public)/"
 changed "chain alone, honest sites" honest "$secret; s/, q, public, public)/, q, public, shared)/"
 echo
-changed "ML-KEM alone, no identities" mlkem 's/fun transcript(identity, identity, /fun transcript(/; s/transcript(idI, idR, /transcript(/'
+changed "ML-KEM alone, no identities" mlkem 's/fun transcript(identity, identity, /fun transcript(/; s/transcript(idI, idR, /transcript(/; s/mac(key, party, identity, identity, /mac(key, party, /; s/, party\([UV]\), id[IR], id[IR], th/, party\1, th/'
 changed "ML-KEM alone, no KEM to I" mlkem 's/opened(k, ci), agree/public, agree/; s/chosen(ki), agree/public, agree/'
 changed "ML-KEM alone, no KEM to R" mlkem 's/chosen(kr), opened/public, opened/; s/, opened(k, cr), chosen/, public, chosen/'
 changed "ML-KEM alone, no ephemeral KEM" mlkem 's/extract(th, opened(d, ce), /extract(th, public, /; s/extract(th, chosen(ke), /extract(th, public, /'
-changed "ML-KEM alone, R not confirmed" mlkem 's/if m4 = confirm(derive(prk, confirmR)) then//'
+changed "ML-KEM alone, R not confirmed" mlkem 's/if m4 = mac(derive(prk, confirmR), .*) then//'
 changed "QKD alone, no QKD key" qkd 's/, q, public, public)/, public, public, public)/'
 } | sed 's/ *$//' | tee "$dir/printed"
 # X25519 alone is no part of the short run's table.

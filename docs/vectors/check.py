@@ -62,12 +62,12 @@ class Identity:
 
 
 def hello(identity, instance, role, case, names, psk):
-    out = bytes([1]) + bytes([instance]) * 16 + struct.pack(">Q", 1)
+    out = bytes([2]) + bytes([instance]) * 16 + struct.pack(">Q", 1)
     out += bytes([role, case["suite"], case["lanes"], 2]) + struct.pack(">I", 60_000)
     out += name(names[0]) + name(names[1])
     if psk:
         prk = extract(bytes(48), psk)
-        out += b"\x01" + expand(prk, b"qvpn/1 psk check" + bytes([instance]) * 16, 16)
+        out += b"\x01" + expand(prk, b"qvpn/2 psk check" + bytes([instance]) * 16, 16)
     else:
         out += b"\x00"
     return out + identity.ek
@@ -88,7 +88,7 @@ def exchange(case, initiator, responder, chain):
     same("Hello of the responder", hello_r, bytes.fromhex(case["hello_responder"]))
     if qkd:
         prk = extract(bytes(48), qkd)
-        same("QKD check", expand(prk, b"qvpn/1 qkd check" + lp(key_id.encode()), 16).hex(), case["qkd_check"])
+        same("QKD check", expand(prk, b"qvpn/2 qkd check" + lp(key_id.encode()), 16).hex(), case["qkd_check"])
 
     # Propose: ephemeral X25519 scalar, ephemeral ML-KEM seed, randomness of the ciphertext to the responder.
     random = bytes.fromhex(case["initiator_random"])
@@ -113,7 +113,7 @@ def exchange(case, initiator, responder, chain):
     same("shared secret to the ephemeral key", ML_KEM_1024.decaps(dk, ct_e), ephemeral)
     same("shared secret to the initiator", ML_KEM_1024.decaps(initiator.dk, ct_i), to_initiator)
 
-    th = hashlib.sha384(b"qvpn/1 epoch" + b"".join(
+    th = hashlib.sha384(b"qvpn/2 epoch" + b"".join(
         lp(part) for part in (initiator.public, responder.public, hello_i, hello_r, propose, accept))).digest()
     x25519 = dh(x_i, raw(X25519PrivateKey.from_private_bytes(x_r)))
     ikm = b"".join(lp(part) for part in (
@@ -121,18 +121,23 @@ def exchange(case, initiator, responder, chain):
     prk = extract(th, ikm)
 
     def out(label, context, length):
-        return expand(prk, b"qvpn/1 " + label + b"\x00" + context, length)
+        return expand(prk, b"qvpn/2 " + label + b"\x00" + context, length)
+
+    def mac(label, data, length):
+        return hmac.new(out(label, b"", 48), data, hashlib.sha384).digest()[:length]
 
     keys = case["keys"]
-    confirm_r = out(b"confirm responder", b"", 48)
+    parties = lp(initiator.public), lp(responder.public)
+    confirm_r = mac(b"confirm key responder", b"KC_2_V" + parties[1] + parties[0] + th, 48)
+    confirm_i = mac(b"confirm key initiator", b"KC_2_U" + parties[0] + parties[1] + th, 48)
     same("confirmation of the responder", confirm_r.hex(), keys["confirm_responder"])
-    same("confirmation of the initiator", out(b"confirm initiator", b"", 48).hex(), keys["confirm_initiator"])
+    same("confirmation of the initiator", confirm_i.hex(), keys["confirm_initiator"])
     same("Accept", accept + confirm_r, bytes.fromhex(case["accept"]))
     for direction, field in ((0, "to_responder"), (1, "to_initiator")):
         for lane in range(case["lanes"]):
             key = out(b"data", bytes([case["suite"], direction, lane]), 32)
             same(f"data key {field} of lane {lane}", key.hex(), keys[field][lane])
-    next_chain = {"secret": out(b"chain", b"", 48), "check": out(b"chain check", b"", 16)}
+    next_chain = {"secret": out(b"chain", b"", 48), "check": mac(b"chain check key", th, 16)}
     same("chain check", next_chain["check"].hex(), keys["chain_check"])
     return next_chain
 

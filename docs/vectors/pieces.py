@@ -70,7 +70,7 @@ def data(suite, index, counter, length):
 
 def main():
     made = {
-        "about": "identities, fragments and data packets of qvpn protocol version 1; all keys here are examples",
+        "about": "identities, fragments and data packets of qvpn protocol version 2; all keys here are examples",
         "identities": [identity(f"site {letter}") for letter in "abc"],
         "fragments": [fragments(kind, length) for kind, length in ((1, 1604), (6, 56), (8, 0), (4, 3441), (2, 1146))],
         "data": [data(suite, 0x80010000 + counter % 7, counter, length) for suite in (0, 1)

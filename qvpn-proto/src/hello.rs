@@ -14,7 +14,7 @@ pub use own::OwnHello;
 use crate::config::PeerConfig;
 use crate::notice::PeerEvent;
 use crate::outbox::Outbox;
-use crate::wire::{Hello, MessageId, MessageType, ParseError, RejectReason};
+use crate::wire::{Hello, MessageId, MessageType, ParseError, RELEASE, RejectReason, VERSION};
 
 /// The peer's `Hello` in force.
 pub struct RemoteHello {
@@ -171,9 +171,7 @@ fn report(by_us: bool, reason: RejectReason, detail: &str, out: &mut Outbox) {
 fn unusable(error: ParseError) -> ReceivedHello {
     match error {
         ParseError::Version(version) => {
-            let detail = format!(
-                "it speaks version {version} of the protocol, this is version 1; upgrade the older site"
-            );
+            let detail = other_version(version);
             ReceivedHello::Unusable(RejectReason::Version, detail)
         }
         error => {
@@ -182,4 +180,14 @@ fn unusable(error: ParseError) -> ReceivedHello {
             ReceivedHello::Unusable(RejectReason::Malformed, detail)
         }
     }
+}
+
+/// Says which site must install which release.
+fn other_version(theirs: u8) -> String {
+    let fix = if theirs < VERSION {
+        format!("install qvpn {RELEASE} or later at the other site")
+    } else {
+        "this site is the older one: install here the release of qvpn that the other site runs".to_owned()
+    };
+    format!("it speaks version {theirs} of the protocol, this site version {VERSION}; {fix}")
 }

@@ -3,8 +3,12 @@
 //!
 //! The inputs are joined in the concatenation form of ETSI TS 103 744 and NIST SP 800-56C: each is preceded
 //! by its length, so that no two sets of secrets give the same bytes.
+//!
+//! Values that travel (confirmations, the name of the chain) are MACs under keys of their own, as key
+//! confirmation in NIST SP 800-56A section 5.9, so no byte of the branch that makes data keys is ever sent.
 
 use hkdf::Hkdf;
+use hkdf::hmac::{Hmac, KeyInit, Mac};
 use qvpn_identity::PublicIdentity;
 use qvpn_secret::{Secret, SecretBuf, with_scrubbed_stack};
 use sha2::{Digest, Sha384};
@@ -18,21 +22,21 @@ pub const CHECK: usize = 16;
 
 /// The purpose of an output.
 enum Label {
-    ConfirmResponder,
-    ConfirmInitiator,
+    ConfirmKeyResponder,
+    ConfirmKeyInitiator,
     Data,
     Chain,
-    ChainCheck,
+    ChainCheckKey,
 }
 
 impl Label {
     const fn text(&self) -> &'static str {
         match self {
-            Self::ConfirmResponder => "confirm responder",
-            Self::ConfirmInitiator => "confirm initiator",
+            Self::ConfirmKeyResponder => "confirm key responder",
+            Self::ConfirmKeyInitiator => "confirm key initiator",
             Self::Data => "data",
             Self::Chain => "chain",
-            Self::ChainCheck => "chain check",
+            Self::ChainCheckKey => "chain check key",
         }
     }
 }
@@ -52,7 +56,7 @@ pub struct Transcript<'a> {
 
 impl Transcript<'_> {
     fn hash(&self) -> [u8; 48] {
-        let mut hash = Sha384::new_with_prefix(b"qvpn/1 epoch");
+        let mut hash = Sha384::new_with_prefix(b"qvpn/2 epoch");
         for part in [
             self.initiator.to_bytes().as_slice(),
             self.responder.to_bytes().as_slice(),
@@ -88,7 +92,7 @@ pub struct EpochSecrets<'a> {
 /// A secret that one epoch passes to the next, and the value that names it on the wire.
 pub struct Chain {
     secret: Secret<CHAIN>,
-    /// `out("chain check")`
+    /// The MAC of the transcript hash under `out("chain check key")`, shortened.
     pub check: [u8; CHECK],
 }
 
@@ -109,7 +113,8 @@ pub struct EpochKeys {
 /// Makes the keys of an epoch with `lanes` lanes.
 #[must_use]
 pub fn derive(transcript: &Transcript<'_>, secrets: EpochSecrets<'_>, suite: Suite, lanes: u8) -> EpochKeys {
-    let salt = transcript.hash();
+    let th = transcript.hash();
+    let (initiator, responder) = (transcript.initiator.to_bytes(), transcript.responder.to_bytes());
     with_scrubbed_stack(|| {
         let ikm = join(&[
             secrets.kem_ephemeral.expose(),
@@ -120,20 +125,23 @@ pub fn derive(transcript: &Transcript<'_>, secrets: EpochSecrets<'_>, suite: Sui
             secrets.psk.map(|s| s.expose().as_slice()).unwrap_or_default(),
             secrets.chain.map(|c| c.secret.expose().as_slice()).unwrap_or_default(),
         ]);
-        let prk = Hkdf::<Sha384>::new(Some(&salt), ikm.expose());
+        let prk = Hkdf::<Sha384>::new(Some(&th), ikm.expose());
+        let confirmation = |label: &Label, party: &[u8], own: &[u8], other: &[u8]| {
+            mac::<48>(&prk, label, &[party, &length(own), own, &length(other), other, &th])
+        };
         let direction = |direction: u8| {
             (0..lanes)
                 .map(|lane| out(&prk, &Label::Data, &[suite as u8, direction, lane]))
                 .collect::<Vec<_>>()
         };
         EpochKeys {
-            confirm_responder: out(&prk, &Label::ConfirmResponder, &[]),
-            confirm_initiator: out(&prk, &Label::ConfirmInitiator, &[]),
+            confirm_responder: confirmation(&Label::ConfirmKeyResponder, b"KC_2_V", &responder, &initiator),
+            confirm_initiator: confirmation(&Label::ConfirmKeyInitiator, b"KC_2_U", &initiator, &responder),
             to_responder: direction(0),
             to_initiator: direction(1),
             chain: Chain {
                 secret: out(&prk, &Label::Chain, &[]),
-                check: *out::<CHECK>(&prk, &Label::ChainCheck, &[]).expose(),
+                check: *mac::<CHECK>(&prk, &Label::ChainCheckKey, &[&th]).expose(),
             },
         }
     })
@@ -143,13 +151,13 @@ pub fn derive(transcript: &Transcript<'_>, secrets: EpochSecrets<'_>, suite: Sui
 /// use them.
 #[must_use]
 pub fn qkd_check(key: &SecretBuf, id: &str) -> [u8; CHECK] {
-    check(key.expose(), b"qvpn/1 qkd check", &[&length(id.as_bytes()), id.as_bytes()])
+    check(key.expose(), b"qvpn/2 qkd check", &[&length(id.as_bytes()), id.as_bytes()])
 }
 
 /// Returns the check value of a PSK in a `Hello` of the instance `sender`.
 #[must_use]
 pub fn psk_check(psk: &Secret<32>, sender: &[u8; 16]) -> [u8; CHECK] {
-    check(psk.expose(), b"qvpn/1 psk check", &[sender])
+    check(psk.expose(), b"qvpn/2 psk check", &[sender])
 }
 
 fn check(secret: &[u8], label: &[u8], context: &[&[u8]]) -> [u8; CHECK] {
@@ -162,13 +170,22 @@ fn check(secret: &[u8], label: &[u8], context: &[&[u8]]) -> [u8; CHECK] {
     })
 }
 
-/// `HKDF-Expand(prk, "qvpn/1 " ‖ label ‖ 0x00 ‖ context, N)`
+/// `HKDF-Expand(prk, "qvpn/2 " ‖ label ‖ 0x00 ‖ context, N)`
 fn out<const N: usize>(prk: &Hkdf<Sha384>, label: &Label, context: &[u8]) -> Secret<N> {
-    let mut info = b"qvpn/1 ".to_vec();
+    let mut info = b"qvpn/2 ".to_vec();
     info.extend_from_slice(label.text().as_bytes());
     info.push(0);
     info.extend_from_slice(context);
     Secret::filled(|bytes| expand(prk, &info, bytes))
+}
+
+/// The first `N` bytes of `HMAC-SHA-384(out(label), data)`.
+fn mac<const N: usize>(prk: &Hkdf<Sha384>, label: &Label, data: &[&[u8]]) -> Secret<N> {
+    let key: Secret<48> = out(prk, label, &[]);
+    #[expect(clippy::expect_used, reason = "HMAC takes a key of any length")]
+    let mut mac = <Hmac<Sha384> as KeyInit>::new_from_slice(key.expose()).expect("a key of any length");
+    data.iter().for_each(|part| mac.update(part));
+    Secret::filled(|bytes| bytes.copy_from_slice(&mac.finalize().into_bytes()[..N]))
 }
 
 fn expand(prk: &Hkdf<Sha384>, info: &[u8], bytes: &mut [u8]) {

@@ -16,7 +16,7 @@ mod stock;
 pub use codec::ParseError;
 pub use exchange::{Accept, CONFIRMATION, Confirm, Propose};
 pub use fragment::{Fragment, MessageId, MessageType};
-pub use hello::{Hello, VERSION};
+pub use hello::{Hello, RELEASE, VERSION};
 pub use lanes::LaneSet;
 pub use reason::{RejectReason, RekeyReason};
 pub use reject::Reject;

@@ -192,7 +192,7 @@ fn the_exchange_agrees_with_its_vector() {
         })
     };
     let vector = json!({
-        "about": "qvpn protocol version 1, section Key schedule of docs/protocol.md; all keys here are examples",
+        "about": "qvpn protocol version 2, section Key schedule of docs/protocol.md; all keys here are examples",
         "initiator": identity(&ends[0]),
         "responder": identity(&ends[1]),
         "exchanges": [first, second],

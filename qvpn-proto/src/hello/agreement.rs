@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::config::{PeerConfig, QkdPolicy};
 use crate::key_schedule::psk_check;
-use crate::wire::{Hello, RejectReason};
+use crate::wire::{Hello, RELEASE, RejectReason, VERSION};
 
 /// The settings that two compatible `Hello`s agree on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -86,7 +86,9 @@ pub fn agree(ours: &PeerConfig, theirs: &Hello) -> Result<Agreement, (RejectReas
 pub fn explain(reason: RejectReason, ours: &PeerConfig) -> String {
     match reason {
         RejectReason::Version => {
-            "it speaks another version of the protocol; upgrade the older site".to_owned()
+            format!(
+                "it speaks another version of the protocol than this site (version {VERSION}, qvpn {RELEASE} or later); install the same release of qvpn at both sites, the newer one"
+            )
         }
         RejectReason::Policy => format!("our qkd = {:?} does not fit its policy", ours.policy.name()),
         RejectReason::Suite => {

@@ -1,6 +1,7 @@
 //! Reads and writes the fields of control messages. Every read is bounded by the message, so a parser that
 //! uses only these can neither panic nor allocate more than the message holds.
 
+use super::hello::VERSION;
 use super::limits::MAX_NAME;
 
 /// Why bytes do not parse as a message.
@@ -16,7 +17,7 @@ pub enum ParseError {
     #[error("the field `{0}` has a value that is not allowed")]
     Value(&'static str),
     /// The peer speaks another version of the protocol.
-    #[error("the peer speaks version {0} of the protocol, this is version 1")]
+    #[error("the peer speaks version {0} of the protocol, this is version {VERSION}")]
     Version(u8),
 }
 

@@ -6,8 +6,10 @@ use crate::config::{QkdPolicy, Role};
 use qvpn_identity::kem::EkBytes;
 use qvpn_types::Suite;
 
-/// The protocol version.
-pub const VERSION: u8 = 1;
+/// The protocol version. Both sites must speak the same one.
+pub const VERSION: u8 = 2;
+/// The first release that speaks it. Logs name it to the operator of the older site.
+pub const RELEASE: &str = "0.2.0";
 
 /// The identity and the settings of a side.
 #[derive(Debug, Clone, PartialEq, Eq)]

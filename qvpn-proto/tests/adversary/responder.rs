@@ -295,7 +295,7 @@ fn the_first_packet_of_an_epoch_confirms_it() {
 #[test]
 fn a_refusal_of_our_hello_is_told_once_and_holds_until_the_other_end_says_something_else() {
     let reasons = [
-        (RejectReason::Version, "upgrade"),
+        (RejectReason::Version, "install the same release"),
         (RejectReason::Policy, "qkd"),
         (RejectReason::Suite, "suite"),
         (RejectReason::Identity, "pubkey"),

@@ -1,6 +1,7 @@
 //! The secrets of an epoch, computed from its inputs by code that shares nothing with `qvpn-proto`.
 
 use hkdf::Hkdf;
+use hkdf::hmac::{Hmac, KeyInit, Mac};
 use sha2::{Digest, Sha384};
 
 /// All inputs and outputs of an epoch's key schedule.
@@ -40,15 +41,22 @@ fn prefixed(part: &[u8]) -> Vec<u8> {
 }
 
 pub(crate) fn schedule(inputs: &ScheduleInputs<'_>) -> Secrets {
-    let mut th = Sha384::new_with_prefix(b"qvpn/1 epoch");
+    let mut th = Sha384::new_with_prefix(b"qvpn/2 epoch");
     inputs.transcript.iter().for_each(|part| th.update(prefixed(part)));
+    let th = th.finalize();
     let ikm: Vec<u8> = inputs.secrets.iter().flat_map(|part| prefixed(part)).collect();
-    let (prk, hkdf) = Hkdf::<Sha384>::extract(Some(&th.finalize()), &ikm);
+    let (prk, hkdf) = Hkdf::<Sha384>::extract(Some(&th), &ikm);
     fn out<const N: usize>(hkdf: &Hkdf<Sha384>, label: &str, context: &[u8]) -> [u8; N] {
         let mut bytes = [0; N];
-        hkdf.expand(&[b"qvpn/1 ", label.as_bytes(), &[0], context].concat(), &mut bytes).unwrap();
+        hkdf.expand(&[b"qvpn/2 ", label.as_bytes(), &[0], context].concat(), &mut bytes).unwrap();
         bytes
     }
+    let mac = |label: &str, data: &[&[u8]]| -> [u8; 48] {
+        let mut mac = <Hmac<Sha384> as KeyInit>::new_from_slice(&out::<48>(&hkdf, label, &[])).unwrap();
+        data.iter().for_each(|part| mac.update(part));
+        mac.finalize().into_bytes().into()
+    };
+    let [initiator, responder] = [0, 1].map(|n: usize| prefixed(inputs.transcript[n]));
     let four = |n: usize| inputs.secrets[n].try_into().unwrap();
     Secrets {
         kem_ephemeral: four(0),
@@ -56,12 +64,12 @@ pub(crate) fn schedule(inputs: &ScheduleInputs<'_>) -> Secrets {
         kem_to_initiator: four(2),
         x25519: four(3),
         prk: prk.into(),
-        confirm_responder: out(&hkdf, "confirm responder", &[]),
-        confirm_initiator: out(&hkdf, "confirm initiator", &[]),
+        confirm_responder: mac("confirm key responder", &[b"KC_2_V", &responder, &initiator, &th]),
+        confirm_initiator: mac("confirm key initiator", &[b"KC_2_U", &initiator, &responder, &th]),
         to_responder: out(&hkdf, "data", &[0, 0, 0]),
         to_initiator: out(&hkdf, "data", &[0, 1, 0]),
         chain: out(&hkdf, "chain", &[]),
-        chain_check: out(&hkdf, "chain check", &[]),
+        chain_check: *mac("chain check key", &[&th]).first_chunk().unwrap(),
     }
 }
 
