@@ -22,7 +22,7 @@ use qvpn_proto::{
     PeerOutput, QkdPolicy, Role,
 };
 use qvpn_secret::SecretBuf;
-use qvpn_types::{Direction, EpochNumber, LocalEpoch, PeerNumber, Suite, Time};
+use qvpn_types::{Direction, EpochNumber, KeyId, LocalEpoch, PeerNumber, SaeId, Suite, Time};
 use rand_chacha::ChaCha20Rng;
 use rand_chacha::rand_core::SeedableRng;
 use sha2::{Digest, Sha384};
@@ -74,8 +74,16 @@ pub(super) static SITES: LazyLock<Sites> = LazyLock::new(|| {
     Sites { us: make(1), them: make(2) }
 });
 
+fn key_number(id: &KeyId) -> Option<u8> {
+    id.as_str().strip_prefix("key-")?.parse().ok()
+}
+
 fn key_name(n: u8) -> KeyName {
-    KeyName { id: format!("key-{n}"), source_kme: "kme-a".to_owned(), target_kme: "kme-b".to_owned() }
+    KeyName {
+        id: KeyId::new(format!("key-{n}")).unwrap(),
+        source_kme: "kme-a".to_owned(),
+        target_kme: "kme-b".to_owned(),
+    }
 }
 
 fn key(n: u8) -> SecretBuf {
@@ -140,8 +148,8 @@ impl<'a> Case<'a> {
             lanes: 1 + input.u8() % 2,
             policy,
             qkd_source: true,
-            sae_local: "US".to_owned(),
-            sae_remote: "THEM".to_owned(),
+            sae_local: SaeId::new("US").ok(),
+            sae_remote: SaeId::new("THEM").ok(),
             psk: None,
             stock: 3,
             endpoint: Some(SocketAddr::from(([192, 0, 2, 1], 51820))),
@@ -263,8 +271,8 @@ impl<'a> Case<'a> {
             lanes: 1 + lanes % 16,
             policy: if policy < 200 { self.policy } else { QkdPolicy::Preferred },
             interval_ms: 100 + 500 * u32::from(size),
-            sae_own: "THEM".to_owned(),
-            sae_peer: "US".to_owned(),
+            sae_own: SaeId::new("THEM").ok(),
+            sae_peer: SaeId::new("US").ok(),
             psk_check: None,
             encapsulation_key: Box::new(*SITES.them.encapsulation_key()),
         };
@@ -339,7 +347,7 @@ impl<'a> Case<'a> {
         let Ok(propose) = Propose::parse(&self.propose) else { return };
         let lanes = self.lanes_agreed();
         let indices = (0..u32::from(lanes)).map(|lane| 1 << 31 | lane).collect();
-        let number = propose.qkd_key_id.as_deref().and_then(|id| id.strip_prefix("key-")?.parse().ok());
+        let number = propose.qkd_key_id.as_ref().and_then(key_number);
         let qkd = number.map(key);
         let (hello, theirs) = (self.hello.clone(), self.theirs.clone());
         let terms = self.terms(SITES.us.public(), SITES.them.public(), &theirs, &hello);
@@ -369,7 +377,6 @@ impl<'a> Case<'a> {
         let how = self.input.u8();
         let Some(fetch) = self.fetches.pop() else { return };
         let trouble = |kind| KmsFailure { kind, text: "no".to_owned() };
-        let number = |name: &KeyName| name.id.strip_prefix("key-").and_then(|n| n.parse().ok()).unwrap_or(0);
         let report = match fetch {
             Fetch::New { request, .. } | Fetch::ById { request, .. } if how & 3 == 3 => KmsReport::Failed {
                 request: request + u64::from(how >> 7),
@@ -382,7 +389,7 @@ impl<'a> Case<'a> {
             }
             Fetch::ById { request, keys, .. } => {
                 let keys = keys.into_iter().map(|name| {
-                    let n = number(&name);
+                    let n = key_number(&name.id).unwrap_or(0);
                     FetchedKey { name, kind: KeyKind::Qkd, secret: key(if how & 4 == 0 { n } else { n + 1 }) }
                 });
                 let missing = (how & 8 != 0).then(|| trouble(KmsFailureKind::NotFound));

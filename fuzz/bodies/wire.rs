@@ -8,7 +8,7 @@ use qvpn_proto::wire::{
     StockAck, StockOffer, fragment,
 };
 use qvpn_proto::{QkdPolicy, Role};
-use qvpn_types::{EpochNumber, Suite, Time};
+use qvpn_types::{EpochNumber, KeyId, SaeId, Suite, Time};
 use rand_chacha::ChaCha20Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 
@@ -55,6 +55,10 @@ pub fn reassembly(mut bytes: &[u8]) {
     }
 }
 
+fn key_id(text: &str) -> KeyId {
+    KeyId::new(text).expect("it is neither empty nor long")
+}
+
 /// Returns a type byte and a valid message of that type.
 #[allow(dead_code)]
 pub fn valid(kind: u8, seed: u64) -> Vec<u8> {
@@ -67,7 +71,7 @@ pub fn valid(kind: u8, seed: u64) -> Vec<u8> {
     let (one, two) = (boxed(), boxed());
     let small = u8::try_from(seed % 16).unwrap_or(0);
     let name = "k".repeat(usize::from(small) + 1);
-    let key = |id: &str| KeyName { id: id.to_owned(), source_kme: name.clone(), target_kme: String::new() };
+    let key = |id: &str| KeyName { id: key_id(id), source_kme: name.clone(), target_kme: String::new() };
     let body = match MessageType::from_byte(kind) {
         Some(MessageType::Hello) => Hello {
             instance: [small; 16],
@@ -77,8 +81,8 @@ pub fn valid(kind: u8, seed: u64) -> Vec<u8> {
             lanes: small + 1,
             policy: QkdPolicy::Preferred,
             interval_ms: 1000,
-            sae_own: name.clone(),
-            sae_peer: String::new(),
+            sae_own: SaeId::new(name.clone()).ok(),
+            sae_peer: None,
             psk_check: seed.is_multiple_of(2).then_some([3; 16]),
             encapsulation_key: one,
         }
@@ -87,10 +91,8 @@ pub fn valid(kind: u8, seed: u64) -> Vec<u8> {
             StockOffer { number: seed, keys: vec![key("a"), key("b")] }.to_bytes()
         }
         Some(MessageType::StockAck) => {
-            let keys = vec![
-                ("a".to_owned(), KeyAvailability::Yes([7; 16])),
-                ("b".to_owned(), KeyAvailability::Pending),
-            ];
+            let keys =
+                vec![(key_id("a"), KeyAvailability::Yes([7; 16])), (key_id("b"), KeyAvailability::Pending)];
             StockAck { number: seed, revision: 1, keys }.to_bytes()
         }
         Some(MessageType::Propose) => Propose {
@@ -101,7 +103,7 @@ pub fn valid(kind: u8, seed: u64) -> Vec<u8> {
             encapsulation_key: one,
             ciphertext: two,
             indices: (0..=u32::from(small)).map(|i| 1 << 31 | i).collect(),
-            qkd_key_id: Some(name.clone()),
+            qkd_key_id: KeyId::new(name).ok(),
             chain_check: seed.is_multiple_of(2).then_some([4; 16]),
         }
         .to_bytes(),

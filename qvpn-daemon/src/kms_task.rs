@@ -119,10 +119,10 @@ pub(crate) async fn fetch(set: Arc<KmeSet>, peer_sae: String, fetch: Fetch) -> K
             }
         }
         Fetch::ById { request, keys, qkd_only } => {
-            let refs: Vec<KeyRef> = keys.iter().filter_map(reference).collect();
+            let refs: Vec<KeyRef> = keys.iter().map(reference).collect();
             let mut fetched = set.fetch_by_ids(&peer_sae, &refs, qkd_only).await;
             // Keys are used in the order in which the peer named them.
-            let place = |id: &KeyId| keys.iter().position(|name| name.id == id.as_str());
+            let place = |id: &KeyId| keys.iter().position(|name| name.id == *id);
             fetched.keys.sort_by_key(|key| place(&key.id));
             let missing = kms_failure(&fetched.failed);
             delivered(request, fetched.keys, missing)
@@ -135,12 +135,8 @@ fn unavailable(error: &SetError) -> KmsFailure {
     KmsFailure { kind: KmsFailureKind::Unavailable, text }
 }
 
-fn reference(name: &KeyName) -> Option<KeyRef> {
-    Some(KeyRef {
-        id: KeyId::new(name.id.clone()).ok()?,
-        source_kme: name.source_kme.clone(),
-        target_kme: name.target_kme.clone(),
-    })
+fn reference(name: &KeyName) -> KeyRef {
+    KeyRef { id: name.id.clone(), source_kme: name.source_kme.clone(), target_kme: name.target_kme.clone() }
 }
 
 /// What the failures mean together. A KME that is down matters more than one that doesn't know a key yet.
@@ -164,11 +160,7 @@ fn delivered(request: u64, keys: Vec<QkdKey>, missing: Option<KmsFailure>) -> Km
             missing = Some(KmsFailure { kind: KmsFailureKind::Unavailable, text });
             continue;
         }
-        let name = KeyName {
-            id: key.id.as_str().to_owned(),
-            source_kme: key.source_kme,
-            target_kme: key.target_kme,
-        };
+        let name = KeyName { id: key.id, source_kme: key.source_kme, target_kme: key.target_kme };
         let kind = if key.api == Api::File { KeyKind::File } else { KeyKind::Qkd };
         named.push(FetchedKey { name, kind, secret: key.secret });
     }
@@ -264,8 +256,11 @@ mod tests {
     async fn where_only_qkd_is_enough_no_line_of_a_file_is_touched() {
         let (path, set) = file("required", LINE);
         let new = Fetch::New { request: 1, number: 5, qkd_only: true, stuck: Vec::new() };
-        let name =
-            KeyName { id: "id-1".into(), source_kme: "key-file".into(), target_kme: "key-file".into() };
+        let name = KeyName {
+            id: KeyId::new("id-1").unwrap(),
+            source_kme: "key-file".into(),
+            target_kme: "key-file".into(),
+        };
         let by_id = Fetch::ById { request: 1, keys: vec![name], qkd_only: true };
         for wanted in [new, by_id] {
             let report = fetch(set.clone(), "SITE-B".into(), wanted).await;

@@ -302,7 +302,12 @@ impl PeerRuntime {
                     Some((_, n)) => *n += 1,
                     None => self.rekeys.push((made_of, 1)),
                 }
-                EventKind::EpochActive { peer, epoch: epoch.0, sources: sources(made_of), qkd_key_id }
+                EventKind::EpochActive {
+                    peer,
+                    epoch: epoch.0,
+                    sources: sources(made_of),
+                    qkd_key_id: qkd_key_id.map(String::from),
+                }
             }
             PeerEvent::EpochFailed { reason, detail } => {
                 EventKind::EpochFailed { peer, epoch: None, reason: format!("{}: {detail}", reason.name()) }
@@ -332,7 +337,7 @@ impl PeerRuntime {
                 );
             }
             PeerEvent::KeyLost { id, why } => {
-                return tracing::warn!("peer {peer}: QKD key {id:?} lost: {why}");
+                return tracing::warn!("peer {peer}: QKD key {id} lost: {why}");
             }
             PeerEvent::ClockSetBack { detail } => return tracing::warn!("peer {peer}: {detail}"),
             PeerEvent::Refused { by_us, reason, detail } => {

@@ -118,7 +118,7 @@ fn peer_status(peer: &PeerRuntime, listen_port: u16, mtu: u32, now: Time) -> Pee
         epoch_expires_in_s: seconds(view.epoch_expires_in),
         next_rekey_in_s: seconds(view.next_rekey_in),
         key_sources: view.sources.map(translate::sources).unwrap_or_default(),
-        qkd_key_id: view.qkd_key_id,
+        qkd_key_id: view.qkd_key_id.map(String::from),
         qkd_stock: view.qkd_stock.and_then(|n| u64::try_from(n).ok()),
         qkd_stock_lasts_s: seconds(view.qkd_stock_lasts),
         file_stock: view.file_stock.and_then(|n| u64::try_from(n).ok()),

@@ -12,7 +12,7 @@ use qvpn_net::IpNet;
 use qvpn_proto::KeySources;
 use qvpn_proto::wire::limits::MAX_OFFER;
 use qvpn_proto::{PeerConfig, QkdPolicy, Role};
-use qvpn_types::PeerNumber;
+use qvpn_types::{PeerNumber, SaeId};
 
 /// The MTU of the device with `mtu = "auto"`: 1,500 bytes of a WAN less IPv6, UDP, our header and the tag.
 const AUTO_MTU_BYTES: u16 = 1420;
@@ -67,8 +67,8 @@ pub(crate) fn peer_config(
             config::QkdPolicy::Required => QkdPolicy::Required,
         },
         qkd_source: config.kmes_of(peer).iter().any(|kme| kme.api() != config::KmeApi::File),
-        sae_local: config.kms.as_ref().map(|kms| kms.sae_id.clone()).unwrap_or_default(),
-        sae_remote: peer.sae_id.clone().unwrap_or_default(),
+        sae_local: config.kms.as_ref().and_then(|kms| SaeId::new(&kms.sae_id).ok()),
+        sae_remote: peer.sae_id.as_ref().and_then(|id| SaeId::new(id).ok()),
         psk,
         stock: usize::try_from(stock).unwrap_or(MAX_OFFER).clamp(1, MAX_OFFER),
         endpoint: endpoint.and_then(|endpoint| Some(SocketAddr::new(endpoint.ip()?, endpoint.port))),

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use qvpn_identity::{Psk, PublicIdentity, SecretIdentity};
-use qvpn_types::{PeerNumber, Suite};
+use qvpn_types::{PeerNumber, SaeId, Suite};
 
 /// The policy for epochs without a QKD key, from the laxest to the strictest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -75,10 +75,10 @@ pub struct PeerConfig {
     /// Whether any of our key sources is QKD. Without one, a peer that requires QKD stays blocked, and its
     /// status says so.
     pub qkd_source: bool,
-    /// Our SAE ID, empty without a KMS.
-    pub sae_local: String,
-    /// The peer's SAE ID as our config names it; empty if QKD is off.
-    pub sae_remote: String,
+    /// Our SAE ID; `None` without a KMS.
+    pub sae_local: Option<SaeId>,
+    /// The peer's SAE ID as our config names it; `None` if QKD is off.
+    pub sae_remote: Option<SaeId>,
     /// A pre-shared key that is mixed into each epoch.
     pub psk: Option<Arc<Psk>>,
     /// The number of QKD keys to hold ahead, 1 to [`MAX_OFFER`](crate::wire::limits::MAX_OFFER).
@@ -160,8 +160,8 @@ mod tests {
             lanes: 1,
             policy: QkdPolicy::Off,
             qkd_source: false,
-            sae_local: String::new(),
-            sae_remote: String::new(),
+            sae_local: None,
+            sae_remote: None,
             psk,
             stock: 1,
             endpoint: None,

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::key_sources::KeySources;
 use crate::wire::limits::MAX_PEERS;
-use qvpn_types::{EpochNumber, LocalEpoch, PeerNumber, Time};
+use qvpn_types::{EpochNumber, KeyId, LocalEpoch, PeerNumber, Time};
 
 /// The number of wrong confirmations at which an attempt ends.
 pub(crate) const MAX_WRONG_CONFIRMATIONS: u8 = 4;
@@ -37,7 +37,7 @@ pub struct ActiveEpoch {
     pub sealing_ends: Time,
     pub sources: KeySources,
     /// The QKD key that it used.
-    pub qkd_key_id: Option<String>,
+    pub qkd_key_id: Option<KeyId>,
     /// Whether it lost its chain though neither side restarted.
     pub chain_lost: bool,
 }

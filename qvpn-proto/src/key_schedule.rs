@@ -13,7 +13,7 @@ use qvpn_identity::PublicIdentity;
 use qvpn_secret::{Secret, SecretBuf, with_scrubbed_stack};
 use sha2::{Digest, Sha384};
 
-use qvpn_types::Suite;
+use qvpn_types::{KeyId, Suite};
 
 /// Length of a chain secret in bytes.
 pub const CHAIN: usize = 48;
@@ -150,8 +150,9 @@ pub fn derive(transcript: &Transcript<'_>, secrets: EpochSecrets<'_>, suite: Sui
 /// Returns the check value of a QKD key: it shows that both sites hold the same bytes under an ID before they
 /// use them.
 #[must_use]
-pub fn qkd_check(key: &SecretBuf, id: &str) -> [u8; CHECK] {
-    check(key.expose(), b"qvpn/2 qkd check", &[&length(id.as_bytes()), id.as_bytes()])
+pub fn qkd_check(key: &SecretBuf, id: &KeyId) -> [u8; CHECK] {
+    let id = id.as_str().as_bytes();
+    check(key.expose(), b"qvpn/2 qkd check", &[&length(id), id])
 }
 
 /// Returns the check value of a PSK in a `Hello` of the instance `sender`.

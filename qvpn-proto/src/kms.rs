@@ -1,6 +1,7 @@
 //! Requests for QKD keys and their answers. Keys move through these types and are never copied.
 
 use qvpn_secret::SecretBuf;
+use qvpn_types::KeyId;
 
 /// A request for QKD keys.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -39,8 +40,8 @@ pub enum KeyKind {
 /// The name of a QKD key: its ID, and the two KMEs of the link that made it. Names are public.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct KeyName {
-    /// The key ID, opaque and echoed exactly; 1 to 255 bytes.
-    pub id: String,
+    /// The key ID. The wire carries at most [`MAX_NAME`](crate::wire::limits::MAX_NAME) bytes of it.
+    pub id: KeyId,
     /// The KME that issued it, from the KME's status; empty if the status doesn't name it.
     pub source_kme: String,
     /// The KME of the peer's site.

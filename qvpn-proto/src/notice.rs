@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use qvpn_types::EpochNumber;
+use qvpn_types::{EpochNumber, KeyId};
 
 use crate::key_sources::KeySources;
 use crate::wire::{RejectReason, RekeyReason};
@@ -52,7 +52,7 @@ pub enum PeerEvent {
         epoch: EpochNumber,
         sources: KeySources,
         /// The QKD key in it, if there is one.
-        qkd_key_id: Option<String>,
+        qkd_key_id: Option<KeyId>,
         /// The time since this side sent or received the first `Propose`.
         took: Duration,
     },
@@ -83,7 +83,7 @@ pub enum PeerEvent {
     SupplyResumed,
     /// A QKD key was lost.
     KeyLost {
-        id: String,
+        id: KeyId,
         /// The cause, for the operator.
         why: String,
     },

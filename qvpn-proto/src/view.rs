@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use qvpn_types::EpochNumber;
+use qvpn_types::{EpochNumber, KeyId};
 
 use crate::config::{QkdPolicy, Role};
 use crate::key_sources::KeySources;
@@ -89,7 +89,7 @@ pub struct PeerView {
     /// The sources of the active epoch's key.
     pub sources: Option<KeySources>,
     /// The QKD key of the active epoch.
-    pub qkd_key_id: Option<String>,
+    pub qkd_key_id: Option<KeyId>,
     /// The time since a QKD key last went into an epoch.
     pub qkd_key_age: Option<Duration>,
     /// The number of QKD keys that this side holds and, at the initiator, the peer acknowledged; `None` if

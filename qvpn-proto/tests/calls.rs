@@ -10,7 +10,7 @@ use std::time::Duration;
 use qvpn_identity::SecretIdentity;
 use qvpn_proto::session::{ControlLink, LinkOutput};
 use qvpn_proto::{LaneOrder, LaneReport, Peer, PeerConfig, PeerEvent, PeerOutput, QkdPolicy, Role};
-use qvpn_types::{PeerNumber, Suite, Time};
+use qvpn_types::{PeerNumber, SaeId, Suite, Time};
 use rand_chacha::ChaCha20Rng;
 use rand_chacha::rand_core::SeedableRng;
 
@@ -82,8 +82,8 @@ fn config(role: Role, endpoint: SocketAddr) -> PeerConfig {
         lanes: 1,
         policy: QkdPolicy::Preferred,
         qkd_source: true,
-        sae_local: "US".to_owned(),
-        sae_remote: "THEM".to_owned(),
+        sae_local: SaeId::new("US").ok(),
+        sae_remote: SaeId::new("THEM").ok(),
         psk: None,
         stock: 3,
         endpoint: Some(endpoint),

@@ -12,7 +12,7 @@ use qvpn_proto::key_schedule::{Chain, EpochKeys, psk_check, qkd_check};
 use qvpn_proto::wire::{Hello, Propose};
 use qvpn_proto::{QkdPolicy, Role};
 use qvpn_secret::{Secret, SecretBuf};
-use qvpn_types::{EpochNumber, Suite};
+use qvpn_types::{EpochNumber, KeyId, SaeId, Suite};
 use rand_chacha::ChaCha20Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng, TryCryptoRng, TryRng};
 use serde_json::{Value, json};
@@ -64,8 +64,8 @@ fn hello(
         lanes: 2,
         policy: QkdPolicy::Required,
         interval_ms: 60_000,
-        sae_own: names[0].to_owned(),
-        sae_peer: names[1].to_owned(),
+        sae_own: SaeId::new(names[0]).ok(),
+        sae_peer: SaeId::new(names[1]).ok(),
         psk_check: psk.map(|psk| psk_check(psk, &instance)),
         encapsulation_key: Box::new(*identity.encapsulation_key()),
     }
@@ -115,7 +115,7 @@ fn run(case: &Case<'_>, ends: &[SecretIdentity; 2]) -> (Value, Chain) {
         epoch: EpochNumber(case.epoch),
         responder_key: b.encapsulation_key(),
         indices: vec![0x8000_0001, 0x8000_0002],
-        qkd_key_id: case.qkd.map(|(id, _)| id.to_owned()),
+        qkd_key_id: case.qkd.map(|(id, _)| KeyId::new(id).unwrap()),
         chain_check: case.chain.map(|c| c.check),
     };
     let proposed = Proposed::new(proposal, &mut rng_a).unwrap();
@@ -150,7 +150,7 @@ fn run(case: &Case<'_>, ends: &[SecretIdentity; 2]) -> (Value, Chain) {
         "responder_indices": [0x8001_0001u32, 0x8001_0002u32],
         "qkd_key_id": case.qkd.map(|(id, _)| id),
         "qkd_key": case.qkd.map(|(_, key)| HEX.encode(key.expose())),
-        "qkd_check": case.qkd.map(|(id, key)| HEX.encode(&qkd_check(key, id))),
+        "qkd_check": case.qkd.map(|(id, key)| HEX.encode(&qkd_check(key, &KeyId::new(id).unwrap()))),
         "psk": case.psk.map(|psk| HEX.encode(psk.expose())),
         "uses_chain": case.chain.is_some(),
         "propose": HEX.encode(&propose),

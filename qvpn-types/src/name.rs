@@ -46,6 +46,12 @@ impl KeyId {
     }
 }
 
+impl From<KeyId> for String {
+    fn from(id: KeyId) -> Self {
+        id.0
+    }
+}
+
 /// Writes the ID for people: control and direction characters are escaped, so that an ID can't forge a log
 /// line.
 impl fmt::Display for KeyId {

@@ -20,7 +20,7 @@ use qvpn_proto::wire::{
 };
 use qvpn_proto::{QkdPolicy, Role};
 use qvpn_secret::{Secret, SecretBuf};
-use qvpn_types::{EpochNumber, PeerNumber, Suite, Time};
+use qvpn_types::{EpochNumber, KeyId, PeerNumber, SaeId, Suite, Time};
 use rand_chacha::ChaCha20Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 use sha2::{Digest, Sha384};
@@ -125,8 +125,8 @@ impl TestSite {
             lanes: 1,
             policy,
             interval_ms: 120_000,
-            sae_own: sae[0].to_owned(),
-            sae_peer: sae[1].to_owned(),
+            sae_own: SaeId::new(sae[0]).ok(),
+            sae_peer: SaeId::new(sae[1]).ok(),
             psk_check: None,
             encapsulation_key: Box::new(*self.identity.encapsulation_key()),
         }
@@ -250,7 +250,7 @@ impl TestSite {
             MessageType::StockOffer => {
                 let offer = StockOffer::parse(&body).unwrap();
                 self.revision += 1;
-                let held = |key: &KeyName| match self.qkd.get(&key.id) {
+                let held = |key: &KeyName| match self.qkd.get(key.id.as_str()) {
                     Some(bytes) => {
                         KeyAvailability::Yes(qkd_check(&SecretBuf::take(&mut bytes.clone()), &key.id))
                     }
@@ -331,7 +331,7 @@ impl TestSite {
             encapsulation_key: kem::encapsulation_key_of(&seed),
             ciphertext,
             indices: vec![self.index()],
-            qkd_key_id: qkd.map(str::to_owned),
+            qkd_key_id: qkd.map(|id| KeyId::new(id).unwrap()),
             chain_check: chain.map(|secrets| secrets.chain_check),
         };
         let qkd = qkd.map(|id| self.qkd[id].to_vec()).unwrap_or_default();
@@ -413,7 +413,7 @@ impl TestSite {
                 kem::decapsulate(self.identity.mlkem_seed(), &parsed.ciphertext).expose(),
                 kem_to_initiator.expose(),
                 dh::agree(&x25519, &parsed.x25519).unwrap().expose(),
-                parsed.qkd_key_id.as_ref().map(|id| &self.qkd[id][..]).unwrap_or_default(),
+                parsed.qkd_key_id.as_ref().map(|id| &self.qkd[id.as_str()][..]).unwrap_or_default(),
                 &[],
                 chain.map(|secrets| &secrets.chain[..]).unwrap_or_default(),
             ],

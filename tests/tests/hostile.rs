@@ -10,7 +10,7 @@ use std::time::Duration;
 use qvpn_identity::SecretIdentity;
 use qvpn_proto::wire::{Confirm, Hello, MessageType, RejectReason, fragment};
 use qvpn_proto::{QkdPolicy, Role};
-use qvpn_types::EpochNumber;
+use qvpn_types::{EpochNumber, KeyId};
 use rand_chacha::ChaCha20Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 use tests::{
@@ -96,7 +96,7 @@ fn hostile_proposals(site: &mut TestSite, number: &mut u64) {
         ),
         ("ML-KEM key of the initiator", RejectReason::Malformed, Box::new(|p| *p.encapsulation_key = ours)),
         ("two lanes", RejectReason::Malformed, Box::new(|p| p.indices.push(1 << 31 | 99))),
-        ("a QKD key under `off`", RejectReason::Policy, Box::new(|p| p.qkd_key_id = Some("key".to_owned()))),
+        ("a QKD key under `off`", RejectReason::Policy, Box::new(|p| p.qkd_key_id = KeyId::new("key").ok())),
         ("an unknown chain", RejectReason::Chain, Box::new(|p| p.chain_check = Some([7; 16]))),
         ("another Hello", RejectReason::Stale, Box::new(|p| p.hello_initiator = [7; 48])),
         ("number zero", RejectReason::Stale, Box::new(|p| p.epoch = EpochNumber(0))),

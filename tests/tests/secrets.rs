@@ -16,6 +16,7 @@ use qvpn_identity::SecretIdentity;
 use qvpn_proto::kms::KeyName;
 use qvpn_proto::wire::{KeyAvailability, MessageType, StockAck, StockOffer};
 use qvpn_proto::{QkdPolicy, Role};
+use qvpn_types::KeyId;
 use tests::{
     Capture, Gateway, GatewayOptions, INTERFACE, KmeOptions, Kmes, Lab, Memory, Outer, PORT, Process,
     Secrets, Site, TestSite, binary, forms, sandbox, test_key,
@@ -198,7 +199,7 @@ fn an_initiator_holds_only_secrets_that_live() {
         // The first epoch, before and after the Accept.
         let propose = next_attempt(&mut pair.site, 0);
         let (accept, one) = pair.site.answer(&propose, None);
-        let first_key = pair.qkd(&id_of(&propose));
+        let first_key = pair.qkd(id_of(&propose).as_str());
         let to_responder =
             ("first: KEM secret of the responder's key".to_owned(), one.kem_to_responder.to_vec());
         let not_yet: Vec<_> =
@@ -219,7 +220,7 @@ fn an_initiator_holds_only_secrets_that_live() {
         // The second, with the chain of the first. The initiator proposed it meanwhile.
         let propose = next_attempt(&mut pair.site, 1);
         let (accept, two) = pair.site.answer(&propose, Some(&one));
-        let second_key = pair.qkd(&id_of(&propose));
+        let second_key = pair.qkd(id_of(&propose).as_str());
         pair.site.send(MessageType::Accept, &accept);
         pair.site.expect_data(&two.to_responder, WAIT);
         pair.site.send_data(&two.to_initiator, index_of(&propose), 0);
@@ -237,7 +238,7 @@ fn an_initiator_holds_only_secrets_that_live() {
         let (_, three) = pair.site.answer(&propose, Some(&two));
         let name = "third: KEM secret of the responder's key".to_owned();
         let secret = (name, three.kem_to_responder.to_vec());
-        let third_key = pair.qkd(&id_of(&propose));
+        let third_key = pair.qkd(id_of(&propose).as_str());
         pair.site.rest(Duration::from_secs(5) + GRACE);
         pair.memory("an attempt has failed", [third_key], [secret]);
 
@@ -270,7 +271,7 @@ fn a_responder_holds_only_secrets_that_live() {
         let mut pair = pair(&lab, Site::A);
         let ids = take_keys(&lab, 3);
         let name = |id: &String| KeyName {
-            id: id.clone(),
+            id: KeyId::new(id).unwrap(),
             source_kme: "kme-a1".into(),
             target_kme: "kme-b1".into(),
         };

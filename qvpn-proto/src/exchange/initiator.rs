@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use qvpn_types::{EpochNumber, LocalEpoch, Time};
+use qvpn_types::{EpochNumber, KeyId, LocalEpoch, Time};
 use rand_core::CryptoRng;
 
 use super::attempt::{AcceptOutcome, Attempt, Installing, OutstandingProposal};
@@ -66,7 +66,7 @@ impl Initiator {
 
     fn propose(
         &mut self,
-        qkd_key_id: Option<String>,
+        qkd_key_id: Option<KeyId>,
         ctx: &Context<'_>,
         epochs: &mut Epochs,
         out: &mut Outbox,
@@ -126,8 +126,8 @@ impl Initiator {
         };
         let qkd_key_id = proposal.proposed.message().qkd_key_id.clone();
         let (began, interval) = (proposal.began, proposal.agreement.interval);
-        let key = qkd_key_id.as_deref().and_then(|id| self.stock.get(id));
-        let kind = qkd_key_id.as_deref().and_then(|id| self.stock.kind(id));
+        let key = qkd_key_id.as_ref().and_then(|id| self.stock.get(id));
+        let kind = qkd_key_id.as_ref().and_then(|id| self.stock.kind(id));
         let chain = (self.chain.as_ref(), self.chain_lost);
         match proposal.on_accept(body, (key, kind), chain, ctx, epochs, out) {
             AcceptOutcome::Verified(installing) => {
@@ -261,7 +261,8 @@ impl ExchangeRole for Initiator {
         let detail = match reason {
             RejectReason::Policy => "the other site refuses an epoch without QKD yet".to_owned(),
             RejectReason::UnknownKeyId => {
-                format!("the other site does not hold QKD key {}", key.unwrap_or_default())
+                let id = key.map(|id| id.to_string()).unwrap_or_default();
+                format!("the other site does not hold QKD key {id}")
             }
             other => format!("the other site says `{}`", other.name()),
         };
@@ -350,7 +351,7 @@ impl ExchangeRole for Initiator {
         match &mut self.attempt {
             Attempt::Idle => {}
             Attempt::Proposed(proposal) => {
-                let id = proposal.proposed.message().qkd_key_id.as_deref();
+                let id = proposal.proposed.message().qkd_key_id.as_ref();
                 if id.and_then(|id| self.stock.kind(id)) != Some(KeyKind::Qkd) {
                     self.drop_attempt(out);
                     self.due = ctx.now;

@@ -1,6 +1,6 @@
 //! Chooses the QKD key that the initiator names in its next attempt.
 
-use qvpn_types::Time;
+use qvpn_types::{KeyId, Time};
 
 use super::context::Context;
 use crate::config::QkdPolicy;
@@ -11,7 +11,7 @@ use crate::stock::InitiatorStock;
 /// The choice for the next attempt.
 pub enum KeyChoice {
     /// Use the key with this ID.
-    Named(String),
+    Named(KeyId),
     Without,
     Wait {
         until: Option<Time>,
@@ -29,7 +29,7 @@ pub fn choose_key(stock: &InitiatorStock, ctx: &Context<'_>, epochs: &Epochs) ->
     }
     let (qkd, file) = (stock.usable(KeyKind::Qkd), stock.usable(KeyKind::File));
     if let Some((id, _)) = qkd.or(file.filter(|_| !ctx.qkd_only())) {
-        return KeyChoice::Named(id.to_owned());
+        return KeyChoice::Named(id.clone());
     }
     let fault = stock.fault().map_or("waiting for the first keys of the KMEs", |f| f.text.as_str());
     if agreement.policy == QkdPolicy::Required {

@@ -3,7 +3,7 @@
 
 use qvpn_identity::{SecretIdentity, dh, kem};
 use qvpn_secret::{Secret, SecretBuf};
-use qvpn_types::EpochNumber;
+use qvpn_types::{EpochNumber, KeyId};
 use rand_core::CryptoRng;
 
 use super::parameters::ExchangeParameters;
@@ -21,7 +21,7 @@ pub struct Proposal<'a> {
     /// Our receiver index for each lane.
     pub indices: Vec<u32>,
     /// The QKD key to name.
-    pub qkd_key_id: Option<String>,
+    pub qkd_key_id: Option<KeyId>,
     /// The chain to name.
     pub chain_check: Option<[u8; 16]>,
 }

@@ -166,7 +166,7 @@ impl Responder {
         let indices = epochs.indices.take(agreement.lanes);
         let chain = propose.chain_check.and(self.confirmed_chain.as_ref());
         let lost_chain = chain.is_none() && self.confirmed_chain.is_some();
-        let key_id = propose.qkd_key_id.as_deref();
+        let key_id = propose.qkd_key_id.as_ref();
         let psk = config.psk.as_ref().map(|psk| psk.secret());
         let secrets = (key_id.and_then(|id| self.stock.get(id)), psk, chain);
         let initiator_key = &*remote.hello.encapsulation_key;

@@ -1,7 +1,7 @@
 //! The calls that a peer makes into its role, the initiator or the responder. A method that concerns only one
 //! role has a default that does nothing.
 
-use qvpn_types::{LocalEpoch, Time};
+use qvpn_types::{KeyId, LocalEpoch, Time};
 use rand_core::CryptoRng;
 
 use super::context::Context;
@@ -22,7 +22,7 @@ pub struct Message<'a> {
 }
 
 /// IDs of keys that were lost, and the reasons for the operator.
-pub type LostKeys = Vec<(String, String)>;
+pub type LostKeys = Vec<(KeyId, String)>;
 
 /// One role of the exchange, with its stock of QKD keys.
 pub trait ExchangeRole: Send + Sync {

@@ -6,6 +6,7 @@ use std::time::Duration;
 use crate::config::{PeerConfig, QkdPolicy};
 use crate::key_schedule::psk_check;
 use crate::wire::{Hello, RELEASE, RejectReason, VERSION};
+use qvpn_types::SaeId;
 
 /// The settings that two compatible `Hello`s agree on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,14 +40,18 @@ pub fn agree(ours: &PeerConfig, theirs: &Hello) -> Result<Agreement, (RejectReas
     }
     let uses_qkd = ours.policy != QkdPolicy::Off && theirs.policy != QkdPolicy::Off;
     if uses_qkd && theirs.sae_own != ours.sae_remote {
-        let detail =
-            format!("it is SAE {:?}, our config says sae_id = {:?} for it", theirs.sae_own, ours.sae_remote);
+        let detail = format!(
+            "it is SAE {}, our config says sae_id = {} for it",
+            quoted(&theirs.sae_own),
+            quoted(&ours.sae_remote)
+        );
         return Err((RejectReason::SaeId, detail));
     }
     if uses_qkd && theirs.sae_peer != ours.sae_local {
         let detail = format!(
-            "it takes us for SAE {:?}, we are {:?}; correct sae_id at one site",
-            theirs.sae_peer, ours.sae_local
+            "it takes us for SAE {}, we are {}; correct sae_id at one site",
+            quoted(&theirs.sae_peer),
+            quoted(&ours.sae_local)
         );
         return Err((RejectReason::SaeId, detail));
     }
@@ -82,6 +87,10 @@ pub fn agree(ours: &PeerConfig, theirs: &Hello) -> Result<Agreement, (RejectReas
     Ok(Agreement { interval, lanes: ours.lanes.min(theirs.lanes), policy })
 }
 
+fn quoted(id: &Option<SaeId>) -> String {
+    format!("{:?}", id.as_ref().map_or("", SaeId::as_str))
+}
+
 /// Explains the peer's refusal of our `Hello` to the operator.
 pub fn explain(reason: RejectReason, ours: &PeerConfig) -> String {
     match reason {
@@ -102,8 +111,9 @@ pub fn explain(reason: RejectReason, ours: &PeerConfig) -> String {
             format!("it has role = {:?} too; set role = \"auto\" at both, or one of each", ours.role.name())
         }
         RejectReason::SaeId => format!(
-            "SAE IDs do not match: we are {:?} and take it for {:?}; compare `sae_id` at both sites",
-            ours.sae_local, ours.sae_remote
+            "SAE IDs do not match: we are {} and take it for {}; compare `sae_id` at both sites",
+            quoted(&ours.sae_local),
+            quoted(&ours.sae_remote)
         ),
         RejectReason::Psk => {
             "the pre-shared keys differ, or one site has none; put the same preshared_key_file at both"

@@ -11,7 +11,7 @@ use crate::key_schedule::qkd_check;
 use crate::kms::{FetchedKey, KeyKind, KeyName, KmsFailure};
 use crate::wire::limits::{MAX_NAME, MAX_OFFER, MIN_QKD_KEY};
 use crate::wire::{KeyAvailability, MAX_OFFER_COST, OFFER_ROOM, StockAck, StockOffer, offer_cost};
-use qvpn_types::Time;
+use qvpn_types::{KeyId, Time};
 
 /// Retries are frequent, so that keys are back soon after the KME: a failed fetch uses no key, and the KMS
 /// client itself backs off from a KME that is down.
@@ -54,7 +54,7 @@ impl Key {
 }
 
 /// IDs of lost keys, and the reasons.
-pub type Lost = Vec<(String, String)>;
+pub type Lost = Vec<(KeyId, String)>;
 
 /// The initiator's keys, oldest first.
 pub struct InitiatorStock {
@@ -175,10 +175,11 @@ impl InitiatorStock {
                 NO_QKD
             } else if secret.len() < MIN_QKD_KEY {
                 "the key is shorter than 256 bits"
-            } else if name.id.is_empty()
-                || [&name.id, &name.source_kme, &name.target_kme].iter().any(|n| n.len() > MAX_NAME)
+            } else if [name.id.as_str(), &name.source_kme, &name.target_kme]
+                .iter()
+                .any(|n| n.len() > MAX_NAME)
             {
-                "its key ID is empty, or a name is longer than 255 bytes"
+                "its key ID or a KME's name is longer than 255 bytes"
             } else if self.keys.iter().any(|k| k.name.id == name.id || k.secret.ct_eq(secret.expose())) {
                 "the KME delivered it before"
             } else if self.keys.len() >= MAX_OFFER || self.offered() + offer_cost(&name) > OFFER_ROOM {
@@ -347,36 +348,36 @@ impl InitiatorStock {
 
     /// Returns the oldest key of this kind that both sites hold.
     #[must_use]
-    pub fn usable(&self, kind: KeyKind) -> Option<(&str, &SecretBuf)> {
-        self.keys.iter().find(|k| k.held && k.kind == kind).map(|k| (k.name.id.as_str(), &k.secret))
+    pub fn usable(&self, kind: KeyKind) -> Option<(&KeyId, &SecretBuf)> {
+        self.keys.iter().find(|k| k.held && k.kind == kind).map(|k| (&k.name.id, &k.secret))
     }
 
     /// Returns the kind of the key with this ID.
     #[must_use]
-    pub fn kind(&self, id: &str) -> Option<KeyKind> {
-        self.keys.iter().find(|k| k.name.id == id).map(|k| k.kind)
+    pub fn kind(&self, id: &KeyId) -> Option<KeyKind> {
+        self.keys.iter().find(|k| k.name.id == *id).map(|k| k.kind)
     }
 
     #[must_use]
-    pub fn get(&self, id: &str) -> Option<&SecretBuf> {
-        self.keys.iter().find(|k| k.name.id == id).map(|k| &k.secret)
+    pub fn get(&self, id: &KeyId) -> Option<&SecretBuf> {
+        self.keys.iter().find(|k| k.name.id == *id).map(|k| &k.secret)
     }
 
     /// Erases a key that an epoch used.
-    pub fn used(&mut self, id: &str) {
+    pub fn used(&mut self, id: &KeyId) {
         let before = self.keys.len();
-        self.keys.retain(|k| k.name.id != id);
+        self.keys.retain(|k| k.name.id != *id);
         self.changed |= self.keys.len() != before;
     }
 
     /// Does not name the key again until the responder reports it as held: the responder refused it.
-    pub fn refused(&mut self, id: &str) {
-        self.keys.iter_mut().filter(|k| k.name.id == id).for_each(|k| k.held = false);
+    pub fn refused(&mut self, id: &KeyId) {
+        self.keys.iter_mut().filter(|k| k.name.id == *id).for_each(|k| k.held = false);
     }
 
     /// Counts an attempt with this key that wrong confirmations ended. The second time, the key is dropped.
-    pub fn on_confirmation_failed(&mut self, id: &str) {
-        if let Some(key) = self.keys.iter_mut().find(|k| k.name.id == id) {
+    pub fn on_confirmation_failed(&mut self, id: &KeyId) {
+        if let Some(key) = self.keys.iter_mut().find(|k| k.name.id == *id) {
             key.failed_confirmations += 1;
             if key.failed_confirmations >= 2 {
                 self.used(id);
@@ -417,7 +418,7 @@ mod tests {
         assert_eq!(stock.fetch(start, 1), Some(3));
         let key = |id: &str, link: u8, byte: u8| FetchedKey {
             name: KeyName {
-                id: id.to_owned(),
+                id: KeyId::new(id).unwrap(),
                 source_kme: format!("A{link}"),
                 target_kme: format!("B{link}"),
             },
@@ -432,10 +433,13 @@ mod tests {
         let mut says =
             |stock: &mut InitiatorStock, x: KeyAvailability, y: KeyAvailability, z: KeyAvailability, now| {
                 revision += 1;
-                let keys = [("x", x), ("y", y), ("z", z)].map(|(id, held)| (id.to_owned(), held)).to_vec();
+                let keys =
+                    [("x", x), ("y", y), ("z", z)].map(|(id, held)| (KeyId::new(id).unwrap(), held)).to_vec();
                 assert!(stock.answered(&StockAck { number: 1, revision, keys }, now).is_empty());
             };
-        let held = |id, byte| KeyAvailability::Yes(qkd_check(&SecretBuf::take(&mut [byte; 32]), id));
+        let held = |id: &str, byte| {
+            KeyAvailability::Yes(qkd_check(&SecretBuf::take(&mut [byte; 32]), &KeyId::new(id).unwrap()))
+        };
         let first = vec![("A1".to_owned(), "B1".to_owned())];
         says(&mut stock, KeyAvailability::Unavailable, KeyAvailability::Unavailable, held("z", 3), start);
         assert_eq!(stock.stuck_links(start), first, "at once where its KME can't be reached");

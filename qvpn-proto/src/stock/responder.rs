@@ -11,7 +11,7 @@ use crate::key_schedule::qkd_check;
 use crate::kms::{FetchedKey, KeyKind, KeyName, KmsFailure, KmsFailureKind};
 use crate::wire::limits::MIN_QKD_KEY;
 use crate::wire::{KeyAvailability, StockAck, StockOffer};
-use qvpn_types::Time;
+use qvpn_types::{KeyId, Time};
 
 const MIN_RETRY_DELAY: Duration = Duration::from_millis(200);
 const MAX_RETRY_DELAY: Duration = Duration::from_secs(1);
@@ -40,7 +40,7 @@ pub struct ResponderStock {
     offer: u64,
     revision: u64,
     changed: bool,
-    open: Option<(u64, Vec<String>)>,
+    open: Option<(u64, Vec<KeyId>)>,
     tokens: u32,
     refilled_at: Time,
     fault: Option<SupplyFault>,
@@ -234,8 +234,8 @@ impl ResponderStock {
 
     /// Returns the key with this ID, if it is in the stock.
     #[must_use]
-    pub fn get(&self, id: &str) -> Option<&SecretBuf> {
-        self.entries.iter().find(|e| e.name.id == id).and_then(|e| match &e.state {
+    pub fn get(&self, id: &KeyId) -> Option<&SecretBuf> {
+        self.entries.iter().find(|e| e.name.id == *id).and_then(|e| match &e.state {
             EntryState::Have { secret, .. } => Some(secret),
             _ => None,
         })
@@ -243,21 +243,21 @@ impl ResponderStock {
 
     /// Returns the kind of the key with this ID, if it is in the stock.
     #[must_use]
-    pub fn kind(&self, id: &str) -> Option<KeyKind> {
-        self.entries.iter().find(|e| e.name.id == id).and_then(|e| match &e.state {
+    pub fn kind(&self, id: &KeyId) -> Option<KeyKind> {
+        self.entries.iter().find(|e| e.name.id == *id).and_then(|e| match &e.state {
             EntryState::Have { kind, .. } => Some(*kind),
             _ => None,
         })
     }
 
     /// Erases a key that an epoch used. It is never fetched again.
-    pub fn used(&mut self, id: &str) {
-        self.entries.iter_mut().filter(|e| e.name.id == id).for_each(|e| e.state = EntryState::Gone);
+    pub fn used(&mut self, id: &KeyId) {
+        self.entries.iter_mut().filter(|e| e.name.id == *id).for_each(|e| e.state = EntryState::Gone);
     }
 
     /// Counts an attempt with this key that wrong confirmations ended. The second time, the key is erased.
-    pub fn on_confirmation_failed(&mut self, id: &str) {
-        let Some(entry) = self.entries.iter_mut().find(|e| e.name.id == id) else { return };
+    pub fn on_confirmation_failed(&mut self, id: &KeyId) {
+        let Some(entry) = self.entries.iter_mut().find(|e| e.name.id == *id) else { return };
         if let EntryState::Have { failed_confirmations, .. } = &mut entry.state {
             *failed_confirmations += 1;
             if *failed_confirmations >= 2 {

@@ -10,13 +10,17 @@ use super::*;
 use crate::key_schedule::qkd_check;
 use crate::kms::{FetchedKey, KeyKind, KeyName, KmsFailure, KmsFailureKind};
 use crate::wire::{KeyAvailability, MAX_OFFER_COST, OFFER_ROOM, StockAck, StockOffer};
-use qvpn_types::Time;
+use qvpn_types::{KeyId, Time};
 
 const START: Time = Time::from_nanos(1 << 50);
 const MOMENT: Duration = Duration::from_nanos(1);
 
-fn name(id: &str) -> KeyName {
-    KeyName { id: id.to_owned(), source_kme: "a".to_owned(), target_kme: "b".to_owned() }
+fn id(text: &str) -> KeyId {
+    KeyId::new(text).unwrap()
+}
+
+fn name(text: &str) -> KeyName {
+    KeyName { id: id(text), source_kme: "a".to_owned(), target_kme: "b".to_owned() }
 }
 
 fn key_of(id: &str, kind: KeyKind, bytes: &[u8]) -> FetchedKey {
@@ -28,12 +32,12 @@ fn key(id: &str) -> FetchedKey {
     key_of(id, KeyKind::Qkd, &[id.as_bytes()[0]; 32])
 }
 
-fn right(id: &str) -> KeyAvailability {
-    KeyAvailability::Yes(qkd_check(&SecretBuf::take(&mut [id.as_bytes()[0]; 32]), id))
+fn right(text: &str) -> KeyAvailability {
+    KeyAvailability::Yes(qkd_check(&SecretBuf::take(&mut [text.as_bytes()[0]; 32]), &id(text)))
 }
 
 fn answers(number: u64, revision: u64, keys: &[(&str, KeyAvailability)]) -> StockAck {
-    StockAck { number, revision, keys: keys.iter().map(|(id, held)| ((*id).to_owned(), *held)).collect() }
+    StockAck { number, revision, keys: keys.iter().map(|(name, held)| (id(name), *held)).collect() }
 }
 
 /// An initiator's stock with these keys, which were offered and not answered yet.
@@ -48,7 +52,7 @@ fn master(ids: &[&str]) -> InitiatorStock {
 }
 
 fn usable(stock: &InitiatorStock) -> Option<&str> {
-    stock.usable(KeyKind::Qkd).map(|(id, _)| id)
+    stock.usable(KeyKind::Qkd).map(|(id, _)| id.as_str())
 }
 
 #[test]
@@ -64,7 +68,6 @@ fn what_is_no_good_key_never_enters_the_masters_stock() {
         key_of("good", KeyKind::Qkd, &[1; 32]),
         key_of("twin", KeyKind::Qkd, &[b'g'; 32]),
         key_of("short", KeyKind::Qkd, &[2; 31]),
-        key_of("", KeyKind::Qkd, &[3; 32]),
         long(256, 4),
         far,
         key_of("file", KeyKind::File, &[5; 32]),
@@ -74,14 +77,14 @@ fn what_is_no_good_key_never_enters_the_masters_stock() {
     assert!(stock.fetched(8, vec![key("x")], None, true, START).is_empty(), "of no request of ours");
     let lost = stock.fetched(7, keys, None, true, START);
     let ids: Vec<&str> = lost.iter().map(|(id, _)| id.as_str()).collect();
-    assert_eq!(ids, ["good", "twin", "short", "", &"n".repeat(256), "far", "file"]);
-    let reasons = ["before", "before", "256 bits", "empty", "empty", "empty", "no QKD"];
+    assert_eq!(ids, ["good", "twin", "short", &"n".repeat(256), "far", "file"]);
+    let reasons = ["before", "before", "256 bits", "255 bytes", "255 bytes", "no QKD"];
     for ((id, why), part) in lost.iter().zip(reasons) {
         assert!(why.contains(part), "{id}: {why}");
     }
     assert_eq!(stock.offer().unwrap().keys.len(), 3);
     assert!(stock.fetched(7, vec![key("x")], None, true, START).is_empty(), "answered already");
-    assert!(stock.get("x").is_none());
+    assert!(stock.get(&id("x")).is_none());
 }
 
 #[test]
@@ -99,10 +102,13 @@ fn a_key_is_usable_once_the_responder_shows_the_same_bytes() {
         ("none", right("none")),
     ];
     let lost = stock.answered(&answers(1, 2, &says), START);
-    assert!(lost.len() == 1 && lost[0].0 == "one" && lost[0].1.contains("different bytes"), "{lost:?}");
+    assert!(
+        lost.len() == 1 && lost[0].0.as_str() == "one" && lost[0].1.contains("different bytes"),
+        "{lost:?}"
+    );
     assert_eq!((usable(&stock), stock.count(KeyKind::Qkd)), (Some("two"), 1));
     assert_eq!(stock.count(KeyKind::File), 0);
-    assert!(stock.get("one").is_none(), "erased");
+    assert!(stock.get(&id("one")).is_none(), "erased");
     assert_eq!(stock.offer().unwrap().keys, [name("two"), name("red")], "and no longer offered");
     for revision in [1, 2] {
         let _ = stock
@@ -118,20 +124,20 @@ fn a_key_is_usable_once_the_responder_shows_the_same_bytes() {
 fn a_key_is_named_once_and_not_after_a_refusal() {
     let mut stock = master(&["one", "two"]);
     let _ = stock.answered(&answers(1, 1, &[("one", right("one")), ("two", right("two"))]), START);
-    stock.refused("one");
+    stock.refused(&id("one"));
     assert_eq!(usable(&stock), Some("two"));
-    stock.used("two");
+    stock.used(&id("two"));
     assert_eq!(usable(&stock), None);
-    assert!(stock.get("two").is_none() && stock.get("one").is_some());
+    assert!(stock.get(&id("two")).is_none() && stock.get(&id("one")).is_some());
     assert_eq!(stock.offer().unwrap().keys, [name("one")]);
-    stock.used("two");
+    stock.used(&id("two"));
     assert!(stock.offer().is_none(), "nothing changed");
     let _ = stock.answered(&answers(2, 2, &[("one", right("one"))]), START);
     assert_eq!(usable(&stock), Some("one"), "the responder says otherwise");
-    stock.on_confirmation_failed("one");
+    stock.on_confirmation_failed(&id("one"));
     assert_eq!(usable(&stock), Some("one"), "once may be the line");
-    stock.on_confirmation_failed("one");
-    assert!(stock.get("one").is_none(), "twice is the key");
+    stock.on_confirmation_failed(&id("one"));
+    assert!(stock.get(&id("one")).is_none(), "twice is the key");
     let mut stock = master(&["one"]);
     let _ = stock.answered(&answers(1, 5, &[("one", right("one"))]), START);
     stock.forget_answers();
@@ -148,14 +154,14 @@ fn keys_of_the_master_go_at_their_time() {
         stock.answered(&answers(1, 1, &[("one", right("one")), ("two", KeyAvailability::NotFound)]), START);
     assert!(stock.age(START + (KEY_FETCH_TIMEOUT - MOMENT)).is_empty());
     let lost = stock.age(START + KEY_FETCH_TIMEOUT);
-    assert!(lost.len() == 1 && lost[0].0 == "two" && lost[0].1.contains("120 s"), "{lost:?}");
+    assert!(lost.len() == 1 && lost[0].0.as_str() == "two" && lost[0].1.contains("120 s"), "{lost:?}");
     assert_eq!(stock.offer().unwrap().keys, [name("one")]);
     assert_eq!(stock.next_due(START + KEY_FETCH_TIMEOUT), Some(START + MAX_KEY_AGE));
     assert!(stock.age(START + (MAX_KEY_AGE - MOMENT)).is_empty());
     assert!(stock.offer().is_none());
     let lost = stock.age(START + MAX_KEY_AGE);
     assert!(lost.len() == 1 && lost[0].1.contains("an hour"), "{lost:?}");
-    assert!(stock.get("one").is_none());
+    assert!(stock.get(&id("one")).is_none());
     assert!(stock.offer().unwrap().keys.is_empty());
 }
 
@@ -198,7 +204,7 @@ fn no_more_keys_are_fetched_and_taken_than_an_offer_has_room_for() {
     assert_eq!(stock.fetch(START, 1), Some(room), "names may be long");
     // The KME gives one key more than requested.
     let lost = stock.fetched(1, (0..=room).map(long).collect(), None, true, START);
-    assert_eq!(lost.iter().map(|(id, _)| id.clone()).collect::<Vec<_>>(), [format!("{room:0255}")]);
+    assert_eq!(lost.iter().map(|(id, _)| id.as_str()).collect::<Vec<_>>(), [&format!("{room:0255}")]);
     assert_eq!(stock.offer().unwrap().keys.len(), room);
     assert_eq!(stock.fetch(START + Duration::from_secs(10), 2), None);
     // A short one still fits, to the last byte.
@@ -225,10 +231,10 @@ fn keys_from_a_file_go_where_qkd_is_required() {
     let _ = stock.fetch(START, 1);
     let keys = vec![key("one"), key_of("file", KeyKind::File, &[5; 32])];
     assert!(stock.fetched(1, keys, None, false, START).is_empty());
-    assert_eq!((stock.kind("file"), stock.kind("one")), (Some(KeyKind::File), Some(KeyKind::Qkd)));
+    assert_eq!((stock.kind(&id("file")), stock.kind(&id("one"))), (Some(KeyKind::File), Some(KeyKind::Qkd)));
     let _ = stock.offer();
     let lost = stock.only_qkd();
-    assert!(lost.len() == 1 && lost[0].0 == "file", "{lost:?}");
+    assert!(lost.len() == 1 && lost[0].0.as_str() == "file", "{lost:?}");
     assert_eq!(stock.offer().unwrap().keys, [name("one")]);
     assert!(stock.only_qkd().is_empty() && stock.offer().is_none());
 }
@@ -284,7 +290,7 @@ fn the_slave_takes_what_it_asked_for_alone() {
     assert_eq!(stock.fetch(START, 5).unwrap(), ids.map(name));
     assert_eq!(stock.fetch(START, 6), None, "one request at a time");
     stock.fetched(6, vec![key("one")], None, true, START);
-    assert!(stock.get("one").is_none(), "of no request of ours");
+    assert!(stock.get(&id("one")).is_none(), "of no request of ours");
     let keys = vec![
         key("one"),
         key("other"),
@@ -292,9 +298,10 @@ fn the_slave_takes_what_it_asked_for_alone() {
         key_of("file", KeyKind::File, &[3; 32]),
     ];
     stock.fetched(5, keys, None, true, START);
-    let held: Vec<bool> = ["one", "other", "two", "red", "file"].map(|id| stock.get(id).is_some()).to_vec();
+    let held: Vec<bool> =
+        ["one", "other", "two", "red", "file"].map(|name| stock.get(&id(name)).is_some()).to_vec();
     assert_eq!(held, [true, false, false, false, false]);
-    assert_eq!((stock.kind("one"), stock.kind("two")), (Some(KeyKind::Qkd), None));
+    assert_eq!((stock.kind(&id("one")), stock.kind(&id("two"))), (Some(KeyKind::Qkd), None));
     assert_eq!((stock.count(KeyKind::Qkd), stock.count(KeyKind::File)), (1, 0));
     let ack = stock.ack().unwrap();
     let said =
@@ -323,7 +330,7 @@ fn the_slave_says_what_is_wrong_and_asks_at_once_when_a_kme_answers_again() {
         let trouble = KmsFailure { kind, text: "so it is".to_owned() };
         stock.fetched(1, vec![key("one")], Some(&trouble), true, START);
         assert_eq!(stock.fault(), Some(&SupplyFault { text: "so it is".to_owned(), hard }));
-        assert_eq!(stock.ack().unwrap().keys[1], ("two".to_owned(), held));
+        assert_eq!(stock.ack().unwrap().keys[1], (id("two"), held));
         // A KME that answers again changes nothing for a key that it doesn't know.
         assert_eq!(stock.fetch(START + MOMENT, 2), None);
         stock.on_kms_recovered(START + MOMENT);
@@ -349,25 +356,28 @@ fn only_the_last_offer_holds() {
     let mut stock = slave(&["one", "two"]);
     let offer = |number, ids: &[&str]| StockOffer { number, keys: ids.iter().map(|id| name(id)).collect() };
     stock.offered(offer(1, &["new"]), START);
-    assert!(stock.get("one").is_some(), "that number came before");
+    assert!(stock.get(&id("one")).is_some(), "that number came before");
     stock.offered(offer(3, &["two", "new"]), START);
-    assert!(stock.get("one").is_none() && stock.get("two").is_some(), "what is not offered is erased");
+    assert!(
+        stock.get(&id("one")).is_none() && stock.get(&id("two")).is_some(),
+        "what is not offered is erased"
+    );
     stock.offered(offer(2, &["one"]), START);
-    assert!(stock.get("two").is_some(), "an older one");
+    assert!(stock.get(&id("two")).is_some(), "an older one");
     stock.forget_offers();
     stock.offered(offer(1, &["two"]), START);
-    assert!(stock.get("two").is_some());
+    assert!(stock.get(&id("two")).is_some());
     assert_eq!(stock.ack().unwrap().keys.len(), 1, "the peer counts from zero again");
 }
 
 #[test]
 fn keys_of_the_slave_go_at_their_time_and_for_good() {
     let mut stock = slave(&["one", "two", "red", "blue"]);
-    stock.used("one");
-    stock.on_confirmation_failed("two");
-    assert!(stock.get("one").is_none() && stock.get("two").is_some(), "once may be the line");
-    stock.on_confirmation_failed("two");
-    assert!(stock.get("two").is_none(), "twice is the key");
+    stock.used(&id("one"));
+    stock.on_confirmation_failed(&id("two"));
+    assert!(stock.get(&id("one")).is_none() && stock.get(&id("two")).is_some(), "once may be the line");
+    stock.on_confirmation_failed(&id("two"));
+    assert!(stock.get(&id("two")).is_none(), "twice is the key");
     stock.age(START + (MAX_KEY_AGE - MOMENT));
     assert_eq!(stock.count(KeyKind::Qkd), 2);
     let _ = stock.ack();
@@ -390,9 +400,12 @@ fn keys_of_the_slave_go_at_their_time_and_for_good() {
     stock.offered(StockOffer { number: 1, keys: vec![name("one"), name("file")] }, START);
     let _ = stock.fetch(START, 1);
     stock.fetched(1, vec![key("one"), key_of("file", KeyKind::File, &[5; 32])], None, false, START);
-    assert_eq!(stock.kind("file"), Some(KeyKind::File));
+    assert_eq!(stock.kind(&id("file")), Some(KeyKind::File));
     stock.only_qkd();
-    assert!(stock.get("file").is_none() && stock.get("one").is_some(), "QKD is required from now on");
+    assert!(
+        stock.get(&id("file")).is_none() && stock.get(&id("one")).is_some(),
+        "QKD is required from now on"
+    );
 }
 
 #[test]

@@ -3,6 +3,7 @@
 
 use super::hello::VERSION;
 use super::limits::MAX_NAME;
+use qvpn_types::{KeyId, SaeId};
 
 /// Why bytes do not parse as a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -70,6 +71,18 @@ impl<'a> Reader<'a> {
             return Err(ParseError::Value(field));
         }
         Ok(text.to_owned())
+    }
+
+    /// Reads a key ID; `None` if it is empty.
+    pub fn key_id(&mut self, field: &'static str) -> Result<Option<KeyId>, ParseError> {
+        let id = Some(self.name(field)?).filter(|id| !id.is_empty());
+        id.map(KeyId::new).transpose().map_err(|_| ParseError::Value(field))
+    }
+
+    /// Reads an SAE ID; `None` if it is empty.
+    pub fn sae_id(&mut self, field: &'static str) -> Result<Option<SaeId>, ParseError> {
+        let id = Some(self.name(field)?).filter(|id| !id.is_empty());
+        id.map(SaeId::new).transpose().map_err(|_| ParseError::Value(field))
     }
 
     /// Reads a flag byte, 0 or 1.

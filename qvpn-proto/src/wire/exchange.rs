@@ -3,7 +3,7 @@
 use super::codec::{ParseError, Reader, put_name, put_option};
 use super::limits::MAX_LANES;
 use qvpn_identity::kem::{CtBytes, EkBytes};
-use qvpn_types::EpochNumber;
+use qvpn_types::{EpochNumber, KeyId};
 
 /// Length of a confirmation in bytes.
 pub const CONFIRMATION: usize = 48;
@@ -26,7 +26,7 @@ pub struct Propose {
     /// The initiator's receiver index for each lane.
     pub indices: Vec<u32>,
     /// The QKD key to use.
-    pub qkd_key_id: Option<String>,
+    pub qkd_key_id: Option<KeyId>,
     /// The check value of the chain to use.
     pub chain_check: Option<[u8; 16]>,
 }
@@ -86,7 +86,7 @@ impl Propose {
         out.extend_from_slice(self.encapsulation_key.as_slice());
         out.extend_from_slice(self.ciphertext.as_slice());
         put_indices(&mut out, &self.indices);
-        put_name(&mut out, self.qkd_key_id.as_deref().unwrap_or_default());
+        put_name(&mut out, self.qkd_key_id.as_ref().map_or("", KeyId::as_str));
         put_option(&mut out, self.chain_check.as_ref().map(|c| c.as_slice()));
         out
     }
@@ -105,7 +105,7 @@ impl Propose {
             encapsulation_key: r.boxed("ephemeral encapsulation key")?,
             ciphertext: r.boxed("ciphertext to the responder")?,
             indices: indices(&mut r)?,
-            qkd_key_id: Some(r.name("QKD key ID")?).filter(|id| !id.is_empty()),
+            qkd_key_id: r.key_id("QKD key ID")?,
             chain_check: r.flag("chain flag")?.then(|| r.array("chain check")).transpose()?,
         };
         r.end()?;

@@ -4,7 +4,7 @@
 use super::codec::{ParseError, Reader, put_name, put_option};
 use crate::config::{QkdPolicy, Role};
 use qvpn_identity::kem::EkBytes;
-use qvpn_types::Suite;
+use qvpn_types::{SaeId, Suite};
 
 /// The protocol version. Both sites must speak the same one.
 pub const VERSION: u8 = 2;
@@ -28,10 +28,10 @@ pub struct Hello {
     pub policy: QkdPolicy,
     /// The sender's rekey interval in milliseconds, 100 to 120,000.
     pub interval_ms: u32,
-    /// The sender's SAE ID; empty if it has no KMS.
-    pub sae_own: String,
+    /// The sender's SAE ID; `None` if it has no KMS.
+    pub sae_own: Option<SaeId>,
     /// The SAE ID that the sender's config names for the receiver.
-    pub sae_peer: String,
+    pub sae_peer: Option<SaeId>,
     /// The check value of the sender's PSK, if it has one.
     pub psk_check: Option<[u8; 16]>,
     /// The sender's static encapsulation key.
@@ -46,8 +46,8 @@ impl Hello {
         out.extend_from_slice(&self.counter.to_be_bytes());
         out.extend_from_slice(&[self.role as u8, self.suite as u8, self.lanes, self.policy as u8]);
         out.extend_from_slice(&self.interval_ms.to_be_bytes());
-        put_name(&mut out, &self.sae_own);
-        put_name(&mut out, &self.sae_peer);
+        put_name(&mut out, self.sae_own.as_ref().map_or("", SaeId::as_str));
+        put_name(&mut out, self.sae_peer.as_ref().map_or("", SaeId::as_str));
         put_option(&mut out, self.psk_check.as_ref().map(|c| c.as_slice()));
         out.extend_from_slice(self.encapsulation_key.as_slice());
         out
@@ -83,8 +83,8 @@ impl Hello {
             _ => return Err(ParseError::Value("policy")),
         };
         let interval_ms = r.u32("interval")?;
-        let sae_own = r.name("own SAE ID")?;
-        let sae_peer = r.name("peer SAE ID")?;
+        let sae_own = r.sae_id("own SAE ID")?;
+        let sae_peer = r.sae_id("peer SAE ID")?;
         let psk_check = r.flag("PSK flag")?.then(|| r.array("PSK check")).transpose()?;
         let encapsulation_key = r.boxed("encapsulation key")?;
         r.end()?;

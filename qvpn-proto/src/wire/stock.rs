@@ -3,12 +3,14 @@
 use super::codec::{ParseError, Reader, put_name};
 use super::limits::{MAX_MESSAGE, MAX_NAME, MAX_OFFER, STOCK_HEADER};
 use crate::kms::KeyName;
+use qvpn_types::KeyId;
 
 /// Returns the bytes of a key in an offer or in the answer to it, whichever is larger.
 #[must_use]
 pub fn offer_cost(key: &KeyName) -> usize {
-    let offered = 3 + key.id.len() + key.source_kme.len() + key.target_kme.len();
-    offered.max(ANSWER + key.id.len())
+    let id = key.id.as_str().len();
+    let offered = 3 + id + key.source_kme.len() + key.target_kme.len();
+    offered.max(ANSWER + id)
 }
 
 /// The maximum cost of one key, in bytes.
@@ -52,7 +54,7 @@ pub struct StockAck {
     /// The responder's own counter, so that a late ack does not replace a newer one.
     pub revision: u64,
     /// One answer for each key of the offer.
-    pub keys: Vec<(String, KeyAvailability)>,
+    pub keys: Vec<(KeyId, KeyAvailability)>,
 }
 
 fn count(r: &mut Reader<'_>) -> Result<usize, ParseError> {
@@ -64,9 +66,8 @@ fn put_count(out: &mut Vec<u8>, n: usize) {
     out.push(u8::try_from(n.min(MAX_OFFER)).unwrap_or(0));
 }
 
-fn key_id(r: &mut Reader<'_>) -> Result<String, ParseError> {
-    let id = r.name("key ID")?;
-    if id.is_empty() { Err(ParseError::Value("key ID")) } else { Ok(id) }
+fn key_id(r: &mut Reader<'_>) -> Result<KeyId, ParseError> {
+    r.key_id("key ID")?.ok_or(ParseError::Value("key ID"))
 }
 
 impl StockOffer {
@@ -75,7 +76,7 @@ impl StockOffer {
         let mut out = self.number.to_be_bytes().to_vec();
         put_count(&mut out, self.keys.len());
         for key in self.keys.iter().take(MAX_OFFER) {
-            put_name(&mut out, &key.id);
+            put_name(&mut out, key.id.as_str());
             put_name(&mut out, &key.source_kme);
             put_name(&mut out, &key.target_kme);
         }
@@ -114,7 +115,7 @@ impl StockAck {
         out.extend_from_slice(&self.revision.to_be_bytes());
         put_count(&mut out, self.keys.len());
         for (id, held) in self.keys.iter().take(MAX_OFFER) {
-            put_name(&mut out, id);
+            put_name(&mut out, id.as_str());
             match held {
                 KeyAvailability::Yes(check) => {
                     out.push(0);
@@ -159,13 +160,17 @@ impl StockAck {
 mod tests {
     use super::*;
 
+    fn id(text: impl Into<String>) -> KeyId {
+        KeyId::new(text).unwrap()
+    }
+
     #[test]
     fn a_key_costs_what_it_takes_in_the_longer_of_both_messages() {
         let offer = |keys| StockOffer { number: 1, keys }.to_bytes().len();
         let ack = |keys| StockAck { number: 1, revision: 1, keys }.to_bytes().len();
-        for [id, source, target] in [[36, 6, 6], [255, 255, 255], [1, 1, 1], [255, 1, 1], [1, 255, 255]] {
+        for [own, source, target] in [[36, 6, 6], [255, 255, 255], [1, 1, 1], [255, 1, 1], [1, 255, 255]] {
             let text = |length: usize| "n".repeat(length);
-            let key = KeyName { id: text(id), source_kme: text(source), target_kme: text(target) };
+            let key = KeyName { id: id(text(own)), source_kme: text(source), target_kme: text(target) };
             let cost = offer_cost(&key);
             let answered = ack(vec![(key.id.clone(), KeyAvailability::Yes([0; 16]))]) - ack(Vec::new());
             let offered = offer(vec![key]) - offer(Vec::new());
@@ -174,6 +179,7 @@ mod tests {
         }
         assert!(offer(Vec::new()).max(ack(Vec::new())) <= STOCK_HEADER);
     }
+
     #[test]
     fn an_answer_says_each_thing_by_its_number() {
         let all = [
@@ -184,7 +190,7 @@ mod tests {
             KeyAvailability::Gone,
         ];
         for (number, held) in (0..).zip(all) {
-            let ack = StockAck { number: 3, revision: 4, keys: vec![("id".to_owned(), held)] };
+            let ack = StockAck { number: 3, revision: 4, keys: vec![(id("id"), held)] };
             let bytes = ack.to_bytes();
             assert_eq!((bytes[STOCK_HEADER + 3], StockAck::parse(&bytes)), (number, Ok(ack)));
         }
@@ -194,7 +200,7 @@ mod tests {
     fn an_offer_has_a_hundred_keys_and_fits_a_message_with_its_answer() {
         let offer = |count: u32, length: usize| {
             let name = |n: u32| KeyName {
-                id: format!("{n:0length$}"),
+                id: id(format!("{n:0length$}")),
                 source_kme: String::new(),
                 target_kme: String::new(),
             };
@@ -210,10 +216,11 @@ mod tests {
         let length = OFFER_ROOM / 100 - ANSWER;
         let mut most = offer(100, length);
         let left = OFFER_ROOM - 100 * (ANSWER + length);
-        most.keys[0].id.extend(std::iter::repeat_n('0', left));
+        let padded = |key: &KeyName, zeros: usize| id(format!("{}{}", key.id.as_str(), "0".repeat(zeros)));
+        most.keys[0].id = padded(&most.keys[0], left);
         assert_eq!(most.keys.iter().map(offer_cost).sum::<usize>(), OFFER_ROOM);
         assert_eq!(StockOffer::parse(&most.to_bytes()), Ok(most.clone()));
-        most.keys[0].id.push('0');
+        most.keys[0].id = padded(&most.keys[0], 1);
         assert_eq!(StockOffer::parse(&most.to_bytes()), error);
     }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use qvpn_proto::wire::{MessageType, Propose, Reject, RejectReason, RekeyReason, StockOffer};
 use qvpn_proto::{KeyName, LaneReport, PeerEvent, PeerState, QkdPolicy, Role};
-use qvpn_types::{EpochNumber, LocalEpoch};
+use qvpn_types::{EpochNumber, KeyId, LocalEpoch};
 
 use crate::world::{World, honest, other};
 
@@ -124,8 +124,11 @@ fn a_responder_keeps_to_its_policy() {
 #[test]
 fn a_key_is_spoilt_by_two_attempts_that_wrong_confirmations_ended() {
     let mut world = World::new(Role::Responder, QkdPolicy::Required);
-    let name =
-        |id: &str| KeyName { id: id.to_owned(), source_kme: "a".to_owned(), target_kme: "b".to_owned() };
+    let name = |id: &str| KeyName {
+        id: KeyId::new(id).unwrap(),
+        source_kme: "a".to_owned(),
+        target_kme: "b".to_owned(),
+    };
     let offer = StockOffer { number: 1, keys: vec![name("one"), name("two")] };
     world.send(MessageType::StockOffer, &offer.to_bytes());
     let hello = world.hello.clone();
@@ -344,8 +347,11 @@ fn a_refusal_of_our_hello_is_told_once_and_holds_until_the_other_end_says_someth
 fn show_tells_what_an_epoch_is_made_of() {
     let seconds = |n| Some(Duration::from_secs(n));
     let mut world = World::new(Role::Responder, QkdPolicy::Required);
-    let name =
-        |id: &str| KeyName { id: id.to_owned(), source_kme: "a".to_owned(), target_kme: "b".to_owned() };
+    let name = |id: &str| KeyName {
+        id: KeyId::new(id).unwrap(),
+        source_kme: "a".to_owned(),
+        target_kme: "b".to_owned(),
+    };
     let offer = StockOffer { number: 1, keys: vec![name("one"), name("two"), name("red")] };
     world.send(MessageType::StockOffer, &offer.to_bytes());
     let view = world.peer.view(world.now);
@@ -361,7 +367,7 @@ fn show_tells_what_an_epoch_is_made_of() {
     assert_eq!((view.state, view.reason, view.epoch), (PeerState::Up, None, Some(EpochNumber(4))));
     let sources = view.sources.unwrap();
     assert_eq!((sources.qkd, sources.file, sources.psk, sources.chain), (true, false, false, false));
-    assert_eq!((view.qkd_key_id.as_deref(), view.qkd_key_age), (Some("two"), seconds(10)));
+    assert_eq!((view.qkd_key_id.as_ref().map(KeyId::as_str), view.qkd_key_age), (Some("two"), seconds(10)));
     assert_eq!((view.qkd_stock, view.next_rekey_in), (Some(2), seconds(50)), "a key is used once");
     let proposed = world.proposal(5, &hello, Some("two"), None);
     world.send(MessageType::Propose, proposed.bytes());

@@ -17,7 +17,7 @@ use qvpn_proto::{
     PeerOutput, QkdPolicy, Role,
 };
 use qvpn_secret::SecretBuf;
-use qvpn_types::{Direction, EpochNumber, LocalEpoch, PeerNumber, Suite, Time};
+use qvpn_types::{Direction, EpochNumber, KeyId, LocalEpoch, PeerNumber, SaeId, Suite, Time};
 use rand_chacha::ChaCha20Rng;
 use rand_chacha::rand_core::SeedableRng;
 use sha2::{Digest, Sha384};
@@ -115,7 +115,7 @@ pub struct World {
 
 fn key(name: KeyName) -> FetchedKey {
     let mut bytes = [0x5a; 32];
-    bytes[0] = name.id.as_bytes()[0];
+    bytes[0] = name.id.as_str().as_bytes()[0];
     FetchedKey { name, kind: KeyKind::Qkd, secret: SecretBuf::take(&mut bytes) }
 }
 
@@ -130,8 +130,8 @@ pub fn config(role: Role, policy: QkdPolicy) -> PeerConfig {
         lanes: 1,
         policy,
         qkd_source: true,
-        sae_local: "US".to_owned(),
-        sae_remote: "THEM".to_owned(),
+        sae_local: SaeId::new("US").ok(),
+        sae_remote: SaeId::new("THEM").ok(),
         psk: None,
         stock: 3,
         endpoint: Some(FROM),
@@ -187,8 +187,8 @@ impl World {
             lanes: 1,
             policy: self.policy,
             interval_ms: 60_000,
-            sae_own: "THEM".to_owned(),
-            sae_peer: "US".to_owned(),
+            sae_own: SaeId::new("THEM").ok(),
+            sae_peer: SaeId::new("US").ok(),
             psk_check: None,
             encapsulation_key: Box::new(*other().encapsulation_key()),
         };
@@ -375,7 +375,7 @@ impl World {
             epoch: EpochNumber(epoch),
             responder_key: honest().encapsulation_key(),
             indices: vec![1 << 31 | u32::try_from(epoch).unwrap()],
-            qkd_key_id: key.map(str::to_owned),
+            qkd_key_id: key.map(|id| KeyId::new(id).unwrap()),
             chain_check: chain,
         };
         Proposed::new(proposal, &mut self.rng).unwrap()

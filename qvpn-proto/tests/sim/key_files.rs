@@ -2,6 +2,7 @@
 //! it is required, independent of the source, the peer and reloads.
 
 use qvpn_proto::{KeyKind, PeerEvent, PeerState, QkdPolicy};
+use qvpn_types::KeyId;
 
 use crate::clock::{MS, S};
 use crate::network::CLEAN;
@@ -18,7 +19,7 @@ fn world(policies: [QkdPolicy; 2], kinds: [KeyKind; 2]) -> World {
     world
 }
 
-fn epochs(world: &World, i: usize) -> Vec<(Vec<&'static str>, Option<String>)> {
+fn epochs(world: &World, i: usize) -> Vec<(Vec<&'static str>, Option<KeyId>)> {
     let told = world.ends[i].notices.iter().filter_map(|(_, notice)| match notice {
         PeerEvent::EpochActive { sources, qkd_key_id, .. } => Some((sources.names(), qkd_key_id.clone())),
         _ => None,

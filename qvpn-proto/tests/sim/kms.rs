@@ -6,7 +6,7 @@ use std::time::Duration;
 use qvpn_proto::kms::{KmsFailure, KmsFailureKind};
 use qvpn_proto::{Fetch, FetchedKey, KeyKind, KeyName, KmsReport};
 use qvpn_secret::SecretBuf;
-use qvpn_types::Time;
+use qvpn_types::{KeyId, Time};
 use rand_chacha::ChaCha20Rng;
 use rand_chacha::rand_core::Rng;
 
@@ -49,7 +49,7 @@ struct Waiting {
 /// A key that a KME delivered: the side, and the key's bytes.
 pub struct Delivered {
     pub end: usize,
-    pub id: String,
+    pub id: KeyId,
     pub bytes: Vec<u8>,
 }
 
@@ -64,8 +64,8 @@ pub struct Kms {
     pub corrupt_next_key: bool,
     pub corrupt_all_keys: bool,
     next: u64,
-    waiting: BTreeMap<String, Waiting>,
-    last: Option<(String, Vec<u8>)>,
+    waiting: BTreeMap<KeyId, Waiting>,
+    last: Option<(KeyId, Vec<u8>)>,
     tunnel: usize,
 }
 
@@ -111,7 +111,7 @@ impl Kms {
         }
         let (mut found, kind) = (Vec::new(), self.kind[side]);
         let mut missing = None;
-        let mut give = |id: String, mut bytes: Vec<u8>| {
+        let mut give = |id: KeyId, mut bytes: Vec<u8>| {
             delivered.push(Delivered { end, id: id.clone(), bytes: bytes.clone() });
             let name = KeyName { id, source_kme: "kme-a".to_owned(), target_kme: "kme-b".to_owned() };
             found.push(FetchedKey { name, kind, secret: SecretBuf::take(&mut bytes) });
@@ -144,15 +144,16 @@ impl Kms {
         (delay, KmsReport::Keys { request, keys: found, missing }, delivered)
     }
 
-    fn new_key(&mut self, now: Time, rng: &mut ChaCha20Rng) -> (String, Vec<u8>) {
+    fn new_key(&mut self, now: Time, rng: &mut ChaCha20Rng) -> (KeyId, Vec<u8>) {
         if let Some(last) = self.last.clone().filter(|_| chance(self.faults.again, rng)) {
             return last;
         }
         self.next += 1;
-        let id = match self.tunnel {
+        let id = KeyId::new(match self.tunnel {
             0 => format!("key-{}", self.next),
             tunnel => format!("key-{tunnel}-{}", self.next),
-        };
+        })
+        .unwrap();
         let mut bytes = vec![0; if chance(self.faults.short, rng) { 31 } else { 32 }];
         rng.fill_bytes(&mut bytes);
         if !chance(self.faults.lost, rng) {

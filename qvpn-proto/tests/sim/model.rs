@@ -7,7 +7,7 @@ use std::time::Duration;
 use qvpn_proto::KeySources;
 use qvpn_proto::QkdPolicy;
 use qvpn_proto::epoch::{MAX_PACKETS, drain, max_age};
-use qvpn_types::{LocalEpoch, Time};
+use qvpn_types::{KeyId, LocalEpoch, Time};
 
 use crate::kms::Delivered;
 use crate::lane::{Key, Opened};
@@ -57,7 +57,7 @@ struct End {
 /// An epoch that at least one side brought into force.
 struct Made {
     sources: KeySources,
-    qkd_key_id: Option<String>,
+    qkd_key_id: Option<KeyId>,
     by: [bool; 2],
 }
 
@@ -81,8 +81,8 @@ pub struct Model {
     /// Keyed by tunnel, the initiator's instance, and number.
     epochs: BTreeMap<(usize, u32, u64), Made>,
     proposed: BTreeMap<(usize, u32, u64), Time>,
-    qkd_used: BTreeMap<String, (usize, u32, u64)>,
-    qkd_delivered: BTreeMap<(usize, u32, String), Vec<u8>>,
+    qkd_used: BTreeMap<KeyId, (usize, u32, u64)>,
+    qkd_delivered: BTreeMap<(usize, u32, KeyId), Vec<u8>>,
     opened: BTreeSet<(Key, u64)>,
     /// The smallest and the largest interval of each tunnel so far.
     intervals: BTreeMap<usize, (Duration, Duration)>,
@@ -203,7 +203,7 @@ impl Model {
         end: usize,
         initiator: bool,
         (epoch, sources): (u64, KeySources),
-        qkd_key_id: Option<&String>,
+        qkd_key_id: Option<&KeyId>,
         now: Time,
     ) -> Verdict {
         let fresh = std::mem::take(&mut self.ends[end].fresh);

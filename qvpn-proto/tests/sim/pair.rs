@@ -7,7 +7,7 @@ use qvpn_identity::Psk;
 use qvpn_proto::notice::FailureReason;
 use qvpn_proto::wire::{Hello, MessageType, RejectReason, RekeyReason};
 use qvpn_proto::{PeerEvent, PeerState, QkdPolicy, Role};
-use qvpn_types::Suite;
+use qvpn_types::{SaeId, Suite};
 use rand_chacha::{ChaCha20Rng, rand_core::SeedableRng};
 
 use crate::clock::{BEGIN, MS, S};
@@ -232,7 +232,7 @@ fn a_key_with_other_bytes_at_the_other_kme_is_named_before_use() {
     world.kms[0].corrupt_next_key = true;
     assert!(world.run_until(10 * S, |w| w.both(PeerState::Up)));
     let lost = world.ends[0].notices.iter().any(
-        |(_, n)| matches!(n, PeerEvent::KeyLost { id, why } if id == "key-1" && why.contains("different bytes")),
+        |(_, n)| matches!(n, PeerEvent::KeyLost { id, why } if id.as_str() == "key-1" && why.contains("different bytes")),
     );
     assert!(lost, "{}", world.story(0));
     assert_eq!(world.failures(0, FailureReason::Confirmation), 0);
@@ -393,8 +393,8 @@ fn a_refused_hello_that_comes_again_is_refused_under_its_new_id() {
         lanes: 1,
         policy: QkdPolicy::Required,
         interval_ms: 1000,
-        sae_own: "SITE-A".to_owned(),
-        sae_peer: "SITE-B".to_owned(),
+        sae_own: SaeId::new("SITE-A").ok(),
+        sae_peer: SaeId::new("SITE-B").ok(),
         psk_check: None,
         encapsulation_key: Box::new(*identity.encapsulation_key()),
     };

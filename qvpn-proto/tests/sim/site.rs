@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use qvpn_identity::{Psk, SecretIdentity};
 use qvpn_proto::{PeerConfig, QkdPolicy, Role};
-use qvpn_types::{PeerNumber, Suite};
+use qvpn_types::{PeerNumber, SaeId, Suite};
 use rand_chacha::ChaCha20Rng;
 use rand_chacha::rand_core::SeedableRng;
 
@@ -66,8 +66,8 @@ pub fn config(site: &Site, other: &Site, endpoint: SocketAddr, number: PeerNumbe
         lanes: site.lanes,
         policy: site.policy,
         qkd_source: site.qkd_source,
-        sae_local: site.sae,
-        sae_remote: site.sae_other,
+        sae_local: SaeId::new(site.sae).ok(),
+        sae_remote: SaeId::new(site.sae_other).ok(),
         psk: site.psk,
         stock: site.stock,
         endpoint: site.knows_endpoint.then_some(endpoint),

@@ -3,7 +3,7 @@
 use std::sync::{Arc, LazyLock};
 
 use qvpn_identity::{Psk, SecretIdentity};
-use qvpn_types::{PeerNumber, Suite};
+use qvpn_types::{PeerNumber, SaeId, Suite};
 use rand_chacha::{ChaCha20Rng, rand_core::SeedableRng};
 
 use super::*;
@@ -18,8 +18,12 @@ fn psk(seed: u64) -> Option<Arc<Psk>> {
     Some(Arc::new(Psk::generate(&mut ChaCha20Rng::seed_from_u64(seed))))
 }
 
+fn sae(id: &str) -> Option<SaeId> {
+    SaeId::new(id).ok()
+}
+
 fn config(own: usize, other: usize, policy: QkdPolicy) -> PeerConfig {
-    let sae = |site: usize| format!("SAE{site}");
+    let sae = |site: usize| sae(&format!("SAE{site}"));
     PeerConfig {
         local: SITES[own].clone(),
         remote: *SITES[other].public(),
@@ -88,13 +92,13 @@ fn what_does_not_fit_is_refused_for_its_reason() {
     refused(Off, |c| c.suite = Suite::Aes256Gcm, RejectReason::Suite, "aes256gcm");
     refused(Off, |c| c.role = Role::Initiator, RejectReason::Role, "initiator");
     for policy in [Preferred, Required] {
-        refused(policy, |c| c.sae_local = "X".to_owned(), RejectReason::SaeId, "it is SAE \"X\"");
-        refused(policy, |c| c.sae_remote = "X".to_owned(), RejectReason::SaeId, "takes us for SAE \"X\"");
+        refused(policy, |c| c.sae_local = sae("X"), RejectReason::SaeId, "it is SAE \"X\"");
+        refused(policy, |c| c.sae_remote = sae("X"), RejectReason::SaeId, "takes us for SAE \"X\"");
     }
     // If either site has QKD off, neither uses the IDs.
     let strangers = |policy| {
         move |c: &mut PeerConfig| {
-            (c.sae_local, c.sae_remote, c.policy) = ("X".to_owned(), String::new(), policy);
+            (c.sae_local, c.sae_remote, c.policy) = (sae("X"), None, policy);
         }
     };
     assert!(met(Off, strangers(Off)).is_ok());
@@ -125,7 +129,7 @@ fn a_hello_says_what_is_configured() {
     let config = config(0, 1, QkdPolicy::Preferred);
     let hello = said(&config);
     assert_eq!((hello.role, hello.lanes, hello.policy), (Role::Initiator, 4, QkdPolicy::Preferred));
-    assert_eq!((hello.sae_own.as_str(), hello.sae_peer.as_str()), ("SAE0", "SAE1"));
+    assert_eq!((hello.sae_own, hello.sae_peer), (sae("SAE0"), sae("SAE1")));
     assert_eq!((hello.instance, hello.counter, hello.interval_ms), ([5; 16], 1, 60_000));
     assert_eq!(*hello.encapsulation_key, *SITES[0].encapsulation_key());
     assert_eq!(hello.psk_check, None);
