@@ -224,7 +224,10 @@ struct Writer(&'static Log);
 
 impl<S: Subscriber> Layer<S> for Writer {
     fn enabled(&self, metadata: &tracing::Metadata<'_>, _: Context<'_, S>) -> bool {
-        number(LevelFilter::from_level(*metadata.level())) <= self.0.level.load(Ordering::Relaxed)
+        let level = *metadata.level();
+        // boringtun names no peer and gives no advice. What matters is reported by the peer itself.
+        let level = if metadata.target().starts_with("boringtun") { Level::TRACE } else { level };
+        number(LevelFilter::from_level(level)) <= self.0.level.load(Ordering::Relaxed)
     }
 
     fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
@@ -335,6 +338,24 @@ mod tests {
         ] {
             assert!(lines[0].contains(part), "{part}: {lines:?}");
         }
+    }
+
+    #[test]
+    fn lines_of_the_handshake_library_are_for_tracing_only() {
+        let (_dir, end, log) = log();
+        let log: &'static Log = Box::leak(Box::new(log));
+        let written = |level: LevelFilter| {
+            log.level.store(number(level), Ordering::Relaxed);
+            tracing::subscriber::with_default(tracing_subscriber::registry().with(Writer(log)), || {
+                tracing::callsite::rebuild_interest_cache();
+                tracing::error!(target: "boringtun::noise::timers", "CONNECTION_EXPIRED");
+                tracing::error!(target: "qvpn_daemon::peers", "ours");
+            });
+            lines(&end).concat()
+        };
+        let debug = written(LevelFilter::DEBUG);
+        assert!(debug.contains("MESSAGE=ours") && !debug.contains("CONNECTION_EXPIRED"), "{debug}");
+        assert!(written(LevelFilter::TRACE).contains("MESSAGE=CONNECTION_EXPIRED"));
     }
 
     #[test]

@@ -26,6 +26,9 @@ use crate::translate::sources;
 const UNANSWERED_LIMIT: Duration = Duration::from_secs(15);
 /// How often a host name is resolved while its peer can't be reached.
 const RESOLVE_INTERVAL: Duration = Duration::from_secs(10);
+/// A peer without a control session is logged after this time, with the reason, and then again and again.
+const UNREACHABLE_LOG_DELAY: Duration = Duration::from_secs(20);
+const UNREACHABLE_LOG_INTERVAL: Duration = Duration::from_secs(600);
 
 /// One peer.
 pub(crate) struct PeerRuntime {
@@ -48,6 +51,8 @@ pub(crate) struct PeerRuntime {
     was_up: bool,
     activity: (u64, u64),
     resolved_at: Option<Time>,
+    /// When to log that the peer can't be reached; `None` while it can.
+    unreachable_log_at: Option<Time>,
 }
 
 impl PeerRuntime {
@@ -82,6 +87,7 @@ impl PeerRuntime {
             was_up: false,
             activity: (0, 0),
             resolved_at: None,
+            unreachable_log_at: None,
         }
     }
 
@@ -176,6 +182,24 @@ impl PeerRuntime {
             self.lanes.iter().map(|stats| Time::from_nanos(stats.rx.last_at.get())).collect();
         self.peer.poll_lanes(&received_at, now, &mut context.rng);
         self.resolve(context, now);
+        self.log_unreachable(now);
+    }
+
+    /// Logs why there is no control session with the peer, which the library that makes handshakes doesn't.
+    fn log_unreachable(&mut self, now: Time) {
+        if !matches!(self.reported, PeerState::Connecting | PeerState::Blocked) {
+            self.unreachable_log_at = None;
+            return;
+        }
+        if now < *self.unreachable_log_at.get_or_insert(now + UNREACHABLE_LOG_DELAY) {
+            return;
+        }
+        self.unreachable_log_at = Some(now + UNREACHABLE_LOG_INTERVAL);
+        let view = self.peer.view(now);
+        let unreachable = view.control_handshake_ago.is_none() && view.endpoint.is_some();
+        if let Some(reason) = view.reason.filter(|_| unreachable) {
+            tracing::warn!("peer {}: {reason}", self.settings.config.name);
+        }
     }
 
     /// Resolves the host name of the endpoint again if the peer can't be reached.
