@@ -2,7 +2,9 @@
 //! with all errors of a file at once. Parsing touches no file; [`Config::check_files`] and
 //! [`Config::check_other_interfaces`] check what depends on the machine.
 
+mod changes;
 mod edit;
+mod edit_array;
 mod error;
 mod fault;
 mod files;
@@ -18,6 +20,7 @@ pub(crate) mod suite;
 mod token;
 mod values;
 
+pub use changes::{KeyChange, changes};
 pub use edit::{EditError, PeerEdit, edit_peer};
 pub use error::{ConfigError, ConfigErrors, Position};
 pub use files::{MAX_SIZE, NamedFile};

@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 pub use error::{CodecError, VERSION};
 pub use lines::{LineBuffer, read_line};
 
-use crate::config::{PeerEdit, QkdPolicy, Role, Suite};
+use crate::config::{KeyChange, PeerEdit, QkdPolicy, Role, Suite};
 use crate::events::Event;
 use crate::exit;
 use crate::status::Status;
@@ -53,6 +53,9 @@ pub enum Request {
     /// Reads the config again; answered by [`Reply::Reload`], or by an error of code
     /// [`ErrorCode::ConfigRefused`] with nothing changed.
     Reload,
+    /// Reads the config again and names what a [`Reload`](Self::Reload) would change; answered by
+    /// [`Reply::Plan`], or by the error that a reload would have.
+    PlanReload,
     /// Changes one peer of the running config, not of the file; answered like [`Reload`](Self::Reload).
     EditPeer {
         /// The change.
@@ -72,11 +75,28 @@ pub enum Request {
 }
 
 impl Request {
-    /// Whether it changes something; only root and the group `qvpn` may send such a request.
+    /// The fixed name, as in JSON.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Show => "show",
+            Self::Peers => "peers",
+            Self::Rekey { .. } => "rekey",
+            Self::Reload => "reload",
+            Self::PlanReload => "plan_reload",
+            Self::EditPeer { .. } => "edit_peer",
+            Self::Events { .. } => "events",
+            Self::Metrics => "metrics",
+            Self::Version => "version",
+        }
+    }
+
+    /// Whether it changes something, or reads files for a change; only root and the group `qvpn` may send
+    /// such a request.
     #[must_use]
     pub fn changes_something(&self) -> bool {
         match self {
-            Self::Rekey { .. } | Self::Reload | Self::EditPeer { .. } => true,
+            Self::Rekey { .. } | Self::Reload | Self::PlanReload | Self::EditPeer { .. } => true,
             Self::Show | Self::Peers | Self::Events { .. } | Self::Metrics | Self::Version => false,
         }
     }
@@ -99,6 +119,11 @@ pub enum Reply {
     Reload {
         /// The changes in words; empty if nothing changed.
         changes: Vec<String>,
+    },
+    /// The reply to [`Request::PlanReload`]; empty if nothing would change.
+    Plan {
+        /// Each key that would change.
+        changes: Vec<KeyChange>,
     },
     /// One event, in reply to [`Request::Events`].
     Event(Event),

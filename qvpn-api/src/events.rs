@@ -6,7 +6,11 @@ use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
 
+use crate::config::KeyChange;
 use crate::status::{KeySource, sources_text};
+
+/// The result of [`EventKind::ControlUsed`] for a user who lacks the permission.
+pub const NOT_PERMITTED: &str = "refused: not permitted";
 
 /// Something that happened to an interface.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -201,10 +205,55 @@ pub enum EventKind {
         /// The changes in words; empty if nothing changed.
         changes: Vec<String>,
     },
+    /// A key of the config in force changed; one event for each key.
+    #[serde(rename = "config.changed")]
+    ConfigChanged {
+        /// Who did it.
+        #[serde(flatten)]
+        caller: Caller,
+        /// The key, with its former and its new value.
+        #[serde(flatten)]
+        change: KeyChange,
+    },
+    /// `qkd` of a peer changed to a weaker policy.
+    #[serde(rename = "policy.degraded")]
+    PolicyDegraded {
+        /// Who did it.
+        #[serde(flatten)]
+        caller: Caller,
+        /// The peer's name.
+        peer: String,
+        /// The former policy.
+        from: String,
+        /// The new policy.
+        to: String,
+    },
+    /// Somebody sent a request over the control socket that changes something, or a signal.
+    #[serde(rename = "control.used")]
+    ControlUsed {
+        /// Who it was.
+        #[serde(flatten)]
+        caller: Caller,
+        /// The request's name in the control API, such as `rekey`.
+        request: String,
+        /// The peer that it is about; absent for all or none.
+        peer: Option<String>,
+        /// `done`, or why it was refused.
+        result: String,
+    },
     /// This machine was resumed from a snapshot or cloned, so all its keys were erased and every peer
     /// starts again.
     #[serde(rename = "machine.copied")]
     MachineCopied {},
+}
+
+/// Who changed something or asked for it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Caller {
+    /// The user's name, `uid N` for a user without a name on this machine, or the signal's name.
+    pub by: String,
+    /// The user's ID, as the kernel says it; absent for a signal.
+    pub uid: Option<u32>,
 }
 
 /// Whose certificate it is.
@@ -257,6 +306,9 @@ impl EventKind {
             Self::QkdSupplyResumed { .. } => "qkd.supply_resumed",
             Self::IdentityMismatch { .. } => "identity.mismatch",
             Self::ConfigReloaded { .. } => "config.reloaded",
+            Self::ConfigChanged { .. } => "config.changed",
+            Self::PolicyDegraded { .. } => "policy.degraded",
+            Self::ControlUsed { .. } => "control.used",
             Self::MachineCopied {} => "machine.copied",
         }
     }
@@ -276,7 +328,9 @@ impl EventKind {
             | Self::KmeCertificateEnds { .. }
             | Self::QkdSupplyStopped { .. }
             | Self::IdentityMismatch { .. }
+            | Self::PolicyDegraded { .. }
             | Self::MachineCopied {} => true,
+            Self::ControlUsed { result, .. } => result == NOT_PERMITTED,
             Self::PeerUp { .. }
             | Self::PeerRecovered { .. }
             | Self::LaneRecovered { .. }
@@ -286,7 +340,8 @@ impl EventKind {
             | Self::EpochActive { .. }
             | Self::KmeUp { .. }
             | Self::QkdSupplyResumed { .. }
-            | Self::ConfigReloaded { .. } => false,
+            | Self::ConfigReloaded { .. }
+            | Self::ConfigChanged { .. } => false,
         }
     }
 
@@ -329,6 +384,18 @@ impl EventKind {
                 f.opt("peer", peer.as_ref()).opt("endpoint", endpoint.as_ref()).add("reason", reason)
             }
             Self::ConfigReloaded { changes } => f.add("changes", changes.join(", ")),
+            Self::ConfigChanged { caller, change } => f
+                .caller(caller)
+                .opt("peer", change.peer.as_ref())
+                .add("key", &change.key)
+                .opt("from", change.from.as_ref())
+                .opt("to", change.to.as_ref()),
+            Self::PolicyDegraded { caller, peer, from, to } => {
+                f.caller(caller).add("peer", peer).add("from", from).add("to", to)
+            }
+            Self::ControlUsed { caller, request, peer, result } => {
+                f.caller(caller).add("request", request).opt("peer", peer.as_ref()).add("result", result)
+            }
             Self::MachineCopied {} => &mut f,
         };
         f.0
@@ -381,6 +448,10 @@ impl Fields {
     fn add(&mut self, name: &'static str, value: impl ToString) -> &mut Self {
         self.0.push((name, value.to_string()));
         self
+    }
+
+    fn caller(&mut self, caller: &Caller) -> &mut Self {
+        self.add("by", &caller.by).opt("uid", caller.uid.as_ref())
     }
 
     fn opt(&mut self, name: &'static str, value: Option<&impl ToString>) -> &mut Self {

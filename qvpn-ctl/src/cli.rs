@@ -77,6 +77,10 @@ pub(crate) enum Command {
         /// The interface [default: the only one].
         #[arg(value_parser = interface, add = ArgValueCompleter::new(complete::interfaces))]
         interface: Option<String>,
+        /// Change nothing: print each key that would change, with its former and its new value, and what that does
+        /// to traffic.
+        #[arg(long)]
+        dry_run: bool,
     },
     /// List, add, change and remove peers while the tunnel runs.
     #[command(subcommand)]

@@ -1,4 +1,4 @@
-//! Commands that send one request to one daemon: `rekey`, `reload` and `peer list`.
+//! Commands that send one request to one daemon: `rekey` and `peer list`.
 
 use std::path::Path;
 
@@ -16,17 +16,6 @@ pub(crate) fn rekey(dir: &Path, interface: &str, peer: Option<String>) -> Result
         Reply::Rekey { peers } if peers.is_empty() => output::print("there is no peer to rekey with\n"),
         Reply::Rekey { peers } => {
             output::print(&peers.iter().map(|p| format!("rekey began: {}\n", clean(p))).collect::<String>())
-        }
-        _ => Err(client.unexpected()),
-    }
-}
-
-pub(crate) fn reload(dir: &Path, interface: &str) -> Result<(), CtlError> {
-    let mut client = Client::connect(dir, interface)?;
-    match client.ask(&Request::Reload)? {
-        Reply::Reload { changes } if changes.is_empty() => output::print("nothing changed\n"),
-        Reply::Reload { changes } => {
-            output::print(&changes.iter().map(|c| format!("{}\n", clean(c))).collect::<String>())
         }
         _ => Err(client.unexpected()),
     }

@@ -8,6 +8,7 @@ mod commands;
 mod complete;
 mod dirs;
 mod doctor;
+mod endpoint;
 mod error;
 mod events;
 mod guard;
@@ -18,6 +19,7 @@ mod man_and_completions;
 mod metrics;
 mod output;
 mod peer;
+mod reload;
 mod render;
 mod routes;
 mod show;
@@ -83,7 +85,13 @@ fn run(cli: Cli) -> Result<(), CtlError> {
             let (interface, peer) = dirs.interface_and_peer(interface, peer)?;
             commands::rekey(&dirs.socket_dir, &interface, peer)
         }
-        Command::Reload { interface } => commands::reload(&dirs.socket_dir, &dirs.interface(interface)?),
+        Command::Reload { interface, dry_run } => {
+            let interface = dirs.interface(interface)?;
+            match dry_run {
+                true => reload::dry_run(&dirs.socket_dir, &interface),
+                false => reload::reload(&dirs.socket_dir, &interface),
+            }
+        }
         Command::Peer(PeerCommand::List { interface, json }) => {
             commands::peer_list(&dirs.socket_dir, &interface, json)
         }

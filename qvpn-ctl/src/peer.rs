@@ -17,7 +17,7 @@ use crate::cli::PeerSettings;
 use crate::client::Client;
 use crate::dirs::Dirs;
 use crate::error::CtlError;
-use crate::output::{self, clean};
+use crate::{endpoint, output, reload};
 
 /// The requested change.
 pub(crate) enum PeerChange {
@@ -36,8 +36,19 @@ pub(crate) enum PeerChange {
     },
 }
 
+impl PeerChange {
+    /// The endpoint that the peer gets.
+    fn endpoint(&self) -> Option<&str> {
+        match self {
+            Self::Add { settings, .. } | Self::Set { settings, .. } => settings.endpoint.as_deref(),
+            Self::Remove { .. } => None,
+        }
+    }
+}
+
 pub(crate) fn change(dirs: &Dirs, interface: &str, wanted: PeerChange, save: bool) -> Result<(), CtlError> {
     let mut client = Client::connect(&dirs.socket_dir, interface)?;
+    let endpoint = wanted.endpoint().map(str::to_owned);
     let change = match wanted {
         PeerChange::Add { name, settings } => {
             PeerEdit::Add { settings: format!("name = {}\n{}", quoted(&name), toml(&settings)) }
@@ -52,11 +63,11 @@ pub(crate) fn change(dirs: &Dirs, interface: &str, wanted: PeerChange, save: boo
         false => None,
     };
     match client.ask(&Request::EditPeer { change })? {
-        Reply::Reload { changes } if changes.is_empty() => output::print("nothing changed\n")?,
-        Reply::Reload { changes } => {
-            output::print(&changes.iter().map(|c| format!("{}\n", clean(c))).collect::<String>())?;
-        }
+        Reply::Reload { changes } => output::print(&reload::changed(&changes))?,
         _ => return Err(client.unexpected()),
+    }
+    if let Some(warning) = endpoint.as_deref().and_then(endpoint::unresolved) {
+        output::note(&warning);
     }
     match pending {
         Some(pending) => output::print(&format!("saved in {}\n", pending.commit()?.display())),

@@ -15,12 +15,15 @@ use nix::unistd::{Gid, Group, Uid, chown, getegid, geteuid};
 use qvpn_api::control::{
     CodecError, ErrorCode, ErrorReply, LineBuffer, MAX_REQUEST, Message, Reply, Request, socket_path,
 };
+use qvpn_api::events::NOT_PERMITTED;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
+use crate::caller::{self, RefusalLimit};
+use crate::clock;
 use crate::error::DaemonError;
 use crate::events::Events;
 use crate::sys;
@@ -35,6 +38,8 @@ const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 /// A request for the task that owns the peers.
 pub(crate) struct PendingRequest {
     pub(crate) request: Request,
+    /// The user that asks; the daemon's own listener has none.
+    pub(crate) uid: Option<u32>,
     pub(crate) answer: oneshot::Sender<Reply>,
 }
 
@@ -107,7 +112,7 @@ impl ControlSocket {
         events: Arc<Events>,
         owner: mpsc::Sender<PendingRequest>,
     ) {
-        let slots = ConnectionSlots::default();
+        let (slots, refusals) = (ConnectionSlots::default(), Arc::<RefusalLimit>::default());
         let listener = self.listener.try_clone().and_then(UnixListener::from_std);
         let listener = match listener {
             Ok(listener) => listener,
@@ -123,12 +128,15 @@ impl ControlSocket {
                 }
             };
             let may_write = self.writers.include(&stream);
+            let uid = stream.peer_cred().ok().map(|peer| peer.uid());
             let slot = slots.acquire(may_write);
             let client = Client {
                 interface: interface.clone(),
                 events: events.clone(),
                 owner: owner.clone(),
                 may_write,
+                uid,
+                refusals: refusals.clone(),
             };
             tokio::spawn(async move {
                 let result = match slot {
@@ -182,6 +190,8 @@ struct Client {
     events: Arc<Events>,
     owner: mpsc::Sender<PendingRequest>,
     may_write: bool,
+    uid: Option<u32>,
+    refusals: Arc<RefusalLimit>,
 }
 
 impl Client {
@@ -219,10 +229,13 @@ impl Client {
             let message = format!(
                 "this changes something, and only root and the group {GROUP} may; run it as root, or join the group (`usermod -aG {GROUP} USER`, then log in again)"
             );
+            if self.refusals.admits(clock::now()) {
+                self.events.emit(caller::used(self.uid, &request, NOT_PERMITTED));
+            }
             return Reply::Error(ErrorReply::new(ErrorCode::NotPermitted, message));
         }
         let (answer, answered) = oneshot::channel();
-        let sent = self.owner.send(PendingRequest { request, answer }).await;
+        let sent = self.owner.send(PendingRequest { request, uid: self.uid, answer }).await;
         match (sent, answered.await) {
             (Ok(()), Ok(reply)) => reply,
             _ => Reply::Error(ErrorReply::new(ErrorCode::Failed, "the daemon is stopping")),
@@ -284,7 +297,7 @@ mod tests {
         let (owner, mut asked) = mpsc::channel::<PendingRequest>(1);
         let server = tokio::spawn(socket.serve("qvpn0".into(), events.clone(), owner));
         tokio::spawn(async move {
-            while let Some(PendingRequest { request, answer }) = asked.recv().await {
+            while let Some(PendingRequest { request, answer, .. }) = asked.recv().await {
                 assert_eq!(request, Request::Rekey { peer: None });
                 let _ = answer.send(Reply::Rekey { peers: vec!["b".into()] });
             }
@@ -314,11 +327,17 @@ mod tests {
     /// Serves with these `writers`, sends a rekey and a version request as ourselves, and returns both
     /// replies.
     async fn requested_as(writers: Writers) -> [Reply; 2] {
+        reported_as(writers).await.0
+    }
+
+    /// The same, with the events.
+    async fn reported_as(writers: Writers) -> ([Reply; 2], Vec<EventKind>) {
+        let events = Arc::new(Events::new("qvpn0"));
         let dir = tempfile::tempdir().unwrap();
         let mut socket = ControlSocket::bind(dir.path(), "qvpn0").unwrap();
         socket.writers = writers;
         let (owner, mut asked) = mpsc::channel::<PendingRequest>(1);
-        let server = tokio::spawn(socket.serve("qvpn0".into(), Arc::new(Events::new("qvpn0")), owner));
+        let server = tokio::spawn(socket.serve("qvpn0".into(), events.clone(), owner));
         tokio::spawn(async move {
             while let Some(PendingRequest { answer, .. }) = asked.recv().await {
                 let _ = answer.send(Reply::Rekey { peers: vec![] });
@@ -333,13 +352,21 @@ mod tests {
             replies.push(Reply::from_line(lines.next_line().await.unwrap().unwrap().as_bytes()).unwrap());
         }
         server.abort();
-        replies.try_into().unwrap()
+        let reported = events.subscribe().past.into_iter().map(|event| event.kind).collect();
+        (replies.try_into().unwrap(), reported)
     }
 
     #[tokio::test]
     async fn only_root_ourselves_and_the_group_may_change_something() {
         let stranger = Writers { users: vec![Uid::from_raw(4711)], groups: vec![Gid::from_raw(4711)] };
-        let [rekey, version] = requested_as(stranger.clone()).await;
+        let ([rekey, version], reported) = reported_as(stranger.clone()).await;
+        let [EventKind::ControlUsed { caller, request, result, .. }] = &reported[..] else {
+            panic!("{reported:?}")
+        };
+        assert_eq!(
+            (caller.uid, request.as_str(), result.as_str()),
+            (Some(geteuid().as_raw()), "rekey", NOT_PERMITTED)
+        );
         let Reply::Error(error) = rekey else { panic!("{rekey:?}") };
         assert_eq!(error.code, ErrorCode::NotPermitted, "{error}");
         assert!(matches!(version, Reply::Version { .. }), "every user that may connect may read");

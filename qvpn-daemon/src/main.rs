@@ -1,6 +1,7 @@
 //! The qvpn gateway daemon: one process for each interface, in the foreground. It is a thin shell around the
 //! libraries: clock, randomness, sockets, routes and the control socket.
 
+mod caller;
 mod certificates;
 mod cli;
 mod clock;

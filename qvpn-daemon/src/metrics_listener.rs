@@ -133,7 +133,7 @@ fn plain(status: StatusCode, text: &'static str) -> Response<Full<Bytes>> {
 
 async fn metrics(owner: &mpsc::Sender<PendingRequest>) -> Option<String> {
     let (answer, answered) = oneshot::channel();
-    owner.send(PendingRequest { request: control::Request::Metrics, answer }).await.ok()?;
+    owner.send(PendingRequest { request: control::Request::Metrics, uid: None, answer }).await.ok()?;
     match answered.await.ok()? {
         control::Reply::Metrics { text } => Some(text),
         _ => None,
@@ -150,7 +150,7 @@ mod tests {
     async fn listener() -> (MetricsListener, SocketAddr, mpsc::Sender<PendingRequest>) {
         let (owner, mut asked) = mpsc::channel::<PendingRequest>(1);
         tokio::spawn(async move {
-            while let Some(PendingRequest { request, answer }) = asked.recv().await {
+            while let Some(PendingRequest { request, answer, .. }) = asked.recv().await {
                 assert_eq!(request, control::Request::Metrics);
                 let _ = answer.send(control::Reply::Metrics { text: "x 1\n".into() });
             }

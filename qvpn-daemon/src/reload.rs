@@ -1,14 +1,15 @@
 //! A reload: [`Change::prepare`] compares what two configs mean and refuses what a running daemon can't
 //! change; [`Change::commit`] applies what differs.
 
-use qvpn_api::config::Interface;
+use qvpn_api::config::{self, Interface, KeyChange, QkdPolicy};
 use qvpn_api::control::{ErrorCode, ErrorReply};
-use qvpn_api::events::EventKind;
+use qvpn_api::events::{Caller, EventKind};
 use qvpn_api::{Config, ConfigErrors};
 use qvpn_net::NetError;
 
 use crate::config_files::ConfigKeys;
 use crate::daemon::Daemon;
+use crate::events::Events;
 use crate::kms_task::{Kmes, in_words};
 use crate::metrics_listener::MetricsListener;
 use crate::settings::{PeerSettings, Settings};
@@ -57,7 +58,12 @@ impl Change {
     ///
     /// # Errors
     /// If the kernel refuses something. The former config is in force then.
-    pub(crate) async fn commit(self, daemon: &mut Daemon) -> Result<Vec<String>, ErrorReply> {
+    pub(crate) async fn commit(
+        self,
+        daemon: &mut Daemon,
+        caller: &Caller,
+    ) -> Result<Vec<String>, ErrorReply> {
+        let keys = self.keys(daemon);
         let former_mark = daemon.marks.mark();
         // The mark before the rules that match it: an unmarked datagram would go into the tunnel that it
         // carries.
@@ -82,9 +88,40 @@ impl Change {
         daemon.peers.reconfigure(&self.settings, self.kmes, clock::now());
         daemon.config = self.config;
         daemon.settings = self.settings;
+        keys.into_iter().for_each(|change| report(change, caller, &daemon.events));
         daemon.events.emit(EventKind::ConfigReloaded { changes: self.words.clone() });
         Ok(self.words)
     }
+
+    /// Each key that changes, with both values. Of a pre-shared key only that it changes.
+    pub(crate) fn keys(&self, daemon: &Daemon) -> Vec<KeyChange> {
+        let mut keys = config::changes(&daemon.config, &self.config);
+        let changed = self.settings.peers.iter().filter(|peer| {
+            let former = daemon.settings.peers.iter().find(|p| p.public_key() == peer.public_key());
+            former.is_some_and(|former| !former.same_psk(peer))
+        });
+        keys.extend(changed.map(|peer| KeyChange {
+            peer: Some(peer.config.name.clone()),
+            key: "preshared_key".to_owned(),
+            from: None,
+            to: Some("changed".to_owned()),
+        }));
+        keys
+    }
+}
+
+/// Reports one changed key, and a weaker policy also as a warning.
+fn report(change: KeyChange, caller: &Caller, events: &Events) {
+    let strength = |word: &Option<String>| word.as_deref().and_then(QkdPolicy::from_word);
+    if let (Some(peer), "qkd", Some(from), Some(to)) =
+        (&change.peer, change.key.as_str(), strength(&change.from), strength(&change.to))
+        && to > from
+    {
+        let (from, to) = (from.to_string(), to.to_string());
+        let (caller, peer) = (caller.clone(), peer.clone());
+        events.emit(EventKind::PolicyDegraded { caller, peer, from, to });
+    }
+    events.emit(EventKind::ConfigChanged { caller: caller.clone(), change });
 }
 
 /// Sets routes and device, or leaves both as they were.

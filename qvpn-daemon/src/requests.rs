@@ -2,23 +2,42 @@
 
 use qvpn_api::config::{self, EditError, PeerEdit};
 use qvpn_api::control::{ErrorCode, ErrorReply, PeerSummary, Reply, Request};
+use qvpn_api::events::Caller;
 use qvpn_api::{Config, ConfigErrors};
 
 use crate::daemon::Daemon;
 use crate::reload::{self, Change};
-use crate::{clock, config_files, sandbox};
+use crate::{caller, clock, config_files, sandbox};
 
-pub(crate) async fn reply(request: Request, daemon: &mut Daemon) -> Reply {
+/// Answers `request` of the user `uid`, and reports it as an event if it changes something.
+pub(crate) async fn reply(request: Request, uid: Option<u32>, daemon: &mut Daemon) -> Reply {
+    let reported = request.changes_something().then(|| request.clone());
+    let reply = answer(request, uid, daemon).await;
+    if let Some(request) = reported {
+        let result = match &reply {
+            Reply::Error(error) => format!("refused: {}", error.message),
+            _ => "done".to_owned(),
+        };
+        daemon.events.emit(caller::used(uid, &request, &result));
+    }
+    reply
+}
+
+async fn answer(request: Request, uid: Option<u32>, daemon: &mut Daemon) -> Reply {
     match request {
         Request::Show => Reply::Show(daemon.status(clock::now())),
         Request::Peers => Reply::Peers(daemon.config.peers.iter().map(summary).collect()),
         Request::Rekey { peer } => rekey(daemon, peer.as_deref()),
         Request::Metrics => Reply::Metrics { text: daemon.metrics_text(clock::now()) },
-        Request::Reload => match reload(daemon).await {
+        Request::Reload => match reload(daemon, &caller::user(uid)).await {
             Ok(changes) => Reply::Reload { changes },
             Err(error) => Reply::Error(error),
         },
-        Request::EditPeer { change } => match edit_peer(daemon, &change).await {
+        Request::PlanReload => match prepare_reload(daemon).await {
+            Ok(change) => Reply::Plan { changes: change.keys(daemon) },
+            Err(error) => Reply::Error(error),
+        },
+        Request::EditPeer { change } => match edit_peer(daemon, &change, &caller::user(uid)).await {
             Ok(changes) => Reply::Reload { changes },
             Err(error) => Reply::Error(error),
         },
@@ -59,18 +78,27 @@ fn rekey(daemon: &mut Daemon, name_or_key: Option<&str>) -> Reply {
 ///
 /// # Errors
 /// If the new config is refused, or the kernel refuses its routes. Nothing has changed then.
-pub(crate) async fn reload(daemon: &mut Daemon) -> Result<Vec<String>, ErrorReply> {
+pub(crate) async fn reload(daemon: &mut Daemon, caller: &Caller) -> Result<Vec<String>, ErrorReply> {
+    prepare_reload(daemon).await?.commit(daemon, caller).await
+}
+
+/// Reads the config file and opens what it needs; changes nothing.
+async fn prepare_reload(daemon: &Daemon) -> Result<Change, ErrorReply> {
     let new = Config::load(&daemon.config.path).map_err(|errors| reload::config_refused(&errors))?;
     within_allowed_paths(&new)?;
     let new = config_files::check(new).map_err(|errors| reload::config_refused(&errors))?;
-    Change::prepare(daemon, new).await?.commit(daemon).await
+    Change::prepare(daemon, new).await
 }
 
 /// Changes one peer of the config that is in force; the file stays as it is.
 ///
 /// # Errors
 /// As [`reload`], and if there is no such peer.
-async fn edit_peer(daemon: &mut Daemon, change: &PeerEdit) -> Result<Vec<String>, ErrorReply> {
+async fn edit_peer(
+    daemon: &mut Daemon,
+    change: &PeerEdit,
+    caller: &Caller,
+) -> Result<Vec<String>, ErrorReply> {
     let old = &daemon.config;
     let text = config::edit_peer(&old.text, change).map_err(|error| match error {
         EditError::NoPeer(_) => ErrorReply::new(ErrorCode::NoSuchPeer, error.to_string()),
@@ -84,7 +112,7 @@ async fn edit_peer(daemon: &mut Daemon, change: &PeerEdit) -> Result<Vec<String>
     let new = Config::parse(&old.path, &text).map_err(refused)?;
     within_allowed_paths(&new)?;
     let new = config_files::check(new).map_err(refused)?;
-    Change::prepare(daemon, new).await?.commit(daemon).await
+    Change::prepare(daemon, new).await?.commit(daemon, caller).await
 }
 
 /// Refuses files that the sandbox does not allow, with a better message than the system's.

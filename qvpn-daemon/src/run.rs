@@ -32,7 +32,7 @@ use crate::settings::Settings;
 use crate::snapshot::Snapshots;
 use crate::task_result::TaskResult;
 use crate::watchdog::{Watchdog, notify};
-use crate::{clock, log, requests};
+use crate::{caller, clock, log, requests};
 
 const MAX_QUEUED_RESULTS: usize = 256;
 const MAX_QUEUED_REQUESTS: usize = 64;
@@ -160,13 +160,13 @@ async fn serve(daemon: &mut Daemon, mut inputs: Inputs, signals: &mut Signals) -
                 daemon.peers.tick(clock::now());
                 log::tick(clock::now());
             }
-            Some(PendingRequest { request, answer }) = requests.recv() => {
-                let reply = requests::reply(request, daemon).await;
+            Some(PendingRequest { request, uid, answer }) = requests.recv() => {
+                let reply = requests::reply(request, uid, daemon).await;
                 // It fails only if the client has gone.
                 let _ = answer.send(reply);
             }
             _ = signals.hangup.recv() => {
-                if let Err(error) = requests::reload(daemon).await {
+                if let Err(error) = requests::reload(daemon, &caller::signal("SIGHUP")).await {
                     tracing::error!("reload: {error}");
                     error.details.iter().for_each(|line| tracing::error!("reload: {line}"));
                 }

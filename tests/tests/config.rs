@@ -94,3 +94,46 @@ fn a_refused_reload_changes_nothing() {
         assert!(lab.lan_a.pings(Site::B.host()[0]));
     });
 }
+
+#[test]
+fn a_dry_run_and_the_events_of_a_reload_name_each_key_with_both_values() {
+    sandbox::run("a_dry_run_and_the_events_of_a_reload_name_each_key_with_both_values", || {
+        let lab = Lab::new();
+        let _kmes = lab.start_kmes(&KmeOptions::default());
+        let [gateway, _b] = lab.start_both(&GatewayOptions::default());
+        gateway.wait_state("up", Duration::from_secs(20));
+        let reload = |args: &[&str]| {
+            let output = gateway.ctl(&[&["reload", tests::INTERFACE], args].concat());
+            (output.status.code(), String::from_utf8(output.stdout).unwrap())
+        };
+        let events = |kind: &str| -> Vec<serde_json::Value> {
+            let output = gateway.ctl(&["events", tests::INTERFACE, "--json", "--kind", kind]);
+            let text = String::from_utf8(output.stdout).unwrap();
+            text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+        };
+        let file = lab.gw_a.dir().join("qvpn0.toml");
+        let good = fs::read_to_string(&file).unwrap();
+        assert_eq!(reload(&["--dry-run"]), (Some(0), "nothing would change\n".to_owned()));
+        fs::write(&file, good.replace("qkd = \"required\"", "qkd = \"preferred\"")).unwrap();
+        let (code, plan) = reload(&["--dry-run"]);
+        assert_eq!(code, Some(0));
+        assert!(plan.starts_with("peer site-b: qkd: required -> preferred\n"), "{plan}");
+        assert_eq!(gateway.peer()["qkd_policy"], "required", "a dry run changes nothing");
+        assert!(events("config").is_empty());
+
+        assert_eq!(reload(&[]), (Some(0), "peer site-b changed\n".to_owned()));
+        assert_eq!(gateway.peer()["qkd_policy"], "preferred");
+        let changed = &events("config.changed")[0];
+        let fields = ["uid", "peer", "key", "from", "to"].map(|name| changed[name].clone());
+        assert_eq!(
+            serde_json::json!(fields),
+            serde_json::json!([0, "site-b", "qkd", "required", "preferred"])
+        );
+        assert_eq!(events("policy.degraded")[0]["to"], "preferred");
+        let used: Vec<_> = events("control.used").iter().map(|event| event["request"].clone()).collect();
+        assert_eq!(used, ["plan_reload", "plan_reload", "reload"]);
+
+        fs::write(&file, "this is no config").unwrap();
+        assert_eq!(reload(&["--dry-run"]), (Some(REFUSED), String::new()));
+    });
+}

@@ -4,6 +4,7 @@
 use serde::{Deserialize, Serialize};
 use toml_edit::{ArrayOfTables, DocumentMut, Item, Table};
 
+use super::edit_array::merge_array;
 use super::reference::REFERENCE;
 
 /// A change of one peer.
@@ -92,11 +93,20 @@ pub fn edit_peer(text: &str, edit: &PeerEdit) -> Result<String, EditError> {
             peers.remove(at);
         }
     }
-    let mut text = document.to_string();
-    if !text.is_empty() && !text.ends_with('\n') {
-        text.push('\n');
+    let mut new = document.to_string();
+    if !new.is_empty() && !new.ends_with('\n') {
+        new.push('\n');
     }
-    Ok(text)
+    Ok(with_line_ends_of(text, new))
+}
+
+/// `new` with the line ends that most lines of `text` have.
+fn with_line_ends_of(text: &str, new: String) -> String {
+    let (all, crlf) = (text.matches('\n').count(), text.matches("\r\n").count());
+    match 2 * crlf > all {
+        true => new.replace("\r\n", "\n").replace('\n', "\r\n"),
+        false => new,
+    }
 }
 
 /// The keys that a section `[[peer]]` can have.
@@ -115,10 +125,13 @@ fn read(settings: &str) -> Result<Table, EditError> {
     Ok(document.as_table().clone())
 }
 
-/// Replaces a value and keeps the text around it, such as a comment at the end of the line.
+/// Replaces a value and keeps the text around it: a comment at the end of the line, and those in a list.
 fn set(table: &mut Table, key: &str, mut item: Item) {
     if let (Some(old), Some(new)) = (table.get(key).and_then(Item::as_value), item.as_value_mut()) {
         *new.decor_mut() = old.decor().clone();
+        if let (Some(old), Some(new)) = (old.as_array(), new.as_array_mut()) {
+            merge_array(old, new);
+        }
     }
     match table.get_mut(key) {
         Some(there) => *there = item,
@@ -209,6 +222,31 @@ sae_id = \"A\"
         assert_eq!(new, TEXT.replace(gone, ""));
         let missing = EditError::NoPeer("site-x".into());
         assert_eq!(edit_peer(TEXT, &PeerEdit::Remove { peer: "site-x".into() }), Err(missing));
+    }
+
+    #[test]
+    fn a_list_keeps_the_comments_of_what_stays_in_it() {
+        let set = |settings: &str| {
+            let edit = PeerEdit::Set { peer: "site-b".into(), settings: settings.into(), unset: Vec::new() };
+            edit_peer(TEXT, &edit).unwrap()
+        };
+        let two = set("allowed_ips = [\"10.20.0.0/16\", \"10.21.0.0/16\"]\n");
+        assert_eq!(two, TEXT.replace("# offices\n]", "# offices\n  \"10.21.0.0/16\",\n]"));
+        let other = set("allowed_ips = [\"10.21.0.0/16\"]\n");
+        assert_eq!(other, TEXT.replace("\"10.20.0.0/16\",  # offices\n", "\"10.21.0.0/16\",\n"));
+    }
+
+    #[test]
+    fn the_line_ends_of_the_file_stay() {
+        let text = TEXT.replace('\n', "\r\n");
+        let edit = PeerEdit::Set {
+            peer: "site-b".into(),
+            settings: "qkd = \"off\"\nallowed_ips = [\"10.20.0.0/16\", \"10.9.0.0/16\"]\n".into(),
+            unset: Vec::new(),
+        };
+        let new = edit_peer(&text, &edit).unwrap();
+        assert_eq!(new.replace("\r\n", "\n"), edit_peer(TEXT, &edit).unwrap());
+        assert_eq!(new.matches('\n').count(), new.matches("\r\n").count(), "{new:?}");
     }
 
     #[test]

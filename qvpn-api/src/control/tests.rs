@@ -69,11 +69,13 @@ fn requests_have_their_fixed_lines() {
         (Request::Rekey { peer: None }, r#"{"v":1,"request":"rekey"}"#),
         (Request::Rekey { peer: Some("b".into()) }, r#"{"v":1,"request":"rekey","peer":"b"}"#),
         (Request::Reload, r#"{"v":1,"request":"reload"}"#),
+        (Request::PlanReload, r#"{"v":1,"request":"plan_reload"}"#),
         (Request::Events { follow: true }, r#"{"v":1,"request":"events","follow":true}"#),
         (Request::Version, r#"{"v":1,"request":"version"}"#),
     ];
     for (request, line) in rows {
         assert_eq!(request.to_line().unwrap(), format!("{line}\n"));
+        assert!(line.contains(&format!("\"{}\"", request.name())), "{line}");
         assert_eq!(Request::from_line(line.as_bytes()).unwrap(), request);
     }
     assert_eq!(

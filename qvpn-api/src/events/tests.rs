@@ -40,6 +40,27 @@ fn one_of_each() -> Vec<EventKind> {
         EventKind::MachineCopied {},
         EventKind::LaneRecovered { peer: peer(), lane: 2 },
         EventKind::PeerMtu { peer: peer(), mtu: 1296 },
+        EventKind::ConfigChanged {
+            caller: Caller { by: "root".into(), uid: Some(0) },
+            change: KeyChange {
+                peer: Some(peer()),
+                key: "qkd".into(),
+                from: Some("required".into()),
+                to: Some("off".into()),
+            },
+        },
+        EventKind::PolicyDegraded {
+            caller: Caller { by: "SIGHUP".into(), uid: None },
+            peer: peer(),
+            from: "required".into(),
+            to: "off".into(),
+        },
+        EventKind::ControlUsed {
+            caller: Caller { by: "uid 1000".into(), uid: Some(1000) },
+            request: "rekey".into(),
+            peer: None,
+            result: reason(),
+        },
     ]
 }
 
@@ -67,6 +88,10 @@ fn the_text_form_reads_as_people_expect() {
         lines[10],
         "1970-01-01T00:00:00.000Z qvpn0 epoch.active peer=site-b epoch=18446744073709551615 \
          sources=qkd+mlkem+x25519 qkd_key_id=bc490419"
+    );
+    assert_eq!(
+        lines[22],
+        "1970-01-01T00:00:00.000Z qvpn0 config.changed by=root uid=0 peer=site-b key=qkd from=required to=off"
     );
     assert_eq!(
         lines[1],

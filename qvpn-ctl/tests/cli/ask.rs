@@ -8,7 +8,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::SystemTime;
 
-use qvpn_api::config::{QkdPolicy, Role, Suite};
+use qvpn_api::config::{KeyChange, QkdPolicy, Role, Suite};
 use qvpn_api::control::{ErrorCode, ErrorReply, PeerSummary, Reply};
 use qvpn_api::events::{Event, EventKind};
 use qvpn_api::status::KeySource;
@@ -49,6 +49,22 @@ fn reload_says_what_changed() {
     });
     with(&[Reply::Reload { changes: vec![] }], |dir, _| {
         assert_eq!(run(dir, &["reload", "qvpn0"]), done("nothing changed\n"));
+    });
+}
+
+#[test]
+fn a_dry_run_asks_for_the_plan_and_not_for_a_reload() {
+    let change = KeyChange {
+        peer: Some("site-b".into()),
+        key: "qkd".into(),
+        from: Some("required".into()),
+        to: Some("preferred".into()),
+    };
+    with(&[Reply::Plan { changes: vec![change] }], |dir, fake| {
+        let expected = "peer site-b: qkd: required -> preferred\n    traffic with this peer goes on without QKD \
+                        when keys are missing\nnothing was changed; `qvpn-ctl reload` does it\n";
+        assert_eq!(run(dir, &["reload", "--dry-run", "qvpn0"]), done(expected));
+        assert_eq!(fake.request(), r#"{"v":1,"request":"plan_reload"}"#);
     });
 }
 
