@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# Runs the tests of the crates with unsafe code under AddressSanitizer, which checks what Miri can't run: real system calls on
-# real sockets and locked pages. It needs a nightly toolchain; without one it exits with 77. AWS-LC's C code and assembly are
-# not instrumented, so only the buffers that our code passes to it are checked.
+# Runs the tests of the crates with unsafe code under AddressSanitizer, which checks what Miri can't run: real
+# system calls on real sockets and locked pages. It needs a nightly toolchain; without one it exits with 77.
+# AWS-LC's C code and assembly are not instrumented, so only the buffers that our code passes to it are
+# checked.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export PATH="$PATH:$HOME/.cargo/bin"

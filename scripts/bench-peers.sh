@@ -2,9 +2,11 @@
 # Fetches the VPNs that `make bench` compares with qvpn into target/bench-peers, once; nothing is installed.
 #
 #   boringtun-cli, gotatun   built by cargo from the registry, in the versions below
-#   wireguard-go             the newest of Debian (unstable), from the mirror that this machine's apt uses, unpacked only
+#   wireguard-go             the newest of Debian (unstable), from the mirror that this machine's apt
+#                            uses, unpacked only
 #
-# An unavailable one is named, and the bench shows it as skipped. Existing ones are kept; `--fresh` fetches again.
+# An unavailable one is named, and the bench shows it as skipped. Existing ones are kept; `--fresh` fetches
+# again.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 export PATH="$PATH:/usr/sbin:/sbin:$HOME/.cargo/bin"
@@ -20,7 +22,8 @@ mkdir -p "$peers/bin"
 cargo_peer() {
     local program="$1" version="$2" crate="$3"
     [ ! -x "$peers/bin/$program" ] || return 0
-    cargo install --quiet --locked --version "=$version" --root "$peers/root" --target-dir "$peers/build" "$crate" ||
+    cargo install --quiet --locked --version "=$version" --root "$peers/root" --target-dir "$peers/build" \
+        "$crate" ||
         return 1
     cp "$peers/root/bin/$program" "$peers/bin/$program" || return 1
     echo "$version" >"$peers/bin/$program.version"
@@ -29,13 +32,15 @@ cargo_peer() {
 # apt with its own lists and caches: the machine's sources and packages don't change.
 wireguard_go() {
     [ ! -x "$peers/bin/wireguard-go" ] || return 0
-    command -v apt-get >/dev/null && command -v dpkg-deb >/dev/null || { echo "this needs Debian's apt-get" >&2; return 1; }
+    command -v apt-get >/dev/null && command -v dpkg-deb >/dev/null ||
+        { echo "this needs Debian's apt-get" >&2; return 1; }
     local apt="$peers/apt" mirror
     mirror="$(apt-get indextargets --format '$(REPO_URI) $(ORIGIN)' 'Created-By: Packages' |
         awk '$2 == "Debian" && $1 !~ /security/ { print $1; exit }')"
     [ -n "$mirror" ] || { echo "this machine's apt has no source of Debian's packages" >&2; return 1; }
     mkdir -p "$apt/state/lists/partial" "$apt/cache/archives/partial" "$apt/none"
-    echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $mirror unstable main" >"$apt/sources.list"
+    echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $mirror unstable main" \
+        >"$apt/sources.list"
     local options=(
         -q
         -o "Dir::State=$apt/state"

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Installs what building, testing and the demo need besides Rust: packages of Debian or Ubuntu, two cargo tools, and two
-# Python packages in target/venv. It installs only what is missing and asks no question; if nothing is missing it is silent.
+# Installs what building, testing and the demo need besides Rust: packages of Debian or Ubuntu, two cargo
+# tools, and two Python packages in target/venv. It installs only what is missing and asks no question; if
+# nothing is missing it is silent.
 #
 #   scripts/deps.sh system        packages of the distribution
 #   scripts/deps.sh tools         rustfmt, clippy, cargo-nextest, cargo-deny
@@ -58,12 +59,14 @@ system() {
     [ ${#missing[@]} -gt 0 ] || return 0
     echo "installing packages: ${missing[*]}"
     if ! have apt-get; then
-        echo "this script only knows apt-get; install these packages (or their equivalents) yourself: ${missing[*]}" >&2
+        echo "this script only knows apt-get; install these packages (or their equivalents) yourself:" \
+            "${missing[*]}" >&2
         return 1
     fi
     local as_root=()
     if [ "$(id -u)" -ne 0 ]; then
-        have sudo || { echo "run as root, or install sudo, or install these yourself: ${missing[*]}" >&2; return 1; }
+        have sudo ||
+            { echo "run as root, or install sudo, or install these yourself: ${missing[*]}" >&2; return 1; }
         as_root=(sudo)
     fi
     # On a fresh cloud machine unattended-upgrades holds dpkg's lock for minutes.
@@ -73,14 +76,16 @@ system() {
     "${apt[@]}" install --no-install-recommends "${missing[@]}"
 }
 
-# `apt-get update`. The timeout above does not cover the lock of the package lists, so a held one is tried again for ten minutes.
+# `apt-get update`. The timeout above does not cover the lock of the package lists, so a held one is tried
+# again for ten minutes.
 refresh_lists() {
     local log status deadline=$((SECONDS + 600))
     log="$(mktemp)"
     while :; do
         status=0
         "$@" update 2>&1 | tee "$log" || status=$?
-        if [ $status -eq 0 ] || [ $SECONDS -ge $deadline ] || ! grep -q "Could not get lock" "$log"; then break; fi
+        if [ $status -eq 0 ] || [ $SECONDS -ge $deadline ] ||
+            ! grep -q "Could not get lock" "$log"; then break; fi
         echo "another program holds the lock of the package lists; trying again"
         sleep 5
     done

@@ -1,13 +1,15 @@
 #!/usr/bin/env bash
-# The long part of the evidence: the search of memory, ten million hostile datagrams, a hostile site and hostile local clients,
-# the vectors, the symbolic model, Miri and AddressSanitizer, timing by dudect's method, fuzzing of each parser, a hundred
-# million cases of each small one, and coverage, with a dated summary in docs/evidence/. A step that can't run here is SKIPPED
-# with its reason and never counts as passed; any failure makes the exit status 1.
+# The long part of the evidence: the search of memory, ten million hostile datagrams, a hostile site and
+# hostile local clients, the vectors, the symbolic model, Miri and AddressSanitizer, timing by dudect's
+# method, fuzzing of each parser, a hundred million cases of each small one, and coverage, with a dated
+# summary in docs/evidence/. A step that can't run here is SKIPPED with its reason and never counts as passed;
+# any failure makes the exit status 1.
 #
 #   scripts/evidence.sh              everything, 10 minutes a fuzz target: about five hours
 #   scripts/evidence.sh SECONDS      with SECONDS for each fuzz target; below 60 with the short floods
-#   scripts/evidence.sh SECONDS STEP...   these steps alone: build memory floods vectors model miri asan timing fuzzing many
-#                                    coverage; for the others the summary has their last run
+#   scripts/evidence.sh SECONDS STEP...   these steps alone: build memory floods vectors model miri asan
+#                                    timing fuzzing many coverage; for the others the summary has their last
+#                                    run
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit
 export PATH="$PATH:/usr/sbin:/sbin:$HOME/.cargo/bin"
@@ -25,15 +27,20 @@ fuzzing() { scripts/fuzz.sh "$seconds"; }
 many() {
     local cases=100000000
     [ "$seconds" -ge 60 ] || cases=200000
-    scripts/fuzz.sh many $cases hello stock_offer stock_ack propose accept confirm reject lanes fragment inner_packet
+    scripts/fuzz.sh many $cases hello stock_offer stock_ack propose accept confirm reject lanes fragment \
+        inner_packet
 }
-memory() { cargo nextest run --retries 0 --locked -p tests -E 'binary(secrets) + binary(memory) + binary(secret_types)' --success-output final; }
+memory() {
+    cargo nextest run --retries 0 --locked -p tests --success-output final \
+        -E 'binary(secrets) + binary(memory) + binary(secret_types)'
+}
 # Nine kinds of up to 40,000 a second for 30 s, and one of 400: ten million if the machine is fast enough.
 floods() {
     local which=(--run-ignored all --profile soak)
     [ "$seconds" -ge 60 ] || which=()
     QVPN_FLOOD_RATE=40000 QVPN_FLOOD_SECONDS=30 cargo nextest run --retries 0 --locked -p tests \
-        -E 'binary(abuse) + binary(hostile) + binary(local_abuse) + binary(kms_tunnel)' "${which[@]}" --success-output final
+        -E 'binary(abuse) + binary(hostile) + binary(local_abuse) + binary(kms_tunnel)' "${which[@]}" \
+        --success-output final
 }
 model() {
     if ! command -v "${PROVERIF:-proverif}" >/dev/null; then
@@ -58,12 +65,14 @@ vectors() {
     scripts/deps.sh python || return
     local script
     for script in docs/vectors/*.py; do "$target/venv/bin/python" "$script" || return; done
-    cargo nextest run --retries 0 --locked -p qvpn-identity -p qvpn-proto -p qvpn-dataplane -E 'binary(vectors) + test(wycheproof) + test(rfc)'
+    cargo nextest run --retries 0 --locked -p qvpn-identity -p qvpn-proto -p qvpn-dataplane \
+        -E 'binary(vectors) + test(wycheproof) + test(rfc)'
 }
-# If |t| is above 10 the times of the two classes differ. For the control they must differ, or the method detects nothing. The
-# look-up of an index is only reported: indices are public.
+# If |t| is above 10 the times of the two classes differ. For the control they must differ, or the method
+# detects nothing. The look-up of an index is only reported: indices are public.
 timing() {
-    cargo run --release --locked --manifest-path benches/timing/Cargo.toml --target-dir "$target/timing" >"$dir/timing.txt" || return
+    cargo run --release --locked --manifest-path benches/timing/Cargo.toml --target-dir "$target/timing" \
+        >"$dir/timing.txt" || return
     python3 - "$dir/timing.txt" <<'PY'
 import re, sys
 found = re.findall(r"bench (\S+) .*max t = ([+-][0-9.]+)", open(sys.argv[1]).read())
@@ -126,14 +135,16 @@ day="$(date -u +%F)"
 page="docs/evidence/$day.md"
 [ -s "$page" ] || printf '# Evidence of %s\n\n<!-- made -->\n<!-- end -->\n' "$day" >"$page"
 {
-    printf 'By `make evidence` on %s, %s processors, %s s a fuzz target; commit %s.\n\n```text\n' "$(uname -sr)" "$(nproc)" "$seconds" \
+    printf 'By `make evidence` on %s, %s processors, %s s a fuzz target; commit %s.\n\n```text\n' \
+        "$(uname -sr)" "$(nproc)" "$seconds" \
         "$(git rev-parse --short HEAD 2>/dev/null || echo unknown)"
     printf '%s\n' "${lines[@]}"
     printf '\n'
     cat "$target/fuzz/report.txt" 2>/dev/null
     printf '\n'
     [ ! -s "$target/fuzz/many.txt" ] || { cat "$target/fuzz/many.txt"; printf '\n'; }
-    grep -hE '^ *((starts|points|wrong|data|session|short|long|replay|live|joined|memory|control|kme|timing|soak): |[0-9]+ secrets looked|[0-9]+ used keys)' \
+    topics='starts|points|wrong|data|session|short|long|replay|live|joined|memory|control|kme|timing|soak'
+    grep -hE "^ *(($topics): |[0-9]+ secrets looked|[0-9]+ used keys)" \
         "$dir/memory.log" "$dir/floods.log" "$dir/timing.log" | sed 's/^ *//' | sort -u
     [ ! -s "$target/fuzz/coverage.txt" ] || { printf '\n'; cat "$target/fuzz/coverage.txt"; }
     printf '```\n'

@@ -1,15 +1,16 @@
 #!/usr/bin/env bash
-# Fuzzes each parser with cargo-fuzz on a nightly toolchain, with AddressSanitizer. Inputs that reach new code are kept in
-# fuzz/corpus; a crash stops its target, and its input is in fuzz/artifacts. Without its tools this is SKIPPED with the reason
-# and never counts as passed. The report is target/fuzz/report.txt.
+# Fuzzes each parser with cargo-fuzz on a nightly toolchain, with AddressSanitizer. Inputs that reach new code
+# are kept in fuzz/corpus; a crash stops its target, and its input is in fuzz/artifacts. Without its tools
+# this is SKIPPED with the reason and never counts as passed. The report is target/fuzz/report.txt.
 #
 #   scripts/fuzz.sh                        each target for 10 minutes
 #   scripts/fuzz.sh SECONDS [TARGET...]    these targets, or all, SECONDS each
-#   scripts/fuzz.sh keep [TARGET...]       adds to fuzz/seeds the smallest inputs that reach more than the seeds
-#   scripts/fuzz.sh many CASES [TARGET...] CASES each, mutations of seeds and corpus without guidance and sanitizer, on stable:
-#                                          a million a second for small messages; the report is target/fuzz/many.txt
-#   scripts/fuzz.sh coverage [TARGET...]   the lines of each parser that seeds, corpus and a short run reach, in
-#                                          target/fuzz/coverage.txt; the files contain other code too
+#   scripts/fuzz.sh keep [TARGET...]       adds to fuzz/seeds the smallest inputs that reach more
+#   scripts/fuzz.sh many CASES [TARGET...] CASES each, mutations of seeds and corpus without guidance and
+#                                          sanitizer, on stable: a million a second for small messages; the
+#                                          report is target/fuzz/many.txt
+#   scripts/fuzz.sh coverage [TARGET...]   the lines of each parser that seeds, corpus and a short run reach,
+#                                          in target/fuzz/coverage.txt; the files contain other code too
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit
 export PATH="$PATH:$HOME/.cargo/bin"
@@ -32,8 +33,10 @@ coverage | many) ;;
     [ "$how" = keep ] || { echo "usage: $0 [SECONDS|keep|coverage|many CASES] [TARGET...]" >&2; exit 2; }
     ;;&
 *)
-    command -v cargo-fuzz >/dev/null || reason="cargo-fuzz is not installed: cargo install --locked cargo-fuzz"
-    cargo +nightly --version >/dev/null 2>&1 || reason="there is no nightly toolchain: rustup toolchain install nightly"
+    command -v cargo-fuzz >/dev/null ||
+        reason="cargo-fuzz is not installed: cargo install --locked cargo-fuzz"
+    cargo +nightly --version >/dev/null 2>&1 ||
+        reason="there is no nightly toolchain: rustup toolchain install nightly"
     ;;
 esac
 if [ -n "$reason" ]; then
@@ -64,7 +67,8 @@ source_of() {
     kme_status | kme_keys) echo kms-client/src/etsi014/wire.rs ;;
     kme_error) echo kms-client/src/excerpt.rs ;;
     skip_key | skip_capabilities) echo kms-client/src/skip/wire.rs ;;
-    config) echo qvpn-api/src/config/reader.rs qvpn-api/src/config/grammar.rs qvpn-api/src/config/values.rs qvpn-api/src/config/rules.rs ;;
+    config) echo qvpn-api/src/config/reader.rs qvpn-api/src/config/grammar.rs qvpn-api/src/config/values.rs \
+        qvpn-api/src/config/rules.rs ;;
     control) echo qvpn-api/src/control.rs qvpn-api/src/control/lines.rs ;;
     split) echo qvpn-dataplane/src/tun/split.rs ;;
     coalesce) echo qvpn-dataplane/src/tun/coalesce.rs ;;
@@ -74,13 +78,15 @@ source_of() {
     esac
 }
 
-# The same bodies on stable, with every seed and the whole corpus: seconds, where cargo-fuzz would build each target again.
+# The same bodies on stable, with every seed and the whole corpus: seconds, where cargo-fuzz would build each
+# target again.
 coverage() {
     local tools program target file lines wrong=0
     # The tools of this compiler: others may not read its profiles.
     tools="$(rustc --print sysroot)/lib/rustlib/$(rustc -vV | sed -n 's/^host: //p')/bin"
     [ -x "$tools/llvm-cov" ] || { echo "SKIPPED  coverage (rustup component add llvm-tools)"; return 77; }
-    program=$(RUSTC_WORKSPACE_WRAPPER="$PWD/scripts/instrumented-rustc.sh" cargo test --locked --package tests --test fuzz \
+    program=$(RUSTC_WORKSPACE_WRAPPER="$PWD/scripts/instrumented-rustc.sh" \
+        cargo test --locked --package tests --test fuzz \
         --no-run --message-format json 2>"$dir/coverage.log" |
         python3 -c 'import json,sys
 for line in sys.stdin:
@@ -90,11 +96,16 @@ for line in sys.stdin:
     rm -f "$dir"/*.profraw
     for target in $targets; do
         QVPN_FUZZ_CORPUS=1 LLVM_PROFILE_FILE="$dir/$target.profraw" "$program" --exact "$target" \
-            >>"$dir/coverage.log" 2>&1 || { echo "$target: failed, see $dir/coverage.log"; wrong=1; continue; }
-        "$tools/llvm-profdata" merge -sparse "$dir/$target.profraw" -o "$dir/$target.profdata" || { wrong=1; continue; }
+            >>"$dir/coverage.log" 2>&1 ||
+                { echo "$target: failed, see $dir/coverage.log"; wrong=1; continue; }
+        "$tools/llvm-profdata" merge -sparse "$dir/$target.profraw" -o "$dir/$target.profdata" ||
+            { wrong=1; continue; }
         for file in $(source_of "$target"); do
-            lines=$("$tools/llvm-cov" export -summary-only -instr-profile="$dir/$target.profdata" "$program" "$PWD/$file" |
-                python3 -c 'import json,sys; l=json.load(sys.stdin)["data"][0]["totals"]["lines"]; print(l["covered"], l["count"])')
+            lines=$("$tools/llvm-cov" export -summary-only -instr-profile="$dir/$target.profdata" "$program" \
+                "$PWD/$file" |
+                python3 -c 'import json,sys
+l = json.load(sys.stdin)["data"][0]["totals"]["lines"]
+print(l["covered"], l["count"])')
             # shellcheck disable=SC2086
             printf '%-18s %-42s %4s of %4s lines\n' "$target" "$file" ${lines:-? ?}
         done
@@ -105,12 +116,15 @@ for line in sys.stdin:
 
 many() {
     local target failed=0
-    cargo build --release --locked --manifest-path fuzz/Cargo.toml --target-dir "$dir/many" --example many || return
-    printf '%s cases a target at %s, %s, %s\n' "$cases" "$(git rev-parse --short HEAD 2>/dev/null || echo unknown)" "$(uname -sr)" \
+    cargo build --release --locked --manifest-path fuzz/Cargo.toml --target-dir "$dir/many" --example many ||
+        return
+    printf '%s cases a target at %s, %s, %s\n' "$cases" \
+        "$(git rev-parse --short HEAD 2>/dev/null || echo unknown)" "$(uname -sr)" \
         "$(date -u +%F)" >"$dir/many.txt"
     for target in $targets; do
         "$dir/many/release/examples/many" "$cases" "$target" 2>&1 | tee -a "$dir/many.txt"
-        [ "${PIPESTATUS[0]}" -eq 0 ] || { printf 'FAILED   %s\n' "$target" | tee -a "$dir/many.txt"; failed=1; }
+        [ "${PIPESTATUS[0]}" -eq 0 ] || { printf 'FAILED   %s\n' "$target" |
+            tee -a "$dir/many.txt"; failed=1; }
     done
     return $failed
 }
@@ -120,7 +134,8 @@ keep() {
     for target in $targets; do
         mkdir -p "$dir/merged/$target"
         cp "fuzz/seeds/$target"/* "$dir/merged/$target/"
-        run "$target" "$dir/merged/$target" "fuzz/corpus/$target" -- -merge=1 -max_len=6000 >"$dir/$target.merge.log" 2>&1 || {
+        run "$target" "$dir/merged/$target" "fuzz/corpus/$target" -- -merge=1 -max_len=6000 \
+            >"$dir/$target.merge.log" 2>&1 || {
             echo "$target: failed, see $dir/$target.merge.log"
             continue
         }
@@ -141,15 +156,18 @@ coverage | keep | many) "$how"; exit ;;
 esac
 
 failed=0
-printf 'fuzzing of %s on %s, %s, %s a target\n\n' "$(git rev-parse --short HEAD 2>/dev/null || echo unknown)" \
+printf 'fuzzing of %s on %s, %s, %s a target\n\n' \
+    "$(git rev-parse --short HEAD 2>/dev/null || echo unknown)" \
     "$(uname -sr)" "$(date -u +%F)" "${how} s" >"$dir/report.txt"
 for target in $targets; do
     log="$dir/$target.log"
-    if run "$target" "fuzz/corpus/$target" "fuzz/seeds/$target" -- -max_total_time="$how" -max_len=6000 -timeout=20 \
+    if run "$target" "fuzz/corpus/$target" "fuzz/seeds/$target" -- -max_total_time="$how" -max_len=6000 \
+        -timeout=20 \
         -rss_limit_mb=2048 -print_final_stats=1 >"$log" 2>&1; then word=passed; else word=FAILED failed=1; fi
     cases=$(sed -n 's/^stat::number_of_executed_units: *//p' "$log")
     edges=$(grep -o 'cov: [0-9]*' "$log" | tail -1)
-    printf '%-8s %-18s %12s cases, %s edges, %s inputs kept\n' "$word" "$target" "${cases:-no}" "${edges#cov: }" \
+    printf '%-8s %-18s %12s cases, %s edges, %s inputs kept\n' "$word" "$target" "${cases:-no}" \
+        "${edges#cov: }" \
         "$(find "fuzz/corpus/$target" -type f | wc -l)" | tee -a "$dir/report.txt"
 done
 exit $failed

@@ -1,11 +1,13 @@
 #!/usr/bin/env bash
-# Makes the packages `qvpn` and `qvpn-kme-sim`, each as .deb and .rpm, in target/packages/out, with an SBOM and checksums.
+# Makes the packages `qvpn` and `qvpn-kme-sim`, each as .deb and .rpm, in target/packages/out, with an SBOM
+# and checksums.
 #
 #   scripts/packages.sh                      from a release build
-#   scripts/packages.sh --dev [VERSION...]   from the existing programs in target/debug: for the tests of the packages
+#   scripts/packages.sh --dev [VERSION...]   from the existing programs in target/debug, for the tests
 #
-# Two runs on the same commit make the same bytes, in any source directory: the programs contain no paths, times are the
-# commit's (scripts/reproducible.sh compares). The programs print their own man pages and completions.
+# Two runs on the same commit make the same bytes, in any source directory: the programs contain no paths,
+# times are the commit's (scripts/reproducible.sh compares). The programs print their own man pages and
+# completions.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export PATH="$PATH:/usr/sbin:/sbin:$HOME/.cargo/bin"
@@ -22,7 +24,8 @@ if [ "${1:-}" = --dev ]; then
     shift
 fi
 versions=("$@")
-[ ${#versions[@]} -gt 0 ] || versions=("$(sed -n '/^\[workspace.package\]/,/^\[/s/^version = "\(.*\)"/\1/p' Cargo.toml)")
+[ ${#versions[@]} -gt 0 ] ||
+    versions=("$(sed -n '/^\[workspace.package\]/,/^\[/s/^version = "\(.*\)"/\1/p' Cargo.toml)")
 
 SOURCE_DATE_EPOCH="${SOURCE_DATE_EPOCH:-$(git log -1 --format=%ct 2>/dev/null || stat -c %Y Cargo.lock)}"
 export SOURCE_DATE_EPOCH
@@ -31,8 +34,12 @@ build() {
     local map="$here=/qvpn" home="${CARGO_HOME:-$HOME/.cargo}=/cargo" rust
     rust="$(rustc --print sysroot)=/rust"
     # The last matching one counts, and the target directory may be inside the sources or elsewhere.
-    export RUSTFLAGS="${RUSTFLAGS:-} --remap-path-prefix=$map --remap-path-prefix=$home --remap-path-prefix=$rust --remap-path-prefix=$target=/target"
-    export CFLAGS="${CFLAGS:-} -ffile-prefix-map=$map -ffile-prefix-map=$home -ffile-prefix-map=$target=/target"
+    local prefix
+    for prefix in "$map" "$home" "$rust" "$target=/target"; do
+        RUSTFLAGS="${RUSTFLAGS:-} --remap-path-prefix=$prefix"
+        CFLAGS="${CFLAGS:-} -ffile-prefix-map=$prefix"
+    done
+    export RUSTFLAGS CFLAGS
     cargo build --locked --release --package qvpn-daemon --package qvpn-ctl --package kme-sim
 }
 
@@ -63,7 +70,9 @@ tree() {
     local doc="$qvpn/share/doc/qvpn" file
     for file in README.md CHANGELOG.md SECURITY.md LICENSE-MIT LICENSE-APACHE; do put "$doc" "$file"; done
     # Docs, and the schemas of what `--json` prints.
-    (cd docs && find . -path ./formal -prune -o -type f \( -name '*.md' -o -name '*.json' -o -name '*.html' \) -print) |
+    (cd docs &&
+        find . -path ./formal -prune -o -type f \( -name '*.md' -o -name '*.json' -o -name '*.html' \) \
+        -print) |
         while read -r file; do install -D -m 644 "docs/$file" "$doc/docs/$file"; done
     put "$doc/examples" qvpn-api/tests/examples/qvpn0.toml
     for file in grafana prometheus; do
@@ -104,7 +113,8 @@ tree() {
 rpm_assets() {
     local crate="$1" name="$2" file root="$work/tree/$2"
     local programs
-    programs="$(sed -n '/^\[package.metadata.generate-rpm\]/,/^\[package.metadata.generate-rpm.requires/p' "$crate/Cargo.toml" |
+    local section='/^\[package.metadata.generate-rpm\]/,/^\[package.metadata.generate-rpm.requires/p'
+    programs="$(sed -n "$section" "$crate/Cargo.toml" |
         grep -o '{ source = "target/release/[^}]*}')"
     echo 'assets = ['
     while read -r file; do echo "    ${file//target\/release/$stripped},"; done <<<"$programs"
@@ -118,7 +128,8 @@ rpm_assets() {
 
 pack() {
     local crate="$1" name="$2" version="$3"
-    cargo deb "${fast[@]}" --quiet --no-build --package "$crate" --profile "$profile" --no-dbgsym --strip --deb-version "$version-1" \
+    cargo deb "${fast[@]}" --quiet --no-build --package "$crate" --profile "$profile" \
+        --no-dbgsym --strip --deb-version "$version-1" \
         --output "$out/${name}_$version-1_$(dpkg --print-architecture).deb"
     # The tests inspect one .rpm, and install only .deb.
     [ "$profile" != dev ] || [ "$version" = "${versions[0]}" ] || return 0

@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
-# Makes the packages of the last commit twice, in two directories, and compares every file: programs, packages and SBOM must be
-# the same bytes. The first run is `make packages` in this directory, the second is in a clone with another path and umask,
-# which is removed at the end.
+# Makes the packages of the last commit twice, in two directories, and compares every file: programs, packages
+# and SBOM must be the same bytes. The first run is `make packages` in this directory, the second is in a
+# clone with another path and umask, which is removed at the end.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-[ -z "$(git status --porcelain)" ] || { echo "commit first: what is compared is the last commit" >&2; exit 1; }
+[ -z "$(git status --porcelain)" ] ||
+    { echo "commit first: what is compared is the last commit" >&2; exit 1; }
 umask 022
 scripts/packages.sh
 
@@ -27,6 +28,7 @@ for file in $(cd "$here" && find out stripped -type f | LC_ALL=C sort); do
         status=1
     fi
 done
-[ "$(cd "$here" && find out stripped -type f | sort)" = "$(cd "$there" && find out stripped -type f | sort)" ] ||
+files_of() { (cd "$1" && find out stripped -type f | sort); }
+[ "$(files_of "$here")" = "$(files_of "$there")" ] ||
     { echo "the two runs made different lists of files" >&2; status=1; }
 exit $status

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# All checks before a change is merged, in one run with one summary. A step that can't run here is SKIPPED with its reason
-# and never counts as passed; any failure makes the exit status 1.
+# All checks before a change is merged, in one run with one summary. A step that can't run here is SKIPPED
+# with its reason and never counts as passed; any failure makes the exit status 1.
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit
 export PATH="$PATH:/usr/sbin:/sbin:$HOME/.cargo/bin"
@@ -13,15 +13,19 @@ lint() {
     cargo clippy --workspace --all-targets --locked -- -D warnings &&
         cargo clippy --package benches --features micro --benches --locked -- -D warnings
 }
-# Cycles of imports, long files, and words that the glossary replaced; a workspace of its own that takes seconds.
+# Cycles of imports, long files, and words that the glossary replaced; a workspace of its own that takes
+# seconds.
 layout() { cargo test --quiet --locked --manifest-path layout/Cargo.toml --target-dir "$target/layout"; }
-documentation() { RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --document-private-items --locked; }
+documentation() {
+    RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --document-private-items --locked
+}
 dependencies() { cargo deny --all-features --locked check licenses bans sources; }
 # From RustSec's database; if that can't be reached, from a copy that was fetched in the last 90 days.
 advisories() {
     local copy fetched=1
     timeout 180 cargo deny --all-features fetch db || fetched=0
-    copy="$(find "${CARGO_HOME:-$HOME/.cargo}/advisory-dbs" -mindepth 1 -maxdepth 1 -name 'advisory-db-*' 2>/dev/null | head -1)"
+    copy="$(find "${CARGO_HOME:-$HOME/.cargo}/advisory-dbs" -mindepth 1 -maxdepth 1 -name 'advisory-db-*' \
+        2>/dev/null | head -1)"
     if [ -z "$copy" ]; then
         reason="the advisory database can't be fetched from here, and there is no copy"
         return $skip
@@ -58,8 +62,8 @@ undefined_behaviour() {
     [ $status -ne $skip ] || reason="there is no nightly toolchain with miri"
     return $status
 }
-# Packages of the programs in target/debug are installed, run, upgraded and purged in a guest that systemd boots. If its tools
-# can't be installed, the last line names them.
+# Packages of the programs in target/debug are installed, run, upgraded and purged in a guest that systemd
+# boots. If its tools can't be installed, the last line names them.
 packages() {
     scripts/deps.sh packages || echo "not all tools for the packages can be installed"
     scripts/test-packages.sh | tee "$target/packages.log"

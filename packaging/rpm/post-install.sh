@@ -1,5 +1,5 @@
-# The directory for configs, then the units. No tunnel is started, and none that runs is touched. $1 is how many versions are
-# installed by now.
+# The directory for configs, then the units. No tunnel is started, and none that runs is touched. $1 is how
+# many versions are installed by now.
 [ -e /etc/qvpn ] || install -d -m 0750 -o root -g qvpn /etc/qvpn
 if [ "$1" -eq 1 ]; then
     systemctl --no-reload enable qvpn-guard.service qvpn.target >/dev/null 2>&1 || :
@@ -10,5 +10,6 @@ systemd-tmpfiles --create /usr/lib/tmpfiles.d/qvpn.conf || :
 /usr/lib/systemd/systemd-sysctl /usr/lib/sysctl.d/50-qvpn.conf || :
 [ "$1" -gt 1 ] || exit 0
 for unit in $(systemctl list-units --plain --no-legend --state=active 'qvpn@*.service' | cut -d ' ' -f 1); do
-    echo "qvpn: $unit still runs the former version; restart it when its site can spare some seconds: systemctl restart $unit"
+    echo "qvpn: $unit still runs the former version; restart it when its site can spare some seconds:" \
+        "systemctl restart $unit"
 done

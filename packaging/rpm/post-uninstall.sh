@@ -28,4 +28,5 @@ fi
 rm -rf /run/qvpn
 rmdir /etc/qvpn 2>/dev/null || :
 [ ! -e /etc/qvpn ] ||
-    echo "qvpn: /etc/qvpn stays, with the configs and secret keys in it; erase them yourself if they are no longer needed"
+    echo "qvpn: /etc/qvpn stays, with the configs and secret keys in it;" \
+        "erase them yourself if they are no longer needed"

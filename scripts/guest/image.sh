@@ -24,7 +24,8 @@ check "the user qvpn is there" getent passwd qvpn
 same "mode and owners of /etc/qvpn" "$(stat -c '%a %U:%G' /etc/qvpn)" "750 root:qvpn"
 check "the guard is enabled" systemctl is-enabled --quiet qvpn-guard.service
 check "the target is enabled" systemctl is-enabled --quiet qvpn.target
-[ ! -d /usr/share/man/man8 ] || check "man pages" test -e /usr/share/man/man8/qvpn-daemon.8 -o -e /usr/share/man/man8/qvpn-daemon.8.gz
+[ ! -d /usr/share/man/man8 ] ||
+    check "man pages" test -e /usr/share/man/man8/qvpn-daemon.8 -o -e /usr/share/man/man8/qvpn-daemon.8.gz
 
 # Two sites: this machine, and one of its network namespaces. Both KMEs run here.
 cd /etc/kme-sim
@@ -83,7 +84,8 @@ sed "s#qvpn1-…#$b#; s#kme-a1.site-a.example#10.9.0.1#; s#203.0.113.9#10.9.0.2#
 sed "s#qvpn1-…#$a#; s#kme-a1.site-a.example:8443#10.9.0.1:8444#; s#203.0.113.9#10.9.0.1#; s#kme-a1#kme-b1#
     s#SITE-B#SITE-X#; s#SITE-A#SITE-B#; s#SITE-X#SITE-A#; s#site-b#site-a#; s#10.20.0.0#10.10.0.0#
     s#10.77.0.1/30#10.77.0.X/30#; s#10.77.0.2/32#10.77.0.1/32#; s#10.77.0.X/30#10.77.0.2/30#
-    s#/etc/qvpn/kms/#/etc/qvpn/other/#; s#/etc/qvpn/qvpn0.key#/etc/qvpn/other/qvpn0.key#" /guest/guide/site.toml |
+    s#/etc/qvpn/kms/#/etc/qvpn/other/#; s#/etc/qvpn/qvpn0.key#/etc/qvpn/other/qvpn0.key#" \
+    /guest/guide/site.toml |
     secret /etc/qvpn/other/qvpn0.toml
 check "check of the other site's config" qvpn-ctl check /etc/qvpn/other/qvpn0.toml
 systemctl enable qvpn@qvpn0.service >/dev/null 2>&1

@@ -5,8 +5,10 @@ failed() {
     journalctl --no-pager -n 60 -u 'qvpn*' -u kme-sim 2>/dev/null
     exit 1
 }
-check() { what="$1"; shift; "$@" >/tmp/check.log 2>&1 && ok "$what" || { cat /tmp/check.log; failed "$what"; }; }
-refused() { what="$1"; shift; ! "$@" >/tmp/check.log 2>&1 && ok "$what" || { cat /tmp/check.log; failed "$what"; }; }
+check() { what="$1"; shift; "$@" >/tmp/check.log 2>&1 && ok "$what" ||
+    { cat /tmp/check.log; failed "$what"; }; }
+refused() { what="$1"; shift; ! "$@" >/tmp/check.log 2>&1 && ok "$what" ||
+    { cat /tmp/check.log; failed "$what"; }; }
 same() { [ "$2" = "$3" ] && ok "$1: $2" || failed "$1 is \"$2\", not \"$3\""; }
 says() { case "$2" in *"$3"*) ok "$1" ;; *) failed "$1: \"$3\" is not in: $2" ;; esac; }
 # Waits up to 30 s.

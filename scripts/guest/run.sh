@@ -37,15 +37,19 @@ becomes "the simulated KMEs run" test -S /run/kme-sim/admin.sock
 cd /root/site
 check "guide: check" sh /guest/guide/check.sh
 check "guide: start" sh /guest/guide/start.sh
-# The daemon makes the directory of its socket before it drops root; one of another user it can't use, and reports it.
+# The daemon makes the directory of its socket before it drops root; one of another user it can't use, and
+# reports it.
 mkdir /run/roots
-refused "a socket in root's directory" timeout 20 ip netns exec other qvpn-daemon --config /etc/qvpn/other/qvpn0.toml --socket-dir /run/roots
+refused "a socket in root's directory" timeout 20 ip netns exec other qvpn-daemon --config \
+    /etc/qvpn/other/qvpn0.toml --socket-dir /run/roots
 says "which is said in words" "$(cat /tmp/check.log)" "chown qvpn:qvpn /run/roots"
-ip netns exec other qvpn-daemon --config /etc/qvpn/other/qvpn0.toml --socket-dir /run/other >/tmp/other.log 2>&1 &
+ip netns exec other qvpn-daemon --config /etc/qvpn/other/qvpn0.toml --socket-dir /run/other >/tmp/other.log \
+    2>&1 &
 other=$!
 becomes "the tunnel comes up" answers
 systemctl is-active --quiet qvpn@qvpn0.service || failed "the unit runs"
-same "owner of the memory of a daemon that root started, which is not dumpable" "$(stat -c %U /proc/$other/environ)" root
+same "owner of the memory of a daemon that root started, which is not dumpable" \
+    "$(stat -c %U /proc/$other/environ)" root
 same "its effective user" "$(awk '/^Uid:/ { print $3 }' /proc/$other/status)" "$(id -u qvpn)"
 
 # The rights of the unit's process.
@@ -79,16 +83,18 @@ check "goes on after it" answers
 
 # The journal has a field for each fact.
 fields=$(journalctl --no-pager -o json QVPN_EVENT=epoch.active QVPN_PEER=site-b -n 1)
-for field in '"QVPN_INTERFACE":"qvpn0"' '"QVPN_SOURCES":"qkd+mlkem+x25519' '"QVPN_QKD_KEY_ID":"' '"QVPN_EPOCH":"' \
+for field in '"QVPN_INTERFACE":"qvpn0"' '"QVPN_SOURCES":"qkd+mlkem+x25519' '"QVPN_QKD_KEY_ID":"' \
+    '"QVPN_EPOCH":"' \
     '"_SYSTEMD_UNIT":"qvpn@qvpn0.service"' '"SYSLOG_IDENTIFIER":"qvpn-daemon"' '"PRIORITY":"6"'; do
     says "a field of epoch.active" "$fields" "$field"
 done
 
-# systemd-networkd, with a link to manage: at each start it removes foreign routes. qvpn's routes stay without interruption,
-# both while the daemon runs and when it is stopped.
+# systemd-networkd, with a link to manage: at each start it removes foreign routes. qvpn's routes stay without
+# interruption, both while the daemon runs and when it is stopped.
 unreachable() { ip route show table 29046 type unreachable proto 113; }
 mkdir -p /etc/systemd/network
-printf '[Match]\nName=lan\n[Network]\nAddress=10.10.0.1/16\nLinkLocalAddressing=no\nIPv6AcceptRA=no\n' >/etc/systemd/network/lan.network
+printf '[Match]\nName=lan\n[Network]\nAddress=10.10.0.1/16\nLinkLocalAddressing=no\nIPv6AcceptRA=no\n' \
+    >/etc/systemd/network/lan.network
 managed() { grep -q ADMIN_STATE=configured "/run/systemd/netif/links/$(cat /sys/class/net/lan/ifindex)"; }
 restart_networkd() {
     systemctl stop systemd-networkd.socket systemd-networkd.service
@@ -103,7 +109,8 @@ monitor=$!
 before="$(ip route show table all proto 113)"
 restart_networkd
 restart_networkd
-same "all our routes after networkd was started and restarted" "$(ip route show table all proto 113)" "$before"
+same "all our routes after networkd was started and restarted" "$(ip route show table all proto 113)" \
+    "$before"
 check "traffic goes on under networkd" answers
 systemctl stop qvpn@qvpn0.service
 block="$(unreachable)"
@@ -119,7 +126,8 @@ ln -s /dev/null /etc/systemd/networkd.conf.d/50-qvpn.conf
 # The guard would put it back at once.
 systemctl stop qvpn-guard.service
 restart_networkd
-becomes "without the drop-in networkd takes the block away" sh -c '[ -z "$(ip route show table 29046 type unreachable proto 113)" ]'
+becomes "without the drop-in networkd takes the block away" sh -c \
+    '[ -z "$(ip route show table 29046 type unreachable proto 113)" ]'
 rm /etc/systemd/networkd.conf.d/50-qvpn.conf /etc/systemd/network/lan.network
 systemctl stop systemd-networkd.socket systemd-networkd.service
 ip addr replace 10.10.0.1/16 dev lan
@@ -202,11 +210,13 @@ check "guide: identity" sh /guest/guide/identity.sh
 # A file as root creates it: root can read it, and the daemon can't.
 chmod 0600 /etc/qvpn/qvpn0.key
 refused "check says that the daemon can't read a key of root alone" qvpn-ctl check /etc/qvpn/qvpn0.toml
-says "in words" "$(cat /tmp/check.log)" "chown root:qvpn /etc/qvpn/qvpn0.key && chmod 0640 /etc/qvpn/qvpn0.key"
+says "in words" "$(cat /tmp/check.log)" \
+    "chown root:qvpn /etc/qvpn/qvpn0.key && chmod 0640 /etc/qvpn/qvpn0.key"
 eval "$(sed -n 's/.*run `\(chown [^`]*\)`.*/\1/p' /tmp/check.log)"
 check "the fix in the message" qvpn-ctl check /etc/qvpn/qvpn0.toml
 refused "the other site doesn't know the new key" answers
-sed -i "s#^public_key = .*#public_key = \"$(qvpn-ctl pubkey </etc/qvpn/qvpn0.key)\"#" /etc/qvpn/other/qvpn0.toml
+sed -i "s#^public_key = .*#public_key = \"$(qvpn-ctl pubkey </etc/qvpn/qvpn0.key)\"#" \
+    /etc/qvpn/other/qvpn0.toml
 check "it takes it over" qvpn-ctl --socket-dir /run/other reload qvpn0
 becomes "up with the new identity" answers
 check "guide: backup" sh /guest/guide/backup.sh
@@ -218,7 +228,8 @@ END
 # The key as a credential. Only root can read its file.
 install -m 0600 /etc/qvpn/qvpn0.key /root/a.key
 mkdir -p /etc/systemd/system/qvpn@qvpn0.service.d
-printf '[Service]\nLoadCredential=a.key:/root/a.key\n' >/etc/systemd/system/qvpn@qvpn0.service.d/credential.conf
+printf '[Service]\nLoadCredential=a.key:/root/a.key\n' \
+    >/etc/systemd/system/qvpn@qvpn0.service.d/credential.conf
 cp -a /etc/qvpn/qvpn0.toml /root/qvpn0.toml
 sed -i 's/^private_key_file = .*/private_key_file = "credential:a.key"/' /etc/qvpn/qvpn0.toml
 systemctl daemon-reload
@@ -253,9 +264,11 @@ becomes "up after it" answers
 # systemd's verdict on the units.
 for unit in qvpn@qvpn0.service; do
     check "$unit is exposed to less than 2.0" systemd-analyze security --no-pager --threshold=20 "$unit"
-    echo "guest: $(systemd-analyze security --no-pager "$unit" | tail -1 | sed 's/^[^A-Za-z]*//; s/ [^ a-zA-Z0-9.:@]*$//')"
+    echo "guest: $(systemd-analyze security --no-pager "$unit" | tail -1 |
+        sed 's/^[^A-Za-z]*//; s/ [^ a-zA-Z0-9.:@]*$//')"
 done
-check "the units are right" systemd-analyze verify --man=no qvpn@qvpn0.service qvpn-guard.service qvpn.target kme-sim.service
+check "the units are right" systemd-analyze verify --man=no qvpn@qvpn0.service qvpn-guard.service \
+    qvpn.target kme-sim.service
 
 # Removal keeps the block, purge removes it and reports that.
 said=$(dpkg -r qvpn 2>&1) || failed "removal: $said"
