@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use qvpn_dataplane::AllowedIps;
-use qvpn_dataplane::internals::{Arrived, Session, SuperPacket, Window};
+use qvpn_dataplane::internals::{ReceivedFlow, Session, SuperPacket, Window};
 use qvpn_types::{PeerNumber, Suite};
 
 /// Sizes of inner packets in bytes.
@@ -21,7 +21,7 @@ fn bytes(number: usize) -> Throughput {
 
 fn offloads(c: &mut Criterion) {
     let mut packet = SuperPacket::new(SEGMENTS, MSS);
-    let mut arrived = Arrived::of(&mut packet);
+    let mut arrived = ReceivedFlow::of(&mut packet);
     let mut group = c.benchmark_group("offload");
     group.throughput(bytes(packet.payload()));
     group.bench_function("split 64 KiB", |b| b.iter(|| assert_eq!(packet.split(), usize::from(SEGMENTS))));

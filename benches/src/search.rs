@@ -5,19 +5,19 @@
 pub const LOSS: f64 = 0.001;
 
 /// The search ends when the lowest failure is at most this many times the highest success.
-const FINE: f64 = 1.03;
+const MAX_BRACKET_RATIO: f64 = 1.03;
 
 /// Attempts with a load before it counts as too high, since a shared machine may stall.
-const TRIES: usize = 4;
+const RUNS_PER_LOAD: usize = 4;
 
 /// A sender that sent less than this share of the load was too slow itself.
-const FULL: f64 = 0.95;
+const MIN_SENT_SHARE: f64 = 0.95;
 
 /// Factor by which the load grows until the first failure.
-const GROWTH: f64 = 1.4;
+const LOAD_FACTOR: f64 = 1.4;
 
 /// The search does not go below this load, in datagrams per second.
-const FLOOR: f64 = 500.0;
+const MIN_LOAD: f64 = 500.0;
 
 /// The result of one step.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -66,9 +66,9 @@ struct TooMuch {
 pub fn highest<E>(guess: f64, mut step: impl FnMut(f64) -> Result<Step, E>) -> Result<Found, E> {
     let mut attempt = |load: f64| -> Result<Result<f64, TooMuch>, E> {
         let mut for_sender = true;
-        for _ in 0..TRIES {
+        for _ in 0..RUNS_PER_LOAD {
             let seen = step(load)?;
-            let full = seen.sent as f64 >= FULL * load * seen.seconds;
+            let full = seen.sent as f64 >= MIN_SENT_SHARE * load * seen.seconds;
             if full && seen.passes() {
                 return Ok(Ok(seen.rate()));
             }
@@ -80,12 +80,12 @@ pub fn highest<E>(guess: f64, mut step: impl FnMut(f64) -> Result<Step, E>) -> R
     loop {
         let load = match (passed, failed) {
             (None, None) => guess,
-            (Some((low, _)), None) => low * GROWTH,
-            (None, Some(high)) if high.load / GROWTH < FLOOR => {
+            (Some((low, _)), None) => low * LOAD_FACTOR,
+            (None, Some(high)) if high.load / LOAD_FACTOR < MIN_LOAD => {
                 return Ok(Found { rate: 0.0, sender_bound: high.for_sender });
             }
-            (None, Some(high)) => high.load / GROWTH,
-            (Some((low, rate)), Some(high)) if high.load / low <= FINE => {
+            (None, Some(high)) => high.load / LOAD_FACTOR,
+            (Some((low, rate)), Some(high)) if high.load / low <= MAX_BRACKET_RATIO => {
                 return Ok(Found { rate, sender_bound: high.for_sender });
             }
             (Some((low, _)), Some(high)) => (low * high.load).sqrt(),

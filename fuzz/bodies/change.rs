@@ -11,7 +11,7 @@ use rand_chacha::rand_core::Rng;
 use super::Body;
 
 /// The maximum length of an input, in bytes.
-const LONGEST: usize = 6000;
+const MAX_INPUT_BYTES: usize = 6000;
 
 /// A case to run. When its body panics, `Drop` writes the input to a file and prints where it is.
 pub struct Shown<'a>(pub &'a str, pub &'a [u8], pub u64);
@@ -87,6 +87,6 @@ pub fn change(seeds: &[Vec<u8>], rng: &mut ChaCha20Rng) -> Vec<u8> {
             _ => {}
         }
     }
-    input.truncate(LONGEST);
+    input.truncate(MAX_INPUT_BYTES);
     input
 }

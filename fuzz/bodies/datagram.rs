@@ -20,7 +20,7 @@ use super::input::Input;
 use super::peer::SITES;
 
 /// The maximum number of operations in a case.
-const MOST: usize = 40;
+const MAX_STEPS: usize = 40;
 /// The peers' numbers in each other's tables.
 const US: PeerNumber = PeerNumber(300);
 const THEM: PeerNumber = PeerNumber(7);
@@ -81,7 +81,7 @@ pub fn packets_opened(bytes: &[u8]) -> usize {
     let them = end(&SITES.them, SITES.us.public(), THEM, 2);
     let mut case = Case { us, them, heard: Vec::new(), opened: 0 };
     let mut input = Input(bytes);
-    for _ in 0..MOST {
+    for _ in 0..MAX_STEPS {
         if input.0.is_empty() {
             break;
         }

@@ -30,7 +30,7 @@ use sha2::{Digest, Sha384};
 use super::input::Input;
 
 /// The maximum number of operations in a case; an exchange takes about ten.
-const MOST: usize = 60;
+const MAX_STEPS: usize = 60;
 
 /// A control session that is always up and does not encrypt.
 #[derive(Default)]
@@ -181,7 +181,7 @@ impl<'a> Case<'a> {
     }
 
     fn run(mut self) -> usize {
-        for _ in 0..MOST {
+        for _ in 0..MAX_STEPS {
             if self.input.0.is_empty() {
                 break;
             }

@@ -1,5 +1,6 @@
-//! Runs targets on any number of mutations of seeds and corpus: without a fuzzer's guidance and without a sanitizer, but with
-//! overflow checks and assertions, and much faster. `many CASES TARGET...`; `scripts/fuzz.sh many`.
+//! Runs targets on any number of mutations of seeds and corpus: without a fuzzer's guidance and without a
+//! sanitizer, but with overflow checks and assertions, and much faster. `many CASES TARGET...`;
+//! `scripts/fuzz.sh many`.
 
 #[path = "../bodies/mod.rs"]
 mod bodies;

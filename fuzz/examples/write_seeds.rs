@@ -1,5 +1,6 @@
-//! Writes the valid messages into `fuzz/seeds`: `cargo run --manifest-path fuzz/Cargo.toml --example write_seeds`. Run it when a
-//! message changes; the test `seeds_of_messages_are_messages` in `tests/tests/fuzz.rs` fails until then.
+//! Writes the valid messages into `fuzz/seeds`: `cargo run --manifest-path fuzz/Cargo.toml --example
+//! write_seeds`. Run it when a message changes; the test `seeds_of_messages_are_messages` in
+//! `tests/tests/fuzz.rs` fails until then.
 
 #[path = "../bodies/mod.rs"]
 mod bodies;

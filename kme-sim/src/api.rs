@@ -264,12 +264,14 @@ pub enum KeyStyle {
 /// The key container of clause 6.3. The keys are erased here, and the container after it is sent.
 #[must_use]
 pub fn key_container(keys: Vec<DeliveredKey>, style: KeyStyle) -> Zeroizing<Vec<u8>> {
-    const AROUND: usize = r#"{"key_ID":,"key":""},"#.len() + KEY_EXTRA.len() + CONTAINER_EXTRA.len();
+    const JSON_OVERHEAD: usize = r#"{"key_ID":,"key":""},"#.len() + KEY_EXTRA.len() + CONTAINER_EXTRA.len();
     let base64 = if style == KeyStyle::UrlBase64 { &BASE64URL_NOPAD } else { &BASE64 };
     // Enough for the whole container, since a buffer that grows leaves copies behind. In JSON an ID needs at
     // most six bytes for each byte.
-    let size =
-        keys.iter().map(|k| AROUND + 2 + 6 * k.id.len() + BASE64.encode_len(k.key.len())).sum::<usize>();
+    let size = keys
+        .iter()
+        .map(|k| JSON_OVERHEAD + 2 + 6 * k.id.len() + BASE64.encode_len(k.key.len()))
+        .sum::<usize>();
     let mut body = Zeroizing::new(Vec::with_capacity(size + 16));
     body.extend_from_slice(br#"{"keys":["#);
     for (i, DeliveredKey { id, key }) in keys.into_iter().enumerate() {
@@ -400,7 +402,8 @@ mod tests {
         for query in ["", "key_ID=", "key_ID=a&key_ID=b", "key_id=a", "key_ID=a&x=1"] {
             assert_eq!(key_ids_from_query(query).unwrap_err().status(), StatusCode::BAD_REQUEST, "{query}");
         }
-        let body = br#"{"key_IDs":[{"key_ID":"a","key_ID_extension":{}},{"key_ID":"b"}],"key_IDs_extension":{"x":1}}"#;
+        let body = br#"{"key_IDs":[{"key_ID":"a","key_ID_extension":{}},{"key_ID":"b"}],
+            "key_IDs_extension":{"x":1}}"#;
         assert_eq!(key_ids_from_body(body).unwrap(), ["a", "b"]);
         for body in [
             "",

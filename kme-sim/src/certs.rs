@@ -60,7 +60,10 @@ pub enum CertsError {
         source: io::Error,
     },
     /// A file to be written exists already.
-    #[error("{path} exists; remove it to make it again, or give --force for a new CA and new certificates", path = path.display())]
+    #[error(
+        "{path} exists; remove it to make it again, or give --force for a new CA and new certificates",
+        path = path.display()
+    )]
     Exists {
         /// The file.
         path: PathBuf,
@@ -75,7 +78,11 @@ pub enum CertsError {
         file: String,
     },
     /// There is half of a CA.
-    #[error("{found} exists without {missing}; bring the missing file back, or give --force for a new CA", found = found.display(), missing = missing.display())]
+    #[error(
+        "{found} exists without {missing}; bring the missing file back, or give --force for a new CA",
+        found = found.display(),
+        missing = missing.display()
+    )]
     HalfCa {
         /// The file that is there.
         found: PathBuf,

@@ -30,7 +30,8 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
     }
 }
 
-/// A whole number of at least 0. JSON has one kind of number, so 2.0 and 2e0 are whole too (RFC 8259 section 6).
+/// A whole number of at least 0. JSON has one kind of number, so 2.0 and 2e0 are whole too (RFC 8259 section
+/// 6).
 pub(crate) fn whole_number<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Error> {
     /// The largest number up to which a float holds every whole number.
     const MAX_EXACT: f64 = 9_007_199_254_740_992.0;

@@ -4,8 +4,6 @@
 //!
 //! The program and the tests of the workspace share this library.
 
-#![allow(missing_docs)] // A name that says everything needs no comment.
-
 pub mod admin;
 pub mod api;
 pub mod certs;

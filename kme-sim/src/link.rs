@@ -1,5 +1,5 @@
 //! One QKD link between two KMEs: a store of secret bits that its supply fills, and the keys taken from it.
-//! Both ends hold the same bits, so the store is one number; a key gets its bytes when it is taken.
+//! Both KMEs hold the same bits, so the store is one number; a key gets its bytes when it is taken.
 
 use std::time::Duration;
 

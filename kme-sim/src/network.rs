@@ -389,7 +389,8 @@ impl Network {
     }
 }
 
-/// A UUID in the form of our IDs: its letters may come in either case (RFC 9562 section 4). Other IDs stay as they are.
+/// A UUID in the form of our IDs: its letters may come in either case (RFC 9562 section 4). Other IDs stay as
+/// they are.
 fn canonical_id(id: &str) -> String {
     if id.len() == 36 && uuid::Uuid::try_parse(id).is_ok() { id.to_ascii_lowercase() } else { id.to_owned() }
 }

@@ -9,7 +9,10 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
     /// A PEM file can't be read or holds nothing of the kind.
-    #[error("cannot read {what} from {path}: {source}; `kme-sim certs DIR` makes a set for a lab", path = path.display())]
+    #[error(
+        "cannot read {what} from {path}: {source}; `kme-sim certs DIR` makes a set for a lab",
+        path = path.display()
+    )]
     Pem {
         /// What was looked for.
         what: &'static str,

@@ -1,4 +1,5 @@
-//! Refused requests: the status codes and the error format of ETSI GS QKD 014 (clause 6.5), with its messages.
+//! Refused requests: the status codes and the error format of ETSI GS QKD 014 (clause 6.5), with its
+//! messages.
 
 use hyper::StatusCode;
 use serde_json::{Value, json};

@@ -122,8 +122,8 @@ pub(crate) fn entropy(bits: u64) -> Result<Value, NoRandomness> {
 
 /// The answer with a key (section 4.2). The key is erased here, and the answer after it is sent.
 pub(crate) fn key(DeliveredKey { id, key }: DeliveredKey, style: KeyStyle) -> Zeroizing<Vec<u8>> {
-    const AROUND: usize = r#"{"keyId":,"key":"","vendor":{"x":1}}"#.len();
-    let mut body = Zeroizing::new(Vec::with_capacity(AROUND + 2 + 6 * id.len() + 2 * key.len()));
+    const JSON_OVERHEAD: usize = r#"{"keyId":,"key":"","vendor":{"x":1}}"#.len();
+    let mut body = Zeroizing::new(Vec::with_capacity(JSON_OVERHEAD + 2 + 6 * id.len() + 2 * key.len()));
     let id = if style == KeyStyle::NumericIds { Value::from(1) } else { Value::String(id) };
     body.extend_from_slice(br#"{"keyId":"#);
     body.extend_from_slice(id.to_string().as_bytes());

@@ -177,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn loss_and_noise_end_the_supply() {
+    fn loss_and_noise_stop_the_supply() {
         let rate = |optics: &Optics| optics.state(0.0).bits_per_s;
         let mut optics = tokyo();
         let mut last = f64::INFINITY;

@@ -152,7 +152,8 @@ fn all_mistakes_of_a_file_come_at_once_in_its_order() {
 
 #[test]
 fn two_links_have_two_seeds() {
-    let third = "[[kme]]\nname = \"c\"\nlisten = \"127.0.0.1:0\"\ncert_file = \"c\"\nkey_file = \"c\"\nclient_ca_file = \"c\"";
+    let third = "[[kme]]\nname = \"c\"\nlisten = \"127.0.0.1:0\"\ncert_file = \"c\"\nkey_file \
+                 = \"c\"\nclient_ca_file = \"c\"";
     let link = "[[link]]\nkmes = [\"a\", \"c\"]\nrate_bits_per_s = 1\nseed = \"00ff\"";
     let error = Config::parse(&format!("{GOOD}{third}\n{link}\n"), "f", Path::new(".")).unwrap_err();
     assert!(error.to_string().starts_with("f:33:8: another link has this seed"), "{error}");

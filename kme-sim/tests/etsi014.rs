@@ -18,7 +18,8 @@ async fn status_has_every_field_of_the_document() {
     assert_eq!(
         status,
         json!({
-            "source_KME_ID": "kme-a1", "target_KME_ID": "kme-b1", "master_SAE_ID": "SITE-A", "slave_SAE_ID": "SITE-B",
+            "source_KME_ID": "kme-a1", "target_KME_ID": "kme-b1", "master_SAE_ID": "SITE-A",
+            "slave_SAE_ID": "SITE-B",
             "key_size": 256, "stored_key_count": 500, "max_key_count": 1000, "max_key_per_request": 128,
             "max_key_size": 1024, "min_key_size": 64, "max_SAE_ID_count": 2,
             "status_extension": {"qber": 0.02, "key_rate_bits_per_s": 0.0, "hops": 1}
@@ -32,7 +33,7 @@ async fn status_has_every_field_of_the_document() {
 }
 
 #[tokio::test]
-async fn keys_of_all_forms_are_the_same_at_both_ends_and_as_derived_from_the_seed() {
+async fn keys_of_all_forms_are_the_same_at_both_sites_and_as_derived_from_the_seed() {
     let lab = Lab::start().await;
     let mut a = lab.client("kme-a1", "site-a").await;
     let mut b = lab.client("kme-b1", "site-b").await;
@@ -340,7 +341,7 @@ async fn a_key_that_the_master_asks_for_by_its_id_is_401_with_a_challenge() {
 }
 
 #[tokio::test]
-async fn a_uuid_is_found_in_either_case() {
+async fn a_uuid_is_found_in_upper_and_lower_case() {
     let lab = Lab::start().await;
     let mut a = lab.client("kme-a1", "site-a").await;
     let mut b = lab.client("kme-b1", "site-b").await;
@@ -374,7 +375,7 @@ async fn a_whole_number_may_have_a_fraction_of_zero() {
 }
 
 #[tokio::test]
-async fn an_array_stands_for_no_object() {
+async fn an_array_is_not_read_as_an_object() {
     let lab = Lab::start().await;
     let mut a = lab.client("kme-a1", "site-a").await;
     let mut b = lab.client("kme-b1", "site-b").await;

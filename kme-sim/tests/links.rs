@@ -109,7 +109,8 @@ async fn an_eavesdropper_shows_in_the_error_rate_and_stops_the_supply() {
 
 #[tokio::test]
 async fn time_can_be_accelerated() {
-    let link = "[[link]]\nkmes = [\"kme-a1\", \"kme-b1\"]\nrate_bits_per_s = 256\nmax_keys = 10000000\nrelay_delay = \"1h\"";
+    let link = "[[link]]\nkmes = [\"kme-a1\", \"kme-b1\"]\nrate_bits_per_s = 256\nmax_keys = \
+                10000000\nrelay_delay = \"1h\"";
     let lab = Lab::with(&format!("time_scale = 1000000\n{}", with_link(link))).await;
     let first = stats(&lab).await;
     let (mut a, mut b) = (lab.client("kme-a1", "site-a").await, lab.client("kme-b1", "site-b").await);

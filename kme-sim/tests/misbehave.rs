@@ -243,7 +243,7 @@ async fn keys_and_ids_can_be_written_wrongly() {
 }
 
 #[tokio::test]
-async fn what_is_right_can_look_strange() {
+async fn unusual_but_correct_answers_are_accepted() {
     let lab = Lab::start().await;
     for (op, path) in requests(&lab).await {
         set(&lab, op, Misbehaviour::ExtraFields).await;

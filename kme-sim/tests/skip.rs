@@ -21,7 +21,7 @@ fn key(value: &Value) -> (String, Vec<u8>) {
 }
 
 #[tokio::test]
-async fn capabilities_name_both_ends() {
+async fn capabilities_name_both_systems() {
     let lab = lab().await;
     let answer = lab.client("kme-a1", "site-a").await.get("/capabilities").await.ok();
     assert_eq!(

@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use kms_client::{KeyRef, Kme, KmeConfig, KmeSet, KmsClient, NewKeysRequest};
 use nix::time::{ClockId, clock_gettime};
+use qvpn_types::{SaeId, SaeIdError};
 use tokio::time::Instant;
 
 /// As in the daemon, since it is part of the cost.
@@ -60,8 +61,10 @@ fn start(directory: &Path, peers: u32, keys: u32) -> Result<(Sim, [String; 2]), 
     let mut config = String::new();
     for (kme, sae) in [("kme-a1", "SITE-A"), ("kme-b1", "SITE-B")] {
         config += &format!(
-            "[[kme]]\nname = \"{kme}\"\nlisten = \"127.0.0.1:0\"\ncert_file = \"{kme}.pem\"\nkey_file = \"{kme}.key\"\n\
-             client_ca_file = \"ca.pem\"\nmax_waiting_keys = {keys}\n[[sae]]\nid = \"{sae}\"\nkme = \"{kme}\"\n"
+            "[[kme]]\nname = \"{kme}\"\nlisten = \"127.0.0.1:0\"\ncert_file = \"{kme}.pem\"\nkey_file \
+             = \"{kme}.key\"\n\
+             client_ca_file = \"ca.pem\"\nmax_waiting_keys = {keys}\n[[sae]]\nid = \"{sae}\"\nkme \
+             = \"{kme}\"\n"
         );
     }
     for peer in 0..peers {
@@ -126,17 +129,18 @@ async fn main() -> Result<(), Fault> {
     let directory = tempfile::tempdir()?;
     let (_sim, [a, b]) = start(directory.path(), peers, peers * STOCK + 2 * in_time)?;
     let master = open(directory.path(), "kme-a1", &a, "SITE-A")?;
-    let sets: Vec<Arc<KmeSet>> = (0..peers).map(|_| Arc::new(KmeSet::new(vec![master.clone()]))).collect();
+    let set_of =
+        |peer| Ok((SaeId::new(format!("PEER-{peer}"))?, Arc::new(KmeSet::new(vec![master.clone()]))));
+    let sets = (0..peers).map(set_of).collect::<Result<Vec<_>, SaeIdError>>()?;
     println!(
         "{peers} peers, a rekey every {interval} s, one pair of KMEs, a TLS connection for each request"
     );
 
     let (before, began) = (used()?, Instant::now());
     let mut tasks = tokio::task::JoinSet::new();
-    for (peer, set) in sets.iter().cloned().enumerate() {
-        tasks.spawn(async move {
-            set.fetch_new(&format!("PEER-{peer}"), wanted(STOCK)).await.map_or(0, |new| new.keys.len())
-        });
+    for (peer, set) in &sets {
+        let (peer, set) = (peer.clone(), Arc::clone(set));
+        tasks.spawn(async move { set.fetch_new(&peer, wanted(STOCK)).await.map_or(0, |new| new.keys.len()) });
     }
     let keys: usize = tasks.join_all().await.into_iter().sum();
     let cost = used()? - before;
@@ -147,25 +151,24 @@ async fn main() -> Result<(), Fault> {
     );
 
     steady("kept full as master (enc_keys)", each, seconds, |n| {
-        let (peer, set) = (n % peers, sets[usize::try_from(n % peers).unwrap_or(0)].clone());
-        async move { set.fetch_new(&format!("PEER-{peer}"), wanted(1)).await.is_ok() }
+        let (peer, set) = sets[usize::try_from(n % peers).unwrap_or(0)].clone();
+        async move { set.fetch_new(&peer, wanted(1)).await.is_ok() }
     })
     .await?;
 
     // As the slave each key is asked for by its ID. Who took it makes no difference to the client.
     let mut ids: Vec<KeyRef> = Vec::new();
-    let taker = KmeSet::new(vec![master]);
+    let (taker, site_a, site_b) = (KmeSet::new(vec![master]), SaeId::new("SITE-A")?, SaeId::new("SITE-B")?);
     while u32::try_from(ids.len())? < in_time {
-        ids.extend(
-            taker.fetch_new("SITE-B", wanted(100)).await?.keys.iter().map(kms_client::QkdKey::key_ref),
-        );
+        ids.extend(taker.fetch_new(&site_b, wanted(100)).await?.keys.iter().map(kms_client::QkdKey::key_ref));
     }
     let slave = Arc::new(KmeSet::new(vec![open(directory.path(), "kme-b1", &b, "SITE-B")?]));
     steady("kept full as slave (dec_keys)", each, seconds, |n| {
         let (slave, id) = (slave.clone(), ids.get(usize::try_from(n).unwrap_or(0)).cloned());
+        let site_a = site_a.clone();
         async move {
             let Some(id) = id else { return false };
-            slave.fetch_by_ids("SITE-A", &[id], false).await.failed.is_empty()
+            slave.fetch_by_ids(&site_a, &[id], false).await.failed.is_empty()
         }
     })
     .await

@@ -60,7 +60,7 @@ impl KmeConfig {
     #[must_use]
     pub fn of_file(kme: &config::Kme, server: &config::KmeServer, fwmark: u32) -> Self {
         let config::KmeServer { url, server_name, ca_file, cert_file, key } = server;
-        let mut config = Self::new(&kme.name, url, &kme.sae_id, ca_file, cert_file, key.clone());
+        let mut config = Self::new(&kme.name, url, kme.sae_id.as_str(), ca_file, cert_file, key.clone());
         config.server_name.clone_from(server_name);
         config.fwmark = (fwmark != 0).then_some(fwmark);
         config

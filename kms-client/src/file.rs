@@ -12,7 +12,7 @@ use base64ct::{Base64, Encoding};
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use qvpn_secret::{SecretBuf, with_scrubbed_stack};
-use qvpn_types::KeyId;
+use qvpn_types::{KeyId, SaeId};
 use zeroize::Zeroizing;
 
 use crate::api::Api;
@@ -23,7 +23,7 @@ use crate::source::{BoxFuture, KEY_FILE_LINK, KeySource, Link};
 /// The largest file, in bytes: about 200,000 keys.
 const MAX_FILE: u64 = 16 * 1024 * 1024;
 /// Used lines are overwritten with this byte. A line that begins with it is skipped.
-const USED: u8 = b'#';
+const USED_BYTE: u8 = b'#';
 
 /// One file of keys, for one pair of sites.
 pub struct KeyFile {
@@ -141,7 +141,7 @@ impl Opened {
             let from = start;
             start += line.len() + 1;
             let text = line.trim_ascii();
-            (!text.is_empty() && text[0] != USED).then_some(Line {
+            (!text.is_empty() && text[0] != USED_BYTE).then_some(Line {
                 number: i + 1,
                 start: from,
                 end: from + line.len(),
@@ -163,7 +163,10 @@ impl Opened {
     fn bad_line(&self, line: &Line, violation: Violation, what: &str) -> KmsError {
         self.error(KmsErrorKind::ProtocolViolation(violation))
             .with_detail(format!("line {} of {} {what}", line.number, self.path.display()))
-            .with_advice("each line is a key ID, a space and 32 bytes in base64; correct the line at both sites, or put a # before it")
+            .with_advice(
+                "each line is a key ID, a space and 32 bytes in base64; correct the line at both \
+                          sites, or put a # before it",
+            )
     }
 
     /// Returns the key of a line after it is wiped from the disk.
@@ -195,7 +198,7 @@ impl Opened {
 
     /// Overwrites a line in place and waits until that is on the disk. A key that can't be wiped isn't used.
     fn wipe(&self, line: &Line) -> Result<(), KmsError> {
-        let blank = vec![USED; line.end - line.start];
+        let blank = vec![USED_BYTE; line.end - line.start];
         let at = u64::try_from(line.start).unwrap_or(u64::MAX);
         self.file.write_all_at(&blank, at).and_then(|()| self.file.sync_data()).map_err(|e| {
             self.error(KmsErrorKind::Config)
@@ -220,8 +223,8 @@ impl KeySource for KeyFile {
         &self.url
     }
 
-    fn link<'a>(&'a self, peer: &'a str) -> BoxFuture<'a, Result<Link, KmsError>> {
-        Box::pin(self.work(Operation::Status, peer, |file| {
+    fn link<'a>(&'a self, peer: &'a SaeId) -> BoxFuture<'a, Result<Link, KmsError>> {
+        Box::pin(self.work(Operation::Status, peer.as_str(), |file| {
             Ok(Link {
                 source_kme: KEY_FILE_LINK.to_owned(),
                 target_kme: KEY_FILE_LINK.to_owned(),
@@ -234,11 +237,11 @@ impl KeySource for KeyFile {
 
     fn fetch_new<'a>(
         &'a self,
-        peer: &'a str,
+        peer: &'a SaeId,
         _number: u32,
         _size_bits: u32,
     ) -> BoxFuture<'a, Result<Vec<QkdKey>, KmsError>> {
-        Box::pin(self.work(Operation::EncKeys, peer, |file| {
+        Box::pin(self.work(Operation::EncKeys, peer.as_str(), |file| {
             match file.lines().next() {
                 Some(line) => Ok(vec![file.take(&line)?]),
                 None => Err(file
@@ -251,11 +254,11 @@ impl KeySource for KeyFile {
 
     fn fetch_by_ids<'a>(
         &'a self,
-        peer: &'a str,
+        peer: &'a SaeId,
         ids: &'a [KeyId],
     ) -> BoxFuture<'a, Result<Vec<QkdKey>, KmsError>> {
         let ids = ids.to_vec();
-        Box::pin(self.work(Operation::DecKeys, peer, move |file| {
+        Box::pin(self.work(Operation::DecKeys, peer.as_str(), move |file| {
             let mut keys: Vec<QkdKey> = Vec::new();
             for line in file.lines() {
                 let (id, _) = file.split(&line)?;
@@ -267,7 +270,10 @@ impl KeySource for KeyFile {
                 return Err(file
                     .error(KmsErrorKind::KeyNotFound)
                     .with_detail(format!("{} doesn't hold it any more, or never did", file.path.display()))
-                    .with_advice("compare the files of both sites: they must be the same, and the other site's is used up from the top"));
+                    .with_advice(
+                        "compare the files of both sites: they must be the same, and the other \
+                                  site's is used up from the top",
+                    ));
             }
             Ok(keys)
         }))

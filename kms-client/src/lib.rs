@@ -15,8 +15,6 @@
 //!
 //! Errors, logs and events hold key IDs, never keys, and never an excerpt of an answer that could hold keys.
 
-#![allow(missing_docs)] // A name that says everything needs no comment.
-
 mod api;
 mod clock;
 mod config;

@@ -1,7 +1,7 @@
 //! [`KeySource`], the trait of all key delivery interfaces, and what a source reports about its link and
 //! connection.
 
-use qvpn_types::KeyId;
+use qvpn_types::{KeyId, SaeId};
 use std::future::Future;
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -101,13 +101,13 @@ pub trait KeySource: Send + Sync {
     fn url(&self) -> &str;
 
     /// Asks about the link to `peer`. It takes no key, so health probes use it.
-    fn link<'a>(&'a self, peer: &'a str) -> BoxFuture<'a, Result<Link, KmsError>>;
+    fn link<'a>(&'a self, peer: &'a SaeId) -> BoxFuture<'a, Result<Link, KmsError>>;
 
     /// Takes up to `number` new keys of `size_bits` bits shared with `peer`. Success returns at least one
     /// key.
     fn fetch_new<'a>(
         &'a self,
-        peer: &'a str,
+        peer: &'a SaeId,
         number: u32,
         size_bits: u32,
     ) -> BoxFuture<'a, Result<Vec<QkdKey>, KmsError>>;
@@ -115,7 +115,7 @@ pub trait KeySource: Send + Sync {
     /// Takes keys that `peer` took before, by their IDs. Success returns at least one of them and no others.
     fn fetch_by_ids<'a>(
         &'a self,
-        peer: &'a str,
+        peer: &'a SaeId,
         ids: &'a [KeyId],
     ) -> BoxFuture<'a, Result<Vec<QkdKey>, KmsError>>;
 

@@ -1,5 +1,5 @@
-//! What the words of an error message mean. KMEs word the same thing in many ways, so each function looks for several
-//! forms. All expect a message in lower case.
+//! What the words of an error message mean. KMEs word the same thing in many ways, so each function looks for
+//! several forms. All expect a message in lower case.
 
 /// Whether the message says that there is no key at the moment.
 pub(crate) fn no_key_now(message: &str) -> bool {
@@ -149,7 +149,8 @@ fn numbers(message: &str) -> impl Iterator<Item = (&str, &str)> {
     })
 }
 
-/// Whether `rest` goes on with keys, up to one word before them, and one of `states`: " activated keys remaining".
+/// Whether `rest` goes on with keys, up to one word before them, and one of `states`: " activated keys
+/// remaining".
 fn keys_are(rest: &str, states: &[&str]) -> bool {
     let mut words = rest.split_whitespace();
     let found = words.by_ref().take(2).any(|word| word.starts_with("key"));
@@ -188,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn the_other_sites_kme_is_told_from_ours() {
+    fn a_failure_of_the_other_sites_kme_is_told_apart_from_one_of_ours() {
         for message in [
             "gateway timeout (maybe a remote kme is down)",
             "failed to send key to remote system.",

@@ -9,7 +9,7 @@ use kms_client::KmsErrorKind as K;
 use kms_client::{KmsClient, KmsError, Operation, Phase, Violation};
 use qvpn_types::KeyId;
 use support::{
-    KEY_1, KEY_2, KEY_31, Lab, Reply, answer, assert_no_key, check, container, json, ok, status_body,
+    KEY_1, KEY_2, KEY_31, Lab, Reply, answer, assert_no_key, check, container, json, ok, sae, status_body,
 };
 
 fn ids(names: &[&str]) -> Vec<KeyId> {
@@ -17,15 +17,15 @@ fn ids(names: &[&str]) -> Vec<KeyId> {
 }
 
 async fn enc_error(client: &KmsClient) -> KmsError {
-    client.enc_keys("SITE-B", 2, 256).await.err().expect("an error")
+    client.enc_keys(&sae("SITE-B"), 2, 256).await.err().expect("an error")
 }
 
 async fn dec_error(client: &KmsClient) -> KmsError {
-    client.dec_keys("SITE-B", &ids(&["id-1", "id-2"])).await.err().expect("an error")
+    client.dec_keys(&sae("SITE-B"), &ids(&["id-1", "id-2"])).await.err().expect("an error")
 }
 
 async fn status_error(client: &KmsClient) -> KmsError {
-    client.status("SITE-B").await.expect_err("an error")
+    client.status(&sae("SITE-B")).await.expect_err("an error")
 }
 
 #[tokio::test]
@@ -41,11 +41,11 @@ async fn a_good_kme_gives_keys_to_both_sites() {
         })
         .await;
     let client = KmsClient::new(lab.config(server.address)).unwrap();
-    let status = client.status("SITE-B").await.unwrap();
+    let status = client.status(&sae("SITE-B")).await.unwrap();
     assert_eq!((status.key_size, status.max_key_per_request), (Some(32), Some(10)));
     assert!(status.missing.is_empty());
 
-    let keys = client.enc_keys("SITE-B", 2, 256).await.unwrap();
+    let keys = client.enc_keys(&sae("SITE-B"), 2, 256).await.unwrap();
     assert_eq!(keys.len(), 2);
     assert_eq!(keys[0].id.as_str(), "id-1");
     assert_eq!(keys[0].secret.expose()[..4], [0xab, 0xcd, 0xef, 0x01]);
@@ -54,7 +54,7 @@ async fn a_good_kme_gives_keys_to_both_sites() {
     assert_eq!(keys[0].kme, "kme-a1");
 
     // As the slave we are the target of the link.
-    let keys = client.dec_keys("SITE-B", &ids(&["id-2", "id-1"])).await.unwrap();
+    let keys = client.dec_keys(&sae("SITE-B"), &ids(&["id-2", "id-1"])).await.unwrap();
     assert_eq!(keys.len(), 2);
     assert_eq!((keys[0].source_kme.as_str(), keys[0].target_kme.as_str()), ("KME-B", "KME-A"));
 
@@ -84,7 +84,7 @@ async fn every_operation_has_a_connection_of_its_own() {
     let lab = Lab::new();
     let (client, server) = lab.client(ok(&status_body("A", "B"))).await;
     for _ in 0..3 {
-        client.status("SITE-B").await.unwrap();
+        client.status(&sae("SITE-B")).await.unwrap();
     }
     let sessions = server.sessions.lock().unwrap().clone();
     assert_eq!(sessions.len(), 3);
@@ -245,11 +245,11 @@ async fn a_container_that_breaks_the_document_gives_no_key() {
 }
 
 #[tokio::test]
-async fn fewer_keys_are_fine_and_none_is_told() {
+async fn fewer_keys_are_accepted_and_none_is_an_error() {
     let lab = Lab::new();
     let (client, _server) = lab.client(ok(&container(&[("id-2", KEY_1)]))).await;
-    assert_eq!(client.enc_keys("SITE-B", 5, 256).await.unwrap().len(), 1);
-    assert_eq!(client.dec_keys("SITE-B", &ids(&["id-1", "id-2"])).await.unwrap().len(), 1);
+    assert_eq!(client.enc_keys(&sae("SITE-B"), 5, 256).await.unwrap().len(), 1);
+    assert_eq!(client.dec_keys(&sae("SITE-B"), &ids(&["id-1", "id-2"])).await.unwrap().len(), 1);
 
     let (client, _server) = lab.client(ok(r#"{"keys":[]}"#)).await;
     let error = enc_error(&client).await;
@@ -265,9 +265,9 @@ async fn key_ids_and_sae_ids_are_opaque_and_echoed_exactly() {
     let odd = "ключ/1 &=%\\u002f+\\\"?#";
     let odd_id = "ключ/1 &=%/+\"?#";
     let (client, server) = lab.client(ok(&container(&[(odd, KEY_1)]))).await;
-    let key = client.enc_keys("SITE/B ü..", 1, 256).await.unwrap().remove(0);
+    let key = client.enc_keys(&sae("SITE/B ü.."), 1, 256).await.unwrap().remove(0);
     assert_eq!(key.id.as_str(), odd_id);
-    let keys = client.dec_keys("SITE/B ü..", std::slice::from_ref(&key.id)).await.unwrap();
+    let keys = client.dec_keys(&sae("SITE/B ü.."), std::slice::from_ref(&key.id)).await.unwrap();
     assert_eq!(keys[0].id.as_str(), odd_id);
     let requests = server.requests();
     assert_eq!(requests[0].path, "/api/v1/keys/SITE%2FB%20%C3%BC../enc_keys");
@@ -284,8 +284,8 @@ async fn falls_back_to_get_where_post_is_not_there() {
         })
         .await;
     let client = KmsClient::new(lab.config(server.address)).unwrap();
-    client.enc_keys("SITE-B", 1, 256).await.unwrap();
-    client.dec_keys("SITE-B", &ids(&["id 1"])).await.unwrap();
+    client.enc_keys(&sae("SITE-B"), 1, 256).await.unwrap();
+    client.dec_keys(&sae("SITE-B"), &ids(&["id 1"])).await.unwrap();
     let paths: Vec<_> = server.requests().into_iter().map(|r| format!("{} {}", r.method, r.path)).collect();
     assert_eq!(
         paths,
@@ -297,7 +297,7 @@ async fn falls_back_to_get_where_post_is_not_there() {
         ]
     );
     // Several IDs have no GET form, so each is asked for alone; this server has one of the two.
-    let keys = client.dec_keys("SITE-B", &ids(&["id 1", "id 2"])).await.unwrap();
+    let keys = client.dec_keys(&sae("SITE-B"), &ids(&["id 1", "id 2"])).await.unwrap();
     assert_eq!(keys.iter().map(|key| key.id.as_str()).collect::<Vec<_>>(), ["id 1"]);
     let asked: Vec<_> =
         server.requests().split_off(4).into_iter().map(|r| format!("{} {}", r.method, r.path)).collect();
@@ -319,11 +319,11 @@ async fn a_404_is_asked_again_by_get_only_until_post_has_worked() {
         .await;
     let client = KmsClient::new(lab.config(server.address)).unwrap();
     let missing = ids(&["missing"]);
-    let error = client.dec_keys("SITE-B", &missing).await.err().unwrap();
+    let error = client.dec_keys(&sae("SITE-B"), &missing).await.err().unwrap();
     check(&error, K::KeyNotFound, Operation::DecKeys);
     assert_eq!(server.requests().len(), 2);
-    client.dec_keys("SITE-B", &ids(&["good"])).await.unwrap();
-    let error = client.dec_keys("SITE-B", &missing).await.err().unwrap();
+    client.dec_keys(&sae("SITE-B"), &ids(&["good"])).await.unwrap();
+    let error = client.dec_keys(&sae("SITE-B"), &missing).await.err().unwrap();
     check(&error, K::KeyNotFound, Operation::DecKeys);
     assert_eq!(server.requests().len(), 4, "GET isn't tried any more");
 }
@@ -376,7 +376,7 @@ async fn a_kme_that_hangs_is_left_at_the_deadline() {
 }
 
 #[tokio::test]
-async fn an_error_whose_body_never_ends_is_still_told_by_its_status() {
+async fn an_error_whose_body_never_ends_is_classified_by_its_status() {
     let lab = Lab::new();
     let head =
         b"HTTP/1.1 503 Busy\r\nContent-Type: text/plain\r\nContent-Length: 100000\r\n\r\nno keys ".to_vec();
@@ -444,7 +444,7 @@ async fn a_body_that_ends_by_closing_is_whole_if_its_json_is() {
     let whole = format!("{head}{}", container(&[("id-1", KEY_1)])).into_bytes();
     for reply in [Reply::Raw(whole.clone()), Reply::ThenDrop(whole.clone())] {
         let (client, _server) = lab.client(reply).await;
-        assert_eq!(client.enc_keys("SITE-B", 1, 256).await.unwrap().len(), 1);
+        assert_eq!(client.enc_keys(&sae("SITE-B"), 1, 256).await.unwrap().len(), 1);
     }
     let (client, _server) = lab.client(Reply::ThenDrop(whole[..whole.len() - 4].to_vec())).await;
     let error = enc_error(&client).await;
@@ -452,7 +452,7 @@ async fn a_body_that_ends_by_closing_is_whole_if_its_json_is() {
 }
 
 #[tokio::test]
-async fn what_is_not_http_is_told() {
+async fn an_answer_that_is_not_http_is_reported_as_such() {
     let lab = Lab::new();
     for bytes in
         [&b"220 mail.example ESMTP ready\r\n"[..], b"\x00\x01\x02\x03\x04\x05\x06\x07\x08\x09\r\n\r\n"]
@@ -467,7 +467,7 @@ async fn a_status_that_leaves_fields_out_is_usable() {
     let lab = Lab::new();
     let (client, _server) =
         lab.client(ok(r#"{"source_KME_ID":"A","stored_key_count":"7","extra":{}}"#)).await;
-    let status = client.status("SITE-B").await.unwrap();
+    let status = client.status(&sae("SITE-B")).await.unwrap();
     assert_eq!((status.source_kme_id.as_str(), status.stored_key_count), ("A", Some(7)));
     assert!(status.missing.contains(&"target_KME_ID") && status.missing.contains(&"key_size"));
     for body in ["", "[]", "null", "{\"source_KME_ID\":"] {
@@ -481,17 +481,16 @@ async fn a_status_that_leaves_fields_out_is_usable() {
 }
 
 #[tokio::test]
-async fn what_cannot_be_asked_is_refused_before_a_key_is_spent() {
+async fn an_invalid_request_is_refused_before_a_key_is_spent() {
     let lab = Lab::new();
     let (client, server) = lab.client(ok("{}")).await;
     for (number, bits) in [(0, 256), (129, 256), (1, 255), (1, 0), (1, 128), (1, 16384)] {
-        let error = client.enc_keys("SITE-B", number, bits).await.err().unwrap();
+        let error = client.enc_keys(&sae("SITE-B"), number, bits).await.err().unwrap();
         check(&error, K::Config, Operation::EncKeys);
     }
-    check(&client.dec_keys("SITE-B", &[]).await.err().unwrap(), K::Config, Operation::DecKeys);
-    let long = "x".repeat(257);
-    for sae in ["", ".", "..", long.as_str()] {
-        check(&client.status(sae).await.err().unwrap(), K::Config, Operation::Status);
+    check(&client.dec_keys(&sae("SITE-B"), &[]).await.err().unwrap(), K::Config, Operation::DecKeys);
+    for name in [".", ".."] {
+        check(&client.status(&sae(name)).await.err().unwrap(), K::Config, Operation::Status);
     }
     assert!(server.requests().is_empty());
 }

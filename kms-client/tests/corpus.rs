@@ -1,5 +1,5 @@
-//! Error answers of real servers and proxies, each with what it means: `corpus/etsi014.json`. Every answer comes over a
-//! real connection.
+//! Error answers of real servers and proxies, each with what it means: `corpus/etsi014.json`. Every answer
+//! comes over a real connection.
 #![allow(clippy::unwrap_used)] // A test program's helpers may panic as its tests do.
 
 mod support;
@@ -7,13 +7,14 @@ mod support;
 use kms_client::{KmsError, KmsErrorKind, Operation};
 use qvpn_types::KeyId;
 use serde_json::Value;
-use support::{KEY_1, Lab, answer, assert_no_key, container, ok, status_body};
+use support::{KEY_1, Lab, answer, assert_no_key, container, ok, sae, status_body};
 
 fn rows() -> Vec<Value> {
     serde_json::from_str(include_str!("corpus/etsi014.json")).unwrap()
 }
 
-/// What the client makes of a row's answer. The status request before it succeeds, so that the KMEs are known.
+/// What the client makes of a row's answer. The status request before it succeeds, so that the KMEs are
+/// known.
 async fn error_of(lab: &Lab, row: &Value, body: &str) -> KmsError {
     let operation = row["operation"].as_str().unwrap().to_owned();
     let reply = answer(&format!("{} X", row["status"]), row["content_type"].as_str().unwrap(), body);
@@ -26,14 +27,15 @@ async fn error_of(lab: &Lab, row: &Value, body: &str) -> KmsError {
         .await;
     let client = kms_client::KmsClient::new(lab.config(server.address)).unwrap();
     if operation != "status" {
-        client.status("SITE-B").await.unwrap();
+        client.status(&sae("SITE-B")).await.unwrap();
     }
     match operation.as_str() {
-        "status" => client.status("SITE-B").await.err(),
-        "enc_keys" => client.enc_keys("SITE-B", 2, 256).await.err(),
-        _ => {
-            client.dec_keys("SITE-B", &[KeyId::new("id-1").unwrap(), KeyId::new("id-2").unwrap()]).await.err()
-        }
+        "status" => client.status(&sae("SITE-B")).await.err(),
+        "enc_keys" => client.enc_keys(&sae("SITE-B"), 2, 256).await.err(),
+        _ => client
+            .dec_keys(&sae("SITE-B"), &[KeyId::new("id-1").unwrap(), KeyId::new("id-2").unwrap()])
+            .await
+            .err(),
     }
     .unwrap()
 }
@@ -75,8 +77,8 @@ impl Numbers {
     }
 }
 
-/// 200 answers, right and wrong ones, with bytes changed, removed, doubled or cut: each gives an error in words, or keys
-/// that were asked for, and no word of a key.
+/// 200 answers, right and wrong ones, with bytes changed, removed, doubled or cut: each gives an error in
+/// words, or keys that were asked for, and no word of a key.
 #[tokio::test]
 async fn changed_answers_never_give_a_wrong_key() {
     let lab = Lab::new();
@@ -104,7 +106,7 @@ async fn changed_answers_never_give_a_wrong_key() {
         let (client, _server) =
             lab.client(answer(&format!("{status} X"), row["content_type"].as_str().unwrap(), &text)).await;
         let ids = [KeyId::new("id-1").unwrap(), KeyId::new("id-2").unwrap()];
-        match client.dec_keys("SITE-B", &ids).await {
+        match client.dec_keys(&sae("SITE-B"), &ids).await {
             Ok(keys) => {
                 assert_eq!(status, 200, "{text}");
                 // A changed key is found by its confirmation; here only the form can be checked.

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use kms_client::KmsErrorKind as K;
 use kms_client::{Api, KeyFile, KeySource, KmsError, Violation};
-use qvpn_types::KeyId;
+use qvpn_types::{KeyId, SaeId};
 
 const KEYS: &str = "# for SITE-A and SITE-B
 0001 q83vASNFZ4mrze8BI0VniavN7wEjRWeJq83vASNFZ4k=
@@ -20,12 +20,16 @@ fn write(path: &Path, text: &str, mode: u32) {
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
 }
 
+fn sae(id: &str) -> SaeId {
+    SaeId::new(id).unwrap()
+}
+
 fn ids(names: &[&str]) -> Vec<KeyId> {
     names.iter().map(|n| KeyId::new(*n).unwrap()).collect()
 }
 
 async fn new_error(file: &KeyFile) -> KmsError {
-    let error = file.fetch_new("SITE-B", 1, 256).await.err().expect("an error");
+    let error = file.fetch_new(&sae("SITE-B"), 1, 256).await.err().expect("an error");
     assert!(error.to_string().contains("KME disk: ") && error.advice().len() > 20, "{error}");
     assert!(!format!("{error:?}").contains("q83v"), "{error:?}");
     error
@@ -39,24 +43,28 @@ async fn each_key_is_given_once_at_each_site_and_wiped_before() {
     write(&path_b, KEYS, 0o600);
     let (a, b) = (KeyFile::new("disk", &path_a), KeyFile::new("disk", &path_b));
     assert_eq!((a.api(), a.url()), (Api::File, format!("file:{}", path_a.display()).as_str()));
-    let link = a.link("SITE-B").await.unwrap();
+    let link = a.link(&sae("SITE-B")).await.unwrap();
     assert_eq!((link.stored_key_count, link.max_key_per_request), (Some(3), Some(1)));
 
     for (n, name) in ["0001", "0002", "0003"].into_iter().enumerate() {
-        let mut keys = a.fetch_new("SITE-B", 5, 256).await.unwrap();
+        let mut keys = a.fetch_new(&sae("SITE-B"), 5, 256).await.unwrap();
         let key = keys.pop().unwrap();
         assert!(keys.is_empty());
         assert_eq!((key.id.as_str(), key.api, key.secret.len()), (name, Api::File, 32));
         let text = std::fs::read_to_string(&path_a).unwrap();
         assert!(!text.contains(name), "wiped on the disk: {text}");
         assert_eq!(text.len(), KEYS.len(), "in its place");
-        assert_eq!(a.link("SITE-B").await.unwrap().stored_key_count, Some(2 - u64::try_from(n).unwrap()));
+        assert_eq!(
+            a.link(&sae("SITE-B")).await.unwrap().stored_key_count,
+            Some(2 - u64::try_from(n).unwrap())
+        );
 
-        let other = b.fetch_by_ids("SITE-A", std::slice::from_ref(&key.id)).await.unwrap().pop().unwrap();
+        let other =
+            b.fetch_by_ids(&sae("SITE-A"), std::slice::from_ref(&key.id)).await.unwrap().pop().unwrap();
         assert!(other.secret.ct_eq(key.secret.expose()));
         assert_eq!(other.key_ref(), key.key_ref());
         assert!(!std::fs::read_to_string(&path_b).unwrap().contains(name));
-        let again = b.fetch_by_ids("SITE-A", std::slice::from_ref(&key.id)).await.err().unwrap();
+        let again = b.fetch_by_ids(&sae("SITE-A"), std::slice::from_ref(&key.id)).await.err().unwrap();
         assert_eq!(again.kind(), K::KeyNotFound);
     }
     assert_eq!(new_error(&a).await.kind(), K::Exhausted);
@@ -69,9 +77,9 @@ async fn the_other_site_takes_keys_in_any_order() {
     let path = dir.path().join("b.keys");
     write(&path, KEYS, 0o600);
     let b = KeyFile::new("disk", &path);
-    let keys = b.fetch_by_ids("SITE-A", &ids(&["0003", "0001", "nope"])).await.unwrap();
+    let keys = b.fetch_by_ids(&sae("SITE-A"), &ids(&["0003", "0001", "nope"])).await.unwrap();
     assert_eq!(keys.iter().map(|k| k.id.as_str()).collect::<Vec<_>>(), ["0001", "0003"]);
-    assert_eq!(b.link("SITE-A").await.unwrap().stored_key_count, Some(1));
+    assert_eq!(b.link(&sae("SITE-A")).await.unwrap().stored_key_count, Some(1));
 }
 
 #[tokio::test]

@@ -12,7 +12,7 @@ use kms_client::KmsErrorKind as K;
 use kms_client::{KmsClient, MAX_BODY, Phase, Violation};
 use qvpn_types::KeyId;
 use support::copies::copies;
-use support::{Lab, Reply, Server};
+use support::{Lab, Reply, Server, sae};
 
 /// As the daemon does: what TLS, HTTP and JSON held in passing is erased when it is freed.
 #[global_allocator]
@@ -97,8 +97,8 @@ async fn nothing_of_a_key_is_left_behind() {
 
     for operation in 0..2 {
         let keys = match operation {
-            0 => client.enc_keys("SITE-B", 1, 256).await.unwrap(),
-            _ => client.dec_keys("SITE-B", &ids[..1]).await.unwrap(),
+            0 => client.enc_keys(&sae("SITE-B"), 1, 256).await.unwrap(),
+            _ => client.dec_keys(&sae("SITE-B"), &ids[..1]).await.unwrap(),
         };
         // The server's side of the connection is in this process as well, so it has to end first.
         server.ended.clone().wait_for(|ended| *ended == operation + 1).await.unwrap();
@@ -125,8 +125,8 @@ async fn nothing_of_a_key_is_left_behind() {
     .enumerate()
     {
         which.store(number + 1, Ordering::SeqCst);
-        assert_eq!(client.enc_keys("SITE-B", 2, 256).await.err().unwrap().kind(), new);
-        assert_eq!(client.dec_keys("SITE-B", &ids).await.err().unwrap().kind(), by_ids);
+        assert_eq!(client.enc_keys(&sae("SITE-B"), 2, 256).await.err().unwrap().kind(), new);
+        assert_eq!(client.dec_keys(&sae("SITE-B"), &ids).await.err().unwrap().kind(), by_ids);
         server.ended.clone().wait_for(|ended| *ended == 4 + 2 * number).await.unwrap();
     }
     assert_eq!(copies(base64_char), 0, "base64 of a refused answer is left");

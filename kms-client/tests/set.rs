@@ -15,7 +15,8 @@ use kms_client::{
     MAX_DELAY_NS, NewKeysRequest, Operation, Phase, QkdKey, SetError, TlsFault,
 };
 use qvpn_secret::SecretBuf;
-use qvpn_types::KeyId;
+use qvpn_types::{KeyId, SaeId};
+use support::sae;
 
 const SECOND: u64 = 1_000_000_000;
 
@@ -43,10 +44,10 @@ struct Scripted {
 }
 
 impl Scripted {
-    async fn act(&self, act: Option<Act>, operation: Operation, peer: &str) -> Result<(), KmsError> {
+    async fn act(&self, act: Option<Act>, operation: Operation, peer: &SaeId) -> Result<(), KmsError> {
         match act {
             None => Ok(()),
-            Some(Act::Fail(kind)) => Err(KmsError::new(kind, self.name, operation, peer)),
+            Some(Act::Fail(kind)) => Err(KmsError::new(kind, self.name, operation, peer.as_str())),
             Some(Act::Hang) => std::future::pending().await,
         }
     }
@@ -76,7 +77,7 @@ impl KeySource for Scripted {
         "https://kme"
     }
 
-    fn link<'a>(&'a self, peer: &'a str) -> BoxFuture<'a, Result<Link, KmsError>> {
+    fn link<'a>(&'a self, peer: &'a SaeId) -> BoxFuture<'a, Result<Link, KmsError>> {
         Box::pin(async move {
             let act = {
                 let mut script = self.script.lock().unwrap();
@@ -90,7 +91,7 @@ impl KeySource for Scripted {
 
     fn fetch_new<'a>(
         &'a self,
-        peer: &'a str,
+        peer: &'a SaeId,
         number: u32,
         size_bits: u32,
     ) -> BoxFuture<'a, Result<Vec<QkdKey>, KmsError>> {
@@ -107,7 +108,7 @@ impl KeySource for Scripted {
 
     fn fetch_by_ids<'a>(
         &'a self,
-        peer: &'a str,
+        peer: &'a SaeId,
         ids: &'a [KeyId],
     ) -> BoxFuture<'a, Result<Vec<QkdKey>, KmsError>> {
         Box::pin(async move {
@@ -120,7 +121,7 @@ impl KeySource for Scripted {
             self.act(act, Operation::DecKeys, peer).await?;
             // As the document says: one that isn't found refuses all.
             if known.is_some_and(|known| ids.iter().any(|id| !known.iter().any(|k| k == id.as_str()))) {
-                return Err(KmsError::new(K::KeyNotFound, self.name, Operation::DecKeys, peer));
+                return Err(KmsError::new(K::KeyNotFound, self.name, Operation::DecKeys, peer.as_str()));
             }
             Ok(ids.iter().map(|id| self.key(id.as_str())).collect())
         })
@@ -129,7 +130,7 @@ impl KeySource for Scripted {
 
 async fn new_keys(set: &KmeSet, peer: &str, number: u32) -> Result<Vec<QkdKey>, SetError> {
     let request = NewKeysRequest { number, ..NewKeysRequest::default() };
-    set.fetch_new(peer, request).await.map(|new| new.keys)
+    set.fetch_new(&sae(peer), request).await.map(|new| new.keys)
 }
 
 /// Two KMEs, `one` (A1 linked with B1) and `two` (A2 linked with B2), on a clock that stands still.
@@ -249,7 +250,7 @@ async fn each_failure_leads_to_the_next_kme() {
 }
 
 #[tokio::test]
-async fn a_kme_that_failed_rests_and_is_probed_without_taking_keys() {
+async fn a_kme_that_failed_is_probed_without_taking_keys() {
     let world = World::two();
     world.new_key_from().await;
     world.events();
@@ -278,7 +279,7 @@ async fn a_kme_that_failed_rests_and_is_probed_without_taking_keys() {
 }
 
 #[tokio::test]
-async fn a_kme_that_answers_status_and_hangs_on_keys_rests_longer_and_longer() {
+async fn a_kme_that_answers_status_and_hangs_on_keys_is_asked_less_and_less_often() {
     let world = World::two();
     let mut rests = Vec::new();
     for _ in 0..8 {
@@ -289,7 +290,8 @@ async fn a_kme_that_answers_status_and_hangs_on_keys_rests_longer_and_longer() {
         loop {
             world.calls(0);
             world.script(0).status.push_front(Act::Fail(K::BadRequest));
-            let probed = world.set.kmes()[0].probe("SITE-B").await.err().unwrap().kind() == K::BadRequest;
+            let probed =
+                world.set.kmes()[0].probe(&sae("SITE-B")).await.err().unwrap().kind() == K::BadRequest;
             world.script(0).status.clear();
             if probed {
                 break;
@@ -304,16 +306,18 @@ async fn a_kme_that_answers_status_and_hangs_on_keys_rests_longer_and_longer() {
 }
 
 #[tokio::test]
-async fn a_probe_finds_a_kme_that_came_back_within_a_second_and_tells_everybody() {
+async fn a_probe_finds_a_recovered_kme_within_a_second_and_notifies_all_peers() {
     let world = World::new(&[("one", "A", "B")]);
     let kme = Arc::clone(&world.set.kmes()[0]);
     let saes = ["SITE-B", "SITE-C"];
-    let due = |after_failure, peer: &str| Some(DueProbe { peer: peer.to_owned(), after_failure });
+    let [b, c] = saes.map(sae);
+    let links = [&b, &c];
+    let due = |after_failure, peer: &str| Some(DueProbe { peer: sae(peer), after_failure });
     assert_eq!(kme.due_probe(&[]), None);
-    assert_eq!(kme.due_probe(&saes), due(false, "SITE-B"), "nobody asked it yet");
-    assert_eq!(kme.due_probe(&saes), None);
+    assert_eq!(kme.due_probe(&links), due(false, "SITE-B"), "nobody asked it yet");
+    assert_eq!(kme.due_probe(&links), None);
     world.sleep(60 * SECOND);
-    assert_eq!(kme.due_probe(&saes), due(false, "SITE-C"), "nor for a minute");
+    assert_eq!(kme.due_probe(&links), due(false, "SITE-C"), "nor for a minute");
 
     // Gone for both peers, though only one of them has found it out.
     world.script(0).enc.push_back(Act::Fail(K::Unreachable));
@@ -322,16 +326,16 @@ async fn a_probe_finds_a_kme_that_came_back_within_a_second_and_tells_everybody(
     }
     world.events();
     for _ in 0..20 {
-        assert_eq!(kme.due_probe(&saes), None, "it rests");
+        assert_eq!(kme.due_probe(&links), None, "it rests");
         world.sleep(SECOND);
-        let probe = kme.due_probe(&saes).unwrap();
+        let probe = kme.due_probe(&links).unwrap();
         assert!(probe.after_failure);
         world.script(0).status.push_back(Act::Fail(K::Unreachable));
         kme.probe(&probe.peer).await.unwrap_err();
     }
     world.events();
     world.sleep(SECOND);
-    let probe = kme.due_probe(&saes).unwrap();
+    let probe = kme.due_probe(&links).unwrap();
     kme.probe(&probe.peer).await.unwrap();
     assert_eq!(world.events(), ["one up", "one answers", "one status ok"]);
     assert_eq!(world.new_key_from().await, "one");
@@ -345,11 +349,11 @@ async fn a_probe_finds_a_kme_that_came_back_within_a_second_and_tells_everybody(
     }
     assert_eq!(kme.health().state, KmeState::Down);
     world.sleep(SECOND);
-    let first = kme.due_probe(&saes).unwrap();
+    let first = kme.due_probe(&links).unwrap();
     world.script(0).status.push_back(Act::Fail(K::ServerFault));
     kme.probe(&first.peer).await.unwrap_err();
     world.sleep(SECOND / 5);
-    let second = kme.due_probe(&saes).unwrap();
+    let second = kme.due_probe(&links).unwrap();
     assert_ne!(first.peer, second.peer);
     world.events();
     kme.probe(&second.peer).await.unwrap();
@@ -368,7 +372,7 @@ async fn a_kme_whose_keys_failed_is_not_up_because_its_status_is_good() {
     new_keys(&world.set, "SITE-B", 1).await.err().unwrap();
     world.sleep(SECOND);
     world.events();
-    world.set.kmes()[0].probe("SITE-B").await.unwrap();
+    world.set.kmes()[0].probe(&sae("SITE-B")).await.unwrap();
     assert_eq!(world.events(), ["one answers", "one status ok"]);
     assert_eq!(world.set.health()[0].state, KmeState::Down);
     new_keys(&world.set, "SITE-B", 1).await.unwrap();
@@ -378,7 +382,7 @@ async fn a_kme_whose_keys_failed_is_not_up_because_its_status_is_good() {
     world.script(0).enc.push_back(Act::Fail(K::ServerFault));
     new_keys(&world.set, "SITE-B", 1).await.err().unwrap();
     world.sleep(61 * SECOND);
-    world.set.kmes()[0].probe("SITE-B").await.unwrap();
+    world.set.kmes()[0].probe(&sae("SITE-B")).await.unwrap();
     assert_eq!(world.set.health()[0].state, KmeState::Up);
 }
 
@@ -432,7 +436,7 @@ async fn one_peer_that_is_set_up_wrongly_does_not_cost_the_others() {
 }
 
 #[tokio::test]
-async fn when_none_delivers_each_says_why() {
+async fn when_no_kme_delivers_each_error_is_reported() {
     let world = World::two();
     world.script(0).enc.push_back(Act::Fail(K::Unreachable));
     world.script(1).enc.push_back(Act::Fail(K::Exhausted));
@@ -474,7 +478,7 @@ async fn an_id_is_asked_only_of_the_pair_that_issued_it() {
         key_ref("z", "A3", "B3"),
         key_ref("w", "A1", "B1"),
     ];
-    let fetched = world.set.fetch_by_ids("SITE-A", &refs, false).await;
+    let fetched = world.set.fetch_by_ids(&sae("SITE-A"), &refs, false).await;
     assert!(fetched.failed.is_empty());
     assert_eq!(world.calls(0), ["status SITE-A", "dec SITE-A y,w"]);
     assert_eq!(world.calls(1), ["status SITE-A", "dec SITE-A x"]);
@@ -484,7 +488,7 @@ async fn an_id_is_asked_only_of_the_pair_that_issued_it() {
         assert_eq!(key.key_ref(), *wanted, "named as the other site names it");
     }
 
-    let fetched = world.set.fetch_by_ids("SITE-A", &[key_ref("v", "A9", "B9")], false).await;
+    let fetched = world.set.fetch_by_ids(&sae("SITE-A"), &[key_ref("v", "A9", "B9")], false).await;
     let (id, error) = &fetched.failed[0];
     assert_eq!((id.as_str(), error.kind()), ("v", K::NoSuchKme));
     let text = error.to_string();
@@ -521,7 +525,7 @@ async fn a_hub_has_an_order_for_each_peer_and_asks_each_vendor_for_its_own_ids()
     for (set, peer, key, kme) in
         [(&to_b, "B", &of_x, 0), (&to_b, "B", &of_x2, 1), (&to_d, "D", &of_x, 0), (&to_d, "D", &of_y, 2)]
     {
-        let fetched = set.fetch_by_ids(peer, std::slice::from_ref(key), false).await;
+        let fetched = set.fetch_by_ids(&sae(peer), std::slice::from_ref(key), false).await;
         assert_eq!(fetched.keys.len(), 1, "{peer} {key:?}");
         for other in 0..3 {
             let calls = world.calls(other);
@@ -530,7 +534,7 @@ async fn a_hub_has_an_order_for_each_peer_and_asks_each_vendor_for_its_own_ids()
             assert_eq!(calls.iter().filter(|call| call.starts_with("dec")).count(), usize::from(asked));
         }
     }
-    let fetched = to_b.fetch_by_ids("B", std::slice::from_ref(&of_y), false).await;
+    let fetched = to_b.fetch_by_ids(&sae("B"), std::slice::from_ref(&of_y), false).await;
     assert_eq!(fetched.failed[0].1.kind(), K::NoSuchKme, "another vendor's key is asked of nobody");
     assert!((0..3).all(|kme| world.calls(kme).is_empty()));
 }
@@ -543,7 +547,7 @@ async fn a_link_whose_keys_the_other_site_cannot_get_comes_last() {
     world.calls(0);
     let from = async |stuck: &[(String, String)]| {
         let request = NewKeysRequest { number: 1, qkd_only: false, avoid: stuck };
-        world.set.fetch_new("SITE-B", request).await.unwrap().keys[0].kme.clone()
+        world.set.fetch_new(&sae("SITE-B"), request).await.unwrap().keys[0].kme.clone()
     };
     assert_eq!(from(std::slice::from_ref(&first)).await, "two");
     assert!(world.calls(0).is_empty());
@@ -558,15 +562,15 @@ async fn a_link_whose_keys_the_other_site_cannot_get_comes_last() {
 async fn a_kme_that_is_down_does_not_hold_up_keys_of_another() {
     let world = World::new(&[("one", "B1", "A1"), ("two", "B2", "A2")]);
     let refs = [key_ref("x", "A1", "B1"), key_ref("y", "A2", "B2")];
-    assert_eq!(world.set.fetch_by_ids("SITE-A", &refs, false).await.keys.len(), 2);
+    assert_eq!(world.set.fetch_by_ids(&sae("SITE-A"), &refs, false).await.keys.len(), 2);
     (0..2).for_each(|kme| drop(world.calls(kme)));
     world.script(0).dec.push_back(Act::Fail(K::Unreachable));
-    let fetched = world.set.fetch_by_ids("SITE-A", &[key_ref("v", "A1", "B1")], false).await;
+    let fetched = world.set.fetch_by_ids(&sae("SITE-A"), &[key_ref("v", "A1", "B1")], false).await;
     assert_eq!(fetched.failed.len(), 1);
     world.sleep(2 * SECOND);
     world.calls(0);
     // It would be probed now, and a probe may take its time.
-    let fetched = world.set.fetch_by_ids("SITE-A", &[key_ref("w", "A2", "B2")], false).await;
+    let fetched = world.set.fetch_by_ids(&sae("SITE-A"), &[key_ref("w", "A2", "B2")], false).await;
     assert_eq!(fetched.keys.len(), 1);
     assert!(world.calls(0).is_empty());
 }
@@ -595,7 +599,7 @@ async fn where_names_are_not_known_all_are_asked_in_order() {
     world.script(0).known = Some(vec!["b".to_owned()]);
     world.script(1).known = Some(vec!["a".to_owned()]);
     let refs = [key_ref("a", "A2", "B2"), key_ref("b", "", ""), key_ref("c", "", "")];
-    let fetched = world.set.fetch_by_ids("SITE-A", &refs, false).await;
+    let fetched = world.set.fetch_by_ids(&sae("SITE-A"), &refs, false).await;
     let mut found: Vec<_> = fetched.keys.iter().map(|k| format!("{} {}", k.kme, k.id)).collect();
     found.sort();
     assert_eq!(found, ["one b", "two a"]);
@@ -604,7 +608,7 @@ async fn where_names_are_not_known_all_are_asked_in_order() {
 
     // With one KME there is no choice, so the names do not matter.
     let world = World::new(&[("one", "kme-b.local", "kme-a.local")]);
-    let fetched = world.set.fetch_by_ids("SITE-A", &[key_ref("a", "KME_A", "KME_B")], false).await;
+    let fetched = world.set.fetch_by_ids(&sae("SITE-A"), &[key_ref("a", "KME_A", "KME_B")], false).await;
     assert_eq!(fetched.keys.len(), 1);
 }
 
@@ -613,7 +617,7 @@ async fn one_missing_key_does_not_cost_the_others() {
     let world = World::new(&[("one", "B", "A")]);
     world.script(0).known = Some(["a", "b", "d"].map(str::to_owned).to_vec());
     let refs = ["a", "b", "c", "d", "a"].map(|id| key_ref(id, "A", "B"));
-    let fetched = world.set.fetch_by_ids("SITE-A", &refs, false).await;
+    let fetched = world.set.fetch_by_ids(&sae("SITE-A"), &refs, false).await;
     assert_eq!(fetched.keys.len(), 3);
     assert_eq!(fetched.failed.len(), 1);
     assert_eq!((fetched.failed[0].0.as_str(), fetched.failed[0].1.kind()), ("c", K::KeyNotFound));
@@ -631,14 +635,14 @@ async fn a_kme_that_breaks_down_is_not_asked_for_the_rest() {
     let world = World::new(&[("one", "B", "A")]);
     world.script(0).dec.push_back(Act::Fail(K::Timeout(Phase::Answer)));
     let refs = ["a", "b", "c", "d", "e"].map(|id| key_ref(id, "A", "B"));
-    let fetched = world.set.fetch_by_ids("SITE-A", &refs, false).await;
+    let fetched = world.set.fetch_by_ids(&sae("SITE-A"), &refs, false).await;
     assert_eq!(world.calls(0), ["status SITE-A", "dec SITE-A a,b,c"]);
     assert_eq!(fetched.failed.len(), 5);
     for (_, error) in &fetched.failed {
         assert_eq!(error.kind(), K::Timeout(Phase::Answer));
     }
     // While it rests the reason stays, and it is left alone.
-    let fetched = world.set.fetch_by_ids("SITE-A", &refs[..1], false).await;
+    let fetched = world.set.fetch_by_ids(&sae("SITE-A"), &refs[..1], false).await;
     assert_eq!(fetched.failed[0].1.kind(), K::Timeout(Phase::Answer));
     assert!(world.calls(0).is_empty());
 }
@@ -732,6 +736,8 @@ async fn a_peer_kme_that_is_down_is_probed_each_second_and_our_kme_stays_up() {
     let world = World::new(&[("one", "A", "B")]);
     let kme = Arc::clone(&world.set.kmes()[0]);
     let saes = ["SITE-B", "SITE-C"];
+    let [b, c] = saes.map(sae);
+    let links = [&b, &c];
     for peer in saes {
         new_keys(&world.set, peer, 1).await.unwrap();
     }
@@ -747,10 +753,10 @@ async fn a_peer_kme_that_is_down_is_probed_each_second_and_our_kme_stays_up() {
         let error = new_keys(&world.set, "SITE-B", 1).await.err().unwrap().errors.remove(0);
         assert_eq!(error.kind(), K::PeerKmeDown);
         assert!(error.to_string().ends_with("(not asked now, again in 1 s)"), "{error}");
-        assert_eq!(kme.due_probe(&saes), None);
+        assert_eq!(kme.due_probe(&links), None);
         world.sleep(SECOND);
-        let probe = kme.due_probe(&saes).unwrap();
-        assert_eq!(probe, DueProbe { peer: "SITE-B".to_owned(), after_failure: true });
+        let probe = kme.due_probe(&links).unwrap();
+        assert_eq!(probe, DueProbe { peer: sae("SITE-B"), after_failure: true });
         kme.probe(&probe.peer).await.unwrap();
         world.events();
     }

@@ -7,7 +7,7 @@ mod support;
 use kms_client::KmsErrorKind as K;
 use kms_client::{KeySource, KmsError, Operation, QkdKey, SkipClient, Violation};
 use qvpn_types::KeyId;
-use support::{Lab, Reply, Seen, Server, check, json, ok};
+use support::{Lab, Reply, Seen, Server, check, json, ok, sae};
 
 /// Figure 4, with the names of our sites.
 const CAPABILITIES: &str = r#"{"entropy" : true, "key" : true, "algorithm": "PRF", "localSystemID": "Alice",
@@ -26,13 +26,13 @@ async fn client(lab: &Lab, script: impl Fn(&Seen) -> Reply + Send + Sync + 'stat
 }
 
 async fn new_key(client: &SkipClient) -> Result<QkdKey, KmsError> {
-    let mut keys = client.fetch_new("Bob", 5, 256).await?;
+    let mut keys = client.fetch_new(&sae("Bob"), 5, 256).await?;
     assert_eq!(keys.len(), 1, "the draft has one key a request");
     Ok(keys.remove(0))
 }
 
 async fn by_id(client: &SkipClient, id: &str) -> Result<Vec<QkdKey>, KmsError> {
-    client.fetch_by_ids("Bob", &[KeyId::new(id).unwrap()]).await
+    client.fetch_by_ids(&sae("Bob"), &[KeyId::new(id).unwrap()]).await
 }
 
 #[tokio::test]
@@ -43,10 +43,10 @@ async fn the_examples_of_the_draft_are_understood() {
         _ => ok(&key_body(KEY_ID, KEY)),
     })
     .await;
-    let capabilities = client.capabilities("Bob").await.unwrap();
+    let capabilities = client.capabilities(&sae("Bob")).await.unwrap();
     assert_eq!((capabilities.algorithm.as_str(), capabilities.local_system_id.as_str()), ("PRF", "Alice"));
     assert!(capabilities.missing.is_empty());
-    let link = client.link("Bob").await.unwrap();
+    let link = client.link(&sae("Bob")).await.unwrap();
     assert_eq!((link.source_kme.as_str(), link.target_kme.as_str()), ("Alice", "Bob"));
     assert_eq!((link.stored_key_count, link.max_key_per_request), (None, Some(1)));
 
@@ -76,14 +76,14 @@ fn hexadecimal(bytes: &[u8]) -> String {
 }
 
 #[tokio::test]
-async fn whom_it_serves_is_read_from_names_and_patterns() {
+async fn served_systems_are_read_from_names_and_patterns() {
     let lab = Lab::new();
     let (client, _server) = client(&lab, |_| ok(CAPABILITIES)).await;
     for served in ["Bob", "KP_ALICE_LOC1", "KP-x"] {
-        assert!(client.link(served).await.is_ok(), "{served}");
+        assert!(client.link(&sae(served)).await.is_ok(), "{served}");
     }
     for other in ["Eve", "KP_ALICE_LOC2", "KP-7"] {
-        let error = client.link(other).await.expect_err(other);
+        let error = client.link(&sae(other)).await.expect_err(other);
         check(&error, K::BadRequest, Operation::Status);
         assert!(error.to_string().contains("it has keys for Bob, KP_*_LOC1"), "{error}");
     }
@@ -93,7 +93,7 @@ async fn whom_it_serves_is_read_from_names_and_patterns() {
 async fn capabilities_that_lack_fields_are_usable_and_others_are_not() {
     let lab = Lab::new();
     let (few, _server) = client(&lab, |_| ok("{}")).await;
-    let told = few.capabilities("Bob").await.unwrap();
+    let told = few.capabilities(&sae("Bob")).await.unwrap();
     assert_eq!(told.missing, ["entropy", "key", "algorithm", "localSystemID", "remoteSystemID"]);
     for (body, kind) in [
         (CAPABILITIES.replace(r#""key" : true"#, r#""key" : false"#), K::BadRequest),
@@ -104,7 +104,7 @@ async fn capabilities_that_lack_fields_are_usable_and_others_are_not() {
     ] {
         let shown = body.clone();
         let (client, _server) = client(&lab, move |_| ok(&body)).await;
-        let error = client.link("Bob").await.expect_err(&shown);
+        let error = client.link(&sae("Bob")).await.expect_err(&shown);
         check(&error, kind, Operation::Status);
     }
 }
@@ -132,7 +132,7 @@ async fn each_status_of_the_drafts_tables_is_told() {
         ("302 Found", "", redirect, redirect, redirect),
     ] {
         let (client, _server) = client(&lab, move |_| json(line, body)).await;
-        let error = client.link("Bob").await.expect_err(line);
+        let error = client.link(&sae("Bob")).await.expect_err(line);
         check(&error, status, Operation::Status);
         let error = new_key(&client).await.err().expect(line);
         check(&error, new, Operation::EncKeys);
@@ -144,7 +144,7 @@ async fn each_status_of_the_drafts_tables_is_told() {
 }
 
 #[tokio::test]
-async fn keys_that_break_the_draft_are_refused_and_never_told() {
+async fn keys_that_break_the_draft_are_refused_and_never_printed() {
     let lab = Lab::new();
     for (body, violation) in [
         (key_body(KEY_ID, &KEY[2..]), Violation::KeySize),

@@ -11,7 +11,7 @@ use kms_client::KmsErrorKind as K;
 use kms_client::{KeySource, KmeConfig, KmsClient, KmsError, Operation, Phase, SkipClient, TlsFault};
 use rcgen::{BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, date_time_ymd};
 use rustls::pki_types::CertificateDer;
-use support::{Ca, Issued, KEY_1, Lab, Server, check, container, ok, status_body};
+use support::{Ca, Issued, KEY_1, Lab, Server, check, container, ok, sae, status_body};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
@@ -21,7 +21,7 @@ async fn good_server(lab: &Lab, cert: &Issued) -> Server {
 }
 
 async fn refusal(config: KmeConfig) -> KmsError {
-    KmsClient::new(config).unwrap().status("SITE-B").await.expect_err("a refusal")
+    KmsClient::new(config).unwrap().status(&sae("SITE-B")).await.expect_err("a refusal")
 }
 
 #[track_caller]
@@ -98,7 +98,7 @@ async fn each_bad_certificate_of_a_kme_is_explained() {
         assert!(server.requests().is_empty(), "nothing is asked of a KME that isn't proven");
 
         let client = KmsClient::new(lab.config(server.address)).unwrap();
-        let error = client.enc_keys("SITE-B", 3, 256).await.err().unwrap();
+        let error = client.enc_keys(&sae("SITE-B"), 3, 256).await.err().unwrap();
         check(&error, K::Tls(fault), Operation::EncKeys);
         assert_eq!(error.keys_lost(), 0);
     }
@@ -148,7 +148,7 @@ async fn the_name_in_the_certificate_can_be_set() {
     let mut config = lab.config(server.address);
     config.url = format!("https://127.0.0.1:{}/qkd/", server.address.port());
     config.server_name = Some("kme-a1.vendor".to_owned());
-    KmsClient::new(config).unwrap().status("SITE-B").await.unwrap();
+    KmsClient::new(config).unwrap().status(&sae("SITE-B")).await.unwrap();
     let request = server.requests().remove(0);
     assert_eq!(request.path, "/qkd/api/v1/keys/SITE-B/status");
     let host = format!("host: kme-a1.vendor:{}\r\n", server.address.port());
@@ -158,17 +158,17 @@ async fn the_name_in_the_certificate_can_be_set() {
     let server = good_server(&lab, &lab.ca.issue("x", &["127.0.0.1"], |_| {})).await;
     let mut config = lab.config(server.address);
     config.url = format!("https://{}", server.address);
-    KmsClient::new(config).unwrap().status("SITE-B").await.unwrap();
+    KmsClient::new(config).unwrap().status(&sae("SITE-B")).await.unwrap();
 }
 
 #[tokio::test]
-async fn older_kmes_are_spoken_to_with_what_they_have() {
+async fn older_kmes_are_reached_with_the_tls_that_they_have() {
     let lab = Lab::new();
     let cert = lab.ca.issue("kme-a1", &["localhost"], |_| {});
     let config = lab.server_config_with(&cert, &lab.ca, &[&rustls::version::TLS12]);
     let server = Server::start(config, |_| ok(&container(&[("id-1", KEY_1)]))).await;
     let client = KmsClient::new(lab.config(server.address)).unwrap();
-    assert_eq!(client.enc_keys("SITE-B", 1, 256).await.unwrap().len(), 1);
+    assert_eq!(client.enc_keys(&sae("SITE-B"), 1, 256).await.unwrap().len(), 1);
     assert!(server.sessions.lock().unwrap()[0].starts_with("Some(TLSv1_2)"));
 }
 
@@ -181,7 +181,7 @@ async fn a_kme_that_refuses_our_certificate_names_it() {
         let config = lab.server_config_with(&cert, &other_ca, versions);
         let server = Server::start(config, |_| ok("{}")).await;
         let client = KmsClient::new(lab.config(server.address)).unwrap();
-        let error = client.enc_keys("SITE-B", 4, 256).await.err().unwrap();
+        let error = client.enc_keys(&sae("SITE-B"), 4, 256).await.err().unwrap();
         check(&error, K::IdentityRefused, Operation::EncKeys);
         assert!(error.to_string().contains("common name SITE-A, serial number "), "{error}");
         assert!(error.advice().contains("cert.pem"), "{}", error.advice());
@@ -193,7 +193,7 @@ async fn a_kme_that_refuses_our_certificate_names_it() {
     lab.write_identity(&old);
     let server = good_server(&lab, &cert).await;
     let client = KmsClient::new(lab.config(server.address)).unwrap();
-    let error = client.status("SITE-B").await.err().unwrap();
+    let error = client.status(&sae("SITE-B")).await.err().unwrap();
     check(&error, K::IdentityRefused, Operation::Status);
     assert!(error.to_string().contains("OLD-A") && error.to_string().contains("2021"), "{error}");
     assert!(KeySource::certificates(&client).own_not_after.unwrap() < 1_700_000_000);
@@ -207,17 +207,17 @@ async fn certificates_are_loaded_again_when_their_files_change() {
     let config = lab.server_config_with(&cert, &next_ca, rustls::ALL_VERSIONS);
     let server = Server::start(config, |_| ok(&status_body("A", "B"))).await;
     let client = KmsClient::new(lab.config(server.address)).unwrap();
-    assert_eq!(client.status("SITE-B").await.err().unwrap().kind(), K::IdentityRefused);
+    assert_eq!(client.status(&sae("SITE-B")).await.err().unwrap().kind(), K::IdentityRefused);
 
     // Half of a renewal: the former pair stays in use, and the reason is shown.
     let renewed = next_ca.issue("SITE-A", &[], |p| p.not_after = date_time_ymd(2080, 1, 1));
     std::fs::write(lab.path("cert.pem"), &renewed.pem).unwrap();
-    assert_eq!(client.status("SITE-B").await.err().unwrap().kind(), K::IdentityRefused);
+    assert_eq!(client.status(&sae("SITE-B")).await.err().unwrap().kind(), K::IdentityRefused);
     let problem = KeySource::certificates(&client).problem.unwrap();
     assert!(problem.contains("isn't the key of the certificate"), "{problem}");
 
     lab.write_identity(&renewed);
-    client.status("SITE-B").await.unwrap();
+    client.status(&sae("SITE-B")).await.unwrap();
     let certificates = KeySource::certificates(&client);
     assert_eq!(certificates.problem, None);
     assert_eq!(certificates.own_not_after, Some(date_time_ymd(2080, 1, 1).unix_timestamp()));
@@ -225,7 +225,7 @@ async fn certificates_are_loaded_again_when_their_files_change() {
 
     // A file that vanishes leaves what was loaded.
     std::fs::remove_file(lab.path("ca.pem")).unwrap();
-    client.status("SITE-B").await.unwrap();
+    client.status(&sae("SITE-B")).await.unwrap();
     assert!(KeySource::certificates(&client).problem.unwrap().contains("ca.pem"));
 }
 
@@ -302,7 +302,7 @@ async fn a_kme_that_is_not_there_is_unreachable() {
     let address = listener.local_addr().unwrap();
     drop(listener);
     let client = KmsClient::new(lab.config(address)).unwrap();
-    let error = client.enc_keys("SITE-B", 1, 256).await.err().unwrap();
+    let error = client.enc_keys(&sae("SITE-B"), 1, 256).await.err().unwrap();
     check(&error, K::Unreachable, Operation::EncKeys);
     assert!(
         error.to_string().contains(&format!("localhost:{}, while connecting", address.port())),
@@ -324,7 +324,7 @@ async fn a_handshake_that_never_ends_is_left_at_the_deadline() {
         }
     });
     let client = KmsClient::new(config).unwrap();
-    let error = client.enc_keys("SITE-B", 1, 256).await.err().unwrap();
+    let error = client.enc_keys(&sae("SITE-B"), 1, 256).await.err().unwrap();
     check(&error, K::Timeout(Phase::Tls), Operation::EncKeys);
     assert!(error.to_string().contains("in the TLS handshake"), "{error}");
     assert_eq!(error.keys_lost(), 0);
@@ -332,7 +332,7 @@ async fn a_handshake_that_never_ends_is_left_at_the_deadline() {
 }
 
 #[tokio::test]
-async fn what_does_not_speak_tls_is_told() {
+async fn a_server_without_tls_is_reported_as_such() {
     let lab = Lab::new();
     for (greeting, kind) in [
         (&b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n"[..], K::Tls(TlsFault::NotTls)),
@@ -359,13 +359,13 @@ async fn what_does_not_speak_tls_is_told() {
 }
 
 #[tokio::test]
-async fn a_mark_is_set_or_its_refusal_is_told() {
+async fn a_mark_is_set_or_its_refusal_is_reported() {
     let lab = Lab::new();
     let server = good_server(&lab, &lab.ca.issue("kme-a1", &["localhost"], |_| {})).await;
     let mut config = lab.config(server.address);
     config.fwmark = Some(0x51820);
     // Whether the mark is allowed depends on who runs the test; both ways are checked.
-    match KmsClient::new(config).unwrap().status("SITE-B").await {
+    match KmsClient::new(config).unwrap().status(&sae("SITE-B")).await {
         Ok(status) => assert_eq!(status.source_kme_id, "A"),
         Err(error) => {
             check(&error, K::Config, Operation::Status);
@@ -381,7 +381,7 @@ async fn a_dropped_operation_closes_its_connection() {
     let client = Arc::new(KmsClient::new(lab.config(listener.local_addr().unwrap())).unwrap());
     let asking = tokio::spawn({
         let client = Arc::clone(&client);
-        async move { client.status("SITE-B").await.map(|_| ()) }
+        async move { client.status(&sae("SITE-B")).await.map(|_| ()) }
     });
     let (mut tcp, _) = listener.accept().await.unwrap();
     let mut hello = [0; 16];
@@ -452,7 +452,7 @@ async fn an_address_as_a_dns_name_gets_an_advice_that_helps() {
     assert!(error.advice().contains("subjectAltName=IP:127.0.0.1"), "{}", error.advice());
     // As the advice says.
     let server = good_server(&lab, &lab.ca.issue("kme-a1", &["127.0.0.1"], |_| {})).await;
-    KmsClient::new(config(&server)).unwrap().status("SITE-B").await.unwrap();
+    KmsClient::new(config(&server)).unwrap().status(&sae("SITE-B")).await.unwrap();
 }
 
 #[tokio::test]
@@ -472,7 +472,7 @@ async fn der_files_and_chains_in_the_wrong_order_are_named_as_such() {
     assert!(error.advice().contains("our own certificate first"), "{}", error.advice());
     // As the advice says.
     std::fs::write(lab.path("cert.pem"), format!("{}{}", own.pem, lab.ca.pem)).unwrap();
-    KmsClient::new(lab.config(server.address)).unwrap().status("SITE-B").await.unwrap();
+    KmsClient::new(lab.config(server.address)).unwrap().status(&sae("SITE-B")).await.unwrap();
 }
 
 #[tokio::test]
@@ -489,7 +489,7 @@ async fn a_key_provider_with_pre_shared_keys_only_is_explained() {
             let _ = stream.shutdown().await;
         }
     });
-    let error = SkipClient::new(lab.config(address)).unwrap().capabilities("Bob").await.err().unwrap();
+    let error = SkipClient::new(lab.config(address)).unwrap().capabilities(&sae("Bob")).await.err().unwrap();
     check(&error, K::Tls(TlsFault::NothingInCommon), Operation::Status);
     assert!(error.advice().contains("pre-shared keys (PSK)"), "{}", error.advice());
     // KMEs of ETSI GS QKD 014 don't use them.

@@ -1,5 +1,6 @@
-//! Which source files of a crate import each other. Every `use` and every path in the code counts, in macros too, and
-//! leads to the file that defines the item: a re-export is followed to its end. Code under `cfg(test)` does not count.
+//! Which source files of a crate import each other. Every `use` and every path in the code counts, in macros
+//! too, and leads to the file that defines the item: a re-export is followed to its end. Code under
+//! `cfg(test)` does not count.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fs;
@@ -168,8 +169,8 @@ impl Tree {
         if flat.exists() { flat } else { dir.join(name).join("mod.rs") }
     }
 
-    /// The files with the items that the path may mean. A path to a module alone is no import: what is used of it has a
-    /// path of its own.
+    /// The files with the items that the path may mean. A path to a module alone is no import: what is used
+    /// of it has a path of its own.
     fn files(&self, module: usize, path: &[String]) -> Vec<&PathBuf> {
         let targets = self.resolve(module, path, &mut BTreeSet::new());
         let item = |target: Target| match target {

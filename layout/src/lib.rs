@@ -1,5 +1,6 @@
-//! Checks of the source tree that need no build of it: cycles of imports among the files of a crate, long files, and words
-//! that the glossary replaced. `make test` runs them; they take seconds: `cargo test --manifest-path layout/Cargo.toml`.
+//! Checks of the source tree that need no build of it: cycles of imports among the files of a crate, long
+//! files and lines, and words that the glossary replaced. `make test` runs them; they take seconds:
+//! `cargo test --manifest-path layout/Cargo.toml`.
 
 #![forbid(unsafe_code)]
 

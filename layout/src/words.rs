@@ -15,7 +15,8 @@ pub struct Words {
 }
 
 impl Words {
-    /// Reads the list: a word or phrase a line, `#` begins a comment, and the line `# pending` the second section.
+    /// Reads the list: a word or phrase a line, `#` begins a comment, and the line `# pending` the second
+    /// section.
     #[must_use]
     pub fn parse(text: &str) -> Self {
         let mut words = Self::default();
@@ -31,8 +32,9 @@ impl Words {
     }
 }
 
-/// The places of `words` in a file. A phrase may go on in the next line, also of a comment. Lower-case words are found with
-/// a capital too, and as a part of an identifier; a word with a capital also as a part of a name.
+/// The places of `words` in a file. A phrase may go on in the next line, also of a comment. Lower-case words
+/// are found with a capital too, and as a part of an identifier; a word with a capital also as a part of a
+/// name.
 #[must_use]
 pub fn places(text: &str, words: &[String]) -> Vec<Place> {
     let (joined, starts) = join(text);
@@ -54,7 +56,8 @@ pub fn places(text: &str, words: &[String]) -> Vec<Place> {
     found
 }
 
-/// The lines without indentation and marks of comments, joined by spaces; and the line that begins at each offset.
+/// The lines without indentation and marks of comments, joined by spaces; and the line that begins at each
+/// offset.
 fn join(text: &str) -> (String, BTreeMap<usize, usize>) {
     let (mut joined, mut starts) = (String::with_capacity(text.len()), BTreeMap::new());
     for (number, line) in (1..).zip(text.lines()) {

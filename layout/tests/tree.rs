@@ -1,4 +1,4 @@
-//! The source tree: files of a crate form no cycle of imports, and none is too long.
+//! The source tree: files of a crate form no cycle of imports, and neither a file nor a line is too long.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -7,12 +7,16 @@ use std::path::{Path, PathBuf};
 use qvpn_layout::imports::{Import, cycles, imports, in_cycles};
 use qvpn_layout::{root, targets, texts};
 
-/// Pairs of files whose import closes a cycle today, as a count for each crate. Lower a number when cycles go.
+/// Pairs of files whose import closes a cycle today, as a count for each crate. Lower a number when cycles
+/// go.
 const KNOWN_CYCLES: &[(&str, usize)] = &[];
 
 /// Files that are longer than `MAX_LINES` today.
 const KNOWN_LONG: &[&str] = &[];
 const MAX_LINES: usize = 500;
+
+/// The longest line of Rust and shell, in characters; rustfmt leaves strings and comments as they are.
+const MAX_COLUMNS: usize = 110;
 
 #[test]
 fn no_files_of_a_crate_import_each_other() {
@@ -54,6 +58,29 @@ fn no_source_file_is_too_long() {
     let long = |(name, lines): &&(String, usize)| *lines > MAX_LINES && !KNOWN_LONG.contains(&name.as_str());
     let long: Vec<_> = sources.iter().filter(long).collect();
     assert!(long.is_empty(), "longer than {MAX_LINES} lines: {long:#?}");
+}
+
+#[test]
+fn no_line_of_code_is_too_long() {
+    let is_code = |name: &String| name.ends_with(".rs") || name.ends_with(".sh");
+    let texts: BTreeMap<String, String> = texts().into_iter().filter(|(name, _)| is_code(name)).collect();
+    assert!(texts.len() > 300, "the sources are found: {}", texts.len());
+    let long: Vec<String> = texts
+        .iter()
+        .flat_map(|(name, text)| long_lines(text).map(move |line| format!("{name}:{line}")))
+        .collect();
+    assert!(long.is_empty(), "lines of more than {MAX_COLUMNS} characters: {long:#?}");
+}
+
+/// The numbers of the lines that are too long.
+fn long_lines(text: &str) -> impl Iterator<Item = usize> {
+    (1..).zip(text.lines()).filter(|(_, line)| line.chars().count() > MAX_COLUMNS).map(|(number, _)| number)
+}
+
+#[test]
+fn a_long_line_is_found_by_its_characters() {
+    let (fits, long) = ("ü".repeat(MAX_COLUMNS), "x".repeat(MAX_COLUMNS + 1));
+    assert_eq!(long_lines(&format!("{fits}\n{long}\n\n{long}")).collect::<Vec<_>>(), [2, 4]);
 }
 
 fn is_test(name: &str) -> bool {

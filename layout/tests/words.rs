@@ -1,4 +1,5 @@
-//! No file uses a word of `scripts/words.txt`, which has the names and phrases that the glossary of the project replaced.
+//! No file uses a word of `scripts/words.txt`, which has the names and phrases that the glossary of the
+//! project replaced.
 
 use qvpn_layout::words::{Words, places};
 use qvpn_layout::{root, texts};

@@ -16,7 +16,7 @@ mod positions;
 mod reader;
 mod reference;
 mod rules;
-pub(crate) mod suite;
+pub(crate) mod shared_words;
 mod token;
 mod values;
 
@@ -28,8 +28,8 @@ pub use ipnet::IpNet;
 pub use load::PartialConfig;
 pub use model::{
     ClientKey, Config, Dscp, Endpoint, Interface, Kme, KmeAccess, KmeApi, KmeServer, Kms, Local, LogLevel,
-    Mtu, OnStop, Peer, QkdPolicy, Role, Table,
+    Mtu, OnStop, Peer, Role, Table,
 };
-pub use qvpn_types::Suite;
+pub use qvpn_types::{QkdPolicy, SaeId, Suite};
 pub use reference::{KeyHelp, REFERENCE, SectionHelp};
 pub use token::TokenKey;

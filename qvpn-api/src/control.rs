@@ -139,7 +139,7 @@ pub enum Reply {
     },
     /// The reply to [`Request::Version`].
     Version {
-        /// The daemon's version, such as `0.1.0`.
+        /// The daemon's version, such as `0.2.0`.
         daemon: String,
         /// Its interface.
         interface: String,
@@ -164,11 +164,12 @@ pub struct PeerSummary {
     /// The networks behind it, as prefixes.
     pub allowed_ips: Vec<String>,
     /// Our policy for it.
+    #[serde(with = "crate::config::shared_words")]
     pub qkd: QkdPolicy,
     /// Our role, as configured.
     pub role: Role,
     /// Its AEAD.
-    #[serde(with = "crate::config::suite")]
+    #[serde(with = "crate::config::shared_words")]
     pub suite: Suite,
 }
 

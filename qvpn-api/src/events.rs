@@ -469,11 +469,11 @@ mod rfc3339 {
     use serde::{Deserialize, Deserializer, Serializer, de::Error};
 
     /// The last second that four digits of a year can say.
-    const LAST: u64 = 253_402_300_799;
+    const MAX_UNIX_SECONDS: u64 = 253_402_300_799;
 
     /// `time`, moved into the years 1970 to 9999 where a broken clock is outside them.
     pub(super) fn in_range(time: SystemTime) -> SystemTime {
-        let last = SystemTime::UNIX_EPOCH + Duration::from_secs(LAST);
+        let last = SystemTime::UNIX_EPOCH + Duration::from_secs(MAX_UNIX_SECONDS);
         time.clamp(SystemTime::UNIX_EPOCH, last)
     }
 

@@ -52,9 +52,9 @@ pub fn find<T>(
 
 /// The first names, and how many more there are.
 fn some(names: &[String]) -> String {
-    const SHOWN: usize = 4;
-    let shown = names.iter().take(SHOWN).cloned().collect::<Vec<_>>().join(", ");
-    match names.len().saturating_sub(SHOWN) {
+    const MAX_SHOWN_NAMES: usize = 4;
+    let shown = names.iter().take(MAX_SHOWN_NAMES).cloned().collect::<Vec<_>>().join(", ");
+    match names.len().saturating_sub(MAX_SHOWN_NAMES) {
         0 => shown,
         more => format!("{shown} or {more} more"),
     }
@@ -77,7 +77,7 @@ mod tests {
     }
 
     #[test]
-    fn names_keys_and_fingerprints_may_be_cut_short_where_one_peer_is_meant() {
+    fn a_prefix_of_a_name_key_or_fingerprint_selects_the_only_peer_that_has_it() {
         let rows = [
             ("site-1", "site-1"),
             ("site-10", "site-10"),
@@ -95,7 +95,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_clear_is_asked_for() {
+    fn an_ambiguous_name_is_asked_for() {
         assert_eq!(
             found("site").unwrap_err(),
             "`site` matches site-1, site-10; write more of the name or public key"

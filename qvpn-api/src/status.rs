@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::config::{KmeApi, QkdPolicy, Suite};
+pub use qvpn_types::{LaneState, Role};
 
 /// The `schema` of [`Status`] that this version writes and reads. It grows only if a name changes its
 /// meaning or is removed.
@@ -41,7 +42,7 @@ pub struct InterfaceStatus {
     /// The UDP port of lane 0.
     pub listen_port: u16,
     /// The AEAD of the interface; a peer may have its own.
-    #[serde(with = "crate::config::suite")]
+    #[serde(with = "crate::config::shared_words")]
     pub suite: Suite,
     /// How many lanes we run.
     pub lanes: u8,
@@ -126,8 +127,10 @@ pub struct PeerStatus {
     /// Why the state isn't `up`, and what to do, in words.
     pub reason: Option<String>,
     /// Our role in the exchange.
-    pub role: Option<ExchangeRole>,
+    #[serde(default, with = "crate::config::shared_words::option")]
+    pub role: Option<Role>,
     /// The policy in force: the stricter one of both sites, or ours until the peer's is known.
+    #[serde(with = "crate::config::shared_words")]
     pub qkd_policy: QkdPolicy,
     /// The number of the epoch that we send in.
     pub epoch: Option<u64>,
@@ -180,6 +183,7 @@ pub struct LaneStatus {
     /// The peer's endpoint of the lane, `address:port`.
     pub endpoint: Option<String>,
     /// Whether packets arrive on it; unknown until the first epoch is old enough to decide.
+    #[serde(default, with = "crate::config::shared_words::option")]
     pub state: Option<LaneState>,
     /// The lane that carries this lane's flows, if it is silent or the peer has fewer lanes.
     pub via: Option<u8>,
@@ -191,16 +195,6 @@ pub struct LaneStatus {
     pub tx_gso_packets: u64,
     /// Packets that the kernel refused as one GSO batch; they were then sent one by one.
     pub tx_gso_refused_packets: u64,
-}
-
-/// Whether a lane's path works.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum LaneState {
-    /// Packets arrive.
-    Up,
-    /// Nothing arrives on it, here or at the peer: a firewall probably blocks the lane's UDP port.
-    Silent,
 }
 
 /// The state of a peer.
@@ -229,27 +223,6 @@ impl PeerState {
             Self::Up => "up",
             Self::Degraded => "degraded",
             Self::Blocked => "blocked",
-        }
-    }
-}
-
-/// A site's role in the exchange.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum ExchangeRole {
-    /// We propose; at the KME we are the master SAE.
-    Initiator,
-    /// The peer proposes; at the KME we are the slave SAE.
-    Responder,
-}
-
-impl ExchangeRole {
-    /// The fixed name.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Initiator => "initiator",
-            Self::Responder => "responder",
         }
     }
 }

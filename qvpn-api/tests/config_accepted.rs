@@ -147,9 +147,10 @@ proptest! {
 
     #[test]
     fn any_config_like_text_is_read_or_refused(lines in prop::collection::vec(
-        "(\\[interface\\]|\\[kms\\]|\\[\\[kms.kme\\]\\]|\\[\\[peer\\]\\]|(name|mtu|lanes|table|address|url|endpoint|allowed_ips|qkd|kmes|dscp|rekey_interval|public_key) \
-         = (\"[a-z0-9:/.\\[\\]%-]{0,12}\"|-?[0-9]{1,30}|\\[\"[0-9./:a-f]{0,12}\"\\]|1.5|true|\\{ a = 1 \
-         \\}))",
+        "(\\[interface\\]|\\[kms\\]|\\[\\[kms.kme\\]\\]|\\[\\[peer\\]\\]\
+         |(name|mtu|lanes|table|address|url|endpoint|allowed_ips|qkd|kmes|dscp|rekey_interval|public_key)\
+         \x20= (\"[a-z0-9:/.\\[\\]%-]{0,12}\"|-?[0-9]{1,30}\
+         |\\[\"[0-9./:a-f]{0,12}\"\\]|1.5|true|\\{ a = 1 \\}))",
         0..30,
     )) {
         let _ = Config::parse(Path::new(PATH), &lines.join("\n"));

@@ -31,9 +31,12 @@ impl Site {
 
     fn config(peer_key: &str) -> String {
         format!(
-            "[interface]\nprivate_key_file = \"qvpn0.key\"\n[kms]\nsae_id = \"A\"\n[[kms.kme]]\nname = \"k\"\n\
-             url = \"https://k\"\nca_file = \"ca.pem\"\ncert_file = \"a.pem\"\nkey_file = \"a.key\"\n[[peer]]\n\
-             name = \"b\"\npublic_key = \"{peer_key}\"\nsae_id = \"B\"\nallowed_ips = []\npreshared_key_file = \"b.psk\"\n"
+            "[interface]\nprivate_key_file = \"qvpn0.key\"\n[kms]\nsae_id = \"A\"\n[[kms.kme]]\nname \
+             = \"k\"\n\
+             url = \"https://k\"\nca_file = \"ca.pem\"\ncert_file = \"a.pem\"\nkey_file \
+             = \"a.key\"\n[[peer]]\n\
+             name = \"b\"\npublic_key = \"{peer_key}\"\nsae_id = \"B\"\nallowed_ips = []\npreshared_key_file \
+             = \"b.psk\"\n"
         )
     }
 
@@ -78,8 +81,8 @@ fn a_secret_that_others_can_read_is_refused() {
         assert_eq!(
             errors,
             format!(
-                "qvpn0.toml:2:20: {who} can {can} the private key qvpn0.key (mode {mode:04o}); run `chmod 0600 qvpn0.key`, \
-                 or `chown root:qvpn qvpn0.key && chmod 0640 qvpn0.key`"
+                "qvpn0.toml:2:20: {who} can {can} the private key qvpn0.key (mode {mode:04o}); run `chmod \
+                 0600 qvpn0.key`, or `chown root:qvpn qvpn0.key && chmod 0640 qvpn0.key`"
             )
         );
         assert!(site.load().read_private_key().is_err());
@@ -110,7 +113,8 @@ fn each_bad_file_is_named_at_its_line_all_at_once() {
              there, or write the right path",
             "qvpn0.toml:10:12: everybody can read the client certificate's key a.key (mode 0644); run \
              `chmod 0600 a.key`, or `chown root:qvpn a.key && chmod 0640 a.key`",
-            "qvpn0.toml:16:22: can't open the pre-shared key b.psk: no such file or directory; make one with `install -m 0640 -g qvpn /dev/null b.psk && qvpn-ctl genpsk > b.psk`, and copy it to the peer",
+            "qvpn0.toml:16:22: can't open the pre-shared key b.psk: no such file or directory; make one with \
+             `install -m 0640 -g qvpn /dev/null b.psk && qvpn-ctl genpsk > b.psk`, and copy it to the peer",
         ]
     );
 }

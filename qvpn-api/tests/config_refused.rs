@@ -5,10 +5,13 @@ use std::path::Path;
 
 use qvpn_api::Config;
 
-const KEY_B: &str = "qvpn1-UqPFxf26QCxGqk1wiKfZx0Kxb+3jT49b63iPWVAbF2tw2xyJrx7OgoU1cpBpGXHe9rN17iNWKKSWARmubkuEbr6oe40Wmjg9EhJguZfDLJo=";
-const KEY_C: &str = "qvpn1-yVYf4yxjlE8ykREQ4U3CENFcTDQC+CoF8cXIM0FyIWtT0E3wvsanrVPx1w9KPvy6yTRNwocscb0t5hWBs1JxwxOAwwqdOM773u3+0lOAwzo=";
+const KEY_B: &str = "qvpn1-UqPFxf26QCxGqk1wiKfZx0Kxb+3jT49b63iPWVAbF2tw2xyJrx7OgoU1cpBp\
+    GXHe9rN17iNWKKSWARmubkuEbr6oe40Wmjg9EhJguZfDLJo=";
+const KEY_C: &str = "qvpn1-yVYf4yxjlE8ykREQ4U3CENFcTDQC+CoF8cXIM0FyIWtT0E3wvsanrVPx1w9K\
+    Pvy6yTRNwocscb0t5hWBs1JxwxOAwwqdOM773u3+0lOAwzo=";
 /// `KEY_B` with another ML-KEM half.
-const KEY_B2: &str = "qvpn1-UqPFxf26QCxGqk1wiKfZx0Kxb+3jT49b63iPWVAbF2tw2xyJrx7OgoU1cpBpGXHe9rN17iNWKKSWARmubkuEbr6oe40Wmjg9EhJguZfAAAA=";
+const KEY_B2: &str = "qvpn1-UqPFxf26QCxGqk1wiKfZx0Kxb+3jT49b63iPWVAbF2tw2xyJrx7OgoU1cpBp\
+    GXHe9rN17iNWKKSWARmubkuEbr6oe40Wmjg9EhJguZfAAAA=";
 const FILES: &str = "ca_file = \"ca.pem\"\ncert_file = \"c.pem\"\nkey_file = \"c.key\"\n";
 
 /// Reads `text` without its marks, and expects at each mark, in their order, the error `expected`.
@@ -245,7 +248,8 @@ fn values_of_the_interface() {
         ),
         (
             "table = ¦255",
-            "routing table 255 belongs to the kernel; write \"auto\", \"off\", 254 for the main table, or another number",
+            "routing table 255 belongs to the kernel; write \"auto\", \"off\", 254 for the main table, or \
+             another number",
         ),
         (
             "fwmark = ¦4294967296",

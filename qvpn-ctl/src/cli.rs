@@ -77,8 +77,8 @@ pub(crate) enum Command {
         /// The interface [default: the only one].
         #[arg(value_parser = interface, add = ArgValueCompleter::new(complete::interfaces))]
         interface: Option<String>,
-        /// Change nothing: print each key that would change, with its former and its new value, and what that does
-        /// to traffic.
+        /// Change nothing: print each key that would change, with its former and its new value, and what that
+        /// does to traffic.
         #[arg(long)]
         dry_run: bool,
     },
@@ -167,8 +167,8 @@ pub(crate) enum Command {
     },
     /// Keeps the block of all configs in force against what other programs do.
     Guard {
-        /// Stays and watches, as `qvpn-guard.service` does: SIGHUP reads the configs again, SIGTERM ends it. The block stays
-        /// when it ends.
+        /// Stays and watches, as `qvpn-guard.service` does: SIGHUP reads the configs again, SIGTERM ends it.
+        /// The block stays when it ends.
         #[arg(long, required = true)]
         watch: bool,
     },
@@ -203,7 +203,8 @@ pub(crate) struct EventFilter {
     /// Print only events of this level or a higher one.
     #[arg(long, value_enum, default_value_t = EventLevel::Info)]
     pub(crate) level: EventLevel,
-    /// Print only events since then: an age such as 90s, 10m, 2h or 1d, or a time such as 2026-12-01T10:00:00Z.
+    /// Print only events since then: an age such as 90s, 10m, 2h or 1d, or a time such as
+    /// 2026-12-01T10:00:00Z.
     #[arg(long, value_name = "TIME", value_parser = since)]
     pub(crate) since: Option<SystemTime>,
 }

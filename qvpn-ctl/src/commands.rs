@@ -44,7 +44,7 @@ fn table(peers: &[PeerSummary], paint: Paint) -> String {
             clean(&p.name),
             clean(&p.fingerprint),
             clean(p.endpoint.as_deref().unwrap_or("(learned)")),
-            p.qkd.to_string(),
+            p.qkd.name().to_owned(),
             p.role.to_string(),
             clean(&allowed),
         ]

@@ -15,10 +15,12 @@ pub(crate) const CONFIG_DIR: &str = "/etc/qvpn";
 #[derive(Args)]
 pub(crate) struct Dirs {
     /// The directory of the daemons' control sockets.
-    #[arg(long, global = true, value_name = "DIR", env = "QVPN_SOCKET_DIR", default_value = SOCKET_DIR, hide = true)]
+    #[arg(long, global = true, value_name = "DIR", env = "QVPN_SOCKET_DIR")]
+    #[arg(default_value = SOCKET_DIR, hide = true)]
     pub(crate) socket_dir: PathBuf,
     /// The directory of the configs.
-    #[arg(long, global = true, value_name = "DIR", env = "QVPN_CONFIG_DIR", default_value = CONFIG_DIR, hide = true)]
+    #[arg(long, global = true, value_name = "DIR", env = "QVPN_CONFIG_DIR")]
+    #[arg(default_value = CONFIG_DIR, hide = true)]
     pub(crate) config_dir: PathBuf,
 }
 

@@ -26,7 +26,8 @@ pub(crate) fn unresolved(endpoint: &str) -> Option<String> {
         Err(_) => format!("was not resolved within {} s", LOOKUP_TIMEOUT.as_secs()),
     };
     Some(format!(
-        "the endpoint {endpoint} {what}; check the name and the DNS servers: until it resolves, the peer must call"
+        "the endpoint {endpoint} {what}; check the name and the DNS servers: until it resolves, the peer \
+         must call"
     ))
 }
 

@@ -1,5 +1,5 @@
-//! `import`: converts a `wg-quick` file, and names each setting without an equivalent, with its line and what to do
-//! instead. Keys are not converted, because a WireGuard key has no ML-KEM half. No secret is printed.
+//! `import`: converts a `wg-quick` file, and names each setting without an equivalent, with its line and what
+//! to do instead. Keys are not converted, because a WireGuard key has no ML-KEM half. No secret is printed.
 
 mod name;
 mod read;
@@ -320,7 +320,8 @@ PublicKey = h=
     fn the_printed_command_finds_the_pre_shared_key() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("wg 'x'.conf");
-        let text = "[Interface]\r\n[Peer]\r\nPublicKey = a=\r\n[Peer]\r\nPublicKey = b=\r\nPresharedKey = FpC+/w9= # b\r\n";
+        let text = "[Interface]\r\n[Peer]\r\nPublicKey = a=\r\n[Peer]\r\nPublicKey = b=\r\nPresharedKey = \
+                    FpC+/w9= # b\r\n";
         fs::write(&file, text).unwrap();
         let notes = convert(text, &file, QkdChoice::Off).unwrap().notes;
         let note = notes.iter().find(|(line, _)| *line == 6).unwrap();

@@ -6,7 +6,7 @@ use std::path::Path;
 use kms_client::Source;
 use kms_client::probe::{self, Finding, KEYS_TAKEN, Probed, Site, StatusReport, Step, Verdict};
 use qvpn_api::Config;
-use qvpn_api::config::{self, QkdPolicy, Role};
+use qvpn_api::config::{self, QkdPolicy, Role, SaeId};
 use serde::Serialize;
 
 use crate::error::CtlError;
@@ -125,16 +125,13 @@ struct Side<'c> {
     name: &'static str,
     config: &'c Config,
     peer: &'c config::Peer,
+    peer_sae: &'c SaeId,
 }
 
 impl<'c> Side<'c> {
     fn kmes(&self) -> impl Iterator<Item = &'c config::Kme> {
         let all = self.config.kms.as_ref().map_or(&[][..], |kms| &kms.kmes);
         self.peer.kmes.iter().filter_map(move |name| all.iter().find(|kme| kme.name == *name))
-    }
-
-    fn peer_sae(&self) -> &'c str {
-        self.peer.sae_id.as_deref().unwrap_or_default()
     }
 }
 
@@ -162,9 +159,14 @@ async fn check_peer(
     other: Option<&Config>,
     take: bool,
 ) -> Result<Vec<Check>, CtlError> {
-    let ours = Side { name: "this", config, peer };
+    // A config gives both to each peer that uses QKD.
+    let (Some(peer_sae), Some(own_sae)) = (&peer.sae_id, own_sae(config)) else { return Ok(Vec::new()) };
+    let ours = Side { name: "this", config, peer, peer_sae };
     let theirs = match other {
-        Some(other) => Some(Side { name: "other", config: other, peer: mirror(config, peer, other)? }),
+        Some(other) => {
+            let peer = mirror(config, peer, other)?;
+            Some(Side { name: "other", config: other, peer, peer_sae: own_sae })
+        }
         None => None,
     };
     let (here, mut checks) = look_at(&ours).await?;
@@ -192,17 +194,14 @@ async fn check_peer(
         else {
             continue;
         };
-        let our_end = Site { kme, sae: theirs.as_ref().map_or("", Side::peer_sae), link: Some(link) };
+        let our_end = Site { kme, sae: own_sae, link: Some(link) };
         let their_end = partner.and_then(|partner| {
             let link = partner.looked.as_ref().and_then(|looked| looked.link.as_ref());
-            Some(Site { kme: partner.probed()?, sae: ours.peer_sae(), link })
+            Some(Site { kme: partner.probed()?, sae: peer_sae, link })
         });
         let taken = match (we_are_master(config, peer), their_end) {
-            (true, slave) => probe::check_keys(our_end, slave, ours.peer_sae()).await,
-            (false, Some(master)) => {
-                let slave_sae = theirs.as_ref().map_or("", Side::peer_sae);
-                probe::check_keys(master, Some(our_end), slave_sae).await
-            }
+            (true, slave) => probe::check_keys(our_end, slave, peer_sae).await,
+            (false, Some(master)) => probe::check_keys(master, Some(our_end), own_sae).await,
             (false, None) => {
                 check.add([skip(
                     "we_are_slave",
@@ -219,20 +218,25 @@ async fn check_peer(
     Ok(checks)
 }
 
+fn own_sae(config: &Config) -> Option<&SaeId> {
+    config.kms.as_ref().map(|kms| &kms.sae_id)
+}
+
 /// The peer in the other site's config that is this site.
 fn mirror<'c>(config: &Config, peer: &config::Peer, other: &'c Config) -> Result<&'c config::Peer, CtlError> {
-    let sae = |config: &Config| config.kms.as_ref().map(|kms| kms.sae_id.clone()).unwrap_or_default();
-    let (ours, theirs) = (sae(config), sae(other));
+    let (ours, theirs) = (own_sae(config), own_sae(other));
+    let text = |id: Option<&SaeId>| id.map(ToString::to_string).unwrap_or_default();
     let wrong = |what: String| CtlError::OtherConfig { file: other.path.clone(), what };
-    if peer.sae_id.as_deref() != Some(theirs.as_str()) {
+    if theirs.is_none() || peer.sae_id.as_ref() != theirs {
         return Err(wrong(format!(
-            "its SAE ID is \"{theirs}\", and peer {} has \"{}\"",
+            "its SAE ID is \"{}\", and peer {} has \"{}\"",
+            text(theirs),
             peer.name,
-            peer.sae_id.as_deref().unwrap_or_default()
+            text(peer.sae_id.as_ref())
         )));
     }
-    let found = other.peers.iter().find(|p| p.sae_id.as_ref() == Some(&ours) && p.qkd != QkdPolicy::Off);
-    found.ok_or_else(|| wrong(format!("it has no peer with our sae_id \"{ours}\" that uses QKD")))
+    let found = other.peers.iter().find(|p| p.sae_id.as_ref() == ours && p.qkd != QkdPolicy::Off);
+    found.ok_or_else(|| wrong(format!("it has no peer with our sae_id \"{}\" that uses QKD", text(ours))))
 }
 
 /// Whether we are the initiator, and so the master SAE.
@@ -272,14 +276,14 @@ async fn look_at(side: &Side<'_>) -> Result<(Vec<CheckedKme>, Vec<Check>), CtlEr
             api: kme.api().to_string(),
             url: kme.url(),
             peer: side.peer.name.clone(),
-            peer_sae_id: side.peer_sae().to_owned(),
+            peer_sae_id: side.peer_sae.as_str().to_owned(),
             ok: true,
             keys_spent: 0,
             findings: Vec::new(),
         };
         let seen = match Source::open(kme, mark) {
             Ok(open) => {
-                let looked = probe::check_status(open.probed(), &kme.sae_id, side.peer_sae()).await;
+                let looked = probe::check_status(open.probed(), kme.sae_id.as_str(), side.peer_sae).await;
                 check.add(looked.findings.iter().cloned());
                 CheckedKme { open: Some(open), looked: Some(looked) }
             }

@@ -14,7 +14,8 @@ use crate::cli::{Cli, Shell};
 use crate::error::CtlError;
 use crate::output;
 
-/// Writes the man pages of qvpn-ctl and qvpn.toml(5) into `dir`. `qvpn-daemon man` and `kme-sim man` write the others.
+/// Writes the man pages of qvpn-ctl and qvpn.toml(5) into `dir`. `qvpn-daemon man` and `kme-sim man` write
+/// the others.
 pub(crate) fn man(dir: &Path) -> Result<(), CtlError> {
     let failed = |source| CtlError::Directory { dir: dir.to_owned(), source };
     fs::create_dir_all(dir).map_err(failed)?;

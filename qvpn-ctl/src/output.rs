@@ -119,7 +119,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_others_say_cannot_drive_a_terminal() {
+    fn text_of_others_cannot_control_a_terminal() {
         assert_eq!(clean("a\u{1b}[2J\r\n\t\u{202e}b"), "a\\u{1b}[2J\\r\\n\\t\\u{202e}b");
         assert_eq!(clean("büro \"x\" 'y' \\ …"), "büro \"x\" 'y' \\ …");
     }

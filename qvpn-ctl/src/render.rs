@@ -215,7 +215,7 @@ impl Page {
         self.counts("dropped", &p.drops, Tone::Plain);
         self.line("rekeys", &p.rekeys.to_string());
         self.counts("failed rekeys", &p.rekey_failures, Tone::Warn);
-        self.known("role", p.role.map(|r| r.as_str().to_owned()));
+        self.known("role", p.role.map(|r| r.name().to_owned()));
         self.known("path mtu", p.mtu.map(|m| m.to_string()));
         self.lanes(p);
         self.line("fingerprint", &p.fingerprint);
@@ -244,7 +244,7 @@ impl Page {
     }
 
     fn qkd(&mut self, p: &PeerStatus) {
-        let mut text = p.qkd_policy.as_str().to_owned();
+        let mut text = p.qkd_policy.name().to_owned();
         let mut tone = Tone::Plain;
         if p.qkd_policy != QkdPolicy::Off
             && let Some(stock) = p.qkd_stock

@@ -7,7 +7,7 @@ use crate::text::{pad, width};
 pub(crate) type Cell = (String, Tone);
 
 /// The spaces between two columns.
-const GAP: usize = 2;
+const COLUMN_GAP: usize = 2;
 
 /// A table with a heading; each row has as many cells as the heading.
 pub(crate) struct Table<'a> {
@@ -24,7 +24,7 @@ impl Table<'_> {
                 cells.chain(self.head.get(i).map(|head| width(head))).max().unwrap_or(0)
             })
             .collect();
-        let all = columns.iter().sum::<usize>() + GAP * columns.len().saturating_sub(1);
+        let all = columns.iter().sum::<usize>() + COLUMN_GAP * columns.len().saturating_sub(1);
         match paint.width {
             Some(limit) if all > limit => self.stacked(paint),
             _ => self.in_columns(paint, &columns),
@@ -37,8 +37,11 @@ impl Table<'_> {
         for row in std::iter::once(&head).chain(&self.rows) {
             for (i, (text, tone)) in row.iter().enumerate() {
                 let last = i + 1 == row.len();
-                let fill =
-                    if last { String::new() } else { pad(text, columns.get(i).copied().unwrap_or(0) + GAP) };
+                let fill = if last {
+                    String::new()
+                } else {
+                    pad(text, columns.get(i).copied().unwrap_or(0) + COLUMN_GAP)
+                };
                 lines += &format!("{}{fill}", paint.text(*tone, text));
             }
             lines.push('\n');

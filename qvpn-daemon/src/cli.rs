@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
 
-const EXIT_CODES: &str = "Exit codes: 0 stopped by a signal, 1 failed, 2 usage, 3 config refused. The unit restarts it \
-after 1. qvpn.toml(5) describes the config; qvpn-ctl(1) shows and controls a running daemon.";
+const EXIT_CODES: &str = "Exit codes: 0 stopped by a signal, 1 failed, 2 usage, 3 config refused. The unit \
+restarts it after 1. qvpn.toml(5) describes the config; qvpn-ctl(1) shows and controls a running daemon.";
 
 /// The qvpn gateway daemon. Runs in the foreground; SIGHUP reloads the config, SIGTERM stops.
 ///

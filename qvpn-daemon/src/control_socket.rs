@@ -73,7 +73,7 @@ impl Writers {
 }
 
 impl ControlSocket {
-    /// Creates the socket of `interface` in `dir`. Reslots a socket that no process listens on.
+    /// Creates the socket of `interface` in `dir`. Replaces a socket that no process listens on.
     ///
     /// # Errors
     /// If another daemon listens on it, or the system refuses.
@@ -159,7 +159,7 @@ impl ControlSocket {
 
 impl Drop for ControlSocket {
     fn drop(&mut self) {
-        // The next start reslots a socket that stays.
+        // The next start replaces a socket that stays.
         let _ = std::fs::remove_file(&self.path);
     }
 }
@@ -227,7 +227,8 @@ impl Client {
         }
         if request.changes_something() && !self.may_write {
             let message = format!(
-                "this changes something, and only root and the group {GROUP} may; run it as root, or join the group (`usermod -aG {GROUP} USER`, then log in again)"
+                "this changes something, and only root and the group {GROUP} may; run it as root, or join \
+                 the group (`usermod -aG {GROUP} USER`, then log in again)"
             );
             if self.refusals.admits(clock::now()) {
                 self.events.emit(caller::used(self.uid, &request, NOT_PERMITTED));

@@ -39,14 +39,22 @@ pub(crate) enum DaemonError {
     #[error("lane {lane} failed, so the daemon ends and the routes block: {error}")]
     LaneFailed { lane: u8, error: LaneError },
     /// Another daemon has this interface.
-    #[error("another qvpn-daemon answers on {}; stop it first, since each interface has one daemon", .0.display())]
+    #[error(
+        "another qvpn-daemon answers on {}; stop it first, since each interface has one daemon",
+        .0.display()
+    )]
     AlreadyRunning(PathBuf),
     /// The control socket.
-    #[error("control socket {}: {source}; {}, or set --socket-dir", path.display(), directory_advice(path, source))]
+    #[error(
+        "control socket {}: {source}; {}, or set --socket-dir",
+        path.display(),
+        directory_advice(path, source)
+    )]
     Control { path: PathBuf, source: std::io::Error },
     /// The metrics listener.
     #[error(
-        "metrics_listen = \"{at}\": {source}; write an address of this machine and a port that is free (`ss -tlpn`)"
+        "metrics_listen = \"{at}\": {source}; write an address of this machine and a port that is free (`ss \
+         -tlpn`)"
     )]
     Metrics { at: SocketAddr, source: std::io::Error },
     /// Another call that the system refuses.
@@ -62,7 +70,8 @@ fn directory_advice(path: &Path, source: &std::io::Error) -> String {
         std::io::ErrorKind::PermissionDenied => {
             let directory = directory.display();
             format!(
-                "the directory must belong to the daemon's user (`mkdir -p {directory} && chown qvpn:qvpn {directory}`)"
+                "the directory must belong to the daemon's user (`mkdir -p {directory} && chown qvpn:qvpn \
+                 {directory}`)"
             )
         }
         _ => "check the directory and its permissions".to_owned(),

@@ -12,7 +12,7 @@ use qvpn_api::events::EventKind;
 use qvpn_proto::kms::{KmsFailure, KmsFailureKind};
 use qvpn_proto::wire::limits::MAX_NAME;
 use qvpn_proto::{Fetch, FetchedKey, KeyKind, KeyName, KmsReport};
-use qvpn_types::KeyId;
+use qvpn_types::{KeyId, SaeId};
 use tokio::sync::mpsc;
 
 use crate::events::Events;
@@ -87,7 +87,7 @@ fn open_one(kme: &config::Kme, fwmark: u32, reporting: KmeReporting) -> Result<A
 }
 
 /// Starts the probe that is due at `kme`, if one is. `saes` are those of the peers that use it.
-pub(crate) fn probe(kme: &Arc<Kme>, saes: &[&str], results: &mpsc::Sender<TaskResult>) {
+pub(crate) fn probe(kme: &Arc<Kme>, saes: &[&SaeId], results: &mpsc::Sender<TaskResult>) {
     let Some(due) = kme.due_probe(saes) else { return };
     let (kme, results) = (kme.clone(), results.clone());
     tokio::spawn(async move {
@@ -106,7 +106,7 @@ pub(crate) fn in_words(error: &KmsError) -> String {
 }
 
 /// Fetches what a peer asked for.
-pub(crate) async fn fetch(set: Arc<KmeSet>, peer_sae: String, fetch: Fetch) -> KmsReport {
+pub(crate) async fn fetch(set: Arc<KmeSet>, peer_sae: SaeId, fetch: Fetch) -> KmsReport {
     match fetch {
         Fetch::New { request, number, qkd_only, stuck } => {
             let number = u32::try_from(number).unwrap_or(u32::MAX);
@@ -154,7 +154,8 @@ fn delivered(request: u64, keys: Vec<QkdKey>, missing: Option<KmsFailure>) -> Km
     for key in keys {
         if [key.id.as_str(), &key.source_kme, &key.target_kme].iter().any(|name| name.len() > MAX_NAME) {
             let text = format!(
-                "KME {}: a key ID or KME ID of more than {MAX_NAME} bytes can't be sent to the other site; ask the KME's vendor for shorter ones",
+                "KME {}: a key ID or KME ID of more than {MAX_NAME} bytes can't be sent to the other site; \
+                 ask the KME's vendor for shorter ones",
                 key.kme
             );
             missing = Some(KmsFailure { kind: KmsFailureKind::Unavailable, text });
@@ -217,7 +218,7 @@ mod tests {
         let set = Kmes::default().set(std::iter::empty());
         let report = fetch(
             set,
-            "SITE-B".into(),
+            SaeId::new("SITE-B").unwrap(),
             Fetch::New { request: 1, number: 5, qkd_only: true, stuck: Vec::new() },
         )
         .await;
@@ -243,7 +244,7 @@ mod tests {
         let (path, set) = file("kind", LINE);
         let report = fetch(
             set,
-            "SITE-B".into(),
+            SaeId::new("SITE-B").unwrap(),
             Fetch::New { request: 1, number: 5, qkd_only: false, stuck: Vec::new() },
         )
         .await;
@@ -263,7 +264,7 @@ mod tests {
         };
         let by_id = Fetch::ById { request: 1, keys: vec![name], qkd_only: true };
         for wanted in [new, by_id] {
-            let report = fetch(set.clone(), "SITE-B".into(), wanted).await;
+            let report = fetch(set.clone(), SaeId::new("SITE-B").unwrap(), wanted).await;
             assert!(matches!(report, KmsReport::Failed { .. }));
         }
         assert_eq!(std::fs::read_to_string(&path).unwrap(), LINE);
@@ -283,13 +284,13 @@ mod tests {
         fn url(&self) -> &str {
             "https://kme-a1"
         }
-        fn link<'a>(&'a self, peer: &'a str) -> BoxFuture<'a, Result<Link, KmsError>> {
-            let error = KmsError::new(KmsErrorKind::Unreachable, "kme-a1", Operation::Status, peer);
+        fn link<'a>(&'a self, peer: &'a SaeId) -> BoxFuture<'a, Result<Link, KmsError>> {
+            let error = KmsError::new(KmsErrorKind::Unreachable, "kme-a1", Operation::Status, peer.as_str());
             Box::pin(async move { Err(error) })
         }
         fn fetch_new<'a>(
             &'a self,
-            peer: &'a str,
+            peer: &'a SaeId,
             _: u32,
             _: u32,
         ) -> BoxFuture<'a, Result<Vec<QkdKey>, KmsError>> {
@@ -297,7 +298,7 @@ mod tests {
         }
         fn fetch_by_ids<'a>(
             &'a self,
-            peer: &'a str,
+            peer: &'a SaeId,
             _: &'a [KeyId],
         ) -> BoxFuture<'a, Result<Vec<QkdKey>, KmsError>> {
             Box::pin(async move { self.link(peer).await.map(|_| Vec::new()) })
@@ -305,19 +306,19 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_file_comes_last_and_the_error_of_the_kme_is_told_with_its_keys() {
+    async fn a_file_is_used_last_and_the_kmes_error_is_reported_with_its_keys() {
         let (path, set) = file("last", LINE);
         let down = Kme::new(Box::new(Down), Arc::new(|_| {}));
         let both = Arc::new(KmeSet::new(vec![set.kmes()[0].clone(), down]));
         let new = |qkd_only| Fetch::New { request: 1, number: 1, qkd_only, stuck: Vec::new() };
-        let report = fetch(both.clone(), "B".into(), new(true)).await;
+        let report = fetch(both.clone(), SaeId::new("B").unwrap(), new(true)).await;
         let KmsReport::Failed { failure, .. } = report else { panic!() };
         assert!(failure.text.contains("kme-a1") && !failure.text.contains("disk"), "{}", failure.text);
-        let report = fetch(both.clone(), "B".into(), new(false)).await;
+        let report = fetch(both.clone(), SaeId::new("B").unwrap(), new(false)).await;
         let KmsReport::Keys { keys, missing: Some(missing), .. } = report else { panic!() };
         assert!(keys[0].kind == KeyKind::File && missing.text.contains("kme-a1"), "{}", missing.text);
         // Its only line is used up.
-        let report = fetch(both, "B".into(), new(false)).await;
+        let report = fetch(both, SaeId::new("B").unwrap(), new(false)).await;
         let KmsReport::Failed { failure, .. } = report else { panic!() };
         assert!(
             failure.text.contains("kme-a1") && failure.text.contains("no unused key"),

@@ -131,7 +131,7 @@ fn peer_gauges(page: &mut Page, i: &InterfaceStatus, runtimes: &[&PeerRuntime], 
     type Gauge = fn(&PeerStatus) -> Option<f64>;
     let gauges: [(&str, &str, Gauge); 4] = [
         ("qvpn_peer_epoch_age_seconds", "Since the key that we send under was made.", |p| p.epoch_age_s),
-        ("qvpn_peer_qkd_stock_keys", "QKD keys that both ends hold ahead.", |p| p.qkd_stock.map(as_f64)),
+        ("qvpn_peer_qkd_stock_keys", "QKD keys that both sites hold ahead.", |p| p.qkd_stock.map(as_f64)),
         ("qvpn_peer_qkd_stock_lasts_seconds", "How long they last at the agreed rekey interval.", |p| {
             p.qkd_stock_lasts_s
         }),

@@ -50,7 +50,8 @@ impl MetricsListener {
         let listener = TcpListener::bind(at).await.map_err(|source| DaemonError::Metrics { at, source })?;
         if !at.ip().is_loopback() {
             tracing::info!(
-                "metrics are served on {at}: everybody who can reach it can read the names and traffic of all peers"
+                "metrics are served on {at}: everybody who can reach it can read the names and traffic of \
+                 all peers"
             );
         }
         Ok(Self(Some(tokio::spawn(serve(listener, owner.clone())))))

@@ -257,7 +257,8 @@ impl PeerRuntime {
 
     fn fetch(&self, fetch: Fetch, context: &DaemonContext) {
         let (to, results, kmes) = (self.id, context.results.clone(), self.kmes.clone());
-        let sae = self.settings.config.sae_id.clone().unwrap_or_default();
+        // Keys are fetched only where QKD is on, and then the config has the ID.
+        let Some(sae) = self.settings.config.sae_id.clone() else { return };
         tokio::spawn(async move {
             let result = PeerTaskResult::Kms(kms_task::fetch(kmes, sae, fetch).await);
             // It fails only while the daemon stops; the keys are erased then.

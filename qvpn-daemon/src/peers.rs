@@ -13,7 +13,7 @@ use qvpn_net::RoutePlan;
 use qvpn_proto::session::{DatagramClass, Demux, WireGuardLink};
 use qvpn_proto::wire::limits::MAX_PEERS;
 use qvpn_proto::{LaneReport, Peer};
-use qvpn_types::{PeerNumber, Time};
+use qvpn_types::{PeerNumber, SaeId, Time};
 use rand_core::Rng;
 
 use crate::certificates::CertificateWatch;
@@ -228,7 +228,8 @@ impl Peers {
         self.unknown_key_logged = Some(now);
         let key = data_encoding::BASE64.encode(key);
         let reason = format!(
-            "a handshake from {from} with the X25519 key {key}, which is no peer of ours; compare `qvpn-ctl fingerprint` at both sites with public_key in both configs"
+            "a handshake from {from} with the X25519 key {key}, which is no peer of ours; compare `qvpn-ctl \
+             fingerprint` at both sites with public_key in both configs"
         );
         let endpoint = Some(from.to_string());
         self.context.events.emit(EventKind::IdentityMismatch { peer: None, endpoint, reason });
@@ -238,7 +239,7 @@ impl Peers {
     pub(crate) fn task_result(&mut self, result: TaskResult, now: Time) {
         let (to, result) = match result {
             TaskResult::Peer { to, result } => (to, result),
-            TaskResult::KmeRecovered { kme, sae } => return self.kme_recovered(&kme, sae.as_deref(), now),
+            TaskResult::KmeRecovered { kme, sae } => return self.kme_recovered(&kme, sae.as_ref(), now),
         };
         // The peer may have been removed meanwhile; its keys are erased here.
         if self.runtimes.get(&to.number).is_none_or(|runtime| runtime.id() != to) {
@@ -250,10 +251,10 @@ impl Peers {
         });
     }
 
-    fn kme_recovered(&mut self, kme: &str, sae: Option<&str>, now: Time) {
+    fn kme_recovered(&mut self, kme: &str, sae: Option<&SaeId>, now: Time) {
         let uses = |runtime: &PeerRuntime| {
             let settings = runtime.settings();
-            settings.uses_kme(kme) && sae.is_none_or(|sae| settings.config.sae_id.as_deref() == Some(sae))
+            settings.uses_kme(kme) && sae.is_none_or(|sae| settings.config.sae_id.as_ref() == Some(sae))
         };
         let numbers: Vec<u16> =
             self.runtimes.iter().filter(|(_, runtime)| uses(runtime)).map(|(number, _)| *number).collect();
@@ -271,7 +272,7 @@ impl Peers {
         }
         for (config, kme) in self.kmes.iter() {
             let users = self.in_order().map(PeerRuntime::settings).filter(|peer| peer.uses_kme(&config.name));
-            let saes: Vec<&str> = users.filter_map(|peer| peer.config.sae_id.as_deref()).collect();
+            let saes: Vec<&SaeId> = users.filter_map(|peer| peer.config.sae_id.as_ref()).collect();
             kms_task::probe(kme, &saes, &self.context.results);
             if check_certificates {
                 let due = self.certificates.due(&config.name, &kme.certificates(), clock::unix_seconds());

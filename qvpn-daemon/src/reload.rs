@@ -112,12 +112,12 @@ impl Change {
 
 /// Reports one changed key, and a weaker policy also as a warning.
 fn report(change: KeyChange, caller: &Caller, events: &Events) {
-    let strength = |word: &Option<String>| word.as_deref().and_then(QkdPolicy::from_word);
+    let strength = |word: &Option<String>| word.as_deref().and_then(QkdPolicy::from_name);
     if let (Some(peer), "qkd", Some(from), Some(to)) =
         (&change.peer, change.key.as_str(), strength(&change.from), strength(&change.to))
-        && to > from
+        && to < from
     {
-        let (from, to) = (from.to_string(), to.to_string());
+        let (from, to) = (from.name().to_owned(), to.name().to_owned());
         let (caller, peer) = (caller.clone(), peer.clone());
         events.emit(EventKind::PolicyDegraded { caller, peer, from, to });
     }

@@ -119,7 +119,8 @@ impl Routes {
         }
         for prefix in self.plan.protect().difference(old.protect()) {
             tracing::warn!(
-                "{prefix} stays blocked; to release it, stop the daemon and qvpn-guard, then run `qvpn-ctl unblock`"
+                "{prefix} stays blocked; to release it, stop the daemon and qvpn-guard, then run `qvpn-ctl \
+                 unblock`"
             );
         }
         Ok(())

@@ -33,7 +33,8 @@ impl Snapshots {
         let socket = open()
             .inspect_err(|error| {
                 tracing::warn!(
-                    "can't receive the kernel's uevents ({error}), so the daemon won't notice that this machine was resumed from a snapshot; restart the daemon in it"
+                    "can't receive the kernel's uevents ({error}), so the daemon won't notice that this \
+                     machine was resumed from a snapshot; restart the daemon in it"
                 );
             })
             .ok();
@@ -54,7 +55,8 @@ impl Snapshots {
                 Err(error) if error.raw_os_error() == Some(Errno::ENOBUFS as i32) => return,
                 Err(error) => {
                     tracing::warn!(
-                        "receiving the kernel's uevents: {error}; the daemon no longer notices copies of this machine"
+                        "receiving the kernel's uevents: {error}; the daemon no longer notices copies of \
+                         this machine"
                     );
                     self.socket = None;
                 }

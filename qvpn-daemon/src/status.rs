@@ -5,13 +5,13 @@ use std::time::Duration;
 use kms_client::{Kme, KmeState};
 use qvpn_api::config::{self, Interface};
 use qvpn_api::status::{
-    Counts, ExchangeRole, GuardStatus, InterfaceDrop, InterfaceStatus, KmeStatus, LaneStatus, PeerDrop,
-    PeerState, PeerStatus, Status,
+    Counts, GuardStatus, InterfaceDrop, InterfaceStatus, KmeStatus, LaneStatus, PeerDrop, PeerState,
+    PeerStatus, Status,
 };
 use qvpn_dataplane::PeerStats;
 use qvpn_identity::PublicIdentity;
 use qvpn_net::TunnelStatus;
-use qvpn_proto::{PeerState as ProtocolState, Role};
+use qvpn_proto::PeerState as ProtocolState;
 use qvpn_types::Time;
 
 use crate::kms_task::in_words;
@@ -108,11 +108,8 @@ fn peer_status(peer: &PeerRuntime, listen_port: u16, mtu: u32, now: Time) -> Pee
             ProtocolState::Blocked => PeerState::Blocked,
         },
         reason: view.reason,
-        role: Some(match view.role {
-            Role::Initiator => ExchangeRole::Initiator,
-            Role::Responder => ExchangeRole::Responder,
-        }),
-        qkd_policy: translate::policy_status(view.policy),
+        role: Some(view.role),
+        qkd_policy: view.policy,
         epoch: view.epoch.map(|epoch| epoch.0),
         epoch_age_s: seconds(view.epoch_age),
         epoch_expires_in_s: seconds(view.epoch_expires_in),
@@ -142,7 +139,7 @@ fn peer_status(peer: &PeerRuntime, listen_port: u16, mtu: u32, now: Time) -> Pee
                 lane: number,
                 listen_port: listen_port.saturating_add(number.into()),
                 endpoint: lane.endpoint.map(|e| e.to_string()),
-                state: lane.state.map(lane_state),
+                state: lane.state,
                 via: lane.via,
                 rx_packets: stats.rx.packets.get(),
                 tx_packets: stats.tx.packets.get(),
@@ -150,13 +147,6 @@ fn peer_status(peer: &PeerRuntime, listen_port: u16, mtu: u32, now: Time) -> Pee
                 tx_gso_refused_packets: stats.tx.refused.get(),
             })
             .collect(),
-    }
-}
-
-fn lane_state(state: qvpn_proto::LaneState) -> qvpn_api::status::LaneState {
-    match state {
-        qvpn_proto::LaneState::Up => qvpn_api::status::LaneState::Up,
-        qvpn_proto::LaneState::Silent => qvpn_api::status::LaneState::Silent,
     }
 }
 

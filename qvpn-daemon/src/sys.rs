@@ -7,7 +7,7 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use nix::libc;
 
 /// The most supplementary groups that Linux lets a process have (`NGROUPS_MAX`).
-const MOST: usize = 65_536;
+const MAX_GROUPS: usize = 65_536;
 
 /// The supplementary groups that the peer process of a unix socket had when it connected.
 ///
@@ -37,7 +37,7 @@ pub(crate) fn peer_groups(socket: BorrowedFd<'_>) -> io::Result<Vec<libc::gid_t>
             return Ok(groups);
         }
         // The kernel has said how much room it wants.
-        if error.raw_os_error() != Some(libc::ERANGE) || count <= groups.len() || count > MOST {
+        if error.raw_os_error() != Some(libc::ERANGE) || count <= groups.len() || count > MAX_GROUPS {
             return Err(error);
         }
         groups.resize(count, 0);

@@ -4,6 +4,7 @@ use std::io;
 use std::net::SocketAddr;
 
 use qvpn_proto::KmsReport;
+use qvpn_types::SaeId;
 
 /// Names a peer for the time between a request and its result. A number is used again after a peer is
 /// removed, a serial never.
@@ -21,7 +22,7 @@ pub(crate) enum TaskResult {
     /// A KME that had failed answers again: for all peers that use it, or for those with this SAE.
     KmeRecovered {
         kme: String,
-        sae: Option<String>,
+        sae: Option<SaeId>,
     },
 }
 

@@ -11,8 +11,8 @@ use qvpn_identity::{Psk, SecretIdentity};
 use qvpn_net::IpNet;
 use qvpn_proto::KeySources;
 use qvpn_proto::wire::limits::MAX_OFFER;
-use qvpn_proto::{PeerConfig, QkdPolicy, Role};
-use qvpn_types::{PeerNumber, SaeId};
+use qvpn_proto::{PeerConfig, role_by_keys};
+use qvpn_types::PeerNumber;
 
 /// The MTU of the device with `mtu = "auto"`: 1,500 bytes of a WAN less IPv6, UDP, our header and the tag.
 const AUTO_MTU_BYTES: u16 = 1420;
@@ -53,22 +53,14 @@ pub(crate) fn peer_config(
     PeerConfig {
         local: local.clone(),
         remote: peer.public_key,
-        role: match peer.role {
-            config::Role::Auto => Role::from_keys(local.public(), &peer.public_key),
-            config::Role::Initiator => Role::Initiator,
-            config::Role::Responder => Role::Responder,
-        },
+        role: peer.role.fixed().unwrap_or_else(|| role_by_keys(local.public(), &peer.public_key)),
         suite: peer.suite,
         rekey_interval: peer.rekey_interval,
         lanes: config.interface.lanes,
-        policy: match peer.qkd {
-            config::QkdPolicy::Off => QkdPolicy::Off,
-            config::QkdPolicy::Preferred => QkdPolicy::Preferred,
-            config::QkdPolicy::Required => QkdPolicy::Required,
-        },
+        policy: peer.qkd,
         qkd_source: config.kmes_of(peer).iter().any(|kme| kme.api() != config::KmeApi::File),
-        sae_local: config.kms.as_ref().and_then(|kms| SaeId::new(&kms.sae_id).ok()),
-        sae_remote: peer.sae_id.as_ref().and_then(|id| SaeId::new(id).ok()),
+        sae_local: config.kms.as_ref().map(|kms| kms.sae_id.clone()),
+        sae_remote: peer.sae_id.clone(),
         psk,
         stock: usize::try_from(stock).unwrap_or(MAX_OFFER).clamp(1, MAX_OFFER),
         endpoint: endpoint.and_then(|endpoint| Some(SocketAddr::new(endpoint.ip()?, endpoint.port))),
@@ -87,14 +79,6 @@ pub(crate) fn sources(sources: KeySources) -> Vec<KeySource> {
         (sources.chain, KeySource::Chain),
     ];
     all.iter().filter(|(used, _)| *used).map(|(_, source)| *source).collect()
-}
-
-pub(crate) fn policy_status(policy: QkdPolicy) -> config::QkdPolicy {
-    match policy {
-        QkdPolicy::Off => config::QkdPolicy::Off,
-        QkdPolicy::Preferred => config::QkdPolicy::Preferred,
-        QkdPolicy::Required => config::QkdPolicy::Required,
-    }
 }
 
 #[cfg(test)]

@@ -155,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn a_default_route_reaches_both_ends_of_the_space() {
+    fn a_default_route_covers_the_first_and_the_last_address() {
         let table = AllowedIps::new([net("0.0.0.0/0", 1), net("::/0", 2), net("128.0.0.0/1", 3)]).unwrap();
         assert_eq!(at(&table, "0.0.0.0"), Some(1));
         assert_eq!(at(&table, "255.255.255.255"), Some(3));

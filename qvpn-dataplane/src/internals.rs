@@ -4,9 +4,9 @@ use std::io::IoSlice;
 use std::ops::Range;
 
 use qvpn_secret::Secret;
-use qvpn_types::{LocalEpoch, PeerNumber, Suite, Time};
+use qvpn_types::{LocalEpoch, MAX_PACKETS, PeerNumber, Suite, Time};
 
-use crate::key::{MAX_PACKETS, OpeningKey, SealingKey};
+use crate::key::{OpeningKey, SealingKey};
 use crate::session::{HEADER, OpeningSession, ReplayWindow, SealingSession, TAG};
 use crate::tun::coalesce::Coalescer;
 use crate::tun::split;
@@ -71,7 +71,7 @@ impl SuperPacket {
 }
 
 /// Opened packets of one flow, adjacent in a buffer with room for the sealed form around each.
-pub struct Arrived {
+pub struct ReceivedFlow {
     buffer: Vec<u8>,
     packets: Vec<Range<usize>>,
     /// A copy of the first packet, since joining changes it.
@@ -79,7 +79,7 @@ pub struct Arrived {
     coalescer: Coalescer,
 }
 
-impl Arrived {
+impl ReceivedFlow {
     /// Makes them from the segments of a super-packet.
     #[must_use]
     pub fn of(packet: &mut SuperPacket) -> Self {
@@ -181,10 +181,10 @@ mod tests {
 
     /// A benchmark of a part that does something else would be meaningless.
     #[test]
-    fn the_parts_do_what_their_names_say() {
+    fn each_part_of_the_link_works_alone() {
         let mut packet = SuperPacket::new(47, 1380);
         assert_eq!((packet.payload(), packet.split()), (47 * 1380, 47));
-        let mut arrived = Arrived::of(&mut packet);
+        let mut arrived = ReceivedFlow::of(&mut packet);
         assert_eq!((arrived.packets.len(), arrived.join(), arrived.join()), (47, 1, 1));
         let mut session = Session::new(Suite::Aes256Gcm).unwrap();
         let mut datagram = vec![1; Session::sealed(64)];

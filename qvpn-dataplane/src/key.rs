@@ -6,9 +6,6 @@ use std::fmt;
 use qvpn_secret::Secret;
 use qvpn_types::{LocalEpoch, PeerNumber, Suite, Time};
 
-/// The largest number of packets that any key seals; a larger limit in [`SealingKey`] is reduced to it.
-pub const MAX_PACKETS: u64 = 1 << 32;
-
 /// A key that seals packets to a peer in one lane, consumed by
 /// [`Lanes::install_sealing`](crate::Lanes::install_sealing).
 pub struct SealingKey {
@@ -22,7 +19,8 @@ pub struct SealingKey {
     pub key: Secret<32>,
     /// The key seals nothing from this instant on.
     pub expires_at: Time,
-    /// How many packets it may seal, at most [`MAX_PACKETS`].
+    /// How many packets it may seal, at most [`MAX_PACKETS`](qvpn_types::MAX_PACKETS); a larger limit is
+    /// reduced to it.
     pub packets: u64,
 }
 

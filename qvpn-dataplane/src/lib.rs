@@ -34,7 +34,7 @@ pub use cipher::use_null_cipher;
 pub use clock::{Clock, boot_clock};
 pub use error::LaneError;
 pub use event::{LaneEvent, LaneSink, SealingEnd};
-pub use key::{MAX_PACKETS, OpeningKey, SealingKey};
+pub use key::{OpeningKey, SealingKey};
 pub use lane::{Admission, Dscp, Filter, Lanes, LanesConfig};
 pub use sched::raise_priority;
 pub use stats::{Counter, InterfaceStats, PeerStats, RxStats, TxStats};

@@ -51,7 +51,8 @@ pub enum TunError {
     Open(io::Error),
     /// The device cannot be made, or a queue cannot be attached to it.
     #[error(
-        "cannot make the TUN device {name}: {source}; the daemon needs CAP_NET_ADMIN, and no other program may hold a device of this name"
+        "cannot make the TUN device {name}: {source}; the daemon needs CAP_NET_ADMIN, and no other program \
+         may hold a device of this name"
     )]
     Attach {
         /// The device's name.

@@ -49,10 +49,10 @@ fn carries(suite: Suite, v6: bool) {
             a.host6.send(&numbered(n, 48)).unwrap();
         }
         for site in [&a, &b] {
-            assert!(site.open(0, epoch, suite, FAR));
+            assert!(site.open(0, epoch, suite, NO_EXPIRY));
         }
         for site in [&a, &b] {
-            assert!(site.seal(0, epoch, suite, FAR, u64::MAX));
+            assert!(site.seal(0, epoch, suite, NO_EXPIRY, u64::MAX));
         }
         for n in BURST..2 * BURST {
             a.host6.send(&numbered(n, 48)).unwrap();
@@ -61,7 +61,10 @@ fn carries(suite: Suite, v6: bool) {
             expect(&b.host6, &numbered(n, 48));
         }
         burst(&b.host6, &a.host6, round * BURST, 48);
-        let seen = |e: &LaneEvent| matches!(e, LaneEvent::FirstOpened { lane: 0, peer: PEER, epoch: e } if e.0 == epoch);
+        let seen = |event: &LaneEvent| {
+            let LaneEvent::FirstOpened { lane: 0, peer: PEER, epoch: opened } = event else { return false };
+            opened.0 == epoch
+        };
         a.wait(seen);
         b.wait(seen);
         for site in [&a, &b] {
@@ -103,13 +106,13 @@ fn a_flow_keeps_its_order_over_several_lanes() {
 /// A packet received by one lane must not move the replies of its flow to that lane: two sites whose kernels
 /// hash a flow to different lanes would move it to and fro, out of order.
 #[test]
-fn what_comes_in_by_another_lane_moves_no_flow() {
-    in_namespaces("what_comes_in_by_another_lane_moves_no_flow", || {
+fn a_packet_from_another_lane_moves_no_flow() {
+    in_namespaces("a_packet_from_another_lane_moves_no_flow", || {
         let suite = Suite::ChaCha20Poly1305;
         let (a, b, wire) = (Site::new(1, 4), Site::new(2, 1), wire());
         for lane in 0..4 {
             a.add_peer(lane, Some(wire.local_addr().unwrap()));
-            assert!(a.open(lane, 1, suite, FAR) && a.seal(lane, 1, suite, FAR, u64::MAX));
+            assert!(a.open(lane, 1, suite, NO_EXPIRY) && a.seal(lane, 1, suite, NO_EXPIRY, u64::MAX));
         }
         let lane_of_flow = |text: &[u8]| {
             a.host4.send(text).unwrap();
@@ -120,7 +123,7 @@ fn what_comes_in_by_another_lane_moves_no_flow() {
         for lane in (0..4).filter(|lane| *lane != own) {
             // Added again, the peer has no earlier epoch.
             b.add_peer(0, Some(a.address(lane.into(), false)));
-            assert!(b.seal_for(0, index(lane, 1), 1, suite, FAR, u64::MAX));
+            assert!(b.seal_for(0, index(lane, 1), 1, suite, NO_EXPIRY, u64::MAX));
             b.host4.send(b"answer").unwrap();
             expect(&a.host4, b"answer");
             // The answer also changed A's endpoint; that is not tested here.
@@ -141,8 +144,8 @@ fn a_rerouted_flow_passes_by_another_lane_in_order() {
             let stats = bytes[usize::from(lane)].clone();
             let endpoint = Some(b.address(lane.into(), false));
             a.lanes.add_peer(lane, PEER, endpoint, None, stats);
-            assert!(b.open(lane, 2, suite, FAR) && a.open(lane, 2, suite, FAR));
-            assert!(a.seal(lane, 2, suite, FAR, u64::MAX));
+            assert!(b.open(lane, 2, suite, NO_EXPIRY) && a.open(lane, 2, suite, NO_EXPIRY));
+            assert!(a.seal(lane, 2, suite, NO_EXPIRY, u64::MAX));
         }
         let sent = || -> Vec<u64> { bytes.iter().map(|stats| stats.tx.packets.get()).collect() };
         let mut first = 0;
@@ -189,7 +192,7 @@ fn keys_end_by_themselves_and_nothing_is_sent_without_one() {
 
         // Maximum age: the lane's own timer expires the key, without a packet or a command.
         let limit = START + HOUR;
-        assert!(b.open(0, 2, suite, FAR));
+        assert!(b.open(0, 2, suite, NO_EXPIRY));
         assert!(a.seal(0, 2, suite, limit, u64::MAX));
         a.host4.send(b"before").unwrap();
         expect(&b.host4, b"before");
@@ -204,15 +207,15 @@ fn keys_end_by_themselves_and_nothing_is_sent_without_one() {
         sent("only one packet", start + 1);
 
         // An expired key cannot be installed again, nor a key of an earlier or the same epoch.
-        assert!(!a.seal(0, 2, suite, FAR, u64::MAX), "the same epoch would repeat nonces");
-        assert!(!a.seal(0, 1, suite, FAR, u64::MAX), "never back");
+        assert!(!a.seal(0, 2, suite, NO_EXPIRY, u64::MAX), "the same epoch would repeat nonces");
+        assert!(!a.seal(0, 1, suite, NO_EXPIRY, u64::MAX), "never back");
         assert!(!a.seal(0, 3, suite, limit, u64::MAX), "ended before it began");
         a.host4.send(b"still none").unwrap();
         until("the packet is counted", || a.stats.tx.expired.get() == 2);
 
         // Packet limit.
         assert!(b.open(0, 4, suite, limit + 5));
-        assert!(a.seal(0, 4, suite, FAR, 2));
+        assert!(a.seal(0, 4, suite, NO_EXPIRY, 2));
         for text in [b"one", b"two", b"not"] {
             a.host4.send(text).unwrap();
         }
@@ -230,26 +233,26 @@ fn keys_end_by_themselves_and_nothing_is_sent_without_one() {
 
         // Stop command.
         assert!(b.open(0, 5, suite, limit + 5));
-        assert!(a.seal(0, 5, suite, FAR, u64::MAX));
+        assert!(a.seal(0, 5, suite, NO_EXPIRY, u64::MAX));
         a.lanes.stop_sealing(0, PEER);
         a.host4.send(b"stopped").unwrap();
         until("the packet is counted", || a.stats.tx.no_epoch.get() == 1);
         sent("nothing more was sent", start + 3);
 
         // The opening side expires its keys too, and then the index is unknown.
-        assert!(!b.open(0, 5, suite, FAR), "a key that opens twice would take replays");
+        assert!(!b.open(0, 5, suite, NO_EXPIRY), "a key that opens twice would take replays");
         assert!(b.open(0, 6, suite, limit + 5));
-        assert!(a.seal(0, 6, suite, FAR, u64::MAX));
+        assert!(a.seal(0, 6, suite, NO_EXPIRY, u64::MAX));
         b.advance_to(limit + 5);
-        assert!(b.open(0, 7, suite, FAR), "once this is answered, the lane has looked at its clock");
+        assert!(b.open(0, 7, suite, NO_EXPIRY), "once this is answered, the lane has looked at its clock");
         a.host4.send(b"nobody opens this").unwrap();
         // The counter is not `expired`, because the key is erased.
         until("the packet is counted", || b.interface.unknown_index.get() == 1);
-        assert!(!b.open(0, 6, suite, FAR), "its index is free again, and yet it would take replays");
+        assert!(!b.open(0, 6, suite, NO_EXPIRY), "its index is free again, and yet it would take replays");
 
         // Without the peer, nothing is sent.
         a.lanes.remove_peer(0, PEER);
-        assert!(!a.seal(0, 7, suite, FAR, u64::MAX), "no key for a peer that is gone");
+        assert!(!a.seal(0, 7, suite, NO_EXPIRY, u64::MAX), "no key for a peer that is gone");
         // Multicast of the kernel has no peer either, so more than this one packet may be counted.
         let before = a.interface.no_peer.get();
         a.host4.send(b"no peer").unwrap();
@@ -261,8 +264,8 @@ fn keys_end_by_themselves_and_nothing_is_sent_without_one() {
 }
 
 #[test]
-fn what_an_attacker_sends_ends_in_a_counter() {
-    in_namespaces("what_an_attacker_sends_ends_in_a_counter", || {
+fn each_hostile_datagram_is_counted() {
+    in_namespaces("each_hostile_datagram_is_counted", || {
         let (a, b) = connected(2, Suite::ChaCha20Poly1305, false);
         let (wire, target) = (wire(), b.address(0, false));
         // The attacker receives all of site A's packets and has no keys.
@@ -470,8 +473,8 @@ fn the_endpoint_follows_only_the_newest_packet_of_the_newest_epoch() {
         // A packet of an older epoch doesn't change the endpoint, even with a higher counter.
         a.host4.send(b"old epoch").unwrap();
         let old = catch(&first);
-        assert!(b.open(0, 2, suite, FAR));
-        assert!(a.seal(0, 2, suite, FAR, u64::MAX));
+        assert!(b.open(0, 2, suite, NO_EXPIRY));
+        assert!(a.seal(0, 2, suite, NO_EXPIRY, u64::MAX));
         a.host4.send(b"new epoch").unwrap();
         let new = catch(&first);
         second.send_to(&new, target).unwrap();

@@ -45,13 +45,15 @@ pub enum IdentityError {
     },
     /// The X25519 half of a public key is a point of small order.
     #[error(
-        "the X25519 half of this public key is a point of small order, which no honest key is; ask the peer for its key again"
+        "the X25519 half of this public key is a point of small order, which no honest key is; ask the peer \
+         for its key again"
     )]
     SmallOrder,
     /// The hash of an encapsulation key is not the one in the public identity, or the key fails FIPS 203's
     /// input check.
     #[error(
-        "the ML-KEM-1024 key does not match the public key configured for this peer; compare `qvpn-ctl fingerprint` on both sites"
+        "the ML-KEM-1024 key does not match the public key configured for this peer; compare `qvpn-ctl \
+         fingerprint` on both sites"
     )]
     EncapsulationKey,
 }

@@ -88,7 +88,7 @@ mod tests {
     use rand_chacha::{ChaCha20Rng, rand_core::SeedableRng};
 
     #[test]
-    fn both_ends_get_the_same_secret_and_a_changed_ciphertext_gives_another() {
+    fn both_sides_get_the_same_secret_and_a_changed_ciphertext_gives_another() {
         let mut rng = ChaCha20Rng::seed_from_u64(1);
         let seed = Secret::filled(|b| b.fill(9));
         let ek = encapsulation_key_of(&seed);

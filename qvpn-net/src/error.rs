@@ -9,7 +9,8 @@ use std::io;
 pub enum NetError {
     /// No netlink socket.
     #[error(
-        "no netlink socket ({0}): the kernel, a container or a sandbox forbids AF_NETLINK, or the kernel is older than 5.0"
+        "no netlink socket ({0}): the kernel, a container or a sandbox forbids AF_NETLINK, or the kernel is \
+         older than 5.0"
     )]
     Connect(#[source] io::Error),
     /// EPERM or EACCES.
@@ -30,7 +31,8 @@ pub enum NetError {
     },
     /// Another program's route is where ours must be, or beats it.
     #[error(
-        "`{ours}` can't work because of the route `{foreign}`: remove that route, or take the prefix out of allowed_ips, or write `table = \"auto\"`"
+        "`{ours}` can't work because of the route `{foreign}`: remove that route, or take the prefix out of \
+         allowed_ips, or write `table = \"auto\"`"
     )]
     Conflict {
         /// Our route.
@@ -50,7 +52,8 @@ pub enum NetError {
     },
     /// No nf_tables.
     #[error(
-        "there is no filter ({0}): this kernel, container or sandbox has no nf_tables; the routes alone keep clear text in"
+        "there is no filter ({0}): this kernel, container or sandbox has no nf_tables; the routes alone keep \
+         clear text in"
     )]
     NoFilter(#[source] io::Error),
     /// The resident guard's answer.
@@ -58,7 +61,8 @@ pub enum NetError {
     Guard(String),
     /// EPERM on an nftables table.
     #[error(
-        "{what}: not permitted; another qvpn process owns this table, or CAP_NET_ADMIN is missing (run as root, or under the unit that grants it)"
+        "{what}: not permitted; another qvpn process owns this table, or CAP_NET_ADMIN is missing (run as \
+         root, or under the unit that grants it)"
     )]
     FilterOwned {
         /// What was tried.

@@ -194,15 +194,20 @@ mod tests {
         fn ranges_agree_with_the_longest_prefix(
             nets in proptest::collection::vec((0u32..64, 26u8..=32, proptest::bool::ANY), 0..12),
         ) {
-            let net = |low: u32, len: u8| IpNet::new(std::net::Ipv4Addr::from(low).into(), len).unwrap().trunc();
-            let all: BTreeMap<IpNet, bool> = nets.into_iter().map(|(low, len, ours)| (net(low, len), ours)).collect();
-            let pick = |wanted: bool| all.iter().filter(|(_, ours)| **ours == wanted).map(|(net, _)| *net).collect();
+            let address = |low: u32| IpAddr::from(std::net::Ipv4Addr::from(low));
+            let net = |low: u32, len: u8| IpNet::new(address(low), len).unwrap().trunc();
+            let all: BTreeMap<IpNet, bool> =
+                nets.into_iter().map(|(low, len, ours)| (net(low, len), ours)).collect();
+            let pick = |wanted: bool| {
+                all.iter().filter(|(_, ours)| **ours == wanted).map(|(net, _)| *net).collect()
+            };
             let found = ranges(&pick(true), &pick(false), false);
-            for address in 0u32..64 {
-                let ip = IpAddr::from(std::net::Ipv4Addr::from(address));
-                let around = all.iter().filter(|(net, _)| net.contains(&ip)).max_by_key(|(net, _)| net.prefix_len());
+            for low in 0u32..64 {
+                let ip = address(low);
+                let containing = all.iter().filter(|(net, _)| net.contains(&ip));
+                let around = containing.max_by_key(|(net, _)| net.prefix_len());
                 let ours = around.is_some_and(|(_, ours)| *ours);
-                let inside = found.iter().any(|(start, end)| (*start..=*end).contains(&u128::from(address)));
+                let inside = found.iter().any(|(start, end)| (*start..=*end).contains(&u128::from(low)));
                 proptest::prop_assert_eq!(inside, ours, "{}", ip);
             }
             proptest::prop_assert!(found.windows(2).all(|pair| pair[0].1 + 1 < pair[1].0), "{:?}", found);

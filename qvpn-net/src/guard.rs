@@ -16,7 +16,7 @@ use crate::plan::RoutePlan;
 use crate::watch::{Change, Watch};
 
 /// Notifications come in bursts; one comparison serves them all.
-const SETTLE: Duration = Duration::from_millis(10);
+const BURST_TIME: Duration = Duration::from_millis(10);
 /// Until what could not be restored is tried again.
 const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -324,7 +324,7 @@ impl Guard {
     }
 
     async fn settle(&mut self) {
-        let over = tokio::time::Instant::now() + SETTLE;
+        let over = tokio::time::Instant::now() + BURST_TIME;
         while tokio::time::timeout_at(over, self.changed()).await.is_ok() {
             if self.retry {
                 return;
@@ -371,8 +371,8 @@ impl Guard {
             Change::Route { prefix, device, text } => {
                 for (name, tunnel) in &self.tunnels {
                     if around(&tunnel.plan, &prefix, device) {
-                        let effect = "it leads around the tunnel and has no effect: our table comes first, and the \
-                                      filter drops what leaves elsewhere";
+                        let effect = "it leads around the tunnel and has no effect: our table comes first, \
+                                      and the filter drops what leaves elsewhere";
                         self.challenges.push(challenge(name, format!("route {text}"), effect));
                     }
                 }

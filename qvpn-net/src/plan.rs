@@ -154,7 +154,8 @@ pub enum PlanError {
     InterfaceName(String),
     /// The table belongs to the kernel or to qvpn.
     #[error(
-        "table {0} belongs to the kernel or to qvpn: use \"auto\", \"off\", 254 (main) or a number from 1 to 252 or above 255 that is not {GUARD_TABLE}"
+        "table {0} belongs to the kernel or to qvpn: use \"auto\", \"off\", 254 (main) or a number from 1 to \
+         252 or above 255 that is not {GUARD_TABLE}"
     )]
     ReservedTable(u32),
 }

@@ -18,8 +18,8 @@ pub(crate) fn set_src_valid_mark() -> Vec<String> {
     let path = format!("{CONF}/all/src_valid_mark");
     let failed = |error: io::Error| {
         format!(
-            "{path} can't be set to 1 ({error}): firewall marks are then ignored in the reverse path check; run \
-             `sysctl -w net.ipv4.conf.all.src_valid_mark=1` as root"
+            "{path} can't be set to 1 ({error}): firewall marks are then ignored in the reverse path check; \
+             run `sysctl -w net.ipv4.conf.all.src_valid_mark=1` as root"
         )
     };
     set(&path).err().map(failed).into_iter().collect()
@@ -32,8 +32,8 @@ pub(crate) fn warn_of_strict_reverse_path(tunnel: &str) -> Option<String> {
     let strict = strict_interfaces(Path::new(CONF), tunnel);
     (!strict.is_empty()).then(|| {
         format!(
-            "rp_filter is 1 (strict) on {}: the kernel will drop our peers' datagrams there; use 2 (loose), as `sysctl -w \
-             net.ipv4.conf.INTERFACE.rp_filter=2`, which wins over all.rp_filter = 1",
+            "rp_filter is 1 (strict) on {}: the kernel will drop our peers' datagrams there; use 2 (loose), \
+             as `sysctl -w net.ipv4.conf.INTERFACE.rp_filter=2`, which wins over all.rp_filter = 1",
             strict.join(", ")
         )
     })

@@ -54,19 +54,30 @@ fn sh(line: &str) -> String {
 fn make_gateway() {
     sh("ip link set lo up
         echo 0 > /proc/sys/net/ipv6/conf/default/accept_dad
-        ip link add wan type veth peer name isp
+        ip link add \
+        wan type veth peer name isp
         ip link add qvpn0 type veth peer name far
-        mount -t sysfs sysfs /sys; mount -t tmpfs tmpfs /run && mkdir /run/netns
-        ip netns add lan-host && ip link add lan type veth peer name lan netns lan-host
-        for device in wan isp far lan; do ip link set $device up; done
-        ip addr add 198.51.100.1/24 dev wan; ip addr add 2001:db8::1/64 dev wan nodad
+        mount -t sysfs \
+        sysfs /sys; mount -t tmpfs tmpfs /run && mkdir /run/netns
+        ip netns add lan-host && ip link \
+        add lan type veth peer name lan netns lan-host
+        for device in wan isp far lan; do ip link set \
+        $device up; done
+        ip addr add 198.51.100.1/24 dev wan; ip addr add 2001:db8::1/64 dev wan \
+        nodad
         ip addr add 10.10.0.1/16 dev lan; ip addr add fd10::1/64 dev lan nodad
-        ip netns exec lan-host sh -c 'ip link set lan up; ip addr add 10.10.0.2/16 dev lan
-            ip addr add fd10::2/64 dev lan nodad; ip route add default via 10.10.0.1; ip -6 route add default via fd10::1'
+        ip \
+        netns exec lan-host sh -c 'ip link set lan up; ip addr add 10.10.0.2/16 dev lan
+            ip addr \
+        add fd10::2/64 dev lan nodad; ip route add default via 10.10.0.1; ip -6 route add default via \
+        fd10::1'
         ip neigh add 198.51.100.254 lladdr 02:00:00:00:00:01 dev wan
-        ip neigh add 2001:db8::ff lladdr 02:00:00:00:00:01 dev wan
-        ip route add default via 198.51.100.254; ip -6 route add default via 2001:db8::ff
-        echo 1 > /proc/sys/net/ipv4/ip_forward; echo 1 > /proc/sys/net/ipv6/conf/all/forwarding");
+        ip neigh add \
+        2001:db8::ff lladdr 02:00:00:00:00:01 dev wan
+        ip route add default via 198.51.100.254; ip -6 \
+        route add default via 2001:db8::ff
+        echo 1 > /proc/sys/net/ipv4/ip_forward; echo 1 > \
+        /proc/sys/net/ipv6/conf/all/forwarding");
     // On the device itself, where nothing of ours can hide a packet.
     sh("nft -f - <<END
         table netdev witness {
@@ -250,9 +261,8 @@ fn a_tunnel_carries_its_prefixes_and_what_is_local_stays_reachable() {
         guard.changed().await;
         let restored = guard.restore().await;
         assert!(restored.challenges.iter().any(|c| c.what.contains("has the name other")), "{restored:?}");
-        sh(
-            "ip link del other; ip link add qvpn0 type veth peer name more; ip link set qvpn0 up; ip link set more up",
-        );
+        sh("ip link del other; ip link add qvpn0 type veth peer name more; ip link set qvpn0 up; ip link \
+             set more up");
         guard.changed().await;
         let restored = guard.restore().await;
         assert!(restored.challenges.iter().any(|c| c.what.contains("was deleted")), "{restored:?}");
@@ -268,9 +278,8 @@ fn a_tunnel_carries_its_prefixes_and_what_is_local_stays_reachable() {
 #[test]
 fn the_longest_prefix_wins_among_tunnels() {
     in_namespace("the_longest_prefix_wins_among_tunnels", async |mut guard| {
-        sh(
-            "ip link add qvpn1 type veth peer name far1; for d in qvpn0 qvpn1 far1; do ip link set $d up; done",
-        );
+        sh("ip link add qvpn1 type veth peer name far1; for d in qvpn0 qvpn1 far1; do ip link set $d up; \
+             done");
         let index = |name: &str| sh(&format!("cat /sys/class/net/{name}/ifindex")).trim().parse().ok();
         let wide = plan(&["10.0.0.0/8"]).on_device(index("qvpn0"));
         let narrow = RoutePlan::new("qvpn1", nets(&["10.20.0.0/16"]), Table::Auto, 0, 51821).unwrap();
@@ -295,9 +304,8 @@ fn a_second_tunnel_with_the_same_prefix_is_refused_and_the_first_keeps_it() {
     in_namespace(
         "a_second_tunnel_with_the_same_prefix_is_refused_and_the_first_keeps_it",
         async |mut guard| {
-            sh(
-                "ip link add qvpn1 type veth peer name far1; for d in qvpn0 qvpn1 far1; do ip link set $d up; done",
-            );
+            sh("ip link add qvpn1 type veth peer name far1; for d in qvpn0 qvpn1 far1; do ip link set $d \
+                 up; done");
             let index = |name: &str| sh(&format!("cat /sys/class/net/{name}/ifindex")).trim().parse().ok();
             guard.set(plan(&["10.20.0.0/16"]).on_device(index("qvpn0"))).await.unwrap();
             let second = RoutePlan::new("qvpn1", nets(&["10.20.0.0/16"]), Table::Auto, 0, 51821).unwrap();

@@ -290,8 +290,8 @@ async fn until(watch: &mut qvpn_net::Watch, wanted: impl Fn(&Change) -> bool) ->
 }
 
 #[test]
-fn what_somebody_removes_or_replaces_comes_back() {
-    in_namespace("what_somebody_removes_or_replaces_comes_back", async |net| {
+fn removed_or_replaced_routes_are_restored() {
+    in_namespace("removed_or_replaced_routes_are_restored", async |net| {
         make_wan();
         make_device();
         net.set_link_up("qvpn0", 1420).await.unwrap();

@@ -270,7 +270,7 @@ mod tests {
     }
 
     #[test]
-    fn of_other_kinds_the_last_says_all() {
+    fn of_other_types_only_the_last_message_is_kept() {
         let rng = &mut ChaCha20Rng::seed_from_u64(2);
         let mut channel = ReliableChannel::default();
         channel.send(MessageType::StockAck, &[1], NOW, rng);
@@ -295,7 +295,7 @@ mod tests {
     }
 
     #[test]
-    fn what_nobody_acknowledges_is_repeated_later_and_later() {
+    fn an_unacknowledged_message_is_repeated_at_growing_intervals() {
         let rng = &mut ChaCha20Rng::seed_from_u64(3);
         let mut channel = ReliableChannel::default();
         let id = channel.send(MessageType::Confirm, &[1; 56], NOW, rng);
@@ -316,7 +316,7 @@ mod tests {
     }
 
     #[test]
-    fn only_a_message_that_was_sent_once_tells_the_round_trip() {
+    fn only_a_message_that_was_sent_once_measures_the_round_trip() {
         let rng = &mut ChaCha20Rng::seed_from_u64(4);
         let mut channel = ReliableChannel::default();
         let mut trip = |times: u64, answered: u64| {
@@ -397,7 +397,7 @@ mod tests {
     }
 
     #[test]
-    fn a_probe_that_came_through_is_told_once() {
+    fn a_successful_probe_is_reported_once() {
         let rng = &mut ChaCha20Rng::seed_from_u64(7);
         let mut channel = ReliableChannel::default();
         let probes: Vec<_> = (0..65).map(|n| channel.probe(1200 + n, rng)).collect();

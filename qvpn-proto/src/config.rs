@@ -5,57 +5,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use qvpn_identity::{Psk, PublicIdentity, SecretIdentity};
-use qvpn_types::{PeerNumber, SaeId, Suite};
+use qvpn_types::{PeerNumber, QkdPolicy, Role, SaeId, Suite};
 
-/// The policy for epochs without a QKD key, from the laxest to the strictest.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum QkdPolicy {
-    /// Epochs use ML-KEM and X25519 only.
-    Off = 0,
-    /// An epoch may do without a QKD key once the stock is empty and two intervals have passed; the state is
-    /// then `degraded`.
-    Preferred = 1,
-    /// Each epoch needs a QKD key.
-    Required = 2,
-}
-
-impl QkdPolicy {
-    /// The name in the config.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Off => "off",
-            Self::Preferred => "preferred",
-            Self::Required => "required",
-        }
-    }
-}
-
-/// Which side proposes epochs. The initiator is the master SAE of ETSI GS QKD 014.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Role {
-    /// Proposes epochs; is the master SAE.
-    Initiator = 0,
-    /// Answers proposals; is the slave SAE.
-    Responder = 1,
-}
-
-impl Role {
-    /// Returns the role that follows from the two X25519 public keys: the smaller one, compared byte by byte,
-    /// initiates.
-    #[must_use]
-    pub fn from_keys(local: &PublicIdentity, remote: &PublicIdentity) -> Self {
-        if local.x25519() < remote.x25519() { Self::Initiator } else { Self::Responder }
-    }
-
-    /// The name in the config.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Initiator => "initiator",
-            Self::Responder => "responder",
-        }
-    }
+/// Returns our role as it follows from the two X25519 public keys: the smaller one, compared byte by byte,
+/// initiates.
+#[must_use]
+pub fn role_by_keys(local: &PublicIdentity, remote: &PublicIdentity) -> Role {
+    if local.x25519() < remote.x25519() { Role::Initiator } else { Role::Responder }
 }
 
 /// The configuration of a peer.
@@ -63,7 +19,7 @@ impl Role {
 pub struct PeerConfig {
     pub local: Arc<SecretIdentity>,
     pub remote: PublicIdentity,
-    /// Our role towards it; see [`Role::from_keys`] for `auto`.
+    /// Our role towards it; see [`role_by_keys`] for `auto`.
     pub role: Role,
     pub suite: Suite,
     /// The interval between epochs, 100 ms to 120 s. The smaller value of both sides is used.
@@ -147,7 +103,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn configs_differ_by_what_the_pre_shared_key_is_and_not_by_where_it_lies() {
+    fn configs_differ_by_the_pre_shared_key_itself_and_not_by_its_address() {
         let mut rng = ChaCha20Rng::seed_from_u64(1);
         let local = Arc::new(SecretIdentity::generate(&mut rng));
         let psk = |seed| Some(Arc::new(Psk::generate(&mut ChaCha20Rng::seed_from_u64(seed))));
@@ -181,9 +137,9 @@ mod tests {
         ends.sort_by_key(|end| *end.x25519());
         let [small, large] = &ends;
         assert_eq!(
-            (Role::from_keys(small, large), Role::from_keys(large, small)),
+            (role_by_keys(small, large), role_by_keys(large, small)),
             (Role::Initiator, Role::Responder)
         );
-        assert_eq!(Role::from_keys(small, small), Role::Responder, "which `check` refuses");
+        assert_eq!(role_by_keys(small, small), Role::Responder, "which `check` refuses");
     }
 }

@@ -9,8 +9,6 @@ use qvpn_types::{EpochNumber, KeyId, LocalEpoch, PeerNumber, Time};
 
 /// The number of wrong confirmations at which an attempt ends.
 pub(crate) const MAX_WRONG_CONFIRMATIONS: u8 = 4;
-/// The maximum number of packets that one key may seal.
-pub const MAX_PACKETS: u64 = 1 << 32;
 
 /// Returns how long an epoch may seal: three intervals, at least 10 s.
 #[must_use]
@@ -127,14 +125,14 @@ mod tests {
     #[test]
     fn keys_without_qkd_are_known_until_they_end() {
         let at = |seconds| Time::default() + Duration::from_secs(seconds);
-        let mut weak = KeysWithoutQkd::default();
+        let mut keys = KeysWithoutQkd::default();
         for (number, index, end) in [(1, 11, 20), (2, 12, 30), (3, 13, 40)] {
-            weak.add(LocalEpoch(number), vec![index], at(end), at(0));
+            keys.add(LocalEpoch(number), vec![index], at(end), at(0));
         }
-        weak.close_older(LocalEpoch(2), at(15));
-        weak.close_older(LocalEpoch(3), at(100));
-        weak.add(LocalEpoch(4), vec![14], at(50), at(15));
-        assert_eq!(weak.take(), [[12], [13], [14]], "the first one's drain is over, the others last");
-        assert!(weak.take().is_empty());
+        keys.close_older(LocalEpoch(2), at(15));
+        keys.close_older(LocalEpoch(3), at(100));
+        keys.add(LocalEpoch(4), vec![14], at(50), at(15));
+        assert_eq!(keys.take(), [[12], [13], [14]], "the first one's drain is over, the others last");
+        assert!(keys.take().is_empty());
     }
 }

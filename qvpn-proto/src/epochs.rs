@@ -5,10 +5,10 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use qvpn_secret::Secret;
-use qvpn_types::{LocalEpoch, Time};
+use qvpn_types::{LocalEpoch, MAX_PACKETS, Time};
 
 use crate::config::PeerConfig;
-use crate::epoch::{ActiveEpoch, Indices, KeysWithoutQkd, MAX_PACKETS, drain};
+use crate::epoch::{ActiveEpoch, Indices, KeysWithoutQkd, drain};
 use crate::notice::{FailureReason, PeerEvent};
 use crate::orders::LaneOrder;
 use crate::outbox::Outbox;

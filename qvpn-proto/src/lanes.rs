@@ -6,13 +6,13 @@ mod watch;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use qvpn_types::Time;
+use qvpn_types::{LaneState, Time};
 use rand_core::CryptoRng;
 
 use crate::notice::PeerEvent;
 use crate::orders::LaneOrder;
 use crate::outbox::Outbox;
-use crate::view::{LaneState, LaneView};
+use crate::view::LaneView;
 use crate::wire::{LaneSet, MessageType};
 use watch::{Change, LaneWatch, Observed, SILENT_AFTER};
 

@@ -29,11 +29,12 @@ mod timers;
 pub mod view;
 pub mod wire;
 
-pub use config::{PeerConfig, QkdPolicy, Role};
+pub use config::{PeerConfig, role_by_keys};
 pub use key_sources::KeySources;
 pub use kms::{Fetch, FetchedKey, KeyKind, KeyName, KmsFailure, KmsFailureKind, KmsReport};
 pub use notice::{FailureReason, PeerEvent};
 pub use orders::{LaneOrder, LaneReport};
 pub use output::{PeerOutput, Transmit};
 pub use peer::Peer;
-pub use view::{ControlDrops, LaneState, LaneView, PeerState, PeerView};
+pub use qvpn_types::{LaneState, QkdPolicy, Role};
+pub use view::{ControlDrops, LaneView, PeerState, PeerView};

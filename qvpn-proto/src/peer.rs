@@ -6,12 +6,12 @@ mod status;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use qvpn_types::{Direction, Time};
+use qvpn_types::{Direction, Role, Time};
 use rand_core::CryptoRng;
 use status::Status;
 
 use crate::channel::ReceiveOutcome;
-use crate::config::{PeerConfig, Role};
+use crate::config::PeerConfig;
 use crate::epochs::Epochs;
 use crate::exchange::{Context, ExchangeRole, Initiator, Message, Responder};
 use crate::hello::{Hellos, ReceivedHello};

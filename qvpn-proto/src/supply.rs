@@ -2,10 +2,9 @@
 
 use std::time::Duration;
 
-use qvpn_types::Time;
+use qvpn_types::{QkdPolicy, Time};
 use rand_core::CryptoRng;
 
-use crate::config::QkdPolicy;
 use crate::exchange::{Context, ExchangeRole, LostKeys};
 use crate::kms::KeyKind;
 use crate::notice::PeerEvent;

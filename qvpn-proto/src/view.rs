@@ -3,9 +3,8 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use qvpn_types::{EpochNumber, KeyId};
+use qvpn_types::{EpochNumber, KeyId, LaneState, QkdPolicy, Role};
 
-use crate::config::{QkdPolicy, Role};
 use crate::key_sources::KeySources;
 use crate::notice::FailureReason;
 use crate::wire::LaneSet;
@@ -34,15 +33,6 @@ impl PeerState {
             Self::Blocked => "blocked",
         }
     }
-}
-
-/// Whether a lane carries packets.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum LaneState {
-    /// Packets pass in both directions.
-    Up,
-    /// Packets do not pass in one direction or in both.
-    Silent,
 }
 
 /// One lane of a peer.

@@ -204,7 +204,7 @@ fn a_peer_that_is_silent_for_two_seconds_and_three_pings_is_called_again() {
 }
 
 #[test]
-fn a_roamed_end_is_called_where_it_was_last_and_where_the_config_says_in_turn() {
+fn a_roamed_peer_is_called_at_its_last_and_its_configured_endpoint_in_turn() {
     let mut end = End::roamed_and_silent();
     end.wait(seconds(20));
     let to: Vec<_> = end.calls.iter().map(|(to, _)| *to).collect();
@@ -275,7 +275,7 @@ fn a_datagram_that_came_to_nothing_is_counted_and_changes_nothing() {
 }
 
 #[test]
-fn nothing_is_fetched_for_an_end_that_has_not_said_what_it_wants() {
+fn nothing_is_fetched_before_the_peers_hello() {
     let mut end = End::new(Role::Initiator);
     end.wait(seconds(30));
     end.comes(CONFIGURED, authentic(true));
@@ -285,7 +285,7 @@ fn nothing_is_fetched_for_an_end_that_has_not_said_what_it_wants() {
 }
 
 #[test]
-fn show_says_who_is_called_and_after_three_calls_what_to_compare() {
+fn show_says_which_endpoint_is_called_and_after_three_calls_what_to_compare() {
     let reason = |end: &End| end.peer.view(end.now).reason.unwrap();
     let mut end = End::new(Role::Initiator);
     end.wait(Duration::from_millis(1_500));
@@ -304,7 +304,7 @@ fn show_says_who_is_called_and_after_three_calls_what_to_compare() {
 }
 
 #[test]
-fn a_reload_moves_an_end_only_to_another_address() {
+fn a_reload_moves_the_endpoint_only_to_another_address() {
     let mut end = End::roamed_and_silent();
     let reload = |end: &mut End, endpoint| {
         end.peer.reconfigure(config(Role::Initiator, endpoint), end.now, &mut end.rng);

@@ -143,7 +143,7 @@ fn starts_alone_make_no_session() {
 
 /// An attacker who replays an old initiation after a reset gets a response and nothing else.
 #[test]
-fn a_repeated_start_moves_no_endpoint_after_a_reset() {
+fn a_replayed_initiation_moves_no_endpoint_after_a_reset() {
     let (mut a, mut b) = pair();
     let old = a.link.start().unwrap();
     b.link.receive(a.address.ip(), &old);
@@ -162,7 +162,7 @@ fn a_repeated_start_moves_no_endpoint_after_a_reset() {
 }
 
 #[test]
-fn what_is_not_for_us_is_sorted_out() {
+fn datagrams_for_nobody_are_dropped_and_counted() {
     let (mut a, b) = pair();
     let start = a.link.start().unwrap();
     let stranger = demux(&identity(3));

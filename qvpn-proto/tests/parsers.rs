@@ -29,7 +29,9 @@ proptest! {
     }
 
     #[test]
-    fn damaged_messages_never_panic(kind in 1u8..=13, seed in any::<u64>(), at in any::<prop::sample::Index>(), byte in any::<u8>()) {
+    fn damaged_messages_never_panic(
+        kind in 1u8..=13, seed in any::<u64>(), at in any::<prop::sample::Index>(), byte in any::<u8>(),
+    ) {
         let mut message = bodies::valid(kind, seed);
         bodies::message(&message);
         let at = at.index(message.len());

@@ -136,7 +136,7 @@ fn run(case: &Case<'_>, ends: &[SecretIdentity; 2]) -> (Value, Chain) {
         .verify(&answered.accept, &terms, a, qkd, case.psk, case.chain)
         .map_err(|(_, error)| error)
         .unwrap();
-    assert_eq!(keys_json(&agreed.keys), keys_json(&answered.keys), "the two ends differ");
+    assert_eq!(keys_json(&agreed.keys), keys_json(&answered.keys), "the two sides differ");
     let value = json!({
         "name": case.name,
         "suite": case.suite as u8,
@@ -192,7 +192,8 @@ fn the_exchange_agrees_with_its_vector() {
         })
     };
     let vector = json!({
-        "about": "qvpn protocol version 2, section Key schedule of docs/protocol.md; all keys here are examples",
+        "about": "qvpn protocol version 2, section Key schedule of docs/protocol.md; all keys here are \
+                  examples",
         "initiator": identity(&ends[0]),
         "responder": identity(&ends[1]),
         "exchanges": [first, second],

@@ -27,7 +27,8 @@ impl std::fmt::Display for LockError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(
             f,
-            "cannot {} memory for keys: {}; raise the limit on locked memory (systemd: LimitMEMLOCK=64M, shell: ulimit -l 65536)",
+            "cannot {} memory for keys: {}; raise the limit on locked memory (systemd: LimitMEMLOCK=64M, \
+             shell: ulimit -l 65536)",
             self.what, self.source
         )
     }

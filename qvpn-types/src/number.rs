@@ -21,6 +21,9 @@ impl LocalEpoch {
     }
 }
 
+/// The maximum number of packets that one key may seal.
+pub const MAX_PACKETS: u64 = 1 << 32;
+
 /// The number of a peer of this daemon. It is small and dense, because lanes use it as an index and receiver
 /// indices contain it. It may be reused once its peer is removed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]

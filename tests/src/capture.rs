@@ -1,5 +1,5 @@
-//! Captures what passes an interface, and searches it for what must not be there. A capture begins when its program
-//! listens, and ends with a marker packet, so an empty capture means that nothing passed.
+//! Captures what passes an interface, and searches it for what must not be there. A capture begins when its
+//! program listens, and ends with a marker packet, so an empty capture means that nothing passed.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -26,8 +26,8 @@ pub struct Capture<'a> {
 }
 
 impl<'a> Capture<'a> {
-    /// Captures everything that passes `interface` of `node`, in both directions. `neighbour` is an address beyond that
-    /// interface, to which the marker packet at the end is sent.
+    /// Captures everything that passes `interface` of `node`, in both directions. `neighbour` is an address
+    /// beyond that interface, to which the marker packet at the end is sent.
     ///
     /// # Panics
     /// If the capture doesn't start.
@@ -124,7 +124,8 @@ impl Packets {
         self.0.iter().filter(|packet| packet.is_data()).collect()
     }
 
-    /// For each key that sealed a data packet: its receiver index, and when it was first and last seen in use.
+    /// For each key that sealed a data packet: its receiver index, and when it was first and last seen in
+    /// use.
     #[must_use]
     pub fn keys(&self) -> BTreeMap<u32, (f64, f64)> {
         let mut keys = BTreeMap::new();
@@ -135,8 +136,8 @@ impl Packets {
         keys
     }
 
-    /// The longest time, in seconds, that one key was in use. A key's age begins before its first packet, so this is less
-    /// than `max_age` if the limit holds.
+    /// The longest time, in seconds, that one key was in use. A key's age begins before its first packet, so
+    /// this is less than `max_age` if the limit holds.
     #[must_use]
     pub fn longest_use_of_a_key(&self) -> f64 {
         self.keys().values().map(|(first, last)| last - first).fold(0.0, f64::max)

@@ -1,5 +1,5 @@
-//! A clock of a site's daemon that a test can set. A test must not set the machine's clock, so a small C library
-//! (`clock.c`) is preloaded into the daemon and adds offsets to the kernel's time.
+//! A clock of a site's daemon that a test can set. A test must not set the machine's clock, so a small C
+//! library (`clock.c`) is preloaded into the daemon and adds offsets to the kernel's time.
 
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::FileExt;
@@ -50,12 +50,14 @@ impl Lab {
 }
 
 impl Clock {
-    /// Sets the wall clock (`CLOCK_REALTIME`) this many seconds ahead of the right time, or behind it if negative.
+    /// Sets the wall clock (`CLOCK_REALTIME`) this many seconds ahead of the right time, or behind it if
+    /// negative.
     pub fn set_wall(&self, seconds: i64) {
         self.write(0, seconds * 1_000_000_000);
     }
 
-    /// Acts as if the machine had been suspended for `span`: `CLOCK_BOOTTIME` and the wall clock advance, others do not.
+    /// Acts as if the machine had been suspended for `span`: `CLOCK_BOOTTIME` and the wall clock advance,
+    /// others do not.
     pub fn slept(&self, span: Duration) {
         let nanos = i64::try_from(span.as_nanos()).unwrap();
         self.write(8, self.read(8) + nanos);

@@ -33,8 +33,8 @@ pub struct Identity {
 /// Options for a site's config. Keys without a field here are given as lines of TOML.
 #[derive(Debug, Clone)]
 pub struct GatewayOptions {
-    /// Which tunnel of the site: number *n* is called `qvpn`*n*, listens on port 51820 + *n* and has the tunnel addresses
-    /// 10.77.*n*.1 and .2.
+    /// Which tunnel of the site: number *n* is called `qvpn`*n*, listens on port 51820 + *n* and has the
+    /// tunnel addresses 10.77.*n*.1 and .2.
     pub number: u8,
     /// `rekey_interval`.
     pub rekey_interval: String,
@@ -108,7 +108,8 @@ impl Lab {
         let (number, host) = (options.number, site.pick(1, 2));
         let port = PORT + u16::from(number);
         let mut text = format!(
-            "[interface]\nname = \"qvpn{number}\"\nprivate_key_file = \"{}\"\nlisten_port = {port}\naddress = {:?}\n\
+            "[interface]\nname = \"qvpn{number}\"\nprivate_key_file = \"{}\"\nlisten_port = {port}\naddress \
+             = {:?}\n\
              rekey_interval = \"{}\"\n{}\n",
             own.file.display(),
             [format!("10.77.{number}.{host}/30"), format!("fd77:{number}::{host}/64")],
@@ -131,7 +132,8 @@ impl Lab {
         let networks = other.networks().map(str::to_owned).to_vec();
         let allowed = if options.allowed_ips.is_empty() { &networks } else { &options.allowed_ips };
         text += &format!(
-            "[[peer]]\nname = \"{}\"\npublic_key = \"{}\"\nallowed_ips = {allowed:?}\nsae_id = \"{}\"\nqkd = \"{}\"\n{}\n",
+            "[[peer]]\nname = \"{}\"\npublic_key = \"{}\"\nallowed_ips = {allowed:?}\nsae_id = \"{}\"\nqkd \
+             = \"{}\"\n{}\n",
             other.name(),
             options.peer_key.as_ref().unwrap_or(&peer.public),
             other.sae(),
@@ -155,8 +157,8 @@ impl Lab {
         file
     }
 
-    /// Starts a site's daemon with the config that [`configure`](Self::configure) wrote, and waits until it reports that it
-    /// is ready.
+    /// Starts a site's daemon with the config that [`configure`](Self::configure) wrote, and waits until it
+    /// reports that it is ready.
     ///
     /// # Panics
     /// If it ends, or isn't ready within a minute.
@@ -166,7 +168,8 @@ impl Lab {
         self.start_daemon_as(site, INTERFACE, &binary("qvpn-daemon"), &[])
     }
 
-    /// Starts the daemon of one of a site's tunnels from the executable `program`, with these environment variables.
+    /// Starts the daemon of one of a site's tunnels from the executable `program`, with these environment
+    /// variables.
     ///
     /// # Panics
     /// As [`start_daemon`](Self::start_daemon).
@@ -226,7 +229,8 @@ impl Gateway<'_> {
         self.node.command(binary("qvpn-ctl")).args(words).stdin(Stdio::null()).output().unwrap()
     }
 
-    /// The interface's status (an element of `interfaces[]` in the schema), or `None` while the daemon doesn't answer.
+    /// The interface's status (an element of `interfaces[]` in the schema), or `None` while the daemon
+    /// doesn't answer.
     #[must_use]
     pub fn try_show(&self) -> Option<Value> {
         let output = self.ctl(&["show", &self.interface, "--json"]);

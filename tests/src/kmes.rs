@@ -52,8 +52,8 @@ pub struct Kmes {
 }
 
 impl Lab {
-    /// The directory of the lab's CA and certificates, made when first asked for: `ca.pem`, and `.pem` and `.key` of
-    /// `kme-a1`, `kme-b1`, `site-a`, `site-b`.
+    /// The directory of the lab's CA and certificates, made when first asked for: `ca.pem`, and `.pem` and
+    /// `.key` of `kme-a1`, `kme-b1`, `site-a`, `site-b`.
     #[must_use]
     pub fn certificates(&self) -> PathBuf {
         let dir = Path::new("/run/lab/certs").to_owned();
@@ -134,8 +134,8 @@ impl Kmes {
     }
 }
 
-/// Key `n` of a link with this seed, and its ID, computed here from kme-sim's documentation of `seed`, so that a test
-/// knows which bytes must not be in memory.
+/// Key `n` of a link with this seed, and its ID, computed here from kme-sim's documentation of `seed`, so
+/// that a test knows which bytes must not be in memory.
 #[must_use]
 pub fn test_key(seed: &[u8], n: u64) -> ([u8; 32], String) {
     let hash = |label: &str| -> [u8; 32] {

@@ -1,17 +1,18 @@
-//! The topology of the lab. Gateways forward, and their default route is the WAN, so a packet that the tunnel does not
-//! carry would leave in clear and be captured there.
+//! The topology of the lab. Gateways forward, and their default route is the WAN, so a packet that the tunnel
+//! does not carry would leave in clear and be captured there.
 //!
 //! ```text
-//!  lan-a         gw-a                             wan                              gw-b         lan-b
-//!  10.10.0.2 --- 10.10.0.1    198.51.100.1 --- 198.51.100.2 | 203.0.113.2 --- 203.0.113.1    10.20.0.1 --- 10.20.0.2
-//!  fd10::2       fd10::1      2001:db8:a::1    2001:db8:a::2| 2001:db8:b::2   2001:db8:b::1  fd20::1       fd20::2
-//!                10.30.0.1                                                    10.40.0.1
-//!                    |                          kme                               |
-//!                    +------------- 10.30.0.2 (kme-a1)   10.40.0.2 (kme-b1) ------+
+//!  lan-a        gw-a                            wan                             gw-b        lan-b
+//!  10.10.0.2 -- 10.10.0.1   198.51.100.1 -- 198.51.100.2 | 203.0.113.2 -- 203.0.113.1  10.20.0.1 - 10.20.0.2
+//!  fd10::2      fd10::1     2001:db8:a::1   2001:db8:a::2| 2001:db8:b::2  2001:db8:b::1 fd20::1     fd20::2
+//!               10.30.0.1                                                 10.40.0.1
+//!                   |                          kme                            |
+//!                   +------------ 10.30.0.2 (kme-a1)   10.40.0.2 (kme-b1) ----+
 //! ```
 //!
-//! Interfaces are named after what they lead to: `gw-a` has `lan`, `wan` and `kme`; `wan` and `kme` have `site-a` and
-//! `site-b`; LAN hosts have `lan`. `kme` is one machine, since both KMEs can run in one process, but it forwards nothing.
+//! Interfaces are named after what they lead to: `gw-a` has `lan`, `wan` and `kme`; `wan` and `kme` have
+//! `site-a` and `site-b`; LAN hosts have `lan`. `kme` is one machine, since both KMEs can run in one process,
+//! but it forwards nothing.
 
 use std::fmt::Write;
 
@@ -170,8 +171,9 @@ impl Lab {
         site.pick(&self.gw_a, &self.gw_b)
     }
 
-    /// Sets the WAN's path MTU, in both directions and families: the router fragments larger packets, or reports "too big"
-    /// where it must not fragment. (A smaller MTU of a link would also drop incoming packets.)
+    /// Sets the WAN's path MTU, in both directions and families: the router fragments larger packets, or
+    /// reports "too big" where it must not fragment. (A smaller MTU of a link would also drop incoming
+    /// packets.)
     pub fn set_path_mtu(&self, mtu: u32) {
         for site in Site::BOTH {
             let (name, net4, net6) = (
@@ -187,8 +189,8 @@ impl Lab {
         }
     }
 
-    /// Byte patterns of inner packets in clear: the addresses of the two LAN hosts one after the other, as an IP header
-    /// has them, in both directions and families, and the tag of [`crate::Stream`]s.
+    /// Byte patterns of inner packets in clear: the addresses of the two LAN hosts one after the other, as an
+    /// IP header has them, in both directions and families, and the tag of [`crate::Stream`]s.
     #[must_use]
     pub fn inner_patterns(&self) -> Vec<Vec<u8>> {
         let octets = |text: &str| match text.parse().unwrap() {

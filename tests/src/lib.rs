@@ -1,5 +1,5 @@
-//! A lab of network namespaces in which the real programs run: two sites, the WAN between them, and two KMEs. With it a
-//! scenario says what happens, and not how to set up a network.
+//! A lab of network namespaces in which the real programs run: two sites, the WAN between them, and two KMEs.
+//! With it a scenario says what happens, and not how to set up a network.
 //!
 //! ```no_run
 //! # use tests::{sandbox, Lab};

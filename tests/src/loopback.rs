@@ -39,7 +39,8 @@ impl Vendor<'_> {
 
 /// A running `kme-sim`. Each link has [`KEYS`] keys and generates no more.
 pub struct Loopback {
-    /// Its directory, with the certificates: `ca.pem`, and `.pem` and `.key` of each KME and of each SAE in lower case.
+    /// Its directory, with the certificates: `ca.pem`, and `.pem` and `.key` of each KME and of each SAE in
+    /// lower case.
     pub dir: PathBuf,
     /// The process.
     pub sim: Process,
@@ -87,7 +88,8 @@ impl Loopback {
         for (kme, sae) in vendor.kmes {
             certs.args(["--kme", &format!("{kme}=127.0.0.1"), "--sae", sae]);
             config += &format!(
-                "[[kme]]\nname = \"{kme}\"\nlisten = \"127.0.0.1:0\"\ncert_file = \"{kme}.pem\"\nkey_file = \"{kme}.key\"\n\
+                "[[kme]]\nname = \"{kme}\"\nlisten = \"127.0.0.1:0\"\ncert_file = \"{kme}.pem\"\nkey_file \
+                 = \"{kme}.key\"\n\
                  client_ca_file = \"ca.pem\"\napis = {}\n[[sae]]\nid = \"{sae}\"\nkme = \"{kme}\"\n",
                 vendor.apis
             );
@@ -141,8 +143,8 @@ impl Loopback {
         )
     }
 
-    /// Checks that no served key, nor its first half, is in `text` or in the simulator's log. More than `least` key IDs,
-    /// which are public, must be there, since they show that keys were served.
+    /// Checks that no served key, nor its first half, is in `text` or in the simulator's log. More than
+    /// `least` key IDs, which are public, must be there, since they show that keys were served.
     ///
     /// # Panics
     /// If one is.

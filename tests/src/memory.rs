@@ -1,5 +1,5 @@
-//! Searches a running program's memory for keys that should be erased. It reads all memory that the program can write,
-//! as an attacker with root would.
+//! Searches a running program's memory for keys that should be erased. It reads all memory that the program
+//! can write, as an attacker with root would.
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
@@ -8,7 +8,8 @@ use std::thread;
 use aws_lc_rs::aead::{Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey};
 use memchr::memmem;
 
-/// Fewest distinct values among 32 random bytes: fewer occur once in 10^12 tries, while text and pointers have fewer.
+/// Fewest distinct values among 32 random bytes: fewer occur once in 10^12 tries, while text and pointers
+/// have fewer.
 const DIFFERENT: usize = 20;
 
 /// The writable memory of a program at one moment.
@@ -47,14 +48,15 @@ impl Memory {
         self.0.iter().any(|region| finder.find(region).is_some())
     }
 
-    /// Whether this key is in it, raw, as hex, or as base64 at any of its three alignments; says in which form.
+    /// Whether this key is in it, raw, as hex, or as base64 at any of its three alignments; says in which
+    /// form.
     #[must_use]
     pub fn finds_key(&self, key: &[u8]) -> Option<String> {
         forms(key).into_iter().find(|(_, form)| self.contains(form)).map(|(name, _)| name)
     }
 
-    /// The key that opens this data packet, if it is in memory: each 32 bytes are tried, first at multiples of 8 and then
-    /// anywhere.
+    /// The key that opens this data packet, if it is in memory: each 32 bytes are tried, first at multiples
+    /// of 8 and then anywhere.
     #[must_use]
     pub fn find_opening_key(&self, packet: &[u8]) -> Option<[u8; 32]> {
         let mut nonce = [0; 12];
@@ -104,8 +106,8 @@ fn looks_random(window: &[u8]) -> bool {
     seen.iter().map(|word| word.count_ones()).sum::<u32>() as usize >= DIFFERENT
 }
 
-/// The forms in which a key could be written, each with its name: raw, hex in either case, and the part of its base64
-/// that does not depend on the bytes around it, with 0, 1 or 2 bytes before it.
+/// The forms in which a key could be written, each with its name: raw, hex in either case, and the part of
+/// its base64 that does not depend on the bytes around it, with 0, 1 or 2 bytes before it.
 #[must_use]
 pub fn forms(key: &[u8]) -> Vec<(String, Vec<u8>)> {
     let base64 = |before: usize| {

@@ -1,9 +1,9 @@
-//! Every misbehaviour of `kme-sim`, and what `qvpn-ctl kms check` reports about it. The tests of running tunnels use the
-//! same table, so that none is left out.
+//! Every misbehaviour of `kme-sim`, and what `qvpn-ctl kms check` reports about it. The tests of running
+//! tunnels use the same table, so that none is left out.
 
-/// The result when the misbehaviour is set for status, `enc_keys` and `dec_keys`; "" where it can't be set. `fails` means
-/// exit code 5, `quirk` means 0 with a remark, `fine` means 0 without one. The last field is the text of the report:
-/// one of these, separated by `|`.
+/// The result when the misbehaviour is set for status, `enc_keys` and `dec_keys`; "" where it can't be set.
+/// `fails` means exit code 5, `quirk` means 0 with a remark, `fine` means 0 without one. The last field is
+/// the text of the report: one of these, separated by `|`.
 pub type Row = (&'static str, [&'static str; 3], &'static str);
 
 const REACH: &str = "fails unreachable";

@@ -1,5 +1,5 @@
-//! One machine of the lab: a network namespace with its own `/run/qvpn`, so that both gateways can name their tunnel
-//! `qvpn0`. Files and processes are shared with the sandbox.
+//! One machine of the lab: a network namespace with its own `/run/qvpn`, so that both gateways can name their
+//! tunnel `qvpn0`. Files and processes are shared with the sandbox.
 
 use std::fs::File;
 use std::io::Write;
@@ -21,7 +21,8 @@ pub struct Node {
 }
 
 impl Node {
-    /// Makes a machine with nothing but a loopback interface. IPv6 addresses are usable at once (no duplicate detection).
+    /// Makes a machine with nothing but a loopback interface. IPv6 addresses are usable at once (no duplicate
+    /// detection).
     ///
     /// # Panics
     /// Outside [`crate::sandbox`].
@@ -129,7 +130,8 @@ impl Node {
         self.try_run(&format!("ping -n -c 1 -W 1 {address}")).status.success()
     }
 
-    /// Drops this share (0 to 1) of all forwarded packets that match `what` (nft syntax, such as `meta l4proto udp`).
+    /// Drops this share (0 to 1) of all forwarded packets that match `what` (nft syntax, such as `meta
+    /// l4proto udp`).
     pub fn drop_fraction(&self, what: &str, share: f64) {
         assert!((0.0..=1.0).contains(&share));
         self.nft_rule(
@@ -138,7 +140,8 @@ impl Node {
         );
     }
 
-    /// From now on, drops all packets at `hook` (`input`, `output`, `forward`) that match `what` (nft syntax).
+    /// From now on, drops all packets at `hook` (`input`, `output`, `forward`) that match `what` (nft
+    /// syntax).
     pub fn block(&self, hook: &str, what: &str) {
         self.nft_rule(hook, &format!("{what} counter drop"));
     }
@@ -148,7 +151,8 @@ impl Node {
         self.nft("table inet lab {}\ndelete table inet lab\n");
     }
 
-    /// Packets that rules of [`block`](Self::block) and [`drop_fraction`](Self::drop_fraction) have dropped here.
+    /// Packets that rules of [`block`](Self::block) and [`drop_fraction`](Self::drop_fraction) have dropped
+    /// here.
     #[must_use]
     pub fn dropped(&self) -> u64 {
         let text = self.run("nft -j list ruleset");
@@ -160,7 +164,8 @@ impl Node {
 
     fn nft_rule(&self, hook: &str, rule: &str) {
         self.nft(&format!(
-            "table inet lab {{\nchain {hook} {{\ntype filter hook {hook} priority 0;\n}}\n}}\nadd rule inet lab {hook} {rule}\n"
+            "table inet lab {{\nchain {hook} {{\ntype filter hook {hook} priority 0;\n}}\n}}\nadd rule inet \
+             lab {hook} {rule}\n"
         ));
     }
 

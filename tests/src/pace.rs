@@ -1,5 +1,5 @@
-//! The even pace of a stream. Time in which the machine stalled is not made up for: the burst would overflow queues that
-//! the stream alone never fills.
+//! The even pace of a stream. Time in which the machine stalled is not made up for: the burst would overflow
+//! queues that the stream alone never fills.
 
 use std::time::{Duration, Instant};
 

@@ -1,5 +1,5 @@
-//! A program under test: its output is collected, can be awaited line by line, and is printed when a test fails. The
-//! program is killed when its handle is dropped.
+//! A program under test: its output is collected, can be awaited line by line, and is printed when a test
+//! fails. The program is killed when its handle is dropped.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -12,7 +12,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 /// Lines of a program's output that are printed when the test fails.
-const SHOWN: usize = 120;
+const MAX_SHOWN_LINES: usize = 120;
 
 #[derive(Default)]
 struct Output {
@@ -192,7 +192,7 @@ impl Drop for Process {
         let _ = self.child.wait();
         if std::thread::panicking() && !self.quiet {
             let lines = self.output.lock();
-            let skipped = lines.all.len().saturating_sub(SHOWN);
+            let skipped = lines.all.len().saturating_sub(MAX_SHOWN_LINES);
             eprintln!("--- output of {} ({skipped} lines left out)", self.name);
             for line in &lines.all[skipped..] {
                 eprintln!("{}| {line}", self.name);

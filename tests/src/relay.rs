@@ -1,5 +1,5 @@
-//! A lossy WAN between the gateways, or a NAT whose mapping changes: `lab-relay` on the WAN router, which is the peer's
-//! endpoint for both gateways.
+//! A lossy WAN between the gateways, or a NAT whose mapping changes: `lab-relay` on the WAN router, which is
+//! the peer's endpoint for both gateways.
 
 use std::time::Duration;
 
@@ -54,7 +54,8 @@ pub struct RelayReport {
 pub struct Relay(Process);
 
 impl Lab {
-    /// Starts a relay on the WAN router that forwards everything at first. `seed` decides which datagrams it will lose.
+    /// Starts a relay on the WAN router that forwards everything at first. `seed` decides which datagrams it
+    /// will lose.
     ///
     /// # Panics
     /// If it doesn't start.
@@ -82,8 +83,8 @@ impl GatewayOptions {
 }
 
 impl Relay {
-    /// From now on, drops this share (0 to 1) of all datagrams, and delays each by `delay` and a random part of `jitter`,
-    /// which reorders them.
+    /// From now on, drops this share (0 to 1) of all datagrams, and delays each by `delay` and a random part
+    /// of `jitter`, which reorders them.
     pub fn set(&mut self, loss: f64, delay: Duration, jitter: Duration) {
         self.0.tell(&format!("set {loss} {} {}", delay.as_millis(), jitter.as_millis()));
         self.0.line("done", Duration::from_secs(10));

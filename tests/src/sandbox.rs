@@ -1,5 +1,5 @@
-//! Runs a test, or a whole program, as a child in new namespaces, where it is root and cannot change the machine. When
-//! the child ends, even by a crash, the kernel removes its processes, interfaces and mounts.
+//! Runs a test, or a whole program, as a child in new namespaces, where it is root and cannot change the
+//! machine. When the child ends, even by a crash, the kernel removes its processes, interfaces and mounts.
 
 use std::fs::{self, OpenOptions};
 use std::path::Path;
@@ -40,8 +40,8 @@ pub fn main(body: impl FnOnce() -> ExitCode) -> ExitCode {
     program(User::Rather, body)
 }
 
-/// As [`main`], but root stays the machine's root, so programs inside can force the sizes of their socket buffers as
-/// daemons do, which measurements need. For other users it is the same as `main`.
+/// As [`main`], but root stays the machine's root, so programs inside can force the sizes of their socket
+/// buffers as daemons do, which measurements need. For other users it is the same as `main`.
 pub fn main_as_root(body: impl FnOnce() -> ExitCode) -> ExitCode {
     program(User::IfNeeded, body)
 }
@@ -81,8 +81,8 @@ fn unshare(namespace: User) -> Command {
         &[]
     } else {
         panic!(
-            "this system lets you make no namespaces: run as root, or allow user namespaces (Debian: `sysctl -w \
-             kernel.unprivileged_userns_clone=1`; Ubuntu 24.04: `sysctl -w \
+            "this system lets you make no namespaces: run as root, or allow user namespaces (Debian: `sysctl \
+             -w kernel.unprivileged_userns_clone=1`; Ubuntu 24.04: `sysctl -w \
              kernel.apparmor_restrict_unprivileged_userns=0`; in a container: --privileged)"
         );
     };
@@ -94,7 +94,8 @@ fn unshare(namespace: User) -> Command {
     command
 }
 
-/// Mounts private directories for files that programs write, so that nothing is left and parallel tests don't conflict.
+/// Mounts private directories for files that programs write, so that nothing is left and parallel tests don't
+/// conflict.
 fn prepare() {
     for dir in ["/run", "/var/lib"] {
         mount(&["-t", "tmpfs", "-o", "mode=755", "tmpfs", dir]);

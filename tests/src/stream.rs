@@ -1,5 +1,5 @@
-//! A numbered UDP stream between the two LAN hosts, in both directions at once. It counts lost, duplicated and reordered
-//! datagrams, and separately those that the receiving socket dropped.
+//! A numbered UDP stream between the two LAN hosts, in both directions at once. It counts lost, duplicated
+//! and reordered datagrams, and separately those that the receiving socket dropped.
 
 use std::time::Duration;
 
@@ -18,8 +18,8 @@ pub struct StreamReport {
     pub refused: u64,
     /// The datagrams from the peer.
     pub received: Received,
-    /// Datagrams dropped at the receiving socket because its buffer was full: the test's fault, not the tunnel's. They are
-    /// among [`Received::lost`] too.
+    /// Datagrams dropped at the receiving socket because its buffer was full: the test's fault, not the
+    /// tunnel's. They are among [`Received::lost`] too.
     pub kernel_drops: u64,
 }
 

@@ -1,6 +1,6 @@
-//! A site played by the test: it speaks the protocol instead of a gateway, with keys and messages that the test chooses.
-//! It computes an epoch's secrets with its own code, so a test knows each secret that the daemon must have had, and can
-//! send correctly keyed messages that no honest gateway sends.
+//! A site played by the test: it speaks the protocol instead of a gateway, with keys and messages that the
+//! test chooses. It computes an epoch's secrets with its own code, so a test knows each secret that the
+//! daemon must have had, and can send correctly keyed messages that no honest gateway sends.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io::ErrorKind;
@@ -74,8 +74,8 @@ pub struct Attempt {
 }
 
 impl TestSite {
-    /// A site with this identity that sends from `socket` to the gateway `remote` at `target`. `seed` starts its random
-    /// source.
+    /// A site with this identity that sends from `socket` to the gateway `remote` at `target`. `seed` starts
+    /// its random source.
     #[must_use]
     pub fn new(
         socket: UdpSocket,
@@ -376,10 +376,12 @@ impl TestSite {
         self.send(MessageType::Confirm, &confirm.to_bytes());
     }
 
-    /// Answers the gateway's `Propose` as a responder. Returns the `Accept`, without sending it, and its secrets.
+    /// Answers the gateway's `Propose` as a responder. Returns the `Accept`, without sending it, and its
+    /// secrets.
     ///
     /// # Panics
-    /// If it can't be parsed, or names a chain other than `chain` or a QKD key that isn't in [`qkd`](Self::qkd).
+    /// If it can't be parsed, or names a chain other than `chain` or a QKD key that isn't in
+    /// [`qkd`](Self::qkd).
     #[must_use]
     #[track_caller]
     pub fn answer(&mut self, propose: &[u8], chain: Option<&Secrets>) -> (Vec<u8>, Secrets) {

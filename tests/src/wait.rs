@@ -1,5 +1,5 @@
-//! Polls for a condition that no event reports. Where there is an event (a log line, a notification, the end of a
-//! process), wait for the event instead.
+//! Polls for a condition that no event reports. Where there is an event (a log line, a notification, the end
+//! of a process), wait for the event instead.
 
 use std::time::{Duration, Instant};
 

@@ -1,5 +1,6 @@
-//! Floods of forged, replayed, reflected and meaningless datagrams from many addresses: traffic and rekeys continue, memory
-//! doesn't grow, each datagram is counted, and a gateway that restarts during the flood can connect.
+//! Floods of forged, replayed, reflected and meaningless datagrams from many addresses: traffic and rekeys
+//! continue, memory doesn't grow, each datagram is counted, and a gateway that restarts during the flood can
+//! connect.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
@@ -50,8 +51,8 @@ fn dropped(status: &Value) -> BTreeMap<String, u64> {
     of("", &status["drops"]).into_iter().chain(of("peer ", &status["peers"][0]["drops"])).collect()
 }
 
-/// Datagrams that site B's kernel dropped before the gateway could read them, because the queue of the socket or of the
-/// interface was full.
+/// Datagrams that site B's kernel dropped before the gateway could read them, because the queue of the socket
+/// or of the interface was full.
 fn kernel_drops(lab: &Lab) -> u64 {
     let text = lab.gw(Site::B).run("cat /proc/net/snmp /proc/net/dev");
     let words = |line: &str| line.split_whitespace().map(str::to_owned).collect::<Vec<String>>();
@@ -64,8 +65,8 @@ fn kernel_drops(lab: &Lab) -> u64 {
     udp[1][column].parse::<u64>().unwrap() + dropped
 }
 
-/// The number of datagrams sent, the growth of the memory of site B's gateway in kB, and the time of a restart during the
-/// flood.
+/// The number of datagrams sent, the growth of the memory of site B's gateway in kB, and the time of a
+/// restart during the flood.
 fn floods(rate: u64, seconds: u64) -> (u64, u64, Duration) {
     let lab = Lab::new();
     let _kmes = lab.start_kmes(&KmeOptions::default());
@@ -170,7 +171,8 @@ fn floods(rate: u64, seconds: u64) -> (u64, u64, Duration) {
     }
     let after = gateways[1].process.memory();
     println!(
-        "memory: {before} kB before, {after} kB after {all} hostile datagrams; {lost} packets of the pair lost"
+        "memory: {before} kB before, {after} kB after {all} hostile datagrams; {lost} packets of the pair \
+         lost"
     );
     assert!(after < before + 20_000, "memory is bounded: {before} kB before, {after} kB after");
 

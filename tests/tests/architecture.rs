@@ -1,5 +1,5 @@
-//! Which crates may import which. A new arrow is a change of the architecture: decide that first. `layout/` checks
-//! imports among the files of a crate.
+//! Which crates may import which. A new arrow is a change of the architecture: decide that first. `layout/`
+//! checks imports among the files of a crate.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
@@ -54,7 +54,8 @@ const EXCEPTIONS: &[(&str, &str, &str)] = &[
     (
         "kme-sim",
         "qvpn-secret",
-        "keys are erased there too; it has nothing of ETSI 014, so the two implementations of that stay independent",
+        "keys are erased there too; it has nothing of ETSI 014, so the two implementations of that stay \
+         independent",
     ),
     (
         "qvpn-proto",
@@ -63,7 +64,8 @@ const EXCEPTIONS: &[(&str, &str, &str)] = &[
     ),
 ];
 
-/// Crates that must come to their decisions without an async runtime or TLS, counted through all their dependencies.
+/// Crates that must come to their decisions without an async runtime or TLS, counted through all their
+/// dependencies.
 const PURE: &[&str] = &["qvpn-types", "qvpn-secret", "qvpn-identity", "qvpn-proto", "qvpn-dataplane"];
 const IMPURE: &[&str] = &["tokio", "async-std", "smol", "rustls", "hyper", "rtnetlink"];
 

@@ -1,5 +1,6 @@
-//! Client certificates for a KME, with running daemons in their sandbox: an event reports a certificate that expires soon or
-//! has expired, a refusal names it, and a renewed one is used as soon as its files are there, without a reload.
+//! Client certificates for a KME, with running daemons in their sandbox: an event reports a certificate that
+//! expires soon or has expired, a refusal names it, and a renewed one is used as soon as its files are there,
+//! without a reload.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 

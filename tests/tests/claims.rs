@@ -1,5 +1,5 @@
-//! The references in the documents are right: each link leads to an existing file and heading, and each test or line that
-//! a page names (`path::name`) exists.
+//! The references in the documents are right: each link leads to an existing file and heading, and each test
+//! or line that a page names (`path::name`) exists.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 

@@ -1,4 +1,5 @@
-//! Refused configs: at the start with exit code 3 and the place of each error, at a reload without any effect.
+//! Refused configs: at the start with exit code 3 and the place of each error, at a reload without any
+//! effect.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 

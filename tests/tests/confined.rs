@@ -1,5 +1,6 @@
 //! Each thread of a running daemon, the lanes' too, has dropped the rights that it does not need.
-//! `qvpn-daemon/src/sandbox/tests.rs` tries each forbidden action; here the real program is examined from outside.
+//! `qvpn-daemon/src/sandbox/tests.rs` tries each forbidden action; here the real program is examined from
+//! outside.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
@@ -108,8 +109,8 @@ fn a_reload_reads_no_file_elsewhere() {
         let said = String::from_utf8_lossy(&elsewhere.stderr).into_owned();
         assert!(said.contains("/run/elsewhere.key: permission denied: since its start"), "{said}");
         assert!(said.contains("put the file there, or restart the daemon"), "{said}");
-        // The same for the pre-shared key of a running tunnel: in another directory it is refused; next to the other files
-        // and in a new directory below them it is accepted.
+        // The same for the pre-shared key of a running tunnel: in another directory it is refused; next to
+        // the other files and in a new directory below them it is accepted.
         fs::write(&config, &text).unwrap();
         let secret = lab.gw_a.dir().join("made.psk");
         lab.gw_a.run(&format!("umask 077; {} genpsk > {}", binary("qvpn-ctl").display(), secret.display()));

@@ -1,6 +1,6 @@
 //! The operators' pages are right: every error message of the programs has a row in `docs/errors.md`, and the
-//! programs accept the config of the tutorial. `scripts/test-packages.sh` runs the commands of the tutorial and of
-//! `docs/operating.md`.
+//! programs accept the config of the tutorial. `scripts/test-packages.sh` runs the commands of the tutorial
+//! and of `docs/operating.md`.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
@@ -11,7 +11,8 @@ use std::process::Command;
 
 use tests::binary;
 
-/// The sources of errors that reach the operator. Errors of a config are not among them: they have line, column and cause.
+/// The sources of errors that reach the operator. Errors of a config are not among them: they have line,
+/// column and cause.
 const SOURCES: [&str; 9] = [
     "qvpn-daemon/src/error.rs",
     "qvpn-ctl/src/error.rs",
@@ -47,8 +48,8 @@ fn messages(source: &str) -> Vec<String> {
     found
 }
 
-/// The longest constant part of a message's cause; nothing if it only contains another error. The advice after the first
-/// semicolon may be worded differently on the page.
+/// The longest constant part of a message's cause; nothing if it only contains another error. The advice
+/// after the first semicolon may be worded differently on the page.
 fn fixed(message: &str) -> Option<&str> {
     let cause = message.split("; ").next()?;
     let parts = cause.split('{').filter_map(|part| part.rsplit('}').next());

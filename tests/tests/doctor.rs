@@ -57,24 +57,29 @@ fn each_fault_is_found_and_its_command_fixes_it() {
             (
                 "firewall",
                 "warning",
-                "nft 'table inet strict { chain in { type filter hook input priority 0; policy drop; meta l4proto { icmp, icmpv6, tcp } accept; }; }'",
+                "nft 'table inet strict { chain in { type filter hook input priority 0; policy drop; meta \
+                 l4proto { icmp, icmpv6, tcp } accept; }; }'",
             ),
             (
                 "firewall",
                 "warning",
-                "nft delete table inet strict; nft 'table inet rest { chain in { type filter hook input priority 0; ct state established accept; meta l4proto { icmp, icmpv6, tcp } accept; reject; }; }'",
+                "nft delete table inet strict; nft 'table inet rest { chain in { type filter hook input \
+                 priority 0; ct state established accept; meta l4proto { icmp, icmpv6, tcp } accept; reject; \
+                 }; }'",
             ),
             (
                 "forward",
                 "warning",
-                "nft 'table inet gate { chain thru { type filter hook forward priority 0; policy drop; ct state established accept; }; }'",
+                "nft 'table inet gate { chain thru { type filter hook forward priority 0; policy drop; ct \
+                 state established accept; }; }'",
             ),
             ("routes", "warning", "ip route add 10.20.3.0/24 via 198.51.100.2 dev wan"),
             ("mtu", "warning", "ip link set wan mtu 1400"),
             (
                 "block",
                 "bad",
-                "qvpn-ctl unblock >/dev/null; ip route del unreachable 10.20.0.0/16 metric 1 2>/dev/null || true",
+                "qvpn-ctl unblock >/dev/null; ip route del unreachable 10.20.0.0/16 metric 1 2>/dev/null || \
+                 true",
             ),
         ];
         let run = |line: &str| lab.gw_a.run(&format!("PATH=$PATH:{programs}; {line}"));

@@ -1,5 +1,6 @@
-//! The events of a real gateway during a series of faults: each event that scripts may wait for comes, with its fixed name
-//! and its fields. The scenarios about roaming, lanes, paths, identities and copied machines await the events of these.
+//! The events of a real gateway during a series of faults: each event that scripts may wait for comes, with
+//! its fixed name and its fields. The scenarios about roaming, lanes, paths, identities and copied machines
+//! await the events of these.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 

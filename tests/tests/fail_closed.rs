@@ -1,5 +1,6 @@
-//! Fail closed, shown by captures of everything that both gateways send into the WAN during LAN traffic: after any fault of
-//! a daemon, no inner packet is in clear, and no key seals beyond its age. `leak.rs` has kill and stop.
+//! Fail closed, shown by captures of everything that both gateways send into the WAN during LAN traffic:
+//! after any fault of a daemon, no inner packet is in clear, and no key seals beyond its age. `leak.rs` has
+//! kill and stop.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
@@ -37,8 +38,8 @@ impl<'a> Watch<'a> {
         Self(Site::BOTH.map(|site| Capture::start(&lab.wan, site.name(), site.wan(Outer::V4))))
     }
 
-    /// Ends it, and checks that nothing was in clear and that the capture has the tunnel's packets. Returns the packets of
-    /// each gateway's link.
+    /// Ends it, and checks that nothing was in clear and that the capture has the tunnel's packets. Returns
+    /// the packets of each gateway's link.
     #[track_caller]
     fn prove_no_clear(self, lab: &Lab) -> [Packets; 2] {
         let seen = self.0.map(Capture::stop);
@@ -212,8 +213,8 @@ fn a_broken_config_leaks_nothing() {
         let mut command = lab.gw_a.command(binary("qvpn-daemon"));
         let refused = command.arg("--config").arg(&config).stdin(Stdio::null()).output().unwrap();
         assert_eq!(refused.status.code(), Some(3), "{refused:?}");
-        // As at a boot with the broken config: no state of the former instance is left, and the boot unit blocks the
-        // networks before the network is up.
+        // As at a boot with the broken config: no state of the former instance is left, and the boot unit
+        // blocks the networks before the network is up.
         lab.gw_a.run(
             "ip link set wan down; ip route flush table 29046; ip -6 route flush table 29046; \
              ip rule del priority 113; ip -6 rule del priority 113; nft flush ruleset",
@@ -268,8 +269,8 @@ fn without_keys_from_the_kms_traffic_ends_with_the_stock() {
     });
 }
 
-/// The wall clock is set wrong while the daemons run, ten years back and ten ahead. The clock is injected, since a test must
-/// not set the machine's.
+/// The wall clock is set wrong while the daemons run, ten years back and ten ahead. The clock is injected,
+/// since a test must not set the machine's.
 #[test]
 fn a_wall_clock_set_wrong_while_running_does_no_harm() {
     sandbox::run("a_wall_clock_set_wrong_while_running_does_no_harm", || {
@@ -336,8 +337,8 @@ fn a_machine_that_slept_wakes_without_its_keys() {
     });
 }
 
-/// A gateway restarts with its clock ten years back (injected). The peer treats its initiations as replays, since their
-/// timestamp must grow; so the peer initiates, and reports the cause.
+/// A gateway restarts with its clock ten years back (injected). The peer treats its initiations as replays,
+/// since their timestamp must grow; so the peer initiates, and reports the cause.
 #[test]
 fn a_restart_with_the_clock_set_back_is_named_and_overcome() {
     sandbox::run("a_restart_with_the_clock_set_back_is_named_and_overcome", || {
@@ -388,8 +389,8 @@ fn a_restart_with_the_clock_set_back_is_named_and_overcome() {
     });
 }
 
-/// The machine is a copy of another, with its keys and counters (the kernel's uevent is injected): its keys end at once, and
-/// both sides agree on new ones.
+/// The machine is a copy of another, with its keys and counters (the kernel's uevent is injected): its keys
+/// end at once, and both sides agree on new ones.
 #[test]
 fn a_copied_machine_agrees_on_new_keys() {
     sandbox::run("a_copied_machine_agrees_on_new_keys", || {

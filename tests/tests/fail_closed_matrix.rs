@@ -50,7 +50,8 @@ const ROWS: &[Row] = &[
     ),
     row(
         "route replaced",
-        "ip route replace 10.20.0.0/16 via WAN4 dev wan onlink table 29046; ip -6 route replace fd20::/64 via WAN6 dev wan onlink table 29046",
+        "ip route replace 10.20.0.0/16 via WAN4 dev wan onlink table 29046; ip -6 route replace fd20::/64 \
+         via WAN6 dev wan onlink table 29046",
         "true",
     ),
     row(
@@ -65,10 +66,11 @@ const ROWS: &[Row] = &[
     ),
     row(
         "connected address",
-        "ip addr add 10.20.0.9/24 dev wan; ip -6 addr add fd20::9/64 dev wan nodad; ROUTER=$(ip neigh show WAN4 dev wan | \
-         cut -d ' ' -f 3); for a in 10.20.0.2 fd20::2; do ip neigh replace $a lladdr $ROUTER dev wan; done",
-        "ip addr del 10.20.0.9/24 dev wan; ip -6 addr del fd20::9/64 dev wan; ip neigh flush to 10.20.0.2 nud all; \
-         ip -6 neigh flush to fd20::2 nud all",
+        "ip addr add 10.20.0.9/24 dev wan; ip -6 addr add fd20::9/64 dev wan nodad; ROUTER=$(ip neigh show \
+         WAN4 dev wan | cut -d ' ' -f 3); for a in 10.20.0.2 fd20::2; do ip neigh replace $a lladdr $ROUTER \
+         dev wan; done",
+        "ip addr del 10.20.0.9/24 dev wan; ip -6 addr del fd20::9/64 dev wan; ip neigh flush to 10.20.0.2 \
+         nud all; ip -6 neigh flush to fd20::2 nud all",
     ),
     row(
         "rules flushed",
@@ -82,7 +84,8 @@ const ROWS: &[Row] = &[
     ),
     row(
         "foreign mark",
-        "nft 'table inet other { chain marking { type filter hook prerouting priority 0; meta mark set 0x71760000; }; }'",
+        "nft 'table inet other { chain marking { type filter hook prerouting priority 0; meta mark set \
+         0x71760000; }; }'",
         "nft delete table inet other",
     ),
     row("ruleset flushed", "nft flush ruleset", "true"),

@@ -1,5 +1,6 @@
-//! A site with two KMEs for one peer. When one of the four KMEs dies, at the master SAE's site or at the slave SAE's, epochs
-//! continue with keys of the other pair, and the first pair is used again once it is back.
+//! A site with two KMEs for one peer. When one of the four KMEs dies, at the master SAE's site or at the
+//! slave SAE's, epochs continue with keys of the other pair, and the first pair is used again once it is
+//! back.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
@@ -83,11 +84,12 @@ fn each_of_four_kmes_may_die() {
                 [0, 1].map(|site| Command::new(binary("qvpn-ctl")).args(["show", SITES[site].0]).output());
             shown.iter().all(|output| output.as_ref().unwrap().status.success()).then_some(())
         });
-        wait_until("both ends are up", LIMIT, || {
+        wait_until("both sites are up", LIMIT, || {
             [0, 1].iter().all(|site| show(*site)["state"] == "up").then_some(())
         });
         let at_first = blocked();
-        // Six more keys of this pair were fetched, which is more than a stock, and six more epochs have a QKD key.
+        // Six more keys of this pair were fetched, which is more than a stock, and six more epochs have a QKD
+        // key.
         let goes_by = |pair: usize, what: &str| {
             let rekeys = || show(0)["rekeys"].as_u64().unwrap_or(0);
             let before = (fetched(&pairs[pair]), rekeys());

@@ -1,5 +1,5 @@
-//! A short run of the fuzz targets on stable: every input in `fuzz/seeds`, and some thousand mutations of them, the same in
-//! each run. `make fuzz` runs the same bodies for longer.
+//! A short run of the fuzz targets on stable: every input in `fuzz/seeds`, and some thousand mutations of
+//! them, the same in each run. `make fuzz` runs the same bodies for longer.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
@@ -111,8 +111,9 @@ macro_rules! short_runs {
 }
 
 short_runs! {
-    hello stock_offer stock_ack propose accept confirm reject lanes fragment reassembly datagram responder initiator kme_status
-    kme_keys kme_error skip_key skip_capabilities config control split coalesce inner_packet allowed_ips replay
+    hello stock_offer stock_ack propose accept confirm reject lanes fragment reassembly datagram
+    responder initiator kme_status kme_keys kme_error skip_key skip_capabilities config control split coalesce
+    inner_packet allowed_ips replay
 }
 
 fn short(target: &str) {

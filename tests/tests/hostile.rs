@@ -1,5 +1,6 @@
-//! A third site that holds valid keys and breaks every rule, beside two honest ones: nothing that it sends stops their
-//! traffic or rekeys, grows the memory, or gets it an epoch against the rules; and afterwards an honest exchange works.
+//! A third site that holds valid keys and breaks every rule, beside two honest ones: nothing that it sends
+//! stops their traffic or rekeys, grows the memory, or gets it an epoch against the rules; and afterwards an
+//! honest exchange works.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
@@ -19,7 +20,7 @@ use tests::{
 
 const WAIT: Duration = Duration::from_secs(10);
 /// Time limit for an answer.
-const SOON: Duration = Duration::from_secs(3);
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// The third site's keys.
 fn third() -> SecretIdentity {
@@ -35,7 +36,8 @@ fn with_third(lab: &Lab) -> [Gateway<'_>; 2] {
             let mut file = fs::OpenOptions::new().append(true).open(file).unwrap();
             writeln!(
                 file,
-                "[[peer]]\nname = \"site-c\"\npublic_key = \"{}\"\nallowed_ips = [\"10.99.0.0/16\"]\nqkd = \"off\"\n\
+                "[[peer]]\nname = \"site-c\"\npublic_key = \"{}\"\nallowed_ips = [\"10.99.0.0/16\"]\nqkd \
+                 = \"off\"\n\
                  role = \"responder\"",
                 third().public()
             )
@@ -106,13 +108,13 @@ fn hostile_proposals(site: &mut TestSite, number: &mut u64) {
         let mut attempt = site.propose(*number, None, None);
         change(&mut attempt.message);
         site.send(MessageType::Propose, &attempt.message.to_bytes());
-        assert_eq!(site.rejected(SOON), Some(reason), "{name}");
+        assert_eq!(site.rejected(ANSWER_TIMEOUT), Some(reason), "{name}");
     }
     let attempt = site.propose(*number + 1, None, None);
     let mut bytes = attempt.message.to_bytes();
     bytes.truncate(1000);
     site.send(MessageType::Propose, &bytes);
-    assert_eq!(site.rejected(SOON), Some(RejectReason::Malformed), "half a Propose");
+    assert_eq!(site.rejected(ANSWER_TIMEOUT), Some(RejectReason::Malformed), "half a Propose");
 }
 
 /// A ciphertext of zeros is like any other, and its sender can't confirm.
@@ -121,7 +123,7 @@ fn zero_ciphertext(site: &mut TestSite, number: &mut u64) {
     let mut attempt = site.propose(*number, None, None);
     attempt.message.ciphertext.fill(0);
     site.send(MessageType::Propose, &attempt.message.to_bytes());
-    let accept = site.expect(MessageType::Accept, SOON);
+    let accept = site.expect(MessageType::Accept, ANSWER_TIMEOUT);
     assert_eq!(accept.len(), 3177 + 4 + 48);
     for n in 0..4 {
         let confirm = Confirm { epoch: EpochNumber(*number), confirmation: [n; 48] };
@@ -217,7 +219,8 @@ fn a_hostile_site_harms_no_other_for_long_alone() {
     sandbox::run("a_hostile_site_harms_no_other_for_long_alone", || hostile(20));
 }
 
-/// An attacker who has broken a site's X25519 key, and has all public values, still lacks its ML-KEM seed and gets no epoch.
+/// An attacker who has broken a site's X25519 key, and has all public values, still lacks its ML-KEM seed and
+/// gets no epoch.
 #[test]
 fn the_x25519_key_alone_gets_no_epoch() {
     sandbox::run("the_x25519_key_alone_gets_no_epoch", || {

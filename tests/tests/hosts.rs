@@ -1,5 +1,5 @@
-//! A gateway's host changes: its routes and addresses change while the daemon runs, it has many tunnels, and a tunnel may
-//! run inside another.
+//! A gateway's host changes: its routes and addresses change while the daemon runs, it has many tunnels, and
+//! a tunnel may run inside another.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
@@ -51,7 +51,10 @@ fn changes_of_the_hosts_network_are_survived() {
 
         // The routes are flushed: the daemon restores them, and the block holds in between.
         let stream = Stream { count: 3_000, rate: 1_000, ..Stream::default() }.start(&lab);
-        gw.run("ip route del 10.20.0.0/16 dev qvpn0 table 29046; ip -6 route del fd20::/64 dev qvpn0 table 29046");
+        gw.run(
+            "ip route del 10.20.0.0/16 dev qvpn0 table 29046; ip -6 route del fd20::/64 dev qvpn0 table \
+                29046",
+        );
         events.line("routes.restored", Duration::from_secs(5));
         wait_traffic(&lab, "routes deleted");
         let [a, b] = stream.finish();

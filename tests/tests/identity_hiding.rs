@@ -1,5 +1,6 @@
-//! A passive observer of the WAN sees no identity: nothing of a `Hello` or of a public key, from the first handshake on.
-//! With a site's public key, an observer can see that a handshake is meant for that site (mac1), as in WireGuard.
+//! A passive observer of the WAN sees no identity: nothing of a `Hello` or of a public key, from the first
+//! handshake on. With a site's public key, an observer can see that a handshake is meant for that site
+//! (mac1), as in WireGuard.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
@@ -18,7 +19,7 @@ use tests::{Capture, GatewayOptions, KmeOptions, Lab, Outer, Site, sandbox};
 
 const START: Duration = Duration::from_secs(20);
 /// Fragments split an ML-KEM key, so the search is for pieces of it.
-const PIECE: usize = 32;
+const PIECE_BYTES: usize = 32;
 
 fn secret(lab: &Lab, site: Site) -> SecretIdentity {
     SecretIdentity::from_text(&fs::read_to_string(lab.identity(site).file).unwrap()).unwrap()
@@ -36,7 +37,7 @@ fn telling(lab: &Lab, site: Site) -> Vec<(String, Vec<u8>)> {
         (format!("{name}: name"), name.as_bytes().to_vec()),
         (format!("{name}: public key in text"), public.to_string().as_bytes()[6..46].to_vec()),
     ];
-    let pieces = identity.encapsulation_key().chunks_exact(PIECE).enumerate();
+    let pieces = identity.encapsulation_key().chunks_exact(PIECE_BYTES).enumerate();
     all.extend(pieces.map(|(n, piece)| (format!("{name}: piece {n} of its ML-KEM key"), piece.to_vec())));
     all
 }

@@ -1,5 +1,5 @@
-//! Key sources other than ETSI GS QKD 014: two gateways over SKIP, and two with a file of keys, which is not QKD and never
-//! satisfies `qkd = "required"`.
+//! Key sources other than ETSI GS QKD 014: two gateways over SKIP, and two with a file of keys, which is not
+//! QKD and never satisfies `qkd = "required"`.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 

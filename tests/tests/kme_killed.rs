@@ -1,5 +1,5 @@
-//! A KME that is down for ten seconds of every thirty, with one rekey a second: no packet is lost, and keys come again
-//! within seconds. In `make test` for 75 s; set QVPN_SOAK_SECONDS=600 for ten minutes.
+//! A KME that is down for ten seconds of every thirty, with one rekey a second: no packet is lost, and keys
+//! come again within seconds. In `make test` for 75 s; set QVPN_SOAK_SECONDS=600 for ten minutes.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 

@@ -1,5 +1,5 @@
-//! A KME that hangs, fails or sends invalid answers: the status names the fault and the remedy, and traffic continues with
-//! keys from the stock.
+//! A KME that hangs, fails or sends invalid answers: the status names the fault and the remedy, and traffic
+//! continues with keys from the stock.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
@@ -35,7 +35,8 @@ fn ridden_through(faults: &[(&str, &str, &str)]) {
     for (kme, op, how) in faults {
         kmes.admin(&["misbehave", kme, op, how]);
         if *how == "wrong_bytes" {
-            // No KME reports it: the sites compare check values before the key is used, and the master SAE's site reports it.
+            // No KME reports it: the sites compare check values before the key is used, and the master SAE's
+            // site reports it.
             gateways[0].process.line("delivered different bytes", START);
         } else {
             let error = tests::wait_until(&format!("{how} in show"), START, || {
@@ -78,8 +79,8 @@ fn kmes_that_answer_rubbish_are_ridden_through() {
 }
 
 #[test]
-fn a_slave_kme_in_trouble_is_ridden_through() {
-    sandbox::run("a_slave_kme_in_trouble_is_ridden_through", || {
+fn a_faulty_slave_kme_costs_no_traffic() {
+    sandbox::run("a_faulty_slave_kme_costs_no_traffic", || {
         ridden_through(&[("kme-b1", "dec_keys", "http_500"), ("kme-b1", "dec_keys", "rubbish_json")]);
     });
 }

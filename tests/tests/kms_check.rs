@@ -1,5 +1,5 @@
-//! `qvpn-ctl kms check` against `kme-sim`: for each misbehaviour and each operation that can show it, the finding, the
-//! advice and the exit code. No output or log line holds a key.
+//! `qvpn-ctl kms check` against `kme-sim`: for each misbehaviour and each operation that can show it, the
+//! finding, the advice and the exit code. No output or log line holds a key.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
@@ -47,9 +47,10 @@ impl Site {
         {
             let (peer, role) = [("b", "initiator"), ("a", "responder")][i];
             let text = format!(
-                "[interface]\nname = \"qvpn{i}\"\nprivate_key_file = \"{}/{name}.key\"\naddress = [\"10.77.0.{}/30\"]\n\
-                 [kms]\nsae_id = \"{sae}\"\n{}\
-                 [[peer]]\nname = \"site-{peer}\"\npublic_key = \"{}\"\nallowed_ips = []\nsae_id = \"{other}\"\nrole = \"{role}\"\n",
+                "[interface]\nname = \"qvpn{i}\"\nprivate_key_file = \"{}/{name}.key\"\naddress = \
+                 [\"10.77.0.{}/30\"]\n\
+                 [kms]\nsae_id = \"{sae}\"\n{}[[peer]]\nname = \"site-{peer}\"\npublic_key \
+                 = \"{}\"\nallowed_ips = []\nsae_id = \"{other}\"\nrole = \"{role}\"\n",
                 dir.display(),
                 i + 1,
                 site.kmes.source(kme, api, sae),
@@ -121,8 +122,8 @@ impl Site {
         let documented = failed.iter().chain(&quirks).all(|code| KMS_MD.contains(&format!("`{code}`")));
         (!right || !helpful || !found || !documented).then(|| {
             format!(
-                "{how} for {op} of {kme}: wanted {want} and {told_as:?}; exit code {code}, failed {failed:?}, quirks {quirks:?}, \
-                 helpful {helpful}, documented {documented}: {words:?}"
+                "{how} for {op} of {kme}: wanted {want} and {told_as:?}; exit code {code}, failed \
+                 {failed:?}, quirks {quirks:?}, helpful {helpful}, documented {documented}: {words:?}"
             )
         })
     }
@@ -149,7 +150,8 @@ fn table() -> Vec<Row> {
     rows
 }
 
-/// Checks all rows with this API, distributed over this number of sites. Each site has a fixed share, so that each sees keys.
+/// Checks all rows with this API, distributed over this number of sites. Each site has a fixed share, so that
+/// each sees keys.
 fn look_at_all(rows: &[Row], api: &str, sites: u8) {
     let wrong = Mutex::new(Vec::new());
     std::thread::scope(|scope| {
@@ -173,7 +175,8 @@ fn each_misbehaviour_of_each_operation_is_found() {
     sandbox::run("each_misbehaviour_of_each_operation_is_found", || look_at_all(&table(), "etsi014", 6));
 }
 
-/// The misbehaviours that a key provider can show over SKIP: the operation, and the rest as in the other table.
+/// The misbehaviours that a key provider can show over SKIP: the operation, and the rest as in the other
+/// table.
 const SKIP: &[(&str, &str, &str, &str)] = &[
     ("status", "none", "fine", ""),
     ("status", "close", "fails unreachable", "closed the connection"),
@@ -244,8 +247,8 @@ fn the_table_has_every_misbehaviour_of_the_simulator() {
 }
 
 #[test]
-fn people_read_what_works_what_is_odd_and_what_to_do() {
-    sandbox::run("people_read_what_works_what_is_odd_and_what_to_do", || {
+fn the_report_says_what_works_what_is_odd_and_what_to_do() {
+    sandbox::run("the_report_says_what_works_what_is_odd_and_what_to_do", || {
         let site = Site::new(0);
         let (a, b) = (site.file("a").display().to_string(), site.file("b").display().to_string());
         let (code, out) = site.check(&[&a, "--other", &b]);

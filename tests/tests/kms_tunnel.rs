@@ -1,5 +1,6 @@
-//! Each misbehaviour of each operation against a running tunnel: the client's outcome, that the tunnel stays up on its stock
-//! and uses no bad key, the operator's message, and that keys come again afterwards. No log holds a key.
+//! Each misbehaviour of each operation against a running tunnel: the client's outcome, that the tunnel stays
+//! up on its stock and uses no bad key, the operator's message, and that keys come again afterwards. No log
+//! holds a key.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
@@ -18,8 +19,8 @@ const LIMIT: Duration = Duration::from_secs(20);
 /// Rekey interval in milliseconds.
 const INTERVAL: u64 = 300;
 
-/// Differences from `kms check`, since a tunnel fetches one key at a time: the operation that shows the fault, and the outcome
-/// there.
+/// Differences from `kms check`, since a tunnel fetches one key at a time: the operation that shows the
+/// fault, and the outcome there.
 const OTHERWISE: &[(&str, &str, &str)] = &[
     ("enc_keys", "swap_keys", "ok"),
     ("enc_keys", "one_key_per_request", "ok"),
@@ -112,8 +113,8 @@ impl Pair {
         let text = format!(
             "[interface]\nname = \"{name}\"\nprivate_key_file = \"{dir}/{name}.key\"\nlisten_port = {}\n\
              rekey_interval = \"{INTERVAL}ms\"\nlog_level = \"debug\"\n\
-             [kms]\nsae_id = \"{sae}\"\nstock = {STOCK}\n{source}\
-             [[peer]]\nname = \"peer\"\npublic_key = \"{peer_key}\"\nallowed_ips = []\nsae_id = \"{other}\"\nrole = \"{role}\"\n\
+             [kms]\nsae_id = \"{sae}\"\nstock = {STOCK}\n{source}[[peer]]\nname = \"peer\"\npublic_key \
+             = \"{peer_key}\"\nallowed_ips = []\nsae_id = \"{other}\"\nrole = \"{role}\"\n\
              endpoint = \"127.0.0.1:{}\"\n",
             port(site),
             port(1 - site),
@@ -253,7 +254,8 @@ impl Pair {
         }
         if !matches!(row.want.as_str(), "ok" | "different bytes") {
             let site = if row.want == "dec_keys key_not_found" { 1 } else { site };
-            // The outcome may have been a key's of an earlier row, which no KME has any more; then this fault is yet to come.
+            // The outcome may have been a key's of an earlier row, which no KME has any more; then this fault
+            // is yet to come.
             let read = self.try_wait(&format!("the operator reads {:?}", row.words), |pair| {
                 let show = pair.show(site);
                 let error = show["kmes"][0]["last_error"].as_str().unwrap_or_default();
@@ -286,7 +288,8 @@ impl Pair {
     }
 }
 
-/// More than the number of failed keys in the rows of one pair, each of which holds its place for two minutes.
+/// More than the number of failed keys in the rows of one pair, each of which holds its place for two
+/// minutes.
 const STOCK: u64 = 70;
 
 #[test]
@@ -318,8 +321,15 @@ fn each_misbehaviour_of_each_operation_is_ridden_through() {
                         tried += 1;
                     }
                     let after = held(&pair);
-                    println!("kme: {tried} misbehaviours ridden through; memory {memory} kB before, {after} kB after");
-                    assert!(after < memory + 20_000, "memory is bounded: {memory} kB before, {after} kB after");
+                    println!(
+                        "kme: {tried} misbehaviours ridden through; memory {memory} kB before, {after} \
+                              kB after"
+                    );
+                    assert!(
+                        after < memory + 20_000,
+                        "memory is bounded: {memory} kB before, {after} kB \
+                                                      after"
+                    );
                     pair.wait("no connection is left over", |pair| files(pair) <= open + 5);
                     for site in [0, 1] {
                         let failures = pair.show(site)["peers"][0]["rekey_failures"].clone();
@@ -337,7 +347,8 @@ fn each_misbehaviour_of_each_operation_is_ridden_through() {
     });
 }
 
-/// The other site's KME is down for ten seconds, longer than the longest delay of a doubling back-off at that time.
+/// The other site's KME is down for ten seconds, longer than the longest delay of a doubling back-off at that
+/// time.
 #[test]
 fn keys_come_within_two_seconds_after_the_other_sites_kme_returns() {
     sandbox::run("keys_come_within_two_seconds_after_the_other_sites_kme_returns", || {

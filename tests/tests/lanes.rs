@@ -1,5 +1,5 @@
-//! Lanes with the real daemons: a flow keeps its order over several lanes and through the offloads, and a batch that the
-//! kernel refuses as a whole is sent one datagram at a time.
+//! Lanes with the real daemons: a flow keeps its order over several lanes and through the offloads, and a
+//! batch that the kernel refuses as a whole is sent one datagram at a time.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
@@ -73,7 +73,8 @@ fn a_flow_keeps_its_order_over_lanes_and_offloads() {
             size: 300 + usize::from(n) * 100,
             port: 7000 + n,
             ipv6: n % 2 == 1,
-            // Half of the hosts' programs leave segmentation to the kernel, so the TUN delivers super-packets.
+            // Half of the hosts' programs leave segmentation to the kernel, so the TUN delivers
+            // super-packets.
             together: if n < 4 { 1 } else { 16 },
         };
         in_order(&lab, (0..8).map(flow));
@@ -103,8 +104,8 @@ fn a_flow_keeps_its_order_over_lanes_and_offloads() {
     });
 }
 
-/// Sends bursts that the lanes hand to the kernel as batches, without loss. Returns the packets in accepted and in refused
-/// batches, over all lanes of site A.
+/// Sends bursts that the lanes hand to the kernel as batches, without loss. Returns the packets in accepted
+/// and in refused batches, over all lanes of site A.
 #[track_caller]
 fn bursts(lab: &Lab, gateways: &[Gateway<'_>; 2]) -> (u64, u64) {
     let count = |counter| each(&gateways[0], counter).iter().sum::<u64>();
@@ -128,15 +129,16 @@ fn falls_back(outer: Outer) {
     let (gso, refused) = bursts(&lab, &gateways);
     println!("{outer:?}: no segmentation: {gso} in one piece, {refused} refused");
     assert!(gso > 1_000 && refused == 0, "{gso} {refused}");
-    // A device that can't compute checksums: before Linux 6.11 the kernel refuses (EIO), since then it computes them.
+    // A device that can't compute checksums: before Linux 6.11 the kernel refuses (EIO), since then it
+    // computes them.
     for gateway in [&lab.gw_a, &lab.gw_b] {
         gateway.run("ethtool -K wan tx off");
     }
     let (gso, refused) = bursts(&lab, &gateways);
     println!("{outer:?}: no checksums: {gso} in one piece, {refused} refused");
     assert!(if refused == 0 { gso > 1_000 } else { gso < 100 }, "one path or the other: {gso} {refused}");
-    // A device whose MTU is too small for our packets, so each is fragmented: batches are always refused (EMSGSIZE, EINVAL
-    // before Linux 6.9).
+    // A device whose MTU is too small for our packets, so each is fragmented: batches are always refused
+    // (EMSGSIZE, EINVAL before Linux 6.9).
     for gateway in [&lab.gw_a, &lab.gw_b] {
         gateway.run("ethtool -K wan tx on && ip link set wan mtu 1300");
     }
@@ -158,8 +160,8 @@ fn a_refused_batch_is_sent_one_by_one_without_loss() {
     });
 }
 
-/// Eight flows in both directions, in order and without loss. Returns the packets that each of site A's lanes sent and
-/// received.
+/// Eight flows in both directions, in order and without loss. Returns the packets that each of site A's lanes
+/// sent and received.
 #[track_caller]
 fn flows(lab: &Lab, gateway: &Gateway<'_>) -> Vec<u64> {
     let before = each(gateway, "tx_packets");

@@ -1,5 +1,5 @@
-//! Nothing leaves in clear after the daemon has ended, on gateways whose default route is the WAN. With `on_stop = "open"`
-//! it does, so the check can fail.
+//! Nothing leaves in clear after the daemon has ended, on gateways whose default route is the WAN. With
+//! `on_stop = "open"` it does, so the check can fail.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
@@ -36,7 +36,8 @@ fn ended(options: &GatewayOptions, end: End) -> (Vec<Vec<u8>>, Packets) {
     let before: Vec<u64> = gateways.iter().map(sent).collect();
     let v4 = Stream { count: 6_000, rate: 1_000, ..Stream::default() }.start(&lab);
     let v6 = Stream { count: 6_000, rate: 1_000, ipv6: true, port: 7001, ..Stream::default() }.start(&lab);
-    // At both, before either ends: on a slow machine the traffic could be over before the second one is stopped.
+    // At both, before either ends: on a slow machine the traffic could be over before the second one is
+    // stopped.
     for (gateway, before) in gateways.iter().zip(before) {
         gateway.wait_peer("traffic flows", START, |peer| peer["tx_packets"].as_u64().unwrap() > before + 100);
     }
@@ -69,8 +70,9 @@ fn nothing_in_clear(options: &GatewayOptions, end: End) {
 }
 
 /// Each site's own LAN; the other's has no route through that device.
-const LOCAL: &str = "local = [{ prefix = \"10.10.0.0/16\", device = \"lan\" }, { prefix = \"fd10::/64\", device = \"lan\" }, \
-                     { prefix = \"10.20.0.0/16\", device = \"lan\" }, { prefix = \"fd20::/64\", device = \"lan\" }]";
+const LOCAL: &str = "local = [{ prefix = \"10.10.0.0/16\", device = \"lan\" }, { prefix = \"fd10::/64\", \
+                     device = \"lan\" }, { prefix = \"10.20.0.0/16\", device = \"lan\" }, { prefix \
+                     = \"fd20::/64\", device = \"lan\" }]";
 
 fn everything() -> GatewayOptions {
     GatewayOptions {

@@ -1,5 +1,5 @@
-//! Changes while the tunnel runs: peers are added, changed and removed, configs are reloaded and refused, and everything
-//! else is left alone. With `--save` the file changes in the same way, or not at all.
+//! Changes while the tunnel runs: peers are added, changed and removed, configs are reloaded and refused, and
+//! everything else is left alone. With `--save` the file changes in the same way, or not at all.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
@@ -78,7 +78,8 @@ fn peers_come_change_and_go_and_a_stream_loses_nothing_alone() {
         assert_eq!(names(a), ["site-b", "site-c"]);
         let route = || lab.gw_a.run("ip route show table 29046");
         assert!(route().contains("10.99.0.0/16 dev qvpn0"), "{}", route());
-        // A refused change has no effect: a name, a prefix or a key of another peer, an endpoint inside the tunnel.
+        // A refused change has no effect: a name, a prefix or a key of another peer, an endpoint inside the
+        // tunnel.
         let fresh = stranger(2);
         let refused: [(&[&str], i32, &str); 6] = [
             (
@@ -192,7 +193,8 @@ fn a_saved_change_keeps_the_files_comments_and_a_full_disk_changes_nothing() {
         assert_eq!((code, err.as_str()), (0, ""), "{out}");
         assert_eq!(out, format!("peer büro added\nsaved in {}\n", file.display()));
         let section = format!(
-            "\n[[peer]]\nname = \"büro\"\npublic_key = \"{key}\"\nallowed_ips = [\"10.99.0.0/16\"]\nqkd = \"off\"\n"
+            "\n[[peer]]\nname = \"büro\"\npublic_key = \"{key}\"\nallowed_ips = [\"10.99.0.0/16\"]\nqkd \
+             = \"off\"\n"
         );
         let saved = fs::read_to_string(&file).unwrap();
         assert_eq!(saved, text.replace("\n# the end\n", &format!("{section}\n# the end\n")));
@@ -203,7 +205,8 @@ fn a_saved_change_keeps_the_files_comments_and_a_full_disk_changes_nothing() {
         fs::create_dir(&small).unwrap();
         let path = small.display();
         lab.gw_a.run(&format!(
-            "mount -t tmpfs -o size=16k tmpfs {path} && cp {} {path}/ && {{ cat /dev/zero > {path}/fill 2>/dev/null || true; }}",
+            "mount -t tmpfs -o size=16k tmpfs {path} && cp {} {path}/ && {{ cat /dev/zero > {path}/fill \
+             2>/dev/null || true; }}",
             file.display()
         ));
         let there = || lab.gw_a.run(&format!("ls -A {path} && cat {path}/qvpn0.toml"));
@@ -244,7 +247,13 @@ fn five_thousand_peers_are_run_listed_and_changed() {
         let mut text = fs::read_to_string(&file).unwrap();
         for n in 0..5000u64 {
             let net = format!("100.{}.{}.0/24", 64 + n / 256, n % 256);
-            write!(text, "[[peer]]\nname = \"branch-{n}\"\npublic_key = \"{}\"\nallowed_ips = [\"{net}\"]\nqkd = \"off\"\n", stranger(n)).unwrap();
+            write!(
+                text,
+                "[[peer]]\nname = \"branch-{n}\"\npublic_key = \"{}\"\nallowed_ips = \
+                          [\"{net}\"]\nqkd = \"off\"\n",
+                stranger(n)
+            )
+            .unwrap();
         }
         fs::write(&file, text).unwrap();
         let timed = |what: &str, work: &dyn Fn() -> Output| {
@@ -303,7 +312,7 @@ fn the_first_default_route_comes_by_a_reload() {
         assert_eq!(code, 0, "{err}");
         let default_route = || lab.gw_a.run("ip route show table 29046 default");
         assert!(default_route().contains("default dev qvpn0"));
-        // The tunnel's datagrams use the WAN and everything else the tunnel, for longer than a key's life.
+        // The tunnel's datagrams use the WAN and everything else the tunnel, for longer than a key is valid.
         assert!(lab.lan_a.pings(Site::B.host()[0]));
         let epoch = gateways[0].peer()["epoch"].as_u64().unwrap();
         gateways[0]
@@ -346,7 +355,8 @@ fn a_name_that_moves_is_looked_up_again() {
         b.process.kill();
         let net = Site::B.wan(Outer::V4).rsplit_once('.').unwrap().0;
         lab.gw_b.run(&format!(
-            "ip addr flush dev wan scope global && ip addr add {net}.77/24 dev wan && ip route replace default via {}",
+            "ip addr flush dev wan scope global && ip addr add {net}.77/24 dev wan && ip route replace \
+             default via {}",
             Site::B.router(Outer::V4)
         ));
         at(&format!("{net}.77"));

@@ -1,6 +1,6 @@
-//! Abuse of a gateway's control socket and metrics listener: connections that send nothing, never read, or never close;
-//! endless and meaningless lines. Traffic and rekeys continue, memory doesn't grow, and the operator is served as soon as
-//! connections are free.
+//! Abuse of a gateway's control socket and metrics listener: connections that send nothing, never read, or
+//! never close; endless and meaningless lines. Traffic and rekeys continue, memory doesn't grow, and the
+//! operator is served as soon as connections are free.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
@@ -41,8 +41,8 @@ fn hostile_lines() -> Vec<(Vec<u8>, bool)> {
     ]
 }
 
-/// One round: `count` connections at once, and then each hostile line on its own connection. Returns the number of
-/// connections.
+/// One round: `count` connections at once, and then each hostile line on its own connection. Returns the
+/// number of connections.
 fn round(socket: &Path, count: usize) -> usize {
     let mut silent: Vec<UnixStream> = (0..count).map(|_| connect(socket)).collect();
     let mut answer = [0; 1024];
@@ -122,13 +122,15 @@ fn abuse(rounds: usize) {
     let after = gateway.process.memory();
     assert!(after < before + 10_000, "memory is bounded: {before} kB before, {after} kB after");
     println!(
-        "control: {connections} hostile connections in {seconds} s; {done} rekeys; memory {before} kB before, {after} kB after"
+        "control: {connections} hostile connections in {seconds} s; {done} rekeys; memory {before} kB \
+         before, {after} kB after"
     );
 
     // The metrics listener has closed the connections of slow clients.
     wait_until("a scrape", Duration::from_secs(15), || {
         let page = lab.gw(Site::B).try_run(&format!(
-            "python3 -c 'import urllib.request as u; print(u.urlopen(\"http://{METRICS}/metrics\", timeout=5).read().decode())'"
+            "python3 -c 'import urllib.request as u; print(u.urlopen(\"http://{METRICS}/metrics\", \
+             timeout=5).read().decode())'"
         ));
         String::from_utf8_lossy(&page.stdout).contains("qvpn_peer_state").then_some(())
     });

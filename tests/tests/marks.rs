@@ -1,5 +1,5 @@
-//! The two fields of the traffic class: congestion marks of the WAN reach the hosts (ECN, RFC 6040), and the class of
-//! service is set as in the config (DSCP).
+//! The two fields of the traffic class: congestion marks of the WAN reach the hosts (ECN, RFC 6040), and the
+//! class of service is set as in the config (DSCP).
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
@@ -43,10 +43,12 @@ fn pings(lab: &Lab, class: u8, count: u8, address: &str) -> bool {
     lab.lan_a.try_run(&ping).status.success()
 }
 
-/// The WAN router marks the tunnel's packets to site B that match `which` (nft syntax), as a full queue would.
+/// The WAN router marks the tunnel's packets to site B that match `which` (nft syntax), as a full queue
+/// would.
 fn congest(lab: &Lab, family: &str, which: &str) {
     lab.wan.nft(&format!(
-        "table inet jam {{\nchain forward {{\ntype filter hook forward priority 0;\n}}\n}}\nflush table inet jam\n\
+        "table inet jam {{\nchain forward {{\ntype filter hook forward priority 0;\n}}\n}}\nflush table inet \
+         jam\n\
          add rule inet jam forward oifname site-b udp dport 51820 {which} {family} ecn set ce\n"
     ));
 }

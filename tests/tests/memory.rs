@@ -46,7 +46,7 @@ fn used_qkd_keys_are_gone() {
         assert_eq!(known, used.len(), "the test computes the KMEs' keys: {used:?}");
         let last = &keys[keys.iter().rposition(|(_, id)| used.contains(id)).unwrap()].1;
         for gateway in &gateways {
-            // The last may have been taken up by one end only when it was noted.
+            // The last may have been in use at one site only when it was recorded.
             gateway.wait_peer("a later epoch", START, |peer| peer["qkd_key_id"] != last.as_str());
             let memory = Memory::of(gateway.process.id());
             let (mut held, mut found) = (0, Vec::new());
@@ -73,7 +73,7 @@ fn retired_epoch_keys_are_gone() {
         let mut events = gateways[0].events();
         events.line("epoch.active", START);
         events.line("epoch.active", START);
-        assert!(lab.lan_a.pings(Site::B.host()[0]), "both ends have gone over");
+        assert!(lab.lan_a.pings(Site::B.host()[0]), "both sites use the new epoch");
         let capture = Capture::start(&lab.wan, Site::A.name(), Site::A.wan(Outer::V4));
         assert!(lab.lan_a.pings(Site::B.host()[0]));
         let live = gateways.each_ref().map(|gateway| Memory::of(gateway.process.id()));

@@ -1,5 +1,6 @@
-//! The metrics of a running gateway, scraped by a real Prometheus: each documented name is there, the alert rules are
-//! accepted, and each query of the dashboard has a result. Prometheus runs in the gateway's namespace.
+//! The metrics of a running gateway, scraped by a real Prometheus: each documented name is there, the alert
+//! rules are accepted, and each query of the dashboard has a result. Prometheus runs in the gateway's
+//! namespace.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
@@ -173,7 +174,10 @@ fn the_page_has_each_fixed_name_and_is_as_promtool_wants_it() {
             assert!(sample, "no sample of {name}: {text}");
         }
         // A scrape and the command's output differ only in times.
-        let scraped = lab.gw_a.run(&format!("python3 -c 'import urllib.request as u; print(u.urlopen(\"http://{LISTEN}/metrics\").read().decode())'"));
+        let scraped = lab.gw_a.run(&format!(
+            "python3 -c 'import urllib.request as u; \
+                                             print(u.urlopen(\"http://{LISTEN}/metrics\").read().decode())'"
+        ));
         let kinds =
             |text: &str| text.lines().filter(|l| l.starts_with('#')).map(str::to_owned).collect::<Vec<_>>();
         assert_eq!(kinds(&scraped), kinds(&text));
@@ -205,7 +209,10 @@ fn the_listener_follows_a_reload_and_a_taken_port_is_refused() {
         let gateway = lab.start_daemon(Site::A);
         let scrape = |port: u16| {
             lab.gw_a
-                .try_run(&format!("python3 -c 'import urllib.request as u; u.urlopen(\"http://127.0.0.1:{port}/metrics\").read()'"))
+                .try_run(&format!(
+                    "python3 -c 'import urllib.request as u; \
+                                   u.urlopen(\"http://127.0.0.1:{port}/metrics\").read()'"
+                ))
                 .status
                 .success()
         };
@@ -217,7 +224,8 @@ fn the_listener_follows_a_reload_and_a_taken_port_is_refused() {
             assert!(scrape(port) && !scrape(gone), "{port}");
         }
         // The port is in use: the reload is refused, and the old listener stays.
-        let script = "import socket,sys;s=socket.create_server(('127.0.0.1',9792));print('on',flush=True);sys.stdin.read()";
+        let script = "import socket,sys;s=socket.create_server(('127.0.0.1',9792));print('on',flush=True);\
+                      sys.stdin.read()";
         let mut taken = lab.gw_a.spawn("python3", &["-c", script]);
         taken.line("on", START);
         let _ = lab.configure(Site::A, &options("metrics_listen = \"127.0.0.1:9792\""));

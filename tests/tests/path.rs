@@ -32,7 +32,8 @@ fn start<'a>(lab: &'a Lab, options: &GatewayOptions) -> [Gateway<'a>; 2] {
     [a, b]
 }
 
-/// The output of `ping` with these arguments, standard error included, where it reports the host's own refusals.
+/// The output of `ping` with these arguments, standard error included, where it reports the host's own
+/// refusals.
 fn ping(lab: &Lab, words: &str) -> String {
     let output = lab.lan_a.try_run(&format!("ping -n -c 1 -W 2 {words}"));
     [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned()).concat()
@@ -106,8 +107,8 @@ fn datagrams_in_many_fragments_pass() {
     });
 }
 
-/// TCP flows while the WAN's MTU becomes smaller and larger again. If `mtu` is a number, the outer packets are fragmented
-/// (they carry no "don't fragment") and reassembled at the far gateway.
+/// TCP flows while the WAN's MTU becomes smaller and larger again. If `mtu` is a number, the outer packets
+/// are fragmented (they carry no "don't fragment") and reassembled at the far gateway.
 fn path_shrinks(options: &GatewayOptions, seconds_each: u64) {
     let lab = Lab::new();
     let _kmes = lab.start_kmes(&KmeOptions::default());
@@ -138,8 +139,8 @@ fn path_shrinks(options: &GatewayOptions, seconds_each: u64) {
     }
 }
 
-/// With `mtu = "auto"` the path is measured: routes follow it down and up, and nothing is fragmented except inner IPv6
-/// packets if the path's MTU is below their minimum.
+/// With `mtu = "auto"` the path is measured: routes follow it down and up, and nothing is fragmented except
+/// inner IPv6 packets if the path's MTU is below their minimum.
 fn path_is_followed(outer: Outer) {
     let lab = Lab::new();
     let _kmes = lab.start_kmes(&KmeOptions::default());
@@ -200,7 +201,8 @@ fn path_is_followed(outer: Outer) {
         wait_until("TCP goes on", Duration::from_secs(20), || {
             (counters("rx") > before + 3_000_000).then_some(())
         });
-        // A host's packets of the largest size pass unfragmented. A host remembers a small size for ten minutes.
+        // A host's packets of the largest size pass unfragmented. A host remembers a small size for ten
+        // minutes.
         if mtu == 1420 {
             lab.lan_a.run("ip route flush cache; ip -6 route flush cache");
         }
@@ -212,8 +214,8 @@ fn path_is_followed(outer: Outer) {
                 && passes(format!("ping -n -c 1 -W 1 -M do -s {six} {far6}")))
             .then_some(())
         });
-        // The near gateway reports the largest size. To a host without flows, since once a size is known the host itself
-        // refuses larger packets, and flows may learn it at any time.
+        // The near gateway reports the largest size. To a host without flows, since once a size is known the
+        // host itself refuses larger packets, and flows may learn it at any time.
         if mtu < 1420 {
             lab.lan_a.run("ip route flush cache");
             let says_what = ping(&lab, &format!("-M do -s 1400 {FAR_AND_QUIET}"));

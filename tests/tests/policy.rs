@@ -1,5 +1,5 @@
-//! The three QKD policies during an outage of both KMEs: `required` blocks, `preferred` continues and reports it, `off`
-//! never uses a KME.
+//! The three QKD policies during an outage of both KMEs: `required` blocks, `preferred` continues and reports
+//! it, `off` never uses a KME.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
@@ -61,7 +61,7 @@ fn required_blocks_without_qkd_and_recovers() {
         let blocked = wait_all(&gateways, "blocked", Duration::from_secs(30));
         let took = stopped.elapsed();
         println!("blocked {took:?} after the KMEs went");
-        // The last key of the stock is two intervals after the stop at most, and each lives 10 s.
+        // The last key of the stock is two intervals after the stop at most, and each is valid for 10 s.
         assert!(took > Duration::from_secs(9) && took < Duration::from_secs(18), "blocked after {took:?}");
         events.line("peer.blocked", Duration::from_secs(5));
         assert!(blocked[0]["reason"].as_str().unwrap_or_default().contains("kme-a1"), "{:#}", blocked[0]);
@@ -89,8 +89,8 @@ fn required_blocks_without_qkd_and_recovers() {
 }
 
 #[test]
-fn preferred_goes_on_degraded_and_recovers() {
-    sandbox::run("preferred_goes_on_degraded_and_recovers", || {
+fn preferred_continues_degraded_and_recovers() {
+    sandbox::run("preferred_continues_degraded_and_recovers", || {
         let lab = Lab::new();
         let mut kmes = lab.start_kmes(&KmeOptions::default());
         let gateways = start(&lab, "preferred");

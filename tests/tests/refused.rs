@@ -1,4 +1,5 @@
-//! Sites whose configs don't match: each mismatch is refused before a packet flows, and both sides report the cause.
+//! Sites whose configs don't match: each mismatch is refused before a packet flows, and both sides report the
+//! cause.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 

@@ -1,4 +1,5 @@
-//! A rekey costs no packet: numbered streams in both directions at once, over many rekeys, lose no more than a run without.
+//! A rekey costs no packet: numbered streams in both directions at once, over many rekeys, lose no more than
+//! a run without.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
@@ -11,7 +12,8 @@ const RATE: u64 = 5_000;
 /// How long a stream lasts: 30 rekeys of half a second, or 150 of a tenth, and a little more.
 const SECONDS: u64 = 17;
 
-/// Packets that the kernel dropped at the gateways because a queue was full: of the tunnel's device, and of UDP sockets.
+/// Packets that the kernel dropped at the gateways because a queue was full: of the tunnel's device, and of
+/// UDP sockets.
 fn queue_drops(lab: &Lab, site: Site) -> u64 {
     let gateway = lab.gw(site);
     let text = gateway.run(&format!("ip -s -j link show dev {INTERFACE}"));
@@ -94,7 +96,8 @@ fn six_hundred_rekeys_in_a_minute_lose_nothing_alone() {
         nothing_was_lost(drops, &reports, 61);
         let sent: u64 = reports.iter().map(|report| report.sent).sum();
         println!(
-            "soak: {rekeys} rekeys in 61 s: {sent} datagrams, 0 reordered, none lost but {drops} in full queues"
+            "soak: {rekeys} rekeys in 61 s: {sent} datagrams, 0 reordered, none lost but {drops} in full \
+             queues"
         );
     });
 }

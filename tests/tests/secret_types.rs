@@ -1,6 +1,6 @@
-//! Traits that the types of secrets must not have. A line fails to compile if a type gets a forbidden trait: a copy would
-//! outlive the owner's erasure, a text form could reach a log, and `==` takes a time that depends on the bytes. Also, no
-//! code outside `ct_eq` compares bytes of a secret.
+//! Traits that the types of secrets must not have. A line fails to compile if a type gets a forbidden trait:
+//! a copy would outlive the owner's erasure, a text form could reach a log, and `==` takes a time that
+//! depends on the bytes. Also, no code outside `ct_eq` compares bytes of a secret.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
@@ -70,7 +70,16 @@ never!(
 never!(
     qvpn_dataplane::SealingKey,
     qvpn_dataplane::OpeningKey,
-    => [Clone, Copy, std::fmt::Display, serde::Serialize, AsRef<[u8]>, std::ops::Deref, PartialEq, std::hash::Hash]
+    => [
+        Clone,
+        Copy,
+        std::fmt::Display,
+        serde::Serialize,
+        AsRef<[u8]>,
+        std::ops::Deref,
+        PartialEq,
+        std::hash::Hash
+    ]
 );
 
 #[test]
@@ -97,8 +106,8 @@ fn the_text_of_a_lanes_key_has_no_byte_of_it() {
     assert_eq!(format!("{open:?}"), "OpeningKey { peer: PeerNumber(3), epoch: LocalEpoch(4), .. }");
 }
 
-/// Only `expose` returns bytes of secrets, and check values and confirmations have names; no line of code may contain one
-/// of these and a comparison that stops at the first difference.
+/// Only `expose` returns bytes of secrets, and check values and confirmations have names; no line of code may
+/// contain one of these and a comparison that stops at the first difference.
 #[test]
 fn nothing_secret_is_compared_in_variable_time() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();

@@ -1,6 +1,6 @@
-//! Every input and output of an epoch's key schedule is in the daemon's memory only during its lifetime, and is erased within
-//! a second of its end; none is ever in a log, on a socket or in a core dump. The test plays the other site, so it knows
-//! each secret; it also searches for live ones, so the search can fail.
+//! Every input and output of an epoch's key schedule is in the daemon's memory only during its lifetime, and
+//! is erased within a second of its end; none is ever in a log, on a socket or in a core dump. The test plays
+//! the other site, so it knows each secret; it also searches for live ones, so the search can fail.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
@@ -178,7 +178,8 @@ fn files(lab: &Lab) -> Vec<u8> {
     lab.gw_b.try_run(command).stdout
 }
 
-/// The gateway's first `Propose` of a later attempt than that: what waits longer than a second for its answer is repeated.
+/// The gateway's first `Propose` of a later attempt than that: what waits longer than a second for its answer
+/// is repeated.
 fn next_attempt(site: &mut TestSite, after: u64) -> Vec<u8> {
     loop {
         let propose = site.expect(MessageType::Propose, WAIT);

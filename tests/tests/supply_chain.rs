@@ -1,5 +1,5 @@
-//! `docs/dependencies.md` against `Cargo.lock`: direct dependencies with their licences, and build scripts. `layout/` compares
-//! the page's list of unsafe code with the sources.
+//! `docs/dependencies.md` against `Cargo.lock`: direct dependencies with their licences, and build scripts.
+//! `layout/` compares the page's list of unsafe code with the sources.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 

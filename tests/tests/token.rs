@@ -1,5 +1,5 @@
-//! A client key in a PKCS#11 token (SoftHSM): a tunnel with a key that was never in a file, a removed token, and the message
-//! for each mistake of an operator. No PIN is printed or logged.
+//! A client key in a PKCS#11 token (SoftHSM): a tunnel with a key that was never in a file, a removed token,
+//! and the message for each mistake of an operator. No PIN is printed or logged.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
@@ -120,7 +120,8 @@ fn a_key_that_never_leaves_its_token() {
         }
         assert!(lab.lan(Site::A).pings(Site::B.host()[0]));
 
-        // The token is removed: the tunnel uses its stock, and the status shows the cause. It is put back: keys come again.
+        // The token is removed: the tunnel uses its stock, and the status shows the cause. It is put back:
+        // keys come again.
         let (there, away) = (token.dir.join("tokens"), token.dir.join("away"));
         fs::rename(&there, &away).unwrap();
         fs::create_dir(&there).unwrap();

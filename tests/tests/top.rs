@@ -1,5 +1,6 @@
-//! `qvpn-ctl top` in a real terminal of 80 columns and 24 lines (tmux), at a gateway that carries traffic: its screens are
-//! compared with snapshots in which numbers are `#`. Run with `BLESS=1` to rewrite them, and read the difference.
+//! `qvpn-ctl top` in a real terminal of 80 columns and 24 lines (tmux), at a gateway that carries traffic:
+//! its screens are compared with snapshots in which numbers are `#`. Run with `BLESS=1` to rewrite them, and
+//! read the difference.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 

@@ -1,4 +1,5 @@
-//! Two sites and one tunnel: traffic of all kinds passes, and the tunnel recovers after either gateway was killed.
+//! Two sites and one tunnel: traffic of all kinds passes, and the tunnel recovers after either gateway was
+//! killed.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 

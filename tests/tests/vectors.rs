@@ -1,5 +1,5 @@
-//! `docs/vectors/pieces.json`, which a Python program computed from `docs/protocol.md` alone, against the gateways' code:
-//! identities, fragments, and data packets, with the sessions that seal and open them.
+//! `docs/vectors/pieces.json`, which a Python program computed from `docs/protocol.md` alone, against the
+//! gateways' code: identities, fragments, and data packets, with the sessions that seal and open them.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 

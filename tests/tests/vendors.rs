@@ -1,5 +1,6 @@
-//! A hub and two sites with KMEs of two vendors each, one over ETSI GS QKD 014 and one over SKIP: each peer has its own order
-//! of KMEs, the next KME is used if one has no key, and a key's ID is requested only from the pair of KMEs that issued it.
+//! A hub and two sites with KMEs of two vendors each, one over ETSI GS QKD 014 and one over SKIP: each peer
+//! has its own order of KMEs, the next KME is used if one has no key, and a key's ID is requested only from
+//! the pair of KMEs that issued it.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
@@ -29,8 +30,8 @@ struct Pairing {
     order: [usize; 2],
 }
 
-/// Towards A the hub takes the keys, at the ETSI vendor first; from B it gets their IDs, and B takes them at the SKIP vendor
-/// first.
+/// Towards A the hub takes the keys, at the ETSI vendor first; from B it gets their IDs, and B takes them at
+/// the SKIP vendor first.
 const PAIRINGS: [Pairing; 2] =
     [Pairing { site: A, master: HUB, order: [0, 1] }, Pairing { site: B, master: B, order: [1, 0] }];
 
@@ -165,7 +166,8 @@ fn an_id_is_asked_only_of_the_kmes_that_issued_it() {
             assert!(text.contains(words), "{words}: {text}");
         }
 
-        // If the first has no key the second provides it. The peer requests its ID from the second vendor, in any order.
+        // If the first has no key the second provides it. The peer requests its ID from the second vendor, in
+        // any order.
         vendors[0].misbehave(&etsi[HUB], "enc_keys", "http_503");
         vendors[1].misbehave(&skip[B], "enc_keys", "http_503");
         wait_until("the other vendor's keys come", START, || {

@@ -1,5 +1,5 @@
-//! A WAN with loss, delay, reordering and outages, and gateways whose addresses and NAT mappings change: each packet that
-//! arrives in time opens, rekeys continue, and traffic recovers soon after the WAN.
+//! A WAN with loss, delay, reordering and outages, and gateways whose addresses and NAT mappings change: each
+//! packet that arrives in time opens, rekeys continue, and traffic recovers soon after the WAN.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
@@ -32,7 +32,8 @@ fn nothing_refused(gateways: &[Gateway<'_>; 2]) {
     }
 }
 
-/// Checks that each data packet that the relay forwarded was opened by the peer. Nothing passes the relay afterwards.
+/// Checks that each data packet that the relay forwarded was opened by the peer. Nothing passes the relay
+/// afterwards.
 fn all_that_passed_was_opened(relay: &mut Relay, gateways: &[Gateway<'_>; 2]) {
     // A few empty packets are always in transit, so the WAN stops here, and those in transit arrive.
     relay.set(1.0, Duration::ZERO, Duration::ZERO);
@@ -66,8 +67,8 @@ fn transfer(lab: &Lab, from: Site) -> [Process; 2] {
     [start(from, &["bulk-send", &address, "1"]), receiver]
 }
 
-/// Numbered UDP and TCP in both directions over a lossy WAN, until there were at least `least` rekeys. Returns their number
-/// and the time.
+/// Numbered UDP and TCP in both directions over a lossy WAN, until there were at least `least` rekeys.
+/// Returns their number and the time.
 fn bad_wan(outer: Outer, seconds: u64, least: u64) -> (u64, Duration) {
     let lab = Lab::new();
     let _kmes = lab.start_kmes(&KmeOptions::default());
@@ -107,20 +108,21 @@ fn bad_wan(outer: Outer, seconds: u64, least: u64) -> (u64, Duration) {
 }
 
 #[test]
-fn a_bad_wan_loses_only_what_it_loses() {
-    sandbox::run("a_bad_wan_loses_only_what_it_loses", || {
+fn the_tunnel_adds_no_loss_on_a_bad_wan() {
+    sandbox::run("the_tunnel_adds_no_loss_on_a_bad_wan", || {
         bad_wan(Outer::V4, 12, 3);
     });
 }
 
 #[test]
 #[ignore = "two minutes; `make soak` runs it"]
-fn a_bad_wan_loses_only_what_it_loses_for_long() {
-    sandbox::run("a_bad_wan_loses_only_what_it_loses_for_long", || {
+fn the_tunnel_adds_no_loss_on_a_bad_wan_for_long() {
+    sandbox::run("the_tunnel_adds_no_loss_on_a_bad_wan_for_long", || {
         for outer in [Outer::V4, Outer::V6] {
             let (done, time) = bad_wan(outer, 60, 20);
             println!(
-                "soak: {done} rekeys in {time:.0?} on a WAN ({outer:?}) that loses a fifth and delays by 200 ms"
+                "soak: {done} rekeys in {time:.0?} on a WAN ({outer:?}) that loses a fifth and delays by 200 \
+                 ms"
             );
         }
     });
@@ -181,7 +183,8 @@ fn a_nat_mapping_may_move_in_all_cases() {
     });
 }
 
-/// Gateway A gets another address on the WAN, and then loses the old one, while numbered packets flow: none is lost.
+/// Gateway A gets another address on the WAN, and then loses the old one, while numbered packets flow: none
+/// is lost.
 fn roams(outer: Outer, initiator: Site) {
     let lab = Lab::new();
     let _kmes = lab.start_kmes(&KmeOptions::default());
@@ -239,11 +242,11 @@ fn a_gateway_roams_and_loses_nothing_in_all_cases() {
     });
 }
 
-/// Both gateways roam, and later both return to their old address while the WAN is down, so each knows only an address of the
-/// peer that no longer exists.
+/// Both gateways roam, and later both return to their old address while the WAN is down, so each knows only
+/// an address of the peer that no longer exists.
 #[test]
-fn gateways_that_lost_each_other_meet_where_the_config_says() {
-    sandbox::run("gateways_that_lost_each_other_meet_where_the_config_says", || {
+fn gateways_that_lost_each_other_meet_at_the_configured_endpoint() {
+    sandbox::run("gateways_that_lost_each_other_meet_at_the_configured_endpoint", || {
         let lab = Lab::new();
         let _kmes = lab.start_kmes(&KmeOptions::default());
         let options = GatewayOptions { interface: "lanes = 2".to_owned(), ..GatewayOptions::default() };
@@ -257,7 +260,8 @@ fn gateways_that_lost_each_other_meet_where_the_config_says() {
             let router = site.router(Outer::V4);
             lab.gw(site).sysctl("net/ipv4/conf/wan/promote_secondaries", "1");
             lab.gw(site).run(&format!(
-                "ip addr add {to}/24 dev wan && ip route replace default via {router} src {to} && ip addr del {from}/24 dev wan"
+                "ip addr add {to}/24 dev wan && ip route replace default via {router} src {to} && ip addr \
+                 del {from}/24 dev wan"
             ));
         };
         // The destinations of a gateway's messages and of both lanes' packets.

@@ -10,11 +10,11 @@ use std::time::Duration;
 use anyhow::{Result, bail};
 use clap::{Parser, ValueEnum};
 use qvpn_dataplane::{
-    Admission, AllowedIps, Dscp, LaneEvent, LaneSink, Lanes, LanesConfig, MAX_PACKETS, OpeningKey, PeerStats,
-    SealingKey, bind_lane_socket, boot_clock, open_tun,
+    Admission, AllowedIps, Dscp, LaneEvent, LaneSink, Lanes, LanesConfig, OpeningKey, PeerStats, SealingKey,
+    bind_lane_socket, boot_clock, open_tun,
 };
 use qvpn_secret::Secret;
-use qvpn_types::{LocalEpoch, PeerNumber, Suite, Time};
+use qvpn_types::{LocalEpoch, MAX_PACKETS, PeerNumber, Suite, Time};
 
 // The same allocator as in the daemon.
 #[global_allocator]

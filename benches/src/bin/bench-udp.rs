@@ -21,17 +21,17 @@ use benches::stats::percentile;
 use benches::sys;
 
 /// Interval at which the sender checks for due datagrams.
-const TICK: Duration = Duration::from_micros(200);
+const SEND_INTERVAL: Duration = Duration::from_micros(200);
 
 /// How long the sink sleeps between reads. It reads batches, so that its wake-ups do not affect the
 /// measurement.
-const REST: Duration = Duration::from_millis(1);
+const READ_INTERVAL: Duration = Duration::from_millis(1);
 
 /// Size of the sink's receive buffer in bytes, for the datagrams that arrive during that time.
-const BUFFER: i32 = 64 << 20;
+const BUFFER_BYTES: i32 = 64 << 20;
 
 /// How long the sink waits for late datagrams.
-const QUIET: Duration = Duration::from_millis(50);
+const DRAIN_TIME: Duration = Duration::from_millis(50);
 
 fn main() -> Result<()> {
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -62,7 +62,11 @@ fn sink(address: SocketAddr) -> Result<()> {
     let socket = UdpSocket::bind(address)?;
     // Without CAP_NET_ADMIN in the initial user namespace the buffer stays small, and the sink must read
     // more often.
-    let rest = if sys::force_receive_buffer(socket.as_fd(), BUFFER).is_ok() { REST } else { REST / 10 };
+    let rest = if sys::force_receive_buffer(socket.as_fd(), BUFFER_BYTES).is_ok() {
+        READ_INTERVAL
+    } else {
+        READ_INTERVAL / 10
+    };
     let (count, stop) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
     let counter = {
         let (count, stop, socket) = (count.clone(), stop.clone(), socket.try_clone()?);
@@ -90,7 +94,7 @@ fn sink(address: SocketAddr) -> Result<()> {
             "stop" => {
                 let mut last = count.load(Ordering::Relaxed);
                 loop {
-                    thread::sleep(QUIET);
+                    thread::sleep(DRAIN_TIME);
                     let now = count.load(Ordering::Relaxed);
                     if now == last {
                         break;
@@ -131,7 +135,7 @@ fn blast(peer: SocketAddr, mtu: usize) -> Result<()> {
         let [rate, mix, seconds] = words[..] else { bail!("blast takes `RATE MIX SECONDS`, not `{line}`") };
         let (rate, seconds): (f64, f64) = (rate.parse()?, seconds.parse()?);
         let sizes = mix.parse::<Mix>()?.payloads(mtu);
-        let mut pacer = Pacer::new(rate, TICK.as_secs_f64());
+        let mut pacer = Pacer::new(rate, SEND_INTERVAL.as_secs_f64());
         let mut next = sizes.iter().cycle();
         let (mut sent, start) = (0, Instant::now());
         let mut batch: Vec<&[u8]> = Vec::with_capacity(sys::BATCH);
@@ -149,7 +153,7 @@ fn blast(peer: SocketAddr, mtu: usize) -> Result<()> {
                 sent += took;
                 due -= took.min(due);
             }
-            thread::sleep(TICK);
+            thread::sleep(SEND_INTERVAL);
         }
         answer(&format!("sent {sent} {}", start.elapsed().as_secs_f64()))?;
     }

@@ -21,9 +21,9 @@ use qvpn_dataplane::fuzzing::IndexTable;
 use qvpn_secret::Secret;
 
 /// Number of measurements in a run.
-const RUNS: usize = 400_000;
+const SAMPLES: usize = 400_000;
 /// Comparisons in one measurement: a single one is shorter than the clock's resolution.
-const TOGETHER: usize = 20;
+const CALLS_PER_SAMPLE: usize = 20;
 
 fn class(left: bool) -> Class {
     if left { Class::Left } else { Class::Right }
@@ -36,15 +36,19 @@ fn wrong<const N: usize>(right: &[u8; N], rng: &mut BenchRng) -> Vec<(Class, [u8
         value[if left { 0 } else { N - 1 }] ^= rng.random_range(1..=255u8);
         (class(left), value)
     };
-    (0..RUNS).map(|_| one(rng)).collect()
+    (0..SAMPLES).map(|_| one(rng)).collect()
 }
 
-fn compare<const N: usize>(runner: &mut CtRunner, rng: &mut BenchRng, equal: impl Fn(&[u8; N], &[u8; N]) -> bool) {
+fn compare<const N: usize>(
+    runner: &mut CtRunner,
+    rng: &mut BenchRng,
+    equal: impl Fn(&[u8; N], &[u8; N]) -> bool,
+) {
     let mut right = [0; N];
     rng.fill_bytes(&mut right);
     for (class, value) in wrong(&right, rng) {
         runner.run_one(class, || {
-            (0..TOGETHER).filter(|_| equal(black_box(&right), black_box(&value))).count()
+            (0..CALLS_PER_SAMPLE).filter(|_| equal(black_box(&right), black_box(&value))).count()
         });
     }
 }
@@ -54,7 +58,7 @@ fn confirmation(runner: &mut CtRunner, rng: &mut BenchRng) {
     rng.fill_bytes(secret.expose_mut());
     for (class, value) in wrong(&secret.expose().clone(), rng) {
         runner.run_one(class, || {
-            (0..TOGETHER).filter(|_| black_box(&secret).ct_eq(black_box(&value))).count()
+            (0..CALLS_PER_SAMPLE).filter(|_| black_box(&secret).ct_eq(black_box(&value))).count()
         });
     }
 }
@@ -76,10 +80,10 @@ fn index_near(runner: &mut CtRunner, rng: &mut BenchRng) {
         let far = rng.random::<u32>() | 1 << 31;
         (class(left), if left { near } else { far })
     };
-    let inputs: Vec<(Class, u32)> = (0..RUNS).map(|_| one(rng)).collect();
+    let inputs: Vec<(Class, u32)> = (0..SAMPLES).map(|_| one(rng)).collect();
     for (class, index) in inputs {
         runner.run_one(class, || {
-            (0..TOGETHER).filter(|_| black_box(&table).holds(black_box(index))).count()
+            (0..CALLS_PER_SAMPLE).filter(|_| black_box(&table).holds(black_box(index))).count()
         });
     }
 }

@@ -128,8 +128,8 @@ pub(crate) fn empty(status: StatusCode) -> Response<AnswerBody> {
     response
 }
 
-/// 401 without a body (clause 6.5). A 401 must name a scheme (RFC 9110 section 15.5.2), and none is registered for TLS
-/// client certificates.
+/// 401 without a body (clause 6.5). A 401 must name a scheme (RFC 9110 section 15.5.2), and none is
+/// registered for TLS client certificates.
 pub(crate) fn unauthorized() -> Response<AnswerBody> {
     let mut response = empty(StatusCode::UNAUTHORIZED);
     let challenge = HeaderValue::from_static("ClientCertificate realm=\"KME\"");

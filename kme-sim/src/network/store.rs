@@ -61,7 +61,8 @@ impl Kme {
         while self.stored.len() >= limit {
             let Some((_, id)) = self.by_age.pop_first() else { break };
             self.stored.remove(&id);
-            warn!(key_id = %id, kme = %self.config.name, "key forgotten: no slave SAE fetched it and the store is full");
+            warn!(key_id = %id, kme = %self.config.name, "key forgotten: no slave SAE fetched it and the \
+                                                          store is full");
         }
         let age = self.next_age;
         self.next_age += 1;

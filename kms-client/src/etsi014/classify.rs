@@ -1,6 +1,6 @@
-//! The meaning of an HTTP error status, which depends on the request and on the words of the answer: servers use 400,
-//! 401, 404 and 503 for different things, and a proxy may answer in place of the KME. Pure, so that tests cover the whole
-//! table.
+//! The meaning of an HTTP error status, which depends on the request and on the words of the answer: servers
+//! use 400, 401, 404 and 503 for different things, and a proxy may answer in place of the KME. Pure, so that
+//! tests cover the whole table.
 
 use crate::error::{KmsErrorKind, Operation, Violation};
 use crate::https::intermediary::{self, Intermediary};
@@ -45,7 +45,8 @@ pub fn classify(operation: Operation, answer: ErrorAnswer<'_>) -> Meaning {
         return by_intermediary(operation, by, answer.status, &message);
     }
     let meaning = by_kme(operation, answer.status, &message);
-    // Other 2xx may deliver keys that aren't read. A proxy that is not recognised may be the origin of 502 and 504.
+    // Other 2xx may deliver keys that aren't read. A proxy that is not recognised may be the origin of 502
+    // and 504.
     let may_be_done =
         matches!(answer.status, 201..=299 | 502 | 504) && meaning.kind != KmsErrorKind::PeerKmeDown;
     Meaning { may_be_done, ..meaning }
@@ -99,7 +100,8 @@ fn by_kme(operation: Operation, status: u16, message: &str) -> Meaning {
         }
         (_, 400..) if wording::out_of_sync(message) => Meaning::of(K::OutOfSync, !wording::supposes(message)),
         (_, 400..500) if wording::certificate_refused(message) => sure(K::IdentityRefused),
-        // The standard has 401 for a caller that is no slave SAE of the key; some servers use it for an unknown ID.
+        // The standard has 401 for a caller that is no slave SAE of the key; some servers use it for an
+        // unknown ID.
         (DecKeys, 401) if !wording::not_authenticated(message) => likely(K::KeyNotFound),
         (_, 401 | 403) => sure(K::IdentityRefused),
         (_, 405 | 406 | 411 | 413..=417 | 421 | 426 | 431 | 501 | 505) => sure(K::BadRequest),

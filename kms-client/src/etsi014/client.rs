@@ -7,7 +7,7 @@ use std::sync::{Mutex, PoisonError};
 use hyper::Method;
 use percent_encoding::utf8_percent_encode;
 use qvpn_secret::{SecretBuf, with_scrubbed_stack};
-use qvpn_types::KeyId;
+use qvpn_types::{KeyId, SaeId};
 use tokio::time::Instant;
 
 use crate::api::Api;
@@ -34,7 +34,7 @@ pub struct KmsClient {
 #[derive(Default)]
 struct LearnedLimits {
     /// The two KME IDs of each link, by the peer's SAE ID.
-    links: HashMap<String, (String, String)>,
+    links: HashMap<SaeId, (String, String)>,
     /// `dec_keys` by POST has worked, so a 404 means the key.
     post_works: bool,
     /// Operations that the KME accepts as GET only.
@@ -59,7 +59,7 @@ impl KmsClient {
     /// # Errors
     /// [`KmsError`] of any kind but [`Exhausted`](KmsErrorKind::Exhausted) and
     /// [`KeyNotFound`](KmsErrorKind::KeyNotFound).
-    pub async fn status(&self, slave: &str) -> Result<Status, KmsError> {
+    pub async fn status(&self, slave: &SaeId) -> Result<Status, KmsError> {
         let call = Call { operation: Operation::Status, peer: slave, at_stake: 0 };
         let deadline = self.connector.deadline();
         let answer = self.ask(call, Method::GET, "status", None, deadline).await?;
@@ -69,12 +69,13 @@ impl KmsClient {
         status.content_type = answer.content_type.filter(|kind| !kind.to_lowercase().contains("json"));
         if !status.master_sae_id.is_empty()
             && status.master_sae_id != self.connector.config.sae_id
-            && status.master_sae_id != slave
+            && status.master_sae_id != slave.as_str()
         {
-            tracing::debug!(kme = %self.connector.config.name, ours = %self.connector.config.sae_id, "the KME knows us by another SAE ID");
+            let config = &self.connector.config;
+            tracing::debug!(kme = %config.name, ours = %config.sae_id, "the KME knows us by another SAE ID");
         }
         let names = (status.source_kme_id.clone(), status.target_kme_id.clone());
-        self.known().links.insert(slave.to_owned(), names);
+        self.known().links.insert(slave.clone(), names);
         Ok(status)
     }
 
@@ -84,7 +85,12 @@ impl KmsClient {
     /// # Errors
     /// [`KmsErrorKind::Exhausted`] if none came; [`KmsErrorKind::LostKeys`] if the answer was lost; and the
     /// other kinds.
-    pub async fn enc_keys(&self, slave: &str, number: u32, size_bits: u32) -> Result<Vec<QkdKey>, KmsError> {
+    pub async fn enc_keys(
+        &self,
+        slave: &SaeId,
+        number: u32,
+        size_bits: u32,
+    ) -> Result<Vec<QkdKey>, KmsError> {
         let call = Call { operation: Operation::EncKeys, peer: slave, at_stake: number };
         if !(1..=MAX_KEYS_PER_CALL).contains(&number) {
             return Err(self
@@ -124,7 +130,7 @@ impl KmsClient {
     /// # Errors
     /// [`KmsErrorKind::KeyNotFound`] if the KME doesn't know them (yet): you may ask again for a bounded
     /// time. Also the other kinds.
-    pub async fn dec_keys(&self, master: &str, ids: &[KeyId]) -> Result<Vec<QkdKey>, KmsError> {
+    pub async fn dec_keys(&self, master: &SaeId, ids: &[KeyId]) -> Result<Vec<QkdKey>, KmsError> {
         let call = Call { operation: Operation::DecKeys, peer: master, at_stake: 0 };
         let most = usize::try_from(MAX_KEYS_PER_CALL).unwrap_or(usize::MAX);
         if !(1..=most).contains(&ids.len()) {
@@ -204,7 +210,7 @@ impl KmsClient {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn link_names(&self, peer: &str) -> (String, String) {
+    fn link_names(&self, peer: &SaeId) -> (String, String) {
         self.known().links.get(peer).cloned().unwrap_or_default()
     }
 
@@ -222,7 +228,7 @@ impl KmsClient {
         body: Option<Vec<u8>>,
         deadline: Instant,
     ) -> Result<Answer, KmsError> {
-        let path = format!("/api/v1/keys/{}/{what}", utf8_percent_encode(call.peer, ENCODED));
+        let path = format!("/api/v1/keys/{}/{what}", utf8_percent_encode(call.peer.as_str(), ENCODED));
         self.connector.ask(call, method, &path, body, deadline).await
     }
 
@@ -349,13 +355,13 @@ impl KeySource for KmsClient {
         &self.connector.config.url
     }
 
-    fn link<'a>(&'a self, peer: &'a str) -> BoxFuture<'a, Result<Link, KmsError>> {
+    fn link<'a>(&'a self, peer: &'a SaeId) -> BoxFuture<'a, Result<Link, KmsError>> {
         Box::pin(async move { Ok(self.status(peer).await?.link()) })
     }
 
     fn fetch_new<'a>(
         &'a self,
-        peer: &'a str,
+        peer: &'a SaeId,
         number: u32,
         size_bits: u32,
     ) -> BoxFuture<'a, Result<Vec<QkdKey>, KmsError>> {
@@ -364,7 +370,7 @@ impl KeySource for KmsClient {
 
     fn fetch_by_ids<'a>(
         &'a self,
-        peer: &'a str,
+        peer: &'a SaeId,
         ids: &'a [KeyId],
     ) -> BoxFuture<'a, Result<Vec<QkdKey>, KmsError>> {
         Box::pin(self.dec_keys(peer, ids))

@@ -280,7 +280,7 @@ fn decode(
 mod tests {
     use super::*;
 
-    const NEW: ExpectedKeys<'_> = ExpectedKeys::New { number: 2, size_bits: 256 };
+    const NEW_KEYS: ExpectedKeys<'_> = ExpectedKeys::New { number: 2, size_bits: 256 };
 
     fn key(byte: u8) -> String {
         Base64::encode_string(&[byte; 32])
@@ -307,7 +307,7 @@ mod tests {
             key(255).replace('/', "\\/"),
             key(2)
         );
-        let keys = parse_keys(body.as_bytes(), &NEW).unwrap();
+        let keys = parse_keys(body.as_bytes(), &NEW_KEYS).unwrap();
         assert_eq!(keys[0].0.as_str(), "bc49-1");
         assert_eq!(keys[0].1.expose(), [255; 32]);
         assert_eq!(keys[1].1.expose(), [2; 32]);
@@ -317,20 +317,20 @@ mod tests {
     fn only_objects_of_the_standard_are_read() {
         let list = |items: &str| format!(r#"{{"keys":[{items}]}}"#);
         let object = format!(r#"{{"key_ID":"a","key":"{}"}}"#, key(1));
-        assert_eq!(broken(&list(&format!(r#"["a","{}"]"#, key(1))), &NEW), Violation::Json);
-        assert_eq!(broken(&format!("[[{object}]]"), &NEW), Violation::Json);
+        assert_eq!(broken(&list(&format!(r#"["a","{}"]"#, key(1))), &NEW_KEYS), Violation::Json);
+        assert_eq!(broken(&format!("[[{object}]]"), &NEW_KEYS), Violation::Json);
         // As table 11 spells it.
         let capital = list(&object).replace("keys", "Keys");
-        assert_eq!(parse_keys(capital.as_bytes(), &NEW).unwrap().len(), 1);
+        assert_eq!(parse_keys(capital.as_bytes(), &NEW_KEYS).unwrap().len(), 1);
         let both = format!(r#"{{"keys":[],"Keys":[{object}]}}"#);
-        assert_eq!(broken(&both, &NEW), Violation::Json);
+        assert_eq!(broken(&both, &NEW_KEYS), Violation::Json);
     }
 
     #[test]
     fn other_encodings_are_named() {
         let good = format!(r#"{{"keys":[{{"key_ID":"a","key":"{}"}}]}}"#, key(1));
         let with_bom = [b"\xef\xbb\xbf", good.as_bytes()].concat();
-        assert_eq!(parse_keys(&with_bom, &NEW).unwrap().len(), 1);
+        assert_eq!(parse_keys(&with_bom, &NEW_KEYS).unwrap().len(), 1);
         let utf16 = |order: fn(u16) -> [u8; 2]| good.encode_utf16().flat_map(order).collect::<Vec<u8>>();
         let little = utf16(u16::to_le_bytes);
         let rows = [
@@ -340,7 +340,9 @@ mod tests {
             (utf16(u16::to_be_bytes), "UTF-16"),
         ];
         for (body, word) in rows {
-            let Err(ProtocolViolation(Violation::Json, text)) = parse_keys(&body, &NEW) else { panic!() };
+            let Err(ProtocolViolation(Violation::Json, text)) = parse_keys(&body, &NEW_KEYS) else {
+                panic!()
+            };
             assert!(text.contains(word), "{text}");
             let Err(ProtocolViolation(Violation::Json, text)) = parse_status(&body) else { panic!() };
             assert!(text.contains(word), "{text}");
@@ -349,9 +351,9 @@ mod tests {
 
     #[test]
     fn an_empty_or_short_list_is_no_violation() {
-        assert!(parse_keys(br#"{"keys":[]}"#, &NEW).unwrap().is_empty());
+        assert!(parse_keys(br#"{"keys":[]}"#, &NEW_KEYS).unwrap().is_empty());
         let one = format!(r#"{{"keys":[{{"key_ID":"a","key":"{}"}}]}}"#, key(1));
-        assert_eq!(parse_keys(one.as_bytes(), &NEW).unwrap().len(), 1);
+        assert_eq!(parse_keys(one.as_bytes(), &NEW_KEYS).unwrap().len(), 1);
     }
 
     #[test]
@@ -388,7 +390,7 @@ mod tests {
             (list(&[item("a", &k(1)), item("b", &k(1))]), Violation::DuplicateKey),
         ];
         for (body, want) in rows {
-            assert_eq!(broken(&body, &NEW), want, "{}", &body[..body.len().min(200)]);
+            assert_eq!(broken(&body, &NEW_KEYS), want, "{}", &body[..body.len().min(200)]);
         }
     }
 
@@ -410,7 +412,8 @@ mod tests {
     #[test]
     fn a_status_with_missing_fields_is_read() {
         let status = parse_status(
-            br#"{"source_KME_ID":"A","target_KME_ID":"B","master_SAE_ID":"m","slave_SAE_ID":"s","key_size":256,
+            br#"{"source_KME_ID":"A","target_KME_ID":"B","master_SAE_ID":"m","slave_SAE_ID":"s",
+                "key_size":256,
                "stored_key_count":"17","max_key_count":100000,"max_key_per_request":-1,"max_key_size":1024,
                "status_extension":{"qber":0.02}}"#,
         )

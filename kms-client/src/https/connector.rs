@@ -5,7 +5,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use hyper::Method;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC};
-use qvpn_types::MAX_SAE_ID_BYTES;
+use qvpn_types::SaeId;
 use rustls::pki_types::ServerName;
 use tokio::time::Instant;
 
@@ -44,7 +44,7 @@ struct ConnectionHistory {
 #[derive(Clone, Copy)]
 pub(crate) struct Call<'a> {
     pub(crate) operation: Operation,
-    pub(crate) peer: &'a str,
+    pub(crate) peer: &'a SaeId,
     /// Keys that are spent if the answer gets lost.
     pub(crate) at_stake: u32,
 }
@@ -119,7 +119,7 @@ impl KmeConnector {
     }
 
     pub(crate) fn error(&self, kind: KmsErrorKind, call: Call<'_>) -> KmsError {
-        KmsError::new(kind, &self.config.name, call.operation, call.peer)
+        KmsError::new(kind, &self.config.name, call.operation, call.peer.as_str())
     }
 
     pub(crate) fn misuse(&self, call: Call<'_>, detail: String) -> KmsError {
@@ -163,11 +163,9 @@ impl KmeConnector {
         body: Option<Vec<u8>>,
         deadline: Instant,
     ) -> Result<Answer, KmsError> {
-        if call.peer.is_empty() || call.peer.len() > MAX_SAE_ID_BYTES || matches!(call.peer, "." | "..") {
-            let detail = format!("the other site's SAE ID has {} bytes", call.peer.len());
-            return Err(self.misuse(call, detail).with_advice(format!(
-                "set the peer's sae_id to its SAE ID of 1 to {MAX_SAE_ID_BYTES} bytes"
-            )));
+        if matches!(call.peer.as_str(), "." | "..") {
+            let detail = format!("a URL can't hold the other site's SAE ID {}", call.peer);
+            return Err(self.misuse(call, detail).with_advice("set the peer's sae_id to its SAE ID"));
         }
         let path = format!("{}{path}", self.prefix);
         let credentials = self.tls.current();
@@ -211,8 +209,8 @@ impl KmeConnector {
             .with_keys_lost(call.at_stake)
     }
 
-    /// The server closed the connection in the handshake without an alert. If it had sent its certificate before, it
-    /// probably refuses ours.
+    /// The server closed the connection in the handshake without an alert. If it had sent its certificate
+    /// before, it probably refuses ours.
     fn closed_in_handshake(&self, call: Call<'_>, place: &str, context: &explain::Context<'_>) -> KmsError {
         let what = format!("{place} closed the connection in the TLS handshake without an alert");
         if context.shown.is_some() {

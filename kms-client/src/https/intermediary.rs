@@ -62,7 +62,8 @@ pub(crate) fn identify(text: &str, is_page: bool) -> Option<Intermediary> {
     })
 }
 
-/// Whether the KME may have carried out a request to which a proxy gave this answer. The text is in lower case.
+/// Whether the KME may have carried out a request to which a proxy gave this answer. The text is in lower
+/// case.
 pub(crate) fn request_may_be_done(status: u16, text: &str) -> bool {
     match status {
         502 | 504 => true,

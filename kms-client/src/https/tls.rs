@@ -85,7 +85,12 @@ impl TlsFiles {
                     loaded.problem = None;
                 }
                 Err(error) => {
-                    tracing::warn!(kme = %self.kme, problem = %error.what, advice = %error.advice, "changed certificates can't be used, the former ones stay");
+                    tracing::warn!(
+                        kme = %self.kme,
+                        problem = %error.what,
+                        advice = %error.advice,
+                        "changed certificates can't be used, the former ones stay"
+                    );
                     loaded.problem = Some(format!("{}; {}", error.what, error.advice));
                 }
             }
@@ -112,7 +117,8 @@ impl TlsFiles {
         let verifier = Arc::new(ExplainingVerifier::new(Arc::clone(&credentials.verifier)));
         let mut config = ClientConfig::builder_with_provider(Arc::clone(&self.provider))
             .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])?
-            .dangerous() // webpki's verifier decides; ours only remembers the certificate, to explain a refusal.
+            // webpki's verifier decides; ours only remembers the certificate, to explain a refusal.
+            .dangerous()
             .with_custom_certificate_verifier(Arc::clone(&verifier) as Arc<_>)
             .with_client_cert_resolver(Arc::clone(&credentials.identity) as Arc<_>);
         config.alpn_protocols = vec![b"http/1.1".to_vec()];

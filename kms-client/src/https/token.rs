@@ -120,7 +120,9 @@ impl Token {
 fn not_responding(uri: &str, after: Duration) -> FileError {
     FileError {
         what: format!("the token of {uri} doesn't answer within {after:?}"),
-        advice: "look at the token and at its vendor's service (such as pcscd); restart the daemon if its library hangs".to_owned(),
+        advice: "look at the token and at its vendor's service (such as pcscd); restart the daemon if its \
+                 library hangs"
+            .to_owned(),
     }
 }
 
@@ -247,9 +249,14 @@ impl Worker {
             None => Err(FileError {
                 what: match others.as_slice() {
                     [] => format!("{module} has no token"),
-                    some => format!("{module} has no token that fits {}; it has {}", self.key.uri, some.join(", ")),
+                    some => format!(
+                        "{module} has no token that fits {}; it has {}",
+                        self.key.uri,
+                        some.join(", ")
+                    ),
                 },
-                advice: "put the token in, or correct `token=` and `serial=`; the daemon's user must be allowed to reach it"
+                advice: "put the token in, or correct `token=` and `serial=`; the daemon's user must be \
+                         allowed to reach it"
                     .to_owned(),
             }),
         }
@@ -274,7 +281,9 @@ impl Worker {
             Err(TokenError::Pkcs11(RvError::PinIncorrect | RvError::PinLenRange, _)) => {
                 let refused = FileError {
                     what: format!("the token \"{label}\" refuses the PIN in {shown}"),
-                    advice: "correct the file and restart the daemon; it isn't tried again, since tokens lock themselves after some wrong PINs".to_owned(),
+                    advice: "correct the file and restart the daemon; it isn't tried again, since tokens \
+                             lock themselves after some wrong PINs"
+                        .to_owned(),
                 };
                 self.refused = Some(refused.clone());
                 Err(refused)

@@ -84,10 +84,14 @@ impl TokenSigningKey {
         let token = Token::open(key)?;
         let algorithm = kind.algorithms().first().copied().unwrap_or(Algorithm::EcdsaP256);
         let signature = token.sign(algorithm, TEST_MESSAGE)?;
-        UnparsedPublicKey::new(kind.verification(), bits).verify(TEST_MESSAGE, &signature).map_err(|_| FileError {
-            what: format!("the key of {uri} isn't the key of the certificate in cert_file"),
-            advice: "name the certificate's own key with `object=` or `id=`, or have a certificate made for this one"
-                .to_owned(),
+        UnparsedPublicKey::new(kind.verification(), bits).verify(TEST_MESSAGE, &signature).map_err(|_| {
+            FileError {
+                what: format!("the key of {uri} isn't the key of the certificate in cert_file"),
+                advice:
+                    "name the certificate's own key with `object=` or `id=`, or have a certificate made for \
+                     this one"
+                        .to_owned(),
+            }
         })?;
         let public = SubjectPublicKeyInfoDer::from(info.raw.to_vec());
         Ok(Self { token: Arc::new(token), kind, public, problem })

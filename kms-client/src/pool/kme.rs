@@ -6,7 +6,7 @@ use std::future::Future;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use qvpn_types::KeyId;
+use qvpn_types::{KeyId, SaeId};
 use tokio::sync::{Semaphore, SemaphorePermit};
 
 use crate::api::Api;
@@ -43,7 +43,7 @@ pub struct Kme {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DueProbe {
     /// The SAE whose link is to be asked about.
-    pub peer: String,
+    pub peer: SaeId,
     /// Whether the KME, or this link, had failed; otherwise it was only idle.
     pub after_failure: bool,
 }
@@ -101,7 +101,7 @@ struct LinkState {
 struct Inner {
     tripped: TrippedBreaker,
     /// By the peer's SAE ID. These are peers of the config, so the map is small.
-    links: HashMap<String, LinkState>,
+    links: HashMap<SaeId, LinkState>,
     up: Option<bool>,
     /// Whether it answered the last request.
     answers: Option<bool>,
@@ -152,7 +152,7 @@ impl Kme {
 
     /// The latest status of the link to `peer`, without a request.
     #[must_use]
-    pub fn known_link(&self, peer: &str) -> Option<Link> {
+    pub fn known_link(&self, peer: &SaeId) -> Option<Link> {
         self.inner().links.get(peer)?.status.as_ref().map(|(_, link)| link.clone())
     }
 
@@ -187,7 +187,7 @@ impl Kme {
     /// The probe that is due now, if any: of a KME or link whose delay after a failure is over, or of an
     /// idle KME. `peers` are the SAEs for which this KME is configured. Call this about twice a second.
     #[must_use]
-    pub fn due_probe(&self, peers: &[&str]) -> Option<DueProbe> {
+    pub fn due_probe(&self, peers: &[&SaeId]) -> Option<DueProbe> {
         let now = (self.clock)();
         let mut inner = self.inner();
         let count = peers.len();
@@ -195,8 +195,8 @@ impl Kme {
         let (found, after_failure) = if inner.tripped.breaker.is_open() {
             (inner.tripped.breaker.probe_due(now).then_some(first), true)
         } else {
-            // While other links work, requests of the peers find out whether a failed link works again. But a peer whose
-            // site has no KME asks rarely.
+            // While other links work, requests of the peers find out whether a failed link works again. But a
+            // peer whose site has no KME asks rarely.
             let kme_down = inner.up == Some(false);
             let due = |i: &usize| {
                 let link = peers.get(i % count).and_then(|peer| inner.links.get(*peer));
@@ -212,14 +212,14 @@ impl Kme {
         inner.next_probed = (next + 1) % count;
         // The caller sends the probe at once, so no other caller gets it.
         inner.asked_at = Some(now);
-        Some(DueProbe { peer: (*peers.get(next)?).to_owned(), after_failure })
+        Some(DueProbe { peer: (*peers.get(next)?).clone(), after_failure })
     }
 
     /// Asks about the link to `peer` now, if the breaker allows it. It takes no key.
     ///
     /// # Errors
     /// The KME's failure, or the former one while the breaker is open.
-    pub async fn probe(&self, peer: &str) -> Result<Link, KmsError> {
+    pub async fn probe(&self, peer: &SaeId) -> Result<Link, KmsError> {
         let _turn = self.request_slot().await;
         let _leave = self.admit(peer)?;
         self.ask_link(peer).await
@@ -233,7 +233,7 @@ impl Kme {
 
     /// The link to `peer`: the known status if it is recent, else a new one. An open breaker allows a probe
     /// or nothing.
-    pub(crate) async fn link(&self, peer: &str) -> Result<Link, KmsError> {
+    pub(crate) async fn link(&self, peer: &SaeId) -> Result<Link, KmsError> {
         let permit = self.admit(peer)?;
         if permit.is_none() {
             let now = (self.clock)();
@@ -250,7 +250,7 @@ impl Kme {
     }
 
     /// Fails if another request tripped a breaker while this one waited.
-    fn check_not_tripped(&self, peer: &str) -> Result<(), KmsError> {
+    fn check_not_tripped(&self, peer: &SaeId) -> Result<(), KmsError> {
         let inner = self.inner();
         let breakers = [Some(&inner.tripped), inner.links.get(peer).map(|link| &link.tripped)];
         match breakers.into_iter().flatten().find(|tripped| tripped.breaker.is_open()) {
@@ -261,7 +261,7 @@ impl Kme {
 
     pub(crate) async fn fetch_new(
         &self,
-        peer: &str,
+        peer: &SaeId,
         number: u32,
         bits: u32,
     ) -> Result<Vec<QkdKey>, KmsError> {
@@ -270,7 +270,7 @@ impl Kme {
         self.ask(Operation::EncKeys, peer, self.source.fetch_new(peer, number, bits)).await
     }
 
-    pub(crate) async fn fetch_by_ids(&self, peer: &str, ids: &[KeyId]) -> Result<Vec<QkdKey>, KmsError> {
+    pub(crate) async fn fetch_by_ids(&self, peer: &SaeId, ids: &[KeyId]) -> Result<Vec<QkdKey>, KmsError> {
         let _turn = self.request_slot().await;
         self.check_not_tripped(peer)?;
         self.ask(Operation::DecKeys, peer, self.source.fetch_by_ids(peer, ids)).await
@@ -282,7 +282,7 @@ impl Kme {
 
     /// Asks both breakers, the KME's own first, whether a request about `peer` may be sent. A probe's permit
     /// is given back when it is dropped.
-    fn admit<'a>(&'a self, peer: &'a str) -> Result<Option<ProbePermit<'a>>, KmsError> {
+    fn admit<'a>(&'a self, peer: &'a SaeId) -> Result<Option<ProbePermit<'a>>, KmsError> {
         let now = (self.clock)();
         let mut inner = self.inner();
         match inner.tripped.breaker.admit(now) {
@@ -291,7 +291,7 @@ impl Kme {
             Admission::Wait(left) => return Err(self.not_asked_now(&inner.tripped, left, peer)),
         }
         let next = inner.next_link_probe;
-        let tripped = &mut inner.links.entry(peer.to_owned()).or_default().tripped;
+        let tripped = &mut inner.links.entry(peer.clone()).or_default().tripped;
         if tripped.breaker.probe_due(now) && next > now {
             return Err(self.not_asked_now(tripped, next - now, peer));
         }
@@ -306,19 +306,19 @@ impl Kme {
     }
 
     /// Why no request is sent: the failure that opened the breaker, and when it is asked again.
-    fn not_asked_now(&self, tripped: &TrippedBreaker, left: u64, peer: &str) -> KmsError {
+    fn not_asked_now(&self, tripped: &TrippedBreaker, left: u64, peer: &SaeId) -> KmsError {
         let seconds = left.div_ceil(1_000_000_000);
         let why = tripped.why.clone().unwrap_or_else(|| {
-            KmsError::new(KmsErrorKind::Unreachable, self.name(), Operation::Status, peer)
+            KmsError::new(KmsErrorKind::Unreachable, self.name(), Operation::Status, peer.as_str())
         });
         why.not_asked_now(seconds)
     }
 
-    async fn ask_link(&self, peer: &str) -> Result<Link, KmsError> {
+    async fn ask_link(&self, peer: &SaeId) -> Result<Link, KmsError> {
         let link = self.ask(Operation::Status, peer, self.source.link(peer)).await?;
         let mut inner = self.inner();
         inner.stored_key_count = link.stored_key_count;
-        inner.links.entry(peer.to_owned()).or_default().status = Some(((self.clock)(), link.clone()));
+        inner.links.entry(peer.clone()).or_default().status = Some(((self.clock)(), link.clone()));
         Ok(link)
     }
 
@@ -326,7 +326,7 @@ impl Kme {
     async fn ask<T>(
         &self,
         operation: Operation,
-        peer: &str,
+        peer: &SaeId,
         work: impl Future<Output = Result<T, KmsError>>,
     ) -> Result<T, KmsError> {
         let began = (self.clock)();
@@ -381,8 +381,8 @@ impl Inner {
     /// reachable and at least one link works, so that one wrongly configured peer doesn't make it look
     /// broken. After a failure of keys at a KME that is present, a good status isn't enough for
     /// [`IDLE_PROBE_INTERVAL_NS`].
-    fn note(&mut self, peer: &str, error: Option<&KmsError>, about_keys: bool, now: u64) -> bool {
-        let link = self.links.entry(peer.to_owned()).or_default();
+    fn note(&mut self, peer: &SaeId, error: Option<&KmsError>, about_keys: bool, now: u64) -> bool {
+        let link = self.links.entry(peer.clone()).or_default();
         match error.map(|error| (error.blame(), error)) {
             None | Some((Blame::Nothing, _)) => {
                 let delivered = about_keys && error.is_none();
@@ -423,7 +423,7 @@ fn is_recent(then: Option<u64>, now: u64) -> bool {
 struct ProbePermit<'a> {
     kme: &'a Kme,
     /// The link whose breaker issued it; `None` for the KME's own.
-    peer: Option<&'a str>,
+    peer: Option<&'a SaeId>,
 }
 
 impl Drop for ProbePermit<'_> {
@@ -432,9 +432,7 @@ impl Drop for ProbePermit<'_> {
         let mut inner = self.kme.inner();
         match self.peer {
             None => inner.tripped.breaker.on_probe_dropped(now),
-            Some(peer) => {
-                inner.links.entry(peer.to_owned()).or_default().tripped.breaker.on_probe_dropped(now)
-            }
+            Some(peer) => inner.links.entry(peer.clone()).or_default().tripped.breaker.on_probe_dropped(now),
         }
     }
 }

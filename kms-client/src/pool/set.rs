@@ -1,7 +1,7 @@
 //! One peer's KMEs, in order: failover from one to the next, always within one SAE pair, and QKD before
 //! files of keys. A key ID is sent only to a KME that can know it.
 
-use qvpn_types::KeyId;
+use qvpn_types::{KeyId, SaeId};
 use std::sync::Arc;
 
 use crate::api::Api;
@@ -97,7 +97,11 @@ impl KmeSet {
     ///
     /// # Errors
     /// One error for each KME that was asked.
-    pub async fn fetch_new(&self, peer_sae: &str, request: NewKeysRequest<'_>) -> Result<NewKeys, SetError> {
+    pub async fn fetch_new(
+        &self,
+        peer_sae: &SaeId,
+        request: NewKeysRequest<'_>,
+    ) -> Result<NewKeys, SetError> {
         let (files, qkd): (Vec<_>, Vec<_>) = self.kmes.iter().partition(|kme| kme.api() == Api::File);
         let use_files = !request.qkd_only && !files.is_empty();
         let qkd_failed = if qkd.is_empty() && use_files {
@@ -121,7 +125,7 @@ impl KmeSet {
     /// Takes the keys that `peer_sae` took before, with `qkd_only` from no file. A key is requested only
     /// from KMEs that can know it: those whose own status names the pair of KMEs that issued it or, where
     /// one of both is unknown, all in order.
-    pub async fn fetch_by_ids(&self, peer_sae: &str, refs: &[KeyRef], qkd_only: bool) -> FetchedByIds {
+    pub async fn fetch_by_ids(&self, peer_sae: &SaeId, refs: &[KeyRef], qkd_only: bool) -> FetchedByIds {
         if qkd_only && self.kmes.iter().any(|kme| kme.api() == Api::File) {
             let kmes = self.kmes.iter().filter(|kme| kme.api() != Api::File).cloned().collect();
             return Self::new(kmes).fetch_from_all(peer_sae, refs).await;
@@ -129,7 +133,7 @@ impl KmeSet {
         self.fetch_from_all(peer_sae, refs).await
     }
 
-    async fn fetch_from_all(&self, peer_sae: &str, refs: &[KeyRef]) -> FetchedByIds {
+    async fn fetch_from_all(&self, peer_sae: &SaeId, refs: &[KeyRef]) -> FetchedByIds {
         let mut pending: Vec<(&KeyRef, Option<KmsError>)> = Vec::new();
         for key in refs {
             if !pending.iter().any(|(other, _)| other.id == key.id) {
@@ -215,14 +219,20 @@ impl KmeSet {
         ours == (theirs.1, theirs.0) || ours == theirs
     }
 
-    fn no_kme_can_know(&self, peer_sae: &str, key: &KeyRef) -> KmsError {
+    fn no_kme_can_know(&self, peer_sae: &SaeId, key: &KeyRef) -> KmsError {
         if self.kmes.is_empty() {
             return no_kme(Operation::DecKeys, peer_sae);
         }
         if from_file(key) {
-            return KmsError::new(KmsErrorKind::NoSuchKme, "(none)", Operation::DecKeys, peer_sae)
-                .with_detail(format!("the other site has key {} from a file, and none may be used here", key.id))
-                .with_advice("give both sites the same kind of source: a [[kms.kme]] with api = \"file\" here, or a KME there");
+            return KmsError::new(KmsErrorKind::NoSuchKme, "(none)", Operation::DecKeys, peer_sae.as_str())
+                .with_detail(format!(
+                    "the other site has key {} from a file, and none may be used here",
+                    key.id
+                ))
+                .with_advice(
+                    "give both sites the same kind of source: a [[kms.kme]] with api = \"file\" \
+                              here, or a KME there",
+                );
         }
         let ours: Vec<String> = self
             .kmes
@@ -235,15 +245,14 @@ impl KmeSet {
             })
             .collect();
         let names: Vec<&str> = self.kmes.iter().map(|kme| kme.name()).collect();
-        KmsError::new(KmsErrorKind::NoSuchKme, &names.join(","), Operation::DecKeys, peer_sae).with_detail(
-            format!(
+        KmsError::new(KmsErrorKind::NoSuchKme, &names.join(","), Operation::DecKeys, peer_sae.as_str())
+            .with_detail(format!(
                 "key {} was issued by {} with {}, and {}",
                 key.id,
                 key.source_kme,
                 key.target_kme,
                 ours.join(", ")
-            ),
-        )
+            ))
     }
 }
 
@@ -252,7 +261,7 @@ impl KmeSet {
 /// again.
 async fn fetch_in_order(
     kmes: &[&Arc<Kme>],
-    peer_sae: &str,
+    peer_sae: &SaeId,
     request: NewKeysRequest<'_>,
 ) -> Result<Vec<QkdKey>, SetError> {
     let is_unreachable = |kme: &&&Arc<Kme>| {
@@ -305,7 +314,7 @@ type ById = (KeyId, Result<QkdKey, KmsError>);
 /// 014 has only one answer for "one or more keys are not found". Returns the error if the KME failed.
 async fn ask_chunk(
     kme: &Kme,
-    peer_sae: &str,
+    peer_sae: &SaeId,
     chunk: &[&KeyRef],
     results: &mut Vec<ById>,
 ) -> Option<KmsError> {
@@ -318,9 +327,13 @@ async fn ask_chunk(
             // A KME that sends fewer doesn't have the others yet.
             for id in ids {
                 if !results.iter().any(|(other, _)| *other == id) {
-                    let error =
-                        KmsError::new(KmsErrorKind::KeyNotFound, kme.name(), Operation::DecKeys, peer_sae)
-                            .with_detail(format!("the answer held other keys, but not {id}"));
+                    let error = KmsError::new(
+                        KmsErrorKind::KeyNotFound,
+                        kme.name(),
+                        Operation::DecKeys,
+                        peer_sae.as_str(),
+                    )
+                    .with_detail(format!("the answer held other keys, but not {id}"));
                     results.push((id, Err(error)));
                 }
             }
@@ -355,8 +368,8 @@ fn keep_most_specific(kept: &mut Option<KmsError>, new: KmsError) {
     }
 }
 
-fn no_kme(operation: Operation, peer_sae: &str) -> KmsError {
-    KmsError::new(KmsErrorKind::Config, "(none)", operation, peer_sae)
+fn no_kme(operation: Operation, peer_sae: &SaeId) -> KmsError {
+    KmsError::new(KmsErrorKind::Config, "(none)", operation, peer_sae.as_str())
         .with_detail("no KME is configured for this peer")
         .with_advice("add a [[kms.kme]], or set qkd = \"off\" for the peer")
 }

@@ -1,5 +1,6 @@
 //! Checks a KME without taking a key: the connection, the certificates, and the status of a link.
 
+use qvpn_types::SaeId;
 use tokio::time::Instant;
 
 use crate::clock::unix_seconds;
@@ -23,7 +24,7 @@ pub struct StatusReport {
 }
 
 /// Connects and asks for the status of the link to `peer_sae`. `own_sae` is our SAE ID at this KME.
-pub async fn check_status(probed: Probed<'_>, own_sae: &str, peer_sae: &str) -> StatusReport {
+pub async fn check_status(probed: Probed<'_>, own_sae: &str, peer_sae: &SaeId) -> StatusReport {
     let source = probed.source();
     let began = Instant::now();
     let answer = match probed {
@@ -33,7 +34,7 @@ pub async fn check_status(probed: Probed<'_>, own_sae: &str, peer_sae: &str) -> 
         Probed::Skip(client) => client
             .capabilities(peer_sae)
             .await
-            .map(|details| (details.link(peer_sae), KmeDetails::Capabilities(details))),
+            .map(|details| (details.link(peer_sae.as_str()), KmeDetails::Capabilities(details))),
         Probed::Other(source) => source.link(peer_sae).await.map(|link| (link, KmeDetails::Nothing)),
     };
     let mut findings = Vec::new();
@@ -95,7 +96,10 @@ fn connection_findings(connection: &Connection, certificates: &Certificates, fin
             false => quirk(
                 Step::Tls,
                 "tls_not_quantum_safe",
-                format!("{text}: an attacker who records this connection can read its keys later with a quantum computer"),
+                format!(
+                    "{text}: an attacker who records this connection can read its keys later with a \
+                         quantum computer"
+                ),
                 "ask the KME's vendor for TLS 1.3 with X25519MLKEM768, and keep the way to the KME inside \
                  the site",
             ),
@@ -218,13 +222,14 @@ fn identity_finding(status: &Status, own_sae: &str) -> Finding {
         )
     } else {
         let text = format!("the KME knows us as SAE {}, our config says {own_sae}", status.master_sae_id);
-        let advice = "if the KME is right, write its name for us as sae_id into this [[kms.kme]]; otherwise use the certificate that was issued for our SAE ID";
+        let advice = "if the KME is right, write its name for us as sae_id into this [[kms.kme]]; otherwise \
+                      use the certificate that was issued for our SAE ID";
         quirk(Step::Identity, "identity_other", text, advice)
     }
 }
 
 /// Findings about a status (ETSI GS QKD 014 clause 6.1).
-fn status_findings(status: &Status, own_sae: &str, peer_sae: &str, findings: &mut Vec<Finding>) {
+fn status_findings(status: &Status, own_sae: &str, peer_sae: &SaeId, findings: &mut Vec<Finding>) {
     findings.push(identity_finding(status, own_sae));
     let mut odd = |code, text: String, advice: &str| findings.push(quirk(Step::Status, code, text, advice));
     if !status.missing.is_empty() {
@@ -248,12 +253,12 @@ fn status_findings(status: &Status, own_sae: &str, peer_sae: &str, findings: &mu
         let text = format!("answers are called {kind} instead of application/json");
         odd("content_type", text, "nothing to do: qvpn looks at the content");
     }
-    if !status.slave_sae_id.is_empty() && status.slave_sae_id != peer_sae {
+    if !status.slave_sae_id.is_empty() && status.slave_sae_id != peer_sae.as_str() {
         let text = format!("the status is about SAE {}, and {peer_sae} was asked for", status.slave_sae_id);
         odd("status_other_sae", text, "compare the peer's sae_id with the KME's operator");
     }
     if !status.source_kme_id.is_empty() && status.source_kme_id == status.target_kme_id {
-        let text = format!("both ends of the link are called {}", status.source_kme_id);
+        let text = format!("both KMEs of the link are called {}", status.source_kme_id);
         odd(
             "status_same_kme",
             text,

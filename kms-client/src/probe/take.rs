@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use qvpn_types::KeyId;
+use qvpn_types::{KeyId, SaeId};
 use tokio::time::Instant;
 
 use crate::error::{KmsError, KmsErrorKind, Operation};
@@ -37,7 +37,7 @@ pub struct Site<'a> {
     /// Its KME.
     pub kme: Probed<'a>,
     /// Its SAE ID.
-    pub sae: &'a str,
+    pub sae: &'a SaeId,
     /// The link as its KME reports it.
     pub link: Option<&'a Link>,
 }
@@ -45,7 +45,7 @@ pub struct Site<'a> {
 /// Takes up to [`KEYS_TAKEN`] keys as `master` and, if `slave` is given, fetches them there by their IDs and
 /// compares. It sends two requests, since some servers forget the keys of an earlier request or deliver them
 /// again.
-pub async fn check_keys(master: Site<'_>, slave: Option<Site<'_>>, slave_sae: &str) -> FetchReport {
+pub async fn check_keys(master: Site<'_>, slave: Option<Site<'_>>, slave_sae: &SaeId) -> FetchReport {
     let mut report = FetchReport { findings: Vec::new(), keys_spent: 0 };
     let findings = &mut report.findings;
     let allowed = master.link.and_then(|link| link.max_key_per_request).unwrap_or(FIRST_BATCH);
@@ -100,7 +100,7 @@ fn count(n: u32, thing: &str) -> String {
 async fn etsi_take_findings(
     client: &KmsClient,
     master: Site<'_>,
-    slave_sae: &str,
+    slave_sae: &SaeId,
     keys: &[QkdKey],
     findings: &mut Vec<Finding>,
 ) {
@@ -153,7 +153,7 @@ async fn fetch(master: Site<'_>, slave: Site<'_>, keys: &[QkdKey], findings: &mu
                 Step::Fetch,
                 "bytes_differ",
                 format!("key {} has other bytes at {at}", key.id),
-                "the two KMEs aren't two ends of one link, or the link is broken: have it checked; qvpn \
+                "the two KMEs don't serve the same link, or the link is broken: have it checked; qvpn \
                  uses none of these keys",
             ),
         });
@@ -202,7 +202,7 @@ async fn fetch(master: Site<'_>, slave: Site<'_>, keys: &[QkdKey], findings: &mu
 }
 
 /// Asks again for a key that the KME has delivered.
-async fn asked_again(source: &dyn KeySource, master_sae: &str, id: &KeyId) -> Option<Finding> {
+async fn asked_again(source: &dyn KeySource, master_sae: &SaeId, id: &KeyId) -> Option<Finding> {
     let at = source.name();
     match source.fetch_by_ids(master_sae, std::slice::from_ref(id)).await {
         Ok(_) => Some(quirk(
@@ -255,7 +255,7 @@ struct Fetched {
 }
 
 /// Asks for all keys at once, then for each alone, and again while the KME may lag.
-async fn fetch_all(source: &dyn KeySource, master_sae: &str, ids: &[KeyId]) -> Fetched {
+async fn fetch_all(source: &dyn KeySource, master_sae: &SaeId, ids: &[KeyId]) -> Fetched {
     let mut fetched = Fetched { keys: Vec::new(), lag: Duration::ZERO, fewer: false, error: None };
     let began = Instant::now();
     let mut first = true;

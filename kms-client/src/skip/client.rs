@@ -7,7 +7,7 @@ use std::sync::{Mutex, PoisonError};
 use hyper::Method;
 use percent_encoding::utf8_percent_encode;
 use qvpn_secret::with_scrubbed_stack;
-use qvpn_types::KeyId;
+use qvpn_types::{KeyId, SaeId};
 
 use crate::api::Api;
 use crate::config::KmeConfig;
@@ -45,7 +45,7 @@ impl SkipClient {
     ///
     /// # Errors
     /// [`KmsErrorKind::BadRequest`] if it has no keys for `peer`; and the kinds of the connection.
-    pub async fn capabilities(&self, peer: &str) -> Result<Capabilities, KmsError> {
+    pub async fn capabilities(&self, peer: &SaeId) -> Result<Capabilities, KmsError> {
         let call = Call { operation: Operation::Status, peer, at_stake: 0 };
         let answer =
             self.connector.ask(call, Method::GET, "/capabilities", None, self.connector.deadline()).await?;
@@ -59,7 +59,7 @@ impl SkipClient {
                 .with_detail("the key provider says that it gives no keys (\"key\" is false)")
                 .with_advice("have its operator switch keys on; entropy alone is of no use here"));
         }
-        if !capabilities.serves(peer) {
+        if !capabilities.serves(peer.as_str()) {
             return Err(self
                 .connector
                 .error(KmsErrorKind::BadRequest, call)
@@ -94,8 +94,8 @@ impl SkipClient {
         let [(id, secret)] = parsed.map_err(|broken| self.connector.broken(call, broken))?;
         let ours = self.local.lock().map(|local| local.clone()).unwrap_or_default();
         let (source_kme, target_kme) = match expected {
-            wire::ExpectedKey::New { .. } => (ours, call.peer.to_owned()),
-            wire::ExpectedKey::ById(_) => (call.peer.to_owned(), ours),
+            wire::ExpectedKey::New { .. } => (ours, call.peer.as_str().to_owned()),
+            wire::ExpectedKey::ById(_) => (call.peer.as_str().to_owned(), ours),
         };
         let kme = self.connector.config.name.clone();
         Ok(QkdKey { id, secret, source_kme, target_kme, kme, api: Api::Skip })
@@ -147,26 +147,29 @@ impl KeySource for SkipClient {
         &self.connector.config.url
     }
 
-    fn link<'a>(&'a self, peer: &'a str) -> BoxFuture<'a, Result<Link, KmsError>> {
-        Box::pin(async move { Ok(self.capabilities(peer).await?.link(peer)) })
+    fn link<'a>(&'a self, peer: &'a SaeId) -> BoxFuture<'a, Result<Link, KmsError>> {
+        Box::pin(async move { Ok(self.capabilities(peer).await?.link(peer.as_str())) })
     }
 
     fn fetch_new<'a>(
         &'a self,
-        peer: &'a str,
+        peer: &'a SaeId,
         _number: u32,
         size_bits: u32,
     ) -> BoxFuture<'a, Result<Vec<QkdKey>, KmsError>> {
         Box::pin(async move {
             let call = Call { operation: Operation::EncKeys, peer, at_stake: 1 };
-            let path = format!("/key?remoteSystemID={}&size={size_bits}", utf8_percent_encode(peer, ENCODED));
+            let path = format!(
+                "/key?remoteSystemID={}&size={size_bits}",
+                utf8_percent_encode(peer.as_str(), ENCODED)
+            );
             Ok(vec![self.key(call, &path, wire::ExpectedKey::New { size_bits }).await?])
         })
     }
 
     fn fetch_by_ids<'a>(
         &'a self,
-        peer: &'a str,
+        peer: &'a SaeId,
         ids: &'a [KeyId],
     ) -> BoxFuture<'a, Result<Vec<QkdKey>, KmsError>> {
         Box::pin(async move {
@@ -175,7 +178,8 @@ impl KeySource for SkipClient {
             let mut missing = None;
             for id in ids {
                 let encoded = utf8_percent_encode(id.as_str(), ENCODED);
-                let path = format!("/key/{encoded}?remoteSystemID={}", utf8_percent_encode(peer, ENCODED));
+                let path =
+                    format!("/key/{encoded}?remoteSystemID={}", utf8_percent_encode(peer.as_str(), ENCODED));
                 match self.key(call, &path, wire::ExpectedKey::ById(id)).await {
                     Ok(key) => keys.push(key),
                     Err(error) if error.kind() == KmsErrorKind::KeyNotFound => missing = Some(error),

@@ -363,7 +363,8 @@ mod tests {
             assert_eq!(matches(pattern, text), yes, "{pattern} {text}");
         }
         let capabilities = parse_capabilities(
-            br#"{"entropy":true,"key":true,"algorithm":"QKD","localSystemID":"KP-A","remoteSystemID":["KP-*"]}"#,
+            br#"{"entropy":true,"key":true,"algorithm":"QKD","localSystemID":"KP-A",
+                "remoteSystemID":["KP-*"]}"#,
         )
         .unwrap();
         assert!(capabilities.serves("KP-B") && !capabilities.serves("B"));

@@ -2,19 +2,19 @@
 
 use std::os::unix::fs::FileExt;
 
-const PAGE: usize = 4096;
+const PAGE_BYTES: usize = 4096;
 /// How much of a secret is looked for at once.
-const PIECE: usize = 12;
+const PIECE_BYTES: usize = 12;
 /// Where the pieces begin; a secret has 32 bytes at least.
-const STARTS: [usize; 4] = [0, 8, 16, 20];
+const PIECE_OFFSETS: [usize; 4] = [0, 8, 16, 20];
 
 /// How often one of four pieces of 12 bytes of what `byte` gives stands in this process's writable memory.
 /// There is no needle, which would be found itself, and what is read is kept masked, so that it isn't a copy
 /// either.
 pub fn copies(byte: impl Fn(usize) -> u8) -> usize {
-    let firsts = STARTS.map(|at| (at, byte(at) ^ 0xa5));
+    let firsts = PIECE_OFFSETS.map(|at| (at, byte(at) ^ 0xa5));
     // The end of the page before and this one.
-    let mut masked = vec![0u8; PIECE - 1 + PAGE];
+    let mut masked = vec![0u8; PIECE_BYTES - 1 + PAGE_BYTES];
     let own = masked.as_ptr().addr()..masked.as_ptr().addr() + masked.len();
     let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
     let memory = std::fs::File::open("/proc/self/mem").unwrap();
@@ -24,20 +24,20 @@ pub fn copies(byte: impl Fn(usize) -> u8) -> usize {
         let (start, end) = range.split_once('-').unwrap();
         let [start, end] = [start, end].map(|text| usize::from_str_radix(text, 16).unwrap());
         masked.fill(0);
-        for at in (start..end).step_by(PAGE) {
-            let mut page = [0u8; PAGE];
+        for at in (start..end).step_by(PAGE_BYTES) {
+            let mut page = [0u8; PAGE_BYTES];
             if memory.read_exact_at(&mut page, at.try_into().unwrap()).is_err() {
                 break;
             }
-            masked.copy_within(PAGE.., 0);
+            masked.copy_within(PAGE_BYTES.., 0);
             for (i, from) in page.iter().enumerate() {
                 // What is masked twice, by reading this buffer, would be a copy.
-                masked[PIECE - 1 + i] = if own.contains(&(at + i)) { 0 } else { from ^ 0xa5 };
+                masked[PIECE_BYTES - 1 + i] = if own.contains(&(at + i)) { 0 } else { from ^ 0xa5 };
             }
             // It is in the memory that is read.
             page.fill(0);
             std::hint::black_box(&page);
-            for piece in masked.windows(PIECE) {
+            for piece in masked.windows(PIECE_BYTES) {
                 for (start, first) in firsts {
                     let matches = piece[0] == first
                         && piece.iter().enumerate().all(|(i, masked)| *masked == byte(start + i) ^ 0xa5);

@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use kms_client::{KmeConfig, KmsClient, KmsError, KmsErrorKind, Operation};
+use qvpn_types::SaeId;
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 use rustls::crypto::aws_lc_rs;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
@@ -24,6 +25,10 @@ use tokio_rustls::TlsAcceptor;
 pub const KEY_1: &str = "q83vASNFZ4mrze8BI0VniavN7wEjRWeJq83vASNFZ4k=";
 pub const KEY_2: &str = "/////wAAAAD/////AAAAAP////8AAAAA/////wAAAAE=";
 pub const KEY_31: &str = "q83vASNFZ4mrze8BI0VniavN7wEjRWeJq83vASNFZw==";
+
+pub fn sae(id: &str) -> SaeId {
+    SaeId::new(id).unwrap()
+}
 
 /// A certificate authority of its own.
 pub struct Ca {
@@ -217,7 +222,8 @@ pub fn container(keys: &[(&str, &str)]) -> String {
 /// A good status.
 pub fn status_body(source: &str, target: &str) -> String {
     format!(
-        r#"{{"source_KME_ID":"{source}","target_KME_ID":"{target}","master_SAE_ID":"SITE-A","slave_SAE_ID":"SITE-B",
+        r#"{{"source_KME_ID":"{source}","target_KME_ID":"{target}","master_SAE_ID":"SITE-A",
+            "slave_SAE_ID":"SITE-B",
         "key_size":32,"stored_key_count":25,"max_key_count":100,"max_key_per_request":10,"max_key_size":1024,
         "min_key_size":64,"max_SAE_ID_count":0}}"#
     )

@@ -240,7 +240,7 @@ fn peer_rows(peer: &Peer) -> Vec<Row> {
         .list("allowed_ips", allowed_ips)
         .opt("sae_id", sae_id.as_ref())
         .list("kmes", kmes)
-        .add("qkd", qkd)
+        .add("qkd", qkd.name())
         .add("role", role)
         .opt("preshared_key_file", preshared_key_file.as_ref().map(|path| path.display()))
         .opt("persistent_keepalive", persistent_keepalive.map(time))
@@ -269,7 +269,8 @@ mod tests {
             let key = SecretIdentity::generate(&mut rng);
             let key = key.public();
             text += &format!(
-                "[[peer]]\nname = \"{name}\"\npublic_key = \"{key}\"\nqkd = \"off\"\nallowed_ips = []\n{lines}\n"
+                "[[peer]]\nname = \"{name}\"\npublic_key = \"{key}\"\nqkd = \"off\"\nallowed_ips = \
+                 []\n{lines}\n"
             );
         }
         Config::parse(Path::new("/etc/qvpn/qvpn0.toml"), &text).unwrap()

@@ -239,11 +239,16 @@ fn open(path: &Path, kind: &str) -> Result<File, Fault> {
     let file = File::options().read(true).custom_flags(flags).open(path).map_err(|e| {
         let fix = match (e.kind(), kind) {
             (std::io::ErrorKind::NotFound, "private key") => {
-                format!("make one with `install -m 0640 -g {GROUP} /dev/null {shown} && qvpn-ctl genkey > \
-                 {shown}`")
+                format!(
+                    "make one with `install -m 0640 -g {GROUP} /dev/null {shown} && qvpn-ctl genkey > \
+                 {shown}`"
+                )
             }
             (std::io::ErrorKind::NotFound, "pre-shared key") => {
-                format!("make one with `install -m 0640 -g {GROUP} /dev/null {shown} && qvpn-ctl genpsk > {shown}`, and copy it to the peer")
+                format!(
+                    "make one with `install -m 0640 -g {GROUP} /dev/null {shown} && qvpn-ctl genpsk > \
+                         {shown}`, and copy it to the peer"
+                )
             }
             (std::io::ErrorKind::NotFound, _) => "put it there, or write the right path".to_owned(),
             (std::io::ErrorKind::PermissionDenied, _) => {

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 use qvpn_identity::PublicIdentity;
-use qvpn_types::Suite;
+use qvpn_types::{QkdPolicy, SaeId, Suite};
 use serde::{Deserialize, Serialize};
 
 use super::positions::ValuePositions;
@@ -19,7 +19,8 @@ use crate::lookup::{self, LookupError};
 ///
 /// ```
 /// use qvpn_api::Config;
-/// let error = Config::parse("/etc/qvpn/qvpn0.toml".as_ref(), "[interface]\nlisten_prt = 51820\n").unwrap_err();
+/// let text = "[interface]\nlisten_prt = 51820\n";
+/// let error = Config::parse("/etc/qvpn/qvpn0.toml".as_ref(), text).unwrap_err();
 /// assert_eq!(
 ///     error.to_string(),
 ///     "/etc/qvpn/qvpn0.toml:2:1: [interface] has no key `listen_prt`; did you mean `listen_port`?"
@@ -121,7 +122,7 @@ pub struct Local {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Kms {
     /// Our SAE ID.
-    pub sae_id: String,
+    pub sae_id: SaeId,
     /// Keys held ahead for each peer, 1 to 100.
     pub stock: u32,
     /// The KMEs in their order; at least one, with unique names.
@@ -134,7 +135,7 @@ pub struct Kme {
     /// Its name, unique.
     pub name: String,
     /// How it knows us; by default the SAE ID of `[kms]`.
-    pub sae_id: String,
+    pub sae_id: SaeId,
     /// Its kind, and how it is reached.
     pub access: KmeAccess,
 }
@@ -228,7 +229,7 @@ pub struct Peer {
     /// The networks behind it, without host bits; a prefix belongs to one peer.
     pub allowed_ips: Vec<IpNet>,
     /// Its SAE ID; present unless `qkd` is off.
-    pub sae_id: Option<String>,
+    pub sae_id: Option<SaeId>,
     /// Names of the KMEs that serve the pair, in the order of preference; empty where `qkd` is off.
     pub kmes: Vec<String>,
     /// Whether its epochs need a QKD key.
@@ -336,17 +337,6 @@ macro_rules! words {
 }
 
 words! {
-    /// Whether an epoch needs a QKD key.
-    QkdPolicy {
-        /// Without a QKD key there is no new epoch, and traffic stops.
-        Required = "required",
-        /// Traffic goes on without QKD, and the peer is shown as degraded.
-        Preferred = "preferred",
-        /// ML-KEM and X25519 only.
-        Off = "off",
-    }
-}
-words! {
     /// Which site proposes epochs.
     Role {
         /// The site with the smaller X25519 key proposes.
@@ -357,6 +347,19 @@ words! {
         Responder = "responder",
     }
 }
+
+impl Role {
+    /// Returns the role that the config names; `None` for `auto`.
+    #[must_use]
+    pub fn fixed(self) -> Option<qvpn_types::Role> {
+        match self {
+            Self::Auto => None,
+            Self::Initiator => Some(qvpn_types::Role::Initiator),
+            Self::Responder => Some(qvpn_types::Role::Responder),
+        }
+    }
+}
+
 words! {
     /// How much the daemon logs.
     LogLevel {

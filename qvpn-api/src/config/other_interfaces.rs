@@ -27,8 +27,8 @@ impl Config {
         paths.iter().filter_map(|p| Self::load(p).ok()).collect()
     }
 
-    /// Refuses what another interface has already: its name, one of its UDP ports, its metrics address, or an allowed IP
-    /// of the same routing table.
+    /// Refuses what another interface has already: its name, one of its UDP ports, its metrics address, or an
+    /// allowed IP of the same routing table.
     ///
     /// # Errors
     /// All that is shared.

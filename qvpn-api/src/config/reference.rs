@@ -106,13 +106,15 @@ pub const REFERENCE: &[SectionHelp] = &[
                 "protect",
                 "[\"PREFIX\", …]",
                 "none",
-                "More prefixes that may leave this host through the tunnel only. Allowed IPs always are, unless table is \"off\" or a number.",
+                "More prefixes that may leave this host through the tunnel only. Allowed IPs always are, \
+                 unless table is \"off\" or a number.",
             ),
             key(
                 "local",
                 "[{ prefix = \"PREFIX\", device = \"DEVICE\" }, …]",
                 "none",
-                "This site's own networks inside protected prefixes, each reachable through its device without the tunnel.",
+                "This site's own networks inside protected prefixes, each reachable through its device \
+                 without the tunnel.",
             ),
             key(
                 "metrics_listen",

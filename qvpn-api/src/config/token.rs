@@ -143,7 +143,11 @@ mod tests {
 
     #[test]
     fn what_rfc_7512_writes_is_read() {
-        let key = read("pkcs11:token=Site%20A;serial=01;object=kme;id=%01%ff;type=private?module-path=/usr/lib/p.so&pin-source=file:/etc/pin").unwrap();
+        let key = read(
+            "pkcs11:token=Site%20A;serial=01;object=kme;id=%01%ff;type=private\
+             ?module-path=/usr/lib/p.so&pin-source=file:/etc/pin",
+        )
+        .unwrap();
         assert_eq!(key.token.as_deref(), Some("Site A"));
         assert_eq!((key.serial.as_deref(), key.object.as_deref()), (Some("01"), Some("kme")));
         assert_eq!(key.id, Some(vec![1, 0xff]));

@@ -9,6 +9,7 @@ use url::{Host, Url};
 
 use super::fault::{Fault, fault, shown};
 use super::model::Endpoint;
+use qvpn_types::{SaeId, SaeIdError};
 
 /// A whole number and a unit: `100ms`, `60s`, `2m`.
 pub(super) fn duration(text: &str, min: Duration, max: Duration) -> Result<Duration, Fault> {
@@ -211,17 +212,14 @@ fn is_plain(c: char) -> bool {
 }
 
 /// An SAE ID: opaque and never normalised, but it must fit in a `Hello` and in a log line.
-pub(super) fn sae_id(text: &str) -> Result<String, Fault> {
-    if text.is_empty() || text.len() > 255 {
-        return fault(
-            "an SAE ID has 1 to 255 bytes",
-            "write the ID that the KME knows, as in the certificate",
-        );
-    }
-    if let Some(c) = text.chars().find(|c| c.is_control()) {
-        return fault(format!("an SAE ID can't hold {c:?}"), "write the ID that the KME knows");
-    }
-    Ok(text.to_owned())
+pub(super) fn sae_id(text: &str) -> Result<SaeId, Fault> {
+    SaeId::new(text).or_else(|error| {
+        let fix = match error {
+            SaeIdError::Length => "write the ID that the KME knows, as in the certificate",
+            SaeIdError::Control(_) => "write the ID that the KME knows",
+        };
+        fault(error.to_string(), fix)
+    })
 }
 
 /// A name that Linux accepts for a network device (`dev_valid_name`), and that is one file name.

@@ -21,7 +21,8 @@ pub enum CodecError {
     },
     /// The line has another version of the API.
     #[error(
-        "the other program uses version {got} of the control API, this one version {VERSION}; install the same version of qvpn-daemon and qvpn-ctl, and restart the daemon if it is older"
+        "the other program uses version {got} of the control API, this one version {VERSION}; install the \
+         same version of qvpn-daemon and qvpn-ctl, and restart the daemon if it is older"
     )]
     Version {
         /// The line's version.

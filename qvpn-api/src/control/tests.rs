@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use super::*;
 use crate::config::KmeApi;
+use crate::status::Role;
 use crate::status::*;
 
 fn status() -> Status {
@@ -36,7 +37,7 @@ fn status() -> Status {
             allowed_ips: vec!["10.20.0.0/16".into()],
             state: PeerState::Connecting,
             reason: None,
-            role: Some(ExchangeRole::Initiator),
+            role: Some(Role::Initiator),
             qkd_policy: QkdPolicy::Required,
             epoch: None,
             epoch_age_s: None,
@@ -101,7 +102,7 @@ fn replies_survive_their_line() {
         Reply::Reload { changes: vec![] },
         Reply::Event(event),
         Reply::EventsEnd { missed: 3 },
-        Reply::Version { daemon: "0.1.0".into(), interface: "qvpn0".into(), pid: 1 },
+        Reply::Version { daemon: "0.2.0".into(), interface: "qvpn0".into(), pid: 1 },
         Reply::Error(error),
     ];
     for reply in replies {
@@ -142,8 +143,9 @@ fn the_status_has_exactly_the_fixed_names_and_null_for_unknown() {
         names(peer),
         expect(
             "name public_key fingerprint endpoint allowed_ips state reason role qkd_policy epoch epoch_age_s \
-             epoch_expires_in_s next_rekey_in_s key_sources qkd_key_id qkd_stock qkd_stock_lasts_s file_stock rekeys \
-             rekey_failures control_handshake_ago_s rx_bytes tx_bytes rx_packets tx_packets drops mtu lanes"
+             epoch_expires_in_s next_rekey_in_s key_sources qkd_key_id qkd_stock qkd_stock_lasts_s \
+             file_stock rekeys rekey_failures control_handshake_ago_s rx_bytes tx_bytes rx_packets \
+             tx_packets drops mtu lanes"
         )
     );
     assert!(peer["epoch"].is_null() && kme["state"].is_null());
@@ -153,7 +155,7 @@ fn the_status_has_exactly_the_fixed_names_and_null_for_unknown() {
 }
 
 #[test]
-fn what_is_not_a_message_is_said_to_be_what_it_is() {
+fn a_payload_that_is_no_message_is_reported_as_such() {
     let malformed: [&[u8]; 7] = [
         b"",
         b"{}",

@@ -15,7 +15,8 @@ pub(super) fn json(program: &str, words: &[String]) -> Option<Value> {
     }
 }
 
-/// The objects in the JSON lists that a command prints for the lines of its input. Lines that fail print nothing.
+/// The objects in the JSON lists that a command prints for the lines of its input. Lines that fail print
+/// nothing.
 pub(super) fn json_lines(program: &str, words: &[&str], input: &str) -> Vec<Value> {
     let child = command(program)
         .args(words)

@@ -171,9 +171,19 @@ mod tests {
 
     #[test]
     fn a_firewall_that_names_the_port_is_open() {
-        let input = |table: &str, name: &str, policy: &str| json!({"chain": {"family": "inet", "table": table, "name": name, "hook": "input", "policy": policy}});
-        let rule = |table: &str, chain: &str, expr: Value| json!({"rule": {"family": "inet", "table": table, "chain": chain, "expr": expr}});
-        let port = |right: Value| json!([{"match": {"op": "==", "left": {"payload": {"protocol": "udp", "field": "dport"}}, "right": right}}, {"accept": null}]);
+        let input = |table: &str, name: &str, policy: &str| {
+            json!({"chain": {
+                "family": "inet", "table": table, "name": name, "hook": "input", "policy": policy,
+            }})
+        };
+        let rule = |table: &str, chain: &str, expr: Value| {
+            let rule = json!({"family": "inet", "table": table, "chain": chain, "expr": expr});
+            json!({"rule": rule})
+        };
+        let port = |right: Value| {
+            let left = json!({"payload": {"protocol": "udp", "field": "dport"}});
+            json!([{"match": {"op": "==", "left": left, "right": right}}, {"accept": null}])
+        };
         let chain =
             |table: &str, name: &str| Chain { family: "inet".into(), table: table.into(), name: name.into() };
         let shut =
@@ -192,7 +202,8 @@ mod tests {
         // As firewalld has it: the policy accepts, the last rule rejects; a rule with a condition shuts
         // nothing out.
         let named = input("firewalld", "filter_INPUT", "accept");
-        let invalid = json!([{"match": {"op": "in", "left": {"ct": {"key": "state"}}, "right": "invalid"}}, {"drop": null}]);
+        let state = json!({"ct": {"key": "state"}});
+        let invalid = json!([{"match": {"op": "in", "left": state, "right": "invalid"}}, {"drop": null}]);
         let invalid = rule("firewalld", "filter_INPUT", invalid);
         let rest = rule(
             "firewalld",
@@ -209,8 +220,14 @@ mod tests {
 
     #[test]
     fn a_firewall_that_names_the_tunnel_lets_it_forward() {
-        let chain = json!({"chain": {"family": "ip", "table": "filter", "name": "fwd", "hook": "forward", "policy": "drop"}});
-        let rule = |device: &str| json!({"rule": {"family": "ip", "table": "filter", "chain": "fwd", "expr": [{"match": {"op": "==", "left": {"meta": {"key": "iifname"}}, "right": device}}, {"accept": null}]}});
+        let chain = json!({"chain": {
+            "family": "ip", "table": "filter", "name": "fwd", "hook": "forward", "policy": "drop",
+        }});
+        let rule = |device: &str| {
+            let left = json!({"meta": {"key": "iifname"}});
+            let expr = json!([{"match": {"op": "==", "left": left, "right": device}}, {"accept": null}]);
+            json!({"rule": {"family": "ip", "table": "filter", "chain": "fwd", "expr": expr}})
+        };
         let shut = |rules: Value| {
             closed_chain(&json!({"nftables": rules}), "forward", |rule| names_device(rule, "qvpn0"))
         };

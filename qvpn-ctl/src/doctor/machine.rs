@@ -70,7 +70,8 @@ fn kernel() -> Finding {
         Some(missing) if missing == [USO] => Finding::ok(
             "offloads",
             format!(
-                "kernel {release} has UDP GSO and UDP GRO; {USO} came with 6.2, and without it large flows of UDP cost more of the processor"
+                "kernel {release} has UDP GSO and UDP GRO; {USO} came with 6.2, and without it large flows \
+                 of UDP cost more of the processor"
             ),
         ),
         Some(missing) => Finding::warning(

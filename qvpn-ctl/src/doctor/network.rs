@@ -30,7 +30,11 @@ pub(super) fn look(config: &Config) -> Vec<Finding> {
         findings.push(Finding::warning(
             "block",
             "nothing is blocked: `table` leaves the routes to others, and there is no `protect`",
-            format!("sed -i 's/^\\[interface\\]/[interface]\\nprotect = [\"10.64.0.0\\/10\"]/' {} # your prefixes", config.path.display()),
+            format!(
+                "sed -i 's/^\\[interface\\]/[interface]\\nprotect = [\"10.64.0.0\\/10\"]/' {} # your \
+                     prefixes",
+                config.path.display()
+            ),
         ));
     } else {
         findings.push(filter(config));
@@ -184,7 +188,8 @@ fn routes(config: &Config) -> Vec<Finding> {
         if config.interface.local.iter().any(|local| local.prefix.contains(&found)) {
             continue;
         }
-        // A default route is what the tunnel replaces; only longer routes are a network that somebody expects to reach.
+        // A default route is what the tunnel replaces; only longer routes are a network that somebody expects
+        // to reach.
         let Some(inside) = ours.iter().find(|net| {
             net.prefix_len() > 0 && net.contains(&found) && net.prefix_len() <= found.prefix_len()
         }) else {
@@ -219,7 +224,10 @@ fn routes(config: &Config) -> Vec<Finding> {
         let more = if more == 0 { String::new() } else { format!(" and {more} more") };
         Finding::bad(
             "block",
-            format!("no fail-closed route lies under {shown}{more}: while the daemon doesn't run, packets may leave in clear"),
+            format!(
+                "no fail-closed route lies under {shown}{more}: while the daemon doesn't run, packets \
+                     may leave in clear"
+            ),
             format!("qvpn-ctl block {}", config.path.display()),
         )
     });

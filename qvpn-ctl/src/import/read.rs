@@ -335,8 +335,8 @@ fn scope_hint(text: &str) -> &'static str {
     }
 }
 
-/// The part of a line that may be shown. Text after the first word can be a key, even if the `=` is missing. The
-/// longest word that wg-quick knows has 19 letters.
+/// The part of a line that may be shown. Text after the first word can be a key, even if the `=` is missing.
+/// The longest word that wg-quick knows has 19 letters.
 fn first_word(line: &str) -> &str {
     let ends = |(i, c): &(usize, char)| *i >= 20 || !(c.is_alphanumeric() || "[]-_".contains(*c));
     let end = line.char_indices().find(ends).map_or(line.len(), |(i, _)| i);

@@ -61,8 +61,8 @@ fn a_dry_run_asks_for_the_plan_and_not_for_a_reload() {
         to: Some("preferred".into()),
     };
     with(&[Reply::Plan { changes: vec![change] }], |dir, fake| {
-        let expected = "peer site-b: qkd: required -> preferred\n    traffic with this peer goes on without QKD \
-                        when keys are missing\nnothing was changed; `qvpn-ctl reload` does it\n";
+        let expected = "peer site-b: qkd: required -> preferred\n    traffic with this peer goes on without \
+                        QKD when keys are missing\nnothing was changed; `qvpn-ctl reload` does it\n";
         assert_eq!(run(dir, &["reload", "--dry-run", "qvpn0"]), done(expected));
         assert_eq!(fake.request(), r#"{"v":1,"request":"plan_reload"}"#);
     });
@@ -152,7 +152,8 @@ fn events_are_lines_or_json_lines() {
         assert_eq!(plain.code, 0);
         assert_eq!(
             plain.out,
-            "1970-01-01T00:00:00.000Z qvpn0 epoch.active peer=site-b epoch=7 sources=qkd+mlkem+x25519 qkd_key_id=id-1\n\
+            "1970-01-01T00:00:00.000Z qvpn0 epoch.active peer=site-b epoch=7 sources=qkd+mlkem+x25519 \
+             qkd_key_id=id-1\n\
              1970-01-01T00:00:00.000Z qvpn0 kme.down kme=kme-a1 reason=refused\n"
         );
         assert_eq!(plain.err, "2 older events no longer kept; see the journal\n");
@@ -227,7 +228,7 @@ fn every_command_says_that_no_daemon_runs_with_code_4() {
 }
 
 #[test]
-fn an_answer_that_is_none_is_said_to_be_what_it_is() {
+fn an_answer_that_is_no_json_is_named() {
     let rows: [(&[u8], i32, &str); 8] = [
         (b"", 4, "closed the connection without a whole answer"),
         (br#"{"v":1,"reply":"rek"#, 4, "closed the connection without a whole answer"),

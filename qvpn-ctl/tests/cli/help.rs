@@ -60,8 +60,9 @@ fn bash_takes_the_script() {
     assert_eq!((script.code, script.err.as_str()), (0, ""));
     let file = dir.path().join("script");
     fs::write(&file, script.out).unwrap();
-    let test = "PATH=$(dirname \"$1\"):$PATH; . \"$2\"; function=$(complete -p qvpn-ctl | sed 's/.*-F \\([^ ]*\\).*/\\1/'); \
-        COMP_WORDS=(qvpn-ctl show qvpn0 site); COMP_CWORD=3; COMP_TYPE=9; $function qvpn-ctl site qvpn0; echo \"${COMPREPLY[@]}\"";
+    let test = "PATH=$(dirname \"$1\"):$PATH; . \"$2\"; function=$(complete -p qvpn-ctl | sed 's/.*-F \\([^ \
+        ]*\\).*/\\1/'); COMP_WORDS=(qvpn-ctl show qvpn0 site); COMP_CWORD=3; COMP_TYPE=9; $function qvpn-ctl \
+        site qvpn0; echo \"${COMPREPLY[@]}\"";
     let output = Command::new("bash")
         .args(["-c", test, "bash", env!("CARGO_BIN_EXE_qvpn-ctl")])
         .arg(&file)

@@ -16,7 +16,7 @@ use super::status::{degraded, peer_up};
 use super::{Run, ctl, run, run_with_input};
 
 /// All that ask the daemon of qvpn0 and can be run in a pipe.
-const ASKING: [&[&str]; 20] = [
+const COMMANDS: [&[&str]; 20] = [
     &["show"],
     &["show", "qvpn0"],
     &["show", "qvpn0", "site-b"],
@@ -27,8 +27,19 @@ const ASKING: [&[&str]; 20] = [
     &["reload", "qvpn0"],
     &["peer", "list", "qvpn0"],
     &["peer", "list", "qvpn0", "--json"],
-    &["peer", "add", "qvpn0", "büro", "--public-key", NEW, "--qkd", "off", "--allowed-ips", "10.30.0.0/16"],
-    &["peer", "add", "qvpn0", "büro", "--public-key", NEW, "--qkd", "off", "--allowed-ips", "", "--save"],
+    &[
+        "peer",
+        "add",
+        "qvpn0",
+        "büro",
+        "--public-key",
+        NEW_KEY,
+        "--qkd",
+        "off",
+        "--allowed-ips",
+        "10.30.0.0/16",
+    ],
+    &["peer", "add", "qvpn0", "büro", "--public-key", NEW_KEY, "--qkd", "off", "--allowed-ips", "", "--save"],
     &["peer", "set", "qvpn0", "site-b", "--qkd", "off"],
     &["peer", "set", "qvpn0", "site-b", "--qkd", "off", "--save"],
     &["peer", "remove", "qvpn0", "site-b", "--save"],
@@ -39,7 +50,7 @@ const ASKING: [&[&str]; 20] = [
     &["events", "qvpn0", "--follow"],
 ];
 /// Stands for a public key that is made.
-const NEW: &str = "NEW";
+const NEW_KEY: &str = "NEW";
 
 fn public_key(dir: &Path) -> String {
     let secret = run(dir, &["genkey"]).out;
@@ -66,8 +77,8 @@ fn all_say(dir: &Path, what: &str, code: i32, words: &str) {
         names
     };
     let before = files();
-    for args in ASKING {
-        let args: Vec<&str> = args.iter().map(|word| if *word == NEW { &*new } else { *word }).collect();
+    for args in COMMANDS {
+        let args: Vec<&str> = args.iter().map(|word| if *word == NEW_KEY { &*new } else { *word }).collect();
         let run = run(dir, &args);
         assert_eq!(
             (run.code, run.out.as_str(), run.err.lines().count()),
@@ -121,7 +132,7 @@ fn each_command_says_who_may_use_the_socket() {
     let program = dir.path().join("qvpn-ctl");
     let copied = std::process::Command::new("cp").arg(env!("CARGO_BIN_EXE_qvpn-ctl")).arg(&program).status();
     assert!(copied.unwrap().success());
-    for args in ASKING {
+    for args in COMMANDS {
         let mut command = std::process::Command::new(&program);
         command.args(args).env_clear().env("QVPN_SOCKET_DIR", dir.path()).env("QVPN_CONFIG_DIR", dir.path());
         if nix::unistd::Uid::effective().is_root() {
@@ -134,7 +145,7 @@ fn each_command_says_who_may_use_the_socket() {
 }
 
 #[test]
-fn what_is_printed_has_no_room_that_it_needs() {
+fn printed_values_never_overflow_their_columns() {
     let dir = tempfile::tempdir().unwrap();
     let full = || std::process::Stdio::from(fs::File::options().write(true).open("/dev/full").unwrap());
     for (args, reply) in answered() {

@@ -7,10 +7,10 @@ use std::process::Stdio;
 
 use super::{Run, ctl, run, run_with_input};
 
-const NOWHERE: &str = "/nonexistent";
+const MISSING_DIRECTORY: &str = "/nonexistent";
 
 fn dir() -> &'static Path {
-    Path::new(NOWHERE)
+    Path::new(MISSING_DIRECTORY)
 }
 
 #[test]
@@ -83,8 +83,8 @@ fn a_secret_in_a_file_for_everybody_is_warned_of() {
             let run = Run::from(out);
             assert_eq!(run.code, 0);
             let expected = format!(
-                "qvpn-ctl: warning: the secret is written to a file that everybody can access (mode {mode:04o}); \
-                 better: install -m 0640 -g qvpn /dev/null "
+                "qvpn-ctl: warning: the secret is written to a file that everybody can access (mode \
+                 {mode:04o}); better: install -m 0640 -g qvpn /dev/null "
             );
             assert_eq!(run.err.starts_with(&expected), warned, "{mode:o}: {run:?}");
         }

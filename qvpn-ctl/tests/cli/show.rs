@@ -47,7 +47,8 @@ fn peer_unknown() -> PeerStatus {
 }
 
 fn up() -> InterfaceStatus {
-    let key = "qvpn1-UqPFxf26QCxGqk1wiKfZx0Kxb+3jT49b63iPWVAbF2tw2xyJrx7OgoU1cpBpGXHe9rN17iNWKKSWARmubkuEbr6oe40Wmjg9EhJguZfDLJo=";
+    let key = "qvpn1-UqPFxf26QCxGqk1wiKfZx0Kxb+3jT49b63iPWVAbF2tw2xyJrx7OgoU1cpBp\
+        GXHe9rN17iNWKKSWARmubkuEbr6oe40Wmjg9EhJguZfDLJo=";
     let up = interface(vec![kme("kme-a1", Some(KmeState::Up)), kme("kme-a2", None)], vec![peer_up()]);
     InterfaceStatus { public_key: key.into(), ..up }
 }
@@ -213,7 +214,7 @@ fn a_terminal_gets_aligned_lines_of_its_own_width() {
 }
 
 #[test]
-fn one_peer_may_be_asked_for_by_the_beginning_of_its_name() {
+fn a_prefix_of_a_name_selects_one_peer() {
     let dir = tempfile::tempdir().unwrap();
     let other = PeerStatus { name: "depot".into(), public_key: "qvpn1-Zz=".into(), ..peer_up() };
     let interface = InterfaceStatus { peers: vec![peer_up(), other], ..up() };

@@ -4,8 +4,8 @@ use std::path::Path;
 
 use qvpn_api::config::{KmeApi, QkdPolicy, Suite};
 use qvpn_api::status::{
-    Counts, ExchangeRole, InterfaceStatus, KeySource, KmeState, KmeStatus, LaneState, LaneStatus, PeerState,
-    PeerStatus,
+    Counts, InterfaceStatus, KeySource, KmeState, KmeStatus, LaneState, LaneStatus, PeerState, PeerStatus,
+    Role,
 };
 
 /// A KME as it is when all is well, in this state.
@@ -33,7 +33,7 @@ pub(crate) fn peer_up() -> PeerStatus {
         allowed_ips: vec!["10.20.0.0/16".into(), "fd20::/64".into()],
         state: PeerState::Up,
         reason: None,
-        role: Some(ExchangeRole::Initiator),
+        role: Some(Role::Initiator),
         qkd_policy: QkdPolicy::Required,
         epoch: Some(42),
         epoch_age_s: Some(23.4),

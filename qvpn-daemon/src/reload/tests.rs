@@ -16,13 +16,15 @@ fn identity(seed: u64) -> SecretIdentity {
 
 fn config(interface: &str, peers: &[(&str, u64, &str)]) -> Config {
     let mut text = format!(
-        "[interface]\nname = \"qvpn0\"\nprivate_key_file = \"/k\"\naddress = [\"10.77.0.1/30\"]\n{interface}\n"
+        "[interface]\nname = \"qvpn0\"\nprivate_key_file = \"/k\"\naddress = \
+         [\"10.77.0.1/30\"]\n{interface}\n"
     );
     for (name, seed, rest) in peers {
         let key = identity(*seed);
         let key = key.public();
         text += &format!(
-            "[[peer]]\nname = \"{name}\"\npublic_key = \"{key}\"\nqkd = \"off\"\nallowed_ips = [\"10.{seed}.0.0/16\"]\n{rest}\n"
+            "[[peer]]\nname = \"{name}\"\npublic_key = \"{key}\"\nqkd = \"off\"\nallowed_ips = \
+             [\"10.{seed}.0.0/16\"]\n{rest}\n"
         );
     }
     Config::parse(Path::new("/etc/qvpn/qvpn0.toml"), &text).unwrap()
@@ -156,7 +158,8 @@ const CHANGED_KEYS: &[(&str, &str, &str, &str)] = &[
         "[kms]",
         "kme",
         "\n[[peer]]\nname = \"site-b\"",
-        "\n[[kms.kme]]\nname = \"disk2\"\napi = \"file\"\nkeys_file = \"/keys2\"\n\n[[peer]]\nname = \"site-b\"",
+        "\n[[kms.kme]]\nname = \"disk2\"\napi = \"file\"\nkeys_file = \"/keys2\"\n\n[[peer]]\nname \
+         = \"site-b\"",
     ),
     ("[[kms.kme]]", "name", "name = \"spare\"", "name = \"spare2\""),
     ("[[kms.kme]]", "api", "api = \"etsi014\"", "api = \"skip\""),

@@ -28,7 +28,7 @@ pub(super) fn confine() -> Result<(), DaemonError> {
     let rest = SeccompAction::Errno(libc::ENOSYS.unsigned_abs());
     let allowed =
         SeccompFilter::new(allowed().map_err(wrong)?, rest, SeccompAction::Allow, arch).map_err(wrong)?;
-    let killing: Rules = KILLING.iter().map(|call| (*call, Vec::new())).collect();
+    let killing: Rules = KILLED_CALLS.iter().map(|call| (*call, Vec::new())).collect();
     let killing =
         SeccompFilter::new(killing, SeccompAction::Allow, SeccompAction::KillProcess, arch).map_err(wrong)?;
     // Of two filters the stricter result holds. The allow list comes last, since it forbids further filters.
@@ -40,7 +40,7 @@ pub(super) fn confine() -> Result<(), DaemonError> {
 }
 
 /// Calls that neither the daemon nor its C library makes.
-const KILLING: &[c_long] = &[
+const KILLED_CALLS: &[c_long] = &[
     libc::SYS_execve,
     libc::SYS_execveat,
     libc::SYS_ptrace,
@@ -164,7 +164,7 @@ const ANY_ARGUMENTS: &[c_long] = &[
 
 /// Older forms of these calls, which only some processors have.
 #[cfg(target_arch = "x86_64")]
-const OLDER: &[c_long] = &[
+const OLD_CALLS: &[c_long] = &[
     libc::SYS_open,
     libc::SYS_stat,
     libc::SYS_lstat,
@@ -176,10 +176,10 @@ const OLDER: &[c_long] = &[
     libc::SYS_time,
 ];
 #[cfg(not(target_arch = "x86_64"))]
-const OLDER: &[c_long] = &[];
+const OLD_CALLS: &[c_long] = &[];
 
 fn allowed() -> Result<Rules, seccompiler::BackendError> {
-    let mut rules: Rules = ANY_ARGUMENTS.iter().chain(OLDER).map(|call| (*call, Vec::new())).collect();
+    let mut rules: Rules = ANY_ARGUMENTS.iter().chain(OLD_CALLS).map(|call| (*call, Vec::new())).collect();
     let number = |n: libc::c_int| u64::from(n.unsigned_abs());
     let is = |argument, value| SeccompCondition::new(argument, Len::Dword, Op::Eq, value);
     let bits = |argument, mask, value| SeccompCondition::new(argument, Len::Qword, Op::MaskedEq(mask), value);

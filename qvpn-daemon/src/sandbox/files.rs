@@ -92,8 +92,8 @@ impl AllowedPaths {
             self.readable.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ");
         let line = |file: &PathBuf| {
             format!(
-                "{}: permission denied: since its start this daemon can open files only in the directories that its config named \
-                 then ({directories}); put the file there, or restart the daemon",
+                "{}: permission denied: since its start this daemon can open files only in the directories \
+                 that its config named then ({directories}); put the file there, or restart the daemon",
                 file.display()
             )
         };

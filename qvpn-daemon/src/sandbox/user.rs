@@ -30,7 +30,8 @@ fn leave_root(socket_dir: &Path) -> Result<String, DaemonError> {
         Ok(Some(user)) => user,
         Ok(None) => {
             return Ok(format!(
-                "user root, since there is no user {USER} (`useradd --system --user-group --no-create-home {USER}` makes one)"
+                "user root, since there is no user {USER} (`useradd --system --user-group --no-create-home \
+                 {USER}` makes one)"
             ));
         }
         Err(error) => return Err(DaemonError::system("look for the user qvpn", error.into())),

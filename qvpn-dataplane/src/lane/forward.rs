@@ -112,7 +112,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lane_waits_for_what_it_forwarded_and_no_longer() {
+    fn a_lane_waits_only_for_forwarded_packets() {
         let (a, b) = pair();
         a.wait_for_acknowledgements();
         assert!(a.forward(1, b"read"));

@@ -13,9 +13,9 @@ use crate::checksum::addresses_and_protocol;
 
 /// The largest number of packets in a group: the kernel segments no UDP packet into more
 /// (`UDP_MAX_SEGMENTS`).
-const MOST: usize = 64;
+const MAX_SEGMENTS: usize = 64;
 /// The largest size of a group in bytes: the IPv4 total length.
-const LARGEST: usize = 65_535;
+const MAX_PACKET_BYTES: usize = 65_535;
 
 const TCP: u8 = 6;
 const UDP: u8 = 17;
@@ -78,7 +78,7 @@ impl<F: FnMut(&[IoSlice<'_>], usize)> Write for F {}
 
 impl Coalescer {
     pub(crate) fn new(udp: bool) -> Self {
-        Self { group: None, pieces: Vec::with_capacity(MOST), udp }
+        Self { group: None, pieces: Vec::with_capacity(MAX_SEGMENTS), udp }
     }
 
     /// Adds the packet at `at`, whose length must be the one in its IP header. It joins the open group if it
@@ -99,7 +99,7 @@ impl Coalescer {
                 self.group = Some(Group { shape, id: Id::Unknown, len: at.len(), flags: 0 });
                 self.pieces.push(at);
             }
-            _ => write(&[IoSlice::new(&ALONE), IoSlice::new(&buffer[at])], 1),
+            _ => write(&[IoSlice::new(&NO_OFFLOAD_HEADER), IoSlice::new(&buffer[at])], 1),
         }
     }
 
@@ -113,7 +113,7 @@ impl Coalescer {
             (shape.v6, shape.tcp, shape.header) == (group.shape.v6, group.shape.tcp, group.shape.header);
         if !same_shape
             || shape.payload > group.shape.payload
-            || group.len + shape.payload > LARGEST
+            || group.len + shape.payload > MAX_PACKET_BYTES
             || !same_flow(head, packet, shape)
         {
             return None;
@@ -138,7 +138,7 @@ impl Coalescer {
         group.id = id;
         group.len += shape.payload;
         self.pieces.push(at.start + shape.header..at.end);
-        Some(closes || self.pieces.len() == MOST)
+        Some(closes || self.pieces.len() == MAX_SEGMENTS)
     }
 
     /// Writes the open group.
@@ -150,7 +150,7 @@ impl Coalescer {
             header = finish(&mut buffer[first.clone()], &group);
         }
         let header = header.bytes();
-        let mut slices = [IoSlice::new(&[]); MOST + 1];
+        let mut slices = [IoSlice::new(&[]); MAX_SEGMENTS + 1];
         slices[0] = IoSlice::new(&header);
         for (slice, piece) in slices[1..].iter_mut().zip(&self.pieces) {
             *slice = IoSlice::new(&buffer[piece.clone()]);
@@ -161,7 +161,7 @@ impl Coalescer {
 }
 
 /// The virtio header of a packet that is written alone.
-const ALONE: [u8; Vnet::LEN] = [0; Vnet::LEN];
+const NO_OFFLOAD_HEADER: [u8; Vnet::LEN] = [0; Vnet::LEN];
 
 /// ECN-Echo may be set in a group if it is set in all its packets.
 const ECE: u8 = 0x40;

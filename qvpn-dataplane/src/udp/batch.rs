@@ -333,7 +333,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_sent_stands_where_the_kernel_looks() {
+    fn control_messages_have_the_layout_that_the_kernel_expects() {
         let to = ["192.0.2.1:1", "[2001:db8::1]:2"].map(|to| Endpoint::new(true, to.parse().unwrap()));
         let out = [
             Outgoing { bytes: b"plain", segment: None, tos: 0, to: &to[0] },

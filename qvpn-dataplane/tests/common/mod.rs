@@ -28,7 +28,7 @@ pub const EVENT_TIMEOUT: Duration = Duration::from_secs(20);
 pub const MTU: u16 = 1420;
 /// The start of the tests' clock, in nanoseconds.
 pub const START: u64 = 1_000_000_000;
-pub const FAR: u64 = u64::MAX / 2;
+pub const NO_EXPIRY: u64 = u64::MAX / 2;
 /// The number that each site gives the other one.
 pub const PEER: PeerNumber = PeerNumber(7);
 
@@ -226,8 +226,8 @@ impl Site {
     /// of an epoch that it refuses, which changes nothing else.
     pub fn settle(&self) {
         for lane in (0u8..).take(self.lanes.count()) {
-            assert!(!self.open(lane, 0, Suite::Aes256Gcm, FAR));
-            assert!(!self.seal(lane, 0, Suite::Aes256Gcm, FAR, 1));
+            assert!(!self.open(lane, 0, Suite::Aes256Gcm, NO_EXPIRY));
+            assert!(!self.seal(lane, 0, Suite::Aes256Gcm, NO_EXPIRY, 1));
         }
     }
 
@@ -283,10 +283,10 @@ pub fn connected(lane_count: u8, suite: Suite, v6: bool) -> (Site, Site) {
         a.add_peer(lane, Some(b.address(lane.into(), v6)));
         b.add_peer(lane, Some(a.address(lane.into(), v6)));
         for site in [&a, &b] {
-            assert!(site.open(lane, 1, suite, FAR));
+            assert!(site.open(lane, 1, suite, NO_EXPIRY));
         }
         for site in [&a, &b] {
-            assert!(site.seal(lane, 1, suite, FAR, u64::MAX));
+            assert!(site.seal(lane, 1, suite, NO_EXPIRY, u64::MAX));
         }
     }
     (a, b)

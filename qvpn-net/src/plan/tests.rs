@@ -94,7 +94,7 @@ fn protect_is_the_last_resort_where_others_make_the_routes() {
 }
 
 #[test]
-fn what_a_peer_had_stays_blocked_until_it_is_released() {
+fn the_prefixes_of_a_removed_peer_stay_blocked_until_they_are_released() {
     let old = plan(&["10.20.0.0/16", "10.30.0.0/16", "10.40.0.0/16"], Table::Auto, 0);
     let new = plan(&["10.20.0.0/17", "10.0.0.0/11", "10.40.0.0/16"], Table::Auto, 0).keeping(&old);
     // 10.20.0.0/16 and 10.30.0.0/16 lie in 10.0.0.0/11, which a peer has now.

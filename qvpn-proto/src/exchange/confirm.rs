@@ -16,7 +16,7 @@ const MAX_CONFIRM_INTERVAL: Duration = Duration::from_secs(4);
 
 /// The unanswered `Confirm`, if there is one.
 #[derive(Default)]
-pub struct Confirming(Option<OutstandingConfirm>);
+pub struct ConfirmSender(Option<OutstandingConfirm>);
 
 struct OutstandingConfirm {
     epoch: LocalEpoch,
@@ -24,7 +24,7 @@ struct OutstandingConfirm {
     tries: u32,
 }
 
-impl Confirming {
+impl ConfirmSender {
     pub fn start(
         &mut self,
         epoch: LocalEpoch,

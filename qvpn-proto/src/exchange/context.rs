@@ -1,8 +1,8 @@
 //! The inputs that a role reads and never changes.
 
-use qvpn_types::Time;
+use qvpn_types::{QkdPolicy, Time};
 
-use crate::config::{PeerConfig, QkdPolicy};
+use crate::config::PeerConfig;
 use crate::hello::{Agreement, Hellos, RemoteHello};
 use crate::key_sources::KeySources;
 use crate::kms::KeyKind;

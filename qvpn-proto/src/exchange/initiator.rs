@@ -7,7 +7,7 @@ use qvpn_types::{EpochNumber, KeyId, LocalEpoch, Time};
 use rand_core::CryptoRng;
 
 use super::attempt::{AcceptOutcome, Attempt, Installing, OutstandingProposal};
-use super::confirm::Confirming;
+use super::confirm::ConfirmSender;
 use super::context::Context;
 use super::key_choice::{KeyChoice, choose_key};
 use super::proposed::{Proposal, Proposed};
@@ -42,7 +42,7 @@ pub struct Initiator {
     last_attempt: Option<Time>,
     failures: u32,
     number: EpochNumber,
-    confirm: Confirming,
+    confirm: ConfirmSender,
     waiting_for: Option<String>,
     reported_no_key: bool,
 }
@@ -58,7 +58,7 @@ impl Initiator {
             last_attempt: None,
             failures: 0,
             number: EpochNumber::default(),
-            confirm: Confirming::default(),
+            confirm: ConfirmSender::default(),
             waiting_for: None,
             reported_no_key: false,
         }
@@ -344,8 +344,8 @@ impl ExchangeRole for Initiator {
 
     /// Stops sending the `Confirm` of an epoch without QKD, and ends an attempt without a QKD key.
     fn on_stricter_policy(&mut self, ctx: &Context<'_>, epochs: &Epochs, out: &mut Outbox) {
-        let weak = epochs.active.as_ref().filter(|epoch| ctx.breaks_policy(epoch.sources));
-        if weak.is_some_and(|epoch| self.confirm.epoch() == Some(epoch.local_epoch)) {
+        let without_qkd = epochs.active.as_ref().filter(|epoch| ctx.breaks_policy(epoch.sources));
+        if without_qkd.is_some_and(|epoch| self.confirm.epoch() == Some(epoch.local_epoch)) {
             self.confirm.stop(out);
         }
         match &mut self.attempt {

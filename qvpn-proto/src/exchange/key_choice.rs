@@ -1,9 +1,8 @@
 //! Chooses the QKD key that the initiator names in its next attempt.
 
-use qvpn_types::{KeyId, Time};
+use qvpn_types::{KeyId, QkdPolicy, Time};
 
 use super::context::Context;
-use crate::config::QkdPolicy;
 use crate::epochs::Epochs;
 use crate::kms::KeyKind;
 use crate::stock::InitiatorStock;

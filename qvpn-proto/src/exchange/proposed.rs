@@ -60,7 +60,7 @@ pub enum AcceptError {
     #[error("the Accept has another number of lanes than agreed")]
     Lanes,
     /// Its confirmation is wrong: some secret differs.
-    #[error("the responder's confirmation is wrong: the two ends do not hold the same secrets")]
+    #[error("the responder's confirmation is wrong: the two sides do not hold the same secrets")]
     Confirmation,
 }
 

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use qvpn_secret::{Secret, ct_eq};
-use qvpn_types::{EpochNumber, LocalEpoch, Time};
+use qvpn_types::{EpochNumber, LocalEpoch, QkdPolicy, Time};
 use rand_core::CryptoRng;
 
 use super::answer::answer;
@@ -12,7 +12,6 @@ use super::context::Context;
 use super::parameters::ExchangeParameters;
 use super::prepared::PreparedEpoch;
 use super::role::{ExchangeRole, LostKeys, Message};
-use crate::config::QkdPolicy;
 use crate::epoch::{ActiveEpoch, MAX_WRONG_CONFIRMATIONS, drain, max_age};
 use crate::epochs::{Epochs, close};
 use crate::hello::Agreement;

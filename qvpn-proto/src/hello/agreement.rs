@@ -3,10 +3,10 @@
 
 use std::time::Duration;
 
-use crate::config::{PeerConfig, QkdPolicy};
+use crate::config::PeerConfig;
 use crate::key_schedule::psk_check;
 use crate::wire::{Hello, RELEASE, RejectReason, VERSION};
-use qvpn_types::SaeId;
+use qvpn_types::{QkdPolicy, SaeId};
 
 /// The settings that two compatible `Hello`s agree on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,7 +23,8 @@ pub struct Agreement {
 /// Returns the agreement of two configs, or why the sites cannot work together.
 pub fn agree(ours: &PeerConfig, theirs: &Hello) -> Result<Agreement, (RejectReason, String)> {
     if ours.remote.check_encapsulation_key(&theirs.encapsulation_key).is_err() {
-        let detail = "its ML-KEM key is not the one in our `public_key`; compare `qvpn-ctl fingerprint` of that site with our config";
+        let detail = "its ML-KEM key is not the one in our `public_key`; compare `qvpn-ctl fingerprint` of \
+                      that site with our config";
         return Err((RejectReason::Identity, detail.to_owned()));
     }
     if ours.suite != theirs.suite {
@@ -76,7 +77,8 @@ pub fn agree(ours: &PeerConfig, theirs: &Hello) -> Result<Agreement, (RejectReas
         (QkdPolicy::Off, QkdPolicy::Required) => {
             let (us, them) = (ours.policy.name(), theirs.policy.name());
             let detail = format!(
-                "it has qkd = \"{them}\", we have \"{us}\"; a site that requires QKD cannot work with one that has it off"
+                "it has qkd = \"{them}\", we have \"{us}\"; a site that requires QKD cannot work with one \
+                 that has it off"
             );
             return Err((RejectReason::Policy, detail));
         }
@@ -96,7 +98,8 @@ pub fn explain(reason: RejectReason, ours: &PeerConfig) -> String {
     match reason {
         RejectReason::Version => {
             format!(
-                "it speaks another version of the protocol than this site (version {VERSION}, qvpn {RELEASE} or later); install the same release of qvpn at both sites, the newer one"
+                "it speaks another version of the protocol than this site (version {VERSION}, qvpn {RELEASE} \
+                 or later); install the same release of qvpn at both sites, the newer one"
             )
         }
         RejectReason::Policy => format!("our qkd = {:?} does not fit its policy", ours.policy.name()),

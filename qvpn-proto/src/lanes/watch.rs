@@ -8,9 +8,8 @@
 
 use std::time::Duration;
 
-use qvpn_types::Time;
+use qvpn_types::{LaneState, Time};
 
-use crate::view::LaneState;
 use crate::wire::LaneSet;
 
 /// A lane that received nothing for this long is silent.

@@ -130,7 +130,7 @@ fn losses_do_not_make_it_small() {
 }
 
 #[test]
-fn a_path_that_is_gone_says_nothing_of_its_size() {
+fn a_path_that_is_gone_is_not_measured() {
     let mut world = World::new(1420, 3);
     world.run(S * 10);
     world.path = 0;
@@ -234,7 +234,7 @@ fn larger_sizes_alone_are_tried_each_once_until_one_passes() {
 }
 
 #[test]
-fn what_does_not_pass_is_given_up_after_so_many_rounds() {
+fn a_size_that_does_not_pass_is_given_up_after_some_rounds() {
     // The size in use, whether larger sizes are probed, whether the small probe passes; then the number of
     // rounds and the resulting size.
     for (mtu, peek, small, rounds, then) in [
@@ -272,7 +272,7 @@ fn a_path_that_takes_the_most_is_asked_no_more() {
 }
 
 #[test]
-fn a_size_that_failed_is_left_with_the_first_round_that_tells_what_passes() {
+fn a_failed_size_is_dropped_in_the_first_round_that_finds_one_that_passes() {
     let mut search = search(MAX_PATH_MTU, NOW);
     search.check_at = NOW;
     let mut now = NOW;

@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use qvpn_types::Time;
+use qvpn_types::{QkdPolicy, Time};
 
-use crate::config::{PeerConfig, QkdPolicy};
+use crate::config::PeerConfig;
 use crate::epoch::ActiveEpoch;
 use crate::epochs::Epochs;
 use crate::exchange::{Context, ExchangeRole};
@@ -125,7 +125,8 @@ impl Status<'_> {
             let whose =
                 if self.config().policy == QkdPolicy::Required { "qkd" } else { "the other site's qkd" };
             return format!(
-                "{whose} = \"required\", and the only key source here is a file, which is no QKD: no epoch is made; add a [[kms.kme]] that is one, or write qkd = \"preferred\" at both sites"
+                "{whose} = \"required\", and the only key source here is a file, which is no QKD: no epoch \
+                 is made; add a [[kms.kme]] that is one, or write qkd = \"preferred\" at both sites"
             );
         }
         if self.session_age.is_none() {
@@ -143,7 +144,9 @@ impl Status<'_> {
         match self.agreement() {
             None => "the control session is up; waiting for the other site's Hello".to_owned(),
             Some(_) if wants_qkd && self.role.lacks_offers() => {
-                "the other site offers no QKD key, so its KME gives it none that fits; its `qvpn-ctl show` names the KME and says why".to_owned()
+                "the other site offers no QKD key, so its KME gives it none that fits; its `qvpn-ctl show` \
+                 names the KME and says why"
+                    .to_owned()
             }
             Some(_) if self.epochs.had_epoch && self.role.waits_for_proposals() => {
                 "the other site proposes no epoch; its `qvpn-ctl show` says why".to_owned()
@@ -159,7 +162,9 @@ impl Status<'_> {
         match self.path.endpoint {
             None => "no endpoint configured: waiting for the other site to call".to_owned(),
             Some(at) if self.path.initiations >= UNANSWERED_HANDSHAKES => format!(
-                "unanswered: {} handshakes to {at}{also}, nothing for {silent} s; compare the public keys of both sites (here {}, there must be {}), the endpoint, the firewall's UDP port, and this machine's clock, which must not go back",
+                "unanswered: {} handshakes to {at}{also}, nothing for {silent} s; compare the public keys of \
+                 both sites (here {}, there must be {}), the endpoint, the firewall's UDP port, and this \
+                 machine's clock, which must not go back",
                 self.path.initiations,
                 self.config().local.public().fingerprint(),
                 self.config().remote.fingerprint(),

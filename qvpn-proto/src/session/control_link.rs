@@ -73,7 +73,7 @@ pub struct WireGuardLink {
 }
 
 /// The number of sessions that a `Tunn` keeps.
-const SESSIONS: usize = 8;
+const MAX_SESSIONS: usize = 8;
 
 impl WireGuardLink {
     /// Creates a session with `remote` whose receiver indices contain `number`.
@@ -83,12 +83,12 @@ impl WireGuardLink {
         let limiter = Arc::new(RateLimiter::new(&PublicKey::from(*local.public().x25519()), u64::MAX));
         let tunn = tunn(&local, remote.x25519(), number, &limiter);
         let remote = *remote.x25519();
-        let sessions = VecDeque::with_capacity(SESSIONS);
+        let sessions = VecDeque::with_capacity(MAX_SESSIONS);
         Self { tunn, local, remote, number, limiter, answered: None, met: false, sessions, made: 0 }
     }
 
     fn made(&mut self, index: u32) {
-        if self.sessions.len() == SESSIONS {
+        if self.sessions.len() == MAX_SESSIONS {
             self.sessions.pop_front();
         }
         self.made += 1;

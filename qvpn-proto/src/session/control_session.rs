@@ -4,11 +4,11 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use qvpn_types::Time;
+use qvpn_types::{Role, Time};
 use rand_core::CryptoRng;
 
 use super::control_link::{ControlLink, LinkOutput};
-use crate::config::{PeerConfig, Role};
+use crate::config::PeerConfig;
 use crate::liveness::{Liveness, LivenessStep, PING_AFTER};
 use crate::notice::PeerEvent;
 use crate::outbox::Outbox;
@@ -22,7 +22,9 @@ const RESPONDER_WAIT: Duration = Duration::from_secs(1);
 const LINK_TICK_INTERVAL: Duration = Duration::from_millis(250);
 
 /// The status text while the peer's clock is set back.
-pub const CLOCK_SET_BACK: &str = "its handshakes carry a time before that of an earlier one, so they count as repetitions: its clock was set back; set it right (if it is right, somebody repeats old handshakes). Handshakes are started from here instead";
+pub const CLOCK_SET_BACK: &str = "its handshakes carry a time before that of an earlier one, so they count \
+                                  as repetitions: its clock was set back; set it right (if it is right, \
+                                  somebody repeats old handshakes). Handshakes are started from here instead";
 
 /// The result of a datagram.
 pub struct SessionInput {

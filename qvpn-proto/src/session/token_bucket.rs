@@ -49,7 +49,7 @@ impl Bucket {
 }
 
 /// The base-2 logarithm of the number of buckets. Addresses may share a bucket by chance.
-const BITS: u32 = 10;
+const INDEX_BITS: u32 = 10;
 
 /// A bucket for each source: an IPv4 address, or the /64 of an IPv6 address, since anybody has any number of
 /// addresses in one.
@@ -63,7 +63,7 @@ impl BySource {
     pub(super) fn new(rng: &mut impl CryptoRng) -> Self {
         // A multiplication by an odd factor loses no bit of the address.
         let factors = [rng.next_u64() | 1, rng.next_u64() | 1];
-        Self { buckets: vec![Bucket::default(); 1 << BITS].into(), factors }
+        Self { buckets: vec![Bucket::default(); 1 << INDEX_BITS].into(), factors }
     }
 
     /// Returns the bucket of an address, by a multiply-shift hash of its two halves.
@@ -74,7 +74,7 @@ impl BySource {
         };
         let [low, high] = [net & 0xffff_ffff, net >> 32];
         let sum = low.wrapping_mul(self.factors[0]).wrapping_add(high.wrapping_mul(self.factors[1]));
-        let place = usize::try_from(sum >> (64 - BITS)).unwrap_or(0);
+        let place = usize::try_from(sum >> (64 - INDEX_BITS)).unwrap_or(0);
         &mut self.buckets[place]
     }
 }

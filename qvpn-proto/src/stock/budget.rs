@@ -175,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn a_kme_that_is_down_is_told_of_within_seconds_of_the_first_missing_key() {
+    fn a_kme_that_is_down_is_reported_within_seconds_of_the_first_missing_key() {
         let mut budget = full();
         let at = |s| START + S * s;
         assert_eq!(
@@ -214,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn a_path_that_was_down_is_no_trouble_of_the_supply() {
+    fn a_path_that_was_down_is_no_fault_of_the_supply() {
         let mut budget = full();
         for minute in 1..30 {
             budget.pause(START + MINUTE * minute);
@@ -244,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn a_supply_that_is_too_small_is_told_of_with_the_end_in_sight() {
+    fn a_supply_that_is_too_small_is_reported_with_the_remaining_time() {
         let mut budget = full();
         let (mut held, mut told, mut end) = (5usize, None, 0);
         for second in 1u32..3600 {
@@ -269,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stock_that_keeps_up_lasts_as_long_as_its_keys_and_so_does_one_just_seen() {
+    fn a_stock_that_keeps_up_lasts_as_long_as_its_keys_and_so_does_a_new_one() {
         let at = |s| START + S * s;
         // Three keys arrived in three minutes, in which three were used.
         let mut budget = full();
@@ -294,7 +294,7 @@ mod tests {
     }
 
     #[test]
-    fn a_source_that_says_nothing_is_told_of_before_the_stock_ends() {
+    fn a_silent_source_is_reported_before_the_stock_runs_out() {
         let mut budget = Budget::new(START);
         budget.update(5, None, MINUTE, None, START);
         let mut told = None;

@@ -56,7 +56,7 @@ fn usable(stock: &InitiatorStock) -> Option<&str> {
 }
 
 #[test]
-fn what_is_no_good_key_never_enters_the_masters_stock() {
+fn an_unusable_key_never_enters_the_initiators_stock() {
     let mut stock = InitiatorStock::new(10);
     assert_eq!(stock.fetch(START, 7), Some(10));
     assert_eq!(stock.fetch(START, 8), None, "one request at a time");
@@ -148,7 +148,7 @@ fn a_key_is_named_once_and_not_after_a_refusal() {
 }
 
 #[test]
-fn keys_of_the_master_go_at_their_time() {
+fn keys_of_the_initiator_expire_on_time() {
     let mut stock = master(&["one", "two"]);
     let _ =
         stock.answered(&answers(1, 1, &[("one", right("one")), ("two", KeyAvailability::NotFound)]), START);
@@ -240,7 +240,7 @@ fn keys_from_a_file_go_where_qkd_is_required() {
 }
 
 #[test]
-fn what_failed_is_asked_for_again_later_and_later() {
+fn a_failed_fetch_is_repeated_at_growing_intervals() {
     let trouble = || KmsFailure { kind: KmsFailureKind::Unavailable, text: "no KME".to_owned() };
     let mut stock = InitiatorStock::new(1);
     let mut now = START;
@@ -283,7 +283,7 @@ fn slave(ids: &[&str]) -> ResponderStock {
 }
 
 #[test]
-fn the_slave_takes_what_it_asked_for_alone() {
+fn the_responder_accepts_only_keys_that_it_requested() {
     let mut stock = ResponderStock::new(START);
     let ids = ["one", "two", "red", "file"];
     stock.offered(StockOffer { number: 1, keys: ids.map(name).to_vec() }, START);
@@ -314,7 +314,7 @@ fn the_slave_takes_what_it_asked_for_alone() {
 }
 
 #[test]
-fn the_slave_says_what_is_wrong_and_asks_at_once_when_a_kme_answers_again() {
+fn the_responder_reports_the_fault_and_fetches_at_once_when_a_kme_answers_again() {
     let offered = || {
         let mut stock = ResponderStock::new(START);
         stock.offered(StockOffer { number: 1, keys: vec![name("one"), name("two")] }, START);

@@ -2,9 +2,8 @@
 //! bytes are part of every transcript.
 
 use super::codec::{ParseError, Reader, put_name, put_option};
-use crate::config::{QkdPolicy, Role};
 use qvpn_identity::kem::EkBytes;
-use qvpn_types::{SaeId, Suite};
+use qvpn_types::{QkdPolicy, Role, SaeId, Suite};
 
 /// The protocol version. Both sites must speak the same one.
 pub const VERSION: u8 = 2;

@@ -181,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_says_each_thing_by_its_number() {
+    fn each_availability_has_its_number_on_the_wire() {
         let all = [
             KeyAvailability::Yes([7; 16]),
             KeyAvailability::Pending,

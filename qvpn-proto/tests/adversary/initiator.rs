@@ -68,7 +68,7 @@ fn four_wrong_accepts_end_an_attempt() {
 }
 
 #[test]
-fn what_answers_no_attempt_costs_it_nothing() {
+fn an_answer_to_no_attempt_is_ignored() {
     let (mut world, right) = proposed();
     let (mut accept, _, confirmation) = Accept::parse(&right).unwrap();
     accept.epoch.0 += 1;
@@ -197,7 +197,7 @@ fn keys_on_their_way_into_the_lanes_end_when_the_responder_restarts() {
 }
 
 #[test]
-fn older_keys_drain_once_the_other_end_is_heard_in_the_epoch() {
+fn older_keys_drain_once_the_peer_seals_in_the_epoch() {
     let mut world = World::new(Role::Initiator, QkdPolicy::Off);
     world.answer_next();
     let local_epoch = world.local_epoch;
@@ -213,7 +213,7 @@ fn older_keys_drain_once_the_other_end_is_heard_in_the_epoch() {
 }
 
 #[test]
-fn a_confirmation_is_repeated_until_the_other_end_is_heard() {
+fn a_confirmation_is_repeated_until_the_peer_seals() {
     let mut world = World::new(Role::Initiator, QkdPolicy::Off);
     world.answer_next();
     let confirm = world.take(MessageType::Confirm).expect("at once");
@@ -227,7 +227,7 @@ fn a_confirmation_is_repeated_until_the_other_end_is_heard() {
 }
 
 #[test]
-fn a_repeated_accept_is_answered_by_the_confirmation_until_the_other_end_is_heard() {
+fn a_repeated_accept_is_answered_by_the_confirmation_until_the_peer_seals() {
     let (mut world, right) = proposed();
     world.send(MessageType::Accept, &right);
     let confirm = world.take(MessageType::Confirm).expect("at once");
@@ -245,7 +245,12 @@ fn lanes_that_take_no_keys_end_an_attempt_after_five_seconds() {
     world.lanes_hang = true;
     world.send(MessageType::Accept, &right);
     world.wait(Duration::from_secs(5));
-    let told = |n: &PeerEvent| matches!(n, PeerEvent::EpochFailed { reason: FailureReason::Timeout, detail } if detail.contains("our lanes"));
+    let told = |event: &PeerEvent| match event {
+        PeerEvent::EpochFailed { reason, detail } => {
+            *reason == FailureReason::Timeout && detail.contains("our lanes")
+        }
+        _ => false,
+    };
     assert_eq!(world.notices.iter().filter(|n| told(n)).count(), 1, "{:?}", world.notices);
     let index = world.opening.unwrap();
     assert_eq!(world.closed, [index]);
@@ -279,7 +284,7 @@ fn proposed_without_qkd() -> (World, Vec<u8>) {
 }
 
 #[test]
-fn an_epoch_without_qkd_that_a_stricter_policy_met_on_its_way_never_seals() {
+fn an_epoch_without_qkd_that_is_being_made_under_a_stricter_policy_never_seals() {
     let (mut world, right) = proposed_without_qkd();
     world.lanes_hang = true;
     world.send(MessageType::Accept, &right);
@@ -320,7 +325,7 @@ fn an_epoch_that_breaks_a_stricter_policy_is_confirmed_no_more() {
 }
 
 #[test]
-fn a_proposal_that_rests_on_an_old_hello_is_answered_by_a_new_one() {
+fn a_proposal_under_an_old_hello_is_answered_by_a_new_hello() {
     for reason in REASONS {
         let mut world = World::new(Role::Initiator, QkdPolicy::Off);
         let (id, _) = world.take_with_id(MessageType::Propose).unwrap();
@@ -380,7 +385,7 @@ fn show_tells_how_old_an_epoch_is_and_what_comes_next() {
 }
 
 #[test]
-fn an_epoch_is_due_at_once_where_the_operator_or_a_lane_says_so() {
+fn an_epoch_is_due_at_once_at_the_request_of_the_operator_or_a_lane() {
     let mut world = World::new(Role::Initiator, QkdPolicy::Off);
     world.answer_next();
     assert!(world.take(MessageType::Propose).is_none());

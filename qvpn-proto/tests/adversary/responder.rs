@@ -76,7 +76,7 @@ fn a_proposal_holds_under_the_hellos_in_force_alone() {
 }
 
 #[test]
-fn a_hello_of_an_earlier_life_changes_nothing() {
+fn a_hello_of_an_earlier_instance_changes_nothing() {
     let mut world = World::new(Role::Responder, QkdPolicy::Off);
     let first = world.hello.clone();
     world.exchange(1);
@@ -150,7 +150,7 @@ fn a_key_is_spoilt_by_two_attempts_that_wrong_confirmations_ended() {
 }
 
 #[test]
-fn nothing_that_is_said_ends_an_epoch() {
+fn no_message_ends_an_epoch() {
     let mut world = World::new(Role::Responder, QkdPolicy::Off);
     world.exchange(1);
     let accept = world.propose(2);
@@ -193,7 +193,7 @@ fn a_responder_refuses_unusable_public_values() {
 }
 
 #[test]
-fn the_loss_of_a_chain_is_told_once() {
+fn the_loss_of_a_chain_is_reported_once() {
     let mut world = World::new(Role::Responder, QkdPolicy::Off);
     let state = |world: &World| world.peer.view(world.now).state;
     world.exchange(1);
@@ -237,7 +237,7 @@ fn a_confirmation_that_comes_too_late_brings_a_chain_and_no_epoch() {
     let mut world = late(Duration::from_secs(180));
     assert_eq!(world.sealing, 0, "three intervals after the Propose");
     world.exchange_with_chain(2);
-    assert_eq!(world.resets, 0, "both ends hold its chain");
+    assert_eq!(world.resets, 0, "both sides hold its chain");
 }
 
 #[test]
@@ -296,7 +296,7 @@ fn the_first_packet_of_an_epoch_confirms_it() {
 }
 
 #[test]
-fn a_refusal_of_our_hello_is_told_once_and_holds_until_the_other_end_says_something_else() {
+fn a_refusal_of_our_hello_is_reported_once_and_holds_until_the_peer_changes_its_hello() {
     let reasons = [
         (RejectReason::Version, "install the same release"),
         (RejectReason::Policy, "qkd"),

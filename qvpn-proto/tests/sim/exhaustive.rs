@@ -34,7 +34,7 @@ struct Epoch {
     number: u8,
     answer: u8,
     /// Whether it has no QKD key.
-    weak: bool,
+    without_qkd: bool,
 }
 
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
@@ -285,11 +285,11 @@ impl State {
         if !end.qkd_only() {
             return;
         }
-        end.ended.extend(end.opening.iter().copied().chain(under_way).filter(|epoch| epoch.weak));
-        end.opening.retain(|epoch| !epoch.weak);
-        end.sealing = end.sealing.filter(|epoch| !epoch.weak);
+        end.ended.extend(end.opening.iter().copied().chain(under_way).filter(|epoch| epoch.without_qkd));
+        end.opening.retain(|epoch| !epoch.without_qkd);
+        end.sealing = end.sealing.filter(|epoch| !epoch.without_qkd);
         if which == To::Initiator {
-            self.confirming = self.confirming.filter(|epoch| !epoch.weak);
+            self.confirming = self.confirming.filter(|epoch| !epoch.without_qkd);
             if matches!(&self.attempt, Attempt::Proposed(propose) if propose.qkd.is_none()) {
                 self.attempt = Attempt::Idle;
             }
@@ -335,7 +335,7 @@ impl State {
             responder: self.r.hello.life,
             number: propose.number,
             answer: self.answers,
-            weak: propose.qkd.is_none(),
+            without_qkd: propose.qkd.is_none(),
         };
         self.last = Some((propose.clone(), epoch));
         self.pending = Some(Pending { epoch, qkd: propose.qkd, installed: false });

@@ -28,7 +28,7 @@ fn epochs(world: &World, i: usize) -> Vec<(Vec<&'static str>, Option<KeyId>)> {
 }
 
 #[test]
-fn a_file_is_never_enough_where_either_end_requires_qkd() {
+fn a_file_is_never_enough_where_either_side_requires_qkd() {
     use KeyKind::{File, Qkd};
     use QkdPolicy::{Preferred, Required};
     for policies in [[Required, Required], [Required, Preferred], [Preferred, Required]] {
@@ -55,7 +55,7 @@ fn a_file_is_never_enough_where_either_end_requires_qkd() {
 }
 
 #[test]
-fn an_end_without_a_qkd_source_says_at_once_that_required_cannot_be_met() {
+fn a_side_without_a_qkd_source_says_at_once_that_required_cannot_be_met() {
     for (i, mine) in [
         (0, "qkd = \"required\""),
         (1, "qkd = \"required\""),
@@ -106,7 +106,7 @@ fn where_qkd_is_preferred_a_file_is_used_at_once_called_by_its_name_and_shown_as
 }
 
 #[test]
-fn each_end_goes_by_its_own_source() {
+fn each_side_trusts_its_own_source_alone() {
     let mut world = world([QkdPolicy::Preferred; 2], [KeyKind::Qkd, KeyKind::File]);
     world.run(10 * S);
     assert_eq!([0, 1].map(|i| world.state(i)), [PeerState::Up, PeerState::Degraded]);

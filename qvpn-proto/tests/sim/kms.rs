@@ -41,7 +41,7 @@ pub const GOOD: KmsFaults = KmsFaults {
     again: 0,
 };
 
-struct Waiting {
+struct StoredKey {
     bytes: Vec<u8>,
     from: Time,
 }
@@ -64,7 +64,7 @@ pub struct Kms {
     pub corrupt_next_key: bool,
     pub corrupt_all_keys: bool,
     next: u64,
-    waiting: BTreeMap<KeyId, Waiting>,
+    waiting: BTreeMap<KeyId, StoredKey>,
     last: Option<(KeyId, Vec<u8>)>,
     tunnel: usize,
 }
@@ -128,7 +128,7 @@ impl Kms {
                     if self.waiting.get(&name.id).is_none_or(|key| key.from > now) {
                         continue;
                     }
-                    let Some(Waiting { mut bytes, .. }) = self.waiting.remove(&name.id) else { continue };
+                    let Some(StoredKey { mut bytes, .. }) = self.waiting.remove(&name.id) else { continue };
                     let wrong = chance(self.faults.wrong, rng);
                     if std::mem::take(&mut self.corrupt_next_key) || self.corrupt_all_keys || wrong {
                         bytes[0] ^= 1;
@@ -158,7 +158,7 @@ impl Kms {
         rng.fill_bytes(&mut bytes);
         if !chance(self.faults.lost, rng) {
             let from = now + up_to(self.faults.lag, rng);
-            self.waiting.insert(id.clone(), Waiting { bytes: bytes.clone(), from });
+            self.waiting.insert(id.clone(), StoredKey { bytes: bytes.clone(), from });
         }
         self.last = Some((id.clone(), bytes.clone()));
         (id, bytes)

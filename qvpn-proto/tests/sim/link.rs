@@ -12,15 +12,15 @@ use std::time::Duration;
 use qvpn_proto::session::{ControlLink, LinkOutput};
 use qvpn_types::Time;
 
-const START: u8 = 1;
-const ANSWER: u8 = 2;
+const INITIATION: u8 = 1;
+const RESPONSE: u8 = 2;
 const DATA: u8 = 4;
 /// Type, tunnel, session and counter.
-pub const HEADER: usize = 19;
-const MAC: usize = 8;
-const REPLACE: Duration = Duration::from_secs(120);
-const DEAD: Duration = Duration::from_secs(180);
-const AGAIN: Duration = Duration::from_secs(5);
+pub const HEADER_BYTES: usize = 19;
+const MAC_BYTES: usize = 8;
+const REKEY_AFTER: Duration = Duration::from_secs(120);
+const REJECT_AFTER: Duration = Duration::from_secs(180);
+const INITIATION_RETRY_INTERVAL: Duration = Duration::from_secs(5);
 
 /// State that the simulation and a link share.
 #[derive(Default)]
@@ -72,7 +72,7 @@ pub fn in_session(tunnel: u16, session: u64, count: u64, packet: &[u8]) -> Vec<u
     frame(DATA, tunnel, session, count, packet)
 }
 
-fn mac(bytes: &[u8]) -> [u8; MAC] {
+fn mac(bytes: &[u8]) -> [u8; MAC_BYTES] {
     let mut hash = std::hash::DefaultHasher::new();
     hash.write(bytes);
     hash.finish().to_be_bytes()
@@ -85,15 +85,15 @@ pub fn tunnel_of(datagram: &[u8]) -> Option<u16> {
 
 /// Returns the packet in a datagram.
 pub fn packet_of(datagram: &[u8]) -> Option<&[u8]> {
-    let inner = datagram.get(HEADER..datagram.len().checked_sub(MAC)?)?;
+    let inner = datagram.get(HEADER_BYTES..datagram.len().checked_sub(MAC_BYTES)?)?;
     (datagram[0] == DATA && !inner.is_empty()).then_some(inner)
 }
 
 /// Names the type of a datagram.
 pub fn name_of(datagram: &[u8]) -> &'static str {
     match datagram.first() {
-        Some(&START) => "start",
-        Some(&ANSWER) => "answer",
+        Some(&INITIATION) => "start",
+        Some(&RESPONSE) => "answer",
         _ => "empty",
     }
 }
@@ -134,7 +134,7 @@ impl FakeLink {
 
     fn current(&mut self) -> Option<&mut Session> {
         let (current, now) = (self.current?, self.now());
-        self.sessions.iter_mut().find(|s| s.id == current && now.since(s.born) < DEAD)
+        self.sessions.iter_mut().find(|s| s.id == current && now.since(s.born) < REJECT_AFTER)
     }
 
     fn seal(&mut self, packet: &[u8]) -> Option<Vec<u8>> {
@@ -149,14 +149,14 @@ impl FakeLink {
 impl ControlLink for FakeLink {
     fn receive(&mut self, _from: IpAddr, datagram: &[u8]) -> LinkOutput {
         let mut out = LinkOutput::default();
-        let Some((said, their_mac)) = datagram.split_last_chunk::<MAC>() else { return out };
-        if said.len() < HEADER || mac(said) != *their_mac || tunnel_of(said) != Some(self.tunnel) {
+        let Some((said, their_mac)) = datagram.split_last_chunk::<MAC_BYTES>() else { return out };
+        if said.len() < HEADER_BYTES || mac(said) != *their_mac || tunnel_of(said) != Some(self.tunnel) {
             return out;
         }
         let number = |at: usize| u64::from_be_bytes(said[at..at + 8].try_into().unwrap());
         let (session, count) = (number(3), number(11));
         match said[0] {
-            START => {
+            INITIATION => {
                 if count <= self.greatest {
                     out.stale_start = true;
                     return out;
@@ -166,9 +166,9 @@ impl ControlLink for FakeLink {
                 // key.
                 self.next += 1;
                 self.add(self.next, false);
-                out.datagrams.push(frame(ANSWER, self.tunnel, session, self.next, &[]));
+                out.datagrams.push(frame(RESPONSE, self.tunnel, session, self.next, &[]));
             }
-            ANSWER if self.started.contains(&session) => {
+            RESPONSE if self.started.contains(&session) => {
                 self.started.retain(|s| *s != session);
                 self.add(count, true);
                 self.use_session(Some(count));
@@ -180,7 +180,7 @@ impl ControlLink for FakeLink {
                 let now = self.now();
                 let newest = self.sessions.back().map(|s| s.id);
                 let Some(known) = self.sessions.iter_mut().find(|s| s.id == session) else { return out };
-                if now.since(known.born) >= DEAD || !known.seen.insert(count) {
+                if now.since(known.born) >= REJECT_AFTER || !known.seen.insert(count) {
                     return out;
                 }
                 out.authenticated = true;
@@ -210,7 +210,7 @@ impl ControlLink for FakeLink {
         let now = self.now();
         self.started_at = Some(now);
         let wall = now.as_nanos() + self.shared.wall.load(Relaxed);
-        Some(frame(START, self.tunnel, self.next, wall, &[]))
+        Some(frame(INITIATION, self.tunnel, self.next, wall, &[]))
     }
 
     fn tick(&mut self) -> LinkOutput {
@@ -223,7 +223,8 @@ impl ControlLink for FakeLink {
                 out.expired = true;
             }
             Some((true, age))
-                if age >= REPLACE && self.started_at.is_none_or(|at| now.since(at) >= AGAIN) =>
+                if age >= REKEY_AFTER
+                    && self.started_at.is_none_or(|at| now.since(at) >= INITIATION_RETRY_INTERVAL) =>
             {
                 out.datagrams.extend(self.start());
             }

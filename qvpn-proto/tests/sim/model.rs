@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use qvpn_proto::KeySources;
 use qvpn_proto::QkdPolicy;
-use qvpn_proto::epoch::{MAX_PACKETS, drain, max_age};
-use qvpn_types::{KeyId, LocalEpoch, Time};
+use qvpn_proto::epoch::{drain, max_age};
+use qvpn_types::{KeyId, LocalEpoch, MAX_PACKETS, Time};
 
 use crate::kms::Delivered;
 use crate::lane::{Key, Opened};
@@ -16,7 +16,7 @@ use crate::lane::{Key, Opened};
 pub type Verdict = Result<(), String>;
 
 /// The maximum difference of two clocks during the lifetime of a key.
-const SLACK: Duration = Duration::from_secs(1);
+const CLOCK_SLACK: Duration = Duration::from_secs(1);
 
 /// A key with which a side can open packets.
 struct Openable {
@@ -35,7 +35,7 @@ struct Sealed {
     limit: Time,
     packets: u64,
     counter: u64,
-    weak: bool,
+    without_qkd: bool,
 }
 
 /// The state of a side.
@@ -154,7 +154,7 @@ impl Model {
         let life = self.ends[end].life;
         self.ends[end].derived.entry(local_epoch).or_insert(local);
         let before = self.openable.insert(key, Openable { end, life, lane, index, expires });
-        check(before.is_none(), || format!("no key twice: end {end} was given an opening key a second time"))
+        check(before.is_none(), || format!("no key twice: side {end} was given an opening key a second time"))
     }
 
     /// Checks an order of a side to install a sealing key in a lane. `expires` is by its own clock and in
@@ -168,32 +168,36 @@ impl Model {
         packets: u64,
     ) -> Verdict {
         let Some(opens) = self.openable.get(&key) else {
-            return Err(format!("agreement: end {end} seals with a key that no end can open"));
+            return Err(format!("agreement: side {end} seals with a key that no side can open"));
         };
         check((opens.end, opens.lane, opens.index) == (end ^ 1, lane, index), || {
             format!(
-                "agreement: end {end} seals for lane {lane}, index {index:#x} with the key of end {}'s lane {}, index {:#x}",
+                "agreement: side {end} seals for lane {lane}, index {index:#x} with the key of side {}'s \
+                 lane {}, index {:#x}",
                 opens.end, opens.lane, opens.index
             )
         })?;
         let (least, most) = self.intervals[&(end / 2)];
         let Some(derived) = self.ends[end].derived.get(&local_epoch) else {
-            return Err(format!("end {end} seals in local epoch {local_epoch} that it cannot open"));
+            return Err(format!("side {end} seals in local epoch {local_epoch} that it cannot open"));
         };
         check(expires <= *derived + max_age(most) && packets <= MAX_PACKETS, || {
-            format!("limits: end {end}'s key of local epoch {local_epoch} ends {expires:?}, made {derived:?}")
-        })?;
-        check(least != most || opens.expires + SLACK >= expires_true + drain(least), || {
             format!(
-                "hitless: end {end} seals until {expires_true:?}, and end {} opens only until {:?}",
+                "limits: side {end}'s key of local epoch {local_epoch} ends {expires:?}, made \
+                     {derived:?}"
+            )
+        })?;
+        check(least != most || opens.expires + CLOCK_SLACK >= expires_true + drain(least), || {
+            format!(
+                "hitless: side {end} seals until {expires_true:?}, and side {} opens only until {:?}",
                 opens.end, opens.expires
             )
         })?;
         let life = self.ends[end].life;
-        let sealed = Sealed { end, life, limit: expires, packets, counter: 0, weak: false };
+        let sealed = Sealed { end, life, limit: expires, packets, counter: 0, without_qkd: false };
         self.ends[end].fresh.push(key);
         check(self.sealed.insert(key, sealed).is_none(), || {
-            format!("no key twice: end {end} seals a second time with one key")
+            format!("no key twice: side {end} seals a second time with one key")
         })
     }
 
@@ -208,38 +212,38 @@ impl Model {
     ) -> Verdict {
         let fresh = std::mem::take(&mut self.ends[end].fresh);
         let Some(opens) = fresh.first().and_then(|key| self.openable.get(key)) else {
-            return Err(format!("end {end} has epoch {epoch} in force and no key"));
+            return Err(format!("side {end} has epoch {epoch} in force and no key"));
         };
         // The instance that numbered the epoch: our own, or that of the side that made the key.
         let life = if initiator { self.ends[end].life } else { opens.life };
         let own = &self.ends[end];
         check(initiator || epoch > own.highest || opens.life > 1, || {
-            format!("end {end} went back to epoch {epoch}")
+            format!("side {end} went back to epoch {epoch}")
         })?;
         check(sources.qkd == qkd_key_id.is_some(), || {
-            format!("end {end}: epoch {epoch} names its key wrongly")
+            format!("side {end}: epoch {epoch} names its key wrongly")
         })?;
         check(sources.qkd || own.policy != QkdPolicy::Required, || {
-            format!("required never without QKD: end {end} has epoch {epoch} in force without")
+            format!("required never without QKD: side {end} has epoch {epoch} in force without")
         })?;
         let others = self.ends[end ^ 1].policy;
         check(sources.qkd || own.tightened || others != QkdPolicy::Required, || {
-            format!("required never without QKD: end {} requires it, end {end} goes on without", end ^ 1)
+            format!("required never without QKD: side {} requires it, side {end} goes on without", end ^ 1)
         })?;
         let (least, _) = self.intervals[&(end / 2)];
-        let waited = now.since(own.last_qkd.unwrap_or(own.started)) + SLACK / 100 >= least * 2;
+        let waited = now.since(own.last_qkd.unwrap_or(own.started)) + CLOCK_SLACK / 100 >= least * 2;
         let prefers = own.policy == QkdPolicy::Preferred && others == QkdPolicy::Preferred;
         check(sources.qkd || sources.file || waited || !prefers, || {
-            format!("preferred: end {end} goes on without QKD before two intervals have passed")
+            format!("preferred: side {end} goes on without QKD before two intervals have passed")
         })?;
         let number = (end / 2, life, epoch);
         if initiator && let Some(at) = self.proposed.get(&(end, life, epoch)) {
             let (_, most) = self.intervals[&(end / 2)];
             let over = fresh.iter().any(|key| self.sealed[key].limit > *at + max_age(most));
-            check(!over, || format!("limits: end {end} seals for longer than from its first Propose on"))?;
+            check(!over, || format!("limits: side {end} seals for longer than from its first Propose on"))?;
         }
         for key in &fresh {
-            self.sealed.get_mut(key).unwrap().weak = !sources.qkd;
+            self.sealed.get_mut(key).unwrap().without_qkd = !sources.qkd;
         }
         self.ends[end].highest = epoch;
         if sources.qkd {
@@ -254,7 +258,7 @@ impl Model {
             let bytes = |end: usize, life: u32| self.qkd_delivered.get(&(end, life, id.clone()));
             let (ours, theirs) = (bytes(end, self.ends[end].life), bytes(end ^ 1, other_life));
             check(ours.is_some() && ours == theirs, || {
-                format!("agreement: epoch {epoch} rests on QKD key {id}, which the ends do not both hold")
+                format!("agreement: epoch {epoch} rests on QKD key {id}, which the sides do not both hold")
             })?;
         }
         let made = Made { sources, qkd_key_id: qkd_key_id.cloned(), by: [false; 2] };
@@ -263,10 +267,10 @@ impl Model {
         let parts = |of: KeySources| (of.qkd || of.file, of.psk, of.chain);
         let same_key = made.sources != sources || made.qkd_key_id.as_ref() == qkd_key_id;
         check(parts(made.sources) == parts(sources) && same_key, || {
-            format!("agreement: the ends disagree on what epoch {epoch} is made of")
+            format!("agreement: the sides disagree on what epoch {epoch} is made of")
         })?;
         check(!std::mem::replace(&mut made.by[end % 2], true), || {
-            format!("end {end} brought epoch {epoch} into force twice")
+            format!("side {end} brought epoch {epoch} into force twice")
         })
     }
 
@@ -275,20 +279,20 @@ impl Model {
     pub fn sealed(&mut self, end: usize, key: Key, counter: u64, now: Time, ordered: bool) -> Verdict {
         let required = self.ends[end].policy == QkdPolicy::Required;
         let Some(known) = self.sealed.get_mut(&key) else {
-            return Err(format!("end {end} sealed with a key that nobody ordered"));
+            return Err(format!("side {end} sealed with a key that nobody ordered"));
         };
         check((known.end, known.life) == (end, self.ends[end].life), || {
-            format!("end {end} sealed with a key of end {}'s life {}", known.end, known.life)
+            format!("side {end} sealed with a key of side {}'s instance {}", known.end, known.life)
         })?;
         check(now < known.limit && counter < known.packets, || {
-            format!("limits: end {end} sealed packet {counter} at {now:?}, the key ended {:?}", known.limit)
+            format!("limits: side {end} sealed packet {counter} at {now:?}, the key ended {:?}", known.limit)
         })?;
         check(counter >= known.counter, || {
-            format!("no nonce twice: end {end} sealed counter {counter} again")
+            format!("no nonce twice: side {end} sealed counter {counter} again")
         })?;
         known.counter = counter + 1;
-        check(ordered || !(known.weak && required), || {
-            format!("required never without QKD: end {end} sealed a packet")
+        check(ordered || !(known.without_qkd && required), || {
+            format!("required never without QKD: side {end} sealed a packet")
         })
     }
 
@@ -303,14 +307,14 @@ impl Model {
     ) -> Result<bool, String> {
         if let Some(opened) = opened {
             check(packet.intact && opened.text == packet.text && opened.key == packet.key, || {
-                format!("end {to} opened a packet that nobody sealed so")
+                format!("side {to} opened a packet that nobody sealed so")
             })?;
-            let weak = self.sealed[&packet.key].weak;
-            check(ordered || !weak || self.ends[to].policy != QkdPolicy::Required, || {
-                format!("required never without QKD: end {to} opened a packet")
+            let without_qkd = self.sealed[&packet.key].without_qkd;
+            check(ordered || !without_qkd || self.ends[to].policy != QkdPolicy::Required, || {
+                format!("required never without QKD: side {to} opened a packet")
             })?;
             check(self.opened.insert((opened.key, opened.counter)), || {
-                format!("end {to} opened packet {} twice", opened.counter)
+                format!("side {to} opened packet {} twice", opened.counter)
             })?;
             return Ok(true);
         }
@@ -323,10 +327,10 @@ impl Model {
             && packet.from_life == self.ends[packet.from].life;
         let (least, _) = self.intervals[&(to / 2)];
         let late = now.since(packet.sealed) >= drain(least);
-        let stopped = self.sealed[&packet.key].weak && self.ends[to].tightened;
+        let stopped = self.sealed[&packet.key].without_qkd && self.ends[to].tightened;
         check(!packet.intact || again || !running || late || stopped, || {
             format!(
-                "hitless: packet {} that end {} sealed {:?} before it arrived does not open at end {to}",
+                "hitless: packet {} that side {} sealed {:?} before it arrived does not open at side {to}",
                 packet.counter,
                 packet.from,
                 now.since(packet.sealed)

@@ -62,7 +62,7 @@ fn loss_delay_duplication_and_reordering_lose_nothing_that_arrives() {
 }
 
 #[test]
-fn either_end_restarted_comes_back_within_five_seconds() {
+fn after_a_restart_of_either_side_traffic_is_back_within_five_seconds() {
     for seed in 0..20 {
         let mut world = World::new(seed, sites(QkdPolicy::Required, 10 * S), CLEAN);
         world.traffic(50 * MS);
@@ -128,7 +128,7 @@ fn required_rides_on_the_stock_then_blocks_then_recovers() {
 }
 
 #[test]
-fn preferred_goes_on_without_qkd_and_says_so() {
+fn preferred_continues_without_qkd_and_reports_it() {
     let mut world = World::new(4, sites(QkdPolicy::Preferred, 2 * S), CLEAN);
     world.traffic(50 * MS);
     assert!(world.run_until(5 * S, |w| w.both(PeerState::Up)));
@@ -231,9 +231,10 @@ fn a_key_with_other_bytes_at_the_other_kme_is_named_before_use() {
     let mut world = World::new(9, sites(QkdPolicy::Required, S), CLEAN);
     world.kms[0].corrupt_next_key = true;
     assert!(world.run_until(10 * S, |w| w.both(PeerState::Up)));
-    let lost = world.ends[0].notices.iter().any(
-        |(_, n)| matches!(n, PeerEvent::KeyLost { id, why } if id.as_str() == "key-1" && why.contains("different bytes")),
-    );
+    let lost = world.ends[0].notices.iter().any(|(_, event)| match event {
+        PeerEvent::KeyLost { id, why } => id.as_str() == "key-1" && why.contains("different bytes"),
+        _ => false,
+    });
     assert!(lost, "{}", world.story(0));
     assert_eq!(world.failures(0, FailureReason::Confirmation), 0);
 }
@@ -257,7 +258,7 @@ fn an_identity_that_is_not_configured_is_refused() {
 }
 
 #[test]
-fn a_silent_other_end_is_named_with_what_to_compare() {
+fn a_silent_peer_is_reported_with_what_to_compare() {
     let mut world = World::new(11, sites(QkdPolicy::Required, S), Faults { loss: 1000, ..CLEAN });
     world.run(20 * S);
     let reason = world.view(0).reason.unwrap();
@@ -282,8 +283,9 @@ fn another_protocol_version_is_refused_in_words() {
     world.deliver(1, MessageType::Hello, &[1, 0, 0, 0]);
     let told = |world: &World, words: [&str; 2]| {
         let said = |detail: &str| words.iter().all(|word| detail.contains(word));
-        let any = world.ends[1].notices.iter().any(|(_, n)| {
-            matches!(n, PeerEvent::Refused { by_us: true, reason: RejectReason::Version, detail } if said(detail))
+        let any = world.ends[1].notices.iter().any(|(_, event)| match event {
+            PeerEvent::Refused { by_us: true, reason: RejectReason::Version, detail } => said(detail),
+            _ => false,
         });
         assert!(any, "{words:?}: {}", world.story(1));
     };
@@ -352,7 +354,7 @@ fn required_by_a_reload_between_accept_and_confirm_keeps_a_weak_epoch_out() {
         // `Hello` within a round trip.
         assert!(!world.run_until(20 * MS, |w| w.seals(which)), "end {which} seals without QKD, {after:?}");
         let weak = world.run_until(10 * S, |w| w.seals(0) || w.seals(1));
-        assert!(!weak, "{which} {after:?}: an end seals without QKD");
+        assert!(!weak, "{which} {after:?}: a side seals without QKD");
         world.kms[0].up = [true, true];
         assert!(
             world.run_until(10 * S, |w| w.both(PeerState::Up)),
@@ -360,12 +362,12 @@ fn required_by_a_reload_between_accept_and_confirm_keeps_a_weak_epoch_out() {
             world.story(0),
             world.story(1)
         );
-        assert_eq!(world.failures(0, FailureReason::Confirmation), 0, "the ends agree on the chain");
+        assert_eq!(world.failures(0, FailureReason::Confirmation), 0, "the sides agree on the chain");
     }
 }
 
 #[test]
-fn two_messages_refused_at_once_are_both_told() {
+fn two_messages_refused_at_once_are_both_reported() {
     let mut world = World::new(18, sites(QkdPolicy::Required, S), CLEAN);
     assert!(world.run_until(5 * S, |w| w.both(PeerState::Up)));
     let ids = [world.deliver(1, MessageType::Propose, &[1]), world.deliver(1, MessageType::Propose, &[2])];
@@ -410,7 +412,7 @@ fn a_refused_hello_that_comes_again_is_refused_under_its_new_id() {
 }
 
 #[test]
-fn an_operator_at_the_responder_gets_an_epoch_and_the_initiator_hears_why() {
+fn an_operator_at_the_responder_gets_an_epoch_and_the_initiator_learns_the_reason() {
     let mut world = World::new(20, sites(QkdPolicy::Required, 60 * S), CLEAN);
     assert!(world.run_until(5 * S, |w| w.both(PeerState::Up)));
     world.run(2 * S);
@@ -470,7 +472,7 @@ fn a_stock_of_a_hundred_keys_is_filled_and_used() {
 /// session before any answer could arrive. Both sides sleep here, as on one host that pauses: a side that is
 /// awake resets the session, which is right.
 #[test]
-fn after_a_sleep_the_other_end_has_its_time_to_answer() {
+fn after_a_sleep_the_peer_has_the_full_time_to_answer() {
     let mut world = World::new(34, sites(QkdPolicy::Required, S), CLEAN);
     assert!(world.run_until(5 * S, |w| w.both(PeerState::Up)));
     world.traffic(50 * MS);
@@ -531,7 +533,7 @@ fn a_reload_while_lanes_take_keys_loses_no_packet() {
 }
 
 #[test]
-fn the_end_of_the_stock_is_foretold_long_before_traffic_is_hurt() {
+fn the_end_of_the_stock_is_reported_long_before_traffic_is_affected() {
     let mut world = World::new(40, sites(QkdPolicy::Required, 10 * S), CLEAN);
     assert!(world.run_until(5 * S, |w| w.both(PeerState::Up)));
     world.run(2 * S);
@@ -592,7 +594,7 @@ fn a_path_that_is_down_is_not_called_a_stop_of_the_supply() {
 
 /// If a key is missing, nothing is sent, and each side says what is missing and where.
 #[test]
-fn a_miss_is_explained_at_both_ends() {
+fn a_miss_is_explained_at_both_sites() {
     type Break = fn(&mut World);
     let cases: [(&str, Break, [&str; 2]); 4] = [
         (
@@ -638,7 +640,7 @@ fn a_miss_is_explained_at_both_ends() {
 /// The side dropped the epoch under way, and treated the `Hello` of the running instance as an old one from
 /// then on.
 #[test]
-fn a_hello_held_back_from_an_earlier_life_changes_nothing() {
+fn a_delayed_hello_of_an_earlier_instance_changes_nothing() {
     for (seed, end) in [(37, 0), (38, 1)] {
         let other = end ^ 1;
         let mut world = World::new(seed, sites(QkdPolicy::Required, S), CLEAN);
@@ -670,7 +672,7 @@ fn a_hello_held_back_from_an_earlier_life_changes_nothing() {
 /// the next `Propose` named its chain. The responder then drained the epoch in which the initiator still
 /// sealed, until an `Accept` arrived.
 #[test]
-fn a_reload_while_lanes_take_keys_leaves_no_end_behind() {
+fn a_reload_while_lanes_install_keys_leaves_both_sides_in_one_epoch() {
     let mut world = World::new(39, sites(QkdPolicy::Required, 100 * MS), CLEAN);
     world.lane_delay = 20 * MS;
     world.traffic(10 * MS);
@@ -718,7 +720,7 @@ fn a_stricter_policy_lets_packets_of_the_strong_epoch_before_arrive() {
             world.story(0),
             world.story(1)
         );
-        assert_eq!(world.failures(0, FailureReason::Confirmation), 0, "the ends agree on the chain");
+        assert_eq!(world.failures(0, FailureReason::Confirmation), 0, "the sides agree on the chain");
     }
 }
 

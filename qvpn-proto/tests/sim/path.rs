@@ -29,7 +29,7 @@ fn set_rx_silent(world: &mut World, end: usize, lanes: LaneSet) {
 }
 
 #[test]
-fn each_end_hears_which_lanes_the_other_does_not_hear() {
+fn each_side_learns_on_which_lanes_the_peer_receives_nothing() {
     for seed in 0..5 {
         let mut world = world(seed, 9000, ROUGH);
         let there = |world: &World, end: usize| world.view(end).peer_rx_silent;
@@ -78,7 +78,7 @@ fn the_path_is_measured_through_the_control_session() {
 }
 
 #[test]
-fn it_follows_the_path_and_survives_a_restart_of_the_other_end() {
+fn the_mtu_follows_the_path_and_survives_a_restart_of_the_peer() {
     let mut world = world(9, 9000, CLEAN);
     world.traffic(50 * MS);
     world.run(10 * S);
@@ -100,7 +100,7 @@ fn it_follows_the_path_and_survives_a_restart_of_the_other_end() {
 /// The NATs of both sites move at once, so that each side knows only an endpoint of the peer that is gone.
 /// Datagrams to forwarded ports still arrive.
 #[test]
-fn both_ends_are_found_again_where_the_config_says() {
+fn both_sides_find_each_other_again_at_the_configured_endpoints() {
     for interval in [S, 60 * S] {
         let mut sites = sites(QkdPolicy::Required, interval);
         sites.iter_mut().for_each(|site| site.lanes = 2);

@@ -18,14 +18,14 @@ use crate::world::World;
 
 /// With good KMEs, there is an epoch within this time after the faults end: the peer's silence is detected
 /// after 5 s, handshakes are 5 s apart, an attempt takes up to 5 s and the next one waits up to 10 s.
-const SOON: Duration = Duration::from_secs(40);
+const RECOVERY_LIMIT: Duration = Duration::from_secs(40);
 /// The stock may hold twice its target in keys that one KME never gets: each is given up after 120 s.
 /// Unusable keys are replaced after growing delays of up to 10 s.
-const WITH_BAD_KEYS: Duration = Duration::from_secs(170);
+const RECOVERY_LIMIT_WITH_BAD_KEYS: Duration = Duration::from_secs(170);
 
 /// The counts of a storm.
 #[derive(Default, Clone, Copy, Debug)]
-pub struct Tally {
+pub struct StormCounts {
     pub seeds: u64,
     pub rekeys: u64,
     pub packets: u64,
@@ -37,7 +37,7 @@ pub struct Tally {
     pub slowest: [Duration; 2],
 }
 
-impl Tally {
+impl StormCounts {
     pub fn add(&mut self, other: &Self) {
         self.seeds += other.seeds;
         self.rekeys += other.rekeys;
@@ -132,11 +132,11 @@ struct Storm {
     paths: ChaCha20Rng,
     roams: bool,
     bad_keys: bool,
-    tally: Tally,
+    tally: StormCounts,
 }
 
 /// Runs one seed. It panics, and prints the last steps, if a property does not hold.
-pub fn storm(seed: u64) -> Tally {
+pub fn storm(seed: u64) -> StormCounts {
     let mut rng = ChaCha20Rng::seed_from_u64(seed ^ 0x5715_0a1d);
     let tunnels = if chance(200, &mut rng) { 3 } else { 1 };
     let intervals = [100 * MS, 100 * MS, 300 * MS, S, S, 2 * S, 5 * S, 10 * S, 60 * S];
@@ -167,8 +167,14 @@ pub fn storm(seed: u64) -> Tally {
     }
     world.restarts = 0;
     world.traffic((interval / 6).clamp(20 * MS, 500 * MS));
-    let mut storm =
-        Storm { world, rng, paths, roams, bad_keys: false, tally: Tally { seeds: 1, ..Tally::default() } };
+    let mut storm = Storm {
+        world,
+        rng,
+        paths,
+        roams,
+        bad_keys: false,
+        tally: StormCounts { seeds: 1, ..StormCounts::default() },
+    };
     storm.calm_down();
     for _ in 0..4 {
         storm.round();
@@ -309,7 +315,7 @@ impl Storm {
             }
         }
         let begun = world.now;
-        let bound = if self.bad_keys { WITH_BAD_KEYS } else { SOON };
+        let bound = if self.bad_keys { RECOVERY_LIMIT_WITH_BAD_KEYS } else { RECOVERY_LIMIT };
         let stocked = self.bad_keys;
         if !world.run_until(bound, |w| settled(w) && (!stocked || has_keys(w))) {
             world.fail(&format!("progress: no agreed epoch {bound:?} after the trouble ended"));

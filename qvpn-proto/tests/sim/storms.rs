@@ -6,19 +6,19 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::Instant;
 
-use crate::storm::{Tally, storm};
+use crate::storm::{StormCounts, storm};
 
 /// The number of failed seeds after which the run stops: each prints its last steps, and all are of interest.
-const ENOUGH: usize = 10;
+const MAX_FAILURES: usize = 10;
 
 /// The number of rekeys between two progress lines of a long run.
-const STAGE: u64 = 50_000;
+const REKEYS_PER_REPORT: u64 = 50_000;
 
 /// Runs seeds from `first` on until `rekeys` is reached, on every core or in as many threads as
 /// `QVPN_SIM_THREADS` says.
-fn many(first: u64, rekeys: u64) -> Tally {
+fn many(first: u64, rekeys: u64) -> StormCounts {
     let (next, stop) = (AtomicU64::new(first), AtomicBool::new(false));
-    let (sum, failed) = (Mutex::new(Tally::default()), Mutex::new(Vec::new()));
+    let (sum, failed) = (Mutex::new(StormCounts::default()), Mutex::new(Vec::new()));
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let workers = number("QVPN_SIM_THREADS").map_or(cores, |n| usize::try_from(n).unwrap());
     std::thread::scope(|scope| {
@@ -29,13 +29,13 @@ fn many(first: u64, rekeys: u64) -> Tally {
                     let Ok(tally) = catch_unwind(|| storm(seed)) else {
                         let mut failed = failed.lock().unwrap();
                         failed.push(seed);
-                        stop.fetch_or(failed.len() >= ENOUGH, Relaxed);
+                        stop.fetch_or(failed.len() >= MAX_FAILURES, Relaxed);
                         continue;
                     };
                     let mut sum = sum.lock().unwrap();
-                    let before = sum.rekeys / STAGE;
+                    let before = sum.rekeys / REKEYS_PER_REPORT;
                     sum.add(&tally);
-                    if sum.rekeys / STAGE > before {
+                    if sum.rekeys / REKEYS_PER_REPORT > before {
                         println!("{} rekeys, {} seeds so far", sum.rekeys, sum.seeds);
                     }
                     stop.fetch_or(sum.rekeys >= rekeys, Relaxed);
@@ -77,7 +77,8 @@ fn a_million_rekeys() {
         (number("QVPN_SIM_FIRST").unwrap_or(1_000_000), number("QVPN_SIM_REKEYS").unwrap_or(1_000_000));
     let (begun, tally) = (Instant::now(), many(first, rekeys));
     println!(
-        "soak: simulator: {} rekeys, {} packets sealed and {} opened, {} restarts, {} steps, {:.1} days simulated in {} s",
+        "soak: simulator: {} rekeys, {} packets sealed and {} opened, {} restarts, {} steps, {:.1} days \
+         simulated in {} s",
         tally.rekeys,
         tally.packets,
         tally.opened,
@@ -87,7 +88,8 @@ fn a_million_rekeys() {
         begun.elapsed().as_secs()
     );
     println!(
-        "soak: simulator: {} seeds from {first} on, nothing violated; well again after at most {:.1} s, with bad keys {:.1} s",
+        "soak: simulator: {} seeds from {first} on, nothing violated; well again after at most {:.1} s, with \
+         bad keys {:.1} s",
         tally.seeds,
         tally.slowest[0].as_secs_f64(),
         tally.slowest[1].as_secs_f64()

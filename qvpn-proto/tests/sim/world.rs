@@ -29,14 +29,14 @@ use crate::link::{self, FakeLink, Shared};
 use crate::model::{Model, Packet, Verdict};
 use crate::network::{Faults, below, chance, up_to};
 use crate::site::{Site, config};
-pub use manual::{Held, HeldData, Manual, Occurred};
+pub use manual::{HeldData, HeldMessage, Manual, Occurred};
 
 const PORT: u16 = 51820;
 /// The number of ports per block. The lanes of a gateway use one block; a NAT that moves gives it another.
-const BLOCK: u16 = 32;
-const TICK: Duration = Duration::from_millis(500);
+const PORTS_PER_BLOCK: u16 = 32;
+const TICK_INTERVAL: Duration = Duration::from_millis(500);
 /// The number of steps that a failure prints.
-const TOLD: usize = 250;
+const MAX_LOG_LINES: usize = 250;
 /// The attacker's address.
 const ATTACKER: ([u8; 4], u16) = ([198, 51, 100, 66], 666);
 
@@ -194,7 +194,7 @@ impl World {
     /// Returns the address of a gateway's lane 0, as others see it.
     fn address(&self, gateway: usize) -> SocketAddr {
         let last = u8::try_from(gateway + 1).unwrap();
-        ([192, 0, 2, last], PORT + self.gateways[gateway].block * BLOCK).into()
+        ([192, 0, 2, last], PORT + self.gateways[gateway].block * PORTS_PER_BLOCK).into()
     }
 
     /// Returns the address of a gateway in the others' configs.
@@ -210,7 +210,7 @@ impl World {
     fn at_address(&self, to: SocketAddr) -> Option<(usize, u8)> {
         (0..self.gateways.len()).find_map(|gateway| {
             [self.address(gateway), self.configured(gateway)].into_iter().find_map(|first| {
-                let lane = to.port().checked_sub(first.port()).filter(|lane| *lane < BLOCK)?;
+                let lane = to.port().checked_sub(first.port()).filter(|lane| *lane < PORTS_PER_BLOCK)?;
                 (to.ip() == first.ip()).then(|| (gateway, u8::try_from(lane).unwrap()))
             })
         })
@@ -234,7 +234,7 @@ impl World {
         let lanes = usize::from(config.lanes);
         let mut peer = Peer::new(config, fake, instance, now);
         peer.measure_path(site.measures, now);
-        self.at(TICK, Happening::Tick { end, life });
+        self.at(TICK_INTERVAL, Happening::Tick { end, life });
         End {
             peer,
             life,
@@ -261,7 +261,7 @@ impl World {
 
     /// Records a line that a failure prints.
     pub fn tell(&mut self, line: impl FnOnce() -> String) {
-        if self.told.len() == TOLD {
+        if self.told.len() == MAX_LOG_LINES {
             self.told.pop_front();
         }
         let line = format!("{:>12.4} s  {}", self.now.since(BEGIN).as_secs_f64(), line());
@@ -513,7 +513,7 @@ impl World {
                 self.keep_alive(end);
                 let received_at: Vec<Time> = self.ends[end].lanes.iter().map(|l| l.received_at).collect();
                 self.act(end, |peer, now, rng| peer.poll_lanes(&received_at, now, rng));
-                self.at(TICK, Happening::Tick { end, life });
+                self.at(TICK_INTERVAL, Happening::Tick { end, life });
             }
             Happening::Datagram { .. } | Happening::Send { .. } => {}
         }

@@ -1,5 +1,6 @@
-//! Writes everything that passes an interface to a pcap file, until it sees the marker packet. tcpdump can't do it here:
-//! it changes its user, which an unprivileged user's namespace doesn't allow (it can read the file, though).
+//! Writes everything that passes an interface to a pcap file, until it sees the marker packet. tcpdump can't
+//! do it here: it changes its user, which an unprivileged user's namespace doesn't allow (it can read the
+//! file, though).
 //!
 //! `lab-capture INTERFACE FILE MARKER_IN_HEX`; prints `listening`, and at the end `dropped N` by the kernel.
 
@@ -16,7 +17,7 @@ use nix::sys::socket::{
 };
 
 /// Room for the largest super-packet with its Ethernet header.
-const LONGEST: usize = 1 << 18;
+const MAX_FRAME_BYTES: usize = 1 << 18;
 
 fn main() -> ExitCode {
     match run() {
@@ -42,7 +43,7 @@ fn run() -> Result<(), Box<dyn std::error::Error>> {
     let index = nix::net::if_::if_nametoindex(interface.as_str())?;
     let mut out = BufWriter::new(File::create(file)?);
     // Classic pcap: magic (microseconds), version 2.4, no zone, longest frame, link type 1 (Ethernet).
-    let longest = u32::try_from(LONGEST)?;
+    let longest = u32::try_from(MAX_FRAME_BYTES)?;
     for word in [0xa1b2_c3d4, 0x0004_0002, 0, 0, longest, 1] {
         out.write_all(&u32::to_le_bytes(word))?;
     }
@@ -56,7 +57,7 @@ fn run() -> Result<(), Box<dyn std::error::Error>> {
     println!("listening");
     io::stdout().flush()?;
 
-    let (mut frame, mut dropped) = (vec![0u8; LONGEST], 0);
+    let (mut frame, mut dropped) = (vec![0u8; MAX_FRAME_BYTES], 0);
     loop {
         let mut control = nix::cmsg_space!(u32);
         let mut parts = [IoSliceMut::new(&mut frame)];

@@ -1,8 +1,8 @@
 //! Floods a gateway's UDP port from many addresses, at a given rate.
 //!
-//! `lab-flood KIND RATE SECONDS TARGET PUBLIC_KEY NETWORK [FILE]`: sends RATE datagrams a second to TARGET from 200
-//! addresses of NETWORK (such as `192.0.2`), which must be local here. Prints `flooding`, and at the end the number that the
-//! kernel accepted. KIND is
+//! `lab-flood KIND RATE SECONDS TARGET PUBLIC_KEY NETWORK [FILE]`: sends RATE datagrams a second to TARGET
+//! from 200 addresses of NETWORK (such as `192.0.2`), which must be local here. Prints `flooding`, and at the
+//! end the number that the kernel accepted. KIND is
 //!
 //! - `starts`: well-formed handshake initiations for the gateway's key, from unknown senders
 //! - `points`: such initiations with X25519 keys of small order
@@ -12,9 +12,10 @@
 //! - `short`: up to 15 bytes, mostly one
 //! - `long`: 1,500 to 60,000 bytes
 //! - `replay`: the datagrams in FILE, each after its length of two bytes, big endian
-//! - `live`: the data packets that pass the interface FILE to the gateway now: repeated, changed, truncated, or with other
-//!   counters; and the gateway's own packets, sent back
-//! - `joined`: these and most of the others, up to 40 in one buffer that the gateway receives at once (UDP GRO)
+//! - `live`: the data packets that pass the interface FILE to the gateway now: repeated, changed, truncated,
+//!   or with other counters; and the gateway's own packets, sent back
+//! - `joined`: these and most of the others, up to 40 in one buffer that the gateway receives at once (UDP
+//!   GRO)
 
 use std::error::Error;
 use std::io::{self, IoSlice, Write};
@@ -209,7 +210,8 @@ fn send_joined(socket: &UdpSocket, datagrams: &[Vec<u8>], size: u16, target: Soc
     sendmsg(socket.as_raw_fd(), &parts, &cut, MsgFlags::empty(), Some(&SockaddrIn::from(target))).is_ok()
 }
 
-/// X25519 keys whose products are all zero: of order 1, 2, 4 and 8, and two that are not reduced (RFC 7748 section 6.1).
+/// X25519 keys whose products are all zero: of order 1, 2, 4 and 8, and two that are not reduced (RFC 7748
+/// section 6.1).
 const SMALL_ORDER: [&str; 6] = [
     "0000000000000000000000000000000000000000000000000000000000000000",
     "0100000000000000000000000000000000000000000000000000000000000000",
@@ -251,7 +253,8 @@ fn forged(kind: &str, mac_key: &[u8; 32], random: &mut u64) -> Result<Vec<u8>, B
     Ok(datagram)
 }
 
-/// `HASH("mac1----" ‖ public key)`, WireGuard paper section 5.4.4; the X25519 key is the first part of a public identity.
+/// `HASH("mac1----" ‖ public key)`, WireGuard paper section 5.4.4; the X25519 key is the first part of a
+/// public identity.
 fn mac_key(public: &str) -> Result<[u8; 32], Box<dyn Error>> {
     let text = public.strip_prefix("qvpn1-").ok_or("a public key begins with qvpn1-")?;
     let bytes = data_encoding::BASE64.decode(text.as_bytes())?;

@@ -1,5 +1,5 @@
-//! Hangs a daemon's control task while its lanes run: it stops each thread of the process except the lanes', one by one,
-//! as a debugger does. SIGSTOP would stop all threads.
+//! Hangs a daemon's control task while its lanes run: it stops each thread of the process except the lanes',
+//! one by one, as a debugger does. SIGSTOP would stop all threads.
 //!
 //! `lab-hang PID`; prints `stopped N threads`, and resumes them after a line on standard input.
 

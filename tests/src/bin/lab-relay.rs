@@ -1,10 +1,11 @@
-//! A lossy WAN, or a NAT whose mappings change: forwards UDP datagrams between two gateways, for both of which this relay
-//! is the peer, and drops, delays and reorders them.
+//! A lossy WAN, or a NAT whose mappings change: forwards UDP datagrams between two gateways, for both of
+//! which this relay is the peer, and drops, delays and reorders them.
 //!
-//! `lab-relay SEED LISTEN_A TARGET_A LISTEN_B TARGET_B`: a datagram for LISTEN_A leaves from the socket of LISTEN_B for
-//! TARGET_B, and the reverse; replies go to the source of the other side's latest datagram. Prints `ready`. Lines on
-//! standard input: `set LOSS DELAY_MS JITTER_MS` (a datagram takes the delay and a random part of the jitter), `rebind`
-//! (from now on side B sees another port, and datagrams to the old one are lost), `report`.
+//! `lab-relay SEED LISTEN_A TARGET_A LISTEN_B TARGET_B`: a datagram for LISTEN_A leaves from the socket of
+//! LISTEN_B for TARGET_B, and the reverse; replies go to the source of the other side's latest datagram.
+//! Prints `ready`. Lines on standard input: `set LOSS DELAY_MS JITTER_MS` (a datagram takes the delay and a
+//! random part of the jitter), `rebind` (from now on side B sees another port, and datagrams to the old one
+//! are lost), `report`.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;

@@ -1,12 +1,12 @@
-//! The traffic of the trial: a numbered stream like a video's in both directions, a bulk transfer by TCP, and probes of the
-//! round trip. Each program prints `ready`, begins at `go` on its standard input, and ends at `stop`; then it has written
-//! its files and prints one line of JSON. `bulk-recv` prints `moves` when the first kilobytes have arrived. Times are
-//! microseconds since 1970, and both hosts have the same clock.
+//! The traffic of the trial: a numbered stream like a video's in both directions, a bulk transfer by TCP, and
+//! probes of the round trip. Each program prints `ready`, begins at `go` on its standard input, and ends at
+//! `stop`; then it has written its files and prints one line of JSON. `bulk-recv` prints `moves` when the
+//! first kilobytes have arrived. Times are microseconds since 1970, and both hosts have the same clock.
 //!
 //! ```text
 //! lab-traffic video     BIND PEER RATE SIZE FILE    FILE.sent, FILE.got: a time for each number, 0 for none
 //! lab-traffic bulk-send PEER MBIT/S
-//! lab-traffic bulk-recv BIND FILE                   FILE: pairs of a time and the bytes of the tenth second that began then
+//! lab-traffic bulk-recv BIND FILE                   FILE: pairs of a time and the bytes of the next 0.1 s
 //! lab-traffic probe     BIND PEER RATE FILE         FILE: pairs of a time and a round trip, 0 for none
 //! lab-traffic echo      BIND
 //! ```
@@ -25,8 +25,8 @@ use serde_json::{Value, json};
 use tests::{PAYLOAD_TAG, Pace};
 
 /// Receivers listen for this time after the stop.
-const QUIET: Duration = Duration::from_secs(2);
-const TICK: Duration = Duration::from_millis(1);
+const QUIET_TIMEOUT: Duration = Duration::from_secs(2);
+const SEND_INTERVAL: Duration = Duration::from_millis(1);
 /// Interval of the bulk transfer's counts.
 const BUCKET_US: u64 = 100_000;
 /// More than TCP sends before the first acknowledgement: a transfer that got this far is running.
@@ -109,7 +109,7 @@ fn paced(rate: u64, stopped: &AtomicBool, mut each: impl FnMut(u64)) {
             each(next);
             next += 1;
         }
-        thread::sleep(TICK);
+        thread::sleep(SEND_INTERVAL);
     }
 }
 
@@ -134,7 +134,7 @@ fn video(socket: &UdpSocket, rate: u64, size: usize, file: &str) -> Result<Value
             let (mut got, mut doubled, mut reordered, mut strange) = (Vec::<u64>::new(), 0u64, 0u64, 0u64);
             let mut buffer = [0; 2048];
             let mut last = Instant::now();
-            while !stopped.load(Ordering::Acquire) || last.elapsed() < QUIET {
+            while !stopped.load(Ordering::Acquire) || last.elapsed() < QUIET_TIMEOUT {
                 if !stopped.load(Ordering::Acquire) {
                     last = Instant::now();
                 }
@@ -167,9 +167,13 @@ fn video(socket: &UdpSocket, rate: u64, size: usize, file: &str) -> Result<Value
     let (got, doubled, reordered, strange) = receiver.join().map_err(|_| "the receiver panicked")?;
     write_file(&format!("{file}.sent"), &sent)?;
     write_file(&format!("{file}.got"), &got)?;
-    Ok(
-        json!({ "sent": sent.len(), "refused": refused, "doubled": doubled, "reordered": reordered, "strange": strange }),
-    )
+    Ok(json!({
+        "sent": sent.len(),
+        "refused": refused,
+        "doubled": doubled,
+        "reordered": reordered,
+        "strange": strange,
+    }))
 }
 
 /// Bytes that count up, eight at a time, so that the receiver can check each.
@@ -210,7 +214,7 @@ fn bulk_recv(listener: &TcpListener, file: &str) -> Result<Value, Failure> {
     let (mut buckets, mut received, mut wrong) = (Vec::<u64>::new(), 0u64, 0u64);
     let mut buffer = vec![0; 256 << 10];
     let mut last = Instant::now();
-    while !stopped.load(Ordering::Acquire) || last.elapsed() < QUIET {
+    while !stopped.load(Ordering::Acquire) || last.elapsed() < QUIET_TIMEOUT {
         let length = match stream.read(&mut buffer) {
             Ok(0) => break,
             Ok(length) => length,
@@ -248,7 +252,7 @@ fn probe(socket: &UdpSocket, rate: u64, file: &str) -> Result<Value, Failure> {
             let mut end = None;
             while end.is_none_or(|end: Instant| Instant::now() < end) {
                 if end.is_none() && stopped.load(Ordering::Acquire) {
-                    end = Some(Instant::now() + QUIET);
+                    end = Some(Instant::now() + QUIET_TIMEOUT);
                 }
                 let Ok(length) = socket.recv(&mut buffer) else { continue };
                 let Some(at) = number(&buffer[..length]).filter(|n| *n < 1 << 30) else { continue };
@@ -281,7 +285,7 @@ fn echo(socket: &UdpSocket) -> Result<Value, Failure> {
     let mut end = None;
     while end.is_none_or(|end: Instant| Instant::now() < end) {
         if end.is_none() && stopped.load(Ordering::Acquire) {
-            end = Some(Instant::now() + QUIET);
+            end = Some(Instant::now() + QUIET_TIMEOUT);
         }
         let Ok((length, from)) = socket.recv_from(&mut buffer) else { continue };
         // A reply that can't be sent counts as missing at the sender.

@@ -1,8 +1,8 @@
-//! One host of a numbered UDP stream: sends datagrams at an even rate and counts those of the peer. The lab starts it at
-//! both hosts; it begins at `go` on standard input, and prints its report as one line of JSON.
+//! One host of a numbered UDP stream: sends datagrams at an even rate and counts those of the peer. The lab
+//! starts it at both hosts; it begins at `go` on standard input, and prints its report as one line of JSON.
 //!
-//! `lab-udp BIND:PORT PEER:PORT COUNT RATE_PER_S SIZE EXPECTED TOGETHER`: one call sends up to `TOGETHER` datagrams, which
-//! the kernel segments (UDP GSO).
+//! `lab-udp BIND:PORT PEER:PORT COUNT RATE_PER_S SIZE EXPECTED BATCH`: one call sends up to `BATCH`
+//! datagrams, which the kernel segments (UDP GSO).
 
 use std::io::{self, BufRead, IoSlice, Write};
 use std::net::{SocketAddr, UdpSocket};
@@ -17,7 +17,7 @@ use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg, setsockopt, sockopt};
 use tests::{PAYLOAD_TAG, Pace, Received, StreamReport};
 
 /// Time from the last datagram, in either direction, until the count is final.
-const QUIET: Duration = Duration::from_secs(2);
+const QUIET_TIMEOUT: Duration = Duration::from_secs(2);
 
 fn main() -> ExitCode {
     match run() {
@@ -32,7 +32,7 @@ fn main() -> ExitCode {
 fn run() -> Result<(), Box<dyn std::error::Error>> {
     let args: Vec<String> = std::env::args().collect();
     let [_, bind, peer, count, rate, size, expected, together] = &args[..] else {
-        return Err("usage: lab-udp BIND:PORT PEER:PORT COUNT RATE_PER_S SIZE EXPECTED TOGETHER".into());
+        return Err("usage: lab-udp BIND:PORT PEER:PORT COUNT RATE_PER_S SIZE EXPECTED BATCH".into());
     };
     let (bind, peer): (SocketAddr, SocketAddr) = (bind.parse()?, peer.parse()?);
     let (count, rate, size): (u64, u64, usize) = (count.parse()?, rate.parse()?, size.parse()?);
@@ -62,8 +62,9 @@ fn run() -> Result<(), Box<dyn std::error::Error>> {
     Ok(())
 }
 
-/// Sends `count` datagrams, evenly within a tick of a millisecond. Returns the numbers of sent and of refused ones (for
-/// example because a route is unreachable). A refused one keeps its number, so it counts as lost at the peer.
+/// Sends `count` datagrams, evenly within a tick of a millisecond. Returns the numbers of sent and of refused
+/// ones (for example because a route is unreachable). A refused one keeps its number, so it counts as lost at
+/// the peer.
 fn send(socket: &UdpSocket, count: u64, rate: u64, size: usize, together: u64) -> (u64, u64) {
     let size = size.max(PAYLOAD_TAG.len() + 8);
     let segment = u16::try_from(size).unwrap_or(u16::MAX);
@@ -132,7 +133,7 @@ fn receive(socket: &UdpSocket, expected: u64, sent_all: &AtomicBool) -> io::Resu
             }
             // An ICMP error is reported here and in `send`; its datagram counts as lost.
             Err(_) if !sent_all.load(Ordering::Acquire) => quiet_since = Instant::now(),
-            Err(_) if quiet_since.elapsed() > QUIET => break,
+            Err(_) if quiet_since.elapsed() > QUIET_TIMEOUT => break,
             Err(_) => {}
         }
     }
@@ -153,8 +154,8 @@ fn number(datagram: &[u8]) -> Option<u64> {
     Some(u64::from_be_bytes(*rest.first_chunk()?))
 }
 
-/// Datagrams that the kernel dropped because this socket's receive buffer was full: the counter of `SO_RXQ_OVFL`, read
-/// from `/proc`, where it is right even if nothing arrives after the last drop.
+/// Datagrams that the kernel dropped because this socket's receive buffer was full: the counter of
+/// `SO_RXQ_OVFL`, read from `/proc`, where it is right even if nothing arrives after the last drop.
 fn kernel_drops(bind: SocketAddr) -> Result<u64, Box<dyn std::error::Error>> {
     let table = std::fs::read_to_string(if bind.is_ipv4() { "/proc/net/udp" } else { "/proc/net/udp6" })?;
     let port = format!(":{:04X}", bind.port());

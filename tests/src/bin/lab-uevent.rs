@@ -1,5 +1,5 @@
-//! Sends the uevent of a changed VM generation ID to all listeners in this network namespace: the kernel forwards it from
-//! a privileged process of the namespace.
+//! Sends the uevent of a changed VM generation ID to all listeners in this network namespace: the kernel
+//! forwards it from a privileged process of the namespace.
 
 use std::error::Error;
 use std::io::IoSlice;
@@ -10,7 +10,8 @@ use nix::sys::socket::{
     AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, sendmsg, socket,
 };
 
-/// Netlink's request header: length, a type outside netlink's control messages, `NLM_F_REQUEST`, sequence, port.
+/// Netlink's request header: length, a type outside netlink's control messages, `NLM_F_REQUEST`, sequence,
+/// port.
 fn message(body: &[u8]) -> Result<Vec<u8>, Box<dyn Error>> {
     let mut bytes = u32::try_from(16 + body.len())?.to_ne_bytes().to_vec();
     bytes.extend(16u16.to_ne_bytes());

@@ -1,6 +1,6 @@
-//! Shows the product on one machine, without any input: two sites, two KMEs and a tunnel in network namespaces, real
-//! traffic, rekeys, a capture on the WAN, and an outage of the KMEs. It ends with a table of measurements; the exit status
-//! is 0 if every step passed.
+//! Shows the product on one machine, without any input: two sites, two KMEs and a tunnel in network
+//! namespaces, real traffic, rekeys, a capture on the WAN, and an outage of the KMEs. It ends with a table of
+//! measurements; the exit status is 0 if every step passed.
 
 #![allow(clippy::unwrap_used, reason = "what goes wrong ends its step, and the table says so")]
 
@@ -194,7 +194,8 @@ fn copy_file(lab: &Lab) -> Outcome {
     // Not `-m http.server`, which first looks up host names, and there is no DNS here.
     let program = format!(
         "import http.server as h, os, socketserver as s\nos.chdir('{}')\n\
-         server = s.TCPServer(('{}', 8000), h.SimpleHTTPRequestHandler)\nprint('Serving')\nserver.serve_forever()",
+         server = s.TCPServer(('{}', 8000), \
+         h.SimpleHTTPRequestHandler)\nprint('Serving')\nserver.serve_forever()",
         dir.display(),
         Site::B.host()[0]
     );
@@ -259,7 +260,8 @@ fn in_clear(lab: &Lab, inside: &Packets, wan: &Packets) -> Outcome {
     let found = wan.with_any(&patterns).len();
     let expected = inside.with_any(&patterns).len();
     println!(
-        "  searched for inner addresses and payload; the same search in the LAN of site A finds {expected} packets"
+        "  searched for inner addresses and payload; the same search in the LAN of site A finds {expected} \
+         packets"
     );
     let text = format!("{found} of {} packets, {} of them tunnel data", wan.0.len(), wan.data().len());
     check(found == 0 && expected > 1000 && wan.data().len() > 1000, text)

@@ -191,7 +191,8 @@ fn measure(row: Row, round: u32, tunnel: &mut Running, length: Length, results: 
 
 fn write(options: &Options, results: &Results, rounds: u32, begun: Instant) -> Result<()> {
     let head = format!(
-        "{}\n{rounds} rounds{} in {} min. One machine for both ends, the sender and the receiver: only ratios mean something.",
+        "{}\n{rounds} rounds{} in {} min. One machine for both gateways, the sender and the receiver: only \
+         ratios mean something.",
         about(&options.peers),
         if options.add { " of what was measured last" } else { "" },
         begun.elapsed().as_secs() / 60

@@ -19,11 +19,11 @@ pub fn svg(title: &str, bars: &[Bar]) -> String {
     let height = TOP + LINE * bars.len() as f64 + 40.0;
     let bottom = height - 35.0;
     let mut out = format!(
-        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {height}\" font-family=\"sans-serif\" \
-         font-size=\"13\">\n<rect width=\"100%\" height=\"100%\" fill=\"#fff\"/>\n\
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {height}\" \
+         font-family=\"sans-serif\" font-size=\"13\">\n<rect width=\"100%\" height=\"100%\" fill=\"#fff\"/>\n\
          <text x=\"12\" y=\"22\" font-size=\"15\">{}</text>\n\
-         <text x=\"12\" y=\"42\" fill=\"#555\">ratio: bar = median, line = minimum to maximum, red = what must be \
-         reached</text>\n",
+         <text x=\"12\" y=\"42\" fill=\"#555\">ratio: bar = median, line = minimum to maximum, red = what \
+         must be reached</text>\n",
         escape(title)
     );
     let step = if most > 8.0 {

@@ -37,8 +37,8 @@ pub const METRICS: &[Metric] = &[
     metric("rtt_idle_p99", "round trip idle, p99, µs", 0),
     metric("rtt_load_p50", "round trip under 1 TCP flow, median, µs", 0),
     metric("rtt_load_p99", "round trip under 1 TCP flow, p99, µs", 0),
-    metric("cpu", "CPU of both ends, s/Gb", 3),
-    metric("memory", "peak memory of an end, MB", 1),
+    metric("cpu", "CPU of both gateways, s/Gb", 3),
+    metric("memory", "peak memory of a gateway, MB", 1),
     metric("rekey", "1 TCP flow A→B beside the rekey rows, Gb/s", 2),
     metric("flood_ours", "1 TCP flow A→B, 100,000 forged starts a second at B, Gb/s", 2),
     metric("flood_nft", "the same, the flood dropped by nft, Gb/s", 2),
@@ -145,7 +145,7 @@ const GOALS: &[Goal] = &[
 ];
 
 /// Rows in which qvpn is compared with itself.
-const OWN: &[Goal] = &[
+const OWN_GOALS: &[Goal] = &[
     goal(
         "1 TCP flow under forged handshake starts",
         &["flood_ours"],
@@ -324,7 +324,7 @@ impl Results {
 
     fn goals(&self, text: &mut String) {
         let judged: Vec<(&Goal, (String, Spread))> =
-            GOALS.iter().chain(OWN).filter_map(|goal| Some((goal, self.judge(goal)?))).collect();
+            GOALS.iter().chain(OWN_GOALS).filter_map(|goal| Some((goal, self.judge(goal)?))).collect();
         if judged.is_empty() {
             return;
         }
@@ -366,7 +366,7 @@ impl Results {
                 bound: goal.bound.map(|b| b.0),
             })
         };
-        GOALS.iter().chain(OWN).filter_map(bar).collect()
+        GOALS.iter().chain(OWN_GOALS).filter_map(bar).collect()
     }
 
     /// Returns all numbers as JSON, for other programs.

@@ -203,13 +203,13 @@ fn round_trips(tunnel: &Running, length: Length) -> Result<Vec<Number>> {
 }
 
 /// Rate of a flood, in datagrams per second.
-const FLOOD: u64 = 100_000;
+const FLOOD_RATE: u64 = 100_000;
 
 /// Prefix of the flood's 200 source addresses, which do not belong to the tunnel.
-const STRANGERS: &str = "198.51.100";
+const FLOOD_SOURCES: &str = "198.51.100";
 
 /// The content of each flood, and the metrics with the flood and with nft dropping it.
-const FLOODS: [(&str, [&str; 2]); 4] = [
+const FLOOD_KINDS: [(&str, [&str; 2]); 4] = [
     ("starts", ["flood_ours", "flood_nft"]),
     ("replay", ["flood_replay_ours", "flood_replay_nft"]),
     ("data", ["flood_data_ours", "flood_data_nft"]),
@@ -220,15 +220,15 @@ const FLOODS: [(&str, [&str; 2]); 4] = [
 /// socket (B), in the order A, B, B, A. The flood's sender uses the same cores each time.
 fn flood(tunnel: &Running, length: Length) -> Result<Vec<Number>> {
     let key = tunnel.public.get(1).context("only a daemon has a key to forge starts for")?;
-    tunnel.nodes[0].run(&format!("ip route replace local {STRANGERS}.0/24 dev lo"));
-    tunnel.nodes[1].run(&format!("ip route replace {STRANGERS}.0/24 dev wan"));
+    tunnel.nodes[0].run(&format!("ip route replace local {FLOOD_SOURCES}.0/24 dev lo"));
+    tunnel.nodes[1].run(&format!("ip route replace {FLOOD_SOURCES}.0/24 dev wan"));
     let mut numbers = Vec::new();
-    for (kind, names) in FLOODS {
+    for (kind, names) in FLOOD_KINDS {
         let recorded = if kind == "replay" { Some(record(tunnel)?) } else { None };
         let under = |seconds: u32| -> Result<f64> {
-            let (rate, time) = (FLOOD.to_string(), (seconds + 2).to_string());
+            let (rate, time) = (FLOOD_RATE.to_string(), (seconds + 2).to_string());
             let target = format!("{}:51820", OUTER[1]);
-            let mut words = vec![kind, &rate, &time, &target, key, STRANGERS];
+            let mut words = vec![kind, &rate, &time, &target, key, FLOOD_SOURCES];
             words.extend(recorded.as_deref());
             let mut sender = tunnel.nodes[0].spawn(binary("lab-flood"), &words);
             said(&mut sender, "flooding")?;
@@ -236,14 +236,14 @@ fn flood(tunnel: &Running, length: Length) -> Result<Vec<Number>> {
             std::thread::sleep(Duration::from_millis(500));
             let rate = tcp(tunnel, 0, 1, seconds)?.rate;
             let sent: u64 = field(&said(&mut sender, "sent ")?, 1)?;
-            let least = FLOOD * u64::from(seconds + 2) * 9 / 10;
+            let least = FLOOD_RATE * u64::from(seconds + 2) * 9 / 10;
             ensure!(sent > least, "the flood was of {sent} datagrams only");
             Ok(rate)
         };
         let ours = under(length.tcp)?;
         tunnel.nodes[1].run(&format!(
-            "nft add table ip flood && nft 'add chain ip flood early {{ type filter hook prerouting priority raw; }}' && \
-             nft add rule ip flood early ip saddr {STRANGERS}.0/24 drop"
+            "nft add table ip flood && nft 'add chain ip flood early {{ type filter hook prerouting priority \
+             raw; }}' && nft add rule ip flood early ip saddr {FLOOD_SOURCES}.0/24 drop"
         ));
         let dropped = under(length.tcp).and_then(|first| Ok(first + under(length.tcp)?));
         tunnel.nodes[1].run("nft delete table ip flood");

@@ -188,12 +188,14 @@ impl Running {
         let mut config = format!("admin = \"{}/admin.sock\"\n", dir.display());
         for (name, address) in names.iter().zip(&kmes) {
             config += &format!(
-                "[[kme]]\nname = \"kme-{name}\"\nlisten = \"{address}\"\ncert_file = \"{certs}/kme-{name}.pem\"\n\
+                "[[kme]]\nname = \"kme-{name}\"\nlisten = \"{address}\"\ncert_file \
+                 = \"{certs}/kme-{name}.pem\"\n\
                  key_file = \"{certs}/kme-{name}.key\"\nclient_ca_file = \"{certs}/ca.pem\"\n\
                  [[sae]]\nid = \"SITE-{name}\"\nkme = \"kme-{name}\"\n"
             );
         }
-        config += "[[link]]\nkmes = [\"kme-a\", \"kme-b\"]\nkey_size = 256\nrate_bits_per_s = 25600\ninitial_keys = 1000\n";
+        config += "[[link]]\nkmes = [\"kme-a\", \"kme-b\"]\nkey_size = 256\nrate_bits_per_s = \
+                   25600\ninitial_keys = 1000\n";
         let file = dir.join("kme-sim.toml");
         fs::write(&file, config)?;
         let mut kme =
@@ -215,9 +217,11 @@ impl Running {
             let stem = format!("site-{name}");
             let config = format!(
                 "[interface]\nname = \"{}\"\nprivate_key_file = \"{}/qvpn.key\"\nlisten_port = 51820\n\
-                 address = [\"{}/24\"]\nmtu = {MTU}\nsuite = \"{suite}\"\nrekey_interval = \"{rekey}\"\nlanes = {lanes}\n\
+                 address = [\"{}/24\"]\nmtu = {MTU}\nsuite = \"{suite}\"\nrekey_interval \
+                 = \"{rekey}\"\nlanes = {lanes}\n\
                  [kms]\nsae_id = \"SITE-{name}\"\n[[kms.kme]]\nname = \"kme-{name}\"\nurl = \"https://{}\"\n\
-                 ca_file = \"{certs}/ca.pem\"\ncert_file = \"{certs}/{stem}.pem\"\nkey_file = \"{certs}/{stem}.key\"\n\
+                 ca_file = \"{certs}/ca.pem\"\ncert_file = \"{certs}/{stem}.pem\"\nkey_file \
+                 = \"{certs}/{stem}.key\"\n\
                  [[peer]]\nname = \"site-{other}\"\npublic_key = \"{}\"\nendpoint = \"{}:51820\"\n\
                  allowed_ips = [\"{}/32\"]\nsae_id = \"SITE-{other}\"\nqkd = \"required\"\n",
                 self.device(end),

@@ -71,7 +71,7 @@ pub(super) struct Reader<'t> {
 
 /// The facts of `[kms]` that peers need.
 pub(super) struct KmsFacts {
-    pub(super) sae_id: Option<String>,
+    pub(super) sae_id: Option<qvpn_types::SaeId>,
     /// The names of the KMEs; absent if not all could be read.
     pub(super) names: Option<Vec<String>>,
 }

@@ -11,7 +11,7 @@ use crate::config::fault::shown;
 use crate::config::model::{Dscp, Interface, Local, LogLevel, Mtu, OnStop, Table};
 use crate::config::reader::{Entry, Section};
 use crate::config::rules::LocalFacts;
-use crate::config::suite::{SUITE_WORDS, suite_from_word};
+use crate::config::shared_words::Word;
 use crate::config::values;
 
 const MAX_LANES: u32 = 16;
@@ -57,7 +57,7 @@ impl<'t> Reader<'t> {
         };
         let address = self.addresses(&mut s);
         let mtu = self.mtu(&mut s);
-        let suite = self.word(&mut s, "suite", "\"chacha20poly1305\"", SUITE_WORDS, suite_from_word);
+        let suite = self.word(&mut s, "suite", "\"chacha20poly1305\"", Suite::WORDS, Suite::from_word);
         let rekey_interval =
             self.duration(&mut s, "rekey_interval", "\"60s\"", MIN_REKEY_INTERVAL, MAX_REKEY_INTERVAL);
         let table = self.table(&mut s);

@@ -12,6 +12,7 @@ use crate::config::positions::KmePositions;
 use crate::config::reader::Section;
 use crate::config::token;
 use crate::config::values;
+use qvpn_types::SaeId;
 
 /// The most QKD keys held ahead for a peer: one offer of the protocol has room for them.
 const MAX_STOCK: u32 = 100;
@@ -37,7 +38,7 @@ impl<'t> Reader<'t> {
             );
         }
         let read = tables.map(|tables| {
-            let kmes = tables.into_iter().map(|(at, table)| self.kme(at, table, sae_id.as_deref()));
+            let kmes = tables.into_iter().map(|(at, table)| self.kme(at, table, sae_id.as_ref()));
             kmes.unzip::<_, _, Vec<Option<String>>, Vec<Option<Kme>>>()
         });
         let (names, kmes) = match read {
@@ -54,7 +55,7 @@ impl<'t> Reader<'t> {
         &mut self,
         at: Position,
         table: &'t DeTable<'t>,
-        our_sae_id: Option<&str>,
+        our_sae_id: Option<&SaeId>,
     ) -> (Option<String>, Option<Kme>) {
         let mut s = Section::new("[[kms.kme]]", at, self.text, table);
         let mut positions = KmePositions { url: at, ca_file: at, cert_file: at, key_file: at, keys_file: at };
@@ -67,7 +68,7 @@ impl<'t> Reader<'t> {
         let api = self.word(&mut s, "api", "\"etsi014\"", KmeApi::WORDS, KmeApi::from_word);
         let sae_id = match s.take(&self.sink, "sae_id", "\"SITE-A\"") {
             Some(entry) => self.parsed(&entry, values::sae_id),
-            None => our_sae_id.map(str::to_owned),
+            None => our_sae_id.cloned(),
         };
         let access = match api.map(|api| api.unwrap_or(KmeApi::Etsi014)) {
             Some(KmeApi::Etsi014) => {

@@ -9,12 +9,13 @@ use toml::de::DeTable;
 use super::context::{Defaults, HOME_SECTIONS, KmsFacts, MAX_REKEY_INTERVAL, MIN_REKEY_INTERVAL, Reader};
 use crate::config::error::Position;
 use crate::config::fault::{shown, split_advice};
-use crate::config::model::{Peer, QkdPolicy, Role};
+use crate::config::model::{Peer, Role};
 use crate::config::positions::PeerPositions;
 use crate::config::reader::{Section, alternatives, nearest};
 use crate::config::rules::PeerFacts;
-use crate::config::suite::{SUITE_WORDS, suite_from_word};
+use crate::config::shared_words::Word;
 use crate::config::values;
+use qvpn_types::{QkdPolicy, SaeId, Suite};
 
 const KEEPALIVE_MIN: Duration = Duration::from_secs(1);
 const KEEPALIVE_MAX: Duration = Duration::from_secs(65_535);
@@ -72,7 +73,7 @@ impl<'t> Reader<'t> {
         });
         let keepalive =
             self.duration(&mut s, "persistent_keepalive", "\"25s\"", KEEPALIVE_MIN, KEEPALIVE_MAX);
-        let suite = self.word(&mut s, "suite", "\"chacha20poly1305\"", SUITE_WORDS, suite_from_word);
+        let suite = self.word(&mut s, "suite", "\"chacha20poly1305\"", Suite::WORDS, Suite::from_word);
         let rekey =
             self.duration(&mut s, "rekey_interval", "\"60s\"", MIN_REKEY_INTERVAL, MAX_REKEY_INTERVAL);
         s.finish(&mut self.sink, &HOME_SECTIONS);
@@ -135,7 +136,7 @@ impl<'t> Reader<'t> {
         s: &mut Section<'t>,
         kms: Option<&KmsFacts>,
         needed: bool,
-    ) -> Option<Option<String>> {
+    ) -> Option<Option<SaeId>> {
         let entry = match needed {
             true => s.need(&mut self.sink, "sae_id", "\"SITE-B\"")?,
             false => match s.take(&self.sink, "sae_id", "\"SITE-B\"") {

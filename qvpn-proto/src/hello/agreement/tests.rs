@@ -3,11 +3,10 @@
 use std::sync::{Arc, LazyLock};
 
 use qvpn_identity::{Psk, SecretIdentity};
-use qvpn_types::{PeerNumber, SaeId, Suite};
+use qvpn_types::{PeerNumber, Role, SaeId, Suite};
 use rand_chacha::{ChaCha20Rng, rand_core::SeedableRng};
 
 use super::*;
-use crate::config::Role;
 use crate::hello::own::OwnHello;
 
 static SITES: LazyLock<[Arc<SecretIdentity>; 3]> = LazyLock::new(|| {
@@ -86,7 +85,7 @@ fn the_stricter_policy_and_the_smaller_numbers_hold() {
 }
 
 #[test]
-fn what_does_not_fit_is_refused_for_its_reason() {
+fn incompatible_settings_are_refused_with_the_reason() {
     use QkdPolicy::{Off, Preferred, Required};
     refused(Off, |c| c.local = SITES[2].clone(), RejectReason::Identity, "ML-KEM key");
     refused(Off, |c| c.suite = Suite::Aes256Gcm, RejectReason::Suite, "aes256gcm");
@@ -107,7 +106,7 @@ fn what_does_not_fit_is_refused_for_its_reason() {
 }
 
 #[test]
-fn both_ends_have_the_same_psk_or_none() {
+fn both_sides_have_the_same_psk_or_none() {
     let words = [
         (None, psk(1), "it has a pre-shared key, we have none"),
         (psk(1), None, "we have a pre-shared key, it has none"),

@@ -77,7 +77,7 @@ fn a_lane_that_falls_silent_gives_its_flows_away_until_it_is_back() {
 }
 
 #[test]
-fn what_the_other_end_does_not_hear_is_avoided() {
+fn lanes_on_which_the_peer_receives_nothing_are_avoided() {
     let mut world = World::new(2, 2);
     world.run(5);
     world.there = LaneSet(1);
@@ -117,7 +117,7 @@ fn one_packet_brings_no_lane_back_and_silence_everywhere_silences_none() {
 }
 
 #[test]
-fn lanes_that_only_this_end_has_go_by_those_of_both() {
+fn lanes_that_only_this_side_has_send_by_those_of_both() {
     let mut world = World::new(4, 2);
     assert_eq!(world.run(5), [Change::Reroute(2, Some(0)), Change::Reroute(3, Some(1))]);
     assert_eq!(world.states(), [UP, UP, None, None]);

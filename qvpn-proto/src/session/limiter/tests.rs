@@ -139,7 +139,7 @@ fn strangers_leave_a_peer_its_answers() {
 /// A message is dropped without a hash only if the bucket of all messages and that of unknown sources are
 /// both empty.
 #[test]
-fn a_stranger_gets_in_by_either_share() {
+fn an_unknown_source_is_admitted_from_either_bucket() {
     let rng = &mut ChaCha20Rng::seed_from_u64(5);
     let limiter = HandshakeLimiter::new(SecretIdentity::generate(rng).public(), 1_000, rng);
     let from = at([203, 0, 113, 9]);

@@ -11,7 +11,7 @@ use super::{Action, Attempt, Body, Bounds, HelloId, Letter, State, To};
 use crate::clock::{MS, S};
 use crate::network::{CLEAN, below, chance, up_to};
 use crate::site::sites;
-use crate::world::{Held, HeldData, Manual, Occurred, World};
+use crate::world::{HeldData, HeldMessage, Manual, Occurred, World};
 use qvpn_types::EpochNumber;
 use stateright::Model as _;
 
@@ -89,7 +89,7 @@ impl Walk {
     }
 
     /// Returns the model's message that corresponds to a real one.
-    fn letter(&self, held: &Held) -> Option<Letter> {
+    fn letter(&self, held: &HeldMessage) -> Option<Letter> {
         let life = u8::try_from(held.to_life).unwrap();
         let sender = u8::try_from(held.from_life).unwrap();
         let same = |letter: &&Letter| {
@@ -333,13 +333,13 @@ fn walks(seeds: u64, bounds: &Bounds) -> (u64, u64) {
 }
 
 #[test]
-fn real_ends_do_what_the_model_does() {
+fn real_peers_do_what_the_model_does() {
     let (steps, agreed) = walks(60, &WIDE);
     assert!(steps > 3000 && agreed > 200, "{steps} steps, {agreed} in an agreed epoch");
 }
 
 #[test]
-fn real_ends_do_what_the_model_does_while_policies_turn() {
+fn real_peers_do_what_the_model_does_while_policies_change() {
     let (steps, agreed) = walks(40, &TURNS);
     assert!(steps > 1200 && agreed > 200, "{steps} steps, {agreed} in an agreed epoch");
 }

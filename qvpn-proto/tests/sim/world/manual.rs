@@ -14,7 +14,7 @@ use crate::model::Packet;
 /// Held messages of the exchange, empty packets and lanes' reports.
 #[derive(Default)]
 pub struct Manual {
-    pub held: Vec<Held>,
+    pub held: Vec<HeldMessage>,
     pub data: Vec<HeldData>,
     pub installed: Vec<(usize, LaneReport)>,
     pub journal: Vec<Occurred>,
@@ -25,7 +25,7 @@ pub struct Manual {
 type Pieces = BTreeMap<u8, (Vec<u8>, Vec<u8>)>;
 
 /// A whole message that is held.
-pub struct Held {
+pub struct HeldMessage {
     pub from: usize,
     pub from_life: u32,
     pub to_life: u32,
@@ -82,7 +82,7 @@ impl Manual {
                         self.journal.push(Occurred::Proposed(number));
                     }
                     let (from_life, to_life) = lives;
-                    self.held.push(Held { from, from_life, to_life, id, kind, body, datagrams });
+                    self.held.push(HeldMessage { from, from_life, to_life, id, kind, body, datagrams });
                 }
             }
         }

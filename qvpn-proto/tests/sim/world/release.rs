@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use super::manual::{Held, HeldData};
+use super::manual::{HeldData, HeldMessage};
 use super::{Happening, World};
 
 impl World {
     /// Delivers a message that was held.
-    pub fn release(&mut self, held: &Held) {
+    pub fn release(&mut self, held: &HeldMessage) {
         let to = self.address(Self::gateway_of(held.from ^ 1));
         let from = self.address(Self::gateway_of(held.from));
         for bytes in held.datagrams.clone() {

@@ -77,10 +77,21 @@ impl Chart {
         }
         let mut legend = String::new();
         for (number, line) in self.lines.iter().enumerate() {
-            write!(legend, "<span><svg class=\"key\" viewBox=\"0 0 24 4\" aria-hidden=\"true\"><path class=\"line l{number}\" d=\"M0 2H24\"/></svg> {}</span>", line.name).unwrap();
+            write!(
+                legend,
+                "<span><svg class=\"key\" viewBox=\"0 0 24 4\" aria-hidden=\"true\"><path \
+                            class=\"line l{number}\" d=\"M0 2H24\"/></svg> {}</span>",
+                line.name
+            )
+            .unwrap();
         }
         if let Some((_, name)) = self.limit {
-            write!(legend, "<span><svg class=\"key\" viewBox=\"0 0 24 4\" aria-hidden=\"true\"><path class=\"limit\" d=\"M0 2H24\"/></svg> {name}</span>").unwrap();
+            write!(
+                legend,
+                "<span><svg class=\"key\" viewBox=\"0 0 24 4\" aria-hidden=\"true\"><path \
+                            class=\"limit\" d=\"M0 2H24\"/></svg> {name}</span>"
+            )
+            .unwrap();
         }
         let labels: String = [(1.0, top), (0.5, top / 2.0), (0.0, 0.0)]
             .iter()
@@ -93,10 +104,11 @@ impl Chart {
             write!(ticks, "<span style=\"left:{:.2}%\">{text}</span>", x(*at) * 100.0).unwrap();
         }
         format!(
-            "<figure class=\"chart\"><figcaption><b>{}</b> <span class=\"unit\">{}</span><span class=\"legend\">{legend}</span></figcaption>\
-             <div class=\"y\" aria-hidden=\"true\">{labels}</div>\
-             <svg class=\"plot\" viewBox=\"0 0 1000 100\" preserveAspectRatio=\"none\" role=\"img\" aria-label=\"{}\">{svg}</svg>\
-             <div class=\"x\" aria-hidden=\"true\">{ticks}</div></figure>\n",
+            "<figure class=\"chart\"><figcaption><b>{}</b> <span class=\"unit\">{}</span><span \
+             class=\"legend\">{legend}</span></figcaption><div class=\"y\" \
+             aria-hidden=\"true\">{labels}</div><svg class=\"plot\" viewBox=\"0 0 1000 100\" \
+             preserveAspectRatio=\"none\" role=\"img\" aria-label=\"{}\">{svg}</svg><div class=\"x\" \
+             aria-hidden=\"true\">{ticks}</div></figure>\n",
             self.title, self.unit, self.says
         )
     }
@@ -152,8 +164,8 @@ pub fn extremes(points: &[(f64, f64)], range: (f64, f64), pieces: usize) -> Vec<
     out
 }
 
-/// Amounts a second in even pieces of `range`, each at its middle. A piece is of whole tenths of a second, as are the counts
-/// that come in tenths; a rest at the end is left out.
+/// Amounts a second in even pieces of `range`, each at its middle. A piece is of whole tenths of a second, as
+/// are the counts that come in tenths; a rest at the end is left out.
 pub fn rates(points: impl Iterator<Item = (f64, f64)>, range: (f64, f64), pieces: usize) -> Vec<(f64, f64)> {
     let width = ((range.1 - range.0) / pieces as f64 / 0.1).ceil() * 0.1;
     let mut sums = vec![0.0; ((range.1 - range.0) / width) as usize];

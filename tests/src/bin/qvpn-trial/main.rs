@@ -1,6 +1,6 @@
-//! The field trial, repeated on one machine: two gateways and two KMEs on a simulated QKD link of 50 km, five days with one
-//! rekey a minute in twelve minutes, and an eavesdropper who measures twice. It writes one page of HTML with plots, and
-//! fails if the loss of a packet is not explained.
+//! The field trial, repeated on one machine: two gateways and two KMEs on a simulated QKD link of 50 km, five
+//! days with one rekey a minute in twelve minutes, and an eavesdropper who measures twice. It writes one page
+//! of HTML with plots, and fails if the loss of a packet is not explained.
 
 #![allow(clippy::unwrap_used, reason = "what goes wrong ends the trial, and says where")]
 #![allow(

@@ -22,8 +22,9 @@ pub fn write(plan: &Plan, record: &Record, facts: &Facts) -> String {
         "<!doctype html>\n<html lang=\"en-GB\">\n<head>\n<meta charset=\"utf-8\">\n\
          <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n<title>{title}</title>\n\
          <style>\n{}</style>\n</head>\n<body>\n<h1>{title}</h1>\n\
-         <p class=\"soft\">Measured on {} with qvpn {} on {}, in {:.0} s of real time. Both gateways, both key managers, the fibre and \
-         the network between are programs on one machine; the fibre is a model.</p>\n",
+         <p class=\"soft\">Measured on {} with qvpn {} on {}, in {:.0} s of real time. Both gateways, both \
+         key managers, the fibre and the network between are programs on one machine; the fibre is a \
+         model.</p>\n",
         include_str!("style.css"),
         facts.date,
         escape(&facts.version),
@@ -42,8 +43,8 @@ pub fn write(plan: &Plan, record: &Record, facts: &Facts) -> String {
         let name = ["first", "second"][number];
         write!(
             html,
-            "<h2>The {name} attack, from close by</h2>\n<p>Seconds are real ones, counted from the eavesdropper's coming; one is {:.0} \
-             simulated minutes.</p>\n",
+            "<h2>The {name} attack, from close by</h2>\n<p>Seconds are real ones, counted from the \
+             eavesdropper's coming; one is {:.0} simulated minutes.</p>\n",
             SCALE / 60.0
         )
         .unwrap();
@@ -64,7 +65,8 @@ pub fn write(plan: &Plan, record: &Record, facts: &Facts) -> String {
 }
 
 fn swatches() -> &'static str {
-    "<span class=\"swatch eve\"></span>the eavesdropper measures &ensp; <span class=\"swatch block\"></span>no valid key: nothing is sent"
+    "<span class=\"swatch eve\"></span>the eavesdropper measures &ensp; <span class=\"swatch \
+     block\"></span>no valid key: nothing is sent"
 }
 
 fn verdict(html: &mut String, facts: &Facts) {
@@ -76,9 +78,10 @@ fn verdict(html: &mut String, facts: &Facts) {
     let video = &facts.video;
     write!(
         html,
-        "<div class=\"{class}\"><p class=\"lead\"><b>{words}</b> {} fresh keys were put into use under traffic. Of {} datagrams of a \
-         video {} were lost: {} while the gateways had no valid key and therefore sent nothing, {} in full queues of the machine, and {} \
-         otherwise.</p></div>\n<ul class=\"tiles\">\n",
+        "<div class=\"{class}\"><p class=\"lead\"><b>{words}</b> {} fresh keys were put into use under \
+         traffic. Of {} datagrams of a video {} were lost: {} while the gateways had no valid key and \
+         therefore sent nothing, {} in full queues of the machine, and {} otherwise.</p></div>\n<ul \
+         class=\"tiles\">\n",
         thousands(facts.rekeys),
         thousands(video.sent),
         thousands(video.sent - video.arrived),
@@ -125,13 +128,14 @@ fn story(html: &mut String, facts: &Facts) {
     write!(
         html,
         "<h2>What happened</h2>\n\
-         <p>Two sites have a fibre with QKD devices, a key manager (KME) each, and an ordinary network. Once a minute the gateways agree on a \
-         fresh key from three independent secrets: a QKD key, ML-KEM-1024 and X25519. A video runs between the sites in both directions, \
-         and so does a backup.</p>\n\
-         <p><b>{}: an eavesdropper listens.</b> They measure half of the pulses on the fibre and send them again. This raises the error rate \
-         from {} to {}, and the link, which gave {} kbit/s, yields no more keys. Traffic continues with keys that the KMEs and the \
-         gateways have in stock. The gateway that fetches the keys raises the alarm \
-         <code>qkd.supply_stopped</code> after {:.1} s: “{}”. The eavesdropper leaves after {}; keys come again {:.1} s later. {} datagrams were lost.</p>\n",
+         <p>Two sites have a fibre with QKD devices, a key manager (KME) each, and an ordinary network. Once \
+         a minute the gateways agree on a fresh key from three independent secrets: a QKD key, ML-KEM-1024 \
+         and X25519. A video runs between the sites in both directions, and so does a backup.</p>\n\
+         <p><b>{}: an eavesdropper listens.</b> They measure half of the pulses on the fibre and send them \
+         again. This raises the error rate from {} to {}, and the link, which gave {} kbit/s, yields no more \
+         keys. Traffic continues with keys that the KMEs and the gateways have in stock. The gateway that \
+         fetches the keys raises the alarm <code>qkd.supply_stopped</code> after {:.1} s: “{}”. The \
+         eavesdropper leaves after {}; keys come again {:.1} s later. {} datagrams were lost.</p>\n",
         clock(first.begins_s),
         percent(first.qber_before),
         percent(first.qber_during),
@@ -145,10 +149,12 @@ fn story(html: &mut String, facts: &Facts) {
     .unwrap();
     write!(
         html,
-        "<p><b>{}: the eavesdropper returns,</b> and stays longer than the stocks last. The alarm is raised after {:.1} s. {} after the attack began the last \
-         new key is made from the stock, and {} when that key has reached its age limit, both gateways stop sending: nothing goes out in \
-         clear or under an old key, and no weaker key takes its place. The gateway reports the cause: “{}”.</p>\n\
-         <p><b>{}: the eavesdropper has left.</b> Keys come again {:.1} s later, and traffic {}, without intervention. {} datagrams of the video were lost in between.</p>\n",
+        "<p><b>{}: the eavesdropper returns,</b> and stays longer than the stocks last. The alarm is raised \
+         after {:.1} s. {} after the attack began the last new key is made from the stock, and {} when that \
+         key has reached its age limit, both gateways stop sending: nothing goes out in clear or under an \
+         old key, and no weaker key takes its place. The gateway reports the cause: “{}”.</p>\n\
+         <p><b>{}: the eavesdropper has left.</b> Keys come again {:.1} s later, and traffic {}, without \
+         intervention. {} datagrams of the video were lost in between.</p>\n",
         clock(second.begins_s),
         second.alarm_after_s.unwrap_or(f64::NAN),
         simulated(second.last_rekey_after_s),
@@ -156,11 +162,15 @@ fn story(html: &mut String, facts: &Facts) {
         escape(first_sentence(second.blocked_says.as_deref().unwrap_or("nothing"))),
         clock(second.begins_s + second.lasts_s),
         second.keys_back_after_s,
-        second.traffic_back_after_s.map_or("did not come back".to_owned(), |s| format!("flows again after {s:.1} s")),
+        second.traffic_back_after_s.map_or("did not come back".to_owned(), |s| format!(
+            "flows again after \
+             {s:.1} s"
+        )),
         thousands(second.datagrams_lost),
     )
     .unwrap();
-    *html += "<div class=\"table\"><table>\n<tr><th></th><th class=\"n\">first attack</th><th class=\"n\">second attack</th></tr>\n";
+    *html += "<div class=\"table\"><table>\n<tr><th></th><th class=\"n\">first attack</th><th \
+              class=\"n\">second attack</th></tr>\n";
     let after =
         |s: Option<f64>| s.filter(|s| s.is_finite()).map_or("–".to_owned(), |s| format!("{s:.1} s"));
     let rows: [Row; 8] = [
@@ -184,7 +194,8 @@ fn story(html: &mut String, facts: &Facts) {
     }
     writeln!(
         html,
-        "<tr><td>datagrams of the video lost</td><td class=\"n\">{}</td><td class=\"n\">{}</td></tr>\n</table></div>",
+        "<tr><td>datagrams of the video lost</td><td class=\"n\">{}</td><td \
+         class=\"n\">{}</td></tr>\n</table></div>",
         thousands(first.datagrams_lost),
         thousands(second.datagrams_lost)
     )
@@ -347,30 +358,40 @@ fn method(html: &mut String, plan: &Plan, facts: &Facts) {
     write!(
         html,
         "<h2>How it was done</h2>\n\
-         <p>The trial uses the real programs: two <code>qvpn-daemon</code>s (development build), and <code>kme-sim</code> with its preset \
-         <code>defence-50km</code>, whose KMEs speak ETSI GS QKD 014 over mutual TLS. Time on the QKD link runs {SCALE:.0} times as fast, and \
-         the gateways rekey every {INTERVAL_MS} ms, which is a minute there. The store of the KMEs is set to {} keys and the gateways' to {}, so \
-         that the attacks fit into the trial; the preset's store is far larger, and would last for weeks. The eavesdropper \
-         measures {EAVESDROPPED} % of the pulses. The video is {VIDEO_RATE} numbered datagrams a second of {VIDEO_SIZE} bytes, in each direction; the bulk transfer is TCP \
-         at {BULK_MBIT} Mbit/s, each byte checked; {} probes measured the round trip (median {:.2} ms, 99 % below {:.2} ms; \
-         peaks are this machine's, whose {} cores all the programs share with its other work).</p>\n\
-         <p>A lost datagram is explained if it was sent between the first gateway's event <code>peer.blocked</code> and the last one's \
-         <code>peer.recovered</code> in the second attack, within 0.1 s, or if the kernel counted it as dropped by a full queue. Any other \
-         makes the trial fail.</p>\n\
+         <p>The trial uses the real programs: two <code>qvpn-daemon</code>s (development build), and \
+         <code>kme-sim</code> with its preset <code>defence-50km</code>, whose KMEs speak ETSI GS QKD 014 \
+         over mutual TLS. Time on the QKD link runs {SCALE:.0} times as fast, and the gateways rekey every \
+         {INTERVAL_MS} ms, which is a minute there. The store of the KMEs is set to {} keys and the \
+         gateways' to {}, so that the attacks fit into the trial; the preset's store is far larger, and \
+         would last for weeks. The eavesdropper measures {EAVESDROPPED} % of the pulses. The video is \
+         {VIDEO_RATE} numbered datagrams a second of {VIDEO_SIZE} bytes, in each direction; the bulk \
+         transfer is TCP at {BULK_MBIT} Mbit/s, each byte checked; {} probes measured the round trip (median \
+         {:.2} ms, 99 % below {:.2} ms; peaks are this machine's, whose {} cores all the programs share with \
+         its other work).</p>\n\
+         <p>A lost datagram is explained if it was sent between the first gateway's event \
+         <code>peer.blocked</code> and the last one's <code>peer.recovered</code> in the second attack, \
+         within 0.1 s, or if the kernel counted it as dropped by a full queue. Any other makes the trial \
+         fail.</p>\n\
          <h2>Times that are not scaled</h2>\n\
-         <p>Some times of qvpn have a minimum, and the traffic is real, so in simulated time the block, the alarm and the recovery appear {SCALE:.0} times \
-         longer than they would be.</p>\n<div class=\"table\"><table>\n\
+         <p>Some times of qvpn have a minimum, and the traffic is real, so in simulated time the block, the \
+         alarm and the recovery appear {SCALE:.0} times longer than they would be.</p>\n<div \
+         class=\"table\"><table>\n\
          <tr><th></th><th class=\"n\">at a rekey each minute</th><th class=\"n\">in the trial</th></tr>\n\
          <tr><td>rekey interval</td><td class=\"n\">60 s</td><td class=\"n\">0.1 s</td></tr>\n\
          <tr><td>the KMEs' store lasts</td><td class=\"n\">{}</td><td class=\"n\">{}</td></tr>\n\
          <tr><td>the gateways' stock lasts</td><td class=\"n\">{}</td><td class=\"n\">{}</td></tr>\n\
-         <tr><td>age at which a key stops sealing (3 intervals, at least 10 s)</td><td class=\"n\">180 s</td><td class=\"n\">10 s, minimum</td></tr>\n\
-         <tr><td>failed fetches until the alarm</td><td class=\"n\">2 s</td><td class=\"n\">2 s, not scaled</td></tr>\n\
-         <tr><td>from one failed fetch to the next</td><td class=\"n\">at most 1 s</td><td class=\"n\">at most 1 s, not scaled</td></tr>\n\
+         <tr><td>age at which a key stops sealing (3 intervals, at least 10 s)</td><td class=\"n\">180 \
+         s</td><td class=\"n\">10 s, minimum</td></tr>\n\
+         <tr><td>failed fetches until the alarm</td><td class=\"n\">2 s</td><td class=\"n\">2 s, not \
+         scaled</td></tr>\n\
+         <tr><td>from one failed fetch to the next</td><td class=\"n\">at most 1 s</td><td class=\"n\">at \
+         most 1 s, not scaled</td></tr>\n\
          <tr><td>an old key still opens</td><td class=\"n\">10 s</td><td class=\"n\">2 s, minimum</td></tr>\n\
-         <tr><td>traffic between two rekeys</td><td class=\"n\">a minute's</td><td class=\"n\">a tenth of a second's</td></tr>\n\
+         <tr><td>traffic between two rekeys</td><td class=\"n\">a minute's</td><td class=\"n\">a tenth of a \
+         second's</td></tr>\n\
          </table></div>\n\
-         <p>The gateway detects the stop when its KME has no key left. Until then only the KME can detect it, by the error rate: watch the KME's own alarm, too.</p>\n",
+         <p>The gateway detects the stop when its KME has no key left. Until then only the KME can detect \
+         it, by the error rate: watch the KME's own alarm, too.</p>\n",
         plan.store,
         plan.stock,
         thousands(facts.probes.sent),

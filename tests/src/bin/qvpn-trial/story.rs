@@ -1,5 +1,5 @@
-//! The course of the trial, and its record: everything starts, an eavesdropper measures for a while, later measures again
-//! until traffic is blocked, leaves, and traffic recovers.
+//! The course of the trial, and its record: everything starts, an eavesdropper measures for a while, later
+//! measures again until traffic is blocked, leaves, and traffic recovers.
 
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -213,7 +213,8 @@ fn count_on_wan(lab: &Lab) {
         "table inet trial {{\ncounter tunnel {{\n}}\ncounter clear {{\n}}\nchain pass {{\n\
          type filter hook prerouting priority -300;\nudp dport 51820 counter name tunnel\n\
          ip saddr {{ {a4}, {b4} }} counter name clear\nip daddr {{ {a4}, {b4} }} counter name clear\n\
-         ip6 saddr {{ {a6}, {b6} }} counter name clear\nip6 daddr {{ {a6}, {b6} }} counter name clear\n}}\n}}\n"
+         ip6 saddr {{ {a6}, {b6} }} counter name clear\nip6 daddr {{ {a6}, {b6} }} counter name \
+         clear\n}}\n}}\n"
     ));
 }
 

@@ -1,5 +1,5 @@
-//! The continuous traffic of the LAN hosts: a numbered stream like a video's in both directions, a bulk transfer from site
-//! B to site A, and probes of the round trip from site A.
+//! The continuous traffic of the LAN hosts: a numbered stream like a video's in both directions, a bulk
+//! transfer from site B to site A, and probes of the round trip from site A.
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -1,4 +1,5 @@
-//! Computes the results from the record, and checks them: which datagrams were lost, and whether each loss is explained.
+//! Computes the results from the record, and checks them: which datagrams were lost, and whether each loss is
+//! explained.
 
 use std::collections::{BTreeMap, HashSet};
 use std::process::Command;
@@ -8,8 +9,8 @@ use serde_json::Value;
 
 use crate::story::{Event, Plan, Record, SCALE};
 
-/// The largest difference between the time of an event and that of the last or first packet that passed: both gateways
-/// report a block by their own timers, and events have milliseconds.
+/// The largest difference between the time of an event and that of the last or first packet that passed: both
+/// gateways report a block by their own timers, and events have milliseconds.
 pub const TOLERANCE_S: f64 = 0.1;
 
 /// The results of the trial, for the page and for programs.
@@ -82,7 +83,8 @@ pub struct Attack {
     pub blocked_says: Option<String>,
     pub keys_back_after_s: f64,
     pub recovered_back_after_s: Option<f64>,
-    /// When the first datagram of the video that was sent after the block arrived, counted from the attack's end.
+    /// When the first datagram of the video that was sent after the block arrived, counted from the attack's
+    /// end.
     pub traffic_back_after_s: Option<f64>,
     pub datagrams_lost: u64,
 }
@@ -94,8 +96,8 @@ pub struct Check {
     pub text: String,
 }
 
-/// The block of the second attack: from the first gateway's `peer.blocked` to the last one's `peer.recovered`, with the
-/// tolerance; and the part of it in which both were blocked.
+/// The block of the second attack: from the first gateway's `peer.blocked` to the last one's
+/// `peer.recovered`, with the tolerance; and the part of it in which both were blocked.
 pub struct Block {
     pub outer: (f64, f64),
     pub inner: (f64, f64),
@@ -226,7 +228,8 @@ pub fn judge(plan: &Plan, record: &Record) -> Facts {
         check(
             video.unexplained == 0 && video.arrived > 0,
             format!(
-                "{} of {} datagrams of the video lost: {} while blocked, {} in full queues of this machine, {} unexplained",
+                "{} of {} datagrams of the video lost: {} while blocked, {} in full queues of this machine, \
+                 {} unexplained",
                 video.sent - video.arrived,
                 video.sent,
                 video.lost_while_blocked,

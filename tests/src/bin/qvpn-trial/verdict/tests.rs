@@ -85,7 +85,7 @@ fn the_story_explains_what_was_lost_while_blocked() {
 }
 
 #[test]
-fn each_thing_that_goes_wrong_is_found() {
+fn each_fault_is_found() {
     let usual = wrong_after(|_| {}).len();
     let cases: [Case<'_>; 10] = [
         ("1 unexplained", &|r| r.flows.video[0].datagrams[300].1 = None),
