@@ -13,10 +13,10 @@ mod reason;
 mod reject;
 mod stock;
 
-pub use codec::ParseError;
+pub use codec::{ParseError, VERSION};
 pub use exchange::{Accept, CONFIRMATION, Confirm, Propose};
 pub use fragment::{Fragment, MessageId, MessageType};
-pub use hello::{Hello, RELEASE, VERSION};
+pub use hello::{Hello, RELEASE};
 pub use lanes::LaneSet;
 pub use reason::{RejectReason, RekeyReason};
 pub use reject::Reject;

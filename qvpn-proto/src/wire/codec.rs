@@ -1,9 +1,11 @@
 //! Reads and writes the fields of control messages. Every read is bounded by the message, so a parser that
 //! uses only these can neither panic nor allocate more than the message holds.
 
-use super::hello::VERSION;
 use super::limits::MAX_NAME;
 use qvpn_types::{KeyId, SaeId};
+
+/// The protocol version. Both sites must speak the same one.
+pub const VERSION: u8 = 2;
 
 /// Why bytes do not parse as a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]

@@ -1,13 +1,11 @@
 //! `Hello`: the identity and the settings of a side. It is in force until the side's next `Hello`, and its
 //! bytes are part of every transcript.
 
-use super::codec::{ParseError, Reader, put_name, put_option};
+use super::codec::{ParseError, Reader, VERSION, put_name, put_option};
 use qvpn_identity::kem::EkBytes;
 use qvpn_types::{QkdPolicy, Role, SaeId, Suite};
 
-/// The protocol version. Both sites must speak the same one.
-pub const VERSION: u8 = 2;
-/// The first release that speaks it. Logs name it to the operator of the older site.
+/// The first release that speaks [`VERSION`]. Logs name it to the operator of the older site.
 pub const RELEASE: &str = "0.2.0";
 
 /// The identity and the settings of a side.
