@@ -25,7 +25,7 @@ pub use edit::{EditError, PeerEdit, edit_peer};
 pub use error::{ConfigError, ConfigErrors, Position};
 pub use files::{MAX_SIZE, NamedFile};
 pub use ipnet::IpNet;
-pub use load::PartialConfig;
+pub use load::{PartialConfig, unconfirmed_path};
 pub use model::{
     ClientKey, Config, Dscp, Endpoint, Interface, Kme, KmeAccess, KmeApi, KmeServer, Kms, Local, LogLevel,
     Mtu, OnStop, Peer, Role, Table,

@@ -30,6 +30,9 @@ pub const MAX_REQUEST: usize = 64 * 1024;
 /// The longest reply line, in bytes: the status of many thousand peers.
 pub const MAX_REPLY: usize = 32 * 1024 * 1024;
 
+/// The longest time to confirm a config on trial, in seconds: one day.
+pub const MAX_CONFIRM_S: u64 = 86_400;
+
 /// The control socket of `interface` in `dir`, which is [`SOCKET_DIR`] outside tests.
 #[must_use]
 pub fn socket_path(dir: &Path, interface: &str) -> PathBuf {
@@ -56,6 +59,18 @@ pub enum Request {
     /// Reads the config again and names what a [`Reload`](Self::Reload) would change; answered by
     /// [`Reply::Plan`], or by the error that a reload would have.
     PlanReload,
+    /// The text of the config in force; answered by [`Reply::Config`].
+    Config,
+    /// Puts the config in [`unconfirmed_path`](crate::config::unconfirmed_path) in force, and goes back to the
+    /// former one unless [`Confirm`](Self::Confirm) comes in time; answered by [`Reply::Reload`].
+    TryConfig {
+        /// The time in seconds, from 1 to [`MAX_CONFIRM_S`].
+        within_s: u64,
+    },
+    /// Keeps the config on trial; answered by [`Reply::Confirmed`].
+    Confirm,
+    /// Goes back from the config on trial at once; answered by [`Reply::Reload`].
+    GoBack,
     /// Changes one peer of the running config, not of the file; answered like [`Reload`](Self::Reload).
     EditPeer {
         /// The change.
@@ -84,6 +99,10 @@ impl Request {
             Self::Rekey { .. } => "rekey",
             Self::Reload => "reload",
             Self::PlanReload => "plan_reload",
+            Self::Config => "config",
+            Self::TryConfig { .. } => "try_config",
+            Self::Confirm => "confirm",
+            Self::GoBack => "go_back",
             Self::EditPeer { .. } => "edit_peer",
             Self::Events { .. } => "events",
             Self::Metrics => "metrics",
@@ -96,7 +115,14 @@ impl Request {
     #[must_use]
     pub fn changes_something(&self) -> bool {
         match self {
-            Self::Rekey { .. } | Self::Reload | Self::PlanReload | Self::EditPeer { .. } => true,
+            Self::Rekey { .. }
+            | Self::Reload
+            | Self::PlanReload
+            | Self::Config
+            | Self::TryConfig { .. }
+            | Self::Confirm
+            | Self::GoBack
+            | Self::EditPeer { .. } => true,
             Self::Show | Self::Peers | Self::Events { .. } | Self::Metrics | Self::Version => false,
         }
     }
@@ -125,6 +151,17 @@ pub enum Reply {
         /// Each key that would change.
         changes: Vec<KeyChange>,
     },
+    /// The reply to [`Request::Config`].
+    Config {
+        /// The config's file.
+        path: PathBuf,
+        /// The text that is in force; after a change of a peer that was not saved it is not the file's.
+        text: String,
+        /// The seconds left to confirm it, if it is on trial.
+        confirm_in_s: Option<u64>,
+    },
+    /// The reply to [`Request::Confirm`].
+    Confirmed,
     /// One event, in reply to [`Request::Events`].
     Event(Event),
     /// No more events.

@@ -1,6 +1,8 @@
 //! Events, one line each: JSON with a field for each fact, and text for the journal and for people. Some
 //! fields come from other machines, so the text form escapes them. No field ever holds key material.
 
+mod rfc3339;
+
 use std::fmt;
 use std::time::SystemTime;
 
@@ -241,6 +243,13 @@ pub enum EventKind {
         /// `done`, or why it was refused.
         result: String,
     },
+    /// A config on trial was not confirmed in time, or somebody took it back: the former one is in force.
+    #[serde(rename = "config.reverted")]
+    ConfigReverted {
+        /// Who did it; `timeout` if nobody confirmed the config.
+        #[serde(flatten)]
+        caller: Caller,
+    },
     /// This machine was resumed from a snapshot or cloned, so all its keys were erased and every peer
     /// starts again.
     #[serde(rename = "machine.copied")]
@@ -250,9 +259,9 @@ pub enum EventKind {
 /// Who changed something or asked for it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Caller {
-    /// The user's name, `uid N` for a user without a name on this machine, or the signal's name.
+    /// The user's name, `uid N` for a user without a name on this machine, the signal's name, or `timeout`.
     pub by: String,
-    /// The user's ID, as the kernel says it; absent for a signal.
+    /// The user's ID, as the kernel says it; absent if no user did it.
     pub uid: Option<u32>,
 }
 
@@ -309,6 +318,7 @@ impl EventKind {
             Self::ConfigChanged { .. } => "config.changed",
             Self::PolicyDegraded { .. } => "policy.degraded",
             Self::ControlUsed { .. } => "control.used",
+            Self::ConfigReverted { .. } => "config.reverted",
             Self::MachineCopied {} => "machine.copied",
         }
     }
@@ -329,6 +339,7 @@ impl EventKind {
             | Self::QkdSupplyStopped { .. }
             | Self::IdentityMismatch { .. }
             | Self::PolicyDegraded { .. }
+            | Self::ConfigReverted { .. }
             | Self::MachineCopied {} => true,
             Self::ControlUsed { result, .. } => result == NOT_PERMITTED,
             Self::PeerUp { .. }
@@ -396,6 +407,7 @@ impl EventKind {
             Self::ControlUsed { caller, request, peer, result } => {
                 f.caller(caller).add("request", request).opt("peer", peer.as_ref()).add("result", result)
             }
+            Self::ConfigReverted { caller } => f.caller(caller),
             Self::MachineCopied {} => &mut f,
         };
         f.0
@@ -459,31 +471,6 @@ impl Fields {
             self.add(name, value.to_string());
         }
         self
-    }
-}
-
-/// A wall-clock time as RFC 3339 in UTC with milliseconds.
-mod rfc3339 {
-    use std::time::{Duration, SystemTime};
-
-    use serde::{Deserialize, Deserializer, Serializer, de::Error};
-
-    /// The last second that four digits of a year can say.
-    const MAX_UNIX_SECONDS: u64 = 253_402_300_799;
-
-    /// `time`, moved into the years 1970 to 9999 where a broken clock is outside them.
-    pub(super) fn in_range(time: SystemTime) -> SystemTime {
-        let last = SystemTime::UNIX_EPOCH + Duration::from_secs(MAX_UNIX_SECONDS);
-        time.clamp(SystemTime::UNIX_EPOCH, last)
-    }
-
-    pub(super) fn serialize<S: Serializer>(time: &SystemTime, s: S) -> Result<S::Ok, S::Error> {
-        s.collect_str(&humantime::format_rfc3339_millis(in_range(*time)))
-    }
-
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<SystemTime, D::Error> {
-        let text = std::borrow::Cow::<'de, str>::deserialize(d)?;
-        humantime::parse_rfc3339(&text).map_err(D::Error::custom)
     }
 }
 

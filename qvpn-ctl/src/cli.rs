@@ -1,10 +1,11 @@
 //! The commands and their arguments. The doc comments are the text of `--help` and of the man pages.
 
 use std::path::PathBuf;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::engine::ArgValueCompleter;
+use qvpn_api::control::MAX_CONFIRM_S;
 
 use crate::complete;
 use crate::dirs::Dirs;
@@ -81,6 +82,19 @@ pub(crate) enum Command {
         /// does to traffic.
         #[arg(long)]
         dry_run: bool,
+        /// Go back to the former config by itself after this time, such as 2m, unless `confirm` comes before. A
+        /// crash, a restart or a reboot meanwhile goes back too.
+        #[arg(long, value_name = "TIME", value_parser = confirm_time, conflicts_with = "dry_run")]
+        confirm: Option<Duration>,
+    },
+    /// Keep the config that `reload --confirm` put in force, and write it to its file.
+    Confirm {
+        /// The interface [default: the only one].
+        #[arg(value_parser = interface, add = ArgValueCompleter::new(complete::interfaces))]
+        interface: Option<String>,
+        /// Go back to the former config at once instead.
+        #[arg(long)]
+        undo: bool,
     },
     /// List, add, change and remove peers while the tunnel runs.
     #[command(subcommand)]
@@ -226,6 +240,13 @@ fn since(text: &str) -> Result<SystemTime, String> {
     }
     let age = humantime::parse_duration(text).ok().and_then(|age| SystemTime::now().checked_sub(age));
     age.ok_or_else(|| "write an age such as 10m or a time such as 2026-12-01T10:00:00Z".to_owned())
+}
+
+/// The time to confirm a config.
+fn confirm_time(text: &str) -> Result<Duration, String> {
+    let time = humantime::parse_duration(text).ok();
+    let time = time.filter(|time| (1..=MAX_CONFIRM_S).contains(&time.as_secs()));
+    time.ok_or_else(|| "write a time from 1s to 1d, such as 2m".to_owned())
 }
 
 #[derive(Subcommand)]
@@ -410,6 +431,12 @@ mod tests {
             assert!(interface(bad).is_err(), "{bad}");
         }
         assert_eq!(interface("qvpn0"), Ok("qvpn0".to_owned()));
+    }
+
+    #[test]
+    fn a_time_to_confirm_is_bounded() {
+        assert_eq!(confirm_time("2m"), Ok(Duration::from_secs(120)));
+        assert!(["0s", "200ms", "2d", "soon", "-1s", ""].into_iter().all(|bad| confirm_time(bad).is_err()));
     }
 
     #[test]

@@ -6,6 +6,8 @@ mod cli;
 mod client;
 mod commands;
 mod complete;
+mod config_file;
+mod confirm;
 mod dirs;
 mod doctor;
 mod endpoint;
@@ -85,11 +87,19 @@ fn run(cli: Cli) -> Result<(), CtlError> {
             let (interface, peer) = dirs.interface_and_peer(interface, peer)?;
             commands::rekey(&dirs.socket_dir, &interface, peer)
         }
-        Command::Reload { interface, dry_run } => {
+        Command::Reload { interface, dry_run, confirm } => {
             let interface = dirs.interface(interface)?;
-            match dry_run {
-                true => reload::dry_run(&dirs.socket_dir, &interface),
-                false => reload::reload(&dirs.socket_dir, &interface),
+            match (dry_run, confirm) {
+                (true, _) => reload::dry_run(&dirs.socket_dir, &interface),
+                (false, Some(within)) => confirm::try_config(&dirs.socket_dir, &interface, within),
+                (false, None) => reload::reload(&dirs.socket_dir, &interface),
+            }
+        }
+        Command::Confirm { interface, undo } => {
+            let interface = dirs.interface(interface)?;
+            match undo {
+                true => confirm::undo(&dirs.socket_dir, &interface),
+                false => confirm::confirm(&dirs.socket_dir, &interface),
             }
         }
         Command::Peer(PeerCommand::List { interface, json }) => {

@@ -3,8 +3,7 @@
 //! that a refusal or a full disk changes neither.
 
 use std::fs::{self, File};
-use std::io::{self, Write};
-use std::os::unix::fs::{MetadataExt, PermissionsExt, fchown};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use qvpn_api::Config;
@@ -17,7 +16,7 @@ use crate::cli::PeerSettings;
 use crate::client::Client;
 use crate::dirs::Dirs;
 use crate::error::CtlError;
-use crate::{endpoint, output, reload};
+use crate::{config_file, endpoint, output, reload};
 
 /// The requested change.
 pub(crate) enum PeerChange {
@@ -141,17 +140,7 @@ impl Pending {
         let config = Config::parse(&file, &after)?;
         config.check_files()?;
         let directory = file.parent().unwrap_or(Path::new("/"));
-        let mut new = tempfile::Builder::new()
-            .prefix(".qvpn-")
-            .suffix(".new")
-            .tempfile_in(directory)
-            .map_err(failed)?;
-        let (old, own) = (lock.metadata().map_err(failed)?, new.as_file().metadata().map_err(failed)?);
-        if (old.uid(), old.gid()) != (own.uid(), own.gid()) {
-            fchown(new.as_file(), Some(old.uid()), Some(old.gid())).map_err(failed)?;
-        }
-        new.as_file().set_permissions(fs::Permissions::from_mode(old.mode() & 0o7777)).map_err(failed)?;
-        new.write_all(after.as_bytes()).and_then(|()| new.as_file().sync_all()).map_err(failed)?;
+        let new = config_file::temporary(directory, &after, &lock).map_err(failed)?;
         Ok(Self { file, before, new, _lock: lock })
     }
 
@@ -162,11 +151,7 @@ impl Pending {
         if fs::read_to_string(&file).map_err(failed)? != before {
             return Err(failed(io::Error::other("another program has changed it meanwhile")));
         }
-        new.persist(&file).map_err(|error| failed(error.error))?;
-        // The directory must be on the disk too; otherwise a crash could bring the old file back.
-        if let Some(directory) = file.parent() {
-            let _ = File::open(directory).and_then(|directory| directory.sync_all());
-        }
+        config_file::persist(new, &file).map_err(failed)?;
         Ok(file)
     }
 }

@@ -37,8 +37,8 @@ pub(crate) fn user(uid: Option<u32>) -> Caller {
     Caller { by: name.unwrap_or_else(|| format!("uid {uid}")), uid: Some(uid) }
 }
 
-/// The sender of a signal, whose user the daemon doesn't learn.
-pub(crate) fn signal(name: &str) -> Caller {
+/// A cause that is not a user: a signal, whose sender the daemon doesn't learn, or a timeout.
+pub(crate) fn named(name: &str) -> Caller {
     Caller { by: name.to_owned(), uid: None }
 }
 

@@ -15,6 +15,7 @@ use crate::metrics_listener::MetricsListener;
 use crate::peers::Peers;
 use crate::routes::Routes;
 use crate::settings::Settings;
+use crate::trial::Trial;
 use crate::{metrics, status};
 
 pub(crate) struct Daemon {
@@ -29,6 +30,8 @@ pub(crate) struct Daemon {
     pub(crate) metrics: MetricsListener,
     /// Where a new metrics listener sends its requests.
     pub(crate) requests: mpsc::Sender<PendingRequest>,
+    /// The config on trial, if one is.
+    pub(crate) trial: Option<Trial>,
 }
 
 impl Daemon {

@@ -35,6 +35,8 @@ mod status;
 mod sys;
 mod task_result;
 mod translate;
+mod trial;
+mod try_config;
 mod watchdog;
 
 use std::path::{Path, PathBuf};

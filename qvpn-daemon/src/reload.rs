@@ -13,7 +13,7 @@ use crate::events::Events;
 use crate::kms_task::{Kmes, in_words};
 use crate::metrics_listener::MetricsListener;
 use crate::settings::{PeerSettings, Settings};
-use crate::{clock, log};
+use crate::{clock, config_files, log, sandbox};
 
 /// A config that can be put in force, with everything that was opened for it.
 pub(crate) struct Change {
@@ -28,12 +28,31 @@ pub(crate) struct Change {
     metrics: Option<MetricsListener>,
 }
 
+/// Checks the files that `new` names, and opens everything that it needs. Nothing changes yet. `words` makes the
+/// reply of a refused config.
+///
+/// # Errors
+/// What the operator must change, as a reply to them.
+pub(crate) async fn prepare(
+    daemon: &Daemon,
+    new: Config,
+    words: &impl Fn(&ConfigErrors) -> ErrorReply,
+) -> Result<Change, ErrorReply> {
+    // The sandbox denies these files; this message is better than the system's.
+    let outside = sandbox::denied_files(&new);
+    if !outside.is_empty() {
+        return Err(refused("the config names files that this daemon can no longer open", outside));
+    }
+    let new = config_files::check(new).map_err(|errors| words(&errors))?;
+    Change::prepare(daemon, new).await
+}
+
 impl Change {
     /// Derives and opens everything that `new` needs. Nothing changes yet.
     ///
     /// # Errors
     /// What the operator must change, as a reply to them.
-    pub(crate) async fn prepare(daemon: &Daemon, new: Config) -> Result<Self, ErrorReply> {
+    async fn prepare(daemon: &Daemon, new: Config) -> Result<Self, ErrorReply> {
         let keys = ConfigKeys::read(&new).map_err(|errors| config_refused(&errors))?;
         let settings = Settings::derive(&new, &keys)
             .map_err(|error| refused("the config's routes can't work", vec![error.to_string()]))?;

@@ -7,7 +7,7 @@ use qvpn_api::{Config, ConfigErrors};
 
 use crate::daemon::Daemon;
 use crate::reload::{self, Change};
-use crate::{caller, clock, config_files, sandbox};
+use crate::{caller, clock, try_config};
 
 /// Answers `request` of the user `uid`, and reports it as an event if it changes something.
 pub(crate) async fn reply(request: Request, uid: Option<u32>, daemon: &mut Daemon) -> Reply {
@@ -29,23 +29,27 @@ async fn answer(request: Request, uid: Option<u32>, daemon: &mut Daemon) -> Repl
         Request::Peers => Reply::Peers(daemon.config.peers.iter().map(summary).collect()),
         Request::Rekey { peer } => rekey(daemon, peer.as_deref()),
         Request::Metrics => Reply::Metrics { text: daemon.metrics_text(clock::now()) },
-        Request::Reload => match reload(daemon, &caller::user(uid)).await {
-            Ok(changes) => Reply::Reload { changes },
-            Err(error) => Reply::Error(error),
-        },
+        Request::Reload => reloaded(reload(daemon, &caller::user(uid)).await),
         Request::PlanReload => match prepare_reload(daemon).await {
             Ok(change) => Reply::Plan { changes: change.keys(daemon) },
             Err(error) => Reply::Error(error),
         },
-        Request::EditPeer { change } => match edit_peer(daemon, &change, &caller::user(uid)).await {
-            Ok(changes) => Reply::Reload { changes },
-            Err(error) => Reply::Error(error),
-        },
+        Request::Config => try_config::config(daemon),
+        Request::TryConfig { within_s } => {
+            reloaded(try_config::start(daemon, within_s, &caller::user(uid)).await)
+        }
+        Request::Confirm => try_config::confirm(daemon).map_or_else(Reply::Error, |()| Reply::Confirmed),
+        Request::GoBack => reloaded(try_config::go_back(daemon, &caller::user(uid)).await),
+        Request::EditPeer { change } => reloaded(edit_peer(daemon, &change, &caller::user(uid)).await),
         // The control socket answers these itself.
         Request::Events { .. } | Request::Version => {
             Reply::Error(ErrorReply::new(ErrorCode::Failed, "this request is not for the peers"))
         }
     }
+}
+
+fn reloaded(result: Result<Vec<String>, ErrorReply>) -> Reply {
+    result.map_or_else(Reply::Error, |changes| Reply::Reload { changes })
 }
 
 fn summary(peer: &config::Peer) -> PeerSummary {
@@ -84,10 +88,9 @@ pub(crate) async fn reload(daemon: &mut Daemon, caller: &Caller) -> Result<Vec<S
 
 /// Reads the config file and opens what it needs; changes nothing.
 async fn prepare_reload(daemon: &Daemon) -> Result<Change, ErrorReply> {
+    try_config::refuse_during(daemon)?;
     let new = Config::load(&daemon.config.path).map_err(|errors| reload::config_refused(&errors))?;
-    within_allowed_paths(&new)?;
-    let new = config_files::check(new).map_err(|errors| reload::config_refused(&errors))?;
-    Change::prepare(daemon, new).await
+    reload::prepare(daemon, new, &reload::config_refused).await
 }
 
 /// Changes one peer of the config that is in force; the file stays as it is.
@@ -99,28 +102,17 @@ async fn edit_peer(
     change: &PeerEdit,
     caller: &Caller,
 ) -> Result<Vec<String>, ErrorReply> {
+    try_config::refuse_during(daemon)?;
     let old = &daemon.config;
     let text = config::edit_peer(&old.text, change).map_err(|error| match error {
         EditError::NoPeer(_) => ErrorReply::new(ErrorCode::NoSuchPeer, error.to_string()),
         error => reload::refused(&error.to_string(), Vec::new()),
     })?;
     // Lines and columns of a text that is in no file would mislead.
-    let refused = |errors: ConfigErrors| {
+    let refused = |errors: &ConfigErrors| {
         let details = errors.list().iter().map(|e| format!("{}; {}", e.what, e.fix)).collect();
         reload::refused("the change is refused", details)
     };
-    let new = Config::parse(&old.path, &text).map_err(refused)?;
-    within_allowed_paths(&new)?;
-    let new = config_files::check(new).map_err(refused)?;
-    Change::prepare(daemon, new).await?.commit(daemon, caller).await
-}
-
-/// Refuses files that the sandbox does not allow, with a better message than the system's.
-fn within_allowed_paths(new: &Config) -> Result<(), ErrorReply> {
-    match sandbox::denied_files(new) {
-        outside if outside.is_empty() => Ok(()),
-        outside => {
-            Err(reload::refused("the config names files that this daemon can no longer open", outside))
-        }
-    }
+    let new = Config::parse(&old.path, &text).map_err(|errors| refused(&errors))?;
+    reload::prepare(daemon, new, &refused).await?.commit(daemon, caller).await
 }

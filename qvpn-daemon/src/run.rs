@@ -32,7 +32,7 @@ use crate::settings::Settings;
 use crate::snapshot::Snapshots;
 use crate::task_result::TaskResult;
 use crate::watchdog::{Watchdog, notify};
-use crate::{caller, clock, log, requests};
+use crate::{caller, clock, log, requests, try_config};
 
 const MAX_QUEUED_RESULTS: usize = 256;
 const MAX_QUEUED_REQUESTS: usize = 64;
@@ -130,7 +130,8 @@ async fn start(
     let metrics = MetricsListener::open(settings.metrics_listen, &requests).await?;
     let peers = Peers::new(&settings, kmes, counts, demux, context, clock::now());
     let local = keys.local;
-    let daemon = Daemon { config, settings, local, events, peers, routes, marks, metrics, requests };
+    let daemon =
+        Daemon { config, settings, local, events, peers, routes, marks, metrics, requests, trial: None };
     Ok((daemon, Inputs { queues, results: task_results, requests: pending_requests, snapshots }))
 }
 
@@ -145,6 +146,7 @@ async fn serve(daemon: &mut Daemon, mut inputs: Inputs, signals: &mut Signals) -
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         let deadline = daemon.peers.next_timeout();
+        let unconfirmed_until = try_config::deadline(daemon);
         tokio::select! {
             event = queues.sessions.recv() => {
                 handle_batch(event, &mut queues.sessions, SESSION_BATCH, &mut daemon.peers)?;
@@ -166,11 +168,12 @@ async fn serve(daemon: &mut Daemon, mut inputs: Inputs, signals: &mut Signals) -
                 let _ = answer.send(reply);
             }
             _ = signals.hangup.recv() => {
-                if let Err(error) = requests::reload(daemon, &caller::signal("SIGHUP")).await {
+                if let Err(error) = requests::reload(daemon, &caller::named("SIGHUP")).await {
                     tracing::error!("reload: {error}");
                     error.details.iter().for_each(|line| tracing::error!("reload: {line}"));
                 }
             }
+            () = clock::reached(unconfirmed_until) => try_config::expired(daemon).await,
             () = daemon.routes.wait_for_change() => daemon.routes.restore(&daemon.events).await,
             _ = signals.terminate.recv() => return Ok(()),
             _ = signals.interrupt.recv() => return Ok(()),

@@ -138,3 +138,72 @@ fn a_dry_run_and_the_events_of_a_reload_name_each_key_with_both_values() {
         assert_eq!(reload(&["--dry-run"]), (Some(REFUSED), String::new()));
     });
 }
+
+#[test]
+fn an_unconfirmed_reload_goes_back_by_itself_and_after_a_crash() {
+    sandbox::run("an_unconfirmed_reload_goes_back_by_itself_and_after_a_crash", || {
+        let lab = Lab::new();
+        let options = GatewayOptions { qkd: "off".into(), kms: None, ..GatewayOptions::default() };
+        let file = lab.configure(Site::A, &options);
+        let mut gateway = lab.start_daemon(Site::A);
+        let former = fs::read_to_string(&file).unwrap();
+        let new = former.replace("[[peer]]", "[[peer]]\npersistent_keepalive = \"30s\"");
+        let waiting = qvpn_api::config::unconfirmed_path(&file);
+        let networks = |gateway: &tests::Gateway<'_>| gateway.peer()["allowed_ips"].as_array().unwrap().len();
+        let added = new.replace("allowed_ips = [", "allowed_ips = [\"10.99.0.0/16\", ");
+        assert!(added != former);
+        let read = |path: &std::path::Path| fs::read_to_string(path).unwrap();
+        let ctl = |gateway: &tests::Gateway<'_>, args: &[&str]| {
+            let output = gateway.ctl(args);
+            let said = String::from_utf8_lossy(&output.stdout).into_owned()
+                + &String::from_utf8_lossy(&output.stderr);
+            (output.status.code().unwrap(), said)
+        };
+        let before = networks(&gateway);
+
+        // Nothing is on trial yet, and a refused file changes nothing.
+        assert_eq!(ctl(&gateway, &["confirm", "qvpn0"]).0, 1);
+        fs::write(&file, "this is no config").unwrap();
+        assert_eq!(ctl(&gateway, &["reload", "--confirm", "1m", "qvpn0"]).0, REFUSED);
+        assert!(read(&file) == "this is no config" && !waiting.exists());
+
+        // Nobody confirms: the former config comes back.
+        fs::write(&file, &added).unwrap();
+        let (code, said) = ctl(&gateway, &["reload", "--confirm", "2s", "qvpn0"]);
+        assert_eq!(code, 0, "{said}");
+        assert_eq!(networks(&gateway), before + 1);
+        assert!(read(&file) == former && read(&waiting) == added);
+        let (code, said) = ctl(&gateway, &["reload", "qvpn0"]);
+        assert!(code == 1 && said.contains("`qvpn-ctl confirm` keeps it"), "{said}");
+        tests::wait_until("the former config", Duration::from_secs(10), || {
+            (networks(&gateway) == before).then_some(())
+        });
+        let (_, events) = ctl(&gateway, &["events", "qvpn0", "--kind", "config.reverted"]);
+        assert!(events.contains("config.reverted by=timeout"), "{events}");
+        let (code, said) = ctl(&gateway, &["confirm", "qvpn0"]);
+        assert!(code == 1 && said.contains("the former one is in force again"), "too late: {said}");
+        assert_eq!(read(&file), former);
+
+        // Somebody takes it back, and a later one is confirmed, once.
+        fs::write(&file, &added).unwrap();
+        assert_eq!(ctl(&gateway, &["reload", "--confirm", "1h", "qvpn0"]).0, 0);
+        assert_eq!(ctl(&gateway, &["confirm", "--undo", "qvpn0"]).0, 0);
+        assert!(networks(&gateway) == before && read(&file) == former && read(&waiting) == added);
+        fs::write(&file, &added).unwrap();
+        assert_eq!(ctl(&gateway, &["reload", "--confirm", "1h", "qvpn0"]).0, 0);
+        assert_eq!(ctl(&gateway, &["confirm", "qvpn0"]).0, 0);
+        assert!(networks(&gateway) == before + 1 && read(&file) == added && !waiting.exists());
+        assert_eq!(ctl(&gateway, &["confirm", "qvpn0"]).0, 1, "twice");
+
+        // A crash within the time: the next start has the former config.
+        fs::write(&file, &former).unwrap();
+        assert_eq!(ctl(&gateway, &["reload", "qvpn0"]).0, 0);
+        fs::write(&file, &added).unwrap();
+        assert_eq!(ctl(&gateway, &["reload", "--confirm", "1h", "qvpn0"]).0, 0);
+        assert_eq!(networks(&gateway), before + 1);
+        gateway.process.kill();
+        drop(gateway);
+        let gateway = lab.start_daemon(Site::A);
+        assert_eq!(networks(&gateway), before);
+    });
+}

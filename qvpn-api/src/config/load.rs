@@ -1,12 +1,21 @@
 //! Reads a config file: the whole of it, or what a refused one still says.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use ipnet::IpNet;
 
 use super::error::ConfigErrors;
 use super::model::{Config, Interface};
 use super::{files, grammar};
+
+/// The file beside the config `path` that holds a config on trial: `qvpn-ctl reload --confirm` writes it, and
+/// the daemon reads it.
+#[must_use]
+pub fn unconfirmed_path(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".unconfirmed");
+    PathBuf::from(name)
+}
 
 /// The readable part of a refused config: enough to keep its traffic from leaving in clear.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -33,6 +42,14 @@ impl Config {
     /// If it can't be read, is larger than [`MAX_SIZE`] or isn't UTF-8, else as [`parse`](Self::parse).
     pub fn load(path: &Path) -> Result<Self, ConfigErrors> {
         Self::parse(path, &files::read_config(path)?)
+    }
+
+    /// Reads the text in `file` as the config `path`, which names it in errors.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load).
+    pub fn load_as(path: &Path, file: &Path) -> Result<Self, ConfigErrors> {
+        Self::parse(path, &files::read_config(file)?)
     }
 
     /// Reads what is readable of a refused config, so that a typing error in it doesn't open what the

@@ -61,6 +61,7 @@ fn one_of_each() -> Vec<EventKind> {
             peer: None,
             result: reason(),
         },
+        EventKind::ConfigReverted { caller: Caller { by: "timeout".into(), uid: None } },
     ]
 }
 
