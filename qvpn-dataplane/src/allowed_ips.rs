@@ -1,29 +1,15 @@
 //! Maps inner addresses to peers: the longest prefix across all peers wins, as in WireGuard's cryptokey
-//! routing. A table never changes once it is built, so prefixes are flattened to sorted, disjoint ranges,
-//! and a look-up is one binary search.
+//! routing.
 
 use std::net::IpAddr;
 
 use qvpn_types::PeerNumber;
 
-/// A prefix length that is too long for its address.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("{address}/{prefix} is no prefix: an address of this family has at most {max} bits")]
-pub struct BadPrefix {
-    /// The address.
-    pub address: IpAddr,
-    /// The prefix length.
-    pub prefix: u8,
-    /// The maximum prefix length of this family.
-    pub max: u8,
-}
+use crate::prefix_table::{BadPrefix, PrefixTable};
 
 /// Prefixes of both families, with their peers.
 #[derive(Debug, Default)]
-pub struct AllowedIps {
-    v4: Ranges<u32>,
-    v6: Ranges<u128>,
-}
+pub struct AllowedIps(PrefixTable<PeerNumber>);
 
 impl AllowedIps {
     /// Builds a table of address, prefix length and peer. Bits beyond the prefix are ignored; the last of
@@ -32,88 +18,13 @@ impl AllowedIps {
     /// # Errors
     /// [`BadPrefix`] for a length beyond 32 or 128 bits.
     pub fn new(entries: impl IntoIterator<Item = (IpAddr, u8, PeerNumber)>) -> Result<Self, BadPrefix> {
-        let (mut v4, mut v6) = (Vec::new(), Vec::new());
-        for (address, prefix, peer) in entries {
-            let max = if address.is_ipv4() { 32 } else { 128 };
-            if prefix > max {
-                return Err(BadPrefix { address, prefix, max });
-            }
-            match address {
-                IpAddr::V4(a) => {
-                    let host = u32::MAX.checked_shr(u32::from(prefix)).unwrap_or(0);
-                    v4.push(Prefix { first: a.to_bits() & !host, last: a.to_bits() | host, peer });
-                }
-                IpAddr::V6(a) => {
-                    let host = u128::MAX.checked_shr(u32::from(prefix)).unwrap_or(0);
-                    v6.push(Prefix { first: a.to_bits() & !host, last: a.to_bits() | host, peer });
-                }
-            }
-        }
-        Ok(Self { v4: Ranges::new(v4, |n| n.checked_add(1)), v6: Ranges::new(v6, |n| n.checked_add(1)) })
+        PrefixTable::new(entries).map(Self)
     }
 
     /// Returns the peer with the longest prefix that contains `address`.
     #[must_use]
     pub fn lookup(&self, address: IpAddr) -> Option<PeerNumber> {
-        match address {
-            IpAddr::V4(a) => self.v4.lookup(a.to_bits()),
-            IpAddr::V6(a) => self.v6.lookup(a.to_bits()),
-        }
-    }
-}
-
-struct Prefix<A> {
-    first: A,
-    last: A,
-    peer: PeerNumber,
-}
-
-/// Disjoint ranges: range *i* is from `starts[i]` to just before `starts[i + 1]`.
-#[derive(Debug, Default)]
-struct Ranges<A> {
-    starts: Vec<A>,
-    peers: Vec<Option<PeerNumber>>,
-}
-
-impl<A: Ord + Copy> Ranges<A> {
-    /// Flattens prefixes. Two prefixes are nested or disjoint, so a sweep in order of their starts needs
-    /// only a stack of the open ones.
-    fn new(mut prefixes: Vec<Prefix<A>>, next: impl Fn(A) -> Option<A>) -> Self {
-        // Outer prefixes first. The sort is stable, so the last of equal prefixes is on top of the stack.
-        prefixes.sort_by(|a, b| a.first.cmp(&b.first).then(b.last.cmp(&a.last)));
-        let mut ranges = Self { starts: Vec::new(), peers: Vec::new() };
-        let mut open: Vec<Prefix<A>> = Vec::new();
-        let close = |ranges: &mut Self, open: &mut Vec<Prefix<A>>, before: Option<A>| {
-            while open.last().is_some_and(|top| before.is_none_or(|first| top.last < first)) {
-                let Some(top) = open.pop() else { break };
-                if let Some(after) = next(top.last) {
-                    ranges.push(after, open.last().map(|outer| outer.peer));
-                }
-            }
-        };
-        for prefix in prefixes {
-            close(&mut ranges, &mut open, Some(prefix.first));
-            ranges.push(prefix.first, Some(prefix.peer));
-            open.push(prefix);
-        }
-        close(&mut ranges, &mut open, None);
-        ranges
-    }
-
-    fn push(&mut self, start: A, peer: Option<PeerNumber>) {
-        if self.starts.last() == Some(&start) {
-            self.starts.pop();
-            self.peers.pop();
-        }
-        if self.peers.last().copied().flatten() != peer {
-            self.starts.push(start);
-            self.peers.push(peer);
-        }
-    }
-
-    fn lookup(&self, address: A) -> Option<PeerNumber> {
-        let after = self.starts.partition_point(|start| *start <= address);
-        self.peers[after.checked_sub(1)?]
+        self.0.lookup(address)
     }
 }
 

@@ -5,13 +5,17 @@ mod config;
 mod ecn;
 mod event_queue;
 mod forward;
+mod icmp;
 mod index_table;
 mod inner;
 mod mailbox;
 mod peer_table;
+mod rate_limit;
 mod receive;
+mod routing;
 mod send;
 mod send_batch;
+mod send_peer;
 
 use std::net::{SocketAddr, UdpSocket};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -23,6 +27,7 @@ use qvpn_types::{LocalEpoch, PeerNumber, Time};
 use crate::allowed_ips::AllowedIps;
 use crate::error::LaneError;
 use crate::event::{LaneEvent, LaneSink};
+use crate::kernel_routes::KernelRoutes;
 use crate::key::{OpeningKey, SealingKey};
 use crate::sched;
 use crate::stats::PeerStats;
@@ -33,6 +38,7 @@ pub use config::{Admission, Dscp, Filter, LanesConfig};
 use forward::{ForwardQueue, ForwardSender, forward_queue};
 use mailbox::{Inbox, Mailbox, ReceiveCommand, SendCommand, mailbox};
 use receive::Receiver;
+use routing::Routing;
 use send::Sender;
 
 /// Items for the fuzz targets.
@@ -169,10 +175,21 @@ impl Lanes {
         self.to_sender(lane, SendCommand::RemovePeer { peer });
     }
 
-    /// Replaces the whole table of allowed IPs at once.
+    /// Replaces the whole table of allowed IPs at once. The lane chooses peers by them from now on.
     pub fn set_allowed_ips(&self, lane: u8, table: Arc<AllowedIps>) {
-        self.to_receiver(lane, ReceiveCommand::SetAllowedIps(table.clone()));
-        self.to_sender(lane, SendCommand::SetAllowedIps(table));
+        self.set_routing(lane, Routing::AllowedIps(table));
+    }
+
+    /// Replaces the whole table of routes at once. The lane chooses peers by them from now on, answers
+    /// packets without a route and those that are too big by ICMP, and sends multicast of the link to all
+    /// peers.
+    pub fn set_kernel_routes(&self, lane: u8, routes: Arc<KernelRoutes>) {
+        self.set_routing(lane, Routing::Kernel(routes));
+    }
+
+    fn set_routing(&self, lane: u8, routing: Routing) {
+        self.to_receiver(lane, ReceiveCommand::SetRouting(routing.clone()));
+        self.to_sender(lane, SendCommand::SetRouting(routing));
     }
 
     /// Sets the largest inner packet, in bytes. Padding does not exceed it.

@@ -17,8 +17,10 @@ mod event;
 pub mod fuzzing;
 #[cfg(any(test, feature = "internals"))]
 pub mod internals;
+mod kernel_routes;
 mod key;
 mod lane;
+mod prefix_table;
 mod sched;
 // Keys in use, without I/O; used by lanes and by simulations.
 pub mod session;
@@ -27,15 +29,17 @@ mod tun;
 mod udp;
 mod wake;
 
-pub use allowed_ips::{AllowedIps, BadPrefix};
+pub use allowed_ips::AllowedIps;
 pub use cipher::HAS_NULL_CIPHER;
 #[cfg(feature = "bench-null-cipher")]
 pub use cipher::use_null_cipher;
 pub use clock::{Clock, boot_clock};
 pub use error::LaneError;
 pub use event::{LaneEvent, LaneSink, SealingEnd};
+pub use kernel_routes::{KernelRoutes, NextHop, RoutedPeer, RoutedPeers};
 pub use key::{OpeningKey, SealingKey};
 pub use lane::{Admission, Dscp, Filter, Lanes, LanesConfig};
+pub use prefix_table::BadPrefix;
 pub use sched::raise_priority;
 pub use stats::{Counter, InterfaceStats, PeerStats, RxStats, TxStats};
 pub use tun::{TunError, TunQueue, open_tun};

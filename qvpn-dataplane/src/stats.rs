@@ -75,6 +75,10 @@ pub struct TxStats {
     pub no_epoch: Counter,
     /// Dropped: the sealing key had reached its maximum age or its packet limit.
     pub expired: Counter,
+    /// Dropped: the kernel's route leads to the peer, whose allowed IPs don't contain the destination.
+    pub not_allowed_ip: Counter,
+    /// Dropped: larger than the path takes; the sender was answered by ICMP.
+    pub too_big: Counter,
     /// Dropped: the socket's queue stayed full, the kernel refused the datagram, or the lane that sends for
     /// this one had no room.
     pub queue_full: Counter,
@@ -83,13 +87,14 @@ pub struct TxStats {
 impl PeerStats {
     /// Returns the name that users see and the count of each drop reason.
     #[must_use]
-    pub fn drops(&self) -> [(&'static str, u64); 6] {
+    pub fn drops(&self) -> [(&'static str, u64); 7] {
         [
             ("no_epoch", self.tx.no_epoch.get()),
             ("expired", self.tx.expired.get() + self.rx.expired.get()),
             ("replay", self.rx.replay.get()),
             ("auth", self.rx.auth.get()),
-            ("not_allowed_ip", self.rx.not_allowed_ip.get()),
+            ("not_allowed_ip", self.rx.not_allowed_ip.get() + self.tx.not_allowed_ip.get()),
+            ("too_big", self.tx.too_big.get()),
             ("queue_full", self.tx.queue_full.get()),
         ]
     }
@@ -98,7 +103,8 @@ impl PeerStats {
 /// Drops that belong to no peer.
 #[derive(Debug, Default)]
 pub struct InterfaceStats {
-    /// From the TUN: no peer's allowed IPs contain the destination.
+    /// From the TUN: no peer's allowed IPs contain the destination, or no route leads to a peer, or too much
+    /// multicast of the link.
     pub no_peer: Counter,
     /// Received: not a message, not one for this lane, or marked as congested although the inner packet does
     /// not support ECN (RFC 6040). From the TUN: not an IP packet.

@@ -6,6 +6,8 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
+use qvpn_types::PeerNumber;
+
 use crate::wake::Waker;
 
 /// The largest number of reads that wait in a lane's queue; each is up to 64 KiB of one flow.
@@ -23,6 +25,8 @@ struct InFlight {
 
 /// One read of a TUN queue. Dropping it acknowledges it to the lane that forwarded it.
 pub(super) struct ForwardedRead {
+    /// The peer that the forwarding lane chose.
+    pub(super) peer: PeerNumber,
     pub(super) bytes: Vec<u8>,
     in_flight: Arc<InFlight>,
 }
@@ -67,11 +71,11 @@ pub(super) struct Forwarder {
 }
 
 impl Forwarder {
-    /// Forwards a read to lane `via`. Returns whether there was room.
-    pub(super) fn forward(&self, via: u8, read: &[u8]) -> bool {
+    /// Forwards a read for `peer` to lane `via`. Returns whether there was room.
+    pub(super) fn forward(&self, via: u8, peer: PeerNumber, read: &[u8]) -> bool {
         let Some(sender) = self.senders.get(usize::from(via)) else { return false };
         *self.in_flight.count.lock().unwrap_or_else(PoisonError::into_inner) += 1;
-        let read = ForwardedRead { bytes: read.to_vec(), in_flight: self.in_flight.clone() };
+        let read = ForwardedRead { peer, bytes: read.to_vec(), in_flight: self.in_flight.clone() };
         let forwarded = sender.queue.try_send(read).is_ok();
         if forwarded {
             sender.waker.wake();
@@ -115,10 +119,10 @@ mod tests {
     fn a_lane_waits_only_for_forwarded_packets() {
         let (a, b) = pair();
         a.wait_for_acknowledgements();
-        assert!(a.forward(1, b"read"));
-        assert!(!a.forward(2, b"no such lane"));
+        assert!(a.forward(1, PeerNumber(3), b"read"));
+        assert!(!a.forward(2, PeerNumber(3), b"no such lane"));
         let read = b.take().unwrap();
-        assert_eq!(read.bytes, b"read");
+        assert_eq!((read.peer, read.bytes.as_slice()), (PeerNumber(3), &b"read"[..]));
         // Not acknowledged: the wait ends by its timeout.
         let start = Instant::now();
         a.wait_for_acknowledgements();
@@ -132,8 +136,8 @@ mod tests {
     #[test]
     fn a_full_queue_refuses_and_what_it_refused_is_not_waited_for() {
         let (a, b) = pair();
-        assert!((0..MAX_WAITING).all(|_| a.forward(1, b"read")));
-        assert!(!a.forward(1, b"too many"));
+        assert!((0..MAX_WAITING).all(|_| a.forward(1, PeerNumber(3), b"read")));
+        assert!(!a.forward(1, PeerNumber(3), b"too many"));
         while b.take().is_some() {}
         assert_eq!(*a.in_flight.count.lock().unwrap(), 0);
     }

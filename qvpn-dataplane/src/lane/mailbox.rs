@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use qvpn_types::{LocalEpoch, PeerNumber, Time};
 
-use crate::allowed_ips::AllowedIps;
+use super::routing::Routing;
 use crate::key::{OpeningKey, SealingKey};
 use crate::stats::PeerStats;
 use crate::wake::Waker;
@@ -25,7 +25,7 @@ pub(super) enum SendCommand {
     RemovePeer {
         peer: PeerNumber,
     },
-    SetAllowedIps(Arc<AllowedIps>),
+    SetRouting(Routing),
     SetMtu(u16),
     SetPeerMtu {
         peer: PeerNumber,
@@ -60,7 +60,7 @@ pub(super) enum SendCommand {
 pub(super) enum ReceiveCommand {
     AddPeer { peer: PeerNumber, endpoint: Option<SocketAddr>, stats: Arc<PeerStats> },
     RemovePeer { peer: PeerNumber },
-    SetAllowedIps(Arc<AllowedIps>),
+    SetRouting(Routing),
     SetEndpoint { peer: PeerNumber, endpoint: SocketAddr },
     Install(OpeningKey),
     Close { index: u32 },

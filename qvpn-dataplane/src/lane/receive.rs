@@ -16,7 +16,7 @@ use super::index_table::IndexTable;
 use super::inner::source_and_length;
 use super::mailbox::{Inbox, Mailbox, ReceiveCommand, SendCommand};
 use super::peer_table::PeerTable;
-use crate::allowed_ips::AllowedIps;
+use super::routing::Routing;
 use crate::error::LaneError;
 use crate::event::LaneEvent;
 use crate::key::OpeningKey;
@@ -76,7 +76,7 @@ struct ReceiveTables {
     to_sender: Mailbox<SendCommand>,
     peers: PeerTable<ReceivePeer>,
     sessions: IndexTable<OpeningSession>,
-    allowed: Arc<AllowedIps>,
+    routing: Routing,
     /// The last source and its peer: most packets have the same source as the packet before.
     last: Option<(IpAddr, PeerNumber)>,
     /// When the next key expires.
@@ -118,7 +118,7 @@ impl Receiver {
             to_sender,
             peers: PeerTable::default(),
             sessions: IndexTable::default(),
-            allowed: Arc::default(),
+            routing: Routing::default(),
             last: None,
             due: None,
             pending: PendingCounters::default(),
@@ -195,8 +195,8 @@ impl ReceiveTables {
                 self.peers.remove(peer);
                 self.sessions.retain(|_, s| s.peer != peer);
             }
-            ReceiveCommand::SetAllowedIps(table) => {
-                self.allowed = table;
+            ReceiveCommand::SetRouting(routing) => {
+                self.routing = routing;
                 self.last = None;
             }
             ReceiveCommand::SetEndpoint { peer, endpoint } => {
@@ -351,11 +351,7 @@ impl ReceiveTables {
             p.stats.rx.not_allowed_ip.add(1);
             return None;
         };
-        let owner = match self.last {
-            Some((last, owner)) if last == source => Some(owner),
-            _ => self.allowed.lookup(source),
-        };
-        if owner != Some(peer) {
+        if self.last != Some((source, peer)) && !self.routing.allows(peer, source) {
             p.stats.rx.not_allowed_ip.add(1);
             return None;
         }

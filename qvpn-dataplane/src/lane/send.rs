@@ -4,24 +4,25 @@
 use std::io::ErrorKind;
 use std::net::{IpAddr, UdpSocket};
 use std::os::fd::AsFd;
-use std::sync::Arc;
 use std::time::Duration;
 
-use qvpn_types::{Direction, LocalEpoch, PeerNumber, Time};
+use qvpn_types::{Direction, PeerNumber, Time};
 
 use super::config::{Dscp, LaneContext};
 use super::event_queue::EventQueue;
 use super::forward::{ForwardedRead, Forwarder};
+use super::icmp::{IcmpError, IcmpErrors, exceeds};
 use super::inner::destination;
 use super::mailbox::{Inbox, SendCommand};
 use super::peer_table::PeerTable;
+use super::rate_limit::RateLimit;
+use super::routing::Routing;
 use super::send_batch::{Run, SendBatch};
-use crate::allowed_ips::AllowedIps;
+use super::send_peer::{SendPeer, count_sent, nonzero};
 use crate::error::LaneError;
 use crate::event::{LaneEvent, SealingEnd};
-use crate::key::SealingKey;
-use crate::session::{HEADER, SealError, SealingSession, TAG};
-use crate::stats::PeerStats;
+use crate::kernel_routes::Selection;
+use crate::session::{HEADER, SealError, TAG};
 use crate::tun::TunQueue;
 use crate::tun::split::{self, Split};
 use crate::tun::vnet::Vnet;
@@ -37,27 +38,13 @@ const MAX_READS_PER_BATCH: usize = 128;
 
 /// How long a batch waits until the socket's queue has room.
 const SOCKET_WRITABLE_TIMEOUT: Duration = Duration::from_millis(50);
-
 /// How long datagrams to a peer are sent one by one after the kernel refused a joined send. The peer's path
 /// may have changed by then.
 const NO_GSO_DURATION: Duration = Duration::from_secs(10);
 
-struct SendPeer {
-    endpoint: Option<Endpoint>,
-    keepalive: Option<Duration>,
-    last_sent: Time,
-    stats: Arc<PeerStats>,
-    session: Option<SealingSession>,
-    highest_epoch: Option<LocalEpoch>,
-    /// Whether the key reached one of its limits. Drops are then counted as `expired`, not as `no_epoch`.
-    ended: bool,
-    /// Until then, datagrams are sent one by one.
-    no_gso_until: Time,
-    /// The lane that sends this peer's packets instead of this one.
-    reroute: Option<u8>,
-    /// The limit of padding, if it is less than the device's MTU.
-    mtu: usize,
-}
+/// Packets to multicast addresses of the link in a second, and at once. Each goes to all peers.
+const MULTICAST_PER_SECOND: u32 = 500;
+const MULTICAST_BURST: u32 = 500;
 
 pub(super) struct Sender {
     context: LaneContext,
@@ -68,7 +55,9 @@ pub(super) struct Sender {
     forwarder: Forwarder,
     events: EventQueue,
     peers: PeerTable<SendPeer>,
-    allowed: Arc<AllowedIps>,
+    routing: Routing,
+    errors: IcmpErrors,
+    multicast: RateLimit,
     /// The last destination and its peer: most packets have the same destination as the packet before.
     last: Option<(IpAddr, PeerNumber)>,
     mtu: usize,
@@ -96,7 +85,9 @@ impl Sender {
             inbox,
             forwarder,
             peers: PeerTable::default(),
-            allowed: Arc::default(),
+            routing: Routing::default(),
+            errors: IcmpErrors::new(),
+            multicast: RateLimit::new(MULTICAST_PER_SECOND, MULTICAST_BURST),
             last: None,
             due: None,
             packet: vec![0; READ_BYTES],
@@ -136,23 +127,14 @@ impl Sender {
         let mut keepalives = Vec::new();
         let lane = self.context.lane;
         for (peer, p) in self.peers.iter_mut() {
-            if let Some(session) = p.session.as_ref().filter(|s| s.expires_at <= now) {
-                let epoch = session.epoch;
-                p.session = None;
-                p.ended = true;
+            if let Some(epoch) = p.expire(now) {
                 let why = SealingEnd::Expired;
                 self.events.emit(LaneEvent::SealingEnded { lane, peer, epoch, why });
             }
-            if let Some(session) = &p.session {
-                next = Some(next.map_or(session.expires_at, |n| n.min(session.expires_at)));
-                if let Some(every) = p.keepalive {
-                    let due = p.last_sent + every;
-                    if due <= now {
-                        keepalives.push(peer);
-                    }
-                    let due = if due <= now { now + every } else { due };
-                    next = next.map(|n| n.min(due));
-                }
+            let (deadline, keepalive) = p.deadline(now);
+            next = next.into_iter().chain(deadline).min();
+            if keepalive {
+                keepalives.push(peer);
             }
         }
         for peer in keepalives {
@@ -167,25 +149,15 @@ impl Sender {
         self.due = Some(now);
         match command {
             SendCommand::AddPeer { peer, endpoint, keepalive, stats } => {
-                let added = SendPeer {
-                    endpoint: endpoint.map(|a| Endpoint::new(self.v6, a)),
-                    keepalive: nonzero(keepalive),
-                    last_sent: now,
-                    stats,
-                    session: None,
-                    highest_epoch: None,
-                    ended: false,
-                    no_gso_until: Time::default(),
-                    reroute: None,
-                    mtu: usize::MAX,
-                };
+                let endpoint = endpoint.map(|a| Endpoint::new(self.v6, a));
+                let added = SendPeer::new(endpoint, keepalive, stats, now);
                 self.peers.insert(peer, added);
             }
             SendCommand::RemovePeer { peer } => {
                 self.peers.remove(peer);
             }
-            SendCommand::SetAllowedIps(table) => {
-                self.allowed = table;
+            SendCommand::SetRouting(routing) => {
+                self.routing = routing;
                 self.last = None;
             }
             SendCommand::SetMtu(mtu) => self.mtu = mtu.into(),
@@ -207,7 +179,7 @@ impl Sender {
             SendCommand::Install { key, announce } => {
                 let (lane, peer, epoch, direction) =
                     (self.context.lane, key.peer, key.epoch, Direction::Sealing);
-                let in_force = self.install(&key, now);
+                let in_force = self.peers.get_mut(peer).is_some_and(|p| p.install(&key, now));
                 drop(key);
                 self.events.emit(LaneEvent::Installed { lane, peer, epoch, direction, in_force });
                 if in_force && announce {
@@ -234,20 +206,6 @@ impl Sender {
         }
     }
 
-    /// Installs a key and returns whether it is in force. An earlier or repeated epoch is refused, because a
-    /// nonce must not repeat.
-    fn install(&mut self, key: &SealingKey, now: Time) -> bool {
-        let Some(p) = self.peers.get_mut(key.peer) else { return false };
-        let later = p.highest_epoch.is_none_or(|highest| key.epoch > highest);
-        if !later || key.expires_at <= now || key.receiver_index >> 31 == 0 {
-            return false;
-        }
-        p.highest_epoch = Some(key.epoch);
-        p.session = SealingSession::new(key);
-        p.ended = false;
-        p.session.is_some()
-    }
-
     fn send_empty(&mut self, peer: PeerNumber, now: Time) {
         let mut buffer = [0u8; HEADER + TAG];
         let Some(p) = self.peers.get_mut(peer) else { return };
@@ -267,7 +225,7 @@ impl Sender {
         while let Some(read) = self.forwarder.take() {
             let len = read.bytes.len().min(READ_BYTES);
             self.packet[..len].copy_from_slice(&read.bytes[..len]);
-            self.handle(len, now, false);
+            self.send_forwarded_read(read.peer, len, now);
             forwarded.get_or_insert_default().push(read);
             if self.batch.is_full() {
                 more = true;
@@ -290,7 +248,7 @@ impl Sender {
         let mut more = true;
         for _ in 0..MAX_READS_PER_BATCH {
             match self.tun.read(&mut self.packet) {
-                Ok(len) => self.handle(len, now, true),
+                Ok(len) => self.handle(len, now),
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {
                     more = false;
                     break;
@@ -314,29 +272,85 @@ impl Sender {
         Ok(more)
     }
 
-    /// Seals what one read returned, from this lane's queue (`own`) or forwarded: one packet, or several of
-    /// one flow.
-    fn handle(&mut self, len: usize, now: Time, own: bool) {
+    /// Sends what one read of this lane's queue returned: one packet, or several of one flow.
+    fn handle(&mut self, len: usize, now: Time) {
         let header = self.packet.first_chunk().map(Vnet::parse).filter(|_| len > Vnet::LEN);
-        let packet = &mut self.packet[Vnet::LEN.min(len)..len];
+        let packet = &self.packet[Vnet::LEN.min(len)..len];
         let (Some(header), Some((destination, tos))) = (header, destination(packet)) else {
             return self.context.stats.malformed.add(1);
         };
-        let peer = match self.last {
-            Some((last, peer)) if last == destination => Some(peer),
-            _ => self.allowed.lookup(destination),
+        let selection = match self.last {
+            Some((last, peer)) if last == destination => Selection::Peer(peer),
+            _ => self.routing.select(destination, packet),
         };
-        let Some((peer, reroute)) = peer.and_then(|peer| Some((peer, self.peers.get_mut(peer)?.reroute)))
-        else {
-            return self.context.stats.no_peer.add(1);
-        };
-        self.last = Some((destination, peer));
-        if let (Some(via), true) = (reroute, own) {
-            return self.forward(peer, via, header, len);
+        match selection {
+            Selection::Peer(peer) => {
+                self.last = Some((destination, peer));
+                self.send_to(peer, header, tos, len, now);
+            }
+            Selection::PeerOfFlow(peer) => self.send_to(peer, header, tos, len, now),
+            Selection::Everyone => self.send_to_everyone(header, tos, len, now),
+            Selection::NotAllowed(peer) => {
+                if let Some(p) = self.peers.get(peer) {
+                    p.stats.tx.not_allowed_ip.add(1);
+                }
+                self.errors.answer(&self.tun, packet, IcmpError::Prohibited, now);
+            }
+            Selection::NoPeer => self.no_peer(len, now),
         }
+    }
+
+    fn no_peer(&mut self, len: usize, now: Time) {
+        self.context.stats.no_peer.add(1);
+        if self.routing.answers_errors() {
+            self.errors.answer(&self.tun, &self.packet[Vnet::LEN..len], IcmpError::NoRoute, now);
+        }
+    }
+
+    /// Sends the last read to a peer, by another lane if it is rerouted.
+    fn send_to(&mut self, peer: PeerNumber, header: Vnet, tos: u8, len: usize, now: Time) {
+        let Some(p) = self.peers.get(peer) else { return self.no_peer(len, now) };
+        match p.reroute {
+            Some(via) => self.forward(peer, via, header, len),
+            None => self.send_read(peer, header, tos, len, now),
+        }
+    }
+
+    /// Sends the last read to each peer that has a key.
+    fn send_to_everyone(&mut self, header: Vnet, tos: u8, len: usize, now: Time) {
+        if !self.multicast.allows(now) {
+            return self.context.stats.no_peer.add(1);
+        }
+        // Completes the checksum once for all.
+        let Ok(None) = split::plan(header, &mut self.packet[Vnet::LEN..len]) else {
+            return self.context.stats.malformed.add(1);
+        };
+        let header = Vnet::default();
+        self.packet[..Vnet::LEN].copy_from_slice(&header.bytes());
+        let live = self.peers.iter_mut().filter(|(_, p)| p.is_live()).map(|(peer, _)| peer);
+        for peer in live.collect::<Vec<_>>() {
+            self.send_to(peer, header, tos, len, now);
+        }
+    }
+
+    fn send_forwarded_read(&mut self, peer: PeerNumber, len: usize, now: Time) {
+        let header = self.packet.first_chunk().map(Vnet::parse).filter(|_| len > Vnet::LEN);
+        let packet = &self.packet[Vnet::LEN.min(len)..len];
+        match (header, destination(packet)) {
+            (Some(header), Some((_, tos))) => self.send_read(peer, header, tos, len, now),
+            _ => self.context.stats.malformed.add(1),
+        }
+    }
+
+    /// Seals the last read for a peer. `tos` is the packet's traffic class.
+    fn send_read(&mut self, peer: PeerNumber, header: Vnet, tos: u8, len: usize, now: Time) {
+        let packet = &mut self.packet[Vnet::LEN..len];
         let Ok(split) = split::plan(header, packet) else {
             return self.context.stats.malformed.add(1);
         };
+        if self.routing.answers_errors() && self.too_big(peer, split, len, now) {
+            return;
+        }
         let tos = match self.context.dscp {
             Dscp::Inherit => tos,
             Dscp::Fixed(dscp) => dscp << 2 | tos & 3,
@@ -351,8 +365,22 @@ impl Sender {
         }
     }
 
+    /// Whether packets of the last read are too big for the peer's path. Their sender is then answered.
+    fn too_big(&mut self, peer: PeerNumber, split: Option<Split>, len: usize, now: Time) -> bool {
+        let Some(p) = self.peers.get(peer) else { return false };
+        let packet = &self.packet[Vnet::LEN..len];
+        let largest = split.map_or(packet.len(), |split| split.len(0));
+        if !exceeds(packet, largest, p.mtu) {
+            return false;
+        }
+        p.stats.tx.too_big.add(split.map_or(1, |split| u64::try_from(split.count()).unwrap_or(1)));
+        let mtu = u16::try_from(p.mtu).unwrap_or(u16::MAX);
+        self.errors.answer(&self.tun, packet, IcmpError::TooBig(mtu), now);
+        true
+    }
+
     fn forward(&mut self, peer: PeerNumber, via: u8, header: Vnet, len: usize) {
-        if self.forwarder.forward(via, &self.packet[..len]) {
+        if self.forwarder.forward(via, peer, &self.packet[..len]) {
             return;
         }
         let segments = len.checked_div(header.gso_size.into()).unwrap_or(1).max(1);
@@ -469,17 +497,4 @@ impl Sender {
             p.stats.tx.queue_full.add(u64::try_from(run.count).unwrap_or(0));
         }
     }
-}
-
-fn count_sent(stats: &PeerStats, packets: usize, bytes: usize, now: Time) {
-    let count = u64::try_from(packets).unwrap_or(0);
-    stats.tx.packets.add(count);
-    stats.tx.joined.add(if packets > 1 { count } else { 0 });
-    stats.tx.bytes.add(u64::try_from(bytes).unwrap_or(0));
-    stats.tx.last_at.raise_to(now.as_nanos());
-}
-
-/// Treats a keepalive of zero as none.
-fn nonzero(span: Option<Duration>) -> Option<Duration> {
-    span.filter(|s| !s.is_zero())
 }
