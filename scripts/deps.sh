@@ -28,6 +28,7 @@ ping       iputils-ping
 nft        nftables
 iperf3     iperf3
 ethtool    ethtool
+vtysh      frr
 python3    python3
 softhsm2-util softhsm2
 promtool   prometheus

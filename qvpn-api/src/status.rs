@@ -55,6 +55,9 @@ pub struct InterfaceStatus {
     /// The fail-closed block; unknown from daemons before 0.2.
     #[serde(default)]
     pub guard: Option<GuardStatus>,
+    /// Under `routes = "kernel"`: which routes lead to which peer.
+    #[serde(default)]
+    pub routing: Option<RoutingStatus>,
     /// This site's KMEs, in the config's order.
     pub kmes: Vec<KmeStatus>,
     /// The peers, in the config's order.
@@ -74,6 +77,47 @@ pub struct GuardStatus {
     pub local: Vec<String>,
     /// Packets that the filter dropped; unknown without a filter.
     pub dropped: Option<u64>,
+}
+
+/// The kernel's routes through the tunnel, which choose the peer of each packet.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RoutingStatus {
+    /// The routing table that is followed.
+    pub table: u32,
+    /// The device's link-local address: the next hop for peers' routes to us.
+    pub link_local: Option<String>,
+    /// How many routes of that table lead through the tunnel.
+    pub routes: u64,
+    /// The peers, in the config's order.
+    pub peers: Vec<RoutedPeerStatus>,
+    /// How many routes have a next hop that is no peer's.
+    pub unresolved_routes: u64,
+    /// The first of these.
+    pub unresolved: Vec<UnresolvedRoute>,
+    /// Why the routes can't be read; those before stay in force.
+    pub error: Option<String>,
+}
+
+/// A peer that routes lead to.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RoutedPeerStatus {
+    /// Its name.
+    pub peer: String,
+    /// The next hops that stand for it.
+    pub next_hops: Vec<String>,
+    /// How many routes lead to it.
+    pub routes: u64,
+    /// The prefixes of the first of these.
+    pub prefixes: Vec<String>,
+}
+
+/// A route with next hops that are no peer's.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UnresolvedRoute {
+    /// The destination.
+    pub prefix: String,
+    /// The next hops that are no peer's.
+    pub next_hops: Vec<String>,
 }
 
 /// One KME, as of the daemon's last operation with it.
@@ -280,8 +324,11 @@ pub enum PeerDrop {
     Replay,
     /// The AEAD rejected it.
     Auth,
-    /// Its inner source is not in the peer's allowed IPs.
+    /// Its inner source is not in the peer's allowed IPs; or, under `routes = "kernel"`, its destination is
+    /// not.
     NotAllowedIp,
+    /// It was larger than the path takes, under `routes = "kernel"`; the sender was answered by ICMP.
+    TooBig,
     /// The control session rejected it: not from the peer's key, late, or a repetition. A few are normal.
     Control,
     /// It came in the control session and is not a valid message.
@@ -294,12 +341,13 @@ pub enum PeerDrop {
 
 impl PeerDrop {
     /// All reasons.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::NoEpoch,
         Self::Expired,
         Self::Replay,
         Self::Auth,
         Self::NotAllowedIp,
+        Self::TooBig,
         Self::Control,
         Self::Malformed,
         Self::Refused,
@@ -315,6 +363,7 @@ impl PeerDrop {
             Self::Replay => "replay",
             Self::Auth => "auth",
             Self::NotAllowedIp => "not_allowed_ip",
+            Self::TooBig => "too_big",
             Self::Control => "control",
             Self::Malformed => "malformed",
             Self::Refused => "refused",
@@ -326,8 +375,8 @@ impl PeerDrop {
 /// Why a packet was dropped that could not be assigned to a peer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum InterfaceDrop {
-    /// No peer's allowed IPs contain the destination, or the key of a handshake initiation belongs to no
-    /// peer.
+    /// No peer's allowed IPs contain the destination, no route of the kernel leads to a peer, or the key of
+    /// a handshake initiation belongs to no peer.
     NoPeer,
     /// Not a packet of the protocol.
     Malformed,

@@ -1,12 +1,13 @@
 //! What the grammar takes, with its defaults, and that no input makes the parser panic.
 #![allow(clippy::unwrap_used)] // helpers of tests
 
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use proptest::prelude::*;
 use qvpn_api::Config;
-use qvpn_api::config::{Dscp, KmeAccess, KmeApi, Mtu, OnStop, QkdPolicy, Role, Suite, Table};
+use qvpn_api::config::{Dscp, KmeAccess, KmeApi, Mtu, OnStop, QkdPolicy, Role, Routes, Suite, Table};
 
 const EXAMPLE: &str = include_str!("examples/qvpn0.toml");
 const PATH: &str = "/etc/qvpn/qvpn0.toml";
@@ -117,6 +118,35 @@ fn default_routes_and_tunnels_in_tunnels_are_no_loop() {
     // Site c is reached through the tunnel to b, and needs nothing of its own.
     let b = "endpoint = \"203.0.113.9:1\"\nallowed_ips = [\"10.20.0.0/16\"]";
     parse(&peers(b, "endpoint = \"10.20.0.9:1\"\nallowed_ips = [\"10.30.0.0/16\"]"));
+}
+
+#[test]
+fn under_kernel_routes_allowed_ips_overlap_and_each_peer_has_a_link_local_next_hop() {
+    let keys: Vec<_> = EXAMPLE.lines().filter(|l| l.starts_with("public_key")).collect();
+    let peer = |name: &str, key: &str, address: &str| {
+        format!(
+            "[[peer]]\nname = \"{name}\"\nqkd = \"off\"\nallowed_ips = [\"10.0.0.0/8\"]\n{key}\n\
+             tunnel_address = [{address}]\n"
+        )
+    };
+    let config = parse(&format!(
+        "[interface]\naddress = [\"10.77.0.1/24\"]\nroutes = \"kernel\"\nroutes_table = 100\n{}{}",
+        peer("b", keys[0], "\"10.77.0.2\""),
+        peer("c", keys[1], "\"10.77.0.3\", \"fe80::3\"")
+    ));
+    assert_eq!((config.interface.routes, config.interface.routes_table), (Routes::Kernel, 100));
+    let [b, c] = &config.peers[..] else { panic!("{:?}", config.peers) };
+    assert_eq!(b.next_hops(), ["10.77.0.2".parse::<IpAddr>().unwrap(), b.public_key.link_local().into()]);
+    assert_eq!(c.next_hops(), c.tunnel_address, "its own link-local address counts alone");
+    let ours = config.interface.device_addresses(&c.public_key);
+    assert_eq!(ours[1].to_string(), format!("{}/64", c.public_key.link_local()));
+    let main = parse("[interface]\nroutes = \"kernel\"\naddress = [\"fe80::1/64\"]\n").interface;
+    assert_eq!((main.routes_table, main.device_addresses(&b.public_key).len()), (254, 1));
+    let still = parse("[interface]\naddress = [\"10.77.0.1/24\"]\n").interface;
+    assert_eq!(
+        (still.routes, still.device_addresses(&b.public_key)),
+        (Routes::Config, still.address.clone())
+    );
 }
 
 #[test]

@@ -78,13 +78,13 @@ fn unknown_keys_and_sections() {
             "¦colour = 1",
             "[interface] has no key `colour`; its keys are `name`, `private_key_file`, `lanes`, \
              `listen_port`, `address`, `mtu`, `suite`, `rekey_interval`, `table`, `fwmark`, `dscp`, \
-             `on_stop`, `protect`, `local`, `metrics_listen`, `log_level`",
+             `on_stop`, `protect`, `local`, `routes`, `routes_table`, `metrics_listen`, `log_level`",
         ),
         (
             "  ¦x = 1",
             "[interface] has no key `x`; its keys are `name`, `private_key_file`, `lanes`, `listen_port`, \
              `address`, `mtu`, `suite`, `rekey_interval`, `table`, `fwmark`, `dscp`, `on_stop`, \
-             `protect`, `local`, `metrics_listen`, `log_level`",
+             `protect`, `local`, `routes`, `routes_table`, `metrics_listen`, `log_level`",
         ),
     ]);
     peer_rows(&[
@@ -443,7 +443,8 @@ fn prefixes() {
              [\"10.0.0.0/8\"]\n[[peer]]\nname = \"c\"\npublic_key = \"KEY_C\"\nOFF\nallowed_ips = \
              [\"10.1.0.0/16\", ¦\"10.0.0.0/8\"]\n",
             &["10.0.0.0/8 belongs to peer \"b\" already (line 6); a prefix leads to one peer: remove it \
-                 from one of them, or write a longer prefix here"],
+                 from one of them, write a longer prefix here, or let routes choose, with `routes = \
+                 \"kernel\"`"],
         ),
         (
             "[interface]\nmtu = ¦600\n[[peer]]\nname = \"b\"\npublic_key = \"KEY_B\"\nOFF\nallowed_ips = \
@@ -788,12 +789,70 @@ fn all_errors_at_once_in_their_order_beside_errors_of_syntax() {
 }
 
 #[test]
+fn next_hops_name_one_peer_each() {
+    let peers = |interface: &str, b: &str, c: &str| {
+        format!(
+            "[interface]\naddress = [\"10.77.0.1/24\"]\n{interface}\n[[peer]]\nname = \"b\"\npublic_key = \
+             \"KEY_B\"\nOFF\nallowed_ips = [\"10.0.0.0/8\"]\n{b}\n¦[[peer]]\nname = \"c\"\npublic_key = \
+             \"KEY_C\"\nOFF\nallowed_ips = [\"10.0.0.0/8\"]\n{c}\n"
+        )
+    };
+    let (kernel, b) = ("routes = \"kernel\"", "tunnel_address = [\"10.77.0.2\"]");
+    file_rows(&[
+        (
+            &peers(kernel, b, ""),
+            &["peer \"c\" has no `tunnel_address`, so no route could lead to it; write its address in \
+              the tunnel: `tunnel_address = [\"10.77.0.2\"]`"],
+        ),
+        (
+            &peers(kernel, b, "tunnel_address = [¦\"10.77.0.2\"]").replace("¦[[", "[["),
+            &["10.77.0.2 belongs to peer \"b\" already (line 9); a next hop leads to one peer: write \
+              this peer's own address"],
+        ),
+        (
+            &peers(kernel, b, "tunnel_address = [\"10.77.0.3\", ¦\"10.77.0.3\"]").replace("¦[[", "[["),
+            &["10.77.0.3 is here twice; remove one of them"],
+        ),
+        (
+            &peers(kernel, b, "tunnel_address = [¦\"10.77.0.1\"]").replace("¦[[", "[["),
+            &["10.77.0.1 is our own, by `address`; write the peer's address in the tunnel"],
+        ),
+        (
+            &peers(kernel, b, "tunnel_address = [¦\"10.77.0.3/24\"]").replace("¦[[", "[["),
+            &["\"10.77.0.3/24\" is a prefix, and this is the address of one host; write \"10.77.0.3\""],
+        ),
+        (
+            &peers(kernel, b, "tunnel_address = [¦\"ff02::5\"]").replace("¦[[", "[["),
+            &["ff02::5 is not the address of one host in the tunnel; write for example \"10.77.0.2\" or \
+              \"fe80::2\""],
+        ),
+    ]);
+    interface_rows(&[
+        (
+            "routes_table = ¦100",
+            "`routes_table` counts under `routes = \"kernel\"` only; write `routes = \"kernel\"` too, or \
+             remove `routes_table`",
+        ),
+        (
+            "routes = \"kernel\"\nroutes_table = ¦29046",
+            "routing table 29046 belongs to qvpn, for the block; write the table that your routing daemon \
+             fills, or \"main\"",
+        ),
+        (
+            "routes = \"kernel\"\nroutes_table = ¦\"local\"",
+            "`routes_table` can't be \"local\"; write \"main\" or \"a number without quotes\"",
+        ),
+        ("routes = ¦\"bgp\"", "`routes` can't be \"bgp\"; write \"config\" or \"kernel\""),
+    ]);
+}
+
+#[test]
 fn columns_count_characters_and_messages_stay_on_their_line() {
     file_rows(&[(
         "[interface]\n\"ä\" = 1¦\n".replace('¦', "").replace("\"ä\"", "¦\"ä\\n\"").as_str(),
         &["[interface] has no key `ä\\n`; its keys are `name`, `private_key_file`, `lanes`, \
              `listen_port`, `address`, `mtu`, `suite`, `rekey_interval`, `table`, `fwmark`, `dscp`, \
-             `on_stop`, `protect`, `local`, `metrics_listen`, `log_level`"],
+             `on_stop`, `protect`, `local`, `routes`, `routes_table`, `metrics_listen`, `log_level`"],
     )]);
     refused(
         "x.toml",

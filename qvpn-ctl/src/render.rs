@@ -4,7 +4,8 @@
 
 use qvpn_api::config::QkdPolicy;
 use qvpn_api::status::{
-    Counts, InterfaceStatus, KmeState, KmeStatus, LaneState, PeerState, PeerStatus, Status, sources_text,
+    Counts, InterfaceStatus, KmeState, KmeStatus, LaneState, PeerState, PeerStatus, RoutingStatus, Status,
+    UnresolvedRoute, sources_text,
 };
 use qvpn_identity::PublicIdentity;
 
@@ -154,6 +155,7 @@ impl Page {
         self.known("mtu", i.mtu.map(|m| m.to_string()));
         self.known("up for", i.uptime_s.map(duration));
         self.counts("dropped", &i.drops, Tone::Plain);
+        self.routing(i);
         for kme in &i.kmes {
             self.text.push('\n');
             self.kme(kme);
@@ -162,6 +164,33 @@ impl Page {
             self.text.push('\n');
             self.peer(peer, i);
         }
+    }
+
+    /// Under `routes = "kernel"`: the kernel's routes through the tunnel.
+    fn routing(&mut self, i: &InterfaceStatus) {
+        let Some(r) = &i.routing else { return };
+        self.line("kernel routes", &format!("{} in {}", r.routes, table_text(r.table)));
+        self.known("link-local", r.link_local.clone());
+        if let Some(error) = &r.error {
+            self.toned("error", error, Tone::Bad);
+        }
+        if let Some(unresolved) = unresolved(r) {
+            self.toned("without peer", &unresolved, Tone::Bad);
+        }
+    }
+
+    /// The routes that lead to a peer.
+    fn routes_to(&mut self, p: &PeerStatus, i: &InterfaceStatus) {
+        let peers = i.routing.iter().flat_map(|routing| &routing.peers);
+        let Some(routed) = peers.into_iter().find(|routed| routed.peer == p.name) else { return };
+        self.line("next hops", &routed.next_hops.join(", "));
+        self.line(
+            "routes",
+            &match routed.routes {
+                0 => "none leads here".to_owned(),
+                n => some_of(n, &routed.prefixes),
+            },
+        );
     }
 
     fn kme(&mut self, k: &KmeStatus) {
@@ -208,6 +237,7 @@ impl Page {
         self.known("endpoint", p.endpoint.clone());
         let allowed = if p.allowed_ips.is_empty() { "(none)".to_owned() } else { p.allowed_ips.join(", ") };
         self.line("allowed ips", &allowed);
+        self.routes_to(p, i);
         self.known("latest handshake", p.control_handshake_ago_s.map(ago));
         if let (Some(rx), Some(tx)) = (p.rx_bytes, p.tx_bytes) {
             self.line("transfer", &format!("{} received, {} sent", bytes(rx), bytes(tx)));
@@ -329,6 +359,26 @@ impl Page {
 /// `1 site`, `2 sites`.
 fn things(n: usize, thing: &str) -> String {
     count(u64::try_from(n).unwrap_or(u64::MAX), thing)
+}
+
+fn table_text(table: u32) -> String {
+    if table == 254 { "table main".to_owned() } else { format!("table {table}") }
+}
+
+/// The first of `n` things, and how many there are more.
+fn some_of(n: u64, first: &[String]) -> String {
+    let more = n.saturating_sub(u64::try_from(first.len()).unwrap_or(0));
+    match more {
+        0 => first.join(", "),
+        more => format!("{} and {more} more", first.join(", ")),
+    }
+}
+
+/// The kernel's routes that lead to no peer, in words.
+pub(crate) fn unresolved(routing: &RoutingStatus) -> Option<String> {
+    let text = |route: &UnresolvedRoute| format!("{} via {}", route.prefix, route.next_hops.join(", "));
+    let first: Vec<String> = routing.unresolved.iter().map(text).collect();
+    (routing.unresolved_routes > 0).then(|| some_of(routing.unresolved_routes, &first))
 }
 
 /// What to do about a peer that doesn't work.

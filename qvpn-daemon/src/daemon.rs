@@ -1,5 +1,6 @@
 //! Everything that runs, owned by one task. A reload changes it.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use qvpn_api::Config;
@@ -38,7 +39,13 @@ impl Daemon {
     pub(crate) fn status(&self, now: Time) -> Status {
         let mut whole = status::status(&self.config.interface, self.local.public(), &self.peers, now);
         let guard = self.routes.status().map(status::guard_status);
-        whole.interfaces.iter_mut().for_each(|interface| interface.guard.clone_from(&guard));
+        let addresses = self.settings.device.addresses.iter().map(|net| net.addr());
+        let link_local = addresses.filter(|ip| matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local()));
+        let routing = self.peers.routing_status(link_local.map(|ip| ip.to_string()).next());
+        for interface in &mut whole.interfaces {
+            interface.guard.clone_from(&guard);
+            interface.routing.clone_from(&routing);
+        }
         whole
     }
 

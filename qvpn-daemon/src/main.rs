@@ -13,6 +13,7 @@ mod error;
 mod events;
 mod histogram;
 mod journal;
+mod kernel_routes;
 mod kme_counts;
 mod kms_task;
 mod lane_marks;

@@ -7,7 +7,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use qvpn_api::events::EventKind;
-use qvpn_dataplane::{InterfaceStats, LaneEvent};
+use qvpn_api::status::RoutingStatus;
+use qvpn_dataplane::{InterfaceStats, KernelRoutes, LaneEvent};
 use qvpn_identity::PublicIdentity;
 use qvpn_net::RoutePlan;
 use qvpn_proto::session::{DatagramClass, Demux, WireGuardLink};
@@ -21,6 +22,7 @@ use crate::clock;
 use crate::context::DaemonContext;
 use crate::error::DaemonError;
 use crate::histogram::Histogram;
+use crate::kernel_routes::{KernelRouting, RoutingTable};
 use crate::kme_counts::KmeCounts;
 use crate::kms_task::{self, KmeReporting, Kmes};
 use crate::peer_runtime::PeerRuntime;
@@ -62,6 +64,8 @@ pub(crate) struct Peers {
     kme_counts: Arc<KmeCounts>,
     /// How many lanes each peer has.
     lanes: u8,
+    /// Under `routes = "kernel"`.
+    routing: Option<KernelRouting>,
     measure_paths: bool,
     started: Time,
     unknown_key_logged: Option<Time>,
@@ -72,8 +76,8 @@ pub(crate) struct Peers {
 impl Peers {
     pub(crate) fn new(
         settings: &Settings,
-        kmes: Kmes,
-        kme_counts: Arc<KmeCounts>,
+        routing: Option<KernelRouting>,
+        (kmes, kme_counts): (Kmes, Arc<KmeCounts>),
         demux: Demux,
         context: DaemonContext,
         now: Time,
@@ -91,6 +95,7 @@ impl Peers {
             kmes,
             kme_counts,
             lanes: settings.fixed.lanes,
+            routing,
             measure_paths: settings.measure_paths,
             started: now,
             unknown_key_logged: None,
@@ -393,6 +398,10 @@ impl Peers {
 
     /// The same routes with the MTU of each peer's path.
     pub(crate) fn with_mtus(&self, plan: RoutePlan) -> RoutePlan {
+        if self.routing.is_some() {
+            // A prefix may have several peers. Lanes answer what is too big for one of them.
+            return plan;
+        }
         self.runtimes.values().fold(plan, |plan, runtime| {
             plan.with_mtu(&runtime.settings().config.allowed_ips, runtime.mtu().map(u32::from))
         })
@@ -410,7 +419,15 @@ impl Peers {
     }
 
     /// Gives the lanes the table of allowed IPs, and the MTU of the device.
-    fn configure_lanes(&self, mtu: u16) {
+    fn configure_lanes(&mut self, mtu: u16) {
+        for lane in 0..self.lanes {
+            self.context.lanes.set_mtu(lane, mtu);
+        }
+        if let Some(routing) = &mut self.routing {
+            let runtimes = self.runtimes.iter();
+            let table = routing.set_peers(runtimes.map(|(number, runtime)| (*number, runtime.settings())));
+            return self.set_kernel_routes(&table);
+        }
         let table = translate::allowed_ips(
             self.runtimes
                 .iter()
@@ -419,8 +436,28 @@ impl Peers {
         let table = Arc::new(table);
         for lane in 0..self.lanes {
             self.context.lanes.set_allowed_ips(lane, table.clone());
-            self.context.lanes.set_mtu(lane, mtu);
         }
+    }
+
+    fn set_kernel_routes(&self, table: &Arc<KernelRoutes>) {
+        for lane in 0..self.lanes {
+            self.context.lanes.set_kernel_routes(lane, table.clone());
+        }
+    }
+
+    /// The kernel's routes changed.
+    pub(crate) fn routes_changed(&mut self, table: Arc<RoutingTable>) {
+        if let Some(routing) = &mut self.routing {
+            let table = routing.update(table);
+            self.set_kernel_routes(&table);
+        }
+    }
+
+    /// The kernel's routes in the status' words; `link_local` is our address for them.
+    pub(crate) fn routing_status(&self, link_local: Option<String>) -> Option<RoutingStatus> {
+        let peers = self.order.iter();
+        let peers = peers.filter_map(|number| Some((*number, self.runtimes.get(number)?.settings())));
+        self.routing.as_ref().map(|routing| routing.status(link_local, peers))
     }
 
     /// Says goodbye to all peers and ends the lanes, which erases their keys.

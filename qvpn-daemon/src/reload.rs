@@ -199,6 +199,8 @@ fn interface_changes(old: &Interface, new: &Interface) -> (Vec<String>, Vec<Stri
         on_stop,
         protect,
         local,
+        routes,
+        routes_table,
         metrics_listen,
         log_level,
     } = new;
@@ -218,6 +220,11 @@ fn interface_changes(old: &Interface, new: &Interface) -> (Vec<String>, Vec<Stri
         ),
         (*lanes == old.lanes, format!("lanes goes from {} to {lanes}", old.lanes)),
         (*dscp == old.dscp, "dscp changes".to_owned()),
+        (*routes == old.routes, format!("routes goes from {} to {routes}", old.routes)),
+        (
+            *routes_table == old.routes_table,
+            format!("routes_table goes from {} to {routes_table}", old.routes_table),
+        ),
     ];
     let changed = [
         (*address == old.address, "address"),

@@ -93,6 +93,11 @@ impl Routes {
         Ok(())
     }
 
+    /// Index of the tunnel's device, once it is open.
+    pub(crate) fn device(&self) -> Option<u32> {
+        self.plan.device()
+    }
+
     /// The mark that our own datagrams must have.
     pub(crate) fn fwmark(&self) -> u32 {
         self.plan.fwmark()

@@ -21,6 +21,7 @@ use crate::daemon::Daemon;
 use crate::error::DaemonError;
 use crate::events::Events;
 use crate::histogram::Histogram;
+use crate::kernel_routes::{KernelRouting, RouteUpdates};
 use crate::kme_counts::KmeCounts;
 use crate::kms_task::{KmeReporting, Kmes};
 use crate::lanes;
@@ -91,6 +92,7 @@ struct Inputs {
     results: mpsc::Receiver<TaskResult>,
     requests: mpsc::Receiver<PendingRequest>,
     snapshots: Snapshots,
+    route_updates: RouteUpdates,
 }
 
 /// Builds everything that runs.
@@ -126,13 +128,19 @@ async fn start(
         mtu_changed: false,
         rekeys: Histogram::default(),
     };
+    let routing = settings.fixed.routes_table.map(KernelRouting::new);
+    let route_updates = match (&routing, routes.device()) {
+        (Some(routing), Some(device)) => routing.follow(device)?,
+        _ => RouteUpdates::none(),
+    };
     let snapshots = Snapshots::watch();
     let metrics = MetricsListener::open(settings.metrics_listen, &requests).await?;
-    let peers = Peers::new(&settings, kmes, counts, demux, context, clock::now());
+    let peers = Peers::new(&settings, routing, (kmes, counts), demux, context, clock::now());
     let local = keys.local;
     let daemon =
         Daemon { config, settings, local, events, peers, routes, marks, metrics, requests, trial: None };
-    Ok((daemon, Inputs { queues, results: task_results, requests: pending_requests, snapshots }))
+    let requests = pending_requests;
+    Ok((daemon, Inputs { queues, results: task_results, requests, snapshots, route_updates }))
 }
 
 /// Feeds the peers until a signal comes.
@@ -140,7 +148,7 @@ async fn start(
 /// # Errors
 /// If a lane fails.
 async fn serve(daemon: &mut Daemon, mut inputs: Inputs, signals: &mut Signals) -> Result<(), DaemonError> {
-    let Inputs { queues, results, requests, snapshots } = &mut inputs;
+    let Inputs { queues, results, requests, snapshots, route_updates } = &mut inputs;
     let mut watchdog = Watchdog::from_environment();
     let mut tick = tokio::time::interval(TICK_INTERVAL);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -154,6 +162,7 @@ async fn serve(daemon: &mut Daemon, mut inputs: Inputs, signals: &mut Signals) -
             event = queues.unknown.recv() => {
                 handle_batch(event, &mut queues.unknown, UNKNOWN_BATCH, &mut daemon.peers)?;
             }
+            Some(table) = route_updates.changed() => daemon.peers.routes_changed(table),
             () = snapshots.copied() => daemon.peers.machine_copied(daemon.settings.device.mtu, clock::now()),
             () = clock::reached(deadline) => daemon.peers.on_timeout(clock::now()),
             Some(result) = results.recv() => daemon.peers.task_result(result, clock::now()),

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use qvpn_api::Config;
-use qvpn_api::config::{self, KmeApi, LogLevel, Mtu, OnStop};
+use qvpn_api::config::{self, KmeApi, LogLevel, Mtu, OnStop, Routes};
 use qvpn_identity::PublicIdentity;
 use qvpn_net::{PlanError, RoutePlan};
 use qvpn_proto::PeerConfig;
@@ -38,6 +38,8 @@ pub(crate) struct FixedSettings {
     pub(crate) listen_port: u16,
     pub(crate) lanes: u8,
     pub(crate) dscp: config::Dscp,
+    /// The table of `routes = "kernel"`.
+    pub(crate) routes_table: Option<u32>,
 }
 
 /// One peer's.
@@ -64,8 +66,12 @@ impl Settings {
                 listen_port: i.listen_port,
                 lanes: i.lanes,
                 dscp: i.dscp,
+                routes_table: (i.routes == Routes::Kernel).then_some(i.routes_table),
             },
-            device: DeviceSettings { addresses: i.address.clone(), mtu: translate::mtu(i.mtu) },
+            device: DeviceSettings {
+                addresses: translate::device_addresses(i, keys.local.public()),
+                mtu: translate::mtu(i.mtu),
+            },
             routes: RoutePlan::of(config)?,
             metrics_listen: i.metrics_listen,
             log_level: i.log_level,

@@ -40,6 +40,7 @@ pub(crate) fn status(interface: &Interface, public_key: &PublicIdentity, peers: 
         uptime_s: Some(now.since(peers.started()).as_secs_f64()),
         drops,
         guard: None,
+        routing: None,
         kmes: peers.kmes().iter().map(|(config, kme)| kme_status(config, kme)).collect(),
         peers: peers.in_order().map(|peer| peer_status(peer, interface.listen_port, mtu, now)).collect(),
     }])

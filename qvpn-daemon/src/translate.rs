@@ -7,7 +7,7 @@ use qvpn_api::Config;
 use qvpn_api::config::{self, Mtu};
 use qvpn_api::status::KeySource;
 use qvpn_dataplane::{AllowedIps, Dscp};
-use qvpn_identity::{Psk, SecretIdentity};
+use qvpn_identity::{Psk, PublicIdentity, SecretIdentity};
 use qvpn_net::IpNet;
 use qvpn_proto::KeySources;
 use qvpn_proto::wire::limits::MAX_OFFER;
@@ -22,6 +22,15 @@ pub(crate) fn mtu(mtu: Mtu) -> u16 {
     match mtu {
         Mtu::Auto => AUTO_MTU_BYTES,
         Mtu::Bytes(bytes) => bytes,
+    }
+}
+
+/// The addresses of the TUN device.
+pub(crate) fn device_addresses(interface: &config::Interface, own: &PublicIdentity) -> Vec<IpNet> {
+    match qvpn_net::ipv6_is_off() {
+        // Without IPv6 there is no link-local address to derive.
+        true => interface.address.clone(),
+        false => interface.device_addresses(own),
     }
 }
 

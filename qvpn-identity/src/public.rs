@@ -2,6 +2,7 @@
 //! checked against it.
 
 use std::fmt;
+use std::net::Ipv6Addr;
 use std::str::FromStr;
 
 use sha2::{Digest, Sha384};
@@ -58,6 +59,17 @@ impl PublicIdentity {
             return Err(IdentityError::EncapsulationKey);
         }
         Ok(())
+    }
+
+    /// Returns the link-local address that the identity has in the tunnel unless its config names another
+    /// one: fe80::/64 and 64 bits of SHA-384.
+    #[must_use]
+    pub fn link_local(&self) -> Ipv6Addr {
+        let digest = Sha384::new().chain_update("qvpn/1 link-local").chain_update(self.to_bytes()).finalize();
+        let mut address = [0; 16];
+        address[..2].copy_from_slice(&[0xfe, 0x80]);
+        address[8..].copy_from_slice(&digest[..8]);
+        address.into()
     }
 
     /// Returns a digest of the identity that is short enough to read over a phone: 120 bits of SHA-384 in

@@ -13,18 +13,25 @@ use crate::kernel;
 use crate::plan::RoutePlan;
 
 impl Net {
-    /// Gives `interface` exactly these addresses (with their prefix lengths), adding before removing. IPv6
-    /// link-local addresses of the kernel's stay.
+    /// Gives `interface` exactly these addresses (with their prefix lengths), adding before removing. The
+    /// kernel's own IPv6 link-local address stays, unless `addresses` has one.
     ///
     /// # Errors
     /// No such interface, no permission, or an address that the kernel refuses.
     pub async fn set_addresses(&self, interface: &str, addresses: &[IpNet]) -> Result<(), NetError> {
         let what = format!("addresses of {interface}");
         let index = self.index(interface, &what).await?;
+        let own_link_local = addresses.iter().any(is_link_local);
+        if own_link_local {
+            // The kernel would add a random one beside it, which peers don't know.
+            let set = kernel::forbid_link_local(&self.handle, index).await;
+            set.map_err(|error| NetError::refused(&what, error))?;
+        }
         let present = self.addresses(index, &what).await?;
         self.add_missing(interface, index, addresses, &present).await?;
         for (net, message) in present {
-            let kept = message.header.scope == AddressScope::Link && net.addr().is_ipv6();
+            let of_kernel = message.header.scope == AddressScope::Link && net.addr().is_ipv6();
+            let kept = of_kernel && !own_link_local;
             if !kept && !addresses.contains(&net) {
                 match self.handle.address().del(message).execute().await.map_err(to_io) {
                     // The kernel may have removed it along with another.
@@ -120,6 +127,10 @@ impl Net {
         }
         Ok(added)
     }
+}
+
+fn is_link_local(net: &IpNet) -> bool {
+    matches!(net, IpNet::V6(net) if net.addr().is_unicast_link_local())
 }
 
 fn address_of(message: &AddressMessage) -> Option<IpNet> {

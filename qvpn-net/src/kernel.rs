@@ -11,7 +11,9 @@ use rtnetlink::packet_core::{
     NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkMessage,
     NetlinkPayload,
 };
-use rtnetlink::packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
+use rtnetlink::packet_route::link::{
+    AfSpecInet6, AfSpecUnspec, In6AddrGenMode, LinkAttribute, LinkFlags, LinkMessage,
+};
 use rtnetlink::packet_route::route::{
     RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteMetric, RouteProtocol, RouteScope, RouteType,
 };
@@ -418,6 +420,15 @@ async fn get_link(handle: &Handle, message: LinkMessage) -> io::Result<Option<Li
         Err(error) if error.raw_os_error() == Some(ENODEV) => Ok(None),
         Err(error) => Err(error),
     }
+}
+
+/// Keeps the kernel from making an IPv6 link-local address for an interface when it goes up.
+pub(crate) async fn forbid_link_local(handle: &Handle, index: u32) -> io::Result<()> {
+    let mut message = LinkMessage::default();
+    message.header.index = index;
+    let mode = AfSpecUnspec::Inet6(vec![AfSpecInet6::AddrGenMode(In6AddrGenMode::None)]);
+    message.attributes.push(LinkAttribute::AfSpecUnspec(vec![mode]));
+    command(handle, RouteNetlinkMessage::SetLink(message), 0).await
 }
 
 /// Sets an interface's MTU (bytes), where given, and takes it up, where asked.

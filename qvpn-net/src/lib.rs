@@ -5,6 +5,8 @@
 //! - a filter ([`Filter`], over nfnetlink): an nftables table for each tunnel that drops what leaves
 //!   elsewhere.
 //!
+//! [`RouteMirror`] follows the routes that others make through a tunnel, for `routes = "kernel"`.
+//!
 //! [`Guard`] keeps both for any number of tunnels: it restores what other programs remove and reports what
 //! they did. The resident guard and a daemon without one use the same code.
 //!
@@ -22,6 +24,9 @@ mod guard;
 mod kernel;
 mod legacy;
 mod local_routes;
+mod mirror;
+mod netlink;
+mod next_hops;
 mod nft;
 mod plan;
 mod service;
@@ -34,6 +39,8 @@ pub use error::NetError;
 pub use filter_plan::FilterPlan;
 pub use guard::{Challenge, Guard, LayerState, Restored, TunnelStatus};
 pub use ipnet::IpNet;
+pub use mirror::{MirrorReport, RouteMirror};
+pub use next_hops::{KernelNextHop, NextHopRoute};
 pub use nft::Filter;
 pub use plan::{
     GUARD_TABLE, LOCAL_PROTOCOL, MAIN_TABLE, OWN_MARK, OWN_MARK_MASK, PlanError, ROUTE_PROTOCOL,
@@ -44,5 +51,5 @@ pub use service::{
     GuardClient, GuardReply, GuardRequest, MAX_LINE_BYTES, PlanText, StatusText, guard_socket,
     network_namespace,
 };
-pub use sysctl::strict_reverse_path;
+pub use sysctl::{ipv6_is_off, strict_reverse_path};
 pub use watch::{Change, Watch};

@@ -3,11 +3,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::net::IpAddr;
 use std::ops::RangeInclusive;
 
 use ipnet::IpNet;
 use qvpn_api::Config;
-use qvpn_api::config::{Local, Table};
+use qvpn_api::config::{Local, Routes, Table};
 
 use crate::exempt::exempt;
 
@@ -193,6 +194,11 @@ impl RoutePlan {
     pub fn of(config: &Config) -> Result<Self, PlanError> {
         let i = &config.interface;
         let allowed = config.peers.iter().flat_map(|peer| peer.allowed_ips.iter().copied());
+        // Routing protocols talk to these, and must not do it in clear.
+        let next_hops = config.peers.iter().filter(|_| i.routes == Routes::Kernel);
+        let next_hops = next_hops.flat_map(|peer| peer.tunnel_address.iter().copied());
+        let next_hops = next_hops.filter(|ip| !matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local()));
+        let allowed = allowed.chain(next_hops.map(IpNet::from));
         let plan = Self::new(&i.name, allowed, i.table, i.fwmark, i.listen_port)?
             .with_protect(i.protect.iter().copied());
         let last = i.listen_port.saturating_add(u16::from(i.lanes.saturating_sub(1)));

@@ -6,6 +6,13 @@ use std::{fs, io};
 
 const CONF: &str = "/proc/sys/net/ipv4/conf";
 
+/// Whether new devices get no IPv6: `disable_ipv6` is set, or the kernel has none.
+#[must_use]
+pub fn ipv6_is_off() -> bool {
+    let value = fs::read_to_string("/proc/sys/net/ipv6/conf/default/disable_ipv6");
+    value.map_or(true, |value| value.trim() != "0")
+}
+
 /// Interfaces other than `tunnel` whose reverse path filter is strict: with an IPv4 default route into the
 /// tunnel, peers' datagrams are dropped there.
 #[must_use]

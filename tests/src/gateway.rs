@@ -182,25 +182,7 @@ impl Lab {
         program: &Path,
         environment: &[(&str, &Path)],
     ) -> Gateway<'_> {
-        let node = self.gw(site);
-        let notify = node.dir().join(format!("{interface}.notify"));
-        match fs::remove_file(&notify) {
-            Err(error) if error.kind() != ErrorKind::NotFound => panic!("{}: {error}", notify.display()),
-            _ => {}
-        }
-        let socket = UnixDatagram::bind(&notify).unwrap();
-        socket.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
-        let mut command = node.command(program);
-        command.arg("--config").arg(node.dir().join(format!("{interface}.toml")));
-        command.env("NOTIFY_SOCKET", &notify).envs(environment.iter().copied());
-        let mut process = Process::spawn(format!("{} {interface}", node.name()), &mut command);
-        wait_until(&format!("{}: READY=1", node.name()), Duration::from_secs(60), || {
-            assert!(process.is_running(), "{}: the daemon has ended:\n{}", node.name(), process.log());
-            let mut message = [0; 512];
-            let length = socket.recv(&mut message).ok()?;
-            String::from_utf8_lossy(&message[..length]).contains("READY=1").then_some(())
-        });
-        Gateway { node, interface: interface.to_owned(), process }
+        Gateway::start(self.gw(site), interface, program, environment)
     }
 
     /// Configures and starts both sites with the same options.
@@ -220,6 +202,36 @@ pub struct Gateway<'a> {
     interface: String,
     /// The `qvpn-daemon`.
     pub process: Process,
+}
+
+impl<'a> Gateway<'a> {
+    /// Starts a daemon from the executable `program` on `node`, which has its config, with these environment
+    /// variables, and waits until it reports that it is ready.
+    ///
+    /// # Panics
+    /// If it ends, or isn't ready within a minute.
+    #[must_use]
+    #[track_caller]
+    pub fn start(node: &'a Node, interface: &str, program: &Path, environment: &[(&str, &Path)]) -> Self {
+        let notify = node.dir().join(format!("{interface}.notify"));
+        match fs::remove_file(&notify) {
+            Err(error) if error.kind() != ErrorKind::NotFound => panic!("{}: {error}", notify.display()),
+            _ => {}
+        }
+        let socket = UnixDatagram::bind(&notify).unwrap();
+        socket.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
+        let mut command = node.command(program);
+        command.arg("--config").arg(node.dir().join(format!("{interface}.toml")));
+        command.env("NOTIFY_SOCKET", &notify).envs(environment.iter().copied());
+        let mut process = Process::spawn(format!("{} {interface}", node.name()), &mut command);
+        wait_until(&format!("{}: READY=1", node.name()), Duration::from_secs(60), || {
+            assert!(process.is_running(), "{}: the daemon has ended:\n{}", node.name(), process.log());
+            let mut message = [0; 512];
+            let length = socket.recv(&mut message).ok()?;
+            String::from_utf8_lossy(&message[..length]).contains("READY=1").then_some(())
+        });
+        Gateway { node, interface: interface.to_owned(), process }
+    }
 }
 
 impl Gateway<'_> {

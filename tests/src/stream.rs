@@ -1,12 +1,14 @@
 //! A numbered UDP stream between the two LAN hosts, in both directions at once. It counts lost, duplicated
 //! and reordered datagrams, and separately those that the receiving socket dropped.
 
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 use crate::binaries::binary;
 use crate::lab::{Lab, Site};
+use crate::node::Node;
 use crate::process::Process;
 
 /// The report of one host.
@@ -78,25 +80,40 @@ impl Stream {
     #[must_use]
     #[track_caller]
     pub fn start(self, lab: &Lab) -> RunningStream {
-        let end = |site: Site| {
-            let address = |site: Site| {
-                let [v4, v6] = site.host();
-                if self.ipv6 { format!("[{v6}]:{}", self.port) } else { format!("{v4}:{}", self.port) }
+        let host = |site: Site| {
+            let [v4, v6] = site.host();
+            (lab.lan(site), if self.ipv6 { v6 } else { v4 })
+        };
+        self.start_between([host(Site::A), host(Site::B)], [self.count; 2])
+    }
+
+    /// As [`start`](Self::start), between two machines with these addresses, each with its own count.
+    ///
+    /// # Panics
+    /// If a host's program doesn't start.
+    #[must_use]
+    #[track_caller]
+    pub fn start_between(self, hosts: [(&Node, &str); 2], counts: [u64; 2]) -> RunningStream {
+        let end = |own: usize| {
+            let address = |host: usize| {
+                let ip: IpAddr = hosts[host].1.parse().unwrap();
+                SocketAddr::new(ip, self.port).to_string()
             };
-            let numbers =
-                [self.count, self.rate, u64::try_from(self.size).unwrap(), self.count, self.together];
-            let mut args = vec![address(site), address(site.other())];
+            let size = u64::try_from(self.size).unwrap();
+            let numbers = [counts[own], self.rate, size, counts[1 - own], self.together];
+            let mut args = vec![address(own), address(1 - own)];
             args.extend(numbers.map(|n| n.to_string()));
-            let mut process =
-                lab.lan(site).spawn(binary("lab-udp"), &args.iter().map(String::as_str).collect::<Vec<_>>());
+            let args: Vec<&str> = args.iter().map(String::as_str).collect();
+            let mut process = hosts[own].0.spawn(binary("lab-udp"), &args);
             process.line("ready", Duration::from_secs(10));
             process
         };
-        let mut ends = Site::BOTH.map(end);
+        let mut ends = [end(0), end(1)];
         for process in &mut ends {
             process.tell("go");
         }
-        RunningStream { ends, limit: Duration::from_secs(self.count / self.rate.max(1) + 30) }
+        let count = counts[0].max(counts[1]);
+        RunningStream { ends, limit: Duration::from_secs(count / self.rate.max(1) + 30) }
     }
 
     /// Runs the stream to its end; returns the reports of site A's and site B's host.

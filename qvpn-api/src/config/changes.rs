@@ -46,6 +46,7 @@ impl KeyChange {
             (true, "allowed_ips") => {
                 "networks that leave the list stay blocked; new ones go through the tunnel"
             }
+            (true, "tunnel_address") => "kernel routes lead to this peer by the new next hops",
             (true, "endpoint") => "packets to this peer go to the new endpoint at once",
             (true, "qkd") if self.to.as_deref() == Some("required") => {
                 "traffic with this peer stops at once if its key has no QKD part"
@@ -152,6 +153,8 @@ fn interface_rows(interface: &Interface) -> Vec<Row> {
         on_stop,
         protect,
         local,
+        routes,
+        routes_table,
         metrics_listen,
         log_level,
     } = interface;
@@ -183,6 +186,8 @@ fn interface_rows(interface: &Interface) -> Vec<Row> {
         .add("on_stop", on_stop)
         .list("protect", protect)
         .list("local", local.iter().map(|l| format!("{} {}", l.prefix, l.device)))
+        .add("routes", routes)
+        .opt("routes_table", (*routes_table != Interface::MAIN_TABLE).then_some(*routes_table))
         .opt("metrics_listen", *metrics_listen)
         .add("log_level", log_level)
         .0
@@ -224,6 +229,7 @@ fn peer_rows(peer: &Peer) -> Vec<Row> {
         public_key,
         endpoint,
         allowed_ips,
+        tunnel_address,
         sae_id,
         kmes,
         qkd,
@@ -238,6 +244,7 @@ fn peer_rows(peer: &Peer) -> Vec<Row> {
         .add("public_key", public_key)
         .opt("endpoint", endpoint.as_ref())
         .list("allowed_ips", allowed_ips)
+        .list("tunnel_address", tunnel_address)
         .opt("sae_id", sae_id.as_ref())
         .list("kmes", kmes)
         .add("qkd", qkd.name())

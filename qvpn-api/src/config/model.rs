@@ -103,10 +103,30 @@ pub struct Interface {
     pub protect: Vec<IpNet>,
     /// This site's own networks inside protected prefixes.
     pub local: Vec<Local>,
+    /// What decides which peer a packet goes to.
+    pub routes: Routes,
+    /// The kernel's routing table that is followed under [`Routes::Kernel`].
+    pub routes_table: u32,
     /// The address of the metrics listener; off if absent.
     pub metrics_listen: Option<SocketAddr>,
     /// How much the daemon logs.
     pub log_level: LogLevel,
+}
+
+impl Interface {
+    /// The table of [`Routes::Kernel`] where the config names none.
+    pub const MAIN_TABLE: u32 = 254;
+
+    /// The device's addresses. Under [`Routes::Kernel`] there is always a link-local one: the config's, or
+    /// one that is derived from `own`, our public key.
+    #[must_use]
+    pub fn device_addresses(&self, own: &PublicIdentity) -> Vec<IpNet> {
+        let mut all = self.address.clone();
+        if self.routes == Routes::Kernel && !all.iter().any(|net| is_link_local(&net.addr())) {
+            all.extend(IpNet::new(own.link_local().into(), 64));
+        }
+        all
+    }
 }
 
 /// An entry of `local`: a network of this site that stays reachable without the tunnel, through one device.
@@ -116,6 +136,24 @@ pub struct Local {
     pub prefix: IpNet,
     /// The device that leads to it, 1 to 15 bytes.
     pub device: String,
+}
+
+impl Peer {
+    /// Its next hops under [`Routes::Kernel`], which are allowed sources too: `tunnel_address`, and, unless
+    /// that has a link-local address, the one that is derived from its public key.
+    #[must_use]
+    pub fn next_hops(&self) -> Vec<IpAddr> {
+        let mut all = self.tunnel_address.clone();
+        if !all.iter().any(is_link_local) {
+            all.push(self.public_key.link_local().into());
+        }
+        all
+    }
+}
+
+/// Whether an address is an IPv6 one of a link (fe80::/10).
+pub(crate) fn is_link_local(address: &IpAddr) -> bool {
+    matches!(address, IpAddr::V6(v6) if v6.is_unicast_link_local())
 }
 
 /// The section `[kms]`: this site's side of the QKD network.
@@ -226,8 +264,11 @@ pub struct Peer {
     pub public_key: PublicIdentity,
     /// The endpoint of its lane 0; learned from its packets if absent.
     pub endpoint: Option<Endpoint>,
-    /// The networks behind it, without host bits; a prefix belongs to one peer.
+    /// The networks behind it, without host bits; a prefix belongs to one peer, except under
+    /// [`Routes::Kernel`].
     pub allowed_ips: Vec<IpNet>,
+    /// The next hops by which the kernel's routes lead to it, unique; its own addresses in the tunnel.
+    pub tunnel_address: Vec<IpAddr>,
     /// Its SAE ID; present unless `qkd` is off.
     pub sae_id: Option<SaeId>,
     /// Names of the KMEs that serve the pair, in the order of preference; empty where `qkd` is off.
@@ -382,6 +423,15 @@ words! {
         Block = "block",
         /// Their routes are removed, as with `wg-quick down`.
         Open = "open",
+    }
+}
+words! {
+    /// What decides which peer a packet goes to.
+    Routes {
+        /// The longest prefix in the allowed IPs of all peers.
+        Config = "config",
+        /// The kernel's routes, by their next hops; allowed IPs bound what each peer may get and send.
+        Kernel = "kernel",
     }
 }
 words! {

@@ -117,6 +117,21 @@ pub const REFERENCE: &[SectionHelp] = &[
                  without the tunnel.",
             ),
             key(
+                "routes",
+                "\"config\" or \"kernel\"",
+                "\"config\"",
+                "What decides which peer a packet goes to. \"config\": the longest prefix in `allowed_ips`. \
+                 \"kernel\": the routes of `routes_table` through this device, as FRR, bird or you make \
+                 them; each leads to the peer whose `tunnel_address` is its next hop. `allowed_ips` then \
+                 only bound what a peer may get and send, and may overlap. Only a restart changes it.",
+            ),
+            key(
+                "routes_table",
+                "\"main\" or a number",
+                "\"main\"",
+                "The routing table that `routes = \"kernel\"` follows. Only a restart changes it.",
+            ),
+            key(
                 "metrics_listen",
                 "\"ADDRESS:PORT\"",
                 "off",
@@ -201,6 +216,14 @@ pub const REFERENCE: &[SectionHelp] = &[
                 "[\"PREFIX\", …]",
                 "",
                 "The networks behind it. A prefix belongs to one peer; of nested ones the longest wins.",
+            ),
+            key(
+                "tunnel_address",
+                "[\"ADDRESS\", …]",
+                "required under routes = \"kernel\"",
+                "The peer's own addresses in the tunnel: the next hops by which the kernel's routes lead to \
+                 it, and allowed sources. Unless one of them is link-local, the link-local address that is \
+                 derived from its public key counts too. Without effect under routes = \"config\".",
             ),
             key("sae_id", "\"ID\"", "", "Its SAE ID; needed unless qkd is \"off\"."),
             key(

@@ -23,6 +23,10 @@ pub(super) struct Facts {
     pub(super) local: Vec<LocalFacts>,
     /// `table = "off"`: routes are the operator's.
     pub(super) no_routes: bool,
+    /// `routes = "kernel"`.
+    pub(super) kernel_routes: bool,
+    /// Where `routes_table` stands.
+    pub(super) routes_table: Option<Position>,
     pub(super) kme_names: Vec<(String, Position)>,
     /// The KMEs with an address in their URL.
     pub(super) kme_ips: Vec<(String, IpAddr, Position)>,
@@ -47,6 +51,9 @@ pub(super) struct PeerFacts {
     pub(super) public_key: Option<(PublicIdentity, Position)>,
     pub(super) endpoint: Option<(IpAddr, Position)>,
     pub(super) allowed_ips: Vec<(IpNet, Position)>,
+    pub(super) tunnel_address: Vec<(IpAddr, Position)>,
+    /// Whether an address stands there, even if it has an error.
+    pub(super) has_tunnel_address: bool,
     /// The KMEs that it uses.
     pub(super) kmes: Vec<String>,
 }
@@ -64,6 +71,7 @@ pub(super) fn check(facts: &Facts, sink: &mut Sink<'_>) {
     names(facts, sink);
     keys(facts, sink);
     prefixes(facts, sink);
+    next_hops(facts, sink);
     local(facts, sink);
     mtu(facts, sink);
     key_files(facts, sink);
@@ -119,15 +127,54 @@ fn prefixes(facts: &Facts, sink: &mut Sink<'_>) {
                 Some((first, _)) if *first == i => {
                     sink.add(*at, format!("{prefix} is here twice"), "remove one of them");
                 }
+                // Routes choose among them.
+                Some(_) if facts.kernel_routes => {}
                 Some((first, line)) => {
                     let owner = facts.peers.get(*first).map(PeerFacts::title).unwrap_or_default();
                     let what = format!("{prefix} belongs to {owner} already (line {})", line.line);
-                    let fix = "a prefix leads to one peer: remove it from one of them, or write a longer \
-                     prefix here";
+                    let fix = "a prefix leads to one peer: remove it from one of them, write a longer prefix \
+                     here, or let routes choose, with `routes = \"kernel\"`";
                     sink.add(*at, what, fix);
                 }
                 None => {
                     seen.insert(*prefix, (i, *at));
+                }
+            }
+        }
+    }
+}
+
+/// The next hops of `routes = "kernel"`: each peer has one, and each stands for one peer.
+fn next_hops(facts: &Facts, sink: &mut Sink<'_>) {
+    if !facts.kernel_routes {
+        if let Some(at) = facts.routes_table {
+            let fix = "write `routes = \"kernel\"` too, or remove `routes_table`";
+            sink.add(at, "`routes_table` counts under `routes = \"kernel\"` only", fix);
+        }
+        return;
+    }
+    let mut seen: BTreeMap<IpAddr, (usize, Position)> = BTreeMap::new();
+    for (i, peer) in facts.peers.iter().enumerate() {
+        if !peer.has_tunnel_address {
+            let what = format!("{} has no `tunnel_address`, so no route could lead to it", peer.title());
+            sink.add(peer.at, what, "write its address in the tunnel: `tunnel_address = [\"10.77.0.2\"]`");
+        }
+        for (address, at) in &peer.tunnel_address {
+            if facts.addresses.iter().any(|own| own.addr() == *address) {
+                let what = format!("{address} is our own, by `address`");
+                sink.add(*at, what, "write the peer's address in the tunnel");
+            }
+            match seen.get(address) {
+                Some((first, _)) if *first == i => {
+                    sink.add(*at, format!("{address} is here twice"), "remove one of them");
+                }
+                Some((first, line)) => {
+                    let owner = facts.peers.get(*first).map(PeerFacts::title).unwrap_or_default();
+                    let what = format!("{address} belongs to {owner} already (line {})", line.line);
+                    sink.add(*at, what, "a next hop leads to one peer: write this peer's own address");
+                }
+                None => {
+                    seen.insert(*address, (i, *at));
                 }
             }
         }

@@ -86,6 +86,25 @@ pub(super) fn prefix(text: &str) -> Result<IpNet, Fault> {
     Ok(net)
 }
 
+/// The address of one host.
+pub(super) fn host(text: &str) -> Result<IpAddr, Fault> {
+    const EXAMPLES: &str = "write for example \"10.77.0.2\" or \"fe80::2\"";
+    match text.parse::<IpAddr>() {
+        Ok(ip) if ip.is_unspecified() || ip.is_multicast() || ip.is_loopback() => {
+            fault(format!("{ip} is not the address of one host in the tunnel"), EXAMPLES)
+        }
+        Ok(ip) => Ok(ip),
+        Err(_) if text.parse::<IpNet>().is_ok() => {
+            let (ip, _) = text.split_once('/').unwrap_or((text, ""));
+            fault(
+                format!("\"{}\" is a prefix, and this is the address of one host", shown(text)),
+                format!("write \"{ip}\""),
+            )
+        }
+        Err(_) => fault(format!("\"{}\" is not an address", shown(text)), EXAMPLES),
+    }
+}
+
 /// `address:port`, `[address]:port` or `host:port`.
 pub(super) fn endpoint(text: &str, lanes: u8) -> Result<Endpoint, Fault> {
     const EXAMPLES: &str =

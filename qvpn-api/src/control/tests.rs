@@ -18,6 +18,7 @@ fn status() -> Status {
         uptime_s: Some(1.5),
         drops: BTreeMap::from([("no_peer".into(), 1)]),
         guard: None,
+        routing: None,
         kmes: vec![KmeStatus {
             name: "kme-a1".into(),
             api: KmeApi::Etsi014,
@@ -135,7 +136,7 @@ fn the_status_has_exactly_the_fixed_names_and_null_for_unknown() {
     assert_eq!(json["schema"], 1);
     assert_eq!(
         names(interface),
-        expect("name public_key listen_port suite lanes mtu uptime_s drops guard kmes peers")
+        expect("name public_key listen_port suite lanes mtu uptime_s drops guard routing kmes peers")
     );
     let kme = &interface["kmes"][0];
     assert_eq!(

@@ -12,7 +12,7 @@ use super::machine;
 use crate::client::Client;
 use crate::dirs::Dirs;
 use crate::error::CtlError;
-use crate::render::advice;
+use crate::render::{advice, unresolved};
 use crate::units::duration;
 
 /// A certificate that ends sooner must be renewed, in seconds.
@@ -67,7 +67,7 @@ fn state(dirs: &Dirs, name: &str) -> Vec<Finding> {
     let asked = Client::connect(&dirs.socket_dir, name).and_then(|mut client| client.ask(&Request::Show));
     match asked {
         Ok(Reply::Show(status)) => {
-            status.interfaces.iter().flat_map(|i| [peers(i), kmes(i)].concat()).collect()
+            status.interfaces.iter().flat_map(|i| [peers(i), routes(i), kmes(i)].concat()).collect()
         }
         Ok(_) => Vec::new(),
         Err(error) => vec![Finding::unknown("peers", error.to_string(), format!("qvpn-ctl show {name}"))],
@@ -103,6 +103,36 @@ fn peers(i: &InterfaceStatus) -> Vec<Finding> {
             PeerState::Degraded => Finding::warning("peers", text, fix),
             _ => Finding::bad("peers", text, fix),
         });
+    }
+    findings
+}
+
+/// Under `routes = "kernel"`: which routes lead to which peer, and which to none.
+fn routes(i: &InterfaceStatus) -> Vec<Finding> {
+    let Some(routing) = &i.routing else { return Vec::new() };
+    let table = if routing.table == 254 { "main".to_owned() } else { routing.table.to_string() };
+    let show = format!("ip route show table {table} dev {0}; ip -6 route show table {table} dev {0}", i.name);
+    let mut findings = Vec::new();
+    if let Some(error) = &routing.error {
+        findings.push(Finding::bad("routes", error, format!("systemctl restart qvpn@{}", i.name)));
+    }
+    if let Some(unresolved) = unresolved(routing) {
+        let text = format!(
+            "{} of {} kernel routes lead to no peer, and their packets are dropped: {unresolved}",
+            routing.unresolved_routes, routing.routes
+        );
+        let fix = format!("{show} # and give each next hop to a peer's `tunnel_address`");
+        findings.push(Finding::bad("routes", text, fix));
+    }
+    let idle: Vec<&str> =
+        routing.peers.iter().filter(|peer| peer.routes == 0).map(|peer| peer.peer.as_str()).collect();
+    if !idle.is_empty() {
+        let names = idle.iter().take(MAX_NAMES).copied().collect::<Vec<_>>().join(", ");
+        let text = format!("no kernel route has a next hop of {} peers: {names}", idle.len());
+        findings.push(Finding::warning("routes", text, show));
+    } else if findings.is_empty() {
+        let text = format!("{} kernel routes of table {table}, each leads to a peer", routing.routes);
+        findings.push(Finding::ok("routes", text));
     }
     findings
 }

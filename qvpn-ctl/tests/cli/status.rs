@@ -74,6 +74,7 @@ pub(crate) fn interface(kmes: Vec<KmeStatus>, peers: Vec<PeerStatus>) -> Interfa
         uptime_s: Some(3725.0),
         drops: Counts::from([("malformed".into(), 1)]),
         guard: None,
+        routing: None,
         kmes,
         peers,
     }

@@ -86,6 +86,8 @@ dscp = 3
 on_stop = "block"
 protect = ["10.128.0.0/10"]
 local = [{ prefix = "10.140.0.0/16", device = "eth1" }]
+routes = "kernel"
+routes_table = 100
 metrics_listen = "127.0.0.1:9790"
 log_level = "info"
 
@@ -118,6 +120,7 @@ name = "site-b"
 public_key = "PUBLIC-B"
 endpoint = "203.0.113.9:51820"
 allowed_ips = ["10.20.0.0/16"]
+tunnel_address = ["10.77.0.3"]
 sae_id = "SITE-B"
 kmes = ["kme-a1", "disk"]
 qkd = "preferred"
@@ -131,6 +134,7 @@ rekey_interval = "30s"
 name = "site-c"
 public_key = "PUBLIC-C"
 allowed_ips = ["10.30.0.0/16"]
+tunnel_address = ["10.77.0.4"]
 qkd = "off"
 "#;
 
@@ -150,6 +154,8 @@ const CHANGED_KEYS: &[(&str, &str, &str, &str)] = &[
     ("[interface]", "on_stop", "on_stop = \"block\"", "on_stop = \"open\""),
     ("[interface]", "protect", "10.128.0.0/10", "10.128.0.0/11"),
     ("[interface]", "local", "device = \"eth1\"", "device = \"eth2\""),
+    ("[interface]", "routes", "routes = \"kernel\"\nroutes_table = 100", "routes = \"config\""),
+    ("[interface]", "routes_table", "routes_table = 100", "routes_table = \"main\""),
     ("[interface]", "metrics_listen", "127.0.0.1:9790", "127.0.0.1:9791"),
     ("[interface]", "log_level", "log_level = \"info\"", "log_level = \"debug\""),
     ("[kms]", "sae_id", "sae_id = \"SITE-A\"", "sae_id = \"SITE-X\""),
@@ -174,6 +180,7 @@ const CHANGED_KEYS: &[(&str, &str, &str, &str)] = &[
     ("[[peer]]", "public_key", "PUBLIC-B", "PUBLIC-X"),
     ("[[peer]]", "endpoint", "203.0.113.9:51820", "gateway.example:51820"),
     ("[[peer]]", "allowed_ips", "10.20.0.0/16", "10.21.0.0/16"),
+    ("[[peer]]", "tunnel_address", "10.77.0.3", "10.77.0.9"),
     ("[[peer]]", "sae_id", "sae_id = \"SITE-B\"", "sae_id = \"SITE-X\""),
     ("[[peer]]", "kmes", "[\"kme-a1\", \"disk\"]", "[\"disk\", \"kme-a1\"]"),
     ("[[peer]]", "qkd", "qkd = \"preferred\"", "qkd = \"required\""),

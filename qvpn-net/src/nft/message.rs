@@ -1,13 +1,17 @@
 //! Netlink messages for nf_tables: building nested attributes and reading them back.
 //! Attribute and message numbers are those of `linux/netfilter/nf_tables.h`.
 
+use crate::netlink::NESTED;
+pub(super) use crate::netlink::{Received, attributes};
+
 /// The nfnetlink subsystem of nf_tables.
 const SUBSYSTEM: u16 = 10;
 /// The address family `inet`: one table for IPv4 and IPv6.
 const FAMILY_INET: u8 = 1;
 const BATCH_BEGIN: u16 = 0x10;
 const BATCH_END: u16 = 0x11;
-const HEADER_BYTES: usize = 20;
+/// Bytes of the header after that of netlink.
+const HEADER_BYTES: usize = 4;
 
 pub(super) const NLM_F_REQUEST: u16 = 1;
 pub(super) const NLM_F_ACK: u16 = 4;
@@ -101,9 +105,6 @@ impl Messages {
     }
 }
 
-/// Marks an attribute that has attributes in it.
-const NESTED: u16 = 0x8000;
-
 /// Writes attributes at the end of a message.
 pub(super) struct Attributes<'b> {
     bytes: &'b mut Vec<u8>,
@@ -144,87 +145,22 @@ impl Attributes<'_> {
     }
 }
 
-/// A message as received.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Received<'b> {
-    pub kind: u16,
-    pub sequence: u32,
-    /// Port of the socket whose request caused the message, in notifications.
-    pub port: u32,
-    payload: &'b [u8],
-}
-
 impl<'b> Received<'b> {
-    /// The messages in what one call received; a truncated one ends the list.
-    pub fn all(bytes: &'b [u8]) -> Vec<Self> {
-        let mut rest = bytes;
-        let mut found = Vec::new();
-        while let Some((message, length)) = Self::first(rest) {
-            found.push(message);
-            rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
-        }
-        found
-    }
-
-    fn first(bytes: &'b [u8]) -> Option<(Self, usize)> {
-        let length = usize::try_from(u32_at(bytes, 0)?).ok().filter(|length| *length >= 16)?;
-        let message = Self {
-            kind: u16::from_ne_bytes(*bytes.get(4..)?.first_chunk()?),
-            sequence: u32_at(bytes, 8)?,
-            port: u32_at(bytes, 12)?,
-            payload: bytes.get(16..length)?,
-        };
-        Some((message, length))
-    }
-
-    /// The error number of an acknowledgement, 0 for success; `None` in other messages.
-    pub fn error(&self) -> Option<i32> {
-        const NLMSG_ERROR: u16 = 2;
-        (self.kind == NLMSG_ERROR).then(|| self.payload.first_chunk())?.map(|code| -i32::from_ne_bytes(*code))
-    }
-
-    /// Whether it ends a dump.
-    pub fn is_done(&self) -> bool {
-        const NLMSG_DONE: u16 = 3;
-        self.kind == NLMSG_DONE
-    }
-
     /// Whether it is about nf_tables.
-    pub fn is_nf_tables(&self) -> bool {
+    pub(super) fn is_nf_tables(&self) -> bool {
         self.kind >> 8 == SUBSYSTEM
     }
 
     /// The attributes of the message.
-    pub fn attributes(&self) -> Vec<(u16, &'b [u8])> {
-        attributes(self.payload.get(HEADER_BYTES - 16..).unwrap_or_default())
+    pub(super) fn attributes(&self) -> Vec<(u16, &'b [u8])> {
+        attributes(self.payload.get(HEADER_BYTES..).unwrap_or_default())
     }
 
     /// Text of the attribute `kind`.
-    pub fn text(&self, kind: u16) -> Option<&'b str> {
+    pub(super) fn text(&self, kind: u16) -> Option<&'b str> {
         let (_, value) = self.attributes().into_iter().find(|(found, _)| *found == kind)?;
         std::str::from_utf8(value).ok().map(|text| text.trim_end_matches('\0'))
     }
-}
-
-/// The attributes in `bytes`; a truncated one ends the list.
-pub(super) fn attributes(bytes: &[u8]) -> Vec<(u16, &[u8])> {
-    let mut rest = bytes;
-    let mut found = Vec::new();
-    while let Some((kind, value, length)) = first_attribute(rest) {
-        found.push((kind, value));
-        rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
-    }
-    found
-}
-
-fn first_attribute(bytes: &[u8]) -> Option<(u16, &[u8], usize)> {
-    let length = usize::from(u16::from_ne_bytes(*bytes.first_chunk()?));
-    let kind = u16::from_ne_bytes(*bytes.get(2..)?.first_chunk()?) & !NESTED;
-    Some((kind, bytes.get(4..length)?, length))
-}
-
-fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
-    Some(u32::from_ne_bytes(*bytes.get(at..)?.first_chunk()?))
 }
 
 #[cfg(test)]

@@ -147,3 +147,22 @@ fn the_port_of_a_kme_is_read_from_its_url() {
         assert_eq!(port_of(url), port, "{url}");
     }
 }
+
+#[test]
+fn under_kernel_routes_tunnel_addresses_are_protected() {
+    let key = "qvpn1-UqPFxf26QCxGqk1wiKfZx0Kxb+3jT49b63iPWVAbF2tw2xyJrx7Ogo\
+         U1cpBpGXHe9rN17iNWKKSWARmubkuEbr6oe40Wmjg9EhJguZfDLJo=";
+    let text = |routes: &str| {
+        format!(
+            "[interface]\nroutes = \"{routes}\"\n[[peer]]\nname = \"b\"\npublic_key = \"{key}\"\n\
+             qkd = \"off\"\nallowed_ips = [\"10.20.0.0/16\"]\n\
+             tunnel_address = [\"10.77.0.2\", \"fd77::2\", \"fe80::2\"]\n"
+        )
+    };
+    let plan = |routes| {
+        let config = Config::parse("/etc/qvpn/qvpn0.toml".as_ref(), &text(routes)).unwrap();
+        RoutePlan::of(&config).unwrap().allowed().collect::<Vec<_>>()
+    };
+    assert_eq!(plan("config"), nets(&["10.20.0.0/16"]));
+    assert_eq!(plan("kernel"), nets(&["10.20.0.0/16", "10.77.0.2/32", "fd77::2/128"]));
+}

@@ -18,7 +18,7 @@ pub(super) const MIN_REKEY_INTERVAL: Duration = Duration::from_millis(100);
 pub(super) const MAX_REKEY_INTERVAL: Duration = Duration::from_secs(120);
 
 /// The section of each key that is often written into another one.
-pub(super) const HOME_SECTIONS: [(&str, &str); 38] = [
+pub(super) const HOME_SECTIONS: [(&str, &str); 41] = [
     ("private_key_file", "[interface]"),
     ("listen_port", "[interface]"),
     ("address", "[interface]"),
@@ -32,6 +32,8 @@ pub(super) const HOME_SECTIONS: [(&str, &str); 38] = [
     ("on_stop", "[interface]"),
     ("protect", "[interface]"),
     ("local", "[interface]"),
+    ("routes", "[interface]"),
+    ("routes_table", "[interface]"),
     ("metrics_listen", "[interface]"),
     ("log_level", "[interface]"),
     ("sae_id", "[kms] or [[peer]]"),
@@ -47,6 +49,7 @@ pub(super) const HOME_SECTIONS: [(&str, &str); 38] = [
     ("public_key", "[[peer]]"),
     ("endpoint", "[[peer]]"),
     ("allowed_ips", "[[peer]]"),
+    ("tunnel_address", "[[peer]]"),
     ("kmes", "[[peer]]"),
     ("qkd", "[[peer]]"),
     ("role", "[[peer]]"),

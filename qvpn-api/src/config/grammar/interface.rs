@@ -8,7 +8,7 @@ use toml::de::DeValue;
 
 use super::context::{HOME_SECTIONS, MAX_REKEY_INTERVAL, MIN_REKEY_INTERVAL, Reader};
 use crate::config::fault::shown;
-use crate::config::model::{Dscp, Interface, Local, LogLevel, Mtu, OnStop, Table};
+use crate::config::model::{Dscp, Interface, Local, LogLevel, Mtu, OnStop, Routes, Table};
 use crate::config::reader::{Entry, Section};
 use crate::config::rules::LocalFacts;
 use crate::config::shared_words::Word;
@@ -69,6 +69,9 @@ impl<'t> Reader<'t> {
         let on_stop = self.word(&mut s, "on_stop", "\"block\"", OnStop::WORDS, OnStop::from_word);
         let protect = self.protect(&mut s);
         let local = self.local(&mut s);
+        let routes = self.word(&mut s, "routes", "\"config\"", Routes::WORDS, Routes::from_word);
+        self.facts.kernel_routes = routes == Some(Some(Routes::Kernel));
+        let routes_table = self.routes_table(&mut s);
         let metrics_listen = self.metrics_listen(&mut s);
         let log_level = self.word(&mut s, "log_level", "\"info\"", LogLevel::WORDS, LogLevel::from_word);
         s.finish(&mut self.sink, &HOME_SECTIONS);
@@ -87,6 +90,8 @@ impl<'t> Reader<'t> {
             on_stop: on_stop?.unwrap_or(OnStop::Block),
             protect: protect?,
             local: local?,
+            routes: routes?.unwrap_or(Routes::Config),
+            routes_table: routes_table?,
             metrics_listen: metrics_listen?,
             log_level: log_level?.unwrap_or(LogLevel::Info),
         })
@@ -231,6 +236,30 @@ impl<'t> Reader<'t> {
                 Some(Table::Id(id))
             }
         }
+    }
+
+    fn routes_table(&mut self, s: &mut Section<'t>) -> Option<u32> {
+        /// The table of all tunnels.
+        const OURS: u32 = 29_046;
+        let Some(entry) = s.take(&self.sink, "routes_table", "\"main\"") else {
+            return Some(Interface::MAIN_TABLE);
+        };
+        self.facts.routes_table = Some(entry.at);
+        if let DeValue::String(word) = entry.value {
+            if word != "main" {
+                entry.unknown_word(&mut self.sink, word, &["main", "a number without quotes"]);
+                return None;
+            }
+            return Some(Interface::MAIN_TABLE);
+        }
+        let id = entry.number(&mut self.sink, 1, u32::MAX)?;
+        if matches!(id, 255 | OURS) {
+            let owner = if id == OURS { "qvpn, for the block" } else { "the kernel" };
+            let what = format!("routing table {id} belongs to {owner}");
+            entry.wrong(&mut self.sink, what, "write the table that your routing daemon fills, or \"main\"");
+            return None;
+        }
+        Some(id)
     }
 
     fn dscp(&mut self, s: &mut Section<'t>) -> Option<Dscp> {

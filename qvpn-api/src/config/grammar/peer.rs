@@ -1,5 +1,6 @@
 //! The sections `[[peer]]`.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -47,6 +48,7 @@ impl<'t> Reader<'t> {
             Some(endpoint)
         });
         let allowed_ips = self.allowed_ips(&mut s, &mut facts);
+        let tunnel_address = self.tunnel_address(&mut s, &mut facts);
         let qkd_at = self.value_at(table, "qkd", at);
         let qkd = self.word(&mut s, "qkd", "\"required\"", QkdPolicy::WORDS, QkdPolicy::from_word);
         let qkd_written = table.contains_key("qkd");
@@ -88,6 +90,7 @@ impl<'t> Reader<'t> {
                 None => None,
             },
             allowed_ips: allowed_ips?,
+            tunnel_address: tunnel_address?,
             sae_id: sae_id?,
             kmes: kmes?,
             qkd: qkd?,
@@ -129,6 +132,20 @@ impl<'t> Reader<'t> {
             }
         }
         Some(facts.allowed_ips.iter().map(|(p, _)| *p).collect())
+    }
+
+    fn tunnel_address(&mut self, s: &mut Section<'t>, facts: &mut PeerFacts) -> Option<Vec<IpAddr>> {
+        let Some(entry) = s.take(&self.sink, "tunnel_address", "[\"10.77.0.2\"]") else {
+            return Some(Vec::new());
+        };
+        for (at, text) in entry.strings(&mut self.sink)? {
+            facts.has_tunnel_address = true;
+            match values::host(text) {
+                Ok(address) => facts.tunnel_address.push((address, at)),
+                Err((what, fix)) => self.sink.add(at, what, fix),
+            }
+        }
+        Some(facts.tunnel_address.iter().map(|(address, _)| *address).collect())
     }
 
     fn peer_sae_id(

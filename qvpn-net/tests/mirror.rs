@@ -1,0 +1,219 @@
+//! `RouteMirror` against a real kernel, in a network namespace of each test's own; `ip` makes the routes.
+
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
+use std::fs;
+use std::io::Write;
+use std::process::{Command, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::time::{Duration, Instant};
+
+use qvpn_net::{MirrorReport, NextHopRoute, RouteMirror};
+
+const INSIDE: &str = "QVPN_NET_TEST_INSIDE";
+/// Far above what a change takes.
+const SOON: Duration = Duration::from_secs(20);
+
+/// Runs `body` in a child of this very test within new namespaces, with a device `qvpn0`.
+fn in_namespace(test: &str, body: impl FnOnce()) {
+    if std::env::var_os(INSIDE).is_some() {
+        ip("link set lo up");
+        ip("link add qvpn0 type veth peer name far");
+        ip("link set far up");
+        ip("link set qvpn0 up");
+        ip("addr add 10.77.0.1/24 dev qvpn0");
+        return body();
+    }
+    let status = Command::new("unshare")
+        .args(["--user", "--map-root-user", "--net", "--mount", "--"])
+        .arg(std::env::current_exe().unwrap())
+        .args(["--exact", test, "--nocapture", "--test-threads=1"])
+        .env(INSIDE, "1")
+        .stdin(Stdio::null())
+        .status()
+        .expect("`unshare` (package util-linux) is needed");
+    assert!(
+        status.success(),
+        "the test failed in its namespace; if unshare was refused, allow user namespaces"
+    );
+}
+
+fn ip(args: &str) {
+    let output = Command::new("ip").args(args.split_whitespace()).output().unwrap();
+    assert!(output.status.success(), "ip {args}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+fn batch(lines: &str) {
+    let mut child = Command::new("ip").args(["-batch", "-"]).stdin(Stdio::piped()).spawn().unwrap();
+    child.stdin.take().unwrap().write_all(lines.as_bytes()).unwrap();
+    assert!(child.wait().unwrap().success());
+}
+
+fn ip_index() -> u32 {
+    let output = Command::new("ip").args(["-o", "link", "show", "qvpn0"]).output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    text.split(':').next().unwrap().trim().parse().unwrap()
+}
+
+struct Mirror {
+    _mirror: RouteMirror,
+    reports: Receiver<MirrorReport>,
+}
+
+impl Mirror {
+    fn start(table: u32) -> Self {
+        let (sender, reports) = channel();
+        let mirror = RouteMirror::start(table, ip_index(), move |report| sender.send(report).unwrap());
+        Self { _mirror: mirror.unwrap(), reports }
+    }
+
+    /// Waits until the routes are these, written as `ip route` would write them.
+    fn wait(&self, wanted: &[&str]) {
+        let mut last = Vec::new();
+        let end = Instant::now() + SOON;
+        while let Ok(report) = self.reports.recv_timeout(end.saturating_duration_since(Instant::now())) {
+            let MirrorReport::Routes(routes) = report else { panic!("{report:?}") };
+            last = routes.iter().filter(|route| is_ours(route)).map(text).collect();
+            if last == wanted {
+                return;
+            }
+        }
+        panic!("not within {SOON:?}: {wanted:?}; last: {last:?}");
+    }
+}
+
+/// Connected routes and link-local ones are always there.
+fn is_ours(route: &NextHopRoute) -> bool {
+    let prefix = route.prefix.to_string();
+    prefix != "10.77.0.0/24" && !prefix.starts_with("fe80:")
+}
+
+fn text(route: &NextHopRoute) -> String {
+    let hops = route.next_hops.iter().map(|hop| {
+        let gateway = hop.gateway.map_or("on-link".to_owned(), |gateway| gateway.to_string());
+        format!("{gateway}*{}", hop.weight)
+    });
+    format!("{} {} metric {}", route.prefix, hops.collect::<Vec<_>>().join(" "), route.metric)
+}
+
+#[test]
+fn the_mirror_follows_every_kind_of_change() {
+    in_namespace("the_mirror_follows_every_kind_of_change", || {
+        ip("route add 10.20.0.0/16 via 10.77.0.2");
+        let mirror = Mirror::start(254);
+        mirror.wait(&["10.20.0.0/16 10.77.0.2*1 metric 0"]);
+        ip("route replace 10.20.0.0/16 via 10.77.0.3");
+        mirror.wait(&["10.20.0.0/16 10.77.0.3*1 metric 0"]);
+        // A worse metric changes nothing until the better one is gone.
+        ip("route add 10.20.0.0/16 via 10.77.0.4 metric 20");
+        ip("route del 10.20.0.0/16 via 10.77.0.3");
+        mirror.wait(&["10.20.0.0/16 10.77.0.4*1 metric 20"]);
+        ip("route add 10.30.0.0/16 nexthop via 10.77.0.2 weight 1 nexthop via 10.77.0.3 weight 4");
+        mirror.wait(&["10.20.0.0/16 10.77.0.4*1 metric 20", "10.30.0.0/16 10.77.0.2*1 10.77.0.3*4 metric 0"]);
+        ip("route flush proto boot");
+        mirror.wait(&[]);
+        // IPv6, IPv4 by an IPv6 next hop, a route without a next hop.
+        ip("-6 route add fd20::/64 via fe80::2 dev qvpn0 metric 30");
+        ip("route add 10.20.0.0/16 via inet6 fe80::2 dev qvpn0");
+        ip("route add 10.40.0.0/16 dev qvpn0");
+        mirror.wait(&[
+            "10.20.0.0/16 fe80::2*1 metric 0",
+            "10.40.0.0/16 on-link*1 metric 0",
+            "fd20::/64 fe80::2*1 metric 30",
+        ]);
+        ip("-6 route append fd20::/64 via fe80::3 dev qvpn0 metric 30");
+        ip("route del 10.40.0.0/16");
+        ip("route del 10.20.0.0/16");
+        mirror.wait(&["fd20::/64 fe80::2*1 fe80::3*1 metric 30"]);
+        ip("-6 route del fd20::/64 via fe80::2 dev qvpn0 metric 30");
+        mirror.wait(&["fd20::/64 fe80::3*1 metric 30"]);
+        // Other tables and devices are none of ours, and our own routes are not followed.
+        ip("route add 10.50.0.0/16 via 10.77.0.2 table 100");
+        ip("addr add 192.0.2.1/24 dev far");
+        ip("route add 10.51.0.0/16 via 192.0.2.2");
+        ip("route add 10.52.0.0/16 dev qvpn0 proto 113");
+        ip("route add 10.53.0.0/16 via 10.77.0.2");
+        mirror.wait(&["10.53.0.0/16 10.77.0.2*1 metric 0", "fd20::/64 fe80::3*1 metric 30"]);
+        // The kernel tells nothing of IPv4 routes that go with their device.
+        ip("link set qvpn0 down");
+        mirror.wait(&[]);
+    });
+}
+
+#[test]
+fn a_group_of_next_hops_changes_without_a_message_about_its_routes() {
+    in_namespace("a_group_of_next_hops_changes_without_a_message_about_its_routes", || {
+        let mirror = Mirror::start(254);
+        for compat in ["1", "0"] {
+            // Without the compatible mode the kernel names the object alone.
+            if fs::write("/proc/sys/net/ipv4/nexthop_compat_mode", compat).is_err() {
+                println!("/proc/sys is not writable here: the mode stays");
+            }
+            ip("nexthop add id 1 via 10.77.0.2 dev qvpn0");
+            ip("nexthop add id 2 via 10.77.0.3 dev qvpn0");
+            ip("nexthop add id 9 group 1,3/2,1");
+            ip("route add 10.20.0.0/16 nhid 9");
+            mirror.wait(&["10.20.0.0/16 10.77.0.2*3 10.77.0.3*1 metric 0"]);
+            ip("nexthop replace id 9 group 2");
+            mirror.wait(&["10.20.0.0/16 10.77.0.3*1 metric 0"]);
+            ip("nexthop replace id 2 via 10.77.0.4 dev qvpn0");
+            mirror.wait(&["10.20.0.0/16 10.77.0.4*1 metric 0"]);
+            ip("nexthop flush");
+            mirror.wait(&[]);
+        }
+    });
+}
+
+#[test]
+fn another_table_and_the_end() {
+    in_namespace("another_table_and_the_end", || {
+        // The table does not exist yet.
+        let mirror = Mirror::start(4711);
+        mirror.wait(&[]);
+        ip("route add 10.20.0.0/16 via 10.77.0.2 table 4711");
+        mirror.wait(&["10.20.0.0/16 10.77.0.2*1 metric 0"]);
+        let Mirror { _mirror, reports } = mirror;
+        drop(_mirror);
+        let end = Instant::now() + SOON;
+        loop {
+            assert!(Instant::now() < end, "the mirror's thread still runs");
+            match reports.recv_timeout(Duration::from_millis(100)) {
+                Err(RecvTimeoutError::Disconnected) => break,
+                Ok(_) | Err(RecvTimeoutError::Timeout) => {}
+            }
+        }
+    });
+}
+
+#[test]
+fn twenty_thousand_routes_that_flap_end_right() {
+    in_namespace("twenty_thousand_routes_that_flap_end_right", || {
+        let mirror = Mirror::start(254);
+        let routes = |gateway: u8| -> String {
+            (0..20_000u32)
+                .map(|n| {
+                    let net = 0x0a80_0000 + n * 16;
+                    let [a, b, c, d] = net.to_be_bytes();
+                    format!("route replace {a}.{b}.{c}.{d}/28 via 10.77.0.{gateway}\n")
+                })
+                .collect()
+        };
+        let counted = |gateway: &str| {
+            let end = Instant::now() + Duration::from_secs(60);
+            loop {
+                let report = mirror.reports.recv_timeout(end.saturating_duration_since(Instant::now()));
+                let MirrorReport::Routes(routes) = report.unwrap() else { panic!() };
+                let of = |route: &&NextHopRoute| {
+                    route.next_hops[0].gateway.is_some_and(|ip| ip.to_string() == gateway)
+                };
+                if routes.iter().filter(of).count() == 20_000 {
+                    return;
+                }
+            }
+        };
+        for gateway in [2, 3, 2, 4] {
+            batch(&routes(gateway));
+        }
+        counted("10.77.0.4");
+    });
+}
