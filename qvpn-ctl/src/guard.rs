@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use qvpn_api::Config;
 use qvpn_api::config::{OnStop, PartialConfig};
@@ -25,6 +26,9 @@ use crate::output;
 const MAX_QUEUED_REQUESTS: usize = 64;
 /// Lines that a daemon may leave unread before it is disconnected.
 const MAX_QUEUED_REPLIES: usize = 256;
+/// How often the guard looks whether its socket is still there: daemons that find none would guard too, and on
+/// kernels whose tables have no owner each would take the other's filter for an attack.
+const SOCKET_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
 pub(crate) fn watch(config_dir: &Path, socket_dir: &Path) -> Result<(), CtlError> {
     let runtime =
@@ -74,8 +78,7 @@ struct Connection {
 struct Service {
     guard: Guard,
     config_dir: PathBuf,
-    /// Who may ask besides root: the owner of the socket directory.
-    owner: u32,
+    socket_dir: PathBuf,
     netns: u64,
     connections: BTreeMap<u64, Connection>,
     next_connection: u64,
@@ -95,7 +98,7 @@ impl Service {
         Ok(Self {
             guard,
             config_dir: config_dir.to_owned(),
-            owner: std::fs::metadata(socket_dir).map_err(failed)?.uid(),
+            socket_dir: socket_dir.to_owned(),
             netns: network_namespace().map_err(failed)?,
             connections: BTreeMap::new(),
             next_connection: 0,
@@ -134,7 +137,8 @@ impl Service {
         self.connections.values().any(|connection| connection.interface.as_deref() == Some(interface))
     }
 
-    async fn serve(mut self, listener: UnixListener) -> Result<(), CtlError> {
+    async fn serve(mut self, mut listener: UnixListener) -> Result<(), CtlError> {
+        let mut socket_check = tokio::time::interval(SOCKET_CHECK_INTERVAL);
         let mut hangup = signal(SignalKind::hangup()).map_err(CtlError::Runtime)?;
         let mut terminate = signal(SignalKind::terminate()).map_err(CtlError::Runtime)?;
         loop {
@@ -143,15 +147,32 @@ impl Service {
                 Ok((stream, _)) = listener.accept() => self.accept(stream),
                 Some((number, input)) = self.inputs.recv() => self.input(number, input).await,
                 _ = hangup.recv() => self.load().await,
+                _ = socket_check.tick() => self.keep_socket(&mut listener),
                 // Both layers stay in the kernel.
                 _ = terminate.recv() => return Ok(()),
             }
         }
     }
 
+    /// Makes the socket again if somebody removed it or its directory.
+    fn keep_socket(&self, listener: &mut UnixListener) {
+        if !self.socket_dir.exists() || guard_socket(&self.socket_dir).exists() {
+            return;
+        }
+        match bind(&self.socket_dir) {
+            Ok(new) => {
+                *listener = new;
+                output::note("the guard's socket was removed; it is there again");
+            }
+            Err(error) => output::print_error(&error),
+        }
+    }
+
     fn accept(&mut self, stream: UnixStream) {
+        // Who may ask besides root: the owner of the socket directory.
+        let owner = std::fs::metadata(&self.socket_dir).map_or(0, |metadata| metadata.uid());
         match stream.peer_cred() {
-            Ok(peer) if peer.uid() == 0 || peer.uid() == self.owner => {}
+            Ok(peer) if peer.uid() == 0 || peer.uid() == owner => {}
             Ok(peer) => {
                 return output::note(&format!("qvpn-ctl: refused a connection of user {}", peer.uid()));
             }

@@ -96,7 +96,7 @@ async fn prepare_reload(daemon: &Daemon) -> Result<Change, ErrorReply> {
 /// Changes one peer of the config that is in force; the file stays as it is.
 ///
 /// # Errors
-/// As [`reload`], and if there is no such peer.
+/// As [`reload()`], and if there is no such peer.
 async fn edit_peer(
     daemon: &mut Daemon,
     change: &PeerEdit,

@@ -4,10 +4,13 @@
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use qvpn_net::{Filter, Guard, IpNet, LayerState, Local, NetError, RoutePlan, Table};
+use nix::sys::socket::{setsockopt, sockopt};
+use qvpn_net::{Filter, FilterPlan, Guard, IpNet, LayerState, Local, NetError, RoutePlan, Table};
 use serde_json::Value;
 
 const INSIDE: &str = "QVPN_NET_TEST_INSIDE";
@@ -99,8 +102,14 @@ fn leaked() -> u64 {
 fn received<const N: usize>(devices: [&str; N], work: impl FnOnce()) -> [u64; N] {
     for device in devices {
         sh(&format!(
-            "nft 'table netdev to-{device} {{ chain in {{ type filter hook ingress device {device} priority 1;
-                ip daddr 10.0.0.0/8 counter; ip6 daddr fd00::/8 counter; }} }}'"
+            "nft -f - <<END
+                table netdev to-{device} {{
+                    chain in {{ type filter hook ingress device {device} priority 1;
+                        ip daddr 10.0.0.0/8 counter
+                        ip6 daddr fd00::/8 counter
+                    }}
+                }}
+END"
         ));
     }
     work();
@@ -193,6 +202,41 @@ END");
         guard.release(&both()).await.unwrap();
         let _ = bound("10.20.5.1");
         assert!(leaked() > before, "the check can fail");
+    });
+}
+
+#[test]
+fn no_packet_slips_through_while_the_filter_changes() {
+    in_namespace("no_packet_slips_through_while_the_filter_changes", async |mut guard| {
+        // Bound to the device, so that the routes don't hold the packets back.
+        let socket = std::net::UdpSocket::bind("0.0.0.0:0").unwrap();
+        setsockopt(&socket, sockopt::BindToDevice, &"wan".into()).unwrap();
+        let send = move || socket.send_to(&[0; 100], "10.20.5.1:9").is_ok();
+        assert!(send() && leaked() > 0, "the check can fail");
+        guard.set(both()).await.unwrap();
+        let (before, stop) = (leaked(), AtomicBool::new(false));
+        let sent = std::thread::scope(|scope| {
+            let sender = scope.spawn(|| {
+                let mut sent = 0;
+                while !stop.load(Ordering::Relaxed) {
+                    sent += u32::from(!send());
+                }
+                sent
+            });
+            // The table passes to another process, too.
+            drop(guard);
+            let mut filter = Filter::connect().unwrap();
+            let plans: Vec<FilterPlan> = (100..102)
+                .map(|device| {
+                    FilterPlan::new(&both().on_device(Some(device)), &BTreeSet::new(), &BTreeMap::new())
+                })
+                .collect();
+            (0..300).for_each(|i| filter.install(&plans[i % 2]).unwrap());
+            stop.store(true, Ordering::Relaxed);
+            sender.join().unwrap()
+        });
+        assert!(sent > 1000, "{sent} packets met the filter");
+        assert_eq!(leaked() - before, 0, "of {sent}");
     });
 }
 

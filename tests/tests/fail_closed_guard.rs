@@ -61,6 +61,13 @@ fn the_guard_keeps_the_block_without_the_daemon() {
         let stream = Stream { count: 20_000, rate: 500, ..Stream::default() }.start(&lab);
         removed_and_restored(&lab, "no daemon");
 
+        // A daemon that finds no socket would guard too.
+        let socket = lab.gw_a.dir().join("run/guard.socket");
+        std::fs::remove_file(&socket).unwrap();
+        wait_until("the guard's socket is there again", START, || {
+            std::os::unix::net::UnixStream::connect(&socket).is_ok().then_some(())
+        });
+
         let mut a = lab.start_daemon(Site::A);
         let _b = lab.start_daemon(Site::B);
         a.wait_state("up", START);
