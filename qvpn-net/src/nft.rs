@@ -19,7 +19,7 @@ use rtnetlink::sys::{AsyncSocket, AsyncSocketExt, SocketAddr, TokioSocket};
 use crate::error::NetError;
 use crate::filter_plan::FilterPlan;
 use message::{Attributes, Kind, Messages, NLM_F_DUMP, Received};
-use table::Ownership;
+use table::{Ownership, Sets};
 
 pub(crate) use table::table_name;
 
@@ -30,7 +30,9 @@ const BUFFER_BYTES: usize = 16 * 1024 * 1024;
 /// The multicast group of changes to nf_tables (`NFNLGRP_NFTABLES`).
 const CHANGES_GROUP: u32 = 7;
 
+const EPERM: i32 = 1;
 const ENOENT: i32 = 2;
+const EEXIST: i32 = 17;
 const EINVAL: i32 = 22;
 const EOPNOTSUPP: i32 = 95;
 
@@ -54,8 +56,8 @@ impl Filter {
         Ok(Self { socket, ownership: Ownership::Owned, owning: true })
     }
 
-    /// Puts the table of `plan` in place of the one that is there, all at once. A plan without prefixes
-    /// removes it.
+    /// Puts the rules of `plan` in place of those that are there; no packet slips through meanwhile. A plan without
+    /// prefixes removes the table.
     ///
     /// # Errors
     /// No permission, no nf_tables, or another process owns the table.
@@ -63,12 +65,11 @@ impl Filter {
         if plan.is_empty() {
             return self.remove(plan.interface()).map(drop);
         }
-        let mut result = self.replace(plan);
+        let mut result = self.update(plan);
         // Kernels before 6.9 refuse the flags.
-        let refused = |error: &io::Error| matches!(error.raw_os_error(), Some(EINVAL | EOPNOTSUPP));
-        if self.ownership == Ownership::Owned && result.as_ref().is_err_and(refused) {
+        if self.ownership == Ownership::Owned && result.as_ref().is_err_and(refused_flags) {
             self.ownership = Ownership::Plain;
-            result = self.replace(plan);
+            result = self.update(plan);
         }
         result.map_err(|error| self.refused(plan.interface(), error))
     }
@@ -78,9 +79,39 @@ impl Filter {
         self.owning = false;
     }
 
-    fn replace(&self, plan: &FilterPlan) -> io::Result<()> {
+    fn update(&self, plan: &FilterPlan) -> io::Result<()> {
         let wanted = if self.owning { self.ownership } else { Ownership::Plain };
-        self.transact(&table::replace(plan, self.ownership, wanted))
+        let stale = self.sets(plan.interface())?;
+        let sets = Sets::new(&stale);
+        let done = self
+            .transact(&table::add_sets(plan, sets, wanted))
+            .and_then(|()| self.transact(&table::switch(plan, sets, &stale)));
+        match done {
+            // The table that is there has other flags, as when it is given up, or chains that are not as ours.
+            Err(error) if refused_flags(&error) || matches!(error.raw_os_error(), Some(EPERM | EEXIST)) => {
+                self.transact(&table::clear(plan.interface(), self.ownership))?;
+                self.transact(&table::add_sets(plan, sets, wanted))?;
+                self.transact(&table::switch(plan, sets, &[]))
+            }
+            done => done,
+        }
+    }
+
+    /// The names of the sets in the table of `interface`.
+    fn sets(&self, interface: &str) -> io::Result<Vec<String>> {
+        let name = table_name(interface);
+        let mut request = Messages::default();
+        request.add(Kind::GetSet, NLM_F_DUMP, |a: &mut Attributes<'_>| a.text(1, &name));
+        let mut found = Vec::new();
+        let each = |message: &Received<'_>| {
+            if message.text(1) == Some(&name) {
+                found.extend(message.text(2).map(str::to_owned));
+            }
+        };
+        match self.dump(&request, each) {
+            Err(error) if error.raw_os_error() == Some(ENOENT) => Ok(Vec::new()),
+            done => done.map(|()| found),
+        }
     }
 
     /// Removes the table of `interface`; `Ok(false)` if there was none.
@@ -155,7 +186,7 @@ impl Filter {
         let what = format!("nftables table `inet {}`", table_name(interface));
         match error.raw_os_error() {
             // Another process owns it. Without CAP_NET_ADMIN the kernel says the same.
-            Some(1) => NetError::FilterOwned { what },
+            Some(EPERM) => NetError::FilterOwned { what },
             Some(EOPNOTSUPP | EINVAL | 93) => NetError::NoFilter(error),
             _ => NetError::refused(what, error),
         }
@@ -224,6 +255,10 @@ fn counted(rule: &Received<'_>) -> u64 {
         Some(u64::from_be_bytes(*packets.first_chunk()?))
     });
     counters.sum()
+}
+
+fn refused_flags(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(EINVAL | EOPNOTSUPP))
 }
 
 fn open() -> io::Result<OwnedFd> {

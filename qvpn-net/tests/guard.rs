@@ -205,13 +205,13 @@ END");
     });
 }
 
+/// With IPv6, whose routes don't hold back what a socket sends by a device of its choice.
 #[test]
 fn no_packet_slips_through_while_the_filter_changes() {
     in_namespace("no_packet_slips_through_while_the_filter_changes", async |mut guard| {
-        // Bound to the device, so that the routes don't hold the packets back.
-        let socket = std::net::UdpSocket::bind("0.0.0.0:0").unwrap();
+        let socket = std::net::UdpSocket::bind("[::]:0").unwrap();
         setsockopt(&socket, sockopt::BindToDevice, &"wan".into()).unwrap();
-        let send = move || socket.send_to(&[0; 100], "10.20.5.1:9").is_ok();
+        let send = move || socket.send_to(&[0; 100], "[fd20::1]:9").is_ok();
         assert!(send() && leaked() > 0, "the check can fail");
         guard.set(both()).await.unwrap();
         let (before, stop) = (leaked(), AtomicBool::new(false));
@@ -226,12 +226,9 @@ fn no_packet_slips_through_while_the_filter_changes() {
             // The table passes to another process, too.
             drop(guard);
             let mut filter = Filter::connect().unwrap();
-            let plans: Vec<FilterPlan> = (100..102)
-                .map(|device| {
-                    FilterPlan::new(&both().on_device(Some(device)), &BTreeSet::new(), &BTreeMap::new())
-                })
-                .collect();
-            (0..300).for_each(|i| filter.install(&plans[i % 2]).unwrap());
+            let plans = [both().on_device(Some(100)), plan(&["fd20::/64", "fd30::/16", "10.0.0.0/8"])]
+                .map(|plan| FilterPlan::new(&plan, &BTreeSet::new(), &BTreeMap::new()));
+            (0..1000).for_each(|i| filter.install(&plans[i % 2]).unwrap());
             stop.store(true, Ordering::Relaxed);
             sender.join().unwrap()
         });

@@ -32,6 +32,7 @@ pub(super) enum Kind {
     GetRule = 7,
     DelRule = 8,
     NewSet = 9,
+    GetSet = 10,
     DelSet = 11,
     NewSetElements = 12,
     DelSetElements = 14,

@@ -1,24 +1,29 @@
-//! The nftables table of one tunnel, as one transaction.
+//! The nftables table of one tunnel.
+//!
+//! A change is two transactions, [`add_sets`] and [`switch`]: a packet meets the old rules of a chain with the
+//! old sets, or the new rules with the new sets. In one transaction the kernel would start with the new rules
+//! before the new sets' elements are found, and a table that is deleted and made again would be empty for a
+//! packet between its chains: packets slip through both gaps.
 //!
 //! As `nft` would print it, for a tunnel with index 7 that listens on port 51820:
 //!
 //! ```text
 //! table inet qvpn-qvpn0 {
 //!     flags owner,persist
-//!     set v4 { type ipv4_addr; flags interval; elements = { 10.20.0.0/16 } }
+//!     set v4-1 { type ipv4_addr; flags interval; elements = { 10.20.0.0/16 } }
 //!     chain prerouting {
 //!         type filter hook prerouting priority raw; policy accept;
 //!         iif { lo, 7 } accept
-//!         udp dport 51820 ip saddr @v4 meta mark set meta mark & 0x0000ffff | 0x71760000 accept
+//!         udp dport 51820 ip saddr @v4-1 meta mark set meta mark & 0x0000ffff | 0x71760000 accept
 //!         … what is exempt …
-//!         ip saddr @v4 counter drop
+//!         ip saddr @v4-1 counter drop
 //!     }
-//!     chain forward { type filter hook forward priority 2147483647; … ip daddr @v4 counter drop }
+//!     chain forward { type filter hook forward priority 2147483647; … ip daddr @v4-1 counter drop }
 //!     chain postrouting {
 //!         type filter hook postrouting priority 2147483647; policy accept;
 //!         oif { lo, 7 } accept
 //!         meta mark & 0xffff0000 == 0x71760000 udp sport 51820 accept
-//!         ip daddr @v4 counter drop
+//!         ip daddr @v4-1 counter drop
 //!     }
 //! }
 //! ```
@@ -38,13 +43,24 @@ const ELEMENT_INTERVAL_END: u32 = 1;
 /// Set elements in one message: an attribute holds at most 64 KiB.
 const ELEMENTS_PER_MESSAGE: usize = 1000;
 
-const HOOK_PREROUTING: u32 = 0;
-const HOOK_FORWARD: u32 = 2;
-const HOOK_POSTROUTING: u32 = 4;
 /// Before connection tracking.
 const PRIORITY_RAW: i32 = -300;
 /// After every other chain: nothing changes the packet any more.
 const PRIORITY_LAST: i32 = i32::MAX;
+
+/// A chain at a hook of netfilter (`NF_INET_…`).
+#[derive(Clone, Copy)]
+struct Chain {
+    name: &'static str,
+    hook: u32,
+    priority: i32,
+}
+
+const CHAINS: [Chain; 3] = [
+    Chain { name: "prerouting", hook: 0, priority: PRIORITY_RAW },
+    Chain { name: "forward", hook: 2, priority: PRIORITY_LAST },
+    Chain { name: "postrouting", hook: 4, priority: PRIORITY_LAST },
+];
 
 /// `lo` has this index in every network namespace.
 const LOOPBACK: u32 = 1;
@@ -61,31 +77,64 @@ pub(super) enum Ownership {
     Plain,
 }
 
-/// Makes the table of `plan` in place of the one that is there, all at once. `supported` is what the kernel
-/// has, and `wanted` what the new table gets.
-pub(super) fn replace(plan: &FilterPlan, supported: Ownership, wanted: Ownership) -> Messages {
+/// The sets of one version of a table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Sets(u32);
+
+impl Sets {
+    /// Names that none of `existing` has.
+    pub fn new(existing: &[String]) -> Self {
+        let number = |name: &String| name.rsplit_once('-')?.1.parse::<u32>().ok();
+        Self(existing.iter().filter_map(number).max().unwrap_or(0).wrapping_add(1))
+    }
+
+    fn name(self, ipv6: bool) -> String {
+        format!("{}-{}", if ipv6 { "v6" } else { "v4" }, self.0)
+    }
+}
+
+/// Makes the table of `plan` unless it is there, and its sets. No rule uses them yet.
+pub(super) fn add_sets(plan: &FilterPlan, sets: Sets, wanted: Ownership) -> Messages {
     let table = table_name(plan.interface());
     let mut batch = Messages::batch();
-    // Making it first lets the removal succeed where there is none, and takes over one whose owner has
-    // ended.
-    new_table(&mut batch, &table, supported);
-    batch.add(Kind::DelTable, 0, |a| a.text(1, &table));
     new_table(&mut batch, &table, wanted);
-    for ipv6 in [false, true] {
-        new_set(&mut batch, &table, ipv6);
-        elements(&mut batch, &table, ipv6, plan.ranges(ipv6));
+    for ipv6 in families(plan) {
+        new_set(&mut batch, &table, &sets.name(ipv6), ipv6);
+        elements(&mut batch, &table, &sets.name(ipv6), ipv6, plan.ranges(ipv6));
     }
-    for (name, hook, priority) in [
-        ("prerouting", HOOK_PREROUTING, PRIORITY_RAW),
-        ("forward", HOOK_FORWARD, PRIORITY_LAST),
-        ("postrouting", HOOK_POSTROUTING, PRIORITY_LAST),
-    ] {
-        new_chain(&mut batch, &table, name, hook, priority);
+    batch.commit()
+}
+
+/// Gives each chain the rules of `plan`, in the place of those that are there, and removes the `stale` sets.
+pub(super) fn switch(plan: &FilterPlan, sets: Sets, stale: &[String]) -> Messages {
+    let table = table_name(plan.interface());
+    let mut batch = Messages::batch();
+    for chain in CHAINS {
+        new_chain(&mut batch, &table, chain);
+        batch.add(Kind::DelRule, 0, |a| {
+            a.text(1, &table);
+            a.text(2, chain.name);
+        });
     }
-    let mut rules = Rules { batch: &mut batch, table: &table };
+    let mut rules = Rules { batch: &mut batch, table: &table, sets };
     incoming(&mut rules, plan);
     outgoing(&mut rules, plan, "forward");
     outgoing(&mut rules, plan, "postrouting");
+    for name in stale {
+        batch.add(Kind::DelSet, 0, |a| {
+            a.text(1, &table);
+            a.text(2, name);
+        });
+    }
+    batch.commit()
+}
+
+/// Removes the table of `interface`, also one whose owner has ended, and does nothing where there is none.
+pub(super) fn clear(interface: &str, supported: Ownership) -> Messages {
+    let mut batch = Messages::batch();
+    // Making it first lets the removal succeed.
+    new_table(&mut batch, &table_name(interface), supported);
+    batch.add(Kind::DelTable, 0, |a| a.text(1, &table_name(interface)));
     batch.commit()
 }
 
@@ -109,22 +158,17 @@ pub(super) fn adopt(interface: &str) -> Messages {
 fn new_table(batch: &mut Messages, table: &str, ownership: Ownership) {
     batch.add(Kind::NewTable, NLM_F_CREATE, |a| {
         a.text(1, table);
-        if ownership == Ownership::Owned {
-            a.number(2, TABLE_OWNER | TABLE_PERSIST);
-        }
+        // Given also where there are none: the kernel refuses the message if the table that is there has others.
+        a.number(2, if ownership == Ownership::Owned { TABLE_OWNER | TABLE_PERSIST } else { 0 });
     });
 }
 
-fn set_name(ipv6: bool) -> &'static str {
-    if ipv6 { "v6" } else { "v4" }
-}
-
-fn new_set(batch: &mut Messages, table: &str, ipv6: bool) {
+fn new_set(batch: &mut Messages, table: &str, name: &str, ipv6: bool) {
     // The types of nft's own, so that `nft list` prints addresses.
     let (key_type, key_bytes) = if ipv6 { (8, 16) } else { (7, 4) };
     batch.add(Kind::NewSet, NLM_F_CREATE, |a| {
         a.text(1, table);
-        a.text(2, set_name(ipv6));
+        a.text(2, name);
         a.number(3, SET_INTERVAL);
         a.number(4, key_type);
         a.number(5, key_bytes);
@@ -132,7 +176,7 @@ fn new_set(batch: &mut Messages, table: &str, ipv6: bool) {
     });
 }
 
-fn elements(batch: &mut Messages, table: &str, ipv6: bool, ranges: &[(u128, u128)]) {
+fn elements(batch: &mut Messages, table: &str, name: &str, ipv6: bool, ranges: &[(u128, u128)]) {
     let last = if ipv6 { u128::MAX } else { u128::from(u32::MAX) };
     let starts_and_ends: Vec<(u128, bool)> = ranges
         .iter()
@@ -145,7 +189,7 @@ fn elements(batch: &mut Messages, table: &str, ipv6: bool, ranges: &[(u128, u128
     for chunk in starts_and_ends.chunks(ELEMENTS_PER_MESSAGE) {
         batch.add(Kind::NewSetElements, NLM_F_CREATE, |a| {
             a.text(1, table);
-            a.text(2, set_name(ipv6));
+            a.text(2, name);
             a.nested(3, |list| chunk.iter().for_each(|(key, end)| element(list, ipv6, *key, *end)));
         });
     }
@@ -162,14 +206,14 @@ fn element(list: &mut Attributes<'_>, ipv6: bool, key: u128, end: bool) {
     });
 }
 
-fn new_chain(batch: &mut Messages, table: &str, name: &str, hook: u32, priority: i32) {
+fn new_chain(batch: &mut Messages, table: &str, chain: Chain) {
     const POLICY_ACCEPT: u32 = 1;
     batch.add(Kind::NewChain, NLM_F_CREATE, |a| {
         a.text(1, table);
-        a.text(3, name);
+        a.text(3, chain.name);
         a.nested(4, |hooked| {
-            hooked.number(1, hook);
-            hooked.bytes(2, &priority.to_be_bytes());
+            hooked.number(1, chain.hook);
+            hooked.bytes(2, &chain.priority.to_be_bytes());
         });
         a.number(5, POLICY_ACCEPT);
         a.text(7, "filter");
@@ -180,6 +224,7 @@ fn new_chain(batch: &mut Messages, table: &str, name: &str, hook: u32, priority:
 struct Rules<'a> {
     batch: &'a mut Messages,
     table: &'a str,
+    sets: Sets,
 }
 
 impl Rules<'_> {
@@ -204,17 +249,18 @@ fn incoming(rules: &mut Rules<'_>, plan: &FilterPlan) {
     }
     let (mark, mask) = plan.mark();
     for ipv6 in families(plan) {
+        let set = &rules.sets.name(ipv6);
         // With the mark, the reverse path check looks where our own datagrams leave (`src_valid_mark`).
         rules.add(chain, |rule| {
             rule.ports(Transport::Udp, End::Destination, plan.ports())
-                .in_set(End::Source, ipv6, set_name(ipv6))
+                .in_set(End::Source, ipv6, set)
                 .set_mark(mark, mask)
                 .verdict(Verdict::Accept);
         });
         for port in plan.kme_ports() {
             rules.add(chain, |rule| {
                 rule.ports(Transport::Tcp, End::Source, &(*port..=*port))
-                    .in_set(End::Source, ipv6, set_name(ipv6))
+                    .in_set(End::Source, ipv6, set)
                     .set_mark(mark, mask)
                     .verdict(Verdict::Accept);
             });
@@ -229,8 +275,9 @@ fn incoming(rules: &mut Rules<'_>, plan: &FilterPlan) {
     }
     rules.add(chain, |rule| rule.neighbour_discovery().verdict(Verdict::Accept));
     for ipv6 in families(plan) {
+        let set = &rules.sets.name(ipv6);
         rules.add(chain, |rule| {
-            rule.in_set(End::Source, ipv6, set_name(ipv6)).counter().verdict(Verdict::Drop);
+            rule.in_set(End::Source, ipv6, set).counter().verdict(Verdict::Drop);
         });
     }
 }
@@ -263,8 +310,9 @@ fn outgoing(rules: &mut Rules<'_>, plan: &FilterPlan, chain: &str) {
     }
     rules.add(chain, |rule| rule.neighbour_discovery().verdict(Verdict::Accept));
     for ipv6 in families(plan) {
+        let set = &rules.sets.name(ipv6);
         rules.add(chain, |rule| {
-            rule.in_set(End::Destination, ipv6, set_name(ipv6)).counter().verdict(Verdict::Drop);
+            rule.in_set(End::Destination, ipv6, set).counter().verdict(Verdict::Drop);
         });
     }
 }
