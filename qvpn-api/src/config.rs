@@ -2,6 +2,8 @@
 //! with all errors of a file at once. Parsing touches no file; [`Config::check_files`] and
 //! [`Config::check_other_interfaces`] check what depends on the machine.
 
+mod access;
+mod access_check;
 mod changes;
 mod edit;
 mod edit_array;
@@ -20,6 +22,7 @@ pub(crate) mod shared_words;
 mod token;
 mod values;
 
+pub use access::{Access, Principal};
 pub use changes::{KeyChange, changes};
 pub use edit::{EditError, PeerEdit, edit_peer};
 pub use error::{ConfigError, ConfigErrors, Position};

@@ -18,6 +18,8 @@ use serde::{Deserialize, Serialize};
 pub use error::{CodecError, VERSION};
 pub use lines::{LineBuffer, read_line};
 
+pub use crate::permission::Permission;
+
 use crate::config::{KeyChange, PeerEdit, QkdPolicy, Role, Suite};
 use crate::events::Event;
 use crate::exit;
@@ -61,8 +63,8 @@ pub enum Request {
     PlanReload,
     /// The text of the config in force; answered by [`Reply::Config`].
     Config,
-    /// Puts the config in [`unconfirmed_path`](crate::config::unconfirmed_path) in force, and goes back to the
-    /// former one unless [`Confirm`](Self::Confirm) comes in time; answered by [`Reply::Reload`].
+    /// Puts the config in [`unconfirmed_path`](crate::config::unconfirmed_path) in force, and goes back to
+    /// the former one unless [`Confirm`](Self::Confirm) comes in time; answered by [`Reply::Reload`].
     TryConfig {
         /// The time in seconds, from 1 to [`MAX_CONFIRM_S`].
         within_s: u64,
@@ -110,21 +112,28 @@ impl Request {
         }
     }
 
-    /// Whether it changes something, or reads files for a change; only root and the group `qvpn` may send
-    /// such a request.
+    /// What its sender must be permitted.
     #[must_use]
-    pub fn changes_something(&self) -> bool {
+    pub fn needs(&self) -> Permission {
         match self {
+            Self::Show | Self::Peers | Self::Events { .. } | Self::Metrics | Self::Version => {
+                Permission::Observe
+            }
             Self::Rekey { .. }
             | Self::Reload
             | Self::PlanReload
             | Self::Config
             | Self::TryConfig { .. }
             | Self::Confirm
-            | Self::GoBack
-            | Self::EditPeer { .. } => true,
-            Self::Show | Self::Peers | Self::Events { .. } | Self::Metrics | Self::Version => false,
+            | Self::GoBack => Permission::Operate,
+            Self::EditPeer { .. } => Permission::Admin,
         }
+    }
+
+    /// Whether it changes something, so that it is reported.
+    #[must_use]
+    pub fn changes_something(&self) -> bool {
+        self.needs() > Permission::Observe && !matches!(self, Self::PlanReload | Self::Config)
     }
 }
 

@@ -8,6 +8,7 @@ pub mod control;
 pub mod events;
 pub mod exit;
 pub mod lookup;
+mod permission;
 pub mod status;
 
 pub use config::{Config, ConfigError, ConfigErrors};

@@ -219,3 +219,26 @@ fn a_credential_is_where_systemd_puts_it() {
         assert!(error.contains("doesn't name a credential of systemd"), "{bad}: {error}");
     }
 }
+
+#[test]
+fn the_section_access_names_users_and_groups() {
+    let config = parse("[interface]\n[access]\nobserve = [\"@monitoring\", \"bob\"]\nadmin = [\"alice\"]\n");
+    let access = config.access.unwrap();
+    let named: Vec<_> = access.principals().map(|(permission, who)| format!("{permission} {who}")).collect();
+    assert_eq!(named, ["observe @monitoring", "observe bob", "admin alice"]);
+    assert!(access.operate.is_empty());
+    assert_eq!(parse("[interface]\n").access, None);
+    let unknown =
+        parse("[interface]\n[access]\noperate = [\"root\", \"@no-such-group\", \"no-such-user\"]\n");
+    let errors = unknown.check_access().unwrap_err().to_string();
+    let lines: Vec<&str> = errors.lines().collect();
+    assert_eq!(lines.len(), 2, "{errors}");
+    assert!(
+        lines[0].starts_with("/etc/qvpn/qvpn0.toml:3:20: this machine has no group \"no-such-group\"; "),
+        "{errors}"
+    );
+    assert!(
+        lines[1].contains("no user \"no-such-user\"; write a user of `getent passwd`, or \"@no-such-user\""),
+        "{errors}"
+    );
+}

@@ -63,8 +63,12 @@ pub(crate) fn check(file: &Path, no_files: bool, json: bool) -> Result<(), CtlEr
 /// # Errors
 /// All faults at once.
 pub(crate) fn on_this_machine(config: &Config) -> Result<(), ConfigErrors> {
-    let results =
-        [config.check_files(), readable(config), config.check_other_interfaces(&config.other_interfaces())];
+    let results = [
+        config.check_files(),
+        config.check_access(),
+        readable(config),
+        config.check_other_interfaces(&config.other_interfaces()),
+    ];
     results.into_iter().filter_map(Result::err).reduce(ConfigErrors::and).map_or(Ok(()), Err)
 }
 

@@ -1,5 +1,6 @@
-//! `reload --confirm` and `confirm`: a config on trial. Its text moves to a file beside the config's, which holds
-//! the former text until the new one is confirmed, so a crash, a restart or a reboot comes back with the former.
+//! `reload --confirm` and `confirm`: a config on trial. Its text moves to a file beside the config's, which
+//! holds the former text until the new one is confirmed, so a crash, a restart or a reboot comes back with
+//! the former.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -55,8 +56,8 @@ pub(crate) fn try_config(dir: &Path, interface: &str, within: Duration) -> Resul
     };
     output::print(&reload::changed(&changes))?;
     output::note(&format!(
-        "{} is in force for {}; `qvpn-ctl confirm {interface}` keeps it, else the former config comes back, which is in {} \
-         until then",
+        "{} is in force for {}; `qvpn-ctl confirm {interface}` keeps it, else the former config comes \
+         back, which is in {} until then",
         waiting.display(),
         humantime::format_duration(Duration::from_secs(within_s)),
         file.display(),

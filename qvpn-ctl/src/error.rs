@@ -44,8 +44,8 @@ pub(crate) enum CtlError {
     #[error("the daemon of {interface} is gone, but {} is still there; see `journalctl -u \
      qvpn@{interface}`, then `systemctl restart qvpn@{interface}`", path.display())]
     Gone { interface: String, path: PathBuf },
-    #[error("not permitted to use {}; run as root, or join its group with `usermod -aG qvpn USER` and log \
-     in again", .0.display())]
+    #[error("not permitted to use {}; run as root, or let root name you in a section [access] of the config, \
+     see qvpn.toml(5)", .0.display())]
     NotPermitted(PathBuf),
     #[error("can't reach the daemon of {interface}: {source}")]
     Unreachable { interface: String, source: io::Error },

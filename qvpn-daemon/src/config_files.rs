@@ -35,6 +35,10 @@ pub(crate) fn load(path: &Path) -> Result<Config, ConfigErrors> {
 /// Everything that is wrong with them.
 pub(crate) fn check(config: Config) -> Result<Config, ConfigErrors> {
     config.check_files()?;
+    // The name service may be down, or reachable through the tunnel alone, so this is only a warning.
+    if let Err(unknown) = config.check_access() {
+        tracing::warn!("{unknown}; nobody has access by it");
+    }
     // The config of another network namespace may lie in the same directory, so this is only a warning. In
     // one namespace the kernel refuses what they would share.
     if let Err(shared) = config.check_other_interfaces(&config.other_interfaces()) {

@@ -1,19 +1,20 @@
 //! The control socket: reads requests, passes those about peers to the task that owns them, and writes
-//! replies. The mode of the socket file says who may connect: root and the group `qvpn`, and others that the
-//! operator adds (`setfacl`). Each connection is checked for the right to change something: root, the
-//! daemon's own user and the group `qvpn` have it.
+//! replies. With a section `[access]` everybody may connect, and each request is checked against that
+//! section. Without it the mode of the socket file says who may connect: root and the group `qvpn`, and
+//! others that the operator adds (`setfacl`).
 
 use std::io;
-use std::os::fd::AsFd;
 use std::os::unix::net::{UnixListener as StdUnixListener, UnixStream as StdUnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use nix::sys::stat::{Mode, umask};
-use nix::unistd::{Gid, Group, Uid, chown, getegid, geteuid};
+use nix::unistd::{Group, chown, getegid};
+use qvpn_api::config::Access;
 use qvpn_api::control::{
-    CodecError, ErrorCode, ErrorReply, LineBuffer, MAX_REQUEST, Message, Reply, Request, socket_path,
+    CodecError, ErrorCode, ErrorReply, LineBuffer, MAX_REQUEST, Message, Permission, Reply, Request,
+    socket_path,
 };
 use qvpn_api::events::NOT_PERMITTED;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -22,14 +23,12 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
+use crate::access::{Credentials, GROUP, Rules, SharedRules};
 use crate::caller::{self, RefusalLimit};
 use crate::clock;
 use crate::error::DaemonError;
 use crate::events::Events;
-use crate::sys;
 
-/// The group that may use the socket.
-const GROUP: &str = "qvpn";
 /// Open connections: of users that may change something, and of all others.
 const MAX_CONNECTIONS: usize = 64;
 /// A client must read a reply within this time.
@@ -47,37 +46,15 @@ pub(crate) struct PendingRequest {
 pub(crate) struct ControlSocket {
     listener: StdUnixListener,
     path: PathBuf,
-    writers: Writers,
-}
-
-/// Who may change something.
-#[derive(Debug, Clone)]
-struct Writers {
-    users: Vec<Uid>,
-    groups: Vec<Gid>,
-}
-
-impl Writers {
-    fn of_this_system() -> Self {
-        let group = Group::from_name(GROUP).ok().flatten();
-        Self { users: vec![Uid::from_raw(0), geteuid()], groups: group.into_iter().map(|g| g.gid).collect() }
-    }
-
-    /// Whether the user that connected is one of them. The groups are those at the time of the connection.
-    fn include(&self, stream: &UnixStream) -> bool {
-        let Ok(peer) = stream.peer_cred() else { return false };
-        let others = sys::peer_groups(stream.as_fd()).unwrap_or_default();
-        self.users.contains(&Uid::from_raw(peer.uid()))
-            || others.into_iter().chain([peer.gid()]).any(|group| self.groups.contains(&Gid::from_raw(group)))
-    }
+    rules: SharedRules,
 }
 
 impl ControlSocket {
-    /// Creates the socket of `interface` in `dir`. Replaces a socket that no process listens on.
+    /// Creates the socket of a config's interface in `dir`. Replaces a socket that no process listens on.
     ///
     /// # Errors
     /// If another daemon listens on it, or the system refuses.
-    pub(crate) fn bind(dir: &Path, interface: &str) -> Result<Self, DaemonError> {
+    pub(crate) fn bind(dir: &Path, interface: &str, access: Option<&Access>) -> Result<Self, DaemonError> {
         let path = socket_path(dir, interface);
         let failed = |source| DaemonError::Control { path: path.clone(), source };
         std::fs::create_dir_all(dir).map_err(failed)?;
@@ -89,20 +66,26 @@ impl ControlSocket {
             }
             Err(error) => return Err(failed(error)),
         }
-        // The mode is never wider than 0660, not even for a moment.
-        let before = umask(Mode::from_bits_truncate(0o117));
+        // The mode is never wider than it should be, not even for a moment.
+        let mask = if access.is_some() { 0o111 } else { 0o117 };
+        let before = umask(Mode::from_bits_truncate(mask));
         let listener = StdUnixListener::bind(&path);
         umask(before);
         let listener = listener.map_err(failed)?;
         listener.set_nonblocking(true).map_err(failed)?;
-        let writers = Writers::of_this_system();
+        let group = Group::from_name(GROUP).ok().flatten().map(|group| group.gid);
         // Under our unit it is the process's own group, and the unit forbids chown.
-        if let Some(group) = writers.groups.first().filter(|group| **group != getegid())
-            && let Err(error) = chown(&path, None, Some(*group))
+        if let Some(group) = group.filter(|group| access.is_none() && *group != getegid())
+            && let Err(error) = chown(&path, None, Some(group))
         {
             tracing::warn!("{}: the group {GROUP} can't use it: {error}", path.display());
         }
-        Ok(Self { listener, path, writers })
+        Ok(Self { listener, path, rules: SharedRules::new(Rules::new(access)) })
+    }
+
+    /// The rules, which a reload changes.
+    pub(crate) fn rules(&self) -> SharedRules {
+        self.rules.clone()
     }
 
     /// Serves until the task is aborted.
@@ -127,20 +110,22 @@ impl ControlSocket {
                     continue;
                 }
             };
-            let may_write = self.writers.include(&stream);
-            let uid = stream.peer_cred().ok().map(|peer| peer.uid());
-            let slot = slots.acquire(may_write);
+            let who = Credentials::of(&stream);
+            let permission = self.rules.permission(&who);
+            let slot = permission.and_then(|permission| slots.acquire(permission > Permission::Observe));
             let client = Client {
                 interface: interface.clone(),
                 events: events.clone(),
                 owner: owner.clone(),
-                may_write,
-                uid,
+                who,
+                rules: self.rules.clone(),
                 refusals: refusals.clone(),
             };
             tokio::spawn(async move {
                 let result = match slot {
                     Some(_slot) => client.serve_connection(stream).await,
+                    // It gets its refusal without a slot.
+                    None if permission.is_none() => client.refuse_stranger(stream).await,
                     None => {
                         let busy = ErrorReply::new(
                             ErrorCode::Busy,
@@ -189,8 +174,8 @@ struct Client {
     interface: String,
     events: Arc<Events>,
     owner: mpsc::Sender<PendingRequest>,
-    may_write: bool,
-    uid: Option<u32>,
+    who: Credentials,
+    rules: SharedRules,
     refusals: Arc<RefusalLimit>,
 }
 
@@ -202,6 +187,9 @@ impl Client {
         loop {
             match lines.next_line() {
                 Ok(Some(line)) => match Request::from_line(&line) {
+                    Ok(request) if self.rules.permission(&self.who) < Some(request.needs()) => {
+                        send(&mut write, &Reply::Error(self.refuse(&request))).await?;
+                    }
                     Ok(Request::Events { follow }) => {
                         return self.events(follow, &mut read, &mut write).await;
                     }
@@ -217,6 +205,24 @@ impl Client {
         }
     }
 
+    /// The error for a request that its sender is not permitted; it is reported.
+    fn refuse(&self, request: &Request) -> ErrorReply {
+        if self.refusals.admits(clock::now()) {
+            self.events.emit(caller::used(self.who.uid, request, NOT_PERMITTED));
+        }
+        let needed = request.needs();
+        let message = format!(
+            "this needs the permission `{needed}`; run it as root, or let root name you or a group of yours \
+             in `{needed}` of [access] in the config, see qvpn.toml(5)"
+        );
+        ErrorReply::new(ErrorCode::NotPermitted, message)
+    }
+
+    async fn refuse_stranger(&self, stream: UnixStream) -> Result<(), CodecError> {
+        let refusal = self.refuse(&Request::Show);
+        send(&mut stream.into_split().1, &Reply::Error(refusal)).await
+    }
+
     async fn reply(&self, request: Request) -> Reply {
         if request == Request::Version {
             return Reply::Version {
@@ -225,18 +231,8 @@ impl Client {
                 pid: std::process::id(),
             };
         }
-        if request.changes_something() && !self.may_write {
-            let message = format!(
-                "this changes something, and only root and the group {GROUP} may; run it as root, or join \
-                 the group (`usermod -aG {GROUP} USER`, then log in again)"
-            );
-            if self.refusals.admits(clock::now()) {
-                self.events.emit(caller::used(self.uid, &request, NOT_PERMITTED));
-            }
-            return Reply::Error(ErrorReply::new(ErrorCode::NotPermitted, message));
-        }
         let (answer, answered) = oneshot::channel();
-        let sent = self.owner.send(PendingRequest { request, uid: self.uid, answer }).await;
+        let sent = self.owner.send(PendingRequest { request, uid: self.who.uid, answer }).await;
         match (sent, answered.await) {
             (Ok(()), Ok(reply)) => reply,
             _ => Reply::Error(ErrorReply::new(ErrorCode::Failed, "the daemon is stopping")),
@@ -283,6 +279,7 @@ async fn send(write: &mut OwnedWriteHalf, reply: &Reply) -> Result<(), CodecErro
 mod tests {
     use std::os::unix::fs::PermissionsExt;
 
+    use nix::unistd::geteuid;
     use qvpn_api::events::EventKind;
     use tokio::io::{AsyncBufReadExt, BufReader};
 
@@ -291,7 +288,7 @@ mod tests {
     #[tokio::test]
     async fn requests_are_answered_and_events_followed() {
         let dir = tempfile::tempdir().unwrap();
-        let socket = ControlSocket::bind(dir.path(), "qvpn0").unwrap();
+        let socket = ControlSocket::bind(dir.path(), "qvpn0", None).unwrap();
         let path = dir.path().join("qvpn0.sock");
         assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o660);
         let events = Arc::new(Events::new("qvpn0"));
@@ -303,7 +300,10 @@ mod tests {
                 let _ = answer.send(Reply::Rekey { peers: vec!["b".into()] });
             }
         });
-        assert!(matches!(ControlSocket::bind(dir.path(), "qvpn0"), Err(DaemonError::AlreadyRunning(_))));
+        assert!(matches!(
+            ControlSocket::bind(dir.path(), "qvpn0", None),
+            Err(DaemonError::AlreadyRunning(_))
+        ));
 
         let (read, mut write) = UnixStream::connect(&path).await.unwrap().into_split();
         let mut lines = BufReader::new(read).lines();
@@ -325,18 +325,15 @@ mod tests {
         assert!(!path.exists());
     }
 
-    /// Serves with these `writers`, sends a rekey and a version request as ourselves, and returns both
-    /// replies.
-    async fn requested_as(writers: Writers) -> [Reply; 2] {
-        reported_as(writers).await.0
-    }
-
-    /// The same, with the events.
-    async fn reported_as(writers: Writers) -> ([Reply; 2], Vec<EventKind>) {
+    /// Serves with these rules, sends a rekey and a version request as ourselves, and returns both replies
+    /// and the events.
+    async fn requested_as(permission: Option<Permission>) -> (Vec<Reply>, Vec<EventKind>) {
         let events = Arc::new(Events::new("qvpn0"));
         let dir = tempfile::tempdir().unwrap();
-        let mut socket = ControlSocket::bind(dir.path(), "qvpn0").unwrap();
-        socket.writers = writers;
+        let socket = ControlSocket::bind(dir.path(), "qvpn0", Some(&Access::default())).unwrap();
+        let path = dir.path().join("qvpn0.sock");
+        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o666);
+        socket.rules.set(Rules::of_everybody(permission));
         let (owner, mut asked) = mpsc::channel::<PendingRequest>(1);
         let server = tokio::spawn(socket.serve("qvpn0".into(), events.clone(), owner));
         tokio::spawn(async move {
@@ -344,47 +341,42 @@ mod tests {
                 let _ = answer.send(Reply::Rekey { peers: vec![] });
             }
         });
-        let (read, mut write) =
-            UnixStream::connect(dir.path().join("qvpn0.sock")).await.unwrap().into_split();
+        let (read, mut write) = UnixStream::connect(&path).await.unwrap().into_split();
         let mut lines = BufReader::new(read).lines();
         let mut replies = Vec::new();
         for request in [Request::Rekey { peer: None }, Request::Version] {
-            write.write_all(request.to_line().unwrap().as_bytes()).await.unwrap();
-            replies.push(Reply::from_line(lines.next_line().await.unwrap().unwrap().as_bytes()).unwrap());
+            // A stranger's connection ends after the first reply.
+            let _ = write.write_all(request.to_line().unwrap().as_bytes()).await;
+            let Ok(Some(line)) = lines.next_line().await else { break };
+            replies.push(Reply::from_line(line.as_bytes()).unwrap());
         }
         server.abort();
-        let reported = events.subscribe().past.into_iter().map(|event| event.kind).collect();
-        (replies.try_into().unwrap(), reported)
+        (replies, events.subscribe().past.into_iter().map(|event| event.kind).collect())
     }
 
     #[tokio::test]
-    async fn only_root_ourselves_and_the_group_may_change_something() {
-        let stranger = Writers { users: vec![Uid::from_raw(4711)], groups: vec![Gid::from_raw(4711)] };
-        let ([rekey, version], reported) = reported_as(stranger.clone()).await;
-        let [EventKind::ControlUsed { caller, request, result, .. }] = &reported[..] else {
-            panic!("{reported:?}")
+    async fn each_request_needs_its_permission_and_refusals_are_reported() {
+        let refusal = |reply: &Reply| match reply {
+            Reply::Error(error) if error.code == ErrorCode::NotPermitted => error.message.clone(),
+            reply => panic!("{reply:?}"),
+        };
+        let (replies, events) = requested_as(Some(Permission::Observe)).await;
+        assert!(refusal(&replies[0]).contains("in `operate` of [access]"), "{replies:?}");
+        assert!(matches!(replies[1], Reply::Version { .. }), "who may look, may");
+        let [EventKind::ControlUsed { caller, request, result, .. }] = &events[..] else {
+            panic!("{events:?}")
         };
         assert_eq!(
             (caller.uid, request.as_str(), result.as_str()),
             (Some(geteuid().as_raw()), "rekey", NOT_PERMITTED)
         );
-        let Reply::Error(error) = rekey else { panic!("{rekey:?}") };
-        assert_eq!(error.code, ErrorCode::NotPermitted, "{error}");
-        assert!(matches!(version, Reply::Version { .. }), "every user that may connect may read");
 
-        let mut ways = vec![
-            Writers { users: vec![geteuid()], ..stranger.clone() },
-            Writers { groups: vec![getegid()], ..stranger.clone() },
-        ];
-        // A supplementary group, where this process has one.
-        let others = nix::unistd::getgroups().unwrap();
-        let other = others.into_iter().find(|group| *group != getegid());
-        ways.extend(other.map(|group| Writers { groups: vec![group], ..stranger }));
-        for writers in ways {
-            let [rekey, _] = requested_as(writers.clone()).await;
-            assert!(matches!(rekey, Reply::Rekey { .. }), "{writers:?}: {rekey:?}");
-        }
-        assert_eq!(Writers::of_this_system().users, [Uid::from_raw(0), geteuid()]);
+        let (replies, events) = requested_as(None).await;
+        assert_eq!((replies.len(), events.len()), (1, 1), "a stranger gets one reply");
+        assert!(refusal(&replies[0]).contains("`observe`"), "{replies:?}");
+
+        let (replies, events) = requested_as(Some(Permission::Operate)).await;
+        assert!(matches!(replies[0], Reply::Rekey { .. }) && events.is_empty(), "{replies:?}");
     }
 
     #[test]
@@ -401,7 +393,7 @@ mod tests {
     #[tokio::test]
     async fn long_and_foreign_requests_are_refused() {
         let dir = tempfile::tempdir().unwrap();
-        let socket = ControlSocket::bind(dir.path(), "qvpn0").unwrap();
+        let socket = ControlSocket::bind(dir.path(), "qvpn0", None).unwrap();
         let (owner, _asked) = mpsc::channel::<PendingRequest>(1);
         let server = tokio::spawn(socket.serve("qvpn0".into(), Arc::new(Events::new("qvpn0")), owner));
         let (read, mut write) =
@@ -426,6 +418,6 @@ mod tests {
     async fn a_socket_without_a_listener_is_replaced() {
         let dir = tempfile::tempdir().unwrap();
         drop(std::os::unix::net::UnixListener::bind(dir.path().join("qvpn0.sock")).unwrap());
-        assert!(ControlSocket::bind(dir.path(), "qvpn0").is_ok());
+        assert!(ControlSocket::bind(dir.path(), "qvpn0", None).is_ok());
     }
 }

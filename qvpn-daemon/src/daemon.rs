@@ -9,6 +9,7 @@ use qvpn_identity::SecretIdentity;
 use qvpn_types::Time;
 use tokio::sync::mpsc;
 
+use crate::access::SharedRules;
 use crate::control_socket::PendingRequest;
 use crate::events::Events;
 use crate::lane_marks::LaneSocketMarks;
@@ -31,6 +32,8 @@ pub(crate) struct Daemon {
     pub(crate) metrics: MetricsListener,
     /// Where a new metrics listener sends its requests.
     pub(crate) requests: mpsc::Sender<PendingRequest>,
+    /// Who may use the control socket.
+    pub(crate) access: SharedRules,
     /// The config on trial, if one is.
     pub(crate) trial: Option<Trial>,
 }

@@ -1,6 +1,7 @@
 //! The qvpn gateway daemon: one process for each interface, in the foreground. It is a thin shell around the
 //! libraries: clock, randomness, sockets, routes and the control socket.
 
+mod access;
 mod caller;
 mod certificates;
 mod cli;
@@ -88,7 +89,7 @@ fn start(config: &Path, socket_dir: Option<PathBuf>) -> Result<(), DaemonError> 
     let config = config_files::load(config)?;
     log::set_interface(&config.interface.name);
     log::configure(config.interface.log_level);
-    let socket = ControlSocket::bind(&socket_dir, &config.interface.name)?;
+    let socket = ControlSocket::bind(&socket_dir, &config.interface.name, config.access.as_ref())?;
     let confined = sandbox::confine(&config, &socket_dir)?;
     for line in dropped.iter().chain(&confined) {
         tracing::info!("confined: {line}");

@@ -7,6 +7,7 @@ use qvpn_api::events::{Caller, EventKind};
 use qvpn_api::{Config, ConfigErrors};
 use qvpn_net::NetError;
 
+use crate::access::Rules;
 use crate::config_files::ConfigKeys;
 use crate::daemon::Daemon;
 use crate::events::Events;
@@ -28,8 +29,8 @@ pub(crate) struct Change {
     metrics: Option<MetricsListener>,
 }
 
-/// Checks the files that `new` names, and opens everything that it needs. Nothing changes yet. `words` makes the
-/// reply of a refused config.
+/// Checks the files that `new` names, and opens everything that it needs. Nothing changes yet. `words` makes
+/// the reply of a refused config.
 ///
 /// # Errors
 /// What the operator must change, as a reply to them.
@@ -104,6 +105,9 @@ impl Change {
             daemon.metrics = metrics;
         }
         log::configure(self.settings.log_level);
+        if self.settings.access != daemon.settings.access {
+            daemon.access.set(Rules::new(self.settings.access.as_ref()));
+        }
         daemon.peers.reconfigure(&self.settings, self.kmes, clock::now());
         daemon.config = self.config;
         daemon.settings = self.settings;
@@ -171,11 +175,18 @@ fn compare(old: (&Config, &Settings), new: (&Config, &Settings)) -> Result<Vec<S
                 .to_owned(),
         );
     }
+    if old.0.access.is_some() != new.0.access.is_some() {
+        // The mode of the socket is set when it is made.
+        refusals.push("[access] is added or removed; restart the daemon for that".to_owned());
+    }
     if !refusals.is_empty() {
         return Err(refusals);
     }
     if old.0.kms != new.0.kms {
         words.push("[kms] changed".to_owned());
+    }
+    if old.0.access != new.0.access {
+        words.push("[access] changed".to_owned());
     }
     words.extend(peer_changes(&old.1.peers, &new.1.peers));
     Ok(words)

@@ -14,6 +14,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::time::MissedTickBehavior;
 
+use crate::access::SharedRules;
 use crate::config_files::ConfigKeys;
 use crate::context::DaemonContext;
 use crate::control_socket::{ControlSocket, PendingRequest};
@@ -50,7 +51,8 @@ const TICK_INTERVAL: Duration = Duration::from_millis(500);
 pub(crate) async fn run(config: Config, socket: ControlSocket, socket_dir: &Path) -> Result<(), DaemonError> {
     let mut signals = Signals::watch()?;
     let (requests, pending_requests) = mpsc::channel(MAX_QUEUED_REQUESTS);
-    let (daemon, inputs) = start(config, socket_dir, requests.clone(), pending_requests).await?;
+    let (daemon, inputs) =
+        start(config, socket_dir, socket.rules(), requests.clone(), pending_requests).await?;
     let interface = daemon.config.interface.name.clone();
     let server = tokio::spawn(socket.serve(interface.clone(), daemon.events.clone(), requests));
     notify(NotifyState::Ready);
@@ -99,6 +101,7 @@ struct Inputs {
 async fn start(
     config: Config,
     socket_dir: &Path,
+    access: SharedRules,
     requests: mpsc::Sender<PendingRequest>,
     pending_requests: mpsc::Receiver<PendingRequest>,
 ) -> Result<(Daemon, Inputs), DaemonError> {
@@ -137,8 +140,19 @@ async fn start(
     let metrics = MetricsListener::open(settings.metrics_listen, &requests).await?;
     let peers = Peers::new(&settings, routing, (kmes, counts), demux, context, clock::now());
     let local = keys.local;
-    let daemon =
-        Daemon { config, settings, local, events, peers, routes, marks, metrics, requests, trial: None };
+    let daemon = Daemon {
+        config,
+        settings,
+        local,
+        events,
+        peers,
+        routes,
+        marks,
+        metrics,
+        requests,
+        access,
+        trial: None,
+    };
     let requests = pending_requests;
     Ok((daemon, Inputs { queues, results: task_results, requests, snapshots, route_updates }))
 }

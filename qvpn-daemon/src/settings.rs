@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use qvpn_api::Config;
-use qvpn_api::config::{self, KmeApi, LogLevel, Mtu, OnStop, Routes};
+use qvpn_api::config::{self, Access, KmeApi, LogLevel, Mtu, OnStop, Routes};
 use qvpn_identity::PublicIdentity;
 use qvpn_net::{PlanError, RoutePlan};
 use qvpn_proto::PeerConfig;
@@ -23,6 +23,7 @@ pub(crate) struct Settings {
     pub(crate) metrics_listen: Option<SocketAddr>,
     pub(crate) log_level: LogLevel,
     pub(crate) on_stop: OnStop,
+    pub(crate) access: Option<Access>,
     pub(crate) kmes: Vec<config::Kme>,
     pub(crate) measure_paths: bool,
     /// In the config's order.
@@ -76,6 +77,7 @@ impl Settings {
             metrics_listen: i.metrics_listen,
             log_level: i.log_level,
             on_stop: i.on_stop,
+            access: config.access.clone(),
             kmes: config.kms.as_ref().map_or_else(Vec::new, |kms| kms.kmes.clone()),
             measure_paths: i.mtu == Mtu::Auto,
             peers: peers

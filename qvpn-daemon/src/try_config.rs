@@ -1,5 +1,6 @@
 //! A config on trial (`qvpn-ctl reload --confirm`): it is in force, and the former one comes back unless
-//! somebody confirms it in time. The config's file holds the former text meanwhile, so a restart goes back too.
+//! somebody confirms it in time. The config's file holds the former text meanwhile, so a restart goes back
+//! too.
 
 use std::time::Duration;
 
@@ -35,8 +36,8 @@ pub(crate) fn refuse_during(daemon: &Daemon) -> Result<(), ErrorReply> {
     let Some(trial) = &daemon.trial else { return Ok(()) };
     let left = trial.deadline.since(clock::now()).as_secs();
     let message = format!(
-        "the config in force waits {left} s for its confirmation, so nothing else may change; `qvpn-ctl confirm` keeps \
-         it, `qvpn-ctl confirm --undo` goes back at once"
+        "the config in force waits {left} s for its confirmation, so nothing else may change; \
+         `qvpn-ctl confirm` keeps it, `qvpn-ctl confirm --undo` goes back at once"
     );
     Err(ErrorReply::new(ErrorCode::Busy, message))
 }
@@ -94,7 +95,8 @@ pub(crate) async fn expired(daemon: &mut Daemon) {
     let Err(error) = go_back(daemon, &caller::named("timeout")).await else { return };
     let seconds = RETRY_INTERVAL.as_secs();
     tracing::error!(
-        "the unconfirmed config stays in force, since the former one can't be used: {error}; the next try is in {seconds} s"
+        "the unconfirmed config stays in force, since the former one can't be used: {error}; the next \
+         try is in {seconds} s"
     );
     error.details.iter().for_each(|line| tracing::error!("the former config: {line}"));
     if let Some(trial) = &mut daemon.trial {
@@ -103,7 +105,7 @@ pub(crate) async fn expired(daemon: &mut Daemon) {
 }
 
 fn no_trial() -> ErrorReply {
-    let message = "no config waits for a confirmation: it was confirmed already, or the former one is in force again; \
-                   `qvpn-ctl events --kind config` says which";
+    let message = "no config waits for a confirmation: it was confirmed already, or the former one is in \
+                   force again; `qvpn-ctl events --kind config` says which";
     ErrorReply::new(ErrorCode::Failed, message)
 }

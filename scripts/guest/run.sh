@@ -75,7 +75,7 @@ refused "a stranger may not even look" runuser -u stranger -- qvpn-ctl show qvpn
 chmod 0666 /run/qvpn/qvpn0.sock
 check "a stranger who was let in may look" runuser -u stranger -- qvpn-ctl show qvpn0
 refused "and may change nothing" runuser -u stranger -- qvpn-ctl rekey qvpn0
-says "which is said in words" "$(cat /tmp/check.log)" "only root and the group qvpn may"
+says "which is said in words" "$(cat /tmp/check.log)" "this needs the permission"
 
 # Live changes inside the sandbox.
 check "reload" systemctl reload qvpn@qvpn0.service

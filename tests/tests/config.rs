@@ -132,7 +132,7 @@ fn a_dry_run_and_the_events_of_a_reload_name_each_key_with_both_values() {
         );
         assert_eq!(events("policy.degraded")[0]["to"], "preferred");
         let used: Vec<_> = events("control.used").iter().map(|event| event["request"].clone()).collect();
-        assert_eq!(used, ["plan_reload", "plan_reload", "reload"]);
+        assert_eq!(used, ["reload"]);
 
         fs::write(&file, "this is no config").unwrap();
         assert_eq!(reload(&["--dry-run"]), (Some(REFUSED), String::new()));

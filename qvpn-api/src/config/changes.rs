@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::access::Access;
 use super::model::{ClientKey, Config, Dscp, Interface, Kme, KmeAccess, Kms, Mtu, Peer, Table};
 
 /// One key of a config whose value changes.
@@ -81,6 +82,7 @@ pub fn changes(old: &Config, new: &Config) -> Vec<KeyChange> {
     compare(None, "interface.", &interface_rows(&old.interface), &interface_rows(&new.interface), &mut found);
     let kms = |config: &Config| config.kms.as_ref().map_or_else(Vec::new, kms_rows);
     compare(None, "kms.", &kms(old), &kms(new), &mut found);
+    compare(None, "access.", &access_rows(old), &access_rows(new), &mut found);
     let mut known = BTreeSet::new();
     for peer in &new.peers {
         let former = old.peers.iter().find(|p| p.name == peer.name).or_else(|| {
@@ -202,6 +204,11 @@ fn kms_rows(kms: &Kms) -> Vec<Row> {
         rows.extend(kme_rows(kme).into_iter().map(|(key, value)| (format!("kme.{}.{key}", kme.name), value)));
     }
     rows
+}
+
+fn access_rows(config: &Config) -> Vec<Row> {
+    let Some(Access { observe, operate, admin }) = &config.access else { return Vec::new() };
+    Rows::default().list("observe", observe).list("operate", operate).list("admin", admin).0
 }
 
 fn kme_rows(kme: &Kme) -> Vec<Row> {

@@ -1,6 +1,7 @@
 //! The grammar: which keys each section has, their types, limits and defaults. Reading goes on after an
 //! error, so that one run shows them all. Rules about several values are in `rules.rs`.
 
+mod access;
 mod context;
 mod interface;
 mod kms;
@@ -16,6 +17,7 @@ use toml::de::DeTable;
 
 use self::context::{Defaults, HOME_SECTIONS, Reader};
 use self::syntax::report_syntax;
+use super::access::Access;
 use super::error::{ConfigErrors, Position, Sink};
 use super::files::MAX_SIZE;
 use super::model::{Config, Interface, Kms, Peer};
@@ -29,7 +31,7 @@ pub(super) fn parse(path: &Path, text: &str) -> Result<Config, ConfigErrors> {
         return Err(ConfigErrors::of_file(path, what, "check that this is the right file"));
     }
     let document = DeTable::parse_recoverable(text);
-    let Read { interface, kms, peers, mut reader } = read(path, text, &document);
+    let Read { interface, kms, peers, access, mut reader } = read(path, text, &document);
     super::rules::check(&reader.facts, &mut reader.sink);
     reader.sink.finish()?;
     match (interface, peers.into_iter().collect::<Option<Vec<_>>>()) {
@@ -38,6 +40,7 @@ pub(super) fn parse(path: &Path, text: &str) -> Result<Config, ConfigErrors> {
             interface,
             kms,
             peers,
+            access,
             text: text.into(),
             positions: reader.positions,
         }),
@@ -63,11 +66,16 @@ pub(super) fn parse_partial(path: &Path, text: &str) -> (Option<Interface>, Vec<
 /// The readable TOML of a text, and its errors.
 type Document<'t> = (toml::Spanned<DeTable<'t>>, Vec<toml::de::Error>);
 
+/// What the sections of a file say, where there is nothing wrong with them.
+type Sections = (Option<Interface>, Option<Kms>, Vec<Option<Peer>>, Option<Access>);
+
 /// The result of reading.
 struct Read<'t> {
     interface: Option<Interface>,
     kms: Option<Kms>,
     peers: Vec<Option<Peer>>,
+    /// Absent also if something is wrong with it.
+    access: Option<Access>,
     reader: Reader<'t>,
 }
 
@@ -76,12 +84,12 @@ fn read<'t>(path: &'t Path, text: &'t str, (table, syntax): &'t Document<'t>) ->
     report_syntax(text, syntax, &mut sink);
     let mut reader =
         Reader { path, text, sink, facts: Facts::default(), positions: ValuePositions::default() };
-    let (interface, kms, peers) = reader.file(table.get_ref());
-    Read { interface, kms, peers, reader }
+    let (interface, kms, peers, access) = reader.file(table.get_ref());
+    Read { interface, kms, peers, access, reader }
 }
 
 impl<'t> Reader<'t> {
-    fn file(&mut self, table: &'t DeTable<'t>) -> (Option<Interface>, Option<Kms>, Vec<Option<Peer>>) {
+    fn file(&mut self, table: &'t DeTable<'t>) -> Sections {
         let start = Position { line: 1, column: 1 };
         let mut file = Section::new("a config", start, self.text, table);
         let interface = match file.take(&self.sink, "interface", "") {
@@ -112,7 +120,9 @@ impl<'t> Reader<'t> {
         let tables = file.take(&self.sink, "peer", "").and_then(|e| e.tables(&mut self.sink, "[[peer]]"));
         let peers = tables.unwrap_or_default().into_iter();
         let peers = peers.map(|(at, t)| self.peer(at, t, has_kms, kms_facts.as_ref(), &defaults)).collect();
+        let access = file.take(&self.sink, "access", "");
+        let access = access.and_then(|entry| self.section(&entry, "[access]")).and_then(|s| self.access(s));
         file.finish(&mut self.sink, &HOME_SECTIONS);
-        (interface, kms, peers)
+        (interface, kms, peers, access)
     }
 }

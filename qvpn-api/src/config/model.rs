@@ -11,6 +11,7 @@ use qvpn_identity::PublicIdentity;
 use qvpn_types::{QkdPolicy, SaeId, Suite};
 use serde::{Deserialize, Serialize};
 
+use super::access::Access;
 use super::positions::ValuePositions;
 use super::token::TokenKey;
 use crate::lookup::{self, LookupError};
@@ -36,6 +37,8 @@ pub struct Config {
     pub kms: Option<Kms>,
     /// The sections `[[peer]]` in the order of the file; names and public keys are unique.
     pub peers: Vec<Peer>,
+    /// The section `[access]`.
+    pub access: Option<Access>,
     /// The file's text.
     pub text: Arc<str>,
     /// Where values stand, for checks that come after parsing.

@@ -10,6 +10,8 @@ pub(super) struct ValuePositions {
     pub(super) metrics_listen: Position,
     pub(super) kmes: Vec<KmePositions>,
     pub(super) peers: Vec<PeerPositions>,
+    /// One for each name of `[access]`, in the order of its keys.
+    pub(super) access: Vec<Position>,
 }
 
 #[derive(Debug, Clone, Default)]

@@ -256,4 +256,26 @@ pub const REFERENCE: &[SectionHelp] = &[
             key("rekey_interval", "as in [interface]", "the interface's", "The peer's rekey interval."),
         ],
     },
+    SectionHelp {
+        title: "[access]",
+        about: "Who may use the control socket besides root, by the names of users and groups (\"@GROUP\"). \
+                Nobody gets access to key files by it. With this section everybody else is refused; \
+                without it, members of the group `qvpn` may do everything, and everybody who can connect \
+                may look. A reload changes the lists; to add or remove the section, restart the daemon.",
+        keys: &[
+            key(
+                "observe",
+                "[\"NAME\", …]",
+                "none",
+                "May look: show, events, metrics, top, doctor, peer list.",
+            ),
+            key(
+                "operate",
+                "[\"NAME\", …]",
+                "none",
+                "May also rekey, reload (also as a dry run) and confirm.",
+            ),
+            key("admin", "[\"NAME\", …]", "none", "May also change peers: peer add, set, remove."),
+        ],
+    },
 ];

@@ -5,7 +5,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::Command;
 
-use nix::unistd::User;
+use nix::unistd::{Group, User};
 
 use super::finding::Finding;
 use crate::check::daemon_user;
@@ -14,7 +14,25 @@ use crate::check::daemon_user;
 const MIN_MEMLOCK_BYTES: u64 = 64 << 20;
 
 pub(super) fn look() -> Vec<Finding> {
-    vec![tun(), kernel(), clock()]
+    vec![tun(), kernel(), clock(), members()]
+}
+
+/// Who can read secret keys as a member of the daemon's group.
+fn members() -> Finding {
+    let group = Group::from_name("qvpn").ok().flatten();
+    match group.map(|group| group.mem).unwrap_or_default() {
+        members if members.is_empty() => {
+            Finding::ok("access", "no user is in the group qvpn, which can read secret keys")
+        }
+        members => Finding::warning(
+            "access",
+            format!("{} can read the secret keys, as members of the group qvpn", members.join(", ")),
+            format!(
+                "gpasswd -d {} qvpn # and name them in [access] of the config, see qvpn.toml(5)",
+                members[0]
+            ),
+        ),
+    }
 }
 
 fn tun() -> Finding {

@@ -284,7 +284,7 @@ fn a_socket_that_may_not_be_used_says_who_may() {
     };
     let run = Run::from(output);
     assert_eq!(run.code, 4);
-    assert!(run.err.contains("run as root, or join its group with `usermod -aG qvpn USER`"), "{run:?}");
+    assert!(run.err.contains("run as root, or let root name you in a section [access]"), "{run:?}");
 }
 
 #[test]

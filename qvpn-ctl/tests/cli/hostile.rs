@@ -140,7 +140,7 @@ fn each_command_says_who_may_use_the_socket() {
         }
         let run = Run::from(command.output().unwrap());
         assert_eq!((run.code, run.out.as_str(), run.err.lines().count()), (4, "", 1), "{args:?}: {run:?}");
-        assert!(run.err.contains("run as root, or join its group with `usermod -aG qvpn USER`"), "{run:?}");
+        assert!(run.err.contains("run as root, or let root name you in a section [access]"), "{run:?}");
     }
 }
 

@@ -67,6 +67,9 @@ fn what_needs_a_restart_is_refused_in_words() {
     assert_eq!(refused.len(), 2, "{refused:?}");
     assert!(refused[0].contains("listen_port goes from 1 to 2; restart the daemon"));
     assert!(refused[1].contains("lanes goes from 1 to 2"));
+    let access = config("listen_port = 1", &[("b", 2, "[access]\noperate = [\"alice\"]")]);
+    let refused = compared(&config("listen_port = 1", &[("b", 2, "")]), &access).unwrap_err();
+    assert_eq!(refused, ["[access] is added or removed; restart the daemon for that"]);
 }
 
 /// A config that has each key of the reference once, in a directory with the key files that it names.
@@ -136,6 +139,11 @@ public_key = "PUBLIC-C"
 allowed_ips = ["10.30.0.0/16"]
 tunnel_address = ["10.77.0.4"]
 qkd = "off"
+
+[access]
+observe = ["@monitoring"]
+operate = ["@netops"]
+admin = ["alice"]
 "#;
 
 /// Section, key, and how a changed line of it reads in place of the one in [`EVERY_KEY`].
@@ -189,6 +197,9 @@ const CHANGED_KEYS: &[(&str, &str, &str, &str)] = &[
     ("[[peer]]", "persistent_keepalive", "\"25s\"", "\"26s\""),
     ("[[peer]]", "suite", "suite = \"chacha20poly1305\"", "suite = \"aes256gcm\""),
     ("[[peer]]", "rekey_interval", "rekey_interval = \"30s\"", "rekey_interval = \"20s\""),
+    ("[access]", "observe", "@monitoring", "@others"),
+    ("[access]", "operate", "@netops", "@others"),
+    ("[access]", "admin", "\"alice\"", "\"bob\""),
 ];
 
 #[test]

@@ -18,7 +18,7 @@ pub(super) const MIN_REKEY_INTERVAL: Duration = Duration::from_millis(100);
 pub(super) const MAX_REKEY_INTERVAL: Duration = Duration::from_secs(120);
 
 /// The section of each key that is often written into another one.
-pub(super) const HOME_SECTIONS: [(&str, &str); 41] = [
+pub(super) const HOME_SECTIONS: [(&str, &str); 44] = [
     ("private_key_file", "[interface]"),
     ("listen_port", "[interface]"),
     ("address", "[interface]"),
@@ -55,6 +55,9 @@ pub(super) const HOME_SECTIONS: [(&str, &str); 41] = [
     ("role", "[[peer]]"),
     ("preshared_key_file", "[[peer]]"),
     ("persistent_keepalive", "[[peer]]"),
+    ("observe", "[access]"),
+    ("operate", "[access]"),
+    ("admin", "[access]"),
     ("name", "[interface], [[kms.kme]] or [[peer]]"),
     // Keys of `wg`.
     ("PrivateKey", "a file that `private_key_file` in [interface] names"),
