@@ -26,6 +26,8 @@ if [ -n "$lifted" ]; then
     echo "qvpn: no longer blocked, so traffic to these networks may leave in clear:$lifted"
 fi
 rm -rf /run/qvpn
+rm -f /var/lib/qvpn/*.state
+rmdir /var/lib/qvpn 2>/dev/null || :
 rmdir /etc/qvpn 2>/dev/null || :
 [ ! -e /etc/qvpn ] ||
     echo "qvpn: /etc/qvpn stays, with the configs and secret keys in it;" \

@@ -12,11 +12,13 @@ mod fault;
 mod files;
 mod grammar;
 mod load;
+mod machine;
 mod model;
 mod other_interfaces;
 mod positions;
 mod reader;
 mod reference;
+mod remembered;
 mod rules;
 pub(crate) mod shared_words;
 mod token;
@@ -24,7 +26,7 @@ mod values;
 
 pub use access::{Access, Principal};
 pub use changes::{KeyChange, changes};
-pub use edit::{EditError, PeerEdit, edit_peer};
+pub use edit::{EditError, PeerEdit, edit_peer, protect};
 pub use error::{ConfigError, ConfigErrors, Position};
 pub use files::{MAX_SIZE, NamedFile};
 pub use ipnet::IpNet;
@@ -35,4 +37,5 @@ pub use model::{
 };
 pub use qvpn_types::{QkdPolicy, SaeId, Suite};
 pub use reference::{KeyHelp, REFERENCE, SectionHelp};
+pub use remembered::{STATE_DIR, remember_local, remembered_local, state_dir, state_file};
 pub use token::TokenKey;

@@ -78,6 +78,12 @@ pub enum Request {
         /// The change.
         change: PeerEdit,
     },
+    /// Releases prefixes that stay blocked though the config no longer has them; answered by
+    /// [`Reply::Unblocked`].
+    Unblock {
+        /// The prefixes; those inside them are released too.
+        prefixes: Vec<String>,
+    },
     /// The latest events and, with `follow`, all later ones; answered by many [`Reply::Event`] and, without
     /// `follow`, a [`Reply::EventsEnd`]. Then the connection ends.
     Events {
@@ -105,6 +111,7 @@ impl Request {
             Self::TryConfig { .. } => "try_config",
             Self::Confirm => "confirm",
             Self::GoBack => "go_back",
+            Self::Unblock { .. } => "unblock",
             Self::EditPeer { .. } => "edit_peer",
             Self::Events { .. } => "events",
             Self::Metrics => "metrics",
@@ -126,7 +133,9 @@ impl Request {
             | Self::TryConfig { .. }
             | Self::Confirm
             | Self::GoBack => Permission::Operate,
-            Self::EditPeer { .. } => Permission::Admin,
+            Self::EditPeer { change } if change.only_disables_or_enables() => Permission::Operate,
+            // It lets traffic leave in clear.
+            Self::EditPeer { .. } | Self::Unblock { .. } => Permission::Admin,
         }
     }
 
@@ -154,6 +163,14 @@ pub enum Reply {
     Reload {
         /// The changes in words; empty if nothing changed.
         changes: Vec<String>,
+        /// Prefixes that the config no longer has since then, and that stay blocked.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        kept: Vec<String>,
+    },
+    /// The reply to [`Request::Unblock`].
+    Unblocked {
+        /// The prefixes that were released.
+        prefixes: Vec<String>,
     },
     /// The reply to [`Request::PlanReload`]; empty if nothing would change.
     Plan {

@@ -58,6 +58,9 @@ pub struct InterfaceStatus {
     /// Under `routes = "kernel"`: which routes lead to which peer.
     #[serde(default)]
     pub routing: Option<RoutingStatus>,
+    /// The tunnel's device; unknown from daemons before 0.2.
+    #[serde(default)]
+    pub device: Option<DeviceStatus>,
     /// This site's KMEs, in the config's order.
     pub kmes: Vec<KmeStatus>,
     /// The peers, in the config's order.
@@ -73,10 +76,26 @@ pub struct GuardStatus {
     pub nftables: String,
     /// Prefixes that leave this host through the tunnel only.
     pub protected: Vec<String>,
+    /// Those among them that are in no config any more: `qvpn-ctl unblock` releases them.
+    #[serde(default)]
+    pub kept: Vec<String>,
     /// This site's own networks among them, as `PREFIX dev DEVICE`.
     pub local: Vec<String>,
     /// Packets that the filter dropped; unknown without a filter.
     pub dropped: Option<u64>,
+    /// Why this machine has no filter.
+    #[serde(default)]
+    pub reason: Option<String>,
+}
+
+/// The tunnel's device as the kernel has it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeviceStatus {
+    /// `up`; `renamed`, if another device has its name; or `missing`, if it was deleted or moved to another
+    /// network namespace.
+    pub state: String,
+    /// Its name now.
+    pub name: Option<String>,
 }
 
 /// The kernel's routes through the tunnel, which choose the peer of each packet.
@@ -253,11 +272,13 @@ pub enum PeerState {
     Degraded,
     /// Fail closed: there is no valid key, and nothing is sent.
     Blocked,
+    /// The config or an operator has disabled it; its networks are blocked.
+    Disabled,
 }
 
 impl PeerState {
     /// All states, in the order of the metric's labels.
-    pub const ALL: [Self; 4] = [Self::Connecting, Self::Up, Self::Degraded, Self::Blocked];
+    pub const ALL: [Self; 5] = [Self::Connecting, Self::Up, Self::Degraded, Self::Blocked, Self::Disabled];
 
     /// The fixed name in JSON and metrics.
     #[must_use]
@@ -267,6 +288,7 @@ impl PeerState {
             Self::Up => "up",
             Self::Degraded => "degraded",
             Self::Blocked => "blocked",
+            Self::Disabled => "disabled",
         }
     }
 }

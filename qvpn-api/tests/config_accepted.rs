@@ -96,6 +96,7 @@ fn values_at_their_limits_are_taken() {
         "metrics_listen = \"[::1]:9790\"",
         "on_stop = \"open\"",
         "protect = [\"10.64.0.0/10\", \"::/0\"]\nlocal = [{ prefix = \"10.70.0.0/16\", device = \"eth1\" }]",
+        "local = \"connected\"",
         "mtu = 1280\naddress = [\"fd77::1/64\"]",
     ];
     for row in rows {

@@ -1,5 +1,7 @@
 //! `check`: finds all faults of a config before a daemon refuses it.
 
+mod network;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -27,6 +29,7 @@ struct Report<'a> {
     ok: bool,
     errors: Vec<Error<'a>>,
     left_out: usize,
+    warnings: &'a [String],
 }
 
 #[derive(Serialize)]
@@ -42,8 +45,12 @@ pub(crate) fn check(file: &Path, no_files: bool, json: bool) -> Result<(), CtlEr
         true => Ok(config),
         false => on_this_machine(&config).map(|()| config),
     });
+    let warnings = match &result {
+        Ok(config) if !no_files => network::warnings(config),
+        _ => Vec::new(),
+    };
     if json {
-        output::print_json(&report(file, result.as_ref().err()))?;
+        output::print_json(&report(file, result.as_ref().err(), &warnings))?;
     }
     let config = result?;
     if json {
@@ -51,6 +58,9 @@ pub(crate) fn check(file: &Path, no_files: bool, json: bool) -> Result<(), CtlEr
     }
     let kmes = config.kms.as_ref().map_or(0, |k| k.kmes.len());
     let (peers, kmes) = (size(config.peers.len(), "peer"), size(kmes, "KME"));
+    for warning in &warnings {
+        output::note(&format!("{}: warning: {warning}", file.display()));
+    }
     output::print(&format!(
         "{}: fine: interface {}, {peers}, {kmes}\n",
         file.display(),
@@ -58,7 +68,8 @@ pub(crate) fn check(file: &Path, no_files: bool, json: bool) -> Result<(), CtlEr
     ))
 }
 
-/// Checks a config on this machine: its files, who can read them, and the other configs in its directory.
+/// Checks a config on this machine: its files, who can read them, the other configs in its directory, names
+/// that resolve into allowed IPs, and networks of this host that it would block.
 ///
 /// # Errors
 /// All faults at once.
@@ -68,6 +79,8 @@ pub(crate) fn on_this_machine(config: &Config) -> Result<(), ConfigErrors> {
         config.check_access(),
         readable(config),
         config.check_other_interfaces(&config.other_interfaces()),
+        network::names(config),
+        network::connected(config),
     ];
     results.into_iter().filter_map(Result::err).reduce(ConfigErrors::and).map_or(Ok(()), Err)
 }
@@ -104,7 +117,12 @@ fn readable(config: &Config) -> Result<(), ConfigErrors> {
     config.check_readable(|path| !unreadable.contains(path))
 }
 
-fn report<'a>(file: &Path, errors: Option<&'a ConfigErrors>) -> Report<'a> {
+/// What the doctor says besides errors.
+pub(crate) fn warnings(config: &Config) -> Vec<String> {
+    network::warnings(config)
+}
+
+fn report<'a>(file: &Path, errors: Option<&'a ConfigErrors>, warnings: &'a [String]) -> Report<'a> {
     let list = errors.map_or(&[][..], ConfigErrors::list);
     Report {
         schema: 1,
@@ -120,6 +138,7 @@ fn report<'a>(file: &Path, errors: Option<&'a ConfigErrors>) -> Report<'a> {
             })
             .collect(),
         left_out: errors.map_or(0, ConfigErrors::left_out),
+        warnings,
     }
 }
 

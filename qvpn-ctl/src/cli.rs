@@ -1,5 +1,7 @@
 //! The commands and their arguments. The doc comments are the text of `--help` and of the man pages.
 
+mod peer;
+
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
@@ -9,6 +11,9 @@ use qvpn_api::control::MAX_CONFIRM_S;
 
 use crate::complete;
 use crate::dirs::Dirs;
+use crate::interface_name::interface;
+
+pub(crate) use peer::{PeerCommand, PeerSettings};
 
 /// Control qvpn, the quantum-safe tunnel between sites.
 #[derive(Parser)]
@@ -169,9 +174,12 @@ pub(crate) enum Command {
     },
     /// Make the allowed IPs of a config unreachable, so that nothing leaves in clear while no daemon runs.
     Block {
-        /// The config, such as /etc/qvpn/qvpn0.toml.
-        #[arg(required_unless_present = "all", conflicts_with = "all")]
-        file: Option<PathBuf>,
+        /// The config: its file, such as /etc/qvpn/qvpn0.toml, or the name of its interface.
+        #[arg(
+            value_name = "FILE|IFACE", required_unless_present = "all", conflicts_with = "all",
+            add = ArgValueCompleter::new(complete::interfaces)
+        )]
+        target: Option<String>,
         /// Block every config in /etc/qvpn except those with `on_stop = "open"`.
         #[arg(long)]
         all: bool,
@@ -186,11 +194,21 @@ pub(crate) enum Command {
         #[arg(long, required = true)]
         watch: bool,
     },
+    /// Networks of this site, under `local = "connected"`.
+    #[command(subcommand)]
+    Local(LocalCommand),
     /// Remove the block, so that traffic can leave in clear.
+    ///
+    /// Without prefixes, the whole block of an interface or of all of them goes, and their daemons must be
+    /// stopped first. With prefixes, those go that stay blocked though the config no longer has them; a
+    /// daemon or guard that runs is asked for it.
     Unblock {
-        /// The interface, by its config in /etc/qvpn [default: every block of qvpn].
-        #[arg(value_parser = interface, add = ArgValueCompleter::new(complete::interfaces))]
-        interface: Option<String>,
+        /// The config: its file or the name of its interface [default: every block of qvpn].
+        #[arg(value_name = "FILE|IFACE", add = ArgValueCompleter::new(complete::interfaces))]
+        target: Option<String>,
+        /// What to release of it; prefixes inside these are released too.
+        #[arg(value_name = "PREFIX")]
+        prefixes: Vec<qvpn_net::IpNet>,
     },
 }
 
@@ -249,65 +267,6 @@ fn confirm_time(text: &str) -> Result<Duration, String> {
     time.ok_or_else(|| "write a time from 1s to 1d, such as 2m".to_owned())
 }
 
-#[derive(Subcommand)]
-pub(crate) enum PeerCommand {
-    /// List the configured peers.
-    List {
-        /// The interface.
-        #[arg(value_parser = interface, add = ArgValueCompleter::new(complete::interfaces))]
-        interface: String,
-        /// Print JSON.
-        #[arg(long)]
-        json: bool,
-    },
-    /// Add a peer while the tunnel runs; other peers lose no packets.
-    Add {
-        /// The interface.
-        #[arg(value_parser = interface, add = ArgValueCompleter::new(complete::interfaces))]
-        interface: String,
-        /// The new peer's name.
-        name: String,
-        #[command(flatten)]
-        settings: Box<PeerSettings>,
-        /// Also write the change to the config, and keep its comments and order.
-        #[arg(long)]
-        save: bool,
-    },
-    /// Change a peer while the tunnel runs.
-    #[command(group = clap::ArgGroup::new("change").required(true).multiple(true).args([
-        "public_key", "endpoint", "allowed_ips", "sae_id", "kmes", "qkd", "role", "preshared_key_file",
-        "persistent_keepalive", "suite", "rekey_interval", "unset",
-    ]))]
-    Set {
-        /// The interface.
-        #[arg(value_parser = interface, add = ArgValueCompleter::new(complete::interfaces))]
-        interface: String,
-        /// The peer's name, public key or fingerprint, or the beginning of one.
-        #[arg(add = ArgValueCompleter::new(complete::peers))]
-        peer: String,
-        #[command(flatten)]
-        settings: Box<PeerSettings>,
-        /// Config keys to remove, so that their defaults apply.
-        #[arg(long, value_name = "KEY,…", value_delimiter = ',')]
-        unset: Vec<String>,
-        /// Also write the change to the config, and keep its comments and order.
-        #[arg(long)]
-        save: bool,
-    },
-    /// Remove a peer while the tunnel runs. Its networks stay blocked until you release them (see `unblock`).
-    Remove {
-        /// The interface.
-        #[arg(value_parser = interface, add = ArgValueCompleter::new(complete::interfaces))]
-        interface: String,
-        /// The peer's name, public key or fingerprint, or the beginning of one.
-        #[arg(add = ArgValueCompleter::new(complete::peers))]
-        peer: String,
-        /// Also remove it from the config.
-        #[arg(long)]
-        save: bool,
-    },
-}
-
 /// The supported shells.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Shell {
@@ -341,42 +300,16 @@ impl QkdChoice {
     }
 }
 
-/// The settings of a peer, with the names of the config.
-#[derive(Debug, Default, Args)]
-pub(crate) struct PeerSettings {
-    /// The line that `qvpn-ctl pubkey` prints at the peer.
-    #[arg(long, value_name = "KEY")]
-    pub(crate) public_key: Option<String>,
-    /// Its endpoint [default: learned from its packets].
-    #[arg(long, value_name = "HOST:PORT")]
-    pub(crate) endpoint: Option<String>,
-    /// The networks behind it.
-    #[arg(long, value_name = "PREFIX,…", value_delimiter = ',')]
-    pub(crate) allowed_ips: Option<Vec<String>>,
-    /// Its SAE ID; required unless qkd is off.
-    #[arg(long, value_name = "ID")]
-    pub(crate) sae_id: Option<String>,
-    /// Names of the KMEs that serve the pair [default: all].
-    #[arg(long, value_name = "NAME,…", value_delimiter = ',')]
-    pub(crate) kmes: Option<Vec<String>>,
-    /// Whether its keys need QKD [default: required].
-    #[arg(long, value_parser = ["required", "preferred", "off"])]
-    pub(crate) qkd: Option<String>,
-    /// Which site proposes keys [default: auto].
-    #[arg(long, value_parser = ["auto", "initiator", "responder"])]
-    pub(crate) role: Option<String>,
-    /// The file of the pre-shared key.
-    #[arg(long, value_name = "FILE")]
-    pub(crate) preshared_key_file: Option<String>,
-    /// The longest time without sending anything, such as 25s [default: off].
-    #[arg(long, value_name = "TIME")]
-    pub(crate) persistent_keepalive: Option<String>,
-    /// The AEAD [default: the interface's].
-    #[arg(long, value_parser = ["chacha20poly1305", "aes256gcm"])]
-    pub(crate) suite: Option<String>,
-    /// How often a new key is made, 100ms to 120s [default: the interface's].
-    #[arg(long, value_name = "TIME")]
-    pub(crate) rekey_interval: Option<String>,
+#[derive(Subcommand)]
+pub(crate) enum LocalCommand {
+    /// Let a network that this host is connected to stay reachable without the tunnel. It is remembered.
+    Accept {
+        /// The interface, by its config in /etc/qvpn.
+        #[arg(value_parser = interface, add = ArgValueCompleter::new(complete::interfaces))]
+        interface: String,
+        /// The network, such as 10.10.0.0/16.
+        prefix: qvpn_net::IpNet,
+    },
 }
 
 #[derive(Subcommand)]
@@ -406,15 +339,6 @@ pub(crate) enum KmsCommand {
     },
 }
 
-/// Accepts an interface name only if it is a single path component, so that it can't point to another
-/// directory.
-fn interface(name: &str) -> Result<String, String> {
-    if name.is_empty() || name.len() > 15 || name.contains(['/', '\0']) || name == "." || name == ".." {
-        return Err("the name of an interface has 1 to 15 bytes and no slash, such as qvpn0".to_owned());
-    }
-    Ok(name.to_owned())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -423,14 +347,6 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
-    }
-
-    #[test]
-    fn an_interface_name_leads_nowhere_else() {
-        for bad in ["", ".", "..", "a/b", "../x", "sixteen-letters-"] {
-            assert!(interface(bad).is_err(), "{bad}");
-        }
-        assert_eq!(interface("qvpn0"), Ok("qvpn0".to_owned()));
     }
 
     #[test]

@@ -47,7 +47,7 @@ pub(crate) fn try_config(dir: &Path, interface: &str, within: Duration) -> Resul
     config_file::replace(&file, &former.text, &lock).map_err(failed)?;
     let within_s = within.as_secs();
     let changes = match client.ask(&Request::TryConfig { within_s }) {
-        Ok(Reply::Reload { changes }) => changes,
+        Ok(Reply::Reload { changes, .. }) => changes,
         other => {
             config_file::replace(&file, &new, &lock).map_err(failed)?;
             let _ = fs::remove_file(&waiting);
@@ -102,7 +102,9 @@ fn confirmed(client: &mut Client) -> Result<(), CtlError> {
 pub(crate) fn undo(dir: &Path, interface: &str) -> Result<(), CtlError> {
     let mut client = Client::connect(dir, interface)?;
     let trial = running(&mut client)?;
-    let Reply::Reload { changes } = client.ask(&Request::GoBack)? else { return Err(client.unexpected()) };
+    let Reply::Reload { changes, .. } = client.ask(&Request::GoBack)? else {
+        return Err(client.unexpected());
+    };
     output::print(&reload::changed(&changes))?;
     let waiting = unconfirmed_path(&trial.path);
     output::note(&format!("the former config is in force; the other one is still in {}", waiting.display()));

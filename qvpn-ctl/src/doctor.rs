@@ -14,7 +14,7 @@ use qvpn_api::Config;
 use serde::Serialize;
 
 use self::finding::{Finding, Verdict};
-use crate::check::on_this_machine;
+use crate::check::{on_this_machine, warnings};
 use crate::dirs::{Dirs, configs};
 use crate::error::CtlError;
 use crate::output::{self, Paint, Tone, clean};
@@ -69,6 +69,10 @@ fn look_at(dirs: &Dirs, file: &Path) -> Vec<Finding> {
     };
     // Faults of the files are reported above; the rest can still be checked.
     if let Ok(config) = Config::load(file) {
+        // That nothing is blocked has a finding of its own.
+        let warnings = warnings(&config).into_iter().filter(|text| !text.starts_with("nothing is blocked"));
+        let fix = format!("qvpn-ctl check {}", file.display());
+        findings.extend(warnings.map(|text| Finding::warning("config", text, fix.clone())));
         findings.extend(network::look(&config));
         findings.extend(tunnel::look(dirs, &config));
     }

@@ -101,6 +101,23 @@ pub(crate) enum CtlError {
     Doctor { bad: usize, all: usize },
     #[error("top needs a terminal; in a pipe use `qvpn-ctl show --json`")]
     NoTerminal,
+    #[error("{prefix} is in {}: take it out of `allowed_ips` or `protect` first", file.display())]
+    StillConfigured { prefix: qvpn_net::IpNet, file: PathBuf },
+    #[error("`local` in {} is not \"connected\": write the network and its device into its \
+     list", .0.display())]
+    LocalIsAList(PathBuf),
+    #[error("this host is not connected to {0}; `ip route show proto kernel` lists its networks")]
+    NotConnected(qvpn_net::IpNet),
+    #[error("can't remember it in {}: {source}", file.display())]
+    State { file: PathBuf, source: io::Error },
+    #[error("no such prefix is blocked beyond the configs; those that are: {}", list(.0))]
+    NothingKept(Vec<qvpn_net::IpNet>),
+    #[error(
+        "the daemon of {} keeps the block in force: stop it first with `systemctl stop qvpn@IFACE`, or \
+         name the \
+         prefixes to release", .0.join(", ")
+    )]
+    DaemonBlocks(Vec<String>),
     #[error("{0}")]
     Net(#[from] qvpn_net::NetError),
     #[error("{}: {source}", file.display())]
@@ -145,6 +162,12 @@ impl CtlError {
             | Self::OtherConfig { .. }
             | Self::GuardRuns(_)
             | Self::GuardSocket { .. }
+            | Self::LocalIsAList(_)
+            | Self::NotConnected(_)
+            | Self::State { .. }
+            | Self::StillConfigured { .. }
+            | Self::NothingKept(_)
+            | Self::DaemonBlocks(_)
             | Self::Net(_)
             | Self::Runtime(_)
             | Self::Directory { .. } => exit::FAILED,
@@ -157,6 +180,13 @@ impl CtlError {
             Self::Refused(reply) => &reply.details,
             _ => &[],
         }
+    }
+}
+
+fn list(prefixes: &[qvpn_net::IpNet]) -> String {
+    match prefixes {
+        [] => "none".to_owned(),
+        _ => prefixes.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "),
     }
 }
 

@@ -2,6 +2,7 @@
 //! whether daemons run or not, and daemons ask it for changes. When it ends, both layers stay.
 
 use std::collections::BTreeMap;
+use std::fs::{File, TryLockError};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -9,7 +10,7 @@ use std::time::Duration;
 use qvpn_api::Config;
 use qvpn_api::config::{OnStop, PartialConfig};
 use qvpn_net::{
-    Changes, Guard, GuardReply, GuardRequest, MAX_LINE_BYTES, RoutePlan, Table, guard_socket,
+    Changes, Guard, GuardReply, GuardRequest, IpNet, MAX_LINE_BYTES, RoutePlan, Table, guard_socket,
     network_namespace,
 };
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
@@ -20,7 +21,7 @@ use tokio::sync::mpsc;
 
 use crate::dirs::configs;
 use crate::error::CtlError;
-use crate::output;
+use crate::{local, output};
 
 /// Requests of daemons that may wait.
 const MAX_QUEUED_REQUESTS: usize = 64;
@@ -34,6 +35,7 @@ pub(crate) fn watch(config_dir: &Path, socket_dir: &Path) -> Result<(), CtlError
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(CtlError::Runtime)?;
     runtime.block_on(async {
+        let _lock = lock(socket_dir)?;
         let listener = bind(socket_dir)?;
         let mut service = Service::new(config_dir, socket_dir)?;
         service.load().await;
@@ -43,11 +45,23 @@ pub(crate) fn watch(config_dir: &Path, socket_dir: &Path) -> Result<(), CtlError
     })
 }
 
-/// Makes the socket in the place of one that nobody answers on. A second guard ends here.
+/// Held as long as the guard runs, so that two that start at once don't take the socket from each other.
+fn lock(socket_dir: &Path) -> Result<File, CtlError> {
+    let path = socket_dir.join("guard.lock");
+    let failed = |source| CtlError::GuardSocket { path: path.clone(), source };
+    std::fs::create_dir_all(socket_dir).map_err(failed)?;
+    let file = File::options().create(true).append(true).open(&path).map_err(failed)?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(CtlError::GuardRuns(guard_socket(socket_dir))),
+        Err(TryLockError::Error(source)) => Err(failed(source)),
+    }
+}
+
+/// Makes the socket in the place of one that nobody answers on.
 fn bind(socket_dir: &Path) -> Result<UnixListener, CtlError> {
     let path = guard_socket(socket_dir);
     let failed = |source| CtlError::GuardSocket { path: path.clone(), source };
-    std::fs::create_dir_all(socket_dir).map_err(failed)?;
     match std::os::unix::net::UnixStream::connect(&path) {
         Ok(_) => return Err(CtlError::GuardRuns(path)),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
@@ -121,7 +135,8 @@ impl Service {
             // What a daemon asked for is newer than its file; the file grows the block at most.
             let plan = match self.guard.plan(&name) {
                 Some(current) if self.is_claimed(&name) => {
-                    current.clone().with_protect(plan.filtered().collect::<Vec<_>>())
+                    let local = if plan.is_connected() { plan.local() } else { current.local() }.to_vec();
+                    current.clone().with_protect(plan.filtered().collect::<Vec<_>>()).with_local(local)
                 }
                 Some(current) => plan.keeping(current),
                 None => plan,
@@ -200,20 +215,31 @@ impl Service {
         let reply = match input {
             Input::Closed => return self.close(number).await,
             Input::Malformed(error) => GuardReply::Failed { error },
-            Input::Request(GuardRequest::Set { netns, plan }) => match RoutePlan::try_from(&plan) {
-                _ if netns != self.netns => {
-                    let error = "the guard is in another network namespace".to_owned();
-                    GuardReply::Failed { error }
+            Input::Request(GuardRequest::Set { netns, .. } | GuardRequest::Unblock { netns, .. })
+                if netns != self.netns =>
+            {
+                GuardReply::Failed { error: "the guard is in another network namespace".to_owned() }
+            }
+            Input::Request(GuardRequest::Set { plan, release, .. }) => {
+                match RoutePlan::try_from(&plan).and_then(|plan| Ok((plan, parsed(&release)?))) {
+                    Ok((plan, release)) => self.set(number, plan, &release).await,
+                    Err(error) => GuardReply::Failed { error },
                 }
-                Ok(plan) => self.set(number, plan).await,
+            }
+            Input::Request(GuardRequest::Unblock { interface, prefixes, .. }) => match parsed(&prefixes) {
+                Ok(prefixes) => self.unblock(interface, &prefixes).await,
                 Err(error) => GuardReply::Failed { error },
             },
+            Input::Request(GuardRequest::Reload) => {
+                self.load().await;
+                GuardReply::Done { changes: Vec::new(), status: None }
+            }
             Input::Request(GuardRequest::Release) => self.release(number).await,
         };
         self.send(number, reply);
     }
 
-    async fn set(&mut self, number: u64, plan: RoutePlan) -> GuardReply {
+    async fn set(&mut self, number: u64, plan: RoutePlan, release: &[IpNet]) -> GuardReply {
         let name = plan.interface().to_owned();
         let other =
             self.connections.iter().any(|(n, c)| *n != number && c.interface.as_deref() == Some(&name));
@@ -223,8 +249,12 @@ impl Service {
         if let Some(connection) = self.connections.get_mut(&number) {
             connection.interface = Some(name.clone());
         }
+        let plan = match plan.is_connected() {
+            true => local::remembered(plan, self.guard.net(), &self.config_dir).await,
+            false => plan,
+        };
         let plan = match self.guard.plan(&name) {
-            Some(current) => plan.keeping(current),
+            Some(current) => plan.keeping(&current.clone().releasing(release)),
             None => plan,
         };
         match self.guard.set(plan).await {
@@ -235,6 +265,39 @@ impl Service {
             }
             Err(error) => GuardReply::Failed { error: error.to_string() },
         }
+    }
+
+    /// Releases blocks for `qvpn-ctl unblock`, but none of a daemon that runs.
+    async fn unblock(&mut self, interface: Option<String>, prefixes: &[IpNet]) -> GuardReply {
+        let failed = |error: String| GuardReply::Failed { error };
+        let known: Vec<String> = self.guard.interfaces().map(str::to_owned).collect();
+        let names: Vec<String> = match interface {
+            Some(name) if known.contains(&name) => vec![name],
+            Some(name) => return failed(format!("nothing of {name} is blocked")),
+            None => known,
+        };
+        if let Some(name) = names.iter().find(|name| self.is_claimed(name)) {
+            return failed(format!("the daemon of {name} runs; stop it first: `systemctl stop qvpn@{name}`"));
+        }
+        let mut all = Changes::default();
+        for name in names {
+            let Some(plan) = self.guard.plan(&name).cloned() else { continue };
+            let done = match prefixes {
+                [] => self.guard.release(&plan).await,
+                _ => match releasable(&self.config_dir, &plan, prefixes) {
+                    Ok(chosen) => self.guard.set(plan.releasing(&chosen)).await,
+                    Err(error) => return failed(error),
+                },
+            };
+            match done {
+                Ok(changes) => {
+                    report(&name, &changes);
+                    all.extend(changes);
+                }
+                Err(error) => return failed(error.to_string()),
+            }
+        }
+        GuardReply::Done { changes: lines(&all), status: None }
     }
 
     async fn release(&mut self, number: u64) -> GuardReply {
@@ -346,6 +409,33 @@ fn partial(file: &Path) -> Option<Result<RoutePlan, String>> {
         None => RoutePlan::new(&stem, allowed_ips, Table::Auto, 0, 51820),
     };
     Some(plan.map_err(|error| error.to_string()))
+}
+
+fn parsed(prefixes: &[String]) -> Result<Vec<IpNet>, String> {
+    let parse = |text: &String| text.parse().map_err(|error| format!("`{text}`: {error}"));
+    prefixes.iter().map(parse).collect()
+}
+
+/// What `plan` blocks inside `prefixes`, if no config has it any more.
+fn releasable(config_dir: &Path, plan: &RoutePlan, prefixes: &[IpNet]) -> Result<Vec<IpNet>, String> {
+    let mut configured = BTreeMap::new();
+    for file in configs(config_dir).unwrap_or_default() {
+        let plan = wanted(&file);
+        configured.extend(plan.iter().flat_map(|plan| plan.filtered()).map(|prefix| (prefix, file.clone())));
+    }
+    if let Some((prefix, file)) = prefixes.iter().find_map(|prefix| configured.get_key_value(prefix)) {
+        let file = file.display();
+        return Err(format!("{prefix} is in {file}: take it out of `allowed_ips` or `protect` first"));
+    }
+    let kept: Vec<IpNet> = plan.filtered().filter(|prefix| !configured.contains_key(prefix)).collect();
+    let inside = |kept: &&IpNet| prefixes.iter().any(|prefix| prefix.contains(*kept));
+    let chosen: Vec<IpNet> = kept.iter().filter(inside).copied().collect();
+    if chosen.is_empty() {
+        let kept: Vec<String> = kept.iter().map(ToString::to_string).collect();
+        let kept = if kept.is_empty() { "none".to_owned() } else { kept.join(", ") };
+        return Err(format!("no such prefix is blocked beyond the configs; those that are: {kept}"));
+    }
+    Ok(chosen)
 }
 
 fn lines(changes: &Changes) -> Vec<String> {

@@ -15,8 +15,10 @@ mod error;
 mod events;
 mod guard;
 mod import;
+mod interface_name;
 mod keys;
 mod kms_check;
+mod local;
 mod man_and_completions;
 mod metrics;
 mod output;
@@ -28,6 +30,7 @@ mod show;
 mod table;
 mod text;
 mod top;
+mod unblock;
 mod units;
 mod version;
 
@@ -37,7 +40,7 @@ use clap::{CommandFactory, Parser};
 use clap_complete::CompleteEnv;
 use qvpn_api::exit;
 
-use crate::cli::{Cli, Command, KmsCommand, PeerCommand};
+use crate::cli::{Cli, Command, KmsCommand, LocalCommand, PeerCommand};
 use crate::error::CtlError;
 
 /// Erases freed memory, because keys pass through this program.
@@ -105,15 +108,38 @@ fn run(cli: Cli) -> Result<(), CtlError> {
         Command::Peer(PeerCommand::List { interface, json }) => {
             commands::peer_list(&dirs.socket_dir, &interface, json)
         }
-        Command::Peer(PeerCommand::Add { interface, name, settings, save }) => {
-            peer::change(&dirs, &interface, peer::PeerChange::Add { name, settings }, save)
+        Command::Peer(PeerCommand::Add { interface, name, settings, save }) => peer::change(
+            &dirs,
+            &interface,
+            peer::PeerChange::Add { name, settings },
+            peer::Apply { save, unblock: false },
+        ),
+        Command::Peer(PeerCommand::Set { interface, peer, settings, unset, save, unblock }) => {
+            let how = peer::Apply { save, unblock };
+            peer::change(&dirs, &interface, peer::PeerChange::Set { peer, settings, unset }, how)
         }
-        Command::Peer(PeerCommand::Set { interface, peer, settings, unset, save }) => {
-            peer::change(&dirs, &interface, peer::PeerChange::Set { peer, settings, unset }, save)
+        Command::Peer(PeerCommand::Remove { interface, peer, save, unblock }) => {
+            let how = peer::Apply { save, unblock };
+            peer::change(&dirs, &interface, peer::PeerChange::Remove { peer }, how)
         }
-        Command::Peer(PeerCommand::Remove { interface, peer, save }) => {
-            peer::change(&dirs, &interface, peer::PeerChange::Remove { peer }, save)
-        }
+        Command::Peer(PeerCommand::Disable { interface, peer, save }) => peer::change(
+            &dirs,
+            &interface,
+            peer::PeerChange::Disable { peer },
+            peer::Apply { save, unblock: false },
+        ),
+        Command::Peer(PeerCommand::Enable { interface, peer, save }) => peer::change(
+            &dirs,
+            &interface,
+            peer::PeerChange::Enable { peer },
+            peer::Apply { save, unblock: false },
+        ),
+        Command::Peer(PeerCommand::Rename { interface, peer, name, save }) => peer::change(
+            &dirs,
+            &interface,
+            peer::PeerChange::Rename { peer, name },
+            peer::Apply { save, unblock: false },
+        ),
         Command::Import { file, qkd } => import::import(&file, qkd),
         Command::Doctor { interface, json } => doctor::doctor(&dirs, interface.as_deref(), json),
         Command::Kms(KmsCommand::Check { file, peer, other, no_take, json }) => {
@@ -137,8 +163,14 @@ fn run(cli: Cli) -> Result<(), CtlError> {
         }
         Command::Completions { shell } => man_and_completions::completions(shell),
         Command::Man { dir } => man_and_completions::man(&dir),
-        Command::Block { file, disown, .. } => routes::block(file.as_deref(), &dirs.config_dir, disown),
+        Command::Block { target, disown, .. } => {
+            let file = target.map(|text| unblock::Target::of(&text, &dirs.config_dir));
+            routes::block(file.map(|target| target.file).as_deref(), &dirs.config_dir, disown)
+        }
+        Command::Local(LocalCommand::Accept { interface, prefix }) => {
+            local::accept(&dirs, &interface, prefix)
+        }
         Command::Guard { .. } => guard::watch(&dirs.config_dir, &dirs.socket_dir),
-        Command::Unblock { interface } => routes::unblock(interface.as_deref(), &dirs.config_dir),
+        Command::Unblock { target, prefixes } => unblock::unblock(&dirs, target.as_deref(), &prefixes),
     }
 }

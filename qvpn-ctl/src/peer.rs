@@ -7,16 +7,18 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use qvpn_api::Config;
-use qvpn_api::config::{PeerEdit, edit_peer};
+use qvpn_api::config::{PeerEdit, edit_peer, protect};
 use qvpn_api::control::{Reply, Request};
 use qvpn_api::lookup;
+use qvpn_net::{IpNet, RoutePlan};
 use tempfile::NamedTempFile;
 
 use crate::cli::PeerSettings;
 use crate::client::Client;
 use crate::dirs::Dirs;
 use crate::error::CtlError;
-use crate::{config_file, endpoint, output, reload};
+use crate::output::{self, clean};
+use crate::{config_file, endpoint, reload};
 
 /// The requested change.
 pub(crate) enum PeerChange {
@@ -33,6 +35,16 @@ pub(crate) enum PeerChange {
     Remove {
         peer: String,
     },
+    Disable {
+        peer: String,
+    },
+    Enable {
+        peer: String,
+    },
+    Rename {
+        peer: String,
+        name: String,
+    },
 }
 
 impl PeerChange {
@@ -40,12 +52,21 @@ impl PeerChange {
     fn endpoint(&self) -> Option<&str> {
         match self {
             Self::Add { settings, .. } | Self::Set { settings, .. } => settings.endpoint.as_deref(),
-            Self::Remove { .. } => None,
+            _ => None,
         }
     }
 }
 
-pub(crate) fn change(dirs: &Dirs, interface: &str, wanted: PeerChange, save: bool) -> Result<(), CtlError> {
+/// What happens besides the change of the running config.
+#[derive(Clone, Copy)]
+pub(crate) struct Apply {
+    /// The file changes too.
+    pub(crate) save: bool,
+    /// Prefixes that no peer has any more are released.
+    pub(crate) unblock: bool,
+}
+
+pub(crate) fn change(dirs: &Dirs, interface: &str, wanted: PeerChange, how: Apply) -> Result<(), CtlError> {
     let mut client = Client::connect(&dirs.socket_dir, interface)?;
     let endpoint = wanted.endpoint().map(str::to_owned);
     let change = match wanted {
@@ -56,14 +77,36 @@ pub(crate) fn change(dirs: &Dirs, interface: &str, wanted: PeerChange, save: boo
             PeerEdit::Set { peer: whole_name(&mut client, &peer)?, settings: toml(&settings), unset }
         }
         PeerChange::Remove { peer } => PeerEdit::Remove { peer: whole_name(&mut client, &peer)? },
+        PeerChange::Disable { peer } => {
+            set(whole_name(&mut client, &peer)?, "disabled = true\n".to_owned(), &[])
+        }
+        PeerChange::Enable { peer } => set(whole_name(&mut client, &peer)?, String::new(), &["disabled"]),
+        PeerChange::Rename { peer, name } => {
+            set(whole_name(&mut client, &peer)?, format!("name = {}\n", quoted(&name)), &[])
+        }
     };
-    let pending = match save {
-        true => Some(Pending::prepare(&dirs.config_dir.join(format!("{interface}.toml")), &change)?),
+    let file = dirs.config_dir.join(format!("{interface}.toml"));
+    let pending = match how.save {
+        true => Some(Pending::prepare(&file, &change, how.unblock)?),
         false => None,
     };
-    match client.ask(&Request::EditPeer { change })? {
-        Reply::Reload { changes } => output::print(&reload::changed(&changes))?,
+    let kept = match client.ask(&Request::EditPeer { change })? {
+        Reply::Reload { changes, kept } => {
+            output::print(&reload::changed(&changes))?;
+            kept
+        }
         _ => return Err(client.unexpected()),
+    };
+    if how.unblock && !kept.is_empty() {
+        match client.ask(&Request::Unblock { prefixes: kept })? {
+            Reply::Unblocked { prefixes } => {
+                let line = |prefix: &String| format!("{} is no longer blocked\n", clean(prefix));
+                output::print(&prefixes.iter().map(line).collect::<String>())?;
+            }
+            _ => return Err(client.unexpected()),
+        }
+    } else {
+        reload::note_kept(interface, &kept);
     }
     if let Some(warning) = endpoint.as_deref().and_then(endpoint::unresolved) {
         output::note(&warning);
@@ -77,6 +120,10 @@ pub(crate) fn change(dirs: &Dirs, interface: &str, wanted: PeerChange, save: boo
             Ok(())
         }
     }
+}
+
+fn set(peer: String, settings: String, unset: &[&str]) -> PeerEdit {
+    PeerEdit::Set { peer, settings, unset: unset.iter().map(|key| (*key).to_owned()).collect() }
 }
 
 fn whole_name(client: &mut Client, text: &str) -> Result<String, CtlError> {
@@ -127,17 +174,23 @@ struct Pending {
 }
 
 impl Pending {
-    /// Writes the changed config of `path` to a temporary file beside it.
-    fn prepare(path: &Path, change: &PeerEdit) -> Result<Self, CtlError> {
+    /// Writes the changed config of `path` to a temporary file beside it. What is no longer an allowed IP
+    /// goes to `protect`, except with `unblock`.
+    fn prepare(path: &Path, change: &PeerEdit, unblock: bool) -> Result<Self, CtlError> {
         let failed = |source| CtlError::Save { file: path.to_owned(), source };
         // If it is a symbolic link, its target changes.
         let file = fs::canonicalize(path).map_err(failed)?;
         let lock = File::open(&file).map_err(failed)?;
         lock.lock().map_err(failed)?;
         let before = fs::read_to_string(&file).map_err(failed)?;
-        let after =
-            edit_peer(&before, change).map_err(|source| CtlError::Edit { file: file.clone(), source })?;
-        let config = Config::parse(&file, &after)?;
+        let edit = |source| CtlError::Edit { file: file.clone(), source };
+        let mut after = edit_peer(&before, change).map_err(edit)?;
+        let mut config = Config::parse(&file, &after)?;
+        let freed = freed(&file, &before, &config);
+        if !unblock && !freed.is_empty() {
+            after = protect(&after, &freed).map_err(edit)?;
+            config = Config::parse(&file, &after)?;
+        }
         config.check_files()?;
         let directory = file.parent().unwrap_or(Path::new("/"));
         let new = config_file::temporary(directory, &after, &lock).map_err(failed)?;
@@ -154,6 +207,14 @@ impl Pending {
         config_file::persist(new, &file).map_err(failed)?;
         Ok(file)
     }
+}
+
+/// The prefixes that the config `before` protects and `after` does not.
+fn freed(file: &Path, before: &str, after: &Config) -> Vec<IpNet> {
+    let old = Config::parse(file, before).ok().and_then(|config| RoutePlan::of(&config).ok());
+    let (Some(old), Ok(new)) = (old, RoutePlan::of(after)) else { return Vec::new() };
+    let protected = new.protect().clone();
+    new.keeping(&old).protect().difference(&protected).copied().collect()
 }
 
 #[cfg(test)]

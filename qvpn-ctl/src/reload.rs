@@ -12,7 +12,11 @@ use crate::output::{self, clean};
 pub(crate) fn reload(dir: &Path, interface: &str) -> Result<(), CtlError> {
     let mut client = Client::connect(dir, interface)?;
     match client.ask(&Request::Reload)? {
-        Reply::Reload { changes } => output::print(&changed(&changes)),
+        Reply::Reload { changes, kept } => {
+            output::print(&changed(&changes))?;
+            note_kept(interface, &kept);
+            Ok(())
+        }
         _ => Err(client.unexpected()),
     }
 }
@@ -22,6 +26,13 @@ pub(crate) fn changed(changes: &[String]) -> String {
     match changes {
         [] => "nothing changed\n".to_owned(),
         changes => changes.iter().map(|change| format!("{}\n", clean(change))).collect(),
+    }
+}
+
+/// Names what stays blocked though the config no longer has it, and how it is released.
+pub(crate) fn note_kept(interface: &str, kept: &[String]) {
+    for prefix in kept {
+        output::note(&format!("{prefix} stays blocked; `qvpn-ctl unblock {interface} {prefix}` releases it"));
     }
 }
 

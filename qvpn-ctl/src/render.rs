@@ -4,8 +4,8 @@
 
 use qvpn_api::config::QkdPolicy;
 use qvpn_api::status::{
-    Counts, InterfaceStatus, KmeState, KmeStatus, LaneState, PeerState, PeerStatus, RoutingStatus, Status,
-    UnresolvedRoute, sources_text,
+    Counts, DeviceStatus, GuardStatus, InterfaceStatus, KmeState, KmeStatus, LaneState, PeerState,
+    PeerStatus, RoutingStatus, Status, UnresolvedRoute, sources_text,
 };
 use qvpn_identity::PublicIdentity;
 
@@ -62,6 +62,7 @@ pub(crate) fn tone_of(state: PeerState) -> Tone {
         PeerState::Up => Tone::Good,
         PeerState::Connecting | PeerState::Degraded => Tone::Warn,
         PeerState::Blocked => Tone::Bad,
+        PeerState::Disabled => Tone::Plain,
     }
 }
 
@@ -103,7 +104,7 @@ impl Page {
     fn summary(&mut self, i: &InterfaceStatus, rows: usize) {
         let up = i.peers.iter().filter(|p| p.state == PeerState::Up).count();
         let mut facts = vec![format!("{up} of {} up", things(i.peers.len(), "site"))];
-        for state in [PeerState::Blocked, PeerState::Connecting, PeerState::Degraded] {
+        for state in [PeerState::Blocked, PeerState::Connecting, PeerState::Degraded, PeerState::Disabled] {
             let n = i.peers.iter().filter(|p| p.state == state).count();
             if i.peers.len() > MAX_DETAILED_PEERS && n > 0 {
                 facts.push(format!("{n} {}", state.as_str()));
@@ -155,6 +156,7 @@ impl Page {
         self.known("mtu", i.mtu.map(|m| m.to_string()));
         self.known("up for", i.uptime_s.map(duration));
         self.counts("dropped", &i.drops, Tone::Plain);
+        self.block(i);
         self.routing(i);
         for kme in &i.kmes {
             self.text.push('\n');
@@ -191,6 +193,16 @@ impl Page {
                 n => some_of(n, &routed.prefixes),
             },
         );
+    }
+
+    /// The fail-closed block and the device.
+    fn block(&mut self, i: &InterfaceStatus) {
+        if let Some((text, tone)) = i.device.as_ref().and_then(|device| device_text(device, &i.name)) {
+            self.toned("device", &text, tone);
+        }
+        let Some(guard) = &i.guard else { return };
+        let (text, tone) = block_text(guard);
+        self.toned("block", &text, tone);
     }
 
     fn kme(&mut self, k: &KmeStatus) {
@@ -381,6 +393,48 @@ pub(crate) fn unresolved(routing: &RoutingStatus) -> Option<String> {
     (routing.unresolved_routes > 0).then(|| some_of(routing.unresolved_routes, &first))
 }
 
+/// What became of the device, unless it is as it must be.
+pub(crate) fn device_text(device: &DeviceStatus, interface: &str) -> Option<(String, Tone)> {
+    match device.state.as_str() {
+        "up" => None,
+        "renamed" => {
+            let now = device.name.as_deref().unwrap_or("another name");
+            let text =
+                format!("its name is {now}, since another device is called {interface}; the tunnel goes on");
+            Some((text, Tone::Warn))
+        }
+        _ => {
+            let text = format!(
+                "it was deleted or moved to another network namespace; its prefixes are blocked: `systemctl \
+                 restart qvpn@{interface}`"
+            );
+            Some((text, Tone::Bad))
+        }
+    }
+}
+
+/// Both layers of the block.
+pub(crate) fn block_text(guard: &GuardStatus) -> (String, Tone) {
+    if guard.protected.is_empty() {
+        let text = "nothing is blocked: `table` leaves the routes to others, or no peer has allowed IPs, \
+         and there \
+                    is no `protect`";
+        return (text.to_owned(), Tone::Warn);
+    }
+    let n = guard.protected.len();
+    let prefixes = if n == 1 { "1 prefix".to_owned() } else { format!("{n} prefixes") };
+    let word = |state: &str| state.replace('_', " ");
+    let (routes, filter) = (word(&guard.routes), word(&guard.nftables));
+    let reason = guard.reason.as_ref().map(|reason| format!(": {reason}")).unwrap_or_default();
+    let both = guard.routes == "in_force" && guard.nftables == "in_force";
+    let kept = match &guard.kept[..] {
+        [] => String::new(),
+        kept => format!("; in no config any more: {} (`qvpn-ctl unblock` releases it)", kept.join(", ")),
+    };
+    let text = format!("{prefixes}: routes {routes}, filter {filter}{reason}{kept}");
+    (text, if both { Tone::Plain } else { Tone::Bad })
+}
+
 /// What to do about a peer that doesn't work.
 pub(crate) fn advice(p: &PeerStatus, i: &InterfaceStatus) -> Option<String> {
     let kmes_down = !i.kmes.is_empty() && i.kmes.iter().all(|k| k.state == Some(KmeState::Down));
@@ -390,7 +444,7 @@ pub(crate) fn advice(p: &PeerStatus, i: &InterfaceStatus) -> Option<String> {
             "no KME of this site answers and only the stock is left: fix the KME, whose error is above"
                 .to_owned(),
         ),
-        PeerState::Up => None,
+        PeerState::Up | PeerState::Disabled => None,
         _ if kmes_down && no_stock && p.qkd_policy != QkdPolicy::Off => {
             Some("fix the KME, whose error is above; the tunnel recovers by itself".to_owned())
         }

@@ -1,5 +1,5 @@
-//! `block` and `unblock`: the fail-closed routes without a daemon, for the boot unit and for operators. A
-//! failure doesn't stop the rest, because each missing block is a leak.
+//! `block`: the fail-closed block without a daemon, for operators. A failure doesn't stop the rest, because
+//! each missing block is a leak.
 
 use std::path::Path;
 
@@ -51,7 +51,10 @@ async fn block_one(guard: &mut Guard, file: &Path, skip_open: bool) -> Result<()
     }
     let plan = plan(&config)?;
     if plan.blocks().next().is_none() && i.table == Table::Off {
-        return output::print(&format!("{}: not blocked, because its config says table = \"off\"\n", i.name));
+        return output::print(&format!(
+            "{}: nothing is blocked, because its config says table = \"off\" and has no `protect`\n",
+            i.name
+        ));
     }
     report(&i.name, &set(guard, plan).await?, "blocked already")
 }
@@ -70,14 +73,15 @@ async fn block_partial(guard: &mut Guard, file: &Path) -> Result<(), CtlError> {
     if allowed_ips.is_empty() {
         return Ok(());
     }
+    let name = file.file_stem().unwrap_or_default().to_string_lossy();
     let plan = match &interface {
         Some(i) => RoutePlan::new(&i.name, allowed_ips, i.table, i.fwmark, i.listen_port)
             .map(|plan| plan.with_local(i.local.clone()).with_protect(i.protect.iter().copied())),
-        None => RoutePlan::new("qvpn0", allowed_ips, Table::Auto, 0, 51820),
+        // Another config must not take its place.
+        None => RoutePlan::new(&name, allowed_ips, Table::Auto, 0, 51820),
     };
     let plan = plan.map_err(|source| CtlError::Plan { file: file.to_owned(), source })?;
     let changes = set(guard, plan).await?;
-    let name = file.file_stem().unwrap_or_default().to_string_lossy();
     report(&name, &changes, "blocked already")?;
     output::note(&format!(
         "qvpn-ctl: {}: the config is refused; the readable part of its allowed_ips is blocked. After you \
@@ -87,26 +91,12 @@ async fn block_partial(guard: &mut Guard, file: &Path) -> Result<(), CtlError> {
     Ok(())
 }
 
-pub(crate) fn unblock(interface: Option<&str>, config_dir: &Path) -> Result<(), CtlError> {
-    let plan = match interface {
-        Some(name) => Some(plan(&Config::load(&config_dir.join(format!("{name}.toml")))?)?),
-        None => None,
-    };
-    with_guard(async |guard| {
-        let changes = match &plan {
-            Some(plan) => guard.release(plan).await?,
-            None => guard.release_all().await?,
-        };
-        report(interface.unwrap_or("all interfaces"), &changes, "nothing was blocked")
-    })
-}
-
 /// The routes of a config.
 pub(crate) fn plan(config: &Config) -> Result<RoutePlan, CtlError> {
     RoutePlan::of(config).map_err(|source| CtlError::Plan { file: config.path.clone(), source })
 }
 
-fn with_guard(work: impl AsyncFnOnce(&mut Guard) -> Result<(), CtlError>) -> Result<(), CtlError> {
+pub(crate) fn with_guard(work: impl AsyncFnOnce(&mut Guard) -> Result<(), CtlError>) -> Result<(), CtlError> {
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(CtlError::Runtime)?;
     runtime.block_on(async {
@@ -118,7 +108,7 @@ fn with_guard(work: impl AsyncFnOnce(&mut Guard) -> Result<(), CtlError>) -> Res
     })
 }
 
-fn report(name: &str, changes: &Changes, nothing: &str) -> Result<(), CtlError> {
+pub(crate) fn report(name: &str, changes: &Changes, nothing: &str) -> Result<(), CtlError> {
     for warning in &changes.warnings {
         output::note(&format!("qvpn-ctl: {name}: warning: {warning}"));
     }

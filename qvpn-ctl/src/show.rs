@@ -88,7 +88,7 @@ pub(crate) fn filter(
         interface.peers.push(found);
     }
     if down {
-        interface.peers.retain(|peer| peer.state != PeerState::Up);
+        interface.peers.retain(|peer| !matches!(peer.state, PeerState::Up | PeerState::Disabled));
     }
     Ok(())
 }
@@ -100,6 +100,7 @@ pub(crate) fn sort_by_state(interface: &mut InterfaceStatus) {
         PeerState::Connecting => 1,
         PeerState::Degraded => 2,
         PeerState::Up => 3,
+        PeerState::Disabled => 4,
     });
 }
 

@@ -47,6 +47,23 @@ pub(crate) fn check(config: Config) -> Result<Config, ConfigErrors> {
     Ok(config)
 }
 
+/// Another config of the host that has a prefix of this one.
+pub(crate) struct SharedPrefixes {
+    /// Its interface.
+    pub(crate) interface: String,
+    /// The prefixes, as errors of this config.
+    pub(crate) errors: ConfigErrors,
+}
+
+/// What `config` shares with other configs of its directory. To be called before the sandbox hides them.
+pub(crate) fn shared_prefixes(config: &Config) -> Vec<SharedPrefixes> {
+    let shared = |other: Config| {
+        let errors = config.check_shared_prefixes(&other).err()?;
+        Some(SharedPrefixes { interface: other.interface.name, errors })
+    };
+    config.other_interfaces().into_iter().filter_map(shared).collect()
+}
+
 fn read_psks(config: &Config) -> Result<Vec<Option<Arc<Psk>>>, ConfigErrors> {
     let mut psks = Vec::new();
     let mut errors: Option<ConfigErrors> = None;

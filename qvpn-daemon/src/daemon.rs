@@ -40,14 +40,16 @@ pub(crate) struct Daemon {
 
 impl Daemon {
     pub(crate) fn status(&self, now: Time) -> Status {
-        let mut whole = status::status(&self.config.interface, self.local.public(), &self.peers, now);
-        let guard = self.routes.status().map(status::guard_status);
+        let mut whole = status::status(&self.config, self.local.public(), &self.peers, now);
+        let kept = self.routes.kept(&self.settings.routes);
+        let guard = self.routes.status().map(|guard| status::guard_status(guard, &kept));
         let addresses = self.settings.device.addresses.iter().map(|net| net.addr());
         let link_local = addresses.filter(|ip| matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local()));
         let routing = self.peers.routing_status(link_local.map(|ip| ip.to_string()).next());
         for interface in &mut whole.interfaces {
             interface.guard.clone_from(&guard);
             interface.routing.clone_from(&routing);
+            status::note_device(interface, self.routes.device_state());
         }
         whole
     }
@@ -62,7 +64,7 @@ impl Daemon {
     /// Sets the MTU of the routes to what the paths were measured to take.
     pub(crate) async fn follow_path_mtus(&mut self) {
         let plan = self.peers.with_mtus(self.settings.routes.clone());
-        if let Err(error) = self.routes.apply(plan).await {
+        if let Err(error) = self.routes.apply(&plan).await {
             tracing::error!("can't set the MTU of a path on its routes: {error}; set `mtu` to a number");
         }
     }

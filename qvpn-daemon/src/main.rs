@@ -89,6 +89,7 @@ fn start(config: &Path, socket_dir: Option<PathBuf>) -> Result<(), DaemonError> 
     let config = config_files::load(config)?;
     log::set_interface(&config.interface.name);
     log::configure(config.interface.log_level);
+    let shared = config_files::shared_prefixes(&config);
     let socket = ControlSocket::bind(&socket_dir, &config.interface.name, config.access.as_ref())?;
     let confined = sandbox::confine(&config, &socket_dir)?;
     for line in dropped.iter().chain(&confined) {
@@ -100,5 +101,5 @@ fn start(config: &Path, socket_dir: Option<PathBuf>) -> Result<(), DaemonError> 
         .enable_all()
         .build()
         .map_err(|error| DaemonError::system("start the runtime", error))?;
-    runtime.block_on(run::run(config, socket, &socket_dir))
+    runtime.block_on(run::run(config, shared, socket, &socket_dir))
 }

@@ -10,7 +10,7 @@ use qvpn_api::events::EventKind;
 use qvpn_api::status::RoutingStatus;
 use qvpn_dataplane::{InterfaceStats, KernelRoutes, LaneEvent};
 use qvpn_identity::PublicIdentity;
-use qvpn_net::RoutePlan;
+use qvpn_net::{IpNet, RoutePlan};
 use qvpn_proto::session::{DatagramClass, Demux, WireGuardLink};
 use qvpn_proto::wire::limits::MAX_PEERS;
 use qvpn_proto::{LaneReport, Peer};
@@ -33,6 +33,8 @@ use crate::translate;
 /// At most one handshake from an unknown key is logged in this time.
 const UNKNOWN_KEY_LOG_INTERVAL: Duration = Duration::from_secs(5);
 const CERTIFICATE_CHECK_INTERVAL: Duration = Duration::from_secs(60);
+/// A number that no peer has. What the table of allowed IPs gives to it is dropped.
+const DISABLED_PEER: u16 = u16::MAX;
 /// The smallest MTU that IPv6 allows, in bytes (RFC 8200).
 const MIN_IPV6_MTU: u16 = 1280;
 
@@ -67,6 +69,8 @@ pub(crate) struct Peers {
     /// Under `routes = "kernel"`.
     routing: Option<KernelRouting>,
     measure_paths: bool,
+    /// Allowed IPs of disabled peers.
+    idle: Vec<IpNet>,
     started: Time,
     unknown_key_logged: Option<Time>,
     certificates: CertificateWatch,
@@ -97,6 +101,7 @@ impl Peers {
             lanes: settings.fixed.lanes,
             routing,
             measure_paths: settings.measure_paths,
+            idle: settings.idle.clone(),
             started: now,
             unknown_key_logged: None,
             certificates: CertificateWatch::default(),
@@ -299,6 +304,7 @@ impl Peers {
     pub(crate) fn reconfigure(&mut self, settings: &Settings, kmes: Kmes, now: Time) {
         self.kmes = kmes;
         self.measure_paths = settings.measure_paths;
+        self.idle.clone_from(&settings.idle);
         // The same X25519 key with another ML-KEM key is another peer.
         let stays = |key: &PublicIdentity| settings.peers.iter().any(|peer| peer.public_key() == key);
         let keys = self.runtimes.values().map(|runtime| *runtime.settings().public_key());
@@ -431,7 +437,8 @@ impl Peers {
         let table = translate::allowed_ips(
             self.runtimes
                 .iter()
-                .map(|(number, runtime)| (*number, runtime.settings().config.allowed_ips.as_slice())),
+                .map(|(number, runtime)| (*number, runtime.settings().config.allowed_ips.as_slice()))
+                .chain([(DISABLED_PEER, self.idle.as_slice())]),
         );
         let table = Arc::new(table);
         for lane in 0..self.lanes {

@@ -1,7 +1,7 @@
 //! A reload: [`Change::prepare`] compares what two configs mean and refuses what a running daemon can't
 //! change; [`Change::commit`] applies what differs.
 
-use qvpn_api::config::{self, Interface, KeyChange, QkdPolicy};
+use qvpn_api::config::{self, Interface, KeyChange, Peer, QkdPolicy};
 use qvpn_api::control::{ErrorCode, ErrorReply};
 use qvpn_api::events::{Caller, EventKind};
 use qvpn_api::{Config, ConfigErrors};
@@ -149,14 +149,14 @@ fn report(change: KeyChange, caller: &Caller, events: &Events) {
 
 /// Sets routes and device, or leaves both as they were.
 async fn apply_network(daemon: &mut Daemon, new: &Settings) -> Result<(), NetError> {
-    daemon.routes.apply(daemon.peers.with_mtus(new.routes.clone())).await?;
+    daemon.routes.apply(&daemon.peers.with_mtus(new.routes.clone())).await?;
     if new.device == daemon.settings.device {
         return Ok(());
     }
     let result = daemon.routes.set_device(&new.device).await;
     if result.is_err() {
         let former = daemon.peers.with_mtus(daemon.settings.routes.clone());
-        if let Err(error) = daemon.routes.apply(former).await {
+        if let Err(error) = daemon.routes.apply(&former).await {
             tracing::error!("going back to the former routes: {error}");
         }
     }
@@ -188,7 +188,14 @@ fn compare(old: (&Config, &Settings), new: (&Config, &Settings)) -> Result<Vec<S
     if old.0.access != new.0.access {
         words.push("[access] changed".to_owned());
     }
-    words.extend(peer_changes(&old.1.peers, &new.1.peers));
+    let switched = switched_peers(old.0, new.0);
+    words.extend(switched.iter().map(|(peer, verb)| format!("peer {} {verb}", peer.name)));
+    let key_is_switched =
+        |peer: &&PeerSettings| switched.iter().any(|(p, _)| p.public_key == *peer.public_key());
+    let rest = |list: &[PeerSettings]| {
+        list.iter().filter(|peer| !key_is_switched(peer)).cloned().collect::<Vec<_>>()
+    };
+    words.extend(peer_changes(&rest(&old.1.peers), &rest(&new.1.peers)));
     Ok(words)
 }
 
@@ -212,6 +219,7 @@ fn interface_changes(old: &Interface, new: &Interface) -> (Vec<String>, Vec<Stri
         local,
         routes,
         routes_table,
+        local_connected,
         metrics_listen,
         log_level,
     } = new;
@@ -246,7 +254,7 @@ fn interface_changes(old: &Interface, new: &Interface) -> (Vec<String>, Vec<Stri
         (*fwmark == old.fwmark, "fwmark"),
         (*on_stop == old.on_stop, "on_stop"),
         (*protect == old.protect, "protect"),
-        (*local == old.local, "local"),
+        (*local == old.local && *local_connected == old.local_connected, "local"),
         (*metrics_listen == old.metrics_listen, "metrics_listen"),
         (*log_level == old.log_level, "log_level"),
     ];
@@ -258,6 +266,22 @@ fn interface_changes(old: &Interface, new: &Interface) -> (Vec<String>, Vec<Stri
             .map(|(_, what)| format!("{what}; restart the daemon for that, or write the former value"))
             .collect(),
     )
+}
+
+/// The peers that the new config disables or enables.
+fn switched_peers<'c>(old: &'c Config, new: &'c Config) -> Vec<(&'c Peer, &'static str)> {
+    let of = |config: &'c Config, peer: &Peer| config.peers.iter().find(|p| p.public_key == peer.public_key);
+    let verb = |peer: &Peer| match (of(old, peer), peer.disabled) {
+        (Some(before), true) if before.disabled => (before != peer).then_some("changed"),
+        (Some(_), true) => Some("disabled"),
+        (Some(before), false) if before.disabled => Some("enabled"),
+        // Those that are disabled are not among the peers that run.
+        (None, true) => Some("added, disabled"),
+        _ => None,
+    };
+    let gone = old.peers.iter().filter(|peer| peer.disabled && of(new, peer).is_none());
+    let changed = new.peers.iter().filter_map(|peer| Some((peer, verb(peer)?)));
+    changed.chain(gone.map(|peer| (peer, "removed"))).collect()
 }
 
 fn peer_changes(old: &[PeerSettings], new: &[PeerSettings]) -> Vec<String> {

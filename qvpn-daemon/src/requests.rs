@@ -1,6 +1,6 @@
 //! Answers the requests of control connections.
 
-use qvpn_api::config::{self, EditError, PeerEdit};
+use qvpn_api::config::{self, EditError, IpNet, PeerEdit};
 use qvpn_api::control::{ErrorCode, ErrorReply, PeerSummary, Reply, Request};
 use qvpn_api::events::Caller;
 use qvpn_api::{Config, ConfigErrors};
@@ -29,18 +29,21 @@ async fn answer(request: Request, uid: Option<u32>, daemon: &mut Daemon) -> Repl
         Request::Peers => Reply::Peers(daemon.config.peers.iter().map(summary).collect()),
         Request::Rekey { peer } => rekey(daemon, peer.as_deref()),
         Request::Metrics => Reply::Metrics { text: daemon.metrics_text(clock::now()) },
-        Request::Reload => reloaded(reload(daemon, &caller::user(uid)).await),
         Request::PlanReload => match prepare_reload(daemon).await {
             Ok(change) => Reply::Plan { changes: change.keys(daemon) },
             Err(error) => Reply::Error(error),
         },
         Request::Config => try_config::config(daemon),
-        Request::TryConfig { within_s } => {
-            reloaded(try_config::start(daemon, within_s, &caller::user(uid)).await)
-        }
         Request::Confirm => try_config::confirm(daemon).map_or_else(Reply::Error, |()| Reply::Confirmed),
-        Request::GoBack => reloaded(try_config::go_back(daemon, &caller::user(uid)).await),
-        Request::EditPeer { change } => reloaded(edit_peer(daemon, &change, &caller::user(uid)).await),
+        Request::Reload | Request::TryConfig { .. } | Request::GoBack | Request::EditPeer { .. } => {
+            let before = kept(daemon);
+            let result = put_in_force(request, &caller::user(uid), daemon).await;
+            reload_reply(result, &before, daemon)
+        }
+        Request::Unblock { prefixes } => match unblock(daemon, &prefixes).await {
+            Ok(prefixes) => Reply::Unblocked { prefixes },
+            Err(error) => Reply::Error(ErrorReply::new(ErrorCode::Failed, error)),
+        },
         // The control socket answers these itself.
         Request::Events { .. } | Request::Version => {
             Reply::Error(ErrorReply::new(ErrorCode::Failed, "this request is not for the peers"))
@@ -48,8 +51,40 @@ async fn answer(request: Request, uid: Option<u32>, daemon: &mut Daemon) -> Repl
     }
 }
 
-fn reloaded(result: Result<Vec<String>, ErrorReply>) -> Reply {
-    result.map_or_else(Reply::Error, |changes| Reply::Reload { changes })
+/// Does what a request for another config asks for.
+async fn put_in_force(
+    request: Request,
+    caller: &Caller,
+    daemon: &mut Daemon,
+) -> Result<Vec<String>, ErrorReply> {
+    match request {
+        Request::TryConfig { within_s } => try_config::start(daemon, within_s, caller).await,
+        Request::GoBack => try_config::go_back(daemon, caller).await,
+        Request::EditPeer { change } => edit_peer(daemon, &change, caller).await,
+        _ => reload(daemon, caller).await,
+    }
+}
+
+/// The prefixes that stay blocked though the config no longer has them.
+fn kept(daemon: &Daemon) -> Vec<String> {
+    daemon.routes.kept(&daemon.settings.routes).iter().map(ToString::to_string).collect()
+}
+
+fn reload_reply(result: Result<Vec<String>, ErrorReply>, before: &[String], daemon: &Daemon) -> Reply {
+    match result {
+        Ok(changes) => {
+            let kept = kept(daemon).into_iter().filter(|prefix| !before.contains(prefix)).collect();
+            Reply::Reload { changes, kept }
+        }
+        Err(error) => Reply::Error(error),
+    }
+}
+
+async fn unblock(daemon: &mut Daemon, prefixes: &[String]) -> Result<Vec<String>, String> {
+    let parse = |text: &String| text.parse::<IpNet>().map_err(|error| format!("`{text}`: {error}"));
+    let prefixes = prefixes.iter().map(parse).collect::<Result<Vec<_>, _>>()?;
+    let released = daemon.routes.unblock(&prefixes, &daemon.settings.routes).await?;
+    Ok(released.iter().map(ToString::to_string).collect())
 }
 
 fn summary(peer: &config::Peer) -> PeerSummary {
@@ -68,8 +103,13 @@ fn summary(peer: &config::Peer) -> PeerSummary {
 /// Starts a fresh epoch with one peer, or with all.
 fn rekey(daemon: &mut Daemon, name_or_key: Option<&str>) -> Reply {
     let wanted: Vec<&config::Peer> = match name_or_key {
-        None => daemon.config.peers.iter().collect(),
+        None => daemon.config.peers.iter().filter(|peer| !peer.disabled).collect(),
         Some(text) => match daemon.config.find_peer(text) {
+            Ok(peer) if peer.disabled => {
+                let message =
+                    format!("peer {0} is disabled; enable it first: `qvpn-ctl peer enable`", peer.name);
+                return Reply::Error(ErrorReply::new(ErrorCode::Failed, message));
+            }
             Ok(peer) => vec![peer],
             Err(error) => return Reply::Error(ErrorReply::new(ErrorCode::NoSuchPeer, error.to_string())),
         },
@@ -113,6 +153,9 @@ async fn edit_peer(
         let details = errors.list().iter().map(|e| format!("{}; {}", e.what, e.fix)).collect();
         reload::refused("the change is refused", details)
     };
-    let new = Config::parse(&old.path, &text).map_err(|errors| refused(&errors))?;
+    let mut new = Config::parse(&old.path, &text).map_err(|errors| refused(&errors))?;
+    if new.interface.local_connected && old.interface.local_connected {
+        new.interface.local.clone_from(&old.interface.local);
+    }
     reload::prepare(daemon, new, &refused).await?.commit(daemon, caller).await
 }

@@ -2,12 +2,16 @@
 //! keeps them in force where one runs; else this daemon does, with the same code. The block stays when the
 //! daemon ends, unless it is stopped and the config says `on_stop = "open"`.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use qvpn_api::config::OnStop;
 use qvpn_api::events::EventKind;
-use qvpn_net::{Changes, Guard, GuardClient, GuardReply, IpNet, Net, NetError, RoutePlan, TunnelStatus};
+use qvpn_net::{
+    Change, Changes, ConnectedNetwork, DeviceState, Guard, GuardClient, GuardReply, IpNet, Local, Net,
+    NetError, RoutePlan, TunnelStatus, Watch,
+};
 use tokio::time::Instant;
 
 use crate::events::Events;
@@ -26,7 +30,7 @@ const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 /// Who keeps the block in force.
 enum Keeper {
     Own(Box<Guard>),
-    Resident(GuardClient, Option<TunnelStatus>),
+    Resident(Box<GuardClient>, Option<TunnelStatus>),
 }
 
 /// What [`Routes::restore`] has to deal with.
@@ -47,6 +51,8 @@ pub(crate) struct Routes {
     look_for_guard_at: Instant,
     plan: RoutePlan,
     device: DeviceSettings,
+    device_watch: Option<Watch>,
+    device_state: DeviceState,
     /// The last failure, so that one that lasts is logged once.
     failure: Option<String>,
 }
@@ -54,23 +60,23 @@ pub(crate) struct Routes {
 impl Routes {
     /// Puts the block in place, before there is a device. The guard's socket is looked for in `socket_dir`.
     pub(crate) async fn block(plan: RoutePlan, socket_dir: &Path) -> Result<Self, NetError> {
-        if plan.filtered().next().is_none() && !plan.uses_guard_table() {
-            tracing::warn!(
-                "nothing is blocked: `table` leaves the routes to others, and there is no `protect`"
-            );
-        }
+        warn_of_nothing_blocked(&plan);
         let keeper = match resident(socket_dir, &plan).await {
             Some(keeper) => keeper,
             None => Keeper::Own(own(&plan).await?),
         };
+        let net = Net::connect()?;
+        warn_of_blocked_networks(&net, &plan).await;
         Ok(Self {
-            net: Net::connect()?,
+            net,
             keeper,
             socket_dir: socket_dir.to_owned(),
             pending: None,
             look_for_guard_at: Instant::now() + RETRY_INTERVAL,
             plan,
             device: DeviceSettings::default(),
+            device_watch: None,
+            device_state: DeviceState::Up,
             failure: None,
         })
     }
@@ -83,6 +89,7 @@ impl Routes {
         }
         let name = self.plan.interface().to_owned();
         let index = self.net.devices([name.as_str()]).await?.get(&name).copied();
+        self.device_watch = Some(self.net.watch_devices()?);
         self.set(self.plan.clone().on_device(index)).await
     }
 
@@ -111,32 +118,95 @@ impl Routes {
         }
     }
 
+    /// What became of the device.
+    pub(crate) fn device_state(&self) -> &DeviceState {
+        &self.device_state
+    }
+
     /// Applies another plan, and keeps blocked what the plan before blocked; if that fails, goes back to
     /// the plan before.
-    pub(crate) async fn apply(&mut self, new: RoutePlan) -> Result<(), NetError> {
+    pub(crate) async fn apply(&mut self, configured: &RoutePlan) -> Result<(), NetError> {
+        let new = configured.clone();
         let new = new.on_device(self.plan.device()).keeping(&self.plan);
         let old = self.plan.clone();
+        if old.filtered().next().is_some() {
+            warn_of_nothing_blocked(&new);
+        }
         if let Err(error) = self.set(new).await {
             if let Err(back) = self.set(old).await {
                 tracing::error!("going back to the former routes: {back}");
             }
             return Err(error);
         }
-        for prefix in self.plan.protect().difference(old.protect()) {
+        let name = self.plan.interface();
+        for prefix in self.kept(configured).iter().filter(|kept| !old.protect().contains(kept)) {
             tracing::warn!(
-                "{prefix} stays blocked; to release it, stop the daemon and qvpn-guard, then run `qvpn-ctl \
-                 unblock`"
+                "{prefix} stays blocked although the config no longer has it; `qvpn-ctl unblock {name} \
+                 {prefix}` \
+                 releases it"
             );
         }
         Ok(())
     }
 
+    /// Prefixes that stay blocked though `configured`, the plan of the config, does not have them.
+    pub(crate) fn kept(&self, configured: &RoutePlan) -> Vec<IpNet> {
+        let configured: BTreeSet<IpNet> = configured.filtered().collect();
+        // The guard may keep some from before this daemon started.
+        let blocked = self.status().map(|status| status.protected).unwrap_or_default();
+        blocked.into_iter().filter(|prefix| !configured.contains(prefix)).collect()
+    }
+
+    /// Releases the kept prefixes that lie inside `prefixes`, and returns them.
+    ///
+    /// # Errors
+    /// If there is nothing to release, or the kernel or the guard refuses; in words.
+    pub(crate) async fn unblock(
+        &mut self,
+        prefixes: &[IpNet],
+        configured: &RoutePlan,
+    ) -> Result<Vec<IpNet>, String> {
+        let inside = |kept: &IpNet| prefixes.iter().any(|prefix| prefix.contains(kept));
+        if let Some(wanted) = configured.filtered().find(|prefix| prefixes.contains(prefix)) {
+            return Err(format!(
+                "{wanted} is in the config of {}: take it out of `allowed_ips` or `protect` first, and \
+                 reload",
+                self.plan.interface()
+            ));
+        }
+        let kept = self.kept(configured);
+        let released: Vec<IpNet> = kept.iter().copied().filter(inside).collect();
+        if released.is_empty() {
+            let kept: Vec<String> = kept.iter().map(ToString::to_string).collect();
+            let kept = if kept.is_empty() { "none".to_owned() } else { kept.join(", ") };
+            return Err(format!("no such prefix is blocked beyond the config; those that are: {kept}"));
+        }
+        let plan = self.plan.clone().releasing(&released);
+        self.set_and_release(plan, &released).await.map_err(|error| error.to_string())?;
+        Ok(released)
+    }
+
     async fn set(&mut self, plan: RoutePlan) -> Result<(), NetError> {
+        self.set_and_release(plan, &[]).await
+    }
+
+    /// The guard keeps what its plan before blocked, unless it is named in `release`.
+    async fn set_and_release(&mut self, plan: RoutePlan, release: &[IpNet]) -> Result<(), NetError> {
         match &mut self.keeper {
             Keeper::Own(guard) => log(&guard.set(plan.clone()).await?),
-            Keeper::Resident(client, status) => match client.set(&plan).await {
+            Keeper::Resident(client, status) => match client.set_and_release(&plan, release).await {
                 Ok(GuardReply::Failed { error }) => return Err(NetError::Guard(error)),
-                Ok(reply) => *status = status_of(reply),
+                Ok(reply) => {
+                    *status = status_of(reply);
+                    // So that this daemon does the same once the guard is gone.
+                    let local = status.iter().flat_map(|status| &status.local);
+                    let local =
+                        local.map(|(prefix, device)| Local { prefix: *prefix, device: device.clone() });
+                    if plan.is_connected() {
+                        self.plan = plan.clone().with_local(local.collect());
+                        return Ok(());
+                    }
+                }
                 Err(_) => {
                     let mut guard = own(&plan).await?;
                     guard.watch()?;
@@ -151,9 +221,13 @@ impl Routes {
     /// Waits until another program may have changed something, or the guard appeared or ended.
     pub(crate) async fn wait_for_change(&mut self) {
         let retry = self.failure.is_some();
+        // A device with the tunnel's name may go, and make room for the name.
+        let only = self.plan.device().filter(|_| self.device_state == DeviceState::Up);
+        let device = device_change(&mut self.device_watch, only);
         let pending = match &mut self.keeper {
             Keeper::Own(guard) => tokio::select! {
                 () = guard.changed() => Pending::Changed,
+                () = device => Pending::Changed,
                 () = tokio::time::sleep(RETRY_INTERVAL), if retry => Pending::Changed,
                 client = find_guard(&self.socket_dir, &mut self.look_for_guard_at) => {
                     Pending::GuardAppeared(client)
@@ -161,6 +235,7 @@ impl Routes {
             },
             Keeper::Resident(client, _) => tokio::select! {
                 report = client.report() => report.map_or(Pending::GuardLost, Pending::Report),
+                () = device => Pending::Changed,
                 () = tokio::time::sleep(RETRY_INTERVAL), if retry => Pending::Changed,
             },
         };
@@ -193,9 +268,7 @@ impl Routes {
             }
             Some(Pending::Changed) | None => {}
         }
-        let device =
-            self.net.restore_device(&self.plan, &self.device.addresses, self.device.mtu.into()).await;
-        match device {
+        match self.restore_device().await {
             Ok(changes) => routes.extend(changes.added),
             Err(error) => errors.push(error),
         }
@@ -217,6 +290,35 @@ impl Routes {
         self.failure = failure;
     }
 
+    async fn restore_device(&mut self) -> Result<Changes, NetError> {
+        if self.device_watch.is_none() {
+            self.device_watch = Some(self.net.watch_devices()?);
+        }
+        let (state, changes) =
+            self.net.restore_device(&self.plan, &self.device.addresses, self.device.mtu.into()).await?;
+        let before = std::mem::replace(&mut self.device_state, state);
+        if before == self.device_state {
+            return Ok(changes);
+        }
+        let name = self.plan.interface();
+        match &self.device_state {
+            DeviceState::Missing => tracing::error!(
+                "the device {name} was deleted or moved to another network namespace; its prefixes are \
+                 blocked \
+                 until the daemon is restarted"
+            ),
+            DeviceState::Renamed(now) => tracing::warn!(
+                "the device {name} has the name {now}, since another device is called {name} now; the tunnel \
+                 goes on"
+            ),
+            DeviceState::Up => tracing::info!("the device {name} is back"),
+        }
+        if before == DeviceState::Missing {
+            self.set(self.plan.clone()).await?;
+        }
+        Ok(changes)
+    }
+
     async fn take_over(&mut self) -> Result<(), NetError> {
         let mut guard = own(&self.plan).await?;
         guard.watch()?;
@@ -234,7 +336,7 @@ impl Routes {
         drop(empty);
         match client.set(&self.plan).await {
             Ok(reply @ GuardReply::Done { .. }) => {
-                self.keeper = Keeper::Resident(client, status_of(reply));
+                self.keeper = Keeper::Resident(Box::new(client), status_of(reply));
                 Ok(())
             }
             Ok(GuardReply::Failed { error }) => {
@@ -268,7 +370,7 @@ impl Routes {
 async fn resident(socket_dir: &Path, plan: &RoutePlan) -> Option<Keeper> {
     let mut client = GuardClient::connect(socket_dir).await.ok()?;
     match client.set(plan).await {
-        Ok(reply @ GuardReply::Done { .. }) => Some(Keeper::Resident(client, status_of(reply))),
+        Ok(reply @ GuardReply::Done { .. }) => Some(Keeper::Resident(Box::new(client), status_of(reply))),
         Ok(GuardReply::Failed { error }) => {
             tracing::warn!("the guard refused the block, so the daemon keeps it in force: {error}");
             None
@@ -284,6 +386,45 @@ async fn own(plan: &RoutePlan) -> Result<Box<Guard>, NetError> {
     }
     log(&guard.set(plan.clone()).await?);
     Ok(guard)
+}
+
+/// Says so where a config blocks nothing.
+fn warn_of_nothing_blocked(plan: &RoutePlan) {
+    if plan.filtered().next().is_none() && !plan.uses_guard_table() {
+        tracing::warn!("nothing is blocked: `table` leaves the routes to others, and there is no `protect`");
+    }
+}
+
+/// Names the networks of this host that the block cuts off.
+async fn warn_of_blocked_networks(net: &Net, plan: &RoutePlan) {
+    let connected = match net.connected(&[]).await {
+        Ok(connected) => connected,
+        Err(error) => return tracing::warn!("{error}"),
+    };
+    for (network, around) in plan.blocked_networks(&connected) {
+        let ConnectedNetwork { prefix, device, .. } = network;
+        tracing::warn!(
+            "{prefix} on {device} lies inside the protected {around} and is blocked; if it is this site's \
+             own, write \
+             `local = [{{ prefix = \"{prefix}\", device = \"{device}\" }}]` in [interface]"
+        );
+    }
+}
+
+/// Waits until something happens to the device with the index `only`, if there is one, or an address goes.
+async fn device_change(watch: &mut Option<Watch>, only: Option<u32>) {
+    loop {
+        let Some(open) = watch else { return std::future::pending().await };
+        match open.changed().await {
+            Some(Change::Device { index, .. }) if only.is_some_and(|only| only != index) => {}
+            Some(_) => return,
+            // It is opened again after this.
+            None => {
+                *watch = None;
+                return;
+            }
+        }
+    }
 }
 
 /// Waits until a guard answers.

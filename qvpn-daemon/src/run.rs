@@ -5,8 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use getrandom::SysRng;
-use qvpn_api::Config;
+use qvpn_api::{Config, ConfigErrors};
 use qvpn_dataplane::LaneEvent;
+use qvpn_net::Net;
 use qvpn_proto::session::Demux;
 use rand_core::UnwrapErr;
 use sd_notify::NotifyState;
@@ -15,7 +16,7 @@ use tokio::sync::mpsc;
 use tokio::time::MissedTickBehavior;
 
 use crate::access::SharedRules;
-use crate::config_files::ConfigKeys;
+use crate::config_files::{ConfigKeys, SharedPrefixes};
 use crate::context::DaemonContext;
 use crate::control_socket::{ControlSocket, PendingRequest};
 use crate::daemon::Daemon;
@@ -48,8 +49,14 @@ const TICK_INTERVAL: Duration = Duration::from_millis(500);
 ///
 /// # Errors
 /// If it can't start, or a lane fails. The block stays in place then.
-pub(crate) async fn run(config: Config, socket: ControlSocket, socket_dir: &Path) -> Result<(), DaemonError> {
+pub(crate) async fn run(
+    config: Config,
+    shared: Vec<SharedPrefixes>,
+    socket: ControlSocket,
+    socket_dir: &Path,
+) -> Result<(), DaemonError> {
     let mut signals = Signals::watch()?;
+    refuse_prefixes_of_running_tunnels(shared).await?;
     let (requests, pending_requests) = mpsc::channel(MAX_QUEUED_REQUESTS);
     let (daemon, inputs) =
         start(config, socket_dir, socket.rules(), requests.clone(), pending_requests).await?;
@@ -68,6 +75,21 @@ pub(crate) async fn run(config: Config, socket: ControlSocket, socket_dir: &Path
     // The task ends as cancelled, and removes the socket's file.
     let _ = server.await;
     result
+}
+
+/// A prefix leads into one tunnel. Another network namespace may have it too, so only tunnels that run here
+/// count.
+async fn refuse_prefixes_of_running_tunnels(shared: Vec<SharedPrefixes>) -> Result<(), DaemonError> {
+    if shared.is_empty() {
+        return Ok(());
+    }
+    let net = Net::connect()?;
+    let running = net.devices(shared.iter().map(|other| other.interface.as_str())).await?;
+    let running = shared.into_iter().filter(|other| running.contains_key(&other.interface));
+    match running.map(|other| other.errors).reduce(ConfigErrors::and) {
+        Some(errors) => Err(errors.into()),
+        None => Ok(()),
+    }
 }
 
 /// The signals that the daemon reacts to.

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use qvpn_api::Config;
 use qvpn_api::config::{self, Access, KmeApi, LogLevel, Mtu, OnStop, Routes};
 use qvpn_identity::PublicIdentity;
-use qvpn_net::{PlanError, RoutePlan};
+use qvpn_net::{IpNet, PlanError, RoutePlan};
 use qvpn_proto::PeerConfig;
 use qvpn_types::PeerNumber;
 
@@ -26,8 +26,10 @@ pub(crate) struct Settings {
     pub(crate) access: Option<Access>,
     pub(crate) kmes: Vec<config::Kme>,
     pub(crate) measure_paths: bool,
-    /// In the config's order.
+    /// Those that are not disabled, in the config's order.
     pub(crate) peers: Vec<PeerSettings>,
+    /// Allowed IPs of disabled peers: no other peer may use them.
+    pub(crate) idle: Vec<IpNet>,
 }
 
 /// What only a restart changes.
@@ -80,7 +82,9 @@ impl Settings {
             access: config.access.clone(),
             kmes: config.kms.as_ref().map_or_else(Vec::new, |kms| kms.kmes.clone()),
             measure_paths: i.mtu == Mtu::Auto,
+            idle: config.peers.iter().filter(|p| p.disabled).flat_map(|p| p.allowed_ips.clone()).collect(),
             peers: peers
+                .filter(|(peer, _)| !peer.disabled)
                 .map(|(peer, psk)| PeerSettings {
                     config: peer.clone(),
                     kmes: config.kmes_of(peer).iter().map(|kme| (kme.name.clone(), kme.api())).collect(),

@@ -3,14 +3,15 @@
 use std::time::Duration;
 
 use kms_client::{Kme, KmeState};
-use qvpn_api::config::{self, Interface};
+use qvpn_api::Config;
+use qvpn_api::config;
 use qvpn_api::status::{
-    Counts, GuardStatus, InterfaceDrop, InterfaceStatus, KmeStatus, LaneStatus, PeerDrop, PeerState,
-    PeerStatus, Status,
+    Counts, DeviceStatus, GuardStatus, InterfaceDrop, InterfaceStatus, KmeStatus, LaneStatus, PeerDrop,
+    PeerState, PeerStatus, Status,
 };
 use qvpn_dataplane::PeerStats;
 use qvpn_identity::PublicIdentity;
-use qvpn_net::TunnelStatus;
+use qvpn_net::{DeviceState, IpNet, TunnelStatus};
 use qvpn_proto::PeerState as ProtocolState;
 use qvpn_types::Time;
 
@@ -21,7 +22,8 @@ use crate::peers::Peers;
 use crate::translate;
 
 /// The status of the whole daemon.
-pub(crate) fn status(interface: &Interface, public_key: &PublicIdentity, peers: &Peers, now: Time) -> Status {
+pub(crate) fn status(config: &Config, public_key: &PublicIdentity, peers: &Peers, now: Time) -> Status {
+    let interface = &config.interface;
     let mtu = u32::from(translate::mtu(interface.mtu));
     let demux = peers.demux_drops();
     let mut drops: Counts =
@@ -41,19 +43,90 @@ pub(crate) fn status(interface: &Interface, public_key: &PublicIdentity, peers: 
         drops,
         guard: None,
         routing: None,
+        device: None,
         kmes: peers.kmes().iter().map(|(config, kme)| kme_status(config, kme)).collect(),
-        peers: peers.in_order().map(|peer| peer_status(peer, interface.listen_port, mtu, now)).collect(),
+        peers: peer_list(config, peers, mtu, now),
     }])
 }
 
+/// All peers in the config's order.
+fn peer_list(config: &Config, peers: &Peers, mtu: u32, now: Time) -> Vec<PeerStatus> {
+    let port = config.interface.listen_port;
+    let mut running: Vec<PeerStatus> =
+        peers.in_order().map(|peer| peer_status(peer, port, mtu, now)).collect();
+    running.extend(config.peers.iter().filter(|peer| peer.disabled).map(disabled_status));
+    let place = |status: &PeerStatus| config.peers.iter().position(|peer| peer.name == status.name);
+    running.sort_by_key(place);
+    running
+}
+
+fn disabled_status(peer: &config::Peer) -> PeerStatus {
+    PeerStatus {
+        name: peer.name.clone(),
+        public_key: peer.public_key.to_string(),
+        fingerprint: peer.public_key.fingerprint(),
+        endpoint: peer.endpoint.as_ref().map(ToString::to_string),
+        allowed_ips: peer.allowed_ips.iter().map(ToString::to_string).collect(),
+        state: PeerState::Disabled,
+        reason: Some(format!("disabled; `qvpn-ctl peer enable` with its name, {}, ends that", peer.name)),
+        role: None,
+        qkd_policy: peer.qkd,
+        epoch: None,
+        epoch_age_s: None,
+        epoch_expires_in_s: None,
+        next_rekey_in_s: None,
+        key_sources: Vec::new(),
+        qkd_key_id: None,
+        qkd_stock: None,
+        qkd_stock_lasts_s: None,
+        file_stock: None,
+        rekeys: 0,
+        rekey_failures: Counts::new(),
+        control_handshake_ago_s: None,
+        rx_bytes: None,
+        tx_bytes: None,
+        rx_packets: None,
+        tx_packets: None,
+        drops: Counts::new(),
+        mtu: None,
+        lanes: Vec::new(),
+    }
+}
+
 /// The block in the status' words.
-pub(crate) fn guard_status(status: TunnelStatus) -> GuardStatus {
+///
+/// `kept` are the prefixes that the config no longer has.
+pub(crate) fn guard_status(status: TunnelStatus, kept: &[IpNet]) -> GuardStatus {
     GuardStatus {
+        kept: kept.iter().map(ToString::to_string).collect(),
         routes: status.routes.as_str().to_owned(),
         nftables: status.filter.as_str().to_owned(),
         protected: status.protected.iter().map(ToString::to_string).collect(),
         local: status.local.iter().map(|(prefix, device)| format!("{prefix} dev {device}")).collect(),
         dropped: status.dropped,
+        reason: status.without_filter,
+    }
+}
+
+/// Puts what became of the device into the status: without it nothing is sent, even under valid keys.
+pub(crate) fn note_device(status: &mut InterfaceStatus, device: &DeviceState) {
+    let name = &status.name;
+    let (state, now, reason) = match device {
+        DeviceState::Up => ("up", Some(name.clone()), None),
+        DeviceState::Renamed(now) => ("renamed", Some(now.clone()), None),
+        DeviceState::Missing => {
+            let reason = format!(
+                "the device {name} was deleted or moved to another network namespace; restart the daemon: \
+                 `systemctl restart qvpn@{name}`"
+            );
+            ("missing", None, Some(reason))
+        }
+    };
+    status.device = Some(DeviceStatus { state: state.to_owned(), name: now });
+    let running = status.peers.iter_mut().filter(|peer| peer.state != PeerState::Disabled);
+    for peer in running.filter(|_| reason.is_some()) {
+        peer.state = PeerState::Blocked;
+        peer.reason.clone_from(&reason);
     }
 }
 

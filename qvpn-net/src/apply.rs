@@ -133,21 +133,40 @@ impl Net {
                 self.remove_route(&route, old.interface(), index, &mut work).await;
             }
         }
+        self.remove_stale(old, new, &mut work).await;
+        work.finish()
+    }
+
+    /// Goes from `old` to `new` for a tunnel without a device: first all that is new, then what is no longer
+    /// wanted, with the routes into the tunnel.
+    ///
+    /// # Errors
+    /// As [`block`](Self::block).
+    pub async fn apply_block(&self, old: &RoutePlan, new: &RoutePlan) -> Result<Changes, NetError> {
+        let mut changes = self.block(new).await?;
+        let mut work = Work::default();
+        self.remove_stale(old, new, &mut work).await;
+        changes.extend(work.finish()?);
+        changes.extend(self.remove_routes(old).await?);
+        Ok(changes)
+    }
+
+    /// Removes blocks, rules and copies of `old` that `new` does not want.
+    async fn remove_stale(&self, old: &RoutePlan, new: &RoutePlan, work: &mut Work) {
         let kept: BTreeSet<_> = new.rules().into_iter().collect();
         let blocks: BTreeSet<_> = new.blocks().map(|r| (r.prefix, r.table, r.metric())).collect();
         let stale: Vec<Route> =
             old.blocks().filter(|r| !blocks.contains(&(r.prefix, r.table, r.metric()))).collect();
         if old.rules().iter().any(|rule| !kept.contains(rule)) {
             let wanted: BTreeSet<IpNet> = new.filtered().collect();
-            self.remove_unused_rules(old, &wanted, &mut work).await;
+            self.remove_unused_rules(old, &wanted, work).await;
         }
         for route in stale {
-            self.remove_route(&route, old.interface(), None, &mut work).await;
+            self.remove_route(&route, old.interface(), None, work).await;
         }
         if old.local() != new.local() {
-            self.sync_local(old, new, &mut work).await;
+            self.sync_local(old, new, work).await;
         }
-        work.finish()
     }
 
     /// Watches for changes to our routes and rules, and to `interface`, from now on.
@@ -156,6 +175,14 @@ impl Net {
     /// [`NetError::Connect`].
     pub fn watch(&self, interface: &str) -> Result<Watch, NetError> {
         Watch::open(interface)
+    }
+
+    /// Watches for changes to devices and their addresses, from now on.
+    ///
+    /// # Errors
+    /// [`NetError::Connect`].
+    pub fn watch_devices(&self) -> Result<Watch, NetError> {
+        Watch::open_devices()
     }
 
     /// Puts back what is missing from `plan`, after [`Watch::changed`]. Unlike

@@ -12,6 +12,17 @@ use crate::error::NetError;
 use crate::kernel;
 use crate::plan::RoutePlan;
 
+/// What became of the tunnel's device, after everything that can be restored was.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum DeviceState {
+    /// It is as it must be.
+    Up,
+    /// It has this name, since another device has taken its own.
+    Renamed(String),
+    /// It was deleted, or moved to another network namespace.
+    Missing,
+}
+
 impl Net {
     /// Gives `interface` exactly these addresses (with their prefix lengths), adding before removing. The
     /// kernel's own IPv6 link-local address stays, unless `addresses` has one.
@@ -59,24 +70,24 @@ impl Net {
         set.map_err(|error| NetError::refused(what, error))
     }
 
-    /// Takes the device of `plan` up again, and restores those of `addresses` that it has lost, after
-    /// [`Watch::changed`](crate::Watch::changed). What others added stays. [`Changes::is_empty`] if there
-    /// was nothing to do.
+    /// Gives the device of `plan` its name back, takes it up again, and restores those of `addresses` that
+    /// it has lost. What others added stays. [`Changes::is_empty`] if there was nothing to do.
     ///
     /// # Errors
-    /// As [`set_addresses`](Self::set_addresses) and [`set_link_up`](Self::set_link_up).
+    /// A refusal by the kernel. A device that is gone is a [`DeviceState`].
     pub async fn restore_device(
         &self,
         plan: &RoutePlan,
         addresses: &[IpNet],
         mtu: u32,
-    ) -> Result<Changes, NetError> {
+    ) -> Result<(DeviceState, Changes), NetError> {
         let interface = plan.interface();
-        let what = format!("addresses of {interface}");
-        let index = self.device(plan).await.map_err(|error| NetError::refused(&what, error))?;
-        let missing = || NetError::NoInterface { name: interface.to_owned(), what: what.clone() };
-        let index = index.ok_or_else(missing)?;
+        let what = format!("restoring the device {interface}");
         let mut changes = Changes::default();
+        let index = self.device(plan).await.map_err(|error| NetError::refused(&what, error))?;
+        let Some(index) = index else { return Ok((DeviceState::Missing, changes)) };
+        let state = self.restore_name(index, interface, &mut changes).await;
+        let state = state.map_err(|error| NetError::refused(&what, error))?;
         // First, since the kernel takes IPv6 addresses away from a device that is down.
         let up = kernel::is_up(&self.handle, index).await.map_err(|error| NetError::refused(&what, error))?;
         if !up {
@@ -87,7 +98,33 @@ impl Net {
         let present = self.addresses(index, &what).await?;
         let added = self.add_missing(interface, index, addresses, &present).await?;
         changes.added.extend(added.iter().map(|net| format!("address {net} on {interface}")));
-        Ok(changes)
+        Ok((state, changes))
+    }
+
+    async fn restore_name(
+        &self,
+        index: u32,
+        interface: &str,
+        changes: &mut Changes,
+    ) -> io::Result<DeviceState> {
+        let Some(name) = kernel::name_of(&self.handle, index).await? else { return Ok(DeviceState::Missing) };
+        if name == interface {
+            return Ok(DeviceState::Up);
+        }
+        let mut renamed = kernel::rename(&self.handle, index, interface).await;
+        // Before Linux 6.2 a device must be down for that.
+        if renamed.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::ResourceBusy) {
+            kernel::set_down(&self.handle, index).await?;
+            renamed = kernel::rename(&self.handle, index, interface).await;
+        }
+        match renamed {
+            Ok(()) => {
+                changes.added.push(format!("the name of {interface} (was {name})"));
+                Ok(DeviceState::Up)
+            }
+            // Another device has the name.
+            Err(_) => Ok(DeviceState::Renamed(name)),
+        }
     }
 
     async fn addresses(&self, index: u32, what: &str) -> Result<Vec<(IpNet, AddressMessage)>, NetError> {
@@ -133,7 +170,7 @@ fn is_link_local(net: &IpNet) -> bool {
     matches!(net, IpNet::V6(net) if net.addr().is_unicast_link_local())
 }
 
-fn address_of(message: &AddressMessage) -> Option<IpNet> {
+pub(crate) fn address_of(message: &AddressMessage) -> Option<IpNet> {
     // IFA_LOCAL is ours where there is a peer address beside it (IPv4); IPv6 has IFA_ADDRESS alone.
     let mut address = None;
     for attribute in &message.attributes {

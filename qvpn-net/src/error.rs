@@ -82,8 +82,16 @@ pub enum NetError {
 impl NetError {
     /// Describes a refusal by the kernel; `what` was tried.
     pub(crate) fn refused(what: impl Into<String>, error: io::Error) -> Self {
+        // EPERM is a missing right; EACCES comes from a device where IPv6 is disabled.
+        const EACCES: i32 = 13;
         let what = what.into();
         match error.kind() {
+            io::ErrorKind::PermissionDenied if error.raw_os_error() == Some(EACCES) => {
+                let hint = "; IPv6 is disabled here: `sysctl -w net.ipv6.conf.all.disable_ipv6=0 \
+                            net.ipv6.conf.default.disable_ipv6=0`, or take the IPv6 prefixes out of the \
+                            config";
+                return Self::Kernel { what, source: error, hint };
+            }
             io::ErrorKind::PermissionDenied => return Self::Denied { what },
             io::ErrorKind::BrokenPipe => return Self::Closed { what },
             _ => {}

@@ -27,8 +27,8 @@ impl FilterPlan {
     /// indices of the devices that `local` names.
     #[must_use]
     pub fn new(plan: &RoutePlan, others: &BTreeSet<IpNet>, devices: &BTreeMap<String, u32>) -> Self {
-        let allowed: BTreeSet<IpNet> = plan.allowed().collect();
         // A prefix that is only blocked here gives way where another tunnel carries it.
+        let allowed: BTreeSet<IpNet> = plan.allowed().filter(|_| plan.device().is_some()).collect();
         let others: BTreeSet<IpNet> = others.difference(&allowed).copied().collect();
         let own: BTreeSet<IpNet> = plan.filtered().filter(|prefix| !others.contains(prefix)).collect();
         let local = plan
@@ -186,6 +186,17 @@ mod tests {
         assert_eq!(shown(&["10.20.0.0/16"], &["10.0.0.0/8", "0.0.0.0/0"]), ["10.20.0.0-10.20.255.255"]);
         assert_eq!(shown(&["0.0.0.0/0"], &["128.0.0.0/1"]), ["0.0.0.0-127.255.255.255"]);
         assert_eq!(shown(&["10.0.0.0/31"], &["10.0.0.0/32", "10.0.0.1/32"]), [""; 0]);
+    }
+
+    #[test]
+    fn a_config_without_a_device_takes_no_prefix_from_a_tunnel_that_carries_it() {
+        let net = |text: &str| text.parse::<IpNet>().unwrap();
+        let plan =
+            RoutePlan::new("qvpn1", [net("10.20.0.0/16")], qvpn_api::config::Table::Auto, 0, 1).unwrap();
+        let carried = set(&["10.20.0.0/16"]);
+        let empty = |plan: &RoutePlan| FilterPlan::new(plan, &carried, &BTreeMap::new()).is_empty();
+        assert!(empty(&plan));
+        assert!(!empty(&plan.on_device(Some(7))));
     }
 
     proptest::proptest! {

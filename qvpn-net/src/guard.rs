@@ -13,72 +13,13 @@ use crate::error::NetError;
 use crate::filter_plan::FilterPlan;
 use crate::nft::{Filter, FilterChange, FilterWatch, table_name};
 use crate::plan::RoutePlan;
+use crate::tunnel_status::{Challenge, LayerState, Restored, TunnelStatus};
 use crate::watch::{Change, Watch};
 
 /// Notifications come in bursts; one comparison serves them all.
 const BURST_TIME: Duration = Duration::from_millis(10);
 /// Until what could not be restored is tried again.
 const RETRY_INTERVAL: Duration = Duration::from_secs(1);
-
-/// Whether a layer protects a tunnel.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum LayerState {
-    /// It is in force.
-    InForce,
-    /// It should be and is not.
-    Missing,
-    /// The config asks for none.
-    Off,
-}
-
-impl LayerState {
-    /// The word in the status.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::InForce => "in_force",
-            Self::Missing => "missing",
-            Self::Off => "off",
-        }
-    }
-}
-
-/// The block of one tunnel as it is now.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct TunnelStatus {
-    /// The route layer.
-    pub routes: LayerState,
-    /// The filter layer.
-    pub filter: LayerState,
-    /// Prefixes that leave this host through the tunnel only.
-    pub protected: Vec<IpNet>,
-    /// This site's own networks among them, each with its device.
-    pub local: Vec<(IpNet, String)>,
-    /// Packets that the filter dropped, if it can be read.
-    pub dropped: Option<u64>,
-}
-
-/// What another program did to the block of a tunnel.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Challenge {
-    /// The tunnel's interface.
-    pub interface: String,
-    /// What was done, as `ip route` or `nft` would have it.
-    pub what: String,
-    /// What follows from it.
-    pub effect: String,
-}
-
-/// What happened since the last call of [`Guard::changed`].
-#[derive(Debug, Default)]
-pub struct Restored {
-    /// What was put back.
-    pub changes: Changes,
-    /// What other programs did.
-    pub challenges: Vec<Challenge>,
-    /// What could not be put back; it is tried again.
-    pub errors: Vec<NetError>,
-}
 
 struct Tunnel {
     plan: RoutePlan,
@@ -87,6 +28,8 @@ struct Tunnel {
     routes: LayerState,
     /// Packets dropped by tables that were replaced.
     dropped_before: u64,
+    /// The foreign name of its device that was reported.
+    renamed: Option<String>,
 }
 
 /// Both layers of the block.
@@ -107,15 +50,22 @@ impl Guard {
     /// # Errors
     /// [`NetError::Connect`].
     pub fn connect() -> Result<Self, NetError> {
-        Ok(Self {
-            net: Net::connect()?,
-            filter: Filter::connect().map_err(|error| error.to_string()),
+        Ok(Self::with(Net::connect()?, Filter::connect()))
+    }
+
+    /// As [`connect`](Self::connect), with connections that are open, or with the reason why there is no
+    /// filter.
+    #[must_use]
+    pub fn with(net: Net, filter: Result<Filter, NetError>) -> Self {
+        Self {
+            net,
+            filter: filter.map_err(|error| error.to_string()),
             route_watch: None,
             filter_watch: None,
             tunnels: BTreeMap::new(),
             challenges: Vec::new(),
             retry: false,
-        })
+        }
     }
 
     /// The connection to the kernel's routing.
@@ -177,6 +127,7 @@ impl Guard {
             installed: None,
             routes: LayerState::Missing,
             dropped_before: self.dropped_so_far(&name),
+            renamed: None,
         };
         self.tunnels.insert(name.clone(), tunnel);
         let had_table = self.filter.as_ref().is_ok_and(|filter| filter.is_installed(&name).unwrap_or(false));
@@ -190,23 +141,25 @@ impl Guard {
         let routes = match (&old, plan.device()) {
             (Some(old), Some(_)) => self.net.apply(old, &plan).await,
             (None, Some(_)) => self.net.add_routes(&plan).await,
-            (Some(old), None) => self.without_device(old, &plan).await,
+            (Some(old), None) => self.net.apply_block(old, &plan).await,
             (None, None) => self.net.block(&plan).await,
         };
         self.note_routes(&name, routes.is_ok());
         match routes {
-            Ok(done) => changes.extend(done),
+            Ok(done) => {
+                if !done.removed.is_empty() {
+                    errors.extend(self.restore_others(&name).await);
+                }
+                changes.extend(done);
+            }
             Err(error) => errors.push(error),
         }
-        // Once more: what other tunnels carry may have changed with the routes.
-        errors.extend(self.update_filter(&name).await.err());
+        // What each tunnel carries may have changed with the routes.
+        let names: Vec<String> = self.tunnels.keys().cloned().collect();
+        for name in names {
+            errors.extend(self.update_filter(&name).await.err());
+        }
         NetError::from_many(errors).map(|()| changes)
-    }
-
-    async fn without_device(&self, old: &RoutePlan, new: &RoutePlan) -> Result<Changes, NetError> {
-        let mut changes = self.net.block(new).await?;
-        changes.extend(self.net.remove_routes(old).await?);
-        Ok(changes)
     }
 
     /// Removes both layers of a tunnel, with the routes into it.
@@ -229,7 +182,17 @@ impl Guard {
             Ok(Err(error)) => errors.push(error),
             _ => {}
         }
+        errors.extend(self.restore_others(interface).await);
         NetError::from_many(errors).map(|()| changes)
+    }
+
+    /// Restores blocks that other tunnels shared with what was removed for `interface`.
+    async fn restore_others(&self, interface: &str) -> Vec<NetError> {
+        let mut errors = Vec::new();
+        for (_, tunnel) in self.tunnels.iter().filter(|(name, _)| *name != interface) {
+            errors.extend(self.net.restore_block(&tunnel.plan).await.err());
+        }
+        errors
     }
 
     /// Removes every block of ours in this network namespace, whichever config it came from.
@@ -238,15 +201,23 @@ impl Guard {
     /// All that failed.
     pub async fn release_all(&mut self) -> Result<Changes, NetError> {
         self.tunnels.clear();
-        let mut changes = self.net.unblock_all().await?;
+        let mut errors = Vec::new();
+        let mut changes = Changes::default();
+        match self.net.unblock_all().await {
+            Ok(done) => changes.extend(done),
+            Err(error) => errors.push(error),
+        }
         if let Ok(filter) = &mut self.filter {
-            for interface in filter.tables()? {
-                if filter.remove(&interface)? {
-                    changes.removed.push(shown_table(&interface));
+            let tables = filter.tables().map_err(|error| errors.push(error)).unwrap_or_default();
+            for interface in tables {
+                match filter.remove(&interface) {
+                    Ok(true) => changes.removed.push(shown_table(&interface)),
+                    Ok(false) => {}
+                    Err(error) => errors.push(error),
                 }
             }
         }
-        Ok(changes)
+        NetError::from_many(errors).map(|()| changes)
     }
 
     /// Waits until another program did something, or until it is time to try again. Dropping the future
@@ -320,6 +291,7 @@ impl Guard {
             local: local.collect(),
             protected,
             dropped: self.filter.is_ok().then(|| self.dropped_so_far(interface)),
+            without_filter: self.without_filter().map(str::to_owned),
         })
     }
 
@@ -345,7 +317,16 @@ impl Guard {
             return Ok(false);
         }
         let dropped = filter.dropped(interface).ok().flatten().unwrap_or(0);
-        filter.install(&wanted)?;
+        match filter.install(&wanted) {
+            // A kernel without a part of nf_tables: the routes alone keep clear text in.
+            Err(NetError::NoFilter(error)) => {
+                let reason = NetError::NoFilter(error).to_string();
+                tracing::warn!("{reason}");
+                self.filter = Err(reason);
+                return Ok(false);
+            }
+            result => result?,
+        }
         if let Some(tunnel) = self.tunnels.get_mut(interface) {
             tunnel.installed = Some(wanted);
             tunnel.dropped_before += dropped;
@@ -390,19 +371,22 @@ impl Guard {
 
     fn on_device(&mut self, index: u32, now: Option<&str>) {
         for (name, tunnel) in &mut self.tunnels {
-            if tunnel.plan.device() != Some(index) || now == Some(name) {
+            if tunnel.plan.device() != Some(index) {
                 continue;
             }
-            let what = match now {
-                Some(now) => format!("device {name} has the name {now} now"),
-                None => format!("device {name} was deleted, or moved to another network namespace"),
-            };
-            let effect = match now {
-                Some(_) => "the tunnel goes on, since it is known by its index",
-                None => {
+            let renamed = now.filter(|now| *now != name.as_str()).map(str::to_owned);
+            let reported = std::mem::replace(&mut tunnel.renamed, renamed.clone());
+            let (what, effect) = match (now, renamed) {
+                (None, _) => {
                     tunnel.plan = tunnel.plan.clone().on_device(None);
-                    "its prefixes are blocked"
+                    let what = format!("device {name} was deleted, or moved to another network namespace");
+                    (what, "its prefixes are blocked; restart its daemon")
                 }
+                (Some(_), Some(now)) if reported.as_ref() != Some(&now) => {
+                    let what = format!("device {name} has the name {now} now");
+                    (what, "the tunnel goes on, since it is known by its index")
+                }
+                _ => continue,
             };
             self.challenges.push(challenge(name, what, effect));
         }

@@ -442,3 +442,19 @@ pub(crate) async fn set_link(handle: &Handle, index: u32, mtu: Option<u32>, up: 
     message.attributes.extend(mtu.map(LinkAttribute::Mtu));
     command(handle, RouteNetlinkMessage::SetLink(message), 0).await
 }
+
+/// Gives an interface another name.
+pub(crate) async fn rename(handle: &Handle, index: u32, name: &str) -> io::Result<()> {
+    let mut message = LinkMessage::default();
+    message.header.index = index;
+    message.attributes.push(LinkAttribute::IfName(name.to_owned()));
+    command(handle, RouteNetlinkMessage::SetLink(message), 0).await
+}
+
+/// Takes an interface down.
+pub(crate) async fn set_down(handle: &Handle, index: u32) -> io::Result<()> {
+    let mut message = LinkMessage::default();
+    message.header.index = index;
+    message.header.change_mask = LinkFlags::Up;
+    command(handle, RouteNetlinkMessage::SetLink(message), 0).await
+}

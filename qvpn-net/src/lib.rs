@@ -16,6 +16,7 @@
 
 mod apply;
 mod changes;
+mod connected;
 mod device;
 mod error;
 mod exempt;
@@ -31,13 +32,16 @@ mod nft;
 mod plan;
 mod service;
 mod sysctl;
+mod tunnel_status;
 mod watch;
 
 pub use apply::Net;
 pub use changes::Changes;
+pub use connected::ConnectedNetwork;
+pub use device::DeviceState;
 pub use error::NetError;
 pub use filter_plan::FilterPlan;
-pub use guard::{Challenge, Guard, LayerState, Restored, TunnelStatus};
+pub use guard::Guard;
 pub use ipnet::IpNet;
 pub use mirror::{MirrorReport, RouteMirror};
 pub use next_hops::{KernelNextHop, NextHopRoute};
@@ -52,4 +56,5 @@ pub use service::{
     network_namespace,
 };
 pub use sysctl::{ipv6_is_off, strict_reverse_path};
+pub use tunnel_status::{Challenge, LayerState, Restored, TunnelStatus};
 pub use watch::{Change, Watch};

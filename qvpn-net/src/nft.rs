@@ -34,6 +34,7 @@ const EPERM: i32 = 1;
 const ENOENT: i32 = 2;
 const EEXIST: i32 = 17;
 const EINVAL: i32 = 22;
+const EPROTONOSUPPORT: i32 = 93;
 const EOPNOTSUPP: i32 = 95;
 
 /// A connection to nf_tables. The tables that it makes are its own (where the kernel has that) and stay
@@ -53,7 +54,12 @@ impl Filter {
     /// [`NetError::NoFilter`] if this kernel or sandbox has no nf_tables.
     pub fn connect() -> Result<Self, NetError> {
         let socket = open().map_err(NetError::NoFilter)?;
-        Ok(Self { socket, ownership: Ownership::Owned, owning: true })
+        let filter = Self { socket, ownership: Ownership::Owned, owning: true };
+        // Other parts of netfilter have the same socket.
+        match filter.list_tables() {
+            Err(error) if is_unsupported(&error) => Err(NetError::NoFilter(error)),
+            _ => Ok(filter),
+        }
     }
 
     /// Puts the rules of `plan` in place of those that are there; no packet slips through meanwhile. A plan without
@@ -142,6 +148,10 @@ impl Filter {
     /// # Errors
     /// A refusal by the kernel.
     pub fn tables(&self) -> Result<Vec<String>, NetError> {
+        self.list_tables().map_err(|error| NetError::refused("listing nftables tables", error))
+    }
+
+    fn list_tables(&self) -> io::Result<Vec<String>> {
         let mut request = Messages::default();
         request.add(Kind::GetTable, NLM_F_DUMP, |_| {});
         let mut found = Vec::new();
@@ -149,7 +159,7 @@ impl Filter {
             let name = message.text(1).and_then(|name| name.strip_prefix(&table_name("")));
             found.extend(name.map(str::to_owned));
         };
-        self.dump(&request, each).map_err(|error| NetError::refused("listing nftables tables", error))?;
+        self.dump(&request, each)?;
         Ok(found)
     }
 
@@ -187,7 +197,7 @@ impl Filter {
         match error.raw_os_error() {
             // Another process owns it. Without CAP_NET_ADMIN the kernel says the same.
             Some(EPERM) => NetError::FilterOwned { what },
-            Some(EOPNOTSUPP | EINVAL | 93) => NetError::NoFilter(error),
+            _ if is_unsupported(&error) => NetError::NoFilter(error),
             _ => NetError::refused(what, error),
         }
     }
@@ -238,6 +248,11 @@ impl Filter {
             }
         }
     }
+}
+
+/// Whether the kernel lacks nf_tables, or a part of it.
+fn is_unsupported(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(EOPNOTSUPP | EINVAL | EPROTONOSUPPORT))
 }
 
 /// The packets of all counters in a rule.

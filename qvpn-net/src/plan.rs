@@ -175,9 +175,13 @@ pub struct RoutePlan {
     ports: RangeInclusive<u16>,
     kme_ports: BTreeSet<u16>,
     allowed: BTreeMap<IpNet, RouteSettings>,
+    /// Allowed IPs of disabled peers: blocked, and not led into the tunnel.
+    idle: BTreeSet<IpNet>,
     /// Prefixes that are blocked though no peer has them: `protect`, and what peers had before.
     protect: BTreeSet<IpNet>,
     local: Vec<Local>,
+    /// `local` is what is remembered; the guard knows it best.
+    connected: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -200,11 +204,15 @@ impl RoutePlan {
         let next_hops = next_hops.filter(|ip| !matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local()));
         let allowed = allowed.chain(next_hops.map(IpNet::from));
         let plan = Self::new(&i.name, allowed, i.table, i.fwmark, i.listen_port)?
-            .with_protect(i.protect.iter().copied());
+            .with_protect(i.protect.iter().copied())
+            .with_idle(idle(config));
         let last = i.listen_port.saturating_add(u16::from(i.lanes.saturating_sub(1)));
         let servers = config.kms.iter().flat_map(|kms| &kms.kmes).filter_map(|kme| kme.server());
         let kme_ports = servers.filter_map(|server| port_of(&server.url));
-        Ok(plan.with_ports(i.listen_port..=last, kme_ports).with_local(i.local.clone()))
+        Ok(plan
+            .with_ports(i.listen_port..=last, kme_ports)
+            .with_local(i.local.clone())
+            .with_connected(i.local_connected))
     }
 
     /// Plans for `interface` with these allowed IPs (host bits are cleared, duplicates count once).
@@ -238,8 +246,10 @@ impl RoutePlan {
             ports: listen_port..=listen_port,
             kme_ports: BTreeSet::new(),
             allowed: allowed.unwrap_or_default(),
+            idle: BTreeSet::new(),
             protect: BTreeSet::new(),
             local: Vec::new(),
+            connected: false,
         })
     }
 
@@ -249,6 +259,19 @@ impl RoutePlan {
         self.protect.extend(prefixes.into_iter().map(|prefix| prefix.trunc()));
         self.protect.retain(|prefix| !self.allowed.contains_key(prefix));
         self
+    }
+
+    /// Marks allowed IPs as those of disabled peers.
+    #[must_use]
+    pub fn with_idle(mut self, prefixes: impl IntoIterator<Item = IpNet>) -> Self {
+        self.idle = prefixes.into_iter().map(|prefix| prefix.trunc()).collect();
+        self
+    }
+
+    /// Returns the allowed IPs of disabled peers.
+    #[must_use]
+    pub fn idle(&self) -> &BTreeSet<IpNet> {
+        &self.idle
     }
 
     /// Sets the UDP ports of the lanes and the TCP ports of the KMEs.
@@ -264,6 +287,19 @@ impl RoutePlan {
     pub fn with_local(mut self, local: Vec<Local>) -> Self {
         self.local = local;
         self
+    }
+
+    /// Says that `local` is what is remembered of connected networks.
+    #[must_use]
+    pub fn with_connected(mut self, connected: bool) -> Self {
+        self.connected = connected;
+        self
+    }
+
+    /// Returns whether `local` is what is remembered of connected networks.
+    #[must_use]
+    pub fn is_connected(&self) -> bool {
+        self.connected
     }
 
     /// Sets the index of the tunnel's device; the device may have any name.
@@ -284,10 +320,10 @@ impl RoutePlan {
         self.with_protect(kept)
     }
 
-    /// Removes the block of `prefixes` that no peer has.
+    /// Removes the block of what lies inside `prefixes` and no peer has.
     #[must_use]
     pub fn releasing(mut self, prefixes: &[IpNet]) -> Self {
-        self.protect.retain(|prefix| !prefixes.contains(prefix));
+        self.protect.retain(|kept| !prefixes.iter().any(|prefix| prefix.contains(kept)));
         self
     }
 
@@ -397,7 +433,8 @@ impl RoutePlan {
 
     /// Returns the routes into the tunnel.
     pub fn routes(&self) -> impl Iterator<Item = Route> + '_ {
-        self.allowed.iter().map(|(prefix, settings)| Route {
+        let led = self.allowed.iter().filter(|(prefix, _)| !self.idle.contains(*prefix));
+        led.map(|(prefix, settings)| Route {
             prefix: *prefix,
             table: settings.table,
             target: Target::Interface,
@@ -427,6 +464,15 @@ impl RoutePlan {
     pub fn needs_src_valid_mark(&self) -> bool {
         self.uses_guard_table() && self.filtered().any(|net| net.addr().is_ipv4())
     }
+}
+
+/// Allowed IPs that disabled peers alone have.
+fn idle(config: &Config) -> BTreeSet<IpNet> {
+    let of = |disabled| {
+        let peers = config.peers.iter().filter(move |peer| peer.disabled == disabled);
+        peers.flat_map(|peer| peer.allowed_ips.iter().copied()).collect::<BTreeSet<_>>()
+    };
+    of(true).difference(&of(false)).copied().collect()
 }
 
 /// Returns the port of an `https` URL.

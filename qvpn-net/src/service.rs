@@ -13,8 +13,8 @@ use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 
-use crate::guard::{Challenge, LayerState, TunnelStatus};
 use crate::plan::RoutePlan;
+use crate::tunnel_status::{Challenge, LayerState, TunnelStatus};
 
 /// Bytes of the longest line: a plan with several ten thousand prefixes.
 pub const MAX_LINE_BYTES: usize = 8 * 1024 * 1024;
@@ -43,7 +43,22 @@ pub enum GuardRequest {
         netns: u64,
         /// The plan.
         plan: PlanText,
+        /// Kept prefixes to release with it: what lies inside these.
+        #[serde(default)]
+        release: Vec<String>,
     },
+    /// Release what lies inside these prefixes and is in no config, or the whole block without prefixes; for
+    /// a tunnel whose daemon does not run.
+    Unblock {
+        /// [`network_namespace`] of the caller.
+        netns: u64,
+        /// The tunnel; all tunnels if absent.
+        interface: Option<String>,
+        /// The prefixes.
+        prefixes: Vec<String>,
+    },
+    /// Read the configs again, as SIGHUP does.
+    Reload,
     /// Remove the block: the daemon stops under `on_stop = "open"`.
     Release,
 }
@@ -86,8 +101,14 @@ pub struct PlanText {
     ports: (u16, u16),
     kme_ports: Vec<u16>,
     allowed: Vec<(String, Option<u32>)>,
+    /// Blocked like allowed IPs, and not led into the tunnel.
+    #[serde(default)]
+    idle: Vec<String>,
     protect: Vec<String>,
     local: Vec<(String, String)>,
+    /// `local` is what is remembered of connected networks.
+    #[serde(default)]
+    connected: bool,
 }
 
 impl From<&RoutePlan> for PlanText {
@@ -105,8 +126,10 @@ impl From<&RoutePlan> for PlanText {
             ports: (*plan.ports().start(), *plan.ports().end()),
             kme_ports: plan.kme_ports().iter().copied().collect(),
             allowed: plan.routes().map(|route| (text(&route.prefix), route.mtu)).collect(),
+            idle: plan.idle().iter().map(text).collect(),
             protect: plan.protect().iter().map(text).collect(),
             local: plan.local().iter().map(|local| (text(&local.prefix), local.device.clone())).collect(),
+            connected: plan.is_connected(),
         }
     }
 }
@@ -124,9 +147,12 @@ impl TryFrom<&PlanText> for RoutePlan {
         };
         let allowed: Vec<String> = text.allowed.iter().map(|(prefix, _)| prefix.clone()).collect();
         let allowed = prefixes(&allowed)?;
-        let plan = RoutePlan::new(&text.interface, allowed.iter().copied(), table, text.fwmark, text.ports.0);
+        let idle = prefixes(&text.idle)?;
+        let all = allowed.iter().chain(&idle).copied();
+        let plan = RoutePlan::new(&text.interface, all, table, text.fwmark, text.ports.0);
         let mut plan = plan
             .map_err(|error| error.to_string())?
+            .with_idle(idle)
             .with_ports(text.ports.0..=text.ports.1, text.kme_ports.iter().copied())
             .with_protect(prefixes(&text.protect)?)
             .on_device(text.device);
@@ -137,7 +163,7 @@ impl TryFrom<&PlanText> for RoutePlan {
         }
         let local =
             text.local.iter().map(|(net, device)| Ok(Local { prefix: prefix(net)?, device: device.clone() }));
-        Ok(plan.with_local(local.collect::<Result<Vec<_>, String>>()?))
+        Ok(plan.with_local(local.collect::<Result<Vec<_>, String>>()?).with_connected(text.connected))
     }
 }
 
@@ -149,6 +175,8 @@ pub struct StatusText {
     protected: Vec<String>,
     local: Vec<(String, String)>,
     dropped: Option<u64>,
+    #[serde(default)]
+    without_filter: Option<String>,
 }
 
 impl From<TunnelStatus> for StatusText {
@@ -159,6 +187,7 @@ impl From<TunnelStatus> for StatusText {
             protected: status.protected.iter().map(ToString::to_string).collect(),
             local: status.local.into_iter().map(|(prefix, device)| (prefix.to_string(), device)).collect(),
             dropped: status.dropped,
+            without_filter: status.without_filter,
         }
     }
 }
@@ -179,6 +208,7 @@ impl From<StatusText> for TunnelStatus {
                 .filter_map(|(prefix, device)| Some((prefix.parse().ok()?, device)))
                 .collect(),
             dropped: text.dropped,
+            without_filter: text.without_filter,
         }
     }
 }
@@ -210,7 +240,26 @@ impl GuardClient {
     /// # Errors
     /// If the connection ended. A refusal by the guard is its reply.
     pub async fn set(&mut self, plan: &RoutePlan) -> io::Result<GuardReply> {
-        self.request(&GuardRequest::Set { netns: self.netns, plan: plan.into() }).await
+        self.set_and_release(plan, &[]).await
+    }
+
+    /// As [`set`](Self::set), and releases what lies inside `release` and `plan` does not have.
+    ///
+    /// # Errors
+    /// As [`set`](Self::set).
+    pub async fn set_and_release(&mut self, plan: &RoutePlan, release: &[IpNet]) -> io::Result<GuardReply> {
+        let release = release.iter().map(ToString::to_string).collect();
+        self.request(&GuardRequest::Set { netns: self.netns, plan: plan.into(), release }).await
+    }
+
+    /// Has the guard release what no daemon has asked for; see [`GuardRequest::Unblock`].
+    ///
+    /// # Errors
+    /// If the connection ended.
+    pub async fn unblock(&mut self, interface: Option<&str>, prefixes: &[IpNet]) -> io::Result<GuardReply> {
+        let interface = interface.map(str::to_owned);
+        let prefixes = prefixes.iter().map(ToString::to_string).collect();
+        self.request(&GuardRequest::Unblock { netns: self.netns, interface, prefixes }).await
     }
 
     /// Has the guard remove the block of the plan that was set.
@@ -230,6 +279,14 @@ impl GuardClient {
             Some(report) => Ok(report),
             None => self.reply().await,
         }
+    }
+
+    /// Has the guard read the configs again.
+    ///
+    /// # Errors
+    /// If the connection ended.
+    pub async fn reload(&mut self) -> io::Result<GuardReply> {
+        self.request(&GuardRequest::Reload).await
     }
 
     async fn request(&mut self, request: &GuardRequest) -> io::Result<GuardReply> {
@@ -277,6 +334,7 @@ mod tests {
             let plan = RoutePlan::new("qvpn0", nets(&["10.20.0.0/16", "fd20::/64"]), table, 5, 51820)
                 .unwrap()
                 .with_ports(51820..=51823, [8443])
+                .with_idle(nets(&["fd20::/64"]))
                 .with_protect(nets(&["10.64.0.0/10"]))
                 .with_local(vec![Local { prefix: "10.10.0.0/16".parse().unwrap(), device: "lan".into() }])
                 .with_mtu(&nets(&["10.20.0.0/16"]), Some(1300))

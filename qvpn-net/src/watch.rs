@@ -16,6 +16,15 @@ use crate::error::NetError;
 use crate::kernel::{self, KernelRoute};
 use crate::plan::{GUARD_TABLE, MAIN_TABLE, RULE_PRIORITY};
 
+const DEVICE_GROUPS: [MulticastGroup; 3] =
+    [MulticastGroup::Link, MulticastGroup::Ipv4Ifaddr, MulticastGroup::Ipv6Ifaddr];
+const ROUTE_GROUPS: [MulticastGroup; 4] = [
+    MulticastGroup::Ipv4Route,
+    MulticastGroup::Ipv6Route,
+    MulticastGroup::Ipv4Rule,
+    MulticastGroup::Ipv6Rule,
+];
+
 /// Something happened to routes, rules or devices, by another program or by us.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
@@ -67,17 +76,17 @@ impl Watch {
         Self::with(None)
     }
 
+    /// Watches devices and their addresses alone.
+    pub(crate) fn open_devices() -> Result<Self, NetError> {
+        Self::subscribe(None, &DEVICE_GROUPS)
+    }
+
     fn with(interface: Option<String>) -> Result<Self, NetError> {
-        let (connection, _, messages) = new_multicast_connection(&[
-            MulticastGroup::Link,
-            MulticastGroup::Ipv4Ifaddr,
-            MulticastGroup::Ipv6Ifaddr,
-            MulticastGroup::Ipv4Route,
-            MulticastGroup::Ipv6Route,
-            MulticastGroup::Ipv4Rule,
-            MulticastGroup::Ipv6Rule,
-        ])
-        .map_err(NetError::Connect)?;
+        Self::subscribe(interface, &[&DEVICE_GROUPS[..], &ROUTE_GROUPS[..]].concat())
+    }
+
+    fn subscribe(interface: Option<String>, groups: &[MulticastGroup]) -> Result<Self, NetError> {
+        let (connection, _, messages) = new_multicast_connection(groups).map_err(NetError::Connect)?;
         Ok(Self {
             messages: messages.map(|(message, _)| message).boxed(),
             connection: tokio::spawn(connection),
@@ -112,7 +121,12 @@ impl Watch {
                 }
             }
             RouteNetlinkMessage::NewRoute(route) => {
-                let found = KernelRoute::parse(&route).filter(|found| !found.is_ours())?;
+                let found = KernelRoute::parse(&route)?;
+                if found.is_ours() {
+                    // Another tunnel may carry a prefix from now on.
+                    let carries = found.table == GUARD_TABLE && found.kind == RouteType::Unicast;
+                    return carries.then_some(Change::Interface);
+                }
                 let text = found.describe(None);
                 if message.header.flags & NLM_F_REPLACE != 0 && found.table != MAIN_TABLE {
                     return Some(Change::Replaced(text));

@@ -10,7 +10,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use nix::sys::socket::{setsockopt, sockopt};
-use qvpn_net::{Filter, FilterPlan, Guard, IpNet, LayerState, Local, NetError, RoutePlan, Table};
+use qvpn_net::{
+    DeviceState, Filter, FilterPlan, Guard, IpNet, LayerState, Local, Net, NetError, RoutePlan, Table,
+};
 use serde_json::Value;
 
 const INSIDE: &str = "QVPN_NET_TEST_INSIDE";
@@ -75,13 +77,14 @@ fn make_gateway() {
         add fd10::2/64 dev lan nodad; ip route add default via 10.10.0.1; ip -6 route add default via \
         fd10::1'
         ip neigh add 198.51.100.254 lladdr 02:00:00:00:00:01 dev wan
-        ip neigh add \
-        2001:db8::ff lladdr 02:00:00:00:00:01 dev wan
-        ip route add default via 198.51.100.254; ip -6 \
-        route add default via 2001:db8::ff
-        echo 1 > /proc/sys/net/ipv4/ip_forward; echo 1 > \
-        /proc/sys/net/ipv6/conf/all/forwarding");
-    // On the device itself, where nothing of ours can hide a packet.
+        ip neigh add 2001:db8::ff lladdr 02:00:00:00:00:01 dev wan
+        ip route add default via 198.51.100.254; ip -6 route add default via 2001:db8::ff
+        echo 1 > /proc/sys/net/ipv4/ip_forward; echo 1 > /proc/sys/net/ipv6/conf/all/forwarding");
+    make_witness();
+}
+
+/// Counts on the device itself, where nothing of ours can hide a packet.
+fn make_witness() {
     sh("nft -f - <<END
         table netdev witness {
             chain wan { type filter hook ingress device isp priority 0;
@@ -358,6 +361,129 @@ fn a_second_tunnel_with_the_same_prefix_is_refused_and_the_first_keeps_it() {
             assert!(sh("ip route get 10.20.5.1").contains("dev qvpn0"));
         },
     );
+}
+
+#[test]
+fn a_plain_table_is_restored() {
+    in_namespace("a_plain_table_is_restored", async |mut guard| {
+        // As on kernels before 6.9.
+        guard.disown();
+        guard.set(both()).await.unwrap();
+        guard.watch().unwrap();
+        let listed = || sh("nft list tables").contains("inet qvpn-qvpn0");
+        for _ in 0..3 {
+            sh("nft flush ruleset");
+            assert!(!listed(), "nobody owns it");
+            guard.changed().await;
+            let restored = guard.restore().await;
+            assert!(restored.errors.is_empty() && !restored.challenges.is_empty(), "{restored:?}");
+            assert!(listed());
+        }
+        make_witness();
+        sh("ip rule del priority 113; ip -6 rule del priority 113");
+        assert_eq!((leak(""), leak(LAN_HOST)), (0, 0), "the filter alone");
+        guard.release(&both()).await.unwrap();
+        assert!(leak("") > 0);
+    });
+}
+
+#[test]
+fn a_kernel_without_nf_tables_has_the_routes_alone() {
+    in_namespace("a_kernel_without_nf_tables_has_the_routes_alone", async |guard| {
+        drop(guard);
+        // EOPNOTSUPP
+        let refused = Err(NetError::NoFilter(std::io::Error::from_raw_os_error(95)));
+        let mut guard = Guard::with(Net::connect().unwrap(), refused);
+        guard.set(both()).await.unwrap();
+        guard.watch().unwrap();
+        let status = guard.status("qvpn0").unwrap();
+        assert_eq!((status.routes, status.filter), (LayerState::InForce, LayerState::Missing));
+        assert!(status.without_filter.unwrap().contains("has no nf_tables"));
+        assert_eq!(status.dropped, None);
+        sh("ip route add 10.20.5.0/24 via 198.51.100.254");
+        assert_eq!((leak(""), leak(LAN_HOST)), (0, 0));
+        sh("ip rule del priority 113");
+        guard.changed().await;
+        assert!(guard.restore().await.errors.is_empty());
+        assert_eq!((leak(""), leak(LAN_HOST)), (0, 0));
+    });
+}
+
+#[test]
+fn releasing_everything_goes_on_after_a_table_that_another_process_owns() {
+    in_namespace(
+        "releasing_everything_goes_on_after_a_table_that_another_process_owns",
+        async |mut guard| {
+            guard.set(both()).await.unwrap();
+            let mut other = Guard::connect().unwrap();
+            other.disown();
+            let second = RoutePlan::new("qvpn1", nets(&["10.30.0.0/16"]), Table::Auto, 0, 51821).unwrap();
+            other.set(second).await.unwrap();
+            let error = other.release_all().await.unwrap_err();
+            assert!(matches!(error, NetError::FilterOwned { .. }), "{error}");
+            let left = sh("nft list tables; ip rule; ip route show table 29046 2>/dev/null || true");
+            assert!(
+                !left.contains("qvpn-qvpn1") && !left.contains("29046") && !left.contains("10.30"),
+                "{left}"
+            );
+            assert!(left.contains("qvpn-qvpn0"), "{left}");
+        },
+    );
+}
+
+#[test]
+fn a_device_gets_its_name_its_state_and_its_addresses_back() {
+    in_namespace("a_device_gets_its_name_its_state_and_its_addresses_back", async |guard| {
+        sh("ip link set qvpn0 up");
+        let net = guard.net();
+        let index = net.devices(["qvpn0"]).await.unwrap().get("qvpn0").copied();
+        let plan = both().on_device(index);
+        let addresses = nets(&["10.77.0.1/30", "fd77::1/64"]);
+        let restore = async || net.restore_device(&plan, &addresses, 1400).await.unwrap();
+        assert_eq!(restore().await.0, DeviceState::Up);
+        sh("ip link set qvpn0 down; ip link set qvpn0 name other");
+        let (state, changes) = restore().await;
+        assert_eq!(state, DeviceState::Up);
+        assert!(changes.added[0].contains("the name of qvpn0 (was other)"), "{changes:?}");
+        assert!(changes.added.iter().any(|what| what == "qvpn0 up"), "{changes:?}");
+        let shown = sh("ip addr show dev qvpn0");
+        assert!(shown.contains("10.77.0.1/30") && shown.contains("fd77::1/64"), "{shown}");
+        assert!(restore().await.1.is_empty());
+        sh("ip link set qvpn0 name other; ip link add qvpn0 type veth peer name x");
+        assert_eq!(restore().await.0, DeviceState::Renamed("other".into()));
+        sh("ip link del other");
+        assert_eq!(restore().await.0, DeviceState::Missing);
+    });
+}
+
+#[test]
+fn a_refusal_because_of_disabled_ipv6_names_the_switch() {
+    in_namespace("a_refusal_because_of_disabled_ipv6_names_the_switch", async |guard| {
+        sh("echo 1 > /proc/sys/net/ipv6/conf/qvpn0/disable_ipv6; ip link set qvpn0 up");
+        let error = guard.net().set_addresses("qvpn0", &nets(&["fd77::1/64"])).await.unwrap_err();
+        assert!(error.to_string().contains("sysctl -w net.ipv6.conf.all.disable_ipv6=0"), "{error}");
+    });
+}
+
+#[test]
+fn a_config_without_a_daemon_takes_no_prefix_from_a_tunnel_that_runs() {
+    in_namespace("a_config_without_a_daemon_takes_no_prefix_from_a_tunnel_that_runs", async |mut guard| {
+        sh("ip link set qvpn0 up; ip neigh add 10.20.5.1 lladdr 02:00:00:00:00:02 dev qvpn0");
+        let index = sh("cat /sys/class/net/qvpn0/ifindex").trim().parse().ok();
+        let second = RoutePlan::new("qvpn1", nets(&["10.20.0.0/16"]), Table::Auto, 0, 51821).unwrap();
+        // In both orders.
+        guard.set(second.clone()).await.unwrap();
+        guard.set(both().on_device(index)).await.unwrap();
+        let carried = || {
+            let [packets] = received(["far"], || {
+                let _ = try_sh("ping -n -c 1 -W 0.05 10.20.5.1");
+            });
+            packets
+        };
+        assert_eq!(carried(), 1, "{}", sh("nft list ruleset"));
+        guard.set(second).await.unwrap();
+        assert_eq!(carried(), 1, "{}", sh("nft list ruleset"));
+    });
 }
 
 #[test]

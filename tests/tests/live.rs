@@ -225,7 +225,7 @@ fn a_saved_change_keeps_the_files_comments_and_a_full_disk_changes_nothing() {
         // If the daemon or the file's check refuses, the file stays unchanged.
         let clash = ["set", "qvpn0", "büro", "--allowed-ips", "10.20.0.0/16", "--save"];
         assert_eq!(peer(&lab, &a, &clash).0, 3);
-        let (code, out, _) = peer(&lab, &a, &["remove", "qvpn0", "bü", "--save"]);
+        let (code, out, _) = peer(&lab, &a, &["remove", "qvpn0", "bü", "--save", "--unblock"]);
         assert_eq!((code, out.lines().next()), (0, Some("peer büro removed")));
         assert_eq!(fs::read_to_string(&file).unwrap(), text);
         let left: Vec<_> = fs::read_dir(lab.gw_a.dir())

@@ -248,6 +248,8 @@ fn the_listener_follows_a_reload_and_a_taken_port_is_refused() {
         assert!(said.contains("log_level changed") && said.contains("metrics_listen changed"), "{said}");
         assert!(!scrape(9791));
         let mut gateway = gateway;
+        // The guard notes each route of others at that level.
+        lab.gw_a.run("ip route add 192.0.2.0/24 via 198.51.100.2");
         gateway.process.line("DEBUG", START);
     });
 }

@@ -44,6 +44,9 @@ impl KeyChange {
             (true, "public_key") if self.from.is_some() => {
                 "traffic with this peer ends until it uses the new key"
             }
+            (true, "disabled") if self.to.is_some() => {
+                "traffic with this peer ends at once; its networks stay blocked"
+            }
             (true, "allowed_ips") => {
                 "networks that leave the list stay blocked; new ones go through the tunnel"
             }
@@ -157,6 +160,7 @@ fn interface_rows(interface: &Interface) -> Vec<Row> {
         local,
         routes,
         routes_table,
+        local_connected,
         metrics_listen,
         log_level,
     } = interface;
@@ -173,6 +177,7 @@ fn interface_rows(interface: &Interface) -> Vec<Row> {
         Dscp::Inherit => "inherit".to_owned(),
         Dscp::Value(value) => value.to_string(),
     };
+    let connected = local_connected.then(|| "connected".to_owned()).into_iter();
     Rows::default()
         .add("name", name)
         .add("private_key_file", private_key_file.display())
@@ -187,7 +192,7 @@ fn interface_rows(interface: &Interface) -> Vec<Row> {
         .add("dscp", dscp)
         .add("on_stop", on_stop)
         .list("protect", protect)
-        .list("local", local.iter().map(|l| format!("{} {}", l.prefix, l.device)))
+        .list("local", connected.chain(local.iter().map(|l| format!("{} {}", l.prefix, l.device))))
         .add("routes", routes)
         .opt("routes_table", (*routes_table != Interface::MAIN_TABLE).then_some(*routes_table))
         .opt("metrics_listen", *metrics_listen)
@@ -245,6 +250,7 @@ fn peer_rows(peer: &Peer) -> Vec<Row> {
         persistent_keepalive,
         suite,
         rekey_interval,
+        disabled,
     } = peer;
     Rows::default()
         .add("name", name)
@@ -260,6 +266,7 @@ fn peer_rows(peer: &Peer) -> Vec<Row> {
         .opt("persistent_keepalive", persistent_keepalive.map(time))
         .add("suite", suite.name())
         .add("rekey_interval", time(*rekey_interval))
+        .opt("disabled", disabled.then_some("true"))
         .0
 }
 

@@ -1,8 +1,9 @@
 //! Changes one peer in a config's text and keeps everything else: comments, order, blank lines. The daemon
 //! makes the same change to the running config, and `qvpn-ctl … --save` to the file.
 
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
-use toml_edit::{ArrayOfTables, DocumentMut, Item, Table};
+use toml_edit::{Array, ArrayOfTables, DocumentMut, Item, Table};
 
 use super::edit_array::merge_array;
 use super::reference::REFERENCE;
@@ -33,9 +34,27 @@ pub enum PeerEdit {
     },
 }
 
+impl PeerEdit {
+    /// Whether it does nothing but disable or enable a peer, as `peer disable` and `peer enable` write it.
+    #[must_use]
+    pub fn only_disables_or_enables(&self) -> bool {
+        match self {
+            Self::Set { settings, unset, .. } => match settings.trim() {
+                "disabled = true" => unset.is_empty(),
+                "" => matches!(&unset[..], [key] if key == "disabled"),
+                _ => false,
+            },
+            Self::Add { .. } | Self::Remove { .. } => false,
+        }
+    }
+}
+
 /// Why a text can't be changed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum EditError {
+    /// `[interface]` or `protect` is of another kind.
+    #[error("`protect` of [interface] is not a list; write `protect = [\"10.64.0.0/10\"]`")]
+    NoProtect,
     /// The config isn't TOML.
     #[error("the config is not TOML ({0}); fix it first, `qvpn-ctl check` names each place")]
     Config(String),
@@ -107,6 +126,25 @@ fn with_line_ends_of(text: &str, new: String) -> String {
         true => new.replace("\r\n", "\n").replace('\n', "\r\n"),
         false => new,
     }
+}
+
+/// Returns `text` with `prefixes` added to `protect` of `[interface]`.
+///
+/// # Errors
+/// If the text isn't TOML, or `[interface]` or `protect` is of another kind.
+pub fn protect(text: &str, prefixes: &[IpNet]) -> Result<String, EditError> {
+    let mut document: DocumentMut =
+        text.parse().map_err(|e: toml_edit::TomlError| EditError::Config(first_line(e.message())))?;
+    let interface = document.entry("interface").or_insert(Item::Table(Table::new()));
+    let interface = interface.as_table_mut().ok_or(EditError::NoProtect)?;
+    let list = interface.entry("protect").or_insert(Item::Value(Array::new().into()));
+    let list = list.as_array_mut().ok_or(EditError::NoProtect)?;
+    for prefix in prefixes.iter().map(ToString::to_string) {
+        if !list.iter().any(|known| known.as_str() == Some(&prefix)) {
+            list.push(prefix);
+        }
+    }
+    Ok(document.to_string())
 }
 
 /// The keys that a section `[[peer]]` can have.
@@ -247,6 +285,31 @@ sae_id = \"A\"
         let new = edit_peer(&text, &edit).unwrap();
         assert_eq!(new.replace("\r\n", "\n"), edit_peer(TEXT, &edit).unwrap());
         assert_eq!(new.matches('\n').count(), new.matches("\r\n").count(), "{new:?}");
+    }
+
+    #[test]
+    fn an_edit_that_only_disables_or_enables_is_known() {
+        let set = |settings: &str, unset: &[&str]| {
+            let unset = unset.iter().map(|key| (*key).to_owned()).collect();
+            PeerEdit::Set { peer: "b".into(), settings: settings.into(), unset }.only_disables_or_enables()
+        };
+        assert!(set("disabled = true\n", &[]) && set("", &["disabled"]));
+        assert!(!set("disabled = true\nqkd = \"off\"\n", &[]) && !set("", &["disabled", "qkd"]));
+        assert!(!set("disabled = true\n", &["qkd"]) && !set("", &[]));
+        assert!(!PeerEdit::Remove { peer: "b".into() }.only_disables_or_enables());
+    }
+
+    #[test]
+    fn kept_prefixes_go_to_protect_once() {
+        let nets: Vec<IpNet> = ["10.20.0.0/16", "fd20::/64"].iter().map(|s| s.parse().unwrap()).collect();
+        let new = protect(TEXT, &nets).unwrap();
+        let line = "listen_port = 51820   # as agreed\n";
+        let expected = TEXT.replace(line, &format!("{line}protect = [\"10.20.0.0/16\", \"fd20::/64\"]\n"));
+        assert_eq!(new, expected);
+        assert_eq!(protect(&new, &nets).unwrap(), new);
+        let more = protect(&new, &["10.30.0.0/16".parse().unwrap()]).unwrap();
+        assert!(more.contains("protect = [\"10.20.0.0/16\", \"fd20::/64\", \"10.30.0.0/16\"]"), "{more}");
+        assert_eq!(protect("[interface]\nprotect = 1\n", &nets), Err(EditError::NoProtect));
     }
 
     #[test]

@@ -41,7 +41,9 @@ impl Config {
     /// # Errors
     /// If it can't be read, is larger than [`MAX_SIZE`] or isn't UTF-8, else as [`parse`](Self::parse).
     pub fn load(path: &Path) -> Result<Self, ConfigErrors> {
-        Self::parse(path, &files::read_config(path)?)
+        let mut config = Self::parse(path, &files::read_config(path)?)?;
+        config.recall();
+        Ok(config)
     }
 
     /// Reads the text in `file` as the config `path`, which names it in errors.

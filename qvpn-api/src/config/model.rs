@@ -110,6 +110,8 @@ pub struct Interface {
     pub routes: Routes,
     /// The kernel's routing table that is followed under [`Routes::Kernel`].
     pub routes_table: u32,
+    /// `local = "connected"`: the list is what is remembered.
+    pub local_connected: bool,
     /// The address of the metrics listener; off if absent.
     pub metrics_listen: Option<SocketAddr>,
     /// How much the daemon logs.
@@ -288,6 +290,8 @@ pub struct Peer {
     pub suite: Suite,
     /// Its rekey interval: its own or the interface's.
     pub rekey_interval: Duration,
+    /// Nothing is sent to it or taken from it; its prefixes stay blocked.
+    pub disabled: bool,
 }
 
 /// A UDP destination.

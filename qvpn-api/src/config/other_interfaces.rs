@@ -56,6 +56,16 @@ impl Config {
         sink.finish()
     }
 
+    /// Refuses prefixes that `other` has too, in the same table.
+    ///
+    /// # Errors
+    /// Each such prefix.
+    pub fn check_shared_prefixes(&self, other: &Self) -> Result<(), ConfigErrors> {
+        let mut sink = Sink::new(&self.path, "");
+        self.shared_prefixes(other, &mut sink);
+        sink.finish()
+    }
+
     /// One prefix can't lead into two tunnels; of nested ones the longest wins.
     fn shared_prefixes(&self, other: &Self, sink: &mut Sink<'_>) {
         if self.interface.table == Table::Off || self.interface.table != other.interface.table {

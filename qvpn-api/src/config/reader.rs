@@ -119,6 +119,15 @@ impl<'t> Entry<'t> {
         value
     }
 
+    /// `true` or `false`.
+    pub(super) fn boolean(&self, sink: &mut Sink<'_>) -> Option<bool> {
+        let value = self.value.as_bool();
+        if value.is_none() {
+            self.wrong_type(sink, "true or false");
+        }
+        value
+    }
+
     /// A word of a fixed list.
     pub(super) fn word<T>(
         &self,

@@ -111,10 +111,15 @@ pub const REFERENCE: &[SectionHelp] = &[
             ),
             key(
                 "local",
-                "[{ prefix = \"PREFIX\", device = \"DEVICE\" }, …]",
+                "[{ prefix = \"PREFIX\", device = \"DEVICE\" }, …] or \"connected\"",
                 "none",
                 "This site's own networks inside protected prefixes, each reachable through its device \
-                 without the tunnel.",
+                 without \
+                 the tunnel. \"connected\": those that this host was connected to when the daemon first \
+                 started, \
+                 but none of an uplink, of a device that leads to an endpoint, or of DHCP; `qvpn-ctl local \
+                 accept` \
+                 adds others.",
             ),
             key(
                 "routes",
@@ -254,6 +259,12 @@ pub const REFERENCE: &[SectionHelp] = &[
             ),
             key("suite", "as in [interface]", "the interface's", "The peer's AEAD."),
             key("rekey_interval", "as in [interface]", "the interface's", "The peer's rekey interval."),
+            key(
+                "disabled",
+                "true or false",
+                "false",
+                "true: no traffic and no handshakes with it. Its networks stay blocked.",
+            ),
         ],
     },
     SectionHelp {

@@ -19,6 +19,7 @@ fn status() -> Status {
         drops: BTreeMap::from([("no_peer".into(), 1)]),
         guard: None,
         routing: None,
+        device: None,
         kmes: vec![KmeStatus {
             name: "kme-a1".into(),
             api: KmeApi::Etsi014,
@@ -76,6 +77,10 @@ fn requests_have_their_fixed_lines() {
         (Request::TryConfig { within_s: 120 }, r#"{"v":1,"request":"try_config","within_s":120}"#),
         (Request::Confirm, r#"{"v":1,"request":"confirm"}"#),
         (Request::GoBack, r#"{"v":1,"request":"go_back"}"#),
+        (
+            Request::Unblock { prefixes: vec!["10.20.0.0/16".into()] },
+            r#"{"v":1,"request":"unblock","prefixes":["10.20.0.0/16"]}"#,
+        ),
         (Request::Events { follow: true }, r#"{"v":1,"request":"events","follow":true}"#),
         (Request::Version, r#"{"v":1,"request":"version"}"#),
     ];
@@ -104,9 +109,10 @@ fn replies_survive_their_line() {
         Reply::Show(status()),
         Reply::Peers(vec![]),
         Reply::Rekey { peers: vec!["site-b".into()] },
-        Reply::Reload { changes: vec![] },
         Reply::Config { path: "/etc/qvpn/qvpn0.toml".into(), text: "a\n".into(), confirm_in_s: Some(9) },
         Reply::Confirmed,
+        Reply::Reload { changes: vec![], kept: vec![] },
+        Reply::Unblocked { prefixes: vec!["10.20.0.0/16".into()] },
         Reply::Event(event),
         Reply::EventsEnd { missed: 3 },
         Reply::Version { daemon: "0.2.0".into(), interface: "qvpn0".into(), pid: 1 },
@@ -136,7 +142,7 @@ fn the_status_has_exactly_the_fixed_names_and_null_for_unknown() {
     assert_eq!(json["schema"], 1);
     assert_eq!(
         names(interface),
-        expect("name public_key listen_port suite lanes mtu uptime_s drops guard routing kmes peers")
+        expect("name public_key listen_port suite lanes mtu uptime_s drops guard device routing kmes peers")
     );
     let kme = &interface["kmes"][0];
     assert_eq!(

@@ -7,7 +7,7 @@ use std::net::IpAddr;
 
 use qvpn_api::Config;
 use qvpn_api::config::{Endpoint, Mtu, Peer, Table};
-use qvpn_net::{IpNet, ROUTE_PROTOCOL, strict_reverse_path};
+use qvpn_net::{IpNet, ROUTE_PROTOCOL, RoutePlan, strict_reverse_path};
 use serde_json::Value;
 
 use super::command::{json, json_lines};
@@ -22,6 +22,7 @@ const OVERHEAD_V6_BYTES: u64 = 40 + 8 + 16 + 16;
 pub(super) fn look(config: &Config) -> Vec<Finding> {
     let mut findings = forwarding(config);
     findings.extend(reverse_path(config));
+    findings.extend(src_valid_mark(config));
     findings.extend(mtu(config));
     findings.extend(firewall::look(config));
     if config.interface.table == Table::Auto {
@@ -95,6 +96,32 @@ fn reverse_path(config: &Config) -> Vec<Finding> {
         )
     };
     strict.iter().map(bad).collect()
+}
+
+/// Where the reverse path filter is strict, it must heed the mark of our datagrams: an endpoint may lie in a
+/// protected prefix.
+fn src_valid_mark(config: &Config) -> Option<Finding> {
+    const KEY: &str = "net.ipv4.conf.all.src_valid_mark";
+    let needed = RoutePlan::of(config).is_ok_and(|plan| plan.needs_src_valid_mark());
+    let strict = strict_reverse_path(&config.interface.name);
+    if !needed || strict.is_empty() {
+        return None;
+    }
+    let set = fs::read_to_string("/proc/sys/net/ipv4/conf/all/src_valid_mark");
+    Some(match set.map(|text| text.trim() == "1") {
+        Ok(true) => Finding::ok("src_valid_mark", "the reverse path filter heeds the mark of our datagrams"),
+        Ok(false) => Finding::bad(
+            "src_valid_mark",
+            format!(
+                "rp_filter is strict on {} and ignores the mark of our datagrams, so it drops those of a \
+                 peer \
+                 whose endpoint lies in a protected prefix",
+                strict.join(", ")
+            ),
+            format!("sysctl -w {KEY}=1"),
+        ),
+        Err(error) => Finding::unknown("src_valid_mark", format!("{KEY}: {error}"), format!("sysctl {KEY}")),
+    })
 }
 
 /// The route to each address, by one run of `ip` for all of them.
@@ -181,7 +208,7 @@ fn routes(config: &Config) -> Vec<Finding> {
         };
         all.extend(routes.into_iter().map(|route| (family == "-6", route)));
     }
-    let ours: Vec<&IpNet> = allowed(config).collect();
+    let ours: Vec<&IpNet> = allowed(config).chain(&config.interface.protect).collect();
     let mut findings = Vec::new();
     for (ipv6, route) in &all {
         let Some(found) = foreign(*ipv6, route, &config.interface.name) else { continue };

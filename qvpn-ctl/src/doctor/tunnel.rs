@@ -12,7 +12,8 @@ use super::machine;
 use crate::client::Client;
 use crate::dirs::Dirs;
 use crate::error::CtlError;
-use crate::render::{advice, unresolved};
+use crate::output::Tone;
+use crate::render::{advice, block_text, device_text, unresolved};
 use crate::units::duration;
 
 /// A certificate that ends sooner must be renewed, in seconds.
@@ -67,17 +68,49 @@ fn state(dirs: &Dirs, name: &str) -> Vec<Finding> {
     let asked = Client::connect(&dirs.socket_dir, name).and_then(|mut client| client.ask(&Request::Show));
     match asked {
         Ok(Reply::Show(status)) => {
-            status.interfaces.iter().flat_map(|i| [peers(i), routes(i), kmes(i)].concat()).collect()
+            let all = |i| [device(i), block(i), peers(i), routes(i), kmes(i)].concat();
+            status.interfaces.iter().flat_map(all).collect()
         }
         Ok(_) => Vec::new(),
         Err(error) => vec![Finding::unknown("peers", error.to_string(), format!("qvpn-ctl show {name}"))],
     }
 }
 
+fn device(i: &InterfaceStatus) -> Vec<Finding> {
+    let name = &i.name;
+    let Some(device) = &i.device else { return Vec::new() };
+    let found = device_text(device, name).map(|(text, tone)| (format!("the tunnel's device: {text}"), tone));
+    vec![match found {
+        None => Finding::ok("device", format!("{name} is there, is up and has its addresses")),
+        Some((text, Tone::Bad)) => Finding::bad("device", text, format!("systemctl restart qvpn@{name}")),
+        // The daemon takes its name back once it is free.
+        Some((text, _)) => Finding::warning(
+            "device",
+            text,
+            format!("ip link set dev {name} down && ip link set dev {name} name {}-old", clipped(name)),
+        ),
+    }]
+}
+
+/// `name` as far as there is room for a suffix of four bytes.
+fn clipped(name: &str) -> &str {
+    (0..=11).rev().find_map(|end| name.get(..end)).unwrap_or_default()
+}
+
+fn block(i: &InterfaceStatus) -> Vec<Finding> {
+    let Some(guard) = i.guard.as_ref().filter(|guard| !guard.protected.is_empty()) else { return Vec::new() };
+    let (text, tone) = block_text(guard);
+    let fix = format!("journalctl -u qvpn-guard -u qvpn@{} # it is tried again each second", i.name);
+    vec![match tone {
+        Tone::Bad => Finding::bad("guard", text, fix),
+        _ => Finding::ok("guard", text),
+    }]
+}
+
 fn peers(i: &InterfaceStatus) -> Vec<Finding> {
     let up = i.peers.iter().filter(|p| p.state == PeerState::Up).count();
     let mut causes: BTreeMap<(PeerState, String), Vec<&PeerStatus>> = BTreeMap::new();
-    for p in i.peers.iter().filter(|p| p.state != PeerState::Up) {
+    for p in i.peers.iter().filter(|p| !matches!(p.state, PeerState::Up | PeerState::Disabled)) {
         let cause = p.reason.clone().or_else(|| advice(p, i)).unwrap_or_default();
         causes.entry((p.state, cause)).or_default().push(p);
     }

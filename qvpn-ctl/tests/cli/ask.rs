@@ -43,11 +43,11 @@ fn rekey_says_with_whom() {
 
 #[test]
 fn reload_says_what_changed() {
-    with(&[Reply::Reload { changes: vec!["peer site-c added".into()] }], |dir, fake| {
+    with(&[Reply::Reload { changes: vec!["peer site-c added".into()], kept: vec![] }], |dir, fake| {
         assert_eq!(run(dir, &["reload", "qvpn0"]), done("peer site-c added\n"));
         assert_eq!(fake.request(), r#"{"v":1,"request":"reload"}"#);
     });
-    with(&[Reply::Reload { changes: vec![] }], |dir, _| {
+    with(&[Reply::Reload { changes: vec![], kept: vec![] }], |dir, _| {
         assert_eq!(run(dir, &["reload", "qvpn0"]), done("nothing changed\n"));
     });
 }

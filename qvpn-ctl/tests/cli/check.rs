@@ -42,7 +42,9 @@ fn a_good_config_is_fine() {
     );
     let json: serde_json::Value = serde_json::from_str(&run(dir, &["check", &file, "--json"]).out).unwrap();
     holds("check", &json.to_string());
-    let expected = serde_json::json!({"schema": 1, "file": file, "ok": true, "errors": [], "left_out": 0});
+    let expected = serde_json::json!({
+        "schema": 1, "file": file, "ok": true, "errors": [], "left_out": 0, "warnings": []
+    });
     assert_eq!(json, expected);
 }
 

@@ -184,7 +184,10 @@ fn answered() -> Vec<(&'static [&'static str], Reply)> {
         (&["peer", "list", "qvpn0", "--json"], peers()),
         (&["metrics", "qvpn0"], Reply::Metrics { text: "x 1\n".into() }),
         (&["rekey", "qvpn0"], Reply::Rekey { peers: vec!["東京-büro".into()] }),
-        (&["reload", "qvpn0"], Reply::Reload { changes: vec!["peer 東京-büro changed".into()] }),
+        (
+            &["reload", "qvpn0"],
+            Reply::Reload { changes: vec!["peer 東京-büro changed".into()], kept: vec![] },
+        ),
     ]
 }
 

@@ -44,7 +44,11 @@ fn doctor_says_what_it_found_as_its_schema_has_it() {
 #[test]
 fn a_change_of_a_peer_is_sent_as_the_config_would_have_it() {
     let dir = tempfile::tempdir().unwrap();
-    let fake = Fake::new(dir.path(), "qvpn0", &[Reply::Reload { changes: vec!["peer b added".into()] }]);
+    let fake = Fake::new(
+        dir.path(),
+        "qvpn0",
+        &[Reply::Reload { changes: vec!["peer b added".into()], kept: vec![] }],
+    );
     let words = [
         "peer",
         "add",

@@ -37,7 +37,10 @@ fn a_config_that_wants_no_block_gets_none() {
     let file = config(dir.path(), "qvpn0.toml", "\"10.20.0.0/16\"", "table = \"off\"");
     let run = run(dir.path(), &["block", &file]);
     assert_eq!((run.code, run.err.as_str()), (0, ""));
-    assert_eq!(run.out, "qvpn0: not blocked, because its config says table = \"off\"\n");
+    assert_eq!(
+        run.out,
+        "qvpn0: nothing is blocked, because its config says table = \"off\" and has no `protect`\n"
+    );
 }
 
 /// The program in a network namespace of its own, by `unshare`; `None` where the machine forbids that.

@@ -10,7 +10,9 @@ use std::process::Stdio;
 use nix::pty::Winsize;
 use qvpn_api::config::QkdPolicy;
 use qvpn_api::control::{ErrorCode, ErrorReply, Reply};
-use qvpn_api::status::{InterfaceStatus, KmeState, KmeStatus, PeerState, PeerStatus, Status};
+use qvpn_api::status::{
+    DeviceStatus, GuardStatus, InterfaceStatus, KmeState, KmeStatus, PeerState, PeerStatus, Status,
+};
 
 use super::fake::Fake;
 use super::schemas::holds;
@@ -286,4 +288,39 @@ fn many_peers_are_one_screen_with_those_that_need_attention_first() {
     let none = run(dir.path(), &["show", "--peer", "nowhere"]);
     assert_eq!((none.code, none.out.as_str(), none.err.lines().count()), (1, "", 1), "{none:?}");
     assert_eq!(run(dir.path(), &["show", "qvpn0", "site-9", "--peer", "site-9"]).code, 2);
+}
+
+#[test]
+fn the_block_and_the_device_are_shown() {
+    let text = |guard: GuardStatus, device: Option<DeviceStatus>| {
+        let dir = tempfile::tempdir().unwrap();
+        let shown = InterfaceStatus { guard: Some(guard), device, ..up() };
+        let _fake = Fake::new(dir.path(), "qvpn0", &[Reply::Show(Status::new(vec![shown]))]);
+        run(dir.path(), &["show", "qvpn0"]).out
+    };
+    let good = GuardStatus {
+        routes: "in_force".into(),
+        nftables: "in_force".into(),
+        protected: vec!["10.20.0.0/16".into(), "10.30.0.0/16".into()],
+        kept: vec![],
+        local: vec![],
+        dropped: Some(0),
+        reason: None,
+    };
+    let line = |text: &str, label: &str| {
+        text.lines().find(|line| line.trim_start().starts_with(label)).unwrap_or_default().trim().to_owned()
+    };
+    let shown = text(good.clone(), Some(DeviceStatus { state: "up".into(), name: Some("qvpn0".into()) }));
+    assert_eq!(line(&shown, "block"), "block: 2 prefixes: routes in force, filter in force");
+    assert_eq!(line(&shown, "device"), "");
+    let kept = GuardStatus { kept: vec!["10.30.0.0/16".into()], ..good.clone() };
+    assert!(line(&text(kept, None), "block").contains("in no config any more: 10.30.0.0/16"));
+    let routes =
+        GuardStatus { nftables: "missing".into(), reason: Some("no nf_tables".into()), ..good.clone() };
+    assert!(line(&text(routes, None), "block").ends_with("filter missing: no nf_tables"));
+    let nothing =
+        GuardStatus { routes: "off".into(), nftables: "off".into(), protected: vec![], ..good.clone() };
+    assert!(line(&text(nothing, None), "block").contains("nothing is blocked"));
+    let gone = text(good, Some(DeviceStatus { state: "missing".into(), name: None }));
+    assert!(line(&gone, "device").contains("systemctl restart qvpn@qvpn0"), "{gone}");
 }

@@ -75,6 +75,7 @@ pub(crate) fn interface(kmes: Vec<KmeStatus>, peers: Vec<PeerStatus>) -> Interfa
         drops: Counts::from([("malformed".into(), 1)]),
         guard: None,
         routing: None,
+        device: None,
         kmes,
         peers,
     }

@@ -132,6 +132,7 @@ preshared_key_file = "a.psk"
 persistent_keepalive = "25s"
 suite = "chacha20poly1305"
 rekey_interval = "30s"
+disabled = false
 
 [[peer]]
 name = "site-c"
@@ -197,6 +198,7 @@ const CHANGED_KEYS: &[(&str, &str, &str, &str)] = &[
     ("[[peer]]", "persistent_keepalive", "\"25s\"", "\"26s\""),
     ("[[peer]]", "suite", "suite = \"chacha20poly1305\"", "suite = \"aes256gcm\""),
     ("[[peer]]", "rekey_interval", "rekey_interval = \"30s\"", "rekey_interval = \"20s\""),
+    ("[[peer]]", "disabled", "disabled = false", "disabled = true"),
     ("[access]", "observe", "@monitoring", "@others"),
     ("[access]", "operate", "@netops", "@others"),
     ("[access]", "admin", "\"alice\"", "\"bob\""),

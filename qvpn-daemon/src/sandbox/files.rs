@@ -12,7 +12,7 @@ use landlock::{
     RulesetCreated, RulesetCreatedAttr, RulesetError, RulesetStatus, Scope, make_bitflags,
 };
 use qvpn_api::Config;
-use qvpn_api::config::{ClientKey, Kme};
+use qvpn_api::config::{ClientKey, Kme, state_dir};
 
 use crate::error::DaemonError;
 
@@ -39,7 +39,11 @@ const TUN: &str = "/dev/net/tun";
 /// The directories of all files that `config` names, so that a file may be replaced and read again; also the
 /// directories that symbolic links lead to.
 pub(super) fn readable(config: &Config) -> BTreeSet<PathBuf> {
-    directories(files_read(config))
+    let mut readable = directories(files_read(config));
+    if config.interface.local_connected {
+        readable.insert(state_dir());
+    }
+    readable
 }
 
 /// The files that `config` names, and the config file.

@@ -125,7 +125,11 @@ fn run(options: &Options) -> Result<()> {
 /// Returns whether a VPN is measured in a row.
 fn takes_part(vpn: Vpn, row: Row) -> bool {
     match row {
-        Row::Rekey => !vpn.everywhere || vpn.name == "qvpn-chacha",
+        Row::Rekey => {
+            let protecting = matches!(vpn.kind, Kind::Protecting(..));
+            vpn.name == "qvpn-chacha" || (!vpn.everywhere && !protecting)
+        }
+        Row::Protect => vpn.name == "qvpn-chacha" || matches!(vpn.kind, Kind::Protecting(..)),
         Row::Flood => vpn.name == "qvpn-chacha",
         _ => vpn.everywhere,
     }

@@ -40,6 +40,7 @@ pub const METRICS: &[Metric] = &[
     metric("cpu", "CPU of both gateways, s/Gb", 3),
     metric("memory", "peak memory of a gateway, MB", 1),
     metric("rekey", "1 TCP flow A→B beside the rekey rows, Gb/s", 2),
+    metric("protect", "1 TCP flow A→B beside the row of protected prefixes, Gb/s", 2),
     metric("flood_ours", "1 TCP flow A→B, 100,000 forged starts a second at B, Gb/s", 2),
     metric("flood_nft", "the same, the flood dropped by nft, Gb/s", 2),
     metric("flood_replay_ours", "1 TCP flow A→B, 100,000 replays a second at B, Gb/s", 2),
@@ -194,6 +195,14 @@ const OWN_GOALS: &[Goal] = &[
         Some((0.98, 0.98)),
         true,
     ),
+    goal(
+        "1 TCP flow with 10,000 protected prefixes",
+        &["protect"],
+        "qvpn-10kpfx",
+        Against::Vpn("qvpn-chacha"),
+        Some((0.98, 0.98)),
+        true,
+    ),
 ];
 
 /// A ratio as the plot shows it.
@@ -310,7 +319,8 @@ impl Results {
     }
 
     fn ratios(&self, text: &mut String) {
-        let vpns = self.vpns(|metric| metric != "rekey" && !metric.starts_with("flood"));
+        let vpns =
+            self.vpns(|metric| metric != "rekey" && metric != "protect" && !metric.starts_with("flood"));
         if !vpns.contains(&REFERENCE) {
             return;
         }

@@ -33,6 +33,8 @@ pub enum Row {
     Rtt,
     /// One TCP flow with 10 new epochs per second, and without.
     Rekey,
+    /// One TCP flow with 10,000 protected prefixes, and with none.
+    Protect,
     /// One TCP flow under a flood of forged handshake initiations, and with nft dropping the same flood.
     Flood,
     /// Peak memory after all other rows.
@@ -74,6 +76,7 @@ impl Row {
             Row::Udp1400 => udp(tunnel, "udp1400", Mix::Only(1400), length, guess),
             Row::Rtt => round_trips(tunnel, length),
             Row::Rekey => Ok(vec![("rekey", tcp(tunnel, 0, 1, length.tcp)?.rate)]),
+            Row::Protect => Ok(vec![("protect", tcp(tunnel, 0, 1, length.tcp)?.rate)]),
             Row::Flood => flood(tunnel, length),
             Row::Memory => Ok(vec![("memory", tunnel.peak_memory()?)]),
         }

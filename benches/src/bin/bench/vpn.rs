@@ -31,6 +31,8 @@ pub enum Kind {
     Wireguard(&'static str, &'static [&'static str]),
     /// The daemon with QKD keys of kme-sim: its suite and rekey interval.
     Daemon(&'static str, &'static str),
+    /// The same, with this number of protected prefixes besides, no two of them adjacent.
+    Protecting(&'static str, u16),
     /// The data path alone: its suite, and rekeys per second.
     Tunnel(&'static str, u32),
 }
@@ -41,7 +43,7 @@ pub struct Vpn {
     /// The name in tables and on the command line, short enough for an interface name.
     pub name: &'static str,
     pub kind: Kind,
-    /// Whether it is measured in all rows, or only in the row about rekeys.
+    /// Whether it is measured in all rows, or only in a row of its own.
     pub everywhere: bool,
 }
 
@@ -65,6 +67,7 @@ pub const ALL: &[Vpn] = &[
     rekey_only("lanes", Kind::Tunnel("chacha", 0)),
     rekey_only("lanes-10rk", Kind::Tunnel("chacha", 10)),
     rekey_only("qvpn-10rk", Kind::Daemon("chacha20poly1305", "100ms")),
+    Vpn { name: "qvpn-10kpfx", kind: Kind::Protecting("chacha20poly1305", 10_000), everywhere: false },
 ];
 
 /// A tunnel between two namespaces. Dropping it stops its processes.
@@ -104,7 +107,8 @@ impl Vpn {
         match self.kind {
             Kind::Plain => running.inner = OUTER,
             Kind::Wireguard(program, words) => running.start_wireguard(&peers.join(program), words)?,
-            Kind::Daemon(suite, rekey) => running.start_daemons(suite, rekey, lanes)?,
+            Kind::Daemon(suite, rekey) => running.start_daemons(suite, rekey, lanes, 0)?,
+            Kind::Protecting(suite, prefixes) => running.start_daemons(suite, "60s", lanes, prefixes)?,
             Kind::Tunnel(suite, rekeys) => running.start_lanes(suite, rekeys, lanes)?,
         }
         let begun = Instant::now();
@@ -173,7 +177,12 @@ impl Running {
 
     /// Starts a kme-sim with both KMEs on the first host, and the daemons. The second daemon reaches its KME
     /// over the link between the hosts.
-    fn start_daemons(&mut self, suite: &str, rekey: &str, lanes: u8) -> Result<()> {
+    fn start_daemons(&mut self, suite: &str, rekey: &str, lanes: u8, protected: u16) -> Result<()> {
+        let protect = (0..protected).map(|i| {
+            let [high, low] = i.to_be_bytes();
+            format!("100.{}.{low}.0/25", u16::from(high) + 64)
+        });
+        let protect: Vec<String> = protect.collect();
         let names = ["a", "b"];
         let kmes = [8443, 8444].map(|port| format!("{}:{port}", OUTER[0]));
         let dir = self.nodes[0].dir().to_owned();
@@ -219,7 +228,8 @@ impl Running {
                 "[interface]\nname = \"{}\"\nprivate_key_file = \"{}/qvpn.key\"\nlisten_port = 51820\n\
                  address = [\"{}/24\"]\nmtu = {MTU}\nsuite = \"{suite}\"\nrekey_interval \
                  = \"{rekey}\"\nlanes = {lanes}\n\
-                 [kms]\nsae_id = \"SITE-{name}\"\n[[kms.kme]]\nname = \"kme-{name}\"\nurl = \"https://{}\"\n\
+                 protect = {protect:?}\n[kms]\nsae_id = \"SITE-{name}\"\n[[kms.kme]]\nname = \
+                 \"kme-{name}\"\nurl = \"https://{}\"\n\
                  ca_file = \"{certs}/ca.pem\"\ncert_file = \"{certs}/{stem}.pem\"\nkey_file \
                  = \"{certs}/{stem}.key\"\n\
                  [[peer]]\nname = \"site-{other}\"\npublic_key = \"{}\"\nendpoint = \"{}:51820\"\n\

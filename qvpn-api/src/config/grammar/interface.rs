@@ -68,7 +68,7 @@ impl<'t> Reader<'t> {
         let dscp = self.dscp(&mut s);
         let on_stop = self.word(&mut s, "on_stop", "\"block\"", OnStop::WORDS, OnStop::from_word);
         let protect = self.protect(&mut s);
-        let local = self.local(&mut s);
+        let (local, local_connected) = self.local(&mut s).map_or((None, false), |(all, c)| (Some(all), c));
         let routes = self.word(&mut s, "routes", "\"config\"", Routes::WORDS, Routes::from_word);
         self.facts.kernel_routes = routes == Some(Some(Routes::Kernel));
         let routes_table = self.routes_table(&mut s);
@@ -92,6 +92,7 @@ impl<'t> Reader<'t> {
             local: local?,
             routes: routes?.unwrap_or(Routes::Config),
             routes_table: routes_table?,
+            local_connected,
             metrics_listen: metrics_listen?,
             log_level: log_level?.unwrap_or(LogLevel::Info),
         })
@@ -168,9 +169,18 @@ impl<'t> Reader<'t> {
         Some(self.facts.protect.iter().map(|(prefix, _)| *prefix).collect())
     }
 
-    fn local(&mut self, s: &mut Section<'t>) -> Option<Vec<Local>> {
+    /// The list, and whether it is the remembered one.
+    fn local(&mut self, s: &mut Section<'t>) -> Option<(Vec<Local>, bool)> {
         let example = "[{ prefix = \"10.10.0.0/16\", device = \"eth1\" }]";
-        let Some(entry) = s.take(&self.sink, "local", example) else { return Some(Vec::new()) };
+        self.positions.local = s.at;
+        let Some(entry) = s.take(&self.sink, "local", example) else {
+            return Some((Vec::new(), false));
+        };
+        self.positions.local = entry.at;
+        self.positions.local_written = true;
+        if entry.value.as_str() == Some("connected") {
+            return Some((Vec::new(), true));
+        }
         let mut all = Vec::new();
         for (at, table) in entry.inline_tables(&mut self.sink)? {
             let mut one = Section::new("an entry of `local`", at, self.text, table);
@@ -185,7 +195,7 @@ impl<'t> Reader<'t> {
             one.finish(&mut self.sink, &[]);
             all.extend(prefix.zip(device).map(|(prefix, device)| Local { prefix, device }));
         }
-        Some(all)
+        Some((all, false))
     }
 
     fn mtu(&mut self, s: &mut Section<'t>) -> Option<Mtu> {

@@ -78,6 +78,10 @@ impl<'t> Reader<'t> {
         let suite = self.word(&mut s, "suite", "\"chacha20poly1305\"", Suite::WORDS, Suite::from_word);
         let rekey =
             self.duration(&mut s, "rekey_interval", "\"60s\"", MIN_REKEY_INTERVAL, MAX_REKEY_INTERVAL);
+        let disabled = match s.take(&self.sink, "disabled", "true") {
+            Some(entry) => entry.boolean(&mut self.sink),
+            None => Some(false),
+        };
         s.finish(&mut self.sink, &HOME_SECTIONS);
         positions.allowed_ips = facts.allowed_ips.iter().map(|(_, at)| *at).collect();
         self.positions.peers.push(positions);
@@ -102,6 +106,7 @@ impl<'t> Reader<'t> {
             persistent_keepalive: keepalive?,
             suite: suite?.unwrap_or(defaults.suite),
             rekey_interval: rekey?.unwrap_or(defaults.rekey_interval),
+            disabled: disabled?,
         })
     }
 

@@ -1,0 +1,85 @@
+//! The networks of this site that `local = "connected"` stands for. They are remembered in a file, so that a
+//! network that another host chooses later is not let out by itself.
+
+use std::fs::{self, Permissions};
+use std::io::{self, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use super::model::{Config, Local};
+
+/// The directory of what is remembered; nothing in it is secret.
+pub const STATE_DIR: &str = "/var/lib/qvpn";
+
+#[derive(Serialize, Deserialize)]
+struct Entry {
+    prefix: String,
+    device: String,
+}
+
+/// The directory of what is remembered; tests have another one.
+#[must_use]
+pub fn state_dir() -> PathBuf {
+    let other = std::env::var_os("QVPN_STATE_DIR").filter(|dir| !dir.is_empty());
+    other.map_or_else(|| STATE_DIR.into(), PathBuf::from)
+}
+
+/// The file of what is remembered of `interface`.
+#[must_use]
+pub fn state_file(interface: &str) -> PathBuf {
+    state_dir().join(format!("{interface}.state"))
+}
+
+/// The networks that are remembered for `interface`; `None` before there were any.
+///
+/// # Errors
+/// If the file can't be read, or is no state of this version.
+pub fn remembered_local(interface: &str) -> io::Result<Option<Vec<Local>>> {
+    let Some(state) = read(&state_file(interface))? else { return Ok(None) };
+    let Some(list) = state.get("local") else { return Ok(None) };
+    let entries: Vec<Entry> = serde_json::from_value(list.clone())?;
+    let local = |entry: Entry| {
+        let prefix = entry.prefix.parse().map_err(io::Error::other)?;
+        Ok(Local { prefix, device: entry.device })
+    };
+    entries.into_iter().map(local).collect::<io::Result<_>>().map(Some)
+}
+
+/// Remembers `local` for `interface`, and keeps what else the file has.
+///
+/// # Errors
+/// If the file can't be written.
+pub fn remember_local(interface: &str, local: &[Local]) -> io::Result<()> {
+    let file = state_file(interface);
+    let mut state = read(&file)?.unwrap_or_default();
+    let entry = |local: &Local| Entry { prefix: local.prefix.to_string(), device: local.device.clone() };
+    let entries: Vec<Entry> = local.iter().map(entry).collect();
+    state.insert("local".to_owned(), serde_json::to_value(entries)?);
+    let new = file.with_extension("state.new");
+    let mut writer = fs::File::create(&new)?;
+    writer.set_permissions(Permissions::from_mode(0o644))?;
+    writer.write_all(format!("{:#}\n", Value::Object(state)).as_bytes())?;
+    writer.sync_all()?;
+    fs::rename(&new, &file)
+}
+
+fn read(file: &Path) -> io::Result<Option<Map<String, Value>>> {
+    match fs::read(file) {
+        Ok(bytes) => Ok(Some(serde_json::from_slice(&bytes)?)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+impl Config {
+    /// Fills in what is remembered, under `local = "connected"`. What can't be read stays blocked.
+    pub(super) fn recall(&mut self) {
+        if self.interface.local_connected {
+            let remembered = remembered_local(&self.interface.name);
+            self.interface.local = remembered.ok().flatten().unwrap_or_default();
+        }
+    }
+}
