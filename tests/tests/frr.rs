@@ -208,7 +208,12 @@ fn a_site_with_two_gateways_is_reached_by_the_other_within_a_second() {
         let capture = Capture::start(&lab.wan, "hub", "198.51.100.1");
         let hosts = [(&lab.hub_lan, "10.10.0.2"), (&lab.sites[0].lan, "10.21.0.1")];
         let rate = 500;
+        let arrived = |site: &Gateway<'_>| site.peer()["rx_packets"].as_u64().unwrap();
+        let before = arrived(&sites[0]);
         let stream = Stream { rate, ..Stream::default() }.start_between(hosts, [rate * 20, 0]);
+        wait_until("the stream passes the first gateway", START, || {
+            (arrived(&sites[0]) > before + rate / 2).then_some(())
+        });
         sites[0].process.kill();
         wait_until("the second gateway is the next hop", START, || {
             (next_hop() == ["10.77.0.3"]).then_some(())
@@ -220,8 +225,9 @@ fn a_site_with_two_gateways_is_reached_by_the_other_within_a_second() {
         });
         let [_, host] = stream.finish();
         println!("one gateway killed and back: {:?}", host.received);
-        let lost = Duration::from_secs_f64(host.received.longest_gap_ms / 1000.0);
-        assert!(lost < Duration::from_secs(1), "traffic stopped for {lost:?}");
+        let stopped = Duration::from_secs_f64(host.received.longest_gap_ms / 1000.0);
+        assert!(stopped < Duration::from_secs(1), "traffic stopped for {stopped:?}");
+        assert!(host.received.lost > 0, "the stream passed the gateway that was killed");
         assert!(host.received.distinct > rate * 18, "{host:?}");
         assert_nothing_clear(&capture.stop(), "10.10.0.2", &["10.21.0.1"]);
     });
