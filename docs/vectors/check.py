@@ -52,6 +52,10 @@ def name(text):
     return bytes([len(text)]) + text.encode()
 
 
+def key_name(text):
+    return struct.pack(">H", len(text)) + text.encode()
+
+
 class Identity:
     def __init__(self, entry, who):
         self.x25519 = bytes.fromhex(entry["x25519"])
@@ -63,7 +67,7 @@ class Identity:
 
 def hello(identity, instance, role, case, names, psk):
     out = bytes([2]) + bytes([instance]) * 16 + struct.pack(">Q", 1)
-    out += bytes([role, case["suite"], case["lanes"], 2]) + struct.pack(">I", 60_000)
+    out += bytes([role, case["suite"], case["lanes"], 2]) + struct.pack(">II", 60_000, 6_000)
     out += name(names[0]) + name(names[1])
     if psk:
         prk = extract(bytes(48), psk)
@@ -98,7 +102,7 @@ def exchange(case, initiator, responder, chain):
     to_responder, ct_r = ML_KEM_1024._encaps_internal(responder.ek, m_r)
     propose = hashlib.sha384(hello_i).digest() + hashlib.sha384(hello_r).digest()
     propose += struct.pack(">Q", case["epoch"]) + raw(X25519PrivateKey.from_private_bytes(x_i)) + ek + ct_r
-    propose += indices(case["initiator_indices"]) + name(key_id)
+    propose += indices(case["initiator_indices"]) + key_name(key_id)
     propose += b"\x01" + chain["check"] if chain else b"\x00"
     same("Propose", propose, bytes.fromhex(case["propose"]))
 

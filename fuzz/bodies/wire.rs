@@ -81,6 +81,7 @@ pub fn valid(kind: u8, seed: u64) -> Vec<u8> {
             lanes: small + 1,
             policy: QkdPolicy::Preferred,
             interval_ms: 1000,
+            min_interval_ms: 100,
             sae_own: SaeId::new(name.clone()).ok(),
             sae_peer: None,
             psk_check: seed.is_multiple_of(2).then_some([3; 16]),

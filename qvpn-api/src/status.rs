@@ -353,6 +353,8 @@ pub enum PeerDrop {
     TooBig,
     /// The control session rejected it: not from the peer's key, late, or a repetition. A few are normal.
     Control,
+    /// It came in the control session and exceeds what one peer may send in a second.
+    Limited,
     /// It came in the control session and is not a valid message.
     Malformed,
     /// A message that was answered with `Reject`, or a wrong confirmation.
@@ -363,7 +365,7 @@ pub enum PeerDrop {
 
 impl PeerDrop {
     /// All reasons.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::NoEpoch,
         Self::Expired,
         Self::Replay,
@@ -371,6 +373,7 @@ impl PeerDrop {
         Self::NotAllowedIp,
         Self::TooBig,
         Self::Control,
+        Self::Limited,
         Self::Malformed,
         Self::Refused,
         Self::QueueFull,
@@ -387,6 +390,7 @@ impl PeerDrop {
             Self::NotAllowedIp => "not_allowed_ip",
             Self::TooBig => "too_big",
             Self::Control => "control",
+            Self::Limited => "limited",
             Self::Malformed => "malformed",
             Self::Refused => "refused",
             Self::QueueFull => "queue_full",

@@ -41,6 +41,7 @@ fn the_example_is_read_whole() {
     assert_eq!((b.name.as_str(), b.qkd, b.role), ("site-b", QkdPolicy::Required, Role::Initiator));
     assert_eq!(b.endpoint.as_ref().unwrap().to_string(), "203.0.113.9:51820");
     assert_eq!((b.suite, b.rekey_interval), (Suite::Aes256Gcm, Duration::from_millis(100)));
+    assert_eq!(config.min_rekey_interval(b), Duration::from_millis(100));
     assert_eq!(b.persistent_keepalive, Some(Duration::from_secs(25)));
     let names: Vec<_> = config.kmes_of(b).iter().map(|k| k.name.clone()).collect();
     assert_eq!(names, ["kme-a2", "kme-a1"]);
@@ -48,6 +49,10 @@ fn the_example_is_read_whole() {
     let c = &config.peers[1];
     assert_eq!((c.name.as_str(), c.qkd, c.role, &c.endpoint), ("büro-c", QkdPolicy::Off, Role::Auto, &None));
     assert_eq!((c.suite, c.rekey_interval), (Suite::ChaCha20Poly1305, Duration::from_secs(60)));
+    assert_eq!(config.min_rekey_interval(c), Duration::from_secs(6), "a tenth");
+    let with = EXAMPLE.replace("rekey_interval = \"60s\"", "min_rekey_interval = \"30s\"");
+    let config = parse(&with);
+    assert!(config.peers.iter().all(|peer| config.min_rekey_interval(peer) == Duration::from_secs(30)));
     assert_eq!((&c.sae_id, c.kmes.len(), c.persistent_keepalive), (&None, 0, None));
     assert_eq!(c.allowed_ips[2].to_string(), "192.0.2.7/32");
 

@@ -152,9 +152,9 @@ fn delivered(request: u64, keys: Vec<QkdKey>, missing: Option<KmsFailure>) -> Km
     let mut missing = missing;
     let mut named = Vec::with_capacity(keys.len());
     for key in keys {
-        if [key.id.as_str(), &key.source_kme, &key.target_kme].iter().any(|name| name.len() > MAX_NAME) {
+        if [&key.source_kme, &key.target_kme].iter().any(|name| name.len() > MAX_NAME) {
             let text = format!(
-                "KME {}: a key ID or KME ID of more than {MAX_NAME} bytes can't be sent to the other site; \
+                "KME {}: a KME ID of more than {MAX_NAME} bytes can't be sent to the other site; \
                  ask the KME's vendor for shorter ones",
                 key.kme
             );

@@ -193,10 +193,10 @@ async fn serve(daemon: &mut Daemon, mut inputs: Inputs, signals: &mut Signals) -
         let unconfirmed_until = try_config::deadline(daemon);
         tokio::select! {
             event = queues.sessions.recv() => {
-                handle_batch(event, &mut queues.sessions, SESSION_BATCH, &mut daemon.peers)?;
+                handle_batch(event, || queues.sessions.try_recv(), SESSION_BATCH, &mut daemon.peers)?;
             }
             event = queues.unknown.recv() => {
-                handle_batch(event, &mut queues.unknown, UNKNOWN_BATCH, &mut daemon.peers)?;
+                handle_batch(event, || queues.unknown.try_recv().ok(), UNKNOWN_BATCH, &mut daemon.peers)?;
             }
             Some(table) = route_updates.changed() => daemon.peers.routes_changed(table),
             () = snapshots.copied() => daemon.peers.machine_copied(daemon.settings.device.mtu, clock::now()),
@@ -232,7 +232,7 @@ async fn serve(daemon: &mut Daemon, mut inputs: Inputs, signals: &mut Signals) -
 /// Hands an event to the peers, and more from its queue: at most `max` in all.
 fn handle_batch(
     first: Option<LaneEvent>,
-    queue: &mut mpsc::Receiver<LaneEvent>,
+    mut more: impl FnMut() -> Option<LaneEvent>,
     max: usize,
     peers: &mut Peers,
 ) -> Result<(), DaemonError> {
@@ -240,7 +240,7 @@ fn handle_batch(
     for left in (0..max).rev() {
         let Some(event) = next else { break };
         peers.lane_event(event, clock::now())?;
-        next = if left > 0 { queue.try_recv().ok() } else { None };
+        next = if left > 0 { more() } else { None };
     }
     Ok(())
 }

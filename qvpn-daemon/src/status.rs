@@ -167,6 +167,7 @@ fn peer_status(peer: &PeerRuntime, listen_port: u16, mtu: u32, now: Time) -> Pee
         add(&mut drops, name, n);
     }
     add(&mut drops, PeerDrop::Control.as_str(), view.drops.control);
+    add(&mut drops, PeerDrop::Limited.as_str(), view.drops.limited);
     add(&mut drops, PeerDrop::Malformed.as_str(), view.drops.malformed);
     add(&mut drops, PeerDrop::Refused.as_str(), view.drops.refused);
     PeerStatus {

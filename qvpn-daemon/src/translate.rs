@@ -65,6 +65,7 @@ pub(crate) fn peer_config(
         role: peer.role.fixed().unwrap_or_else(|| role_by_keys(local.public(), &peer.public_key)),
         suite: peer.suite,
         rekey_interval: peer.rekey_interval,
+        min_rekey_interval: config.min_rekey_interval(peer),
         lanes: config.interface.lanes,
         policy: peer.qkd,
         qkd_source: config.kmes_of(peer).iter().any(|kme| kme.api() != config::KmeApi::File),

@@ -24,6 +24,8 @@ pub struct PeerConfig {
     pub suite: Suite,
     /// The interval between epochs, 100 ms to 120 s. The smaller value of both sides is used.
     pub rekey_interval: Duration,
+    /// The shortest interval that we agree to, 100 ms to 120 s. The larger value of both sides is used.
+    pub min_rekey_interval: Duration,
     /// The number of our lanes, 1 to 16. The smaller number of both sides is used.
     pub lanes: u8,
     /// The policy for epochs without a QKD key. The stricter one of both sides is used.
@@ -75,6 +77,7 @@ impl PartialEq for PeerConfig {
             role,
             suite,
             rekey_interval,
+            min_rekey_interval,
             lanes,
             policy,
             qkd_source,
@@ -89,6 +92,7 @@ impl PartialEq for PeerConfig {
             && local.public() == other.local.public()
             && (remote, role, suite, rekey_interval)
                 == (&other.remote, &other.role, &other.suite, &other.rekey_interval)
+            && *min_rekey_interval == other.min_rekey_interval
             && (lanes, policy, qkd_source) == (&other.lanes, &other.policy, &other.qkd_source)
             && (sae_local, sae_remote) == (&other.sae_local, &other.sae_remote)
             && (stock, endpoint, number) == (&other.stock, &other.endpoint, &other.number)
@@ -113,6 +117,7 @@ mod tests {
             role: Role::Initiator,
             suite: Suite::ChaCha20Poly1305,
             rekey_interval: Duration::from_secs(60),
+            min_rekey_interval: Duration::from_secs(6),
             lanes: 1,
             policy: QkdPolicy::Off,
             qkd_source: false,

@@ -20,4 +20,4 @@ pub(crate) use initiator::Initiator;
 pub use parameters::ExchangeParameters;
 pub use proposed::{AcceptError, Agreed, Proposal, Proposed};
 pub(crate) use responder::Responder;
-pub(crate) use role::{ExchangeRole, LostKeys, Message};
+pub(crate) use role::{Counters, ExchangeRole, Message};

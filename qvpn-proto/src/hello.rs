@@ -3,6 +3,8 @@
 mod agreement;
 mod own;
 
+use std::time::Duration;
+
 use qvpn_types::Time;
 use rand_core::CryptoRng;
 use sha2::{Digest, Sha384};
@@ -14,6 +16,7 @@ pub use own::OwnHello;
 use crate::config::PeerConfig;
 use crate::notice::PeerEvent;
 use crate::outbox::Outbox;
+use crate::timers::Timer;
 use crate::wire::{Hello, MessageId, MessageType, ParseError, RELEASE, RejectReason, VERSION};
 
 /// The peer's `Hello` in force.
@@ -26,11 +29,36 @@ pub struct RemoteHello {
     session: u64,
 }
 
+/// How long the peer has to refuse a `Hello` again after it has acknowledged it.
+const REFUSAL_WAIT: Duration = Duration::from_secs(1);
+/// The number of mismatches within [`MISMATCH_WINDOW`] after which a new session is needed.
+const MAX_MISMATCHES: u32 = 3;
+const MISMATCH_WINDOW: Duration = Duration::from_secs(10);
+
 /// Why the sites cannot work together.
 pub struct Refusal {
     /// The reason, if this side refused.
     by_us: Option<RejectReason>,
     pub detail: String,
+    /// Whether it was made in the session in use.
+    confirmed: bool,
+}
+
+/// Counts proposals that name a `Hello` which the other side does not have in force.
+#[derive(Default)]
+struct Mismatches {
+    since: Time,
+    count: u32,
+}
+
+impl Mismatches {
+    fn add(&mut self, now: Time) -> bool {
+        if now.since(self.since) > MISMATCH_WINDOW {
+            *self = Self { since: now, count: 0 };
+        }
+        self.count += 1;
+        self.count == MAX_MISMATCHES
+    }
 }
 
 /// The result of a received `Hello`.
@@ -52,13 +80,68 @@ pub struct Hellos {
     pub own: OwnHello,
     pub remote: Option<RemoteHello>,
     pub agreement: Option<Agreement>,
+    /// The lanes of the last agreement. An epoch made under it goes on when a `Hello` is refused.
+    pub agreed_lanes: Option<u8>,
     pub refusal: Option<Refusal>,
+    /// The session in which the first `Hello` of the peer's instance arrived.
+    instance_session: u64,
+    mismatches: Mismatches,
 }
 
 impl Hellos {
     pub fn new(config: &PeerConfig, instance: [u8; 16]) -> Self {
         let own = OwnHello::new(config, instance, 1);
-        Self { instance, own, remote: None, agreement: None, refusal: None }
+        Self {
+            instance,
+            own,
+            remote: None,
+            agreement: None,
+            agreed_lanes: None,
+            refusal: None,
+            instance_session: 0,
+            mismatches: Mismatches::default(),
+        }
+    }
+
+    /// Makes this side a new instance, since a reload ended what the peer knows of the exchange.
+    pub fn new_instance(&mut self, rng: &mut dyn CryptoRng) {
+        rng.fill_bytes(&mut self.instance);
+    }
+
+    /// Whether a message that arrived in `session` was sent by an earlier instance of the peer.
+    pub fn predates_instance(&self, session: u64) -> bool {
+        session < self.instance_session
+    }
+
+    /// Records that one side's proposal names a `Hello` that is not in force at the other. Returns whether that
+    /// goes on, so that a new session must carry both `Hello`s again.
+    pub fn on_mismatch(&mut self, now: Time) -> bool {
+        self.mismatches.add(now)
+    }
+
+    /// Repeats our `Hello` in a new session, where the peer accepts it whatever it was told before. Until the
+    /// peer had the time to refuse it again, an earlier refusal of the peer stays.
+    pub fn on_new_session(&mut self, now: Time, out: &mut Outbox, rng: &mut dyn CryptoRng) {
+        if !out.channel.pending(MessageType::Hello) {
+            self.send(now, out, rng);
+        }
+        if let Some(refusal) = self.refusal.as_mut().filter(|refusal| refusal.by_us.is_none()) {
+            refusal.confirmed = false;
+            out.timers.set(Timer::Refusal, Some(now + REFUSAL_WAIT));
+        }
+    }
+
+    /// Ends a refusal that the peer did not repeat although it has our `Hello`. Returns whether there was one.
+    pub fn on_refusal_timeout(&mut self, now: Time, out: &mut Outbox) -> bool {
+        if self.refusal.as_ref().is_none_or(|refusal| refusal.confirmed) {
+            return false;
+        }
+        if out.channel.pending(MessageType::Hello) {
+            out.timers.set(Timer::Refusal, Some(now + REFUSAL_WAIT));
+            return false;
+        }
+        self.refusal = None;
+        true
     }
 
     /// Queues our `Hello` for the first session after the start.
@@ -93,17 +176,21 @@ impl Hellos {
             Err(error) => return unusable(error),
         };
         let known = self.remote.as_ref().map(|remote| (remote.hello.instance, remote.hello.counter));
-        if let Some((instance, counter)) = known
-            && instance == hello.instance
-            && hello.counter <= counter
-        {
+        if let Some(remote) = self.remote.as_mut().filter(|remote| remote.bytes == bytes) {
             // This repeats the `Hello` in force under another message ID: the peer waits for a refusal of
             // that ID.
-            if hello.counter == counter
-                && let Some(reason) = self.refusal.as_ref().and_then(|refusal| refusal.by_us)
-            {
+            remote.session = remote.session.max(session);
+            if let Some(reason) = self.refusal.as_ref().and_then(|refusal| refusal.by_us) {
                 out.reject(id, reason, now, rng);
             }
+            return ReceivedHello::Known;
+        }
+        if let Some(remote) = &self.remote
+            && remote.hello.instance == hello.instance
+            && hello.counter <= remote.hello.counter
+            // A counter holds for its session, so no value in one can lock out later ones.
+            && session <= remote.session
+        {
             return ReceivedHello::Known;
         }
         let restarted = known.is_none_or(|(instance, _)| instance != hello.instance);
@@ -111,6 +198,9 @@ impl Hellos {
             // A later instance makes later sessions, so this `Hello` is from an earlier instance and was
             // delayed.
             return ReceivedHello::Known;
+        }
+        if restarted {
+            self.instance_session = session;
         }
         let hash = Sha384::digest(bytes).into();
         self.remote = Some(RemoteHello { hello, bytes: bytes.to_vec(), hash, id, session });
@@ -127,6 +217,7 @@ impl Hellos {
                 if self.refusal.as_ref().is_some_and(|refusal| refusal.by_us.is_some()) {
                     self.refusal = None;
                 }
+                self.agreed_lanes = Some(agreement.lanes);
                 Ok(self.agreement.replace(agreement) != Some(agreement))
             }
             Err((reason, detail)) => Err((remote.id, reason, detail)),
@@ -145,18 +236,22 @@ impl Hellos {
         self.agreement = None;
         out.reject(id, reason, now, rng);
         report(true, reason, &detail, out);
-        self.refusal = Some(Refusal { by_us: Some(reason), detail: format!("refused: {detail}") });
+        self.refusal =
+            Some(Refusal { by_us: Some(reason), detail: format!("refused: {detail}"), confirmed: true });
     }
 
-    /// Records that the peer refused our `Hello`: no epoch can be made until one side changes its `Hello`.
+    /// Records that the peer refused our `Hello`: no epoch can be made until one side changes its `Hello`, or the
+    /// peer does not refuse ours again in a later session.
     /// Returns whether this changes anything.
     pub fn on_refused(&mut self, reason: RejectReason, config: &PeerConfig, out: &mut Outbox) -> bool {
-        if self.refusal.is_some() {
+        if let Some(refusal) = &mut self.refusal {
+            refusal.confirmed = true;
             return false;
         }
         let detail = explain(reason, config);
         report(false, reason, &detail, out);
-        self.refusal = Some(Refusal { by_us: None, detail: format!("the other site refused us: {detail}") });
+        let detail = format!("the other site refused us: {detail}");
+        self.refusal = Some(Refusal { by_us: None, detail, confirmed: true });
         true
     }
 }

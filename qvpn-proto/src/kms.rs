@@ -40,7 +40,7 @@ pub enum KeyKind {
 /// The name of a QKD key: its ID, and the two KMEs of the link that made it. Names are public.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct KeyName {
-    /// The key ID. The wire carries at most [`MAX_NAME`](crate::wire::limits::MAX_NAME) bytes of it.
+    /// The key ID, opaque and echoed exactly.
     pub id: KeyId,
     /// The KME that issued it, from the KME's status; empty if the status doesn't name it.
     pub source_kme: String,

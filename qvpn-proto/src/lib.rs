@@ -15,6 +15,7 @@ pub mod key_sources;
 pub mod kms;
 mod lanes;
 mod liveness;
+mod message_limiter;
 pub mod notice;
 pub mod orders;
 mod outbox;

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 
-use qvpn_types::Time;
+use qvpn_types::{KeyId, Time};
 use rand_core::CryptoRng;
 
 use crate::channel::ReliableChannel;
@@ -38,6 +38,13 @@ pub struct Outbox {
 impl Outbox {
     pub fn emit(&mut self, event: PeerEvent) {
         self.outputs.push_back(PeerOutput::Event(event));
+    }
+
+    /// Reports lost keys, each with the reason.
+    pub fn report_lost(&mut self, lost: Vec<(KeyId, String)>) {
+        for (id, why) in lost {
+            self.emit(PeerEvent::KeyLost { id, why });
+        }
     }
 
     pub fn output(&mut self, output: PeerOutput) {

@@ -5,8 +5,10 @@ use std::time::Duration;
 
 use qvpn_types::Time;
 
-/// The minimum interval between our initiations that answer one with an earlier time than before.
-const STALE_INITIATION_INTERVAL: Duration = Duration::from_secs(5);
+/// The minimum interval between our initiations that answer one which starts nothing.
+const INITIATE_BACK_INTERVAL: Duration = Duration::from_secs(1);
+/// The minimum interval between reports of such initiations.
+const STALE_REPORT_INTERVAL: Duration = Duration::from_secs(5);
 /// How long the peer's status reports the last of them.
 const STALE_REPORT_DURATION: Duration = Duration::from_secs(60);
 const MIN_HANDSHAKE_INTERVAL: Duration = Duration::from_secs(1);
@@ -19,13 +21,15 @@ pub struct ControlPath {
     pub initiations: u32,
     /// The destination of the last one, if it was not `endpoint`.
     called: Option<SocketAddr>,
-    /// When one of our initiations last answered an initiation with an earlier time than before.
+    /// When one of our initiations last answered an initiation which starts nothing.
+    initiated_back_at: Option<Time>,
+    /// When such an initiation was last reported.
     stale_at: Option<Time>,
 }
 
 impl ControlPath {
     pub fn new(endpoint: Option<SocketAddr>) -> Self {
-        Self { endpoint, initiations: 0, called: None, stale_at: None }
+        Self { endpoint, initiations: 0, called: None, initiated_back_at: None, stale_at: None }
     }
 
     /// Sets the endpoint; returns whether it changed.
@@ -57,19 +61,30 @@ impl ControlPath {
         (MIN_HANDSHAKE_INTERVAL * (1 << doublings)).min(MAX_HANDSHAKE_INTERVAL)
     }
 
-    /// Records an initiation that carries an earlier time than before. Returns whether to answer it now.
+    /// Records an initiation which starts nothing. Returns whether to initiate a handshake in return now.
     pub fn on_stale_initiation(&mut self, now: Time) -> bool {
-        let recently = self.stale_at.is_some_and(|at| now.since(at) < STALE_INITIATION_INTERVAL);
-        if !recently {
-            self.stale_at = Some(now);
-        }
-        !recently
+        due(&mut self.initiated_back_at, INITIATE_BACK_INTERVAL, now)
+    }
+
+    /// Records that a silent peer's initiations are refused because of their time. Returns whether to report it
+    /// now.
+    pub fn report_stale(&mut self, now: Time) -> bool {
+        due(&mut self.stale_at, STALE_REPORT_INTERVAL, now)
     }
 
     /// Whether the peer's initiations are refused because its clock was set back.
     pub fn is_stale(&self, now: Time) -> bool {
         self.stale_at.is_some_and(|at| now.since(at) < STALE_REPORT_DURATION)
     }
+}
+
+/// Whether `interval` has passed since `last`, which is then set to now.
+fn due(last: &mut Option<Time>, interval: Duration, now: Time) -> bool {
+    let due = last.is_none_or(|at| now.since(at) >= interval);
+    if due {
+        *last = Some(now);
+    }
+    due
 }
 
 #[cfg(test)]

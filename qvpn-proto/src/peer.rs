@@ -6,24 +6,25 @@ mod status;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use qvpn_types::{Direction, Role, Time};
+use qvpn_types::{Direction, QkdPolicy, Role, Time};
 use rand_core::CryptoRng;
 use status::Status;
 
 use crate::channel::ReceiveOutcome;
 use crate::config::PeerConfig;
 use crate::epochs::Epochs;
-use crate::exchange::{Context, ExchangeRole, Initiator, Message, Responder};
+use crate::exchange::{Context, Counters, ExchangeRole, Initiator, Message, Responder};
 use crate::hello::{Hellos, ReceivedHello};
 use crate::kms::KmsReport;
 use crate::lanes::PeerLanes;
+use crate::message_limiter::MessageLimiter;
 use crate::notice::PeerEvent;
 use crate::orders::LaneReport;
 use crate::outbox::{HelloRequest, Outbox};
 use crate::output::{PeerOutput, Transmit};
-use crate::session::ControlLink;
 use crate::session::control_session::ControlSession;
-use crate::supply::{Supply, report_lost};
+use crate::session::{ControlLink, Tai64n};
+use crate::supply::Supply;
 use crate::timers::Timer;
 use crate::view::{PeerState, PeerView};
 use crate::wire::{MessageId, MessageType, Reject, RejectReason};
@@ -34,9 +35,12 @@ pub struct Peer<L> {
     control: ControlSession<L>,
     hellos: Hellos,
     role: Box<dyn ExchangeRole>,
+    /// What earlier roles counted.
+    counters: Counters,
     epochs: Epochs,
     supply: Supply,
     lanes: PeerLanes,
+    limiter: MessageLimiter,
     out: Outbox,
     /// The state that was last reported.
     reported_state: PeerState,
@@ -51,10 +55,12 @@ impl<L: ControlLink> Peer<L> {
         Self {
             control: ControlSession::new(&config, link, now, &mut out),
             hellos: Hellos::new(&config, instance),
-            role: role(&config, now),
+            role: role(&config, Counters::default(), now),
+            counters: Counters::default(),
             epochs: Epochs::new(&config, &instance, now),
             supply: Supply::new(now),
             lanes: PeerLanes::new(config.lanes),
+            limiter: MessageLimiter::default(),
             out,
             reported_state: PeerState::Connecting,
             config,
@@ -68,15 +74,23 @@ impl<L: ControlLink> Peer<L> {
         if let Some(endpoint) = input.found_at {
             self.lanes.move_to(endpoint, &mut self.out);
         }
+        if input.new_session {
+            self.hellos.on_new_session(now, &mut self.out, rng);
+        }
         if input.new_session && self.epochs.sealing(now).is_none() {
             // Earlier attempts failed because there was no path. There is one now.
             self.role.attempt_due(now);
         }
         for packet in input.packets {
+            let interval = self.hellos.agreement.map_or(self.config.rekey_interval, |a| a.interval);
+            if !self.limiter.admit(&packet, interval, now) {
+                self.out.drops.limited += 1;
+                continue;
+            }
             match self.out.channel.receive(&packet, now, rng) {
                 ReceiveOutcome::Message { id, kind, body } => {
-                    let message = Message { id, message_type: kind, body: &body };
-                    self.handle_message(message, input.session, now, rng);
+                    let message = Message { id, message_type: kind, body: &body, session: input.session };
+                    self.handle_message(message, now, rng);
                 }
                 ReceiveOutcome::Malformed => self.out.drops.malformed += 1,
                 ReceiveOutcome::Nothing => {}
@@ -88,7 +102,7 @@ impl<L: ControlLink> Peer<L> {
     /// Processes the report of a [`PeerOutput::Fetch`].
     pub fn handle_kms(&mut self, report: KmsReport, now: Time, rng: &mut dyn CryptoRng) {
         // The current policy applies. It may be stricter than when the keys were requested.
-        self.with_role(now, |role, ctx, _, out| report_lost(role.on_kms_report(report, ctx), out));
+        self.with_role(now, |role, ctx, _, out| out.report_lost(role.on_kms_report(report, ctx)));
         self.process_pending(now, rng);
     }
 
@@ -154,7 +168,7 @@ impl<L: ControlLink> Peer<L> {
             Timer::LinkTick => self.control.on_link_tick(self.config.role, now, &mut self.out),
             Timer::Handshake => self.control.start_handshake(configured, now, &mut self.out),
             Timer::Liveness => self.control.check_liveness(configured, now, &mut self.out, rng),
-            Timer::Stock => report_lost(self.role.age_stock(now), &mut self.out),
+            Timer::Stock => self.out.report_lost(self.role.age_stock(now)),
             Timer::AttemptEnd
             | Timer::ProposeAgain
             | Timer::ConfirmAgain
@@ -162,6 +176,12 @@ impl<L: ControlLink> Peer<L> {
             | Timer::PendingEnd => self.with_role(now, |role, ctx, epochs, out| {
                 role.on_timeout(timer, ctx, epochs, out, rng);
             }),
+            Timer::Refusal => {
+                if self.hellos.on_refusal_timeout(now, &mut self.out) {
+                    self.compare_hellos(now, rng);
+                    self.role.attempt_due(now);
+                }
+            }
             // `process_pending` does everything for these, and sets the timer of an attempt again.
             Timer::Attempt | Timer::Retransmit | Timer::EpochEnd | Timer::PathMtu => {}
         }
@@ -193,6 +213,7 @@ impl<L: ControlLink> Peer<L> {
     /// epoch that breaks a stricter policy ends at once.
     pub fn reconfigure(&mut self, config: PeerConfig, now: Time, rng: &mut dyn CryptoRng) {
         let role_changed = config.role != self.config.role;
+        let qkd_ends = config.policy == QkdPolicy::Off && self.config.policy != QkdPolicy::Off;
         let sae_changed =
             (&config.sae_local, &config.sae_remote) != (&self.config.sae_local, &self.config.sae_remote);
         if let (Some(endpoint), true) = (config.endpoint, config.endpoint != self.config.endpoint) {
@@ -200,7 +221,10 @@ impl<L: ControlLink> Peer<L> {
         }
         self.config = config;
         if role_changed || sae_changed {
-            self.role = role(&self.config, now);
+            self.replace_role(now, rng);
+        } else if qkd_ends {
+            self.role.erase_stock();
+            self.hellos.new_instance(rng);
         }
         self.role.set_stock_target(self.config.stock);
         self.role.drop_unanswered_attempt(&mut self.out);
@@ -209,6 +233,25 @@ impl<L: ControlLink> Peer<L> {
         self.end_epochs_without_qkd(now);
         self.role.attempt_due(now);
         self.process_pending(now, rng);
+    }
+
+    /// Starts a role without stock and attempts. For the peer, this side is a new instance: it voids what it
+    /// knows of the former role's stock and offers its own again.
+    fn replace_role(&mut self, now: Time, rng: &mut dyn CryptoRng) {
+        self.role.drop_attempt(&mut self.out);
+        for kind in [
+            MessageType::StockOffer,
+            MessageType::StockAck,
+            MessageType::Accept,
+            MessageType::Confirm,
+            MessageType::Rekey,
+        ] {
+            self.out.channel.cancel(kind);
+        }
+        self.counters = self.role.counters(self.counters);
+        self.role = role(&self.config, self.counters, now);
+        self.hellos.new_instance(rng);
+        self.epochs.no_restart_since_epoch = false;
     }
 
     /// Sends `Bye` and stops sending. Poll the last datagrams afterwards.
@@ -250,6 +293,13 @@ impl<L: ControlLink> Peer<L> {
         self.control.measure_path(measure, now, &mut self.out);
     }
 
+    /// Returns the greatest time in a handshake initiation of the peer, `None` before the first. A daemon keeps
+    /// it over restarts, so that recorded initiations start nothing.
+    #[must_use]
+    pub fn greatest_initiation(&self) -> Option<Tai64n> {
+        self.control.greatest_initiation()
+    }
+
     /// Returns the status that `show` prints.
     #[must_use]
     pub fn view(&self, now: Time) -> PeerView {
@@ -272,9 +322,12 @@ impl<L: ControlLink> Peer<L> {
         act(self.role.as_mut(), &ctx, &mut self.epochs, &mut self.out);
     }
 
-    fn handle_message(&mut self, message: Message<'_>, session: u64, now: Time, rng: &mut dyn CryptoRng) {
+    fn handle_message(&mut self, message: Message<'_>, now: Time, rng: &mut dyn CryptoRng) {
+        if message.message_type != MessageType::Hello && self.hellos.predates_instance(message.session) {
+            return;
+        }
         match message.message_type {
-            MessageType::Hello => self.on_hello(message, session, now, rng),
+            MessageType::Hello => self.on_hello(message, now, rng),
             MessageType::StockOffer
             | MessageType::StockAck
             | MessageType::Propose
@@ -290,15 +343,18 @@ impl<L: ControlLink> Peer<L> {
             // A `Pong` has no content; the channel handles acknowledgements.
             MessageType::Pong | MessageType::Ack => {}
         }
-        match self.out.hello.take() {
-            Some(HelloRequest::Repeat) => self.hellos.send(now, &mut self.out, rng),
-            Some(HelloRequest::Renew) => self.hellos.renew(&self.config, now, &mut self.out, rng),
-            None => {}
+        let Some(request) = self.out.hello.take() else { return };
+        match request {
+            HelloRequest::Repeat => self.hellos.send(now, &mut self.out, rng),
+            HelloRequest::Renew => self.hellos.renew(&self.config, now, &mut self.out, rng),
+        }
+        if self.hellos.on_mismatch(now) {
+            self.control.renew(&mut self.out);
         }
     }
 
-    fn on_hello(&mut self, message: Message<'_>, session: u64, now: Time, rng: &mut dyn CryptoRng) {
-        match self.hellos.receive(message.id, message.body, session, now, &mut self.out, rng) {
+    fn on_hello(&mut self, message: Message<'_>, now: Time, rng: &mut dyn CryptoRng) {
+        match self.hellos.receive(message.id, message.body, message.session, now, &mut self.out, rng) {
             ReceivedHello::Unusable(reason, detail) => self.refuse(message.id, reason, detail, now, rng),
             ReceivedHello::Known => {}
             ReceivedHello::New { restarted } => {
@@ -354,13 +410,18 @@ impl<L: ControlLink> Peer<L> {
         }
     }
 
-    /// Ends the epochs that break a stricter policy, at once and in both directions. Packets of the other
-    /// epochs that are still under way open until the drain ends.
+    /// Ends unfinished epochs that break a stricter policy. If the policy is our own, ends the others too, at
+    /// once and in both directions; packets of epochs with QKD that are under way open until the drain ends. A
+    /// `Hello` alone ends no epoch in force, since only X25519 authenticates it: the peer, if it is strict,
+    /// opens and seals nothing in that epoch any more.
     fn end_epochs_without_qkd(&mut self, now: Time) {
         if !self.context(now).qkd_only() {
             return;
         }
         self.with_role(now, |role, ctx, epochs, out| role.on_stricter_policy(ctx, epochs, out));
+        if self.config.policy != QkdPolicy::Required {
+            return;
+        }
         self.epochs.close_without_qkd(&mut self.out);
         if self.epochs.active.as_ref().is_some_and(|epoch| !epoch.sources.qkd) {
             self.epochs.stop_sealing(self.config.lanes, &mut self.out);
@@ -420,9 +481,9 @@ impl<L: ControlLink> Peer<L> {
     }
 }
 
-fn role(config: &PeerConfig, now: Time) -> Box<dyn ExchangeRole> {
+fn role(config: &PeerConfig, counters: Counters, now: Time) -> Box<dyn ExchangeRole> {
     match config.role {
-        Role::Initiator => Box::new(Initiator::new(config.stock)),
-        Role::Responder => Box::new(Responder::new(now)),
+        Role::Initiator => Box::new(Initiator::new(config.stock, counters)),
+        Role::Responder => Box::new(Responder::new(counters, now)),
     }
 }

@@ -4,9 +4,11 @@
 pub mod control_link;
 pub(crate) mod control_session;
 pub mod demux;
+pub mod initiation;
 pub mod limiter;
-mod token_bucket;
+pub(crate) mod token_bucket;
 
 pub use control_link::{ControlLink, LinkOutput, WireGuardLink};
 pub use demux::{DatagramClass, Demux, peer_of_control_index};
+pub use initiation::Tai64n;
 pub use limiter::{Admission, HandshakeLimiter};

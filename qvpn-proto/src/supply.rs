@@ -5,7 +5,7 @@ use std::time::Duration;
 use qvpn_types::{QkdPolicy, Time};
 use rand_core::CryptoRng;
 
-use crate::exchange::{Context, ExchangeRole, LostKeys};
+use crate::exchange::{Context, ExchangeRole};
 use crate::kms::KeyKind;
 use crate::notice::PeerEvent;
 use crate::outbox::Outbox;
@@ -33,16 +33,14 @@ impl Supply {
         out: &mut Outbox,
         rng: &mut dyn CryptoRng,
     ) {
-        let Some(agreement) = ctx.agreement().filter(|a| a.policy != QkdPolicy::Off) else {
-            out.timers.set(Timer::Stock, None);
+        let wanted = ctx.agreement().filter(|a| a.policy != QkdPolicy::Off && ctx.hellos.refusal.is_none());
+        let Some(agreement) = wanted else {
+            // Keys end at their age although nothing asks for them any more.
+            out.timers.set(Timer::Stock, role.next_expiry());
             return;
         };
-        if ctx.hellos.refusal.is_some() {
-            out.timers.set(Timer::Stock, None);
-            return;
-        }
         if ctx.qkd_only() {
-            report_lost(role.keep_only_qkd(), out);
+            out.report_lost(role.keep_only_qkd());
         }
         if role.poll_stock(self.request + 1, ctx, out, rng) {
             self.request += 1;
@@ -77,12 +75,5 @@ impl Supply {
     /// Returns why the supply stopped, while it is stopped.
     pub fn stopped(&self) -> Option<&str> {
         self.stopped.as_deref().filter(|_| self.budget.stopped())
-    }
-}
-
-/// Reports keys that were lost.
-pub fn report_lost(lost: LostKeys, out: &mut Outbox) {
-    for (id, why) in lost {
-        out.emit(PeerEvent::KeyLost { id, why });
     }
 }

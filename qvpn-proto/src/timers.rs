@@ -29,13 +29,15 @@ pub enum Timer {
     AskRekey,
     /// The expiry of an unconfirmed epoch's keys.
     PendingEnd,
+    /// The peer had the time to refuse our `Hello` again.
+    Refusal,
     /// A path probe is due, or a round of probes ends.
     PathMtu,
 }
 
 impl Timer {
     /// All timers, in the order in which timers that are due together are handled.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::LinkTick,
         Self::Handshake,
         Self::Liveness,
@@ -48,6 +50,7 @@ impl Timer {
         Self::Attempt,
         Self::Retransmit,
         Self::EpochEnd,
+        Self::Refusal,
         Self::PathMtu,
     ];
 }

@@ -51,6 +51,8 @@ pub struct LaneView {
 pub struct ControlDrops {
     /// Datagrams that the session dropped: not authentic, late, or repeated.
     pub control: u64,
+    /// Authentic packets beyond what one peer may send.
+    pub limited: u64,
     /// Authentic packets that are no message.
     pub malformed: u64,
     /// Messages that were answered by a `Reject`, and wrong confirmations.

@@ -134,16 +134,16 @@ fn a_new_session_is_in_use_once_the_peer_speaks_in_it() {
 #[test]
 fn starts_alone_make_no_session() {
     let (mut a, mut b) = pair();
-    for _ in 0..20 {
+    for _ in 0..16 {
         let start = a.link.start().unwrap();
         assert!(!b.link.receive(a.address.ip(), &start).datagrams.is_empty());
         assert!(b.link.session_age().is_none() && b.link.send(&packet()).is_none());
     }
 }
 
-/// An attacker who replays an old initiation after a reset gets a response and nothing else.
+/// An attacker who replays an old initiation gets nothing, also after a reset.
 #[test]
-fn a_replayed_initiation_moves_no_endpoint_after_a_reset() {
+fn a_replayed_initiation_starts_nothing_also_after_a_reset() {
     let (mut a, mut b) = pair();
     let old = a.link.start().unwrap();
     b.link.receive(a.address.ip(), &old);
@@ -153,12 +153,56 @@ fn a_replayed_initiation_moves_no_endpoint_after_a_reset() {
     let stranger = SocketAddr::from(([198, 51, 100, 66], 666));
     assert!(matches!(b.classify(&old, stranger), DatagramClass::Handshake { .. }));
     let out = b.link.receive(stranger.ip(), &old);
-    assert!(!out.stale_start && !out.datagrams.is_empty(), "it is taken for a new one");
-    assert!(!out.authenticated && !out.new_session, "and moves nothing");
-    assert!(b.link.send(&packet()).is_none(), "nothing is sent in it");
+    assert!(out.stale_start && out.datagrams.is_empty(), "the reset forgot no time");
+    assert!(!out.authenticated && !out.new_session && b.link.send(&packet()).is_none());
     handshake(&mut a, &mut b, identity(1).public().x25519());
     let datagram = b.link.send(&packet()).unwrap();
     assert_eq!(a.link.receive(b.address.ip(), &datagram).packets, [packet()]);
+}
+
+/// boringtun keeps eight sessions, and an initiation makes one that nobody uses yet.
+#[test]
+fn recorded_starts_do_not_deafen_a_live_session() {
+    let (mut a, mut b) = pair();
+    let old: Vec<_> = (0..20).map(|_| a.link.start().unwrap()).collect();
+    handshake(&mut a, &mut b, identity(1).public().x25519());
+    let of_session = |a: &mut End, b: &mut End| {
+        let datagram = a.link.send(&packet()).unwrap();
+        let out = b.link.receive(a.address.ip(), &datagram);
+        assert_eq!(out.packets, [packet()], "the live session goes on");
+        let datagram = b.link.send(&packet()).unwrap();
+        assert_eq!(a.link.receive(b.address.ip(), &datagram).packets, [packet()]);
+        out.session
+    };
+    let number = of_session(&mut a, &mut b);
+    for start in old {
+        let out = b.link.receive(a.address.ip(), &start);
+        assert!(out.stale_start && out.datagrams.is_empty());
+    }
+    // Initiations that never arrived are still fresh.
+    let fresh: Vec<_> = (0..20).map(|_| a.link.start().unwrap()).collect();
+    let answers = fresh.iter().filter(|start| !b.link.receive(a.address.ip(), start).datagrams.is_empty());
+    assert_eq!(answers.count(), 7, "as many as there is room for");
+    assert_eq!(of_session(&mut a, &mut b), number);
+    // Then only our own handshake helps.
+    let start = a.link.start().unwrap();
+    assert!(b.link.receive(a.address.ip(), &start).displacing_start);
+    handshake(&mut b, &mut a, identity(2).public().x25519());
+    assert!(of_session(&mut a, &mut b) > number);
+    handshake(&mut a, &mut b, identity(1).public().x25519());
+}
+
+/// The response to a fresh initiation is used although a recorded one came after it.
+#[test]
+fn a_session_comes_into_use_whatever_starts_followed_it() {
+    let (mut a, mut b) = pair();
+    let start = a.link.start().unwrap();
+    let answer = b.link.receive(a.address.ip(), &start).datagrams.remove(0);
+    let confirmation = a.link.receive(b.address.ip(), &answer).datagrams.remove(0);
+    let later = a.link.start().unwrap();
+    assert_eq!(b.link.receive(a.address.ip(), &later).datagrams.len(), 1);
+    let out = b.link.receive(a.address.ip(), &confirmation);
+    assert!(out.authenticated && out.new_session && b.link.session_age().is_some());
 }
 
 #[test]

@@ -64,6 +64,7 @@ fn hello(
         lanes: 2,
         policy: QkdPolicy::Required,
         interval_ms: 60_000,
+        min_interval_ms: 6_000,
         sae_own: SaeId::new(names[0]).ok(),
         sae_peer: SaeId::new(names[1]).ok(),
         psk_check: psk.map(|psk| psk_check(psk, &instance)),

@@ -125,6 +125,7 @@ impl TestSite {
             lanes: 1,
             policy,
             interval_ms: 120_000,
+            min_interval_ms: 100,
             sae_own: SaeId::new(sae[0]).ok(),
             sae_peer: SaeId::new(sae[1]).ok(),
             psk_check: None,

@@ -6,11 +6,11 @@
 
 use std::fs;
 use std::io::Write;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use qvpn_identity::SecretIdentity;
-use qvpn_proto::wire::{Confirm, Hello, MessageType, RejectReason, fragment};
-use qvpn_proto::{QkdPolicy, Role};
+use qvpn_proto::wire::{Confirm, Hello, MessageType, RejectReason, StockOffer, fragment};
+use qvpn_proto::{KeyName, QkdPolicy, Role};
 use qvpn_types::{EpochNumber, KeyId};
 use rand_chacha::ChaCha20Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
@@ -217,6 +217,109 @@ fn a_hostile_site_harms_no_other_alone() {
 #[ignore = "some minutes; `make soak` runs it"]
 fn a_hostile_site_harms_no_other_for_long_alone() {
     sandbox::run("a_hostile_site_harms_no_other_for_long_alone", || hostile(20));
+}
+
+/// Bodies of messages of a type, as a hostile peer sends them one after the other. Proposals are right but for their
+/// confirmation, so each costs key agreements unless it is limited.
+fn bodies(site: &mut TestSite, kind: MessageType, number: &mut u64) -> Vec<Vec<u8>> {
+    let random = |site: &mut TestSite, length: usize| {
+        let mut body = vec![0; length];
+        site.rng.fill_bytes(&mut body);
+        body
+    };
+    match kind {
+        MessageType::Propose => (0..200)
+            .map(|_| {
+                *number += 1;
+                site.propose(*number, None, None).message.to_bytes()
+            })
+            .collect(),
+        // Each looks like a restart.
+        MessageType::Hello => (0..200).map(|_| hello(site).to_bytes()).collect(),
+        MessageType::StockOffer => {
+            let key = |n: u32| KeyName {
+                id: KeyId::new(format!("{n:036}")).unwrap(),
+                source_kme: String::new(),
+                target_kme: String::new(),
+            };
+            let offer = |n: u32| StockOffer { number: n.into(), keys: (n..n + 100).map(key).collect() };
+            (1..200).map(|n| offer(n).to_bytes()).collect()
+        }
+        MessageType::Confirm => (0..200).map(|_| random(site, 56)).collect(),
+        MessageType::Reject => (0..200).map(|_| [random(site, 8), vec![10]].concat()).collect(),
+        MessageType::Rekey => vec![vec![0]],
+        MessageType::Lanes => vec![vec![0, 1], vec![0, 0]],
+        _ => vec![Vec::new()],
+    }
+}
+
+/// Sends messages of this type for `seconds`, `rate` a second if the machine is fast enough. Returns their number.
+fn flood(site: &mut TestSite, kind: MessageType, rate: u64, seconds: u64, number: &mut u64) -> u64 {
+    let bodies = bodies(site, kind, number);
+    let packets = |n: u64| {
+        let body = &bodies[usize::try_from(n).unwrap() % bodies.len()];
+        fragment::packets(n.to_be_bytes(), kind, body)
+    };
+    let (begun, mut sent) = (Instant::now(), 0);
+    while begun.elapsed() < Duration::from_secs(seconds) {
+        let due = u64::try_from(begun.elapsed().as_millis()).unwrap() * rate / 1000;
+        while sent < due && begun.elapsed() < Duration::from_secs(seconds) {
+            for packet in packets(u64::from(kind as u8) << 32 | sent) {
+                let datagram = site.seal_control(&packet).expect("a session");
+                site.raw(&datagram);
+            }
+            sent += 1;
+        }
+        // Reads what the gateway answered, and keeps the session alive.
+        site.step(Instant::now());
+    }
+    sent
+}
+
+/// One configured peer sends ten thousand messages a second, of each type in turn.
+#[test]
+fn a_peer_that_floods_its_session_costs_no_other_a_packet_or_a_rekey_alone() {
+    sandbox::run("a_peer_that_floods_its_session_costs_no_other_a_packet_or_a_rekey_alone", || {
+        const RATE: u64 = 10_000;
+        const SECONDS: u64 = 4;
+        let lab = Lab::new();
+        let _kmes = lab.start_kmes(&KmeOptions::default());
+        let gateways = with_third(&lab);
+        for gateway in &gateways {
+            gateway.wait_state("up", WAIT * 2);
+        }
+        assert!(lab.lan_a.pings(Site::B.host()[0]));
+        let mut site = test_site(&lab, third(), 40_000);
+        let first = hello(&mut site);
+        site.connect(&first, WAIT);
+        let mut number = 0;
+        let before = gateways[1].process.memory();
+        for kind in (1..=13).filter_map(MessageType::from_byte) {
+            let rekeys = gateways[1].peer()["rekeys"].as_u64().unwrap();
+            let stream = Stream { count: 500 * SECONDS, rate: 500, ..Stream::default() }.start(&lab);
+            let sent = flood(&mut site, kind, RATE, SECONDS, &mut number);
+            let reports = stream.finish();
+            let done = gateways[1].peer()["rekeys"].as_u64().unwrap() - rekeys;
+            let lost: Vec<u64> = reports.iter().map(|report| report.received.lost).collect();
+            let of_c = peer_c(&gateways[1])["drops"].clone();
+            println!(
+                "{kind:?}: {} a second, {done} rekeys in {SECONDS} s, lost {lost:?}; {of_c}",
+                sent / SECONDS
+            );
+            assert_eq!(lost, [0, 0], "{kind:?}: {reports:?}");
+            assert!(done >= SECONDS - 1, "{kind:?}: {done} rekeys in {SECONDS} s");
+        }
+        assert!(peer_c(&gateways[1])["drops"]["limited"].as_u64() > Some(1_000), "the budget is what held");
+        let after = gateways[1].process.memory();
+        assert!(after < before + 10_000, "memory: {before} kB before, {after} kB after");
+        assert_eq!(gateways[1].peer()["state"], "up");
+        // It can be honest again.
+        site.rest(Duration::from_secs(3));
+        let honest = hello(&mut site);
+        site.say_hello(&honest);
+        site.rest(Duration::from_secs(1));
+        let _ = epoch(&mut site, number + 1, None);
+    });
 }
 
 /// An attacker who has broken a site's X25519 key, and has all public values, still lacks its ML-KEM seed and

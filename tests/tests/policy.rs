@@ -131,3 +131,34 @@ fn off_needs_no_kme() {
         assert_eq!(both_reach(&lab), [true; 2]);
     });
 }
+
+/// A wrong `role`, reloaded at either site and corrected a few seconds later: the supply of QKD keys and the rekeys go on, and
+/// no packet is lost.
+#[test]
+fn a_typo_that_is_reloaded_and_corrected_stops_no_supply_alone() {
+    sandbox::run("a_typo_that_is_reloaded_and_corrected_stops_no_supply_alone", || {
+        let lab = Lab::new();
+        let _kmes = lab.start_kmes(&KmeOptions::default());
+        let gateways = start(&lab, "required");
+        wait_all(&gateways, "up", START);
+        assert_eq!(both_reach(&lab), [true; 2]);
+        for (site, gateway) in Site::BOTH.into_iter().zip(&gateways) {
+            let stream = Stream { count: 500 * 15, rate: 500, ..Stream::default() }.start(&lab);
+            let right = options("required", site);
+            let wrong = options("required", site.other());
+            let _ = lab.configure(site, &GatewayOptions { peer: wrong.peer, ..options("required", site) });
+            assert!(gateway.ctl(&["reload", "qvpn0"]).status.success());
+            gateway.wait_peer("the typo is refused", Duration::from_secs(5), |peer| {
+                peer["reason"].as_str().is_some_and(|why| why.contains("role"))
+            });
+            let _ = lab.configure(site, &right);
+            assert!(gateway.ctl(&["reload", "qvpn0"]).status.success());
+            let rekeys = gateway.peer()["rekeys"].as_u64().unwrap();
+            let more = |peer: &Value| peer["rekeys"].as_u64() >= Some(rekeys + 8) && has_qkd(peer);
+            gateway.wait_peer("rekeys with QKD go on", Duration::from_secs(20), more);
+            for report in stream.finish() {
+                assert_eq!((report.received.lost, report.refused), (0, 0), "{}: {report:?}", site.name());
+            }
+        }
+    });
+}

@@ -110,7 +110,7 @@ async fn etsi_take_findings(
     }
     if let Some(key) = keys.iter().find(|key| !looks_like_uuid(key.id.as_str())) {
         let text = format!("key IDs are no UUIDs: {}", key.id);
-        let advice = "nothing to do: qvpn takes any ID of up to 255 bytes";
+        let advice = "nothing to do: qvpn takes any ID of up to 1,200 bytes";
         findings.push(quirk(Step::Take, "id_no_uuid", text, advice));
     }
     let before = master.link.and_then(|link| link.stored_key_count).filter(|before| *before > 0);

@@ -151,6 +151,7 @@ fn interface_rows(interface: &Interface) -> Vec<Row> {
         mtu,
         suite,
         rekey_interval,
+        min_rekey_interval,
         lanes,
         table,
         fwmark,
@@ -186,6 +187,7 @@ fn interface_rows(interface: &Interface) -> Vec<Row> {
         .add("mtu", mtu)
         .add("suite", suite.name())
         .add("rekey_interval", time(*rekey_interval))
+        .opt("min_rekey_interval", min_rekey_interval.map(time))
         .add("lanes", lanes)
         .add("table", table)
         .opt("fwmark", (*fwmark != 0).then(|| format!("{fwmark:#x}")))

@@ -16,6 +16,9 @@ use super::positions::ValuePositions;
 use super::token::TokenKey;
 use crate::lookup::{self, LookupError};
 
+/// The shortest rekey interval.
+pub(super) const MIN_REKEY_INTERVAL: Duration = Duration::from_millis(100);
+
 /// A config file whose every value was checked.
 ///
 /// ```
@@ -51,6 +54,14 @@ impl Config {
     pub fn peer(&self, name_or_key: &str) -> Option<&Peer> {
         let key = name_or_key.parse().ok();
         self.peers.iter().find(|p| p.name == name_or_key || Some(p.public_key) == key)
+    }
+
+    /// The shortest interval that we agree to with a peer: the config's, or a tenth of the peer's rekey interval
+    /// and at least 100 ms.
+    #[must_use]
+    pub fn min_rekey_interval(&self, peer: &Peer) -> Duration {
+        let tenth = (peer.rekey_interval / 10).max(MIN_REKEY_INTERVAL);
+        self.interface.min_rekey_interval.unwrap_or(tenth)
     }
 
     /// The peer that `text` names: a name, public key or fingerprint, or the beginning of one.
@@ -92,6 +103,9 @@ pub struct Interface {
     pub suite: Suite,
     /// The rekey interval of peers that name none, 100 ms to 120 s.
     pub rekey_interval: Duration,
+    /// The shortest interval that peers can ask for, 100 ms to 120 s; `None`: see
+    /// [`Config::min_rekey_interval`].
+    pub min_rekey_interval: Option<Duration>,
     /// The number of lanes, 1 to 16.
     pub lanes: u8,
     /// Where routes for allowed IPs go.

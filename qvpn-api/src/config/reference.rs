@@ -72,7 +72,15 @@ pub const REFERENCE: &[SectionHelp] = &[
                 "rekey_interval",
                 "\"100ms\" to \"120s\"",
                 "\"60s\"",
-                "How often a new key is made. The shorter interval of both sites applies.",
+                "How often a new key is made. The shorter interval of both sites applies, but none below \
+                 `min_rekey_interval` of either.",
+            ),
+            key(
+                "min_rekey_interval",
+                "\"100ms\" to \"120s\"",
+                "a tenth of `rekey_interval`, at least \"100ms\"",
+                "The shortest interval that a peer can ask for. It bounds the QKD keys and the work that a \
+                 peer costs.",
             ),
             key("lanes", "1 to 16", "1", "How many lanes share the traffic; the same number at both sites."),
             key(

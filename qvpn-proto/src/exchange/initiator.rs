@@ -11,7 +11,7 @@ use super::confirm::ConfirmSender;
 use super::context::Context;
 use super::key_choice::{KeyChoice, choose_key};
 use super::proposed::{Proposal, Proposed};
-use super::role::{ExchangeRole, LostKeys, Message};
+use super::role::{Counters, ExchangeRole, LostKeys, Message};
 use crate::backoff::backoff;
 use crate::epochs::{Epochs, close};
 use crate::key_schedule::Chain;
@@ -48,16 +48,16 @@ pub struct Initiator {
 }
 
 impl Initiator {
-    pub fn new(stock_target: usize) -> Self {
+    pub fn new(stock_target: usize, counters: Counters) -> Self {
         Self {
-            stock: InitiatorStock::new(stock_target),
+            stock: InitiatorStock::new(stock_target, counters.offers),
             attempt: Attempt::Idle,
             chain: None,
             chain_lost: false,
             due: Time::default(),
             last_attempt: None,
             failures: 0,
-            number: EpochNumber::default(),
+            number: counters.attempts,
             confirm: ConfirmSender::default(),
             waiting_for: None,
             reported_no_key: false,
@@ -148,8 +148,7 @@ impl Initiator {
                 if let Some(id) = &qkd_key_id {
                     self.stock.on_confirmation_failed(id);
                 }
-                let detail = error.to_string();
-                self.fail_attempt(FailureReason::Confirmation, detail, ctx.now, epochs, out);
+                self.fail_attempt(FailureReason::Confirmation, error.to_string(), ctx.now, epochs, out);
             }
         }
     }
@@ -192,14 +191,10 @@ impl Initiator {
         }
     }
 
-    fn on_stock_ack(&mut self, body: &[u8], now: Time, out: &mut Outbox) {
-        match StockAck::parse(body) {
-            Ok(ack) => {
-                for (id, why) in self.stock.answered(&ack, now) {
-                    out.emit(PeerEvent::KeyLost { id, why });
-                }
-            }
-            Err(_) => out.drops.malformed += 1,
+    fn on_stock_ack(&mut self, message: Message<'_>, now: Time, out: &mut Outbox) {
+        let Ok(ack) = StockAck::parse(message.body) else { return out.drops.malformed += 1 };
+        if self.stock.enter_session(message.session) {
+            out.report_lost(self.stock.answered(&ack, now));
         }
     }
 }
@@ -215,7 +210,7 @@ impl ExchangeRole for Initiator {
     ) {
         let body = message.body;
         match message.message_type {
-            MessageType::StockAck => self.on_stock_ack(body, ctx.now, out),
+            MessageType::StockAck => self.on_stock_ack(message, ctx.now, out),
             MessageType::Accept => self.on_accept(body, ctx, epochs, out, rng),
             MessageType::Rekey => self.on_rekey_request(body, ctx.now, out),
             MessageType::Propose => {
@@ -242,6 +237,8 @@ impl ExchangeRole for Initiator {
         }
         let key = proposal.proposed.message().qkd_key_id.clone();
         match reason {
+            // Otherwise a peer could make us propose again as often as it refuses.
+            RejectReason::Chain if proposal.proposed.message().chain_check.is_none() => return,
             RejectReason::Chain => {
                 self.chain = None;
                 self.chain_lost = epochs.no_restart_since_epoch;
@@ -327,17 +324,8 @@ impl ExchangeRole for Initiator {
         }
     }
 
-    fn on_key_ended(&mut self, ctx: &Context<'_>, _out: &mut Outbox, _rng: &mut dyn CryptoRng) {
-        self.due = ctx.now;
-    }
-
-    fn on_operator_rekey(&mut self, ctx: &Context<'_>, _out: &mut Outbox, _rng: &mut dyn CryptoRng) {
-        self.due = ctx.now;
-    }
-
     fn on_peer_restarted(&mut self, ctx: &Context<'_>, epochs: &mut Epochs, out: &mut Outbox) {
-        let detail = "the peer restarted".to_owned();
-        self.fail_attempt(FailureReason::Restarted, detail, ctx.now, epochs, out);
+        self.fail_attempt(FailureReason::Restarted, "the peer restarted".to_owned(), ctx.now, epochs, out);
         self.stock.forget_answers();
         self.confirm.stop(out);
     }
@@ -361,6 +349,10 @@ impl ExchangeRole for Initiator {
                 installing.prepared.ended |= !installing.prepared.epoch.sources.qkd;
             }
         }
+    }
+
+    fn counters(&self, before: Counters) -> Counters {
+        Counters { offers: self.stock.offers(), attempts: self.number, ..before }
     }
 
     fn attempt_due(&mut self, now: Time) {
@@ -451,6 +443,14 @@ impl ExchangeRole for Initiator {
 
     fn age_stock(&mut self, now: Time) -> LostKeys {
         self.stock.age(now)
+    }
+
+    fn next_expiry(&self) -> Option<Time> {
+        self.stock.next_expiry()
+    }
+
+    fn erase_stock(&mut self) {
+        self.stock.erase();
     }
 
     fn keep_only_qkd(&mut self) -> LostKeys {

@@ -1,6 +1,7 @@
 //! The responder: checks a `Propose`, sends the `Accept` once the lanes can open packets, and brings the
 //! epoch into force when its confirmation arrives.
 
+use std::collections::VecDeque;
 use std::time::Duration;
 
 use qvpn_secret::{Secret, ct_eq};
@@ -11,7 +12,7 @@ use super::answer::answer;
 use super::context::Context;
 use super::parameters::ExchangeParameters;
 use super::prepared::PreparedEpoch;
-use super::role::{ExchangeRole, LostKeys, Message};
+use super::role::{Counters, ExchangeRole, LostKeys, Message};
 use crate::epoch::{ActiveEpoch, MAX_WRONG_CONFIRMATIONS, drain, max_age};
 use crate::epochs::{Epochs, close};
 use crate::hello::Agreement;
@@ -28,11 +29,17 @@ use crate::wire::{Confirm, MessageType, Propose, RejectReason, RekeyReason, Stoc
 /// The interval of requests for an epoch while there is none.
 const REKEY_REQUEST_INTERVAL: Duration = Duration::from_secs(2);
 
+/// The maximum number of answered epochs that can still open packets although a later `Propose` replaced them.
+/// An initiator that lost our `Accept`s uses none of them.
+const MAX_SUPERSEDED: usize = 3;
+
 pub struct Responder {
     stock: ResponderStock,
     /// The chain of the last confirmed epoch.
     confirmed_chain: Option<Chain>,
     unconfirmed: Option<UnconfirmedEpoch>,
+    /// The receiver indices of answered epochs that a later `Propose` replaced, oldest first.
+    superseded: VecDeque<Vec<u32>>,
     last: Option<AnsweredProposal>,
     /// The highest epoch number answered under the `Hello`s whose hashes are `hello_hashes`.
     highest: EpochNumber,
@@ -55,11 +62,12 @@ struct UnconfirmedEpoch {
 }
 
 impl Responder {
-    pub fn new(now: Time) -> Self {
+    pub fn new(counters: Counters, now: Time) -> Self {
         Self {
-            stock: ResponderStock::new(now),
+            stock: ResponderStock::new(counters.acks, now),
             confirmed_chain: None,
             unconfirmed: None,
+            superseded: VecDeque::new(),
             last: None,
             highest: EpochNumber::default(),
             hello_hashes: ([0; 48], [0; 48]),
@@ -199,7 +207,13 @@ impl Responder {
             ended: false,
         };
         let confirmation = keys.confirm_initiator;
-        self.unconfirmed = Some(UnconfirmedEpoch { prepared, confirmation, lost_chain, wrong: 0 });
+        let unconfirmed = UnconfirmedEpoch { prepared, confirmation, lost_chain, wrong: 0 };
+        if let Some(former) = self.unconfirmed.replace(unconfirmed) {
+            self.superseded.push_back(former.prepared.indices);
+        }
+        if self.superseded.len() > MAX_SUPERSEDED {
+            self.superseded.pop_front().into_iter().for_each(|indices| close(indices, out));
+        }
         out.timers.set(Timer::PendingEnd, Some(sealing_ends));
         Ok(())
     }
@@ -267,6 +281,7 @@ impl Responder {
         }
         epochs.activate(epoch, prepared.sealing, ctx.now.since(prepared.began), ctx.config, out);
         epochs.drain_older(local_epoch, agreement.interval, ctx.config.lanes, ctx.now, out);
+        self.superseded.clear();
     }
 
     /// Sets the timer for the next request for an epoch while there is none.
@@ -303,7 +318,8 @@ impl ExchangeRole for Responder {
     ) {
         match message.message_type {
             MessageType::StockOffer => match StockOffer::parse(message.body) {
-                Ok(offer) => self.stock.offered(offer, ctx.now),
+                Ok(offer) if self.stock.enter_session(message.session) => self.stock.offered(offer, ctx.now),
+                Ok(_) => {}
                 Err(_) => out.drops.malformed += 1,
             },
             MessageType::Propose => {
@@ -400,6 +416,10 @@ impl ExchangeRole for Responder {
         }
     }
 
+    fn counters(&self, before: Counters) -> Counters {
+        Counters { acks: self.stock.revision(), ..before }
+    }
+
     fn poll(&mut self, ctx: &Context<'_>, epochs: &mut Epochs, out: &mut Outbox, _rng: &mut dyn CryptoRng) {
         out.timers.set(Timer::Attempt, None);
         self.poll_rekey_request(ctx, epochs, out);
@@ -440,6 +460,14 @@ impl ExchangeRole for Responder {
     fn age_stock(&mut self, now: Time) -> LostKeys {
         self.stock.age(now);
         Vec::new()
+    }
+
+    fn next_expiry(&self) -> Option<Time> {
+        self.stock.next_expiry()
+    }
+
+    fn erase_stock(&mut self) {
+        self.stock.erase();
     }
 
     fn keep_only_qkd(&mut self) -> LostKeys {

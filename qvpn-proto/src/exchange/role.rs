@@ -1,7 +1,7 @@
 //! The calls that a peer makes into its role, the initiator or the responder. A method that concerns only one
 //! role has a default that does nothing.
 
-use qvpn_types::{KeyId, LocalEpoch, Time};
+use qvpn_types::{EpochNumber, KeyId, LocalEpoch, Time};
 use rand_core::CryptoRng;
 
 use super::context::Context;
@@ -19,10 +19,24 @@ pub struct Message<'a> {
     pub id: MessageId,
     pub message_type: MessageType,
     pub body: &'a [u8],
+    /// The number of the control session in which it arrived.
+    pub session: u64,
 }
 
 /// IDs of keys that were lost, and the reasons for the operator.
 pub type LostKeys = Vec<(KeyId, String)>;
+
+/// The numbers that the roles count. They go on when a reload replaces the role, so that nothing of the former
+/// role that is still under way counts as newer.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// The number of the last `StockOffer`.
+    pub offers: u64,
+    /// The revision of the last `StockAck`.
+    pub acks: u64,
+    /// The number of the last attempt.
+    pub attempts: EpochNumber,
+}
 
 /// One role of the exchange, with its stock of QKD keys.
 pub trait ExchangeRole: Send + Sync {
@@ -78,16 +92,23 @@ pub trait ExchangeRole: Send + Sync {
     );
 
     /// Handles a key that a lane ended early, so that a fresh epoch is due.
-    fn on_key_ended(&mut self, ctx: &Context<'_>, out: &mut Outbox, rng: &mut dyn CryptoRng);
+    fn on_key_ended(&mut self, ctx: &Context<'_>, _out: &mut Outbox, _rng: &mut dyn CryptoRng) {
+        self.attempt_due(ctx.now);
+    }
 
     /// Handles an operator's request for a fresh epoch.
-    fn on_operator_rekey(&mut self, ctx: &Context<'_>, out: &mut Outbox, rng: &mut dyn CryptoRng);
+    fn on_operator_rekey(&mut self, ctx: &Context<'_>, _out: &mut Outbox, _rng: &mut dyn CryptoRng) {
+        self.attempt_due(ctx.now);
+    }
 
     /// Forgets the exchange with a peer that restarted: it has no state of earlier epochs.
     fn on_peer_restarted(&mut self, ctx: &Context<'_>, epochs: &mut Epochs, out: &mut Outbox);
 
     /// Applies a stricter policy: an attempt without QKD never becomes an epoch.
     fn on_stricter_policy(&mut self, ctx: &Context<'_>, epochs: &Epochs, out: &mut Outbox);
+
+    /// Returns the numbers counted so far; `before` are those at the start of this role.
+    fn counters(&self, before: Counters) -> Counters;
 
     /// Makes an attempt due at once, if this role starts them.
     fn attempt_due(&mut self, _now: Time) {}
@@ -119,6 +140,12 @@ pub trait ExchangeRole: Send + Sync {
 
     /// Erases keys that are too old.
     fn age_stock(&mut self, now: Time) -> LostKeys;
+
+    /// Returns when the next key of the stock is too old.
+    fn next_expiry(&self) -> Option<Time>;
+
+    /// Erases the whole stock, since no more epochs use QKD.
+    fn erase_stock(&mut self);
 
     /// Erases keys from files, since QKD is required.
     fn keep_only_qkd(&mut self) -> LostKeys;

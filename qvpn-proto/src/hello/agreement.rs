@@ -11,7 +11,8 @@ use qvpn_types::{QkdPolicy, SaeId};
 /// The settings that two compatible `Hello`s agree on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Agreement {
-    /// The smaller interval of both.
+    /// The smaller interval of both, or the larger of both least intervals if that is larger: no peer makes the
+    /// other one faster than it allows.
     pub interval: Duration,
     /// The smaller number of lanes of both.
     pub lanes: u8,
@@ -85,7 +86,9 @@ pub fn agree(ours: &PeerConfig, theirs: &Hello) -> Result<Agreement, (RejectReas
         (QkdPolicy::Off, _) => QkdPolicy::Off,
         (_, stricter) => stricter,
     };
-    let interval = ours.rekey_interval.min(Duration::from_millis(theirs.interval_ms.into()));
+    let [interval, least] =
+        [theirs.interval_ms, theirs.min_interval_ms].map(|ms| Duration::from_millis(ms.into()));
+    let interval = ours.rekey_interval.min(interval).max(ours.min_rekey_interval).max(least);
     Ok(Agreement { interval, lanes: ours.lanes.min(theirs.lanes), policy })
 }
 

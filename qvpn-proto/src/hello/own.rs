@@ -1,5 +1,7 @@
 //! Our own `Hello`.
 
+use std::time::Duration;
+
 use sha2::{Digest, Sha384};
 
 use crate::config::PeerConfig;
@@ -23,9 +25,8 @@ impl OwnHello {
             suite: config.suite,
             lanes: config.lanes,
             policy: config.policy,
-            interval_ms: u32::try_from(config.rekey_interval.as_millis())
-                .unwrap_or(120_000)
-                .clamp(100, 120_000),
+            interval_ms: millis(config.rekey_interval),
+            min_interval_ms: millis(config.min_rekey_interval),
             sae_own: config.sae_local.clone(),
             sae_peer: config.sae_remote.clone(),
             psk_check: config.psk.as_ref().map(|psk| psk_check(psk.secret(), &instance)),
@@ -34,4 +35,9 @@ impl OwnHello {
         let bytes = hello.to_bytes();
         Self { hash: Sha384::digest(&bytes).into(), bytes, message_id: None, counter }
     }
+}
+
+/// Returns an interval as `Hello` carries it.
+fn millis(interval: Duration) -> u32 {
+    u32::try_from(interval.as_millis()).unwrap_or(120_000).clamp(100, 120_000)
 }

@@ -56,7 +56,7 @@ impl Status<'_> {
 
     /// Returns the agreed number of lanes, or ours before there is an agreement.
     pub fn agreed_lanes(&self) -> u8 {
-        self.agreement().map_or(self.config().lanes, |a| a.lanes)
+        self.ctx.hellos.agreed_lanes.unwrap_or(self.config().lanes)
     }
 
     fn fault(&self) -> Option<&str> {

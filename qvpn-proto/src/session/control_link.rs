@@ -5,7 +5,7 @@
 use std::collections::VecDeque;
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use boringtun::noise::errors::WireGuardError;
 use boringtun::noise::rate_limiter::RateLimiter;
@@ -13,8 +13,10 @@ use boringtun::noise::{Tunn, TunnResult};
 use boringtun::x25519::{PublicKey, StaticSecret};
 use qvpn_identity::{PublicIdentity, SecretIdentity};
 use qvpn_secret::with_scrubbed_stack;
-use qvpn_types::PeerNumber;
+use qvpn_types::{PeerNumber, Time};
 
+use super::initiation::{Tai64n, initiation_time};
+use super::token_bucket::{Bucket, Rate};
 use crate::wire::limits::MAX_PROBE;
 
 /// The result of a datagram or of a tick.
@@ -34,9 +36,12 @@ pub struct LinkOutput {
     pub answered: bool,
     /// Whether the session expired and was reset.
     pub expired: bool,
-    /// Whether the peer's key made a handshake initiation whose time is not later than that of an earlier
-    /// one: it is repeated, or the peer's clock was set back.
+    /// Whether the peer's key made a handshake initiation whose time is before that of an earlier one: it is
+    /// repeated, or the peer's clock was set back. It starts nothing; a handshake from this side helps.
     pub stale_start: bool,
+    /// Whether the peer's key made a handshake initiation whose session would displace the one in use, since
+    /// too many before it were never followed by a packet. It starts nothing, as above.
+    pub displacing_start: bool,
     /// Whether the datagram was dropped: it is not authentic, not for a session in use, or repeated.
     pub dropped: bool,
 }
@@ -53,8 +58,13 @@ pub trait ControlLink {
     fn tick(&mut self) -> LinkOutput;
     /// Returns the time since the handshake of the session in use; `None` without one.
     fn session_age(&self) -> Option<Duration>;
-    /// Forgets all sessions.
+    /// Forgets all sessions, and no times of initiations.
     fn reset(&mut self);
+    /// Returns the greatest time in an initiation of the peer, to be kept over restarts; `None` before the
+    /// first.
+    fn greatest_initiation(&self) -> Option<Tai64n> {
+        None
+    }
 }
 
 pub struct WireGuardLink {
@@ -63,8 +73,16 @@ pub struct WireGuardLink {
     remote: [u8; 32],
     number: PeerNumber,
     limiter: Arc<RateLimiter>,
-    /// The receiver index of the session that we answered. It is in use once the peer sends in it.
-    answered: Option<u32>,
+    /// The receiver indices of sessions that we answered. Each is in use once the peer sends in it.
+    answered: VecDeque<u32>,
+    /// The receiver index of the session that came into use last.
+    confirmed: Option<u32>,
+    /// The last receiver index that the `Tunn` took.
+    last_index: u32,
+    /// The greatest time in an initiation of the peer, over all resets.
+    greatest: Option<Tai64n>,
+    /// Limits fresh initiations; by the wall clock.
+    initiations: Bucket,
     /// Whether the peer has sent in a session since the last reset.
     met: bool,
     /// The sessions that the `Tunn` may still hold, by our receiver index, with their numbers.
@@ -72,8 +90,13 @@ pub struct WireGuardLink {
     made: u64,
 }
 
-/// The number of sessions that a `Tunn` keeps.
-const MAX_SESSIONS: usize = 8;
+/// The number of sessions that a `Tunn` keeps, each at the place of its receiver index modulo this number.
+const MAX_SESSIONS: u32 = 8;
+/// The maximum lead of a peer's clock for its time to be kept. One handshake from a clock in 2038 must not
+/// make us refuse that peer until then.
+const MAX_CLOCK_LEAD: Duration = Duration::from_secs(60);
+/// The rate of fresh initiations of one peer; each costs three key agreements.
+const INITIATION_RATE: Rate = Rate { a_second: 4, burst: 16 };
 
 impl WireGuardLink {
     /// Creates a session with `remote` whose receiver indices contain `number`.
@@ -83,14 +106,66 @@ impl WireGuardLink {
         let limiter = Arc::new(RateLimiter::new(&PublicKey::from(*local.public().x25519()), u64::MAX));
         let tunn = tunn(&local, remote.x25519(), number, &limiter);
         let remote = *remote.x25519();
-        let sessions = VecDeque::with_capacity(MAX_SESSIONS);
-        Self { tunn, local, remote, number, limiter, answered: None, met: false, sessions, made: 0 }
+        Self {
+            tunn,
+            local,
+            remote,
+            number,
+            limiter,
+            answered: VecDeque::new(),
+            confirmed: None,
+            last_index: 0,
+            greatest: None,
+            initiations: Bucket::default(),
+            met: false,
+            sessions: VecDeque::new(),
+            made: 0,
+        }
+    }
+
+    /// Starts with this as the greatest time in an initiation of the peer, from before a restart.
+    #[must_use]
+    pub fn with_greatest_initiation(self, greatest: Option<Tai64n>) -> Self {
+        Self { greatest, ..self }
+    }
+
+    /// Decides whether an initiation may start a session; returns the output if not.
+    fn refuse_initiation(&mut self, datagram: &[u8], since_epoch: Duration) -> Option<LinkOutput> {
+        let dropped = LinkOutput { dropped: true, ..LinkOutput::default() };
+        let Some(time) = initiation_time(datagram, &self.local, &self.remote) else { return Some(dropped) };
+        // Sessions that the peer never used must not displace the one that it uses.
+        let next_place = (self.last_index.wrapping_add(1)) % MAX_SESSIONS;
+        let displaces = self.confirmed.is_some_and(|index| index % MAX_SESSIONS == next_place);
+        if self.greatest == Some(time) {
+            return Some(dropped);
+        }
+        if self.greatest.is_some_and(|greatest| time < greatest) {
+            return Some(LinkOutput { stale_start: true, ..dropped });
+        }
+        if displaces {
+            return Some(LinkOutput { displacing_start: true, ..dropped });
+        }
+        let now = Time::from_nanos(u64::try_from(since_epoch.as_nanos()).unwrap_or(u64::MAX));
+        self.initiations.forgive(now, INITIATION_RATE);
+        if !self.initiations.take(now, INITIATION_RATE) {
+            return Some(dropped);
+        }
+        if time <= Tai64n::from_unix(since_epoch + MAX_CLOCK_LEAD) {
+            self.greatest = Some(time);
+        }
+        None
+    }
+
+    /// Notes the receiver index in our initiation.
+    fn note_index(&mut self, datagram: &[u8]) {
+        if datagram.first() == Some(&1) {
+            self.last_index = field(datagram, 4).unwrap_or(self.last_index);
+        }
     }
 
     fn made(&mut self, index: u32) {
-        if self.sessions.len() == MAX_SESSIONS {
-            self.sessions.pop_front();
-        }
+        self.sessions.retain(|(other, _)| other % MAX_SESSIONS != index % MAX_SESSIONS);
+        self.answered.retain(|other| other % MAX_SESSIONS != index % MAX_SESSIONS);
         self.made += 1;
         self.sessions.push_back((index, self.made));
     }
@@ -103,25 +178,34 @@ impl WireGuardLink {
         let answer = out.datagrams.first().filter(|d| d.first() == Some(&2));
         if let Some(index) = answer.and_then(|answer| field(answer, 4)) {
             self.made(index);
-            self.answered = Some(index);
+            self.answered.push_back(index);
+            self.last_index = index;
         } else if out.new_session {
             // The peer's response to our initiation.
             out.answered = true;
             if let Some(index) = field(datagram, 8) {
                 self.made(index);
+                self.confirmed = Some(index);
             }
-            self.answered = None;
         } else if out.authenticated
             && let Some(index) = field(datagram, 4)
         {
             out.session = self.sessions.iter().rfind(|(i, _)| *i == index).map_or(0, |(_, number)| *number);
-            if self.answered == Some(index) {
-                self.answered = None;
+            if let Some(at) = self.answered.iter().position(|answered| *answered == index) {
+                // Earlier ones that the peer never used are given up.
+                self.answered.drain(..=at);
+                self.confirmed = Some(index);
                 out.new_session = true;
             }
         }
         self.met |= out.new_session;
     }
+}
+
+/// Returns the time since 1970-01-01 UTC by the wall clock, from which boringtun makes the times of our own
+/// initiations. Zero before 1970.
+fn since_epoch() -> Duration {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default()
 }
 
 /// Returns a number in a datagram's header.
@@ -167,6 +251,11 @@ impl ControlLink for WireGuardLink {
             out.dropped = true;
             return out;
         }
+        if datagram.first() == Some(&1)
+            && let Some(refused) = self.refuse_initiation(datagram, since_epoch())
+        {
+            return refused;
+        }
         let result = with_scrubbed_stack(|| {
             let result = self.tunn.decapsulate(Some(from), datagram, &mut buffer);
             // `Done` for a data packet is an authentic empty one.
@@ -201,10 +290,13 @@ impl ControlLink for WireGuardLink {
 
     fn start(&mut self) -> Option<Vec<u8>> {
         let mut buffer = [0u8; 256];
-        with_scrubbed_stack(|| match self.tunn.format_handshake_initiation(&mut buffer, true) {
-            TunnResult::WriteToNetwork(datagram) => Some(datagram.to_vec()),
-            _ => None,
-        })
+        let datagram =
+            with_scrubbed_stack(|| match self.tunn.format_handshake_initiation(&mut buffer, true) {
+                TunnResult::WriteToNetwork(datagram) => Some(datagram.to_vec()),
+                _ => None,
+            })?;
+        self.note_index(&datagram);
+        Some(datagram)
     }
 
     fn tick(&mut self) -> LinkOutput {
@@ -215,7 +307,11 @@ impl ControlLink for WireGuardLink {
                 self.reset();
                 out.expired = true;
             }
-            TunnResult::WriteToNetwork(datagram) => out.datagrams.push(datagram.to_vec()),
+            TunnResult::WriteToNetwork(datagram) => {
+                let datagram = datagram.to_vec();
+                self.note_index(&datagram);
+                out.datagrams.push(datagram);
+            }
             _ => {}
         }
         out
@@ -228,8 +324,82 @@ impl ControlLink for WireGuardLink {
 
     fn reset(&mut self) {
         self.tunn = tunn(&self.local, &self.remote, self.number, &self.limiter);
-        self.answered = None;
+        self.answered.clear();
+        self.confirmed = None;
+        self.last_index = 0;
         self.met = false;
         self.sessions.clear();
+    }
+
+    fn greatest_initiation(&self) -> Option<Tai64n> {
+        self.greatest
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rand_chacha::{ChaCha20Rng, rand_core::SeedableRng};
+
+    use super::*;
+
+    fn pair() -> [WireGuardLink; 2] {
+        let [a, b] =
+            [1, 2].map(|seed| Arc::new(SecretIdentity::generate(&mut ChaCha20Rng::seed_from_u64(seed))));
+        let link = |own: &Arc<SecretIdentity>, other: &SecretIdentity, number| {
+            WireGuardLink::new(own.clone(), other.public(), PeerNumber(number))
+        };
+        [link(&a, &b, 1), link(&b, &a, 2)]
+    }
+
+    #[test]
+    fn the_time_of_an_initiation_is_the_one_that_boringtun_wrote() {
+        let [mut a, mut b] = pair();
+        let before = Tai64n::from_unix(since_epoch());
+        let initiation = a.start().unwrap();
+        b.receive(IpAddr::from([192, 0, 2, 1]), &initiation);
+        let time = b.greatest_initiation().unwrap();
+        assert!(before <= time && time <= Tai64n::from_unix(since_epoch() + Duration::from_secs(1)));
+    }
+
+    #[test]
+    fn a_time_far_ahead_of_our_clock_is_accepted_and_not_kept() {
+        let [mut a, mut b] = pair();
+        let initiation = a.start().unwrap();
+        let behind = |seconds| since_epoch() - Duration::from_secs(seconds);
+        for year in 1..=3 {
+            assert_eq!(b.refuse_initiation(&initiation, behind(year * 31_536_000)), None);
+            assert_eq!(b.greatest_initiation(), None);
+        }
+        assert_eq!(b.refuse_initiation(&initiation, behind(61)), None);
+        assert_eq!(b.greatest_initiation(), None);
+        assert_eq!(b.refuse_initiation(&initiation, behind(58)), None);
+        assert!(b.greatest_initiation().is_some());
+        assert!(b.refuse_initiation(&initiation, since_epoch()).unwrap().dropped);
+    }
+
+    #[test]
+    fn a_time_from_before_a_restart_counts() {
+        let [mut a, b] = pair();
+        let old = a.start().unwrap();
+        let new = a.start().unwrap();
+        let kept = initiation_time(&new, &b.local, &b.remote);
+        let mut b = b.with_greatest_initiation(kept);
+        let from = IpAddr::from([192, 0, 2, 1]);
+        let out = b.receive(from, &old);
+        assert!(out.stale_start && out.dropped && out.datagrams.is_empty());
+        let out = b.receive(from, &new);
+        assert!(!out.stale_start && out.dropped, "the last one, repeated");
+        assert_eq!(b.receive(from, &a.start().unwrap()).datagrams.len(), 1);
+    }
+
+    #[test]
+    fn initiations_are_limited_and_a_clock_that_goes_back_does_not_stop_them() {
+        let [mut a, mut b] = pair();
+        let now = since_epoch();
+        let mut admitted =
+            |at| (0..30).filter(|_| b.refuse_initiation(&a.start().unwrap(), at).is_none()).count();
+        assert_eq!(admitted(now), 16);
+        assert_eq!(admitted(now + Duration::from_secs(1)), 4);
+        assert_eq!(admitted(now - Duration::from_secs(86_400)), 16);
     }
 }

@@ -8,6 +8,7 @@ use qvpn_types::{Role, Time};
 use rand_core::CryptoRng;
 
 use super::control_link::{ControlLink, LinkOutput};
+use super::initiation::Tai64n;
 use crate::config::PeerConfig;
 use crate::liveness::{Liveness, LivenessStep, PING_AFTER};
 use crate::notice::PeerEvent;
@@ -89,11 +90,20 @@ impl<L: ControlLink> ControlSession<L> {
                 out.emit(PeerEvent::Roamed { endpoint: from });
             }
         }
-        let LinkOutput { datagrams, packets, session, new_session, answered, stale_start, .. } = output;
+        let LinkOutput {
+            datagrams,
+            packets,
+            session,
+            new_session,
+            answered,
+            stale_start,
+            displacing_start,
+            ..
+        } = output;
         // Replies return to the datagram's source, even a cookie to a sender that is not authenticated yet.
         datagrams.into_iter().for_each(|datagram| out.transmit(from, datagram));
-        if stale_start {
-            self.answer_stale_initiation(now, out);
+        if stale_start || displacing_start {
+            self.initiate_back(stale_start, from, now, out);
         }
         if new_session {
             out.channel.session_started(now);
@@ -111,20 +121,27 @@ impl<L: ControlLink> ControlSession<L> {
         now.since(self.liveness.silent_since()) >= PING_AFTER
     }
 
-    /// Initiates a handshake when the initiations of a silent peer are refused because its clock was set
-    /// back: only our handshake helps then, since it carries our time. While packets of the peer arrive, the
-    /// initiation was a replay. An attacker who replays old initiations makes us send one handshake every
-    /// five seconds to the endpoint that we know, which does no harm.
-    fn answer_stale_initiation(&mut self, now: Time, out: &mut Outbox) {
-        if !self.is_silent(now) || !self.path.on_stale_initiation(now) {
+    /// Initiates a handshake in return for an initiation of the peer's key that starts nothing, at most once a
+    /// second: a repetition thus costs little, and for a peer whose clock went back, or another gateway with its
+    /// key, only our handshake helps, since it carries our time. It goes to the endpoint that we know and to the
+    /// one that the initiation came from.
+    fn initiate_back(&mut self, stale: bool, from: SocketAddr, now: Time, out: &mut Outbox) {
+        if !self.path.on_stale_initiation(now) {
             return;
         }
-        out.emit(PeerEvent::ClockSetBack { detail: CLOCK_SET_BACK.to_owned() });
-        if let Some(to) = self.path.endpoint
-            && let Some(datagram) = self.link.start()
-        {
-            out.transmit(to, datagram);
+        if stale && self.is_silent(now) && self.path.report_stale(now) {
+            out.emit(PeerEvent::ClockSetBack { detail: CLOCK_SET_BACK.to_owned() });
         }
+        for to in self.path.endpoint.into_iter().chain((self.path.endpoint != Some(from)).then_some(from)) {
+            if let Some(datagram) = self.link.start() {
+                out.transmit(to, datagram);
+            }
+        }
+    }
+
+    /// Returns the greatest time in an initiation of the peer.
+    pub fn greatest_initiation(&self) -> Option<Tai64n> {
+        self.link.greatest_initiation()
     }
 
     pub fn on_link_tick(&mut self, role: Role, now: Time, out: &mut Outbox) {
@@ -150,6 +167,15 @@ impl<L: ControlLink> ControlSession<L> {
             self.path.on_initiated(to);
         }
         out.timers.set(Timer::Handshake, Some(now + self.path.retry_interval()));
+    }
+
+    /// Initiates a handshake although a session is up.
+    pub fn renew(&mut self, out: &mut Outbox) {
+        if let Some(to) = self.path.endpoint
+            && let Some(datagram) = self.link.start()
+        {
+            out.transmit(to, datagram);
+        }
     }
 
     pub fn check_liveness(

@@ -8,11 +8,11 @@ use qvpn_types::Time;
 
 /// A rate and a burst.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Rate {
+pub(crate) struct Rate {
     /// Tokens a second; not 0.
-    pub(super) a_second: u64,
+    pub(crate) a_second: u64,
     /// The maximum number of tokens at once; not 0.
-    pub(super) burst: u64,
+    pub(crate) burst: u64,
 }
 
 impl Rate {
@@ -24,7 +24,7 @@ impl Rate {
 
 /// A bucket, stored as the time at which it is full again.
 #[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Bucket(u64);
+pub(crate) struct Bucket(u64);
 
 impl Bucket {
     /// Returns a bucket that is full at this time and gives nothing for long before.
@@ -33,13 +33,21 @@ impl Bucket {
         Self(time.as_nanos())
     }
 
+    /// Fills the bucket if the clock went back so far that the bucket would stay empty for longer than it takes
+    /// to fill.
+    pub(crate) fn forgive(&mut self, now: Time, rate: Rate) {
+        if self.0.saturating_sub(now.as_nanos()) > rate.every() * rate.burst {
+            self.0 = 0;
+        }
+    }
+
     /// Whether there is a token.
-    pub(super) fn has(self, now: Time, rate: Rate) -> bool {
+    pub(crate) fn has(self, now: Time, rate: Rate) -> bool {
         self.0.saturating_sub(now.as_nanos()) <= rate.every() * (rate.burst - 1)
     }
 
     /// Takes a token. Returns whether there was one.
-    pub(super) fn take(&mut self, now: Time, rate: Rate) -> bool {
+    pub(crate) fn take(&mut self, now: Time, rate: Rate) -> bool {
         let has = self.has(now, rate);
         if has {
             self.0 = self.0.max(now.as_nanos()) + rate.every();

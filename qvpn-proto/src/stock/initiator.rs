@@ -5,7 +5,7 @@ use std::time::Duration;
 use qvpn_secret::SecretBuf;
 
 use super::fault::{FROM_FILE, SupplyFault};
-use super::limits::{KEY_FETCH_TIMEOUT, MAX_KEY_AGE};
+use super::limits::{KEY_FETCH_TIMEOUT, MAX_KEY_AGE, REQUEST_TIMEOUT};
 use crate::backoff::backoff;
 use crate::key_schedule::qkd_check;
 use crate::kms::{FetchedKey, KeyKind, KeyName, KmsFailure};
@@ -60,13 +60,16 @@ pub type Lost = Vec<(KeyId, String)>;
 pub struct InitiatorStock {
     keys: Vec<Key>,
     target: usize,
-    open: Option<u64>,
+    /// The open request, and when it was made.
+    open: Option<(u64, Time)>,
     failures: u32,
     /// The number of times that delivered keys were unusable since one was held.
     spent: u32,
     retry_at: Option<Time>,
     offers: u64,
+    /// The revision of the last acknowledgement, in the control session with this number.
     revision: u64,
+    session: u64,
     changed: bool,
     fault: Option<SupplyFault>,
     responder_fault: Option<SupplyFault>,
@@ -75,9 +78,9 @@ pub struct InitiatorStock {
 }
 
 impl InitiatorStock {
-    /// Returns an empty stock with this target size.
+    /// Returns an empty stock with this target size, whose next offer follows number `offers`.
     #[must_use]
-    pub fn new(target: usize) -> Self {
+    pub fn new(target: usize, offers: u64) -> Self {
         Self {
             keys: Vec::new(),
             target: target.clamp(1, MAX_OFFER),
@@ -85,8 +88,9 @@ impl InitiatorStock {
             failures: 0,
             spent: 0,
             retry_at: None,
-            offers: 0,
+            offers,
             revision: 0,
+            session: 0,
             changed: true,
             fault: None,
             responder_fault: None,
@@ -102,6 +106,11 @@ impl InitiatorStock {
     /// Returns how many keys to fetch now, under the number `request`. Returns `None` while a request is
     /// open, a delay after a failure lasts, or the stock is full.
     pub fn fetch(&mut self, now: Time, request: u64) -> Option<usize> {
+        if let Some((open, at)) = self.open
+            && now.since(at) >= REQUEST_TIMEOUT
+        {
+            self.failed(open, super::fault::no_answer(), now);
+        }
         let counted = self.keys.iter().filter(|k| k.counts(now)).count();
         let most = (self.target * 2).min(MAX_OFFER).saturating_sub(self.keys.len());
         let missing = self.target.saturating_sub(counted).min(most).min(self.room());
@@ -109,7 +118,7 @@ impl InitiatorStock {
         if missing == 0 || waiting {
             return None;
         }
-        self.open = Some(request);
+        self.open = Some((request, now));
         self.retry_at = None;
         Some(missing)
     }
@@ -164,7 +173,7 @@ impl InitiatorStock {
         qkd_only: bool,
         now: Time,
     ) -> Lost {
-        if self.open != Some(request) {
+        if self.open.is_none_or(|(open, _)| open != request) {
             return Vec::new();
         }
         self.open = None;
@@ -175,11 +184,8 @@ impl InitiatorStock {
                 NO_QKD
             } else if secret.len() < MIN_QKD_KEY {
                 "the key is shorter than 256 bits"
-            } else if [name.id.as_str(), &name.source_kme, &name.target_kme]
-                .iter()
-                .any(|n| n.len() > MAX_NAME)
-            {
-                "its key ID or a KME's name is longer than 255 bytes"
+            } else if [&name.source_kme, &name.target_kme].iter().any(|n| n.len() > MAX_NAME) {
+                "a KME's name is longer than 255 bytes"
             } else if self.keys.iter().any(|k| k.name.id == name.id || k.secret.ct_eq(secret.expose())) {
                 "the KME delivered it before"
             } else if self.keys.len() >= MAX_OFFER || self.offered() + offer_cost(&name) > OFFER_ROOM {
@@ -221,7 +227,7 @@ impl InitiatorStock {
 
     /// Records that a fetch failed.
     pub fn failed(&mut self, request: u64, failure: KmsFailure, now: Time) {
-        if self.open == Some(request) {
+        if self.open.is_some_and(|(open, _)| open == request) {
             self.open = None;
             self.fault = Some(SupplyFault { text: failure.text, hard: true });
             self.wait(now);
@@ -276,7 +282,24 @@ impl InitiatorStock {
         let overdue = self.keys.iter().filter(|k| !k.held).map(Key::overdue_at).filter(|at| *at > now);
         let counted = self.keys.iter().filter(|k| k.counts(now)).count();
         let retry = self.retry_at.filter(|at| self.open.is_none() && counted < self.target && *at > now);
-        ages.chain(overdue).chain(retry).min()
+        let request_ends = self.open.map(|(_, at)| at + REQUEST_TIMEOUT);
+        ages.chain(overdue).chain(retry).chain(request_ends).min()
+    }
+
+    /// Returns when the next key must be erased.
+    #[must_use]
+    pub fn next_expiry(&self) -> Option<Time> {
+        self.keys.iter().map(|k| k.since + MAX_KEY_AGE).min()
+    }
+
+    /// Erases all keys, since no more epochs use QKD, and forgets the request and the faults.
+    pub fn erase(&mut self) {
+        *self = Self {
+            changed: !self.keys.is_empty(),
+            revision: self.revision,
+            session: self.session,
+            ..Self::new(self.target, self.offers)
+        };
     }
 
     /// Returns the offer to send, if the set of keys changed since the last one.
@@ -295,6 +318,15 @@ impl InitiatorStock {
         }
         self.revision = 0;
         self.changed = true;
+    }
+
+    /// Counts revisions from one again in a newer control session, so that none locks out those of later
+    /// sessions. Returns whether messages of this session still count.
+    pub fn enter_session(&mut self, session: u64) -> bool {
+        if session > self.session {
+            (self.session, self.revision) = (session, 0);
+        }
+        session == self.session
     }
 
     /// Processes the responder's answers. A key whose check value differs is dropped before it is used.
@@ -398,6 +430,12 @@ impl InitiatorStock {
         self.fault.as_ref().or(self.responder_fault.as_ref()).or(loss)
     }
 
+    /// Returns the number of the last offer.
+    #[must_use]
+    pub fn offers(&self) -> u64 {
+        self.offers
+    }
+
     /// Returns the target size.
     #[must_use]
     pub fn target(&self) -> usize {
@@ -414,7 +452,7 @@ mod tests {
     #[test]
     fn a_link_is_stuck_while_the_responder_does_not_get_its_keys() {
         let start = Time::from_nanos(1_000_000_000);
-        let mut stock = InitiatorStock::new(3);
+        let mut stock = InitiatorStock::new(3, 0);
         assert_eq!(stock.fetch(start, 1), Some(3));
         let key = |id: &str, link: u8, byte: u8| FetchedKey {
             name: KeyName {

@@ -5,7 +5,7 @@ use std::time::Duration;
 use qvpn_secret::SecretBuf;
 
 use super::fault::{FROM_FILE, SupplyFault};
-use super::limits::{KEY_FETCH_TIMEOUT, MAX_KEY_AGE};
+use super::limits::{KEY_FETCH_TIMEOUT, MAX_KEY_AGE, REQUEST_TIMEOUT};
 use crate::backoff::backoff;
 use crate::key_schedule::qkd_check;
 use crate::kms::{FetchedKey, KeyKind, KeyName, KmsFailure, KmsFailureKind};
@@ -34,25 +34,36 @@ struct Entry {
     state: EntryState,
 }
 
+/// A request to the KMS without an answer so far.
+struct OpenRequest {
+    number: u64,
+    ids: Vec<KeyId>,
+    made_at: Time,
+}
+
 /// The responder's keys, in the order of the offer.
 pub struct ResponderStock {
     entries: Vec<Entry>,
+    /// The number of the last offer, in the control session with this number.
     offer: u64,
+    session: u64,
     revision: u64,
     changed: bool,
-    open: Option<(u64, Vec<KeyId>)>,
+    open: Option<OpenRequest>,
     tokens: u32,
     refilled_at: Time,
     fault: Option<SupplyFault>,
 }
 
 impl ResponderStock {
+    /// Returns an empty stock whose next acknowledgement follows `revision`.
     #[must_use]
-    pub fn new(now: Time) -> Self {
+    pub fn new(revision: u64, now: Time) -> Self {
         Self {
             entries: Vec::new(),
             offer: 0,
-            revision: 0,
+            session: 0,
+            revision,
             changed: false,
             open: None,
             tokens: FETCH_BURST,
@@ -61,9 +72,24 @@ impl ResponderStock {
         }
     }
 
+    /// Returns the revision of the last acknowledgement.
+    #[must_use]
+    pub fn revision(&self) -> u64 {
+        self.revision
+    }
+
     /// Expects offer numbers from one again, since the peer restarted. Keys stay until its first offer.
     pub fn forget_offers(&mut self) {
         self.offer = 0;
+    }
+
+    /// Counts offers from one again in a newer control session, so that none locks out those of later sessions.
+    /// Returns whether messages of this session still count.
+    pub fn enter_session(&mut self, session: u64) -> bool {
+        if session > self.session {
+            (self.session, self.offer) = (session, 0);
+        }
+        session == self.session
     }
 
     /// Processes an offer: keys that are no longer offered are erased, new ones are fetched.
@@ -103,8 +129,11 @@ impl ResponderStock {
 
     /// Returns the keys to fetch now, under the number `request`. At most one request is open.
     pub fn fetch(&mut self, now: Time, request: u64) -> Option<Vec<KeyName>> {
-        if self.open.is_some() {
-            return None;
+        if let Some(open) = &self.open {
+            if now.since(open.made_at) < REQUEST_TIMEOUT {
+                return None;
+            }
+            self.fetched(open.number, Vec::new(), Some(&super::fault::no_answer()), false, now);
         }
         let refills = now.since(self.refilled_at).as_millis() / REFILL_INTERVAL.as_millis();
         if refills > 0 {
@@ -129,7 +158,8 @@ impl ResponderStock {
         if names.is_empty() {
             return None;
         }
-        self.open = Some((request, names.iter().map(|n| n.id.clone()).collect()));
+        let ids = names.iter().map(|n| n.id.clone()).collect();
+        self.open = Some(OpenRequest { number: request, ids, made_at: now });
         Some(names)
     }
 
@@ -142,11 +172,8 @@ impl ResponderStock {
         qkd_only: bool,
         now: Time,
     ) {
-        let Some((open, asked)) = self.open.take() else { return };
-        if open != request {
-            self.open = Some((open, asked));
-            return;
-        }
+        let Some(open) = self.open.take_if(|open| open.number == request) else { return };
+        let asked = open.ids;
         let mut no_qkd = false;
         for FetchedKey { name, kind, secret } in keys {
             let enough = kind == KeyKind::Qkd || !qkd_only;
@@ -208,6 +235,7 @@ impl ResponderStock {
     #[must_use]
     pub fn next_due(&self, now: Time) -> Option<Time> {
         let busy = self.open.is_some();
+        let request_ends = self.open.as_ref().map(|open| open.made_at + REQUEST_TIMEOUT);
         let times = self.entries.iter().filter_map(|e| match &e.state {
             EntryState::Wanted { .. } if busy => Some(e.offered_at + KEY_FETCH_TIMEOUT),
             EntryState::Wanted { .. } if self.tokens == 0 => Some(now + REFILL_INTERVAL),
@@ -215,7 +243,22 @@ impl ResponderStock {
             EntryState::Have { since, .. } => Some(*since + MAX_KEY_AGE),
             EntryState::Gone => None,
         });
+        times.chain(request_ends).min()
+    }
+
+    /// Returns when the next key must be erased.
+    #[must_use]
+    pub fn next_expiry(&self) -> Option<Time> {
+        let times = self.entries.iter().filter_map(|e| match &e.state {
+            EntryState::Have { since, .. } => Some(*since + MAX_KEY_AGE),
+            _ => None,
+        });
         times.min()
+    }
+
+    /// Erases all keys, since no more epochs use QKD, and forgets the request and the fault.
+    pub fn erase(&mut self) {
+        (self.entries, self.open, self.fault, self.changed) = (Vec::new(), None, None, false);
     }
 
     /// Returns the answer to send, if one changed since the last.

@@ -1,7 +1,7 @@
 //! Reads and writes the fields of control messages. Every read is bounded by the message, so a parser that
 //! uses only these can neither panic nor allocate more than the message holds.
 
-use super::limits::MAX_NAME;
+use super::limits::{MAX_KEY_ID, MAX_NAME};
 use qvpn_types::{KeyId, SaeId};
 
 /// The protocol version. Both sites must speak the same one.
@@ -68,16 +68,25 @@ impl<'a> Reader<'a> {
     /// are logged.
     pub fn name(&mut self, field: &'static str) -> Result<String, ParseError> {
         let len = usize::from(self.u8(field)?);
-        let text = std::str::from_utf8(self.bytes(len, field)?).map_err(|_| ParseError::Value(field))?;
+        let text = self.text(len, field)?;
         if text.chars().any(char::is_control) {
             return Err(ParseError::Value(field));
         }
         Ok(text.to_owned())
     }
 
-    /// Reads a key ID; `None` if it is empty.
+    fn text(&mut self, len: usize, field: &'static str) -> Result<&'a str, ParseError> {
+        std::str::from_utf8(self.bytes(len, field)?).map_err(|_| ParseError::Value(field))
+    }
+
+    /// Reads a key ID: two bytes of length and that number of bytes of UTF-8, opaque otherwise, at most
+    /// [`MAX_KEY_ID`]. `None` if it is empty.
     pub fn key_id(&mut self, field: &'static str) -> Result<Option<KeyId>, ParseError> {
-        let id = Some(self.name(field)?).filter(|id| !id.is_empty());
+        let len = usize::from(u16::from_be_bytes(self.array(field)?));
+        if len > MAX_KEY_ID {
+            return Err(ParseError::Value(field));
+        }
+        let id = Some(self.text(len, field)?).filter(|id| !id.is_empty());
         id.map(KeyId::new).transpose().map_err(|_| ParseError::Value(field))
     }
 
@@ -107,6 +116,13 @@ pub fn put_name(out: &mut Vec<u8>, name: &str) {
     let bytes = &name.as_bytes()[..name.len().min(MAX_NAME)];
     out.push(u8::try_from(bytes.len()).unwrap_or(u8::MAX));
     out.extend_from_slice(bytes);
+}
+
+/// Writes a key ID, or no bytes for none.
+pub fn put_key_id(out: &mut Vec<u8>, id: Option<&KeyId>) {
+    let id = id.map_or("", KeyId::as_str);
+    out.extend_from_slice(&u16::try_from(id.len()).unwrap_or(u16::MAX).to_be_bytes());
+    out.extend_from_slice(id.as_bytes());
 }
 
 /// Writes a flag byte, and the bytes if there are any.

@@ -1,6 +1,6 @@
 //! The three messages that make an epoch: `Propose`, `Accept` and `Confirm`.
 
-use super::codec::{ParseError, Reader, put_name, put_option};
+use super::codec::{ParseError, Reader, put_key_id, put_option};
 use super::limits::MAX_LANES;
 use qvpn_identity::kem::{CtBytes, EkBytes};
 use qvpn_types::{EpochNumber, KeyId};
@@ -86,7 +86,7 @@ impl Propose {
         out.extend_from_slice(self.encapsulation_key.as_slice());
         out.extend_from_slice(self.ciphertext.as_slice());
         put_indices(&mut out, &self.indices);
-        put_name(&mut out, self.qkd_key_id.as_ref().map_or("", KeyId::as_str));
+        put_key_id(&mut out, self.qkd_key_id.as_ref());
         put_option(&mut out, self.chain_check.as_ref().map(|c| c.as_slice()));
         out
     }

@@ -25,6 +25,8 @@ pub struct Hello {
     pub policy: QkdPolicy,
     /// The sender's rekey interval in milliseconds, 100 to 120,000.
     pub interval_ms: u32,
+    /// The shortest interval that the sender agrees to, in milliseconds, 100 to 120,000.
+    pub min_interval_ms: u32,
     /// The sender's SAE ID; `None` if it has no KMS.
     pub sae_own: Option<SaeId>,
     /// The SAE ID that the sender's config names for the receiver.
@@ -43,6 +45,7 @@ impl Hello {
         out.extend_from_slice(&self.counter.to_be_bytes());
         out.extend_from_slice(&[self.role as u8, self.suite as u8, self.lanes, self.policy as u8]);
         out.extend_from_slice(&self.interval_ms.to_be_bytes());
+        out.extend_from_slice(&self.min_interval_ms.to_be_bytes());
         put_name(&mut out, self.sae_own.as_ref().map_or("", SaeId::as_str));
         put_name(&mut out, self.sae_peer.as_ref().map_or("", SaeId::as_str));
         put_option(&mut out, self.psk_check.as_ref().map(|c| c.as_slice()));
@@ -80,6 +83,7 @@ impl Hello {
             _ => return Err(ParseError::Value("policy")),
         };
         let interval_ms = r.u32("interval")?;
+        let min_interval_ms = r.u32("least interval")?;
         let sae_own = r.sae_id("own SAE ID")?;
         let sae_peer = r.sae_id("peer SAE ID")?;
         let psk_check = r.flag("PSK flag")?.then(|| r.array("PSK check")).transpose()?;
@@ -88,8 +92,10 @@ impl Hello {
         if !(1..=super::limits::MAX_LANES).contains(&usize::from(lanes)) {
             return Err(ParseError::Value("lanes"));
         }
-        if !(100..=120_000).contains(&interval_ms) {
-            return Err(ParseError::Value("interval"));
+        for interval in [interval_ms, min_interval_ms] {
+            if !(100..=120_000).contains(&interval) {
+                return Err(ParseError::Value("interval"));
+            }
         }
         Ok(Self {
             instance,
@@ -99,6 +105,7 @@ impl Hello {
             lanes,
             policy,
             interval_ms,
+            min_interval_ms,
             sae_own,
             sae_peer,
             psk_check,

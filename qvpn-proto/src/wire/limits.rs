@@ -17,8 +17,10 @@ pub const FRAGMENT_HEADER: usize = 14;
 pub const FRAGMENT_PAYLOAD: usize = MAX_LINK_PACKET - IPV6_HEADER - FRAGMENT_HEADER;
 /// The number of fragments of the largest message.
 pub const MAX_FRAGMENTS: usize = MAX_MESSAGE.div_ceil(FRAGMENT_PAYLOAD);
-/// The maximum length of a key ID, SAE ID or KME name in bytes: the length is one byte on the wire.
+/// The maximum length of an SAE ID or KME name in bytes: the length is one byte on the wire.
 pub const MAX_NAME: usize = 255;
+/// The maximum length of a key ID in bytes: the length is two bytes on the wire.
+pub const MAX_KEY_ID: usize = qvpn_types::MAX_KEY_ID_BYTES;
 /// The maximum number of QKD keys in one `StockOffer`. Keys with long names are bounded by [`MAX_MESSAGE`],
 /// see [`offer_cost`](super::offer_cost).
 pub const MAX_OFFER: usize = 100;

@@ -1,7 +1,7 @@
 //! `StockOffer` and `StockAck`: the QKD keys that the initiator holds, and the responder's state of them.
 
-use super::codec::{ParseError, Reader, put_name};
-use super::limits::{MAX_MESSAGE, MAX_NAME, MAX_OFFER, STOCK_HEADER};
+use super::codec::{ParseError, Reader, put_key_id, put_name};
+use super::limits::{MAX_KEY_ID, MAX_MESSAGE, MAX_NAME, MAX_OFFER, STOCK_HEADER};
 use crate::kms::KeyName;
 use qvpn_types::KeyId;
 
@@ -9,16 +9,16 @@ use qvpn_types::KeyId;
 #[must_use]
 pub fn offer_cost(key: &KeyName) -> usize {
     let id = key.id.as_str().len();
-    let offered = 3 + id + key.source_kme.len() + key.target_kme.len();
+    let offered = 4 + id + key.source_kme.len() + key.target_kme.len();
     offered.max(ANSWER + id)
 }
 
 /// The maximum cost of one key, in bytes.
-pub const MAX_OFFER_COST: usize = 3 * (1 + MAX_NAME);
+pub const MAX_OFFER_COST: usize = 2 + MAX_KEY_ID + 2 * (1 + MAX_NAME);
 /// The maximum total cost of an offer's keys, in bytes.
 pub const OFFER_ROOM: usize = MAX_MESSAGE - STOCK_HEADER;
 /// The bytes of an answer in a `StockAck` without the ID: the ID's length, the answer, the check value.
-const ANSWER: usize = 1 + 1 + 16;
+const ANSWER: usize = 2 + 1 + 16;
 
 const _: () = assert!(OFFER_ROOM + STOCK_HEADER == MAX_MESSAGE);
 
@@ -76,7 +76,7 @@ impl StockOffer {
         let mut out = self.number.to_be_bytes().to_vec();
         put_count(&mut out, self.keys.len());
         for key in self.keys.iter().take(MAX_OFFER) {
-            put_name(&mut out, key.id.as_str());
+            put_key_id(&mut out, Some(&key.id));
             put_name(&mut out, &key.source_kme);
             put_name(&mut out, &key.target_kme);
         }
@@ -115,7 +115,7 @@ impl StockAck {
         out.extend_from_slice(&self.revision.to_be_bytes());
         put_count(&mut out, self.keys.len());
         for (id, held) in self.keys.iter().take(MAX_OFFER) {
-            put_name(&mut out, id.as_str());
+            put_key_id(&mut out, Some(id));
             match held {
                 KeyAvailability::Yes(check) => {
                     out.push(0);
@@ -168,7 +168,7 @@ mod tests {
     fn a_key_costs_what_it_takes_in_the_longer_of_both_messages() {
         let offer = |keys| StockOffer { number: 1, keys }.to_bytes().len();
         let ack = |keys| StockAck { number: 1, revision: 1, keys }.to_bytes().len();
-        for [own, source, target] in [[36, 6, 6], [255, 255, 255], [1, 1, 1], [255, 1, 1], [1, 255, 255]] {
+        for [own, source, target] in [[36, 6, 6], [1200, 255, 255], [1, 1, 1], [1200, 1, 1], [1, 255, 255]] {
             let text = |length: usize| "n".repeat(length);
             let key = KeyName { id: id(text(own)), source_kme: text(source), target_kme: text(target) };
             let cost = offer_cost(&key);
@@ -192,7 +192,7 @@ mod tests {
         for (number, held) in (0..).zip(all) {
             let ack = StockAck { number: 3, revision: 4, keys: vec![(id("id"), held)] };
             let bytes = ack.to_bytes();
-            assert_eq!((bytes[STOCK_HEADER + 3], StockAck::parse(&bytes)), (number, Ok(ack)));
+            assert_eq!((bytes[STOCK_HEADER + 4], StockAck::parse(&bytes)), (number, Ok(ack)));
         }
     }
 
@@ -210,9 +210,9 @@ mod tests {
         assert_eq!(StockOffer::parse(&many.to_bytes()), Ok(many.clone()));
         let mut more = many.to_bytes();
         more[8] = 101;
-        more.extend_from_slice(&[1, b'x', 0, 0]);
+        more.extend_from_slice(&[0, 1, b'x', 0, 0]);
         assert_eq!(StockOffer::parse(&more), error);
-        // The offer fills the room to the last byte: an answer takes 18 bytes and the ID's.
+        // The offer fills the room to the last byte: an answer takes 19 bytes and the ID's.
         let length = OFFER_ROOM / 100 - ANSWER;
         let mut most = offer(100, length);
         let left = OFFER_ROOM - 100 * (ANSWER + length);

@@ -3,8 +3,14 @@
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use qvpn_proto::wire::{MessageType, Propose, Reject, RejectReason, RekeyReason, StockOffer};
-use qvpn_proto::{KeyName, LaneReport, PeerEvent, PeerState, QkdPolicy, Role};
+use qvpn_proto::key_schedule::qkd_check;
+use qvpn_proto::wire::{
+    Hello, KeyAvailability, MessageType, Propose, Reject, RejectReason, RekeyReason, StockAck, StockOffer,
+};
+use qvpn_proto::{
+    FetchedKey, KeyKind, KeyName, KmsReport, LaneReport, PeerEvent, PeerState, QkdPolicy, Role,
+};
+use qvpn_secret::SecretBuf;
 use qvpn_types::{EpochNumber, KeyId, LocalEpoch};
 
 use crate::world::{World, honest, other};
@@ -93,6 +99,272 @@ fn a_hello_of_an_earlier_instance_changes_nothing() {
     assert_eq!(world.rejected(), Some(RejectReason::Stale));
     assert_eq!(world.hello, second);
     world.exchange(2);
+}
+
+#[test]
+fn proposals_that_replace_each_other_leave_few_opening_keys() {
+    let mut world = World::new(Role::Responder, QkdPolicy::Off);
+    let mut open = Vec::new();
+    for epoch in 1..=20 {
+        let _ = world.propose(epoch);
+        assert!(world.take(MessageType::Accept).is_some(), "{epoch}");
+        open.extend(world.opening);
+        open.retain(|index| !world.closed.contains(index));
+        assert!(open.len() <= 4, "{epoch}: {} pending keys", open.len());
+    }
+    assert_eq!((open.len(), world.closed.len()), (4, 16));
+    let proposed = world.propose(21);
+    let right = world.confirmation(proposed);
+    world.confirm(21, right);
+    assert_eq!((world.sealing, world.older), (1, 1), "the last one can be confirmed");
+}
+
+#[test]
+fn messages_beyond_a_peers_budget_cost_nothing_and_an_honest_one_comes_again() {
+    let mut world = World::new(Role::Responder, QkdPolicy::Off);
+    for epoch in 1..=3_000 {
+        let _ = world.propose(epoch);
+    }
+    let answered = world.said.iter().filter(|(kind, ..)| *kind == MessageType::Accept).count();
+    assert_eq!(answered, 32, "of 3,000 at once");
+    let limited = world.peer.view(world.now).drops.limited;
+    assert!(limited > 2_900, "{limited} were dropped and counted");
+    world.said.clear();
+    // The last one was not acknowledged, so the channel repeats it.
+    for _ in 0..10 {
+        world.wait(Duration::from_secs(1));
+        world.pump();
+    }
+    assert!(world.take(MessageType::Accept).is_some());
+}
+
+#[test]
+fn no_peer_makes_this_side_faster_than_it_allows() {
+    let mut world = World::new(Role::Responder, QkdPolicy::Off);
+    let interval = |world: &World| world.peer.view(world.now).rekey_interval;
+    assert_eq!(interval(&world), Duration::from_secs(60));
+    let mut hello = Hello::parse(&world.hello).unwrap();
+    for (counter, millis, least, agreed) in [
+        (2, 100, 100, 6_000),
+        (3, 30_000, 100, 30_000),
+        (4, 100, 20_000, 20_000),
+        (5, 120_000, 90_000, 90_000),
+    ] {
+        (hello.counter, hello.interval_ms, hello.min_interval_ms) = (counter, millis, least);
+        world.send(MessageType::Hello, &hello.to_bytes());
+        assert_eq!(interval(&world), Duration::from_millis(agreed), "{millis} ms, at least {least} ms");
+    }
+}
+
+fn offer(world: &mut World, number: u64, ids: &[&str]) {
+    let name = |id: &&str| KeyName {
+        id: KeyId::new(*id).unwrap(),
+        source_kme: "a".to_owned(),
+        target_kme: "b".to_owned(),
+    };
+    let offer = StockOffer { number, keys: ids.iter().map(name).collect() };
+    world.send(MessageType::StockOffer, &offer.to_bytes());
+}
+
+#[test]
+fn keys_end_with_qkd_and_at_their_age_whatever_the_policy() {
+    let stock = |world: &World| world.peer.view(world.now).qkd_stock;
+    let mut world = World::new(Role::Responder, QkdPolicy::Preferred);
+    offer(&mut world, 1, &["one", "two"]);
+    assert_eq!(stock(&world), Some(2));
+    world.reload(QkdPolicy::Off);
+    world.reload(QkdPolicy::Preferred);
+    assert_eq!(stock(&world), Some(0), "erased with the reload to off");
+
+    // The peer ends QKD, or is never heard of again: nothing asks for the keys any more.
+    for policy in [Some(QkdPolicy::Off), Some(QkdPolicy::Required), None] {
+        let mut world = World::new(Role::Responder, QkdPolicy::Preferred);
+        offer(&mut world, 1, &["one", "two"]);
+        if let Some(policy) = policy {
+            world.policy = policy;
+            world.say_hello(1, 2);
+        }
+        world.wait(Duration::from_secs(3_599));
+        assert_eq!(stock(&world), Some(2), "{policy:?}");
+        world.wait(Duration::from_secs(1));
+        assert_eq!(stock(&world), Some(0), "{policy:?}: after an hour");
+    }
+    let mut world = World::new(Role::Responder, QkdPolicy::Preferred);
+    offer(&mut world, 1, &["one", "two"]);
+    let body = Reject { id: world.hello_id, reason: RejectReason::Suite }.to_bytes();
+    world.send(MessageType::Reject, &body);
+    world.wait(Duration::from_secs(3_600));
+    assert_eq!(stock(&world), Some(0), "while the peer refuses us");
+}
+
+#[test]
+fn no_number_of_an_offer_or_of_its_answer_outlasts_its_session() {
+    let mut world = World::new(Role::Responder, QkdPolicy::Preferred);
+    let stock = |world: &World| world.peer.view(world.now).qkd_stock;
+    offer(&mut world, u64::MAX, &["forged"]);
+    offer(&mut world, 7, &["one", "two"]);
+    assert_eq!(stock(&world), Some(1), "in this session the forged one counts");
+    world.session.store(2, Ordering::Relaxed);
+    offer(&mut world, 8, &["one", "two"]);
+    assert_eq!(stock(&world), Some(2));
+    world.session.store(1, Ordering::Relaxed);
+    offer(&mut world, 9, &["late"]);
+    assert_eq!(stock(&world), Some(2), "one of an older session is late");
+
+    let mut world = World::new(Role::Initiator, QkdPolicy::Required);
+    let id = KeyId::new("one").unwrap();
+    let name = KeyName { id: id.clone(), source_kme: "a".to_owned(), target_kme: "b".to_owned() };
+    let secret = || SecretBuf::take(&mut [5; 32]);
+    let keys = vec![FetchedKey { name, kind: KeyKind::Qkd, secret: secret() }];
+    let report = KmsReport::Keys { request: world.requests[0], keys, missing: None };
+    world.peer.handle_kms(report, world.now, &mut world.rng);
+    world.pump();
+    let number = StockOffer::parse(&world.take(MessageType::StockOffer).unwrap()).unwrap().number;
+    let answer = |world: &mut World, revision, held| {
+        let ack = StockAck { number, revision, keys: vec![(id.clone(), held)] };
+        world.send(MessageType::StockAck, &ack.to_bytes());
+        world.peer.view(world.now).qkd_stock
+    };
+    let held = KeyAvailability::Yes(qkd_check(&secret(), &id));
+    assert_eq!(answer(&mut world, u64::MAX, KeyAvailability::Pending), Some(0));
+    assert_eq!(answer(&mut world, 1, held), Some(0));
+    world.session.store(2, Ordering::Relaxed);
+    assert_eq!(answer(&mut world, 1, held), Some(1));
+}
+
+#[test]
+fn a_request_to_the_kme_without_an_answer_ends() {
+    let mut world = World::new(Role::Initiator, QkdPolicy::Required);
+    assert_eq!(world.requests.len(), 1);
+    world.wait(Duration::from_millis(59_999));
+    assert_eq!(world.requests.len(), 1);
+    world.wait(Duration::from_millis(252));
+    assert_eq!(world.requests.len(), 2, "the next one");
+    assert!(world.peer.view(world.now).reason.unwrap().contains("within 60 s"));
+    // A late answer to the first brings no key; the one to the second does.
+    let answer = |request| {
+        let name = KeyName {
+            id: KeyId::new("late").unwrap(),
+            source_kme: "a".to_owned(),
+            target_kme: "b".to_owned(),
+        };
+        let secret = SecretBuf::take(&mut [request; 32]);
+        let keys = vec![FetchedKey { name, kind: KeyKind::Qkd, secret }];
+        KmsReport::Keys { request: request.into(), keys, missing: None }
+    };
+    let [first, second] = [world.requests[0], world.requests[1]].map(|n| u8::try_from(n).unwrap());
+    for (request, offered) in [(first, 0), (second, 1)] {
+        world.said.clear();
+        world.peer.handle_kms(answer(request), world.now, &mut world.rng);
+        world.pump();
+        let offer = world.take(MessageType::StockOffer).map(|body| StockOffer::parse(&body).unwrap());
+        assert_eq!(offer.map_or(0, |offer| offer.keys.len()), offered, "request {request}");
+    }
+}
+
+/// Runs an honest exchange with a side of this role.
+fn honest_exchange(world: &mut World, epoch: u64) {
+    match world.role {
+        Role::Responder => world.exchange(epoch),
+        Role::Initiator => drop(world.answer_next()),
+    }
+}
+
+#[test]
+fn no_counter_of_a_hello_outlasts_its_session() {
+    for role in [Role::Initiator, Role::Responder] {
+        let mut world = World::new(role, QkdPolicy::Off);
+        honest_exchange(&mut world, 1);
+        world.wait(Duration::from_secs(30));
+        let hello = world.hello.clone();
+        world.say_hello(1, u64::MAX);
+        // The peer still has its own `Hello`, and refuses what names the other one. It repeats its own in the
+        // next session, and renews it after that.
+        world.hello = hello.clone();
+        if let Some((id, _)) = world.take_with_id(MessageType::Propose) {
+            world.send(MessageType::Reject, &Reject { id, reason: RejectReason::Stale }.to_bytes());
+        }
+        world.send(MessageType::Hello, &hello);
+        world.said.clear();
+        world.session.store(2, Ordering::Relaxed);
+        world.send(MessageType::Hello, &hello);
+        world.wait(Duration::from_millis(101));
+        honest_exchange(&mut world, 2);
+        world.said.clear();
+        world.say_hello(1, 2);
+        honest_exchange(&mut world, 3);
+    }
+}
+
+#[test]
+fn proposals_under_a_hello_that_is_not_in_force_make_a_new_session() {
+    // The peer has another `Hello` of ours.
+    let mut world = World::new(Role::Responder, QkdPolicy::Off);
+    let refused = |world: &mut World, epoch| {
+        world.theirs[20] ^= 1;
+        let _ = world.propose(epoch);
+        assert_eq!(world.rejected(), Some(RejectReason::Stale));
+    };
+    for epoch in 1..=3 {
+        assert_eq!(world.initiations(), 0, "{epoch}");
+        refused(&mut world, epoch);
+    }
+    assert_eq!(world.initiations(), 1, "the next session carries both Hellos again");
+    for epoch in 4..=9 {
+        refused(&mut world, epoch);
+    }
+    assert_eq!(world.initiations(), 1, "once in ten seconds");
+    // The peer does not take ours, which it calls stale each time.
+    let mut world = World::new(Role::Initiator, QkdPolicy::Off);
+    for attempt in 1..=3 {
+        assert_eq!(world.initiations(), 0, "{attempt}");
+        let (id, _) = world.take_with_id(MessageType::Propose).unwrap();
+        world.send(MessageType::Reject, &Reject { id, reason: RejectReason::Stale }.to_bytes());
+        world.wait(Duration::from_secs(1));
+    }
+    assert_eq!(world.initiations(), 1);
+}
+
+#[test]
+fn a_hello_alone_ends_no_epoch() {
+    let mut world = World::new(Role::Responder, QkdPolicy::Preferred);
+    world.wait(Duration::from_secs(120));
+    world.exchange(1);
+    world.policy = QkdPolicy::Required;
+    world.say_hello(1, 2);
+    assert_eq!((world.stopped, world.closed.len()), (0, 0));
+    assert_eq!(world.peer.view(world.now).epoch, Some(EpochNumber(1)));
+    let _ = world.propose(2);
+    assert_eq!(world.rejected(), Some(RejectReason::Policy), "and from now on none without QKD is made");
+}
+
+#[test]
+fn a_refusal_that_is_not_repeated_ends_with_its_session() {
+    for role in [Role::Initiator, Role::Responder] {
+        let refuse = |world: &mut World| {
+            let body = Reject { id: world.hello_id, reason: RejectReason::Suite }.to_bytes();
+            world.send(MessageType::Reject, &body);
+        };
+        let state = |world: &World| world.peer.view(world.now).state;
+        let mut world = World::new(role, QkdPolicy::Off);
+        refuse(&mut world);
+        assert_eq!(state(&world), PeerState::Blocked);
+        world.wait(Duration::from_secs(10));
+        assert_eq!(state(&world), PeerState::Blocked, "in one session it holds");
+        for repeated in [true, false] {
+            world.session.fetch_add(1, Ordering::Relaxed);
+            let hello = world.hello.clone();
+            world.said.clear();
+            world.send(MessageType::Hello, &hello);
+            if repeated {
+                refuse(&mut world);
+            }
+            world.wait(Duration::from_secs(1));
+            let expected = if repeated { PeerState::Blocked } else { PeerState::Connecting };
+            assert_eq!(state(&world), expected, "{role:?}, repeated: {repeated}");
+        }
+        honest_exchange(&mut world, 1);
+    }
 }
 
 #[test]

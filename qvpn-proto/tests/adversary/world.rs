@@ -23,9 +23,9 @@ use rand_chacha::rand_core::SeedableRng;
 use sha2::{Digest, Sha384};
 
 /// A control session without encryption. It holds the highest session number so far (0 before the first
-/// datagram) and the number of the session in which the next datagram arrives.
+/// datagram), the number of the session in which the next datagram arrives, and a count of its initiations.
 #[derive(Default)]
-pub struct Open(u64, Arc<AtomicU64>);
+pub struct Open(u64, Arc<AtomicU64>, Arc<AtomicU64>);
 
 impl ControlLink for Open {
     fn receive(&mut self, _: IpAddr, datagram: &[u8]) -> LinkOutput {
@@ -44,6 +44,7 @@ impl ControlLink for Open {
         Some(packet.to_vec())
     }
     fn start(&mut self) -> Option<Vec<u8>> {
+        self.2.fetch_add(1, Ordering::Relaxed);
         None
     }
     fn tick(&mut self) -> LinkOutput {
@@ -73,6 +74,7 @@ const FROM: SocketAddr = SocketAddr::new(IpAddr::V4(std::net::Ipv4Addr::new(192,
 pub struct World {
     pub peer: Peer<Open>,
     pub session: Arc<AtomicU64>,
+    initiations: Arc<AtomicU64>,
     pub role: Role,
     pub policy: QkdPolicy,
     pub channel: ReliableChannel,
@@ -127,6 +129,7 @@ pub fn config(role: Role, policy: QkdPolicy) -> PeerConfig {
         role,
         suite: Suite::ChaCha20Poly1305,
         rekey_interval: Duration::from_secs(60),
+        min_rekey_interval: Duration::from_secs(6),
         lanes: 1,
         policy,
         qkd_source: true,
@@ -145,9 +148,12 @@ impl World {
         let now = Time::from_nanos(1 << 40);
         let config = config(role, policy);
         let session = Arc::new(AtomicU64::new(1));
+        let initiations = Arc::new(AtomicU64::new(0));
+        let link = Open(0, Arc::clone(&session), Arc::clone(&initiations));
         let mut world = Self {
-            peer: Peer::new(config, Open(0, Arc::clone(&session)), [9; 16], now),
+            peer: Peer::new(config, link, [9; 16], now),
             session,
+            initiations,
             role,
             policy,
             channel: ReliableChannel::default(),
@@ -178,6 +184,11 @@ impl World {
         world
     }
 
+    /// Returns the number of handshakes that the honest side initiated.
+    pub fn initiations(&self) -> u64 {
+        self.initiations.load(Ordering::Relaxed)
+    }
+
     pub fn say_hello(&mut self, instance: u8, counter: u64) {
         let hello = Hello {
             instance: [instance; 16],
@@ -187,6 +198,7 @@ impl World {
             lanes: 1,
             policy: self.policy,
             interval_ms: 60_000,
+            min_interval_ms: 6_000,
             sae_own: SaeId::new("THEM").ok(),
             sae_peer: SaeId::new("US").ok(),
             psk_check: None,

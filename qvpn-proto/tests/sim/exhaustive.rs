@@ -273,7 +273,8 @@ impl State {
         self.stop_weak_epochs(To::Responder);
     }
 
-    /// Ends what breaks a policy that became stricter, and nothing else.
+    /// Ends what breaks a policy that became stricter, and nothing else: what is unfinished, and the epochs in
+    /// force if the policy is the side's own.
     fn stop_weak_epochs(&mut self, which: To) {
         let (end, under_way) = match which {
             To::Initiator => match self.attempt {
@@ -285,9 +286,12 @@ impl State {
         if !end.qkd_only() {
             return;
         }
-        end.ended.extend(end.opening.iter().copied().chain(under_way).filter(|epoch| epoch.without_qkd));
-        end.opening.retain(|epoch| !epoch.without_qkd);
-        end.sealing = end.sealing.filter(|epoch| !epoch.without_qkd);
+        end.ended.extend(under_way.filter(|epoch| epoch.without_qkd));
+        if end.hello.required {
+            end.ended.extend(end.opening.iter().copied().filter(|epoch| epoch.without_qkd));
+            end.opening.retain(|epoch| !epoch.without_qkd);
+            end.sealing = end.sealing.filter(|epoch| !epoch.without_qkd);
+        }
         if which == To::Initiator {
             self.confirming = self.confirming.filter(|epoch| !epoch.without_qkd);
             if matches!(&self.attempt, Attempt::Proposed(propose) if propose.qkd.is_none()) {

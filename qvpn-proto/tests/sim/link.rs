@@ -118,6 +118,10 @@ impl FakeLink {
         Time::from_nanos(self.shared.now.load(Relaxed))
     }
 
+    fn wall(&self) -> u64 {
+        self.now().as_nanos() + self.shared.wall.load(Relaxed)
+    }
+
     fn use_session(&mut self, session: Option<u64>) {
         self.current = session;
         self.shared.session.store(session.unwrap_or(0), Relaxed);
@@ -125,7 +129,9 @@ impl FakeLink {
 
     fn add(&mut self, id: u64, ours: bool) {
         if self.sessions.len() == 4 {
-            self.sessions.pop_front();
+            // The session in use is never displaced.
+            let oldest = self.sessions.iter().position(|s| Some(s.id) != self.current).unwrap();
+            self.sessions.remove(oldest);
         }
         self.made += 1;
         let (number, born) = (self.made, self.now());
@@ -158,10 +164,13 @@ impl ControlLink for FakeLink {
         match said[0] {
             INITIATION => {
                 if count <= self.greatest {
-                    out.stale_start = true;
+                    out.stale_start = count < self.greatest;
                     return out;
                 }
-                self.greatest = count;
+                // The time of a clock that runs ahead is not kept.
+                if count <= self.wall() + 60_000_000_000 {
+                    self.greatest = count;
+                }
                 // The responder numbers the session, and the number is new each time, as with an ephemeral
                 // key.
                 self.next += 1;
@@ -207,10 +216,8 @@ impl ControlLink for FakeLink {
         if self.started.len() > 2 {
             self.started.pop_front();
         }
-        let now = self.now();
-        self.started_at = Some(now);
-        let wall = now.as_nanos() + self.shared.wall.load(Relaxed);
-        Some(frame(INITIATION, self.tunnel, self.next, wall, &[]))
+        self.started_at = Some(self.now());
+        Some(frame(INITIATION, self.tunnel, self.next, self.wall(), &[]))
     }
 
     fn tick(&mut self) -> LinkOutput {
@@ -243,6 +250,5 @@ impl ControlLink for FakeLink {
         self.use_session(None);
         self.started.clear();
         self.started_at = None;
-        self.greatest = 0;
     }
 }

@@ -63,6 +63,7 @@ pub fn config(site: &Site, other: &Site, endpoint: SocketAddr, number: PeerNumbe
         role: site.role,
         suite: site.suite,
         rekey_interval: site.interval,
+        min_rekey_interval: Duration::from_millis(100),
         lanes: site.lanes,
         policy: site.policy,
         qkd_source: site.qkd_source,

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use qvpn_identity::Psk;
-use qvpn_proto::{PeerState, QkdPolicy};
+use qvpn_proto::{PeerState, QkdPolicy, Role};
 use qvpn_types::Suite;
 use rand_chacha::ChaCha20Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
@@ -241,7 +241,7 @@ impl Storm {
         let gateway = below(world.gateways.len(), rng);
         let end = below(world.ends.len(), rng);
         let now = world.now;
-        match below(14, rng) {
+        match below(15, rng) {
             0..=2 => {
                 // The restart happens at any of the next steps.
                 world.restart_at = Some((world.steps + rng.next_u64() % 40, gateway));
@@ -275,6 +275,21 @@ impl Storm {
                 world.cut[end ^ 1] |= both;
             }
             10 => world.kms[end / 2].forget(),
+            14 => {
+                // A typo that is reloaded and then corrected.
+                let right = world.sites[end].clone();
+                let site = &mut world.sites[end];
+                match below(3, rng) {
+                    0 => site.sae = "SITE-X".to_owned(),
+                    1 => site.sae_other = "SITE-Y".to_owned(),
+                    _ if site.role == Role::Initiator => site.role = Role::Responder,
+                    _ => site.role = Role::Initiator,
+                }
+                world.reconfigure(end);
+                world.run(up_to(3 * S, rng));
+                world.sites[end] = right;
+                world.reconfigure(end);
+            }
             11 | 12 => {
                 let fits = world.sites[end ^ 1].policy != QkdPolicy::Off;
                 let site = &mut world.sites[end];

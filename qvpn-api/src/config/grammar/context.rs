@@ -14,17 +14,19 @@ use crate::config::reader::{Entry, Section};
 use crate::config::rules::Facts;
 use crate::config::values;
 
-pub(super) const MIN_REKEY_INTERVAL: Duration = Duration::from_millis(100);
+pub(super) use crate::config::model::MIN_REKEY_INTERVAL;
+
 pub(super) const MAX_REKEY_INTERVAL: Duration = Duration::from_secs(120);
 
 /// The section of each key that is often written into another one.
-pub(super) const HOME_SECTIONS: [(&str, &str); 44] = [
+pub(super) const HOME_SECTIONS: [(&str, &str); 45] = [
     ("private_key_file", "[interface]"),
     ("listen_port", "[interface]"),
     ("address", "[interface]"),
     ("mtu", "[interface]"),
     ("suite", "[interface] or [[peer]]"),
     ("rekey_interval", "[interface] or [[peer]]"),
+    ("min_rekey_interval", "[interface]"),
     ("lanes", "[interface]"),
     ("table", "[interface]"),
     ("fwmark", "[interface]"),

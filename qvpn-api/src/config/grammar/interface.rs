@@ -60,6 +60,8 @@ impl<'t> Reader<'t> {
         let suite = self.word(&mut s, "suite", "\"chacha20poly1305\"", Suite::WORDS, Suite::from_word);
         let rekey_interval =
             self.duration(&mut s, "rekey_interval", "\"60s\"", MIN_REKEY_INTERVAL, MAX_REKEY_INTERVAL);
+        let min_rekey_interval =
+            self.duration(&mut s, "min_rekey_interval", "\"6s\"", MIN_REKEY_INTERVAL, MAX_REKEY_INTERVAL);
         let table = self.table(&mut s);
         let fwmark = match s.take(&self.sink, "fwmark", "0") {
             Some(entry) => entry.number(&mut self.sink, 0, u32::MAX),
@@ -83,6 +85,7 @@ impl<'t> Reader<'t> {
             mtu: mtu?,
             suite: suite?.unwrap_or(Suite::ChaCha20Poly1305),
             rekey_interval: rekey_interval?.unwrap_or(Duration::from_secs(60)),
+            min_rekey_interval: min_rekey_interval?,
             lanes: lanes?,
             table: table?,
             fwmark: fwmark?,

@@ -29,6 +29,7 @@ fn config(own: usize, other: usize, policy: QkdPolicy) -> PeerConfig {
         role: if own == 0 { Role::Initiator } else { Role::Responder },
         suite: Suite::ChaCha20Poly1305,
         rekey_interval: Duration::from_secs(60),
+        min_rekey_interval: Duration::from_secs(1),
         lanes: 4,
         policy,
         qkd_source: true,

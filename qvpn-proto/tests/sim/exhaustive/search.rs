@@ -72,7 +72,7 @@ impl Model for Bounds {
                 opens(s.i.sealing, |e| e.responder, &s.r) && opens(s.r.sealing, |e| e.initiator, &s.i)
             }),
             Property::always("required never without QKD", |_, s: &State| {
-                let breaks = |end: &Common| end.qkd_only() && end.sealing.is_some_and(|e| e.without_qkd);
+                let breaks = |end: &Common| end.hello.required && end.sealing.is_some_and(|e| e.without_qkd);
                 !breaks(&s.i) && !breaks(&s.r)
             }),
             Property::always("progress", |bounds: &Self, s: &State| s.recovers(bounds)),
