@@ -87,8 +87,8 @@ pub(crate) enum Command {
         /// does to traffic.
         #[arg(long)]
         dry_run: bool,
-        /// Go back to the former config by itself after this time, such as 2m, unless `confirm` comes before. A
-        /// crash, a restart or a reboot meanwhile goes back too.
+        /// Go back to the former config by itself after this time, such as 2m, unless `confirm` comes before.
+        /// A crash, a restart or a reboot meanwhile goes back too.
         #[arg(long, value_name = "TIME", value_parser = confirm_time, conflicts_with = "dry_run")]
         confirm: Option<Duration>,
     },

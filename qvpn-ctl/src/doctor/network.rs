@@ -132,6 +132,26 @@ fn routes_to(addresses: &[IpAddr], fwmark: u32) -> BTreeMap<IpAddr, Value> {
     routes.into_iter().filter_map(|route| Some((route["dst"].as_str()?.parse().ok()?, route))).collect()
 }
 
+/// Endpoints without a route: each, or one line for many, since they have one cause.
+fn without_route(peers: &[(IpAddr, &str)]) -> Vec<Finding> {
+    if let [(ip, peer), _, _, _, ..] = peers {
+        return vec![Finding::bad(
+            "endpoint",
+            format!("there is no route to {} peers, such as {peer} at {ip}", peers.len()),
+            "ip route add default via GATEWAY # the next hop towards the WAN",
+        )];
+    }
+    let one = |(ip, peer): &(IpAddr, &str)| {
+        let what = format!("there is no route to {ip}, where peer {peer} is");
+        Finding::bad(
+            "endpoint",
+            what,
+            format!("ip route add {ip} via GATEWAY # the next hop towards the WAN"),
+        )
+    };
+    peers.iter().map(one).collect()
+}
+
 fn mtu(config: &Config) -> Vec<Finding> {
     let endpoint = |peer: &Peer| peer.endpoint.as_ref().and_then(Endpoint::ip);
     let addresses: Vec<IpAddr> = config.peers.iter().filter_map(endpoint).collect();
@@ -141,13 +161,10 @@ fn mtu(config: &Config) -> Vec<Finding> {
     let routes = routes_to(&addresses, config.interface.fwmark);
     let mut mtus: BTreeMap<&str, Option<u64>> = BTreeMap::new();
     let (mut findings, mut fits) = (Vec::new(), BTreeMap::<String, usize>::new());
+    let mut unrouted: Vec<(IpAddr, &str)> = Vec::new();
     for (peer, ip) in config.peers.iter().filter_map(|peer| Some((peer, endpoint(peer)?))) {
         let Some(route) = routes.get(&ip) else {
-            findings.push(Finding::bad(
-                "endpoint",
-                format!("there is no route to {ip}, where peer {} is", peer.name),
-                format!("ip route add {ip} via GATEWAY # the next hop towards the WAN"),
-            ));
+            unrouted.push((ip, peer.name.as_str()));
             continue;
         };
         let device = route["dev"].as_str().unwrap_or_default();
@@ -182,6 +199,7 @@ fn mtu(config: &Config) -> Vec<Finding> {
         }
     }
     let peers = |n: usize| if n == 1 { "1 peer".to_owned() } else { format!("{n} peers") };
+    findings.extend(without_route(&unrouted));
     findings.extend(
         fits.into_iter()
             .map(|(text, n)| Finding::ok("mtu", text.replacen(" N", &format!(" {}", peers(n)), 1))),
@@ -314,6 +332,17 @@ fn destination(ipv6: bool, route: &Value) -> Option<IpNet> {
 mod tests {
     use super::*;
     use serde_json::json;
+
+    #[test]
+    fn many_peers_without_a_route_are_one_finding() {
+        let peers: Vec<(IpAddr, &str)> = (1..=300u16)
+            .map(|n| (IpAddr::from([192, 0, n.to_be_bytes()[0], n.to_be_bytes()[1]]), "b"))
+            .collect();
+        assert_eq!(without_route(&peers[..3]).len(), 3);
+        let [one] = &without_route(&peers)[..] else { panic!("one line") };
+        assert_eq!(one.text, "there is no route to 300 peers, such as b at 192.0.0.1");
+        assert!(without_route(&[]).is_empty());
+    }
 
     #[test]
     fn only_routes_of_others_to_other_devices_count() {
