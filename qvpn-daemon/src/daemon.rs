@@ -17,7 +17,6 @@ use crate::metrics_listener::MetricsListener;
 use crate::peers::Peers;
 use crate::routes::Routes;
 use crate::settings::Settings;
-use crate::state_file::StateFile;
 use crate::trial::Trial;
 use crate::{metrics, status};
 
@@ -28,7 +27,6 @@ pub(crate) struct Daemon {
     pub(crate) local: Arc<SecretIdentity>,
     pub(crate) events: Arc<Events>,
     pub(crate) peers: Peers,
-    pub(crate) state: StateFile,
     pub(crate) routes: Routes,
     pub(crate) marks: LaneSocketMarks,
     pub(crate) metrics: MetricsListener,
@@ -71,15 +69,8 @@ impl Daemon {
         }
     }
 
-    /// Saves what a restart needs, if it changed.
-    pub(crate) async fn save_state(&mut self, now: Time) {
-        let peers = &self.peers;
-        self.state.poll(|| peers.last_endpoints(), now).await;
-    }
-
     /// Says goodbye to all peers, and, after a clean stop, does what `on_stop` says.
-    pub(crate) async fn stop(mut self, clean: bool, now: Time) {
-        self.state.close(self.peers.last_endpoints(), now);
+    pub(crate) async fn stop(self, clean: bool, now: Time) {
         self.peers.shut_down(now);
         if clean {
             self.routes.close(self.settings.on_stop).await;

@@ -30,16 +30,6 @@ const RESOLVE_INTERVAL: Duration = Duration::from_secs(10);
 const UNREACHABLE_LOG_DELAY: Duration = Duration::from_secs(20);
 const UNREACHABLE_LOG_INTERVAL: Duration = Duration::from_secs(600);
 
-/// At the start, this many peers are called at once, and the next ones this much later: each call is a key
-/// exchange, and each answer another one.
-const CALLS_AT_ONCE: u32 = 16;
-const CALL_DISTANCE: Duration = Duration::from_millis(10);
-
-/// The time of the first call of the peer that comes `n`th in the config.
-pub(crate) fn first_call(n: u32, now: Time) -> Time {
-    now + CALL_DISTANCE * (n / CALLS_AT_ONCE)
-}
-
 /// One peer.
 pub(crate) struct PeerRuntime {
     id: PeerKey,
@@ -63,12 +53,6 @@ pub(crate) struct PeerRuntime {
     resolved_at: Option<Time>,
     /// When to log that the peer can't be reached; `None` while it can.
     unreachable_log_at: Option<Time>,
-    /// How often two gateways with its key were seen.
-    duplicates: u64,
-    /// Where it was before this daemon started.
-    last: Option<SocketAddr>,
-    /// The addresses of the endpoint's host name.
-    named: Vec<SocketAddr>,
 }
 
 impl PeerRuntime {
@@ -104,9 +88,6 @@ impl PeerRuntime {
             activity: (0, 0),
             resolved_at: None,
             unreachable_log_at: None,
-            duplicates: 0,
-            last: None,
-            named: Vec::new(),
         }
     }
 
@@ -187,23 +168,16 @@ impl PeerRuntime {
         }
     }
 
-    /// The time since the last authenticated packet. The lanes may know of a later one than the protocol.
-    pub(crate) fn last_received_ago(&self, control: Option<Duration>, now: Time) -> Option<Duration> {
-        let newest = self.lanes.iter().map(|stats| stats.rx.last_at.get()).max().filter(|at| *at != 0);
-        let in_lanes = newest.map(|at| now.since(Time::from_nanos(at)));
-        control.into_iter().chain(in_lanes).min()
-    }
-
-    /// Handles the timers that are due. What the lanes received counts first: the next timer may end the
-    /// peer's time to answer.
-    pub(crate) fn on_timeout(&mut self, context: &mut DaemonContext, now: Time) {
-        self.report_activity(context, now);
-        self.peer.handle_timeout(now, &mut context.rng);
-    }
-
     /// Twice a second: what the lanes did, and whether they hear anything.
     pub(crate) fn tick(&mut self, context: &mut DaemonContext, now: Time) {
-        self.report_activity(context, now);
+        let last = |of: fn(&PeerStats) -> u64| self.lanes.iter().map(|stats| of(stats)).max().unwrap_or(0);
+        let activity = (last(|s| s.tx.last_at.get()), last(|s| s.rx.last_at.get()));
+        if activity != self.activity {
+            self.activity = activity;
+            let at = |nanos| (nanos != 0).then_some(Time::from_nanos(nanos));
+            let report = LaneReport::Activity { sent_at: at(activity.0), received_at: at(activity.1) };
+            self.peer.handle_lane(report, now, &mut context.rng);
+        }
         let received_at: Vec<Time> =
             self.lanes.iter().map(|stats| Time::from_nanos(stats.rx.last_at.get())).collect();
         self.peer.poll_lanes(&received_at, now, &mut context.rng);
@@ -222,21 +196,9 @@ impl PeerRuntime {
         }
         self.unreachable_log_at = Some(now + UNREACHABLE_LOG_INTERVAL);
         let view = self.peer.view(now);
-        let unreachable = !view.session_up && view.endpoint.is_some();
+        let unreachable = view.control_handshake_ago.is_none() && view.endpoint.is_some();
         if let Some(reason) = view.reason.filter(|_| unreachable) {
             tracing::warn!("peer {}: {reason}", self.settings.config.name);
-        }
-    }
-
-    /// Reports when the lanes last sent and received. The lanes stamp each batch, so this costs no clock.
-    fn report_activity(&mut self, context: &mut DaemonContext, now: Time) {
-        let last = |of: fn(&PeerStats) -> u64| self.lanes.iter().map(|stats| of(stats)).max().unwrap_or(0);
-        let activity = (last(|s| s.tx.last_at.get()), last(|s| s.rx.last_at.get()));
-        if activity != self.activity {
-            self.activity = activity;
-            let at = |nanos| (nanos != 0).then_some(Time::from_nanos(nanos));
-            let report = LaneReport::Activity { sent_at: at(activity.0), received_at: at(activity.1) };
-            self.peer.handle_lane(report, now, &mut context.rng);
         }
     }
 
@@ -248,9 +210,7 @@ impl PeerRuntime {
         let recently = self.resolved_at.is_some_and(|at| now.since(at) < RESOLVE_INTERVAL);
         let (sent, received) = (Time::from_nanos(self.activity.0), Time::from_nanos(self.activity.1));
         let unanswered = sent.since(received) > UNANSWERED_LIMIT;
-        let unreachable =
-            matches!(self.reported, PeerState::Connecting | PeerState::Silent | PeerState::Blocked);
-        if recently || !(unanswered || unreachable) {
+        if recently || !(unanswered || matches!(self.reported, PeerState::Connecting | PeerState::Blocked)) {
             return;
         }
         self.resolved_at = Some(now);
@@ -282,45 +242,10 @@ impl PeerRuntime {
                 );
             }
         };
-        self.named.clone_from(&found);
-        self.set_known_endpoints();
         // An address in use stays while the name still has it.
         if !self.peer.view(now).endpoint.is_some_and(|at| found.contains(&at)) {
             self.move_to(found[0], context, now);
         }
-    }
-
-    /// A silent peer is called at all of these.
-    fn set_known_endpoints(&mut self) {
-        let known: Vec<SocketAddr> = self.last.iter().chain(&self.named).copied().collect();
-        self.peer.set_known_endpoints(&known);
-    }
-
-    /// Calls the peer at `call_at`: where the config says, and where it was before a restart.
-    pub(crate) fn begin_calls(
-        &mut self,
-        last: Option<SocketAddr>,
-        call_at: Time,
-        context: &DaemonContext,
-        now: Time,
-    ) {
-        self.last = last;
-        self.set_known_endpoints();
-        if let (Some(last), None) = (last, self.endpoint) {
-            self.move_to(last, context, now);
-        }
-        if last.is_some() || call_at > now {
-            self.peer.call_at(call_at);
-        }
-    }
-
-    pub(crate) fn duplicates(&self) -> u64 {
-        self.duplicates
-    }
-
-    /// Its X25519 key and where it is, for the state file.
-    pub(crate) fn last_endpoint(&self) -> Option<([u8; 32], SocketAddr)> {
-        Some((*self.settings.public_key().x25519(), self.endpoint?))
     }
 
     /// Sends everything to `endpoint` from now on, until the peer roams.
@@ -378,10 +303,6 @@ impl PeerRuntime {
                 self.was_up = true;
                 EventKind::PeerDegraded { peer, reason }
             }
-            PeerEvent::Silent { reason } => {
-                self.reported = PeerState::Silent;
-                EventKind::PeerSilent { peer, reason }
-            }
             PeerEvent::Roamed { endpoint } => {
                 let from = self.endpoint.replace(endpoint).map(|e| e.to_string());
                 context.control_sources.moved(self.id.number, self.endpoint);
@@ -428,11 +349,6 @@ impl PeerRuntime {
             PeerEvent::IdentityMismatch { detail } => {
                 let endpoint = self.endpoint.map(|e| e.to_string());
                 EventKind::IdentityMismatch { peer: Some(peer), endpoint, reason: detail }
-            }
-            PeerEvent::IdentityDuplicate { endpoints } => {
-                self.duplicates += 1;
-                let endpoints = endpoints.iter().map(ToString::to_string).collect();
-                EventKind::IdentityDuplicate { peer, endpoints }
             }
             PeerEvent::WrongConfirmation { epoch, count } => {
                 return tracing::warn!(

