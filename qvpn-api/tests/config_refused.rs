@@ -84,8 +84,8 @@ fn unknown_keys_and_sections() {
         (
             "  ¦x = 1",
             "[interface] has no key `x`; its keys are `name`, `private_key_file`, `lanes`, `listen_port`, \
-             `address`, `mtu`, `suite`, `rekey_interval`, `min_rekey_interval`, `table`, `fwmark`, `dscp`, `on_stop`, \
-             `protect`, `local`, `routes`, `routes_table`, \
+             `address`, `mtu`, `suite`, `rekey_interval`, `min_rekey_interval`, `table`, \
+             `fwmark`, `dscp`, `on_stop`, `protect`, `local`, `routes`, `routes_table`, \
              `metrics_listen`, `log_level`",
         ),
     ]);

@@ -27,8 +27,8 @@ use crate::{local, output};
 const MAX_QUEUED_REQUESTS: usize = 64;
 /// Lines that a daemon may leave unread before it is disconnected.
 const MAX_QUEUED_REPLIES: usize = 256;
-/// How often the guard looks whether its socket is still there: daemons that find none would guard too, and on
-/// kernels whose tables have no owner each would take the other's filter for an attack.
+/// How often the guard looks whether its socket is still there: daemons that find none would guard too, and
+/// on kernels whose tables have no owner each would take the other's filter for an attack.
 const SOCKET_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
 pub(crate) fn watch(config_dir: &Path, socket_dir: &Path) -> Result<(), CtlError> {

@@ -1,6 +1,6 @@
 //! The queues from the lanes to the task that owns the peers. They are bounded, and there are two, so that
-//! datagrams which anybody can send never crowd out those of peers. The queue of the peers serves them in turn,
-//! and no peer fills more than its share of it.
+//! datagrams which anybody can send never crowd out those of peers. The queue of the peers serves them in
+//! turn, and no peer fills more than its share of it.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::net::SocketAddr;

@@ -1,5 +1,5 @@
-//! ML-KEM-1024 (FIPS 203) over locked memory. RustCrypto's crate makes keys and encapsulates, since it takes our
-//! randomness, which test vectors and the simulator need; AWS-LC decapsulates, in a tenth of the time.
+//! ML-KEM-1024 (FIPS 203) over locked memory. RustCrypto's crate makes keys and encapsulates, since it takes
+//! our randomness, which test vectors and the simulator need; AWS-LC decapsulates, in a tenth of the time.
 //!
 //! Decapsulation never fails: a wrong ciphertext gives a different secret (implicit rejection), and the
 //! confirmation of the exchange detects it.
@@ -33,8 +33,8 @@ pub type CtBytes = [u8; CT_LEN];
 #[error("not a valid ML-KEM-1024 encapsulation key (FIPS 203 section 7.2)")]
 pub struct InvalidEncapsulationKey;
 
-/// The secret half of a key pair in FIPS 203's form, which a seed is expanded to once: an expansion takes longer
-/// than a decapsulation.
+/// The secret half of a key pair in FIPS 203's form, which a seed is expanded to once: an expansion takes
+/// longer than a decapsulation.
 pub struct DecapsulationKey(Secret<DK_LEN>);
 
 impl DecapsulationKey {

@@ -190,8 +190,8 @@ fn acvp_ml_kem_1024() {
     }
 }
 
-/// Each implementation uses the keys and ciphertexts of the other; for a wrong ciphertext both must return the
-/// same secret (implicit rejection).
+/// Each implementation uses the keys and ciphertexts of the other; for a wrong ciphertext both must return
+/// the same secret (implicit rejection).
 #[test]
 fn the_two_implementations_of_ml_kem_agree() {
     let cases = std::env::var("QVPN_CASES").map_or(CASES, |n| n.parse().unwrap());

@@ -62,8 +62,8 @@ impl Filter {
         }
     }
 
-    /// Puts the rules of `plan` in place of those that are there; no packet slips through meanwhile. A plan without
-    /// prefixes removes the table.
+    /// Puts the rules of `plan` in place of those that are there; no packet slips through meanwhile. A plan
+    /// without prefixes removes the table.
     ///
     /// # Errors
     /// No permission, no nf_tables, or another process owns the table.
@@ -93,7 +93,8 @@ impl Filter {
             .transact(&table::add_sets(plan, sets, wanted))
             .and_then(|()| self.transact(&table::switch(plan, sets, &stale)));
         match done {
-            // The table that is there has other flags, as when it is given up, or chains that are not as ours.
+            // The table that is there has other flags, as when it is given up, or chains that are not as
+            // ours.
             Err(error) if refused_flags(&error) || matches!(error.raw_os_error(), Some(EPERM | EEXIST)) => {
                 self.transact(&table::clear(plan.interface(), self.ownership))?;
                 self.transact(&table::add_sets(plan, sets, wanted))?;

@@ -113,14 +113,14 @@ impl Hellos {
         session < self.instance_session
     }
 
-    /// Records that one side's proposal names a `Hello` that is not in force at the other. Returns whether that
-    /// goes on, so that a new session must carry both `Hello`s again.
+    /// Records that one side's proposal names a `Hello` that is not in force at the other. Returns whether
+    /// that goes on, so that a new session must carry both `Hello`s again.
     pub fn on_mismatch(&mut self, now: Time) -> bool {
         self.mismatches.add(now)
     }
 
-    /// Repeats our `Hello` in a new session, where the peer accepts it whatever it was told before. Until the
-    /// peer had the time to refuse it again, an earlier refusal of the peer stays.
+    /// Repeats our `Hello` in a new session, where the peer accepts it whatever it was told before. Until
+    /// the peer had the time to refuse it again, an earlier refusal of the peer stays.
     pub fn on_new_session(&mut self, now: Time, out: &mut Outbox, rng: &mut dyn CryptoRng) {
         if !out.channel.pending(MessageType::Hello) {
             self.send(now, out, rng);
@@ -131,7 +131,8 @@ impl Hellos {
         }
     }
 
-    /// Ends a refusal that the peer did not repeat although it has our `Hello`. Returns whether there was one.
+    /// Ends a refusal that the peer did not repeat although it has our `Hello`. Returns whether there was
+    /// one.
     pub fn on_refusal_timeout(&mut self, now: Time, out: &mut Outbox) -> bool {
         if self.refusal.as_ref().is_none_or(|refusal| refusal.confirmed) {
             return false;
@@ -209,7 +210,8 @@ impl Hellos {
         ReceivedHello::New { restarted }
     }
 
-    /// Compares both `Hello`s. Returns whether the agreement changed, or else the message to refuse, and why.
+    /// Compares both `Hello`s. Returns whether the agreement changed, or else the message to refuse, and
+    /// why.
     pub fn compare(&mut self, config: &PeerConfig) -> Result<bool, (MessageId, RejectReason, String)> {
         let Some(remote) = &self.remote else { return Ok(false) };
         match agree(config, &remote.hello) {
@@ -240,9 +242,8 @@ impl Hellos {
             Some(Refusal { by_us: Some(reason), detail: format!("refused: {detail}"), confirmed: true });
     }
 
-    /// Records that the peer refused our `Hello`: no epoch can be made until one side changes its `Hello`, or the
-    /// peer does not refuse ours again in a later session.
-    /// Returns whether this changes anything.
+    /// Records that the peer refused our `Hello`: no epoch can be made until one side changes its `Hello`,
+    /// or the peer does not refuse ours again in a later session. Returns whether this changes anything.
     pub fn on_refused(&mut self, reason: RejectReason, config: &PeerConfig, out: &mut Outbox) -> bool {
         if let Some(refusal) = &mut self.refusal {
             refusal.confirmed = true;

@@ -1,7 +1,7 @@
-//! Limits what one peer can ask of us: a token bucket for its packets, and one for each type of messages that
-//! cost key agreements, requests to a KME or lines in the journal. A packet is counted after the session has
-//! authenticated it, so nobody else can use up a peer's tokens. One that gets no token is not acknowledged, and
-//! an honest peer sends it again.
+//! Limits what one peer can ask of us: a token bucket for its packets, and one for each type of messages
+//! that cost key agreements, requests to a KME or lines in the journal. A packet is counted after the
+//! session has authenticated it, so nobody else can use up a peer's tokens. One that gets no token is not
+//! acknowledged, and an honest peer sends it again.
 
 use std::time::Duration;
 
@@ -27,7 +27,8 @@ pub struct MessageLimiter {
     messages: [Bucket; TYPES],
 }
 
-/// Returns the rate of a message type at the agreed rekey interval; `None` if only [`PACKET_RATE`] limits it.
+/// Returns the rate of a message type at the agreed rekey interval; `None` if only [`PACKET_RATE`] limits
+/// it.
 fn rate(kind: MessageType, interval: Duration) -> Option<Rate> {
     let millis = u64::try_from(interval.as_millis()).unwrap_or(u64::MAX).max(1);
     // An attempt is repeated each second until it is answered, and takes one `Propose` in an interval.

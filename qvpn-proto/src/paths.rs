@@ -37,9 +37,9 @@ impl ControlPath {
         self.endpoint.replace(endpoint) != Some(endpoint)
     }
 
-    /// Returns the destination of the next handshake. The endpoint in use may be permanently unreachable, for
-    /// example when the NATs of both sites lost each other's mappings, so every second handshake goes to the
-    /// configured one.
+    /// Returns the destination of the next handshake. The endpoint in use may be permanently unreachable,
+    /// for example when the NATs of both sites lost each other's mappings, so every second handshake goes to
+    /// the configured one.
     pub fn next_destination(&self, configured: Option<SocketAddr>) -> Option<SocketAddr> {
         let last = self.endpoint?;
         Some(configured.filter(|_| self.initiations % 2 == 1).unwrap_or(last))
@@ -66,8 +66,8 @@ impl ControlPath {
         due(&mut self.initiated_back_at, INITIATE_BACK_INTERVAL, now)
     }
 
-    /// Records that a silent peer's initiations are refused because of their time. Returns whether to report it
-    /// now.
+    /// Records that a silent peer's initiations are refused because of their time. Returns whether to report
+    /// it now.
     pub fn report_stale(&mut self, now: Time) -> bool {
         due(&mut self.stale_at, STALE_REPORT_INTERVAL, now)
     }

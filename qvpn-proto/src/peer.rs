@@ -209,8 +209,8 @@ impl<L: ControlLink> Peer<L> {
         self.process_pending(now, rng);
     }
 
-    /// Applies a changed config and sends a new `Hello`. The identities must be the same as before. An active
-    /// epoch that breaks a stricter policy ends at once.
+    /// Applies a changed config and sends a new `Hello`. The identities must be the same as before. An
+    /// active epoch that breaks a stricter policy ends at once.
     pub fn reconfigure(&mut self, config: PeerConfig, now: Time, rng: &mut dyn CryptoRng) {
         let role_changed = config.role != self.config.role;
         let qkd_ends = config.policy == QkdPolicy::Off && self.config.policy != QkdPolicy::Off;
@@ -293,8 +293,8 @@ impl<L: ControlLink> Peer<L> {
         self.control.measure_path(measure, now, &mut self.out);
     }
 
-    /// Returns the greatest time in a handshake initiation of the peer, `None` before the first. A daemon keeps
-    /// it over restarts, so that recorded initiations start nothing.
+    /// Returns the greatest time in a handshake initiation of the peer, `None` before the first. A daemon
+    /// keeps it over restarts, so that recorded initiations start nothing.
     #[must_use]
     pub fn greatest_initiation(&self) -> Option<Tai64n> {
         self.control.greatest_initiation()
@@ -410,10 +410,10 @@ impl<L: ControlLink> Peer<L> {
         }
     }
 
-    /// Ends unfinished epochs that break a stricter policy. If the policy is our own, ends the others too, at
-    /// once and in both directions; packets of epochs with QKD that are under way open until the drain ends. A
-    /// `Hello` alone ends no epoch in force, since only X25519 authenticates it: the peer, if it is strict,
-    /// opens and seals nothing in that epoch any more.
+    /// Ends unfinished epochs that break a stricter policy. If the policy is our own, ends the others too,
+    /// at once and in both directions; packets of epochs with QKD that are under way open until the drain
+    /// ends. A `Hello` alone ends no epoch in force, since only X25519 authenticates it: the peer, if it is
+    /// strict, opens and seals nothing in that epoch any more.
     fn end_epochs_without_qkd(&mut self, now: Time) {
         if !self.context(now).qkd_only() {
             return;

@@ -219,8 +219,8 @@ fn a_hostile_site_harms_no_other_for_long_alone() {
     sandbox::run("a_hostile_site_harms_no_other_for_long_alone", || hostile(20));
 }
 
-/// Bodies of messages of a type, as a hostile peer sends them one after the other. Proposals are right but for their
-/// confirmation, so each costs key agreements unless it is limited.
+/// Bodies of messages of a type, as a hostile peer sends them one after the other. Proposals are right but
+/// for their confirmation, so each costs key agreements unless it is limited.
 fn bodies(site: &mut TestSite, kind: MessageType, number: &mut u64) -> Vec<Vec<u8>> {
     let random = |site: &mut TestSite, length: usize| {
         let mut body = vec![0; length];
@@ -253,7 +253,8 @@ fn bodies(site: &mut TestSite, kind: MessageType, number: &mut u64) -> Vec<Vec<u
     }
 }
 
-/// Sends messages of this type for `seconds`, `rate` a second if the machine is fast enough. Returns their number.
+/// Sends messages of this type for `seconds`, `rate` a second if the machine is fast enough. Returns their
+/// number.
 fn flood(site: &mut TestSite, kind: MessageType, rate: u64, seconds: u64, number: &mut u64) -> u64 {
     let bodies = bodies(site, kind, number);
     let packets = |n: u64| {
@@ -322,8 +323,8 @@ fn a_peer_that_floods_its_session_costs_no_other_a_packet_or_a_rekey_alone() {
     });
 }
 
-/// An attacker who has broken a site's X25519 key, and has all public values, still lacks its ML-KEM seed and
-/// gets no epoch.
+/// An attacker who has broken a site's X25519 key, and has all public values, still lacks its ML-KEM seed
+/// and gets no epoch.
 #[test]
 fn the_x25519_key_alone_gets_no_epoch() {
     sandbox::run("the_x25519_key_alone_gets_no_epoch", || {

@@ -1,5 +1,5 @@
-//! The three QKD policies during an outage of both KMEs: `required` blocks, `preferred` continues and reports
-//! it, `off` never uses a KME.
+//! The three QKD policies during an outage of both KMEs: `required` blocks, `preferred` continues and
+//! reports it, `off` never uses a KME.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
@@ -132,8 +132,8 @@ fn off_needs_no_kme() {
     });
 }
 
-/// A wrong `role`, reloaded at either site and corrected a few seconds later: the supply of QKD keys and the rekeys go on, and
-/// no packet is lost.
+/// A wrong `role`, reloaded at either site and corrected a few seconds later: the supply of QKD keys and the
+/// rekeys go on, and no packet is lost.
 #[test]
 fn a_typo_that_is_reloaded_and_corrected_stops_no_supply_alone() {
     sandbox::run("a_typo_that_is_reloaded_and_corrected_stops_no_supply_alone", || {

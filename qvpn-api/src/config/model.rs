@@ -56,8 +56,8 @@ impl Config {
         self.peers.iter().find(|p| p.name == name_or_key || Some(p.public_key) == key)
     }
 
-    /// The shortest interval that we agree to with a peer: the config's, or a tenth of the peer's rekey interval
-    /// and at least 100 ms.
+    /// The shortest interval that we agree to with a peer: the config's, or a tenth of the peer's rekey
+    /// interval and at least 100 ms.
     #[must_use]
     pub fn min_rekey_interval(&self, peer: &Peer) -> Duration {
         let tenth = (peer.rekey_interval / 10).max(MIN_REKEY_INTERVAL);

@@ -1,9 +1,9 @@
 //! The nftables table of one tunnel.
 //!
-//! A change is two transactions, [`add_sets`] and [`switch`]: a packet meets the old rules of a chain with the
-//! old sets, or the new rules with the new sets. In one transaction the kernel would start with the new rules
-//! before the new sets' elements are found, and a table that is deleted and made again would be empty for a
-//! packet between its chains: packets slip through both gaps.
+//! A change is two transactions, [`add_sets`] and [`switch`]: a packet meets the old rules of a chain with
+//! the old sets, or the new rules with the new sets. In one transaction the kernel would start with the new
+//! rules before the new sets' elements are found, and a table that is deleted and made again would be empty
+//! for a packet between its chains: packets slip through both gaps.
 //!
 //! As `nft` would print it, for a tunnel with index 7 that listens on port 51820:
 //!
@@ -158,7 +158,8 @@ pub(super) fn adopt(interface: &str) -> Messages {
 fn new_table(batch: &mut Messages, table: &str, ownership: Ownership) {
     batch.add(Kind::NewTable, NLM_F_CREATE, |a| {
         a.text(1, table);
-        // Given also where there are none: the kernel refuses the message if the table that is there has others.
+        // Given also where there are none: the kernel refuses the message if the table that is there has
+        // others.
         a.number(2, if ownership == Ownership::Owned { TABLE_OWNER | TABLE_PERSIST } else { 0 });
     });
 }

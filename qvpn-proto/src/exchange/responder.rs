@@ -29,8 +29,8 @@ use crate::wire::{Confirm, MessageType, Propose, RejectReason, RekeyReason, Stoc
 /// The interval of requests for an epoch while there is none.
 const REKEY_REQUEST_INTERVAL: Duration = Duration::from_secs(2);
 
-/// The maximum number of answered epochs that can still open packets although a later `Propose` replaced them.
-/// An initiator that lost our `Accept`s uses none of them.
+/// The maximum number of answered epochs that can still open packets although a later `Propose` replaced
+/// them. An initiator that lost our `Accept`s uses none of them.
 const MAX_SUPERSEDED: usize = 3;
 
 pub struct Responder {

@@ -1,5 +1,5 @@
-//! The calls that a peer makes into its role, the initiator or the responder. A method that concerns only one
-//! role has a default that does nothing.
+//! The calls that a peer makes into its role, the initiator or the responder. A method that concerns only
+//! one role has a default that does nothing.
 
 use qvpn_types::{EpochNumber, KeyId, LocalEpoch, Time};
 use rand_core::CryptoRng;
@@ -26,8 +26,8 @@ pub struct Message<'a> {
 /// IDs of keys that were lost, and the reasons for the operator.
 pub type LostKeys = Vec<(KeyId, String)>;
 
-/// The numbers that the roles count. They go on when a reload replaces the role, so that nothing of the former
-/// role that is still under way counts as newer.
+/// The numbers that the roles count. They go on when a reload replaces the role, so that nothing of the
+/// former role that is still under way counts as newer.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Counters {
     /// The number of the last `StockOffer`.

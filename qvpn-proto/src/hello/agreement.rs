@@ -11,8 +11,8 @@ use qvpn_types::{QkdPolicy, SaeId};
 /// The settings that two compatible `Hello`s agree on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Agreement {
-    /// The smaller interval of both, or the larger of both least intervals if that is larger: no peer makes the
-    /// other one faster than it allows.
+    /// The smaller interval of both, or the larger of both least intervals if that is larger: no peer makes
+    /// the other one faster than it allows.
     pub interval: Duration,
     /// The smaller number of lanes of both.
     pub lanes: u8,

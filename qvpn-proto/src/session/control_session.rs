@@ -121,10 +121,10 @@ impl<L: ControlLink> ControlSession<L> {
         now.since(self.liveness.silent_since()) >= PING_AFTER
     }
 
-    /// Initiates a handshake in return for an initiation of the peer's key that starts nothing, at most once a
-    /// second: a repetition thus costs little, and for a peer whose clock went back, or another gateway with its
-    /// key, only our handshake helps, since it carries our time. It goes to the endpoint that we know and to the
-    /// one that the initiation came from.
+    /// Initiates a handshake in return for an initiation of the peer's key that starts nothing, at most once
+    /// a second: a repetition thus costs little, and for a peer whose clock went back, or another gateway
+    /// with its key, only our handshake helps, since it carries our time. It goes to the endpoint that we
+    /// know and to the one that the initiation came from.
     fn initiate_back(&mut self, stale: bool, from: SocketAddr, now: Time, out: &mut Outbox) {
         if !self.path.on_stale_initiation(now) {
             return;

@@ -33,8 +33,8 @@ impl Bucket {
         Self(time.as_nanos())
     }
 
-    /// Fills the bucket if the clock went back so far that the bucket would stay empty for longer than it takes
-    /// to fill.
+    /// Fills the bucket if the clock went back so far that the bucket would stay empty for longer than it
+    /// takes to fill.
     pub(crate) fn forgive(&mut self, now: Time, rate: Rate) {
         if self.0.saturating_sub(now.as_nanos()) > rate.every() * rate.burst {
             self.0 = 0;

@@ -83,8 +83,8 @@ impl ResponderStock {
         self.offer = 0;
     }
 
-    /// Counts offers from one again in a newer control session, so that none locks out those of later sessions.
-    /// Returns whether messages of this session still count.
+    /// Counts offers from one again in a newer control session, so that none locks out those of later
+    /// sessions. Returns whether messages of this session still count.
     pub fn enter_session(&mut self, session: u64) -> bool {
         if session > self.session {
             (self.session, self.offer) = (session, 0);
@@ -204,8 +204,8 @@ impl ResponderStock {
         self.changed = true;
     }
 
-    /// Makes keys due that a KME could not deliver, since it answers again. Keys that it doesn't know are not
-    /// due.
+    /// Makes keys due that a KME could not deliver, since it answers again. Keys that it doesn't know are
+    /// not due.
     pub fn on_kms_recovered(&mut self, now: Time) {
         for entry in &mut self.entries {
             if let EntryState::Wanted { retry_at, answer: KeyAvailability::Unavailable, .. } =

@@ -2,13 +2,13 @@
 //! everything, KMEs that give a key or do not, and restarts at any moment, up to a bound. The model has no
 //! time: each timeout may happen at any moment.
 //!
-//! A key in the model is only the epoch that it belongs to. Messages have the code's own [`MessageType`], and
-//! refusals its own [`RejectReason`]s.
+//! A key in the model is only the epoch that it belongs to. Messages have the code's own [`MessageType`],
+//! and refusals its own [`RejectReason`]s.
 //!
-//! Messages to a side that restarted are lost with its sessions. Messages that the restarted side sent before
-//! may still arrive at any later time. The number of an instance stands for the numbers of its sessions: a
-//! later instance has later sessions. If `Hello`s of older sessions were accepted, the search would find how
-//! traffic is lost (`docs/decisions/0016-late-hellos.md`).
+//! Messages to a side that restarted are lost with its sessions. Messages that the restarted side sent
+//! before may still arrive at any later time. The number of an instance stands for the numbers of its
+//! sessions: a later instance has later sessions. If `Hello`s of older sessions were accepted, the search
+//! would find how traffic is lost (`docs/decisions/0016-late-hellos.md`).
 
 mod conform;
 mod search;
@@ -273,8 +273,8 @@ impl State {
         self.stop_weak_epochs(To::Responder);
     }
 
-    /// Ends what breaks a policy that became stricter, and nothing else: what is unfinished, and the epochs in
-    /// force if the policy is the side's own.
+    /// Ends what breaks a policy that became stricter, and nothing else: what is unfinished, and the epochs
+    /// in force if the policy is the side's own.
     fn stop_weak_epochs(&mut self, which: To) {
         let (end, under_way) = match which {
             To::Initiator => match self.attempt {
