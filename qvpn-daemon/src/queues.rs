@@ -262,7 +262,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn whoever_waits_gets_each_event_once() {
+    async fn each_event_reaches_the_reader_once() {
         let (sink, mut queues) = channel();
         queues.control_sources.moved(1, Some("192.0.2.1:1".parse().unwrap()));
         for _ in 0..3 {

@@ -56,7 +56,7 @@ pub struct Challenge {
     pub effect: String,
 }
 
-/// What happened since the last call of [`Guard::changed`].
+/// What happened since the last call of [`Guard::changed`](crate::Guard::changed).
 #[derive(Debug, Default)]
 pub struct Restored {
     /// What was put back.

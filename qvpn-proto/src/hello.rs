@@ -119,7 +119,7 @@ impl Hellos {
         self.mismatches.add(now)
     }
 
-    /// Repeats our `Hello` in a new session, where the peer accepts it whatever it was told before. Until
+    /// Repeats our `Hello` in a new session, where the peer accepts it also if it refused one before. Until
     /// the peer had the time to refuse it again, an earlier refusal of the peer stays.
     pub fn on_new_session(&mut self, now: Time, out: &mut Outbox, rng: &mut dyn CryptoRng) {
         if !out.channel.pending(MessageType::Hello) {

@@ -194,7 +194,7 @@ fn recorded_starts_do_not_deafen_a_live_session() {
 
 /// The response to a fresh initiation is used although a recorded one came after it.
 #[test]
-fn a_session_comes_into_use_whatever_starts_followed_it() {
+fn a_session_comes_into_use_after_later_starts() {
     let (mut a, mut b) = pair();
     let start = a.link.start().unwrap();
     let answer = b.link.receive(a.address.ip(), &start).datagrams.remove(0);

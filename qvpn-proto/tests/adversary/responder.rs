@@ -167,7 +167,7 @@ fn offer(world: &mut World, number: u64, ids: &[&str]) {
 }
 
 #[test]
-fn keys_end_with_qkd_and_at_their_age_whatever_the_policy() {
+fn keys_end_with_qkd_and_at_their_age_under_each_policy() {
     let stock = |world: &World| world.peer.view(world.now).qkd_stock;
     let mut world = World::new(Role::Responder, QkdPolicy::Preferred);
     offer(&mut world, 1, &["one", "two"]);
