@@ -1,6 +1,6 @@
-//! The epoch exchange: three messages that mix all secrets into one epoch's keys. [`Proposed`] and [`answer`]
-//! are the cryptography of the two halves. Transitions consume their state, so ephemeral secrets cannot
-//! outlive their use. The initiator and the responder are state machines around them.
+//! The epoch exchange: three messages that mix all secrets into one epoch's keys. [`Proposed`]
+//! and [`answer()`] are the cryptography of the two halves. Transitions consume their state, so ephemeral
+//! secrets cannot outlive their use. The initiator and the responder are state machines around them.
 
 mod answer;
 mod attempt;

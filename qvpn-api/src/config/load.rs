@@ -8,8 +8,8 @@ use super::error::ConfigErrors;
 use super::model::{Config, Interface};
 use super::{files, grammar};
 
-/// The file beside the config `path` that holds a config on trial: `qvpn-ctl reload --confirm` writes it, and
-/// the daemon reads it.
+/// The file beside the config `path` that holds a config on trial: `qvpn-ctl reload --confirm` writes it,
+/// and the daemon reads it.
 #[must_use]
 pub fn unconfirmed_path(path: &Path) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
@@ -39,7 +39,8 @@ impl Config {
     /// Reads the config file at `path`. A relative `path` starts from the working directory.
     ///
     /// # Errors
-    /// If it can't be read, is larger than [`MAX_SIZE`] or isn't UTF-8, else as [`parse`](Self::parse).
+    /// If it can't be read, is larger than [`MAX_SIZE`](super::files::MAX_SIZE) or isn't UTF-8, else as
+    /// [`parse`](Self::parse).
     pub fn load(path: &Path) -> Result<Self, ConfigErrors> {
         let mut config = Self::parse(path, &files::read_config(path)?)?;
         config.recall();

@@ -8,7 +8,7 @@ pub(super) struct ValuePositions {
     pub(super) private_key_file: Position,
     pub(super) listen_port: Position,
     pub(super) metrics_listen: Position,
-    /// Of `local`, or of [interface] where it is absent.
+    /// Of `local`, or of `[interface]` where it is absent.
     pub(super) local: Position,
     pub(super) local_written: bool,
     pub(super) kmes: Vec<KmePositions>,
