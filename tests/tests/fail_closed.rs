@@ -338,10 +338,10 @@ fn a_machine_that_slept_wakes_without_its_keys() {
 }
 
 /// A gateway restarts with its clock ten years back (injected). The peer treats its initiations as replays,
-/// since their timestamp must grow; so the peer initiates, and reports the cause.
+/// since their timestamp must grow; so the peer initiates.
 #[test]
-fn a_restart_with_the_clock_set_back_is_named_and_overcome() {
-    sandbox::run("a_restart_with_the_clock_set_back_is_named_and_overcome", || {
+fn a_restart_with_the_clock_set_back_costs_a_round_trip() {
+    sandbox::run("a_restart_with_the_clock_set_back_costs_a_round_trip", || {
         let lab = Lab::new();
         let options = GatewayOptions {
             qkd: "off".to_owned(),
@@ -356,28 +356,19 @@ fn a_restart_with_the_clock_set_back_is_named_and_overcome() {
         for site in Site::BOTH {
             let _ = lab.configure(site, &options);
         }
-        let [mut a, mut b] = [lab.start_daemon_with(Site::A, &clock), lab.start_daemon(Site::B)];
+        let [mut a, b] = [lab.start_daemon_with(Site::A, &clock), lab.start_daemon(Site::B)];
         for gateway in [&a, &b] {
             gateway.wait_state("up", START);
         }
         let watch = Watch::start(&lab);
         let stream = Stream { count: 12_000, rate: 500, ..Stream::default() }.start(&lab);
         wait_traffic(&lab, START);
-        // Ahead first, which has no effect; then behind. (A restart of the peer would forget the timestamp.)
+        // Ahead first, which the peer does not keep; then behind, where the peer initiates instead.
         for years in [10, -10] {
             a.process.kill();
             clock.set_wall(years * 365 * 86_400);
             let start = Instant::now();
             a = lab.start_daemon_with(Site::A, &clock);
-            if years < 10 {
-                let line = b.process.line("clock was set back", Duration::from_secs(10));
-                println!("site B: {line}");
-                assert!(line.contains("site-a"), "{line}");
-                let named = |peer: &serde_json::Value| {
-                    peer["reason"].as_str().is_some_and(|reason| reason.contains("clock was set back"))
-                };
-                b.wait_peer("`show` names the cause", Duration::from_secs(5), named);
-            }
             a.wait_state("up", Duration::from_secs(20));
             wait_traffic(&lab, Duration::from_secs(20));
             let took = start.elapsed();
