@@ -99,6 +99,8 @@ struct Service {
     sender: mpsc::Sender<(u64, Input)>,
     inputs: mpsc::Receiver<(u64, Input)>,
     last_errors: Vec<String>,
+    /// Why the socket could not be made again, as it was printed last.
+    socket_error: Option<String>,
 }
 
 impl Service {
@@ -119,6 +121,7 @@ impl Service {
             sender,
             inputs,
             last_errors: Vec::new(),
+            socket_error: None,
         })
     }
 
@@ -170,16 +173,23 @@ impl Service {
     }
 
     /// Makes the socket again if somebody removed it or its directory.
-    fn keep_socket(&self, listener: &mut UnixListener) {
+    fn keep_socket(&mut self, listener: &mut UnixListener) {
         if !self.socket_dir.exists() || guard_socket(&self.socket_dir).exists() {
             return;
         }
         match bind(&self.socket_dir) {
             Ok(new) => {
                 *listener = new;
+                self.socket_error = None;
                 output::note("the guard's socket was removed; it is there again");
             }
-            Err(error) => output::print_error(&error),
+            Err(error) => {
+                let text = error.to_string();
+                if self.socket_error.as_ref() != Some(&text) {
+                    output::print_error(&error);
+                    self.socket_error = Some(text);
+                }
+            }
         }
     }
 

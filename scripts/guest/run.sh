@@ -138,6 +138,7 @@ rm -rf /run/qvpn
 check "a start without /run/qvpn" systemctl start qvpn@qvpn0.service
 becomes "up again" answers
 same "mode and owner of the socket" "$(stat -c '%a %U:%G' /run/qvpn/qvpn0.sock)" "660 qvpn:qvpn"
+becomes "the guard makes its socket again" test -S /run/qvpn/guard.socket
 
 # A killed process, and a hanging one.
 kill -KILL "$(main_pid)"
