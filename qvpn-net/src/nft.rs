@@ -96,9 +96,7 @@ impl Filter {
             // The table that is there has other flags, as when it is given up, or chains that are not as
             // ours.
             Err(error) if refused_flags(&error) || matches!(error.raw_os_error(), Some(EPERM | EEXIST)) => {
-                self.transact(&table::clear(plan.interface(), self.ownership))?;
-                self.transact(&table::add_sets(plan, sets, wanted))?;
-                self.transact(&table::switch(plan, sets, &[]))
+                self.transact(&table::replace(plan, sets, [self.ownership, wanted]))
             }
             done => done,
         }

@@ -95,46 +95,58 @@ impl Sets {
 
 /// Makes the table of `plan` unless it is there, and its sets. No rule uses them yet.
 pub(super) fn add_sets(plan: &FilterPlan, sets: Sets, wanted: Ownership) -> Messages {
-    let table = table_name(plan.interface());
     let mut batch = Messages::batch();
-    new_table(&mut batch, &table, wanted);
-    for ipv6 in families(plan) {
-        new_set(&mut batch, &table, &sets.name(ipv6), ipv6);
-        elements(&mut batch, &table, &sets.name(ipv6), ipv6, plan.ranges(ipv6));
-    }
+    table_and_sets(&mut batch, plan, sets, wanted);
     batch.commit()
+}
+
+fn table_and_sets(batch: &mut Messages, plan: &FilterPlan, sets: Sets, wanted: Ownership) {
+    let table = table_name(plan.interface());
+    new_table(batch, &table, wanted);
+    for ipv6 in families(plan) {
+        new_set(batch, &table, &sets.name(ipv6), ipv6);
+        elements(batch, &table, &sets.name(ipv6), ipv6, plan.ranges(ipv6));
+    }
 }
 
 /// Gives each chain the rules of `plan`, in the place of those that are there, and removes the `stale` sets.
 pub(super) fn switch(plan: &FilterPlan, sets: Sets, stale: &[String]) -> Messages {
-    let table = table_name(plan.interface());
     let mut batch = Messages::batch();
-    for chain in CHAINS {
-        new_chain(&mut batch, &table, chain);
-        batch.add(Kind::DelRule, 0, |a| {
-            a.text(1, &table);
-            a.text(2, chain.name);
-        });
-    }
-    let mut rules = Rules { batch: &mut batch, table: &table, sets };
-    incoming(&mut rules, plan);
-    outgoing(&mut rules, plan, "forward");
-    outgoing(&mut rules, plan, "postrouting");
+    chains_and_rules(&mut batch, plan, sets);
     for name in stale {
         batch.add(Kind::DelSet, 0, |a| {
-            a.text(1, &table);
+            a.text(1, &table_name(plan.interface()));
             a.text(2, name);
         });
     }
     batch.commit()
 }
 
-/// Removes the table of `interface`, also one whose owner has ended, and does nothing where there is none.
-pub(super) fn clear(interface: &str, supported: Ownership) -> Messages {
+fn chains_and_rules(batch: &mut Messages, plan: &FilterPlan, sets: Sets) {
+    let table = table_name(plan.interface());
+    for chain in CHAINS {
+        new_chain(batch, &table, chain);
+        batch.add(Kind::DelRule, 0, |a| {
+            a.text(1, &table);
+            a.text(2, chain.name);
+        });
+    }
+    let mut rules = Rules { batch, table: &table, sets };
+    incoming(&mut rules, plan);
+    outgoing(&mut rules, plan, "forward");
+    outgoing(&mut rules, plan, "postrouting");
+}
+
+/// Makes the table of `plan` in place of one with other flags or chains, in one transaction: the gap above is
+/// shorter than between several. `supported` is what the kernel has.
+pub(super) fn replace(plan: &FilterPlan, sets: Sets, [supported, wanted]: [Ownership; 2]) -> Messages {
+    let table = table_name(plan.interface());
     let mut batch = Messages::batch();
-    // Making it first lets the removal succeed.
-    new_table(&mut batch, &table_name(interface), supported);
-    batch.add(Kind::DelTable, 0, |a| a.text(1, &table_name(interface)));
+    // Made first, so that the removal succeeds where there is none or its owner has ended.
+    new_table(&mut batch, &table, supported);
+    batch.add(Kind::DelTable, 0, |a| a.text(1, &table));
+    table_and_sets(&mut batch, plan, sets, wanted);
+    chains_and_rules(&mut batch, plan, sets);
     batch.commit()
 }
 
