@@ -25,7 +25,7 @@ mod token;
 mod values;
 
 pub use access::{Access, Principal};
-pub use changes::{KeyChange, changes};
+pub use changes::{KeyChange, changes, changes_at_restart};
 pub use edit::{EditError, PeerEdit, edit_peer, protect};
 pub use error::{ConfigError, ConfigErrors, Position};
 pub use files::{MAX_SIZE, NamedFile};

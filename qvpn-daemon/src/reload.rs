@@ -1,7 +1,7 @@
 //! A reload: [`Change::prepare`] compares what two configs mean and refuses what a running daemon can't
 //! change; [`Change::commit`] applies what differs.
 
-use qvpn_api::config::{self, Interface, KeyChange, Peer, QkdPolicy};
+use qvpn_api::config::{self, KeyChange, Peer, QkdPolicy};
 use qvpn_api::control::{ErrorCode, ErrorReply};
 use qvpn_api::events::{Caller, EventKind};
 use qvpn_api::{Config, ConfigErrors};
@@ -163,12 +163,23 @@ async fn apply_network(daemon: &mut Daemon, new: &Settings) -> Result<(), NetErr
     result
 }
 
+/// How the keys of `[interface]` start in a [`KeyChange`].
+const INTERFACE: &str = "interface.";
+
+fn restart_needed(change: &KeyChange) -> String {
+    let value = |value: &Option<String>| value.clone().unwrap_or_else(|| "its default".to_owned());
+    let key = change.key.strip_prefix(INTERFACE).unwrap_or(&change.key);
+    let (from, to) = (value(&change.from), value(&change.to));
+    format!("{key} goes from {from} to {to}; restart the daemon for that, or write the former value")
+}
+
 /// What differs between two configs, in words.
 ///
 /// # Errors
 /// What can't be changed while the daemon runs, one line each.
 fn compare(old: (&Config, &Settings), new: (&Config, &Settings)) -> Result<Vec<String>, Vec<String>> {
-    let (mut words, mut refusals) = interface_changes(&old.0.interface, &new.0.interface);
+    let at_restart = config::changes_at_restart(old.0, new.0);
+    let mut refusals: Vec<_> = at_restart.iter().map(restart_needed).collect();
     if old.1.fixed.public_key != new.1.fixed.public_key {
         refusals.push(
             "the private key is another one; restart the daemon for that, or put the former file back"
@@ -181,6 +192,10 @@ fn compare(old: (&Config, &Settings), new: (&Config, &Settings)) -> Result<Vec<S
     }
     if !refusals.is_empty() {
         return Err(refusals);
+    }
+    let mut words = Vec::new();
+    for change in config::changes(old.0, new.0) {
+        words.extend(change.key.strip_prefix(INTERFACE).map(|key| format!("[interface] {key} changed")));
     }
     if old.0.kms != new.0.kms {
         words.push("[kms] changed".to_owned());
@@ -197,77 +212,6 @@ fn compare(old: (&Config, &Settings), new: (&Config, &Settings)) -> Result<Vec<S
     };
     words.extend(peer_changes(&rest(&old.1.peers), &rest(&new.1.peers)));
     Ok(words)
-}
-
-/// Changes and refusals.
-fn interface_changes(old: &Interface, new: &Interface) -> (Vec<String>, Vec<String>) {
-    // Names each key: a new one must be handled here, or this doesn't compile.
-    let Interface {
-        name,
-        private_key_file,
-        listen_port,
-        address,
-        mtu,
-        suite,
-        rekey_interval,
-        min_rekey_interval,
-        lanes,
-        table,
-        fwmark,
-        dscp,
-        on_stop,
-        protect,
-        local,
-        routes,
-        routes_table,
-        local_connected,
-        metrics_listen,
-        log_level,
-    } = new;
-    let refused = [
-        (*name == old.name, format!("[interface] name goes from {} to {name}", old.name)),
-        (
-            *private_key_file == old.private_key_file,
-            format!(
-                "private_key_file goes from {} to {}",
-                old.private_key_file.display(),
-                private_key_file.display()
-            ),
-        ),
-        (
-            *listen_port == old.listen_port,
-            format!("listen_port goes from {} to {listen_port}", old.listen_port),
-        ),
-        (*lanes == old.lanes, format!("lanes goes from {} to {lanes}", old.lanes)),
-        (*dscp == old.dscp, "dscp changes".to_owned()),
-        (*routes == old.routes, format!("routes goes from {} to {routes}", old.routes)),
-        (
-            *routes_table == old.routes_table,
-            format!("routes_table goes from {} to {routes_table}", old.routes_table),
-        ),
-    ];
-    let changed = [
-        (*address == old.address, "address"),
-        (*mtu == old.mtu, "mtu"),
-        (*suite == old.suite, "suite"),
-        (*rekey_interval == old.rekey_interval, "rekey_interval"),
-        (*min_rekey_interval == old.min_rekey_interval, "min_rekey_interval"),
-        (*table == old.table, "table"),
-        (*fwmark == old.fwmark, "fwmark"),
-        (*on_stop == old.on_stop, "on_stop"),
-        (*protect == old.protect, "protect"),
-        (*local == old.local && *local_connected == old.local_connected, "local"),
-        (*metrics_listen == old.metrics_listen, "metrics_listen"),
-        (*log_level == old.log_level, "log_level"),
-    ];
-    let changed = changed.into_iter().filter(|(same, _)| !same);
-    let refused = refused.into_iter().filter(|(same, _)| !same);
-    (
-        changed.map(|(_, key)| format!("[interface] {key} changed")).collect(),
-        refused
-            .map(|(_, what)| format!("{what}; restart the daemon for that, or write the former value"))
-            .collect(),
-    )
 }
 
 /// The peers that the new config disables or enables.

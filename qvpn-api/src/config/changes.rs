@@ -1,4 +1,5 @@
-//! What differs between two configs, key by key: for a dry run, for events and for the record of changes.
+//! What differs between two configs, key by key: for a dry run, for events and for the record of changes; and
+//! which of these keys a running daemon can't change.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -7,7 +8,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::access::Access;
-use super::model::{ClientKey, Config, Dscp, Interface, Kme, KmeAccess, Kms, Mtu, Peer, Table};
+use super::model::{ClientKey, Config, Dscp, Interface, Kme, KmeAccess, KmeServer, Kms, Mtu, Peer, Table};
 
 /// One key of a config whose value changes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -81,6 +82,17 @@ impl KeyChange {
 /// where no peer has its name, the same public key. Secrets in files are not compared.
 #[must_use]
 pub fn changes(old: &Config, new: &Config) -> Vec<KeyChange> {
+    compare_all(old, new).into_iter().map(|(change, _)| change).collect()
+}
+
+/// Those of [`changes`] that take effect only when the daemon is restarted.
+#[must_use]
+pub fn changes_at_restart(old: &Config, new: &Config) -> Vec<KeyChange> {
+    let all = compare_all(old, new).into_iter();
+    all.filter(|(_, effective)| *effective == Effective::AtRestart).map(|(change, _)| change).collect()
+}
+
+fn compare_all(old: &Config, new: &Config) -> Vec<(KeyChange, Effective)> {
     let mut found = Vec::new();
     compare(None, "interface.", &interface_rows(&old.interface), &interface_rows(&new.interface), &mut found);
     let kms = |config: &Config| config.kms.as_ref().map_or_else(Vec::new, kms_rows);
@@ -102,17 +114,34 @@ pub fn changes(old: &Config, new: &Config) -> Vec<KeyChange> {
     found
 }
 
-/// A key and its value as text. Keys of defaults that say nothing are left out.
-type Row = (String, String);
+/// When a new value takes effect.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Effective {
+    AtReload,
+    AtRestart,
+}
 
-fn compare(peer: Option<&str>, section: &str, old: &[Row], new: &[Row], found: &mut Vec<KeyChange>) {
-    let value = |rows: &[Row], key: &str| rows.iter().find(|(k, _)| k == key).map(|(_, v)| v.clone());
-    let added = new.iter().filter(|(key, _)| value(old, key).is_none());
-    for (key, _) in old.iter().chain(added) {
-        let (from, to) = (value(old, key), value(new, key));
+/// A key and its value as text. A key whose value is a default that says nothing has no row.
+struct Row {
+    key: String,
+    value: String,
+    effective: Effective,
+}
+
+fn compare(
+    peer: Option<&str>,
+    section: &str,
+    old: &[Row],
+    new: &[Row],
+    found: &mut Vec<(KeyChange, Effective)>,
+) {
+    let value = |rows: &[Row], key: &str| rows.iter().find(|row| row.key == key).map(|row| row.value.clone());
+    let added = new.iter().filter(|row| value(old, &row.key).is_none());
+    for row in old.iter().chain(added) {
+        let (from, to) = (value(old, &row.key), value(new, &row.key));
         if from != to {
-            let peer = peer.map(str::to_owned);
-            found.push(KeyChange { peer, key: format!("{section}{key}"), from, to });
+            let (peer, key) = (peer.map(str::to_owned), format!("{section}{}", row.key));
+            found.push((KeyChange { peer, key, from, to }, row.effective));
         }
     }
 }
@@ -123,7 +152,15 @@ struct Rows(Vec<Row>);
 
 impl Rows {
     fn add(mut self, key: impl Into<String>, value: impl ToString) -> Self {
-        self.0.push((key.into(), value.to_string()));
+        let (key, value) = (key.into(), value.to_string());
+        self.0.push(Row { key, value, effective: Effective::AtReload });
+        self
+    }
+
+    /// A key that a running daemon can't change.
+    fn at_restart(mut self, key: &str, value: Option<impl ToString>) -> Self {
+        let row = |value: String| Row { key: key.to_owned(), value, effective: Effective::AtRestart };
+        self.0.extend(value.map(|value| row(value.to_string())));
         self
     }
 
@@ -141,8 +178,9 @@ impl Rows {
     }
 }
 
+/// The keys of `[interface]`. The struct is taken apart, so that a new key does not compile before it has a
+/// row, and with the row a decision about when a new value takes effect.
 fn interface_rows(interface: &Interface) -> Vec<Row> {
-    // Names each key: a new one must be handled here, or this doesn't compile.
     let Interface {
         name,
         private_key_file,
@@ -180,23 +218,23 @@ fn interface_rows(interface: &Interface) -> Vec<Row> {
     };
     let connected = local_connected.then(|| "connected".to_owned()).into_iter();
     Rows::default()
-        .add("name", name)
-        .add("private_key_file", private_key_file.display())
-        .add("listen_port", listen_port)
+        .at_restart("name", Some(name))
+        .at_restart("private_key_file", Some(private_key_file.display()))
+        .at_restart("listen_port", Some(listen_port))
         .list("address", address)
         .add("mtu", mtu)
         .add("suite", suite.name())
         .add("rekey_interval", time(*rekey_interval))
         .opt("min_rekey_interval", min_rekey_interval.map(time))
-        .add("lanes", lanes)
+        .at_restart("lanes", Some(lanes))
         .add("table", table)
         .opt("fwmark", (*fwmark != 0).then(|| format!("{fwmark:#x}")))
-        .add("dscp", dscp)
+        .at_restart("dscp", Some(dscp))
         .add("on_stop", on_stop)
         .list("protect", protect)
         .list("local", connected.chain(local.iter().map(|l| format!("{} {}", l.prefix, l.device))))
-        .add("routes", routes)
-        .opt("routes_table", (*routes_table != Interface::MAIN_TABLE).then_some(*routes_table))
+        .at_restart("routes", Some(routes))
+        .at_restart("routes_table", (*routes_table != Interface::MAIN_TABLE).then_some(*routes_table))
         .opt("metrics_listen", *metrics_listen)
         .add("log_level", log_level)
         .0
@@ -208,7 +246,8 @@ fn kms_rows(kms: &Kms) -> Vec<Row> {
     // The order is the order of preference.
     rows.extend(Rows::default().list("kme", kmes.iter().map(|kme| &kme.name)).0);
     for kme in kmes {
-        rows.extend(kme_rows(kme).into_iter().map(|(key, value)| (format!("kme.{}.{key}", kme.name), value)));
+        let named = |row: Row| Row { key: format!("kme.{}.{}", kme.name, row.key), ..row };
+        rows.extend(kme_rows(kme).into_iter().map(named));
     }
     rows
 }
@@ -219,17 +258,19 @@ fn access_rows(config: &Config) -> Vec<Row> {
 }
 
 fn kme_rows(kme: &Kme) -> Vec<Row> {
-    let rows = Rows::default().add("api", kme.api()).add("sae_id", &kme.sae_id);
-    match &kme.access {
+    let Kme { name: _, sae_id, access } = kme;
+    let rows = Rows::default().add("api", kme.api()).add("sae_id", sae_id);
+    match access {
         KmeAccess::Etsi014(server) | KmeAccess::Skip(server) => {
-            let key = match &server.key {
+            let KmeServer { url, server_name, ca_file, cert_file, key } = server;
+            let key = match key {
                 ClientKey::File(path) => path.display().to_string(),
                 ClientKey::Token(token) => token.uri.clone(),
             };
-            rows.add("url", &server.url)
-                .opt("server_name", server.server_name.as_ref())
-                .add("ca_file", server.ca_file.display())
-                .add("cert_file", server.cert_file.display())
+            rows.add("url", url)
+                .opt("server_name", server_name.as_ref())
+                .add("ca_file", ca_file.display())
+                .add("cert_file", cert_file.display())
                 .add("key_file", key)
                 .0
         }

@@ -242,6 +242,7 @@ fn no_key_of_the_config_is_forgotten_at_a_reload() {
             Err(refusals) => refusals,
         };
         assert!(!said.is_empty(), "{section} {key}: changes without a word");
+        assert!(!config::changes(&old.0, &new.0).is_empty(), "{section} {key}: not in a dry run");
         assert!(*section != "[interface]" || said[0].contains(key), "{section} {key}: {said:?}");
     }
 
