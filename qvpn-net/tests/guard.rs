@@ -4,6 +4,8 @@
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
+mod common;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,27 +17,14 @@ use qvpn_net::{
 };
 use serde_json::Value;
 
-const INSIDE: &str = "QVPN_NET_TEST_INSIDE";
+use crate::common::in_namespace;
 
-/// Runs `body` in a child of this very test within new namespaces.
-fn in_namespace(test: &str, body: impl AsyncFnOnce(Guard)) {
-    if std::env::var_os(INSIDE).is_some() {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        runtime.block_on(async {
-            make_gateway();
-            body(Guard::connect().unwrap()).await;
-        });
-        return;
-    }
-    let status = Command::new("unshare")
-        .args(["--user", "--map-root-user", "--net", "--mount", "--"])
-        .arg(std::env::current_exe().unwrap())
-        .args(["--exact", test, "--nocapture", "--test-threads=1"])
-        .env(INSIDE, "1")
-        .stdin(Stdio::null())
-        .status()
-        .expect("`unshare` (package util-linux) is needed");
-    assert!(status.success(), "the test failed in its namespace");
+/// Runs `body` at a gateway of its own; see [`in_namespace`].
+fn with_guard(test: &str, body: impl AsyncFnOnce(Guard)) {
+    in_namespace(test, async || {
+        make_gateway();
+        body(Guard::connect().unwrap()).await;
+    });
 }
 
 fn try_sh(line: &str) -> bool {
@@ -57,29 +46,34 @@ fn sh(line: &str) -> String {
 /// A WAN with a default route, a LAN host in a namespace of its own, and a stand-in for the TUN. What
 /// leaves by the WAN is counted on its other end, by the prefix that it went to.
 fn make_gateway() {
-    sh("ip link set lo up
+    sh("
         echo 0 > /proc/sys/net/ipv6/conf/default/accept_dad
-        ip link add \
-        wan type veth peer name isp
+        ip link add wan type veth peer name isp
         ip link add qvpn0 type veth peer name far
-        mount -t sysfs \
-        sysfs /sys; mount -t tmpfs tmpfs /run && mkdir /run/netns
-        ip netns add lan-host && ip link \
-        add lan type veth peer name lan netns lan-host
-        for device in wan isp far lan; do ip link set \
-        $device up; done
-        ip addr add 198.51.100.1/24 dev wan; ip addr add 2001:db8::1/64 dev wan \
-        nodad
-        ip addr add 10.10.0.1/16 dev lan; ip addr add fd10::1/64 dev lan nodad
-        ip \
-        netns exec lan-host sh -c 'ip link set lan up; ip addr add 10.10.0.2/16 dev lan
-            ip addr \
-        add fd10::2/64 dev lan nodad; ip route add default via 10.10.0.1; ip -6 route add default via \
-        fd10::1'
+        mount -t sysfs sysfs /sys
+        mount -t tmpfs tmpfs /run
+        mkdir /run/netns
+        ip netns add lan-host
+        ip link add lan type veth peer name lan netns lan-host
+        for device in wan isp far lan; do ip link set $device up; done
+        ip addr add 198.51.100.1/24 dev wan
+        ip addr add 2001:db8::1/64 dev wan nodad
+        ip addr add 10.10.0.1/16 dev lan
+        ip addr add fd10::1/64 dev lan nodad
+        ip netns exec lan-host sh -c '
+            ip link set lo up
+            ip link set lan up
+            ip addr add 10.10.0.2/16 dev lan
+            ip addr add fd10::2/64 dev lan nodad
+            ip route add default via 10.10.0.1
+            ip -6 route add default via fd10::1'
         ip neigh add 198.51.100.254 lladdr 02:00:00:00:00:01 dev wan
         ip neigh add 2001:db8::ff lladdr 02:00:00:00:00:01 dev wan
-        ip route add default via 198.51.100.254; ip -6 route add default via 2001:db8::ff
-        echo 1 > /proc/sys/net/ipv4/ip_forward; echo 1 > /proc/sys/net/ipv6/conf/all/forwarding");
+        ip route add default via 198.51.100.254
+        ip -6 route add default via 2001:db8::ff
+        echo 1 > /proc/sys/net/ipv4/ip_forward
+        echo 1 > /proc/sys/net/ipv6/conf/all/forwarding
+    ");
     make_witness();
 }
 
@@ -156,7 +150,7 @@ fn both() -> RoutePlan {
 
 #[test]
 fn nothing_that_other_programs_route_leaves_in_clear() {
-    in_namespace("nothing_that_other_programs_route_leaves_in_clear", async |mut guard| {
+    with_guard("nothing_that_other_programs_route_leaves_in_clear", async |mut guard| {
         assert!(leak("") > 0 && leak(LAN_HOST) > 0, "without a guard it leaks");
         guard.set(both()).await.unwrap();
         guard.watch().unwrap();
@@ -185,7 +179,7 @@ fn nothing_that_other_programs_route_leaves_in_clear() {
 
 #[test]
 fn a_device_bound_socket_and_a_foreign_mark_do_not_pass_the_filter() {
-    in_namespace("a_device_bound_socket_and_a_foreign_mark_do_not_pass_the_filter", async |mut guard| {
+    with_guard("a_device_bound_socket_and_a_foreign_mark_do_not_pass_the_filter", async |mut guard| {
         guard.set(both()).await.unwrap();
         let before = leaked();
         let bound = |address: &str| try_sh(&format!("ping -n -c 1 -W 0.05 -I wan {address}"));
@@ -211,7 +205,7 @@ END");
 /// With IPv6, whose routes don't hold back what a socket sends by a device of its choice.
 #[test]
 fn no_packet_slips_through_while_the_filter_changes() {
-    in_namespace("no_packet_slips_through_while_the_filter_changes", async |mut guard| {
+    with_guard("no_packet_slips_through_while_the_filter_changes", async |mut guard| {
         let socket = std::net::UdpSocket::bind("[::]:0").unwrap();
         setsockopt(&socket, sockopt::BindToDevice, &"wan".into()).unwrap();
         let send = move || socket.send_to(&[0; 100], "[fd20::1]:9").is_ok();
@@ -242,7 +236,7 @@ fn no_packet_slips_through_while_the_filter_changes() {
 
 #[test]
 fn the_filter_comes_back_and_says_what_happened() {
-    in_namespace("the_filter_comes_back_and_says_what_happened", async |mut guard| {
+    with_guard("the_filter_comes_back_and_says_what_happened", async |mut guard| {
         guard.set(both()).await.unwrap();
         guard.watch().unwrap();
         let listed = || sh("nft list tables").contains("inet qvpn-qvpn0");
@@ -270,7 +264,7 @@ fn the_filter_comes_back_and_says_what_happened() {
 
 #[test]
 fn a_tunnel_carries_its_prefixes_and_what_is_local_stays_reachable() {
-    in_namespace("a_tunnel_carries_its_prefixes_and_what_is_local_stays_reachable", async |mut guard| {
+    with_guard("a_tunnel_carries_its_prefixes_and_what_is_local_stays_reachable", async |mut guard| {
         sh("ip link set qvpn0 up");
         let index = *guard.net().devices(["qvpn0"]).await.unwrap().get("qvpn0").unwrap();
         let everything = plan(&["0.0.0.0/0", "::/0"]).on_device(Some(index));
@@ -321,7 +315,7 @@ fn a_tunnel_carries_its_prefixes_and_what_is_local_stays_reachable() {
 
 #[test]
 fn the_longest_prefix_wins_among_tunnels() {
-    in_namespace("the_longest_prefix_wins_among_tunnels", async |mut guard| {
+    with_guard("the_longest_prefix_wins_among_tunnels", async |mut guard| {
         sh("ip link add qvpn1 type veth peer name far1; for d in qvpn0 qvpn1 far1; do ip link set $d up; \
              done");
         let index = |name: &str| sh(&format!("cat /sys/class/net/{name}/ifindex")).trim().parse().ok();
@@ -345,7 +339,7 @@ fn the_longest_prefix_wins_among_tunnels() {
 
 #[test]
 fn a_second_tunnel_with_the_same_prefix_is_refused_and_the_first_keeps_it() {
-    in_namespace(
+    with_guard(
         "a_second_tunnel_with_the_same_prefix_is_refused_and_the_first_keeps_it",
         async |mut guard| {
             sh("ip link add qvpn1 type veth peer name far1; for d in qvpn0 qvpn1 far1; do ip link set $d \
@@ -365,7 +359,7 @@ fn a_second_tunnel_with_the_same_prefix_is_refused_and_the_first_keeps_it() {
 
 #[test]
 fn a_plain_table_is_restored() {
-    in_namespace("a_plain_table_is_restored", async |mut guard| {
+    with_guard("a_plain_table_is_restored", async |mut guard| {
         // As on kernels before 6.9.
         guard.disown();
         guard.set(both()).await.unwrap();
@@ -389,7 +383,7 @@ fn a_plain_table_is_restored() {
 
 #[test]
 fn a_kernel_without_nf_tables_has_the_routes_alone() {
-    in_namespace("a_kernel_without_nf_tables_has_the_routes_alone", async |guard| {
+    with_guard("a_kernel_without_nf_tables_has_the_routes_alone", async |guard| {
         drop(guard);
         // EOPNOTSUPP
         let refused = Err(NetError::NoFilter(std::io::Error::from_raw_os_error(95)));
@@ -411,29 +405,23 @@ fn a_kernel_without_nf_tables_has_the_routes_alone() {
 
 #[test]
 fn releasing_everything_goes_on_after_a_table_that_another_process_owns() {
-    in_namespace(
-        "releasing_everything_goes_on_after_a_table_that_another_process_owns",
-        async |mut guard| {
-            guard.set(both()).await.unwrap();
-            let mut other = Guard::connect().unwrap();
-            other.disown();
-            let second = RoutePlan::new("qvpn1", nets(&["10.30.0.0/16"]), Table::Auto, 0, 51821).unwrap();
-            other.set(second).await.unwrap();
-            let error = other.release_all().await.unwrap_err();
-            assert!(matches!(error, NetError::FilterOwned { .. }), "{error}");
-            let left = sh("nft list tables; ip rule; ip route show table 29046 2>/dev/null || true");
-            assert!(
-                !left.contains("qvpn-qvpn1") && !left.contains("29046") && !left.contains("10.30"),
-                "{left}"
-            );
-            assert!(left.contains("qvpn-qvpn0"), "{left}");
-        },
-    );
+    with_guard("releasing_everything_goes_on_after_a_table_that_another_process_owns", async |mut guard| {
+        guard.set(both()).await.unwrap();
+        let mut other = Guard::connect().unwrap();
+        other.disown();
+        let second = RoutePlan::new("qvpn1", nets(&["10.30.0.0/16"]), Table::Auto, 0, 51821).unwrap();
+        other.set(second).await.unwrap();
+        let error = other.release_all().await.unwrap_err();
+        assert!(matches!(error, NetError::FilterOwned { .. }), "{error}");
+        let left = sh("nft list tables; ip rule; ip route show table 29046 2>/dev/null || true");
+        assert!(!left.contains("qvpn-qvpn1") && !left.contains("29046") && !left.contains("10.30"), "{left}");
+        assert!(left.contains("qvpn-qvpn0"), "{left}");
+    });
 }
 
 #[test]
 fn a_device_gets_its_name_its_state_and_its_addresses_back() {
-    in_namespace("a_device_gets_its_name_its_state_and_its_addresses_back", async |guard| {
+    with_guard("a_device_gets_its_name_its_state_and_its_addresses_back", async |guard| {
         sh("ip link set qvpn0 up");
         let net = guard.net();
         let index = net.devices(["qvpn0"]).await.unwrap().get("qvpn0").copied();
@@ -458,7 +446,7 @@ fn a_device_gets_its_name_its_state_and_its_addresses_back() {
 
 #[test]
 fn a_refusal_because_of_disabled_ipv6_names_the_switch() {
-    in_namespace("a_refusal_because_of_disabled_ipv6_names_the_switch", async |guard| {
+    with_guard("a_refusal_because_of_disabled_ipv6_names_the_switch", async |guard| {
         sh("echo 1 > /proc/sys/net/ipv6/conf/qvpn0/disable_ipv6; ip link set qvpn0 up");
         let error = guard.net().set_addresses("qvpn0", &nets(&["fd77::1/64"])).await.unwrap_err();
         assert!(error.to_string().contains("sysctl -w net.ipv6.conf.all.disable_ipv6=0"), "{error}");
@@ -467,7 +455,7 @@ fn a_refusal_because_of_disabled_ipv6_names_the_switch() {
 
 #[test]
 fn a_config_without_a_daemon_takes_no_prefix_from_a_tunnel_that_runs() {
-    in_namespace("a_config_without_a_daemon_takes_no_prefix_from_a_tunnel_that_runs", async |mut guard| {
+    with_guard("a_config_without_a_daemon_takes_no_prefix_from_a_tunnel_that_runs", async |mut guard| {
         sh("ip link set qvpn0 up; ip neigh add 10.20.5.1 lladdr 02:00:00:00:00:02 dev qvpn0");
         let index = sh("cat /sys/class/net/qvpn0/ifindex").trim().parse().ok();
         let second = RoutePlan::new("qvpn1", nets(&["10.20.0.0/16"]), Table::Auto, 0, 51821).unwrap();
@@ -488,7 +476,7 @@ fn a_config_without_a_daemon_takes_no_prefix_from_a_tunnel_that_runs() {
 
 #[test]
 fn ten_thousand_prefixes_are_one_transaction() {
-    in_namespace("ten_thousand_prefixes_are_one_transaction", async |mut guard| {
+    with_guard("ten_thousand_prefixes_are_one_transaction", async |mut guard| {
         let prefixes = (0..10_000u32)
             .map(|i| IpNet::new(std::net::Ipv4Addr::from(0x0a14_0000 + i * 0x100).into(), 25).unwrap());
         let plan = RoutePlan::new("qvpn0", prefixes, Table::Auto, 0, 51820).unwrap();

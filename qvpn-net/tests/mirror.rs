@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
+mod common;
+
 use std::fs;
 use std::io::Write;
 use std::process::{Command, Stdio};
@@ -10,37 +12,20 @@ use std::time::{Duration, Instant};
 
 use qvpn_net::{MirrorReport, NextHopRoute, RouteMirror};
 
-const INSIDE: &str = "QVPN_NET_TEST_INSIDE";
-/// Far above what a change takes.
-const SOON: Duration = Duration::from_secs(20);
+use crate::common::{in_namespace, ip};
 
-/// Runs `body` in a child of this very test within new namespaces, with a device `qvpn0`.
-fn in_namespace(test: &str, body: impl FnOnce()) {
-    if std::env::var_os(INSIDE).is_some() {
-        ip("link set lo up");
+/// Far above what a change takes.
+const TIMEOUT: Duration = Duration::from_secs(20);
+
+/// Runs `body` where the device `qvpn0` has an address; see [`in_namespace`].
+fn with_tunnel(test: &str, body: impl FnOnce()) {
+    in_namespace(test, async || {
         ip("link add qvpn0 type veth peer name far");
         ip("link set far up");
         ip("link set qvpn0 up");
         ip("addr add 10.77.0.1/24 dev qvpn0");
-        return body();
-    }
-    let status = Command::new("unshare")
-        .args(["--user", "--map-root-user", "--net", "--mount", "--"])
-        .arg(std::env::current_exe().unwrap())
-        .args(["--exact", test, "--nocapture", "--test-threads=1"])
-        .env(INSIDE, "1")
-        .stdin(Stdio::null())
-        .status()
-        .expect("`unshare` (package util-linux) is needed");
-    assert!(
-        status.success(),
-        "the test failed in its namespace; if unshare was refused, allow user namespaces"
-    );
-}
-
-fn ip(args: &str) {
-    let output = Command::new("ip").args(args.split_whitespace()).output().unwrap();
-    assert!(output.status.success(), "ip {args}: {}", String::from_utf8_lossy(&output.stderr));
+        body();
+    });
 }
 
 fn batch(lines: &str) {
@@ -50,9 +35,7 @@ fn batch(lines: &str) {
 }
 
 fn ip_index() -> u32 {
-    let output = Command::new("ip").args(["-o", "link", "show", "qvpn0"]).output().unwrap();
-    let text = String::from_utf8(output.stdout).unwrap();
-    text.split(':').next().unwrap().trim().parse().unwrap()
+    ip("-o link show qvpn0").split(':').next().unwrap().trim().parse().unwrap()
 }
 
 struct Mirror {
@@ -70,7 +53,7 @@ impl Mirror {
     /// Waits until the routes are these, written as `ip route` would write them.
     fn wait(&self, wanted: &[&str]) {
         let mut last = Vec::new();
-        let end = Instant::now() + SOON;
+        let end = Instant::now() + TIMEOUT;
         while let Ok(report) = self.reports.recv_timeout(end.saturating_duration_since(Instant::now())) {
             let MirrorReport::Routes(routes) = report else { panic!("{report:?}") };
             last = routes.iter().filter(|route| is_ours(route)).map(text).collect();
@@ -78,7 +61,7 @@ impl Mirror {
                 return;
             }
         }
-        panic!("not within {SOON:?}: {wanted:?}; last: {last:?}");
+        panic!("not within {TIMEOUT:?}: {wanted:?}; last: {last:?}");
     }
 }
 
@@ -98,7 +81,7 @@ fn text(route: &NextHopRoute) -> String {
 
 #[test]
 fn the_mirror_follows_every_kind_of_change() {
-    in_namespace("the_mirror_follows_every_kind_of_change", || {
+    with_tunnel("the_mirror_follows_every_kind_of_change", || {
         ip("route add 10.20.0.0/16 via 10.77.0.2");
         let mirror = Mirror::start(254);
         mirror.wait(&["10.20.0.0/16 10.77.0.2*1 metric 0"]);
@@ -142,7 +125,7 @@ fn the_mirror_follows_every_kind_of_change() {
 
 #[test]
 fn a_group_of_next_hops_changes_without_a_message_about_its_routes() {
-    in_namespace("a_group_of_next_hops_changes_without_a_message_about_its_routes", || {
+    with_tunnel("a_group_of_next_hops_changes_without_a_message_about_its_routes", || {
         let mirror = Mirror::start(254);
         for compat in ["1", "0"] {
             // Without the compatible mode the kernel names the object alone.
@@ -166,7 +149,7 @@ fn a_group_of_next_hops_changes_without_a_message_about_its_routes() {
 
 #[test]
 fn another_table_and_the_end() {
-    in_namespace("another_table_and_the_end", || {
+    with_tunnel("another_table_and_the_end", || {
         // The table does not exist yet.
         let mirror = Mirror::start(4711);
         mirror.wait(&[]);
@@ -174,7 +157,7 @@ fn another_table_and_the_end() {
         mirror.wait(&["10.20.0.0/16 10.77.0.2*1 metric 0"]);
         let Mirror { _mirror, reports } = mirror;
         drop(_mirror);
-        let end = Instant::now() + SOON;
+        let end = Instant::now() + TIMEOUT;
         loop {
             assert!(Instant::now() < end, "the mirror's thread still runs");
             match reports.recv_timeout(Duration::from_millis(100)) {
@@ -187,7 +170,7 @@ fn another_table_and_the_end() {
 
 #[test]
 fn twenty_thousand_routes_that_flap_end_right() {
-    in_namespace("twenty_thousand_routes_that_flap_end_right", || {
+    with_tunnel("twenty_thousand_routes_that_flap_end_right", || {
         let mirror = Mirror::start(254);
         let routes = |gateway: u8| -> String {
             (0..20_000u32)

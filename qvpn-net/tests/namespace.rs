@@ -1,45 +1,21 @@
-//! `Net` against a real kernel, in a network namespace of each test's own. Each test runs itself again as a
-//! child within fresh user and network namespaces, so that any user can run it and nothing is left behind;
-//! `ip` is the witness.
+//! `Net` against a real kernel, in a network namespace of each test's own. `ip` shows what the kernel has.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
+mod common;
+
 use std::fs;
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::time::Duration;
 
 use qvpn_net::{Change, IpNet, Net, NetError, RoutePlan, Table};
 use serde_json::Value;
 
-const INSIDE: &str = "QVPN_NET_TEST_INSIDE";
+use crate::common::{in_namespace, ip};
 
-/// Runs `body` in a child of this very test within new namespaces.
-fn in_namespace(test: &str, body: impl AsyncFnOnce(Net)) {
-    if std::env::var_os(INSIDE).is_some() {
-        ip("link set lo up");
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        runtime.block_on(async { body(Net::connect().unwrap()).await });
-        return;
-    }
-    let status = Command::new("unshare")
-        .args(["--user", "--map-root-user", "--net", "--mount", "--"])
-        .arg(std::env::current_exe().unwrap())
-        .args(["--exact", test, "--nocapture", "--test-threads=1"])
-        .env(INSIDE, "1")
-        .stdin(Stdio::null())
-        .status()
-        .expect("`unshare` (package util-linux) is needed");
-    assert!(
-        status.success(),
-        "the test failed in its namespace; if unshare was refused, allow user namespaces"
-    );
-}
-
-fn ip(args: &str) -> String {
-    let output =
-        Command::new("ip").args(args.split_whitespace()).output().expect("`ip` (package iproute2) is needed");
-    assert!(output.status.success(), "ip {args}: {}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8(output.stdout).unwrap()
+/// Runs `body` in a network namespace of its own; see [`in_namespace`].
+fn with_net(test: &str, body: impl AsyncFnOnce(Net)) {
+    in_namespace(test, async || body(Net::connect().unwrap()).await);
 }
 
 /// A tunnel stand-in that needs no TUN: one end of a veth pair.
@@ -111,7 +87,7 @@ const UNREACHABLE: &str = "RTNETLINK answers: No route to host";
 
 #[test]
 fn the_block_comes_before_the_device_and_outlives_it() {
-    in_namespace("the_block_comes_before_the_device_and_outlives_it", async |net| {
+    with_net("the_block_comes_before_the_device_and_outlives_it", async |net| {
         make_wan();
         assert_eq!(
             (leads("10.20.1.1"), leads("fd20::1")),
@@ -160,7 +136,7 @@ fn the_block_comes_before_the_device_and_outlives_it() {
 
 #[test]
 fn default_routes_use_a_policy_table_and_fail_closed() {
-    in_namespace("default_routes_use_a_policy_table_and_fail_closed", async |net| {
+    with_net("default_routes_use_a_policy_table_and_fail_closed", async |net| {
         make_wan();
         let plan = plan(&["0.0.0.0/0", "::/0"]);
         fs::write("/proc/sys/net/ipv4/conf/all/rp_filter", "0").unwrap();
@@ -195,7 +171,7 @@ fn default_routes_use_a_policy_table_and_fail_closed() {
 
 #[test]
 fn in_a_table_of_the_operators_a_foreign_route_is_named_and_left_alone() {
-    in_namespace("in_a_table_of_the_operators_a_foreign_route_is_named_and_left_alone", async |net| {
+    with_net("in_a_table_of_the_operators_a_foreign_route_is_named_and_left_alone", async |net| {
         make_wan();
         ip("route add 10.20.0.0/16 via 198.51.100.254");
         ip("-6 route add fd20::/48 via 2001:db8::ff metric 100");
@@ -226,7 +202,7 @@ fn in_a_table_of_the_operators_a_foreign_route_is_named_and_left_alone() {
 
 #[test]
 fn a_reload_touches_only_what_changed() {
-    in_namespace("a_reload_touches_only_what_changed", async |net| {
+    with_net("a_reload_touches_only_what_changed", async |net| {
         make_device();
         net.set_link_up("qvpn0", 1420).await.unwrap();
         let old = plan(&["10.1.0.0/16", "10.2.0.0/16", "fd01::/64"]);
@@ -291,7 +267,7 @@ async fn until(watch: &mut qvpn_net::Watch, wanted: impl Fn(&Change) -> bool) ->
 
 #[test]
 fn removed_or_replaced_routes_are_restored() {
-    in_namespace("removed_or_replaced_routes_are_restored", async |net| {
+    with_net("removed_or_replaced_routes_are_restored", async |net| {
         make_wan();
         make_device();
         net.set_link_up("qvpn0", 1420).await.unwrap();
@@ -341,7 +317,7 @@ fn removed_or_replaced_routes_are_restored() {
 
 #[test]
 fn addresses_become_exactly_those_of_the_config() {
-    in_namespace("addresses_become_exactly_those_of_the_config", async |net| {
+    with_net("addresses_become_exactly_those_of_the_config", async |net| {
         make_device();
         ip("addr add 10.99.0.1/24 dev qvpn0");
         ip("addr add fd99::1/64 dev qvpn0 nodad");
@@ -380,7 +356,7 @@ fn addresses_become_exactly_those_of_the_config() {
 
 #[test]
 fn unblocking_all_removes_ours_and_nothing_else() {
-    in_namespace("unblocking_all_removes_ours_and_nothing_else", async |net| {
+    with_net("unblocking_all_removes_ours_and_nothing_else", async |net| {
         ip("route add unreachable 10.50.0.0/16 metric 1");
         ip("rule add fwmark 5 lookup 5 priority 32400");
         let first = plan(&["10.1.0.0/16", "0.0.0.0/0"]);
@@ -416,7 +392,7 @@ fn without_rights_the_error_says_what_is_needed() {
         });
         return;
     }
-    in_namespace(test, async |_| {
+    with_net(test, async |_| {
         // A user namespace inside has no rights over the network namespace outside it.
         let status = Command::new("unshare")
             .args(["--user", "--"])
