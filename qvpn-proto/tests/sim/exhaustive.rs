@@ -20,7 +20,7 @@ use qvpn_proto::wire::{MessageType, RejectReason};
 /// A `Hello`: the instance that sent it, its counter, and whether its sender requires QKD.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, Default)]
 struct HelloId {
-    life: u8,
+    instance: u8,
     counter: u8,
     required: bool,
 }
@@ -82,10 +82,10 @@ enum To {
 }
 
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
-struct Letter {
+struct Message {
     to: To,
     /// The instance whose session carries it.
-    life: u8,
+    instance: u8,
     body: Body,
 }
 
@@ -131,7 +131,7 @@ struct State {
     pair: Option<(HelloId, HelloId)>,
     highest: u8,
     answers: u8,
-    network: BTreeSet<Letter>,
+    network: BTreeSet<Message>,
     given: u8,
     restarts: u8,
     used: BTreeMap<u8, Epoch>,
@@ -141,7 +141,7 @@ struct State {
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 enum Action {
     /// Delivers a message, which may be delivered again.
-    Deliver(Letter),
+    Deliver(Message),
     Propose,
     /// Ends the attempt after its 5 s.
     GiveUp,
@@ -171,8 +171,8 @@ struct Bounds {
 }
 
 impl Common {
-    fn new(life: u8, required: bool) -> Self {
-        Self { hello: HelloId { life, counter: 0, required }, ..Self::default() }
+    fn new(instance: u8, required: bool) -> Self {
+        Self { hello: HelloId { instance, counter: 0, required }, ..Self::default() }
     }
 
     /// Whether this side requires QKD, or the peer by its last `Hello`.
@@ -183,10 +183,10 @@ impl Common {
 
 impl State {
     fn new(required: bool) -> Self {
-        let end = || Common::new(1, required);
+        let side = || Common::new(1, required);
         let mut state = Self {
-            i: end(),
-            r: end(),
+            i: side(),
+            r: side(),
             attempt: Attempt::Idle,
             number: 0,
             confirming: None,
@@ -201,18 +201,18 @@ impl State {
             used: BTreeMap::new(),
             broken: None,
         };
-        state.send(To::Responder, Body::Hello(end().hello));
-        state.send(To::Initiator, Body::Hello(end().hello));
+        state.send(To::Responder, Body::Hello(side().hello));
+        state.send(To::Initiator, Body::Hello(side().hello));
         state
     }
 
     fn send(&mut self, to: To, body: Body) {
-        let life = if to == To::Initiator { self.i.hello.life } else { self.r.hello.life };
-        self.network.insert(Letter { to, life, body });
+        let instance = if to == To::Initiator { self.i.hello.instance } else { self.r.hello.instance };
+        self.network.insert(Message { to, instance, body });
     }
 
-    fn deliver(&mut self, letter: &Letter, bounds: &Bounds) {
-        match (&letter.to, letter.body.clone()) {
+    fn deliver(&mut self, message: &Message, bounds: &Bounds) {
+        match (&message.to, message.body.clone()) {
             (To::Initiator, Body::Hello(hello)) => self.initiator_hears_hello(hello, bounds),
             (To::Responder, Body::Hello(hello)) => self.responder_hears_hello(hello, bounds),
             (_, Body::Propose(propose)) => {
@@ -276,21 +276,21 @@ impl State {
     /// Ends what breaks a policy that became stricter, and nothing else: what is unfinished, and the epochs
     /// in force if the policy is the side's own.
     fn stop_weak_epochs(&mut self, which: To) {
-        let (end, under_way) = match which {
+        let (side, under_way) = match which {
             To::Initiator => match self.attempt {
                 Attempt::Installing { epoch, .. } => (&mut self.i, Some(epoch)),
                 _ => (&mut self.i, None),
             },
             To::Responder => (&mut self.r, self.pending.as_ref().map(|p| p.epoch)),
         };
-        if !end.qkd_only() {
+        if !side.qkd_only() {
             return;
         }
-        end.ended.extend(under_way.filter(|epoch| epoch.without_qkd));
-        if end.hello.required {
-            end.ended.extend(end.opening.iter().copied().filter(|epoch| epoch.without_qkd));
-            end.opening.retain(|epoch| !epoch.without_qkd);
-            end.sealing = end.sealing.filter(|epoch| !epoch.without_qkd);
+        side.ended.extend(under_way.filter(|epoch| epoch.without_qkd));
+        if side.hello.required {
+            side.ended.extend(side.opening.iter().copied().filter(|epoch| epoch.without_qkd));
+            side.opening.retain(|epoch| !epoch.without_qkd);
+            side.sealing = side.sealing.filter(|epoch| !epoch.without_qkd);
         }
         if which == To::Initiator {
             self.confirming = self.confirming.filter(|epoch| !epoch.without_qkd);
@@ -335,8 +335,8 @@ impl State {
         self.highest = propose.number;
         self.answers += 1;
         let epoch = Epoch {
-            initiator: propose.hellos.0.life,
-            responder: self.r.hello.life,
+            initiator: propose.hellos.0.instance,
+            responder: self.r.hello.instance,
             number: propose.number,
             answer: self.answers,
             without_qkd: propose.qkd.is_none(),
@@ -486,13 +486,13 @@ impl State {
     }
 
     fn reload(&mut self, which: To, bounds: &Bounds) {
-        let (end, other) = match which {
+        let (side, other) = match which {
             To::Initiator => (&mut self.i, To::Responder),
             To::Responder => (&mut self.r, To::Initiator),
         };
-        end.hello.counter += 1;
-        end.hello.required ^= bounds.turns;
-        let hello = end.hello;
+        side.hello.counter += 1;
+        side.hello.required ^= bounds.turns;
+        let hello = side.hello;
         if let (To::Initiator, Attempt::Proposed(_)) = (which, &self.attempt) {
             self.attempt = Attempt::Idle;
         }
@@ -502,13 +502,13 @@ impl State {
 
     fn restart(&mut self, which: To) {
         self.restarts += 1;
-        self.network.retain(|letter| letter.to != which);
+        self.network.retain(|message| message.to != which);
         if which == To::Initiator {
-            self.i = Common::new(self.i.hello.life + 1, self.i.hello.required);
+            self.i = Common::new(self.i.hello.instance + 1, self.i.hello.required);
             (self.attempt, self.number, self.confirming) = (Attempt::Idle, 0, None);
             self.send(To::Responder, Body::Hello(self.i.hello));
         } else {
-            self.r = Common::new(self.r.hello.life + 1, self.r.hello.required);
+            self.r = Common::new(self.r.hello.instance + 1, self.r.hello.required);
             (self.pending, self.last, self.pair) = (None, None, None);
             (self.highest, self.answers) = (0, 0);
             self.send(To::Initiator, Body::Hello(self.r.hello));
@@ -522,7 +522,7 @@ impl State {
             && self
                 .i
                 .sealing
-                .is_some_and(|e| (e.initiator, e.responder) == (self.i.hello.life, self.r.hello.life))
+                .is_some_and(|e| (e.initiator, e.responder) == (self.i.hello.instance, self.r.hello.instance))
     }
 
     /// Whether an agreed epoch follows once the network delivers everything and the KMEs work.
@@ -537,8 +537,8 @@ impl State {
             state.repeat(To::Initiator);
             state.repeat(To::Responder);
             for _ in 0..3 {
-                for letter in std::mem::take(&mut state.network) {
-                    state.deliver(&letter, &bounds);
+                for message in std::mem::take(&mut state.network) {
+                    state.deliver(&message, &bounds);
                 }
                 state.lanes_of(To::Responder);
                 state.lanes_of(To::Initiator);
@@ -561,22 +561,22 @@ impl State {
 }
 
 /// Returns whether a new `Hello` is from an instance not seen before; `None` if the `Hello` is not new.
-fn hears(end: &mut Common, hello: HelloId, bounds: &Bounds) -> Option<bool> {
+fn hears(side: &mut Common, hello: HelloId, bounds: &Bounds) -> Option<bool> {
     let old = |known: HelloId| {
-        (known.life == hello.life && hello.counter <= known.counter)
-            || (bounds.sessions && hello.life < known.life)
+        (known.instance == hello.instance && hello.counter <= known.counter)
+            || (bounds.sessions && hello.instance < known.instance)
     };
-    if end.knows.is_some_and(old) {
+    if side.knows.is_some_and(old) {
         return None;
     }
-    let restarted = end.knows.is_none_or(|known| known.life != hello.life);
-    end.knows = Some(hello);
+    let restarted = side.knows.is_none_or(|known| known.instance != hello.instance);
+    side.knows = Some(hello);
     Some(restarted)
 }
 
-fn seal(end: &mut Common, epoch: Epoch, broken: &mut Option<&'static str>) {
-    if !end.sealed.insert(epoch) {
+fn seal(side: &mut Common, epoch: Epoch, broken: &mut Option<&'static str>) {
+    if !side.sealed.insert(epoch) {
         *broken = Some("a key was installed for sealing twice");
     }
-    end.sealing = Some(epoch);
+    side.sealing = Some(epoch);
 }

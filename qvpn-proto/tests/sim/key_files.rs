@@ -20,7 +20,7 @@ fn world(policies: [QkdPolicy; 2], kinds: [KeyKind; 2]) -> World {
 }
 
 fn epochs(world: &World, i: usize) -> Vec<(Vec<&'static str>, Option<KeyId>)> {
-    let told = world.ends[i].notices.iter().filter_map(|(_, notice)| match notice {
+    let told = world.sides[i].notices.iter().filter_map(|(_, notice)| match notice {
         PeerEvent::EpochActive { sources, qkd_key_id, .. } => Some((sources.names(), qkd_key_id.clone())),
         _ => None,
     });
@@ -98,7 +98,7 @@ fn where_qkd_is_preferred_a_file_is_used_at_once_called_by_its_name_and_shown_as
         assert!(view.reason.unwrap().contains("a file, which is no QKD"));
     }
     let supply = |(_, notice): &(_, PeerEvent)| matches!(notice, PeerEvent::SupplyStopped { .. });
-    assert!(world.ends[0].notices.iter().any(supply), "it is no QKD supply");
+    assert!(world.sides[0].notices.iter().any(supply), "it is no QKD supply");
     // QKD keys arrive and are used first.
     world.kms[0].kind = [KeyKind::Qkd; 2];
     assert!(world.run_until(10 * S, |w| w.both(PeerState::Up)), "{}", world.story(0));

@@ -48,7 +48,7 @@ struct StoredKey {
 
 /// A key that a KME delivered: the side, and the key's bytes.
 pub struct Delivered {
-    pub end: usize,
+    pub side: usize,
     pub id: KeyId,
     pub bytes: Vec<u8>,
 }
@@ -93,26 +93,26 @@ impl Kms {
     /// Returns the answers: the delay, the report, and the delivered keys.
     pub fn fetch(
         &mut self,
-        end: usize,
+        side: usize,
         fetch: Fetch,
         now: Time,
         rng: &mut ChaCha20Rng,
     ) -> (Duration, KmsReport, Vec<Delivered>) {
-        let side = end % 2;
-        self.asked[side] += 1;
+        let in_pair = side % 2;
+        self.asked[in_pair] += 1;
         let delay = self.faults.delay + up_to(self.faults.jitter, rng);
         let mut delivered = Vec::new();
         let (Fetch::New { request, .. } | Fetch::ById { request, .. }) = &fetch;
         let request = *request;
-        if !self.up[side] {
-            let text = format!("KME of site {end} is unreachable");
+        if !self.up[in_pair] {
+            let text = format!("KME of site {side} is unreachable");
             let failure = KmsFailure { kind: KmsFailureKind::Unavailable, text };
             return (delay, KmsReport::Failed { request, failure }, delivered);
         }
-        let (mut found, kind) = (Vec::new(), self.kind[side]);
+        let (mut found, kind) = (Vec::new(), self.kind[in_pair]);
         let mut missing = None;
         let mut give = |id: KeyId, mut bytes: Vec<u8>| {
-            delivered.push(Delivered { end, id: id.clone(), bytes: bytes.clone() });
+            delivered.push(Delivered { side, id: id.clone(), bytes: bytes.clone() });
             let name = KeyName { id, source_kme: "kme-a".to_owned(), target_kme: "kme-b".to_owned() };
             found.push(FetchedKey { name, kind, secret: SecretBuf::take(&mut bytes) });
         };

@@ -22,7 +22,7 @@ fn several_lanes_have_keys_of_their_own() {
 
 #[test]
 fn the_packet_limit_of_one_lane_ends_the_epoch_in_all() {
-    for end in [0, 1] {
+    for side in [0, 1] {
         let mut both = sites(QkdPolicy::Required, 10 * S);
         both.iter_mut().for_each(|site| (site.lanes, site.stock) = (2, 1));
         let mut world = World::new(15, both, CLEAN);
@@ -34,16 +34,16 @@ fn the_packet_limit_of_one_lane_ends_the_epoch_in_all() {
         assert!(world.run_until(25 * S, last), "{}", world.story(0));
         world.run(S);
         assert!(world.both(PeerState::Up), "{}", world.story(0));
-        let sent = (0..100).filter(|_| world.send_in(end, 1, b"in lane 1")).count();
+        let sent = (0..100).filter(|_| world.send_in(side, 1, b"in lane 1")).count();
         assert!((1..50).contains(&sent), "{sent} packets");
         world.run(S);
-        assert_eq!(world.state(end), PeerState::Blocked, "{}", world.story(end));
-        assert!(!world.seals(end) && !world.send_in(end, 0, b"in lane 0"), "no lane seals any more");
-        assert_eq!(world.state(end ^ 1), PeerState::Up, "the other direction is not touched");
+        assert_eq!(world.state(side), PeerState::Blocked, "{}", world.story(side));
+        assert!(!world.seals(side) && !world.send_in(side, 0, b"in lane 0"), "no lane seals any more");
+        assert_eq!(world.state(side ^ 1), PeerState::Up, "the other direction is not touched");
         world.kms[0].up = [true; 2];
-        assert!(world.run_until(12 * S, |w| w.both(PeerState::Up)), "{}", world.story(end));
+        assert!(world.run_until(12 * S, |w| w.both(PeerState::Up)), "{}", world.story(side));
         world.run(MS);
-        assert!(world.send_in(end, 0, b"in lane 0") && world.send_in(end, 1, b"in lane 1"));
+        assert!(world.send_in(side, 0, b"in lane 0") && world.send_in(side, 1, b"in lane 1"));
     }
 }
 
@@ -52,13 +52,14 @@ fn a_lane_that_is_cut_gives_its_flows_to_another_until_it_recovers() {
     let mut both = sites(QkdPolicy::Required, 10 * S);
     both.iter_mut().for_each(|site| site.lanes = 3);
     let mut world = World::new(17, both, CLEAN);
-    let lane = |w: &World, end: usize| w.view(end).lane_views[1];
-    let up = |w: &World, end: usize| lane(w, end).state == Some(LaneState::Up) && lane(w, end).via.is_none();
+    let lane = |w: &World, side: usize| w.view(side).lane_views[1];
+    let up =
+        |w: &World, side: usize| lane(w, side).state == Some(LaneState::Up) && lane(w, side).via.is_none();
     assert!(world.run_until(10 * S, |w| up(w, 0) && up(w, 1)), "{}", world.story(0));
     world.cut_lanes[0] = LaneSet(0b10);
     // The side that receives nothing detects it and reports it to the peer.
     let silent =
-        |w: &World, end| lane(w, end).state == Some(LaneState::Silent) && lane(w, end).via == Some(2);
+        |w: &World, side| lane(w, side).state == Some(LaneState::Silent) && lane(w, side).via == Some(2);
     assert!(world.run_until(5 * S, |w| silent(w, 0) && silent(w, 1)), "{}", world.story(0));
     assert!(world.both(PeerState::Up));
     world.traffic(50 * MS);
@@ -68,9 +69,9 @@ fn a_lane_that_is_cut_gives_its_flows_to_another_until_it_recovers() {
     assert!(world.data_opened - opened + 10 > world.data_sent - sent, "flows pass by another lane");
     world.cut_lanes[0] = LaneSet(0);
     assert!(world.run_until(10 * S, |w| up(w, 0) && up(w, 1)), "{}", world.story(0));
-    for end in [0, 1] {
+    for side in [0, 1] {
         let count = |event: &dyn Fn(&PeerEvent) -> bool| {
-            world.ends[end].notices.iter().filter(|(_, notice)| event(notice)).count()
+            world.sides[side].notices.iter().filter(|(_, notice)| event(notice)).count()
         };
         assert_eq!(count(&|e| matches!(e, PeerEvent::LaneSilent { lane: 1, port: 51821 })), 1);
         assert_eq!(count(&|e| *e == PeerEvent::LaneRecovered { lane: 1 }), 1);

@@ -109,7 +109,7 @@ fn required_rides_on_the_stock_then_blocks_then_recovers() {
     // Five keys of two seconds each, and the last epoch's ten seconds.
     let took = world.now.since(out);
     assert!(took >= 12 * S && took <= 24 * S, "{took:?}");
-    assert!(world.ends[0].notices.iter().any(|(_, n)| matches!(n, PeerEvent::SupplyStopped { .. })));
+    assert!(world.sides[0].notices.iter().any(|(_, n)| matches!(n, PeerEvent::SupplyStopped { .. })));
     assert!(world.failures(0, FailureReason::NoQkdKey) >= 1);
     let (sent, blocked) = (world.data_sent, world.data_blocked);
     world.run(5 * S);
@@ -119,9 +119,9 @@ fn required_rides_on_the_stock_then_blocks_then_recovers() {
     assert!(reason.contains("KME of site 0 is unreachable"), "{reason}");
     world.kms[0].up = [true, true];
     assert!(world.run_until(15 * S, |w| w.both(PeerState::Up)), "{}", world.story(0));
-    assert!(world.ends[0].notices.iter().any(|(_, n)| matches!(n, PeerEvent::SupplyResumed)));
-    for end in &world.ends {
-        for (_, notice) in &end.notices {
+    assert!(world.sides[0].notices.iter().any(|(_, n)| matches!(n, PeerEvent::SupplyResumed)));
+    for side in &world.sides {
+        for (_, notice) in &side.notices {
             assert!(!matches!(notice, PeerEvent::EpochActive { sources, .. } if !sources.qkd));
         }
     }
@@ -138,7 +138,7 @@ fn preferred_continues_without_qkd_and_reports_it() {
     assert_eq!(world.data_blocked, world.data_blocked.min(40), "traffic goes on");
     world.kms[0].up = [true, true];
     assert!(world.run_until(20 * S, |w| w.both(PeerState::Up)), "{}", world.story(0));
-    assert!(world.ends[1].notices.iter().any(|(_, n)| matches!(n, PeerEvent::Recovered)));
+    assert!(world.sides[1].notices.iter().any(|(_, n)| matches!(n, PeerEvent::Recovered)));
 }
 
 #[test]
@@ -162,12 +162,12 @@ fn refused(change: impl FnOnce(&mut [Site; 2]), words: [&str; 2]) {
     world.run(15 * S);
     assert_eq!(world.data_sent, 0);
     for (i, word) in words.into_iter().enumerate() {
-        assert_eq!(world.state(i), PeerState::Blocked, "end {i}");
+        assert_eq!(world.state(i), PeerState::Blocked, "side {i}");
         let reason = world.view(i).reason.unwrap();
-        assert!(reason.contains(word), "end {i}: {reason:?} lacks {word:?}");
-        let told = world.ends[i].notices.iter().any(|(_, n)| matches!(n, PeerEvent::Refused { .. }));
-        assert!(told, "end {i} says nothing in its log");
-        assert!(world.ends[i].notices.len() < 12, "end {i} repeats itself:\n{}", world.story(i));
+        assert!(reason.contains(word), "side {i}: {reason:?} lacks {word:?}");
+        let told = world.sides[i].notices.iter().any(|(_, n)| matches!(n, PeerEvent::Refused { .. }));
+        assert!(told, "side {i} says nothing in its log");
+        assert!(world.sides[i].notices.len() < 12, "side {i} repeats itself:\n{}", world.story(i));
     }
 }
 
@@ -234,7 +234,7 @@ fn a_typo_that_is_reloaded_and_corrected_costs_no_key_supply() {
             world.reconfigure(which);
             let before = world.rekeys();
             world.run(30 * S);
-            let story = || format!("end {which}, {what}\n{}\n--\n{}", world.story(0), world.story(1));
+            let story = || format!("side {which}, {what}\n{}\n--\n{}", world.story(0), world.story(1));
             assert!(world.both(PeerState::Up), "{}", story());
             assert!(world.rekeys() >= before + 25, "{} rekeys: {}", world.rekeys() - before, story());
             assert_eq!(world.data_blocked, blocked, "{}", story());
@@ -265,7 +265,7 @@ fn a_key_with_other_bytes_at_the_other_kme_is_named_before_use() {
     let mut world = World::new(9, sites(QkdPolicy::Required, S), CLEAN);
     world.kms[0].corrupt_next_key = true;
     assert!(world.run_until(10 * S, |w| w.both(PeerState::Up)));
-    let lost = world.ends[0].notices.iter().any(|(_, event)| match event {
+    let lost = world.sides[0].notices.iter().any(|(_, event)| match event {
         PeerEvent::KeyLost { id, why } => id.as_str() == "key-1" && why.contains("different bytes"),
         _ => false,
     });
@@ -284,7 +284,7 @@ fn an_identity_that_is_not_configured_is_refused() {
     world.restart(1);
     world.run(5 * S);
     assert_ne!(world.state(0), PeerState::Up);
-    let told = world.ends[0].notices.iter().any(|(_, n)| matches!(n, PeerEvent::IdentityMismatch { .. }));
+    let told = world.sides[0].notices.iter().any(|(_, n)| matches!(n, PeerEvent::IdentityMismatch { .. }));
     assert!(told, "{}", world.story(0));
     world.sites[1].identity = right;
     world.restart(1);
@@ -317,7 +317,7 @@ fn another_protocol_version_is_refused_in_words() {
     world.deliver(1, MessageType::Hello, &[1, 0, 0, 0]);
     let told = |world: &World, words: [&str; 2]| {
         let said = |detail: &str| words.iter().all(|word| detail.contains(word));
-        let any = world.ends[1].notices.iter().any(|(_, event)| match event {
+        let any = world.sides[1].notices.iter().any(|(_, event)| match event {
             PeerEvent::Refused { by_us: true, reason: RejectReason::Version, detail } => said(detail),
             _ => false,
         });
@@ -357,7 +357,7 @@ fn keys_that_go_bad_do_not_drain_the_kme() {
     let mut world = World::new(16, sites(QkdPolicy::Required, S), CLEAN);
     world.kms[0].corrupt_all_keys = true;
     world.run(60 * S);
-    let lost = world.ends[0].notices.iter().filter(|(_, n)| matches!(n, PeerEvent::KeyLost { .. })).count();
+    let lost = world.sides[0].notices.iter().filter(|(_, n)| matches!(n, PeerEvent::KeyLost { .. })).count();
     assert!((10..80).contains(&lost), "{lost} keys were spent in a minute");
     world.kms[0].corrupt_all_keys = false;
     assert!(world.run_until(15 * S, |w| w.both(PeerState::Up)), "{}", world.story(0));
@@ -386,7 +386,7 @@ fn required_by_a_reload_between_accept_and_confirm_keeps_a_weak_epoch_out() {
         world.reconfigure(which);
         // The `Confirm` arrives, and so does every later attempt. The side that did not reload gets the new
         // `Hello` within a round trip.
-        assert!(!world.run_until(20 * MS, |w| w.seals(which)), "end {which} seals without QKD, {after:?}");
+        assert!(!world.run_until(20 * MS, |w| w.seals(which)), "side {which} seals without QKD, {after:?}");
         let weak = world.run_until(10 * S, |w| w.seals(which));
         assert!(!weak, "{which} {after:?}: a side seals without QKD");
         world.kms[0].up = [true, true];
@@ -441,7 +441,7 @@ fn a_refused_hello_that_comes_again_is_refused_under_its_new_id() {
         let told = world.rejects[1].iter().any(|r| r.id == id && r.reason == RejectReason::Suite);
         assert!(told, "{:?}", world.rejects[1]);
     }
-    let notices = world.ends[1].notices.iter();
+    let notices = world.sides[1].notices.iter();
     let refused = notices.filter(|(_, n)| matches!(n, PeerEvent::Refused { by_us: true, .. })).count();
     assert_eq!(refused, 1, "the log says it once");
 }
@@ -455,7 +455,7 @@ fn an_operator_at_the_responder_gets_an_epoch_and_the_initiator_learns_the_reaso
     world.rekey(1);
     assert!(world.run_until(S, |w| w.rekeys() > before), "{}", world.story(0));
     let told = |n: &PeerEvent| *n == PeerEvent::RekeyAsked { reason: RekeyReason::Operator };
-    assert!(world.ends[0].notices.iter().any(|(_, n)| told(n)), "{}", world.story(0));
+    assert!(world.sides[0].notices.iter().any(|(_, n)| told(n)), "{}", world.story(0));
     // A byte that is not a reason has no effect.
     world.run(2 * S);
     let before = world.rekeys();
@@ -551,16 +551,16 @@ fn keys_that_one_kme_lost_leave_a_stock() {
 /// initiator could not open.
 #[test]
 fn a_reload_while_lanes_take_keys_loses_no_packet() {
-    for end in [0, 1] {
+    for side in [0, 1] {
         let mut world = World::new(36, sites(QkdPolicy::Required, S), CLEAN);
         world.lane_delay = 50 * MS;
         world.traffic(10 * MS);
         assert!(world.run_until(5 * S, |w| w.both(PeerState::Up)));
-        assert!(world.run_until(5 * S, |w| w.pending(end)));
+        assert!(world.run_until(5 * S, |w| w.pending(side)));
         world.lane_jitter = 50 * MS;
         let before = world.rekeys();
-        world.sites[end].interval = 2 * S;
-        world.reconfigure(end);
+        world.sites[side].interval = 2 * S;
+        world.reconfigure(side);
         // The model checks each packet.
         world.run(5 * S);
         assert!(world.both(PeerState::Up) && world.rekeys() >= before + 3, "{}", world.story(0));
@@ -576,7 +576,7 @@ fn the_end_of_the_stock_is_reported_long_before_traffic_is_affected() {
     assert_eq!(world.view(0).reason, None);
     world.kms[0].up = [false, false];
     let stopped = |w: &World, i: usize| {
-        w.ends[i]
+        w.sides[i]
             .notices
             .iter()
             .find(|(_, n)| matches!(n, PeerEvent::SupplyStopped { .. }))
@@ -602,11 +602,12 @@ fn the_end_of_the_stock_is_reported_long_before_traffic_is_affected() {
     world.kms[0].up = [true, true];
     assert!(world.run_until(10 * S, |w| w.both(PeerState::Up)), "{}", world.story(0));
     world.run(15 * S);
-    for end in [0, 1] {
-        let resumed = world.ends[end].notices.iter().filter(|(_, n)| *n == PeerEvent::SupplyResumed).count();
-        let told = usize::from(stopped(&world, end).is_some());
-        assert_eq!(resumed, told, "{}", world.story(end));
-        assert_eq!(world.view(end).reason, None);
+    for side in [0, 1] {
+        let resumed =
+            world.sides[side].notices.iter().filter(|(_, n)| *n == PeerEvent::SupplyResumed).count();
+        let told = usize::from(stopped(&world, side).is_some());
+        assert_eq!(resumed, told, "{}", world.story(side));
+        assert_eq!(world.view(side).reason, None);
     }
 }
 
@@ -620,10 +621,10 @@ fn a_path_that_is_down_is_not_called_a_stop_of_the_supply() {
     world.faults.loss = 0;
     assert!(world.run_until(30 * S, |w| w.both(PeerState::Up)));
     world.run(60 * S);
-    for end in [0, 1] {
+    for side in [0, 1] {
         let stopped =
-            world.ends[end].notices.iter().any(|(_, n)| matches!(n, PeerEvent::SupplyStopped { .. }));
-        assert!(!stopped, "{}", world.story(end));
+            world.sides[side].notices.iter().any(|(_, n)| matches!(n, PeerEvent::SupplyStopped { .. }));
+        assert!(!stopped, "{}", world.story(side));
     }
 }
 
@@ -658,9 +659,9 @@ fn a_miss_is_explained_at_both_sites() {
         assert!(blocked, "{name}\n{}\n--\n{}", world.story(0), world.story(1));
         world.run(3 * S);
         let sent = world.data_sent;
-        for (end, word) in words.into_iter().enumerate() {
-            let reason = world.view(end).reason.unwrap();
-            assert!(reason.contains(word), "{name}: end {end} says {reason:?}");
+        for (side, word) in words.into_iter().enumerate() {
+            let reason = world.view(side).reason.unwrap();
+            assert!(reason.contains(word), "{name}: end {side} says {reason:?}");
         }
         assert_eq!(world.data_sent, sent);
         world.kms[0].up = [true; 2];
@@ -676,15 +677,15 @@ fn a_miss_is_explained_at_both_sites() {
 /// then on.
 #[test]
 fn a_delayed_hello_of_an_earlier_instance_changes_nothing() {
-    for (seed, end) in [(37, 0), (38, 1)] {
-        let other = end ^ 1;
+    for (seed, side) in [(37, 0), (38, 1)] {
+        let other = side ^ 1;
         let mut world = World::new(seed, sites(QkdPolicy::Required, S), CLEAN);
         world.traffic(10 * MS);
-        world.withhold = Some((end, MessageType::Hello));
+        world.withhold = Some((side, MessageType::Hello));
         world.run(3 * S);
         assert!(!world.seals(0) && !world.seals(1));
         world.withhold = None;
-        world.restart(end);
+        world.restart(side);
         // The responder has answered, or the initiator's lanes are installing the keys: the exchange is half
         // done.
         assert!(world.run_until(5 * S, |w| w.pending(other)), "{}", world.story(other));
@@ -697,8 +698,8 @@ fn a_delayed_hello_of_an_earlier_instance_changes_nothing() {
             world.story(0),
             world.story(1)
         );
-        for end in [0, 1] {
-            assert_eq!(world.failures(end, FailureReason::Restarted), 0, "{}", world.story(end));
+        for side in [0, 1] {
+            assert_eq!(world.failures(side, FailureReason::Restarted), 0, "{}", world.story(side));
         }
     }
 }
@@ -777,7 +778,7 @@ fn a_hello_that_overtakes_its_own_accept_costs_nothing() {
         world.run(6 * S);
         let doubted =
             |n: &PeerEvent| matches!(n, PeerEvent::WrongConfirmation { .. } | PeerEvent::EpochFailed { .. });
-        assert!(!world.ends[0].notices.iter().any(|(_, n)| doubted(n)), "{}", world.story(0));
+        assert!(!world.sides[0].notices.iter().any(|(_, n)| doubted(n)), "{}", world.story(0));
         assert!(world.both(PeerState::Up) && world.data_blocked == blocked, "traffic goes on");
     }
 }

@@ -24,20 +24,20 @@ fn world(seed: u64, path: usize, faults: Faults) -> World {
 }
 
 /// Makes the network lose packets to a side on these lanes.
-fn set_rx_silent(world: &mut World, end: usize, lanes: LaneSet) {
-    world.cut_lanes[end ^ 1] = lanes;
+fn set_rx_silent(world: &mut World, side: usize, lanes: LaneSet) {
+    world.cut_lanes[side ^ 1] = lanes;
 }
 
 #[test]
 fn each_side_learns_on_which_lanes_the_peer_receives_nothing() {
     for seed in 0..5 {
         let mut world = world(seed, 9000, ROUGH);
-        let there = |world: &World, end: usize| world.view(end).peer_rx_silent;
-        for (end, lanes) in
+        let there = |world: &World, side: usize| world.view(side).peer_rx_silent;
+        for (side, lanes) in
             [(0, LaneSet(0b1010)), (1, LaneSet(0b0001)), (0, LaneSet(0b1000)), (0, LaneSet(0))]
         {
-            set_rx_silent(&mut world, end, lanes);
-            assert!(world.run_until(20 * S, |w| there(w, 1 - end) == lanes), "seed {seed}: {lanes:?}");
+            set_rx_silent(&mut world, side, lanes);
+            assert!(world.run_until(20 * S, |w| there(w, 1 - side) == lanes), "seed {seed}: {lanes:?}");
         }
         // A side that restarts gets the report again, and the reports of its earlier instance are forgotten.
         set_rx_silent(&mut world, 0, LaneSet(0b0100));
@@ -49,9 +49,9 @@ fn each_side_learns_on_which_lanes_the_peer_receives_nothing() {
 }
 
 /// Returns the MTUs that a side's events report.
-fn told(world: &World, end: usize) -> Vec<u16> {
+fn told(world: &World, side: usize) -> Vec<u16> {
     let mtu = |notice: &PeerEvent| if let PeerEvent::PathMtu { mtu } = notice { Some(*mtu) } else { None };
-    world.ends[end].notices.iter().filter_map(|(_, notice)| mtu(notice)).collect()
+    world.sides[side].notices.iter().filter_map(|(_, notice)| mtu(notice)).collect()
 }
 
 fn measured(seed: u64, faults: Faults, path: usize, within: Duration, expected: u16) {

@@ -239,7 +239,7 @@ impl Storm {
     /// Applies one fault at once.
     fn strike(world: &mut World, rng: &mut ChaCha20Rng, roams: bool) {
         let gateway = below(world.gateways.len(), rng);
-        let end = below(world.ends.len(), rng);
+        let side = below(world.sides.len(), rng);
         let now = world.now;
         match below(15, rng) {
             0..=2 => {
@@ -247,8 +247,8 @@ impl Storm {
                 world.restart_at = Some((world.steps + rng.next_u64() % 40, gateway));
             }
             3 => {
-                for end in (0..world.ends.len()).filter(|end| end.is_multiple_of(2) == (gateway == 0)) {
-                    world.say_bye(end);
+                for side in (0..world.sides.len()).filter(|side| side.is_multiple_of(2) == (gateway == 0)) {
+                    world.say_bye(side);
                 }
                 for gateway in 0..world.gateways.len().min(if gateway == 0 { 1 } else { usize::MAX }) {
                     world.restart(gateway);
@@ -267,42 +267,42 @@ impl Storm {
                 world.tell(|| format!("gateway {gateway} sleeps until {:?}", until.since(BEGIN)));
                 world.gateways[gateway].asleep_until = until;
             }
-            8 => world.rekey(end),
+            8 => world.rekey(side),
             9 => {
                 let both = chance(300, rng);
-                world.tell(|| format!("CUT from end {end}, both ways: {both}"));
-                world.cut[end] = true;
-                world.cut[end ^ 1] |= both;
+                world.tell(|| format!("CUT from end {side}, both ways: {both}"));
+                world.cut[side] = true;
+                world.cut[side ^ 1] |= both;
             }
-            10 => world.kms[end / 2].forget(),
+            10 => world.kms[side / 2].forget(),
             14 => {
                 // A typo that is reloaded and then corrected.
-                let right = world.sites[end].clone();
-                let site = &mut world.sites[end];
+                let right = world.sites[side].clone();
+                let site = &mut world.sites[side];
                 match below(3, rng) {
                     0 => site.sae = "SITE-X".to_owned(),
                     1 => site.sae_other = "SITE-Y".to_owned(),
                     _ if site.role == Role::Initiator => site.role = Role::Responder,
                     _ => site.role = Role::Initiator,
                 }
-                world.reconfigure(end);
+                world.reconfigure(side);
                 world.run(up_to(3 * S, rng));
-                world.sites[end] = right;
-                world.reconfigure(end);
+                world.sites[side] = right;
+                world.reconfigure(side);
             }
             11 | 12 => {
-                let fits = world.sites[end ^ 1].policy != QkdPolicy::Off;
-                let site = &mut world.sites[end];
+                let fits = world.sites[side ^ 1].policy != QkdPolicy::Off;
+                let site = &mut world.sites[side];
                 site.policy = match site.policy {
                     QkdPolicy::Preferred if fits => QkdPolicy::Required,
                     QkdPolicy::Required => QkdPolicy::Preferred,
                     other => other,
                 };
-                world.reconfigure(end);
+                world.reconfigure(side);
             }
             _ => {
-                world.sites[end].interval = pick(&[100 * MS, S, 2 * S, 10 * S], rng);
-                world.reconfigure(end);
+                world.sites[side].interval = pick(&[100 * MS, S, 2 * S, 10 * S], rng);
+                world.reconfigure(side);
             }
         }
     }
@@ -323,9 +323,9 @@ impl Storm {
             world.kms[tunnel].faults = GOOD;
             let back = world.kms[tunnel].up;
             world.kms[tunnel].up = [true; 2];
-            for end in [0, 1] {
-                if !back[end] && chance(500, &mut self.rng) {
-                    world.on_kms_recovered(tunnel * 2 + end);
+            for side in [0, 1] {
+                if !back[side] && chance(500, &mut self.rng) {
+                    world.on_kms_recovered(tunnel * 2 + side);
                 }
             }
         }
@@ -352,12 +352,12 @@ impl Storm {
         let longest = longest_interval(world);
         world.run(longest * 2 + S);
         let stuck = counts(world).iter().zip(&before).position(|(now, before)| now <= before);
-        if let Some(end) = stuck {
-            world.fail(&format!("progress: no epoch at end {end} in two quiet intervals"));
+        if let Some(side) = stuck {
+            world.fail(&format!("progress: no epoch at end {side} in two quiet intervals"));
         }
-        let chained = |end: &usize| world.view(*end).sources.is_some_and(|sources| sources.chain);
-        if let Some(end) = (0..world.ends.len()).find(|end| !chained(end)) {
-            world.fail(&format!("the chain: end {end}'s epoch rests on none though nothing is wrong"));
+        let chained = |side: &usize| world.view(*side).sources.is_some_and(|sources| sources.chain);
+        if let Some(side) = (0..world.sides.len()).find(|side| !chained(side)) {
+            world.fail(&format!("the chain: end {side}'s epoch rests on none though nothing is wrong"));
         }
         if world.packet_limit.is_some() {
             return;
@@ -365,7 +365,7 @@ impl Storm {
         if world.data_blocked > blocked {
             world.fail("traffic waits though nothing is wrong");
         }
-        let under_way = 4 * u64::try_from(world.ends.len()).unwrap();
+        let under_way = 4 * u64::try_from(world.sides.len()).unwrap();
         let (sent, opened) = (world.data_sent - sent, world.data_opened - opened);
         if opened + under_way < sent {
             world.fail(&format!("{opened} of {sent} packets open though nothing is wrong"));
@@ -374,21 +374,21 @@ impl Storm {
 }
 
 fn counts(world: &World) -> Vec<u64> {
-    (0..world.ends.len()).map(|end| world.view(end).rekeys).collect()
+    (0..world.sides.len()).map(|side| world.view(side).rekeys).collect()
 }
 
 /// Whether every side that uses QKD has a key.
 fn has_keys(world: &World) -> bool {
-    (0..world.ends.len()).all(|end| {
-        let off = [end, end ^ 1].iter().any(|end| world.sites[*end].policy == QkdPolicy::Off);
-        off || world.view(end).qkd_stock != Some(0)
+    (0..world.sides.len()).all(|side| {
+        let off = [side, side ^ 1].iter().any(|side| world.sites[*side].policy == QkdPolicy::Off);
+        off || world.view(side).qkd_stock != Some(0)
     })
 }
 
 /// Whether each tunnel has an epoch that is in force at both sides.
 pub fn settled(world: &World) -> bool {
-    (0..world.ends.len()).step_by(2).all(|end| {
-        let views = [world.view(end), world.view(end + 1)];
+    (0..world.sides.len()).step_by(2).all(|side| {
+        let views = [world.view(side), world.view(side + 1)];
         let flows = views.iter().all(|v| matches!(v.state, PeerState::Up | PeerState::Degraded));
         flows && views[0].epoch == views[1].epoch
     })

@@ -40,13 +40,13 @@ const MAX_LOG_LINES: usize = 250;
 /// The attacker's address.
 const ATTACKER: ([u8; 4], u16) = ([198, 51, 100, 66], 666);
 
-enum Happening {
+enum Event {
     Datagram { to: SocketAddr, from: SocketAddr, bytes: Vec<u8>, packet: Option<Packet> },
-    Order { end: usize, life: u32, lane: u8, order: LaneOrder },
-    Report { end: usize, life: u32, report: LaneReport },
-    Kms { end: usize, life: u32, report: KmsReport },
-    LaneDue { end: usize, life: u32, lane: u8 },
-    Tick { end: usize, life: u32 },
+    Order { side: usize, instance: u32, lane: u8, order: LaneOrder },
+    Report { side: usize, instance: u32, report: LaneReport },
+    Kms { side: usize, instance: u32, report: KmsReport },
+    LaneDue { side: usize, instance: u32, lane: u8 },
+    Tick { side: usize, instance: u32 },
     Send { from: usize },
 }
 
@@ -64,16 +64,16 @@ pub struct Gateway {
     pub wall: u64,
 }
 
-pub struct End {
+pub struct Side {
     pub peer: Peer<FakeLink>,
-    pub life: u32,
+    pub instance: u32,
     gateway: usize,
     link: Arc<Shared>,
     lanes: Vec<Lane>,
     pub notices: Vec<(Time, PeerEvent)>,
     sent_at: Option<Time>,
     received_at: Option<Time>,
-    told: (Option<Time>, Option<Time>),
+    reported: (Option<Time>, Option<Time>),
     /// When the last order and the last report of each lane arrive.
     last: Vec<(Time, Time)>,
     /// The number of orders and reports under way.
@@ -84,7 +84,7 @@ pub struct World {
     pub now: Time,
     pub rng: ChaCha20Rng,
     pub seed: u64,
-    pub ends: Vec<End>,
+    pub sides: Vec<Side>,
     pub gateways: Vec<Gateway>,
     pub sites: Vec<Site>,
     pub faults: Faults,
@@ -116,12 +116,12 @@ pub struct World {
     withheld: Vec<(SocketAddr, SocketAddr, Vec<u8>)>,
     pub manual: Option<Manual>,
     model: Model,
-    queue: BTreeMap<(Time, u64), Happening>,
+    queue: BTreeMap<(Time, u64), Event>,
     sequence: u64,
     data_every: Option<Duration>,
     numbered: u64,
-    told: VecDeque<String>,
-    aloud: bool,
+    log: VecDeque<String>,
+    verbose: bool,
 }
 
 impl World {
@@ -147,7 +147,7 @@ impl World {
             now: BEGIN,
             rng: ChaCha20Rng::seed_from_u64(seed),
             seed,
-            ends: Vec::new(),
+            sides: Vec::new(),
             gateways: (0..gateways).map(|_| gateway()).collect(),
             sites: tunnels.into_iter().flatten().collect(),
             faults,
@@ -174,12 +174,12 @@ impl World {
             sequence: 0,
             data_every: None,
             numbered: 0,
-            told: VecDeque::new(),
-            aloud: std::env::var_os("QVPN_SIM_SEED").is_some(),
+            log: VecDeque::new(),
+            verbose: std::env::var_os("QVPN_SIM_SEED").is_some(),
         };
-        for end in 0..world.sites.len() {
-            let first = world.make(end, 1);
-            world.ends.push(first);
+        for side in 0..world.sites.len() {
+            let first = world.make(side, 1);
+            world.sides.push(first);
             world.cut.push(false);
             world.cut_lanes.push(LaneSet::default());
             world.rejects.push(Vec::new());
@@ -187,8 +187,8 @@ impl World {
         world
     }
 
-    fn gateway_of(end: usize) -> usize {
-        if end.is_multiple_of(2) { 0 } else { end / 2 + 1 }
+    fn gateway_of(side: usize) -> usize {
+        if side.is_multiple_of(2) { 0 } else { side / 2 + 1 }
     }
 
     /// Returns the address of a gateway's lane 0, as others see it.
@@ -216,72 +216,72 @@ impl World {
         })
     }
 
-    fn make(&mut self, end: usize, life: u32) -> End {
-        let gateway = Self::gateway_of(end);
+    fn make(&mut self, side: usize, instance: u32) -> Side {
+        let gateway = Self::gateway_of(side);
         let now = self.gateways[gateway].clock.read(self.now);
-        let mut instance = [0; 16];
-        self.rng.fill_bytes(&mut instance);
+        let mut instance_id = [0; 16];
+        self.rng.fill_bytes(&mut instance_id);
         let link = Arc::new(Shared::default());
         link.now.store(now.as_nanos(), Relaxed);
         link.wall.store(self.gateways[gateway].wall, Relaxed);
-        let tunnel = u16::try_from(end / 2).unwrap();
-        let session = u64::from(life) << 8 | u64::try_from(end).unwrap();
+        let tunnel = u16::try_from(side / 2).unwrap();
+        let session = u64::from(instance) << 8 | u64::try_from(side).unwrap();
         let fake = FakeLink::new(tunnel, session, link.clone());
-        let site = &self.sites[end];
-        self.model.started(end, life, site.policy, site.interval, now);
-        let endpoint = self.configured(Self::gateway_of(end ^ 1));
-        let config = config(site, &self.sites[end ^ 1], endpoint, PeerNumber(tunnel + 1));
+        let site = &self.sites[side];
+        self.model.started(side, instance, site.policy, site.interval, now);
+        let endpoint = self.configured(Self::gateway_of(side ^ 1));
+        let config = config(site, &self.sites[side ^ 1], endpoint, PeerNumber(tunnel + 1));
         let lanes = usize::from(config.lanes);
-        let mut peer = Peer::new(config, fake, instance, now);
+        let mut peer = Peer::new(config, fake, instance_id, now);
         peer.measure_path(site.measures, now);
-        self.at(TICK_INTERVAL, Happening::Tick { end, life });
-        End {
+        self.at(TICK_INTERVAL, Event::Tick { side, instance });
+        Side {
             peer,
-            life,
+            instance,
             gateway,
             link,
             lanes: (0..lanes).map(|_| Lane::default()).collect(),
             notices: Vec::new(),
             sent_at: None,
             received_at: None,
-            told: (None, None),
+            reported: (None, None),
             last: vec![(BEGIN, BEGIN); lanes],
             in_flight: 0,
         }
     }
 
-    fn at(&mut self, after: Duration, happening: Happening) {
-        self.at_time(self.now + after, happening);
+    fn at(&mut self, after: Duration, event: Event) {
+        self.at_time(self.now + after, event);
     }
 
-    fn at_time(&mut self, at: Time, happening: Happening) {
+    fn at_time(&mut self, at: Time, event: Event) {
         self.sequence += 1;
-        self.queue.insert((at, self.sequence), happening);
+        self.queue.insert((at, self.sequence), event);
     }
 
     /// Records a line that a failure prints.
     pub fn tell(&mut self, line: impl FnOnce() -> String) {
-        if self.told.len() == MAX_LOG_LINES {
-            self.told.pop_front();
+        if self.log.len() == MAX_LOG_LINES {
+            self.log.pop_front();
         }
         let line = format!("{:>12.4} s  {}", self.now.since(BEGIN).as_secs_f64(), line());
-        if self.aloud {
+        if self.verbose {
             println!("{line}");
         }
-        self.told.push_back(line);
+        self.log.push_back(line);
     }
 
     /// Fails the test, and prints the seed and the last steps.
     pub fn fail(&mut self, what: &str) -> ! {
         let mut text = format!("seed {}: {what}\n", self.seed);
-        for line in &self.told {
+        for line in &self.log {
             let _ = writeln!(text, "{line}");
         }
-        for end in 0..self.ends.len() {
-            let view = self.view(end);
+        for side in 0..self.sides.len() {
+            let view = self.view(side);
             let _ = writeln!(
                 text,
-                "end {end}: {:?}, epoch {:?}, stock {:?}, {:?}",
+                "side {side}: {:?}, epoch {:?}, stock {:?}, {:?}",
                 view.state, view.epoch, view.qkd_stock, view.reason
             );
         }
@@ -297,37 +297,37 @@ impl World {
     /// Makes each side send a packet on each lane at this interval.
     pub fn traffic(&mut self, every: Duration) {
         let first = self.data_every.replace(every).is_none();
-        for from in (0..self.ends.len()).filter(|_| first) {
-            self.at(every, Happening::Send { from });
+        for from in (0..self.sides.len()).filter(|_| first) {
+            self.at(every, Event::Send { from });
         }
     }
 
     /// Returns the time on the side's own clock.
-    pub fn local(&self, end: usize) -> Time {
-        self.gateways[Self::gateway_of(end)].clock.read(self.now)
+    pub fn local(&self, side: usize) -> Time {
+        self.gateways[Self::gateway_of(side)].clock.read(self.now)
     }
 
-    fn truly(&self, end: usize, local: Time) -> Time {
-        self.gateways[Self::gateway_of(end)].clock.when(local)
+    fn truly(&self, side: usize, local: Time) -> Time {
+        self.gateways[Self::gateway_of(side)].clock.when(local)
     }
 
-    pub fn view(&self, end: usize) -> PeerView {
-        let now = self.local(end);
-        self.ends[end].link.now.store(now.as_nanos(), Relaxed);
-        self.ends[end].peer.view(now)
+    pub fn view(&self, side: usize) -> PeerView {
+        let now = self.local(side);
+        self.sides[side].link.now.store(now.as_nanos(), Relaxed);
+        self.sides[side].peer.view(now)
     }
 
     /// Runs for `span`, or until `until` holds. Returns whether it held.
     pub fn run_until(&mut self, span: Duration, mut until: impl FnMut(&Self) -> bool) -> bool {
         let over = self.now + span;
-        for end in 0..self.ends.len() {
-            self.drain(end);
+        for side in 0..self.sides.len() {
+            self.drain(side);
         }
         loop {
             if until(self) {
                 return true;
             }
-            let timer = (0..self.ends.len()).filter_map(|end| Some((self.wakes(end)?, end))).min();
+            let timer = (0..self.sides.len()).filter_map(|side| Some((self.wakes(side)?, side))).min();
             let queued = self.queue.keys().next().map(|(at, _)| *at);
             let next = timer.map(|(at, _)| at).into_iter().chain(queued).min().unwrap_or(over);
             if next > over {
@@ -336,16 +336,16 @@ impl World {
             }
             self.now = self.now.max(next);
             match timer {
-                Some((at, end)) if queued.is_none_or(|queued| at < queued) => {
-                    self.step(end, |peer, now, rng| peer.handle_timeout(now, rng));
-                    let again = self.ends[end].peer.poll_timeout();
-                    if again.is_some_and(|at| at <= self.local(end)) {
-                        self.fail(&format!("a timer of end {end} is due again at once"));
+                Some((at, side)) if queued.is_none_or(|queued| at < queued) => {
+                    self.step(side, |peer, now, rng| peer.handle_timeout(now, rng));
+                    let again = self.sides[side].peer.poll_timeout();
+                    if again.is_some_and(|at| at <= self.local(side)) {
+                        self.fail(&format!("a timer of end {side} is due again at once"));
                     }
                 }
                 _ => {
-                    let (_, happening) = self.queue.pop_first().unwrap();
-                    self.happen(happening);
+                    let (_, event) = self.queue.pop_first().unwrap();
+                    self.dispatch(event);
                 }
             }
             if let Some((_, gateway)) = self.restart_at.filter(|(step, _)| self.steps >= *step) {
@@ -360,14 +360,14 @@ impl World {
     }
 
     /// Returns the true time at which a side's timers are handled next.
-    fn wakes(&self, end: usize) -> Option<Time> {
-        let at = self.truly(end, self.ends[end].peer.poll_timeout()?);
-        Some(at.max(self.awake(end)))
+    fn wakes(&self, side: usize) -> Option<Time> {
+        let at = self.truly(side, self.sides[side].peer.poll_timeout()?);
+        Some(at.max(self.awake(side)))
     }
 
     /// Returns the time from which a side's daemon runs.
-    fn awake(&self, end: usize) -> Time {
-        let gateway = &self.gateways[Self::gateway_of(end)];
+    fn awake(&self, side: usize) -> Time {
+        let gateway = &self.gateways[Self::gateway_of(side)];
         gateway.busy_until.max(gateway.asleep_until)
     }
 
@@ -375,18 +375,18 @@ impl World {
     pub fn restart(&mut self, gateway: usize) {
         self.restarts += 1;
         self.tell(|| format!("gateway {gateway} RESTARTS"));
-        for end in (0..self.ends.len()).filter(|end| Self::gateway_of(*end) == gateway) {
-            let life = self.ends[end].life + 1;
-            self.ends[end] = self.make(end, life);
+        for side in (0..self.sides.len()).filter(|side| Self::gateway_of(*side) == gateway) {
+            let instance = self.sides[side].instance + 1;
+            self.sides[side] = self.make(side, instance);
             if let Some(manual) = &mut self.manual {
-                manual.held.retain(|h| h.from == end || h.to_life != life - 1);
+                manual.held.retain(|h| h.from == side || h.to_instance != instance - 1);
                 manual.data.clear();
-                manual.installed.retain(|(e, _)| *e != end);
+                manual.installed.retain(|(e, _)| *e != side);
             }
         }
         (self.gateways[gateway].busy_until, self.gateways[gateway].asleep_until) = (self.now, self.now);
-        for end in (0..self.ends.len()).filter(|end| Self::gateway_of(*end) == gateway) {
-            self.drain(end);
+        for side in (0..self.sides.len()).filter(|side| Self::gateway_of(*side) == gateway) {
+            self.drain(side);
         }
     }
 
@@ -397,125 +397,127 @@ impl World {
     }
 
     /// Reloads the side's config.
-    pub fn reconfigure(&mut self, end: usize) {
-        let site = &self.sites[end];
-        self.model.configured(end, site.policy, site.interval);
-        let number = PeerNumber(u16::try_from(end / 2 + 1).unwrap());
-        let endpoint = self.configured(Self::gateway_of(end ^ 1));
-        let config = config(site, &self.sites[end ^ 1], endpoint, number);
-        self.tell(|| format!("end {end} reloads"));
-        self.step(end, |peer, now, rng| peer.reconfigure(config, now, rng));
+    pub fn reconfigure(&mut self, side: usize) {
+        let site = &self.sites[side];
+        self.model.configured(side, site.policy, site.interval);
+        let number = PeerNumber(u16::try_from(side / 2 + 1).unwrap());
+        let endpoint = self.configured(Self::gateway_of(side ^ 1));
+        let config = config(site, &self.sites[side ^ 1], endpoint, number);
+        self.tell(|| format!("side {side} reloads"));
+        self.step(side, |peer, now, rng| peer.reconfigure(config, now, rng));
     }
 
-    pub fn rekey(&mut self, end: usize) {
-        self.tell(|| format!("end {end}: the operator wants a rekey"));
-        self.step(end, |peer, now, rng| peer.rekey(now, rng));
+    pub fn rekey(&mut self, side: usize) {
+        self.tell(|| format!("side {side}: the operator wants a rekey"));
+        self.step(side, |peer, now, rng| peer.rekey(now, rng));
     }
 
-    pub fn say_bye(&mut self, end: usize) {
-        self.tell(|| format!("end {end} says goodbye"));
-        self.step(end, |peer, now, rng| peer.shut_down(now, rng));
+    pub fn say_bye(&mut self, side: usize) {
+        self.tell(|| format!("side {side} says goodbye"));
+        self.step(side, |peer, now, rng| peer.shut_down(now, rng));
     }
 
     /// Reports that the KMEs of a side answer again.
-    pub fn on_kms_recovered(&mut self, end: usize) {
-        self.step(end, |peer, now, rng| peer.on_kms_recovered(now, rng));
+    pub fn on_kms_recovered(&mut self, side: usize) {
+        self.step(side, |peer, now, rng| peer.on_kms_recovered(now, rng));
     }
 
     /// Runs an action on a side's peer.
-    pub fn step(&mut self, end: usize, what: impl FnOnce(&mut Peer<FakeLink>, Time, &mut ChaCha20Rng)) {
+    pub fn step(&mut self, side: usize, what: impl FnOnce(&mut Peer<FakeLink>, Time, &mut ChaCha20Rng)) {
         self.steps += 1;
-        self.act(end, what);
+        self.act(side, what);
     }
 
-    fn act(&mut self, end: usize, what: impl FnOnce(&mut Peer<FakeLink>, Time, &mut ChaCha20Rng)) {
-        let now = self.local(end);
-        self.ends[end].link.now.store(now.as_nanos(), Relaxed);
-        what(&mut self.ends[end].peer, now, &mut self.rng);
-        self.drain(end);
-        self.compare(end);
+    fn act(&mut self, side: usize, what: impl FnOnce(&mut Peer<FakeLink>, Time, &mut ChaCha20Rng)) {
+        let now = self.local(side);
+        self.sides[side].link.now.store(now.as_nanos(), Relaxed);
+        what(&mut self.sides[side].peer, now, &mut self.rng);
+        self.drain(side);
+        self.compare(side);
     }
 
     /// Checks that the status agrees with what the lanes do.
-    fn compare(&mut self, end: usize) {
-        let state = &self.ends[end];
+    fn compare(&mut self, side: usize) {
+        let state = &self.sides[side];
         if state.in_flight > 0 || self.gateways[state.gateway].asleep_until > self.now {
             return;
         }
-        let (now, view) = (self.local(end), self.view(end));
-        let lanes = &self.ends[end].lanes;
+        let (now, view) = (self.local(side), self.view(side));
+        let lanes = &self.sides[side].lanes;
         let agreed = usize::from(view.lanes).min(lanes.len());
         let flows = matches!(view.state, PeerState::Up | PeerState::Degraded);
-        let same = if flows { lanes[..agreed].iter().all(|l| l.seals(now)) } else { !self.seals(end) };
+        let same = if flows { lanes[..agreed].iter().all(|l| l.seals(now)) } else { !self.seals(side) };
         if !same {
-            self.fail(&format!("end {end} says {:?}, and its lanes do otherwise", view.state));
+            self.fail(&format!("side {side} says {:?}, and its lanes do otherwise", view.state));
         }
     }
 
     /// Returns the time to which an event is deferred while its side can't act. Lanes run while only the
     /// daemon is busy.
-    fn put_off(&mut self, end: usize, daemon: bool) -> Option<Time> {
-        let gateway = &self.gateways[Self::gateway_of(end)];
-        let until = if daemon { self.awake(end) } else { gateway.asleep_until };
+    fn put_off(&mut self, side: usize, daemon: bool) -> Option<Time> {
+        let gateway = &self.gateways[Self::gateway_of(side)];
+        let until = if daemon { self.awake(side) } else { gateway.asleep_until };
         (until > self.now).then_some(until)
     }
 
-    fn happen(&mut self, happening: Happening) {
-        let (end, life, daemon) = match &happening {
-            Happening::Datagram { .. } => return self.arrive(happening),
-            Happening::Send { from } => {
+    fn dispatch(&mut self, event: Event) {
+        let (side, instance, daemon) = match &event {
+            Event::Datagram { .. } => return self.arrive(event),
+            Event::Send { from } => {
                 let from = *from;
                 if self.gateways[Self::gateway_of(from)].asleep_until <= self.now {
                     self.send_data(from);
                 }
                 if let Some(every) = self.data_every {
-                    self.at(every, Happening::Send { from });
+                    self.at(every, Event::Send { from });
                 }
                 return;
             }
-            Happening::Order { end, life, .. } | Happening::LaneDue { end, life, .. } => (*end, *life, false),
-            Happening::Report { end, life, .. }
-            | Happening::Kms { end, life, .. }
-            | Happening::Tick { end, life } => (*end, *life, true),
+            Event::Order { side, instance, .. } | Event::LaneDue { side, instance, .. } => {
+                (*side, *instance, false)
+            }
+            Event::Report { side, instance, .. }
+            | Event::Kms { side, instance, .. }
+            | Event::Tick { side, instance } => (*side, *instance, true),
         };
-        if self.ends[end].life != life {
+        if self.sides[side].instance != instance {
             return;
         }
-        if let Some(until) = self.put_off(end, daemon) {
-            return self.at_time(until, happening);
+        if let Some(until) = self.put_off(side, daemon) {
+            return self.at_time(until, event);
         }
-        match happening {
-            Happening::Order { lane, order, .. } => {
-                self.ends[end].in_flight -= 1;
-                self.apply(end, lane, order);
+        match event {
+            Event::Order { lane, order, .. } => {
+                self.sides[side].in_flight -= 1;
+                self.apply(side, lane, order);
             }
-            Happening::Report { report, .. } => {
-                self.ends[end].in_flight -= 1;
-                self.step(end, |peer, now, rng| peer.handle_lane(report, now, rng));
+            Event::Report { report, .. } => {
+                self.sides[side].in_flight -= 1;
+                self.step(side, |peer, now, rng| peer.handle_lane(report, now, rng));
             }
-            Happening::Kms { report, .. } => {
-                self.step(end, |peer, now, rng| peer.handle_kms(report, now, rng));
+            Event::Kms { report, .. } => {
+                self.step(side, |peer, now, rng| peer.handle_kms(report, now, rng));
             }
-            Happening::LaneDue { lane, .. } => {
-                let now = self.local(end);
-                if let Some(local_epoch) = self.ends[end].lanes[usize::from(lane)].end_due(now) {
-                    self.tell(|| format!("end {end}: lane {lane} ends local epoch {local_epoch}"));
-                    self.report(end, lane, LaneReport::SealingEnded { lane, local_epoch });
+            Event::LaneDue { lane, .. } => {
+                let now = self.local(side);
+                if let Some(local_epoch) = self.sides[side].lanes[usize::from(lane)].end_due(now) {
+                    self.tell(|| format!("side {side}: lane {lane} ends local epoch {local_epoch}"));
+                    self.report(side, lane, LaneReport::SealingEnded { lane, local_epoch });
                 }
             }
-            Happening::Tick { .. } => {
-                let state = &mut self.ends[end];
+            Event::Tick { .. } => {
+                let state = &mut self.sides[side];
                 let activity = (state.sent_at, state.received_at);
-                if std::mem::replace(&mut state.told, activity) != activity {
+                if std::mem::replace(&mut state.reported, activity) != activity {
                     let report = LaneReport::Activity { sent_at: activity.0, received_at: activity.1 };
-                    self.step(end, |peer, now, rng| peer.handle_lane(report, now, rng));
+                    self.step(side, |peer, now, rng| peer.handle_lane(report, now, rng));
                 }
-                self.keep_alive(end);
-                let received_at: Vec<Time> = self.ends[end].lanes.iter().map(|l| l.received_at).collect();
-                self.act(end, |peer, now, rng| peer.poll_lanes(&received_at, now, rng));
-                self.at(TICK_INTERVAL, Happening::Tick { end, life });
+                self.keep_alive(side);
+                let received_at: Vec<Time> = self.sides[side].lanes.iter().map(|l| l.received_at).collect();
+                self.act(side, |peer, now, rng| peer.poll_lanes(&received_at, now, rng));
+                self.at(TICK_INTERVAL, Event::Tick { side, instance });
             }
-            Happening::Datagram { .. } | Happening::Send { .. } => {}
+            Event::Datagram { .. } | Event::Send { .. } => {}
         }
     }
 
@@ -525,13 +527,13 @@ impl World {
             let most = if chance(100, &mut self.rng) { 200 } else { 2 };
             let after = up_to(Duration::from_secs(most), &mut self.rng);
             let (bytes, packet) = (bytes.to_vec(), packet.cloned());
-            self.at(after, Happening::Datagram { to, from: ATTACKER.into(), bytes, packet });
+            self.at(after, Event::Datagram { to, from: ATTACKER.into(), bytes, packet });
         }
     }
 
     /// Delivers a datagram from the network.
-    fn arrive(&mut self, happening: Happening) {
-        let Happening::Datagram { to, from, bytes, packet } = happening else { return };
+    fn arrive(&mut self, event: Event) {
+        let Event::Datagram { to, from, bytes, packet } = event else { return };
         let Some((gateway, lane)) = self.at_address(to) else { return };
         if self.gateways[gateway].asleep_until > self.now {
             return;
@@ -541,23 +543,23 @@ impl World {
             return self.arrive_data(gateway, lane, from, &bytes, &packet);
         }
         let Some(tunnel) = link::tunnel_of(&bytes).map(usize::from).filter(|_| lane == 0) else { return };
-        let end = tunnel * 2 + usize::from(gateway > 0);
-        if end >= self.ends.len() || Self::gateway_of(end) != gateway {
+        let side = tunnel * 2 + usize::from(gateway > 0);
+        if side >= self.sides.len() || Self::gateway_of(side) != gateway {
             return;
         }
-        if let Some(until) = self.put_off(end, true) {
-            return self.at_time(until, Happening::Datagram { to, from, bytes, packet: None });
+        if let Some(until) = self.put_off(side, true) {
+            return self.at_time(until, Event::Datagram { to, from, bytes, packet: None });
         }
         self.repeat(to, from, &bytes, None);
         let name = name(&bytes);
-        self.tell(|| format!("end {end} gets {name} from {from}"));
-        self.step(end, |peer, now, rng| peer.handle_datagram(&bytes, from, now, rng));
+        self.tell(|| format!("side {side} gets {name} from {from}"));
+        self.step(side, |peer, now, rng| peer.handle_datagram(&bytes, from, now, rng));
     }
 
     /// Hands a datagram to the network.
     fn carry(
         &mut self,
-        end: usize,
+        side: usize,
         to: SocketAddr,
         from: SocketAddr,
         bytes: Vec<u8>,
@@ -565,51 +567,51 @@ impl World {
     ) {
         let copies = 1 + u32::from(chance(self.faults.duplicate, &mut self.rng));
         for _ in 0..copies {
-            if !chance(self.faults.loss, &mut self.rng) && !self.cut[end] {
+            if !chance(self.faults.loss, &mut self.rng) && !self.cut[side] {
                 let delay = self.faults.delay(&mut self.rng);
                 let (bytes, packet) = (bytes.clone(), packet.clone());
-                self.at(delay, Happening::Datagram { to, from, bytes, packet });
+                self.at(delay, Event::Datagram { to, from, bytes, packet });
             }
         }
     }
 
     /// Carries out a side's output.
-    fn drain(&mut self, end: usize) {
-        while let Some(transmit) = self.ends[end].peer.poll_transmit() {
-            self.transmit(end, transmit);
+    fn drain(&mut self, side: usize) {
+        while let Some(transmit) = self.sides[side].peer.poll_transmit() {
+            self.transmit(side, transmit);
         }
-        while let Some(event) = self.ends[end].peer.poll_event() {
+        while let Some(event) = self.sides[side].peer.poll_event() {
             match event {
-                PeerOutput::Lane(lane, order) => self.order(end, lane, order),
+                PeerOutput::Lane(lane, order) => self.order(side, lane, order),
                 PeerOutput::Fetch(fetch) => {
-                    self.tell(|| format!("end {end} asks its KME: {fetch:?}"));
+                    self.tell(|| format!("side {side} asks its KME: {fetch:?}"));
                     let (delay, report, delivered) =
-                        self.kms[end / 2].fetch(end, fetch, self.now, &mut self.rng);
+                        self.kms[side / 2].fetch(side, fetch, self.now, &mut self.rng);
                     delivered.iter().for_each(|key| self.model.delivered_key(key));
-                    let life = self.ends[end].life;
-                    self.at(delay, Happening::Kms { end, life, report });
+                    let instance = self.sides[side].instance;
+                    self.at(delay, Event::Kms { side, instance, report });
                 }
-                PeerOutput::Event(notice) => self.notice(end, notice),
+                PeerOutput::Event(notice) => self.notice(side, notice),
             }
         }
     }
 
-    fn transmit(&mut self, end: usize, transmit: Transmit) {
+    fn transmit(&mut self, side: usize, transmit: Transmit) {
         let Transmit { to, mut datagram } = transmit;
         let size = link::packet_of(&datagram).map_or(0, <[u8]>::len);
         if let Some(Ok(fragment)) = link::packet_of(&datagram).map(Fragment::parse) {
             assert!(size <= 1200 || (fragment.kind == MessageType::Ping && size <= 1420));
             if fragment.kind == MessageType::Reject {
-                self.rejects[end].push(Reject::parse(fragment.payload).unwrap());
+                self.rejects[side].push(Reject::parse(fragment.payload).unwrap());
             }
             if fragment.kind == MessageType::Propose && fragment.index == 0 {
                 let epoch = u64::from_be_bytes(fragment.payload[96..104].try_into().unwrap());
-                let now = self.local(end);
-                self.model.proposed(end, epoch, now);
+                let now = self.local(side);
+                self.model.proposed(side, epoch, now);
             }
         }
         let name = name(&datagram);
-        self.tell(|| format!("end {end} sends {name} ({size} bytes) to {to}"));
+        self.tell(|| format!("side {side} sends {name} ({size} bytes) to {to}"));
         if size > self.path.max(1200) {
             return;
         }
@@ -617,17 +619,17 @@ impl World {
             let at = below(datagram.len(), &mut self.rng);
             datagram[at] ^= 1 << below(8, &mut self.rng);
         }
-        let lives = (self.ends[end].life, self.ends[end ^ 1].life);
-        if self.manual.as_mut().is_some_and(|manual| manual.hold(end, lives, &datagram)) {
+        let instances = (self.sides[side].instance, self.sides[side ^ 1].instance);
+        if self.manual.as_mut().is_some_and(|manual| manual.hold(side, instances, &datagram)) {
             return;
         }
-        let from = self.address(Self::gateway_of(end));
+        let from = self.address(Self::gateway_of(side));
         let kind = link::packet_of(&datagram).and_then(|packet| Fragment::parse(packet).ok()).map(|f| f.kind);
-        if self.withhold.is_some_and(|(of, kept)| of == end && Some(kept) == kind) {
+        if self.withhold.is_some_and(|(of, kept)| of == side && Some(kept) == kind) {
             self.withheld.push((to, from, datagram));
             return;
         }
-        self.carry(end, to, from, datagram, None);
+        self.carry(side, to, from, datagram, None);
     }
 
     /// Delivers the messages that were held back. Returns how many there were.
@@ -635,46 +637,47 @@ impl World {
         let withheld = std::mem::take(&mut self.withheld);
         let count = withheld.len();
         for (to, from, bytes) in withheld {
-            self.at(Duration::ZERO, Happening::Datagram { to, from, bytes, packet: None });
+            self.at(Duration::ZERO, Event::Datagram { to, from, bytes, packet: None });
         }
         count
     }
 
-    fn notice(&mut self, end: usize, notice: PeerEvent) {
-        self.tell(|| format!("end {end}: {notice:?}"));
+    fn notice(&mut self, side: usize, notice: PeerEvent) {
+        self.tell(|| format!("side {side}: {notice:?}"));
         if let (Some(manual), PeerEvent::EpochFailed { reason: FailureReason::Timeout, .. }) =
             (&mut self.manual, &notice)
         {
             manual.journal.push(Occurred::TimedOut);
         }
-        let now = self.local(end);
+        let now = self.local(side);
         if let PeerEvent::EpochActive { epoch, sources, qkd_key_id, .. } = &notice {
             self.epochs += 1;
-            let initiator = self.view(end).role == qvpn_proto::Role::Initiator;
-            let verdict = self.model.activated(end, initiator, (epoch.0, *sources), qkd_key_id.as_ref(), now);
+            let initiator = self.view(side).role == qvpn_proto::Role::Initiator;
+            let verdict =
+                self.model.activated(side, initiator, (epoch.0, *sources), qkd_key_id.as_ref(), now);
             self.must(verdict);
         }
         if let PeerEvent::Roamed { endpoint } = &notice
             && *endpoint == SocketAddr::from(ATTACKER)
         {
-            self.fail(&format!("end {end} sends to an attacker that repeats old datagrams"));
+            self.fail(&format!("side {side} sends to an attacker that repeats old datagrams"));
         }
         if let PeerEvent::PathMtu { mtu } = notice
             && !(1200..=1420).contains(&mtu)
         {
-            self.fail(&format!("end {end} takes the path for one of {mtu} bytes"));
+            self.fail(&format!("side {side} takes the path for one of {mtu} bytes"));
         }
-        self.ends[end].notices.push((self.now, notice));
+        self.sides[side].notices.push((self.now, notice));
     }
 
     /// Returns the newest epoch in which a side's lane was ordered to seal.
-    pub fn newest_sealing(&self, end: usize, lane: usize) -> Option<LocalEpoch> {
-        self.ends[end].lanes[lane].highest_sealing
+    pub fn newest_sealing(&self, side: usize, lane: usize) -> Option<LocalEpoch> {
+        self.sides[side].lanes[lane].highest_sealing
     }
 
     /// Delivers a message to a side as if the peer had sent it in their session.
     pub fn deliver(&mut self, to: usize, kind: MessageType, body: &[u8]) -> MessageId {
-        let session = self.ends[to ^ 1].link.session.load(Relaxed);
+        let session = self.sides[to ^ 1].link.session.load(Relaxed);
         assert_ne!(session, 0, "a session is up");
         let mut id = [0; 8];
         self.rng.fill_bytes(&mut id);
@@ -688,37 +691,37 @@ impl World {
     }
 
     /// Whether a side answered a `Propose` that is not confirmed yet.
-    pub fn pending(&self, end: usize) -> bool {
-        self.ends[end].lanes.iter().any(Lane::waits)
+    pub fn pending(&self, side: usize) -> bool {
+        self.sides[side].lanes.iter().any(Lane::waits)
     }
 
     /// Whether a side seals now.
-    pub fn seals(&self, end: usize) -> bool {
-        let now = self.local(end);
-        self.ends[end].lanes.iter().any(|lane| lane.seals(now))
+    pub fn seals(&self, side: usize) -> bool {
+        let now = self.local(side);
+        self.sides[side].lanes.iter().any(|lane| lane.seals(now))
     }
 
-    pub fn state(&self, end: usize) -> PeerState {
-        self.view(end).state
+    pub fn state(&self, side: usize) -> PeerState {
+        self.view(side).state
     }
 
     pub fn both(&self, state: PeerState) -> bool {
-        (0..self.ends.len()).all(|end| self.state(end) == state)
+        (0..self.sides.len()).all(|side| self.state(side) == state)
     }
 
     /// Returns the number of epochs that came into force, at the side with the fewest.
     pub fn rekeys(&self) -> u64 {
-        (0..self.ends.len()).map(|end| self.view(end).rekeys).min().unwrap()
+        (0..self.sides.len()).map(|side| self.view(side).rekeys).min().unwrap()
     }
 
-    pub fn failures(&self, end: usize, reason: FailureReason) -> u64 {
-        self.view(end).rekey_failures.iter().find(|(r, _)| *r == reason).map_or(0, |(_, n)| *n)
+    pub fn failures(&self, side: usize, reason: FailureReason) -> u64 {
+        self.view(side).rekey_failures.iter().find(|(r, _)| *r == reason).map_or(0, |(_, n)| *n)
     }
 
     /// Returns all events of a side, for the message of a failed test.
-    pub fn story(&self, end: usize) -> String {
+    pub fn story(&self, side: usize) -> String {
         let lines: Vec<String> =
-            self.ends[end].notices.iter().map(|(at, n)| format!("{at:?} {n:?}")).collect();
+            self.sides[side].notices.iter().map(|(at, n)| format!("{at:?} {n:?}")).collect();
         lines.join("\n")
     }
 }

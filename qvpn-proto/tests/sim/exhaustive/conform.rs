@@ -7,7 +7,7 @@ use qvpn_proto::{PeerState, QkdPolicy};
 use rand_chacha::ChaCha20Rng;
 use rand_chacha::rand_core::SeedableRng;
 
-use super::{Action, Attempt, Body, Bounds, HelloId, Letter, State, To};
+use super::{Action, Attempt, Body, Bounds, HelloId, Message, State, To};
 use crate::clock::{MS, S};
 use crate::network::{CLEAN, below, chance, up_to};
 use crate::site::sites;
@@ -89,30 +89,32 @@ impl Walk {
     }
 
     /// Returns the model's message that corresponds to a real one.
-    fn letter(&self, held: &HeldMessage) -> Option<Letter> {
-        let life = u8::try_from(held.to_life).unwrap();
-        let sender = u8::try_from(held.from_life).unwrap();
-        let same = |letter: &&Letter| {
-            if (letter.to, letter.life, letter.body.kind()) != (to(held.from), life, Some(held.kind)) {
+    fn message(&self, held: &HeldMessage) -> Option<Message> {
+        let instance = u8::try_from(held.to_instance).unwrap();
+        let sender = u8::try_from(held.from_instance).unwrap();
+        let same = |message: &&Message| {
+            if (message.to, message.instance, message.body.kind())
+                != (to(held.from), instance, Some(held.kind))
+            {
                 return false;
             }
-            match &letter.body {
+            match &message.body {
                 Body::Hello(id) => {
                     let hello = Hello::parse(&held.body).unwrap();
                     let counter = u8::try_from(hello.counter - 1).unwrap();
                     let required = hello.policy == QkdPolicy::Required;
-                    *id == HelloId { life: sender, counter, required }
+                    *id == HelloId { instance: sender, counter, required }
                 }
                 Body::Propose(p) => {
                     let said = WirePropose::parse(&held.body).unwrap();
-                    (u64::from(p.number), p.hellos.0.life) == (said.epoch.0, sender)
+                    (u64::from(p.number), p.hellos.0.instance) == (said.epoch.0, sender)
                         && p.chain.is_some() == said.chain_check.is_some()
                         && p.qkd.is_some() == said.qkd_key_id.is_some()
                 }
                 Body::Accept { of, epoch } => {
                     let (said, ..) = Accept::parse(&held.body).unwrap();
-                    let same = |(life, number, _): &&(u32, u64, Vec<u8>)| {
-                        (*life, *number) == (held.from_life, said.epoch.0)
+                    let same = |(instance, number, _): &&(u32, u64, Vec<u8>)| {
+                        (*instance, *number) == (held.from_instance, said.epoch.0)
                     };
                     // The initiator restarts its numbers at one after a restart. Of two messages with one
                     // number, the newest real one corresponds to the newest one of the model.
@@ -139,7 +141,7 @@ impl Walk {
                     let same = *reason == said.reason
                         || (*reason, said.reason)
                             == (RejectReason::UnknownKeyId, RejectReason::KmsUnavailable);
-                    Some((of.hellos.0.life, of.number)) == number && same
+                    Some((of.hellos.0.instance, of.number)) == number && same
                 }
                 Body::Data(_) => false,
             }
@@ -147,10 +149,11 @@ impl Walk {
         self.model.network.iter().find(same).cloned()
     }
 
-    fn data_letter(&self, held: &HeldData) -> Option<Letter> {
-        let same = |letter: &&Letter| match &letter.body {
+    fn data_message(&self, held: &HeldData) -> Option<Message> {
+        let same = |message: &&Message| match &message.body {
             Body::Data(epoch) => {
-                letter.to == to(held.from) && Some(u64::from(epoch.number)) == held.epoch.map(|epoch| epoch.0)
+                message.to == to(held.from)
+                    && Some(u64::from(epoch.number)) == held.epoch.map(|epoch| epoch.0)
             }
             _ => false,
         };
@@ -169,8 +172,8 @@ impl Walk {
         // No timer must be due at the moment of a delivery, since the order of the two would be undefined.
         let odd = up_to(MS, &mut self.rng);
         self.world.run(span + odd);
-        for end in [To::Initiator, To::Responder] {
-            self.model.repeat(end);
+        for side in [To::Initiator, To::Responder] {
+            self.model.repeat(side);
         }
         for occurred in std::mem::take(&mut self.manual().journal) {
             self.trace.push(format!("{occurred:?}"));
@@ -189,25 +192,25 @@ impl Walk {
         for held in &self.world.manual.as_ref().unwrap().held {
             if held.kind == MessageType::Propose && !self.proposes.iter().any(|(id, _)| *id == held.id) {
                 let number = WirePropose::parse(&held.body).unwrap().epoch.0;
-                let life = u8::try_from(held.from_life).unwrap();
-                self.proposes.push((held.id, (life, u8::try_from(number).unwrap())));
+                let instance = u8::try_from(held.from_instance).unwrap();
+                self.proposes.push((held.id, (instance, u8::try_from(number).unwrap())));
             }
         }
         for held in &self.world.manual.as_ref().unwrap().held {
             if held.kind == MessageType::Accept && !self.accepts.iter().any(|a| a.2 == held.body) {
                 let number = Accept::parse(&held.body).unwrap().0.epoch.0;
-                self.accepts.push((held.from_life, number, held.body.clone()));
+                self.accepts.push((held.from_instance, number, held.body.clone()));
             }
         }
-        let lives = [self.world.ends[0].life, self.world.ends[1].life];
+        let instances = [self.world.sides[0].instance, self.world.sides[1].instance];
         let unknown = self.world.manual.as_ref().unwrap().held.iter().find(|held| {
-            held.from_life == lives[held.from]
-                && held.to_life == lives[held.from ^ 1]
+            held.from_instance == instances[held.from]
+                && held.to_instance == instances[held.from ^ 1]
                 && !self.seen.contains(&(held.from, held.id))
-                && self.letter(held).is_none()
+                && self.message(held).is_none()
         });
         let unknown =
-            unknown.map(|held| format!("end {} said {:?}, the model did not", held.from, held.kind));
+            unknown.map(|held| format!("side {} said {:?}, the model did not", held.from, held.kind));
         self.must(unknown.is_none(), &unknown.clone().unwrap_or_default());
         let said: Vec<_> = self.world.manual.as_ref().unwrap().held.iter().map(|h| (h.from, h.id)).collect();
         self.seen.extend(said);
@@ -216,15 +219,15 @@ impl Walk {
     }
 
     fn compare(&mut self) {
-        for (end, sealing) in [(0, self.model.i.sealing), (1, self.model.r.sealing)] {
-            let view = self.world.view(end);
+        for (side, sealing) in [(0, self.model.i.sealing), (1, self.model.r.sealing)] {
+            let view = self.world.view(side);
             let number = sealing.map(|epoch| EpochNumber(epoch.number.into()));
             self.must(
                 view.epoch == number,
-                &format!("end {end} is in epoch {:?}, the model in {number:?}", view.epoch),
+                &format!("side {side} is in epoch {:?}, the model in {number:?}", view.epoch),
             );
         }
-        let flows = |end| matches!(self.world.state(end), PeerState::Up | PeerState::Degraded);
+        let flows = |side| matches!(self.world.state(side), PeerState::Up | PeerState::Degraded);
         self.agreed += u64::from(self.model.settled() && flows(0) && flows(1));
     }
 
@@ -235,32 +238,32 @@ impl Walk {
                 let at = below(messages, &mut self.rng);
                 let held = self.manual().held.remove(at);
                 // Sessions of instances before the last one may be forgotten.
-                let forgotten = held.from_life + 1 < self.world.ends[held.from].life;
+                let forgotten = held.from_instance + 1 < self.world.sides[held.from].instance;
                 if forgotten || chance(50, &mut self.rng) {
                     return; // lost; the channel retransmits it
                 }
-                let Some(letter) = self.letter(&held) else { return };
+                let Some(message) = self.message(&held) else { return };
                 self.world.release(&held);
-                self.act(Action::Deliver(letter));
+                self.act(Action::Deliver(message));
                 self.settle(MS * 20);
             }
             10 | 11 if packets > 0 => {
                 let at = below(packets, &mut self.rng);
                 let held = self.manual().data.remove(at);
-                let Some(letter) = self.data_letter(&held) else { return };
+                let Some(message) = self.data_message(&held) else { return };
                 self.world.release_data(held);
-                self.act(Action::Deliver(letter));
+                self.act(Action::Deliver(message));
                 self.settle(MS * 20);
             }
             12..=14 => {
-                let end = below(2, &mut self.rng);
+                let side = below(2, &mut self.rng);
                 let waits = [
                     matches!(self.model.attempt, Attempt::Installing { .. }),
                     self.model.pending.as_ref().is_some_and(|p| !p.installed),
                 ];
-                self.world.release_lanes(end);
-                if waits[end] {
-                    self.act(Action::LanesOf(if end == 0 { To::Initiator } else { To::Responder }));
+                self.world.release_lanes(side);
+                if waits[side] {
+                    self.act(Action::LanesOf(if side == 0 { To::Initiator } else { To::Responder }));
                 }
                 self.settle(MS * 20);
             }
@@ -275,16 +278,16 @@ impl Walk {
                 self.settle(MS * 20);
             }
             20 if chance(300, &mut self.rng) => {
-                let end = below(2, &mut self.rng);
+                let side = below(2, &mut self.rng);
                 if self.bounds.turns {
-                    let policy = &mut self.world.sites[end].policy;
+                    let policy = &mut self.world.sites[side].policy;
                     *policy = match policy {
                         QkdPolicy::Required => QkdPolicy::Preferred,
                         _ => QkdPolicy::Required,
                     };
                 }
-                self.act(Action::Reload(if end == 0 { To::Initiator } else { To::Responder }));
-                self.world.reconfigure(end);
+                self.act(Action::Reload(if side == 0 { To::Initiator } else { To::Responder }));
+                self.world.reconfigure(side);
                 self.settle(MS * 20);
             }
             18 if chance(300, &mut self.rng) => {
@@ -292,9 +295,9 @@ impl Walk {
                 self.settle(S * 5 + MS * 10);
             }
             19 if !self.bounds.turns && chance(300, &mut self.rng) => {
-                let end = below(2, &mut self.rng);
-                self.world.restart(end);
-                self.act(Action::Restart(if end == 0 { To::Initiator } else { To::Responder }));
+                let side = below(2, &mut self.rng);
+                self.world.restart(side);
+                self.act(Action::Restart(if side == 0 { To::Initiator } else { To::Responder }));
                 self.settle(S + S / 2);
             }
             _ => {}
@@ -306,7 +309,7 @@ impl Walk {
         self.world.kms[0].up = [true; 2];
         self.world.on_kms_recovered(0);
         self.world.on_kms_recovered(1);
-        let held = |w: &World| (0..2).all(|end| w.view(end).qkd_stock == Some(1));
+        let held = |w: &World| (0..2).all(|side| w.view(side).qkd_stock == Some(1));
         let came = self.world.run_until(S * 3, held);
         self.world.kms[0].up = [false; 2];
         if came {

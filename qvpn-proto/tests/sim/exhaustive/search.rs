@@ -29,9 +29,9 @@ impl Model for Bounds {
         if state.given < self.keys && state.knows_each_other() {
             actions.push(Action::Key);
         }
-        for (end, of) in [(To::Initiator, &state.i), (To::Responder, &state.r)] {
+        for (side, of) in [(To::Initiator, &state.i), (To::Responder, &state.r)] {
             if of.hello.counter < self.hellos {
-                actions.push(Action::Reload(end));
+                actions.push(Action::Reload(side));
             }
         }
         if state.restarts < self.restarts {
@@ -42,7 +42,7 @@ impl Model for Bounds {
     fn next_state(&self, state: &State, action: Action) -> Option<State> {
         let mut next = state.clone();
         match action {
-            Action::Deliver(letter) => next.deliver(&letter, self),
+            Action::Deliver(message) => next.deliver(&message, self),
             Action::Propose => next.propose(),
             Action::GiveUp => next.attempt = Attempt::Idle,
             Action::LanesOf(to) => next.lanes_of(to),
@@ -66,13 +66,16 @@ impl Model for Bounds {
             Property::always("hitless", |_, s: &State| {
                 let opens = |sealing: Option<Epoch>, of: fn(&Epoch) -> u8, other: &Common| {
                     sealing.is_none_or(|e| {
-                        of(&e) != other.hello.life || other.opening.contains(&e) || other.ended.contains(&e)
+                        of(&e) != other.hello.instance
+                            || other.opening.contains(&e)
+                            || other.ended.contains(&e)
                     })
                 };
                 opens(s.i.sealing, |e| e.responder, &s.r) && opens(s.r.sealing, |e| e.initiator, &s.i)
             }),
             Property::always("required never without QKD", |_, s: &State| {
-                let breaks = |end: &Common| end.hello.required && end.sealing.is_some_and(|e| e.without_qkd);
+                let breaks =
+                    |side: &Common| side.hello.required && side.sealing.is_some_and(|e| e.without_qkd);
                 !breaks(&s.i) && !breaks(&s.r)
             }),
             Property::always("progress", |bounds: &Self, s: &State| s.recovers(bounds)),

@@ -27,8 +27,8 @@ type Pieces = BTreeMap<u8, (Vec<u8>, Vec<u8>)>;
 /// A whole message that is held.
 pub struct HeldMessage {
     pub from: usize,
-    pub from_life: u32,
-    pub to_life: u32,
+    pub from_instance: u32,
+    pub to_instance: u32,
     pub id: MessageId,
     pub kind: MessageType,
     pub body: Vec<u8>,
@@ -54,7 +54,7 @@ pub enum Occurred {
 
 impl Manual {
     /// Holds a fragment of the exchange's messages if a test delivers them itself.
-    pub(super) fn hold(&mut self, from: usize, lives: (u32, u32), datagram: &[u8]) -> bool {
+    pub(super) fn hold(&mut self, from: usize, instances: (u32, u32), datagram: &[u8]) -> bool {
         let Some(Ok(f)) = link::packet_of(datagram).map(Fragment::parse) else { return false };
         let (kind, id) = (f.kind, f.id);
         if !matches!(
@@ -67,12 +67,13 @@ impl Manual {
         ) {
             return false;
         }
-        let pieces = self.pieces.entry((from, lives.1, id)).or_default();
+        let pieces = self.pieces.entry((from, instances.1, id)).or_default();
         pieces.insert(f.index, (f.payload.to_vec(), datagram.to_vec()));
         if pieces.len() == usize::from(f.count) {
             let body: Vec<u8> = pieces.values().flat_map(|(payload, _)| payload.clone()).collect();
             let datagrams = pieces.values().map(|(_, datagram)| datagram.clone()).collect();
-            let known = self.held.iter_mut().find(|h| (h.from, h.to_life, h.id) == (from, lives.1, id));
+            let known =
+                self.held.iter_mut().find(|h| (h.from, h.to_instance, h.id) == (from, instances.1, id));
             match known {
                 // Keeps the datagrams of the current session.
                 Some(held) => held.datagrams = datagrams,
@@ -81,8 +82,16 @@ impl Manual {
                         let number = u64::from_be_bytes(body[96..104].try_into().unwrap());
                         self.journal.push(Occurred::Proposed(number));
                     }
-                    let (from_life, to_life) = lives;
-                    self.held.push(HeldMessage { from, from_life, to_life, id, kind, body, datagrams });
+                    let (from_instance, to_instance) = instances;
+                    self.held.push(HeldMessage {
+                        from,
+                        from_instance,
+                        to_instance,
+                        id,
+                        kind,
+                        body,
+                        datagrams,
+                    });
                 }
             }
         }
