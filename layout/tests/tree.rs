@@ -1,4 +1,4 @@
-//! The source tree: files of a crate form no cycle of imports, and neither a file nor a line is too long.
+//! The source tree: files of a crate form no cycle of imports, and no file, function or line is too long.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -14,6 +14,9 @@ const KNOWN_CYCLES: &[(&str, usize)] = &[];
 /// Files that are longer than `MAX_LINES` today.
 const KNOWN_LONG: &[&str] = &[];
 const MAX_LINES: usize = 500;
+
+/// The longest function outside of tests, in lines with its signature.
+const MAX_FUNCTION_LINES: usize = 88;
 
 /// The longest line of Rust and shell, in characters; rustfmt leaves strings and comments as they are.
 const MAX_COLUMNS: usize = 110;
@@ -58,6 +61,53 @@ fn no_source_file_is_too_long() {
     let long = |(name, lines): &&(String, usize)| *lines > MAX_LINES && !KNOWN_LONG.contains(&name.as_str());
     let long: Vec<_> = sources.iter().filter(long).collect();
     assert!(long.is_empty(), "longer than {MAX_LINES} lines: {long:#?}");
+}
+
+#[test]
+fn no_function_is_too_long() {
+    let (mut functions, mut long) = (0, Vec::new());
+    for (name, text) in texts().iter().filter(|(name, _)| name.ends_with(".rs") && !is_test(name)) {
+        for (line, lines) in function_lines(text) {
+            functions += 1;
+            if lines > MAX_FUNCTION_LINES {
+                long.push(format!("{name}:{line}: {lines} lines"));
+            }
+        }
+    }
+    assert!(functions > 3000, "functions are found: {functions}");
+    assert!(long.is_empty(), "functions of more than {MAX_FUNCTION_LINES} lines: {long:#?}");
+}
+
+/// The first line of each function in a formatted source file, and its number of lines, up to the file's
+/// module of tests.
+fn function_lines(text: &str) -> Vec<(usize, usize)> {
+    let all: Vec<&str> = text.lines().take_while(|line| *line != "#[cfg(test)]").collect();
+    let is_function = |line: &str| {
+        let words = line.split_whitespace().take_while(|word| !word.contains("//"));
+        let mut words = words.skip_while(|word| {
+            word.starts_with("pub")
+                || matches!(*word, "in" | "const" | "async" | "unsafe" | "extern" | "\"C\"")
+        });
+        words.next() == Some("fn")
+    };
+    let lines_of = |start: usize| {
+        let indent = all[start].len() - all[start].trim_start().len();
+        let end = format!("{}}}", &all[start][..indent]);
+        all[start..].iter().position(|line| *line == end).map_or(1, |after| after + 1)
+    };
+    // A body on the line of its signature has no line with its end.
+    let opens = |line: &str| !line.ends_with('}') && !line.ends_with(';');
+    (0..all.len())
+        .filter(|i| is_function(all[*i]))
+        .map(|i| (i + 1, if opens(all[i]) { lines_of(i) } else { 1 }))
+        .collect()
+}
+
+#[test]
+fn the_lines_of_functions_are_counted() {
+    let text = "fn one() {}\nimpl A {\n    pub(crate) async fn two(\n        x: u8,\n    ) {\n        \
+                if x {\n        }\n    }\n}\n#[cfg(test)]\nmod tests {\n    fn not() {\n    }\n}\n";
+    assert_eq!(function_lines(text), [(1, 1), (3, 6)]);
 }
 
 #[test]

@@ -41,7 +41,9 @@ use clap_complete::CompleteEnv;
 use qvpn_api::exit;
 
 use crate::cli::{Cli, Command, KmsCommand, LocalCommand, PeerCommand};
+use crate::dirs::Dirs;
 use crate::error::CtlError;
+use crate::peer::{Apply, PeerChange};
 
 /// Erases freed memory, because keys pass through this program.
 #[global_allocator]
@@ -75,16 +77,9 @@ fn run(cli: Cli) -> Result<(), CtlError> {
         Command::Check { file, no_files, json } => check::check(&file, no_files, json),
         Command::Show { interface, peer, filter, brief, all, json } => {
             let peer = peer.or(filter.peer);
-            let down = filter.down;
-            let wanted = show::Options {
-                interface: interface.as_deref(),
-                peer: peer.as_deref(),
-                down,
-                brief,
-                all,
-                json,
-            };
-            show::show(&dirs.socket_dir, &wanted)
+            let (interface, peer, down) = (interface.as_deref(), peer.as_deref(), filter.down);
+            let options = show::Options { interface, peer, down, brief, all, json };
+            show::show(&dirs.socket_dir, &options)
         }
         Command::Rekey { interface, peer } => {
             let (interface, peer) = dirs.interface_and_peer(interface, peer)?;
@@ -105,41 +100,7 @@ fn run(cli: Cli) -> Result<(), CtlError> {
                 false => confirm::confirm(&dirs.socket_dir, &interface),
             }
         }
-        Command::Peer(PeerCommand::List { interface, json }) => {
-            commands::peer_list(&dirs.socket_dir, &interface, json)
-        }
-        Command::Peer(PeerCommand::Add { interface, name, settings, save }) => peer::change(
-            &dirs,
-            &interface,
-            peer::PeerChange::Add { name, settings },
-            peer::Apply { save, unblock: false },
-        ),
-        Command::Peer(PeerCommand::Set { interface, peer, settings, unset, save, unblock }) => {
-            let how = peer::Apply { save, unblock };
-            peer::change(&dirs, &interface, peer::PeerChange::Set { peer, settings, unset }, how)
-        }
-        Command::Peer(PeerCommand::Remove { interface, peer, save, unblock }) => {
-            let how = peer::Apply { save, unblock };
-            peer::change(&dirs, &interface, peer::PeerChange::Remove { peer }, how)
-        }
-        Command::Peer(PeerCommand::Disable { interface, peer, save }) => peer::change(
-            &dirs,
-            &interface,
-            peer::PeerChange::Disable { peer },
-            peer::Apply { save, unblock: false },
-        ),
-        Command::Peer(PeerCommand::Enable { interface, peer, save }) => peer::change(
-            &dirs,
-            &interface,
-            peer::PeerChange::Enable { peer },
-            peer::Apply { save, unblock: false },
-        ),
-        Command::Peer(PeerCommand::Rename { interface, peer, name, save }) => peer::change(
-            &dirs,
-            &interface,
-            peer::PeerChange::Rename { peer, name },
-            peer::Apply { save, unblock: false },
-        ),
+        Command::Peer(command) => run_peer(command, &dirs),
         Command::Import { file, qkd } => import::import(&file, qkd),
         Command::Doctor { interface, json } => doctor::doctor(&dirs, interface.as_deref(), json),
         Command::Kms(KmsCommand::Check { file, peer, other, no_take, json }) => {
@@ -173,4 +134,31 @@ fn run(cli: Cli) -> Result<(), CtlError> {
         Command::Guard { .. } => guard::watch(&dirs.config_dir, &dirs.socket_dir),
         Command::Unblock { target, prefixes } => unblock::unblock(&dirs, target.as_deref(), &prefixes),
     }
+}
+
+fn run_peer(command: PeerCommand, dirs: &Dirs) -> Result<(), CtlError> {
+    let (interface, change, apply) = match command {
+        PeerCommand::List { interface, json } => {
+            return commands::peer_list(&dirs.socket_dir, &interface, json);
+        }
+        PeerCommand::Add { interface, name, settings, save } => {
+            (interface, PeerChange::Add { name, settings }, Apply { save, unblock: false })
+        }
+        PeerCommand::Set { interface, peer, settings, unset, save, unblock } => {
+            (interface, PeerChange::Set { peer, settings, unset }, Apply { save, unblock })
+        }
+        PeerCommand::Remove { interface, peer, save, unblock } => {
+            (interface, PeerChange::Remove { peer }, Apply { save, unblock })
+        }
+        PeerCommand::Disable { interface, peer, save } => {
+            (interface, PeerChange::Disable { peer }, Apply { save, unblock: false })
+        }
+        PeerCommand::Enable { interface, peer, save } => {
+            (interface, PeerChange::Enable { peer }, Apply { save, unblock: false })
+        }
+        PeerCommand::Rename { interface, peer, name, save } => {
+            (interface, PeerChange::Rename { peer, name }, Apply { save, unblock: false })
+        }
+    };
+    peer::change(dirs, &interface, change, apply)
 }

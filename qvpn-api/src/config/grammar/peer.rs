@@ -49,22 +49,8 @@ impl<'t> Reader<'t> {
         });
         let allowed_ips = self.allowed_ips(&mut s, &mut facts);
         let tunnel_address = self.tunnel_address(&mut s, &mut facts);
-        let qkd_at = self.value_at(table, "qkd", at);
-        let qkd = self.word(&mut s, "qkd", "\"required\"", QkdPolicy::WORDS, QkdPolicy::from_word);
-        let qkd_written = table.contains_key("qkd");
-        let qkd = qkd.map(|q| q.unwrap_or(QkdPolicy::Required));
-        let wants_qkd = qkd.is_some_and(|q| q != QkdPolicy::Off);
-        if wants_qkd && !has_kms {
-            let why = match qkd_written {
-                true => "wants QKD keys",
-                false => "wants QKD keys (qkd = \"required\" is the default)",
-            };
-            self.sink.missing(
-                qkd_at,
-                format!("{} {why}, and there is no section [kms]", s.title),
-                "write a section [kms] with this site's KMEs, or `qkd = \"off\"` for a peer without QKD",
-            );
-        }
+        let qkd = self.qkd(&mut s, at, table, has_kms);
+        let wants_qkd = qkd.is_some_and(|qkd| qkd != QkdPolicy::Off);
         let sae_id = self.peer_sae_id(&mut s, kms, wants_qkd && has_kms);
         let kmes = self.peer_kmes(&mut s, kms, wants_qkd, has_kms);
         facts.kmes = kmes.clone().unwrap_or_default();
@@ -108,6 +94,31 @@ impl<'t> Reader<'t> {
             rekey_interval: rekey?.unwrap_or(defaults.rekey_interval),
             disabled: disabled?,
         })
+    }
+
+    /// The key `qkd`, which needs a section `[kms]` unless it is `off`.
+    fn qkd(
+        &mut self,
+        s: &mut Section<'t>,
+        at: Position,
+        table: &'t DeTable<'t>,
+        has_kms: bool,
+    ) -> Option<QkdPolicy> {
+        let qkd_at = self.value_at(table, "qkd", at);
+        let written = self.word(s, "qkd", "\"required\"", QkdPolicy::WORDS, QkdPolicy::from_word)?;
+        let qkd = written.unwrap_or(QkdPolicy::Required);
+        if qkd != QkdPolicy::Off && !has_kms {
+            let why = match written {
+                Some(_) => "wants QKD keys",
+                None => "wants QKD keys (qkd = \"required\" is the default)",
+            };
+            self.sink.missing(
+                qkd_at,
+                format!("{} {why}, and there is no section [kms]", s.title),
+                "write a section [kms] with this site's KMEs, or `qkd = \"off\"` for a peer without QKD",
+            );
+        }
+        Some(qkd)
     }
 
     fn public_key(

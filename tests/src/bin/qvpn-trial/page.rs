@@ -169,6 +169,16 @@ fn story(html: &mut String, facts: &Facts) {
         thousands(second.datagrams_lost),
     )
     .unwrap();
+    attack_table(html, first, second);
+    writeln!(
+        html,
+        "<p class=\"soft\">Real seconds; in the simulated world one is {:.0} minutes.</p>",
+        SCALE / 60.0
+    )
+    .unwrap();
+}
+
+fn attack_table(html: &mut String, first: &Attack, second: &Attack) {
     *html += "<div class=\"table\"><table>\n<tr><th></th><th class=\"n\">first attack</th><th \
               class=\"n\">second attack</th></tr>\n";
     let after =
@@ -198,12 +208,6 @@ fn story(html: &mut String, facts: &Facts) {
          class=\"n\">{}</td></tr>\n</table></div>",
         thousands(first.datagrams_lost),
         thousands(second.datagrams_lost)
-    )
-    .unwrap();
-    writeln!(
-        html,
-        "<p class=\"soft\">Real seconds; in the simulated world one is {:.0} minutes.</p>",
-        SCALE / 60.0
     )
     .unwrap();
 }
@@ -249,6 +253,35 @@ fn charts(html: &mut String, record: &Record, range: (f64, f64), ticks: &[(f64, 
     if let Some(block) = block(record) {
         bands.push(Band { from: since(block.outer.0), to: since(block.outer.1), class: "block" });
     }
+    let trips: Vec<(f64, f64)> =
+        record.flows.probes.iter().map(|(at, trip)| (since(*at), trip.unwrap_or(f64::NAN))).collect();
+    let chart = |title: &str, unit, says: &str, lines: Vec<Values>| Chart {
+        title: title.to_owned(),
+        says: format!("{title}: {says}"),
+        unit,
+        range,
+        ticks: ticks.to_vec(),
+        bands: bands.clone(),
+        limit: (title.starts_with("Error"))
+            .then_some((QBER_LIMIT, "above about this rate the link yields no keys")),
+        lines: lines.into_iter().map(|(name, points)| Line { name, points }).collect(),
+    };
+    for (title, unit, says, lines) in plots(record, range) {
+        *html += &chart(title, unit, says, lines).html();
+    }
+    let trips = vec![("site A to B and back", extremes(&trips, range, PIECES))];
+    *html += &chart(
+        "Round trip",
+        "ms",
+        "minimum and maximum in each piece of the plot; no line without a reply",
+        trips,
+    )
+    .html();
+}
+
+/// Title, unit, what the chart shows, and its lines, of all charts but the round trip's.
+fn plots(record: &Record, range: (f64, f64)) -> [(&'static str, &'static str, &'static str, Vec<Values>); 7] {
+    let since = |at: f64| at - record.began;
     let gauge = |value: &dyn Fn(&Sample) -> f64| {
         let points: Vec<_> = record.samples.iter().map(|s| (since(s.at), value(s))).collect();
         extremes(&points, range, PIECES)
@@ -278,9 +311,7 @@ fn charts(html: &mut String, record: &Record, range: (f64, f64), ticks: &[(f64, 
         range,
         PIECES,
     );
-    let trips: Vec<(f64, f64)> =
-        record.flows.probes.iter().map(|(at, trip)| (since(*at), trip.unwrap_or(f64::NAN))).collect();
-    let plots: [(&str, &str, &str, Vec<Values>); 7] = [
+    [
         (
             "Supply of the QKD link",
             "kbit/s",
@@ -327,29 +358,7 @@ fn charts(html: &mut String, record: &Record, range: (f64, f64), ticks: &[(f64, 
             "is even, and zero while the gateways are blocked",
             vec![("video A to B", arrived(0)), ("video B to A", arrived(1)), ("bulk transfer B to A", bulk)],
         ),
-    ];
-    let chart = |title: &str, unit, says: &str, lines: Vec<Values>| Chart {
-        title: title.to_owned(),
-        says: format!("{title}: {says}"),
-        unit,
-        range,
-        ticks: ticks.to_vec(),
-        bands: bands.clone(),
-        limit: (title.starts_with("Error"))
-            .then_some((QBER_LIMIT, "above about this rate the link yields no keys")),
-        lines: lines.into_iter().map(|(name, points)| Line { name, points }).collect(),
-    };
-    for (title, unit, says, lines) in plots {
-        *html += &chart(title, unit, says, lines).html();
-    }
-    let trips = vec![("site A to B and back", extremes(&trips, range, PIECES))];
-    *html += &chart(
-        "Round trip",
-        "ms",
-        "minimum and maximum in each piece of the plot; no line without a reply",
-        trips,
-    )
-    .html();
+    ]
 }
 
 fn method(html: &mut String, plan: &Plan, facts: &Facts) {

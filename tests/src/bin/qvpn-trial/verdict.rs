@@ -128,7 +128,48 @@ pub fn block(record: &Record) -> Option<Block> {
 /// Evaluates the record.
 pub fn judge(plan: &Plan, record: &Record) -> Facts {
     let block = block(record);
-    let explained = |at: f64| block.as_ref().is_some_and(|b| at >= b.outer.0 && at <= b.outer.1);
+    let video = video_facts(record, block.as_ref());
+    let probes = probe_facts(record, block.as_ref());
+    let epochs = Epochs::of(record);
+    let samples = &record.samples;
+    let rekeys = samples.last().map_or(0, |last| last.ends[0].rekeys)
+        - samples.first().map_or(0, |s| s.ends[0].rekeys);
+    let attacks: Vec<Attack> = (0..2).map(|number| attack(record, number)).collect();
+    let mut checks =
+        vec![check(rekeys >= plan.rekeys, format!("{rekeys} rekeys, of at least {}", plan.rekeys))];
+    checks.extend(key_checks(rekeys, &epochs));
+    checks.extend(attack_checks(record, &attacks));
+    checks.extend(traffic_checks(record, &video, &probes));
+    Facts {
+        passed: checks.iter().all(|check| check.ok),
+        checks,
+        date: said("date", &["-u", "+%F"]),
+        version: said("git", &["rev-parse", "--short", "HEAD"]),
+        system: said("uname", &["-srm"]),
+        short: plan.short,
+        seconds: record.ended - record.began,
+        simulated_hours: (record.ended - record.began) * SCALE / 3600.0,
+        rekeys,
+        epochs: epochs.count,
+        epochs_with_qkd: epochs.with_qkd,
+        qkd_keys_used_twice: epochs.twice,
+        epochs_whose_ends_differ: epochs.differ,
+        video,
+        bulk_bytes: record.flows.bulk.bytes,
+        bulk_bytes_wrong: record.flows.bulk.wrong,
+        probes,
+        tunnel_packets_on_wan: record.tunnel_packets,
+        packets_in_clear_on_wan: record.clear_packets,
+        attacks,
+    }
+}
+
+/// Whether a time is in the block of the second attack, with the tolerance.
+fn is_within(block: Option<&Block>, at: f64) -> bool {
+    block.is_some_and(|block| at >= block.outer.0 && at <= block.outer.1)
+}
+
+fn video_facts(record: &Record, block: Option<&Block>) -> VideoFacts {
     let mut video = VideoFacts {
         sent: 0,
         arrived: 0,
@@ -150,52 +191,60 @@ pub fn judge(plan: &Plan, record: &Record) -> Facts {
                     video.arrived += 1;
                     let inner =
                         |b: &Block| *sent > b.inner.0 + TOLERANCE_S && *sent < b.inner.1 - TOLERANCE_S;
-                    video.arrived_while_both_blocked += u64::from(block.as_ref().is_some_and(inner));
+                    video.arrived_while_both_blocked += u64::from(block.is_some_and(inner));
                 }
-                None if explained(*sent) => video.lost_while_blocked += 1,
+                None if is_within(block, *sent) => video.lost_while_blocked += 1,
                 None => video.lost_otherwise += 1,
             }
         }
     }
     video.dropped_by_full_queues = video.lost_otherwise.min(record.queue_drops);
     video.unexplained = video.lost_otherwise - video.dropped_by_full_queues;
+    video
+}
 
+fn probe_facts(record: &Record, block: Option<&Block>) -> ProbeFacts {
     let mut trips: Vec<f64> = record.flows.probes.iter().filter_map(|(_, trip)| *trip).collect();
     trips.sort_by(f64::total_cmp);
     let quantile = |share: f64| trips.get((trips.len() as f64 * share) as usize).copied().unwrap_or(f64::NAN);
     let lost = |blocked: bool| {
-        let lost =
-            record.flows.probes.iter().filter(|(at, trip)| trip.is_none() && explained(*at) == blocked);
+        let lost = record
+            .flows
+            .probes
+            .iter()
+            .filter(|(at, trip)| trip.is_none() && is_within(block, *at) == blocked);
         lost.count() as u64
     };
-    let probes = ProbeFacts {
+    ProbeFacts {
         sent: record.flows.probes.len() as u64,
         lost_while_blocked: lost(true),
         lost_otherwise: lost(false),
         median_ms: quantile(0.5),
         p99_ms: quantile(0.99),
-    };
-    let epochs = Epochs::of(record);
-    let samples = &record.samples;
-    let rekeys = samples.last().map_or(0, |last| last.ends[0].rekeys)
-        - samples.first().map_or(0, |s| s.ends[0].rekeys);
-    let attacks: Vec<Attack> = (0..2).map(|number| attack(record, number)).collect();
-    let checks = vec![
-        check(rekeys >= plan.rekeys, format!("{rekeys} rekeys, of at least {}", plan.rekeys)),
+    }
+}
+
+fn key_checks(rekeys: u64, epochs: &Epochs) -> Vec<Check> {
+    vec![
         check(
             epochs.count >= rekeys.saturating_sub(5) && epochs.with_qkd == epochs.count,
             format!(
-                "{} epochs that both gateways told of, {} of them with a QKD key",
+                "{} epochs that both gateways reported, {} of them with a QKD key",
                 epochs.count, epochs.with_qkd
             ),
         ),
         check(
             epochs.twice == 0 && epochs.differ == 0,
             format!(
-                "{} QKD keys used twice, {} epochs whose ends name different keys",
+                "{} QKD keys used twice, {} epochs whose key the two gateways name differently",
                 epochs.twice, epochs.differ
             ),
         ),
+    ]
+}
+
+fn attack_checks(record: &Record, attacks: &[Attack]) -> Vec<Check> {
+    vec![
         check(
             attacks.iter().all(|a| a.qber_during > 0.11 && a.supply_during_bits_per_s == 0.0),
             format!(
@@ -225,6 +274,11 @@ pub fn judge(plan: &Plan, record: &Record) -> Facts {
             "the second attack outlasts the stock: alarm first, then blocked, then traffic again by itself"
                 .to_owned(),
         ),
+    ]
+}
+
+fn traffic_checks(record: &Record, video: &VideoFacts, probes: &ProbeFacts) -> Vec<Check> {
+    vec![
         check(
             video.unexplained == 0 && video.arrived > 0,
             format!(
@@ -262,29 +316,7 @@ pub fn judge(plan: &Plan, record: &Record) -> Facts {
                 record.clear_packets, record.tunnel_packets
             ),
         ),
-    ];
-    Facts {
-        passed: checks.iter().all(|check| check.ok),
-        checks,
-        date: said("date", &["-u", "+%F"]),
-        version: said("git", &["rev-parse", "--short", "HEAD"]),
-        system: said("uname", &["-srm"]),
-        short: plan.short,
-        seconds: record.ended - record.began,
-        simulated_hours: (record.ended - record.began) * SCALE / 3600.0,
-        rekeys,
-        epochs: epochs.count,
-        epochs_with_qkd: epochs.with_qkd,
-        qkd_keys_used_twice: epochs.twice,
-        epochs_whose_ends_differ: epochs.differ,
-        video,
-        bulk_bytes: record.flows.bulk.bytes,
-        bulk_bytes_wrong: record.flows.bulk.wrong,
-        probes,
-        tunnel_packets_on_wan: record.tunnel_packets,
-        packets_in_clear_on_wan: record.clear_packets,
-        attacks,
-    }
+    ]
 }
 
 fn check(ok: bool, text: String) -> Check {
