@@ -23,7 +23,7 @@ mkdir -p "$dir" docs/evidence
 skip=77
 
 fuzzing() { scripts/fuzz.sh "$seconds"; }
-# Targets that take about a microsecond a case.
+# Targets for which a case takes about a microsecond.
 many() {
     local cases=100000000
     [ "$seconds" -ge 60 ] || cases=200000

@@ -16,7 +16,7 @@ cd "$(dirname "$0")/.." || exit
 export PATH="$PATH:$HOME/.cargo/bin"
 dir="${CARGO_TARGET_DIR:-target}/fuzz"
 mkdir -p "$dir"
-# Bytes of new seeds that `keep` adds to a target at most.
+# The maximum number of bytes of new seeds that `keep` adds to a target.
 most=40000
 
 how="${1:-600}"
@@ -78,11 +78,11 @@ source_of() {
     esac
 }
 
-# The same bodies on stable, with every seed and the whole corpus: seconds, where cargo-fuzz would build each
-# target again.
+# Runs the same bodies on stable, with every seed and the whole corpus: this takes seconds, while cargo-fuzz
+# would build each target again.
 coverage() {
     local tools program target file lines wrong=0
-    # The tools of this compiler: others may not read its profiles.
+    # The tools of this compiler, since others may not read its profiles.
     tools="$(rustc --print sysroot)/lib/rustlib/$(rustc -vV | sed -n 's/^host: //p')/bin"
     [ -x "$tools/llvm-cov" ] || { echo "SKIPPED  coverage (rustup component add llvm-tools)"; return 77; }
     program=$(RUSTC_WORKSPACE_WRAPPER="$PWD/scripts/instrumented-rustc.sh" \

@@ -1,4 +1,5 @@
-//! System calls that std has no safe form of: batches of datagrams, timer slack, priority, and buffer size.
+//! System calls for which std has no safe function: batches of datagrams, timer slack, priority, and buffer
+//! size.
 #![allow(unsafe_code)]
 
 use std::io;
@@ -78,7 +79,7 @@ pub fn run_before_others() -> bool {
 /// the initial user namespace.
 ///
 /// # Errors
-/// What the kernel says.
+/// The kernel's error.
 pub fn force_receive_buffer(socket: BorrowedFd<'_>, bytes: libc::c_int) -> io::Result<()> {
     let size = libc::socklen_t::try_from(size_of::<libc::c_int>()).unwrap_or(0);
     // SAFETY: the pointer and the size describe one `int`.

@@ -171,7 +171,7 @@ impl Case {
     }
 }
 
-/// Sets mac1 as computed with our public key, unless `how` says to keep it.
+/// Sets mac1 as computed with our public key, unless `how` says to keep the old one.
 fn with_mac1(mut datagram: Vec<u8>, how: u8) -> Vec<u8> {
     if how & 1 == 0 && datagram.len() >= 32 {
         let mut key = Blake2s256::default();

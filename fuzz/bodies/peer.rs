@@ -1,7 +1,6 @@
 //! Runs a `Peer` against a remote site that has valid keys and breaks every rule. It gets honest messages,
 //! damaged ones, messages in any order, reports of KMEs and lanes, and time. It never panics, never installs
-//! a sealing key twice, never seals without a QKD key where one is required, and does a bounded amount of
-//! work.
+//! a sealing key twice, never seals without a QKD key if one is required, and does a bounded amount of work.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};

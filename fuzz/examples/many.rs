@@ -24,7 +24,7 @@ fn main() {
         for (input, n) in seeds.iter().zip(0..) {
             Shown(&name, input, n).run(*body);
         }
-        // Another run makes other cases.
+        // Each run makes different cases.
         let seed = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
         let mut rng = ChaCha20Rng::seed_from_u64(seed);
         let start = Instant::now();

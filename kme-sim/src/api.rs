@@ -1,5 +1,5 @@
-//! The data formats of ETSI GS QKD 014 clause 6. Pure: requests are parsed from method, path, query and
-//! body; answers are bytes; refusals have the standard's messages.
+//! The data formats of ETSI GS QKD 014 clause 6. This module is pure: it parses requests from method, path,
+//! query and body, and returns answers as bytes; refusals have the standard's messages.
 
 use data_encoding::{BASE64, BASE64URL_NOPAD};
 use hyper::Method;
@@ -25,7 +25,7 @@ pub enum Op {
 }
 
 impl Op {
-    /// As in the URL.
+    /// Returns the name in the URL.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -49,7 +49,7 @@ impl Route {
     /// Reads a request's method and path (without the query).
     ///
     /// # Errors
-    /// [`Refusal::NoSuchUrl`], [`Refusal::Method`], or a 400 where the SAE ID is no UTF-8.
+    /// [`Refusal::NoSuchUrl`], [`Refusal::Method`], or a 400 if the SAE ID is not UTF-8.
     pub fn parse(method: &Method, path: &str) -> Result<Self, Refusal> {
         let rest = path.strip_prefix("/api/v1/keys/").ok_or(Refusal::NoSuchUrl)?;
         let (sae, op) = rest.split_once('/').ok_or(Refusal::NoSuchUrl)?;
@@ -59,7 +59,7 @@ impl Route {
             "dec_keys" => Op::DecKeys,
             _ => return Err(Refusal::NoSuchUrl),
         };
-        // HEAD of the others would spend keys that don't arrive.
+        // HEAD of the other methods would spend keys that don't arrive.
         let (allowed, also) = match op {
             Op::Status => ("GET or HEAD", Method::HEAD),
             Op::EncKeys | Op::DecKeys => ("GET or POST", Method::POST),
@@ -86,10 +86,10 @@ pub struct KeyRequest {
     /// Their size in bits; the KME's `key_size` if absent.
     #[serde(default, deserialize_with = "whole_number")]
     pub size: Option<u64>,
-    /// Slave SAEs beside the one in the URL.
+    /// Slave SAEs besides the one in the URL.
     #[serde(default, rename = "additional_slave_SAE_IDs")]
     pub additional_slave_sae_ids: Vec<String>,
-    /// Extensions that must be met; each object has one name.
+    /// Extensions that the KME must support; each object has one name.
     #[serde(default)]
     pub extension_mandatory: Vec<Map<String, Value>>,
     /// Extensions that may be ignored.
@@ -104,7 +104,7 @@ pub struct KeyRequest {
 }
 
 impl KeyRequest {
-    /// The GET form: only `number` and `size`.
+    /// Parses the GET form: only `number` and `size`.
     ///
     /// # Errors
     /// A 400 for another parameter, a repeated one, or a value that isn't a whole number.
@@ -130,7 +130,7 @@ impl KeyRequest {
         Ok(request)
     }
 
-    /// The POST form; an empty body is a request for one key of the default size.
+    /// Parses the POST form; an empty body is a request for one key of the default size.
     ///
     /// # Errors
     /// A 400 if it isn't JSON of this format.
@@ -164,7 +164,7 @@ struct KeyId {
     _extension: Option<Map<String, Value>>,
 }
 
-/// The one key ID of a GET of `dec_keys`.
+/// Returns the only key ID of a GET of `dec_keys`.
 ///
 /// # Errors
 /// A 400 unless there is exactly one `key_ID` and nothing else.
@@ -176,7 +176,7 @@ pub fn key_ids_from_query(query: &str) -> Result<Vec<String>, Refusal> {
     }
 }
 
-/// The key IDs of a POST of `dec_keys`; extensions are allowed and ignored.
+/// Returns the key IDs of a POST of `dec_keys`; extensions are allowed and ignored.
 ///
 /// # Errors
 /// A 400 if it isn't JSON of this format or has no ID.
@@ -213,13 +213,13 @@ pub struct Status {
     pub stored_key_count: u64,
     /// The capacity of the store, in keys of that size.
     pub max_key_count: u64,
-    /// The most keys that one request may ask for.
+    /// The maximum number of keys that one request may ask for.
     pub max_key_per_request: u32,
     /// Largest key, bits.
     pub max_key_size: u32,
     /// Smallest key, bits.
     pub min_key_size: u32,
-    /// The most additional slave SAEs of a request.
+    /// The maximum number of additional slave SAEs of a request.
     #[serde(rename = "max_SAE_ID_count")]
     pub max_sae_id_count: u32,
     /// The link's error rate, key rate and hops.
@@ -236,7 +236,7 @@ pub struct DeliveredKey {
 }
 
 impl DeliveredKey {
-    /// Another handle to the same key, for another receiver.
+    /// Returns another handle to the same key, for another receiver.
     #[must_use]
     pub fn duplicate(&self) -> Self {
         let mut key = SecretBuf::zeroed(self.key.len());
@@ -245,7 +245,7 @@ impl DeliveredKey {
     }
 }
 
-/// The encoding of the keys of a container. All but the first depart from the standard.
+/// The encoding of the keys of a container. All variants except the first deviate from the standard.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum KeyStyle {
     /// As in the standard.
@@ -261,7 +261,7 @@ pub enum KeyStyle {
     ExtraFields,
 }
 
-/// The key container of clause 6.3. The keys are erased here, and the container after it is sent.
+/// Returns the key container of clause 6.3. The keys are erased here, and the container after it is sent.
 #[must_use]
 pub fn key_container(keys: Vec<DeliveredKey>, style: KeyStyle) -> Zeroizing<Vec<u8>> {
     const JSON_OVERHEAD: usize = r#"{"key_ID":,"key":""},"#.len() + KEY_EXTRA.len() + CONTAINER_EXTRA.len();

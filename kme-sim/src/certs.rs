@@ -17,7 +17,7 @@ use zeroize::Zeroizing;
 
 const CA_VALIDITY_DAYS: u32 = 3650;
 
-/// What to make.
+/// The certificates to make.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Request {
     /// The KMEs that get a server certificate, by name. The certificate has the name, `127.0.0.1` and `::1`,
@@ -54,7 +54,7 @@ pub enum CertsError {
     File {
         /// What was tried.
         what: &'static str,
-        /// On what.
+        /// The file or directory.
         path: PathBuf,
         /// What the system said.
         source: io::Error,
@@ -84,15 +84,15 @@ pub enum CertsError {
         missing = missing.display()
     )]
     HalfCa {
-        /// The file that is there.
+        /// The existing file.
         found: PathBuf,
-        /// The file that isn't.
+        /// The missing file.
         missing: PathBuf,
     },
     /// A name or address does not fit a certificate, or the CA in the directory isn't ours.
     #[error("cannot make the certificate of {name}: {source}")]
     Certificate {
-        /// Whose.
+        /// The name of the certificate.
         name: String,
         /// What was wrong.
         source: rcgen::Error,
@@ -157,7 +157,7 @@ impl Subject<'_> {
     }
 }
 
-/// The file name, without its suffix, of each subject.
+/// Returns the file name, without its suffix, of each subject.
 fn file_stems(request: &Request) -> Result<BTreeMap<Subject<'_>, String>, CertsError> {
     let kmes = request.kmes.keys().map(|k| Subject::Kme(k));
     let saes = request.saes.iter().map(|s| Subject::Sae(s));
@@ -173,7 +173,8 @@ fn file_stems(request: &Request) -> Result<BTreeMap<Subject<'_>, String>, CertsE
     Ok(stems)
 }
 
-/// `SITE-A` becomes `site-a`. Characters that are special to a shell or a file system become dashes.
+/// Converts a name to a file name: `SITE-A` becomes `site-a`. Characters that are special to a shell or a
+/// file system become dashes.
 fn file_stem(name: &str) -> String {
     let keep =
         |c: char| if c.is_ascii_alphanumeric() || "-_.".contains(c) { c.to_ascii_lowercase() } else { '-' };
@@ -198,7 +199,7 @@ fn new_ca(
     Ok(Issuer::new(params, key))
 }
 
-/// A CA's own certificate.
+/// Returns the parameters of a CA's own certificate.
 pub(crate) fn ca_params() -> CertificateParams {
     let mut params = params("kme-sim lab CA", CA_VALIDITY_DAYS);
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
@@ -207,7 +208,7 @@ pub(crate) fn ca_params() -> CertificateParams {
     params
 }
 
-/// The CA of these two files.
+/// Reads the CA in these two files.
 pub(crate) fn read_ca(cert_file: &Path, key_file: &Path) -> Result<Issuer<'static, KeyPair>, CertsError> {
     let read = |path: &Path| {
         fs::read_to_string(path).map_err(|source| CertsError::File {
@@ -255,9 +256,9 @@ fn params(common_name: &str, days: u32) -> CertificateParams {
     let mut params = CertificateParams::default();
     params.distinguished_name = rcgen::DistinguishedName::new();
     params.distinguished_name.push(DnType::CommonName, common_name);
-    // A day early, for clocks that differ.
+    // Valid from a day before, for clocks that differ.
     params.not_before = now - Duration::days(1);
-    // Minus a second, so that 0 days means expired.
+    // A second less, so that 0 days means expired.
     params.not_after = now + Duration::days(i64::from(days)) - Duration::SECOND;
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
     params.use_authority_key_identifier_extension = true;
@@ -273,7 +274,7 @@ impl Files {
         self.0.push((path, mode, Zeroizing::new(text)));
     }
 
-    /// Writes each to a temporary file first, so that no reader sees half a file.
+    /// Writes each file to a temporary file first, so that no reader sees half a file.
     fn write(self, directory: &Path) -> Result<Vec<PathBuf>, CertsError> {
         let failed = |what, path: &Path| {
             let path = path.to_owned();

@@ -1,5 +1,5 @@
-//! The little of DER (ITU-T X.690) that is needed to turn a certificate into one of X.509 version 1, which
-//! no library makes any more.
+//! The part of DER (ITU-T X.690) that is needed to turn a certificate into one of X.509 version 1, which no
+//! library makes any more.
 
 /// One element: its tag, its content, and all of it with tag and length.
 struct Element<'a> {
@@ -17,8 +17,8 @@ const VERSION: u8 = 0xa0;
 /// `[3]`: its extensions.
 const EXTENSIONS: u8 = 0xa3;
 
-/// The certificate `der` as version 1: without version and extensions, signed again by `sign` in the same
-/// algorithm. `None` if it is no certificate, or `sign` failed.
+/// Returns the certificate `der` as version 1: without version and extensions, signed again by `sign` with
+/// the same algorithm. `None` if it is not a certificate, or `sign` failed.
 pub(crate) fn as_version_1(der: &[u8], sign: impl FnOnce(&[u8]) -> Option<Vec<u8>>) -> Option<Vec<u8>> {
     let (certificate, _) = next(der)?;
     let (tbs, rest) = next(certificate.content)?;
@@ -34,12 +34,12 @@ pub(crate) fn as_version_1(der: &[u8], sign: impl FnOnce(&[u8]) -> Option<Vec<u8
         rest = after;
     }
     let tbs = element(SEQUENCE, &fields);
-    // No bit of the last byte is unused.
+    // All bits of the last byte are used.
     let signature = [vec![0], sign(&tbs)?].concat();
     Some(element(SEQUENCE, &[tbs, algorithm.whole.to_vec(), element(BIT_STRING, &signature)].concat()))
 }
 
-/// The first element of `der`, and what follows it.
+/// Returns the first element of `der`, and what follows it.
 fn next(der: &[u8]) -> Option<(Element<'_>, &[u8])> {
     let (&tag, rest) = der.split_first()?;
     let (&first, rest) = rest.split_first()?;
@@ -62,7 +62,7 @@ fn element(tag: u8, content: &[u8]) -> Vec<u8> {
         [] => der.push(0),
         [short] if *short < 0x80 => der.push(*short),
         bytes => {
-            // At most eight of them.
+            // There are at most eight length bytes.
             der.push(0x80 | u8::try_from(bytes.len()).unwrap_or(8));
             der.extend_from_slice(bytes);
         }

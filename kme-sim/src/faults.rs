@@ -1,4 +1,4 @@
-//! What a simulated KME does wrong on request.
+//! Faults that a simulated KME shows on request.
 
 pub(crate) mod answer;
 pub mod catalog;

@@ -21,7 +21,7 @@ use crate::refusal::{KEY_NOT_FOUND, Refusal};
 use crate::skip;
 use crate::state::Shared;
 
-/// The largest request body: 10,000 key IDs have room in it.
+/// The largest request body, which has room for 10,000 key IDs.
 const MAX_BODY: usize = 1 << 20;
 const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 const SLOW_ANSWER_DELAY: Duration = Duration::from_secs(3);
@@ -31,12 +31,12 @@ pub(crate) struct Peer {
     /// The KME's name.
     pub(crate) kme: String,
     pub(crate) apis: Apis,
-    /// The SAE that the client's certificate is of, if any.
+    /// The SAE of the client's certificate, if any.
     pub(crate) sae: Option<String>,
     pub(crate) shared: Arc<Shared>,
 }
 
-/// Why there is no right answer.
+/// Why a request gets no correct answer.
 enum Failure {
     Refused(Refusal),
     /// A fault: the connection is closed without an answer.
@@ -61,7 +61,7 @@ pub(crate) async fn answer(
     match serve(&peer, sae, request).await {
         Ok(response) => Ok(response),
         Err(Failure::Refused(refusal)) => {
-            // Quoted and escaped, since it may repeat what the client wrote.
+            // Quoted and escaped, since it may contain what the client sent.
             let reason = refusal.to_string();
             info!(kme = %peer.kme, sae, status = refusal.status().as_u16(), ?reason, "request refused");
             Ok(refused(&refusal))
@@ -189,7 +189,7 @@ fn skip_answer(
         }
     };
     key_faults::corrupt(fault, op, &mut keys)?;
-    // Both requests are for one key, and no fault that gets here removes it.
+    // Both requests are for one key, and no fault that reaches this point removes it.
     let key = keys.into_iter().next().ok_or_else(|| Refusal::bad(KEY_NOT_FOUND))?;
     Ok(Bytes::from_owner(skip::key(key, key_faults::style(fault))))
 }
@@ -226,7 +226,7 @@ async fn dec_keys(
     peer.shared.network().dec_keys(&peer.kme, sae, master, &ids, fault, now)
 }
 
-/// The whole body, within [`MAX_BODY`] and [`BODY_TIMEOUT`].
+/// Returns the whole body, within [`MAX_BODY`] and [`BODY_TIMEOUT`].
 async fn body(request: Request<Incoming>) -> Result<Zeroizing<Vec<u8>>, Refusal> {
     let whole = Limited::new(request.into_body(), MAX_BODY).collect();
     match tokio::time::timeout(BODY_TIMEOUT, whole).await {

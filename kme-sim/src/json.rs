@@ -1,4 +1,4 @@
-//! JSON as ETSI GS QKD 014 uses it, where serde's own reading differs.
+//! Formats of ETSI GS QKD 014 that serde's derived parsers do not read correctly.
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -7,7 +7,8 @@ use serde::de::value::MapAccessDeserializer;
 use serde::de::{Deserialize, Deserializer, Error, MapAccess, Visitor};
 use serde_json::Number;
 
-/// `T` from a JSON object only: a derived `Deserialize` would accept an array of the fields' values too.
+/// Parses `T` only from a JSON object: a derived `Deserialize` would also accept an array of the fields'
+/// values.
 pub(crate) struct Object<T>(pub(crate) T);
 
 impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
@@ -30,8 +31,8 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
     }
 }
 
-/// A whole number of at least 0. JSON has one kind of number, so 2.0 and 2e0 are whole too (RFC 8259 section
-/// 6).
+/// Parses a whole number of at least 0. JSON has one kind of number, so 2.0 and 2e0 are whole numbers too
+/// (RFC 8259 section 6).
 pub(crate) fn whole_number<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Error> {
     /// The largest number up to which a float holds every whole number.
     const MAX_EXACT: f64 = 9_007_199_254_740_992.0;

@@ -44,7 +44,7 @@ pub(crate) struct Link {
     next_key: u64,
 }
 
-/// Bits since the start.
+/// The numbers of bits since the start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct Totals {
     /// Yielded by the supply.
@@ -56,7 +56,7 @@ pub(crate) struct Totals {
 }
 
 impl Link {
-    /// The link of `config` with its initial keys, at time zero.
+    /// Makes the link of `config` with its initial keys, at time zero.
     pub(crate) fn new(config: &LinkConfig) -> Self {
         let bits = u64::from(config.key_size);
         Self {
@@ -82,7 +82,7 @@ impl Link {
         (x == a && y == b) || (x == b && y == a)
     }
 
-    /// Brings the store up to `now`. Bits beyond the store's bound are lost, as in a real one.
+    /// Brings the store up to `now`. Bits beyond the store's capacity are lost, as in a real one.
     pub(crate) fn advance(&mut self, now: Duration) {
         let before = self.supply.active_until(self.looked_at);
         self.looked_at = self.looked_at.max(now);
@@ -102,7 +102,7 @@ impl Link {
         self.stored_bits = stored;
     }
 
-    /// The rate and error rate at the moment, if it weren't for pauses and passes.
+    /// Returns the current rate and error rate, ignoring pauses and passes.
     pub(crate) fn state(&self) -> State {
         self.supply.state(f64::from(self.intercepted) / 100.0)
     }
@@ -144,18 +144,18 @@ impl Link {
         self.paused
     }
 
-    /// Whether at least `bits` are stored.
+    /// Whether at least `bits` bits are stored.
     pub(crate) fn has(&self, bits: u64) -> bool {
         self.stored_bits >= bits
     }
 
-    /// Takes `bits` out of the store; the caller has asked [`has`](Self::has).
+    /// Takes `bits` out of the store; the caller has called [`has`](Self::has).
     pub(crate) fn spend(&mut self, bits: u64) {
         self.stored_bits = self.stored_bits.saturating_sub(bits);
         self.totals.spent = self.totals.spent.saturating_add(bits);
     }
 
-    /// The next key, `bytes` long, with an ID that no other key has.
+    /// Returns the next key, `bytes` long, with an ID that no other key has.
     pub(crate) fn next_key(&mut self, bytes: usize) -> Result<DeliveredKey, NoRandomness> {
         let n = self.next_key;
         let key = match &self.seed {
@@ -167,13 +167,13 @@ impl Link {
     }
 }
 
-/// Bits a second as whole micro-bits a second.
+/// Converts bits a second to whole micro-bits a second.
 #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a cast of f64 saturates")]
 fn micro_bits(bits_per_s: f64) -> u128 {
     (bits_per_s * 1e6).round() as u128
 }
 
-/// A random key, `bytes` long.
+/// Returns a random key, `bytes` long.
 pub(crate) fn random_key(bytes: usize) -> Result<SecretBuf, NoRandomness> {
     let mut key = SecretBuf::zeroed(bytes);
     random_bytes(key.expose_mut())?;
@@ -185,7 +185,7 @@ pub(crate) fn random_bytes(bytes: &mut [u8]) -> Result<(), NoRandomness> {
     aws_lc_rs::rand::fill(bytes).map_err(|_| NoRandomness)
 }
 
-/// A random UUID (version 4), the form of key ID that ETSI GS QKD 014 clause 6.3 names.
+/// Returns a random UUID (version 4), the form of key ID that ETSI GS QKD 014 clause 6.3 names.
 pub(crate) fn random_id() -> Result<String, NoRandomness> {
     let mut bytes = [0u8; 16];
     random_bytes(&mut bytes)?;

@@ -15,7 +15,7 @@ use kme_sim::{Config, Simulator};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::level_filters::LevelFilter;
 
-/// Erases what is freed: TLS and HTTP buffers hold keys in passing.
+/// Erases freed memory, since TLS and HTTP buffers hold keys for a short time.
 #[global_allocator]
 static ALLOCATOR: qvpn_secret::ZeroAlloc<std::alloc::System> = qvpn_secret::ZeroAlloc(std::alloc::System);
 
@@ -37,7 +37,7 @@ struct Cli {
 enum Task {
     /// Make a lab CA, server certificates for KMEs and client certificates for SAEs.
     Certs(CertsArgs),
-    /// Ready configs, each modelled on a published network.
+    /// Ready-made configs, each modelled on a published network.
     Preset {
         #[command(subcommand)]
         task: PresetTask,

@@ -1,5 +1,6 @@
 //! The KMEs, their links and the relay between them: which SAE gets which key, and where each key is until
-//! then. Pure: time is an argument (since the start), so that tests of supply and relay delay need not wait.
+//! then. This module is pure: time is an argument (since the start), so that tests of supply and relay delay
+//! need not wait.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
@@ -27,14 +28,14 @@ use store::{Kme, StoredKey};
 pub struct Network {
     kmes: BTreeMap<String, Kme>,
     links: Vec<Link>,
-    /// SAE ID to the name of its KME.
+    /// Maps an SAE ID to the name of its KME.
     saes: HashMap<String, String>,
     /// Nodes and KMEs that relay keys.
     relays: BTreeSet<String>,
 }
 
 impl Network {
-    /// The network of `config`, at time zero.
+    /// Makes the network of `config`, at time zero.
     #[must_use]
     pub fn new(config: &Config) -> Self {
         Self {
@@ -50,7 +51,7 @@ impl Network {
         }
     }
 
-    /// Whether `sae` is one of `kme`'s own.
+    /// Checks that `sae` is one of `kme`'s own.
     ///
     /// # Errors
     /// 401 if it isn't.
@@ -141,7 +142,7 @@ impl Network {
             return Ok(vec![first.duplicate()]);
         }
 
-        // The slaves by their KME, and the route of the key to it.
+        // The slaves by their KME, and the route of the key to that KME.
         let mut targets: BTreeMap<String, (Vec<usize>, Vec<String>)> = BTreeMap::new();
         let mut named = BTreeSet::new();
         for sae in std::iter::once(slave).chain(request.additional_slave_sae_ids.iter().map(String::as_str)) {
@@ -243,7 +244,7 @@ impl Network {
                     ));
                 }
                 Some(w) if w.not_fetched.contains(caller) => {}
-                // Clause 5.4: also the master SAE itself is no slave SAE of its keys.
+                // Clause 5.4: the master SAE itself is not a slave SAE of its keys either.
                 None if kme_state.is_of_others(id, caller) => {
                     return Err(Refusal::Unauthorized(
                         "the caller is no slave SAE of a key that it asked for",
@@ -266,7 +267,7 @@ impl Network {
         Ok(keys)
     }
 
-    /// The SAEs that `caller` at `kme` can share keys with, in the order of their IDs.
+    /// Returns the SAEs that `caller` at `kme` can share keys with, in the order of their IDs.
     pub(crate) fn reachable(&self, kme: &str, caller: &str) -> Vec<String> {
         let mut ids: Vec<String> =
             self.saes.keys().filter(|sae| self.route(kme, caller, sae).is_ok()).cloned().collect();
@@ -287,7 +288,7 @@ impl Network {
         link.map(|link| link.set_paused(paused, now)).is_some()
     }
 
-    /// The store of each link.
+    /// Returns the store of each link.
     pub fn links(&mut self, now: Duration) -> Vec<LinkReport> {
         let report = |link: &mut Link| {
             link.advance(now);
@@ -301,7 +302,7 @@ impl Network {
         self.links.iter_mut().map(report).collect()
     }
 
-    /// The number of keys at `kme` that a slave SAE has not fetched yet.
+    /// Returns the number of keys at `kme` that a slave SAE has not fetched yet.
     #[must_use]
     pub fn stored_keys(&self, kme: &str) -> usize {
         self.kmes.get(kme).map_or(0, |k| k.stored.len())
@@ -314,7 +315,7 @@ impl Network {
         link.map(|link| link.set_intercepted(percent, now)).is_some()
     }
 
-    /// The supply of each link.
+    /// Returns the supply of each link.
     pub fn link_stats(&mut self, now: Duration) -> Vec<LinkStats> {
         let stats = |link: &mut Link| {
             link.advance(now);
@@ -335,7 +336,7 @@ impl Network {
         self.links.iter_mut().map(stats).collect()
     }
 
-    /// The counters of `kme`.
+    /// Returns the counters of `kme`.
     #[must_use]
     pub fn counts(&self, kme: &str) -> Counts {
         self.kmes.get(kme).map(|k| k.counts).unwrap_or_default()
@@ -370,12 +371,12 @@ impl Network {
         }
     }
 
-    /// Default size of a key on this route, bits.
+    /// Returns the default size of a key on this route, in bits.
     fn key_size(&self, route: &[usize]) -> u32 {
         route.first().map_or(256, |link| self.links[*link].key_size)
     }
 
-    /// The KME of `slave` and the shortest route of links there from `kme`, of at least one link.
+    /// Returns the KME of `slave` and the shortest route of links there from `kme`, of at least one link.
     fn route(&self, kme: &str, caller: &str, slave: &str) -> Result<(String, Vec<usize>), Refusal> {
         if slave == caller {
             return Err(Refusal::bad("master and slave SAE are the same"));
@@ -389,8 +390,8 @@ impl Network {
     }
 }
 
-/// A UUID in the form of our IDs: its letters may come in either case (RFC 9562 section 4). Other IDs stay as
-/// they are.
+/// Returns a UUID in the form of our IDs, since its letters may have either case (RFC 9562 section 4). Other
+/// IDs stay as they are.
 fn canonical_id(id: &str) -> String {
     if id.len() == 36 && uuid::Uuid::try_parse(id).is_ok() { id.to_ascii_lowercase() } else { id.to_owned() }
 }

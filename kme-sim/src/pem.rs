@@ -8,20 +8,20 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 /// Why a KME's certificates can't be used.
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
-    /// A PEM file can't be read or holds nothing of the kind.
+    /// A PEM file can't be read or holds no object of this kind.
     #[error(
         "cannot read {what} from {path}: {source}; `kme-sim certs DIR` makes a set for a lab",
         path = path.display()
     )]
     Pem {
-        /// What was looked for.
+        /// The kind of object.
         what: &'static str,
-        /// Where.
+        /// The path of the file.
         path: PathBuf,
         /// What was wrong.
         source: rustls::pki_types::pem::Error,
     },
-    /// The files can be read and don't fit together.
+    /// The files can be read but don't belong together.
     #[error("cannot use the certificate {path}: {reason}", path = path.display())]
     Unusable {
         /// The certificate that was to be used.
@@ -31,7 +31,7 @@ pub enum TlsError {
     },
 }
 
-/// The private key in a PEM file.
+/// Reads the private key in a PEM file.
 pub(crate) fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, TlsError> {
     PrivateKeyDer::from_pem_file(path).map_err(|source| TlsError::Pem {
         what: "a private key",
@@ -40,7 +40,7 @@ pub(crate) fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, TlsErro
     })
 }
 
-/// The certificates in a PEM file, one at least.
+/// Reads the certificates in a PEM file, at least one.
 pub(crate) fn certificates(
     path: &Path,
     what: &'static str,

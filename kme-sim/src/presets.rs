@@ -1,9 +1,9 @@
-//! Ready configs, each modelled on a published network. Each file names the source of its numbers.
+//! Ready-made configs, each modelled on a published network. Each file names the source of its numbers.
 
 /// A config with a name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Preset {
-    /// As in `kme-sim preset show NAME`.
+    /// The name in `kme-sim preset show NAME`.
     pub name: &'static str,
     /// The config, for certificates that `kme-sim certs` makes in the same directory.
     pub toml: &'static str,
@@ -20,13 +20,13 @@ pub const PRESETS: &[Preset] = &[
 ];
 
 impl Preset {
-    /// The preset of that name.
+    /// Returns the preset of that name.
     #[must_use]
     pub fn named(name: &str) -> Option<Self> {
         PRESETS.iter().copied().find(|preset| preset.name == name)
     }
 
-    /// A description: the first line of its file.
+    /// Returns a description: the first line of its file.
     #[must_use]
     pub fn about(self) -> &'static str {
         self.toml.lines().next().unwrap_or_default().trim_start_matches("# ")

@@ -8,10 +8,9 @@ use serde_json::{Value, json};
 pub const SIZE_MULTIPLE_OF_8: &str = "size shall be a multiple of 8";
 /// The message for a mandatory extension that the KME doesn't know.
 pub const MANDATORY_UNSUPPORTED: &str = "not all extension_mandatory parameters are supported";
-/// The message for a mandatory extension that the KME knows but can't meet.
+/// The message for a mandatory extension that the KME knows but whose value it does not support.
 pub const MANDATORY_UNMET: &str = "not all extension_mandatory request options could be met";
-/// The message for an optional extension that the KME doesn't handle, from a KME that doesn't just ignore
-/// it.
+/// The message for an optional extension that the KME does not support, from a KME that does not ignore it.
 pub const OPTIONAL_UNHANDLED: &str = "not all extension_optional request options handled";
 /// The message for a key ID that is unknown, already fetched, or not yet there (Table 8).
 pub const KEY_NOT_FOUND: &str = "one or more keys specified are not found on KME";
@@ -21,7 +20,8 @@ const MAX_MESSAGE_CHARS: usize = 300;
 /// Why a request is refused.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum Refusal {
-    /// 401, without a body: the certificate isn't of an SAE of this KME, or the keys are another SAE's.
+    /// 401, without a body: the certificate is not that of an SAE of this KME, or the keys belong to another
+    /// SAE.
     #[error("{0}")]
     Unauthorized(&'static str),
     /// 400 with a message and details.
@@ -38,7 +38,7 @@ pub enum Refusal {
     /// 404: no such URL.
     #[error("no such URL; there are status, enc_keys and dec_keys under /api/v1/keys/{{SAE ID}}/")]
     NoSuchUrl,
-    /// 405: the URL is right and the method isn't.
+    /// 405: the URL is right but the method is not.
     #[error("{0} is done by {1}")]
     Method(&'static str, &'static str),
     /// 413: the body is larger than any request that could be served.
@@ -50,13 +50,13 @@ pub enum Refusal {
 }
 
 impl Refusal {
-    /// A 400 with `message`, cut to a bounded length, and no details.
+    /// Returns a 400 with `message`, cut to a bounded length, and no details.
     pub fn bad(message: impl Into<String>) -> Self {
         let message = message.into().chars().take(MAX_MESSAGE_CHARS).collect();
         Self::BadRequest { message, details: Vec::new() }
     }
 
-    /// The status code.
+    /// Returns the status code.
     #[must_use]
     pub fn status(&self) -> StatusCode {
         match self {
@@ -70,7 +70,7 @@ impl Refusal {
         }
     }
 
-    /// The error data format of clause 6.5, or nothing for 401.
+    /// Returns the error data format of clause 6.5, or nothing for 401.
     #[must_use]
     pub fn body(&self) -> Vec<u8> {
         match self {

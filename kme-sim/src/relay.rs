@@ -7,7 +7,7 @@ use qvpn_secret::SecretBuf;
 use crate::api::DeliveredKey;
 use crate::link::{Link, NoRandomness, random_key};
 
-/// The shortest route of links from `from` to `to`, over `relays` only.
+/// Returns the shortest route of links from `from` to `to`, over `relays` only.
 pub(crate) fn route(links: &[Link], relays: &BTreeSet<String>, from: &str, to: &str) -> Option<Vec<usize>> {
     if from == to {
         return None;
@@ -47,8 +47,8 @@ fn other_side<'a>(link: &'a Link, end: &str) -> &'a str {
     if a == end { b } else { a }
 }
 
-/// The key after `hops` more hops. Each node sends `K ⊕ k`, where `k` is bits of the next link, and the next
-/// node removes `k`. So each node in between knows the key and must be trusted.
+/// Relays the key over `hops` more hops. Each node sends `K ⊕ k`, where `k` is bits of the next link, and the
+/// next node removes `k`. So each node in between knows the key and must be trusted.
 pub(crate) fn carry(key: &DeliveredKey, hops: usize) -> Result<DeliveredKey, NoRandomness> {
     let mut carried = key.duplicate();
     for _ in 0..hops {

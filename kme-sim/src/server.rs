@@ -29,11 +29,11 @@ use crate::tls::{self, Client};
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// The limit for the headers of a request.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(90);
-/// Of one KME.
+/// The maximum number of connections of one KME.
 const MAX_CONNECTIONS: usize = 2048;
 /// The limit for open requests when the simulator stops.
 const STOP_GRACE: Duration = Duration::from_secs(1);
-/// Locked memory that is reserved at the start, so that a too low limit shows there.
+/// Locked memory that is reserved at the start, so that a limit that is too low is reported then.
 const RESERVED_KEY_BYTES: usize = 1 << 20;
 
 /// Why the simulator could not start.
@@ -144,13 +144,13 @@ impl Simulator {
         Ok(Self { shared, addresses, admin: config.admin.clone(), stop, tasks })
     }
 
-    /// Where each KME listens, by its name.
+    /// Returns the address at which each KME listens, by the KME's name.
     #[must_use]
     pub fn addresses(&self) -> &BTreeMap<String, SocketAddr> {
         &self.addresses
     }
 
-    /// Carries out an admin command, as if it had come over the admin socket.
+    /// Executes an admin command, as if it had come over the admin socket.
     pub async fn command(&self, command: Command) -> Answer {
         admin::execute(&self.shared, command).await
     }
@@ -247,7 +247,7 @@ impl Server {
     }
 }
 
-/// The next connection; pending while the port is closed.
+/// Returns the next connection; stays pending while the port is closed.
 async fn accept(socket: Option<&TcpListener>) -> io::Result<(TcpStream, SocketAddr)> {
     match socket {
         Some(socket) => socket.accept().await,
@@ -261,7 +261,7 @@ async fn read_without_reply(mut stream: TcpStream) {
     let _ = tokio::io::copy(&mut stream, &mut tokio::io::sink()).await;
 }
 
-/// Answers any first bytes as a server without TLS does.
+/// Answers the first bytes like a server without TLS.
 async fn reply_without_tls(mut stream: TcpStream) {
     const ANSWER: &[u8] = b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
     let mut first = [0; 1024];
@@ -303,7 +303,7 @@ async fn connection(
     let common_name = client.common_name.as_deref().unwrap_or("");
     match &sae {
         Some(sae) => debug!(%kme, %from, sae, "connected"),
-        // With what you need to add it to the config.
+        // Has the values that the operator needs to add it to the config.
         None => info!(%kme, %from, common_name, serial = client.serial(), "connected, and no SAE"),
     }
     let peer = Arc::new(Peer { kme, apis, sae, shared });

@@ -13,7 +13,7 @@ use crate::api::{DeliveredKey, KeyStyle, Op};
 use crate::link::{NoRandomness, random_bytes};
 use crate::refusal::Refusal;
 
-/// Of a key for which the request names no size (section 4.2.2).
+/// The size of a key if the request specifies none (section 4.2.2).
 pub(crate) const DEFAULT_KEY_BITS: u64 = 256;
 const MAX_ENTROPY_BITS: u64 = 8192;
 
@@ -26,7 +26,7 @@ pub(crate) enum Request {
     NewKey {
         /// The remote system.
         remote: String,
-        /// Bits.
+        /// The size in bits.
         size: u64,
     },
     /// A key that the remote system took.
@@ -38,7 +38,7 @@ pub(crate) enum Request {
     },
     /// Random bits.
     Entropy {
-        /// Bits.
+        /// The number of bits.
         bits: u64,
     },
 }
@@ -92,7 +92,7 @@ impl Request {
         })
     }
 
-    /// The corresponding method of ETSI GS QKD 014, whose faults apply.
+    /// Returns the corresponding method of ETSI GS QKD 014, whose faults apply.
     pub(crate) fn op(&self) -> Op {
         match self {
             Self::Capabilities | Self::Entropy { .. } => Op::Status,
@@ -102,7 +102,7 @@ impl Request {
     }
 }
 
-/// The capabilities (section 4.1) of the provider of `local`, which shares keys with `remote`.
+/// Returns the capabilities (section 4.1) of the provider of `local`, which shares keys with `remote`.
 pub(crate) fn capabilities(local: &str, remote: &[String]) -> Value {
     json!({
         "entropy": true,
@@ -113,14 +113,14 @@ pub(crate) fn capabilities(local: &str, remote: &[String]) -> Value {
     })
 }
 
-/// `bits` random bits (section 4.3).
+/// Returns `bits` random bits (section 4.3).
 pub(crate) fn entropy(bits: u64) -> Result<Value, NoRandomness> {
     let mut random = vec![0; usize::try_from(bits / 8).unwrap_or(0)];
     random_bytes(&mut random)?;
     Ok(json!({ "randomStr": HEXLOWER.encode(&random), "minentropy": bits }))
 }
 
-/// The answer with a key (section 4.2). The key is erased here, and the answer after it is sent.
+/// Returns the answer with a key (section 4.2). The key is erased here, and the answer after it is sent.
 pub(crate) fn key(DeliveredKey { id, key }: DeliveredKey, style: KeyStyle) -> Zeroizing<Vec<u8>> {
     const JSON_OVERHEAD: usize = r#"{"keyId":,"key":"","vendor":{"x":1}}"#.len();
     let mut body = Zeroizing::new(Vec::with_capacity(JSON_OVERHEAD + 2 + 6 * id.len() + 2 * key.len()));

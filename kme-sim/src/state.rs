@@ -1,4 +1,5 @@
-//! What all tasks of a running simulator share: the network's state, the faults that are set, and the clock.
+//! The state that all tasks of a running simulator share: the network, the faults that are set, and the
+//! clock.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -11,7 +12,7 @@ use crate::config::SaeConfig;
 use crate::faults::catalog::{Faults, Misbehaviour, Ops};
 use crate::network::Network;
 
-/// What all tasks of a simulator share.
+/// The state that all tasks of a simulator share.
 pub(crate) struct Shared {
     pub(crate) network: Mutex<Network>,
     pub(crate) faults: Mutex<BTreeMap<String, Faults>>,
@@ -21,16 +22,16 @@ pub(crate) struct Shared {
     pub(crate) time_scale: f64,
 }
 
-/// An order to set a fault of the port, or none, and the channel for its result.
+/// A request to set a fault of the port, or none, and the channel for its result.
 pub(crate) type PortOrder = (Misbehaviour, oneshot::Sender<Result<(), String>>);
 
 impl Shared {
-    /// The network's state. A poisoned lock is good enough for a simulator.
+    /// Locks the network's state. A poisoned lock is good enough for a simulator.
     pub(crate) fn network(&self) -> MutexGuard<'_, Network> {
         self.network.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Simulated time since the start.
+    /// Returns the simulated time since the start.
     pub(crate) fn now(&self) -> Duration {
         let elapsed = self.started.elapsed();
         if self.time_scale == 1.0 { elapsed } else { elapsed.mul_f64(self.time_scale) }

@@ -62,7 +62,7 @@ pub struct Passes {
     pub every: Duration,
 }
 
-/// A link's rate and error rate at the moment.
+/// A link's current rate and error rate.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct State {
     /// Secret bits a second.
@@ -72,8 +72,8 @@ pub struct State {
 }
 
 impl Supply {
-    /// Rate and error rate while an eavesdropper measures and resends `intercepted` of the pulses, a share
-    /// of 1.
+    /// Returns rate and error rate while an eavesdropper measures and resends `intercepted` of the pulses, a
+    /// share of 1.
     #[must_use]
     pub fn state(&self, intercepted: f64) -> State {
         match &self.source {
@@ -91,7 +91,7 @@ impl Supply {
         }
     }
 
-    /// The total time of its passes until `t`.
+    /// Returns the total time of its passes until `t`.
     #[must_use]
     pub fn active_until(&self, t: Duration) -> Duration {
         let Some(Passes { lasts, every }) = self.passes else { return t };
@@ -103,7 +103,7 @@ impl Supply {
         Duration::from_nanos(u64::try_from(active).unwrap_or(u64::MAX))
     }
 
-    /// Whether a pass is on at `t`.
+    /// Whether a pass is in progress at `t`.
     #[must_use]
     pub fn is_active(&self, t: Duration) -> bool {
         self.passes
@@ -115,8 +115,8 @@ impl Optics {
     /// A typical leak of error correction.
     pub const ERROR_CORRECTION: f64 = 1.16;
 
-    /// `R = max(0, c·Q·(1 − h(E) − f·h(E)))` with `Q = Y0 + 1 − e^(−ημ)`, `η = 10^(−loss/10)·η_d` and
-    /// `E = (Y0/2 + e_d(1 − e^(−ημ)))/Q`.
+    /// Computes `R = max(0, c·Q·(1 − h(E) − f·h(E)))` with `Q = Y0 + 1 − e^(−ημ)`, `η = 10^(−loss/10)·η_d`
+    /// and `E = (Y0/2 + e_d(1 − e^(−ημ)))/Q`.
     fn state(&self, intercepted: f64) -> State {
         let loss_db = self.loss_db_per_km * self.length_km + self.extra_loss_db;
         let eta = 10f64.powf(-loss_db / 10.0) * self.detector_efficiency;
@@ -130,20 +130,20 @@ impl Optics {
     }
 }
 
-/// The error rate when a share of the pulses is measured in a random basis and sent again, which flips one
-/// bit in four.
+/// Returns the error rate when a share of the pulses is measured in a random basis and sent again, which
+/// flips one bit in four.
 fn disturbed(qber: f64, intercepted: f64) -> f64 {
     let flips = intercepted.clamp(0.0, 1.0) / 4.0;
     qber + flips - 2.0 * qber * flips
 }
 
-/// The secret share of a sifted bit: 0 from about 11 % errors on, or less with the leak of real error
+/// Returns the secret share of a sifted bit: 0 from about 11 % errors on, or less with the leak of real error
 /// correction.
 fn secret_share(qber: f64, error_correction: f64) -> f64 {
     (1.0 - (1.0 + error_correction) * entropy(qber)).max(0.0)
 }
 
-/// The binary entropy.
+/// Returns the binary entropy.
 fn entropy(p: f64) -> f64 {
     let p = p.clamp(0.0, 0.5);
     if p == 0.0 { 0.0 } else { -p * p.log2() - (1.0 - p) * (1.0 - p).log2() }

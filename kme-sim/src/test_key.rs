@@ -7,7 +7,8 @@ use sha2::{Digest, Sha256};
 const KEY_LABEL: &[u8] = b"kme-sim test key";
 const ID_LABEL: &[u8] = b"kme-sim test key id";
 
-/// Key `n` (counted from 0 since the start, both directions together) of a link with `seed`, `bytes` long.
+/// Returns key `n` (counted from 0 since the start, both directions together) of a link with `seed`, `bytes`
+/// long.
 ///
 /// Block 0 is `SHA-256("kme-sim test key" ‖ seed ‖ n)`, and block `i` from 1 on is the hash of the same and
 /// `i`; `n` is a u64 and `i` a u32, both big-endian. The key is the first `bytes` of the blocks.
@@ -24,8 +25,8 @@ pub fn key(seed: &[u8], n: u64, bytes: usize) -> SecretBuf {
     key
 }
 
-/// The ID of key `n` of a link with `seed`: the first 16 bytes of `SHA-256("kme-sim test key id" ‖ seed ‖
-/// n)` as a UUID of version 8 (RFC 9562 section 5.8).
+/// Returns the ID of key `n` of a link with `seed`: the first 16 bytes of `SHA-256("kme-sim test key id" ‖
+/// seed ‖ n)` as a UUID of version 8 (RFC 9562 section 5.8).
 #[must_use]
 pub fn key_id(seed: &[u8], n: u64) -> String {
     let hash =

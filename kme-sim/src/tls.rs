@@ -14,8 +14,8 @@ use crate::faults::catalog::Misbehaviour;
 use crate::faults::tls as tls_faults;
 use crate::pem::{TlsError, certificates, private_key};
 
-/// The TLS settings of a KME with `fault`: TLS 1.3 or 1.2, X25519MLKEM768 preferred, client certificates of
-/// its CA only.
+/// Returns the TLS settings of a KME with `fault`: TLS 1.3 or 1.2, X25519MLKEM768 preferred, client
+/// certificates of its CA only.
 ///
 /// # Errors
 /// `TlsError` if a file can't be read, the key doesn't belong to the certificate, or the certificate of a
@@ -46,17 +46,17 @@ pub fn server_config(kme: &KmeConfig, fault: Misbehaviour) -> Result<Arc<ServerC
         .with_protocol_versions(versions)
         .map_err(failed)?
         .with_client_cert_verifier(tls_faults::verifier(verifier, fault));
-    // Never empty, as `certificates` returned it.
+    // It is never empty, since `certificates` returned it.
     let bad = chain.first().map(|right| tls_faults::chain(kme, right, fault)).transpose();
     let mut config = match bad.map_err(|reason| unusable(&kme.cert_file, reason))?.flatten() {
         Some((chain, key)) => {
-            // Not checked against each other: rustls would refuse some of these.
+            // The two are not checked against each other, since rustls would refuse some of these.
             let key = provider.key_provider.load_private_key(key).map_err(failed)?;
             builder.with_cert_resolver(Arc::new(SingleCertAndKey::from(CertifiedKey::new(chain, key))))
         }
         None => builder.with_single_cert(chain, key).map_err(failed)?,
     };
-    // A client that offers only a protocol that isn't here is refused.
+    // A client that offers only an unsupported protocol is refused.
     config.alpn_protocols = vec![b"http/1.1".to_vec(), b"http/1.0".to_vec()];
     Ok(Arc::new(config))
 }
@@ -66,12 +66,12 @@ pub fn server_config(kme: &KmeConfig, fault: Misbehaviour) -> Result<Arc<ServerC
 pub(crate) struct Client {
     /// The subject's common name, if there is exactly one.
     pub(crate) common_name: Option<String>,
-    /// The serial number, without zeros before it.
+    /// The serial number, without leading zeros.
     serial: Vec<u8>,
 }
 
 impl Client {
-    /// From `certificate` (DER); empty if that can't be parsed.
+    /// Reads `certificate` (DER); empty if it can't be parsed.
     pub(crate) fn of(certificate: &[u8]) -> Self {
         let Ok((_, certificate)) = X509Certificate::from_der(certificate) else { return Self::default() };
         let mut names = certificate.subject().iter_common_name();
@@ -81,7 +81,7 @@ impl Client {
         Self { common_name, serial }
     }
 
-    /// Whether this is `sae`.
+    /// Whether this identity belongs to `sae`.
     pub(crate) fn is(&self, sae: &SaeConfig) -> bool {
         let named = self.common_name.as_ref() == Some(&sae.id);
         match &sae.known_by {
@@ -91,7 +91,7 @@ impl Client {
         }
     }
 
-    /// In the form of `serial` in the config.
+    /// Returns the serial number in the form of the config.
     pub(crate) fn serial(&self) -> String {
         data_encoding::HEXUPPER.encode(&self.serial)
     }

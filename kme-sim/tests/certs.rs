@@ -33,7 +33,7 @@ fn refused(directory: &Path, words: &[&str], code: i32) -> String {
     String::from_utf8(output.stderr).unwrap()
 }
 
-/// Reads a certificate, which names the CA in `directory` as its issuer, and hands it to `look`.
+/// Reads a certificate, which names the CA in `directory` as its issuer, and passes it to `look`.
 fn look<R>(directory: &Path, name: &str, look: impl FnOnce(&X509Certificate<'_>) -> R) -> R {
     let der = CertificateDer::from_pem_file(directory.join(name)).unwrap();
     let (_, certificate) = X509Certificate::from_der(&der).unwrap();
@@ -132,7 +132,7 @@ fn nothing_is_overwritten_without_force() {
     let before = (read("ca.key"), read("site-a.key"));
     let message = refused(directory, &[], 1);
     assert!(message.contains("kme-a1.pem exists"), "{message}");
-    // One that exists stops the others too.
+    // If one of the files exists, none of the others is written.
     refused(directory, &["--sae", "NEW", "--sae", "SITE-A"], 1);
     assert!(!directory.join("new.pem").exists());
     assert_eq!((read("ca.key"), read("site-a.key")), before);

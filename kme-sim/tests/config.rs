@@ -1,4 +1,4 @@
-//! The config file: what a good one gives, and where and how each mistake is reported.
+//! The config file: the result of a good one, and where and how each mistake is reported.
 #![allow(clippy::unwrap_used)] // a failure in a helper is a failure of the test
 
 use std::path::Path;
@@ -31,7 +31,7 @@ relay_delay = "250ms"
 seed = "00FF"
 "#;
 
-/// The problems of [`GOOD`] with `from` replaced by `to`, as `line:column: message`.
+/// Returns the problems of [`GOOD`] with `from` replaced by `to`, as `line:column: message`.
 fn problems(from: &str, to: &str) -> Vec<String> {
     assert!(GOOD.contains(from), "{from}");
     match Config::parse(&GOOD.replacen(from, to, 1), "f", Path::new("/lab")) {

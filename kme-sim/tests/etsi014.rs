@@ -25,7 +25,7 @@ async fn status_has_every_field_of_the_document() {
             "status_extension": {"qber": 0.02, "key_rate_bits_per_s": 0.0, "hops": 1}
         })
     );
-    // Over the other link and from the other side.
+    // Over the other link, and from the other side.
     let status = lab.client("kme-c1", "site-c").await.get("/api/v1/keys/SITE-A/status").await.ok();
     assert_eq!(status["key_size"], 128);
     assert_eq!(status["stored_key_count"], 20);
@@ -64,7 +64,7 @@ async fn keys_of_all_forms_are_the_same_at_both_sites_and_as_derived_from_the_se
         };
         assert_eq!(got, sent.into_iter().rev().collect::<Vec<_>>());
     }
-    // Either side may be the master, and the count goes on.
+    // Either side may be the master, and the count continues.
     let sent = b.get("/api/v1/keys/SITE-A/enc_keys").await.keys();
     assert_eq!(sent[0].0, test_key::key_id(SEED, n));
     assert_eq!(a.dec_keys("SITE-B", &[&sent[0].0]).await.keys(), sent);
@@ -106,7 +106,7 @@ async fn only_a_named_slave_gets_a_key() {
     let reply = lab.client("kme-b1", "b-ro-2-b").await.dec_keys("SITE-A", &[&keys[0].0]).await;
     assert_eq!(reply.status, 401);
     assert!(reply.body.is_empty());
-    // It is still there for the one who was named.
+    // It is still there for the SAE that was named.
     assert_eq!(lab.client("kme-b1", "site-b").await.dec_keys("SITE-A", &[&keys[0].0]).await.keys(), keys);
 }
 
@@ -124,7 +124,7 @@ async fn additional_slaves_each_get_the_key_over_their_own_link() {
     assert_eq!(lab.client("kme-b1", "b-ro-2-b").await.dec_keys("SITE-A", &ids).await.keys(), keys);
     assert_eq!(lab.waiting("kme-b1").await, 0);
     assert_eq!(lab.client("kme-c1", "site-c").await.dec_keys("SITE-A", &ids).await.keys(), keys);
-    // Two keys of 256 bits cost two on the first link and four of 128 on the other.
+    // Two keys of 256 bits cost two on the first link and four of 128 bits on the other.
     let stored: Vec<u64> = lab
         .simulator
         .command(Command::Stored {})
@@ -220,7 +220,7 @@ async fn extensions_that_can_be_met_or_are_optional_do_no_harm() {
         "key_IDs": [{"key_ID": keys[0].0, "key_ID_extension": {"z": 1}}], "key_IDs_extension": {"w": []},
     });
     assert_eq!(b.post(FROM_A, body).await.keys(), keys);
-    // kme-b1 is one that refuses what it doesn't handle.
+    // kme-b1 refuses optional extensions that it does not support.
     let message =
         b.post("/api/v1/keys/SITE-A/enc_keys", json!({"extension_optional": [{"x": 1}]})).await.message(400);
     assert_eq!(message, "not all extension_optional request options handled");
@@ -244,7 +244,7 @@ async fn an_empty_store_is_503_until_the_link_yields_again() {
     }
     let message = a.get(TO_B).await.message(503);
     assert!(message.starts_with("the link kme-a1 - kme-b1 holds too few key bits"), "{message}");
-    // The other link has its own store, and is short for a request over both.
+    // The other link has its own store, which holds too little for a request over both.
     assert_eq!(a.get("/api/v1/keys/SITE-C/enc_keys?number=20").await.keys().len(), 20);
     assert_eq!(a.get("/api/v1/keys/SITE-C/enc_keys").await.status, 503);
 
@@ -320,7 +320,7 @@ async fn other_urls_methods_and_large_bodies_are_refused() {
     );
     a.send("DELETE", TO_B, "").await.unwrap().message(405);
     assert_eq!(a.get("/api/v1/keys/%FF/status").await.message(400), "the SAE ID in the URL is not UTF-8");
-    // One byte too many, so that the server has read all but the last when it refuses.
+    // One byte too many, so that the server has read all but the last byte when it refuses.
     let reply = a.send("POST", TO_B, vec![b' '; (1 << 20) + 1]).await.unwrap();
     assert_eq!(reply.message(413), "the body is larger than 1048576 bytes");
     assert_eq!(lab.client("kme-a1", "site-a").await.get(TO_B).await.status, 200);
@@ -349,7 +349,7 @@ async fn a_uuid_is_found_in_upper_and_lower_case() {
     let upper: Vec<String> = keys.iter().map(|(id, _)| id.to_uppercase()).collect();
     assert_ne!(upper[0], keys[0].0);
     assert_eq!(b.get(&format!("{FROM_A}?key_ID={}", upper[0])).await.keys(), keys[..1]);
-    // Two cases of one ID are one ID.
+    // An ID in upper case and in lower case is the same ID.
     assert_eq!(b.dec_keys("SITE-A", &[&keys[1].0, &upper[1]]).await.message(400), "a key_ID is given twice");
     assert_eq!(b.dec_keys("SITE-A", &[&upper[1]]).await.keys(), keys[1..]);
 }

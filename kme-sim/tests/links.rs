@@ -1,4 +1,4 @@
-//! Links as physics and networks: chains of trusted nodes, an eavesdropper, accelerated time, statistics,
+//! Links as physics and as networks: chains of trusted nodes, an eavesdropper, accelerated time, statistics,
 //! and the presets.
 #![allow(clippy::unwrap_used)] // a failure in a helper is a failure of the test
 
@@ -14,12 +14,12 @@ const TO_B: &str = "/api/v1/keys/SITE-B/enc_keys";
 
 async fn stats(lab: &Lab) -> Stats {
     let answer = lab.simulator.command(Command::Stats {}).await;
-    // As it goes over the socket.
+    // Check the form that goes over the socket.
     assert!(serde_json::to_value(&answer).unwrap()["stats"]["links"][0]["qber"].is_number());
     answer.stats.unwrap()
 }
 
-/// [`CONFIG`] with this in place of its link a - b.
+/// Returns [`CONFIG`] with this in place of its link a - b.
 fn with_link(link: &str) -> String {
     let start = CONFIG.find("[[link]]").unwrap();
     let end = start + CONFIG[start + 1..].find("[[link]]").unwrap() + 1;
@@ -84,7 +84,7 @@ async fn a_kme_passes_keys_on_only_if_it_is_told_to() {
 #[tokio::test]
 async fn an_eavesdropper_shows_in_the_error_rate_and_stops_the_supply() {
     let link = "[[link]]\nkmes = [\"kme-a1\", \"kme-b1\"]\noptics = { length_km = 50 }";
-    // A second is a day, so that what comes doesn't depend on how fast the test is.
+    // A second is a day, so that the result doesn't depend on the speed of the test.
     let lab = Lab::with(&format!("time_scale = 86400\n{}", with_link(link))).await;
     let before = stats(&lab).await;
     assert!(before.links[0].bits_per_s > 10_000.0 && before.links[0].qber < 0.05, "{before:?}");
@@ -130,8 +130,8 @@ async fn time_can_be_accelerated() {
 
 #[tokio::test]
 async fn each_preset_starts_and_meets_its_number() {
-    // Of each: hops, the range of its rate (bits a second) that the file states, and whether one is yielded
-    // all the time.
+    // For each preset: hops, the range of its rate (bits a second) that the file states, and whether it
+    // yields bits all the time.
     let rows = [
         ("defence-50km", 1, 150e3..300e3),
         ("metro-ring", 1, 2e6..3e6),

@@ -1,4 +1,4 @@
-//! Each fault that can be switched on, on each operation that it makes sense for, seen from a client.
+//! Each fault, set for each operation that it can be set for, from a client's point of view.
 #![allow(clippy::unwrap_used)] // a failure in a helper is a failure of the test
 
 mod common;
@@ -11,7 +11,7 @@ use kme_sim::faults::catalog::{Misbehaviour, Ops};
 const STATUS: &str = "/api/v1/keys/SITE-B/status";
 const TO_B: &str = "/api/v1/keys/SITE-B/enc_keys";
 
-/// Requests of kme-a1 that are right: status, enc_keys, and dec_keys of a key that SITE-B took for SITE-A.
+/// Returns correct requests to kme-a1: status, enc_keys, and dec_keys of a key that SITE-B took for SITE-A.
 async fn requests(lab: &Lab) -> [(Ops, String); 3] {
     let keys = lab.client("kme-b1", "site-b").await.get("/api/v1/keys/SITE-A/enc_keys").await.keys();
     [
@@ -71,7 +71,7 @@ async fn an_answer_that_is_none_is_given_for_the_operation_that_it_is_set_for() 
             if how == Misbehaviour::RubbishJson {
                 assert!(serde_json::from_slice::<serde_json::Value>(&reply.body).is_err());
             }
-            // The other operations are as ever; dec_keys would spend its key, so it is left for the end.
+            // The other operations work as before; dec_keys would spend its key, so it comes last.
             if *op != Ops::Status {
                 client.get(STATUS).await.ok();
             } else {
@@ -95,7 +95,7 @@ async fn a_kme_that_hangs_takes_the_request_and_never_answers() {
         set(&lab, op, Misbehaviour::None).await;
         lab.client("kme-a1", "site-a").await.get(&path).await.ok();
     }
-    // Stopping doesn't wait for those who hang.
+    // Stopping doesn't wait for requests that hang.
     set(&lab, Ops::All, Misbehaviour::Hang).await;
     let mut client = lab.client("kme-a1", "site-a").await;
     let mut hanging = std::pin::pin!(client.send("GET", STATUS, ""));
@@ -114,7 +114,7 @@ async fn a_closed_port_refuses_and_cuts_and_opens_again_at_the_same_address() {
     let config = || client_config(lab.directory.path(), Some("site-a"), rustls::ALL_VERSIONS);
     let refused = Client::connect(lab.address("kme-a1"), "kme-a1", config()).await.err().unwrap();
     assert!(refused.contains("refused"), "{refused}");
-    // A fault of one operation leaves the port closed; the other KME is as ever.
+    // A fault of one operation leaves the port closed; the other KME works as before.
     set(&lab, Ops::Status, Misbehaviour::Http500).await;
     assert!(Client::connect(lab.address("kme-a1"), "kme-a1", config()).await.is_err());
     lab.client("kme-b1", "site-b").await.get("/api/v1/keys/SITE-A/status").await.ok();
@@ -126,7 +126,8 @@ async fn a_closed_port_refuses_and_cuts_and_opens_again_at_the_same_address() {
     }
 }
 
-/// The keys of two requests, one spoilt: three keys that SITE-A takes and SITE-B fetches.
+/// Returns the keys of two requests, one of them with the fault: three keys that SITE-A takes and SITE-B
+/// fetches.
 async fn spoilt(how: Misbehaviour, op: Ops) -> [Vec<(String, Vec<u8>)>; 2] {
     let lab = Lab::start().await;
     let kme = if op == Ops::EncKeys { "kme-a1" } else { "kme-b1" };
@@ -286,7 +287,7 @@ async fn a_connection_is_closed_before_or_in_the_middle_of_an_answer() {
     assert_eq!(closed(Misbehaviour::Close).await, 0, "not carried out");
     assert_eq!(closed(Misbehaviour::LoseAnswer).await, 1, "carried out");
     assert_eq!(closed(Misbehaviour::CutBody).await, 1, "carried out");
-    // The beginning does arrive, with the length of the whole.
+    // The beginning does arrive, with the length of the whole body.
     let mut a = lab.client("kme-a1", "site-a").await;
     let (length, begin) = a.begin(TO_B, 1).await;
     assert!(length.unwrap() > begin.len() as u64);

@@ -1,4 +1,4 @@
-//! Faults before any request: a handshake that never goes on, no TLS, certificates that a client must
+//! Faults before any request: a handshake that never continues, no TLS, certificates that a client must
 //! refuse, and clients that are refused.
 #![allow(clippy::unwrap_used)] // a failure in a helper is a failure of the test
 
@@ -40,7 +40,7 @@ async fn a_certificate_that_a_client_must_refuse_is_shown() {
         set(&lab, how).await;
         let refused = connect(&lab).await.err().unwrap_or_else(|| panic!("{how:?} was accepted"));
         assert!(refused.contains(error), "{how:?}: {refused}");
-        // It comes from the CA that the client trusts, with the KME's own names where that is not the fault.
+        // It comes from the CA that the client trusts and has the KME's own names, unless that is the fault.
         let der = shown(&lab).await;
         let (_, certificate) = X509Certificate::from_der(&der).unwrap();
         assert_eq!(certificate.version().0, if how == Misbehaviour::CertV1 { 0 } else { 2 });
@@ -70,7 +70,7 @@ async fn certificates_cannot_be_made_without_the_ca_key() {
     let answer = lab.misbehave("kme-a1", Ops::All, Misbehaviour::CertExpired).await;
     let error = answer.error.unwrap();
     assert!(error.contains("ca.key") && error.contains("kme-sim certs"), "{error}");
-    // It goes on as before.
+    // It works as before.
     connect(&lab).await.unwrap().get(STATUS).await.ok();
 }
 
@@ -133,12 +133,12 @@ async fn older_tls_and_classical_groups_are_all_there_is() {
     client.get(STATUS).await.ok();
 }
 
-/// The certificate that kme-a1 shows.
+/// Returns the certificate that kme-a1 presents.
 async fn shown(lab: &Lab) -> Vec<u8> {
     let mut config = client_config(lab.directory.path(), Some("site-a"), &[&TLS13]);
     let (sender, seen) = std::sync::mpsc::channel();
     config.dangerous().set_certificate_verifier(std::sync::Arc::new(Look(sender)));
-    // TLS 1.3 may end it after that; the certificate has been seen.
+    // TLS 1.3 may end the connection afterwards; the certificate has been seen.
     let _ = Client::connect(lab.address("kme-a1"), "kme-a1", config).await;
     seen.recv().unwrap()
 }

@@ -1,5 +1,5 @@
-//! The program itself: what it prints, how it stops, its admin socket, and that its log has each key ID once
-//! a side and never a key.
+//! The program itself: its output, how it stops, its admin socket, and that its log has each key ID once for
+//! each side and never a key.
 #![allow(clippy::unwrap_used)] // a failure in a helper is a failure of the test
 
 mod common;
@@ -98,7 +98,7 @@ async fn it_serves_logs_each_id_once_a_side_and_never_a_key_and_stops_cleanly() 
     let mut keys = a.get("/api/v1/keys/SITE-B/enc_keys?number=5").await.keys();
     let ids: Vec<&str> = keys.iter().map(|(id, _)| id.as_str()).collect();
     assert_eq!(b.dec_keys("SITE-A", &ids).await.keys(), keys);
-    // Refusals and faults on the way leave no key in the log either.
+    // Refusals and faults leave no key in the log either.
     b.dec_keys("SITE-A", &ids).await.message(400);
     assert!(running.admin(&["misbehave", "kme-a1", "enc_keys", "wrong_bytes"]).await.status.success());
     let more = a.get("/api/v1/keys/SITE-C/enc_keys").await.keys();
@@ -119,7 +119,7 @@ async fn it_serves_logs_each_id_once_a_side_and_never_a_key_and_stops_cleanly() 
     }
     assert!(log.contains("THE KEYS OF THE LINK kme-a1 - kme-b1 ARE NOT SECRET"), "{log}");
     for (_, key) in &keys {
-        // In each writing, and in part: eight bytes of a key are not there by chance.
+        // In each form, and in part: eight bytes of a key are not there by chance.
         for part in [&key[..8], &key[8..16]] {
             let decimal = part.iter().map(u8::to_string).collect::<Vec<_>>().join(", ");
             for text in [data_encoding::HEXLOWER.encode(part), data_encoding::HEXUPPER.encode(part), decimal]
@@ -181,7 +181,7 @@ async fn the_admin_socket_takes_words_and_json_lines() {
         stream.read_line(&mut line).await.unwrap();
         assert_eq!(serde_json::from_str::<Value>(&line).unwrap()["ok"], true);
     }
-    // A second simulator doesn't take the socket of one that runs.
+    // A second simulator doesn't take the socket of a running one.
     let second =
         Command::new(PROGRAM).arg("--config").arg(directory.path().join("kmes.toml")).output().await.unwrap();
     assert_eq!(second.status.code(), Some(1));
@@ -220,7 +220,7 @@ async fn bad_configs_and_bad_use_have_their_exit_codes() {
     assert!(message.starts_with(&format!("{}:2:8: ", config.display())), "{message}");
     assert!(output.stdout.is_empty());
 
-    // Certificates that aren't there.
+    // The certificates don't exist.
     std::fs::write(&config, CONFIG).unwrap();
     let output = Command::new(PROGRAM).arg("--config").arg(&config).output().await.unwrap();
     assert_eq!(output.status.code(), Some(1));

@@ -1,5 +1,5 @@
-//! Servers that read ETSI GS QKD 014 their own way: sizes, numbers, IDs, counts, and keys that come late or
-//! never.
+//! Servers that interpret ETSI GS QKD 014 in their own way: sizes, numbers, IDs, counts, and keys that arrive
+//! late or never.
 #![allow(clippy::unwrap_used)] // a failure in a helper is a failure of the test
 
 mod common;
@@ -13,7 +13,7 @@ use serde_json::json;
 const STATUS: &str = "/api/v1/keys/SITE-B/status";
 const TO_B: &str = "/api/v1/keys/SITE-B/enc_keys";
 
-/// A lab whose kme-a1 (the master's) or kme-b1 (the slave's) has the quirk, and a client at each.
+/// Makes a lab whose kme-a1 (the master's) or kme-b1 (the slave's) has the quirk, and a client at each.
 async fn with(kme: &str, op: Ops, how: Misbehaviour) -> (Lab, Client, Client) {
     let lab = Lab::start().await;
     let answer = lab.misbehave(kme, op, how).await;

@@ -1,4 +1,4 @@
-//! The SKIP face: the same keys by draft-cisco-skip, with the same faults.
+//! The SKIP interface: the same keys over draft-cisco-skip, with the same faults.
 #![allow(clippy::unwrap_used)] // a failure in a helper is a failure of the test
 
 mod common;
@@ -7,7 +7,7 @@ use common::{CONFIG, Lab, SEED};
 use kme_sim::faults::catalog::{Misbehaviour, Ops};
 use serde_json::{Value, json};
 
-/// The lab with both faces at kme-a1, and SKIP alone at kme-b1.
+/// Makes a lab with both interfaces at kme-a1, and only SKIP at kme-b1.
 async fn lab() -> Lab {
     let config = CONFIG
         .replace("key_file = \"kme-a1.key\"\n", "key_file = \"kme-a1.key\"\napis = [\"etsi014\", \"skip\"]\n")
@@ -59,17 +59,17 @@ async fn what_cannot_be_met_is_refused() {
     a.get("/key?remoteSystemID=SITE-B&size=9").await.message(400);
     a.get("/key/0000?remoteSystemID=SITE-B").await.message(400);
     a.send("POST", "/key?remoteSystemID=SITE-B", "").await.unwrap().message(405);
-    // Without keys it says so by 400: the draft has 503 for entropy alone.
+    // Without keys the status is 400, since the draft has 503 for entropy only.
     let mut last = a.get("/key?remoteSystemID=SITE-C&size=1024").await;
     while last.status.is_success() {
         last = a.get("/key?remoteSystemID=SITE-C&size=1024").await;
     }
     assert!(last.message(400).contains("try again later"));
-    // The faces that are not switched on are not there.
+    // Interfaces that are not enabled don't exist.
     lab.client("kme-b1", "site-b").await.get("/api/v1/keys/SITE-A/status").await.message(404);
     lab.client("kme-c1", "site-c").await.get("/capabilities").await.message(404);
     a.get("/api/v1/keys/SITE-B/status").await.ok();
-    // Another's key is nobody's: 401 without a body, as in the other face.
+    // A key of another SAE is refused with 401 without a body, as in the other interface.
     let taken = key(&a.get("/key?remoteSystemID=SITE-B").await.ok());
     let mut other = lab.client("kme-b1", "b-ro-2-b").await;
     assert_eq!(other.get(&format!("/key/{}?remoteSystemID=SITE-A", taken.0)).await.status, 401);

@@ -1,4 +1,4 @@
-//! Who gets in: mutual TLS on real sockets, and the SAE ID that a certificate gives.
+//! Who can connect: mutual TLS on real sockets, and the SAE ID that follows from a certificate.
 #![allow(clippy::unwrap_used)] // a failure in a helper is a failure of the test
 
 mod common;
@@ -16,7 +16,7 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 
 const STATUS: &str = "/api/v1/keys/SITE-B/status";
 
-/// What a client with `config` gets at kme-a1: the status code, or why there was none.
+/// Returns the status code that a client with `config` gets at kme-a1, or why there was none.
 async fn knock(lab: &Lab, config: ClientConfig) -> Result<u16, String> {
     let mut client = Client::connect(lab.address("kme-a1"), "kme-a1", config).await?;
     client.send("GET", STATUS, "").await.map(|r| r.status.as_u16()).map_err(|e| format!("{e:?}"))
@@ -109,7 +109,8 @@ async fn an_sae_of_another_kme_or_of_none_is_401_without_a_body_on_every_operati
     }
 }
 
-/// Each row: SAE A's lines in the config, and what site A's own certificate and that of NOBODY get.
+/// Each row: SAE A's lines in the config, and the result with site A's own certificate and with that of
+/// NOBODY.
 #[tokio::test]
 async fn an_sae_is_known_by_what_the_config_says_of_its_certificate() {
     let directory = TempDir::new().unwrap();

@@ -1,5 +1,5 @@
-//! What keeping many peers' stocks full costs the client: processor time of this process against one pair of
-//! KMEs in another.
+//! Measures the client's cost of keeping many peers' stocks full: processor time of this process, while
+//! another process runs one pair of KMEs.
 //!
 //! `cargo build --release -p kme-sim && cargo bench -p kms-client --bench peers`; `PEERS`, `INTERVAL`
 //! (seconds) and `SECONDS` in the environment change its 1,000 peers that rekey every 60 s, measured for 20
@@ -17,11 +17,11 @@ use nix::time::{ClockId, clock_gettime};
 use qvpn_types::{SaeId, SaeIdError};
 use tokio::time::Instant;
 
-/// As in the daemon, since it is part of the cost.
+/// As in the daemon, since the allocator is part of the cost.
 #[global_allocator]
 static ALLOCATOR: qvpn_secret::ZeroAlloc<std::alloc::System> = qvpn_secret::ZeroAlloc(std::alloc::System);
 
-/// Keys that a peer holds ahead.
+/// The number of keys that a peer holds ahead.
 const STOCK: u32 = 5;
 
 type Fault = Box<dyn Error + Send + Sync>;
@@ -34,12 +34,12 @@ fn wanted(number: u32) -> NewKeysRequest<'static> {
     NewKeysRequest { number, ..NewKeysRequest::default() }
 }
 
-/// Processor time of this process.
+/// Returns the processor time of this process.
 fn used() -> Result<Duration, Fault> {
     Ok(clock_gettime(ClockId::CLOCK_PROCESS_CPUTIME_ID)?.into())
 }
 
-/// The simulator; it ends with its handle.
+/// The simulator; it is stopped when this is dropped.
 struct Sim(Child);
 
 impl Drop for Sim {
@@ -51,7 +51,7 @@ impl Drop for Sim {
 }
 
 fn start(directory: &Path, peers: u32, keys: u32) -> Result<(Sim, [String; 2]), Fault> {
-    // Beside this program's directory: `target/release` for `cargo bench`.
+    // It is beside this program's directory: `target/release` for `cargo bench`.
     let own = std::env::current_exe()?;
     let program = own.ancestors().nth(2).ok_or("no directory")?.join("kme-sim");
     let made = Command::new(&program).arg("certs").arg(directory).stdout(Stdio::null()).status();
@@ -92,7 +92,7 @@ fn open(directory: &Path, name: &str, url: &str, sae: &str) -> Result<Arc<Kme>, 
     Ok(Kme::new(Box::new(KmsClient::new(config)?), Arc::new(|_| {})))
 }
 
-/// Does `work` for one peer after the other, `each` apart, for `seconds`; prints what it cost.
+/// Runs `work` for one peer after the other, every `each`, for `seconds`; prints the cost.
 async fn steady<F>(
     what: &str,
     each: Duration,
@@ -156,7 +156,7 @@ async fn main() -> Result<(), Fault> {
     })
     .await?;
 
-    // As the slave each key is asked for by its ID. Who took it makes no difference to the client.
+    // As the slave, each key is requested by its ID. It makes no difference to the client who took it.
     let mut ids: Vec<KeyRef> = Vec::new();
     let (taker, site_a, site_b) = (KmeSet::new(vec![master]), SaeId::new("SITE-A")?, SaeId::new("SITE-B")?);
     while u32::try_from(ids.len())? < in_time {

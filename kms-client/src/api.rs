@@ -12,7 +12,7 @@ pub enum Api {
 }
 
 impl Api {
-    /// The word in config and status.
+    /// Returns the word in config and status.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use qvpn_api::config::{self, ClientKey};
 
-/// How long one operation may take, from name resolution to the last byte of the answer.
+/// The time limit of one operation, from name resolution to the last byte of the answer.
 pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The settings of one KME that is reached by HTTPS. Proxy settings of the environment never apply.
@@ -33,7 +33,7 @@ pub struct KmeConfig {
 }
 
 impl KmeConfig {
-    /// A config with [`DEFAULT_TIMEOUT`], no mark, and the URL's host as the certificate's name.
+    /// Returns a config with [`DEFAULT_TIMEOUT`], no mark, and the URL's host as the certificate's name.
     pub fn new(
         name: impl Into<String>,
         url: impl Into<String>,
@@ -55,8 +55,8 @@ impl KmeConfig {
         }
     }
 
-    /// The settings of `kme` and its `server` in a config file. Sockets get the mark `fwmark` unless it is
-    /// 0.
+    /// Returns the settings of `kme` and its `server` in a config file. Sockets get the mark `fwmark` unless
+    /// it is 0.
     #[must_use]
     pub fn of_file(kme: &config::Kme, server: &config::KmeServer, fwmark: u32) -> Self {
         let config::KmeServer { url, server_name, ca_file, cert_file, key } = server;

@@ -14,7 +14,7 @@ pub enum Operation {
 }
 
 impl Operation {
-    /// The name as in ETSI GS QKD 014, for labels and logs.
+    /// Returns the name as in ETSI GS QKD 014, for labels and logs.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -78,7 +78,7 @@ pub enum TlsFault {
     CaAsServer,
     /// Another fault of the KME's certificate.
     BadCertificate,
-    /// No TLS version, cipher suite or group in common.
+    /// No TLS version, cipher suite or group is supported by both.
     NothingInCommon,
     /// The server at this address doesn't speak TLS.
     NotTls,
@@ -138,7 +138,7 @@ pub enum KmsErrorKind {
     KeyNotFound,
     /// The KME failed.
     ServerFault,
-    /// A proxy before the KME answered itself: the KME behind it doesn't.
+    /// A proxy in front of the KME answered; the KME behind it doesn't.
     Proxy,
     /// The other site's KME is down. Ours works, and no key was taken.
     PeerKmeDown,
@@ -155,7 +155,7 @@ pub enum KmsErrorKind {
 }
 
 impl KmsErrorKind {
-    /// A fixed word for metrics and logs.
+    /// Returns a fixed word for metrics and logs.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -254,7 +254,7 @@ impl KmsErrorKind {
     }
 }
 
-/// What a failure is attributed to, and so which breaker it opens.
+/// What a failure is attributed to, which decides which breaker it trips.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Blame {
     /// Nothing: the KME works.
@@ -263,7 +263,7 @@ pub enum Blame {
     Link,
     /// The KME of the other site. Ours works.
     PeerKme,
-    /// The KME as a whole.
+    /// The whole KME.
     Kme,
 }
 
@@ -287,7 +287,7 @@ struct Details {
 }
 
 impl KmsError {
-    /// A failure at `kme`; `peer_sae` is the other SAE that the operation was about, or empty.
+    /// Makes a failure at `kme`; `peer_sae` is the other SAE that the operation was about, or empty.
     #[must_use]
     pub fn new(kind: KmsErrorKind, kme: &str, operation: Operation, peer_sae: &str) -> Self {
         Self(Box::new(Details {
@@ -341,7 +341,7 @@ impl KmsError {
         self
     }
 
-    /// This failure as the reason why nothing is asked for the next seconds.
+    /// Returns this failure as the reason why no request is sent for the next seconds.
     #[must_use]
     pub(crate) fn not_asked_now(&self, retry_in_s: u64) -> Self {
         let mut error = self.clone();
@@ -350,7 +350,7 @@ impl KmsError {
         error
     }
 
-    /// False if the answer has other possible meanings than [`kind`](Self::kind).
+    /// Whether the answer has no other possible meaning than [`kind`](Self::kind).
     #[must_use]
     pub fn is_certain(&self) -> bool {
         self.0.certain
@@ -361,7 +361,7 @@ impl KmsError {
         self.0.kind
     }
 
-    /// The KME's name in the config.
+    /// Returns the KME's name in the config.
     #[must_use]
     pub fn kme(&self) -> &str {
         &self.0.kme
@@ -372,31 +372,31 @@ impl KmsError {
         self.0.operation
     }
 
-    /// The peer's SAE ID; empty if the operation was about no peer.
+    /// Returns the peer's SAE ID; empty if the operation concerned no peer.
     #[must_use]
     pub fn peer_sae(&self) -> &str {
         &self.0.peer_sae
     }
 
-    /// The HTTP status, if there was an answer.
+    /// Returns the HTTP status, if there was an answer.
     #[must_use]
     pub fn status(&self) -> Option<u16> {
         self.0.status
     }
 
-    /// The KME's message, in at most 200 characters; never from an answer that could hold keys.
+    /// Returns the KME's message, in at most 200 characters; never from an answer that could hold keys.
     #[must_use]
     pub fn excerpt(&self) -> Option<&str> {
         self.0.excerpt.as_deref()
     }
 
-    /// What this failure is attributed to.
+    /// Returns what this failure is attributed to.
     #[must_use]
     pub fn blame(&self) -> Blame {
         use KmsErrorKind as K;
         match self.0.kind {
             K::BadRequest | K::Exhausted | K::KeyNotFound | K::NoSuchKme => Blame::Nothing,
-            // An HTTP status may be about one pair of SAEs; TLS is about us.
+            // An HTTP status may concern one pair of SAEs; TLS concerns us.
             K::IdentityRefused if self.0.status.is_some() => Blame::Link,
             K::ProtocolViolation(Violation::Http) => Blame::Kme,
             K::PeerKmeDown => Blame::PeerKme,
@@ -407,13 +407,13 @@ impl KmsError {
         }
     }
 
-    /// How many keys may have left the KME's store without being used.
+    /// Returns how many keys may have left the KME's store without being used.
     #[must_use]
     pub fn keys_lost(&self) -> u32 {
         self.0.keys_lost
     }
 
-    /// What to do about it, for the operator.
+    /// Returns what to do about it, for the operator.
     #[must_use]
     pub fn advice(&self) -> &str {
         self.0.advice.as_deref().unwrap_or(self.0.kind.advice())

@@ -8,8 +8,8 @@ pub(crate) const MAX_EXCERPT: usize = 200;
 const MAX_QUOTED_RUN: usize = 40;
 const MAX_PARSED_BYTES: usize = 4096;
 
-/// The message in `body`, on one line of at most [`MAX_EXCERPT`] characters. Only for answers that are
-/// errors.
+/// Returns the message in `body`, on one line of at most [`MAX_EXCERPT`] characters. Only for answers that
+/// are errors.
 pub(crate) fn excerpt(body: &[u8]) -> Option<String> {
     let text = match serde_json::from_slice::<serde_json::Value>(body) {
         Ok(json) => json_message(&json),
@@ -21,7 +21,7 @@ pub(crate) fn excerpt(body: &[u8]) -> Option<String> {
     (!text.is_empty()).then_some(text)
 }
 
-/// The text of the fields that servers use for messages. No other field is read.
+/// Returns the text of the fields that servers use for messages. No other field is read.
 fn json_message(json: &serde_json::Value) -> String {
     match json {
         serde_json::Value::String(text) => text.clone(),
@@ -49,7 +49,7 @@ fn json_message(json: &serde_json::Value) -> String {
     }
 }
 
-/// `text` without HTML tags.
+/// Returns `text` without HTML tags.
 fn without_tags(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     let mut in_tag = false;
@@ -67,7 +67,7 @@ fn without_tags(text: &str) -> String {
     out
 }
 
-/// `text` with each run that could be key material replaced by its length.
+/// Returns `text` with each run that could be key material replaced by its length.
 fn without_long_runs(text: &str) -> String {
     let could_be_key = |c: char| c.is_ascii_alphanumeric() || "+/=_-\\:".contains(c);
     let mut out = String::with_capacity(text.len());
@@ -90,7 +90,7 @@ fn without_long_runs(text: &str) -> String {
     out
 }
 
-/// `text` on one line of at most [`MAX_EXCERPT`] characters, without control characters.
+/// Returns `text` on one line of at most [`MAX_EXCERPT`] characters, without control characters.
 pub(crate) fn one_line(text: &str) -> String {
     let harmless: String = text
         .chars()

@@ -32,7 +32,7 @@ pub struct KeyFile {
     url: String,
 }
 
-/// Where the line of a key is in the file.
+/// The position of a key's line in the file.
 struct Line {
     number: usize,
     start: usize,
@@ -134,7 +134,7 @@ impl Opened {
         KmsError::new(kind, &self.name, self.operation, &self.peer)
     }
 
-    /// The lines that hold a key.
+    /// Returns the lines that hold a key.
     fn lines(&self) -> impl Iterator<Item = Line> {
         let mut start = 0;
         self.bytes.split(|byte| *byte == b'\n').enumerate().filter_map(move |(i, line)| {
@@ -149,7 +149,7 @@ impl Opened {
         })
     }
 
-    /// The ID and the base64 text of a line.
+    /// Splits a line into the ID and the base64 text.
     fn split(&self, line: &Line) -> Result<(KeyId, &[u8]), KmsError> {
         let text = self.bytes.get(line.start..line.end).unwrap_or_default().trim_ascii();
         let parts = text.iter().position(u8::is_ascii_whitespace).map(|at| text.split_at(at));
@@ -196,7 +196,8 @@ impl Opened {
         })
     }
 
-    /// Overwrites a line in place and waits until that is on the disk. A key that can't be wiped isn't used.
+    /// Overwrites a line in place and waits until the change is on the disk. A key that can't be wiped isn't
+    /// used.
     fn wipe(&self, line: &Line) -> Result<(), KmsError> {
         let blank = vec![USED_BYTE; line.end - line.start];
         let at = u64::try_from(line.start).unwrap_or(u64::MAX);
@@ -229,7 +230,7 @@ impl KeySource for KeyFile {
                 source_kme: KEY_FILE_LINK.to_owned(),
                 target_kme: KEY_FILE_LINK.to_owned(),
                 stored_key_count: u64::try_from(file.lines().count()).ok(),
-                // A key that is taken is wiped, so take no more than are needed now.
+                // A key that is taken is wiped, so no more are taken than are needed now.
                 max_key_per_request: Some(1),
             })
         }))

@@ -6,11 +6,11 @@ use crate::etsi014::wire::{self, ExpectedKeys};
 use crate::excerpt;
 use crate::skip::wire as skip_wire;
 
-/// The longest text, in bytes, that an answer may put into an error or a log: 200 characters of four bytes
-/// and our words.
+/// The length limit, in bytes, of text from an answer in an error or a log: 200 characters of four bytes and
+/// our own words.
 const MAX_ERROR_TEXT: usize = 2000;
 
-/// An ETSI GS QKD 014 status.
+/// Parses an ETSI GS QKD 014 status.
 pub fn status(body: &[u8]) {
     match wire::parse_status(body) {
         Ok(status) => {
@@ -21,7 +21,7 @@ pub fn status(body: &[u8]) {
     }
 }
 
-/// An ETSI GS QKD 014 key container, checked against the request: no accepted key breaks a rule.
+/// Parses an ETSI GS QKD 014 key container and checks it against the request: no accepted key breaks a rule.
 pub fn keys(bytes: &[u8]) {
     let Some((how, body)) = bytes.split_first() else { return };
     let number = u32::from(how >> 1 & 7) + 1;
@@ -41,7 +41,7 @@ pub fn keys(bytes: &[u8]) {
     }
 }
 
-/// A SKIP key.
+/// Parses a SKIP key.
 pub fn skip_key(bytes: &[u8]) {
     let Some((how, body)) = bytes.split_first() else { return };
     let Ok(id) = KeyId::new("key-0") else { return };
@@ -56,15 +56,15 @@ pub fn skip_key(bytes: &[u8]) {
     }
 }
 
-/// SKIP capabilities, and the patterns of names in them.
+/// Parses SKIP capabilities, and the patterns of names in them.
 pub fn skip_capabilities(body: &[u8]) {
     if let Ok(capabilities) = skip_wire::parse_capabilities(body) {
         let _ = capabilities.serves("SITE-B");
     }
 }
 
-/// The body of an error: one bounded line without control characters, in which no run is as long as a key's
-/// text.
+/// Parses the body of an error: the result is one bounded line without control characters, in which no run is
+/// as long as a key's text.
 pub fn error_body(body: &[u8]) {
     if let Some(text) = excerpt::excerpt(body) {
         assert!(text.chars().count() <= excerpt::MAX_EXCERPT + 1, "{text}");

@@ -1,5 +1,5 @@
-//! The HTTPS client that all network interfaces share: one connection an operation, mutual TLS, failures in
-//! words.
+//! The HTTPS client that all network interfaces share: one connection for each operation, mutual TLS, and
+//! failures explained in words.
 
 mod body;
 pub(crate) mod connector;

@@ -17,12 +17,12 @@ pub(crate) fn is_page(body: &[u8]) -> bool {
     body.trim_ascii_start().first() == Some(&b'<')
 }
 
-/// `body` without a byte order mark, which RFC 8259 lets a parser ignore.
+/// Returns `body` without a byte order mark, which RFC 8259 lets a parser ignore.
 pub(crate) fn without_bom(body: &[u8]) -> &[u8] {
     body.strip_prefix(b"\xef\xbb\xbf").unwrap_or(body)
 }
 
-/// What a body that isn't JSON is instead, if its first bytes tell.
+/// Returns the format of a body that isn't JSON, if its first bytes identify it.
 fn other_format(body: &[u8]) -> Option<&'static str> {
     match body {
         [0x1f, 0x8b, ..] => Some("the body is compressed with gzip, which was not requested"),
@@ -33,7 +33,8 @@ fn other_format(body: &[u8]) -> Option<&'static str> {
     }
 }
 
-/// `T` from a JSON object only: a derived `Deserialize` would accept an array of the fields' values too.
+/// Parses `T` only from a JSON object: a derived `Deserialize` would also accept an array of the fields'
+/// values.
 pub(crate) struct Object<T>(pub(crate) T);
 
 impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {

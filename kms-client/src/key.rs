@@ -12,7 +12,7 @@ pub const KEY_BITS: u32 = 256;
 pub const MIN_KEY_BITS: u32 = 256;
 /// The largest key that is accepted, in bits.
 pub const MAX_KEY_BITS: u32 = 8192;
-/// The most keys that one request asks for.
+/// The maximum number of keys that one request asks for.
 pub const MAX_KEYS_PER_CALL: u32 = 128;
 
 /// A key as the other site offers it: its ID, and the pair of KMEs that issued it.
@@ -49,7 +49,7 @@ pub struct QkdKey {
 }
 
 impl QkdKey {
-    /// What the other site needs in order to fetch the same key.
+    /// Returns what the other site needs in order to fetch the same key.
     #[must_use]
     pub fn key_ref(&self) -> KeyRef {
         KeyRef {

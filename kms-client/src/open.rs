@@ -36,7 +36,7 @@ impl Source {
         })
     }
 
-    /// The client itself, since a check treats each kind differently.
+    /// Returns the client itself, since a check treats each kind differently.
     #[must_use]
     pub fn probed(&self) -> Probed<'_> {
         match self {
@@ -46,7 +46,7 @@ impl Source {
         }
     }
 
-    /// When the certificates in its files expire.
+    /// Returns when the certificates in its files expire.
     #[must_use]
     pub fn certificates(&self) -> Certificates {
         self.probed().source().certificates()

@@ -1,4 +1,4 @@
-//! A peer's KMEs: which one is asked, which one rests after a failure, and what is known of each.
+//! A peer's KMEs: which one is asked, which one is backing off after a failure, and what is known of each.
 
 pub(crate) mod breaker;
 pub(crate) mod health;

@@ -1,4 +1,4 @@
-//! The checks of `qvpn-ctl kms check` against a real KME, before any tunnel exists, with the meaning of each
+//! The checks of `qvpn-ctl kms check` with a real KME, before any tunnel exists; each finding explains an
 //! answer in words. [`check_status`] takes no key. [`check_keys`] spends up to [`KEYS_TAKEN`] and, given the
 //! other site's KME, fetches them there.
 

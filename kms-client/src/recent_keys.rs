@@ -12,14 +12,14 @@ use qvpn_types::KeyId;
 use crate::error::Violation;
 use crate::json::ProtocolViolation;
 
-/// At one rekey a second these last longer than an hour, which is the longest time that a key is kept.
+/// At one rekey a second these cover more than an hour, the longest time that a key is kept.
 const MAX_REMEMBERED_KEYS: usize = 4096;
 
 type Tag = [u8; 16];
 
 /// Fingerprints of the keys that a KME delivered recently.
 pub(crate) struct RecentKeys {
-    /// `None` if the system gave no random bytes: then nothing is remembered.
+    /// `None` if the system returned no random bytes; then nothing is remembered.
     key: Option<hmac::Key>,
     /// Fingerprints of ID and key, oldest first.
     order: VecDeque<(Tag, Tag)>,
@@ -36,8 +36,8 @@ impl Default for RecentKeys {
 }
 
 impl RecentKeys {
-    /// Checks `keys` against the former ones and remembers them. Fetched by ID, the same key may come again,
-    /// since some KMEs deliver twice; a new key may not.
+    /// Checks `keys` against the former ones and remembers them. The same key may arrive again if it was
+    /// fetched by ID, since some KMEs deliver a key twice; a new key may not.
     pub(crate) fn note(
         &mut self,
         keys: &[(KeyId, SecretBuf)],
@@ -111,7 +111,7 @@ mod tests {
         }
         let sizes = (delivered.order.len(), delivered.ids.len(), delivered.keys.len());
         assert_eq!(sizes, (MAX_REMEMBERED_KEYS, MAX_REMEMBERED_KEYS, MAX_REMEMBERED_KEYS));
-        // What is forgotten may come again.
+        // A key that has been forgotten may arrive again.
         let mut first = [0; 32];
         first[..8].copy_from_slice(&0usize.to_le_bytes());
         let again = vec![(KeyId::new("0").unwrap(), SecretBuf::take(&mut first))];

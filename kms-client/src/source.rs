@@ -14,24 +14,24 @@ use crate::key::QkdKey;
 /// A boxed future, so that sources of different types fit into one list.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
-/// What a source says about the link to one peer.
+/// What a source reports about the link to one peer.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Link {
     /// The ID that our KME gives itself; empty if unknown.
     pub source_kme: String,
     /// The ID of the other site's KME; empty if unknown.
     pub target_kme: String,
-    /// Keys in store by the KME's own count. It is shown only: some servers report a wrong number.
+    /// Keys in store by the KME's own count. It is only displayed, since some servers report a wrong number.
     pub stored_key_count: Option<u64>,
-    /// The most keys that one request may ask for.
+    /// The maximum number of keys that one request may ask for.
     pub max_key_per_request: Option<u32>,
 }
 
-/// The KME ID, on both sides, of a key from a file. By it a site knows that a key that its peer offers is
-/// from a file.
+/// The KME ID, on both sides, of a key from a file. It tells a site that a key offered by its peer is from a
+/// file.
 pub(crate) const KEY_FILE_LINK: &str = "key-file";
 
-/// When the certificates in use expire, in seconds since 1970; `None` where there is none or the time is
+/// When the certificates in use expire, in seconds since 1970; `None` if there is none or the time is
 /// unknown.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Certificates {
@@ -63,7 +63,7 @@ pub struct Connection {
     pub certificate: Option<CertificateFacts>,
 }
 
-/// The negotiated TLS parameters, in the names of the IANA registries where rustls has them.
+/// The negotiated TLS parameters, with the IANA names if rustls has them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TlsFacts {
     /// `TLSv1_3`, as rustls calls it.
@@ -97,10 +97,10 @@ pub trait KeySource: Send + Sync {
 
     fn api(&self) -> Api;
 
-    /// The address, for people.
+    /// Returns the address, for people.
     fn url(&self) -> &str;
 
-    /// Asks about the link to `peer`. It takes no key, so health probes use it.
+    /// Requests the state of the link to `peer`. It takes no key, so health probes use it.
     fn link<'a>(&'a self, peer: &'a SaeId) -> BoxFuture<'a, Result<Link, KmsError>>;
 
     /// Takes up to `number` new keys of `size_bits` bits shared with `peer`. Success returns at least one
@@ -119,12 +119,12 @@ pub trait KeySource: Send + Sync {
         ids: &'a [KeyId],
     ) -> BoxFuture<'a, Result<Vec<QkdKey>, KmsError>>;
 
-    /// The latest connection; `None` before the first, and for sources without connections.
+    /// Returns the latest connection; `None` before the first, and for sources without connections.
     fn connection(&self) -> Option<Connection> {
         None
     }
 
-    /// When the certificates expire.
+    /// Returns when the certificates expire.
     fn certificates(&self) -> Certificates {
         Certificates::default()
     }

@@ -54,7 +54,7 @@ pub(crate) fn no_such_sae(message: &str) -> bool {
         && any(message, &["unknown", "not found", "not registered", "does not exist", "invalid"])
 }
 
-/// Whether the message says that the named master SAE is another one than the key's.
+/// Whether the message says that the named master SAE is not the key's.
 pub(crate) fn other_sae(message: &str) -> bool {
     message.contains("sae")
         && !message.contains("certificate")
@@ -128,7 +128,7 @@ pub(crate) fn peer_kme_down(message: &str) -> bool {
     named && any(message, FAILS) && !out_of_sync(message) && !message.contains("config")
 }
 
-/// Whether the message itself only supposes.
+/// Whether the message itself is only a guess.
 pub(crate) fn supposes(message: &str) -> bool {
     any(message, &["maybe", "perhaps", "probably", "possibly"])
 }
@@ -137,7 +137,7 @@ fn any(message: &str, words: &[&str]) -> bool {
     words.iter().any(|word| message.contains(word))
 }
 
-/// Each number in digits or in words, and the text after it.
+/// Returns each number, in digits or in words, and the text after it.
 fn numbers(message: &str) -> impl Iterator<Item = (&str, &str)> {
     let word = |c: char| c.is_alphanumeric();
     message.match_indices(word).filter_map(move |(at, _)| {
@@ -149,7 +149,7 @@ fn numbers(message: &str) -> impl Iterator<Item = (&str, &str)> {
     })
 }
 
-/// Whether `rest` goes on with keys, up to one word before them, and one of `states`: " activated keys
+/// Whether `rest` continues with keys, after at most one other word, and one of `states`: " activated keys
 /// remaining".
 fn keys_are(rest: &str, states: &[&str]) -> bool {
     let mut words = rest.split_whitespace();

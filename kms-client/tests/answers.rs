@@ -1,4 +1,4 @@
-//! What the client makes of each answer that a KME may give, one row for each misbehaviour and operation.
+//! How the client interprets each answer that a KME may give, one row for each misbehaviour and operation.
 #![allow(clippy::unwrap_used)] // A test program's helpers may panic as its tests do.
 
 mod support;
@@ -53,7 +53,7 @@ async fn a_good_kme_gives_keys_to_both_sites() {
     assert_eq!((keys[0].source_kme.as_str(), keys[0].target_kme.as_str()), ("KME-A", "KME-B"));
     assert_eq!(keys[0].kme, "kme-a1");
 
-    // As the slave we are the target of the link.
+    // As the slave, we are the target of the link.
     let keys = client.dec_keys(&sae("SITE-B"), &ids(&["id-2", "id-1"])).await.unwrap();
     assert_eq!(keys.len(), 2);
     assert_eq!((keys[0].source_kme.as_str(), keys[0].target_kme.as_str()), ("KME-B", "KME-A"));
@@ -99,7 +99,7 @@ async fn every_status_is_explained_for_every_operation() {
     let redirect = K::ProtocolViolation(Violation::Redirect);
     let odd = K::ProtocolViolation(Violation::Status);
     let rows = [
-        // status, what status, enc_keys and dec_keys make of it
+        // status; how status, enc_keys and dec_keys interpret it
         ("201 Created", odd, odd, odd),
         ("204 No Content", odd, odd, odd),
         ("302 Found", redirect, redirect, redirect),
@@ -132,7 +132,7 @@ async fn every_status_is_explained_for_every_operation() {
             if (code, operation) == (404, Operation::EncKeys) {
                 assert!(error.advice().contains("the url's path is wrong"), "{}", error.advice());
             }
-            // A gateway that gives up, and a 2xx that isn't read, may have spent keys.
+            // A gateway that times out, and a 2xx status that isn't read, may have spent keys.
             let lost = if operation == Operation::EncKeys && matches!(code, 201 | 204 | 504) { 2 } else { 0 };
             assert_eq!(error.keys_lost(), lost, "{error}");
         }
@@ -233,7 +233,7 @@ async fn a_container_that_breaks_the_document_gives_no_key() {
             assert!(error.advice().contains("vendor"));
         }
     }
-    // What only one of the two operations can see.
+    // Faults that only one of the two operations can detect.
     let (client, _server) = lab.client(ok(&container(&[("id-1", &bytes256)]))).await;
     let error = enc_error(&client).await;
     check(&error, K::ProtocolViolation(Violation::KeySize), Operation::EncKeys);
@@ -296,7 +296,7 @@ async fn falls_back_to_get_where_post_is_not_there() {
             "GET /api/v1/keys/SITE-B/dec_keys?key_ID=id%201",
         ]
     );
-    // Several IDs have no GET form, so each is asked for alone; this server has one of the two.
+    // There is no GET form for several IDs, so each is requested alone; this server has one of the two.
     let keys = client.dec_keys(&sae("SITE-B"), &ids(&["id 1", "id 2"])).await.unwrap();
     assert_eq!(keys.iter().map(|key| key.id.as_str()).collect::<Vec<_>>(), ["id 1"]);
     let asked: Vec<_> =
@@ -409,7 +409,7 @@ async fn a_body_without_bounds_is_cut_off() {
     {
         check(&error, too_large, operation);
     }
-    // A head without bounds as well.
+    // An unbounded head is refused as well.
     let line = format!("X-Filler: {}\r\n", "y".repeat(1000)).into_bytes();
     let (client, _server) =
         lab.client(Reply::ThenDrip(b"HTTP/1.1 200 OK\r\n".to_vec(), line, Duration::ZERO)).await;

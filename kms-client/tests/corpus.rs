@@ -1,4 +1,4 @@
-//! Error answers of real servers and proxies, each with what it means: `corpus/etsi014.json`. Every answer
+//! Error answers of real servers and proxies, each with its meaning: `corpus/etsi014.json`. Every answer
 //! comes over a real connection.
 #![allow(clippy::unwrap_used)] // A test program's helpers may panic as its tests do.
 
@@ -13,8 +13,8 @@ fn rows() -> Vec<Value> {
     serde_json::from_str(include_str!("corpus/etsi014.json")).unwrap()
 }
 
-/// What the client makes of a row's answer. The status request before it succeeds, so that the KMEs are
-/// known.
+/// Returns how the client interprets a row's answer. The preceding status request succeeds, so that the KMEs
+/// are known.
 async fn error_of(lab: &Lab, row: &Value, body: &str) -> KmsError {
     let operation = row["operation"].as_str().unwrap().to_owned();
     let reply = answer(&format!("{} X", row["status"]), row["content_type"].as_str().unwrap(), body);
@@ -65,7 +65,7 @@ async fn each_answer_is_read_as_what_it_means() {
     }
 }
 
-/// A generator of the same numbers in each run (xorshift).
+/// A generator that returns the same numbers in each run (xorshift).
 struct Numbers(u64);
 
 impl Numbers {
@@ -77,8 +77,8 @@ impl Numbers {
     }
 }
 
-/// 200 answers, right and wrong ones, with bytes changed, removed, doubled or cut: each gives an error in
-/// words, or keys that were asked for, and no word of a key.
+/// 200 answers, right and wrong ones, with bytes changed, removed, doubled or cut off: each results in an
+/// error message or in keys that were requested, and never in text from a key.
 #[tokio::test]
 async fn changed_answers_never_give_a_wrong_key() {
     let lab = Lab::new();
@@ -109,7 +109,7 @@ async fn changed_answers_never_give_a_wrong_key() {
         match client.dec_keys(&sae("SITE-B"), &ids).await {
             Ok(keys) => {
                 assert_eq!(status, 200, "{text}");
-                // A changed key is found by its confirmation; here only the form can be checked.
+                // A changed key is detected by its confirmation; this test can check only the form.
                 assert!(keys.iter().all(|key| ids.contains(&key.id) && key.secret.len() >= 32), "{text}");
             }
             Err(error) => {

@@ -1,5 +1,5 @@
-//! A file of keys: the same key at both sites, wiped on the disk before it is used, and files that are
-//! refused.
+//! A file of keys: both sites get the same key, it is wiped on the disk before it is used, and unsuitable
+//! files are refused.
 #![allow(clippy::unwrap_used)] // A test program's helpers may panic as its tests do.
 
 use std::os::unix::fs::PermissionsExt;

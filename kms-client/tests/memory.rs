@@ -1,6 +1,6 @@
-//! After an operation no copy of a key's base64 or of its body is left in the process, and none of the key
-//! once it is dropped; after one that failed, none of either. One program, one test: it reads its own
-//! memory, so nothing else may run in it.
+//! After an operation, the process holds no copy of a key's base64 or of its body, and none of the key once
+//! it is dropped; after a failed operation, it holds neither. The program has only one test, because it reads
+//! its own memory and nothing else may run in it.
 #![allow(clippy::unwrap_used)] // A test program's helpers may panic as its tests do.
 
 mod support;
@@ -14,17 +14,17 @@ use qvpn_types::KeyId;
 use support::copies::copies;
 use support::{Lab, Reply, Server, sae};
 
-/// As the daemon does: what TLS, HTTP and JSON held in passing is erased when it is freed.
+/// As in the daemon: temporary buffers of TLS, HTTP and JSON are erased when they are freed.
 #[global_allocator]
 static ALLOCATOR: qvpn_secret::ZeroAlloc<std::alloc::System> = qvpn_secret::ZeroAlloc(std::alloc::System);
 
-/// Each byte of the key, made when it is needed, so that the key itself stands nowhere in the program.
+/// Returns a byte of the key, computed when it is needed, so that the key itself is nowhere in the program.
 fn key_byte(i: usize) -> u8 {
     let x = u32::try_from(i).unwrap().wrapping_mul(0x9e37_79b1).rotate_left(13) ^ 0x5bd1_e995;
     x.wrapping_mul(0x85eb_ca6b).to_be_bytes()[0]
 }
 
-/// The character at `i` of the key's base64.
+/// Returns the character at `i` of the key's base64.
 fn base64_char(i: usize) -> u8 {
     const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     let bit = i * 6;
@@ -36,15 +36,15 @@ fn base64_char(i: usize) -> u8 {
     ALPHABET[usize::from((pair >> (10 - bit % 8)) & 63)]
 }
 
-/// A container that begins with that key, its text escaped as JSON allows, so that the parser has to copy
-/// it.
+/// Returns a container that begins with that key, its text escaped as JSON allows, so that the parser has to
+/// copy it.
 fn body(behind: &str) -> Vec<u8> {
     let mut body = Vec::with_capacity(4096);
     body.extend_from_slice(br#"{"keys":[{"key_ID":"id-1","key":""#);
     for i in 0..44 {
         match base64_char(i) {
             b'/' => body.extend_from_slice(b"\\/"),
-            // A character in JSON's other spelling makes the copy certain.
+            // Escaping one character makes the copy certain.
             c if i == 30 => body.extend_from_slice(format!("\\u{:04x}", u32::from(c)).as_bytes()),
             c => body.push(c),
         }
@@ -61,7 +61,7 @@ fn with_head(status: &str, announced: usize, body: &[u8]) -> Vec<u8> {
     all
 }
 
-/// A right answer, and then each way in which the client drops one.
+/// Returns a valid answer, or one of the answers that the client refuses.
 fn reply(which: usize) -> Reply {
     let whole = body("]}");
     let status = |status| Reply::Raw(with_head(status, whole.len(), &whole));
@@ -106,7 +106,7 @@ async fn nothing_of_a_key_is_left_behind() {
             assert_eq!(*byte, key_byte(i));
         }
         assert_eq!(copies(base64_char), 0, "base64 is left");
-        // The four parts of the one key that we hold show that the search finds what is there.
+        // The search finds the four parts of the one key that we hold.
         assert_eq!(copies(key_byte), 4, "copies of the key beside the one in locked memory");
         drop(keys);
         assert_eq!(copies(key_byte), 0, "the key is left");

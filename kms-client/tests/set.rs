@@ -1,5 +1,5 @@
-//! Several KMEs for one peer: order, failover, rest after failures, and whom a key ID is asked of. The
-//! sources are scripted and the clock is virtual; one test at the end uses real servers.
+//! Several KMEs for one peer: order, failover, back-off after failures, and which KMEs a key ID is sent to.
+//! The sources are scripted and the clock is virtual; one test at the end uses real servers.
 #![allow(clippy::unwrap_used)] // A test program's helpers may panic as its tests do.
 
 mod support;
@@ -20,7 +20,7 @@ use support::sae;
 
 const SECOND: u64 = 1_000_000_000;
 
-/// What a scripted source does with the next call of an operation; without a script it works.
+/// What a scripted source does at the next call of an operation; without a script it works.
 #[derive(Clone)]
 enum Act {
     Fail(K),
@@ -33,7 +33,7 @@ struct Script {
     status: VecDeque<Act>,
     enc: VecDeque<Act>,
     dec: VecDeque<Act>,
-    /// IDs that `dec_keys` knows; `None`: all.
+    /// IDs that `dec_keys` knows; `None` means all.
     known: Option<Vec<String>>,
 }
 
@@ -119,7 +119,7 @@ impl KeySource for Scripted {
                 (script.dec.pop_front(), script.known.clone())
             };
             self.act(act, Operation::DecKeys, peer).await?;
-            // As the document says: one that isn't found refuses all.
+            // As in the standard: one ID that isn't found makes the whole request fail.
             if known.is_some_and(|known| ids.iter().any(|id| !known.iter().any(|k| k == id.as_str()))) {
                 return Err(KmsError::new(K::KeyNotFound, self.name, Operation::DecKeys, peer.as_str()));
             }
@@ -182,7 +182,7 @@ impl World {
         self.now.fetch_add(ns, Ordering::SeqCst);
     }
 
-    /// The changes since the last call, and what was asked with its outcome.
+    /// Returns the changes since the last call, and the requests with their outcomes.
     fn events(&self) -> Vec<String> {
         std::mem::take(&mut *self.events.lock().unwrap())
             .into_iter()
@@ -244,7 +244,7 @@ async fn each_failure_leads_to_the_next_kme() {
         assert_eq!(world.calls(0), ["status SITE-B", "enc SITE-B 1x256"], "asked once");
         let state = world.set.health()[0].state;
         assert_eq!(state, if down { KmeState::Down } else { KmeState::Up }, "{kind:?}");
-        // One that merely had no key is the preferred one again at once.
+        // A KME that only had no key is the preferred one again at once.
         assert_eq!(world.new_key_from().await, if down { "two" } else { "one" }, "{kind:?}");
     }
 }
@@ -286,7 +286,8 @@ async fn a_kme_that_answers_status_and_hangs_on_keys_is_asked_less_and_less_ofte
         world.script(0).enc.push_back(Act::Fail(K::LostKeys(Phase::Answer)));
         assert_eq!(world.new_key_from().await, "two");
         let mut rest = 0;
-        // It would be asked for keys again as soon as a probe goes well, so each failure is one rest.
+        // The KME would be asked for keys again as soon as a probe succeeds, so each failure counts as one
+        // back-off.
         loop {
             world.calls(0);
             world.script(0).status.push_front(Act::Fail(K::BadRequest));
@@ -319,7 +320,7 @@ async fn a_probe_finds_a_recovered_kme_within_a_second_and_notifies_all_peers() 
     world.sleep(60 * SECOND);
     assert_eq!(kme.due_probe(&links), due(false, "SITE-C"), "nor for a minute");
 
-    // Gone for both peers, though only one of them has found it out.
+    // The KME is gone for both peers, although only one of them has noticed it.
     world.script(0).enc.push_back(Act::Fail(K::Unreachable));
     for peer in saes {
         new_keys(&world.set, peer, 1).await.err().unwrap();
@@ -340,8 +341,8 @@ async fn a_probe_finds_a_recovered_kme_within_a_second_and_notifies_all_peers() 
     assert_eq!(world.events(), ["one up", "one answers", "one status ok"]);
     assert_eq!(world.new_key_from().await, "one");
 
-    // It answers, but badly, to both: the links are probed one after the other, and the first that works
-    // frees both.
+    // It answers both, but badly: the links are probed one after the other, and the first that works closes
+    // both breakers.
     for peer in saes {
         world.script(0).status.push_back(Act::Fail(K::ServerFault));
         world.sleep(700 * SECOND);
@@ -378,7 +379,7 @@ async fn a_kme_whose_keys_failed_is_not_up_because_its_status_is_good() {
     new_keys(&world.set, "SITE-B", 1).await.unwrap();
     assert_eq!(world.set.health()[0].state, KmeState::Up);
 
-    // A spare one that nobody asks for keys isn't down for ever.
+    // A spare KME that nobody asks for keys isn't down forever.
     world.script(0).enc.push_back(Act::Fail(K::ServerFault));
     new_keys(&world.set, "SITE-B", 1).await.err().unwrap();
     world.sleep(61 * SECOND);
@@ -423,7 +424,7 @@ async fn one_peer_that_is_set_up_wrongly_does_not_cost_the_others() {
     new_keys(&world.set, "SITE-B", 1).await.unwrap();
     assert_eq!(world.calls(0), ["enc SITE-B 1x256"], "and the other one doesn't");
 
-    // A KME that can't be reached rests for all.
+    // A KME that can't be reached backs off for all peers.
     world.script(0).enc.push_back(Act::Fail(K::Unreachable));
     new_keys(&world.set, "SITE-B", 1).await.err().unwrap();
     world.calls(0);
@@ -448,7 +449,7 @@ async fn when_no_kme_delivers_each_error_is_reported() {
     let text = error.to_string();
     assert!(text.contains("KME one: enc_keys") && text.contains("KME two: enc_keys"), "{text}");
 
-    // While it is unavailable, the health has the cause and the time of the next probe.
+    // While it is unavailable, the health shows the cause and the time of the next probe.
     world.script(1).enc.push_back(Act::Fail(K::Exhausted));
     let error = new_keys(&world.set, "SITE-B", 1).await.err().unwrap();
     assert_eq!(error.errors[0].kind(), K::Unreachable);
@@ -469,8 +470,8 @@ async fn a_kme_without_a_usable_status_may_still_have_keys() {
 
 #[tokio::test]
 async fn an_id_is_asked_only_of_the_pair_that_issued_it() {
-    // As the slave: our KMEs are B1 and B2, the other site's A1 and A2. The third gives names in a fixed
-    // order.
+    // As the slave: our KMEs are B1 and B2, the other site's are A1 and A2. The third reports names in a
+    // fixed order.
     let world = World::new(&[("one", "B1", "A1"), ("two", "B2", "A2"), ("three", "A3", "B3")]);
     let refs = [
         key_ref("x", "A2", "B2"),
@@ -500,8 +501,8 @@ async fn an_id_is_asked_only_of_the_pair_that_issued_it() {
 
 #[tokio::test]
 async fn a_hub_has_an_order_for_each_peer_and_asks_each_vendor_for_its_own_ids() {
-    // Vendor X has two KMEs here, vendor Y one; both count their keys from 1. Site B is reached by X alone,
-    // site C by Y alone, site D by both, Y first.
+    // Vendor X has two KMEs here, vendor Y one; both number their keys from 1. Site B can be reached only by
+    // X, site C only by Y, site D by both, Y first.
     let world = World::new(&[("x1", "X1", "X9"), ("x2", "X2", "X8"), ("y1", "Y1", "Y9")]);
     let kmes = world.set.kmes().to_vec();
     let set = |places: &[usize]| KmeSet::new(places.iter().map(|i| kmes[*i].clone()).collect());
@@ -512,7 +513,7 @@ async fn a_hub_has_an_order_for_each_peer_and_asks_each_vendor_for_its_own_ids()
     assert_eq!(world.calls(0), ["status B", "enc B 1x256"]);
     assert!(world.calls(1).is_empty());
     assert_eq!(world.calls(2), ["status C", "enc C 1x256", "status D", "enc D 1x256"]);
-    // Each peer's next one, where its first has none.
+    // Each peer uses its next KME if its first one has no key.
     for kme in [0, 2] {
         world.script(kme).enc.push_back(Act::Fail(K::Exhausted));
     }
@@ -520,7 +521,7 @@ async fn a_hub_has_an_order_for_each_peer_and_asks_each_vendor_for_its_own_ids()
     assert_eq!(new_keys(&to_d, "D", 1).await.unwrap()[0].kme, "x1");
     assert!(world.calls(1).iter().all(|call| call.contains(" B")), "x2 isn't D's");
     (0..3).for_each(|kme| drop(world.calls(kme)));
-    // As the slave: key 1 of each vendor is another key, and only one KME may be asked for each.
+    // As the slave: key 1 of each vendor is a different key, and only one KME may be asked for each.
     let (of_x, of_x2, of_y) = (key_ref("1", "X9", "X1"), key_ref("1", "X8", "X2"), key_ref("1", "Y9", "Y1"));
     for (set, peer, key, kme) in
         [(&to_b, "B", &of_x, 0), (&to_b, "B", &of_x2, 1), (&to_d, "D", &of_x, 0), (&to_d, "D", &of_y, 2)]
@@ -551,7 +552,7 @@ async fn a_link_whose_keys_the_other_site_cannot_get_comes_last() {
     };
     assert_eq!(from(std::slice::from_ref(&first)).await, "two");
     assert!(world.calls(0).is_empty());
-    // Such a key is better than none: the other site may get it yet.
+    // Such a key is better than none: the other site may still get it.
     world.script(1).enc.push_back(Act::Fail(K::Exhausted));
     assert_eq!(from(std::slice::from_ref(&first)).await, "one");
     assert_eq!(from(&[second.clone(), first]).await, "one", "in their order, if all are");
@@ -569,7 +570,7 @@ async fn a_kme_that_is_down_does_not_hold_up_keys_of_another() {
     assert_eq!(fetched.failed.len(), 1);
     world.sleep(2 * SECOND);
     world.calls(0);
-    // It would be probed now, and a probe may take its time.
+    // The KME would be probed now, and a probe may take long.
     let fetched = world.set.fetch_by_ids(&sae("SITE-A"), &[key_ref("w", "A2", "B2")], false).await;
     assert_eq!(fetched.keys.len(), 1);
     assert!(world.calls(0).is_empty());
@@ -621,7 +622,7 @@ async fn one_missing_key_does_not_cost_the_others() {
     assert_eq!(fetched.keys.len(), 3);
     assert_eq!(fetched.failed.len(), 1);
     assert_eq!((fetched.failed[0].0.as_str(), fetched.failed[0].1.kind()), ("c", K::KeyNotFound));
-    // Three at once is what this KME allows.
+    // This KME allows three at once.
     let calls = world.calls(0);
     assert_eq!(
         calls,
@@ -641,7 +642,7 @@ async fn a_kme_that_breaks_down_is_not_asked_for_the_rest() {
     for (_, error) in &fetched.failed {
         assert_eq!(error.kind(), K::Timeout(Phase::Answer));
     }
-    // While it rests the reason stays, and it is left alone.
+    // While it backs off, the reason stays, and it is not asked.
     let fetched = world.set.fetch_by_ids(&sae("SITE-A"), &refs[..1], false).await;
     assert_eq!(fetched.failed[0].1.kind(), K::Timeout(Phase::Answer));
     assert!(world.calls(0).is_empty());
@@ -658,7 +659,7 @@ async fn a_probe_that_is_dropped_does_not_block_the_next() {
         let mut probe = std::pin::pin!(new_keys(&world.set, "SITE-B", 1));
         let pending = tokio::time::timeout(Duration::from_millis(5), probe.as_mut()).await;
         assert!(pending.is_err());
-        // Meanwhile nobody else asks it.
+        // In the meantime nobody else asks it.
         let error = new_keys(&world.set, "SITE-B", 1).await.err().unwrap();
         assert_eq!(error.errors[0].kind(), K::Unreachable);
     }
@@ -760,7 +761,7 @@ async fn a_peer_kme_that_is_down_is_probed_each_second_and_our_kme_stays_up() {
         kme.probe(&probe.peer).await.unwrap();
         world.events();
     }
-    // A second after the other KME is back there are keys again.
+    // A second after the other KME is back, there are keys again.
     new_keys(&world.set, "SITE-B", 1).await.unwrap();
 }
 

@@ -1,5 +1,5 @@
-//! The SKIP client against a key provider that answers as draft-cisco-skip-02 writes it (its figures and
-//! tables), and against ones that don't.
+//! The SKIP client with a key provider that answers as in draft-cisco-skip-02 (its figures and tables), and
+//! with ones that don't.
 #![allow(clippy::unwrap_used)] // A test program's helpers may panic as its tests do.
 
 mod support;
@@ -56,7 +56,7 @@ async fn the_examples_of_the_draft_are_understood() {
     let keys = by_id(&client, KEY_ID).await.unwrap();
     assert_eq!((keys[0].source_kme.as_str(), keys[0].target_kme.as_str()), ("Bob", "Alice"));
 
-    // Table 2: all by GET, and these paths.
+    // Table 2: all requests are GET, with these paths.
     let asked: Vec<(String, String)> =
         server.requests().into_iter().map(|seen| (seen.method, seen.path)).collect();
     let get = |path: &str| ("GET".to_owned(), path.to_owned());
@@ -114,7 +114,7 @@ async fn each_status_of_the_drafts_tables_is_told() {
     let lab = Lab::new();
     let redirect = K::ProtocolViolation(Violation::Redirect);
     for (line, body, status, new, old) in [
-        // What capabilities, a new key, and a key by its ID make of it.
+        // How capabilities, a new key, and a key by its ID interpret it.
         ("400 Bad Request", "", K::BadRequest, K::BadRequest, K::KeyNotFound),
         ("400 Bad Request", r#"{"error":"Key not found"}"#, K::BadRequest, K::Exhausted, K::KeyNotFound),
         ("401 Unauthorized", "", K::IdentityRefused, K::IdentityRefused, K::IdentityRefused),
@@ -136,7 +136,7 @@ async fn each_status_of_the_drafts_tables_is_told() {
         check(&error, status, Operation::Status);
         let error = new_key(&client).await.err().expect(line);
         check(&error, new, Operation::EncKeys);
-        // "An internal error while trying to read or zeroize the key" may have cost one.
+        // "An internal error while trying to read or zeroize the key" may have cost a key.
         assert_eq!(error.keys_lost(), u32::from(line.starts_with("500")), "{error}");
         let error = by_id(&client, KEY_ID).await.err().expect(line);
         check(&error, old, Operation::DecKeys);

@@ -104,8 +104,8 @@ async fn each_bad_certificate_of_a_kme_is_explained() {
     }
 }
 
-/// The same certificate as version 1: no version field, and no extension. Its signature is void, but its
-/// version is looked at first.
+/// Returns the same certificate as version 1: without a version field and extensions. Its signature is
+/// invalid, but its version is checked first.
 fn version_1(mut cert: Issued) -> Issued {
     fn contents(der: &[u8]) -> &[u8] {
         let long = usize::from(der[1] & 0x7f);
@@ -188,7 +188,7 @@ async fn a_kme_that_refuses_our_certificate_names_it() {
         assert_eq!(error.keys_lost(), 0, "it was refused before it was read");
     }
 
-    // An expired one of ours.
+    // An expired certificate of ours.
     let old = lab.ca.issue("OLD-A", &[], |p| p.not_after = date_time_ymd(2021, 3, 4));
     lab.write_identity(&old);
     let server = good_server(&lab, &cert).await;
@@ -223,7 +223,7 @@ async fn certificates_are_loaded_again_when_their_files_change() {
     assert_eq!(certificates.own_not_after, Some(date_time_ymd(2080, 1, 1).unix_timestamp()));
     assert_eq!(certificates.kme_not_after, Some(date_time_ymd(2090, 1, 1).unix_timestamp()));
 
-    // A file that vanishes leaves what was loaded.
+    // If a file disappears, the loaded content stays in use.
     std::fs::remove_file(lab.path("ca.pem")).unwrap();
     client.status(&sae("SITE-B")).await.unwrap();
     assert!(KeySource::certificates(&client).problem.unwrap().contains("ca.pem"));
@@ -364,7 +364,7 @@ async fn a_mark_is_set_or_its_refusal_is_reported() {
     let server = good_server(&lab, &lab.ca.issue("kme-a1", &["localhost"], |_| {})).await;
     let mut config = lab.config(server.address);
     config.fwmark = Some(0x51820);
-    // Whether the mark is allowed depends on who runs the test; both ways are checked.
+    // Whether the mark is allowed depends on who runs the test; both cases are checked.
     match KmsClient::new(config).unwrap().status(&sae("SITE-B")).await {
         Ok(status) => assert_eq!(status.source_kme_id, "A"),
         Err(error) => {
@@ -387,7 +387,7 @@ async fn a_dropped_operation_closes_its_connection() {
     let mut hello = [0; 16];
     tcp.read_exact(&mut hello).await.unwrap();
     asking.abort();
-    // The end of the stream comes because the connection lives in the future that was dropped.
+    // The stream ends because the connection is part of the future that was dropped.
     tokio::time::timeout(Duration::from_secs(2), tcp.read_to_end(&mut Vec::new())).await.unwrap().unwrap();
 }
 
@@ -450,7 +450,7 @@ async fn an_address_as_a_dns_name_gets_an_advice_that_helps() {
     check(&error, K::Tls(TlsFault::WrongName), Operation::Status);
     assert!(error.to_string().contains("has 127.0.0.1 as a DNS name"), "{error}");
     assert!(error.advice().contains("subjectAltName=IP:127.0.0.1"), "{}", error.advice());
-    // As the advice says.
+    // What the advice says.
     let server = good_server(&lab, &lab.ca.issue("kme-a1", &["127.0.0.1"], |_| {})).await;
     KmsClient::new(config(&server)).unwrap().status(&sae("SITE-B")).await.unwrap();
 }
@@ -470,7 +470,7 @@ async fn der_files_and_chains_in_the_wrong_order_are_named_as_such() {
     let error = config_error(lab.config(server.address));
     assert!(error.to_string().contains("in the wrong order: ours is number 2"), "{error}");
     assert!(error.advice().contains("our own certificate first"), "{}", error.advice());
-    // As the advice says.
+    // What the advice says.
     std::fs::write(lab.path("cert.pem"), format!("{}{}", own.pem, lab.ca.pem)).unwrap();
     KmsClient::new(lab.config(server.address)).unwrap().status(&sae("SITE-B")).await.unwrap();
 }

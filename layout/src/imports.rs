@@ -1,5 +1,5 @@
 //! Which source files of a crate import each other. Every `use` and every path in the code counts, in macros
-//! too, and leads to the file that defines the item: a re-export is followed to its end. Code under
+//! too, and leads to the file that defines the item: a re-export is followed to the definition. Code under
 //! `cfg(test)` does not count.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -16,11 +16,11 @@ use syn::{Attribute, Item, Meta, Token, UseTree};
 pub struct Import {
     pub from: PathBuf,
     pub to: PathBuf,
-    /// The path as the code has it.
+    /// The path as written in the code.
     pub path: String,
 }
 
-/// The imports among the files of the crate that begins with the file `root`.
+/// Returns the imports among the files of the crate that begins with the file `root`.
 pub fn imports(root: &Path) -> BTreeSet<Import> {
     let mut tree = Tree::default();
     let dir = root.parent().unwrap().to_owned();
@@ -41,12 +41,13 @@ pub fn imports(root: &Path) -> BTreeSet<Import> {
     found
 }
 
-/// The imports that close a cycle, of any length. None is left when one import of each cycle is removed.
+/// Returns the imports that close a cycle, of any length. If one import of each cycle is removed, none is
+/// left.
 pub fn in_cycles(imports: &BTreeSet<Import>) -> BTreeSet<Import> {
     imports.iter().filter(|import| way_back(imports, import).is_some()).cloned().collect()
 }
 
-/// Each cycle that is the shortest for one of its imports, as `a.rs -> b.rs -> a.rs`.
+/// Returns each cycle that is the shortest for one of its imports, as `a.rs -> b.rs -> a.rs`.
 pub fn cycles(imports: &BTreeSet<Import>) -> BTreeSet<String> {
     let rotated = |mut files: Vec<&Path>| {
         let first = (0..files.len()).min_by_key(|at| files[*at]).unwrap();
@@ -57,7 +58,7 @@ pub fn cycles(imports: &BTreeSet<Import>) -> BTreeSet<String> {
     imports.iter().filter_map(|import| way_back(imports, import)).map(rotated).collect()
 }
 
-/// The files from the imported one back to the importing one, on the shortest path.
+/// Returns the files from the imported one back to the importing one, on the shortest path.
 fn way_back<'a>(imports: &'a BTreeSet<Import>, closing: &'a Import) -> Option<Vec<&'a Path>> {
     let mut reached_from: BTreeMap<&Path, &Path> = BTreeMap::new();
     let mut queue = VecDeque::from([closing.to.as_path()]);
@@ -104,7 +105,7 @@ struct Tree {
 }
 
 impl Tree {
-    /// `dir` is where the files of its child modules are.
+    /// `dir` is the directory of the files of its child modules.
     fn add_file(&mut self, file: PathBuf, dir: PathBuf, parent: Option<usize>) -> usize {
         let text = fs::read_to_string(&file).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
         let code = syn::parse_file(&text).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
@@ -169,8 +170,8 @@ impl Tree {
         if flat.exists() { flat } else { dir.join(name).join("mod.rs") }
     }
 
-    /// The files with the items that the path may mean. A path to a module alone is no import: what is used
-    /// of it has a path of its own.
+    /// Returns the files with the items that the path may mean. A path to a module is not an import: its
+    /// items are imported by paths of their own.
     fn files(&self, module: usize, path: &[String]) -> Vec<&PathBuf> {
         let targets = self.resolve(module, path, &mut BTreeSet::new());
         let item = |target: Target| match target {
@@ -260,7 +261,7 @@ fn item_name(item: &Item) -> Option<String> {
     Some(name.to_string())
 }
 
-/// Whether the item is compiled for tests alone: `cfg(test)` or `cfg(all(test, ..))`.
+/// Whether the item is compiled only for tests: `cfg(test)` or `cfg(all(test, ..))`.
 fn is_test(attributes: &[Attribute]) -> bool {
     let condition = |attribute: &Attribute| match &attribute.meta {
         Meta::List(list) if list.path.is_ident("cfg") => list.parse_args::<Meta>().ok(),
@@ -275,7 +276,7 @@ fn is_test(attributes: &[Attribute]) -> bool {
     })
 }
 
-/// What the `use` items of a module bring into its scope.
+/// The names that the `use` items of a module bring into its scope.
 #[derive(Default)]
 struct Uses {
     named: Vec<(String, Vec<String>)>,
@@ -366,7 +367,7 @@ impl<'ast> Visit<'ast> for Paths {
 }
 
 impl Paths {
-    /// Collects what looks like a path from the tokens of a macro's call or rules.
+    /// Collects everything that looks like a path from the tokens of a macro's call or rules.
     fn scan(&mut self, mut cursor: Cursor) {
         while !cursor.eof() {
             if let Some((inside, _, _, next)) = cursor.any_group() {

@@ -13,12 +13,12 @@ pub mod imports;
 pub mod unsafe_code;
 pub mod words;
 
-/// The repository's root.
+/// Returns the repository's root.
 pub fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
 }
 
-/// Every text file of the repository, new ones too: its path from the root, and its text.
+/// Returns every text file of the repository, new ones too: its path from the root, and its text.
 pub fn texts() -> BTreeMap<String, String> {
     let list = ["ls-files", "--cached", "--others", "--exclude-standard"];
     let output = Command::new("git").arg("-C").arg(root()).args(list).output().unwrap();
@@ -28,7 +28,7 @@ pub fn texts() -> BTreeMap<String, String> {
     names.lines().filter_map(text).collect()
 }
 
-/// The root files of all targets in the crate at `dir`, where cargo looks for them.
+/// Returns the root files of all targets in the crate at `dir`, where cargo looks for them.
 pub fn targets(dir: &Path) -> Vec<PathBuf> {
     let mut found = vec![dir.join("src/lib.rs"), dir.join("src/main.rs")];
     for kind in ["src/bin", "tests", "benches", "examples", "fuzz_targets"] {

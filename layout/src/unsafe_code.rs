@@ -3,8 +3,8 @@
 use syn::buffer::Cursor;
 use syn::visit::{self, Visit};
 
-/// The number of unsafe blocks, functions, implementations, traits and foreign modules in a source file; in
-/// macros, the number of times the keyword occurs.
+/// Returns the number of unsafe blocks, functions, implementations, traits and foreign modules in a source
+/// file; in macros, the number of times the keyword occurs.
 pub fn count(source: &str) -> usize {
     let file = syn::parse_file(source).unwrap();
     let mut counter = Counter(0);

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-/// A place of a word: line (from 1) and the word as the list has it.
+/// A place of a word: line (from 1) and the word as in the list.
 pub type Place = (usize, String);
 
 /// The two sections of the list.
@@ -15,8 +15,8 @@ pub struct Words {
 }
 
 impl Words {
-    /// Reads the list: a word or phrase a line, `#` begins a comment, and the line `# pending` the second
-    /// section.
+    /// Parses the list: one word or phrase a line; `#` begins a comment, and the line `# pending` begins the
+    /// second section.
     #[must_use]
     pub fn parse(text: &str) -> Self {
         let mut words = Self::default();
@@ -32,9 +32,9 @@ impl Words {
     }
 }
 
-/// The places of `words` in a file. A phrase may go on in the next line, also of a comment. Lower-case words
-/// are found with a capital too, and as a part of an identifier; a word with a capital also as a part of a
-/// name.
+/// Returns the places of `words` in a file. A phrase may continue on the next line, also in a comment.
+/// Lower-case words are also found with a capital, and as a part of an identifier; a word with a capital also
+/// as a part of a name.
 #[must_use]
 pub fn places(text: &str, words: &[String]) -> Vec<Place> {
     let (joined, starts) = join(text);
@@ -56,8 +56,8 @@ pub fn places(text: &str, words: &[String]) -> Vec<Place> {
     found
 }
 
-/// The lines without indentation and marks of comments, joined by spaces; and the line that begins at each
-/// offset.
+/// Joins the lines by spaces, without indentation and comment marks; returns the text and the line that
+/// begins at each offset.
 fn join(text: &str) -> (String, BTreeMap<usize, usize>) {
     let (mut joined, mut starts) = (String::with_capacity(text.len()), BTreeMap::new());
     for (number, line) in (1..).zip(text.lines()) {
@@ -80,7 +80,7 @@ fn name_boundary(text: &str, from: usize, to: usize) -> bool {
     let before = text[..from].chars().next_back();
     let after = text[to..].chars().next();
     if text[from..to].contains(|c: char| c.is_ascii_lowercase()) {
-        // Other words of a type's name may precede and follow.
+        // Other words of a type's name may precede and follow it.
         !before.is_some_and(|c| c.is_ascii_uppercase()) && !after.is_some_and(|c| c.is_ascii_lowercase())
     } else {
         word_boundary(text, from, to)

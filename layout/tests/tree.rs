@@ -95,7 +95,7 @@ fn function_lines(text: &str) -> Vec<(usize, usize)> {
         let end = format!("{}}}", &all[start][..indent]);
         all[start..].iter().position(|line| *line == end).map_or(1, |after| after + 1)
     };
-    // A body on the line of its signature has no line with its end.
+    // A function on one line has no separate line with its closing brace.
     let opens = |line: &str| !line.ends_with('}') && !line.ends_with(';');
     (0..all.len())
         .filter(|i| is_function(all[*i]))
@@ -122,7 +122,7 @@ fn no_line_of_code_is_too_long() {
     assert!(long.is_empty(), "lines of more than {MAX_COLUMNS} characters: {long:#?}");
 }
 
-/// The numbers of the lines that are too long.
+/// Returns the numbers of the lines that are too long.
 fn long_lines(text: &str) -> impl Iterator<Item = usize> {
     (1..).zip(text.lines()).filter(|(_, line)| line.chars().count() > MAX_COLUMNS).map(|(number, _)| number)
 }

@@ -1,10 +1,10 @@
-//! No file uses a word of `scripts/words.txt`, which has the names and phrases that the glossary of the
-//! project replaced.
+//! No file uses a word of `scripts/words.txt`, the list of names and phrases that the project's glossary
+//! replaced.
 
 use qvpn_layout::words::{Words, places};
 use qvpn_layout::{root, texts};
 
-/// What is not searched: the list itself, texts of others, records of the past, and data.
+/// Files that are not searched: the list itself, texts of others, records of the past, and data.
 const EXEMPT: &[&str] = &[
     "scripts/words.txt",
     "layout/tests/words.rs",

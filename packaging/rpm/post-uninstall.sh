@@ -1,7 +1,8 @@
-# The removal of the last version lifts the block and says so. Configs and keys are the operator's, and stay.
+# The removal of the last version removes the block and reports that. Configs and keys are the operator's, and
+# stay.
 [ "$1" -eq 0 ] || exit 0
 [ ! -d /run/systemd/system ] || systemctl daemon-reload || :
-# The program that does this otherwise is gone by now. 113 is the protocol number of our routes and rules.
+# qvpn-ctl, which would do this, has been removed already. 113 is the protocol number of our routes and rules.
 lifted=""
 for table in $(nft list tables inet 2>/dev/null | sed -n 's/^table inet \(qvpn-.*\)$/\1/p'); do
     nft delete table inet "$table" && lifted="$lifted
@@ -14,7 +15,7 @@ for family in -4 -6; do
   rule with priority $priority"
         done
     done
-    # The list breaks lines for the reader, and `ip` wants words.
+    # The list has line breaks for the reader, and `ip` needs separate words.
     routes=$(ip $family route show table all type unreachable proto 113 2>/dev/null) || routes=""
     [ -n "$routes" ] || continue
     lifted="$lifted

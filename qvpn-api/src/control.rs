@@ -35,7 +35,7 @@ pub const MAX_REPLY: usize = 32 * 1024 * 1024;
 /// The longest time to confirm a config on trial, in seconds: one day.
 pub const MAX_CONFIRM_S: u64 = 86_400;
 
-/// The control socket of `interface` in `dir`, which is [`SOCKET_DIR`] outside tests.
+/// Returns the control socket of `interface` in `dir`, which is [`SOCKET_DIR`] except in tests.
 #[must_use]
 pub fn socket_path(dir: &Path, interface: &str) -> PathBuf {
     dir.join(format!("{interface}.sock"))
@@ -63,22 +63,22 @@ pub enum Request {
     PlanReload,
     /// The text of the config in force; answered by [`Reply::Config`].
     Config,
-    /// Puts the config in [`unconfirmed_path`](crate::config::unconfirmed_path) in force, and goes back to
-    /// the former one unless [`Confirm`](Self::Confirm) comes in time; answered by [`Reply::Reload`].
+    /// Applies the config in [`unconfirmed_path`](crate::config::unconfirmed_path), and restores the former
+    /// one unless [`Confirm`](Self::Confirm) arrives in time; answered by [`Reply::Reload`].
     TryConfig {
         /// The time in seconds, from 1 to [`MAX_CONFIRM_S`].
         within_s: u64,
     },
     /// Keeps the config on trial; answered by [`Reply::Confirmed`].
     Confirm,
-    /// Goes back from the config on trial at once; answered by [`Reply::Reload`].
+    /// Restores the former config at once; answered by [`Reply::Reload`].
     GoBack,
     /// Changes one peer of the running config, not of the file; answered like [`Reload`](Self::Reload).
     EditPeer {
         /// The change.
         change: PeerEdit,
     },
-    /// Releases prefixes that stay blocked though the config no longer has them; answered by
+    /// Releases prefixes that stay blocked although the config no longer has them; answered by
     /// [`Reply::Unblocked`].
     Unblock {
         /// The prefixes; those inside them are released too.
@@ -119,7 +119,7 @@ impl Request {
         }
     }
 
-    /// What its sender must be permitted.
+    /// Returns the permission that its sender needs.
     #[must_use]
     pub fn needs(&self) -> Permission {
         match self {
@@ -134,12 +134,12 @@ impl Request {
             | Self::Confirm
             | Self::GoBack => Permission::Operate,
             Self::EditPeer { change } if change.only_disables_or_enables() => Permission::Operate,
-            // It lets traffic leave in clear.
+            // These let traffic leave in clear.
             Self::EditPeer { .. } | Self::Unblock { .. } => Permission::Admin,
         }
     }
 
-    /// Whether it changes something, so that it is reported.
+    /// Whether it changes something and is therefore reported as an event.
     #[must_use]
     pub fn changes_something(&self) -> bool {
         self.needs() > Permission::Observe && !matches!(self, Self::PlanReload | Self::Config)
@@ -163,7 +163,7 @@ pub enum Reply {
     Reload {
         /// The changes in words; empty if nothing changed.
         changes: Vec<String>,
-        /// Prefixes that the config no longer has since then, and that stay blocked.
+        /// Prefixes that left the config with this change and stay blocked.
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         kept: Vec<String>,
     },
@@ -179,9 +179,9 @@ pub enum Reply {
     },
     /// The reply to [`Request::Config`].
     Config {
-        /// The config's file.
+        /// The path of the config file.
         path: PathBuf,
-        /// The text that is in force; after a change of a peer that was not saved it is not the file's.
+        /// The text that is in force; after an unsaved change of a peer it differs from the file's.
         text: String,
         /// The seconds left to confirm it, if it is on trial.
         confirm_in_s: Option<u64>,
@@ -250,13 +250,13 @@ pub struct ErrorReply {
 }
 
 impl ErrorReply {
-    /// An error without details.
+    /// Makes an error without details.
     #[must_use]
     pub fn new(code: ErrorCode, message: impl Into<String>) -> Self {
         Self { code, message: message.into(), details: Vec::new() }
     }
 
-    /// The exit code of a command that fails with it.
+    /// Returns the exit code of a command that fails with it.
     #[must_use]
     pub fn exit_code(&self) -> u8 {
         match self.code {
@@ -307,7 +307,7 @@ impl From<CodecError> for ErrorReply {
 
 /// A message with a line form: a [`Request`] or a [`Reply`].
 pub trait Message: Serialize + DeserializeOwned {
-    /// The message as one line, with its line feed.
+    /// Returns the message as one line, with its line feed.
     ///
     /// # Errors
     /// [`CodecError::Malformed`] if it has no JSON form; every message of this crate has one.
@@ -324,7 +324,7 @@ pub trait Message: Serialize + DeserializeOwned {
         Ok(line)
     }
 
-    /// The message in `line`, with or without its line feed.
+    /// Parses the message in `line`, with or without its line feed.
     ///
     /// # Errors
     /// [`CodecError::Version`] for a line of another version, otherwise [`CodecError::Malformed`].

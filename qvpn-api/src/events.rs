@@ -125,7 +125,7 @@ pub enum EventKind {
     GuardChallenged {
         /// What it did, as `ip` or `nft` would write it.
         what: String,
-        /// What follows.
+        /// What the change does.
         effect: String,
     },
     /// We send under a new epoch's key.
@@ -135,7 +135,7 @@ pub enum EventKind {
         peer: String,
         /// The epoch's number.
         epoch: u64,
-        /// What its key is made of.
+        /// The sources of its key.
         sources: Vec<KeySource>,
         /// The ID of the QKD key in it.
         qkd_key_id: Option<String>,
@@ -164,8 +164,8 @@ pub enum EventKind {
         /// The KME's name.
         kme: String,
     },
-    /// A certificate used with a KME ends soon or has ended; emitted 30, 7 and 1 days before, and when it
-    /// ends.
+    /// A certificate used with a KME expires soon or has expired; emitted 30, 7 and 1 days before, and when
+    /// it expires.
     #[serde(rename = "kme.certificate_ends")]
     KmeCertificateEnds {
         /// The KME's name.
@@ -230,10 +230,10 @@ pub enum EventKind {
         /// The new policy.
         to: String,
     },
-    /// Somebody sent a request over the control socket that changes something, or a signal.
+    /// A user sent a request that changes something over the control socket, or a signal.
     #[serde(rename = "control.used")]
     ControlUsed {
-        /// Who it was.
+        /// Who sent it.
         #[serde(flatten)]
         caller: Caller,
         /// The request's name in the control API, such as `rekey`.
@@ -243,7 +243,7 @@ pub enum EventKind {
         /// `done`, or why it was refused.
         result: String,
     },
-    /// A config on trial was not confirmed in time, or somebody took it back: the former one is in force.
+    /// A config on trial was not confirmed in time, or was withdrawn: the former one is in force.
     #[serde(rename = "config.reverted")]
     ConfigReverted {
         /// Who did it; `timeout` if nobody confirmed the config.
@@ -251,7 +251,7 @@ pub enum EventKind {
         caller: Caller,
     },
     /// This machine was resumed from a snapshot or cloned, so all its keys were erased and every peer
-    /// starts again.
+    /// connects again.
     #[serde(rename = "machine.copied")]
     MachineCopied {},
 }
@@ -261,7 +261,7 @@ pub enum EventKind {
 pub struct Caller {
     /// The user's name, `uid N` for a user without a name on this machine, the signal's name, or `timeout`.
     pub by: String,
-    /// The user's ID, as the kernel says it; absent if no user did it.
+    /// The user's ID, as reported by the kernel; absent if no user did it.
     pub uid: Option<u32>,
 }
 
@@ -323,7 +323,7 @@ impl EventKind {
         }
     }
 
-    /// Whether an operator should look at it.
+    /// Whether it needs an operator's attention.
     #[must_use]
     pub fn is_warning(&self) -> bool {
         match self {
@@ -438,14 +438,16 @@ impl fmt::Display for Event {
     }
 }
 
-/// A text for one line of a terminal: quotes, backslashes, control and formatting characters are escaped.
+/// A text for one line of a terminal; displays quotes, backslashes, control and formatting characters
+/// escaped.
 struct Escaped<'a>(&'a str);
 
 impl fmt::Display for Escaped<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for c in self.0.chars() {
             match c {
-                // Printable text beyond ASCII stays readable; `escape_debug` knows what is not printable.
+                // Printable text beyond ASCII stays readable; `escape_debug` escapes only what is not
+                // printable.
                 '\'' => f.write_str("'")?,
                 c => write!(f, "{}", c.escape_debug())?,
             }

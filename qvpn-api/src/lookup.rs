@@ -1,8 +1,7 @@
 //! Finds the peer that an operator names: by name, public key or fingerprint, or by the beginning of one of
-//! these if only one peer matches. A whole name always wins, so that `site-1` stays usable beside
-//! `site-10`.
+//! these if only one peer matches. An exact name always wins, so that `site-1` stays usable beside `site-10`.
 
-/// Why a text names no peer.
+/// Why no peer is selected.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum LookupError {
     /// No peer matches.
@@ -18,7 +17,8 @@ pub enum LookupError {
     },
 }
 
-/// The item that `text` names. `names` returns an item's name, public key (`qvpn1-…`) and fingerprint.
+/// Returns the item that `text` names. `names` returns an item's name, public key (`qvpn1-…`) and
+/// fingerprint.
 ///
 /// # Errors
 /// If no item or several items match.
@@ -50,7 +50,7 @@ pub fn find<T>(
     }
 }
 
-/// The first names, and how many more there are.
+/// Lists the first names, and how many more there are.
 fn some(names: &[String]) -> String {
     const MAX_SHOWN_NAMES: usize = 4;
     let shown = names.iter().take(MAX_SHOWN_NAMES).cloned().collect::<Vec<_>>().join(", ");

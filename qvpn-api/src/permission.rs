@@ -2,10 +2,10 @@
 
 use std::fmt;
 
-/// What a user may do, from the least to the most.
+/// Permissions in ascending order; each includes those before it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Permission {
-    /// Look.
+    /// Read status, events and metrics.
     Observe,
     /// Also rekey, reload and confirm.
     Operate,
@@ -13,7 +13,7 @@ pub enum Permission {
     Admin,
 }
 
-/// The key of `[access]`.
+/// Writes the key of `[access]`.
 impl fmt::Display for Permission {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {

@@ -25,7 +25,7 @@ pub struct Status {
 }
 
 impl Status {
-    /// A status of these interfaces under the present [`SCHEMA`].
+    /// Makes a status of these interfaces under the current [`SCHEMA`].
     #[must_use]
     pub fn new(interfaces: Vec<InterfaceStatus>) -> Self {
         Self { schema: SCHEMA, interfaces }
@@ -74,27 +74,27 @@ pub struct GuardStatus {
     pub routes: String,
     /// The filter layer: `in_force`, `missing` or `off`.
     pub nftables: String,
-    /// Prefixes that leave this host through the tunnel only.
+    /// Prefixes whose packets leave this host only through the tunnel.
     pub protected: Vec<String>,
-    /// Those among them that are in no config any more: `qvpn-ctl unblock` releases them.
+    /// Those of them that are no longer in any config; `qvpn-ctl unblock` releases them.
     #[serde(default)]
     pub kept: Vec<String>,
-    /// This site's own networks among them, as `PREFIX dev DEVICE`.
+    /// This site's own networks inside protected prefixes, as `PREFIX dev DEVICE`.
     pub local: Vec<String>,
-    /// Packets that the filter dropped; unknown without a filter.
+    /// Packets that the filter dropped; unknown if there is no filter.
     pub dropped: Option<u64>,
-    /// Why this machine has no filter.
+    /// Why this machine has no filter, if it has none.
     #[serde(default)]
     pub reason: Option<String>,
 }
 
-/// The tunnel's device as the kernel has it.
+/// The state of the tunnel's device in the kernel.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DeviceStatus {
     /// `up`; `renamed`, if another device has its name; or `missing`, if it was deleted or moved to another
     /// network namespace.
     pub state: String,
-    /// Its name now.
+    /// Its current name.
     pub name: Option<String>,
 }
 
@@ -109,11 +109,11 @@ pub struct RoutingStatus {
     pub routes: u64,
     /// The peers, in the config's order.
     pub peers: Vec<RoutedPeerStatus>,
-    /// How many routes have a next hop that is no peer's.
+    /// How many routes have a next hop that belongs to no peer.
     pub unresolved_routes: u64,
-    /// The first of these.
+    /// The first of these routes.
     pub unresolved: Vec<UnresolvedRoute>,
-    /// Why the routes can't be read; those before stay in force.
+    /// Why the routes can't be read; the last ones that were read stay in force.
     pub error: Option<String>,
 }
 
@@ -122,7 +122,7 @@ pub struct RoutingStatus {
 pub struct RoutedPeerStatus {
     /// Its name.
     pub peer: String,
-    /// The next hops that stand for it.
+    /// Its next hops.
     pub next_hops: Vec<String>,
     /// How many routes lead to it.
     pub routes: u64,
@@ -130,12 +130,12 @@ pub struct RoutedPeerStatus {
     pub prefixes: Vec<String>,
 }
 
-/// A route with next hops that are no peer's.
+/// A route with next hops that belong to no peer.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UnresolvedRoute {
     /// The destination.
     pub prefix: String,
-    /// The next hops that are no peer's.
+    /// The next hops that belong to no peer.
     pub next_hops: Vec<String>,
 }
 
@@ -158,7 +158,7 @@ pub struct KmeStatus {
     pub stored_key_count: Option<u64>,
     /// How long the last operation took, in milliseconds.
     pub latency_ms: Option<f64>,
-    /// Seconds until the first of the certificates in use ends; negative when it has ended.
+    /// Seconds until the first of the certificates in use expires; negative once it has expired.
     pub cert_expires_in_s: Option<f64>,
 }
 
@@ -181,7 +181,7 @@ pub struct PeerStatus {
     pub public_key: String,
     /// The public key's fingerprint, short enough to read over a phone.
     pub fingerprint: String,
-    /// The present endpoint of its lane 0, `address:port`.
+    /// The endpoint of its lane 0 that is in use, `address:port`.
     pub endpoint: Option<String>,
     /// The networks behind it, as prefixes.
     pub allowed_ips: Vec<String>,
@@ -203,7 +203,7 @@ pub struct PeerStatus {
     pub epoch_expires_in_s: Option<f64>,
     /// Seconds until the next attempt is due; 0 while one is under way.
     pub next_rekey_in_s: Option<f64>,
-    /// What the epoch's key is made of; empty while there is no epoch.
+    /// The sources of the epoch's key; empty while there is no epoch.
     pub key_sources: Vec<KeySource>,
     /// The ID of the QKD key in it (an ID is public, a key is not).
     pub qkd_key_id: Option<String>,
@@ -245,7 +245,7 @@ pub struct LaneStatus {
     pub listen_port: u16,
     /// The peer's endpoint of the lane, `address:port`.
     pub endpoint: Option<String>,
-    /// Whether packets arrive on it; unknown until the first epoch is old enough to decide.
+    /// Whether packets arrive on it; unknown until the first epoch is old enough to tell.
     #[serde(default, with = "crate::config::shared_words::option")]
     pub state: Option<LaneState>,
     /// The lane that carries this lane's flows, if it is silent or the peer has fewer lanes.
@@ -254,7 +254,7 @@ pub struct LaneStatus {
     pub rx_packets: u64,
     /// Packets passed to the kernel.
     pub tx_packets: u64,
-    /// Packets of these that were sent several at a time (UDP GSO).
+    /// Packets of these that were sent in batches (UDP GSO).
     pub tx_gso_packets: u64,
     /// Packets that the kernel refused as one GSO batch; they were then sent one by one.
     pub tx_gso_refused_packets: u64,
@@ -349,13 +349,14 @@ pub enum PeerDrop {
     /// Its inner source is not in the peer's allowed IPs; or, under `routes = "kernel"`, its destination is
     /// not.
     NotAllowedIp,
-    /// It was larger than the path takes, under `routes = "kernel"`; the sender was answered by ICMP.
+    /// It was larger than the path MTU, under `routes = "kernel"`; the sender got an ICMP error.
     TooBig,
-    /// The control session rejected it: not from the peer's key, late, or a repetition. A few are normal.
+    /// The control session rejected it: it was not from the peer's key, late, or a repetition. A few are
+    /// normal.
     Control,
-    /// It came in the control session and exceeds what one peer may send in a second.
+    /// It arrived in the control session and exceeds what one peer may send in a second.
     Limited,
-    /// It came in the control session and is not a valid message.
+    /// It arrived in the control session and is not a valid message.
     Malformed,
     /// A message that was answered with `Reject`, or a wrong confirmation.
     Refused,

@@ -1,4 +1,4 @@
-//! What the grammar takes, with its defaults, and that no input makes the parser panic.
+//! What the grammar accepts, with its defaults; and that no input makes the parser panic.
 #![allow(clippy::unwrap_used)] // helpers of tests
 
 use std::net::IpAddr;
@@ -121,7 +121,7 @@ fn default_routes_and_tunnels_in_tunnels_are_no_loop() {
     };
     let b = "endpoint = \"203.0.113.9:1\"\nallowed_ips = [\"0.0.0.0/0\", \"::/0\"]";
     parse(&peers(b, "endpoint = \"10.1.2.3:1\"\nallowed_ips = [\"10.9.0.0/16\"]"));
-    // Site c is reached through the tunnel to b, and needs nothing of its own.
+    // Site c is reached through the tunnel to b and needs no route of its own.
     let b = "endpoint = \"203.0.113.9:1\"\nallowed_ips = [\"10.20.0.0/16\"]";
     parse(&peers(b, "endpoint = \"10.20.0.9:1\"\nallowed_ips = [\"10.30.0.0/16\"]"));
 }
@@ -166,7 +166,7 @@ fn a_thousand_peers_are_read() {
     assert_eq!(parse(&text).peers.len(), 1000);
 }
 
-/// A public key that differs for each `i` and whose X25519 half is no point of small order.
+/// Returns a public key that differs for each `i` and whose X25519 half is not a point of small order.
 fn key_of(i: u32) -> String {
     let base = EXAMPLE.lines().find(|l| l.starts_with("public_key")).unwrap();
     let base = base.split('"').nth(1).unwrap();

@@ -15,7 +15,7 @@ struct Site {
 }
 
 impl Site {
-    /// A directory with everything that a config needs, all as it should be.
+    /// Makes a directory with valid files for everything that the config names.
     fn new() -> Self {
         let mut rng = rand_chacha::ChaCha20Rng::seed_from_u64(1);
         let site = Self { dir: tempfile::tempdir().unwrap(), identity: SecretIdentity::generate(&mut rng) };
@@ -54,7 +54,7 @@ impl Site {
         Config::load(&self.dir.path().join("qvpn0.toml")).unwrap_or_else(|e| panic!("{e}"))
     }
 
-    /// The errors of `check_files`, without the directory.
+    /// Returns the errors of `check_files`, without the directory.
     fn errors(&self) -> String {
         let errors = self.load().check_files().expect_err("something is wrong here").to_string();
         errors.replace(&format!("{}/", self.dir.path().display()), "")
@@ -269,7 +269,7 @@ fn one_prefix_leads_into_one_tunnel_of_the_host() {
         other.peers[0].allowed_ips.retain(|net| net.addr().is_ipv4());
         other
     };
-    // Nested prefixes, and those of another table.
+    // Nested prefixes are accepted, and so are those of another table.
     for fine in [
         other("", "10.20.4.0/24"),
         other("table = 77", "10.20.0.0/16"),

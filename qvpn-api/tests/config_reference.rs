@@ -1,5 +1,5 @@
-//! The words for the man page name the same keys as the grammar: what a section with an unknown key says it
-//! has.
+//! The reference for the man page lists the same keys as the grammar, whose error for an unknown key names
+//! all keys of a section.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 

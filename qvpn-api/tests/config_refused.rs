@@ -1,5 +1,5 @@
-//! What the grammar refuses: for each row the place, what is wrong and what to write instead. `¦` marks
-//! where an error must point, so a row without the error at exactly that place fails.
+//! What the grammar refuses: each row has the position, what is wrong and what to write instead. `¦` marks
+//! where an error must point, so a row without the error at exactly that position fails.
 
 use std::path::Path;
 
@@ -14,7 +14,7 @@ const KEY_B2: &str = "qvpn1-UqPFxf26QCxGqk1wiKfZx0Kxb+3jT49b63iPWVAbF2tw2xyJrx7O
     GXHe9rN17iNWKKSWARmubkuEbr6oe40Wmjg9EhJguZfAAAA=";
 const FILES: &str = "ca_file = \"ca.pem\"\ncert_file = \"c.pem\"\nkey_file = \"c.key\"\n";
 
-/// Reads `text` without its marks, and expects at each mark, in their order, the error `expected`.
+/// Parses `text` without its marks, and expects the errors `expected`, one at each mark, in this order.
 fn refused(path: &str, text: &str, expected: &[&str]) {
     let text = text
         .replace("KEY_B2", KEY_B2)
@@ -40,14 +40,14 @@ fn refused(path: &str, text: &str, expected: &[&str]) {
     assert_eq!(errors, expected.join("\n"), "for\n{clean}");
 }
 
-/// One error each, below `[interface]`.
+/// Checks one error for each row, inside `[interface]`.
 fn interface_rows(rows: &[(&str, &str)]) {
     for (line, error) in rows {
         refused("/etc/qvpn/qvpn0.toml", &format!("[interface]\n{line}\n"), &[error]);
     }
 }
 
-/// One error each, in a peer that is right without the line and has no QKD.
+/// Checks one error for each row, inside a peer that is otherwise valid and has no QKD.
 fn peer_rows(rows: &[(&str, &str)]) {
     for (line, error) in rows {
         let peer = "[[peer]]\nname = \"b\"\npublic_key = \"KEY_B\"\nOFF\nallowed_ips = [\"10.20.0.0/16\"]";
@@ -55,7 +55,7 @@ fn peer_rows(rows: &[(&str, &str)]) {
     }
 }
 
-/// The errors in a whole file.
+/// Checks the errors in a whole file.
 fn file_rows(rows: &[(&str, &[&str])]) {
     for (text, errors) in rows {
         refused("/etc/qvpn/qvpn0.toml", text, errors);
@@ -717,7 +717,7 @@ fn tunnels_that_need_themselves() {
         ),
         &[&inside("10.20.0.9", "10.20.0.0/16")],
     );
-    // Each is reached through the other.
+    // Each endpoint is reached through the other tunnel.
     refused(
         path,
         &two(

@@ -85,7 +85,8 @@ pub(crate) fn on_this_machine(config: &Config) -> Result<(), ConfigErrors> {
     results.into_iter().filter_map(Result::err).reduce(ConfigErrors::and).map_or(Ok(()), Err)
 }
 
-/// The user that daemons run as, if it exists and we are root, who can read files that this user can't.
+/// Returns the user that daemons run as, if it exists and we are root, since root can read files that this
+/// user can't.
 pub(crate) fn daemon_user() -> Option<User> {
     User::from_name(DAEMON_USER).ok().flatten().filter(|_| Uid::effective().is_root())
 }
@@ -107,7 +108,7 @@ fn readable(config: &Config) -> Result<(), ConfigErrors> {
         .uid(user.uid.as_raw())
         .gid(user.gid.as_raw())
         .output();
-    // In a user namespace with root alone, the daemon stays root.
+    // In a user namespace that has only root, the daemon stays root.
     let Ok(output) = result else { return Ok(()) };
     let unreadable: BTreeSet<&Path> = output
         .stdout
@@ -117,7 +118,7 @@ fn readable(config: &Config) -> Result<(), ConfigErrors> {
     config.check_readable(|path| !unreadable.contains(path))
 }
 
-/// What the doctor says besides errors.
+/// Returns the warnings that the doctor shows.
 pub(crate) fn warnings(config: &Config) -> Vec<String> {
     network::warnings(config)
 }

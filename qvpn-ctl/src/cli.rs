@@ -87,8 +87,8 @@ pub(crate) enum Command {
         /// does to traffic.
         #[arg(long)]
         dry_run: bool,
-        /// Go back to the former config by itself after this time, such as 2m, unless `confirm` comes before.
-        /// A crash, a restart or a reboot meanwhile goes back too.
+        /// Restore the former config after this time, such as 2m, unless `confirm` comes first. A crash, a
+        /// restart or a reboot in between also restores it.
         #[arg(long, value_name = "TIME", value_parser = confirm_time, conflicts_with = "dry_run")]
         confirm: Option<Duration>,
     },
@@ -97,7 +97,7 @@ pub(crate) enum Command {
         /// The interface [default: the only one].
         #[arg(value_parser = interface, add = ArgValueCompleter::new(complete::interfaces))]
         interface: Option<String>,
-        /// Go back to the former config at once instead.
+        /// Restore the former config at once instead.
         #[arg(long)]
         undo: bool,
     },
@@ -114,7 +114,7 @@ pub(crate) enum Command {
     },
     /// Check this machine for what keeps a tunnel from working, and print the command that fixes it.
     Doctor {
-        /// The interface, by its config in /etc/qvpn [default: all].
+        /// The interface; its config is in /etc/qvpn [default: all].
         #[arg(value_parser = interface, add = ArgValueCompleter::new(complete::interfaces))]
         interface: Option<String>,
         /// Print JSON.
@@ -183,30 +183,30 @@ pub(crate) enum Command {
         /// Block every config in /etc/qvpn except those with `on_stop = "open"`.
         #[arg(long)]
         all: bool,
-        /// Makes a filter that every program may remove; for the removal of the package.
+        /// Make a filter that every program may remove; for the removal of the package.
         #[arg(long, hide = true)]
         disown: bool,
     },
-    /// Keeps the block of all configs in force against what other programs do.
+    /// Keep the block of all configs in force against changes by other programs.
     Guard {
-        /// Stays and watches, as `qvpn-guard.service` does: SIGHUP reads the configs again, SIGTERM ends it.
-        /// The block stays when it ends.
+        /// Stay and watch, as `qvpn-guard.service` does: SIGHUP reads the configs again, SIGTERM ends it. The
+        /// block stays when it ends.
         #[arg(long, required = true)]
         watch: bool,
     },
-    /// Networks of this site, under `local = "connected"`.
+    /// Manage the networks of this site, under `local = "connected"`.
     #[command(subcommand)]
     Local(LocalCommand),
     /// Remove the block, so that traffic can leave in clear.
     ///
-    /// Without prefixes, the whole block of an interface or of all of them goes, and their daemons must be
-    /// stopped first. With prefixes, those go that stay blocked though the config no longer has them; a
-    /// daemon or guard that runs is asked for it.
+    /// Without prefixes, this removes the whole block of an interface or of all interfaces; stop their
+    /// daemons first. With prefixes, it releases those that stay blocked although the config no longer has
+    /// them; it asks the running daemon or guard to do so.
     Unblock {
         /// The config: its file or the name of its interface [default: every block of qvpn].
         #[arg(value_name = "FILE|IFACE", add = ArgValueCompleter::new(complete::interfaces))]
         target: Option<String>,
-        /// What to release of it; prefixes inside these are released too.
+        /// The prefixes to release; prefixes inside these are released too.
         #[arg(value_name = "PREFIX")]
         prefixes: Vec<qvpn_net::IpNet>,
     },
@@ -247,7 +247,7 @@ pub(crate) enum EventLevel {
     /// All events.
     #[default]
     Info,
-    /// Events that an operator should look at.
+    /// Events that need an operator's attention.
     Warn,
 }
 
@@ -302,9 +302,10 @@ impl QkdChoice {
 
 #[derive(Subcommand)]
 pub(crate) enum LocalCommand {
-    /// Let a network that this host is connected to stay reachable without the tunnel. It is remembered.
+    /// Let a network that this host is connected to stay reachable without the tunnel. The choice is
+    /// remembered.
     Accept {
-        /// The interface, by its config in /etc/qvpn.
+        /// The interface; its config is in /etc/qvpn.
         #[arg(value_parser = interface, add = ArgValueCompleter::new(complete::interfaces))]
         interface: String,
         /// The network, such as 10.10.0.0/16.

@@ -57,7 +57,7 @@ impl Client {
         }
     }
 
-    /// The next reply; `None` if the daemon has closed the connection.
+    /// Returns the next reply; `None` if the daemon has closed the connection.
     pub(crate) fn next(&mut self) -> Result<Option<Reply>, CtlError> {
         let line = read_line(&mut self.stream, MAX_REPLY);
         let reply = line.and_then(|line| line.map(|l| Reply::from_line(&l)).transpose());
@@ -76,7 +76,7 @@ impl Client {
         self.stream.get_ref().set_read_timeout(None).map_err(|e| self.failed(e.into()))
     }
 
-    /// The error for a reply that doesn't belong to the request.
+    /// Returns the error for a reply that doesn't belong to the request.
     pub(crate) fn unexpected(&self) -> CtlError {
         self.failed(CodecError::Malformed("the reply doesn't belong to the request".to_owned()))
     }
@@ -98,7 +98,7 @@ impl Client {
     }
 }
 
-/// The interfaces that have a control socket in `dir`, sorted.
+/// Returns the interfaces that have a control socket in `dir`, sorted.
 pub(crate) fn running(dir: &Path) -> Result<Vec<String>, CtlError> {
     let entries = match std::fs::read_dir(dir) {
         Ok(entries) => entries,

@@ -24,7 +24,7 @@ fn config_dir() -> PathBuf {
     directory("QVPN_CONFIG_DIR", CONFIG_DIR)
 }
 
-/// The interfaces that run or have a config.
+/// Returns the interfaces that run or have a config.
 fn known_interfaces() -> BTreeSet<String> {
     let mut names: BTreeSet<String> =
         client::running(&socket_dir()).unwrap_or_default().into_iter().collect();
@@ -43,7 +43,7 @@ pub(crate) fn interfaces(typed: &OsStr) -> Vec<CompletionCandidate> {
         .collect()
 }
 
-/// Completes a peer of the first interface among the words before.
+/// Completes a peer of the first interface among the preceding words.
 pub(crate) fn peers(typed: &OsStr) -> Vec<CompletionCandidate> {
     let typed = typed.to_string_lossy();
     let known = known_interfaces();

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use tempfile::NamedTempFile;
 
-/// `text` in a temporary file in `directory`, on the disk, with the owner and mode of `like`.
+/// Writes `text` to a temporary file in `directory` and to the disk, with the owner and mode of `like`.
 pub(crate) fn temporary(directory: &Path, text: &str, like: &File) -> io::Result<NamedTempFile> {
     let mut new = tempfile::Builder::new().prefix(".qvpn-").suffix(".new").tempfile_in(directory)?;
     let (old, own) = (like.metadata()?, new.as_file().metadata()?);
@@ -20,17 +20,17 @@ pub(crate) fn temporary(directory: &Path, text: &str, like: &File) -> io::Result
     Ok(new)
 }
 
-/// Puts a temporary file in the place of `file`.
+/// Replaces `file` by a temporary file.
 pub(crate) fn persist(new: NamedTempFile, file: &Path) -> io::Result<()> {
     new.persist(file).map_err(|error| error.error)?;
-    // The directory must be on the disk too; otherwise a crash could bring the old file back.
+    // Sync the directory too; otherwise a crash could bring the old file back.
     if let Some(directory) = file.parent() {
         let _ = File::open(directory).and_then(|directory| directory.sync_all());
     }
     Ok(())
 }
 
-/// Writes `text` to `file`, which has the owner and mode of `like` then.
+/// Writes `text` to `file` and gives it the owner and mode of `like`.
 pub(crate) fn replace(file: &Path, text: &str, like: &File) -> io::Result<()> {
     persist(temporary(file.parent().unwrap_or(Path::new("/")), text, like)?, file)
 }

@@ -1,6 +1,6 @@
-//! `reload --confirm` and `confirm`: a config on trial. Its text moves to a file beside the config's, which
-//! holds the former text until the new one is confirmed, so a crash, a restart or a reboot comes back with
-//! the former.
+//! `reload --confirm` and `confirm`: a config on trial. Its text moves to a file beside the config file,
+//! which holds the former text until the new one is confirmed, so that a crash, a restart or a reboot
+//! restores the former config.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -13,7 +13,7 @@ use crate::client::Client;
 use crate::error::CtlError;
 use crate::{config_file, output, reload};
 
-/// What the daemon runs.
+/// The config that the daemon runs.
 struct Running {
     path: PathBuf,
     text: String,
@@ -27,7 +27,7 @@ fn running(client: &mut Client) -> Result<Running, CtlError> {
     }
 }
 
-/// Puts the config file in force for `within`.
+/// Applies the config file for `within`.
 pub(crate) fn try_config(dir: &Path, interface: &str, within: Duration) -> Result<(), CtlError> {
     let mut client = Client::connect(dir, interface)?;
     let former = running(&mut client)?;
@@ -80,7 +80,7 @@ pub(crate) fn confirm(dir: &Path, interface: &str) -> Result<(), CtlError> {
     let former = fs::read_to_string(&file).map_err(failed)?;
     config_file::replace(&file, &new.text, &lock).map_err(failed)?;
     if let Err(error) = confirmed(&mut client) {
-        // Another session was faster, or the time is over.
+        // Another session was faster, or the time has run out.
         let now = running(&mut client)?;
         if now.text != new.text {
             config_file::replace(&file, &former, &lock).map_err(failed)?;
@@ -98,7 +98,7 @@ fn confirmed(client: &mut Client) -> Result<(), CtlError> {
     }
 }
 
-/// Goes back to the former config at once.
+/// Restores the former config at once.
 pub(crate) fn undo(dir: &Path, interface: &str) -> Result<(), CtlError> {
     let mut client = Client::connect(dir, interface)?;
     let trial = running(&mut client)?;

@@ -24,7 +24,7 @@ pub(crate) struct Dirs {
     pub(crate) config_dir: PathBuf,
 }
 
-/// Every config in `dir`, in the order of their names.
+/// Returns every config in `dir`, in the order of their names.
 pub(crate) fn configs(dir: &Path) -> Result<Vec<PathBuf>, CtlError> {
     let entries =
         std::fs::read_dir(dir).map_err(|source| CtlError::Directory { dir: dir.to_owned(), source })?;
@@ -35,7 +35,7 @@ pub(crate) fn configs(dir: &Path) -> Result<Vec<PathBuf>, CtlError> {
 }
 
 impl Dirs {
-    /// The interfaces that run or have a config, sorted.
+    /// Returns the interfaces that run or have a config, sorted.
     pub(crate) fn known_interfaces(&self) -> Vec<String> {
         let mut names = client::running(&self.socket_dir).unwrap_or_default();
         let files = configs(&self.config_dir).unwrap_or_default();
@@ -45,7 +45,7 @@ impl Dirs {
         names
     }
 
-    /// The named interface, or the only one of this host.
+    /// Returns the named interface, or the only one of this host.
     pub(crate) fn interface(&self, named: Option<String>) -> Result<String, CtlError> {
         if let Some(name) = named {
             return Ok(name);

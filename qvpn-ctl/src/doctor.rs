@@ -69,7 +69,7 @@ fn look_at(dirs: &Dirs, file: &Path) -> Vec<Finding> {
     };
     // Faults of the files are reported above; the rest can still be checked.
     if let Ok(config) = Config::load(file) {
-        // That nothing is blocked has a finding of its own.
+        // A config that blocks nothing has a finding of its own.
         let warnings = warnings(&config).into_iter().filter(|text| !text.starts_with("nothing is blocked"));
         let fix = format!("qvpn-ctl check {}", file.display());
         findings.extend(warnings.map(|text| Finding::warning("config", text, fix.clone())));

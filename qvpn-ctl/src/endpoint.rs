@@ -1,14 +1,14 @@
-//! Whether the host name of an endpoint has an address now. The daemon looks it up again and again, so this
-//! is no error, but mostly a typing error.
+//! Checks whether the host name of an endpoint has an address now. The daemon looks it up repeatedly, so a
+//! missing address is not an error, but often a typo.
 
 use std::net::{IpAddr, ToSocketAddrs};
 use std::sync::mpsc;
 use std::time::Duration;
 
-/// How long the name service may take.
+/// The time limit of the lookup.
 const LOOKUP_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// A warning about `endpoint`, a `host:port` that the daemon accepted, if its host has no address.
+/// Returns a warning if the host of `endpoint`, a `host:port` that the daemon accepted, has no address.
 pub(crate) fn unresolved(endpoint: &str) -> Option<String> {
     let (host, _) = endpoint.rsplit_once(':')?;
     let address = host.trim_matches(['[', ']']).parse::<IpAddr>();

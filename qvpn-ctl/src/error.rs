@@ -66,7 +66,7 @@ pub(crate) enum CtlError {
     /// The daemon's own message.
     #[error("{0}")]
     Refused(#[from] ErrorReply),
-    /// Some of several daemons failed, and each error was printed.
+    /// Some of several daemons failed; the error of each was printed.
     #[error("{0} of the daemons could not be asked")]
     SomeUnreachable(usize),
     #[error("{}: {source}", file.display())]
@@ -174,7 +174,7 @@ impl CtlError {
         }
     }
 
-    /// The lines after the message.
+    /// Returns the lines after the message.
     pub(crate) fn details(&self) -> &[String] {
         match self {
             Self::Refused(reply) => &reply.details,

@@ -23,12 +23,12 @@ use crate::dirs::configs;
 use crate::error::CtlError;
 use crate::{local, output};
 
-/// Requests of daemons that may wait.
+/// The maximum number of daemons' requests that wait.
 const MAX_QUEUED_REQUESTS: usize = 64;
-/// Lines that a daemon may leave unread before it is disconnected.
+/// The number of lines that a daemon may leave unread before it is disconnected.
 const MAX_QUEUED_REPLIES: usize = 256;
-/// How often the guard looks whether its socket is still there: daemons that find none would guard too, and
-/// on kernels whose tables have no owner each would take the other's filter for an attack.
+/// How often the guard checks that its socket still exists. Daemons that find no socket would guard too, and
+/// on kernels without owned tables each would treat the other's filter as an attack.
 const SOCKET_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
 pub(crate) fn watch(config_dir: &Path, socket_dir: &Path) -> Result<(), CtlError> {
@@ -45,7 +45,8 @@ pub(crate) fn watch(config_dir: &Path, socket_dir: &Path) -> Result<(), CtlError
     })
 }
 
-/// Held as long as the guard runs, so that two that start at once don't take the socket from each other.
+/// The lock is held while the guard runs, so that two guards that start at once don't take the socket from
+/// each other.
 fn lock(socket_dir: &Path) -> Result<File, CtlError> {
     let path = socket_dir.join("guard.lock");
     let failed = |source| CtlError::GuardSocket { path: path.clone(), source };
@@ -58,7 +59,7 @@ fn lock(socket_dir: &Path) -> Result<File, CtlError> {
     }
 }
 
-/// Makes the socket in the place of one that nobody answers on.
+/// Creates the socket and replaces one that nobody answers on.
 fn bind(socket_dir: &Path) -> Result<UnixListener, CtlError> {
     let path = guard_socket(socket_dir);
     let failed = |source| CtlError::GuardSocket { path: path.clone(), source };
@@ -71,7 +72,7 @@ fn bind(socket_dir: &Path) -> Result<UnixListener, CtlError> {
         Err(error) => return Err(failed(error)),
     }
     let listener = UnixListener::bind(&path).map_err(failed)?;
-    // Who may ask is decided for each connection; see `Service::accept`.
+    // `Service::accept` decides for each connection who may send requests.
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o666)).map_err(failed)?;
     Ok(listener)
 }
@@ -99,7 +100,7 @@ struct Service {
     sender: mpsc::Sender<(u64, Input)>,
     inputs: mpsc::Receiver<(u64, Input)>,
     last_errors: Vec<String>,
-    /// Why the socket could not be made again, as it was printed last.
+    /// The last error about the socket that was printed.
     socket_error: Option<String>,
 }
 
@@ -125,8 +126,7 @@ impl Service {
         })
     }
 
-    /// Puts the block of every config in place. A config that is refused is blocked as far as it can be
-    /// read.
+    /// Installs the block of every config. A config that is refused is blocked as far as it can be read.
     async fn load(&mut self) {
         let files = match configs(&self.config_dir) {
             Ok(files) => files,
@@ -135,7 +135,7 @@ impl Service {
         for file in files {
             let Some(plan) = wanted(&file) else { continue };
             let name = plan.interface().to_owned();
-            // What a daemon asked for is newer than its file; the file grows the block at most.
+            // What a daemon asked for is newer than its file; the file can only extend the block.
             let plan = match self.guard.plan(&name) {
                 Some(current) if self.is_claimed(&name) => {
                     let local = if plan.is_connected() { plan.local() } else { current.local() }.to_vec();
@@ -172,7 +172,7 @@ impl Service {
         }
     }
 
-    /// Makes the socket again if somebody removed it or its directory.
+    /// Creates the socket again if somebody removed it or its directory.
     fn keep_socket(&mut self, listener: &mut UnixListener) {
         if !self.socket_dir.exists() || guard_socket(&self.socket_dir).exists() {
             return;
@@ -194,7 +194,7 @@ impl Service {
     }
 
     fn accept(&mut self, stream: UnixStream) {
-        // Who may ask besides root: the owner of the socket directory.
+        // Besides root, the owner of the socket directory may send requests.
         let owner = std::fs::metadata(&self.socket_dir).map_or(0, |metadata| metadata.uid());
         match stream.peer_cred() {
             Ok(peer) if peer.uid() == 0 || peer.uid() == owner => {}
@@ -277,7 +277,7 @@ impl Service {
         }
     }
 
-    /// Releases blocks for `qvpn-ctl unblock`, but none of a daemon that runs.
+    /// Releases blocks for `qvpn-ctl unblock`, except those of a running daemon.
     async fn unblock(&mut self, interface: Option<String>, prefixes: &[IpNet]) -> GuardReply {
         let failed = |error: String| GuardReply::Failed { error };
         let known: Vec<String> = self.guard.interfaces().map(str::to_owned).collect();
@@ -396,7 +396,7 @@ async fn read(number: u64, reader: OwnedReadHalf, inputs: mpsc::Sender<(u64, Inp
     }
 }
 
-/// What the guard blocks for a config file while no daemon runs; `None` for what stays open.
+/// Returns the block of a config file while no daemon runs; `None` if nothing is to be blocked.
 fn wanted(file: &Path) -> Option<RoutePlan> {
     let plan = match Config::load(file) {
         Ok(config) if config.interface.on_stop == OnStop::Open => return None,
@@ -426,7 +426,7 @@ fn parsed(prefixes: &[String]) -> Result<Vec<IpNet>, String> {
     prefixes.iter().map(parse).collect()
 }
 
-/// What `plan` blocks inside `prefixes`, if no config has it any more.
+/// Returns what `plan` blocks inside `prefixes`, if no config has it any more.
 fn releasable(config_dir: &Path, plan: &RoutePlan, prefixes: &[IpNet]) -> Result<Vec<IpNet>, String> {
     let mut configured = BTreeMap::new();
     for file in configs(config_dir).unwrap_or_default() {
@@ -460,7 +460,7 @@ fn report(interface: &str, changes: &Changes) {
     }
 }
 
-/// Tells systemd that the block of all configs is in place (`Type=notify`).
+/// Notifies systemd that the block of all configs is in place (`Type=notify`).
 fn notify_ready() {
     let Some(path) = std::env::var_os("NOTIFY_SOCKET") else { return };
     let sent =

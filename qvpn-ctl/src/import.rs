@@ -19,9 +19,9 @@ const MAX_SIZE: u64 = 16 * 1024 * 1024;
 
 #[derive(Debug, Default, PartialEq)]
 struct Imported {
-    /// Our config.
+    /// The text of the qvpn config.
     toml: String,
-    /// Lines and remarks.
+    /// Remarks, each with the line that it is about.
     notes: Vec<Note>,
 }
 
@@ -84,13 +84,13 @@ fn psk_file(name: &str) -> String {
     format!("/etc/qvpn/{name}.psk")
 }
 
-/// Prints the key in a line of the file, without a comment or spaces around it.
+/// Returns a command that prints the key in a line of the file, without a comment or spaces around it.
 fn psk_command(line: usize, file: &Path) -> String {
     let file = shell_word(&file.display().to_string());
     format!("sed -n '{line}{{s/^[^=]*=[[:space:]]*//;s/[[:space:]]*#.*//;s/[[:space:]]*$//;p;}}' {file}")
 }
 
-/// `text` as one word of a shell.
+/// Returns `text` as one word of a shell command.
 fn shell_word(text: &str) -> String {
     let plain = |c: char| c.is_alphanumeric() || "/._-+@:".contains(c);
     match !text.is_empty() && text.chars().all(plain) {
@@ -99,7 +99,7 @@ fn shell_word(text: &str) -> String {
     }
 }
 
-/// The names from the comments. A missing or ambiguous one becomes `peer-N`.
+/// Returns the peers' names from the comments. A missing or ambiguous one becomes `peer-N`.
 fn names(peers: &[Peer]) -> Vec<String> {
     let given: Vec<Option<String>> =
         peers.iter().map(|peer| peer.name.clone().map(CommentName::into_name)).collect();
@@ -163,7 +163,7 @@ fn quoted_list(items: &[String]) -> String {
     items.iter().map(|item| quoted(item)).collect::<Vec<_>>().join(", ")
 }
 
-/// A string of TOML.
+/// Returns `text` as a TOML string.
 fn quoted(text: &str) -> String {
     serde_json::Value::from(text).to_string()
 }
@@ -254,7 +254,7 @@ qkd = \"off\"
         assert_eq!(convert("", Path::new("f"), QkdChoice::Off).unwrap_err().0, 1);
         assert_eq!(convert("[Interface]\nhello\n", Path::new("f"), QkdChoice::Off).unwrap_err().0, 2);
         assert_eq!(convert("\nAddress = 1\n", Path::new("f"), QkdChoice::Off).unwrap_err().0, 2);
-        // A key that lost its equals sign is shown nowhere.
+        // A key without its equals sign is shown nowhere.
         for line in ["PrivateKey yAnz5TF+lXXJte14tji3zlMNq", "PrivateKey yAnz5TF+lXXJte14tji3zlMNq="] {
             let said = match convert(&format!("[Interface]\n{line}\n"), Path::new("f"), QkdChoice::Off) {
                 Ok(imported) => format!("{imported:?}"),

@@ -1,5 +1,6 @@
-//! Key commands, from standard input to standard output as in `wg`. Secrets pass directly between locked
-//! memory and the file descriptors, not through the buffers of the standard library, which are not erased.
+//! Key commands, from standard input to standard output like those of `wg`. Secrets pass directly between
+//! locked memory and the file descriptors, not through the buffers of the standard library, which are not
+//! erased.
 
 use std::fs::File;
 use std::io::{self, IsTerminal, Read, Write};
@@ -45,7 +46,7 @@ pub(crate) fn fingerprint() -> Result<(), CtlError> {
     output::print(&format!("{}\n", public.fingerprint()))
 }
 
-/// The system's randomness, after a test that it works.
+/// Returns the system's random source, after a test that it works.
 fn randomness() -> Result<UnwrapErr<SysRng>, CtlError> {
     getrandom::fill(&mut [0u8; 1]).map_err(CtlError::Randomness)?;
     Ok(UnwrapErr(SysRng))
@@ -77,7 +78,7 @@ fn read_input() -> Result<SecretBuf, CtlError> {
     Ok(bytes)
 }
 
-/// The input as text; anything else is refused as a malformed key.
+/// Returns the input as text; anything else is refused as a malformed key.
 fn as_text(input: &SecretBuf) -> &str {
     std::str::from_utf8(input.expose()).unwrap_or("not text")
 }

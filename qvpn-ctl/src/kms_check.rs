@@ -30,7 +30,7 @@ struct Report {
     checks: Vec<Check>,
 }
 
-/// One KME, as one peer needs it.
+/// One KME, from the point of view of one peer.
 #[derive(Serialize)]
 struct Check {
     site: &'static str,
@@ -106,7 +106,7 @@ pub(crate) fn check(wanted: &Options<'_>) -> Result<(), CtlError> {
     if bad > 0 { Err(CtlError::KmeCheck { bad, all }) } else { Ok(()) }
 }
 
-/// The peers that use a KME, or the requested one.
+/// Returns the peers that use a KME, or only the requested one.
 fn peers<'c>(config: &'c Config, wanted: &Options<'_>) -> Result<Vec<&'c config::Peer>, CtlError> {
     let file = wanted.file.to_owned();
     let some = match wanted.peer {
@@ -222,7 +222,7 @@ fn own_sae(config: &Config) -> Option<&SaeId> {
     config.kms.as_ref().map(|kms| &kms.sae_id)
 }
 
-/// The peer in the other site's config that is this site.
+/// Returns the peer in the other site's config that stands for this site.
 fn mirror<'c>(config: &Config, peer: &config::Peer, other: &'c Config) -> Result<&'c config::Peer, CtlError> {
     let (ours, theirs) = (own_sae(config), own_sae(other));
     let text = |id: Option<&SaeId>| id.map(ToString::to_string).unwrap_or_default();
@@ -239,7 +239,7 @@ fn mirror<'c>(config: &Config, peer: &config::Peer, other: &'c Config) -> Result
     found.ok_or_else(|| wrong(format!("it has no peer with our sae_id \"{}\" that uses QKD", text(ours))))
 }
 
-/// Whether we are the initiator, and so the master SAE.
+/// Whether we are the initiator and therefore the master SAE.
 fn we_are_master(config: &Config, peer: &config::Peer) -> bool {
     match peer.role {
         Role::Initiator => true,
@@ -252,8 +252,8 @@ fn we_are_master(config: &Config, peer: &config::Peer) -> bool {
     }
 }
 
-/// The KME at the other site of the link: by the names that both report, otherwise the one at the same
-/// position.
+/// Returns the KME at the other site of the link: the one with matching names in both reports, otherwise the
+/// one at the same position.
 fn partner<'s>(i: usize, seen: &CheckedKme, there: &'s [CheckedKme]) -> Option<&'s CheckedKme> {
     let link =
         |seen: &CheckedKme| seen.looked.as_ref().and_then(|looked| looked.link.clone()).unwrap_or_default();

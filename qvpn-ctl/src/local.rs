@@ -1,5 +1,5 @@
-//! `local = "connected"`: which networks are taken and remembered, and `local accept`, by which alone they
-//! grow.
+//! `local = "connected"`: which networks are exempt and remembered; and `local accept`, the only way to add
+//! one.
 
 use std::net::IpAddr;
 use std::path::Path;
@@ -14,8 +14,8 @@ use crate::dirs::{Dirs, configs};
 use crate::error::CtlError;
 use crate::output;
 
-/// `plan` with what is remembered. The first time, that is what this host is connected to, but nothing that
-/// another host chose or that leads to the WAN.
+/// Returns `plan` with the remembered networks. The first time, these are the networks that this host is
+/// connected to, except those that another host chose or that lead to the WAN.
 pub(crate) async fn remembered(plan: RoutePlan, net: &Net, config_dir: &Path) -> RoutePlan {
     let name = plan.interface().to_owned();
     match remembered_local(&name) {
@@ -60,7 +60,7 @@ async fn take(plan: &RoutePlan, net: &Net, config_dir: &Path) -> Vec<Local> {
             return Vec::new();
         }
     };
-    // Uplinks are none of them already.
+    // Uplinks have already been left out.
     let blocked = plan.blocked_networks(&connected).into_iter().filter(|(network, _)| !network.dynamic);
     blocked.map(|(network, _)| Local { prefix: network.prefix, device: network.device.clone() }).collect()
 }
@@ -101,7 +101,7 @@ pub(crate) fn accept(dirs: &Dirs, interface: &str, prefix: IpNet) -> Result<(), 
     }
     runtime.block_on(async {
         if let Ok(mut guard) = GuardClient::connect(&dirs.socket_dir).await {
-            // A guard that ends now reads it when it starts.
+            // If no guard answers, it reads the file when it starts.
             let _ = guard.reload().await;
         }
     });

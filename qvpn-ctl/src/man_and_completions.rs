@@ -26,7 +26,7 @@ pub(crate) fn man(dir: &Path) -> Result<(), CtlError> {
     fs::write(dir.join("qvpn.toml.5"), config_page().map_err(failed)?).map_err(failed)
 }
 
-/// A command and its visible subcommands, each with its full name.
+/// Returns a command and its visible subcommands, each with its full name.
 fn with_subcommands(command: Command) -> Vec<Command> {
     let mut command = command.disable_help_subcommand(true);
     command.build();
@@ -37,7 +37,7 @@ fn with_subcommands(command: Command) -> Vec<Command> {
     all
 }
 
-/// qvpn.toml(5), from the table that is tested against the grammar.
+/// Builds qvpn.toml(5) from the table that is tested against the grammar.
 fn config_page() -> io::Result<Vec<u8>> {
     let mut roff = Roff::new();
     roff.control("TH", ["qvpn.toml", "5", "", concat!("qvpn ", env!("CARGO_PKG_VERSION")), "qvpn"]);
@@ -79,7 +79,7 @@ fn config_page() -> io::Result<Vec<u8>> {
 const ZSH_FIRST_TAB: &str =
     "if [[ ${funcstack[1]} == _qvpn-ctl ]]; then _clap_dynamic_completer_qvpn_ctl; fi\n";
 
-/// Prints the script that makes a shell ask this program for completions.
+/// Prints the script that lets a shell query this program for completions.
 pub(crate) fn completions(shell: Shell) -> Result<(), CtlError> {
     let (shell, more): (&dyn EnvCompleter, &str) = match shell {
         Shell::Bash => (&Bash, ""),

@@ -40,7 +40,7 @@ pub(crate) fn metrics(dir: &Path, interface: &str, json: bool) -> Result<(), Ctl
     output::print_json(&Report { schema: 1, interface, samples })
 }
 
-/// A line of the text format: `name{label="value",…} value`.
+/// Parses a line of the text format: `name{label="value",…} value`.
 fn sample(line: &str) -> Option<Sample> {
     let end = line.find(['{', ' '])?;
     let (name, mut rest) = line.split_at(end);
@@ -63,7 +63,7 @@ fn sample(line: &str) -> Option<Sample> {
     Some(Sample { name: name.to_owned(), labels, value: rest.strip_prefix(' ')?.to_owned() })
 }
 
-/// A label's value up to its quote, and what follows.
+/// Returns a label's value up to its closing quote, and the rest of the text.
 fn quoted(text: &str) -> Option<(String, &str)> {
     let mut value = String::new();
     let mut chars = text.char_indices();

@@ -37,7 +37,7 @@ pub(crate) fn note(text: &str) {
     let _ = writeln!(io::stderr(), "{}", lines.join("\n"));
 }
 
-/// `text` with control and formatting characters escaped.
+/// Returns `text` with control and formatting characters escaped.
 pub(crate) fn clean(text: &str) -> String {
     text.chars()
         .flat_map(|c| {
@@ -52,32 +52,32 @@ pub(crate) fn clean(text: &str) -> String {
 pub(crate) enum Tone {
     /// A heading.
     Head,
-    /// In order.
+    /// Something that works.
     Good,
-    /// Needs attention soon.
+    /// Something that needs attention soon.
     Warn,
-    /// Something doesn't work.
+    /// Something that doesn't work.
     Bad,
-    /// Plain.
+    /// Ordinary text.
     Plain,
 }
 
 /// The abilities of the output.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Paint {
-    /// Whether to colour.
+    /// Whether to use colour.
     pub(crate) colour: bool,
     /// A terminal's columns, for alignment and wrapping; text in a pipe is not wrapped.
     pub(crate) width: Option<usize>,
 }
 
 impl Paint {
-    /// Neither colour nor wrapping.
+    /// Paints with neither colour nor wrapping.
     #[cfg(test)]
     pub(crate) const PLAIN: Self = Self { colour: false, width: None };
 
-    /// Colour if standard output is a terminal with colours and NO_COLOR is unset (<https://no-color.org>),
-    /// and its width.
+    /// Uses colour if standard output is a terminal with colours and NO_COLOR is unset
+    /// (<https://no-color.org>), and its width.
     pub(crate) fn for_stdout() -> Self {
         let set = |name| std::env::var_os(name).is_some_and(|v| !v.is_empty());
         let dumb = std::env::var_os("TERM").is_some_and(|t| t == "dumb");
@@ -91,7 +91,7 @@ impl Paint {
         Self { colour: !set("NO_COLOR") && !dumb, width: Some(width) }
     }
 
-    /// `text`, escaped, in the colour of `tone`.
+    /// Returns `text`, escaped, in the colour of `tone`.
     pub(crate) fn text(self, tone: Tone, text: &str) -> String {
         let text = clean(text);
         let style = match tone {
@@ -104,8 +104,8 @@ impl Paint {
         if self.colour { format!("{style}{text}{style:#}") } else { text }
     }
 
-    /// `text` in the colour of `tone`. On a terminal its lines are wrapped: the first begins after `first`
-    /// columns, the others after `rest` spaces.
+    /// Returns `text` in the colour of `tone`. On a terminal its lines are wrapped: the first begins after
+    /// `first` columns, the others after `rest` spaces.
     pub(crate) fn wrapped(self, tone: Tone, text: &str, first: usize, rest: usize) -> String {
         let Some(limit) = self.width else { return self.text(tone, text) };
         let lines = wrap(text, limit, first, rest);

@@ -1,6 +1,6 @@
 //! `peer add`, `peer set` and `peer remove` change the running config, and with `--save` also the file. The
-//! new file is on the disk before the daemon is asked, and replaces the old one after the daemon agreed, so
-//! that a refusal or a full disk changes neither.
+//! new file is written before the request to the daemon, and replaces the old one once the daemon has
+//! accepted, so that a refusal or a full disk changes neither.
 
 use std::fs::{self, File};
 use std::io;
@@ -26,7 +26,7 @@ pub(crate) enum PeerChange {
         name: String,
         settings: Box<PeerSettings>,
     },
-    /// `peer` can be the beginning of a name or key.
+    /// `peer` may be the beginning of a name or key.
     Set {
         peer: String,
         settings: Box<PeerSettings>,
@@ -48,7 +48,7 @@ pub(crate) enum PeerChange {
 }
 
 impl PeerChange {
-    /// The endpoint that the peer gets.
+    /// Returns the endpoint that the peer gets.
     fn endpoint(&self) -> Option<&str> {
         match self {
             Self::Add { settings, .. } | Self::Set { settings, .. } => settings.endpoint.as_deref(),
@@ -57,12 +57,12 @@ impl PeerChange {
     }
 }
 
-/// What happens besides the change of the running config.
+/// What to do besides changing the running config.
 #[derive(Clone, Copy)]
 pub(crate) struct Apply {
-    /// The file changes too.
+    /// Whether to change the file too.
     pub(crate) save: bool,
-    /// Prefixes that no peer has any more are released.
+    /// Whether to release prefixes that no peer has any more.
     pub(crate) unblock: bool,
 }
 
@@ -133,7 +133,7 @@ fn whole_name(client: &mut Client, text: &str) -> Result<String, CtlError> {
     Ok(lookup::find(peers.into_iter(), text, names).map_err(CtlError::NoPeerShown)?.name)
 }
 
-/// The settings as lines of a section `[[peer]]`.
+/// Returns the settings as lines of a section `[[peer]]`.
 fn toml(settings: &PeerSettings) -> String {
     let list = |list: &Option<Vec<String>>| {
         list.as_ref().map(|list| {
@@ -159,7 +159,7 @@ fn toml(settings: &PeerSettings) -> String {
     rows.into_iter().filter_map(|(key, value)| Some(format!("{key} = {}\n", value?))).collect()
 }
 
-/// A string of TOML, which has the escapes of JSON.
+/// Returns `text` as a TOML string, which has the escapes of JSON.
 fn quoted(text: &str) -> String {
     serde_json::Value::from(text).to_string()
 }
@@ -169,13 +169,13 @@ struct Pending {
     file: PathBuf,
     before: String,
     new: NamedTempFile,
-    /// Held so that two concurrent changes don't overwrite each other.
+    /// The lock prevents two concurrent changes from overwriting each other.
     _lock: File,
 }
 
 impl Pending {
-    /// Writes the changed config of `path` to a temporary file beside it. What is no longer an allowed IP
-    /// goes to `protect`, except with `unblock`.
+    /// Writes the changed config of `path` to a temporary file beside it. Prefixes that are no longer allowed
+    /// IPs go to `protect`, except with `unblock`.
     fn prepare(path: &Path, change: &PeerEdit, unblock: bool) -> Result<Self, CtlError> {
         let failed = |source| CtlError::Save { file: path.to_owned(), source };
         // If it is a symbolic link, its target changes.
@@ -209,7 +209,7 @@ impl Pending {
     }
 }
 
-/// The prefixes that the config `before` protects and `after` does not.
+/// Returns the prefixes that the config `before` protects and `after` does not.
 fn freed(file: &Path, before: &str, after: &Config) -> Vec<IpNet> {
     let old = Config::parse(file, before).ok().and_then(|config| RoutePlan::of(&config).ok());
     let (Some(old), Ok(new)) = (old, RoutePlan::of(after)) else { return Vec::new() };

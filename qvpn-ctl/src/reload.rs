@@ -1,4 +1,4 @@
-//! `reload`: puts the config file in force, or says what that would change.
+//! `reload`: applies the config file, or prints what that would change.
 
 use std::path::Path;
 
@@ -21,7 +21,7 @@ pub(crate) fn reload(dir: &Path, interface: &str) -> Result<(), CtlError> {
     }
 }
 
-/// What changed, one line each.
+/// Prints the changes, one line each.
 pub(crate) fn changed(changes: &[String]) -> String {
     match changes {
         [] => "nothing changed\n".to_owned(),
@@ -29,7 +29,7 @@ pub(crate) fn changed(changes: &[String]) -> String {
     }
 }
 
-/// Names what stays blocked though the config no longer has it, and how it is released.
+/// Names the prefixes that stay blocked although the config no longer has them, and how to release them.
 pub(crate) fn note_kept(interface: &str, kept: &[String]) {
     for prefix in kept {
         output::note(&format!("{prefix} stays blocked; `qvpn-ctl unblock {interface} {prefix}` releases it"));
@@ -44,7 +44,7 @@ pub(crate) fn dry_run(dir: &Path, interface: &str) -> Result<(), CtlError> {
     }
 }
 
-/// One line for each key; below the last one of a subject, what the changes do to traffic.
+/// Prints one line for each key, followed by what the change does to traffic.
 fn plan(changes: &[KeyChange]) -> String {
     if changes.is_empty() {
         return "nothing would change\n".to_owned();

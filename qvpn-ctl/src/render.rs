@@ -14,20 +14,20 @@ use crate::table::{Cell, Table};
 use crate::text::{pad, width};
 use crate::units::{ago, bytes, count, duration, from_now};
 
-/// A KME's certificate that ends within two weeks is shown as a warning.
+/// A KME's certificate that expires within two weeks is shown as a warning.
 const CERTIFICATE_WARNING_SECONDS: f64 = 14.0 * 86_400.0;
 
 /// The column of values on a terminal, after the longest label.
 const VALUE_COLUMN: usize = 20;
-/// Narrower terminals get no column of values.
+/// The narrowest terminal on which values are aligned in a column.
 const MIN_ALIGNED_WIDTH: usize = 60;
 
 /// An interface with more peers is shown on one screen, unless all details are requested.
 const MAX_DETAILED_PEERS: usize = 20;
-/// The peers of such a screen.
+/// The number of peers on such a screen.
 const SCREEN_PEERS: usize = 15;
 
-/// The details of all interfaces. Those with many peers get one screen, unless `all` is set.
+/// Returns the details of all interfaces. Those with many peers get one screen, unless `all` is set.
 pub(crate) fn status(status: &Status, paint: Paint, all: bool) -> String {
     let mut page = Page { text: String::new(), paint };
     for (i, interface) in status.interfaces.iter().enumerate() {
@@ -45,7 +45,7 @@ pub(crate) fn status(status: &Status, paint: Paint, all: bool) -> String {
     page.text
 }
 
-/// One line for each peer.
+/// Returns one line for each peer.
 pub(crate) fn brief(status: &Status, paint: Paint) -> String {
     let mut page = Page { text: String::new(), paint };
     for (i, interface) in status.interfaces.iter().enumerate() {
@@ -66,7 +66,7 @@ pub(crate) fn tone_of(state: PeerState) -> Tone {
     }
 }
 
-/// Peer, state, key, next rekey, stock.
+/// Returns peer, state, key, next rekey and stock.
 pub(crate) fn summary_row(p: &PeerStatus) -> Vec<Cell> {
     let key = if p.key_sources.is_empty() { "none".to_owned() } else { sources_text(&p.key_sources) };
     let key_tone = match (p.key_sources.is_empty(), p.state) {
@@ -100,7 +100,7 @@ struct Page {
 }
 
 impl Page {
-    /// The number of sites that are up, and a row for each peer.
+    /// Adds the number of sites that are up, and a row for each peer.
     fn summary(&mut self, i: &InterfaceStatus, rows: usize) {
         let up = i.peers.iter().filter(|p| p.state == PeerState::Up).count();
         let mut facts = vec![format!("{up} of {} up", things(i.peers.len(), "site"))];
@@ -123,7 +123,7 @@ impl Page {
         }
     }
 
-    /// Many peers on one screen: the first in the order of states, and the KMEs that don't work.
+    /// Shows many peers on one screen: the first ones in the order of states, and the KMEs that don't work.
     fn screen(&mut self, i: &InterfaceStatus) {
         self.summary(i, SCREEN_PEERS);
         let more = i.peers.len().saturating_sub(SCREEN_PEERS);
@@ -168,7 +168,7 @@ impl Page {
         }
     }
 
-    /// Under `routes = "kernel"`: the kernel's routes through the tunnel.
+    /// Shows, under `routes = "kernel"`, the kernel's routes through the tunnel.
     fn routing(&mut self, i: &InterfaceStatus) {
         let Some(r) = &i.routing else { return };
         self.line("kernel routes", &format!("{} in {}", r.routes, table_text(r.table)));
@@ -181,7 +181,7 @@ impl Page {
         }
     }
 
-    /// The routes that lead to a peer.
+    /// Shows the routes that lead to a peer.
     fn routes_to(&mut self, p: &PeerStatus, i: &InterfaceStatus) {
         let peers = i.routing.iter().flat_map(|routing| &routing.peers);
         let Some(routed) = peers.into_iter().find(|routed| routed.peer == p.name) else { return };
@@ -195,7 +195,7 @@ impl Page {
         );
     }
 
-    /// The fail-closed block and the device.
+    /// Shows the fail-closed block and the device.
     fn block(&mut self, i: &InterfaceStatus) {
         if let Some((text, tone)) = i.device.as_ref().and_then(|device| device_text(device, &i.name)) {
             self.toned("device", &text, tone);
@@ -329,7 +329,7 @@ impl Page {
         }
     }
 
-    /// A heading with its state.
+    /// Writes a heading with its state.
     fn head(&mut self, kind: &str, name: &str, state: Option<(&str, Tone)>) {
         let name = self.paint.text(Tone::Head, name);
         let state = state.map(|(text, tone)| format!(" ({})", self.paint.text(tone, text)));
@@ -358,7 +358,7 @@ impl Page {
         }
     }
 
-    /// The counters above zero, if there are any.
+    /// Writes the counters above zero, if there are any.
     fn counts(&mut self, label: &str, counts: &Counts, tone: Tone) {
         let some: Vec<String> =
             counts.iter().filter(|(_, n)| **n > 0).map(|(reason, n)| format!("{n} {reason}")).collect();
@@ -368,7 +368,7 @@ impl Page {
     }
 }
 
-/// `1 site`, `2 sites`.
+/// Formats a count: `1 site`, `2 sites`.
 fn things(n: usize, thing: &str) -> String {
     count(u64::try_from(n).unwrap_or(u64::MAX), thing)
 }
@@ -377,7 +377,7 @@ fn table_text(table: u32) -> String {
     if table == 254 { "table main".to_owned() } else { format!("table {table}") }
 }
 
-/// The first of `n` things, and how many there are more.
+/// Lists the first of `n` things, and how many more there are.
 fn some_of(n: u64, first: &[String]) -> String {
     let more = n.saturating_sub(u64::try_from(first.len()).unwrap_or(0));
     match more {
@@ -386,14 +386,14 @@ fn some_of(n: u64, first: &[String]) -> String {
     }
 }
 
-/// The kernel's routes that lead to no peer, in words.
+/// Describes the kernel's routes that lead to no peer.
 pub(crate) fn unresolved(routing: &RoutingStatus) -> Option<String> {
     let text = |route: &UnresolvedRoute| format!("{} via {}", route.prefix, route.next_hops.join(", "));
     let first: Vec<String> = routing.unresolved.iter().map(text).collect();
     (routing.unresolved_routes > 0).then(|| some_of(routing.unresolved_routes, &first))
 }
 
-/// What became of the device, unless it is as it must be.
+/// Describes the state of the device, unless it is in order.
 pub(crate) fn device_text(device: &DeviceStatus, interface: &str) -> Option<(String, Tone)> {
     match device.state.as_str() {
         "up" => None,
@@ -413,7 +413,7 @@ pub(crate) fn device_text(device: &DeviceStatus, interface: &str) -> Option<(Str
     }
 }
 
-/// Both layers of the block.
+/// Describes both layers of the block.
 pub(crate) fn block_text(guard: &GuardStatus) -> (String, Tone) {
     if guard.protected.is_empty() {
         let text = "nothing is blocked: `table` leaves the routes to others, or no peer has allowed IPs, \
@@ -435,7 +435,7 @@ pub(crate) fn block_text(guard: &GuardStatus) -> (String, Tone) {
     (text, if both { Tone::Plain } else { Tone::Bad })
 }
 
-/// What to do about a peer that doesn't work.
+/// Returns what to do about a peer that doesn't work.
 pub(crate) fn advice(p: &PeerStatus, i: &InterfaceStatus) -> Option<String> {
     let kmes_down = !i.kmes.is_empty() && i.kmes.iter().all(|k| k.state == Some(KmeState::Down));
     let no_stock = p.qkd_stock.is_none_or(|n| n == 0);

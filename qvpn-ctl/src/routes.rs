@@ -59,7 +59,7 @@ async fn block_one(guard: &mut Guard, file: &Path, skip_open: bool) -> Result<()
     report(&i.name, &set(guard, plan).await?, "blocked already")
 }
 
-/// Puts both layers in place. A running daemon owns its filter and keeps it in force.
+/// Installs both layers. A running daemon owns its filter and keeps it in force.
 async fn set(guard: &mut Guard, plan: RoutePlan) -> Result<Changes, CtlError> {
     match guard.set(plan).await {
         Err(NetError::FilterOwned { .. }) => Ok(Changes::default()),
@@ -77,7 +77,7 @@ async fn block_partial(guard: &mut Guard, file: &Path) -> Result<(), CtlError> {
     let plan = match &interface {
         Some(i) => RoutePlan::new(&i.name, allowed_ips, i.table, i.fwmark, i.listen_port)
             .map(|plan| plan.with_local(i.local.clone()).with_protect(i.protect.iter().copied())),
-        // Another config must not take its place.
+        // Another config must not be used in its place.
         None => RoutePlan::new(&name, allowed_ips, Table::Auto, 0, 51820),
     };
     let plan = plan.map_err(|source| CtlError::Plan { file: file.to_owned(), source })?;
@@ -91,7 +91,7 @@ async fn block_partial(guard: &mut Guard, file: &Path) -> Result<(), CtlError> {
     Ok(())
 }
 
-/// The routes of a config.
+/// Derives the routes of a config.
 pub(crate) fn plan(config: &Config) -> Result<RoutePlan, CtlError> {
     RoutePlan::of(config).map_err(|source| CtlError::Plan { file: config.path.clone(), source })
 }

@@ -15,10 +15,10 @@ use crate::render;
 pub(crate) struct Options<'a> {
     pub(crate) interface: Option<&'a str>,
     pub(crate) peer: Option<&'a str>,
-    /// Only peers that are not up.
+    /// Whether to show only peers that are not up.
     pub(crate) down: bool,
     pub(crate) brief: bool,
-    /// All details, also of many peers.
+    /// Whether to show all details, even of many peers.
     pub(crate) all: bool,
     pub(crate) json: bool,
 }
@@ -43,7 +43,7 @@ pub(crate) fn show(dir: &Path, wanted: &Options<'_>) -> Result<(), CtlError> {
     let mut no_peer = None;
     status.interfaces.retain_mut(|interface| match filter(interface, wanted.down, wanted.peer) {
         Ok(()) => true,
-        // Another interface may have it.
+        // Another interface may have the peer.
         Err(error) => {
             no_peer = Some(error);
             false
@@ -93,7 +93,7 @@ pub(crate) fn filter(
     Ok(())
 }
 
-/// The peers that need attention first; equal states keep the config's order.
+/// Sorts peers that need attention first; peers of equal state keep the config's order.
 pub(crate) fn sort_by_state(interface: &mut InterfaceStatus) {
     interface.peers.sort_by_key(|peer| match peer.state {
         PeerState::Blocked => 0,

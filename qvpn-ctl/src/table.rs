@@ -16,7 +16,7 @@ pub(crate) struct Table<'a> {
 }
 
 impl Table<'_> {
-    /// The table's text. The last column is not padded.
+    /// Returns the table's text. The last column is not padded.
     pub(crate) fn render(&self, paint: Paint) -> String {
         let columns: Vec<usize> = (0..self.head.len())
             .map(|i| {
@@ -49,7 +49,8 @@ impl Table<'_> {
         lines
     }
 
-    /// Each row as lines: the first cell is the title, and the other cells follow with their column's name.
+    /// Returns each row as several lines: the first cell is the title, and the other cells follow with their
+    /// column's name.
     fn stacked(&self, paint: Paint) -> String {
         let mut lines = String::new();
         for row in &self.rows {

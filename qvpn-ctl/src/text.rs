@@ -2,18 +2,18 @@
 
 use unicode_width::UnicodeWidthStr;
 
-/// The number of columns of `text`.
+/// Returns the number of columns of `text`.
 pub(crate) fn width(text: &str) -> usize {
     UnicodeWidthStr::width(text)
 }
 
-/// The spaces that pad `text` to `columns`.
+/// Returns the spaces that pad `text` to `columns`.
 pub(crate) fn pad(text: &str, columns: usize) -> String {
     " ".repeat(columns.saturating_sub(width(text)))
 }
 
-/// `text` in lines of at most `limit` columns: the first begins after `first` columns, the others after
-/// `rest`. A word that is longer than a line stays whole, so that a key can be copied from the screen.
+/// Breaks `text` into lines of at most `limit` columns: the first begins after `first` columns, the others
+/// after `rest`. A word that is longer than a line stays whole, so that a key can be copied from the screen.
 pub(crate) fn wrap(text: &str, limit: usize, first: usize, rest: usize) -> Vec<String> {
     let mut lines = vec![String::new()];
     let mut used = first;

@@ -1,5 +1,6 @@
-//! `unblock`: releases a block. Who keeps it in force is asked first, since it would restore what is removed
-//! behind its back: the daemon of the interface, then the guard, then the kernel.
+//! `unblock`: releases a block. The process that keeps it in force must do that, since it would restore what
+//! somebody else removes: first the daemon of the interface is asked, then the guard, and otherwise the
+//! kernel directly.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -14,7 +15,7 @@ use crate::error::CtlError;
 use crate::output;
 use crate::routes::{plan, report, with_guard};
 
-/// A config: by its file, or by the name of its interface.
+/// A config, given by its file or by the name of its interface.
 pub(crate) struct Target {
     pub(crate) interface: String,
     pub(crate) file: PathBuf,
@@ -42,7 +43,7 @@ pub(crate) fn unblock(dirs: &Dirs, target: Option<&str>, prefixes: &[IpNet]) -> 
     }
 }
 
-/// Releases prefixes that stay blocked though the config no longer has them.
+/// Releases prefixes that stay blocked although the config no longer has them.
 fn release_prefixes(dirs: &Dirs, target: &Target, prefixes: &[IpNet]) -> Result<(), CtlError> {
     let name = target.interface.as_str();
     match Client::connect(&dirs.socket_dir, name) {
@@ -64,7 +65,7 @@ fn release_prefixes(dirs: &Dirs, target: &Target, prefixes: &[IpNet]) -> Result<
     with_guard(async |guard| release_kept(guard, &config, prefixes).await)
 }
 
-/// What any config of the host has stays blocked.
+/// Refuses prefixes that some config of the host has.
 fn refuse_configured(config_dir: &Path, config: &Config, prefixes: &[IpNet]) -> Result<(), CtlError> {
     let others = configs(config_dir).unwrap_or_default();
     let others =
@@ -88,14 +89,14 @@ async fn release_kept(guard: &mut Guard, config: &Config, prefixes: &[IpNet]) ->
     if chosen.is_empty() {
         return Err(CtlError::NothingKept(kept));
     }
-    // First as it is, so that the second step removes nothing but what is released.
+    // First read the block as it is, so that the second step removes nothing but what is released.
     let present = plan.with_protect(kept);
     guard.set(present.clone()).await?;
     guard.set(present.releasing(&chosen)).await?;
     released(&config.interface.name, &chosen.iter().map(ToString::to_string).collect::<Vec<_>>())
 }
 
-/// Releases the whole block of an interface, or of all.
+/// Releases the whole block of one interface or of all.
 fn release_block(dirs: &Dirs, target: Option<&Target>) -> Result<(), CtlError> {
     let name = target.map(|target| target.interface.as_str());
     let answers = |name: &String| Client::connect(&dirs.socket_dir, name).is_ok();
@@ -122,7 +123,7 @@ fn release_block(dirs: &Dirs, target: Option<&Target>) -> Result<(), CtlError> {
     })
 }
 
-/// Asks the resident guard; `false` if none runs here.
+/// Asks the resident guard; returns `false` if none runs here.
 fn ask_guard(socket_dir: &Path, name: Option<&str>, prefixes: &[IpNet]) -> Result<bool, CtlError> {
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(CtlError::Runtime)?;

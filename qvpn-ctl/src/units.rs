@@ -1,9 +1,9 @@
-//! Numbers for people, in the words of `wg show`.
+//! Numbers for people, in the style of `wg show`.
 
 /// Units of time in seconds, largest first.
 const TIME: [(u64, &str); 4] = [(86_400, "day"), (3600, "hour"), (60, "minute"), (1, "second")];
 
-/// A duration in its two largest units: `2 minutes, 5 seconds`; below ten seconds with a tenth.
+/// Formats a duration in its two largest units: `2 minutes, 5 seconds`; below ten seconds with a tenth.
 pub(crate) fn duration(seconds: f64) -> String {
     if !seconds.is_finite() {
         return "an unknown time".to_owned();
@@ -30,17 +30,17 @@ pub(crate) fn duration(seconds: f64) -> String {
     if parts.is_empty() { "0 seconds".to_owned() } else { parts.join(", ") }
 }
 
-/// `in 5 seconds`, or `now` if it is due.
+/// Formats a time to come: `in 5 seconds`, or `now` if it is due.
 pub(crate) fn from_now(seconds: f64) -> String {
     if seconds <= 0.0 { "now".to_owned() } else { format!("in {}", duration(seconds)) }
 }
 
-/// `5 seconds ago`.
+/// Formats a past time: `5 seconds ago`.
 pub(crate) fn ago(seconds: f64) -> String {
     format!("{} ago", duration(seconds))
 }
 
-/// Bytes with a binary unit: `1.50 KiB`.
+/// Formats bytes with a binary unit: `1.50 KiB`.
 pub(crate) fn bytes(n: u64) -> String {
     const UNITS: [&str; 6] = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
     if n < 1024 {
@@ -53,12 +53,12 @@ pub(crate) fn bytes(n: u64) -> String {
     format!("{}.{:02} {unit}", hundredths / 100, hundredths % 100)
 }
 
-/// `1 key`, `2 keys`.
+/// Formats a count: `1 key`, `2 keys`.
 pub(crate) fn count(n: u64, thing: &str) -> String {
     format!("{n} {thing}{}", if n == 1 { "" } else { "s" })
 }
 
-/// `x` without its fraction; the caller makes sure that it is small and not negative.
+/// Returns `x` without its fraction; the caller makes sure that it is small and not negative.
 fn whole(x: f64) -> u64 {
     #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
     // bounded by the caller, and `as` saturates

@@ -1,5 +1,5 @@
-//! Who may use the control socket: what `[access]` says, or without it root, the daemon's own user and the
-//! group `qvpn`. The kernel says who connects.
+//! Who may use the control socket: those in `[access]`, or without that section root, the daemon's own user
+//! and the group `qvpn`. The kernel identifies the process that connects.
 
 use std::os::fd::AsFd;
 use std::sync::{Arc, PoisonError, RwLock};
@@ -11,7 +11,7 @@ use tokio::net::UnixStream;
 
 use crate::sys;
 
-/// The group that may do everything where there is no `[access]`.
+/// The group that may do everything if there is no `[access]`.
 pub(crate) const GROUP: &str = "qvpn";
 
 /// The process at the other side of a connection, with its groups at that time.
@@ -30,17 +30,17 @@ impl Credentials {
     }
 }
 
-/// What each user and group may do.
+/// The permissions of each user and group.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Rules {
     users: Vec<(Uid, Permission)>,
     groups: Vec<(Gid, Permission)>,
-    /// What all others may do who can connect.
+    /// The permission of everybody else who can connect.
     others: Option<Permission>,
 }
 
 impl Rules {
-    /// Looks up the names of `access`. One that this machine doesn't know gives access to nobody.
+    /// Looks up the names of `access`. A name that this machine doesn't know gives nobody access.
     pub(crate) fn new(access: Option<&Access>) -> Self {
         let own = [Uid::from_raw(0), geteuid()].map(|uid| (uid, Permission::Admin));
         let mut rules = Self { users: own.to_vec(), ..Self::default() };
@@ -71,7 +71,7 @@ impl Rules {
         Self { others, ..Self::default() }
     }
 
-    /// The most that this process may do.
+    /// Returns the highest permission of this process.
     pub(crate) fn permission(&self, who: &Credentials) -> Option<Permission> {
         let uid = who.uid?;
         let users = self.users.iter().filter(|(user, _)| user.as_raw() == uid).map(|(_, p)| *p);
@@ -90,7 +90,7 @@ impl SharedRules {
     }
 
     pub(crate) fn set(&self, rules: Rules) {
-        // A whole value is written, so a poisoned lock is still consistent.
+        // The whole value is replaced, so a poisoned lock is still consistent.
         *self.0.write().unwrap_or_else(PoisonError::into_inner) = rules;
     }
 

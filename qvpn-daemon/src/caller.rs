@@ -1,4 +1,4 @@
-//! Who asks for a change, for events and the record of changes.
+//! Who requests a change, for events and the record of changes.
 
 use std::fs;
 use std::sync::Mutex;
@@ -9,10 +9,10 @@ use qvpn_api::control::Request;
 use qvpn_api::events::{Caller, EventKind};
 use qvpn_types::Time;
 
-/// The names of this machine's users. The daemon asks no other name service: that could take long.
+/// The names of this machine's users. The daemon asks no other name service, since that could take long.
 const USERS: &str = "/etc/passwd";
 
-/// Refused requests are reported at most this often, so that nobody fills the log with them.
+/// The minimum time between two reports of refused requests, so that nobody can flood the log.
 const REFUSAL_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Limits the reports of refused requests.
@@ -30,19 +30,19 @@ impl RefusalLimit {
     }
 }
 
-/// The user with this ID.
+/// Returns the user with this ID.
 pub(crate) fn user(uid: Option<u32>) -> Caller {
     let Some(uid) = uid else { return Caller { by: "unknown".to_owned(), uid: None } };
     let name = fs::read_to_string(USERS).ok().and_then(|users| name_of(uid, &users));
     Caller { by: name.unwrap_or_else(|| format!("uid {uid}")), uid: Some(uid) }
 }
 
-/// A cause that is not a user: a signal, whose sender the daemon doesn't learn, or a timeout.
+/// Returns a cause that is not a user: a signal, whose sender the daemon does not learn, or a timeout.
 pub(crate) fn named(name: &str) -> Caller {
     Caller { by: name.to_owned(), uid: None }
 }
 
-/// The event for a request that changes something.
+/// Makes the event for a request that changes something.
 pub(crate) fn used(uid: Option<u32>, request: &Request, result: &str) -> EventKind {
     let peer = match request {
         Request::Rekey { peer } => peer.clone(),

@@ -1,5 +1,5 @@
-//! Warns 30, 7 and 1 days before a certificate of a KME connection expires, and when it has expired; each
-//! time once.
+//! Warns once each 30, 7 and 1 days before a certificate of a KME connection expires, and when it has
+//! expired.
 
 use std::collections::HashMap;
 
@@ -12,12 +12,12 @@ const WARNING_DAYS: [i64; 4] = [0, 1, 7, 30];
 
 #[derive(Default)]
 pub(crate) struct CertificateWatch {
-    /// By KME and kind: when the certificate expires, and the days of the latest warning.
+    /// By KME and kind: when the certificate expires, and the number of days at the latest warning.
     warned: HashMap<(String, CertificateOf), (i64, i64)>,
 }
 
 impl CertificateWatch {
-    /// The warnings that are due at `now` (seconds since 1970) for the certificates of `kme`.
+    /// Returns the warnings that are due at `now` (seconds since 1970) for the certificates of `kme`.
     pub(crate) fn due(&mut self, kme: &str, certificates: &Certificates, now: i64) -> Vec<EventKind> {
         let all = [
             (CertificateOf::Client, certificates.own_not_after),
@@ -32,7 +32,7 @@ impl CertificateWatch {
         let due = WARNING_DAYS.into_iter().find(|days| left <= days * DAY_SECONDS);
         let key = (kme.to_owned(), of);
         let Some(days) = due else {
-            // Renewed, or long valid.
+            // The certificate was renewed, or is valid for a long time.
             self.warned.remove(&key);
             return None;
         };
@@ -74,7 +74,7 @@ mod tests {
         assert_eq!(told, [30 * DAY_SECONDS, 7 * DAY_SECONDS, DAY_SECONDS, 0]);
         assert_eq!(warned_days(&mut watch, 200 * DAY_SECONDS, 105 * DAY_SECONDS), Vec::<i64>::new());
         assert_eq!(warned_days(&mut watch, 200 * DAY_SECONDS, 170 * DAY_SECONDS), [30 * DAY_SECONDS]);
-        // At a start two days before the expiry only the latest warning is due.
+        // If the daemon starts two days before the expiry, only the latest warning is due.
         let mut fresh = CertificateWatch::default();
         assert_eq!(warned_days(&mut fresh, end, 98 * DAY_SECONDS), [2 * DAY_SECONDS]);
         assert_eq!(warned_days(&mut fresh, end, 98 * DAY_SECONDS + 60), Vec::<i64>::new());

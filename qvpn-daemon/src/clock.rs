@@ -1,12 +1,12 @@
-//! The daemon's clock, `CLOCK_BOOTTIME`, which goes on while the machine is suspended. tokio's timers stop
-//! then, so a wait checks the clock each second.
+//! The daemon's clock, `CLOCK_BOOTTIME`, which also counts while the machine is suspended. tokio's timers
+//! stop then, so a wait checks the clock each second.
 
 use std::time::Duration;
 
 use nix::time::{ClockId, clock_gettime};
 use qvpn_types::Time;
 
-/// A wait checks the clock at least this often.
+/// The maximum time between two checks of the clock during a wait.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
 pub(crate) fn now() -> Time {
@@ -18,13 +18,13 @@ pub(crate) fn now() -> Time {
     Time::from_nanos(nanos)
 }
 
-/// Seconds since 1970, UTC.
+/// Returns the seconds since 1970, UTC.
 pub(crate) fn unix_seconds() -> i64 {
     let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
     since.map_or(0, |d| i64::try_from(d.as_secs()).unwrap_or(i64::MAX))
 }
 
-/// Waits until `deadline`, or for ever without one.
+/// Waits until `deadline`, or forever if there is none.
 pub(crate) async fn reached(deadline: Option<Time>) {
     let Some(deadline) = deadline else {
         return std::future::pending().await;

@@ -35,19 +35,19 @@ pub(crate) fn load(path: &Path) -> Result<Config, ConfigErrors> {
 /// Everything that is wrong with them.
 pub(crate) fn check(config: Config) -> Result<Config, ConfigErrors> {
     config.check_files()?;
-    // The name service may be down, or reachable through the tunnel alone, so this is only a warning.
+    // The name service may be down, or reachable only through the tunnel, so this is only a warning.
     if let Err(unknown) = config.check_access() {
         tracing::warn!("{unknown}; nobody has access by it");
     }
-    // The config of another network namespace may lie in the same directory, so this is only a warning. In
-    // one namespace the kernel refuses what they would share.
+    // The config of another network namespace may lie in the same directory, so this is only a warning.
+    // Within one namespace the kernel refuses what two configs can't share.
     if let Err(shared) = config.check_other_interfaces(&config.other_interfaces()) {
         tracing::warn!("{shared}");
     }
     Ok(config)
 }
 
-/// Another config of the host that has a prefix of this one.
+/// Another config of the host that has some of this config's prefixes.
 pub(crate) struct SharedPrefixes {
     /// Its interface.
     pub(crate) interface: String,
@@ -55,7 +55,7 @@ pub(crate) struct SharedPrefixes {
     pub(crate) errors: ConfigErrors,
 }
 
-/// What `config` shares with other configs of its directory. To be called before the sandbox hides them.
+/// Returns what `config` shares with other configs in its directory. Call it before the sandbox hides them.
 pub(crate) fn shared_prefixes(config: &Config) -> Vec<SharedPrefixes> {
     let shared = |other: Config| {
         let errors = config.check_shared_prefixes(&other).err()?;

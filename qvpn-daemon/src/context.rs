@@ -1,4 +1,4 @@
-//! What all peers share.
+//! The parts of the daemon that all peers share.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -14,7 +14,7 @@ use crate::histogram::Histogram;
 use crate::queues::ControlSources;
 use crate::task_result::TaskResult;
 
-/// The largest control datagram that is no path probe: a packet and the 32 bytes that the session adds.
+/// The largest control datagram that is not a path probe: a packet and the 32 bytes that the session adds.
 const MAX_CONTROL_DATAGRAM: usize = MAX_LINK_PACKET + 32;
 
 pub(crate) struct DaemonContext {
@@ -24,14 +24,14 @@ pub(crate) struct DaemonContext {
     pub(crate) control_sources: ControlSources,
     pub(crate) results: mpsc::Sender<TaskResult>,
     pub(crate) rng: UnwrapErr<SysRng>,
-    /// How long rekeys took.
+    /// The durations of rekeys.
     pub(crate) rekeys: Histogram,
     /// The MTU of a path changed, and the routes don't have it yet.
     pub(crate) mtu_changed: bool,
 }
 
 impl DaemonContext {
-    /// Sends a control datagram once; the protocol repeats what is lost.
+    /// Sends a control datagram once; the protocol retransmits what is lost.
     pub(crate) fn transmit(&self, datagram: &[u8], to: SocketAddr) {
         let sent = match datagram.len() > MAX_CONTROL_DATAGRAM {
             true => self.lanes.send_probe(datagram, to),

@@ -1,6 +1,6 @@
 //! The control socket: reads requests, passes those about peers to the task that owns them, and writes
 //! replies. With a section `[access]` everybody may connect, and each request is checked against that
-//! section. Without it the mode of the socket file says who may connect: root and the group `qvpn`, and
+//! section. Without it the mode of the socket file decides who may connect: root and the group `qvpn`, and
 //! others that the operator adds (`setfacl`).
 
 use std::io;
@@ -29,7 +29,7 @@ use crate::clock;
 use crate::error::DaemonError;
 use crate::events::Events;
 
-/// Open connections: of users that may change something, and of all others.
+/// The limit of open connections from users that may change something, and of those from all others.
 const MAX_CONNECTIONS: usize = 64;
 /// A client must read a reply within this time.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -66,7 +66,7 @@ impl ControlSocket {
             }
             Err(error) => return Err(failed(error)),
         }
-        // The mode is never wider than it should be, not even for a moment.
+        // The mode is never wider than it should be, even for a moment.
         let mask = if access.is_some() { 0o111 } else { 0o117 };
         let before = umask(Mode::from_bits_truncate(mask));
         let listener = StdUnixListener::bind(&path);
@@ -74,7 +74,7 @@ impl ControlSocket {
         let listener = listener.map_err(failed)?;
         listener.set_nonblocking(true).map_err(failed)?;
         let group = Group::from_name(GROUP).ok().flatten().map(|group| group.gid);
-        // Under our unit it is the process's own group, and the unit forbids chown.
+        // Under our unit it is already the process's own group, and the unit forbids chown.
         if let Some(group) = group.filter(|group| access.is_none() && *group != getegid())
             && let Err(error) = chown(&path, None, Some(group))
         {
@@ -83,7 +83,7 @@ impl ControlSocket {
         Ok(Self { listener, path, rules: SharedRules::new(Rules::new(access)) })
     }
 
-    /// The rules, which a reload changes.
+    /// Returns the rules, which a reload changes.
     pub(crate) fn rules(&self) -> SharedRules {
         self.rules.clone()
     }
@@ -144,7 +144,7 @@ impl ControlSocket {
 
 impl Drop for ControlSocket {
     fn drop(&mut self) {
-        // The next start replaces a socket that stays.
+        // If the file stays, the next start replaces it.
         let _ = std::fs::remove_file(&self.path);
     }
 }
@@ -205,7 +205,7 @@ impl Client {
         }
     }
 
-    /// The error for a request that its sender is not permitted; it is reported.
+    /// Returns the error for a request that its sender has no permission for, and reports it.
     fn refuse(&self, request: &Request) -> ErrorReply {
         if self.refusals.admits(clock::now()) {
             self.events.emit(caller::used(self.who.uid, request, NOT_PERMITTED));
@@ -345,7 +345,7 @@ mod tests {
         let mut lines = BufReader::new(read).lines();
         let mut replies = Vec::new();
         for request in [Request::Rekey { peer: None }, Request::Version] {
-            // A stranger's connection ends after the first reply.
+            // The connection of a user without permission ends after the first reply.
             let _ = write.write_all(request.to_line().unwrap().as_bytes()).await;
             let Ok(Some(line)) = lines.next_line().await else { break };
             replies.push(Reply::from_line(line.as_bytes()).unwrap());

@@ -1,4 +1,4 @@
-//! Everything that runs, owned by one task. A reload changes it.
+//! The whole running daemon, owned by one task. A reload changes it.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -22,7 +22,7 @@ use crate::{metrics, status};
 
 pub(crate) struct Daemon {
     pub(crate) config: Config,
-    /// What `config` says, derived.
+    /// The settings derived from `config`.
     pub(crate) settings: Settings,
     pub(crate) local: Arc<SecretIdentity>,
     pub(crate) events: Arc<Events>,
@@ -61,7 +61,7 @@ impl Daemon {
             .map_or_else(String::new, |interface| metrics::text(interface, &self.peers, now))
     }
 
-    /// Sets the MTU of the routes to what the paths were measured to take.
+    /// Sets the MTU of the routes to the measured path MTUs.
     pub(crate) async fn follow_path_mtus(&mut self) {
         let plan = self.peers.with_mtus(self.settings.routes.clone());
         if let Err(error) = self.routes.apply(&plan).await {
@@ -69,7 +69,7 @@ impl Daemon {
         }
     }
 
-    /// Says goodbye to all peers, and, after a clean stop, does what `on_stop` says.
+    /// Says goodbye to all peers and, after a clean stop, applies `on_stop`.
     pub(crate) async fn stop(self, clean: bool, now: Time) {
         self.peers.shut_down(now);
         if clean {

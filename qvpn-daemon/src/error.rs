@@ -14,55 +14,55 @@ pub(crate) enum DaemonError {
     /// The config file is wrong.
     #[error("{0}")]
     Config(#[from] ConfigErrors),
-    /// The kernel can't route the allowed IPs, the table or the mark.
+    /// The routes, the table or the mark of the config can't work.
     #[error("the config's routes can't work: {0}")]
     Plan(#[from] PlanError),
     /// A KME's settings or certificates can't be used.
     #[error("{0}; {advice}", advice = .0.advice())]
     Kms(#[from] KmsError),
-    /// Not enough memory for keys.
+    /// The memory for keys can't be locked.
     #[error(transparent)]
     Memory(qvpn_secret::LockError),
-    /// Addresses or routes.
+    /// Addresses or routes can't be set.
     #[error("network setup: {0}")]
     Net(#[from] NetError),
-    /// The data path does not start.
+    /// The data path can't start.
     #[error(transparent)]
     Lanes(#[from] LaneError),
     /// The TUN device can't be created.
     #[error(transparent)]
     Tun(#[from] TunError),
-    /// The UDP port of a lane.
+    /// The UDP port of a lane can't be bound.
     #[error("UDP port {port}: {source}; choose another listen_port, or stop what uses it (`ss -ulpn`)")]
     Port { port: u16, source: std::io::Error },
     /// A lane stopped while running.
     #[error("lane {lane} failed, so the daemon ends and the routes block: {error}")]
     LaneFailed { lane: u8, error: LaneError },
-    /// Another daemon has this interface.
+    /// Another daemon runs this interface.
     #[error(
         "another qvpn-daemon answers on {}; stop it first, since each interface has one daemon",
         .0.display()
     )]
     AlreadyRunning(PathBuf),
-    /// The control socket.
+    /// The control socket can't be created.
     #[error(
         "control socket {}: {source}; {}, or set --socket-dir",
         path.display(),
         directory_advice(path, source)
     )]
     Control { path: PathBuf, source: std::io::Error },
-    /// The metrics listener.
+    /// The metrics listener can't be opened.
     #[error(
         "metrics_listen = \"{at}\": {source}; write an address of this machine and a port that is free (`ss \
          -tlpn`)"
     )]
     Metrics { at: SocketAddr, source: std::io::Error },
-    /// Another call that the system refuses.
+    /// Another system call failed.
     #[error("cannot {what}: {source}")]
     System { what: &'static str, source: std::io::Error },
 }
 
-/// What to do about a directory in which the socket can't be created.
+/// Returns what to do about a directory in which the socket can't be created.
 fn directory_advice(path: &Path, source: &std::io::Error) -> String {
     // Before the daemon gives up root, `path` is the directory itself.
     let directory = if path.extension().is_some() { path.parent().unwrap_or(path) } else { path };
@@ -88,7 +88,7 @@ impl DaemonError {
         move |errno| Self::system(what, errno.into())
     }
 
-    /// The exit code of a daemon that ends with this error.
+    /// Returns the exit code of a daemon that ends with this error.
     pub(crate) fn exit_code(&self) -> u8 {
         match self {
             Self::Config(_) | Self::Plan(_) | Self::Kms(_) => exit::CONFIG_REFUSED,

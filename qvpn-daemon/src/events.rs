@@ -1,4 +1,4 @@
-//! Events: they go to the log, to a ring buffer for `qvpn-ctl events`, and to all followers.
+//! Writes events to the log, to a ring buffer for `qvpn-ctl events`, and to all followers.
 
 use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -10,7 +10,7 @@ use tokio::sync::broadcast;
 use crate::log;
 
 const MAX_KEPT: usize = 1000;
-/// How many events a follower may fall behind.
+/// The number of events that a follower may fall behind.
 const MAX_BEHIND: usize = 1024;
 
 pub(crate) struct Events {
@@ -25,11 +25,11 @@ struct EventHistory {
     dropped: u64,
 }
 
-/// The kept events and the future ones, with no gap and no overlap.
+/// The stored events and the future ones, without a gap or an overlap.
 pub(crate) struct Subscription {
     /// The latest events, oldest first.
     pub(crate) past: Vec<Event>,
-    /// How many older events are no longer kept.
+    /// How many older events are no longer stored.
     pub(crate) missed: u64,
     pub(crate) future: broadcast::Receiver<Event>,
 }
@@ -40,11 +40,11 @@ impl Events {
         Self { interface: interface.to_owned(), history: Mutex::default(), followers }
     }
 
-    /// Logs an event, keeps it, and sends it to all followers.
+    /// Logs an event, stores it, and sends it to all followers.
     pub(crate) fn emit(&self, kind: EventKind) {
         log::event(&kind);
         let event = Event { time: SystemTime::now(), interface: self.interface.clone(), kind };
-        // Under the lock, so that a new follower gets each event once.
+        // Done under the lock, so that a new follower gets each event once.
         let mut history = self.history();
         if history.kept.len() == MAX_KEPT {
             history.kept.pop_front();

@@ -1,4 +1,4 @@
-//! Durations in buckets, as Prometheus counts them.
+//! Durations in buckets, as in Prometheus.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ pub(crate) const BOUNDS: [f64; 11] = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 
 
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Histogram {
-    /// Each duration counts in the bucket of the first bound that is not below it; the last bucket has no
+    /// Each duration is counted in the bucket of the first bound that is not below it; the last bucket has no
     /// bound.
     buckets: [u64; BOUNDS.len() + 1],
     sum_seconds: f64,
@@ -23,7 +23,7 @@ impl Histogram {
         self.sum_seconds += seconds;
     }
 
-    /// The buckets in the order of [`BOUNDS`], then the one without a bound. They are not cumulative.
+    /// Returns the buckets in the order of [`BOUNDS`], then the one without a bound. They are not cumulative.
     pub(crate) fn buckets(&self) -> [u64; BOUNDS.len() + 1] {
         self.buckets
     }

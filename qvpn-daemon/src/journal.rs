@@ -45,8 +45,8 @@ fn datagram(fields: &[(&str, &str)]) -> Vec<u8> {
     bytes
 }
 
-/// Whether `stream`, the value of `$JOURNAL_STREAM`, says that standard error is the journal. The variable
-/// alone does not: it stays set in programs whose output was redirected.
+/// Whether standard error is the journal that `stream`, the value of `$JOURNAL_STREAM`, identifies. The
+/// variable alone is not enough: it stays set in programs whose output was redirected.
 pub(crate) fn is_stderr(stream: &str) -> bool {
     let Ok(file) = std::fs::metadata("/proc/self/fd/2") else { return false };
     stream == format!("{}:{}", file.dev(), file.ino())

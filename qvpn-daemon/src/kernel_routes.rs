@@ -1,5 +1,5 @@
-//! `routes = "kernel"`: turns the kernel's routes, which a mirror follows on its own thread, into the lanes'
-//! table, and into a report of which routes lead to which peer.
+//! `routes = "kernel"`: converts the kernel's routes, which a mirror follows on its own thread, into the
+//! lanes' table and into a report of which routes lead to which peer.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -12,7 +12,7 @@ use tokio::sync::watch;
 
 use crate::settings::PeerSettings;
 
-/// The routes that a status names, of a peer and of those that lead to none.
+/// The maximum number of routes that a status lists for a peer, and of those that lead to none.
 const MAX_NAMED: usize = 20;
 
 /// The state of the routes, built by the mirror's thread or after a reload.
@@ -27,7 +27,7 @@ pub(crate) struct RoutingTable {
 /// Which routes lead where.
 #[derive(Default)]
 struct Report {
-    /// By peer number: how many routes, and the first.
+    /// By peer number: how many routes lead there, and the first of them.
     peers: BTreeMap<u16, (u64, Vec<IpNet>)>,
     unresolved: (u64, Vec<UnresolvedRoute>),
 }
@@ -42,10 +42,10 @@ pub(crate) struct KernelRouting {
     state: Arc<RoutingTable>,
 }
 
-/// What the loop waits for.
+/// The updates that the main loop waits for.
 pub(crate) struct RouteUpdates {
     updates: watch::Receiver<Arc<RoutingTable>>,
-    /// Keeps the channel open without a mirror.
+    /// Keeps the channel open if there is no mirror.
     _sender: Arc<watch::Sender<Arc<RoutingTable>>>,
     _mirror: Option<RouteMirror>,
 }
@@ -83,12 +83,12 @@ impl KernelRouting {
         Ok(RouteUpdates { updates, _sender: sender, _mirror: Some(mirror) })
     }
 
-    /// Takes over what the mirror built. Returns the lanes' table.
+    /// Applies a table that the mirror built. Returns the lanes' table.
     pub(crate) fn update(&mut self, state: Arc<RoutingTable>) -> Arc<KernelRoutes> {
         let current = self.peers.lock().unwrap_or_else(PoisonError::into_inner).clone();
         self.state = match Arc::ptr_eq(state.lanes.peers(), &current) {
             true => state,
-            // A reload changed the peers meanwhile.
+            // A reload changed the peers in the meantime.
             false => Arc::new(RoutingTable::build(state.routes.clone(), &current)),
         };
         self.state.lanes.clone()
@@ -113,7 +113,8 @@ impl KernelRouting {
         self.state.lanes.clone()
     }
 
-    /// The routes in the status' words; `peers` are those of the config, by number, in its order.
+    /// Returns the routes in the form of the status; `peers` are those of the config, by number, in its
+    /// order.
     pub(crate) fn status<'a>(
         &self,
         link_local: Option<String>,
@@ -142,13 +143,13 @@ impl KernelRouting {
 }
 
 impl RouteUpdates {
-    /// For `routes = "config"`: never an update.
+    /// For `routes = "config"`: never has an update.
     pub(crate) fn none() -> Self {
         let (sender, updates) = watch::channel(Arc::default());
         Self { updates, _sender: Arc::new(sender), _mirror: None }
     }
 
-    /// Waits for the next table. Dropping the future loses nothing.
+    /// Waits for the next table. Cancel safe.
     pub(crate) async fn changed(&mut self) -> Option<Arc<RoutingTable>> {
         self.updates.changed().await.ok()?;
         Some(self.updates.borrow_and_update().clone())

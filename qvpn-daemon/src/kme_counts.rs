@@ -1,4 +1,4 @@
-//! Counts of the requests to the KMEs. The tasks that make the requests count them.
+//! Counters of the requests to KMEs, updated by the tasks that make the requests.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::histogram::Histogram;
 
-/// Counts by the name of the KME.
+/// Counters by the name of the KME.
 #[derive(Debug, Default)]
 pub(crate) struct KmeCounts(Mutex<BTreeMap<String, KmeCount>>);
 

@@ -58,7 +58,7 @@ impl Kmes {
         Ok(Self { all, fwmark })
     }
 
-    /// The KMEs with these names, in this order.
+    /// Returns the KMEs with these names, in this order.
     pub(crate) fn set<'a>(&self, names: impl Iterator<Item = &'a str>) -> Arc<KmeSet> {
         let find = |name: &str| self.all.iter().find(|(config, _)| config.name == name);
         Arc::new(KmeSet::new(names.filter_map(find).map(|(_, kme)| kme.clone()).collect()))
@@ -76,7 +76,7 @@ fn open_one(kme: &config::Kme, fwmark: u32, reporting: KmeReporting) -> Result<A
         KmeEvent::Up { kme } => events.emit(EventKind::KmeUp { kme }),
         KmeEvent::Down { kme, error } => events.emit(EventKind::KmeDown { kme, reason: in_words(&error) }),
         KmeEvent::Answers { kme } => {
-            // If the queue is full, the peers ask again when their back-off ends.
+            // If the queue is full, the peers ask again after their back-off.
             let _ = results.try_send(TaskResult::KmeRecovered { kme, sae: None });
         }
         KmeEvent::Requested { kme, operation, outcome, took, keys_lost } => {
@@ -100,12 +100,12 @@ pub(crate) fn probe(kme: &Arc<Kme>, saes: &[&SaeId], results: &mpsc::Sender<Task
     });
 }
 
-/// An error with its advice.
+/// Returns an error with its advice.
 pub(crate) fn in_words(error: &KmsError) -> String {
     format!("{error}; {}", error.advice())
 }
 
-/// Fetches what a peer asked for.
+/// Fetches the keys that a peer asked for.
 pub(crate) async fn fetch(set: Arc<KmeSet>, peer_sae: SaeId, fetch: Fetch) -> KmsReport {
     match fetch {
         Fetch::New { request, number, qkd_only, stuck } => {
@@ -139,7 +139,8 @@ fn reference(name: &KeyName) -> KeyRef {
     KeyRef { id: name.id.clone(), source_kme: name.source_kme.clone(), target_kme: name.target_kme.clone() }
 }
 
-/// What the failures mean together. A KME that is down matters more than one that doesn't know a key yet.
+/// Combines several failures into one report. A KME that is down matters more than one that doesn't have a
+/// key yet.
 fn kms_failure(failed: &[(KeyId, KmsError)]) -> Option<KmsFailure> {
     let unknown = |kind| matches!(kind, KmsErrorKind::KeyNotFound | KmsErrorKind::NoSuchKme);
     let down = failed.iter().find(|(_, error)| !unknown(error.kind()));
@@ -226,7 +227,7 @@ mod tests {
         assert!(failure.text.contains("no KME is configured"), "{}", failure.text);
     }
 
-    /// A set of one file of keys with these lines.
+    /// Makes a set of one file of keys with these lines.
     fn file(name: &str, lines: &str) -> (std::path::PathBuf, Arc<KmeSet>) {
         use std::os::unix::fs::OpenOptionsExt;
         let path = std::env::temp_dir().join(format!("qvpn-kms-task-{}-{name}", std::process::id()));
@@ -317,7 +318,7 @@ mod tests {
         let report = fetch(both.clone(), SaeId::new("B").unwrap(), new(false)).await;
         let KmsReport::Keys { keys, missing: Some(missing), .. } = report else { panic!() };
         assert!(keys[0].kind == KeyKind::File && missing.text.contains("kme-a1"), "{}", missing.text);
-        // Its only line is used up.
+        // The only line of the file is used up.
         let report = fetch(both, SaeId::new("B").unwrap(), new(false)).await;
         let KmsReport::Failed { failure, .. } = report else { panic!() };
         assert!(

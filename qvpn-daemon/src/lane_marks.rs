@@ -5,19 +5,19 @@ use std::net::UdpSocket;
 
 use nix::sys::socket::{setsockopt, sockopt};
 
-/// Second handles of the lanes' sockets, to change the mark of what they send while they run.
+/// Further handles of the lanes' sockets, to change their mark while the lanes run.
 pub(crate) struct LaneSocketMarks {
     sockets: Vec<UdpSocket>,
     mark: u32,
 }
 
 impl LaneSocketMarks {
-    /// `mark` is the mark that all of `sockets` have.
+    /// `mark` is the current mark of all `sockets`.
     pub(crate) fn new(sockets: Vec<UdpSocket>, mark: u32) -> Self {
         Self { sockets, mark }
     }
 
-    /// 0 means no mark.
+    /// Returns the mark; 0 means no mark.
     pub(crate) fn mark(&self) -> u32 {
         self.mark
     }
@@ -29,7 +29,7 @@ impl LaneSocketMarks {
     pub(crate) fn set(&mut self, mark: u32) -> io::Result<()> {
         for socket in &self.sockets {
             if let Err(error) = setsockopt(socket, sockopt::Mark, &mark) {
-                // Setting the mark that a socket has already changes nothing.
+                // Setting the mark that a socket already has changes nothing.
                 let _ =
                     self.sockets.iter().try_for_each(|socket| setsockopt(socket, sockopt::Mark, &self.mark));
                 return Err(error.into());

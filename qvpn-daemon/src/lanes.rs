@@ -1,4 +1,4 @@
-//! Starts the data path, and turns the protocol's orders into commands for the lanes.
+//! Starts the data path, and translates the protocol's orders into commands for the lanes.
 
 use std::sync::Arc;
 
@@ -16,7 +16,7 @@ use crate::lane_marks::LaneSocketMarks;
 use crate::queues::{ControlSources, Sink};
 use crate::translate;
 
-// The null cipher of the benchmarks protects nothing: a daemon that has it must not exist.
+// The null cipher of the benchmarks protects nothing: a daemon with it must not compile.
 const _: () = assert!(!qvpn_dataplane::HAS_NULL_CIPHER, "qvpn-daemon is never built with bench-null-cipher");
 
 /// Gives a lane an order of the peer with this number.
@@ -40,7 +40,7 @@ pub(crate) fn apply(lanes: &Lanes, peer: PeerNumber, lane: u8, order: LaneOrder)
     }
 }
 
-/// The filter of a lane for datagrams that no data session opens: the limiter admits them.
+/// Makes the filter of a lane for datagrams that no data session opens: the limiter decides on them.
 fn filter(limiter: Arc<HandshakeLimiter>, sources: ControlSources) -> Filter {
     Arc::new(move |datagram, from, now| {
         let admission = limiter.admit(datagram, from, now, || sources.contains(from));
@@ -64,10 +64,10 @@ pub(crate) fn start(
     stats: Arc<InterfaceStats>,
     sink: Sink,
 ) -> Result<(Lanes, LaneSocketMarks), DaemonError> {
-    // The ports first: they fail more often, and leave no device behind.
+    // Bind the ports first: that fails more often, and leaves no device behind.
     let (mut sockets, mut marked) = (Vec::new(), Vec::new());
     for lane in 0..interface.lanes {
-        // The config's grammar keeps the port of the last lane in range.
+        // The grammar of the config keeps the port of the last lane in range.
         let port = interface.listen_port.saturating_add(lane.into());
         let socket = bind_lane_socket(port, (fwmark != 0).then_some(fwmark));
         let port_error = |source| DaemonError::Port { port, source };

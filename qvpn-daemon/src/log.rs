@@ -1,5 +1,5 @@
 //! The log. It goes to the journal with fields if systemd started us, else to standard error. Its level can
-//! change at run time. Of a flood of equal warnings the first are written, the rest are counted.
+//! change at run time. Of a flood of similar warnings the first ones are written and the rest are counted.
 
 use std::collections::HashMap;
 use std::fmt::{self, Write as _};
@@ -22,11 +22,11 @@ use tracing_subscriber::util::SubscriberInitExt;
 use crate::clock;
 use crate::journal::{self, Journal};
 
-/// How many warnings of one kind are written within [`FLOOD_WINDOW`].
+/// The maximum number of warnings of one kind that are written within [`FLOOD_WINDOW`].
 const MAX_BURST: u32 = 10;
-/// After this time the count starts again, and a line says how many were left out.
+/// The time after which the count starts again and a line reports how many warnings were left out.
 const FLOOD_WINDOW: Duration = Duration::from_secs(10);
-/// How many kinds are counted separately; further ones count together as one kind.
+/// The maximum number of kinds that are counted separately; further kinds count as one.
 const MAX_KINDS: usize = 1024;
 
 static LOG: OnceLock<Log> = OnceLock::new();
@@ -107,9 +107,9 @@ pub(crate) fn tick(now: Time) {
 }
 
 enum Out {
-    /// With fields.
+    /// The journal, with fields.
     Journal(Journal),
-    /// The journal reads standard error and expects a level before each line (sd-daemon(3)).
+    /// Standard error that the journal reads: it expects a level before each line (sd-daemon(3)).
     JournalStream,
     Stderr {
         colour: bool,
@@ -119,7 +119,7 @@ enum Out {
 struct Log {
     out: Out,
     level: AtomicUsize,
-    /// The command line sets the level.
+    /// Whether the command line sets the level.
     fixed: bool,
     interface: OnceLock<String>,
     floods: Mutex<HashMap<u64, Flood>>,
@@ -187,7 +187,7 @@ impl Log {
     }
 
     fn write(&self, level: Level, text: &str, event: Option<(&str, &[(&'static str, String)])>) {
-        // The daemon goes on if the log can't be written.
+        // The daemon continues if the log can't be written.
         let _ = match &self.out {
             Out::Journal(journal) => {
                 let names: Vec<String> = event
@@ -225,7 +225,7 @@ struct Writer(&'static Log);
 impl<S: Subscriber> Layer<S> for Writer {
     fn enabled(&self, metadata: &tracing::Metadata<'_>, _: Context<'_, S>) -> bool {
         let level = *metadata.level();
-        // boringtun names no peer and gives no advice. What matters is reported by the peer itself.
+        // boringtun's messages name no peer and give no advice. The peer itself reports what matters.
         let level = if metadata.target().starts_with("boringtun") { Level::TRACE } else { level };
         number(LevelFilter::from_level(level)) <= self.0.level.load(Ordering::Relaxed)
     }
@@ -261,7 +261,7 @@ fn hash(value: &impl Hash) -> u64 {
     hasher.finish()
 }
 
-/// From 0 (off) to 5 (trace).
+/// Returns a level as a number from 0 (off) to 5 (trace).
 fn number(level: LevelFilter) -> usize {
     match level {
         LevelFilter::OFF => 0,
@@ -273,7 +273,7 @@ fn number(level: LevelFilter) -> usize {
     }
 }
 
-/// The numbers of syslog(3).
+/// Returns a level as a number of syslog(3).
 fn priority(level: Level) -> &'static str {
     match level {
         Level::ERROR => "3",
@@ -298,7 +298,7 @@ mod tests {
 
     use super::*;
 
-    /// A log to a journal whose lines can be read.
+    /// Makes a log to a journal whose lines the test can read.
     fn log() -> (tempfile::TempDir, UnixDatagram, Log) {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("socket");

@@ -53,7 +53,7 @@ use crate::cli::{Cli, Task};
 use crate::control_socket::ControlSocket;
 use crate::error::DaemonError;
 
-/// Erases memory when it is freed, since buffers of TLS and HTTP hold keys for a while.
+/// Erases freed memory, since buffers of TLS and HTTP hold keys for a short time.
 #[global_allocator]
 static ALLOCATOR: qvpn_secret::ZeroAlloc<std::alloc::System> = qvpn_secret::ZeroAlloc(std::alloc::System);
 
@@ -76,7 +76,7 @@ fn run_task(cli: Cli) -> Result<(), DaemonError> {
             man_page::write(&dir).map_err(|error| DaemonError::system("write the man page", error))
         }
         (None, Some(config)) => start(&config, cli.socket_dir),
-        // clap refuses this command line already.
+        // clap has already refused this command line.
         (None, None) => Ok(()),
     }
 }
@@ -96,7 +96,7 @@ fn start(config: &Path, socket_dir: Option<PathBuf>) -> Result<(), DaemonError> 
         tracing::info!("confined: {line}");
     }
     let runtime = tokio::runtime::Builder::new_multi_thread()
-        // For the TLS of the KMEs and the control socket. The main thread owns the peers.
+        // These threads serve TLS connections to KMEs and the control socket. The main thread owns the peers.
         .worker_threads(1)
         .enable_all()
         .build()

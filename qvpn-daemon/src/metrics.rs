@@ -14,7 +14,7 @@ use crate::peer_runtime::PeerRuntime;
 use crate::peers::Peers;
 use crate::translate;
 
-/// Reasons of failed rekeys that start at 0, so that a rate over the first failure is right.
+/// Reasons of failed rekeys that are shown from 0, so that a rate over the first failure is right.
 const FAILURE_REASONS: [&str; 6] =
     ["timeout", "rejected", "confirmation", "restarted", "no_qkd_key", "crypto"];
 
@@ -204,14 +204,14 @@ fn peer_counters(page: &mut Page, i: &InterfaceStatus, runtimes: &[&PeerRuntime]
     }
 }
 
-/// Exact below 2⁵³, as everything is in Prometheus.
+/// Converts exactly below 2⁵³, like every value in Prometheus.
 fn as_f64(n: u64) -> f64 {
     #[allow(clippy::cast_precision_loss)] // said above
     let n = n as f64;
     n
 }
 
-/// The page that is written.
+/// The text of the page.
 #[derive(Default)]
 struct Page {
     text: String,
@@ -226,7 +226,7 @@ impl Page {
     }
 
     fn count(&mut self, labels: &[(&str, &str)], n: u64) {
-        // As a whole number: a float's text would round above 2⁵³.
+        // Written as a whole number, since a float would be rounded above 2⁵³.
         self.labelled("", labels);
         self.add(format_args!(" {n}\n"));
     }

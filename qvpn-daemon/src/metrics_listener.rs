@@ -77,7 +77,7 @@ async fn serve(listener: TcpListener, owner: mpsc::Sender<PendingRequest>) {
                 continue;
             }
         };
-        // One connection too many is closed without an answer.
+        // A connection above the limit is closed without a reply.
         let Ok(permit) = connections.clone().try_acquire_owned() else { continue };
         let owner = owner.clone();
         tokio::spawn(async move {
@@ -105,7 +105,7 @@ async fn serve_connection(stream: TcpStream, owner: &mpsc::Sender<PendingRequest
         .await
 }
 
-/// Answers one request. hyper leaves out the body of an answer to HEAD.
+/// Answers one request. hyper omits the body of a reply to HEAD.
 async fn respond(request: &Request<Incoming>, owner: &mpsc::Sender<PendingRequest>) -> Response<Full<Bytes>> {
     if !matches!(*request.method(), Method::GET | Method::HEAD) {
         let mut response = plain(StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD are answered\n");
@@ -214,7 +214,7 @@ mod tests {
         assert!(talk(at, b"HEAD /metrics HTTP/1.1\r\n\r\n").await.ends_with("\r\n\r\n"));
         assert!(talk(at, b"DELETE / HTTP/1.1\r\n\r\n").await.contains("Allow: GET, HEAD"));
         let endless = vec![b'x'; 3 * MAX_HEAD_BYTES];
-        // A reset, if the listener ended before all was written.
+        // The connection is reset if the listener ended before everything was written.
         let refused = talk(at, &endless).await;
         assert!(
             refused.is_empty() || refused.starts_with("HTTP/1.1 400") || refused.starts_with("HTTP/1.1 431"),

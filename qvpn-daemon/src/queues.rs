@@ -1,6 +1,6 @@
 //! The queues from the lanes to the task that owns the peers. They are bounded, and there are two, so that
-//! datagrams which anybody can send never crowd out those of peers. The queue of the peers serves them in
-//! turn, and no peer fills more than its share of it.
+//! datagrams from unknown sources never displace those of peers. The queue of the peers serves them in turn,
+//! and no peer can fill more than its share of it.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::net::SocketAddr;
@@ -33,12 +33,12 @@ struct Owner {
 }
 
 /// The addresses from which control sessions send. Several peers may have one: a peer that forges another's
-/// address must not take its place.
+/// address must not replace it.
 #[derive(Clone, Default)]
 pub(crate) struct ControlSources(Arc<RwLock<HashMap<SocketAddr, Vec<Owner>>>>);
 
 impl ControlSources {
-    /// The control session of the peer with this number is at `endpoint` now.
+    /// Records that the control session of the peer with this number is at `endpoint` now.
     pub(crate) fn moved(&self, number: u16, endpoint: Option<SocketAddr>) {
         // Each update leaves a usable map, so a poisoned lock still holds one.
         let mut sources = self.0.write().unwrap_or_else(PoisonError::into_inner);
@@ -57,7 +57,8 @@ impl ControlSources {
         self.0.read().unwrap_or_else(PoisonError::into_inner).contains_key(&from)
     }
 
-    /// The peer whose queue a datagram belongs to: one at this address, and the one whose session it names.
+    /// Returns the peer whose queue a datagram belongs to: one at this address that the datagram's session
+    /// names.
     fn owner(&self, from: SocketAddr, datagram: &[u8]) -> Option<Owner> {
         let sources = self.0.read().unwrap_or_else(PoisonError::into_inner);
         let owners = sources.get(&from)?;
@@ -70,7 +71,7 @@ impl ControlSources {
     }
 }
 
-/// The peer in the receiver index at this offset.
+/// Returns the peer in the receiver index at this offset.
 fn receiver(datagram: &[u8], at: usize) -> Option<PeerNumber> {
     let index = datagram.get(at..)?.first_chunk()?;
     peer_of_control_index(u32::from_le_bytes(*index))
@@ -96,10 +97,10 @@ impl Sink {
         self.control_sources.clone()
     }
 
-    /// Queues a datagram of a peer's address, if the peer has room.
+    /// Queues a datagram from a peer's address, if the peer has room.
     fn of_peer(&self, owner: Owner, event: LaneEvent, initiation: bool) -> Result<(), LaneEvent> {
         let most = if initiation { MAX_QUEUED_INITIATIONS } else { MAX_QUEUED_OF_PEER };
-        // Lanes may exceed the limit by one each, which bounds the queue as well.
+        // Each lane may exceed the limit by one, which still bounds the queue.
         if owner.queued.load(Ordering::Relaxed) >= most {
             return Err(event);
         }
@@ -112,14 +113,14 @@ impl Sink {
     }
 }
 
-/// The number of the peer that a lane's own event is about.
+/// Returns the number of the peer that a lane's own event is about.
 fn subject(event: &LaneEvent) -> u16 {
     match event {
         LaneEvent::Installed { peer, .. }
         | LaneEvent::FirstOpened { peer, .. }
         | LaneEvent::Roamed { peer, .. }
         | LaneEvent::SealingEnded { peer, .. } => peer.0,
-        // No peer has this number.
+        // No peer has this number; the event concerns the lane.
         LaneEvent::Control { .. } | LaneEvent::Failed { .. } => u16::MAX,
     }
 }
@@ -138,7 +139,7 @@ impl LaneSink for Sink {
     }
 }
 
-/// The events of peers, one of each peer in turn.
+/// The events of peers; the peers take turns.
 pub(crate) struct SessionQueue {
     arriving: mpsc::Receiver<Queued>,
     waiting: BTreeMap<u16, VecDeque<Queued>>,
@@ -175,7 +176,7 @@ impl SessionQueue {
         Some(queued.event)
     }
 
-    /// Waits for the next event; `None` once the lanes have ended. A call that is dropped loses no event.
+    /// Waits for the next event; `None` once the lanes have ended. Cancel safe.
     pub(crate) async fn recv(&mut self) -> Option<LaneEvent> {
         if let Some(event) = self.try_recv() {
             return Some(event);
@@ -186,11 +187,11 @@ impl SessionQueue {
     }
 }
 
-/// The other side, of the task that owns the peers.
+/// The receiving side, for the task that owns the peers.
 pub(crate) struct Queues {
-    /// From the lanes themselves, and from the addresses of control sessions.
+    /// Events of the lanes themselves, and datagrams from the addresses of control sessions.
     pub(crate) sessions: SessionQueue,
-    /// From all other addresses.
+    /// Datagrams from all other addresses.
     pub(crate) unknown: mpsc::Receiver<LaneEvent>,
     pub(crate) control_sources: ControlSources,
 }
@@ -210,7 +211,7 @@ mod tests {
 
     use super::*;
 
-    /// A message of the control session with this peer.
+    /// Makes a message of the control session with this peer.
     fn control(from: &str, kind: u8, peer: u16) -> LaneEvent {
         let mut datagram = vec![kind, 0, 0, 0];
         datagram.extend((u32::from(peer) << 8).to_le_bytes());
@@ -231,7 +232,7 @@ mod tests {
         // Forged initiations and forged packets of sessions, from anywhere.
         assert_eq!(taken("203.0.113.9:1", HANDSHAKE_INITIATION), MAX_QUEUED_UNKNOWN);
         assert_eq!(taken("203.0.113.9:1", 4), 0);
-        // Initiations from the forged address of a peer take their share; the rest is left for messages.
+        // Initiations from the forged address of a peer fill their share; the rest is left for messages.
         assert_eq!(taken("192.0.2.1:1", HANDSHAKE_INITIATION), MAX_QUEUED_INITIATIONS);
         assert_eq!(taken("192.0.2.1:1", 4), MAX_QUEUED_OF_PEER - MAX_QUEUED_INITIATIONS);
         assert!(queues.sessions.try_recv().is_some() && queues.unknown.try_recv().is_ok());
@@ -300,7 +301,7 @@ mod tests {
         for round in 0..3 {
             queues.control_sources.moved(2, honest);
             assert!(queued(&sink, &mut queues, 1), "{round}: beside the other one");
-            // The other one fills its own queue from there.
+            // The other peer fills its own queue from the same address.
             let flood = (0..1000).filter(|_| sink.event(control("192.0.2.1:1", 4, 2)).is_ok()).count();
             assert_eq!(flood, MAX_QUEUED_OF_PEER);
             assert!(sink.event(control("192.0.2.1:1", 4, 1)).is_ok());

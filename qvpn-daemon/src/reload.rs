@@ -20,7 +20,7 @@ use crate::{clock, config_files, log, sandbox};
 pub(crate) struct Change {
     config: Config,
     settings: Settings,
-    /// What differs, in words.
+    /// The changes in words.
     words: Vec<String>,
     kmes: Kmes,
     /// The mark that the lanes' sockets need.
@@ -85,7 +85,7 @@ impl Change {
     ) -> Result<Vec<String>, ErrorReply> {
         let keys = self.keys(daemon);
         let former_mark = daemon.marks.mark();
-        // The mark before the rules that match it: an unmarked datagram would go into the tunnel that it
+        // Set the mark before the rules that match it: an unmarked datagram would go into the tunnel that it
         // carries.
         if self.fwmark != former_mark {
             daemon.marks.set(self.fwmark).map_err(|error| {
@@ -116,7 +116,7 @@ impl Change {
         Ok(self.words)
     }
 
-    /// Each key that changes, with both values. Of a pre-shared key only that it changes.
+    /// Returns each key that changes, with both values; for a pre-shared key only that it changes.
     pub(crate) fn keys(&self, daemon: &Daemon) -> Vec<KeyChange> {
         let mut keys = config::changes(&daemon.config, &self.config);
         let changed = self.settings.peers.iter().filter(|peer| {
@@ -133,7 +133,7 @@ impl Change {
     }
 }
 
-/// Reports one changed key, and a weaker policy also as a warning.
+/// Reports one changed key; a weaker policy is also reported as a warning.
 fn report(change: KeyChange, caller: &Caller, events: &Events) {
     let strength = |word: &Option<String>| word.as_deref().and_then(QkdPolicy::from_name);
     if let (Some(peer), "qkd", Some(from), Some(to)) =
@@ -147,7 +147,7 @@ fn report(change: KeyChange, caller: &Caller, events: &Events) {
     events.emit(EventKind::ConfigChanged { caller: caller.clone(), change });
 }
 
-/// Sets routes and device, or leaves both as they were.
+/// Sets routes and device, or leaves both unchanged.
 async fn apply_network(daemon: &mut Daemon, new: &Settings) -> Result<(), NetError> {
     daemon.routes.apply(&daemon.peers.with_mtus(new.routes.clone())).await?;
     if new.device == daemon.settings.device {
@@ -163,7 +163,7 @@ async fn apply_network(daemon: &mut Daemon, new: &Settings) -> Result<(), NetErr
     result
 }
 
-/// How the keys of `[interface]` start in a [`KeyChange`].
+/// The prefix of the keys of `[interface]` in a [`KeyChange`].
 const INTERFACE: &str = "interface.";
 
 fn restart_needed(change: &KeyChange) -> String {
@@ -173,7 +173,7 @@ fn restart_needed(change: &KeyChange) -> String {
     format!("{key} goes from {from} to {to}; restart the daemon for that, or write the former value")
 }
 
-/// What differs between two configs, in words.
+/// Returns what differs between two configs, in words.
 ///
 /// # Errors
 /// What can't be changed while the daemon runs, one line each.
@@ -187,7 +187,7 @@ fn compare(old: (&Config, &Settings), new: (&Config, &Settings)) -> Result<Vec<S
         );
     }
     if old.0.access.is_some() != new.0.access.is_some() {
-        // The mode of the socket is set when it is made.
+        // The mode of the socket is set when the socket is created.
         refusals.push("[access] is added or removed; restart the daemon for that".to_owned());
     }
     if !refusals.is_empty() {
@@ -214,14 +214,14 @@ fn compare(old: (&Config, &Settings), new: (&Config, &Settings)) -> Result<Vec<S
     Ok(words)
 }
 
-/// The peers that the new config disables or enables.
+/// Returns the peers that the new config disables or enables.
 fn switched_peers<'c>(old: &'c Config, new: &'c Config) -> Vec<(&'c Peer, &'static str)> {
     let of = |config: &'c Config, peer: &Peer| config.peers.iter().find(|p| p.public_key == peer.public_key);
     let verb = |peer: &Peer| match (of(old, peer), peer.disabled) {
         (Some(before), true) if before.disabled => (before != peer).then_some("changed"),
         (Some(_), true) => Some("disabled"),
         (Some(before), false) if before.disabled => Some("enabled"),
-        // Those that are disabled are not among the peers that run.
+        // Disabled peers are not among the running ones.
         (None, true) => Some("added, disabled"),
         _ => None,
     };

@@ -51,7 +51,7 @@ async fn answer(request: Request, uid: Option<u32>, daemon: &mut Daemon) -> Repl
     }
 }
 
-/// Does what a request for another config asks for.
+/// Carries out a request for another config.
 async fn put_in_force(
     request: Request,
     caller: &Caller,
@@ -65,7 +65,7 @@ async fn put_in_force(
     }
 }
 
-/// The prefixes that stay blocked though the config no longer has them.
+/// Returns the prefixes that stay blocked although the config no longer has them.
 fn kept(daemon: &Daemon) -> Vec<String> {
     daemon.routes.kept(&daemon.settings.routes).iter().map(ToString::to_string).collect()
 }
@@ -148,7 +148,7 @@ async fn edit_peer(
         EditError::NoPeer(_) => ErrorReply::new(ErrorCode::NoSuchPeer, error.to_string()),
         error => reload::refused(&error.to_string(), Vec::new()),
     })?;
-    // Lines and columns of a text that is in no file would mislead.
+    // Lines and columns of a text that is not in a file would be misleading.
     let refused = |errors: &ConfigErrors| {
         let details = errors.list().iter().map(|e| format!("{}; {}", e.what, e.fix)).collect();
         reload::refused("the change is refused", details)

@@ -1,6 +1,6 @@
-//! The tunnel's routes and filter: first the block, then the device and its routes. The resident guard
-//! keeps them in force where one runs; else this daemon does, with the same code. The block stays when the
-//! daemon ends, unless it is stopped and the config says `on_stop = "open"`.
+//! The tunnel's routes and filter: first the block, then the device and its routes. The resident guard keeps
+//! them in force if one runs; otherwise this daemon does, with the same code. The block stays when the daemon
+//! ends, unless it is stopped and the config says `on_stop = "open"`.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -24,7 +24,8 @@ pub(crate) struct DeviceSettings {
     pub(crate) mtu: u16,
 }
 
-/// Until what could not be restored is tried again, and how often a daemon without a guard looks for one.
+/// The delay until what could not be restored is tried again, and the interval at which a daemon without a
+/// guard looks for one.
 const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Who keeps the block in force.
@@ -33,7 +34,7 @@ enum Keeper {
     Resident(Box<GuardClient>, Option<TunnelStatus>),
 }
 
-/// What [`Routes::restore`] has to deal with.
+/// The event that [`Routes::restore`] handles.
 enum Pending {
     Changed,
     Report(GuardReply),
@@ -53,12 +54,12 @@ pub(crate) struct Routes {
     device: DeviceSettings,
     device_watch: Option<Watch>,
     device_state: DeviceState,
-    /// The last failure, so that one that lasts is logged once.
+    /// The last failure, so that a lasting one is logged only once.
     failure: Option<String>,
 }
 
 impl Routes {
-    /// Puts the block in place, before there is a device. The guard's socket is looked for in `socket_dir`.
+    /// Installs the block before there is a device. The guard's socket is expected in `socket_dir`.
     pub(crate) async fn block(plan: RoutePlan, socket_dir: &Path) -> Result<Self, NetError> {
         warn_of_nothing_blocked(&plan);
         let keeper = match resident(socket_dir, &plan).await {
@@ -81,7 +82,7 @@ impl Routes {
         })
     }
 
-    /// Takes the device up, and leads the allowed IPs into it.
+    /// Sets the device up and routes the allowed IPs into it.
     pub(crate) async fn open(&mut self, device: &DeviceSettings) -> Result<(), NetError> {
         self.set_device(device).await?;
         if let Keeper::Own(guard) = &mut self.keeper {
@@ -100,17 +101,17 @@ impl Routes {
         Ok(())
     }
 
-    /// Index of the tunnel's device, once it is open.
+    /// Returns the index of the tunnel's device, once it is open.
     pub(crate) fn device(&self) -> Option<u32> {
         self.plan.device()
     }
 
-    /// The mark that our own datagrams must have.
+    /// Returns the mark that our own datagrams must have.
     pub(crate) fn fwmark(&self) -> u32 {
         self.plan.fwmark()
     }
 
-    /// Both layers as they are now.
+    /// Returns the current state of both layers.
     pub(crate) fn status(&self) -> Option<TunnelStatus> {
         match &self.keeper {
             Keeper::Own(guard) => guard.status(self.plan.interface()),
@@ -118,13 +119,13 @@ impl Routes {
         }
     }
 
-    /// What became of the device.
+    /// Returns the state of the device.
     pub(crate) fn device_state(&self) -> &DeviceState {
         &self.device_state
     }
 
-    /// Applies another plan, and keeps blocked what the plan before blocked; if that fails, goes back to
-    /// the plan before.
+    /// Applies another plan and keeps the block of the previous one; if that fails, restores the previous
+    /// plan.
     pub(crate) async fn apply(&mut self, configured: &RoutePlan) -> Result<(), NetError> {
         let new = configured.clone();
         let new = new.on_device(self.plan.device()).keeping(&self.plan);
@@ -149,10 +150,11 @@ impl Routes {
         Ok(())
     }
 
-    /// Prefixes that stay blocked though `configured`, the plan of the config, does not have them.
+    /// Returns the prefixes that stay blocked although `configured`, the plan of the config, does not have
+    /// them.
     pub(crate) fn kept(&self, configured: &RoutePlan) -> Vec<IpNet> {
         let configured: BTreeSet<IpNet> = configured.filtered().collect();
-        // The guard may keep some from before this daemon started.
+        // The guard may still block prefixes from before this daemon started.
         let blocked = self.status().map(|status| status.protected).unwrap_or_default();
         blocked.into_iter().filter(|prefix| !configured.contains(prefix)).collect()
     }
@@ -190,7 +192,7 @@ impl Routes {
         self.set_and_release(plan, &[]).await
     }
 
-    /// The guard keeps what its plan before blocked, unless it is named in `release`.
+    /// The guard keeps what its previous plan blocked, except prefixes in `release`.
     async fn set_and_release(&mut self, plan: RoutePlan, release: &[IpNet]) -> Result<(), NetError> {
         match &mut self.keeper {
             Keeper::Own(guard) => log(&guard.set(plan.clone()).await?),
@@ -198,7 +200,7 @@ impl Routes {
                 Ok(GuardReply::Failed { error }) => return Err(NetError::Guard(error)),
                 Ok(reply) => {
                     *status = status_of(reply);
-                    // So that this daemon does the same once the guard is gone.
+                    // This daemon then does the same if the guard ends.
                     let local = status.iter().flat_map(|status| &status.local);
                     let local =
                         local.map(|(prefix, device)| Local { prefix: *prefix, device: device.clone() });
@@ -221,7 +223,7 @@ impl Routes {
     /// Waits until another program may have changed something, or the guard appeared or ended.
     pub(crate) async fn wait_for_change(&mut self) {
         let retry = self.failure.is_some();
-        // A device with the tunnel's name may go, and make room for the name.
+        // A device with the tunnel's name may disappear and free the name.
         let only = self.plan.device().filter(|_| self.device_state == DeviceState::Up);
         let device = device_change(&mut self.device_watch, only);
         let pending = match &mut self.keeper {
@@ -327,8 +329,8 @@ impl Routes {
     }
 
     async fn give_to(&mut self, mut client: GuardClient) -> Result<(), NetError> {
-        // The filter is free for the guard once our connection to nf_tables is closed; it stays in force
-        // meanwhile.
+        // The guard can take the filter over once our connection to nf_tables is closed; the filter stays in
+        // force in the meantime.
         let mut empty = Guard::connect()?;
         if let Keeper::Own(guard) = &mut self.keeper {
             std::mem::swap(guard.as_mut(), &mut empty);
@@ -347,7 +349,7 @@ impl Routes {
         }
     }
 
-    /// Does what `on_stop` says at a clean stop.
+    /// Applies `on_stop` at a clean stop.
     pub(crate) async fn close(mut self, on_stop: OnStop) {
         if on_stop == OnStop::Block {
             return;
@@ -366,7 +368,7 @@ impl Routes {
     }
 }
 
-/// The resident guard, if one runs here and takes the plan.
+/// Connects to the resident guard, if one runs here and accepts the plan.
 async fn resident(socket_dir: &Path, plan: &RoutePlan) -> Option<Keeper> {
     let mut client = GuardClient::connect(socket_dir).await.ok()?;
     match client.set(plan).await {
@@ -388,14 +390,14 @@ async fn own(plan: &RoutePlan) -> Result<Box<Guard>, NetError> {
     Ok(guard)
 }
 
-/// Says so where a config blocks nothing.
+/// Warns if a config blocks nothing.
 fn warn_of_nothing_blocked(plan: &RoutePlan) {
     if plan.filtered().next().is_none() && !plan.uses_guard_table() {
         tracing::warn!("nothing is blocked: `table` leaves the routes to others, and there is no `protect`");
     }
 }
 
-/// Names the networks of this host that the block cuts off.
+/// Warns of networks of this host that the block cuts off.
 async fn warn_of_blocked_networks(net: &Net, plan: &RoutePlan) {
     let connected = match net.connected(&[]).await {
         Ok(connected) => connected,
@@ -411,7 +413,7 @@ async fn warn_of_blocked_networks(net: &Net, plan: &RoutePlan) {
     }
 }
 
-/// Waits until something happens to the device with the index `only`, if there is one, or an address goes.
+/// Waits until something happens to the device with the index `only`, if given, or an address is removed.
 async fn device_change(watch: &mut Option<Watch>, only: Option<u32>) {
     loop {
         let Some(open) = watch else { return std::future::pending().await };

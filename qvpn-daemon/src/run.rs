@@ -39,7 +39,7 @@ use crate::{caller, clock, log, requests, try_config};
 
 const MAX_QUEUED_RESULTS: usize = 256;
 const MAX_QUEUED_REQUESTS: usize = 64;
-/// Events of lanes and of sessions that are handled before anything else gets its turn.
+/// The maximum number of events of lanes and sessions that are handled before anything else gets its turn.
 const SESSION_BATCH: usize = 64;
 /// The same for datagrams from unknown sources: few, since each may cost a key exchange.
 const UNKNOWN_BATCH: usize = 8;
@@ -72,13 +72,13 @@ pub(crate) async fn run(
     tracing::info!("{interface}: stopping");
     daemon.stop(result.is_ok(), clock::now()).await;
     server.abort();
-    // The task ends as cancelled, and removes the socket's file.
+    // The cancelled task removes the socket's file.
     let _ = server.await;
     result
 }
 
-/// A prefix leads into one tunnel. Another network namespace may have it too, so only tunnels that run here
-/// count.
+/// A prefix leads into only one tunnel. Another network namespace may have it too, so only tunnels that run
+/// in this one count.
 async fn refuse_prefixes_of_running_tunnels(shared: Vec<SharedPrefixes>) -> Result<(), DaemonError> {
     if shared.is_empty() {
         return Ok(());
@@ -179,7 +179,7 @@ async fn start(
     Ok((daemon, Inputs { queues, results: task_results, requests, snapshots, route_updates }))
 }
 
-/// Feeds the peers until a signal comes.
+/// Passes inputs to the peers until a signal arrives.
 ///
 /// # Errors
 /// If a lane fails.
@@ -209,7 +209,7 @@ async fn serve(daemon: &mut Daemon, mut inputs: Inputs, signals: &mut Signals) -
             }
             Some(PendingRequest { request, uid, answer }) = requests.recv() => {
                 let reply = requests::reply(request, uid, daemon).await;
-                // It fails only if the client has gone.
+                // It fails only if the client is gone.
                 let _ = answer.send(reply);
             }
             _ = signals.hangup.recv() => {
@@ -229,7 +229,7 @@ async fn serve(daemon: &mut Daemon, mut inputs: Inputs, signals: &mut Signals) -
     }
 }
 
-/// Hands an event to the peers, and more from its queue: at most `max` in all.
+/// Passes an event to the peers, and more from its queue: at most `max` in all.
 fn handle_batch(
     first: Option<LaneEvent>,
     mut more: impl FnMut() -> Option<LaneEvent>,

@@ -1,9 +1,9 @@
 //! What the process gives up, to protect its keys and to limit the harm of an exploited bug. There are two
 //! steps, both before any other thread exists, since threads inherit from their parent:
 //!
-//! 1. [`enter`], before the config is read: no core dumps, no root, no capability but `CAP_NET_ADMIN`, no way
-//!    back to more, memory that is not swapped.
-//! 2. [`confine`], before the network is touched: files by Landlock, system calls by seccomp.
+//! 1. [`enter`], before the config is read: no core dumps, no root, no capability except `CAP_NET_ADMIN`, no
+//!    way back to more, memory that is not swapped.
+//! 2. [`confine`], before the network is touched: files with Landlock, system calls with seccomp.
 
 mod calls;
 mod files;
@@ -28,7 +28,7 @@ const LOCKED_RESERVE_BYTES: usize = 1 << 20;
 /// The highest priority of a thread: nice −10, in the form of `setrlimit`.
 const NICE_LIMIT: u64 = 20 + 10;
 
-/// Becomes the user `qvpn` if root started the daemon, keeps `CAP_NET_ADMIN` alone, forbids core dumps and
+/// Becomes the user `qvpn` if root started the daemon, keeps only `CAP_NET_ADMIN`, forbids core dumps and
 /// debuggers of other users, and locks memory. Creates `socket_dir` first if it is missing, since only root
 /// can. Returns what was done, for the log.
 ///
@@ -51,8 +51,8 @@ pub(crate) fn enter(socket_dir: &Path) -> Result<Vec<String>, DaemonError> {
     Ok(done)
 }
 
-/// Denies all files but those that `config` and the name service need, and all system calls but those of a
-/// running daemon. Returns what was done, for the log.
+/// Denies all files except those that `config` and the name service need, and all system calls except those
+/// of a running daemon. Returns what was done, for the log.
 ///
 /// # Errors
 /// If the kernel has no seccomp, or refuses.
@@ -66,7 +66,8 @@ pub(crate) fn confine(config: &Config, socket_dir: &Path) -> Result<Vec<String>,
     Ok(vec![files, "system calls: those of a running daemon (seccomp)".to_owned()])
 }
 
-/// The files of `config` that [`confine`] denies, one line each that says what to do; for a reload.
+/// Returns the files of `config` that [`confine`] denies, with one line each that says what to do; for a
+/// reload.
 pub(crate) fn denied_files(config: &Config) -> Vec<String> {
     files::denied_files(config)
 }

@@ -14,7 +14,7 @@ use crate::config_files::ConfigKeys;
 use crate::routes::DeviceSettings;
 use crate::translate;
 
-/// Everything that a config says, grouped by the part of the daemon that applies it.
+/// All settings of a config, grouped by the part of the daemon that applies them.
 #[derive(PartialEq)]
 pub(crate) struct Settings {
     pub(crate) fixed: FixedSettings,
@@ -26,13 +26,13 @@ pub(crate) struct Settings {
     pub(crate) access: Option<Access>,
     pub(crate) kmes: Vec<config::Kme>,
     pub(crate) measure_paths: bool,
-    /// Those that are not disabled, in the config's order.
+    /// The peers that are not disabled, in the config's order.
     pub(crate) peers: Vec<PeerSettings>,
     /// Allowed IPs of disabled peers: no other peer may use them.
     pub(crate) idle: Vec<IpNet>,
 }
 
-/// What only a restart changes.
+/// The settings that only a restart changes.
 #[derive(PartialEq)]
 pub(crate) struct FixedSettings {
     pub(crate) interface: String,
@@ -45,13 +45,13 @@ pub(crate) struct FixedSettings {
     pub(crate) routes_table: Option<u32>,
 }
 
-/// One peer's.
+/// The settings of one peer.
 #[derive(Clone, PartialEq)]
 pub(crate) struct PeerSettings {
     pub(crate) config: config::Peer,
-    /// The KMEs that serve the peer, with what each is.
+    /// The KMEs that serve the peer, with the API of each.
     kmes: Vec<(String, KmeApi)>,
-    /// With the number 0: the daemon numbers peers itself.
+    /// These have the number 0: the daemon numbers peers itself.
     protocol: PeerConfig,
 }
 
@@ -96,7 +96,7 @@ impl Settings {
 }
 
 impl PeerSettings {
-    /// The protocol's settings of the peer that has this number here.
+    /// Returns the protocol's settings for the peer with this number.
     pub(crate) fn protocol(&self, number: u16) -> PeerConfig {
         PeerConfig { number: PeerNumber(number), ..self.protocol.clone() }
     }
@@ -105,7 +105,7 @@ impl PeerSettings {
         &self.config.public_key
     }
 
-    /// The configured endpoint, if it is an address.
+    /// Returns the configured endpoint, if it is an address.
     pub(crate) fn endpoint(&self) -> Option<SocketAddr> {
         self.protocol.endpoint
     }

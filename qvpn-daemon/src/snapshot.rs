@@ -15,7 +15,7 @@ use tokio::net::UnixDatagram;
 const KERNEL_GROUP: u32 = 1;
 /// A field of the uevent for a new generation ID. A zero byte ends each field.
 const NEW_GENERATION: &[u8] = b"NEW_VMGENID=1";
-/// More than the longest uevent of the kernel.
+/// Larger than the longest uevent of the kernel.
 const MAX_UEVENT_BYTES: usize = 8192;
 /// Room for bursts of other uevents, so that ours is not lost.
 const RECEIVE_BUFFER_BYTES: usize = 1 << 20;
@@ -28,7 +28,7 @@ pub(crate) struct Snapshots {
 }
 
 impl Snapshots {
-    /// Subscribes. If the system refuses, the log says that copies go unnoticed.
+    /// Subscribes. If the system refuses, the log says that copies will not be detected.
     pub(crate) fn watch() -> Self {
         let socket = open()
             .inspect_err(|error| {
@@ -41,8 +41,8 @@ impl Snapshots {
         Self { socket }
     }
 
-    /// Waits until the machine turns out to be a copy. Lost uevents count as that too: a needless restart of
-    /// all sessions costs a moment, a repeated nonce costs the key.
+    /// Waits until the machine turns out to be a copy. Lost uevents are treated as a copy: a needless restart
+    /// of all sessions is harmless, a repeated nonce is not.
     pub(crate) async fn copied(&mut self) {
         loop {
             let Some(socket) = &self.socket else {

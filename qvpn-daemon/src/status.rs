@@ -1,4 +1,4 @@
-//! The status that `qvpn-ctl show` prints, from the state of the protocol, the lanes and the KMEs.
+//! Builds the status that `qvpn-ctl show` prints, from the state of the protocol, the lanes and the KMEs.
 
 use std::time::Duration;
 
@@ -21,7 +21,7 @@ use crate::peers::Peers;
 
 use crate::translate;
 
-/// The status of the whole daemon.
+/// Returns the status of the whole daemon.
 pub(crate) fn status(config: &Config, public_key: &PublicIdentity, peers: &Peers, now: Time) -> Status {
     let interface = &config.interface;
     let mtu = u32::from(translate::mtu(interface.mtu));
@@ -49,7 +49,7 @@ pub(crate) fn status(config: &Config, public_key: &PublicIdentity, peers: &Peers
     }])
 }
 
-/// All peers in the config's order.
+/// Returns all peers in the config's order.
 fn peer_list(config: &Config, peers: &Peers, mtu: u32, now: Time) -> Vec<PeerStatus> {
     let port = config.interface.listen_port;
     let mut running: Vec<PeerStatus> =
@@ -93,7 +93,7 @@ fn disabled_status(peer: &config::Peer) -> PeerStatus {
     }
 }
 
-/// The block in the status' words.
+/// Returns the block in the form of the status.
 ///
 /// `kept` are the prefixes that the config no longer has.
 pub(crate) fn guard_status(status: TunnelStatus, kept: &[IpNet]) -> GuardStatus {
@@ -108,7 +108,7 @@ pub(crate) fn guard_status(status: TunnelStatus, kept: &[IpNet]) -> GuardStatus 
     }
 }
 
-/// Puts what became of the device into the status: without it nothing is sent, even under valid keys.
+/// Adds the state of the device to the status: without the device nothing is sent, even under valid keys.
 pub(crate) fn note_device(status: &mut InterfaceStatus, device: &DeviceState) {
     let name = &status.name;
     let (state, now, reason) = match device {

@@ -1,4 +1,4 @@
-//! The system call that no library has a safe form of. Everything `unsafe` of this crate is here.
+//! A system call for which no library has a safe function. All `unsafe` code of this crate is here.
 #![allow(unsafe_code)]
 
 use std::io;
@@ -6,10 +6,10 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 
 use nix::libc;
 
-/// The most supplementary groups that Linux lets a process have (`NGROUPS_MAX`).
+/// The maximum number of supplementary groups of a process in Linux (`NGROUPS_MAX`).
 const MAX_GROUPS: usize = 65_536;
 
-/// The supplementary groups that the peer process of a unix socket had when it connected.
+/// Returns the supplementary groups that the peer process of a unix socket had when it connected.
 ///
 /// # Errors
 /// If the kernel is older than 4.13, or the socket is of another kind.
@@ -36,7 +36,7 @@ pub(crate) fn peer_groups(socket: BorrowedFd<'_>) -> io::Result<Vec<libc::gid_t>
             groups.truncate(count);
             return Ok(groups);
         }
-        // The kernel has said how much room it wants.
+        // The kernel has set the length that it needs.
         if error.raw_os_error() != Some(libc::ERANGE) || count <= groups.len() || count > MAX_GROUPS {
             return Err(error);
         }
@@ -44,11 +44,11 @@ pub(crate) fn peer_groups(socket: BorrowedFd<'_>) -> io::Result<Vec<libc::gid_t>
     }
 }
 
-/// Maps memory that can be written and run, which the sandbox must refuse.
+/// Maps memory that is writable and executable, which the sandbox must refuse.
 #[cfg(test)]
 pub(crate) fn map_written_and_run() -> io::Result<()> {
     let all = libc::PROT_READ | libc::PROT_WRITE | libc::PROT_EXEC;
-    // SAFETY: a fresh anonymous mapping touches no memory that exists; it stays until the test's child ends.
+    // SAFETY: a fresh anonymous mapping affects no existing memory; it stays until the test's child ends.
     let place = unsafe {
         libc::mmap(std::ptr::null_mut(), 4096, all, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1, 0)
     };

@@ -6,8 +6,8 @@ use std::net::SocketAddr;
 use qvpn_proto::KmsReport;
 use qvpn_types::SaeId;
 
-/// Names a peer for the time between a request and its result. A number is used again after a peer is
-/// removed, a serial never.
+/// Identifies a peer between a request and its result. A number is used again after a peer is removed; a
+/// serial number never is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct PeerKey {
     pub(crate) number: u16,

@@ -1,4 +1,4 @@
-//! Translates between the types of the config, the libraries and the status. Nothing is decided here.
+//! Converts between the types of the config, the libraries and the status. No decisions are made here.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -17,7 +17,7 @@ use qvpn_types::PeerNumber;
 /// The MTU of the device with `mtu = "auto"`: 1,500 bytes of a WAN less IPv6, UDP, our header and the tag.
 const AUTO_MTU_BYTES: u16 = 1420;
 
-/// The MTU of the TUN device, in bytes.
+/// Returns the MTU of the TUN device, in bytes.
 pub(crate) fn mtu(mtu: Mtu) -> u16 {
     match mtu {
         Mtu::Auto => AUTO_MTU_BYTES,
@@ -25,10 +25,10 @@ pub(crate) fn mtu(mtu: Mtu) -> u16 {
     }
 }
 
-/// The addresses of the TUN device.
+/// Returns the addresses of the TUN device.
 pub(crate) fn device_addresses(interface: &config::Interface, own: &PublicIdentity) -> Vec<IpNet> {
     match qvpn_net::ipv6_is_off() {
-        // Without IPv6 there is no link-local address to derive.
+        // Without IPv6 there is no link-local address to add.
         true => interface.address.clone(),
         false => interface.device_addresses(own),
     }
@@ -41,7 +41,7 @@ pub(crate) fn dscp(dscp: config::Dscp) -> Dscp {
     }
 }
 
-/// The table of allowed IPs by peer number.
+/// Returns the table of allowed IPs by peer number.
 pub(crate) fn allowed_ips<'a>(peers: impl Iterator<Item = (u16, &'a [IpNet])>) -> AllowedIps {
     let entries = peers.flat_map(|(number, nets)| {
         nets.iter().map(move |net| (net.addr(), net.prefix_len(), PeerNumber(number)))
@@ -50,7 +50,7 @@ pub(crate) fn allowed_ips<'a>(peers: impl Iterator<Item = (u16, &'a [IpNet])>) -
     AllowedIps::new(entries).unwrap_or_default()
 }
 
-/// Everything that the protocol must know of a peer but its number, which is 0.
+/// Returns everything that the protocol must know about a peer, except its number, which is 0 here.
 pub(crate) fn peer_config(
     config: &Config,
     peer: &config::Peer,
@@ -78,7 +78,7 @@ pub(crate) fn peer_config(
     }
 }
 
-/// What a key is made of, in the words of the status.
+/// Returns the sources of a key in the form of the status.
 pub(crate) fn sources(sources: KeySources) -> Vec<KeySource> {
     let all = [
         (sources.qkd, KeySource::Qkd),

@@ -1,11 +1,11 @@
-//! A config on trial: what comes back unless somebody confirms it.
+//! A config on trial, and the former config, which is restored unless somebody confirms the trial.
 
 use std::sync::Arc;
 
 use qvpn_types::Time;
 
 pub(crate) struct Trial {
-    /// The text that comes back.
+    /// The text of the former config.
     pub(crate) former: Arc<str>,
     pub(crate) deadline: Time,
 }

@@ -1,6 +1,6 @@
-//! A config on trial (`qvpn-ctl reload --confirm`): it is in force, and the former one comes back unless
-//! somebody confirms it in time. The config's file holds the former text meanwhile, so a restart goes back
-//! too.
+//! A config on trial (`qvpn-ctl reload --confirm`): it is in force, and the former one is restored unless
+//! somebody confirms it in time. The config file holds the former text in the meantime, so a restart also
+//! restores it.
 
 use std::time::Duration;
 
@@ -14,15 +14,15 @@ use crate::daemon::Daemon;
 use crate::trial::Trial;
 use crate::{caller, clock, reload};
 
-/// If the former config can't be put in force, the next try follows after this time.
+/// The delay before the next attempt, if the former config can't be restored.
 const RETRY_INTERVAL: Duration = Duration::from_secs(10);
 
-/// When the former config comes back, if one is on trial.
+/// Returns the time at which the former config is restored, if a config is on trial.
 pub(crate) fn deadline(daemon: &Daemon) -> Option<Time> {
     daemon.trial.as_ref().map(|trial| trial.deadline)
 }
 
-/// The text in force, and the time left to confirm it.
+/// Returns the text in force, and the time left to confirm it.
 pub(crate) fn config(daemon: &Daemon) -> Reply {
     Reply::Config {
         path: daemon.config.path.clone(),
@@ -31,7 +31,7 @@ pub(crate) fn config(daemon: &Daemon) -> Reply {
     }
 }
 
-/// Refuses another change while a config is on trial: going back would undo it too.
+/// Refuses another change while a config is on trial, since restoring the former config would undo it too.
 pub(crate) fn refuse_during(daemon: &Daemon) -> Result<(), ErrorReply> {
     let Some(trial) = &daemon.trial else { return Ok(()) };
     let left = trial.deadline.since(clock::now()).as_secs();
@@ -42,7 +42,7 @@ pub(crate) fn refuse_during(daemon: &Daemon) -> Result<(), ErrorReply> {
     Err(ErrorReply::new(ErrorCode::Busy, message))
 }
 
-/// Puts the unconfirmed config in force.
+/// Applies the unconfirmed config.
 ///
 /// # Errors
 /// As a reload.
@@ -75,10 +75,10 @@ pub(crate) fn confirm(daemon: &mut Daemon) -> Result<(), ErrorReply> {
     daemon.trial.take().map(drop).ok_or_else(no_trial)
 }
 
-/// Puts the former config in force again.
+/// Restores the former config.
 ///
 /// # Errors
-/// If no config is on trial, or the former one can't be used any more. The one on trial stays then.
+/// If no config is on trial, or the former one can't be used any more. The one on trial then stays.
 pub(crate) async fn go_back(daemon: &mut Daemon, caller: &Caller) -> Result<Vec<String>, ErrorReply> {
     let former = daemon.trial.as_ref().ok_or_else(no_trial)?.former.clone();
     let former =
@@ -90,7 +90,7 @@ pub(crate) async fn go_back(daemon: &mut Daemon, caller: &Caller) -> Result<Vec<
     Ok(words)
 }
 
-/// Nobody has confirmed the config in time.
+/// Handles a trial that nobody confirmed in time.
 pub(crate) async fn expired(daemon: &mut Daemon) {
     let Err(error) = go_back(daemon, &caller::named("timeout")).await else { return };
     let seconds = RETRY_INTERVAL.as_secs();

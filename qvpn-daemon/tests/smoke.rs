@@ -1,4 +1,4 @@
-//! What can be seen of the program without a network: how it refuses a config and a command line.
+//! How the program refuses a config and a command line; these tests need no network.
 
 use std::io;
 use std::process::{Command, Output};

@@ -11,8 +11,8 @@ pub type Clock = Arc<dyn Fn() -> Time + Send + Sync>;
 
 /// Returns a clock that reads the machine's `CLOCK_BOOTTIME`.
 ///
-/// It asks through the C library, as the daemon's own clock does, so that a test that moves a machine's time
-/// moves both.
+/// It calls the C library, as the daemon's own clock does, so that a test that changes a machine's time
+/// changes both.
 #[must_use]
 pub fn boot_clock() -> Clock {
     Arc::new(|| {

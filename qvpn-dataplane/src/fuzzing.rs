@@ -266,7 +266,7 @@ impl IndexTable {
     }
 }
 
-/// Returns the datagram that a sealing session makes of `inner` as its packet number `nth`, padded to 16
+/// Returns the datagram into which a sealing session seals `inner` as its packet number `nth`, padded to 16
 /// bytes.
 #[must_use]
 pub fn seal(suite: Suite, key: Secret<32>, receiver_index: u32, nth: u64, inner: &[u8]) -> Option<Vec<u8>> {

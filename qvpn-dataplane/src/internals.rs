@@ -179,7 +179,7 @@ impl Window {
 mod tests {
     use super::*;
 
-    /// A benchmark of a part that does something else would be meaningless.
+    /// A benchmark of a part that does not do its work would be meaningless.
     #[test]
     fn each_part_of_the_link_works_alone() {
         let mut packet = SuperPacket::new(47, 1380);

@@ -1,6 +1,6 @@
-//! Chooses a packet's peer by routes with next hops (`routes = "kernel"`): longest prefix, next hop, the
-//! peer with that next hop. Each peer's allowed IPs bound what it may get and send, and may overlap. Tables
-//! never change once they are built.
+//! Chooses a packet's peer by routes with next hops (`routes = "kernel"`): longest prefix, next hop, the peer
+//! with that next hop. Each peer's allowed IPs limit what it may receive and send; those of several peers may
+//! overlap. Tables never change once they are built.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -15,13 +15,13 @@ use crate::prefix_table::{BadPrefix, PrefixTable};
 pub struct RoutedPeer {
     /// The peer.
     pub peer: PeerNumber,
-    /// The next hops that stand for it.
+    /// The next hops that lead to it.
     pub next_hops: Vec<IpAddr>,
-    /// The prefixes that it may get and send, as address and length.
+    /// The prefixes that it may receive and send, as address and length.
     pub allowed: Vec<(IpAddr, u8)>,
 }
 
-/// All peers of an interface, by next hop, with the bound of each.
+/// All peers of an interface, by next hop, with the allowed prefixes of each.
 #[derive(Debug, Default)]
 pub struct RoutedPeers {
     by_next_hop: HashMap<IpAddr, PeerNumber>,
@@ -30,7 +30,7 @@ pub struct RoutedPeers {
 }
 
 impl RoutedPeers {
-    /// Builds the tables. A next hop stands for the first peer that has it.
+    /// Builds the tables. If several peers have one next hop, it leads to the first of them.
     ///
     /// # Errors
     /// [`BadPrefix`] for a length beyond 32 or 128 bits.
@@ -50,13 +50,13 @@ impl RoutedPeers {
         Ok(all)
     }
 
-    /// Returns the peer that `next_hop` stands for.
+    /// Returns the peer that `next_hop` leads to.
     #[must_use]
     pub fn at(&self, next_hop: IpAddr) -> Option<PeerNumber> {
         self.by_next_hop.get(&next_hop).copied()
     }
 
-    /// Whether `peer` may get and send packets of `address`.
+    /// Whether `peer` may receive and send packets of `address`.
     #[must_use]
     pub fn allows(&self, peer: PeerNumber, address: IpAddr) -> bool {
         let bound = self.bounds.get(usize::from(peer.0)).and_then(Option::as_ref);
@@ -79,9 +79,9 @@ enum Target {
     Peer(PeerNumber),
     /// The destination is the next hop.
     OnLink,
-    /// One of several, by the flow.
+    /// One of several next hops, by the flow.
     Group(u32),
-    /// No next hop is a peer's.
+    /// No next hop belongs to a peer.
     NoPeer,
 }
 
@@ -93,7 +93,7 @@ struct Group(Box<[Member]>);
 struct Member {
     /// The last hash of its share.
     last: u32,
-    /// The peer; `None` where the destination is the next hop.
+    /// The peer; `None` if the destination is the next hop.
     peer: Option<PeerNumber>,
 }
 
@@ -105,7 +105,7 @@ pub struct KernelRoutes {
     peers: Arc<RoutedPeers>,
 }
 
-/// What becomes of a packet.
+/// What to do with a packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Selection {
     /// It goes to this peer, as all packets to the same destination do.
@@ -116,13 +116,13 @@ pub(crate) enum Selection {
     Everyone,
     /// The route leads to this peer, whose allowed IPs don't contain the destination.
     NotAllowed(PeerNumber),
-    /// No route, or one whose next hop is no peer's.
+    /// No route, or one whose next hop belongs to no peer.
     NoPeer,
 }
 
 impl KernelRoutes {
     /// Builds a table of address, prefix length and next hops. Bits beyond the prefix are ignored; the last
-    /// of several equal prefixes wins. Of several next hops, those that are no peer's are left out.
+    /// of several equal prefixes wins. Of several next hops, those that belong to no peer are left out.
     ///
     /// # Errors
     /// [`BadPrefix`] for a length beyond 32 or 128 bits.
@@ -151,7 +151,7 @@ impl KernelRoutes {
         &self.peers
     }
 
-    /// Chooses what becomes of a packet to `destination`; `flow` is a hash of its flow.
+    /// Chooses what to do with a packet to `destination`; `flow` is a hash of its flow.
     pub(crate) fn select(&self, destination: IpAddr, flow: impl FnOnce() -> u32) -> Selection {
         if is_link_multicast(destination) {
             return Selection::Everyone;
@@ -218,7 +218,7 @@ impl Groups {
     }
 }
 
-/// Whether packets to `address` stay on the link (224.0.0.0/24, ff02::/16), as those of routing protocols.
+/// Whether packets to `address` stay on the link (224.0.0.0/24, ff02::/16), like those of routing protocols.
 fn is_link_multicast(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(a) => a.octets()[..3] == [224, 0, 0],

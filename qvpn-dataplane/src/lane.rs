@@ -180,9 +180,8 @@ impl Lanes {
         self.set_routing(lane, Routing::AllowedIps(table));
     }
 
-    /// Replaces the whole table of routes at once. The lane chooses peers by them from now on, answers
-    /// packets without a route and those that are too big by ICMP, and sends multicast of the link to all
-    /// peers.
+    /// Replaces the whole table of routes at once. From now on the lane chooses peers by them, answers
+    /// packets that have no route or are too big with an ICMP error, and sends link multicast to all peers.
     pub fn set_kernel_routes(&self, lane: u8, routes: Arc<KernelRoutes>) {
         self.set_routing(lane, Routing::Kernel(routes));
     }
@@ -205,8 +204,8 @@ impl Lanes {
 
     /// Sends this lane's packets to `endpoint` from now on, until the peer roams.
     pub fn set_endpoint(&self, lane: u8, peer: PeerNumber, endpoint: SocketAddr) {
-        // The sender first, so that an endpoint that the receiver learns after this command also reaches the
-        // sender after this one.
+        // The sender first: an endpoint that the receiver learns after this command then also reaches the
+        // sender after it.
         self.to_sender(lane, SendCommand::SetEndpoint { peer, endpoint });
         self.to_receiver(lane, ReceiveCommand::SetEndpoint { peer, endpoint });
     }
@@ -307,7 +306,7 @@ impl Lanes {
         }
         let threads = std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
         for thread in threads {
-            // A thread that panicked has already sent an event.
+            // A thread that panicked has already reported that with an event.
             let _ = thread.join();
         }
     }

@@ -84,7 +84,8 @@ impl<A: Ord + Copy, V: PartialEq + Copy> Ranges<A, V> {
     /// Flattens prefixes. Two prefixes are nested or disjoint, so a sweep in order of their starts needs
     /// only a stack of the open ones.
     fn new(mut prefixes: Vec<Prefix<A, V>>, next: impl Fn(A) -> Option<A>) -> Self {
-        // Outer prefixes first. The sort is stable, so the last of equal prefixes is on top of the stack.
+        // Outer prefixes first. The sort is stable, so the last of several equal prefixes is on top of the
+        // stack.
         prefixes.sort_by(|a, b| a.first.cmp(&b.first).then(b.last.cmp(&a.last)));
         let mut ranges = Self::default();
         let mut open: Vec<Prefix<A, V>> = Vec::new();

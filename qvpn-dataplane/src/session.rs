@@ -30,7 +30,7 @@ pub enum SealError {
 /// A key that seals packets.
 pub struct SealingSession {
     cipher: Cipher,
-    /// From the key.
+    /// The epoch of the key.
     pub epoch: LocalEpoch,
     receiver_index: u32,
     /// The key seals nothing from this instant on.
@@ -106,9 +106,9 @@ pub enum OpenError {
 /// A key that opens packets.
 pub struct OpeningSession {
     cipher: Cipher,
-    /// From the key.
+    /// The peer of the key.
     pub peer: PeerNumber,
-    /// From the key.
+    /// The epoch of the key.
     pub epoch: LocalEpoch,
     /// The key opens nothing from this instant on; a drain brings it forward.
     pub expires_at: Time,

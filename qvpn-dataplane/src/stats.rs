@@ -65,9 +65,9 @@ pub struct TxStats {
     pub bytes: Counter,
     /// Packets handed to the kernel, empty ones included.
     pub packets: Counter,
-    /// Packets, of those, that were handed over several in one piece (UDP GSO).
+    /// Packets of these that were handed over in batches (UDP GSO).
     pub joined: Counter,
-    /// Packets that the kernel refused in one piece and that were then sent one by one.
+    /// Packets that the kernel refused as a batch and that were then sent one by one.
     pub refused: Counter,
     /// When the last packet was handed to the kernel, in nanoseconds of `CLOCK_BOOTTIME`; 0 means never.
     pub last_at: Counter,
@@ -77,7 +77,7 @@ pub struct TxStats {
     pub expired: Counter,
     /// Dropped: the kernel's route leads to the peer, whose allowed IPs don't contain the destination.
     pub not_allowed_ip: Counter,
-    /// Dropped: larger than the path takes; the sender was answered by ICMP.
+    /// Dropped: larger than the path MTU; the sender got an ICMP error.
     pub too_big: Counter,
     /// Dropped: the socket's queue stayed full, the kernel refused the datagram, or the lane that sends for
     /// this one had no room.
@@ -103,8 +103,8 @@ impl PeerStats {
 /// Drops that belong to no peer.
 #[derive(Debug, Default)]
 pub struct InterfaceStats {
-    /// From the TUN: no peer's allowed IPs contain the destination, or no route leads to a peer, or too much
-    /// multicast of the link.
+    /// From the TUN: no peer's allowed IPs contain the destination, no route leads to a peer, or the limit of
+    /// link multicast was exceeded.
     pub no_peer: Counter,
     /// Received: not a message, not one for this lane, or marked as congested although the inner packet does
     /// not support ECN (RFC 6040). From the TUN: not an IP packet.

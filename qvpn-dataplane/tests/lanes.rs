@@ -154,7 +154,7 @@ fn a_rerouted_flow_passes_by_another_lane_in_order() {
             a.each_lane(|lane| a.lanes.set_reroute(lane, PEER, via));
             a.settle();
             let before = sent();
-            // The reroute also changes while packets are under way.
+            // The reroute changes while packets are in flight.
             for n in first..first + BURST {
                 a.host4.send(&numbered(n, 28)).unwrap();
             }
@@ -190,7 +190,7 @@ fn keys_end_by_themselves_and_nothing_is_sent_without_one() {
         let sent = |what: &str, wanted: u64| until(what, || a.stats.tx.packets.get() == wanted);
         let start = a.stats.tx.packets.get();
 
-        // Maximum age: the lane's own timer expires the key, without a packet or a command.
+        // The maximum age: the lane's own timer expires the key, without a packet or a command.
         let limit = START + HOUR;
         assert!(b.open(0, 2, suite, NO_EXPIRY));
         assert!(a.seal(0, 2, suite, limit, u64::MAX));
@@ -213,7 +213,7 @@ fn keys_end_by_themselves_and_nothing_is_sent_without_one() {
         a.host4.send(b"still none").unwrap();
         until("the packet is counted", || a.stats.tx.expired.get() == 2);
 
-        // Packet limit.
+        // The packet limit.
         assert!(b.open(0, 4, suite, limit + 5));
         assert!(a.seal(0, 4, suite, NO_EXPIRY, 2));
         for text in [b"one", b"two", b"not"] {
@@ -231,7 +231,7 @@ fn keys_end_by_themselves_and_nothing_is_sent_without_one() {
         );
         until("the packet is counted", || a.stats.tx.expired.get() == 3);
 
-        // Stop command.
+        // The command to stop sealing.
         assert!(b.open(0, 5, suite, limit + 5));
         assert!(a.seal(0, 5, suite, NO_EXPIRY, u64::MAX));
         a.lanes.stop_sealing(0, PEER);
@@ -253,7 +253,7 @@ fn keys_end_by_themselves_and_nothing_is_sent_without_one() {
         // Without the peer, nothing is sent.
         a.lanes.remove_peer(0, PEER);
         assert!(!a.seal(0, 7, suite, NO_EXPIRY, u64::MAX), "no key for a peer that is gone");
-        // Multicast of the kernel has no peer either, so more than this one packet may be counted.
+        // The kernel's own multicast has no peer either, so more than this one packet may be counted.
         let before = a.interface.no_peer.get();
         a.host4.send(b"no peer").unwrap();
         until("the packet is counted", || a.interface.no_peer.get() > before);
@@ -327,7 +327,8 @@ fn each_hostile_datagram_is_counted() {
             until("malformed", || b.interface.malformed.get() == n);
         }
 
-        // Handshakes: only those that pass the filter, only on lane 0, and no longer than a real one can be.
+        // Handshake messages: only those that pass the filter, only on lane 0, and none that is longer than a
+        // real one.
         let knock = |last: u8, len: usize| {
             let mut datagram = vec![0; len];
             datagram[0] = 1;
@@ -353,7 +354,7 @@ fn each_hostile_datagram_is_counted() {
             other => panic!("{other:?}"),
         }
 
-        // Packets of the control session: at most as large as a path MTU probe.
+        // Packets of the control session: none that is larger than a path MTU probe.
         let transport = |len: usize| [&[4], &vec![0; len - 1][..]].concat();
         wire.send_to(&transport(1453), target).unwrap();
         until("larger than a probe", || b.interface.malformed.get() == 12);
@@ -411,7 +412,7 @@ fn a_joined_message_may_mix_valid_and_forged_datagrams() {
         until("all are counted", || b.interface.malformed.get() == 3);
         let count = |name| b.stats.drops().iter().find(|d| d.0 == name).unwrap().1;
         assert_eq!((count("auth"), count("replay"), b.interface.unknown_index.get()), (2, 1, 1));
-        // Packets after it pass.
+        // The packets after it are delivered.
         wire.send_to(&sealed[5], b.address(0, false)).unwrap();
         expect(&b.host4, &[5; 100]);
     });

@@ -1,5 +1,5 @@
-//! The route layer: makes the kernel's routes and rules agree with a plan. Each step can be repeated, and
-//! the order of steps leaves no prefix of the plan without its block.
+//! The route layer: makes the kernel's routes and rules agree with a plan. Each step can be repeated, and no
+//! prefix of the plan is without its block between two steps.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -39,12 +39,12 @@ impl Net {
         Ok(Self { handle, connection: tokio::spawn(connection) })
     }
 
-    /// Puts the block in place: the `unreachable` routes, the rules, and the routes of `local`. Needs no
-    /// device, so it comes first, and at boot.
+    /// Puts the block in place: the `unreachable` routes, the rules, and the routes of `local`. It needs no
+    /// device, so it can run first, at boot.
     ///
     /// # Errors
-    /// [`NetError::Conflict`] where somebody else's route in a table of the operator's beats the block; no
-    /// permission. Everything else is done nevertheless.
+    /// [`NetError::Conflict`] if a foreign route in a table of the operator's beats the block, or a missing
+    /// permission. Everything else is still applied.
     pub async fn block(&self, plan: &RoutePlan) -> Result<Changes, NetError> {
         let mut work = self.ensure_work(plan, false, false).await;
         if work.errors.is_empty() {
@@ -71,10 +71,10 @@ impl Net {
         work.finish()
     }
 
-    /// Removes every block of ours in this network namespace, whichever config it came from.
+    /// Removes all our blocks in this network namespace, from any config.
     ///
     /// # Errors
-    /// No permission, or a refusal by the kernel.
+    /// A missing permission, or a refusal by the kernel.
     pub async fn unblock_all(&self) -> Result<Changes, NetError> {
         let mut work = Work::default();
         for ipv6 in [false, true] {
@@ -93,12 +93,10 @@ impl Net {
         work.finish()
     }
 
-    /// Puts everything of `plan` in place: the block, the rules, and the routes into the tunnel, whose
-    /// device must be up.
+    /// Installs all of `plan`: the block, the rules, and the routes into the tunnel, whose device must be up.
     ///
     /// # Errors
-    /// As [`block`](Self::block), and if the device isn't there or is down. Everything else is done
-    /// nevertheless.
+    /// As [`block`](Self::block), and if the device isn't there or is down. Everything else is still applied.
     pub async fn add_routes(&self, plan: &RoutePlan) -> Result<Changes, NetError> {
         self.ensure_work(plan, true, false).await.finish()
     }
@@ -110,7 +108,7 @@ impl Net {
     pub async fn remove_routes(&self, plan: &RoutePlan) -> Result<Changes, NetError> {
         let mut work = Work::default();
         let index = work.check("removing routes into the tunnel", self.device(plan).await).flatten();
-        // The kernel removed the routes with the device; what is there now isn't ours.
+        // The kernel removed the routes together with the device; a route that is there now isn't ours.
         if index.is_some() {
             for route in plan.routes() {
                 self.remove_route(&route, plan.interface(), index, &mut work).await;
@@ -119,11 +117,11 @@ impl Net {
         work.finish()
     }
 
-    /// Goes from `old` to `new` and touches only what differs: first all that is new, in the order of
-    /// [`add_routes`](Self::add_routes), then what is no longer wanted.
+    /// Replaces `old` by `new` and changes only what differs: first all that is new, in the order of
+    /// [`add_routes`](Self::add_routes), then removes what is no longer wanted.
     ///
     /// # Errors
-    /// As [`add_routes`](Self::add_routes); what is no longer wanted is then removed nevertheless.
+    /// As [`add_routes`](Self::add_routes); what is no longer wanted is removed in any case.
     pub async fn apply(&self, old: &RoutePlan, new: &RoutePlan) -> Result<Changes, NetError> {
         let mut work = self.ensure_work(new, true, false).await;
         let wanted: BTreeSet<_> = new.routes().map(|r| (r.prefix, r.table)).collect();
@@ -137,7 +135,7 @@ impl Net {
         work.finish()
     }
 
-    /// Goes from `old` to `new` for a tunnel without a device: first all that is new, then what is no longer
+    /// Replaces `old` by `new` for a tunnel without a device: first all that is new, then what is no longer
     /// wanted, with the routes into the tunnel.
     ///
     /// # Errors
@@ -185,8 +183,8 @@ impl Net {
         Watch::open_devices()
     }
 
-    /// Puts back what is missing from `plan`, after [`Watch::changed`]. Unlike
-    /// [`add_routes`](Self::add_routes) it takes the place of a route that somebody put in ours.
+    /// Restores what is missing from `plan`, after [`Watch::changed`]. Unlike
+    /// [`add_routes`](Self::add_routes) it also replaces a foreign route that took the place of ours.
     /// [`Changes::is_empty`] if there was nothing to do.
     ///
     /// # Errors
@@ -203,7 +201,7 @@ impl Net {
         self.ensure_work(plan, false, true).await.finish()
     }
 
-    /// The prefixes that other tunnels of this network namespace carry now.
+    /// Returns the prefixes that other tunnels of this network namespace carry now.
     ///
     /// # Errors
     /// A refusal by the kernel.
@@ -221,7 +219,7 @@ impl Net {
         Ok(found)
     }
 
-    /// The indices of the devices with these names, where they exist.
+    /// Returns the indices of the existing devices among these names.
     ///
     /// # Errors
     /// A refusal by the kernel.
@@ -238,7 +236,7 @@ impl Net {
         Ok(found)
     }
 
-    /// The tunnel's device, if there is one: the one that the plan names by its index, else by its name.
+    /// Returns the tunnel's device, if it exists: by the index in the plan, otherwise by name.
     pub(crate) async fn device(&self, plan: &RoutePlan) -> io::Result<Option<u32>> {
         match plan.device() {
             Some(index) => Ok(kernel::name_of(&self.handle, index).await?.map(|_| index)),
@@ -281,8 +279,8 @@ impl Net {
         work
     }
 
-    /// The kernel's routes for the prefixes of `plan`, and all of our table. One dump a table costs less
-    /// than a request for each prefix.
+    /// Returns the kernel's routes for the prefixes of `plan`, and all routes of our table. One dump of a
+    /// table costs less than a request for each prefix.
     async fn present(&self, plan: &RoutePlan, work: &mut Work) -> Present {
         let wanted: BTreeSet<_> = plan.blocks().chain(plan.routes()).map(|r| (r.table, r.prefix)).collect();
         let tables: BTreeSet<u32> = wanted.iter().map(|(table, _)| *table).collect();
@@ -321,11 +319,11 @@ impl Net {
                     found.kind == RouteType::Unicast && index.is_some() && found.oif == index
                 }
             };
-            // A connected route of the tunnel's own address does the same as our route.
+            // A connected route of the tunnel's own address has the same effect as our route.
             if right && (found.mtu == route.mtu || !found.is_ours()) {
                 return;
             }
-            // Two tunnels that take the route from each other would never end; the first one keeps it.
+            // Two tunnels that take a route from each other would never stop; the first one keeps it.
             let other_tunnel = route.target == Target::Interface
                 && (found.protocol, found.kind) == (ROUTE_PROTOCOL, RouteType::Unicast)
                 && found.oif != index;
@@ -348,7 +346,7 @@ impl Net {
         }
     }
 
-    /// In a table of the operator's, a route of somebody else's that beats the block is an error before it
+    /// In a table of the operator's, a foreign route that beats the block is an error, reported before it
     /// leaks.
     async fn check_unbeaten(&self, plan: &RoutePlan, index: Option<u32>, present: &Present, work: &mut Work) {
         for block in plan.blocks().filter(|r| r.table != GUARD_TABLE && r.target == Target::Unreachable) {
@@ -416,7 +414,7 @@ impl Net {
         let dump = kernel::dump_rules(&self.handle, ipv6).await;
         let Some(mut rules) = work.check(what, dump) else { return };
         rules.retain(kernel::is_our_rule);
-        // The rule that looks up our table goes first: our own datagrams must not meet it without their
+        // Remove the rule that looks up our table first: our own datagrams must not meet it without their
         // bypass.
         rules.sort_by_key(|rule| kernel::rule_priority(rule) != RULE_PRIORITY);
         for rule in rules {

@@ -1,20 +1,19 @@
-//! What a step did to the kernel, and what failed.
+//! What a step changed in the kernel, and what failed.
 
 use std::io;
 
 use crate::error::NetError;
 
-/// What was done, for the log and for `routes.restored`; each entry as `ip route` or `ip rule` would have
-/// it.
+/// What was done, for the log and for `routes.restored`; each entry in the format of `ip route` or `ip rule`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Changes {
     /// Added, since it was missing.
     pub added: Vec<String>,
-    /// Put in the place of another, which is named.
+    /// Replaced another route, which is named.
     pub replaced: Vec<String>,
     /// Removed.
     pub removed: Vec<String>,
-    /// What an operator should know though it is no error.
+    /// What an operator should know although it is not an error.
     pub warnings: Vec<String>,
 }
 
@@ -25,7 +24,7 @@ impl Changes {
         self.added.is_empty() && self.replaced.is_empty() && self.removed.is_empty()
     }
 
-    /// Adds what `other` did.
+    /// Adds the changes of `other`.
     pub fn extend(&mut self, other: Self) {
         self.added.extend(other.added);
         self.replaced.extend(other.replaced);
@@ -34,7 +33,7 @@ impl Changes {
     }
 }
 
-/// Collects what was done and what failed, since a block that half works is better than none.
+/// Collects changes and failures, since half a block is better than none.
 #[derive(Default)]
 pub(crate) struct Work {
     pub changes: Changes,

@@ -29,7 +29,8 @@ pub struct ConnectedNetwork {
 }
 
 impl Net {
-    /// The networks that devices are connected to, without link-local ones. `endpoints` are the peers'.
+    /// Returns the networks that devices are connected to, without link-local ones. `endpoints` are those of
+    /// the peers.
     ///
     /// # Errors
     /// A refusal by the kernel.
@@ -73,7 +74,7 @@ impl Net {
 }
 
 impl Net {
-    /// The prefixes that our `unreachable` routes block, in the table that `plan` uses for `protect`.
+    /// Returns the prefixes that our `unreachable` routes block, in the table that `plan` uses for `protect`.
     ///
     /// # Errors
     /// A refusal by the kernel.
@@ -103,7 +104,7 @@ fn is_connected(route: &KernelRoute) -> bool {
 }
 
 impl Net {
-    /// The addresses of this host's devices, each with the device's name.
+    /// Returns the addresses of this host's devices, each with the device's name.
     ///
     /// # Errors
     /// A refusal by the kernel.
@@ -122,8 +123,8 @@ impl Net {
 }
 
 impl RoutePlan {
-    /// Those of `connected` that lie inside a protected prefix and that `local` does not name, each with
-    /// that prefix. Uplinks are left out: what the tunnel needs there passes by its mark.
+    /// Returns those of `connected` that lie inside a protected prefix and that `local` does not name, each
+    /// with that prefix. Uplinks are left out: what the tunnel needs there passes by its mark.
     #[must_use]
     pub fn blocked_networks<'c>(
         &self,
@@ -175,7 +176,7 @@ mod tests {
         assert_eq!(shown(&plan), ["10.10.0.0/16 lan 10.0.0.0/8", "192.168.1.0/24 guests 0.0.0.0/0"]);
         let local =
             |prefix: &str, device: &str| Local { prefix: prefix.parse().unwrap(), device: device.to_owned() };
-        // A line for another device is none for this one.
+        // An entry for another device does not count.
         let plan = plan.with_local(vec![local("10.10.0.0/16", "lan"), local("192.168.0.0/16", "lan")]);
         assert_eq!(shown(&plan), ["192.168.1.0/24 guests 0.0.0.0/0"]);
     }

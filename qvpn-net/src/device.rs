@@ -12,12 +12,12 @@ use crate::error::NetError;
 use crate::kernel;
 use crate::plan::RoutePlan;
 
-/// What became of the tunnel's device, after everything that can be restored was.
+/// The state of the tunnel's device after everything that can be restored has been.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum DeviceState {
-    /// It is as it must be.
+    /// Its name, state and addresses are right.
     Up,
-    /// It has this name, since another device has taken its own.
+    /// It has this name, because another device has taken its own.
     Renamed(String),
     /// It was deleted, or moved to another network namespace.
     Missing,
@@ -45,7 +45,7 @@ impl Net {
             let kept = of_kernel && !own_link_local;
             if !kept && !addresses.contains(&net) {
                 match self.handle.address().del(message).execute().await.map_err(to_io) {
-                    // The kernel may have removed it along with another.
+                    // The kernel may have removed it together with another address.
                     Err(error) if error.kind() != io::ErrorKind::AddrNotAvailable => {
                         return Err(NetError::refused(
                             format!("removing address {net} from {interface}"),
@@ -70,8 +70,8 @@ impl Net {
         set.map_err(|error| NetError::refused(what, error))
     }
 
-    /// Gives the device of `plan` its name back, takes it up again, and restores those of `addresses` that
-    /// it has lost. What others added stays. [`Changes::is_empty`] if there was nothing to do.
+    /// Gives the device of `plan` its name back, takes it up again, and restores those of `addresses` that it
+    /// has lost. Addresses that others added stay. [`Changes::is_empty`] if there was nothing to do.
     ///
     /// # Errors
     /// A refusal by the kernel. A device that is gone is a [`DeviceState`].
@@ -88,7 +88,7 @@ impl Net {
         let Some(index) = index else { return Ok((DeviceState::Missing, changes)) };
         let state = self.restore_name(index, interface, &mut changes).await;
         let state = state.map_err(|error| NetError::refused(&what, error))?;
-        // First, since the kernel takes IPv6 addresses away from a device that is down.
+        // First of all, since the kernel removes the IPv6 addresses of a device that is down.
         let up = kernel::is_up(&self.handle, index).await.map_err(|error| NetError::refused(&what, error))?;
         if !up {
             let set = kernel::set_link(&self.handle, index, Some(mtu), true).await;
@@ -112,7 +112,7 @@ impl Net {
             return Ok(DeviceState::Up);
         }
         let mut renamed = kernel::rename(&self.handle, index, interface).await;
-        // Before Linux 6.2 a device must be down for that.
+        // Before Linux 6.2 a device must be down to be renamed.
         if renamed.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::ResourceBusy) {
             kernel::set_down(&self.handle, index).await?;
             renamed = kernel::rename(&self.handle, index, interface).await;
@@ -171,7 +171,7 @@ fn is_link_local(net: &IpNet) -> bool {
 }
 
 pub(crate) fn address_of(message: &AddressMessage) -> Option<IpNet> {
-    // IFA_LOCAL is ours where there is a peer address beside it (IPv4); IPv6 has IFA_ADDRESS alone.
+    // With a peer address, IFA_LOCAL is our address (IPv4); IPv6 has only IFA_ADDRESS.
     let mut address = None;
     for attribute in &message.attributes {
         match attribute {

@@ -1,5 +1,4 @@
-//! What can go wrong between a plan and the kernel. Each error names the route or address, what was tried,
-//! and what to do.
+//! Errors of applying a plan to the kernel. Each names the route or address, what was tried, and what to do.
 
 use std::io;
 
@@ -7,7 +6,7 @@ use std::io;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum NetError {
-    /// No netlink socket.
+    /// The netlink socket can't be opened.
     #[error(
         "no netlink socket ({0}): the kernel, a container or a sandbox forbids AF_NETLINK, or the kernel is \
          older than 5.0"
@@ -21,7 +20,7 @@ pub enum NetError {
         /// What was tried.
         what: String,
     },
-    /// The interface isn't there, or went away.
+    /// The interface does not exist, or has disappeared.
     #[error("{what}: there is no interface `{name}`; is the tunnel running?")]
     NoInterface {
         /// Its name.
@@ -37,20 +36,20 @@ pub enum NetError {
     Conflict {
         /// Our route.
         ours: String,
-        /// The route in the way, as `ip route` would have it.
+        /// The route in the way, in the format of `ip route`.
         foreign: String,
     },
-    /// The kernel said no for another reason.
+    /// The kernel refused for another reason.
     #[error("{what}: the kernel refused ({source}){hint}")]
     Kernel {
         /// What was tried.
         what: String,
         /// Its reason.
         source: io::Error,
-        /// What to do, or nothing.
+        /// What to do; may be empty.
         hint: &'static str,
     },
-    /// No nf_tables.
+    /// The kernel has no nf_tables.
     #[error(
         "there is no filter ({0}): this kernel, container or sandbox has no nf_tables; the routes alone keep \
          clear text in"
@@ -74,7 +73,7 @@ pub enum NetError {
         /// What was tried.
         what: String,
     },
-    /// More than one of the above; everything that could be done was done.
+    /// Several of the above; everything that could be done was done.
     #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
     Several(Vec<NetError>),
 }
@@ -82,7 +81,7 @@ pub enum NetError {
 impl NetError {
     /// Describes a refusal by the kernel; `what` was tried.
     pub(crate) fn refused(what: impl Into<String>, error: io::Error) -> Self {
-        // EPERM is a missing right; EACCES comes from a device where IPv6 is disabled.
+        // EPERM is a missing permission; EACCES comes from a device on which IPv6 is disabled.
         const EACCES: i32 = 13;
         let what = what.into();
         match error.kind() {
@@ -108,9 +107,9 @@ impl NetError {
         Self::Kernel { what, source: error, hint }
     }
 
-    /// One error of many, or none.
+    /// Combines errors into one; `None` if there are none.
     pub(crate) fn from_many(mut errors: Vec<Self>) -> Result<(), Self> {
-        // Without the right to do one thing there is none to do the others.
+        // If the permission for one step is missing, it is missing for the others too.
         if errors.iter().all(|error| matches!(error, Self::Denied { .. })) {
             errors.truncate(1);
         }

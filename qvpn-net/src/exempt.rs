@@ -1,5 +1,5 @@
 //! What neither layer blocks: link-local addresses, multicast and broadcast. Neighbour discovery, DHCP and
-//! routing protocols need them, and routers forward no link-local packets.
+//! routing protocols need them, and routers do not forward link-local packets.
 
 use ipnet::IpNet;
 

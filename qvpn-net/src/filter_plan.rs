@@ -1,4 +1,4 @@
-//! What the filter must drop and let through for one tunnel. Nothing here asks the kernel.
+//! What the filter of one tunnel must drop and let through. This module does not query the kernel.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
@@ -23,11 +23,11 @@ pub struct FilterPlan {
 }
 
 impl FilterPlan {
-    /// The filter of `plan`. `others` are the prefixes of this host's other tunnels, and `devices` the
-    /// indices of the devices that `local` names.
+    /// Derives the filter of `plan`. `others` are the prefixes of this host's other tunnels, and `devices`
+    /// the indices of the devices that `local` names.
     #[must_use]
     pub fn new(plan: &RoutePlan, others: &BTreeSet<IpNet>, devices: &BTreeMap<String, u32>) -> Self {
-        // A prefix that is only blocked here gives way where another tunnel carries it.
+        // A prefix that is only blocked here yields to another tunnel that carries it.
         let allowed: BTreeSet<IpNet> = plan.allowed().filter(|_| plan.device().is_some()).collect();
         let others: BTreeSet<IpNet> = others.difference(&allowed).copied().collect();
         let own: BTreeSet<IpNet> = plan.filtered().filter(|prefix| !others.contains(prefix)).collect();
@@ -90,7 +90,7 @@ impl FilterPlan {
 /// The addresses whose longest prefix is one of `own`.
 fn ranges(own: &BTreeSet<IpNet>, others: &BTreeSet<IpNet>, ipv6: bool) -> Vec<(u128, u128)> {
     let family = |net: &&IpNet| net.addr().is_ipv6() == ipv6;
-    // Wider ones first where two start at one address.
+    // Of two that start at one address, the wider one first.
     let others: BTreeSet<(u128, Reverse<u128>)> = others
         .iter()
         .filter(family)
@@ -106,7 +106,7 @@ fn ranges(own: &BTreeSet<IpNet>, others: &BTreeSet<IpNet>, ipv6: bool) -> Vec<(u
         let mut closed = false;
         for (inner_start, Reverse(inner_end)) in others.range((start, Reverse(u128::MAX))..=(end, Reverse(0)))
         {
-            // Prefixes nest or are disjoint: what starts here and ends later is around this one.
+            // Prefixes nest or are disjoint: one that starts before and ends after this one contains it.
             if *inner_end > end || (*inner_start, *inner_end) == (start, end) || *inner_start < from {
                 continue;
             }
@@ -156,7 +156,7 @@ mod tests {
         list.iter().map(|text| text.parse().unwrap()).collect()
     }
 
-    /// As `first-last` for IPv4.
+    /// Formats ranges as `first-last`, for IPv4.
     fn shown(own: &[&str], others: &[&str]) -> Vec<String> {
         let ip = |n: u128| std::net::Ipv4Addr::from(u32::try_from(n).unwrap());
         ranges(&set(own), &set(others), false)
@@ -178,7 +178,7 @@ mod tests {
             shown(&["10.0.0.0/8"], &["10.20.0.0/16", "10.20.4.0/24"]),
             ["10.0.0.0-10.19.255.255", "10.21.0.0-10.255.255.255"]
         );
-        // Unless ours is longer still.
+        // Unless ours is still longer.
         assert_eq!(
             shown(&["10.0.0.0/8", "10.20.4.0/24"], &["10.20.0.0/16"]),
             ["10.0.0.0-10.19.255.255", "10.20.4.0-10.20.4.255", "10.21.0.0-10.255.255.255"]
@@ -200,7 +200,7 @@ mod tests {
     }
 
     proptest::proptest! {
-        /// Against the definition: an address is ours if the longest prefix around it is.
+        /// Compared with the definition: an address is ours if the longest prefix that contains it is ours.
         #[test]
         fn ranges_agree_with_the_longest_prefix(
             nets in proptest::collection::vec((0u32..64, 26u8..=32, proptest::bool::ANY), 0..12),

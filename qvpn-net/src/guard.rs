@@ -16,9 +16,9 @@ use crate::plan::RoutePlan;
 use crate::tunnel_status::{Challenge, LayerState, Restored, TunnelStatus};
 use crate::watch::{Change, Watch};
 
-/// Notifications come in bursts; one comparison serves them all.
+/// Notifications come in bursts; one comparison handles a whole burst.
 const BURST_TIME: Duration = Duration::from_millis(10);
-/// Until what could not be restored is tried again.
+/// The delay until what could not be restored is tried again.
 const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 
 struct Tunnel {
@@ -28,7 +28,7 @@ struct Tunnel {
     routes: LayerState,
     /// Packets dropped by tables that were replaced.
     dropped_before: u64,
-    /// The foreign name of its device that was reported.
+    /// The foreign name of its device, once reported.
     renamed: Option<String>,
 }
 
@@ -53,7 +53,7 @@ impl Guard {
         Ok(Self::with(Net::connect()?, Filter::connect()))
     }
 
-    /// As [`connect`](Self::connect), with connections that are open, or with the reason why there is no
+    /// As [`connect`](Self::connect), with the given connection to nf_tables, or the reason why there is no
     /// filter.
     #[must_use]
     pub fn with(net: Net, filter: Result<Filter, NetError>) -> Self {
@@ -74,31 +74,31 @@ impl Guard {
         &self.net
     }
 
-    /// Why there is no filter, if there is none.
+    /// Why there is no filter; `None` if there is one.
     #[must_use]
     pub fn without_filter(&self) -> Option<&str> {
         self.filter.as_ref().err().map(String::as_str)
     }
 
-    /// Makes filters from now on that every program may remove, as for the removal of the package.
+    /// From now on makes filters that every program may remove, for the removal of the package.
     pub fn disown(&mut self) {
         if let Ok(filter) = &mut self.filter {
             filter.disown();
         }
     }
 
-    /// The plan that is in force for `interface`.
+    /// Returns the plan that is in force for `interface`.
     #[must_use]
     pub fn plan(&self, interface: &str) -> Option<&RoutePlan> {
         self.tunnels.get(interface).map(|tunnel| &tunnel.plan)
     }
 
-    /// The interfaces that are guarded.
+    /// Returns the interfaces that are guarded.
     pub fn interfaces(&self) -> impl Iterator<Item = &str> {
         self.tunnels.keys().map(String::as_str)
     }
 
-    /// Starts noticing what other programs do; see [`changed`](Self::changed).
+    /// Starts watching what other programs do; see [`changed`](Self::changed).
     ///
     /// # Errors
     /// [`NetError::Connect`].
@@ -111,8 +111,8 @@ impl Guard {
         Ok(())
     }
 
-    /// Puts both layers in place for `plan`, in the place of the plan before. The routes into the tunnel
-    /// come with a device ([`RoutePlan::on_device`]). What fails leaves the rest in force.
+    /// Installs both layers for `plan`, replacing the previous plan. The routes into the tunnel are added
+    /// once it has a device ([`RoutePlan::on_device`]). If a part fails, the rest is in force.
     ///
     /// # Errors
     /// All that failed.
@@ -120,7 +120,7 @@ impl Guard {
         let name = plan.interface().to_owned();
         let mut errors = Vec::new();
         let mut changes = Changes::default();
-        // The filter first where it grows: it drops what the routes let out meanwhile.
+        // If the filter grows, it goes first: it drops what the routes let out in the meantime.
         let old = self.tunnels.get(&name).map(|tunnel| tunnel.plan.clone());
         let tunnel = Tunnel {
             plan: plan.clone(),
@@ -154,7 +154,7 @@ impl Guard {
             }
             Err(error) => errors.push(error),
         }
-        // What each tunnel carries may have changed with the routes.
+        // The prefixes that each tunnel carries may have changed with the routes.
         let names: Vec<String> = self.tunnels.keys().cloned().collect();
         for name in names {
             errors.extend(self.update_filter(&name).await.err());
@@ -195,7 +195,7 @@ impl Guard {
         errors
     }
 
-    /// Removes every block of ours in this network namespace, whichever config it came from.
+    /// Removes all our blocks in this network namespace, from any config.
     ///
     /// # Errors
     /// All that failed.
@@ -220,8 +220,7 @@ impl Guard {
         NetError::from_many(errors).map(|()| changes)
     }
 
-    /// Waits until another program did something, or until it is time to try again. Dropping the future
-    /// loses nothing.
+    /// Waits until another program changes something, or until it is time to try again. Cancel safe.
     pub async fn changed(&mut self) {
         let retry = self.retry;
         tokio::select! {
@@ -241,7 +240,7 @@ impl Guard {
         }
     }
 
-    /// Takes what else has happened within a burst, and restores both layers.
+    /// Collects the other changes of a burst, and restores both layers.
     pub async fn restore(&mut self) -> Restored {
         self.settle().await;
         let mut restored =
@@ -274,7 +273,7 @@ impl Guard {
         restored
     }
 
-    /// The block of `interface` as it is now.
+    /// Returns the current state of the block of `interface`.
     #[must_use]
     pub fn status(&self, interface: &str) -> Option<TunnelStatus> {
         let tunnel = self.tunnels.get(interface)?;
@@ -304,7 +303,7 @@ impl Guard {
         }
     }
 
-    /// Installs the filter of `interface` unless it is in force; says whether it had to.
+    /// Installs the filter of `interface` unless it is in force. Returns whether that was needed.
     async fn update_filter(&mut self, interface: &str) -> Result<bool, NetError> {
         let (Some(tunnel), Ok(filter)) = (self.tunnels.get(interface), &mut self.filter) else {
             return Ok(false);
@@ -318,7 +317,7 @@ impl Guard {
         }
         let dropped = filter.dropped(interface).ok().flatten().unwrap_or(0);
         match filter.install(&wanted) {
-            // A kernel without a part of nf_tables: the routes alone keep clear text in.
+            // The kernel lacks a part of nf_tables: only the routes keep clear text in.
             Err(NetError::NoFilter(error)) => {
                 let reason = NetError::NoFilter(error).to_string();
                 tracing::warn!("{reason}");
@@ -426,7 +425,7 @@ fn shown_table(interface: &str) -> String {
     format!("nftables table inet {}", table_name(interface))
 }
 
-/// The next change, or never where nobody watches.
+/// Waits for the next change; forever if nothing is watched.
 async fn next_route_change(watch: &mut Option<Watch>) -> Option<Change> {
     match watch {
         Some(watch) => watch.changed().await,

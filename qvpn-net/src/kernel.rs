@@ -1,5 +1,4 @@
-//! Routes, rules and addresses as rtnetlink messages, and rtnetlink messages as routes and rules. Only this
-//! file knows the attributes.
+//! Converts routes, rules and addresses to rtnetlink messages and back. Only this file knows the attributes.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -25,7 +24,7 @@ use crate::plan::{
     Rule, RuleKind, Target,
 };
 
-/// A route as the kernel has it.
+/// A route in the kernel.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct KernelRoute {
     pub prefix: IpNet,
@@ -41,7 +40,7 @@ pub(crate) struct KernelRoute {
 }
 
 impl KernelRoute {
-    /// `None` for what isn't an IP route in a table (cached ones, other families).
+    /// Returns `None` for messages that are not an IP route in a table (cached routes, other families).
     pub fn parse(message: &RouteMessage) -> Option<Self> {
         let header = &message.header;
         let unspecified: IpAddr = match header.address_family {
@@ -80,25 +79,25 @@ impl KernelRoute {
         })
     }
 
-    /// Whether it carries one of our protocol numbers.
+    /// Whether it has one of our protocol numbers.
     pub fn is_ours(&self) -> bool {
         matches!(self.protocol, ROUTE_PROTOCOL | LOCAL_PROTOCOL)
     }
 
-    /// The same route in our table, as a copy for `local`.
+    /// Returns the same route in our table, as a copy for `local`.
     pub fn copied_for(&self, prefix: IpNet) -> Self {
         Self {
             prefix,
             table: GUARD_TABLE,
             protocol: LOCAL_PROTOCOL,
-            // Better than the block below it.
+            // Better than the metric of the block.
             metric: u32::from(prefix.addr().is_ipv6()),
             mtu: None,
             ..self.clone()
         }
     }
 
-    /// As `ip route` would have it; `device` is the name of its interface.
+    /// Formats the route as `ip route` does; `device` is the name of its interface.
     pub fn describe(&self, device: Option<&str>) -> String {
         let mut text = match self.kind {
             RouteType::Unicast => String::new(),
@@ -127,7 +126,7 @@ fn ip(address: &RouteAddress) -> Option<IpAddr> {
     }
 }
 
-/// Whether the kernel's `message` is `rule`, made by us.
+/// Whether the kernel's `message` is our rule `rule`.
 pub(crate) fn is_rule(message: &RuleMessage, rule: &Rule) -> bool {
     let (mut priority, mut table, mut mark, mut mask, mut target) =
         (0, u32::from(message.header.table), 0, 0, 0);
@@ -160,7 +159,7 @@ pub(crate) fn is_our_rule(message: &RuleMessage) -> bool {
     message.attributes.iter().any(|a| matches!(a, RuleAttribute::Protocol(p) if *p == ours))
 }
 
-/// Priority of a rule as the kernel has it.
+/// Returns the priority of a rule in the kernel.
 pub(crate) fn rule_priority(message: &RuleMessage) -> u32 {
     message
         .attributes
@@ -193,7 +192,7 @@ pub(crate) fn rule_message(rule: &Rule) -> RuleMessage {
     message
 }
 
-/// `index` is the tunnel's interface; the block has none.
+/// `index` is the tunnel's interface; `None` for the block.
 pub(crate) fn route_message(route: &Route, index: Option<u32>) -> RouteMessage {
     let mut message = RouteMessage::default();
     message.header.address_family = family(route.prefix.addr().is_ipv6());
@@ -223,7 +222,7 @@ fn family(ipv6: bool) -> AddressFamily {
     if ipv6 { AddressFamily::Inet6 } else { AddressFamily::Inet }
 }
 
-/// Sends one request and collects what `keep` takes from the answers.
+/// Sends one request and collects what `keep` returns for the answers.
 async fn request<T>(
     handle: &Handle,
     payload: RouteNetlinkMessage,
@@ -249,7 +248,7 @@ async fn command(handle: &Handle, payload: RouteNetlinkMessage, flags: u16) -> i
     request(handle, payload, NLM_F_ACK | flags, |_| None::<()>).await.map(drop)
 }
 
-/// Adds a route, or with `replace` takes its place.
+/// Adds a route, or with `replace` replaces the existing one.
 pub(crate) async fn add_route(
     handle: &Handle,
     route: &Route,
@@ -276,13 +275,13 @@ pub(crate) async fn add_rule(handle: &Handle, rule: &Rule) -> io::Result<()> {
     }
 }
 
-/// Removes a rule, given as the kernel has it or as we made it; `Ok(false)` if it was gone.
+/// Removes a rule, in the kernel's form or in ours; `Ok(false)` if it was absent.
 pub(crate) async fn remove_rule(handle: &Handle, message: RuleMessage) -> io::Result<bool> {
     absent_is_fine(command(handle, RouteNetlinkMessage::DelRule(message), 0).await)
 }
 
-/// Takes absence as success: ESRCH and ENOENT for routes and rules, ENODEV and EADDRNOTAVAIL for what went
-/// with its device.
+/// Treats absence as success: ESRCH and ENOENT for routes and rules, ENODEV and EADDRNOTAVAIL for what was
+/// removed with its device.
 fn absent_is_fine(result: io::Result<()>) -> io::Result<bool> {
     const ESRCH: i32 = 3;
     const ENODEV: i32 = 19;
@@ -297,7 +296,7 @@ fn absent_is_fine(result: io::Result<()>) -> io::Result<bool> {
     }
 }
 
-/// Adds a copy of somebody else's route, or replaces the one that is there.
+/// Adds a copy of a foreign route, or replaces the existing copy.
 pub(crate) async fn add_copy(handle: &Handle, route: &KernelRoute) -> io::Result<()> {
     let mut message = message_of(route);
     message.header.scope = match (route.gateway, route.prefix.addr()) {
@@ -313,7 +312,7 @@ pub(crate) async fn add_copy(handle: &Handle, route: &KernelRoute) -> io::Result
     command(handle, RouteNetlinkMessage::NewRoute(message), NLM_F_CREATE | NLM_F_REPLACE).await
 }
 
-/// Removes a route as the kernel has it; `Ok(false)` if it was gone.
+/// Removes a route in the kernel's form; `Ok(false)` if it was absent.
 pub(crate) async fn remove_kernel_route(handle: &Handle, route: &KernelRoute) -> io::Result<bool> {
     let mut message = message_of(route);
     message.header.scope = RouteScope::NoWhere;
@@ -344,7 +343,7 @@ pub(crate) struct RouteFilter {
     pub oif: Option<u32>,
 }
 
-/// All routes of one family that pass `filter` and `keep`.
+/// Returns all routes of one family that pass `filter` and `keep`.
 pub(crate) async fn dump_routes(
     handle: &Handle,
     ipv6: bool,
@@ -363,13 +362,13 @@ pub(crate) async fn dump_routes(
         _ => None,
     });
     match dump.await {
-        // A table that has never had a route.
+        // The table has never had a route.
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
         result => result,
     }
 }
 
-/// All rules of one family.
+/// Returns all rules of one family.
 pub(crate) async fn dump_rules(handle: &Handle, ipv6: bool) -> io::Result<Vec<RuleMessage>> {
     let mut message = RuleMessage::default();
     message.header.family = family(ipv6);
@@ -380,28 +379,28 @@ pub(crate) async fn dump_rules(handle: &Handle, ipv6: bool) -> io::Result<Vec<Ru
     .await
 }
 
-/// Index of an interface, if there is one of that name.
+/// Returns the index of an interface, if it exists.
 pub(crate) async fn index_of(handle: &Handle, name: &str) -> io::Result<Option<u32>> {
     let mut message = LinkMessage::default();
     message.attributes.push(LinkAttribute::IfName(name.to_owned()));
     Ok(get_link(handle, message).await?.map(|link| link.header.index))
 }
 
-/// Whether an interface is up, as its administrator wants it.
+/// Whether an interface is set up, as its administrator asked.
 pub(crate) async fn is_up(handle: &Handle, index: u32) -> io::Result<bool> {
     let mut message = LinkMessage::default();
     message.header.index = index;
     Ok(get_link(handle, message).await?.is_some_and(|link| link.header.flags.contains(LinkFlags::Up)))
 }
 
-/// Name of an interface, for messages to people.
+/// Returns the name of an interface, for messages to people.
 pub(crate) async fn name_of(handle: &Handle, index: u32) -> io::Result<Option<String>> {
     let mut message = LinkMessage::default();
     message.header.index = index;
     Ok(get_link(handle, message).await?.as_ref().and_then(link_name).map(ToOwned::to_owned))
 }
 
-/// The name in a link message.
+/// Returns the name in a link message.
 pub(crate) fn link_name(link: &LinkMessage) -> Option<&str> {
     link.attributes
         .iter()
@@ -431,7 +430,7 @@ pub(crate) async fn forbid_link_local(handle: &Handle, index: u32) -> io::Result
     command(handle, RouteNetlinkMessage::SetLink(message), 0).await
 }
 
-/// Sets an interface's MTU (bytes), where given, and takes it up, where asked.
+/// Sets an interface's MTU (bytes) if given, and sets it up if asked.
 pub(crate) async fn set_link(handle: &Handle, index: u32, mtu: Option<u32>, up: bool) -> io::Result<()> {
     let mut message = LinkMessage::default();
     message.header.index = index;
@@ -451,7 +450,7 @@ pub(crate) async fn rename(handle: &Handle, index: u32, name: &str) -> io::Resul
     command(handle, RouteNetlinkMessage::SetLink(message), 0).await
 }
 
-/// Takes an interface down.
+/// Sets an interface down.
 pub(crate) async fn set_down(handle: &Handle, index: u32) -> io::Result<()> {
     let mut message = LinkMessage::default();
     message.header.index = index;

@@ -11,7 +11,8 @@ use crate::kernel::{self, KernelRoute, RouteFilter};
 use crate::plan::{LEGACY_PRIORITIES, LEGACY_TABLE_BASE, MAIN_TABLE, ROUTE_PROTOCOL, RoutePlan};
 
 impl Net {
-    /// Removes what version 0.1 left in the main table and in its own tables, once ours does the same.
+    /// Removes what version 0.1 left in the main table and in its own tables, once our routes protect the
+    /// same prefixes.
     pub(crate) async fn remove_legacy(&self, plan: &RoutePlan, work: &mut Work) {
         if !plan.uses_guard_table() {
             return;

@@ -1,6 +1,6 @@
-//! This site's own routes inside protected prefixes (`local`): copied from the main table into ours, each
-//! with its device. A `throw` route instead would let them out by the default route while that device is
-//! down.
+//! This site's own routes inside protected prefixes (`local`), copied from the main table into ours, each
+//! with its device. With a `throw` route instead, packets would leave by the default route while that device
+//! is down.
 
 use std::collections::BTreeMap;
 
@@ -56,7 +56,7 @@ impl Net {
         let present = work.check("listing copies of this site's routes", dump).unwrap_or_default();
         for copy in wanted.iter().filter(|copy| !present.contains(copy)) {
             let text = self.describe(copy).await;
-            // Its device may have gone down since.
+            // Its device may have gone down in the meantime.
             if work.check(&text, kernel::add_copy(&self.handle, copy).await).is_some() {
                 work.changes.added.push(text);
             }
@@ -67,8 +67,8 @@ impl Net {
     }
 }
 
-/// The copies of `found` within `local`: the best route of each prefix, and one that is wider than `local`
-/// as `local`.
+/// Returns the copies of `found` within `local`: the best route of each prefix; a wider route is copied with
+/// the prefix of `local`.
 fn copies(local: &IpNet, mut found: Vec<KernelRoute>) -> Vec<KernelRoute> {
     found.sort_by_key(|route| (std::cmp::Reverse(route.prefix.prefix_len()), route.metric));
     let mut wanted: Vec<KernelRoute> = Vec::new();

@@ -1,9 +1,9 @@
 //! Follows the kernel's routes through the tunnel's device, for `routes = "kernel"`, on a thread of its own.
 //!
-//! A notification says only that something changed: then all routes through the device are read again. That
-//! is right for every kind of change, also for a group of next hops, for routes that go with a device
-//! without a message, and after notifications were lost. It costs at most a fifth of one core, so a routing
-//! daemon that changes 50,000 routes a second harms nothing; a single change is followed at once.
+//! A notification says only that something changed, and all routes through the device are then read again.
+//! This covers every kind of change, including groups of next hops, routes that disappear with a device
+//! without a message, and lost notifications. It costs at most a fifth of one core, even if a routing daemon
+//! changes 50,000 routes a second; a single change is followed at once.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -28,7 +28,7 @@ const RTM_GETROUTE: u16 = 26;
 const RTM_NEWNEXTHOP: u16 = 104;
 const RTM_GETNEXTHOP: u16 = 106;
 const NLM_F_REQUEST_DUMP: u16 = 0x301;
-/// Something changed during the dump.
+/// The routes changed during the dump.
 const NLM_F_DUMP_INTR: u16 = 0x10;
 const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
@@ -40,22 +40,23 @@ const GROUPS: [u32; 6] = [1, 5, 7, 9, 11, 32];
 
 /// Bytes of one receive of a dump.
 const RECEIVE_BYTES: usize = 64 * 1024;
-/// Bytes of notifications that wait. When it is full, the rest is dropped, and everything is read again.
+/// Bytes of notifications that can wait. Notifications beyond that are lost, and then everything is read
+/// again.
 const NOTIFY_BYTES: usize = 256 * 1024;
 /// A dump that a change interrupted is repeated at once, at most this often.
 const MAX_INTERRUPTED: usize = 3;
-/// After a read, the next one waits this many times as long as it took.
+/// The pause after a read, as a multiple of the read's duration.
 const REST: u32 = 4;
 const MAX_REST: Duration = Duration::from_secs(2);
-/// When the kernel refused a read, the next one waits this long.
+/// The pause after a read that the kernel refused.
 const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 
-/// What the mirror saw.
+/// What the mirror reports.
 #[derive(Debug)]
 pub enum MirrorReport {
     /// All routes through the device, one a prefix, in the order of prefixes.
     Routes(Vec<NextHopRoute>),
-    /// The kernel refused; the routes before stay in force.
+    /// The kernel refused; the last routes that were read stay in force.
     Failed(NetError),
 }
 
@@ -67,7 +68,7 @@ pub struct RouteMirror {
 
 impl RouteMirror {
     /// Follows the routes of `table` through the device with this index, in the network namespace of the
-    /// calling thread. `report` is called on the mirror's thread: first with the present routes, then after
+    /// calling thread. `report` is called on the mirror's thread: first with the current routes, then after
     /// each change.
     ///
     /// # Errors
@@ -104,7 +105,7 @@ fn run(mut reader: Reader, notify: &OwnedFd, stopped: &UnixStream, mut report: i
             }
             Err(error) => {
                 let error = NetError::refused("reading the routes through the tunnel", error);
-                // What follows is reported even if it is as before.
+                // The next routes are reported even if they are the same.
                 known = None;
                 if failure.replace(error.to_string()) != Some(error.to_string()) {
                     report(MirrorReport::Failed(error));
@@ -150,10 +151,10 @@ fn changed(notify: &OwnedFd, stopped: &UnixStream) -> bool {
     }
 }
 
-/// Drops the notifications so far: what they were about is read next.
+/// Discards the notifications so far: the read that follows covers them.
 fn clear(notify: &OwnedFd) {
     let mut buffer = [0; 64];
-    // ENOBUFS says that some were lost, and is no reason to stop.
+    // ENOBUFS means that notifications were lost, and is no reason to stop.
     while !matches!(recv(notify.as_raw_fd(), &mut buffer, MsgFlags::MSG_DONTWAIT), Err(Errno::EAGAIN)) {}
 }
 
@@ -179,12 +180,12 @@ impl Reader {
     fn open(table: u32, device: u32) -> io::Result<Self> {
         let mut socket = Socket::new(NETLINK_ROUTE)?;
         socket.bind_auto()?;
-        // The kernel then filters dumps by table and device (since 4.20).
+        // The kernel then filters dumps by table and device (since Linux 4.20).
         socket.set_netlink_get_strict_chk(true)?;
         Ok(Self { socket, table, device, sequence: 0, buffer: vec![0; RECEIVE_BYTES] })
     }
 
-    /// The routes, one a prefix, and whether nothing changed meanwhile.
+    /// Returns the routes, one for each prefix, and whether nothing changed during the read.
     fn routes(&mut self) -> io::Result<(Vec<NextHopRoute>, bool)> {
         let mut last = Vec::new();
         for _ in 0..MAX_INTERRUPTED {
@@ -212,7 +213,7 @@ impl Reader {
                     }
                 });
                 complete &= match dump {
-                    // A table that has never had a route, or a kernel without IPv6.
+                    // The table has never had a route, or the kernel has no IPv6.
                     Err(error)
                         if matches!(error.raw_os_error(), Some(ENOENT | EOPNOTSUPP | EAFNOSUPPORT)) =>
                     {
@@ -235,7 +236,7 @@ impl Reader {
         }
     }
 
-    /// Sends a request and hands out the answers. Returns whether the answers are of one moment.
+    /// Sends a request and passes each answer to the callback. Returns whether the answers are consistent.
     fn dump(&mut self, kind: u16, payload: &[u8], mut each: impl FnMut(&Received<'_>)) -> io::Result<bool> {
         self.sequence = self.sequence.wrapping_add(1);
         let length = u32::try_from(16 + payload.len()).unwrap_or(u32::MAX);

@@ -1,6 +1,6 @@
 //! Netlink messages as received, and their attributes.
 
-/// Marks an attribute that has attributes in it.
+/// Marks an attribute that contains attributes.
 pub(crate) const NESTED: u16 = 0x8000;
 
 /// A message as received.
@@ -16,7 +16,7 @@ pub(crate) struct Received<'b> {
 }
 
 impl<'b> Received<'b> {
-    /// The messages in what one call received; a truncated one ends the list.
+    /// Returns the messages that one call received; a truncated one ends the list.
     pub fn all(bytes: &'b [u8]) -> Vec<Self> {
         let mut rest = bytes;
         let mut found = Vec::new();
@@ -39,13 +39,13 @@ impl<'b> Received<'b> {
         Some((message, length))
     }
 
-    /// The error number of an acknowledgement, 0 for success; `None` in other messages.
+    /// Returns the error number of an acknowledgement, 0 for success; `None` for other messages.
     pub fn error(&self) -> Option<i32> {
         const NLMSG_ERROR: u16 = 2;
         (self.kind == NLMSG_ERROR).then(|| self.payload.first_chunk())?.map(|code| -i32::from_ne_bytes(*code))
     }
 
-    /// The error number with which a dump ended, 0 for success.
+    /// Returns the error number with which a dump ended, 0 for success.
     pub fn dump_error(&self) -> Option<i32> {
         self.payload.first_chunk().map(|code| -i32::from_ne_bytes(*code))
     }
@@ -57,7 +57,7 @@ impl<'b> Received<'b> {
     }
 }
 
-/// The attributes in `bytes`; a truncated one ends the list.
+/// Returns the attributes in `bytes`; a truncated one ends the list.
 pub(crate) fn attributes(bytes: &[u8]) -> Vec<(u16, &[u8])> {
     let mut rest = bytes;
     let mut found = Vec::new();

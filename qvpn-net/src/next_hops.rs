@@ -1,5 +1,5 @@
-//! The kernel's routes through one device, with their next hops, from rtnetlink messages. Nothing here does
-//! I/O. Numbers are those of `linux/rtnetlink.h` and `linux/nexthop.h`.
+//! The kernel's routes through one device, with their next hops, from rtnetlink messages. This module does no
+//! I/O. Its numbers are from `linux/rtnetlink.h` and `linux/nexthop.h`.
 
 mod hop;
 mod objects;
@@ -22,14 +22,14 @@ pub struct NextHopRoute {
     pub prefix: IpNet,
     /// The metric; the kernel prefers the lowest.
     pub metric: u32,
-    /// The next hops; none if those of its group are all gone.
+    /// The next hops; empty if all those of its group are gone.
     pub next_hops: Vec<KernelNextHop>,
 }
 
 const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
 const RTN_UNICAST: u8 = 1;
-/// Of a route or a next hop: its device is down.
+/// Flag of a route or a next hop: its device is down.
 const RTNH_F_DEAD: u8 = 1;
 const RTM_F_CLONED: u32 = 0x200;
 /// Bytes of `struct rtmsg` and of `struct rtnexthop`.
@@ -53,8 +53,9 @@ pub(crate) fn needs_objects(payload: &[u8]) -> bool {
     has(RTA_NH_ID) && !has(RTA_OIF) && !has(RTA_MULTIPATH)
 }
 
-/// Parses the payload of an `RTM_NEWROUTE`. Returns `None` for what can't lead a packet through `device`:
-/// routes of other tables, devices and types, of ours, for one traffic class, or with a device that is down.
+/// Parses the payload of an `RTM_NEWROUTE`. Returns `None` for routes that can't lead a packet through
+/// `device`: those of other tables, devices and types, our own, those for one traffic class, and those whose
+/// device is down.
 pub(crate) fn parse(
     payload: &[u8],
     table: u32,
@@ -97,7 +98,8 @@ pub(crate) fn parse(
     wanted.then_some(NextHopRoute { prefix, metric, next_hops })
 }
 
-/// Of the routes of each prefix the one that the kernel uses: the lowest metric, of equal ones the first.
+/// Returns the route that the kernel uses for each prefix: the one with the lowest metric, and of equal ones
+/// the first.
 pub(crate) fn preferred(routes: impl IntoIterator<Item = NextHopRoute>) -> Vec<NextHopRoute> {
     let mut best: BTreeMap<IpNet, NextHopRoute> = BTreeMap::new();
     for route in routes {
@@ -123,14 +125,14 @@ impl Hop {
         match kind {
             RTA_OIF => self.device = u32_at(value, 0),
             RTA_GATEWAY => self.gateway = address(value),
-            // An address family, and an address of it.
+            // The value is an address family and an address of it.
             RTA_VIA => self.gateway = value.get(2..).and_then(address),
             _ => {}
         }
     }
 }
 
-/// The live next hops through `device` of an `RTA_MULTIPATH`.
+/// Returns the live next hops through `device` of an `RTA_MULTIPATH`.
 fn multipath(bytes: &[u8], device: u32) -> Vec<KernelNextHop> {
     let mut rest = bytes;
     let mut found = Vec::new();

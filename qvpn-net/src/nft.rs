@@ -1,5 +1,5 @@
-//! The filter layer: a table of our own in nf_tables for each tunnel, spoken to over netlink without `nft`.
-//! See `docs/decisions` for why there is an encoder here.
+//! The filter layer: an nf_tables table for each tunnel, changed over netlink without the program `nft`.
+//! Decision record 0022 says why there is an encoder here.
 
 mod expression;
 mod message;
@@ -25,7 +25,7 @@ pub(crate) use table::table_name;
 
 /// Bytes of a received message.
 const RECEIVE_BYTES: usize = 64 * 1024;
-/// Bytes that a socket may hold: a transaction with 20,000 prefixes, or a burst of notifications.
+/// The socket's buffer: enough for a transaction with 20,000 prefixes, or a burst of notifications.
 const BUFFER_BYTES: usize = 16 * 1024 * 1024;
 /// The multicast group of changes to nf_tables (`NFNLGRP_NFTABLES`).
 const CHANGES_GROUP: u32 = 7;
@@ -37,13 +37,13 @@ const EINVAL: i32 = 22;
 const EPROTONOSUPPORT: i32 = 93;
 const EOPNOTSUPP: i32 = 95;
 
-/// A connection to nf_tables. The tables that it makes are its own (where the kernel has that) and stay
-/// when it ends.
+/// A connection to nf_tables. It owns the tables that it makes, if the kernel supports that, and they stay
+/// when the connection ends.
 pub struct Filter {
     socket: OwnedFd,
-    /// What the kernel has.
+    /// What the kernel supports.
     ownership: Ownership,
-    /// Whether new tables belong to this process, where the kernel has that.
+    /// Whether this process owns the tables that it makes, if the kernel supports that.
     owning: bool,
 }
 
@@ -55,15 +55,15 @@ impl Filter {
     pub fn connect() -> Result<Self, NetError> {
         let socket = open().map_err(NetError::NoFilter)?;
         let filter = Self { socket, ownership: Ownership::Owned, owning: true };
-        // Other parts of netfilter have the same socket.
+        // The socket also opens if the kernel has other parts of netfilter but no nf_tables.
         match filter.list_tables() {
             Err(error) if is_unsupported(&error) => Err(NetError::NoFilter(error)),
             _ => Ok(filter),
         }
     }
 
-    /// Puts the rules of `plan` in place of those that are there; no packet slips through meanwhile. A plan
-    /// without prefixes removes the table.
+    /// Replaces the rules by those of `plan`; no packet slips through in the meantime. A plan without
+    /// prefixes removes the table.
     ///
     /// # Errors
     /// No permission, no nf_tables, or another process owns the table.
@@ -80,7 +80,7 @@ impl Filter {
         result.map_err(|error| self.refused(plan.interface(), error))
     }
 
-    /// Makes tables from now on that every program may remove, as for the removal of the package.
+    /// From now on makes tables that every program may remove, for the removal of the package.
     pub fn disown(&mut self) {
         self.owning = false;
     }
@@ -93,8 +93,7 @@ impl Filter {
             .transact(&table::add_sets(plan, sets, wanted))
             .and_then(|()| self.transact(&table::switch(plan, sets, &stale)));
         match done {
-            // The table that is there has other flags, as when it is given up, or chains that are not as
-            // ours.
+            // The existing table has other flags, as when it was given up, or other chains.
             Err(error) if refused_flags(&error) || matches!(error.raw_os_error(), Some(EPERM | EEXIST)) => {
                 self.transact(&table::replace(plan, sets, [self.ownership, wanted]))
             }
@@ -102,7 +101,7 @@ impl Filter {
         }
     }
 
-    /// The names of the sets in the table of `interface`.
+    /// Returns the names of the sets in the table of `interface`.
     fn sets(&self, interface: &str) -> io::Result<Vec<String>> {
         let name = table_name(interface);
         let mut request = Messages::default();
@@ -124,8 +123,8 @@ impl Filter {
     /// # Errors
     /// No permission, or another process owns the table.
     pub fn remove(&mut self, interface: &str) -> Result<bool, NetError> {
-        // A table whose owner has ended must be taken over first. That fails where there is none, or no
-        // such flag.
+        // If the owner of a table has ended, the table must be taken over first. That fails if there is no
+        // such table or the kernel does not know the flag.
         let _ = self.transact(&table::adopt(interface));
         match self.transact(&table::remove(interface)) {
             Ok(()) => Ok(true),
@@ -134,7 +133,7 @@ impl Filter {
         }
     }
 
-    /// Whether the table of `interface` is there.
+    /// Whether the table of `interface` exists.
     ///
     /// # Errors
     /// A refusal by the kernel.
@@ -142,7 +141,7 @@ impl Filter {
         Ok(self.tables()?.contains(&interface.to_owned()))
     }
 
-    /// The interfaces that have a table of ours.
+    /// Returns the interfaces that have a table of ours.
     ///
     /// # Errors
     /// A refusal by the kernel.
@@ -162,7 +161,8 @@ impl Filter {
         Ok(found)
     }
 
-    /// Packets that the table of `interface` has dropped since it was made; `None` if there is no table.
+    /// Returns the number of packets that the table of `interface` has dropped since it was made; `None` if
+    /// there is no table.
     ///
     /// # Errors
     /// A refusal by the kernel.
@@ -183,7 +183,7 @@ impl Filter {
         }
     }
 
-    /// The netlink port of this connection, by which its own changes are known.
+    /// Returns the netlink port of this connection, which identifies its own changes.
     ///
     /// # Errors
     /// A refusal by the kernel.
@@ -194,7 +194,7 @@ impl Filter {
     fn refused(&self, interface: &str, error: io::Error) -> NetError {
         let what = format!("nftables table `inet {}`", table_name(interface));
         match error.raw_os_error() {
-            // Another process owns it. Without CAP_NET_ADMIN the kernel says the same.
+            // Another process owns the table. Without CAP_NET_ADMIN the kernel returns the same error.
             Some(EPERM) => NetError::FilterOwned { what },
             _ if is_unsupported(&error) => NetError::NoFilter(error),
             _ => NetError::refused(what, error),
@@ -204,7 +204,7 @@ impl Filter {
     /// Sends a transaction, and returns the kernel's first error.
     fn transact(&self, batch: &Messages) -> io::Result<()> {
         send(self.socket.as_raw_fd(), batch.bytes(), MsgFlags::empty())?;
-        // The kernel has done it when `send` returns, and what it has to say waits already.
+        // The kernel has handled the transaction when `send` returns, and its answers are already queued.
         let mut buffer = vec![0; RECEIVE_BYTES];
         let mut first = Ok(());
         loop {
@@ -219,7 +219,7 @@ impl Filter {
                     }
                 }
                 Err(Errno::EAGAIN) => return first,
-                // More errors than the buffer holds: the transaction has failed.
+                // There were more errors than the buffer holds: the transaction has failed.
                 Err(error) => return first.and(Err(error.into())),
             }
         }
@@ -229,7 +229,7 @@ impl Filter {
         send(self.socket.as_raw_fd(), request.bytes(), MsgFlags::empty())?;
         let mut buffer = vec![0; RECEIVE_BYTES];
         loop {
-            // The kernel fills the next part of a dump while this part is received, so it never has to
+            // The kernel prepares the next part of a dump while this part is received, so `recv` never has to
             // wait.
             let length = recv(self.socket.as_raw_fd(), &mut buffer, MsgFlags::empty())?;
             for message in Received::all(buffer.get(..length).unwrap_or_default()) {
@@ -254,7 +254,7 @@ fn is_unsupported(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(EOPNOTSUPP | EINVAL | EPROTONOSUPPORT))
 }
 
-/// The packets of all counters in a rule.
+/// Returns the packets of all counters in a rule.
 fn counted(rule: &Received<'_>) -> u64 {
     let nested = |list: &'_ [(u16, &'_ [u8])], kind: u16| {
         list.iter().find(|(found, _)| *found == kind).map(|(_, value)| value.to_vec())
@@ -279,8 +279,7 @@ fn open() -> io::Result<OwnedFd> {
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     let socket = socket(AddressFamily::Netlink, SockType::Raw, flags, SockProtocol::NetlinkNetFilter)?;
     bind(socket.as_raw_fd(), &NetlinkAddr::new(0, 0))?;
-    // Beyond the usual limit, which CAP_NET_ADMIN of the host allows; elsewhere (in containers) up to that
-    // limit.
+    // The host's CAP_NET_ADMIN allows more than the usual limit; elsewhere (in containers) the limit applies.
     if setsockopt(&socket, sockopt::SndBufForce, &BUFFER_BYTES).is_err() {
         let _ = setsockopt(&socket, sockopt::SndBuf, &BUFFER_BYTES);
     }
@@ -293,7 +292,7 @@ pub(crate) struct FilterWatch {
     socket: TokioSocket,
 }
 
-/// What happened to nf_tables.
+/// A change to nf_tables.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum FilterChange {
     /// The table of this interface was changed or removed by the socket with this port.
@@ -318,7 +317,7 @@ impl FilterWatch {
         Ok(Self { socket })
     }
 
-    /// The next changes of our tables. Dropping the future loses nothing.
+    /// Waits for the next changes of our tables. Cancel safe.
     ///
     /// # Errors
     /// If the socket fails.
@@ -346,7 +345,7 @@ fn changes(bytes: &[u8]) -> Vec<FilterChange> {
     let change = |message: &Received<'_>| {
         let name = message.is_nf_tables().then(|| message.text(1)).flatten()?;
         let interface = name.strip_prefix(&table_name(""))?.to_owned();
-        // A new rule in a chain of ours can let packets through, so each change counts.
+        // A new rule in one of our chains can let packets through, so each change counts.
         let removing = [Kind::DelTable, Kind::DelChain, Kind::DelRule, Kind::DelSet, Kind::DelSetElements];
         let removed = removing.iter().any(|kind| kind.number() == message.kind);
         Some(FilterChange::Table { interface, port: message.port, removed })

@@ -35,7 +35,7 @@ pub const OWN_MARK_MASK: u32 = 0xffff_0000;
 
 pub const MAIN_TABLE: u32 = 254;
 
-/// Version 0.1 kept default routes in table `LEGACY_TABLE_BASE + listen_port`, with two rules.
+/// Version 0.1 kept default routes in the table `LEGACY_TABLE_BASE + listen_port`, with two rules.
 pub(crate) const LEGACY_TABLE_BASE: u32 = 1_000_000;
 pub(crate) const LEGACY_PRIORITIES: [u32; 2] = [32_501, 32_500];
 
@@ -44,9 +44,9 @@ pub(crate) const LEGACY_PRIORITIES: [u32; 2] = [32_501, 32_500];
 pub enum Target {
     /// Drops them with an ICMP error: the block below the tunnel's route.
     Unreachable,
-    /// Drops them, with the worst metric: below every route of a routing daemon.
+    /// Drops them; has the worst metric, so every route of a routing daemon beats it.
     LastResort,
-    /// Continues with the rules after ours, for prefixes that are exempt from the block.
+    /// Continues with the rules after ours; for prefixes that are exempt from the block.
     Throw,
     /// Sends them into the tunnel.
     Interface,
@@ -104,7 +104,7 @@ pub enum RuleKind {
         /// The config's mark.
         mark: u32,
     },
-    /// `not fwmark M lookup T`: everything but our own datagrams is looked up in our table first.
+    /// `not fwmark M lookup T`: everything except our own datagrams is looked up in our table first.
     Protected,
 }
 
@@ -144,7 +144,7 @@ impl fmt::Display for Rule {
     }
 }
 
-/// Why no plan can be made. The config is at fault in each case.
+/// Why no plan can be made; each is a fault of the config.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum PlanError {
@@ -177,10 +177,10 @@ pub struct RoutePlan {
     allowed: BTreeMap<IpNet, RouteSettings>,
     /// Allowed IPs of disabled peers: blocked, and not led into the tunnel.
     idle: BTreeSet<IpNet>,
-    /// Prefixes that are blocked though no peer has them: `protect`, and what peers had before.
+    /// Prefixes that are blocked although no peer has them: `protect`, and prefixes that peers had before.
     protect: BTreeSet<IpNet>,
     local: Vec<Local>,
-    /// `local` is what is remembered; the guard knows it best.
+    /// Whether `local` has the remembered networks; the guard has the latest list of them.
     connected: bool,
 }
 
@@ -198,7 +198,7 @@ impl RoutePlan {
     pub fn of(config: &Config) -> Result<Self, PlanError> {
         let i = &config.interface;
         let allowed = config.peers.iter().flat_map(|peer| peer.allowed_ips.iter().copied());
-        // Routing protocols talk to these, and must not do it in clear.
+        // Routing protocols use these addresses, and must not do so in clear.
         let next_hops = config.peers.iter().filter(|_| i.routes == Routes::Kernel);
         let next_hops = next_hops.flat_map(|peer| peer.tunnel_address.iter().copied());
         let next_hops = next_hops.filter(|ip| !matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local()));
@@ -289,14 +289,14 @@ impl RoutePlan {
         self
     }
 
-    /// Says that `local` is what is remembered of connected networks.
+    /// Marks `local` as the remembered connected networks.
     #[must_use]
     pub fn with_connected(mut self, connected: bool) -> Self {
         self.connected = connected;
         self
     }
 
-    /// Returns whether `local` is what is remembered of connected networks.
+    /// Returns whether `local` has the remembered connected networks.
     #[must_use]
     pub fn is_connected(&self) -> bool {
         self.connected
@@ -309,7 +309,7 @@ impl RoutePlan {
         self
     }
 
-    /// Keeps the block of the prefixes that `old` blocked, unless a wider allowed IP contains them: their
+    /// Keeps the block of the prefixes that `old` blocked, except those that a wider allowed IP contains: its
     /// traffic then goes through that peer's tunnel.
     #[must_use]
     pub fn keeping(self, old: &Self) -> Self {
@@ -320,7 +320,7 @@ impl RoutePlan {
         self.with_protect(kept)
     }
 
-    /// Removes the block of what lies inside `prefixes` and no peer has.
+    /// Removes the block of prefixes that lie inside `prefixes` and that no peer has.
     #[must_use]
     pub fn releasing(mut self, prefixes: &[IpNet]) -> Self {
         self.protect.retain(|kept| !prefixes.iter().any(|prefix| prefix.contains(kept)));
@@ -340,25 +340,25 @@ impl RoutePlan {
         self
     }
 
-    /// Name of the tunnel's interface.
+    /// Returns the name of the tunnel's interface.
     #[must_use]
     pub fn interface(&self) -> &str {
         &self.interface
     }
 
-    /// Index of the tunnel's device, if it is known.
+    /// Returns the index of the tunnel's device, if it is known.
     #[must_use]
     pub fn device(&self) -> Option<u32> {
         self.device
     }
 
-    /// The mark that our own datagrams carry (`SO_MARK`): the config's, or [`OWN_MARK`].
+    /// Returns the mark that our own datagrams carry (`SO_MARK`): the config's, or [`OWN_MARK`].
     #[must_use]
     pub fn fwmark(&self) -> u32 {
         if self.fwmark == 0 { OWN_MARK } else { self.fwmark }
     }
 
-    /// The config's mark; 0 where it sets none.
+    /// Returns the config's mark; 0 if it sets none.
     pub(crate) fn configured_fwmark(&self) -> u32 {
         self.fwmark
     }
@@ -367,25 +367,25 @@ impl RoutePlan {
         self.table
     }
 
-    /// The bits of the mark that count.
+    /// Returns the bits of the mark that count.
     #[must_use]
     pub fn fwmark_mask(&self) -> u32 {
         if self.fwmark == 0 { OWN_MARK_MASK } else { u32::MAX }
     }
 
-    /// UDP ports of the lanes.
+    /// Returns the UDP ports of the lanes.
     #[must_use]
     pub fn ports(&self) -> RangeInclusive<u16> {
         self.ports.clone()
     }
 
-    /// TCP ports of the KMEs.
+    /// Returns the TCP ports of the KMEs.
     #[must_use]
     pub fn kme_ports(&self) -> &BTreeSet<u16> {
         &self.kme_ports
     }
 
-    /// This site's own networks inside protected prefixes.
+    /// Returns this site's own networks inside protected prefixes.
     #[must_use]
     pub fn local(&self) -> &[Local] {
         &self.local
@@ -409,7 +409,7 @@ impl RoutePlan {
         self.allowed.keys().copied().filter(|_| self.uses_guard_table())
     }
 
-    /// Returns the prefixes that are blocked though no peer has them.
+    /// Returns the prefixes that are blocked although no peer has them.
     #[must_use]
     pub fn protect(&self) -> &BTreeSet<IpNet> {
         &self.protect
@@ -452,7 +452,7 @@ impl RoutePlan {
         let families = families.filter(|ipv6| self.filtered().any(|net| net.addr().is_ipv6() == *ipv6));
         let kinds = match self.fwmark {
             0 => vec![RuleKind::Protected],
-            // The bypass must be there before the rule that it skips.
+            // The bypass must exist before the rule that it skips.
             mark => vec![RuleKind::Landing, RuleKind::Bypass { mark }, RuleKind::Protected],
         };
         families.flat_map(|ipv6| kinds.iter().map(move |kind| Rule { ipv6, kind: *kind })).collect()
@@ -466,7 +466,7 @@ impl RoutePlan {
     }
 }
 
-/// Allowed IPs that disabled peers alone have.
+/// Returns the allowed IPs that only disabled peers have.
 fn idle(config: &Config) -> BTreeSet<IpNet> {
     let of = |disabled| {
         let peers = config.peers.iter().filter(move |peer| peer.disabled == disabled);

@@ -1,6 +1,6 @@
-//! How a daemon asks the resident guard for its block: JSON lines over a Unix socket. A connection is a
-//! lease: while it is open, the guard leads the tunnel's prefixes into the device that the daemon named;
-//! when it closes, only the block stays.
+//! How a daemon asks the resident guard for its block: JSON lines over a Unix socket. While a connection is
+//! open, the guard routes the tunnel's prefixes into the device that the daemon named; when it closes, only
+//! the block stays.
 
 use std::io;
 use std::os::unix::fs::MetadataExt;
@@ -19,13 +19,13 @@ use crate::tunnel_status::{Challenge, LayerState, TunnelStatus};
 /// Bytes of the longest line: a plan with several ten thousand prefixes.
 pub const MAX_LINE_BYTES: usize = 8 * 1024 * 1024;
 
-/// The guard's socket in the directory of the control sockets (whose names end in `.sock`).
+/// Returns the guard's socket in the directory of the control sockets (whose names end in `.sock`).
 #[must_use]
 pub fn guard_socket(dir: &Path) -> PathBuf {
     dir.join("guard.socket")
 }
 
-/// The network namespace of this process, as a number that two processes can compare.
+/// Returns the network namespace of this process, as a number that two processes can compare.
 ///
 /// # Errors
 /// Without `/proc`.
@@ -33,22 +33,22 @@ pub fn network_namespace() -> io::Result<u64> {
     Ok(std::fs::metadata("/proc/self/ns/net")?.ino())
 }
 
-/// What a daemon asks for.
+/// A request to the guard.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "request")]
 pub enum GuardRequest {
-    /// Put this plan in force, in the place of the plan before.
+    /// Puts this plan in force, replacing the previous one.
     Set {
         /// [`network_namespace`] of the daemon.
         netns: u64,
         /// The plan.
         plan: PlanText,
-        /// Kept prefixes to release with it: what lies inside these.
+        /// Kept prefixes to release with it: those inside these prefixes.
         #[serde(default)]
         release: Vec<String>,
     },
-    /// Release what lies inside these prefixes and is in no config, or the whole block without prefixes; for
-    /// a tunnel whose daemon does not run.
+    /// Releases what lies inside these prefixes and is in no config, or the whole block if there are no
+    /// prefixes; for a tunnel whose daemon does not run.
     Unblock {
         /// [`network_namespace`] of the caller.
         netns: u64,
@@ -57,21 +57,21 @@ pub enum GuardRequest {
         /// The prefixes.
         prefixes: Vec<String>,
     },
-    /// Read the configs again, as SIGHUP does.
+    /// Reads the configs again, as SIGHUP does.
     Reload,
-    /// Remove the block: the daemon stops under `on_stop = "open"`.
+    /// Removes the block: the daemon stops under `on_stop = "open"`.
     Release,
 }
 
-/// What the guard answers, and what it reports without a request.
+/// The guard's answers, and its reports, which need no request.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "reply")]
 pub enum GuardReply {
-    /// The request is done; with the state of both layers.
+    /// The request is done; has the state of both layers.
     Done {
         /// What changed.
         changes: Vec<String>,
-        /// The block as it is now.
+        /// The current state of the block.
         status: Option<StatusText>,
     },
     /// The request failed, at least in part.
@@ -81,11 +81,11 @@ pub enum GuardReply {
     },
     /// Not a reply: another program interfered, or something was restored.
     Report {
-        /// What other programs did, and what follows.
+        /// What other programs did, and the effect.
         challenges: Vec<(String, String)>,
-        /// What was put back.
+        /// What was restored.
         restored: Vec<String>,
-        /// The block as it is now.
+        /// The current state of the block.
         status: Option<StatusText>,
     },
 }
@@ -101,12 +101,12 @@ pub struct PlanText {
     ports: (u16, u16),
     kme_ports: Vec<u16>,
     allowed: Vec<(String, Option<u32>)>,
-    /// Blocked like allowed IPs, and not led into the tunnel.
+    /// Blocked like allowed IPs, but not routed into the tunnel.
     #[serde(default)]
     idle: Vec<String>,
     protect: Vec<String>,
     local: Vec<(String, String)>,
-    /// `local` is what is remembered of connected networks.
+    /// Whether `local` has the remembered connected networks.
     #[serde(default)]
     connected: bool,
 }
@@ -218,7 +218,7 @@ pub struct GuardClient {
     lines: BufReader<OwnedReadHalf>,
     writer: OwnedWriteHalf,
     netns: u64,
-    /// A line that was received in part.
+    /// The part of a line that has been received.
     partial: Vec<u8>,
     reports: Vec<GuardReply>,
 }
@@ -227,7 +227,7 @@ impl GuardClient {
     /// Connects to the guard whose socket is in `dir`.
     ///
     /// # Errors
-    /// If none runs.
+    /// If no guard runs.
     pub async fn connect(dir: &Path) -> io::Result<Self> {
         let netns = network_namespace()?;
         let (reader, writer) = UnixStream::connect(guard_socket(dir)).await?.into_split();
@@ -235,7 +235,7 @@ impl GuardClient {
         Ok(Self { lines, writer, netns, partial: Vec::new(), reports: Vec::new() })
     }
 
-    /// Has the guard put `plan` in force.
+    /// Asks the guard to put `plan` in force.
     ///
     /// # Errors
     /// If the connection ended. A refusal by the guard is its reply.
@@ -243,7 +243,7 @@ impl GuardClient {
         self.set_and_release(plan, &[]).await
     }
 
-    /// As [`set`](Self::set), and releases what lies inside `release` and `plan` does not have.
+    /// As [`set`](Self::set); also releases what lies inside `release` and is not in `plan`.
     ///
     /// # Errors
     /// As [`set`](Self::set).
@@ -252,7 +252,7 @@ impl GuardClient {
         self.request(&GuardRequest::Set { netns: self.netns, plan: plan.into(), release }).await
     }
 
-    /// Has the guard release what no daemon has asked for; see [`GuardRequest::Unblock`].
+    /// Asks the guard to release what no daemon holds; see [`GuardRequest::Unblock`].
     ///
     /// # Errors
     /// If the connection ended.
@@ -262,7 +262,7 @@ impl GuardClient {
         self.request(&GuardRequest::Unblock { netns: self.netns, interface, prefixes }).await
     }
 
-    /// Has the guard remove the block of the plan that was set.
+    /// Asks the guard to remove the block of the plan that was set.
     ///
     /// # Errors
     /// If the connection ended.
@@ -270,7 +270,7 @@ impl GuardClient {
         self.request(&GuardRequest::Release).await
     }
 
-    /// The next report. Dropping the future loses nothing.
+    /// Waits for the next report. Cancel safe.
     ///
     /// # Errors
     /// If the connection ended.
@@ -281,7 +281,7 @@ impl GuardClient {
         }
     }
 
-    /// Has the guard read the configs again.
+    /// Asks the guard to read the configs again.
     ///
     /// # Errors
     /// If the connection ended.
@@ -302,7 +302,7 @@ impl GuardClient {
     }
 
     async fn reply(&mut self) -> io::Result<GuardReply> {
-        // Keeps what it has if the future is dropped.
+        // Keeps the received part if the future is dropped.
         self.lines.read_until(b'\n', &mut self.partial).await?;
         if !self.partial.ends_with(b"\n") {
             return Err(io::ErrorKind::UnexpectedEof.into());
@@ -312,7 +312,7 @@ impl GuardClient {
 }
 
 impl GuardReply {
-    /// A report of what happened to one tunnel.
+    /// Makes a report of what happened to one tunnel.
     #[must_use]
     pub fn report(challenges: &[Challenge], restored: &[String], status: Option<TunnelStatus>) -> Self {
         Self::Report {

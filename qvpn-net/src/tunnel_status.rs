@@ -1,4 +1,4 @@
-//! The block of one tunnel as it is, and what happened to it.
+//! The state of one tunnel's block, and what happened to it.
 
 use ipnet::IpNet;
 
@@ -10,14 +10,14 @@ use crate::error::NetError;
 pub enum LayerState {
     /// It is in force.
     InForce,
-    /// It should be and is not.
+    /// It should be in force and is not.
     Missing,
-    /// The config asks for none.
+    /// The config asks for no such layer.
     Off,
 }
 
 impl LayerState {
-    /// The word in the status.
+    /// Returns the word in the status.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -28,16 +28,16 @@ impl LayerState {
     }
 }
 
-/// The block of one tunnel as it is now.
+/// The current state of one tunnel's block.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TunnelStatus {
     /// The route layer.
     pub routes: LayerState,
     /// The filter layer.
     pub filter: LayerState,
-    /// Prefixes that leave this host through the tunnel only.
+    /// Prefixes whose packets leave this host only through the tunnel.
     pub protected: Vec<IpNet>,
-    /// This site's own networks among them, each with its device.
+    /// This site's own networks inside protected prefixes, each with its device.
     pub local: Vec<(IpNet, String)>,
     /// Packets that the filter dropped, if it can be read.
     pub dropped: Option<u64>,
@@ -50,19 +50,19 @@ pub struct TunnelStatus {
 pub struct Challenge {
     /// The tunnel's interface.
     pub interface: String,
-    /// What was done, as `ip route` or `nft` would have it.
+    /// What was done, in the format of `ip route` or `nft`.
     pub what: String,
-    /// What follows from it.
+    /// The effect.
     pub effect: String,
 }
 
 /// What happened since the last call of [`Guard::changed`](crate::Guard::changed).
 #[derive(Debug, Default)]
 pub struct Restored {
-    /// What was put back.
+    /// What was restored.
     pub changes: Changes,
     /// What other programs did.
     pub challenges: Vec<Challenge>,
-    /// What could not be put back; it is tried again.
+    /// What could not be restored; it is tried again.
     pub errors: Vec<NetError>,
 }

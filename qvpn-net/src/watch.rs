@@ -25,13 +25,13 @@ const ROUTE_GROUPS: [MulticastGroup; 4] = [
     MulticastGroup::Ipv6Rule,
 ];
 
-/// Something happened to routes, rules or devices, by another program or by us.
+/// A change to routes, rules or devices, by another program or by us.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Change {
-    /// A route or rule of ours was removed; as `ip route` and `ip rule` would have it.
+    /// One of our routes or rules was removed; in the format of `ip route` and `ip rule`.
     Removed(String),
-    /// A route took the place of another; it may have been ours.
+    /// A route replaced another one, which may have been ours.
     Replaced(String),
     /// Another program added a route in the main table or in ours.
     Route {
@@ -39,22 +39,22 @@ pub enum Change {
         prefix: IpNet,
         /// Index of its device; `None` for several next hops.
         device: Option<u32>,
-        /// As `ip route` would have it.
+        /// In the format of `ip route`.
         text: String,
     },
     /// Another program added a rule that the kernel evaluates before ours.
     Rule(String),
-    /// The tunnel's interface appeared, went, or changed its state, or some interface lost an address; the
-    /// kernel drops IPv4 routes with either silently.
+    /// The tunnel's interface appeared, disappeared or changed its state, or some interface lost an address;
+    /// in both cases the kernel removes IPv4 routes without a notification.
     Interface,
-    /// A device appeared, changed its name or went; with its index and its name now.
+    /// A device appeared, disappeared or changed its name.
     Device {
         /// Its index.
         index: u32,
-        /// Its name; `None` if it is gone.
+        /// Its current name; `None` if it is gone.
         name: Option<String>,
     },
-    /// Notifications were lost: compare everything.
+    /// Notifications were lost, so everything must be compared.
     Missed,
 }
 
@@ -62,7 +62,8 @@ pub enum Change {
 pub struct Watch {
     messages: BoxStream<'static, NetlinkMessage<RouteNetlinkMessage>>,
     connection: JoinHandle<()>,
-    /// Which interface [`Change::Interface`] is about; with `None` each device gives a [`Change::Device`].
+    /// The interface that [`Change::Interface`] is about; with `None` each device causes a
+    /// [`Change::Device`].
     interface: Option<String>,
 }
 
@@ -94,8 +95,8 @@ impl Watch {
         })
     }
 
-    /// The next change that may concern us; `None` when the netlink connection has ended. Dropping the
-    /// future loses nothing.
+    /// Waits for the next change that may concern us; `None` if the netlink connection has ended. Cancel
+    /// safe.
     pub async fn changed(&mut self) -> Option<Change> {
         loop {
             let message = self.messages.next().await?;
@@ -116,14 +117,14 @@ impl Watch {
                 let found = KernelRoute::parse(&route)?;
                 match found.is_ours() {
                     true => Some(Change::Removed(found.describe(None))),
-                    // A route of this site's own may have gone, of which there is a copy.
+                    // A route of this site's own, of which there is a copy, may have gone.
                     false => (found.table == MAIN_TABLE).then_some(Change::Interface),
                 }
             }
             RouteNetlinkMessage::NewRoute(route) => {
                 let found = KernelRoute::parse(&route)?;
                 if found.is_ours() {
-                    // Another tunnel may carry a prefix from now on.
+                    // Another tunnel may now carry a prefix.
                     let carries = found.table == GUARD_TABLE && found.kind == RouteType::Unicast;
                     return carries.then_some(Change::Interface);
                 }

@@ -1,6 +1,6 @@
-//! [`Guard`] against a real kernel: a gateway with a LAN and a WAN in namespaces of each test's own.
-//! Packets that leave by the WAN are counted there, so a leak is seen however it came about. Each test
-//! first shows the leak without the guard.
+//! [`Guard`] against a real kernel: a gateway with a LAN and a WAN in namespaces of each test's own. Packets
+//! that leave by the WAN are counted there, so that a leak of any cause is seen. Each test first shows
+//! the leak without the guard.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
@@ -43,8 +43,8 @@ fn sh(line: &str) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// A WAN with a default route, a LAN host in a namespace of its own, and a stand-in for the TUN. What
-/// leaves by the WAN is counted on its other end, by the prefix that it went to.
+/// A WAN with a default route, a LAN host in a namespace of its own, and a stand-in for the TUN. Packets that
+/// leave by the WAN are counted at the other device of its pair, by destination prefix.
 fn make_gateway() {
     sh("
         echo 0 > /proc/sys/net/ipv6/conf/default/accept_dad
@@ -77,7 +77,7 @@ fn make_gateway() {
     make_witness();
 }
 
-/// Counts on the device itself, where nothing of ours can hide a packet.
+/// Counts at the device that receives them, where no filter of ours can hide a packet.
 fn make_witness() {
     sh("nft -f - <<END
         table netdev witness {
@@ -89,13 +89,13 @@ fn make_witness() {
 END");
 }
 
-/// Packets of protected prefixes that left by the WAN.
+/// Returns the number of packets to protected prefixes that left by the WAN.
 fn leaked() -> u64 {
     counted("witness")
 }
 
-/// Packets to private addresses that each of `devices` receives during `work`. Packets of the devices
-/// themselves, such as neighbour discovery, do not count.
+/// Counts the packets to private addresses that each of `devices` receives during `work`. Packets of the
+/// devices themselves, such as neighbour discovery, do not count.
 fn received<const N: usize>(devices: [&str; N], work: impl FnOnce()) -> [u64; N] {
     for device in devices {
         sh(&format!(
@@ -117,7 +117,7 @@ END"
     })
 }
 
-/// The sum of all counters in a table of the family netdev.
+/// Returns the sum of all counters in a table of the family netdev.
 fn counted(table: &str) -> u64 {
     let rules: Value = serde_json::from_str(&sh(&format!("nft -j list table netdev {table}"))).unwrap();
     let rules = rules["nftables"].as_array().unwrap().iter();
@@ -125,7 +125,7 @@ fn counted(table: &str) -> u64 {
     counters.filter_map(|expression| expression["counter"]["packets"].as_u64()).sum()
 }
 
-/// Packets that leave by the WAN while `from` sends one to each protected prefix.
+/// Counts the packets that leave by the WAN while `from` sends one to each protected prefix.
 fn leak(from: &str) -> u64 {
     let before = leaked();
     for address in ["10.20.5.1", "fd20::1"] {
@@ -187,7 +187,7 @@ fn a_device_bound_socket_and_a_foreign_mark_do_not_pass_the_filter() {
         for address in ["10.20.5.1", "fd20::1"] {
             let _ = (bound(address), marked(address));
         }
-        // A rule of somebody else's gives our mark to what the LAN sends.
+        // Another program's rule sets our mark on packets from the LAN.
         sh("nft -f - <<END
             table inet other { chain marking {
                 type filter hook prerouting priority 0;
@@ -202,7 +202,7 @@ END");
     });
 }
 
-/// With IPv6, whose routes don't hold back what a socket sends by a device of its choice.
+/// Uses IPv6, whose routes do not hold back the packets of a socket that is bound to a device.
 #[test]
 fn no_packet_slips_through_while_the_filter_changes() {
     with_guard("no_packet_slips_through_while_the_filter_changes", async |mut guard| {
@@ -220,7 +220,7 @@ fn no_packet_slips_through_while_the_filter_changes() {
                 }
                 sent
             });
-            // The table passes to another process, too.
+            // Another process takes the table over, too.
             drop(guard);
             let mut filter = Filter::connect().unwrap();
             let plans = [both().on_device(Some(100)), plan(&["fd20::/64", "fd30::/16", "10.0.0.0/8"])]
@@ -244,7 +244,7 @@ fn the_filter_comes_back_and_says_what_happened() {
         sh("nft flush ruleset; true");
         assert!(listed(), "`nft flush ruleset` skips a table that is owned");
         assert!(!try_sh("nft delete table inet qvpn-qvpn0"), "nobody else may delete it");
-        // A process that isn't there any more owns nothing.
+        // A process that has ended owns nothing.
         drop(guard);
         assert!(listed(), "it persists");
         let mut second = Guard::connect().unwrap();
@@ -277,7 +277,7 @@ fn a_tunnel_carries_its_prefixes_and_what_is_local_stays_reachable() {
         guard.set(with_local.clone()).await.unwrap();
         assert_eq!(lan_answers(), [true, true], "{}", sh("ip route show table 29046; nft list ruleset"));
         assert_eq!((leak(""), leak(LAN_HOST)), (0, 0));
-        // A `local` whose device is down doesn't open the WAN.
+        // A `local` network whose device is down does not open the WAN.
         sh("ip link set lan down");
         guard.changed().await;
         assert!(guard.restore().await.errors.is_empty());
@@ -294,7 +294,7 @@ fn a_tunnel_carries_its_prefixes_and_what_is_local_stays_reachable() {
             guard.changed().await;
             let _ = guard.restore().await;
         }
-        // The tunnel's device is removed, under its current name.
+        // The tunnel's device is removed, under the name that it has now.
         sh("ip link set qvpn0 down; ip link set qvpn0 name other; ip link set other up");
         guard.changed().await;
         let restored = guard.restore().await;
@@ -459,7 +459,7 @@ fn a_config_without_a_daemon_takes_no_prefix_from_a_tunnel_that_runs() {
         sh("ip link set qvpn0 up; ip neigh add 10.20.5.1 lladdr 02:00:00:00:00:02 dev qvpn0");
         let index = sh("cat /sys/class/net/qvpn0/ifindex").trim().parse().ok();
         let second = RoutePlan::new("qvpn1", nets(&["10.20.0.0/16"]), Table::Auto, 0, 51821).unwrap();
-        // In both orders.
+        // The result is the same in both orders.
         guard.set(second.clone()).await.unwrap();
         guard.set(both().on_device(index)).await.unwrap();
         let carried = || {

@@ -14,7 +14,7 @@ use qvpn_net::{MirrorReport, NextHopRoute, RouteMirror};
 
 use crate::common::{in_namespace, ip};
 
-/// Far above what a change takes.
+/// Far more than a change takes.
 const TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Runs `body` where the device `qvpn0` has an address; see [`in_namespace`].
@@ -50,7 +50,7 @@ impl Mirror {
         Self { _mirror: mirror.unwrap(), reports }
     }
 
-    /// Waits until the routes are these, written as `ip route` would write them.
+    /// Waits until the routes are these, in the format of `ip route`.
     fn wait(&self, wanted: &[&str]) {
         let mut last = Vec::new();
         let end = Instant::now() + TIMEOUT;
@@ -87,7 +87,7 @@ fn the_mirror_follows_every_kind_of_change() {
         mirror.wait(&["10.20.0.0/16 10.77.0.2*1 metric 0"]);
         ip("route replace 10.20.0.0/16 via 10.77.0.3");
         mirror.wait(&["10.20.0.0/16 10.77.0.3*1 metric 0"]);
-        // A worse metric changes nothing until the better one is gone.
+        // A route with a worse metric has no effect until the better one is gone.
         ip("route add 10.20.0.0/16 via 10.77.0.4 metric 20");
         ip("route del 10.20.0.0/16 via 10.77.0.3");
         mirror.wait(&["10.20.0.0/16 10.77.0.4*1 metric 20"]);
@@ -95,7 +95,7 @@ fn the_mirror_follows_every_kind_of_change() {
         mirror.wait(&["10.20.0.0/16 10.77.0.4*1 metric 20", "10.30.0.0/16 10.77.0.2*1 10.77.0.3*4 metric 0"]);
         ip("route flush proto boot");
         mirror.wait(&[]);
-        // IPv6, IPv4 by an IPv6 next hop, a route without a next hop.
+        // IPv6, IPv4 with an IPv6 next hop, and a route without a next hop.
         ip("-6 route add fd20::/64 via fe80::2 dev qvpn0 metric 30");
         ip("route add 10.20.0.0/16 via inet6 fe80::2 dev qvpn0");
         ip("route add 10.40.0.0/16 dev qvpn0");
@@ -110,14 +110,14 @@ fn the_mirror_follows_every_kind_of_change() {
         mirror.wait(&["fd20::/64 fe80::2*1 fe80::3*1 metric 30"]);
         ip("-6 route del fd20::/64 via fe80::2 dev qvpn0 metric 30");
         mirror.wait(&["fd20::/64 fe80::3*1 metric 30"]);
-        // Other tables and devices are none of ours, and our own routes are not followed.
+        // Other tables and devices are ignored, and our own routes are not followed.
         ip("route add 10.50.0.0/16 via 10.77.0.2 table 100");
         ip("addr add 192.0.2.1/24 dev far");
         ip("route add 10.51.0.0/16 via 192.0.2.2");
         ip("route add 10.52.0.0/16 dev qvpn0 proto 113");
         ip("route add 10.53.0.0/16 via 10.77.0.2");
         mirror.wait(&["10.53.0.0/16 10.77.0.2*1 metric 0", "fd20::/64 fe80::3*1 metric 30"]);
-        // The kernel tells nothing of IPv4 routes that go with their device.
+        // The kernel does not report IPv4 routes that disappear with their device.
         ip("link set qvpn0 down");
         mirror.wait(&[]);
     });
@@ -128,7 +128,7 @@ fn a_group_of_next_hops_changes_without_a_message_about_its_routes() {
     with_tunnel("a_group_of_next_hops_changes_without_a_message_about_its_routes", || {
         let mirror = Mirror::start(254);
         for compat in ["1", "0"] {
-            // Without the compatible mode the kernel names the object alone.
+            // Without the compatible mode the kernel names only the object.
             if fs::write("/proc/sys/net/ipv4/nexthop_compat_mode", compat).is_err() {
                 println!("/proc/sys is not writable here: the mode stays");
             }

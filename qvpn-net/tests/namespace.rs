@@ -36,7 +36,7 @@ fn nets(list: &[&str]) -> Vec<IpNet> {
     list.iter().map(|s| s.parse().unwrap()).collect()
 }
 
-/// Our routes in all tables, as short sorted lines.
+/// Returns our routes in all tables, as short sorted lines.
 fn ours() -> Vec<String> {
     let mut lines = Vec::new();
     for family in ["-4", "-6"] {
@@ -60,7 +60,7 @@ fn ours() -> Vec<String> {
     lines
 }
 
-/// Where a packet to `destination` would go.
+/// Returns the device that a packet to `destination` would leave by, or the error.
 fn leads(destination: &str) -> String {
     let output = Command::new("ip").args(["route", "get", destination]).output().unwrap();
     if output.status.success() {
@@ -82,7 +82,7 @@ fn make_wan() {
     ip("-6 route add default via 2001:db8::ff");
 }
 
-/// What `ip route get` says of a blocked destination.
+/// What `ip route get` prints for a blocked destination.
 const UNREACHABLE: &str = "RTNETLINK answers: No route to host";
 
 #[test]
@@ -252,7 +252,7 @@ fn a_reload_touches_only_what_changed() {
     });
 }
 
-/// Awaits changes until one satisfies `wanted`.
+/// Waits until a change satisfies `wanted`.
 async fn until(watch: &mut qvpn_net::Watch, wanted: impl Fn(&Change) -> bool) -> Change {
     let found = async {
         loop {
@@ -304,7 +304,7 @@ fn removed_or_replaced_routes_are_restored() {
         );
         assert_eq!((leads("10.20.1.1"), ours()), ("qvpn0".into(), all.clone()));
 
-        // The kernel drops IPv4 routes with the link and says nothing of them.
+        // The kernel removes IPv4 routes with the link, without a notification.
         ip("link set qvpn0 down");
         until(&mut watch, |change| *change == Change::Interface).await;
         assert_eq!(leads("10.20.1.1"), UNREACHABLE);

@@ -36,7 +36,7 @@ pub struct ActiveEpoch {
     pub sources: KeySources,
     /// The QKD key that it used.
     pub qkd_key_id: Option<KeyId>,
-    /// Whether it lost its chain though neither side restarted.
+    /// Whether it lost its chain although neither side restarted.
     pub chain_lost: bool,
 }
 

@@ -61,7 +61,7 @@ impl Mismatches {
     }
 }
 
-/// The result of a received `Hello`.
+/// The result of comparing a received `Hello`.
 pub enum ReceivedHello {
     /// It must be refused.
     Unusable(RejectReason, String),

@@ -1,6 +1,6 @@
-//! Limits what one peer can ask of us: a token bucket for its packets, and one for each type of messages
-//! that cost key agreements, requests to a KME or lines in the journal. A packet is counted after the
-//! session has authenticated it, so nobody else can use up a peer's tokens. One that gets no token is not
+//! Limits what one peer can ask of us: a token bucket for its packets, and one for each type of messages that
+//! cost key agreements, requests to a KME or lines in the journal. A packet is counted after the session has
+//! authenticated it, so nobody else can use up a peer's tokens. A packet that gets no token is not
 //! acknowledged, and an honest peer sends it again.
 
 use std::time::Duration;
@@ -38,7 +38,7 @@ fn rate(kind: MessageType, interval: Duration) -> Option<Rate> {
         MessageType::Hello => Some(HELLO_RATE),
         MessageType::Bye => Some(BYE_RATE),
         MessageType::Propose => Some(Rate { a_second: proposals, burst: BURST }),
-        // The stock changes with each key that is used and each one that comes.
+        // The stock changes with each key that is used or arrives.
         _ => Some(Rate { a_second: proposals * 4, burst: BURST }),
     }
 }
@@ -49,7 +49,7 @@ impl MessageLimiter {
         if !self.packets.take(now, PACKET_RATE) {
             return false;
         }
-        // The channel reports what is no fragment.
+        // The channel reports a packet that is not a fragment.
         let Ok(fragment) = Fragment::parse(packet) else { return true };
         if fragment.index > 0 {
             return true;
@@ -80,7 +80,7 @@ mod tests {
             let mut limiter = MessageLimiter::default();
             assert_eq!(admitted(&mut limiter, kind, MINUTE, NOW), burst, "{kind:?}");
             assert_eq!(admitted(&mut limiter, kind, MINUTE, NOW + second), rate, "{kind:?} a second later");
-            // The other types have their tokens.
+            // The other message types still have their tokens.
             let other = admitted(&mut limiter, MessageType::Confirm, MINUTE, NOW + second);
             assert_eq!(other, 32, "beside {kind:?}");
         }

@@ -18,7 +18,7 @@ pub enum PeerEvent {
         /// The cause, for the operator.
         reason: String,
     },
-    /// Traffic flows without QKD, though the policy prefers it.
+    /// Traffic flows without QKD, although the policy prefers it.
     Degraded {
         /// The cause, for the operator.
         reason: String,

@@ -182,7 +182,7 @@ impl<L: ControlLink> Peer<L> {
                     self.role.attempt_due(now);
                 }
             }
-            // `process_pending` does everything for these, and sets the timer of an attempt again.
+            // `process_pending` does all the work of these timers, and sets the timer of an attempt again.
             Timer::Attempt | Timer::Retransmit | Timer::EpochEnd | Timer::PathMtu => {}
         }
     }
@@ -410,10 +410,10 @@ impl<L: ControlLink> Peer<L> {
         }
     }
 
-    /// Ends unfinished epochs that break a stricter policy. If the policy is our own, ends the others too,
-    /// at once and in both directions; packets of epochs with QKD that are under way open until the drain
-    /// ends. A `Hello` alone ends no epoch in force, since only X25519 authenticates it: the peer, if it is
-    /// strict, opens and seals nothing in that epoch any more.
+    /// Ends unfinished epochs that break a stricter policy. If the policy is our own, also ends the other
+    /// epochs without QKD, at once and in both directions; packets of epochs with QKD that are under way open
+    /// until the drain ends. A `Hello` alone ends no epoch in force, since only X25519 authenticates it: the
+    /// peer, if it is strict, opens and seals nothing in that epoch any more.
     fn end_epochs_without_qkd(&mut self, now: Time) {
         if !self.context(now).qkd_only() {
             return;

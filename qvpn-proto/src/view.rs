@@ -16,7 +16,7 @@ pub enum PeerState {
     Connecting,
     /// An epoch that meets the policy in full is active.
     Up,
-    /// An epoch without QKD is active, though the policy prefers it.
+    /// An epoch without QKD is active, although the policy prefers QKD.
     Degraded,
     /// There is no valid key, so nothing is sent.
     Blocked,
@@ -53,7 +53,7 @@ pub struct ControlDrops {
     pub control: u64,
     /// Authentic packets beyond what one peer may send.
     pub limited: u64,
-    /// Authentic packets that are no message.
+    /// Authentic packets that are not a message.
     pub malformed: u64,
     /// Messages that were answered by a `Reject`, and wrong confirmations.
     pub refused: u64,

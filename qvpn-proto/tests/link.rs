@@ -71,7 +71,7 @@ fn handshake(a: &mut End, b: &mut End, key_of_a: &[u8; 32]) {
     assert!(out.authenticated && out.new_session);
 }
 
-/// Returns a packet as the channel makes it.
+/// Returns a packet in the form that the channel makes.
 fn packet() -> Vec<u8> {
     qvpn_proto::wire::fragment::packets([9; 8], qvpn_proto::wire::MessageType::Hello, &[5; 3000]).remove(0)
 }
@@ -184,7 +184,7 @@ fn recorded_starts_do_not_deafen_a_live_session() {
     let answers = fresh.iter().filter(|start| !b.link.receive(a.address.ip(), start).datagrams.is_empty());
     assert_eq!(answers.count(), 7, "as many as there is room for");
     assert_eq!(of_session(&mut a, &mut b), number);
-    // Then only our own handshake helps.
+    // In that case only our own handshake helps.
     let start = a.link.start().unwrap();
     assert!(b.link.receive(a.address.ip(), &start).displacing_start);
     handshake(&mut b, &mut a, identity(2).public().x25519());

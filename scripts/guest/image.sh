@@ -60,7 +60,8 @@ chgrp -R kme-sim /etc/kme-sim
 chmod 750 certs
 chmod 640 certs/*.key kme-sim.toml
 
-# The guide, word by word, with the other site's key and these addresses filled in: site A is this machine.
+# The commands of the guide unchanged, with the other site's key and these addresses filled in: site A is this
+# machine.
 systemctl mask serial-getty@ttyS0.service >/dev/null 2>&1
 secret() { install -m 0640 -g qvpn /dev/null "$1"; cat >"$1"; }
 umask 027

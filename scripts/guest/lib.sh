@@ -11,7 +11,7 @@ refused() { what="$1"; shift; ! "$@" >/tmp/check.log 2>&1 && ok "$what" ||
     { cat /tmp/check.log; failed "$what"; }; }
 same() { [ "$2" = "$3" ] && ok "$1: $2" || failed "$1 is \"$2\", not \"$3\""; }
 says() { case "$2" in *"$3"*) ok "$1" ;; *) failed "$1: \"$3\" is not in: $2" ;; esac; }
-# Waits up to 30 s.
+# Waits up to 30 s for a command to succeed.
 becomes() {
     what="$1"
     shift

@@ -37,8 +37,8 @@ becomes "the simulated KMEs run" test -S /run/kme-sim/admin.sock
 cd /root/site
 check "guide: check" sh /guest/guide/check.sh
 check "guide: start" sh /guest/guide/start.sh
-# The daemon makes the directory of its socket before it drops root; one of another user it can't use, and
-# reports it.
+# The daemon makes the directory of its socket before it drops root. If the directory belongs to another user,
+# the daemon reports that it can't use it.
 mkdir /run/roots
 refused "a socket in root's directory" timeout 20 ip netns exec other qvpn-daemon --config \
     /etc/qvpn/other/qvpn0.toml --socket-dir /run/roots
@@ -98,7 +98,7 @@ printf '[Match]\nName=lan\n[Network]\nAddress=10.10.0.1/16\nLinkLocalAddressing=
 managed() { grep -q ADMIN_STATE=configured "/run/systemd/netif/links/$(cat /sys/class/net/lan/ifindex)"; }
 restart_networkd() {
     systemctl stop systemd-networkd.socket systemd-networkd.service
-    # Its former state of the links, to detect that it has configured them again.
+    # networkd's former state of the links, to detect that it has configured them again.
     rm -f /run/systemd/netif/links/*
     systemctl reset-failed systemd-networkd.service systemd-networkd.socket 2>/dev/null
     systemctl start systemd-networkd.service
@@ -118,12 +118,12 @@ says "the block of a stopped tunnel" "$block" "10.20.0.0/16"
 restart_networkd
 same "it stays when networkd restarts" "$(unreachable)" "$block"
 kill $monitor
-# A stopped tunnel loses its own routes with its device, and no block.
+# A stopped tunnel loses its own routes with its device, but no block.
 refused "no block was taken away for a moment" grep 'Deleted unreachable' /tmp/monitor.log
 # Without the drop-in the block would be removed, so this test can fail.
 mkdir -p /etc/systemd/networkd.conf.d
 ln -s /dev/null /etc/systemd/networkd.conf.d/50-qvpn.conf
-# The guard would put it back at once.
+# The guard would restore it at once.
 systemctl stop qvpn-guard.service
 restart_networkd
 becomes "without the drop-in networkd takes the block away" sh -c \
@@ -159,7 +159,7 @@ becomes "and up again" answers
 rm -r /run/systemd/system/qvpn@qvpn0.service.d
 systemctl daemon-reload
 
-# The guide's unit for commands that follow the tunnel: it starts and stops with it.
+# The guide's unit for commands that follow the tunnel: it starts and stops with the tunnel.
 cp /guest/guide/qvpn0-commands.service /etc/systemd/system/
 has_nat() { nft list table ip qvpn0-nat; }
 check "guide: commands" sh /guest/guide/commands.sh
@@ -175,7 +175,7 @@ becomes "and they have run again" has_nat
 check "their unit is right" systemd-analyze verify --man=no qvpn0-commands.service
 systemctl disable --now qvpn0-commands.service >/dev/null 2>&1
 refused "nothing of them stays" has_nat
-# As PreUp and PostDown: before the device exists, and after it is gone.
+# Like PreUp and PostDown: before the device exists, and after it is gone.
 cat >/etc/systemd/system/qvpn0-commands.service <<'END'
 [Unit]
 BindsTo=qvpn@qvpn0.service
@@ -208,7 +208,7 @@ check "goes on with new certificates" qvpn-ctl rekey qvpn0
 check "guide: eavesdropper" sh /guest/guide/eavesdropper.sh
 becomes "up after it" answers
 check "guide: identity" sh /guest/guide/identity.sh
-# A file as root creates it: root can read it, and the daemon can't.
+# A file made by root: root can read it, but the daemon can't.
 chmod 0600 /etc/qvpn/qvpn0.key
 refused "check says that the daemon can't read a key of root alone" qvpn-ctl check /etc/qvpn/qvpn0.toml
 says "in words" "$(cat /tmp/check.log)" \

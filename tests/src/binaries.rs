@@ -2,8 +2,8 @@
 
 use std::path::PathBuf;
 
-/// The path of a program of this workspace, beside the running test (`target/debug` or `target/release`), or
-/// in the directory that `QVPN_BIN_DIR` names.
+/// Returns the path of a program of this workspace, beside the running test (`target/debug` or
+/// `target/release`), or in the directory that `QVPN_BIN_DIR` names.
 ///
 /// # Panics
 /// If it isn't built.

@@ -1,5 +1,5 @@
-//! Captures what passes an interface, and searches it for what must not be there. A capture begins when its
-//! program listens, and ends with a marker packet, so an empty capture means that nothing passed.
+//! Captures the packets on an interface and searches them. A capture begins when its program listens, and
+//! ends with a marker packet, so an empty capture means that nothing passed.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -45,20 +45,20 @@ impl<'a> Capture<'a> {
         Self { node, neighbour: neighbour.to_owned(), file, program, marker }
     }
 
-    /// The pcap file, complete after [`stop`](Self::stop).
+    /// Returns the pcap file, which is complete after [`stop`](Self::stop).
     #[must_use]
     pub fn file(&self) -> &Path {
         &self.file
     }
 
-    /// Ends it and returns what was seen.
+    /// Ends the capture and returns the packets.
     ///
     /// # Panics
-    /// If the kernel dropped packets before they were read, since then the capture proves nothing.
+    /// If the kernel dropped packets before they were read, since the capture would then prove nothing.
     #[must_use]
     #[track_caller]
     pub fn stop(mut self) -> Packets {
-        // It need not be answered, it only has to pass. 16 bytes hold ping's timestamp, 48 the pattern.
+        // No answer is needed; the packet only has to pass. 16 bytes hold ping's timestamp, 48 the pattern.
         let ping = format!("ping -n -c 1 -W 1 -s 64 -p {} {}", self.marker, self.neighbour);
         let _ = self.node.try_run(&ping);
         let line = self.program.line("dropped ", Duration::from_secs(10));
@@ -80,7 +80,7 @@ pub struct Packet {
     pub destination: Option<IpAddr>,
     /// UDP ports, source and destination.
     pub udp: Option<(u16, u16)>,
-    /// What the UDP datagram carries.
+    /// The payload of the UDP datagram.
     pub payload: Vec<u8>,
 }
 
@@ -91,7 +91,7 @@ impl Packet {
         self.udp.is_some() && is_data(&self.payload)
     }
 
-    /// The receiver index of a data packet, which stands for one key of one lane and direction.
+    /// Returns the receiver index of a data packet, which identifies one key of one lane and direction.
     #[must_use]
     pub fn index(&self) -> Option<u32> {
         let index = self.payload.get(4..8).filter(|_| self.is_data())?;
@@ -111,21 +111,21 @@ impl std::fmt::Debug for Packet {
 pub struct Packets(pub Vec<Packet>);
 
 impl Packets {
-    /// Those with one of `patterns` anywhere; see [`crate::Lab::inner_patterns`].
+    /// Returns the packets that contain one of `patterns`; see [`crate::Lab::inner_patterns`].
     #[must_use]
     pub fn with_any(&self, patterns: &[Vec<u8>]) -> Vec<&Packet> {
         let finders: Vec<_> = patterns.iter().map(memmem::Finder::new).collect();
         self.0.iter().filter(|packet| finders.iter().any(|f| f.find(&packet.bytes).is_some())).collect()
     }
 
-    /// Data packets of the tunnel.
+    /// Returns the data packets of the tunnel.
     #[must_use]
     pub fn data(&self) -> Vec<&Packet> {
         self.0.iter().filter(|packet| packet.is_data()).collect()
     }
 
-    /// For each key that sealed a data packet: its receiver index, and when it was first and last seen in
-    /// use.
+    /// Returns, for each key that sealed a data packet, its receiver index and when it was first and last
+    /// seen.
     #[must_use]
     pub fn keys(&self) -> BTreeMap<u32, (f64, f64)> {
         let mut keys = BTreeMap::new();
@@ -136,14 +136,14 @@ impl Packets {
         keys
     }
 
-    /// The longest time, in seconds, that one key was in use. A key's age begins before its first packet, so
-    /// this is less than `max_age` if the limit holds.
+    /// Returns the longest time, in seconds, that one key was in use. A key's age begins before its first
+    /// packet, so this is less than `max_age` if the limit holds.
     #[must_use]
     pub fn longest_use_of_a_key(&self) -> f64 {
         self.keys().values().map(|(first, last)| last - first).fold(0.0, f64::max)
     }
 
-    /// UDP datagrams to or from `port`.
+    /// Returns the UDP datagrams to or from `port`.
     #[must_use]
     pub fn with_udp_port(&self, port: u16) -> Vec<&Packet> {
         self.0.iter().filter(|p| p.udp.is_some_and(|(from, to)| from == port || to == port)).collect()

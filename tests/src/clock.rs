@@ -19,7 +19,7 @@ pub struct Clock {
 }
 
 impl Lab {
-    /// A clock for a site's daemon, without an offset at first.
+    /// Makes a clock for a site's daemon, without an offset at first.
     ///
     /// # Panics
     /// If there is no C compiler.
@@ -56,7 +56,7 @@ impl Clock {
         self.write(0, seconds * 1_000_000_000);
     }
 
-    /// Acts as if the machine had been suspended for `span`: `CLOCK_BOOTTIME` and the wall clock advance,
+    /// Simulates that the machine was suspended for `span`: `CLOCK_BOOTTIME` and the wall clock advance,
     /// others do not.
     pub fn slept(&self, span: Duration) {
         let nanos = i64::try_from(span.as_nanos()).unwrap();

@@ -32,7 +32,7 @@ impl<'a> Frr<'a> {
         let dir = node.dir().join("frr");
         fs::create_dir_all(dir.join("etc")).unwrap();
         fs::write(dir.join("etc/vtysh.conf"), "").unwrap();
-        // The daemons want to belong to this group, and only root is mapped into the lab.
+        // The daemons require this group to exist, and only root is mapped into the lab.
         fs::write(dir.join("group"), "root:x:0:\nfrr:x:0:root\nfrrvty:x:0:root\n").unwrap();
         let text = dir.display();
         node.run(&format!("mount --bind {text}/group /etc/group && mount --bind {text}/etc /etc/frr"));
@@ -81,7 +81,7 @@ impl<'a> Frr<'a> {
         self.node.run(&line)
     }
 
-    /// Applies the lines of a config to the daemons that run.
+    /// Applies lines of configuration to the running daemons.
     ///
     /// # Panics
     /// If a daemon refuses a line.
@@ -92,14 +92,14 @@ impl<'a> Frr<'a> {
         self.node.run(&format!("vtysh --vty_socket {} -f {}", self.dir.display(), file.display()));
     }
 
-    /// The JSON that a `show` command prints; null if it prints none yet.
+    /// Returns the JSON that a `show` command prints; null if it prints none yet.
     #[must_use]
     #[track_caller]
     pub fn show(&self, command: &str) -> Value {
         serde_json::from_str(&self.vtysh(&[&format!("{command} json")])).unwrap_or_default()
     }
 
-    /// Ends one of the daemons at once.
+    /// Kills one of the daemons.
     pub fn kill(&mut self, name: &str) {
         for (_, daemon) in self.daemons.iter_mut().filter(|(daemon, _)| daemon == name) {
             daemon.kill();
@@ -107,7 +107,7 @@ impl<'a> Frr<'a> {
     }
 }
 
-/// Prints what FRR and the kernel have if the test failed.
+/// Prints the state of FRR and of the kernel if the test failed.
 impl Drop for Frr<'_> {
     fn drop(&mut self) {
         if std::thread::panicking() {

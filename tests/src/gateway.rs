@@ -44,7 +44,7 @@ pub struct GatewayOptions {
     pub allowed_ips: Vec<String>,
     /// Which site is the initiator; `None` leaves it to the order of their public keys.
     pub initiator: Option<Site>,
-    /// What carries the tunnel.
+    /// The IP version of the outer packets.
     pub outer: Outer,
     /// Whether the config has the peer's endpoint.
     pub endpoint: bool,
@@ -84,7 +84,7 @@ impl Default for GatewayOptions {
 }
 
 impl Lab {
-    /// The identity of a site, made with `qvpn-ctl` when first asked for.
+    /// Returns the identity of a site, made with `qvpn-ctl` at the first call.
     ///
     /// # Panics
     /// If `qvpn-ctl` fails.
@@ -235,14 +235,14 @@ impl<'a> Gateway<'a> {
 }
 
 impl Gateway<'_> {
-    /// Runs `qvpn-ctl` with these arguments here.
+    /// Runs `qvpn-ctl` with these arguments on the gateway.
     #[must_use]
     pub fn ctl(&self, words: &[&str]) -> Output {
         self.node.command(binary("qvpn-ctl")).args(words).stdin(Stdio::null()).output().unwrap()
     }
 
-    /// The interface's status (an element of `interfaces[]` in the schema), or `None` while the daemon
-    /// doesn't answer.
+    /// Returns the interface's status (an element of `interfaces[]` in the schema), or `None` while the
+    /// daemon doesn't answer.
     #[must_use]
     pub fn try_show(&self) -> Option<Value> {
         let output = self.ctl(&["show", &self.interface, "--json"]);
@@ -251,7 +251,7 @@ impl Gateway<'_> {
         Some(status["interfaces"][0].clone())
     }
 
-    /// The interface's status, or `None` if the daemon doesn't answer within `limit`.
+    /// Returns the interface's status, or `None` if the daemon doesn't answer within `limit`.
     #[must_use]
     pub fn try_show_within(&self, limit: Duration) -> Option<Value> {
         let mut command = self.node.command("timeout");
@@ -262,7 +262,7 @@ impl Gateway<'_> {
         Some(status["interfaces"][0].clone())
     }
 
-    /// The interface's status.
+    /// Returns the interface's status.
     ///
     /// # Panics
     /// If the daemon doesn't answer.
@@ -274,7 +274,7 @@ impl Gateway<'_> {
         })
     }
 
-    /// The status of the only peer.
+    /// Returns the status of the only peer.
     #[must_use]
     #[track_caller]
     pub fn peer(&self) -> Value {
@@ -307,7 +307,7 @@ impl Gateway<'_> {
         self.wait_peer(state, limit, |peer| peer["state"] == state)
     }
 
-    /// The path of the control socket.
+    /// Returns the path of the control socket.
     #[must_use]
     pub fn socket(&self) -> PathBuf {
         self.node.dir().join("run").join(format!("{}.sock", self.interface))

@@ -21,7 +21,7 @@ use crate::node::Node;
 
 /// A site: its gateway and a host in its LAN.
 pub struct HubSite {
-    /// From 1.
+    /// The site's number, from 1.
     pub number: u8,
     /// The gateway.
     pub gw: Node,
@@ -41,19 +41,19 @@ pub struct HubLab {
     pub sites: Vec<HubSite>,
 }
 
-/// More lines of the configs.
+/// More lines for the configs.
 #[derive(Debug, Clone)]
 pub struct HubOptions {
-    /// Of `[interface]` at the hub.
+    /// For `[interface]` at the hub.
     pub hub: String,
-    /// Of `[interface]` at each site.
+    /// For `[interface]` at each site.
     pub site: String,
     /// `allowed_ips` of each site at the hub.
     pub allowed: String,
 }
 
 impl Default for HubOptions {
-    /// Kernel routes everywhere; all sites may have all prefixes.
+    /// Kernel routes everywhere; every site may have every prefix.
     fn default() -> Self {
         Self {
             hub: "routes = \"kernel\"".to_owned(),
@@ -64,19 +64,19 @@ impl Default for HubOptions {
 }
 
 impl HubSite {
-    /// Its host, IPv4 and IPv6.
+    /// Returns the addresses of its host, IPv4 and IPv6.
     #[must_use]
     pub fn host(&self) -> [String; 2] {
         [format!("10.20.{}.2", self.number), format!("fd20:{}::2", self.number)]
     }
 
-    /// Its gateway's addresses in the tunnel.
+    /// Returns its gateway's addresses in the tunnel.
     #[must_use]
     pub fn tunnel(&self) -> [String; 2] {
         [format!("10.77.0.{}", self.number + 1), format!("fd77::{}", self.number + 1)]
     }
 
-    /// Its name as a peer.
+    /// Returns its name as a peer.
     #[must_use]
     pub fn name(&self) -> String {
         format!("site-{}", self.number)
@@ -84,7 +84,7 @@ impl HubSite {
 }
 
 impl HubLab {
-    /// Builds it, within [`crate::sandbox`].
+    /// Builds the lab, within [`crate::sandbox`].
     ///
     /// # Panics
     /// If a command is missing or refused.
@@ -130,7 +130,7 @@ impl HubLab {
         ));
     }
 
-    /// The identity of a gateway, made when first asked for.
+    /// Returns the identity of a gateway, made at the first call.
     ///
     /// # Panics
     /// If `qvpn-ctl` fails.

@@ -52,8 +52,8 @@ pub struct Kmes {
 }
 
 impl Lab {
-    /// The directory of the lab's CA and certificates, made when first asked for: `ca.pem`, and `.pem` and
-    /// `.key` of `kme-a1`, `kme-b1`, `site-a`, `site-b`.
+    /// Returns the directory of the lab's CA and certificates, made at the first call: `ca.pem`, and `.pem`
+    /// and `.key` of `kme-a1`, `kme-b1`, `site-a`, `site-b`.
     #[must_use]
     pub fn certificates(&self) -> PathBuf {
         let dir = Path::new("/run/lab/certs").to_owned();
@@ -97,7 +97,7 @@ impl Lab {
         if let Some(seed) = &options.seed {
             config += &format!("seed = \"{seed}\"\n");
         }
-        // Last, since it may have tables of its own.
+        // Last, since these lines may begin tables of their own.
         config += &options.link.clone().unwrap_or_else(|| {
             format!(
                 "rate_bits_per_s = {}\ninitial_keys = {}\n",
@@ -114,14 +114,14 @@ impl Lab {
 }
 
 impl Kmes {
-    /// The path of the admin socket.
+    /// Returns the path of the admin socket.
     #[must_use]
     pub fn socket(&self) -> &Path {
         &self.admin
     }
 
-    /// Sends a command to the simulator, such as `["misbehave", "kme-a1", "enc_keys", "hang"]` or
-    /// `["pause-link", "kme-a1", "kme-b1"]`; returns what it printed.
+    /// Sends a command to the simulator and returns its output. Examples are `["misbehave", "kme-a1",
+    /// "enc_keys", "hang"]` and `["pause-link", "kme-a1", "kme-b1"]`.
     ///
     /// # Panics
     /// If it is refused.
@@ -134,8 +134,8 @@ impl Kmes {
     }
 }
 
-/// Key `n` of a link with this seed, and its ID, computed here from kme-sim's documentation of `seed`, so
-/// that a test knows which bytes must not be in memory.
+/// Returns key `n` of a link with this seed, and its ID. They are computed from kme-sim's documentation of
+/// `seed`, so that a test knows which bytes must not be in memory.
 #[must_use]
 pub fn test_key(seed: &[u8], n: u64) -> ([u8; 32], String) {
     let hash = |label: &str| -> [u8; 32] {

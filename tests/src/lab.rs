@@ -28,7 +28,7 @@ pub enum Site {
     B,
 }
 
-/// What carries the tunnel.
+/// The IP version of the outer packets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Outer {
     /// IPv4.
@@ -42,7 +42,7 @@ impl Site {
     /// Both.
     pub const BOTH: [Site; 2] = [Site::A, Site::B];
 
-    /// The other one.
+    /// Returns the other site.
     #[must_use]
     pub fn other(self) -> Site {
         match self {
@@ -51,49 +51,50 @@ impl Site {
         }
     }
 
-    /// `site-a` or `site-b`: its name as a peer, and of the WAN router's interface towards it.
+    /// Returns `site-a` or `site-b`: its name as a peer, and the name of the WAN router's interface towards
+    /// it.
     #[must_use]
     pub fn name(self) -> &'static str {
         self.pick("site-a", "site-b")
     }
 
-    /// Its SAE ID.
+    /// Returns its SAE ID.
     #[must_use]
     pub fn sae(self) -> &'static str {
         self.pick("SITE-A", "SITE-B")
     }
 
-    /// The name of its KME.
+    /// Returns the name of its KME.
     #[must_use]
     pub fn kme(self) -> &'static str {
         self.pick("kme-a1", "kme-b1")
     }
 
-    /// Its KME's address and port.
+    /// Returns its KME's address and port.
     #[must_use]
     pub fn kme_address(self) -> &'static str {
         self.pick("10.30.0.2:8443", "10.40.0.2:8443")
     }
 
-    /// The networks of its LAN.
+    /// Returns the networks of its LAN.
     #[must_use]
     pub fn networks(self) -> [&'static str; 2] {
         [self.pick("10.10.0.0/16", "10.20.0.0/16"), self.pick("fd10::/64", "fd20::/64")]
     }
 
-    /// Its LAN host, IPv4 and IPv6.
+    /// Returns the addresses of its LAN host, IPv4 and IPv6.
     #[must_use]
     pub fn host(self) -> [&'static str; 2] {
         [self.pick("10.10.0.2", "10.20.0.2"), self.pick("fd10::2", "fd20::2")]
     }
 
-    /// Its gateway's address in the LAN, IPv4 and IPv6.
+    /// Returns its gateway's addresses in the LAN, IPv4 and IPv6.
     #[must_use]
     pub fn gateway(self) -> [&'static str; 2] {
         [self.pick("10.10.0.1", "10.20.0.1"), self.pick("fd10::1", "fd20::1")]
     }
 
-    /// Its gateway's address in the WAN.
+    /// Returns its gateway's address in the WAN.
     #[must_use]
     pub fn wan(self, outer: Outer) -> &'static str {
         match outer {
@@ -102,7 +103,7 @@ impl Site {
         }
     }
 
-    /// The WAN router's address towards it.
+    /// Returns the WAN router's address towards it.
     #[must_use]
     pub fn router(self, outer: Outer) -> &'static str {
         match outer {
@@ -125,7 +126,7 @@ pub struct Lab {
     pub lan_a: Node,
     /// Gateway of site A.
     pub gw_a: Node,
-    /// The router between the sites, which sees what leaves them.
+    /// The router between the sites, which forwards everything that leaves them.
     pub wan: Node,
     /// Gateway of site B.
     pub gw_b: Node,
@@ -136,7 +137,7 @@ pub struct Lab {
 }
 
 impl Lab {
-    /// Builds it, within [`crate::sandbox`].
+    /// Builds the lab, within [`crate::sandbox`].
     ///
     /// # Panics
     /// If a command is missing or refused.
@@ -159,13 +160,13 @@ impl Lab {
         lab
     }
 
-    /// The LAN host of a site.
+    /// Returns the LAN host of a site.
     #[must_use]
     pub fn lan(&self, site: Site) -> &Node {
         site.pick(&self.lan_a, &self.lan_b)
     }
 
-    /// The gateway of a site.
+    /// Returns the gateway of a site.
     #[must_use]
     pub fn gw(&self, site: Site) -> &Node {
         site.pick(&self.gw_a, &self.gw_b)
@@ -189,8 +190,8 @@ impl Lab {
         }
     }
 
-    /// Byte patterns of inner packets in clear: the addresses of the two LAN hosts one after the other, as an
-    /// IP header has them, in both directions and families, and the tag of [`crate::Stream`]s.
+    /// Returns byte patterns of inner packets in clear: the addresses of the two LAN hosts one after the
+    /// other, as in an IP header, in both directions and families, and the tag of [`crate::Stream`]s.
     #[must_use]
     pub fn inner_patterns(&self) -> Vec<Vec<u8>> {
         let octets = |text: &str| match text.parse().unwrap() {

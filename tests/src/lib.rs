@@ -1,5 +1,5 @@
 //! A lab of network namespaces in which the real programs run: two sites, the WAN between them, and two KMEs.
-//! With it a scenario says what happens, and not how to set up a network.
+//! A scenario describes what happens, not how to set up a network.
 //!
 //! ```no_run
 //! # use tests::{sandbox, Lab};
@@ -11,7 +11,7 @@
 //! }
 //! ```
 
-// All of it is test code: an error here is a failure of the test that called.
+// This crate is only test code: an error here is a failure of the calling test.
 #![allow(clippy::unwrap_used)]
 
 mod binaries;

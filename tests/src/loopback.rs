@@ -25,7 +25,7 @@ pub struct Vendor<'a> {
 }
 
 impl Vendor<'_> {
-    /// One pair, `kme-a1` and `kme-b1`, for SITE-A and SITE-B.
+    /// Returns one pair, `kme-a1` and `kme-b1`, for SITE-A and SITE-B.
     #[must_use]
     pub fn pair(seed: [u8; 4]) -> Self {
         Vendor {
@@ -52,10 +52,10 @@ pub struct Loopback {
 pub const KEYS: u64 = 1000;
 const LIMIT: Duration = Duration::from_secs(20);
 
-/// Standard output of a program that must succeed.
+/// Returns the standard output of a program that must succeed.
 ///
 /// # Panics
-/// With its output, if it fails.
+/// With the program's output, if it fails.
 #[track_caller]
 pub fn run(command: &mut Command) -> String {
     let output = command.output().unwrap();
@@ -133,7 +133,7 @@ impl Loopback {
         self.admin(&["misbehave", kme, op, how]);
     }
 
-    /// The `[[kms.kme]]` section with which `sae` reaches `kme`; `api` as in the config.
+    /// Returns the `[[kms.kme]]` section with which `sae` reaches `kme`; `api` as in the config.
     #[must_use]
     pub fn source(&self, kme: &str, api: &str, sae: &str) -> String {
         let (dir, url, stem) = (self.dir.display(), &self.urls[kme], sae.to_lowercase());
@@ -143,8 +143,8 @@ impl Loopback {
         )
     }
 
-    /// Checks that no served key, nor its first half, is in `text` or in the simulator's log. More than
-    /// `least` key IDs, which are public, must be there, since they show that keys were served.
+    /// Checks that neither a delivered key nor its first half is in `text` or in the simulator's log. More
+    /// than `least` key IDs, which are public, must be there, as a sign that keys were delivered.
     ///
     /// # Panics
     /// If one is.

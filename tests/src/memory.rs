@@ -8,18 +8,18 @@ use std::thread;
 use aws_lc_rs::aead::{Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey};
 use memchr::memmem;
 
-/// Fewest distinct values among 32 random bytes: fewer occur once in 10^12 tries, while text and pointers
-/// have fewer.
+/// The minimum number of distinct values among 32 random bytes: fewer occur once in 10^12 tries, but text and
+/// pointers have fewer.
 const DIFFERENT: usize = 20;
 
-/// The writable memory of a program at one moment.
+/// A copy of a program's writable memory.
 pub struct Memory(Vec<Vec<u8>>);
 
 impl Memory {
-    /// Copies it.
+    /// Copies the memory of a program.
     ///
     /// # Panics
-    /// If almost nothing of it can be read, since then the search proves nothing.
+    /// If almost nothing of it can be read, since the search would then prove nothing.
     #[must_use]
     #[track_caller]
     pub fn of(process: u32) -> Self {
@@ -48,15 +48,15 @@ impl Memory {
         self.0.iter().any(|region| finder.find(region).is_some())
     }
 
-    /// Whether this key is in it, raw, as hex, or as base64 at any of its three alignments; says in which
-    /// form.
+    /// Searches for this key, raw, as hex, or as base64 at any of its three alignments; returns the form in
+    /// which it was found.
     #[must_use]
     pub fn finds_key(&self, key: &[u8]) -> Option<String> {
         forms(key).into_iter().find(|(_, form)| self.contains(form)).map(|(name, _)| name)
     }
 
-    /// The key that opens this data packet, if it is in memory: each 32 bytes are tried, first at multiples
-    /// of 8 and then anywhere.
+    /// Returns the key that opens this data packet, if it is in memory: each 32 bytes are tried, first at
+    /// multiples of 8 and then anywhere.
     #[must_use]
     pub fn find_opening_key(&self, packet: &[u8]) -> Option<[u8; 32]> {
         let mut nonce = [0; 12];
@@ -66,7 +66,7 @@ impl Memory {
             let mut sealed = packet[16..].to_vec();
             key.open_in_place(Nonce::assume_unique_for_key(nonce), Aad::empty(), &mut sealed).is_ok()
         };
-        // Many pages were never touched, and are zero.
+        // Many pages have never been used and are zero.
         let pages: Vec<&[u8]> = self.0.iter().flat_map(|region| pages(region)).collect();
         let (left, right) = pages.split_at(pages.len() / 2);
         let search = |step| {
@@ -90,7 +90,7 @@ fn read(memory: &File, start: u64, end: u64) -> Option<Vec<u8>> {
     memory.read_exact_at(&mut bytes, start).is_ok().then_some(bytes)
 }
 
-/// Pieces of 4096 bytes that aren't zero, each with the 31 that follow.
+/// Returns the pieces of 4096 bytes that aren't zero, each with the following 31 bytes.
 fn pages(region: &[u8]) -> impl Iterator<Item = &[u8]> {
     (0..region.len()).step_by(4096).filter_map(|at| {
         let page = &region[at..region.len().min(at + 4096)];
@@ -106,13 +106,13 @@ fn looks_random(window: &[u8]) -> bool {
     seen.iter().map(|word| word.count_ones()).sum::<u32>() as usize >= DIFFERENT
 }
 
-/// The forms in which a key could be written, each with its name: raw, hex in either case, and the part of
-/// its base64 that does not depend on the bytes around it, with 0, 1 or 2 bytes before it.
+/// Returns the forms in which a key could be written, each with its name: raw, hex in either case, and the
+/// part of its base64 that does not depend on the bytes around it, with 0, 1 or 2 bytes before it.
 #[must_use]
 pub fn forms(key: &[u8]) -> Vec<(String, Vec<u8>)> {
     let base64 = |before: usize| {
         let text = data_encoding::BASE64_NOPAD.encode(&[&vec![0; before][..], key].concat());
-        // Characters that also hold bits of neighbouring bytes vary.
+        // Skip characters that also hold bits of neighbouring bytes.
         let skip = [0, 2, 3][before];
         let bits = (before + key.len()) * 8 / 6;
         (text[skip..bits].to_owned(), text.as_bytes()[skip..bits].to_vec())

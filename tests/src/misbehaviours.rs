@@ -2,8 +2,8 @@
 //! tunnels use the same table, so that none is left out.
 
 /// The result when the misbehaviour is set for status, `enc_keys` and `dec_keys`; "" where it can't be set.
-/// `fails` means exit code 5, `quirk` means 0 with a remark, `fine` means 0 without one. The last field is
-/// the text of the report: one of these, separated by `|`.
+/// `fails` means exit code 5, `quirk` means 0 with a remark, `fine` means 0 without one. The last field has
+/// the possible texts of the report, separated by `|`.
 pub type Row = (&'static str, [&'static str; 3], &'static str);
 
 const REACH: &str = "fails unreachable";
@@ -102,7 +102,7 @@ pub const ROWS: &[Row] = &[
     ("numeric_ids", ["", BROKEN, BROKEN], "another type than the document says"),
     ("one_key_per_request", ["quirk one_key_per_request", BAD, "fine"], "max_key_per_request is 1|HTTP 400"),
     ("ignore_number", ["", "quirk number_ignored", ""], "1 key came where 2 were asked for"),
-    // A GET is only asked of a KME that has no POST.
+    // GET is used only with a KME that does not accept POST.
     ("ignore_number_get", ["", "fine", ""], ""),
     ("ignore_size", ["", BROKEN, ""], "has 16 bytes, and 256 bits were asked"),
     (

@@ -46,13 +46,13 @@ impl Node {
         node
     }
 
-    /// The machine's name.
+    /// Returns the machine's name.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// A directory for this machine's files, with the same path inside and outside.
+    /// Returns a directory for this machine's files, with the same path inside and outside.
     #[must_use]
     pub fn dir(&self) -> &Path {
         &self.dir
@@ -67,7 +67,7 @@ impl Node {
         other.run(&format!("ip link set {theirs} up"));
     }
 
-    /// A command that runs here.
+    /// Returns a command that runs on this machine.
     pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
         let mut command = Command::new("nsenter");
         let id = self.holder.id();
@@ -76,7 +76,7 @@ impl Node {
         command
     }
 
-    /// Runs a line of shell here and returns what it printed.
+    /// Runs a line of shell on this machine and returns its output.
     ///
     /// # Panics
     /// If it fails.
@@ -88,13 +88,13 @@ impl Node {
         out.into_owned()
     }
 
-    /// Runs a line of shell here; it may fail.
+    /// Runs a line of shell on this machine; it may fail.
     #[must_use]
     pub fn try_run(&self, line: &str) -> Output {
         self.command("sh").args(["-c", line]).stdin(Stdio::null()).output().unwrap()
     }
 
-    /// Starts a program here.
+    /// Starts a program on this machine.
     #[track_caller]
     pub fn spawn(&self, program: impl AsRef<std::ffi::OsStr>, args: &[&str]) -> Process {
         let program = program.as_ref();
@@ -102,7 +102,7 @@ impl Node {
         Process::spawn(format!("{} {short}", self.name), self.command(program).args(args))
     }
 
-    /// A UDP socket of the test's own process in this namespace, bound to this address.
+    /// Opens a UDP socket of the test's own process in this namespace, bound to this address.
     ///
     /// # Panics
     /// If the address can't be bound.
@@ -146,13 +146,13 @@ impl Node {
         self.nft_rule(hook, &format!("{what} counter drop"));
     }
 
-    /// Removes all drops and blocks here.
+    /// Removes all rules of [`drop_fraction`](Self::drop_fraction) and [`block`](Self::block).
     pub fn unblock(&self) {
         self.nft("table inet lab {}\ndelete table inet lab\n");
     }
 
-    /// Packets that rules of [`block`](Self::block) and [`drop_fraction`](Self::drop_fraction) have dropped
-    /// here.
+    /// Returns the number of packets that rules of [`block`](Self::block) and
+    /// [`drop_fraction`](Self::drop_fraction) have dropped.
     #[must_use]
     pub fn dropped(&self) -> u64 {
         let text = self.run("nft -j list ruleset");
@@ -169,10 +169,10 @@ impl Node {
         ));
     }
 
-    /// Gives `script` to nft, such as `table ip nat { ... }`.
+    /// Passes `script` to nft, such as `table ip nat { ... }`.
     ///
     /// # Panics
-    /// If it refuses.
+    /// If nft refuses it.
     #[track_caller]
     pub fn nft(&self, script: &str) {
         let mut child = self.command("nft").args(["-f", "-"]).stdin(Stdio::piped()).spawn().unwrap();

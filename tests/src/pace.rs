@@ -1,5 +1,5 @@
-//! The even pace of a stream. Time in which the machine stalled is not made up for: the burst would overflow
-//! queues that the stream alone never fills.
+//! An even pace for a stream. Time in which the machine stalled is not made up for, because the burst would
+//! overflow queues that the stream alone never fills.
 
 use std::time::{Duration, Instant};
 
@@ -11,13 +11,13 @@ pub struct Pace {
 }
 
 impl Pace {
-    /// Begins now, with `rate` events a second.
+    /// Starts now, with `rate` events a second.
     #[must_use]
     pub fn new(rate: u64) -> Self {
         Self { start: Instant::now(), rate: rate.max(1) }
     }
 
-    /// The number of events due by now, when `gone` are done; at most 20 ms worth more.
+    /// Returns the number of events due by now after `gone` events; at most as many as fit into 20 ms.
     pub fn due(&mut self, gone: u64) -> u64 {
         self.due_at(Instant::now(), gone)
     }

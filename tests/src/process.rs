@@ -40,7 +40,7 @@ pub struct Process {
     child: Child,
     stdin: Option<ChildStdin>,
     output: Arc<Output>,
-    /// Lines that [`line`](Self::line) has passed.
+    /// The number of lines that [`line`](Self::line) has passed.
     read: usize,
     quiet: bool,
 }
@@ -62,23 +62,23 @@ impl Process {
         Self { name, child, stdin, output, read: 0, quiet: false }
     }
 
-    /// Does not print its output when a test fails.
+    /// Suppresses the program's output when a test fails.
     #[must_use]
     pub(crate) fn quiet(mut self) -> Self {
         self.quiet = true;
         self
     }
 
-    /// Its process ID.
+    /// Returns its process ID.
     #[must_use]
     pub fn id(&self) -> u32 {
         self.child.id()
     }
 
-    /// Its memory that is not swapped out, in kB.
+    /// Returns its memory that is not swapped out, in kB.
     ///
     /// # Panics
-    /// If it is no more.
+    /// If it has ended.
     #[must_use]
     pub fn memory(&self) -> u64 {
         let status = fs::read_to_string(format!("/proc/{}/status", self.id())).unwrap();
@@ -86,26 +86,26 @@ impl Process {
         line.split_whitespace().nth(1).unwrap().parse().unwrap()
     }
 
-    /// How many files it has open.
+    /// Returns the number of files that it has open.
     ///
     /// # Panics
-    /// If it is no more.
+    /// If it has ended.
     #[must_use]
     pub fn open_files(&self) -> usize {
         fs::read_dir(format!("/proc/{}/fd", self.id())).unwrap().count()
     }
 
-    /// Waits for a line that contains `text`, among those after the last one that this returned.
+    /// Waits for a line that contains `text`, after the last one that this function returned.
     ///
     /// # Panics
-    /// When `limit` has passed, or the program has ended without it.
+    /// When `limit` has passed, or the program has ended without such a line.
     #[track_caller]
     pub fn line(&mut self, text: &str, limit: Duration) -> String {
         let found = self.find_line(limit, |line| line.contains(text));
         found.unwrap_or_else(|why| panic!("{}: no line with `{text}` ({why})", self.name))
     }
 
-    /// Waits as [`line`](Self::line) for one that satisfies `wanted`; says why there is none.
+    /// Waits as [`line`](Self::line) for a line that satisfies `wanted`; returns the reason if there is none.
     pub fn find_line(&mut self, limit: Duration, wanted: impl Fn(&str) -> bool) -> Result<String, String> {
         let end = Instant::now() + limit;
         let mut lines = self.output.lock();
@@ -132,7 +132,7 @@ impl Process {
         }
     }
 
-    /// Its output so far, standard output and error mixed.
+    /// Returns its output so far, standard output and error mixed.
     #[must_use]
     pub fn log(&self) -> String {
         self.output.lock().all.join("\n")
@@ -148,26 +148,26 @@ impl Process {
         kill(Pid::from_raw(self.child.id().try_into().unwrap()), signal).unwrap();
     }
 
-    /// Kills it (SIGKILL), as a crash would.
+    /// Kills it with SIGKILL, which simulates a crash.
     pub fn kill(&mut self) {
         self.signal(Signal::SIGKILL);
         assert_eq!(self.child.wait().unwrap().signal(), Some(Signal::SIGKILL as i32));
     }
 
-    /// Sends SIGTERM and waits for its end.
+    /// Sends SIGTERM and waits until it ends.
     ///
     /// # Panics
-    /// When it is still there after 10 s.
+    /// If it still runs after 10 s.
     #[track_caller]
     pub fn stop(&mut self) -> ExitStatus {
         self.signal(Signal::SIGTERM);
         self.wait(Duration::from_secs(10))
     }
 
-    /// Waits for its end.
+    /// Waits until it ends.
     ///
     /// # Panics
-    /// When it is still there after `limit`.
+    /// If it still runs after `limit`.
     #[track_caller]
     pub fn wait(&mut self, limit: Duration) -> ExitStatus {
         // Its output streams end with it, and unlike `wait` they can be awaited with a deadline.

@@ -74,7 +74,7 @@ impl Lab {
 }
 
 impl GatewayOptions {
-    /// These options with the relay as the peer's endpoint of site `site`.
+    /// Returns these options with the relay as the peer's endpoint of `site`.
     #[must_use]
     pub fn through_relay(&self, site: Site) -> Self {
         let peer = format!("{}\nendpoint = \"{}\"", self.peer, relay_address(site, self.outer));
@@ -96,7 +96,7 @@ impl Relay {
         self.0.line("done", Duration::from_secs(10));
     }
 
-    /// The counters so far.
+    /// Returns the counters so far.
     #[must_use]
     pub fn report(&mut self) -> RelayReport {
         self.0.tell("report");
@@ -104,7 +104,7 @@ impl Relay {
     }
 }
 
-/// The WAN router's address towards a site.
+/// Returns the WAN router's address towards a site.
 fn relay_address(site: Site, outer: Outer) -> String {
     socket_address(site.router(outer))
 }

@@ -5,10 +5,11 @@ use std::fs::{self, OpenOptions};
 use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
 
-/// Set in the child, to the name of the test.
+/// Set in the child to the name of the test.
 const INSIDE: &str = "QVPN_LAB_INSIDE";
 
-/// The child prints this at the end of the test: with a wrong test name nothing would run, and succeed.
+/// The child's exit code at the end of the test: with a wrong test name nothing would run, which would look
+/// like success.
 const DONE: i32 = 42;
 
 /// Runs `body` in the sandbox. Call it first in a `#[test]`, with the test's own name.
@@ -57,16 +58,16 @@ fn program(user: User, body: impl FnOnce() -> ExitCode) -> ExitCode {
     ExitCode::from(status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1))
 }
 
-/// When to make a user namespace.
+/// Whether to make a user namespace.
 #[derive(Clone, Copy, PartialEq)]
 enum User {
-    /// Where the system allows it: any user can do the rest then.
+    /// Yes, if the system allows it: any user can then do the rest.
     Rather,
-    /// Where the rest doesn't work without.
+    /// Only if the rest doesn't work without.
     IfNeeded,
 }
 
-/// `unshare` with what this system allows.
+/// Returns `unshare` with options that this system allows.
 fn unshare(namespace: User) -> Command {
     let works = |args: &[&str]| {
         let probe = Command::new("unshare").args(args).args(["--net", "--mount", "true"]).output();
@@ -88,13 +89,13 @@ fn unshare(namespace: User) -> Command {
     };
     let mut command = Command::new("unshare");
     command.args(args).args(["--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "--"]);
-    // An ordinary user's PATH has no sbin in Debian.
+    // In Debian, an ordinary user's PATH does not contain sbin.
     let path = std::env::var("PATH").unwrap_or_default();
     command.env("PATH", format!("{path}:/usr/local/sbin:/usr/sbin:/sbin"));
     command
 }
 
-/// Mounts private directories for files that programs write, so that nothing is left and parallel tests don't
+/// Mounts private directories for files that programs write, so that nothing remains and parallel tests don't
 /// conflict.
 fn prepare() {
     for dir in ["/run", "/var/lib"] {

@@ -36,7 +36,7 @@ pub struct Received {
     pub duplicated: u64,
     /// Datagrams that arrived after a later one.
     pub reordered: u64,
-    /// Datagrams of other origin.
+    /// Datagrams that do not belong to the stream.
     pub strange: u64,
     /// The longest time between two datagrams, in milliseconds.
     pub longest_gap_ms: f64,
@@ -55,7 +55,7 @@ pub struct Stream {
     pub ipv6: bool,
     /// UDP port at both hosts.
     pub port: u16,
-    /// The most datagrams that one call hands to the kernel, which segments them (UDP GSO).
+    /// The maximum number of datagrams that one call passes to the kernel, which segments them (UDP GSO).
     pub together: u64,
 }
 
@@ -73,7 +73,7 @@ pub struct RunningStream {
 }
 
 impl Stream {
-    /// Starts both hosts, and the sending once both listen.
+    /// Starts both hosts; sending begins once both listen.
     ///
     /// # Panics
     /// If a host's program doesn't start.

@@ -1,6 +1,6 @@
 //! A site played by the test: it speaks the protocol instead of a gateway, with keys and messages that the
 //! test chooses. It computes an epoch's secrets with its own code, so a test knows each secret that the
-//! daemon must have had, and can send correctly keyed messages that no honest gateway sends.
+//! daemon must have had, and can send authentic messages that no honest gateway sends.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io::ErrorKind;
@@ -56,7 +56,7 @@ pub struct TestSite {
     pub theirs: Option<Vec<u8>>,
     /// The latest data packets, at most 100.
     pub data: VecDeque<Vec<u8>>,
-    /// QKD keys by ID: what it answers `StockOffer`s with.
+    /// QKD keys by ID, with which it answers `StockOffer`s.
     pub qkd: BTreeMap<String, [u8; 32]>,
     revision: u64,
     next_index: u32,
@@ -74,8 +74,8 @@ pub struct Attempt {
 }
 
 impl TestSite {
-    /// A site with this identity that sends from `socket` to the gateway `remote` at `target`. `seed` starts
-    /// its random source.
+    /// Makes a site with this identity that sends from `socket` to the gateway `remote` at `target`. `seed`
+    /// starts its random source.
     #[must_use]
     pub fn new(
         socket: UdpSocket,
@@ -112,7 +112,8 @@ impl TestSite {
         Time::from_nanos(u64::try_from(self.began.elapsed().as_nanos()).unwrap() + 1)
     }
 
-    /// A `Hello` with this role and policy; all other fields are those of a gateway with one lane and no PSK.
+    /// Makes a `Hello` with this role and policy; all other fields are those of a gateway with one lane and
+    /// no PSK.
     #[must_use]
     pub fn make_hello(&mut self, role: Role, policy: QkdPolicy, sae: [&str; 2]) -> Hello {
         let mut instance = [0; 16];
@@ -266,7 +267,7 @@ impl TestSite {
         }
     }
 
-    /// The next message of this kind; others that came before it are dropped.
+    /// Returns the next message of this kind; other messages before it are dropped.
     ///
     /// # Panics
     /// When `limit` has passed.
@@ -284,7 +285,7 @@ impl TestSite {
         }
     }
 
-    /// The reason of the next `Reject`, if one comes within `limit`.
+    /// Returns the reason of the next `Reject`, if one arrives within `limit`.
     #[must_use]
     pub fn rejected(&mut self, limit: Duration) -> Option<RejectReason> {
         let end = Instant::now() + limit;
@@ -315,7 +316,7 @@ impl TestSite {
     /// Makes a `Propose` as an initiator with one lane, without sending it.
     ///
     /// # Panics
-    /// Before the gateway's `Hello` came.
+    /// If the gateway's `Hello` has not arrived yet.
     #[must_use]
     pub fn propose(&mut self, epoch: u64, qkd: Option<&str>, chain: Option<&Secrets>) -> Attempt {
         let theirs = self.theirs.as_ref().unwrap();
@@ -341,7 +342,7 @@ impl TestSite {
         Attempt { x25519, decapsulation_key, kem_to_responder, qkd, chain, message }
     }
 
-    /// The secrets that the gateway's `Accept` completes.
+    /// Returns the secrets that follow from the gateway's `Accept`.
     ///
     /// # Panics
     /// If its confirmation is wrong.

@@ -28,7 +28,7 @@ fn flood(lab: &Lab, kind: &str, rate: u64, seconds: u64, file: Option<&str>) -> 
     process
 }
 
-/// All kinds of floods, and the share of the rate that each has: long datagrams arrive in 41 fragments.
+/// All kinds of floods, and the share of the rate for each: long datagrams arrive in 41 fragments.
 const KINDS: [(&str, u64); 10] = [
     ("starts", 1),
     ("points", 1),
@@ -42,7 +42,7 @@ const KINDS: [(&str, u64); 10] = [
     ("joined", 1),
 ];
 
-/// Every counter of dropped packets at a gateway, of the interface and of the peer.
+/// Returns every counter of dropped packets at a gateway, of the interface and of the peer.
 fn dropped(status: &Value) -> BTreeMap<String, u64> {
     let of = |place: &str, drops: &Value| -> Vec<(String, u64)> {
         let drops = drops.as_object().unwrap().iter();
@@ -51,8 +51,8 @@ fn dropped(status: &Value) -> BTreeMap<String, u64> {
     of("", &status["drops"]).into_iter().chain(of("peer ", &status["peers"][0]["drops"])).collect()
 }
 
-/// Datagrams that site B's kernel dropped before the gateway could read them, because the queue of the socket
-/// or of the interface was full.
+/// Returns the number of datagrams that site B's kernel dropped before the gateway could read them, because
+/// the queue of the socket or of the interface was full.
 fn kernel_drops(lab: &Lab) -> u64 {
     let text = lab.gw(Site::B).run("cat /proc/net/snmp /proc/net/dev");
     let words = |line: &str| line.split_whitespace().map(str::to_owned).collect::<Vec<String>>();
@@ -65,12 +65,12 @@ fn kernel_drops(lab: &Lab) -> u64 {
     udp[1][column].parse::<u64>().unwrap() + dropped
 }
 
-/// The number of datagrams sent, the growth of the memory of site B's gateway in kB, and the time of a
-/// restart during the flood.
+/// Returns the number of datagrams sent, the growth of the memory of site B's gateway in kB, and the time of
+/// a restart during the flood.
 fn floods(rate: u64, seconds: u64) -> (u64, u64, Duration) {
     let lab = Lab::new();
     let _kmes = lab.start_kmes(&KmeOptions::default());
-    // All of the network is at the router, so that its answers go back there, too.
+    // The router has all addresses of the network, so that answers to them also return to it.
     lab.wan.run(&format!("ip route add local {NETWORK}.0/24 dev lo"));
     let mut gateways = lab.start_both(&GatewayOptions::default());
     for gateway in &gateways {
@@ -122,7 +122,7 @@ fn floods(rate: u64, seconds: u64) -> (u64, u64, Duration) {
             let sum = counted.values().sum::<u64>() + kernel;
             (new, counted, kernel, sum)
         };
-        // The last ones are still in queues.
+        // The last datagrams are still in queues.
         let end = Instant::now() + Duration::from_secs(5);
         let (new, counted, kernel, sum) = loop {
             let now = count();

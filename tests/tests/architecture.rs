@@ -1,5 +1,5 @@
-//! Which crates may import which. A new arrow is a change of the architecture: decide that first. `layout/`
-//! checks imports among the files of a crate.
+//! Which crates may import which. A new arrow changes the architecture, so decide on it before you add it.
+//! `layout/` checks imports among the files of a crate.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
@@ -45,11 +45,11 @@ const ARROWS: &[(&str, &[&str])] = &[
             "kms-client",
         ],
     ),
-    // Of `tests` it takes the lab.
+    // It uses the lab of `tests`.
     ("benches", &["qvpn-types", "qvpn-dataplane", "qvpn-secret", "tests"]),
 ];
 
-/// Imports against the arrows, each with its reason.
+/// Imports that contradict the arrows, each with its reason.
 const EXCEPTIONS: &[(&str, &str, &str)] = &[
     (
         "kme-sim",
@@ -64,8 +64,7 @@ const EXCEPTIONS: &[(&str, &str, &str)] = &[
     ),
 ];
 
-/// Crates that must come to their decisions without an async runtime or TLS, counted through all their
-/// dependencies.
+/// Crates whose decisions must not depend on an async runtime or TLS, including all their dependencies.
 const PURE: &[&str] = &["qvpn-types", "qvpn-secret", "qvpn-identity", "qvpn-proto", "qvpn-dataplane"];
 const IMPURE: &[&str] = &["tokio", "async-std", "smol", "rustls", "hyper", "rtnetlink"];
 
@@ -139,7 +138,7 @@ fn metadata() -> Metadata {
     MetadataCommand::new().other_options(["--locked".to_owned()]).exec().unwrap()
 }
 
-/// Direct imports among the workspace's crates, of every kind (normal, dev, build).
+/// Returns the direct imports among the workspace's crates, of every kind (normal, dev, build).
 fn workspace_imports(metadata: &Metadata) -> BTreeMap<String, BTreeSet<String>> {
     let packages = metadata.workspace_packages();
     let members: BTreeSet<&str> = packages.iter().map(|p| p.name.as_str()).collect();
@@ -166,7 +165,7 @@ fn violations(imports: &BTreeMap<String, BTreeSet<String>>) -> Vec<String> {
     found
 }
 
-/// Names of all crates on which `name` depends, directly or through others, without dev-dependencies.
+/// Returns the names of all crates on which `name` depends, directly or indirectly, without dev-dependencies.
 fn reached(metadata: &Metadata, name: &str) -> BTreeSet<String> {
     let resolve = metadata.resolve.as_ref().unwrap();
     let start = metadata.workspace_packages().into_iter().find(|p| p.name.as_str() == name).unwrap();

@@ -25,7 +25,7 @@ fn pages(dir: &Path, found: &mut Vec<PathBuf>) {
     }
 }
 
-/// A page without its blocks of code.
+/// Returns a page without its blocks of code.
 fn prose(text: &str) -> String {
     let mut code = false;
     let keep = |line: &&str| {
@@ -36,14 +36,14 @@ fn prose(text: &str) -> String {
     text.lines().filter(keep).collect::<Vec<_>>().join("\n")
 }
 
-/// Targets of `[text](target)` within the repository.
+/// Returns the targets of `[text](target)` within the repository.
 fn links(text: &str) -> Vec<String> {
     let inside = |rest: &str| rest.split(')').next().unwrap_or_default().to_owned();
     let all = text.split("](").skip(1).map(inside);
     all.filter(|link| !link.contains("://") && !link.starts_with("mailto:")).collect()
 }
 
-/// Spans of the form `path::name`, where the path has a directory and a file extension.
+/// Returns the spans of the form `path::name`, where the path has a directory and a file extension.
 fn names(text: &str) -> Vec<(String, String)> {
     let spans = text.split('`').skip(1).step_by(2);
     let pair = |span: &str| {
@@ -55,7 +55,7 @@ fn names(text: &str) -> Vec<(String, String)> {
     spans.filter_map(pair).collect()
 }
 
-/// A heading's anchor, as repository hosts make it.
+/// Returns a heading's anchor, as repository hosts make it.
 fn anchor(heading: &str) -> String {
     let plain = heading.trim_start_matches('#').trim().to_lowercase().replace(['`', '*'], "");
     let kept = plain.chars().filter(|c| c.is_alphanumeric() || [' ', '-', '_'].contains(c));

@@ -1,4 +1,4 @@
-//! Refused configs: at the start with exit code 3 and the place of each error, at a reload without any
+//! Refused configs: at the start with exit code 3 and the position of each error, at a reload without any
 //! effect.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
@@ -167,7 +167,7 @@ fn an_unconfirmed_reload_goes_back_by_itself_and_after_a_crash() {
         assert_eq!(ctl(&gateway, &["reload", "--confirm", "1m", "qvpn0"]).0, REFUSED);
         assert!(read(&file) == "this is no config" && !waiting.exists());
 
-        // Nobody confirms: the former config comes back.
+        // Nobody confirms, and the former config is restored.
         fs::write(&file, &added).unwrap();
         let (code, said) = ctl(&gateway, &["reload", "--confirm", "2s", "qvpn0"]);
         assert_eq!(code, 0, "{said}");
@@ -184,7 +184,7 @@ fn an_unconfirmed_reload_goes_back_by_itself_and_after_a_crash() {
         assert!(code == 1 && said.contains("the former one is in force again"), "too late: {said}");
         assert_eq!(read(&file), former);
 
-        // Somebody takes it back, and a later one is confirmed, once.
+        // The config is withdrawn; a later one is confirmed, once.
         fs::write(&file, &added).unwrap();
         assert_eq!(ctl(&gateway, &["reload", "--confirm", "1h", "qvpn0"]).0, 0);
         assert_eq!(ctl(&gateway, &["confirm", "--undo", "qvpn0"]).0, 0);
@@ -195,7 +195,7 @@ fn an_unconfirmed_reload_goes_back_by_itself_and_after_a_crash() {
         assert!(networks(&gateway) == before + 1 && read(&file) == added && !waiting.exists());
         assert_eq!(ctl(&gateway, &["confirm", "qvpn0"]).0, 1, "twice");
 
-        // A crash within the time: the next start has the former config.
+        // A crash within the time: the next start uses the former config.
         fs::write(&file, &former).unwrap();
         assert_eq!(ctl(&gateway, &["reload", "qvpn0"]).0, 0);
         fs::write(&file, &added).unwrap();

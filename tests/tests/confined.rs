@@ -11,7 +11,7 @@ use std::time::Duration;
 use tests::{Gateway, GatewayOptions, KmeOptions, Lab, binary, sandbox};
 
 const START: Duration = Duration::from_secs(20);
-/// `CAP_NET_ADMIN`, as /proc shows it.
+/// `CAP_NET_ADMIN` in the format of /proc.
 const NET_ADMIN: &str = "0000000000001000";
 
 fn field<'a>(status: &'a str, name: &str) -> &'a str {
@@ -19,7 +19,7 @@ fn field<'a>(status: &'a str, name: &str) -> &'a str {
     line.unwrap_or_else(|| panic!("no {name} in {status}")).trim()
 }
 
-/// Prefix of a command that gives it the daemon's rights.
+/// The prefix of a command that gives the command the daemon's rights.
 const AS_DAEMON: [&str; 4] = ["--bounding-set", "-all,+net_admin", "--inh-caps", "-all"];
 
 /// Reads a byte of a process's environment with the daemon's rights.
@@ -61,7 +61,7 @@ fn every_thread_is_confined() {
         let core = limits.lines().find(|line| line.starts_with("Max core file size")).unwrap();
         assert_eq!(core.split_whitespace().collect::<Vec<_>>()[4..6], ["0", "0"], "{core}");
 
-        // The daemon's user can read the memory of its other programs, and not of this one.
+        // The daemon's user can read the memory of its other programs, but not of this one.
         let words = [AS_DAEMON.as_slice(), &["sh", "-c", "echo begun; exec sleep 60"]].concat();
         let mut ordinary = lab.gw_a.spawn("setpriv", &words);
         ordinary.line("begun", START);
@@ -91,7 +91,7 @@ fn a_reload_reads_no_file_elsewhere() {
         if gateways[0].process.log().contains("has no Landlock") {
             return;
         }
-        // A new file next to the others may be read, since certificates are replaced there.
+        // A new file next to the others may be read, since certificates are replaced in that directory.
         let config = lab.gw_a.dir().join("qvpn0.toml");
         let text = fs::read_to_string(&config).unwrap();
         let key = lab.certificates().join("site-a.key");

@@ -29,7 +29,7 @@ fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
 }
 
-/// The texts of `#[error("…")]` in a source file.
+/// Returns the texts of `#[error("…")]` in a source file.
 fn messages(source: &str) -> Vec<String> {
     let mut found = Vec::new();
     for part in source.split("#[error(").skip(1) {
@@ -48,8 +48,8 @@ fn messages(source: &str) -> Vec<String> {
     found
 }
 
-/// The longest constant part of a message's cause; nothing if it only contains another error. The advice
-/// after the first semicolon may be worded differently on the page.
+/// Returns the longest constant part of a message's cause; nothing if it only contains another error. The
+/// advice after the first semicolon may be worded differently on the page.
 fn fixed(message: &str) -> Option<&str> {
     let cause = message.split("; ").next()?;
     let parts = cause.split('{').filter_map(|part| part.rsplit('}').next());
@@ -58,7 +58,7 @@ fn fixed(message: &str) -> Option<&str> {
     (longest.len() >= 8).then_some(longest)
 }
 
-/// The text without line breaks and markup.
+/// Returns the text without line breaks and markup.
 fn plain(text: &str) -> String {
     text.replace(['`', '\\'], "").split_whitespace().collect::<Vec<_>>().join(" ")
 }

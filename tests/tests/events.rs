@@ -1,6 +1,6 @@
-//! The events of a real gateway during a series of faults: each event that scripts may wait for comes, with
-//! its fixed name and its fields. The scenarios about roaming, lanes, paths, identities and copied machines
-//! await the events of these.
+//! The events of a real gateway during a series of faults: each event that scripts may wait for is emitted,
+//! with its fixed name and its fields. Scenarios about roaming, lanes, paths, identities and copied machines
+//! check the events of those.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
@@ -26,7 +26,7 @@ fn told(gateway: &Gateway<'_>, name: &str, limit: Duration) -> Value {
     })
 }
 
-/// An event's field contains this text.
+/// Checks that a field of the event contains this text.
 #[track_caller]
 fn has_words(event: &Value, field: &str, words: &str) {
     assert!(event[field].as_str().unwrap_or_default().contains(words), "{words} in {field}: {event:#}");

@@ -1,5 +1,5 @@
 //! Fail closed, shown by captures of everything that both gateways send into the WAN during LAN traffic:
-//! after any fault of a daemon, no inner packet is in clear, and no key seals beyond its age. `leak.rs` has
+//! after any fault of a daemon, no inner packet is in clear, and no key seals beyond its age. `leak.rs` tests
 //! kill and stop.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
@@ -38,8 +38,8 @@ impl<'a> Watch<'a> {
         Self(Site::BOTH.map(|site| Capture::start(&lab.wan, site.name(), site.wan(Outer::V4))))
     }
 
-    /// Ends it, and checks that nothing was in clear and that the capture has the tunnel's packets. Returns
-    /// the packets of each gateway's link.
+    /// Ends the captures, and checks that nothing was in clear and that the captures contain the tunnel's
+    /// packets. Returns the packets of each gateway's link.
     #[track_caller]
     fn prove_no_clear(self, lab: &Lab) -> [Packets; 2] {
         let seen = self.0.map(Capture::stop);
@@ -51,7 +51,7 @@ impl<'a> Watch<'a> {
         seen
     }
 
-    /// The same, and no key was used beyond its age at a rekey interval of a second.
+    /// Does the same, and checks that no key was used beyond its age at a rekey interval of a second.
     #[track_caller]
     fn prove(self, lab: &Lab) -> [Packets; 2] {
         let seen = self.prove_no_clear(lab);
@@ -64,7 +64,7 @@ impl<'a> Watch<'a> {
     }
 }
 
-/// Data packets that a site sent, by the capture of its own link.
+/// Returns the data packets that a site sent, by the capture of its own link.
 fn sent_by(packets: &Packets, site: Site) -> Vec<&Packet> {
     let own = site.wan(Outer::V4).parse().ok();
     packets.data().into_iter().filter(|packet| packet.source == own).collect()
@@ -97,7 +97,7 @@ fn a_stopped_process_sends_nothing_and_wakes_without_its_key() {
         gateways[0].wait_peer("traffic", START, |p| p["tx_packets"].as_u64() > Some(before + 300));
         gateways[0].process.signal(Signal::SIGSTOP);
         let stopped = unix_time();
-        // Until all its keys are too old.
+        // Wait until all its keys are too old.
         std::thread::sleep(Duration::from_secs_f64(MAX_AGE + 1.0));
         let going_on = unix_time();
         gateways[0].process.signal(Signal::SIGCONT);
@@ -108,7 +108,7 @@ fn a_stopped_process_sends_nothing_and_wakes_without_its_key() {
         let sent = sent_by(&at_a, Site::A);
         let meanwhile = sent.iter().filter(|p| p.at > stopped + 0.1 && p.at < going_on).count();
         assert_eq!(meanwhile, 0, "a stopped process sends nothing");
-        // Packets from its LAN are in the tunnel's queue, and its old key must not seal them.
+        // Packets from its LAN are queued in the tunnel's device, and its old key must not seal them.
         let old: Vec<u32> = sent.iter().filter(|p| p.at < stopped).filter_map(|p| p.index()).collect();
         let late = sent.iter().filter(|p| p.at >= going_on && p.index().is_some_and(|i| old.contains(&i)));
         assert_eq!(late.count(), 0, "an old key sealed after the stop");
@@ -149,7 +149,7 @@ fn a_hung_control_task_cannot_overuse_a_key() {
     });
 }
 
-/// A copy of the daemon's program that a test may replace.
+/// Returns a copy of the daemon's program that a test may replace.
 fn installed(lab: &Lab) -> PathBuf {
     let path = lab.gw_a.dir().join("qvpn-daemon");
     fs::copy(binary("qvpn-daemon"), &path).unwrap();
@@ -172,7 +172,7 @@ fn an_upgrade_leaks_nothing() {
         let stream = Stream { count: 6_000, rate: 500, ..Stream::default() }.start(&lab);
         wait_traffic(&lab, START);
         for crash in [false, true] {
-            // As a package manager does it: the new file replaces the old one while the old program runs.
+            // As a package manager does: the new file replaces the old one while the old program runs.
             let new = program.with_extension("new");
             fs::copy(binary("qvpn-daemon"), &new).unwrap();
             fs::rename(&new, &program).unwrap();
@@ -348,7 +348,7 @@ fn a_restart_with_the_clock_set_back_costs_a_round_trip() {
             kms: None,
             // It initiated in its former instance too, so the peer knows its timestamp.
             initiator: Some(Site::A),
-            // No rekey is due soon: the restart itself must be detected.
+            // No rekey is due soon, so the restart itself must be detected.
             rekey_interval: "60s".to_owned(),
             ..GatewayOptions::default()
         };
@@ -363,7 +363,7 @@ fn a_restart_with_the_clock_set_back_costs_a_round_trip() {
         let watch = Watch::start(&lab);
         let stream = Stream { count: 12_000, rate: 500, ..Stream::default() }.start(&lab);
         wait_traffic(&lab, START);
-        // Ahead first, which the peer does not keep; then behind, where the peer initiates instead.
+        // First ahead, which the peer does not keep; then behind, where the peer initiates instead.
         for years in [10, -10] {
             a.process.kill();
             clock.set_wall(years * 365 * 86_400);

@@ -1,5 +1,5 @@
-//! The resident guard: it keeps the block while daemons run, hang, are killed and come back, and a daemon
-//! keeps its own while there is no guard.
+//! The resident guard keeps the block while daemons run, hang, are killed and return; a daemon keeps its own
+//! block while there is no guard.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
@@ -11,7 +11,7 @@ use tests::{
 };
 
 const START: Duration = Duration::from_secs(20);
-/// Until a removed layer is back; far above what is measured, since the machine may be busy.
+/// The time limit for restoring a removed layer; far more than is measured, since the machine may be busy.
 const RESTORED_WITHIN: Duration = Duration::from_secs(2);
 
 fn start_guard(lab: &Lab) -> Process {
@@ -85,7 +85,7 @@ fn the_guard_keeps_the_block_without_the_daemon() {
         assert!(filter_is_there(&lab));
         a.process.signal(Signal::SIGCONT);
 
-        // Without the guard the daemon does the same, and gives it back.
+        // Without the guard, the daemon does the same, and hands over when the guard returns.
         guard.kill();
         a.process.line("the guard has ended", START);
         removed_and_restored(&lab, "guard killed");

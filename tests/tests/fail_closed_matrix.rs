@@ -1,5 +1,5 @@
 //! What other programs do to routes, rules, devices and filters, in each state of the daemon and the guard:
-//! inner packets that leave site A's gateway by the WAN meanwhile. The table is printed.
+//! the number of inner packets that leave site A's gateway by the WAN in the meantime, printed as a table.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
@@ -11,25 +11,25 @@ use tests::{Gateway, GatewayOptions, Lab, Process, Site, binary, sandbox, wait_u
 
 const START: Duration = Duration::from_secs(20);
 
-/// One thing that another program or an operator does, and how it is undone; lines of shell on gateway A.
+/// An action of another program or of an operator, and how to undo it; lines of shell on gateway A.
 struct Row {
     what: &'static str,
     act: &'static str,
     undo: &'static str,
     needs: Needs,
-    /// What takes its place with the layers off, where a stand-in has the routes of the tunnel.
+    /// The commands instead of it when the layers are off and a stand-in has the routes of the tunnel.
     off: &'static str,
 }
 
-/// What a row can't do without.
+/// What a row requires.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Needs {
     Nothing,
     /// The tunnel's device.
     Device,
-    /// A protected LAN: it lies in a default route only.
+    /// A protected LAN, which exists only inside a default route.
     Lan,
-    /// A config that changes: through the daemon where one answers, else through the file and the guard.
+    /// A change of the config: through the daemon if it answers, otherwise through the file and the guard.
     Config,
     /// systemd as process 1.
     Systemd,
@@ -57,7 +57,7 @@ const fn device_row(what: &'static str, act: &'static str, undo: &'static str) -
 struct Kind {
     name: &'static str,
     allowed: [&'static str; 2],
-    /// What is left of them in the row that makes them smaller: not where the packets go.
+    /// The prefixes that remain in the row that shrinks them: not those to which packets are sent.
     smaller: &'static str,
     interface: &'static str,
 }
@@ -186,7 +186,7 @@ const ROWS: &[Row] = &[
         "ip link set other down; ip link set other name qvpn0; ip link set qvpn0 up",
     ),
     device_row("device moved", "ip link set qvpn0 netns away", "ip -n away link set qvpn0 netns $$"),
-    // The last one: the daemon ends by it.
+    // The last row, since it ends the daemon.
     device_row("device deleted", "ip link del qvpn0", "true"),
 ];
 
@@ -195,7 +195,7 @@ const STAND_IN: &str = "ip link add qvpn0 type veth peer name qvpn0-end; ip link
                         ip route add 10.20.0.0/16 dev qvpn0; ip -6 route add fd20::/64 dev qvpn0";
 const STAND_IN_WITHDRAWS: &str = "ip route del 10.20.0.0/16 dev qvpn0; ip -6 route del fd20::/64 dev qvpn0";
 
-/// What the daemon and the guard do meanwhile.
+/// The state of the daemon and of the guard during the rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
     Running,
@@ -214,13 +214,13 @@ impl State {
         !matches!(self, Self::Restarting | Self::Stopped | Self::Killed)
     }
 
-    /// Why a row can't be done in this state, with this kind of prefix.
+    /// Returns why a row can't be run in this state with this kind of prefix.
     fn not_applicable(self, row: &Row, kind: &Kind) -> bool {
         match row.needs {
             Needs::Nothing => false,
             Needs::Device => !self.has_device(),
             Needs::Lan => kind.interface.is_empty(),
-            // `qvpn-ctl` would wait for its answer.
+            // `qvpn-ctl` would wait for the daemon's answer.
             Needs::Config => self == Self::Hung,
             Needs::Systemd => true,
         }
@@ -232,7 +232,7 @@ const NOT_APPLICABLE: &str = "n/a: rows about the device, while there is none; a
                               daemon, which takes no change; networkd, which scripts/guest/run.sh restarts \
                               in the emulated guest";
 
-/// The commands of a row as the shell runs them.
+/// Returns the commands of a row for the shell.
 fn shell(line: &str, kind: &Kind, lab: &Lab, guard: u32) -> String {
     let (ctl, dir) = (binary("qvpn-ctl"), lab.gw_a.dir().display().to_string());
     let ctl = format!("{} --config-dir {dir}", ctl.display());
@@ -255,7 +255,7 @@ fn start_guard(lab: &Lab) -> Process {
     guard
 }
 
-/// Counts, on the WAN's router, what comes from gateway A to networks of the sites in clear.
+/// Counts, on the WAN's router, packets in clear from gateway A to networks of the sites.
 fn count_clear(lab: &Lab) {
     lab.wan.nft(
         "table inet witness {\nchain seen {\ntype filter hook prerouting priority -400;\n\
@@ -264,7 +264,7 @@ fn count_clear(lab: &Lab) {
     );
 }
 
-/// Packets in clear while hosts and the gateway send to both families for a moment.
+/// Returns the number of packets in clear while hosts and the gateway send to both families for a moment.
 fn clear_packets(lab: &Lab, needs: Needs) -> u64 {
     let addresses = match needs {
         Needs::Lan => ["10.10.0.2", "fd10::2", "10.20.0.2", "fd20::2"].as_slice(),
@@ -284,7 +284,7 @@ fn clear_packets_to(lab: &Lab, own: &[&str]) -> u64 {
     lab.wan.dropped() - before
 }
 
-/// Runs all rows in one state; the cells of the table.
+/// Runs all rows in one state; returns the cells of the table.
 fn column(lab: &Lab, kind: &Kind, state: State, guard: u32) -> Vec<String> {
     let run = |line: &str| drop(lab.gw_a.try_run(&shell(line, kind, lab, guard)));
     ROWS.iter()
@@ -329,7 +329,7 @@ fn matrix(lab: &Lab, kind: &Kind) -> Vec<(State, Vec<String>)> {
                 a.process.signal(Signal::SIGCONT);
                 cells
             }
-            // Each row meets a daemon that ends or starts.
+            // Each row runs while the daemon ends or starts.
             State::Restarting => {
                 a.process.kill();
                 let cells = std::thread::scope(|scope| {
@@ -358,7 +358,7 @@ fn matrix(lab: &Lab, kind: &Kind) -> Vec<(State, Vec<String>)> {
                 column(lab, kind, state, pid)
             }
         };
-        // The last row has deleted its device.
+        // The last row has deleted the daemon's device.
         if state.has_device() {
             wait_until("the daemon ends with its device", START, || (!a.process.is_running()).then_some(()));
         }

@@ -1,4 +1,4 @@
-//! The block as an operator meets it: `table = "off"`, a device that is changed, peers that are disabled,
+//! The block from an operator's point of view: `table = "off"`, a changed device, peers that are disabled,
 //! renamed and removed, prefixes that are released, and configs that can't work on this machine.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
@@ -45,7 +45,7 @@ fn ctl(lab: &Lab, words: &[&str]) -> (i32, String, String) {
     (status.code().unwrap(), text(stdout), text(stderr))
 }
 
-/// Counts, on the WAN's router, what comes from gateway A to site B's networks in clear.
+/// Counts, on the WAN's router, packets in clear from gateway A to site B's networks.
 fn count_clear(lab: &Lab) {
     lab.wan.nft(
         "table inet witness {\nchain seen {\ntype filter hook prerouting priority -400;\n\
@@ -53,7 +53,8 @@ fn count_clear(lab: &Lab) {
     );
 }
 
-/// Packets in clear while the LAN host sends a few to each of these addresses of site B.
+/// Returns the number of packets in clear while the LAN host sends a few to each of these addresses of site
+/// B.
 fn clear_to(lab: &Lab, addresses: &[&str]) -> u64 {
     let before = lab.wan.dropped();
     for address in addresses {
@@ -162,7 +163,7 @@ fn a_device_that_is_changed_is_restored_and_what_is_lost_is_said() {
         wait_for_traffic(&lab);
         assert_eq!(device(&a), ("up".to_owned(), "qvpn0".to_owned()));
 
-        // Another device takes the name while the daemon can't take it back.
+        // Another device takes the name, so the daemon can't restore it.
         lab.gw_a.run("ip link add taker type veth peer name taken");
         a.process.signal(Signal::SIGSTOP);
         lab.gw_a.run("ip link set qvpn0 name other; ip link set taker name qvpn0");
@@ -280,7 +281,7 @@ fn a_peer_is_disabled_and_renamed_and_its_prefixes_are_released_on_request_only(
         done(&["unblock", "qvpn0", "10.20.0.0/16"]);
         assert!(clear_to(&lab, &[BOTH[0]]) > 0);
         assert_eq!(clear_to(&lab, &[BOTH[1]]), 0);
-        // Without both, the kernel.
+        // If neither runs, the kernel's block is removed directly.
         guard.kill();
         assert_eq!(clear_to(&lab, &[BOTH[1]]), 0);
         done(&["unblock", "qvpn0", "fd20::/64"]);
@@ -299,7 +300,7 @@ fn what_cannot_work_on_this_machine_is_refused_or_said() {
             let (code, out, err) = ctl(&lab, &["check", &path]);
             (code, format!("{out}{err}"))
         };
-        // The LAN lies inside of what is protected; the WAN, where the default route leads, needs no line.
+        // The LAN lies inside a protected prefix; the WAN, where the default route leads, needs no line.
         let wide = GatewayOptions { allowed_ips: vec!["0.0.0.0/0".to_owned()], ..without_qkd("") };
         let (code, said) = check("", &wide);
         assert_eq!(code, 3, "{said}");
@@ -345,7 +346,7 @@ fn connected_networks_are_remembered_and_grow_on_request_only() {
     sandbox::run("connected_networks_are_remembered_and_grow_on_request_only", || {
         let lab = Lab::new();
         lab.gw_a.run("mount -t tmpfs tmpfs /var/lib && mkdir /var/lib/qvpn");
-        // A network that DHCP chose.
+        // A network that was chosen by DHCP.
         lab.gw_a.run(
             "ip link add dhcp type veth peer name dhcp-end; ip link set dhcp up; ip link set dhcp-end up; \
              ip addr add 10.61.0.1/24 dev dhcp; ip route add 10.62.0.0/24 via 10.61.0.9 dev dhcp proto dhcp",
@@ -369,7 +370,7 @@ fn connected_networks_are_remembered_and_grow_on_request_only() {
         assert_eq!(code, 0, "{out}{err}");
         wait_until("the network is let out", START, || lab.gw_a.pings("10.60.0.2").then_some(()));
 
-        // Without the guard, and after a restart of all.
+        // Without the guard, and after a restart of everything.
         guard.kill();
         a.process.line("the guard has ended", START);
         assert!(lab.gw_a.pings("10.60.0.2") && lab.gw_a.pings("10.10.0.2"));
@@ -390,7 +391,7 @@ fn a_flushed_ruleset_and_a_useless_local_open_nothing() {
     sandbox::run("a_flushed_ruleset_and_a_useless_local_open_nothing", || {
         let lab = Lab::new();
         count_clear(&lab);
-        // A network outside of what is protected, and devices that are not there or are down.
+        // A network outside of all protected prefixes, and devices that don't exist or are down.
         let local = "local = [{ prefix = \"192.0.2.0/24\", device = \"lan\" }, \
                      { prefix = \"10.20.7.0/24\", device = \"gone\" }, { prefix = \"10.20.8.0/24\", device \
                      = \"idle\" }]";
@@ -456,7 +457,7 @@ fn a_second_tunnel_with_a_prefix_of_a_running_one_does_not_start_and_names_both_
             let prefixes = ["10.20.0.0/16", "10.99.0.0/16"].map(str::to_owned).to_vec();
             let second = GatewayOptions { number: 1, allowed_ips: prefixes, ..without_qkd("") };
             let second = lab.configure(Site::A, &second);
-            // The guard blocks it for neither of them.
+            // The guard blocks the prefix for neither tunnel.
             guard.signal(Signal::SIGHUP);
             wait_until("the second config is read", START, || {
                 lab.gw_a.run("ip route show table 29046").contains("unreachable 10.99.0.0/16").then_some(())

@@ -43,7 +43,7 @@ fn configure(pairs: &[Loopback; 2], dir: &Path, keys: &[String; 2], site: usize)
     file
 }
 
-/// Keys of a pair that site B has fetched.
+/// Returns the keys of a pair that site B has fetched.
 fn fetched(pair: &Loopback) -> usize {
     pair.sim.log().lines().filter(|line| line.contains("key delivered") && line.contains("slave")).count()
 }
@@ -105,7 +105,7 @@ fn each_of_four_kmes_may_die() {
         for site in [1, 0] {
             pairs[0].misbehave(&kme(0, site), "all", "refuse_tcp");
             goes_by(1, &format!("by the second pair, without {}", kme(0, site)));
-            // The second pair's may die too, once the first is back.
+            // The second pair may fail too, once the first works again.
             pairs[0].misbehave(&kme(0, site), "all", "none");
             pairs[1].misbehave(&kme(1, site), "all", "refuse_tcp");
             goes_by(0, &format!("by the first pair again, without {}", kme(1, site)));

@@ -36,7 +36,7 @@ impl Bgp {
         Self { text, v4: String::new(), v6: String::new() }
     }
 
-    /// A neighbor by its address in the tunnel, or by the device alone where it is the only one there. With
+    /// Adds a neighbor by its address in the tunnel, or by the device if it is the only neighbor there. With
     /// an IPv6 session, IPv4 prefixes get IPv6 next hops (RFC 8950).
     fn neighbor(mut self, address: &str, number: u32) -> Self {
         let how = if address == "qvpn0" { "interface " } else { "" };
@@ -53,7 +53,7 @@ impl Bgp {
         self
     }
 
-    /// Prefers the paths of a neighbor.
+    /// Prefers the paths of the neighbor with this address.
     fn prefer(mut self, address: &str) -> Self {
         for family in [&mut self.v4, &mut self.v6] {
             writeln!(family, "  neighbor {address} weight 200").unwrap();
@@ -96,7 +96,7 @@ fn wait_pings(from: &Node, to: &str) {
     wait_until(&format!("{} reaches {to}", from.name()), START, || from.pings(to).then_some(()));
 }
 
-/// Inner packets of one host to others, in clear.
+/// Checks that no inner packet from `from` to one of the others is in clear.
 fn assert_nothing_clear(seen: &Packets, from: &str, to: &[&str]) {
     let octets = |text: &str| match text.parse().unwrap() {
         IpAddr::V4(ip) => ip.octets().to_vec(),
@@ -142,7 +142,7 @@ fn bgp_by_global_and_by_link_local_next_hops() {
             (up == 2).then_some(())
         });
 
-        // The site withdraws: no route, and nothing in clear by the default route.
+        // The site withdraws its prefix: there is no route, and nothing leaves in clear by the default route.
         let capture = Capture::start(&lab.wan, "hub", "198.51.100.1");
         first.kill("bgpd");
         let host = &lab.sites[0].host()[0];
@@ -155,7 +155,7 @@ fn bgp_by_global_and_by_link_local_next_hops() {
     });
 }
 
-/// Both gateways of a site with the prefix 10.21.0.0/24, which is behind the host of the first.
+/// Makes the second gateway serve the prefix 10.21.0.0/24, which is behind the host of the first.
 fn join_second_gateway(lab: &HubLab) {
     let [first, second] = [&lab.sites[0], &lab.sites[1]];
     first.lan.join("lan2", &second.gw, "lan2");
@@ -201,7 +201,7 @@ fn a_site_with_two_gateways_is_reached_by_the_other_within_a_second() {
         });
         wait_until("the host is reached", START, || {
             let output = lab.hub_lan.try_run("ping -n -c 1 -W 1 10.21.0.1");
-            // Only the first gateway leads back.
+            // Wait until only the first gateway has a route back.
             output.status.success().then_some(())
         });
 
@@ -218,7 +218,7 @@ fn a_site_with_two_gateways_is_reached_by_the_other_within_a_second() {
         wait_until("the second gateway is the next hop", START, || {
             (next_hop() == ["10.77.0.3"]).then_some(())
         });
-        // It comes back, and with it the preferred path.
+        // The gateway returns, and with it the preferred path.
         sites[0] = lab.start(&lab.sites[0].gw);
         wait_until("the first gateway is the next hop again", START, || {
             (next_hop() == ["10.77.0.2"]).then_some(())
@@ -233,7 +233,7 @@ fn a_site_with_two_gateways_is_reached_by_the_other_within_a_second() {
     });
 }
 
-/// `ospfd` on the tunnel's device and, passive, on the LAN.
+/// Returns a config of `ospfd` for the tunnel's device and, passive, the LAN.
 fn ospf(router: &str) -> String {
     format!(
         "interface qvpn0\n ip ospf area 0\n ip ospf network point-to-multipoint\n ip ospf hello-interval 1\n \
@@ -376,7 +376,7 @@ fn bgp_and_bfd_again<'a>(node: &'a Node, bgp: &Bgp, former: Frr<'a>) -> Frr<'a> 
     bgp_and_bfd(node, bgp)
 }
 
-/// The block of the page after this comment.
+/// Returns the code block that follows this comment in the page.
 fn block(page: &str, comment: &str) -> String {
     let rest = page.split(&format!("<!-- {comment} -->")).nth(1).unwrap_or_else(|| panic!("{comment}"));
     let block = rest.split("```").nth(1).unwrap();
@@ -420,7 +420,7 @@ fn the_configs_and_commands_of_the_page_work() {
         let mut printed = String::new();
         for command in commands {
             let command = command.replace("qvpn-ctl", &format!("qvpn-ctl --config-dir {dir}"));
-            // `doctor` also finds what is wrong with the lab.
+            // `doctor` also reports faults of the lab itself.
             let output = lab.hub.try_run(&format!("PATH={path}:$PATH; {command}"));
             printed += &String::from_utf8_lossy(&output.stdout);
         }

@@ -27,7 +27,7 @@ fn third() -> SecretIdentity {
     SecretIdentity::generate(&mut ChaCha20Rng::seed_from_u64(77))
 }
 
-/// Both sites up, and at site B a third peer without QKD, which the WAN router plays.
+/// Starts both sites; site B has a third peer without QKD, which the WAN router plays.
 fn with_third(lab: &Lab) -> [Gateway<'_>; 2] {
     let options = GatewayOptions::default();
     for site in Site::BOTH {
@@ -61,7 +61,7 @@ fn hello(site: &mut TestSite) -> Hello {
     site.make_hello(Role::Initiator, QkdPolicy::Off, ["", ""])
 }
 
-/// An honest exchange from end to end.
+/// Runs a whole honest exchange.
 #[track_caller]
 fn epoch(site: &mut TestSite, number: u64, chain: Option<&Secrets>) -> Secrets {
     let attempt = site.propose(number, None, chain);
@@ -79,7 +79,7 @@ fn peer_c(gateway: &Gateway<'_>) -> serde_json::Value {
     peers.into_iter().find(|peer| peer["name"] == "site-c").unwrap()
 }
 
-/// Each hostile `Propose` is refused for its reason, and none becomes an epoch.
+/// Sends hostile `Propose`s: each is refused for its reason, and none becomes an epoch.
 fn hostile_proposals(site: &mut TestSite, number: &mut u64) {
     let order_eight = "e0eb7a7c3b41b8ae1656e3faf19fc46ada098deb9c32b1fd866205165f49b800";
     let order_eight: [u8; 32] =
@@ -117,7 +117,7 @@ fn hostile_proposals(site: &mut TestSite, number: &mut u64) {
     assert_eq!(site.rejected(ANSWER_TIMEOUT), Some(RejectReason::Malformed), "half a Propose");
 }
 
-/// A ciphertext of zeros is like any other, and its sender can't confirm.
+/// Sends a ciphertext of zeros: it is accepted like any other, but its sender can't confirm.
 fn zero_ciphertext(site: &mut TestSite, number: &mut u64) {
     *number += 1;
     let mut attempt = site.propose(*number, None, None);
@@ -132,7 +132,7 @@ fn zero_ciphertext(site: &mut TestSite, number: &mut u64) {
     }
 }
 
-/// Meaningless messages in a valid session, and packets that are no fragments.
+/// Sends meaningless messages in a valid session, and packets that are not fragments.
 fn rubbish(site: &mut TestSite, rng: &mut ChaCha20Rng, count: u32) {
     for n in 0..count {
         let mut body = vec![0; usize::try_from(rng.next_u64() % 1146).unwrap()];
@@ -144,7 +144,7 @@ fn rubbish(site: &mut TestSite, rng: &mut ChaCha20Rng, count: u32) {
             whole[at] ^= 1 << (n % 8);
             whole
         } else {
-            // A Hello may change the exchange's parameters, so it is not sent.
+            // A `Hello` may change the exchange's parameters, so it is not sent.
             let kind = if kind == MessageType::Hello { MessageType::Accept } else { kind };
             fragment::packets(rng.next_u64().to_be_bytes(), kind, &body).remove(0)
         };
@@ -190,13 +190,13 @@ fn hostile(rounds: u32) {
     assert!(after < before + 5_000, "memory: {before} kB before, {after} kB after");
     let failures = peer_c(&gateways[1])["rekey_failures"].clone();
     assert!(failures["confirmation"].as_u64() >= Some(u64::from(rounds)), "counted: {failures}");
-    // Each round: eleven refused proposals, four wrong confirmations, and meaningless messages.
+    // Each round has eleven refused proposals, four wrong confirmations, and meaningless messages.
     let drops = peer_c(&gateways[1])["drops"].clone();
     for (name, each) in [("refused", 15), ("malformed", 50)] {
         assert!(drops[name].as_u64() >= Some(each * u64::from(rounds)), "{name} is counted: {drops}");
     }
 
-    // It can be honest again: no state of the attacks is left.
+    // An honest exchange works again: no state of the attacks is left.
     let mut again = hello(&mut site);
     again.instance = first.instance;
     again.counter = 2;
@@ -219,8 +219,8 @@ fn a_hostile_site_harms_no_other_for_long_alone() {
     sandbox::run("a_hostile_site_harms_no_other_for_long_alone", || hostile(20));
 }
 
-/// Bodies of messages of a type, as a hostile peer sends them one after the other. Proposals are right but
-/// for their confirmation, so each costs key agreements unless it is limited.
+/// Bodies of messages of a type, as a hostile peer sends them in sequence. Proposals are right except for
+/// their confirmation, so each costs key agreements unless it is limited.
 fn bodies(site: &mut TestSite, kind: MessageType, number: &mut u64) -> Vec<Vec<u8>> {
     let random = |site: &mut TestSite, length: usize| {
         let mut body = vec![0; length];
@@ -314,7 +314,7 @@ fn a_peer_that_floods_its_session_costs_no_other_a_packet_or_a_rekey_alone() {
         let after = gateways[1].process.memory();
         assert!(after < before + 10_000, "memory: {before} kB before, {after} kB after");
         assert_eq!(gateways[1].peer()["state"], "up");
-        // It can be honest again.
+        // An honest exchange works again.
         site.rest(Duration::from_secs(3));
         let honest = hello(&mut site);
         site.say_hello(&honest);

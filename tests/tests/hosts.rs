@@ -1,5 +1,5 @@
-//! A gateway's host changes: its routes and addresses change while the daemon runs, it has many tunnels, and
-//! a tunnel may run inside another.
+//! Changes of a gateway's host: routes and addresses change while the daemon runs, the host has many tunnels,
+//! and a tunnel runs inside another.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
@@ -110,7 +110,7 @@ fn changes_of_the_hosts_network_are_survived() {
     });
 }
 
-/// LAN hosts get one more address for each tunnel, and each tunnel leads to one of them.
+/// Gives LAN hosts one more address for each tunnel; each tunnel leads to one of them.
 fn numbered(number: u8, site: Site) -> GatewayOptions {
     let other = if site == Site::A { 20 } else { 10 };
     GatewayOptions {
@@ -151,7 +151,7 @@ fn ten_tunnels_on_one_host() {
             let after = gateways[2 * number].peer()["rx_packets"].as_u64().unwrap();
             assert!(after >= before + 3, "by its own tunnel, number {number}");
         }
-        // One ends, and the others continue.
+        // One tunnel ends, and the others continue.
         gateways[0].process.kill();
         assert!(!lab.lan_a.pings("10.20.0.2"));
         lab.lan_a.run("ping -n -c 3 -i 0.1 -W 2 -I 10.10.9.2 10.20.9.2");
@@ -171,11 +171,11 @@ fn a_tunnel_within_a_tunnel() {
             let (own, other) = if site == Site::A { (10, 20) } else { (20, 10) };
             let host = if site == Site::A { 2 } else { 1 };
             lab.lan(site).run(&format!("ip addr add 10.{own}.1.2/32 dev lan"));
-            // The outer one carries the LANs and the inner tunnel's endpoint.
+            // The outer tunnel carries the LANs and the inner tunnel's endpoint.
             let mut allowed_ips = site.other().networks().map(str::to_owned).to_vec();
             allowed_ips.push(format!("10.77.0.{host}/32"));
             let _ = lab.configure(site, &GatewayOptions { allowed_ips, ..GatewayOptions::default() });
-            // The inner one has a part of the LANs, and its endpoint is inside the outer one.
+            // The inner tunnel has a part of the LANs, and its endpoint is inside the outer one.
             let inner = GatewayOptions {
                 number: 1,
                 allowed_ips: vec![format!("10.{other}.1.0/24")],

@@ -18,14 +18,14 @@ use rand_chacha::rand_core::SeedableRng;
 use tests::{Capture, GatewayOptions, KmeOptions, Lab, Outer, Site, sandbox};
 
 const START: Duration = Duration::from_secs(20);
-/// Fragments split an ML-KEM key, so the search is for pieces of it.
+/// Fragments split an ML-KEM key, so the test searches for pieces of it.
 const PIECE_BYTES: usize = 32;
 
 fn secret(lab: &Lab, site: Site) -> SecretIdentity {
     SecretIdentity::from_text(&fs::read_to_string(lab.identity(site).file).unwrap()).unwrap()
 }
 
-/// Everything that identifies a site, with its name.
+/// Returns everything that identifies a site, with a name for each.
 fn telling(lab: &Lab, site: Site) -> Vec<(String, Vec<u8>)> {
     let identity = secret(lab, site);
     let public: PublicIdentity = lab.identity(site).public.parse().unwrap();
@@ -78,7 +78,7 @@ fn a_passive_observer_sees_no_identity() {
             packets.iter().filter(|p| p.udp.is_some() && p.payload.first() == Some(&1)).collect();
         assert!(!starts.is_empty(), "the first handshake was seen");
         assert!(packets.len() > 50, "and the exchanges: {}", packets.len());
-        // An identity may cross datagrams.
+        // An identity may be split between datagrams.
         let each: Vec<u8> = packets.iter().flat_map(|packet| packet.bytes.iter().copied()).collect();
         let joined: Vec<u8> = packets.iter().flat_map(|packet| packet.payload.iter().copied()).collect();
         for text in [&each, &joined] {
@@ -88,7 +88,7 @@ fn a_passive_observer_sees_no_identity() {
         let clear: Vec<u8> = telling.iter().flat_map(|(_, bytes)| [b"..", &bytes[..]].concat()).collect();
         assert_eq!(found(&telling, &clear).len(), telling.len());
 
-        // The limit: with a site's public key one can see that a handshake is for it.
+        // The limit: with a site's public key, an observer can see that a handshake is for it.
         let meant_for = |site: Site| {
             let limiter =
                 Demux::new(Arc::new(secret(&lab, site)), 1, &mut ChaCha20Rng::seed_from_u64(1)).limiter();

@@ -13,10 +13,11 @@ use tests::{Capture, Gateway, HubLab, HubOptions, HubSite, Stream, sandbox, wait
 
 /// Time for the first epochs, in a debug build on a busy machine.
 const START: Duration = Duration::from_secs(30);
-/// Time for a change of routes to be followed; far above what is measured.
+/// The time limit for following a change of routes; far more than is measured.
 const FOLLOWED: Duration = Duration::from_secs(10);
 
-/// Routes that an admin would make: each site by its own tunnel address, and at the sites all by the hub.
+/// Adds the routes that an admin would make: to each site by its own tunnel address, and at the sites all by
+/// the hub.
 fn static_routes(lab: &HubLab) {
     for site in &lab.sites {
         let ([v4, v6], number) = (site.tunnel(), site.number);
@@ -38,7 +39,7 @@ fn wait_pings(from: &tests::Node, to: &str) {
     wait_until(&format!("{} reaches {to}", from.name()), FOLLOWED, || from.pings(to).then_some(()));
 }
 
-/// Both of the first two sites have 10.21.0.0/24, but each has a host of its own in it.
+/// Gives the first two sites 10.21.0.0/24, each with a host of its own in it.
 fn shared_prefix(site: &HubSite) -> String {
     let host = format!("10.21.0.{}", site.number);
     site.lan.run(&format!("ip addr add {host}/32 dev lo"));
@@ -60,7 +61,7 @@ fn the_kernels_routes_choose_the_peer_at_a_hub() {
     sandbox::run("the_kernels_routes_choose_the_peer_at_a_hub", || {
         let lab = HubLab::new(3);
         lab.configure(&HubOptions::default());
-        // The shared prefix is this site's own, where it has it.
+        // At a site that has the shared prefix, it is local.
         for site in &lab.sites[..2] {
             let file = site.gw.dir().join("qvpn0.toml");
             let text = std::fs::read_to_string(&file).unwrap();
@@ -74,7 +75,7 @@ fn the_kernels_routes_choose_the_peer_at_a_hub() {
         wait_up(&hub);
         let capture = Capture::start(&lab.wan, "hub", "198.51.100.1");
 
-        // Every site in both families, and site to site by the hub.
+        // Ping every site in both families, and one site from another by the hub.
         for site in &lab.sites {
             for host in site.host() {
                 wait_pings(&lab.hub_lan, &host);
@@ -90,7 +91,7 @@ fn the_kernels_routes_choose_the_peer_at_a_hub() {
             assert!(!lab.hub_lan.pings(&hosts[1 - n]), "the other site has {}", hosts[1 - n]);
         }
 
-        // Flows spread over two peers; each packet of a flow goes the same way.
+        // Flows spread over two peers; all packets of a flow go the same way.
         let [first, second] = [lab.sites[0].tunnel(), lab.sites[1].tunnel()].map(|[v4, _]| v4);
         lab.hub.run(&format!("ip route replace 10.21.0.0/24 nexthop via {first} nexthop via {second}"));
         wait_until("the mirror has both", FOLLOWED, || {
@@ -108,7 +109,7 @@ fn the_kernels_routes_choose_the_peer_at_a_hub() {
         println!("200 flows over two peers: {shares:?}");
         assert!(shares[0] >= 50 && shares[1] >= 50, "{shares:?}");
 
-        // A next hop that is no peer's is reported, and packets are answered.
+        // A next hop that belongs to no peer is reported, and packets are answered.
         lab.hub.run("ip route replace 10.21.0.0/24 via 10.77.0.99 onlink dev qvpn0");
         let reported = wait_until("the route without a peer is reported", FOLLOWED, || {
             let routing = routing(&hub);
@@ -128,7 +129,8 @@ fn the_kernels_routes_choose_the_peer_at_a_hub() {
         assert!(show.contains("without peer: 10.21.0.0/24 via 10.77.0.99"), "{show}");
         assert!(show.contains("routes: 10.20.1.0/24, fd20:1::/64"), "{show}");
 
-        // No route at all: answered too, in both families, and nothing leaves by the default route.
+        // Without a route, packets are answered too, in both families, and nothing leaves by the default
+        // route.
         lab.hub.run("ip route del 10.21.0.0/24; ip -6 route del fd20:3::/64");
         wait_until("no IPv4 route", FOLLOWED, || {
             ping(&hosts[0], "").contains("Destination Net Unreachable").then_some(())
@@ -160,7 +162,7 @@ fn what_a_peer_may_not_get_or_the_path_cannot_take_is_answered() {
             allowed: "[\"10.20.0.0/16\", \"fd20::/16\"]".to_owned(),
             ..HubOptions::default()
         });
-        // The second site alone may get this one.
+        // Only the second site may receive this prefix.
         let file = lab.hub.dir().join("qvpn0.toml");
         let text = std::fs::read_to_string(&file).unwrap();
         let at = text.rfind("allowed_ips = [").unwrap() + "allowed_ips = [".len();
@@ -178,7 +180,7 @@ fn what_a_peer_may_not_get_or_the_path_cannot_take_is_answered() {
         });
         assert!(hub.show()["peers"][0]["drops"]["not_allowed_ip"].as_u64().unwrap() > 0);
 
-        // The path to the second site is narrower, which is measured.
+        // The path to the second site is narrower, which the gateway measures.
         lab.wan.run(
             "ip route replace 198.51.102.0/24 dev gw-2 proto kernel scope link src 198.51.102.2 mtu 1400",
         );
@@ -195,7 +197,7 @@ fn what_a_peer_may_not_get_or_the_path_cannot_take_is_answered() {
             assert!(told || text.contains("Packet too big"), "{text}");
             lab.hub_lan.run(&format!("ping -n -M do -c 1 -W 5 -s {} {host}", size - 1));
         }
-        // The kernel knows it from now on, and TCP and others keep to it.
+        // From now on the kernel knows the path MTU, and TCP and other protocols respect it.
         assert!(lab.hub_lan.run(&format!("ip route get {v4}")).contains(&format!("mtu {mtu}")));
         assert!(hub.show()["peers"][1]["drops"]["too_big"].as_u64().unwrap() > 0);
         assert!(hub.show()["peers"][0]["drops"]["too_big"].as_u64().unwrap() == 0);
@@ -228,7 +230,7 @@ fn fifty_thousand_routes_that_flap_harm_nothing() {
         routes("10.77.0.3", "add");
         for gateway in ["10.77.0.4", "10.77.0.99", "10.77.0.3"] {
             routes(gateway, "replace");
-            // A control request is answered meanwhile.
+            // A control request is answered in the meantime.
             let _ = hub.show();
         }
         wait_until("all routes are followed", START, || {
@@ -249,7 +251,7 @@ fn fifty_thousand_routes_that_flap_harm_nothing() {
     });
 }
 
-/// Prints what it gets on a multicast group of the tunnel's link, and from whom.
+/// A program that prints what it receives on a multicast group of the tunnel's link, and the sender.
 const LISTEN: &str = r#"
 import socket, struct, sys
 group = sys.argv[1]

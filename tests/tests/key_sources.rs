@@ -47,7 +47,7 @@ fn a_tunnel_over_skip() {
     });
 }
 
-/// The same 200 keys at both sites.
+/// Writes the same 200 keys at both sites.
 fn write_files(lab: &Lab) -> [PathBuf; 2] {
     let line = |n: u8| format!("key-{n} {}\n", data_encoding::BASE64.encode(&[n; 32]));
     let text: String = (1..=200).map(line).collect();
@@ -120,7 +120,7 @@ fn a_file_of_keys_is_called_a_file_and_is_never_enough_where_qkd_is_required() {
         assert!(lab.lan(Site::A).pings(Site::B.host()[0]));
         assert!(files.iter().all(|file| unused(file) < 200), "what is used is wiped");
 
-        // One side is enough.
+        // `required` at one side is enough.
         configure(&lab, &files, ["preferred", "required"]);
         reload(&gateways[1]);
         blocked(["the other site's qkd = \"required\"", "qkd = \"required\""]);

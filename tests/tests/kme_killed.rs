@@ -1,5 +1,5 @@
 //! A KME that is down for ten seconds of every thirty, with one rekey a second: no packet is lost, and keys
-//! come again within seconds. In `make test` for 75 s; set QVPN_SOAK_SECONDS=600 for ten minutes.
+//! come again within seconds. It runs for 75 s in `make test`; set QVPN_SOAK_SECONDS=600 for ten minutes.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
@@ -35,7 +35,8 @@ fn alone_a_kme_killed_for_ten_seconds_of_thirty_costs_no_packet() {
         let mut outages = 0;
         loop {
             let next = Instant::now() + PERIOD;
-            // One KME's port, the other's, and then the whole process, which loses all keys of both KMEs.
+            // In turn: one KME's port, the other's, and then the whole process, which loses all keys of both
+            // KMEs.
             match outages % 3 {
                 0 | 1 => {
                     let kme = ["kme-a1", "kme-b1"][outages % 3];

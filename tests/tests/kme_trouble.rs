@@ -9,7 +9,7 @@ use tests::{GatewayOptions, KmeOptions, Lab, Site, sandbox};
 
 const START: Duration = Duration::from_secs(20);
 
-/// Both sites, with site A as the master SAE.
+/// Starts both sites, with site A as the master SAE.
 fn options(site: Site) -> GatewayOptions {
     let role = if site == Site::A { "initiator" } else { "responder" };
     GatewayOptions {
@@ -35,8 +35,8 @@ fn ridden_through(faults: &[(&str, &str, &str)]) {
     for (kme, op, how) in faults {
         kmes.admin(&["misbehave", kme, op, how]);
         if *how == "wrong_bytes" {
-            // No KME reports it: the sites compare check values before the key is used, and the master SAE's
-            // site reports it.
+            // No KME reports this fault: the sites compare check values before the key is used, and the
+            // master SAE's site reports it.
             gateways[0].process.line("delivered different bytes", START);
         } else {
             let error = tests::wait_until(&format!("{how} in show"), START, || {

@@ -24,7 +24,7 @@ const KMS_MD: &str = include_str!("../../docs/kms.md");
 /// Both sites and their KMEs on loopback.
 struct Site {
     kmes: Loopback,
-    /// All output so far.
+    /// The output so far.
     printed: Mutex<String>,
 }
 
@@ -33,7 +33,7 @@ impl Site {
         Self::over("etsi014", number)
     }
 
-    /// With this API.
+    /// Starts the site with this API.
     fn over(api: &str, number: u8) -> Self {
         loopback_up();
         let apis = format!("[\"{api}\"]");
@@ -65,7 +65,7 @@ impl Site {
         self.kmes.dir.join(format!("{name}.toml"))
     }
 
-    /// Runs `kms check` with these arguments; returns exit code and standard output.
+    /// Runs `kms check` with these arguments; returns its exit code and standard output.
     fn check(&self, words: &[&str]) -> (i32, String) {
         let output = Command::new(binary("qvpn-ctl")).args(["kms", "check"]).args(words).output().unwrap();
         let (out, err) =
@@ -83,7 +83,7 @@ impl Site {
         (code, serde_json::from_str(&out).unwrap())
     }
 
-    /// The differences between the outcome and the row.
+    /// Returns the differences between the outcome and the row.
     fn look(&self, &Row { kme, op, how, want, words: told_as }: &Row) -> Option<String> {
         self.kmes.misbehave(kme, op, how);
         let (code, report) = self.check_both();
@@ -151,7 +151,7 @@ fn table() -> Vec<Row> {
 }
 
 /// Checks all rows with this API, distributed over this number of sites. Each site has a fixed share, so that
-/// each sees keys.
+/// each gets keys.
 fn look_at_all(rows: &[Row], api: &str, sites: u8) {
     let wrong = Mutex::new(Vec::new());
     std::thread::scope(|scope| {
@@ -175,8 +175,8 @@ fn each_misbehaviour_of_each_operation_is_found() {
     sandbox::run("each_misbehaviour_of_each_operation_is_found", || look_at_all(&table(), "etsi014", 6));
 }
 
-/// The misbehaviours that a key provider can show over SKIP: the operation, and the rest as in the other
-/// table.
+/// The misbehaviours that a key provider can show over SKIP: the operation, and then the same columns as in
+/// the other table.
 const SKIP: &[(&str, &str, &str, &str)] = &[
     ("status", "none", "fine", ""),
     ("status", "close", "fails unreachable", "closed the connection"),
@@ -266,7 +266,7 @@ fn the_report_says_what_works_what_is_odd_and_what_to_do() {
         }
         assert!(site.printed.lock().unwrap().contains("A key that is taken is spent"));
 
-        // No key is taken with --no-take, nor at a slave SAE without the master's config.
+        // No key is taken with --no-take, or at a slave SAE without the master's config.
         let stored = || site.kmes.admin(&["stored"]);
         let before = stored();
         let (code, out) = site.check(&[&a, "--other", &b, "--no-take"]);
@@ -274,7 +274,7 @@ fn the_report_says_what_works_what_is_odd_and_what_to_do() {
         let (code, out) = site.check(&[&b]);
         assert!(code == 0 && out.contains("slave SAE"), "{out}");
         assert_eq!(stored(), before);
-        // From the slave's side with the master's config it works too.
+        // With the master's config it works from the slave's side too.
         let (code, out) = site.check(&[&b, "--other", &a, "--peer", "site-a"]);
         assert!(code == 0 && out.contains("is the same at kme-b1"), "{out}");
 

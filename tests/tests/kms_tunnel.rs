@@ -1,6 +1,6 @@
-//! Each misbehaviour of each operation against a running tunnel: the client's outcome, that the tunnel stays
-//! up on its stock and uses no bad key, the operator's message, and that keys come again afterwards. No log
-//! holds a key.
+//! Each misbehaviour of each operation with a running tunnel: checks the outcome at the client and the
+//! message for the operator, that the tunnel stays up with keys from its stock and uses no bad key, and that
+//! keys arrive again afterwards. No log holds a key.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
@@ -36,9 +36,9 @@ struct Row {
     kme: &'static str,
     op: &'static str,
     how: &'static str,
-    /// An outcome of the operation, as the metric has it, or one of the words above.
+    /// The expected outcome of the operation, as in the metric, or one of the words above.
     want: String,
-    /// What the operator reads, parted by `|`.
+    /// The texts that the operator must read, separated by `|`.
     words: &'static str,
 }
 
@@ -60,12 +60,13 @@ fn table() -> Vec<Row> {
             rows.push(Row { kme, op, how, want, words });
         }
     }
-    // Those that need a time-out first, so that none is left over for the end.
+    // Rows with a time-out come first, so that none is left over for the end.
     rows.sort_by_key(|row| !matches!(row.how, "hang" | "slow_body" | "stall_tls" | "slow"));
     rows
 }
 
-/// Both sites and their KMEs on loopback; the daemons have no networks behind them, only keys are tested.
+/// Both sites and their KMEs on loopback; the daemons have no networks behind them, since only keys are
+/// tested.
 struct Pair {
     kmes: Loopback,
     number: u8,
@@ -145,7 +146,7 @@ impl Pair {
             .collect()
     }
 
-    /// Keys that the KME may have spent without use.
+    /// Returns the number of keys that the KME may have spent without use.
     fn lost(&self, site: usize) -> u64 {
         let text = run(Command::new(binary("qvpn-ctl")).args(["metrics", &self.interface(site)]));
         let line = text.lines().find(|line| line.starts_with("qvpn_kme_keys_lost_total{")).unwrap();
@@ -178,12 +179,12 @@ impl Pair {
         None
     }
 
-    /// The differences between the outcome and the row.
+    /// Returns the differences between the outcome and the row.
     fn look(&mut self, row: &Row) -> Vec<String> {
         let site = usize::from(row.kme == "kme-b1");
         let mut wrong = Vec::new();
         if row.op == "status" {
-            // A status that is known is asked for again after a failure.
+            // After a failure, a status is requested again even if it is known.
             self.kmes.misbehave(row.kme, "enc_keys", "http_500");
             wrong
                 .extend(self.try_wait("the KME fails", |pair| pair.show(site)["kmes"][0]["state"] == "down"));
@@ -195,7 +196,7 @@ impl Pair {
         if row.op == "status" {
             self.kmes.misbehave(row.kme, "enc_keys", "none");
         }
-        // A fault of the port cuts a request that is under way, and then it is the status that is asked for.
+        // A fault of the port cuts off a request in progress; after that, the status is requested.
         let ops: &[&str] = if row.op == "all" { &["enc_keys", "status"] } else { &[row.op] };
         let grew = |pair: &Self, site: usize, ops: &[&str], outcome: &str| {
             let of = |counts: &Counts| -> u64 {
@@ -230,9 +231,9 @@ impl Pair {
                 .into_iter()
                 .filter(|((asked, outcome), n)| {
                     let grown = n - before[site].get(&(asked.clone(), outcome.clone())).unwrap_or(&0);
-                    // The request that the fault cut.
+                    // The request that the fault cut off.
                     let cut = row.op == "all" && matches!(outcome.as_str(), "lost_keys" | "unreachable");
-                    // Keys of earlier rows that no KME has any more are asked for until they are given up.
+                    // Keys of earlier rows that no KME has any more are requested until they are given up.
                     ops.contains(&asked.as_str())
                         && !matches!(outcome.as_str(), "ok" | "key_not_found")
                         && grown > u64::from(cut)
@@ -254,13 +255,13 @@ impl Pair {
         }
         if !matches!(row.want.as_str(), "ok" | "different bytes") {
             let site = if row.want == "dec_keys key_not_found" { 1 } else { site };
-            // The outcome may have been a key's of an earlier row, which no KME has any more; then this fault
-            // is yet to come.
+            // The outcome may belong to a key of an earlier row, which no KME has any more; this fault is
+            // then still to come.
             let read = self.try_wait(&format!("the operator reads {:?}", row.words), |pair| {
                 let show = pair.show(site);
                 let error = show["kmes"][0]["last_error"].as_str().unwrap_or_default();
                 let (what, advice) = error.split_once("; ").unwrap_or_default();
-                // A fault that shows at the other operation, or not every time, has another text there.
+                // A fault that appears in the other operation, or not every time, has another text there.
                 let in_words = OTHERWISE.iter().any(|(op, how, _)| (*op, *how) == (row.op, row.how))
                     || says(what, row.words);
                 let bounded = !error.contains('\n') && error.len() < 1200;
@@ -288,7 +289,7 @@ impl Pair {
     }
 }
 
-/// More than the number of failed keys in the rows of one pair, each of which holds its place for two
+/// More than the number of failed keys in the rows of one pair, each of which stays in the stock for two
 /// minutes.
 const STOCK: u64 = 70;
 

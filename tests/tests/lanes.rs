@@ -1,5 +1,5 @@
-//! Lanes with the real daemons: a flow keeps its order over several lanes and through the offloads, and a
-//! batch that the kernel refuses as a whole is sent one datagram at a time.
+//! Lanes with the real daemons: a flow keeps its order over several lanes and with offloads, and a batch that
+//! the kernel refuses as a whole is sent one datagram at a time.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
@@ -18,7 +18,7 @@ fn lanes(gateway: &Gateway<'_>) -> Vec<Value> {
     gateway.peer()["lanes"].as_array().unwrap().clone()
 }
 
-/// A counter of each lane.
+/// Returns a counter of each lane.
 fn each(gateway: &Gateway<'_>, counter: &str) -> Vec<u64> {
     lanes(gateway).iter().map(|lane| lane[counter].as_u64().unwrap()).collect()
 }
@@ -36,7 +36,7 @@ fn start<'a>(lab: &'a Lab, options: &GatewayOptions) -> [Gateway<'a>; 2] {
     gateways
 }
 
-/// Numbered flows side by side, both ways, while a rekey happens each second.
+/// Sends numbered flows side by side, both ways, during one rekey each second.
 #[track_caller]
 fn in_order(lab: &Lab, flows: impl Iterator<Item = Stream>) {
     let running: Vec<_> = flows.map(|flow| (flow, flow.start(lab))).collect();
@@ -52,7 +52,7 @@ fn in_order(lab: &Lab, flows: impl Iterator<Item = Stream>) {
     }
 }
 
-/// TCP segments that arrived out of order, by the counter of site B's host.
+/// Returns the number of TCP segments that arrived out of order, by the counter of site B's host.
 fn out_of_order(lab: &Lab) -> u64 {
     let text = lab.lan_b.run("cat /proc/net/netstat");
     let mut lines = text.lines().filter(|line| line.starts_with("TcpExt:"));
@@ -99,7 +99,7 @@ fn a_flow_keeps_its_order_over_lanes_and_offloads() {
         let resent = report["end"]["sum_sent"]["retransmits"].as_u64().unwrap();
         let late = out_of_order(&lab) - before;
         println!("TCP: {late} segments out of order, {resent} sent again");
-        // A retransmitted segment is rightly out of order.
+        // A retransmitted segment may be out of order.
         assert!(late == 0 || resent > 0, "{late} segments out of order though none was lost");
     });
 }
@@ -137,7 +137,7 @@ fn falls_back(outer: Outer) {
     let (gso, refused) = bursts(&lab, &gateways);
     println!("{outer:?}: no checksums: {gso} in one piece, {refused} refused");
     assert!(if refused == 0 { gso > 1_000 } else { gso < 100 }, "one path or the other: {gso} {refused}");
-    // A device whose MTU is too small for our packets, so each is fragmented: batches are always refused
+    // A device whose MTU is too small for our packets, so that each is fragmented: batches are always refused
     // (EMSGSIZE, EINVAL before Linux 6.9).
     for gateway in [&lab.gw_a, &lab.gw_b] {
         gateway.run("ethtool -K wan tx on && ip link set wan mtu 1300");
@@ -160,8 +160,8 @@ fn a_refused_batch_is_sent_one_by_one_without_loss() {
     });
 }
 
-/// Eight flows in both directions, in order and without loss. Returns the packets that each of site A's lanes
-/// sent and received.
+/// Sends eight flows in both directions, in order and without loss. Returns the packets that each of site A's
+/// lanes sent and received.
 #[track_caller]
 fn flows(lab: &Lab, gateway: &Gateway<'_>) -> Vec<u64> {
     let before = each(gateway, "tx_packets");
@@ -171,7 +171,7 @@ fn flows(lab: &Lab, gateway: &Gateway<'_>) -> Vec<u64> {
     each(gateway, "tx_packets").iter().zip(before).map(|(now, before)| now - before).collect()
 }
 
-/// The most packets, beside those of flows, that a lane may send during the test.
+/// The maximum number of packets, besides those of flows, that a lane may send during the test.
 const FEW: u64 = 100;
 
 #[test]
@@ -187,11 +187,11 @@ fn flows_of_a_silent_lane_are_rerouted_and_return() {
         }
         let used = flows(&lab, &gateways[0]);
         println!("all lanes: {used:?}");
-        // A lane that carries flows, and not lane 0, whose socket carries the messages too.
+        // Choose a lane that carries flows, but not lane 0, whose socket also carries the messages.
         let (victim, _) = used.iter().enumerate().skip(1).max_by_key(|(_, n)| **n).unwrap();
         assert!(used[victim] > FEW, "a flow of eight uses another lane than the first: {used:?}");
         let mut events = gateways.each_ref().map(Gateway::events);
-        // A firewall that blocks one direction only: site A alone can't know that nothing arrives.
+        // A firewall that blocks only one direction: site A can't know by itself that nothing arrives.
         let port = 51820 + victim;
         lab.wan.block("forward", &format!("ip daddr 203.0.113.1 udp dport {port}"));
         for (gateway, events) in gateways.iter().zip(&mut events) {

@@ -1,5 +1,5 @@
 //! Nothing leaves in clear after the daemon has ended, on gateways whose default route is the WAN. With
-//! `on_stop = "open"` it does, so the check can fail.
+//! `on_stop = "open"` packets do leave, so the check can fail.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
@@ -18,7 +18,7 @@ enum End {
     Stopped,
 }
 
-/// LAN traffic flows both ways while both daemons end; what both gateways sent into the WAN meanwhile.
+/// Ends both daemons while LAN traffic flows both ways; returns what both gateways sent into the WAN.
 fn ended(options: &GatewayOptions, end: End) -> (Vec<Vec<u8>>, Packets) {
     let lab = Lab::new();
     let _kmes = lab.start_kmes(&KmeOptions::default());
@@ -36,8 +36,8 @@ fn ended(options: &GatewayOptions, end: End) -> (Vec<Vec<u8>>, Packets) {
     let before: Vec<u64> = gateways.iter().map(sent).collect();
     let v4 = Stream { count: 6_000, rate: 1_000, ..Stream::default() }.start(&lab);
     let v6 = Stream { count: 6_000, rate: 1_000, ipv6: true, port: 7001, ..Stream::default() }.start(&lab);
-    // At both, before either ends: on a slow machine the traffic could be over before the second one is
-    // stopped.
+    // Check both gateways before either ends: on a slow machine the traffic could be over before the second
+    // one is stopped.
     for (gateway, before) in gateways.iter().zip(before) {
         gateway.wait_peer("traffic flows", START, |peer| peer["tx_packets"].as_u64().unwrap() > before + 100);
     }

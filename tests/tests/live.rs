@@ -30,7 +30,7 @@ fn said(output: &Output) -> (i32, String, String) {
     (output.status.code().unwrap(), text(&output.stdout), text(&output.stderr))
 }
 
-/// A public key that no machine has; `n` makes it another one.
+/// Returns a public key that no machine has; it differs for each `n`.
 fn stranger(n: u64) -> String {
     let mut bytes = [7u8; 80];
     bytes[..8].copy_from_slice(&(n + 1).to_le_bytes());
@@ -114,7 +114,7 @@ fn peers_come_change_and_go_and_a_stream_loses_nothing_alone() {
             assert_eq!(names(a), ["site-b", "site-c"]);
             assert!(route().contains("10.99.0.0/16 dev qvpn0"), "{}", route());
         }
-        // By an abbreviated name; a change of the peer that carries the stream; and back.
+        // The peer is changed by an abbreviated name, then the peer that carries the stream, and then back.
         for words in [
             &["set", "qvpn0", "site-c", "--allowed-ips", "10.98.0.0/16,10.97.0.0/16"][..],
             &["set", "qvpn0", "site-b", "--persistent-keepalive", "20s"],
@@ -222,7 +222,7 @@ fn a_saved_change_keeps_the_files_comments_and_a_full_disk_changes_nothing() {
         );
         assert_eq!(there(), before);
         assert!(said(&a.ctl(&["peer", "list", "qvpn0"])).1.contains("(learned)"));
-        // If the daemon or the file's check refuses, the file stays unchanged.
+        // If the daemon refuses the change, or the check of the file does, the file stays unchanged.
         let clash = ["set", "qvpn0", "büro", "--allowed-ips", "10.20.0.0/16", "--save"];
         assert_eq!(peer(&lab, &a, &clash).0, 3);
         let (code, out, _) = peer(&lab, &a, &["remove", "qvpn0", "bü", "--save", "--unblock"]);
@@ -289,7 +289,7 @@ fn five_thousand_peers_are_run_listed_and_changed() {
         ];
         assert!(timed("peer add --save", &|| a.ctl(&words)).starts_with("peer one-more added\n"));
         let remove = ["--config-dir", &dir, "peer", "remove", "qvpn0", "branch-77", "--save"];
-        // `branch-77` is a whole name, though others begin so.
+        // `branch-77` is a whole name, although others begin with it.
         assert!(timed("peer remove --save", &|| a.ctl(&remove)).starts_with("peer branch-77 removed\n"));
         let list = timed("peer list", &|| a.ctl(&["peer", "list", "qvpn0", "--json"]));
         assert!(list.contains("one-more") && !list.contains("\"branch-77\""));
@@ -312,7 +312,7 @@ fn the_first_default_route_comes_by_a_reload() {
         assert_eq!(code, 0, "{err}");
         let default_route = || lab.gw_a.run("ip route show table 29046 default");
         assert!(default_route().contains("default dev qvpn0"));
-        // The tunnel's datagrams use the WAN and everything else the tunnel, for longer than a key is valid.
+        // For longer than a key is valid, the tunnel's datagrams use the WAN and everything else the tunnel.
         assert!(lab.lan_a.pings(Site::B.host()[0]));
         let epoch = gateways[0].peer()["epoch"].as_u64().unwrap();
         gateways[0]

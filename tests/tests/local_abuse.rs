@@ -25,7 +25,7 @@ fn connect(socket: &Path) -> UnixStream {
     stream
 }
 
-/// The bytes that are written, and whether the answer is read.
+/// Returns the bytes to write, and whether the answer is read.
 fn hostile_lines() -> Vec<(Vec<u8>, bool)> {
     vec![
         (vec![b'x'; 1 << 20], true),
@@ -34,14 +34,14 @@ fn hostile_lines() -> Vec<(Vec<u8>, bool)> {
         ([vec![b'['; 60_000], b"\n".to_vec()].concat(), true),
         (vec![0xff; 70_000], true),
         (b"{\"v\":1,\"request\":\"open_the_gates\"}\n".repeat(500), true),
-        // Answers that are never read.
+        // The answers are never read.
         (b"{\"v\":1,\"request\":\"show\"}\n".repeat(2000), false),
         (b"{\"v\":1,\"request\":\"events\",\"follow\":true}\n".to_vec(), false),
         (b"{\"v\":1,\"requ".to_vec(), false),
     ]
 }
 
-/// One round: `count` connections at once, and then each hostile line on its own connection. Returns the
+/// Runs one round: `count` connections at once, and then each hostile line on its own connection. Returns the
 /// number of connections.
 fn round(socket: &Path, count: usize) -> usize {
     let mut silent: Vec<UnixStream> = (0..count).map(|_| connect(socket)).collect();
@@ -54,7 +54,7 @@ fn round(socket: &Path, count: usize) -> usize {
     let mut kept = Vec::new();
     for (line, read) in hostile_lines() {
         let mut stream = connect(socket);
-        // It may end the connection before all is written.
+        // The daemon may end the connection before everything is written.
         let _ = stream.write_all(&line);
         if read {
             let _ = stream.shutdown(Shutdown::Write);
@@ -87,7 +87,7 @@ fn abuse(rounds: usize) {
     let (before, open) = (gateway.process.memory(), gateway.process.open_files());
     let rekeys = gateway.peer()["rekeys"].as_u64().unwrap();
 
-    // Clients of the metrics that send half a request, and keep the connection.
+    // Clients of the metrics that send half a request and keep the connection open.
     let mut slow = lab.gw(Site::B).spawn(
         "python3",
         &[

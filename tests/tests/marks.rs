@@ -1,5 +1,5 @@
 //! The two fields of the traffic class: congestion marks of the WAN reach the hosts (ECN, RFC 6040), and the
-//! class of service is set as in the config (DSCP).
+//! DSCP is set as in the config.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
@@ -21,7 +21,7 @@ fn start<'a>(lab: &'a Lab, options: &GatewayOptions) -> [Gateway<'a>; 2] {
     gateways
 }
 
-/// Packets that arrived with "congestion experienced", in IPv4 and IPv6.
+/// Returns the number of packets that arrived with "congestion experienced", in IPv4 and IPv6.
 fn marked(node: &Node) -> [u64; 2] {
     let four = counter(node, "IpExt:", "InCEPkts");
     let six = node.run("cat /proc/net/snmp6");
@@ -43,7 +43,7 @@ fn pings(lab: &Lab, class: u8, count: u8, address: &str) -> bool {
     lab.lan_a.try_run(&ping).status.success()
 }
 
-/// The WAN router marks the tunnel's packets to site B that match `which` (nft syntax), as a full queue
+/// Makes the WAN router mark the tunnel's packets to site B that match `which` (nft syntax), as a full queue
 /// would.
 fn congest(lab: &Lab, family: &str, which: &str) {
     lab.wan.nft(&format!(
@@ -59,7 +59,7 @@ fn congestion_reaches_the_hosts(outer: Outer) {
     let gateways = start(&lab, &GatewayOptions { outer, ..GatewayOptions::default() });
     let family = if outer == Outer::V4 { "ip" } else { "ip6" };
     let [far4, far6] = Site::B.host();
-    // As a router does: only packets capable of ECN are marked.
+    // Like a router: only packets of senders that support ECN are marked.
     congest(&lab, family, &format!("{family} ecn ect0"));
     let before = marked(&lab.lan_b);
     for address in [far4, far6] {
@@ -82,7 +82,7 @@ fn congestion_reaches_the_hosts(outer: Outer) {
     );
     println!("{outer:?}: TCP heard of {told} marked segments, {bytes} bytes passed");
     assert!(told > 10 && bytes > 100_000, "{told} {bytes}");
-    // A mark on a packet whose sender knows no ECN means that it must be dropped, and counted.
+    // A marked packet whose sender does not support ECN must be dropped and counted.
     let malformed = || gateways[1].show()["drops"]["malformed"].as_u64().unwrap();
     let before = malformed();
     congest(&lab, family, "");
@@ -101,7 +101,7 @@ fn congestion_on_the_wan_reaches_the_hosts() {
     });
 }
 
-/// The traffic classes of outer packets that carried echo requests with `class`.
+/// Returns the traffic classes of outer packets that carried echo requests with `class`.
 fn outer_class(lab: &Lab, outer: Outer, class: u8) -> Vec<u8> {
     let capture = Capture::start(&lab.wan, "site-a", Site::A.wan(outer));
     assert!(pings(lab, class, 3, Site::B.host()[0]));

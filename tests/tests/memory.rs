@@ -46,7 +46,7 @@ fn used_qkd_keys_are_gone() {
         assert_eq!(known, used.len(), "the test computes the KMEs' keys: {used:?}");
         let last = &keys[keys.iter().rposition(|(_, id)| used.contains(id)).unwrap()].1;
         for gateway in &gateways {
-            // The last may have been in use at one site only when it was recorded.
+            // The last epoch may have been in use at only one site when it was recorded.
             gateway.wait_peer("a later epoch", START, |peer| peer["qkd_key_id"] != last.as_str());
             let memory = Memory::of(gateway.process.id());
             let (mut held, mut found) = (0, Vec::new());
@@ -93,7 +93,7 @@ fn retired_epoch_keys_are_gone() {
             retired.push(key);
         }
         assert_ne!(retired[0], retired[1], "each direction has its key");
-        // Two more rekeys, and 10 s, the longest that an old epoch drains.
+        // Two more rekeys, and 10 s, the maximum time that an old epoch drains.
         for (gateway, before) in gateways.iter().zip(before) {
             gateway
                 .wait_peer("two more rekeys", START, |peer| peer["rekeys"].as_u64().unwrap() >= before + 2);

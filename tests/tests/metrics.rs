@@ -53,7 +53,7 @@ fn options() -> GatewayOptions {
     }
 }
 
-/// Prometheus' result of a query: a list of samples.
+/// Returns Prometheus' result of a query: a list of samples.
 fn ask(node: &Node, query: &str) -> Vec<Value> {
     let mut command = node.command("promtool");
     let output = command.args(["query", "instant", "-o", "json", PROMETHEUS, query]).output().unwrap();
@@ -61,7 +61,7 @@ fn ask(node: &Node, query: &str) -> Vec<Value> {
     serde_json::from_slice(&output.stdout).unwrap()
 }
 
-/// Each query of the dashboard with its panel's title. Variables stand for everything, as `All` does.
+/// Returns each query of the dashboard with its panel's title. Variables stand for everything, like `All`.
 fn dashboard_queries() -> Vec<(String, String)> {
     let text = fs::read_to_string(packaging("grafana/qvpn.json")).unwrap();
     let dashboard: Value = serde_json::from_str(&text).unwrap();
@@ -79,7 +79,7 @@ fn dashboard_queries() -> Vec<(String, String)> {
     queries
 }
 
-/// Names of qvpn's metrics in a text.
+/// Returns the names of qvpn's metrics in a text.
 fn names(text: &str) -> BTreeSet<String> {
     let words = text.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_'));
     words.filter(|word| word.starts_with("qvpn_")).map(str::to_owned).collect()
@@ -173,7 +173,7 @@ fn the_page_has_each_fixed_name_and_is_as_promtool_wants_it() {
                 .any(|line| line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' ', '_'])));
             assert!(sample, "no sample of {name}: {text}");
         }
-        // A scrape and the command's output differ only in times.
+        // A scrape and the output of the command differ only in times.
         let scraped = lab.gw_a.run(&format!(
             "python3 -c 'import urllib.request as u; \
                                              print(u.urlopen(\"http://{LISTEN}/metrics\").read().decode())'"
@@ -248,7 +248,7 @@ fn the_listener_follows_a_reload_and_a_taken_port_is_refused() {
         assert!(said.contains("log_level changed") && said.contains("metrics_listen changed"), "{said}");
         assert!(!scrape(9791));
         let mut gateway = gateway;
-        // The guard notes each route of others at that level.
+        // The guard logs each foreign route at that level.
         lab.gw_a.run("ip route add 192.0.2.0/24 via 198.51.100.2");
         gateway.process.line("DEBUG", START);
     });

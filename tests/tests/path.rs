@@ -1,4 +1,5 @@
-//! The path as a LAN host sees it: ICMP errors through the tunnel, fragments, and a path MTU that changes.
+//! The path from a LAN host's point of view: ICMP errors through the tunnel, fragments, and a path MTU that
+//! changes.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
@@ -11,7 +12,7 @@ const START: Duration = Duration::from_secs(20);
 /// An unused address in the far site's network.
 const FAR_AND_QUIET: &str = "10.20.0.99";
 
-/// Both sites, which also allow each other's tunnel address, since the far gateway replies from it.
+/// Starts both sites, which also allow each other's tunnel address, since the far gateway replies from it.
 fn start<'a>(lab: &'a Lab, options: &GatewayOptions) -> [Gateway<'a>; 2] {
     let [a, b] = Site::BOTH.map(|site| {
         let other = site.other();
@@ -32,8 +33,8 @@ fn start<'a>(lab: &'a Lab, options: &GatewayOptions) -> [Gateway<'a>; 2] {
     [a, b]
 }
 
-/// The output of `ping` with these arguments, standard error included, where it reports the host's own
-/// refusals.
+/// Returns the output of `ping` with these arguments, including standard error, where it reports the host's
+/// own refusals.
 fn ping(lab: &Lab, words: &str) -> String {
     let output = lab.lan_a.try_run(&format!("ping -n -c 1 -W 2 {words}"));
     [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned()).concat()
@@ -53,15 +54,15 @@ fn icmp_errors_come_through_the_tunnel() {
         let _kmes = lab.start_kmes(&KmeOptions::default());
         let gateways = start(&lab, &GatewayOptions::default());
         let [far4, far6] = Site::B.host();
-        // As traceroute does: each hop answers, the far gateway from its tunnel address.
+        // Each hop answers, as for traceroute; the far gateway from its tunnel address.
         says(&ping(&lab, &format!("-t 1 {far4}")), &["10.10.0.1", "Time to live exceeded"]);
         says(&ping(&lab, &format!("-t 2 {far4}")), &["10.77.0.2", "Time to live exceeded"]);
         says(&ping(&lab, &format!("-t 1 {far6}")), &["fd10::1", "Time exceeded"]);
         says(&ping(&lab, &format!("-t 2 {far6}")), &["fd77::2", "Time exceeded"]);
-        // The near gateway, about the tunnel's own MTU.
+        // The near gateway reports the tunnel's own MTU.
         says(&ping(&lab, &format!("-M do -s 1450 {far4}")), &["10.10.0.1", "mtu = 1420"]);
         says(&ping(&lab, &format!("-M do -s 1450 {far6}")), &["fd10::1", "mtu=1420"]);
-        // The far gateway, about a narrow link behind it. Only the first packet of a connection is refused.
+        // The far gateway reports a narrow link behind it. Only the first packet of a connection is refused.
         lab.gw_b.run("ip link set lan mtu 1300");
         says(&ping(&lab, &format!("-M do -s 1350 {far4}")), &["10.77.0.2", "mtu = 1300"]);
         says(&ping(&lab, &format!("-M do -s 1350 {far6}")), &["fd77::2", "mtu=1300"]);
@@ -75,7 +76,7 @@ fn icmp_errors_come_through_the_tunnel() {
             let bytes = report["end"]["sum_received"]["bytes"].as_u64().unwrap();
             assert!(bytes > 1_000_000, "TCP finds its size: {bytes}");
         }
-        // No such host: the far gateway reports it.
+        // The far gateway reports a host that does not exist.
         says(&ping(&lab, &format!("-W 5 {FAR_AND_QUIET}")), &["10.77.0.2", "Unreachable"]);
         for gateway in &gateways {
             let peer = gateway.peer();
@@ -91,7 +92,7 @@ fn datagrams_in_many_fragments_pass() {
         let _kmes = lab.start_kmes(&KmeOptions::default());
         let gateways = start(&lab, &GatewayOptions::default());
         for ipv6 in [false, true] {
-            // From the first ones an IPv6 host learns the size.
+            // From the first packets an IPv6 host learns the size.
             let _ = Stream { count: 20, rate: 20, size: 8_000, ipv6, ..Stream::default() }.run(&lab);
             // In IPv4 the gateway fragments the host's fragments of 1,500 bytes again.
             let reports =
@@ -107,8 +108,8 @@ fn datagrams_in_many_fragments_pass() {
     });
 }
 
-/// TCP flows while the WAN's MTU becomes smaller and larger again. If `mtu` is a number, the outer packets
-/// are fragmented (they carry no "don't fragment") and reassembled at the far gateway.
+/// Runs TCP flows while the WAN's MTU shrinks and grows again. If `mtu` is a number, the outer packets are
+/// fragmented (they carry no "don't fragment") and reassembled at the far gateway.
 fn path_shrinks(options: &GatewayOptions, seconds_each: u64) {
     let lab = Lab::new();
     let _kmes = lab.start_kmes(&KmeOptions::default());
@@ -130,7 +131,7 @@ fn path_shrinks(options: &GatewayOptions, seconds_each: u64) {
     let bytes: Vec<u64> =
         report["intervals"].as_array().unwrap().iter().map(|i| i["sum"]["bytes"].as_u64().unwrap()).collect();
     println!("bytes each half second: {bytes:?}");
-    // A black hole would be a lasting silence; a change of the path may cost a retransmission.
+    // In a black hole the silence would last; a change of the path may cost a retransmission.
     let longest = bytes.split(|b| *b > 0).map(<[u64]>::len).max().unwrap();
     assert!(longest <= 4, "TCP stood still for {longest} half seconds: {bytes:?}");
     assert!(bytes.last() > Some(&0), "{bytes:?}");
@@ -139,8 +140,8 @@ fn path_shrinks(options: &GatewayOptions, seconds_each: u64) {
     }
 }
 
-/// With `mtu = "auto"` the path is measured: routes follow it down and up, and nothing is fragmented except
-/// inner IPv6 packets if the path's MTU is below their minimum.
+/// Checks with `mtu = "auto"` that the path is measured: routes follow it down and up, and nothing is
+/// fragmented except inner IPv6 packets if the path's MTU is below their minimum.
 fn path_is_followed(outer: Outer) {
     let lab = Lab::new();
     let _kmes = lab.start_kmes(&KmeOptions::default());
@@ -196,7 +197,7 @@ fn path_is_followed(outer: Outer) {
             });
         }
         println!("{outer:?}: a WAN of {wan} was known after {:?}", start.elapsed());
-        // Both flows continue: none may be silent any more.
+        // Both flows continue, and neither is silent any more.
         let before = counters("rx");
         wait_until("TCP goes on", Duration::from_secs(20), || {
             (counters("rx") > before + 3_000_000).then_some(())
@@ -214,8 +215,8 @@ fn path_is_followed(outer: Outer) {
                 && passes(format!("ping -n -c 1 -W 1 -M do -s {six} {far6}")))
             .then_some(())
         });
-        // The near gateway reports the largest size. To a host without flows, since once a size is known the
-        // host itself refuses larger packets, and flows may learn it at any time.
+        // The near gateway reports the largest size. The test uses a host without flows: once a host knows a
+        // size, it refuses larger packets itself, and flows may learn it at any time.
         if mtu < 1420 {
             lab.lan_a.run("ip route flush cache");
             let says_what = ping(&lab, &format!("-M do -s 1400 {FAR_AND_QUIET}"));
@@ -224,7 +225,7 @@ fn path_is_followed(outer: Outer) {
     }
     for (client, family) in clients.iter_mut().zip(["IPv4", "IPv6"]) {
         let log = client.log();
-        // A line each half second, after its transfer.
+        // One line for each half second, after its transfer.
         let silent = log
             .lines()
             .filter(|line| line.contains("sec"))

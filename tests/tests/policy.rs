@@ -9,10 +9,11 @@ use serde_json::Value;
 use tests::{Capture, Gateway, GatewayOptions, KmeOptions, Lab, Outer, Site, Stream, sandbox};
 
 const START: Duration = Duration::from_secs(20);
-/// Time for the daemons to detect that the KMEs are back; the time between tries grows during the outage.
+/// The time limit for the daemons to detect that the KMEs are back; the time between attempts grows during
+/// the outage.
 const BACK: Duration = Duration::from_secs(40);
 
-/// Site A asks its KME for keys, and site B for the same ones.
+/// Site A requests new keys from its KME, and site B the same ones.
 fn options(qkd: &str, site: Site) -> GatewayOptions {
     let role = if site == Site::A { "initiator" } else { "responder" };
     GatewayOptions {
@@ -61,7 +62,8 @@ fn required_blocks_without_qkd_and_recovers() {
         let blocked = wait_all(&gateways, "blocked", Duration::from_secs(30));
         let took = stopped.elapsed();
         println!("blocked {took:?} after the KMEs went");
-        // The last key of the stock is two intervals after the stop at most, and each is valid for 10 s.
+        // The last key of the stock is used at most two intervals after the stop, and each key is valid for
+        // 10 s.
         assert!(took > Duration::from_secs(9) && took < Duration::from_secs(18), "blocked after {took:?}");
         events.line("peer.blocked", Duration::from_secs(5));
         assert!(blocked[0]["reason"].as_str().unwrap_or_default().contains("kme-a1"), "{:#}", blocked[0]);
@@ -133,7 +135,7 @@ fn off_needs_no_kme() {
 }
 
 /// A wrong `role`, reloaded at either site and corrected a few seconds later: the supply of QKD keys and the
-/// rekeys go on, and no packet is lost.
+/// rekeys continue, and no packet is lost.
 #[test]
 fn a_typo_that_is_reloaded_and_corrected_stops_no_supply_alone() {
     sandbox::run("a_typo_that_is_reloaded_and_corrected_stops_no_supply_alone", || {

@@ -27,7 +27,7 @@ fn nothing_passes(lab: &Lab) {
     assert!(seen.data().is_empty() && seen.with_any(&lab.inner_patterns()).is_empty(), "{seen:?}");
 }
 
-/// Starts both with these options; both logs and both `show` name the mismatch, and nothing passes.
+/// Starts both sites with these options; both logs and both `show` name the mismatch, and nothing passes.
 fn refused(options: impl Fn(&Lab, Site) -> GatewayOptions, log_word: &str, show_word: &str) {
     let lab = Lab::new();
     let _kmes = lab.start_kmes(&KmeOptions::default());

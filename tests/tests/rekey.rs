@@ -9,11 +9,11 @@ use tests::{Gateway, GatewayOptions, INTERFACE, KmeOptions, Lab, Site, Stream, S
 
 /// Packets a second, in each direction.
 const RATE: u64 = 5_000;
-/// How long a stream lasts: 30 rekeys of half a second, or 150 of a tenth, and a little more.
+/// The duration of a stream: 30 rekeys of half a second, or 150 of a tenth, and a little more.
 const SECONDS: u64 = 17;
 
-/// Packets that the kernel dropped at the gateways because a queue was full: of the tunnel's device, and of
-/// UDP sockets.
+/// Returns the number of packets that the kernel dropped at the gateways because a queue was full: the queue
+/// of the tunnel's device, or of UDP sockets.
 fn queue_drops(lab: &Lab, site: Site) -> u64 {
     let gateway = lab.gw(site);
     let text = gateway.run(&format!("ip -s -j link show dev {INTERFACE}"));
@@ -34,7 +34,7 @@ fn run(rekey_interval: &str, seconds: u64) -> (u64, u64, [StreamReport; 2]) {
     for gateway in &gateways {
         gateway.wait_state("up", Duration::from_secs(20));
     }
-    // Neighbours are looked up before the count begins.
+    // Neighbours are resolved before the count begins.
     assert!(lab.lan_a.pings(Site::B.host()[0]));
     let rekeys = |gateway: &Gateway<'_>| gateway.peer()["rekeys"].as_u64().unwrap();
     let before = rekeys(&gateways[0]);

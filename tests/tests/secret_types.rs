@@ -66,7 +66,7 @@ never!(
     ]
 );
 
-// These two print peer and epoch: see the test below.
+// These two print peer and epoch; see the test below.
 never!(
     qvpn_dataplane::SealingKey,
     qvpn_dataplane::OpeningKey,
@@ -151,7 +151,7 @@ fn suspicious(line: &str) -> bool {
         "psk_check",
         "qkd_check",
     ];
-    // The last one reads all bytes in any case: it tests whether one is not zero.
+    // The last of these reads all bytes in any case: it tests whether one is not zero.
     let constant = ["ct_eq", "fold(0, |all, byte| all | byte) == 0"];
     !constant.iter().any(|word| code.contains(word)) && words.iter().any(|word| code.contains(word))
 }

@@ -38,7 +38,7 @@ struct Pair<'a> {
     site: TestSite,
     events: Process,
     captures: Vec<Capture<'a>>,
-    /// All that was named so far.
+    /// All secrets that were recorded so far.
     known: BTreeMap<String, Vec<u8>>,
 }
 
@@ -108,7 +108,7 @@ impl Pair<'_> {
         (format!("QKD key {id}"), self.site.qkd[id].to_vec())
     }
 
-    /// All of `live` is in the daemon's memory, and nothing of `gone`.
+    /// Checks that all of `live` is in the daemon's memory, and nothing of `gone`.
     #[track_caller]
     fn memory(
         &mut self,
@@ -134,7 +134,8 @@ impl Pair<'_> {
         assert!(found.is_empty(), "{when}: in memory after their end: {found:?}");
     }
 
-    /// Nothing that was named went out, to files or in any traffic; and the daemon dies without a core dump.
+    /// Checks that no recorded secret was written to files or sent in any traffic, and that the daemon dies
+    /// without a core dump.
     fn nothing_went_out(mut self) {
         let status = self.daemon.ctl(&["show", "--json"]).stdout;
         let limits = fs::read_to_string(format!("/proc/{}/limits", self.daemon.process.id())).unwrap();
@@ -172,14 +173,15 @@ impl Pair<'_> {
     }
 }
 
-/// What the daemon of site B may have written, but for the keys and captures that the test itself put there.
+/// Returns what the daemon of site B may have written, without the keys and captures that the test itself put
+/// there.
 fn files(lab: &Lab) -> Vec<u8> {
     let command = "cat $(find /var/lib /run -type f ! -path '/run/lab/*') /dev/null";
     lab.gw_b.try_run(command).stdout
 }
 
-/// The gateway's first `Propose` of a later attempt than that: what waits longer than a second for its answer
-/// is repeated.
+/// Returns the gateway's first `Propose` of an attempt after that one: a message that waits longer than a
+/// second for its answer is repeated.
 fn next_attempt(site: &mut TestSite, after: u64) -> Vec<u8> {
     loop {
         let propose = site.expect(MessageType::Propose, WAIT);
@@ -218,7 +220,7 @@ fn an_initiator_holds_only_secrets_that_live() {
         let live = [data("first", &one), vec![chain("first", &one)]].concat();
         pair.memory("1 s into the first epoch", live, [exchange("first", &one), vec![first_key]].concat());
 
-        // The second, with the chain of the first. The initiator proposed it meanwhile.
+        // The second epoch, with the chain of the first. The initiator has already proposed it.
         let propose = next_attempt(&mut pair.site, 1);
         let (accept, two) = pair.site.answer(&propose, Some(&one));
         let second_key = pair.qkd(id_of(&propose).as_str());
@@ -307,7 +309,7 @@ fn a_responder_holds_only_secrets_that_live() {
             [exchange("first", &one), vec![keys[0].clone()]].concat(),
         );
 
-        // The second, with the chain of the first.
+        // The second epoch, with the chain of the first.
         let attempt = pair.site.propose(2, Some(&ids[1]), Some(&one));
         pair.site.send(MessageType::Propose, &attempt.message.to_bytes());
         let accept = pair.site.expect(MessageType::Accept, WAIT);
@@ -322,7 +324,7 @@ fn a_responder_holds_only_secrets_that_live() {
         pair.site.rest(DRAIN);
         pair.memory("after the drain", data("second", &two), data("first", &one));
 
-        // A third that is never confirmed: its keys end by their age, too.
+        // A third epoch that is never confirmed: its keys also end at their maximum age.
         let attempt = pair.site.propose(3, Some(&ids[2]), Some(&two));
         pair.site.send(MessageType::Propose, &attempt.message.to_bytes());
         let accept = pair.site.expect(MessageType::Accept, WAIT);

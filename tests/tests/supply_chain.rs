@@ -13,7 +13,7 @@ fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
 }
 
-/// The lines of a section of the page.
+/// Returns the lines of a section of the page.
 fn section(heading: &str) -> Vec<String> {
     let page = fs::read_to_string(root().join("docs/dependencies.md")).unwrap();
     let from = page.lines().skip_while(|line| *line != heading).skip(1);
@@ -22,7 +22,7 @@ fn section(heading: &str) -> Vec<String> {
     lines
 }
 
-/// The rows of a section's table, without its head.
+/// Returns the rows of a section's table, without its header.
 fn table(heading: &str) -> Vec<Vec<String>> {
     let rows = section(heading).into_iter().filter(|line| line.starts_with("| `"));
     rows.map(|row| row.trim_matches('|').split('|').map(|cell| cell.trim().replace('`', "")).collect())
@@ -41,7 +41,7 @@ fn each_direct_dependency_has_a_line_with_its_licence() {
         .workspace_packages()
         .iter()
         .flat_map(|package| package.dependencies.iter().map(|dependency| dependency.name.clone()))
-        // Optional ones that are not enabled are in no build here.
+        // Optional dependencies that are not enabled are not in any build here.
         .filter(|name| {
             !ours.contains(name) && metadata.packages.iter().any(|p| p.name.as_str() == name.as_str())
         })

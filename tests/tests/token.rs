@@ -18,7 +18,7 @@ use tests::{GatewayOptions, KmeOptions, Lab, Site, binary, sandbox, wait_until};
 const START: Duration = Duration::from_secs(20);
 const PIN: &str = "73310946";
 
-/// A SoftHSM with a token of its own.
+/// A SoftHSM with one token.
 struct Token {
     dir: PathBuf,
     module: PathBuf,
@@ -68,7 +68,7 @@ impl Token {
         path
     }
 
-    /// The value of `key_file`.
+    /// Returns the value of `key_file`.
     fn uri(&self, path: &str, pin_file: &str) -> String {
         format!(
             "pkcs11:{path}?module-path={}&pin-source={}",
@@ -78,7 +78,7 @@ impl Token {
     }
 }
 
-/// The `[[kms.kme]]` of site A with this `key_file`.
+/// Returns the `[[kms.kme]]` of site A with this `key_file`.
 fn source(lab: &Lab, key_file: &str, cert: &str) -> String {
     let certs = lab.certificates();
     let certs = certs.display();
@@ -120,8 +120,8 @@ fn a_key_that_never_leaves_its_token() {
         }
         assert!(lab.lan(Site::A).pings(Site::B.host()[0]));
 
-        // The token is removed: the tunnel uses its stock, and the status shows the cause. It is put back:
-        // keys come again.
+        // The token is removed: the tunnel uses its stock, and the status shows the cause. It is inserted
+        // again: keys arrive again.
         let (there, away) = (token.dir.join("tokens"), token.dir.join("away"));
         fs::rename(&there, &away).unwrap();
         fs::create_dir(&there).unwrap();
@@ -142,7 +142,7 @@ fn a_key_that_never_leaves_its_token() {
     });
 }
 
-/// A certificate of SITE-A with this key, from the lab's CA, in the directory of the others.
+/// Issues a certificate of SITE-A with this key, from the lab's CA, in the directory of the others.
 fn issue(lab: &Lab, stem: &str, key: &KeyPair) {
     let certs = lab.certificates();
     let read = |name: &str| fs::read_to_string(certs.join(name)).unwrap();
@@ -226,7 +226,7 @@ fn each_mistake_with_a_token_has_a_message() {
                     + &String::from_utf8_lossy(&output.stderr);
                 (output.status.code().unwrap(), text)
             };
-            // `check` refuses the mistakes that can be found without the token.
+            // `check` refuses the mistakes that can be detected without the token.
             let (found, text) = if *code == 3 {
                 check(&["check", &file])
             } else {

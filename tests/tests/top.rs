@@ -1,6 +1,6 @@
 //! `qvpn-ctl top` in a real terminal of 80 columns and 24 lines (tmux), at a gateway that carries traffic:
 //! its screens are compared with snapshots in which numbers are `#`. Run with `BLESS=1` to rewrite them, and
-//! read the difference.
+//! review the difference.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
@@ -33,12 +33,12 @@ impl<'n> Terminal<'n> {
         String::from_utf8(output.stdout).unwrap()
     }
 
-    /// The 24 lines of the screen.
+    /// Returns the 24 lines of the screen.
     fn screen(&self) -> String {
         self.tmux(&["capture-pane", "-p"])
     }
 
-    /// Waits for a screen.
+    /// Waits for a screen that contains this.
     #[track_caller]
     fn wait(&self, what: &str, wanted: impl Fn(&str) -> bool) -> String {
         let start = Instant::now();
@@ -60,7 +60,7 @@ impl Drop for Terminal<'_> {
     }
 }
 
-/// A screen without the parts that change each second: numbers, and the units that depend on them.
+/// Returns a screen without the parts that change each second: numbers, and the units that depend on them.
 fn skeleton(screen: &str) -> String {
     let keep = |word: &str| {
         let units = ["ms", "B/s", "KiB/s", "MiB/s", "GiB/s", "second", "seconds", "minute", "minutes"];

@@ -1,4 +1,4 @@
-//! The commands of `docs/topologies.md`, run as they stand there, and the traffic that they make possible.
+//! Runs the commands of `docs/topologies.md` unchanged, and checks the traffic that they make possible.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
@@ -10,7 +10,7 @@ use tests::{GatewayOptions, Lab, Node, Process, Site, binary, sandbox, wait_unti
 
 const START: Duration = Duration::from_secs(20);
 
-/// The commands of the page under the mark `run: NAME`.
+/// Returns the commands of the page below the comment `run: NAME`.
 fn commands(name: &str) -> Vec<String> {
     let page =
         fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/topologies.md")).unwrap();
@@ -45,7 +45,7 @@ fn pings(node: &Node, words: &str) -> bool {
     node.try_run(&format!("ping -n -q -c 1 -W 1 {words}")).status.success()
 }
 
-/// Starts a daemon from a config of this text.
+/// Starts a daemon with this text as its config.
 fn start(node: &Node, text: &str) -> Process {
     let file = node.dir().join("qvpn0.toml");
     fs::write(&file, text).unwrap();
@@ -94,7 +94,7 @@ fn spokes_reach_each_other_through_the_hub_without_redirects() {
         let check = lab.gw_b.dir().join("qvpn0.toml");
         let output = lab.gw_b.command(binary("qvpn-ctl")).arg("check").arg(check).output().unwrap();
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        // The lab's KME network is inside 10.0.0.0/8 too.
+        // The lab's KME network is also inside 10.0.0.0/8.
         assert!(!said.contains("10.20.0.0/16 on lan"), "{said}");
 
         lab.lan_b.nft(

@@ -29,7 +29,7 @@ fn the_short_trial_explains_each_lost_packet_alone() {
         );
     }
     assert!(!page.contains("NaN") && !page.contains("inf"), "each number of the page is one");
-    // Eight plots of all of it, and of each attack.
+    // Eight plots of the whole trial, and eight of each attack.
     assert_eq!(page.matches("<svg class=\"plot\"").count(), 3 * 8);
     for words in [
         "an eavesdropper listens",

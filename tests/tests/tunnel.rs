@@ -15,7 +15,7 @@ fn sources(peer: &Value) -> Vec<&str> {
     peer["key_sources"].as_array().unwrap().iter().map(|s| s.as_str().unwrap()).collect()
 }
 
-/// Ping and TCP between the LAN hosts, from each side, in both families.
+/// Sends pings and TCP between the LAN hosts, from each side, in both families.
 fn all_traffic_passes(lab: &Lab) {
     for site in Site::BOTH {
         for (address, bind) in site.other().host().into_iter().zip(["-4", "-6"]) {
@@ -86,7 +86,7 @@ fn a_killed_gateway_is_back_long_before_the_next_rekey() {
     sandbox::run("a_killed_gateway_is_back_long_before_the_next_rekey", || {
         let lab = Lab::new();
         let _kmes = lab.start_kmes(&KmeOptions::default());
-        // At the default interval no rekey is due soon: the restart itself must be detected.
+        // At the default interval no rekey is due soon, so the restart itself must be detected.
         let options = GatewayOptions { rekey_interval: "60s".to_owned(), ..GatewayOptions::default() };
         let mut gateways: [Option<Gateway<'_>>; 2] = lab.start_both(&options).map(Some);
         for gateway in gateways.iter().flatten() {
@@ -97,7 +97,7 @@ fn a_killed_gateway_is_back_long_before_the_next_rekey() {
             gateways[victim].as_mut().unwrap().process.kill();
             let start = Instant::now();
             gateways[victim] = Some(lab.start_daemon(site));
-            // The bound is a third of the interval; a quiet machine needs some two seconds.
+            // The bound is a third of the interval; an idle machine needs about two seconds.
             for from in Site::BOTH {
                 wait_until(&format!("traffic from {}", from.name()), Duration::from_secs(20), || {
                     lab.lan(from).pings(from.other().host()[0]).then_some(())

@@ -1,5 +1,5 @@
-//! `docs/vectors/pieces.json`, which a Python program computed from `docs/protocol.md` alone, against the
-//! gateways' code: identities, fragments, and data packets, with the sessions that seal and open them.
+//! `docs/vectors/pieces.json`, which a Python program computed from `docs/protocol.md` alone, compared with
+//! the gateways' code: identities, fragments, and data packets, with the sessions that seal and open them.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
@@ -66,7 +66,7 @@ fn data_packets_agree() {
         let mut forged = datagram.clone();
         *forged.last_mut().unwrap() ^= 1;
         assert_eq!(fuzzing::open(suite, key(), index, &forged), None);
-        // A session counts from 0, so late counters can only be opened.
+        // A session counts from 0, so packets with late counters can only be opened.
         if counter < 10 {
             assert_eq!(fuzzing::seal(suite, key(), index, counter, &inner).unwrap(), datagram);
             sealed += 1;

@@ -21,7 +21,7 @@ const B: usize = 2;
 /// Interface and SAE of the hub, of site A and of site B.
 const SITES: [(&str, &str); 3] = [("vhub", "HUB"), ("va", "SITE-A"), ("vb", "SITE-B")];
 
-/// The relation of the hub and a site.
+/// Who takes the keys between the hub and a site, and from which vendors.
 struct Pairing {
     site: usize,
     /// The master SAE, which fetches new keys; the peer fetches them by their IDs.
@@ -30,12 +30,12 @@ struct Pairing {
     order: [usize; 2],
 }
 
-/// Towards A the hub takes the keys, at the ETSI vendor first; from B it gets their IDs, and B takes them at
-/// the SKIP vendor first.
+/// With A, the hub takes the keys, from the ETSI vendor first. With B, B takes them, from the SKIP vendor
+/// first, and the hub gets their IDs.
 const PAIRINGS: [Pairing; 2] =
     [Pairing { site: A, master: HUB, order: [0, 1] }, Pairing { site: B, master: B, order: [1, 0] }];
 
-/// One vendor's KME at a site.
+/// Returns one vendor's KME at a site.
 fn kme(vendor: usize, site: usize) -> String {
     format!("{}-{}", ["etsi", "skip"][vendor], SITES[site].1.to_lowercase())
 }
@@ -92,7 +92,7 @@ fn deliveries(vendors: &[Loopback; 2]) -> BTreeSet<Delivery> {
     of(0).into_iter().chain(of(1)).collect()
 }
 
-/// The KMEs at which keys were delivered, and how: `master` or `slave`.
+/// Returns the KMEs at which keys were delivered, and how: `master` or `slave`.
 fn places(deliveries: &BTreeSet<Delivery>) -> BTreeSet<(&str, &str)> {
     deliveries.iter().map(|(_, kme, side, _)| (kme.as_str(), side.as_str())).collect()
 }
@@ -128,7 +128,7 @@ fn an_id_is_asked_only_of_the_kmes_that_issued_it() {
             printed.clone_from(&text);
             serde_json::from_str::<Value>(&text).unwrap_or_default()["interfaces"][0].clone()
         };
-        // Both tunnels of the hub have made three more epochs of QKD keys.
+        // Both tunnels of the hub have completed three more epochs with QKD keys.
         let mut go_on = |what: &str| {
             let rekeys = |peer: &Value| peer["rekeys"].as_u64().unwrap_or(0);
             let peers =
@@ -143,7 +143,7 @@ fn an_id_is_asked_only_of_the_kmes_that_issued_it() {
             });
         };
 
-        // Each pair uses the first of its own order, and nothing of the other vendor.
+        // Each pair uses the first vendor of its own order, and no keys of the other vendor.
         go_on("both tunnels come up");
         let [etsi, skip] = [0, 1].map(|vendor| [HUB, A, B].map(|site| kme(vendor, site)));
         let first = deliveries(&vendors);
@@ -166,8 +166,8 @@ fn an_id_is_asked_only_of_the_kmes_that_issued_it() {
             assert!(text.contains(words), "{words}: {text}");
         }
 
-        // If the first has no key the second provides it. The peer requests its ID from the second vendor, in
-        // any order.
+        // If the first vendor has no key, the second provides it. The peer requests its ID from the second
+        // vendor, not by its own order.
         vendors[0].misbehave(&etsi[HUB], "enc_keys", "http_503");
         vendors[1].misbehave(&skip[B], "enc_keys", "http_503");
         wait_until("the other vendor's keys come", START, || {
@@ -180,12 +180,13 @@ fn an_id_is_asked_only_of_the_kmes_that_issued_it() {
         });
         go_on("keys of both vendors are used");
 
-        // And back: stocks hold keys of both.
+        // The first vendor works again; the stocks hold keys of both.
         vendors[0].misbehave(&etsi[HUB], "enc_keys", "none");
         vendors[1].misbehave(&skip[B], "enc_keys", "none");
         go_on("back to the first");
 
-        // A KME that gets a request for another's ID answers that it doesn't know it, and logs the refusal.
+        // A KME that gets a request for another vendor's key ID answers that it doesn't know it, and logs the
+        // refusal.
         for vendor in &vendors {
             let log = vendor.sim.log();
             let refused: Vec<&str> = log.lines().filter(|line| line.contains("request refused")).collect();

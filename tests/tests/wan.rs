@@ -1,5 +1,5 @@
 //! A WAN with loss, delay, reordering and outages, and gateways whose addresses and NAT mappings change: each
-//! packet that arrives in time opens, rekeys continue, and traffic recovers soon after the WAN.
+//! packet that arrives in time opens, rekeys continue, and traffic recovers soon after the WAN does.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
@@ -17,7 +17,7 @@ fn rekeys(gateway: &Gateway<'_>) -> u64 {
     gateway.peer()["rekeys"].as_u64().unwrap()
 }
 
-/// No packet was refused: each one that arrived was opened, and nothing was sent without a key.
+/// Checks that no packet was refused: each one that arrived was opened, and nothing was sent without a key.
 #[track_caller]
 fn nothing_refused(gateways: &[Gateway<'_>; 2]) {
     for gateway in gateways {
@@ -52,7 +52,8 @@ fn all_that_passed_was_opened(relay: &mut Relay, gateways: &[Gateway<'_>; 2]) {
     }
 }
 
-/// A bulk transfer by TCP from one LAN to the other: the sender, and the receiver, which checks each byte.
+/// Starts a bulk transfer by TCP from one LAN to the other: returns the sender, and the receiver, which
+/// checks each byte.
 fn transfer(lab: &Lab, from: Site) -> [Process; 2] {
     let (to, limit) = (from.other(), Duration::from_secs(10));
     let address = format!("{}:5201", to.host()[0]);
@@ -67,7 +68,7 @@ fn transfer(lab: &Lab, from: Site) -> [Process; 2] {
     [start(from, &["bulk-send", &address, "1"]), receiver]
 }
 
-/// Numbered UDP and TCP in both directions over a lossy WAN, until there were at least `least` rekeys.
+/// Sends numbered UDP and TCP in both directions over a lossy WAN, until there were at least `least` rekeys.
 /// Returns their number and the time.
 fn bad_wan(outer: Outer, seconds: u64, least: u64) -> (u64, Duration) {
     let lab = Lab::new();
@@ -155,7 +156,7 @@ fn a_mapping_moves(outer: Outer, initiator: Site) {
     let report = relay.report();
     println!("{report:?}, {a:?}, {b:?}");
     assert_eq!((b.received.lost, b.received.duplicated), (0, 0), "nothing is lost towards site B: {b:?}");
-    // To site A only the packets in transit to the former port are lost.
+    // Only the packets in transit to site A's former port are lost.
     let late = report.from_b.data_lost - before.from_b.data_lost;
     assert!(a.received.lost <= late, "{late} came to former ports: {a:?}");
     assert!(a.received.lost < 100, "{a:?}");
@@ -168,7 +169,7 @@ fn a_mapping_moves(outer: Outer, initiator: Site) {
 #[test]
 fn a_nat_mapping_may_move() {
     sandbox::run("a_nat_mapping_may_move", || {
-        // The side behind the NAT may be the initiator, or not.
+        // The side behind the NAT may be the initiator or the responder.
         a_mapping_moves(Outer::V4, Site::A);
         a_mapping_moves(Outer::V6, Site::B);
     });
@@ -264,7 +265,7 @@ fn gateways_that_lost_each_other_meet_at_the_configured_endpoint() {
                  del {from}/24 dev wan"
             ));
         };
-        // The destinations of a gateway's messages and of both lanes' packets.
+        // Returns the destinations of a gateway's messages and of both lanes' packets.
         let sends_to = |gateway: &Gateway<'_>, address: &str| {
             wait_until(&format!("all goes to {address}"), START, || {
                 let peer = gateway.peer();
@@ -299,7 +300,7 @@ fn gateways_that_lost_each_other_meet_at_the_configured_endpoint() {
     });
 }
 
-/// The kernel's NAT between the sites, with these rules in `table inet nat` on the WAN router.
+/// Uses the kernel's NAT between the sites, with these rules in `table inet nat` on the WAN router.
 fn behind_nat(options: [GatewayOptions; 2], rules: &[&str], seen_by_b: &str) {
     let lab = Lab::new();
     let _kmes = lab.start_kmes(&KmeOptions::default());
@@ -348,13 +349,13 @@ fn each_side_may_be_behind_nat_and_both() {
         let hide_b =
             "post oifname site-a ip saddr 203.0.113.1 udp sport 51820 snat to 198.51.100.2:40000-40999";
         behind_nat([unknown(), default()], &[hide_b], "198.51.100.1:51820");
-        // Both: one has a port forwarded, as it must, and is reached at its router's address.
+        // Both are hidden: one needs a forwarded port, and is reached at its router's address.
         let forward_b = "pre iifname site-a ip daddr 198.51.100.2 udp dport 51820 dnat to 203.0.113.1:51820";
         behind_nat([at("198.51.100.2:51820"), unknown()], &[forward_b, hide_a], "203.0.113.2:40");
     });
 }
 
-/// The WAN drops everything for a while.
+/// Makes the WAN drop everything for a while.
 fn wan_down(rekey_interval: &str, down: Duration) -> Duration {
     let lab = Lab::new();
     let _kmes = lab.start_kmes(&KmeOptions::default());
@@ -435,7 +436,7 @@ fn the_two_directions_may_go_different_ways() {
         let after =
             [count("site-a2", "rx"), count("site-a", "rx"), count("site-a", "tx"), count("site-a2", "tx")];
         let more = |i: usize| after[i] - before[i];
-        // In bytes, since several datagrams may be one buffer. Each has 80 bytes or more.
+        // Counted in bytes, since several datagrams may share one buffer. Each has at least 80 bytes.
         let (all, few) = (3_000 * 80, 20_000);
         assert!(more(0) >= all && more(1) < few, "out by the second path: {before:?} {after:?}");
         assert!(more(2) >= all && more(3) < few, "back by the first: {before:?} {after:?}");

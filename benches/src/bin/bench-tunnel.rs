@@ -1,4 +1,4 @@
-//! Runs the data path alone: lanes between two namespaces with keys that both sides compute, so the
+//! Runs only the data path: lanes between two namespaces with keys that both sides compute, so the
 //! measurement includes no KME and no exchange. New epochs begin at a given rate, by the clock that both
 //! sides share. The keys are public: for benchmarks only.
 

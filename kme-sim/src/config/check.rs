@@ -12,7 +12,7 @@ use crate::config::problem::Problem;
 use crate::config::raw::{Raw, RawKme, RawLink, RawOptics, RawSae};
 use crate::supply::{Optics, Passes, Source, Supply};
 
-/// Of a link with a constant rate.
+/// The error rate of a link with a constant rate.
 const DEFAULT_QBER: f64 = 0.02;
 const MAX_TIME_SCALE: f64 = 1e6;
 
@@ -175,7 +175,7 @@ impl Check<'_> {
         SaeConfig { id: raw.id.into_inner(), kme: raw.kme.into_inner(), known_by }
     }
 
-    /// Without `known_by` a serial number counts alone.
+    /// Without `known_by`, a serial number is sufficient.
     fn known_by(&mut self, serial: Option<Spanned<String>>, known_by: Option<Spanned<String>>) -> KnownBy {
         let at = known_by.as_ref().or(serial.as_ref()).map_or(0, |text| text.span().start);
         let word = known_by.as_ref().map_or("", |word| word.get_ref());
@@ -289,7 +289,7 @@ impl Check<'_> {
         }
     }
 
-    /// Either a constant rate or the optics.
+    /// Reads either a constant rate or the optics.
     fn source(
         &mut self,
         rate: Option<Spanned<u64>>,
@@ -355,7 +355,7 @@ impl Check<'_> {
         }
     }
 
-    /// A name or SAE ID: it must fit a certificate's common name and be visible in a log line.
+    /// Checks a name or SAE ID: it must fit a certificate's common name and be visible in a log line.
     fn name(&mut self, name: &Spanned<String>, what: &str) {
         let value = name.get_ref();
         if value.is_empty() || value.chars().count() > MAX_NAME_CHARS || value.chars().any(char::is_control) {
@@ -412,8 +412,8 @@ impl Check<'_> {
     }
 }
 
-/// The hops of a link over `nodes` trusted nodes, each like `link`. Only the first has its seed, since keys
-/// are made there and relayed by the rest.
+/// Returns the hops of a link over `nodes` trusted nodes, each like `link`. Only the first has its seed,
+/// since keys are made there and relayed by the rest.
 fn hops(link: LinkConfig, nodes: u16) -> Vec<LinkConfig> {
     let [a, b] = link.kmes.clone();
     let name = |n: u16| match n {
@@ -429,7 +429,7 @@ fn hops(link: LinkConfig, nodes: u16) -> Vec<LinkConfig> {
         .collect()
 }
 
-/// `250ms`, `2s`, `1m` or `1h`: a whole number and a unit.
+/// Parses `250ms`, `2s`, `1m` or `1h`: a whole number and a unit.
 fn parse_duration(text: &str) -> Option<Duration> {
     let digits = text.find(|c: char| !c.is_ascii_digit())?;
     let (number, unit) = text.split_at(digits);

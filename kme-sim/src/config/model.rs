@@ -45,9 +45,9 @@ pub struct KmeConfig {
     pub min_key_size: u32,
     /// `max_key_size`, bits.
     pub max_key_size: u32,
-    /// `max_SAE_ID_count`: the most additional slave SAEs of a request.
+    /// `max_SAE_ID_count`: the maximum number of additional slave SAEs of a request.
     pub max_sae_id_count: u32,
-    /// The most keys that are stored here for slave SAEs. One more replaces the oldest.
+    /// The maximum number of keys that are stored here for slave SAEs. A further key replaces the oldest.
     pub max_waiting_keys: u32,
     /// The supported key request extensions, and the values that the KME can meet.
     pub extensions: BTreeMap<String, Vec<String>>,
@@ -57,7 +57,7 @@ pub struct KmeConfig {
     pub refuse_optional_extensions: bool,
 }
 
-/// The interfaces of a KME; one at least.
+/// The interfaces of a KME; at least one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Apis {
     /// ETSI GS QKD 014.
@@ -73,11 +73,11 @@ pub struct SaeConfig {
     pub id: String,
     /// The name of its KME.
     pub kme: String,
-    /// By what in its certificate the SAE is identified.
+    /// What in its certificate identifies the SAE.
     pub known_by: KnownBy,
 }
 
-/// By what in a client certificate an SAE is identified: servers differ.
+/// What in a client certificate identifies an SAE: servers differ in that.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum KnownBy {
     /// The common name is the SAE ID.
@@ -93,7 +93,7 @@ pub enum KnownBy {
 pub struct LinkConfig {
     /// The names of the two KMEs that it joins.
     pub kmes: [String; 2],
-    /// Size of a key where a request names none, bits.
+    /// The size of a key in bits, if a request specifies none.
     pub key_size: u32,
     /// Its supply over time.
     pub supply: Supply,

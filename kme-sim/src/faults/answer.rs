@@ -27,7 +27,7 @@ const REDIRECT_TARGET: &str = "https://kme.invalid/";
 const PAGE: &str =
     "<!DOCTYPE html><html><head><title>Sign in</title></head><body><h1>Sign in</h1></body></html>";
 
-// What proxies answer by themselves.
+// Error answers that proxies write themselves.
 const NGINX_502: &str = "<html>\r\n<head><title>502 Bad Gateway</title></head>\r\n<body>\r\n\
     <center><h1>502 Bad Gateway</h1></center>\r\n<hr><center>nginx/1.22.1</center>\r\n</body>\r\n</html>\r\n";
 const NGINX_400: &str = "<html>\r\n<head><title>400 The SSL certificate error</title></head>\r\n<body>\r\n\
@@ -46,7 +46,7 @@ pub(crate) enum AnswerBody {
     Cut(CutBody),
     /// A byte at each interval, without end.
     Slow(Interval),
-    /// The same bytes again and again, without end.
+    /// The same bytes, repeated without end.
     Endless(Bytes),
 }
 
@@ -54,7 +54,7 @@ pub(crate) enum AnswerBody {
 #[derive(Default)]
 pub(crate) struct CutBody {
     begin: Bytes,
-    /// Whether the beginning has been polled past, so that it is sent.
+    /// Whether the beginning has been sent.
     polled: bool,
 }
 
@@ -72,7 +72,7 @@ impl Body for AnswerBody {
             Self::Whole(bytes) => frame(std::mem::take(bytes)),
             Self::Cut(body) if !body.begin.is_empty() => frame(std::mem::take(&mut body.begin)),
             Self::Cut(body) if !body.polled => {
-                // Pending once, since hyper sends the beginning only when no more is ready.
+                // Return pending once, since hyper sends the beginning only when no more is ready.
                 body.polled = true;
                 cx.waker().wake_by_ref();
                 Poll::Pending
@@ -98,12 +98,12 @@ impl Body for AnswerBody {
     }
 }
 
-/// The error that ends a connection without an answer, or in the middle of one.
+/// Returns the error that ends a connection without an answer, or in the middle of one.
 pub(crate) fn cut_error() -> io::Error {
     io::Error::new(io::ErrorKind::ConnectionAborted, "a fault is set")
 }
 
-/// An answer with a body of `content_type`.
+/// Returns an answer with a body of `content_type`.
 pub(crate) fn with_type(
     status: StatusCode,
     content_type: &'static str,
@@ -116,19 +116,19 @@ pub(crate) fn with_type(
     response
 }
 
-/// A JSON answer.
+/// Returns a JSON answer.
 pub(crate) fn json_answer(status: StatusCode, body: impl Into<Bytes>) -> Response<AnswerBody> {
     with_type(status, "application/json", body)
 }
 
-/// An answer with neither a body nor a type.
+/// Returns an answer with neither a body nor a type.
 pub(crate) fn empty(status: StatusCode) -> Response<AnswerBody> {
     let mut response = Response::new(AnswerBody::Whole(Bytes::new()));
     *response.status_mut() = status;
     response
 }
 
-/// 401 without a body (clause 6.5). A 401 must name a scheme (RFC 9110 section 15.5.2), and none is
+/// Returns 401 without a body (clause 6.5). A 401 must name a scheme (RFC 9110 section 15.5.2), and none is
 /// registered for TLS client certificates.
 pub(crate) fn unauthorized() -> Response<AnswerBody> {
     let mut response = empty(StatusCode::UNAUTHORIZED);
@@ -137,7 +137,7 @@ pub(crate) fn unauthorized() -> Response<AnswerBody> {
     response
 }
 
-/// The answer that replaces the right one, if `how` is such a fault.
+/// Returns the answer that replaces the right one, if `how` is such a fault.
 pub(crate) fn replacement(how: Misbehaviour, op: Op) -> Result<Option<Response<AnswerBody>>, NoRandomness> {
     let ok = StatusCode::OK;
     let streaming = |body| {
@@ -232,7 +232,7 @@ fn numbers_as_text(fields: &mut Map<String, Value>) {
     }
 }
 
-/// A typical server's message with `status`.
+/// Returns a typical server's message with `status`.
 fn message(status: u16, op: Op) -> &'static str {
     match (status, op) {
         (403, _) => "forbidden",
@@ -245,7 +245,7 @@ fn message(status: u16, op: Op) -> &'static str {
     }
 }
 
-/// A container of random keys.
+/// Returns a container of random keys.
 fn many_keys() -> Result<Zeroizing<Vec<u8>>, NoRandomness> {
     let mut body = Zeroizing::new(Vec::with_capacity(TOO_MANY_KEYS * 128));
     body.extend_from_slice(br#"{"keys":["#);

@@ -1,5 +1,5 @@
 //! The catalogue of faults, and the operations for which each can be set. Real servers or networks show each
-//! of them, and a client must survive it.
+//! fault, and a client must survive it.
 
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
@@ -21,11 +21,11 @@ pub enum Misbehaviour {
     StallTls,
     /// The port answers in HTTP without TLS.
     NoTls,
-    /// TLS 1.2 only.
+    /// Only TLS 1.2 is accepted.
     #[serde(rename = "tls12_only")]
     #[value(name = "tls12_only")]
     Tls12Only,
-    /// No hybrid group: key exchange by elliptic curves only.
+    /// No hybrid group is offered: key exchange by elliptic curves only.
     NoMlkem,
     /// A certificate of X.509 version 1.
     CertV1,
@@ -58,7 +58,7 @@ pub enum Misbehaviour {
     LoseAnswer,
     /// Carried out, and the connection is closed in the middle of the answer.
     CutBody,
-    /// 200 and a body of a byte a second that never ends; not carried out.
+    /// 200 and a body of one byte a second that never ends; not carried out.
     SlowBody,
     /// 200 and a body that never ends, as fast as the client reads; not carried out.
     EndlessBody,
@@ -72,7 +72,7 @@ pub enum Misbehaviour {
     EmptyBody,
     /// A redirect to another address; not carried out.
     Redirect,
-    /// A right answer with the content type text/plain.
+    /// A correct answer with the content type text/plain.
     WrongType,
     /// The answer has fields that the standard doesn't define.
     ExtraFields,
@@ -134,13 +134,13 @@ pub enum Misbehaviour {
     ErrorEmpty,
     /// 504 that says that the other KME is down; not carried out.
     PeerKmeDown,
-    /// 502 as nginx answers it in place of a KME; not carried out.
+    /// 502 from nginx in place of the KME; not carried out.
     ProxyNginx,
-    /// 503 as HAProxy answers it in place of a KME; not carried out.
+    /// 503 from HAProxy in place of the KME; not carried out.
     ProxyHaproxy,
-    /// 503 as Envoy answers it in place of a KME; not carried out.
+    /// 503 from Envoy in place of the KME; not carried out.
     ProxyEnvoy,
-    /// 400 as nginx answers it to a client certificate that it refuses; not carried out.
+    /// 400 from nginx for a client certificate that it refuses; not carried out.
     ProxyCertificate,
     /// 422 with FastAPI's `{"detail":[…]}`; not carried out.
     ErrorDetail,
@@ -184,13 +184,13 @@ pub enum Misbehaviour {
 
     /// One key; `number` is ignored.
     IgnoreNumber,
-    /// One key, and `number` is ignored, in a GET only.
+    /// One key, and `number` is ignored, but only in a GET.
     IgnoreNumberGet,
     /// Keys of 128 bits; `size` is ignored.
     IgnoreSize,
     /// Sizes are bytes: `size` 256 gives 2,048 bits, and status has its sizes in bytes.
     SizeInBytes,
-    /// Keys of 32 bits where the request names no size, and the status says so.
+    /// Keys of 32 bits if the request specifies no size, and the status says so.
     #[serde(rename = "default_32_bits")]
     #[value(name = "default_32_bits")]
     Default32Bits,
@@ -207,7 +207,7 @@ pub enum Misbehaviour {
 
     /// A key is "not found" until three seconds after the master took it.
     LateSync,
-    /// The keys that are asked for are forgotten, and "not found".
+    /// The requested keys are forgotten, and "not found".
     ForgetKeys,
     /// A key that was fetched by its ID stays in store and is delivered again.
     DeliverTwice,
@@ -237,7 +237,7 @@ pub enum Ops {
     EncKeys,
     /// Get key with key IDs.
     DecKeys,
-    /// Each for which the fault can be set.
+    /// All operations for which the fault can be set.
     #[default]
     All,
 }
@@ -256,7 +256,7 @@ pub enum NotApplicable {
 /// One KME's faults.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
 pub struct Faults {
-    /// Of TCP and TLS.
+    /// The fault of TCP and TLS.
     pub port: Misbehaviour,
     pub status: Misbehaviour,
     pub enc_keys: Misbehaviour,
@@ -264,7 +264,8 @@ pub struct Faults {
 }
 
 impl Faults {
-    /// These faults with `how` set for `ops`. A fault of operations that is set for all clears the others.
+    /// Returns these faults with `how` set for `ops`. A fault of operations that is set for all clears the
+    /// others.
     ///
     /// # Errors
     /// [`NotApplicable`] if `how` can't be set for `ops`.
@@ -296,7 +297,7 @@ impl Faults {
         Ok(self)
     }
 
-    /// The fault of `op`.
+    /// Returns the fault of `op`.
     #[must_use]
     pub fn of(&self, op: Op) -> Misbehaviour {
         match op {
@@ -342,7 +343,7 @@ impl Misbehaviour {
         }
     }
 
-    /// The operations for which it can be set; empty for a fault of the port.
+    /// Returns the operations for which it can be set; empty for a fault of the port.
     #[must_use]
     pub fn places(self) -> &'static str {
         use Misbehaviour as M;
@@ -383,7 +384,7 @@ impl Misbehaviour {
         }
     }
 
-    /// The status code, for a fault that consists of a status code with an error body.
+    /// Returns the status code of a fault that consists of a status code with an error body.
     #[must_use]
     pub fn http_status(self) -> Option<u16> {
         use Misbehaviour as M;
@@ -404,7 +405,7 @@ impl Misbehaviour {
         })
     }
 
-    /// The name in commands.
+    /// Returns the name in commands.
     #[must_use]
     pub fn name(self) -> String {
         self.to_possible_value().map_or_else(String::new, |v| v.get_name().to_owned())

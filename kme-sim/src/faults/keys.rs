@@ -12,7 +12,7 @@ pub(crate) fn corrupt(how: Misbehaviour, op: Op, keys: &mut Vec<DeliveredKey>) -
                 key.key.truncate(key.key.len().saturating_sub(1));
             }
         }
-        // At the master fewer were taken already.
+        // At the master, fewer keys were already taken.
         Misbehaviour::FewerKeys if op == Op::DecKeys => keys.truncate((keys.len() / 2).max(1)),
         Misbehaviour::Duplicate => {
             if let Some(first) = keys.first().map(DeliveredKey::duplicate) {
@@ -64,7 +64,7 @@ pub(crate) fn corrupt(how: Misbehaviour, op: Op, keys: &mut Vec<DeliveredKey>) -
     Ok(())
 }
 
-/// The encoding of the keys of an answer.
+/// Returns the encoding of the keys of an answer.
 pub(crate) fn style(how: Misbehaviour) -> KeyStyle {
     match how {
         Misbehaviour::BadBase64 => KeyStyle::BadBase64,

@@ -1,4 +1,5 @@
-//! Faults in the processing of a request: limits, sizes and IDs that differ from the standard. Pure.
+//! Faults in the processing of a request: limits, sizes and IDs that differ from the standard. The functions
+//! are pure.
 
 use std::time::Duration;
 
@@ -24,7 +25,7 @@ pub(crate) struct Limits {
 }
 
 impl Limits {
-    /// The limits of `config`, changed by `fault`. `key_size` is the link's.
+    /// Returns the limits of `config`, changed by `fault`. `key_size` is the link's.
     pub(crate) fn new(config: &KmeConfig, key_size: u32, fault: Misbehaviour) -> Self {
         let mut limits = Self {
             max_keys: config.max_key_per_request,
@@ -52,7 +53,7 @@ pub(crate) fn amount(fault: Misbehaviour, request: &KeyRequest, number: u64, siz
         Misbehaviour::IgnoreNumberGet if request.by_get => (1, size),
         Misbehaviour::IgnoreSize => (number, FIXED_SIZE_BITS),
         Misbehaviour::SizeInBytes if request.size.is_some() => (number, size.saturating_mul(8)),
-        // At the master the rest is not taken.
+        // At the master, the other keys are not taken.
         Misbehaviour::FewerKeys => ((number / 2).max(1), size),
         _ => (number, size),
     }
@@ -78,7 +79,7 @@ pub(crate) fn status(fault: Misbehaviour, status: &mut Status) -> Result<(), NoR
     Ok(())
 }
 
-/// An ID with characters that URLs and JSON escape.
+/// Returns an ID with characters that URLs and JSON escape.
 pub(crate) fn odd_id(id: &str) -> String {
     format!("Key/{}+\"{}\" =?&%41é#{}", id.to_uppercase(), "x".repeat(60), id)
 }

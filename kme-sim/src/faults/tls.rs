@@ -23,7 +23,7 @@ const OTHER_NAME: &str = "kme-of-another-site";
 /// A certificate chain and the key of its first certificate.
 type Chain = (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>);
 
-/// The chain that `kme` presents under `fault`; `None` for the right one.
+/// Returns the chain that `kme` presents under `fault`; `None` if it is the right one.
 ///
 /// # Errors
 /// A description: usually the CA's key, which is needed to make a certificate, is missing.
@@ -99,7 +99,8 @@ fn sign(
     Ok(certificate.der().clone())
 }
 
-/// The CA's certificate and key: `client_ca_file`, and the file of the same name with the suffix `.key`.
+/// Returns the CA's certificate and key: `client_ca_file`, and the file of the same name with the suffix
+/// `.key`.
 fn ca_files(kme: &KmeConfig) -> (PathBuf, PathBuf) {
     (kme.client_ca_file.clone(), kme.client_ca_file.with_extension("key"))
 }
@@ -116,7 +117,7 @@ fn issuer(kme: &KmeConfig) -> Result<Issuer<'static, KeyPair>, String> {
     certs::read_ca(&certificate, &key).map_err(|e| need(&key, e.to_string()))
 }
 
-/// The DNS names and addresses of a certificate.
+/// Returns the DNS names and addresses of a certificate.
 fn names(certificate: &CertificateDer<'_>) -> Vec<SanType> {
     let Ok((_, certificate)) = X509Certificate::from_der(certificate) else { return Vec::new() };
     let Ok(Some(names)) = certificate.subject_alternative_name() else { return Vec::new() };
@@ -138,7 +139,7 @@ pub(crate) struct Refusing {
     reason: CertificateError,
 }
 
-/// `inner`, or one that refuses every client under `fault`.
+/// Returns `inner`, or a verifier that refuses every client under `fault`.
 pub(crate) fn verifier(
     inner: Arc<dyn ClientCertVerifier>,
     fault: Misbehaviour,

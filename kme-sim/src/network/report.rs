@@ -24,7 +24,7 @@ pub struct LinkStats {
     pub bits_per_s: f64,
     /// Share of sifted bits that differ, at the moment.
     pub qber: f64,
-    /// Whether it yields bits at the moment: it isn't paused, and a pass is on.
+    /// Whether it yields bits at the moment: it isn't paused, and a pass is in progress.
     pub active: bool,
     /// Pulses that an eavesdropper measures, percent.
     pub intercepted_percent: u8,

@@ -9,7 +9,7 @@ use crate::refusal::{
     MANDATORY_UNMET, MANDATORY_UNSUPPORTED, OPTIONAL_UNHANDLED, Refusal, SIZE_MULTIPLE_OF_8,
 };
 
-/// The number of keys and their size in bits.
+/// Returns the number of keys and their size in bits.
 pub(crate) fn checked_amount(limits: &Limits, request: &KeyRequest) -> Result<(u64, u64), Refusal> {
     let number = request.number.unwrap_or(1);
     let most = limits.max_keys;
@@ -31,7 +31,7 @@ pub(crate) fn checked_amount(limits: &Limits, request: &KeyRequest) -> Result<(u
     Ok((number, size))
 }
 
-/// Checks that the KME knows each extension and can meet its value.
+/// Checks that the KME supports each extension and its value.
 pub(crate) fn check_extensions(config: &KmeConfig, request: &KeyRequest) -> Result<(), Refusal> {
     let of = |extensions: &[serde_json::Map<String, Value>], wanted: Support| -> Vec<Value> {
         let pairs = extensions.iter().flatten();

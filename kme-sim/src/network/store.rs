@@ -78,7 +78,7 @@ impl Kme {
         self.stored.insert(stored.key.id.clone(), stored);
     }
 
-    /// Remembers for which slave SAEs a master SAE took a key here; as many keys as the store holds.
+    /// Remembers for which slave SAEs a master SAE took a key here, for as many keys as the store holds.
     pub(crate) fn note_issued(&mut self, id: &str, slaves: Vec<String>) {
         let limit = usize::try_from(self.config.max_waiting_keys).unwrap_or(usize::MAX);
         if self.issued.insert(id.to_owned(), slaves).is_none() {
@@ -119,7 +119,7 @@ impl Kme {
         }
     }
 
-    /// The key for `sae`. It leaves the store when all its slave SAEs have it.
+    /// Returns the key for `sae`. It leaves the store when all its slave SAEs have it.
     pub(crate) fn fetch(&mut self, id: &str, sae: &str, fault: Misbehaviour) -> Option<DeliveredKey> {
         let stored = self.stored.get_mut(id)?;
         if fault == Misbehaviour::DeliverTwice {

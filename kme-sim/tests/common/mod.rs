@@ -1,5 +1,5 @@
 //! A lab in a temporary directory, and a small HTTPS client that shares no code with kms-client.
-// Each test file uses a part of it, and a failure here is a failure of the test.
+// Each test file uses only a part of it, and a failure here is a failure of the test.
 #![allow(dead_code, clippy::unwrap_used)]
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -129,14 +129,15 @@ impl Lab {
         self.simulator.command(Command::Misbehave { kme: kme.to_owned(), op, how }).await
     }
 
-    /// Keys that wait at `kme`.
+    /// Returns the number of keys that wait at `kme`.
     pub async fn waiting(&self, kme: &str) -> usize {
         let kmes = self.simulator.command(Command::Stored {}).await.kmes.unwrap();
         kmes.iter().find(|k| k.name == kme).unwrap().waiting_keys
     }
 }
 
-/// TLS of a client that trusts the CA in `directory` and shows the certificate `sae`, if any.
+/// Returns the TLS settings of a client that trusts the CA in `directory` and presents the certificate `sae`,
+/// if any.
 pub fn client_config(
     directory: &Path,
     sae: Option<&str>,
@@ -182,13 +183,13 @@ impl Reply {
         serde_json::from_slice(&self.body).unwrap()
     }
 
-    /// The JSON of an answer that must be 200.
+    /// Returns the JSON of an answer that must be 200.
     pub fn ok(&self) -> Value {
         assert_eq!(self.status, StatusCode::OK, "{self:?}");
         self.json()
     }
 
-    /// ID and bytes of each key of an answer that must be 200.
+    /// Returns ID and bytes of each key of an answer that must be 200.
     pub fn keys(&self) -> Vec<(String, Vec<u8>)> {
         let value = self.ok();
         let key = |k: &Value| {
@@ -198,7 +199,7 @@ impl Reply {
         value["keys"].as_array().unwrap().iter().map(key).collect()
     }
 
-    /// The message of an answer that must be `status`.
+    /// Returns the message of an answer that must be `status`.
     pub fn message(&self, status: u16) -> String {
         assert_eq!(self.status.as_u16(), status, "{self:?}");
         self.json()["message"].as_str().unwrap().to_owned()
@@ -206,8 +207,8 @@ impl Reply {
 }
 
 impl Client {
-    /// Connects, does the handshake, and reads once so that a refusal of our certificate shows (TLS 1.3
-    /// tells late).
+    /// Connects, does the handshake, and reads once, so that a refusal of our certificate is seen (in TLS 1.3
+    /// it arrives after the handshake).
     pub async fn connect(address: SocketAddr, name: &str, config: ClientConfig) -> Result<Self, String> {
         let stream = TcpStream::connect(address).await.map_err(|e| e.to_string())?;
         let name = ServerName::try_from(name.to_owned()).unwrap();
@@ -242,8 +243,8 @@ impl Client {
         Ok(Reply { status: parts.status, content_type, challenge, body: body.collect().await?.to_bytes() })
     }
 
-    /// Asks `path` and reads at least `bytes` of the body, which may have no end; also the length that was
-    /// announced.
+    /// Requests `path` and reads at least `bytes` of the body, which may have no end; also returns the
+    /// announced length.
     pub async fn begin(&mut self, path: &str, bytes: usize) -> (Option<u64>, Vec<u8>) {
         let request = Request::builder().uri(path).header("host", "kme").body(Full::default()).unwrap();
         self.sender.ready().await.unwrap();

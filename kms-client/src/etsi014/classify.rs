@@ -1,6 +1,6 @@
 //! The meaning of an HTTP error status, which depends on the request and on the words of the answer: servers
-//! use 400, 401, 404 and 503 for different things, and a proxy may answer in place of the KME. Pure, so that
-//! tests cover the whole table.
+//! use 400, 401, 404 and 503 for different things, and a proxy may answer in place of the KME. The functions
+//! are pure, so that tests can cover the whole table.
 
 use crate::error::{KmsErrorKind, Operation, Violation};
 use crate::https::intermediary::{self, Intermediary};
@@ -22,7 +22,7 @@ pub struct ErrorAnswer<'a> {
 pub struct Meaning {
     /// The kind of failure.
     pub kind: KmsErrorKind,
-    /// False if the answer has other possible meanings.
+    /// Whether the answer has no other possible meaning.
     pub certain: bool,
     /// Whether `enc_keys` may have been carried out, so that its keys are spent.
     pub may_be_done: bool,
@@ -35,7 +35,7 @@ impl Meaning {
     }
 }
 
-/// The meaning of `answer` to a request for `operation`.
+/// Returns the meaning of `answer` to a request for `operation`.
 #[must_use]
 pub fn classify(operation: Operation, answer: ErrorAnswer<'_>) -> Meaning {
     let message = answer.message.to_lowercase();
@@ -55,7 +55,7 @@ pub fn classify(operation: Operation, answer: ErrorAnswer<'_>) -> Meaning {
 /// A proxy's own answer: the KME didn't see the request, or its answer got lost.
 fn by_intermediary(operation: Operation, by: Intermediary, status: u16, message: &str) -> Meaning {
     use KmsErrorKind as K;
-    // Some KMEs send their messages as HTML too.
+    // Some KMEs also send their messages as HTML.
     let unknown = by == Intermediary::Unknown;
     if unknown && operation == Operation::EncKeys && wording::no_key_now(message) && status != 404 {
         return Meaning::of(K::Exhausted, true);
@@ -83,11 +83,12 @@ fn by_kme(operation: Operation, status: u16, message: &str) -> Meaning {
 
     let sure = |kind| Meaning::of(kind, true);
     let likely = |kind| Meaning::of(kind, false);
-    // The messages of ETSI GS QKD 014 for requests that no KME can meet, and a request for too many keys.
+    // The messages of ETSI GS QKD 014 for requests that no KME can meet, and those for requests for too many
+    // keys.
     let request_is_wrong = ["multiple of 8", "extension_mandatory", "extension_optional"]
         .iter()
         .any(|words| message.contains(words))
-        // Too many IDs are asked again one by one, as IDs that are not found.
+        // If too many IDs were requested, they are requested one by one, like IDs that are not found.
         || (operation == EncKeys && wording::too_many_requested(message));
     let no_key_now = wording::no_key_now(message);
     let no_such_key = wording::no_such_key(message);
@@ -100,8 +101,8 @@ fn by_kme(operation: Operation, status: u16, message: &str) -> Meaning {
         }
         (_, 400..) if wording::out_of_sync(message) => Meaning::of(K::OutOfSync, !wording::supposes(message)),
         (_, 400..500) if wording::certificate_refused(message) => sure(K::IdentityRefused),
-        // The standard has 401 for a caller that is no slave SAE of the key; some servers use it for an
-        // unknown ID.
+        // In the standard, 401 means that the caller is not a slave SAE of the key; some servers use it for
+        // an unknown ID.
         (DecKeys, 401) if !wording::not_authenticated(message) => likely(K::KeyNotFound),
         (_, 401 | 403) => sure(K::IdentityRefused),
         (_, 405 | 406 | 411 | 413..=417 | 421 | 426 | 431 | 501 | 505) => sure(K::BadRequest),

@@ -30,7 +30,7 @@ pub struct KmsClient {
     delivered: Mutex<RecentKeys>,
 }
 
-/// What earlier answers showed.
+/// What earlier answers have shown.
 #[derive(Default)]
 struct LearnedLimits {
     /// The two KME IDs of each link, by the peer's SAE ID.
@@ -54,10 +54,10 @@ impl KmsClient {
         })
     }
 
-    /// Asks for the status of the link to SAE `slave` (ETSI GS QKD 014 clause 5.2). It takes no key.
+    /// Requests the status of the link to SAE `slave` (ETSI GS QKD 014 clause 5.2). It takes no key.
     ///
     /// # Errors
-    /// [`KmsError`] of any kind but [`Exhausted`](KmsErrorKind::Exhausted) and
+    /// [`KmsError`] of any kind except [`Exhausted`](KmsErrorKind::Exhausted) and
     /// [`KeyNotFound`](KmsErrorKind::KeyNotFound).
     pub async fn status(&self, slave: &SaeId) -> Result<Status, KmsError> {
         let call = Call { operation: Operation::Status, peer: slave, at_stake: 0 };
@@ -105,7 +105,7 @@ impl KmsClient {
         let body = wire::enc_keys_body(number, size_bits);
         let mut answer = self.ask(call, Method::POST, "enc_keys", Some(body), deadline).await?;
         if answer.status == 405 {
-            // It refused the method, so no key is spent. Clause 5.3 allows GET for this request too.
+            // The KME refused the method, so no key is spent. Clause 5.3 allows GET for this request too.
             let query = format!("enc_keys?number={number}&size={size_bits}");
             answer = self.ask(call, Method::GET, &query, None, deadline).await?;
             if answer.status == 200 {
@@ -149,7 +149,7 @@ impl KmsClient {
         let maybe_no_post =
             answer.status == 405 || (matches!(answer.status, 404 | 501) && !self.known().post_works);
         if let ([id], true) = (ids, maybe_no_post) {
-            // Some servers accept GET only. Nothing was delivered, so a second request spends nothing.
+            // Some servers accept only GET. Nothing was delivered, so a second request spends nothing.
             let query = format!("dec_keys?key_ID={}", utf8_percent_encode(id.as_str(), ENCODED));
             answer = self.ask(call, Method::GET, &query, None, deadline).await?;
             if answer.status == 200 {
@@ -172,7 +172,7 @@ impl KmsClient {
         Ok(self.owned(keys, &theirs, &ours))
     }
 
-    /// Asks a server that accepts GET only for one key at a time. Each request has its own deadline. The
+    /// Requests one key at a time from a server that accepts only GET. Each request has its own deadline. The
     /// first failure leaves the rest for later.
     async fn get_one_by_one(
         &self,
@@ -214,7 +214,7 @@ impl KmsClient {
         self.known().links.get(peer).cloned().unwrap_or_default()
     }
 
-    /// Operations that this KME accepts as GET only, where the standard has POST too.
+    /// Returns the operations that this KME accepts only as GET, where the standard also has POST.
     #[must_use]
     pub fn only_get(&self) -> Vec<Operation> {
         self.known().only_get.clone()
@@ -244,7 +244,7 @@ impl KmsClient {
         if answer.status == 200 {
             return Ok(());
         }
-        // By the standard only answers with 4xx and 5xx hold no keys.
+        // In the standard, only answers with 4xx and 5xx never contain keys.
         let excerpt = (400..600).contains(&answer.status).then(|| excerpt(answer.body.bytes())).flatten();
         let meaning = classify(
             call.operation,
@@ -293,7 +293,7 @@ impl KmsClient {
         Err(error)
     }
 
-    /// An answer that a proxy wrote itself.
+    /// Returns the error for an answer that a proxy wrote itself.
     fn by_intermediary(&self, error: KmsError, name: &str) -> KmsError {
         let what = format!("{name} answers, not the KME");
         match error.kind() {

@@ -72,7 +72,7 @@ const STATUS_FIELDS: [&str; 12] = [
 ];
 
 impl Status {
-    /// The part of it that a [`KeySource`](crate::KeySource) reports.
+    /// Returns the part of it that a [`KeySource`](crate::KeySource) reports.
     #[must_use]
     pub fn link(&self) -> Link {
         let most = self.max_key_per_request.map(|n| u32::try_from(n).unwrap_or(u32::MAX));
@@ -80,7 +80,7 @@ impl Status {
             source_kme: self.source_kme_id.clone(),
             target_kme: self.target_kme_id.clone(),
             stored_key_count: self.stored_key_count,
-            // Zero would mean that the KME delivers no key at all: the server didn't fill the field in.
+            // Zero would mean that the KME never delivers a key; the server has not filled in the field.
             max_key_per_request: most.filter(|n| *n > 0),
         }
     }
@@ -94,12 +94,12 @@ pub(crate) enum ExpectedKeys<'a> {
     ByIds(&'a [KeyId]),
 }
 
-/// The body of `enc_keys`. The size is always sent, since a server's default may be 32 bits.
+/// Returns the body of `enc_keys`. The size is always sent, since a server's default may be 32 bits.
 pub(crate) fn enc_keys_body(number: u32, size_bits: u32) -> Vec<u8> {
     serde_json::json!({ "number": number, "size": size_bits }).to_string().into_bytes()
 }
 
-/// The body of `dec_keys`.
+/// Returns the body of `dec_keys`.
 pub(crate) fn dec_keys_body(ids: &[KeyId]) -> Vec<u8> {
     let ids: Vec<_> = ids.iter().map(|id| serde_json::json!({ "key_ID": id.as_str() })).collect();
     serde_json::json!({ "key_IDs": ids }).to_string().into_bytes()
@@ -181,7 +181,7 @@ struct Item<'a> {
     key: Option<KeyText<'a>>,
 }
 
-/// The keys of a container, each checked. The list may be shorter than the request, and even empty.
+/// Returns the keys of a container, each checked. The list may be shorter than the request, and even empty.
 pub(crate) fn parse_keys(
     body: &[u8],
     expected: &ExpectedKeys<'_>,
@@ -319,7 +319,7 @@ mod tests {
         let object = format!(r#"{{"key_ID":"a","key":"{}"}}"#, key(1));
         assert_eq!(broken(&list(&format!(r#"["a","{}"]"#, key(1))), &NEW_KEYS), Violation::Json);
         assert_eq!(broken(&format!("[[{object}]]"), &NEW_KEYS), Violation::Json);
-        // As table 11 spells it.
+        // With the spelling of table 11.
         let capital = list(&object).replace("keys", "Keys");
         assert_eq!(parse_keys(capital.as_bytes(), &NEW_KEYS).unwrap().len(), 1);
         let both = format!(r#"{{"keys":[],"Keys":[{object}]}}"#);

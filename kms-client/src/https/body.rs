@@ -43,15 +43,15 @@ mod tests {
     use super::copies::copies;
     use super::*;
 
-    /// The allocator of this program erases nothing, so what stands nowhere was wiped here. The sizes are
-    /// ones that nothing else asks for, so that nothing else writes over what would be left.
+    /// This program's allocator erases nothing, so a byte that is found nowhere was wiped by this module. The
+    /// sizes are ones that nothing else requests, so that nothing else overwrites what would be left.
     #[test]
     fn nothing_is_left_where_a_body_stood() {
         let secret =
             |i: usize| u32::try_from(i).unwrap().wrapping_mul(0x9e37_79b1).rotate_left(11).to_be_bytes()[0];
         let mut body = ErasedBody::with_capacity(400);
         body.push(&[0; 300]);
-        // One by one, so that there is no other copy.
+        // One at a time, so that there is no other copy.
         (0..44).for_each(|i| body.push(&[secret(i)]));
         body.push(&[0; 100]);
         assert_eq!(copies(secret), 4, "the body's four pieces, and those that it left when it grew");

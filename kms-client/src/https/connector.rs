@@ -18,7 +18,7 @@ use crate::https::tls::TlsFiles;
 use crate::json::ProtocolViolation;
 use crate::source::{Certificates, Connection};
 
-/// Everything but RFC 3986's unreserved characters is encoded in a path or a query.
+/// Everything except RFC 3986's unreserved characters is encoded in a path or a query.
 pub(crate) const ENCODED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
 /// One KME's URL, TLS settings and deadline.
@@ -29,11 +29,11 @@ pub(crate) struct KmeConnector {
     prefix: String,
     tls: TlsFiles,
     history: Mutex<ConnectionHistory>,
-    /// Whether servers of the interface often accept TLS with pre-shared keys only.
+    /// Whether servers of the interface often accept only TLS with pre-shared keys.
     psk_is_usual: bool,
 }
 
-/// What earlier connections showed.
+/// What earlier connections have shown.
 #[derive(Default)]
 struct ConnectionHistory {
     kme_not_after: Option<i64>,
@@ -45,7 +45,7 @@ struct ConnectionHistory {
 pub(crate) struct Call<'a> {
     pub(crate) operation: Operation,
     pub(crate) peer: &'a SaeId,
-    /// Keys that are spent if the answer gets lost.
+    /// Keys that are spent if the answer is lost.
     pub(crate) at_stake: u32,
 }
 
@@ -105,7 +105,7 @@ impl KmeConnector {
         })
     }
 
-    /// For an interface whose servers often accept TLS with pre-shared keys only.
+    /// For an interface whose servers often accept only TLS with pre-shared keys.
     pub(crate) fn with_psk_advice(self) -> Self {
         Self { psk_is_usual: true, ..self }
     }
@@ -130,7 +130,7 @@ impl KmeConnector {
         self.history().last.clone()
     }
 
-    /// When the certificates expire.
+    /// Returns when the certificates expire.
     pub(crate) fn certificates(&self) -> Certificates {
         let credentials = self.tls.current();
         Certificates {
@@ -142,7 +142,7 @@ impl KmeConnector {
         }
     }
 
-    /// By what a KME may identify us, in words.
+    /// Describes how a KME may identify us.
     pub(crate) fn client_identity(&self) -> String {
         let credentials = self.tls.current();
         let (name, serial) =
@@ -197,7 +197,7 @@ impl KmeConnector {
         })
     }
 
-    /// The error for an answer that breaks the rules of the interface. Its keys are spent.
+    /// Returns the error for an answer that breaks the rules of the interface. Its keys are spent.
     pub(crate) fn broken(
         &self,
         call: Call<'_>,
@@ -230,7 +230,7 @@ impl KmeConnector {
     fn failed(&self, call: Call<'_>, failure: Failure, context: &explain::Context<'_>) -> KmsError {
         let Failure { phase, cause, status } = failure;
         let sent = matches!(phase, Phase::Answer | Phase::Body);
-        // An error status means that no key was delivered, so nothing is lost with the rest of that answer.
+        // An error status means that no key was delivered, so nothing is lost if the rest of that answer is.
         let spent = sent && call.at_stake > 0 && status.is_none_or(|status| status == 200);
         let lost = if spent { call.at_stake } else { 0 };
         let with_status = |error: KmsError| match status {
@@ -267,8 +267,8 @@ impl KmeConnector {
                 .with_advice("give the program CAP_NET_ADMIN, or remove fwmark"),
             Cause::Tls(e) => {
                 let Explanation { kind, detail, advice } = explain::explain(&e, context);
-                // In TLS 1.3 the refusal of a certificate arrives after the request was sent, which isn't
-                // processed then.
+                // In TLS 1.3 the refusal of a certificate arrives after the request was sent, which is then
+                // not processed.
                 let lost = if kind == KmsErrorKind::IdentityRefused { 0 } else { lost };
                 self.error(kind, call).with_detail(detail).with_advice(advice).with_keys_lost(lost)
             }

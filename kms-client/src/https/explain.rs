@@ -17,9 +17,9 @@ use crate::source::CertificateFacts;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct CertificateInfo {
     version_1: bool,
-    /// The common name, or the whole subject where there is none.
+    /// The common name, or the whole subject if there is none.
     pub(crate) subject: String,
-    /// As `openssl x509 -serial` prints it; some KMEs identify us by it alone.
+    /// As `openssl x509 -serial` prints it; some KMEs identify us only by it.
     pub(crate) serial: String,
     issuer: String,
     self_signed: bool,
@@ -88,7 +88,7 @@ fn name_text(name: &GeneralName<'_>) -> Option<String> {
     }
 }
 
-/// webpki's verifier, which decides. This wrapper only remembers the certificate.
+/// webpki's verifier makes the decision. This wrapper only remembers the certificate.
 #[derive(Debug)]
 pub(crate) struct ExplainingVerifier {
     inner: Arc<WebPkiServerVerifier>,
@@ -100,7 +100,7 @@ impl ExplainingVerifier {
         Self { inner, shown: Mutex::new(None) }
     }
 
-    /// The certificate that the KME presented in this connection.
+    /// Returns the certificate that the KME presented in this connection.
     pub(crate) fn shown(&self) -> Option<CertificateInfo> {
         self.shown.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -142,7 +142,7 @@ impl ServerCertVerifier for ExplainingVerifier {
     }
 }
 
-/// What is needed to explain a failure.
+/// The information that explains a failure.
 pub(crate) struct Context<'a> {
     /// The name that the certificate must have.
     pub(crate) expected: &'a str,
@@ -150,7 +150,7 @@ pub(crate) struct Context<'a> {
     pub(crate) shown: Option<CertificateInfo>,
     /// Our own certificate.
     pub(crate) own: Option<&'a CertificateInfo>,
-    /// Whether servers of the interface often accept TLS with pre-shared keys only.
+    /// Whether servers of the interface often accept only TLS with pre-shared keys.
     pub(crate) psk_is_usual: bool,
     /// Our SAE ID.
     pub(crate) sae_id: &'a str,
@@ -165,7 +165,8 @@ pub(crate) struct Explanation {
     pub(crate) advice: String,
 }
 
-/// The command that issues an acceptable certificate: version 3, with the name as subject alternative name.
+/// Returns the command that issues an acceptable certificate: version 3, with the name as subject alternative
+/// name.
 fn issue_command(expected: &str) -> String {
     let kind = if expected.parse::<std::net::IpAddr>().is_ok() { "IP" } else { "DNS" };
     format!(
@@ -287,7 +288,7 @@ fn certificate(problem: &CertificateError, context: &Context<'_>) -> Explanation
     }
 }
 
-/// The certificate is for another name, or for none.
+/// Explains that the certificate is for another name, or for none.
 fn wrong_name(expected: &str, shown: Option<&CertificateInfo>) -> Explanation {
     let subject = shown.map_or("?", |cert| cert.subject.as_str());
     let new = |fault, detail: String, advice: String| Explanation {
@@ -323,13 +324,13 @@ fn wrong_name(expected: &str, shown: Option<&CertificateInfo>) -> Explanation {
     )
 }
 
-/// The KME closed the connection after it got our certificate.
+/// Explains that the KME closed the connection after it got our certificate.
 pub(crate) fn refused_without_alert(context: &Context<'_>) -> Explanation {
     let advice = certificate_advice(context);
     Explanation { kind: KmsErrorKind::IdentityRefused, detail: own_certificate(context), advice }
 }
 
-/// The KME ended the handshake. Most alerts are about our certificate.
+/// Explains that the KME ended the handshake. Most alerts are about our certificate.
 fn refused_by_kme(alert: AlertDescription, context: &Context<'_>) -> Explanation {
     use AlertDescription as A;
     let own = context.own.map_or("?", |cert| cert.subject.as_str());
@@ -381,7 +382,7 @@ fn refused_by_kme(alert: AlertDescription, context: &Context<'_>) -> Explanation
     }
 }
 
-/// By what the KME identifies us, in words.
+/// Describes how the KME identifies us.
 fn own_certificate(context: &Context<'_>) -> String {
     let (name, serial, end) = context.own.map_or(("?", "?", "?"), |own| {
         (own.subject.as_str(), own.serial.as_str(), own.not_after_text.as_str())

@@ -55,7 +55,7 @@ pub(crate) fn read_key(path: &Path) -> Result<PrivateKeyDer<'static>, FileError>
                 .to_owned(),
         });
     }
-    // The parser's error is not used: it could quote the secret file.
+    // The parser's error is not used, since it could quote the secret file.
     PrivateKeyDer::from_pem_slice(&bytes).map_err(|_| FileError {
         what: format!("key_file {} holds no private key in PEM", path.display()),
         advice: "it needs a PEM block that begins with -----BEGIN PRIVATE KEY-----".to_owned(),

@@ -30,7 +30,7 @@ use crate::source::{Connection, TlsFacts};
 
 /// The largest answer that is read, in bytes. It has room for a thousand keys of 256 bits.
 pub const MAX_BODY: usize = 1024 * 1024;
-/// The most bytes of an error body that are read.
+/// The maximum number of bytes of an error body that are read.
 pub const MAX_ERROR_BODY: usize = 16 * 1024;
 /// The largest head of an answer, in bytes.
 const MAX_HEAD: usize = 64 * 1024;
@@ -65,11 +65,11 @@ pub(crate) struct Answer {
     pub(crate) content_type: Option<String>,
 }
 
-/// Why there is no whole answer.
+/// Why the answer is incomplete or missing.
 pub(crate) struct Failure {
     pub(crate) phase: Phase,
     pub(crate) cause: Cause,
-    /// The status, if the head of the answer came.
+    /// The status, if the head of the answer arrived.
     pub(crate) status: Option<u16>,
 }
 
@@ -103,7 +103,7 @@ pub(crate) struct Trace {
 }
 
 impl Trace {
-    /// The report of this connection, with the certificate that the KME presented.
+    /// Returns the report of this connection, with the certificate that the KME presented.
     pub(crate) fn connection(self, shown: Option<&CertificateInfo>) -> Connection {
         Connection {
             address: self.address,
@@ -161,7 +161,7 @@ async fn attempt(
     exchange(ReadAfterReset(stream), target, request, deadline, trace).await
 }
 
-/// What TLS agreed on over `connection`.
+/// Returns the TLS parameters of `connection`.
 fn tls_facts(connection: &rustls::ClientConnection) -> TlsFacts {
     let group = connection.negotiated_key_exchange_group();
     let unknown = || "unknown".to_owned();
@@ -196,7 +196,7 @@ async fn connect(
         let share = deadline.saturating_duration_since(Instant::now()) / others;
         last = match tokio::time::timeout(share, socket.connect(*address)).await {
             Ok(Ok(stream)) => {
-                // A failure here only makes requests slower.
+                // A failure here only slows requests down.
                 let _ = stream.set_nodelay(true);
                 return Ok(stream);
             }
@@ -310,7 +310,7 @@ async fn read_body(response: Response<Incoming>) -> Result<ErasedBody, Cause> {
                 }
             }
             // Servers that end a body by closing the connection often omit close_notify. The JSON parser
-            // finds a cut.
+            // detects a truncated body.
             Err(error) if announced.is_none() && is_unexpected_eof(&error) => break,
             Err(error) => return Err(hyper_cause(&error)),
         }
@@ -333,7 +333,7 @@ async fn read_error_body(response: Response<Incoming>, patience: Duration) -> Er
             }
         }
     };
-    // On a time-out the bytes so far are enough.
+    // After a timeout, the bytes received so far are enough.
     let _ = tokio::time::timeout(patience, read).await;
     body
 }
@@ -345,7 +345,7 @@ fn erase(data: Bytes) {
     }
 }
 
-/// The TLS error inside an I/O error, or `otherwise`.
+/// Returns the TLS error inside an I/O error, or `otherwise`.
 fn io_cause(error: std::io::Error, otherwise: impl FnOnce(std::io::Error) -> Cause) -> Cause {
     match error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
         Some(tls) => Cause::Tls(tls.clone()),
@@ -353,8 +353,8 @@ fn io_cause(error: std::io::Error, otherwise: impl FnOnce(std::io::Error) -> Cau
     }
 }
 
-/// The I/O error that caused a hyper error. Before the request is sent there is another hyper error in
-/// between.
+/// Returns the I/O error that caused a hyper error. Before the request is sent, there is another hyper error
+/// in between.
 fn io_error(error: &hyper::Error) -> Option<&std::io::Error> {
     let mut source = std::error::Error::source(error);
     while let Some(cause) = source {
@@ -433,7 +433,7 @@ mod tests {
         fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<Result<usize>> {
             if let Some(Event::WriteFails) = self.0.front() {
                 self.0.pop_front();
-                // As a socket wakes its reader.
+                // Wakes the task as a socket wakes its reader.
                 cx.waker().wake_by_ref();
                 return Poll::Ready(Err(ErrorKind::BrokenPipe.into()));
             }

@@ -7,12 +7,12 @@ pub(crate) enum Intermediary {
     HaProxy,
     Envoy,
     Apache,
-    /// A web page with an error status, which no KME of an interface in JSON has a reason to send.
+    /// A web page with an error status, which a KME with a JSON interface has no reason to send.
     Unknown,
 }
 
 impl Intermediary {
-    /// In words, for "… answers".
+    /// Returns the subject of the sentence "… answers".
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Nginx => "nginx",
@@ -24,7 +24,7 @@ impl Intermediary {
     }
 }
 
-/// HAProxy's own pages name no product, only these sentences.
+/// HAProxy's own pages name no product; they contain only these sentences.
 const HAPROXY: &[&str] = &[
     "no server is available to handle this request",
     "the server returned an invalid or incomplete response",
@@ -42,7 +42,8 @@ const ENVOY: &[&str] = &[
     "no cluster match for",
 ];
 
-/// The proxy that wrote an error answer, by its text in lower case. `is_page` says that the body is HTML.
+/// Identifies the proxy that wrote an error answer, by its text in lower case. `is_page` says that the body
+/// is HTML.
 pub(crate) fn identify(text: &str, is_page: bool) -> Option<Intermediary> {
     let has = |words: &[&str]| words.iter().any(|word| text.contains(word));
     if has(ENVOY) {

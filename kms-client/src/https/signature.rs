@@ -24,7 +24,7 @@ impl Algorithm {
     }
 }
 
-/// The hash that an ECDSA signature is made over.
+/// Returns the hash that an ECDSA signature is computed over.
 pub(crate) fn digest(algorithm: Algorithm, message: &[u8]) -> Vec<u8> {
     use aws_lc_rs::digest;
     let hash = if algorithm == Algorithm::EcdsaP384 { &digest::SHA384 } else { &digest::SHA256 };
@@ -48,7 +48,7 @@ pub(crate) fn der_signature(raw: &[u8]) -> Option<Vec<u8>> {
     Some(out)
 }
 
-/// A positive DER integer in its shortest form.
+/// Encodes a positive DER integer in its shortest form.
 fn integer(bytes: &[u8]) -> Option<Vec<u8>> {
     let first = bytes.iter().position(|byte| *byte != 0)?;
     let bytes = bytes.get(first..)?;

@@ -45,7 +45,7 @@ struct CredentialPaths {
 }
 
 struct Loaded {
-    /// Of the last attempt to load, so that a bad file is reported once.
+    /// The versions at the last attempt to load, so that a bad file is reported once.
     versions: [Option<FileVersion>; 3],
     credentials: Arc<Credentials>,
     problem: Option<String>,
@@ -71,7 +71,8 @@ impl TlsFiles {
         Ok(Self { kme: config.name.clone(), paths, provider, loaded })
     }
 
-    /// The current content of the files. If they changed and can't be used, the former content.
+    /// Returns the current content of the files. If they changed and can't be used, returns the former
+    /// content.
     pub(crate) fn current(&self) -> Arc<Credentials> {
         // Read before the files: a change in between is noticed the next time.
         let versions = versions(&self.paths);
@@ -98,18 +99,18 @@ impl TlsFiles {
         Arc::clone(&loaded.credentials)
     }
 
-    /// Why changed files aren't in use.
+    /// Returns why changed files aren't in use.
     pub(crate) fn problem(&self) -> Option<String> {
         self.loaded.lock().unwrap_or_else(PoisonError::into_inner).problem.clone()
     }
 
-    /// Why the token's last signature failed.
+    /// Returns why the token's last signature failed.
     pub(crate) fn token_error(&self) -> Option<FileError> {
         let loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
         loaded.credentials.token_error.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// The settings for one connection, and the verifier that remembers the KME's certificate.
+    /// Returns the settings for one connection, and the verifier that remembers the KME's certificate.
     pub(crate) fn connection(
         &self,
         credentials: &Credentials,
@@ -117,7 +118,8 @@ impl TlsFiles {
         let verifier = Arc::new(ExplainingVerifier::new(Arc::clone(&credentials.verifier)));
         let mut config = ClientConfig::builder_with_provider(Arc::clone(&self.provider))
             .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])?
-            // webpki's verifier decides; ours only remembers the certificate, to explain a refusal.
+            // webpki's verifier makes the decision; ours only remembers the certificate, to explain a
+            // refusal.
             .dangerous()
             .with_custom_certificate_verifier(Arc::clone(&verifier) as Arc<_>)
             .with_client_cert_resolver(Arc::clone(&credentials.identity) as Arc<_>);
@@ -190,7 +192,7 @@ fn read_credentials(
     Ok(Credentials { verifier, identity, own, ca_not_after, token_error })
 }
 
-/// Which certificate of the chain belongs to `key`.
+/// Returns which certificate of the chain belongs to `key`.
 fn position_of_own(chain: &[CertificateDer<'static>], key: &Arc<dyn SigningKey>) -> Option<usize> {
     let belongs = |certificate: &CertificateDer<'static>| {
         let pair = CertifiedKey::new(vec![certificate.clone()], Arc::clone(key));

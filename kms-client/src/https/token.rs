@@ -1,6 +1,6 @@
 //! A client key in a PKCS #11 token, such as a smart card or an HSM: the token signs the TLS handshake, and
-//! the key never leaves it. A separate thread calls the vendor's library, so that a library that hangs costs
-//! one operation only.
+//! the key never leaves it. A separate thread calls the vendor's library, so that a hanging library affects
+//! only one operation.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -61,7 +61,7 @@ impl Drop for TokenThread {
             let _ = thread.join();
             drop(ended);
         });
-        // A thread that hangs in the library is left running, also if no thread can be started to wait for
+        // A thread that hangs in the library is left running, even if no thread can be started to wait for
         // it.
         if waiter.is_ok() {
             let _ = wait.recv_timeout(CLOSE_TIMEOUT);
@@ -219,7 +219,7 @@ impl Worker {
         Ok((session, key))
     }
 
-    /// The one token that matches.
+    /// Returns the only token that matches.
     fn slot(&self, pkcs11: &Pkcs11) -> Result<(Slot, TokenInfo), FileError> {
         let module = self.key.module.display();
         let failed = |e: TokenError| FileError {
@@ -229,7 +229,7 @@ impl Worker {
         let mut fitting = Vec::new();
         let mut others = Vec::new();
         for slot in pkcs11.get_slots_with_initialized_token().map_err(failed)? {
-            // A token that is removed meanwhile is skipped.
+            // A token that has been removed in the meantime is skipped.
             let Ok(info) = pkcs11.get_token_info(slot) else { continue };
             let fits =
                 |wanted: &Option<String>, has: &str| wanted.as_ref().is_none_or(|wanted| wanted == has);
@@ -370,7 +370,7 @@ fn end_module(path: &Path) {
     }
 }
 
-/// The library at `path`, which is loaded and initialised once in this process.
+/// Returns the library at `path`, which is loaded and initialised once in this process.
 fn module(path: &Path) -> Result<Pkcs11, FileError> {
     let mut modules = MODULES.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some(module) = modules.get(path) {
@@ -394,7 +394,7 @@ fn module(path: &Path) -> Result<Pkcs11, FileError> {
     Ok(module)
 }
 
-/// The standard's name of an error, without the library's long explanation.
+/// Returns the standard's name of an error, without the library's long explanation.
 fn words(error: &TokenError) -> String {
     match error {
         TokenError::Pkcs11(value, function) => format!("{function:?} says {value:?}"),
@@ -413,12 +413,12 @@ mod tests {
 
     use super::*;
 
-    /// Stands for a library's clean-up at a thread's end.
+    /// Simulates a library's clean-up when a thread ends.
     struct AtEnd(Arc<AtomicBool>);
 
     impl Drop for AtEnd {
         fn drop(&mut self) {
-            // A caller that doesn't wait is faster; the thread can't observe that it is waited for.
+            // Without the wait, the caller would be faster; the thread can't observe that it is waited for.
             std::thread::sleep(Duration::from_millis(50));
             self.0.store(true, Ordering::Release);
         }

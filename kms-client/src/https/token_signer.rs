@@ -47,7 +47,7 @@ impl KeyAlgorithm {
     }
 }
 
-/// Why the last signature failed. rustls passes on one line only.
+/// Why the last signature failed. rustls passes on only one line.
 pub(crate) type LastTokenError = Arc<Mutex<Option<FileError>>>;
 
 /// A key in a token.
@@ -60,7 +60,7 @@ pub(crate) struct TokenSigningKey {
 }
 
 impl TokenSigningKey {
-    /// Opens the token and has it sign once, to check that its key belongs to `certificate`.
+    /// Opens the token and makes it sign once, to check that its key belongs to `certificate`.
     pub(crate) fn open(
         key: TokenKey,
         certificate: &CertificateDer<'_>,

@@ -1,5 +1,5 @@
-//! A circuit breaker: when a KME that failed is asked again. Pure: time is an argument, in nanoseconds of
-//! `CLOCK_BOOTTIME`.
+//! A circuit breaker: it decides when a KME that failed is asked again. It is pure: time is an argument, in
+//! nanoseconds of `CLOCK_BOOTTIME`.
 
 /// The delay after the first failure, in nanoseconds.
 pub const FIRST_DELAY_NS: u64 = 1_000_000_000;
@@ -11,7 +11,7 @@ pub const MAX_DELAY_NS: u64 = 30_000_000_000;
 pub enum Failure {
     /// Nothing answered. A probe every [`FIRST_DELAY_NS`] costs little, and no key.
     Absent,
-    /// It answered wrongly, or keys may be spent: each delay is twice the former one.
+    /// It answered wrongly, or keys may be spent: each delay is twice the previous one.
     Faulty,
 }
 
@@ -50,8 +50,8 @@ impl Default for Breaker {
 }
 
 impl Breaker {
-    /// What the caller may do at `now`. After [`Admission::Probe`] the caller must report the outcome, or
-    /// that it dropped the probe.
+    /// Decides what the caller may do at `now`. After [`Admission::Probe`] the caller must report the
+    /// outcome, or that it dropped the probe.
     pub fn admit(&mut self, now: u64) -> Admission {
         match self.state {
             State::Closed => Admission::Allow,
@@ -64,8 +64,8 @@ impl Breaker {
         }
     }
 
-    /// The KME answered. `delivered` says that it delivered keys: for a KME that answers status requests
-    /// only, the delay goes on doubling.
+    /// Records that the KME answered. `delivered` says that it delivered keys; while a KME answers only
+    /// status requests, the delay continues to double.
     pub fn on_success(&mut self, delivered: bool) {
         self.state = State::Closed;
         if delivered {
@@ -73,7 +73,7 @@ impl Breaker {
         }
     }
 
-    /// The KME failed at `now`. Several failures of concurrent requests count once.
+    /// Records that the KME failed at `now`. Several failures of concurrent requests count once.
     pub fn on_failure(&mut self, now: u64, how: Failure) {
         if matches!(self.state, State::Open { .. }) {
             return;
@@ -94,7 +94,7 @@ impl Breaker {
         matches!(self.state, State::Open { until } if now >= until)
     }
 
-    /// The delay that is left at `now`, in nanoseconds.
+    /// Returns the delay that is left at `now`, in nanoseconds.
     #[must_use]
     pub fn backoff(&self, now: u64) -> u64 {
         if let State::Open { until } = self.state { until.saturating_sub(now) } else { 0 }
@@ -106,14 +106,14 @@ impl Breaker {
         self.state != State::Closed
     }
 
-    /// Makes a probe due at `now`: there is reason to think that the failure is over.
+    /// Makes a probe due at `now`, since the failure is probably over.
     pub fn retry_now(&mut self, now: u64) {
         if let State::Open { until } = &mut self.state {
             *until = (*until).min(now);
         }
     }
 
-    /// The probe was dropped without an outcome: the next caller may probe.
+    /// Records that the probe was dropped without an outcome: the next caller may probe.
     pub fn on_probe_dropped(&mut self, now: u64) {
         if self.state == State::Probing {
             self.state = State::Open { until: now };

@@ -10,14 +10,14 @@ use crate::error::{KmsError, Operation};
 pub enum KmeState {
     /// It has not been asked yet.
     Unknown,
-    /// It works, though it may have no keys at the moment.
+    /// It works, although it may have no keys at the moment.
     Up,
     /// It failed and is probed at intervals.
     Down,
 }
 
 impl KmeState {
-    /// The word in status.
+    /// Returns the word in the status.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -49,9 +49,9 @@ pub struct KmeHealth {
     pub stored_key_count: Option<u64>,
     /// How long the last successful operation took.
     pub latency: Option<Duration>,
-    /// Seconds until our certificate ends; negative once it has.
+    /// Seconds until our certificate expires; negative once it has.
     pub cert_expires_in_s: Option<i64>,
-    /// Seconds until the KME's certificate ends; negative once it has.
+    /// Seconds until the KME's certificate expires; negative once it has.
     pub kme_cert_expires_in_s: Option<i64>,
     /// When our certificate expires, in seconds since 1970.
     pub cert_not_after: Option<i64>,
@@ -74,8 +74,7 @@ pub enum KmeEvent {
         /// Why.
         error: KmsError,
     },
-    /// It answers again, so peers that wait for keys may ask at once. It is not known yet whether it
-    /// delivers any.
+    /// It answers again, so peers that wait for keys may ask at once. It may still not deliver any.
     Answers {
         /// Its name.
         kme: String,

@@ -17,15 +17,15 @@ use crate::pool::breaker::{Admission, Breaker, Failure};
 use crate::pool::health::{KmeEvent, KmeHealth, KmeState, Observer};
 use crate::source::{Certificates, KeySource, Link};
 
-/// The status of a link is asked again after this time, in nanoseconds.
+/// The age in nanoseconds after which the status of a link is requested again.
 const LINK_MAX_AGE_NS: u64 = 600_000_000_000;
 /// A KME is probed after this time without a request, so that a failed standby KME is known before it is
 /// needed.
 const IDLE_PROBE_INTERVAL_NS: u64 = 60_000_000_000;
-/// The least time between two probes of a KME's links: a KME that fails for many peers isn't flooded with
-/// probes.
+/// The minimum time between two probes of a KME's links, so that a KME that fails for many peers isn't
+/// flooded with probes.
 const MIN_PROBE_INTERVAL_NS: u64 = 100_000_000;
-/// More requests wait, so that a KME that returns isn't flooded by a thousand peers.
+/// Further requests wait, so that a KME that returns isn't flooded by a thousand peers.
 const MAX_CONCURRENT_REQUESTS: usize = 16;
 
 type Clock = Arc<dyn Fn() -> u64 + Send + Sync>;
@@ -66,11 +66,11 @@ impl TrippedBreaker {
     }
 }
 
-/// Whether nothing answered, or the answer was wrong.
+/// Classifies a failure: nothing answered, or the answer was wrong.
 fn failure_class(error: &KmsError) -> Failure {
     use KmsErrorKind as K;
     match (error.kind(), error.operation()) {
-        // Behind a proxy a request may have been carried out; then it is not repeated each second.
+        // Behind a proxy, a request may have been carried out, so it is not repeated each second.
         (K::Proxy, _) if error.keys_lost() > 0 => Failure::Faulty,
         (
             K::Unreachable
@@ -100,7 +100,7 @@ struct LinkState {
 #[derive(Default)]
 struct Inner {
     tripped: TrippedBreaker,
-    /// By the peer's SAE ID. These are peers of the config, so the map is small.
+    /// By the peer's SAE ID. Only peers of the config are in it, so the map is small.
     links: HashMap<SaeId, LinkState>,
     up: Option<bool>,
     /// Whether it answered the last request.
@@ -110,7 +110,7 @@ struct Inner {
     /// When the last request began.
     asked_at: Option<u64>,
     next_link_probe: u64,
-    /// Which link the next probe is about.
+    /// The link of the next probe.
     next_probed: usize,
     last_error: Option<(u64, KmsError)>,
     last_success: Option<u64>,
@@ -119,7 +119,7 @@ struct Inner {
 }
 
 impl Kme {
-    /// A KME that has not been asked yet.
+    /// Makes a KME that has not been asked yet.
     #[must_use]
     pub fn new(source: Box<dyn KeySource>, observer: Observer) -> Arc<Self> {
         Self::with_clock(source, observer, Arc::new(boottime_ns))
@@ -132,31 +132,31 @@ impl Kme {
         Arc::new(Self { source, observer, clock, inner: Mutex::default(), request_slots })
     }
 
-    /// Its name in the config.
+    /// Returns its name in the config.
     #[must_use]
     pub fn name(&self) -> &str {
         self.source.name()
     }
 
-    /// Its interface.
+    /// Returns its interface.
     #[must_use]
     pub fn api(&self) -> Api {
         self.source.api()
     }
 
-    /// When its certificates expire.
+    /// Returns when its certificates expire.
     #[must_use]
     pub fn certificates(&self) -> Certificates {
         self.source.certificates()
     }
 
-    /// The latest status of the link to `peer`, without a request.
+    /// Returns the latest status of the link to `peer`, without a request.
     #[must_use]
     pub fn known_link(&self, peer: &SaeId) -> Option<Link> {
         self.inner().links.get(peer)?.status.as_ref().map(|(_, link)| link.clone())
     }
 
-    /// Its state now.
+    /// Returns its current state.
     #[must_use]
     pub fn health(&self) -> KmeHealth {
         let certificates = self.source.certificates();
@@ -184,8 +184,8 @@ impl Kme {
         }
     }
 
-    /// The probe that is due now, if any: of a KME or link whose delay after a failure is over, or of an
-    /// idle KME. `peers` are the SAEs for which this KME is configured. Call this about twice a second.
+    /// Returns the probe that is due now, if any: of a KME or link whose delay after a failure is over, or of
+    /// an idle KME. `peers` are the SAEs for which this KME is configured. Call this about twice a second.
     #[must_use]
     pub fn due_probe(&self, peers: &[&SaeId]) -> Option<DueProbe> {
         let now = (self.clock)();
@@ -195,8 +195,8 @@ impl Kme {
         let (found, after_failure) = if inner.tripped.breaker.is_open() {
             (inner.tripped.breaker.probe_due(now).then_some(first), true)
         } else {
-            // While other links work, requests of the peers find out whether a failed link works again. But a
-            // peer whose site has no KME asks rarely.
+            // While other links work, the peers' requests show whether a failed link works again. But a peer
+            // whose site has no working KME rarely sends one.
             let kme_down = inner.up == Some(false);
             let due = |i: &usize| {
                 let link = peers.get(i % count).and_then(|peer| inner.links.get(*peer));
@@ -215,7 +215,7 @@ impl Kme {
         Some(DueProbe { peer: (*peers.get(next)?).clone(), after_failure })
     }
 
-    /// Asks about the link to `peer` now, if the breaker allows it. It takes no key.
+    /// Requests the status of the link to `peer` now, if the breaker allows it. It takes no key.
     ///
     /// # Errors
     /// The KME's failure, or the former one while the breaker is open.
@@ -231,8 +231,8 @@ impl Kme {
         self.request_slots.acquire().await.ok()
     }
 
-    /// The link to `peer`: the known status if it is recent, else a new one. An open breaker allows a probe
-    /// or nothing.
+    /// Returns the link to `peer`: the known status if it is recent, otherwise a new one. An open breaker
+    /// allows a probe or nothing.
     pub(crate) async fn link(&self, peer: &SaeId) -> Result<Link, KmsError> {
         let permit = self.admit(peer)?;
         if permit.is_none() {
@@ -305,7 +305,7 @@ impl Kme {
         }
     }
 
-    /// Why no request is sent: the failure that opened the breaker, and when it is asked again.
+    /// Returns why no request is sent: the failure that opened the breaker, and when the KME is asked again.
     fn not_asked_now(&self, tripped: &TrippedBreaker, left: u64, peer: &SaeId) -> KmsError {
         let seconds = left.div_ceil(1_000_000_000);
         let why = tripped.why.clone().unwrap_or_else(|| {
@@ -378,7 +378,7 @@ impl Kme {
 
 impl Inner {
     /// Sets the breakers after a request about `peer`. Returns whether the KME works: it does if it is
-    /// reachable and at least one link works, so that one wrongly configured peer doesn't make it look
+    /// reachable and at least one link works, so that one wrongly configured peer doesn't make it appear
     /// broken. After a failure of keys at a KME that is present, a good status isn't enough for
     /// [`IDLE_PROBE_INTERVAL_NS`].
     fn note(&mut self, peer: &SaeId, error: Option<&KmsError>, about_keys: bool, now: u64) -> bool {

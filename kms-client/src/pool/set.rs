@@ -31,7 +31,7 @@ impl SetError {
         self.errors.iter().any(|e| e.kind() == KmsErrorKind::Exhausted)
     }
 
-    /// Keys that may be spent without having arrived here.
+    /// Returns the number of keys that may be spent without having arrived here.
     #[must_use]
     pub fn keys_lost(&self) -> u32 {
         self.errors.iter().fold(0, |sum, e| sum.saturating_add(e.keys_lost()))
@@ -45,7 +45,7 @@ impl SetError {
 /// A request for new keys.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct NewKeysRequest<'a> {
-    /// The most keys that may come; at least one comes.
+    /// The maximum number of keys; at least one is delivered.
     pub number: u32,
     /// Whether keys from files are excluded.
     pub qkd_only: bool,
@@ -73,27 +73,27 @@ pub struct FetchedByIds {
 }
 
 impl KmeSet {
-    /// The KMEs that serve one SAE pair, the preferred one first.
+    /// Makes a set of the KMEs that serve one SAE pair, the preferred one first.
     #[must_use]
     pub fn new(kmes: Vec<Arc<Kme>>) -> Self {
         Self { kmes }
     }
 
-    /// The KMEs, in order.
+    /// Returns the KMEs, in order.
     #[must_use]
     pub fn kmes(&self) -> &[Arc<Kme>] {
         &self.kmes
     }
 
-    /// The state of each KME, in order.
+    /// Returns the state of each KME, in order.
     #[must_use]
     pub fn health(&self) -> Vec<KmeHealth> {
         self.kmes.iter().map(|kme| kme.health()).collect()
     }
 
     /// Takes up to `number` new keys of [`KEY_BITS`] bits shared with `peer_sae` from the first KME that has
-    /// any. Files of keys come last, wherever they are in the order: a line that is taken is wiped. Each KME
-    /// has its own deadline.
+    /// any. Files of keys come last in any case, since a line that is taken is wiped.
+    /// Each KME has its own deadline.
     ///
     /// # Errors
     /// One error for each KME that was asked.
@@ -122,9 +122,9 @@ impl KmeSet {
         }
     }
 
-    /// Takes the keys that `peer_sae` took before, with `qkd_only` from no file. A key is requested only
-    /// from KMEs that can know it: those whose own status names the pair of KMEs that issued it or, where
-    /// one of both is unknown, all in order.
+    /// Takes the keys that `peer_sae` took before; with `qkd_only`, not from a file. A key is requested only
+    /// from KMEs that can know it: those whose own status names the pair of KMEs that issued it or, if one of
+    /// these is unknown, all in order.
     pub async fn fetch_by_ids(&self, peer_sae: &SaeId, refs: &[KeyRef], qkd_only: bool) -> FetchedByIds {
         if qkd_only && self.kmes.iter().any(|kme| kme.api() == Api::File) {
             let kmes = self.kmes.iter().filter(|kme| kme.api() != Api::File).cloned().collect();
@@ -206,7 +206,7 @@ impl KmeSet {
     /// Whether a KME with this link can know `key`. A single KME is always asked, since the sites may name
     /// it differently. With several, the wrong one could deliver another peer's key that has the same ID.
     fn can_know(&self, kme: &Kme, link: &Link, key: &KeyRef) -> bool {
-        // A key from a file is in a file here too.
+        // A key that is from a file at the other site is in a file here too.
         if (kme.api() == Api::File) != from_file(key) {
             return false;
         }
@@ -256,8 +256,8 @@ impl KmeSet {
     }
 }
 
-/// Asks `kmes` in order: one request, within what the KME allows, and a second one for a single key where it
-/// doesn't have as many. KMEs of the links in `avoid` come last. A KME whose answer was lost isn't asked
+/// Asks `kmes` in order: one request, within what the KME allows, and a second one for a single key if it
+/// doesn't have that many. KMEs of the links in `avoid` come last. A KME whose answer was lost isn't asked
 /// again.
 async fn fetch_in_order(
     kmes: &[&Arc<Kme>],
@@ -310,8 +310,8 @@ fn from_file(key: &KeyRef) -> bool {
 
 type ById = (KeyId, Result<QkdKey, KmsError>);
 
-/// Asks one KME for several keys at once and, if it doesn't know one of them, for each alone: ETSI GS QKD
-/// 014 has only one answer for "one or more keys are not found". Returns the error if the KME failed.
+/// Requests several keys at once from one KME and, if it doesn't know one of them, each key alone: ETSI GS
+/// QKD 014 has only one answer for "one or more keys are not found". Returns the error if the KME failed.
 async fn ask_chunk(
     kme: &Kme,
     peer_sae: &SaeId,

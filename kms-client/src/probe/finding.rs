@@ -32,7 +32,7 @@ pub enum Step {
 }
 
 impl Step {
-    /// The fixed word for programs.
+    /// Returns the fixed word for programs.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -50,9 +50,9 @@ impl Step {
 /// The result of one check.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
-    /// As it should be.
+    /// There is nothing to report.
     Ok,
-    /// Unusual, and qvpn can work with it.
+    /// Unusual, but qvpn can work with it.
     Quirk,
     /// qvpn can't work with it.
     Failed,
@@ -61,7 +61,7 @@ pub enum Verdict {
 }
 
 impl Verdict {
-    /// The fixed word.
+    /// Returns the fixed word.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -82,7 +82,7 @@ pub struct Finding {
     pub verdict: Verdict,
     /// A fixed word for programs.
     pub code: &'static str,
-    /// In words.
+    /// The finding in words.
     pub text: String,
     /// What to do; empty if there is nothing to do.
     pub advice: String,
@@ -105,7 +105,7 @@ pub(crate) fn broken(step: Step, code: &'static str, text: impl Into<String>, ad
     Finding { step, verdict: Verdict::Failed, code, text: text.into(), advice: advice.to_owned() }
 }
 
-/// A step that is left out, and why.
+/// Makes the finding for a step that is left out, with the reason.
 #[must_use]
 pub fn skipped(step: Step, code: &'static str, why: impl Into<String>) -> Finding {
     Finding { step, verdict: Verdict::Skipped, code, text: why.into(), advice: String::new() }
@@ -123,7 +123,7 @@ pub enum Probed<'a> {
 }
 
 impl<'a> Probed<'a> {
-    /// As a source of keys.
+    /// Returns the source of keys.
     #[must_use]
     pub fn source(self) -> &'a dyn KeySource {
         match self {

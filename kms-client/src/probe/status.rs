@@ -17,7 +17,7 @@ const SECONDS_PER_DAY: i64 = 86_400;
 
 /// The result of a status check.
 pub struct StatusReport {
-    /// In the order of the steps.
+    /// The findings, in the order of the steps.
     pub findings: Vec<Finding>,
     /// The link, if the KME reported it.
     pub link: Option<Link>,
@@ -63,7 +63,7 @@ pub async fn check_status(probed: Probed<'_>, own_sae: &str, peer_sae: &SaeId) -
     StatusReport { findings, link }
 }
 
-/// What a KME reports beside the link.
+/// What a KME reports besides the link.
 enum KmeDetails {
     Status(Box<Status>),
     Capabilities(Capabilities),
@@ -84,7 +84,7 @@ fn step_of(error: &KmsError, on_the_way: bool) -> Step {
     }
 }
 
-/// Findings about the connection and the certificates.
+/// Returns the findings about the connection and the certificates.
 fn connection_findings(connection: &Connection, certificates: &Certificates, findings: &mut Vec<Finding>) {
     if let (Some(address), Some(took)) = (connection.address, connection.connected_in) {
         findings.push(ok(Step::Reach, "tcp", format!("{address} answers in {} ms", took.as_millis())));
@@ -144,7 +144,7 @@ fn connection_findings(connection: &Connection, certificates: &Certificates, fin
     }
 }
 
-/// "ends in 30 days", "expired 2 days ago".
+/// Formats an expiry: "ends in 30 days", "expired 2 days ago".
 fn expiry(end: i64) -> String {
     let plural = |days: i64| if days == 1 { "day" } else { "days" };
     match days_left(end) {
@@ -174,7 +174,7 @@ fn link_finding(link: &Link) -> Finding {
     ok(Step::Status, "status", text)
 }
 
-/// Findings about capabilities (draft-cisco-skip-02 section 4.1).
+/// Returns the findings about capabilities (draft-cisco-skip-02 section 4.1).
 fn capabilities_findings(details: &Capabilities, own_sae: &str, findings: &mut Vec<Finding>) {
     let Capabilities { algorithm, local_system_id, missing, .. } = details;
     if !algorithm.is_empty() {
@@ -208,7 +208,7 @@ fn capabilities_findings(details: &Capabilities, own_sae: &str, findings: &mut V
     });
 }
 
-/// Whether the KME knows us by our SAE ID.
+/// Checks whether the KME knows us by our SAE ID.
 fn identity_finding(status: &Status, own_sae: &str) -> Finding {
     if status.master_sae_id == own_sae {
         ok(Step::Identity, "identity", format!("the KME knows us as SAE {own_sae}"))
@@ -228,7 +228,7 @@ fn identity_finding(status: &Status, own_sae: &str) -> Finding {
     }
 }
 
-/// Findings about a status (ETSI GS QKD 014 clause 6.1).
+/// Adds the findings about a status (ETSI GS QKD 014 clause 6.1).
 fn status_findings(status: &Status, own_sae: &str, peer_sae: &SaeId, findings: &mut Vec<Finding>) {
     findings.push(identity_finding(status, own_sae));
     let mut odd = |code, text: String, advice: &str| findings.push(quirk(Step::Status, code, text, advice));

@@ -12,7 +12,8 @@ use crate::key::QkdKey;
 use crate::probe::finding::{Finding, Probed, Step, broken, failed, ok, quirk, skipped, slow};
 use crate::source::{KeySource, Link};
 
-/// Keys that [`check_keys`] asks for: two in one request, to check `number`, and one in another.
+/// The number of keys that [`check_keys`] asks for: two in one request, to check `number`, and one in
+/// another.
 pub const KEYS_TAKEN: u32 = FIRST_BATCH + 1;
 const FIRST_BATCH: u32 = 2;
 /// How long the check waits for a slave KME that lags.
@@ -20,12 +21,12 @@ const MAX_FETCH_LAG: Duration = Duration::from_secs(5);
 const FETCH_RETRY_INTERVAL: Duration = Duration::from_millis(250);
 /// A longer lag is reported.
 const REPORTED_LAG: Duration = Duration::from_millis(500);
-/// Keys that other clients may take during a check.
+/// The number of keys that other clients may take during a check.
 const MAX_KEYS_TAKEN_BY_OTHERS: u64 = 32;
 
 /// The result of a check of keys.
 pub struct FetchReport {
-    /// In the order of the steps.
+    /// The findings, in the order of the steps.
     pub findings: Vec<Finding>,
     /// Keys that this check spent, or may have spent.
     pub keys_spent: u32,
@@ -201,7 +202,7 @@ async fn fetch(master: Site<'_>, slave: Site<'_>, keys: &[QkdKey], findings: &mu
     }
 }
 
-/// Asks again for a key that the KME has delivered.
+/// Requests a key again that the KME has already delivered.
 async fn asked_again(source: &dyn KeySource, master_sae: &SaeId, id: &KeyId) -> Option<Finding> {
     let at = source.name();
     match source.fetch_by_ids(master_sae, std::slice::from_ref(id)).await {
@@ -222,7 +223,7 @@ async fn asked_again(source: &dyn KeySource, master_sae: &SaeId, id: &KeyId) -> 
     }
 }
 
-/// Whether both sites use the same IDs for the two KMEs.
+/// Checks whether both sites use the same IDs for the two KMEs.
 fn names_finding(ours: Option<&Link>, theirs: Option<&Link>) -> Option<Finding> {
     let (ours, theirs) = (ours?, theirs?);
     let mirrored = (&ours.source_kme, &ours.target_kme) == (&theirs.target_kme, &theirs.source_kme);
@@ -246,7 +247,7 @@ fn names_finding(ours: Option<&Link>, theirs: Option<&Link>) -> Option<Finding> 
 /// The keys of the slave's KME.
 struct Fetched {
     keys: Vec<QkdKey>,
-    /// How late the last of them came.
+    /// The delay until the last of them arrived.
     lag: Duration,
     /// Whether a list was shorter than the request.
     fewer: bool,

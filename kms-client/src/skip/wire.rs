@@ -50,7 +50,7 @@ impl Capabilities {
             || self.remote_system_ids.iter().any(|pattern| matches(pattern, remote))
     }
 
-    /// The link to the key provider `remote`.
+    /// Returns the link to the key provider `remote`.
     pub(crate) fn link(&self, remote: &str) -> Link {
         Link {
             source_kme: self.local_system_id.clone(),
@@ -81,7 +81,7 @@ fn matches(pattern: &str, text: &str) -> bool {
         if left.is_empty() && rest.is_empty() {
             return true;
         }
-        // Let the last * match one character more.
+        // Let the last `*` match one more character.
         let Some((behind, from)) = star else { return false };
         let mut from = from.chars();
         if from.next().is_none() {
@@ -92,7 +92,7 @@ fn matches(pattern: &str, text: &str) -> bool {
     }
 }
 
-/// The rest of `pattern` after its first element, if that element matches `c`.
+/// Returns the rest of `pattern` after its first element, if that element matches `c`.
 fn one(pattern: &str, c: char) -> Option<&str> {
     let mut rest = pattern.chars();
     match rest.next()? {
@@ -106,8 +106,8 @@ fn one(pattern: &str, c: char) -> Option<&str> {
     }
 }
 
-/// Whether `c` matches the list that follows `[`, and the pattern after its `]`. As in POSIX, a list may
-/// hold ranges, and a `]` that comes first is part of the list.
+/// Returns whether `c` matches the list that follows `[`, and the pattern after its `]`. As in POSIX, a list
+/// may hold ranges, and a `]` that comes first is part of the list.
 fn list(text: &str, c: char) -> Option<(bool, &str)> {
     let (negated, text) = text.strip_prefix('!').map_or((false, text), |text| (true, text));
     let (end, _) = text.char_indices().skip(1).find(|(_, c)| *c == ']')?;
@@ -238,8 +238,8 @@ fn decode(digits: &[u8], out: &mut [u8]) -> bool {
     wrong == 0
 }
 
-/// The value of a digit, or all ones for another character. Each range adds its value if the character is
-/// inside it.
+/// Returns the value of a digit, or all ones for another character. Each range adds its value if the
+/// character is inside it.
 fn nibble(character: u8) -> u16 {
     let c = i16::from(character);
     // (low - c) & (c - high) is negative only inside the range, so its sign spreads to a mask.
@@ -251,10 +251,10 @@ fn nibble(character: u8) -> u16 {
     value.cast_unsigned()
 }
 
-/// The meaning of an HTTP status with the key provider's `message`. Tables 3 and 7 have 400 for a key ID
-/// that is malformed or unknown, 404 for an unknown path, 405 for a wrong method, 500 for a failure to read
-/// or erase a key, and nothing for "no key now", which is recognised by the message or by statuses that
-/// other servers use.
+/// Returns the meaning of an HTTP status with the key provider's `message`. Tables 3 and 7 have 400 for a key
+/// ID that is malformed or unknown, 404 for an unknown path, 405 for a wrong method, 500 for a failure to
+/// read or erase a key, and no status for "no key now", which is recognised by the message or by statuses
+/// that other servers use.
 pub(crate) fn classify(operation: Operation, status: u16, message: &str) -> KmsErrorKind {
     use KmsErrorKind as K;
     let no_key = || {

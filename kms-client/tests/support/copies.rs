@@ -3,17 +3,17 @@
 use std::os::unix::fs::FileExt;
 
 const PAGE_BYTES: usize = 4096;
-/// How much of a secret is looked for at once.
+/// The length of the pieces of a secret that are searched for.
 const PIECE_BYTES: usize = 12;
-/// Where the pieces begin; a secret has 32 bytes at least.
+/// The offsets of the pieces; a secret has at least 32 bytes.
 const PIECE_OFFSETS: [usize; 4] = [0, 8, 16, 20];
 
-/// How often one of four pieces of 12 bytes of what `byte` gives stands in this process's writable memory.
-/// There is no needle, which would be found itself, and what is read is kept masked, so that it isn't a copy
-/// either.
+/// Counts how often one of four 12-byte pieces of the secret that `byte` returns occurs in this process's
+/// writable memory. The secret is never stored as a whole, since it would find itself, and memory that is
+/// read is kept masked, so that it isn't a copy either.
 pub fn copies(byte: impl Fn(usize) -> u8) -> usize {
     let firsts = PIECE_OFFSETS.map(|at| (at, byte(at) ^ 0xa5));
-    // The end of the page before and this one.
+    // The end of the previous page, and this one.
     let mut masked = vec![0u8; PIECE_BYTES - 1 + PAGE_BYTES];
     let own = masked.as_ptr().addr()..masked.as_ptr().addr() + masked.len();
     let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
@@ -31,10 +31,10 @@ pub fn copies(byte: impl Fn(usize) -> u8) -> usize {
             }
             masked.copy_within(PAGE_BYTES.., 0);
             for (i, from) in page.iter().enumerate() {
-                // What is masked twice, by reading this buffer, would be a copy.
+                // Reading this buffer would mask its content twice, which would be a copy.
                 masked[PIECE_BYTES - 1 + i] = if own.contains(&(at + i)) { 0 } else { from ^ 0xa5 };
             }
-            // It is in the memory that is read.
+            // The page itself is in the memory that is read.
             page.fill(0);
             std::hint::black_box(&page);
             for piece in masked.windows(PIECE_BYTES) {

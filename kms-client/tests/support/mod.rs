@@ -1,5 +1,5 @@
-//! A KME that does exactly what a test says: real TCP and TLS, a request read by hand, and raw bytes as the
-//! answer. It shares no code with the crate and none with the simulator.
+//! A scripted KME: real TCP and TLS, a request parsed by hand, and raw bytes as the answer. It shares no code
+//! with the crate or with the simulator.
 #![allow(dead_code)] // Each test program uses a part of it.
 
 pub mod copies;
@@ -21,7 +21,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
 
-/// The base64 of keys that servers hand out; no error may ever contain one.
+/// The base64 of keys that servers deliver; no error may ever contain one.
 pub const KEY_1: &str = "q83vASNFZ4mrze8BI0VniavN7wEjRWeJq83vASNFZ4k=";
 pub const KEY_2: &str = "/////wAAAAD/////AAAAAP////8AAAAA/////wAAAAE=";
 pub const KEY_31: &str = "q83vASNFZ4mrze8BI0VniavN7wEjRWeJq83vASNFZw==";
@@ -30,7 +30,7 @@ pub fn sae(id: &str) -> SaeId {
     SaeId::new(id).unwrap()
 }
 
-/// A certificate authority of its own.
+/// A certificate authority.
 pub struct Ca {
     params: CertificateParams,
     key: KeyPair,
@@ -47,7 +47,7 @@ impl Ca {
         Self { params, key, pem }
     }
 
-    /// A certificate with this common name and these alternative names, after `change`.
+    /// Issues a certificate with this common name and these alternative names, after `change`.
     pub fn issue(&self, cn: &str, names: &[&str], change: impl FnOnce(&mut CertificateParams)) -> Issued {
         let names: Vec<String> = names.iter().map(|n| (*n).to_owned()).collect();
         let mut params = CertificateParams::new(names).unwrap();
@@ -120,7 +120,7 @@ impl Lab {
         )
     }
 
-    /// A server with a good certificate that asks for ours.
+    /// Returns the settings of a server with a good certificate that asks for ours.
     pub fn server_config(&self) -> ServerConfig {
         self.server_config_with(
             &self.ca.issue("kme-a1", &["localhost"], |_| {}),
@@ -156,13 +156,13 @@ impl Lab {
         Server::start(self.server_config(), script).await
     }
 
-    /// A client of a KME that always answers the same.
+    /// Returns a client of a KME that always gives the same answer.
     pub async fn client(&self, reply: Reply) -> (KmsClient, Server) {
         let server = self.serve(move |_| reply.clone()).await;
         (KmsClient::new(self.config(server.address)).unwrap(), server)
     }
 
-    /// The same with a deadline that a test can wait for.
+    /// The same, with a deadline that is short enough for a test.
     pub async fn impatient_client(&self, reply: Reply) -> (KmsClient, Server) {
         let server = self.serve(move |_| reply.clone()).await;
         let mut config = self.config(server.address);
@@ -171,7 +171,7 @@ impl Lab {
     }
 }
 
-/// A request as it came.
+/// A request as it arrived.
 #[derive(Debug, Clone)]
 pub struct Seen {
     pub method: String,
@@ -185,15 +185,15 @@ pub struct Seen {
 pub enum Reply {
     /// Writes these bytes and closes.
     Raw(Vec<u8>),
-    /// Writes these bytes, then nothing until the client goes.
+    /// Writes these bytes, then nothing until the client closes the connection.
     ThenHang(Vec<u8>),
-    /// Writes the first bytes, then the second again and again, with a pause.
+    /// Writes the first bytes, then the second repeatedly, with a pause.
     ThenDrip(Vec<u8>, Vec<u8>, Duration),
-    /// Writes these bytes and drops TCP without TLS's goodbye.
+    /// Writes these bytes and closes TCP without TLS's close_notify.
     ThenDrop(Vec<u8>),
 }
 
-/// A whole answer with a length.
+/// Returns a whole answer with a length.
 pub fn answer(status: &str, content_type: &str, body: &str) -> Reply {
     Reply::Raw(
         format!(
@@ -219,7 +219,7 @@ pub fn container(keys: &[(&str, &str)]) -> String {
     format!(r#"{{"keys":[{}]}}"#, items.join(","))
 }
 
-/// A good status.
+/// Returns a valid status.
 pub fn status_body(source: &str, target: &str) -> String {
     format!(
         r#"{{"source_KME_ID":"{source}","target_KME_ID":"{target}","master_SAE_ID":"SITE-A",
@@ -235,7 +235,7 @@ pub struct Server {
     pub seen: Arc<Mutex<Vec<Seen>>>,
     /// TLS version and group of each connection.
     pub sessions: Arc<Mutex<Vec<String>>>,
-    /// How many connections have ended, with all that they held.
+    /// How many connections have ended, with all memory that they held.
     pub ended: tokio::sync::watch::Receiver<usize>,
     task: tokio::task::JoinHandle<()>,
 }
@@ -266,7 +266,8 @@ impl Server {
                     let stream = match acceptor.accept(tcp).into_fallible().await {
                         Ok(stream) => stream,
                         Err((_, mut tcp)) => {
-                            // A reset could overtake the alert, so the client hangs up first.
+                            // A reset could overtake the alert, so the server waits until the client has
+                            // closed the connection.
                             let _ = tcp.read_to_end(&mut Vec::new()).await;
                             return;
                         }
@@ -275,7 +276,7 @@ impl Server {
                     let group = session.negotiated_key_exchange_group().map(|g| g.name());
                     let version = session.protocol_version();
                     sessions.lock().unwrap().push(format!("{version:?} {group:?}"));
-                    // A client that hangs up in the middle is part of many scripts.
+                    // Many scripts include a client that closes the connection early.
                     let _ = talk(stream, &*script, &seen).await;
                     ending.send_modify(|n| *n += 1);
                 });
@@ -351,8 +352,8 @@ async fn talk(
     Ok(())
 }
 
-/// Checks what holds for every error: it names the KME and the operation, advises, is bounded, and holds no
-/// key.
+/// Checks what holds for every error: it names the KME and the operation, gives advice, is bounded, and
+/// contains no key.
 #[track_caller]
 pub fn check(error: &KmsError, kind: KmsErrorKind, operation: Operation) {
     assert_eq!(error.kind(), kind, "{error}");
@@ -366,7 +367,7 @@ pub fn check(error: &KmsError, kind: KmsErrorKind, operation: Operation) {
     assert_no_key(&format!("{text} {error:?} {}", error.advice()));
 }
 
-/// No served key, nor a good part of one, is in `text`.
+/// Checks that no delivered key, or a large part of one, is in `text`.
 #[track_caller]
 pub fn assert_no_key(text: &str) {
     for key in [KEY_1, KEY_2, KEY_31] {

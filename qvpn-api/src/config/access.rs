@@ -17,7 +17,7 @@ pub enum Principal {
     Group(String),
 }
 
-/// As in the config.
+/// In the form of the config: `NAME` or `@NAME`.
 impl fmt::Display for Principal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -30,16 +30,16 @@ impl fmt::Display for Principal {
 /// The section `[access]`. Without it, members of the group `qvpn` may do everything, as in version 0.1.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Access {
-    /// Who may look.
+    /// Users and groups that may read status, events and metrics.
     pub observe: Vec<Principal>,
-    /// Who may also do what changes no peer: rekey, reload, confirm.
+    /// Those that may also do what changes no peer: rekey, reload, confirm.
     pub operate: Vec<Principal>,
-    /// Who may also change peers.
+    /// Those that may also change peers.
     pub admin: Vec<Principal>,
 }
 
 impl Access {
-    /// Everybody who is named, with what they may do; in the order of the keys.
+    /// Returns all users and groups with their permissions, in the order of the keys.
     pub fn principals(&self) -> impl Iterator<Item = (Permission, &Principal)> {
         let all = [
             (Permission::Observe, &self.observe),
@@ -50,7 +50,7 @@ impl Access {
     }
 }
 
-/// Reads a name of a list.
+/// Parses one entry of a list.
 pub(super) fn principal(text: &str) -> Result<Principal, Fault> {
     let (name, is_group) = match text.strip_prefix('@') {
         Some(name) => (name, true),

@@ -121,7 +121,7 @@ enum Effective {
     AtRestart,
 }
 
-/// A key and its value as text. A key whose value is a default that says nothing has no row.
+/// A key and its value as text. A key with an unremarkable default has no row.
 struct Row {
     key: String,
     value: String,

@@ -1,5 +1,5 @@
-//! Changes one peer in a config's text and keeps everything else: comments, order, blank lines. The daemon
-//! makes the same change to the running config, and `qvpn-ctl … --save` to the file.
+//! Edits one peer in the text of a config and keeps everything else: comments, order, blank lines. The daemon
+//! applies the same edit to the running config, and `qvpn-ctl … --save` to the file.
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
@@ -35,7 +35,7 @@ pub enum PeerEdit {
 }
 
 impl PeerEdit {
-    /// Whether it does nothing but disable or enable a peer, as `peer disable` and `peer enable` write it.
+    /// Whether the change only disables or enables a peer, as `peer disable` and `peer enable` do.
     #[must_use]
     pub fn only_disables_or_enables(&self) -> bool {
         match self {
@@ -49,10 +49,10 @@ impl PeerEdit {
     }
 }
 
-/// Why a text can't be changed.
+/// Why a config's text can't be changed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum EditError {
-    /// `[interface]` or `protect` is of another kind.
+    /// `[interface]` is not a section, or `protect` is not a list.
     #[error("`protect` of [interface] is not a list; write `protect = [\"10.64.0.0/10\"]`")]
     NoProtect,
     /// The config isn't TOML.
@@ -119,7 +119,7 @@ pub fn edit_peer(text: &str, edit: &PeerEdit) -> Result<String, EditError> {
     Ok(with_line_ends_of(text, new))
 }
 
-/// `new` with the line ends that most lines of `text` have.
+/// Returns `new` with the line ending that most lines of `text` have.
 fn with_line_ends_of(text: &str, new: String) -> String {
     let (all, crlf) = (text.matches('\n').count(), text.matches("\r\n").count());
     match 2 * crlf > all {
@@ -131,7 +131,7 @@ fn with_line_ends_of(text: &str, new: String) -> String {
 /// Returns `text` with `prefixes` added to `protect` of `[interface]`.
 ///
 /// # Errors
-/// If the text isn't TOML, or `[interface]` or `protect` is of another kind.
+/// If the text isn't TOML, `[interface]` is not a section, or `protect` is not a list.
 pub fn protect(text: &str, prefixes: &[IpNet]) -> Result<String, EditError> {
     let mut document: DocumentMut =
         text.parse().map_err(|e: toml_edit::TomlError| EditError::Config(first_line(e.message())))?;

@@ -1,18 +1,18 @@
-//! Gives a list new values and keeps what people wrote around the old ones: the comments before a value and
-//! behind it, line breaks and indentation. A comment goes together with its value.
+//! Replaces the values of a list and keeps the text around them: comments before and after a value, line
+//! breaks and indentation. A comment moves together with its value.
 
 use toml_edit::{Array, Decor, RawString, Value};
 
 /// One value with the text around it.
 struct Row {
     value: Value,
-    /// The text before the value, from the end of the value before it; without that value's comment.
+    /// The text between the previous value and this one, without the previous value's comment.
     before: String,
-    /// The comment behind the value and its comma, up to the end of the line.
+    /// The comment on the value's line, after the value and its comma.
     after: String,
 }
 
-/// Lays `new` out as `old`, whose values it replaces.
+/// Formats `new` like `old`, whose values it replaces.
 pub(super) fn merge_array(old: &Array, new: &mut Array) {
     let (mut rows, rest) = rows(old);
     let breaks = rest.contains('\n');
@@ -49,7 +49,7 @@ pub(super) fn merge_array(old: &Array, new: &mut Array) {
     new.set_trailing_comma(!new.is_empty() && (breaks || old.trailing_comma()));
 }
 
-/// The values of `array` with the text around each, and the text after the last one.
+/// Returns the values of `array` with the text around each, and the text after the last one.
 fn rows(array: &Array) -> (Vec<Row>, String) {
     let text = |raw: Option<&RawString>| raw.and_then(RawString::as_str).unwrap_or("").replace("\r\n", "\n");
     let mut rows: Vec<Row> = Vec::with_capacity(array.len());
@@ -84,7 +84,7 @@ mod tests {
 
     use super::*;
 
-    /// `old` with the values of `new`.
+    /// Returns `old` with the values of `new`.
     fn merged(old: &str, new: &str) -> String {
         let read = |text: &str| {
             let document: DocumentMut = format!("x = {text}").parse().unwrap();

@@ -1,15 +1,15 @@
-//! The errors of a config: for each the place, what is wrong, and what to write instead.
+//! The errors of a config: for each its position, what is wrong, and what to write instead.
 
 use std::collections::BTreeSet;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-/// The most errors that are kept: a file that isn't a config at all has one in each line.
+/// The maximum number of errors that are kept: a file that isn't a config at all has one in each line.
 const MAX_ERRORS: usize = 100;
-/// The most errors that are collected before they are sorted.
+/// The maximum number of errors that are collected before they are sorted.
 const MAX_COLLECTED_ERRORS: usize = 10_000;
 
-/// A place in a text, both from 1; the column counts characters.
+/// A position in a text. Line and column count from 1; the column counts characters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub struct Position {
     /// The line.
@@ -23,7 +23,7 @@ pub struct Position {
 pub struct ConfigError {
     /// The config file.
     pub path: PathBuf,
-    /// The place in it; absent for the file as a whole.
+    /// The position of the error; absent if it concerns the file as a whole.
     pub position: Option<Position>,
     /// What is wrong.
     pub what: String,
@@ -41,7 +41,7 @@ impl fmt::Display for ConfigError {
     }
 }
 
-/// All errors of a config, in the order of their places; at least one.
+/// All errors of a config, at least one, in the order of their positions.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ConfigErrors {
     errors: Vec<ConfigError>,
@@ -61,7 +61,7 @@ impl ConfigErrors {
         self.more
     }
 
-    /// These errors and those of `other`.
+    /// Returns these errors and those of `other`.
     #[must_use]
     pub fn and(mut self, other: Self) -> Self {
         self.errors.extend(other.errors);
@@ -127,7 +127,7 @@ impl<'t> Sink<'t> {
         }
     }
 
-    /// The place of the byte at `offset`.
+    /// Returns the position of the byte at `offset`.
     pub(super) fn position(&self, text: &str, offset: usize) -> Position {
         self.lines.position(text, offset)
     }
@@ -171,7 +171,7 @@ impl<'t> Sink<'t> {
         }
     }
 
-    /// All errors, if there are any.
+    /// Returns all errors, if there are any.
     pub(super) fn finish(mut self) -> Result<(), ConfigErrors> {
         if self.errors.is_empty() {
             return Ok(());

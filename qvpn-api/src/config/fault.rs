@@ -1,4 +1,4 @@
-//! A refused value: what is wrong and what to write instead, before the place in the file is known.
+//! The error of a value: what is wrong and what to write instead, without the position in the file.
 
 /// What is wrong, and what to write instead.
 pub(super) type Fault = (String, String);
@@ -7,7 +7,7 @@ pub(super) fn fault<T>(what: impl Into<String>, fix: impl Into<String>) -> Resul
     Err((what.into(), fix.into()))
 }
 
-/// At most 80 characters of the file's text, for a message.
+/// Returns at most 80 characters of the file's text, for a message.
 pub(super) fn shown(text: &str) -> String {
     match text.char_indices().nth(80) {
         Some((end, _)) => format!("{}…", &text[..end]),

@@ -25,13 +25,13 @@ const MAX_KEY_FILE: usize = 4096;
 /// A file that a config names.
 #[derive(Debug, Clone, Copy)]
 pub struct NamedFile<'c> {
-    /// Where the config names it.
+    /// The position in the config.
     pub at: Position,
     /// What it is, such as `private key`.
     pub kind: &'static str,
-    /// Where it is.
+    /// Its path.
     pub path: &'c PathBuf,
-    /// The daemon also writes it: it erases each key in it after use.
+    /// Whether the daemon also writes it, to erase each key after use.
     pub wiped: bool,
 }
 
@@ -77,7 +77,7 @@ impl Config {
                         }
                     }
                 }
-                // It may appear later, with the disk that it is on.
+                // The file may appear later, when its disk is mounted.
                 KmeAccess::File(path) if path.exists() => {
                     check(positions.keys_file, open_secret(path, "file of keys"));
                 }
@@ -88,10 +88,10 @@ impl Config {
     }
 
     /// Checks with `can_read` whether the daemon's user can read the config and each file that it names.
-    /// Root needs this, because root itself can read them all.
+    /// `qvpn-ctl check` needs this when root runs it, because root can read every file.
     ///
     /// # Errors
-    /// Each file that is there and can't be read.
+    /// One for each existing file that can't be read.
     pub fn check_readable(&self, can_read: impl Fn(&Path) -> bool) -> Result<(), ConfigErrors> {
         let what = |kind: &str, path: &Path| {
             format!("the daemon, which runs as the user {GROUP}, can't read the {kind} {}", path.display())
@@ -152,10 +152,10 @@ impl Config {
         std::iter::once(own).chain(psks).chain(of_kmes.flatten())
     }
 
-    /// Refuses a peer that has `own`, our public key.
+    /// Refuses a peer whose key is `own`, our public key.
     ///
     /// # Errors
-    /// One for the peer.
+    /// One for that peer.
     pub fn check_own_key(&self, own: &PublicIdentity) -> Result<(), ConfigErrors> {
         let mut sink = Sink::new(&self.path, "");
         self.own_key(own, &mut sink);
@@ -211,7 +211,7 @@ impl Config {
     }
 }
 
-/// The text of the config file itself.
+/// Returns the text of the config file.
 pub(super) fn read_config(path: &Path) -> Result<String, ConfigErrors> {
     let refused = |(what, fix): Fault| ConfigErrors::of_file(path, what, fix);
     let file = open(path, "config").map_err(refused)?;
@@ -329,7 +329,7 @@ fn read_key<K>(
     })
 }
 
-/// An OS error without its number.
+/// Returns the text of an OS error without its number.
 fn plain(error: &std::io::Error) -> String {
     let text = error.to_string();
     text.split(" (os error").next().unwrap_or(&text).to_lowercase()

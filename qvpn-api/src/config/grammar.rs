@@ -44,7 +44,7 @@ pub(super) fn parse(path: &Path, text: &str) -> Result<Config, ConfigErrors> {
             text: text.into(),
             positions: reader.positions,
         }),
-        // A missing value without an error is our fault, not the file's.
+        // A missing value without an error is a bug in this program.
         _ => Err(ConfigErrors::of_file(
             path,
             "the file could not be read, for an unknown reason",
@@ -53,7 +53,7 @@ pub(super) fn parse(path: &Path, text: &str) -> Result<Config, ConfigErrors> {
     }
 }
 
-/// The interface, if it has no error, and every readable prefix.
+/// Returns the interface, if it has no error, and every readable prefix.
 pub(super) fn parse_partial(path: &Path, text: &str) -> (Option<Interface>, Vec<IpNet>) {
     if text.len() > MAX_SIZE {
         return (None, Vec::new());
@@ -63,10 +63,10 @@ pub(super) fn parse_partial(path: &Path, text: &str) -> (Option<Interface>, Vec<
     (read.interface, read.reader.facts.readable_prefixes)
 }
 
-/// The readable TOML of a text, and its errors.
+/// The readable part of a TOML text, and its errors.
 type Document<'t> = (toml::Spanned<DeTable<'t>>, Vec<toml::de::Error>);
 
-/// What the sections of a file say, where there is nothing wrong with them.
+/// The sections of a file; a section with an error is absent.
 type Sections = (Option<Interface>, Option<Kms>, Vec<Option<Peer>>, Option<Access>);
 
 /// The result of reading.
@@ -74,7 +74,7 @@ struct Read<'t> {
     interface: Option<Interface>,
     kms: Option<Kms>,
     peers: Vec<Option<Peer>>,
-    /// Absent also if something is wrong with it.
+    /// Absent also if the section has an error.
     access: Option<Access>,
     reader: Reader<'t>,
 }

@@ -1,4 +1,4 @@
-//! Reads a config file: the whole of it, or what a refused one still says.
+//! Reads a config file: all of it, or the readable part of a refused one.
 
 use std::path::{Path, PathBuf};
 
@@ -8,7 +8,7 @@ use super::error::ConfigErrors;
 use super::model::{Config, Interface};
 use super::{files, grammar};
 
-/// The file beside the config `path` that holds a config on trial: `qvpn-ctl reload --confirm` writes it,
+/// Returns the path of a config on trial, beside the config `path`: `qvpn-ctl reload --confirm` writes it,
 /// and the daemon reads it.
 #[must_use]
 pub fn unconfirmed_path(path: &Path) -> PathBuf {
@@ -17,10 +17,10 @@ pub fn unconfirmed_path(path: &Path) -> PathBuf {
     PathBuf::from(name)
 }
 
-/// The readable part of a refused config: enough to keep its traffic from leaving in clear.
+/// The readable part of a refused config, which is enough to block its prefixes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PartialConfig {
-    /// The interface, if there is nothing wrong with its section.
+    /// The interface, if its section has no error.
     pub interface: Option<Interface>,
     /// Every allowed IP that can be read, without host bits. A prefix can be there twice.
     pub allowed_ips: Vec<IpNet>,
@@ -47,7 +47,7 @@ impl Config {
         Ok(config)
     }
 
-    /// Reads the text in `file` as the config `path`, which names it in errors.
+    /// Reads `file` as if it were the config `path`, which names it in errors.
     ///
     /// # Errors
     /// As [`load`](Self::load).
@@ -55,8 +55,8 @@ impl Config {
         Self::parse(path, &files::read_config(file)?)
     }
 
-    /// Reads what is readable of a refused config, so that a typing error in it doesn't open what the
-    /// config should block. Only the fail-closed block uses it.
+    /// Reads what is readable of a refused config, so that a typo in it doesn't open prefixes that the config
+    /// should block. Only the fail-closed block uses it.
     #[must_use]
     pub fn load_partial(path: &Path) -> PartialConfig {
         let text = files::read_config(path).unwrap_or_default();

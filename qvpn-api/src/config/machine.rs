@@ -1,5 +1,5 @@
 //! Checks that depend on the machine's network: names that resolve into allowed IPs, and networks of this
-//! host inside protected prefixes. Who asks the system passes the answers in.
+//! host inside protected prefixes. The caller queries the system and passes the results in.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -10,13 +10,13 @@ use super::error::{ConfigErrors, Sink};
 use super::model::{Config, Endpoint, Kme, Peer, Table};
 
 impl Config {
-    /// Whether the config has the key `local`, be its list empty or not.
+    /// Whether the config has the key `local`, even with an empty list.
     #[must_use]
     pub fn has_local(&self) -> bool {
         self.positions.local_written
     }
 
-    /// An error at `local`, or at `[interface]` where there is none.
+    /// Returns an error at `local`, or at `[interface]` if that key is absent.
     #[must_use]
     pub fn local_error(&self, what: &str, fix: &str) -> ConfigErrors {
         let mut sink = Sink::new(&self.path, "");
@@ -24,7 +24,7 @@ impl Config {
         sink.finish().err().unwrap_or_else(|| ConfigErrors::of_file(&self.path, what, fix))
     }
 
-    /// The host names of endpoints and KMEs.
+    /// Returns the host names of endpoints and KMEs.
     #[must_use]
     pub fn host_names(&self) -> BTreeSet<&str> {
         let endpoints = self.peers.iter().filter_map(|peer| endpoint_name(peer.endpoint.as_ref()?));
@@ -78,8 +78,8 @@ impl Config {
         sink.finish()
     }
 
-    /// The peer whose allowed IP is the longest around `ip`, if `wanted` takes it. Our own datagrams bypass
-    /// default routes.
+    /// Returns the peer with the longest allowed IP that contains `ip`, if `wanted` accepts that prefix. Our
+    /// own datagrams bypass default routes.
     fn behind(&self, ip: IpAddr, wanted: impl Fn(&Peer) -> bool) -> Option<(&Peer, IpNet)> {
         let all = self.peers.iter().flat_map(|peer| peer.allowed_ips.iter().map(move |net| (peer, *net)));
         let around = all.filter(|(_, net)| net.prefix_len() > 0 && net.contains(&ip));
@@ -91,7 +91,7 @@ fn endpoint_name(endpoint: &Endpoint) -> Option<&str> {
     endpoint.ip().is_none().then_some(endpoint.host.as_str())
 }
 
-/// The host of a KME's URL, unless it is an address.
+/// Returns the host of a KME's URL, unless it is an address.
 fn kme_name(kme: &Kme) -> Option<&str> {
     let authority = kme.server()?.url.strip_prefix("https://")?.split('/').next()?;
     if authority.starts_with('[') {

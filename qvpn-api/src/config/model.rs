@@ -19,7 +19,7 @@ use crate::lookup::{self, LookupError};
 /// The shortest rekey interval.
 pub(super) const MIN_REKEY_INTERVAL: Duration = Duration::from_millis(100);
 
-/// A config file whose every value was checked.
+/// A config whose values have all been checked.
 ///
 /// ```
 /// use qvpn_api::Config;
@@ -44,19 +44,19 @@ pub struct Config {
     pub access: Option<Access>,
     /// The file's text.
     pub text: Arc<str>,
-    /// Where values stand, for checks that come after parsing.
+    /// The positions of values, for checks that come after parsing.
     pub(super) positions: ValuePositions,
 }
 
 impl Config {
-    /// The peer with this name or public key.
+    /// Returns the peer with this name or public key.
     #[must_use]
     pub fn peer(&self, name_or_key: &str) -> Option<&Peer> {
         let key = name_or_key.parse().ok();
         self.peers.iter().find(|p| p.name == name_or_key || Some(p.public_key) == key)
     }
 
-    /// The shortest interval that we agree to with a peer: the config's, or a tenth of the peer's rekey
+    /// Returns the shortest interval that we accept for a peer: the config's, or a tenth of the peer's rekey
     /// interval and at least 100 ms.
     #[must_use]
     pub fn min_rekey_interval(&self, peer: &Peer) -> Duration {
@@ -64,7 +64,7 @@ impl Config {
         self.interface.min_rekey_interval.unwrap_or(tenth)
     }
 
-    /// The peer that `text` names: a name, public key or fingerprint, or the beginning of one.
+    /// Returns the peer that `text` names: by name, public key or fingerprint, or the beginning of one.
     ///
     /// # Errors
     /// If no peer or several peers match.
@@ -77,7 +77,7 @@ impl Config {
         }
     }
 
-    /// The KMEs that `peer` may use, in its order of preference; none where its `qkd` is `off`.
+    /// Returns the KMEs that `peer` may use, in its order of preference; none if its `qkd` is `off`.
     #[must_use]
     pub fn kmes_of(&self, peer: &Peer) -> Vec<&Kme> {
         let kmes = self.kms.as_ref().map_or(&[][..], |kms| &kms.kmes);
@@ -99,9 +99,9 @@ pub struct Interface {
     pub address: Vec<IpNet>,
     /// The device's MTU.
     pub mtu: Mtu,
-    /// The AEAD of peers that name none.
+    /// The AEAD of peers that don't set their own.
     pub suite: Suite,
-    /// The rekey interval of peers that name none, 100 ms to 120 s.
+    /// The rekey interval of peers that don't set their own, 100 ms to 120 s.
     pub rekey_interval: Duration,
     /// The shortest interval that peers can ask for, 100 ms to 120 s; `None`: see
     /// [`Config::min_rekey_interval`].
@@ -116,7 +116,7 @@ pub struct Interface {
     pub dscp: Dscp,
     /// What allowed IPs do when the daemon is stopped.
     pub on_stop: OnStop,
-    /// More prefixes that may leave this host through the tunnel only, with no host bits.
+    /// Further prefixes whose packets may leave this host only through the tunnel, without host bits.
     pub protect: Vec<IpNet>,
     /// This site's own networks inside protected prefixes.
     pub local: Vec<Local>,
@@ -124,7 +124,7 @@ pub struct Interface {
     pub routes: Routes,
     /// The kernel's routing table that is followed under [`Routes::Kernel`].
     pub routes_table: u32,
-    /// `local = "connected"`: the list is what is remembered.
+    /// Whether the config says `local = "connected"`; the list then has the accepted networks.
     pub local_connected: bool,
     /// The address of the metrics listener; off if absent.
     pub metrics_listen: Option<SocketAddr>,
@@ -133,11 +133,11 @@ pub struct Interface {
 }
 
 impl Interface {
-    /// The table of [`Routes::Kernel`] where the config names none.
+    /// The routing table for [`Routes::Kernel`] if the config sets none.
     pub const MAIN_TABLE: u32 = 254;
 
-    /// The device's addresses. Under [`Routes::Kernel`] there is always a link-local one: the config's, or
-    /// one that is derived from `own`, our public key.
+    /// Returns the device's addresses. Under [`Routes::Kernel`] there is always a link-local one: the
+    /// config's, or one that is derived from `own`, our public key.
     #[must_use]
     pub fn device_addresses(&self, own: &PublicIdentity) -> Vec<IpNet> {
         let mut all = self.address.clone();
@@ -158,8 +158,8 @@ pub struct Local {
 }
 
 impl Peer {
-    /// Its next hops under [`Routes::Kernel`], which are allowed sources too: `tunnel_address`, and, unless
-    /// that has a link-local address, the one that is derived from its public key.
+    /// Returns its next hops under [`Routes::Kernel`], which are allowed sources too: `tunnel_address`, and,
+    /// unless that has a link-local address, the one that is derived from its public key.
     #[must_use]
     pub fn next_hops(&self) -> Vec<IpAddr> {
         let mut all = self.tunnel_address.clone();
@@ -170,7 +170,7 @@ impl Peer {
     }
 }
 
-/// Whether an address is an IPv6 one of a link (fe80::/10).
+/// Whether an address is an IPv6 link-local one (fe80::/10).
 pub(crate) fn is_link_local(address: &IpAddr) -> bool {
     matches!(address, IpAddr::V6(v6) if v6.is_unicast_link_local())
 }
@@ -191,7 +191,7 @@ pub struct Kms {
 pub struct Kme {
     /// Its name, unique.
     pub name: String,
-    /// How it knows us; by default the SAE ID of `[kms]`.
+    /// The SAE ID by which it knows us; by default that of `[kms]`.
     pub sae_id: SaeId,
     /// Its kind, and how it is reached.
     pub access: KmeAccess,
@@ -230,7 +230,7 @@ pub enum KmeAccess {
 }
 
 impl Kme {
-    /// The `api` value in config and status.
+    /// Returns the `api` value in config and status.
     #[must_use]
     pub fn api(&self) -> KmeApi {
         match &self.access {
@@ -240,7 +240,7 @@ impl Kme {
         }
     }
 
-    /// The server; `None` for a file of keys.
+    /// Returns the server; `None` for a file of keys.
     #[must_use]
     pub fn server(&self) -> Option<&KmeServer> {
         match &self.access {
@@ -249,7 +249,7 @@ impl Kme {
         }
     }
 
-    /// Its URL; a file of keys has the scheme `file`.
+    /// Returns its URL; a file of keys has the scheme `file`.
     #[must_use]
     pub fn url(&self) -> String {
         match &self.access {
@@ -286,7 +286,7 @@ pub struct Peer {
     /// The networks behind it, without host bits; a prefix belongs to one peer, except under
     /// [`Routes::Kernel`].
     pub allowed_ips: Vec<IpNet>,
-    /// The next hops by which the kernel's routes lead to it, unique; its own addresses in the tunnel.
+    /// The next hops by which the kernel's routes lead to it, unique: its own addresses in the tunnel.
     pub tunnel_address: Vec<IpAddr>,
     /// Its SAE ID; present unless `qkd` is off.
     pub sae_id: Option<SaeId>,
@@ -304,7 +304,7 @@ pub struct Peer {
     pub suite: Suite,
     /// Its rekey interval: its own or the interface's.
     pub rekey_interval: Duration,
-    /// Nothing is sent to it or taken from it; its prefixes stay blocked.
+    /// Whether it is disabled: nothing is sent to it or accepted from it, and its prefixes stay blocked.
     pub disabled: bool,
 }
 
@@ -318,7 +318,7 @@ pub struct Endpoint {
 }
 
 impl Endpoint {
-    /// The address; `None` for a host name.
+    /// Returns the address; `None` for a host name.
     #[must_use]
     pub fn ip(&self) -> Option<IpAddr> {
         self.host.parse().ok()
@@ -351,7 +351,7 @@ pub enum Table {
     Auto,
     /// No routes.
     Off,
-    /// This table, neither 0 nor 255.
+    /// This table; not 0 or 255.
     Id(u32),
 }
 
@@ -374,16 +374,16 @@ macro_rules! words {
         }
 
         impl $name {
-            /// The words of the config, in the order in which help names them.
+            /// The words of the config, in the order of the help.
             pub const WORDS: &'static [&'static str] = &[$($word),+];
 
-            /// The word of the config.
+            /// Returns the word of the config.
             #[must_use]
             pub fn as_str(self) -> &'static str {
                 match self { $(Self::$variant => $word,)+ }
             }
 
-            /// The value of a word of the config.
+            /// Returns the value of a word of the config.
             #[must_use]
             pub fn from_word(word: &str) -> Option<Self> {
                 match word { $($word => Some(Self::$variant),)+ _ => None }
@@ -425,13 +425,13 @@ impl Role {
 words! {
     /// How much the daemon logs.
     LogLevel {
-        /// Only failures.
+        /// Failures only.
         Error = "error",
-        /// Also what needs attention.
+        /// Failures and warnings.
         Warn = "warn",
-        /// Also what happens; the default.
+        /// Also normal events; the default.
         Info = "info",
-        /// For finding faults.
+        /// Details for troubleshooting.
         Debug = "debug",
         /// Everything.
         Trace = "trace",

@@ -10,7 +10,8 @@ use super::error::{ConfigErrors, Sink};
 use super::model::{Config, Table};
 
 impl Config {
-    /// The other configs in this config's directory (`*.toml`) that can be read, in the order of their names.
+    /// Returns the other configs in this config's directory (`*.toml`) that can be read, in the order of
+    /// their names.
     #[must_use]
     pub fn other_interfaces(&self) -> Vec<Self> {
         let dir = match self.path.parent() {
@@ -31,7 +32,7 @@ impl Config {
     /// allowed IP of the same routing table.
     ///
     /// # Errors
-    /// All that is shared.
+    /// One for each conflict.
     pub fn check_other_interfaces(&self, others: &[Self]) -> Result<(), ConfigErrors> {
         let mut sink = Sink::new(&self.path, "");
         for other in others {
@@ -56,17 +57,17 @@ impl Config {
         sink.finish()
     }
 
-    /// Refuses prefixes that `other` has too, in the same table.
+    /// Refuses prefixes that `other` also has in the same table.
     ///
     /// # Errors
-    /// Each such prefix.
+    /// One for each such prefix.
     pub fn check_shared_prefixes(&self, other: &Self) -> Result<(), ConfigErrors> {
         let mut sink = Sink::new(&self.path, "");
         self.shared_prefixes(other, &mut sink);
         sink.finish()
     }
 
-    /// One prefix can't lead into two tunnels; of nested ones the longest wins.
+    /// A prefix can't lead into two tunnels; of nested prefixes the longest wins.
     fn shared_prefixes(&self, other: &Self, sink: &mut Sink<'_>) {
         if self.interface.table == Table::Off || self.interface.table != other.interface.table {
             return;
@@ -87,7 +88,7 @@ impl Config {
         }
     }
 
-    /// The next port with room for all lanes.
+    /// Returns the next port with room for all lanes.
     fn free_port(&self, others: &[Self]) -> String {
         let width = u32::from(self.interface.lanes) - 1;
         let mut taken: Vec<_> = others.iter().map(ports).collect();
@@ -105,7 +106,7 @@ impl Config {
     }
 }
 
-/// The first and the last UDP port.
+/// Returns the first and the last UDP port.
 fn ports(config: &Config) -> (u32, u32) {
     let first = u32::from(config.interface.listen_port);
     (first, first + u32::from(config.interface.lanes) - 1)

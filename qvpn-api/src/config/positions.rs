@@ -1,4 +1,4 @@
-//! The places of values that are checked again after parsing.
+//! The positions of values that are checked again after parsing.
 
 use super::error::Position;
 
@@ -8,12 +8,12 @@ pub(super) struct ValuePositions {
     pub(super) private_key_file: Position,
     pub(super) listen_port: Position,
     pub(super) metrics_listen: Position,
-    /// Of `local`, or of `[interface]` where it is absent.
+    /// The position of `local`, or of `[interface]` if it is absent.
     pub(super) local: Position,
     pub(super) local_written: bool,
     pub(super) kmes: Vec<KmePositions>,
     pub(super) peers: Vec<PeerPositions>,
-    /// One for each name of `[access]`, in the order of its keys.
+    /// One position for each name of `[access]`, in the order of its keys.
     pub(super) access: Vec<Position>,
 }
 
@@ -31,6 +31,6 @@ pub(super) struct PeerPositions {
     pub(super) public_key: Position,
     pub(super) endpoint: Position,
     pub(super) preshared_key_file: Position,
-    /// One for each prefix.
+    /// One position for each prefix.
     pub(super) allowed_ips: Vec<Position>,
 }

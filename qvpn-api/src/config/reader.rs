@@ -9,11 +9,11 @@ use toml::de::{DeTable, DeValue};
 
 use super::error::{Position, Sink};
 
-/// One table of the file, with the keys that were not read yet.
+/// One table of the file, with the keys that have not been read yet.
 pub(super) struct Section<'t> {
-    /// As in the file: `[interface]`, or `[[peer]]` with its name if known.
+    /// The header: `[interface]`, or `[[peer]]` with the peer's name if known.
     pub(super) title: String,
-    /// The place of its header.
+    /// The position of its header.
     pub(super) at: Position,
     text: &'t str,
     entries: BTreeMap<&'t str, (Range<usize>, &'t Spanned<DeValue<'t>>)>,
@@ -23,7 +23,7 @@ pub(super) struct Section<'t> {
 /// One key with its value.
 pub(super) struct Entry<'t> {
     pub(super) key: &'static str,
-    /// The place of the value.
+    /// The position of the value.
     pub(super) at: Position,
     pub(super) value: &'t DeValue<'t>,
     /// A valid value of this key, for messages.
@@ -38,7 +38,7 @@ impl<'t> Section<'t> {
         Self { title: title.into(), at, text, entries, known: Vec::new() }
     }
 
-    /// The value of `key`; `example` is a valid value of it.
+    /// Takes the value of `key`; `example` is a valid value for messages.
     pub(super) fn take(
         &mut self,
         sink: &Sink<'_>,
@@ -51,7 +51,7 @@ impl<'t> Section<'t> {
         Some(Entry { key, at, value: value.get_ref(), example, text: self.text })
     }
 
-    /// The value of `key`; its absence is an error.
+    /// Takes the value of `key`; its absence is an error.
     pub(super) fn need(
         &mut self,
         sink: &mut Sink<'_>,
@@ -104,7 +104,7 @@ impl<'t> Entry<'t> {
         string
     }
 
-    /// A whole number from `min` to `max`.
+    /// Reads a whole number from `min` to `max`.
     pub(super) fn number(&self, sink: &mut Sink<'_>, min: u32, max: u32) -> Option<u32> {
         let Some(number) = self.value.as_integer() else {
             self.wrong_type(sink, "a number");
@@ -119,7 +119,7 @@ impl<'t> Entry<'t> {
         value
     }
 
-    /// `true` or `false`.
+    /// Reads `true` or `false`.
     pub(super) fn boolean(&self, sink: &mut Sink<'_>) -> Option<bool> {
         let value = self.value.as_bool();
         if value.is_none() {
@@ -128,7 +128,7 @@ impl<'t> Entry<'t> {
         value
     }
 
-    /// A word of a fixed list.
+    /// Reads a word of a fixed list.
     pub(super) fn word<T>(
         &self,
         sink: &mut Sink<'_>,
@@ -155,7 +155,7 @@ impl<'t> Entry<'t> {
         self.wrong(sink, format!("`{}` can't be \"{shown}\"", self.key), fix);
     }
 
-    /// The strings of an array, each with its place.
+    /// Reads the strings of an array, each with its position.
     pub(super) fn strings(&self, sink: &mut Sink<'_>) -> Option<Vec<(Position, &'t str)>> {
         let Some(array) = self.value.as_array() else {
             self.wrong_type(sink, "a list of strings");
@@ -180,7 +180,7 @@ impl<'t> Entry<'t> {
         all.then_some(strings)
     }
 
-    /// The inline tables of an array, each with its place.
+    /// Reads the inline tables of an array, each with its position.
     pub(super) fn inline_tables(&self, sink: &mut Sink<'_>) -> Option<Vec<(Position, &'t DeTable<'t>)>> {
         let Some(array) = self.value.as_array() else {
             self.wrong_type(sink, "a list of `{ … }`");
@@ -201,7 +201,7 @@ impl<'t> Entry<'t> {
         (tables.len() == array.len()).then_some(tables)
     }
 
-    /// The tables of `[[key]]`, each with the place of its header.
+    /// Reads the tables of `[[key]]`, each with the position of its header.
     pub(super) fn tables(
         &self,
         sink: &mut Sink<'_>,
@@ -228,9 +228,9 @@ impl<'t> Entry<'t> {
     }
 }
 
-/// The known name that is closest to `name`, if it is close enough.
+/// Returns the known name that is closest to `name`, if it is close enough.
 pub(super) fn nearest<'n>(name: &str, known: &[&'n str]) -> Option<&'n str> {
-    // Such a long name isn't a typing error, and the distance takes quadratic time.
+    // A name of this length isn't a typo, and computing the distance takes quadratic time.
     if name.len() > 64 {
         return None;
     }
@@ -255,12 +255,12 @@ fn type_name(value: &DeValue<'_>) -> &'static str {
     }
 }
 
-/// "`a`, `b`, `c`".
+/// Formats a list: "`a`, `b`, `c`".
 fn list(names: &[&str]) -> String {
     names.iter().map(|n| format!("`{n}`")).collect::<Vec<_>>().join(", ")
 }
 
-/// "a, b or c".
+/// Formats alternatives: "a, b or c".
 pub(super) fn alternatives(names: &[String]) -> String {
     match names {
         [] => String::new(),

@@ -1,5 +1,5 @@
-//! The networks of this site that `local = "connected"` stands for. They are remembered in a file, so that a
-//! network that another host chooses later is not let out by itself.
+//! The networks that `local = "connected"` stands for. They are remembered in a file, so that a network that
+//! another host chooses later is not exempt until an operator accepts it.
 
 use std::fs::{self, Permissions};
 use std::io::{self, Write};
@@ -11,7 +11,7 @@ use serde_json::{Map, Value};
 
 use super::model::{Config, Local};
 
-/// The directory of what is remembered; nothing in it is secret.
+/// The directory of the state files; nothing in it is secret.
 pub const STATE_DIR: &str = "/var/lib/qvpn";
 
 #[derive(Serialize, Deserialize)]
@@ -20,23 +20,23 @@ struct Entry {
     device: String,
 }
 
-/// The directory of what is remembered; tests have another one.
+/// Returns the directory of the state files; tests use another one.
 #[must_use]
 pub fn state_dir() -> PathBuf {
     let other = std::env::var_os("QVPN_STATE_DIR").filter(|dir| !dir.is_empty());
     other.map_or_else(|| STATE_DIR.into(), PathBuf::from)
 }
 
-/// The file of what is remembered of `interface`.
+/// Returns the state file of `interface`.
 #[must_use]
 pub fn state_file(interface: &str) -> PathBuf {
     state_dir().join(format!("{interface}.state"))
 }
 
-/// The networks that are remembered for `interface`; `None` before there were any.
+/// Returns the networks that are remembered for `interface`; `None` if none were ever stored.
 ///
 /// # Errors
-/// If the file can't be read, or is no state of this version.
+/// If the file can't be read, or is not a state file of this version.
 pub fn remembered_local(interface: &str) -> io::Result<Option<Vec<Local>>> {
     let Some(state) = read(&state_file(interface))? else { return Ok(None) };
     let Some(list) = state.get("local") else { return Ok(None) };
@@ -48,7 +48,7 @@ pub fn remembered_local(interface: &str) -> io::Result<Option<Vec<Local>>> {
     entries.into_iter().map(local).collect::<io::Result<_>>().map(Some)
 }
 
-/// Remembers `local` for `interface`, and keeps what else the file has.
+/// Stores `local` for `interface`, and keeps the other fields of the file.
 ///
 /// # Errors
 /// If the file can't be written.
@@ -75,7 +75,8 @@ fn read(file: &Path) -> io::Result<Option<Map<String, Value>>> {
 }
 
 impl Config {
-    /// Fills in what is remembered, under `local = "connected"`. What can't be read stays blocked.
+    /// Adds the remembered networks under `local = "connected"`. If the file can't be read, they stay
+    /// blocked.
     pub(super) fn recall(&mut self) {
         if self.interface.local_connected {
             let remembered = remembered_local(&self.interface.name);

@@ -11,21 +11,21 @@ use qvpn_identity::PublicIdentity;
 
 use super::error::{Position, Sink};
 
-/// The deepest nesting of tunnels that is followed; real networks have less.
+/// The deepest nesting of tunnels that is followed; real networks have fewer levels.
 const MAX_NESTED_TUNNELS: usize = 64;
 
-/// The values of the whole file, with their places.
+/// The values of the whole file, with their positions.
 #[derive(Default)]
 pub(super) struct Facts {
     pub(super) addresses: Vec<IpNet>,
     pub(super) mtu: Option<(u16, Position)>,
     pub(super) protect: Vec<(IpNet, Position)>,
     pub(super) local: Vec<LocalFacts>,
-    /// `table = "off"`: routes are the operator's.
+    /// `table = "off"`: the operator sets the routes.
     pub(super) no_routes: bool,
     /// `routes = "kernel"`.
     pub(super) kernel_routes: bool,
-    /// Where `routes_table` stands.
+    /// The position of `routes_table`.
     pub(super) routes_table: Option<Position>,
     pub(super) kme_names: Vec<(String, Position)>,
     /// The KMEs with an address in their URL.
@@ -52,7 +52,7 @@ pub(super) struct PeerFacts {
     pub(super) endpoint: Option<(IpAddr, Position)>,
     pub(super) allowed_ips: Vec<(IpNet, Position)>,
     pub(super) tunnel_address: Vec<(IpAddr, Position)>,
-    /// Whether an address stands there, even if it has an error.
+    /// Whether the peer has an entry of `tunnel_address`, even one with an error.
     pub(super) has_tunnel_address: bool,
     /// The KMEs that it uses.
     pub(super) kmes: Vec<String>,
@@ -127,7 +127,7 @@ fn prefixes(facts: &Facts, sink: &mut Sink<'_>) {
                 Some((first, _)) if *first == i => {
                     sink.add(*at, format!("{prefix} is here twice"), "remove one of them");
                 }
-                // Routes choose among them.
+                // Routes choose among the peers.
                 Some(_) if facts.kernel_routes => {}
                 Some((first, line)) => {
                     let owner = facts.peers.get(*first).map(PeerFacts::title).unwrap_or_default();
@@ -181,7 +181,7 @@ fn next_hops(facts: &Facts, sink: &mut Sink<'_>) {
     }
 }
 
-/// A network of this site that is also behind a peer.
+/// Refuses a network of this site that is also behind a peer.
 fn local(facts: &Facts, sink: &mut Sink<'_>) {
     for LocalFacts { prefix, at } in &facts.local {
         let behind = |peer: &&PeerFacts| {
@@ -224,7 +224,7 @@ fn key_files(facts: &Facts, sink: &mut Sink<'_>) {
     }
 }
 
-/// Refuses an endpoint or a KME that is reached through the tunnel that needs it. Only addresses are
+/// Refuses an endpoint or a KME that can be reached only through the tunnel that needs it. Only addresses are
 /// checked, not names; our own datagrams bypass default routes by policy routing.
 fn loops(facts: &Facts, sink: &mut Sink<'_>) {
     let routes = Routes::of(facts);
@@ -316,7 +316,7 @@ impl Routes {
     }
 }
 
-/// Calls `report` for each item that occurred before, with the place of the first.
+/// Calls `report` for each item that occurred before, with the position of its first occurrence.
 fn twice<K: Ord>(items: impl Iterator<Item = (K, Position)>, mut report: impl FnMut(K, Position, Position)) {
     let mut seen = BTreeMap::new();
     for (key, at) in items {

@@ -1,4 +1,4 @@
-//! The words of the config and of JSON for the types of `qvpn-types`, which has no serde.
+//! The words that the config and JSON use for the types of `qvpn-types`, which doesn't depend on serde.
 
 use qvpn_types::{LaneState, QkdPolicy, Role, Suite};
 use serde::de::Error;
@@ -6,7 +6,7 @@ use serde::{Deserialize, Deserializer, Serializer};
 
 /// A type whose values are words.
 pub(crate) trait Word: Copy + 'static {
-    /// Its values, in the order in which help names them.
+    /// Its values, in the order of the help.
     const ALL: &'static [Self];
     /// The words of [`ALL`](Self::ALL).
     const WORDS: &'static [&'static str];

@@ -20,7 +20,7 @@ pub struct TokenKey {
     pub object: Option<String>,
     /// The key's ID.
     pub id: Option<Vec<u8>>,
-    /// The file with the PIN (`pin-source`); without one there is no login.
+    /// The file with the PIN (`pin-source`); without it there is no login.
     pub pin_file: Option<PathBuf>,
 }
 
@@ -116,7 +116,7 @@ fn set<T>(slot: &mut Option<T>, value: Option<T>) -> bool {
     slot.is_some()
 }
 
-/// Undoes percent encoding.
+/// Decodes percent encoding.
 fn decode(text: &str) -> Option<Vec<u8>> {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.bytes();

@@ -1,5 +1,5 @@
 //! Values that are more than a word or a number: durations, prefixes, endpoints, URLs, names. Each parser
-//! says what is wrong and what to write; the caller adds the place.
+//! says what is wrong and what to write; the caller adds the position.
 
 use std::net::{IpAddr, Ipv6Addr};
 use std::time::Duration;
@@ -11,7 +11,7 @@ use super::fault::{Fault, fault, shown};
 use super::model::Endpoint;
 use qvpn_types::{SaeId, SaeIdError};
 
-/// A whole number and a unit: `100ms`, `60s`, `2m`.
+/// Parses a whole number and a unit: `100ms`, `60s`, `2m`.
 pub(super) fn duration(text: &str, min: Duration, max: Duration) -> Result<Duration, Fault> {
     let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let (number, unit) = text.split_at(digits);
@@ -40,7 +40,7 @@ pub(super) fn duration(text: &str, min: Duration, max: Duration) -> Result<Durat
     }
 }
 
-/// A duration in the config's form.
+/// Formats a duration as in the config.
 pub(super) fn duration_text(duration: Duration) -> String {
     let ms = duration.as_millis();
     match ms % 1000 {
@@ -49,7 +49,7 @@ pub(super) fn duration_text(duration: Duration) -> String {
     }
 }
 
-/// An address with a prefix length; without one it is a single host, as with `wg`. Host bits are kept.
+/// Parses an address with a prefix length; without one it is a single host, as with `wg`. Host bits are kept.
 pub(super) fn address(text: &str) -> Result<IpNet, Fault> {
     let net = text.parse::<IpNet>().or_else(|_| text.parse::<IpAddr>().map(IpNet::from));
     if let Ok(net) = net {
@@ -70,7 +70,7 @@ pub(super) fn address(text: &str) -> Result<IpNet, Fault> {
     }
 }
 
-/// A network: an address with no host bits.
+/// Parses a network: an address without host bits.
 pub(super) fn prefix(text: &str) -> Result<IpNet, Fault> {
     let net = address(text)?;
     if net.trunc() != net {
@@ -86,7 +86,7 @@ pub(super) fn prefix(text: &str) -> Result<IpNet, Fault> {
     Ok(net)
 }
 
-/// The address of one host.
+/// Parses the address of one host.
 pub(super) fn host(text: &str) -> Result<IpAddr, Fault> {
     const EXAMPLES: &str = "write for example \"10.77.0.2\" or \"fe80::2\"";
     match text.parse::<IpAddr>() {
@@ -105,7 +105,7 @@ pub(super) fn host(text: &str) -> Result<IpAddr, Fault> {
     }
 }
 
-/// `address:port`, `[address]:port` or `host:port`.
+/// Parses `address:port`, `[address]:port` or `host:port`.
 pub(super) fn endpoint(text: &str, lanes: u8) -> Result<Endpoint, Fault> {
     const EXAMPLES: &str =
         "write \"203.0.113.9:51820\", \"[2001:db8::9]:51820\" or \"gateway.example:51820\"";
@@ -146,8 +146,8 @@ pub(super) fn endpoint(text: &str, lanes: u8) -> Result<Endpoint, Fault> {
     }
 }
 
-/// Labels of letters, digits, `-` and `_`, the last not a number (RFC 1123 section 2.1), at most 253
-/// characters.
+/// Whether `name` is a host name: labels of letters, digits, `-` and `_`, the last not a number (RFC 1123
+/// section 2.1), at most 253 characters.
 pub(super) fn is_host_name(name: &str) -> bool {
     let name = name.strip_suffix('.').unwrap_or(name);
     let label = |l: &str| {
@@ -160,7 +160,7 @@ pub(super) fn is_host_name(name: &str) -> bool {
     name.len() <= 253 && name.split('.').all(label) && !last_is_number
 }
 
-/// The base URL of a KME: `https`, a host and optionally a path, without a slash at the end.
+/// Parses the base URL of a KME: `https`, a host and optionally a path, without a slash at the end.
 pub(super) fn kme_url(text: &str) -> Result<(String, Option<IpAddr>), Fault> {
     const FIX: &str = "write for example \"https://kme-a1.site-a.example:8443\"";
     let url = match Url::parse(text) {
@@ -205,8 +205,8 @@ pub(super) fn kme_url(text: &str) -> Result<(String, Option<IpAddr>), Fault> {
     Ok((url.as_str().trim_end_matches('/').to_owned(), ip))
 }
 
-/// A name of a peer or a KME. It is typed and used as a label, so it has no spaces, and it can't look like
-/// a key.
+/// Parses the name of a peer or a KME. It is typed and used as a label, so it has no spaces, and it can't
+/// look like a key.
 pub(super) fn name(text: &str, kind: &str) -> Result<String, Fault> {
     let fix = format!("write a short name such as \"{kind}\"");
     if text.is_empty() || text.chars().count() > 64 {
@@ -230,7 +230,7 @@ fn is_plain(c: char) -> bool {
     !c.is_whitespace() && (matches!(c, '"' | '\'' | '\\') || c.escape_debug().len() == 1)
 }
 
-/// An SAE ID: opaque and never normalised, but it must fit in a `Hello` and in a log line.
+/// Parses an SAE ID: opaque and never normalised, but it must fit in a `Hello` and in a log line.
 pub(super) fn sae_id(text: &str) -> Result<SaeId, Fault> {
     SaeId::new(text).or_else(|error| {
         let fix = match error {
@@ -241,7 +241,7 @@ pub(super) fn sae_id(text: &str) -> Result<SaeId, Fault> {
     })
 }
 
-/// A name that Linux accepts for a network device (`dev_valid_name`), and that is one file name.
+/// Parses a name that Linux accepts for a network device (`dev_valid_name`) and that is a single file name.
 pub(super) fn interface_name(text: &str) -> Result<String, Fault> {
     const FIX: &str = "write for example \"qvpn0\"";
     if text.is_empty() || text.len() > 15 {

@@ -1,5 +1,5 @@
-//! Reads lines of bounded length from a blocking reader, or from the pieces that an async socket delivers.
-//! A line that is too long is an error before it is whole in memory.
+//! Reads lines of bounded length from a blocking reader, or from the pieces that an async socket delivers. A
+//! line that is too long is refused before all of it is in memory.
 
 use std::io::{BufRead, Read};
 
@@ -11,7 +11,7 @@ use super::error::CodecError;
 /// [`CodecError::TooLong`], [`CodecError::Truncated`] if the stream ends inside a line, [`CodecError::Io`].
 pub fn read_line(reader: &mut impl BufRead, limit: usize) -> Result<Option<Vec<u8>>, CodecError> {
     let mut line = Vec::new();
-    // One byte above the limit shows that a line is too long, and one is for the line feed.
+    // One more byte shows that the line is too long, and another one is for the line feed.
     let most = u64::try_from(limit).unwrap_or(u64::MAX).saturating_add(2);
     reader.by_ref().take(most).read_until(b'\n', &mut line)?;
     let ended = line.last() == Some(&b'\n');
@@ -40,7 +40,7 @@ pub fn read_line(reader: &mut impl BufRead, limit: usize) -> Result<Option<Vec<u
 #[derive(Debug)]
 pub struct LineBuffer {
     bytes: Vec<u8>,
-    /// The number of bytes that were searched and hold no line feed.
+    /// The number of bytes that have been searched and contain no line feed.
     searched: usize,
     limit: usize,
 }
@@ -77,7 +77,7 @@ impl LineBuffer {
         Ok(Some(line))
     }
 
-    /// Whether an unfinished line is in the buffer; a stream that ends now was cut.
+    /// Whether the buffer holds an unfinished line: a stream that ends now was cut off.
     #[must_use]
     pub fn is_partial(&self) -> bool {
         !self.bytes.is_empty()

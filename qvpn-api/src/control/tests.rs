@@ -1,4 +1,4 @@
-//! The line form of each message, held against the text that other programs rely on.
+//! The line form of each message, compared with the text that other programs rely on.
 
 use std::collections::BTreeMap;
 

@@ -4,10 +4,10 @@ use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Deserializer, Serializer, de::Error};
 
-/// The last second that four digits of a year can say.
+/// The last second of the year 9999, the last year with four digits.
 const MAX_UNIX_SECONDS: u64 = 253_402_300_799;
 
-/// `time`, moved into the years 1970 to 9999 where a broken clock is outside them.
+/// Clamps `time` to the years 1970 to 9999, for a clock that is wrong.
 pub(super) fn in_range(time: SystemTime) -> SystemTime {
     let last = SystemTime::UNIX_EPOCH + Duration::from_secs(MAX_UNIX_SECONDS);
     time.clamp(SystemTime::UNIX_EPOCH, last)

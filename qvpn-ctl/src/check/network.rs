@@ -1,4 +1,4 @@
-//! What a config means on this machine's network: names that resolve into the tunnel, and networks,
+//! What a config means for this machine's network: names that resolve into the tunnel, and networks,
 //! addresses and DNS servers that the block cuts off.
 
 use std::collections::BTreeMap;
@@ -10,7 +10,7 @@ use qvpn_api::config::{Local, Table, remembered_local};
 use qvpn_api::{Config, ConfigErrors};
 use qvpn_net::{ConnectedNetwork, IpNet, Net, NetError, RoutePlan};
 
-/// Until the name service has answered for all names.
+/// The time limit for resolving all names.
 const RESOLVE_TIMEOUT: Duration = Duration::from_secs(3);
 const RESOLV_CONF: &str = "/etc/resolv.conf";
 
@@ -20,8 +20,8 @@ pub(super) fn names(config: &Config) -> Result<(), ConfigErrors> {
     if names.is_empty() { Ok(()) } else { config.check_resolved(&resolve(names)) }
 }
 
-/// The addresses of `names`. A name that isn't answered in time is left out: the name service may need the
-/// tunnel.
+/// Returns the addresses of `names`. A name that isn't resolved in time is left out: the name service may
+/// need the tunnel.
 fn resolve(names: Vec<String>) -> BTreeMap<String, Vec<IpAddr>> {
     let (sender, answers) = mpsc::channel();
     for name in names {
@@ -29,7 +29,7 @@ fn resolve(names: Vec<String>) -> BTreeMap<String, Vec<IpAddr>> {
         std::thread::spawn(move || {
             let found = (name.as_str(), 0).to_socket_addrs();
             let found: Vec<IpAddr> = found.into_iter().flatten().map(|at| at.ip()).collect();
-            // It fails if the time is over.
+            // It fails if the time limit has passed.
             let _ = sender.send((name, found));
         });
     }
@@ -42,7 +42,7 @@ fn resolve(names: Vec<String>) -> BTreeMap<String, Vec<IpAddr>> {
     resolved
 }
 
-/// Refuses networks of this host that the block would cut off, unless the config decides by `local`.
+/// Refuses networks of this host that the block would cut off, unless the config has the key `local`.
 pub(super) fn connected(config: &Config) -> Result<(), ConfigErrors> {
     let blocked = blocked(config);
     if blocked.is_empty() || config.has_local() {
@@ -58,7 +58,7 @@ pub(super) fn connected(config: &Config) -> Result<(), ConfigErrors> {
     Err(config.local_error(&what, &fix))
 }
 
-/// The networks that would be blocked, each with the protected prefix around it.
+/// Returns the networks that would be blocked, each with the protected prefix that contains it.
 fn blocked(config: &Config) -> Vec<(ConnectedNetwork, IpNet)> {
     let Ok(plan) = RoutePlan::of(config) else { return Vec::new() };
     let tunnels: Vec<String> =
@@ -75,7 +75,7 @@ fn this_hosts_addresses() -> Vec<(IpAddr, String)> {
     ask_kernel(async |net| net.own_addresses().await)
 }
 
-/// None where the kernel can't be asked.
+/// Returns `None` if the kernel can't be queried.
 fn ask_kernel<T>(ask: impl AsyncFnOnce(&Net) -> Result<Vec<T>, NetError>) -> Vec<T> {
     let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_all().build() else {
         return Vec::new();
@@ -88,7 +88,7 @@ fn ask_kernel<T>(ask: impl AsyncFnOnce(&Net) -> Result<Vec<T>, NetError>) -> Vec
     })
 }
 
-/// The line of the config that leaves `blocked` open, besides what it has already.
+/// Returns the line of the config that exempts `blocked` in addition to what it already exempts.
 fn line(config: &Config, blocked: &[(ConnectedNetwork, IpNet)]) -> String {
     let entry = |prefix: &IpNet, device: &str| format!("{{ prefix = \"{prefix}\", device = \"{device}\" }}");
     let written = config.interface.local.iter().map(|Local { prefix, device }| entry(prefix, device));
@@ -96,7 +96,7 @@ fn line(config: &Config, blocked: &[(ConnectedNetwork, IpNet)]) -> String {
     format!("local = [{}]", written.chain(new).collect::<Vec<_>>().join(", "))
 }
 
-/// What is no error and yet may surprise.
+/// Returns warnings: things that are not errors but may be unexpected.
 pub(super) fn warnings(config: &Config) -> Vec<String> {
     let mut warnings = Vec::new();
     let Ok(plan) = RoutePlan::of(config) else { return warnings };
@@ -108,7 +108,7 @@ pub(super) fn warnings(config: &Config) -> Vec<String> {
         );
     }
     let blocked = blocked(config);
-    // Where the config has no `local`, it is an error.
+    // Without the key `local` in the config, it is an error.
     let not_yet =
         config.interface.local_connected && matches!(remembered_local(&config.interface.name), Ok(None));
     if config.has_local() && !not_yet {
@@ -141,7 +141,7 @@ pub(super) fn warnings(config: &Config) -> Vec<String> {
         }
     }
     for server in dns_servers() {
-        // Under a default route it is normal, unless the tunnel itself needs names.
+        // Under a default route that is normal, unless the tunnel itself needs names.
         let matters = |around: &IpNet| around.prefix_len() > 0 || !config.host_names().is_empty();
         if let Some(around) = protected_around(&server).filter(|net| !server.is_loopback() && matters(net)) {
             warnings.push(format!(

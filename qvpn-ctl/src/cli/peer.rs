@@ -48,7 +48,7 @@ pub(crate) enum PeerCommand {
         #[arg(long, value_name = "KEY,…", value_delimiter = ',')]
         unset: Vec<String>,
         /// Also write the change to the config, and keep its comments and order. Prefixes that no peer has
-        /// any more go to `protect`.
+        /// any more are added to `protect`.
         #[arg(long)]
         save: bool,
         /// Release the block of prefixes that no peer has any more.
@@ -82,7 +82,7 @@ pub(crate) enum PeerCommand {
         #[arg(long)]
         save: bool,
     },
-    /// Take up a disabled peer again.
+    /// Enable a disabled peer again.
     Enable {
         /// The interface.
         #[arg(value_parser = interface, add = ArgValueCompleter::new(complete::interfaces))]
@@ -94,7 +94,7 @@ pub(crate) enum PeerCommand {
         #[arg(long)]
         save: bool,
     },
-    /// Give a peer another name while the tunnel runs. Its keys and traffic go on.
+    /// Give a peer another name while the tunnel runs. Its keys and traffic continue.
     Rename {
         /// The interface.
         #[arg(value_parser = interface, add = ArgValueCompleter::new(complete::interfaces))]

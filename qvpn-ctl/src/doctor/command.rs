@@ -5,7 +5,7 @@ use std::process::{Command, Stdio};
 
 use serde_json::Value;
 
-/// The JSON output of a command; `None` if the command is missing or fails.
+/// Returns the JSON output of a command; `None` if the command is missing or fails.
 pub(super) fn json(program: &str, words: &[String]) -> Option<Value> {
     let output = command(program).args(words).output().ok()?;
     match (output.status.success(), output.stdout.as_slice()) {
@@ -15,8 +15,8 @@ pub(super) fn json(program: &str, words: &[String]) -> Option<Value> {
     }
 }
 
-/// The objects in the JSON lists that a command prints for the lines of its input. Lines that fail print
-/// nothing.
+/// Returns the objects in the JSON lists that a command prints for the lines of its input. It prints nothing
+/// for a line that fails.
 pub(super) fn json_lines(program: &str, words: &[&str], input: &str) -> Vec<Value> {
     let child = command(program)
         .args(words)
@@ -27,7 +27,7 @@ pub(super) fn json_lines(program: &str, words: &[&str], input: &str) -> Vec<Valu
     let Ok(mut child) = child else { return Vec::new() };
     let input = input.to_owned();
     let stdin = child.stdin.take();
-    // Written beside the reading, so that neither pipe can fill up.
+    // Write in parallel with reading, so that neither pipe can fill up.
     let writer = std::thread::spawn(move || stdin.map(|mut stdin| stdin.write_all(input.as_bytes())));
     let output = child.wait_with_output();
     let _ = writer.join();
@@ -36,7 +36,7 @@ pub(super) fn json_lines(program: &str, words: &[&str], input: &str) -> Vec<Valu
     lists.map_while(Result::ok).flatten().collect()
 }
 
-/// An ordinary user's PATH has no sbin in Debian.
+/// In Debian, an ordinary user's PATH does not contain sbin.
 fn command(program: &str) -> Command {
     let path = std::env::var("PATH").unwrap_or_default();
     let mut command = Command::new(program);

@@ -2,11 +2,11 @@
 
 use serde::Serialize;
 
-/// How a check ended.
+/// The result of a check.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Verdict {
-    /// In order.
+    /// There is nothing to do.
     Ok,
     /// It works but may be unintended, or it could not be checked.
     Warning,
@@ -40,7 +40,7 @@ impl Finding {
         Self { result: Verdict::Bad, fix: Some(fix.into()), ..Self::ok(check, text) }
     }
 
-    /// Something that can't be checked from here; `how` is a command that can.
+    /// Makes a finding about something that can't be checked from here; `how` is a command that can check it.
     pub(super) fn unknown(check: &'static str, text: impl Into<String>, how: impl Into<String>) -> Self {
         Self::warning(check, text, how)
     }

@@ -75,8 +75,8 @@ impl Chain {
         ["INPUT", "FORWARD"].contains(&self.name.as_str()) && Path::new("/usr/sbin/ufw").exists()
     }
 
-    /// The command that opens these UDP ports. A program that owns its table would overwrite a rule of
-    /// ours, so its own command is used.
+    /// Returns the command that opens these UDP ports. A program that owns its table would overwrite our
+    /// rule, so its own command is used.
     fn opened(&self, first: u16, last: u16) -> String {
         let ports =
             |between: char| if first == last { first.to_string() } else { format!("{first}{between}{last}") };
@@ -90,7 +90,7 @@ impl Chain {
         format!("nft insert rule {self} udp dport {} accept", ports('-'))
     }
 
-    /// The command that accepts the tunnel's forwarded packets.
+    /// Returns the command that accepts the tunnel's forwarded packets.
     fn forwarding(&self, tunnel: &str) -> String {
         if self.is_of_firewalld() {
             return format!(
@@ -113,11 +113,11 @@ fn ports(config: &Config) -> (u16, u16) {
     (first, first.saturating_add(u16::from(config.interface.lanes) - 1))
 }
 
-/// A chain of this hook that drops unmatched packets, by its policy or by a last rule, if no rule of the
-/// ruleset is `known`.
+/// Returns a chain of this hook that drops unmatched packets, by its policy or by a last rule, unless some
+/// rule of the ruleset is `known`.
 fn closed_chain(ruleset: &Value, hook: &str, known: impl Fn(&Value) -> bool) -> Option<Chain> {
     let items = ruleset["nftables"].as_array()?;
-    // Our own filter names the port and lets it through, which says nothing about the others.
+    // Our own filter mentions the port and lets it through, which says nothing about other chains.
     let foreign = |object: &&Value| !object["table"].as_str().is_some_and(|name| name.starts_with("qvpn-"));
     let rules = || items.iter().filter_map(|item| item.get("rule")).filter(foreign);
     if rules().any(|rule| known(&rule["expr"])) {
@@ -199,8 +199,8 @@ mod tests {
         }
         assert_eq!(shut(json!([])), None);
 
-        // As firewalld has it: the policy accepts, the last rule rejects; a rule with a condition shuts
-        // nothing out.
+        // As with firewalld: the policy accepts and the last rule rejects; a rule with a condition blocks
+        // nothing.
         let named = input("firewalld", "filter_INPUT", "accept");
         let state = json!({"ct": {"key": "state"}});
         let invalid = json!([{"match": {"op": "in", "left": state, "right": "invalid"}}, {"drop": null}]);

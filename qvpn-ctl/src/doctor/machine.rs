@@ -17,7 +17,7 @@ pub(super) fn look() -> Vec<Finding> {
     vec![tun(), kernel(), clock(), members()]
 }
 
-/// Who can read secret keys as a member of the daemon's group.
+/// Reports who can read secret keys as a member of the daemon's group.
 fn members() -> Finding {
     let group = Group::from_name("qvpn").ok().flatten();
     match group.map(|group| group.mem).unwrap_or_default() {
@@ -71,7 +71,7 @@ fn is_open_to(meta: &Metadata, user: &User) -> bool {
         || (meta.uid() == user.uid.as_raw() && all(0o600))
 }
 
-/// Which offloads the kernel has. The daemon works without them.
+/// Reports which offloads the kernel has. The daemon works without them.
 fn kernel() -> Finding {
     let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     let release = release.trim();
@@ -103,10 +103,10 @@ fn kernel() -> Finding {
     }
 }
 
-/// The newest offload.
+/// The offload that was added to Linux last.
 const USO: &str = "USO of the TUN device";
 
-/// The offloads that the kernel lacks; `None` if its version can't be read.
+/// Returns the offloads that the kernel lacks; `None` if its version can't be read.
 fn offloads(release: &str) -> Option<Vec<&'static str>> {
     let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|n| n.parse::<u32>().ok());
     let version = (numbers.next()??, numbers.next()??);
@@ -114,8 +114,8 @@ fn offloads(release: &str) -> Option<Vec<&'static str>> {
     Some(all.into_iter().filter(|(since, _)| version < *since).map(|(_, what)| what).collect())
 }
 
-/// The clock decides whether KMEs' certificates are valid, and after a step backwards peers refuse our
-/// handshakes.
+/// Reports on the clock: it decides whether KMEs' certificates are valid, and after a step backwards peers
+/// refuse our handshakes.
 fn clock() -> Finding {
     let output = Command::new("timedatectl").args(["show", "--property=NTPSynchronized", "--value"]).output();
     let said = output
@@ -178,13 +178,13 @@ pub(super) fn process(pid: u32, interface: &str) -> Vec<Finding> {
     findings
 }
 
-/// `CapEff` of `/proc/PID/status`.
+/// Returns `CapEff` of `/proc/PID/status`.
 fn effective_capabilities(status: &str) -> Option<u64> {
     let line = status.lines().find_map(|line| line.strip_prefix("CapEff:"))?;
     u64::from_str_radix(line.trim(), 16).ok()
 }
 
-/// The soft limit on locked memory in `/proc/PID/limits`, in bytes.
+/// Returns the soft limit on locked memory in `/proc/PID/limits`, in bytes.
 fn memlock_limit(limits: &str) -> Option<u64> {
     let line = limits.lines().find_map(|line| line.strip_prefix("Max locked memory"))?;
     match line.split_whitespace().next()? {

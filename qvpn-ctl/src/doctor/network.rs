@@ -98,8 +98,8 @@ fn reverse_path(config: &Config) -> Vec<Finding> {
     strict.iter().map(bad).collect()
 }
 
-/// Where the reverse path filter is strict, it must heed the mark of our datagrams: an endpoint may lie in a
-/// protected prefix.
+/// A strict reverse path filter must take the mark of our datagrams into account, since an endpoint may lie
+/// in a protected prefix.
 fn src_valid_mark(config: &Config) -> Option<Finding> {
     const KEY: &str = "net.ipv4.conf.all.src_valid_mark";
     let needed = RoutePlan::of(config).is_ok_and(|plan| plan.needs_src_valid_mark());
@@ -124,7 +124,7 @@ fn src_valid_mark(config: &Config) -> Option<Finding> {
     })
 }
 
-/// The route to each address, by one run of `ip` for all of them.
+/// Returns the route to each address, by one run of `ip` for all of them.
 fn routes_to(addresses: &[IpAddr], fwmark: u32) -> BTreeMap<IpAddr, Value> {
     let mark = if fwmark == 0 { String::new() } else { format!(" mark {fwmark}") };
     let lines: String = addresses.iter().map(|ip| format!("route get {ip}{mark}\n")).collect();
@@ -132,7 +132,7 @@ fn routes_to(addresses: &[IpAddr], fwmark: u32) -> BTreeMap<IpAddr, Value> {
     routes.into_iter().filter_map(|route| Some((route["dst"].as_str()?.parse().ok()?, route))).collect()
 }
 
-/// Endpoints without a route: each, or one line for many, since they have one cause.
+/// Reports endpoints without a route: each by itself, or many in one line, since they have one cause.
 fn without_route(peers: &[(IpAddr, &str)]) -> Vec<Finding> {
     if let [(ip, peer), _, _, _, ..] = peers {
         return vec![Finding::bad(
@@ -169,7 +169,7 @@ fn mtu(config: &Config) -> Vec<Finding> {
         };
         let device = route["dev"].as_str().unwrap_or_default();
         let Some(of_device) = *mtus.entry(device).or_insert_with(|| device_mtu(device)) else { continue };
-        // The kernel remembers the path MTU that a router reported; the device's own is another number.
+        // The kernel remembers the path MTU that a router reported; the device's own MTU is something else.
         let of_path = route["metrics"][0]["mtu"].as_u64().filter(|mtu| *mtu < of_device);
         let outer = of_path.unwrap_or(of_device);
         let limit = match of_path {
@@ -212,7 +212,7 @@ fn device_mtu(device: &str) -> Option<u64> {
     json("ip", &words)?.get(0)?["mtu"].as_u64()
 }
 
-/// Other programs' routes that divert a part of an allowed IP, and missing blocks.
+/// Finds other programs' routes that divert a part of an allowed IP, and missing blocks.
 fn routes(config: &Config) -> Vec<Finding> {
     let mut all = Vec::new();
     for family in ["-4", "-6"] {
@@ -233,8 +233,8 @@ fn routes(config: &Config) -> Vec<Finding> {
         if config.interface.local.iter().any(|local| local.prefix.contains(&found)) {
             continue;
         }
-        // A default route is what the tunnel replaces; only longer routes are a network that somebody expects
-        // to reach.
+        // The tunnel replaces a default route; only longer routes lead to a network that somebody expects to
+        // reach.
         let Some(inside) = ours.iter().find(|net| {
             net.prefix_len() > 0 && net.contains(&found) && net.prefix_len() <= found.prefix_len()
         }) else {
@@ -280,7 +280,7 @@ fn routes(config: &Config) -> Vec<Finding> {
     findings
 }
 
-/// Whether the second layer is there.
+/// Reports whether the filter layer is in force.
 fn filter(config: &Config) -> Finding {
     let name = format!("qvpn-{}", config.interface.name);
     let words = ["-json", "list", "tables", "inet"].map(str::to_owned);
@@ -305,7 +305,7 @@ fn filter(config: &Config) -> Finding {
     }
 }
 
-/// The destination of another program's route in the main table that leads to another device.
+/// Returns the destination of another program's route in the main table that leads to another device.
 fn foreign(ipv6: bool, route: &Value, tunnel: &str) -> Option<IpNet> {
     let kind = route["type"].as_str().unwrap_or("unicast");
     let main = matches!(route["table"].as_str(), None | Some("main"));

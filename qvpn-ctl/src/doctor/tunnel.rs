@@ -16,10 +16,10 @@ use crate::output::Tone;
 use crate::render::{advice, block_text, device_text, unresolved};
 use crate::units::duration;
 
-/// A certificate that ends sooner must be renewed, in seconds.
+/// A certificate that expires within this time must be renewed, in seconds.
 const RENEW_BEFORE_SECONDS: i64 = 30 * 86_400;
 
-/// The names of a group that are listed.
+/// The maximum number of names of a group that are listed.
 const MAX_NAMES: usize = 5;
 
 pub(super) fn look(dirs: &Dirs, config: &Config) -> Vec<Finding> {
@@ -63,7 +63,7 @@ fn daemon(dirs: &Dirs, config: &Config) -> Vec<Finding> {
     }
 }
 
-/// The peers and KMEs as the daemon sees them, grouped by cause.
+/// Reports the peers and KMEs as the daemon sees them, grouped by cause.
 fn state(dirs: &Dirs, name: &str) -> Vec<Finding> {
     let asked = Client::connect(&dirs.socket_dir, name).and_then(|mut client| client.ask(&Request::Show));
     match asked {
@@ -83,7 +83,7 @@ fn device(i: &InterfaceStatus) -> Vec<Finding> {
     vec![match found {
         None => Finding::ok("device", format!("{name} is there, is up and has its addresses")),
         Some((text, Tone::Bad)) => Finding::bad("device", text, format!("systemctl restart qvpn@{name}")),
-        // The daemon takes its name back once it is free.
+        // The daemon restores the name once it is free.
         Some((text, _)) => Finding::warning(
             "device",
             text,
@@ -92,7 +92,7 @@ fn device(i: &InterfaceStatus) -> Vec<Finding> {
     }]
 }
 
-/// `name` as far as there is room for a suffix of four bytes.
+/// Returns as much of `name` as leaves room for a suffix of four bytes.
 fn clipped(name: &str) -> &str {
     (0..=11).rev().find_map(|end| name.get(..end)).unwrap_or_default()
 }
@@ -140,7 +140,7 @@ fn peers(i: &InterfaceStatus) -> Vec<Finding> {
     findings
 }
 
-/// Under `routes = "kernel"`: which routes lead to which peer, and which to none.
+/// Reports, under `routes = "kernel"`, which routes lead to which peer, and which to none.
 fn routes(i: &InterfaceStatus) -> Vec<Finding> {
     let Some(routing) = &i.routing else { return Vec::new() };
     let table = if routing.table == 254 { "main".to_owned() } else { routing.table.to_string() };

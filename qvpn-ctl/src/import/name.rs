@@ -29,7 +29,7 @@ impl CommentName {
     }
 }
 
-/// The name in the text after `#`, if it is one: `# Site B` is `site-b`.
+/// Returns the name in the text after `#`, if it is one: `# Site B` is `site-b`.
 pub(super) fn comment_name(comment: &str) -> Option<CommentName> {
     let text = comment.trim_matches(|c: char| c == '#' || c.is_whitespace());
     if let Some((key, value)) = text.split_once(['=', ':']) {
@@ -48,7 +48,7 @@ pub(super) fn comment_name(comment: &str) -> Option<CommentName> {
     as_name(text).map(CommentName::Plain)
 }
 
-/// Words as a peer's name.
+/// Converts words to a peer's name.
 fn as_name(text: &str) -> Option<String> {
     let text = text.trim().trim_matches(['"', '\'']).to_lowercase();
     let words: Vec<&str> = text.split_whitespace().collect();

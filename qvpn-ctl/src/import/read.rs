@@ -7,7 +7,7 @@ use qvpn_net::IpNet;
 
 use super::name::{CommentName, comment_name};
 
-/// A line's number and what to know about it.
+/// A line's number and a remark about it.
 pub(super) type Note = (usize, String);
 
 /// The content of a file.
@@ -21,7 +21,7 @@ pub(super) struct WgConfig {
 #[derive(Debug, Default)]
 pub(super) struct Interface {
     pub(super) address: Vec<String>,
-    /// Values as TOML.
+    /// The values, as TOML.
     pub(super) listen_port: Option<String>,
     pub(super) fwmark: Option<String>,
     pub(super) mtu: Option<String>,
@@ -34,7 +34,7 @@ pub(super) struct Peer {
     pub(super) name: Option<CommentName>,
     pub(super) public_key: Option<String>,
     pub(super) endpoint: Option<String>,
-    /// Each with its line.
+    /// The prefixes, each with its line.
     pub(super) allowed_ips: Vec<(usize, IpNet)>,
     pub(super) keepalive: Option<String>,
     /// The line of its pre-shared key, which is not kept.
@@ -42,7 +42,7 @@ pub(super) struct Peer {
 }
 
 impl Peer {
-    /// Takes a comment's name. One that is marked as a name replaces one that is not.
+    /// Sets the name from a comment. One that is marked as a name replaces one that is not.
     fn suggest_name(&mut self, name: Option<CommentName>) {
         match (&self.name, &name) {
             (None, Some(_)) | (Some(CommentName::Plain(_)), Some(CommentName::Marked(_))) => self.name = name,
@@ -51,7 +51,7 @@ impl Peer {
     }
 }
 
-/// Which section a line belongs to.
+/// The section that a line belongs to.
 #[derive(Clone, Copy, PartialEq)]
 enum Section {
     None,
@@ -62,7 +62,7 @@ enum Section {
 /// # Errors
 /// The line and the reason, if the text is not a wg-quick file.
 pub(super) fn read(text: &str) -> Result<WgConfig, Note> {
-    // An editor of Windows writes a byte order mark.
+    // Some editors on Windows write a byte order mark.
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let mut config = WgConfig::default();
     let mut section = Section::None;
@@ -246,7 +246,7 @@ fn merge_same_keys(config: &mut WgConfig) {
     config.peers = merged;
 }
 
-/// The peer of each prefix: wg assigns it to the last one that names it.
+/// Returns the peer of each prefix: wg assigns it to the last peer that names it.
 fn last_owners(config: &mut WgConfig) -> BTreeMap<IpNet, usize> {
     let mut owners: BTreeMap<IpNet, usize> = BTreeMap::new();
     for (i, peer) in config.peers.iter_mut().enumerate() {
@@ -269,7 +269,7 @@ fn last_owners(config: &mut WgConfig) -> BTreeMap<IpNet, usize> {
     owners
 }
 
-/// A number that TOML reads as well.
+/// Accepts a number that TOML reads as well.
 fn number(key: &str, value: &str, note: &mut impl FnMut(String)) -> Option<String> {
     let parsed = match value.strip_prefix("0x").or_else(|| value.strip_prefix("0X")) {
         Some(hex) => u32::from_str_radix(hex, 16).ok(),
@@ -285,7 +285,7 @@ fn number(key: &str, value: &str, note: &mut impl FnMut(String)) -> Option<Strin
     }
 }
 
-/// `Table` as TOML. The kernel's names for tables are numbers here.
+/// Returns `Table` as TOML, with the kernel's names for tables as numbers.
 fn table(value: &str, note: &mut impl FnMut(String)) -> Option<String> {
     match value {
         "auto" | "off" => Some(format!("\"{value}\"")),
@@ -302,7 +302,7 @@ fn table(value: &str, note: &mut impl FnMut(String)) -> Option<String> {
     }
 }
 
-/// Why qvpn can't use an endpoint that wg may accept.
+/// Returns why qvpn can't use an endpoint that wg may accept.
 fn endpoint_fault(text: &str) -> Option<String> {
     const FORM: &str = "an endpoint is HOST:PORT, for example 203.0.113.9:51820 or [2001:db8::9]:51820";
     if text.contains("://") || text.contains('/') {
@@ -327,7 +327,7 @@ fn endpoint_fault(text: &str) -> Option<String> {
     }
 }
 
-/// What to do about a scope such as `%eth0`, which qvpn doesn't read.
+/// Returns what to do about a scope such as `%eth0`, which qvpn doesn't support.
 fn scope_hint(text: &str) -> &'static str {
     match text.contains('%') {
         true => ": qvpn reads no scope such as %eth0, so use an address that is not link-local",
@@ -335,15 +335,15 @@ fn scope_hint(text: &str) -> &'static str {
     }
 }
 
-/// The part of a line that may be shown. Text after the first word can be a key, even if the `=` is missing.
-/// The longest word that wg-quick knows has 19 letters.
+/// Returns the part of a line that may be shown. Text after the first word can be a key, even if the `=` is
+/// missing. The longest word that wg-quick knows has 19 letters.
 fn first_word(line: &str) -> &str {
     let ends = |(i, c): &(usize, char)| *i >= 20 || !(c.is_alphanumeric() || "[]-_".contains(*c));
     let end = line.char_indices().find(ends).map_or(line.len(), |(i, _)| i);
     line.get(..end).unwrap_or_default()
 }
 
-/// The values between commas.
+/// Returns the values between commas.
 fn list(value: &str) -> impl Iterator<Item = &str> {
     value.split(',').map(str::trim).filter(|item| !item.is_empty())
 }

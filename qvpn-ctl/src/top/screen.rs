@@ -13,7 +13,7 @@ use crate::output::{Tone, clean};
 use crate::render::{advice, summary_row, tone_of};
 use crate::units::{bytes, duration};
 
-/// The columns of key sources: enough for the usual `qkd+mlkem+x25519+chain`.
+/// The width of the key sources column: enough for the usual `qkd+mlkem+x25519+chain`.
 const KEY_WIDTH: u16 = 22;
 
 /// The status at one time.
@@ -156,7 +156,7 @@ impl Screen {
         frame.render_stateful_widget(table, area, &mut state);
     }
 
-    /// The selected peer in words, or the error of the daemon.
+    /// Describes the selected peer, or the error of the daemon.
     fn detail(&self, i: &InterfaceStatus) -> Vec<Line<'static>> {
         if let Some(error) = &self.error {
             return vec![Line::from(clean(error)).style(self.style(Tone::Bad))];
@@ -183,7 +183,7 @@ impl Screen {
         lines
     }
 
-    /// A counter's growth per second since the status before.
+    /// Returns a counter's growth per second since the previous status.
     fn rate(&self, p: &PeerStatus, of: fn(&PeerStatus) -> Option<u64>) -> Option<u64> {
         let (before, now) = (self.before.as_ref()?, self.now.as_ref()?);
         let former = before.status.peers.iter().find(|q| q.public_key == p.public_key)?;
@@ -206,7 +206,7 @@ impl Screen {
     }
 }
 
-/// A duration in one unit: `36s`, `12m`, `3h`.
+/// Formats a duration in one unit: `36s`, `12m`, `3h`.
 fn short(seconds: f64) -> String {
     let whole = std::time::Duration::try_from_secs_f64(seconds.max(0.0)).unwrap_or_default().as_secs();
     match whole {
@@ -216,7 +216,7 @@ fn short(seconds: f64) -> String {
     }
 }
 
-/// Bytes per second in ten columns; only numbers of one digit have a fraction.
+/// Formats bytes per second in ten columns; only numbers of one digit have a fraction.
 fn per_second(n: u64) -> String {
     let text = bytes(n);
     match text.split_once(['.', ' ']) {

@@ -1,5 +1,5 @@
-//! The screen of 80 columns and 24 lines, drawn without a terminal, held against snapshots. Run with
-//! `BLESS=1` to write them again, and read the difference.
+//! The screen of 80 columns and 24 lines, drawn without a terminal and compared with snapshots. Run with
+//! `BLESS=1` to write them again, and review the difference.
 
 use std::time::{Duration, Instant};
 
@@ -14,7 +14,7 @@ use super::screen::{Sample, Screen};
 #[path = "../../tests/cli/status.rs"]
 mod status;
 
-/// Two sites: one well, with a name of wide characters, one without QKD.
+/// Two sites: one that works, with a name of wide characters, and one without QKD.
 fn two() -> InterfaceStatus {
     let interface = degraded();
     let well = PeerStatus { name: "site-a-東京".into(), public_key: "qvpn1-A=".into(), ..peer_up() };
@@ -22,7 +22,7 @@ fn two() -> InterfaceStatus {
     InterfaceStatus { peers, ..interface }
 }
 
-/// The screen two seconds after `before`.
+/// Returns the screen two seconds after `before`.
 fn later(before: InterfaceStatus, after: InterfaceStatus) -> Screen {
     let start = Instant::now();
     let mut screen = Screen::new("qvpn0", false);
@@ -47,7 +47,7 @@ fn eighty_columns_and_24_lines_have_what_matters() {
     snapshot("top.txt", &first);
     screen.move_selection(1);
     snapshot("top-second.txt", &drawn(&screen));
-    // Neither end is passed.
+    // The selection stops at both ends of the list.
     screen.move_selection(10);
     snapshot("top-second.txt", &drawn(&screen));
     screen.move_selection(-10);

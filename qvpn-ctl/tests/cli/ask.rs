@@ -1,4 +1,4 @@
-//! The commands that ask a daemon one thing, and all the ways in which there is no answer.
+//! The commands that send one request to a daemon, and all ways in which there is no answer.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -21,7 +21,7 @@ fn done(out: &str) -> Run {
     Run { code: 0, out: out.to_owned(), err: String::new() }
 }
 
-/// A directory with a fake daemon for qvpn0.
+/// Makes a directory with a fake daemon for qvpn0.
 fn with(replies: &[Reply], test: impl FnOnce(&Path, &Fake)) {
     let dir = tempfile::tempdir().unwrap();
     let fake = Fake::new(dir.path(), "qvpn0", replies);
@@ -166,7 +166,7 @@ fn events_are_lines_or_json_lines() {
         assert_eq!(lines[0]["sources"], serde_json::json!(["qkd", "mlkem", "x25519"]));
         assert_eq!(lines.len(), 2);
     });
-    // Following ends only with the daemon, and then says so.
+    // Following ends only when the daemon ends, and then says so.
     with(&replies[..1], |dir, fake| {
         let run = run(dir, &["events", "qvpn0", "--follow"]);
         assert_eq!((run.code, run.out.lines().count()), (4, 1));
@@ -269,9 +269,9 @@ fn a_socket_that_may_not_be_used_says_who_may() {
     let _fake = Fake::new(dir.path(), "qvpn0", &[]);
     mode(&dir.path().join("qvpn0.sock"), 0o000);
     let output = if nix::unistd::Uid::effective().is_root() {
-        // Root may use every socket, so the program runs as nobody, from a place that nobody can reach.
-        // `cp` copies it, since a file that this process had open for writing could be inherited by another
-        // test's child.
+        // Root may use every socket, so the program runs as nobody, from a directory that only nobody can
+        // reach. `cp` copies it, since another test's child could inherit a file that this process had open
+        // for writing.
         let program = dir.path().join("qvpn-ctl");
         assert!(
             Command::new("cp").arg(env!("CARGO_BIN_EXE_qvpn-ctl")).arg(&program).status().unwrap().success()

@@ -11,7 +11,7 @@ fn write(dir: &Path, name: &str, text: &str) -> String {
     let path = dir.join(name);
     fs::write(&path, text).unwrap();
     fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
-    // Where this is root on a machine that has daemons, the file is theirs.
+    // If the test runs as root on a machine that has daemons, the file belongs to them.
     if let Ok(Some(user)) = nix::unistd::User::from_name("qvpn") {
         let _ = std::os::unix::fs::chown(&path, Some(user.uid.as_raw()), None);
     }

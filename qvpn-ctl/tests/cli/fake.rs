@@ -1,4 +1,4 @@
-//! A daemon that says what a test wants: each request line is answered by the lines of a script.
+//! A scripted daemon: each request line is answered by the lines of a script.
 
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixListener;
@@ -25,7 +25,7 @@ impl Fake {
                 let mut line = String::new();
                 let _ = stream.read_line(&mut line);
                 let _ = sender.send(line);
-                // The client may have gone.
+                // The client may be gone.
                 let _ = stream.get_mut().write_all(&answer);
             }
         });
@@ -38,7 +38,7 @@ impl Fake {
         Self::raw(dir, interface, lines.as_bytes())
     }
 
-    /// The request that came.
+    /// Returns the request that arrived.
     pub(crate) fn request(&self) -> String {
         self.requests.recv().unwrap().trim_end().to_owned()
     }

@@ -29,7 +29,7 @@ fn shells_complete_interfaces_and_peers() {
     let dir = tempfile::tempdir().unwrap();
     let _fake = Fake::new(dir.path(), "qvpn0", &[peers()]);
     fs::write(dir.path().join("office.toml"), "").unwrap();
-    // What each shell's script asks, by its own variables.
+    // The query that each shell's script sends, in its own variables.
     let ask = |shell: &str, words: &[&str]| {
         let mut command = ctl(dir.path(), &[]);
         command
@@ -73,7 +73,8 @@ fn bash_takes_the_script() {
     assert_eq!(String::from_utf8_lossy(&output.stdout).trim(), "site-b site-c", "{output:?}");
 }
 
-/// A shell with our program before all others, and the scripts where the packages have them, in `scripts`.
+/// A shell that finds our program before all others, with the scripts in `scripts`, where packages install
+/// them.
 fn shell(dir: &Path, name: &str, args: &[&str]) -> String {
     let program = Path::new(env!("CARGO_BIN_EXE_qvpn-ctl")).parent().unwrap().display().to_string();
     let mut command = Command::new(name);
@@ -103,8 +104,7 @@ fn zsh_takes_the_script_from_where_the_package_has_it_and_by_source() {
     let directory = dir.path().join("site-functions");
     fs::create_dir(&directory).unwrap();
     fs::write(directory.join("_qvpn-ctl"), run(dir.path(), &["completions", "zsh"]).out).unwrap();
-    // A shell on a terminal of its own, in which the tab key is hit: what it shows is what a person would
-    // see.
+    // A shell on its own terminal, in which the tab key is pressed: the output is what a person would see.
     let test = r"
         zmodload zsh/zpty
         zpty typist zsh -f -i

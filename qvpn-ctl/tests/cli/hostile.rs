@@ -1,6 +1,7 @@
-//! Each command that asks a daemon against each thing that is none, or is another one, or is forbidden: one
-//! line that says what to do, the exit code that scripts rely on, nothing on standard output, and a config
-//! that stays as it was. And each that reads on a terminal of 20 columns, and with `NO_COLOR`.
+//! Runs each command that contacts a daemon against sockets without a daemon, of another program, or without
+//! access: it must print one line that says what to do, exit with the code that scripts rely on, print
+//! nothing on standard output, and leave the config as it was. Commands that print also run on a terminal of
+//! 20 columns, and with `NO_COLOR`.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -15,7 +16,7 @@ use super::show::on_terminal_of;
 use super::status::{degraded, peer_up};
 use super::{Run, ctl, run, run_with_input};
 
-/// All that ask the daemon of qvpn0 and can be run in a pipe.
+/// All commands that contact the daemon of qvpn0 and can run in a pipe.
 const COMMANDS: [&[&str]; 20] = [
     &["show"],
     &["show", "qvpn0"],
@@ -49,7 +50,7 @@ const COMMANDS: [&[&str]; 20] = [
     &["events", "qvpn0", "--json"],
     &["events", "qvpn0", "--follow"],
 ];
-/// Stands for a public key that is made.
+/// A placeholder for a public key that the test generates.
 const NEW_KEY: &str = "NEW";
 
 fn public_key(dir: &Path) -> String {
@@ -60,7 +61,7 @@ fn public_key(dir: &Path) -> String {
 /// Runs them all in `dir`, where something answers or nothing does.
 fn all_say(dir: &Path, what: &str, code: i32, words: &str) {
     let config = dir.join("qvpn0.toml");
-    // `--save` writes only what would be a good config.
+    // `--save` writes only a config that would be valid.
     let own = dir.join("qvpn0.key");
     fs::write(&own, run(dir, &["genkey"]).out).unwrap();
     fs::set_permissions(&own, fs::Permissions::from_mode(0o600)).unwrap();
@@ -120,7 +121,7 @@ fn each_command_prints_one_line_for_any_reply() {
     }
 }
 
-/// As the user nobody where this is root, who may use every socket.
+/// Runs as the user nobody if this is root, who may use every socket.
 #[test]
 fn each_command_says_who_may_use_the_socket() {
     use std::os::unix::process::CommandExt;
@@ -159,7 +160,7 @@ fn printed_values_never_overflow_their_columns() {
     }
 }
 
-/// Commands that read, each with what a daemon says to it.
+/// Commands that print, each with the daemon's replies.
 fn answered() -> Vec<(&'static [&'static str], Reply)> {
     let wide = PeerStatus { name: "東京-büro".into(), ..peer_up() };
     let interface = InterfaceStatus { peers: [vec![wide], degraded().peers].concat(), ..degraded() };
@@ -201,7 +202,8 @@ fn twenty_columns_and_no_color_suit_each_command_that_reads() {
         assert!(!in_pipe.out.contains('\u{1b}'), "{in_pipe:?}");
         let narrow = on_terminal_of(dir.path(), args, &[("NO_COLOR", "1"), ("TERM", "xterm")], 20);
         assert!(!narrow.contains('\u{1b}'), "{args:?}: {narrow}");
-        // Narrow or in a pipe it says the same; the headings of a table may go, which are in capitals.
+        // Narrow or in a pipe, the words are the same; only the headings of a table, which are in capitals,
+        // may be left out.
         let words = |text: &str| {
             text.split_whitespace().map(str::to_owned).collect::<std::collections::BTreeSet<_>>()
         };

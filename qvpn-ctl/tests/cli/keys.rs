@@ -1,4 +1,4 @@
-//! The key commands, as `wg` has them.
+//! The key commands, compared with those of `wg`.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -28,7 +28,7 @@ fn a_key_becomes_its_public_key_and_fingerprint() {
     assert_eq!(of_public.code, 0);
     let key: qvpn_identity::PublicIdentity = public.out.trim().parse().unwrap();
     assert_eq!(of_public.out, format!("{}\n", key.fingerprint()));
-    // Each key is another one, and neither a lost line feed nor more white space matters.
+    // Each key is different, and neither a missing line feed nor additional white space matters.
     assert_ne!(run(dir(), &["genkey"]).out, secret.out);
     let loose = format!("  {}  \n\n", secret.out.trim());
     assert_eq!(run_with_input(dir(), &["pubkey"], loose.as_bytes()), public);

@@ -1,5 +1,5 @@
-//! Runs the real `qvpn-ctl` against files, against a fake daemon on a socket, and on a terminal, and holds
-//! what it prints and its exit codes against what scripts and people rely on.
+//! Runs the real `qvpn-ctl` with files, with a fake daemon on a socket, and on a terminal, and compares its
+//! output and its exit codes with what scripts and people rely on.
 #![allow(clippy::unwrap_used)] // helpers of tests
 
 mod ask;
@@ -18,7 +18,7 @@ use std::io::Write;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
-/// `qvpn-ctl` with its directories in `dir` and a plain environment.
+/// Returns `qvpn-ctl` with its directories in `dir` and a plain environment.
 fn ctl(dir: &Path, args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_qvpn-ctl"));
     command.args(args).env_clear();
@@ -26,7 +26,7 @@ fn ctl(dir: &Path, args: &[&str]) -> Command {
     command
 }
 
-/// What a run printed and how it ended.
+/// The output of a run and its exit code.
 #[derive(Debug, PartialEq, Eq)]
 struct Run {
     code: i32,
@@ -78,7 +78,7 @@ fn usage_errors_end_with_2_and_help_with_0() {
         let run = run(dir.path(), args);
         assert_eq!((run.code, run.out.as_str()), (2, ""), "{args:?}: {run:?}");
     }
-    // Where no interface is configured, there is none to leave out.
+    // If no interface is configured, none can be left out.
     for args in [&["rekey"][..], &["events"]] {
         let run = run(dir.path(), args);
         assert_eq!((run.code, run.out.as_str()), (4, ""), "{args:?}: {run:?}");

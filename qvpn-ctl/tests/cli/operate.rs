@@ -1,4 +1,4 @@
-//! `import`, `doctor`, and the changes of peers as far as they need no real daemon.
+//! `import`, `doctor`, and the changes of peers that need no real daemon.
 
 use std::fs;
 

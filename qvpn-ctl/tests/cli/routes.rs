@@ -1,5 +1,5 @@
-//! `block` and `unblock`: refusals everywhere, and the real routes in a network namespace of the test's own
-//! where the machine allows one.
+//! `block` and `unblock`: refusals on every machine, and real routes in a separate network namespace if the
+//! machine allows one.
 
 use std::fs;
 use std::path::Path;
@@ -43,7 +43,7 @@ fn a_config_that_wants_no_block_gets_none() {
     );
 }
 
-/// The program in a network namespace of its own, by `unshare`; `None` where the machine forbids that.
+/// Runs the program in a new network namespace with `unshare`; returns `None` if the machine forbids that.
 fn in_namespace(dir: &Path, script: &str) -> Option<Run> {
     let unshare = ["--user", "--map-root-user", "--net", "--", "sh", "-euc"];
     let allowed = Command::new("unshare").args(unshare).arg("ip link set lo up").output();

@@ -1,12 +1,12 @@
-//! What programs read is held against the schemas in `docs/schemas`: every field there, with its type, and
-//! none that a schema doesn't tell of.
+//! Compares the JSON output with the schemas in `docs/schemas`: every field has the right type, and no field
+//! is missing from the schema.
 
 use std::path::Path;
 
 use serde_json::Value;
 
-/// The validator of `docs/schemas/NAME.json`, in which each object may have the fields that the schema
-/// names and no other.
+/// Returns the validator of `docs/schemas/NAME.json`, in which each object may have only the fields that the
+/// schema names.
 fn validator(name: &str) -> jsonschema::Validator {
     let file =
         Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/schemas").join(name).with_extension("json");
@@ -15,7 +15,7 @@ fn validator(name: &str) -> jsonschema::Validator {
     jsonschema::draft202012::new(&schema).unwrap()
 }
 
-/// Users get schemas that let later versions add fields; a test must see them.
+/// The published schemas let later versions add fields; a test must notice new fields.
 fn close(schema: &mut Value) {
     match schema {
         Value::Object(map) => {

@@ -1,5 +1,5 @@
-//! `show`: its text held against snapshots, its JSON against the status that came, and colour on a terminal
-//! only. Run with `BLESS=1` to write the snapshots again, and read the difference.
+//! `show`: compares its text with snapshots and its JSON with the status, and checks that colour appears only
+//! on a terminal. Run with `BLESS=1` to write the snapshots again, and review the difference.
 
 use std::collections::BTreeMap;
 use std::io::Read;
@@ -19,7 +19,7 @@ use super::schemas::holds;
 use super::status::{degraded, interface, kme, peer_up, snapshot};
 use super::{Run, ctl, run};
 
-/// Nothing is known of it but its config.
+/// A peer of which only the config is known.
 fn peer_unknown() -> PeerStatus {
     PeerStatus {
         endpoint: None,
@@ -82,7 +82,7 @@ fn blocked() -> InterfaceStatus {
     interface(vec![ended], vec![blocked, connecting, off])
 }
 
-/// The text of `show` for `interface`.
+/// Returns the text of `show` for `interface`.
 fn shown(interface: InterfaceStatus) -> String {
     let dir = tempfile::tempdir().unwrap();
     let fake = Fake::new(dir.path(), "qvpn0", &[Reply::Show(Status::new(vec![interface]))]);
@@ -146,26 +146,26 @@ fn a_daemons_error_is_shown() {
     assert_eq!(run(dir.path(), &["show"]), Run { code: 1, out: String::new(), err: expected.into() });
 }
 
-/// What `args` prints on a terminal that says nothing of its size.
+/// Returns the output of `args` on a terminal that does not report its size.
 fn on_terminal(dir: &Path, args: &[&str], env: &[(&str, &str)]) -> String {
     on_terminal_of(dir, args, env, 0)
 }
 
-/// What `args` prints on a terminal of `columns` columns.
+/// Returns the output of `args` on a terminal of `columns` columns.
 pub(crate) fn on_terminal_of(dir: &Path, args: &[&str], env: &[(&str, &str)], columns: u16) -> String {
     let size = Winsize { ws_row: 24, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
     let pty = nix::pty::openpty(&size, None).unwrap();
     let mut command = ctl(dir, args);
     command.envs(env.iter().copied()).stdin(Stdio::null()).stdout(pty.slave).stderr(Stdio::piped());
     let child = command.spawn().unwrap();
-    // Our copy of the slave goes with the command, so that the end of the output is seen.
+    // The command holds our copy of the slave, and dropping it makes the end of the output visible.
     drop(command);
     let text = read_to_end(pty.master);
     assert!(child.wait_with_output().unwrap().status.success());
     text
 }
 
-/// Linux ends a terminal with EIO when its last writer has gone.
+/// On Linux, reading a terminal fails with EIO once its last writer is gone.
 fn read_to_end(master: OwnedFd) -> String {
     let mut master = std::fs::File::from(master);
     let (mut text, mut buffer) = (Vec::new(), [0; 4096]);
@@ -184,7 +184,7 @@ fn colour_is_for_terminals_that_want_it() {
         coloured.contains("peer: \u{1b}[1msite-b\u{1b}[0m (\u{1b}[1m\u{1b}[31mblocked\u{1b}[0m)"),
         "{coloured}"
     );
-    // The same words in the same order for any width; only blanks differ.
+    // The words and their order are the same for any width; only blanks differ.
     let words = |text: &str| text.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
     for env in [&[("NO_COLOR", "1"), ("TERM", "xterm")][..], &[("TERM", "dumb")]] {
         let plain = on_terminal(dir.path(), &["show"], env);
@@ -204,7 +204,7 @@ fn a_terminal_gets_aligned_lines_of_its_own_width() {
     for columns in [20, 80, 200] {
         let text = on_terminal_of(dir.path(), &["show"], &[("NO_COLOR", "1")], columns).replace("\r\n", "\n");
         snapshot(&format!("terminal-{columns}.txt"), &text);
-        // Only what can't be broken, such as a URL, goes over the edge; a terminal breaks it itself.
+        // Only what can't be broken, such as a URL, exceeds the width; a terminal wraps it itself.
         let limit = usize::from(columns);
         for line in text.lines().filter(|line| unicode_width::UnicodeWidthStr::width(*line) > limit) {
             let longest = line.split(' ').map(str::len).max().unwrap();

@@ -1,4 +1,4 @@
-//! States of a tunnel that `show` and `top` are shown with. The unit tests of `top` take this file, too.
+//! States of a tunnel for the tests of `show` and `top`. The unit tests of `top` include this file, too.
 
 use std::path::Path;
 
@@ -8,7 +8,7 @@ use qvpn_api::status::{
     Role,
 };
 
-/// A KME as it is when all is well, in this state.
+/// A working KME in this state.
 pub(crate) fn kme(name: &str, state: Option<KmeState>) -> KmeStatus {
     KmeStatus {
         name: name.into(),
@@ -108,7 +108,7 @@ pub(crate) fn degraded() -> InterfaceStatus {
     InterfaceStatus { lanes: 3, ..interface(vec![down], vec![peer]) }
 }
 
-/// Holds `text` against the snapshot `name`, or makes it one.
+/// Compares `text` with the snapshot `name`, or writes it.
 pub(crate) fn snapshot(name: &str, text: &str) {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/cli/snapshots").join(name);
     if std::env::var_os("BLESS").is_some() {

@@ -30,7 +30,7 @@ fn config(interface: &str, peers: &[(&str, u64, &str)]) -> Config {
     Config::parse(Path::new("/etc/qvpn/qvpn0.toml"), &text).unwrap()
 }
 
-/// Compares two configs whose key files hold the same keys.
+/// Compares two configs that have the same keys in their key files.
 fn compared(old: &Config, new: &Config) -> Result<Vec<String>, Vec<String>> {
     let settings = |config: &Config| {
         let psks = config.peers.iter().map(|_| None).collect();
@@ -72,7 +72,7 @@ fn what_needs_a_restart_is_refused_in_words() {
     assert_eq!(refused, ["[access] is added or removed; restart the daemon for that"]);
 }
 
-/// A config that has each key of the reference once, in a directory with the key files that it names.
+/// A config that has each key of the reference at least once; its directory has the key files that it names.
 const EVERY_KEY: &str = r#"
 [interface]
 name = "qvpn0"
@@ -148,7 +148,7 @@ operate = ["@netops"]
 admin = ["alice"]
 "#;
 
-/// Section, key, and how a changed line of it reads in place of the one in [`EVERY_KEY`].
+/// Section, key, a piece of [`EVERY_KEY`], and the text that replaces it to change the key.
 const CHANGED_KEYS: &[(&str, &str, &str, &str)] = &[
     ("[interface]", "name", "name = \"qvpn0\"", "name = \"qvpn1\""),
     ("[interface]", "private_key_file", "\"a.key\"", "\"b.key\""),

@@ -1,4 +1,4 @@
-//! The system calls that the process may make, by seccomp. A call that isn't in the list fails with `ENOSYS`
+//! Restricts the system calls of the process with seccomp. A call that isn't in the list fails with `ENOSYS`,
 //! as in an older kernel, so a newer C library falls back to an older call. A call that only an attacker
 //! makes kills the process; the block stays.
 
@@ -31,7 +31,8 @@ pub(super) fn confine() -> Result<(), DaemonError> {
     let killing: Rules = KILLED_CALLS.iter().map(|call| (*call, Vec::new())).collect();
     let killing =
         SeccompFilter::new(killing, SeccompAction::Allow, SeccompAction::KillProcess, arch).map_err(wrong)?;
-    // Of two filters the stricter result holds. The allow list comes last, since it forbids further filters.
+    // If two filters differ, the stricter result holds. The allow list comes last, since it forbids further
+    // filters.
     for filter in [killing, allowed] {
         let program: BpfProgram = filter.try_into().map_err(wrong)?;
         apply_filter(&program).map_err(failed)?;
@@ -83,7 +84,7 @@ const ANY_ARGUMENTS: &[c_long] = &[
     libc::SYS_pread64,
     libc::SYS_write,
     libc::SYS_writev,
-    // A used key is erased from its file.
+    // For erasing a used key in its file.
     libc::SYS_pwrite64,
     libc::SYS_fdatasync,
     libc::SYS_flock,
@@ -185,7 +186,7 @@ fn allowed() -> Result<Rules, seccompiler::BackendError> {
     let bits = |argument, mask, value| SeccompCondition::new(argument, Len::Qword, Op::MaskedEq(mask), value);
     let all = |conditions: Vec<SeccompCondition>| SeccompRule::new(conditions);
 
-    // No AF_PACKET, no raw sockets, and of netlink only routes, the filter and uevents.
+    // No AF_PACKET and no raw sockets; of netlink only routes, the filter and uevents.
     let family = |family| is(0, number(family));
     let kind = |kind| bits(1, 0xf, number(kind));
     let mut sockets = Vec::new();
@@ -200,8 +201,8 @@ fn allowed() -> Result<Rules, seccompiler::BackendError> {
     rules.insert(libc::SYS_socket, sockets);
     rules.insert(libc::SYS_socketpair, vec![all(vec![family(libc::AF_UNIX)?])?]);
 
-    // Memory is writable or executable, never both, and what was writable never becomes executable. The
-    // modules of the name service are mapped this way.
+    // Memory is writable or executable, never both, and writable memory never becomes executable. This is
+    // enough to map the modules of the name service.
     let both = number(libc::PROT_WRITE | libc::PROT_EXEC);
     let mapped =
         [libc::PROT_NONE, libc::PROT_WRITE, libc::PROT_EXEC].map(|value| bits(2, both, number(value)));
@@ -209,11 +210,11 @@ fn allowed() -> Result<Rules, seccompiler::BackendError> {
     rules.insert(libc::SYS_mmap, mapped);
     rules.insert(libc::SYS_mprotect, vec![all(vec![bits(2, number(libc::PROT_EXEC), 0)?])?]);
 
-    // Threads, but no processes. clone3 has its flags in memory, where no filter sees them; the C library
+    // Threads, but no processes. clone3 has its flags in memory, where a filter can't see them; the C library
     // falls back to clone.
     let thread = number(libc::CLONE_THREAD | libc::CLONE_VM);
     rules.insert(libc::SYS_clone, vec![all(vec![bits(0, thread, thread)?])?]);
-    // Signals to the process itself, as abort() sends them, and to no other.
+    // Signals to the process itself, as abort() sends them, but to no other process.
     let us = u64::from(std::process::id());
     rules.insert(libc::SYS_tgkill, vec![all(vec![is(0, us)?])?]);
 
@@ -225,7 +226,7 @@ fn allowed() -> Result<Rules, seccompiler::BackendError> {
         .insert(libc::SYS_sched_setscheduler, vec![all(vec![is(0, 0)?, is(1, number(libc::SCHED_BATCH))?])?]);
 
     rules.insert(libc::SYS_prctl, vec![all(vec![is(0, number(libc::PR_SET_NAME))?])?]);
-    // Reading limits, not setting them.
+    // Limits may be read, but not set.
     rules.insert(libc::SYS_prlimit64, vec![all(vec![bits(2, u64::MAX, 0)?])?]);
     let mut controls = Vec::new();
     for control in IOCTLS {
@@ -235,6 +236,6 @@ fn allowed() -> Result<Rules, seccompiler::BackendError> {
     Ok(rules)
 }
 
-/// Those of the TUN device, of blocking mode, of the number of readable bytes, and of terminals.
+/// The ioctls of the TUN device, of non-blocking mode, of the number of readable bytes, and of terminals.
 const IOCTLS: &[u64] =
     &[libc::TUNSETIFF, libc::TUNSETQUEUE, libc::TUNSETOFFLOAD, libc::FIONBIO, libc::FIONREAD, libc::TCGETS];

@@ -1,5 +1,5 @@
-//! The files that the process may open, by Landlock, as any user: those that the config names and those of
-//! the name service, and the TUN device. It may also remove its control socket.
+//! Restricts with Landlock which files the process may open, also as root: those that the config names,
+//! those of the name service, and the TUN device. It may also remove its control socket.
 
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
@@ -18,8 +18,9 @@ use crate::error::DaemonError;
 
 /// An older kernel applies the rules that it knows.
 const NEWEST_ABI: ABI = ABI::V6;
-/// What the name service reads: `resolv.conf` and similar files, and the modules that `nsswitch.conf` names.
-/// Programs replace these files, and a rule for a file would not hold for its replacement.
+/// The files that the name service reads: `resolv.conf` and similar files, and the modules that
+/// `nsswitch.conf` names. Programs replace these files, and a rule for a file would not hold for its
+/// replacement.
 const NAME_SERVICE: [&str; 8] = [
     "/etc",
     "/run/systemd/resolve",
@@ -32,12 +33,12 @@ const NAME_SERVICE: [&str; 8] = [
 ];
 /// `rp_filter`, and the number of processors.
 const KERNEL_FILES: [&str; 2] = ["/proc/sys/net", "/sys/devices/system/cpu"];
-/// Set for a default route through the tunnel.
+/// Written for a default route through the tunnel.
 const SRC_VALID_MARK: &str = "/proc/sys/net/ipv4/conf/all/src_valid_mark";
 const TUN: &str = "/dev/net/tun";
 
-/// The directories of all files that `config` names, so that a file may be replaced and read again; also the
-/// directories that symbolic links lead to.
+/// Returns the directories of all files that `config` names, so that a file may be replaced and read again;
+/// also the directories that symbolic links lead to.
 pub(super) fn readable(config: &Config) -> BTreeSet<PathBuf> {
     let mut readable = directories(files_read(config));
     if config.interface.local_connected {
@@ -46,7 +47,7 @@ pub(super) fn readable(config: &Config) -> BTreeSet<PathBuf> {
     readable
 }
 
-/// The files that `config` names, and the config file.
+/// Returns the files that `config` names, and the config file.
 fn files_read(config: &Config) -> impl Iterator<Item = &PathBuf> {
     let named = config.named_files().filter(|file| !file.wiped).map(|file| file.path);
     std::iter::once(&config.path).chain(named)
@@ -58,7 +59,7 @@ pub(super) fn foreign_library(config: &Config) -> bool {
     kmes.filter_map(Kme::server).any(|server| matches!(server.key, ClientKey::Token(_)))
 }
 
-/// The directories of the key files. Each key in them is erased before it is used.
+/// Returns the directories of the key files. Each key in them is erased before it is used.
 pub(super) fn writable(config: &Config) -> BTreeSet<PathBuf> {
     directories(files_written(config))
 }
@@ -67,7 +68,7 @@ fn files_written(config: &Config) -> impl Iterator<Item = &PathBuf> {
     config.named_files().filter(|file| file.wiped).map(|file| file.path)
 }
 
-/// The directories that Landlock left open to this process.
+/// The directories that Landlock allows for this process.
 struct AllowedPaths {
     readable: BTreeSet<PathBuf>,
     writable: BTreeSet<PathBuf>,
@@ -76,7 +77,8 @@ struct AllowedPaths {
 /// Set once Landlock is in force.
 static ALLOWED_PATHS: OnceLock<AllowedPaths> = OnceLock::new();
 
-/// The existing files of `config` that this process may no longer open, one line each that says what to do.
+/// Returns the existing files of `config` that this process may no longer open, with one line each that says
+/// what to do.
 pub(super) fn denied_files(config: &Config) -> Vec<String> {
     ALLOWED_PATHS.get().map_or_else(Vec::new, |allowed| allowed.missing(config))
 }
@@ -115,7 +117,7 @@ fn directories<'a>(files: impl Iterator<Item = &'a PathBuf>) -> BTreeSet<PathBuf
     directories
 }
 
-/// The directory of a file; for a file in `/`, the file itself.
+/// Returns the directory of a file; for a file in `/`, the file itself.
 fn directory(file: &Path) -> PathBuf {
     match file.parent() {
         Some(parent) if parent.as_os_str().is_empty() => PathBuf::from("."),
@@ -134,7 +136,7 @@ pub(super) fn confine(
         DaemonError::system("confine file access by Landlock", std::io::Error::other(error))
     })?;
     if !matches!(status, RulesetStatus::NotEnforced) {
-        // A process confines itself once.
+        // A process is confined only once.
         let _ = ALLOWED_PATHS.set(AllowedPaths { readable: readable.clone(), writable: writable.clone() });
     }
     let directories = readable.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ");
@@ -194,7 +196,7 @@ fn allow(
         return Ok(rules);
     }
     let Ok(descriptor) = PathFd::new(path) else { return Ok(rules) };
-    // A rule for a file must not have the rights of directories.
+    // A rule for a file must not have rights of directories.
     let access = if path.is_dir() { access } else { access & AccessFs::from_file(NEWEST_ABI) };
     rules.add_rule(PathBeneath::new(descriptor, access))
 }

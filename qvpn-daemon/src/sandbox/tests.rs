@@ -1,6 +1,6 @@
-//! Each forbidden thing is tried by a thread of a child that has entered the sandbox as the daemon does, and
-//! fails there. The same is tried without the sandbox first, and works, so that the test can fail. A child is
-//! this test program again.
+//! Each forbidden action is tried by a thread of a child that has entered the sandbox as the daemon does, and
+//! fails there. The same action is first tried without the sandbox and works, so that the test can fail. The
+//! child is another run of this test program.
 
 use std::fs::{self, File};
 use std::io;
@@ -19,24 +19,24 @@ use super::*;
 const CHILD: &str = "QVPN_SANDBOX_CHILD";
 /// The directory with the config.
 const DIRECTORY: &str = "QVPN_SANDBOX_DIRECTORY";
-/// How a child says that it could do what it tried; nothing else ends the test program so.
+/// The exit code of a child whose attempt succeeded; nothing else ends the test program with it.
 const DONE: i32 = 42;
-/// And that it could not.
+/// The exit code of a child whose attempt failed.
 const REFUSED: i32 = 43;
 
-/// How an attempt ends in the sandbox.
+/// The result of an attempt in the sandbox.
 #[derive(PartialEq)]
 enum End {
-    /// It works there too.
+    /// It succeeds.
     Done,
-    /// By an error.
+    /// It fails with an error.
     Error,
-    /// By the death of the process.
+    /// It kills the process.
     Death,
 }
 
-/// Tries `attempt` without the sandbox, where it works, and in it, where it ends as `end` says. It is given
-/// the config's directory.
+/// Runs `attempt` without the sandbox, where it must succeed, and in it, where its result must be `end`. It
+/// gets the config's directory.
 #[track_caller]
 fn tried(name: &str, end: &End, attempt: impl FnOnce(&Path) -> io::Result<()> + Send) {
     if let Some(child) = std::env::var_os(CHILD) {
@@ -153,7 +153,7 @@ fn no_memory_is_written_and_run() {
 #[test]
 fn no_raw_or_strange_socket_is_opened() {
     tried("no_raw_or_strange_socket_is_opened", &End::Error, |_| {
-        // This one needs no rights, so that it works outside.
+        // This socket needs no rights, so the attempt works outside the sandbox.
         let protocol = nix::sys::socket::SockProtocol::NetlinkUserSock;
         socket(AddressFamily::Netlink, SockType::Raw, SockFlag::empty(), protocol)?;
         Ok(())
@@ -167,7 +167,7 @@ fn no_other_file_is_read() {
 
 #[test]
 fn no_file_is_written() {
-    // Nor beside the config: it is the operator's.
+    // Nor beside the config: that directory is the operator's.
     tried("no_file_is_written", &End::Error, |dir| fs::write(dir.join("new"), "x"));
 }
 

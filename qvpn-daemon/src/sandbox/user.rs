@@ -13,12 +13,12 @@ use rustix::thread::{
 
 use crate::error::DaemonError;
 
-/// A daemon that root starts becomes this user.
+/// The user that a daemon started by root becomes.
 const USER: &str = "qvpn";
 /// Needed for routes, the TUN device, firewall marks and large socket buffers, also at a reload.
 const KEPT_CAPABILITY: CapabilitySet = CapabilitySet::NET_ADMIN;
 
-/// Gives up root and all capabilities but one. Returns the user, in words.
+/// Gives up root and all capabilities except one. Returns the user, in words.
 pub(super) fn become_unprivileged(socket_dir: &Path) -> Result<String, DaemonError> {
     let who = if geteuid().is_root() { leave_root(socket_dir)? } else { current_user() };
     keep_one_capability().map_err(|error| DaemonError::system("give up capabilities", error))?;
@@ -42,10 +42,10 @@ fn leave_root(socket_dir: &Path) -> Result<String, DaemonError> {
         Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
         Err(source) => return Err(DaemonError::Control { path: socket_dir.to_owned(), source }),
     }
-    // Capabilities survive the change, so that one of them can be kept.
+    // Capabilities survive the change of user, so that one of them can be kept.
     set_keepcaps(true).map_err(DaemonError::errno("keep CAP_NET_ADMIN"))?;
     match setresgid(user.gid, user.gid, user.gid) {
-        // This user namespace has root only.
+        // This user namespace has no user except root.
         Err(Errno::EINVAL) => {
             return Ok(format!("user root, since this user namespace has no user {USER}"));
         }
@@ -64,7 +64,7 @@ fn current_user() -> String {
     }
 }
 
-/// Of this thread, the only one at this time.
+/// Keeps one capability of this thread, which is the only one at this time.
 fn keep_one_capability() -> io::Result<()> {
     // It fails without CAP_SETPCAP. That is harmless: with no_new_privs the bounding set has no effect.
     for capability in CapabilitySet::all().iter() {
@@ -77,7 +77,7 @@ fn keep_one_capability() -> io::Result<()> {
         None,
         CapabilitySets { effective: kept, permitted: kept, inheritable: CapabilitySet::empty() },
     )?;
-    // Since Linux 4.3.
+    // Linux has this since 4.3.
     clear_ambient_capability_set()?;
     Ok(())
 }

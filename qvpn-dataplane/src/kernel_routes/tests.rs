@@ -62,7 +62,7 @@ fn the_next_hop_of_the_longest_prefix_names_the_peer() {
     assert_eq!(select(&table, "10.77.0.3", 0), peer(2));
     assert_eq!(select(&table, "fe80::2", 0), peer(1));
     assert_eq!(select(&table, "10.77.0.9", 0), Selection::NoPeer);
-    // A next hop that is no peer's, and no route.
+    // A next hop that belongs to no peer, and no route.
     assert_eq!(select(&table, "10.30.1.1", 0), Selection::NoPeer);
     assert_eq!(select(&table, "192.0.2.1", 0), Selection::NoPeer);
     for multicast in ["224.0.0.5", "ff02::5"] {
@@ -98,7 +98,7 @@ fn flows_are_shared_by_weight_among_the_next_hops_that_are_peers() {
     assert_eq!(table.groups.len(), 1, "equal groups count once");
 }
 
-/// Next hops 0 to 3 are peers with these numbers; 4 and 5 are no peer's.
+/// Next hops 0 to 3 are peers with these numbers; 4 and 5 belong to no peer.
 fn hop(number: u8) -> IpAddr {
     IpAddr::from([10, 77, 0, number])
 }
@@ -127,7 +127,7 @@ fn within((net, len): (IpAddr, u8), address: IpAddr) -> bool {
     (net.to_bits() ^ address.to_bits()).leading_zeros() >= u32::from(len)
 }
 
-/// The rules of the module's first lines, one after the other.
+/// The rules in the module's documentation, without optimisations.
 fn naive(peers: &[RoutedPeer], routes: &[(IpAddr, u8, Vec<NextHop>)], to: IpAddr, flow: u32) -> Selection {
     let holds = |route: &&(IpAddr, u8, Vec<NextHop>)| within((route.0, route.1), to);
     let Some(route) = routes.iter().filter(holds).max_by_key(|route| route.1) else {

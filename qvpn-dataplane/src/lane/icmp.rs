@@ -1,5 +1,5 @@
-//! ICMP errors about packets that the tunnel can't carry, written to the TUN for their sender. Used where
-//! lanes follow the kernel's routes: the kernel can't see which peer a packet would go to.
+//! ICMP errors about packets that the tunnel can't carry, written to the TUN for their sender. Used if lanes
+//! follow the kernel's routes, since the kernel can't see which peer a packet would go to.
 //!
 //! The source is the packet's destination. Our own address would be correct too, but the kernel drops
 //! packets that come in from a device with an address of this host (a martian source).
@@ -13,10 +13,10 @@ use crate::checksum::{Sum, addresses_and_protocol};
 use crate::tun::TunQueue;
 use crate::tun::vnet::Vnet;
 
-/// Why a packet does not go out.
+/// Why a packet is not sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum IcmpError {
-    /// There is no route, or its next hop is no peer's.
+    /// There is no route, or its next hop belongs to no peer.
     NoRoute,
     /// The peer's allowed IPs don't contain the destination.
     Prohibited,
@@ -24,7 +24,7 @@ pub(super) enum IcmpError {
     TooBig(u16),
 }
 
-/// Errors in a second, and at once, of each kind and lane.
+/// The rate of errors per second, and the burst, of each kind and lane.
 const ERRORS_PER_SECOND: u32 = 100;
 const BURST: u32 = 50;
 
@@ -58,8 +58,8 @@ impl IcmpErrors {
     }
 }
 
-/// Whether a packet of `len` bytes is too big for a path: an IPv4 packet that may be fragmented is not, since
-/// the datagram around it may be fragmented too, nor is one that IPv6 guarantees.
+/// Whether a packet of `len` bytes is too big for a path. An IPv4 packet that may be fragmented is not, since
+/// the datagram around it may be fragmented too; nor is one that IPv6 guarantees to carry.
 pub(super) fn exceeds(packet: &[u8], len: usize, mtu: usize) -> bool {
     match packet.first().map(|byte| byte >> 4) {
         Some(4) => len > mtu && packet.get(6).is_some_and(|flags| flags & 0x40 != 0),
@@ -68,7 +68,7 @@ pub(super) fn exceeds(packet: &[u8], len: usize, mtu: usize) -> bool {
 }
 
 /// Makes the error; `None` about packets that must not be answered (RFC 1122 section 3.2.2, RFC 4443 section
-/// 2.4): errors, fragments but the first, and those from or to more than one host.
+/// 2.4): errors, all fragments except the first, and packets from or to more than one host.
 fn answer(packet: &[u8], error: IcmpError) -> Option<Vec<u8>> {
     match packet.first()? >> 4 {
         4 if packet.len() >= 20 => answer_v4(packet, error),
@@ -220,7 +220,7 @@ mod tests {
         ] {
             assert_eq!(answer(&packet, error), None, "{what}");
         }
-        // An echo request is.
+        // An echo request may be answered.
         assert!(answer(&with(&with(&v4, 9, &[1]), 20, &[8]), error).is_some());
         assert!(answer(&with(&with(&v6, 6, &[58]), 40, &[128]), error).is_some());
     }

@@ -45,7 +45,7 @@ pub(super) fn flow_hash(packet: &[u8]) -> u32 {
     let ports = ports.filter(|_| matches!(protocol, TCP | UDP | SCTP));
     let ports = ports.and_then(|at| packet.get(at..at + 4)).unwrap_or_default();
     let words = addresses.chunks(4).chain(ports.chunks(4));
-    // Steps of MurmurHash3's 64-bit finalizer, which spreads each bit over all.
+    // Steps of MurmurHash3's 64-bit finalizer, which makes each input bit affect all output bits.
     let mut hash = u64::from(protocol);
     for word in words {
         let word = word.first_chunk().map_or(0, |bytes| u32::from_be_bytes(*bytes));

@@ -1,4 +1,4 @@
-//! A token bucket for what a lane sends on its own account.
+//! A token bucket for packets that a lane sends by itself.
 
 use std::time::Duration;
 

@@ -29,8 +29,8 @@ use crate::wake::poll_readable;
 
 struct ReceivePeer {
     endpoint: Option<SocketAddr>,
-    /// The endpoint changed and the control task doesn't know yet. This is a flag, not a queue, so that an
-    /// attacker on the path who changes source addresses cannot make a list grow.
+    /// The endpoint changed and the control task has not been told yet. This is a flag, not a queue, so that
+    /// an attacker on the path who changes source addresses cannot make a list grow.
     roam_unreported: bool,
     stats: Arc<PeerStats>,
     highest_epoch: Option<LocalEpoch>,
@@ -79,7 +79,7 @@ struct ReceiveTables {
     routing: Routing,
     /// The last source and its peer: most packets have the same source as the packet before.
     last: Option<(IpAddr, PeerNumber)>,
-    /// When the next key expires.
+    /// The time at which the next key expires.
     due: Option<Time>,
     pending: PendingCounters,
     coalescer: Coalescer,
@@ -221,7 +221,7 @@ impl ReceiveTables {
                 }
                 self.expire_keys(now);
             }
-            // `run` returns before this.
+            // `run` returns before this command gets here.
             ReceiveCommand::Shutdown => {}
         }
     }
@@ -341,7 +341,7 @@ impl ReceiveTables {
             p.roam_unreported = true;
         }
         if let (true, Some(endpoint)) = (p.roam_unreported, p.endpoint) {
-            // If there is no room now, the next packet reports it.
+            // If there is no room now, the next packet triggers the report.
             p.roam_unreported = !self.events.try_emit(LaneEvent::Roamed { lane, peer, endpoint });
         }
         if text.is_empty() {

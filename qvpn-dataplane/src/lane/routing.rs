@@ -24,7 +24,7 @@ impl Default for Routing {
 }
 
 impl Routing {
-    /// Chooses what becomes of `packet`, which goes to `destination`.
+    /// Chooses what to do with `packet`, which goes to `destination`.
     pub(super) fn select(&self, destination: IpAddr, packet: &[u8]) -> Selection {
         match self {
             Self::AllowedIps(table) => table.lookup(destination).map_or(Selection::NoPeer, Selection::Peer),

@@ -42,7 +42,7 @@ const SOCKET_WRITABLE_TIMEOUT: Duration = Duration::from_millis(50);
 /// may have changed by then.
 const NO_GSO_DURATION: Duration = Duration::from_secs(10);
 
-/// Packets to multicast addresses of the link in a second, and at once. Each goes to all peers.
+/// The rate and burst of packets to multicast addresses of the link. Each goes to all peers.
 const MULTICAST_PER_SECOND: u32 = 500;
 const MULTICAST_BURST: u32 = 500;
 
@@ -201,7 +201,7 @@ impl Sender {
                     p.session = None;
                 }
             }
-            // `run` returns before this.
+            // `run` returns before this command gets here.
             SendCommand::Shutdown => {}
         }
     }
@@ -307,7 +307,7 @@ impl Sender {
         }
     }
 
-    /// Sends the last read to a peer, by another lane if it is rerouted.
+    /// Sends the packets of the last read to a peer, by another lane if it is rerouted.
     fn send_to(&mut self, peer: PeerNumber, header: Vnet, tos: u8, len: usize, now: Time) {
         let Some(p) = self.peers.get(peer) else { return self.no_peer(len, now) };
         match p.reroute {
@@ -316,12 +316,12 @@ impl Sender {
         }
     }
 
-    /// Sends the last read to each peer that has a key.
+    /// Sends the packets of the last read to each peer that has a key.
     fn send_to_everyone(&mut self, header: Vnet, tos: u8, len: usize, now: Time) {
         if !self.multicast.allows(now) {
             return self.context.stats.no_peer.add(1);
         }
-        // Completes the checksum once for all.
+        // Completes the checksum once for all peers.
         let Ok(None) = split::plan(header, &mut self.packet[Vnet::LEN..len]) else {
             return self.context.stats.malformed.add(1);
         };
@@ -342,7 +342,7 @@ impl Sender {
         }
     }
 
-    /// Seals the last read for a peer. `tos` is the packet's traffic class.
+    /// Seals the packets of the last read for a peer. `tos` is their traffic class.
     fn send_read(&mut self, peer: PeerNumber, header: Vnet, tos: u8, len: usize, now: Time) {
         let packet = &mut self.packet[Vnet::LEN..len];
         let Ok(split) = split::plan(header, packet) else {
@@ -365,7 +365,7 @@ impl Sender {
         }
     }
 
-    /// Whether packets of the last read are too big for the peer's path. Their sender is then answered.
+    /// Whether packets of the last read are too big for the peer's path; their sender then gets an error.
     fn too_big(&mut self, peer: PeerNumber, split: Option<Split>, len: usize, now: Time) -> bool {
         let Some(p) = self.peers.get(peer) else { return false };
         let packet = &self.packet[Vnet::LEN..len];

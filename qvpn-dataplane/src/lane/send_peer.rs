@@ -1,4 +1,4 @@
-//! What a sending thread keeps for a peer.
+//! The state that a sending thread keeps for a peer.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -98,7 +98,7 @@ fn coalesce(udp: bool, packets: &[Vec<u8>]) -> Vec<(Vnet, Vec<u8>, usize)> {
     let mut buffer: Vec<u8> = Vec::new();
     let mut places = Vec::new();
     for packet in packets {
-        // As in the lane, there are headers and tags between the packets.
+        // As in the lane's buffer, headers and tags lie between the packets.
         buffer.extend([0xee; 16]);
         places.push(buffer.len()..buffer.len() + packet.len());
         buffer.extend(packet);

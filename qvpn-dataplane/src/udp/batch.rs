@@ -231,7 +231,7 @@ mod tests {
         }
     }
 
-    /// Writes messages as the kernel would, through the same pointers, so that Miri checks them.
+    /// Writes messages as the kernel would, through the same pointers, so that Miri checks the pointers.
     fn play(given: &[Given<'_>], messages: *mut libc::mmsghdr, count: u32) -> c_int {
         assert!(given.len() <= count as usize);
         for (n, given) in given.iter().enumerate() {

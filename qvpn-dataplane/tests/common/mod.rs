@@ -146,7 +146,7 @@ impl Site {
         site
     }
 
-    /// Assigns the inner addresses of sites to peers.
+    /// Sets which peer has the inner addresses of each site.
     pub fn allow(&self, owners: &[(u8, PeerNumber)]) {
         let table = AllowedIps::new(owners.iter().flat_map(|(n, peer)| {
             [

@@ -1,17 +1,17 @@
-//! One next hop.
+//! A next hop of a route in the kernel.
 
 use std::net::IpAddr;
 
 /// A next hop.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct KernelNextHop {
-    /// Its address, also of the other family; the packet's destination if absent.
+    /// Its address, which may be of the other family; if absent, the packet's destination is the next hop.
     pub gateway: Option<IpAddr>,
     /// The share of flows, from 1.
     pub weight: u16,
 }
 
-/// An address by its number of bytes.
+/// Parses an address of 4 or 16 bytes.
 pub(super) fn address(bytes: &[u8]) -> Option<IpAddr> {
     match bytes.len() {
         4 => bytes.first_chunk::<4>().map(|octets| IpAddr::from(*octets)),

@@ -9,7 +9,7 @@ use crate::netlink::{attributes, u32_at};
 /// Bytes of `struct nhmsg` and of `struct nexthop_grp`.
 const NHMSG: usize = 8;
 const MEMBER: usize = 8;
-/// The flags of `struct nhmsg` begin here.
+/// The offset of the flags in `struct nhmsg`.
 const FLAGS: usize = 4;
 const RTNH_F_DEAD: u32 = 1;
 
@@ -55,11 +55,11 @@ impl NextHopObjects {
         self.0.extend(id.map(|id| (id, object)));
     }
 
-    /// The next hops of an object or of a group's members that go through `device`.
+    /// Returns the next hops through `device` of an object or of a group's members.
     pub fn through(&self, id: u32, device: u32) -> Vec<KernelNextHop> {
         let Some(object) = self.0.get(&id) else { return Vec::new() };
         let single = [(id, 1)];
-        // A group has no groups in it.
+        // A group can't contain groups.
         let members = if object.members.is_empty() { &single[..] } else { &object.members };
         let live = members.iter().filter_map(|(id, weight)| Some((self.0.get(id)?, *weight)));
         live.filter(|(object, _)| !object.dropped && object.device == Some(device))
@@ -68,7 +68,7 @@ impl NextHopObjects {
     }
 }
 
-/// The ID and the weight, of which the kernel counts 1 less.
+/// Parses the ID and the weight; the kernel stores the weight minus 1.
 fn member(bytes: &[u8]) -> Option<(u32, u16)> {
     let [_, _, _, _, low, high, ..] = *bytes.first_chunk::<MEMBER>()?;
     Some((u32_at(bytes, 0)?, u16::from_le_bytes([low, high]).saturating_add(1)))

@@ -20,7 +20,7 @@ fn octets(text: &str) -> Vec<u8> {
     }
 }
 
-/// The payload of an `RTM_NEWROUTE`, as the kernel writes it.
+/// Returns the payload of an `RTM_NEWROUTE`, as the kernel writes it.
 fn message(prefix: &str, attributes: &[Vec<u8>]) -> Vec<u8> {
     let prefix: IpNet = prefix.parse().unwrap();
     let family = if prefix.addr().is_ipv4() { AF_INET } else { AF_INET6 };
@@ -39,7 +39,7 @@ fn gateway(text: &str) -> Vec<u8> {
     attribute(RTA_GATEWAY, &octets(text))
 }
 
-/// One `struct rtnexthop`.
+/// Returns one `struct rtnexthop`.
 fn hop(device: u32, flags: u8, weight: u8, attributes: &[Vec<u8>]) -> Vec<u8> {
     let inner = attributes.concat();
     let length = u16::try_from(RTNEXTHOP + inner.len()).unwrap();
@@ -68,7 +68,7 @@ fn a_single_next_hop_of_each_form() {
     assert_eq!(route, Some(wanted));
     let on_link = read(&message("10.77.0.0/24", &[oif(DEVICE)])).unwrap();
     assert_eq!(on_link.next_hops, [KernelNextHop { gateway: None, weight: 1 }]);
-    // An IPv4 prefix by an IPv6 next hop (RFC 8950).
+    // An IPv4 prefix with an IPv6 next hop (RFC 8950).
     let inet6 = [&10u16.to_ne_bytes()[..], &octets("fe80::2")].concat();
     let mixed = read(&message("10.20.0.0/16", &[attribute(RTA_VIA, &inet6), oif(DEVICE)])).unwrap();
     assert_eq!(mixed.next_hops, [via("fe80::2", 1)]);

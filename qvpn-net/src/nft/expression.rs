@@ -22,7 +22,7 @@ const IPPROTO_TCP: u8 = 6;
 const IPPROTO_UDP: u8 = 17;
 const IPPROTO_ICMPV6: u8 = 58;
 
-/// A fact about the packet that the kernel keeps beside it.
+/// Metadata that the kernel keeps for a packet.
 #[derive(Clone, Copy)]
 #[repr(u32)]
 enum Meta {
@@ -33,14 +33,14 @@ enum Meta {
     Transport = 16,
 }
 
-/// Which end of a packet.
+/// The source or the destination of a packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum End {
     Source,
     Destination,
 }
 
-/// What happens to a packet that a rule matches.
+/// The verdict of a rule for packets that match.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Verdict {
     Accept,
@@ -108,7 +108,7 @@ impl<'a, 'b> Rule<'a, 'b> {
         match (prefix.addr(), prefix.netmask()) {
             (IpAddr::V4(address), IpAddr::V4(mask)) => rule.masked(&mask.octets()).equals(&address.octets()),
             (IpAddr::V6(address), IpAddr::V6(mask)) => rule.masked(&mask.octets()).equals(&address.octets()),
-            // An address and its mask are of one family.
+            // The address and its mask are of the same family.
             _ => rule,
         }
     }

@@ -1,5 +1,5 @@
-//! Netlink messages for nf_tables: building nested attributes and reading them back.
-//! Attribute and message numbers are those of `linux/netfilter/nf_tables.h`.
+//! Netlink messages for nf_tables: builds nested attributes and parses them. The numbers of attributes and
+//! messages are from `linux/netfilter/nf_tables.h`.
 
 use crate::netlink::NESTED;
 pub(super) use crate::netlink::{Received, attributes};
@@ -10,7 +10,7 @@ const SUBSYSTEM: u16 = 10;
 const FAMILY_INET: u8 = 1;
 const BATCH_BEGIN: u16 = 0x10;
 const BATCH_END: u16 = 0x11;
-/// Bytes of the header after that of netlink.
+/// Bytes of the header that follows the netlink header.
 const HEADER_BYTES: usize = 4;
 
 pub(super) const NLM_F_REQUEST: u16 = 1;
@@ -19,7 +19,7 @@ pub(super) const NLM_F_DUMP: u16 = 0x300;
 pub(super) const NLM_F_CREATE: u16 = 0x400;
 pub(super) const NLM_F_APPEND: u16 = 0x800;
 
-/// What a message asks for.
+/// The type of a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u16)]
 pub(super) enum Kind {
@@ -39,13 +39,13 @@ pub(super) enum Kind {
 }
 
 impl Kind {
-    /// The number in `nlmsg_type`.
+    /// Returns the number in `nlmsg_type`.
     pub fn number(self) -> u16 {
         (SUBSYSTEM << 8) | self as u16
     }
 }
 
-/// Messages one after the other, as one call sends them.
+/// Messages in sequence, sent in one call.
 #[derive(Debug, Default)]
 pub(super) struct Messages {
     bytes: Vec<u8>,
@@ -54,7 +54,7 @@ pub(super) struct Messages {
 }
 
 impl Messages {
-    /// The start of a transaction: the kernel applies all or nothing.
+    /// Starts a transaction: the kernel applies all or nothing.
     pub fn batch() -> Self {
         let mut messages = Self::default();
         messages.raw(BATCH_BEGIN, NLM_F_REQUEST, 0, SUBSYSTEM, |_| {});
@@ -116,12 +116,12 @@ impl Attributes<'_> {
         self.with(kind, |bytes| bytes.extend(value));
     }
 
-    /// A number in network byte order.
+    /// Writes a number in network byte order.
     pub fn number(&mut self, kind: u16, value: u32) {
         self.bytes(kind, &value.to_be_bytes());
     }
 
-    /// Text with its terminating zero byte.
+    /// Writes text with its terminating zero byte.
     pub fn text(&mut self, kind: u16, value: &str) {
         self.with(kind, |bytes| {
             bytes.extend(value.as_bytes());
@@ -152,12 +152,12 @@ impl<'b> Received<'b> {
         self.kind >> 8 == SUBSYSTEM
     }
 
-    /// The attributes of the message.
+    /// Returns the attributes of the message.
     pub(super) fn attributes(&self) -> Vec<(u16, &'b [u8])> {
         attributes(self.payload.get(HEADER_BYTES..).unwrap_or_default())
     }
 
-    /// Text of the attribute `kind`.
+    /// Returns the text of the attribute `kind`.
     pub(super) fn text(&self, kind: u16) -> Option<&'b str> {
         let (_, value) = self.attributes().into_iter().find(|(found, _)| *found == kind)?;
         std::str::from_utf8(value).ok().map(|text| text.trim_end_matches('\0'))

@@ -45,7 +45,7 @@ const ELEMENTS_PER_MESSAGE: usize = 1000;
 
 /// Before connection tracking.
 const PRIORITY_RAW: i32 = -300;
-/// After every other chain: nothing changes the packet any more.
+/// After every other chain: nothing changes the packet after it.
 const PRIORITY_LAST: i32 = i32::MAX;
 
 /// A chain at a hook of netfilter (`NF_INET_…`).
@@ -82,7 +82,7 @@ pub(super) enum Ownership {
 pub(super) struct Sets(u32);
 
 impl Sets {
-    /// Names that none of `existing` has.
+    /// Returns names that `existing` does not contain.
     pub fn new(existing: &[String]) -> Self {
         let number = |name: &String| name.rsplit_once('-')?.1.parse::<u32>().ok();
         Self(existing.iter().filter_map(number).max().unwrap_or(0).wrapping_add(1))
@@ -93,7 +93,7 @@ impl Sets {
     }
 }
 
-/// Makes the table of `plan` unless it is there, and its sets. No rule uses them yet.
+/// Makes the table of `plan`, unless it exists, and its sets. No rule uses them yet.
 pub(super) fn add_sets(plan: &FilterPlan, sets: Sets, wanted: Ownership) -> Messages {
     let mut batch = Messages::batch();
     table_and_sets(&mut batch, plan, sets, wanted);
@@ -109,7 +109,7 @@ fn table_and_sets(batch: &mut Messages, plan: &FilterPlan, sets: Sets, wanted: O
     }
 }
 
-/// Gives each chain the rules of `plan`, in the place of those that are there, and removes the `stale` sets.
+/// Replaces the rules of each chain by those of `plan`, and removes the `stale` sets.
 pub(super) fn switch(plan: &FilterPlan, sets: Sets, stale: &[String]) -> Messages {
     let mut batch = Messages::batch();
     chains_and_rules(&mut batch, plan, sets);
@@ -137,12 +137,12 @@ fn chains_and_rules(batch: &mut Messages, plan: &FilterPlan, sets: Sets) {
     outgoing(&mut rules, plan, "postrouting");
 }
 
-/// Makes the table of `plan` in place of one with other flags or chains, in one transaction: the gap above is
-/// shorter than between several. `supported` is what the kernel has.
+/// Replaces a table with other flags or chains by that of `plan`, in one transaction, which has a shorter gap
+/// than several. `supported` is what the kernel supports.
 pub(super) fn replace(plan: &FilterPlan, sets: Sets, [supported, wanted]: [Ownership; 2]) -> Messages {
     let table = table_name(plan.interface());
     let mut batch = Messages::batch();
-    // Made first, so that the removal succeeds where there is none or its owner has ended.
+    // Made first, so that the removal succeeds if there is no such table or its owner has ended.
     new_table(&mut batch, &table, supported);
     batch.add(Kind::DelTable, 0, |a| a.text(1, &table));
     table_and_sets(&mut batch, plan, sets, wanted);
@@ -157,7 +157,7 @@ pub(super) fn remove(interface: &str) -> Messages {
     batch.commit()
 }
 
-/// Takes over the table of `interface` if its owner has ended, and changes nothing in it.
+/// Takes over the table of `interface` if its owner has ended, and leaves its contents as they are.
 pub(super) fn adopt(interface: &str) -> Messages {
     let mut batch = Messages::batch();
     batch.add(Kind::NewTable, NLM_F_ACK, |a| {
@@ -170,14 +170,13 @@ pub(super) fn adopt(interface: &str) -> Messages {
 fn new_table(batch: &mut Messages, table: &str, ownership: Ownership) {
     batch.add(Kind::NewTable, NLM_F_CREATE, |a| {
         a.text(1, table);
-        // Given also where there are none: the kernel refuses the message if the table that is there has
-        // others.
+        // Also given without flags: the kernel then refuses the message if the existing table has others.
         a.number(2, if ownership == Ownership::Owned { TABLE_OWNER | TABLE_PERSIST } else { 0 });
     });
 }
 
 fn new_set(batch: &mut Messages, table: &str, name: &str, ipv6: bool) {
-    // The types of nft's own, so that `nft list` prints addresses.
+    // nft's own types, so that `nft list` prints addresses.
     let (key_type, key_bytes) = if ipv6 { (8, 16) } else { (7, 4) };
     batch.add(Kind::NewSet, NLM_F_CREATE, |a| {
         a.text(1, table);
@@ -194,7 +193,7 @@ fn elements(batch: &mut Messages, table: &str, name: &str, ipv6: bool, ranges: &
     let starts_and_ends: Vec<(u128, bool)> = ranges
         .iter()
         .flat_map(|(start, end)| {
-            // A range up to the last address of all has no end.
+            // A range that contains the last address of the family has no end.
             let after = (*end < last).then(|| (end + 1, true));
             [Some((*start, false)), after].into_iter().flatten()
         })
@@ -263,7 +262,7 @@ fn incoming(rules: &mut Rules<'_>, plan: &FilterPlan) {
     let (mark, mask) = plan.mark();
     for ipv6 in families(plan) {
         let set = &rules.sets.name(ipv6);
-        // With the mark, the reverse path check looks where our own datagrams leave (`src_valid_mark`).
+        // With the mark, the reverse path check uses the route of our own datagrams (`src_valid_mark`).
         rules.add(chain, |rule| {
             rule.ports(Transport::Udp, End::Destination, plan.ports())
                 .in_set(End::Source, ipv6, set)
@@ -281,7 +280,8 @@ fn incoming(rules: &mut Rules<'_>, plan: &FilterPlan) {
         rules.add(chain, |rule| rule.icmp_error(ipv6).verdict(Verdict::Accept));
     }
     for prefix in exempt() {
-        // Link-local addresses are exempt at either end; multicast and broadcast are no sources.
+        // Link-local addresses are exempt as source and as destination; multicast and broadcast addresses are
+        // never sources.
         for end in [End::Destination, End::Source] {
             rules.add(chain, |rule| rule.prefix(end, &prefix).verdict(Verdict::Accept));
         }
@@ -304,7 +304,7 @@ fn outgoing(rules: &mut Rules<'_>, plan: &FilterPlan, chain: &str) {
             rule.output_device(*device).prefix(End::Destination, prefix).verdict(Verdict::Accept);
         });
     }
-    // Forwarded packets have passed the chain `forward` by then, which has no exemption for the mark.
+    // Forwarded packets have passed the chain `forward` already, which has no exemption for the mark.
     if chain == "postrouting" {
         let (mark, mask) = plan.mark();
         rules.add(chain, |rule| {
@@ -330,7 +330,7 @@ fn outgoing(rules: &mut Rules<'_>, plan: &FilterPlan, chain: &str) {
     }
 }
 
-/// The families that have protected prefixes.
+/// Returns the families that have protected prefixes.
 fn families(plan: &FilterPlan) -> impl Iterator<Item = bool> {
     [false, true].into_iter().filter(|ipv6| !plan.ranges(*ipv6).is_empty())
 }

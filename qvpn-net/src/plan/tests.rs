@@ -1,4 +1,4 @@
-//! What a config makes of routes, rules and blocks.
+//! Which routes, rules and blocks follow from a config.
 
 use super::*;
 
@@ -97,7 +97,7 @@ fn protect_is_the_last_resort_where_others_make_the_routes() {
 fn the_prefixes_of_a_removed_peer_stay_blocked_until_they_are_released() {
     let old = plan(&["10.20.0.0/16", "10.30.0.0/16", "10.40.0.0/16"], Table::Auto, 0);
     let new = plan(&["10.20.0.0/17", "10.0.0.0/11", "10.40.0.0/16"], Table::Auto, 0).keeping(&old);
-    // 10.20.0.0/16 and 10.30.0.0/16 lie in 10.0.0.0/11, which a peer has now.
+    // 10.20.0.0/16 and 10.30.0.0/16 lie in 10.0.0.0/11, which a peer now has.
     assert_eq!(new.protect().len(), 0);
     let new = plan(&["10.20.0.0/17"], Table::Auto, 0).keeping(&old);
     assert_eq!(

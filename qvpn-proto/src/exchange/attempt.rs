@@ -48,9 +48,9 @@ pub struct Installing {
 /// The result of an `Accept`.
 pub enum AcceptOutcome {
     Verified(Box<Installing>),
-    /// The `Accept` proves nothing, and the attempt continues.
+    /// The `Accept` is ignored, and the attempt continues.
     Ignored(Box<OutstandingProposal>),
-    /// It was the last wrong one that an attempt allows.
+    /// It was the last wrong `Accept` that an attempt allows.
     TooManyWrong(Box<OutstandingProposal>, AcceptError),
 }
 

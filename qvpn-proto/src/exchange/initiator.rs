@@ -36,7 +36,7 @@ pub struct Initiator {
     stock: InitiatorStock,
     attempt: Attempt,
     chain: Option<Chain>,
-    /// Whether the peer gave up the chain though neither side restarted.
+    /// Whether the peer gave up the chain although neither side restarted.
     chain_lost: bool,
     due: Time,
     last_attempt: Option<Time>,

@@ -21,7 +21,7 @@ pub struct PreparedEpoch {
     pub chain: Chain,
     /// When this side sent or received the first `Propose`.
     pub began: Time,
-    /// Whether a policy became stricter meanwhile: the epoch then never comes into force.
+    /// Whether a policy became stricter in the meantime; the epoch then never comes into force.
     pub ended: bool,
 }
 

@@ -56,7 +56,7 @@ struct AnsweredProposal {
 struct UnconfirmedEpoch {
     prepared: PreparedEpoch,
     confirmation: Secret<48>,
-    /// Whether the initiator named no chain though this side has one.
+    /// Whether the initiator named no chain although this side has one.
     lost_chain: bool,
     wrong: u8,
 }
@@ -395,7 +395,7 @@ impl ExchangeRole for Responder {
         out.channel.send(MessageType::Rekey, &RekeyReason::Operator.to_bytes(), ctx.now, rng);
     }
 
-    /// Voids the initiator's earlier proposals. The chain stays, though it may no longer be named.
+    /// Voids the initiator's earlier proposals. The chain stays, although it may no longer be named.
     fn on_peer_restarted(&mut self, _ctx: &Context<'_>, _epochs: &mut Epochs, out: &mut Outbox) {
         self.stock.forget_offers();
         self.last = None;

@@ -26,8 +26,8 @@ pub struct Message<'a> {
 /// IDs of keys that were lost, and the reasons for the operator.
 pub type LostKeys = Vec<(KeyId, String)>;
 
-/// The numbers that the roles count. They go on when a reload replaces the role, so that nothing of the
-/// former role that is still under way counts as newer.
+/// The numbers that the roles count. They continue when a reload replaces the role, so that late messages of
+/// the former role do not count as newer.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Counters {
     /// The number of the last `StockOffer`.

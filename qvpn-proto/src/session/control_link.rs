@@ -77,7 +77,7 @@ pub struct WireGuardLink {
     answered: VecDeque<u32>,
     /// The receiver index of the session that came into use last.
     confirmed: Option<u32>,
-    /// The last receiver index that the `Tunn` took.
+    /// The last receiver index that the `Tunn` assigned.
     last_index: u32,
     /// The greatest time in an initiation of the peer, over all resets.
     greatest: Option<Tai64n>,

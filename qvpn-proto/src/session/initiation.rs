@@ -81,7 +81,7 @@ fn hmac(key: &[u8; 32], parts: &[&[u8]]) -> [u8; 32] {
     hash(&[&pad(0x5c), &inner])
 }
 
-/// The paper's `KDF2`: the next chaining key, and a key.
+/// The paper's `KDF2`: returns the next chaining key, and a key.
 fn derive(chaining_key: &[u8; 32], input: &[u8]) -> ([u8; 32], [u8; 32]) {
     let secret = hmac(chaining_key, &[input]);
     let first = hmac(&secret, &[&[1]]);

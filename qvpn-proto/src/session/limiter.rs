@@ -139,7 +139,8 @@ impl HandshakeLimiter {
         self.admit_handshake(&message, from, now, is_peer)
     }
 
-    /// Decides on a datagram that is no handshake message: a cookie reply, or a packet of a session.
+    /// Decides on a datagram that is not a handshake initiation or response: a cookie reply, or a packet of a
+    /// session.
     fn admit_roamed(&self, from: SocketAddr, now: Time) -> bool {
         let mut others = self.roamed.lock().unwrap_or_else(PoisonError::into_inner);
         let (all, sources) = &mut *others;
@@ -254,7 +255,7 @@ impl HandshakeLimiter {
 struct Keyed(Blake2sMac<U16>);
 
 impl Keyed {
-    /// Compares in constant time.
+    /// Compares with `mac` in constant time.
     fn is(self, mac: &[u8]) -> bool {
         self.0.verify_slice(mac).is_ok()
     }

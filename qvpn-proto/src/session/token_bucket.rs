@@ -27,7 +27,7 @@ impl Rate {
 pub(crate) struct Bucket(u64);
 
 impl Bucket {
-    /// Returns a bucket that is full at this time and gives nothing for long before.
+    /// Returns a bucket that is full at this time and has no token for long before.
     #[cfg(test)]
     pub(super) fn full_at(time: Time) -> Self {
         Self(time.as_nanos())
@@ -59,8 +59,8 @@ impl Bucket {
 /// The base-2 logarithm of the number of buckets. Addresses may share a bucket by chance.
 const INDEX_BITS: u32 = 10;
 
-/// A bucket for each source: an IPv4 address, or the /64 of an IPv6 address, since anybody has any number of
-/// addresses in one.
+/// A bucket for each source. A source is an IPv4 address, or the /64 of an IPv6 address, since one host can
+/// use any address in it.
 pub(super) struct BySource {
     buckets: Box<[Bucket]>,
     /// Random, so that an attacker cannot choose an address that shares another one's bucket.

@@ -271,7 +271,7 @@ mod tests {
     #[test]
     fn a_stock_that_keeps_up_lasts_as_long_as_its_keys_and_so_does_a_new_one() {
         let at = |s| START + S * s;
-        // Three keys arrived in three minutes, in which three were used.
+        // Three keys arrived in three minutes, in which three were used: the stock does not shrink.
         let mut budget = full();
         for (second, held) in [(20, 4), (40, 3), (60, 4), (80, 3), (120, 4), (140, 3), (180, 4)] {
             assert_eq!(budget.update(held, Some(5), MINUTE, None, at(second)), Verdict::Same);
@@ -279,7 +279,7 @@ mod tests {
         assert_eq!(budget.lasts(MINUTE, at(180)), MINUTE * 4);
         // A second later, that is slightly too few.
         assert!(budget.lasts(MINUTE, at(181)) > MINUTE * 100);
-        // None arrived in two minutes, which says nothing yet.
+        // No key arrived in two minutes, which is too short to measure a rate.
         let mut budget = full();
         budget.update(3, Some(5), MINUTE, None, at(120));
         assert_eq!(budget.lasts(MINUTE, at(120)), MINUTE * 3);

@@ -83,8 +83,8 @@ impl ResponderStock {
         self.offer = 0;
     }
 
-    /// Counts offers from one again in a newer control session, so that none locks out those of later
-    /// sessions. Returns whether messages of this session still count.
+    /// Restarts the count of offers in a newer control session, so that a high number in an old session does
+    /// not block later ones. Returns whether messages of this session still count.
     pub fn enter_session(&mut self, session: u64) -> bool {
         if session > self.session {
             (self.session, self.offer) = (session, 0);

@@ -132,7 +132,7 @@ impl<'a> Fragment<'a> {
     /// Parses a packet of the control session.
     ///
     /// # Errors
-    /// [`ParseError`] if it is no fragment or its numbers are inconsistent.
+    /// [`ParseError`] if it is not a fragment or its numbers are inconsistent.
     pub fn parse(packet: &'a [u8]) -> Result<Self, ParseError> {
         let mut r = Reader::new(packet);
         let header = r.bytes(IPV6_HEADER, "IPv6 header")?;

@@ -34,7 +34,7 @@ pub struct StockOffer {
 /// The responder's state of an offered key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum KeyAvailability {
-    /// It holds the key; the check value shows which bytes.
+    /// It holds the key; the check value identifies the bytes.
     Yes([u8; 16]),
     /// It is still fetching.
     Pending,

@@ -497,7 +497,7 @@ fn a_path_that_comes_back_makes_an_attempt_due_where_no_key_seals() {
     assert!(!ping(&mut world), "a key seals, so the next attempt has its time");
     world.wait(Duration::from_secs(180));
     assert_eq!(world.peer.view(world.now).epoch, None, "the key is too old");
-    // Attempts failed meanwhile, so the next one starts ten seconds after the last.
+    // Attempts failed in the meantime, so the next one starts ten seconds after the last.
     while !world.notices.drain(..).any(|n| matches!(n, PeerEvent::EpochFailed { .. })) {
         world.wait(Duration::from_millis(100));
     }

@@ -317,7 +317,7 @@ impl World {
         self.pump();
     }
 
-    /// Lets the lanes install keys again, and those that were ordered meanwhile.
+    /// Lets the lanes install keys again, including those that were ordered in the meantime.
     pub fn lanes_go_on(&mut self) {
         self.lanes_hang = false;
         self.pump();

@@ -1,6 +1,6 @@
-//! Writes everything that passes an interface to a pcap file, until it sees the marker packet. tcpdump can't
-//! do it here: it changes its user, which an unprivileged user's namespace doesn't allow (it can read the
-//! file, though).
+//! Writes everything that passes an interface to a pcap file, until the marker packet. tcpdump can't do it
+//! here, because it changes its user, which an unprivileged user's namespace doesn't allow (but it can read
+//! the file).
 //!
 //! `lab-capture INTERFACE FILE MARKER_IN_HEX`; prints `listening`, and at the end `dropped N` by the kernel.
 

@@ -143,7 +143,7 @@ fn watch(wire: &OwnedFd, interface: usize, target: SocketAddr, flood: &str, seen
     }
 }
 
-/// Source, destination and payload of a complete Ethernet frame with IPv4 and UDP.
+/// Returns source, destination and payload of a complete Ethernet frame with IPv4 and UDP.
 fn udp(frame: &[u8]) -> Option<(SocketAddrV4, SocketAddrV4, &[u8])> {
     let (ethernet, ip) = frame.split_at_checked(14)?;
     if ethernet[12..] != [8, 0] || *ip.get(9)? != 17 {
@@ -156,7 +156,7 @@ fn udp(frame: &[u8]) -> Option<(SocketAddrV4, SocketAddrV4, &[u8])> {
     Some((SocketAddrV4::new(address(12)?, word(0)?), SocketAddrV4::new(address(16)?, word(2)?), payload))
 }
 
-/// A datagram made from one on the wire; empty until there is one.
+/// Returns a datagram made from one on the wire; empty until there is one.
 fn live(seen: &Mutex<Seen>, random: &mut u64) -> Vec<u8> {
     let seen = seen.lock().unwrap_or_else(PoisonError::into_inner);
     let choice = next(random) % 8;
@@ -185,7 +185,7 @@ fn live(seen: &Mutex<Seen>, random: &mut u64) -> Vec<u8> {
 /// Datagrams of one size, except that the last may be shorter; and that size.
 type Joined = (Vec<Vec<u8>>, u16);
 
-/// Up to 40 datagrams.
+/// Returns up to 40 datagrams.
 fn joined(seen: &Mutex<Seen>, mac_key: &[u8; 32], random: &mut u64) -> Result<Joined, Box<dyn Error>> {
     let size = seen.lock().unwrap_or_else(PoisonError::into_inner).to.last().map_or(200, Vec::len);
     let count = 2 + next(random) % 39;

@@ -124,7 +124,7 @@ fn socket(address: SocketAddr) -> io::Result<UdpSocket> {
 }
 
 impl Relay {
-    /// Until there is something to do.
+    /// Waits until there is something to do.
     fn wait(&self, commands: std::os::fd::BorrowedFd<'_>) -> Result<(), Failure> {
         let sockets = self.sides.iter().flat_map(|side| side.former.iter().chain([&side.socket]));
         let mut all: Vec<PollFd<'_>> = sockets.map(|s| PollFd::new(s.as_fd(), PollFlags::POLLIN)).collect();

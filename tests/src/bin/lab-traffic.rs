@@ -24,12 +24,12 @@ use nix::sys::socket::{setsockopt, sockopt};
 use serde_json::{Value, json};
 use tests::{PAYLOAD_TAG, Pace};
 
-/// Receivers listen for this time after the stop.
+/// Receivers listen for this time after `stop`.
 const QUIET_TIMEOUT: Duration = Duration::from_secs(2);
 const SEND_INTERVAL: Duration = Duration::from_millis(1);
 /// Interval of the bulk transfer's counts.
 const BUCKET_US: u64 = 100_000;
-/// More than TCP sends before the first acknowledgement: a transfer that got this far is running.
+/// More than TCP sends before the first acknowledgement: a transfer that has sent more is running.
 const MOVES: u64 = 32 << 10;
 
 type Failure = Box<dyn std::error::Error + Send + Sync>;
@@ -125,7 +125,7 @@ fn number(datagram: &[u8]) -> Option<usize> {
     usize::try_from(u64::from_be_bytes(*rest.first_chunk()?)).ok()
 }
 
-/// The time of the first arrival of each number, and the counts of duplicates and of late ones.
+/// Records the time of the first arrival of each number, and counts duplicates and late datagrams.
 fn video(socket: &UdpSocket, rate: u64, size: usize, file: &str) -> Result<Value, Failure> {
     let stopped = begin()?;
     let receiver = {
@@ -176,7 +176,7 @@ fn video(socket: &UdpSocket, rate: u64, size: usize, file: &str) -> Result<Value
     }))
 }
 
-/// Bytes that count up, eight at a time, so that the receiver can check each.
+/// Sends bytes that count up, eight at a time, so that the receiver can check each.
 fn bulk_send(peer: SocketAddr, mbit_per_s: u64) -> Result<Value, Failure> {
     let stopped = begin()?;
     let mut stream = TcpStream::connect(peer)?;
@@ -191,7 +191,7 @@ fn bulk_send(peer: SocketAddr, mbit_per_s: u64) -> Result<Value, Failure> {
                 waiting.extend(next.to_le_bytes());
                 next += 1;
             }
-            // Time in which the line stalled is not made up for.
+            // Time in which sending stalled is not made up for.
             due = due.max(Instant::now()) + Duration::from_millis(10);
             thread::sleep(due.saturating_duration_since(Instant::now()));
         }
@@ -267,7 +267,7 @@ fn probe(socket: &UdpSocket, rate: u64, file: &str) -> Result<Value, Failure> {
     let mut sent = Vec::new();
     paced(rate, &stopped, |next| {
         sent.push(now_us());
-        // One that can't be sent is one without an answer.
+        // A probe that can't be sent counts as one without an answer.
         let _ = socket.send(&datagram(next, 64));
     });
     let got = receiver.join().map_err(|_| "the receiver panicked")?;

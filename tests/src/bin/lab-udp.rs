@@ -137,7 +137,7 @@ fn receive(socket: &UdpSocket, expected: u64, sent_all: &AtomicBool) -> io::Resu
             Err(_) => {}
         }
     }
-    // A duplicate of the last ones may still come.
+    // A duplicate of the last datagrams may still arrive.
     socket.set_read_timeout(Some(Duration::from_millis(200)))?;
     while let Ok(length) = socket.recv(&mut datagram) {
         match number(&datagram[..length]) {
@@ -154,8 +154,9 @@ fn number(datagram: &[u8]) -> Option<u64> {
     Some(u64::from_be_bytes(*rest.first_chunk()?))
 }
 
-/// Datagrams that the kernel dropped because this socket's receive buffer was full: the counter of
-/// `SO_RXQ_OVFL`, read from `/proc`, where it is right even if nothing arrives after the last drop.
+/// Returns the number of datagrams that the kernel dropped because this socket's receive buffer was full: the
+/// counter of `SO_RXQ_OVFL`, read from `/proc`, where it is right even if nothing arrives after the last
+/// drop.
 fn kernel_drops(bind: SocketAddr) -> Result<u64, Box<dyn std::error::Error>> {
     let table = std::fs::read_to_string(if bind.is_ipv4() { "/proc/net/udp" } else { "/proc/net/udp6" })?;
     let port = format!(":{:04X}", bind.port());

@@ -43,7 +43,7 @@ const LIMIT: Duration = Duration::from_secs(30);
 fn main() -> ExitCode {
     sandbox::main(|| {
         let mut demo = Demo { start: Instant::now(), rows: Vec::new() };
-        // A failed step is in the table; one that the rest depends on ends the demo with the results so far.
+        // A failed step is in the table; if the others depend on it, the demo ends with the results so far.
         let went_through = catch_unwind(AssertUnwindSafe(|| demo.run())).is_ok();
         demo.table(went_through)
     })
@@ -117,7 +117,8 @@ impl Demo {
         println!("\n[{:5.1} s] {text}", self.start.elapsed().as_secs_f64());
     }
 
-    /// Runs a step, and keeps its measurement. A panic of the lab counts as a failure; its message is kept.
+    /// Runs a step and records its measurement. A panic of the lab counts as a failure; its message is
+    /// recorded.
     fn step(&mut self, what: &'static str, step: impl FnOnce() -> Outcome) {
         let (ok, measured) = match catch_unwind(AssertUnwindSafe(step)) {
             Ok(Ok(measured)) => (true, measured),
@@ -191,7 +192,7 @@ fn copy_file(lab: &Lab) -> Outcome {
         })
         .for_each(drop);
     std::fs::write(dir.join("secret.txt"), &content).unwrap();
-    // Not `-m http.server`, which first looks up host names, and there is no DNS here.
+    // Not `-m http.server`, which first looks up host names although there is no DNS here.
     let program = format!(
         "import http.server as h, os, socketserver as s\nos.chdir('{}')\n\
          server = s.TCPServer(('{}', 8000), \

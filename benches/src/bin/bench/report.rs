@@ -205,7 +205,7 @@ const OWN_GOALS: &[Goal] = &[
     ),
 ];
 
-/// A ratio as the plot shows it.
+/// A ratio in the plot.
 pub struct Bar {
     /// The two values of the ratio.
     pub label: String,

@@ -31,9 +31,9 @@ pub enum Kind {
     Wireguard(&'static str, &'static [&'static str]),
     /// The daemon with QKD keys of kme-sim: its suite and rekey interval.
     Daemon(&'static str, &'static str),
-    /// The same, with this number of protected prefixes besides, no two of them adjacent.
+    /// The same, with this number of additional protected prefixes, no two of them adjacent.
     Protecting(&'static str, u16),
-    /// The data path alone: its suite, and rekeys per second.
+    /// Only the data path: its suite, and rekeys per second.
     Tunnel(&'static str, u32),
 }
 

@@ -5,7 +5,7 @@ use crate::config::access::{Access, Principal, principal};
 use crate::config::reader::Section;
 
 impl<'t> Reader<'t> {
-    /// `None`: wrong, and reported.
+    /// Returns `None` after an error.
     pub(super) fn access(&mut self, mut s: Section<'t>) -> Option<Access> {
         let observe = self.principals(&mut s, "observe", "[\"@monitoring\"]");
         let operate = self.principals(&mut s, "operate", "[\"@netops\"]");

@@ -94,7 +94,7 @@ impl<'t> Reader<'t> {
         Some(Section::new(title, entry.at, self.text, table?))
     }
 
-    /// The string of `entry`, read by `parse`.
+    /// Parses the string of `entry` with `parse`.
     pub(super) fn parsed<T>(
         &mut self,
         entry: &Entry<'t>,
@@ -105,7 +105,7 @@ impl<'t> Reader<'t> {
             .ok()
     }
 
-    /// `None`: wrong; `Some(None)`: absent.
+    /// Returns `None` after an error, and `Some(None)` if the key is absent.
     pub(super) fn word<T>(
         &mut self,
         s: &mut Section<'t>,
@@ -120,7 +120,7 @@ impl<'t> Reader<'t> {
         }
     }
 
-    /// `None`: wrong; `Some(None)`: absent.
+    /// Returns `None` after an error, and `Some(None)` if the key is absent.
     pub(super) fn duration(
         &mut self,
         s: &mut Section<'t>,
@@ -179,7 +179,7 @@ impl<'t> Reader<'t> {
         self.path.parent().unwrap_or(Path::new("")).join(name)
     }
 
-    /// The place of the value of `key`, or `otherwise`.
+    /// Returns the position of the value of `key`, or `otherwise`.
     pub(super) fn value_at(&self, table: &DeTable<'_>, key: &str, otherwise: Position) -> Position {
         table.get(key).map_or(otherwise, |v| self.sink.position(self.text, v.span().start))
     }

@@ -101,7 +101,7 @@ impl<'t> Reader<'t> {
         })
     }
 
-    /// `None`: wrong; `Some(None)`: absent.
+    /// Returns `None` after an error, and `Some(None)` if the key is absent.
     fn metrics_listen(&mut self, s: &mut Section<'t>) -> Option<Option<SocketAddr>> {
         let Some(entry) = s.take(&self.sink, "metrics_listen", "\"127.0.0.1:9790\"") else {
             return Some(None);
@@ -172,7 +172,7 @@ impl<'t> Reader<'t> {
         Some(self.facts.protect.iter().map(|(prefix, _)| *prefix).collect())
     }
 
-    /// The list, and whether it is the remembered one.
+    /// Returns the list, and whether it is `"connected"`.
     fn local(&mut self, s: &mut Section<'t>) -> Option<(Vec<Local>, bool)> {
         let example = "[{ prefix = \"10.10.0.0/16\", device = \"eth1\" }]";
         self.positions.local = s.at;
@@ -252,7 +252,7 @@ impl<'t> Reader<'t> {
     }
 
     fn routes_table(&mut self, s: &mut Section<'t>) -> Option<u32> {
-        /// The table of all tunnels.
+        /// The table that qvpn itself uses.
         const OURS: u32 = 29_046;
         let Some(entry) = s.take(&self.sink, "routes_table", "\"main\"") else {
             return Some(Interface::MAIN_TABLE);

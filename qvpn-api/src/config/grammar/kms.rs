@@ -14,7 +14,7 @@ use crate::config::token;
 use crate::config::values;
 use qvpn_types::SaeId;
 
-/// The most QKD keys held ahead for a peer: one offer of the protocol has room for them.
+/// The maximum number of QKD keys held ahead for a peer; an offer has room for no more.
 const MAX_STOCK: u32 = 100;
 
 impl<'t> Reader<'t> {
@@ -81,7 +81,7 @@ impl<'t> Reader<'t> {
                 self.keys_file(&mut s, name.as_deref(), &mut positions).map(KmeAccess::File)
             }
             None => {
-                // Its kind is unknown, so any of these keys may be right.
+                // The kind of the KME is unknown, so each of these keys may be right.
                 for key in KEYS_OF_SERVER.into_iter().chain(["keys_file"]) {
                     let _ = s.take(&self.sink, key, "");
                 }
@@ -154,7 +154,7 @@ impl<'t> Reader<'t> {
         })
     }
 
-    /// The file of `api = "file"`.
+    /// Reads the file name of `api = "file"`.
     fn keys_file(
         &mut self,
         s: &mut Section<'t>,

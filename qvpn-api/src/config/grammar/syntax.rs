@@ -1,4 +1,4 @@
-//! Errors of TOML itself, in words that say what to do.
+//! Explains syntax errors of TOML and says what to do.
 
 use crate::config::error::Sink;
 
@@ -13,13 +13,13 @@ pub(super) fn report_syntax(text: &str, errors: &[toml::de::Error], sink: &mut S
         let (what, fix) = explain_syntax(message, rest);
         sink.syntax(at, what, fix);
         if is_header(at.line) {
-            // The parser assigns the keys below it to the section before.
+            // The parser assigns the keys below this header to the previous section.
             sink.skip((at.line + 1..=lines.len()).take_while(|line| !is_header(*line)));
         }
     }
 }
 
-/// The parser's message, and what to do. `rest` is the line after the error's place.
+/// Returns the parser's message and what to do. `rest` is the line after the position of the error.
 fn explain_syntax(message: &str, rest: &str) -> (String, String) {
     let first = message.lines().next().unwrap_or("not TOML").trim_end_matches('.');
     let no_value =

@@ -122,7 +122,7 @@ proptest! {
         prop_assert_eq!(segments.len(), len.div_ceil(size.into()));
         for segment in segments {
             prop_assert_eq!(&segment[40..l4], &routing);
-            // The packet as the final destination sees it.
+            // The packet at its final destination.
             let mut there = [&segment[..40], &segment[l4..]].concat();
             let length = u16::try_from(there.len() - 40).unwrap();
             there[4..6].copy_from_slice(&length.to_be_bytes());

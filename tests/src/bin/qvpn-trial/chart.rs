@@ -121,7 +121,7 @@ impl Chart {
     }
 }
 
-/// The next round number from `value` up whose half is round, too.
+/// Returns the next round number, from `value` up, whose half is round as well.
 fn nice(value: f64) -> f64 {
     if value <= 0.0 {
         return 1.0;
@@ -138,7 +138,8 @@ fn tidy(value: f64) -> String {
     if value == value.round() { crate::text::thousands(value as u64) } else { format!("{value}") }
 }
 
-/// Values in even pieces of `range`; each piece becomes its minimum and its maximum, so that no peak is lost.
+/// Divides `range` into equal pieces and returns the minimum and the maximum of each, so that no peak is
+/// lost.
 pub fn extremes(points: &[(f64, f64)], range: (f64, f64), pieces: usize) -> Vec<(f64, f64)> {
     let width = (range.1 - range.0) / pieces as f64;
     let mut out: Vec<(f64, f64)> = Vec::new();
@@ -164,8 +165,8 @@ pub fn extremes(points: &[(f64, f64)], range: (f64, f64), pieces: usize) -> Vec<
     out
 }
 
-/// Amounts a second in even pieces of `range`, each at its middle. A piece is of whole tenths of a second, as
-/// are the counts that come in tenths; a rest at the end is left out.
+/// Divides `range` into equal pieces and returns the amount per second in each, at its middle. A piece
+/// consists of whole tenths of a second, because some counts come in tenths; a rest at the end is left out.
 pub fn rates(points: impl Iterator<Item = (f64, f64)>, range: (f64, f64), pieces: usize) -> Vec<(f64, f64)> {
     let width = ((range.1 - range.0) / pieces as f64 / 0.1).ceil() * 0.1;
     let mut sums = vec![0.0; ((range.1 - range.0) / width) as usize];

@@ -1,4 +1,4 @@
-//! The page: one self-contained file, for people who decide and for those who check.
+//! The page: one self-contained file, for readers who make decisions and for those who check the numbers.
 
 use std::fmt::Write;
 
@@ -57,7 +57,7 @@ pub fn write(plan: &Plan, record: &Record, facts: &Facts) -> String {
         writeln!(html, "<tr><td class=\"{class}\">{word}</td><td>{}</td></tr>", escape(&check.text)).unwrap();
     }
     html += "</table></div>\n";
-    // For programs; a `<` in it would end the element.
+    // For programs. A `<` in it would end the element.
     let json = serde_json::to_string(facts).unwrap().replace('<', "\\u003c");
     write!(html, "<script type=\"application/json\" id=\"facts\">{json}</script>\n</body>\n</html>\n")
         .unwrap();
@@ -212,7 +212,7 @@ fn attack_table(html: &mut String, first: &Attack, second: &Attack) {
     .unwrap();
 }
 
-/// The message without the KME's own text and the advice.
+/// Returns the message without the KME's own text and the advice.
 fn first_sentence(text: &str) -> &str {
     text.split("; ").next().unwrap_or(text).split(": it says").next().unwrap_or(text)
 }
@@ -279,7 +279,7 @@ fn charts(html: &mut String, record: &Record, range: (f64, f64), ticks: &[(f64, 
     .html();
 }
 
-/// Title, unit, what the chart shows, and its lines, of all charts but the round trip's.
+/// Returns the title, the unit, the description and the lines of each chart except that of the round trip.
 fn plots(record: &Record, range: (f64, f64)) -> [(&'static str, &'static str, &'static str, Vec<Values>); 7] {
     let since = |at: f64| at - record.began;
     let gauge = |value: &dyn Fn(&Sample) -> f64| {

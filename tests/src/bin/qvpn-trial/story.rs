@@ -1,5 +1,5 @@
-//! The course of the trial, and its record: everything starts, an eavesdropper measures for a while, later
-//! measures again until traffic is blocked, leaves, and traffic recovers.
+//! The course of the trial, and its record: everything starts; an eavesdropper measures for a while, later
+//! returns until traffic is blocked, and leaves; traffic recovers.
 
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -70,7 +70,7 @@ pub struct Record {
     /// Beginning and end of the two attacks.
     pub attacks: [(f64, f64); 2],
     pub samples: Vec<Sample>,
-    /// Of site A and site B.
+    /// The events of site A and of site B.
     pub events: [Vec<Event>; 2],
     pub flows: Flows,
     /// Datagrams that full queues dropped, by the kernel's counters.
@@ -93,7 +93,7 @@ pub fn play(plan: &Plan) -> Record {
     let gateways = lab.start_both(&GatewayOptions {
         rekey_interval: format!("{INTERVAL_MS}ms"),
         kms: Some(format!("stock = {}", plan.stock)),
-        // It fetches new keys, so the alarm is its.
+        // It fetches new keys, so it raises the alarm.
         initiator: Some(Site::A),
         ..GatewayOptions::default()
     });
@@ -162,7 +162,7 @@ pub fn play(plan: &Plan) -> Record {
     }
 }
 
-/// The optical parameters of the preset.
+/// Returns the optical parameters of the preset.
 fn optics() -> String {
     let preset = Command::new(binary("kme-sim")).args(["preset", "show", "defence-50km"]).output().unwrap();
     let text = String::from_utf8(preset.stdout).unwrap();
@@ -205,7 +205,7 @@ fn events(log: &str) -> Vec<Event> {
     log.lines().filter_map(event).collect()
 }
 
-/// Lets the WAN router count packets: the tunnel's, and those with an inner address.
+/// Makes the WAN router count packets: the tunnel's, and those with an inner address.
 fn count_on_wan(lab: &Lab) {
     let [a4, a6] = Site::A.networks();
     let [b4, b6] = Site::B.networks();
@@ -228,7 +228,8 @@ fn counted_on_wan(lab: &Lab) -> [u64; 2] {
     })
 }
 
-/// Datagrams that full queues have dropped so far: of the tunnel devices, of the links, and of UDP sockets.
+/// Returns the number of datagrams that full queues have dropped so far: those of the tunnel devices, of the
+/// links, and of UDP sockets.
 fn queue_drops(lab: &Lab) -> u64 {
     let mut sum = 0;
     for node in [&lab.gw_a, &lab.gw_b, &lab.lan_a, &lab.lan_b, &lab.wan] {

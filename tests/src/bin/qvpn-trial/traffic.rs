@@ -10,9 +10,9 @@ use tests::{Lab, Process, Site, binary};
 
 /// Datagrams of the video a second, in each direction.
 pub const VIDEO_RATE: u64 = 500;
-/// Bytes of each.
+/// Bytes of each datagram.
 pub const VIDEO_SIZE: u64 = 1200;
-/// Of the bulk transfer.
+/// The rate of the bulk transfer.
 pub const BULK_MBIT: u64 = 20;
 const PROBE_RATE: u64 = 20;
 const LIMIT: Duration = Duration::from_secs(30);
@@ -90,7 +90,7 @@ impl Traffic {
         }
     }
 
-    /// Ends it, and reads its files.
+    /// Ends the traffic and reads its files.
     pub fn finish(mut self) -> Flows {
         self.tell("stop");
         let mut report =

@@ -39,7 +39,7 @@ pub struct Facts {
     pub attacks: Vec<Attack>,
 }
 
-/// Both directions together.
+/// The video's results, both directions together.
 #[derive(Debug, Serialize)]
 pub struct VideoFacts {
     pub sent: u64,
@@ -55,7 +55,7 @@ pub struct VideoFacts {
     pub reordered: u64,
 }
 
-/// The round trip.
+/// The results of the round-trip probes.
 #[derive(Debug, Serialize)]
 pub struct ProbeFacts {
     pub sent: u64,
@@ -115,7 +115,7 @@ fn most(times: impl Iterator<Item = f64>) -> Option<f64> {
     times.max_by(f64::total_cmp)
 }
 
-/// The block after the second attack began; `None` if there was none.
+/// Returns the block after the second attack began; `None` if there was none.
 pub fn block(record: &Record) -> Option<Block> {
     let from = record.attacks[1].0;
     let at = |kind| of_kind(record, kind, from, record.ended).map(|e| e.at).collect::<Vec<f64>>();
@@ -323,13 +323,13 @@ fn check(ok: bool, text: String) -> Check {
     Check { ok, text }
 }
 
-/// A program's output, or nothing.
+/// Returns a program's output, or an empty string.
 fn said(program: &str, words: &[&str]) -> String {
     let output = Command::new(program).args(words).output();
     output.map_or_else(|_| String::new(), |o| String::from_utf8_lossy(&o.stdout).trim().to_owned())
 }
 
-/// Epochs by both gateways' events.
+/// Epochs, as recorded in both gateways' events.
 struct Epochs {
     count: u64,
     with_qkd: u64,

@@ -13,7 +13,7 @@ use tests::{Gateway, Kmes};
 
 const EVERY: Duration = Duration::from_millis(100);
 
-/// Seconds since 1970.
+/// Returns the seconds since 1970.
 pub fn now() -> f64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs_f64()
 }
@@ -96,7 +96,7 @@ impl Watch {
         Self { samples, stopped, thread }
     }
 
-    /// The latest sample.
+    /// Returns the latest sample.
     pub fn latest(&self) -> Option<Sample> {
         assert!(!self.thread.is_finished(), "the watch has ended; its message is above");
         self.samples.lock().unwrap_or_else(PoisonError::into_inner).last().cloned()

@@ -4,7 +4,7 @@ use super::*;
 use crate::traffic::{Bulk, Flows, Video};
 use crate::watch::{End, Link, Sample};
 
-/// A story of 100 s: attacks at 10 to 20 and 40 to 60, a block from 50 to 61.
+/// Returns a record of 100 s: attacks at 10 to 20 and 40 to 60, a block from 50 to 61.
 fn record() -> Record {
     let event = |at: f64, kind: &str| Event { at, kind: kind.to_owned(), fields: json!({ "reason": "why" }) };
     let epoch = |n: u32| Event {
@@ -55,7 +55,7 @@ fn record() -> Record {
 
 const PLAN: Plan = Plan { rekeys: 99, ..Plan::SHORT };
 
-/// What the failed check says, and what is spoilt for it.
+/// The text of the failed check, and the change to the record that makes it fail.
 type Case<'a> = (&'static str, &'a dyn Fn(&mut Record));
 
 fn wrong_after(spoil: impl FnOnce(&mut Record)) -> Vec<String> {
@@ -72,7 +72,7 @@ fn wrong_after(spoil: impl FnOnce(&mut Record)) -> Vec<String> {
 fn the_story_explains_what_was_lost_while_blocked() {
     let facts = judge(&PLAN, &record());
     let wrong: Vec<&Check> = facts.checks.iter().filter(|check| !check.ok).collect();
-    // Of the rekeys those in the block are missing, as the story of this test has them.
+    // The rekeys during the block are missing, as in this test's record.
     assert_eq!(wrong.len(), 1, "{wrong:?}");
     assert!(wrong[0].text.contains("epochs that both gateways told of"), "{wrong:?}");
     assert_eq!((facts.video.lost_while_blocked, facts.video.unexplained), (220, 0));
