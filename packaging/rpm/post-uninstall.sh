@@ -29,6 +29,10 @@ fi
 rm -rf /run/qvpn
 rm -f /var/lib/qvpn/*.state
 rmdir /var/lib/qvpn 2>/dev/null || :
+# The key that seals the audit log is a secret; the log itself is evidence, and stays.
+rm -rf /var/lib/qvpn-audit
+rmdir /var/log/qvpn 2>/dev/null || :
+[ ! -e /var/log/qvpn ] || echo "qvpn: /var/log/qvpn stays, with the audit logs in it"
 rmdir /etc/qvpn 2>/dev/null || :
 [ ! -e /etc/qvpn ] ||
     echo "qvpn: /etc/qvpn stays, with the configs and secret keys in it;" \

@@ -32,8 +32,8 @@ pub use files::{MAX_SIZE, NamedFile};
 pub use ipnet::IpNet;
 pub use load::{PartialConfig, unconfirmed_path};
 pub use model::{
-    ClientKey, Config, Dscp, Endpoint, Interface, Kme, KmeAccess, KmeApi, KmeServer, Kms, Local, LogLevel,
-    Mtu, OnStop, Peer, Role, Routes, Table,
+    AuditEpochs, ClientKey, Config, Dscp, Endpoint, Interface, Kme, KmeAccess, KmeApi, KmeServer, Kms, Local,
+    LogLevel, Mtu, OnStop, Peer, Role, Routes, Table,
 };
 pub use qvpn_types::{QkdPolicy, SaeId, Suite};
 pub use reference::{KeyHelp, REFERENCE, SectionHelp};

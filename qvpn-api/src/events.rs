@@ -139,6 +139,9 @@ pub enum EventKind {
         sources: Vec<KeySource>,
         /// The ID of the QKD key in it.
         qkd_key_id: Option<String>,
+        /// The KME that delivered that key to us.
+        #[serde(default)]
+        kme: Option<String>,
     },
     /// An attempt at a new epoch failed.
     #[serde(rename = "epoch.failed")]
@@ -375,11 +378,12 @@ impl EventKind {
             Self::LaneRecovered { peer, lane } => f.add("peer", peer).add("lane", lane),
             Self::RoutesRestored { routes } => f.add("routes", routes.join(",")),
             Self::GuardChallenged { what, effect } => f.add("what", what).add("effect", effect),
-            Self::EpochActive { peer, epoch, sources, qkd_key_id } => f
+            Self::EpochActive { peer, epoch, sources, qkd_key_id, kme } => f
                 .add("peer", peer)
                 .add("epoch", epoch)
                 .add("sources", sources_text(sources))
-                .opt("qkd_key_id", qkd_key_id.as_ref()),
+                .opt("qkd_key_id", qkd_key_id.as_ref())
+                .opt("kme", kme.as_ref()),
             Self::EpochFailed { peer, epoch, reason } => {
                 f.add("peer", peer).opt("epoch", epoch.as_ref()).add("reason", reason)
             }

@@ -61,6 +61,9 @@ pub struct InterfaceStatus {
     /// The tunnel's device; unknown from daemons before 0.2.
     #[serde(default)]
     pub device: Option<DeviceStatus>,
+    /// The audit log; unknown from daemons before 0.2.
+    #[serde(default)]
+    pub audit: Option<AuditStatus>,
     /// This site's KMEs, in the config's order.
     pub kmes: Vec<KmeStatus>,
     /// The peers, in the config's order.
@@ -85,6 +88,19 @@ pub struct GuardStatus {
     pub dropped: Option<u64>,
     /// Why this machine has no filter, if it has none.
     #[serde(default)]
+    pub reason: Option<String>,
+}
+
+/// The audit log.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AuditStatus {
+    /// `on`; `off` where none is set up; or `failing`, while it can't be written.
+    pub state: String,
+    /// The number of the line that is written next.
+    pub next_line: Option<u64>,
+    /// Records that were lost since the start, because the log could not be written.
+    pub lost: u64,
+    /// Why it fails.
     pub reason: Option<String>,
 }
 

@@ -122,6 +122,15 @@ pub(crate) enum CtlError {
     Net(#[from] qvpn_net::NetError),
     #[error("{}: {source}", file.display())]
     Plan { file: PathBuf, source: qvpn_net::PlanError },
+    #[error("{0}")]
+    Audit(#[from] qvpn_audit::AuditError),
+    #[error("{0}")]
+    AuditFile(#[from] qvpn_audit::VerifyError),
+    #[error("there is no audit log {}; `qvpn-ctl audit setup` begins one", .0.display())]
+    NoAuditLog(PathBuf),
+    /// The log was changed.
+    #[error("{0}; docs/audit.md says what to do")]
+    Audited(qvpn_audit::Finding),
     #[error("can't start: {0}")]
     Runtime(#[source] io::Error),
     #[error("can't use the directory {}: {source}", dir.display())]
@@ -169,6 +178,10 @@ impl CtlError {
             | Self::NothingKept(_)
             | Self::DaemonBlocks(_)
             | Self::Net(_)
+            | Self::Audit(_)
+            | Self::AuditFile(_)
+            | Self::NoAuditLog(_)
+            | Self::Audited(_)
             | Self::Runtime(_)
             | Self::Directory { .. } => exit::FAILED,
         }

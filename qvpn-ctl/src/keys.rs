@@ -52,15 +52,19 @@ fn randomness() -> Result<UnwrapErr<SysRng>, CtlError> {
     Ok(UnwrapErr(SysRng))
 }
 
-fn write_secret(text: &SecretBuf) -> Result<(), CtlError> {
+pub(crate) fn write_secret(text: &SecretBuf) -> Result<(), CtlError> {
     let out = io::stdout().as_fd().try_clone_to_owned().map_err(CtlError::Output)?;
     let mut out = File::from(out);
     out.write_all(text.expose()).and_then(|()| out.write_all(b"\n")).map_err(CtlError::Output)
 }
 
-fn read_input() -> Result<SecretBuf, CtlError> {
+pub(crate) fn read_input() -> Result<SecretBuf, CtlError> {
     let input = io::stdin().as_fd().try_clone_to_owned().map_err(CtlError::Input)?;
-    let mut input = File::from(input);
+    read_secret(File::from(input))
+}
+
+/// Reads a key's text into locked memory.
+pub(crate) fn read_secret(mut input: File) -> Result<SecretBuf, CtlError> {
     let mut bytes = SecretBuf::zeroed(MAX_INPUT + 1);
     let mut len = 0;
     while len < bytes.len() {
@@ -79,7 +83,7 @@ fn read_input() -> Result<SecretBuf, CtlError> {
 }
 
 /// Returns the input as text; anything else is refused as a malformed key.
-fn as_text(input: &SecretBuf) -> &str {
+pub(crate) fn as_text(input: &SecretBuf) -> &str {
     std::str::from_utf8(input.expose()).unwrap_or("not text")
 }
 

@@ -1,6 +1,8 @@
 //! The qvpn command line: keys, checks, and requests to the daemons over their control sockets. It has no
 //! state of its own. Plain output is for people, and `--json` is for programs.
 
+mod audit;
+mod audit_text;
 mod check;
 mod cli;
 mod client;
@@ -27,6 +29,7 @@ mod reload;
 mod render;
 mod routes;
 mod show;
+mod since;
 mod table;
 mod text;
 mod top;
@@ -112,6 +115,7 @@ fn run(cli: Cli) -> Result<(), CtlError> {
                 json,
             })
         }
+        Command::Audit(command) => audit::run(command, &dirs),
         Command::Events { interface, filter, follow, json } => {
             events::events(&dirs.socket_dir, &dirs.interface(interface)?, &filter, follow, json)
         }

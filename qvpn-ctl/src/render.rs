@@ -9,6 +9,7 @@ use qvpn_api::status::{
 };
 use qvpn_identity::PublicIdentity;
 
+use crate::audit_text::audit_text;
 use crate::output::{Paint, Tone, clean};
 use crate::table::{Cell, Table};
 use crate::text::{pad, width};
@@ -158,6 +159,7 @@ impl Page {
         self.counts("dropped", &i.drops, Tone::Plain);
         self.block(i);
         self.routing(i);
+        self.audit(i);
         for kme in &i.kmes {
             self.text.push('\n');
             self.kme(kme);
@@ -165,6 +167,13 @@ impl Page {
         for peer in &i.peers {
             self.text.push('\n');
             self.peer(peer, i);
+        }
+    }
+
+    /// Shows the state of the audit log, unless none is set up.
+    fn audit(&mut self, i: &InterfaceStatus) {
+        if let Some((text, tone)) = i.audit.as_ref().and_then(audit_text) {
+            self.toned("audit log", &text, tone);
         }
     }
 

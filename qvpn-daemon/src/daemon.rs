@@ -10,6 +10,7 @@ use qvpn_types::Time;
 use tokio::sync::mpsc;
 
 use crate::access::SharedRules;
+use crate::audit::AuditTrail;
 use crate::control_socket::PendingRequest;
 use crate::events::Events;
 use crate::lane_marks::LaneSocketMarks;
@@ -26,6 +27,7 @@ pub(crate) struct Daemon {
     pub(crate) settings: Settings,
     pub(crate) local: Arc<SecretIdentity>,
     pub(crate) events: Arc<Events>,
+    pub(crate) audit: AuditTrail,
     pub(crate) peers: Peers,
     pub(crate) routes: Routes,
     pub(crate) marks: LaneSocketMarks,
@@ -48,6 +50,7 @@ impl Daemon {
         let routing = self.peers.routing_status(link_local.map(|ip| ip.to_string()).next());
         for interface in &mut whole.interfaces {
             interface.guard.clone_from(&guard);
+            interface.audit = Some(self.audit.status());
             interface.routing.clone_from(&routing);
             status::note_device(interface, self.routes.device_state());
         }
@@ -75,5 +78,6 @@ impl Daemon {
         if clean {
             self.routes.close(self.settings.on_stop).await;
         }
+        self.audit.stop();
     }
 }

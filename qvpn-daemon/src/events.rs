@@ -7,6 +7,7 @@ use std::time::SystemTime;
 use qvpn_api::events::{Event, EventKind};
 use tokio::sync::broadcast;
 
+use crate::audit::AuditSink;
 use crate::log;
 
 const MAX_KEPT: usize = 1000;
@@ -17,6 +18,7 @@ pub(crate) struct Events {
     interface: String,
     history: Mutex<EventHistory>,
     followers: broadcast::Sender<Event>,
+    audit: Option<AuditSink>,
 }
 
 #[derive(Default)]
@@ -37,13 +39,21 @@ pub(crate) struct Subscription {
 impl Events {
     pub(crate) fn new(interface: &str) -> Self {
         let (followers, _) = broadcast::channel(MAX_BEHIND);
-        Self { interface: interface.to_owned(), history: Mutex::default(), followers }
+        Self { interface: interface.to_owned(), history: Mutex::default(), followers, audit: None }
     }
 
-    /// Logs an event, stores it, and sends it to all followers.
+    /// Events that go to the audit log too.
+    pub(crate) fn audited(interface: &str, audit: AuditSink) -> Self {
+        Self { audit: Some(audit), ..Self::new(interface) }
+    }
+
+    /// Logs an event, stores it, and sends it to all followers and to the audit log.
     pub(crate) fn emit(&self, kind: EventKind) {
         log::event(&kind);
         let event = Event { time: SystemTime::now(), interface: self.interface.clone(), kind };
+        if let Some(audit) = &self.audit {
+            audit.record(&event);
+        }
         // Done under the lock, so that a new follower gets each event once.
         let mut history = self.history();
         if history.kept.len() == MAX_KEPT {

@@ -16,6 +16,7 @@ use qvpn_types::{KeyId, SaeId};
 use tokio::sync::mpsc;
 
 use crate::events::Events;
+use crate::key_origins::KeyOrigins;
 use crate::kme_counts::KmeCounts;
 use crate::task_result::TaskResult;
 
@@ -106,14 +107,19 @@ pub(crate) fn in_words(error: &KmsError) -> String {
 }
 
 /// Fetches the keys that a peer asked for.
-pub(crate) async fn fetch(set: Arc<KmeSet>, peer_sae: SaeId, fetch: Fetch) -> KmsReport {
+pub(crate) async fn fetch(
+    set: Arc<KmeSet>,
+    peer_sae: SaeId,
+    fetch: Fetch,
+    origins: &KeyOrigins,
+) -> KmsReport {
     match fetch {
         Fetch::New { request, number, qkd_only, stuck } => {
             let number = u32::try_from(number).unwrap_or(u32::MAX);
             let wanted = NewKeysRequest { number, qkd_only, avoid: &stuck };
             match set.fetch_new(&peer_sae, wanted).await {
                 Ok(NewKeys { keys, qkd_failed }) => {
-                    delivered(request, keys, qkd_failed.as_ref().map(unavailable))
+                    delivered(request, keys, qkd_failed.as_ref().map(unavailable), origins)
                 }
                 Err(error) => KmsReport::Failed { request, failure: unavailable(&error) },
             }
@@ -125,7 +131,7 @@ pub(crate) async fn fetch(set: Arc<KmeSet>, peer_sae: SaeId, fetch: Fetch) -> Km
             let place = |id: &KeyId| keys.iter().position(|name| name.id == *id);
             fetched.keys.sort_by_key(|key| place(&key.id));
             let missing = kms_failure(&fetched.failed);
-            delivered(request, fetched.keys, missing)
+            delivered(request, fetched.keys, missing, origins)
         }
     }
 }
@@ -149,7 +155,12 @@ fn kms_failure(failed: &[(KeyId, KmsError)]) -> Option<KmsFailure> {
     Some(KmsFailure { kind, text: in_words(error) })
 }
 
-fn delivered(request: u64, keys: Vec<QkdKey>, missing: Option<KmsFailure>) -> KmsReport {
+fn delivered(
+    request: u64,
+    keys: Vec<QkdKey>,
+    missing: Option<KmsFailure>,
+    origins: &KeyOrigins,
+) -> KmsReport {
     let mut missing = missing;
     let mut named = Vec::with_capacity(keys.len());
     for key in keys {
@@ -162,6 +173,7 @@ fn delivered(request: u64, keys: Vec<QkdKey>, missing: Option<KmsFailure>) -> Km
             missing = Some(KmsFailure { kind: KmsFailureKind::Unavailable, text });
             continue;
         }
+        origins.note(&key.id, &key.kme);
         let name = KeyName { id: key.id, source_kme: key.source_kme, target_kme: key.target_kme };
         let kind = if key.api == Api::File { KeyKind::File } else { KeyKind::Qkd };
         named.push(FetchedKey { name, kind, secret: key.secret });
@@ -207,11 +219,19 @@ mod tests {
 
     #[test]
     fn names_that_the_protocol_cannot_carry_are_left_out_and_explained() {
-        let report = delivered(7, vec![key("a", "s"), key("b", &"s".repeat(MAX_NAME + 1))], None);
+        let report = delivered(
+            7,
+            vec![key("a", "s"), key("b", &"s".repeat(MAX_NAME + 1))],
+            None,
+            &KeyOrigins::default(),
+        );
         let KmsReport::Keys { request: 7, keys, missing: Some(missing) } = report else { panic!() };
         assert_eq!(keys.iter().map(|k| k.name.id.as_str()).collect::<Vec<_>>(), ["a"]);
         assert!(missing.text.contains("255 bytes"));
-        assert!(matches!(delivered(8, vec![], Some(missing)), KmsReport::Failed { request: 8, .. }));
+        assert!(matches!(
+            delivered(8, vec![], Some(missing), &KeyOrigins::default()),
+            KmsReport::Failed { request: 8, .. }
+        ));
     }
 
     #[tokio::test]
@@ -221,6 +241,7 @@ mod tests {
             set,
             SaeId::new("SITE-B").unwrap(),
             Fetch::New { request: 1, number: 5, qkd_only: true, stuck: Vec::new() },
+            &KeyOrigins::default(),
         )
         .await;
         let KmsReport::Failed { request: 1, failure } = report else { panic!() };
@@ -247,6 +268,7 @@ mod tests {
             set,
             SaeId::new("SITE-B").unwrap(),
             Fetch::New { request: 1, number: 5, qkd_only: false, stuck: Vec::new() },
+            &KeyOrigins::default(),
         )
         .await;
         let KmsReport::Keys { keys, missing: None, .. } = report else { panic!() };
@@ -265,7 +287,8 @@ mod tests {
         };
         let by_id = Fetch::ById { request: 1, keys: vec![name], qkd_only: true };
         for wanted in [new, by_id] {
-            let report = fetch(set.clone(), SaeId::new("SITE-B").unwrap(), wanted).await;
+            let report =
+                fetch(set.clone(), SaeId::new("SITE-B").unwrap(), wanted, &KeyOrigins::default()).await;
             assert!(matches!(report, KmsReport::Failed { .. }));
         }
         assert_eq!(std::fs::read_to_string(&path).unwrap(), LINE);
@@ -312,14 +335,14 @@ mod tests {
         let down = Kme::new(Box::new(Down), Arc::new(|_| {}));
         let both = Arc::new(KmeSet::new(vec![set.kmes()[0].clone(), down]));
         let new = |qkd_only| Fetch::New { request: 1, number: 1, qkd_only, stuck: Vec::new() };
-        let report = fetch(both.clone(), SaeId::new("B").unwrap(), new(true)).await;
+        let report = fetch(both.clone(), SaeId::new("B").unwrap(), new(true), &KeyOrigins::default()).await;
         let KmsReport::Failed { failure, .. } = report else { panic!() };
         assert!(failure.text.contains("kme-a1") && !failure.text.contains("disk"), "{}", failure.text);
-        let report = fetch(both.clone(), SaeId::new("B").unwrap(), new(false)).await;
+        let report = fetch(both.clone(), SaeId::new("B").unwrap(), new(false), &KeyOrigins::default()).await;
         let KmsReport::Keys { keys, missing: Some(missing), .. } = report else { panic!() };
         assert!(keys[0].kind == KeyKind::File && missing.text.contains("kme-a1"), "{}", missing.text);
         // The only line of the file is used up.
-        let report = fetch(both, SaeId::new("B").unwrap(), new(false)).await;
+        let report = fetch(both, SaeId::new("B").unwrap(), new(false), &KeyOrigins::default()).await;
         let KmsReport::Failed { failure, .. } = report else { panic!() };
         assert!(
             failure.text.contains("kme-a1") && failure.text.contains("no unused key"),

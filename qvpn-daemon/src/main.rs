@@ -2,6 +2,7 @@
 //! libraries: clock, randomness, sockets, routes and the control socket.
 
 mod access;
+mod audit;
 mod caller;
 mod certificates;
 mod cli;
@@ -15,6 +16,7 @@ mod events;
 mod histogram;
 mod journal;
 mod kernel_routes;
+mod key_origins;
 mod kme_counts;
 mod kms_task;
 mod lane_marks;

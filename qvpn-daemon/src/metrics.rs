@@ -46,6 +46,12 @@ fn interface_metrics(page: &mut Page, i: &InterfaceStatus) {
     for (reason, n) in &i.drops {
         page.count(&[("interface", &i.name), ("reason", reason)], *n);
     }
+    if let Some(audit) = i.audit.as_ref().filter(|audit| audit.state != "off") {
+        page.family("qvpn_audit_writable", "gauge", "1 if the audit log can be written, 0 while it can't.");
+        page.sample("", &[("interface", &i.name)], f64::from(u8::from(audit.state == "on")));
+        page.family("qvpn_audit_lost_total", "counter", "Records that the audit log lost.");
+        page.count(&[("interface", &i.name)], audit.lost);
+    }
     let Some(guard) = &i.guard else { return };
     page.family("qvpn_guard_in_force", "gauge", "1 if this layer of the fail-closed block is in force.");
     for (layer, state) in [("routes", &guard.routes), ("nftables", &guard.nftables)] {

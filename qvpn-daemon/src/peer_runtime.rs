@@ -13,9 +13,10 @@ use qvpn_proto::KeySources;
 use qvpn_proto::path_mtu::MAX_PATH_MTU;
 use qvpn_proto::session::WireGuardLink;
 use qvpn_proto::{Fetch, LaneReport, Peer, PeerEvent, PeerOutput, PeerState, PeerView};
-use qvpn_types::{PeerNumber, Time};
+use qvpn_types::{EpochNumber, KeyId, PeerNumber, Time};
 
 use crate::context::DaemonContext;
+use crate::key_origins::KeyOrigins;
 use crate::kms_task;
 use crate::lanes;
 use crate::settings::PeerSettings;
@@ -35,6 +36,7 @@ pub(crate) struct PeerRuntime {
     id: PeerKey,
     settings: PeerSettings,
     kmes: Arc<KmeSet>,
+    key_origins: Arc<KeyOrigins>,
     pub(crate) peer: Peer<WireGuardLink>,
     /// What each lane counts.
     lanes: Vec<Arc<PeerStats>>,
@@ -77,6 +79,7 @@ impl PeerRuntime {
             id,
             settings,
             kmes,
+            key_origins: Arc::default(),
             peer,
             lanes,
             rekeys: Vec::new(),
@@ -257,10 +260,11 @@ impl PeerRuntime {
 
     fn fetch(&self, fetch: Fetch, context: &DaemonContext) {
         let (to, results, kmes) = (self.id, context.results.clone(), self.kmes.clone());
+        let origins = self.key_origins.clone();
         // Keys are fetched only where QKD is on, and then the config has the ID.
         let Some(sae) = self.settings.config.sae_id.clone() else { return };
         tokio::spawn(async move {
-            let result = PeerTaskResult::Kms(kms_task::fetch(kmes, sae, fetch).await);
+            let result = PeerTaskResult::Kms(kms_task::fetch(kmes, sae, fetch, &origins).await);
             // It fails only while the daemon stops; the keys are erased then.
             let _ = results.send(TaskResult::Peer { to, result }).await;
         });
@@ -281,6 +285,21 @@ impl PeerRuntime {
         self.peer.measure_path(measure, now);
         if !measure && self.mtu.is_some() {
             self.path_changed(MAX_PATH_MTU, context);
+        }
+    }
+
+    /// Counts an epoch that came into force.
+    fn epoch_active(&mut self, epoch: EpochNumber, made_of: KeySources, key: Option<KeyId>) -> EventKind {
+        match self.rekeys.iter_mut().find(|(sources, _)| *sources == made_of) {
+            Some((_, n)) => *n += 1,
+            None => self.rekeys.push((made_of, 1)),
+        }
+        EventKind::EpochActive {
+            peer: self.settings.config.name.clone(),
+            epoch: epoch.0,
+            sources: sources(made_of),
+            kme: key.as_ref().and_then(|id| self.key_origins.kme(id)),
+            qkd_key_id: key.map(String::from),
         }
     }
 
@@ -320,19 +339,10 @@ impl PeerRuntime {
                     "the chain of earlier epochs was lost or did not match, so this epoch starts a new one";
                 EventKind::ChainReset { peer, reason: reason.to_owned() }
             }
-            PeerEvent::EpochActive { epoch, sources: made_of, qkd_key_id, took } => {
+            PeerEvent::EpochActive { epoch, sources, qkd_key_id, took } => {
                 tracing::debug!("peer {peer}: epoch {epoch} took {took:?}");
                 context.rekeys.observe(took);
-                match self.rekeys.iter_mut().find(|(sources, _)| *sources == made_of) {
-                    Some((_, n)) => *n += 1,
-                    None => self.rekeys.push((made_of, 1)),
-                }
-                EventKind::EpochActive {
-                    peer,
-                    epoch: epoch.0,
-                    sources: sources(made_of),
-                    qkd_key_id: qkd_key_id.map(String::from),
-                }
+                self.epoch_active(epoch, sources, qkd_key_id)
             }
             PeerEvent::EpochFailed { reason, detail } => {
                 EventKind::EpochFailed { peer, epoch: None, reason: format!("{}: {detail}", reason.name()) }

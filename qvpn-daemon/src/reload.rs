@@ -109,6 +109,7 @@ impl Change {
             daemon.access.set(Rules::new(self.settings.access.as_ref()));
         }
         daemon.peers.reconfigure(&self.settings, self.kmes, clock::now());
+        daemon.audit.set_epochs(self.settings.audit_epochs);
         daemon.config = self.config;
         daemon.settings = self.settings;
         keys.into_iter().for_each(|change| report(change, caller, &daemon.events));
@@ -202,6 +203,9 @@ fn compare(old: (&Config, &Settings), new: (&Config, &Settings)) -> Result<Vec<S
     }
     if old.0.access != new.0.access {
         words.push("[access] changed".to_owned());
+    }
+    if old.0.audit_epochs != new.0.audit_epochs {
+        words.push("[audit] changed".to_owned());
     }
     let switched = switched_peers(old.0, new.0);
     words.extend(switched.iter().map(|(peer, verb)| format!("peer {} {verb}", peer.name)));

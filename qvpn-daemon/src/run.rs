@@ -16,6 +16,7 @@ use tokio::sync::mpsc;
 use tokio::time::MissedTickBehavior;
 
 use crate::access::SharedRules;
+use crate::audit::AuditTrail;
 use crate::config_files::{ConfigKeys, SharedPrefixes};
 use crate::context::DaemonContext;
 use crate::control_socket::{ControlSocket, PendingRequest};
@@ -129,7 +130,8 @@ async fn start(
 ) -> Result<(Daemon, Inputs), DaemonError> {
     let keys = ConfigKeys::read(&config)?;
     let settings = Settings::derive(&config, &keys)?;
-    let events = Arc::new(Events::new(&config.interface.name));
+    let audit = AuditTrail::start(&config.interface.name, config.audit_epochs)?;
+    let events = Arc::new(Events::audited(&config.interface.name, audit.sink()));
     let (results, task_results) = mpsc::channel(MAX_QUEUED_RESULTS);
     let counts = Arc::new(KmeCounts::default());
     let reporting = KmeReporting { events: events.clone(), results: results.clone(), counts: counts.clone() };
@@ -167,6 +169,7 @@ async fn start(
         settings,
         local,
         events,
+        audit,
         peers,
         routes,
         marks,

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use qvpn_api::Config;
-use qvpn_api::config::{self, Access, KmeApi, LogLevel, Mtu, OnStop, Routes};
+use qvpn_api::config::{self, Access, AuditEpochs, KmeApi, LogLevel, Mtu, OnStop, Routes};
 use qvpn_identity::PublicIdentity;
 use qvpn_net::{IpNet, PlanError, RoutePlan};
 use qvpn_proto::PeerConfig;
@@ -24,6 +24,7 @@ pub(crate) struct Settings {
     pub(crate) log_level: LogLevel,
     pub(crate) on_stop: OnStop,
     pub(crate) access: Option<Access>,
+    pub(crate) audit_epochs: AuditEpochs,
     pub(crate) kmes: Vec<config::Kme>,
     pub(crate) measure_paths: bool,
     /// The peers that are not disabled, in the config's order.
@@ -80,6 +81,7 @@ impl Settings {
             log_level: i.log_level,
             on_stop: i.on_stop,
             access: config.access.clone(),
+            audit_epochs: config.audit_epochs,
             kmes: config.kms.as_ref().map_or_else(Vec::new, |kms| kms.kmes.clone()),
             measure_paths: i.mtu == Mtu::Auto,
             idle: config.peers.iter().filter(|p| p.disabled).flat_map(|p| p.allowed_ips.clone()).collect(),

@@ -98,7 +98,7 @@ fn unshare(namespace: User) -> Command {
 /// Mounts private directories for files that programs write, so that nothing remains and parallel tests don't
 /// conflict.
 fn prepare() {
-    for dir in ["/run", "/var/lib"] {
+    for dir in ["/run", "/var/lib", "/var/log"] {
         mount(&["-t", "tmpfs", "-o", "mode=755", "tmpfs", dir]);
     }
     fs::create_dir_all("/run/qvpn").unwrap();

@@ -12,6 +12,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("qvpn-types", &[]),
     ("qvpn-secret", &[]),
     ("qvpn-identity", &["qvpn-secret"]),
+    ("qvpn-audit", &["qvpn-secret"]),
     ("qvpn-proto", &["qvpn-types", "qvpn-secret", "qvpn-identity"]),
     ("qvpn-dataplane", &["qvpn-types", "qvpn-secret"]),
     ("qvpn-net", &["qvpn-types", "qvpn-api"]),
@@ -28,9 +29,13 @@ const ARROWS: &[(&str, &[&str])] = &[
             "qvpn-net",
             "kms-client",
             "qvpn-api",
+            "qvpn-audit",
         ],
     ),
-    ("qvpn-ctl", &["qvpn-types", "qvpn-api", "qvpn-identity", "qvpn-secret", "qvpn-net", "kms-client"]),
+    (
+        "qvpn-ctl",
+        &["qvpn-audit", "qvpn-types", "qvpn-api", "qvpn-identity", "qvpn-secret", "qvpn-net", "kms-client"],
+    ),
     ("kme-sim", &[]),
     // The libraries are for the sites that tests play (`TestSite`), and for the types of secrets.
     (
@@ -38,6 +43,7 @@ const ARROWS: &[(&str, &[&str])] = &[
         &[
             "qvpn-types",
             "qvpn-api",
+            "qvpn-audit",
             "qvpn-identity",
             "qvpn-proto",
             "qvpn-secret",
@@ -65,7 +71,8 @@ const EXCEPTIONS: &[(&str, &str, &str)] = &[
 ];
 
 /// Crates whose decisions must not depend on an async runtime or TLS, including all their dependencies.
-const PURE: &[&str] = &["qvpn-types", "qvpn-secret", "qvpn-identity", "qvpn-proto", "qvpn-dataplane"];
+const PURE: &[&str] =
+    &["qvpn-types", "qvpn-secret", "qvpn-audit", "qvpn-identity", "qvpn-proto", "qvpn-dataplane"];
 const IMPURE: &[&str] = &["tokio", "async-std", "smol", "rustls", "hyper", "rtnetlink"];
 
 /// A feature of qvpn-dataplane that only `benches` may enable. qvpn-daemon does not compile with it.

@@ -13,7 +13,8 @@ use tests::binary;
 
 /// The sources of errors that reach the operator. Errors of a config are not among them: they have line,
 /// column and cause.
-const SOURCES: [&str; 9] = [
+const SOURCES: [&str; 10] = [
+    "qvpn-audit/src/error.rs",
     "qvpn-daemon/src/error.rs",
     "qvpn-ctl/src/error.rs",
     "qvpn-net/src/error.rs",

@@ -36,6 +36,7 @@ never!(
     qvpn_secret::SecretBuf,
     qvpn_identity::SecretIdentity,
     qvpn_identity::Psk,
+    qvpn_audit::VerificationKey,
     qvpn_proto::key_schedule::EpochSecrets<'static>,
     qvpn_proto::key_schedule::EpochKeys,
     qvpn_proto::key_schedule::Chain,
@@ -112,7 +113,15 @@ fn the_text_of_a_lanes_key_has_no_byte_of_it() {
 fn nothing_secret_is_compared_in_variable_time() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
     let (mut lines, mut exposed) = (0, 0);
-    for dir in ["qvpn-secret", "qvpn-identity", "qvpn-proto", "qvpn-dataplane", "qvpn-daemon", "kms-client"] {
+    for dir in [
+        "qvpn-secret",
+        "qvpn-audit",
+        "qvpn-identity",
+        "qvpn-proto",
+        "qvpn-dataplane",
+        "qvpn-daemon",
+        "kms-client",
+    ] {
         for file in sources(&root.join(dir).join("src")) {
             let text = fs::read_to_string(&file).unwrap();
             let code = text.split("#[cfg(test)]").next().unwrap();

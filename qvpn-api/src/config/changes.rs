@@ -98,6 +98,8 @@ fn compare_all(old: &Config, new: &Config) -> Vec<(KeyChange, Effective)> {
     let kms = |config: &Config| config.kms.as_ref().map_or_else(Vec::new, kms_rows);
     compare(None, "kms.", &kms(old), &kms(new), &mut found);
     compare(None, "access.", &access_rows(old), &access_rows(new), &mut found);
+    let audit = |config: &Config| Rows::default().add("epochs", config.audit_epochs).0;
+    compare(None, "audit.", &audit(old), &audit(new), &mut found);
     let mut known = BTreeSet::new();
     for peer in &new.peers {
         let former = old.peers.iter().find(|p| p.name == peer.name).or_else(|| {

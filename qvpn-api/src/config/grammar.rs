@@ -2,6 +2,7 @@
 //! error, so that one run shows them all. Rules about several values are in `rules.rs`.
 
 mod access;
+mod audit;
 mod context;
 mod interface;
 mod kms;
@@ -20,7 +21,7 @@ use self::syntax::report_syntax;
 use super::access::Access;
 use super::error::{ConfigErrors, Position, Sink};
 use super::files::MAX_SIZE;
-use super::model::{Config, Interface, Kms, Peer};
+use super::model::{AuditEpochs, Config, Interface, Kms, Peer};
 use super::positions::ValuePositions;
 use super::reader::Section;
 use super::rules::Facts;
@@ -31,7 +32,7 @@ pub(super) fn parse(path: &Path, text: &str) -> Result<Config, ConfigErrors> {
         return Err(ConfigErrors::of_file(path, what, "check that this is the right file"));
     }
     let document = DeTable::parse_recoverable(text);
-    let Read { interface, kms, peers, access, mut reader } = read(path, text, &document);
+    let Read { interface, kms, peers, access, audit_epochs, mut reader } = read(path, text, &document);
     super::rules::check(&reader.facts, &mut reader.sink);
     reader.sink.finish()?;
     match (interface, peers.into_iter().collect::<Option<Vec<_>>>()) {
@@ -41,6 +42,7 @@ pub(super) fn parse(path: &Path, text: &str) -> Result<Config, ConfigErrors> {
             kms,
             peers,
             access,
+            audit_epochs: audit_epochs.unwrap_or(AuditEpochs::Changes),
             text: text.into(),
             positions: reader.positions,
         }),
@@ -67,7 +69,7 @@ pub(super) fn parse_partial(path: &Path, text: &str) -> (Option<Interface>, Vec<
 type Document<'t> = (toml::Spanned<DeTable<'t>>, Vec<toml::de::Error>);
 
 /// The sections of a file; a section with an error is absent.
-type Sections = (Option<Interface>, Option<Kms>, Vec<Option<Peer>>, Option<Access>);
+type Sections = (Option<Interface>, Option<Kms>, Vec<Option<Peer>>, Option<Access>, Option<AuditEpochs>);
 
 /// The result of reading.
 struct Read<'t> {
@@ -76,6 +78,7 @@ struct Read<'t> {
     peers: Vec<Option<Peer>>,
     /// Absent also if the section has an error.
     access: Option<Access>,
+    audit_epochs: Option<AuditEpochs>,
     reader: Reader<'t>,
 }
 
@@ -84,8 +87,8 @@ fn read<'t>(path: &'t Path, text: &'t str, (table, syntax): &'t Document<'t>) ->
     report_syntax(text, syntax, &mut sink);
     let mut reader =
         Reader { path, text, sink, facts: Facts::default(), positions: ValuePositions::default() };
-    let (interface, kms, peers, access) = reader.file(table.get_ref());
-    Read { interface, kms, peers, access, reader }
+    let (interface, kms, peers, access, audit_epochs) = reader.file(table.get_ref());
+    Read { interface, kms, peers, access, audit_epochs, reader }
 }
 
 impl<'t> Reader<'t> {
@@ -122,7 +125,9 @@ impl<'t> Reader<'t> {
         let peers = peers.map(|(at, t)| self.peer(at, t, has_kms, kms_facts.as_ref(), &defaults)).collect();
         let access = file.take(&self.sink, "access", "");
         let access = access.and_then(|entry| self.section(&entry, "[access]")).and_then(|s| self.access(s));
+        let audit = file.take(&self.sink, "audit", "").and_then(|entry| self.section(&entry, "[audit]"));
+        let audit_epochs = audit.and_then(|section| self.audit(section));
         file.finish(&mut self.sink, &HOME_SECTIONS);
-        (interface, kms, peers, access)
+        (interface, kms, peers, access, audit_epochs)
     }
 }

@@ -42,6 +42,8 @@ pub struct Config {
     pub peers: Vec<Peer>,
     /// The section `[access]`.
     pub access: Option<Access>,
+    /// `epochs` of the section `[audit]`.
+    pub audit_epochs: AuditEpochs,
     /// The file's text.
     pub text: Arc<str>,
     /// The positions of values, for checks that come after parsing.
@@ -435,6 +437,17 @@ words! {
         Debug = "debug",
         /// Everything.
         Trace = "trace",
+    }
+}
+words! {
+    /// Which epochs the audit log records.
+    AuditEpochs {
+        /// Each.
+        All = "all",
+        /// Those whose key is made of other sources than the one before; the default.
+        Changes = "changes",
+        /// None.
+        Off = "off",
     }
 }
 words! {

@@ -297,4 +297,16 @@ pub const REFERENCE: &[SectionHelp] = &[
             key("admin", "[\"NAME\", …]", "none", "May also change peers: peer add, set, remove."),
         ],
     },
+    SectionHelp {
+        title: "[audit]",
+        about: "What the audit log records besides changes, see docs/audit.md. There is a log once `qvpn-ctl \
+                audit setup` was run.",
+        keys: &[key(
+            "epochs",
+            "\"all\", \"changes\" or \"off\"",
+            "\"changes\"",
+            "Which epochs it records: each (one line a minute for each peer), those whose key is made of \
+             other sources than the one before, or none.",
+        )],
+    },
 ];

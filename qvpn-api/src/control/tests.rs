@@ -20,6 +20,7 @@ fn status() -> Status {
         guard: None,
         routing: None,
         device: None,
+        audit: None,
         kmes: vec![KmeStatus {
             name: "kme-a1".into(),
             api: KmeApi::Etsi014,
@@ -142,7 +143,9 @@ fn the_status_has_exactly_the_fixed_names_and_null_for_unknown() {
     assert_eq!(json["schema"], 1);
     assert_eq!(
         names(interface),
-        expect("name public_key listen_port suite lanes mtu uptime_s drops guard device routing kmes peers")
+        expect(
+            "name public_key listen_port suite lanes mtu uptime_s drops guard device audit routing kmes peers"
+        )
     );
     let kme = &interface["kmes"][0];
     assert_eq!(

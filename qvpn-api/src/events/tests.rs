@@ -24,6 +24,7 @@ fn one_of_each() -> Vec<EventKind> {
             epoch: u64::MAX,
             sources: vec![KeySource::X25519, KeySource::Qkd, KeySource::Mlkem],
             qkd_key_id: Some("bc490419".into()),
+            kme: Some("kme-a1".into()),
         },
         EventKind::EpochFailed { peer: peer(), epoch: None, reason: reason() },
         EventKind::KmeDown { kme: "kme-a1".into(), reason: reason() },
@@ -88,7 +89,7 @@ fn the_text_form_reads_as_people_expect() {
     assert_eq!(
         lines[10],
         "1970-01-01T00:00:00.000Z qvpn0 epoch.active peer=site-b epoch=18446744073709551615 \
-         sources=qkd+mlkem+x25519 qkd_key_id=bc490419"
+         sources=qkd+mlkem+x25519 qkd_key_id=bc490419 kme=kme-a1"
     );
     assert_eq!(
         lines[22],

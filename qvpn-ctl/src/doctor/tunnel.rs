@@ -9,6 +9,7 @@ use qvpn_api::status::{InterfaceStatus, KmeState, KmeStatus, PeerState, PeerStat
 
 use super::finding::Finding;
 use super::machine;
+use crate::audit_text::audit_text;
 use crate::client::Client;
 use crate::dirs::Dirs;
 use crate::error::CtlError;
@@ -68,7 +69,7 @@ fn state(dirs: &Dirs, name: &str) -> Vec<Finding> {
     let asked = Client::connect(&dirs.socket_dir, name).and_then(|mut client| client.ask(&Request::Show));
     match asked {
         Ok(Reply::Show(status)) => {
-            let all = |i| [device(i), block(i), peers(i), routes(i), kmes(i)].concat();
+            let all = |i| [device(i), block(i), audit(i), peers(i), routes(i), kmes(i)].concat();
             status.interfaces.iter().flat_map(all).collect()
         }
         Ok(_) => Vec::new(),
@@ -95,6 +96,25 @@ fn device(i: &InterfaceStatus) -> Vec<Finding> {
 /// Returns as much of `name` as leaves room for a suffix of four bytes.
 fn clipped(name: &str) -> &str {
     (0..=11).rev().find_map(|end| name.get(..end)).unwrap_or_default()
+}
+
+fn audit(i: &InterfaceStatus) -> Vec<Finding> {
+    let Some(audit) = &i.audit else { return Vec::new() };
+    vec![match audit_text(audit) {
+        None => {
+            let text = "no audit log is set up, so who changed what is in the journal alone";
+            Finding::warning("audit", text, format!("qvpn-ctl audit setup {}", i.name))
+        }
+        Some((text, Tone::Plain)) => Finding::ok("audit", format!("the audit log is written: {text}")),
+        Some((text, Tone::Bad)) => {
+            Finding::bad("audit", format!("the audit log is {text}"), format!("df {}", qvpn_audit::LOG_DIR))
+        }
+        Some((text, _)) => Finding::warning(
+            "audit",
+            format!("the audit log has {text}"),
+            format!("df {}", qvpn_audit::LOG_DIR),
+        ),
+    }]
 }
 
 fn block(i: &InterfaceStatus) -> Vec<Finding> {

@@ -143,6 +143,7 @@ fn events_are_lines_or_json_lines() {
             epoch: 7,
             sources: vec![KeySource::Qkd, KeySource::Mlkem, KeySource::X25519],
             qkd_key_id: Some("id-1".into()),
+            kme: Some("kme-a1".into()),
         }),
         event(EventKind::KmeDown { kme: "kme-a1".into(), reason: "refused".into() }),
         Reply::EventsEnd { missed: 2 },
@@ -153,7 +154,7 @@ fn events_are_lines_or_json_lines() {
         assert_eq!(
             plain.out,
             "1970-01-01T00:00:00.000Z qvpn0 epoch.active peer=site-b epoch=7 sources=qkd+mlkem+x25519 \
-             qkd_key_id=id-1\n\
+             qkd_key_id=id-1 kme=kme-a1\n\
              1970-01-01T00:00:00.000Z qvpn0 kme.down kme=kme-a1 reason=refused\n"
         );
         assert_eq!(plain.err, "2 older events no longer kept; see the journal\n");

@@ -91,3 +91,33 @@ fn a_refused_change_has_code_3_and_saves_nothing() {
     let run = run(dir.path(), &["peer", "add", "qvpn0", "b", "--public-key", "k"]);
     assert_eq!((run.code, run.err.as_str()), (3, "qvpn-ctl: the change is refused\na; b\n"));
 }
+
+#[test]
+fn an_audit_log_is_set_up_once_and_verified_as_its_schema_has_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let audit = |words: &[&str]| -> super::Run {
+        let mut command = super::ctl(dir.path(), &[&["audit"], words].concat());
+        command.env("QVPN_LOG_DIR", dir.path()).env("QVPN_AUDIT_DIR", dir.path());
+        command.output().unwrap().into()
+    };
+    let key = audit(&["setup", "qvpn7"]);
+    assert!(key.code == 0 && key.out.starts_with("qvpn1-audit-") && key.out.lines().count() == 1, "{key:?}");
+    assert!(!key.err.contains(key.out.trim()), "the key is printed once");
+    assert_eq!(audit(&["setup", "qvpn7"]).code, 1);
+    let file = dir.path().join("key");
+    fs::write(&file, &key.out).unwrap();
+    let file = file.display().to_string();
+    let good = audit(&["verify", "qvpn7", "--key-file", &file, "--json"]);
+    assert_eq!(good.code, 0, "{good:?}");
+    holds("audit-verify", &good.out);
+    let log = dir.path().join("qvpn7.audit");
+    let text = fs::read_to_string(&log).unwrap();
+    assert!(text.contains("\"event\":\"audit.setup\""), "{text}");
+    fs::write(&log, text.replace("audit.setup", "audit.sixup")).unwrap();
+    let bad = audit(&["verify", "qvpn7", "--key-file", &file, "--json"]);
+    assert!(bad.code == 1 && bad.err.contains("qvpn7.audit:1: changed: line number 0 "), "{bad:?}");
+    holds("audit-verify", &bad.out);
+    assert_eq!(audit(&["verify", "qvpn8"]).code, 1);
+    fs::write(&file, "qvpn1-audit-abc").unwrap();
+    assert!(audit(&["verify", "qvpn7", "--key-file", &file]).err.contains("no verification key"));
+}

@@ -76,6 +76,7 @@ pub(crate) fn interface(kmes: Vec<KmeStatus>, peers: Vec<PeerStatus>) -> Interfa
         guard: None,
         routing: None,
         device: None,
+        audit: None,
         kmes,
         peers,
     }

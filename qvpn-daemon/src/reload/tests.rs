@@ -146,6 +146,9 @@ qkd = "off"
 observe = ["@monitoring"]
 operate = ["@netops"]
 admin = ["alice"]
+
+[audit]
+epochs = "all"
 "#;
 
 /// Section, key, a piece of [`EVERY_KEY`], and the text that replaces it to change the key.
@@ -204,6 +207,7 @@ const CHANGED_KEYS: &[(&str, &str, &str, &str)] = &[
     ("[access]", "observe", "@monitoring", "@others"),
     ("[access]", "operate", "@netops", "@others"),
     ("[access]", "admin", "\"alice\"", "\"bob\""),
+    ("[audit]", "epochs", "epochs = \"all\"", "epochs = \"off\""),
 ];
 
 #[test]

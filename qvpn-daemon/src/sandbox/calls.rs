@@ -87,6 +87,11 @@ const ANY_ARGUMENTS: &[c_long] = &[
     // For erasing a used key in its file.
     libc::SYS_pwrite64,
     libc::SYS_fdatasync,
+    // A full audit log is renamed; what a crash left of a line is cut off.
+    libc::SYS_renameat,
+    libc::SYS_renameat2,
+    libc::SYS_ftruncate,
+    libc::SYS_fchmod,
     libc::SYS_flock,
     libc::SYS_close,
     libc::SYS_openat,
@@ -172,6 +177,7 @@ const OLD_CALLS: &[c_long] = &[
     libc::SYS_access,
     libc::SYS_readlink,
     libc::SYS_unlink,
+    libc::SYS_rename,
     libc::SYS_poll,
     libc::SYS_epoll_wait,
     libc::SYS_time,

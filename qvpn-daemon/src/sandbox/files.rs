@@ -1,5 +1,5 @@
 //! Restricts with Landlock which files the process may open, also as root: those that the config names,
-//! those of the name service, and the TUN device. It may also remove its control socket.
+//! those of the name service, the audit log, and the TUN device. It may also remove its control socket.
 
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
@@ -183,6 +183,10 @@ fn restrict(
     rules = allow(rules, Path::new(SRC_VALID_MARK), set)?;
     rules = allow(rules, Path::new(TUN), tun)?;
     rules = allow(rules, socket_dir, socket)?;
+    // A full log is renamed, and a new one begins; the keys that seal it stay in their files.
+    let log = make_bitflags!(AccessFs::{ReadFile | ReadDir | WriteFile | Truncate | MakeReg | RemoveFile});
+    rules = allow(rules, &qvpn_audit::log_dir(), log)?;
+    rules = allow(rules, &qvpn_audit::key_dir(), make_bitflags!(AccessFs::{ReadFile | WriteFile}))?;
     Ok(rules.restrict_self()?.ruleset)
 }
 

@@ -19,7 +19,7 @@ pub(super) use crate::config::model::MIN_REKEY_INTERVAL;
 pub(super) const MAX_REKEY_INTERVAL: Duration = Duration::from_secs(120);
 
 /// The section of each key that is often written into another one.
-pub(super) const HOME_SECTIONS: [(&str, &str); 45] = [
+pub(super) const HOME_SECTIONS: [(&str, &str); 46] = [
     ("private_key_file", "[interface]"),
     ("listen_port", "[interface]"),
     ("address", "[interface]"),
@@ -60,6 +60,7 @@ pub(super) const HOME_SECTIONS: [(&str, &str); 45] = [
     ("observe", "[access]"),
     ("operate", "[access]"),
     ("admin", "[access]"),
+    ("epochs", "[audit]"),
     ("name", "[interface], [[kms.kme]] or [[peer]]"),
     // Keys of `wg`.
     ("PrivateKey", "a file that `private_key_file` in [interface] names"),
