@@ -153,6 +153,7 @@ impl<'a> Case<'a> {
             psk: None,
             stock: 3,
             endpoint: Some(SocketAddr::from(([192, 0, 2, 1], 51820))),
+            liveness: Some(Duration::from_secs(2)),
             number: PeerNumber(7),
         };
         Self {

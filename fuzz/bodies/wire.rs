@@ -4,8 +4,8 @@
 use qvpn_proto::channel::ReliableChannel;
 use qvpn_proto::kms::KeyName;
 use qvpn_proto::wire::{
-    Accept, Confirm, Fragment, Hello, KeyAvailability, LaneSet, MessageType, Propose, Reject, RejectReason,
-    StockAck, StockOffer, fragment,
+    Accept, Confirm, Fragment, Hello, KeyAvailability, LaneSet, MessageType, Ping, Propose, Reject,
+    RejectReason, StockAck, StockOffer, fragment,
 };
 use qvpn_proto::{QkdPolicy, Role};
 use qvpn_types::{EpochNumber, KeyId, SaeId, Suite, Time};
@@ -26,6 +26,7 @@ pub fn message(bytes: &[u8]) {
             [transcript, &confirmation].concat()
         }),
         Some(MessageType::Confirm) => Confirm::parse(body).ok().map(|m| m.to_bytes()),
+        Some(MessageType::Ping | MessageType::Pong) => Ping::parse(body).ok().map(|m| m.to_bytes().to_vec()),
         Some(MessageType::Lanes) => LaneSet::parse(body).ok().map(|m| m.to_bytes().to_vec()),
         Some(MessageType::Reject) => Reject::parse(body).ok().map(|m| m.to_bytes()),
         _ => None,

@@ -27,7 +27,7 @@ if [ -n "$lifted" ]; then
     echo "qvpn: no longer blocked, so traffic to these networks may leave in clear:$lifted"
 fi
 rm -rf /run/qvpn
-rm -f /var/lib/qvpn/*.state
+rm -f /var/lib/qvpn/*.state /var/lib/qvpn/*.networks
 rmdir /var/lib/qvpn 2>/dev/null || :
 # The key that seals the audit log is a secret; the log itself is evidence, and stays.
 rm -rf /var/lib/qvpn-audit

@@ -37,5 +37,5 @@ pub use model::{
 };
 pub use qvpn_types::{QkdPolicy, SaeId, Suite};
 pub use reference::{KeyHelp, REFERENCE, SectionHelp};
-pub use remembered::{STATE_DIR, remember_local, remembered_local, state_dir, state_file};
+pub use remembered::{STATE_DIR, networks_file, remember_local, remembered_local, state_dir};
 pub use token::TokenKey;

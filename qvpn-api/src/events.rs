@@ -1,6 +1,7 @@
 //! Events, one line each: JSON with a field for each fact, and text for the journal and for people. Some
 //! fields come from other machines, so the text form escapes them. No field ever holds key material.
 
+mod certificate;
 mod rfc3339;
 
 use std::fmt;
@@ -9,6 +10,8 @@ use std::time::SystemTime;
 use serde::{Deserialize, Serialize};
 
 use crate::config::KeyChange;
+pub use certificate::CertificateOf;
+
 use crate::status::{KeySource, sources_text};
 
 /// The result of [`EventKind::ControlUsed`] for a user who lacks the permission.
@@ -56,12 +59,20 @@ pub enum EventKind {
         /// Why, in words.
         reason: String,
     },
-    /// A blocked or degraded peer meets its policy again.
+    /// The keys are valid, and the peer does not answer.
+    #[serde(rename = "peer.silent")]
+    PeerSilent {
+        /// The peer's name.
+        peer: String,
+        /// Why, in words, with what to look at.
+        reason: String,
+    },
+    /// A blocked, degraded or silent peer is up again.
     #[serde(rename = "peer.recovered")]
     PeerRecovered {
         /// The peer's name.
         peer: String,
-        /// The state before: `blocked` or `degraded`.
+        /// The state before: `blocked`, `degraded` or `silent`.
         from: String,
     },
     /// The peer's address changed.
@@ -204,6 +215,14 @@ pub enum EventKind {
         /// Which key was used and what to compare, in words.
         reason: String,
     },
+    /// Two gateways use this peer's key: their instance IDs alternate.
+    #[serde(rename = "identity.duplicate")]
+    IdentityDuplicate {
+        /// The peer's name.
+        peer: String,
+        /// Where the last two instances were, `address:port`; one entry if both came from one endpoint.
+        endpoints: Vec<String>,
+    },
     /// The config was reloaded and is in force.
     #[serde(rename = "config.reloaded")]
     ConfigReloaded {
@@ -268,30 +287,6 @@ pub struct Caller {
     pub uid: Option<u32>,
 }
 
-/// Whose certificate it is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum CertificateOf {
-    /// Our own, `cert_file`.
-    Client,
-    /// The KME's, from the latest connection.
-    Kme,
-    /// The CA's in `ca_file`; of several, the one that ends last.
-    Ca,
-}
-
-impl CertificateOf {
-    /// The fixed name.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Client => "client",
-            Self::Kme => "kme",
-            Self::Ca => "ca",
-        }
-    }
-}
-
 impl EventKind {
     /// The fixed name, such as `epoch.active`.
     #[must_use]
@@ -300,6 +295,7 @@ impl EventKind {
             Self::PeerUp { .. } => "peer.up",
             Self::PeerBlocked { .. } => "peer.blocked",
             Self::PeerDegraded { .. } => "peer.degraded",
+            Self::PeerSilent { .. } => "peer.silent",
             Self::PeerRecovered { .. } => "peer.recovered",
             Self::PeerRoamed { .. } => "peer.roamed",
             Self::PeerMtu { .. } => "peer.mtu",
@@ -317,6 +313,7 @@ impl EventKind {
             Self::QkdSupplyStopped { .. } => "qkd.supply_stopped",
             Self::QkdSupplyResumed { .. } => "qkd.supply_resumed",
             Self::IdentityMismatch { .. } => "identity.mismatch",
+            Self::IdentityDuplicate { .. } => "identity.duplicate",
             Self::ConfigReloaded { .. } => "config.reloaded",
             Self::ConfigChanged { .. } => "config.changed",
             Self::PolicyDegraded { .. } => "policy.degraded",
@@ -332,6 +329,7 @@ impl EventKind {
         match self {
             Self::PeerBlocked { .. }
             | Self::PeerDegraded { .. }
+            | Self::PeerSilent { .. }
             | Self::LaneSilent { .. }
             | Self::ChainReset { .. }
             | Self::RoutesRestored { .. }
@@ -343,6 +341,7 @@ impl EventKind {
             | Self::IdentityMismatch { .. }
             | Self::PolicyDegraded { .. }
             | Self::ConfigReverted { .. }
+            | Self::IdentityDuplicate { .. }
             | Self::MachineCopied {} => true,
             Self::ControlUsed { result, .. } => result == NOT_PERMITTED,
             Self::PeerUp { .. }
@@ -367,6 +366,7 @@ impl EventKind {
             Self::PeerUp { peer, endpoint } => f.add("peer", peer).opt("endpoint", endpoint.as_ref()),
             Self::PeerBlocked { peer, reason }
             | Self::PeerDegraded { peer, reason }
+            | Self::PeerSilent { peer, reason }
             | Self::ChainReset { peer, reason } => f.add("peer", peer).add("reason", reason),
             Self::PeerRecovered { peer, from } => f.add("peer", peer).add("from", from),
             Self::PeerRoamed { peer, from, to } => {
@@ -397,6 +397,9 @@ impl EventKind {
             }
             Self::IdentityMismatch { peer, endpoint, reason } => {
                 f.opt("peer", peer.as_ref()).opt("endpoint", endpoint.as_ref()).add("reason", reason)
+            }
+            Self::IdentityDuplicate { peer, endpoints } => {
+                f.add("peer", peer).add("endpoints", endpoints.join(","))
             }
             Self::ConfigReloaded { changes } => f.add("changes", changes.join(", ")),
             Self::ConfigChanged { caller, change } => f

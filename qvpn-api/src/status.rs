@@ -217,7 +217,7 @@ pub struct PeerStatus {
     pub epoch_age_s: Option<f64>,
     /// Seconds until we stop sealing under it.
     pub epoch_expires_in_s: Option<f64>,
-    /// Seconds until the next attempt is due; 0 while one is under way.
+    /// Seconds until the next epoch is due; negative when it is overdue.
     pub next_rekey_in_s: Option<f64>,
     /// The sources of the epoch's key; empty while there is no epoch.
     pub key_sources: Vec<KeySource>,
@@ -236,6 +236,10 @@ pub struct PeerStatus {
     pub rekey_failures: Counts,
     /// Seconds since the last handshake of the control session.
     pub control_handshake_ago_s: Option<f64>,
+    /// Seconds since the last authenticated packet, control or data; unknown until the first, and from
+    /// daemons before 0.2.
+    #[serde(default)]
+    pub last_received_ago_s: Option<f64>,
     /// Inner bytes received.
     pub rx_bytes: Option<u64>,
     /// Inner bytes sent.
@@ -286,6 +290,8 @@ pub enum PeerState {
     Up,
     /// Traffic flows without QKD, which `preferred` allows.
     Degraded,
+    /// The keys are valid, and the peer does not answer.
+    Silent,
     /// Fail closed: there is no valid key, and nothing is sent.
     Blocked,
     /// The config or an operator has disabled it; its networks are blocked.
@@ -294,7 +300,8 @@ pub enum PeerState {
 
 impl PeerState {
     /// All states, in the order of the metric's labels.
-    pub const ALL: [Self; 5] = [Self::Connecting, Self::Up, Self::Degraded, Self::Blocked, Self::Disabled];
+    pub const ALL: [Self; 6] =
+        [Self::Connecting, Self::Up, Self::Degraded, Self::Silent, Self::Blocked, Self::Disabled];
 
     /// The fixed name in JSON and metrics.
     #[must_use]
@@ -303,6 +310,7 @@ impl PeerState {
             Self::Connecting => "connecting",
             Self::Up => "up",
             Self::Degraded => "degraded",
+            Self::Silent => "silent",
             Self::Blocked => "blocked",
             Self::Disabled => "disabled",
         }

@@ -77,15 +77,15 @@ fn unknown_keys_and_sections() {
         (
             "¦colour = 1",
             "[interface] has no key `colour`; its keys are `name`, `private_key_file`, `lanes`, \
-             `listen_port`, `address`, `mtu`, `suite`, `rekey_interval`, `min_rekey_interval`, `table`, \
-             `fwmark`, `dscp`, `on_stop`, `protect`, `local`, `routes`, `routes_table`, \
+             `listen_port`, `address`, `mtu`, `suite`, `rekey_interval`, `min_rekey_interval`, `liveness`, \
+             `table`, `fwmark`, `dscp`, `on_stop`, `protect`, `local`, `routes`, `routes_table`, \
              `metrics_listen`, `log_level`",
         ),
         (
             "  ¦x = 1",
             "[interface] has no key `x`; its keys are `name`, `private_key_file`, `lanes`, `listen_port`, \
-             `address`, `mtu`, `suite`, `rekey_interval`, `min_rekey_interval`, `table`, \
-             `fwmark`, `dscp`, `on_stop`, `protect`, `local`, `routes`, `routes_table`, \
+             `address`, `mtu`, `suite`, `rekey_interval`, `min_rekey_interval`, `liveness`, \
+             `table`, `fwmark`, `dscp`, `on_stop`, `protect`, `local`, `routes`, `routes_table`, \
              `metrics_listen`, `log_level`",
         ),
     ]);
@@ -853,8 +853,8 @@ fn columns_count_characters_and_messages_stay_on_their_line() {
     file_rows(&[(
         "[interface]\n\"ä\" = 1¦\n".replace('¦', "").replace("\"ä\"", "¦\"ä\\n\"").as_str(),
         &["[interface] has no key `ä\\n`; its keys are `name`, `private_key_file`, `lanes`, \
-             `listen_port`, `address`, `mtu`, `suite`, `rekey_interval`, `min_rekey_interval`, `table`, \
-             `fwmark`, `dscp`, `on_stop`, `protect`, `local`, `routes`, `routes_table`, \
+             `listen_port`, `address`, `mtu`, `suite`, `rekey_interval`, `min_rekey_interval`, `liveness`, \
+             `table`, `fwmark`, `dscp`, `on_stop`, `protect`, `local`, `routes`, `routes_table`, \
              `metrics_listen`, `log_level`"],
     )]);
     refused(

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::path::Path;
 
 use qvpn_api::Config;
-use qvpn_api::config::{Local, remember_local, remembered_local, state_file};
+use qvpn_api::config::{Local, networks_file, remember_local, remembered_local};
 use qvpn_api::control::Request;
 use qvpn_net::{GuardClient, IpNet, Net, RoutePlan};
 
@@ -44,7 +44,7 @@ pub(crate) async fn remembered(plan: RoutePlan, net: &Net, config_dir: &Path) ->
 
 fn not_remembered(plan: RoutePlan, error: &std::io::Error) -> RoutePlan {
     let name = plan.interface();
-    let file = state_file(name);
+    let file = networks_file(name);
     output::note(&format!(
         "qvpn-ctl: {name}: {}: {error}; networks of this site stay blocked",
         file.display()
@@ -91,7 +91,7 @@ pub(crate) fn accept(dirs: &Dirs, interface: &str, prefix: IpNet) -> Result<(), 
             network.device
         ));
     }
-    let file = state_file(interface);
+    let file = networks_file(interface);
     let failed = |source| CtlError::State { file: file.clone(), source };
     let mut local = remembered_local(interface).map_err(failed)?.unwrap_or_default();
     let new = Local { prefix: network.prefix, device: network.device.clone() };

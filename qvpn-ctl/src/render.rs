@@ -13,7 +13,7 @@ use crate::audit_text::audit_text;
 use crate::output::{Paint, Tone, clean};
 use crate::table::{Cell, Table};
 use crate::text::{pad, width};
-use crate::units::{ago, bytes, count, duration, from_now};
+use crate::units::{ago, bytes, count, due, duration, from_now};
 
 /// A KME's certificate that expires within two weeks is shown as a warning.
 const CERTIFICATE_WARNING_SECONDS: f64 = 14.0 * 86_400.0;
@@ -27,6 +27,10 @@ const MIN_ALIGNED_WIDTH: usize = 60;
 const MAX_DETAILED_PEERS: usize = 20;
 /// The number of peers on such a screen.
 const SCREEN_PEERS: usize = 15;
+
+/// The states that a screen of many peers counts besides `up`.
+const COUNTED_STATES: [PeerState; 5] =
+    [PeerState::Blocked, PeerState::Silent, PeerState::Connecting, PeerState::Degraded, PeerState::Disabled];
 
 /// Returns the details of all interfaces. Those with many peers get one screen, unless `all` is set.
 pub(crate) fn status(status: &Status, paint: Paint, all: bool) -> String {
@@ -62,7 +66,7 @@ pub(crate) fn tone_of(state: PeerState) -> Tone {
     match state {
         PeerState::Up => Tone::Good,
         PeerState::Connecting | PeerState::Degraded => Tone::Warn,
-        PeerState::Blocked => Tone::Bad,
+        PeerState::Silent | PeerState::Blocked => Tone::Bad,
         PeerState::Disabled => Tone::Plain,
     }
 }
@@ -76,7 +80,7 @@ pub(crate) fn summary_row(p: &PeerStatus) -> Vec<Cell> {
         (false, _) => Tone::Plain,
     };
     let unknown = || "-".to_owned();
-    let rekey = p.next_rekey_in_s.filter(|_| !p.key_sources.is_empty()).map_or_else(unknown, from_now);
+    let rekey = p.next_rekey_in_s.filter(|_| !p.key_sources.is_empty()).map_or_else(unknown, due);
     let (stock, stock_tone) = match (p.qkd_policy, p.qkd_stock) {
         (QkdPolicy::Off, _) => ("QKD off".to_owned(), Tone::Plain),
         (_, None) => (unknown(), Tone::Plain),
@@ -105,7 +109,7 @@ impl Page {
     fn summary(&mut self, i: &InterfaceStatus, rows: usize) {
         let up = i.peers.iter().filter(|p| p.state == PeerState::Up).count();
         let mut facts = vec![format!("{up} of {} up", things(i.peers.len(), "site"))];
-        for state in [PeerState::Blocked, PeerState::Connecting, PeerState::Degraded, PeerState::Disabled] {
+        for state in COUNTED_STATES {
             let n = i.peers.iter().filter(|p| p.state == state).count();
             if i.peers.len() > MAX_DETAILED_PEERS && n > 0 {
                 facts.push(format!("{n} {}", state.as_str()));
@@ -253,12 +257,13 @@ impl Page {
             self.toned("what to do", &advice, tone);
         }
         self.epoch(p);
-        self.known("next rekey", p.next_rekey_in_s.map(from_now));
+        self.known("next rekey", p.next_rekey_in_s.map(due));
         self.qkd(p);
         self.known("endpoint", p.endpoint.clone());
         let allowed = if p.allowed_ips.is_empty() { "(none)".to_owned() } else { p.allowed_ips.join(", ") };
         self.line("allowed ips", &allowed);
         self.routes_to(p, i);
+        self.known("latest packet", p.last_received_ago_s.map(ago));
         self.known("latest handshake", p.control_handshake_ago_s.map(ago));
         if let (Some(rx), Some(tx)) = (p.rx_bytes, p.tx_bytes) {
             self.line("transfer", &format!("{} received, {} sent", bytes(rx), bytes(tx)));
@@ -453,7 +458,8 @@ pub(crate) fn advice(p: &PeerStatus, i: &InterfaceStatus) -> Option<String> {
             "no KME of this site answers and only the stock is left: fix the KME, whose error is above"
                 .to_owned(),
         ),
-        PeerState::Up | PeerState::Disabled => None,
+        // The reason of a silent peer says what to look at.
+        PeerState::Up | PeerState::Silent | PeerState::Disabled => None,
         _ if kmes_down && no_stock && p.qkd_policy != QkdPolicy::Off => {
             Some("fix the KME, whose error is above; the tunnel recovers by itself".to_owned())
         }

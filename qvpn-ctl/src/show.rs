@@ -97,10 +97,11 @@ pub(crate) fn filter(
 pub(crate) fn sort_by_state(interface: &mut InterfaceStatus) {
     interface.peers.sort_by_key(|peer| match peer.state {
         PeerState::Blocked => 0,
-        PeerState::Connecting => 1,
-        PeerState::Degraded => 2,
-        PeerState::Up => 3,
-        PeerState::Disabled => 4,
+        PeerState::Silent => 1,
+        PeerState::Connecting => 2,
+        PeerState::Degraded => 3,
+        PeerState::Up => 4,
+        PeerState::Disabled => 5,
     });
 }
 

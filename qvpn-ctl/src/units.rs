@@ -35,6 +35,12 @@ pub(crate) fn from_now(seconds: f64) -> String {
     if seconds <= 0.0 { "now".to_owned() } else { format!("in {}", duration(seconds)) }
 }
 
+/// Formats the time of an epoch that is due: `in 5 seconds`, `now`, or, since an exchange takes a moment,
+/// from a second on `overdue for 5 seconds`.
+pub(crate) fn due(seconds: f64) -> String {
+    if seconds < -1.0 { format!("overdue for {}", duration(seconds)) } else { from_now(seconds) }
+}
+
 /// Formats a past time: `5 seconds ago`.
 pub(crate) fn ago(seconds: f64) -> String {
     format!("{} ago", duration(seconds))
@@ -91,6 +97,10 @@ mod tests {
             assert_eq!(duration(seconds), text, "{seconds}");
         }
         assert_eq!(from_now(-1.0), "now");
+        assert_eq!(
+            (due(3.0), due(-0.5), due(-9.0)),
+            ("in 3 seconds".to_owned(), "now".to_owned(), "overdue for 9 seconds".to_owned())
+        );
         assert_eq!(ago(60.0), "1 minute ago");
     }
 

@@ -22,6 +22,9 @@ pub(crate) struct Cli {
     /// The directory of the control socket [default: $QVPN_SOCKET_DIR or /run/qvpn].
     #[arg(long, value_name = "DIR")]
     pub(crate) socket_dir: Option<PathBuf>,
+    /// The directory of the state file, IFACE.state [default: $QVPN_STATE_DIR or /var/lib/qvpn].
+    #[arg(long, value_name = "DIR")]
+    pub(crate) state_dir: Option<PathBuf>,
     /// The log level; overrides `log_level` of the config.
     #[arg(long, value_name = "LEVEL", value_parser = ["error", "warn", "info", "debug", "trace"])]
     pub(crate) log: Option<String>,

@@ -18,6 +18,7 @@ use crate::metrics_listener::MetricsListener;
 use crate::peers::Peers;
 use crate::routes::Routes;
 use crate::settings::Settings;
+use crate::state_file::StateFile;
 use crate::trial::Trial;
 use crate::{metrics, status};
 
@@ -29,6 +30,7 @@ pub(crate) struct Daemon {
     pub(crate) events: Arc<Events>,
     pub(crate) audit: AuditTrail,
     pub(crate) peers: Peers,
+    pub(crate) state: StateFile,
     pub(crate) routes: Routes,
     pub(crate) marks: LaneSocketMarks,
     pub(crate) metrics: MetricsListener,
@@ -72,8 +74,15 @@ impl Daemon {
         }
     }
 
+    /// Saves what a restart needs, if it changed.
+    pub(crate) async fn save_state(&mut self, now: Time) {
+        let peers = &self.peers;
+        self.state.poll(|| peers.last_endpoints(), now).await;
+    }
+
     /// Says goodbye to all peers and, after a clean stop, applies `on_stop`.
-    pub(crate) async fn stop(self, clean: bool, now: Time) {
+    pub(crate) async fn stop(mut self, clean: bool, now: Time) {
+        self.state.close(self.peers.last_endpoints(), now);
         self.peers.shut_down(now);
         if clean {
             self.routes.close(self.settings.on_stop).await;

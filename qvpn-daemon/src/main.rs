@@ -11,6 +11,7 @@ mod config_files;
 mod context;
 mod control_socket;
 mod daemon;
+mod demux_drops;
 mod error;
 mod events;
 mod histogram;
@@ -35,6 +36,7 @@ mod run;
 mod sandbox;
 mod settings;
 mod snapshot;
+mod state_file;
 mod status;
 mod sys;
 mod task_result;
@@ -54,6 +56,7 @@ use tracing::level_filters::LevelFilter;
 use crate::cli::{Cli, Task};
 use crate::control_socket::ControlSocket;
 use crate::error::DaemonError;
+use crate::state_file::STATE_DIR;
 
 /// Erases freed memory, since buffers of TLS and HTTP hold keys for a short time.
 #[global_allocator]
@@ -77,23 +80,26 @@ fn run_task(cli: Cli) -> Result<(), DaemonError> {
         (Some(Task::Man { dir }), _) => {
             man_page::write(&dir).map_err(|error| DaemonError::system("write the man page", error))
         }
-        (None, Some(config)) => start(&config, cli.socket_dir),
+        (None, Some(config)) => start(&config, cli.socket_dir, cli.state_dir),
         // clap has already refused this command line.
         (None, None) => Ok(()),
     }
 }
 
-fn start(config: &Path, socket_dir: Option<PathBuf>) -> Result<(), DaemonError> {
+fn start(config: &Path, socket_dir: Option<PathBuf>, state_dir: Option<PathBuf>) -> Result<(), DaemonError> {
     let from_environment =
-        || std::env::var_os("QVPN_SOCKET_DIR").filter(|dir| !dir.is_empty()).map(PathBuf::from);
-    let socket_dir = socket_dir.or_else(from_environment).unwrap_or_else(|| SOCKET_DIR.into());
-    let dropped = sandbox::enter(&socket_dir)?;
+        |name: &str| std::env::var_os(name).filter(|dir| !dir.is_empty()).map(PathBuf::from);
+    let socket_dir =
+        socket_dir.or_else(|| from_environment("QVPN_SOCKET_DIR")).unwrap_or_else(|| SOCKET_DIR.into());
+    let state_dir =
+        state_dir.or_else(|| from_environment("QVPN_STATE_DIR")).unwrap_or_else(|| STATE_DIR.into());
+    let dropped = sandbox::enter(&socket_dir, &state_dir)?;
     let config = config_files::load(config)?;
     log::set_interface(&config.interface.name);
     log::configure(config.interface.log_level);
     let shared = config_files::shared_prefixes(&config);
     let socket = ControlSocket::bind(&socket_dir, &config.interface.name, config.access.as_ref())?;
-    let confined = sandbox::confine(&config, &socket_dir)?;
+    let confined = sandbox::confine(&config, &socket_dir, &state_dir)?;
     for line in dropped.iter().chain(&confined) {
         tracing::info!("confined: {line}");
     }
@@ -103,5 +109,5 @@ fn start(config: &Path, socket_dir: Option<PathBuf>) -> Result<(), DaemonError> 
         .enable_all()
         .build()
         .map_err(|error| DaemonError::system("start the runtime", error))?;
-    runtime.block_on(run::run(config, shared, socket, &socket_dir))
+    runtime.block_on(run::run(config, shared, socket, [&socket_dir, &state_dir]))
 }

@@ -135,7 +135,7 @@ fn peer_gauges(page: &mut Page, i: &InterfaceStatus, runtimes: &[&PeerRuntime], 
         }
     }
     type Gauge = fn(&PeerStatus) -> Option<f64>;
-    let gauges: [(&str, &str, Gauge); 4] = [
+    let gauges: [(&str, &str, Gauge); 5] = [
         ("qvpn_peer_epoch_age_seconds", "Since the key that we send under was made.", |p| p.epoch_age_s),
         ("qvpn_peer_qkd_stock_keys", "QKD keys that both sites hold ahead.", |p| p.qkd_stock.map(as_f64)),
         ("qvpn_peer_qkd_stock_lasts_seconds", "How long they last at the agreed rekey interval.", |p| {
@@ -144,6 +144,11 @@ fn peer_gauges(page: &mut Page, i: &InterfaceStatus, runtimes: &[&PeerRuntime], 
         ("qvpn_peer_handshake_age_seconds", "Since the last handshake of the control session.", |p| {
             p.control_handshake_ago_s
         }),
+        (
+            "qvpn_peer_last_receive_age_seconds",
+            "Since the last authenticated packet of the peer, control or data.",
+            |p| p.last_received_ago_s,
+        ),
     ];
     for (name, help, value) in gauges {
         page.family(name, "gauge", help);
@@ -178,6 +183,15 @@ fn peer_counters(page: &mut Page, i: &InterfaceStatus, runtimes: &[&PeerRuntime]
             let peer = &runtime.settings().config.name;
             page.count(&[("interface", &i.name), ("peer", peer), ("sources", &sources)], *n);
         }
+    }
+    page.family(
+        "qvpn_identity_duplicate_total",
+        "counter",
+        "How often two gateways were seen that use the peer's key.",
+    );
+    for runtime in runtimes {
+        let peer = &runtime.settings().config.name;
+        page.count(&[("interface", &i.name), ("peer", peer)], runtime.duplicates());
     }
     page.family("qvpn_peer_rekey_failures_total", "counter", "Attempts for an epoch that failed, by reason.");
     for peer in &i.peers {

@@ -31,6 +31,16 @@ const RESOLVE_INTERVAL: Duration = Duration::from_secs(10);
 const UNREACHABLE_LOG_DELAY: Duration = Duration::from_secs(20);
 const UNREACHABLE_LOG_INTERVAL: Duration = Duration::from_secs(600);
 
+/// At the start, this many peers are called at once, and the next ones this much later: each call is a key
+/// exchange, and each answer another one.
+const PARALLEL_CALLS: u32 = 16;
+const CALL_DISTANCE: Duration = Duration::from_millis(10);
+
+/// The time of the first call of the peer that comes `n`th in the config.
+pub(crate) fn first_call(n: u32, now: Time) -> Time {
+    now + CALL_DISTANCE * (n / PARALLEL_CALLS)
+}
+
 /// One peer.
 pub(crate) struct PeerRuntime {
     id: PeerKey,
@@ -55,6 +65,12 @@ pub(crate) struct PeerRuntime {
     resolved_at: Option<Time>,
     /// When to log that the peer can't be reached; `None` while it can.
     unreachable_log_at: Option<Time>,
+    /// How often two gateways with its key were seen.
+    duplicates: u64,
+    /// Where it was before this daemon started.
+    last: Option<SocketAddr>,
+    /// The addresses of the endpoint's host name.
+    named: Vec<SocketAddr>,
 }
 
 impl PeerRuntime {
@@ -91,6 +107,9 @@ impl PeerRuntime {
             activity: (0, 0),
             resolved_at: None,
             unreachable_log_at: None,
+            duplicates: 0,
+            last: None,
+            named: Vec::new(),
         }
     }
 
@@ -171,16 +190,23 @@ impl PeerRuntime {
         }
     }
 
+    /// The time since the last authenticated packet. The lanes may know of a later one than the protocol.
+    pub(crate) fn last_received_ago(&self, control: Option<Duration>, now: Time) -> Option<Duration> {
+        let newest = self.lanes.iter().map(|stats| stats.rx.last_at.get()).max().filter(|at| *at != 0);
+        let in_lanes = newest.map(|at| now.since(Time::from_nanos(at)));
+        control.into_iter().chain(in_lanes).min()
+    }
+
+    /// Handles the timers that are due. What the lanes received counts first: the next timer may end the
+    /// peer's time to answer.
+    pub(crate) fn on_timeout(&mut self, context: &mut DaemonContext, now: Time) {
+        self.report_activity(context, now);
+        self.peer.handle_timeout(now, &mut context.rng);
+    }
+
     /// Twice a second: what the lanes did, and whether they hear anything.
     pub(crate) fn tick(&mut self, context: &mut DaemonContext, now: Time) {
-        let last = |of: fn(&PeerStats) -> u64| self.lanes.iter().map(|stats| of(stats)).max().unwrap_or(0);
-        let activity = (last(|s| s.tx.last_at.get()), last(|s| s.rx.last_at.get()));
-        if activity != self.activity {
-            self.activity = activity;
-            let at = |nanos| (nanos != 0).then_some(Time::from_nanos(nanos));
-            let report = LaneReport::Activity { sent_at: at(activity.0), received_at: at(activity.1) };
-            self.peer.handle_lane(report, now, &mut context.rng);
-        }
+        self.report_activity(context, now);
         let received_at: Vec<Time> =
             self.lanes.iter().map(|stats| Time::from_nanos(stats.rx.last_at.get())).collect();
         self.peer.poll_lanes(&received_at, now, &mut context.rng);
@@ -199,9 +225,21 @@ impl PeerRuntime {
         }
         self.unreachable_log_at = Some(now + UNREACHABLE_LOG_INTERVAL);
         let view = self.peer.view(now);
-        let unreachable = view.control_handshake_ago.is_none() && view.endpoint.is_some();
+        let unreachable = !view.session_up && view.endpoint.is_some();
         if let Some(reason) = view.reason.filter(|_| unreachable) {
             tracing::warn!("peer {}: {reason}", self.settings.config.name);
+        }
+    }
+
+    /// Reports when the lanes last sent and received. The lanes stamp each batch, so this costs no clock.
+    fn report_activity(&mut self, context: &mut DaemonContext, now: Time) {
+        let last = |of: fn(&PeerStats) -> u64| self.lanes.iter().map(|stats| of(stats)).max().unwrap_or(0);
+        let activity = (last(|s| s.tx.last_at.get()), last(|s| s.rx.last_at.get()));
+        if activity != self.activity {
+            self.activity = activity;
+            let at = |nanos| (nanos != 0).then_some(Time::from_nanos(nanos));
+            let report = LaneReport::Activity { sent_at: at(activity.0), received_at: at(activity.1) };
+            self.peer.handle_lane(report, now, &mut context.rng);
         }
     }
 
@@ -213,7 +251,9 @@ impl PeerRuntime {
         let recently = self.resolved_at.is_some_and(|at| now.since(at) < RESOLVE_INTERVAL);
         let (sent, received) = (Time::from_nanos(self.activity.0), Time::from_nanos(self.activity.1));
         let unanswered = sent.since(received) > UNANSWERED_LIMIT;
-        if recently || !(unanswered || matches!(self.reported, PeerState::Connecting | PeerState::Blocked)) {
+        let unreachable =
+            matches!(self.reported, PeerState::Connecting | PeerState::Silent | PeerState::Blocked);
+        if recently || !(unanswered || unreachable) {
             return;
         }
         self.resolved_at = Some(now);
@@ -245,10 +285,45 @@ impl PeerRuntime {
                 );
             }
         };
+        self.named.clone_from(&found);
+        self.set_known_endpoints();
         // An address in use stays while the name still has it.
         if !self.peer.view(now).endpoint.is_some_and(|at| found.contains(&at)) {
             self.move_to(found[0], context, now);
         }
+    }
+
+    /// A silent peer is called at all of these.
+    fn set_known_endpoints(&mut self) {
+        let known: Vec<SocketAddr> = self.last.iter().chain(&self.named).copied().collect();
+        self.peer.set_known_endpoints(&known);
+    }
+
+    /// Calls the peer at `call_at`: where the config says, and where it was before a restart.
+    pub(crate) fn begin_calls(
+        &mut self,
+        last: Option<SocketAddr>,
+        call_at: Time,
+        context: &DaemonContext,
+        now: Time,
+    ) {
+        self.last = last;
+        self.set_known_endpoints();
+        if let (Some(last), None) = (last, self.endpoint) {
+            self.move_to(last, context, now);
+        }
+        if last.is_some() || call_at > now {
+            self.peer.call_at(call_at);
+        }
+    }
+
+    pub(crate) fn duplicates(&self) -> u64 {
+        self.duplicates
+    }
+
+    /// Its X25519 key and where it is, for the state file.
+    pub(crate) fn last_endpoint(&self) -> Option<([u8; 32], SocketAddr)> {
+        Some((*self.settings.public_key().x25519(), self.endpoint?))
     }
 
     /// Sends everything to `endpoint` from now on, until the peer roams.
@@ -288,6 +363,15 @@ impl PeerRuntime {
         }
     }
 
+    /// Records that the peer is up, for the first time or again.
+    fn on_up(&mut self, peer: String) -> EventKind {
+        let before = std::mem::replace(&mut self.reported, PeerState::Up);
+        match std::mem::replace(&mut self.was_up, true) {
+            true => EventKind::PeerRecovered { peer, from: before.name().to_owned() },
+            false => EventKind::PeerUp { peer, endpoint: self.endpoint.map(|e| e.to_string()) },
+        }
+    }
+
     /// Counts an epoch that came into force.
     fn epoch_active(&mut self, epoch: EpochNumber, made_of: KeySources, key: Option<KeyId>) -> EventKind {
         match self.rekeys.iter_mut().find(|(sources, _)| *sources == made_of) {
@@ -306,13 +390,7 @@ impl PeerRuntime {
     fn report(&mut self, event: PeerEvent, context: &mut DaemonContext, now: Time) {
         let peer = self.settings.config.name.clone();
         let kind = match event {
-            PeerEvent::Up | PeerEvent::Recovered => {
-                let before = std::mem::replace(&mut self.reported, PeerState::Up);
-                match std::mem::replace(&mut self.was_up, true) {
-                    true => EventKind::PeerRecovered { peer, from: before.name().to_owned() },
-                    false => EventKind::PeerUp { peer, endpoint: self.endpoint.map(|e| e.to_string()) },
-                }
-            }
+            PeerEvent::Up | PeerEvent::Recovered => self.on_up(peer),
             PeerEvent::Blocked { reason } => {
                 self.reported = PeerState::Blocked;
                 EventKind::PeerBlocked { peer, reason }
@@ -321,6 +399,10 @@ impl PeerRuntime {
                 self.reported = PeerState::Degraded;
                 self.was_up = true;
                 EventKind::PeerDegraded { peer, reason }
+            }
+            PeerEvent::Silent { reason } => {
+                self.reported = PeerState::Silent;
+                EventKind::PeerSilent { peer, reason }
             }
             PeerEvent::Roamed { endpoint } => {
                 let from = self.endpoint.replace(endpoint).map(|e| e.to_string());
@@ -359,6 +441,11 @@ impl PeerRuntime {
             PeerEvent::IdentityMismatch { detail } => {
                 let endpoint = self.endpoint.map(|e| e.to_string());
                 EventKind::IdentityMismatch { peer: Some(peer), endpoint, reason: detail }
+            }
+            PeerEvent::IdentityDuplicate { endpoints } => {
+                self.duplicates += 1;
+                let endpoints = endpoints.iter().map(ToString::to_string).collect();
+                EventKind::IdentityDuplicate { peer, endpoints }
             }
             PeerEvent::WrongConfirmation { epoch, count } => {
                 return tracing::warn!(

@@ -20,13 +20,15 @@ use rand_core::Rng;
 use crate::certificates::CertificateWatch;
 use crate::clock;
 use crate::context::DaemonContext;
+use crate::demux_drops::DemuxDrops;
 use crate::error::DaemonError;
 use crate::histogram::Histogram;
 use crate::kernel_routes::{KernelRouting, RoutingTable};
 use crate::kme_counts::KmeCounts;
 use crate::kms_task::{self, KmeReporting, Kmes};
-use crate::peer_runtime::PeerRuntime;
+use crate::peer_runtime::{PeerRuntime, first_call};
 use crate::settings::{PeerSettings, Settings};
+use crate::state_file::LastEndpoints;
 use crate::task_result::{PeerKey, PeerTaskResult, TaskResult};
 use crate::translate;
 
@@ -37,18 +39,6 @@ const CERTIFICATE_CHECK_INTERVAL: Duration = Duration::from_secs(60);
 const DISABLED_PEER: u16 = u16::MAX;
 /// The smallest MTU that IPv6 allows, in bytes (RFC 8200).
 const MIN_IPV6_MTU: u16 = 1280;
-
-/// Datagrams that a lane let pass and that belong to no peer.
-#[derive(Default, Clone, Copy)]
-pub(crate) struct DemuxDrops {
-    /// For a control session that no peer has.
-    pub(crate) unknown_index: u64,
-    /// Handshake initiations with the key of no peer.
-    pub(crate) no_peer: u64,
-    pub(crate) malformed: u64,
-    /// Handshake messages that got a cookie reply, under load.
-    pub(crate) cookie: u64,
-}
 
 pub(crate) struct Peers {
     runtimes: BTreeMap<u16, PeerRuntime>,
@@ -84,6 +74,7 @@ impl Peers {
         (kmes, kme_counts): (Kmes, Arc<KmeCounts>),
         demux: Demux,
         context: DaemonContext,
+        last: &LastEndpoints,
         now: Time,
     ) -> Self {
         let mut peers = Self {
@@ -107,7 +98,10 @@ impl Peers {
             certificates: CertificateWatch::default(),
             certificates_checked: None,
         };
-        settings.peers.iter().for_each(|peer| peers.add(peer.clone(), now));
+        for (n, peer) in (0..).zip(&settings.peers) {
+            let last = last.get(peer.public_key().x25519()).copied();
+            peers.add(peer.clone(), last, first_call(n, now), now);
+        }
         peers.configure_lanes(settings.device.mtu);
         peers
     }
@@ -150,6 +144,11 @@ impl Peers {
         self.started
     }
 
+    /// Where each peer is, for the next start.
+    pub(crate) fn last_endpoints(&self) -> LastEndpoints {
+        self.runtimes.values().filter_map(PeerRuntime::last_endpoint).collect()
+    }
+
     /// When the next peer has a timeout.
     pub(crate) fn next_timeout(&self) -> Option<Time> {
         self.timers.first().map(|(at, _)| *at)
@@ -159,7 +158,7 @@ impl Peers {
     pub(crate) fn on_timeout(&mut self, now: Time) {
         let due: Vec<u16> = self.timers.iter().take_while(|(at, _)| *at <= now).map(|(_, n)| *n).collect();
         for number in due {
-            self.with(number, now, |runtime, context| runtime.peer.handle_timeout(now, &mut context.rng));
+            self.with(number, now, |runtime, context| runtime.on_timeout(context, now));
         }
     }
 
@@ -320,7 +319,7 @@ impl Peers {
                     });
                     self.order.push(number);
                 }
-                None => self.add(peer.clone(), now),
+                None => self.add(peer.clone(), None, now, now),
             }
         }
         let measure = self.measure_paths;
@@ -330,7 +329,8 @@ impl Peers {
         self.configure_lanes(settings.device.mtu);
     }
 
-    fn add(&mut self, settings: PeerSettings, now: Time) {
+    /// Adds a peer, whose first call is at `call_at` if it was at `last` before a restart.
+    fn add(&mut self, settings: PeerSettings, last: Option<SocketAddr>, call_at: Time, now: Time) {
         let Some(number) = self.free_number() else {
             return tracing::error!("peer {}: there are {MAX_PEERS} peers already", settings.config.name);
         };
@@ -349,6 +349,7 @@ impl Peers {
         let runtime = PeerRuntime::new(id, settings, kmes, peer, self.lanes, &self.context);
         self.runtimes.insert(number, runtime);
         self.with(number, now, |runtime, context| {
+            runtime.begin_calls(last, call_at, context, now);
             runtime.tick(context, now);
             runtime.peer.handle_timeout(now, &mut context.rng);
         });
@@ -385,7 +386,7 @@ impl Peers {
             let endpoint = runtime.view(now).endpoint;
             let settings = runtime.into_settings();
             let key = *settings.public_key().x25519();
-            self.add(settings, now);
+            self.add(settings, None, now, now);
             if let (Some(endpoint), Some(number)) = (endpoint, self.by_key.get(&key).copied()) {
                 self.with(number, now, |runtime, context| runtime.move_to(endpoint, context, now));
             }

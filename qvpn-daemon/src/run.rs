@@ -34,6 +34,7 @@ use crate::queues::{self, Queues};
 use crate::routes::Routes;
 use crate::settings::Settings;
 use crate::snapshot::Snapshots;
+use crate::state_file::StateFile;
 use crate::task_result::TaskResult;
 use crate::watchdog::{Watchdog, notify};
 use crate::{caller, clock, log, requests, try_config};
@@ -54,13 +55,12 @@ pub(crate) async fn run(
     config: Config,
     shared: Vec<SharedPrefixes>,
     socket: ControlSocket,
-    socket_dir: &Path,
+    dirs: [&Path; 2],
 ) -> Result<(), DaemonError> {
     let mut signals = Signals::watch()?;
     refuse_prefixes_of_running_tunnels(shared).await?;
     let (requests, pending_requests) = mpsc::channel(MAX_QUEUED_REQUESTS);
-    let (daemon, inputs) =
-        start(config, socket_dir, socket.rules(), requests.clone(), pending_requests).await?;
+    let (daemon, inputs) = start(config, dirs, socket.rules(), requests.clone(), pending_requests).await?;
     let interface = daemon.config.interface.name.clone();
     let server = tokio::spawn(socket.serve(interface.clone(), daemon.events.clone(), requests));
     notify(NotifyState::Ready);
@@ -123,7 +123,7 @@ struct Inputs {
 /// Builds everything that runs.
 async fn start(
     config: Config,
-    socket_dir: &Path,
+    [socket_dir, state_dir]: [&Path; 2],
     access: SharedRules,
     requests: mpsc::Sender<PendingRequest>,
     pending_requests: mpsc::Receiver<PendingRequest>,
@@ -162,8 +162,9 @@ async fn start(
     };
     let snapshots = Snapshots::watch();
     let metrics = MetricsListener::open(settings.metrics_listen, &requests).await?;
-    let peers = Peers::new(&settings, routing, (kmes, counts), demux, context, clock::now());
     let local = keys.local;
+    let (state, last) = StateFile::open(state_dir, &config.interface.name, local.public());
+    let peers = Peers::new(&settings, routing, (kmes, counts), demux, context, &last, clock::now());
     let daemon = Daemon {
         config,
         settings,
@@ -171,6 +172,7 @@ async fn start(
         events,
         audit,
         peers,
+        state,
         routes,
         marks,
         metrics,
@@ -208,6 +210,7 @@ async fn serve(daemon: &mut Daemon, mut inputs: Inputs, signals: &mut Signals) -
             _ = tick.tick() => {
                 watchdog.tick(clock::now());
                 daemon.peers.tick(clock::now());
+                daemon.save_state(clock::now()).await;
                 log::tick(clock::now());
             }
             Some(PendingRequest { request, uid, answer }) = requests.recv() => {

@@ -29,12 +29,12 @@ const LOCKED_RESERVE_BYTES: usize = 1 << 20;
 const NICE_LIMIT: u64 = 20 + 10;
 
 /// Becomes the user `qvpn` if root started the daemon, keeps only `CAP_NET_ADMIN`, forbids core dumps and
-/// debuggers of other users, and locks memory. Creates `socket_dir` first if it is missing, since only root
-/// can. Returns what was done, for the log.
+/// debuggers of other users, and locks memory. Creates `socket_dir` and `state_dir` first if they are
+/// missing, since only root can. Returns what was done, for the log.
 ///
 /// # Errors
 /// If the limit on locked memory is too low, or the system refuses.
-pub(crate) fn enter(socket_dir: &Path) -> Result<Vec<String>, DaemonError> {
+pub(crate) fn enter(socket_dir: &Path, state_dir: &Path) -> Result<Vec<String>, DaemonError> {
     setrlimit(Resource::RLIMIT_CORE, 0, 0).map_err(DaemonError::errno("forbid core dumps"))?;
     // Lanes get a higher priority. Only root can raise this limit; the shipped unit does. The root of a
     // container may be unable to raise the limit and yet able to raise its priority: then the whole daemon
@@ -42,7 +42,7 @@ pub(crate) fn enter(socket_dir: &Path) -> Result<Vec<String>, DaemonError> {
     if setrlimit(Resource::RLIMIT_NICE, NICE_LIMIT, NICE_LIMIT).is_err() {
         qvpn_dataplane::raise_priority();
     }
-    let mut done = vec![user::become_unprivileged(socket_dir)?];
+    let mut done = vec![user::become_unprivileged(socket_dir, state_dir)?];
     // After the change of user, which makes the process dumpable again.
     set_dumpable(false).map_err(DaemonError::errno("forbid dumps of the process's memory"))?;
     set_no_new_privs().map_err(DaemonError::errno("forbid new privileges"))?;
@@ -56,11 +56,15 @@ pub(crate) fn enter(socket_dir: &Path) -> Result<Vec<String>, DaemonError> {
 ///
 /// # Errors
 /// If the kernel has no seccomp, or refuses.
-pub(crate) fn confine(config: &Config, socket_dir: &Path) -> Result<Vec<String>, DaemonError> {
+pub(crate) fn confine(
+    config: &Config,
+    socket_dir: &Path,
+    state_dir: &Path,
+) -> Result<Vec<String>, DaemonError> {
     let files = if files::foreign_library(config) {
         "files: as the user may, since the PKCS#11 library of a KME's key may need any".to_owned()
     } else {
-        files::confine(&files::readable(config), &files::writable(config), socket_dir)?
+        files::confine(&files::readable(config), &files::writable(config), [socket_dir, state_dir])?
     };
     calls::confine()?;
     Ok(vec![files, "system calls: those of a running daemon (seccomp)".to_owned()])

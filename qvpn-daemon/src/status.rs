@@ -84,6 +84,7 @@ fn disabled_status(peer: &config::Peer) -> PeerStatus {
         rekeys: 0,
         rekey_failures: Counts::new(),
         control_handshake_ago_s: None,
+        last_received_ago_s: None,
         rx_bytes: None,
         tx_bytes: None,
         rx_packets: None,
@@ -181,6 +182,7 @@ fn peer_status(peer: &PeerRuntime, listen_port: u16, mtu: u32, now: Time) -> Pee
             ProtocolState::Connecting => PeerState::Connecting,
             ProtocolState::Up => PeerState::Up,
             ProtocolState::Degraded => PeerState::Degraded,
+            ProtocolState::Silent => PeerState::Silent,
             ProtocolState::Blocked => PeerState::Blocked,
         },
         reason: view.reason,
@@ -189,7 +191,7 @@ fn peer_status(peer: &PeerRuntime, listen_port: u16, mtu: u32, now: Time) -> Pee
         epoch: view.epoch.map(|epoch| epoch.0),
         epoch_age_s: seconds(view.epoch_age),
         epoch_expires_in_s: seconds(view.epoch_expires_in),
-        next_rekey_in_s: seconds(view.next_rekey_in),
+        next_rekey_in_s: view.next_rekey_in_ms.map(signed_seconds),
         key_sources: view.sources.map(translate::sources).unwrap_or_default(),
         qkd_key_id: view.qkd_key_id.map(String::from),
         qkd_stock: view.qkd_stock.and_then(|n| u64::try_from(n).ok()),
@@ -202,6 +204,7 @@ fn peer_status(peer: &PeerRuntime, listen_port: u16, mtu: u32, now: Time) -> Pee
             .map(|(reason, n)| (reason.name().to_owned(), *n))
             .collect(),
         control_handshake_ago_s: seconds(view.control_handshake_ago),
+        last_received_ago_s: seconds(peer.last_received_ago(view.last_received_ago, now)),
         rx_bytes: total(|s| s.rx.bytes.get()),
         tx_bytes: total(|s| s.tx.bytes.get()),
         rx_packets: total(|s| s.rx.packets.get()),
@@ -228,4 +231,9 @@ fn peer_status(peer: &PeerRuntime, listen_port: u16, mtu: u32, now: Time) -> Pee
 
 fn seconds(span: Option<Duration>) -> Option<f64> {
     span.map(|d| d.as_secs_f64())
+}
+
+fn signed_seconds(milliseconds: i64) -> f64 {
+    let span = Duration::from_millis(milliseconds.unsigned_abs()).as_secs_f64();
+    if milliseconds < 0 { -span } else { span }
 }

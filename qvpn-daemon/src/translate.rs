@@ -74,6 +74,7 @@ pub(crate) fn peer_config(
         psk,
         stock: usize::try_from(stock).unwrap_or(MAX_OFFER).clamp(1, MAX_OFFER),
         endpoint: endpoint.and_then(|endpoint| Some(SocketAddr::new(endpoint.ip()?, endpoint.port))),
+        liveness: config.interface.liveness,
         number: PeerNumber(0),
     }
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use rand_core::CryptoRng;
 
 use crate::wire::fragment::{packets, padded_ping};
-use crate::wire::{Fragment, MessageId, MessageType};
+use crate::wire::{Fragment, MessageId, MessageType, Ping};
 use qvpn_types::Time;
 
 /// The first retransmission timeout, until a round trip was measured.
@@ -63,7 +63,7 @@ pub struct ReliableChannel {
     partial: Vec<Partial>,
     delivered: VecDeque<MessageId>,
     round_trip: Option<Duration>,
-    /// IDs of sent probes, oldest first, and the acknowledged ones among them.
+    /// IDs of sent probes, oldest first, and the answered ones among them.
     probes: VecDeque<MessageId>,
     passed: VecDeque<MessageId>,
 }
@@ -103,22 +103,35 @@ impl ReliableChannel {
         self.ready.extend(packets(id, kind, body));
     }
 
-    /// Sends a `Ping` once, padded to a packet of `size` bytes. [`take_passed`](Self::take_passed) reports
-    /// its acknowledgement.
+    /// Sends a `Ping` once, padded to a packet of `size` bytes, with its ID as nonce.
+    /// [`take_passed`](Self::take_passed) reports its answer.
     pub fn probe(&mut self, size: usize, rng: &mut dyn CryptoRng) -> MessageId {
         let mut id = MessageId::default();
         rng.fill_bytes(&mut id);
+        let ping = Ping { nonce: id, path: 0, heard_ago: None };
         if self.probes.len() == MAX_REMEMBERED_IDS {
             self.probes.pop_front();
         }
         self.probes.push_back(id);
-        self.ready.push_back(padded_ping(id, size));
+        self.ready.push_back(padded_ping(id, ping, size));
         id
     }
 
-    /// Returns the ID of an acknowledged probe.
+    /// Records the nonce of a `Pong`. Returns whether it answers a probe.
+    pub fn on_pong(&mut self, nonce: &MessageId) -> bool {
+        let at = self.probes.iter().position(|probe| probe == nonce);
+        self.passed.extend(at.and_then(|at| self.probes.remove(at)));
+        at.is_some()
+    }
+
+    /// Returns the ID of an answered probe.
     pub fn take_passed(&mut self) -> Option<MessageId> {
         self.passed.pop_front()
+    }
+
+    /// Adds a measured round trip to the average.
+    pub fn on_round_trip(&mut self, sample: Duration) {
+        self.round_trip = Some(self.round_trip.map_or(sample, |old| (old * 7 + sample) / 8));
     }
 
     /// Returns the average time until a message was acknowledged, measured on messages that were sent once.
@@ -175,6 +188,11 @@ impl ReliableChannel {
         if fragment.kind == MessageType::Ack {
             return self.acknowledged(fragment.payload, now);
         }
+        if let (MessageType::Ping | MessageType::Pong, 1) = (fragment.kind, fragment.count) {
+            // Its own answer acknowledges a `Ping`, and each copy has one.
+            let (id, kind, body) = (fragment.id, fragment.kind, fragment.payload.to_vec());
+            return ReceiveOutcome::Message { id, kind, body };
+        }
         if self.delivered.contains(&fragment.id) {
             // Acknowledges once for each repetition, not once for each fragment.
             if fragment.index + 1 == fragment.count {
@@ -198,15 +216,11 @@ impl ReliableChannel {
     }
 
     fn acknowledged(&mut self, id: &[u8], now: Time) -> ReceiveOutcome {
-        if let Some(at) = self.probes.iter().position(|probe| probe == id) {
-            self.passed.extend(self.probes.remove(at));
-        }
         let Some(at) = self.outgoing.iter().position(|m| m.id == *id) else { return ReceiveOutcome::Nothing };
         let message = self.outgoing.remove(at);
         // Karn's rule: only a message that was sent once measures the round trip.
         if let (1, Some(sent_at)) = (message.tries, message.sent_at) {
-            let sample = now.since(sent_at);
-            self.round_trip = Some(self.round_trip.map_or(sample, |old| (old * 7 + sample) / 8));
+            self.on_round_trip(now.since(sent_at));
         }
         ReceiveOutcome::Nothing
     }
@@ -320,7 +334,7 @@ mod tests {
         let rng = &mut ChaCha20Rng::seed_from_u64(4);
         let mut channel = ReliableChannel::default();
         let mut trip = |times: u64, answered: u64| {
-            let id = channel.send(MessageType::Ping, &[], NOW, rng);
+            let id = channel.send(MessageType::Rekey, &[0], NOW, rng);
             for n in 0..times {
                 assert_eq!(due(&mut channel, after(n * 5000)).len(), 1);
             }
@@ -331,7 +345,7 @@ mod tests {
         assert_eq!(trip(1, 100), Some(100_000));
         assert_eq!(trip(2, 5900), Some(100_000));
         assert_eq!(trip(1, 900), Some(200_000), "an eighth of the new sample");
-        channel.send(MessageType::Ping, &[], NOW, rng);
+        channel.send(MessageType::Rekey, &[0], NOW, rng);
         assert_eq!(due(&mut channel, NOW).len(), 1);
         assert_eq!(channel.next_due(), Some(after(400)), "the wait is twice as long");
     }
@@ -404,8 +418,9 @@ mod tests {
         let sizes: Vec<usize> = due(&mut channel, NOW).iter().map(Vec::len).collect();
         assert_eq!(sizes, (1200..1265).collect::<Vec<_>>());
         for probe in [probes[64], probes[0], probes[1], probes[1]] {
-            ack(&mut channel, probe, NOW);
+            channel.on_pong(&probe);
         }
+        assert!(!channel.on_pong(&[7; 8]), "the nonce of another ping");
         let passed: Vec<_> = std::iter::from_fn(|| channel.take_passed()).collect();
         assert_eq!(passed, [probes[64], probes[1]], "the oldest is forgotten");
     }

@@ -44,6 +44,8 @@ pub struct PeerConfig {
     /// The configured endpoint of the peer. The endpoint in use follows authenticated datagrams; a peer that
     /// doesn't answer there gets handshakes here too.
     pub endpoint: Option<SocketAddr>,
+    /// The time without an authenticated packet after which the peer is pinged; `None` turns that off.
+    pub liveness: Option<Duration>,
     /// A number of this peer that is unique in the daemon, below
     /// [`MAX_PEERS`](crate::wire::limits::MAX_PEERS). All receiver indices of its control and data sessions
     /// contain it, see [`peer_of_control_index`](crate::session::peer_of_control_index) and
@@ -86,6 +88,7 @@ impl PartialEq for PeerConfig {
             psk,
             stock,
             endpoint,
+            liveness,
             number,
         } = self;
         same_psk(psk.as_deref(), other.psk.as_deref())
@@ -96,6 +99,7 @@ impl PartialEq for PeerConfig {
             && (lanes, policy, qkd_source) == (&other.lanes, &other.policy, &other.qkd_source)
             && (sae_local, sae_remote) == (&other.sae_local, &other.sae_remote)
             && (stock, endpoint, number) == (&other.stock, &other.endpoint, &other.number)
+            && *liveness == other.liveness
     }
 }
 
@@ -126,6 +130,7 @@ mod tests {
             psk,
             stock: 1,
             endpoint: None,
+            liveness: None,
             number: PeerNumber(0),
         };
         assert!(with(psk(1)) == with(psk(1)) && with(None) == with(None));

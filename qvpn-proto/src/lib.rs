@@ -10,6 +10,7 @@ pub mod epoch;
 mod epochs;
 pub mod exchange;
 mod hello;
+mod instances;
 pub mod key_schedule;
 pub mod key_sources;
 pub mod kms;

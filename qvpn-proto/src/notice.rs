@@ -23,7 +23,12 @@ pub enum PeerEvent {
         /// The cause, for the operator.
         reason: String,
     },
-    /// A QKD key is in use again.
+    /// The peer does not answer, though the keys are valid.
+    Silent {
+        /// The cause, for the operator.
+        reason: String,
+    },
+    /// A QKD key is in use again, or a silent peer answers again.
     Recovered,
     /// The control session moved to another address.
     Roamed { endpoint: SocketAddr },
@@ -92,6 +97,11 @@ pub enum PeerEvent {
     IdentityMismatch {
         /// The two keys, for the operator.
         detail: String,
+    },
+    /// Two gateways use the peer's key: its instances alternate.
+    IdentityDuplicate {
+        /// Where the last two instances were; one if they share an endpoint.
+        endpoints: Vec<SocketAddr>,
     },
     /// The peer's handshakes are refused because they carry an earlier time than a previous one. This side
     /// has initiated a handshake.

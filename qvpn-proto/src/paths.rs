@@ -1,5 +1,6 @@
 //! The peer's endpoint in use, and the endpoint for the next handshake.
 
+use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -13,14 +14,22 @@ const STALE_REPORT_INTERVAL: Duration = Duration::from_secs(5);
 const STALE_REPORT_DURATION: Duration = Duration::from_secs(60);
 const MIN_HANDSHAKE_INTERVAL: Duration = Duration::from_secs(1);
 const MAX_HANDSHAKE_INTERVAL: Duration = Duration::from_secs(5);
+/// The maximum number of known endpoints of a peer, beside the one in use.
+const MAX_KNOWN_ENDPOINTS: usize = 8;
 
 /// The endpoint of a peer, and the handshakes that were sent to it.
 pub struct ControlPath {
     pub endpoint: Option<SocketAddr>,
-    /// The number of handshakes initiated since the last response.
+    /// The number of calls since the last authenticated packet. Each call initiates a handshake with every
+    /// known endpoint.
     pub initiations: u32,
-    /// The destination of the last one, if it was not `endpoint`.
-    called: Option<SocketAddr>,
+    /// The number of calls since the last session, or since the peer is silent.
+    calls: u32,
+    /// Other endpoints at which the peer may be: its name's addresses, and where it was last seen.
+    known: Vec<SocketAddr>,
+    /// The endpoints that the call which was begun has not reached yet, and their initiation.
+    to_call: VecDeque<SocketAddr>,
+    initiation: Option<Vec<u8>>,
     /// When one of our initiations last answered an initiation which starts nothing.
     initiated_back_at: Option<Time>,
     /// When such an initiation was last reported.
@@ -29,35 +38,84 @@ pub struct ControlPath {
 
 impl ControlPath {
     pub fn new(endpoint: Option<SocketAddr>) -> Self {
-        Self { endpoint, initiations: 0, called: None, initiated_back_at: None, stale_at: None }
+        Self {
+            endpoint,
+            initiations: 0,
+            calls: 0,
+            known: Vec::new(),
+            to_call: VecDeque::new(),
+            initiation: None,
+            initiated_back_at: None,
+            stale_at: None,
+        }
     }
 
     /// Sets the endpoint; returns whether it changed.
     pub fn set_endpoint(&mut self, endpoint: SocketAddr) -> bool {
-        self.endpoint.replace(endpoint) != Some(endpoint)
+        let changed = self.endpoint.replace(endpoint) != Some(endpoint);
+        if changed {
+            // The next call begins with this endpoint.
+            self.to_call.clear();
+        }
+        changed
     }
 
-    /// Returns the destination of the next handshake. The endpoint in use may be permanently unreachable,
-    /// for example when the NATs of both sites lost each other's mappings, so every second handshake goes to
-    /// the configured one.
-    pub fn next_destination(&self, configured: Option<SocketAddr>) -> Option<SocketAddr> {
-        let last = self.endpoint?;
-        Some(configured.filter(|_| self.initiations % 2 == 1).unwrap_or(last))
+    /// Sets the other endpoints at which the peer may be.
+    pub fn set_known(&mut self, endpoints: &[SocketAddr]) {
+        self.known = endpoints.iter().take(MAX_KNOWN_ENDPOINTS).copied().collect();
     }
 
-    pub fn on_initiated(&mut self, to: SocketAddr) {
-        self.called = Some(to).filter(|_| self.endpoint != Some(to));
-        self.initiations += 1;
+    /// Returns the endpoints beside the one in use: the configured one, and the others that are known. The
+    /// one in use may be gone for good, for example when the NATs of both sites lost each other's mappings.
+    pub fn others(&self, configured: Option<SocketAddr>) -> Vec<SocketAddr> {
+        let mut others = Vec::new();
+        for endpoint in configured.iter().chain(&self.known) {
+            if self.endpoint != Some(*endpoint) && !others.contains(endpoint) {
+                others.push(*endpoint);
+            }
+        }
+        others
     }
 
-    /// Returns the destination of the handshake that the peer answered, if it was not the endpoint in use.
-    pub fn take_called(&mut self) -> Option<SocketAddr> {
-        self.called.take()
+    /// Begins a call: the endpoint in use is first, the others follow. Their order rotates from call to call,
+    /// since they share an initiation, of which the peer answers the copy that arrives first.
+    pub fn begin_call(&mut self, configured: Option<SocketAddr>) {
+        let mut others = self.others(configured);
+        if !others.is_empty() {
+            let by = self.calls as usize % others.len();
+            others.rotate_left(by);
+        }
+        if self.endpoint.is_some() || !others.is_empty() {
+            self.initiations = self.initiations.saturating_add(1);
+            self.calls = self.calls.saturating_add(1);
+        }
+        (self.to_call, self.initiation) = (others.into(), None);
     }
 
-    /// Returns the delay before the next handshake: 1, 2, 4 and then 5 s.
+    /// Whether endpoints of the call that was begun are still to be called.
+    pub fn is_calling(&self) -> bool {
+        !self.to_call.is_empty()
+    }
+
+    /// Returns the next endpoint of the call, and the initiation to send there.
+    pub fn next_call(&mut self, start: impl FnOnce() -> Option<Vec<u8>>) -> Option<(SocketAddr, Vec<u8>)> {
+        let to = self.to_call.pop_front()?;
+        if self.initiation.is_none() {
+            self.initiation = start();
+        }
+        Some((to, self.initiation.clone()?))
+    }
+
+    /// Ends the call that was begun, and makes the delays begin again.
+    pub fn restart_calls(&mut self) {
+        self.calls = 0;
+        self.to_call.clear();
+        self.initiation = None;
+    }
+
+    /// Returns the delay before the next call: 1, 2, 4 and then 5 s.
     pub fn retry_interval(&self) -> Duration {
-        let doublings = self.initiations.saturating_sub(1).min(3);
+        let doublings = self.calls.saturating_sub(1).min(3);
         (MIN_HANDSHAKE_INTERVAL * (1 << doublings)).min(MAX_HANDSHAKE_INTERVAL)
     }
 

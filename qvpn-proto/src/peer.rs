@@ -1,6 +1,7 @@
 //! The state of one tunnel at this site. Its inputs are datagrams, reports of KMEs and lanes, and the time;
 //! its parts put their output into the outbox.
 
+mod endpoints;
 mod status;
 
 use std::net::SocketAddr;
@@ -15,6 +16,7 @@ use crate::config::PeerConfig;
 use crate::epochs::Epochs;
 use crate::exchange::{Context, Counters, ExchangeRole, Initiator, Message, Responder};
 use crate::hello::{Hellos, ReceivedHello};
+use crate::instances::Instances;
 use crate::kms::KmsReport;
 use crate::lanes::PeerLanes;
 use crate::message_limiter::MessageLimiter;
@@ -34,6 +36,7 @@ pub struct Peer<L> {
     config: PeerConfig,
     control: ControlSession<L>,
     hellos: Hellos,
+    instances: Instances,
     role: Box<dyn ExchangeRole>,
     /// What earlier roles counted.
     counters: Counters,
@@ -55,6 +58,7 @@ impl<L: ControlLink> Peer<L> {
         Self {
             control: ControlSession::new(&config, link, now, &mut out),
             hellos: Hellos::new(&config, instance),
+            instances: Instances::default(),
             role: role(&config, Counters::default(), now),
             counters: Counters::default(),
             epochs: Epochs::new(&config, &instance, now),
@@ -70,7 +74,7 @@ impl<L: ControlLink> Peer<L> {
     /// Processes a datagram that [`Demux`](crate::session::Demux) assigned to this peer.
     pub fn handle_datagram(&mut self, datagram: &[u8], from: SocketAddr, now: Time, rng: &mut dyn CryptoRng) {
         self.hellos.ensure_sent(now, &mut self.out, rng);
-        let input = self.control.on_datagram(datagram, from, now, &mut self.out);
+        let input = self.control.on_datagram(datagram, from, self.config.endpoint, now, &mut self.out);
         if let Some(endpoint) = input.found_at {
             self.lanes.move_to(endpoint, &mut self.out);
         }
@@ -129,8 +133,10 @@ impl<L: ControlLink> Peer<L> {
                 });
             }
             LaneReport::Activity { sent_at, received_at } => {
-                self.control.liveness.on_activity(sent_at, received_at);
-                self.control.path_used(now);
+                received_at.into_iter().for_each(|at| self.control.liveness.on_received(at));
+                if sent_at.is_some() {
+                    self.control.path_used(now);
+                }
             }
             LaneReport::Roamed { lane, endpoint } => {
                 self.lanes.on_roamed(lane, endpoint);
@@ -166,7 +172,7 @@ impl<L: ControlLink> Peer<L> {
         let configured = self.config.endpoint;
         match timer {
             Timer::LinkTick => self.control.on_link_tick(self.config.role, now, &mut self.out),
-            Timer::Handshake => self.control.start_handshake(configured, now, &mut self.out),
+            Timer::Handshake => self.control.call(configured, now, &mut self.out, rng),
             Timer::Liveness => self.control.check_liveness(configured, now, &mut self.out, rng),
             Timer::Stock => self.out.report_lost(self.role.age_stock(now)),
             Timer::AttemptEnd
@@ -219,6 +225,7 @@ impl<L: ControlLink> Peer<L> {
         if let (Some(endpoint), true) = (config.endpoint, config.endpoint != self.config.endpoint) {
             self.control.reconfigure_endpoint(endpoint, now);
         }
+        self.control.liveness.set_after(config.liveness);
         self.config = config;
         if role_changed || sae_changed {
             self.replace_role(now, rng);
@@ -274,25 +281,6 @@ impl<L: ControlLink> Peer<L> {
         self.lanes.set_keepalive(interval);
     }
 
-    /// Sends everything to another endpoint from now on, since the config or the peer's host name changed.
-    pub fn move_to(&mut self, endpoint: SocketAddr, now: Time) {
-        self.set_endpoint(endpoint, now);
-        self.lanes.move_to(endpoint, &mut self.out);
-    }
-
-    /// Sets the endpoint of the control session.
-    pub fn set_endpoint(&mut self, endpoint: SocketAddr, now: Time) {
-        if self.control.set_endpoint(endpoint, now) && !self.control.is_up() {
-            self.out.timers.set(Timer::Handshake, Some(now));
-        }
-    }
-
-    /// Starts or stops the measurement of the path's MTU. [`PeerEvent::PathMtu`] reports each change; before
-    /// the first one it is [`MAX_PATH_MTU`](crate::path_mtu::MAX_PATH_MTU).
-    pub fn measure_path(&mut self, measure: bool, now: Time) {
-        self.control.measure_path(measure, now, &mut self.out);
-    }
-
     /// Returns the greatest time in a handshake initiation of the peer, `None` before the first. A daemon
     /// keeps it over restarts, so that recorded initiations start nothing.
     #[must_use]
@@ -324,6 +312,10 @@ impl<L: ControlLink> Peer<L> {
 
     fn handle_message(&mut self, message: Message<'_>, now: Time, rng: &mut dyn CryptoRng) {
         if message.message_type != MessageType::Hello && self.hellos.predates_instance(message.session) {
+            // If that goes on, the sites disagree about which session is the newer one.
+            if self.hellos.on_mismatch(now) {
+                self.control.renew(&mut self.out);
+            }
             return;
         }
         match message.message_type {
@@ -336,12 +328,16 @@ impl<L: ControlLink> Peer<L> {
             | MessageType::Rekey => self.with_role(now, |role, ctx, epochs, out| {
                 role.on_message(message, ctx, epochs, out, rng);
             }),
-            MessageType::Ping => self.out.channel.send_once(MessageType::Pong, &[], rng),
-            MessageType::Bye => self.out.emit(PeerEvent::Bye),
+            MessageType::Ping => self.control.on_ping(message.body, now, &mut self.out, rng),
+            MessageType::Pong => self.control.on_pong(message.body, now, &mut self.out),
+            MessageType::Bye => {
+                self.control.on_bye(now, &mut self.out);
+                self.out.emit(PeerEvent::Bye);
+            }
             MessageType::Lanes => self.lanes.on_message(message.body, &mut self.out),
             MessageType::Reject => self.on_reject(message.body, now),
-            // A `Pong` has no content; the channel handles acknowledgements.
-            MessageType::Pong | MessageType::Ack => {}
+            // The channel handles acknowledgements.
+            MessageType::Ack => {}
         }
         let Some(request) = self.out.hello.take() else { return };
         match request {
@@ -359,11 +355,21 @@ impl<L: ControlLink> Peer<L> {
             ReceivedHello::Known => {}
             ReceivedHello::New { restarted } => {
                 if restarted {
+                    self.check_duplicate(now);
                     self.on_peer_restarted(now, rng);
                 }
                 self.compare_hellos(now, rng);
                 self.role.attempt_due(now);
             }
+        }
+    }
+
+    /// Reports two gateways that use the peer's key.
+    fn check_duplicate(&mut self, now: Time) {
+        let Some(remote) = &self.hellos.remote else { return };
+        let endpoint = self.control.path.endpoint;
+        if let Some(endpoints) = self.instances.on_change(remote.hello.instance, endpoint, now) {
+            self.out.emit(PeerEvent::IdentityDuplicate { endpoints });
         }
     }
 
@@ -445,7 +451,8 @@ impl<L: ControlLink> Peer<L> {
         self.out.timers.set(Timer::EpochEnd, end);
         let retransmit = self.out.channel.next_due().filter(|_| self.control.is_up());
         self.out.timers.set(Timer::Retransmit, retransmit);
-        self.out.timers.set(Timer::Liveness, self.control.liveness.due());
+        self.control.liveness.set_round_trip(self.out.channel.round_trip());
+        self.out.timers.set(Timer::Liveness, self.control.liveness.due(self.control.is_up()));
     }
 
     fn status(&self, now: Time) -> Status<'_> {
@@ -453,7 +460,8 @@ impl<L: ControlLink> Peer<L> {
             ctx: self.context(now),
             path: &self.control.path,
             liveness: &self.control.liveness,
-            session_age: self.control.age(),
+            session_up: self.control.is_up(),
+            handshake_ago: self.control.handshake_ago(now),
             epochs: &self.epochs,
             role: self.role.as_ref(),
             supply: &self.supply,
@@ -472,10 +480,13 @@ impl<L: ControlLink> Peer<L> {
         let reason = status.reason().unwrap_or_default();
         let before = std::mem::replace(&mut self.reported_state, state);
         match state {
-            PeerState::Up if before == PeerState::Degraded => self.out.emit(PeerEvent::Recovered),
+            PeerState::Up if matches!(before, PeerState::Degraded | PeerState::Silent) => {
+                self.out.emit(PeerEvent::Recovered);
+            }
             PeerState::Up => self.out.emit(PeerEvent::Up),
             PeerState::Degraded => self.out.emit(PeerEvent::Degraded { reason }),
             PeerState::Blocked => self.out.emit(PeerEvent::Blocked { reason }),
+            PeerState::Silent => self.out.emit(PeerEvent::Silent { reason }),
             PeerState::Connecting => {}
         }
     }

@@ -6,6 +6,7 @@ pub(crate) mod control_session;
 pub mod demux;
 pub mod initiation;
 pub mod limiter;
+mod numbers;
 pub(crate) mod token_bucket;
 
 pub use control_link::{ControlLink, LinkOutput, WireGuardLink};

@@ -18,6 +18,8 @@ pub enum PeerState {
     Up,
     /// An epoch without QKD is active, although the policy prefers QKD.
     Degraded,
+    /// The keys are valid, and the peer does not answer.
+    Silent,
     /// There is no valid key, so nothing is sent.
     Blocked,
 }
@@ -30,6 +32,7 @@ impl PeerState {
             Self::Connecting => "connecting",
             Self::Up => "up",
             Self::Degraded => "degraded",
+            Self::Silent => "silent",
             Self::Blocked => "blocked",
         }
     }
@@ -76,8 +79,9 @@ pub struct PeerView {
     pub epoch_age: Option<Duration>,
     /// The time until its sealing ends.
     pub epoch_expires_in: Option<Duration>,
-    /// The time until the next attempt is due; `None` at the responder without an epoch.
-    pub next_rekey_in: Option<Duration>,
+    /// Milliseconds until the next attempt is due, negative when the next epoch is overdue; `None` at the
+    /// responder without an epoch.
+    pub next_rekey_in_ms: Option<i64>,
     /// The sources of the active epoch's key.
     pub sources: Option<KeySources>,
     /// The QKD key of the active epoch.
@@ -98,8 +102,12 @@ pub struct PeerView {
     pub rekey_failures: Vec<(FailureReason, u64)>,
     /// Dropped datagrams and messages of the control session.
     pub drops: ControlDrops,
-    /// The time since the last handshake of the control session.
+    /// Whether there is a control session.
+    pub session_up: bool,
+    /// The time since the last handshake of the control session, also if that has ended.
     pub control_handshake_ago: Option<Duration>,
+    /// The time since the last authenticated packet, control or data.
+    pub last_received_ago: Option<Duration>,
     /// The agreed interval, or ours before there is an agreement.
     pub rekey_interval: Duration,
     /// The agreed number of lanes, or ours before there is an agreement.
@@ -117,8 +125,14 @@ mod tests {
     /// Dashboards and alerts match these names.
     #[test]
     fn names_of_states_and_failures_are_the_published_ones() {
-        let states = [PeerState::Connecting, PeerState::Up, PeerState::Degraded, PeerState::Blocked];
-        assert_eq!(states.map(PeerState::name), ["connecting", "up", "degraded", "blocked"]);
+        let states = [
+            PeerState::Connecting,
+            PeerState::Up,
+            PeerState::Degraded,
+            PeerState::Silent,
+            PeerState::Blocked,
+        ];
+        assert_eq!(states.map(PeerState::name), ["connecting", "up", "degraded", "silent", "blocked"]);
         let reasons = [
             FailureReason::Timeout,
             FailureReason::Rejected,

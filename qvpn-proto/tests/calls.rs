@@ -88,6 +88,7 @@ fn config(role: Role, endpoint: SocketAddr) -> PeerConfig {
         psk: None,
         stock: 3,
         endpoint: Some(endpoint),
+        liveness: Some(Duration::from_secs(2)),
         number: PeerNumber(7),
     }
 }
@@ -184,15 +185,19 @@ fn starts_are_repeated_after_one_two_four_and_then_each_five_seconds() {
 }
 
 #[test]
-fn a_peer_that_is_silent_for_two_seconds_and_three_pings_is_called_again() {
+fn a_peer_that_is_silent_for_two_seconds_and_three_pings_is_called_at_once_and_then_less_often() {
     let mut end = End::new(Role::Responder);
     // Its `Hello` is sent with the first session and gets no reply.
     end.comes(CONFIGURED, authentic(true));
-    end.wait(seconds(5) - Duration::from_nanos(1));
+    let allowance = Duration::from_millis(100);
+    end.wait(seconds(5) + allowance - Duration::from_nanos(1));
     assert_eq!(end.calls, []);
     end.wait(Duration::from_nanos(1));
-    assert_eq!(end.calls, [(CONFIGURED, seconds(5))]);
-    assert!(end.link.session_age().is_none(), "the session is forgotten");
+    assert_eq!(end.calls, [(CONFIGURED, seconds(5) + allowance)]);
+    assert!(end.link.session_age().is_some(), "the session is kept: only one direction may be lost");
+    end.wait(seconds(17));
+    let times: Vec<_> = end.calls.iter().map(|(_, at)| (*at - allowance).as_secs()).collect();
+    assert_eq!(times, [5, 6, 8, 12, 17, 22]);
     // Data packets on the lanes count as answers too.
     let mut end = End::new(Role::Responder);
     end.comes(CONFIGURED, authentic(true));
@@ -205,14 +210,36 @@ fn a_peer_that_is_silent_for_two_seconds_and_three_pings_is_called_again() {
 }
 
 #[test]
-fn a_roamed_peer_is_called_at_its_last_and_its_configured_endpoint_in_turn() {
+fn a_roamed_peer_is_called_at_each_endpoint_that_is_known() {
     let mut end = End::roamed_and_silent();
+    let named = [1, 2].map(|last| SocketAddr::from(([203, 0, 113, last], 51820)));
+    end.peer.set_known_endpoints(&[named[0], ROAMED, named[1], CONFIGURED]);
+    end.calls.clear();
     end.wait(seconds(20));
     let to: Vec<_> = end.calls.iter().map(|(to, _)| *to).collect();
-    assert!(to.len() >= 4, "{to:?}");
-    for (at, to) in to.into_iter().enumerate() {
-        assert_eq!(to, if at % 2 == 0 { ROAMED } else { CONFIGURED });
+    assert!(to.len() >= 16 && to.len().is_multiple_of(4), "{to:?}");
+    let others = [CONFIGURED, named[0], named[1]];
+    let first = others.iter().position(|other| *other == to[1]).unwrap();
+    for (n, call) in to.chunks(4).enumerate() {
+        let mut others = others;
+        others.rotate_left((first + n) % 3);
+        assert_eq!((call[0], &call[1..]), (ROAMED, &others[..]), "another one comes first each time");
     }
+    let waits: Vec<_> = end.calls.windows(2).map(|calls| calls[1].1 - calls[0].1).collect();
+    for (n, wait) in waits.iter().enumerate() {
+        assert_eq!(*wait == Duration::from_millis(250), n % 4 != 3, "one after the other: {waits:?}");
+    }
+}
+
+/// Nothing is called any more once one endpoint answered.
+#[test]
+fn an_answer_ends_the_call() {
+    let mut end = End::new(Role::Initiator);
+    end.peer.set_known_endpoints(&[ROAMED]);
+    end.wait(Duration::from_millis(100));
+    end.comes(CONFIGURED, authentic(true));
+    end.wait(seconds(1));
+    assert_eq!(end.calls.len(), 1, "{:?}", end.calls);
 }
 
 #[test]
@@ -335,13 +362,14 @@ fn a_new_address_of_the_hosts_name_is_called_at_once_where_there_is_no_session()
     end.wait(seconds(1));
     assert_eq!(end.calls, []);
     end.peer.set_endpoint(moved, end.now);
-    end.wait(Duration::ZERO);
-    assert_eq!(end.calls, [(moved, seconds(9))]);
+    let quarter = Duration::from_millis(250);
+    end.wait(quarter);
+    assert_eq!(end.calls, [(moved, seconds(9)), (CONFIGURED, seconds(9) + quarter)]);
     // With a session, messages go to the new endpoint from now on.
     end.comes(moved, authentic(true));
     end.peer.set_endpoint(CONFIGURED, end.now);
     end.wait(seconds(1));
-    assert_eq!((end.calls.len(), end.peer.view(end.now).endpoint), (1, Some(CONFIGURED)));
+    assert_eq!((end.calls.len(), end.peer.view(end.now).endpoint), (2, Some(CONFIGURED)));
 }
 
 #[test]

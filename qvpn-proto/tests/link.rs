@@ -101,6 +101,8 @@ fn a_packet_says_which_session_it_came_in_and_later_ones_have_higher_numbers() {
     let key_of_a = *identity(1).public().x25519();
     handshake(&mut a, &mut b, &key_of_a);
     let held_back = a.link.send(&packet()).unwrap();
+    let second = |b: &mut End| (0..4).for_each(|_| drop(b.link.tick()));
+    second(&mut b);
     // `a` restarts: a new instance begins with a handshake.
     a.link.reset();
     handshake(&mut a, &mut b, &key_of_a);
@@ -111,6 +113,7 @@ fn a_packet_says_which_session_it_came_in_and_later_ones_have_higher_numbers() {
     assert!(late.session > 0 && late.session < of_now.session, "{} {}", late.session, of_now.session);
     // Session numbers continue to rise where the receiver reset its sessions, and where it initiates the
     // handshake itself.
+    second(&mut b);
     b.link.reset();
     handshake(&mut b, &mut a, identity(2).public().x25519());
     let datagram = a.link.send(&packet()).unwrap();
@@ -187,6 +190,7 @@ fn recorded_starts_do_not_deafen_a_live_session() {
     // In that case only our own handshake helps.
     let start = a.link.start().unwrap();
     assert!(b.link.receive(a.address.ip(), &start).displacing_start);
+    (0..4).for_each(|_| drop(b.link.tick()));
     handshake(&mut b, &mut a, identity(2).public().x25519());
     assert!(of_session(&mut a, &mut b) > number);
     handshake(&mut a, &mut b, identity(1).public().x25519());
@@ -295,4 +299,26 @@ fn a_session_carries_the_largest_probe_and_nothing_larger() {
     }
     let datagram = a.link.send(&packet()).unwrap();
     assert_eq!(b.link.receive(a.address.ip(), &datagram).packets, [packet()], "and it goes on");
+}
+
+/// A call to two endpoints makes two sessions, which the other side may use in another order.
+#[test]
+fn sessions_of_parallel_handshakes_have_one_number_at_both_sides() {
+    let (mut a, mut b) = pair();
+    let starts = [a.link.start().unwrap(), a.link.start().unwrap()];
+    let answers = starts.map(|start| b.link.receive(a.address.ip(), &start).datagrams.remove(0));
+    let mut confirmations = Vec::new();
+    for answer in answers.iter().rev() {
+        confirmations.push(a.link.receive(b.address.ip(), answer).datagrams.remove(0));
+    }
+    let mut number = |b: &mut End| {
+        let datagram = a.link.send(&packet()).unwrap();
+        let at_b = b.link.receive(a.address.ip(), &datagram).session;
+        let datagram = b.link.send(&packet()).unwrap();
+        (at_b, a.link.receive(b.address.ip(), &datagram).session)
+    };
+    for confirmation in confirmations {
+        assert!(b.link.receive(a.address.ip(), &confirmation).authenticated);
+        assert_eq!(number(&mut b), (1, 1));
+    }
 }

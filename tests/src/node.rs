@@ -1,5 +1,5 @@
-//! One machine of the lab: a network namespace with its own `/run/qvpn`, so that both gateways can name their
-//! tunnel `qvpn0`. Files and processes are shared with the sandbox.
+//! One machine of the lab: a network namespace with its own `/run/qvpn` and `/var/lib/qvpn`, so that both
+//! gateways can name their tunnel `qvpn0`. Files and processes are shared with the sandbox.
 
 use std::fs::File;
 use std::io::Write;
@@ -30,10 +30,12 @@ impl Node {
     pub fn new(name: &str) -> Self {
         let dir = Path::new("/run/lab").join(name);
         std::fs::create_dir_all(dir.join("run")).unwrap();
+        std::fs::create_dir_all(dir.join("state")).unwrap();
         let mut command = Command::new("unshare");
         command.args(["--net", "--mount", "--", "sh", "-c"]);
         command.arg(format!(
-            "mount --bind {}/run /run/qvpn && echo ready && exec sleep infinity",
+            "mount --bind {0}/run /run/qvpn && mount --bind {0}/state /var/lib/qvpn && \
+             echo ready && exec sleep infinity",
             dir.display()
         ));
         let mut holder = Process::spawn(format!("node {name}"), &mut command).quiet();

@@ -103,6 +103,7 @@ fn prepare() {
     }
     fs::create_dir_all("/run/qvpn").unwrap();
     fs::create_dir_all("/run/lab").unwrap();
+    fs::create_dir_all("/var/lib/qvpn").unwrap();
     let tun = Path::new("/dev/net/tun");
     if let Err(error) = OpenOptions::new().read(true).write(true).open(tun) {
         panic!(

@@ -248,7 +248,8 @@ impl TestSite {
     fn message(&mut self, id: MessageId, kind: MessageType, body: Vec<u8>) {
         match kind {
             MessageType::Hello => self.theirs = Some(body),
-            MessageType::Ping => self.channel.send_once(MessageType::Pong, &[], &mut self.rng),
+            // Each `Ping` is answered with its own body.
+            MessageType::Ping => self.channel.send_once(MessageType::Pong, &body, &mut self.rng),
             MessageType::StockOffer => {
                 let offer = StockOffer::parse(&body).unwrap();
                 self.revision += 1;

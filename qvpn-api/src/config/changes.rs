@@ -192,6 +192,7 @@ fn interface_rows(interface: &Interface) -> Vec<Row> {
         suite,
         rekey_interval,
         min_rekey_interval,
+        liveness,
         lanes,
         table,
         fwmark,
@@ -228,6 +229,7 @@ fn interface_rows(interface: &Interface) -> Vec<Row> {
         .add("suite", suite.name())
         .add("rekey_interval", time(*rekey_interval))
         .opt("min_rekey_interval", min_rekey_interval.map(time))
+        .add("liveness", liveness.map_or_else(|| "off".to_owned(), |span| time(span).to_string()))
         .at_restart("lanes", Some(lanes))
         .add("table", table)
         .opt("fwmark", (*fwmark != 0).then(|| format!("{fwmark:#x}")))

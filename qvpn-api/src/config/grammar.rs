@@ -127,7 +127,7 @@ impl<'t> Reader<'t> {
         let access = access.and_then(|entry| self.section(&entry, "[access]")).and_then(|s| self.access(s));
         let audit = file.take(&self.sink, "audit", "").and_then(|entry| self.section(&entry, "[audit]"));
         let audit_epochs = audit.and_then(|section| self.audit(section));
-        file.finish(&mut self.sink, &HOME_SECTIONS);
+        file.finish(&mut self.sink, HOME_SECTIONS);
         (interface, kms, peers, access, audit_epochs)
     }
 }

@@ -108,6 +108,8 @@ pub struct Interface {
     /// The shortest interval that peers can ask for, 100 ms to 120 s; `None`: see
     /// [`Config::min_rekey_interval`].
     pub min_rekey_interval: Option<Duration>,
+    /// The time without a packet after which a peer is pinged, 100 ms to 60 s; `None` is off.
+    pub liveness: Option<Duration>,
     /// The number of lanes, 1 to 16.
     pub lanes: u8,
     /// Where routes for allowed IPs go.

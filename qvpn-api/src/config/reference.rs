@@ -82,6 +82,14 @@ pub const REFERENCE: &[SectionHelp] = &[
                 "The shortest interval that a peer can ask for. It bounds the QKD keys and the work that a \
                  peer costs.",
             ),
+            key(
+                "liveness",
+                "\"100ms\" to \"60s\" or \"off\"",
+                "\"2s\"",
+                "A peer from which nothing came for this long is pinged; after three lost pings, 5 s with \
+                 the default, it is `silent` and called at every endpoint that is known. \"off\": a peer \
+                 that is gone shows when its key expires. One site's setting is enough for both.",
+            ),
             key("lanes", "1 to 16", "1", "How many lanes share the traffic; the same number at both sites."),
             key(
                 "table",

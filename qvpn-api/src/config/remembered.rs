@@ -27,10 +27,11 @@ pub fn state_dir() -> PathBuf {
     other.map_or_else(|| STATE_DIR.into(), PathBuf::from)
 }
 
-/// Returns the state file of `interface`.
+/// Returns the file of the networks that are remembered for `interface`. The daemon's state file is another
+/// one, so that each file has one writer.
 #[must_use]
-pub fn state_file(interface: &str) -> PathBuf {
-    state_dir().join(format!("{interface}.state"))
+pub fn networks_file(interface: &str) -> PathBuf {
+    state_dir().join(format!("{interface}.networks"))
 }
 
 /// Returns the networks that are remembered for `interface`; `None` if none were ever stored.
@@ -38,7 +39,7 @@ pub fn state_file(interface: &str) -> PathBuf {
 /// # Errors
 /// If the file can't be read, or is not a state file of this version.
 pub fn remembered_local(interface: &str) -> io::Result<Option<Vec<Local>>> {
-    let Some(state) = read(&state_file(interface))? else { return Ok(None) };
+    let Some(state) = read(&networks_file(interface))? else { return Ok(None) };
     let Some(list) = state.get("local") else { return Ok(None) };
     let entries: Vec<Entry> = serde_json::from_value(list.clone())?;
     let local = |entry: Entry| {
@@ -53,12 +54,12 @@ pub fn remembered_local(interface: &str) -> io::Result<Option<Vec<Local>>> {
 /// # Errors
 /// If the file can't be written.
 pub fn remember_local(interface: &str, local: &[Local]) -> io::Result<()> {
-    let file = state_file(interface);
+    let file = networks_file(interface);
     let mut state = read(&file)?.unwrap_or_default();
     let entry = |local: &Local| Entry { prefix: local.prefix.to_string(), device: local.device.clone() };
     let entries: Vec<Entry> = local.iter().map(entry).collect();
     state.insert("local".to_owned(), serde_json::to_value(entries)?);
-    let new = file.with_extension("state.new");
+    let new = file.with_extension("networks.new");
     let mut writer = fs::File::create(&new)?;
     writer.set_permissions(Permissions::from_mode(0o644))?;
     writer.write_all(format!("{:#}\n", Value::Object(state)).as_bytes())?;

@@ -54,6 +54,7 @@ fn status() -> Status {
             rekeys: 0,
             rekey_failures: Counts::new(),
             control_handshake_ago_s: None,
+            last_received_ago_s: None,
             rx_bytes: None,
             tx_bytes: None,
             rx_packets: None,
@@ -160,7 +161,8 @@ fn the_status_has_exactly_the_fixed_names_and_null_for_unknown() {
         expect(
             "name public_key fingerprint endpoint allowed_ips state reason role qkd_policy epoch epoch_age_s \
              epoch_expires_in_s next_rekey_in_s key_sources qkd_key_id qkd_stock qkd_stock_lasts_s \
-             file_stock rekeys rekey_failures control_handshake_ago_s rx_bytes tx_bytes rx_packets \
+             file_stock rekeys rekey_failures control_handshake_ago_s last_received_ago_s rx_bytes \
+             tx_bytes rx_packets \
              tx_packets drops mtu lanes"
         )
     );

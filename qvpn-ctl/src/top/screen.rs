@@ -11,7 +11,7 @@ use ratatui::widgets::{Cell, Paragraph, Row, Table, TableState, Wrap};
 
 use crate::output::{Tone, clean};
 use crate::render::{advice, summary_row, tone_of};
-use crate::units::{bytes, duration};
+use crate::units::{ago, bytes, due, duration};
 
 /// The width of the key sources column: enough for the usual `qkd+mlkem+x25519+chain`.
 const KEY_WIDTH: u16 = 22;
@@ -167,7 +167,8 @@ impl Screen {
         if key.chars().count() > usize::from(KEY_WIDTH) {
             facts.push(format!("key of {}", clean(&key)));
         }
-        facts.extend(p.next_rekey_in_s.map(|s| format!("next rekey in {}", duration(s))));
+        facts.extend(p.next_rekey_in_s.map(|s| format!("next rekey {}", due(s))));
+        facts.extend(p.last_received_ago_s.map(|s| format!("latest packet {}", ago(s))));
         facts.extend(p.qkd_stock_lasts_s.map(|s| format!("the stock lasts {}", duration(s))));
         let dropped: u64 = p.drops.values().sum();
         facts.push(format!(

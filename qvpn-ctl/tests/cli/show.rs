@@ -37,6 +37,7 @@ fn peer_unknown() -> PeerStatus {
         rekeys: 0,
         rekey_failures: BTreeMap::new(),
         control_handshake_ago_s: None,
+        last_received_ago_s: None,
         rx_bytes: None,
         tx_bytes: None,
         rx_packets: None,

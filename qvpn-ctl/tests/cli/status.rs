@@ -47,6 +47,7 @@ pub(crate) fn peer_up() -> PeerStatus {
         rekeys: 42,
         rekey_failures: Counts::from([("unanswered".into(), 2), ("stale".into(), 0)]),
         control_handshake_ago_s: Some(61.0),
+        last_received_ago_s: None,
         rx_bytes: Some(1_536_000),
         tx_bytes: Some(999),
         rx_packets: Some(1200),

@@ -83,6 +83,7 @@ mtu = 1400
 suite = "aes256gcm"
 rekey_interval = "60s"
 min_rekey_interval = "5s"
+liveness = "2s"
 lanes = 1
 table = "auto"
 fwmark = 7
@@ -161,6 +162,7 @@ const CHANGED_KEYS: &[(&str, &str, &str, &str)] = &[
     ("[interface]", "suite", "suite = \"aes256gcm\"", "suite = \"chacha20poly1305\""),
     ("[interface]", "rekey_interval", "rekey_interval = \"60s\"", "rekey_interval = \"50s\""),
     ("[interface]", "min_rekey_interval", "min_rekey_interval = \"5s\"", "min_rekey_interval = \"4s\""),
+    ("[interface]", "liveness", "liveness = \"2s\"", "liveness = \"off\""),
     ("[interface]", "lanes", "lanes = 1", "lanes = 2"),
     ("[interface]", "table", "table = \"auto\"", "table = 51820"),
     ("[interface]", "fwmark", "fwmark = 7", "fwmark = 8"),

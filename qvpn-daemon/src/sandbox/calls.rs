@@ -87,7 +87,8 @@ const ANY_ARGUMENTS: &[c_long] = &[
     // For erasing a used key in its file.
     libc::SYS_pwrite64,
     libc::SYS_fdatasync,
-    // A full audit log is renamed; what a crash left of a line is cut off.
+    // The state file is replaced by a new one. A full audit log is renamed; what a crash left of a line is
+    // cut off.
     libc::SYS_renameat,
     libc::SYS_renameat2,
     libc::SYS_ftruncate,

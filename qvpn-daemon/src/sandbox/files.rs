@@ -1,5 +1,6 @@
 //! Restricts with Landlock which files the process may open, also as root: those that the config names,
-//! those of the name service, the audit log, and the TUN device. It may also remove its control socket.
+//! those of the name service, the state file, the audit log, and the TUN device. It may also remove its
+//! control socket.
 
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
@@ -130,9 +131,9 @@ fn directory(file: &Path) -> PathBuf {
 pub(super) fn confine(
     readable: &BTreeSet<PathBuf>,
     writable: &BTreeSet<PathBuf>,
-    socket_dir: &Path,
+    own: [&Path; 2],
 ) -> Result<String, DaemonError> {
-    let status = restrict(readable, writable, socket_dir).map_err(|error| {
+    let status = restrict(readable, writable, own).map_err(|error| {
         DaemonError::system("confine file access by Landlock", std::io::Error::other(error))
     })?;
     if !matches!(status, RulesetStatus::NotEnforced) {
@@ -155,12 +156,14 @@ pub(super) fn confine(
 fn restrict(
     readable: &BTreeSet<PathBuf>,
     writable: &BTreeSet<PathBuf>,
-    socket_dir: &Path,
+    [socket_dir, state_dir]: [&Path; 2],
 ) -> Result<RulesetStatus, RulesetError> {
     let read = make_bitflags!(AccessFs::{ReadFile | ReadDir});
     let set = make_bitflags!(AccessFs::{ReadFile | WriteFile | Truncate});
     let tun = make_bitflags!(AccessFs::{ReadFile | WriteFile | IoctlDev});
     let socket = make_bitflags!(AccessFs::{ReadDir | RemoveFile});
+    // The file is replaced by a new one.
+    let state = make_bitflags!(AccessFs::{ReadFile | ReadDir | WriteFile | Truncate | MakeReg | RemoveFile});
     let mut scope = BitFlags::from(Scope::Signal);
     // In a container the notify socket may be an abstract one.
     if !std::env::var_os("NOTIFY_SOCKET").is_some_and(|path| path.as_bytes().starts_with(b"@")) {
@@ -187,6 +190,7 @@ fn restrict(
     let log = make_bitflags!(AccessFs::{ReadFile | ReadDir | WriteFile | Truncate | MakeReg | RemoveFile});
     rules = allow(rules, &qvpn_audit::log_dir(), log)?;
     rules = allow(rules, &qvpn_audit::key_dir(), make_bitflags!(AccessFs::{ReadFile | WriteFile}))?;
+    rules = allow(rules, state_dir, state)?;
     Ok(rules.restrict_self()?.ruleset)
 }
 

@@ -69,8 +69,8 @@ fn tried(name: &str, end: &End, attempt: impl FnOnce(&Path) -> io::Result<()> + 
 fn run_child(dir: &Path, confined: bool, attempt: impl FnOnce(&Path) -> io::Result<()> + Send) {
     if confined {
         let config = Config::load(&dir.join("qvpn0.toml")).unwrap();
-        let mut done = enter(dir).unwrap();
-        done.extend(confine(&config, dir).unwrap());
+        let mut done = enter(dir, &dir.join("state")).unwrap();
+        done.extend(confine(&config, dir, &dir.join("state")).unwrap());
         eprintln!("{done:?}");
     }
     let result = thread::scope(|scope| scope.spawn(|| attempt(dir)).join().unwrap());

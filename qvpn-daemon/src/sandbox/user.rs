@@ -1,6 +1,7 @@
 //! The identity of the process: the user `qvpn`, never root, with one capability.
 
 use std::io::{self, ErrorKind};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 
 use nix::errno::Errno;
@@ -19,13 +20,15 @@ const USER: &str = "qvpn";
 const KEPT_CAPABILITY: CapabilitySet = CapabilitySet::NET_ADMIN;
 
 /// Gives up root and all capabilities except one. Returns the user, in words.
-pub(super) fn become_unprivileged(socket_dir: &Path) -> Result<String, DaemonError> {
-    let who = if geteuid().is_root() { leave_root(socket_dir)? } else { current_user() };
+pub(super) fn become_unprivileged(socket_dir: &Path, state_dir: &Path) -> Result<String, DaemonError> {
+    let who = if geteuid().is_root() { leave_root(socket_dir, state_dir)? } else { current_user() };
     keep_one_capability().map_err(|error| DaemonError::system("give up capabilities", error))?;
     Ok(format!("{who}, with CAP_NET_ADMIN alone"))
 }
 
-fn leave_root(socket_dir: &Path) -> Result<String, DaemonError> {
+fn leave_root(socket_dir: &Path, state_dir: &Path) -> Result<String, DaemonError> {
+    // Without it the daemon works, and says what it can't save.
+    let new_state_dir = std::fs::DirBuilder::new().mode(0o750).create(state_dir).is_ok();
     let user = match User::from_name(USER) {
         Ok(Some(user)) => user,
         Ok(None) => {
@@ -41,6 +44,10 @@ fn leave_root(socket_dir: &Path) -> Result<String, DaemonError> {
             .map_err(DaemonError::errno("give the control socket's directory to the user qvpn"))?,
         Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
         Err(source) => return Err(DaemonError::Control { path: socket_dir.to_owned(), source }),
+    }
+    if new_state_dir {
+        chown(state_dir, Some(user.uid), Some(user.gid))
+            .map_err(DaemonError::errno("give the state file's directory to the user qvpn"))?;
     }
     // Capabilities survive the change of user, so that one of them can be kept.
     set_keepcaps(true).map_err(DaemonError::errno("keep CAP_NET_ADMIN"))?;

@@ -11,7 +11,7 @@ use crate::exchange::{Context, ExchangeRole};
 use crate::hello::Agreement;
 use crate::kms::KeyKind;
 use crate::lanes::PeerLanes;
-use crate::liveness::Liveness;
+use crate::liveness::{LOST_AFTER, Liveness, Silence};
 use crate::paths::ControlPath;
 use crate::session::control_session::CLOCK_SET_BACK;
 use crate::supply::Supply;
@@ -25,7 +25,8 @@ pub struct Status<'a> {
     pub ctx: Context<'a>,
     pub path: &'a ControlPath,
     pub liveness: &'a Liveness,
-    pub session_age: Option<Duration>,
+    pub session_up: bool,
+    pub handshake_ago: Option<Duration>,
     pub epochs: &'a Epochs,
     pub role: &'a dyn ExchangeRole,
     pub supply: &'a Supply,
@@ -70,6 +71,7 @@ impl Status<'_> {
 
     pub fn state(&self) -> PeerState {
         match self.active() {
+            Some(_) if self.liveness.silence().is_some() => PeerState::Silent,
             Some(active) => {
                 let lacks = self.config().policy == QkdPolicy::Preferred || active.chain_lost;
                 if !active.sources.qkd && lacks { PeerState::Degraded } else { PeerState::Up }
@@ -103,6 +105,7 @@ impl Status<'_> {
                 Some(format!("the QKD supply stopped ({stopped}); the keys in stock last {lasts} s"))
             }
             PeerState::Degraded => Some(self.degraded_reason()),
+            PeerState::Silent => Some(self.silent_reason()),
             PeerState::Connecting | PeerState::Blocked => Some(self.blocked_reason()),
         }
     }
@@ -129,8 +132,11 @@ impl Status<'_> {
                  is made; add a [[kms.kme]] that is one, or write qkd = \"preferred\" at both sites"
             );
         }
-        if self.session_age.is_none() {
+        if !self.session_up {
             return self.unreachable_reason();
+        }
+        if self.liveness.silence().is_some() {
+            return self.silent_reason();
         }
         if let Some(waiting_for) = self.role.waiting_for() {
             return waiting_for.to_owned();
@@ -155,8 +161,37 @@ impl Status<'_> {
         }
     }
 
+    fn silent_reason(&self) -> String {
+        let seconds = |since: Time| self.now().since(since).as_secs();
+        let at = self.path.endpoint.map_or_else(|| "its endpoint".to_owned(), |at| at.to_string());
+        let quiet = seconds(self.liveness.quiet_since());
+        let why = self.liveness.silence();
+        if why == Some(Silence::Bye) {
+            let since = self.liveness.silent_since().map_or(0, seconds);
+            return format!(
+                "the other site said goodbye {since} s ago: its daemon was stopped; start it there"
+            );
+        }
+        let since_silence = self.liveness.silent_since() < self.liveness.heard_at();
+        if (why == Some(Silence::NothingReceived) && !since_silence) || quiet >= LOST_AFTER.as_secs() {
+            return format!(
+                "nothing came from {at} for {} s, and it does not answer pings; look at the WAN, at the \
+                 firewalls' UDP port, and whether the other gateway runs",
+                quiet.max(1)
+            );
+        }
+        let since = match self.liveness.not_heard_since() {
+            Some(since) => format!("the other site has received nothing from here for {} s", seconds(since)),
+            None => "the other site does not answer pings".to_owned(),
+        };
+        format!(
+            "packets from here are lost on the way to {at}: {since}, while its own arrive; look at \
+             firewalls and NAT in that direction"
+        )
+    }
+
     fn unreachable_reason(&self) -> String {
-        let silent = self.now().since(self.liveness.silent_since()).as_secs();
+        let silent = self.now().since(self.liveness.quiet_since()).as_secs();
         let also = self.config().endpoint.filter(|configured| Some(*configured) != self.path.endpoint);
         let also = also.map(|configured| format!(" and {configured}")).unwrap_or_default();
         match self.path.endpoint {
@@ -176,9 +211,13 @@ impl Status<'_> {
     pub fn view(&self) -> PeerView {
         let (now, active, config) = (self.now(), self.active(), self.config());
         let interval = self.interval();
-        let next = match self.role.next_attempt() {
-            Some(at) => self.agreement().map(|_| at.since(now)),
-            None => active.map(|a| (a.since + interval).since(now)),
+        // An attempt that failed has a later time, but the epoch is due since then.
+        let planned = active.map(|a| a.since + interval);
+        let attempt = self.role.next_attempt().filter(|_| self.agreement().is_some());
+        let next = match (planned, attempt) {
+            (Some(planned), Some(attempt)) if planned > now => Some(planned.min(attempt)),
+            (Some(planned), _) => Some(planned),
+            (None, attempt) => attempt,
         };
         let stock = (config.policy != QkdPolicy::Off).then(|| self.role.stock_count(KeyKind::Qkd));
         PeerView {
@@ -190,7 +229,7 @@ impl Status<'_> {
             epoch: active.map(|a| a.epoch),
             epoch_age: active.map(|a| now.since(a.since)),
             epoch_expires_in: active.map(|a| a.sealing_ends.since(now)),
-            next_rekey_in: next,
+            next_rekey_in_ms: next.map(|at| milliseconds(at.since(now)) - milliseconds(now.since(at))),
             sources: active.map(|a| a.sources),
             qkd_key_id: active.filter(|a| a.sources.qkd).and_then(|a| a.qkd_key_id.clone()),
             qkd_key_age: self.epochs.last_qkd.map(|at| now.since(at)),
@@ -200,11 +239,17 @@ impl Status<'_> {
             rekeys: self.epochs.rekeys,
             rekey_failures: self.epochs.failures.iter().map(|(reason, n)| (*reason, *n)).collect(),
             drops: self.drops,
-            control_handshake_ago: self.session_age,
+            session_up: self.session_up,
+            control_handshake_ago: self.handshake_ago,
+            last_received_ago: self.liveness.heard_at().map(|at| now.since(at)),
             rekey_interval: interval,
             lanes: self.agreed_lanes(),
             peer_rx_silent: self.lanes.peer_rx_silent(),
             lane_views: self.lanes.views(self.agreed_lanes()),
         }
     }
+}
+
+fn milliseconds(span: Duration) -> i64 {
+    i64::try_from(span.as_millis()).unwrap_or(i64::MAX)
 }

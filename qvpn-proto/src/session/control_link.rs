@@ -16,6 +16,7 @@ use qvpn_secret::with_scrubbed_stack;
 use qvpn_types::{PeerNumber, Time};
 
 use super::initiation::{Tai64n, initiation_time};
+use super::numbers::SessionNumbers;
 use super::token_bucket::{Bucket, Rate};
 use crate::wire::limits::MAX_PROBE;
 
@@ -26,7 +27,8 @@ pub struct LinkOutput {
     pub datagrams: Vec<Vec<u8>>,
     /// Packets that the session delivered.
     pub packets: Vec<Vec<u8>>,
-    /// The number of that session, higher than those of all earlier ones.
+    /// The number of that session, higher than those of earlier ones. Sessions of parallel handshakes share
+    /// one.
     pub session: u64,
     /// Whether the datagram was made with the peer's key and is not repeated. Never set for an initiation.
     pub authenticated: bool,
@@ -85,9 +87,7 @@ pub struct WireGuardLink {
     initiations: Bucket,
     /// Whether the peer has sent in a session since the last reset.
     met: bool,
-    /// The sessions that the `Tunn` may still hold, by our receiver index, with their numbers.
-    sessions: VecDeque<(u32, u64)>,
-    made: u64,
+    numbers: SessionNumbers,
 }
 
 /// The number of sessions that a `Tunn` keeps, each at the place of its receiver index modulo this number.
@@ -118,8 +118,7 @@ impl WireGuardLink {
             greatest: None,
             initiations: Bucket::default(),
             met: false,
-            sessions: VecDeque::new(),
-            made: 0,
+            numbers: SessionNumbers::default(),
         }
     }
 
@@ -160,14 +159,13 @@ impl WireGuardLink {
     fn note_index(&mut self, datagram: &[u8]) {
         if datagram.first() == Some(&1) {
             self.last_index = field(datagram, 4).unwrap_or(self.last_index);
+            self.numbers.on_initiated(self.last_index);
         }
     }
 
     fn made(&mut self, index: u32) {
-        self.sessions.retain(|(other, _)| other % MAX_SESSIONS != index % MAX_SESSIONS);
         self.answered.retain(|other| other % MAX_SESSIONS != index % MAX_SESSIONS);
-        self.made += 1;
-        self.sessions.push_back((index, self.made));
+        self.numbers.on_made(index, MAX_SESSIONS);
     }
 
     /// Records which session `datagram` belongs to, and whether it brought one into use.
@@ -185,15 +183,17 @@ impl WireGuardLink {
             out.answered = true;
             if let Some(index) = field(datagram, 8) {
                 self.made(index);
+                self.numbers.on_used(index);
                 self.confirmed = Some(index);
             }
         } else if out.authenticated
             && let Some(index) = field(datagram, 4)
         {
-            out.session = self.sessions.iter().rfind(|(i, _)| *i == index).map_or(0, |(_, number)| *number);
+            out.session = self.numbers.of(index);
             if let Some(at) = self.answered.iter().position(|answered| *answered == index) {
                 // Earlier ones that the peer never used are given up.
                 self.answered.drain(..=at);
+                self.numbers.on_used(index);
                 self.confirmed = Some(index);
                 out.new_session = true;
             }
@@ -300,6 +300,7 @@ impl ControlLink for WireGuardLink {
     }
 
     fn tick(&mut self) -> LinkOutput {
+        self.numbers.on_tick();
         let mut out = LinkOutput::default();
         let mut buffer = [0u8; 256];
         match self.tunn.update_timers(&mut buffer) {
@@ -328,7 +329,7 @@ impl ControlLink for WireGuardLink {
         self.confirmed = None;
         self.last_index = 0;
         self.met = false;
-        self.sessions.clear();
+        self.numbers.reset();
     }
 
     fn greatest_initiation(&self) -> Option<Tai64n> {

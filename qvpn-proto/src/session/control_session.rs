@@ -10,17 +10,23 @@ use rand_core::CryptoRng;
 use super::control_link::{ControlLink, LinkOutput};
 use super::initiation::Tai64n;
 use crate::config::PeerConfig;
-use crate::liveness::{Liveness, LivenessStep, PING_AFTER};
+use crate::liveness::{LOST_AFTER, Liveness, LivenessStep};
 use crate::notice::PeerEvent;
 use crate::outbox::Outbox;
 use crate::path_mtu::PathMtu;
 use crate::paths::ControlPath;
 use crate::timers::Timer;
-use crate::wire::MessageType;
+use crate::wire::{MessageType, Ping};
 
 /// How long the responder waits for the initiator's handshake.
 const RESPONDER_WAIT: Duration = Duration::from_secs(1);
 const LINK_TICK_INTERVAL: Duration = Duration::from_millis(250);
+/// How long an endpoint has to answer before the next one is called, as in RFC 8305, section 5.
+const NEXT_ENDPOINT_WAIT: Duration = Duration::from_millis(250);
+/// A peer that said `Bye` is called after this time: it may be about to start again.
+const MIN_CALL_WAIT: Duration = Duration::from_secs(1);
+/// A silent peer with which a session was just made is called again after this time.
+const SILENT_WAIT: Duration = Duration::from_secs(5);
 
 /// The status text while the peer's clock is set back.
 pub const CLOCK_SET_BACK: &str = "its handshakes carry a time before that of an earlier one, so they count \
@@ -45,6 +51,8 @@ pub struct ControlSession<L> {
     pub liveness: Liveness,
     /// The search for the path's MTU, if it is enabled.
     path_mtu: Option<PathMtu>,
+    /// When the last session was made.
+    session_at: Option<Time>,
 }
 
 /// Returns the delay of a role's first handshake.
@@ -59,7 +67,8 @@ impl<L: ControlLink> ControlSession<L> {
     pub fn new(config: &PeerConfig, link: L, now: Time, out: &mut Outbox) -> Self {
         out.timers.set(Timer::LinkTick, Some(now));
         out.timers.set(Timer::Handshake, Some(now + first_wait(config.role)));
-        Self { link, path: ControlPath::new(config.endpoint), liveness: Liveness::new(now), path_mtu: None }
+        let (path, liveness) = (ControlPath::new(config.endpoint), Liveness::new(config.liveness, now));
+        Self { link, path, liveness, path_mtu: None, session_at: None }
     }
 
     /// Returns the time since the handshake of the session in use; `None` without one.
@@ -71,16 +80,23 @@ impl<L: ControlLink> ControlSession<L> {
         self.age().is_some()
     }
 
+    /// Returns the time since the last handshake, also if its session has ended.
+    pub fn handshake_ago(&self, now: Time) -> Option<Duration> {
+        self.session_at.map(|at| now.since(at))
+    }
+
     /// Passes a datagram through the session.
     pub fn on_datagram(
         &mut self,
         datagram: &[u8],
         from: SocketAddr,
+        configured: Option<SocketAddr>,
         now: Time,
         out: &mut Outbox,
     ) -> SessionInput {
         let output = self.link.receive(from.ip(), datagram);
-        let lost = self.is_silent(now) && self.path.endpoint != Some(from);
+        let lost = self.is_lost(now) && self.path.endpoint != Some(from);
+        let others = if lost { self.path.others(configured) } else { Vec::new() };
         out.drops.control += u64::from(output.dropped);
         if output.authenticated {
             self.liveness.on_received(now);
@@ -108,17 +124,23 @@ impl<L: ControlLink> ControlSession<L> {
         if new_session {
             out.channel.session_started(now);
             out.timers.set(Timer::Handshake, None);
+            self.session_at = Some(now);
+            self.path.restart_calls();
+            self.liveness.on_new_session();
             self.path_used(now);
         }
-        // If both sides initiate at once, the peer's endpoint is the source of its handshake, which may not
-        // be the endpoint that we called.
-        let called = if new_session { self.path.take_called() } else { None };
-        let found_at = called.filter(|_| lost && answered);
+        // A NAT may answer from another address than the one that was called.
+        let found_at = match others.contains(&from) {
+            true => Some(from),
+            false => configured.filter(|configured| others.contains(configured)),
+        };
+        let found_at = found_at.filter(|_| new_session && answered);
         SessionInput { session, packets, new_session, found_at }
     }
 
-    fn is_silent(&self, now: Time) -> bool {
-        now.since(self.liveness.silent_since()) >= PING_AFTER
+    /// Whether nothing came for a while, so that the peer may be at another endpoint.
+    fn is_lost(&self, now: Time) -> bool {
+        now.since(self.liveness.quiet_since()) >= LOST_AFTER
     }
 
     /// Initiates a handshake in return for an initiation of the peer's key that starts nothing, at most once
@@ -129,7 +151,7 @@ impl<L: ControlLink> ControlSession<L> {
         if !self.path.on_stale_initiation(now) {
             return;
         }
-        if stale && self.is_silent(now) && self.path.report_stale(now) {
+        if stale && self.is_lost(now) && self.path.report_stale(now) {
             out.emit(PeerEvent::ClockSetBack { detail: CLOCK_SET_BACK.to_owned() });
         }
         for to in self.path.endpoint.into_iter().chain((self.path.endpoint != Some(from)).then_some(from)) {
@@ -149,24 +171,56 @@ impl<L: ControlLink> ControlSession<L> {
         if let Some(to) = self.path.endpoint {
             output.datagrams.into_iter().for_each(|datagram| out.transmit(to, datagram));
         }
-        if !self.is_up() && out.timers.get(Timer::Handshake).is_none() {
-            out.timers.set(Timer::Handshake, Some(now + first_wait(role)));
+        if out.timers.get(Timer::Handshake).is_none() {
+            if !self.is_up() {
+                out.timers.set(Timer::Handshake, Some(now + first_wait(role)));
+            } else if self.liveness.silence().is_some() {
+                out.timers.set(Timer::Handshake, Some(now + SILENT_WAIT));
+            }
         }
         out.timers.set(Timer::LinkTick, Some(now + LINK_TICK_INTERVAL));
     }
 
-    /// Initiates a handshake unless a session is up, and sets the timer for the next.
-    pub fn start_handshake(&mut self, configured: Option<SocketAddr>, now: Time, out: &mut Outbox) {
-        if self.is_up() {
+    /// Calls a peer that is silent, or with which there is no session: initiates handshakes with every
+    /// endpoint that is known, one after the other while there is no session. Pings it in a session that is
+    /// up, and sets the timer for the next call.
+    pub fn call(
+        &mut self,
+        configured: Option<SocketAddr>,
+        now: Time,
+        out: &mut Outbox,
+        rng: &mut dyn CryptoRng,
+    ) {
+        let up = self.is_up();
+        if up && self.liveness.silence().is_none() {
             return;
         }
-        if let Some(to) = self.path.next_destination(configured)
-            && let Some(datagram) = self.link.start()
-        {
-            out.transmit(to, datagram);
-            self.path.on_initiated(to);
+        if !self.path.is_calling() {
+            self.path.begin_call(configured);
+            if let Some(to) = self.path.endpoint
+                && let Some(datagram) = self.link.start()
+            {
+                out.transmit(to, datagram);
+            }
+            if up {
+                self.send_ping(1, now, out, rng);
+            }
+        } else {
+            self.call_next(out);
         }
-        out.timers.set(Timer::Handshake, Some(now + self.path.retry_interval()));
+        // A session that fell silent had a path, which fails now, so all endpoints are tried at once.
+        while up && self.path.is_calling() {
+            self.call_next(out);
+        }
+        let wait = if self.path.is_calling() { NEXT_ENDPOINT_WAIT } else { self.path.retry_interval() };
+        out.timers.set(Timer::Handshake, Some(now + wait));
+    }
+
+    /// Sends an initiation to the next of the other endpoints.
+    fn call_next(&mut self, out: &mut Outbox) {
+        if let Some((to, datagram)) = self.path.next_call(|| self.link.start()) {
+            out.transmit(to, datagram);
+        }
     }
 
     /// Initiates a handshake although a session is up.
@@ -187,14 +241,47 @@ impl<L: ControlLink> ControlSession<L> {
     ) {
         match self.liveness.poll(self.is_up(), now) {
             LivenessStep::Nothing => {}
-            LivenessStep::Ping => out.channel.send_once(MessageType::Ping, &[], rng),
-            LivenessStep::Reconnect => {
-                if self.path.endpoint.is_some() {
-                    self.link.reset();
-                    self.start_handshake(configured, now, out);
-                }
+            LivenessStep::Ping(copies) => self.send_ping(copies, now, out, rng),
+            LivenessStep::Silent => {
+                self.path.restart_calls();
+                self.call(configured, now, out, rng);
             }
         }
+    }
+
+    fn send_ping(&mut self, copies: u8, now: Time, out: &mut Outbox, rng: &mut dyn CryptoRng) {
+        let body = self.liveness.ping(now, rng).to_bytes();
+        (0..copies).for_each(|_| out.channel.send_once(MessageType::Ping, &body, rng));
+    }
+
+    /// Answers a `Ping`, and takes note of what it reports.
+    pub fn on_ping(&mut self, body: &[u8], now: Time, out: &mut Outbox, rng: &mut dyn CryptoRng) {
+        let Ok(ping) = Ping::parse(body) else {
+            out.drops.malformed += 1;
+            return;
+        };
+        self.liveness.on_report(ping.heard_ago, now);
+        let pong = self.liveness.pong(&ping, now);
+        out.channel.send_once(MessageType::Pong, &pong.to_bytes(), rng);
+    }
+
+    pub fn on_pong(&mut self, body: &[u8], now: Time, out: &mut Outbox) {
+        let Ok(pong) = Ping::parse(body) else {
+            out.drops.malformed += 1;
+            return;
+        };
+        if !out.channel.on_pong(&pong.nonce)
+            && let Some(took) = self.liveness.on_pong(&pong, now)
+        {
+            out.channel.on_round_trip(took);
+        }
+    }
+
+    /// Records that the peer stops.
+    pub fn on_bye(&mut self, now: Time, out: &mut Outbox) {
+        self.liveness.on_bye(now);
+        self.path.restart_calls();
+        out.timers.set(Timer::Handshake, Some(now + MIN_CALL_WAIT));
     }
 
     /// Sets the peer's endpoint, as the config or the data path names it.
@@ -208,7 +295,7 @@ impl<L: ControlLink> ControlSession<L> {
 
     /// Sets another endpoint from the config.
     pub fn reconfigure_endpoint(&mut self, endpoint: SocketAddr, now: Time) {
-        self.path.endpoint = Some(endpoint);
+        self.path.set_endpoint(endpoint);
         self.path_moved(now);
     }
 
@@ -221,7 +308,6 @@ impl<L: ControlLink> ControlSession<L> {
         out.channel.flush(now);
         while let Some(packet) = out.channel.next_packet() {
             if let Some(datagram) = self.link.send(&packet) {
-                self.liveness.on_sent(now);
                 out.transmit(to, datagram);
             }
         }

@@ -5,6 +5,7 @@ use super::codec::{ParseError, Reader};
 use super::limits::{
     FRAGMENT_HEADER, FRAGMENT_PAYLOAD, IPV6_HEADER, MAX_FRAGMENTS, MAX_LINK_PACKET, MAX_MESSAGE, MAX_PROBE,
 };
+use super::ping::Ping;
 
 /// The ID of a sender's message: random, and the same in each of its fragments and repetitions.
 pub type MessageId = [u8; 8];
@@ -29,9 +30,9 @@ pub enum MessageType {
     Confirm = 6,
     /// Asks the initiator to propose: [`RekeyReason`](super::RekeyReason).
     Rekey = 7,
-    /// Asks for a `Pong`. Empty.
+    /// Asks for a `Pong`: [`Ping`](super::Ping)
     Ping = 8,
-    /// Answers a `Ping`. Empty.
+    /// Answers a `Ping`, with the same body.
     Pong = 9,
     /// Says that the sender stops. Empty.
     Bye = 10,
@@ -99,9 +100,8 @@ pub fn packets(id: MessageId, kind: MessageType, message: &[u8]) -> Vec<Vec<u8>>
 
 /// Returns a `Ping` padded with zeros to a packet of `size` bytes, to probe the path.
 #[must_use]
-pub fn padded_ping(id: MessageId, size: usize) -> Vec<u8> {
-    let ping = Fragment { id, kind: MessageType::Ping, index: 0, count: 1, total: 0, payload: &[] };
-    let mut packet = ping.to_packet();
+pub fn padded_ping(id: MessageId, ping: Ping, size: usize) -> Vec<u8> {
+    let mut packet = packets(id, MessageType::Ping, &ping.to_bytes()).remove(0);
     packet.resize(size.clamp(packet.len(), MAX_PROBE), 0);
     let length = u16::try_from(packet.len() - IPV6_HEADER).unwrap_or(u16::MAX);
     packet[4..6].copy_from_slice(&length.to_be_bytes());
@@ -226,14 +226,16 @@ mod tests {
 
     #[test]
     fn a_ping_of_each_size_parses_and_nothing_else_is_padded() {
-        for size in [0, 54, 55, 1200, 1420, 1421, 9000] {
-            let packet = padded_ping([7; 8], size);
-            assert_eq!(packet.len(), size.clamp(54, MAX_PROBE));
+        let ping = Ping { nonce: [3; 8], path: 0, heard_ago: None };
+        for size in [0, 67, 68, 1200, 1420, 1421, 9000] {
+            let packet = padded_ping([7; 8], ping, size);
+            assert_eq!(packet.len(), size.clamp(67, MAX_PROBE));
             let parsed = Fragment::parse(&packet).unwrap();
-            assert_eq!((parsed.kind, parsed.id, parsed.payload), (MessageType::Ping, [7; 8], &[][..]));
+            assert_eq!((parsed.kind, parsed.id), (MessageType::Ping, [7; 8]));
+            assert_eq!(Ping::parse(parsed.payload), Ok(ping));
             let mut other = packet;
             other[48] = MessageType::Pong as u8;
-            assert_eq!(Fragment::parse(&other).is_ok(), size <= 54);
+            assert_eq!(Fragment::parse(&other).is_ok(), size <= 67);
         }
     }
 }

@@ -377,8 +377,8 @@ fn show_tells_how_old_an_epoch_is_and_what_comes_next() {
         (now.epoch, now.epoch_age, now.epoch_expires_in),
         (Some(EpochNumber(1)), seconds(10), seconds(170))
     );
-    assert_eq!((now.next_rekey_in, now.rekey_interval), (seconds(50), Duration::from_secs(60)));
-    assert_eq!((now.rekeys, now.lanes, now.control_handshake_ago), (1, 1, seconds(0)));
+    assert_eq!((now.next_rekey_in_ms, now.rekey_interval), (Some(50_000), Duration::from_secs(60)));
+    assert_eq!((now.rekeys, now.lanes, now.control_handshake_ago), (1, 1, seconds(10)));
     assert!(now.endpoint.is_some() && now.sources.is_some_and(|s| !s.qkd && !s.file && !s.psk && !s.chain));
     assert_eq!((now.qkd_key_id, now.qkd_key_age, now.qkd_stock, now.file_stock), (None, None, None, None));
     assert!(now.rekey_failures.is_empty() && now.qkd_stock_lasts.is_none());
@@ -489,7 +489,7 @@ fn a_path_that_comes_back_makes_an_attempt_due_where_no_key_seals() {
     let ping = |world: &mut World| {
         let session = world.session.load(Ordering::Relaxed);
         world.session.store(session + 1, Ordering::Relaxed);
-        world.send(MessageType::Ping, &[]);
+        world.send(MessageType::Ping, &[0; 13]);
         world.take(MessageType::Propose).is_some()
     };
     let mut world = World::new(Role::Initiator, QkdPolicy::Off);

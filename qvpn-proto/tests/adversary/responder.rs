@@ -628,7 +628,7 @@ fn show_tells_what_an_epoch_is_made_of() {
     world.send(MessageType::StockOffer, &offer.to_bytes());
     let view = world.peer.view(world.now);
     assert_eq!((view.qkd_stock, view.file_stock, view.qkd_key_age), (Some(3), Some(0), None));
-    assert_eq!(view.next_rekey_in, None);
+    assert_eq!(view.next_rekey_in_ms, None);
     let hello = world.hello.clone();
     let proposed = world.proposal(4, &hello, Some("two"), None);
     world.send(MessageType::Propose, proposed.bytes());
@@ -640,7 +640,7 @@ fn show_tells_what_an_epoch_is_made_of() {
     let sources = view.sources.unwrap();
     assert_eq!((sources.qkd, sources.file, sources.psk, sources.chain), (true, false, false, false));
     assert_eq!((view.qkd_key_id.as_ref().map(KeyId::as_str), view.qkd_key_age), (Some("two"), seconds(10)));
-    assert_eq!((view.qkd_stock, view.next_rekey_in), (Some(2), seconds(50)), "a key is used once");
+    assert_eq!((view.qkd_stock, view.next_rekey_in_ms), (Some(2), Some(50_000)), "a key is used once");
     let proposed = world.proposal(5, &hello, Some("two"), None);
     world.send(MessageType::Propose, proposed.bytes());
     assert_eq!(world.rejected(), Some(RejectReason::UnknownKeyId));

@@ -138,6 +138,7 @@ pub fn config(role: Role, policy: QkdPolicy) -> PeerConfig {
         psk: None,
         stock: 3,
         endpoint: Some(FROM),
+        liveness: None,
         number: PeerNumber(7),
     }
 }

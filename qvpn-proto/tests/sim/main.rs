@@ -13,6 +13,7 @@ mod kms;
 mod lane;
 mod lanes;
 mod link;
+mod liveness;
 mod model;
 mod network;
 mod pair;

@@ -24,6 +24,7 @@ pub struct Site {
     pub psk: Option<Arc<Psk>>,
     pub stock: usize,
     pub knows_endpoint: bool,
+    pub liveness: Option<Duration>,
     /// Whether it measures the path's MTU.
     pub measures: bool,
 }
@@ -49,6 +50,7 @@ pub fn sites(policy: QkdPolicy, interval: Duration) -> [Site; 2] {
         psk: None,
         stock: 5,
         knows_endpoint: true,
+        liveness: Some(Duration::from_secs(2)),
         measures: false,
     };
     [site(a, Role::Initiator, "SITE-A", "SITE-B"), site(b, Role::Responder, "SITE-B", "SITE-A")]
@@ -72,6 +74,7 @@ pub fn config(site: &Site, other: &Site, endpoint: SocketAddr, number: PeerNumbe
         psk: site.psk,
         stock: site.stock,
         endpoint: site.knows_endpoint.then_some(endpoint),
+        liveness: site.liveness,
         number,
     }
 }

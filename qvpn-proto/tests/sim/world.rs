@@ -103,6 +103,10 @@ pub struct World {
     pub data_sent: u64,
     pub data_opened: u64,
     pub data_blocked: u64,
+    /// How many messages of each type a side sent, fragments and repetitions counted.
+    pub sent: Vec<BTreeMap<MessageType, u64>>,
+    /// When a datagram last reached each side, or it woke up.
+    reached_at: Vec<Time>,
     /// The refusals that each side sent, including repetitions.
     pub rejects: Vec<Vec<Reject>>,
     /// The number of datagrams, timers, reports and answers that were handled.
@@ -161,6 +165,8 @@ impl World {
             data_sent: 0,
             data_opened: 0,
             data_blocked: 0,
+            sent: Vec::new(),
+            reached_at: Vec::new(),
             rejects: Vec::new(),
             steps: 0,
             restart_at: None,
@@ -183,6 +189,8 @@ impl World {
             world.cut.push(false);
             world.cut_lanes.push(LaneSet::default());
             world.rejects.push(Vec::new());
+            world.sent.push(BTreeMap::new());
+            world.reached_at.push(BEGIN);
         }
         world
     }
@@ -384,6 +392,9 @@ impl World {
                 manual.installed.retain(|(e, _)| *e != side);
             }
         }
+        for side in (0..self.sides.len()).filter(|side| Self::gateway_of(*side) == gateway) {
+            self.reached_at[side] = self.now;
+        }
         (self.gateways[gateway].busy_until, self.gateways[gateway].asleep_until) = (self.now, self.now);
         for side in (0..self.sides.len()).filter(|side| Self::gateway_of(*side) == gateway) {
             self.drain(side);
@@ -443,12 +454,28 @@ impl World {
             return;
         }
         let (now, view) = (self.local(side), self.view(side));
+        self.check_liveness(side, &view);
         let lanes = &self.sides[side].lanes;
         let agreed = usize::from(view.lanes).min(lanes.len());
-        let flows = matches!(view.state, PeerState::Up | PeerState::Degraded);
+        let flows = matches!(view.state, PeerState::Up | PeerState::Degraded | PeerState::Silent);
         let same = if flows { lanes[..agreed].iter().all(|l| l.seals(now)) } else { !self.seals(side) };
         if !same {
             self.fail(&format!("side {side} says {:?}, and its lanes do otherwise", view.state));
+        }
+    }
+
+    /// Checks that a side that nothing reaches does not say that its peer is well. This is the latest time at
+    /// which a silent peer is noticed, with the longest round trips.
+    fn check_liveness(&mut self, side: usize, view: &PeerView) {
+        let woke = self.awake(side);
+        self.reached_at[side] = self.reached_at[side].max(woke.min(self.now));
+        let quiet = self.now.since(self.reached_at[side]);
+        let flows = matches!(view.state, PeerState::Up | PeerState::Degraded);
+        if let Some(liveness) = self.sites[side].liveness
+            && flows
+            && quiet > liveness + Duration::from_secs(8)
+        {
+            self.fail(&format!("nothing reached side {side} for {quiet:?}, and it says {:?}", view.state));
         }
     }
 
@@ -553,6 +580,7 @@ impl World {
         self.repeat(to, from, &bytes, None);
         let name = name(&bytes);
         self.tell(|| format!("side {side} gets {name} from {from}"));
+        self.reached_at[side] = self.now;
         self.step(side, |peer, now, rng| peer.handle_datagram(&bytes, from, now, rng));
     }
 
@@ -601,6 +629,7 @@ impl World {
         let size = link::packet_of(&datagram).map_or(0, <[u8]>::len);
         if let Some(Ok(fragment)) = link::packet_of(&datagram).map(Fragment::parse) {
             assert!(size <= 1200 || (fragment.kind == MessageType::Ping && size <= 1420));
+            *self.sent[side].entry(fragment.kind).or_default() += 1;
             if fragment.kind == MessageType::Reject {
                 self.rejects[side].push(Reject::parse(fragment.payload).unwrap());
             }
@@ -684,6 +713,7 @@ impl World {
         let from = self.address(Self::gateway_of(to ^ 1));
         for packet in packets(id, kind, body) {
             let tunnel = u16::try_from(to / 2).unwrap();
+            self.reached_at[to] = self.now;
             let datagram = link::in_session(tunnel, session, self.rng.next_u64(), &packet);
             self.step(to, |peer, now, rng| peer.handle_datagram(&datagram, from, now, rng));
         }

@@ -10,7 +10,7 @@ impl<'t> Reader<'t> {
         let observe = self.principals(&mut s, "observe", "[\"@monitoring\"]");
         let operate = self.principals(&mut s, "operate", "[\"@netops\"]");
         let admin = self.principals(&mut s, "admin", "[\"alice\"]");
-        s.finish(&mut self.sink, &HOME_SECTIONS);
+        s.finish(&mut self.sink, HOME_SECTIONS);
         Some(Access { observe: observe?, operate: operate?, admin: admin? })
     }
 

@@ -9,7 +9,7 @@ impl<'t> Reader<'t> {
     pub(super) fn audit(&mut self, mut s: Section<'t>) -> Option<AuditEpochs> {
         let epochs =
             self.word(&mut s, "epochs", "\"changes\"", AuditEpochs::WORDS, AuditEpochs::from_word).flatten();
-        s.finish(&mut self.sink, &HOME_SECTIONS);
+        s.finish(&mut self.sink, HOME_SECTIONS);
         epochs
     }
 }

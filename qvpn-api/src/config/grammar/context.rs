@@ -19,7 +19,7 @@ pub(super) use crate::config::model::MIN_REKEY_INTERVAL;
 pub(super) const MAX_REKEY_INTERVAL: Duration = Duration::from_secs(120);
 
 /// The section of each key that is often written into another one.
-pub(super) const HOME_SECTIONS: [(&str, &str); 46] = [
+pub(super) const HOME_SECTIONS: &[(&str, &str)] = &[
     ("private_key_file", "[interface]"),
     ("listen_port", "[interface]"),
     ("address", "[interface]"),
@@ -27,6 +27,7 @@ pub(super) const HOME_SECTIONS: [(&str, &str); 46] = [
     ("suite", "[interface] or [[peer]]"),
     ("rekey_interval", "[interface] or [[peer]]"),
     ("min_rekey_interval", "[interface]"),
+    ("liveness", "[interface]"),
     ("lanes", "[interface]"),
     ("table", "[interface]"),
     ("fwmark", "[interface]"),

@@ -15,6 +15,9 @@ use crate::config::shared_words::Word;
 use crate::config::values;
 
 const MAX_LANES: u32 = 16;
+const DEFAULT_LIVENESS: Duration = Duration::from_secs(2);
+const MIN_LIVENESS: Duration = Duration::from_millis(100);
+const MAX_LIVENESS: Duration = Duration::from_secs(60);
 
 impl<'t> Reader<'t> {
     pub(super) fn interface(&mut self, mut s: Section<'t>) -> Option<Interface> {
@@ -62,6 +65,7 @@ impl<'t> Reader<'t> {
             self.duration(&mut s, "rekey_interval", "\"60s\"", MIN_REKEY_INTERVAL, MAX_REKEY_INTERVAL);
         let min_rekey_interval =
             self.duration(&mut s, "min_rekey_interval", "\"6s\"", MIN_REKEY_INTERVAL, MAX_REKEY_INTERVAL);
+        let liveness = self.liveness(&mut s);
         let table = self.table(&mut s);
         let fwmark = match s.take(&self.sink, "fwmark", "0") {
             Some(entry) => entry.number(&mut self.sink, 0, u32::MAX),
@@ -76,7 +80,7 @@ impl<'t> Reader<'t> {
         let routes_table = self.routes_table(&mut s);
         let metrics_listen = self.metrics_listen(&mut s);
         let log_level = self.word(&mut s, "log_level", "\"info\"", LogLevel::WORDS, LogLevel::from_word);
-        s.finish(&mut self.sink, &HOME_SECTIONS);
+        s.finish(&mut self.sink, HOME_SECTIONS);
         Some(Interface {
             name: name?,
             private_key_file: private_key_file?,
@@ -86,6 +90,7 @@ impl<'t> Reader<'t> {
             suite: suite?.unwrap_or(Suite::ChaCha20Poly1305),
             rekey_interval: rekey_interval?.unwrap_or(Duration::from_secs(60)),
             min_rekey_interval: min_rekey_interval?,
+            liveness: liveness?,
             lanes: lanes?,
             table: table?,
             fwmark: fwmark?,
@@ -115,6 +120,22 @@ impl<'t> Reader<'t> {
             )),
         };
         self.parsed(&entry, parse).map(Some)
+    }
+
+    /// `None`: wrong; `Some(None)`: off.
+    fn liveness(&mut self, s: &mut Section<'t>) -> Option<Option<Duration>> {
+        let Some(entry) = s.take(&self.sink, "liveness", "\"2s\"") else {
+            return Some(Some(DEFAULT_LIVENESS));
+        };
+        if entry.value.as_str() == Some("off") {
+            return Some(None);
+        }
+        if let Some(number) = entry.value.as_integer() {
+            let fix = format!("write `liveness = \"{number}s\"` for seconds, or `liveness = \"off\"`");
+            entry.wrong(&mut self.sink, "the duration `liveness` has no unit", fix);
+            return None;
+        }
+        self.parsed(&entry, |text| values::duration(text, MIN_LIVENESS, MAX_LIVENESS)).map(Some)
     }
 
     fn listen_port(&mut self, entry: &Entry<'t>, lanes: u8) -> Option<u16> {

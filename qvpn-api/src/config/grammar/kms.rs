@@ -45,7 +45,7 @@ impl<'t> Reader<'t> {
             Some((names, kmes)) => (names.into_iter().collect(), kmes.into_iter().collect()),
             None => (None, None),
         };
-        s.finish(&mut self.sink, &HOME_SECTIONS);
+        s.finish(&mut self.sink, HOME_SECTIONS);
         let facts = KmsFacts { sae_id: sae_id.clone(), names };
         let kms = sae_id.zip(stock).zip(kmes).map(|((sae_id, stock), kmes)| Kms { sae_id, stock, kmes });
         (kms, facts)
@@ -88,7 +88,7 @@ impl<'t> Reader<'t> {
                 None
             }
         };
-        s.finish(&mut self.sink, &HOME_SECTIONS);
+        s.finish(&mut self.sink, HOME_SECTIONS);
         self.positions.kmes.push(positions);
         let kme = name.clone().zip(sae_id).zip(access);
         (name, kme.map(|((name, sae_id), access)| Kme { name, sae_id, access }))

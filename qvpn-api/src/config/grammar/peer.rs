@@ -68,7 +68,7 @@ impl<'t> Reader<'t> {
             Some(entry) => entry.boolean(&mut self.sink),
             None => Some(false),
         };
-        s.finish(&mut self.sink, &HOME_SECTIONS);
+        s.finish(&mut self.sink, HOME_SECTIONS);
         positions.allowed_ips = facts.allowed_ips.iter().map(|(_, at)| *at).collect();
         self.positions.peers.push(positions);
         self.facts.peers.push(facts);

@@ -38,6 +38,7 @@ fn config(own: usize, other: usize, policy: QkdPolicy) -> PeerConfig {
         psk: None,
         stock: 3,
         endpoint: None,
+        liveness: Some(Duration::from_secs(2)),
         number: PeerNumber(1),
     }
 }

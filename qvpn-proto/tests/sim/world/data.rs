@@ -47,6 +47,7 @@ impl World {
             self.fail(&format!("a lane of end {side} sends to an attacker that repeats old packets"));
         }
         self.sides[side].received_at = Some(now);
+        self.reached_at[side] = self.now;
         self.sides[side].lanes[place].received_at = now;
         if opened.first {
             let local_epoch = opened.local_epoch;
