@@ -77,12 +77,12 @@ impl Daemon {
     /// Saves what a restart needs, if it changed.
     pub(crate) async fn save_state(&mut self, now: Time) {
         let peers = &self.peers;
-        self.state.poll(|| peers.last_endpoints(), now).await;
+        self.state.poll(|| peers.states(), now).await;
     }
 
     /// Says goodbye to all peers and, after a clean stop, applies `on_stop`.
     pub(crate) async fn stop(mut self, clean: bool, now: Time) {
-        self.state.close(self.peers.last_endpoints(), now);
+        self.state.close(self.peers.states(), now);
         self.peers.shut_down(now);
         if clean {
             self.routes.close(self.settings.on_stop).await;

@@ -20,6 +20,7 @@ use crate::key_origins::KeyOrigins;
 use crate::kms_task;
 use crate::lanes;
 use crate::settings::PeerSettings;
+use crate::state_file;
 use crate::task_result::{PeerKey, PeerTaskResult, TaskResult};
 use crate::translate::sources;
 
@@ -321,9 +322,10 @@ impl PeerRuntime {
         self.duplicates
     }
 
-    /// Its X25519 key and where it is, for the state file.
-    pub(crate) fn last_endpoint(&self) -> Option<([u8; 32], SocketAddr)> {
-        Some((*self.settings.public_key().x25519(), self.endpoint?))
+    /// Its X25519 key, and what the state file stores about it.
+    pub(crate) fn state(&self) -> ([u8; 32], state_file::PeerState) {
+        let (endpoint, initiation) = (self.endpoint, self.peer.greatest_initiation());
+        (*self.settings.public_key().x25519(), state_file::PeerState { endpoint, initiation })
     }
 
     /// Sends everything to `endpoint` from now on, until the peer roams.

@@ -28,7 +28,7 @@ use crate::kme_counts::KmeCounts;
 use crate::kms_task::{self, KmeReporting, Kmes};
 use crate::peer_runtime::{PeerRuntime, first_call};
 use crate::settings::{PeerSettings, Settings};
-use crate::state_file::LastEndpoints;
+use crate::state_file::{self, PeerStates};
 use crate::task_result::{PeerKey, PeerTaskResult, TaskResult};
 use crate::translate;
 
@@ -74,7 +74,7 @@ impl Peers {
         (kmes, kme_counts): (Kmes, Arc<KmeCounts>),
         demux: Demux,
         context: DaemonContext,
-        last: &LastEndpoints,
+        stored: &PeerStates,
         now: Time,
     ) -> Self {
         let mut peers = Self {
@@ -99,8 +99,8 @@ impl Peers {
             certificates_checked: None,
         };
         for (n, peer) in (0..).zip(&settings.peers) {
-            let last = last.get(peer.public_key().x25519()).copied();
-            peers.add(peer.clone(), last, first_call(n, now), now);
+            let stored = stored.get(peer.public_key().x25519()).copied().unwrap_or_default();
+            peers.add(peer.clone(), stored, first_call(n, now), now);
         }
         peers.configure_lanes(settings.device.mtu);
         peers
@@ -144,9 +144,9 @@ impl Peers {
         self.started
     }
 
-    /// Where each peer is, for the next start.
-    pub(crate) fn last_endpoints(&self) -> LastEndpoints {
-        self.runtimes.values().filter_map(PeerRuntime::last_endpoint).collect()
+    /// What the next start needs to know about each peer.
+    pub(crate) fn states(&self) -> PeerStates {
+        self.runtimes.values().map(PeerRuntime::state).collect()
     }
 
     /// When the next peer has a timeout.
@@ -319,7 +319,7 @@ impl Peers {
                     });
                     self.order.push(number);
                 }
-                None => self.add(peer.clone(), None, now, now),
+                None => self.add(peer.clone(), state_file::PeerState::default(), now, now),
             }
         }
         let measure = self.measure_paths;
@@ -329,15 +329,17 @@ impl Peers {
         self.configure_lanes(settings.device.mtu);
     }
 
-    /// Adds a peer, whose first call is at `call_at` if it was at `last` before a restart.
-    fn add(&mut self, settings: PeerSettings, last: Option<SocketAddr>, call_at: Time, now: Time) {
+    /// Adds a peer, with what was stored about it before a restart. Its first call is at `call_at` if that
+    /// tells where it was.
+    fn add(&mut self, settings: PeerSettings, stored: state_file::PeerState, call_at: Time, now: Time) {
         let Some(number) = self.free_number() else {
             return tracing::error!("peer {}: there are {MAX_PEERS} peers already", settings.config.name);
         };
         let id = PeerKey { number, serial: self.next_serial };
         self.next_serial += 1;
         let protocol = settings.protocol(number);
-        let link = WireGuardLink::new(protocol.local.clone(), settings.public_key(), PeerNumber(number));
+        let link = WireGuardLink::new(protocol.local.clone(), settings.public_key(), PeerNumber(number))
+            .with_greatest_initiation(stored.initiation);
         // Random for each peer, so that the other site sees a restart when a peer is removed and added again.
         let mut instance = [0; 16];
         self.context.rng.fill_bytes(&mut instance);
@@ -349,7 +351,7 @@ impl Peers {
         let runtime = PeerRuntime::new(id, settings, kmes, peer, self.lanes, &self.context);
         self.runtimes.insert(number, runtime);
         self.with(number, now, |runtime, context| {
-            runtime.begin_calls(last, call_at, context, now);
+            runtime.begin_calls(stored.endpoint, call_at, context, now);
             runtime.tick(context, now);
             runtime.peer.handle_timeout(now, &mut context.rng);
         });
@@ -386,7 +388,7 @@ impl Peers {
             let endpoint = runtime.view(now).endpoint;
             let settings = runtime.into_settings();
             let key = *settings.public_key().x25519();
-            self.add(settings, None, now, now);
+            self.add(settings, state_file::PeerState::default(), now, now);
             if let (Some(endpoint), Some(number)) = (endpoint, self.by_key.get(&key).copied()) {
                 self.with(number, now, |runtime, context| runtime.move_to(endpoint, context, now));
             }

@@ -163,8 +163,8 @@ async fn start(
     let snapshots = Snapshots::watch();
     let metrics = MetricsListener::open(settings.metrics_listen, &requests).await?;
     let local = keys.local;
-    let (state, last) = StateFile::open(state_dir, &config.interface.name, local.public());
-    let peers = Peers::new(&settings, routing, (kmes, counts), demux, context, &last, clock::now());
+    let (state, stored) = StateFile::open(state_dir, &config.interface.name, local.public());
+    let peers = Peers::new(&settings, routing, (kmes, counts), demux, context, &stored, clock::now());
     let daemon = Daemon {
         config,
         settings,

@@ -1,5 +1,6 @@
 //! `/var/lib/qvpn/IFACE.state`: where each peer was last, so that a gateway that restarts can call peers that
-//! only know how to call it. Nothing in it is secret, and losing it costs only time.
+//! only know how to call it, and the time of its last handshake initiation, so that recorded ones start
+//! nothing. Nothing in it is secret, and losing it costs only time.
 //!
 //! It is text: a header, a line for each peer, and a last line with their number, which a truncated file
 //! lacks.
@@ -12,8 +13,9 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use data_encoding::BASE64;
+use data_encoding::{BASE64, HEXLOWER};
 use qvpn_identity::PublicIdentity;
+use qvpn_proto::session::Tai64n;
 use qvpn_types::Time;
 use tokio::task::JoinHandle;
 
@@ -29,15 +31,28 @@ const MAX_AHEAD: Duration = Duration::from_secs(60);
 /// How often the file is written at most, and how often that is tried again after a failure.
 const SAVE_INTERVAL: Duration = Duration::from_secs(2);
 const RETRY_INTERVAL: Duration = Duration::from_secs(60);
+/// How often the file is written at most if only times of initiations changed, which each handshake does.
+const TIMES_INTERVAL: Duration = Duration::from_secs(60);
+/// What stands for a missing value.
+const NONE: &str = "-";
 
-/// The endpoint at which each peer was last, by X25519 key.
-pub(crate) type LastEndpoints = BTreeMap<[u8; 32], SocketAddr>;
+/// What is stored about a peer.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct PeerState {
+    /// The endpoint at which it was last.
+    pub(crate) endpoint: Option<SocketAddr>,
+    /// The greatest time in one of its handshake initiations.
+    pub(crate) initiation: Option<Tai64n>,
+}
+
+/// What is stored about each peer, by X25519 key.
+pub(crate) type PeerStates = BTreeMap<[u8; 32], PeerState>;
 
 /// What a file holds.
 #[derive(Debug, PartialEq, Eq)]
 struct Contents {
     saved_at: i64,
-    peers: LastEndpoints,
+    peers: PeerStates,
 }
 
 /// The state file of a daemon.
@@ -46,9 +61,11 @@ pub(crate) struct StateFile {
     /// The lines that say whose file it is.
     owner: String,
     /// What the file holds, as far as we know.
-    saved: Option<LastEndpoints>,
-    writing: Option<JoinHandle<io::Result<LastEndpoints>>>,
+    saved: Option<PeerStates>,
+    writing: Option<JoinHandle<io::Result<PeerStates>>>,
     next_try: Time,
+    /// When it is written although only times changed.
+    times_due: Time,
     /// Whether the last write failed, which was logged.
     failed: bool,
 }
@@ -56,26 +73,33 @@ pub(crate) struct StateFile {
 impl StateFile {
     /// Reads the file of an interface. A file that is unusable is reported in one log line, and replaced
     /// later.
-    pub(crate) fn open(dir: &Path, interface: &str, own: &PublicIdentity) -> (Self, LastEndpoints) {
+    pub(crate) fn open(dir: &Path, interface: &str, own: &PublicIdentity) -> (Self, PeerStates) {
         let path = dir.join(format!("{interface}.state"));
         let owner = format!("interface {interface}\nidentity {}\n", own.fingerprint());
         let contents = read(&path, &owner);
-        let mut state =
-            Self { path, owner, saved: None, writing: None, next_try: Time::default(), failed: false };
+        let mut state = Self {
+            path,
+            owner,
+            saved: None,
+            writing: None,
+            next_try: Time::default(),
+            times_due: Time::default(),
+            failed: false,
+        };
         let peers = match contents {
             Ok(Some(contents)) => {
                 state.report_future(&contents);
                 state.saved = Some(contents.peers.clone());
-                contents.peers
+                without_future(contents.peers)
             }
-            Ok(None) => LastEndpoints::new(),
+            Ok(None) => PeerStates::new(),
             Err(why) => {
                 tracing::warn!(
                     "{}: {why}; it is not used and will be replaced: peers without an `endpoint` are reached \
                      when they call",
                     state.path.display()
                 );
-                LastEndpoints::new()
+                PeerStates::new()
             }
         };
         (state, peers)
@@ -92,9 +116,9 @@ impl StateFile {
         }
     }
 
-    /// Writes the file if the endpoints changed. Call it often: it writes in another thread, and at most each
-    /// two seconds.
-    pub(crate) async fn poll(&mut self, peers: impl FnOnce() -> LastEndpoints, now: Time) {
+    /// Writes the file if something changed. Call it often: it writes in another thread, and at most each two
+    /// seconds, or each minute if no endpoint changed.
+    pub(crate) async fn poll(&mut self, peers: impl FnOnce() -> PeerStates, now: Time) {
         if let Some(writing) = self.writing.take_if(|writing| writing.is_finished()) {
             let result = writing.await.unwrap_or_else(|error| Err(io::Error::other(error)));
             self.on_written(result, now);
@@ -104,21 +128,26 @@ impl StateFile {
         }
         self.next_try = now + SAVE_INTERVAL;
         let peers = peers();
-        if self.saved.as_ref() != Some(&peers) {
+        let due = match &self.saved {
+            Some(saved) if same_endpoints(saved, &peers) => *saved != peers && now >= self.times_due,
+            _ => true,
+        };
+        if due {
+            self.times_due = now + TIMES_INTERVAL;
             let (path, text) = (self.path.clone(), self.text(&peers));
             self.writing = Some(tokio::task::spawn_blocking(move || write(&path, &text).map(|()| peers)));
         }
     }
 
     /// Writes the file for the last time.
-    pub(crate) fn close(&mut self, peers: LastEndpoints, now: Time) {
+    pub(crate) fn close(&mut self, peers: PeerStates, now: Time) {
         if self.saved.as_ref() != Some(&peers) {
             let result = write(&self.path, &self.text(&peers)).map(|()| peers);
             self.on_written(result, now);
         }
     }
 
-    fn on_written(&mut self, result: io::Result<LastEndpoints>, now: Time) {
+    fn on_written(&mut self, result: io::Result<PeerStates>, now: Time) {
         match result {
             Ok(peers) => {
                 self.saved = Some(peers);
@@ -140,15 +169,18 @@ impl StateFile {
         }
     }
 
-    fn text(&self, peers: &LastEndpoints) -> String {
+    fn text(&self, peers: &PeerStates) -> String {
         let mut text = format!(
-            "# Where each peer of a qvpn tunnel was last. Nothing here is secret; the file may be deleted.\n\
+            "# Where each peer of a qvpn tunnel was last, and the time of its last handshake (TAI64N).\n\
+             # Nothing here is secret, and the file may be deleted.\n\
              version {VERSION}\n{}saved {}\n",
             self.owner,
             clock::unix_seconds()
         );
-        for (key, endpoint) in peers {
-            text += &format!("peer {} {endpoint}\n", BASE64.encode(key));
+        for (key, peer) in peers {
+            let endpoint = peer.endpoint.map_or_else(|| NONE.to_owned(), |endpoint| endpoint.to_string());
+            let time = peer.initiation.map_or_else(|| NONE.to_owned(), |t| HEXLOWER.encode(&t.to_bytes()));
+            text += &format!("peer {} {endpoint} {time}\n", BASE64.encode(key));
         }
         text + &format!("end {}\n", peers.len())
     }
@@ -187,22 +219,43 @@ fn parse(text: &str, owner: &str) -> Result<Contents, String> {
     }
     let saved_at =
         lines.next().and_then(|line| line.strip_prefix("saved ")?.parse().ok()).ok_or_else(damaged)?;
-    let mut peers = LastEndpoints::new();
+    let mut peers = PeerStates::new();
     for line in lines.by_ref() {
         if let Some(count) = line.strip_prefix("end ") {
             let whole = count.parse() == Ok(peers.len()) && lines.next().is_none() && text.ends_with('\n');
             return if whole { Ok(Contents { saved_at, peers }) } else { Err(damaged()) };
         }
-        let (key, endpoint) = peer(line).ok_or_else(damaged)?;
-        peers.insert(key, endpoint);
+        let (key, peer) = peer(line).ok_or_else(damaged)?;
+        peers.insert(key, peer);
     }
     Err(damaged())
 }
 
-fn peer(line: &str) -> Option<([u8; 32], SocketAddr)> {
-    let (key, endpoint) = line.strip_prefix("peer ")?.split_once(' ')?;
-    let key = BASE64.decode(key.as_bytes()).ok()?;
-    Some((key.try_into().ok()?, endpoint.parse().ok()?))
+fn peer(line: &str) -> Option<([u8; 32], PeerState)> {
+    let mut words = line.strip_prefix("peer ")?.split(' ');
+    let [key, endpoint, time] = [words.next()?, words.next()?, words.next()?];
+    let key = BASE64.decode(key.as_bytes()).ok()?.try_into().ok()?;
+    let endpoint = if endpoint == NONE { None } else { Some(endpoint.parse().ok()?) };
+    let initiation = match time {
+        NONE => None,
+        time => Some(Tai64n::from_bytes(HEXLOWER.decode(time.as_bytes()).ok()?.try_into().ok()?)),
+    };
+    words.next().is_none().then_some((key, PeerState { endpoint, initiation }))
+}
+
+fn same_endpoints(a: &PeerStates, b: &PeerStates) -> bool {
+    let pairs = |(key, peer): (&[u8; 32], &PeerState)| (*key, peer.endpoint);
+    a.iter().map(pairs).eq(b.iter().map(pairs))
+}
+
+/// Drops times ahead of our clock, which would make us refuse a peer until then.
+fn without_future(mut peers: PeerStates) -> PeerStates {
+    let now = Duration::from_secs(u64::try_from(clock::unix_seconds()).unwrap_or(0));
+    let latest = Tai64n::from_unix(now + MAX_AHEAD);
+    for peer in peers.values_mut() {
+        peer.initiation = peer.initiation.filter(|time| *time <= latest);
+    }
+    peers
 }
 
 /// Replaces the file as a whole: a reader finds the former contents or these.

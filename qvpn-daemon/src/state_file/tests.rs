@@ -10,10 +10,16 @@ fn identity(seed: u64) -> PublicIdentity {
     *SecretIdentity::generate(&mut ChaCha20Rng::seed_from_u64(seed)).public()
 }
 
-fn peers() -> LastEndpoints {
+fn peers() -> PeerStates {
     let v4: SocketAddr = "203.0.113.9:51820".parse().unwrap();
     let v6: SocketAddr = "[2001:db8::9]:4500".parse().unwrap();
-    [([1; 32], v4), ([2; 32], v6)].into()
+    let time = Tai64n::from_unix(Duration::from_secs(1_700_000_000));
+    [
+        ([1; 32], PeerState { endpoint: Some(v4), initiation: Some(time) }),
+        ([2; 32], PeerState { endpoint: Some(v6), initiation: None }),
+        ([3; 32], PeerState { endpoint: None, initiation: Some(time) }),
+    ]
+    .into()
 }
 
 fn saved(dir: &Path) -> PathBuf {
@@ -45,7 +51,7 @@ fn an_unusable_file_is_named_and_costs_nothing() {
     }
     assert!(why(&text.replace("version 1", "version 2")).contains("version 2"));
     assert!(why(&text.replace("203.0.113.9", "203.0.113.")).contains("damaged"));
-    assert!(why(&text.replace("end 2", "end 1")).contains("damaged"));
+    assert!(why(&text.replace("end 3", "end 2")).contains("damaged"));
     assert!(why(&format!("{text}peer x y\n")).contains("damaged"));
     assert!(why("\u{0}\u{1b}[31m").contains("no state file"));
     assert!(why("").contains("no state file"));
@@ -95,4 +101,30 @@ async fn a_file_that_cannot_be_written_is_tried_again_later() {
     let before = modified();
     settle(&mut state, at(200)).await;
     assert_eq!(modified(), before, "nothing changed, so nothing is written");
+}
+
+#[tokio::test]
+async fn times_alone_are_saved_once_a_minute_and_those_ahead_of_the_clock_are_not_used() {
+    let dir = tempfile::tempdir().unwrap();
+    let open = || StateFile::open(dir.path(), "qvpn0", &identity(1));
+    let with_time = |unix: u64| {
+        let initiation = Some(Tai64n::from_unix(Duration::from_secs(unix)));
+        PeerStates::from([([1; 32], PeerState { endpoint: None, initiation })])
+    };
+    let mut state = open().0;
+    let mut save = async |peers: PeerStates, seconds| {
+        let now = Time::default() + Duration::from_secs(seconds);
+        state.poll(|| peers, now).await;
+        if let Some(writing) = state.writing.take() {
+            let written = writing.await.unwrap();
+            state.on_written(written, now);
+        }
+        open().1
+    };
+    let now = u64::try_from(clock::unix_seconds()).unwrap();
+    assert_eq!(save(with_time(now), 10).await, with_time(now));
+    assert_eq!(save(with_time(now + 1), 69).await, with_time(now));
+    assert_eq!(save(with_time(now + 1), 72).await, with_time(now + 1));
+    let moved = PeerStates::from([([1; 32], PeerState { endpoint: None, ..PeerState::default() })]);
+    assert_eq!(save(with_time(now + 3_600), 140).await, moved, "a clock that is wrong");
 }

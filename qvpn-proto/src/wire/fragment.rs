@@ -30,7 +30,7 @@ pub enum MessageType {
     Confirm = 6,
     /// Asks the initiator to propose: [`RekeyReason`](super::RekeyReason).
     Rekey = 7,
-    /// Asks for a `Pong`: [`Ping`](super::Ping)
+    /// Asks for a `Pong`: [`Ping`]
     Ping = 8,
     /// Answers a `Ping`, with the same body.
     Pong = 9,
