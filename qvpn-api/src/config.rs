@@ -11,6 +11,7 @@ mod error;
 mod fault;
 mod files;
 mod grammar;
+mod include;
 mod load;
 mod machine;
 mod model;
@@ -21,6 +22,7 @@ mod reference;
 mod remembered;
 mod rules;
 pub(crate) mod shared_words;
+mod source_map;
 mod token;
 mod values;
 
@@ -29,6 +31,7 @@ pub use changes::{KeyChange, changes, changes_at_restart};
 pub use edit::{EditError, PeerEdit, edit_peer, protect};
 pub use error::{ConfigError, ConfigErrors, Position};
 pub use files::{MAX_SIZE, NamedFile};
+pub use include::ConfigFiles;
 pub use ipnet::IpNet;
 pub use load::{PartialConfig, unconfirmed_path};
 pub use model::{

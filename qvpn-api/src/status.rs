@@ -61,6 +61,9 @@ pub struct InterfaceStatus {
     /// The tunnel's device; unknown from daemons before 0.2.
     #[serde(default)]
     pub device: Option<DeviceStatus>,
+    /// The config in force; unknown from daemons before 0.2.
+    #[serde(default)]
+    pub config: Option<ConfigStatus>,
     /// The audit log; unknown from daemons before 0.2.
     #[serde(default)]
     pub audit: Option<AuditStatus>,
@@ -89,6 +92,17 @@ pub struct GuardStatus {
     /// Why this machine has no filter, if it has none.
     #[serde(default)]
     pub reason: Option<String>,
+}
+
+/// The config in force.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ConfigStatus {
+    /// The SHA-256 of its text, in hex; with `include`, of all files joined.
+    pub hash: String,
+    /// Where further peers are, as in the config.
+    pub include: Option<String>,
+    /// The seconds left to confirm it, if it is on trial; then the former config comes back.
+    pub confirm_in_s: Option<f64>,
 }
 
 /// The audit log.

@@ -79,14 +79,14 @@ fn unknown_keys_and_sections() {
             "[interface] has no key `colour`; its keys are `name`, `private_key_file`, `lanes`, \
              `listen_port`, `address`, `mtu`, `suite`, `rekey_interval`, `min_rekey_interval`, `liveness`, \
              `table`, `fwmark`, `dscp`, `on_stop`, `protect`, `local`, `routes`, `routes_table`, \
-             `metrics_listen`, `log_level`",
+             `metrics_listen`, `log_level`, `include`",
         ),
         (
             "  ¦x = 1",
             "[interface] has no key `x`; its keys are `name`, `private_key_file`, `lanes`, `listen_port`, \
              `address`, `mtu`, `suite`, `rekey_interval`, `min_rekey_interval`, `liveness`, \
              `table`, `fwmark`, `dscp`, `on_stop`, `protect`, `local`, `routes`, `routes_table`, \
-             `metrics_listen`, `log_level`",
+             `metrics_listen`, `log_level`, `include`",
         ),
     ]);
     peer_rows(&[
@@ -855,7 +855,7 @@ fn columns_count_characters_and_messages_stay_on_their_line() {
         &["[interface] has no key `ä\\n`; its keys are `name`, `private_key_file`, `lanes`, \
              `listen_port`, `address`, `mtu`, `suite`, `rekey_interval`, `min_rekey_interval`, `liveness`, \
              `table`, `fwmark`, `dscp`, `on_stop`, `protect`, `local`, `routes`, `routes_table`, \
-             `metrics_listen`, `log_level`"],
+             `metrics_listen`, `log_level`, `include`"],
     )]);
     refused(
         "x.toml",

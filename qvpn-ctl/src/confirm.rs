@@ -78,7 +78,12 @@ pub(crate) fn confirm(dir: &Path, interface: &str) -> Result<(), CtlError> {
     let lock = File::open(&file).map_err(failed)?;
     lock.lock().map_err(failed)?;
     let former = fs::read_to_string(&file).map_err(failed)?;
-    config_file::replace(&file, &new.text, &lock).map_err(failed)?;
+    // Of a config that includes files, the config's own text is in the file of the one on trial.
+    let kept = match fs::read_to_string(unconfirmed_path(&new.path)) {
+        Ok(text) if text != new.text && !text.is_empty() => text,
+        _ => new.text.clone(),
+    };
+    config_file::replace(&file, &kept, &lock).map_err(failed)?;
     if let Err(error) = confirmed(&mut client) {
         // Another session was faster, or the time has run out.
         let now = running(&mut client)?;

@@ -2,7 +2,6 @@
 //! state of its own. Plain output is for people, and `--json` is for programs.
 
 mod audit;
-mod audit_text;
 mod check;
 mod cli;
 mod client;
@@ -18,6 +17,7 @@ mod events;
 mod guard;
 mod import;
 mod interface_name;
+mod interface_text;
 mod keys;
 mod kms_check;
 mod local;

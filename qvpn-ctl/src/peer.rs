@@ -7,7 +7,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use qvpn_api::Config;
-use qvpn_api::config::{PeerEdit, edit_peer, protect};
+use qvpn_api::config::{ConfigFiles, PeerEdit};
 use qvpn_api::control::{Reply, Request};
 use qvpn_api::lookup;
 use qvpn_net::{IpNet, RoutePlan};
@@ -112,7 +112,7 @@ pub(crate) fn change(dirs: &Dirs, interface: &str, wanted: PeerChange, how: Appl
         output::note(&warning);
     }
     match pending {
-        Some(pending) => output::print(&format!("saved in {}\n", pending.commit()?.display())),
+        Some(pending) => output::print(&format!("saved in {}\n", pending.commit()?.join(", "))),
         None => {
             output::note(
                 "not saved: the next reload or restart undoes it; --save also writes it to the config",
@@ -164,54 +164,64 @@ fn quoted(text: &str) -> String {
     serde_json::Value::from(text).to_string()
 }
 
-/// A new config in a temporary file beside the old one. It is deleted unless it is committed.
+/// New files in temporary ones beside the old ones. They are deleted unless they are committed.
 struct Pending {
-    file: PathBuf,
-    before: String,
-    new: NamedTempFile,
+    path: PathBuf,
+    before: ConfigFiles,
+    /// Each with the file that it replaces; the config comes first.
+    new: Vec<(PathBuf, NamedTempFile)>,
     /// The lock prevents two concurrent changes from overwriting each other.
     _lock: File,
 }
 
 impl Pending {
-    /// Writes the changed config of `path` to a temporary file beside it. Prefixes that are no longer allowed
-    /// IPs go to `protect`, except with `unblock`.
+    /// Writes what changes of the config `path`, and of the files that it includes, to temporary files.
+    /// Prefixes that are no longer allowed IPs go to `protect`, except with `unblock`.
     fn prepare(path: &Path, change: &PeerEdit, unblock: bool) -> Result<Self, CtlError> {
         let failed = |source| CtlError::Save { file: path.to_owned(), source };
-        // If it is a symbolic link, its target changes.
-        let file = fs::canonicalize(path).map_err(failed)?;
-        let lock = File::open(&file).map_err(failed)?;
+        let lock = File::open(path).map_err(failed)?;
         lock.lock().map_err(failed)?;
-        let before = fs::read_to_string(&file).map_err(failed)?;
-        let edit = |source| CtlError::Edit { file: file.clone(), source };
-        let mut after = edit_peer(&before, change).map_err(edit)?;
-        let mut config = Config::parse(&file, &after)?;
-        let freed = freed(&file, &before, &config);
+        let before = ConfigFiles::read(path)?;
+        let edit = |source| CtlError::Edit { file: path.to_owned(), source };
+        let mut after = before.clone();
+        after.edit(change).map_err(edit)?;
+        let mut config = after.parse()?;
+        let freed = freed(&before, &config);
         if !unblock && !freed.is_empty() {
-            after = protect(&after, &freed).map_err(edit)?;
-            config = Config::parse(&file, &after)?;
+            after.protect(&freed).map_err(edit)?;
+            config = after.parse()?;
         }
         config.check_files()?;
-        let directory = file.parent().unwrap_or(Path::new("/"));
-        let new = config_file::temporary(directory, &after, &lock).map_err(failed)?;
-        Ok(Self { file, before, new, _lock: lock })
+        let mut new = Vec::new();
+        for (file, text) in after.changed_since(&before) {
+            // If it is a symbolic link, its target changes.
+            let file = fs::canonicalize(&file).unwrap_or(file);
+            let directory = file.parent().unwrap_or(Path::new("/"));
+            new.push((file.clone(), config_file::temporary(directory, &text, &lock).map_err(failed)?));
+        }
+        Ok(Self { path: path.to_owned(), before, new, _lock: lock })
     }
 
-    /// Replaces the old file and returns its path.
-    fn commit(self) -> Result<PathBuf, CtlError> {
-        let Self { file, before, new, _lock } = self;
-        let failed = |source| CtlError::NotSaved { file: file.clone(), source };
-        if fs::read_to_string(&file).map_err(failed)? != before {
-            return Err(failed(io::Error::other("another program has changed it meanwhile")));
+    /// Replaces the old files. Returns their paths.
+    fn commit(self) -> Result<Vec<String>, CtlError> {
+        let Self { path, before, new, _lock } = self;
+        if ConfigFiles::read(&path)? != before {
+            let source = io::Error::other("another program has changed it meanwhile");
+            return Err(CtlError::NotSaved { file: path, source });
         }
-        config_file::persist(new, &file).map_err(failed)?;
-        Ok(file)
+        let mut saved = Vec::new();
+        for (file, new) in new {
+            config_file::persist(new, &file)
+                .map_err(|source| CtlError::NotSaved { file: file.clone(), source })?;
+            saved.push(file.display().to_string());
+        }
+        Ok(saved)
     }
 }
 
-/// Returns the prefixes that the config `before` protects and `after` does not.
-fn freed(file: &Path, before: &str, after: &Config) -> Vec<IpNet> {
-    let old = Config::parse(file, before).ok().and_then(|config| RoutePlan::of(&config).ok());
+/// Returns the prefixes that `before` protects and `after` does not.
+fn freed(before: &ConfigFiles, after: &Config) -> Vec<IpNet> {
+    let old = before.parse().ok().and_then(|config| RoutePlan::of(&config).ok());
     let (Some(old), Ok(new)) = (old, RoutePlan::of(after)) else { return Vec::new() };
     let protected = new.protect().clone();
     new.keeping(&old).protect().difference(&protected).copied().collect()

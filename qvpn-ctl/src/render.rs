@@ -9,7 +9,7 @@ use qvpn_api::status::{
 };
 use qvpn_identity::PublicIdentity;
 
-use crate::audit_text::audit_text;
+use crate::interface_text::{audit_text, config_text};
 use crate::output::{Paint, Tone, clean};
 use crate::table::{Cell, Table};
 use crate::text::{pad, width};
@@ -119,6 +119,8 @@ impl Page {
             let up = i.kmes.iter().filter(|k| k.state == Some(KmeState::Up)).count();
             facts.push(format!("{up} of {} up", things(i.kmes.len(), "KME")));
         }
+        let left = i.config.as_ref().and_then(|config| config.confirm_in_s);
+        facts.extend(left.map(|left| format!("config on trial, goes back in {}", duration(left))));
         let name = self.paint.text(Tone::Head, &i.name);
         self.text += &format!("{name}: {}\n", facts.join(", "));
         if !i.peers.is_empty() {
@@ -163,6 +165,7 @@ impl Page {
         self.counts("dropped", &i.drops, Tone::Plain);
         self.block(i);
         self.routing(i);
+        self.config(i);
         self.audit(i);
         for kme in &i.kmes {
             self.text.push('\n');
@@ -171,6 +174,13 @@ impl Page {
         for peer in &i.peers {
             self.text.push('\n');
             self.peer(peer, i);
+        }
+    }
+
+    /// Shows the config's hash, and whether it is on trial.
+    fn config(&mut self, i: &InterfaceStatus) {
+        if let Some((text, tone)) = i.config.as_ref().map(config_text) {
+            self.toned("config", &text, tone);
         }
     }
 

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use qvpn_api::Config;
-use qvpn_api::status::Status;
+use qvpn_api::status::{ConfigStatus, Status};
 use qvpn_identity::SecretIdentity;
 use qvpn_types::Time;
 use tokio::sync::mpsc;
@@ -53,10 +53,19 @@ impl Daemon {
         for interface in &mut whole.interfaces {
             interface.guard.clone_from(&guard);
             interface.audit = Some(self.audit.status());
+            interface.config = Some(self.config_status(now));
             interface.routing.clone_from(&routing);
             status::note_device(interface, self.routes.device_state());
         }
         whole
+    }
+
+    fn config_status(&self, now: Time) -> ConfigStatus {
+        ConfigStatus {
+            hash: self.config.hash(),
+            include: self.settings.include.clone(),
+            confirm_in_s: self.trial.as_ref().map(|trial| trial.deadline.since(now).as_secs_f64()),
+        }
     }
 
     pub(crate) fn metrics_text(&self, now: Time) -> String {

@@ -46,6 +46,14 @@ fn interface_metrics(page: &mut Page, i: &InterfaceStatus) {
     for (reason, n) in &i.drops {
         page.count(&[("interface", &i.name), ("reason", reason)], *n);
     }
+    if let Some(config) = &i.config {
+        page.family(
+            "qvpn_config_hash_info",
+            "gauge",
+            "The SHA-256 of the config in force, in its label; always 1.",
+        );
+        page.sample("", &[("interface", &i.name), ("hash", &config.hash)], 1.0);
+    }
     if let Some(audit) = i.audit.as_ref().filter(|audit| audit.state != "off") {
         page.family("qvpn_audit_writable", "gauge", "1 if the audit log can be written, 0 while it can't.");
         page.sample("", &[("interface", &i.name)], f64::from(u8::from(audit.state == "on")));

@@ -44,6 +44,7 @@ pub(crate) fn status(config: &Config, public_key: &PublicIdentity, peers: &Peers
         guard: None,
         routing: None,
         device: None,
+        config: None,
         audit: None,
         kmes: peers.kmes().iter().map(|(config, kme)| kme_status(config, kme)).collect(),
         peers: peer_list(config, peers, mtu, now),

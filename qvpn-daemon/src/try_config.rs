@@ -26,7 +26,7 @@ pub(crate) fn deadline(daemon: &Daemon) -> Option<Time> {
 pub(crate) fn config(daemon: &Daemon) -> Reply {
     Reply::Config {
         path: daemon.config.path.clone(),
-        text: daemon.config.text.to_string(),
+        text: daemon.config.self_contained_text(),
         confirm_in_s: daemon.trial.as_ref().map(|trial| trial.deadline.since(clock::now()).as_secs()),
     }
 }

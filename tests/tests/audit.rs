@@ -194,29 +194,38 @@ fn crashes_full_disks_and_a_second_writer_leave_the_log_whole() {
     });
 }
 
+/// Pages whose marked blocks are run, each in a lab of its own.
+const PAGES: [&str; 5] = ["audit.md", "change-management.md", "hardening.md", "incident.md", "acceptance.md"];
+
 /// The commands of a page's blocks that are marked to be run.
 fn commands(page: &str) -> Vec<String> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs").join(page);
     let text = fs::read_to_string(path).unwrap();
-    let blocks = text.split("<!-- run -->\n```sh\n").skip(1).map(|rest| rest.split("```").next().unwrap());
-    blocks.map(str::to_owned).collect()
+    let block = |rest: &str| {
+        let inside = rest.split_once("```sh\n")?.1.split("```").next()?;
+        Some(inside.lines().map(str::trim).collect::<Vec<_>>().join("\n"))
+    };
+    text.split("<!-- run -->").skip(1).filter_map(block).collect()
 }
 
 #[test]
-fn the_commands_of_the_page_work() {
-    sandbox::run("the_commands_of_the_page_work", || {
-        let lab = Lab::new();
-        own_directories(&lab);
-        let options = GatewayOptions { qkd: "off".into(), kms: None, ..GatewayOptions::default() };
-        let _ = lab.configure(Site::A, &options);
-        let _gateway = lab.start_daemon(Site::A);
-        let (dir, programs) =
-            (lab.gw_a.dir().display(), binary("qvpn-ctl").parent().unwrap().display().to_string());
-        let blocks = commands("audit.md");
-        assert!(blocks.len() >= 2);
-        for block in blocks {
-            let said = lab.gw_a.run(&format!("set -e; cd {dir}; PATH=$PATH:{programs}; {block}"));
-            println!("{said}");
+fn the_commands_of_the_pages_work() {
+    sandbox::run("the_commands_of_the_pages_work", || {
+        let programs = binary("qvpn-ctl").parent().unwrap().display().to_string();
+        for page in PAGES {
+            let lab = Lab::new();
+            own_directories(&lab);
+            let options = GatewayOptions { qkd: "off".into(), kms: None, ..GatewayOptions::default() };
+            let [gateway, _b] = lab.start_both(&options);
+            gateway.wait_state("up", LIMIT);
+            let dir = lab.gw_a.dir().display().to_string();
+            let blocks = commands(page);
+            assert!(blocks.len() >= 2, "{page}");
+            for block in blocks {
+                let block = block.replace("/etc/qvpn/", &format!("{dir}/"));
+                let environment = format!("cd {dir}; export PATH=$PATH:{programs} QVPN_CONFIG_DIR={dir}");
+                println!("{page}: {}", lab.gw_a.run(&format!("set -e; {environment}; {block}")));
+            }
         }
     });
 }

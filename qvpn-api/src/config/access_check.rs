@@ -12,7 +12,7 @@ impl Config {
     /// # Errors
     /// One for each that it doesn't know. Nobody gets access by such a name.
     pub fn check_access(&self) -> Result<(), ConfigErrors> {
-        let mut sink = Sink::new(&self.path, "");
+        let mut sink = Sink::joined(&self.path, "", self.positions.files.clone());
         let named = self.access.iter().flat_map(Access::principals);
         for ((_, principal), at) in named.zip(&self.positions.access) {
             match principal {

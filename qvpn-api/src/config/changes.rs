@@ -205,6 +205,7 @@ fn interface_rows(interface: &Interface) -> Vec<Row> {
         local_connected,
         metrics_listen,
         log_level,
+        include,
     } = interface;
     let mtu = match mtu {
         Mtu::Auto => "auto".to_owned(),
@@ -241,6 +242,7 @@ fn interface_rows(interface: &Interface) -> Vec<Row> {
         .at_restart("routes_table", (*routes_table != Interface::MAIN_TABLE).then_some(*routes_table))
         .opt("metrics_listen", *metrics_listen)
         .add("log_level", log_level)
+        .opt("include", include.as_ref())
         .0
 }
 

@@ -4,6 +4,8 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
+use super::source_map::SourceMap;
+
 /// The maximum number of errors that are kept: a file that isn't a config at all has one in each line.
 const MAX_ERRORS: usize = 100;
 /// The maximum number of errors that are collected before they are sorted.
@@ -65,7 +67,7 @@ impl ConfigErrors {
     #[must_use]
     pub fn and(mut self, other: Self) -> Self {
         self.errors.extend(other.errors);
-        self.errors.sort_by_key(|e| e.position);
+        self.errors.sort_by(|a, b| (&a.path, a.position).cmp(&(&b.path, b.position)));
         self.more += other.more + self.errors.len().saturating_sub(MAX_ERRORS);
         self.errors.truncate(MAX_ERRORS);
         self
@@ -105,6 +107,8 @@ impl std::error::Error for ConfigErrors {}
 /// Collects the errors of one config.
 pub(super) struct Sink<'t> {
     path: &'t Path,
+    /// The included files that the text was joined from.
+    files: SourceMap,
     lines: Lines,
     errors: Vec<ConfigError>,
     /// Lines with syntax errors; what was read from them is unreliable.
@@ -119,11 +123,25 @@ impl<'t> Sink<'t> {
     pub(super) fn new(path: &'t Path, text: &str) -> Self {
         Self {
             path,
+            files: SourceMap::default(),
             lines: Lines::of(text),
             errors: Vec::new(),
             broken: BTreeSet::new(),
             dropped: 0,
             incomplete: false,
+        }
+    }
+
+    /// As [`new`](Self::new), for a text that was joined from several files.
+    pub(super) fn joined(path: &'t Path, text: &str, files: SourceMap) -> Self {
+        Self { files, ..Self::new(path, text) }
+    }
+
+    /// Names the line of `at`, and its file if it was included.
+    pub(super) fn line(&self, at: Position) -> String {
+        match self.files.locate(at.line) {
+            Some((file, line)) => format!("line {line} of {}", file.display()),
+            None => format!("line {}", at.line),
         }
     }
 
@@ -180,6 +198,12 @@ impl<'t> Sink<'t> {
         self.errors.dedup();
         let more = self.dropped + self.errors.len().saturating_sub(MAX_ERRORS);
         self.errors.truncate(MAX_ERRORS);
+        for error in &mut self.errors {
+            let Some(at) = &mut error.position else { continue };
+            if let Some((file, line)) = self.files.locate(at.line) {
+                (error.path, at.line) = (file.to_owned(), line);
+            }
+        }
         Err(ConfigErrors { errors: self.errors, more })
     }
 }

@@ -42,7 +42,7 @@ impl Config {
     /// # Errors
     /// All faults, in the order of the config file.
     pub fn check_files(&self) -> Result<(), ConfigErrors> {
-        let mut sink = Sink::new(&self.path, "");
+        let mut sink = Sink::joined(&self.path, "", self.positions.files.clone());
         match read_key(&self.interface.private_key_file, "private key", SecretIdentity::from_text) {
             Ok(identity) => self.own_key(identity.public(), &mut sink),
             Err((what, fix)) => sink.add(self.positions.private_key_file, what, fix),
@@ -103,7 +103,7 @@ impl Config {
                  directory above it is closed, and `namei -l {shown}` shows which"
             )
         };
-        let mut sink = Sink::new(&self.path, "");
+        let mut sink = Sink::joined(&self.path, "", self.positions.files.clone());
         for file in self.named_files().filter(|file| !can_read(file.path)) {
             sink.add(file.at, what(file.kind, file.path), fix(file.path));
         }
@@ -157,7 +157,7 @@ impl Config {
     /// # Errors
     /// One for that peer.
     pub fn check_own_key(&self, own: &PublicIdentity) -> Result<(), ConfigErrors> {
-        let mut sink = Sink::new(&self.path, "");
+        let mut sink = Sink::joined(&self.path, "", self.positions.files.clone());
         self.own_key(own, &mut sink);
         sink.finish()
     }
@@ -205,7 +205,7 @@ impl Config {
     }
 
     fn error_at(&self, at: Position, (what, fix): Fault) -> ConfigErrors {
-        let mut sink = Sink::new(&self.path, "");
+        let mut sink = Sink::joined(&self.path, "", self.positions.files.clone());
         sink.add(at, what.clone(), fix.clone());
         sink.finish().err().unwrap_or_else(|| ConfigErrors::of_file(&self.path, what, fix))
     }

@@ -17,7 +17,7 @@ use qvpn_types::Suite;
 use toml::de::DeTable;
 
 use self::context::{Defaults, HOME_SECTIONS, Reader};
-use self::syntax::report_syntax;
+pub(super) use self::syntax::report_syntax;
 use super::access::Access;
 use super::error::{ConfigErrors, Position, Sink};
 use super::files::MAX_SIZE;
@@ -25,14 +25,15 @@ use super::model::{AuditEpochs, Config, Interface, Kms, Peer};
 use super::positions::ValuePositions;
 use super::reader::Section;
 use super::rules::Facts;
+use super::source_map::SourceMap;
 
-pub(super) fn parse(path: &Path, text: &str) -> Result<Config, ConfigErrors> {
+pub(super) fn parse(path: &Path, text: &str, files: SourceMap) -> Result<Config, ConfigErrors> {
     if text.len() > MAX_SIZE {
         let what = format!("the file has {} bytes, and a config at most {MAX_SIZE}", text.len());
         return Err(ConfigErrors::of_file(path, what, "check that this is the right file"));
     }
     let document = DeTable::parse_recoverable(text);
-    let Read { interface, kms, peers, access, audit_epochs, mut reader } = read(path, text, &document);
+    let Read { interface, kms, peers, access, audit_epochs, mut reader } = read(path, text, files, &document);
     super::rules::check(&reader.facts, &mut reader.sink);
     reader.sink.finish()?;
     match (interface, peers.into_iter().collect::<Option<Vec<_>>>()) {
@@ -61,7 +62,7 @@ pub(super) fn parse_partial(path: &Path, text: &str) -> (Option<Interface>, Vec<
         return (None, Vec::new());
     }
     let document = DeTable::parse_recoverable(text);
-    let read = read(path, text, &document);
+    let read = read(path, text, SourceMap::default(), &document);
     (read.interface, read.reader.facts.readable_prefixes)
 }
 
@@ -82,11 +83,16 @@ struct Read<'t> {
     reader: Reader<'t>,
 }
 
-fn read<'t>(path: &'t Path, text: &'t str, (table, syntax): &'t Document<'t>) -> Read<'t> {
-    let mut sink = Sink::new(path, text);
+fn read<'t>(path: &'t Path, text: &'t str, files: SourceMap, (table, syntax): &'t Document<'t>) -> Read<'t> {
+    let mut sink = Sink::joined(path, text, files.clone());
     report_syntax(text, syntax, &mut sink);
-    let mut reader =
-        Reader { path, text, sink, facts: Facts::default(), positions: ValuePositions::default() };
+    let mut reader = Reader {
+        path,
+        text,
+        sink,
+        facts: Facts::default(),
+        positions: ValuePositions { files, ..ValuePositions::default() },
+    };
     let (interface, kms, peers, access, audit_epochs) = reader.file(table.get_ref());
     Read { interface, kms, peers, access, audit_epochs, reader }
 }

@@ -5,7 +5,9 @@ use std::path::{Path, PathBuf};
 use ipnet::IpNet;
 
 use super::error::ConfigErrors;
+use super::include::ConfigFiles;
 use super::model::{Config, Interface};
+use super::source_map::SourceMap;
 use super::{files, grammar};
 
 /// Returns the path of a config on trial, beside the config `path`: `qvpn-ctl reload --confirm` writes it,
@@ -33,7 +35,7 @@ impl Config {
     /// # Errors
     /// All errors of the file, in its order.
     pub fn parse(path: &Path, text: &str) -> Result<Self, ConfigErrors> {
-        grammar::parse(path, text)
+        grammar::parse(path, text, SourceMap::of(text))
     }
 
     /// Reads the config file at `path`. A relative `path` starts from the working directory.
@@ -42,7 +44,7 @@ impl Config {
     /// If it can't be read, is larger than [`MAX_SIZE`](super::files::MAX_SIZE) or isn't UTF-8, else as
     /// [`parse`](Self::parse).
     pub fn load(path: &Path) -> Result<Self, ConfigErrors> {
-        let mut config = Self::parse(path, &files::read_config(path)?)?;
+        let mut config = ConfigFiles::read(path)?.parse()?;
         config.recall();
         Ok(config)
     }
@@ -52,7 +54,7 @@ impl Config {
     /// # Errors
     /// As [`load`](Self::load).
     pub fn load_as(path: &Path, file: &Path) -> Result<Self, ConfigErrors> {
-        Self::parse(path, &files::read_config(file)?)
+        ConfigFiles::with_main(path, files::read_config(file)?)?.parse()
     }
 
     /// Reads what is readable of a refused config, so that a typo in it doesn't open prefixes that the config
@@ -60,7 +62,8 @@ impl Config {
     #[must_use]
     pub fn load_partial(path: &Path) -> PartialConfig {
         let text = files::read_config(path).unwrap_or_default();
-        let (interface, allowed_ips) = grammar::parse_partial(path, &text);
+        let (files, _) = ConfigFiles::readable(path, text);
+        let (interface, allowed_ips) = files.parse_partial();
         PartialConfig { interface, allowed_ips }
     }
 }

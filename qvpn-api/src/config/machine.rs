@@ -19,7 +19,7 @@ impl Config {
     /// Returns an error at `local`, or at `[interface]` if that key is absent.
     #[must_use]
     pub fn local_error(&self, what: &str, fix: &str) -> ConfigErrors {
-        let mut sink = Sink::new(&self.path, "");
+        let mut sink = Sink::joined(&self.path, "", self.positions.files.clone());
         sink.add(self.positions.local, what, fix);
         sink.finish().err().unwrap_or_else(|| ConfigErrors::of_file(&self.path, what, fix))
     }
@@ -38,7 +38,7 @@ impl Config {
     /// # Errors
     /// Each such name.
     pub fn check_resolved(&self, resolved: &BTreeMap<String, Vec<IpAddr>>) -> Result<(), ConfigErrors> {
-        let mut sink = Sink::new(&self.path, "");
+        let mut sink = Sink::joined(&self.path, "", self.positions.files.clone());
         if self.interface.table == Table::Off {
             return Ok(());
         }

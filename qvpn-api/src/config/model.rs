@@ -10,6 +10,7 @@ use ipnet::IpNet;
 use qvpn_identity::PublicIdentity;
 use qvpn_types::{QkdPolicy, SaeId, Suite};
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 
 use super::access::Access;
 use super::positions::ValuePositions;
@@ -51,6 +52,13 @@ pub struct Config {
 }
 
 impl Config {
+    /// Returns the SHA-256 of the text, in hex: of a config without `include`, what `sha256sum` prints for
+    /// its file.
+    #[must_use]
+    pub fn hash(&self) -> String {
+        Sha256::digest(self.text.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+
     /// Returns the peer with this name or public key.
     #[must_use]
     pub fn peer(&self, name_or_key: &str) -> Option<&Peer> {
@@ -134,6 +142,8 @@ pub struct Interface {
     pub metrics_listen: Option<SocketAddr>,
     /// How much the daemon logs.
     pub log_level: LogLevel,
+    /// Further files with peers, `DIR/*.toml`.
+    pub include: Option<String>,
 }
 
 impl Interface {

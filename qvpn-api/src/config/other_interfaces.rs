@@ -34,7 +34,7 @@ impl Config {
     /// # Errors
     /// One for each conflict.
     pub fn check_other_interfaces(&self, others: &[Self]) -> Result<(), ConfigErrors> {
-        let mut sink = Sink::new(&self.path, "");
+        let mut sink = Sink::joined(&self.path, "", self.positions.files.clone());
         for other in others {
             let (name, path) = (&other.interface.name, other.path.display());
             if *name == self.interface.name {
@@ -62,7 +62,7 @@ impl Config {
     /// # Errors
     /// One for each such prefix.
     pub fn check_shared_prefixes(&self, other: &Self) -> Result<(), ConfigErrors> {
-        let mut sink = Sink::new(&self.path, "");
+        let mut sink = Sink::joined(&self.path, "", self.positions.files.clone());
         self.shared_prefixes(other, &mut sink);
         sink.finish()
     }

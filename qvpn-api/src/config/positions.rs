@@ -1,9 +1,12 @@
 //! The positions of values that are checked again after parsing.
 
 use super::error::Position;
+use super::source_map::SourceMap;
 
 #[derive(Debug, Clone, Default)]
 pub(super) struct ValuePositions {
+    /// The included files.
+    pub(super) files: SourceMap,
     pub(super) name: Position,
     pub(super) private_key_file: Position,
     pub(super) listen_port: Position,

@@ -164,6 +164,15 @@ pub const REFERENCE: &[SectionHelp] = &[
                 "\"info\"",
                 "How much the daemon logs; a reload changes it.",
             ),
+            key(
+                "include",
+                "\"DIR/*.toml\"",
+                "none",
+                "Further files with sections [[peer]], read in the order of their names; best one peer a \
+                 file. DIR and relative paths in the files start from this config's directory. One \
+                 broken file refuses the whole config. `--save` changes a peer in its file, and makes \
+                 PEER.toml for a new one.",
+            ),
         ],
     },
     SectionHelp {

@@ -83,11 +83,11 @@ pub(super) fn check(facts: &Facts, sink: &mut Sink<'_>) {
 fn names(facts: &Facts, sink: &mut Sink<'_>) {
     let peers = facts.peers.iter().filter_map(|p| p.name.as_ref());
     twice(peers.map(|(n, at)| (n, *at)), |name, at, first| {
-        let what = format!("a peer named \"{name}\" is in line {} already", first.line);
+        let what = format!("a peer named \"{name}\" is in {} already", sink.line(first));
         sink.add(at, what, "give one of them another name");
     });
     twice(facts.kme_names.iter().map(|(n, at)| (n, *at)), |name, at, first| {
-        let what = format!("a KME named \"{name}\" is in line {} already", first.line);
+        let what = format!("a KME named \"{name}\" is in {} already", sink.line(first));
         sink.add(at, what, "give one of them another name");
     });
 }
@@ -95,7 +95,7 @@ fn names(facts: &Facts, sink: &mut Sink<'_>) {
 fn keys(facts: &Facts, sink: &mut Sink<'_>) {
     let keys = facts.peers.iter().filter_map(|p| p.public_key.as_ref());
     twice(keys.map(|(k, at)| (k, *at)), |_, at, first| {
-        let what = format!("this public key is in line {} already", first.line);
+        let what = format!("this public key is in {} already", sink.line(first));
         sink.add(at, what, "write this peer's own key, or merge the two sections");
     });
     // No two identities may share a half: one site could impersonate the other.
@@ -104,7 +104,7 @@ fn keys(facts: &Facts, sink: &mut Sink<'_>) {
     for (key, at) in halves {
         match whole.get(key.x25519()) {
             Some((other, first)) if other != key => {
-                let what = format!("this key has the same X25519 half as the one in line {}", first.line);
+                let what = format!("this key has the same X25519 half as the one in {}", sink.line(*first));
                 sink.add(
                     *at,
                     what,
@@ -131,7 +131,7 @@ fn prefixes(facts: &Facts, sink: &mut Sink<'_>) {
                 Some(_) if facts.kernel_routes => {}
                 Some((first, line)) => {
                     let owner = facts.peers.get(*first).map(PeerFacts::title).unwrap_or_default();
-                    let what = format!("{prefix} belongs to {owner} already (line {})", line.line);
+                    let what = format!("{prefix} belongs to {owner} already ({})", sink.line(*line));
                     let fix = "a prefix leads to one peer: remove it from one of them, write a longer prefix \
                      here, or let routes choose, with `routes = \"kernel\"`";
                     sink.add(*at, what, fix);
@@ -170,7 +170,7 @@ fn next_hops(facts: &Facts, sink: &mut Sink<'_>) {
                 }
                 Some((first, line)) => {
                     let owner = facts.peers.get(*first).map(PeerFacts::title).unwrap_or_default();
-                    let what = format!("{address} belongs to {owner} already (line {})", line.line);
+                    let what = format!("{address} belongs to {owner} already ({})", sink.line(*line));
                     sink.add(*at, what, "a next hop leads to one peer: write this peer's own address");
                 }
                 None => {
@@ -208,7 +208,7 @@ fn mtu(facts: &Facts, sink: &mut Sink<'_>) {
 /// A file holds the keys of one pair of sites: two peers would use each other's keys.
 fn key_files(facts: &Facts, sink: &mut Sink<'_>) {
     twice(facts.key_files.iter().map(|(_, path, at)| (path, *at)), |path, at, first| {
-        let what = format!("the file {} is in line {} already", path.display(), first.line);
+        let what = format!("the file {} is in {} already", path.display(), sink.line(first));
         sink.add(at, what, "give each [[kms.kme]] a file of its own, or keep one of the two");
     });
     for (name, _, at) in &facts.key_files {

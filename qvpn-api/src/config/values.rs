@@ -2,6 +2,7 @@
 //! says what is wrong and what to write; the caller adds the position.
 
 use std::net::{IpAddr, Ipv6Addr};
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -259,4 +260,13 @@ pub(super) fn interface_name(text: &str) -> Result<String, Fault> {
         return fault(format!("the name of a network device can't hold {c:?}"), FIX);
     }
     Ok(text.to_owned())
+}
+
+/// How `include` must end.
+const PATTERN_END: &str = "/*.toml";
+
+/// The directory of the included files, if `pattern` is well formed.
+pub(super) fn include_dir(config: &Path, pattern: &str) -> Option<PathBuf> {
+    let dir = pattern.strip_suffix(PATTERN_END).filter(|dir| !dir.is_empty() && !dir.contains('*'))?;
+    Some(config.parent().unwrap_or(Path::new("")).join(dir))
 }

@@ -20,6 +20,7 @@ fn status() -> Status {
         guard: None,
         routing: None,
         device: None,
+        config: None,
         audit: None,
         kmes: vec![KmeStatus {
             name: "kme-a1".into(),
@@ -145,7 +146,8 @@ fn the_status_has_exactly_the_fixed_names_and_null_for_unknown() {
     assert_eq!(
         names(interface),
         expect(
-            "name public_key listen_port suite lanes mtu uptime_s drops guard device audit routing kmes peers"
+            "name public_key listen_port suite lanes mtu uptime_s drops guard device config audit routing \
+             kmes peers"
         )
     );
     let kme = &interface["kmes"][0];

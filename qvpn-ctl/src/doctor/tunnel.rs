@@ -9,10 +9,10 @@ use qvpn_api::status::{InterfaceStatus, KmeState, KmeStatus, PeerState, PeerStat
 
 use super::finding::Finding;
 use super::machine;
-use crate::audit_text::audit_text;
 use crate::client::Client;
 use crate::dirs::Dirs;
 use crate::error::CtlError;
+use crate::interface_text::audit_text;
 use crate::output::Tone;
 use crate::render::{advice, block_text, device_text, unresolved};
 use crate::units::duration;

@@ -77,6 +77,7 @@ pub(crate) fn interface(kmes: Vec<KmeStatus>, peers: Vec<PeerStatus>) -> Interfa
         guard: None,
         routing: None,
         device: None,
+        config: None,
         audit: None,
         kmes,
         peers,

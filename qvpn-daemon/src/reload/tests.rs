@@ -95,6 +95,7 @@ routes = "kernel"
 routes_table = 100
 metrics_listen = "127.0.0.1:9790"
 log_level = "info"
+include = "qvpn0.d/*.toml"
 
 [kms]
 sae_id = "SITE-A"
@@ -174,6 +175,7 @@ const CHANGED_KEYS: &[(&str, &str, &str, &str)] = &[
     ("[interface]", "routes_table", "routes_table = 100", "routes_table = \"main\""),
     ("[interface]", "metrics_listen", "127.0.0.1:9790", "127.0.0.1:9791"),
     ("[interface]", "log_level", "log_level = \"info\"", "log_level = \"debug\""),
+    ("[interface]", "include", "qvpn0.d/*.toml", "peers/*.toml"),
     ("[kms]", "sae_id", "sae_id = \"SITE-A\"", "sae_id = \"SITE-X\""),
     ("[kms]", "stock", "stock = 5", "stock = 6"),
     (

@@ -42,6 +42,7 @@ const TUN: &str = "/dev/net/tun";
 /// also the directories that symbolic links lead to.
 pub(super) fn readable(config: &Config) -> BTreeSet<PathBuf> {
     let mut readable = directories(files_read(config));
+    readable.extend(config.include_dir());
     if config.interface.local_connected {
         readable.insert(state_dir());
     }

@@ -39,6 +39,7 @@ pub(super) const HOME_SECTIONS: &[(&str, &str)] = &[
     ("routes_table", "[interface]"),
     ("metrics_listen", "[interface]"),
     ("log_level", "[interface]"),
+    ("include", "[interface]"),
     ("sae_id", "[kms] or [[peer]]"),
     ("stock", "[kms]"),
     ("kme", "[kms], as [[kms.kme]]"),

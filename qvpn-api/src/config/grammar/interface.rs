@@ -80,6 +80,7 @@ impl<'t> Reader<'t> {
         let routes_table = self.routes_table(&mut s);
         let metrics_listen = self.metrics_listen(&mut s);
         let log_level = self.word(&mut s, "log_level", "\"info\"", LogLevel::WORDS, LogLevel::from_word);
+        let include = self.include(&mut s);
         s.finish(&mut self.sink, HOME_SECTIONS);
         Some(Interface {
             name: name?,
@@ -103,6 +104,7 @@ impl<'t> Reader<'t> {
             local_connected,
             metrics_listen: metrics_listen?,
             log_level: log_level?.unwrap_or(LogLevel::Info),
+            include: include?,
         })
     }
 
@@ -307,5 +309,20 @@ impl<'t> Reader<'t> {
             }
             None => entry.number(&mut self.sink, 0, 63).and_then(|n| u8::try_from(n).ok()).map(Dscp::Value),
         }
+    }
+
+    /// `None`: wrong; `Some(None)`: absent.
+    fn include(&mut self, s: &mut Section<'t>) -> Option<Option<String>> {
+        let Some(entry) = s.take(&self.sink, "include", "\"qvpn0.d/*.toml\"") else { return Some(None) };
+        let pattern = entry.string(&mut self.sink)?;
+        if values::include_dir(self.path, pattern).is_none() {
+            entry.wrong(
+                &mut self.sink,
+                format!("`include` is \"{pattern}\", which names no directory of files"),
+                "write a directory and `/*.toml`, such as \"qvpn0.d/*.toml\"",
+            );
+            return None;
+        }
+        Some(Some(pattern.to_owned()))
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::config::error::Sink;
 
-pub(super) fn report_syntax(text: &str, errors: &[toml::de::Error], sink: &mut Sink<'_>) {
+pub(in crate::config) fn report_syntax(text: &str, errors: &[toml::de::Error], sink: &mut Sink<'_>) {
     let mut errors: Vec<_> = errors.iter().map(|e| (e.span().map_or(0, |s| s.start), e.message())).collect();
     errors.sort_unstable();
     let lines: Vec<&str> = if errors.is_empty() { Vec::new() } else { text.lines().collect() };
