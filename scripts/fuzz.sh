@@ -66,6 +66,7 @@ source_of() {
     initiator) echo qvpn-proto/src/exchange/initiator.rs qvpn-proto/src/stock/initiator.rs ;;
     kme_status | kme_keys) echo kms-client/src/etsi014/wire.rs ;;
     kme_error) echo kms-client/src/excerpt.rs ;;
+    etsi004) echo kms-client/src/etsi004/wire.rs ;;
     skip_key | skip_capabilities) echo kms-client/src/skip/wire.rs ;;
     config) echo qvpn-api/src/config/reader.rs qvpn-api/src/config/grammar.rs qvpn-api/src/config/values.rs \
         qvpn-api/src/config/rules.rs ;;

@@ -31,6 +31,7 @@ pub const TARGETS: &[Target] = &[
     ("kme_status", kms_client::fuzzing::status, 5_000),
     ("kme_keys", kms_client::fuzzing::keys, 5_000),
     ("kme_error", kms_client::fuzzing::error_body, 5_000),
+    ("etsi004", kms_client::fuzzing::etsi004, 20_000),
     ("skip_key", kms_client::fuzzing::skip_key, 5_000),
     ("skip_capabilities", kms_client::fuzzing::skip_capabilities, 5_000),
     ("config", text::config, 1_000),

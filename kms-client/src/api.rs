@@ -5,6 +5,8 @@
 pub enum Api {
     /// ETSI GS QKD 014.
     Etsi014,
+    /// ETSI GS QKD 004.
+    Etsi004,
     /// Cisco SKIP.
     Skip,
     /// A file of keys. Such keys never count as QKD keys.
@@ -17,6 +19,7 @@ impl Api {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Etsi014 => "etsi014",
+            Self::Etsi004 => "etsi004",
             Self::Skip => "skip",
             Self::File => "file",
         }

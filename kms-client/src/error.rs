@@ -117,6 +117,8 @@ pub enum Violation {
     Status,
     /// The answer isn't HTTP/1.
     Http,
+    /// The answer isn't a message of ETSI GS QKD 004, or an incomplete one.
+    Framing,
 }
 
 /// The kind of a failure, on which programs decide.
@@ -398,7 +400,7 @@ impl KmsError {
             K::BadRequest | K::Exhausted | K::KeyNotFound | K::NoSuchKme => Blame::Nothing,
             // An HTTP status may concern one pair of SAEs; TLS concerns us.
             K::IdentityRefused if self.0.status.is_some() => Blame::Link,
-            K::ProtocolViolation(Violation::Http) => Blame::Kme,
+            K::ProtocolViolation(Violation::Http | Violation::Framing) => Blame::Kme,
             K::PeerKmeDown => Blame::PeerKme,
             K::Config | K::ServerFault | K::OutOfSync | K::ProtocolViolation(_) => Blame::Link,
             K::Unreachable | K::Proxy | K::Tls(_) | K::IdentityRefused | K::Timeout(_) | K::LostKeys(_) => {

@@ -41,6 +41,48 @@ pub fn keys(bytes: &[u8]) {
     }
 }
 
+/// An ETSI GS QKD 004 answer: a header, a stream, a key, or the name of a key.
+pub fn etsi004(bytes: &[u8]) {
+    use crate::etsi004::wire as w;
+    let Some((how, rest)) = bytes.split_first() else { return };
+    let refused = match how % 4 {
+        0 => {
+            let Some(header) = rest.first_chunk() else { return };
+            let length = w::parse_header(*header, w::Service::GetKey);
+            length.map(|length| assert!((4..=w::MAX_PAYLOAD).contains(&length))).err()
+        }
+        1 => {
+            let opened = w::parse_open(rest);
+            opened.map(|answer| assert!(answer.status > 1 || answer.stream.is_some())).err()
+        }
+        2 => {
+            let chunk = (how & 4 == 0).then_some(32);
+            let accept = |answer| match answer {
+                w::KeyAnswer::Key(secret, length) => {
+                    assert!(secret.len() == 32 && !secret.ct_eq(&[0; 32]));
+                    assert!((32..=1024).contains(&length) && chunk.is_none_or(|chunk| chunk == length));
+                }
+                w::KeyAnswer::MoreMetadata(_) => {}
+                w::KeyAnswer::Refused(status) => assert_ne!(status, 0),
+            };
+            w::parse_key(rest, 7, chunk).map(accept).err()
+        }
+        _ => {
+            let _ = w::parse_close(rest);
+            if let Ok(id) = std::str::from_utf8(rest)
+                && let Ok(id) = KeyId::new(id)
+                && let Some((ksid, index)) = w::Ksid::parse_key_id(&id)
+            {
+                assert_eq!(ksid.key_id(index), Some(id));
+            }
+            None
+        }
+    };
+    if let Some(broken) = refused {
+        assert!(broken.1.len() <= MAX_ERROR_TEXT, "{}", broken.1.len());
+    }
+}
+
 /// Parses a SKIP key.
 pub fn skip_key(bytes: &[u8]) {
     let Some((how, body)) = bytes.split_first() else { return };

@@ -1,7 +1,8 @@
 //! The HTTPS client that all network interfaces share: one connection for each operation, mutual TLS, and
 //! failures explained in words.
 
-mod body;
+pub(crate) mod body;
+pub(crate) mod connect;
 pub(crate) mod connector;
 mod explain;
 mod files;

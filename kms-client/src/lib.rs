@@ -3,7 +3,8 @@
 //! change.
 //!
 //! - [`KeySource`] is the trait of all key delivery interfaces: [`KmsClient`] is ETSI GS QKD 014 V1.1.1,
-//!   [`SkipClient`] is Cisco's SKIP, and [`KeyFile`] is a file of keys, which are not QKD keys.
+//!   [`Etsi004Client`] is ETSI GS QKD 004 V2.1.1, [`SkipClient`] is Cisco's SKIP, and [`KeyFile`] is a file
+//!   of keys, which are not QKD keys.
 //! - [`Kme`] adds a circuit breaker and health to one source. All peers that use the KME share it.
 //! - [`KmeSet`] is one peer's ordered list of KMEs, with failover within that SAE pair.
 //!
@@ -19,6 +20,7 @@ mod api;
 mod clock;
 mod config;
 mod error;
+mod etsi004;
 mod etsi014;
 mod excerpt;
 mod file;
@@ -38,6 +40,7 @@ mod wording;
 pub use api::Api;
 pub use config::{DEFAULT_TIMEOUT, KmeConfig};
 pub use error::{Blame, KmsError, KmsErrorKind, Operation, Phase, TlsFault, Violation};
+pub use etsi004::client::{Etsi004Client, StreamReport};
 pub use etsi014::classify::{ErrorAnswer, Meaning, classify};
 pub use etsi014::client::KmsClient;
 pub use etsi014::wire::Status;

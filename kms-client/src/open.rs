@@ -4,6 +4,7 @@ use qvpn_api::config::{self, KmeAccess};
 
 use crate::config::KmeConfig;
 use crate::error::KmsError;
+use crate::etsi004::client::Etsi004Client;
 use crate::etsi014::client::KmsClient;
 use crate::file::KeyFile;
 use crate::probe::Probed;
@@ -14,6 +15,8 @@ use crate::source::{Certificates, KeySource};
 pub enum Source {
     /// `api = "etsi014"`.
     Etsi014(Box<KmsClient>),
+    /// `api = "etsi004"`.
+    Etsi004(Box<Etsi004Client>),
     /// `api = "skip"`.
     Skip(Box<SkipClient>),
     /// `api = "file"`.
@@ -31,6 +34,9 @@ impl Source {
         let config = |server| KmeConfig::of_file(kme, server, fwmark);
         Ok(match &kme.access {
             KmeAccess::Etsi014(server) => Self::Etsi014(Box::new(KmsClient::new(config(server))?)),
+            KmeAccess::Etsi004(server, options) => {
+                Self::Etsi004(Box::new(Etsi004Client::new(config(server), options)?))
+            }
             KmeAccess::Skip(server) => Self::Skip(Box::new(SkipClient::new(config(server))?)),
             KmeAccess::File(path) => Self::File(Box::new(KeyFile::new(&kme.name, path))),
         })
@@ -41,9 +47,15 @@ impl Source {
     pub fn probed(&self) -> Probed<'_> {
         match self {
             Self::Etsi014(client) => Probed::Etsi014(client),
+            Self::Etsi004(client) => Probed::Etsi004(client),
             Self::Skip(client) => Probed::Skip(client),
             Self::File(file) => Probed::Other(&**file),
         }
+    }
+
+    /// Ends what is open at the KME.
+    pub async fn close(&self) {
+        self.probed().source().close().await;
     }
 
     /// Returns when the certificates in its files expire.
@@ -57,6 +69,7 @@ impl From<Source> for Box<dyn KeySource> {
     fn from(source: Source) -> Self {
         match source {
             Source::Etsi014(client) => client,
+            Source::Etsi004(client) => client,
             Source::Skip(client) => client,
             Source::File(file) => file,
         }

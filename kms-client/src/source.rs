@@ -119,6 +119,12 @@ pub trait KeySource: Send + Sync {
         ids: &'a [KeyId],
     ) -> BoxFuture<'a, Result<Vec<QkdKey>, KmsError>>;
 
+    /// Ends what is open at the KME, such as key streams, before the program stops or drops the source. It
+    /// stays usable.
+    fn close(&self) -> BoxFuture<'_, ()> {
+        Box::pin(std::future::ready(()))
+    }
+
     /// Returns the latest connection; `None` before the first, and for sources without connections.
     fn connection(&self) -> Option<Connection> {
         None

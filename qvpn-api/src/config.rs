@@ -35,8 +35,8 @@ pub use include::ConfigFiles;
 pub use ipnet::IpNet;
 pub use load::{PartialConfig, unconfirmed_path};
 pub use model::{
-    AuditEpochs, ClientKey, Config, Dscp, Endpoint, Interface, Kme, KmeAccess, KmeApi, KmeServer, Kms, Local,
-    LogLevel, Mtu, OnStop, Peer, Role, Routes, Table,
+    AuditEpochs, ClientKey, Config, Dialect, Dscp, Endpoint, Interface, Kme, KmeAccess, KmeApi, KmeServer,
+    Kms, Local, LogLevel, Mtu, OnStop, Peer, Role, Routes, StreamOptions, Table,
 };
 pub use qvpn_types::{QkdPolicy, SaeId, Suite};
 pub use reference::{KeyHelp, REFERENCE, SectionHelp};

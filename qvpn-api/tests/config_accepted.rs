@@ -7,7 +7,9 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 use qvpn_api::Config;
-use qvpn_api::config::{Dscp, KmeAccess, KmeApi, Mtu, OnStop, QkdPolicy, Role, Routes, Suite, Table};
+use qvpn_api::config::{
+    Dialect, Dscp, KmeAccess, KmeApi, Mtu, OnStop, QkdPolicy, Role, Routes, Suite, Table,
+};
 
 const EXAMPLE: &str = include_str!("examples/qvpn0.toml");
 const PATH: &str = "/etc/qvpn/qvpn0.toml";
@@ -72,6 +74,25 @@ fn other_key_sources_are_read() {
     assert_eq!((kmes[0].api(), kmes[0].url().as_str()), (KmeApi::Skip, "https://kp:8443"));
     assert_eq!(kmes[1].access, KmeAccess::File("/srv/b.keys".into()));
     assert_eq!((kmes[1].api(), kmes[1].url().as_str()), (KmeApi::File, "file:/srv/b.keys"));
+}
+
+#[test]
+fn key_streams_are_read() {
+    let files = "ca_file = \"ca\"\ncert_file = \"c\"\nkey_file = \"k\"\n";
+    let config = parse(&format!(
+        "[interface]\n[kms]\nsae_id = \"A\"\n[[kms.kme]]\nname = \"s1\"\napi = \"etsi004\"\n\
+         url = \"tls://10.0.0.9:443/\"\n{files}\
+         [[kms.kme]]\nname = \"s2\"\napi = \"etsi004\"\nurl = \"tls://kme\"\ndialect = \"c\"\n\
+         link = \"fibre-2\"\n{files}"
+    ));
+    let kmes = config.kms.unwrap().kmes;
+    assert_eq!((kmes[0].api(), kmes[0].url().as_str()), (KmeApi::Etsi004, "tls://10.0.0.9:443"));
+    let options = |i: usize| match &kmes[i].access {
+        KmeAccess::Etsi004(_, options) => (options.dialect, options.link.clone()),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(options(0), (Dialect::Auto, None));
+    assert_eq!(options(1), (Dialect::C, Some("fibre-2".to_owned())));
 }
 
 #[test]

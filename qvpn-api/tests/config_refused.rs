@@ -619,6 +619,26 @@ fn values_of_a_kme() {
                 .into(),
         ),
         (
+            "url = ¦\"https://k\"\napi = \"etsi004\"",
+            "ETSI GS QKD 004 runs over TLS, and \"https://k\" doesn't begin with `tls://`; write for \
+             example \"tls://kme-a1.site-a.example:25575\""
+                .into(),
+        ),
+        (
+            "url = ¦\"tls://k/api\"\napi = \"etsi004\"",
+            "this URL has more than a host and a port; write for example \
+             \"tls://kme-a1.site-a.example:25575\""
+                .into(),
+        ),
+        (
+            "url = \"tls://k\"\napi = \"etsi004\"\ndialect = ¦\"rust\"",
+            "`dialect` can't be \"rust\"; write \"auto\", \"c\" or \"python\"".into(),
+        ),
+        (
+            "url = \"https://k\"\nlink = ¦\"x\"",
+            "`link` is for `api = \"etsi004\"`; write that, or remove the line".into(),
+        ),
+        (
             "url = \"https://k\"\nserver_name = ¦\"https://k\"",
             "\"https://k\" can't be the name in a \
          certificate; write a host name or an address, without scheme and port"
@@ -648,6 +668,32 @@ fn values_of_a_kme() {
             "[[kms.kme]] needs `key_file`; write `key_file = \"/etc/qvpn/kms/site-a.key\"`",
         ],
     )]);
+}
+
+#[test]
+fn two_key_streams_of_a_peer_need_links() {
+    let stream = |name: &str, more: &str| {
+        format!("[[kms.kme]]\nname = \"{name}\"\napi = \"etsi004\"\nurl = \"tls://{name}\"\n{more}FILES")
+    };
+    let kms = "[interface]\n[kms]\nsae_id = \"A\"\n";
+    let peer = "[[peer]]\nname = \"b\"\npublic_key = \"KEY_B\"\nsae_id = \"B\"\nallowed_ips = []\n";
+    refused(
+        "/etc/qvpn/qvpn0.toml",
+        &format!("{kms}{}¦{}{peer}", stream("s", ""), stream("t", "")),
+        &["peer \"b\" has two ETSI GS QKD 004 servers with no `link`, the other in line 4; write a \
+           `link` into each, a name that both sites give the same link"],
+    );
+    refused(
+        "/etc/qvpn/qvpn0.toml",
+        &format!("{kms}{}{}{peer}", stream("s", "link = \"x\"\n"), stream("t", "link = ¦\"x\"\n")),
+        &["peer \"b\" has two ETSI GS QKD 004 servers with the link \"x\", the other in line 8; write \
+           a `link` into each, a name that both sites give the same link"],
+    );
+    for (more, kmes) in [("link = \"y\"\n", ""), ("", ""), ("link = \"x\"\n", "kmes = [\"s\"]\n")] {
+        let text = format!("{kms}{}{}{peer}{kmes}", stream("s", "link = \"x\"\n"), stream("t", more));
+        let text = text.replace("FILES", FILES).replace("KEY_B", KEY_B);
+        assert!(Config::parse(Path::new("/etc/qvpn/qvpn0.toml"), &text).is_ok(), "{text}");
+    }
 }
 
 #[test]

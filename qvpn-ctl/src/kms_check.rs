@@ -214,6 +214,9 @@ async fn check_peer(
         check.keys_spent = taken.keys_spent;
         check.add(taken.findings);
     }
+    for open in here.iter().chain(&there).filter_map(|seen| seen.open.as_ref()) {
+        open.close().await;
+    }
     checks.extend(more);
     Ok(checks)
 }

@@ -92,10 +92,13 @@ impl Daemon {
     /// Says goodbye to all peers and, after a clean stop, applies `on_stop`.
     pub(crate) async fn stop(mut self, clean: bool, now: Time) {
         self.state.close(self.peers.states(), now);
-        self.peers.shut_down(now);
-        if clean {
-            self.routes.close(self.settings.on_stop).await;
-        }
+        let kmes = self.peers.shut_down(now);
+        let routes = async {
+            if clean {
+                self.routes.close(self.settings.on_stop).await;
+            }
+        };
+        tokio::join!(routes, kmes.close());
         self.audit.stop();
     }
 }

@@ -2,6 +2,7 @@
 //! report.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use kms_client::{
     Api, KeyRef, Kme, KmeEvent, KmeSet, KmsError, KmsErrorKind, NewKeys, NewKeysRequest, Observer, QkdKey,
@@ -14,11 +15,15 @@ use qvpn_proto::wire::limits::MAX_NAME;
 use qvpn_proto::{Fetch, FetchedKey, KeyKind, KeyName, KmsReport};
 use qvpn_types::{KeyId, SaeId};
 use tokio::sync::mpsc;
+use tokio::task::JoinSet;
 
 use crate::events::Events;
 use crate::key_origins::KeyOrigins;
 use crate::kme_counts::KmeCounts;
 use crate::task_result::TaskResult;
+
+/// How long a daemon that stops waits for its KMEs.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Where a KME reports what happens to it.
 #[derive(Clone)]
@@ -63,6 +68,24 @@ impl Kmes {
     pub(crate) fn set<'a>(&self, names: impl Iterator<Item = &'a str>) -> Arc<KmeSet> {
         let find = |name: &str| self.all.iter().find(|(config, _)| config.name == name);
         Arc::new(KmeSet::new(names.filter_map(find).map(|(_, kme)| kme.clone()).collect()))
+    }
+
+    /// Ends what is open at the KMEs, such as key streams.
+    pub(crate) async fn close(&self) {
+        let mut closing = JoinSet::new();
+        for (_, kme) in &self.all {
+            let kme = kme.clone();
+            closing.spawn(async move { kme.close().await });
+        }
+        // A KME that doesn't answer keeps its streams until their TTL.
+        let all = async { while closing.join_next().await.is_some() {} };
+        let _ = tokio::time::timeout(CLOSE_TIMEOUT, all).await;
+    }
+
+    /// Starts to close those that `new` doesn't have.
+    pub(crate) fn close_without(mut self, new: &Self) {
+        self.all.retain(|(_, kme)| !new.all.iter().any(|(_, other)| Arc::ptr_eq(kme, other)));
+        tokio::spawn(async move { self.close().await });
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = &(config::Kme, Arc<Kme>)> {

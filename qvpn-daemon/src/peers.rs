@@ -301,7 +301,7 @@ impl Peers {
     /// Puts other settings in force; [`Settings::fixed`] must be the same as before. Touches only peers that
     /// changed.
     pub(crate) fn reconfigure(&mut self, settings: &Settings, kmes: Kmes, now: Time) {
-        self.kmes = kmes;
+        std::mem::replace(&mut self.kmes, kmes).close_without(&self.kmes);
         self.measure_paths = settings.measure_paths;
         self.idle.clone_from(&settings.idle);
         // The same X25519 key with another ML-KEM key is another peer.
@@ -471,11 +471,12 @@ impl Peers {
     }
 
     /// Says goodbye to all peers and ends the lanes, which erases their keys.
-    pub(crate) fn shut_down(mut self, now: Time) {
+    pub(crate) fn shut_down(mut self, now: Time) -> Kmes {
         for number in self.numbers() {
             self.with(number, now, |runtime, context| runtime.peer.shut_down(now, &mut context.rng));
         }
         self.context.lanes.shutdown();
+        self.kmes
     }
 
     fn numbers(&self) -> Vec<u16> {

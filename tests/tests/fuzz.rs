@@ -112,8 +112,8 @@ macro_rules! short_runs {
 
 short_runs! {
     hello stock_offer stock_ack propose accept confirm reject lanes fragment reassembly datagram
-    responder initiator kme_status kme_keys kme_error skip_key skip_capabilities config control split coalesce
-    inner_packet allowed_ips replay
+    responder initiator kme_status kme_keys kme_error etsi004 skip_key skip_capabilities config control split
+    coalesce inner_packet allowed_ips replay
 }
 
 fn short(target: &str) {

@@ -16,7 +16,7 @@ use crate::error::{KmsError, KmsErrorKind, Operation, Violation};
 use crate::etsi014::classify::{ErrorAnswer, classify};
 use crate::etsi014::wire::{self, ExpectedKeys, Status};
 use crate::excerpt::excerpt;
-use crate::https::connector::{Call, ENCODED, KmeConnector};
+use crate::https::connector::{Call, ENCODED, KmeConnector, Transport};
 use crate::https::http::Answer;
 use crate::json::is_page;
 use crate::key::{MAX_KEY_BITS, MAX_KEYS_PER_CALL, MIN_KEY_BITS, QkdKey};
@@ -48,7 +48,7 @@ impl KmsClient {
     /// [`KmsErrorKind::Config`], which names the setting or the file and what to write instead.
     pub fn new(config: KmeConfig) -> Result<Self, KmsError> {
         Ok(Self {
-            connector: KmeConnector::new(config)?,
+            connector: KmeConnector::new(config, Transport::Https)?,
             known: Mutex::default(),
             delivered: Mutex::default(),
         })

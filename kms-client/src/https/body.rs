@@ -11,6 +11,15 @@ impl ErasedBody {
         Self(Vec::with_capacity(capacity))
     }
 
+    /// A body of `length` zeros, to read into.
+    pub(crate) fn zeroed(length: usize) -> Self {
+        Self(vec![0; length])
+    }
+
+    pub(crate) fn bytes_mut(&mut self) -> &mut [u8] {
+        &mut self.0
+    }
+
     /// Appends `data`. `Vec` would leave a copy behind when it grows, so it is grown here.
     pub(crate) fn push(&mut self, data: &[u8]) {
         let needed = self.0.len() + data.len();

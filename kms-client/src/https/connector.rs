@@ -1,25 +1,75 @@
-//! Access to one KME's HTTPS server for any interface: URL, certificates, one connection for each operation
-//! under one deadline, and explanations of connection failures.
+//! Access to one KME's server for any interface: URL, certificates, connections under one deadline, and
+//! explanations of connection failures.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use hyper::Method;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC};
 use qvpn_types::SaeId;
 use rustls::pki_types::ServerName;
+use tokio::net::TcpStream;
 use tokio::time::Instant;
+use tokio_rustls::client::TlsStream;
 
 use crate::config::KmeConfig;
 use crate::error::{KmsError, KmsErrorKind, Operation, Phase, Violation};
-use crate::https::explain::{self, Explanation};
+use crate::https::connect::{self, Cause, Failure, Target, Trace};
+use crate::https::explain::{self, ExplainingVerifier, Explanation};
 use crate::https::files::FileError;
-use crate::https::http::{self, Answer, Cause, Failure, MAX_BODY, Request, Target, Trace};
-use crate::https::tls::TlsFiles;
+use crate::https::http::{self, Answer, MAX_BODY, Request};
+use crate::https::tls::{Credentials, TlsFiles};
 use crate::json::ProtocolViolation;
 use crate::source::{Certificates, Connection};
 
 /// Everything except RFC 3986's unreserved characters is encoded in a path or a query.
 pub(crate) const ENCODED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
+
+/// What is spoken inside TLS, by the URL's scheme.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Transport {
+    /// `https://`: HTTP/1.1, a connection for each operation.
+    Https,
+    /// `tls://`: a protocol of its own.
+    Tls { default_port: u16 },
+}
+
+impl Transport {
+    fn scheme(self) -> &'static str {
+        match self {
+            Self::Https => "https",
+            Self::Tls { .. } => "tls",
+        }
+    }
+
+    fn default_port(self) -> u16 {
+        match self {
+            Self::Https => 443,
+            Self::Tls { default_port } => default_port,
+        }
+    }
+
+    fn alpn(self) -> &'static [&'static [u8]] {
+        match self {
+            Self::Https => &[b"http/1.1"],
+            Self::Tls { .. } => &[],
+        }
+    }
+
+    /// For advice.
+    fn port_name(self) -> &'static str {
+        match self {
+            Self::Https => "HTTPS port",
+            Self::Tls { .. } => "port for ETSI GS QKD 004",
+        }
+    }
+}
+
+/// An open TLS connection, and what explains its failures.
+pub(crate) struct Channel {
+    pub(crate) stream: TlsStream<TcpStream>,
+    credentials: Arc<Credentials>,
+    verifier: Arc<ExplainingVerifier>,
+}
 
 /// One KME's URL, TLS settings and deadline.
 pub(crate) struct KmeConnector {
@@ -28,6 +78,7 @@ pub(crate) struct KmeConnector {
     /// The URL's path, without a trailing slash.
     prefix: String,
     tls: TlsFiles,
+    transport: Transport,
     history: Mutex<ConnectionHistory>,
     /// Whether servers of the interface often accept only TLS with pre-shared keys.
     psk_is_usual: bool,
@@ -54,55 +105,19 @@ impl KmeConnector {
     ///
     /// # Errors
     /// [`KmsErrorKind::Config`], which names the setting or the file and what to write instead.
-    pub(crate) fn new(config: KmeConfig) -> Result<Self, KmsError> {
+    pub(crate) fn new(config: KmeConfig, transport: Transport) -> Result<Self, KmsError> {
         let wrong = |detail: String, advice: &str| {
             KmsError::new(KmsErrorKind::Config, &config.name, Operation::Configure, "")
                 .with_detail(detail)
                 .with_advice(advice)
         };
-        let form = "write it as https://host:port";
-        let url =
-            url::Url::parse(&config.url).map_err(|e| wrong(format!("url {:?}: {e}", config.url), form))?;
-        if url.scheme() != "https" {
-            return Err(wrong(
-                format!("url {:?} isn't https", config.url),
-                "a KME is asked over TLS only: https://host:port",
-            ));
-        }
-        if url.query().is_some()
-            || url.fragment().is_some()
-            || !url.username().is_empty()
-            || url.password().is_some()
-        {
-            return Err(wrong(format!("url {:?} has a user, a query or a fragment", config.url), form));
-        }
-        let Some(url_host) = url.host() else {
-            return Err(wrong(format!("url {:?} has no host", config.url), form));
-        };
-        let host = match url_host {
-            url::Host::Domain(name) => name.to_owned(),
-            url::Host::Ipv4(ip) => ip.to_string(),
-            url::Host::Ipv6(ip) => ip.to_string(),
-        };
-        let name = config.server_name.clone().unwrap_or_else(|| host.clone());
-        let server_name = ServerName::try_from(name.clone()).map_err(|_| {
-            wrong(format!("server_name {name:?} is no host name"), "write a host name or an address")
-        })?;
+        let (target, prefix) = target(&config, transport).map_err(|(what, fix)| wrong(what, &fix))?;
         if config.timeout.is_zero() {
             return Err(wrong("the timeout is zero".to_owned(), "set a timeout of some seconds"));
         }
-        let port = url.port_or_known_default().unwrap_or(443);
-        let bracketed = if name.contains(':') { format!("[{name}]") } else { name };
-        let authority = url.port().map_or(bracketed.clone(), |port| format!("{bracketed}:{port}"));
         let tls = TlsFiles::load(&config).map_err(|e| wrong(e.what, &e.advice))?;
-        Ok(Self {
-            target: Target { host, port, server_name, authority, fwmark: config.fwmark },
-            prefix: url.path().trim_end_matches('/').to_owned(),
-            tls,
-            history: Mutex::default(),
-            psk_is_usual: false,
-            config,
-        })
+        let history = Mutex::default();
+        Ok(Self { target, prefix, tls, transport, history, psk_is_usual: false, config })
     }
 
     /// For an interface whose servers often accept only TLS with pre-shared keys.
@@ -169,32 +184,77 @@ impl KmeConnector {
         }
         let path = format!("{}{path}", self.prefix);
         let credentials = self.tls.current();
-        let (tls, verifier) = self.tls.connection(&credentials).map_err(|e| {
-            self.error(KmsErrorKind::Config, call).with_detail(format!("TLS can't be set up: {e}"))
-        })?;
+        let (tls, verifier) = self.tls_settings(call, &credentials)?;
         let mut trace = Trace::default();
         let result =
             http::perform(&self.target, tls, Request { method, path, body }, deadline, &mut trace).await;
-        let shown = verifier.shown();
-        {
-            let mut history = self.history();
-            if let Some(cert) = &shown {
-                history.kme_not_after = Some(cert.not_after);
+        self.note_connection(trace, &verifier);
+        result.map_err(|failure| self.explained(call, failure, &credentials, &verifier))
+    }
+
+    /// Opens a TLS connection for a protocol of its own.
+    pub(crate) async fn open(&self, call: Call<'_>, deadline: Instant) -> Result<Channel, KmsError> {
+        let credentials = self.tls.current();
+        let (tls, verifier) = self.tls_settings(call, &credentials)?;
+        let mut trace = Trace::default();
+        let opened = connect::open(&self.target, tls, deadline, &mut trace);
+        let result = match tokio::time::timeout_at(deadline, opened).await {
+            Ok(result) => result,
+            Err(_) => Err(Cause::Deadline),
+        };
+        let phase = trace.phase.unwrap_or(Phase::Resolve);
+        self.note_connection(trace, &verifier);
+        match result {
+            Ok(stream) => Ok(Channel { stream, credentials, verifier }),
+            Err(cause) => {
+                let failure = Failure { phase, cause, status: None };
+                Err(self.explained(call, failure, &credentials, &verifier))
             }
-            history.last = Some(trace.connection(shown.as_ref()));
         }
-        result.map_err(|failure| {
-            let context = explain::Context {
-                expected: &self.target.server_name.to_str(),
-                shown,
-                own: credentials.own.as_ref(),
-                sae_id: &self.config.sae_id,
-                ca_file: &self.config.ca_file.display().to_string(),
-                cert_file: &self.config.cert_file.display().to_string(),
-                psk_is_usual: self.psk_is_usual,
-            };
-            self.failed(call, failure, &context)
+    }
+
+    /// The error for a request over `channel` that failed.
+    pub(crate) fn request_failed(&self, call: Call<'_>, failure: Failure, channel: &Channel) -> KmsError {
+        self.explained(call, failure, &channel.credentials, &channel.verifier)
+    }
+
+    fn tls_settings(
+        &self,
+        call: Call<'_>,
+        credentials: &Credentials,
+    ) -> Result<(Arc<rustls::ClientConfig>, Arc<ExplainingVerifier>), KmsError> {
+        self.tls.connection(credentials, self.transport.alpn()).map_err(|e| {
+            self.error(KmsErrorKind::Config, call).with_detail(format!("TLS can't be set up: {e}"))
         })
+    }
+
+    fn note_connection(&self, trace: Trace, verifier: &ExplainingVerifier) {
+        let shown = verifier.shown();
+        let mut history = self.history();
+        if let Some(cert) = &shown {
+            history.kme_not_after = Some(cert.not_after);
+        }
+        history.last = Some(trace.connection(shown.as_ref()));
+    }
+
+    fn explained(
+        &self,
+        call: Call<'_>,
+        failure: Failure,
+        credentials: &Credentials,
+        verifier: &ExplainingVerifier,
+    ) -> KmsError {
+        let context = explain::Context {
+            expected: &self.target.server_name.to_str(),
+            shown: verifier.shown(),
+            own: credentials.own.as_ref(),
+            sae_id: &self.config.sae_id,
+            ca_file: &self.config.ca_file.display().to_string(),
+            cert_file: &self.config.cert_file.display().to_string(),
+            port_name: self.transport.port_name(),
+            psk_is_usual: self.psk_is_usual,
+        };
+        self.failed(call, failure, &context)
     }
 
     /// Returns the error for an answer that breaks the rules of the interface. Its keys are spent.
@@ -221,10 +281,11 @@ impl KmeConnector {
                 .with_detail(format!("{what}, after its certificate and before the end; {detail}"))
                 .with_advice(advice);
         }
-        self.error(KmsErrorKind::Unreachable, call).with_detail(what).with_advice(
-            "check that url has the KME's HTTPS port, that the KME runs behind any load balancer, and that \
-             it accepts TLS 1.2 or 1.3",
-        )
+        self.error(KmsErrorKind::Unreachable, call).with_detail(what).with_advice(format!(
+            "check that url has the KME's {}, that the KME runs behind any load balancer, and that it \
+                 accepts TLS 1.2 or 1.3",
+            context.port_name
+        ))
     }
 
     fn failed(&self, call: Call<'_>, failure: Failure, context: &explain::Context<'_>) -> KmsError {
@@ -298,6 +359,51 @@ impl KmeConnector {
             }
         }
     }
+}
+
+/// The server of the config's URL, and the URL's path without a slash at the end; else what is wrong and
+/// what to write.
+fn target(config: &KmeConfig, transport: Transport) -> Result<(Target, String), (String, String)> {
+    let scheme = transport.scheme();
+    let form = format!("write it as {scheme}://host:port");
+    let wrong = |what: String| (format!("url {:?}{what}", config.url), form.clone());
+    // The crate knows hosts and ports of http and its like only.
+    let as_https = config.url.strip_prefix("tls://").map(|rest| format!("https://{rest}"));
+    let is_tls = as_https.is_some();
+    let text = as_https.as_deref().unwrap_or(&config.url);
+    let url = url::Url::parse(text).map_err(|e| wrong(format!(": {e}")))?;
+    if url.scheme() != "https" || is_tls != matches!(transport, Transport::Tls { .. }) {
+        let fix = format!("a KME is asked over TLS only: {scheme}://host:port");
+        return Err((format!("url {:?} isn't {scheme}", config.url), fix));
+    }
+    if url.query().is_some()
+        || url.fragment().is_some()
+        || !url.username().is_empty()
+        || url.password().is_some()
+    {
+        return Err(wrong(" has a user, a query or a fragment".to_owned()));
+    }
+    let prefix = url.path().trim_end_matches('/').to_owned();
+    if is_tls && !prefix.is_empty() {
+        return Err(wrong(" has a path".to_owned()));
+    }
+    let host = match url.host() {
+        Some(url::Host::Domain(name)) => name.to_owned(),
+        Some(url::Host::Ipv4(ip)) => ip.to_string(),
+        Some(url::Host::Ipv6(ip)) => ip.to_string(),
+        None => return Err(wrong(" has no host".to_owned())),
+    };
+    let name = config.server_name.clone().unwrap_or_else(|| host.clone());
+    let server_name = ServerName::try_from(name.clone()).map_err(|_| {
+        (format!("server_name {name:?} is no host name"), "write a host name or an address".to_owned())
+    })?;
+    // The crate leaves out 443.
+    let written =
+        if is_tls && config.url.trim_end_matches('/').ends_with(":443") { Some(443) } else { url.port() };
+    let port = written.unwrap_or(transport.default_port());
+    let bracketed = if name.contains(':') { format!("[{name}]") } else { name };
+    let authority = url.port().map_or(bracketed.clone(), |port| format!("{bracketed}:{port}"));
+    Ok((Target { host, port, server_name, authority, fwmark: config.fwmark }, prefix))
 }
 
 fn is_closed(error: &std::io::Error) -> bool {

@@ -156,6 +156,8 @@ pub(crate) struct Context<'a> {
     pub(crate) sae_id: &'a str,
     pub(crate) ca_file: &'a str,
     pub(crate) cert_file: &'a str,
+    /// What the URL's port is called in advice.
+    pub(crate) port_name: &'a str,
 }
 
 /// A failure with its explanation.
@@ -200,7 +202,7 @@ pub(crate) fn explain(error: &rustls::Error, context: &Context<'_>) -> Explanati
         E::InvalidMessage(InvalidMessage::InvalidContentType) => tls(
             TlsFault::NotTls,
             "what answers there doesn't speak TLS".to_owned(),
-            "check the port of url: it must be the KME's HTTPS port".to_owned(),
+            format!("check the port of url: it must be the KME's {}", context.port_name),
         ),
         E::NoApplicationProtocol => tls(
             TlsFault::NothingInCommon,

@@ -110,10 +110,12 @@ impl TlsFiles {
         loaded.credentials.token_error.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Returns the settings for one connection, and the verifier that remembers the KME's certificate.
+    /// Returns the settings for one connection with these protocols inside TLS, and the verifier that
+    /// remembers the KME's certificate.
     pub(crate) fn connection(
         &self,
         credentials: &Credentials,
+        alpn: &[&[u8]],
     ) -> Result<(Arc<ClientConfig>, Arc<ExplainingVerifier>), rustls::Error> {
         let verifier = Arc::new(ExplainingVerifier::new(Arc::clone(&credentials.verifier)));
         let mut config = ClientConfig::builder_with_provider(Arc::clone(&self.provider))
@@ -123,7 +125,7 @@ impl TlsFiles {
             .dangerous()
             .with_custom_certificate_verifier(Arc::clone(&verifier) as Arc<_>)
             .with_client_cert_resolver(Arc::clone(&credentials.identity) as Arc<_>);
-        config.alpn_protocols = vec![b"http/1.1".to_vec()];
+        config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
         config.resumption = rustls::client::Resumption::disabled();
         Ok((Arc::new(config), verifier))
     }

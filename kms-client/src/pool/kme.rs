@@ -144,6 +144,11 @@ impl Kme {
         self.source.api()
     }
 
+    /// Ends what is open at the KME, before the program stops or drops it.
+    pub async fn close(&self) {
+        self.source.close().await;
+    }
+
     /// Returns when its certificates expire.
     #[must_use]
     pub fn certificates(&self) -> Certificates {

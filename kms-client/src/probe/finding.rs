@@ -5,6 +5,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::error::KmsError;
+use crate::etsi004::client::Etsi004Client;
 use crate::etsi014::client::KmsClient;
 use crate::skip::client::SkipClient;
 use crate::source::KeySource;
@@ -116,6 +117,8 @@ pub fn skipped(step: Step, code: &'static str, why: impl Into<String>) -> Findin
 pub enum Probed<'a> {
     /// ETSI GS QKD 014: its status is checked field by field.
     Etsi014(&'a KmsClient),
+    /// ETSI GS QKD 004: a stream is opened and closed.
+    Etsi004(&'a Etsi004Client),
     /// SKIP: its capabilities are checked.
     Skip(&'a SkipClient),
     /// Another kind.
@@ -128,6 +131,7 @@ impl<'a> Probed<'a> {
     pub fn source(self) -> &'a dyn KeySource {
         match self {
             Self::Etsi014(client) => client,
+            Self::Etsi004(client) => client,
             Self::Skip(client) => client,
             Self::Other(source) => source,
         }

@@ -5,11 +5,12 @@ use tokio::time::Instant;
 
 use crate::clock::unix_seconds;
 use crate::error::{KmsError, KmsErrorKind};
+use crate::etsi004::client::StreamReport;
 use crate::etsi014::wire::Status;
 use crate::key::KEY_BITS;
 use crate::probe::finding::{Finding, Probed, Step, failed, ok, quirk, slow};
 use crate::skip::wire::Capabilities;
-use crate::source::{Certificates, Connection, Link};
+use crate::source::{Certificates, Connection, KeySource, Link};
 
 /// A certificate that expires sooner is reported.
 const CERTIFICATE_WARNING_DAYS: i64 = 30;
@@ -31,6 +32,10 @@ pub async fn check_status(probed: Probed<'_>, own_sae: &str, peer_sae: &SaeId) -
         Probed::Etsi014(client) => {
             client.status(peer_sae).await.map(|status| (status.link(), KmeDetails::Status(Box::new(status))))
         }
+        Probed::Etsi004(client) => match client.link(peer_sae).await {
+            Ok(link) => client.try_stream(peer_sae).await.map(|report| (link, KmeDetails::Stream(report))),
+            Err(error) => Err(error),
+        },
         Probed::Skip(client) => client
             .capabilities(peer_sae)
             .await
@@ -45,10 +50,13 @@ pub async fn check_status(probed: Probed<'_>, own_sae: &str, peer_sae: &SaeId) -
     }
     let link = match answer {
         Ok((link, details)) => {
-            findings.push(link_finding(&link));
+            if !matches!(details, KmeDetails::Stream(_)) {
+                findings.push(link_finding(&link));
+            }
             match &details {
                 KmeDetails::Status(status) => status_findings(status, own_sae, peer_sae, &mut findings),
                 KmeDetails::Capabilities(details) => capabilities_findings(details, own_sae, &mut findings),
+                KmeDetails::Stream(report) => stream_findings(report, &mut findings),
                 KmeDetails::Nothing => {}
             }
             Some(link)
@@ -67,6 +75,7 @@ pub async fn check_status(probed: Probed<'_>, own_sae: &str, peer_sae: &SaeId) -
 enum KmeDetails {
     Status(Box<Status>),
     Capabilities(Capabilities),
+    Stream(StreamReport),
     Nothing,
 }
 
@@ -172,6 +181,28 @@ fn link_finding(link: &Link) -> Finding {
     let stored = link.stored_key_count.map_or(String::new(), |n| format!(", {n} keys"));
     let text = format!("{} linked with {}{stored}", name(&link.source_kme), name(&link.target_kme));
     ok(Step::Status, "status", text)
+}
+
+/// Findings about a stream that was opened and closed (ETSI GS QKD 004 clause 6).
+fn stream_findings(report: &StreamReport, findings: &mut Vec<Finding>) {
+    let StreamReport { dialect, counter_proposal, peer_missing, close_status } = report;
+    let text = format!("a key stream was opened and closed, in the dialect \"{dialect}\"");
+    findings.push(ok(Step::Status, "stream", text));
+    if let Some(proposal) = counter_proposal {
+        let text = format!("the KME made a counter-proposal, which qvpn takes: {proposal}");
+        findings.push(quirk(Step::Status, "counter_proposal", text, "nothing to do: keys have 256 bits"));
+    }
+    if *peer_missing {
+        let text = "the KME says that the other site's application isn't connected";
+        let advice = "nothing to do if a key can be taken; a KME that gives keys only to two connected \
+                      applications can't be used by qvpn over this interface";
+        findings.push(quirk(Step::Status, "peer_not_connected", text, advice));
+    }
+    if *close_status != 0 {
+        let text = format!("CLOSE gives status {close_status} for the stream that was just opened");
+        let advice = "ask the vendor: streams may stay open until their TTL";
+        findings.push(quirk(Step::Status, "close_refused", text, advice));
+    }
 }
 
 /// Returns the findings about capabilities (draft-cisco-skip-02 section 4.1).

@@ -5,6 +5,7 @@ use std::time::Duration;
 use qvpn_types::{KeyId, SaeId};
 use tokio::time::Instant;
 
+use crate::api::Api;
 use crate::error::{KmsError, KmsErrorKind, Operation};
 use crate::etsi014::client::KmsClient;
 use crate::key::KEY_BITS;
@@ -210,8 +211,16 @@ async fn asked_again(source: &dyn KeySource, master_sae: &SaeId, id: &KeyId) -> 
             Step::Fetch,
             "delivers_twice",
             format!("{at} delivered key {id} a second time"),
-            "by the document a delivered key leaves the store; ask the vendor, since an intruder could \
-             then fetch old keys",
+            match source.api() {
+                Api::Etsi004 => {
+                    "ask the vendor when a delivered key leaves the store, since an intruder could fetch old \
+                     keys until then"
+                }
+                _ => {
+                    "by the document a delivered key leaves the store; ask the vendor, since an intruder \
+                     could then fetch old keys"
+                }
+            },
         )),
         Err(error) if error.kind() == KmsErrorKind::KeyNotFound => None,
         Err(error) => Some(quirk(

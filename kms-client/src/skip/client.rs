@@ -13,7 +13,7 @@ use crate::api::Api;
 use crate::config::KmeConfig;
 use crate::error::{KmsError, KmsErrorKind, Operation, Violation};
 use crate::excerpt::excerpt;
-use crate::https::connector::{Call, ENCODED, KmeConnector};
+use crate::https::connector::{Call, ENCODED, KmeConnector, Transport};
 use crate::https::http::Answer;
 use crate::key::QkdKey;
 use crate::recent_keys::RecentKeys;
@@ -35,7 +35,7 @@ impl SkipClient {
     /// [`KmsErrorKind::Config`], which names the setting or the file and what to write instead.
     pub fn new(config: KmeConfig) -> Result<Self, KmsError> {
         Ok(Self {
-            connector: KmeConnector::new(config)?.with_psk_advice(),
+            connector: KmeConnector::new(config, Transport::Https)?.with_psk_advice(),
             local: Mutex::default(),
             delivered: Mutex::default(),
         })

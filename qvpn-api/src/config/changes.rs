@@ -8,7 +8,9 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::access::Access;
-use super::model::{ClientKey, Config, Dscp, Interface, Kme, KmeAccess, KmeServer, Kms, Mtu, Peer, Table};
+use super::model::{
+    ClientKey, Config, Dscp, Interface, Kme, KmeAccess, KmeServer, Kms, Mtu, Peer, StreamOptions, Table,
+};
 
 /// One key of a config whose value changes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -267,21 +269,25 @@ fn kme_rows(kme: &Kme) -> Vec<Row> {
     let Kme { name: _, sae_id, access } = kme;
     let rows = Rows::default().add("api", kme.api()).add("sae_id", sae_id);
     match access {
-        KmeAccess::Etsi014(server) | KmeAccess::Skip(server) => {
-            let KmeServer { url, server_name, ca_file, cert_file, key } = server;
-            let key = match key {
-                ClientKey::File(path) => path.display().to_string(),
-                ClientKey::Token(token) => token.uri.clone(),
-            };
-            rows.add("url", url)
-                .opt("server_name", server_name.as_ref())
-                .add("ca_file", ca_file.display())
-                .add("cert_file", cert_file.display())
-                .add("key_file", key)
-                .0
+        KmeAccess::Etsi004(server, StreamOptions { dialect, link }) => {
+            server_rows(rows, server).add("dialect", dialect).opt("link", link.as_ref()).0
         }
+        KmeAccess::Etsi014(server) | KmeAccess::Skip(server) => server_rows(rows, server).0,
         KmeAccess::File(path) => rows.add("keys_file", path.display()).0,
     }
+}
+
+fn server_rows(rows: Rows, server: &KmeServer) -> Rows {
+    let KmeServer { url, server_name, ca_file, cert_file, key } = server;
+    let key = match key {
+        ClientKey::File(path) => path.display().to_string(),
+        ClientKey::Token(token) => token.uri.clone(),
+    };
+    rows.add("url", url)
+        .opt("server_name", server_name.as_ref())
+        .add("ca_file", ca_file.display())
+        .add("cert_file", cert_file.display())
+        .add("key_file", key)
 }
 
 fn peer_rows(peer: &Peer) -> Vec<Row> {

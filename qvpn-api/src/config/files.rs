@@ -62,7 +62,7 @@ impl Config {
                 }
             };
             match &kme.access {
-                KmeAccess::Etsi014(server) | KmeAccess::Skip(server) => {
+                KmeAccess::Etsi014(server) | KmeAccess::Etsi004(server, _) | KmeAccess::Skip(server) => {
                     check(positions.ca_file, open(&server.ca_file, "CA certificate"));
                     check(positions.cert_file, open(&server.cert_file, "client certificate"));
                     match &server.key {
@@ -127,7 +127,7 @@ impl Config {
         });
         let kmes = self.kms.iter().flat_map(|kms| &kms.kmes).zip(&self.positions.kmes);
         let of_kmes = kmes.flat_map(move |(kme, positions)| match &kme.access {
-            KmeAccess::Etsi014(server) | KmeAccess::Skip(server) => {
+            KmeAccess::Etsi014(server) | KmeAccess::Etsi004(server, _) | KmeAccess::Skip(server) => {
                 let key = match &server.key {
                     ClientKey::File(path) => {
                         Some(named(positions.key_file, "client certificate's key", path))

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,8 +14,11 @@ use sha2::{Digest, Sha256};
 
 use super::access::Access;
 use super::positions::ValuePositions;
-use super::token::TokenKey;
 use crate::lookup::{self, LookupError};
+
+mod kms;
+
+pub use kms::{ClientKey, Kme, KmeAccess, KmeServer, Kms, StreamOptions};
 
 /// The shortest rekey interval.
 pub(super) const MIN_REKEY_INTERVAL: Duration = Duration::from_millis(100);
@@ -187,105 +190,6 @@ impl Peer {
 /// Whether an address is an IPv6 link-local one (fe80::/10).
 pub(crate) fn is_link_local(address: &IpAddr) -> bool {
     matches!(address, IpAddr::V6(v6) if v6.is_unicast_link_local())
-}
-
-/// The section `[kms]`: this site's side of the QKD network.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Kms {
-    /// Our SAE ID.
-    pub sae_id: SaeId,
-    /// Keys held ahead for each peer, 1 to 100.
-    pub stock: u32,
-    /// The KMEs in their order; at least one, with unique names.
-    pub kmes: Vec<Kme>,
-}
-
-/// A section `[[kms.kme]]`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Kme {
-    /// Its name, unique.
-    pub name: String,
-    /// The SAE ID by which it knows us; by default that of `[kms]`.
-    pub sae_id: SaeId,
-    /// Its kind, and how it is reached.
-    pub access: KmeAccess,
-}
-
-/// Where the private key of our client certificate is.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum ClientKey {
-    /// A PEM file.
-    File(PathBuf),
-    /// A key in a PKCS#11 token; it never leaves the token.
-    Token(Box<TokenKey>),
-}
-
-impl From<PathBuf> for ClientKey {
-    fn from(file: PathBuf) -> Self {
-        Self::File(file)
-    }
-}
-
-impl From<&Path> for ClientKey {
-    fn from(file: &Path) -> Self {
-        Self::File(file.to_owned())
-    }
-}
-
-/// The kind of a `[[kms.kme]]`, and how it is reached.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum KmeAccess {
-    /// `api = "etsi014"`.
-    Etsi014(KmeServer),
-    /// `api = "skip"`.
-    Skip(KmeServer),
-    /// `api = "file"`: keys for one peer in a file. They don't count as QKD keys.
-    File(PathBuf),
-}
-
-impl Kme {
-    /// Returns the `api` value in config and status.
-    #[must_use]
-    pub fn api(&self) -> KmeApi {
-        match &self.access {
-            KmeAccess::Etsi014(_) => KmeApi::Etsi014,
-            KmeAccess::Skip(_) => KmeApi::Skip,
-            KmeAccess::File(_) => KmeApi::File,
-        }
-    }
-
-    /// Returns the server; `None` for a file of keys.
-    #[must_use]
-    pub fn server(&self) -> Option<&KmeServer> {
-        match &self.access {
-            KmeAccess::Etsi014(server) | KmeAccess::Skip(server) => Some(server),
-            KmeAccess::File(_) => None,
-        }
-    }
-
-    /// Returns its URL; a file of keys has the scheme `file`.
-    #[must_use]
-    pub fn url(&self) -> String {
-        match &self.access {
-            KmeAccess::Etsi014(server) | KmeAccess::Skip(server) => server.url.clone(),
-            KmeAccess::File(path) => format!("file:{}", path.display()),
-        }
-    }
-}
-
-/// A KME that is reached over mutual TLS.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct KmeServer {
-    /// Its base URL: `https`, a host, no query, no slash at its end.
-    pub url: String,
-    /// The name in its certificate, if it isn't the URL's host.
-    pub server_name: Option<String>,
-    /// The CA that its certificate must chain to, PEM.
-    pub ca_file: PathBuf,
-    /// Our client certificate, PEM.
-    pub cert_file: PathBuf,
-    /// Its private key, from `key_file`.
-    pub key: ClientKey,
 }
 
 /// A section `[[peer]]`: another site.
@@ -485,9 +389,22 @@ words! {
     KmeApi {
         /// ETSI GS QKD 014.
         Etsi014 = "etsi014",
+        /// ETSI GS QKD 004: key streams over mutual TLS.
+        Etsi004 = "etsi004",
         /// Cisco SKIP (draft-cisco-skip-02) over mutual TLS.
         Skip = "skip",
         /// A file of keys; they don't count as QKD keys.
         File = "file",
+    }
+}
+words! {
+    /// The byte format of an ETSI GS QKD 004 server: the document defines none.
+    Dialect {
+        /// Found by trying.
+        Auto = "auto",
+        /// That of ETSI's C reference.
+        C = "c",
+        /// That of QUBIP's Python server.
+        Python = "python",
     }
 }

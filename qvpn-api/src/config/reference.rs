@@ -196,14 +196,33 @@ pub const REFERENCE: &[SectionHelp] = &[
             key("name", "\"NAME\"", "", "Its name in this config."),
             key(
                 "api",
-                "\"etsi014\", \"skip\" or \"file\"",
+                "\"etsi014\", \"etsi004\", \"skip\" or \"file\"",
                 "\"etsi014\"",
-                "What it is: ETSI GS QKD 014, SKIP (draft-cisco-skip-02) over mutual TLS, or a file of \
-                 keys that was brought on a disk. Keys from a file are shown as `file` and never count as \
-                 QKD.",
+                "What it is: ETSI GS QKD 014, ETSI GS QKD 004, SKIP (draft-cisco-skip-02) over mutual \
+                 TLS, or a file of keys that was brought on a disk. Keys from a file are shown as \
+                 `file` and never count as QKD.",
             ),
             key("sae_id", "\"ID\"", "that of [kms]", "The SAE ID by which it knows us."),
-            key("url", "\"https://HOST:PORT\"", "", "Its URL. Required, but not for a file."),
+            key(
+                "url",
+                "\"https://HOST:PORT\"",
+                "",
+                "Its URL; for api = \"etsi004\" \"tls://HOST:PORT\". Required, but not for a file.",
+            ),
+            key(
+                "dialect",
+                "\"auto\", \"c\" or \"python\"",
+                "\"auto\"",
+                "The byte format of an ETSI GS QKD 004 server: that of ETSI's C reference, or that of \
+                 QUBIP's Python server. \"auto\" finds it by trying. For api = \"etsi004\" alone.",
+            ),
+            key(
+                "link",
+                "\"NAME\"",
+                "",
+                "The name of the link behind an ETSI GS QKD 004 server, the same at both sites. Needed \
+                 where a peer has two such servers. For api = \"etsi004\" alone.",
+            ),
             key("server_name", "\"NAME\"", "the URL's host", "The name in its certificate. Not for a file."),
             key(
                 "ca_file",

@@ -32,6 +32,8 @@ pub(super) struct Facts {
     pub(super) kme_ips: Vec<(String, IpAddr, Position)>,
     /// The KMEs that are files of keys.
     pub(super) key_files: Vec<(String, PathBuf, Position)>,
+    /// The ETSI GS QKD 004 servers, with their links' names.
+    pub(super) streams: Vec<(String, Option<String>, Position)>,
     pub(super) peers: Vec<PeerFacts>,
     /// Every readable allowed IP without its host bits, even if it or its peer has an error.
     pub(super) readable_prefixes: Vec<IpNet>,
@@ -75,6 +77,7 @@ pub(super) fn check(facts: &Facts, sink: &mut Sink<'_>) {
     local(facts, sink);
     mtu(facts, sink);
     key_files(facts, sink);
+    stream_links(facts, sink);
     if !facts.no_routes {
         loops(facts, sink);
     }
@@ -202,6 +205,23 @@ fn mtu(facts: &Facts, sink: &mut Sink<'_>) {
     if let (Some(net), true) = (ipv6, mtu < 1280) {
         let what = format!("an MTU of {mtu} is too small for IPv6, which {net} brings (RFC 8200 section 5)");
         sink.add(at, what, "write `mtu = 1280` or more, or \"auto\"");
+    }
+}
+
+/// ETSI GS QKD 004 has no names for KMEs, so a peer's two servers need links with names: by them both sites
+/// know which of them a key came from.
+fn stream_links(facts: &Facts, sink: &mut Sink<'_>) {
+    for peer in &facts.peers {
+        let used = facts.streams.iter().filter(|(name, ..)| peer.kmes.contains(name));
+        twice(used.map(|(_, link, at)| (link, *at)), |link, at, first| {
+            let which = link.as_ref().map_or("no `link`".to_owned(), |link| format!("the link \"{link}\""));
+            let what = format!(
+                "{} has two ETSI GS QKD 004 servers with {which}, the other in line {}",
+                peer.title(),
+                first.line
+            );
+            sink.add(at, what, "write a `link` into each, a name that both sites give the same link");
+        });
     }
 }
 

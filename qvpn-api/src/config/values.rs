@@ -161,6 +161,32 @@ pub(super) fn is_host_name(name: &str) -> bool {
     name.len() <= 253 && name.split('.').all(label) && !last_is_number
 }
 
+/// The address of an ETSI GS QKD 004 server: `tls`, a host and optionally a port.
+pub(super) fn stream_url(text: &str) -> Result<(String, Option<IpAddr>), Fault> {
+    const FIX: &str = "write for example \"tls://kme-a1.site-a.example:25575\"";
+    let Some(rest) = text.strip_prefix("tls://") else {
+        let what =
+            format!("ETSI GS QKD 004 runs over TLS, and \"{}\" doesn't begin with `tls://`", shown(text));
+        return fault(what, FIX);
+    };
+    // The crate reads addresses and ports in https only.
+    let url = match Url::parse(&format!("https://{rest}")) {
+        Ok(url) => url,
+        Err(e) => return fault(format!("\"{}\" is not a URL ({e})", shown(text)), FIX),
+    };
+    let has_more = url.path() != "/" || url.query().is_some() || url.fragment().is_some();
+    if has_more || !url.username().is_empty() || url.password().is_some() {
+        return fault("this URL has more than a host and a port", FIX);
+    }
+    let ip = match url.host() {
+        Some(Host::Ipv4(ip)) => Some(IpAddr::V4(ip)),
+        Some(Host::Ipv6(ip)) => Some(IpAddr::V6(ip)),
+        Some(Host::Domain(_)) => None,
+        None => return fault("this URL has no host", FIX),
+    };
+    Ok((text.trim_end_matches('/').to_owned(), ip))
+}
+
 /// Parses the base URL of a KME: `https`, a host and optionally a path, without a slash at the end.
 pub(super) fn kme_url(text: &str) -> Result<(String, Option<IpAddr>), Fault> {
     const FIX: &str = "write for example \"https://kme-a1.site-a.example:8443\"";

@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 
 use qvpn_api::Config;
-use qvpn_api::config::KmeAccess;
 use qvpn_api::control::{Reply, Request};
 use qvpn_api::status::{InterfaceStatus, KmeState, KmeStatus, PeerState, PeerStatus};
 
@@ -211,7 +210,7 @@ fn certificates(config: &Config) -> Vec<Finding> {
         .map_or(0, |d| i64::try_from(d.as_secs()).unwrap_or(i64::MAX));
     let mut findings = Vec::new();
     for kme in config.kms.iter().flat_map(|kms| &kms.kmes) {
-        let (KmeAccess::Etsi014(server) | KmeAccess::Skip(server)) = &kme.access else { continue };
+        let Some(server) = kme.server() else { continue };
         let open = match kms_client::Source::open(kme, 0) {
             Ok(open) => open,
             Err(error) => {

@@ -50,6 +50,8 @@ pub(super) const HOME_SECTIONS: &[(&str, &str)] = &[
     ("cert_file", "[[kms.kme]]"),
     ("key_file", "[[kms.kme]]"),
     ("keys_file", "[[kms.kme]]"),
+    ("dialect", "[[kms.kme]]"),
+    ("link", "[[kms.kme]]"),
     ("public_key", "[[peer]]"),
     ("endpoint", "[[peer]]"),
     ("allowed_ips", "[[peer]]"),

@@ -1,13 +1,14 @@
 //! The sections `[kms]` and `[[kms.kme]]`.
 
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use toml::de::DeTable;
 
 use super::context::{HOME_SECTIONS, KmsFacts, Reader};
 use crate::config::error::Position;
-use crate::config::fault::shown;
-use crate::config::model::{ClientKey, Kme, KmeAccess, KmeApi, KmeServer, Kms};
+use crate::config::fault::{Fault, shown};
+use crate::config::model::{ClientKey, Dialect, Kme, KmeAccess, KmeApi, KmeServer, Kms, StreamOptions};
 use crate::config::positions::KmePositions;
 use crate::config::reader::Section;
 use crate::config::token;
@@ -70,19 +71,32 @@ impl<'t> Reader<'t> {
             Some(entry) => self.parsed(&entry, values::sae_id),
             None => our_sae_id.cloned(),
         };
-        let access = match api.map(|api| api.unwrap_or(KmeApi::Etsi014)) {
+        let api = api.map(|api| api.unwrap_or(KmeApi::Etsi014));
+        let options = match api {
+            Some(KmeApi::Etsi004) => self.stream_options(&mut s, name.as_deref()),
+            Some(_) => {
+                self.no_stream_options(&mut s);
+                None
+            }
+            None => None,
+        };
+        let access = match api {
             Some(KmeApi::Etsi014) => {
-                self.kme_server(&mut s, name.as_deref(), &mut positions).map(KmeAccess::Etsi014)
+                self.kme_server(&mut s, name.as_deref(), &mut positions, &HTTPS).map(KmeAccess::Etsi014)
+            }
+            Some(KmeApi::Etsi004) => {
+                let server = self.kme_server(&mut s, name.as_deref(), &mut positions, &STREAMS);
+                server.zip(options).map(|(server, options)| KmeAccess::Etsi004(server, options))
             }
             Some(KmeApi::Skip) => {
-                self.kme_server(&mut s, name.as_deref(), &mut positions).map(KmeAccess::Skip)
+                self.kme_server(&mut s, name.as_deref(), &mut positions, &HTTPS).map(KmeAccess::Skip)
             }
             Some(KmeApi::File) => {
                 self.keys_file(&mut s, name.as_deref(), &mut positions).map(KmeAccess::File)
             }
             None => {
                 // The kind of the KME is unknown, so each of these keys may be right.
-                for key in KEYS_OF_SERVER.into_iter().chain(["keys_file"]) {
+                for key in KEYS_OF_SERVER.into_iter().chain(KEYS_OF_STREAMS).chain(["keys_file"]) {
                     let _ = s.take(&self.sink, key, "");
                 }
                 None
@@ -94,11 +108,42 @@ impl<'t> Reader<'t> {
         (name, kme.map(|((name, sae_id), access)| Kme { name, sae_id, access }))
     }
 
+    /// The keys that only `api = "etsi004"` has.
+    fn stream_options(&mut self, s: &mut Section<'t>, name: Option<&str>) -> Option<StreamOptions> {
+        let dialect = self.word(s, "dialect", "\"auto\"", Dialect::WORDS, Dialect::from_word);
+        let mut at = s.at;
+        let link = match s.take(&self.sink, "link", "\"fibre-1\"") {
+            Some(entry) => {
+                at = entry.at;
+                self.parsed(&entry, |text| values::name(text, "fibre-1")).map(Some)
+            }
+            None => Some(None),
+        };
+        let (dialect, link) = (dialect?.unwrap_or(Dialect::Auto), link?);
+        if let Some(name) = name {
+            self.facts.streams.push((name.to_owned(), link.clone(), at));
+        }
+        Some(StreamOptions { dialect, link })
+    }
+
+    fn no_stream_options(&mut self, s: &mut Section<'t>) {
+        for key in KEYS_OF_STREAMS {
+            if let Some(entry) = s.take(&self.sink, key, "") {
+                entry.wrong(
+                    &mut self.sink,
+                    format!("`{key}` is for `api = \"etsi004\"`"),
+                    "write that, or remove the line",
+                );
+            }
+        }
+    }
+
     fn kme_server(
         &mut self,
         s: &mut Section<'t>,
         name: Option<&str>,
         positions: &mut KmePositions,
+        form: &UrlForm,
     ) -> Option<KmeServer> {
         if let Some(entry) = s.take(&self.sink, "keys_file", "") {
             entry.wrong(
@@ -108,19 +153,17 @@ impl<'t> Reader<'t> {
             );
         }
         let server_name = s.take(&self.sink, "server_name", "\"kme-a1\"").map(|entry| {
-            self.parsed(&entry, |text| {
-                match text.parse::<std::net::IpAddr>().is_ok() || values::is_host_name(text) {
-                    true => Ok(text.to_owned()),
-                    false => Err((
-                        format!("\"{}\" can't be the name in a certificate", shown(text)),
-                        "write a host name or an address, without scheme and port".to_owned(),
-                    )),
-                }
+            self.parsed(&entry, |text| match text.parse::<IpAddr>().is_ok() || values::is_host_name(text) {
+                true => Ok(text.to_owned()),
+                false => Err((
+                    format!("\"{}\" can't be the name in a certificate", shown(text)),
+                    "write a host name or an address, without scheme and port".to_owned(),
+                )),
             })
         });
-        let url = s.need(&mut self.sink, "url", "\"https://kme-a1.site-a.example:8443\"").and_then(|entry| {
+        let url = s.need(&mut self.sink, "url", form.example).and_then(|entry| {
             positions.url = entry.at;
-            let (url, ip) = self.parsed(&entry, values::kme_url)?;
+            let (url, ip) = self.parsed(&entry, form.read)?;
             if let (Some(name), Some(ip)) = (name, ip) {
                 self.facts.kme_ips.push((name.to_owned(), ip, entry.at));
             }
@@ -179,6 +222,22 @@ impl<'t> Reader<'t> {
         Some(path)
     }
 }
+
+/// A URL as it is kept, and its host if that is an address.
+type ServerUrl = (String, Option<IpAddr>);
+
+/// The form of a server's URL.
+struct UrlForm {
+    example: &'static str,
+    read: fn(&str) -> Result<ServerUrl, Fault>,
+}
+
+const HTTPS: UrlForm = UrlForm { example: "\"https://kme-a1.site-a.example:8443\"", read: values::kme_url };
+const STREAMS: UrlForm =
+    UrlForm { example: "\"tls://kme-a1.site-a.example:25575\"", read: values::stream_url };
+
+/// The keys that only an ETSI GS QKD 004 server has.
+const KEYS_OF_STREAMS: [&str; 2] = ["dialect", "link"];
 
 /// The keys that only a KME server has.
 const KEYS_OF_SERVER: [&str; 5] = ["url", "server_name", "ca_file", "cert_file", "key_file"];
