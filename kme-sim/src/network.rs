@@ -275,6 +275,11 @@ impl Network {
         ids
     }
 
+    /// Returns the smallest and the largest key of `kme`, in bits.
+    pub(crate) fn key_sizes(&self, kme: &str) -> Option<(u32, u32)> {
+        self.kmes.get(kme).map(|kme| (kme.config.min_key_size, kme.config.max_key_size))
+    }
+
     /// Clears the key that a fault repeats.
     pub(crate) fn forget_first(&mut self, kme: &str) {
         if let Some(kme) = self.kmes.get_mut(kme) {

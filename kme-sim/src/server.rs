@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
@@ -19,6 +19,7 @@ use tracing::{debug, info, warn};
 
 use crate::admin::{self, Answer, Command};
 use crate::config::{Apis, Config, KmeConfig};
+use crate::etsi004::serve as etsi004;
 use crate::faults::catalog::{Faults, Misbehaviour};
 use crate::http::{self, Peer};
 use crate::network::Network;
@@ -117,7 +118,9 @@ impl Simulator {
         let shared = Arc::new(Shared {
             network: Mutex::new(Network::new(config)),
             faults: Mutex::new(config.kmes.iter().map(|k| (k.name.clone(), Faults::default())).collect()),
+            streams: Mutex::default(),
             ports,
+            apis: config.kmes.iter().map(|k| (k.name.clone(), k.apis)).collect(),
             saes: config.saes.clone(),
             started: Instant::now(),
             time_scale: config.time_scale,
@@ -279,6 +282,15 @@ struct Serving {
     shared: Arc<Shared>,
 }
 
+/// Whether the client speaks ETSI GS QKD 004: its first byte is a version, and that of HTTP is a letter.
+async fn speaks_streams<S: AsyncRead + Unpin>(stream: &mut BufReader<S>, apis: Apis) -> bool {
+    if !apis.etsi014 && !apis.skip {
+        return true;
+    }
+    let first = tokio::time::timeout(IDLE_TIMEOUT, stream.fill_buf()).await;
+    matches!(first, Ok(Ok([first, ..])) if !first.is_ascii_alphabetic())
+}
+
 async fn connection(
     Serving { kme, apis, shared }: Serving,
     acceptor: TlsAcceptor,
@@ -307,6 +319,17 @@ async fn connection(
         None => info!(%kme, %from, common_name, serial = client.serial(), "connected, and no SAE"),
     }
     let peer = Arc::new(Peer { kme, apis, sae, shared });
+    let mut stream = BufReader::new(stream);
+    if apis.etsi004 && speaks_streams(&mut stream, apis).await {
+        let served = tokio::select! {
+            served = etsi004::serve(&peer, &mut stream) => served,
+            () = until_stopped(&mut stopped) => return,
+        };
+        if let Err(error) = served {
+            debug!(kme = %peer.kme, %from, %error, "connection broke off");
+        }
+        return;
+    }
     let service = service_fn(|request| http::answer(peer.clone(), request));
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())

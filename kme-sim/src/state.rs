@@ -8,15 +8,18 @@ use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::info;
 
-use crate::config::SaeConfig;
+use crate::config::{Apis, SaeConfig};
+use crate::etsi004::streams::Streams;
 use crate::faults::catalog::{Faults, Misbehaviour, Ops};
 use crate::network::Network;
 
 /// The state that all tasks of a simulator share.
 pub(crate) struct Shared {
     pub(crate) network: Mutex<Network>,
+    pub(crate) streams: Mutex<Streams>,
     pub(crate) faults: Mutex<BTreeMap<String, Faults>>,
     pub(crate) ports: BTreeMap<String, mpsc::Sender<PortOrder>>,
+    pub(crate) apis: BTreeMap<String, Apis>,
     pub(crate) saes: Vec<SaeConfig>,
     pub(crate) started: Instant,
     pub(crate) time_scale: f64,
@@ -29,6 +32,11 @@ impl Shared {
     /// Locks the network's state. A poisoned lock is good enough for a simulator.
     pub(crate) fn network(&self) -> MutexGuard<'_, Network> {
         self.network.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The key streams of ETSI GS QKD 004. Lock them before the network.
+    pub(crate) fn streams(&self) -> MutexGuard<'_, Streams> {
+        self.streams.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Returns the simulated time since the start.
@@ -50,6 +58,11 @@ impl Shared {
         let Some(port) = self.ports.get(kme) else {
             return Err(format!("there is no KME named {kme:?}"));
         };
+        if how.is_of_streams() && !self.apis.get(kme).is_some_and(|apis| apis.etsi004) {
+            return Err(format!(
+                "{kme} doesn't speak ETSI GS QKD 004, and no other interface has this fault"
+            ));
+        }
         let faults = self.faults(kme).with(ops, how).map_err(|e| e.to_string())?;
         let (reply, done) = oneshot::channel();
         let stopping = |()| format!("{kme} is stopping");

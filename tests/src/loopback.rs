@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
+use nix::sys::signal::Signal;
+
 use crate::binaries::binary;
 use crate::gateway::{ctl_pipe, write_secret};
 use crate::kmes::test_key;
@@ -44,7 +46,7 @@ pub struct Loopback {
     pub dir: PathBuf,
     /// The process.
     pub sim: Process,
-    urls: BTreeMap<String, String>,
+    addresses: BTreeMap<String, String>,
     seeds: Vec<Vec<u8>>,
 }
 
@@ -110,11 +112,37 @@ impl Loopback {
         let mut sim = Process::spawn(format!("kme-sim {name}"), &mut command);
         let mut url = |kme: &str| {
             let line = sim.line(&format!("listening {kme} "), LIMIT);
-            format!("https://{}", line.rsplit(' ').next().unwrap())
+            line.rsplit(' ').next().unwrap().to_owned()
         };
-        let urls = vendor.kmes.iter().map(|(kme, _)| ((*kme).to_owned(), url(kme))).collect();
+        let addresses = vendor.kmes.iter().map(|(kme, _)| ((*kme).to_owned(), url(kme))).collect();
         sim.line("listening admin", LIMIT);
-        Self { dir, sim, urls, seeds }
+        Self { dir, sim, addresses, seeds }
+    }
+
+    /// Kills the simulator and starts it again at the same addresses. It has forgotten all keys, and makes
+    /// others.
+    ///
+    /// # Panics
+    /// If it doesn't listen again.
+    #[track_caller]
+    pub fn restart(&mut self) {
+        self.sim.signal(Signal::SIGKILL);
+        let _ = self.sim.wait(LIMIT);
+        let file = self.dir.join("kmes.toml");
+        let mut config = fs::read_to_string(&file).unwrap();
+        for address in self.addresses.values() {
+            config = config.replacen("127.0.0.1:0", address, 1);
+        }
+        let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+        for seed in self.seeds.clone() {
+            let other: Vec<u8> = seed.iter().map(|byte| !byte).collect();
+            config = config.replace(&hex(&seed), &hex(&other));
+            self.seeds.push(other);
+        }
+        fs::write(&file, config).unwrap();
+        let mut command = Command::new(binary("kme-sim"));
+        self.sim = Process::spawn("kme-sim again", command.arg("--config").arg(file));
+        self.sim.line("listening admin", LIMIT);
     }
 
     /// Sends a command to the simulator; returns its output.
@@ -136,7 +164,9 @@ impl Loopback {
     /// Returns the `[[kms.kme]]` section with which `sae` reaches `kme`; `api` as in the config.
     #[must_use]
     pub fn source(&self, kme: &str, api: &str, sae: &str) -> String {
-        let (dir, url, stem) = (self.dir.display(), &self.urls[kme], sae.to_lowercase());
+        let (dir, stem) = (self.dir.display(), sae.to_lowercase());
+        let scheme = if api == "etsi004" { "tls" } else { "https" };
+        let url = format!("{scheme}://{}", self.addresses[kme]);
         format!(
             "[[kms.kme]]\nname = \"{kme}\"\napi = \"{api}\"\nurl = \"{url}\"\nca_file = \"{dir}/ca.pem\"\n\
              cert_file = \"{dir}/{stem}.pem\"\nkey_file = \"{dir}/{stem}.key\"\n"

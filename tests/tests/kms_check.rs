@@ -217,18 +217,77 @@ const SKIP: &[(&str, &str, &str, &str)] = &[
     ("dec_keys", "deliver_twice", "quirk delivers_twice", "a second time"),
 ];
 
+fn rows(table: &[(&'static str, &'static str, &'static str, &'static str)]) -> Vec<Row> {
+    let row = |(op, how, want, words): &(&'static str, &'static str, &'static str, &'static str)| Row {
+        kme: if *op == "dec_keys" { "kme-b1" } else { "kme-a1" },
+        op,
+        how,
+        want,
+        words,
+    };
+    table.iter().map(row).collect()
+}
+
 #[test]
 fn a_key_provider_that_misbehaves_over_skip_is_found() {
     sandbox::run("a_key_provider_that_misbehaves_over_skip_is_found", || {
-        let row = |(op, how, want, words): &(&'static str, &'static str, &'static str, &'static str)| Row {
-            kme: if *op == "dec_keys" { "kme-b1" } else { "kme-a1" },
-            op,
-            how,
-            want,
-            words,
-        };
-        let rows: Vec<Row> = SKIP.iter().map(row).collect();
-        look_at_all(&rows, "skip", 3);
+        look_at_all(&rows(SKIP), "skip", 3);
+    });
+}
+
+/// The misbehaviours that a KME can show over ETSI GS QKD 004, in the same form.
+const STREAMS: &[(&str, &str, &str, &str)] = &[
+    ("status", "none", "fine", ""),
+    ("status", "hang", "fails timeout", "while waiting for the answer"),
+    ("status", "close", "fails unreachable", "closed the connection while waiting for the answer"),
+    ("status", "html", "fails protocol_violation", "the server speaks HTTP"),
+    ("status", "half_header", "fails unreachable", "while reading the answer"),
+    ("status", "huge_length", "fails protocol_violation", "announces 4294967295 bytes"),
+    ("status", "wrong_service", "fails protocol_violation", "has the service code"),
+    ("status", "c_reference", "fine", ""),
+    ("status", "counter_proposal", "quirk counter_proposal", "Key_chunk_size 64"),
+    ("status", "peer_missing", "quirk peer_not_connected", "isn't connected"),
+    ("status", "no_link", "fails bad_request", "no QKD connection available"),
+    ("status", "stream_timeout", "fails server_fault", "time limit"),
+    ("status", "other_ksid", "fails exhausted", "isn't connected yet"),
+    ("enc_keys", "hang", "fails lost_keys", "while waiting for the answer"),
+    ("enc_keys", "close", "fails lost_keys", "1 key may be lost"),
+    ("enc_keys", "lose_answer", "fails lost_keys", "1 key may be lost"),
+    ("enc_keys", "cut_body", "fails lost_keys", "while reading the answer"),
+    ("enc_keys", "half_header", "fails lost_keys", "while reading the answer"),
+    ("enc_keys", "html", "fails protocol_violation", "the server speaks HTTP"),
+    ("enc_keys", "huge_length", "fails protocol_violation", "announces 4294967295 bytes"),
+    ("enc_keys", "wrong_service", "fails protocol_violation", "has the service code"),
+    ("enc_keys", "peer_missing", "fails exhausted", "isn't connected yet"),
+    ("enc_keys", "no_link", "fails bad_request", "no QKD connection available"),
+    ("enc_keys", "stream_timeout", "fails server_fault", "time limit"),
+    ("enc_keys", "index_backwards", "fails protocol_violation", "came where index 0 was asked for"),
+    ("enc_keys", "huge_metadata", "fails protocol_violation", "announced with 4294967295 bytes"),
+    ("enc_keys", "more_metadata", "fine", ""),
+    ("enc_keys", "wrong_size", "fails protocol_violation", "a key of 31 bytes came"),
+    ("enc_keys", "zero_keys", "fails protocol_violation", "is all zeros"),
+    ("enc_keys", "wrong_bytes", "fails bytes_differ", "has other bytes at"),
+    ("enc_keys", "repeat_keys", "fails protocol_violation", "was delivered before"),
+    ("enc_keys", "lose_first", "fails key_not_found", "insufficient key available"),
+    ("dec_keys", "hang", "fails timeout", "while waiting for the answer"),
+    ("dec_keys", "close", "fails unreachable", "closed the connection while waiting for the answer"),
+    ("dec_keys", "half_header", "fails unreachable", "while reading the answer"),
+    ("dec_keys", "huge_length", "fails protocol_violation", "announces 4294967295 bytes"),
+    ("dec_keys", "peer_missing", "fails key_not_found", "isn't connected yet"),
+    ("dec_keys", "index_backwards", "fails protocol_violation", "was asked for"),
+    ("dec_keys", "huge_metadata", "fails protocol_violation", "announced with 4294967295 bytes"),
+    ("dec_keys", "wrong_size", "fails protocol_violation", "a key of 31 bytes came"),
+    ("dec_keys", "zero_keys", "fails protocol_violation", "is all zeros"),
+    ("dec_keys", "wrong_bytes", "fails bytes_differ", "has other bytes at"),
+    ("dec_keys", "late_sync", "quirk lag", "knew the keys only after"),
+    ("dec_keys", "forget_keys", "fails key_not_found", "insufficient key available"),
+    ("dec_keys", "deliver_twice", "quirk delivers_twice", "a second time"),
+];
+
+#[test]
+fn a_kme_that_misbehaves_over_key_streams_is_found() {
+    sandbox::run("a_kme_that_misbehaves_over_key_streams_is_found", || {
+        look_at_all(&rows(STREAMS), "etsi004", 3);
     });
 }
 
@@ -240,7 +299,7 @@ fn the_table_has_every_misbehaviour_of_the_simulator() {
         .unwrap();
     let help = String::from_utf8(help.stderr).unwrap();
     let list = help.split("[possible values: ").nth(1).unwrap().split(']').next().unwrap();
-    let table: BTreeSet<&str> = table().iter().map(|row| row.how).collect();
+    let table: BTreeSet<&str> = table().iter().chain(&rows(STREAMS)).map(|row| row.how).collect();
     for how in list.split(", ") {
         assert!(table.contains(how), "{how} is not in the table");
     }

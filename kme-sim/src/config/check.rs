@@ -119,7 +119,9 @@ impl Check<'_> {
             cert_file: self.directory.join(raw.cert_file),
             key_file: self.directory.join(raw.key_file),
             client_ca_file: self.directory.join(raw.client_ca_file),
-            apis: raw.apis.map_or(Apis { etsi014: true, skip: false }, |apis| self.apis(apis)),
+            apis: raw
+                .apis
+                .map_or(Apis { etsi014: true, etsi004: false, skip: false }, |apis| self.apis(apis)),
             max_key_per_request: raw.max_key_per_request.into_inner(),
             min_key_size: min,
             max_key_size: max,
@@ -132,19 +134,26 @@ impl Check<'_> {
     }
 
     fn apis(&mut self, raw: Spanned<Vec<Spanned<String>>>) -> Apis {
-        let mut apis = Apis { etsi014: false, skip: false };
+        let mut apis = Apis { etsi014: false, etsi004: false, skip: false };
         for name in raw.get_ref() {
             match name.get_ref().as_str() {
                 "etsi014" => apis.etsi014 = true,
+                "etsi004" => apis.etsi004 = true,
                 "skip" => apis.skip = true,
                 other => self.problem(
                     name.span().start,
-                    format!("there is no interface {other:?}; write \"etsi014\", \"skip\" or both"),
+                    format!(
+                        "there is no interface {other:?}; write \"etsi014\", \"etsi004\", \"skip\" or \
+                         several of them"
+                    ),
                 ),
             }
         }
         if raw.get_ref().is_empty() {
-            self.problem(raw.span().start, "apis is empty; write \"etsi014\", \"skip\" or both");
+            self.problem(
+                raw.span().start,
+                "apis is empty; write \"etsi014\", \"etsi004\", \"skip\" or several",
+            );
         }
         apis
     }

@@ -62,6 +62,8 @@ pub struct KmeConfig {
 pub struct Apis {
     /// ETSI GS QKD 014.
     pub etsi014: bool,
+    /// ETSI GS QKD 004.
+    pub etsi004: bool,
     /// Cisco SKIP (draft-cisco-skip).
     pub skip: bool,
 }

@@ -224,6 +224,32 @@ pub enum Misbehaviour {
     MissingFields,
     /// Numbers are strings.
     NumbersAsText,
+
+    // Of ETSI GS QKD 004 alone, where `status` is OPEN_CONNECT and CLOSE, and the others are GET_KEY.
+    /// As ETSI's C reference: one request a connection, and a padded mimetype is read as a string.
+    CReference,
+    /// OPEN_CONNECT gives status 7 and proposes chunks of 64 bytes.
+    CounterProposal,
+    /// OPEN_CONNECT is answered with another stream's ID.
+    OtherKsid,
+    /// OPEN_CONNECT gives status 1, and GET_KEY status 3; not carried out.
+    PeerMissing,
+    /// Status 4; not carried out.
+    NoLink,
+    /// Status 6; not carried out.
+    StreamTimeout,
+    /// Carried out, and the connection is closed after half a header.
+    HalfHeader,
+    /// Carried out, and the answer announces 4 GB.
+    HugeLength,
+    /// Carried out, and the answer has the code of another service.
+    WrongService,
+    /// Carried out, and the answer has the index before the one asked for.
+    IndexBackwards,
+    /// Carried out, and the metadata is announced with 4 GB.
+    HugeMetadata,
+    /// Status 8: the metadata needs 4,096 bytes.
+    MoreMetadata,
 }
 
 /// The operations for which a fault is set.
@@ -379,9 +405,34 @@ impl Misbehaviour {
             | M::CountRandom
             | M::CountWaiting
             | M::MissingFields
-            | M::NumbersAsText => "status",
+            | M::NumbersAsText
+            | M::CReference
+            | M::CounterProposal
+            | M::OtherKsid => "status",
+            M::IndexBackwards | M::HugeMetadata | M::MoreMetadata => "enc_keys, dec_keys",
             _ => "each",
         }
+    }
+
+    /// Whether only ETSI GS QKD 004 can show it.
+    #[must_use]
+    pub fn is_of_streams(self) -> bool {
+        use Misbehaviour as M;
+        matches!(
+            self,
+            M::CReference
+                | M::CounterProposal
+                | M::OtherKsid
+                | M::PeerMissing
+                | M::NoLink
+                | M::StreamTimeout
+                | M::HalfHeader
+                | M::HugeLength
+                | M::WrongService
+                | M::IndexBackwards
+                | M::HugeMetadata
+                | M::MoreMetadata
+        )
     }
 
     /// Returns the status code of a fault that consists of a status code with an error body.
