@@ -29,6 +29,7 @@ nft        nftables
 iperf3     iperf3
 ethtool    ethtool
 vtysh      frr
+keepalived keepalived
 python3    python3
 softhsm2-util softhsm2
 promtool   prometheus

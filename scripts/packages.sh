@@ -75,6 +75,7 @@ tree() {
         -print) |
         while read -r file; do install -D -m 644 "docs/$file" "$doc/docs/$file"; done
     put "$doc/examples" qvpn-api/tests/examples/qvpn0.toml
+    put "$doc/examples/keepalived" packaging/examples/keepalived/*
     for file in grafana prometheus; do
         [ ! -d "packaging/$file" ] || put "$qvpn/share/qvpn/$file" "packaging/$file"/*.*
     done

@@ -23,7 +23,7 @@ pub use crate::permission::Permission;
 use crate::config::{KeyChange, PeerEdit, QkdPolicy, Role, Suite};
 use crate::events::Event;
 use crate::exit;
-use crate::status::Status;
+use crate::status::{GatewayStatus, Status};
 
 /// The directory of the control sockets.
 pub const SOCKET_DIR: &str = "/run/qvpn";
@@ -73,6 +73,11 @@ pub enum Request {
     Confirm,
     /// Restores the former config at once; answered by [`Reply::Reload`].
     GoBack,
+    /// Ends all sessions, sends nothing and takes no key, until [`Activate`](Self::Activate); answered by
+    /// [`Reply::Gateway`].
+    Standby,
+    /// Leaves standby, as after a start; answered by [`Reply::Gateway`].
+    Activate,
     /// Changes one peer of the running config, not of the file; answered like [`Reload`](Self::Reload).
     EditPeer {
         /// The change.
@@ -111,6 +116,8 @@ impl Request {
             Self::TryConfig { .. } => "try_config",
             Self::Confirm => "confirm",
             Self::GoBack => "go_back",
+            Self::Standby => "standby",
+            Self::Activate => "activate",
             Self::Unblock { .. } => "unblock",
             Self::EditPeer { .. } => "edit_peer",
             Self::Events { .. } => "events",
@@ -132,7 +139,9 @@ impl Request {
             | Self::Config
             | Self::TryConfig { .. }
             | Self::Confirm
-            | Self::GoBack => Permission::Operate,
+            | Self::GoBack
+            | Self::Standby
+            | Self::Activate => Permission::Operate,
             Self::EditPeer { change } if change.only_disables_or_enables() => Permission::Operate,
             // These let traffic leave in clear.
             Self::EditPeer { .. } | Self::Unblock { .. } => Permission::Admin,
@@ -188,6 +197,8 @@ pub enum Reply {
     },
     /// The reply to [`Request::Confirm`].
     Confirmed,
+    /// The reply to [`Request::Standby`] and [`Request::Activate`].
+    Gateway(GatewayStatus),
     /// One event, in reply to [`Request::Events`].
     Event(Event),
     /// No more events.

@@ -2,6 +2,7 @@
 //! fields come from other machines, so the text form escapes them. No field ever holds key material.
 
 mod certificate;
+mod escaped;
 mod rfc3339;
 
 use std::fmt;
@@ -11,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::KeyChange;
 pub use certificate::CertificateOf;
+use escaped::Escaped;
 
 use crate::status::{KeySource, sources_text};
 
@@ -223,6 +225,21 @@ pub enum EventKind {
         /// Where the last two instances were, `address:port`; one entry if both came from one endpoint.
         endpoints: Vec<String>,
     },
+    /// This gateway left standby: each peer is called, under a new instance ID.
+    #[serde(rename = "gateway.active")]
+    GatewayActive {
+        /// How often it left standby since the daemon's start, this time included.
+        takeovers: u64,
+    },
+    /// This gateway is in standby: all sessions and keys have ended, and nothing is sent.
+    #[serde(rename = "gateway.standby")]
+    GatewayStandby {},
+    /// It is to leave standby and did so too often: it waits, since each takeover spends QKD keys.
+    #[serde(rename = "gateway.waiting")]
+    GatewayWaiting {
+        /// The time until it is active, in whole seconds.
+        active_in_s: u64,
+    },
     /// The config was reloaded and is in force.
     #[serde(rename = "config.reloaded")]
     ConfigReloaded {
@@ -314,6 +331,9 @@ impl EventKind {
             Self::QkdSupplyResumed { .. } => "qkd.supply_resumed",
             Self::IdentityMismatch { .. } => "identity.mismatch",
             Self::IdentityDuplicate { .. } => "identity.duplicate",
+            Self::GatewayActive { .. } => "gateway.active",
+            Self::GatewayStandby {} => "gateway.standby",
+            Self::GatewayWaiting { .. } => "gateway.waiting",
             Self::ConfigReloaded { .. } => "config.reloaded",
             Self::ConfigChanged { .. } => "config.changed",
             Self::PolicyDegraded { .. } => "policy.degraded",
@@ -342,6 +362,7 @@ impl EventKind {
             | Self::PolicyDegraded { .. }
             | Self::ConfigReverted { .. }
             | Self::IdentityDuplicate { .. }
+            | Self::GatewayWaiting { .. }
             | Self::MachineCopied {} => true,
             Self::ControlUsed { result, .. } => result == NOT_PERMITTED,
             Self::PeerUp { .. }
@@ -353,6 +374,8 @@ impl EventKind {
             | Self::EpochActive { .. }
             | Self::KmeUp { .. }
             | Self::QkdSupplyResumed { .. }
+            | Self::GatewayActive { .. }
+            | Self::GatewayStandby {}
             | Self::ConfigReloaded { .. }
             | Self::ConfigChanged { .. } => false,
         }
@@ -401,6 +424,8 @@ impl EventKind {
             Self::IdentityDuplicate { peer, endpoints } => {
                 f.add("peer", peer).add("endpoints", endpoints.join(","))
             }
+            Self::GatewayActive { takeovers } => f.add("takeovers", takeovers),
+            Self::GatewayWaiting { active_in_s } => f.add("active_in_s", active_in_s),
             Self::ConfigReloaded { changes } => f.add("changes", changes.join(", ")),
             Self::ConfigChanged { caller, change } => f
                 .caller(caller)
@@ -415,7 +440,7 @@ impl EventKind {
                 f.caller(caller).add("request", request).opt("peer", peer.as_ref()).add("result", result)
             }
             Self::ConfigReverted { caller } => f.caller(caller),
-            Self::MachineCopied {} => &mut f,
+            Self::GatewayStandby {} | Self::MachineCopied {} => &mut f,
         };
         f.0
     }
@@ -442,24 +467,6 @@ impl fmt::Display for Event {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let time = humantime::format_rfc3339_millis(rfc3339::in_range(self.time));
         write!(f, "{time} {} {}", self.interface, self.kind)
-    }
-}
-
-/// A text for one line of a terminal; displays quotes, backslashes, control and formatting characters
-/// escaped.
-struct Escaped<'a>(&'a str);
-
-impl fmt::Display for Escaped<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for c in self.0.chars() {
-            match c {
-                // Printable text beyond ASCII stays readable; `escape_debug` escapes only what is not
-                // printable.
-                '\'' => f.write_str("'")?,
-                c => write!(f, "{}", c.escape_debug())?,
-            }
-        }
-        Ok(())
     }
 }
 

@@ -50,6 +50,10 @@ pub struct InterfaceStatus {
     pub mtu: Option<u32>,
     /// Seconds since the daemon's start.
     pub uptime_s: Option<f64>,
+    /// Whether this gateway carries the traffic, or stands by for another one; unknown from daemons before
+    /// 0.2.
+    #[serde(default)]
+    pub gateway: Option<GatewayStatus>,
     /// Dropped packets that could not be assigned to a peer, by [`InterfaceDrop`].
     pub drops: Counts,
     /// The fail-closed block; unknown from daemons before 0.2.
@@ -71,6 +75,17 @@ pub struct InterfaceStatus {
     pub kmes: Vec<KmeStatus>,
     /// The peers, in the config's order.
     pub peers: Vec<PeerStatus>,
+}
+
+/// One gateway, which may be one of a pair.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct GatewayStatus {
+    /// `active`; `standby`; or `waiting`, if it will be active once the limit on takeovers permits it.
+    pub state: String,
+    /// How often it left standby since the daemon's start.
+    pub takeovers: u64,
+    /// While `waiting`: the seconds until it is active.
+    pub active_in_s: Option<f64>,
 }
 
 /// The fail-closed block of an interface.
@@ -310,12 +325,27 @@ pub enum PeerState {
     Blocked,
     /// The config or an operator has disabled it; its networks are blocked.
     Disabled,
+    /// This gateway is in standby: nothing is sent, and its networks are blocked.
+    Standby,
 }
 
 impl PeerState {
     /// All states, in the order of the metric's labels.
-    pub const ALL: [Self; 6] =
-        [Self::Connecting, Self::Up, Self::Degraded, Self::Silent, Self::Blocked, Self::Disabled];
+    pub const ALL: [Self; 7] = [
+        Self::Connecting,
+        Self::Up,
+        Self::Degraded,
+        Self::Silent,
+        Self::Blocked,
+        Self::Disabled,
+        Self::Standby,
+    ];
+
+    /// Whether it is not up by intent: an operator disabled it, or another gateway carries its traffic.
+    #[must_use]
+    pub fn is_set_aside(self) -> bool {
+        matches!(self, Self::Disabled | Self::Standby)
+    }
 
     /// The fixed name in JSON and metrics.
     #[must_use]
@@ -327,6 +357,7 @@ impl PeerState {
             Self::Silent => "silent",
             Self::Blocked => "blocked",
             Self::Disabled => "disabled",
+            Self::Standby => "standby",
         }
     }
 }

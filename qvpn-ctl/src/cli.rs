@@ -104,6 +104,30 @@ pub(crate) enum Command {
         #[arg(long)]
         undo: bool,
     },
+    /// Make this gateway of a pair the standby one: all sessions and keys end, nothing is sent, no key is
+    /// taken. The device and the block stay, and KMEs are still checked.
+    Standby {
+        /// The interface [default: the only one].
+        #[arg(value_parser = interface, add = ArgValueCompleter::new(complete::interfaces))]
+        interface: Option<String>,
+    },
+    /// Make this gateway of a pair the active one: it calls every peer at once.
+    ///
+    /// Each time spends up to `stock` QKD keys for each peer, so of more than four in a short time the
+    /// further ones wait for a minute each.
+    Activate {
+        /// The interface [default: the only one].
+        #[arg(value_parser = interface, add = ArgValueCompleter::new(complete::interfaces))]
+        interface: Option<String>,
+    },
+    /// Print `active`, `standby` or `waiting`, for scripts that choose between gateways.
+    ///
+    /// Exit code 4 if the daemon does not answer, 5 if QKD is required and no KME works.
+    Ready {
+        /// The interface [default: the only one].
+        #[arg(value_parser = interface, add = ArgValueCompleter::new(complete::interfaces))]
+        interface: Option<String>,
+    },
     /// List, add, change and remove peers while the tunnel runs.
     #[command(subcommand)]
     Peer(PeerCommand),

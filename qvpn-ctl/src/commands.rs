@@ -1,14 +1,17 @@
-//! Commands that send one request to one daemon: `rekey` and `peer list`.
+//! Commands that send one request to one daemon: `rekey`, `standby`, `activate`, `ready` and `peer list`.
 
 use std::path::Path;
 
+use qvpn_api::config::QkdPolicy;
 use qvpn_api::control::{PeerSummary, Reply, Request};
+use qvpn_api::status::{GatewayStatus, KmeState, KmeStatus, PeerState};
 use serde::Serialize;
 
 use crate::client::Client;
 use crate::error::CtlError;
 use crate::output::{self, Paint, Tone, clean};
 use crate::table::Table;
+use crate::units::duration;
 
 pub(crate) fn rekey(dir: &Path, interface: &str, peer: Option<String>) -> Result<(), CtlError> {
     let mut client = Client::connect(dir, interface)?;
@@ -18,6 +21,38 @@ pub(crate) fn rekey(dir: &Path, interface: &str, peer: Option<String>) -> Result
             output::print(&peers.iter().map(|p| format!("rekey began: {}\n", clean(p))).collect::<String>())
         }
         _ => Err(client.unexpected()),
+    }
+}
+
+/// Leaves or enters standby.
+pub(crate) fn gateway(dir: &Path, interface: &str, request: &Request) -> Result<(), CtlError> {
+    let mut client = Client::connect(dir, interface)?;
+    match client.ask(request)? {
+        Reply::Gateway(GatewayStatus { active_in_s: Some(wait), .. }) => output::print(&format!(
+            "{interface}: waiting; too many takeovers in a short time, active in {}\n",
+            duration(wait)
+        )),
+        Reply::Gateway(gateway) => output::print(&format!("{interface}: {}\n", clean(&gateway.state))),
+        _ => Err(client.unexpected()),
+    }
+}
+
+/// Prints the state, and fails if this gateway has no KME that works and needs one.
+pub(crate) fn ready(dir: &Path, interface: &str) -> Result<(), CtlError> {
+    let mut client = Client::connect(dir, interface)?;
+    let Reply::Show(status) = client.ask(&Request::Show)? else { return Err(client.unexpected()) };
+    let Some(status) = status.interfaces.first() else { return Err(client.unexpected()) };
+    // Only this version's daemon knows it.
+    let state = status.gateway.as_ref().map_or("active", |gateway| gateway.state.as_str());
+    output::print(&format!("{}\n", clean(state)))?;
+    let need = status
+        .peers
+        .iter()
+        .any(|peer| peer.qkd_policy == QkdPolicy::Required && peer.state != PeerState::Disabled);
+    let works = |kme: &KmeStatus| kme.state != Some(KmeState::Down);
+    match need && !status.kmes.iter().any(works) {
+        true => Err(CtlError::NoKmeWorks(interface.to_owned())),
+        false => Ok(()),
     }
 }
 

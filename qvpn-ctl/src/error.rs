@@ -83,6 +83,8 @@ pub(crate) enum CtlError {
     NoKme(PathBuf),
     #[error("{} is not the other site's config: {what}", file.display())]
     OtherConfig { file: PathBuf, what: String },
+    #[error("no KME of {0} works, and QKD is required; see `qvpn-ctl show {0}`")]
+    NoKmeWorks(String),
     #[error("{bad} of {all} checks failed; what to do is above, after each arrow")]
     KmeCheck { bad: usize, all: usize },
     /// Nothing was changed.
@@ -151,7 +153,7 @@ impl CtlError {
             | Self::Foreign { .. }
             | Self::SomeUnreachable(_) => exit::DAEMON_UNREACHABLE,
             Self::Refused(reply) => reply.exit_code(),
-            Self::KmeCheck { .. } => exit::KME_CHECK_FAILED,
+            Self::KmeCheck { .. } | Self::NoKmeWorks(_) => exit::KME_CHECK_FAILED,
             Self::WhichInterface(_) | Self::NotAnInterface(_) => exit::USAGE,
             Self::Output(_)
             | Self::Input(_)

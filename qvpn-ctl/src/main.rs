@@ -41,6 +41,7 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser};
 use clap_complete::CompleteEnv;
+use qvpn_api::control::Request;
 use qvpn_api::exit;
 
 use crate::cli::{Cli, Command, KmsCommand, LocalCommand, PeerCommand};
@@ -103,6 +104,13 @@ fn run(cli: Cli) -> Result<(), CtlError> {
                 false => confirm::confirm(&dirs.socket_dir, &interface),
             }
         }
+        Command::Standby { interface } => {
+            commands::gateway(&dirs.socket_dir, &dirs.interface(interface)?, &Request::Standby)
+        }
+        Command::Activate { interface } => {
+            commands::gateway(&dirs.socket_dir, &dirs.interface(interface)?, &Request::Activate)
+        }
+        Command::Ready { interface } => commands::ready(&dirs.socket_dir, &dirs.interface(interface)?),
         Command::Peer(command) => run_peer(command, &dirs),
         Command::Import { file, qkd } => import::import(&file, qkd),
         Command::Doctor { interface, json } => doctor::doctor(&dirs, interface.as_deref(), json),

@@ -4,8 +4,8 @@
 
 use qvpn_api::config::QkdPolicy;
 use qvpn_api::status::{
-    Counts, DeviceStatus, GuardStatus, InterfaceStatus, KmeState, KmeStatus, LaneState, PeerState,
-    PeerStatus, RoutingStatus, Status, UnresolvedRoute, sources_text,
+    Counts, DeviceStatus, GatewayStatus, GuardStatus, InterfaceStatus, KmeState, KmeStatus, LaneState,
+    PeerState, PeerStatus, RoutingStatus, Status, UnresolvedRoute, sources_text,
 };
 use qvpn_identity::PublicIdentity;
 
@@ -29,8 +29,14 @@ const MAX_DETAILED_PEERS: usize = 20;
 const SCREEN_PEERS: usize = 15;
 
 /// The states that a screen of many peers counts besides `up`.
-const COUNTED_STATES: [PeerState; 5] =
-    [PeerState::Blocked, PeerState::Silent, PeerState::Connecting, PeerState::Degraded, PeerState::Disabled];
+const COUNTED_STATES: [PeerState; 6] = [
+    PeerState::Blocked,
+    PeerState::Silent,
+    PeerState::Connecting,
+    PeerState::Degraded,
+    PeerState::Standby,
+    PeerState::Disabled,
+];
 
 /// Returns the details of all interfaces. Those with many peers get one screen, unless `all` is set.
 pub(crate) fn status(status: &Status, paint: Paint, all: bool) -> String {
@@ -67,7 +73,7 @@ pub(crate) fn tone_of(state: PeerState) -> Tone {
         PeerState::Up => Tone::Good,
         PeerState::Connecting | PeerState::Degraded => Tone::Warn,
         PeerState::Silent | PeerState::Blocked => Tone::Bad,
-        PeerState::Disabled => Tone::Plain,
+        PeerState::Disabled | PeerState::Standby => Tone::Plain,
     }
 }
 
@@ -162,6 +168,9 @@ impl Page {
         self.line("suite", i.suite.name());
         self.known("mtu", i.mtu.map(|m| m.to_string()));
         self.known("up for", i.uptime_s.map(duration));
+        if let Some((text, tone)) = i.gateway.as_ref().and_then(gateway_text) {
+            self.toned("gateway", &text, tone);
+        }
         self.counts("dropped", &i.drops, Tone::Plain);
         self.block(i);
         self.routing(i);
@@ -410,6 +419,22 @@ fn some_of(n: u64, first: &[String]) -> String {
     }
 }
 
+/// Describes whether it carries traffic; `None` if it always did.
+pub(crate) fn gateway_text(gateway: &GatewayStatus) -> Option<(String, Tone)> {
+    let takeovers = count(gateway.takeovers, "takeover");
+    match (gateway.state.as_str(), gateway.active_in_s) {
+        ("active", _) if gateway.takeovers == 0 => None,
+        ("waiting", Some(wait)) => {
+            let text = format!(
+                "after {takeovers} it waits, since each spends QKD keys; active in {}",
+                duration(wait)
+            );
+            Some((text, Tone::Warn))
+        }
+        (state, _) => Some((format!("{state}, {takeovers}"), Tone::Plain)),
+    }
+}
+
 /// Describes the kernel's routes that lead to no peer.
 pub(crate) fn unresolved(routing: &RoutingStatus) -> Option<String> {
     let text = |route: &UnresolvedRoute| format!("{} via {}", route.prefix, route.next_hops.join(", "));
@@ -469,7 +494,7 @@ pub(crate) fn advice(p: &PeerStatus, i: &InterfaceStatus) -> Option<String> {
                 .to_owned(),
         ),
         // The reason of a silent peer says what to look at.
-        PeerState::Up | PeerState::Silent | PeerState::Disabled => None,
+        PeerState::Up | PeerState::Silent | PeerState::Disabled | PeerState::Standby => None,
         _ if kmes_down && no_stock && p.qkd_policy != QkdPolicy::Off => {
             Some("fix the KME, whose error is above; the tunnel recovers by itself".to_owned())
         }

@@ -88,7 +88,7 @@ pub(crate) fn filter(
         interface.peers.push(found);
     }
     if down {
-        interface.peers.retain(|peer| !matches!(peer.state, PeerState::Up | PeerState::Disabled));
+        interface.peers.retain(|peer| peer.state != PeerState::Up && !peer.state.is_set_aside());
     }
     Ok(())
 }
@@ -101,7 +101,8 @@ pub(crate) fn sort_by_state(interface: &mut InterfaceStatus) {
         PeerState::Connecting => 2,
         PeerState::Degraded => 3,
         PeerState::Up => 4,
-        PeerState::Disabled => 5,
+        PeerState::Standby => 5,
+        PeerState::Disabled => 6,
     });
 }
 

@@ -25,6 +25,10 @@ pub(crate) struct Cli {
     /// The directory of the state file, IFACE.state [default: $QVPN_STATE_DIR or /var/lib/qvpn].
     #[arg(long, value_name = "DIR")]
     pub(crate) state_dir: Option<PathBuf>,
+    /// Begin in standby, as one gateway of a pair: nothing is sent and no key is taken until `qvpn-ctl
+    /// activate`.
+    #[arg(long)]
+    pub(crate) standby: bool,
     /// The log level; overrides `log_level` of the config.
     #[arg(long, value_name = "LEVEL", value_parser = ["error", "warn", "info", "debug", "trace"])]
     pub(crate) log: Option<String>,

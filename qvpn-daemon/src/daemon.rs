@@ -19,6 +19,7 @@ use crate::peers::Peers;
 use crate::routes::Routes;
 use crate::settings::Settings;
 use crate::state_file::StateFile;
+use crate::takeovers::Takeovers;
 use crate::trial::Trial;
 use crate::{metrics, status};
 
@@ -31,6 +32,8 @@ pub(crate) struct Daemon {
     pub(crate) audit: AuditTrail,
     pub(crate) peers: Peers,
     pub(crate) state: StateFile,
+    /// Whether this gateway is active or in standby.
+    pub(crate) takeovers: Takeovers,
     pub(crate) routes: Routes,
     pub(crate) marks: LaneSocketMarks,
     pub(crate) metrics: MetricsListener,
@@ -55,6 +58,7 @@ impl Daemon {
             interface.audit = Some(self.audit.status());
             interface.config = Some(self.config_status(now));
             interface.routing.clone_from(&routing);
+            interface.gateway = Some(self.takeovers.status(now));
             status::note_device(interface, self.routes.device_state());
         }
         whole
@@ -86,12 +90,18 @@ impl Daemon {
     /// Saves what a restart needs, if it changed.
     pub(crate) async fn save_state(&mut self, now: Time) {
         let peers = &self.peers;
+        if peers.in_standby() {
+            // The file keeps what was known before, or is a copy of the other gateway's.
+            return;
+        }
         self.state.poll(|| peers.states(), now).await;
     }
 
     /// Says goodbye to all peers and, after a clean stop, applies `on_stop`.
     pub(crate) async fn stop(mut self, clean: bool, now: Time) {
-        self.state.close(self.peers.states(), now);
+        if !self.peers.in_standby() {
+            self.state.close(self.peers.states(), now);
+        }
         let kmes = self.peers.shut_down(now);
         let routes = async {
             if clean {

@@ -82,6 +82,14 @@ impl Kmes {
         let _ = tokio::time::timeout(CLOSE_TIMEOUT, all).await;
     }
 
+    /// Starts to end what is open at the KMEs; the next request opens it again.
+    pub(crate) fn close_until_used(&self) {
+        for (_, kme) in &self.all {
+            let kme = kme.clone();
+            tokio::spawn(async move { kme.close().await });
+        }
+    }
+
     /// Starts to close those that `new` doesn't have.
     pub(crate) fn close_without(mut self, new: &Self) {
         self.all.retain(|(_, kme)| !new.all.iter().any(|(_, other)| Arc::ptr_eq(kme, other)));

@@ -36,9 +36,11 @@ mod run;
 mod sandbox;
 mod settings;
 mod snapshot;
+mod standby;
 mod state_file;
 mod status;
 mod sys;
+mod takeovers;
 mod task_result;
 mod translate;
 mod trial;
@@ -56,6 +58,7 @@ use tracing::level_filters::LevelFilter;
 use crate::cli::{Cli, Task};
 use crate::control_socket::ControlSocket;
 use crate::error::DaemonError;
+use crate::run::Start;
 use crate::state_file::STATE_DIR;
 
 /// Erases freed memory, since buffers of TLS and HTTP hold keys for a short time.
@@ -80,13 +83,14 @@ fn run_task(cli: Cli) -> Result<(), DaemonError> {
         (Some(Task::Man { dir }), _) => {
             man_page::write(&dir).map_err(|error| DaemonError::system("write the man page", error))
         }
-        (None, Some(config)) => start(&config, cli.socket_dir, cli.state_dir),
+        (None, Some(config)) => start(&config, [cli.socket_dir, cli.state_dir], cli.standby),
         // clap has already refused this command line.
         (None, None) => Ok(()),
     }
 }
 
-fn start(config: &Path, socket_dir: Option<PathBuf>, state_dir: Option<PathBuf>) -> Result<(), DaemonError> {
+fn start(config: &Path, dirs: [Option<PathBuf>; 2], standby: bool) -> Result<(), DaemonError> {
+    let [socket_dir, state_dir] = dirs;
     let from_environment =
         |name: &str| std::env::var_os(name).filter(|dir| !dir.is_empty()).map(PathBuf::from);
     let socket_dir =
@@ -109,5 +113,6 @@ fn start(config: &Path, socket_dir: Option<PathBuf>, state_dir: Option<PathBuf>)
         .enable_all()
         .build()
         .map_err(|error| DaemonError::system("start the runtime", error))?;
-    runtime.block_on(run::run(config, shared, socket, [&socket_dir, &state_dir]))
+    let start = Start { dirs: [&socket_dir, &state_dir], standby };
+    runtime.block_on(run::run(config, shared, socket, start))
 }

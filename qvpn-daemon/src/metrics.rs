@@ -60,6 +60,13 @@ fn interface_metrics(page: &mut Page, i: &InterfaceStatus) {
         page.family("qvpn_audit_lost_total", "counter", "Records that the audit log lost.");
         page.count(&[("interface", &i.name)], audit.lost);
     }
+    if let Some(gateway) = &i.gateway {
+        let labels = [("interface", i.name.as_str())];
+        page.family("qvpn_gateway_active", "gauge", "1 if this gateway carries traffic, 0 in standby.");
+        page.sample("", &labels, f64::from(u8::from(gateway.state == "active")));
+        page.family("qvpn_takeovers_total", "counter", "How often it left standby.");
+        page.count(&labels, gateway.takeovers);
+    }
     let Some(guard) = &i.guard else { return };
     page.family("qvpn_guard_in_force", "gauge", "1 if this layer of the fail-closed block is in force.");
     for (layer, state) in [("routes", &guard.routes), ("nftables", &guard.nftables)] {

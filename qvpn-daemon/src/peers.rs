@@ -1,6 +1,8 @@
 //! All peers, owned by one task: each datagram, key, result and timeout goes to the peer that it concerns,
 //! and what the peer then wants is done. No other task touches a peer, so there is no lock.
 
+mod lifecycle;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -26,7 +28,7 @@ use crate::histogram::Histogram;
 use crate::kernel_routes::{KernelRouting, RoutingTable};
 use crate::kme_counts::KmeCounts;
 use crate::kms_task::{self, KmeReporting, Kmes};
-use crate::peer_runtime::{PeerRuntime, first_call};
+use crate::peer_runtime::PeerRuntime;
 use crate::settings::{PeerSettings, Settings};
 use crate::state_file::{self, PeerStates};
 use crate::task_result::{PeerKey, PeerTaskResult, TaskResult};
@@ -61,6 +63,8 @@ pub(crate) struct Peers {
     measure_paths: bool,
     /// Allowed IPs of disabled peers.
     idle: Vec<IpNet>,
+    /// In standby: those that begin once this gateway is active.
+    standby: Option<Vec<PeerSettings>>,
     started: Time,
     unknown_key_logged: Option<Time>,
     certificates: CertificateWatch,
@@ -68,13 +72,13 @@ pub(crate) struct Peers {
 }
 
 impl Peers {
+    /// In standby. [`activate`](Self::activate) begins.
     pub(crate) fn new(
         settings: &Settings,
         routing: Option<KernelRouting>,
         (kmes, kme_counts): (Kmes, Arc<KmeCounts>),
         demux: Demux,
         context: DaemonContext,
-        stored: &PeerStates,
         now: Time,
     ) -> Self {
         let mut peers = Self {
@@ -93,15 +97,12 @@ impl Peers {
             routing,
             measure_paths: settings.measure_paths,
             idle: settings.idle.clone(),
+            standby: Some(settings.peers.clone()),
             started: now,
             unknown_key_logged: None,
             certificates: CertificateWatch::default(),
             certificates_checked: None,
         };
-        for (n, peer) in (0..).zip(&settings.peers) {
-            let stored = stored.get(peer.public_key().x25519()).copied().unwrap_or_default();
-            peers.add(peer.clone(), stored, first_call(n, now), now);
-        }
         peers.configure_lanes(settings.device.mtu);
         peers
     }
@@ -203,6 +204,10 @@ impl Peers {
     }
 
     fn datagram(&mut self, datagram: &[u8], from: SocketAddr, now: Time) {
+        if self.standby.is_some() {
+            self.demux_drops.no_peer += 1;
+            return;
+        }
         let number = match self.demux.classify(datagram, from, now, &mut self.context.rng) {
             DatagramClass::Peer(number) => number.0,
             DatagramClass::Handshake { x25519 } => match self.by_key.get(&x25519) {
@@ -280,7 +285,8 @@ impl Peers {
             self.certificates_checked = Some(now);
         }
         for (config, kme) in self.kmes.iter() {
-            let users = self.in_order().map(PeerRuntime::settings).filter(|peer| peer.uses_kme(&config.name));
+            let all = self.in_order().map(PeerRuntime::settings).chain(self.standby.iter().flatten());
+            let users = all.filter(|peer| peer.uses_kme(&config.name));
             let saes: Vec<&SaeId> = users.filter_map(|peer| peer.config.sae_id.as_ref()).collect();
             kms_task::probe(kme, &saes, &self.context.results);
             if check_certificates {
@@ -304,6 +310,10 @@ impl Peers {
         std::mem::replace(&mut self.kmes, kmes).close_without(&self.kmes);
         self.measure_paths = settings.measure_paths;
         self.idle.clone_from(&settings.idle);
+        if let Some(waiting) = &mut self.standby {
+            waiting.clone_from(&settings.peers);
+            return self.configure_lanes(settings.device.mtu);
+        }
         // The same X25519 key with another ML-KEM key is another peer.
         let stays = |key: &PublicIdentity| settings.peers.iter().any(|peer| peer.public_key() == key);
         let keys = self.runtimes.values().map(|runtime| *runtime.settings().public_key());
@@ -375,28 +385,6 @@ impl Peers {
         }
     }
 
-    /// This machine turned out to be a copy of another one, which has the same keys and counters. So each key
-    /// here ends at once, also those of control sessions and those fetched ahead, and every peer starts as
-    /// after a restart. No goodbye is sent: it would be sealed under such a key.
-    pub(crate) fn machine_copied(&mut self, mtu: u16, now: Time) {
-        self.numbers().into_iter().for_each(|number| self.remove_from_lanes(number));
-        self.timers.clear();
-        self.by_key.clear();
-        let mut former = std::mem::take(&mut self.runtimes);
-        for runtime in std::mem::take(&mut self.order).into_iter().filter_map(|number| former.remove(&number))
-        {
-            let endpoint = runtime.view(now).endpoint;
-            let settings = runtime.into_settings();
-            let key = *settings.public_key().x25519();
-            self.add(settings, state_file::PeerState::default(), now, now);
-            if let (Some(endpoint), Some(number)) = (endpoint, self.by_key.get(&key).copied()) {
-                self.with(number, now, |runtime, context| runtime.move_to(endpoint, context, now));
-            }
-        }
-        self.configure_lanes(mtu);
-        self.context.events.emit(EventKind::MachineCopied {});
-    }
-
     /// Reuses a number as late as possible, so that a late packet rarely meets another peer.
     fn free_number(&mut self) -> Option<u16> {
         let mut candidates = (self.next_number..MAX_PEERS).chain(0..self.next_number);
@@ -437,11 +425,13 @@ impl Peers {
             let table = routing.set_peers(runtimes.map(|(number, runtime)| (*number, runtime.settings())));
             return self.set_kernel_routes(&table);
         }
+        let waiting = self.standby.iter().flatten();
         let table = translate::allowed_ips(
             self.runtimes
                 .iter()
                 .map(|(number, runtime)| (*number, runtime.settings().config.allowed_ips.as_slice()))
-                .chain([(DISABLED_PEER, self.idle.as_slice())]),
+                .chain([(DISABLED_PEER, self.idle.as_slice())])
+                .chain(waiting.map(|peer| (DISABLED_PEER, peer.config.allowed_ips.as_slice()))),
         );
         let table = Arc::new(table);
         for lane in 0..self.lanes {

@@ -7,7 +7,7 @@ use qvpn_api::{Config, ConfigErrors};
 
 use crate::daemon::Daemon;
 use crate::reload::{self, Change};
-use crate::{caller, clock, try_config};
+use crate::{caller, clock, standby, try_config};
 
 /// Answers `request` of the user `uid`, and reports it as an event if it changes something.
 pub(crate) async fn reply(request: Request, uid: Option<u32>, daemon: &mut Daemon) -> Reply {
@@ -28,6 +28,8 @@ async fn answer(request: Request, uid: Option<u32>, daemon: &mut Daemon) -> Repl
         Request::Show => Reply::Show(daemon.status(clock::now())),
         Request::Peers => Reply::Peers(daemon.config.peers.iter().map(summary).collect()),
         Request::Rekey { peer } => rekey(daemon, peer.as_deref()),
+        Request::Standby => standby::stand_by(daemon, clock::now()).await,
+        Request::Activate => standby::activate(daemon, clock::now()),
         Request::Metrics => Reply::Metrics { text: daemon.metrics_text(clock::now()) },
         Request::PlanReload => match prepare_reload(daemon).await {
             Ok(change) => Reply::Plan { changes: change.keys(daemon) },
@@ -102,6 +104,11 @@ fn summary(peer: &config::Peer) -> PeerSummary {
 
 /// Starts a fresh epoch with one peer, or with all.
 fn rekey(daemon: &mut Daemon, name_or_key: Option<&str>) -> Reply {
+    if daemon.peers.in_standby() {
+        let name = &daemon.config.interface.name;
+        let message = format!("this gateway is in standby; `qvpn-ctl activate {name}` ends that");
+        return Reply::Error(ErrorReply::new(ErrorCode::Failed, message));
+    }
     let wanted: Vec<&config::Peer> = match name_or_key {
         None => daemon.config.peers.iter().filter(|peer| !peer.disabled).collect(),
         Some(text) => match daemon.config.find_peer(text) {

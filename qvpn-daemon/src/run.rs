@@ -35,9 +35,10 @@ use crate::routes::Routes;
 use crate::settings::Settings;
 use crate::snapshot::Snapshots;
 use crate::state_file::StateFile;
+use crate::takeovers::Takeovers;
 use crate::task_result::TaskResult;
 use crate::watchdog::{Watchdog, notify};
-use crate::{caller, clock, log, requests, try_config};
+use crate::{caller, clock, log, requests, standby, try_config};
 
 const MAX_QUEUED_RESULTS: usize = 256;
 const MAX_QUEUED_REQUESTS: usize = 64;
@@ -47,6 +48,14 @@ const SESSION_BATCH: usize = 64;
 const UNKNOWN_BATCH: usize = 8;
 const TICK_INTERVAL: Duration = Duration::from_millis(500);
 
+/// How the command line says to start.
+pub(crate) struct Start<'a> {
+    /// Of the control socket, and of the state file.
+    pub(crate) dirs: [&'a Path; 2],
+    /// Whether it begins in standby.
+    pub(crate) standby: bool,
+}
+
 /// Runs the daemon until a signal stops it.
 ///
 /// # Errors
@@ -55,12 +64,13 @@ pub(crate) async fn run(
     config: Config,
     shared: Vec<SharedPrefixes>,
     socket: ControlSocket,
-    dirs: [&Path; 2],
+    start_as: Start<'_>,
 ) -> Result<(), DaemonError> {
     let mut signals = Signals::watch()?;
     refuse_prefixes_of_running_tunnels(shared).await?;
     let (requests, pending_requests) = mpsc::channel(MAX_QUEUED_REQUESTS);
-    let (daemon, inputs) = start(config, dirs, socket.rules(), requests.clone(), pending_requests).await?;
+    let (daemon, inputs) =
+        start(config, start_as, socket.rules(), requests.clone(), pending_requests).await?;
     let interface = daemon.config.interface.name.clone();
     let server = tokio::spawn(socket.serve(interface.clone(), daemon.events.clone(), requests));
     notify(NotifyState::Ready);
@@ -123,7 +133,7 @@ struct Inputs {
 /// Builds everything that runs.
 async fn start(
     config: Config,
-    [socket_dir, state_dir]: [&Path; 2],
+    Start { dirs: [socket_dir, state_dir], standby }: Start<'_>,
     access: SharedRules,
     requests: mpsc::Sender<PendingRequest>,
     pending_requests: mpsc::Receiver<PendingRequest>,
@@ -164,7 +174,10 @@ async fn start(
     let metrics = MetricsListener::open(settings.metrics_listen, &requests).await?;
     let local = keys.local;
     let (state, stored) = StateFile::open(state_dir, &config.interface.name, local.public());
-    let peers = Peers::new(&settings, routing, (kmes, counts), demux, context, &stored, clock::now());
+    let mut peers = Peers::new(&settings, routing, (kmes, counts), demux, context, clock::now());
+    if !standby {
+        peers.activate(&stored, settings.device.mtu, clock::now());
+    }
     let daemon = Daemon {
         config,
         settings,
@@ -173,6 +186,7 @@ async fn start(
         audit,
         peers,
         state,
+        takeovers: Takeovers::new(standby),
         routes,
         marks,
         metrics,
@@ -195,6 +209,7 @@ async fn serve(daemon: &mut Daemon, mut inputs: Inputs, signals: &mut Signals) -
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         let deadline = daemon.peers.next_timeout();
+        let active_at = daemon.takeovers.deadline();
         let unconfirmed_until = try_config::deadline(daemon);
         tokio::select! {
             event = queues.sessions.recv() => {
@@ -223,6 +238,9 @@ async fn serve(daemon: &mut Daemon, mut inputs: Inputs, signals: &mut Signals) -
                     tracing::error!("reload: {error}");
                     error.details.iter().for_each(|line| tracing::error!("reload: {line}"));
                 }
+            }
+            () = clock::reached(active_at) => {
+                standby::activate(daemon, clock::now());
             }
             () = clock::reached(unconfirmed_until) => try_config::expired(daemon).await,
             () = daemon.routes.wait_for_change() => daemon.routes.restore(&daemon.events).await,

@@ -139,6 +139,28 @@ impl StateFile {
         }
     }
 
+    /// Writes the file at once.
+    pub(crate) async fn save_now(&mut self, peers: PeerStates, now: Time) {
+        if let Some(writing) = self.writing.take() {
+            let result = writing.await.unwrap_or_else(|error| Err(io::Error::other(error)));
+            self.on_written(result, now);
+        }
+        self.close(peers, now);
+    }
+
+    /// What the file holds now: what another gateway knew, if its file was copied here.
+    pub(crate) fn read_again(&mut self) -> PeerStates {
+        match read(&self.path, &self.owner) {
+            Ok(Some(contents)) => {
+                self.report_future(&contents);
+                self.saved = Some(contents.peers);
+            }
+            Ok(None) => {}
+            Err(why) => tracing::warn!("{}: {why}; it is not used", self.path.display()),
+        }
+        without_future(self.saved.clone().unwrap_or_default())
+    }
+
     /// Writes the file for the last time.
     pub(crate) fn close(&mut self, peers: PeerStates, now: Time) {
         if self.saved.as_ref() != Some(&peers) {

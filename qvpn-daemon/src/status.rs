@@ -40,6 +40,7 @@ pub(crate) fn status(config: &Config, public_key: &PublicIdentity, peers: &Peers
         lanes: interface.lanes,
         mtu: Some(mtu),
         uptime_s: Some(now.since(peers.started()).as_secs_f64()),
+        gateway: None,
         drops,
         guard: None,
         routing: None,
@@ -56,21 +57,35 @@ fn peer_list(config: &Config, peers: &Peers, mtu: u32, now: Time) -> Vec<PeerSta
     let port = config.interface.listen_port;
     let mut running: Vec<PeerStatus> =
         peers.in_order().map(|peer| peer_status(peer, port, mtu, now)).collect();
-    running.extend(config.peers.iter().filter(|peer| peer.disabled).map(disabled_status));
+    let name = &config.interface.name;
+    let aside = |peer: &config::Peer| match peer.disabled {
+        true => Some(set_aside(
+            peer,
+            PeerState::Disabled,
+            format!("disabled; `qvpn-ctl peer enable` with its name, {}, ends that", peer.name),
+        )),
+        false if peers.in_standby() => Some(set_aside(
+            peer,
+            PeerState::Standby,
+            format!("this gateway is in standby; `qvpn-ctl activate {name}` ends that"),
+        )),
+        false => None,
+    };
+    running.extend(config.peers.iter().filter_map(aside));
     let place = |status: &PeerStatus| config.peers.iter().position(|peer| peer.name == status.name);
     running.sort_by_key(place);
     running
 }
 
-fn disabled_status(peer: &config::Peer) -> PeerStatus {
+fn set_aside(peer: &config::Peer, state: PeerState, reason: String) -> PeerStatus {
     PeerStatus {
         name: peer.name.clone(),
         public_key: peer.public_key.to_string(),
         fingerprint: peer.public_key.fingerprint(),
         endpoint: peer.endpoint.as_ref().map(ToString::to_string),
         allowed_ips: peer.allowed_ips.iter().map(ToString::to_string).collect(),
-        state: PeerState::Disabled,
-        reason: Some(format!("disabled; `qvpn-ctl peer enable` with its name, {}, ends that", peer.name)),
+        state,
+        reason: Some(reason),
         role: None,
         qkd_policy: peer.qkd,
         epoch: None,
@@ -126,7 +141,7 @@ pub(crate) fn note_device(status: &mut InterfaceStatus, device: &DeviceState) {
         }
     };
     status.device = Some(DeviceStatus { state: state.to_owned(), name: now });
-    let running = status.peers.iter_mut().filter(|peer| peer.state != PeerState::Disabled);
+    let running = status.peers.iter_mut().filter(|peer| !peer.state.is_set_aside());
     for peer in running.filter(|_| reason.is_some()) {
         peer.state = PeerState::Blocked;
         peer.reason.clone_from(&reason);

@@ -213,6 +213,19 @@ impl<'a> Gateway<'a> {
     #[must_use]
     #[track_caller]
     pub fn start(node: &'a Node, interface: &str, program: &Path, environment: &[(&str, &Path)]) -> Self {
+        Self::start_with(node, interface, program, environment, &[])
+    }
+
+    /// As [`start`](Self::start), with more arguments.
+    #[must_use]
+    #[track_caller]
+    pub(crate) fn start_with(
+        node: &'a Node,
+        interface: &str,
+        program: &Path,
+        environment: &[(&str, &Path)],
+        arguments: &[&str],
+    ) -> Self {
         let notify = node.dir().join(format!("{interface}.notify"));
         match fs::remove_file(&notify) {
             Err(error) if error.kind() != ErrorKind::NotFound => panic!("{}: {error}", notify.display()),
@@ -222,7 +235,7 @@ impl<'a> Gateway<'a> {
         socket.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
         let mut command = node.command(program);
         command.arg("--config").arg(node.dir().join(format!("{interface}.toml")));
-        command.env("NOTIFY_SOCKET", &notify).envs(environment.iter().copied());
+        command.args(arguments).env("NOTIFY_SOCKET", &notify).envs(environment.iter().copied());
         let mut process = Process::spawn(format!("{} {interface}", node.name()), &mut command);
         wait_until(&format!("{}: READY=1", node.name()), Duration::from_secs(60), || {
             assert!(process.is_running(), "{}: the daemon has ended:\n{}", node.name(), process.log());

@@ -18,12 +18,28 @@ const DONE: i32 = 42;
 /// If the test fails inside, `name` isn't its name, or the system forbids user namespaces.
 #[track_caller]
 pub fn run(name: &str, body: impl FnOnce()) {
+    test(name, User::Rather, body);
+}
+
+/// As [`run`], but root stays the machine's root, for programs that change their groups, which a user
+/// namespace forbids. Other users can't run such a test, and skip it.
+#[track_caller]
+pub fn run_as_root(name: &str, body: impl FnOnce()) {
+    let inside = std::env::var_os(INSIDE).is_some();
+    match inside || nix::unistd::geteuid().is_root() {
+        true => test(name, User::IfNeeded, body),
+        false => println!("skipped: only root can run the programs of this test"),
+    }
+}
+
+#[track_caller]
+fn test(name: &str, user: User, body: impl FnOnce()) {
     if std::env::var_os(INSIDE).is_some_and(|inside| inside == name) {
         prepare();
         body();
         std::process::exit(DONE);
     }
-    let mut command = unshare(User::Rather);
+    let mut command = unshare(user);
     let words = ["--exact", name, "--nocapture", "--include-ignored"];
     command.arg(std::env::current_exe().unwrap()).args(words).env(INSIDE, name);
     let status = command.stdin(Stdio::null()).status().unwrap();

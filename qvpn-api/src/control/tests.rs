@@ -16,6 +16,7 @@ fn status() -> Status {
         lanes: 1,
         mtu: Some(1420),
         uptime_s: Some(1.5),
+        gateway: None,
         drops: BTreeMap::from([("no_peer".into(), 1)]),
         guard: None,
         routing: None,
@@ -79,6 +80,8 @@ fn requests_have_their_fixed_lines() {
         (Request::Config, r#"{"v":1,"request":"config"}"#),
         (Request::TryConfig { within_s: 120 }, r#"{"v":1,"request":"try_config","within_s":120}"#),
         (Request::Confirm, r#"{"v":1,"request":"confirm"}"#),
+        (Request::Standby, r#"{"v":1,"request":"standby"}"#),
+        (Request::Activate, r#"{"v":1,"request":"activate"}"#),
         (Request::GoBack, r#"{"v":1,"request":"go_back"}"#),
         (
             Request::Unblock { prefixes: vec!["10.20.0.0/16".into()] },
@@ -114,6 +117,7 @@ fn replies_survive_their_line() {
         Reply::Rekey { peers: vec!["site-b".into()] },
         Reply::Config { path: "/etc/qvpn/qvpn0.toml".into(), text: "a\n".into(), confirm_in_s: Some(9) },
         Reply::Confirmed,
+        Reply::Gateway(GatewayStatus { state: "waiting".into(), takeovers: 4, active_in_s: Some(9.5) }),
         Reply::Reload { changes: vec![], kept: vec![] },
         Reply::Unblocked { prefixes: vec!["10.20.0.0/16".into()] },
         Reply::Event(event),
@@ -146,8 +150,8 @@ fn the_status_has_exactly_the_fixed_names_and_null_for_unknown() {
     assert_eq!(
         names(interface),
         expect(
-            "name public_key listen_port suite lanes mtu uptime_s drops guard device config audit routing \
-             kmes peers"
+            "name public_key listen_port suite lanes mtu uptime_s gateway drops guard device \
+             config audit routing kmes peers"
         )
     );
     let kme = &interface["kmes"][0];

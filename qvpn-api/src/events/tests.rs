@@ -62,6 +62,9 @@ fn one_of_each() -> Vec<EventKind> {
             peer: None,
             result: reason(),
         },
+        EventKind::GatewayActive { takeovers: 3 },
+        EventKind::GatewayStandby {},
+        EventKind::GatewayWaiting { active_in_s: 40 },
         EventKind::ConfigReverted { caller: Caller { by: "timeout".into(), uid: None } },
     ]
 }

@@ -129,7 +129,7 @@ fn block(i: &InterfaceStatus) -> Vec<Finding> {
 fn peers(i: &InterfaceStatus) -> Vec<Finding> {
     let up = i.peers.iter().filter(|p| p.state == PeerState::Up).count();
     let mut causes: BTreeMap<(PeerState, String), Vec<&PeerStatus>> = BTreeMap::new();
-    for p in i.peers.iter().filter(|p| !matches!(p.state, PeerState::Up | PeerState::Disabled)) {
+    for p in i.peers.iter().filter(|p| p.state != PeerState::Up && !p.state.is_set_aside()) {
         let cause = p.reason.clone().or_else(|| advice(p, i)).unwrap_or_default();
         causes.entry((p.state, cause)).or_default().push(p);
     }

@@ -73,6 +73,7 @@ pub(crate) fn interface(kmes: Vec<KmeStatus>, peers: Vec<PeerStatus>) -> Interfa
         lanes: 1,
         mtu: Some(1420),
         uptime_s: Some(3725.0),
+        gateway: None,
         drops: Counts::from([("malformed".into(), 1)]),
         guard: None,
         routing: None,
