@@ -1,6 +1,6 @@
 # `make demo` and `make test` install missing packages and tools.
 
-.PHONY: help packages reproducible demo trial test bench bench-parts soak fuzz miri mutants build lint fmt deps evidence
+.PHONY: help packages reproducible demo trial test bench bench-parts hub soak fuzz miri mutants build lint fmt deps evidence
 
 help:
 	@echo "make demo    two sites, two KMEs and a tunnel on this machine, with real traffic"
@@ -12,6 +12,7 @@ help:
 	@echo "make bench   qvpn and other VPNs alternately on this machine; BENCH=--quick for a shorter run, BENCH=--help for options"
 	@echo "make miri    the tests of unsafe code under Miri (needs a nightly toolchain)"
 	@echo "make mutants  small changes of qvpn-proto and session.rs, and which of them no test detects, for hours; MUTANTS='-F respond' for some"
+	@echo "make hub     a hub with 1,000 sites for a minute: processor time a rekey, memory, restart; HUB=--help for options"
 	@echo "make bench-parts   parts of the data path alone, and AEAD implementations; PARTS=FILTER for some"
 	@echo "make build   release binaries in target/release"
 	@echo "make packages  .deb and .rpm from a release build, SBOM, checksums, in target/packages/out"
@@ -57,6 +58,12 @@ bench:
 	cargo build --locked --release --package benches --features null-cipher
 	cargo build --locked --release --package tests --bin lab-flood --bin lab-capture
 	target/release/bench $(BENCH)
+
+hub:
+	@scripts/deps.sh system
+	cargo build --locked --release --package qvpn-daemon --package qvpn-ctl --package kme-sim
+	cargo build --locked --release --package tests --bin qvpn-hub
+	target/release/qvpn-hub $(HUB)
 
 bench-parts:
 	cargo bench --locked --package benches --features micro --bench aead --bench parts -- $(PARTS)

@@ -1,11 +1,14 @@
 //! The status of a daemon, as `qvpn-ctl show --json` prints it, with fixed names. An unknown value is
 //! `None` (JSON `null`), never 0; durations are seconds as numbers, and times are `_ago_s` or `_in_s`.
 
+mod gateway;
+
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
 use crate::config::{KmeApi, QkdPolicy, Suite};
+pub use gateway::GatewayStatus;
 pub use qvpn_types::{LaneState, Role};
 
 /// The `schema` of [`Status`] that this version writes and reads. It grows only if a name changes its
@@ -75,17 +78,6 @@ pub struct InterfaceStatus {
     pub kmes: Vec<KmeStatus>,
     /// The peers, in the config's order.
     pub peers: Vec<PeerStatus>,
-}
-
-/// One gateway, which may be one of a pair.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct GatewayStatus {
-    /// `active`; `standby`; or `waiting`, if it will be active once the limit on takeovers permits it.
-    pub state: String,
-    /// How often it left standby since the daemon's start.
-    pub takeovers: u64,
-    /// While `waiting`: the seconds until it is active.
-    pub active_in_s: Option<f64>,
 }
 
 /// The fail-closed block of an interface.

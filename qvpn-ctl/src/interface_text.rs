@@ -1,9 +1,9 @@
-//! The states of the config and of the audit log in words.
+//! The states of the config, of the audit log and of a gateway of a pair in words.
 
-use qvpn_api::status::{AuditStatus, ConfigStatus};
+use qvpn_api::status::{AuditStatus, ConfigStatus, GatewayStatus};
 
 use crate::output::Tone;
-use crate::units::duration;
+use crate::units::{count, duration};
 
 /// The audit log, unless none is set up.
 pub(crate) fn audit_text(audit: &AuditStatus) -> Option<(String, Tone)> {
@@ -35,5 +35,21 @@ pub(crate) fn config_text(config: &ConfigStatus) -> (String, Tone) {
             );
             (text, Tone::Warn)
         }
+    }
+}
+
+/// Describes whether it carries traffic; `None` if it always did.
+pub(crate) fn gateway_text(gateway: &GatewayStatus) -> Option<(String, Tone)> {
+    let takeovers = count(gateway.takeovers, "takeover");
+    match (gateway.state.as_str(), gateway.active_in_s) {
+        ("active", _) if gateway.takeovers == 0 => None,
+        ("waiting", Some(wait)) => {
+            let text = format!(
+                "after {takeovers} it waits, since each spends QKD keys; active in {}",
+                duration(wait)
+            );
+            Some((text, Tone::Warn))
+        }
+        (state, _) => Some((format!("{state}, {takeovers}"), Tone::Plain)),
     }
 }

@@ -4,12 +4,12 @@
 
 use qvpn_api::config::QkdPolicy;
 use qvpn_api::status::{
-    Counts, DeviceStatus, GatewayStatus, GuardStatus, InterfaceStatus, KmeState, KmeStatus, LaneState,
-    PeerState, PeerStatus, RoutingStatus, Status, UnresolvedRoute, sources_text,
+    Counts, DeviceStatus, GuardStatus, InterfaceStatus, KmeState, KmeStatus, LaneState, PeerState,
+    PeerStatus, RoutingStatus, Status, UnresolvedRoute, sources_text,
 };
 use qvpn_identity::PublicIdentity;
 
-use crate::interface_text::{audit_text, config_text};
+use crate::interface_text::{audit_text, config_text, gateway_text};
 use crate::output::{Paint, Tone, clean};
 use crate::table::{Cell, Table};
 use crate::text::{pad, width};
@@ -416,22 +416,6 @@ fn some_of(n: u64, first: &[String]) -> String {
     match more {
         0 => first.join(", "),
         more => format!("{} and {more} more", first.join(", ")),
-    }
-}
-
-/// Describes whether it carries traffic; `None` if it always did.
-pub(crate) fn gateway_text(gateway: &GatewayStatus) -> Option<(String, Tone)> {
-    let takeovers = count(gateway.takeovers, "takeover");
-    match (gateway.state.as_str(), gateway.active_in_s) {
-        ("active", _) if gateway.takeovers == 0 => None,
-        ("waiting", Some(wait)) => {
-            let text = format!(
-                "after {takeovers} it waits, since each spends QKD keys; active in {}",
-                duration(wait)
-            );
-            Some((text, Tone::Warn))
-        }
-        (state, _) => Some((format!("{state}, {takeovers}"), Tone::Plain)),
     }
 }
 

@@ -33,6 +33,7 @@ mod process;
 mod relay;
 pub mod sandbox;
 mod stream;
+mod swarm;
 mod test_site;
 mod wait;
 
@@ -52,5 +53,6 @@ pub use pair::{PairGateway, PairLab};
 pub use process::Process;
 pub use relay::{Relay, RelayDirection, RelayReport};
 pub use stream::{Received, Stream, StreamReport};
+pub use swarm::{Swarm, SwarmOptions, SwarmReport, swarm_network};
 pub use test_site::{Attempt, Secrets, TestSite};
 pub use wait::wait_until;

@@ -111,12 +111,20 @@ impl Node {
     #[must_use]
     #[track_caller]
     pub fn udp(&self, address: &str) -> UdpSocket {
+        self.udp_sockets(address, 1).remove(0)
+    }
+
+    /// As [`udp`](Self::udp), several with the same address, whose port should be 0 then.
+    #[must_use]
+    #[track_caller]
+    pub fn udp_sockets(&self, address: &str, count: usize) -> Vec<UdpSocket> {
         let namespace = File::open(format!("/proc/{}/ns/net", self.holder.id())).unwrap();
         let address = address.to_owned();
         // A socket belongs to the namespace of the thread that creates it.
         let thread = std::thread::spawn(move || {
             setns(namespace, CloneFlags::CLONE_NEWNET).unwrap();
-            UdpSocket::bind(&address).unwrap_or_else(|error| panic!("{address}: {error}"))
+            let bind = || UdpSocket::bind(&address).unwrap_or_else(|error| panic!("{address}: {error}"));
+            (0..count).map(|_| bind()).collect()
         });
         thread.join().unwrap()
     }
