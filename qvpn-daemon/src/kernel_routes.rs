@@ -130,10 +130,11 @@ impl KernelRouting {
                 prefixes: prefixes.iter().map(ToString::to_string).collect(),
             }
         });
+        let leading = self.state.routes.iter().filter(|route| !route.next_hops.is_empty());
         RoutingStatus {
             table: self.table,
             link_local,
-            routes: u64::try_from(self.state.routes.len()).unwrap_or(u64::MAX),
+            routes: u64::try_from(leading.count()).unwrap_or(u64::MAX),
             peers: peers.collect(),
             unresolved_routes: report.unresolved.0,
             unresolved: report.unresolved.1.clone(),

@@ -1,6 +1,7 @@
-//! Follows the kernel's routes through the tunnel's device, for `routes = "kernel"`, on a thread of its own.
+//! Follows the kernel's routes through the tunnel's device, and those that reject packets, for
+//! `routes = "kernel"`, on a thread of its own.
 //!
-//! A notification says only that something changed, and all routes through the device are then read again.
+//! A notification says only that something changed, and all these routes are then read again.
 //! This covers every kind of change, including groups of next hops, routes that disappear with a device
 //! without a message, and lost notifications. It costs at most a fifth of one core, even if a routing daemon
 //! changes 50,000 routes a second; a single change is followed at once.
@@ -21,7 +22,7 @@ use rtnetlink::sys::protocols::NETLINK_ROUTE;
 
 use crate::error::NetError;
 use crate::netlink::Received;
-use crate::next_hops::{NextHopObjects, NextHopRoute, needs_objects, parse, preferred};
+use crate::next_hops::{NextHopObjects, NextHopRoute, REJECTING, needs_objects, parse, preferred};
 
 const RTM_NEWROUTE: u16 = 24;
 const RTM_GETROUTE: u16 = 26;
@@ -54,7 +55,7 @@ const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 /// What the mirror reports.
 #[derive(Debug)]
 pub enum MirrorReport {
-    /// All routes through the device, one a prefix, in the order of prefixes.
+    /// All routes through the device and all that reject packets, one a prefix, in the order of prefixes.
     Routes(Vec<NextHopRoute>),
     /// The kernel refused; the last routes that were read stay in force.
     Failed(NetError),
@@ -167,7 +168,7 @@ fn open_notify() -> io::Result<OwnedFd> {
     Ok(socket)
 }
 
-/// Reads all routes of a table through a device.
+/// Reads all routes of a table that lead through a device or reject packets.
 struct Reader {
     socket: Socket,
     table: u32,
@@ -205,8 +206,8 @@ impl Reader {
         loop {
             let mut found = Vec::new();
             let mut unresolved = false;
-            for family in [AF_INET, AF_INET6] {
-                let dump = self.dump(RTM_GETROUTE, &route_request(family, table, device), |message| {
+            for request in route_requests(table, device) {
+                let dump = self.dump(RTM_GETROUTE, &request, |message| {
                     if message.kind == RTM_NEWROUTE {
                         unresolved |= objects.is_empty() && needs_objects(message.payload);
                         found.extend(parse(message.payload, table, device, &objects));
@@ -280,13 +281,20 @@ const EAFNOSUPPORT: i32 = 97;
 /// Bytes of `struct nhmsg`.
 const NHMSG_BYTES: usize = 8;
 
-/// The payload of an `RTM_GETROUTE` for the routes of one table through one device.
-fn route_request(family: u8, table: u32, device: u32) -> Vec<u8> {
-    let mut request = vec![family, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
-    for (kind, value) in [(RTA_TABLE, table), (RTA_OIF, device)] {
-        request.extend(8u16.to_ne_bytes());
-        request.extend(kind.to_ne_bytes());
-        request.extend(value.to_ne_bytes());
-    }
-    request
+/// Returns the payloads of the `RTM_GETROUTE`s for the routes of one table: in each family those through one
+/// device, and those of each rejecting type, which have no device or `lo`.
+fn route_requests(table: u32, device: u32) -> impl Iterator<Item = Vec<u8>> {
+    let rejecting = REJECTING.map(|kind| (kind, None));
+    let filters = [(0, Some(device))].into_iter().chain(rejecting);
+    let each = filters.flat_map(|filter| [AF_INET, AF_INET6].map(|family| (family, filter)));
+    each.map(move |(family, (kind, device))| {
+        let mut request = vec![family, 0, 0, 0, 0, 0, 0, kind, 0, 0, 0, 0];
+        let attributes = [(RTA_TABLE, Some(table)), (RTA_OIF, device)];
+        for (attribute, value) in attributes.into_iter().filter_map(|(a, value)| Some((a, value?))) {
+            request.extend(8u16.to_ne_bytes());
+            request.extend(attribute.to_ne_bytes());
+            request.extend(value.to_ne_bytes());
+        }
+        request
+    })
 }

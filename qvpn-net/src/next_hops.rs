@@ -15,20 +15,22 @@ pub use hop::KernelNextHop;
 use hop::address;
 pub(crate) use objects::NextHopObjects;
 
-/// A route of the kernel's and its next hops through one device.
+/// A route of the kernel's and its next hops through one device; or a route that rejects packets.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NextHopRoute {
     /// The destination.
     pub prefix: IpNet,
     /// The metric; the kernel prefers the lowest.
     pub metric: u32,
-    /// The next hops; empty if all those of its group are gone.
+    /// The next hops; empty for a route that rejects packets (`blackhole`, `unreachable`, `prohibit`).
     pub next_hops: Vec<KernelNextHop>,
 }
 
 const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
 const RTN_UNICAST: u8 = 1;
+/// The types `blackhole`, `unreachable` and `prohibit`: packets go nowhere, and no shorter route applies.
+pub(crate) const REJECTING: [u8; 3] = [6, 7, 8];
 /// Flag of a route or a next hop: its device is down.
 const RTNH_F_DEAD: u8 = 1;
 const RTM_F_CLONED: u32 = 0x200;
@@ -53,9 +55,9 @@ pub(crate) fn needs_objects(payload: &[u8]) -> bool {
     has(RTA_NH_ID) && !has(RTA_OIF) && !has(RTA_MULTIPATH)
 }
 
-/// Parses the payload of an `RTM_NEWROUTE`. Returns `None` for routes that can't lead a packet through
-/// `device`: those of other tables, devices and types, our own, those for one traffic class, and those whose
-/// device is down.
+/// Parses the payload of an `RTM_NEWROUTE`. Returns `None` for routes that neither lead a packet through
+/// `device` nor reject it: those of other tables, devices and types, our own, those for one traffic class, and
+/// those whose device is down.
 pub(crate) fn parse(
     payload: &[u8],
     table: u32,
@@ -65,7 +67,9 @@ pub(crate) fn parse(
     let [family, length, _, tos, short_table, protocol, _, kind, ..] = *payload.first_chunk::<RTMSG>()?;
     let flags = u32_at(payload, 8)?;
     let down = flags & (u32::from(RTNH_F_DEAD) | RTM_F_CLONED) != 0;
-    if kind != RTN_UNICAST || tos != 0 || down || matches!(protocol, ROUTE_PROTOCOL | LOCAL_PROTOCOL) {
+    let rejects = REJECTING.contains(&kind);
+    let ours = matches!(protocol, ROUTE_PROTOCOL | LOCAL_PROTOCOL);
+    if (kind != RTN_UNICAST && !rejects) || tos != 0 || down || ours {
         return None;
     }
     let mut destination: IpAddr = match family {
@@ -86,6 +90,8 @@ pub(crate) fn parse(
         }
     }
     let next_hops = match (several, object) {
+        // The kernel gives such an IPv6 route the device `lo`.
+        _ if rejects => Vec::new(),
         (Some(several), _) => several,
         (None, Some(id)) if single.device.is_none() => objects.through(id, device),
         (None, _) if single.device == Some(device) => {
@@ -94,7 +100,7 @@ pub(crate) fn parse(
         (None, _) => Vec::new(),
     };
     let prefix = IpNet::new(destination, length).ok()?;
-    let wanted = number == table && !next_hops.is_empty();
+    let wanted = number == table && (rejects || !next_hops.is_empty());
     wanted.then_some(NextHopRoute { prefix, metric, next_hops })
 }
 

@@ -76,7 +76,9 @@ fn text(route: &NextHopRoute) -> String {
         let gateway = hop.gateway.map_or("on-link".to_owned(), |gateway| gateway.to_string());
         format!("{gateway}*{}", hop.weight)
     });
-    format!("{} {} metric {}", route.prefix, hops.collect::<Vec<_>>().join(" "), route.metric)
+    let hops =
+        if route.next_hops.is_empty() { "rejects".to_owned() } else { hops.collect::<Vec<_>>().join(" ") };
+    format!("{} {hops} metric {}", route.prefix, route.metric)
 }
 
 #[test]
@@ -120,6 +122,35 @@ fn the_mirror_follows_every_kind_of_change() {
         // The kernel does not report IPv4 routes that disappear with their device.
         ip("link set qvpn0 down");
         mirror.wait(&[]);
+    });
+}
+
+#[test]
+fn routes_that_reject_packets_are_followed() {
+    with_tunnel("routes_that_reject_packets_are_followed", || {
+        let mirror = Mirror::start(254);
+        ip("route add 10.20.0.0/16 via 10.77.0.2");
+        ip("route add blackhole 10.20.5.0/24");
+        ip("route add unreachable 10.20.6.0/24 metric 7");
+        ip("-6 route add prohibit fd20::/64 metric 9");
+        let rejecting = [
+            "10.20.0.0/16 10.77.0.2*1 metric 0",
+            "10.20.5.0/24 rejects metric 0",
+            "10.20.6.0/24 rejects metric 7",
+            "fd20::/64 rejects metric 9",
+        ];
+        mirror.wait(&rejecting);
+        // A better route through the tunnel wins, as in the kernel; our own routes and other tables don't count.
+        ip("route add 10.20.6.0/24 via 10.77.0.3");
+        ip("-6 route add fd20::/64 via fe80::2 dev qvpn0 metric 3");
+        ip("route add unreachable 10.20.7.0/24 proto 113");
+        ip("route add blackhole 10.20.8.0/24 table 100");
+        ip("route del blackhole 10.20.5.0/24");
+        mirror.wait(&[
+            "10.20.0.0/16 10.77.0.2*1 metric 0",
+            "10.20.6.0/24 10.77.0.3*1 metric 0",
+            "fd20::/64 fe80::2*1 metric 3",
+        ]);
     });
 }
 

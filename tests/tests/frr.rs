@@ -155,7 +155,8 @@ fn bgp_by_global_and_by_link_local_next_hops() {
     });
 }
 
-/// Makes the second gateway serve the prefix 10.21.0.0/24, which is behind the host of the first.
+/// Makes the second gateway serve the prefix 10.21.0.0/24, which is behind the host of the first. The host is a
+/// router of the site, with a link to each gateway.
 fn join_second_gateway(lab: &HubLab) {
     let [first, second] = [&lab.sites[0], &lab.sites[1]];
     first.lan.join("lan2", &second.gw, "lan2");
@@ -163,10 +164,11 @@ fn join_second_gateway(lab: &HubLab) {
     second.gw.run("ip addr add 10.21.9.1/30 dev lan2");
     first.gw.run("ip route add 10.21.0.0/24 via 10.20.1.2");
     second.gw.run("ip route add 10.21.0.0/24 via 10.21.9.2");
-    for (site, device) in [(first, "lan"), (second, "lan2")] {
+    let link = "{ prefix = \"10.21.9.0/30\", device = \"lan2\" }, ";
+    for (site, device, link) in [(first, "lan", ""), (second, "lan2", link)] {
         let file = site.gw.dir().join("qvpn0.toml");
         let text = std::fs::read_to_string(&file).unwrap();
-        let own = format!("local = [{{ prefix = \"10.21.0.0/24\", device = \"{device}\" }}, ");
+        let own = format!("local = [{link}{{ prefix = \"10.21.0.0/24\", device = \"{device}\" }}, ");
         std::fs::write(&file, text.replace("local = [", &own)).unwrap();
     }
 }
@@ -182,27 +184,35 @@ fn a_site_with_two_gateways_is_reached_by_the_other_within_a_second() {
         wait_up(&hub);
         let hub_bgp = Bgp::new(65000, "10.77.0.1").network("10.10.0.0/24");
         let hub_bgp = hub_bgp.neighbor("10.77.0.2", 65001).neighbor("10.77.0.3", 65001).prefer("10.77.0.2");
-        let site = |number: u8| {
-            let site = Bgp::new(65001, &format!("10.77.0.{}", number + 1));
-            site.network("10.21.0.0/24").neighbor("10.77.0.1", 65000)
+        let site = |number: u8, host: &str| {
+            let site = Bgp::new(65001, &format!("10.77.0.{}", number + 1)).network("10.21.0.0/24");
+            site.neighbor("10.77.0.1", 65000).neighbor(host, 65010)
         };
+        // The site's router learns from both gateways which of them reaches the hub.
+        let router = Bgp::new(65010, "10.20.1.2").neighbor("10.20.1.1", 65001).neighbor("10.21.9.1", 65001);
         let hub_frr = bgp_and_bfd(&lab.hub, &hub_bgp);
-        let _frr = [bgp_and_bfd(&lab.sites[0].gw, &site(1)), bgp_and_bfd(&lab.sites[1].gw, &site(2))];
+        let _frr = [
+            bgp_and_bfd(&lab.sites[0].gw, &site(1, "10.20.1.2")),
+            bgp_and_bfd(&lab.sites[1].gw, &site(2, "10.21.9.2")),
+            bgp_and_bfd(&lab.sites[0].lan, &router.prefer("10.20.1.1")),
+        ];
         let next_hop = || {
             let route = lab.hub.run("ip route show 10.21.0.0/24 proto bgp");
             ["10.77.0.2", "10.77.0.3"].into_iter().filter(|hop| route.contains(hop)).collect::<Vec<_>>()
+        };
+        let way_back = || {
+            let route = lab.sites[0].lan.run("ip route show 10.10.0.0/24 proto bgp");
+            ["10.20.1.1", "10.21.9.1"].into_iter().filter(|hop| route.contains(hop)).collect::<Vec<_>>()
         };
         wait_until("both gateways announce the prefix", START, || {
             let paths = hub_frr.show("show bgp ipv4 unicast 10.21.0.0/24");
             let both = paths["paths"].as_array().is_some_and(|paths| paths.len() == 2);
             let peers = hub_frr.show("show bfd peers");
             let up = peers.as_array()?.iter().filter(|peer| peer["status"] == "up").count();
-            (both && up == 2 && next_hop() == ["10.77.0.2"]).then_some(())
+            (both && up == 2 && next_hop() == ["10.77.0.2"] && way_back() == ["10.20.1.1"]).then_some(())
         });
         wait_until("the host is reached", START, || {
-            let output = lab.hub_lan.try_run("ping -n -c 1 -W 1 10.21.0.1");
-            // Wait until only the first gateway has a route back.
-            output.status.success().then_some(())
+            lab.hub_lan.try_run("ping -n -c 1 -W 1 10.21.0.1").status.success().then_some(())
         });
 
         let capture = Capture::start(&lab.wan, "hub", "198.51.100.1");
@@ -210,25 +220,26 @@ fn a_site_with_two_gateways_is_reached_by_the_other_within_a_second() {
         let rate = 500;
         let arrived = |site: &Gateway<'_>| site.peer()["rx_packets"].as_u64().unwrap();
         let before = arrived(&sites[0]);
-        let stream = Stream { rate, ..Stream::default() }.start_between(hosts, [rate * 20, 0]);
+        let stream = Stream { rate, ..Stream::default() }.start_between(hosts, [rate * 20; 2]);
         wait_until("the stream passes the first gateway", START, || {
             (arrived(&sites[0]) > before + rate / 2).then_some(())
         });
         sites[0].process.kill();
         wait_until("the second gateway is the next hop", START, || {
-            (next_hop() == ["10.77.0.3"]).then_some(())
+            (next_hop() == ["10.77.0.3"] && way_back() == ["10.21.9.1"]).then_some(())
         });
         // The gateway returns, and with it the preferred path.
         sites[0] = lab.start(&lab.sites[0].gw);
         wait_until("the first gateway is the next hop again", START, || {
-            (next_hop() == ["10.77.0.2"]).then_some(())
+            (next_hop() == ["10.77.0.2"] && way_back() == ["10.20.1.1"]).then_some(())
         });
-        let [_, host] = stream.finish();
-        println!("one gateway killed and back: {:?}", host.received);
-        let stopped = Duration::from_secs_f64(host.received.longest_gap_ms / 1000.0);
-        assert!(stopped < Duration::from_secs(1), "traffic stopped for {stopped:?}");
-        assert!(host.received.lost > 0, "the stream passed the gateway that was killed");
-        assert!(host.received.distinct > rate * 18, "{host:?}");
+        for (at, host) in ["the hub", "the site"].into_iter().zip(stream.finish()) {
+            println!("one gateway killed and back, at {at}: {:?}", host.received);
+            let stopped = Duration::from_secs_f64(host.received.longest_gap_ms / 1000.0);
+            assert!(stopped < Duration::from_secs(1), "traffic to {at} stopped for {stopped:?}");
+            assert!(host.received.lost > 0, "the stream to {at} passed the gateway that was killed");
+            assert!(host.received.distinct > rate * 18, "{host:?}");
+        }
         assert_nothing_clear(&capture.stop(), "10.10.0.2", &["10.21.0.1"]);
     });
 }

@@ -137,6 +137,19 @@ fn the_kernels_routes_choose_the_peer_at_a_hub() {
         });
         wait_until("no IPv6 route", FOLLOWED, || ping("fd20:3::2", "").contains("No route").then_some(()));
 
+        // A route that rejects packets applies although a shorter one leads to a peer.
+        lab.hub.run("ip route add 10.21.0.0/16 via 10.77.0.2; ip route add blackhole 10.21.0.0/24");
+        wait_until("the shorter route is followed", FOLLOWED, || {
+            (routing(&hub)["peers"][0]["prefixes"].as_array()?.iter().any(|p| p == "10.21.0.0/16"))
+                .then_some(())
+        });
+        assert!(ping(&hosts[0], "").contains("Destination Net Unreachable"), "{}", ping(&hosts[0], ""));
+        lab.hub.run("ip route del blackhole 10.21.0.0/24");
+        wait_until("the shorter route applies", FOLLOWED, || {
+            ping(&hosts[0], "").contains("1 received").then_some(())
+        });
+        lab.hub.run("ip route del 10.21.0.0/16");
+
         let octets = |text: &str| match text.parse().unwrap() {
             std::net::IpAddr::V4(ip) => ip.octets().to_vec(),
             std::net::IpAddr::V6(ip) => ip.octets().to_vec(),

@@ -86,7 +86,7 @@ fn what_does_not_lead_through_the_device_is_no_route() {
         (3, 0x10, "for a traffic class"),
         (5, ROUTE_PROTOCOL, "ours"),
         (5, LOCAL_PROTOCOL, "ours"),
-        (7, 6, "blackhole"),
+        (7, 3, "broadcast"),
         (8, 1, "dead"),
         (9, 2, "cached"),
         (0, 7, "another family"),
@@ -94,6 +94,18 @@ fn what_does_not_lead_through_the_device_is_no_route() {
         let mut other = good.clone();
         other[place] = value;
         assert_eq!(read(&other), None, "{what}");
+    }
+}
+
+#[test]
+fn a_route_that_rejects_packets_has_no_next_hops() {
+    let wanted = NextHopRoute { prefix: "fd20::/64".parse().unwrap(), metric: 0, next_hops: Vec::new() };
+    for kind in REJECTING {
+        // IPv6 routes of these types are on `lo`, device 1.
+        let mut bytes = message("fd20::/64", &[oif(1)]);
+        bytes[7] = kind;
+        assert_eq!(read(&bytes), Some(wanted.clone()));
+        assert_eq!(parse(&bytes, 100, DEVICE, &NextHopObjects::default()), None, "another table");
     }
 }
 
