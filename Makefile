@@ -50,7 +50,7 @@ mutants:
 evidence:
 	@scripts/evidence.sh $(EVIDENCE)
 
-# The null cipher is compiled into the bench alone, so it is built by a call of its own: cargo unites features.
+# Only the bench has the null cipher, so it is built by a separate call: cargo unites features.
 bench:
 	@scripts/deps.sh system
 	@scripts/bench-peers.sh

@@ -61,7 +61,7 @@ pub enum CertsError {
     },
     /// A file to be written exists already.
     #[error(
-        "{path} exists; remove it to make it again, or give --force for a new CA and new certificates",
+        "{path} exists; remove it to make it again, or use --force for a new CA and new certificates",
         path = path.display()
     )]
     Exists {
@@ -79,7 +79,7 @@ pub enum CertsError {
     },
     /// There is half of a CA.
     #[error(
-        "{found} exists without {missing}; bring the missing file back, or give --force for a new CA",
+        "{found} exists without {missing}; restore the missing file, or use --force for a new CA",
         found = found.display(),
         missing = missing.display()
     )]

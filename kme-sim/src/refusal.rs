@@ -39,7 +39,7 @@ pub enum Refusal {
     #[error("no such URL; there are status, enc_keys and dec_keys under /api/v1/keys/{{SAE ID}}/")]
     NoSuchUrl,
     /// 405: the URL is right but the method is not.
-    #[error("{0} is done by {1}")]
+    #[error("the method of {0} is {1}")]
     Method(&'static str, &'static str),
     /// 413: the body is larger than any request that could be served.
     #[error("the body is larger than {0} bytes")]

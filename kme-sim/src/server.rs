@@ -316,7 +316,9 @@ async fn connection(
     match &sae {
         Some(sae) => debug!(%kme, %from, sae, "connected"),
         // Has the values that the operator needs to add it to the config.
-        None => info!(%kme, %from, common_name, serial = client.serial(), "connected, and no SAE"),
+        None => {
+            info!(%kme, %from, common_name, serial = client.serial(), "connected, but belongs to no SAE")
+        }
     }
     let peer = Arc::new(Peer { kme, apis, sae, shared });
     let mut stream = BufReader::new(stream);
@@ -344,6 +346,6 @@ async fn connection(
         }
     };
     if let Err(error) = ended {
-        debug!(kme = %peer.kme, %from, %error, "connection broke off");
+        debug!(kme = %peer.kme, %from, %error, "connection failed");
     }
 }

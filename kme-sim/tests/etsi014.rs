@@ -316,7 +316,7 @@ async fn other_urls_methods_and_large_bodies_are_refused() {
     }
     assert_eq!(
         a.send("POST", "/api/v1/keys/SITE-B/status", "").await.unwrap().message(405),
-        "status is done by GET or HEAD"
+        "the method of status is GET or HEAD"
     );
     a.send("DELETE", TO_B, "").await.unwrap().message(405);
     assert_eq!(a.get("/api/v1/keys/%FF/status").await.message(400), "the SAE ID in the URL is not UTF-8");

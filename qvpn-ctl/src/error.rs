@@ -112,7 +112,7 @@ pub(crate) enum CtlError {
     NotConnected(qvpn_net::IpNet),
     #[error("can't remember it in {}: {source}", file.display())]
     State { file: PathBuf, source: io::Error },
-    #[error("no such prefix is blocked beyond the configs; those that are: {}", list(.0))]
+    #[error("no such prefix is blocked in addition to the configs; these are: {}", list(.0))]
     NothingKept(Vec<qvpn_net::IpNet>),
     #[error(
         "the daemon of {} keeps the block in force: stop it first with `systemctl stop qvpn@IFACE`, or \

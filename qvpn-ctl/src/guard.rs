@@ -443,7 +443,7 @@ fn releasable(config_dir: &Path, plan: &RoutePlan, prefixes: &[IpNet]) -> Result
     if chosen.is_empty() {
         let kept: Vec<String> = kept.iter().map(ToString::to_string).collect();
         let kept = if kept.is_empty() { "none".to_owned() } else { kept.join(", ") };
-        return Err(format!("no such prefix is blocked beyond the configs; those that are: {kept}"));
+        return Err(format!("no such prefix is blocked in addition to the configs; these are: {kept}"));
     }
     Ok(chosen)
 }

@@ -432,8 +432,9 @@ pub(crate) fn device_text(device: &DeviceStatus, interface: &str) -> Option<(Str
         "up" => None,
         "renamed" => {
             let now = device.name.as_deref().unwrap_or("another name");
-            let text =
-                format!("its name is {now}, since another device is called {interface}; the tunnel goes on");
+            let text = format!(
+                "its name is {now}, since another device is called {interface}; the tunnel continues"
+            );
             Some((text, Tone::Warn))
         }
         _ => {

@@ -73,7 +73,7 @@ impl KernelRouting {
                     next
                 }
                 MirrorReport::Failed(error) => {
-                    tracing::error!("{error}; the routes before stay in force");
+                    tracing::error!("{error}; the last routes stay in force");
                     before.with_error(error.to_string())
                 }
             };

@@ -97,7 +97,7 @@ impl Change {
             if daemon.marks.mark() != former_mark
                 && let Err(error) = daemon.marks.set(former_mark)
             {
-                tracing::warn!("going back to the former firewall mark: {error}");
+                tracing::warn!("can't restore the former firewall mark: {error}");
             }
             return Err(failed(&error.to_string()));
         }
@@ -158,7 +158,7 @@ async fn apply_network(daemon: &mut Daemon, new: &Settings) -> Result<(), NetErr
     if result.is_err() {
         let former = daemon.peers.with_mtus(daemon.settings.routes.clone());
         if let Err(error) = daemon.routes.apply(&former).await {
-            tracing::error!("going back to the former routes: {error}");
+            tracing::error!("can't restore the former routes: {error}");
         }
     }
     result

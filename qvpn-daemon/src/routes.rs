@@ -135,7 +135,7 @@ impl Routes {
         }
         if let Err(error) = self.set(new).await {
             if let Err(back) = self.set(old).await {
-                tracing::error!("going back to the former routes: {back}");
+                tracing::error!("can't restore the former routes: {back}");
             }
             return Err(error);
         }
@@ -181,7 +181,7 @@ impl Routes {
         if released.is_empty() {
             let kept: Vec<String> = kept.iter().map(ToString::to_string).collect();
             let kept = if kept.is_empty() { "none".to_owned() } else { kept.join(", ") };
-            return Err(format!("no such prefix is blocked beyond the config; those that are: {kept}"));
+            return Err(format!("no such prefix is blocked in addition to the config; these are: {kept}"));
         }
         let plan = self.plan.clone().releasing(&released);
         self.set_and_release(plan, &released).await.map_err(|error| error.to_string())?;
@@ -306,12 +306,10 @@ impl Routes {
         match &self.device_state {
             DeviceState::Missing => tracing::error!(
                 "the device {name} was deleted or moved to another network namespace; its prefixes are \
-                 blocked \
-                 until the daemon is restarted"
+                 blocked until the daemon is restarted"
             ),
             DeviceState::Renamed(now) => tracing::warn!(
-                "the device {name} has the name {now}, since another device is called {name} now; the tunnel \
-                 goes on"
+                "the device {name} is now called {now}: another device has its name; the tunnel continues"
             ),
             DeviceState::Up => tracing::info!("the device {name} is back"),
         }
@@ -363,7 +361,7 @@ impl Routes {
             },
         };
         if let Err(error) = released {
-            tracing::error!("removing the block at the stop: {error}");
+            tracing::error!("can't remove the block: {error}");
         }
     }
 }

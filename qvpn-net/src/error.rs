@@ -51,8 +51,8 @@ pub enum NetError {
     },
     /// The kernel has no nf_tables.
     #[error(
-        "there is no filter ({0}): this kernel, container or sandbox has no nf_tables; the routes alone keep \
-         clear text in"
+        "there is no filter ({0}): this kernel, container or sandbox has no nf_tables; only the routes of \
+         the block are in force"
     )]
     NoFilter(#[source] io::Error),
     /// The resident guard's answer.

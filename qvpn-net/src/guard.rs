@@ -382,8 +382,8 @@ impl Guard {
                     (what, "its prefixes are blocked; restart its daemon")
                 }
                 (Some(_), Some(now)) if reported.as_ref() != Some(&now) => {
-                    let what = format!("device {name} has the name {now} now");
-                    (what, "the tunnel goes on, since it is known by its index")
+                    let what = format!("device {name} is now called {now}");
+                    (what, "the tunnel continues, since it is known by its index")
                 }
                 _ => continue,
             };

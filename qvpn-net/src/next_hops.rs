@@ -56,8 +56,8 @@ pub(crate) fn needs_objects(payload: &[u8]) -> bool {
 }
 
 /// Parses the payload of an `RTM_NEWROUTE`. Returns `None` for routes that neither lead a packet through
-/// `device` nor reject it: those of other tables, devices and types, our own, those for one traffic class, and
-/// those whose device is down.
+/// `device` nor reject it: those of other tables, devices and types, our own, those for one traffic class,
+/// and those whose device is down.
 pub(crate) fn parse(
     payload: &[u8],
     table: u32,

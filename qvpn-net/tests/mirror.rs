@@ -140,7 +140,7 @@ fn routes_that_reject_packets_are_followed() {
             "fd20::/64 rejects metric 9",
         ];
         mirror.wait(&rejecting);
-        // A better route through the tunnel wins, as in the kernel; our own routes and other tables don't count.
+        // A better route through the tunnel wins, as in the kernel. Our own routes don't count.
         ip("route add 10.20.6.0/24 via 10.77.0.3");
         ip("-6 route add fd20::/64 via fe80::2 dev qvpn0 metric 3");
         ip("route add unreachable 10.20.7.0/24 proto 113");

@@ -3,7 +3,7 @@
 use std::fs;
 use std::io::ErrorKind;
 use std::os::unix::fs::PermissionsExt;
-use std::os::unix::net::UnixDatagram;
+use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
@@ -97,6 +97,23 @@ impl Lab {
         }
         let public = ctl_pipe(&["pubkey"], &fs::read_to_string(&file).unwrap()).trim().to_owned();
         Identity { file, public }
+    }
+
+    /// Starts `qvpn-ctl guard --watch` at gateway A, and waits until it answers.
+    ///
+    /// # Panics
+    /// If it does not start.
+    #[must_use]
+    #[track_caller]
+    pub fn start_guard(&self) -> Process {
+        let dir = self.gw_a.dir();
+        let arguments = ["--config-dir", dir.to_str().unwrap(), "guard", "--watch"];
+        let mut guard = self.gw_a.spawn(binary("qvpn-ctl"), &arguments);
+        wait_until("the guard answers", Duration::from_secs(30), || {
+            assert!(guard.is_running(), "{}", guard.log());
+            UnixStream::connect(dir.join("run/guard.socket")).is_ok().then_some(())
+        });
+        guard
     }
 
     /// Writes a site's config; returns its path.

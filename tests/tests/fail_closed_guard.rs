@@ -6,24 +6,11 @@
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
-use tests::{
-    Capture, GatewayOptions, KmeOptions, Lab, Outer, Process, Site, Stream, binary, sandbox, wait_until,
-};
+use tests::{Capture, GatewayOptions, KmeOptions, Lab, Outer, Site, Stream, sandbox, wait_until};
 
 const START: Duration = Duration::from_secs(20);
 /// The time limit for restoring a removed layer; far more than is measured, since the machine may be busy.
 const RESTORED_WITHIN: Duration = Duration::from_secs(2);
-
-fn start_guard(lab: &Lab) -> Process {
-    let dir = lab.gw_a.dir().display().to_string();
-    let mut guard = lab.gw_a.spawn(binary("qvpn-ctl"), &["--config-dir", &dir, "guard", "--watch"]);
-    let socket = lab.gw_a.dir().join("run/guard.socket");
-    wait_until("the guard answers", START, || {
-        assert!(guard.is_running(), "{}", guard.log());
-        std::os::unix::net::UnixStream::connect(&socket).is_ok().then_some(())
-    });
-    guard
-}
 
 /// Removes rules and routes of the block, and returns how long it took until they were back.
 fn removed_and_restored(lab: &Lab, what: &str) -> Duration {
@@ -55,7 +42,7 @@ fn the_guard_keeps_the_block_without_the_daemon() {
         for site in Site::BOTH {
             let _ = lab.configure(site, &GatewayOptions::default());
         }
-        let mut guard = start_guard(&lab);
+        let mut guard = lab.start_guard();
         assert!(filter_is_there(&lab), "before there is a daemon");
         let capture = Capture::start(&lab.wan, Site::A.name(), Site::A.wan(Outer::V4));
         let stream = Stream { count: 20_000, rate: 500, ..Stream::default() }.start(&lab);
@@ -90,7 +77,7 @@ fn the_guard_keeps_the_block_without_the_daemon() {
         a.process.line("the guard has ended", START);
         removed_and_restored(&lab, "guard killed");
         assert!(filter_is_there(&lab));
-        let mut guard = start_guard(&lab);
+        let mut guard = lab.start_guard();
         a.process.line("the guard keeps the block in force from now on", START);
         wait_until("traffic with the second guard", START, || {
             lab.lan_a.pings(Site::B.host()[0]).then_some(())

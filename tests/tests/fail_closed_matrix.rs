@@ -7,7 +7,7 @@ use std::fmt::Write;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
-use tests::{Gateway, GatewayOptions, Lab, Process, Site, binary, sandbox, wait_until};
+use tests::{Gateway, GatewayOptions, Lab, Site, binary, sandbox, wait_until};
 
 const START: Duration = Duration::from_secs(20);
 
@@ -244,17 +244,6 @@ fn shell(line: &str, kind: &Kind, lab: &Lab, guard: u32) -> String {
         .replace("GUARD", &guard.to_string())
 }
 
-fn start_guard(lab: &Lab) -> Process {
-    let dir = lab.gw_a.dir().display().to_string();
-    let mut guard = lab.gw_a.spawn(binary("qvpn-ctl"), &["--config-dir", &dir, "guard", "--watch"]);
-    let socket = lab.gw_a.dir().join("run/guard.socket");
-    wait_until("the guard answers", START, || {
-        assert!(guard.is_running(), "{}", guard.log());
-        std::os::unix::net::UnixStream::connect(&socket).is_ok().then_some(())
-    });
-    guard
-}
-
 /// Counts, on the WAN's router, packets in clear from gateway A to networks of the sites.
 fn count_clear(lab: &Lab) {
     lab.wan.nft(
@@ -311,7 +300,7 @@ fn matrix(lab: &Lab, kind: &Kind) -> Vec<(State, Vec<String>)> {
     let config = lab.configure(Site::A, &options(Site::A));
     let _ = lab.configure(Site::B, &options(Site::B));
     std::fs::copy(&config, config.with_extension("toml.kept")).unwrap();
-    let mut guard = start_guard(lab);
+    let mut guard = lab.start_guard();
     let mut b = lab.start_daemon(Site::B);
     let mut a: Gateway<'_> = lab.start_daemon(Site::A);
     let mut columns = Vec::new();
@@ -346,7 +335,7 @@ fn matrix(lab: &Lab, kind: &Kind) -> Vec<(State, Vec<String>)> {
             State::GuardKilled => {
                 guard.kill();
                 let cells = column(lab, kind, state, pid);
-                guard = start_guard(lab);
+                guard = lab.start_guard();
                 cells
             }
             State::Stopped => {

@@ -4,12 +4,11 @@
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
 use std::fs;
-use std::os::unix::net::UnixStream;
 use std::process::Output;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
-use tests::{Gateway, GatewayOptions, Lab, Process, Site, binary, sandbox, wait_until};
+use tests::{Gateway, GatewayOptions, Lab, Site, binary, sandbox, wait_until};
 
 const START: Duration = Duration::from_secs(20);
 
@@ -22,17 +21,6 @@ fn without_qkd(interface: &str) -> GatewayOptions {
 fn configure(lab: &Lab, interface: &str) {
     let _ = lab.configure(Site::A, &without_qkd(interface));
     let _ = lab.configure(Site::B, &without_qkd(""));
-}
-
-fn start_guard(lab: &Lab) -> Process {
-    let dir = lab.gw_a.dir().display().to_string();
-    let mut guard = lab.gw_a.spawn(binary("qvpn-ctl"), &["--config-dir", &dir, "guard", "--watch"]);
-    let socket = lab.gw_a.dir().join("run/guard.socket");
-    wait_until("the guard answers", START, || {
-        assert!(guard.is_running(), "{}", guard.log());
-        UnixStream::connect(&socket).is_ok().then_some(())
-    });
-    guard
 }
 
 /// Runs `qvpn-ctl` at gateway A, with or without a daemon. The output is exit code, stdout and stderr.
@@ -145,7 +133,7 @@ fn a_device_that_is_changed_is_restored_and_what_is_lost_is_said() {
         let lab = Lab::new();
         count_clear(&lab);
         configure(&lab, "");
-        let _guard = start_guard(&lab);
+        let _guard = lab.start_guard();
         let _b = lab.start_daemon(Site::B);
         let mut a = lab.start_daemon(Site::A);
         a.wait_state("up", START);
@@ -155,7 +143,7 @@ fn a_device_that_is_changed_is_restored_and_what_is_lost_is_said() {
 
         lab.gw_a.run("ip link set qvpn0 name other");
         events.line("the name of qvpn0 (was other)", START);
-        events.line("has the name other now", START);
+        events.line("is now called other", START);
         lab.gw_a.run("ip link set qvpn0 down");
         events.line("qvpn0 up", START);
         lab.gw_a.run("ip addr del 10.77.0.1/30 dev qvpn0");
@@ -206,7 +194,7 @@ fn a_peer_is_disabled_and_renamed_and_its_prefixes_are_released_on_request_only(
         let lab = Lab::new();
         count_clear(&lab);
         configure(&lab, "");
-        let mut guard = start_guard(&lab);
+        let mut guard = lab.start_guard();
         let _b = lab.start_daemon(Site::B);
         let mut a = lab.start_daemon(Site::A);
         a.wait_state("up", START);
@@ -247,7 +235,7 @@ fn a_peer_is_disabled_and_renamed_and_its_prefixes_are_released_on_request_only(
         assert!(said.contains("`qvpn-ctl unblock qvpn0 10.20.0.0/16` releases it"), "{said}");
         assert_eq!(a.show()["guard"]["kept"], serde_json::json!(["10.20.0.0/16", "fd20::/64"]));
         assert_eq!(clear_to(&lab, &BOTH), 0);
-        refused(&["unblock", "qvpn0", "10.30.0.0/16"], "those that are: 10.20.0.0/16, fd20::/64");
+        refused(&["unblock", "qvpn0", "10.30.0.0/16"], "these are: 10.20.0.0/16, fd20::/64");
         refused(&["unblock", "qvpn0"], "stop it first");
         done(&["unblock", "qvpn0", "10.20.0.0/16"]);
         assert!(clear_to(&lab, &[BOTH[0]]) > 0, "released");
@@ -355,7 +343,7 @@ fn connected_networks_are_remembered_and_grow_on_request_only() {
         let allowed = ["0.0.0.0/0", "::/0"].map(str::to_owned).to_vec();
         let options = GatewayOptions { allowed_ips: allowed, ..without_qkd("local = \"connected\"") };
         let _ = lab.configure(Site::A, &options);
-        let mut guard = start_guard(&lab);
+        let mut guard = lab.start_guard();
         let mut a = lab.start_daemon(Site::A);
         let local = |a: &Gateway<'_>| a.show()["guard"]["local"].to_string();
         let first = r#"["10.10.0.0/16 dev lan","10.30.0.0/24 dev kme","fd10::/64 dev lan"]"#;
@@ -375,7 +363,7 @@ fn connected_networks_are_remembered_and_grow_on_request_only() {
         a.process.line("the guard has ended", START);
         assert!(lab.gw_a.pings("10.60.0.2") && lab.gw_a.pings("10.10.0.2"));
         a.process.kill();
-        let _guard = start_guard(&lab);
+        let _guard = lab.start_guard();
         let a = lab.start_daemon(Site::A);
         assert!(
             local(&a).contains("10.60.0.0/24 dev kme") && !local(&a).contains("10.61.0.0/24"),
@@ -397,7 +385,7 @@ fn a_flushed_ruleset_and_a_useless_local_open_nothing() {
                      = \"idle\" }]";
         configure(&lab, local);
         lab.gw_a.run("ip link add idle type veth peer name idle-peer; ip addr add 10.20.8.1/24 dev idle");
-        let _guard = start_guard(&lab);
+        let _guard = lab.start_guard();
         let _b = lab.start_daemon(Site::B);
         let a = lab.start_daemon(Site::A);
         a.wait_state("up", START);
@@ -450,7 +438,7 @@ fn a_second_tunnel_with_a_prefix_of_a_running_one_does_not_start_and_names_both_
         || {
             let lab = Lab::new();
             configure(&lab, "");
-            let guard = start_guard(&lab);
+            let guard = lab.start_guard();
             let _b = lab.start_daemon(Site::B);
             let a = lab.start_daemon(Site::A);
             a.wait_state("up", START);

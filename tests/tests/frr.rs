@@ -155,8 +155,8 @@ fn bgp_by_global_and_by_link_local_next_hops() {
     });
 }
 
-/// Makes the second gateway serve the prefix 10.21.0.0/24, which is behind the host of the first. The host is a
-/// router of the site, with a link to each gateway.
+/// Makes the second gateway serve the prefix 10.21.0.0/24, which is behind the host of the first. The host is
+/// a router of the site, with a link to each gateway.
 fn join_second_gateway(lab: &HubLab) {
     let [first, second] = [&lab.sites[0], &lab.sites[1]];
     first.lan.join("lan2", &second.gw, "lan2");

@@ -90,7 +90,7 @@ impl TlsFiles {
                         kme = %self.kme,
                         problem = %error.what,
                         advice = %error.advice,
-                        "changed certificates can't be used, the former ones stay"
+                        "the changed certificates can't be used; the former ones stay in use"
                     );
                     loaded.problem = Some(format!("{}; {}", error.what, error.advice));
                 }

@@ -218,7 +218,7 @@ fn capabilities_findings(details: &Capabilities, own_sae: &str, findings: &mut V
             Step::Status,
             "status_fields_missing",
             text,
-            "nothing to do: qvpn goes on without them",
+            "nothing to do: qvpn continues without them",
         ));
     }
     findings.push(if local_system_id == own_sae {
@@ -268,7 +268,7 @@ fn status_findings(status: &Status, own_sae: &str, peer_sae: &SaeId, findings: &
         odd(
             "status_fields_missing",
             format!("the status lacks {fields}"),
-            "nothing to do: qvpn goes on without them",
+            "nothing to do: qvpn continues without them",
         );
     }
     if status.numbers_as_text {
