@@ -17,7 +17,7 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 const STATUS: &str = "/api/v1/keys/SITE-B/status";
 
 /// Returns the status code that a client with `config` gets at kme-a1, or why there was none.
-async fn knock(lab: &Lab, config: ClientConfig) -> Result<u16, String> {
+async fn handshake(lab: &Lab, config: ClientConfig) -> Result<u16, String> {
     let mut client = Client::connect(lab.address("kme-a1"), "kme-a1", config).await?;
     client.send("GET", STATUS, "").await.map(|r| r.status.as_u16()).map_err(|e| format!("{e:?}"))
 }
@@ -45,18 +45,19 @@ async fn a_client_that_offers_http_1_0_or_no_protocol_is_served() {
     for protocols in [&[][..], &[&b"http/1.0"[..]], &[b"h2", b"http/1.1"], &[b"http/1.0", b"http/1.1"]] {
         let mut config = client_config(lab.directory.path(), Some("site-a"), rustls::ALL_VERSIONS);
         config.alpn_protocols = protocols.iter().map(|name| name.to_vec()).collect();
-        assert_eq!(knock(&lab, config).await, Ok(200), "{protocols:?}");
+        assert_eq!(handshake(&lab, config).await, Ok(200), "{protocols:?}");
     }
     let mut config = client_config(lab.directory.path(), Some("site-a"), rustls::ALL_VERSIONS);
     config.alpn_protocols = vec![b"h2".to_vec()];
-    assert!(knock(&lab, config).await.unwrap_err().contains("NoApplicationProtocol"));
+    assert!(handshake(&lab, config).await.unwrap_err().contains("NoApplicationProtocol"));
 }
 
 #[tokio::test]
 async fn a_client_without_a_certificate_gets_no_answer() {
     let lab = Lab::start().await;
     for version in [&TLS13, &TLS12] {
-        let refused = knock(&lab, client_config(lab.directory.path(), None, &[version])).await.unwrap_err();
+        let refused =
+            handshake(&lab, client_config(lab.directory.path(), None, &[version])).await.unwrap_err();
         assert!(refused.contains("CertificateRequired") || refused.contains("HandshakeFailure"), "{refused}");
     }
 }
@@ -80,8 +81,9 @@ async fn a_certificate_of_another_ca_or_one_that_ended_gets_no_answer() {
         for (sae, alert) in
             [("other-site-a", &["UnknownCA", "DecryptError"][..]), ("ended", &["CertificateExpired"])]
         {
-            let refused =
-                knock(&lab, client_config(lab.directory.path(), Some(sae), &[version])).await.unwrap_err();
+            let refused = handshake(&lab, client_config(lab.directory.path(), Some(sae), &[version]))
+                .await
+                .unwrap_err();
             assert!(alert.iter().any(|a| refused.contains(a)), "{sae}: {refused}");
         }
     }
@@ -90,7 +92,7 @@ async fn a_certificate_of_another_ca_or_one_that_ended_gets_no_answer() {
 #[tokio::test]
 async fn a_server_certificate_is_no_client_certificate() {
     let lab = Lab::start().await;
-    let refused = knock(&lab, client_config(lab.directory.path(), Some("kme-b1"), rustls::ALL_VERSIONS))
+    let refused = handshake(&lab, client_config(lab.directory.path(), Some("kme-b1"), rustls::ALL_VERSIONS))
         .await
         .unwrap_err();
     assert!(refused.contains("BadCertificate") || refused.contains("UnsupportedCertificate"), "{refused}");

@@ -20,7 +20,7 @@ const MAGIC: &[u8; 8] = b"qvpnaud1";
 const CONTENT: usize = 8 + 8 + 32 + 32;
 const USED: usize = CONTENT + 32;
 
-/// Where the log stands: the number of the next line, its key, and the hash of the line before.
+/// The position of the log: the number of the next line, its key, and the hash of the line before.
 pub(crate) struct Position {
     pub(crate) seq: u64,
     pub(crate) prev: Hash,
@@ -35,7 +35,7 @@ pub(crate) struct KeyFile {
 }
 
 impl KeyFile {
-    /// Makes the file with a new key for line 0, readable by its owner alone, and locks it.
+    /// Makes the file with a new key for line 0, readable only by its owner, and locks it.
     ///
     /// # Errors
     /// If it is there, or can't be written.

@@ -127,7 +127,7 @@ impl AuditLog {
         self.keys.advance(&self.position)
     }
 
-    /// Goes on in a new file if the log is full, or somebody moved it away.
+    /// Continues in a new file if the log is full, or somebody moved it away.
     fn follow_rotation(&mut self) -> Result<(), AuditError> {
         let failed = AuditError::io(&self.paths.log);
         let ours = self.file.metadata().map_err(&failed)?;

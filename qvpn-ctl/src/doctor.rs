@@ -31,7 +31,7 @@ pub(crate) fn doctor(dirs: &Dirs, interface: Option<&str>, json: bool) -> Result
         Some(name) => vec![dirs.config_dir.join(format!("{name}.toml"))],
         None => configs(&dirs.config_dir).unwrap_or_default(),
     };
-    let mut findings = machine::look();
+    let mut findings = machine::findings();
     if files.is_empty() {
         findings.push(Finding::warning(
             "config",
@@ -73,8 +73,8 @@ fn look_at(dirs: &Dirs, file: &Path) -> Vec<Finding> {
         let warnings = warnings(&config).into_iter().filter(|text| !text.starts_with("nothing is blocked"));
         let fix = format!("qvpn-ctl check {}", file.display());
         findings.extend(warnings.map(|text| Finding::warning("config", text, fix.clone())));
-        findings.extend(network::look(&config));
-        findings.extend(tunnel::look(dirs, &config));
+        findings.extend(network::findings(&config));
+        findings.extend(tunnel::findings(dirs, &config));
     }
     findings.iter_mut().for_each(|finding| finding.interface = Some(name.clone()));
     findings

@@ -1,4 +1,4 @@
-//! The audit log: who changed what, and what keys were made of. A thread of its own writes it, since each
+//! The audit log: who changed what, and what keys were made of. A separate thread writes it, since each
 //! line waits for the disk.
 
 mod shared;

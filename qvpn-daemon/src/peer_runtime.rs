@@ -28,7 +28,7 @@ use crate::translate::sources;
 const UNANSWERED_LIMIT: Duration = Duration::from_secs(15);
 /// How often a host name is resolved while its peer can't be reached.
 const RESOLVE_INTERVAL: Duration = Duration::from_secs(10);
-/// A peer without a control session is logged after this time, with the reason, and then again and again.
+/// When a peer without a control session is first logged, with the reason, and how often after that.
 const UNREACHABLE_LOG_DELAY: Duration = Duration::from_secs(20);
 const UNREACHABLE_LOG_INTERVAL: Duration = Duration::from_secs(600);
 
@@ -53,7 +53,7 @@ pub(crate) struct PeerRuntime {
     lanes: Vec<Arc<PeerStats>>,
     /// Epochs that came into force, by what their keys are made of.
     rekeys: Vec<(KeySources, u64)>,
-    /// What the path takes, in bytes, once it was measured and is less than the device's MTU.
+    /// The path's MTU for inner packets, in bytes, once it was measured and is less than the device's.
     mtu: Option<u16>,
     /// The timer that is set for it.
     timer: Option<Time>,
@@ -134,7 +134,7 @@ impl PeerRuntime {
         &self.lanes
     }
 
-    /// What the path takes, in bytes, if that was measured and is less than the device's MTU.
+    /// The path's MTU for inner packets, in bytes, if it was measured and is less than the device's.
     pub(crate) fn mtu(&self) -> Option<u16> {
         self.mtu
     }
@@ -175,7 +175,7 @@ impl PeerRuntime {
         std::mem::replace(&mut self.timer, at)
     }
 
-    /// Does everything that the peer wants done. Call it after each call into the peer.
+    /// Carries out all outputs of the peer. Call it after each call of a method of the peer.
     pub(crate) fn drain(&mut self, context: &mut DaemonContext, now: Time) {
         while let Some(event) = self.peer.poll_event() {
             match event {
@@ -205,7 +205,7 @@ impl PeerRuntime {
         self.peer.handle_timeout(now, &mut context.rng);
     }
 
-    /// Twice a second: what the lanes did, and whether they hear anything.
+    /// Tells the peer what the lanes sent and received. Called twice a second.
     pub(crate) fn tick(&mut self, context: &mut DaemonContext, now: Time) {
         self.report_activity(context, now);
         let received_at: Vec<Time> =
@@ -294,7 +294,7 @@ impl PeerRuntime {
         }
     }
 
-    /// A silent peer is called at all of these.
+    /// Gives the peer its known endpoints: it calls a silent peer at all of them.
     fn set_known_endpoints(&mut self) {
         let known: Vec<SocketAddr> = self.last.iter().chain(&self.named).copied().collect();
         self.peer.set_known_endpoints(&known);
@@ -449,26 +449,31 @@ impl PeerRuntime {
                 let endpoints = endpoints.iter().map(ToString::to_string).collect();
                 EventKind::IdentityDuplicate { peer, endpoints }
             }
-            PeerEvent::WrongConfirmation { epoch, count } => {
-                return tracing::warn!(
-                    "peer {peer}: epoch {epoch}: wrong confirmation number {count}, ignored"
-                );
-            }
-            PeerEvent::RekeyAsked { reason } => {
-                return tracing::info!(
-                    "peer {peer}: the other site asks for a new epoch: {}",
-                    reason.words()
-                );
-            }
-            PeerEvent::KeyLost { id, why } => {
-                return tracing::warn!("peer {peer}: QKD key {id} lost: {why}");
-            }
-            PeerEvent::ClockSetBack { detail } => return tracing::warn!("peer {peer}: {detail}"),
-            PeerEvent::Refused { by_us, reason, detail } => {
-                let who = if by_us { "we refused" } else { "it refused us" };
-                return tracing::warn!("peer {peer}: {who} ({}): {detail}", reason.name());
-            }
+            event @ (PeerEvent::WrongConfirmation { .. }
+            | PeerEvent::RekeyAsked { .. }
+            | PeerEvent::KeyLost { .. }
+            | PeerEvent::ClockSetBack { .. }
+            | PeerEvent::Refused { .. }) => return log(&peer, event),
         };
         context.events.emit(kind);
+    }
+}
+
+/// Logs an event that only the log reports.
+fn log(peer: &str, event: PeerEvent) {
+    match event {
+        PeerEvent::WrongConfirmation { epoch, count } => {
+            tracing::warn!("peer {peer}: epoch {epoch}: wrong confirmation number {count}, ignored");
+        }
+        PeerEvent::RekeyAsked { reason } => {
+            tracing::info!("peer {peer}: the other site asks for a new epoch: {}", reason.words());
+        }
+        PeerEvent::KeyLost { id, why } => tracing::warn!("peer {peer}: QKD key {id} lost: {why}"),
+        PeerEvent::ClockSetBack { detail } => tracing::warn!("peer {peer}: {detail}"),
+        PeerEvent::Refused { by_us, reason, detail } => {
+            let who = if by_us { "we refused" } else { "it refused us" };
+            tracing::warn!("peer {peer}: {who} ({}): {detail}", reason.name());
+        }
+        _ => {}
     }
 }

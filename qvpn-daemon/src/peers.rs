@@ -46,7 +46,7 @@ pub(crate) struct Peers {
     runtimes: BTreeMap<u16, PeerRuntime>,
     /// The numbers of the peers in the config's order.
     order: Vec<u16>,
-    /// By X25519 key.
+    /// The peers' numbers by X25519 key.
     by_key: HashMap<[u8; 32], u16>,
     timers: BTreeSet<(Time, u16)>,
     next_serial: u64,
@@ -120,7 +120,7 @@ impl Peers {
         &self.kme_counts
     }
 
-    /// Where KMEs that a reload opens report.
+    /// The channel for reports of KMEs that a reload opens.
     pub(crate) fn kme_reporting(&self) -> KmeReporting {
         KmeReporting {
             events: self.context.events.clone(),

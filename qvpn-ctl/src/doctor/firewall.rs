@@ -10,7 +10,7 @@ use serde_json::Value;
 use super::command::json;
 use super::finding::Finding;
 
-pub(super) fn look(config: &Config) -> Vec<Finding> {
+pub(super) fn findings(config: &Config) -> Vec<Finding> {
     let (first, last) = ports(config);
     let text =
         if first == last { format!("UDP port {first}") } else { format!("UDP ports {first} to {last}") };

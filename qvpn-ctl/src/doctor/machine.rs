@@ -13,7 +13,7 @@ use crate::check::daemon_user;
 /// The locked memory that is enough for any daemon, in bytes; the unit allows more.
 const MIN_MEMLOCK_BYTES: u64 = 64 << 20;
 
-pub(super) fn look() -> Vec<Finding> {
+pub(super) fn findings() -> Vec<Finding> {
     vec![tun(), kernel(), clock(), members()]
 }
 

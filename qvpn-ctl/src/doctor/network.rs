@@ -19,12 +19,12 @@ use super::firewall;
 const OVERHEAD_V4_BYTES: u64 = 20 + 8 + 16 + 16;
 const OVERHEAD_V6_BYTES: u64 = 40 + 8 + 16 + 16;
 
-pub(super) fn look(config: &Config) -> Vec<Finding> {
+pub(super) fn findings(config: &Config) -> Vec<Finding> {
     let mut findings = forwarding(config);
     findings.extend(reverse_path(config));
     findings.extend(src_valid_mark(config));
     findings.extend(mtu(config));
-    findings.extend(firewall::look(config));
+    findings.extend(firewall::findings(config));
     if config.interface.table == Table::Auto {
         findings.extend(routes(config));
     } else if config.interface.protect.is_empty() {

@@ -22,7 +22,7 @@ const RENEW_BEFORE_SECONDS: i64 = 30 * 86_400;
 /// The maximum number of names of a group that are listed.
 const MAX_NAMES: usize = 5;
 
-pub(super) fn look(dirs: &Dirs, config: &Config) -> Vec<Finding> {
+pub(super) fn findings(dirs: &Dirs, config: &Config) -> Vec<Finding> {
     let mut findings = daemon(dirs, config);
     findings.extend(certificates(config));
     findings

@@ -60,7 +60,7 @@ pub trait ControlLink {
     fn tick(&mut self) -> LinkOutput;
     /// Returns the time since the handshake of the session in use; `None` without one.
     fn session_age(&self) -> Option<Duration>;
-    /// Forgets all sessions, and no times of initiations.
+    /// Drops all sessions, but keeps the times of initiations.
     fn reset(&mut self);
     /// Returns the greatest time in an initiation of the peer, to be kept over restarts; `None` before the
     /// first.

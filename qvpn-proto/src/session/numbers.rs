@@ -63,7 +63,7 @@ impl SessionNumbers {
         self.made.iter().rfind(|(other, _)| *other == index).map_or(0, |(_, number)| *number)
     }
 
-    /// Forgets all sessions, and goes on counting.
+    /// Drops all sessions; the numbers continue.
     pub fn reset(&mut self) {
         self.initiated.clear();
         self.made.clear();

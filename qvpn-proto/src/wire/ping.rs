@@ -1,4 +1,4 @@
-//! `Ping` and `Pong`: whether the peer answers, over which path, and whether it hears us.
+//! `Ping` and `Pong`: whether the peer answers, over which path, and whether it receives our packets.
 
 use std::time::Duration;
 

@@ -24,7 +24,7 @@ fn up(seed: u64, liveness: Option<Duration>, faults: Faults) -> World {
 }
 
 /// The number of times that a side reported its peer as silent.
-fn told(world: &World, side: usize) -> usize {
+fn silences(world: &World, side: usize) -> usize {
     world.sides[side].notices.iter().filter(|(_, n)| matches!(n, PeerEvent::Silent { .. })).count()
 }
 
@@ -55,7 +55,7 @@ fn a_dead_peer_is_silent_in_seconds_and_back_soon_after() {
                     reason(&world, side)
                 );
                 assert!(view.last_received_ago.is_some_and(|ago| ago > 15 * S));
-                assert_eq!(told(&world, side), 1);
+                assert_eq!(silences(&world, side), 1);
             }
             world.cut = vec![false; 2];
             assert!(world.run_until(6 * S, |w| w.both(PeerState::Up)), "{}", world.story(0));
@@ -78,7 +78,7 @@ fn loss_in_one_direction_shows_at_both_sides() {
         let ours = reason(&world, from);
         assert!(ours.contains("lost on the way") && ours.contains("has received nothing"), "{ours}");
         world.run(20 * S);
-        assert_eq!((told(&world, 0), told(&world, 1)), (1, 1));
+        assert_eq!((silences(&world, 0), silences(&world, 1)), (1, 1));
         world.cut[from] = false;
         assert!(world.run_until(6 * S, |w| w.both(PeerState::Up)), "{}", world.story(0));
     }
@@ -93,7 +93,7 @@ fn a_wan_that_loses_a_third_does_not_flap() {
             world.traffic(500 * MS);
         }
         world.run(1800 * S);
-        assert_eq!((told(&world, 0), told(&world, 1)), (0, 0), "seed {seed}: {}", world.story(0));
+        assert_eq!((silences(&world, 0), silences(&world, 1)), (0, 0), "seed {seed}: {}", world.story(0));
     }
 }
 
@@ -124,7 +124,7 @@ fn answers_that_come_after_ten_seconds_are_none() {
     world.faults.delay = 5 * S;
     world.run(300 * S);
     for side in [0, 1] {
-        assert_eq!(told(&world, side), 1, "{}", world.story(side));
+        assert_eq!(silences(&world, side), 1, "{}", world.story(side));
         assert_ne!(world.state(side), PeerState::Up);
     }
     world.faults.delay = 5 * MS;

@@ -49,7 +49,7 @@ fn each_side_learns_on_which_lanes_the_peer_receives_nothing() {
 }
 
 /// Returns the MTUs that a side's events report.
-fn told(world: &World, side: usize) -> Vec<u16> {
+fn reported_mtus(world: &World, side: usize) -> Vec<u16> {
     let mtu = |notice: &PeerEvent| if let PeerEvent::PathMtu { mtu } = notice { Some(*mtu) } else { None };
     world.sides[side].notices.iter().filter_map(|(_, notice)| mtu(notice)).collect()
 }
@@ -58,12 +58,12 @@ fn measured(seed: u64, faults: Faults, path: usize, within: Duration, expected: 
     let mut world = world(seed, path, faults);
     world.traffic(50 * MS);
     world.run(within / 2);
-    let last = |world: &World| told(world, 0).last().copied().unwrap_or(MAX_PATH_MTU);
+    let last = |world: &World| reported_mtus(world, 0).last().copied().unwrap_or(MAX_PATH_MTU);
     if !world.run_until(within / 2, |w| last(w) == expected) {
-        let told = told(&world, 0);
-        world.fail(&format!("{told:?} of a path of {path}"));
+        let mtus = reported_mtus(&world, 0);
+        world.fail(&format!("{mtus:?} of a path of {path}"));
     }
-    assert!(told(&world, 1).is_empty(), "the peer wasn't asked to measure");
+    assert!(reported_mtus(&world, 1).is_empty(), "the peer wasn't asked to measure");
     assert!(world.both(PeerState::Up), "{}", world.story(0));
 }
 
@@ -82,19 +82,19 @@ fn the_mtu_follows_the_path_and_survives_a_restart_of_the_peer() {
     let mut world = world(9, 9000, CLEAN);
     world.traffic(50 * MS);
     world.run(10 * S);
-    assert!(told(&world, 0).is_empty());
+    assert!(reported_mtus(&world, 0).is_empty());
     for (path, expected) in [(1300, 1296), (1216, 1216), (9000, 1420)] {
         world.path = path;
         world.run(40 * S);
-        assert_eq!(told(&world, 0).last(), Some(&expected), "{:?}", told(&world, 0));
+        assert_eq!(reported_mtus(&world, 0).last(), Some(&expected), "{:?}", reported_mtus(&world, 0));
         world.restart(1);
         assert!(world.run_until(60 * S, |w| w.both(PeerState::Up)));
     }
     world.step(0, |peer, now, _| peer.measure_path(false, now));
-    let before = told(&world, 0);
+    let before = reported_mtus(&world, 0);
     world.path = 1250;
     world.run(60 * S);
-    assert_eq!(told(&world, 0), before, "nobody measures any more");
+    assert_eq!(reported_mtus(&world, 0), before, "nobody measures any more");
 }
 
 /// The NATs of both sites move at once, so that each side knows only an endpoint of the peer that is gone.

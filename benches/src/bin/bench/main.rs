@@ -109,7 +109,7 @@ fn run(options: &Options) -> Result<()> {
             if round > 1 {
                 tunnels.reverse();
             }
-            for tunnel in tunnels.iter_mut().filter(|tunnel| takes_part(tunnel.vpn, row)) {
+            for tunnel in tunnels.iter_mut().filter(|tunnel| supports(tunnel.vpn, row)) {
                 measure(row, round, tunnel, length, &mut results);
             }
         }
@@ -123,7 +123,7 @@ fn run(options: &Options) -> Result<()> {
 }
 
 /// Returns whether a VPN is measured in a row.
-fn takes_part(vpn: Vpn, row: Row) -> bool {
+fn supports(vpn: Vpn, row: Row) -> bool {
     match row {
         Row::Rekey => {
             let protecting = matches!(vpn.kind, Kind::Protecting(..));
@@ -142,7 +142,7 @@ fn start(options: &Options, rows: &[Row], results: &mut Results) -> Result<Vec<R
     let peers = std::path::absolute(&options.peers)?;
     for vpn in vpn::ALL {
         let wanted = options.vpns.is_empty() || options.vpns.iter().any(|name| name == vpn.name);
-        if !wanted || !rows.iter().any(|row| takes_part(*vpn, *row)) {
+        if !wanted || !rows.iter().any(|row| supports(*vpn, *row)) {
             continue;
         }
         match guarded(|| vpn.start(&peers, options.lanes)) {
@@ -219,17 +219,17 @@ fn write(options: &Options, results: &Results, rounds: u32, begun: Instant) -> R
 
 /// Returns the date, the machine, and the version of each program.
 fn about(peers: &Path) -> String {
-    let said = |line: &str| {
+    let output = |line: &str| {
         let output = Command::new("sh").args(["-c", line]).output();
         output.map_or_else(|_| String::new(), |o| String::from_utf8_lossy(&o.stdout).trim().to_owned())
     };
     let mut text = format!(
         "{}, {} cores of {}, Linux {}, qvpn {}",
-        said("date -u +%Y-%m-%d"),
-        said("nproc"),
-        said("sed -n 's/^model name.*: //p' /proc/cpuinfo | head -1"),
-        said("uname -r"),
-        said("git describe --always --dirty 2>/dev/null"),
+        output("date -u +%Y-%m-%d"),
+        output("nproc"),
+        output("sed -n 's/^model name.*: //p' /proc/cpuinfo | head -1"),
+        output("uname -r"),
+        output("git describe --always --dirty 2>/dev/null"),
     );
     for name in ["wireguard-go", "boringtun-cli", "gotatun"] {
         let version = fs::read_to_string(peers.join(format!("{name}.version")));

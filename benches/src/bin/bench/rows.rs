@@ -120,7 +120,7 @@ fn tcp(tunnel: &Running, from: usize, flows: u32, seconds: u32) -> Result<Tcp> {
 
 fn iperf_server(tunnel: &Running, end: usize) -> Result<Process> {
     let mut server = tunnel.nodes[end].spawn("iperf3", &["--server", "--one-off", "--forceflush"]);
-    said(&mut server, "Server listening")?;
+    wait_for_line(&mut server, "Server listening")?;
     Ok(server)
 }
 
@@ -130,7 +130,7 @@ fn both_ways(tunnel: &Running, names: [&'static str; 2], flows: u32, length: Len
 }
 
 /// Returns the next line of a helper program that begins with `start`.
-fn said(process: &mut Process, start: &str) -> Result<String> {
+fn wait_for_line(process: &mut Process, start: &str) -> Result<String> {
     process
         .find_line(REPLY_TIMEOUT, |line| line.starts_with(start))
         .map_err(|why| anyhow::anyhow!("no `{start}`: {why}\n{}", process.log()))
@@ -150,17 +150,17 @@ fn udp(
 ) -> Result<Vec<Number>> {
     let address = format!("{}:7000", tunnel.inner[1]);
     let mut sink = tunnel.nodes[1].spawn(binary("bench-udp"), &["sink", &address]);
-    said(&mut sink, "ready")?;
+    wait_for_line(&mut sink, "ready")?;
     let mut sender = tunnel.nodes[0].spawn(binary("bench-udp"), &["blast", &address, &MTU.to_string()]);
-    said(&mut sender, "ready")?;
+    wait_for_line(&mut sender, "ready")?;
     let step = |load: f64| -> Result<Step> {
         sink.tell("start");
-        said(&mut sink, "started")?;
+        wait_for_line(&mut sink, "started")?;
         sender.tell(&format!("{load} {mix} {}", length.udp));
-        let line = said(&mut sender, "sent ")?;
+        let line = wait_for_line(&mut sender, "sent ")?;
         let (sent, seconds) = (field(&line, 1)?, field(&line, 2)?);
         sink.tell("stop");
-        let line = said(&mut sink, "count ")?;
+        let line = wait_for_line(&mut sink, "count ")?;
         // Datagrams dropped by the sink's own buffer are not the tunnel's loss.
         let received = field::<u64>(&line, 1)? + field::<u64>(&line, 2)?;
         Ok(Step { sent, received, seconds })
@@ -175,12 +175,12 @@ fn udp(
 fn round_trips(tunnel: &Running, length: Length) -> Result<Vec<Number>> {
     let address = format!("{}:7007", tunnel.inner[1]);
     let mut echo = tunnel.nodes[1].spawn(binary("bench-udp"), &["echo", &address]);
-    said(&mut echo, "ready")?;
+    wait_for_line(&mut echo, "ready")?;
     let mut pinger = tunnel.nodes[0].spawn(binary("bench-udp"), &["ping", &address]);
-    said(&mut pinger, "ready")?;
+    wait_for_line(&mut pinger, "ready")?;
     let mut trip = |count: u32| -> Result<[f64; 2]> {
         pinger.tell(&format!("{count} 2000"));
-        let line = said(&mut pinger, "rtt ")?;
+        let line = wait_for_line(&mut pinger, "rtt ")?;
         let answered: u32 = field(&line, 1)?;
         ensure!(answered > count / 2, "{answered} of {count} pings answered");
         Ok([field::<f64>(&line, 2)? / 1e3, field::<f64>(&line, 3)? / 1e3])
@@ -191,7 +191,7 @@ fn round_trips(tunnel: &Running, length: Length) -> Result<Vec<Number>> {
     let seconds = length.pings / 500 + 2;
     let mut flow = tunnel.nodes[0]
         .spawn("iperf3", &["--client", tunnel.inner[1], "--time", &seconds.to_string(), "--forceflush"]);
-    said(&mut flow, "[ ID]")?;
+    wait_for_line(&mut flow, "[ ID]")?;
     std::thread::sleep(Duration::from_millis(500));
     let loaded = trip(length.pings);
     flow.wait(REPLY_TIMEOUT);
@@ -234,11 +234,11 @@ fn flood(tunnel: &Running, length: Length) -> Result<Vec<Number>> {
             let mut words = vec![kind, &rate, &time, &target, key, FLOOD_SOURCES];
             words.extend(recorded.as_deref());
             let mut sender = tunnel.nodes[0].spawn(binary("lab-flood"), &words);
-            said(&mut sender, "flooding")?;
+            wait_for_line(&mut sender, "flooding")?;
             // The tables of unknown sources fill up first.
             std::thread::sleep(Duration::from_millis(500));
             let rate = tcp(tunnel, 0, 1, seconds)?.rate;
-            let sent: u64 = field(&said(&mut sender, "sent ")?, 1)?;
+            let sent: u64 = field(&wait_for_line(&mut sender, "sent ")?, 1)?;
             let least = FLOOD_RATE * u64::from(seconds + 2) * 9 / 10;
             ensure!(sent > least, "the flood was of {sent} datagrams only");
             Ok(rate)
