@@ -21,23 +21,7 @@ const MAX_LIVENESS: Duration = Duration::from_secs(60);
 
 impl<'t> Reader<'t> {
     pub(super) fn interface(&mut self, mut s: Section<'t>) -> Option<Interface> {
-        let name = match s.take(&self.sink, "name", "\"qvpn0\"") {
-            Some(entry) => {
-                self.positions.name = entry.at;
-                self.parsed(&entry, values::interface_name)
-            }
-            None => {
-                self.positions.name = s.at;
-                let stem =
-                    self.path.file_stem().map(|s| s.to_string_lossy().into_owned()).unwrap_or_default();
-                values::interface_name(&stem)
-                    .map_err(|(what, _)| {
-                        let what = format!("the interface takes its name from the file, and {what}");
-                        self.sink.add(s.at, what, "write `name = \"qvpn0\"`, or give the file another name");
-                    })
-                    .ok()
-            }
-        };
+        let name = self.name(&mut s);
         self.positions.private_key_file = s.at;
         let private_key_file = match s.take(&self.sink, "private_key_file", "\"/etc/qvpn/qvpn0.key\"") {
             Some(entry) => {
@@ -106,6 +90,27 @@ impl<'t> Reader<'t> {
             log_level: log_level?.unwrap_or(LogLevel::Info),
             include: include?,
         })
+    }
+
+    /// Returns the interface's name: that of the config, or else that of its file.
+    fn name(&mut self, s: &mut Section<'t>) -> Option<String> {
+        match s.take(&self.sink, "name", "\"qvpn0\"") {
+            Some(entry) => {
+                self.positions.name = entry.at;
+                self.parsed(&entry, values::interface_name)
+            }
+            None => {
+                self.positions.name = s.at;
+                let stem =
+                    self.path.file_stem().map(|s| s.to_string_lossy().into_owned()).unwrap_or_default();
+                values::interface_name(&stem)
+                    .map_err(|(what, _)| {
+                        let what = format!("the interface takes its name from the file, and {what}");
+                        self.sink.add(s.at, what, "write `name = \"qvpn0\"`, or give the file another name");
+                    })
+                    .ok()
+            }
+        }
     }
 
     /// Returns `None` after an error, and `Some(None)` if the key is absent.
