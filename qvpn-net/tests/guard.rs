@@ -298,7 +298,7 @@ fn a_tunnel_carries_its_prefixes_and_what_is_local_stays_reachable() {
         sh("ip link set qvpn0 down; ip link set qvpn0 name other; ip link set other up");
         guard.changed().await;
         let restored = guard.restore().await;
-        assert!(restored.challenges.iter().any(|c| c.what.contains("has the name other")), "{restored:?}");
+        assert!(restored.challenges.iter().any(|c| c.what.contains("is now called other")), "{restored:?}");
         sh("ip link del other; ip link add qvpn0 type veth peer name more; ip link set qvpn0 up; ip link \
              set more up");
         guard.changed().await;

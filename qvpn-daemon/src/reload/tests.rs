@@ -121,6 +121,16 @@ name = "spare"
 api = "file"
 keys_file = "/spare"
 
+[[kms.kme]]
+name = "streams"
+api = "etsi004"
+url = "tls://kme-a4.example:8444"
+dialect = "c"
+link = "fibre-1"
+ca_file = "/tls4/ca.pem"
+cert_file = "/tls4/cert.pem"
+key_file = "/tls4/key.pem"
+
 [[peer]]
 name = "site-b"
 public_key = "PUBLIC-B"
@@ -189,6 +199,8 @@ const CHANGED_KEYS: &[(&str, &str, &str, &str)] = &[
     ("[[kms.kme]]", "api", "api = \"etsi014\"", "api = \"skip\""),
     ("[[kms.kme]]", "sae_id", "sae_id = \"GATEWAY-A\"", "sae_id = \"GATEWAY-X\""),
     ("[[kms.kme]]", "url", "kme-a1.example:8443", "kme-a1.example:8444"),
+    ("[[kms.kme]]", "dialect", "dialect = \"c\"", "dialect = \"python\""),
+    ("[[kms.kme]]", "link", "link = \"fibre-1\"", "link = \"fibre-2\""),
     ("[[kms.kme]]", "server_name", "server_name = \"kme-a1\"", "server_name = \"kme-x\""),
     ("[[kms.kme]]", "ca_file", "/tls/ca.pem", "/tls/ca2.pem"),
     ("[[kms.kme]]", "cert_file", "/tls/cert.pem", "/tls/cert2.pem"),
