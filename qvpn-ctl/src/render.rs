@@ -432,9 +432,8 @@ pub(crate) fn device_text(device: &DeviceStatus, interface: &str) -> Option<(Str
         "up" => None,
         "renamed" => {
             let now = device.name.as_deref().unwrap_or("another name");
-            let text = format!(
-                "its name is {now}, since another device is called {interface}; the tunnel continues"
-            );
+            let text =
+                format!("its name is {now}: another device is called {interface}; the tunnel continues");
             Some((text, Tone::Warn))
         }
         _ => {
