@@ -1,6 +1,7 @@
 //! Lanes. Each lane has one TUN queue, one UDP socket, and a sending and a receiving thread with keys and
 //! counters of their own. Each thread owns its tables, so packets need no lock unless they are rerouted.
 
+mod called;
 mod config;
 mod ecn;
 mod event_queue;
@@ -33,6 +34,7 @@ use crate::sched;
 use crate::stats::PeerStats;
 use crate::tun::TunQueue;
 use crate::udp;
+use called::CalledAddresses;
 use config::LaneContext;
 pub use config::{Admission, Dscp, Filter, LanesConfig};
 use forward::{ForwardQueue, ForwardSender, forward_queue};
@@ -60,6 +62,7 @@ struct LaneMailboxes {
 pub struct Lanes {
     mailboxes: Vec<LaneMailboxes>,
     control: UdpSocket,
+    called: Arc<CalledAddresses>,
     /// Handles of all lanes' sockets, for their options.
     sockets: Vec<UdpSocket>,
     narrow: Mutex<bool>,
@@ -102,6 +105,7 @@ impl Lanes {
         let mut lanes = Self {
             mailboxes: Vec::new(),
             control,
+            called: Arc::default(),
             sockets: Vec::new(),
             narrow: Mutex::default(),
             threads: Mutex::default(),
@@ -109,7 +113,8 @@ impl Lanes {
         let senders: Arc<[ForwardSender]> = senders.into();
         for parts in parts {
             let (sink, stats, clock) = (sink.clone(), stats.clone(), clock.clone());
-            let context = LaneContext { lane: parts.lane, sink, stats, clock, mtu, dscp };
+            let called = lanes.called.clone();
+            let context = LaneContext { lane: parts.lane, sink, stats, clock, mtu, dscp, called };
             lanes.start_lane(parts, &context, filter.clone(), senders.clone())?;
         }
         Ok(lanes)
@@ -206,8 +211,9 @@ impl Lanes {
     pub fn set_endpoint(&self, lane: u8, peer: PeerNumber, endpoint: SocketAddr) {
         // The sender first: an endpoint that the receiver learns after this command then also reaches the
         // sender after it.
-        self.to_sender(lane, SendCommand::SetEndpoint { peer, endpoint });
-        self.to_receiver(lane, ReceiveCommand::SetEndpoint { peer, endpoint });
+        let local = self.called.of(endpoint);
+        self.to_sender(lane, SendCommand::SetEndpoint { peer, endpoint, local });
+        self.to_receiver(lane, ReceiveCommand::SetEndpoint { peer, endpoint, local });
     }
 
     /// Sets the persistent keepalive, or disables it.
@@ -266,12 +272,12 @@ impl Lanes {
         }
     }
 
-    /// Sends a control datagram from lane 0's socket.
+    /// Sends a control datagram from lane 0's socket, from the address that `to` last called.
     ///
     /// # Errors
     /// The error of the system.
     pub fn send_control(&self, datagram: &[u8], to: SocketAddr) -> std::io::Result<()> {
-        udp::send_to(&self.control, datagram, to)
+        udp::send_to(&self.control, datagram, to, self.called.of(to))
     }
 
     /// Sends a control datagram from lane 0's socket that must not be fragmented: it arrives whole or not at
@@ -283,7 +289,7 @@ impl Lanes {
     pub fn send_probe(&self, datagram: &[u8], to: SocketAddr) -> std::io::Result<()> {
         let narrow = *self.narrow.lock().unwrap_or_else(PoisonError::into_inner);
         udp::forbid_fragments(&self.control, true, narrow);
-        let sent = udp::send_to(&self.control, datagram, to);
+        let sent = udp::send_to(&self.control, datagram, to, self.called.of(to));
         udp::forbid_fragments(&self.control, false, narrow);
         sent
     }

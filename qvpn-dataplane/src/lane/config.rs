@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use qvpn_types::Time;
 
+use super::called::CalledAddresses;
 use crate::clock::Clock;
 use crate::event::LaneSink;
 use crate::stats::InterfaceStats;
@@ -64,4 +65,6 @@ pub(super) struct LaneContext {
     pub(super) clock: Clock,
     pub(super) mtu: u16,
     pub(super) dscp: Dscp,
+    /// Which of our addresses control datagrams came to.
+    pub(super) called: Arc<CalledAddresses>,
 }
