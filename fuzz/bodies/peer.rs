@@ -141,6 +141,8 @@ impl<'a> Case<'a> {
         let config = PeerConfig {
             local: SITES.us.clone(),
             remote: *SITES.them.public(),
+            other_remote: None,
+            role_by_keys: false,
             role,
             suite: Suite::ChaCha20Poly1305,
             rekey_interval: Duration::from_secs(1),

@@ -16,6 +16,7 @@ mod load;
 mod machine;
 mod model;
 mod other_interfaces;
+mod peer_keys;
 mod positions;
 mod reader;
 mod reference;

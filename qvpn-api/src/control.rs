@@ -233,6 +233,9 @@ pub struct PeerSummary {
     pub public_key: String,
     /// The public key's fingerprint.
     pub fingerprint: String,
+    /// Its other public key, while it changes its key.
+    #[serde(default)]
+    pub other_public_key: Option<String>,
     /// The configured endpoint, `host:port`.
     pub endpoint: Option<String>,
     /// The networks behind it, as prefixes.

@@ -3,6 +3,7 @@
 
 mod certificate;
 mod escaped;
+mod fields;
 mod rfc3339;
 
 use std::fmt;
@@ -13,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use crate::config::KeyChange;
 pub use certificate::CertificateOf;
 use escaped::Escaped;
+use fields::Fields;
 
 use crate::status::{KeySource, sources_text};
 
@@ -217,6 +219,18 @@ pub enum EventKind {
         /// Which key was used and what to compare, in words.
         reason: String,
     },
+    /// The control session with this peer is under another key of the peer or of ours.
+    #[serde(rename = "identity.changed")]
+    IdentityChanged {
+        /// The peer's name.
+        peer: String,
+        /// Whether it is our key; otherwise it is the peer's.
+        own: bool,
+        /// The fingerprint of the former key.
+        from: String,
+        /// The fingerprint of the key in use.
+        to: String,
+    },
     /// Two gateways use this peer's key: their instance IDs alternate.
     #[serde(rename = "identity.duplicate")]
     IdentityDuplicate {
@@ -330,6 +344,7 @@ impl EventKind {
             Self::QkdSupplyStopped { .. } => "qkd.supply_stopped",
             Self::QkdSupplyResumed { .. } => "qkd.supply_resumed",
             Self::IdentityMismatch { .. } => "identity.mismatch",
+            Self::IdentityChanged { .. } => "identity.changed",
             Self::IdentityDuplicate { .. } => "identity.duplicate",
             Self::GatewayActive { .. } => "gateway.active",
             Self::GatewayStandby {} => "gateway.standby",
@@ -376,6 +391,7 @@ impl EventKind {
             | Self::QkdSupplyResumed { .. }
             | Self::GatewayActive { .. }
             | Self::GatewayStandby {}
+            | Self::IdentityChanged { .. }
             | Self::ConfigReloaded { .. }
             | Self::ConfigChanged { .. } => false,
         }
@@ -384,7 +400,7 @@ impl EventKind {
     /// The fields with their JSON names, absent ones left out: for the journal and for the text form.
     #[must_use]
     pub fn fields(&self) -> Vec<(&'static str, String)> {
-        let mut f = Fields(Vec::new());
+        let mut f = Fields::default();
         match self {
             Self::PeerUp { peer, endpoint } => f.add("peer", peer).opt("endpoint", endpoint.as_ref()),
             Self::PeerBlocked { peer, reason }
@@ -421,6 +437,9 @@ impl EventKind {
             Self::IdentityMismatch { peer, endpoint, reason } => {
                 f.opt("peer", peer.as_ref()).opt("endpoint", endpoint.as_ref()).add("reason", reason)
             }
+            Self::IdentityChanged { peer, own, from, to } => {
+                f.add("peer", peer).add("own", own).add("from", from).add("to", to)
+            }
             Self::IdentityDuplicate { peer, endpoints } => {
                 f.add("peer", peer).add("endpoints", endpoints.join(","))
             }
@@ -428,18 +447,20 @@ impl EventKind {
             Self::GatewayWaiting { active_in_s } => f.add("active_in_s", active_in_s),
             Self::ConfigReloaded { changes } => f.add("changes", changes.join(", ")),
             Self::ConfigChanged { caller, change } => f
-                .caller(caller)
+                .caller(&caller.by, caller.uid)
                 .opt("peer", change.peer.as_ref())
                 .add("key", &change.key)
                 .opt("from", change.from.as_ref())
                 .opt("to", change.to.as_ref()),
             Self::PolicyDegraded { caller, peer, from, to } => {
-                f.caller(caller).add("peer", peer).add("from", from).add("to", to)
+                f.caller(&caller.by, caller.uid).add("peer", peer).add("from", from).add("to", to)
             }
-            Self::ControlUsed { caller, request, peer, result } => {
-                f.caller(caller).add("request", request).opt("peer", peer.as_ref()).add("result", result)
-            }
-            Self::ConfigReverted { caller } => f.caller(caller),
+            Self::ControlUsed { caller, request, peer, result } => f
+                .caller(&caller.by, caller.uid)
+                .add("request", request)
+                .opt("peer", peer.as_ref())
+                .add("result", result),
+            Self::ConfigReverted { caller } => f.caller(&caller.by, caller.uid),
             Self::GatewayStandby {} | Self::MachineCopied {} => &mut f,
         };
         f.0
@@ -467,26 +488,6 @@ impl fmt::Display for Event {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let time = humantime::format_rfc3339_millis(rfc3339::in_range(self.time));
         write!(f, "{time} {} {}", self.interface, self.kind)
-    }
-}
-
-struct Fields(Vec<(&'static str, String)>);
-
-impl Fields {
-    fn add(&mut self, name: &'static str, value: impl ToString) -> &mut Self {
-        self.0.push((name, value.to_string()));
-        self
-    }
-
-    fn caller(&mut self, caller: &Caller) -> &mut Self {
-        self.add("by", &caller.by).opt("uid", caller.uid.as_ref())
-    }
-
-    fn opt(&mut self, name: &'static str, value: Option<&impl ToString>) -> &mut Self {
-        if let Some(value) = value {
-            self.add(name, value.to_string());
-        }
-        self
     }
 }
 

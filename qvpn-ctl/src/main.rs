@@ -1,6 +1,7 @@
 //! The qvpn command line: keys, checks, and requests to the daemons over their control sockets. It has no
 //! state of its own. Plain output is for people, and `--json` is for programs.
 
+mod advice;
 mod audit;
 mod check;
 mod cli;

@@ -143,8 +143,12 @@ fn toml(settings: &PeerSettings) -> String {
         })
     };
     let text = |text: &Option<String>| text.as_deref().map(quoted);
+    let public_key = match settings.public_key.as_deref() {
+        Some([key]) => Some(quoted(key)),
+        _ => list(&settings.public_key),
+    };
     let rows = [
-        ("public_key", text(&settings.public_key)),
+        ("public_key", public_key),
         ("endpoint", text(&settings.endpoint)),
         ("allowed_ips", list(&settings.allowed_ips)),
         ("sae_id", text(&settings.sae_id)),

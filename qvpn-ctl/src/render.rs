@@ -9,6 +9,7 @@ use qvpn_api::status::{
 };
 use qvpn_identity::PublicIdentity;
 
+use crate::advice::advice;
 use crate::interface_text::{audit_text, config_text, gateway_text};
 use crate::output::{Paint, Tone, clean};
 use crate::table::{Cell, Table};
@@ -295,6 +296,9 @@ impl Page {
         self.lanes(p);
         self.line("fingerprint", &p.fingerprint);
         self.line("public key", &p.public_key);
+        self.known("other public key", p.other_public_key.clone());
+        let former = p.own_public_key.as_ref().filter(|own| **own != i.public_key);
+        self.known("own key in use", former.map(|own| format!("the former one, {own}")));
     }
 
     fn epoch(&mut self, p: &PeerStatus) {
@@ -466,35 +470,4 @@ pub(crate) fn block_text(guard: &GuardStatus) -> (String, Tone) {
     };
     let text = format!("{prefixes}: routes {routes}, filter {filter}{reason}{kept}");
     (text, if both { Tone::Plain } else { Tone::Bad })
-}
-
-/// Returns what to do about a peer that doesn't work.
-pub(crate) fn advice(p: &PeerStatus, i: &InterfaceStatus) -> Option<String> {
-    let kmes_down = !i.kmes.is_empty() && i.kmes.iter().all(|k| k.state == Some(KmeState::Down));
-    let no_stock = p.qkd_stock.is_none_or(|n| n == 0);
-    match p.state {
-        PeerState::Up if kmes_down && p.qkd_policy != QkdPolicy::Off => Some(
-            "no KME of this site answers and only the stock is left: fix the KME, whose error is above"
-                .to_owned(),
-        ),
-        // The reason of a silent peer says what to look at.
-        PeerState::Up | PeerState::Silent | PeerState::Disabled | PeerState::Standby => None,
-        _ if kmes_down && no_stock && p.qkd_policy != QkdPolicy::Off => {
-            Some("fix the KME, whose error is above; the tunnel recovers by itself".to_owned())
-        }
-        _ if p.control_handshake_ago_s.is_none() && p.endpoint.is_none() => Some(
-            "the peer's address is unknown: set `endpoint`, or make sure that the peer has our address \
-             and is running"
-                .to_owned(),
-        ),
-        _ if p.control_handshake_ago_s.is_none() => Some(format!(
-            "nothing was received from the peer: is it running, is UDP port {} open in both directions, \
-             and does it show the fingerprint below?",
-            i.listen_port
-        )),
-        _ => Some(format!(
-            "see `qvpn-ctl events {0}` and `journalctl -u qvpn@{0}` here and at the peer",
-            i.name
-        )),
-    }
 }

@@ -17,6 +17,7 @@ mod events;
 mod histogram;
 mod journal;
 mod kernel_routes;
+mod key_index;
 mod key_origins;
 mod kme_counts;
 mod kms_task;

@@ -11,7 +11,7 @@ use qvpn_api::events::EventKind;
 use qvpn_dataplane::PeerStats;
 use qvpn_proto::KeySources;
 use qvpn_proto::path_mtu::MAX_PATH_MTU;
-use qvpn_proto::session::WireGuardLink;
+use qvpn_proto::session::KeyedLinks;
 use qvpn_proto::{Fetch, LaneReport, Peer, PeerEvent, PeerOutput, PeerState, PeerView};
 use qvpn_types::{EpochNumber, KeyId, PeerNumber, Time};
 
@@ -48,7 +48,7 @@ pub(crate) struct PeerRuntime {
     settings: PeerSettings,
     kmes: Arc<KmeSet>,
     key_origins: Arc<KeyOrigins>,
-    pub(crate) peer: Peer<WireGuardLink>,
+    pub(crate) peer: Peer<KeyedLinks>,
     /// What each lane counts.
     lanes: Vec<Arc<PeerStats>>,
     /// Epochs that came into force, by what their keys are made of.
@@ -80,7 +80,7 @@ impl PeerRuntime {
         id: PeerKey,
         settings: PeerSettings,
         kmes: Arc<KmeSet>,
-        mut peer: Peer<WireGuardLink>,
+        mut peer: Peer<KeyedLinks>,
         lanes: u8,
         context: &DaemonContext,
     ) -> Self {
@@ -144,7 +144,7 @@ impl PeerRuntime {
         &self.rekeys
     }
 
-    /// Puts changed settings in force. The peer's identity must be the same as before.
+    /// Puts changed settings in force. The peer's keys in use must be among those of the settings.
     pub(crate) fn reconfigure(
         &mut self,
         settings: PeerSettings,
@@ -322,10 +322,11 @@ impl PeerRuntime {
         self.duplicates
     }
 
-    /// Its X25519 key, and what the state file stores about it.
-    pub(crate) fn state(&self) -> ([u8; 32], state_file::PeerState) {
-        let (endpoint, initiation) = (self.endpoint, self.peer.greatest_initiation());
-        (*self.settings.public_key().x25519(), state_file::PeerState { endpoint, initiation })
+    /// Its X25519 keys, and what the state file stores about each.
+    pub(crate) fn state(&self) -> impl Iterator<Item = ([u8; 32], state_file::PeerState)> + '_ {
+        let endpoint = self.endpoint;
+        let initiations = self.peer.greatest_initiations().into_iter();
+        initiations.map(move |(key, initiation)| (key, state_file::PeerState { endpoint, initiation }))
     }
 
     /// Sends everything to `endpoint` from now on, until the peer roams.
@@ -443,6 +444,10 @@ impl PeerRuntime {
             PeerEvent::IdentityMismatch { detail } => {
                 let endpoint = self.endpoint.map(|e| e.to_string());
                 EventKind::IdentityMismatch { peer: Some(peer), endpoint, reason: detail }
+            }
+            PeerEvent::KeyChanged { own, from, to } => {
+                let (from, to) = (from.fingerprint(), to.fingerprint());
+                EventKind::IdentityChanged { peer, own, from, to }
             }
             PeerEvent::IdentityDuplicate { endpoints } => {
                 self.duplicates += 1;

@@ -2,22 +2,20 @@
 //! and what the peer then wants is done. No other task touches a peer, so there is no lock.
 
 mod lifecycle;
+mod membership;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use qvpn_api::events::EventKind;
 use qvpn_api::status::RoutingStatus;
 use qvpn_dataplane::{InterfaceStats, KernelRoutes, LaneEvent};
 use qvpn_identity::PublicIdentity;
 use qvpn_net::{IpNet, RoutePlan};
-use qvpn_proto::session::{DatagramClass, Demux, WireGuardLink};
-use qvpn_proto::wire::limits::MAX_PEERS;
-use qvpn_proto::{LaneReport, Peer};
-use qvpn_types::{PeerNumber, SaeId, Time};
-use rand_core::Rng;
+use qvpn_proto::LaneReport;
+use qvpn_proto::session::{DatagramClass, Demux};
+use qvpn_types::{SaeId, Time};
 
 use crate::certificates::CertificateWatch;
 use crate::clock;
@@ -26,12 +24,13 @@ use crate::demux_drops::DemuxDrops;
 use crate::error::DaemonError;
 use crate::histogram::Histogram;
 use crate::kernel_routes::{KernelRouting, RoutingTable};
+use crate::key_index;
 use crate::kme_counts::KmeCounts;
 use crate::kms_task::{self, KmeReporting, Kmes};
 use crate::peer_runtime::PeerRuntime;
 use crate::settings::{PeerSettings, Settings};
-use crate::state_file::{self, PeerStates};
-use crate::task_result::{PeerKey, PeerTaskResult, TaskResult};
+use crate::state_file::PeerStates;
+use crate::task_result::{PeerTaskResult, TaskResult};
 use crate::translate;
 
 /// At most one handshake from an unknown key is logged in this time.
@@ -46,7 +45,7 @@ pub(crate) struct Peers {
     runtimes: BTreeMap<u16, PeerRuntime>,
     /// The numbers of the peers in the config's order.
     order: Vec<u16>,
-    /// The peers' numbers by X25519 key.
+    /// The peers' numbers by X25519 key; a peer may have two.
     by_key: HashMap<[u8; 32], u16>,
     timers: BTreeSet<(Time, u16)>,
     next_serial: u64,
@@ -147,7 +146,7 @@ impl Peers {
 
     /// What the next start needs to know about each peer.
     pub(crate) fn states(&self) -> PeerStates {
-        self.runtimes.values().map(PeerRuntime::state).collect()
+        self.runtimes.values().flat_map(PeerRuntime::state).collect()
     }
 
     /// When the next peer has a timeout.
@@ -168,6 +167,7 @@ impl Peers {
         for number in self.numbers() {
             self.with(number, now, |runtime, context| runtime.tick(context, now));
         }
+        self.erase_former_keys();
         self.poll_kmes(now);
     }
 
@@ -240,13 +240,7 @@ impl Peers {
             return;
         }
         self.unknown_key_logged = Some(now);
-        let key = data_encoding::BASE64.encode(key);
-        let reason = format!(
-            "a handshake from {from} with the X25519 key {key}, which is no peer of ours; compare `qvpn-ctl \
-             fingerprint` at both sites with public_key in both configs"
-        );
-        let endpoint = Some(from.to_string());
-        self.context.events.emit(EventKind::IdentityMismatch { peer: None, endpoint, reason });
+        self.context.events.emit(key_index::unknown_key(key, from));
     }
 
     /// Handles the result of a task.
@@ -302,95 +296,6 @@ impl Peers {
         for number in numbers {
             self.with(number, now, |runtime, context| runtime.peer.rekey(now, &mut context.rng));
         }
-    }
-
-    /// Puts other settings in force; [`Settings::fixed`] must be the same as before. Touches only peers that
-    /// changed.
-    pub(crate) fn reconfigure(&mut self, settings: &Settings, kmes: Kmes, now: Time) {
-        std::mem::replace(&mut self.kmes, kmes).close_without(&self.kmes);
-        self.measure_paths = settings.measure_paths;
-        self.idle.clone_from(&settings.idle);
-        if let Some(waiting) = &mut self.standby {
-            waiting.clone_from(&settings.peers);
-            return self.configure_lanes(settings.device.mtu);
-        }
-        // The same X25519 key with another ML-KEM key is another peer.
-        let stays = |key: &PublicIdentity| settings.peers.iter().any(|peer| peer.public_key() == key);
-        let keys = self.runtimes.values().map(|runtime| *runtime.settings().public_key());
-        let gone: Vec<PublicIdentity> = keys.filter(|key| !stays(key)).collect();
-        gone.iter().for_each(|key| self.remove(key, now));
-        self.order.clear();
-        for peer in &settings.peers {
-            match self.by_key.get(peer.public_key().x25519()).copied() {
-                Some(number) => {
-                    let kmes = self.kmes.set(peer.kme_names());
-                    self.with(number, now, |runtime, context| {
-                        runtime.reconfigure(peer.clone(), kmes, context, now);
-                    });
-                    self.order.push(number);
-                }
-                None => self.add(peer.clone(), state_file::PeerState::default(), now, now),
-            }
-        }
-        let measure = self.measure_paths;
-        for number in self.numbers() {
-            self.with(number, now, |runtime, context| runtime.measure_path(measure, context, now));
-        }
-        self.configure_lanes(settings.device.mtu);
-    }
-
-    /// Adds a peer, with what was stored about it before a restart. Its first call is at `call_at` if that
-    /// tells where it was.
-    fn add(&mut self, settings: PeerSettings, stored: state_file::PeerState, call_at: Time, now: Time) {
-        let Some(number) = self.free_number() else {
-            return tracing::error!("peer {}: there are {MAX_PEERS} peers already", settings.config.name);
-        };
-        let id = PeerKey { number, serial: self.next_serial };
-        self.next_serial += 1;
-        let protocol = settings.protocol(number);
-        let link = WireGuardLink::new(protocol.local.clone(), settings.public_key(), PeerNumber(number))
-            .with_greatest_initiation(stored.initiation);
-        // Random for each peer, so that the other site sees a restart when a peer is removed and added again.
-        let mut instance = [0; 16];
-        self.context.rng.fill_bytes(&mut instance);
-        let mut peer = Peer::new(protocol, link, instance, now);
-        peer.measure_path(self.measure_paths, now);
-        let kmes = self.kmes.set(settings.kme_names());
-        self.by_key.insert(*settings.public_key().x25519(), number);
-        self.order.push(number);
-        let runtime = PeerRuntime::new(id, settings, kmes, peer, self.lanes, &self.context);
-        self.runtimes.insert(number, runtime);
-        self.with(number, now, |runtime, context| {
-            runtime.begin_calls(stored.endpoint, call_at, context, now);
-            runtime.tick(context, now);
-            runtime.peer.handle_timeout(now, &mut context.rng);
-        });
-    }
-
-    fn remove(&mut self, key: &PublicIdentity, now: Time) {
-        let Some(number) = self.by_key.remove(key.x25519()) else { return };
-        self.with(number, now, |runtime, context| runtime.peer.shut_down(now, &mut context.rng));
-        if self.runtimes.remove(&number).is_none() {
-            return;
-        }
-        self.order.retain(|n| *n != number);
-        self.timers.retain(|(_, n)| *n != number);
-        self.remove_from_lanes(number);
-        self.context.control_sources.moved(number, None);
-    }
-
-    fn remove_from_lanes(&mut self, number: u16) {
-        for lane in 0..self.lanes {
-            self.context.lanes.remove_peer(lane, PeerNumber(number));
-        }
-    }
-
-    /// Reuses a number as late as possible, so that a late packet rarely meets another peer.
-    fn free_number(&mut self) -> Option<u16> {
-        let mut candidates = (self.next_number..MAX_PEERS).chain(0..self.next_number);
-        let number = candidates.find(|n| !self.runtimes.contains_key(n))?;
-        self.next_number = (number + 1) % MAX_PEERS;
-        Some(number)
     }
 
     /// The same routes with the MTU of each peer's path.

@@ -1,10 +1,13 @@
 //! A reload: [`Change::prepare`] compares what two configs mean and refuses what a running daemon can't
 //! change; [`Change::commit`] applies what differs.
 
+use std::sync::Arc;
+
 use qvpn_api::config::{self, KeyChange, Peer, QkdPolicy};
 use qvpn_api::control::{ErrorCode, ErrorReply};
 use qvpn_api::events::{Caller, EventKind};
 use qvpn_api::{Config, ConfigErrors};
+use qvpn_identity::SecretIdentity;
 use qvpn_net::NetError;
 
 use crate::access::Rules;
@@ -20,6 +23,7 @@ use crate::{clock, config_files, log, sandbox};
 pub(crate) struct Change {
     config: Config,
     settings: Settings,
+    local: Arc<SecretIdentity>,
     /// The changes in words.
     words: Vec<String>,
     kmes: Kmes,
@@ -57,8 +61,11 @@ impl Change {
         let keys = ConfigKeys::read(&new).map_err(|errors| config_refused(&errors))?;
         let settings = Settings::derive(&new, &keys)
             .map_err(|error| refused("the config's routes can't work", vec![error.to_string()]))?;
-        let words = compare((&daemon.config, &daemon.settings), (&new, &settings))
+        let mut words = compare((&daemon.config, &daemon.settings), (&new, &settings))
             .map_err(|details| refused("the config changes what can't be changed at run time", details))?;
+        words.extend(daemon.peers.losing_their_key(&settings).into_iter().map(|name| {
+            format!("peer {name} loses its key in use: traffic ends until it uses the other one")
+        }));
         let fwmark = settings.routes.fwmark();
         let reporting = daemon.peers.kme_reporting();
         let kmes = Kmes::open(&settings.kmes, fwmark, &reporting, daemon.peers.kmes())
@@ -71,7 +78,7 @@ impl Change {
                     .map_err(|error| refused("the metrics can't be served", vec![error.to_string()]))?,
             ),
         };
-        Ok(Self { config: new, settings, words, kmes, fwmark, metrics })
+        Ok(Self { config: new, settings, local: keys.local, words, kmes, fwmark, metrics })
     }
 
     /// Puts the config in force. Returns what changed, in words.
@@ -108,8 +115,10 @@ impl Change {
         if self.settings.access != daemon.settings.access {
             daemon.access.set(Rules::new(self.settings.access.as_ref()));
         }
-        daemon.peers.reconfigure(&self.settings, self.kmes, clock::now());
+        daemon.peers.reconfigure(&self.settings, &self.local, self.kmes, clock::now());
         daemon.audit.set_epochs(self.settings.audit_epochs);
+        daemon.state.set_owner(&self.settings.fixed.interface, self.local.public());
+        daemon.local = self.local;
         daemon.config = self.config;
         daemon.settings = self.settings;
         keys.into_iter().for_each(|change| report(change, caller, &daemon.events));
@@ -117,11 +126,20 @@ impl Change {
         Ok(self.words)
     }
 
-    /// Returns each key that changes, with both values; for a pre-shared key only that it changes.
+    /// Returns each key that changes, with both values; for our private key the fingerprints, and for a
+    /// pre-shared key only that it changes.
     pub(crate) fn keys(&self, daemon: &Daemon) -> Vec<KeyChange> {
         let mut keys = config::changes(&daemon.config, &self.config);
+        if daemon.settings.public_key != self.settings.public_key {
+            keys.push(KeyChange {
+                peer: None,
+                key: "interface.private_key".to_owned(),
+                from: Some(daemon.settings.public_key.fingerprint()),
+                to: Some(self.settings.public_key.fingerprint()),
+            });
+        }
         let changed = self.settings.peers.iter().filter(|peer| {
-            let former = daemon.settings.peers.iter().find(|p| p.public_key() == peer.public_key());
+            let former = daemon.settings.peers.iter().find(|p| p.config.shares_key(&peer.config));
             former.is_some_and(|former| !former.same_psk(peer))
         });
         keys.extend(changed.map(|peer| KeyChange {
@@ -181,12 +199,6 @@ fn restart_needed(change: &KeyChange) -> String {
 fn compare(old: (&Config, &Settings), new: (&Config, &Settings)) -> Result<Vec<String>, Vec<String>> {
     let at_restart = config::changes_at_restart(old.0, new.0);
     let mut refusals: Vec<_> = at_restart.iter().map(restart_needed).collect();
-    if old.1.fixed.public_key != new.1.fixed.public_key {
-        refusals.push(
-            "the private key is another one; restart the daemon for that, or put the former file back"
-                .to_owned(),
-        );
-    }
     if old.0.access.is_some() != new.0.access.is_some() {
         // The mode of the socket is set when the socket is created.
         refusals.push("[access] is added or removed; restart the daemon for that".to_owned());
@@ -197,6 +209,10 @@ fn compare(old: (&Config, &Settings), new: (&Config, &Settings)) -> Result<Vec<S
     let mut words = Vec::new();
     for change in config::changes(old.0, new.0) {
         words.extend(change.key.strip_prefix(INTERFACE).map(|key| format!("[interface] {key} changed")));
+    }
+    if old.1.public_key != new.1.public_key {
+        let [from, to] = [old, new].map(|(_, settings)| settings.public_key.fingerprint());
+        words.push(format!("the private key is another one: the fingerprint goes from {from} to {to}"));
     }
     if old.0.kms != new.0.kms {
         words.push("[kms] changed".to_owned());
@@ -209,8 +225,7 @@ fn compare(old: (&Config, &Settings), new: (&Config, &Settings)) -> Result<Vec<S
     }
     let switched = switched_peers(old.0, new.0);
     words.extend(switched.iter().map(|(peer, verb)| format!("peer {} {verb}", peer.name)));
-    let key_is_switched =
-        |peer: &&PeerSettings| switched.iter().any(|(p, _)| p.public_key == *peer.public_key());
+    let key_is_switched = |peer: &&PeerSettings| switched.iter().any(|(p, _)| p.shares_key(&peer.config));
     let rest = |list: &[PeerSettings]| {
         list.iter().filter(|peer| !key_is_switched(peer)).cloned().collect::<Vec<_>>()
     };
@@ -220,7 +235,7 @@ fn compare(old: (&Config, &Settings), new: (&Config, &Settings)) -> Result<Vec<S
 
 /// Returns the peers that the new config disables or enables.
 fn switched_peers<'c>(old: &'c Config, new: &'c Config) -> Vec<(&'c Peer, &'static str)> {
-    let of = |config: &'c Config, peer: &Peer| config.peers.iter().find(|p| p.public_key == peer.public_key);
+    let of = |config: &'c Config, peer: &Peer| config.peers.iter().find(|p| p.shares_key(peer));
     let verb = |peer: &Peer| match (of(old, peer), peer.disabled) {
         (Some(before), true) if before.disabled => (before != peer).then_some("changed"),
         (Some(_), true) => Some("disabled"),
@@ -236,7 +251,7 @@ fn switched_peers<'c>(old: &'c Config, new: &'c Config) -> Vec<(&'c Peer, &'stat
 
 fn peer_changes(old: &[PeerSettings], new: &[PeerSettings]) -> Vec<String> {
     let find = |list: &'_ [PeerSettings], peer: &PeerSettings| {
-        list.iter().find(|p| p.public_key() == peer.public_key()).cloned()
+        list.iter().find(|p| p.config.shares_key(&peer.config)).cloned()
     };
     let mut words = Vec::new();
     for peer in old {

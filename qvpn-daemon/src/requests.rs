@@ -94,6 +94,7 @@ fn summary(peer: &config::Peer) -> PeerSummary {
         name: peer.name.clone(),
         public_key: peer.public_key.to_string(),
         fingerprint: peer.public_key.fingerprint(),
+        other_public_key: peer.second_key.as_ref().map(ToString::to_string),
         endpoint: peer.endpoint.as_ref().map(ToString::to_string),
         allowed_ips: peer.allowed_ips.iter().map(ToString::to_string).collect(),
         qkd: peer.qkd,

@@ -18,6 +18,8 @@ use crate::translate;
 #[derive(PartialEq)]
 pub(crate) struct Settings {
     pub(crate) fixed: FixedSettings,
+    pub(crate) private_key_file: PathBuf,
+    pub(crate) public_key: PublicIdentity,
     pub(crate) device: DeviceSettings,
     pub(crate) routes: RoutePlan,
     pub(crate) metrics_listen: Option<SocketAddr>,
@@ -38,8 +40,6 @@ pub(crate) struct Settings {
 #[derive(PartialEq)]
 pub(crate) struct FixedSettings {
     pub(crate) interface: String,
-    pub(crate) private_key_file: PathBuf,
-    pub(crate) public_key: PublicIdentity,
     pub(crate) listen_port: u16,
     pub(crate) lanes: u8,
     pub(crate) dscp: config::Dscp,
@@ -66,13 +66,13 @@ impl Settings {
         Ok(Self {
             fixed: FixedSettings {
                 interface: i.name.clone(),
-                private_key_file: i.private_key_file.clone(),
-                public_key: *keys.local.public(),
                 listen_port: i.listen_port,
                 lanes: i.lanes,
                 dscp: i.dscp,
                 routes_table: (i.routes == Routes::Kernel).then_some(i.routes_table),
             },
+            private_key_file: i.private_key_file.clone(),
+            public_key: *keys.local.public(),
             device: DeviceSettings {
                 addresses: translate::device_addresses(i, keys.local.public()),
                 mtu: translate::mtu(i.mtu),
@@ -105,8 +105,9 @@ impl PeerSettings {
         PeerConfig { number: PeerNumber(number), ..self.protocol.clone() }
     }
 
-    pub(crate) fn public_key(&self) -> &PublicIdentity {
-        &self.config.public_key
+    /// Its public keys: two while its site changes its key.
+    pub(crate) fn public_keys(&self) -> impl Iterator<Item = &PublicIdentity> {
+        self.config.public_keys()
     }
 
     /// Returns the configured endpoint, if it is an address.

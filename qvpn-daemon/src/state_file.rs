@@ -75,7 +75,7 @@ impl StateFile {
     /// later.
     pub(crate) fn open(dir: &Path, interface: &str, own: &PublicIdentity) -> (Self, PeerStates) {
         let path = dir.join(format!("{interface}.state"));
-        let owner = format!("interface {interface}\nidentity {}\n", own.fingerprint());
+        let owner = owner(interface, own);
         let contents = read(&path, &owner);
         let mut state = Self {
             path,
@@ -103,6 +103,16 @@ impl StateFile {
             }
         };
         (state, peers)
+    }
+
+    /// Notes that our key is another one. The file is written again, so that the next start uses it.
+    pub(crate) fn set_owner(&mut self, interface: &str, own: &PublicIdentity) {
+        let owner = owner(interface, own);
+        if owner != self.owner {
+            self.owner = owner;
+            self.saved = None;
+            self.next_try = Time::default();
+        }
     }
 
     fn report_future(&self, contents: &Contents) {
@@ -206,6 +216,11 @@ impl StateFile {
         }
         text + &format!("end {}\n", peers.len())
     }
+}
+
+/// The lines that say whose file it is.
+fn owner(interface: &str, own: &PublicIdentity) -> String {
+    format!("interface {interface}\nidentity {}\n", own.fingerprint())
 }
 
 /// Returns the contents of a file; `None` if there is none, and an error in words if it is unusable.

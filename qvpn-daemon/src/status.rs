@@ -82,6 +82,8 @@ fn set_aside(peer: &config::Peer, state: PeerState, reason: String) -> PeerStatu
         name: peer.name.clone(),
         public_key: peer.public_key.to_string(),
         fingerprint: peer.public_key.fingerprint(),
+        other_public_key: peer.second_key.as_ref().map(ToString::to_string),
+        own_public_key: None,
         endpoint: peer.endpoint.as_ref().map(ToString::to_string),
         allowed_ips: peer.allowed_ips.iter().map(ToString::to_string).collect(),
         state,
@@ -190,8 +192,13 @@ fn peer_status(peer: &PeerRuntime, listen_port: u16, mtu: u32, now: Time) -> Pee
     add(&mut drops, PeerDrop::Refused.as_str(), view.drops.refused);
     PeerStatus {
         name: config.name.clone(),
-        public_key: config.public_key.to_string(),
-        fingerprint: config.public_key.fingerprint(),
+        public_key: view.parties.remote.to_string(),
+        fingerprint: view.parties.remote.fingerprint(),
+        other_public_key: config
+            .public_keys()
+            .find(|key| **key != view.parties.remote)
+            .map(ToString::to_string),
+        own_public_key: Some(view.parties.local.to_string()),
         endpoint: view.endpoint.map(|e| e.to_string()),
         allowed_ips: config.allowed_ips.iter().map(ToString::to_string).collect(),
         state: match view.state {

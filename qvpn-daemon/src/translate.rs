@@ -62,7 +62,9 @@ pub(crate) fn peer_config(
     PeerConfig {
         local: local.clone(),
         remote: peer.public_key,
+        other_remote: peer.second_key,
         role: peer.role.fixed().unwrap_or_else(|| role_by_keys(local.public(), &peer.public_key)),
+        role_by_keys: peer.role.fixed().is_none(),
         suite: peer.suite,
         rekey_interval: peer.rekey_interval,
         min_rekey_interval: config.min_rekey_interval(peer),

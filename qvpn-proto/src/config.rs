@@ -7,6 +7,9 @@ use std::time::Duration;
 use qvpn_identity::{Psk, PublicIdentity, SecretIdentity};
 use qvpn_types::{PeerNumber, QkdPolicy, Role, SaeId, Suite};
 
+use crate::epoch::Parties;
+use crate::session::LinkKeys;
+
 /// Returns our role as it follows from the two X25519 public keys: the smaller one, compared byte by byte,
 /// initiates.
 #[must_use]
@@ -19,8 +22,12 @@ pub fn role_by_keys(local: &PublicIdentity, remote: &PublicIdentity) -> Role {
 pub struct PeerConfig {
     pub local: Arc<SecretIdentity>,
     pub remote: PublicIdentity,
-    /// Our role towards it; see [`role_by_keys`] for `auto`.
+    /// Another public key of the peer, while its site changes its key.
+    pub other_remote: Option<PublicIdentity>,
+    /// Our role towards it.
     pub role: Role,
+    /// Whether the role follows from the keys in use, by [`role_by_keys()`]: `role = "auto"`.
+    pub role_by_keys: bool,
     pub suite: Suite,
     /// The interval between epochs, 100 ms to 120 s. The smaller value of both sides is used.
     pub rekey_interval: Duration,
@@ -54,6 +61,28 @@ pub struct PeerConfig {
 }
 
 impl PeerConfig {
+    /// Puts other keys in use, ours and one of the peer's.
+    pub(crate) fn use_keys(&mut self, keys: LinkKeys) {
+        let former = std::mem::replace(&mut self.remote, keys.remote);
+        if self.other_remote == Some(keys.remote) {
+            self.other_remote = Some(former);
+        }
+        self.local = keys.local;
+        if self.role_by_keys {
+            self.role = role_by_keys(self.local.public(), &self.remote);
+        }
+    }
+
+    /// The keys in use.
+    pub(crate) fn parties(&self) -> Parties {
+        Parties { local: *self.local.public(), remote: self.remote }
+    }
+
+    /// The peer's keys.
+    pub(crate) fn remotes(&self) -> Vec<PublicIdentity> {
+        std::iter::once(self.remote).chain(self.other_remote).collect()
+    }
+
     /// Whether both configs have the same pre-shared key, or none.
     #[must_use]
     pub fn same_psk(&self, other: &Self) -> bool {
@@ -76,7 +105,9 @@ impl PartialEq for PeerConfig {
         let Self {
             local,
             remote,
+            other_remote,
             role,
+            role_by_keys,
             suite,
             rekey_interval,
             min_rekey_interval,
@@ -95,6 +126,7 @@ impl PartialEq for PeerConfig {
             && local.public() == other.local.public()
             && (remote, role, suite, rekey_interval)
                 == (&other.remote, &other.role, &other.suite, &other.rekey_interval)
+            && (other_remote, role_by_keys) == (&other.other_remote, &other.role_by_keys)
             && *min_rekey_interval == other.min_rekey_interval
             && (lanes, policy, qkd_source) == (&other.lanes, &other.policy, &other.qkd_source)
             && (sae_local, sae_remote) == (&other.sae_local, &other.sae_remote)
@@ -117,6 +149,8 @@ mod tests {
         let psk = |seed| Some(Arc::new(Psk::generate(&mut ChaCha20Rng::seed_from_u64(seed))));
         let with = |psk| PeerConfig {
             remote: *local.public(),
+            other_remote: None,
+            role_by_keys: false,
             local: local.clone(),
             role: Role::Initiator,
             suite: Suite::ChaCha20Poly1305,

@@ -3,6 +3,8 @@
 
 use std::time::Duration;
 
+use qvpn_identity::PublicIdentity;
+
 use crate::key_sources::KeySources;
 use crate::wire::limits::MAX_PEERS;
 use qvpn_types::{EpochNumber, KeyId, LocalEpoch, PeerNumber, Time};
@@ -22,6 +24,15 @@ pub fn drain(interval: Duration) -> Duration {
     (interval * 8).min(Duration::from_secs(10)).max(Duration::from_secs(2))
 }
 
+/// The two keys in an epoch's transcript.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Parties {
+    /// Ours.
+    pub local: PublicIdentity,
+    /// The peer's.
+    pub remote: PublicIdentity,
+}
+
 /// The epoch that seals.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ActiveEpoch {
@@ -33,6 +44,7 @@ pub struct ActiveEpoch {
     pub since: Time,
     /// When sealing ends.
     pub sealing_ends: Time,
+    pub parties: Parties,
     pub sources: KeySources,
     /// The QKD key that it used.
     pub qkd_key_id: Option<KeyId>,

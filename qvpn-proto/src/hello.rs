@@ -27,6 +27,8 @@ pub struct RemoteHello {
     id: MessageId,
     /// The number of the session in which it arrived.
     session: u64,
+    /// Whether it came under the keys in use.
+    pub current: bool,
 }
 
 /// How long the peer has to refuse a `Hello` again after it has acknowledged it.
@@ -108,6 +110,14 @@ impl Hellos {
         rng.fill_bytes(&mut self.instance);
     }
 
+    /// Awaits the peer's `Hello` again: other keys are in use. The agreement holds for epochs under way.
+    pub fn on_keys_changed(&mut self) {
+        self.refusal = None;
+        if let Some(remote) = &mut self.remote {
+            remote.current = false;
+        }
+    }
+
     /// Whether a message that arrived in `session` was sent by an earlier instance of the peer.
     pub fn predates_instance(&self, session: u64) -> bool {
         session < self.instance_session
@@ -177,7 +187,7 @@ impl Hellos {
             Err(error) => return unusable(error),
         };
         let known = self.remote.as_ref().map(|remote| (remote.hello.instance, remote.hello.counter));
-        if let Some(remote) = self.remote.as_mut().filter(|remote| remote.bytes == bytes) {
+        if let Some(remote) = self.remote.as_mut().filter(|remote| remote.current && remote.bytes == bytes) {
             // This repeats the `Hello` in force under another message ID: the peer waits for a refusal of
             // that ID.
             remote.session = remote.session.max(session);
@@ -204,7 +214,7 @@ impl Hellos {
             self.instance_session = session;
         }
         let hash = Sha384::digest(bytes).into();
-        self.remote = Some(RemoteHello { hello, bytes: bytes.to_vec(), hash, id, session });
+        self.remote = Some(RemoteHello { hello, bytes: bytes.to_vec(), hash, id, session, current: true });
         // The peer changed its `Hello`, so it has compared both again.
         self.refusal = None;
         ReceivedHello::New { restarted }
@@ -213,7 +223,7 @@ impl Hellos {
     /// Compares both `Hello`s. Returns whether the agreement changed, or else the message to refuse, and
     /// why.
     pub fn compare(&mut self, config: &PeerConfig) -> Result<bool, (MessageId, RejectReason, String)> {
-        let Some(remote) = &self.remote else { return Ok(false) };
+        let Some(remote) = self.remote.as_ref().filter(|remote| remote.current) else { return Ok(false) };
         match agree(config, &remote.hello) {
             Ok(agreement) => {
                 if self.refusal.as_ref().is_some_and(|refusal| refusal.by_us.is_some()) {

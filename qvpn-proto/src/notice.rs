@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use qvpn_identity::PublicIdentity;
 use qvpn_types::{EpochNumber, KeyId};
 
 use crate::key_sources::KeySources;
@@ -98,6 +99,8 @@ pub enum PeerEvent {
         /// The two keys, for the operator.
         detail: String,
     },
+    /// The control session is under another key of the peer, or of ours.
+    KeyChanged { own: bool, from: PublicIdentity, to: PublicIdentity },
     /// Two gateways use the peer's key: its instances alternate.
     IdentityDuplicate {
         /// Where the last two instances were; one if they share an endpoint.

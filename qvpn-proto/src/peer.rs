@@ -2,6 +2,7 @@
 //! its parts put their output into the outbox.
 
 mod endpoints;
+mod keys;
 mod status;
 
 use std::net::SocketAddr;
@@ -77,6 +78,9 @@ impl<L: ControlLink> Peer<L> {
         let input = self.control.on_datagram(datagram, from, self.config.endpoint, now, &mut self.out);
         if let Some(endpoint) = input.found_at {
             self.lanes.move_to(endpoint, &mut self.out);
+        }
+        if input.switched {
+            self.on_switched(now, rng);
         }
         if input.new_session {
             self.hellos.on_new_session(now, &mut self.out, rng);
@@ -174,6 +178,7 @@ impl<L: ControlLink> Peer<L> {
             Timer::LinkTick => self.control.on_link_tick(self.config.role, now, &mut self.out),
             Timer::Handshake => self.control.call(configured, now, &mut self.out, rng),
             Timer::Liveness => self.control.check_liveness(configured, now, &mut self.out, rng),
+            Timer::KeyChange => self.on_key_change(now, rng),
             Timer::Stock => self.out.report_lost(self.role.age_stock(now)),
             Timer::AttemptEnd
             | Timer::ProposeAgain
@@ -215,9 +220,14 @@ impl<L: ControlLink> Peer<L> {
         self.process_pending(now, rng);
     }
 
-    /// Applies a changed config and sends a new `Hello`. The identities must be the same as before. An
-    /// active epoch that breaks a stricter policy ends at once.
-    pub fn reconfigure(&mut self, config: PeerConfig, now: Time, rng: &mut dyn CryptoRng) {
+    /// Applies a changed config and sends a new `Hello`. The peer's keys in use must be among those of the
+    /// config. An active epoch that breaks a stricter policy ends at once.
+    pub fn reconfigure(&mut self, mut config: PeerConfig, now: Time, rng: &mut dyn CryptoRng) {
+        self.control.set_keys(&config, now, &mut self.out);
+        self.follow_keys(now, rng);
+        if let Some(keys) = self.control.keys() {
+            config.use_keys(keys);
+        }
         let role_changed = config.role != self.config.role;
         let qkd_ends = config.policy == QkdPolicy::Off && self.config.policy != QkdPolicy::Off;
         let sae_changed =
@@ -242,25 +252,6 @@ impl<L: ControlLink> Peer<L> {
         self.process_pending(now, rng);
     }
 
-    /// Starts a role without stock and attempts. For the peer, this side is a new instance: it voids what it
-    /// knows of the former role's stock and offers its own again.
-    fn replace_role(&mut self, now: Time, rng: &mut dyn CryptoRng) {
-        self.role.drop_attempt(&mut self.out);
-        for kind in [
-            MessageType::StockOffer,
-            MessageType::StockAck,
-            MessageType::Accept,
-            MessageType::Confirm,
-            MessageType::Rekey,
-        ] {
-            self.out.channel.cancel(kind);
-        }
-        self.counters = self.role.counters(self.counters);
-        self.role = role(&self.config, self.counters, now);
-        self.hellos.new_instance(rng);
-        self.epochs.no_restart_since_epoch = false;
-    }
-
     /// Sends `Bye` and stops sending. Poll the last datagrams afterwards.
     pub fn shut_down(&mut self, now: Time, rng: &mut dyn CryptoRng) {
         self.out.channel.send_once(MessageType::Bye, &[], rng);
@@ -281,11 +272,11 @@ impl<L: ControlLink> Peer<L> {
         self.lanes.set_keepalive(interval);
     }
 
-    /// Returns the greatest time in a handshake initiation of the peer, `None` before the first. A daemon
-    /// keeps it over restarts, so that recorded initiations start nothing.
+    /// Returns the greatest time in a handshake initiation of each of the peer's X25519 keys. A daemon
+    /// keeps them over restarts, so that recorded initiations start nothing.
     #[must_use]
-    pub fn greatest_initiation(&self) -> Option<Tai64n> {
-        self.control.greatest_initiation()
+    pub fn greatest_initiations(&self) -> Vec<([u8; 32], Option<Tai64n>)> {
+        self.control.greatest_initiations()
     }
 
     /// Returns the status that `show` prints.
@@ -446,6 +437,7 @@ impl<L: ControlLink> Peer<L> {
         self.control.flush(now, &mut self.out);
         self.lanes.on_epochs(self.epochs.rekeys, now);
         self.lanes.poll_endpoints(self.control.path.endpoint, &mut self.out);
+        self.poll_key_change();
         self.report_state(now);
         let end = self.epochs.sealing(now).map(|epoch| epoch.sealing_ends);
         self.out.timers.set(Timer::EpochEnd, end);
@@ -461,6 +453,7 @@ impl<L: ControlLink> Peer<L> {
             path: &self.control.path,
             liveness: &self.control.liveness,
             session_up: self.control.is_up(),
+            key_unanswered: self.control.key_unanswered(),
             handshake_ago: self.control.handshake_ago(now),
             epochs: &self.epochs,
             role: self.role.as_ref(),

@@ -31,13 +31,15 @@ pub enum Timer {
     PendingEnd,
     /// The peer had the time to refuse our `Hello` again.
     Refusal,
+    /// The next handshake with our new key, or the end of the former one.
+    KeyChange,
     /// A path probe is due, or a round of probes ends.
     PathMtu,
 }
 
 impl Timer {
     /// All timers, in the order in which timers that are due together are handled.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::LinkTick,
         Self::Handshake,
         Self::Liveness,
@@ -51,6 +53,7 @@ impl Timer {
         Self::Retransmit,
         Self::EpochEnd,
         Self::Refusal,
+        Self::KeyChange,
         Self::PathMtu,
     ];
 }

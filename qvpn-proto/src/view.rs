@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use qvpn_types::{EpochNumber, KeyId, LaneState, QkdPolicy, Role};
 
+use crate::epoch::Parties;
 use crate::key_sources::KeySources;
 use crate::notice::FailureReason;
 use crate::wire::LaneSet;
@@ -70,6 +71,8 @@ pub struct PeerView {
     /// The cause of the state, and what to do; `None` while there is no problem.
     pub reason: Option<String>,
     pub role: Role,
+    /// The keys of the epoch in force, or of the control session.
+    pub parties: Parties,
     pub policy: QkdPolicy,
     /// The destination of the control session's datagrams.
     pub endpoint: Option<SocketAddr>,

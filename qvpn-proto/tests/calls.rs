@@ -76,6 +76,8 @@ fn config(role: Role, endpoint: SocketAddr) -> PeerConfig {
     PeerConfig {
         local: Arc::new(site(1)),
         remote: *site(2).public(),
+        other_remote: None,
+        role_by_keys: false,
         role,
         suite: Suite::ChaCha20Poly1305,
         rekey_interval: seconds(60),

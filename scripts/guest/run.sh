@@ -207,7 +207,20 @@ check "guide: certificates" sh /guest/guide/certificates.sh
 check "goes on with new certificates" qvpn-ctl rekey qvpn0
 check "guide: eavesdropper" sh /guest/guide/eavesdropper.sh
 becomes "up after it" answers
+check "guide: new identity" sh /guest/guide/new-identity.sh
+former=$(qvpn-ctl pubkey </etc/qvpn/qvpn0.key)
+new=$(qvpn-ctl pubkey </etc/qvpn/qvpn0-2.key)
+sed -i "s#^public_key = .*#public_key = [\"$former\", \"$new\"]#" /etc/qvpn/other/qvpn0.toml
+check "the other site takes both keys" qvpn-ctl --socket-dir /run/other reload qvpn0
 check "guide: identity" sh /guest/guide/identity.sh
+becomes "the other site uses the new key" sh -c \
+    'qvpn-ctl --socket-dir /run/other events qvpn0 --kind identity.changed | grep -q identity.changed'
+becomes "up with the new identity" answers
+sed -i "s#^public_key = .*#public_key = \"$new\"#" /etc/qvpn/other/qvpn0.toml
+check "the other site drops the former key" qvpn-ctl --socket-dir /run/other reload qvpn0
+becomes "up without the former one" answers
+mv /etc/qvpn/qvpn0-2.key /etc/qvpn/qvpn0.key
+sed -i 's#qvpn0-2.key#qvpn0.key#' /etc/qvpn/qvpn0.toml
 # A file made by root: root can read it, but the daemon can't.
 chmod 0600 /etc/qvpn/qvpn0.key
 refused "check says that the daemon can't read a key of root alone" qvpn-ctl check /etc/qvpn/qvpn0.toml
@@ -215,11 +228,8 @@ says "in words" "$(cat /tmp/check.log)" \
     "chown root:qvpn /etc/qvpn/qvpn0.key && chmod 0640 /etc/qvpn/qvpn0.key"
 eval "$(sed -n 's/.*run `\(chown [^`]*\)`.*/\1/p' /tmp/check.log)"
 check "the fix in the message" qvpn-ctl check /etc/qvpn/qvpn0.toml
-refused "the other site doesn't know the new key" answers
-sed -i "s#^public_key = .*#public_key = \"$(qvpn-ctl pubkey </etc/qvpn/qvpn0.key)\"#" \
-    /etc/qvpn/other/qvpn0.toml
-check "it takes it over" qvpn-ctl --socket-dir /run/other reload qvpn0
-becomes "up with the new identity" answers
+check "goes on with the key under its former name" qvpn-ctl reload qvpn0
+becomes "up with it" answers
 check "guide: backup" sh /guest/guide/backup.sh
 says "the backup has the config" "$(tar -tzf qvpn-configs.tar.gz)" qvpn/qvpn0.toml
 refused "and no key" grep -q '\.key' <<END

@@ -315,7 +315,9 @@ impl Site {
         let config = PeerConfig {
             local,
             remote: options.hub,
+            other_remote: None,
             role: Role::Responder,
+            role_by_keys: false,
             suite: Suite::ChaCha20Poly1305,
             rekey_interval: options.rekey_interval,
             min_rekey_interval: Duration::from_millis(100),

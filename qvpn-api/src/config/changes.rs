@@ -37,6 +37,19 @@ impl fmt::Display for KeyChange {
 }
 
 impl KeyChange {
+    /// What other public keys of a peer do.
+    fn effect_of_public_key(&self) -> Option<&'static str> {
+        let (from, to) = (self.from.as_ref()?, self.to.as_ref());
+        let stays = |key: &str| values(to).any(|new| new == key);
+        match (values(Some(from)).all(stays), values(Some(from)).any(stays)) {
+            (true, _) => Some("this peer may use either key; traffic goes on"),
+            (_, true) => {
+                Some("traffic goes on if the key that stays is in use; otherwise it ends until it is")
+            }
+            _ => Some("traffic with this peer ends until it uses the new key"),
+        }
+    }
+
     /// What the change does to traffic, in words; `None` if traffic doesn't notice it.
     #[must_use]
     pub fn effect(&self) -> Option<&'static str> {
@@ -44,9 +57,7 @@ impl KeyChange {
             (true, "public_key") if self.to.is_none() => {
                 "traffic with this peer ends at once; its networks stay blocked"
             }
-            (true, "public_key") if self.from.is_some() => {
-                "traffic with this peer ends until it uses the new key"
-            }
+            (true, "public_key") => self.effect_of_public_key()?,
             (true, "disabled") if self.to.is_some() => {
                 "traffic with this peer ends at once; its networks stay blocked"
             }
@@ -68,6 +79,9 @@ impl KeyChange {
             (true, "sae_id" | "kmes" | "role" | "suite") => {
                 "the next key is made with it; the key in use serves until then"
             }
+            (false, "interface.private_key_file" | "interface.private_key") => {
+                "peers are called with the new key; traffic goes on with those that have it in their configs"
+            }
             (false, "interface.table" | "interface.fwmark") => "routes and rules of all peers are made again",
             (false, "interface.mtu") => "the device's MTU changes; open connections adapt to it",
             (false, "interface.address") => "connections from a removed address break",
@@ -78,6 +92,11 @@ impl KeyChange {
         };
         Some(effect)
     }
+}
+
+/// The values of a list as a change has it.
+fn values(list: Option<&String>) -> impl Iterator<Item = &str> {
+    list.into_iter().flat_map(|list| list.split(", "))
 }
 
 /// Each key whose value differs, in the order of the sections. A peer is the same if it has the same name or,
@@ -106,7 +125,7 @@ fn compare_all(old: &Config, new: &Config) -> Vec<(KeyChange, Effective)> {
     for peer in &new.peers {
         let former = old.peers.iter().find(|p| p.name == peer.name).or_else(|| {
             let taken = |name: &str| new.peers.iter().any(|p| p.name == name);
-            old.peers.iter().find(|p| p.public_key == peer.public_key && !taken(&p.name))
+            old.peers.iter().find(|p| p.shares_key(peer) && !taken(&p.name))
         });
         known.extend(former.map(|former| former.name.as_str()));
         let rows = former.map_or_else(Vec::new, peer_rows);
@@ -225,7 +244,7 @@ fn interface_rows(interface: &Interface) -> Vec<Row> {
     let connected = local_connected.then(|| "connected".to_owned()).into_iter();
     Rows::default()
         .at_restart("name", Some(name))
-        .at_restart("private_key_file", Some(private_key_file.display()))
+        .add("private_key_file", private_key_file.display())
         .at_restart("listen_port", Some(listen_port))
         .list("address", address)
         .add("mtu", mtu)
@@ -293,7 +312,8 @@ fn server_rows(rows: Rows, server: &KmeServer) -> Rows {
 fn peer_rows(peer: &Peer) -> Vec<Row> {
     let Peer {
         name,
-        public_key,
+        public_key: _,
+        second_key: _,
         endpoint,
         allowed_ips,
         tunnel_address,
@@ -309,7 +329,7 @@ fn peer_rows(peer: &Peer) -> Vec<Row> {
     } = peer;
     Rows::default()
         .add("name", name)
-        .add("public_key", public_key)
+        .list("public_key", peer.public_keys())
         .opt("endpoint", endpoint.as_ref())
         .list("allowed_ips", allowed_ips)
         .list("tunnel_address", tunnel_address)

@@ -185,21 +185,18 @@ impl Config {
     }
 
     fn own_key(&self, own: &PublicIdentity, sink: &mut Sink<'_>) {
-        for (peer, positions) in self.peers.iter().zip(&self.positions.peers) {
-            if peer.public_key == *own {
+        let peers = self.peers.iter().zip(&self.positions.peers);
+        let keys = peers.flat_map(|(peer, positions)| {
+            peer.public_keys().zip(&positions.public_keys).map(move |(key, at)| (peer, key, *at))
+        });
+        for (peer, key, at) in keys {
+            if key == own {
                 let what = format!("the public_key of peer \"{}\" is our own", peer.name);
-                sink.add(
-                    positions.public_key,
-                    what,
-                    "write the line that `qvpn-ctl pubkey` prints at the other site",
-                );
-            } else if peer.public_key.x25519() == own.x25519() {
+                sink.add(at, what, "write the line that `qvpn-ctl pubkey` prints at the other site");
+            } else if key.x25519() == own.x25519() {
                 let what = format!("the public_key of peer \"{}\" has our own X25519 half", peer.name);
-                sink.add(
-                    positions.public_key,
-                    what,
-                    "compare `qvpn-ctl fingerprint` at both sites; this key was tampered with",
-                );
+                let fix = "compare `qvpn-ctl fingerprint` at both sites; this key was tampered with";
+                sink.add(at, what, fix);
             }
         }
     }

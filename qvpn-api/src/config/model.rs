@@ -66,7 +66,7 @@ impl Config {
     #[must_use]
     pub fn peer(&self, name_or_key: &str) -> Option<&Peer> {
         let key = name_or_key.parse().ok();
-        self.peers.iter().find(|p| p.name == name_or_key || Some(p.public_key) == key)
+        self.peers.iter().find(|p| p.name == name_or_key || key.is_some_and(|key| p.has_key(&key)))
     }
 
     /// Returns the shortest interval that we accept for a peer: the config's, or a tenth of the peer's rekey
@@ -176,12 +176,12 @@ pub struct Local {
 
 impl Peer {
     /// Returns its next hops under [`Routes::Kernel`], which are allowed sources too: `tunnel_address`, and,
-    /// unless that has a link-local address, the one that is derived from its public key.
+    /// unless that has a link-local address, those that are derived from its public keys.
     #[must_use]
     pub fn next_hops(&self) -> Vec<IpAddr> {
         let mut all = self.tunnel_address.clone();
         if !all.iter().any(is_link_local) {
-            all.push(self.public_key.link_local().into());
+            all.extend(self.public_keys().map(|key| IpAddr::from(key.link_local())));
         }
         all
     }
@@ -199,6 +199,8 @@ pub struct Peer {
     pub name: String,
     /// Its public key, unique.
     pub public_key: PublicIdentity,
+    /// Its other public key, unique too, while it changes its key.
+    pub second_key: Option<PublicIdentity>,
     /// The endpoint of its lane 0; learned from its packets if absent.
     pub endpoint: Option<Endpoint>,
     /// The networks behind it, without host bits; a prefix belongs to one peer, except under

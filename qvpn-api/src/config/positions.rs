@@ -31,7 +31,8 @@ pub(super) struct KmePositions {
 
 #[derive(Debug, Clone, Default)]
 pub(super) struct PeerPositions {
-    pub(super) public_key: Position,
+    /// One for each public key.
+    pub(super) public_keys: Vec<Position>,
     pub(super) endpoint: Position,
     pub(super) preshared_key_file: Position,
     /// One position for each prefix.

@@ -253,7 +253,12 @@ pub const REFERENCE: &[SectionHelp] = &[
         about: "Another site.",
         keys: &[
             key("name", "\"NAME\"", "", "Its name here, 1 to 64 characters without spaces."),
-            key("public_key", "\"qvpn1-…\"", "", "What `qvpn-ctl pubkey` prints there."),
+            key(
+                "public_key",
+                "\"qvpn1-…\"",
+                "",
+                "What `qvpn-ctl pubkey` prints there. A list of two while the site changes its key.",
+            ),
             key(
                 "endpoint",
                 "\"HOST:PORT\"",

@@ -50,7 +50,7 @@ pub(super) struct LocalFacts {
 pub(super) struct PeerFacts {
     pub(super) at: Position,
     pub(super) name: Option<(String, Position)>,
-    pub(super) public_key: Option<(PublicIdentity, Position)>,
+    pub(super) public_keys: Vec<(PublicIdentity, Position)>,
     pub(super) endpoint: Option<(IpAddr, Position)>,
     pub(super) allowed_ips: Vec<(IpNet, Position)>,
     pub(super) tunnel_address: Vec<(IpAddr, Position)>,
@@ -96,15 +96,24 @@ fn names(facts: &Facts, sink: &mut Sink<'_>) {
 }
 
 fn keys(facts: &Facts, sink: &mut Sink<'_>) {
-    let keys = facts.peers.iter().filter_map(|p| p.public_key.as_ref());
-    twice(keys.map(|(k, at)| (k, *at)), |_, at, first| {
-        let what = format!("this public key is in {} already", sink.line(first));
-        sink.add(at, what, "write this peer's own key, or merge the two sections");
-    });
+    let keys = facts.peers.iter().flat_map(|p| p.public_keys.iter().map(move |key| (p, key)));
+    let keys: Vec<_> = keys.collect();
+    for (n, (peer, (key, at))) in keys.iter().enumerate() {
+        let Some((first, (_, line))) = keys[..n].iter().find(|(_, (other, _))| other == key) else {
+            continue;
+        };
+        let (what, fix) = match std::ptr::eq(*first, *peer) {
+            true => ("this public key is here twice".to_owned(), "write the peer's new key, or only one key"),
+            false => (
+                format!("this public key is in {} already", sink.line(*line)),
+                "write this peer's own key, or merge the two sections",
+            ),
+        };
+        sink.add(*at, what, fix);
+    }
     // No two identities may share a half: one site could impersonate the other.
-    let halves = facts.peers.iter().filter_map(|p| p.public_key.as_ref());
     let mut whole: BTreeMap<[u8; 32], (PublicIdentity, Position)> = BTreeMap::new();
-    for (key, at) in halves {
+    for (_, (key, at)) in &keys {
         match whole.get(key.x25519()) {
             Some((other, first)) if other != key => {
                 let what = format!("this key has the same X25519 half as the one in {}", sink.line(*first));

@@ -38,6 +38,8 @@ fn status() -> Status {
             name: "site-b".into(),
             public_key: "qvpn1-b".into(),
             fingerprint: "abcd".into(),
+            other_public_key: None,
+            own_public_key: None,
             endpoint: None,
             allowed_ips: vec!["10.20.0.0/16".into()],
             state: PeerState::Connecting,
@@ -165,7 +167,8 @@ fn the_status_has_exactly_the_fixed_names_and_null_for_unknown() {
     assert_eq!(
         names(peer),
         expect(
-            "name public_key fingerprint endpoint allowed_ips state reason role qkd_policy epoch epoch_age_s \
+            "name public_key fingerprint other_public_key own_public_key \
+             endpoint allowed_ips state reason role qkd_policy epoch epoch_age_s \
              epoch_expires_in_s next_rekey_in_s key_sources qkd_key_id qkd_stock qkd_stock_lasts_s \
              file_stock rekeys rekey_failures control_handshake_ago_s last_received_ago_s rx_bytes \
              tx_bytes rx_packets \

@@ -66,6 +66,12 @@ fn one_of_each() -> Vec<EventKind> {
         EventKind::GatewayStandby {},
         EventKind::GatewayWaiting { active_in_s: 40 },
         EventKind::ConfigReverted { caller: Caller { by: "timeout".into(), uid: None } },
+        EventKind::IdentityChanged {
+            peer: peer(),
+            own: true,
+            from: "abcd-efgh".into(),
+            to: "ijkm-nopq".into(),
+        },
     ]
 }
 

@@ -113,9 +113,9 @@ pub(crate) enum PeerCommand {
 /// The settings of a peer, with the names of the config.
 #[derive(Debug, Default, Args)]
 pub(crate) struct PeerSettings {
-    /// The line that `qvpn-ctl pubkey` prints at the peer.
-    #[arg(long, value_name = "KEY")]
-    pub(crate) public_key: Option<String>,
+    /// The line that `qvpn-ctl pubkey` prints at the peer. Two while it changes its key.
+    #[arg(long, value_name = "KEY,…", value_delimiter = ',')]
+    pub(crate) public_key: Option<Vec<String>>,
     /// Its endpoint [default: learned from its packets].
     #[arg(long, value_name = "HOST:PORT")]
     pub(crate) endpoint: Option<String>,

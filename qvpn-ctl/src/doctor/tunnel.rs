@@ -8,12 +8,13 @@ use qvpn_api::status::{InterfaceStatus, KmeState, KmeStatus, PeerState, PeerStat
 
 use super::finding::Finding;
 use super::machine;
+use crate::advice::advice;
 use crate::client::Client;
 use crate::dirs::Dirs;
 use crate::error::CtlError;
 use crate::interface_text::audit_text;
 use crate::output::Tone;
-use crate::render::{advice, block_text, device_text, unresolved};
+use crate::render::{block_text, device_text, unresolved};
 use crate::units::duration;
 
 /// A certificate that expires within this time must be renewed, in seconds.

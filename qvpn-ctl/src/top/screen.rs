@@ -9,8 +9,9 @@ use ratatui::style::{Color, Modifier, Style};
 use ratatui::text::{Line, Span};
 use ratatui::widgets::{Cell, Paragraph, Row, Table, TableState, Wrap};
 
+use crate::advice::advice;
 use crate::output::{Tone, clean};
-use crate::render::{advice, summary_row, tone_of};
+use crate::render::{summary_row, tone_of};
 use crate::units::{ago, bytes, due, duration};
 
 /// The width of the key sources column: enough for the usual `qkd+mlkem+x25519+chain`.
@@ -187,7 +188,7 @@ impl Screen {
     /// Returns a counter's growth per second since the previous status.
     fn rate(&self, p: &PeerStatus, of: fn(&PeerStatus) -> Option<u64>) -> Option<u64> {
         let (before, now) = (self.before.as_ref()?, self.now.as_ref()?);
-        let former = before.status.peers.iter().find(|q| q.public_key == p.public_key)?;
+        let former = before.status.peers.iter().find(|q| q.name == p.name)?;
         let grown = of(p)?.saturating_sub(of(former)?);
         let ms = now.at.duration_since(before.at).as_millis().max(1);
         u64::try_from(u128::from(grown) * 1000 / ms).ok()

@@ -107,6 +107,7 @@ fn peers_are_listed_in_columns_and_as_json() {
         name: name.into(),
         public_key: "qvpn1-x".into(),
         fingerprint: "abcd-efgh".into(),
+        other_public_key: None,
         endpoint: endpoint.map(str::to_owned),
         allowed_ips: allowed.iter().map(|a| (*a).to_owned()).collect(),
         qkd: QkdPolicy::Required,

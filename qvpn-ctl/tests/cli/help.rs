@@ -15,6 +15,7 @@ fn peers() -> Reply {
         name: name.into(),
         public_key: "k".into(),
         fingerprint: "f".into(),
+        other_public_key: None,
         endpoint: None,
         allowed_ips: vec![],
         qkd: QkdPolicy::Off,

@@ -168,6 +168,7 @@ fn answered() -> Vec<(&'static [&'static str], Reply)> {
         name: "東京-büro".into(),
         public_key: "k".into(),
         fingerprint: "kaar-594d-2efa".into(),
+        other_public_key: None,
         endpoint: None,
         allowed_ips: vec!["10.20.0.0/16".into(), "fd20::/64".into()],
         qkd: QkdPolicy::Required,

@@ -29,6 +29,8 @@ pub(crate) fn peer_up() -> PeerStatus {
         name: "site-b".into(),
         public_key: "qvpn1-UqPF=".into(),
         fingerprint: "abcd-efgh-ijkm".into(),
+        other_public_key: None,
+        own_public_key: None,
         endpoint: Some("203.0.113.9:51820".into()),
         allowed_ips: vec!["10.20.0.0/16".into(), "fd20::/64".into()],
         state: PeerState::Up,

@@ -4,9 +4,10 @@ use qvpn_api::events::EventKind;
 use qvpn_types::Time;
 
 use super::Peers;
+use crate::key_index;
 use crate::peer_runtime::first_call;
 use crate::settings::PeerSettings;
-use crate::state_file::{PeerState, PeerStates};
+use crate::state_file::PeerStates;
 
 impl Peers {
     pub(crate) fn in_standby(&self) -> bool {
@@ -20,7 +21,7 @@ impl Peers {
             return;
         }
         let waiting: Vec<PeerSettings> = self.in_order().map(|runtime| runtime.settings().clone()).collect();
-        waiting.iter().for_each(|peer| self.remove(peer.public_key(), now));
+        self.numbers().into_iter().for_each(|number| self.remove(number, now));
         self.standby = Some(waiting);
         self.kmes.close_until_used();
         self.configure_lanes(mtu);
@@ -30,7 +31,7 @@ impl Peers {
     /// was known of each.
     pub(crate) fn activate(&mut self, stored: &PeerStates, mtu: u16, now: Time) {
         for (n, peer) in (0..).zip(self.standby.take().into_iter().flatten()) {
-            let stored = stored.get(peer.public_key().x25519()).copied().unwrap_or_default();
+            let stored = key_index::stored(&peer, stored);
             self.add(peer, stored, first_call(n, now), now);
         }
         self.configure_lanes(mtu);
@@ -48,8 +49,8 @@ impl Peers {
         {
             let endpoint = runtime.view(now).endpoint;
             let settings = runtime.into_settings();
-            let key = *settings.public_key().x25519();
-            self.add(settings, PeerState::default(), now, now);
+            let key = *settings.config.public_key.x25519();
+            self.add(settings, Vec::new(), now, now);
             if let (Some(endpoint), Some(number)) = (endpoint, self.by_key.get(&key).copied()) {
                 self.with(number, now, |runtime, context| runtime.move_to(endpoint, context, now));
             }

@@ -86,6 +86,7 @@ impl OutstandingProposal {
                     local_epoch: epochs.next_local(),
                     since: ctx.now,
                     sealing_ends: began + max_age(agreement.interval),
+                    parties: ctx.config.parties(),
                     sources,
                     qkd_key_id: agreed.propose.qkd_key_id.clone(),
                     chain_lost,

@@ -20,8 +20,14 @@ impl<'a> Context<'a> {
         self.hellos.agreement
     }
 
+    /// Whether an agreement was made under the keys in use.
+    pub fn has_agreed(&self) -> bool {
+        self.agreement().is_some() && self.remote().is_some()
+    }
+
+    /// The peer's `Hello` under the keys in use.
     pub fn remote(&self) -> Option<&'a RemoteHello> {
-        self.hellos.remote.as_ref()
+        self.hellos.remote.as_ref().filter(|remote| remote.current)
     }
 
     /// Whether this side or the peer requires QKD.

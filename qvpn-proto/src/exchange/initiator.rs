@@ -385,7 +385,7 @@ impl ExchangeRole for Initiator {
             out.timers.set(Timer::Attempt, Some(self.due));
             return;
         }
-        let ready = ctx.agreement().is_some()
+        let ready = ctx.has_agreed()
             && ctx.hellos.refusal.is_none()
             && ctx.session_up
             && !out.channel.pending(MessageType::Hello)

@@ -190,6 +190,7 @@ impl Responder {
             local_epoch: epochs.next_local(),
             since: ctx.now,
             sealing_ends,
+            parties: config.parties(),
             sources: ctx.sources(kind, propose.chain_check.is_some()),
             qkd_key_id: propose.qkd_key_id.clone(),
             chain_lost: lost_chain && epochs.no_restart_since_epoch,

@@ -26,6 +26,8 @@ pub struct Status<'a> {
     pub path: &'a ControlPath,
     pub liveness: &'a Liveness,
     pub session_up: bool,
+    /// Whether the peer does not answer our new key, which has replaced the former one.
+    pub key_unanswered: bool,
     pub handshake_ago: Option<Duration>,
     pub epochs: &'a Epochs,
     pub role: &'a dyn ExchangeRole,
@@ -96,6 +98,14 @@ impl Status<'_> {
         // helps.
         if self.path.is_stale(self.now()) {
             return Some(CLOCK_SET_BACK.to_owned());
+        }
+        if let (true, Some(active)) = (self.key_unanswered, self.active()) {
+            return Some(format!(
+                "the other site does not answer our new key, {}: add it there and reload; the key in force \
+                 serves for {} s more",
+                self.config().local.public().fingerprint(),
+                active.sealing_ends.since(self.now()).as_secs(),
+            ));
         }
         match self.state() {
             PeerState::Up => {
@@ -224,6 +234,7 @@ impl Status<'_> {
             state: self.state(),
             reason: self.reason(),
             role: config.role,
+            parties: active.map_or_else(|| config.parties(), |a| a.parties),
             policy: config.policy,
             endpoint: self.path.endpoint,
             epoch: active.map(|a| a.epoch),

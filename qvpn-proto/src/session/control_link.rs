@@ -15,6 +15,7 @@ use qvpn_identity::{PublicIdentity, SecretIdentity};
 use qvpn_secret::with_scrubbed_stack;
 use qvpn_types::{PeerNumber, Time};
 
+use super::demux::control_index;
 use super::initiation::{Tai64n, initiation_time};
 use super::numbers::SessionNumbers;
 use super::token_bucket::{Bucket, Rate};
@@ -46,6 +47,15 @@ pub struct LinkOutput {
     pub displacing_start: bool,
     /// Whether the datagram was dropped: it is not authentic, not for a session in use, or repeated.
     pub dropped: bool,
+    /// Whether the session of other keys is in use now; see [`ControlLink::keys`].
+    pub switched: bool,
+}
+
+/// The keys of a session in use.
+#[derive(Clone)]
+pub struct LinkKeys {
+    pub local: Arc<SecretIdentity>,
+    pub remote: PublicIdentity,
 }
 
 /// A session that authenticates the peer by its X25519 key and carries small packets.
@@ -64,16 +74,34 @@ pub trait ControlLink {
     fn reset(&mut self);
     /// Returns the greatest time in an initiation of the peer, to be kept over restarts; `None` before the
     /// first.
-    fn greatest_initiation(&self) -> Option<Tai64n> {
+    fn greatest_initiations(&self) -> Vec<([u8; 32], Option<Tai64n>)> {
+        Vec::new()
+    }
+    /// Sets our key and those of the peer. The keys in use stay in use until a session of others is, but the
+    /// peer's only if it is among `remotes`.
+    fn set_keys(&mut self, _local: &Arc<SecretIdentity>, _remotes: &[PublicIdentity]) {}
+    /// Returns the keys in use; `None` if the link always uses those that it was made with.
+    fn keys(&self) -> Option<LinkKeys> {
         None
     }
+    /// Returns handshake initiations with all other keys that may come into use.
+    fn start_others(&mut self) -> Vec<Vec<u8>> {
+        Vec::new()
+    }
+    /// Whether a former key of ours is still held.
+    fn holds_former_key(&self) -> bool {
+        false
+    }
+    /// Erases a former key of ours with its sessions.
+    fn drop_former_key(&mut self) {}
 }
 
 pub struct WireGuardLink {
     tunn: Tunn,
     local: Arc<SecretIdentity>,
     remote: [u8; 32],
-    number: PeerNumber,
+    /// The upper 24 bits of the receiver indices.
+    index: u32,
     limiter: Arc<RateLimiter>,
     /// The receiver indices of sessions that we answered. Each is in use once the peer sends in it.
     answered: VecDeque<u32>,
@@ -102,15 +130,26 @@ impl WireGuardLink {
     /// Creates a session with `remote` whose receiver indices contain `number`.
     #[must_use]
     pub fn new(local: Arc<SecretIdentity>, remote: &PublicIdentity, number: PeerNumber) -> Self {
+        Self::with_slot(local, remote, number, 0)
+    }
+
+    /// Creates one of several links with a peer: each has a `slot` of its own in its receiver indices.
+    pub(super) fn with_slot(
+        local: Arc<SecretIdentity>,
+        remote: &PublicIdentity,
+        number: PeerNumber,
+        slot: u8,
+    ) -> Self {
+        let index = control_index(number, slot);
         // This limiter limits nothing: the `HandshakeLimiter` does, for all sessions together.
         let limiter = Arc::new(RateLimiter::new(&PublicKey::from(*local.public().x25519()), u64::MAX));
-        let tunn = tunn(&local, remote.x25519(), number, &limiter);
+        let tunn = tunn(&local, remote.x25519(), index, &limiter);
         let remote = *remote.x25519();
         Self {
             tunn,
             local,
             remote,
-            number,
+            index,
             limiter,
             answered: VecDeque::new(),
             confirmed: None,
@@ -126,6 +165,10 @@ impl WireGuardLink {
     #[must_use]
     pub fn with_greatest_initiation(self, greatest: Option<Tai64n>) -> Self {
         Self { greatest, ..self }
+    }
+
+    pub(super) fn set_greatest_initiation(&mut self, greatest: Option<Tai64n>) {
+        self.greatest = greatest;
     }
 
     /// Decides whether an initiation may start a session; returns the output if not.
@@ -214,10 +257,10 @@ fn field(datagram: &[u8], at: usize) -> Option<u32> {
 }
 
 /// The session's own PSK stays unused, since its `Debug` would print it. Our PSK goes into the key schedule.
-fn tunn(local: &SecretIdentity, remote: &[u8; 32], number: PeerNumber, limiter: &Arc<RateLimiter>) -> Tunn {
+fn tunn(local: &SecretIdentity, remote: &[u8; 32], index: u32, limiter: &Arc<RateLimiter>) -> Tunn {
     with_scrubbed_stack(|| {
         let secret = StaticSecret::from(*local.x25519().expose());
-        Tunn::new(secret, PublicKey::from(*remote), None, None, u32::from(number.0), Some(limiter.clone()))
+        Tunn::new(secret, PublicKey::from(*remote), None, None, index, Some(limiter.clone()))
     })
 }
 
@@ -324,7 +367,7 @@ impl ControlLink for WireGuardLink {
     }
 
     fn reset(&mut self) {
-        self.tunn = tunn(&self.local, &self.remote, self.number, &self.limiter);
+        self.tunn = tunn(&self.local, &self.remote, self.index, &self.limiter);
         self.answered.clear();
         self.confirmed = None;
         self.last_index = 0;
@@ -332,8 +375,8 @@ impl ControlLink for WireGuardLink {
         self.numbers.reset();
     }
 
-    fn greatest_initiation(&self) -> Option<Tai64n> {
-        self.greatest
+    fn greatest_initiations(&self) -> Vec<([u8; 32], Option<Tai64n>)> {
+        vec![(self.remote, self.greatest)]
     }
 }
 
@@ -358,7 +401,7 @@ mod tests {
         let before = Tai64n::from_unix(since_epoch());
         let initiation = a.start().unwrap();
         b.receive(IpAddr::from([192, 0, 2, 1]), &initiation);
-        let time = b.greatest_initiation().unwrap();
+        let time = b.greatest.unwrap();
         assert!(before <= time && time <= Tai64n::from_unix(since_epoch() + Duration::from_secs(1)));
     }
 
@@ -369,12 +412,12 @@ mod tests {
         let behind = |seconds| since_epoch() - Duration::from_secs(seconds);
         for year in 1..=3 {
             assert_eq!(b.refuse_initiation(&initiation, behind(year * 31_536_000)), None);
-            assert_eq!(b.greatest_initiation(), None);
+            assert_eq!(b.greatest, None);
         }
         assert_eq!(b.refuse_initiation(&initiation, behind(61)), None);
-        assert_eq!(b.greatest_initiation(), None);
+        assert_eq!(b.greatest, None);
         assert_eq!(b.refuse_initiation(&initiation, behind(58)), None);
-        assert!(b.greatest_initiation().is_some());
+        assert!(b.greatest.is_some());
         assert!(b.refuse_initiation(&initiation, since_epoch()).unwrap().dropped);
     }
 

@@ -7,8 +7,9 @@ use std::time::Duration;
 use qvpn_types::{Role, Time};
 use rand_core::CryptoRng;
 
-use super::control_link::{ControlLink, LinkOutput};
+use super::control_link::{ControlLink, LinkKeys, LinkOutput};
 use super::initiation::Tai64n;
+use super::key_change::KeyChange;
 use crate::config::PeerConfig;
 use crate::liveness::{LOST_AFTER, Liveness, LivenessStep};
 use crate::notice::PeerEvent;
@@ -42,6 +43,8 @@ pub struct SessionInput {
     pub new_session: bool,
     /// The endpoint at which a lost peer answered; the lanes then send there.
     pub found_at: Option<SocketAddr>,
+    /// Whether other keys are in use now.
+    pub switched: bool,
 }
 
 /// The control session and what it knows of the path.
@@ -53,6 +56,9 @@ pub struct ControlSession<L> {
     path_mtu: Option<PathMtu>,
     /// When the last session was made.
     session_at: Option<Time>,
+    /// The change of our key, until an epoch is made with the new one.
+    key_change: Option<KeyChange>,
+    key_unanswered: bool,
 }
 
 /// Returns the delay of a role's first handshake.
@@ -68,7 +74,8 @@ impl<L: ControlLink> ControlSession<L> {
         out.timers.set(Timer::LinkTick, Some(now));
         out.timers.set(Timer::Handshake, Some(now + first_wait(config.role)));
         let (path, liveness) = (ControlPath::new(config.endpoint), Liveness::new(config.liveness, now));
-        Self { link, path, liveness, path_mtu: None, session_at: None }
+        let (key_change, key_unanswered) = (None, false);
+        Self { link, path, liveness, path_mtu: None, session_at: None, key_change, key_unanswered }
     }
 
     /// Returns the time since the handshake of the session in use; `None` without one.
@@ -114,6 +121,7 @@ impl<L: ControlLink> ControlSession<L> {
             answered,
             stale_start,
             displacing_start,
+            switched,
             ..
         } = output;
         // Replies return to the datagram's source, even a cookie to a sender that is not authenticated yet.
@@ -125,6 +133,7 @@ impl<L: ControlLink> ControlSession<L> {
             out.channel.session_started(now);
             out.timers.set(Timer::Handshake, None);
             self.session_at = Some(now);
+            self.key_unanswered = false;
             self.path.restart_calls();
             self.liveness.on_new_session();
             self.path_used(now);
@@ -135,7 +144,7 @@ impl<L: ControlLink> ControlSession<L> {
             false => configured.filter(|configured| others.contains(configured)),
         };
         let found_at = found_at.filter(|_| new_session && answered);
-        SessionInput { session, packets, new_session, found_at }
+        SessionInput { session, packets, new_session, found_at, switched }
     }
 
     /// Whether nothing came for a while, so that the peer may be at another endpoint.
@@ -162,8 +171,8 @@ impl<L: ControlLink> ControlSession<L> {
     }
 
     /// Returns the greatest time in an initiation of the peer.
-    pub fn greatest_initiation(&self) -> Option<Tai64n> {
-        self.link.greatest_initiation()
+    pub fn greatest_initiations(&self) -> Vec<([u8; 32], Option<Tai64n>)> {
+        self.link.greatest_initiations()
     }
 
     pub fn on_link_tick(&mut self, role: Role, now: Time, out: &mut Outbox) {
@@ -197,10 +206,9 @@ impl<L: ControlLink> ControlSession<L> {
         }
         if !self.path.is_calling() {
             self.path.begin_call(configured);
-            if let Some(to) = self.path.endpoint
-                && let Some(datagram) = self.link.start()
-            {
-                out.transmit(to, datagram);
+            if let Some(to) = self.path.endpoint {
+                let initiations = self.link.start().into_iter().chain(self.link.start_others());
+                initiations.for_each(|datagram| out.transmit(to, datagram));
             }
             if up {
                 self.send_ping(1, now, out, rng);
@@ -220,7 +228,64 @@ impl<L: ControlLink> ControlSession<L> {
     fn call_next(&mut self, out: &mut Outbox) {
         if let Some((to, datagram)) = self.path.next_call(|| self.link.start()) {
             out.transmit(to, datagram);
+            self.link.start_others().into_iter().for_each(|datagram| out.transmit(to, datagram));
         }
+    }
+
+    /// Sets our key and the peer's by the config. With a new one of ours the peer is called at once; the
+    /// former one stays in use until it answers.
+    pub fn set_keys(&mut self, config: &PeerConfig, now: Time, out: &mut Outbox) {
+        self.link.set_keys(&config.local, &config.remotes());
+        self.key_change = match (self.link.holds_former_key(), self.key_change.take()) {
+            (true, None) => Some(KeyChange::new(now)),
+            (true, change) => change,
+            (false, _) => None,
+        };
+        out.timers.set(Timer::KeyChange, self.key_change.as_ref().map(|_| now));
+    }
+
+    /// Returns the keys in use, if the link has several.
+    pub fn keys(&self) -> Option<LinkKeys> {
+        self.link.keys()
+    }
+
+    /// Whether our former key is still held.
+    pub fn holds_former_key(&self) -> bool {
+        self.link.holds_former_key()
+    }
+
+    /// Whether our new key is in use, and an epoch with it is awaited.
+    pub fn awaits_epoch(&self) -> bool {
+        self.key_change.is_some() && !self.link.holds_former_key()
+    }
+
+    /// Whether the peer does not answer our new key, while the former one is erased.
+    pub fn key_unanswered(&self) -> bool {
+        self.key_unanswered && !self.is_up()
+    }
+
+    /// Ends the change of our key: an epoch is made with it.
+    pub fn key_changed(&mut self, out: &mut Outbox) {
+        self.key_change = None;
+        out.timers.set(Timer::KeyChange, None);
+    }
+
+    /// Calls the peer with our new key, or ends the former one after its time. Returns whether that was in
+    /// use.
+    pub fn on_key_change(&mut self, now: Time, out: &mut Outbox) -> bool {
+        let Some(change) = &mut self.key_change else { return false };
+        if change.until <= now {
+            let unanswered = self.link.holds_former_key();
+            self.link.drop_former_key();
+            self.key_change = None;
+            self.key_unanswered |= unanswered;
+            return unanswered;
+        }
+        if let Some(to) = self.path.endpoint {
+            self.link.start_others().into_iter().for_each(|datagram| out.transmit(to, datagram));
+        }
+        out.timers.set(Timer::KeyChange, Some(change.next_call(now)));
+        false
     }
 
     /// Initiates a handshake although a session is up.

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use boringtun::noise::handshake::parse_handshake_anon;
-use boringtun::noise::{Packet, Tunn};
+use boringtun::noise::{HandshakeInit, Packet, Tunn};
 use boringtun::x25519::{PublicKey, StaticSecret};
 use qvpn_identity::SecretIdentity;
 use qvpn_secret::with_scrubbed_stack;
@@ -14,6 +14,7 @@ use rand_core::CryptoRng;
 use qvpn_types::{PeerNumber, Time};
 
 use super::limiter::HandshakeLimiter;
+use crate::wire::limits::MAX_PEERS;
 
 /// The destination of a datagram.
 #[derive(Debug, PartialEq, Eq)]
@@ -33,7 +34,8 @@ pub enum DatagramClass {
 
 /// Demultiplexes the datagrams of all control sessions of a daemon.
 pub struct Demux {
-    local: Arc<SecretIdentity>,
+    /// Our keys: a second one while the site changes its key.
+    locals: Vec<Arc<SecretIdentity>>,
     limiter: Arc<HandshakeLimiter>,
 }
 
@@ -42,7 +44,7 @@ impl Demux {
     #[must_use]
     pub fn new(local: Arc<SecretIdentity>, peers: usize, rng: &mut impl CryptoRng) -> Self {
         let limiter = Arc::new(HandshakeLimiter::new(local.public(), peers, rng));
-        Self { local, limiter }
+        Self { locals: vec![local], limiter }
     }
 
     /// Returns the limiter, which lanes call before they queue a message.
@@ -51,8 +53,16 @@ impl Demux {
         Arc::clone(&self.limiter)
     }
 
-    fn public(&self) -> PublicKey {
-        PublicKey::from(*self.local.public().x25519())
+    /// Sets our keys. Handshakes with each of them are accepted.
+    pub fn set_locals(&mut self, locals: Vec<Arc<SecretIdentity>>) {
+        self.limiter.set_locals(locals.iter().map(|local| local.public()));
+        self.locals = locals;
+    }
+
+    /// Returns our keys.
+    #[must_use]
+    pub fn locals(&self) -> &[Arc<SecretIdentity>] {
+        &self.locals
     }
 
     /// Finds the peer of a datagram that the [`HandshakeLimiter`] has admitted.
@@ -75,13 +85,9 @@ impl Demux {
         }
         let index = match packet {
             Packet::HandshakeInit(init) => {
-                let half = with_scrubbed_stack(|| {
-                    let secret = StaticSecret::from(*self.local.x25519().expose());
-                    parse_handshake_anon(&secret, &self.public(), &init)
-                });
-                return half.map_or(DatagramClass::Malformed, |half| DatagramClass::Handshake {
-                    x25519: half.peer_static_public,
-                });
+                let claimed = self.locals.iter().find_map(|local| claimed_key(&init, local));
+                return claimed
+                    .map_or(DatagramClass::Malformed, |x25519| DatagramClass::Handshake { x25519 });
             }
             Packet::HandshakeResponse(p) => p.receiver_idx,
             Packet::PacketCookieReply(p) => p.receiver_idx,
@@ -91,9 +97,30 @@ impl Demux {
     }
 }
 
+/// Returns the static key that the sender of an initiation for `local` claims to hold.
+fn claimed_key(init: &HandshakeInit<'_>, local: &SecretIdentity) -> Option<[u8; 32]> {
+    let half = with_scrubbed_stack(|| {
+        let secret = StaticSecret::from(*local.x25519().expose());
+        parse_handshake_anon(&secret, &PublicKey::from(*local.public().x25519()), init)
+    });
+    half.ok().map(|half| half.peer_static_public)
+}
+
+/// Returns the upper 24 bits of a link's receiver indices: the top bit is 0, and a peer's links differ by
+/// their slot.
+pub(super) fn control_index(number: PeerNumber, slot: u8) -> u32 {
+    u32::from(slot) << 15 | u32::from(number.0 % MAX_PEERS)
+}
+
 /// Returns the peer's number in a control session's receiver index; `None` for a data session's index, which
 /// has the top bit set.
 #[must_use]
 pub fn peer_of_control_index(index: u32) -> Option<PeerNumber> {
-    u16::try_from(index >> 8).ok().filter(|n| *n < crate::wire::limits::MAX_PEERS).map(PeerNumber)
+    let number = u16::try_from(index >> 8 & u32::from(MAX_PEERS - 1)).ok().map(PeerNumber);
+    number.filter(|_| index >> 31 == 0)
+}
+
+/// Returns the slot of the peer's link in a control session's receiver index.
+pub(super) fn slot_of_control_index(index: u32) -> u8 {
+    (index >> 23).to_le_bytes()[0]
 }

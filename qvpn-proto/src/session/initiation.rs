@@ -41,16 +41,9 @@ impl Tai64n {
 /// Returns the time in an initiation that `remote` made for `local`; `None` for any other datagram.
 #[must_use]
 pub fn initiation_time(datagram: &[u8], local: &SecretIdentity, remote: &[u8; 32]) -> Option<Tai64n> {
-    let ephemeral: &[u8; 32] = datagram.get(8..40)?.first_chunk()?;
     let (static_key, time) = (datagram.get(40..88)?, datagram.get(88..116)?);
     with_scrubbed_stack(|| {
-        let chaining_key = hash(&[b"Noise_IKpsk2_25519_ChaChaPoly_BLAKE2s"]);
-        let transcript = hash(&[&chaining_key, b"WireGuard v1 zx2c4 Jason@zx2c4.com"]);
-        let transcript = hash(&[&transcript, local.public().x25519()]);
-        let transcript = hash(&[&transcript, ephemeral]);
-        let (chaining_key, _) = derive(&chaining_key, ephemeral);
-        let (chaining_key, key) = derive(&chaining_key, dh::agree(local.x25519(), ephemeral)?.expose());
-        let claimed = open::<32>(&key, &transcript, static_key)?;
+        let (claimed, chaining_key, transcript) = open_static(datagram, local)?;
         if !ct_eq(&claimed, remote) {
             return None;
         }
@@ -58,6 +51,26 @@ pub fn initiation_time(datagram: &[u8], local: &SecretIdentity, remote: &[u8; 32
         let (_, key) = derive(&chaining_key, dh::agree(local.x25519(), remote)?.expose());
         open::<12>(&key, &transcript, time).map(Tai64n)
     })
+}
+
+/// Returns the X25519 key that the sender of an initiation for `local` claims to hold; `None` for any other
+/// datagram.
+#[must_use]
+pub fn claimed_key(datagram: &[u8], local: &SecretIdentity) -> Option<[u8; 32]> {
+    with_scrubbed_stack(|| open_static(datagram, local).map(|(claimed, ..)| claimed))
+}
+
+/// Opens the static key in an initiation. Returns it with the chaining key and the transcript before it.
+fn open_static(datagram: &[u8], local: &SecretIdentity) -> Option<([u8; 32], [u8; 32], [u8; 32])> {
+    let ephemeral: &[u8; 32] = datagram.get(8..40)?.first_chunk()?;
+    let static_key = datagram.get(40..88)?;
+    let chaining_key = hash(&[b"Noise_IKpsk2_25519_ChaChaPoly_BLAKE2s"]);
+    let transcript = hash(&[&chaining_key, b"WireGuard v1 zx2c4 Jason@zx2c4.com"]);
+    let transcript = hash(&[&transcript, local.public().x25519()]);
+    let transcript = hash(&[&transcript, ephemeral]);
+    let (chaining_key, _) = derive(&chaining_key, ephemeral);
+    let (chaining_key, key) = derive(&chaining_key, dh::agree(local.x25519(), ephemeral)?.expose());
+    Some((open::<32>(&key, &transcript, static_key)?, chaining_key, transcript))
 }
 
 /// BLAKE2s with 32 bytes of output.
@@ -119,6 +132,7 @@ mod tests {
         let (us, them) = (of(1), of(2));
         for datagram in [&[][..], &[1; 115], &[1; 148], &[0; 148]] {
             assert_eq!(initiation_time(datagram, &us, them.public().x25519()), None);
+            assert_eq!(claimed_key(datagram, &us), None);
         }
     }
 }

@@ -4,7 +4,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use blake2::digest::{FixedOutput, KeyInit, Mac, Update};
@@ -55,8 +55,8 @@ pub enum Admission {
 
 /// The limiter of one daemon, which its lanes and its own thread share.
 pub struct HandshakeLimiter {
-    mac1_key: [u8; 32],
-    cookie_key: [u8; 32],
+    /// One for each of our keys: two while the site changes its key.
+    locals: RwLock<Vec<LocalMacs>>,
     /// The key of all cookies while the daemon runs. An attacker who learns it can only get handshakes
     /// admitted.
     secret: Secret<32>,
@@ -67,6 +67,19 @@ pub struct HandshakeLimiter {
     classes: [MessageClass; 2],
     /// The buckets for other datagrams of unknown sources: one for all, and one for each source.
     roamed: Mutex<(Bucket, BySource)>,
+}
+
+/// The keys of the MACs in messages for one of our public keys.
+#[derive(Clone, Copy)]
+struct LocalMacs {
+    mac1: [u8; 32],
+    cookie: [u8; 32],
+}
+
+impl LocalMacs {
+    fn new(local: &PublicIdentity) -> Self {
+        Self { mac1: labelled(b"mac1----", local), cookie: labelled(b"cookie--", local) }
+    }
 }
 
 /// The state of one type of handshake messages.
@@ -110,13 +123,17 @@ impl MessageClass {
 impl HandshakeLimiter {
     pub(super) fn new(local: &PublicIdentity, peers: usize, rng: &mut impl CryptoRng) -> Self {
         Self {
-            mac1_key: labelled(b"mac1----", local),
-            cookie_key: labelled(b"cookie--", local),
+            locals: RwLock::new(vec![LocalMacs::new(local)]),
             secret: Secret::filled(|bytes| rng.fill_bytes(bytes)),
             limit: 50 + 10 * u64::try_from(peers).unwrap_or(0),
             classes: [MessageClass::new(rng), MessageClass::new(rng)],
             roamed: Mutex::new((Bucket::default(), BySource::new(rng))),
         }
+    }
+
+    pub(super) fn set_locals<'a>(&self, locals: impl Iterator<Item = &'a PublicIdentity>) {
+        // The update is atomic, so a poisoned lock is still consistent.
+        *self.locals.write().unwrap_or_else(PoisonError::into_inner) = locals.map(LocalMacs::new).collect();
     }
 
     /// Decides whether a datagram is admitted. `is_peer` says whether its source address belongs to a peer.
@@ -210,7 +227,13 @@ impl HandshakeLimiter {
     }
 
     fn mac1_valid(&self, message: &Message<'_>) -> bool {
-        keyed(&self.mac1_key, &[message.body]).is(message.mac1)
+        self.addressee(message).is_some()
+    }
+
+    /// Finds the key of ours that mac1 is made for.
+    fn addressee(&self, message: &Message<'_>) -> Option<LocalMacs> {
+        let locals = self.locals.read().unwrap_or_else(PoisonError::into_inner);
+        locals.iter().find(|local| keyed(&local.mac1, &[message.body]).is(message.mac1)).copied()
     }
 
     /// Whether mac2 is made with the cookie of this source.
@@ -245,7 +268,7 @@ impl HandshakeLimiter {
         let mut nonce = [0; 24];
         rng.fill_bytes(&mut nonce);
         let mut cookie = self.cookie(from, now);
-        let cipher = XChaCha20Poly1305::new(&self.cookie_key.into());
+        let cipher = XChaCha20Poly1305::new(&self.addressee(message)?.cookie.into());
         let tag = cipher.encrypt_in_place_detached(&nonce.into(), message.mac1, &mut cookie).ok()?;
         Some([&[3, 0, 0, 0], message.body.get(4..8)?, &nonce, &cookie, &tag[..]].concat())
     }

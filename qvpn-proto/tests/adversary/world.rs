@@ -126,6 +126,8 @@ pub fn config(role: Role, policy: QkdPolicy) -> PeerConfig {
     PeerConfig {
         local: SITES[0].clone(),
         remote: *other().public(),
+        other_remote: None,
+        role_by_keys: false,
         role,
         suite: Suite::ChaCha20Poly1305,
         rekey_interval: Duration::from_secs(60),

@@ -62,6 +62,8 @@ pub fn config(site: &Site, other: &Site, endpoint: SocketAddr, number: PeerNumbe
     PeerConfig {
         local: site.identity,
         remote: *other.identity.public(),
+        other_remote: None,
+        role_by_keys: false,
         role: site.role,
         suite: site.suite,
         rekey_interval: site.interval,

@@ -32,7 +32,7 @@ impl<'t> Reader<'t> {
     ) -> Option<Peer> {
         let mut s = Section::new("[[peer]]", at, self.text, table);
         let mut positions =
-            PeerPositions { public_key: at, endpoint: at, preshared_key_file: at, allowed_ips: Vec::new() };
+            PeerPositions { endpoint: at, preshared_key_file: at, ..PeerPositions::default() };
         let mut facts = PeerFacts { at, ..PeerFacts::default() };
         let name = s.need(&mut self.sink, "name", "\"site-b\"").and_then(|entry| {
             let name = self.parsed(&entry, |t| values::name(t, "site-b"))?;
@@ -40,7 +40,7 @@ impl<'t> Reader<'t> {
             facts.name = Some((name.clone(), entry.at));
             Some(name)
         });
-        let public_key = self.public_key(&mut s, &mut facts, &mut positions);
+        let public_keys = self.public_keys(&mut s, &mut facts);
         let endpoint = s.take(&self.sink, "endpoint", "\"203.0.113.9:51820\"").map(|entry| {
             positions.endpoint = entry.at;
             let endpoint = self.parsed(&entry, |t| values::endpoint(t, defaults.lanes))?;
@@ -69,12 +69,15 @@ impl<'t> Reader<'t> {
             None => Some(false),
         };
         s.finish(&mut self.sink, HOME_SECTIONS);
+        positions.public_keys = facts.public_keys.iter().map(|(_, at)| *at).collect();
         positions.allowed_ips = facts.allowed_ips.iter().map(|(_, at)| *at).collect();
         self.positions.peers.push(positions);
         self.facts.peers.push(facts);
+        let (public_key, second_key) = public_keys?;
         Some(Peer {
             name: name?,
-            public_key: public_key?,
+            public_key,
+            second_key,
             endpoint: match endpoint {
                 Some(endpoint) => Some(endpoint?),
                 None => None,
@@ -121,21 +124,37 @@ impl<'t> Reader<'t> {
         Some(qkd)
     }
 
-    fn public_key(
+    /// One key, or a list of two while the site changes its key.
+    fn public_keys(
         &mut self,
         s: &mut Section<'t>,
         facts: &mut PeerFacts,
-        positions: &mut PeerPositions,
-    ) -> Option<PublicIdentity> {
+    ) -> Option<(PublicIdentity, Option<PublicIdentity>)> {
         let entry = s.need(&mut self.sink, "public_key", "\"qvpn1-…\"")?;
-        positions.public_key = entry.at;
-        let key = self.parsed(&entry, |text| {
-            text.parse().map_err(|e: IdentityError| {
-                split_advice(&e.to_string(), "write the line that `qvpn-ctl pubkey` prints at the peer")
-            })
-        })?;
-        facts.public_key = Some((key, entry.at));
-        Some(key)
+        let texts = match entry.value.is_array() {
+            true => entry.strings(&mut self.sink)?,
+            false => vec![(entry.at, entry.string(&mut self.sink)?)],
+        };
+        for (at, text) in &texts {
+            match text.parse() {
+                Ok(key) => facts.public_keys.push((key, *at)),
+                Err(error) => {
+                    let error: IdentityError = error;
+                    let advice = "write the line that `qvpn-ctl pubkey` prints at the peer";
+                    let (what, fix) = split_advice(&error.to_string(), advice);
+                    self.sink.add(*at, what, fix);
+                }
+            }
+        }
+        if !(1..=2).contains(&texts.len()) {
+            let what = format!("`public_key` has {} keys", texts.len());
+            entry.wrong(&mut self.sink, what, "write one key, or two while the site changes its key");
+        }
+        match (texts.len(), facts.public_keys.as_slice()) {
+            (1, [(key, _)]) => Some((*key, None)),
+            (2, [(key, _), (second, _)]) => Some((*key, Some(*second))),
+            _ => None,
+        }
     }
 
     fn allowed_ips(&mut self, s: &mut Section<'t>, facts: &mut PeerFacts) -> Option<Vec<IpNet>> {

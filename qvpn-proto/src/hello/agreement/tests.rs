@@ -26,6 +26,8 @@ fn config(own: usize, other: usize, policy: QkdPolicy) -> PeerConfig {
     PeerConfig {
         local: SITES[own].clone(),
         remote: *SITES[other].public(),
+        other_remote: None,
+        role_by_keys: false,
         role: if own == 0 { Role::Initiator } else { Role::Responder },
         suite: Suite::ChaCha20Poly1305,
         rekey_interval: Duration::from_secs(60),

@@ -15,7 +15,7 @@ fn limiter() -> HandshakeLimiter {
 fn start(limiter: &HandshakeLimiter, mac2: [u8; MAC_BYTES]) -> Vec<u8> {
     let mut datagram = vec![1; 148];
     datagram[1..4].fill(0);
-    let mac1 = keyed(&limiter.mac1_key, &[&datagram[..116]]).0.finalize_fixed();
+    let mac1 = keyed(&limiter.locals.read().unwrap()[0].mac1, &[&datagram[..116]]).0.finalize_fixed();
     datagram[116..132].copy_from_slice(&mac1);
     datagram[132..].copy_from_slice(&mac2);
     datagram
@@ -170,7 +170,7 @@ fn a_flood_of_starts_leaves_answers_alone() {
     flood(&limiter, NOW);
     let mut answer = vec![2; 92];
     answer[1..4].fill(0);
-    let mac1 = keyed(&limiter.mac1_key, &[&answer[..60]]).0.finalize_fixed();
+    let mac1 = keyed(&limiter.locals.read().unwrap()[0].mac1, &[&answer[..60]]).0.finalize_fixed();
     answer[60..76].copy_from_slice(&mac1);
     let from = at([198, 18, 0, 1]);
     assert_eq!(limiter.admit(&answer, from, NOW, || false), Admission::Admitted);
