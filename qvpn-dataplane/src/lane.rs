@@ -1,7 +1,6 @@
 //! Lanes. Each lane has one TUN queue, one UDP socket, and a sending and a receiving thread with keys and
 //! counters of their own. Each thread owns its tables, so packets need no lock unless they are rerouted.
 
-mod called;
 mod config;
 mod ecn;
 mod event_queue;
@@ -34,7 +33,6 @@ use crate::sched;
 use crate::stats::PeerStats;
 use crate::tun::TunQueue;
 use crate::udp;
-use called::CalledAddresses;
 use config::LaneContext;
 pub use config::{Admission, Dscp, Filter, LanesConfig};
 use forward::{ForwardQueue, ForwardSender, forward_queue};
@@ -62,7 +60,6 @@ struct LaneMailboxes {
 pub struct Lanes {
     mailboxes: Vec<LaneMailboxes>,
     control: UdpSocket,
-    called: Arc<CalledAddresses>,
     /// Handles of all lanes' sockets, for their options.
     sockets: Vec<UdpSocket>,
     narrow: Mutex<bool>,
@@ -105,7 +102,6 @@ impl Lanes {
         let mut lanes = Self {
             mailboxes: Vec::new(),
             control,
-            called: Arc::default(),
             sockets: Vec::new(),
             narrow: Mutex::default(),
             threads: Mutex::default(),
@@ -113,8 +109,7 @@ impl Lanes {
         let senders: Arc<[ForwardSender]> = senders.into();
         for parts in parts {
             let (sink, stats, clock) = (sink.clone(), stats.clone(), clock.clone());
-            let called = lanes.called.clone();
-            let context = LaneContext { lane: parts.lane, sink, stats, clock, mtu, dscp, called };
+            let context = LaneContext { lane: parts.lane, sink, stats, clock, mtu, dscp };
             lanes.start_lane(parts, &context, filter.clone(), senders.clone())?;
         }
         Ok(lanes)
@@ -211,9 +206,8 @@ impl Lanes {
     pub fn set_endpoint(&self, lane: u8, peer: PeerNumber, endpoint: SocketAddr) {
         // The sender first: an endpoint that the receiver learns after this command then also reaches the
         // sender after it.
-        let local = self.called.of(endpoint);
-        self.to_sender(lane, SendCommand::SetEndpoint { peer, endpoint, local });
-        self.to_receiver(lane, ReceiveCommand::SetEndpoint { peer, endpoint, local });
+        self.to_sender(lane, SendCommand::SetEndpoint { peer, endpoint });
+        self.to_receiver(lane, ReceiveCommand::SetEndpoint { peer, endpoint });
     }
 
     /// Sets the persistent keepalive, or disables it.
@@ -272,12 +266,12 @@ impl Lanes {
         }
     }
 
-    /// Sends a control datagram from lane 0's socket, from the address that `to` last called.
+    /// Sends a control datagram from lane 0's socket.
     ///
     /// # Errors
     /// The error of the system.
     pub fn send_control(&self, datagram: &[u8], to: SocketAddr) -> std::io::Result<()> {
-        udp::send_to(&self.control, datagram, to, self.called.of(to))
+        udp::send_to(&self.control, datagram, to)
     }
 
     /// Sends a control datagram from lane 0's socket that must not be fragmented: it arrives whole or not at
@@ -289,7 +283,7 @@ impl Lanes {
     pub fn send_probe(&self, datagram: &[u8], to: SocketAddr) -> std::io::Result<()> {
         let narrow = *self.narrow.lock().unwrap_or_else(PoisonError::into_inner);
         udp::forbid_fragments(&self.control, true, narrow);
-        let sent = udp::send_to(&self.control, datagram, to, self.called.of(to));
+        let sent = udp::send_to(&self.control, datagram, to);
         udp::forbid_fragments(&self.control, false, narrow);
         sent
     }

@@ -8,11 +8,9 @@ pub(crate) mod batch;
 mod cmsg;
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
-use std::os::fd::AsFd;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 
 use nix::sys::socket::{setsockopt, sockopt};
-use qvpn_types::Time;
 use rustix::net::sockopt::{
     Ipv4PathMtuDiscovery, Ipv6PathMtuDiscovery, set_ip_mtu_discover, set_ip_recvtos, set_ipv6_mtu_discover,
     set_ipv6_recvtclass, set_socket_recv_buffer_size, set_socket_recv_buffer_size_force,
@@ -21,7 +19,6 @@ use rustix::net::sockopt::{
 use socket2::{Domain, Protocol, Socket, Type};
 
 pub(crate) use address::Endpoint;
-use batch::{Outgoing, send_batch};
 
 /// The size of socket buffers to request. Without CAP_NET_ADMIN the kernel grants at most its own limit.
 const BUFFER_BYTES: usize = 4 * 1024 * 1024;
@@ -40,7 +37,6 @@ pub fn bind_lane_socket(port: u16, fwmark: Option<u32>) -> io::Result<UdpSocket>
                 Ok(()) => {
                     let _ = set_ipv6_mtu_discover(&socket, Ipv6PathMtuDiscovery::OMIT);
                     let _ = set_ipv6_recvtclass(&socket, true);
-                    let _ = setsockopt(&socket, sockopt::Ipv6RecvPacketInfo, &true);
                     Ok(socket.into())
                 }
                 Err(error) if error.raw_os_error() == Some(libc::EADDRNOTAVAIL) => bind_v4(port, fwmark),
@@ -56,7 +52,6 @@ fn bind_v4(port: u16, fwmark: Option<u32>) -> io::Result<UdpSocket> {
     let socket = Socket::new(Domain::IPV4, Type::DGRAM.cloexec(), Some(Protocol::UDP))?;
     prepare(&socket, fwmark)?;
     socket.bind(&SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)).into())?;
-    let _ = setsockopt(&socket, sockopt::Ipv4PacketInfo, &true);
     Ok(socket.into())
 }
 
@@ -102,20 +97,11 @@ fn discover_v6(socket: &UdpSocket, how: Ipv6PathMtuDiscovery) {
     let _ = set_ipv6_mtu_discover(socket, how);
 }
 
-/// Sends a datagram on a duplicate of a lane's socket, to an address of either family. It is sent from
-/// `local`, unless this machine does not have that address any more.
+/// Sends a datagram on a duplicate of a lane's socket, to an address of either family.
 ///
 /// # Errors
 /// The error of the system.
-pub fn send_to(socket: &UdpSocket, datagram: &[u8], to: SocketAddr, local: Option<IpAddr>) -> io::Result<()> {
+pub fn send_to(socket: &UdpSocket, datagram: &[u8], to: SocketAddr) -> io::Result<()> {
     let v6 = socket.local_addr()?.is_ipv6();
-    let mut to = Endpoint::new(v6, to, local);
-    loop {
-        let now = Time::default();
-        let out = Outgoing { bytes: datagram, segment: None, tos: 0, to: &to, source: to.source(now) };
-        match send_batch(socket.as_fd(), std::iter::once(out), 1) {
-            Err(error) if to.on_error(&error, now) => {}
-            sent => return sent.map(drop),
-        }
-    }
+    socket.send_to(datagram, address::socket_address(v6, to)).map(drop)
 }

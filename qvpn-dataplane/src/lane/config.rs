@@ -5,7 +5,6 @@ use std::sync::Arc;
 
 use qvpn_types::Time;
 
-use super::called::CalledAddresses;
 use crate::clock::Clock;
 use crate::event::LaneSink;
 use crate::stats::InterfaceStats;
@@ -65,6 +64,4 @@ pub(super) struct LaneContext {
     pub(super) clock: Clock,
     pub(super) mtu: u16,
     pub(super) dscp: Dscp,
-    /// Which of our addresses control datagrams came to.
-    pub(super) called: Arc<CalledAddresses>,
 }

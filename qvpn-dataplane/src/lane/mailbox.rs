@@ -1,7 +1,7 @@
 //! Commands to a lane's threads. Each kind of thread has its own command type, so it cannot get a command
 //! that it does not apply.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -34,7 +34,6 @@ pub(super) enum SendCommand {
     SetEndpoint {
         peer: PeerNumber,
         endpoint: SocketAddr,
-        local: Option<IpAddr>,
     },
     SetKeepalive {
         peer: PeerNumber,
@@ -62,7 +61,7 @@ pub(super) enum ReceiveCommand {
     AddPeer { peer: PeerNumber, endpoint: Option<SocketAddr>, stats: Arc<PeerStats> },
     RemovePeer { peer: PeerNumber },
     SetRouting(Routing),
-    SetEndpoint { peer: PeerNumber, endpoint: SocketAddr, local: Option<IpAddr> },
+    SetEndpoint { peer: PeerNumber, endpoint: SocketAddr },
     Install(OpeningKey),
     Close { index: u32 },
     CloseOlder { peer: PeerNumber, epoch: LocalEpoch, at: Time },

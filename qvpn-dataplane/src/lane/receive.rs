@@ -29,8 +29,6 @@ use crate::wake::poll_readable;
 
 struct ReceivePeer {
     endpoint: Option<SocketAddr>,
-    /// The address of this machine that its packets come to.
-    local: Option<IpAddr>,
     /// The endpoint changed and the control task has not been told yet. This is a flag, not a queue, so that
     /// an attacker on the path who changes source addresses cannot make a list grow.
     roam_unreported: bool,
@@ -186,7 +184,6 @@ impl ReceiveTables {
                     peer,
                     ReceivePeer {
                         endpoint,
-                        local: None,
                         roam_unreported: false,
                         stats,
                         highest_epoch: None,
@@ -202,9 +199,9 @@ impl ReceiveTables {
                 self.routing = routing;
                 self.last = None;
             }
-            ReceiveCommand::SetEndpoint { peer, endpoint, local } => {
+            ReceiveCommand::SetEndpoint { peer, endpoint } => {
                 if let Some(p) = self.peers.get_mut(peer) {
-                    (p.endpoint, p.local) = (Some(endpoint), local);
+                    p.endpoint = Some(endpoint);
                     p.roam_unreported = false;
                 }
             }
@@ -280,15 +277,14 @@ impl ReceiveTables {
                 }
             }
             DATA if index >> 31 == 0 && datagram.len() >= HEADER + TAG => {
-                self.control(datagram, message, MAX_PROBE_BYTES, now);
+                self.control(datagram, message.from, MAX_PROBE_BYTES, now);
             }
-            1..=3 if self.context.lane == 0 => self.control(datagram, message, MAX_HANDSHAKE_BYTES, now),
+            1..=3 if self.context.lane == 0 => self.control(datagram, message.from, MAX_HANDSHAKE_BYTES, now),
             _ => self.context.stats.malformed.add(1),
         }
     }
 
-    fn control(&mut self, datagram: &[u8], message: &Incoming, max: usize, now: Time) {
-        let from = message.from;
+    fn control(&mut self, datagram: &[u8], from: SocketAddr, max: usize, now: Time) {
         if datagram.len() > max {
             return self.context.stats.malformed.add(1);
         }
@@ -297,9 +293,6 @@ impl ReceiveTables {
             Admission::Malformed => return self.context.stats.malformed.add(1),
             Admission::Unproven => return self.context.stats.cookie.add(1),
             Admission::TooMany => return self.context.stats.queue_full.add(1),
-        }
-        if let Some(to) = message.to {
-            self.context.called.note(from, to);
         }
         let event = LaneEvent::Control { lane: self.context.lane, from, datagram: datagram.to_vec() };
         if !self.events.try_emit(event) {
@@ -342,12 +335,10 @@ impl ReceiveTables {
         if p.newest_heard.is_none_or(|newest| epoch > newest) {
             p.newest_heard = Some(epoch);
         }
-        let path = (Some(message.from), message.to);
-        if highest && p.newest_heard == Some(epoch) && (p.endpoint, p.local) != path {
-            p.roam_unreported |= p.endpoint != path.0;
-            (p.endpoint, p.local) = path;
-            let (endpoint, local) = (message.from, message.to);
-            self.to_sender.put(SendCommand::SetEndpoint { peer, endpoint, local });
+        if highest && p.newest_heard == Some(epoch) && p.endpoint != Some(message.from) {
+            p.endpoint = Some(message.from);
+            self.to_sender.put(SendCommand::SetEndpoint { peer, endpoint: message.from });
+            p.roam_unreported = true;
         }
         if let (true, Some(endpoint)) = (p.roam_unreported, p.endpoint) {
             // If there is no room now, the next packet triggers the report.

@@ -1,8 +1,6 @@
 //! The sending thread of a lane: TUN → allowed IPs → encryption in place → UDP. It owns the sealing keys and
 //! expires them by its own timer, independently of the control task.
 
-mod runs;
-
 use std::io::ErrorKind;
 use std::net::{IpAddr, UdpSocket};
 use std::os::fd::AsFd;
@@ -19,7 +17,7 @@ use super::mailbox::{Inbox, SendCommand};
 use super::peer_table::PeerTable;
 use super::rate_limit::RateLimit;
 use super::routing::Routing;
-use super::send_batch::SendBatch;
+use super::send_batch::{Run, SendBatch};
 use super::send_peer::{SendPeer, count_sent, nonzero};
 use crate::error::LaneError;
 use crate::event::{LaneEvent, SealingEnd};
@@ -30,7 +28,7 @@ use crate::tun::split::{self, Split};
 use crate::tun::vnet::Vnet;
 use crate::udp::Endpoint;
 use crate::udp::batch::{Outgoing, send_batch};
-use crate::wake::poll_readable;
+use crate::wake::{poll_readable, poll_writable};
 
 /// Room for the largest read of the TUN: a virtio header, an IPv6 header and 65,535 bytes.
 const READ_BYTES: usize = Vnet::LEN + 40 + 65_535;
@@ -151,7 +149,7 @@ impl Sender {
         self.due = Some(now);
         match command {
             SendCommand::AddPeer { peer, endpoint, keepalive, stats } => {
-                let endpoint = endpoint.map(|a| Endpoint::new(self.v6, a, None));
+                let endpoint = endpoint.map(|a| Endpoint::new(self.v6, a));
                 let added = SendPeer::new(endpoint, keepalive, stats, now);
                 self.peers.insert(peer, added);
             }
@@ -168,9 +166,9 @@ impl Sender {
                     p.mtu = mtu.into();
                 }
             }
-            SendCommand::SetEndpoint { peer, endpoint, local } => {
+            SendCommand::SetEndpoint { peer, endpoint } => {
                 if let Some(p) = self.peers.get_mut(peer) {
-                    p.endpoint = Some(Endpoint::new(self.v6, endpoint, local));
+                    p.endpoint = Some(Endpoint::new(self.v6, endpoint));
                 }
             }
             SendCommand::SetKeepalive { peer, keepalive } => {
@@ -214,8 +212,7 @@ impl Sender {
         let (Some(session), Some(to)) = (&mut p.session, &p.endpoint) else { return };
         let Ok(len) = session.seal(&mut buffer, 0, 0, now) else { return };
         p.last_sent = now;
-        let source = to.source(now);
-        let out = Outgoing { bytes: &buffer[..len], segment: None, tos: 0, to, source };
+        let out = Outgoing { bytes: &buffer[..len], segment: None, tos: 0, to };
         match send_batch(self.socket.as_fd(), std::iter::once(out), 1) {
             Ok(_) => count_sent(&p.stats, 1, len, now),
             Err(_) => p.stats.tx.queue_full.add(1),
@@ -437,5 +434,67 @@ impl Sender {
             }
         }
         segments.end
+    }
+
+    /// Sends the batch.
+    fn flush(&mut self, now: Time) {
+        self.send_runs(self.batch.runs().len(), now);
+        self.batch.clear();
+    }
+
+    /// Sends the first `count` runs.
+    fn send_runs(&mut self, count: usize, now: Time) {
+        let (mut first, mut count) = (0, count);
+        while first < count {
+            let run = self.batch.runs()[first];
+            let datagrams = self.batch.runs()[first..count].iter().map_while(|run| {
+                let to = self.peers.get(run.peer)?.endpoint.as_ref()?;
+                let segment = u16::try_from(run.size).ok().filter(|_| run.count > 1);
+                Some(Outgoing { bytes: self.batch.datagrams(run), segment, tos: run.tos, to })
+            });
+            match send_batch(self.socket.as_fd(), datagrams, count - first) {
+                Ok(sent @ 1..) => {
+                    for run in &self.batch.runs()[first..first + sent] {
+                        if let Some(p) = self.peers.get(run.peer) {
+                            count_sent(&p.stats, run.count, run.bytes(), now);
+                        }
+                    }
+                    first += sent;
+                }
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                // While this thread waits, the TUN's own queue slows senders down, which loses less than a
+                // drop here.
+                Err(error)
+                    if error.kind() == ErrorKind::WouldBlock
+                        && poll_writable(self.socket.as_fd(), SOCKET_WRITABLE_TIMEOUT) => {}
+                // Some devices and paths refuse joined datagrams: the device has no checksum offload (EIO),
+                // or the size exceeds the path's MTU (EINVAL). The kernel fragments such a datagram if it is
+                // sent alone.
+                Err(error)
+                    if run.count > 1
+                        && matches!(
+                            error.raw_os_error(),
+                            Some(libc::EIO | libc::EINVAL | libc::EMSGSIZE)
+                        ) =>
+                {
+                    if let Some(p) = self.peers.get_mut(run.peer) {
+                        p.no_gso_until = now + NO_GSO_DURATION;
+                        p.stats.tx.refused.add(u64::try_from(run.count).unwrap_or(0));
+                    }
+                    count += run.count - 1;
+                    self.batch.split_run(first);
+                }
+                Ok(0) | Err(_) => {
+                    self.count_refused(&run);
+                    first += 1;
+                }
+            }
+        }
+    }
+
+    fn count_refused(&self, run: &Run) {
+        if let Some(p) = self.peers.get(run.peer) {
+            p.stats.tx.queue_full.add(u64::try_from(run.count).unwrap_or(0));
+        }
     }
 }

@@ -4,12 +4,12 @@
 
 use std::ffi::c_int;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 use socket2::SockAddr;
 
-use super::address::{Endpoint, Source, called_address, canonical};
+use super::address::{Endpoint, canonical};
 use super::cmsg::{CONTROL_BYTES, Control};
 
 /// The largest number of messages in one system call.
@@ -33,8 +33,6 @@ pub(crate) struct Outgoing<'a> {
     /// The traffic class of the outer header, with its ECN bits.
     pub(crate) tos: u8,
     pub(crate) to: &'a Endpoint,
-    /// The address to send from; without it the system chooses.
-    pub(crate) source: Option<&'a Source>,
 }
 
 /// Sends messages without blocking, at most [`MAX_BATCH`] of them. Returns how many the kernel accepted, at
@@ -93,9 +91,6 @@ fn send_by<'a, const N: usize>(
             };
             used = control.put(used, level, kind, &c_int::from(out.tos).to_ne_bytes());
         }
-        if let Some(source) = out.source {
-            used = control.put(used, source.level, source.kind, source.data());
-        }
         if used > 0 {
             header.msg_control = control.0.as_mut_ptr().cast();
             header.msg_controllen = used;
@@ -115,8 +110,6 @@ pub(crate) const SLOT_BYTES: usize = 65_536;
 pub(crate) struct Incoming {
     /// The sender; IPv4 is never in mapped form.
     pub(crate) from: SocketAddr,
-    /// The address of this machine that it was sent to, if the system says so; IPv4 is never in mapped form.
-    pub(crate) to: Option<IpAddr>,
     /// Length of the message in bytes.
     pub(crate) len: usize,
     /// Length of each datagram in bytes.
@@ -192,7 +185,7 @@ fn receive_by<const N: usize>(
             *storage.view_as::<libc::sockaddr_storage>() = *name;
             SockAddr::new(storage, message.msg_hdr.msg_namelen)
         };
-        let (mut segment, mut tos, mut to) = (len, 0, None);
+        let (mut segment, mut tos) = (len, 0);
         control.each(message.msg_hdr.msg_controllen, |level, kind, data| match (level, kind) {
             (libc::SOL_UDP, libc::UDP_GRO) => {
                 let size = data.first_chunk().map_or(0, |size| c_int::from_ne_bytes(*size));
@@ -203,13 +196,12 @@ fn receive_by<const N: usize>(
                 let class = data.first_chunk().map_or(0, |class| c_int::from_ne_bytes(*class));
                 tos = u8::try_from(class & 0xff).unwrap_or(0);
             }
-            _ => to = to.or(called_address(level, kind, data)),
+            _ => {}
         });
         // A truncated datagram is not a valid message.
         let whole = message.msg_hdr.msg_flags & libc::MSG_TRUNC == 0;
         *metadata = address.as_socket().filter(|_| whole).map(|from| Incoming {
             from: canonical(from),
-            to,
             len,
             segment,
             tos,
@@ -219,4 +211,181 @@ fn receive_by<const N: usize>(
 }
 
 #[cfg(test)]
-mod tests;
+mod tests {
+    use super::*;
+
+    /// One message as a kernel might write it.
+    struct Given<'a> {
+        bytes: &'a [u8],
+        from: Option<SocketAddr>,
+        flags: c_int,
+        /// Control messages: level, type, data. `raw_control` follows them as it is, and may be invalid.
+        control: &'a [(c_int, c_int, &'a [u8])],
+        raw_control: &'a [u8],
+    }
+
+    impl<'a> Given<'a> {
+        fn plain(bytes: &'a [u8]) -> Self {
+            let from = Some("[::ffff:192.0.2.7]:4500".parse().unwrap());
+            Self { bytes, from, flags: 0, control: &[], raw_control: &[] }
+        }
+    }
+
+    /// Writes messages as the kernel would, through the same pointers, so that Miri checks the pointers.
+    fn play(given: &[Given<'_>], messages: *mut libc::mmsghdr, count: u32) -> c_int {
+        assert!(given.len() <= count as usize);
+        for (n, given) in given.iter().enumerate() {
+            // SAFETY: the kernel relies on the same with `recvmmsg`: each pointer points to as many bytes as
+            // its length says.
+            unsafe {
+                let message = &mut *messages.add(n);
+                let header = &mut message.msg_hdr;
+                assert_eq!(header.msg_iovlen, 1);
+                let place = &*header.msg_iov;
+                assert!(place.iov_len >= given.bytes.len());
+                std::ptr::copy_nonoverlapping(given.bytes.as_ptr(), place.iov_base.cast(), given.bytes.len());
+                message.msg_len = u32::try_from(given.bytes.len()).unwrap();
+                header.msg_flags = given.flags;
+                header.msg_namelen = 0;
+                if let Some(from) = given.from {
+                    let from = SockAddr::from(from);
+                    std::ptr::copy_nonoverlapping(
+                        from.as_ptr().cast::<u8>(),
+                        header.msg_name.cast(),
+                        from.len() as usize,
+                    );
+                    header.msg_namelen = from.len();
+                }
+                let mut control = Control::EMPTY;
+                let used = given
+                    .control
+                    .iter()
+                    .fold(0, |at, (level, kind, data)| control.put(at, *level, *kind, data));
+                control.0[used..used + given.raw_control.len()].copy_from_slice(given.raw_control);
+                let used = used + given.raw_control.len();
+                assert!(used <= header.msg_controllen);
+                std::ptr::copy_nonoverlapping(control.0.as_ptr(), header.msg_control.cast(), used);
+                header.msg_controllen = used;
+            }
+        }
+        c_int::try_from(given.len()).unwrap()
+    }
+
+    #[test]
+    fn what_the_kernel_writes_is_read_and_nonsense_is_none_of_ours() {
+        let gro = |size: c_int| size.to_ne_bytes();
+        let (joined, zero, negative) = (gro(3), gro(0), gro(-5));
+        let huge = usize::MAX.to_ne_bytes();
+        let given = [
+            Given::plain(b"one"),
+            Given {
+                from: Some("[2001:db8::1]:9".parse().unwrap()),
+                control: &[
+                    (libc::SOL_UDP, libc::UDP_GRO, &joined),
+                    (libc::IPPROTO_IPV6, libc::IPV6_TCLASS, &[3, 0, 0, 0]),
+                ],
+                ..Given::plain(b"three.two")
+            },
+            Given { control: &[(libc::IPPROTO_IP, libc::IP_TOS, &[0xb9])], ..Given::plain(b"") },
+            Given { flags: libc::MSG_TRUNC, ..Given::plain(b"cut off") },
+            // Only control messages were truncated here.
+            Given { flags: libc::MSG_CTRUNC, ..Given::plain(b"whole") },
+            Given { from: None, ..Given::plain(b"from nowhere") },
+            // Sizes that no kernel reports, and control messages that claim more bytes than there are or
+            // less than their header.
+            Given { control: &[(libc::SOL_UDP, libc::UDP_GRO, &zero)], ..Given::plain(b"zero") },
+            Given { control: &[(libc::SOL_UDP, libc::UDP_GRO, &negative)], ..Given::plain(b"less") },
+            Given { control: &[(libc::SOL_UDP, libc::UDP_GRO, &[1])], ..Given::plain(b"short") },
+            Given { raw_control: &[huge, [0; 8]].concat(), ..Given::plain(b"huge") },
+            Given { raw_control: &[0; 32], ..Given::plain(b"none") },
+            Given { raw_control: &[17, 0, 0], ..Given::plain(b"stub") },
+        ];
+        let mut buffer = vec![0; SLOT_BYTES * given.len()];
+        let mut metadata = [None; MAX_BATCH];
+        let got = receive_by::<MAX_BATCH>(&mut buffer, &mut metadata[..given.len()], |messages, count| {
+            play(&given, messages, count)
+        });
+        assert_eq!(got.unwrap(), given.len());
+        let seen: Vec<_> = metadata
+            .iter()
+            .take(given.len())
+            .map(|n| n.map(|n| (n.from.to_string(), n.len, n.segment, n.tos)))
+            .collect();
+        let v4 = |len, segment, tos| Some(("192.0.2.7:4500".to_owned(), len, segment, tos));
+        assert_eq!(
+            seen,
+            [
+                v4(3, 3, 0),
+                Some(("[2001:db8::1]:9".to_owned(), 9, 3, 3)),
+                v4(0, 0, 0xb9),
+                None,
+                v4(5, 5, 0),
+                None,
+                v4(4, 4, 0),
+                v4(4, 4, 0),
+                v4(5, 5, 0),
+                v4(4, 4, 0),
+                v4(4, 4, 0),
+                v4(4, 4, 0),
+            ]
+        );
+        assert_eq!(buffer[SLOT_BYTES..SLOT_BYTES + 9], *b"three.two");
+    }
+
+    #[test]
+    fn control_messages_have_the_layout_that_the_kernel_expects() {
+        let to = ["192.0.2.1:1", "[2001:db8::1]:2"].map(|to| Endpoint::new(true, to.parse().unwrap()));
+        let out = [
+            Outgoing { bytes: b"plain", segment: None, tos: 0, to: &to[0] },
+            Outgoing { bytes: b"joined", segment: Some(3), tos: 0xb9, to: &to[0] },
+            Outgoing { bytes: b"six", segment: None, tos: 1, to: &to[1] },
+        ];
+        let mut seen = Vec::new();
+        let sent = send_by::<MAX_BATCH>(out.into_iter(), |messages, count| {
+            for n in 0..count as usize {
+                // SAFETY: the kernel relies on the same with `sendmmsg`: each pointer points to as many
+                // bytes as its length says.
+                unsafe {
+                    let header = &(*messages.add(n)).msg_hdr;
+                    let bytes = std::slice::from_raw_parts(
+                        (*header.msg_iov).iov_base.cast::<u8>(),
+                        (*header.msg_iov).iov_len,
+                    );
+                    let mut control = Control::EMPTY;
+                    if header.msg_controllen > 0 {
+                        let from = std::slice::from_raw_parts(
+                            header.msg_control.cast::<u8>(),
+                            header.msg_controllen,
+                        );
+                        control.0[..from.len()].copy_from_slice(from);
+                    }
+                    let mut told = Vec::new();
+                    control.each(header.msg_controllen, |level, kind, data| {
+                        told.push((level, kind, data.to_vec()))
+                    });
+                    let name =
+                        std::slice::from_raw_parts(header.msg_name.cast::<u8>(), header.msg_namelen as usize);
+                    seen.push((bytes.to_vec(), name[2..4].to_vec(), told));
+                }
+            }
+            2
+        });
+        assert_eq!(sent.unwrap(), 2);
+        let tos = |value: c_int| value.to_ne_bytes().to_vec();
+        assert_eq!(
+            seen,
+            [
+                (b"plain".to_vec(), vec![0, 1], vec![]),
+                (
+                    b"joined".to_vec(),
+                    vec![0, 1],
+                    vec![
+                        (libc::SOL_UDP, libc::UDP_SEGMENT, vec![3, 0]),
+                        (libc::IPPROTO_IP, libc::IP_TOS, tos(0xb9)),
+                    ]
+                ),
+                (b"six".to_vec(), vec![0, 2], vec![(libc::IPPROTO_IPV6, libc::IPV6_TCLASS, tos(1))]),
+            ]
+        );
+    }
+}

@@ -3,7 +3,7 @@
 use std::ffi::c_int;
 
 /// Room for the control messages of one datagram; no call in this crate needs more.
-pub(super) const CONTROL_BYTES: usize = 96;
+pub(super) const CONTROL_BYTES: usize = 64;
 
 /// Length of a `cmsghdr` in bytes: length, level, type.
 const HEADER_BYTES: usize = size_of::<libc::cmsghdr>();
