@@ -14,6 +14,9 @@ use crate::output::{Tone, clean};
 use crate::render::{summary_row, tone_of};
 use crate::units::{ago, bytes, due, duration};
 
+/// A peer from which nothing came for this long is quiet: pings are answered sooner.
+const QUIET_SECONDS: f64 = 5.0;
+
 /// The width of the key sources column: enough for the usual `qkd+mlkem+x25519+chain`.
 const KEY_WIDTH: u16 = 22;
 
@@ -169,7 +172,8 @@ impl Screen {
             facts.push(format!("key of {}", clean(&key)));
         }
         facts.extend(p.next_rekey_in_s.map(|s| format!("next rekey {}", due(s))));
-        facts.extend(p.last_received_ago_s.map(|s| format!("latest packet {}", ago(s))));
+        let quiet = p.last_received_ago_s.filter(|s| *s >= QUIET_SECONDS);
+        facts.extend(quiet.map(|s| format!("latest packet {}", ago(s))));
         facts.extend(p.qkd_stock_lasts_s.map(|s| format!("the stock lasts {}", duration(s))));
         let dropped: u64 = p.drops.values().sum();
         facts.push(format!(
