@@ -30,6 +30,8 @@ impl Node {
     pub fn new(name: &str) -> Self {
         let dir = Path::new("/run/lab").join(name);
         std::fs::create_dir_all(dir.join("run")).unwrap();
+        // A machine of the same name may have been in this sandbox before, and this one is new.
+        let _ = std::fs::remove_dir_all(dir.join("state"));
         std::fs::create_dir_all(dir.join("state")).unwrap();
         let mut command = Command::new("unshare");
         command.args(["--net", "--mount", "--", "sh", "-c"]);

@@ -74,7 +74,7 @@ fn the_story_explains_what_was_lost_while_blocked() {
     let wrong: Vec<&Check> = facts.checks.iter().filter(|check| !check.ok).collect();
     // The rekeys during the block are missing, as in this test's record.
     assert_eq!(wrong.len(), 1, "{wrong:?}");
-    assert!(wrong[0].text.contains("epochs that both gateways told of"), "{wrong:?}");
+    assert!(wrong[0].text.contains("epochs that both gateways reported"), "{wrong:?}");
     assert_eq!((facts.video.lost_while_blocked, facts.video.unexplained), (220, 0));
     let [first, second] = &facts.attacks[..] else { panic!("two attacks") };
     assert_eq!((first.alarm_after_s, second.alarm_after_s), (Some(3.0), Some(3.0)));
@@ -101,7 +101,9 @@ fn each_fault_is_found() {
                 events[5].fields["qkd_key_id"] = json!("key 4");
             }
         }),
-        ("1 epochs whose ends name", &|r| r.events[0][5].fields["qkd_key_id"] = json!("other")),
+        ("1 epochs whose key the two gateways name differently", &|r| {
+            r.events[0][5].fields["qkd_key_id"] = json!("other")
+        }),
     ];
     for (text, spoil) in cases {
         let wrong = wrong_after(spoil);
